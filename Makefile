@@ -1,0 +1,56 @@
+# Every target sets up what it needs: Python >= 3.10, make and git are enough.
+#   make demo | test | slow | lint | format | examples | bench | clean
+# ARGS goes to pytest: make test ARGS="tests/test_packaging.py -x"
+
+# The first interpreter that really runs (a pyenv shim may exist and not run), is new enough and can make
+# a venv. 3.11 leads because the project is developed on it. Override: make test PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+EXAMPLES = $(filter-out examples/demo.py examples/_%,$(sort $(wildcard examples/*.py)))
+BENCHMARKS = $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := test
+.PHONY: demo test slow lint format examples bench clean
+
+# The stamp goes first and comes back last: an install that fails half-way is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		python="$(PYTHON)"; \
+		test -n "$$python" || { echo "isoflop needs Python >= 3.10 with venv: make PYTHON=/path/to/python" >&2; exit 1; }; \
+		echo "$$python -m venv .venv"; "$$python" -m venv --clear .venv; }
+	$(BIN)/python -m pip install -c constraints.txt -e ".[lightning,transformers,dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src integrations
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+examples: $(INSTALLED)
+	@set -e; for f in $(EXAMPLES); do echo "== $$f"; ISOFLOP_EXAMPLE_QUICK=1 $(BIN)/python $$f; done
+
+bench: $(INSTALLED)
+	@set -e; for f in $(BENCHMARKS); do echo "== $$f"; $(BIN)/python $$f; done
+
+# Leaves .venv (minutes to make again) and runs/ (yours).
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,195 @@
+"""`IsoFLOPMonitor`: Lightning's hooks → `isoflop.Monitor`. Holds no mathematics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isoflop.guard import Guard, hook
+from isoflop.monitor import Monitor
+from isoflop.observe.calls import OutermostCalls, parameters_used_outside
+from isoflop.options import Options
+from isoflop_lightning.base import LightningCallback
+from isoflop_lightning.trainer import describe_trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from isoflop.options import OptionsDict
+
+_UNSEEN = "the run is not observed from here on"
+
+
+class IsoFLOPMonitor(LightningCallback):
+    """Counts a run's parameters, tokens and FLOPs, records loss against compute, shows it in the trainer's loggers.
+
+    Args:
+        **options: `record_dir`, `log_every` and the others of `isoflop.options.Options`.
+
+    Raises:
+        ValueError, TypeError: an option that can't be.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[IsoFLOPMonitor()])  # doctest: +SKIP
+    """
+
+    def __init__(self, **options: Unpack[OptionsDict]) -> None:
+        super().__init__()
+        Options.of(**options)  # a wrong option is told here, before training
+        self._options = options
+        self._restored: dict[str, Any] | None = None
+        self._listening: Any = None
+        self._calls: OutermostCalls | None = None
+        self._step_before = 0
+        self.guard = Guard()
+        self.monitor: Monitor | None = None
+        """The `Monitor` of the run, from the start of training on."""
+
+    # -- start and end -------------------------------------------------------------------------------------------
+
+    @hook("Lightning: on_train_start", _UNSEEN)
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Plan, loggers and folders are known, and a checkpoint is loaded."""
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        self.guard.aside.clear()
+        monitor = Monitor(pl_module, setup=describe_trainer(trainer, self.guard.once), **self._options)
+        monitor.guard = self.guard
+        if self._restored is not None:
+            monitor.load_state_dict(self._restored)
+        elif self.monitor is not None and self.monitor.steps == trainer.global_step:
+            monitor.load_state_dict(self.monitor.state_dict())  # a second fit() goes on with the first
+        monitor.expect(trainer.global_step)
+        self._restored = None
+        self._step_before = trainer.global_step
+        self.monitor = monitor
+        monitor.start()
+
+    @hook("Lightning: on_train_end", "the record has no end line")
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The last point and the totals."""
+        if self.monitor is not None:
+            self.monitor.finish()
+
+    @hook("Lightning: on_exception", "the record has no end line")
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """An interrupted run is recorded as such."""
+        self._stop_listening()
+        if self.monitor is not None:
+            self.monitor.finish(completed=False)
+
+    # -- a training step -----------------------------------------------------------------------------------------
+
+    @hook("Lightning: on_train_batch_start", _UNSEEN)
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Count the batch; for a new shape, see what the step calls."""
+        monitor = self.monitor
+        if monitor is None:
+            return
+        monitor.leave("checkpoint")
+        if monitor.batch(batch):
+            self._calls = OutermostCalls(pl_module)
+            if getattr(pl_module, "_compiler_ctx", None) is not None:
+                # torch.compile(LightningModule): hooks inside its compiled training_step would break the graph
+                self._calls.problem = "the LightningModule is compiled as a whole; compile its model instead"
+            else:
+                self._listening = self._calls.start()
+
+    @hook("Lightning: on_before_backward", "FLOPs outside of the model's modules are not noticed")
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """For a new shape: was everything that the loss depends on computed in the calls that were seen?"""
+        calls = self._calls
+        if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs):
+            calls.problem = "training_step multiplies by parameters outside of its modules' forward passes"
+
+    @hook("Lightning: on_train_batch_end", _UNSEEN)
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the loss; if the optimizer has stepped, the step."""
+        monitor = self.monitor
+        if monitor is None:
+            return
+        if self._calls is not None:
+            self._stop_listening()
+            monitor.calls(self._calls.calls, self._calls.problem)
+            self._calls = None
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, torch.Tensor):
+            # Lightning has divided it by the number of accumulated batches (not under manual optimization)
+            monitor.loss(
+                loss, float(trainer.accumulate_grad_batches) if pl_module.automatic_optimization else 1.0
+            )
+        step = trainer.global_step
+        if step > self._step_before:
+            monitor.step(advance=step - self._step_before)
+            self._step_before = step
+            if monitor.logged_now:
+                trainer.callback_metrics.update(
+                    {name: torch.tensor(value) for name, value in monitor.scalars.items()}
+                )
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening()
+            self._listening = None
+
+    # -- evaluation and checkpoints ------------------------------------------------------------------------------
+
+    @hook("Lightning: on_validation_start", "goodput is wrong")
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Evaluation is no training time."""
+        if self.monitor is not None and not trainer.sanity_checking:
+            self.monitor.enter("evaluation")
+
+    @hook("Lightning: on_validation_end", "losses of evaluation sets are not recorded")
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record the losses that validation has logged."""
+        if self.monitor is None or trainer.sanity_checking:
+            return
+        self.monitor.leave("evaluation")
+        for name, value in trainer.callback_metrics.items():
+            evaluation = evaluation_name(name)
+            if evaluation is not None:
+                self.monitor.evaluate(evaluation, value)
+
+    @hook("Lightning: on_save_checkpoint", "goodput is wrong")
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Saving begins; there is no hook for its end but the next batch."""
+        if self.monitor is not None:
+            self.monitor.enter("checkpoint")
+
+    @hook("Lightning: state_dict", "a resumed run counts from 0")
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for the checkpoint. Every rank is here: Lightning's saving is collective."""
+        if self.monitor is None:
+            return {}
+        self.monitor.sync()
+        return self.monitor.state_dict()
+
+    @hook("Lightning: load_state_dict", "a resumed run counts from 0")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Comes before `on_train_start`."""
+        self._restored = state_dict
+
+
+def evaluation_name(metric: str) -> str | None:
+    """The evaluation set that a logged metric is the loss of, or None.
+
+    >>> [evaluation_name(name) for name in ("val_loss", "val/c4_loss", "loss/valid", "train_loss", "val_accuracy")]
+    ['val', 'val/c4', 'valid', None, None]
+    """
+    lowered = metric.lower()
+    if (
+        "loss" not in lowered
+        or not any(word in lowered for word in ("val", "eval", "test"))
+        or "isoflop/" in lowered
+    ):
+        return None
+    if "train" in lowered:
+        return None
+    rest = lowered.replace("loss", "")
+    for double in ("//", "__", "/_", "_/", "--"):
+        rest = rest.replace(double, "/")
+    return rest.strip("/_- ") or None

@@ -1,0 +1,96 @@
+"""What a Lightning Trainer knows of the run: plan, precision, folders, loggers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoflop.guard import declare
+from isoflop.setup import Setup
+from isoflop.show.axes import AxisPoint
+
+LOGGERS = declare("Lightning's loggers", "no further scalars in the trainer's loggers")
+
+
+def describe_trainer(trainer: Any, warn: Callable[[str], None]) -> Setup:
+    """Read the run's plan from a Trainer that is about to train. Every rank calls it."""
+    loggers = list(trainer.loggers)
+    if not loggers:
+        warn("the Trainer has no logger: points go to the record alone, not to TensorBoard")
+    folder = trainer.log_dir or trainer.default_root_dir  # a collective: asked for on every rank
+    bar = getattr(trainer, "progress_bar_callback", None)
+    schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+    sampler = (
+        trainer.strategy.distributed_sampler_kwargs
+        if hasattr(trainer.strategy, "distributed_sampler_kwargs")
+        else None
+    )
+    return Setup(
+        framework="lightning",
+        record_dir=Path(folder),
+        log_every=max(1, trainer.log_every_n_steps),
+        together=True,
+        run_name=_run_name(loggers),
+        total_steps=_total_steps(trainer),
+        optimizer=trainer.optimizers[0] if trainer.optimizers else None,
+        schedule=", ".join(schedules) or None,
+        accumulate=trainer.accumulate_grad_batches,
+        dtype=_dtype(str(trainer.precision)),
+        precision=str(trainer.precision),
+        data_parallel=(sampler or {}).get("num_replicas"),
+        sinks=[LoggersSink(loggers)] if loggers else [],
+        say=print if bar is None else bar.print,
+    )
+
+
+def _total_steps(trainer: Any) -> int | None:
+    steps = trainer.estimated_stepping_batches
+    return None if math.isinf(steps) or steps < 0 else int(steps)
+
+
+def _run_name(loggers: Sequence[Any]) -> str | None:
+    if not loggers:
+        return None
+    parts = [str(part) for part in (loggers[0].name, loggers[0].version) if part not in (None, "")]
+    return "/".join(parts) or None
+
+
+def _dtype(precision: str) -> torch.dtype | None:
+    if precision.startswith(("bf16", "16")):
+        return torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    return {"32-true": torch.float32, "64-true": torch.float64}.get(precision)
+
+
+class LoggersSink:
+    """All of the trainer's loggers, against the ordinary step; TensorBoard's also against compute."""
+
+    boundary = LOGGERS
+
+    def __init__(self, loggers: Sequence[Any]) -> None:
+        self._loggers = list(loggers)
+        for logger in self._loggers:
+            _compute_axis_in_wandb(logger)
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Log to each."""
+        for logger in self._loggers:
+            logger.log_metrics(dict(scalars), step=step)
+            if any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__):
+                for point in axes:
+                    logger.experiment.add_scalar(point.tag, point.value, point.step)
+
+    def close(self) -> None:
+        """Flush what is buffered; the loggers are the trainer's."""
+        for logger in self._loggers:
+            logger.save()
+
+
+def _compute_axis_in_wandb(logger: Any) -> None:
+    """Let W&B draw the loss against FLOPs: its own x-axes need no pseudo-steps."""
+    if type(logger).__name__ == "WandbLogger":
+        logger.experiment.define_metric("isoflop/flops")
+        logger.experiment.define_metric("isoflop/loss", step_metric="isoflop/flops")

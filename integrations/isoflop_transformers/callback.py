@@ -1,0 +1,159 @@
+"""`IsoFLOPCallback`: the Hugging Face Trainer's events → `isoflop.Monitor`. Holds no mathematics."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from isoflop.guard import Guard, hook
+from isoflop.monitor import Monitor
+from isoflop.observe.calls import watch
+from isoflop.options import Options
+from isoflop_transformers.trainer import describe_training
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from isoflop.options import OptionsDict
+
+_UNSEEN = "the run is not observed from here on"
+
+
+class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Counts a run's parameters, tokens and FLOPs, records loss against compute, writes TensorBoard by itself.
+
+    Args:
+        **options: `record_dir`, `log_every` and the others of `isoflop.options.Options`.
+
+    Raises:
+        ValueError, TypeError: an option that can't be.
+    """
+
+    def __init__(self, restored: dict[str, Any] | None = None, **options: Unpack[OptionsDict]) -> None:
+        Options.of(**options)  # a wrong option is told here, before training
+        self.options = options
+        self.restored = restored
+        """State from a checkpoint, until training begins; the Trainer sets it when it re-creates callbacks."""
+        self.guard = Guard()
+        self.monitor: Monitor | None = None
+        """The `Monitor` of the run, from the start of training on."""
+        self._unwatch = lambda: None
+        self._nonfinite: Any = 0
+
+    # -- start and end -------------------------------------------------------------------------------------------
+
+    @hook("Hugging Face: on_train_begin", _UNSEEN)
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """The plan is known and a checkpoint is loaded."""
+        name = type(self).__name__
+        stored = state.stateful_callbacks.get(name)
+        # without an entry the Trainer's next save raises a KeyError when the checkpoint it resumed had none
+        state.stateful_callbacks.setdefault(name, self.state())
+        setup = describe_training(args, state, model, kwargs)
+        monitor = Monitor(model, setup=setup, **self.options)
+        monitor.guard = self.guard
+        if state.global_step:
+            stored = stored[0] if isinstance(stored, list) and stored else stored
+            restored = self.restored or (stored or {}).get("attributes", {}).get("restored")
+            if restored is not None:
+                monitor.load_state_dict(restored)
+            monitor.expect(state.global_step)
+        self.restored = None
+        self._unwatch = watch(
+            model, lambda args, kwargs: monitor.forward(model, args, kwargs), self._look_at_loss
+        )
+        self.monitor = monitor
+        monitor.start()
+
+    @hook("Hugging Face: on_train_end", "the record has no end line")
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last point and the totals."""
+        self._unwatch()
+        if self.monitor is not None:
+            self.monitor.finish()
+
+    # -- a training step -----------------------------------------------------------------------------------------
+
+    @hook("Hugging Face: the model's output", "a NaN loss that the Trainer filters out is not noticed")
+    def _look_at_loss(self, output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, dict) else None
+        if isinstance(loss, torch.Tensor):
+            # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter): counted on the device, read at log steps
+            self._nonfinite = self._nonfinite + ~torch.isfinite(loss.detach())
+
+    @hook("Hugging Face: on_step_end", _UNSEEN)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An optimizer step is done; evaluation and saving may follow."""
+        monitor = self.monitor
+        if monitor is None:
+            return
+        monitor.step()
+        every = monitor.options.log_every
+        if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
+            control.should_log = True  # the last interval's loss would not be logged otherwise
+        self._what_follows(control)
+
+    @hook("Hugging Face: on_epoch_end", "goodput is wrong")
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluation and saving by epoch follow."""
+        self._what_follows(control)
+
+    def _what_follows(self, control: Any) -> None:
+        if self.monitor is None:
+            return
+        if control.should_save:
+            self.monitor.sync()  # rank 0 alone is asked for its state; here are all ranks
+        if control.should_evaluate:
+            self.monitor.enter("evaluation")
+        elif control.should_save:
+            self.monitor.enter("checkpoint")
+
+    @hook("Hugging Face: on_log", "nothing more is recorded or shown")
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The interval's mean loss, gathered over ranks by the Trainer."""
+        if self.monitor is None or logs is None or "loss" not in logs:
+            return
+        loss = math.nan if int(self._nonfinite) else float(logs["loss"])
+        self._nonfinite = 0
+        self.monitor.log(loss)
+        if state.log_history:  # what `logs` becomes in trainer_state.json
+            state.log_history[-1].update(self.monitor.scalars)
+
+    # -- evaluation and checkpoints ------------------------------------------------------------------------------
+
+    @hook("Hugging Face: on_evaluate", "losses of evaluation sets are not recorded")
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Record the losses of the evaluation sets."""
+        if self.monitor is None:
+            return
+        self.monitor.leave("evaluation")
+        for name, value in (metrics or {}).items():
+            if name.startswith("eval_") and name.endswith("loss"):
+                self.monitor.evaluate(
+                    name.removeprefix("eval_").removesuffix("loss").strip("_") or "eval", value
+                )
+        if control.should_save:
+            self.monitor.enter("checkpoint")
+
+    @hook("Hugging Face: on_save", "goodput is wrong")
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint has been saved."""
+        if self.monitor is not None:
+            self.monitor.leave("checkpoint")
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for `trainer_state.json`; called on rank 0 when it saves."""
+        plain = {key: value for key, value in self.options.items() if isinstance(value, int | float | str)}
+        return {"args": plain, "attributes": {"restored": self._state()}}
+
+    @hook("Hugging Face: state", "a resumed run counts from 0")
+    def _state(self) -> dict[str, Any] | None:
+        return None if self.monitor is None else self.monitor.state_dict()

@@ -1,0 +1,131 @@
+"""What the Hugging Face Trainer knows of the run: plan, precision, folders, tracking tools."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoflop.guard import declare
+from isoflop.setup import Setup, Sink
+from isoflop.show.axes import AxisPoint
+from isoflop.show.tensorboard import TensorBoardSink
+
+WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")
+MLFLOW = declare("MLflow", "no further scalars in MLflow")
+
+
+def describe_training(args: Any, state: Any, model: Any, given: Mapping[str, Any]) -> Setup:
+    """Read the run's plan from `TrainingArguments`, `TrainerState` and what callbacks are given."""
+    folder = Path(args.output_dir)
+    scheduler = given.get("lr_scheduler")
+    return Setup(
+        framework="transformers",
+        record_dir=folder,
+        log_every=max(1, int(state.logging_steps or 1)),
+        logs_itself=True,
+        together=True,
+        run_name=getattr(args, "run_name", None) or folder.resolve().name,
+        total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
+        optimizer=given.get("optimizer"),
+        schedule=None
+        if scheduler is None
+        else str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        accumulate=args.gradient_accumulation_steps,
+        dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+        precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        tokenizer=_tokenizer_name(given.get("processing_class")),
+        data=_dataset_name(given.get("train_dataloader")),
+        shifted_labels=shifts_labels(model),
+        sinks=_sinks(args) if state.is_world_process_zero else [],
+    )
+
+
+def shifts_labels(model: Any) -> bool:
+    """Whether the model's loss predicts label i+1 at position i, so that position 0 is no target."""
+    try:
+        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    except ImportError:
+        return False
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    kind = getattr(model, "loss_type", None)
+    if kind is None:  # GPT2LMHeadModel and its like have no type and get the causal loss by default
+        return type(model).__name__.endswith("LMHeadModel")
+    return LOSS_MAPPING.get(kind) is ForCausalLMLoss
+
+
+def _tokenizer_name(tokenizer: Any) -> str | None:
+    if tokenizer is None:
+        return None
+    return getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
+
+
+def _dataset_name(loader: Any) -> str | None:
+    dataset = getattr(loader, "dataset", None)
+    info = getattr(dataset, "info", None)
+    return getattr(info, "dataset_name", None) or (None if dataset is None else type(dataset).__name__)
+
+
+def _sinks(args: Any) -> list[Sink]:
+    sinks: list[Sink] = [TensorBoardSink(_tensorboard_folder(args))]
+    reports = args.report_to or []
+    if "wandb" in reports:
+        sinks.append(WandbSink())
+    if "mlflow" in reports:
+        sinks.append(MLflowSink())
+    return sinks
+
+
+def _tensorboard_folder(args: Any) -> Path:
+    """The Trainer's own TensorBoard folder, where it writes one; else the output folder."""
+    folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if folder:
+        return Path(folder).expanduser()
+    # its name holds the second at which the Trainer's callback was called, just before ours
+    runs = [path for path in Path(args.output_dir, "runs").glob("*") if path.is_dir()]
+    if "tensorboard" in (args.report_to or []) and runs:
+        return max(runs, key=lambda path: path.stat().st_mtime_ns)
+    return Path(args.output_dir)
+
+
+class WandbSink:
+    """The Trainer's W&B run. What a callback adds to `logs` comes too late for the Trainer's own reporters."""
+
+    boundary = WANDB
+
+    def __init__(self) -> None:
+        self._defined = False
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Log beside the Trainer, on its axis; the loss also against FLOPs."""
+        run = getattr(sys.modules.get("wandb"), "run", None)
+        if run is None:
+            return
+        if not self._defined:
+            self._defined = True
+            run.define_metric("isoflop/flops")
+            run.define_metric("isoflop/loss", step_metric="isoflop/flops")
+        run.log({**scalars, "train/global_step": step})
+
+    def close(self) -> None:
+        """The run is the Trainer's."""
+
+
+class MLflowSink:
+    """The Trainer's MLflow run."""
+
+    boundary = MLFLOW
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Log beside the Trainer."""
+        mlflow = sys.modules.get("mlflow")
+        if mlflow is not None and mlflow.active_run() is not None:
+            mlflow.log_metrics(dict(scalars), step=step)
+
+    def close(self) -> None:
+        """The run is the Trainer's."""

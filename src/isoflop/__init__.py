@@ -1,0 +1,38 @@
+"""isoflop: scaling laws in your Trainer. One callback tells where a run's compute goes and whether it is well spent.
+
+    from isoflop.lightning import IsoFLOPMonitor        # Trainer(callbacks=[IsoFLOPMonitor()])
+    from isoflop.transformers import IsoFLOPCallback    # Trainer(callbacks=[IsoFLOPCallback()])
+    isoflop.Monitor(model)                              # a plain loop, Accelerate, Fabric
+
+Nothing is imported before it is used: `import isoflop` loads no torch and no trainer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isoflop.monitor import Monitor
+    from isoflop.observe.tokens import TokenCount
+    from isoflop.record import Point, RecordError, Run, read_run, read_runs
+
+__version__ = "0.1.0"
+__all__ = ["Monitor", "Point", "RecordError", "Run", "TokenCount", "__version__", "read_run", "read_runs"]
+
+_HOME = {
+    "Monitor": "isoflop.monitor",
+    "TokenCount": "isoflop.observe.tokens",
+    "Point": "isoflop.record",
+    "RecordError": "isoflop.record",
+    "Run": "isoflop.record",
+    "read_run": "isoflop.record",
+    "read_runs": "isoflop.record",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'isoflop' has no attribute {name!r}")

@@ -1,0 +1,92 @@
+"""The record's header: what this run is, so that it can be compared with others years later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isoflop.observe.device import Device
+from isoflop.observe.parameters import unwrap
+from isoflop.observe.ranks import world_size
+from isoflop.observe.step import StepObserver
+from isoflop.options import Options
+from isoflop.record import git_state, library_versions
+from isoflop.setup import Setup
+
+CONVENTION = (
+    "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
+)
+
+
+def run_header(
+    setup: Setup,
+    observer: StepObserver,
+    device: Device | None,
+    options: Options,
+    model: nn.Module | None,
+    record_dir: Path,
+) -> dict[str, Any]:
+    """Fields of `isoflop.record.Run`, as they are known after the first optimizer step."""
+    parameters = observer.parameters
+    return {
+        "name": setup.run_name or record_dir.resolve().name,
+        "framework": setup.framework,
+        "model": describe_model(model),
+        "parameters": {} if parameters is None else parameters.by_convention(),
+        "parameters_method": None if parameters is None else parameters.method,
+        "optimizer": describe_optimizer(setup.optimizer),
+        "planned": {"steps": setup.total_steps, "schedule": setup.schedule, "accumulate": setup.accumulate},
+        "tokenizer": setup.tokenizer,
+        "data": setup.data,
+        "git": git_state(),
+        "versions": library_versions(),
+        "device": {
+            "name": None if device is None else device.name,
+            "dtype": None if device is None else device.dtype,
+            "precision": setup.precision,
+            "peak_flops": None if device is None else device.peak,
+            "peak_source": None if device is None else device.peak_source,
+            "world_size": world_size(),
+            "data_parallel": setup.data_parallel or world_size(),
+        },
+        "counting": {
+            "method": "; ".join(observer.methods) or None,
+            "reasons": {method: reason for method, reason in observer.methods.items() if reason},
+            "convention": CONVENTION,
+            "flops_per_token": observer.flops_per_token,
+        },
+        "loss_units": {"train": "nats per loss token, as the trainer reports it"},
+        "options": options.given(),
+    }
+
+
+def describe_model(model: nn.Module | None) -> dict[str, Any]:
+    """Class and configuration of a model."""
+    if model is None:
+        return {"class": None}
+    model = unwrap(model)
+    config = getattr(model, "config", None)
+    if config is None:
+        config = getattr(model, "hparams", None)
+    to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+    return {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "config": to_dict() if callable(to_dict) else config,
+    }
+
+
+def describe_optimizer(optimizer: Any) -> dict[str, Any] | None:
+    """Class and settings of the first parameter group."""
+    groups = getattr(optimizer, "param_groups", None)
+    if not groups:
+        return None
+    wrapped = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Fabric's wrappers
+    settings = {key: _number(value) for key, value in groups[0].items() if key != "params"}
+    return {"class": type(wrapped).__name__, **settings}
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value

@@ -1,0 +1,395 @@
+"""`Monitor` drives the rooms for one run, whatever the trainer: observe every step, record and show at log steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from isoflop.guard import Guard, declare, hook, logger
+from isoflop.header import run_header
+from isoflop.observe.calls import Call, watch
+from isoflop.observe.clock import Clock, Phase
+from isoflop.observe.device import Device, compute_dtype, describe_device
+from isoflop.observe.ranks import rank, world_size
+from isoflop.observe.step import StepObserver
+from isoflop.observe.tally import Loss, Totals, added
+from isoflop.observe.tokens import TokenCount
+from isoflop.options import Options
+from isoflop.record import Point
+from isoflop.recorder import Recorder
+from isoflop.setup import Setup
+from isoflop.show.axes import ComputeAxes
+from isoflop.show.scalars import Interval, interval_scalars
+from isoflop.show.tensorboard import TensorBoardSink
+from isoflop.show.terminal import interval_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from isoflop.options import OptionsDict
+
+TERMINAL = declare("the terminal's line", "no line is printed")
+COUNTING, SETTLING = "counting the batch", "settling the step"
+_UNKNOWN = "tokens and FLOPs are unknown from here on"
+_RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu")
+
+
+class Monitor:
+    """Observes one training run: `Monitor(model, optimizer=…, total_steps=…)` in a plain loop, Accelerate or Fabric.
+
+    It sees the model's forward calls by itself; after each optimizer step call `step(loss)`, on every rank. Under
+    Lightning and the Hugging Face Trainer use `IsoFLOPMonitor` and `IsoFLOPCallback`, which drive a Monitor. Nothing
+    it does changes training, and after construction nothing raises: an error costs one log line, and the part that
+    failed steps aside.
+
+    Args:
+        model: the model that is trained, wrapped (compiled, DDP, FSDP2) or not; None: pass `step(tokens=…)`,
+            `num_params=` and `flops_per_token=`.
+        optimizer: for the learning rate and the record.
+        total_steps: planned optimizer steps of the run.
+        run_name: shown in tables; default: the record folder's name.
+        setup: what a trainer's adapter knows; takes the place of the three before.
+        **options: see `isoflop.options.Options`.
+
+    Raises:
+        ValueError, TypeError: an option that can't be.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        *,
+        optimizer: Any = None,
+        total_steps: int | None = None,
+        run_name: str | None = None,
+        setup: Setup | None = None,
+        **options: Unpack[OptionsDict],
+    ) -> None:
+        self.options = Options.of(**options)
+        self.guard = Guard()
+        self.steps = 0
+        """Optimizer steps done."""
+        self.totals = Totals()
+        """Sums over all ranks, as of the last log step."""
+        self.scalars: dict[str, float] = {}
+        """What was logged last, by name (`isoflop.show.scalars.SCALARS`)."""
+        plain = setup is None
+        self.setup = setup or Setup(optimizer=optimizer, total_steps=total_steps, run_name=run_name)
+        self.log_every = self.options.log_every or self.setup.log_every
+        self.observer = StepObserver(
+            model,
+            say=self.guard.once,
+            tokens_fn=self.options.tokens_fn,
+            flops_per_token=self.options.flops_per_token,
+            num_params=self.options.num_params,
+            shifted_labels=self.setup.shifted_labels,
+        )
+        folder = Path(self.options.record_dir or self.setup.record_dir)
+        self._writes = rank() == 0
+        self.recorder = Recorder(
+            folder, named=self.options.record_dir is not None, writes=self._writes, guard=self.guard
+        )
+        self._model = model
+        self._clock = Clock()
+        self._axes = ComputeAxes()
+        self._device: Device | None = None
+        self._lr: Any = None
+        self._started = self._finished = False
+        self._attempt_began_at = 0
+        self._logged = Interval()
+        self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
+        self._unwatch = lambda: None
+        if plain:
+            if self._writes:
+                self.setup.sinks.append(TensorBoardSink(folder))
+            if model is not None:
+                self._unwatch = watch(model, self._forward)
+
+    # -- what a step brings ------------------------------------------------------------------------------------
+
+    @hook("starting", "the run is not observed")
+    def start(self) -> None:
+        """Training begins (by itself with the first batch)."""
+        if not self._started:
+            self._started = True
+            self._clock.start()
+
+    @hook(COUNTING, _UNKNOWN)
+    def batch(self, batch: Any) -> bool:
+        """A micro-batch goes in. True: its shape is new, and `calls` wants what the model is called with."""
+        self._before_batch()
+        return self.observer.batch(batch)
+
+    @hook(COUNTING, _UNKNOWN)
+    def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A micro-batch that is the model's own forward call."""
+        self._before_batch()
+        self.observer.forward(module, args, kwargs)
+
+    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert self._model is not None
+        self.forward(self._model, args, kwargs)
+
+    @hook("taking the model's calls", "FLOPs fall back to 6·N·D")
+    def calls(self, calls: list[Call], problem: str | None = None) -> None:
+        """What the model was called with for the last batch, or why that does not tell the FLOPs."""
+        self.observer.calls(calls, problem)
+
+    @hook("adding the loss", "the training loss is not recorded")
+    def loss(self, loss: Loss, scale: float = 1.0) -> None:
+        """One loss to average over the interval (number or 0-dim tensor, not read before the next log step)."""
+        self.observer.tally.add_loss(loss, scale)
+
+    def step(
+        self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1
+    ) -> None:
+        """One optimizer step is done.
+
+        Args:
+            loss: mean training loss of the step on this rank, in nats per token. A tensor stays on its device.
+            tokens: tokens processed by this rank in this step, where the model's inputs do not show them.
+            advance: by how much the trainer's step counter grew, where several optimizers stepped.
+        """
+        self.start()
+        if loss is not None:
+            self.loss(loss)
+        self._settle(tokens)
+        before, self.steps = self.steps, self.steps + advance
+        last = self.setup.total_steps is not None and before < self.setup.total_steps <= self.steps
+        if not self.setup.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
+            self.log()
+
+    # -- log steps ---------------------------------------------------------------------------------------------
+
+    @property
+    def logged_now(self) -> bool:
+        """Whether the step just done was a log step."""
+        return self._logged.steps == self.steps
+
+    @hook("logging", "nothing more is recorded or shown")
+    def log(self, train_loss: float | None = None) -> None:
+        """Sum over ranks, compute the scalars, write them everywhere. Every rank calls it at the same step.
+
+        Args:
+            train_loss: mean over the interval, where the trainer has it; default: the mean of what `loss` was given.
+        """
+        if self.logged_now or self._finished:
+            return
+        self.sync()
+        total, count = self._loss
+        if train_loss is not None:
+            count = self.steps - self._logged.steps
+            total = train_loss * count
+            self.recorder.add(total, count)
+        self._loss = (0.0, 0)
+        loss = total / count if count else None
+        if loss is not None and not math.isfinite(loss):
+            self.guard.once(
+                "the training loss is %s in the interval that ends at step %d; it is recorded as null. Training goes on",
+                loss,
+                self.steps,
+            )
+        self.observer.look_for_frozen_layers()
+        now = Interval(self.steps, self.totals, self._clock.training_time)
+        self.scalars = interval_scalars(
+            loss=loss,
+            before=self._logged,
+            now=now,
+            parameters=self.observer.parameters,
+            goodput=now.training_time / max(self._clock.wall_time, 1e-9),
+            devices=world_size(),
+            peak=None if self._device is None else self._device.peak,
+        )
+        self._logged = now
+        if self._writes:
+            with self._clock.phase("measuring"):
+                self._show(loss)
+
+    @hook("evaluation losses", "losses of evaluation sets are not recorded")
+    def evaluate(self, name: str, loss: Loss) -> None:
+        """Record the loss of an evaluation set under `eval/<name>`, at the steps done so far."""
+        if self._finished:
+            return
+        value = float(loss)
+        if not math.isfinite(value):
+            self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
+        point = Point(step=self.steps, time=time.time())
+        if self.setup.together or world_size() == 1:
+            self.sync()
+            point = self._point()
+        # else another rank may not be here, and what is counted since the last log step can't be summed
+        self.recorder.evaluation(name, value, point)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation in a plain loop: its time is no training time."""
+        self.enter("evaluation")
+        try:
+            yield
+        finally:
+            self.leave("evaluation")
+
+    @hook("the clock", "goodput is wrong")
+    def enter(self, phase: Phase) -> None:
+        """Evaluation or a checkpoint begins."""
+        self._clock.enter(phase)
+
+    @hook("the clock", "goodput is wrong")
+    def leave(self, phase: Phase) -> None:
+        """… and ends."""
+        self._clock.leave(phase)
+
+    @hook("summing over ranks", "nothing more is counted")
+    def sync(self) -> None:
+        """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
+        if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):
+            self.observer.tally.add_tokens(None)
+            self.observer.tally.add_flops(None)
+        part, loss_sum, losses = self.observer.tally.drain(self.setup.data_parallel)
+        self.totals = added(self.totals, part)
+        self._loss = (self._loss[0] + loss_sum, self._loss[1] + losses)
+        self.recorder.add(loss_sum, losses)
+
+    # -- its end, and a checkpoint in between ------------------------------------------------------------------
+
+    @hook("ending the run", "the record has no end line")
+    def finish(self, completed: bool = True) -> None:
+        """Training has ended: the last point and the totals are written. More calls do nothing."""
+        if self._finished:
+            return
+        self._finished = True
+        self._unwatch()
+        if completed and (self.setup.together or world_size() == 1):
+            self.sync()
+        self.recorder.end(self._point(), "completed" if completed else "interrupted")
+        for sink in self.setup.sinks:
+            with self.guard.part(sink.boundary):
+                sink.close()
+
+    def close(self) -> None:
+        """`finish()` for a plain loop."""
+        self.finish()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(completed=kind is None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run goes on from, in plain Python values. On several ranks `sync()` first."""
+        if world_size() == 1:
+            self.sync()
+        return {
+            "version": 1,
+            "steps": self.steps,
+            "totals": self.totals.state_dict(),
+            "loss": list(self._loss),
+            "logged": self._logged.state_dict(),
+            "clock": self._clock.state_dict(),
+            "axes": self._axes.state_dict(),
+            "recorder": self.recorder.state_dict(),
+        }
+
+    @hook("restoring from the checkpoint", "tokens and FLOPs begin at 0")
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; before the first step."""
+        self.steps = self._attempt_began_at = int(state["steps"])
+        self.totals = Totals(**state["totals"])
+        self._loss = (float(state["loss"][0]), int(state["loss"][1]))
+        self._logged = Interval.from_state(state["logged"])
+        self._clock.load_state_dict(state["clock"])
+        self._axes.load_state_dict(state["axes"])
+        self.recorder.load_state_dict(state["recorder"])
+
+    @hook("following the trainer's step", "points carry other steps than the trainer's")
+    def expect(self, step: int) -> None:
+        """The trainer goes on from this step; say so if the checkpoint held our counts for another one."""
+        if self.steps != step:
+            self.guard.once(
+                "training goes on from step %d, but the checkpoint holds isoflop's counts up to step %d: tokens and "
+                "FLOPs in between are not counted",
+                step,
+                self.steps,
+            )
+            self.steps = self._attempt_began_at = step
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _before_batch(self) -> None:
+        self.start()
+        self._lr = self.setup.learning_rate()
+        if self._device is None:
+            self._see_device()
+
+    @hook(SETTLING, _UNKNOWN)
+    def _settle(self, tokens: int | TokenCount | None) -> None:
+        if self.observer.to_measure or self.recorder.wants_header:
+            with self._clock.phase("measuring"):
+                self.observer.settle(tokens, self._clock.wall_time)
+                if self.recorder.wants_header:
+                    self.recorder.open(self._header, self._attempt_began_at)
+        else:
+            self.observer.settle(tokens)
+
+    def _header(self) -> dict[str, Any]:
+        return run_header(
+            self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder
+        )
+
+    @hook("seeing the device", "MFU is unknown")
+    def _see_device(self) -> None:
+        parameter = next(iter(self._model.parameters()), None) if self._model is not None else None
+        device = torch.device("cpu") if parameter is None else parameter.device
+        dtype = torch.float32 if parameter is None else parameter.dtype
+        dtype = self.setup.dtype or compute_dtype(device.type, dtype)
+        self._device = describe_device(device, dtype, self.options.peak_flops)
+        if self._device.peak is None and self._writes:
+            self.guard.once(
+                "no datasheet peak is known for %s in %s, so there is no MFU; pass peak_flops= (dense FLOP/s of one "
+                "device) to get it",
+                self._device.name,
+                self._device.dtype,
+            )
+
+    def _show(self, loss: float | None) -> None:
+        axes = self._axes.points(self.totals.flops_known, loss)
+        for sink in self.setup.sinks:
+            if self.guard.open(sink.boundary):
+                with self.guard.part(sink.boundary):
+                    sink.write(self.steps, self.scalars, axes)
+        # logging.getLogger("isoflop").setLevel(logging.WARNING) silences the line
+        if self.guard.open(TERMINAL) and logger.level <= logging.INFO:
+            with self.guard.part(TERMINAL):
+                self.setup.say(interval_line(self.steps, self.scalars))
+        self.recorder.interval(self._point())
+
+    def _point(self) -> Point:
+        totals, parameters = self.totals, self.observer.parameters
+        extra = {
+            name: self.scalars[f"isoflop/{name}"] for name in _RATES if f"isoflop/{name}" in self.scalars
+        }
+        return Point(
+            step=self.steps,
+            tokens=totals.tokens_known,
+            padding=None if totals.without_tokens else totals.padding,
+            loss_tokens=totals.loss_tokens_known,
+            flops=totals.flops_known,
+            flops_hardware=None if totals.without_flops else totals.flops_hardware,
+            flops_6nd=None if parameters is None else parameters.six_nd(totals.tokens_known),
+            lr=None if self._lr is None else float(self._lr),
+            batch_tokens=self.scalars.get("isoflop/batch_tokens"),
+            interval_steps=0,
+            time=time.time(),
+            wall_time=self._clock.wall_time,
+            training_time=self._clock.training_time,
+            extra=extra,
+        )

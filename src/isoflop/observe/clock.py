@@ -1,0 +1,97 @@
+"""Where the wall time goes: training, evaluation, checkpoints, compilation, our own measuring.
+
+Goodput = training time / wall time. Waiting for data counts as training time: it is the run's own doing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Phase = Literal["evaluation", "checkpoint", "measuring"]
+
+
+def compile_seconds() -> float:
+    """Seconds that torch.compile has spent in this process so far; 0 where nothing was compiled."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:
+        return 0.0
+    return float(dynamo.calculate_time_spent().get("total_wall_time", 0.0))
+
+
+class Clock:
+    """Wall and training time of a run, over all its attempts; the gaps between attempts count as neither.
+
+    Phases nest (a checkpoint inside an evaluation): the outermost one is charged.
+    """
+
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, compiling: Callable[[], float] = compile_seconds
+    ) -> None:
+        self._now = now
+        self._compiling = compiling
+        self._before = {"wall": 0.0, "away": 0.0}
+        self._started: float | None = None
+        self._away = 0.0
+        self._compiled_before = 0.0
+        self._phases: list[tuple[Phase, float, float]] = []
+
+    def start(self) -> None:
+        """The run begins, or goes on after a resume."""
+        self._started = self._now()
+        self._away = 0.0
+        self._compiled_before = self._compiling()
+        self._phases.clear()
+
+    def enter(self, phase: Phase) -> None:
+        """Time is no longer training time."""
+        self._phases.append((phase, self._now(), self._compiling()))
+
+    def leave(self, phase: Phase) -> None:
+        """Back to training; whatever was entered inside `phase` and not left ends with it."""
+        if not self._phases:
+            return
+        names = [name for name, _, _ in self._phases]
+        if phase not in names:
+            return
+        _, since, compiled = self._phases[names.index(phase)]
+        del self._phases[names.index(phase) :]
+        if not self._phases:
+            # compilation during the phase (an evaluation's first batch) is counted by compile_seconds already
+            self._away += max(0.0, self._now() - since - (self._compiling() - compiled))
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """`enter` and `leave` around a block."""
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            self.leave(phase)
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds since the run began, less the gaps between attempts."""
+        running = 0.0 if self._started is None else self._now() - self._started
+        return self._before["wall"] + running
+
+    @property
+    def training_time(self) -> float:
+        """`wall_time` less evaluation, checkpoints, compilation and measuring."""
+        away = self._before["away"] + self._away
+        if self._started is not None:
+            away += self._compiling() - self._compiled_before
+        if self._phases:
+            away += self._now() - self._phases[0][1] - (self._compiling() - self._phases[0][2])
+        return max(0.0, self.wall_time - away)
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers, for a checkpoint."""
+        return {"wall": self.wall_time, "away": self.wall_time - self.training_time}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state_dict()`."""
+        self._before = {"wall": float(state["wall"]), "away": float(state["away"])}

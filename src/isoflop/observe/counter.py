@@ -1,0 +1,153 @@
+"""FLOPs of what runs inside a `with` block, counted at torch's dispatcher, matrix products and convolutions.
+
+Convention: 1 multiply-add = 2 FLOPs; element-wise operations, softmax, normalisation and look-ups count 0, as in
+Kaplan et al. 2020 (table 1) and Chowdhery et al. 2022 (appendix B). torch's own formulas are used where they are
+right; `FORMULAS` holds ours. torch's `FlopCounterMode` itself is not used: it counts recomputation under activation
+checkpointing as model FLOPs, SDPA on CPU as 0, and switches torch.compile off for good (pytorch#190286).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+Formula = Callable[..., int]
+"""(*args, out_val, **kwargs) of the operator, with its tensors → FLOPs."""
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of one forward and backward pass, exact integers.
+
+    `model`: what the mathematics needs (Chowdhery et al. 2022: "model FLOPs"), attention in full.
+    `hardware`: with what activation checkpointing computes again.
+    `attention`: the part of `model` in products of two activations (QKᵀ, AV and their gradients); a causal mask
+    would need half of it.
+    """
+
+    model: int
+    hardware: int
+    attention: int
+
+    @property
+    def causal(self) -> int:
+        """Model FLOPs with attention counted half: what a causal kernel that skips the masked blocks computes."""
+        return self.model - self.attention // 2
+
+    def __add__(self, other: FlopCount) -> FlopCount:
+        return FlopCount(
+            self.model + other.model, self.hardware + other.hardware, self.attention + other.attention
+        )
+
+    def __mul__(self, times: int) -> FlopCount:
+        return FlopCount(self.model * times, self.hardware * times, self.attention * times)
+
+
+def attention_forward_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """FLOPs of QKᵀ and AV in full; query (…, H, T, K), key (…, H or fewer, S, K), value (…, S, V)."""
+    *batch_heads, t, k = query.shape
+    s, v = value.shape[-2], value.shape[-1]
+    return 2 * math.prod(batch_heads) * t * s * (k + v)
+
+
+def _sdpa_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return attention_forward_flops(query, key, value)
+
+
+def _sdpa_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    # Two products for each of the forward's two. A fused kernel computes QKᵀ once more (2.5×, as torch's formula
+    # for CUDA has it): that is recomputation, no model FLOPs.
+    return 2 * attention_forward_flops(query, key, value)
+
+
+FORMULAS: dict[Any, Formula] = {
+    # torch has no formula for attention on CPU (pytorch#195460)
+    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+    aten._scaled_dot_product_flash_attention_backward: _sdpa_backward,
+    aten._scaled_dot_product_efficient_attention_backward: _sdpa_backward,
+    aten._scaled_dot_product_cudnn_attention_backward: _sdpa_backward,
+}
+"""Operators whose formula is ours: it goes before torch's."""
+
+_ATTENTION_KERNELS = {
+    operator
+    for operator in (*flop_registry, *FORMULAS)
+    if "attention" in str(operator) and "flex" not in str(operator)
+}
+_BATCHED_PRODUCTS = {aten.bmm, aten.baddbmm}
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the FLOPs of the operators that run inside it; changes nothing of what they compute.
+
+    `on_operator(packet, args, kwargs, output, is_forward)`, if given, sees every operator (the parameters' tracer
+    listens there); it may return True to say that the operator's operands hold a parameter.
+    """
+
+    def __init__(self, on_operator: Callable[..., bool] | None = None) -> None:
+        super().__init__()
+        self._on_operator = on_operator
+        self._model = 0
+        self._recomputed = 0
+        self._attention = 0
+
+    @property
+    def count(self) -> FlopCount:
+        """What has been counted so far."""
+        return FlopCount(self._model, self._model + self._recomputed, self._attention)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":  # questions about a tensor, which the dispatcher does not know
+            return func(*args, **kwargs)
+        packet = func._overloadpacket
+        formula = FORMULAS.get(packet) or flop_registry.get(packet)
+        if formula is None and func._can_decompose():
+            # a composite operator reaches us whole only without autograd; its parts are what has formulas
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        in_backward = torch._C._current_graph_task_id() != -1
+        on_parameter = self._on_operator is not None and self._on_operator(
+            packet, args, kwargs, out, not in_backward
+        )
+        if formula is not None:
+            flops = int(formula(*args, **kwargs, out_val=out))
+            # inside a backward pass only checkpointing's second forward runs with gradients enabled
+            again = in_backward and torch.is_grad_enabled()
+            if again:
+                self._recomputed += flops
+            else:
+                self._model += flops
+            if packet in _ATTENTION_KERNELS:
+                self._attention += 0 if again else flops
+            elif packet in _BATCHED_PRODUCTS and not on_parameter:
+                self._attention += _attention_part(packet, args, flops, in_backward, again)
+        return out
+
+
+def _attention_part(packet: Any, args: tuple[Any, ...], flops: int, in_backward: bool, again: bool) -> int:
+    """FLOPs of a product of two activations and of its gradients, two products of the same size.
+
+    Both are counted at the forward pass, where activations can still be told from weights. Reentrant checkpointing
+    runs that without gradients, and only its second forward knows which operands need them.
+    """
+    operands = args[1:3] if packet is aten.baddbmm else args[:2]
+    gradients = flops * sum(bool(operand.requires_grad) for operand in operands)
+    if again:
+        node = torch._C._current_autograd_node()
+        return gradients if node is not None and "CheckpointFunction" in node.name() else 0
+    return 0 if in_backward else flops + (gradients if torch.is_grad_enabled() else 0)

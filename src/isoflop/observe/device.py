@@ -1,0 +1,50 @@
+"""The device a run computes on, in which dtype, and the peak that its datasheet promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from isoflop.observe.peaks import lookup_peak
+
+
+@dataclass(frozen=True)
+class Device:
+    """Device of one process; `peak` in dense FLOP/s, None where unknown."""
+
+    name: str
+    type: str
+    dtype: str
+    peak: float | None
+    peak_source: str | None
+
+
+def describe_device(device: torch.device, dtype: torch.dtype, peak_flops: float | None) -> Device:
+    """Describe the device that a model lies on.
+
+    Args:
+        device: of the model's parameters.
+        dtype: of its matrix products.
+        peak_flops: the user's `peak_flops=`, which goes before the table.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    product_dtype = str(dtype).removeprefix("torch.")
+    if device.type == "cuda" and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        product_dtype = "tf32"
+    if peak_flops is not None:
+        return Device(name, device.type, product_dtype, float(peak_flops), "peak_flops given by the user")
+    peak = lookup_peak(name, product_dtype)
+    if peak is None and product_dtype == "tf32":  # torch may use TF32, but the device has none
+        product_dtype = "float32"
+        peak = lookup_peak(name, product_dtype)
+    if peak is None:
+        return Device(name, device.type, product_dtype, None, None)
+    return Device(name, device.type, product_dtype, peak.flops_per_second, peak.source)
+
+
+def compute_dtype(device_type: str, parameter_dtype: torch.dtype) -> torch.dtype:
+    """The dtype of matrix products here and now: autocast's where it is on, else the parameters'."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return parameter_dtype

@@ -1,0 +1,185 @@
+"""Parameters N in the conventions that scaling laws were fitted with.
+
+total                    every parameter once (tied ones once, a sharded one whole)
+trainable                those with `requires_grad`
+non_embedding            without token and position embeddings and without the output head
+                         (Kaplan et al. 2020, section 1.3)
+non_embedding_with_head  the head's matrix counted, tied or not (Pearce & Song 2024, Porian et al. 2024)
+active                   what one token passes through in a mixture of experts; the total where there are no experts
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from isoflop.observe.uses import Uses
+
+_TOP_K = ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts by convention (see the module); `method` says how embeddings were told from the rest.
+
+    A convention that could not be told is None.
+    """
+
+    total: int
+    trainable: int
+    non_embedding: int | None
+    non_embedding_with_head: int | None
+    active: int | None
+    method: str
+
+    def six_nd(self, tokens: int | None) -> int | None:
+        """6·N·D with N non-embedding and D tokens processed (Kaplan et al. 2020, section 2.1)."""
+        return None if tokens is None or self.non_embedding is None else 6 * self.non_embedding * tokens
+
+    def by_convention(self) -> dict[str, int | None]:
+        """The counts alone, by name."""
+        counts = asdict(self)
+        del counts["method"]
+        return counts
+
+
+def full_shape(parameter: torch.Tensor) -> torch.Size:
+    """Shape of a parameter before sharding and quantisation (DTensor, DeepSpeed ZeRO-3, bitsandbytes 4-bit)."""
+    shape = getattr(parameter, "ds_shape", None)
+    if shape is None:
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return torch.Size(parameter.shape if shape is None else shape)
+
+
+def numel(parameter: torch.Tensor) -> int:
+    """Number of elements of `full_shape`."""
+    return math.prod(full_shape(parameter))
+
+
+def given_parameters(count: int) -> Parameters:
+    """The user's `num_params=`: it stands for every convention, for nobody else can tell them apart."""
+    return Parameters(count, count, count, count, count, "num_params given by the user")
+
+
+def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
+    """Count a model's parameters.
+
+    Args:
+        model: the model before or after sharding; torch.compile's and DDP's wrappers are fine.
+        uses: what a forward pass did with the parameters (`isoflop.observe.measure`); without it embeddings are
+            told by module type and by Hugging Face's `get_input_embeddings`.
+
+    Raises:
+        ValueError: the model has no parameters.
+    """
+    model = unwrap(model)
+    named = dict(model.named_parameters())
+    if not named:
+        raise ValueError(
+            f"expected a model with parameters, got {type(model).__name__} with none; "
+            "pass num_params= to count FLOPs as 6·N·D without them"
+        )
+    sizes = {name: numel(parameter) for name, parameter in named.items()}
+    total = sum(sizes.values())
+    trainable = sum(sizes[name] for name, parameter in named.items() if parameter.requires_grad)
+    embeddings, heads = _by_type(model, named) if uses is None else _by_use(uses, named)
+    without = total - sum(sizes[name] for name in embeddings | heads)
+    return Parameters(
+        total=total,
+        trainable=trainable,
+        non_embedding=without,
+        non_embedding_with_head=without + sum(sizes[name] for name in heads),
+        active=total - _idle_experts(model, sizes),
+        method="by module type" if uses is None else "by use in a traced forward pass",
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's module inside torch.compile's, DDP's and similar wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def _by_use(uses: Uses, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
+    """(embeddings, output heads); a tied matrix is in both."""
+    lookups = {name for name in uses.lookup if len(full_shape(named[name])) >= 2}
+    vocabularies = {full_shape(named[name])[0] for name in lookups}
+    # the head: a matrix onto a vocabulary, after which no other matrix comes. The second condition is what tells it
+    # apart where the model is as wide as its vocabulary.
+    heads = {name for name, size in uses.last.items() if size in vocabularies}
+    only_added = uses.added - uses.product - uses.lookup - uses.other
+    positions = {name for name in only_added if len(full_shape(named[name])) >= 2}
+    return lookups | positions, heads
+
+
+def _by_type(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
+    name_of = {id(parameter): name for name, parameter in named.items()}
+    tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    outputs = []
+    for module in model.modules():
+        tables += _from_getter(module, "get_input_embeddings")
+        outputs += _from_getter(module, "get_output_embeddings")
+    embeddings = _names(tables, name_of)
+    rows = {full_shape(named[name])[0] for name in embeddings}
+    if not outputs:
+        # a plain module: a Linear with one output for each row of an embedding table, the last such
+        onto = [m for m in model.modules() if isinstance(m, nn.Linear) and full_shape(m.weight)[0] in rows]
+        outputs = onto[-1:]
+    return embeddings, _names(outputs, name_of)
+
+
+def _from_getter(module: nn.Module, getter: str) -> list[Any]:
+    try:
+        found = getattr(module, getter)()
+    except (
+        Exception
+    ):  # Hugging Face's base class raises where a model has no such table; any other reason is alike
+        return []
+    return [found] if found is not None else []
+
+
+def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
+    weights = (getattr(module, "weight", None) for module in modules)
+    return {name_of[id(weight)] for weight in weights if id(weight) in name_of}
+
+
+def _idle_experts(model: nn.Module, sizes: dict[str, int]) -> int:
+    """Parameters of the experts that one token does not pass: stacked weights or a list of modules per expert."""
+    idle = 0
+    seen: set[str] = set()
+    for prefix, module in model.named_modules():
+        config = getattr(module, "config", None)
+        config = getattr(config, "text_config", config)
+        experts = next((getattr(config, key) for key in _EXPERTS if getattr(config, key, None)), None)
+        active = next((getattr(config, key) for key in _TOP_K if getattr(config, key, None)), None)
+        if not experts or not active or experts <= active:
+            continue
+        for name in _expert_weights(module, prefix, int(experts)) - seen:
+            seen.add(name)
+            idle += sizes.get(name, 0) * (experts - active) // experts
+    return idle
+
+
+def _expert_weights(module: nn.Module, prefix: str, experts: int) -> set[str]:
+    names: set[str] = set()
+    for path, inner in module.named_modules(prefix=prefix):
+        dot = f"{path}." if path else ""
+        if isinstance(inner, nn.ModuleList) and len(inner) == experts and "expert" in path:
+            names |= {f"{dot}{name}" for name, _ in inner.named_parameters()}
+        for name, parameter in inner.named_parameters(recurse=False):
+            if len(full_shape(parameter)) >= 2 and "expert" in f"{dot}{name}":
+                if full_shape(parameter)[0] == experts and len(full_shape(parameter)) >= 3:
+                    names.add(f"{dot}{name}")
+    return names

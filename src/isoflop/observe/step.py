@@ -1,0 +1,220 @@
+"""Tokens and FLOPs of a training step: sees the batches, measures each shape once, falls back to 6·N·D, says how."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from isoflop.observe.calls import Call, Signature, Uncountable, shapes, signature
+from isoflop.observe.cost import StepCost
+from isoflop.observe.counter import FlopCount
+from isoflop.observe.measure import measure
+from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
+from isoflop.observe.tally import Tally
+from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens
+
+MEASURED = "measured on the meta device"
+GIVEN = "flops_per_token given by the user"
+SIX_ND = "6·N·D, N non-embedding"
+
+
+class StepObserver:
+    """Counts the (micro-)batches of a run into a `Tally`.
+
+    `batch()` when a micro-batch goes in, `forward()` or `calls()` with what the model was called with (wanted when
+    `batch()` returned True), `settle()` after the optimizer step. `methods` tells how FLOPs were counted; `say` gets a
+    sentence wherever a user should know more.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        *,
+        say: Callable[[str], None],
+        tokens_fn: TokensFn | None = None,
+        flops_per_token: float | None = None,
+        num_params: int | None = None,
+        shifted_labels: bool = False,
+    ) -> None:
+        self.model = None if model is None else unwrap(model)
+        self.tally = Tally()
+        self.methods: dict[str, str] = {}
+        """Method → why, for each that was used."""
+        self.flops_per_token: float | None = flops_per_token
+        """Of the batch measured last; or as given."""
+        self.parameters = self._parameters(num_params)
+        self._num_params = num_params
+        # whole FLOPs a token: totals then do not depend on how a batch was split
+        self._given = None if flops_per_token is None else max(1, round(flops_per_token))
+        self._tokens_fn = tokens_fn
+        self._shifted = shifted_labels
+        self._say = say
+        self._cost = StepCost()
+        self._pending: list[tuple[Signature, TokenCount | None]] = []
+        self._calls: dict[Signature, list[Call]] = {}
+        self._uncountable: dict[Signature, str] = {}
+        self._trainable = self._count_trainable()
+        if self._given is not None:
+            self.methods[GIVEN] = ""
+
+    def _parameters(self, num_params: int | None) -> Parameters | None:
+        if num_params is not None:
+            return given_parameters(num_params)
+        if self.model is None:
+            return None
+        try:
+            return count_parameters(self.model)
+        except ValueError as error:
+            self._say(str(error))
+            return None
+
+    def batch(self, batch: Any) -> bool:
+        """A micro-batch goes in. Returns True if its shape has not been measured: the calls are wanted then."""
+        key = signature(batch)
+        self._pending.append((key, self._tokens(batch)))
+        return (
+            self._given is None
+            and self.model is not None
+            and key not in self._calls
+            and key not in self._uncountable
+            and self._cost.lookup(key) is None
+        )
+
+    def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A micro-batch that goes straight into the model, as its forward hook sees it."""
+        batch: Any = args
+        if kwargs:
+            batch = {**dict(zip(("input_ids", "labels"), args, strict=False)), **kwargs}
+        if self.batch(batch):
+            key = self._pending[-1][0]
+            try:
+                self._calls[key] = [Call(unwrap(module), shapes(args), shapes(kwargs))]
+            except Uncountable as reason:
+                self._uncountable[key] = str(reason)
+
+    def calls(self, calls: list[Call], problem: str | None = None) -> None:
+        """The calls that the last micro-batch led to, or why they can't tell its FLOPs."""
+        key = self._pending[-1][0]
+        if problem is None:
+            self._calls[key] = calls
+        else:
+            self._uncountable[key] = problem
+
+    @property
+    def to_measure(self) -> bool:
+        """Whether `settle` will measure a shape, which may take seconds."""
+        return bool(self._calls)
+
+    def settle(self, tokens: int | TokenCount | None = None, wall_time: float = 0.0) -> None:
+        """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
+        if tokens is not None:
+            self.tally.add_tokens(tokens if isinstance(tokens, TokenCount) else TokenCount(int(tokens)))
+        for key, count in self._pending:
+            if tokens is None:
+                self.tally.add_tokens(count)
+            self.tally.add_flops(self._flops(key, count, wall_time))
+        if not self._pending:
+            processed = None if tokens is None else tokens if isinstance(tokens, int) else tokens.processed
+            self.tally.add_flops(self._without_measuring(processed, "no forward call of the model was seen"))
+            if tokens is None:
+                self.tally.add_tokens(None)
+                self._say(
+                    "no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)"
+                )
+        self._pending.clear()
+
+    def look_for_frozen_layers(self) -> None:
+        """Measure anew if layers were frozen or thawed; for log steps, since it reads every parameter's flag."""
+        trainable = self._count_trainable()
+        if trainable != self._trainable:
+            self._trainable = trainable
+            self._cost.forget()
+            self._calls.clear()
+
+    def _count_trainable(self) -> int:
+        return (
+            0 if self.model is None else sum(parameter.requires_grad for parameter in self.model.parameters())
+        )
+
+    def _tokens(self, batch: Any) -> TokenCount | None:
+        if self._tokens_fn is not None:
+            counted = self._tokens_fn(batch)
+            return counted if isinstance(counted, TokenCount) else TokenCount(int(counted))
+        count = count_tokens(batch, self._shifted)
+        if count is None:
+            self._say(
+                "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
+                f"got {_describe(batch)}; tokens, and what is computed from them, stay unknown: pass tokens_fn="
+            )
+        return count
+
+    def _flops(self, key: Signature, count: TokenCount | None, wall_time: float) -> FlopCount | None:
+        processed = None if count is None else count.processed
+        if self._given is not None:
+            return self._without_measuring(processed, "")
+        known = self._cost.lookup(key)
+        if known is None and key in self._calls:
+            known = self._measure(key, processed, wall_time)
+        if known is not None:
+            return known
+        return self._without_measuring(
+            processed, self._uncountable.get(key, "no forward call of the model was seen")
+        )
+
+    def _measure(self, key: Signature, processed: int | None, wall_time: float) -> FlopCount | None:
+        assert self.model is not None
+        calls = self._calls.pop(key)
+        if not self._cost.may_measure(wall_time):
+            estimate = self._cost.estimate(key)
+            if estimate is not None:
+                self._say(
+                    "more batch shapes than can be measured in passing: FLOPs of further ones are estimated from the "
+                    "nearest length"
+                )
+                self.methods["estimated from the nearest measured length"] = "many batch shapes"
+                return estimate
+        began = time.perf_counter()
+        try:
+            measurement = measure(self.model, calls)
+        except Uncountable as reason:
+            self._uncountable[key] = str(reason)
+            return None
+        self._cost.learn(key, measurement.flops, time.perf_counter() - began)
+        if self._num_params is None and MEASURED not in self.methods:
+            self.parameters = count_parameters(self.model, measurement.uses)
+        self.methods[MEASURED] = ""
+        if processed:
+            self.flops_per_token = measurement.flops.model / processed
+        return measurement.flops
+
+    def _without_measuring(self, processed: int | None, reason: str) -> FlopCount | None:
+        if processed is None:
+            return None
+        if self._given is not None:
+            return FlopCount(self._given * processed, self._given * processed, 0)
+        flops = None if self.parameters is None else self.parameters.six_nd(processed)
+        if flops is None:
+            return None
+        if SIX_ND not in self.methods:
+            self.methods[SIX_ND] = reason
+            self._say(
+                f"the step's FLOPs are taken as 6·N·D, which leaves attention and the output head out: {reason}. "
+                "Pass flops_per_token= to set them"
+            )
+        return FlopCount(flops, flops, 0)
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return "a mapping of " + ", ".join(
+            f"{key}: {_describe(value)}" for key, value in list(batch.items())[:6]
+        )
+    if isinstance(batch, list | tuple):
+        return f"a {type(batch).__name__} of ({', '.join(_describe(item) for item in batch[:6])})"
+    shape = getattr(batch, "shape", None)
+    if shape is not None:
+        return f"{type(batch).__name__} {tuple(shape)} of {str(getattr(batch, 'dtype', '?')).removeprefix('torch.')}"
+    return type(batch).__name__

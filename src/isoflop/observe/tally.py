@@ -1,0 +1,133 @@
+"""What a run has consumed so far, in exact integers: this process's part, and the sum over all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+import torch
+
+from isoflop.observe.counter import FlopCount
+from isoflop.observe.ranks import sum_over_ranks, world_size
+from isoflop.observe.tokens import Count, TokenCount
+
+Loss = float | int | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all ranks since the run began. The `without_*` counts tell whether a sum can be given at all."""
+
+    processed: int = 0
+    padding: int = 0
+    loss_tokens: int = 0
+    flops: int = 0
+    flops_hardware: int = 0
+    flops_attention: int = 0
+    without_tokens: int = 0
+    """(Micro-)batches whose tokens could not be told."""
+    without_labels: int = 0
+    without_flops: int = 0
+
+    @property
+    def tokens_known(self) -> int | None:
+        """Processed tokens, or None if some batch's were unknown."""
+        return None if self.without_tokens else self.processed
+
+    @property
+    def loss_tokens_known(self) -> int | None:
+        """Loss tokens, or None if some batch showed no labels."""
+        return None if self.without_tokens or self.without_labels else self.loss_tokens
+
+    @property
+    def flops_known(self) -> int | None:
+        """Model FLOPs, or None if some batch's were unknown."""
+        return None if self.without_flops else self.flops
+
+    @property
+    def data_tokens(self) -> int | None:
+        """D of the laws: processed less padding."""
+        return None if self.without_tokens else self.processed - self.padding
+
+    def state_dict(self) -> dict[str, int]:
+        """Plain integers, for a checkpoint."""
+        return asdict(self)
+
+
+class Tally:
+    """This process's part since the last `drain`; device tensors are read there only, with one sync."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._counts = dict.fromkeys((field.name for field in fields(Totals)), 0)
+        self._padding: Count = 0
+        self._loss_tokens: Count = 0
+        self._loss_sum: Loss = 0.0
+        self._losses = 0
+
+    def add_tokens(self, count: TokenCount | None) -> None:
+        """One (micro-)batch; None: its tokens are unknown."""
+        if count is None:
+            self._counts["without_tokens"] += 1
+            return
+        self._counts["processed"] += int(count.processed)
+        self._padding = self._padding + count.padding
+        if count.loss_tokens is None:
+            self._counts["without_labels"] += 1
+        else:
+            self._loss_tokens = self._loss_tokens + count.loss_tokens
+
+    def add_flops(self, count: FlopCount | None) -> None:
+        """One (micro-)batch's FLOPs; None: unknown."""
+        if count is None:
+            self._counts["without_flops"] += 1
+            return
+        self._counts["flops"] += count.model
+        self._counts["flops_hardware"] += count.hardware
+        self._counts["flops_attention"] += count.attention
+
+    def add_loss(self, loss: Loss, scale: float = 1.0) -> None:
+        """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device."""
+        if isinstance(loss, torch.Tensor):
+            loss = loss.detach().float()  # a sum in bf16 would stop growing
+        self._loss_sum = self._loss_sum + (loss if scale == 1.0 else loss * scale)
+        self._losses += 1
+
+    def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
+        """Everything since the last call, summed over ranks: (counts, sum of losses, number of losses).
+
+        A collective: every rank must call it at the same step.
+
+        Args:
+            data_parallel: number of ranks with data of their own (tensor-parallel ranks see the same tokens and
+                are not counted twice); None: all.
+        """
+        counts, losses = self._counts, self._losses
+        counts["padding"], counts["loss_tokens"], loss_sum = _read(
+            self._padding, self._loss_tokens, self._loss_sum
+        )
+        self._reset()
+        integers, floats = sum_over_ranks(list(counts.values()), [loss_sum, losses])
+        if data_parallel is not None and data_parallel < world_size():
+            integers = [value * data_parallel // world_size() for value in integers]
+        return Totals(**dict(zip(counts, integers, strict=True))), floats[0], round(floats[1])
+
+
+def _read(padding: Count, loss_tokens: Count, loss_sum: Loss) -> tuple[int, int, float]:
+    on_device = [value for value in (padding, loss_tokens, loss_sum) if isinstance(value, torch.Tensor)]
+    if len(on_device) < 2 or len({value.device for value in on_device}) > 1:
+        return int(padding), int(loss_tokens), float(loss_sum)
+    # a double holds these exactly up to 2^53 tokens, and three values cost one sync instead of three
+    read = iter(torch.stack([value.double().reshape(()) for value in on_device]).tolist())
+    values = [
+        next(read) if isinstance(value, torch.Tensor) else value for value in (padding, loss_tokens, loss_sum)
+    ]
+    return round(values[0]), round(values[1]), float(values[2])
+
+
+def added(total: Totals, part: Totals) -> Totals:
+    """The sum of two."""
+    return Totals(
+        **{field.name: getattr(total, field.name) + getattr(part, field.name) for field in fields(Totals)}
+    )

@@ -1,0 +1,89 @@
+"""Tokens of a batch in three counts that are never mixed, without a host–device sync.
+
+processed    positions that the model computed: FLOPs use these
+padding      positions that the attention mask leaves out; D of the scaling laws is processed less padding
+loss tokens  labels that count (not −100); recorded beside D, never shrinking it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED_LABEL = -100
+"""torch's default `ignore_index` of cross-entropy, and Hugging Face's."""
+
+Count = int | torch.Tensor
+"""A number that is known, or a 0-dim integer tensor on the batch's device, to be read at the next log step."""
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of one (micro-)batch. `loss_tokens` is None where no labels were seen."""
+
+    processed: int
+    padding: Count = 0
+    loss_tokens: Count | None = None
+
+
+TokensFn = Callable[[Any], "int | TokenCount"]
+"""`tokens_fn=`: a batch (Hugging Face: the forward call's keyword arguments) → processed tokens, or all three."""
+
+
+def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
+    """Count the tokens of a batch.
+
+    Args:
+        batch: a mapping with `input_ids` (int, [batch, time]) or `inputs_embeds` ([batch, time, width]), and
+            optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; a tuple or list whose first item
+            is an integer tensor of tokens, the second, if integers of the same shape, the labels; or that tensor.
+        shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
+            sequence is then no target.
+
+    Returns:
+        The counts, or None if there are no tokens to be seen (images, audio, an unknown layout).
+    """
+    if isinstance(batch, Mapping):
+        return _count_mapping(batch, shifted_labels)
+    if isinstance(batch, list | tuple) and batch:
+        if isinstance(batch[0], Mapping):
+            return _count_mapping(batch[0], shifted_labels)
+        tokens = batch[0]
+        if not _holds_tokens(tokens):
+            return None
+        labels = batch[1] if len(batch) > 1 else None
+        aligned = _holds_tokens(labels) and labels.shape == tokens.shape
+        return TokenCount(tokens.numel(), 0, _loss_tokens(labels) if aligned else None)
+    return TokenCount(batch.numel()) if _holds_tokens(batch) else None
+
+
+def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount | None:
+    tokens = batch.get("input_ids")
+    if _holds_tokens(tokens):
+        processed = tokens.numel()  # type: ignore[union-attr]
+    else:
+        embeds = batch.get("inputs_embeds")
+        if not isinstance(embeds, torch.Tensor) or embeds.dim() != 3:
+            return None
+        processed = embeds.shape[0] * embeds.shape[1]
+    padding: Count = 0
+    mask = batch.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == processed:
+        padding = processed - torch.count_nonzero(mask)
+    labels = batch.get("shift_labels")
+    if labels is None:
+        labels = batch.get("labels", batch.get("targets"))
+        if shifted_labels and _holds_tokens(labels) and labels.dim() == 2:  # type: ignore[union-attr]
+            labels = labels[:, 1:]  # type: ignore[index]
+    return TokenCount(processed, padding, _loss_tokens(labels) if _holds_tokens(labels) else None)
+
+
+def _holds_tokens(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and value.dim() >= 1
+
+
+def _loss_tokens(labels: Any) -> Count:
+    return torch.count_nonzero(labels != IGNORED_LABEL)

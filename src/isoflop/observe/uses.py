@@ -1,0 +1,125 @@
+"""What a forward pass does with each parameter: multiplies by it, looks rows up in it, adds it.
+
+Names lie (`shared`, `wte`, `embed_out`); use does not. A tracer listens to the operators of a forward pass on the
+twin, follows parameters through casts, transposes, slices and concatenations, and notes which operator consumes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+# which positional arguments of a product can be a weight (a bias is none)
+_PRODUCTS: dict[Any, slice] = {
+    aten.mm: slice(0, 2),
+    aten.bmm: slice(0, 2),
+    aten.mv: slice(0, 2),
+    aten.addmm: slice(1, 3),
+    aten.baddbmm: slice(1, 3),
+    aten.convolution: slice(1, 2),
+    aten._scaled_mm: slice(0, 2),
+}
+if hasattr(aten, "_grouped_mm"):
+    _PRODUCTS[aten._grouped_mm] = slice(0, 2)
+_LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten._embedding_bag}
+_ADDITIONS = {aten.add, aten.add_}
+# the parameter is still itself after these (views need no entry: they share its storage)
+_SAME = {aten._to_copy, aten.clone, aten.cat, aten.stack, aten.contiguous, aten.repeat, aten.mul, aten.copy_}
+
+
+@dataclass
+class Uses:
+    """Names of parameters by what a forward pass did with them."""
+
+    product: set[str] = field(default_factory=set)
+    lookup: set[str] = field(default_factory=set)
+    added: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
+    last: dict[str, int] = field(default_factory=dict)
+    """Matrices whose product no other matrix multiplies again: name → size of what comes out."""
+
+    def __or__(self, other: Uses) -> Uses:
+        return Uses(
+            self.product | other.product,
+            self.lookup | other.lookup,
+            self.added | other.added,
+            self.other | other.other,
+            {**self.last, **other.last},
+        )
+
+
+class UseTracer:
+    """Listens to a `FlopCounter` on the twin; `uses` is the result."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.uses = Uses()
+        # storage → (its names as a parameter, names of the matrices it is a last product of)
+        self._names: dict[int, frozenset[str]] = {}
+        self._last: dict[int, frozenset[str]] = {}
+        self._alive: list[Any] = []
+        for name, parameter in parameters.items():
+            self._tag(self._names, parameter, {name})
+
+    def __call__(
+        self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool
+    ) -> bool:
+        """Note one operator; True if an operand of a product is a parameter."""
+        if not is_forward:
+            return any(self._parameter_names(operand) for operand in args[_PRODUCTS.get(packet, slice(0, 0))])
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        named = [self._parameter_names(tensor) for tensor in inputs]
+        names = frozenset().union(*named)
+        chain = frozenset().union(*(self._last.get(_storage(tensor), frozenset()) for tensor in inputs))
+        matrices: frozenset[str] = frozenset()
+        if packet in _PRODUCTS:
+            operands = [operand for operand in args[_PRODUCTS[packet]] if isinstance(operand, torch.Tensor)]
+            matrices = frozenset().union(*map(self._parameter_names, operands))
+            if matrices:
+                self.uses.product |= matrices
+                for earlier in chain:
+                    self.uses.last.pop(earlier, None)
+                for name in matrices:
+                    self.uses.last[name] = outputs[0].shape[-1]
+                chain = matrices
+        if names - matrices:
+            self._note(packet, names - matrices, inputs, named, outputs)
+        if chain:
+            for tensor in outputs:
+                self._tag(self._last, tensor, chain)
+        return bool(matrices)
+
+    def _note(
+        self, packet: Any, names: frozenset[str], inputs: list[Any], named: list[Any], outputs: list[Any]
+    ) -> None:
+        if packet in _LOOKUPS and named[0]:
+            self.uses.lookup |= named[0]
+        elif packet in _ADDITIONS:
+            self.uses.added |= names
+        elif packet in _SAME and all(named):
+            for tensor in outputs:
+                self._tag(self._names, tensor, names)
+        elif not all(_storage(tensor) in self._names for tensor in outputs):  # no mere view of the parameter
+            self.uses.other |= names
+
+    def _parameter_names(self, tensor: Any) -> frozenset[str]:
+        if not isinstance(tensor, torch.Tensor):
+            return frozenset()
+        return self._names.get(_storage(tensor), frozenset())
+
+    def _tag(
+        self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]
+    ) -> None:
+        storage = _storage(tensor)
+        tags[storage] = tags.get(storage, frozenset()) | names
+        self._alive.append(tensor)  # a freed storage's number would be given out again
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

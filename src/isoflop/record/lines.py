@@ -1,0 +1,231 @@
+"""One line of a record, to bytes and back: strict when written, forgiving and bounded when read."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .provenance import MAX_INT, json_safe
+from .run import SCHEMA_VERSION, Point
+
+MAX_LINE_BYTES = 1 << 20
+_MAX_PROBLEMS = 20  # told one by one; the others are counted
+_MAX_STEP = 2**63 - 1
+_MAX_SECONDS = 2.5e11  # the year 9892: later ones overflow what shows dates
+
+_POINT_KEYS = tuple(field.name for field in fields(Point))
+_BY_LOSS = ("losses", "nonfinite", "loss_units", "extra")  # their names are no secrets: "eval/nll_per_token"
+_TEXTS = ("run_id", "name", "created", "framework", "parameters_method", "tokenizer", "data")
+_OBJECTS = ("model", "optimizer", "planned", "git", "device", "counting", "parent", "options")
+_KNOWN = {"event", "isoflop", "versions", "loss_units", "parameters", *_TEXTS, *_OBJECTS}
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One line of strict JSON (UTF-8, no NaN, at most `MAX_LINE_BYTES`) of a record, whatever it holds."""
+    for max_items in (1000, 100, 10):
+        plain = {
+            key: json_safe(value, max_items=max_items, hide_secrets=key not in _BY_LOSS)
+            for key, value in record.items()
+        }
+        line = _dump(plain)
+        if len(line) <= MAX_LINE_BYTES:
+            break
+    return line
+
+
+def encode_point(point: Point, attempt: int) -> bytes:
+    """A point's line."""
+    record = {"event": "point", "attempt": attempt} | {key: getattr(point, key) for key in _POINT_KEYS}
+    try:
+        line = _dump(record)  # a point holds plain finite numbers: a tenth of the time of `encode`
+    except (TypeError, ValueError):  # but for NumPy's, say
+        return encode(record)
+    return line if len(line) <= MAX_LINE_BYTES else encode(record)
+
+
+def _dump(plain: dict[str, Any]) -> bytes:
+    text = json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace") + b"\n"  # half a surrogate pair becomes "?"
+
+
+class Problems:
+    """What was wrong with a file, line by line; the first ones told, the others counted."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.line = path, 0
+        self._told: list[str] = []
+        self._count = 0
+
+    def add(self, expected: str, came: object) -> None:
+        """Tell what the current line should have held, and what it holds."""
+        self._count += 1
+        if self._count > _MAX_PROBLEMS:
+            return
+        if isinstance(came, (dict, list)):
+            text = f"{type(came).__name__} of {len(came)}"
+        else:  # ascii(): a stranger's text must not steer the terminal that shows it
+            text = ascii(came[:60] if isinstance(came, (str, bytes)) else came)[:80]
+        self._told.append(f"{self.path}:{self.line}: expected {expected}, got {text}")
+
+    def all(self) -> tuple[str, ...]:
+        """The texts, `file:line: expected …, got …`."""
+        more = self._count - len(self._told)
+        return (*self._told, f"{self.path}: and {more} more") if more else tuple(self._told)
+
+
+def split_lines(stream: BinaryIO, problems: Problems) -> Iterator[bytes]:
+    """Lines that aren't blank, with their line feed where they have one; each held in bounded memory."""
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        problems.line += 1
+        if len(raw) > MAX_LINE_BYTES:
+            problems.add(f"lines of at most {MAX_LINE_BYTES} bytes", "a longer one")
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(MAX_LINE_BYTES)
+            continue
+        if problems.line == 1 and raw.startswith(b"\xef\xbb\xbf"):
+            problems.add("UTF-8 without a byte-order mark", raw)
+            raw = raw[3:]
+        if raw.strip():
+            yield raw
+        if not raw.endswith(b"\n"):
+            return  # its rest, should a writer add it now, must not be taken for a line
+
+
+def parse(raw: bytes) -> tuple[Any, str | None]:
+    """A line's JSON value, or None and what was expected of it. No NaN, no number beyond a double's range."""
+    try:
+        text = raw.decode("utf-8")
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if "\\ud" in text.lower():  # half a surrogate pair could not be printed or stored: it becomes "?"
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except UnicodeDecodeError:
+        return None, "UTF-8"
+    except (ValueError, RecursionError):
+        return None, "one whole JSON object with finite numbers"
+    return value, None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def header_fields(record: dict[str, Any], problems: Problems) -> dict[str, Any] | None:
+    """The arguments of `Run` that a header line gives; None, and told, where it has no schema version."""
+    schema = whole(record.get("isoflop"))
+    if not schema:
+        problems.add('a schema version in the header\'s "isoflop"', record.get("isoflop"))
+        return None
+    if schema > SCHEMA_VERSION:
+        problems.add(f"a schema up to {SCHEMA_VERSION}, so upgrade isoflop (what it knows was read)", schema)
+    # Bounded as the writer bounds it: a stranger's nesting would break what compares or prints it.
+    record = {key: json_safe(value, max_items=2000, hide_secrets=False) for key, value in record.items()}
+    header: dict[str, Any] = {"schema": schema, "extra": {k: v for k, v in record.items() if k not in _KNOWN}}
+    for names, kind, expected in ((_TEXTS, str, "a text"), (_OBJECTS, dict, "an object")):
+        for name in names:
+            value = record.get(name)
+            if isinstance(value, kind):
+                header[name] = value
+            elif value is not None:
+                problems.add(f"{name} to be {expected}", value)
+    for name in ("versions", "loss_units"):
+        header[name] = _items(name, record.get(name), _text, problems)
+    header["parameters"] = _items("parameters", record.get("parameters"), whole, problems, unknown=True)
+    if "run_id" not in header:
+        problems.add("a run_id in the header", record.get("run_id"))
+        header["run_id"] = Path(problems.path).stem.removeprefix("isoflop-")
+    return header
+
+
+def point_from(record: dict[str, Any], problems: Problems) -> Point | None:
+    """A line's point without the values that can't be right, each told; None without a step."""
+    step = step_of(record, problems)
+    if step is None:
+        return None
+    values: dict[str, Any] = {"step": step}
+    for name, convert in _CONVERT.items():
+        value = record.get(name)
+        if value is None:
+            continue
+        values[name] = convert(value)
+        if values[name] is None:
+            problems.add(f"{name} to be a number in its range", value)
+    if values.get("interval_steps") is None:
+        values["interval_steps"] = 1
+    for name in ("losses", "extra"):
+        values[name] = _items(name, record.get(name), _number, problems, unknown=True)
+    values["nonfinite"] = _items("nonfinite", record.get("nonfinite"), _kind, problems)
+    return Point(**values)
+
+
+def step_of(record: dict[str, Any], problems: Problems) -> int | None:
+    """The line's step; None, and told, where it has none."""
+    step = whole(record.get("step"))
+    if step is None or step > _MAX_STEP:
+        problems.add("a step (a whole number from 0)", record.get("step"))
+        return None
+    return step
+
+
+def whole(value: object) -> int | None:
+    """A count from 0 to `MAX_INT`, also one that another tool wrote as 1e21; else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if 0 <= value <= MAX_INT and value % 1 == 0 else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
+
+
+def _mean(value: object) -> int | float | None:
+    number = _number(value)
+    return whole(value) if isinstance(value, int) else number if number is not None and number >= 0 else None
+
+
+def _seconds(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and 0 <= number <= _MAX_SECONDS else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _kind(value: object) -> str | None:
+    return value if isinstance(value, str) and value in ("nan", "inf", "-inf") else None
+
+
+_CONVERT: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd"), whole),
+    **dict.fromkeys(("time", "wall_time", "training_time"), _seconds),
+    "interval_steps": whole,
+    "batch_tokens": _mean,
+    "lr": _number,
+}
+
+
+def _items(
+    name: str, given: object, convert: Callable[[object], Any], problems: Problems, *, unknown: bool = False
+) -> dict[str, Any]:
+    """The items of an object whose values convert, the others told; nulls stay where `unknown`."""
+    if not isinstance(given, dict):
+        if given is not None:
+            problems.add(f"{name} to be an object", given)
+        return {}
+    kept: dict[str, Any] = {}
+    for key, value in given.items():
+        converted = None if value is None else convert(value)
+        if converted is not None or (unknown and value is None):
+            kept[key] = converted
+        elif value is not None:
+            problems.add(f"{name}[{key[:40]!a}] of another type or range", value)
+    return kept

@@ -1,0 +1,141 @@
+"""What a record holds: `Run` (one training run), `Point` (one moment of it); and the room's errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1  # the version this code writes; docs/record.md says what it holds
+
+Status = Literal["running", "completed", "interrupted"]
+
+
+class RecordError(ValueError):
+    """A record can't be written or read; the text says what was expected, what came and what to do."""
+
+
+class RecordBusy(RecordError):
+    """Another process is writing this record: start a file of your own."""
+
+
+class RecordMismatch(RecordError):
+    """The record is of another model: start a file of your own."""
+
+
+class RecordFinished(RecordError):
+    """The record ended beyond the step to resume: start a branch, with `parent={"run_id", "step"}`.
+
+    Attributes:
+        run_id: the finished run's name.
+        step: its last optimizer step.
+    """
+
+    def __init__(self, message: str, run_id: str, step: int) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One moment of a run. Counts are cumulative since the run began; unknown is None.
+
+    Losses go by name (`train`, `eval/<set>` …), in nats per loss token unless `Run.loss_units` says
+    otherwise. A loss of NaN or ±inf becomes None in `losses` and its name goes to `nonfinite`; any other
+    number that is not finite becomes None. So a point holds finite numbers only, and equals itself read back.
+
+    >>> point = Point(step=10, tokens=4096, padding=96, losses={"train": float("nan")})
+    >>> point.data_tokens, point.losses, point.nonfinite
+    (4000, {'train': None}, {'train': 'nan'})
+    """
+
+    step: int  # optimizer steps done
+    tokens: int | None = None  # tokens processed (what the compute was spent on), padding included
+    padding: int | None = None  # of them padding, by the attention mask; 0 where there is none
+    loss_tokens: int | None = None  # labels that counted in the loss
+    flops: int | None = None  # model FLOPs, measured count (1 multiply-add = 2 FLOPs, no recomputation)
+    flops_hardware: int | None = None  # FLOPs with recomputation
+    flops_6nd: int | None = None  # 6 · N non-embedding · tokens processed
+    losses: Mapping[str, float | None] = field(default_factory=dict)  # nats per loss token
+    nonfinite: Mapping[str, str] = field(default_factory=dict)  # "nan", "inf" or "-inf" by loss
+    lr: float | None = None  # learning rate of the last step (the first parameter group's)
+    batch_tokens: int | float | None = None  # mean tokens processed per optimizer step over the interval
+    interval_steps: int = 1  # optimizer steps averaged into losses["train"]
+    time: float | None = None  # unix seconds
+    wall_time: float | None = None  # seconds since the run began, all attempts, without the gaps between them
+    training_time: float | None = None  # seconds: wall_time less evaluation, checkpoints, compilation
+    extra: Mapping[str, float | None] = field(default_factory=dict)  # later fields (mfu, …)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        bad = {name: _name(loss) for name, loss in self.losses.items() if not _finite(loss)}
+        if bad:
+            put("losses", {name: None if name in bad else loss for name, loss in self.losses.items()})
+            put("nonfinite", {**self.nonfinite, **bad})
+        for name in ("lr", "batch_tokens", "time", "wall_time", "training_time"):
+            if not _finite(getattr(self, name)):
+                put(name, None)
+        if not all(map(_finite, self.extra.values())):
+            put("extra", {name: value if _finite(value) else None for name, value in self.extra.items()})
+
+    @property
+    def data_tokens(self) -> int | None:
+        """D of the laws: tokens processed less padding. None where either is unknown."""
+        return None if self.tokens is None or self.padding is None else self.tokens - self.padding
+
+    def merged(self, later: Point) -> Point:
+        """This point and a later line of its step: the later one wins, what it leaves out stays."""
+        known = {f.name: value for f in fields(later) if (value := getattr(later, f.name)) is not None}
+        if "train" not in later.losses:  # an evaluation's line says nothing of the training interval
+            known["interval_steps"] = self.interval_steps
+        nonfinite = {name: kind for name, kind in self.nonfinite.items() if name not in later.losses}
+        known["losses"] = {**self.losses, **later.losses}
+        known["nonfinite"] = {**nonfinite, **later.nonfinite}
+        known["extra"] = {**self.extra, **later.extra}
+        return replace(self, **known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run as its record tells it: the header's fields, then its points by step."""
+
+    run_id: str
+    name: str = ""
+    created: str = ""  # ISO 8601, UTC
+    schema: int = SCHEMA_VERSION
+    framework: str | None = None  # "lightning", "transformers", "loop" …
+    model: dict[str, Any] = field(default_factory=dict)  # class, config …
+    parameters: dict[str, int | None] = field(default_factory=dict)  # N by convention: total, non_embedding …
+    parameters_method: str | None = None  # how N was counted
+    optimizer: dict[str, Any] | None = None
+    planned: dict[str, Any] = field(default_factory=dict)  # steps, tokens, schedule …
+    tokenizer: str | None = None
+    data: str | None = None
+    git: dict[str, Any] | None = None  # commit, dirty, branch
+    versions: dict[str, str] = field(default_factory=dict)
+    device: dict[str, Any] = field(default_factory=dict)
+    counting: dict[str, Any] = field(default_factory=dict)  # method and conventions of the FLOP count
+    loss_units: dict[str, str] = field(default_factory=dict)  # by loss name; absent: nats per loss token
+    parent: dict[str, Any] | None = None  # {"run_id", "step"}: branched from another run's checkpoint
+    options: dict[str, Any] = field(default_factory=dict)  # isoflop's options of this run
+    extra: dict[str, Any] = field(default_factory=dict)  # header keys this version doesn't know
+    points: tuple[Point, ...] = ()  # by step, resumes applied
+    status: Status = "running"  # "running": no end line, so still running, or killed
+    end: dict[str, Any] | None = None  # the last end line: step, status, time, totals; None while running
+    attempts: int = 1  # 1 + resumes
+    problems: tuple[str, ...] = ()  # what the reader had to repair or skip
+    path: str | None = None
+
+
+def _finite(value: float | None) -> bool:
+    # An int is finite by itself; math.isfinite would overflow on one beyond 1e308.
+    return value is None or isinstance(value, int) or math.isfinite(value)
+
+
+def _name(value: float | None) -> str:
+    assert value is not None
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"

@@ -1,0 +1,156 @@
+"""Writes one run's record: opens it (new, gone on with, or a branch), thins its points, averages their losses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.guard import Guard, declare
+from isoflop.record import Point, RecordError, RecordLog, Status, due, new_run_id, record_path
+
+RECORD = declare("writing the record", "no further points are recorded")
+
+
+class Recorder:
+    """The record of a run on the rank that writes; on the others it keeps the same books and writes nothing.
+
+    Args:
+        folder: where a new record goes.
+        named: the user named `folder`, so an earlier record elsewhere is not gone on with.
+        writes: whether this process writes.
+    """
+
+    def __init__(self, folder: Path, *, named: bool, writes: bool, guard: Guard) -> None:
+        self.folder = folder
+        self._named = named
+        self._writes = writes
+        self._guard = guard
+        self._log: RecordLog | None = None
+        self._earlier: dict[str, Any] | None = None
+        self._last: Point | None = None
+        # since the last point: sum of losses, how many, and its step; and how many log steps there were
+        self._loss_sum, self._losses, self._since, self._intervals = 0.0, 0, 0, 0
+
+    @property
+    def wants_header(self) -> bool:
+        """Whether `open` is still to be called."""
+        return self._writes and self._log is None and self._guard.open(RECORD)
+
+    def open(self, header: Callable[[], dict[str, Any]], step: int) -> None:
+        """Open the record; `step`: optimizer steps done when this attempt began."""
+        with self._guard.part(RECORD):
+            self._log = open_record(
+                self.folder,
+                header(),
+                earlier=self._earlier,
+                step=step,
+                named=self._named,
+                say=self._guard.once,
+            )
+
+    def add(self, loss_sum: float, losses: int) -> None:
+        """Losses that belong to the next point."""
+        self._loss_sum += loss_sum
+        self._losses += losses
+
+    def interval(self, point: Point) -> None:
+        """A log step: writes the point, with the mean loss since the last one, if the cadence is due."""
+        self._intervals += 1
+        if due(self._intervals):
+            self._train_point(point)
+
+    def evaluation(self, name: str, loss: float, point: Point) -> None:
+        """The loss of an evaluation set, beside the training loss where that was just recorded."""
+        if self._last is not None and self._last.step == point.step:
+            point = replace(self._last, nonfinite={})
+        self._write(replace(point, losses={f"eval/{name}": loss}))
+
+    def end(self, point: Point, status: Status) -> None:
+        """The last point, unless it is there, and the totals."""
+        if point.step > self._since and self._losses:
+            self._train_point(point)
+        elif self._last is None or point.step > self._last.step:
+            self._write(replace(point, interval_steps=0))
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                totals = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
+                times = ("wall_time", "training_time")
+                self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
+                self._log.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        name = self._earlier
+        if self._log is not None:
+            name = {"run_id": self._log.run_id, "path": str(self._log.path.resolve())}
+        return {"record": name, "window": [self._loss_sum, self._losses, self._since, self._intervals]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`, before `open`."""
+        self._earlier = state["record"]
+        loss_sum, losses, since, intervals = state["window"]
+        self._loss_sum, self._losses = float(loss_sum), int(losses)
+        self._since, self._intervals = int(since), int(intervals)
+
+    def _train_point(self, point: Point) -> None:
+        losses = {"train": self._loss_sum / self._losses} if self._losses else {}
+        self._last = replace(point, losses=losses, interval_steps=point.step - self._since)
+        self._loss_sum, self._losses, self._since = 0.0, 0, point.step
+        self._write(self._last)
+
+    def _write(self, point: Point) -> None:
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._log.point(point)
+
+
+def open_record(
+    folder: Path,
+    header: dict[str, Any],
+    *,
+    earlier: dict[str, Any] | None,
+    step: int,
+    named: bool,
+    say: Callable[[str], None],
+) -> RecordLog:
+    """Open a record for writing.
+
+    Args:
+        folder: where a new record goes.
+        header: its header.
+        earlier: {"run_id", "path"} from the checkpoint that training resumed from; None: a new run.
+        step: optimizer steps done in that checkpoint.
+        named: the user named `folder`, so an earlier record elsewhere is not gone on with.
+        say: gets a sentence where the record is not simply gone on with.
+
+    Returns:
+        The earlier record, if it can be gone on with; else a new one, whose header names the earlier run as `parent`
+        (a branch: that run had completed beyond `step`, or another process writes it, or it is of another model).
+
+    Raises:
+        RecordError: `folder` can't be written.
+    """
+    if earlier is None:
+        return RecordLog.create(folder, new_run_id(), header)
+    here = record_path(folder, earlier["run_id"])
+    candidates = [here] if named else [Path(earlier["path"]), here]
+    path = next((path for path in candidates if os.path.exists(path)), None)
+    if path is None:
+        reason = f"There is no record of the earlier run {earlier['run_id']} in {folder}."
+    else:
+        try:
+            log = RecordLog.resume(path, step, expected=header)
+        except RecordError as error:
+            reason = str(error)
+        else:
+            for message in log.messages:
+                say(message)
+            return log
+    log = RecordLog.create(
+        folder, new_run_id(), {**header, "parent": {"run_id": earlier["run_id"], "step": step}}
+    )
+    say(f"{reason} The run goes on from step {step:,} in a record of its own: {log.path}")
+    return log

@@ -1,0 +1,67 @@
+"""What an adapter tells the `Monitor` about the run: the trainer's plan, and where numbers are to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from isoflop.show.axes import AxisPoint
+
+
+class Sink(Protocol):
+    """Where scalars go: a trainer's loggers, a TensorBoard writer. `boundary` is its name in `guard.BOUNDARIES`."""
+
+    boundary: str
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Scalars against the optimizer step, and the points on compute axes (TensorBoard's alone)."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """One run as its trainer describes it.
+
+    Attributes:
+        framework: "lightning", "transformers" or "loop".
+        record_dir: the default folder of the record.
+        log_every: the default interval, in optimizer steps.
+        logs_itself: the trainer decides when to log (it calls `Monitor.log`), not the interval.
+        together: every rank makes the same calls at the same steps, so that an evaluation may sum over ranks.
+        total_steps: planned optimizer steps; None: endless or unknown.
+        dtype: of the matrix products; None: to be seen at the first forward pass.
+        data_parallel: ranks with data of their own; None: all.
+        shifted_labels: the model shifts the labels itself (`count_tokens`).
+        say: prints the terminal's line.
+    """
+
+    framework: str = "loop"
+    record_dir: Path = Path("runs/isoflop")
+    log_every: int = 10
+    logs_itself: bool = False
+    together: bool = False
+    run_name: str | None = None
+    total_steps: int | None = None
+    optimizer: Any = None
+    schedule: str | None = None
+    accumulate: int | None = None
+    dtype: torch.dtype | None = None
+    precision: str | None = None
+    data_parallel: int | None = None
+    tokenizer: str | None = None
+    data: str | None = None
+    shifted_labels: bool = False
+    sinks: list[Sink] = field(default_factory=list)
+    say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
+
+    def learning_rate(self) -> Any:
+        """Learning rate of the first parameter group: a number, or a tensor that stays on its device."""
+        groups = getattr(self.optimizer, "param_groups", None)
+        return groups[0]["lr"] if groups else None

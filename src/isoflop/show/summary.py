@@ -1,0 +1,93 @@
+"""A table of runs for the terminal: N by convention, compute by both counts, tokens, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from isoflop.record import Run
+
+
+def print_summary(runs: Iterable[Run]) -> None:
+    """Print a table of recorded runs, the smallest compute first.
+
+    Args:
+        runs: as `isoflop.read_runs(folder)` gives them; one without a point gets a row of dashes.
+    """
+    from rich.console import Console
+
+    Console().print(summary_table(runs))
+
+
+def summary_table(runs: Iterable[Run]) -> Any:
+    """The table as a `rich.table.Table`."""
+    from rich.table import Table
+
+    table = Table(title="Where the compute went")
+    table.add_column("run")
+    for name in (
+        "N total",
+        "N non-emb.",
+        "+ head",
+        "tokens D",
+        "D/N",
+        "C measured",
+        "C = 6ND",
+        "train loss",
+        "eval loss",
+        "MFU",
+    ):
+        table.add_column(name, justify="right")
+    for run in sorted(runs, key=lambda run: (run.points[-1].flops or 0) if run.points else 0):
+        table.add_row(*summary_row(run))
+    table.caption = (
+        "D/N: tokens per parameter (non-embedding + head) · C in FLOPs, forward and backward · losses in nats per "
+        "token, the last recorded"
+    )
+    return table
+
+
+def summary_row(run: Run) -> list[str]:
+    """One run's cells; unknown is a dash."""
+    last = run.points[-1] if run.points else None
+    tokens = None if last is None else last.data_tokens
+    with_head = run.parameters.get("non_embedding_with_head")
+    return [
+        run.name or run.run_id,
+        _count(run.parameters.get("total")),
+        _count(run.parameters.get("non_embedding")),
+        _count(with_head),
+        _count(tokens),
+        f"{tokens / with_head:.3g}" if tokens is not None and with_head else "–",
+        _flops(None if last is None else last.flops),
+        _flops(None if last is None else last.flops_6nd),
+        _loss(run, "train"),
+        _loss(run, "eval/"),
+        _share(run, "mfu"),
+    ]
+
+
+def _loss(run: Run, prefix: str) -> str:
+    for point in reversed(run.points):
+        for name, loss in point.losses.items():
+            if name.startswith(prefix):
+                return "–" if loss is None else f"{loss:.3f}"
+    return "–"
+
+
+def _share(run: Run, name: str) -> str:
+    values = [value for point in run.points if (value := point.extra.get(name)) is not None]
+    return f"{values[-1]:.1%}" if values else "–"
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "–"
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return str(value)
+
+
+def _flops(value: int | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

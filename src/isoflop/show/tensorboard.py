@@ -1,0 +1,39 @@
+"""TensorBoard scalars by a writer of our own, where the trainer's can't be reached (plain loops, Hugging Face)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.guard import declare
+from isoflop.show.axes import AxisPoint
+
+TENSORBOARD = declare("TensorBoard", "no further scalars in TensorBoard")
+
+
+class TensorBoardSink:
+    """Writes event files into `folder`, from the first write on."""
+
+    boundary = TENSORBOARD
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Scalars against the optimizer step, losses against compute."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        for point in axes:
+            self._writer.add_scalar(point.tag, point.value, point.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()

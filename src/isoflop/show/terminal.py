@@ -1,0 +1,36 @@
+"""One line an interval for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+def interval_line(step: int, scalars: Mapping[str, float]) -> str:
+    """What a user reads while the model trains; unknown numbers are left out.
+
+    >>> interval_line(1200, {"isoflop/loss": 2.4131, "isoflop/tokens_per_second_per_device": 10050.2,
+    ...     "isoflop/tflops_per_device": 315.2, "isoflop/mfu": 0.318, "isoflop/goodput": 0.94})
+    'step 1,200 · loss 2.413 · 10,050 tok/s/device · 315 TFLOP/s · MFU 31.8% · goodput 94%'
+    """
+    parts = [f"step {step:,}"]
+    loss = scalars.get("isoflop/loss")
+    if loss is not None:
+        parts.append(f"loss {loss:.3f}" if math.isfinite(loss) else f"loss {loss}")
+    speed = scalars.get("isoflop/tokens_per_second_per_device")
+    if speed is not None:
+        parts.append(f"{speed:,.0f} tok/s/device")
+    rate = scalars.get("isoflop/tflops_per_device")
+    if rate is not None:
+        parts.append(f"{_short(rate)} TFLOP/s")
+    mfu = scalars.get("isoflop/mfu")
+    if mfu is not None:
+        parts.append(f"MFU {mfu:.1%}")
+    goodput = scalars.get("isoflop/goodput")
+    if goodput is not None:
+        parts.append(f"goodput {goodput:.0%}")
+    return " · ".join(parts)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,244 @@
+"""Peaks: names as torch reports them, figures as the datasheets print them, unknown is None."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.observe import peaks
+from isoflop.observe.peaks import DTYPES, Peak, known_devices, lookup_peak
+
+# (reported name, dtype, dense TFLOP/s). A figure that the vendor prints with sparsity, or for two devices,
+# stands here as it is printed, and is halved in sight.
+KNOWN = [
+    ("Tesla V100-SXM2-16GB", "float16", 125),
+    ("Tesla V100-SXM2-32GB", "float32", 15.7),
+    ("Tesla V100-PCIE-16GB", "float16", 112),
+    ("Tesla V100S-PCIE-32GB", "float32", 16.4),
+    ("Tesla T4", "float16", 65),
+    ("NVIDIA A10", "bfloat16", 125),
+    ("NVIDIA A10G", "bfloat16", 70),
+    ("NVIDIA A30", "bfloat16", 165),
+    ("NVIDIA A40", "bfloat16", 149.7),
+    ("A100-SXM4-40GB", "bfloat16", 312),  # an older driver
+    ("NVIDIA A100-SXM4-80GB", "bfloat16", 312),
+    ("NVIDIA A100-SXM4-80GB", "tf32", 156),
+    ("NVIDIA A100-SXM4-80GB", "float32", 19.5),
+    ("NVIDIA A100-PCIE-40GB", "bfloat16", 312),
+    ("NVIDIA A100 80GB PCIe", "bfloat16", 312),
+    ("NVIDIA A800-SXM4-80GB", "bfloat16", 312),
+    ("NVIDIA A800 80GB PCIe", "float16", 312),
+    ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+    ("NVIDIA H100 80GB HBM3", "float8", 1978.9),
+    ("NVIDIA H100 PCIe", "bfloat16", 756),
+    ("NVIDIA H100 NVL", "bfloat16", 1671 / 2),  # Lightning 2.6.6: 1978.8
+    ("NVIDIA H100 NVL", "float8", 3341 / 2),
+    ("NVIDIA H800", "bfloat16", 1979 / 2),
+    ("NVIDIA H800 PCIe", "bfloat16", 1513 / 2),
+    ("NVIDIA H20", "bfloat16", 148),
+    ("NVIDIA H200", "bfloat16", 1979 / 2),  # Lightning 2.6.6: None
+    ("NVIDIA H200 NVL", "bfloat16", 1671 / 2),
+    ("NVIDIA GH200 480GB", "bfloat16", 1979 / 2),
+    ("NVIDIA GH200 120GB", "float8", 3958 / 2),
+    ("NVIDIA GH200 144G HBM3e", "tf32", 989 / 2),
+    ("NVIDIA B200", "bfloat16", 4500 / 2),
+    ("NVIDIA B200", "float8", 9000 / 2),
+    ("NVIDIA B300 SXM6 AC", "bfloat16", 4500 / 2),
+    ("NVIDIA GB200", "bfloat16", 5000 / 2),
+    ("NVIDIA GB300", "float8", 10000 / 2),
+    ("NVIDIA L4", "bfloat16", 242 / 2),
+    ("NVIDIA L4", "float8", 485 / 2),
+    ("NVIDIA L40", "bfloat16", 181.05),
+    ("NVIDIA L40S", "bfloat16", 362.05),  # Lightning 2.6.6: 121, the L4's
+    ("NVIDIA RTX A6000", "bfloat16", 154.8),  # Lightning 2.6.6: 38.7, the float32 figure
+    ("NVIDIA GeForce RTX 3090", "bfloat16", 71),
+    ("NVIDIA GeForce RTX 4090", "float16", 165.2),
+    ("NVIDIA GeForce RTX 4090", "float32", 82.6),
+    ("NVIDIA GeForce RTX 5090", "bfloat16", 209.5),
+    ("GeForce RTX 3090", "tf32", 35.6),
+    ("AMD Instinct MI210", "bfloat16", 181),
+    ("AMD Instinct MI250X", "bfloat16", 383 / 2),  # one GCD
+    ("AMD Instinct MI250X", "float32", 95.7 / 2),
+    ("AMD Instinct MI300A", "bfloat16", 980.6),
+    ("AMD Instinct MI300X", "bfloat16", 1307.4),
+    ("AMD Instinct MI300X", "tf32", 653.7),
+    ("AMD Instinct MI300X VF", "float8", 2614.9),
+    ("AMD Instinct MI325X", "bfloat16", 1307.4),
+    ("AMD Instinct MI350X", "bfloat16", 2306.9),
+    ("AMD Instinct MI355X", "bfloat16", 2516.6),
+    ("AMD INSTINCT MI355X", "float8", 5033.2),
+    ("TPU v3", "bfloat16", 123 / 2),  # one core
+    ("v3-8", "bfloat16", 123 / 2),
+    ("TPU v4", "bfloat16", 275),
+    ("TPU v5 lite", "bfloat16", 197),
+    ("v5litepod-16", "bfloat16", 197),
+    ("TPU v5", "bfloat16", 459),
+    ("v5p-8", "bfloat16", 459),
+    ("TPU v6 lite", "bfloat16", 918),
+    ("TPU7x", "bfloat16", 2307 / 2),  # one of two devices a chip
+    ("tpu7x-8", "float8", 4614 / 2),
+]
+
+UNKNOWN = [
+    # what only resembles a listed device
+    ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "bfloat16"),
+    ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "bfloat16"),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16"),
+    ("NVIDIA GeForce RTX 3090 Ti", "bfloat16"),
+    ("NVIDIA GeForce RTX 4090 D", "bfloat16"),
+    ("NVIDIA GeForce RTX 5090 D v2", "bfloat16"),
+    ("NVIDIA RTX 6000 Ada Generation", "bfloat16"),  # not an RTX A6000
+    ("NVIDIA RTX A5000", "bfloat16"),
+    ("Quadro RTX 6000", "float16"),
+    ("NVIDIA A100-SXM-64GB", "bfloat16"),  # Leonardo's own part
+    ("NVIDIA A100X", "bfloat16"),
+    ("GRID A100-10C", "bfloat16"),
+    ("NVIDIA A10-24Q", "bfloat16"),
+    ("NVIDIA A10M", "bfloat16"),
+    ("NVIDIA A16", "bfloat16"),
+    ("NVIDIA A2", "bfloat16"),
+    ("NVIDIA A800 40GB Active", "bfloat16"),
+    ("NVIDIA T4G", "float16"),
+    ("Tesla V100-FHHL-16GB", "float16"),
+    ("NVIDIA H100", "bfloat16"),
+    ("NVIDIA H800 NVL", "bfloat16"),
+    ("NVIDIA H20-3e", "bfloat16"),
+    ("NVIDIA L20", "bfloat16"),
+    ("NVIDIA L40G", "bfloat16"),
+    ("NVIDIA GB10", "bfloat16"),
+    ("NVIDIA Graphics Device", "bfloat16"),
+    ("AMD Instinct MI250X/MI250", "bfloat16"),  # either
+    ("AMD Instinct MI300X HF", "bfloat16"),
+    ("AMD Instinct MI308X", "bfloat16"),
+    ("AMD Radeon Graphics", "bfloat16"),
+    ("TPU v4 lite", "bfloat16"),
+    ("TPU v2", "bfloat16"),
+    ("v5", "bfloat16"),  # v5e or v5p?
+    ("cpu", "float32"),
+    ("", "bfloat16"),
+    # known devices in a dtype without a known rate
+    ("Tesla T4", "bfloat16"),  # emulated
+    ("Tesla V100-SXM2-16GB", "bfloat16"),
+    ("Tesla V100-SXM2-16GB", "tf32"),
+    ("NVIDIA A100-SXM4-80GB", "float8"),
+    ("NVIDIA GeForce RTX 5090", "float8"),  # two rates are printed
+    ("AMD Instinct MI355X", "tf32"),  # emulated
+    ("TPU v4", "float32"),
+    ("NVIDIA H100 80GB HBM3", "float64"),
+    ("NVIDIA H100 80GB HBM3", "int8"),
+    ("NVIDIA H100 80GB HBM3", "bf16"),
+    ("NVIDIA H100 80GB HBM3", ""),
+]
+
+ROWS = [(f"{vendor} {row[0]}", prefix, *row[1:]) for vendor, prefix, rows in peaks._VENDORS for row in rows]
+
+
+@pytest.mark.parametrize(("name", "dtype", "tflops"), KNOWN)
+def test_reported_name_gives_datasheet_figure(name: str, dtype: str, tflops: float) -> None:
+    peak = lookup_peak(name, dtype)
+    assert peak is not None
+    assert peak.dtype == dtype
+    assert peak.flops_per_second == pytest.approx(tflops * 1e12, rel=1e-9)
+    assert peak.flops_per_second == int(peak.flops_per_second)
+
+
+@pytest.mark.parametrize(("name", "dtype"), UNKNOWN)
+def test_unknown_is_none(name: str, dtype: str) -> None:
+    assert lookup_peak(name, dtype) is None
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in KNOWN}))
+def test_no_name_matches_two_rows(name: str) -> None:
+    matching = [row[0] for row in ROWS if re.fullmatch(f"{row[1]}({row[2]})", name, re.IGNORECASE | re.ASCII)]
+    assert len(matching) == 1
+
+
+@pytest.mark.parametrize("name", sorted({name for name, *_ in KNOWN}))
+@pytest.mark.parametrize("appended", [" MIG 1g.10gb", " Laptop GPU", " Ti", "X", "-24Q"])
+def test_anything_appended_makes_it_unknown(name: str, appended: str) -> None:
+    assert all(lookup_peak(name + appended, dtype) is None for dtype in DTYPES)
+
+
+def test_every_device_is_asked_for_above() -> None:
+    seen = {peak.device for name, dtype, _ in KNOWN if (peak := lookup_peak(name, dtype))}
+    assert seen == set(known_devices())
+    assert len(known_devices()) == len(seen)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=known_devices())
+def test_row_has_a_source_and_sane_figures(row: tuple[Any, ...]) -> None:
+    _, _, _, tflops, source = row
+    document = ("datasheet", "data sheet", "whitepaper", "product brief", "documentation")
+    assert any(word in source for word in document)
+    assert any(word in source for word in ("dense", "halved", "per chip"))
+    assert len(tflops) == len(DTYPES)
+    float32, tf32, float16, bfloat16, float8 = tflops
+    assert any(tflops)
+    assert all(rate > 0 for rate in tflops if rate is not None)
+    assert float16 in (bfloat16, None) or bfloat16 is None  # no device listed here runs them at two rates
+    ascending = [rate for rate in (float32, tf32, bfloat16 or float16, float8) if rate is not None]
+    assert ascending == sorted(ascending)
+    if float8 is not None and "v5p" not in row[0] and "v6e" not in row[0]:
+        assert float8 == pytest.approx(2 * bfloat16, rel=0.02)  # 2%: L40S's datasheet disagrees with itself
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_prefix(dtype: str) -> None:
+    peak = lookup_peak("NVIDIA L4", dtype)
+    assert peak is not None
+    assert lookup_peak("NVIDIA L4", f"torch.{dtype}") == peak
+
+
+@pytest.mark.parametrize("dtype", ["torch.float8_e4m3fn", "torch.float8_e5m2", "float8_e4m3fnuz"])
+def test_kinds_of_float8(dtype: str) -> None:
+    assert lookup_peak("NVIDIA L4", dtype) == lookup_peak("NVIDIA L4", "float8")
+    assert lookup_peak("NVIDIA L4", "torch.float8_e8m0fnu") is None  # a scale, not an operand
+
+
+def test_result_is_frozen_and_names_its_source() -> None:
+    peak = lookup_peak(" NVIDIA H200 \n", "bfloat16")
+    assert peak == Peak(
+        device="NVIDIA H200 SXM",
+        dtype="bfloat16",
+        flops_per_second=989.5e12,
+        source="NVIDIA H200 Tensor Core GPU datasheet: figures printed with sparsity, halved",
+    )
+    with pytest.raises(AttributeError):
+        peak.flops_per_second = 1.0  # type: ignore[misc]
+
+
+NAMES = st.one_of(
+    st.text(),
+    st.sampled_from([name for name, *_ in KNOWN]),
+    st.builds(lambda name, rest: name + rest, st.sampled_from([name for name, *_ in KNOWN]), st.text()),
+)
+
+
+@given(name=NAMES, dtype=st.one_of(st.text(), st.sampled_from(DTYPES)))
+def test_arbitrary_text_never_raises(name: str, dtype: str) -> None:
+    peak = lookup_peak(name, dtype)
+    assert peak is None or (peak.flops_per_second > 0 and peak.device in known_devices())
+
+
+def test_doctests() -> None:
+    outcome = doctest.testmod(peaks)
+    assert outcome.attempted >= 4
+    assert outcome.failed == 0
+
+
+def test_table_needs_no_torch() -> None:
+    code = (
+        "import importlib.util, sys; "
+        f"spec = importlib.util.spec_from_file_location('peaks', {peaks.__file__!r}); "
+        "module = importlib.util.module_from_spec(spec); sys.modules['peaks'] = module; "
+        "spec.loader.exec_module(module); assert module.lookup_peak('NVIDIA A100-SXM4-40GB', 'tf32'); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
