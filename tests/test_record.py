@@ -137,7 +137,7 @@ def test_killed_at_any_byte_it_loses_the_last_line_only(tmp_path: Path) -> None:
     whole, path = GOLDEN.read_bytes(), tmp_path / "isoflop-x.jsonl"
     header_size = whole.index(b"\n")
     known: dict[bytes, Any] = {}
-    for size in range(len(whole) + 1):
+    for size in [*range(0, header_size, 37), *range(header_size, len(whole) + 1)]:
         kept = whole[:size]
         path.write_bytes(kept)
         if size < header_size:
@@ -166,7 +166,7 @@ def test_a_torn_line_is_closed_and_told_on_resume(tmp_path: Path) -> None:
         log.close()
         run = read_run(path)
         assert [point.step for point in run.points] == [1, 2, 3, 4, 5]
-        assert run.points[-1].losses == {"train": 0.5}
+        assert (run.points[-1].losses, run.attempts) == ({"train": 0.5}, 2)
         assert cut == 1 or f"{path}:6: expected one whole JSON object" in run.problems[0]
 
 
@@ -207,9 +207,7 @@ def test_a_resume_supersedes_what_came_after_its_step(tmp_path: Path, status: An
 def test_a_finished_run_is_not_resumed_from_before_its_end(tmp_path: Path) -> None:
     path = a_record(tmp_path, status="completed")
     before = path.read_bytes()
-    with pytest.raises(
-        RecordFinished, match="completed at step 5; going on from step 3 is a branch"
-    ) as error:
+    with pytest.raises(RecordFinished, match="completed at step 5; going on from step 3 is a branch") as error:
         RecordLog.resume(path, 3)
     assert (error.value.run_id, error.value.step) == ("a", 5)
     assert path.read_bytes() == before
@@ -286,9 +284,7 @@ def test_writers_without_a_lock_do_not_tear_each_others_lines(tmp_path: Path) ->
     command = [sys.executable, "-c", code, str(path)]
     writers = [subprocess.Popen([*command, name], env=environment) for name in "xyz"]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
-    lines = (
-        path.read_bytes().split()
-    )  # one may take another's line in the making for a torn one: a blank line
+    lines = path.read_bytes().split()  # one may take another's line in the making for a torn one: a blank line
     texts = [json.loads(line).get("text") for line in lines]
     assert sorted(filter(None, texts)) == ["x" * 500] * 1000 + ["y" * 500] * 1000 + ["z" * 500] * 1000
 
@@ -354,6 +350,19 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="File exists"):
         RecordLog.create(tmp_path, "a", HEADER)
     assert steps(path) == [1, 2, 3, 4, 5]
+
+
+def test_whatever_is_written_is_strict_json(tmp_path: Path) -> None:
+    header = {"name": "half a pair \ud83d", "options": {"x": math.nan, "f": print, "hf_token": "hf_a"}}
+    log = RecordLog.create(tmp_path, "a", header)
+    log.event("note", text="x" * 10**6, wide=[["y" * 900] * 900] * 900)
+    log.point(Point(step=1, losses={"\ud83d": 1.0}))
+    log.close()
+    lines = log.path.read_bytes().splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) < 1 << 20
+    run = read_run(log.path)
+    assert (run.name, run.options) == ("half a pair ?", {"x": None, "f": "builtins.print", "hf_token": "…"})
+    assert (run.points[0].losses, run.problems) == ({"?": 1.0}, ())
 
 
 def test_run_ids_sort_by_time_and_differ() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.record import Point, RecordError, Run, read_run, read_runs
+from isoflop.record.lines import Problems, split_lines
 from test_record import GOLDEN, a_record, python
 
 HEADER = b'{"event":"header","isoflop":1,"run_id":"a"}\n'
@@ -89,6 +91,14 @@ def test_a_line_still_being_written_is_no_problem_before_the_end(tmp_path: Path)
     assert "one whole JSON" in read(tmp_path, HEADER, POINT, end, b'{"event":"po').problems[0]
 
 
+def test_the_rest_of_a_line_written_meanwhile_is_not_taken_for_a_line() -> None:
+    class Growing(io.BytesIO):
+        def readline(self, size: int | None = -1) -> bytes:
+            return super().readline(5)  # each call finds what was added since the last
+
+    assert list(split_lines(Growing(POINT), Problems("x"))) == [POINT[:5]]
+
+
 def test_problems_are_bounded(tmp_path: Path) -> None:
     run = read(tmp_path, HEADER, b"x\n" * 1000)
     assert len(run.problems) == 21
@@ -102,9 +112,7 @@ def test_two_lines_of_a_step_are_one_point(tmp_path: Path) -> None:
         b'{"event":"point","step":1,"tokens":9,"losses":{"eval/a":4}}\n',
     ]
     run = read(tmp_path, HEADER, *lines)
-    assert run.points == (
-        Point(step=1, tokens=9, lr=0.5, interval_steps=10, losses={"train": 3.0, "eval/a": 4.0}),
-    )
+    assert run.points == (Point(step=1, tokens=9, lr=0.5, interval_steps=10, losses={"train": 3.0, "eval/a": 4.0}),)
 
 
 def test_steps_that_go_back_without_a_resume_are_told_and_sorted(tmp_path: Path) -> None:

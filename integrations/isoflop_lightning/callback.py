@@ -104,9 +104,7 @@ class IsoFLOPMonitor(LightningCallback):
             calls.problem = "training_step multiplies by parameters outside of its modules' forward passes"
 
     @hook("Lightning: on_train_batch_end", _UNSEEN)
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
         monitor = self.monitor
         if monitor is None:
@@ -118,17 +116,13 @@ class IsoFLOPMonitor(LightningCallback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             # Lightning has divided it by the number of accumulated batches (not under manual optimization)
-            monitor.loss(
-                loss, float(trainer.accumulate_grad_batches) if pl_module.automatic_optimization else 1.0
-            )
+            monitor.loss(loss, float(trainer.accumulate_grad_batches) if pl_module.automatic_optimization else 1.0)
         step = trainer.global_step
         if step > self._step_before:
             monitor.step(advance=step - self._step_before)
             self._step_before = step
             if monitor.logged_now:
-                trainer.callback_metrics.update(
-                    {name: torch.tensor(value) for name, value in monitor.scalars.items()}
-                )
+                trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitor.scalars.items()})
 
     def _stop_listening(self) -> None:
         if self._listening is not None:
@@ -181,11 +175,7 @@ def evaluation_name(metric: str) -> str | None:
     ['val', 'val/c4', 'valid', None, None]
     """
     lowered = metric.lower()
-    if (
-        "loss" not in lowered
-        or not any(word in lowered for word in ("val", "eval", "test"))
-        or "isoflop/" in lowered
-    ):
+    if "loss" not in lowered or not any(word in lowered for word in ("val", "eval", "test")) or "isoflop/" in lowered:
         return None
     if "train" in lowered:
         return None

@@ -25,9 +25,7 @@ def describe_trainer(trainer: Any, warn: Callable[[str], None]) -> Setup:
     bar = getattr(trainer, "progress_bar_callback", None)
     schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
     sampler = (
-        trainer.strategy.distributed_sampler_kwargs
-        if hasattr(trainer.strategy, "distributed_sampler_kwargs")
-        else None
+        trainer.strategy.distributed_sampler_kwargs if hasattr(trainer.strategy, "distributed_sampler_kwargs") else None
     )
     return Setup(
         framework="lightning",

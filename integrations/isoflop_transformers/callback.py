@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 _UNSEEN = "the run is not observed from here on"
 
 
-class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class IsoFLOPCallback(TrainerCallback, ExportableState):
     """Counts a run's parameters, tokens and FLOPs, records loss against compute, writes TensorBoard by itself.
 
     Args:
@@ -42,7 +41,6 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
         self._unwatch = lambda: None
-        self._nonfinite: Any = 0
 
     # -- start and end -------------------------------------------------------------------------------------------
 
@@ -64,7 +62,9 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             monitor.expect(state.global_step)
         self.restored = None
         self._unwatch = watch(
-            model, lambda args, kwargs: monitor.forward(model, args, kwargs), self._look_at_loss
+            model,
+            lambda args, kwargs: monitor.forward(model, args, kwargs),
+            lambda output: self._look_at_loss(monitor, output),
         )
         self.monitor = monitor
         monitor.start()
@@ -79,11 +79,11 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     # -- a training step -----------------------------------------------------------------------------------------
 
     @hook("Hugging Face: the model's output", "a NaN loss that the Trainer filters out is not noticed")
-    def _look_at_loss(self, output: Any) -> None:
+    def _look_at_loss(self, monitor: Monitor, output: Any) -> None:
         loss = output.get("loss") if isinstance(output, dict) else None
         if isinstance(loss, torch.Tensor):
-            # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter): counted on the device, read at log steps
-            self._nonfinite = self._nonfinite + ~torch.isfinite(loss.detach())
+            # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); what it logs is believed unless these say NaN
+            monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
 
     @hook("Hugging Face: on_step_end", _UNSEEN)
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -113,15 +113,11 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.monitor.enter("checkpoint")
 
     @hook("Hugging Face: on_log", "nothing more is recorded or shown")
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """The interval's mean loss, gathered over ranks by the Trainer."""
         if self.monitor is None or logs is None or "loss" not in logs:
             return
-        loss = math.nan if int(self._nonfinite) else float(logs["loss"])
-        self._nonfinite = 0
-        self.monitor.log(loss)
+        self.monitor.log(float(logs["loss"]))
         if state.log_history:  # what `logs` becomes in trainer_state.json
             state.log_history[-1].update(self.monitor.scalars)
 
@@ -137,9 +133,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.monitor.leave("evaluation")
         for name, value in (metrics or {}).items():
             if name.startswith("eval_") and name.endswith("loss"):
-                self.monitor.evaluate(
-                    name.removeprefix("eval_").removesuffix("loss").strip("_") or "eval", value
-                )
+                self.monitor.evaluate(name.removeprefix("eval_").removesuffix("loss").strip("_") or "eval", value)
         if control.should_save:
             self.monitor.enter("checkpoint")
 

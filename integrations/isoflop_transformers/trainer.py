@@ -32,9 +32,7 @@ def describe_training(args: Any, state: Any, model: Any, given: Mapping[str, Any
         run_name=getattr(args, "run_name", None) or folder.resolve().name,
         total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
         optimizer=given.get("optimizer"),
-        schedule=None
-        if scheduler is None
-        else str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        schedule=None if scheduler is None else str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         accumulate=args.gradient_accumulation_steps,
         dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
@@ -53,7 +51,7 @@ def shifts_labels(model: Any) -> bool:
         return False
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return False
-    kind = getattr(model, "loss_type", None)
+    kind: str | None = getattr(model, "loss_type", None)
     if kind is None:  # GPT2LMHeadModel and its like have no type and get the causal loss by default
         return type(model).__name__.endswith("LMHeadModel")
     return LOSS_MAPPING.get(kind) is ForCausalLMLoss

@@ -16,9 +16,7 @@ from isoflop.options import Options
 from isoflop.record import git_state, library_versions
 from isoflop.setup import Setup
 
-CONVENTION = (
-    "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
-)
+CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
 
 
 def run_header(

@@ -148,9 +148,7 @@ class Monitor:
         """One loss to average over the interval (number or 0-dim tensor, not read before the next log step)."""
         self.observer.tally.add_loss(loss, scale)
 
-    def step(
-        self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1
-    ) -> None:
+    def step(self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1) -> None:
         """One optimizer step is done.
 
         Args:
@@ -185,15 +183,15 @@ class Monitor:
             return
         self.sync()
         total, count = self._loss
-        if train_loss is not None:
+        if train_loss is not None and math.isfinite(total):
             count = self.steps - self._logged.steps
             total = train_loss * count
-            self.recorder.add(total, count)
         self._loss = (0.0, 0)
+        self.recorder.add(total, count)
         loss = total / count if count else None
         if loss is not None and not math.isfinite(loss):
             self.guard.once(
-                "the training loss is %s in the interval that ends at step %d; it is recorded as null. Training goes on",
+                "the training loss is %s in the interval that ends at step %d; recorded as null. Training goes on",
                 loss,
                 self.steps,
             )
@@ -256,7 +254,6 @@ class Monitor:
         part, loss_sum, losses = self.observer.tally.drain(self.setup.data_parallel)
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + losses)
-        self.recorder.add(loss_sum, losses)
 
     # -- its end, and a checkpoint in between ------------------------------------------------------------------
 
@@ -269,6 +266,8 @@ class Monitor:
         self._unwatch()
         if completed and (self.setup.together or world_size() == 1):
             self.sync()
+            if not self.setup.logs_itself:
+                self.recorder.add(*self._loss)
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         for sink in self.setup.sinks:
             with self.guard.part(sink.boundary):
@@ -341,9 +340,7 @@ class Monitor:
             self.observer.settle(tokens)
 
     def _header(self) -> dict[str, Any]:
-        return run_header(
-            self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder
-        )
+        return run_header(self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder)
 
     @hook("seeing the device", "MFU is unknown")
     def _see_device(self) -> None:
@@ -374,9 +371,7 @@ class Monitor:
 
     def _point(self) -> Point:
         totals, parameters = self.totals, self.observer.parameters
-        extra = {
-            name: self.scalars[f"isoflop/{name}"] for name in _RATES if f"isoflop/{name}" in self.scalars
-        }
+        extra = {name: self.scalars[f"isoflop/{name}"] for name in _RATES if f"isoflop/{name}" in self.scalars}
         return Point(
             step=self.steps,
             tokens=totals.tokens_known,

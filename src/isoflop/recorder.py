@@ -149,8 +149,6 @@ def open_record(
             for message in log.messages:
                 say(message)
             return log
-    log = RecordLog.create(
-        folder, new_run_id(), {**header, "parent": {"run_id": earlier["run_id"], "step": step}}
-    )
+    log = RecordLog.create(folder, new_run_id(), {**header, "parent": {"run_id": earlier["run_id"], "step": step}})
     say(f"{reason} The run goes on from step {step:,} in a record of its own: {log.path}")
     return log

@@ -31,7 +31,7 @@ _PLAIN = (
 )
 
 
-class Uncountable(Exception):  # noqa: N818 - a reason, caught and said
+class Uncountable(Exception):
     """Why a forward pass can't be replayed on the meta device."""
 
 
@@ -116,7 +116,7 @@ def watch(module: nn.Module, before: Before, after: After | None = None) -> Call
                 after(output)
             return output
 
-        module._compiled_call_impl = wrapped  # type: ignore[assignment]
+        module._compiled_call_impl = wrapped
 
         def restore() -> None:
             module._compiled_call_impl = compiled

@@ -43,9 +43,7 @@ class FlopCount:
         return self.model - self.attention // 2
 
     def __add__(self, other: FlopCount) -> FlopCount:
-        return FlopCount(
-            self.model + other.model, self.hardware + other.hardware, self.attention + other.attention
-        )
+        return FlopCount(self.model + other.model, self.hardware + other.hardware, self.attention + other.attention)
 
     def __mul__(self, times: int) -> FlopCount:
         return FlopCount(self.model * times, self.hardware * times, self.attention * times)
@@ -79,9 +77,7 @@ FORMULAS: dict[Any, Formula] = {
 """Operators whose formula is ours: it goes before torch's."""
 
 _ATTENTION_KERNELS = {
-    operator
-    for operator in (*flop_registry, *FORMULAS)
-    if "attention" in str(operator) and "flex" not in str(operator)
+    operator for operator in (*flop_registry, *FORMULAS) if "attention" in str(operator) and "flex" not in str(operator)
 }
 _BATCHED_PRODUCTS = {aten.bmm, aten.baddbmm}
 
@@ -121,9 +117,7 @@ class FlopCounter(TorchDispatchMode):
                 return parts
         out = func(*args, **kwargs)
         in_backward = torch._C._current_graph_task_id() != -1
-        on_parameter = self._on_operator is not None and self._on_operator(
-            packet, args, kwargs, out, not in_backward
-        )
+        on_parameter = self._on_operator is not None and self._on_operator(packet, args, kwargs, out, not in_backward)
         if formula is not None:
             flops = int(formula(*args, **kwargs, out_val=out))
             # inside a backward pass only checkpointing's second forward runs with gradients enabled

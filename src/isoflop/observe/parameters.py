@@ -104,10 +104,10 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's module inside torch.compile's, DDP's and similar wrappers."""
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
 
@@ -143,9 +143,7 @@ def _by_type(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[set[str]
 def _from_getter(module: nn.Module, getter: str) -> list[Any]:
     try:
         found = getattr(module, getter)()
-    except (
-        Exception
-    ):  # Hugging Face's base class raises where a model has no such table; any other reason is alike
+    except Exception:  # Hugging Face's base class raises where a model has no such table; any other reason is alike
         return []
     return [found] if found is not None else []
 
@@ -179,7 +177,7 @@ def _expert_weights(module: nn.Module, prefix: str, experts: int) -> set[str]:
         if isinstance(inner, nn.ModuleList) and len(inner) == experts and "expert" in path:
             names |= {f"{dot}{name}" for name, _ in inner.named_parameters()}
         for name, parameter in inner.named_parameters(recurse=False):
-            if len(full_shape(parameter)) >= 2 and "expert" in f"{dot}{name}":
-                if full_shape(parameter)[0] == experts and len(full_shape(parameter)) >= 3:
-                    names.add(f"{dot}{name}")
+            shape = full_shape(parameter)
+            if len(shape) >= 3 and shape[0] == experts and "expert" in f"{dot}{name}":
+                names.add(f"{dot}{name}")
     return names

@@ -121,9 +121,7 @@ class StepObserver:
             self.tally.add_flops(self._without_measuring(processed, "no forward call of the model was seen"))
             if tokens is None:
                 self.tally.add_tokens(None)
-                self._say(
-                    "no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)"
-                )
+                self._say("no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)")
         self._pending.clear()
 
     def look_for_frozen_layers(self) -> None:
@@ -135,9 +133,7 @@ class StepObserver:
             self._calls.clear()
 
     def _count_trainable(self) -> int:
-        return (
-            0 if self.model is None else sum(parameter.requires_grad for parameter in self.model.parameters())
-        )
+        return 0 if self.model is None else sum(parameter.requires_grad for parameter in self.model.parameters())
 
     def _tokens(self, batch: Any) -> TokenCount | None:
         if self._tokens_fn is not None:
@@ -160,9 +156,7 @@ class StepObserver:
             known = self._measure(key, processed, wall_time)
         if known is not None:
             return known
-        return self._without_measuring(
-            processed, self._uncountable.get(key, "no forward call of the model was seen")
-        )
+        return self._without_measuring(processed, self._uncountable.get(key, "no forward call of the model was seen"))
 
     def _measure(self, key: Signature, processed: int | None, wall_time: float) -> FlopCount | None:
         assert self.model is not None
@@ -209,9 +203,7 @@ class StepObserver:
 
 def _describe(batch: Any) -> str:
     if isinstance(batch, Mapping):
-        return "a mapping of " + ", ".join(
-            f"{key}: {_describe(value)}" for key, value in list(batch.items())[:6]
-        )
+        return "a mapping of " + ", ".join(f"{key}: {_describe(value)}" for key, value in list(batch.items())[:6])
     if isinstance(batch, list | tuple):
         return f"a {type(batch).__name__} of ({', '.join(_describe(item) for item in batch[:6])})"
     shape = getattr(batch, "shape", None)

@@ -8,7 +8,7 @@ import torch
 
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.ranks import sum_over_ranks, world_size
-from isoflop.observe.tokens import Count, TokenCount
+from isoflop.observe.tokens import TokenCount
 
 Loss = float | int | torch.Tensor
 
@@ -53,6 +53,29 @@ class Totals:
         return asdict(self)
 
 
+class DeviceSum:
+    """A running sum of numbers and 0-dim tensors; the tensors' part stays on their device, one operation an addition.
+
+    What is added is read at once, in stream order: a CUDA graph may overwrite it at its next replay.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.number: float = 0
+        self.tensor: torch.Tensor | None = None
+        self._dtype = dtype
+
+    def add(self, value: Loss, scale: float = 1) -> None:
+        """Add `scale · value`."""
+        if not isinstance(value, torch.Tensor):
+            self.number += value * scale
+            return
+        value = value.detach()
+        if self.tensor is None or self.tensor.device != value.device:
+            self.number += 0 if self.tensor is None else self.tensor.item()
+            self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
+        self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
+
+
 class Tally:
     """This process's part since the last `drain`; device tensors are read there only, with one sync."""
 
@@ -61,9 +84,9 @@ class Tally:
 
     def _reset(self) -> None:
         self._counts = dict.fromkeys((field.name for field in fields(Totals)), 0)
-        self._padding: Count = 0
-        self._loss_tokens: Count = 0
-        self._loss_sum: Loss = 0.0
+        self._padding = DeviceSum(torch.int64)
+        self._loss_tokens = DeviceSum(torch.int64)
+        self._loss_sum = DeviceSum(torch.float32)  # a sum in bf16 would stop growing
         self._losses = 0
 
     def add_tokens(self, count: TokenCount | None) -> None:
@@ -72,11 +95,11 @@ class Tally:
             self._counts["without_tokens"] += 1
             return
         self._counts["processed"] += int(count.processed)
-        self._padding = self._padding + count.padding
+        self._padding.add(count.padding)
         if count.loss_tokens is None:
             self._counts["without_labels"] += 1
         else:
-            self._loss_tokens = self._loss_tokens + count.loss_tokens
+            self._loss_tokens.add(count.loss_tokens)
 
     def add_flops(self, count: FlopCount | None) -> None:
         """One (micro-)batch's FLOPs; None: unknown."""
@@ -89,9 +112,7 @@ class Tally:
 
     def add_loss(self, loss: Loss, scale: float = 1.0) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device."""
-        if isinstance(loss, torch.Tensor):
-            loss = loss.detach().float()  # a sum in bf16 would stop growing
-        self._loss_sum = self._loss_sum + (loss if scale == 1.0 else loss * scale)
+        self._loss_sum.add(loss, scale)
         self._losses += 1
 
     def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
@@ -104,9 +125,8 @@ class Tally:
                 are not counted twice); None: all.
         """
         counts, losses = self._counts, self._losses
-        counts["padding"], counts["loss_tokens"], loss_sum = _read(
-            self._padding, self._loss_tokens, self._loss_sum
-        )
+        padding, loss_tokens, loss_sum = read_sums(self._padding, self._loss_tokens, self._loss_sum)
+        counts["padding"], counts["loss_tokens"] = round(padding), round(loss_tokens)
         self._reset()
         integers, floats = sum_over_ranks(list(counts.values()), [loss_sum, losses])
         if data_parallel is not None and data_parallel < world_size():
@@ -114,20 +134,16 @@ class Tally:
         return Totals(**dict(zip(counts, integers, strict=True))), floats[0], round(floats[1])
 
 
-def _read(padding: Count, loss_tokens: Count, loss_sum: Loss) -> tuple[int, int, float]:
-    on_device = [value for value in (padding, loss_tokens, loss_sum) if isinstance(value, torch.Tensor)]
-    if len(on_device) < 2 or len({value.device for value in on_device}) > 1:
-        return int(padding), int(loss_tokens), float(loss_sum)
-    # a double holds these exactly up to 2^53 tokens, and three values cost one sync instead of three
-    read = iter(torch.stack([value.double().reshape(()) for value in on_device]).tolist())
-    values = [
-        next(read) if isinstance(value, torch.Tensor) else value for value in (padding, loss_tokens, loss_sum)
-    ]
-    return round(values[0]), round(values[1]), float(values[2])
+def read_sums(*sums: DeviceSum) -> list[float]:
+    """The values of several sums, with one sync for those on one device. Exact up to 2^53."""
+    tensors = [item.tensor for item in sums if item.tensor is not None]
+    if len({tensor.device for tensor in tensors}) == 1:
+        read = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+    else:
+        read = iter([tensor.item() for tensor in tensors])
+    return [item.number + (0 if item.tensor is None else next(read)) for item in sums]
 
 
 def added(total: Totals, part: Totals) -> Totals:
     """The sum of two."""
-    return Totals(
-        **{field.name: getattr(total, field.name) + getattr(part, field.name) for field in fields(Totals)}
-    )
+    return Totals(**{field.name: getattr(total, field.name) + getattr(part, field.name) for field in fields(Totals)})

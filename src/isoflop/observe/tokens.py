@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -38,8 +38,8 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
 
     Args:
         batch: a mapping with `input_ids` (int, [batch, time]) or `inputs_embeds` ([batch, time, width]), and
-            optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; a tuple or list whose first item
-            is an integer tensor of tokens, the second, if integers of the same shape, the labels; or that tensor.
+            optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; a tuple or list whose
+            first item is an integer tensor of tokens, the second, if integers of that shape, the labels; or a tensor.
         shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
             sequence is then no target.
 
@@ -63,7 +63,7 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
 def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount | None:
     tokens = batch.get("input_ids")
     if _holds_tokens(tokens):
-        processed = tokens.numel()  # type: ignore[union-attr]
+        processed = tokens.numel()
     else:
         embeds = batch.get("inputs_embeds")
         if not isinstance(embeds, torch.Tensor) or embeds.dim() != 3:
@@ -76,12 +76,12 @@ def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount
     labels = batch.get("shift_labels")
     if labels is None:
         labels = batch.get("labels", batch.get("targets"))
-        if shifted_labels and _holds_tokens(labels) and labels.dim() == 2:  # type: ignore[union-attr]
-            labels = labels[:, 1:]  # type: ignore[index]
+        if shifted_labels and _holds_tokens(labels) and labels.dim() == 2:
+            labels = labels[:, 1:]
     return TokenCount(processed, padding, _loss_tokens(labels) if _holds_tokens(labels) else None)
 
 
-def _holds_tokens(value: Any) -> bool:
+def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and value.dim() >= 1
 
 

@@ -47,12 +47,12 @@ class Twin:
         copy = self._copies.get(id(getattr(module, "_orig_mod", module)))
         if copy is None:
             raise KeyError(f"{type(module).__name__} is not part of the model that was copied")
-        return copy  # type: ignore[no-any-return]
+        return copy
 
     def _module(self, module: nn.Module) -> nn.Module:
         module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper: the twin runs eagerly
         if id(module) in self._copies:
-            return self._copies[id(module)]  # type: ignore[no-any-return]
+            return self._copies[id(module)]
         copy = module.__class__.__new__(module.__class__)
         self._remember(module, copy)
         state = dict(module.__dict__)
@@ -109,9 +109,7 @@ def untouched_randomness() -> Iterator[None]:
     import numpy as np
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = (
-        [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    )
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -66,9 +66,7 @@ class UseTracer:
         for name, parameter in parameters.items():
             self._tag(self._names, parameter, {name})
 
-    def __call__(
-        self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool
-    ) -> bool:
+    def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
         """Note one operator; True if an operand of a product is a parameter."""
         if not is_forward:
             return any(self._parameter_names(operand) for operand in args[_PRODUCTS.get(packet, slice(0, 0))])
@@ -79,8 +77,7 @@ class UseTracer:
         chain = frozenset().union(*(self._last.get(_storage(tensor), frozenset()) for tensor in inputs))
         matrices: frozenset[str] = frozenset()
         if packet in _PRODUCTS:
-            operands = [operand for operand in args[_PRODUCTS[packet]] if isinstance(operand, torch.Tensor)]
-            matrices = frozenset().union(*map(self._parameter_names, operands))
+            matrices = frozenset().union(*map(self._parameter_names, args[_PRODUCTS[packet]]))
             if matrices:
                 self.uses.product |= matrices
                 for earlier in chain:
@@ -113,9 +110,7 @@ class UseTracer:
             return frozenset()
         return self._names.get(_storage(tensor), frozenset())
 
-    def _tag(
-        self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]
-    ) -> None:
+    def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]) -> None:
         storage = _storage(tensor)
         tags[storage] = tags.get(storage, frozenset()) | names
         self._alive.append(tensor)  # a freed storage's number would be given out again

@@ -101,9 +101,7 @@ class RecordLog:
         return log
 
     @classmethod
-    def resume(
-        cls, path: str | os.PathLike[str], step: int, *, expected: dict[str, Any] | None = None
-    ) -> RecordLog:
+    def resume(cls, path: str | os.PathLike[str], step: int, *, expected: dict[str, Any] | None = None) -> RecordLog:
         """Go on with a record after its checkpoint of `step`: points beyond it are superseded.
 
         Args:
@@ -181,9 +179,7 @@ class RecordLog:
 
 def _check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:
     if run.schema > SCHEMA_VERSION:
-        raise RecordError(
-            f"{run.path} is of schema {run.schema}, expected {SCHEMA_VERSION}: upgrade isoflop to go on."
-        )
+        raise RecordError(f"{run.path} is of schema {run.schema}, expected {SCHEMA_VERSION}: upgrade isoflop to go on.")
     for part, key in (("model", "class"), ("parameters", "total")):
         want, found = (expected.get(part) or {}).get(key), getattr(run, part).get(key)
         if want is not None and found is not None and want != found:

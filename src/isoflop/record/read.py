@@ -39,9 +39,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         raise RecordError(f"Expected a record file that can be read at {text}, got: {error}.") from error
 
 
-def read_runs(
-    *paths_or_folders: str | os.PathLike[str], on_problem: Callable[[str], None] | None = None
-) -> list[Run]:
+def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[str], None] | None = None) -> list[Run]:
     """Read records: files as given, and of folders all that is below them (`isoflop-*.jsonl`).
 
     Args:

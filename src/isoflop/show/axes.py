@@ -33,9 +33,7 @@ class ComputeAxes:
             "isoflop/loss_vs_log10FLOPs_x1000": round(1000 * math.log10(flops)),
             "isoflop/loss_vs_GFLOPs": flops // 10**9,
         }
-        new = [
-            AxisPoint(tag, loss, step) for tag, step in steps.items() if self._last[tag] < step <= MAX_STEP
-        ]
+        new = [AxisPoint(tag, loss, step) for tag, step in steps.items() if self._last[tag] < step <= MAX_STEP]
         self._last.update({point.tag: point.step for point in new})
         return new
 

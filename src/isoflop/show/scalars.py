@@ -32,9 +32,7 @@ SCALARS: dict[str, Scalar] = {
     "isoflop/tflops_per_device": Scalar("TFLOP/s", "model FLOPs over training time, per device"),
     "isoflop/mfu": Scalar("1", "model FLOPs utilisation: TFLOP/s over the dense peak, attention in full"),
     "isoflop/mfu_causal": Scalar("1", "the same with attention counted half, as causal kernels compute it"),
-    "isoflop/goodput": Scalar(
-        "1", "training time over wall time (less evaluation, checkpoints, compilation)"
-    ),
+    "isoflop/goodput": Scalar("1", "training time over wall time (less evaluation, checkpoints, compilation)"),
 }
 
 AXES: dict[str, Scalar] = {
@@ -104,9 +102,7 @@ def interval_scalars(
     if processed is not None and steps > 0:
         values["isoflop/batch_tokens"] = (processed - before.totals.processed) / steps
     if processed is not None and seconds > 0:
-        values["isoflop/tokens_per_second_per_device"] = (
-            (processed - before.totals.processed) / seconds / devices
-        )
+        values["isoflop/tokens_per_second_per_device"] = (processed - before.totals.processed) / seconds / devices
     if flops is not None and seconds > 0:
         done = flops - before.totals.flops
         attention = totals.flops_attention - before.totals.flops_attention

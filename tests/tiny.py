@@ -1,0 +1,232 @@
+"""A tiny language model, its data and the three ways to train it, for the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from isoflop.record import Run, read_runs
+
+LENGTH, VOCABULARY, WIDTH = 16, 32, 16
+TOTALS = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
+
+
+class TinyLM(nn.Module):
+    """One attention and one feed-forward layer; `labels` are aligned with the logits."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.up = nn.Linear(WIDTH, 4 * WIDTH)
+        self.down = nn.Linear(4 * WIDTH, WIDTH)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        x = self.embedding(input_ids)
+        q, k, v = (part.unsqueeze(1) for part in self.qkv(x).chunk(3, -1))
+        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
+        x = x + self.dropout(self.down(F.gelu(self.up(x))))
+        logits = self.head(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def model(dropout: float = 0.0, seed: int = 1) -> TinyLM:
+    torch.manual_seed(seed)
+    return TinyLM(dropout)
+
+
+class Rows(Dataset[dict[str, torch.Tensor]]):
+    """Sequences of one length, with padding and with labels that are ignored; counts and FLOPs known by hand."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.ids = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
+        ends = torch.randint(LENGTH // 2, LENGTH + 1, (count, 1), generator=generator)
+        places = torch.arange(LENGTH)
+        self.mask = (places < ends).long()
+        self.labels = torch.where((places >= 2) & (places < ends - 1), self.ids.roll(-1, 1), -100)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "attention_mask": self.mask[index], "labels": self.labels[index]}
+
+    def totals(self) -> dict[str, int]:
+        """What training on each row once comes to, counted by hand."""
+        n, t, d = len(self), LENGTH, WIDTH
+        body = 3 * d * d + (4 * d * d + 4 * d) + (4 * d * d + d)
+        products = n * t * (2 * (3 * d * d + 8 * d * d + VOCABULARY * d)) + n * 2 * (2 * t * t * d)
+        return {
+            "tokens": n * t,
+            "padding": int((self.mask == 0).sum()),
+            "loss_tokens": int((self.labels != -100).sum()),
+            "flops": 3 * products,  # backward: twice the forward; the embedding needs no product
+            "flops_hardware": 3 * products,
+            "flops_6nd": 6 * body * n * t,
+        }
+
+
+def batches(rows: Rows, size: int) -> DataLoader[dict[str, torch.Tensor]]:
+    return DataLoader(rows, batch_size=size)
+
+
+def the_run(folder: Path) -> Run:
+    """The one record below a folder."""
+    (run,) = read_runs(folder)
+    return run
+
+
+def totals(run: Run) -> dict[str, int | None]:
+    """The totals that the record's last point holds; its end line, if any, must say the same."""
+    last = {name: getattr(run.points[-1], name) for name in TOTALS}
+    if run.end is not None:
+        assert {name: run.end[name] for name in TOTALS} == last
+    return last
+
+
+def losses(run: Run, name: str = "train") -> dict[int, float | None]:
+    return {point.step: point.losses[name] for point in run.points if name in point.losses}
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# -- Lightning -------------------------------------------------------------------------------------------------------
+
+LIGHTNING_NOISE = (
+    "ignore:.*does not have many workers",
+    "ignore:.*GPU available but not used",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+
+def lightning_module(package: Any, net: nn.Module, *, validate: bool = False, **overrides: Callable[..., Any]) -> Any:
+    """A LightningModule (of `lightning.pytorch` or `pytorch_lightning`) around a `TinyLM`."""
+
+    class Module(package.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.net(**batch)["loss"]
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.net.parameters(), lr=0.01)
+
+    if validate:
+        overrides["validation_step"] = _validation_step
+    for name, function in overrides.items():
+        setattr(Module, name, function)
+    return Module()
+
+
+def _validation_step(self: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    self.log("val_loss", self.net(**batch)["loss"])
+
+
+def lightning_trainer(package: Any, folder: Path, **options: Any) -> Any:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": str(folder),
+        "max_epochs": 1,
+        "log_every_n_steps": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": True,
+    }
+    return package.Trainer(**{**defaults, "logger": package.loggers.CSVLogger(folder), **options})
+
+
+# -- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def hf_arguments(folder: Path, **options: Any) -> Any:
+    from transformers import TrainingArguments
+
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "logging_steps": 2,
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+    }
+    return TrainingArguments(**{**defaults, **options})
+
+
+def hf_trainer(net: nn.Module, folder: Path, rows: Any, callbacks: list[Any], evaluate_on: Any = None, **options: Any):
+    from transformers import Trainer
+
+    arguments = hf_arguments(folder, **options)
+    return Trainer(model=net, args=arguments, train_dataset=rows, eval_dataset=evaluate_on, callbacks=callbacks)
+
+
+# -- a plain loop ----------------------------------------------------------------------------------------------------
+
+
+def plain_loop(
+    net: nn.Module,
+    loader: Any,
+    *,
+    monitor: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    accumulate: int = 1,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> list[float]:
+    """Train on the loader once, `accumulate` micro-batches a step; returns the mean loss of each step."""
+    optimizer = optimizer or torch.optim.AdamW(net.parameters(), lr=0.01)
+    means: list[float] = []
+    for step, window in enumerate(_windows(loader, accumulate), 1):
+        total = torch.zeros(())
+        for batch in window:
+            loss = net(**batch)["loss"] / len(window)
+            loss.backward()
+            total = total + loss.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        means.append(float(total))
+        if monitor is not None:
+            monitor.step(total)
+        after_step(step)
+    return means
+
+
+def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
+    window = []
+    for batch in loader:
+        window.append(batch)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
