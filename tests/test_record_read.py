@@ -232,3 +232,16 @@ def test_reading_needs_no_torch() -> None:
             print("blocked")  # the block works, so this test can fail
     """
     assert python(code, GOLDEN).stdout.split() == ["4", "blocked"]
+
+
+def test_an_update_changes_the_header_from_there_on(tmp_path: Path) -> None:
+    path = tmp_path / "isoflop-a.jsonl"
+    lines = [
+        {"event": "header", "isoflop": 1, "run_id": "a", "planned": {"steps": 10}, "counting": {"method": "6ND"}},
+        {"event": "update", "planned": {"steps": 20}, "run_id": "b", "counting": "no object"},
+        {"event": "point", "step": 1},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(path)
+    assert (run.run_id, run.planned, run.counting) == ("a", {"steps": 20}, {"method": "6ND"})
+    assert len(run.points) == 1

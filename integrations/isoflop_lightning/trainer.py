@@ -40,7 +40,7 @@ def describe_trainer(trainer: Any, warn: Callable[[str], None]) -> Setup:
         dtype=_dtype(str(trainer.precision)),
         precision=str(trainer.precision),
         data_parallel=(sampler or {}).get("num_replicas"),
-        sinks=[LoggersSink(loggers)] if loggers else [],
+        sinks=[LoggersSink(trainer, loggers)] if loggers else [],
         say=print if bar is None else bar.print,
     )
 
@@ -68,15 +68,17 @@ class LoggersSink:
 
     boundary = LOGGERS
 
-    def __init__(self, loggers: Sequence[Any]) -> None:
+    def __init__(self, trainer: Any, loggers: Sequence[Any]) -> None:
+        self._trainer = trainer
         self._loggers = list(loggers)
         for logger in self._loggers:
             _compute_axis_in_wandb(logger)
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        """Log to each."""
+        """Log to each, at the step that Lightning itself gives what it logs now (it counts from 0)."""
+        own = getattr(self._trainer.fit_loop.epoch_loop, "_batches_that_stepped", step)
         for logger in self._loggers:
-            logger.log_metrics(dict(scalars), step=step)
+            logger.log_metrics(dict(scalars), step=own)
             if any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__):
                 for point in axes:
                     logger.experiment.add_scalar(point.tag, point.value, point.step)

@@ -50,14 +50,19 @@ def run_header(
             "world_size": world_size(),
             "data_parallel": setup.data_parallel or world_size(),
         },
-        "counting": {
-            "method": "; ".join(observer.methods) or None,
-            "reasons": {method: reason for method, reason in observer.methods.items() if reason},
-            "convention": CONVENTION,
-            "flops_per_token": observer.flops_per_token,
-        },
+        "counting": describe_counting(observer),
         "loss_units": {"train": "nats per loss token, as the trainer reports it"},
         "options": options.given(),
+    }
+
+
+def describe_counting(observer: StepObserver) -> dict[str, Any]:
+    """How the FLOPs of this run are counted."""
+    return {
+        "method": "; ".join(observer.methods) or None,
+        "reasons": {method: reason for method, reason in observer.methods.items() if reason},
+        "convention": CONVENTION,
+        "flops_per_token": observer.flops_per_token,
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from isoflop.guard import Guard, declare, hook, logger
-from isoflop.header import run_header
+from isoflop.header import describe_counting, run_header
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
 from isoflop.observe.device import Device, compute_dtype, describe_device
@@ -287,6 +287,11 @@ class Monitor:
         """Everything that a resumed run goes on from, in plain Python values. On several ranks `sync()` first."""
         if world_size() == 1:
             self.sync()
+        elif self.observer.tally.batches:
+            self.guard.once(
+                "the state was saved between log steps: what other ranks counted since the last one is not in it. Call "
+                "monitor.sync() on every rank before saving"
+            )
         return {
             "version": 1,
             "steps": self.steps,
@@ -367,6 +372,7 @@ class Monitor:
         if self.guard.open(TERMINAL) and logger.level <= logging.INFO:
             with self.guard.part(TERMINAL):
                 self.setup.say(interval_line(self.steps, self.scalars))
+        self.recorder.counting(describe_counting(self.observer))
         self.recorder.interval(self._point())
 
     def _point(self) -> Point:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.guard import Guard, declare
-from isoflop.record import Point, RecordError, RecordLog, Status, due, new_run_id, record_path
+from isoflop.record import UPDATED, Point, RecordError, RecordLog, Status, due, new_run_id, record_path
 
 RECORD = declare("writing the record", "no further points are recorded")
 
@@ -30,6 +30,7 @@ class Recorder:
         self._guard = guard
         self._log: RecordLog | None = None
         self._earlier: dict[str, Any] | None = None
+        self._counting: dict[str, Any] = {}
         self._last: Point | None = None
         # since the last point: sum of losses, how many, and its step; and how many log steps there were
         self._loss_sum, self._losses, self._since, self._intervals = 0.0, 0, 0, 0
@@ -42,14 +43,20 @@ class Recorder:
     def open(self, header: Callable[[], dict[str, Any]], step: int) -> None:
         """Open the record; `step`: optimizer steps done when this attempt began."""
         with self._guard.part(RECORD):
+            fields = header()
             self._log = open_record(
-                self.folder,
-                header(),
-                earlier=self._earlier,
-                step=step,
-                named=self._named,
-                say=self._guard.once,
+                self.folder, fields, earlier=self._earlier, step=step, named=self._named, say=self._guard.once
             )
+            self._counting = fields["counting"]
+            if self._log.attempt > 1:
+                self._log.event("update", **{key: value for key, value in fields.items() if key in UPDATED})
+
+    def counting(self, counting: dict[str, Any]) -> None:
+        """How FLOPs are counted; written where that has changed."""
+        if self._log is not None and counting != self._counting and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._counting = counting
+                self._log.event("update", counting=counting)
 
     def add(self, loss_sum: float, losses: int) -> None:
         """Losses that belong to the next point."""

@@ -19,6 +19,9 @@ BUDGET_SECONDS = 30.0
 BUDGET_SHARE = 0.002
 """… unless it is long enough that they cost less than this share of its wall time."""
 
+MAX_KNOWN = 10_000
+"""Signatures kept; those beyond are computed from the law each time."""
+
 
 @dataclass
 class _Family:
@@ -67,7 +70,12 @@ class StepCost:
 
     def lookup(self, key: Signature) -> FlopCount | None:
         """FLOPs of a batch with this signature; None: to be measured (and `learn`ed)."""
-        return self._known.get(key) or self._by_law(key)
+        count = self._known.get(key)
+        if count is None:
+            count = self._by_law(key)
+            if count is not None and len(self._known) < MAX_KNOWN:
+                self._known[key] = count
+        return count
 
     def learn(self, key: Signature, count: FlopCount, seconds: float = 0.0) -> None:
         """Keep what was measured for a signature, and what it took."""

@@ -44,7 +44,7 @@ class StepObserver:
         self.methods: dict[str, str] = {}
         """Method → why, for each that was used."""
         self.flops_per_token: float | None = flops_per_token
-        """Of the batch measured last; or as given."""
+        """Of the batch measured first; or as given."""
         self.parameters = self._parameters(num_params)
         self._num_params = num_params
         # whole FLOPs a token: totals then do not depend on how a batch was split
@@ -180,7 +180,7 @@ class StepObserver:
         if self._num_params is None and MEASURED not in self.methods:
             self.parameters = count_parameters(self.model, measurement.uses)
         self.methods[MEASURED] = ""
-        if processed:
+        if processed and self.flops_per_token is None:
             self.flops_per_token = measurement.flops.model / processed
         return measurement.flops
 

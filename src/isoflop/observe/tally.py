@@ -88,9 +88,12 @@ class Tally:
         self._loss_tokens = DeviceSum(torch.int64)
         self._loss_sum = DeviceSum(torch.float32)  # a sum in bf16 would stop growing
         self._losses = 0
+        self.batches = 0
+        """(Micro-)batches since the last `drain`."""
 
     def add_tokens(self, count: TokenCount | None) -> None:
         """One (micro-)batch; None: its tokens are unknown."""
+        self.batches += 1
         if count is None:
             self._counts["without_tokens"] += 1
             return

@@ -3,7 +3,7 @@
 from .cadence import due
 from .log import RecordLog, new_run_id, record_path
 from .provenance import git_state, json_safe, library_versions
-from .read import read_run, read_runs
+from .read import UPDATED, read_run, read_runs
 from .run import (
     SCHEMA_VERSION,
     Point,
@@ -17,6 +17,7 @@ from .run import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "UPDATED",
     "Point",
     "RecordBusy",
     "RecordError",

@@ -15,6 +15,10 @@ from .run import SCHEMA_VERSION, Point, RecordError, Run
 _logger = logging.getLogger(__name__)
 
 
+UPDATED = ("optimizer", "planned", "git", "versions", "device", "counting", "options")
+"""Fields of the header that an `update` line changes: a resumed run may have another plan, machine or counting."""
+
+
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read one record.
 
@@ -75,6 +79,7 @@ def _files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
 
 def _read(stream: BinaryIO, path: str) -> Run:
     problems = Problems(path)
+    first: dict[str, Any] = {}  # the header line
     header: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
     story: list[Point | int] = []  # points, and the steps of resumes, as written
@@ -90,7 +95,12 @@ def _read(stream: BinaryIO, path: str) -> Run:
             problems.add("one header", "a second one: the rest of the file was skipped")
             break
         elif event == "header":
-            header = header_fields(record, problems)
+            first = record
+            header = header_fields(first, problems)
+        elif event == "update" and header:
+            changed = {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
+            first = {**first, **changed}
+            header = header_fields(first, Problems(path)) or header
         elif event == "point" and (point := point_from(record, problems)):
             if point.step < last_step:
                 problems.add(f"a step from {last_step} on, or a resume line before", point.step)
@@ -103,8 +113,8 @@ def _read(stream: BinaryIO, path: str) -> Run:
             last_step, end = -1, None
         elif event == "end" and (step := step_of(record, problems)) is not None:
             if record.get("status") in ("completed", "interrupted"):
-                first = {"step": step, "status": record["status"]}  # ahead of what json_safe may cut
-                end = json_safe({**first, **record, **first}, hide_secrets=False)
+                ahead = {"step": step, "status": record["status"]}  # of what json_safe may cut
+                end = json_safe({**ahead, **record, **ahead}, hide_secrets=False)
             else:
                 problems.add('status "completed" or "interrupted"', record.get("status"))
     if header is None:
