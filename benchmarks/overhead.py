@@ -118,7 +118,7 @@ def under_lightning(steps: int) -> list[tuple[str, float, float]]:
     watch.wrap("Lightning DeviceStatsMonitor", stats, hooks)
     trainer = pl.Trainer(
         max_steps=steps,
-        accelerator="cpu",
+        accelerator="auto",
         log_every_n_steps=LOG_EVERY,
         default_root_dir=tempfile.mkdtemp(),
         enable_progress_bar=False,
@@ -158,7 +158,7 @@ def under_transformers(steps: int) -> list[tuple[str, float, float]]:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         include_num_input_tokens_seen="all",
     )
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[ours, Lap()])
@@ -185,7 +185,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("isoflop").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    table = Table(title=f"Inside the hooks, CPU, medians of {steps} steps (µs)")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    table = Table(title=f"Inside the hooks, {device}, medians of {steps} steps (µs)")
     for column, justify in (("", "left"), ("ordinary step", "right"), ("log step", "right"), ("isoflop =", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for title, rows in (("Lightning", under_lightning(steps)), ("Hugging Face Trainer", under_transformers(steps))):

@@ -100,7 +100,7 @@ class IsoFLOPMonitor(LightningCallback):
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """For a new shape: was everything that the loss depends on computed in the calls that were seen?"""
         calls = self._calls
-        if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs):
+        if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs, calls.inputs):
             calls.problem = "training_step multiplies by parameters outside of its modules' forward passes"
 
     @hook("Lightning: on_train_batch_end", _UNSEEN)

@@ -38,23 +38,8 @@ def describe_training(args: Any, state: Any, model: Any, given: Mapping[str, Any
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         tokenizer=_tokenizer_name(given.get("processing_class")),
         data=_dataset_name(given.get("train_dataloader")),
-        shifted_labels=shifts_labels(model),
         sinks=_sinks(args) if state.is_world_process_zero else [],
     )
-
-
-def shifts_labels(model: Any) -> bool:
-    """Whether the model's loss predicts label i+1 at position i, so that position 0 is no target."""
-    try:
-        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-    except ImportError:
-        return False
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    kind: str | None = getattr(model, "loss_type", None)
-    if kind is None:  # GPT2LMHeadModel and its like have no type and get the causal loss by default
-        return type(model).__name__.endswith("LMHeadModel")
-    return LOSS_MAPPING.get(kind) is ForCausalLMLoss
 
 
 def _tokenizer_name(tokenizer: Any) -> str | None:

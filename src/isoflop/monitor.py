@@ -90,7 +90,6 @@ class Monitor:
             tokens_fn=self.options.tokens_fn,
             flops_per_token=self.options.flops_per_token,
             num_params=self.options.num_params,
-            shifted_labels=self.setup.shifted_labels,
         )
         folder = Path(self.options.record_dir or self.setup.record_dir)
         self._writes = rank() == 0

@@ -38,7 +38,6 @@ class Setup:
         total_steps: planned optimizer steps; None: endless or unknown.
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
-        shifted_labels: the model shifts the labels itself (`count_tokens`).
         say: prints the terminal's line.
     """
 
@@ -57,7 +56,6 @@ class Setup:
     data_parallel: int | None = None
     tokenizer: str | None = None
     data: str | None = None
-    shifted_labels: bool = False
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -69,6 +69,8 @@ def shapes(value: Any) -> Any:
 
     def leaf(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
+            if item.is_nested or item.layout != torch.strided:
+                raise Uncountable("an argument is a sparse or nested tensor: a dense twin would be multiplied in full")
             return Shape(tuple(item.shape), item.dtype, item.requires_grad)
         if isinstance(item, _PLAIN):
             return item
@@ -81,20 +83,34 @@ def shapes(value: Any) -> Any:
 
 def metas(value: Any) -> Any:
     """The arguments of `shapes` as meta tensors."""
-    return tree_map(lambda leaf: leaf.meta() if isinstance(leaf, Shape) else leaf, value)
+
+    def leaf(item: Any) -> Any:
+        if isinstance(item, torch.device):
+            return torch.device("meta")
+        return item.meta() if isinstance(item, Shape) else item
+
+    return tree_map(leaf, value)
 
 
-def signature(value: Any) -> Signature:
-    """A hashable key of a batch: the shapes of its tensors, in order. Costs a few µs and no sync."""
+def signature(value: Any, top: bool = True) -> Signature:
+    """A hashable key of a batch: the shapes of its tensors, in order. Costs a few µs and no sync.
+
+    Numbers and strings belong to it where they may be arguments of the call (a mode, a number of loops). In a list
+    or deeper they are data (names, row numbers), with which every batch would have a key of its own.
+    """
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
     if isinstance(value, Mapping):
-        return tuple([(key, signature(item)) for key, item in value.items() if item is not None])
+        return tuple([(key, _item(item, top)) for key, item in value.items() if item is not None])
     if isinstance(value, list | tuple):
-        return tuple([signature(item) for item in value])
-    if isinstance(value, bool | int | str):
-        return (value,)
+        top = top and isinstance(value, tuple)
+        if top or any(isinstance(item, torch.Tensor | Mapping | list | tuple) for item in value):
+            return tuple([_item(item, top) for item in value])
     return (type(value).__name__,)
+
+
+def _item(value: Any, top: bool) -> Signature:
+    return (value,) if top and isinstance(value, bool | int | str) else signature(value, False)
 
 
 def watch(module: nn.Module, before: Before, after: After | None = None) -> Callable[[], None]:
@@ -104,40 +120,49 @@ def watch(module: nn.Module, before: Before, after: After | None = None) -> Call
     A module compiled in place (`module.compile()`) is wrapped from outside, for hooks would be compiled with it and
     a graph break in it is an error under `fullgraph=True`.
     """
+
+    def pre_hook(hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if hooked.training and torch.is_grad_enabled():
+            before(args, kwargs)
+
+    def post_hook(hooked: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if after is not None and hooked.training and torch.is_grad_enabled():
+            after(output)
+
+    return _attach(module, _not_compiled(pre_hook), None if after is None else _not_compiled(post_hook))
+
+
+def _attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool = False) -> Callable[[], None]:
+    """Hooks on a module, or around the call of one compiled in place; returns what removes them.
+
+    `always`: the hook behind the call is called, with None, after an exception too.
+    """
     compiled = getattr(module, "_compiled_call_impl", None)
     if compiled is not None:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            training = module.training and torch.is_grad_enabled()
-            if training:
-                before(args, kwargs)
-            output = compiled(*args, **kwargs)
-            if training and after is not None:
-                after(output)
+            pre_hook(module, args, kwargs)
+            output = None
+            try:
+                output = compiled(*args, **kwargs)
+            except BaseException:
+                if post_hook is not None and always:
+                    post_hook(module, args, None)
+                raise
+            if post_hook is not None:
+                post_hook(module, args, output)
             return output
 
-        module._compiled_call_impl = wrapped
+        module._compiled_call_impl = wrapped  # type: ignore[assignment]
 
         def restore() -> None:
             module._compiled_call_impl = compiled
 
         return restore
 
-    @_not_compiled
-    def pre_hook(hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if hooked.training and torch.is_grad_enabled():
-            before(args, kwargs)
-
     handles = [module.register_forward_pre_hook(pre_hook, with_kwargs=True)]
-    if after is not None:
-        behind = after
-
-        @_not_compiled
-        def post_hook(hooked: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if hooked.training and torch.is_grad_enabled():
-                behind(output)
-
-        handles.append(module.register_forward_hook(post_hook))
+    if post_hook is not None:
+        handles.append(module.register_forward_hook(post_hook, always_call=always))
 
     def remove() -> None:
         for handle in handles:
@@ -160,15 +185,19 @@ class OutermostCalls:
     """The calls of a model's modules that no other of its modules made, from `start()` until its return is called.
 
     A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`: those calls
-    together are the forward pass. Compiled modules are seen from outside only.
+    together are the forward pass. Compiled modules are seen from outside only. Metrics (modules without parameters
+    and without a differentiable output) are left out.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[Call] = []
-        self.outputs: list[torch.Tensor] = []
+        self.inputs: list[Any] = []
+        """Autograd nodes of what went into the calls; nodes, for tensors would keep the logits' memory."""
+        self.outputs: list[Any] = []
+        """… and of what came out."""
         self.problem: str | None = None
         self._model = model
-        self._open: list[bool] = []  # the calls under way; False for one that is no forward pass
+        self._open: list[_Open] = []
 
     def start(self) -> Callable[[], None]:
         """Listen; returns what ends it."""
@@ -181,21 +210,64 @@ class OutermostCalls:
         return stop
 
     def _listen(self, module: nn.Module) -> Callable[[], None]:
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            is_forward = not _redirected(module)
-            if is_forward and not any(self._open):
-                try:
-                    self.calls.append(Call(module, shapes(args), shapes(kwargs)))
-                except Uncountable as reason:
-                    self.problem = str(reason)
-            self._open.append(is_forward)
+        # These hooks stand on the live model: nothing may be raised in them. Inside a graph that is being compiled
+        # (a compiled function that calls the module) they must be nothing at all: a break there can be an error.
+        def pre_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not torch.compiler.is_compiling():
+                self._before(module, args, kwargs)
 
-        def after(output: Any) -> None:
-            is_forward = self._open.pop()
-            if is_forward and not any(self._open):
-                self.outputs += tensors_in(output)
+        def post_hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self._after(module, output)
 
-        return watch(module, before, after)
+        return _attach(module, pre_hook, post_hook, always=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        opened = _Open(module, forward=not _redirected(module))
+        outermost = opened.forward and not any(other.forward for other in self._open)
+        self._open.append(opened)
+        if outermost and module.training and torch.is_grad_enabled():
+            try:
+                opened.inputs = _nodes((args, kwargs))
+                opened.call = Call(module, shapes(args), shapes(kwargs))
+            except Uncountable as reason:
+                opened.problem = str(reason)
+            except Exception as error:
+                opened.problem = f"the arguments can't be read ({type(error).__name__}: {error})"
+
+    def _after(self, module: nn.Module, output: Any) -> None:
+        while self._open:
+            done = self._open.pop()
+            if done.module is module:
+                break
+        else:
+            return
+        try:
+            outputs = _nodes(output)
+        except Exception as error:
+            outputs, done.problem = [], f"the output can't be read ({type(error).__name__}: {error})"
+        if (done.call is None and done.problem is None) or not (outputs or any(True for _ in module.parameters())):
+            return
+        if done.call is not None:
+            self.calls.append(done.call)
+        self.problem = self.problem or done.problem
+        self.inputs += done.inputs
+        self.outputs += outputs
+
+
+@dataclass(eq=False)
+class _Open:
+    """A call under way; `forward` is False for one that is no forward pass."""
+
+    module: nn.Module
+    forward: bool
+    call: Call | None = None
+    problem: str | None = None
+    inputs: list[Any] = field(default_factory=list)
+
+
+def _nodes(value: Any) -> list[Any]:
+    return [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
 
 
 def _reachable(module: nn.Module) -> Iterator[nn.Module]:
@@ -224,13 +296,18 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
     return found
 
 
-def parameters_used_outside(loss: torch.Tensor, outputs: list[torch.Tensor]) -> int:
-    """How many matrices the loss depends on other than through `outputs`: what the calls do not show.
+def parameters_used_outside(loss: torch.Tensor, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> int:
+    """How many matrices the loss depends on other than through the calls that were seen; 0: the calls were all.
 
-    Walks the autograd graph from `loss` back to the outputs' nodes; 0 means that the calls were all there was.
+    Args:
+        loss: what `backward` will be called on.
+        outputs: autograd nodes of what the calls returned (`OutermostCalls.outputs`): the walk from the loss back
+            through the graph does not enter the calls.
+        inputs: … and of what went into them: it goes on from there, since between two calls there may be a product
+            too (a tied head by hand between the model and `nn.CrossEntropyLoss`).
     """
-    stop = {output.grad_fn for output in outputs if output.grad_fn is not None}
-    stack, seen, found = [loss.grad_fn], set(stop), 0
+    seen = set(outputs)
+    stack, found = [loss.grad_fn, *inputs], 0
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -14,7 +14,7 @@ from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
 from isoflop.observe.tally import Tally
-from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens
+from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, shifts_labels
 
 MEASURED = "measured on the meta device"
 GIVEN = "flops_per_token given by the user"
@@ -37,7 +37,6 @@ class StepObserver:
         tokens_fn: TokensFn | None = None,
         flops_per_token: float | None = None,
         num_params: int | None = None,
-        shifted_labels: bool = False,
     ) -> None:
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
@@ -50,7 +49,7 @@ class StepObserver:
         # whole FLOPs a token: totals then do not depend on how a batch was split
         self._given = None if flops_per_token is None else max(1, round(flops_per_token))
         self._tokens_fn = tokens_fn
-        self._shifted = shifted_labels
+        self._shifted = self.model is not None and shifts_labels(self.model)
         self._say = say
         self._cost = StepCost()
         self._pending: list[tuple[Signature, TokenCount | None]] = []

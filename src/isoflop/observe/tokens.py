@@ -7,11 +7,13 @@ loss tokens  labels that count (not −100); recorded beside D, never shrinking 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
+from torch import nn
 
 IGNORED_LABEL = -100
 """torch's default `ignore_index` of cross-entropy, and Hugging Face's."""
@@ -58,6 +60,26 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
         aligned = _holds_tokens(labels) and labels.shape == tokens.shape
         return TokenCount(tokens.numel(), 0, _loss_tokens(labels) if aligned else None)
     return TokenCount(batch.numel()) if _holds_tokens(batch) else None
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether the model's loss predicts label i+1 at position i, as Hugging Face's causal models compute it.
+
+    A LightningModule is judged by the model inside it: its batches' labels are taken to go there.
+    """
+    if "transformers" not in sys.modules:
+        return False
+    try:
+        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+    except ImportError:
+        return False
+    inner = next((module for module in model.modules() if hasattr(module, "loss_type")), None)
+    if inner is None or getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        return False
+    kind = inner.loss_type
+    if kind is None:  # GPT2LMHeadModel and its like have no type and get the causal loss by default
+        return type(inner).__name__.endswith("LMHeadModel")
+    return LOSS_MAPPING.get(kind) is ForCausalLMLoss
 
 
 def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount | None:

@@ -29,8 +29,12 @@ if hasattr(aten, "_grouped_mm"):
     _PRODUCTS[aten._grouped_mm] = slice(0, 2)
 _LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten._embedding_bag}
 _ADDITIONS = {aten.add, aten.add_}
-# the parameter is still itself after these (views need no entry: they share its storage)
+# the parameter is still itself after these
 _SAME = {aten._to_copy, aten.clone, aten.cat, aten.stack, aten.contiguous, aten.repeat, aten.mul, aten.copy_}
+# and after views: most share its storage, but fake tensors (measure.py's third way) do not
+_SAME |= {aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape, aten.expand}
+_SAME |= {aten.detach, aten.alias, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind}
+_SAME |= {aten.unsqueeze, aten.squeeze}
 
 
 @dataclass
