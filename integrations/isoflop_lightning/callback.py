@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from isoflop.guard import Guard, hook
 from isoflop.monitor import Monitor
-from isoflop.observe.calls import OutermostCalls, parameters_used_outside
+from isoflop.observe.outermost import OutermostCalls, parameters_used_outside
 from isoflop.options import Options
 from isoflop_lightning.base import LightningCallback
 from isoflop_lightning.trainer import describe_trainer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from isoflop.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
+_EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
 
 
 class IsoFLOPMonitor(LightningCallback):
@@ -42,6 +44,7 @@ class IsoFLOPMonitor(LightningCallback):
         self._listening: Any = None
         self._calls: OutermostCalls | None = None
         self._step_before = 0
+        self._saving = False
         self.guard = Guard()
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
@@ -54,8 +57,7 @@ class IsoFLOPMonitor(LightningCallback):
         if getattr(trainer, "fast_dev_run", False):
             return
         self.guard.aside.clear()
-        monitor = Monitor(pl_module, setup=describe_trainer(trainer, self.guard.once), **self._options)
-        monitor.guard = self.guard
+        monitor = Monitor(pl_module, setup=describe_trainer(trainer, self.guard), **self._options)
         if self._restored is not None:
             monitor.load_state_dict(self._restored)
         elif self.monitor is not None and self.monitor.steps == trainer.global_step:
@@ -87,7 +89,9 @@ class IsoFLOPMonitor(LightningCallback):
         monitor = self.monitor
         if monitor is None:
             return
-        monitor.leave("checkpoint")
+        if self._saving:
+            self._saving = False
+            monitor.leave("checkpoint")
         if monitor.batch(batch):
             self._calls = OutermostCalls(pl_module)
             if getattr(pl_module, "_compiler_ctx", None) is not None:
@@ -115,8 +119,11 @@ class IsoFLOPMonitor(LightningCallback):
             self._calls = None
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
-            # Lightning has divided it by the number of accumulated batches (not under manual optimization)
-            monitor.loss(loss, float(trainer.accumulate_grad_batches) if pl_module.automatic_optimization else 1.0)
+            if pl_module.automatic_optimization:
+                # a clone, which Lightning has divided by the number of accumulated batches
+                monitor.loss(loss, float(trainer.accumulate_grad_batches), owned=True)
+            else:
+                monitor.loss(loss)
         step = trainer.global_step
         if step > self._step_before:
             monitor.step(advance=step - self._step_before)
@@ -143,6 +150,7 @@ class IsoFLOPMonitor(LightningCallback):
         if self.monitor is None or trainer.sanity_checking:
             return
         self.monitor.leave("evaluation")
+        self.monitor.sync()  # here every rank is; a metric may be logged on one alone
         for name, value in trainer.callback_metrics.items():
             evaluation = evaluation_name(name)
             if evaluation is not None:
@@ -152,6 +160,7 @@ class IsoFLOPMonitor(LightningCallback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Saving begins; there is no hook for its end but the next batch."""
         if self.monitor is not None:
+            self._saving = True
             self.monitor.enter("checkpoint")
 
     @hook("Lightning: state_dict", "a resumed run counts from 0")
@@ -171,13 +180,11 @@ class IsoFLOPMonitor(LightningCallback):
 def evaluation_name(metric: str) -> str | None:
     """The evaluation set that a logged metric is the loss of, or None.
 
-    >>> [evaluation_name(name) for name in ("val_loss", "val/c4_loss", "loss/valid", "train_loss", "val_accuracy")]
+    >>> [evaluation_name(name) for name in ("val_loss", "val/c4_loss", "loss/valid", "train_loss", "value_loss")]
     ['val', 'val/c4', 'valid', None, None]
     """
     lowered = metric.lower()
-    if "loss" not in lowered or not any(word in lowered for word in ("val", "eval", "test")) or "isoflop/" in lowered:
-        return None
-    if "train" in lowered:
+    if "loss" not in lowered or "train" in lowered or "isoflop/" in lowered or not _EVALUATION.search(lowered):
         return None
     rest = lowered.replace("loss", "")
     for double in ("//", "__", "/_", "_/", "--"):

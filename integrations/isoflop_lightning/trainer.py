@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isoflop.guard import declare
+from isoflop.guard import Guard, declare
 from isoflop.setup import Setup
 from isoflop.show.axes import AxisPoint
 
 LOGGERS = declare("Lightning's loggers", "no further scalars in the trainer's loggers")
 
 
-def describe_trainer(trainer: Any, warn: Callable[[str], None]) -> Setup:
+def describe_trainer(trainer: Any, guard: Guard) -> Setup:
     """Read the run's plan from a Trainer that is about to train. Every rank calls it."""
     loggers = list(trainer.loggers)
     if not loggers:
-        warn("the Trainer has no logger: points go to the record alone, not to TensorBoard")
+        guard.once("the Trainer has no logger: points go to the record alone, not to TensorBoard")
     folder = trainer.log_dir or trainer.default_root_dir  # a collective: asked for on every rank
     bar = getattr(trainer, "progress_bar_callback", None)
     schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
@@ -29,6 +29,7 @@ def describe_trainer(trainer: Any, warn: Callable[[str], None]) -> Setup:
     )
     return Setup(
         framework="lightning",
+        guard=guard,
         record_dir=Path(folder),
         log_every=max(1, trainer.log_every_n_steps),
         together=True,

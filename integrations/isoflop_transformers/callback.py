@@ -47,13 +47,16 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     @hook("Hugging Face: on_train_begin", _UNSEEN)
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The plan is known and a checkpoint is loaded."""
+        self.guard.aside.clear()
+        self._unwatch()
+        if self.monitor is not None:
+            self.monitor.finish(completed=False)  # a run that was interrupted: the Trainer has no hook for that
         name = type(self).__name__
         stored = state.stateful_callbacks.get(name)
         # without an entry the Trainer's next save raises a KeyError when the checkpoint it resumed had none
         state.stateful_callbacks.setdefault(name, self.state())
-        setup = describe_training(args, state, model, kwargs)
+        setup = describe_training(args, state, kwargs, self.guard)
         monitor = Monitor(model, setup=setup, **self.options)
-        monitor.guard = self.guard
         if state.global_step:
             stored = stored[0] if isinstance(stored, list) and stored else stored
             restored = self.restored or (stored or {}).get("attributes", {}).get("restored")
@@ -95,18 +98,22 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         every = monitor.options.log_every
         if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
             control.should_log = True  # the last interval's loss would not be logged otherwise
-        self._what_follows(control)
+        self._what_follows(args, state, control)
 
     @hook("Hugging Face: on_epoch_end", "goodput is wrong")
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluation and saving by epoch follow."""
-        self._what_follows(control)
+        self._what_follows(args, state, control)
 
-    def _what_follows(self, control: Any) -> None:
+    def _what_follows(self, args: Any, state: Any, control: Any) -> None:
         if self.monitor is None:
             return
-        if control.should_save:
-            self.monitor.sync()  # rank 0 alone is asked for its state; here are all ranks
+        every = state.save_steps if str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps" else 0
+        planned = not every or state.global_step % every == 0 or state.global_step >= state.max_steps
+        if control.should_save and planned:
+            # rank 0 alone is asked for its state; here are all ranks. A save that a user's callback asks for (time is
+            # up) may come on one rank alone, which the Trainer bears, and a sum would not
+            self.monitor.sync()
         if control.should_evaluate:
             self.monitor.enter("evaluation")
         elif control.should_save:
@@ -115,8 +122,8 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     @hook("Hugging Face: on_log", "nothing more is recorded or shown")
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """The interval's mean loss, gathered over ranks by the Trainer."""
-        if self.monitor is None or logs is None or "loss" not in logs:
-            return
+        if self.monitor is None or logs is None or "loss" not in logs or "learning_rate" not in logs:
+            return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
         self.monitor.log(float(logs["loss"]))
         if state.log_history:  # what `logs` becomes in trainer_state.json
             state.log_history[-1].update(self.monitor.scalars)
@@ -131,6 +138,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if self.monitor is None:
             return
         self.monitor.leave("evaluation")
+        self.monitor.sync()
         for name, value in (metrics or {}).items():
             if name.startswith("eval_") and name.endswith("loss"):
                 self.monitor.evaluate(name.removeprefix("eval_").removesuffix("loss").strip("_") or "eval", value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from isoflop.guard import declare
+from isoflop.guard import Guard, declare
 from isoflop.setup import Setup, Sink
 from isoflop.show.axes import AxisPoint
 from isoflop.show.tensorboard import TensorBoardSink
@@ -19,12 +19,13 @@ WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")
 MLFLOW = declare("MLflow", "no further scalars in MLflow")
 
 
-def describe_training(args: Any, state: Any, model: Any, given: Mapping[str, Any]) -> Setup:
+def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Guard) -> Setup:
     """Read the run's plan from `TrainingArguments`, `TrainerState` and what callbacks are given."""
     folder = Path(args.output_dir)
     scheduler = given.get("lr_scheduler")
     return Setup(
         framework="transformers",
+        guard=guard,
         record_dir=folder,
         log_every=max(1, int(state.logging_steps or 1)),
         logs_itself=True,

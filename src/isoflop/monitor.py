@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from isoflop.guard import Guard, declare, hook, logger
+from isoflop.guard import declare, hook, logger
 from isoflop.header import describe_counting, run_header
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
@@ -74,7 +74,8 @@ class Monitor:
         **options: Unpack[OptionsDict],
     ) -> None:
         self.options = Options.of(**options)
-        self.guard = Guard()
+        if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
+            raise ValueError(f"total_steps= expects a whole number of at least 1, or None, got {total_steps!r}")
         self.steps = 0
         """Optimizer steps done."""
         self.totals = Totals()
@@ -83,6 +84,7 @@ class Monitor:
         """What was logged last, by name (`isoflop.show.scalars.SCALARS`)."""
         plain = setup is None
         self.setup = setup or Setup(optimizer=optimizer, total_steps=total_steps, run_name=run_name)
+        self.guard = self.setup.guard
         self.log_every = self.options.log_every or self.setup.log_every
         self.observer = StepObserver(
             model,
@@ -104,6 +106,7 @@ class Monitor:
         self._started = self._finished = False
         self._attempt_began_at = 0
         self._logged = Interval()
+        self._logged_at = 0  # the last log step, whether or not logging has worked
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._unwatch = lambda: None
         if plain:
@@ -143,9 +146,15 @@ class Monitor:
         self.observer.calls(calls, problem)
 
     @hook("adding the loss", "the training loss is not recorded")
-    def loss(self, loss: Loss, scale: float = 1.0) -> None:
-        """One loss to average over the interval (number or 0-dim tensor, not read before the next log step)."""
-        self.observer.tally.add_loss(loss, scale)
+    def loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
+        """One loss to average over the interval, a number or a 0-dim tensor, not read before the next log step.
+
+        Args:
+            loss: in nats per token.
+            scale: factor on it.
+            owned: the tensor has no gradient and nobody writes to it again.
+        """
+        self.observer.tally.add_loss(loss, scale, owned)
 
     def step(self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1) -> None:
         """One optimizer step is done.
@@ -155,7 +164,8 @@ class Monitor:
             tokens: tokens processed by this rank in this step, where the model's inputs do not show them.
             advance: by how much the trainer's step counter grew, where several optimizers stepped.
         """
-        self.start()
+        if not self._started:
+            self.start()
         if loss is not None:
             self.loss(loss)
         self._settle(tokens)
@@ -169,9 +179,8 @@ class Monitor:
     @property
     def logged_now(self) -> bool:
         """Whether the step just done was a log step."""
-        return self._logged.steps == self.steps
+        return self._logged_at == self.steps
 
-    @hook("logging", "nothing more is recorded or shown")
     def log(self, train_loss: float | None = None) -> None:
         """Sum over ranks, compute the scalars, write them everywhere. Every rank calls it at the same step.
 
@@ -180,10 +189,16 @@ class Monitor:
         """
         if self.logged_now or self._finished:
             return
-        self.sync()
+        self._logged_at = self.steps
+        self.sync()  # even if this rank's logging has stepped aside: the others wait in this sum
+        self._log(train_loss)
+
+    @hook("logging", "nothing more is recorded or shown")
+    def _log(self, train_loss: float | None) -> None:
         total, count = self._loss
         if train_loss is not None and math.isfinite(total):
-            count = self.steps - self._logged.steps
+            # a trainer does not keep, through a resume, the losses since its last log step
+            count = self.steps - max(self._logged.steps, self._attempt_began_at)
             total = train_loss * count
         self._loss = (0.0, 0)
         self.recorder.add(total, count)
@@ -212,15 +227,19 @@ class Monitor:
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
-        """Record the loss of an evaluation set under `eval/<name>`, at the steps done so far."""
+        """Record the loss of an evaluation set under `eval/<name>`, at the steps done so far.
+
+        One rank may call it alone; under a trainer (`Setup.together`) every rank calls `sync()` before.
+        """
         if self._finished:
             return
         value = float(loss)
         if not math.isfinite(value):
             self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
         point = Point(step=self.steps, time=time.time())
-        if self.setup.together or world_size() == 1:
+        if world_size() == 1:
             self.sync()
+        if self.setup.together or world_size() == 1:
             point = self._point()
         # else another rank may not be here, and what is counted since the last log step can't be summed
         self.recorder.evaluation(name, value, point)
@@ -247,9 +266,10 @@ class Monitor:
     @hook("summing over ranks", "nothing more is counted")
     def sync(self) -> None:
         """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
+        if self._finished:
+            return
         if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):
-            self.observer.tally.add_tokens(None)
-            self.observer.tally.add_flops(None)
+            self.observer.tally.add(None, None)
         part, loss_sum, losses = self.observer.tally.drain(self.setup.data_parallel)
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + losses)
@@ -261,12 +281,12 @@ class Monitor:
         """Training has ended: the last point and the totals are written. More calls do nothing."""
         if self._finished:
             return
-        self._finished = True
         self._unwatch()
-        if completed and (self.setup.together or world_size() == 1):
+        if world_size() == 1 or (completed and self.setup.together):
             self.sync()
             if not self.setup.logs_itself:
                 self.recorder.add(*self._loss)
+        self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         for sink in self.setup.sinks:
             with self.guard.part(sink.boundary):
@@ -309,6 +329,7 @@ class Monitor:
         self.totals = Totals(**state["totals"])
         self._loss = (float(state["loss"][0]), int(state["loss"][1]))
         self._logged = Interval.from_state(state["logged"])
+        self._logged_at = self._logged.steps
         self._clock.load_state_dict(state["clock"])
         self._axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
@@ -328,10 +349,12 @@ class Monitor:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _before_batch(self) -> None:
-        self.start()
-        self._lr = self.setup.learning_rate()
+        if not self._started:
+            self.start()
         if self._device is None:
             self._see_device()
+        if self.setup.optimizer is not None:
+            self._lr = self.setup.optimizer.param_groups[0]["lr"]
 
     @hook(SETTLING, _UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:

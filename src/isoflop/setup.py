@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
+from isoflop.guard import Guard
 from isoflop.show.axes import AxisPoint
 
 
@@ -39,6 +40,7 @@ class Setup:
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
         say: prints the terminal's line.
+        guard: what has stepped aside.
     """
 
     framework: str = "loop"
@@ -56,10 +58,6 @@ class Setup:
     data_parallel: int | None = None
     tokenizer: str | None = None
     data: str | None = None
+    guard: Guard = field(default_factory=Guard)
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
-
-    def learning_rate(self) -> Any:
-        """Learning rate of the first parameter group: a number, or a tensor that stays on its device."""
-        groups = getattr(self.optimizer, "param_groups", None)
-        return groups[0]["lr"] if groups else None

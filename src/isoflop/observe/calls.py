@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -98,8 +98,13 @@ def signature(value: Any, top: bool = True) -> Signature:
     Numbers and strings belong to it where they may be arguments of the call (a mode, a number of loops). In a list
     or deeper they are data (names, row numbers), with which every batch would have a key of its own.
     """
+    kind = type(value)
+    if kind is list and all([type(item) is torch.Tensor for item in value]):  # the usual batches first: no recursion
+        return tuple([item.shape for item in value])
+    if kind is dict and all([type(item) is torch.Tensor for item in value.values()]):
+        return tuple([(key, item.shape) for key, item in value.items()])
     if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
+        return value.shape
     if isinstance(value, Mapping):
         return tuple([(key, _item(item, top)) for key, item in value.items() if item is not None])
     if isinstance(value, list | tuple):
@@ -129,10 +134,10 @@ def watch(module: nn.Module, before: Before, after: After | None = None) -> Call
         if after is not None and hooked.training and torch.is_grad_enabled():
             after(output)
 
-    return _attach(module, _not_compiled(pre_hook), None if after is None else _not_compiled(post_hook))
+    return attach(module, _not_compiled(pre_hook), None if after is None else _not_compiled(post_hook))
 
 
-def _attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool = False) -> Callable[[], None]:
+def attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool = False) -> Callable[[], None]:
     """Hooks on a module, or around the call of one compiled in place; returns what removes them.
 
     `always`: the hook behind the call is called, with None, after an exception too.
@@ -153,7 +158,7 @@ def _attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: boo
                 post_hook(module, args, output)
             return output
 
-        module._compiled_call_impl = wrapped  # type: ignore[assignment]
+        module._compiled_call_impl = wrapped
 
         def restore() -> None:
             module._compiled_call_impl = compiled
@@ -181,108 +186,6 @@ def _not_compiled(function: Any) -> Any:
     return function
 
 
-class OutermostCalls:
-    """The calls of a model's modules that no other of its modules made, from `start()` until its return is called.
-
-    A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`: those calls
-    together are the forward pass. Compiled modules are seen from outside only. Metrics (modules without parameters
-    and without a differentiable output) are left out.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.calls: list[Call] = []
-        self.inputs: list[Any] = []
-        """Autograd nodes of what went into the calls; nodes, for tensors would keep the logits' memory."""
-        self.outputs: list[Any] = []
-        """… and of what came out."""
-        self.problem: str | None = None
-        self._model = model
-        self._open: list[_Open] = []
-
-    def start(self) -> Callable[[], None]:
-        """Listen; returns what ends it."""
-        removers = [self._listen(module) for module in _reachable(self._model)]
-
-        def stop() -> None:
-            for remove in removers:
-                remove()
-
-        return stop
-
-    def _listen(self, module: nn.Module) -> Callable[[], None]:
-        # These hooks stand on the live model: nothing may be raised in them. Inside a graph that is being compiled
-        # (a compiled function that calls the module) they must be nothing at all: a break there can be an error.
-        def pre_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not torch.compiler.is_compiling():
-                self._before(module, args, kwargs)
-
-        def post_hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not torch.compiler.is_compiling():
-                self._after(module, output)
-
-        return _attach(module, pre_hook, post_hook, always=True)
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        opened = _Open(module, forward=not _redirected(module))
-        outermost = opened.forward and not any(other.forward for other in self._open)
-        self._open.append(opened)
-        if outermost and module.training and torch.is_grad_enabled():
-            try:
-                opened.inputs = _nodes((args, kwargs))
-                opened.call = Call(module, shapes(args), shapes(kwargs))
-            except Uncountable as reason:
-                opened.problem = str(reason)
-            except Exception as error:
-                opened.problem = f"the arguments can't be read ({type(error).__name__}: {error})"
-
-    def _after(self, module: nn.Module, output: Any) -> None:
-        while self._open:
-            done = self._open.pop()
-            if done.module is module:
-                break
-        else:
-            return
-        try:
-            outputs = _nodes(output)
-        except Exception as error:
-            outputs, done.problem = [], f"the output can't be read ({type(error).__name__}: {error})"
-        if (done.call is None and done.problem is None) or not (outputs or any(True for _ in module.parameters())):
-            return
-        if done.call is not None:
-            self.calls.append(done.call)
-        self.problem = self.problem or done.problem
-        self.inputs += done.inputs
-        self.outputs += outputs
-
-
-@dataclass(eq=False)
-class _Open:
-    """A call under way; `forward` is False for one that is no forward pass."""
-
-    module: nn.Module
-    forward: bool
-    call: Call | None = None
-    problem: str | None = None
-    inputs: list[Any] = field(default_factory=list)
-
-
-def _nodes(value: Any) -> list[Any]:
-    return [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
-
-
-def _reachable(module: nn.Module) -> Iterator[nn.Module]:
-    yield module
-    if not hasattr(module, "_orig_mod") and getattr(module, "_compiled_call_impl", None) is None:
-        for child in module.children():
-            yield from _reachable(child)
-
-
-def _redirected(module: nn.Module) -> bool:
-    # Under DDP Lightning calls the module with `forward` swapped for `training_step` (its _ForwardRedirection)
-    forward = vars(module).get("forward")
-    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
-
-
 def tensors_in(output: Any) -> list[torch.Tensor]:
     """The tensors of a module's output: nested containers, Hugging Face's ModelOutput, plain dataclasses."""
     found: list[torch.Tensor] = []
@@ -293,28 +196,4 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
             found += tensors_in(dict(leaf))
         elif is_dataclass(leaf):
             found += tensors_in(dict(vars(leaf)))
-    return found
-
-
-def parameters_used_outside(loss: torch.Tensor, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> int:
-    """How many matrices the loss depends on other than through the calls that were seen; 0: the calls were all.
-
-    Args:
-        loss: what `backward` will be called on.
-        outputs: autograd nodes of what the calls returned (`OutermostCalls.outputs`): the walk from the loss back
-            through the graph does not enter the calls.
-        inputs: … and of what went into them: it goes on from there, since between two calls there may be a product
-            too (a tied head by hand between the model and `nn.CrossEntropyLoss`).
-    """
-    seen = set(outputs)
-    stack, found = [loss.grad_fn, *inputs], 0
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)  # AccumulateGrad: a leaf
-        if variable is not None and variable.dim() >= 2:
-            found += 1
-        stack += [following for following, _ in node.next_functions]
     return found

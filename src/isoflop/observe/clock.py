@@ -83,7 +83,7 @@ class Clock:
         """`wall_time` less evaluation, checkpoints, compilation and measuring."""
         away = self._before["away"] + self._away
         if self._started is not None:
-            away += self._compiling() - self._compiled_before
+            away += max(0.0, self._compiling() - self._compiled_before)  # torch._dynamo.reset() sets it back
         if self._phases:
             away += self._now() - self._phases[0][1] - (self._compiling() - self._phases[0][2])
         return max(0.0, self.wall_time - away)

@@ -1,12 +1,14 @@
 """FLOPs of a (micro-)batch by its signature: measured once a shape, a look-up afterwards.
 
 For a dense transformer FLOPs are B·S·(p + q·S) in batch B and length S: two measured lengths give p and q, a third
-that fits exactly confirms them, and from then on no length is measured again. Whatever does not follow that law is
-measured once a shape, within a budget of time; past it a new shape is estimated from the nearest one, and that is said.
+that fits exactly confirms them, and from then on no length between them is measured again. Whatever does not follow
+that law is measured once a shape, within a budget of time; past it a new shape is estimated from the nearest one, and
+that is said.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -20,7 +22,7 @@ BUDGET_SHARE = 0.002
 """… unless it is long enough that they cost less than this share of its wall time."""
 
 MAX_KNOWN = 10_000
-"""Signatures kept; those beyond are computed from the law each time."""
+"""Signatures kept; those beyond are computed from the law or estimated each time."""
 
 
 @dataclass
@@ -42,10 +44,19 @@ class _Family:
             q = (per1 - per2) / (s1 - s2)
             law.append((per1 - q * s1, q))
         self.law = tuple(law)
-        if any(self.predict(b, s) != c for (b, s), c in self.measured.items()):
+        if any(self._by_law(b, s) != c for (b, s), c in self.measured.items()):
             self.law = None
 
     def predict(self, batch: int, length: int) -> FlopCount | None:
+        """By the law, where it has been confirmed: between the measured lengths (longer ones may meet a window) and
+        at multiples of what divides them all (a model that pads to chunks follows a law at whole chunks alone).
+        """
+        lengths = [s for _, s in self.measured]
+        if self.law is None or not min(lengths) <= length <= max(lengths) or length % math.gcd(*lengths):
+            return None
+        return self._by_law(batch, length)
+
+    def _by_law(self, batch: int, length: int) -> FlopCount | None:
         if self.law is None:
             return None
         values = [batch * length * (p + q * length) for p, q in self.law]
@@ -54,6 +65,9 @@ class _Family:
         return FlopCount(*(int(value) for value in values))
 
     def estimate(self, batch: int, length: int) -> FlopCount:
+        by_law = self._by_law(batch, length)
+        if by_law is not None:
+            return by_law
         (b, s), count = min(self.measured.items(), key=lambda item: abs(item[0][1] - length))
         return FlopCount(*(round(Fraction(part * batch * length, b * s)) for part in _parts(count)))
 
@@ -96,8 +110,10 @@ class StepCost:
         if family is None or sizes is None:
             return None
         self.estimated += 1
-        self._known[key] = family.estimate(*sizes)
-        return self._known[key]
+        count = family.estimate(*sizes)
+        if len(self._known) < MAX_KNOWN:
+            self._known[key] = count
+        return count
 
     def forget(self) -> None:
         """The model has changed (layers frozen or thawed): measure anew."""

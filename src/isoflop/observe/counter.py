@@ -66,6 +66,40 @@ def _sdpa_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: 
     return 2 * attention_forward_flops(query, key, value)
 
 
+def _convolution_backward(
+    grad: Any,
+    x: Any,
+    weight: Any,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    *rest: Any,
+    **_: Any,
+) -> int:
+    # As many as the forward pass for each gradient that is wanted; torch's formula takes a grouped convolution's
+    # for a full one (pytorch#183405).
+    positions = x if transposed else grad
+    forward = 2 * positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel()
+    return int(forward * sum(rest[-1][:2]))
+
+
+def _vector_product(matrix: Any, *_: Any, **__: Any) -> int:
+    return int(2 * matrix.numel())
+
+
+def _added_vector_product(_bias: Any, matrix: Any, *_: Any, **__: Any) -> int:
+    return int(2 * matrix.numel())
+
+
+def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    # (M, K) × (G, K, N): every row meets one group. (M, K) × (K, N), cut along K: the weights' gradient.
+    # (G, M, K) × (K, N), cut along N. (G, M, K) × (G, K, N): a batch.
+    groups = a.shape[0] if a.dim() == b.dim() == 3 else 1
+    return int(2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1])
+
+
 FORMULAS: dict[Any, Formula] = {
     # torch has no formula for attention on CPU (pytorch#195460)
     aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_forward,
@@ -73,12 +107,20 @@ FORMULAS: dict[Any, Formula] = {
     aten._scaled_dot_product_flash_attention_backward: _sdpa_backward,
     aten._scaled_dot_product_efficient_attention_backward: _sdpa_backward,
     aten._scaled_dot_product_cudnn_attention_backward: _sdpa_backward,
+    aten.convolution_backward: _convolution_backward,
+    # torch has none for these
+    aten.mv: _vector_product,
+    aten.dot: _vector_product,
+    aten.addmv: _added_vector_product,
+    aten._grouped_mm: _grouped_product,
 }
 """Operators whose formula is ours: it goes before torch's."""
 
 _ATTENTION_KERNELS = {
     operator for operator in (*flop_registry, *FORMULAS) if "attention" in str(operator) and "flex" not in str(operator)
 }
+_WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler"}
+"""Namespaces of torch's own operators: what has no formula there multiplies nothing to speak of."""
 _BATCHED_PRODUCTS = {aten.bmm, aten.baddbmm}
 
 
@@ -92,6 +134,8 @@ class FlopCounter(TorchDispatchMode):
     def __init__(self, on_operator: Callable[..., bool] | None = None) -> None:
         super().__init__()
         self._on_operator = on_operator
+        self.without_formula: set[str] = set()
+        """Custom operators (a fused attention or loss), counted 0 because nobody has said what they compute."""
         self._model = 0
         self._recomputed = 0
         self._attention = 0
@@ -115,6 +159,8 @@ class FlopCounter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        if formula is None and func.namespace not in _WITHOUT_PRODUCTS:
+            self.without_formula.add(str(packet))
         out = func(*args, **kwargs)
         in_backward = torch._C._current_graph_task_id() != -1
         on_parameter = self._on_operator is not None and self._on_operator(packet, args, kwargs, out, not in_backward)

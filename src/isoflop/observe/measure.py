@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,12 @@ class Measurement:
 
     flops: FlopCount
     uses: Uses
+    without_formula: frozenset[str] = frozenset()
+    """Custom operators that were counted 0."""
+
+    def __add__(self, other: Measurement) -> Measurement:
+        without_formula = self.without_formula | other.without_formula
+        return Measurement(self.flops + other.flops, self.uses | other.uses, without_formula)
 
 
 def measure(model: nn.Module, calls: Sequence[Call]) -> Measurement:
@@ -39,15 +46,30 @@ def measure(model: nn.Module, calls: Sequence[Call]) -> Measurement:
     """
     if not calls:
         raise Uncountable("no forward call of the model was seen in the training step")
-    twin = Twin(model)
-    flops, uses = FlopCount(0, 0, 0), Uses()
+    try:
+        twin = Twin(model)
+    except Uncountable:
+        raise
+    except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
+        raise Uncountable(f"{type(model).__name__} can't be copied to the meta device ({_said(error)})") from error
+    total: Measurement | None = None
+    reason: Uncountable | None = None
     for call in calls:
-        count, used = _replay(twin, call)
-        flops, uses = flops + count, uses | used
-    return Measurement(flops, uses)
+        try:
+            part = _replay(twin, call)
+        except Uncountable as error:
+            if any(True for _ in call.module.parameters()):
+                raise
+            reason = error  # a metric of the loss, which reads values: without a weight there is little to count
+            continue
+        total = part if total is None else total + part
+    if total is None:
+        assert reason is not None
+        raise reason
+    return total
 
 
-def _replay(twin: Twin, call: Call) -> tuple[FlopCount, Uses]:
+def _replay(twin: Twin, call: Call) -> Measurement:
     """Three ways, from the fastest: plain meta tensors; the same without the attention mask; fake tensors.
 
     Hugging Face's SDPA decoders look into the mask's values (_ignore_causal_mask_sdpa), or without one into the
@@ -61,50 +83,59 @@ def _replay(twin: Twin, call: Call) -> tuple[FlopCount, Uses]:
         tracer = UseTracer(twin.parameters)
         try:
             with mode:
-                return _forward_backward(twin[call.module], replace(call, kwargs=kwargs), tracer), tracer.uses
+                return _forward_backward(twin[call.module], replace(call, kwargs=kwargs), tracer)
         except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
             reason = reason or error
-    raise Uncountable(
-        f"{type(call.module).__name__} can't run on the meta device ({type(reason).__name__}: {_first_line(reason)})"
-    ) from reason
+    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({_said(reason)})") from reason
 
 
-def _fake_tensors() -> AbstractContextManager[Any]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+@contextmanager
+def _fake_tensors() -> Iterator[None]:
+    from torch._subclasses import fake_tensor
 
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    # it logs a failure with a traceback as an error; ours is caught and told in a sentence
+    disabled, fake_tensor.log.disabled = fake_tensor.log.disabled, True
+    try:
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        fake_tensor.log.disabled = disabled
 
 
-def _forward_backward(module: nn.Module, call: Call, tracer: UseTracer) -> FlopCount:
+def _forward_backward(module: nn.Module, call: Call, tracer: UseTracer) -> Measurement:
     counter = FlopCounter(tracer)
     # The caller may stand inside autocast or no_grad; FLOPs know no dtype, and a backward pass is wanted
     with (
         untouched_randomness(),
+        warnings.catch_warnings(),
         _eagerly(),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.device("meta"),
     ):
+        warnings.simplefilter("ignore")  # the live model has said the same
         args, kwargs = metas(call.args), metas(call.kwargs)
+        tracer.arguments(tensors_in((args, kwargs)))
         with counter:
             output = module(*args, **kwargs)
             roots = [tensor for tensor in _differentiated(output) if tensor.requires_grad]
             if roots:
                 torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
-    return counter.count
+    return Measurement(counter.count, tracer.uses, frozenset(counter.without_formula))
 
 
 def _differentiated(output: Any) -> list[torch.Tensor]:
-    """The tensors that training differentiates: the loss where the model returns one, else all it returns."""
+    """The tensors that training differentiates: the loss where the model names one, else all it returns.
+
+    (A part of a loss, or logits beside it, hang in the same graph, which is walked once whatever it is entered by.)
+    """
     if isinstance(output, Mapping):
         loss = output.get("loss")
         if isinstance(loss, torch.Tensor):
             return [loss]
-        # a cache or hidden states hang in the same graph: they would add nothing but time
+        # a cache hangs in the same graph: it would add nothing but time
         output = {key: value for key, value in output.items() if key != "past_key_values"}
-    tensors = [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
-    scalars = [tensor for tensor in tensors if tensor.dim() == 0 and tensor.requires_grad]
-    return scalars[:1] or tensors
+    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
 
 def _eagerly() -> AbstractContextManager[Any]:
@@ -115,6 +146,6 @@ def _eagerly() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _first_line(error: Exception | None) -> str:
+def _said(error: Exception | None) -> str:
     text = str(error).strip().splitlines()
-    return text[0][:200] if text else ""
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"

@@ -102,12 +102,14 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside torch.compile's, DDP's and similar wrappers."""
+    """The user's module inside torch.compile's, DDP's and Fabric's wrappers."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
+        elif type(model).__name__ == "_FabricModule":  # Lightning Fabric's
+            model = model._original_module  # type: ignore[assignment]
         else:
             return model
 
@@ -115,7 +117,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _by_use(uses: Uses, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
     """(embeddings, output heads); a tied matrix is in both."""
     lookups = {name for name in uses.lookup if len(full_shape(named[name])) >= 2}
-    vocabularies = {full_shape(named[name])[0] for name in lookups}
+    vocabularies = {full_shape(named[name])[0] for name in uses.vocabulary}
     # the head: a matrix onto a vocabulary, after which no other matrix comes. The second condition is what tells it
     # apart where the model is as wide as its vocabulary.
     heads = {name for name, size in uses.last.items() if size in vocabularies}

@@ -31,8 +31,8 @@ def sum_over_ranks(integers: Sequence[int], floats: Sequence[float]) -> tuple[li
     if world_size() == 1:
         return list(integers), list(floats)
     device = torch.device("cpu")
-    if dist.get_backend() == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
+    if dist.get_backend() in ("nccl", "xccl", "hccl"):  # these move no tensors of the CPU
+        device = torch.accelerator.current_accelerator() or device
     limbs = [(value // _LIMB**i) % _LIMB for value in integers for i in range(_LIMBS)]
     # a double holds limbs exactly up to 2^53: 8 million ranks; so one collective carries both kinds
     packed = torch.tensor([*map(float, limbs), *floats], dtype=torch.float64, device=device)

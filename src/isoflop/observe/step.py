@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from isoflop.observe.calls import Call, Signature, Uncountable, shapes, signature
-from isoflop.observe.cost import StepCost
+from isoflop.observe.cost import MAX_KNOWN, StepCost
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
@@ -19,6 +21,10 @@ from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, shifts_la
 MEASURED = "measured on the meta device"
 GIVEN = "flops_per_token given by the user"
 SIX_ND = "6·N·D, N non-embedding"
+MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
+
+Counted = tuple[Signature, "TokenCount | None", "FlopCount | None"]
+"""A (micro-)batch: its signature, tokens and FLOPs (None: unknown yet, or for good)."""
 
 
 class StepObserver:
@@ -38,6 +44,7 @@ class StepObserver:
         flops_per_token: float | None = None,
         num_params: int | None = None,
     ) -> None:
+        self._say = say
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
         self.methods: dict[str, str] = {}
@@ -50,12 +57,13 @@ class StepObserver:
         self._given = None if flops_per_token is None else max(1, round(flops_per_token))
         self._tokens_fn = tokens_fn
         self._shifted = self.model is not None and shifts_labels(self.model)
-        self._say = say
         self._cost = StepCost()
-        self._pending: list[tuple[Signature, TokenCount | None]] = []
+        self._pending: list[Counted] = []
+        self._constant: dict[Signature, Counted] = {}
         self._calls: dict[Signature, list[Call]] = {}
         self._uncountable: dict[Signature, str] = {}
-        self._trainable = self._count_trainable()
+        self._argument_names: list[str] = []
+        self._trainable = self._which_trainable()
         if self._given is not None:
             self.methods[GIVEN] = ""
 
@@ -68,31 +76,47 @@ class StepObserver:
             return count_parameters(self.model)
         except ValueError as error:
             self._say(str(error))
-            return None
+        except Exception as error:  # lazy parameters, not there before the first forward pass
+            self._say(f"the model's parameters can't be counted yet ({type(error).__name__}: {error})")
+        return None
 
     def batch(self, batch: Any) -> bool:
         """A micro-batch goes in. Returns True if its shape has not been measured: the calls are wanted then."""
+        if len(self._pending) >= MAX_PENDING:
+            self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
+            self.settle()
         key = signature(batch)
-        self._pending.append((key, self._tokens(batch)))
+        counted = self._constant.get(key)
+        if counted is not None:
+            self._pending.append(counted)
+            return False
+        flops = None if self._given is not None else self._cost.lookup(key)
+        self._pending.append((key, self._tokens(batch), flops))
         return (
-            self._given is None
+            flops is None
+            and self._given is None
             and self.model is not None
             and key not in self._calls
             and key not in self._uncountable
-            and self._cost.lookup(key) is None
         )
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that goes straight into the model, as its forward hook sees it."""
         batch: Any = args
         if kwargs:
-            batch = {**dict(zip(("input_ids", "labels"), args, strict=False)), **kwargs}
+            batch = {**dict(zip(self._names(module), args, strict=False)), **kwargs}
         if self.batch(batch):
             key = self._pending[-1][0]
             try:
                 self._calls[key] = [Call(unwrap(module), shapes(args), shapes(kwargs))]
             except Uncountable as reason:
                 self._uncountable[key] = str(reason)
+
+    def _names(self, module: nn.Module) -> list[str]:
+        """Names of the model's positional arguments, the first being the tokens."""
+        if not self._argument_names:
+            self._argument_names = ["input_ids", *list(inspect.signature(unwrap(module).forward).parameters)[1:]]
+        return self._argument_names
 
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
         """The calls that the last micro-batch led to, or why they can't tell its FLOPs."""
@@ -109,30 +133,41 @@ class StepObserver:
 
     def settle(self, tokens: int | TokenCount | None = None, wall_time: float = 0.0) -> None:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
-        if tokens is not None:
-            self.tally.add_tokens(tokens if isinstance(tokens, TokenCount) else TokenCount(int(tokens)))
-        for key, count in self._pending:
-            if tokens is None:
-                self.tally.add_tokens(count)
-            self.tally.add_flops(self._flops(key, count, wall_time))
-        if not self._pending:
-            processed = None if tokens is None else tokens if isinstance(tokens, int) else tokens.processed
-            self.tally.add_flops(self._without_measuring(processed, "no forward call of the model was seen"))
-            if tokens is None:
-                self.tally.add_tokens(None)
+        for key, count, flops in self._pending:
+            if flops is None:
+                flops = self._flops(key, count, wall_time)
+                self._keep_if_constant(key, count, flops)
+            self.tally.add(count, flops, count_tokens=tokens is None)
+        if tokens is not None or not self._pending:
+            given = TokenCount(int(tokens)) if isinstance(tokens, int) else tokens
+            if not self._pending:
+                processed = None if given is None else given.processed
+                flops = self._without_measuring(processed, "no forward call of the model was seen")
+                self.tally.add(given, flops)
+            else:
+                self.tally.add_tokens(given)
+            if given is None:
                 self._say("no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)")
         self._pending.clear()
 
+    def _keep_if_constant(self, key: Signature, count: TokenCount | None, flops: FlopCount | None) -> None:
+        """Look the whole batch up from now on, if no mask and no labels make it differ from others of its shape."""
+        if count is None or flops is None or self._tokens_fn is not None or len(self._constant) >= MAX_KNOWN:
+            return
+        if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
+            self._constant[key] = (key, count, flops)
+
     def look_for_frozen_layers(self) -> None:
         """Measure anew if layers were frozen or thawed; for log steps, since it reads every parameter's flag."""
-        trainable = self._count_trainable()
+        trainable = self._which_trainable()
         if trainable != self._trainable:
             self._trainable = trainable
             self._cost.forget()
+            self._constant.clear()
             self._calls.clear()
 
-    def _count_trainable(self) -> int:
-        return 0 if self.model is None else sum(parameter.requires_grad for parameter in self.model.parameters())
+    def _which_trainable(self) -> int:
+        return 0 if self.model is None else hash(tuple(p.requires_grad for p in self.model.parameters()))
 
     def _tokens(self, batch: Any) -> TokenCount | None:
         if self._tokens_fn is not None:
@@ -169,19 +204,31 @@ class StepObserver:
                 )
                 self.methods["estimated from the nearest measured length"] = "many batch shapes"
                 return estimate
+            self._give_up(key, "more batch shapes, or longer measurements, than training has the time for")
+            return None
         began = time.perf_counter()
         try:
             measurement = measure(self.model, calls)
         except Uncountable as reason:
-            self._uncountable[key] = str(reason)
+            self._cost.seconds += time.perf_counter() - began
+            self._give_up(key, str(reason))
             return None
         self._cost.learn(key, measurement.flops, time.perf_counter() - began)
         if self._num_params is None and MEASURED not in self.methods:
             self.parameters = count_parameters(self.model, measurement.uses)
-        self.methods[MEASURED] = ""
+        if measurement.without_formula:
+            missing = f"without a FLOPs formula, counted 0: {', '.join(sorted(measurement.without_formula))}"
+            self._say(f"operators {missing}. Pass flops_per_token= to set the FLOPs")
+            self.methods[MEASURED] = missing
+        self.methods.setdefault(MEASURED, "")
         if processed and self.flops_per_token is None:
             self.flops_per_token = measurement.flops.model / processed
         return measurement.flops
+
+    def _give_up(self, key: Signature, reason: str) -> None:
+        if len(self._uncountable) >= MAX_KNOWN:
+            self._uncountable.clear()
+        self._uncountable[key] = reason
 
     def _without_measuring(self, processed: int | None, reason: str) -> FlopCount | None:
         if processed is None:

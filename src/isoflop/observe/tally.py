@@ -53,23 +53,41 @@ class Totals:
         return asdict(self)
 
 
+MAX_WAITING = 256
+"""Owned tensors of a `DeviceSum` that wait at most; each is some bytes on its device."""
+
+
 class DeviceSum:
     """A running sum of numbers and 0-dim tensors; the tensors' part stays on their device, one operation an addition.
 
-    What is added is read at once, in stream order: a CUDA graph may overwrite it at its next replay.
+    What is added is read at once, in stream order, for a CUDA graph may overwrite it at its next replay; only what
+    nobody else writes to (`owned`) may wait, and costs nothing before the sum is read.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.number: float = 0
         self.tensor: torch.Tensor | None = None
         self._dtype = dtype
+        self._waiting: list[tuple[torch.Tensor, float]] = []
 
-    def add(self, value: Loss, scale: float = 1) -> None:
-        """Add `scale · value`."""
+    def add(self, value: Loss, scale: float = 1, owned: bool = False) -> None:
+        """Add `scale · value`; `owned`: a tensor without gradient that stays as it is."""
         if not isinstance(value, torch.Tensor):
             self.number += value * scale
-            return
-        value = value.detach()
+        elif owned:
+            self._waiting.append((value, scale))
+            if len(self._waiting) >= MAX_WAITING:
+                self.collect()
+        else:
+            self._add(value.detach(), scale)
+
+    def collect(self) -> None:
+        """Add what has waited."""
+        for value, scale in self._waiting:
+            self._add(value, scale)
+        self._waiting.clear()
+
+    def _add(self, value: torch.Tensor, scale: float) -> None:
         if self.tensor is None or self.tensor.device != value.device:
             self.number += 0 if self.tensor is None else self.tensor.item()
             self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
@@ -91,31 +109,34 @@ class Tally:
         self.batches = 0
         """(Micro-)batches since the last `drain`."""
 
+    def add(self, tokens: TokenCount | None, flops: FlopCount | None, count_tokens: bool = True) -> None:
+        """One (micro-)batch; None: unknown. Without `count_tokens` its FLOPs alone."""
+        counts = self._counts
+        if flops is None:
+            counts["without_flops"] += 1
+        else:
+            counts["flops"] += flops.model
+            counts["flops_hardware"] += flops.hardware
+            counts["flops_attention"] += flops.attention
+        if count_tokens:
+            self.add_tokens(tokens)
+
     def add_tokens(self, count: TokenCount | None) -> None:
-        """One (micro-)batch; None: its tokens are unknown."""
+        """The tokens of one (micro-)batch; None: unknown."""
         self.batches += 1
         if count is None:
             self._counts["without_tokens"] += 1
             return
-        self._counts["processed"] += int(count.processed)
-        self._padding.add(count.padding)
+        self._counts["processed"] += count.processed
+        self._padding.add(count.padding, owned=True)
         if count.loss_tokens is None:
             self._counts["without_labels"] += 1
         else:
-            self._loss_tokens.add(count.loss_tokens)
+            self._loss_tokens.add(count.loss_tokens, owned=True)
 
-    def add_flops(self, count: FlopCount | None) -> None:
-        """One (micro-)batch's FLOPs; None: unknown."""
-        if count is None:
-            self._counts["without_flops"] += 1
-            return
-        self._counts["flops"] += count.model
-        self._counts["flops_hardware"] += count.hardware
-        self._counts["flops_attention"] += count.attention
-
-    def add_loss(self, loss: Loss, scale: float = 1.0) -> None:
-        """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device."""
-        self._loss_sum.add(loss, scale)
+    def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
+        """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
+        self._loss_sum.add(loss, scale, owned)
         self._losses += 1
 
     def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
@@ -139,6 +160,8 @@ class Tally:
 
 def read_sums(*sums: DeviceSum) -> list[float]:
     """The values of several sums, with one sync for those on one device. Exact up to 2^53."""
+    for item in sums:
+        item.collect()
     tensors = [item.tensor for item in sums if item.tensor is not None]
     if len({tensor.device for tensor in tensors}) == 1:
         read = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())

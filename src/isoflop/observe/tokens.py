@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -18,12 +17,13 @@ from torch import nn
 IGNORED_LABEL = -100
 """torch's default `ignore_index` of cross-entropy, and Hugging Face's."""
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16, torch.uint32, torch.int8)
+
 Count = int | torch.Tensor
 """A number that is known, or a 0-dim integer tensor on the batch's device, to be read at the next log step."""
 
 
-@dataclass(frozen=True)
-class TokenCount:
+class TokenCount(NamedTuple):
     """Tokens of one (micro-)batch. `loss_tokens` is None where no labels were seen."""
 
     processed: int
@@ -41,7 +41,8 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
     Args:
         batch: a mapping with `input_ids` (int, [batch, time]) or `inputs_embeds` ([batch, time, width]), and
             optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; a tuple or list whose
-            first item is an integer tensor of tokens, the second, if integers of that shape, the labels; or a tensor.
+            first item is an integer tensor of tokens ([batch, time] or [time]), and the second of two, if integers
+            of that shape, the labels; or such a tensor.
         shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
             sequence is then no target.
 
@@ -54,12 +55,14 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
         if isinstance(batch[0], Mapping):
             return _count_mapping(batch[0], shifted_labels)
         tokens = batch[0]
-        if not _holds_tokens(tokens):
+        if not _looks_like_tokens(tokens):
             return None
-        labels = batch[1] if len(batch) > 1 else None
+        if tokens.dim() == 1 and any(isinstance(item, torch.Tensor) and item.dim() > 1 for item in batch[1:]):
+            return None  # classes, and then what they are the classes of
+        labels = batch[1] if len(batch) == 2 else None  # of three the second may be a mask
         aligned = _holds_tokens(labels) and labels.shape == tokens.shape
         return TokenCount(tokens.numel(), 0, _loss_tokens(labels) if aligned else None)
-    return TokenCount(batch.numel()) if _holds_tokens(batch) else None
+    return TokenCount(batch.numel()) if _looks_like_tokens(batch) else None
 
 
 def shifts_labels(model: nn.Module) -> bool:
@@ -73,7 +76,7 @@ def shifts_labels(model: nn.Module) -> bool:
         from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
     except ImportError:
         return False
-    inner = next((module for module in model.modules() if hasattr(module, "loss_type")), None)
+    inner = next((module for module in model.modules() if "loss_type" in vars(module)), None)
     if inner is None or getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return False
     kind = inner.loss_type
@@ -104,7 +107,13 @@ def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount
 
 
 def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor) and not value.dtype.is_floating_point and value.dim() >= 1
+    # integers that are no mask
+    return isinstance(value, torch.Tensor) and value.dtype in _INTEGERS and value.dim() >= 1
+
+
+def _looks_like_tokens(value: Any) -> TypeGuard[torch.Tensor]:
+    """Where nothing is named: neither an image (of bytes, in three or four dimensions) nor a mask."""
+    return _holds_tokens(value) and value.dim() <= 2
 
 
 def _loss_tokens(labels: Any) -> Count:

@@ -1,21 +1,29 @@
 """A twin of the live model on the meta device: the same code and shapes, no memory, no arithmetic.
 
 What runs on the twin cannot touch the live model: parameters and buffers are new meta tensors (tied ones stay tied,
-`requires_grad` is kept, a sharded one gets its whole shape), lists and dicts that modules hold are copied, hooks are
-left out. The live model is never run, swapped or hooked for it, so a sharded or compiled one can be measured too.
+`requires_grad` is kept, a sharded one gets its whole shape), containers, generators and plain objects that modules
+hold are copied, hooks are left out. The live model is never run, swapped or hooked for it, so a sharded or compiled
+one can be measured too.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
+import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from isoflop.observe.parameters import full_shape
+from isoflop.observe.calls import Uncountable
+from isoflop.observe.parameters import full_shape, unwrap
 
 _HOOKS = (
     "_backward_pre_hooks",
@@ -26,10 +34,16 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+# A LightningModule logs through these: `self.log` in a forward would put the twin's loss into the live results
+_LOGGING = ("_trainer", "_fabric")
+_LONG = 1000
+"""A container with more items holds data: it is shared, not copied."""
 
 
 def meta_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A meta tensor of the same shape, dtype and `requires_grad`."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
     twin = torch.empty(full_shape(tensor), dtype=tensor.dtype, device="meta")
     return twin.requires_grad_(tensor.requires_grad)
 
@@ -41,32 +55,37 @@ class Twin:
         self._copies: dict[int, Any] = {}
         self._alive: list[Any] = []  # ids in _copies stay valid only while their objects live
         self.root = self._module(model)
-        self.parameters: dict[str, nn.Parameter] = dict(self.root.named_parameters())
+        live = dict(unwrap(model).named_parameters())
+        # by the live model's names: the twin has no wrappers of torch.compile and DDP in them
+        self.parameters: dict[str, nn.Parameter] = {name: self._tensor(parameter) for name, parameter in live.items()}
 
     def __getitem__(self, module: nn.Module) -> nn.Module:
-        copy = self._copies.get(id(getattr(module, "_orig_mod", module)))
-        if copy is None:
+        twin = self._copies.get(id(unwrap(module)))
+        if twin is None:
             raise KeyError(f"{type(module).__name__} is not part of the model that was copied")
-        return copy
+        return twin
 
     def _module(self, module: nn.Module) -> nn.Module:
-        module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper: the twin runs eagerly
+        module = unwrap(module)
         if id(module) in self._copies:
             return self._copies[id(module)]
-        copy = module.__class__.__new__(module.__class__)
-        self._remember(module, copy)
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise Uncountable("FullyShardedDataParallel (FSDP1) holds flat shards, not the model's shapes; use FSDP2")
+        twin = module.__class__.__new__(module.__class__)
+        self._remember(module, twin)
         state = dict(module.__dict__)
         for name in ("_parameters", "_buffers", "_modules"):
             held = state.pop(name, {})
-            object.__setattr__(copy, name, {key: self._module_part(value) for key, value in held.items()})
+            object.__setattr__(twin, name, {key: self._module_part(value) for key, value in held.items()})
         for name in _HOOKS:
             if name in state:
-                object.__setattr__(copy, name, type(state.pop(name))())
-        state.pop("forward", None)  # a wrapped forward (autocast, liger …) is bound to the live module
+                object.__setattr__(twin, name, type(state.pop(name))())
         state["_compiled_call_impl"] = None
+        state.update(dict.fromkeys(_LOGGING & state.keys()))
         for name, value in state.items():
-            object.__setattr__(copy, name, self._attribute(value))
-        return copy
+            if not _wraps_method(module, name, value):
+                object.__setattr__(twin, name, self._attribute(value))
+        return twin
 
     def _module_part(self, value: Any) -> Any:
         return self._module(value) if isinstance(value, nn.Module) else self._tensor(value)
@@ -81,33 +100,77 @@ class Twin:
             self._remember(value, twin)
         return self._copies[id(value)]
 
-    def _attribute(self, value: Any, depth: int = 0) -> Any:
-        """Copy of a plain attribute: modules of the tree and tensors become their twins, containers are copied."""
-        if isinstance(value, nn.Module):
-            return self._copies.get(id(value), value)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value)
-        if isinstance(value, MethodType) and id(value.__self__) in self._copies:
-            return MethodType(value.__func__, self._copies[id(value.__self__)])
-        if depth < 2:
-            if type(value) is dict:
-                return {key: self._attribute(item, depth + 1) for key, item in value.items()}
-            if type(value) in (list, tuple, set):
-                return type(value)(self._attribute(item, depth + 1) for item in value)
-        return value
+    def _attribute(self, value: Any, in_object: bool = False) -> Any:
+        """Copy of a plain attribute: modules and tensors become their twins, what a forward may change is copied."""
+        if isinstance(value, nn.Module | torch.Tensor):
+            return self._module_part(value)
+        if id(value) in self._copies:
+            return self._copies[id(value)]
+        if isinstance(value, torch.device):
+            return torch.device("meta")  # torch.arange(…, device=self.device)
+        if isinstance(value, torch.Generator):
+            return value.clone_state()
+        if isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
+            return copy.deepcopy(value)
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self._attribute(value.__self__, in_object))
+        if type(value) is partial:
+            function, *arguments = (self._attribute(item, in_object) for item in (value.func, *value.args))
+            return partial(function, *arguments, **self._attribute(value.keywords, in_object))
+        if isinstance(value, dict | list | tuple | set | deque):
+            return self._container(value, in_object) if len(value) <= _LONG else value
+        # An object of a plain Python class, such as a cache or a running mean; not what that holds in turn, and none
+        # that does something when it goes
+        kind: Any = type(value)
+        plain = kind.__new__ is object.__new__ and not hasattr(kind, "__del__")
+        if in_object or not plain or type(getattr(value, "__dict__", None)) is not dict:
+            return value
+        twin = object.__new__(kind)
+        self._remember(value, twin)
+        twin.__dict__.update({key: self._attribute(item, True) for key, item in value.__dict__.items()})
+        return twin
 
-    def _remember(self, original: Any, copy: Any) -> None:
-        self._copies[id(original)] = copy
+    def _container(self, value: Any, in_object: bool) -> Any:
+        if isinstance(value, tuple):
+            items = [self._attribute(item, in_object) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        twin = copy.copy(value)
+        self._remember(value, twin)
+        if isinstance(value, dict):
+            for key, item in value.items():
+                twin[key] = self._attribute(item, in_object)
+        else:
+            twin.clear()
+            add = twin.add if isinstance(value, set) else twin.append
+            for item in value:
+                add(self._attribute(item, in_object))
+        return twin
+
+    def _remember(self, original: Any, twin: Any) -> None:
+        self._copies[id(original)] = twin
         self._alive.append(original)
+
+
+def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether an instance's attribute is a wrapper around the class's method of that name: the twin has the method.
+
+    So are a forward under autocast (accelerate), compiled (`model.forward = torch.compile(model.forward)`) or
+    redirected (Lightning), and torchmetrics' update.
+    """
+    method = getattr(type(module), name, None)
+    if not inspect.isfunction(method) or not callable(value) or isinstance(value, nn.Module):
+        return False
+    inner = inspect.unwrap(value)
+    if getattr(inner, "__func__", inner) in (method, inspect.unwrap(method)):
+        return True
+    if isinstance(value, MethodType | partial) or name != "forward":
+        return False
+    raise Uncountable(f"{type(module).__name__}.forward is replaced by a function that can't be bound to a copy of it")
 
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
     """Whatever runs inside draws no number from the generators that training draws from."""
-    import random
-
-    import numpy as np
-
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:

@@ -43,6 +43,8 @@ class Uses:
 
     product: set[str] = field(default_factory=set)
     lookup: set[str] = field(default_factory=set)
+    vocabulary: set[str] = field(default_factory=set)
+    """Of `lookup`: by the call's arguments (token ids), not by positions that the forward pass made itself."""
     added: set[str] = field(default_factory=set)
     other: set[str] = field(default_factory=set)
     last: dict[str, int] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Uses:
         return Uses(
             self.product | other.product,
             self.lookup | other.lookup,
+            self.vocabulary | other.vocabulary,
             self.added | other.added,
             self.other | other.other,
             {**self.last, **other.last},
@@ -66,9 +69,20 @@ class UseTracer:
         # storage → (its names as a parameter, names of the matrices it is a last product of)
         self._names: dict[int, frozenset[str]] = {}
         self._last: dict[int, frozenset[str]] = {}
+        self._given: set[int] = set()  # storages of the call's integers, and of what is computed from them
         self._alive: list[Any] = []
         for name, parameter in parameters.items():
             self._tag(self._names, parameter, {name})
+
+    def arguments(self, tensors: list[torch.Tensor]) -> None:
+        """The call's own tensors, before the forward pass."""
+        for tensor in tensors:
+            self._give(tensor)
+
+    def _give(self, tensor: torch.Tensor) -> None:
+        if not tensor.is_floating_point():
+            self._given.add(_storage(tensor))
+            self._alive.append(tensor)
 
     def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
         """Note one operator; True if an operand of a product is a parameter."""
@@ -87,8 +101,11 @@ class UseTracer:
                 for earlier in chain:
                     self.uses.last.pop(earlier, None)
                 for name in matrices:
-                    self.uses.last[name] = outputs[0].shape[-1]
+                    self.uses.last[name] = outputs[0].shape[1 if packet is aten.convolution else -1]
                 chain = matrices
+        if any(_storage(tensor) in self._given for tensor in inputs):
+            for tensor in outputs:
+                self._give(tensor)
         if names - matrices:
             self._note(packet, names - matrices, inputs, named, outputs)
         if chain:
@@ -99,8 +116,13 @@ class UseTracer:
     def _note(
         self, packet: Any, names: frozenset[str], inputs: list[Any], named: list[Any], outputs: list[Any]
     ) -> None:
-        if packet in _LOOKUPS and named[0]:
+        if packet in _LOOKUPS and named[0] and inputs[0].dim() >= 3:  # whole matrices: the experts of a token
+            for tensor in outputs:
+                self._tag(self._names, tensor, named[0])
+        elif packet in _LOOKUPS and named[0]:
             self.uses.lookup |= named[0]
+            if any(_storage(tensor) in self._given for tensor in inputs[1:]):
+                self.uses.vocabulary |= named[0]
         elif packet in _ADDITIONS:
             self.uses.added |= names
         elif packet in _SAME and all(named):

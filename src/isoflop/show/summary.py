@@ -16,35 +16,41 @@ def print_summary(runs: Iterable[Run]) -> None:
     """
     from rich.console import Console
 
-    Console().print(summary_table(runs))
+    # in a file or a narrow window whole numbers are worth more than the frame
+    Console(width=max(Console().width, 110)).print(summary_table(runs))
 
 
 def summary_table(runs: Iterable[Run]) -> Any:
     """The table as a `rich.table.Table`."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="Where the compute went")
-    table.add_column("run")
-    for name in (
-        "N total",
-        "N non-emb.",
-        "+ head",
-        "tokens D",
-        "D/N",
-        "C measured",
-        "C = 6ND",
-        "train loss",
-        "eval loss",
-        "MFU",
-    ):
-        table.add_column(name, justify="right")
+    table = Table(title="Where the compute went", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
     for run in sorted(runs, key=lambda run: (run.points[-1].flops or 0) if run.points else 0):
         table.add_row(*summary_row(run))
-    table.caption = (
-        "D/N: tokens per parameter (non-embedding + head) · C in FLOPs, forward and backward · losses in nats per "
-        "token, the last recorded"
-    )
+    table.caption = CAPTION
     return table
+
+
+COLUMNS = (
+    "N\ntotal",
+    "N non-\nembed.",
+    "N with\nhead",
+    "D\ntokens",
+    "D/N\n",
+    "C\nmeasured",
+    "C\n6ND",
+    "loss\ntrain",
+    "loss\neval",
+    "MFU\n",
+)
+CAPTION = (
+    "N parameters (D/N: with head) · D tokens processed less padding · C training FLOPs (6ND: N non-embedding) · loss in nats per token, "
+    "as last recorded · MFU of the last interval; – unknown"
+)
 
 
 def summary_row(run: Run) -> list[str]:
@@ -85,9 +91,9 @@ def _count(value: int | None) -> str:
         return "–"
     for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
         if value >= size:
-            return f"{value / size:.3g} {letter}"
+            return f"{value / size:.3g}{letter}"
     return str(value)
 
 
 def _flops(value: int | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:.2e}"

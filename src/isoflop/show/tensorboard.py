@@ -26,12 +26,12 @@ class TensorBoardSink:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder))
+            # the default queue of 10 makes every log step wait for the disk
+            self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=5)
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         for point in axes:
             self._writer.add_scalar(point.tag, point.value, point.step)
-        self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""

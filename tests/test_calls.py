@@ -1,0 +1,299 @@
+"""The calls of a training step: which they are, what they were called with, and what they do not show."""
+
+from __future__ import annotations
+
+from collections import UserDict, namedtuple
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from torch import nn
+
+from isoflop.observe.calls import Call, Shape, Uncountable, metas, shapes, signature, tensors_in, watch
+from isoflop.observe.measure import measure
+from isoflop.observe.outermost import OutermostCalls, parameters_used_outside
+from models import TinyGPT, tokens
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(4, 5), nn.Linear(5, 4)
+        self.parts = nn.ModuleDict({"list": nn.ModuleList([nn.Linear(4, 4)])})
+        self.criterion = nn.MSELoss()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def seen(model: nn.Module, step: Any) -> tuple[list[nn.Module], int | None, str | None]:
+    """(modules called, matrices used outside of them, problem) of one step that returns a loss or None."""
+    outermost = OutermostCalls(model)
+    stop = outermost.start()
+    try:
+        loss = step()
+    finally:
+        stop()
+    outside = None if loss is None else parameters_used_outside(loss, outermost.outputs, outermost.inputs)
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert outermost._open == []
+    return [call.module for call in outermost.calls], outside, outermost.problem
+
+
+# -- which calls -------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_model():
+    model = Pair()
+    assert seen(model, lambda: model(X).sum()) == ([model], 0, None)
+
+
+def test_its_parts_one_after_another():
+    model = Pair()
+    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([model.encoder, model.decoder], 0, None)
+
+
+def test_parts_in_containers_and_the_same_part_twice():
+    model = Pair()
+    inner = model.parts["list"][0]
+    assert seen(model, lambda: inner(inner(X)).sum()) == ([inner, inner], 0, None)
+
+
+def test_a_loss_module_belongs_to_it():
+    model = Pair()
+    assert seen(model, lambda: model.criterion(model(X), X)) == ([model, model.criterion], 0, None)
+
+
+def test_evaluation_and_no_grad_are_no_training():
+    model = Pair()
+    with torch.no_grad():
+        assert seen(model, lambda: model(X) and None if False else (model(X), None)[1]) == ([], None, None)
+    model.eval()
+    assert seen(model, lambda: (model(X), None)[1]) == ([], None, None)
+
+
+def test_a_metric_is_no_part_of_it():
+    class Accuracy(nn.Module):
+        def forward(self, x: torch.Tensor, cache: Any) -> torch.Tensor:
+            return (x > 0).float().mean()
+
+    model = Pair()
+    model.accuracy = Accuracy()
+
+    def step() -> torch.Tensor:
+        y = model(X)
+        model.accuracy(y, object())
+        return y.sum()
+
+    assert seen(model, step) == ([model], 0, None)
+
+
+def test_a_frozen_part_is_a_part():
+    model = Pair()
+    model.encoder.requires_grad_(False)
+    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([model.encoder, model.decoder], 0, None)
+
+
+def test_a_redirected_forward_is_none():
+    """Lightning's _ForwardRedirection: under DDP the module's forward is, for one call, its training_step."""
+    model = Pair()
+
+    def training_step(x: torch.Tensor) -> torch.Tensor:
+        model.forward = Pair.forward.__get__(model)
+        return model.criterion(model(x), x)
+
+    model.forward = training_step
+    assert seen(model, lambda: model(X)) == ([model, model.criterion], 0, None)
+
+
+def test_exceptions_do_not_hide_later_calls():
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyError(self.inner(x).shape)
+
+    model = Pair()
+    model.fails = Fails()
+
+    def step() -> torch.Tensor:
+        with pytest.raises(KeyError):
+            model.fails(X)
+        return model(X).sum()
+
+    modules, outside, problem = seen(model, step)
+    assert modules[-1] is model and (outside, problem) == (0, None)
+
+
+def test_an_exception_leaves_no_hook_behind():
+    model = Pair()
+    with pytest.raises(RuntimeError):
+        seen(model, lambda: model(torch.randn(3, 9)))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_compiled_parts_are_seen_from_outside_and_not_compiled_again():
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = Pair()
+    encoder = model.encoder = torch.compile(model.encoder, backend=backend, fullgraph=True)
+    model.decoder.compile(backend=backend, fullgraph=True)
+    model.decoder(model.encoder(X))
+    assert len(graphs) == 2
+    modules, outside, problem = seen(model, lambda: model.decoder(model.encoder(X)).sum())
+    assert (modules, outside, problem) == ([encoder, model.decoder], 0, None)
+    assert [measure(model, [Call(module, shapes((x,)), {})]).flops.model for module, x in ((encoder, X),)] == [240]
+    model.decoder(model.encoder(X))
+    assert len(graphs) == 2
+
+
+def test_a_compiled_function_around_a_module_is_not_broken():
+    """With hooks that break the graph this raised under fullgraph=True, in the user's training."""
+    torch._dynamo.reset()
+    model = Pair()
+    step = torch.compile(lambda x: model(x).sum(), backend="eager", fullgraph=True)
+    modules, outside, _ = seen(model, lambda: step(X))
+    assert modules == [] and outside  # not seen, but noticed
+
+
+# -- what the calls do not show ----------------------------------------------------------------------------------------
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.body, self.criterion = nn.Embedding(9, 4), nn.Linear(4, 4), nn.CrossEntropyLoss()
+        self.rest = nn.Dropout(0.0)
+
+
+def test_parameters_used_outside_of_the_calls():
+    model, ids = Functional(), tokens(1, 6, 9)[0]
+
+    def logits() -> torch.Tensor:
+        return F.linear(model.body(model.words(ids)), model.words.weight)
+
+    assert seen(model, lambda: F.cross_entropy(logits(), ids))[1] == 1
+    assert seen(model, lambda: model.criterion(logits(), ids))[1] == 1  # the loss is itself a call's output
+    assert seen(model, lambda: model.criterion(model.rest(logits()), ids))[1] == 1
+    assert seen(model, lambda: F.cross_entropy(model.body(model.words(ids)), ids % 4))[1] == 0
+    assert seen(model, lambda: torch.zeros((), requires_grad=True) * 1)[1] == 0
+
+
+def test_regularisation_of_biases_alone_is_no_product():
+    model = Pair()
+    assert seen(model, lambda: model(X).sum() + model.encoder.bias.sum())[1] == 0
+
+
+def test_arguments_that_can_not_be_replayed():
+    class Cached(nn.Linear):
+        def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+            return super().forward(x)
+
+    class Cache:
+        pass
+
+    model = Cached(4, 4)
+    text = "an argument of type Cache can't be copied to the meta device"
+    assert seen(model, lambda: model(X, cache=Cache()).sum()) == ([], 0, text)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nothing_is_raised_in_the_live_step():
+    class Nested(nn.Linear):
+        def forward(self, x: Any) -> torch.Tensor:
+            return super().forward(X)
+
+    model = Nested(4, 4)
+    ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    assert seen(model, lambda: model(ragged).sum())[2].startswith("an argument is a sparse or nested tensor")
+    assert seen(model, lambda: model(X.to_sparse()).sum())[2].startswith("an argument is a sparse or nested tensor")
+
+
+# -- a call's arguments ------------------------------------------------------------------------------------------------
+
+Point = namedtuple("Point", "x y")
+
+
+def test_shapes_keep_nothing_alive_and_metas_are_like_them():
+    live = {"a": torch.zeros(2, 3, dtype=torch.int32), "b": [X.clone().requires_grad_(), 1, "two", None, True]}
+    taken = shapes((Point(live, UserDict(c=X)),))
+    assert taken[0].x["a"] == Shape((2, 3), torch.int32, False)
+    assert taken[0].y == {"c": Shape((3, 4), torch.float32, False)}
+    (point,) = metas(taken)
+    assert (point.x["a"].device.type, point.x["a"].dtype, point.x["b"][0].requires_grad) == ("meta", torch.int32, True)
+    assert point.x["b"][1:] == [1, "two", None, True]
+    assert metas(shapes(torch.device("cpu"))) == torch.device("meta")
+    with pytest.raises(Uncountable, match="an argument of type object can't be copied"):
+        shapes([object()])
+
+
+def test_a_signature_tells_shapes_and_the_call_s_own_options():
+    ids = tokens(2, 3)
+    key = signature({"input_ids": ids, "labels": None, "use_cache": True})
+    assert key == (("input_ids", (2, 3)), ("use_cache", (True,)))
+    assert signature((ids, "encode", 3)) == ((2, 3), ("encode",), (3,))
+    assert hash(signature([ids, {"a": [ids, 1.5]}])) is not None
+
+
+def test_data_beside_the_tensors_makes_no_key_of_its_own():
+    ids = tokens(2, 3)
+    assert signature({"ids": ids, "name": ["a", "b"]}) == signature({"ids": ids, "name": ["c", "d", "e"]})
+    assert signature([ids, [1, 2], "a"]) == signature([ids, [3, 4], "b"])
+    assert signature({"ids": ids, "meta": {"row": 1}}) == signature({"ids": ids, "meta": {"row": 2}})
+    assert signature(["a", "b"]) == signature(["c"])
+
+
+def test_tensors_in_what_a_module_returns():
+    from transformers.modeling_outputs import CausalLMOutput
+
+    a, b = torch.zeros(1), torch.ones(1)
+    found = tensors_in((CausalLMOutput(loss=a, logits=b), [UserDict(x=a)], None, 3))
+    assert [id(tensor) for tensor in found] == [id(a), id(b), id(a)]
+
+
+# -- watching one module -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after", "never"])
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
+def test_a_watched_module_compiled_before_or_after(when: str, in_place: bool):
+    torch._dynamo.reset()
+    model, ids, said = TinyGPT(), tokens(2, 8), []
+    called: Any = model
+
+    def compile_it() -> Any:
+        if in_place:
+            model.compile(backend="eager")
+            return model
+        return torch.compile(model, backend="eager")
+
+    if when == "before":
+        called = compile_it()
+    unwatch = watch(called, lambda args, kwargs: said.append(len(args)), lambda output: said.append(type(output)))
+    if when == "after":
+        called = compile_it()
+    for _ in range(2):
+        called(ids)
+    assert said == [1, tuple] * 2
+    model.eval()
+    called(ids)
+    model.train()
+    with torch.no_grad():
+        called(ids)
+    assert said == [1, tuple] * 2
+    unwatch()
+    called(ids)
+    assert said == [1, tuple] * 2

@@ -1,0 +1,332 @@
+"""`IsoFLOPMonitor` in real Trainers: evaluation, precision, compilation, loggers, manual optimization, second fits."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as package
+import pytest
+import pytorch_lightning
+import torch
+
+from isoflop.lightning import IsoFLOPMonitor
+from isoflop.record import Run
+from isoflop.show.scalars import AXES
+from isoflop_lightning.callback import evaluation_name
+from tiny import (
+    LIGHTNING_NOISE,
+    Rows,
+    batches,
+    lightning_module,
+    lightning_trainer,
+    losses,
+    model,
+    same_weights,
+    the_run,
+    totals,
+    weights,
+)
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
+
+ROWS = Rows(64)
+
+
+def fit(folder: Path, *, module: Any = None, rows: Rows = ROWS, watch: Any = None, **options: Any) -> Run:
+    watch = watch or IsoFLOPMonitor()
+    callbacks = [watch, *options.pop("callbacks", [])]
+    trainer = lightning_trainer(package, folder, callbacks=callbacks, **options)
+    module = lightning_module(package, model()) if module is None else module
+    trainer.fit(module, batches(rows, 8))
+    assert not watch.guard.aside
+    return the_run(folder)
+
+
+@pytest.mark.parametrize("of", [package, pytorch_lightning])
+def test_both_packages_take_it(of: Any, tmp_path: Path) -> None:
+    watch = IsoFLOPMonitor()
+    trainer = lightning_trainer(of, tmp_path, callbacks=[watch])
+    trainer.fit(lightning_module(of, model()), batches(ROWS, 8))
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals()
+    assert (run.framework, run.planned["steps"], run.planned["accumulate"]) == ("lightning", 8, 1)
+    assert run.optimizer is not None and (run.optimizer["class"], run.optimizer["lr"]) == ("AdamW", 0.01)
+    assert run.points[-1].lr == 0.01
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_is_unchanged_to_the_bit(accumulate: int, tmp_path: Path) -> None:
+    def trained(callbacks: list[Any]) -> dict[str, torch.Tensor]:
+        net = model(dropout=0.2)
+        trainer = lightning_trainer(
+            package, tmp_path, max_steps=20, max_epochs=-1, accumulate_grad_batches=accumulate, callbacks=callbacks
+        )
+        trainer.fit(lightning_module(package, net), batches(ROWS, 8 // accumulate))
+        assert trainer.global_step == 20
+        return weights(net)
+
+    assert same_weights(trained([]), trained([IsoFLOPMonitor()]))
+
+
+def test_evaluation_in_between_is_recorded_and_not_counted(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Look(package.Callback):
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            if not trainer.sanity_checking:
+                seen.append(trainer.callback_metrics["val_loss"].item())
+
+    trainer = lightning_trainer(package, tmp_path, val_check_interval=3, callbacks=[IsoFLOPMonitor(), Look()])
+    trainer.fit(lightning_module(package, model(), validate=True), batches(ROWS, 8), batches(Rows(24, seed=5), 8))
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals()
+    assert losses(run, "eval/val") == pytest.approx(dict(zip((3, 6), seen, strict=True)))
+    assert list(losses(run)) == [2, 4, 6, 8]
+    assert [point.tokens for point in run.points] == [128 * point.step for point in run.points]
+    last = run.points[-1]
+    assert last.wall_time is not None and last.training_time is not None and last.training_time < last.wall_time
+
+
+def test_two_validation_sets(tmp_path: Path) -> None:
+    trainer = lightning_trainer(package, tmp_path, callbacks=[IsoFLOPMonitor()])
+    sets = [batches(Rows(16, seed=5), 8), batches(Rows(16, seed=6), 8)]
+    trainer.fit(lightning_module(package, model(), validate=True), batches(ROWS, 8), sets)
+    names = {name for point in the_run(tmp_path).points for name in point.losses}
+    assert names == {"train", "eval/val/dataloader_idx_0", "eval/val/dataloader_idx_1"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("val_loss", "val"),
+        ("valid/loss", "valid"),
+        ("loss/val_c4", "val_c4"),
+        ("eval_loss_books", "eval/books"),
+        ("val_loss/dataloader_idx_1", "val/dataloader_idx_1"),
+        ("train_loss", None),
+        ("value_loss", None),  # of an actor and critic
+        ("retrieval_loss", None),
+        ("interval_loss", None),
+        ("latest_loss", None),
+        ("val_accuracy", None),
+        ("isoflop/loss", None),
+    ],
+)
+def test_which_metrics_are_losses_of_an_evaluation_set(metric: str, name: str | None) -> None:
+    assert evaluation_name(metric) == name
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    run = fit(tmp_path, precision="bf16-mixed")
+    assert totals(run) == ROWS.totals()
+    assert (run.device["precision"], run.device["dtype"]) == ("bf16-mixed", "bfloat16")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_inside(backend: str, tmp_path: Path) -> None:
+    run = fit(tmp_path, module=lightning_module(package, torch.compile(model(), backend=backend)))
+    assert totals(run) == ROWS.totals()
+    assert run.model["class"].endswith("Module")
+
+
+def test_a_model_compiled_as_one_graph_stays_one_graph(tmp_path: Path) -> None:
+    net = torch.compile(model(), backend="eager", fullgraph=True)
+    assert totals(fit(tmp_path, module=lightning_module(package, net))) == ROWS.totals()
+
+
+def test_a_module_compiled_as_a_whole_falls_back_to_six_nd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = torch.compile(lightning_module(package, model()), backend="eager")
+    run = fit(tmp_path, module=module)
+    expected = ROWS.totals()
+    assert totals(run) == {**expected, "flops": expected["flops_6nd"], "flops_hardware": expected["flops_6nd"]}
+    said = "the LightningModule is compiled as a whole; compile its model instead"
+    assert caplog.text.count(said) == 1 and run.counting["reasons"] == {"6·N·D, N non-embedding": said}
+
+
+def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
+    """A GAN's two networks: Lightning counts two steps a batch, we count each batch once."""
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        one, two = self.optimizers()
+        for optimizer in (one, two):
+            loss = self.net(**batch)["loss"]
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+        return {"loss": loss.detach()}
+
+    def configure_optimizers(self: Any) -> Any:
+        halves = list(self.net.parameters())
+        return [torch.optim.SGD(part, lr=0.01) for part in (halves[:3], halves[3:])]
+
+    module = lightning_module(package, model(), training_step=training_step, configure_optimizers=configure_optimizers)
+    module.automatic_optimization = False
+    run = fit(tmp_path, module=module, log_every_n_steps=4)
+    assert [point.step for point in run.points] == [4, 8, 12, 16]
+    expected = ROWS.totals()
+    assert totals(run) == {**expected, "flops": 2 * expected["flops"], "flops_hardware": 2 * expected["flops_hardware"]}
+    by_hand = manual_losses()
+    assert list(losses(run).values()) == pytest.approx([sum(by_hand[i : i + 2]) / 2 for i in (0, 2, 4, 6)], rel=1e-5)
+
+
+def manual_losses() -> list[float]:
+    net = model()
+    halves = list(net.parameters())
+    optimizers = [torch.optim.SGD(part, lr=0.01) for part in (halves[:3], halves[3:])]
+    found = []
+    for batch in batches(ROWS, 8):
+        for optimizer in optimizers:
+            loss = net(**batch)["loss"]
+            net.zero_grad() if optimizer is None else optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def test_without_a_logger(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = fit(tmp_path, logger=False)
+    assert totals(run) == ROWS.totals()
+    assert caplog.text.count("the Trainer has no logger: points go to the record alone, not to TensorBoard") == 1
+
+
+def test_csv_logger(tmp_path: Path) -> None:
+    fit(tmp_path)
+    (path,) = tmp_path.rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(path.read_text().splitlines()) if row["isoflop/flops"]]
+    assert [float(row["isoflop/flops"]) for row in rows] == [ROWS.totals()["flops"] / 4 * i for i in (1, 2, 3, 4)]
+    assert not any(name in row for row in rows for name in AXES)  # pseudo-steps are for TensorBoard alone
+    assert the_run(tmp_path).path == str(next(path.parent.glob("isoflop-*.jsonl")))
+
+
+def test_tensorboard_logger(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tmp_path, logger=package.loggers.TensorBoardLogger(tmp_path))
+    (path,) = tmp_path.rglob("events.*")
+    events = EventAccumulator(str(path.parent)).Reload()
+    flops = events.Scalars("isoflop/flops")
+    assert [event.value for event in flops] == [ROWS.totals()["flops"] / 4 * i for i in (1, 2, 3, 4)]
+    steps = [event.step for event in events.Scalars("isoflop/loss_vs_log10FLOPs_x1000")]
+    assert steps == [6771, 7072, 7248, 7373] and steps == sorted(set(steps))
+    assert "isoflop/tokens_per_param_non_embedding" in events.Tags()["scalars"]
+
+
+def test_wandb_gets_flops_as_an_axis_and_no_pseudo_steps(tmp_path: Path) -> None:
+    class Experiment:
+        defined: list[Any]
+
+        def define_metric(self, name: str, step_metric: str | None = None) -> None:
+            self.defined.append((name, step_metric))
+
+    class WandbLogger(package.loggers.CSVLogger):
+        """What isoflop sees of the real one: its name, `experiment` and `log_metrics`."""
+
+        logged: list[Any]
+
+        @property
+        def experiment(self) -> Any:
+            return the_experiment
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            self.logged.append((step, metrics))
+
+        def save(self) -> None: ...
+
+    the_experiment = Experiment()
+    the_experiment.defined = []
+    logger = WandbLogger(tmp_path)
+    logger.logged = []
+    fit(tmp_path, logger=logger)
+    assert ("isoflop/flops", None) in the_experiment.defined
+    assert ("isoflop/loss", "isoflop/flops") in the_experiment.defined
+    ours = [(step, metrics) for step, metrics in logger.logged if "isoflop/loss" in metrics]
+    assert len(ours) == 4 and not any(set(metrics) & set(AXES) for _, metrics in ours)
+
+
+def test_early_stopping_and_checkpoints_monitor_it(tmp_path: Path) -> None:
+    stop = package.callbacks.EarlyStopping("isoflop/flops", mode="min", patience=1, check_on_train_epoch_end=True)
+    save = package.callbacks.ModelCheckpoint(tmp_path / "c", monitor="isoflop/loss", every_n_train_steps=4)
+    trainer = lightning_trainer(
+        package, tmp_path, max_epochs=9, enable_checkpointing=True, callbacks=[IsoFLOPMonitor(), stop, save]
+    )
+    trainer.fit(lightning_module(package, model()), batches(ROWS, 8))
+    assert trainer.current_epoch == 2  # FLOPs grow, so the second epoch is no better than the first
+    assert save.best_model_score is not None and float(save.best_model_score) < 4
+    assert the_run(tmp_path).status == "completed"
+
+
+def test_fast_dev_run_does_nothing(tmp_path: Path) -> None:
+    watch = IsoFLOPMonitor(record_dir=tmp_path)
+    trainer = lightning_trainer(package, tmp_path, fast_dev_run=True, callbacks=[watch])
+    trainer.fit(lightning_module(package, model()), batches(ROWS, 8))
+    assert watch.monitor is None and not list(tmp_path.rglob("isoflop-*"))
+
+
+def test_a_second_fit_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watch = IsoFLOPMonitor()
+    trainer = lightning_trainer(package, tmp_path, callbacks=[watch])
+    module = lightning_module(package, model())
+    trainer.fit(module, batches(ROWS, 8))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, batches(ROWS, 8))
+    run = the_run(tmp_path)
+    assert totals(run) == {name: 2 * value for name, value in ROWS.totals().items()}
+    assert [point.step for point in run.points] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert (run.status, run.attempts, run.problems) == ("completed", 2, ())
+    assert "goes on from step" not in caplog.text
+
+
+def test_a_callback_used_for_another_run_starts_anew(tmp_path: Path) -> None:
+    watch = IsoFLOPMonitor()
+    for name in "ab":
+        fit(tmp_path / name, watch=watch)
+        assert totals(the_run(tmp_path / name)) == ROWS.totals()
+
+
+def test_an_endless_run_has_no_planned_steps(tmp_path: Path) -> None:
+    class Stop(package.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step >= 4
+
+    run = fit(tmp_path, max_epochs=-1, max_steps=-1, callbacks=[Stop()])
+    assert run.planned["steps"] is None and run.end is not None
+    assert run.end["step"] in (4, 8)
+
+
+def test_an_interrupted_run_is_recorded_as_such(tmp_path: Path) -> None:
+    class Fail(package.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 5:
+                raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        fit(tmp_path, callbacks=[Fail()])
+    run = the_run(tmp_path)
+    assert run.status == "interrupted" and run.end is not None
+    assert (run.end["step"], run.end["tokens"]) == (5, 5 * 128)
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_batch_that_is_skipped_or_has_no_loss(tmp_path: Path) -> None:
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 2 else self.net(**batch)["loss"]
+
+    run = fit(tmp_path, module=lightning_module(package, model(), training_step=training_step))
+    assert run.points[-1].tokens == 1024 and set(losses(run)) == {2, 4, 6, 8}
+
+
+def test_the_terminals_line_and_how_to_silence_it(
+    tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    import logging
+
+    fit(tmp_path / "a")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(" · ")[0] for line in lines] == ["step 2", "step 4", "step 6", "step 8"]
+    assert " · loss 3." in lines[0] and "tok/s/device" in lines[0] and "goodput" in lines[0]
+    with caplog.at_level(logging.WARNING, "isoflop"):
+        fit(tmp_path / "b")
+    assert "tok/s" not in capsys.readouterr().out

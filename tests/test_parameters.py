@@ -1,0 +1,250 @@
+"""N in every convention, against counts by hand and published ones, by use and by module type."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from isoflop.observe.calls import Call, shapes
+from isoflop.observe.measure import measure
+from isoflop.observe.parameters import Parameters, count_parameters, full_shape, given_parameters, numel, unwrap
+from isoflop.observe.step import StepObserver
+from models import TinyGPT, gpt2, llama, tokens
+
+
+def by_use(model: nn.Module, *args: Any, **kwargs: Any) -> Parameters:
+    counted = count_parameters(model, measure(model, [Call(model, shapes(args), shapes(kwargs))]).uses)
+    assert counted.method == "by use in a traced forward pass"
+    return counted
+
+
+def by_type(model: nn.Module) -> Parameters:
+    counted = count_parameters(model)
+    assert counted.method == "by module type"
+    return counted
+
+
+def three(counted: Parameters) -> tuple[int, int | None, int | None]:
+    return counted.total, counted.non_embedding, counted.non_embedding_with_head
+
+
+# -- published ones --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2_small() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        return GPT2LMHeadModel(GPT2Config())
+
+
+@pytest.fixture(scope="module")
+def llama_7b() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig())
+
+
+GPT2_SMALL = (124_439_808, 85_056_000, 123_653_376)
+LLAMA_7B = (6_738_415_616, 6_476_271_616, 6_607_343_616)
+
+
+def test_gpt2_small(gpt2_small: nn.Module):
+    assert three(by_type(gpt2_small)) == GPT2_SMALL
+    assert three(by_use(gpt2_small, input_ids=tokens(1, 8))) == GPT2_SMALL
+
+
+def test_llama_2_7b(llama_7b: nn.Module):
+    assert three(by_type(llama_7b)) == LLAMA_7B
+    assert three(by_use(llama_7b, input_ids=tokens(1, 8))) == LLAMA_7B
+
+
+def test_trainable_active_and_six_nd(gpt2_small: nn.Module):
+    counted = by_type(gpt2_small)
+    assert counted.trainable == counted.active == counted.total
+    assert counted.six_nd(1000) == 6 * 85_056_000 * 1000
+    assert counted.six_nd(None) is None
+    assert list(counted.by_convention()) == ["total", "trainable", "non_embedding", "non_embedding_with_head", "active"]
+
+
+# -- tied, untied, and names that lie ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_hugging_face_models_tied_and_untied(tied: bool):
+    for build in (gpt2, llama):
+        model = build(tie_word_embeddings=tied)
+        with_head = 96 * 32
+        found = three(by_use(model, input_ids=tokens(2, 8)))
+        assert found == three(by_type(model))
+        assert found[0] == sum(parameter.numel() for parameter in model.parameters())
+        assert found[2] == found[1] + with_head
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("positions", ["table", "added"])
+def test_a_plain_module(tied: bool, positions: str):
+    model = TinyGPT(tied=tied, positions=positions)
+    body, head = model.block_parameters(), 48 * 16
+    counted = by_use(model, tokens(2, 8), tokens(2, 8))
+    assert counted.non_embedding == body
+    assert counted.non_embedding_with_head == body + head
+    assert counted.total == body + head * (1 if tied else 2) + 32 * 16
+    if positions == "table":  # module types cannot tell an nn.Parameter that is only added
+        assert three(by_type(model)) == three(counted)
+
+
+class NamesThatLie(nn.Module):
+    """An `embed_tokens` that multiplies, and a plain parameter that is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm_head_weights = nn.Parameter(torch.randn(20, 6))
+        self.embed_tokens = nn.Linear(6, 6, bias=False)
+        self.wte = nn.Linear(6, 7)
+        self.position_embeddings = nn.Linear(7, 20, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.position_embeddings(self.wte(self.embed_tokens(F.embedding(x, self.lm_head_weights))))
+
+
+def test_use_counts_and_names_do_not():
+    counted = by_use(NamesThatLie(), tokens(2, 4, 20))
+    body = 36 + (42 + 7)
+    assert three(counted) == (120 + body + 140, body, body + 140)
+
+
+def test_a_model_as_wide_as_its_vocabulary():
+    model = TinyGPT(vocabulary=16, width=16, tied=False)
+    body = model.block_parameters()
+    assert three(by_use(model, tokens(2, 8, 16))) == (body + 2 * 256 + 32 * 16, body, body + 256)
+
+
+def test_a_body_as_wide_as_its_position_table_has_no_head():
+    """GPT-2 medium without a head: 1024 wide, 1024 positions."""
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=32, vocab_size=96, bos_token_id=0, eos_token_id=0)
+    counted = by_use(GPT2Model(config), input_ids=tokens(2, 8))
+    assert counted.non_embedding == counted.non_embedding_with_head == counted.total - (96 + 32) * 32
+
+
+def test_a_head_beside_the_body_in_a_call_of_its_own():
+    model = nn.ModuleDict({"body": nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 5)), "top": nn.Linear(5, 20, False)})
+    calls = [
+        Call(model["body"], shapes((tokens(2, 4, 20),)), {}),
+        Call(model["top"], shapes((torch.randn(2, 4, 5, requires_grad=True),)), {}),
+    ]
+    assert three(count_parameters(model, measure(model, calls).uses)) == (120 + 35 + 100, 35, 135)
+
+
+def test_frozen_and_lora_like_layers():
+    class LoRA(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(20, 8)
+            self.base, self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2, bias=False), nn.Linear(2, 8, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.words(x)
+            return self.base(x) + self.b(self.a(x))
+
+    model = LoRA()
+    model.words.requires_grad_(False)
+    model.base.requires_grad_(False)
+    counted = by_use(model, tokens(2, 4, 20))
+    assert (counted.total, counted.trainable, counted.non_embedding) == (160 + 72 + 32, 32, 72 + 32)
+
+
+def test_shared_layers_count_once():
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Embedding(9, 6), *[layer] * 4)
+    assert three(by_use(model, tokens(2, 4, 9))) == (54 + 42, 42, 42)
+    assert by_type(model).total == 54 + 42
+
+
+# -- wrapped, sharded, quantised ---------------------------------------------------------------------------------------
+
+
+def test_wrappers_and_compiled_children_change_nothing():
+    model = TinyGPT()
+    plain = by_use(model, tokens(2, 8))
+    assert by_use(torch.compile(model, backend="eager"), tokens(2, 8)) == plain
+    assert by_use(nn.DataParallel(model), tokens(2, 8)) == plain
+    assert unwrap(nn.DataParallel(torch.compile(model, backend="eager"))) is model
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+    model.out = torch.compile(model.out, backend="eager")
+    assert by_use(model, tokens(2, 8)) == plain
+
+
+def test_quantised_and_sharded_parameters_have_their_whole_shape():
+    four_bit = nn.Parameter(torch.zeros(32, 1, dtype=torch.uint8), requires_grad=False)
+    four_bit.quant_state = SimpleNamespace(shape=torch.Size([8, 8]))  # bitsandbytes: two numbers a byte
+    zero_3 = nn.Parameter(torch.zeros(0))
+    zero_3.ds_shape = (5, 7)  # DeepSpeed
+    assert (full_shape(four_bit), numel(four_bit), full_shape(zero_3), numel(zero_3)) == ((8, 8), 64, (5, 7), 35)
+    model = nn.Module()
+    model.a, model.b, model.c = four_bit, zero_3, nn.Parameter(torch.zeros(3))
+    assert (by_type(model).total, by_type(model).trainable) == (64 + 35 + 3, 35 + 3)
+
+
+def test_num_params_given_stands_for_every_convention():
+    assert set(given_parameters(7).by_convention().values()) == {7}
+
+
+# -- mixtures of experts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
+def test_mixtral_active_parameters(implementation: str):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    d, ffw, vocabulary, layers, experts, active = 32, 64, 96, 2, 4, 2
+    config = MixtralConfig(
+        vocab_size=vocabulary,
+        hidden_size=d,
+        intermediate_size=ffw,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=experts,
+        num_experts_per_tok=active,
+    )
+    config._experts_implementation = implementation
+    model = MixtralForCausalLM(config).to(torch.bfloat16)
+    attention, router, expert = 2 * d * d + 2 * d * (d // 2), experts * d, 3 * d * ffw
+    body = layers * (attention + router + experts * expert + 2 * d) + d
+    idle = layers * (experts - active) * expert
+    total = body + 2 * vocabulary * d
+    expected = Parameters(total, total, body, body + vocabulary * d, total - idle, "by use in a traced forward pass")
+    assert by_use(model, input_ids=tokens(2, 8)) == expected
+    assert by_type(model).by_convention() == expected.by_convention()
+
+
+# -- what cannot be counted --------------------------------------------------------------------------------------------
+
+NOTHING = "expected a model with parameters, got ReLU with none; pass num_params= to count FLOPs as 6·N·D without them"
+
+
+def test_a_model_without_parameters():
+    with pytest.raises(ValueError) as caught:
+        count_parameters(nn.ReLU())
+    assert str(caught.value) == NOTHING
+    said: list[str] = []
+    assert StepObserver(nn.ReLU(), say=said.append).parameters is None
+    assert said == [NOTHING]
+
+
+def test_lazy_parameters_are_counted_when_they_are_there():
+    said: list[str] = []
+    model = nn.LazyLinear(3)
+    observer = StepObserver(model, say=said.append)
+    assert observer.parameters is None
+    assert said[0].startswith("the model's parameters can't be counted yet")

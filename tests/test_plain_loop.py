@@ -1,0 +1,234 @@
+"""`Monitor` in a plain loop, with Accelerate and with Fabric: compiled models, tokens by hand, checkpoints, misuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import isoflop
+from isoflop.observe.tokens import TokenCount
+from tiny import LIGHTNING_NOISE, Rows, batches, losses, model, plain_loop, same_weights, the_run, totals, weights
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
+
+ROWS = Rows(64)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_is_unchanged_to_the_bit(accumulate: int, tmp_path: Path) -> None:
+    def trained(observed: bool) -> dict[str, torch.Tensor]:
+        net = model(dropout=0.2)
+        monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=3) if observed else None
+        plain_loop(net, batches(Rows(160), 8 // accumulate), monitor=monitor, accumulate=accumulate)
+        return weights(net)
+
+    assert same_weights(trained(False), trained(True))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_model(when: str, fullgraph: bool, tmp_path: Path) -> None:
+    """The Monitor may be given the model before it is compiled, or what torch.compile returned."""
+    torch._dynamo.reset()
+    net: Any = model()
+    compiled = torch.compile(net, backend="eager", fullgraph=fullgraph)
+    with isoflop.Monitor(net if when == "before" else compiled, record_dir=tmp_path, log_every=2) as monitor:
+        plain_loop(compiled, batches(ROWS, 8), monitor=monitor)
+    assert totals(the_run(tmp_path)) == ROWS.totals()
+
+
+def test_a_model_that_is_compiled_in_place(tmp_path: Path) -> None:
+    net = model()
+    net.compile(backend="eager", fullgraph=True)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=2) as monitor:
+        plain_loop(net, batches(ROWS, 8), monitor=monitor)
+    assert totals(the_run(tmp_path)) == ROWS.totals()
+
+
+def test_autocast_on_cpu(tmp_path: Path) -> None:
+    net = model()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=2) as monitor, torch.autocast("cpu", torch.bfloat16):
+        plain_loop(net, batches(ROWS, 8), monitor=monitor)
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals() and run.device["dtype"] == "bfloat16"
+
+
+def test_evaluation_is_not_counted(tmp_path: Path) -> None:
+    net = model()
+    monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2)
+
+    def evaluate(step: int) -> None:
+        if step % 3 == 0:
+            with monitor.evaluating(), torch.no_grad():
+                net.eval()
+                loss = sum(net(**batch)["loss"] for batch in batches(Rows(16, seed=5), 8)) / 2
+                net.train()
+            monitor.evaluate("held out", loss)
+
+    plain_loop(net, batches(ROWS, 8), monitor=monitor, after_step=evaluate)
+    monitor.close()
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals()
+    assert list(losses(run, "eval/held out")) == [3, 6] and list(losses(run)) == [2, 4, 6, 8]
+
+
+def test_tokens_by_hand_without_a_model(tmp_path: Path) -> None:
+    with isoflop.Monitor(record_dir=tmp_path, log_every=2, num_params=1000, flops_per_token=7000) as monitor:
+        for _ in range(4):
+            monitor.step(2.5, tokens=TokenCount(100, 10, 50))
+    run = the_run(tmp_path)
+    assert totals(run) == {
+        "tokens": 400,
+        "padding": 40,
+        "loss_tokens": 200,
+        "flops": 2_800_000,
+        "flops_hardware": 2_800_000,
+        "flops_6nd": 2_400_000,
+    }
+    assert losses(run) == {2: 2.5, 4: 2.5}
+
+
+def test_tokens_by_hand_go_before_what_the_model_was_given(tmp_path: Path) -> None:
+    net = model()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for batch in batches(Rows(16), 8):
+            net(**batch)["loss"].backward()
+            monitor.step(tokens=64)
+    assert totals(the_run(tmp_path))["tokens"] == 128
+    assert totals(the_run(tmp_path))["flops"] == Rows(16).totals()["flops"]  # the model computed them all the same
+
+
+def test_losses_may_be_numbers_or_tensors(tmp_path: Path) -> None:
+    with isoflop.Monitor(record_dir=tmp_path, log_every=2, num_params=1) as monitor:
+        for loss in (1, 2.0, torch.tensor(3.0, requires_grad=True), torch.tensor([5.0], dtype=torch.bfloat16)):
+            monitor.step(loss, tokens=1)
+    assert losses(the_run(tmp_path)) == {2: 1.5, 4: 4.0}
+
+
+def test_planned_steps_end_with_a_point(tmp_path: Path) -> None:
+    net = model()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=3, total_steps=8) as monitor:
+        plain_loop(net, batches(ROWS, 8), monitor=monitor)
+    run = the_run(tmp_path)
+    assert [point.step for point in run.points] == [3, 6, 8] and run.planned["steps"] == 8
+
+
+def test_an_error_in_the_loop_is_an_interrupted_run(tmp_path: Path) -> None:
+    net = model()
+
+    def fail(step: int) -> None:
+        if step == 5:
+            raise RuntimeError("out of memory")
+
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        isoflop.Monitor(net, record_dir=tmp_path, log_every=2) as monitor,
+    ):
+        plain_loop(net, batches(ROWS, 8), monitor=monitor, after_step=fail)
+    run = the_run(tmp_path)
+    assert run.status == "interrupted" and run.end is not None
+    assert (run.end["step"], run.end["tokens"], run.points[-1].tokens) == (5, 640, 640)
+
+
+def test_after_close_the_model_is_as_it_was(tmp_path: Path) -> None:
+    net = model()
+    monitor = isoflop.Monitor(net, record_dir=tmp_path)
+    plain_loop(net, batches(Rows(16), 8), monitor=monitor)
+    monitor.close()
+    assert not net._forward_pre_hooks and not net._forward_hooks
+    plain_loop(net, batches(Rows(16), 8), monitor=monitor)  # more calls do nothing
+    assert monitor.totals.processed == 256
+
+
+def test_memory_does_not_grow_when_step_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("isoflop.observe.step.MAX_PENDING", 10)
+    net = model()
+    monitor = isoflop.Monitor(net, record_dir=tmp_path)
+    for _ in range(3):
+        for batch in batches(ROWS, 8):
+            net(**batch)
+    assert len(monitor.observer._pending) <= 10
+    assert caplog.text.count("10 forward passes came without an optimizer step: call monitor.step() after each") == 1
+    monitor.step()
+    monitor.close()
+    assert monitor.totals.processed == 3 * 1024
+
+
+def test_accelerates_own_checkpoints(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    def start() -> tuple[Any, ...]:
+        accelerator = Accelerator(cpu=True)
+        net = model()
+        parts = accelerator.prepare(net, torch.optim.AdamW(net.parameters(), lr=0.01), batches(ROWS, 8))
+        monitor = isoflop.Monitor(parts[0], optimizer=parts[1], record_dir=tmp_path / "record", log_every=2)
+        accelerator.register_for_checkpointing(monitor)
+        return accelerator, monitor, *parts
+
+    accelerator, monitor, net, optimizer, loader = start()
+    for step, batch in enumerate(loader, 1):
+        accelerator.backward(loss := net(**batch)["loss"])
+        optimizer.step()
+        monitor.step(loss)
+        if step == 3:
+            accelerator.save_state(str(tmp_path / "state"))
+        if step == 5:
+            break
+    monitor.recorder._log.close()  # type: ignore[union-attr]  # as the end of the process does
+    accelerator, monitor, net, optimizer, loader = start()
+    accelerator.load_state(str(tmp_path / "state"))
+    for batch in accelerator.skip_first_batches(loader, 3):
+        accelerator.backward(loss := net(**batch)["loss"])
+        optimizer.step()
+        monitor.step(loss)
+    monitor.close()
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals()
+    assert [point.step for point in run.points] == [2, 4, 6, 8] and run.attempts == 2
+
+
+def test_fabrics_own_checkpoints(tmp_path: Path) -> None:
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def start() -> tuple[Any, ...]:
+        net = model()
+        net, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=0.01))
+        monitor = isoflop.Monitor(net, optimizer=optimizer, record_dir=tmp_path / "record", log_every=2)
+        return net, optimizer, monitor
+
+    data = list(batches(ROWS, 8))
+    net, optimizer, monitor = start()
+    for step, batch in enumerate(data[:5], 1):
+        fabric.backward(loss := net(**batch)["loss"])
+        optimizer.step()
+        monitor.step(loss)
+        if step == 3:
+            fabric.save(tmp_path / "state.ckpt", {"net": net, "optimizer": optimizer, "monitor": monitor})
+    monitor.recorder._log.close()  # type: ignore[union-attr]  # as the end of the process does
+    net, optimizer, monitor = start()
+    fabric.load(tmp_path / "state.ckpt", {"net": net, "optimizer": optimizer, "monitor": monitor})
+    for batch in data[3:]:
+        fabric.backward(loss := net(**batch)["loss"])
+        optimizer.step()
+        monitor.step(loss)
+    monitor.close()
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals() and run.attempts == 2
+    assert run.model["class"] == "tiny.TinyLM"
+
+
+def test_what_is_read_between_log_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor's value is asked for from our frames between log steps: on a GPU each would wait for the device."""
+    from syncs import counted_syncs
+
+    net = model()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=4) as monitor, counted_syncs(monkeypatch) as found:
+        plain_loop(net, batches(ROWS, 8), monitor=monitor, after_step=lambda step: found.mark(step))
+    assert set(found.steps()) <= {4, 8} and found.steps()

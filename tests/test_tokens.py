@@ -1,0 +1,168 @@
+"""Processed, padding, loss tokens: three counts, every layout of a batch, no sync."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.observe.step import StepObserver
+from isoflop.observe.tokens import TokenCount, count_tokens
+
+IDS = torch.arange(12).reshape(3, 4)
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]])
+LABELS = torch.where(MASK == 1, IDS, -100)
+
+
+def counts(batch: Any, shifted: bool = False) -> tuple[int, int, int | None] | None:
+    count = count_tokens(batch, shifted)
+    if count is None:
+        return None
+    return count.processed, int(count.padding), None if count.loss_tokens is None else int(count.loss_tokens)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (IDS, (12, 0, None)),
+        (IDS.int(), (12, 0, None)),
+        (IDS[0], (4, 0, None)),
+        ((IDS,), (12, 0, None)),
+        ((IDS, LABELS), (12, 0, 8)),
+        ([IDS, LABELS], (12, 0, 8)),
+        ((IDS, torch.tensor([0, 1, 2])), (12, 0, None)),  # classes of sequences
+        ((IDS, torch.rand(3, 4)), (12, 0, None)),
+        ((IDS, MASK, LABELS), (12, 0, None)),  # of three, the second may be a mask
+        ({"input_ids": IDS}, (12, 0, None)),
+        ({"input_ids": IDS, "attention_mask": MASK}, (12, 4, None)),
+        ({"input_ids": IDS, "attention_mask": MASK.bool(), "labels": LABELS}, (12, 4, 8)),
+        ({"input_ids": IDS, "attention_mask": None, "targets": LABELS}, (12, 0, 8)),
+        ({"input_ids": IDS, "labels": torch.tensor([0, 1, 2])}, (12, 0, 3)),
+        ({"input_ids": IDS, "labels": torch.rand(3)}, (12, 0, None)),
+        ({"input_ids": IDS, "attention_mask": torch.ones(3, 1, 4, 4)}, (12, 0, None)),
+        ({"inputs_embeds": torch.rand(3, 4, 7), "attention_mask": MASK}, (12, 4, None)),
+        ({"input_ids": None, "inputs_embeds": torch.rand(3, 4, 7)}, (12, 0, None)),
+        (UserDict(input_ids=IDS, labels=LABELS), (12, 0, 8)),  # transformers' BatchEncoding is one
+        (({"input_ids": IDS, "labels": LABELS}, 0, 1), (12, 0, 8)),  # Lightning's CombinedLoader
+    ],
+)
+def test_layouts(batch: Any, expected: tuple[int, int, int | None]):
+    assert counts(batch) == expected
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.rand(3, 4),
+        (torch.rand(3, 3, 8, 8), torch.tensor([1, 2, 3])),  # images and classes
+        (torch.tensor([1, 2, 3]), torch.rand(3, 3, 8, 8)),  # classes and images
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),  # images of bytes
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 2])),
+        (torch.zeros(3, 4, dtype=torch.bool), IDS),
+        {"pixel_values": torch.rand(3, 3, 8, 8), "labels": torch.tensor([1, 2, 3])},
+        {"input_ids": [1, 2, 3]},
+        {"inputs_embeds": torch.rand(4, 7)},
+        {},
+        [],
+        (),
+        None,
+        3,
+        "text",
+        torch.tensor(3),
+    ],
+)
+def test_what_holds_no_tokens_is_unknown(batch: Any):
+    assert counts(batch) is None
+
+
+def test_labels_that_the_model_shifts():
+    batch = {"input_ids": IDS, "labels": LABELS}
+    assert counts(batch, shifted=True) == (12, 0, 5)  # the first of each row is no target
+    assert counts({**batch, "shift_labels": LABELS}, shifted=True) == (12, 0, 8)  # already shifted
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**31), st.booleans())
+def test_the_three_counts_never_mix(rows: int, length: int, seed: int, shifted: bool):
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(9, (rows, length), generator=draw)
+    mask, chosen = (torch.randint(2, (rows, length), generator=draw) for _ in range(2))
+    labels = torch.where(chosen == 1, ids, -100)
+    processed, padding, loss_tokens = counts({"input_ids": ids, "attention_mask": mask, "labels": labels}, shifted)
+    assert processed == rows * length
+    assert processed - padding == int(mask.sum())
+    assert loss_tokens == int(chosen[:, 1:].sum() if shifted else chosen.sum())
+
+
+def test_counting_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch):
+    reads: list[str] = []
+
+    def refuse(name: str) -> Any:
+        def read(self: torch.Tensor, *_: Any, **__: Any) -> Any:
+            reads.append(name)
+            raise AssertionError(f"a sync by Tensor.{name}")
+
+        return read
+
+    batches = [
+        {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS},
+        (IDS, LABELS),
+        IDS,
+        {"inputs_embeds": torch.rand(3, 4, 7), "attention_mask": MASK},
+    ]
+    observer = StepObserver(torch.nn.Embedding(12, 2), say=lambda text: None, flops_per_token=6.0)
+    names = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "to")
+    with monkeypatch.context() as patched:
+        for name in names:
+            patched.setattr(torch.Tensor, name, refuse(name))
+        for batch in batches:
+            observer.batch(batch)
+            observer.tally.add_loss(torch.tensor(2.0))
+            observer.settle()
+    assert reads == []
+    totals, loss_sum, losses = observer.tally.drain()
+    assert (totals.processed, totals.padding, totals.without_tokens, totals.flops) == (48, 8, 0, 6 * 48)
+    assert (loss_sum, losses) == (8.0, 4)
+
+
+# -- tokens_fn, and the positional arguments of a call -----------------------------------------------------------------
+
+
+def observed(model: Any, *args: Any, tokens_fn: Any = None, **kwargs: Any) -> tuple[int, int, int | None]:
+    observer = StepObserver(model, say=lambda text: None, tokens_fn=tokens_fn, flops_per_token=6.0)
+    observer.forward(model, args, kwargs)
+    observer.settle()
+    totals, _, _ = observer.tally.drain()
+    return totals.processed, totals.padding, totals.loss_tokens_known
+
+
+class Masked(torch.nn.Linear):
+    def forward(self, x: Any, attention_mask: Any = None, labels: Any = None) -> Any:  # type: ignore[override]
+        return x
+
+
+def test_positional_arguments_are_known_by_their_names():
+    model = Masked(2, 2)
+    assert observed(model, IDS, LABELS) == (12, 0, 8)  # two of one shape: inputs and targets
+    assert observed(model, IDS, MASK, labels=LABELS) == (12, 4, 8)
+    assert observed(model, IDS, attention_mask=MASK) == (12, 4, None)
+
+
+def test_tokens_fn_goes_first():
+    model = Masked(2, 2)
+    assert observed(model, IDS, tokens_fn=lambda batch: batch[0].shape[0]) == (3, 0, None)
+    assert observed(model, IDS, tokens_fn=lambda batch: TokenCount(5, 1, 2)) == (5, 1, 2)
+    assert observed(model, IDS, labels=LABELS, tokens_fn=lambda batch: batch["labels"].numel()) == (12, 0, None)
+
+
+def test_step_tokens_may_be_any_whole_number():
+    import numpy as np
+
+    for given_tokens in (7, np.int64(7), torch.tensor(7), TokenCount(7)):
+        observer = StepObserver(None, say=lambda text: None, flops_per_token=2.0)
+        observer.settle(given_tokens)
+        totals, _, _ = observer.tally.drain()
+        assert (totals.processed, totals.flops) == (7, 14)

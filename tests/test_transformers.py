@@ -1,0 +1,289 @@
+"""`IsoFLOPCallback` in real Trainers, given as `callbacks=[IsoFLOPCallback()]` and nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from isoflop.record import Run
+from isoflop.show.scalars import AXES, SCALARS
+from isoflop.transformers import IsoFLOPCallback
+from tiny import Rows, hf_trainer, losses, model, same_weights, the_run, totals, weights
+
+ROWS = Rows(64)
+
+
+def train(folder: Path, net: nn.Module | None = None, *, watch: Any = None, rows: Any = ROWS, **options: Any) -> Run:
+    watch = watch or IsoFLOPCallback()
+    callbacks = [watch, *options.pop("callbacks", [])]
+    resume = options.pop("resume", None)
+    hf_trainer(model() if net is None else net, folder, rows, callbacks, **options).train(resume_from_checkpoint=resume)
+    assert not watch.guard.aside
+    return the_run(folder)
+
+
+def events_below(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = [path for path in folder.rglob("events.*")]
+    assert len({path.parent for path in found}) == 1, "one run in TensorBoard, not two"
+    return EventAccumulator(str(found[0].parent)).Reload()
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_is_unchanged_to_the_bit(accumulate: int, tmp_path: Path) -> None:
+    def trained(callbacks: list[Any]) -> dict[str, torch.Tensor]:
+        net = model(dropout=0.2)
+        sizes = {"per_device_train_batch_size": 8 // accumulate, "gradient_accumulation_steps": accumulate}
+        hf_trainer(net, tmp_path, ROWS, callbacks, max_steps=20, **sizes).train()
+        return weights(net)
+
+    assert same_weights(trained([]), trained([IsoFLOPCallback()]))
+
+
+def test_what_the_record_says_of_the_run(tmp_path: Path) -> None:
+    run = train(tmp_path)
+    assert (run.framework, run.status) == ("transformers", "completed")
+    assert run.planned == {"steps": 8, "schedule": "constant", "accumulate": 1}
+    assert run.optimizer is not None and run.optimizer["class"] == "AdamW" and run.optimizer["lr"] == 0.01
+    assert run.points[-1].lr == 0.01
+    assert run.model["class"] == "tiny.TinyLM" and run.data == "Rows"
+
+
+@pytest.mark.parametrize("report_to", ["none", ["tensorboard"]])
+def test_tensorboard_with_or_without_the_trainers_own_writer(report_to: Any, tmp_path: Path) -> None:
+    train(tmp_path, report_to=report_to)
+    events = events_below(tmp_path)
+    assert ("train/loss" in events.Tags()["scalars"]) == (report_to != "none")
+    flops = events.Scalars("isoflop/flops")
+    assert [(event.step, event.value) for event in flops] == [
+        (step, ROWS.totals()["flops"] / 8 * step) for step in (2, 4, 6, 8)
+    ]
+    for tag in AXES:
+        steps = [event.step for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+        assert steps == sorted(set(steps))
+    assert [event.step for event in events.Scalars("isoflop/loss_vs_log10FLOPs_x1000")] == [6771, 7072, 7248, 7373]
+
+
+def test_the_history_gets_the_scalars(tmp_path: Path) -> None:
+    train(tmp_path, save_strategy="steps", save_steps=4)
+    for folder in (tmp_path / "checkpoint-4", tmp_path / "checkpoint-8"):
+
+        def refuse(text: str) -> None:
+            raise AssertionError(f"{text} is no JSON")
+
+        state = json.loads((folder / "trainer_state.json").read_text(), parse_constant=refuse)
+        logged = [entry for entry in state["log_history"] if "loss" in entry]
+        assert all(name in entry for entry in logged for name in ("isoflop/flops", "isoflop/goodput", "grad_norm"))
+        assert not any(name.startswith("isoflop/") and name not in SCALARS for entry in logged for name in entry)
+
+
+def test_evaluation_in_between_is_recorded_and_not_counted(tmp_path: Path) -> None:
+    sets = {"books": Rows(24, seed=5), "code": Rows(24, seed=6)}
+    trainer = hf_trainer(
+        model(), tmp_path, ROWS, [IsoFLOPCallback()], sets, eval_strategy="steps", eval_steps=3, logging_steps=3
+    )
+    trainer.train()
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals()
+    assert [point.tokens for point in run.points] == [128 * point.step for point in run.points]
+    history = trainer.state.log_history
+    for name in sets:
+        seen = {entry["step"]: entry[f"eval_{name}_loss"] for entry in history if f"eval_{name}_loss" in entry}
+        assert losses(run, f"eval/{name}") == seen and list(seen) == [3, 6, 8]
+    assert list(losses(run)) == [3, 6, 8]
+
+
+def test_load_best_model_at_end(tmp_path: Path) -> None:
+    trainer = hf_trainer(
+        model(),
+        tmp_path,
+        ROWS,
+        [IsoFLOPCallback()],
+        Rows(24, seed=5),
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="best",
+        metric_for_best_model="eval_loss",
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert totals(the_run(tmp_path)) == ROWS.totals()
+    state = json.loads(next(tmp_path.glob("checkpoint-*/trainer_state.json")).read_text())
+    stored = state["stateful_callbacks"]["IsoFLOPCallback"]["attributes"]["restored"]
+    assert stored["totals"]["processed"] == 128 * state["global_step"]
+
+
+class NotANumber(nn.Module):
+    """Its loss is NaN at one batch; the gradient, and with it the training, stays whole."""
+
+    def __init__(self, at: int, bad: float) -> None:
+        super().__init__()
+        self.inner, self.calls, self.at, self.bad = model(), 0, at, bad
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+        out = self.inner(input_ids, attention_mask, labels)
+        self.calls += self.training
+        if self.calls == self.at:
+            out["loss"] = out["loss"] * 0 + self.bad
+        return out
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_loss_that_is_not_a_number_is_noticed(
+    filtered: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = train(tmp_path, NotANumber(3, math.nan), logging_nan_inf_filter=filtered)
+    nan = {"train": "nan"}
+    # without the filter the Trainer's own sum stays NaN to the end
+    assert [point.nonfinite for point in run.points] == ([{}, nan, {}, {}] if filtered else [{}, nan, nan, nan])
+    assert all((losses(run)[point.step] is None) == bool(point.nonfinite) for point in run.points)
+    said = "the training loss is nan in the interval that ends at step 4; recorded as null. Training goes on"
+    assert caplog.text.count("the training loss is") == caplog.text.count(said) == 1
+    assert totals(run) == ROWS.totals()
+
+
+def test_a_checkpoint_that_was_saved_without_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"save_strategy": "steps", "save_steps": 3}
+    net = model()
+    hf_trainer(net, tmp_path, ROWS, [], max_steps=3, **options).train()
+    run = train(tmp_path, model(), resume=True, **options)
+    assert (tmp_path / "checkpoint-6").exists() and (tmp_path / "checkpoint-8").exists()
+    assert [point.step for point in run.points] == [4, 6, 8]
+    assert run.points[-1].tokens == 5 * 128
+    said = "training goes on from step 3, but the checkpoint holds isoflop's counts up to step 0"
+    assert caplog.text.count(said) == 1
+
+
+@pytest.mark.parametrize("restores", [False, True])
+def test_a_resumed_run_goes_on(restores: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "restore_callback_states_from_checkpoint": restores,
+    }
+
+    class Interrupt(Exception):
+        pass
+
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise Interrupt
+
+    with pytest.raises(Interrupt):
+        train(tmp_path, callbacks=[Stop()], **options)
+    import gc
+
+    gc.collect()  # in a new process the interrupted run's record would be nobody's
+    run = train(tmp_path, resume=True, **options)
+    assert totals(run) == ROWS.totals()
+    assert [point.step for point in run.points] == [2, 4, 6, 8] and run.attempts == 2
+    assert "goes on from step" not in caplog.text
+
+
+def test_an_interrupted_trainer_trains_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A notebook's way: interrupt, then `train(resume_from_checkpoint=True)` on the same Trainer."""
+    from transformers import TrainerCallback
+
+    class Interrupt(TrainerCallback):
+        armed = True
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5 and self.armed:
+                self.armed = False
+                raise KeyboardInterrupt
+
+    watch = IsoFLOPCallback()
+    callbacks = [watch, Interrupt()]
+    trainer = hf_trainer(model(), tmp_path, ROWS, callbacks, save_strategy="steps", save_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    run = the_run(tmp_path)
+    assert totals(run) == ROWS.totals()
+    assert (run.attempts, run.status, run.problems) == (2, "completed", ())
+    assert not trainer.model._forward_pre_hooks and not trainer.model._forward_hooks
+
+
+def test_bfloat16_and_torch_compile(tmp_path: Path) -> None:
+    run = train(tmp_path, bf16=True, torch_compile=True, torch_compile_backend="aot_eager")
+    assert totals(run) == ROWS.totals()
+    assert (run.device["dtype"], run.model["class"]) == ("bfloat16", "tiny.TinyLM")
+
+
+def test_a_model_compiled_in_place_as_one_graph(tmp_path: Path) -> None:
+    net = model()
+    net.compile(backend="eager", fullgraph=True)
+    assert totals(train(tmp_path, net)) == ROWS.totals()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_model_in_torch_compiles_wrapper(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    plain = train(tmp_path / "plain", GPT2LMHeadModel(config))
+    net = torch.compile(GPT2LMHeadModel(config), backend="eager")
+    compiled = train(tmp_path / "compiled", net, remove_unused_columns=False)
+    assert totals(compiled) == totals(plain) and compiled.model == plain.model
+    assert plain.points[-1].loss_tokens == int((ROWS.labels[:, 1:] != -100).sum())
+
+
+def test_wandb_gets_flops_as_an_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isoflop_transformers.trainer import WandbSink
+
+    defined, logged = [], []
+    fake = SimpleNamespace(define_metric=lambda *names, **how: defined.append((names, how)), log=logged.append)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=fake))
+    monkeypatch.setattr("isoflop_transformers.trainer._sinks", lambda args: [WandbSink()])
+    train(tmp_path)
+    assert (("isoflop/loss",), {"step_metric": "isoflop/flops"}) in defined
+    assert [entry["train/global_step"] for entry in logged] == [2, 4, 6, 8]
+    assert not any(set(entry) & set(AXES) for entry in logged)
+
+
+def test_own_interval(tmp_path: Path) -> None:
+    run = train(tmp_path, watch=IsoFLOPCallback(log_every=3), logging_steps=100)
+    assert [point.step for point in run.points] == [3, 6, 8]
+
+
+def test_a_users_own_log_call_is_no_log_step(tmp_path: Path) -> None:
+    from transformers import Trainer
+
+    from tiny import hf_arguments
+
+    class Talkative(Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            self.log({"loss": 99.0})
+            return loss
+
+    trainer = Talkative(model(), hf_arguments(tmp_path), train_dataset=ROWS, callbacks=[IsoFLOPCallback()])
+    trainer.train()
+    run = the_run(tmp_path)
+    assert list(losses(run)) == [2, 4, 6, 8] and all(loss is not None and loss < 5 for loss in losses(run).values())
+
+
+def test_the_terminals_line_and_how_to_silence_it(tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    train(tmp_path / "a")
+    assert [line.split(" · ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")] == [
+        "step 2",
+        "step 4",
+        "step 6",
+        "step 8",
+    ]
+    with caplog.at_level(logging.WARNING, "isoflop"):
+        train(tmp_path / "b")
+    assert "tok/s" not in capsys.readouterr().out
