@@ -265,6 +265,39 @@ def test_fast_dev_run_does_nothing(tmp_path: Path) -> None:
     assert watch.monitor is None and not list(tmp_path.rglob("isoflop-*"))
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_what_is_read_between_log_steps(accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor's value is asked for from our frames between log steps: on a GPU each would wait for the device."""
+    from syncs import counted_syncs
+
+    class Mark(package.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            found.mark(trainer.global_step)
+
+    watch = IsoFLOPMonitor()
+    options = {"log_every_n_steps": 4, "accumulate_grad_batches": accumulate, "callbacks": [watch, Mark()]}
+    trainer = lightning_trainer(package, tmp_path, **options)
+    with counted_syncs(monkeypatch) as found:
+        trainer.fit(lightning_module(package, model()), batches(ROWS, 8 // accumulate))
+    assert found.reads and set(found.steps()) <= {4, 8}, found.reads
+
+
+def test_testing_with_a_checkpoint_does_not_turn_the_counts_back(tmp_path: Path) -> None:
+    def test_step(self: Any, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.net(**batch)["loss"])
+
+    watch = IsoFLOPMonitor()
+    saver = package.callbacks.ModelCheckpoint(tmp_path / "c", every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    trainer = lightning_trainer(package, tmp_path, enable_checkpointing=True, callbacks=[watch, saver])
+    module = lightning_module(package, model(), test_step=test_step)
+    trainer.fit(module, batches(ROWS, 8))
+    trainer.test(module, batches(ROWS, 8), ckpt_path=tmp_path / "c" / "step=4.ckpt", weights_only=False, verbose=False)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, batches(ROWS, 8))
+    run = the_run(tmp_path)
+    assert totals(run)["tokens"] == 128 * run.points[-1].step and run.points[-1].step > 8
+
+
 def test_a_second_fit_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     watch = IsoFLOPMonitor()
     trainer = lightning_trainer(package, tmp_path, callbacks=[watch])

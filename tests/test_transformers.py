@@ -254,6 +254,23 @@ def test_wandb_gets_flops_as_an_axis(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not any(set(entry) & set(AXES) for entry in logged)
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_what_is_read_between_log_steps(accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor's value is asked for from our frames between log steps: on a GPU each would wait for the device."""
+    from transformers import TrainerCallback
+
+    from syncs import counted_syncs
+
+    class Mark(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            found.mark(state.global_step)
+
+    sizes = {"per_device_train_batch_size": 8 // accumulate, "gradient_accumulation_steps": accumulate}
+    with counted_syncs(monkeypatch) as found:
+        train(tmp_path, logging_steps=4, callbacks=[Mark()], **sizes)
+    assert found.reads and set(found.steps()) <= {4, 8}, found.reads
+
+
 def test_own_interval(tmp_path: Path) -> None:
     run = train(tmp_path, watch=IsoFLOPCallback(log_every=3), logging_steps=100)
     assert [point.step for point in run.points] == [3, 6, 8]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from isoflop.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
+_STEP = "Lightning: a training step"
 _EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
 
 
@@ -58,10 +59,12 @@ class IsoFLOPMonitor(LightningCallback):
             return
         self.guard.aside.clear()
         monitor = Monitor(pl_module, setup=describe_trainer(trainer, self.guard), **self._options)
-        if self._restored is not None:
-            monitor.load_state_dict(self._restored)
-        elif self.monitor is not None and self.monitor.steps == trainer.global_step:
-            monitor.load_state_dict(self.monitor.state_dict())  # a second fit() goes on with the first
+        # a second fit() goes on with the first, even if test(ckpt_path=…) has restored another state in between
+        states = [self._restored, None if self.monitor is None else self.monitor.state_dict()]
+        fitting = [state for state in states if state and state.get("steps") == trainer.global_step]
+        earlier = fitting[0] if fitting else self._restored
+        if earlier:
+            monitor.load_state_dict(earlier)
         monitor.expect(trainer.global_step)
         self._restored = None
         self._step_before = trainer.global_step
@@ -83,7 +86,7 @@ class IsoFLOPMonitor(LightningCallback):
 
     # -- a training step -----------------------------------------------------------------------------------------
 
-    @hook("Lightning: on_train_batch_start", _UNSEEN)
+    @hook(_STEP, _UNSEEN)
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch; for a new shape, see what the step calls."""
         monitor = self.monitor
@@ -107,7 +110,7 @@ class IsoFLOPMonitor(LightningCallback):
         if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs, calls.inputs):
             calls.problem = "training_step multiplies by parameters outside of its modules' forward passes"
 
-    @hook("Lightning: on_train_batch_end", _UNSEEN)
+    @hook(_STEP, _UNSEEN)
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
         monitor = self.monitor

@@ -31,7 +31,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
         framework="lightning",
         guard=guard,
         record_dir=Path(folder),
-        log_every=max(1, trainer.log_every_n_steps),
+        log_every=trainer.log_every_n_steps or 50,
         together=True,
         run_name=_run_name(loggers),
         total_steps=_total_steps(trainer),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from isoflop.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
+_STEP = "Hugging Face: on_step_end"
 
 
 class IsoFLOPCallback(TrainerCallback, ExportableState):
@@ -66,7 +67,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self.restored = None
         self._unwatch = watch(
             model,
-            lambda args, kwargs: monitor.forward(model, args, kwargs),
+            lambda args, kwargs: monitor.forward(model, args, kwargs) if self.guard.open(_STEP) else None,
             lambda output: self._look_at_loss(monitor, output),
         )
         self.monitor = monitor
@@ -88,7 +89,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); what it logs is believed unless these say NaN
             monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
 
-    @hook("Hugging Face: on_step_end", _UNSEEN)
+    @hook(_STEP, _UNSEEN)
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimizer step is done; evaluation and saving may follow."""
         monitor = self.monitor

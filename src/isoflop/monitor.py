@@ -169,6 +169,10 @@ class Monitor:
         if loss is not None:
             self.loss(loss)
         self._settle(tokens)
+        if self.recorder.wants_header:
+            self.enter("measuring")
+            self.recorder.open(self._header, self._attempt_began_at)
+            self.leave("measuring")
         before, self.steps = self.steps, self.steps + advance
         last = self.setup.total_steps is not None and before < self.setup.total_steps <= self.steps
         if not self.setup.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
@@ -353,16 +357,17 @@ class Monitor:
             self.start()
         if self._device is None:
             self._see_device()
-        if self.setup.optimizer is not None:
-            self._lr = self.setup.optimizer.param_groups[0]["lr"]
+        groups = getattr(self.setup.optimizer, "param_groups", None)
+        if groups:
+            self._lr = groups[0].get("lr")
 
     @hook(SETTLING, _UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:
-        if self.observer.to_measure or self.recorder.wants_header:
+        if not self.guard.open(COUNTING):
+            return
+        if self.observer.to_measure:
             with self._clock.phase("measuring"):
                 self.observer.settle(tokens, self._clock.wall_time)
-                if self.recorder.wants_header:
-                    self.recorder.open(self._header, self._attempt_began_at)
         else:
             self.observer.settle(tokens)
 

@@ -46,11 +46,11 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("flops_per_token", "peak_flops"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value is not None and not (_is_a(value, int | float) and 0 < value < float("inf")):
                 raise ValueError(f"{name}= expects a positive number, got {value!r}")
         for name in ("log_every", "num_params"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
+            if value is not None and not (_is_a(value, int) and value >= 1):
                 raise ValueError(f"{name}= expects a whole number of at least 1, got {value!r}")
         if self.tokens_fn is not None and not callable(self.tokens_fn):
             raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
@@ -79,3 +79,7 @@ class Options:
             for name, value in values.items()
             if value is not None
         }
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -16,10 +16,9 @@ Phase = Literal["evaluation", "checkpoint", "measuring"]
 
 def compile_seconds() -> float:
     """Seconds that torch.compile has spent in this process so far; 0 where nothing was compiled."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    if dynamo is None:
-        return 0.0
-    return float(dynamo.calculate_time_spent().get("total_wall_time", 0.0))
+    # torch's own, not public: without it compilation counts as training time
+    spent = getattr(sys.modules.get("torch._dynamo.utils"), "calculate_time_spent", None)
+    return 0.0 if spent is None else float(spent().get("total_wall_time", 0.0))
 
 
 class Clock:

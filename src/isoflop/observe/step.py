@@ -17,6 +17,7 @@ from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
 from isoflop.observe.tally import Tally
 from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, shifts_labels
+from isoflop.observe.uses import Uses
 
 MEASURED = "measured on the meta device"
 GIVEN = "flops_per_token given by the user"
@@ -44,18 +45,18 @@ class StepObserver:
         flops_per_token: float | None = None,
         num_params: int | None = None,
     ) -> None:
-        self._say = say
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
         self.methods: dict[str, str] = {}
         """Method → why, for each that was used."""
         self.flops_per_token: float | None = flops_per_token
         """Of the batch measured first; or as given."""
-        self.parameters = self._parameters(num_params)
-        self._num_params = num_params
         # whole FLOPs a token: totals then do not depend on how a batch was split
         self._given = None if flops_per_token is None else max(1, round(flops_per_token))
         self._tokens_fn = tokens_fn
+        self._num_params = num_params
+        self._say = say
+        self.parameters = self._parameters()
         self._shifted = self.model is not None and shifts_labels(self.model)
         self._cost = StepCost()
         self._pending: list[Counted] = []
@@ -67,13 +68,13 @@ class StepObserver:
         if self._given is not None:
             self.methods[GIVEN] = ""
 
-    def _parameters(self, num_params: int | None) -> Parameters | None:
-        if num_params is not None:
-            return given_parameters(num_params)
+    def _parameters(self, uses: Uses | None = None) -> Parameters | None:
+        if self._num_params is not None:
+            return given_parameters(self._num_params)
         if self.model is None:
             return None
         try:
-            return count_parameters(self.model)
+            return count_parameters(self.model, uses)
         except ValueError as error:
             self._say(str(error))
         except Exception as error:  # lazy parameters, not there before the first forward pass
@@ -139,7 +140,7 @@ class StepObserver:
                 self._keep_if_constant(key, count, flops)
             self.tally.add(count, flops, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
-            given = TokenCount(int(tokens)) if isinstance(tokens, int) else tokens
+            given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
             if not self._pending:
                 processed = None if given is None else given.processed
                 flops = self._without_measuring(processed, "no forward call of the model was seen")
@@ -214,8 +215,8 @@ class StepObserver:
             self._give_up(key, str(reason))
             return None
         self._cost.learn(key, measurement.flops, time.perf_counter() - began)
-        if self._num_params is None and MEASURED not in self.methods:
-            self.parameters = count_parameters(self.model, measurement.uses)
+        if MEASURED not in self.methods:
+            self.parameters = self._parameters(measurement.uses)
         if measurement.without_formula:
             missing = f"without a FLOPs formula, counted 0: {', '.join(sorted(measurement.without_formula))}"
             self._say(f"operators {missing}. Pass flops_per_token= to set the FLOPs")

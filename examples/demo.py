@@ -1,0 +1,123 @@
+"""Three sizes of a small GPT under Lightning, watched by one callback: where does the compute pay?
+
+    make demo                                    # about four minutes on two cores
+    tensorboard --logdir runs/demo
+
+In TensorBoard the three loss curves lie over one another, against compute, as in figure 2 of
+Hoffmann et al. 2022 ("Chinchilla"): the small model is best while there is little compute, the
+large one once there is much, and the lower edge of all three is the best that a FLOP can buy.
+
+Each start replaces runs/demo/<size>, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from tiny_gpt import QUICK, GPTConfig, TinyGPT, Windows, fresh_folder, next_token_loss, stdlib_text, warm_up_then_decay
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import isoflop
+from isoflop.lightning import IsoFLOPMonitor
+from isoflop.show import print_summary
+
+# Twice the width is four times the parameters. Names count them without embeddings: 12 · layers · width².
+# The peak learning rate was tried at each size; wider models want a lower one.
+SIZES = {
+    "6k": (GPTConfig(width=16), 2.0e-2),
+    "25k": (GPTConfig(width=32), 1.4e-2),
+    "98k": (GPTConfig(width=64), 8e-3),
+}
+CONTEXT = 64  # tokens a window, for all sizes
+BATCH = 16  # windows a step: small, since small models learn more from many steps than from large ones
+LOG_EVERY = 50
+
+
+class LanguageModel(L.LightningModule):
+    """TinyGPT as Lightning wants it. Nothing in here knows of isoflop."""
+
+    def __init__(self, config: GPTConfig, learning_rate: float) -> None:
+        super().__init__()
+        self.model = TinyGPT(config)
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        return next_token_loss(self.model(inputs), targets)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        inputs, targets = batch
+        self.log("val_loss", next_token_loss(self.model(inputs), targets), prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_then_decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int) -> None:
+    """Train one size; its curves and its record go to `folder`."""
+    L.seed_everything(0, verbose=False)
+    config, learning_rate = SIZES[size]
+    train_text, validation_text = texts
+    batches = DataLoader(Windows(train_text, CONTEXT), batch_size=BATCH, shuffle=True, drop_last=True)
+    validation = DataLoader(Windows(validation_text, CONTEXT, limit=512), batch_size=128)
+
+    trainer = L.Trainer(
+        max_steps=steps,
+        val_check_interval=max(1, steps // 8),
+        check_val_every_n_epoch=None,  # by steps, not by epochs
+        gradient_clip_val=1.0,
+        log_every_n_steps=LOG_EVERY,
+        # an empty version: TensorBoard then names the run by its folder, the size
+        logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+        callbacks=[IsoFLOPMonitor(), TQDMProgressBar(refresh_rate=LOG_EVERY)],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        accelerator="auto",
+        devices=1,
+    )
+    trainer.fit(LanguageModel(config, learning_rate), batches, validation)
+
+
+def quieten() -> None:
+    """Leave what is told here readable: the curves say the rest."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("isoflop").setLevel(logging.WARNING)  # a line every 50 steps; the progress bar is enough here
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 under torch 2.13
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which to train (all)")
+    parser.add_argument("--steps", type=int, default=8_000, help="optimizer steps of each size (%(default)s)")
+    parser.add_argument("--quick", action="store_true", default=QUICK, help="seconds, to see that it runs")
+    arguments = parser.parse_args()
+    folder, steps = ("demo-quick", 100) if arguments.quick else ("demo", arguments.steps)
+
+    quieten()
+    texts = stdlib_text()
+    print(f"Python's standard library: {len(texts[0]):,} bytes to train on, {len(texts[1]):,} in files held out")
+    for size in arguments.sizes:
+        print(f"\n{size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
+        train(size, fresh_folder(f"{folder}/{size}"), texts, steps)
+
+    print_summary(isoflop.read_runs(f"runs/{folder}"))
+    print(f"""
+See the curves:  tensorboard --logdir runs/{folder}
+Open the chart isoflop/loss_vs_log10FLOPs_x1000: its x-axis is 1000 · log10(training FLOPs), so 12,000 reads 10^12 FLOPs.""")
+
+
+if __name__ == "__main__":
+    main()

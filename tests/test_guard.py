@@ -1,0 +1,289 @@
+"""Whatever fails inside isoflop costs one warning that names it; training ends with the same weights, to the bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as package
+import pytest
+import torch
+
+import isoflop
+from isoflop.guard import BOUNDARIES
+from isoflop.lightning import IsoFLOPMonitor
+from isoflop.transformers import IsoFLOPCallback
+from tiny import (
+    LIGHTNING_NOISE,
+    Rows,
+    batches,
+    hf_trainer,
+    lightning_module,
+    lightning_trainer,
+    model,
+    plain_loop,
+    same_weights,
+    weights,
+)
+
+LIGHTNINGS_OWN = "ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"
+pytestmark = [pytest.mark.filterwarnings(text) for text in (*LIGHTNING_NOISE, LIGHTNINGS_OWN)]
+
+Weights = dict[str, torch.Tensor]
+ROWS, HELD_OUT = Rows(64), Rows(16, seed=5)
+
+
+class Broken(Exception):
+    pass
+
+
+# -- training with everything that a boundary is crossed for ----------------------------------------------------------
+
+
+def lightning_run(folder: Path, observed: bool, resumed: bool = False, fails: bool = False) -> Weights:
+    class Fail(package.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if fails and trainer.global_step == 6:
+                raise KeyError("the user's own")
+
+    net = model(dropout=0.1)
+    saver = package.callbacks.ModelCheckpoint(folder / "c", every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    callbacks = [*([IsoFLOPMonitor()] if observed else []), saver, Fail()]
+    trainer = lightning_trainer(
+        package,
+        folder,
+        val_check_interval=3,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        max_epochs=2,
+        callbacks=callbacks,
+    )
+    path = folder / "c" / "step=8.ckpt" if resumed else None
+    loaders = batches(ROWS, 8), batches(HELD_OUT, 8)
+    trainer.fit(lightning_module(package, net, validate=True), *loaders, ckpt_path=path, weights_only=False)
+    return weights(net)
+
+
+def lightning_resumed(folder: Path, observed: bool) -> Weights:
+    return lightning_run(folder, observed, resumed=True)
+
+
+def lightning_fails(folder: Path, observed: bool) -> Weights:
+    with pytest.raises(KeyError, match="the user's own"):
+        lightning_run(folder, observed, fails=True)
+    return {}
+
+
+def transformers_run(folder: Path, observed: bool, resumed: bool = False) -> Weights:
+    net = model(dropout=0.1)
+    trainer = hf_trainer(
+        net,
+        folder,
+        ROWS,
+        [IsoFLOPCallback()] if observed else [],
+        HELD_OUT,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="steps",
+        save_steps=4,
+    )
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4") if resumed else None)
+    return weights(net)
+
+
+def transformers_resumed(folder: Path, observed: bool) -> Weights:
+    return transformers_run(folder, observed, resumed=True)
+
+
+def loop(folder: Path, observed: bool) -> Weights:
+    net = model(dropout=0.1)
+    monitor = isoflop.Monitor(net, record_dir=folder, log_every=2) if observed else None
+
+    def between(step: int) -> None:
+        if monitor is not None:
+            with monitor.evaluating():
+                monitor.evaluate("held out", 2.0)
+
+    plain_loop(net, batches(ROWS, 8), monitor=monitor, after_step=between)
+    if monitor is not None:
+        monitor.close()
+    return weights(net)
+
+
+Scenario = Callable[[Path, bool], Weights]
+
+# -- how each boundary is broken: what trains, and what raises inside --------------------------------------------------
+
+BREAK: dict[str, list[tuple[Scenario, str]]] = {
+    "writing the record": [
+        (loop, "isoflop.record.RecordLog.point"),
+        (loop, "isoflop.recorder.open_record"),
+        (loop, "isoflop.monitor.run_header"),
+        (loop, "isoflop.record.RecordLog.end"),
+    ],
+    "TensorBoard": [
+        (loop, "isoflop.show.tensorboard.TensorBoardSink.write"),
+        (transformers_run, "isoflop.show.tensorboard.TensorBoardSink.close"),
+    ],
+    "the terminal's line": [(loop, "isoflop.monitor.interval_line")],
+    "starting": [(loop, "isoflop.observe.clock.Clock.start")],
+    "counting the batch": [
+        (loop, "isoflop.observe.step.count_tokens"),
+        (lightning_run, "isoflop.observe.step.signature"),
+        (transformers_run, "isoflop.observe.step.signature"),
+    ],
+    "taking the model's calls": [(lightning_run, "isoflop.observe.step.StepObserver.calls")],
+    "adding the loss": [(loop, "isoflop.observe.tally.Tally.add_loss")],
+    "logging": [
+        (loop, "isoflop.monitor.interval_scalars"),
+        (transformers_run, "isoflop.observe.step.StepObserver.look_for_frozen_layers"),
+    ],
+    "evaluation losses": [(lightning_run, "isoflop.recorder.Recorder.evaluation")],
+    "the clock": [(lightning_run, "body of isoflop.monitor.Monitor.enter")],
+    "summing over ranks": [(loop, "isoflop.observe.tally.Tally.drain")],
+    "ending the run": [(loop, "isoflop.recorder.Recorder.end")],
+    "restoring from the checkpoint": [
+        (lightning_resumed, "isoflop.show.axes.ComputeAxes.load_state_dict"),
+        (transformers_resumed, "isoflop.recorder.Recorder.load_state_dict"),
+    ],
+    "following the trainer's step": [(lightning_run, "body of isoflop.monitor.Monitor.expect")],
+    "settling the step": [
+        (loop, "isoflop.observe.step.StepObserver.settle"),
+        (lightning_run, "isoflop.observe.cost.StepCost.learn"),
+    ],
+    "seeing the device": [(loop, "isoflop.monitor.describe_device")],
+    "Lightning's loggers": [
+        (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),
+        (lightning_run, "isoflop_lightning.trainer.LoggersSink.close"),
+    ],
+    "Lightning: on_train_start": [(lightning_run, "isoflop_lightning.callback.describe_trainer")],
+    "Lightning: on_train_end": [(lightning_run, "isoflop.monitor.Monitor.finish")],
+    "Lightning: on_exception": [(lightning_fails, "isoflop.monitor.Monitor.finish")],
+    "Lightning: a training step": [
+        (lightning_run, "isoflop.monitor.Monitor.batch"),
+        (lightning_run, "isoflop.monitor.Monitor.step"),
+        (lightning_run, "isoflop_lightning.callback.OutermostCalls.start"),
+    ],
+    "Lightning: on_before_backward": [(lightning_run, "isoflop_lightning.callback.parameters_used_outside")],
+    "Lightning: on_validation_start": [
+        (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_validation_start")
+    ],
+    "Lightning: on_validation_end": [(lightning_run, "isoflop_lightning.callback.evaluation_name")],
+    "Lightning: on_save_checkpoint": [
+        (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_save_checkpoint")
+    ],
+    "Lightning: state_dict": [(lightning_run, "isoflop.monitor.Monitor.state_dict")],
+    "Lightning: load_state_dict": [
+        (lightning_resumed, "body of isoflop_lightning.callback.IsoFLOPMonitor.load_state_dict")
+    ],
+    "Weights & Biases": [(transformers_run, "isoflop_transformers.trainer.WandbSink.write")],
+    "MLflow": [(transformers_run, "isoflop_transformers.trainer.MLflowSink.write")],
+    "Hugging Face: on_train_begin": [(transformers_run, "isoflop_transformers.callback.describe_training")],
+    "Hugging Face: on_train_end": [(transformers_run, "isoflop.monitor.Monitor.finish")],
+    "Hugging Face: the model's output": [(transformers_run, "isoflop.monitor.Monitor.loss")],
+    "Hugging Face: on_step_end": [(transformers_run, "isoflop.monitor.Monitor.step")],
+    "Hugging Face: on_epoch_end": [
+        (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_epoch_end")
+    ],
+    "Hugging Face: on_log": [(transformers_run, "isoflop.monitor.Monitor.log")],
+    "Hugging Face: on_evaluate": [(transformers_run, "isoflop.monitor.Monitor.evaluate")],
+    "Hugging Face: on_save": [(transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_save")],
+    "Hugging Face: state": [(transformers_run, "isoflop.monitor.Monitor.state_dict")],
+}
+
+
+def raiser(*_: Any, **__: Any) -> Any:
+    raise Broken("on purpose")
+
+
+def break_it(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    if not target.startswith("body of "):
+        monkeypatch.setattr(target, raiser)
+        return
+    module, kind, method = target.removeprefix("body of ").rsplit(".", 2)
+    owner = getattr(__import__(module, fromlist=[kind]), kind)
+    guarded = getattr(owner, method)
+    cells = dict(zip(guarded.__code__.co_freevars, guarded.__closure__, strict=True))
+    monkeypatch.setattr(cells["function"], "cell_contents", raiser)
+
+
+CASES = [(name, scenario, target) for name, ways in BREAK.items() for scenario, target in ways]
+
+
+def test_each_boundary_can_be_broken() -> None:
+    assert set(BREAK) == set(BOUNDARIES), "a new boundary needs a way to break it, in BREAK"
+
+
+@pytest.fixture(scope="module")
+def unobserved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scenario], tuple[Path, Weights]]:
+    """What a scenario ends with without isoflop; and, for the resumed ones, a folder with checkpoints that have it."""
+    done: dict[Scenario, tuple[Path, Weights]] = {}
+
+    def get(scenario: Scenario) -> tuple[Path, Weights]:
+        if scenario not in done:
+            folder = tmp_path_factory.mktemp("unobserved")
+            if scenario is lightning_resumed:
+                lightning_run(folder, observed=True)
+            if scenario is transformers_resumed:
+                transformers_run(folder, observed=True)
+            done[scenario] = (folder, scenario(folder, False))
+        return done[scenario]
+
+    return get
+
+
+@pytest.mark.parametrize(("name", "scenario", "target"), CASES, ids=[f"{name}: {where}" for name, _, where in CASES])
+def test_a_failure_inside_costs_one_warning(
+    name: str,
+    scenario: Scenario,
+    target: str,
+    unobserved: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, expected = unobserved(scenario)
+    if name in ("Weights & Biases", "MLflow"):
+        from isoflop_transformers.trainer import MLflowSink, WandbSink
+
+        monkeypatch.setattr("isoflop_transformers.trainer._sinks", lambda args: [WandbSink(), MLflowSink()])
+    break_it(monkeypatch, target)
+    resumes = scenario in (lightning_resumed, transformers_resumed)
+    found = scenario(folder if resumes else tmp_path, True)
+    assert same_weights(found, expected)
+    said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
+    missing = BOUNDARIES[name]
+    assert said == [f"isoflop: {name} failed (Broken: on purpose) and steps aside: {missing}. Training goes on."]
+
+
+def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("isoflop.monitor.interval_scalars", raiser)
+    with caplog.at_level(logging.DEBUG, "isoflop"):
+        loop(tmp_path, True)
+    (record,) = [record for record in caplog.records if record.levelno == logging.DEBUG and record.name == "isoflop"]
+    assert record.exc_info is not None and record.exc_info[0] is Broken
+
+
+@pytest.mark.parametrize("part", ["isoflop.observe.step.count_tokens", "isoflop.observe.step.StepObserver.settle"])
+def test_what_was_not_counted_is_unknown_and_not_less(part: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A count that stopped half-way must not stand in the record as if it were the whole."""
+    owner, _, method = part.rpartition(".")
+    module, _, kind = owner.rpartition(".")
+    holder = getattr(__import__(module, fromlist=[kind]), kind)
+    original, calls = getattr(holder, method), SimpleNamespace(count=0)
+
+    def at_the_fifth(*args: Any, **kwargs: Any) -> Any:
+        calls.count += 1
+        return raiser() if calls.count == 5 else original(*args, **kwargs)
+
+    monkeypatch.setattr(part, at_the_fifth)
+    loop(tmp_path, True)
+    from tiny import the_run
+
+    points = the_run(tmp_path).points
+    assert [point.tokens for point in points if point.step <= 4] == [128 * p.step for p in points if p.step <= 4]
+    assert points[-1].step == 8 and points[-1].tokens is None and points[-1].flops is None
+    assert points[-1].losses["train"] is not None

@@ -1,0 +1,64 @@
+"""Options: one set, errors word by word."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from isoflop.options import Options, OptionsDict
+
+
+def test_nothing_is_set_by_itself():
+    assert Options.of().given() == {}
+
+
+def test_given_are_plain_values_for_the_record(tmp_path: Path):
+    def tokens_fn(batch: Any) -> int:
+        return 1
+
+    options = Options.of(record_dir=tmp_path, log_every=5, flops_per_token=1e9, peak_flops=10**12, tokens_fn=tokens_fn)
+    given = options.given()
+    assert given.pop("tokens_fn").startswith("<function")
+    assert given == {"record_dir": str(tmp_path), "log_every": 5, "flops_per_token": 1e9, "peak_flops": 10**12}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("flops_per_token", 0, "flops_per_token= expects a positive number, got 0"),
+        ("flops_per_token", -1.5, "flops_per_token= expects a positive number, got -1.5"),
+        ("flops_per_token", math.nan, "flops_per_token= expects a positive number, got nan"),
+        ("peak_flops", math.inf, "peak_flops= expects a positive number, got inf"),
+        ("log_every", 0, "log_every= expects a whole number of at least 1, got 0"),
+        ("log_every", 2.5, "log_every= expects a whole number of at least 1, got 2.5"),
+        ("log_every", "10", "log_every= expects a whole number of at least 1, got '10'"),
+        ("num_params", -7, "num_params= expects a whole number of at least 1, got -7"),
+        ("num_params", 1e9, "num_params= expects a whole number of at least 1, got 1000000000.0"),
+        ("tokens_fn", 4096, "tokens_fn= expects a function of a batch, got 4096"),
+        ("record_dir", 3, "record_dir= expects a path, got 3"),
+    ],
+)
+def test_a_value_that_can_not_be(option: str, value: Any, message: str):
+    with pytest.raises(ValueError) as caught:
+        Options.of(**{option: value})
+    assert str(caught.value) == message
+
+
+def test_an_option_that_does_not_exist():
+    with pytest.raises(TypeError) as caught:
+        Options.of(peak_flop=1e12, log_evry=3)
+    assert str(caught.value) == (
+        "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
+        "num_params, peak_flops"
+    )
+
+
+def test_the_typed_dictionary_lists_the_same_options():
+    assert list(get_type_hints(OptionsDict)) == list(Options.__dataclass_fields__)
+
+
+def test_every_option_is_documented():
+    assert all(f"{name}:" in (Options.__doc__ or "") for name in Options.__dataclass_fields__)
