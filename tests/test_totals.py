@@ -61,7 +61,8 @@ def with_accelerate(folder: Path, net: nn.Module, rows: Any, batch: int, accumul
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    net, optimizer, loader = accelerator.prepare(net, torch.optim.AdamW(net.parameters(), lr=0.01), batches(rows, batch))
+    optimizer: Any = torch.optim.AdamW(net.parameters(), lr=0.01)
+    net, optimizer, loader = accelerator.prepare(net, optimizer, batches(rows, batch))
     with isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, log_every=2, **options) as monitor:
         for item in loader:
             with accelerator.accumulate(net):

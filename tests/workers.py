@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 _PRELOAD = ["isoflop", "isoflop.lightning", "isoflop.transformers", "torch.utils.tensorboard", "tiny", "workers"]
-_TIMEOUT = 120.0
+_TIMEOUT = 60.0
 
 
 def run(function: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:

@@ -99,22 +99,18 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         every = monitor.options.log_every
         if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
             control.should_log = True  # the last interval's loss would not be logged otherwise
-        self._what_follows(args, state, control)
+        self._what_follows(control)
 
     @hook("Hugging Face: on_epoch_end", "goodput is wrong")
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluation and saving by epoch follow."""
-        self._what_follows(args, state, control)
+        self._what_follows(control)
 
-    def _what_follows(self, args: Any, state: Any, control: Any) -> None:
+    def _what_follows(self, control: Any) -> None:
         if self.monitor is None:
             return
-        every = state.save_steps if str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps" else 0
-        planned = not every or state.global_step % every == 0 or state.global_step >= state.max_steps
-        if control.should_save and planned:
-            # rank 0 alone is asked for its state; here are all ranks. A save that a user's callback asks for (time is
-            # up) may come on one rank alone, which the Trainer bears, and a sum would not
-            self.monitor.sync()
+        if control.should_save:
+            self.monitor.sync()  # rank 0 alone is asked for its state; here are all ranks
         if control.should_evaluate:
             self.monitor.enter("evaluation")
         elif control.should_save:

@@ -274,7 +274,7 @@ class Monitor:
             return
         if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):
             self.observer.tally.add(None, None)
-        part, loss_sum, losses = self.observer.tally.drain(self.setup.data_parallel)
+        part, loss_sum, losses = self.observer.drain(self.setup.data_parallel)
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + losses)
 
@@ -310,7 +310,7 @@ class Monitor:
         """Everything that a resumed run goes on from, in plain Python values. On several ranks `sync()` first."""
         if world_size() == 1:
             self.sync()
-        elif self.observer.tally.batches:
+        elif self.observer.holds_counts:
             self.guard.once(
                 "the state was saved between log steps: what other ranks counted since the last one is not in it. Call "
                 "monitor.sync() on every rank before saving"

@@ -86,6 +86,11 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
             f"expected a model with parameters, got {type(model).__name__} with none; "
             "pass num_params= to count FLOPs as 6·N·D without them"
         )
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "expected a model whose parameters show their size, got one in FSDP1's flat shards; pass num_params= "
+            "(FSDP2 needs nothing)"
+        )
     sizes = {name: numel(parameter) for name, parameter in named.items()}
     total = sum(sizes.values())
     trainable = sum(sizes[name] for name, parameter in named.items() if parameter.requires_grad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from isoflop.observe.cost import MAX_KNOWN, StepCost
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
-from isoflop.observe.tally import Tally
+from isoflop.observe.tally import Tally, Totals
 from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, shifts_labels
 from isoflop.observe.uses import Uses
 
@@ -24,8 +25,17 @@ GIVEN = "flops_per_token given by the user"
 SIX_ND = "6·N·D, N non-embedding"
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
-Counted = tuple[Signature, "TokenCount | None", "FlopCount | None"]
-"""A (micro-)batch: its signature, tokens and FLOPs (None: unknown yet, or for good)."""
+@dataclass(slots=True)
+class Counted:
+    """A (micro-)batch: its signature, tokens and FLOPs (None: unknown yet, or for good).
+
+    `times`: how often it came since the last log step, where all batches of its signature are alike.
+    """
+
+    key: Signature
+    tokens: TokenCount | None
+    flops: FlopCount | None
+    times: int | None = None
 
 
 class StepObserver:
@@ -92,7 +102,7 @@ class StepObserver:
             self._pending.append(counted)
             return False
         flops = None if self._given is not None else self._cost.lookup(key)
-        self._pending.append((key, self._tokens(batch), flops))
+        self._pending.append(Counted(key, self._tokens(batch), flops))
         return (
             flops is None
             and self._given is None
@@ -107,7 +117,7 @@ class StepObserver:
         if kwargs:
             batch = {**dict(zip(self._names(module), args, strict=False)), **kwargs}
         if self.batch(batch):
-            key = self._pending[-1][0]
+            key = self._pending[-1].key
             try:
                 self._calls[key] = [Call(unwrap(module), shapes(args), shapes(kwargs))]
             except Uncountable as reason:
@@ -121,7 +131,7 @@ class StepObserver:
 
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
         """The calls that the last micro-batch led to, or why they can't tell its FLOPs."""
-        key = self._pending[-1][0]
+        key = self._pending[-1].key
         if problem is None:
             self._calls[key] = calls
         else:
@@ -134,11 +144,15 @@ class StepObserver:
 
     def settle(self, tokens: int | TokenCount | None = None, wall_time: float = 0.0) -> None:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
-        for key, count, flops in self._pending:
+        for counted in self._pending:
+            if counted.times is not None and tokens is None:
+                counted.times += 1  # added up when the tally is drained
+                continue
+            flops = counted.flops
             if flops is None:
-                flops = self._flops(key, count, wall_time)
-                self._keep_if_constant(key, count, flops)
-            self.tally.add(count, flops, count_tokens=tokens is None)
+                flops = self._flops(counted.key, counted.tokens, wall_time)
+                self._keep_if_constant(counted.key, counted.tokens, flops)
+            self.tally.add(counted.tokens, flops, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
             given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
             if not self._pending:
@@ -156,7 +170,20 @@ class StepObserver:
         if count is None or flops is None or self._tokens_fn is not None or len(self._constant) >= MAX_KNOWN:
             return
         if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
-            self._constant[key] = (key, count, flops)
+            self._constant[key] = Counted(key, count, flops, times=0)
+
+    def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
+        """`Tally.drain`, with the batches that were alike."""
+        for counted in self._constant.values():
+            if counted.times:
+                self.tally.add(counted.tokens, counted.flops, times=counted.times)
+                counted.times = 0
+        return self.tally.drain(data_parallel)
+
+    @property
+    def holds_counts(self) -> bool:
+        """Whether anything was counted since the last `drain`."""
+        return self.tally.batches > 0 or any(counted.times for counted in self._constant.values())
 
     def look_for_frozen_layers(self) -> None:
         """Measure anew if layers were frozen or thawed; for log steps, since it reads every parameter's flag."""
@@ -173,7 +200,8 @@ class StepObserver:
     def _tokens(self, batch: Any) -> TokenCount | None:
         if self._tokens_fn is not None:
             counted = self._tokens_fn(batch)
-            return counted if isinstance(counted, TokenCount) else TokenCount(int(counted))
+            told = counted if isinstance(counted, TokenCount) else TokenCount(counted)
+            return told._replace(processed=int(told.processed))
         count = count_tokens(batch, self._shifted)
         if count is None:
             self._say(

@@ -109,30 +109,32 @@ class Tally:
         self.batches = 0
         """(Micro-)batches since the last `drain`."""
 
-    def add(self, tokens: TokenCount | None, flops: FlopCount | None, count_tokens: bool = True) -> None:
-        """One (micro-)batch; None: unknown. Without `count_tokens` its FLOPs alone."""
+    def add(
+        self, tokens: TokenCount | None, flops: FlopCount | None, count_tokens: bool = True, times: int = 1
+    ) -> None:
+        """One (micro-)batch, or `times` that are alike; None: unknown. Without `count_tokens` its FLOPs alone."""
         counts = self._counts
         if flops is None:
-            counts["without_flops"] += 1
+            counts["without_flops"] += times
         else:
-            counts["flops"] += flops.model
-            counts["flops_hardware"] += flops.hardware
-            counts["flops_attention"] += flops.attention
+            counts["flops"] += flops.model * times
+            counts["flops_hardware"] += flops.hardware * times
+            counts["flops_attention"] += flops.attention * times
         if count_tokens:
-            self.add_tokens(tokens)
+            self.add_tokens(tokens, times)
 
-    def add_tokens(self, count: TokenCount | None) -> None:
-        """The tokens of one (micro-)batch; None: unknown."""
-        self.batches += 1
+    def add_tokens(self, count: TokenCount | None, times: int = 1) -> None:
+        """The tokens of one (micro-)batch, or of `times` that are alike; None: unknown."""
+        self.batches += times
         if count is None:
-            self._counts["without_tokens"] += 1
+            self._counts["without_tokens"] += times
             return
-        self._counts["processed"] += count.processed
-        self._padding.add(count.padding, owned=True)
+        self._counts["processed"] += count.processed * times
+        self._padding.add(count.padding, times, owned=True)
         if count.loss_tokens is None:
-            self._counts["without_labels"] += 1
+            self._counts["without_labels"] += times
         else:
-            self._loss_tokens.add(count.loss_tokens, owned=True)
+            self._loss_tokens.add(count.loss_tokens, times, owned=True)
 
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""

@@ -70,19 +70,16 @@ def shifts_labels(model: nn.Module) -> bool:
 
     A LightningModule is judged by the model inside it: its batches' labels are taken to go there.
     """
-    if "transformers" not in sys.modules:
-        return False
-    try:
-        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-    except ImportError:
+    losses = sys.modules.get("transformers.loss.loss_utils")  # loaded with any of its models
+    if losses is None:
         return False
     inner = next((module for module in model.modules() if "loss_type" in vars(module)), None)
     if inner is None or getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return False
-    kind = inner.loss_type
+    kind: Any = inner.loss_type
     if kind is None:  # GPT2LMHeadModel and its like have no type and get the causal loss by default
         return type(inner).__name__.endswith("LMHeadModel")
-    return LOSS_MAPPING.get(kind) is ForCausalLMLoss
+    return bool(losses.LOSS_MAPPING.get(kind) is losses.ForCausalLMLoss)
 
 
 def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount | None:

@@ -109,5 +109,6 @@ def interval_scalars(
         values["isoflop/tflops_per_device"] = done / seconds / devices / 1e12
         if peak:
             values["isoflop/mfu"] = done / seconds / devices / peak
-            values["isoflop/mfu_causal"] = (done - attention / 2) / seconds / devices / peak
+            if attention:  # a count by 6·N·D or given by the user doesn't tell it
+                values["isoflop/mfu_causal"] = (done - attention / 2) / seconds / devices / peak
     return {name: float(value) for name, value in values.items() if value is not None}

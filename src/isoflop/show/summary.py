@@ -48,8 +48,8 @@ COLUMNS = (
     "MFU\n",
 )
 CAPTION = (
-    "N parameters (D/N: with head) · D tokens processed less padding · C training FLOPs (6ND: N non-embedding) · loss in nats per token, "
-    "as last recorded · MFU of the last interval; – unknown"
+    "N parameters (D/N: with head) · D tokens processed less padding · C training FLOPs (6ND: N non-embedding) · "
+    "loss in nats per token, as last recorded · MFU of the last interval · – unknown"
 )
 
 
