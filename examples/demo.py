@@ -107,6 +107,7 @@ def main() -> None:
     folder, steps = ("demo-quick", 100) if arguments.quick else ("demo", arguments.steps)
 
     quieten()
+    torch.set_num_threads(1)  # models this small only wait for a second thread, badly so on a busy machine
     texts = stdlib_text()
     print(f"Python's standard library: {len(texts[0]):,} bytes to train on, {len(texts[1]):,} in files held out")
     for size in arguments.sizes:
@@ -116,7 +117,7 @@ def main() -> None:
     print_summary(isoflop.read_runs(f"runs/{folder}"))
     print(f"""
 See the curves:  tensorboard --logdir runs/{folder}
-Open the chart isoflop/loss_vs_log10FLOPs_x1000: its x-axis is 1000 · log10(training FLOPs), so 12,000 reads 10^12 FLOPs.""")
+Open the chart isoflop/loss_vs_log10FLOPs_x1000: its x-axis is 1000 · log10(FLOPs), so 12,000 reads 10^12 FLOPs.""")
 
 
 if __name__ == "__main__":

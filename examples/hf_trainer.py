@@ -94,6 +94,7 @@ def main() -> None:
     if arguments.quick:
         folder, steps, sizes = "hf-quick", 20, sizes[:2]
 
+    torch.set_num_threads(1)  # models this small only wait for a second thread, badly so on a busy machine
     texts = stdlib_text()
     for size in sizes:
         print(f"\n{size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
