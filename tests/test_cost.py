@@ -138,7 +138,7 @@ def test_memory_is_bounded():
 def observe(observer: StepObserver, model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount | None:
     observer.forward(model, args, kwargs)
     observer.settle()
-    totals, _, _ = observer.tally.drain()
+    totals, _, _ = observer.drain()
     if totals.without_flops:
         return None
     return FlopCount(totals.flops, totals.flops_hardware, totals.flops_attention)
@@ -223,7 +223,7 @@ def test_flops_per_token_given(said: list[str]):
 def test_no_tokens_in_the_batch_is_said_once_and_unknown(said: list[str]):
     model = nn.Linear(4, 4)
     observer = StepObserver(model, say=said.append)
-    assert not observer.tally.batches
+    assert not observer.holds_counts
     assert observe(observer, model, torch.randn(3, 4)) is not None  # FLOPs are measured all the same
     assert said == [
         "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), got a "
@@ -235,5 +235,5 @@ def test_a_model_that_is_not_called_is_said(said: list[str]):
     observer = StepObserver(TinyGPT(), say=said.append)
     observer.settle()
     assert said == ["no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)"]
-    totals, _, _ = observer.tally.drain()
+    totals, _, _ = observer.drain()
     assert (totals.tokens_known, totals.flops_known) == (None, None)

@@ -128,7 +128,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.show.tensorboard.TensorBoardSink.write"),
         (transformers_run, "isoflop.show.tensorboard.TensorBoardSink.close"),
     ],
-    "the terminal's line": [(loop, "isoflop.monitor.interval_line")],
+    "the terminal's line": [(loop, "isoflop.show.output.interval_line")],
     "starting": [(loop, "isoflop.observe.clock.Clock.start")],
     "counting the batch": [
         (loop, "isoflop.observe.step.count_tokens"),
@@ -145,6 +145,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "the clock": [(lightning_run, "body of isoflop.monitor.Monitor.enter")],
     "summing over ranks": [(loop, "isoflop.observe.tally.Tally.drain")],
     "ending the run": [(loop, "isoflop.recorder.Recorder.end")],
+    "saving the state": [(lightning_run, "isoflop.recorder.Recorder.state_dict")],
     "restoring from the checkpoint": [
         (lightning_resumed, "isoflop.show.axes.ComputeAxes.load_state_dict"),
         (transformers_resumed, "isoflop.recorder.Recorder.load_state_dict"),
@@ -154,7 +155,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.observe.step.StepObserver.settle"),
         (lightning_run, "isoflop.observe.cost.StepCost.learn"),
     ],
-    "seeing the device": [(loop, "isoflop.monitor.describe_device")],
+    "seeing the device": [(loop, "isoflop.monitor.model_device")],
     "Lightning's loggers": [
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.close"),

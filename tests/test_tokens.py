@@ -123,7 +123,7 @@ def test_counting_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch)
             observer.tally.add_loss(torch.tensor(2.0))
             observer.settle()
     assert reads == []
-    totals, loss_sum, losses = observer.tally.drain()
+    totals, loss_sum, losses = observer.drain()
     assert (totals.processed, totals.padding, totals.without_tokens, totals.flops) == (48, 8, 0, 6 * 48)
     assert (loss_sum, losses) == (8.0, 4)
 
@@ -135,7 +135,7 @@ def observed(model: Any, *args: Any, tokens_fn: Any = None, **kwargs: Any) -> tu
     observer = StepObserver(model, say=lambda text: None, tokens_fn=tokens_fn, flops_per_token=6.0)
     observer.forward(model, args, kwargs)
     observer.settle()
-    totals, _, _ = observer.tally.drain()
+    totals, _, _ = observer.drain()
     return totals.processed, totals.padding, totals.loss_tokens_known
 
 
@@ -164,5 +164,5 @@ def test_step_tokens_may_be_any_whole_number():
     for given_tokens in (7, np.int64(7), torch.tensor(7), TokenCount(7)):
         observer = StepObserver(None, say=lambda text: None, flops_per_token=2.0)
         observer.settle(given_tokens)
-        totals, _, _ = observer.tally.drain()
+        totals, _, _ = observer.drain()
         assert (totals.processed, totals.flops) == (7, 14)

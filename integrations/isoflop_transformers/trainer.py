@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
-from isoflop.setup import Setup, Sink
+from isoflop.setup import Setup
 from isoflop.show.axes import AxisPoint
+from isoflop.show.output import Sink
 from isoflop.show.tensorboard import TensorBoardSink
 
 WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")

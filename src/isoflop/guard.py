@@ -31,12 +31,14 @@ class Guard:
         """Step aside: one warning, with the traceback at debug level."""
         if boundary in self.aside:
             return
-        self.aside[boundary] = f"{type(error).__name__}: {error}"
+        try:
+            self.aside[boundary] = f"{type(error).__name__}: {error}"
+        except Exception:  # an error that can't even be printed
+            self.aside[boundary] = type(error).__name__
         logger.warning(
-            "isoflop: %s failed (%s: %s) and steps aside: %s. Training goes on.",
+            "isoflop: %s failed (%s) and steps aside: %s. Training goes on.",
             boundary,
-            type(error).__name__,
-            error,
+            self.aside[boundary],
             BOUNDARIES[boundary],
         )
         logger.debug("isoflop: the error in %s", boundary, exc_info=error)

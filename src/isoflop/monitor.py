@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -10,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from isoflop.guard import declare, hook, logger
+from isoflop.guard import hook
 from isoflop.header import describe_counting, run_header
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
-from isoflop.observe.device import Device, compute_dtype, describe_device
+from isoflop.observe.device import Device, model_device
 from isoflop.observe.ranks import rank, world_size
 from isoflop.observe.step import StepObserver
 from isoflop.observe.tally import Loss, Totals, added
@@ -26,17 +24,15 @@ from isoflop.options import Options
 from isoflop.record import Point
 from isoflop.recorder import Recorder
 from isoflop.setup import Setup
-from isoflop.show.axes import ComputeAxes
+from isoflop.show.output import Output
 from isoflop.show.scalars import Interval, interval_scalars
 from isoflop.show.tensorboard import TensorBoardSink
-from isoflop.show.terminal import interval_line
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from isoflop.options import OptionsDict
 
-TERMINAL = declare("the terminal's line", "no line is printed")
 COUNTING, SETTLING = "counting the batch", "settling the step"
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
 _RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu")
@@ -100,7 +96,6 @@ class Monitor:
         )
         self._model = model
         self._clock = Clock()
-        self._axes = ComputeAxes()
         self._device: Device | None = None
         self._lr: Any = None
         self._started = self._finished = False
@@ -109,11 +104,11 @@ class Monitor:
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._unwatch = lambda: None
-        if plain:
-            if self._writes:
-                self.setup.sinks.append(TensorBoardSink(folder))
-            if model is not None:
-                self._unwatch = watch(model, self._forward)
+        if plain and self._writes:
+            self.setup.sinks.append(TensorBoardSink(folder))
+        if plain and model is not None:
+            self._unwatch = watch(model, self._forward)
+        self._output = Output(self.setup.sinks, self.setup.say, self.guard)
 
     # -- what a step brings ------------------------------------------------------------------------------------
 
@@ -227,7 +222,9 @@ class Monitor:
         self._logged = now
         if self._writes:
             with self._clock.phase("measuring"):
-                self._show(loss)
+                self._output.show(self.steps, self.scalars, self.totals.flops_known, loss)
+                self.recorder.counting(describe_counting(self.observer))
+                self.recorder.interval(self._point())
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -292,9 +289,7 @@ class Monitor:
                 self.recorder.add(*self._loss)
         self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
-        for sink in self.setup.sinks:
-            with self.guard.part(sink.boundary):
-                sink.close()
+        self._output.close()
 
     def close(self) -> None:
         """`finish()` for a plain loop."""
@@ -306,6 +301,7 @@ class Monitor:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(completed=kind is None)
 
+    @hook("saving the state", "a run resumed from this checkpoint counts from 0")
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run goes on from, in plain Python values. On several ranks `sync()` first."""
         if world_size() == 1:
@@ -322,7 +318,7 @@ class Monitor:
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
             "clock": self._clock.state_dict(),
-            "axes": self._axes.state_dict(),
+            "axes": self._output.axes.state_dict(),
             "recorder": self.recorder.state_dict(),
         }
 
@@ -335,7 +331,7 @@ class Monitor:
         self._logged = Interval.from_state(state["logged"])
         self._logged_at = self._logged.steps
         self._clock.load_state_dict(state["clock"])
-        self._axes.load_state_dict(state["axes"])
+        self._output.axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
@@ -376,11 +372,7 @@ class Monitor:
 
     @hook("seeing the device", "MFU is unknown")
     def _see_device(self) -> None:
-        parameter = next(iter(self._model.parameters()), None) if self._model is not None else None
-        device = torch.device("cpu") if parameter is None else parameter.device
-        dtype = torch.float32 if parameter is None else parameter.dtype
-        dtype = self.setup.dtype or compute_dtype(device.type, dtype)
-        self._device = describe_device(device, dtype, self.options.peak_flops)
+        self._device = model_device(self._model, self.setup.dtype, self.options.peak_flops)
         if self._device.peak is None and self._writes:
             self.guard.once(
                 "no datasheet peak is known for %s in %s, so there is no MFU; pass peak_flops= (dense FLOP/s of one "
@@ -388,19 +380,6 @@ class Monitor:
                 self._device.name,
                 self._device.dtype,
             )
-
-    def _show(self, loss: float | None) -> None:
-        axes = self._axes.points(self.totals.flops_known, loss)
-        for sink in self.setup.sinks:
-            if self.guard.open(sink.boundary):
-                with self.guard.part(sink.boundary):
-                    sink.write(self.steps, self.scalars, axes)
-        # logging.getLogger("isoflop").setLevel(logging.WARNING) silences the line
-        if self.guard.open(TERMINAL) and logger.level <= logging.INFO:
-            with self.guard.part(TERMINAL):
-                self.setup.say(interval_line(self.steps, self.scalars))
-        self.recorder.counting(describe_counting(self.observer))
-        self.recorder.interval(self._point())
 
     def _point(self) -> Point:
         totals, parameters = self.totals, self.observer.parameters

@@ -13,6 +13,8 @@ from isoflop.record import UPDATED, Point, RecordError, RecordLog, Status, due, 
 
 RECORD = declare("writing the record", "no further points are recorded")
 
+MAX_EARLY = 100
+
 
 class Recorder:
     """The record of a run on the rank that writes; on the others it keeps the same books and writes nothing.
@@ -32,6 +34,7 @@ class Recorder:
         self._earlier: dict[str, Any] | None = None
         self._counting: dict[str, Any] = {}
         self._last: Point | None = None
+        self._early: list[Point] = []  # evaluations before the first step, when there is no file yet
         # since the last point: sum of losses, how many, and its step; and how many log steps there were
         self._loss_sum, self._losses, self._since, self._intervals = 0.0, 0, 0, 0
 
@@ -48,6 +51,9 @@ class Recorder:
                 self.folder, fields, earlier=self._earlier, step=step, named=self._named, say=self._guard.once
             )
             self._counting = fields["counting"]
+            for point in self._early:
+                self._log.point(point)
+            self._early.clear()
             if self._log.attempt > 1:
                 self._log.event("update", **{key: value for key, value in fields.items() if key in UPDATED})
 
@@ -112,6 +118,8 @@ class Recorder:
         if self._log is not None and self._guard.open(RECORD):
             with self._guard.part(RECORD):
                 self._log.point(point)
+        elif self.wants_header and len(self._early) < MAX_EARLY:
+            self._early.append(point)
 
 
 def open_record(

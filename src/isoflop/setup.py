@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from isoflop.guard import Guard
-from isoflop.show.axes import AxisPoint
-
-
-class Sink(Protocol):
-    """Where scalars go: a trainer's loggers, a TensorBoard writer. `boundary` is its name in `guard.BOUNDARIES`."""
-
-    boundary: str
-
-    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        """Scalars against the optimizer step, and the points on compute axes (TensorBoard's alone)."""
-
-    def close(self) -> None:
-        """The run has ended."""
+from isoflop.show.output import Sink
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from isoflop.observe.peaks import lookup_peak
 
@@ -18,6 +19,20 @@ class Device:
     dtype: str
     peak: float | None
     peak_source: str | None
+
+
+def model_device(model: nn.Module | None, dtype: torch.dtype | None, peak_flops: float | None) -> Device:
+    """Describe the device that a model computes on, as it stands in its forward pass.
+
+    Args:
+        model: its first parameter tells; None: the CPU.
+        dtype: of its matrix products, where the trainer knows; None: autocast's, or the parameters'.
+        peak_flops: the user's `peak_flops=`.
+    """
+    parameter = None if model is None else next(iter(model.parameters()), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    held = torch.float32 if parameter is None else parameter.dtype
+    return describe_device(device, dtype or compute_dtype(device.type, held), peak_flops)
 
 
 def describe_device(device: torch.device, dtype: torch.dtype, peak_flops: float | None) -> Device:

@@ -25,6 +25,7 @@ GIVEN = "flops_per_token given by the user"
 SIX_ND = "6·N·D, N non-embedding"
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
+
 @dataclass(slots=True)
 class Counted:
     """A (micro-)batch: its signature, tokens and FLOPs (None: unknown yet, or for good).

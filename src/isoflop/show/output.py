@@ -1,0 +1,53 @@
+"""Where a log step is shown: the sinks (a trainer's loggers, TensorBoard) and the terminal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from isoflop.guard import Guard, declare, logger
+from isoflop.show.axes import AxisPoint, ComputeAxes
+from isoflop.show.terminal import interval_line
+
+TERMINAL = declare("the terminal's line", "no line is printed")
+
+
+class Sink(Protocol):
+    """Where scalars go. `boundary` is its name in `guard.BOUNDARIES`."""
+
+    boundary: str
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Scalars against the optimizer step, and the points on compute axes (TensorBoard's alone)."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+class Output:
+    """All places where a run shows, each behind a boundary of its own."""
+
+    def __init__(self, sinks: Sequence[Sink], say: Callable[[str], None], guard: Guard) -> None:
+        self.axes = ComputeAxes()
+        self._sinks = list(sinks)
+        self._say = say
+        self._guard = guard
+
+    def show(self, step: int, scalars: Mapping[str, float], flops: int | None, loss: float | None) -> None:
+        """A log step."""
+        axes = self.axes.points(flops, loss)
+        for sink in self._sinks:
+            if self._guard.open(sink.boundary):
+                with self._guard.part(sink.boundary):
+                    sink.write(step, scalars, axes)
+        # logging.getLogger("isoflop").setLevel(logging.WARNING) silences the line
+        if self._guard.open(TERMINAL) and logger.level <= logging.INFO:
+            with self._guard.part(TERMINAL):
+                self._say(interval_line(step, scalars))
+
+    def close(self) -> None:
+        """The run has ended."""
+        for sink in self._sinks:
+            with self._guard.part(sink.boundary):
+                sink.close()
