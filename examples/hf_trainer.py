@@ -64,7 +64,7 @@ def train(size: str, folder: str, texts: tuple[bytes, bytes], steps: int, report
         learning_rate=learning_rate,
         lr_scheduler_type="inverse_sqrt",  # see warm_up_then_decay in tiny_gpt.py
         warmup_steps=min(200, steps),
-        adam_beta2=0.95,
+        adam_beta2=0.99,
         weight_decay=0.01,
         eval_strategy="steps",
         eval_steps=max(1, steps // 5),
@@ -95,6 +95,7 @@ def main() -> None:
         folder, steps, sizes = "hf-quick", 20, sizes[:2]
 
     torch.set_num_threads(1)  # models this small only wait for a second thread, badly so on a busy machine
+    torch.set_num_threads(1)  # matrices this small gain little from a second one
     texts = stdlib_text()
     for size in sizes:
         print(f"\n{size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
