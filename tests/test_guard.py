@@ -190,6 +190,9 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_epoch_end")
     ],
     "Hugging Face: on_log": [(transformers_run, "isoflop.monitor.Monitor.log")],
+    "Hugging Face: on_prediction_step": [
+        (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_prediction_step")
+    ],
     "Hugging Face: on_evaluate": [(transformers_run, "isoflop.monitor.Monitor.evaluate")],
     "Hugging Face: on_save": [(transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_save")],
     "Hugging Face: state": [(transformers_run, "isoflop.monitor.Monitor.state_dict")],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +44,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
         self._unwatch = lambda: None
+        self._evaluating = False
 
     # -- start and end -------------------------------------------------------------------------------------------
 
@@ -112,7 +115,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if control.should_save:
             self.monitor.sync()  # rank 0 alone is asked for its state; here are all ranks
         if control.should_evaluate:
-            self.monitor.enter("evaluation")
+            self._enter_evaluation(self.monitor)
         elif control.should_save:
             self.monitor.enter("checkpoint")
 
@@ -123,9 +126,21 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
         self.monitor.log(float(logs["loss"]))
         if state.log_history:  # what `logs` becomes in trainer_state.json
-            state.log_history[-1].update(self.monitor.scalars)
+            finite = {name: value for name, value in self.monitor.scalars.items() if math.isfinite(value)}
+            state.log_history[-1].update(finite)
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------
+
+    def _enter_evaluation(self, monitor: Monitor) -> None:
+        if not self._evaluating:
+            self._evaluating = True
+            monitor.enter("evaluation")
+
+    @hook("Hugging Face: on_prediction_step", "goodput is wrong")
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An evaluation step: of several sets, each but the first begins without another sign."""
+        if self.monitor is not None:
+            self._enter_evaluation(self.monitor)
 
     @hook("Hugging Face: on_evaluate", "losses of evaluation sets are not recorded")
     def on_evaluate(
@@ -134,6 +149,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         """Record the losses of the evaluation sets."""
         if self.monitor is None:
             return
+        self._evaluating = False
         self.monitor.leave("evaluation")
         self.monitor.sync()
         for name, value in (metrics or {}).items():
@@ -151,6 +167,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Plain values for `trainer_state.json`; called on rank 0 when it saves."""
         plain = {key: value for key, value in self.options.items() if isinstance(value, int | float | str)}
+        plain |= {key: os.fspath(value) for key, value in self.options.items() if isinstance(value, os.PathLike)}
         return {"args": plain, "attributes": {"restored": self._state()}}
 
     @hook("Hugging Face: state", "a resumed run counts from 0")
