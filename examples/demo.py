@@ -1,6 +1,6 @@
 """Three sizes of a small GPT under Lightning, watched by one callback: where does the compute pay?
 
-    make demo                                    # a few minutes, without a GPU too
+    make demo                                    # about four minutes on a CPU
     tensorboard --logdir runs/demo
 
 In TensorBoard the three loss curves lie over one another, against compute, as in figure 2 of
@@ -29,12 +29,13 @@ import isoflop
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.show import print_summary
 
-# Twice the width is four times the parameters. Names count them without embeddings: 12 · layers · width².
-# The peak learning rate was tried at each size; wider models want a lower one.
+# Each size: shape, peak learning rate (tried out; wider models want a lower one), optimizer steps.
+# Twice the width is four times the parameters; a name counts them without embeddings, 12 · layers · width².
+# The steps carry each curve well past the point where the next size overtakes it.
 SIZES = {
-    "6k": (GPTConfig(width=16), 2.0e-2),
-    "25k": (GPTConfig(width=32), 1.4e-2),
-    "98k": (GPTConfig(width=64), 8e-3),
+    "6k": (GPTConfig(width=16), 2.0e-2, 5_000),
+    "25k": (GPTConfig(width=32), 1.4e-2, 8_000),
+    "98k": (GPTConfig(width=64), 8e-3, 6_000),
 }
 CONTEXT = 64  # tokens a window, for all sizes
 BATCH = 16  # windows a step: small, since small models learn more from many steps than from large ones
@@ -63,10 +64,12 @@ class LanguageModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int) -> None:
-    """Train one size; its curves and its record go to `folder`."""
+def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None) -> None:
+    """Train one size, for its own number of steps if None; its curves and its record go to `folder`."""
     L.seed_everything(0, verbose=False)
-    config, learning_rate = SIZES[size]
+    config, learning_rate, own_steps = SIZES[size]
+    steps = steps or own_steps
+    print(f"\n{size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
     train_text, validation_text = texts
     batches = DataLoader(Windows(train_text, CONTEXT), batch_size=BATCH, shuffle=True, drop_last=True)
     validation = DataLoader(Windows(validation_text, CONTEXT, limit=512), batch_size=128)
@@ -91,7 +94,7 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int) -> No
 
 def quieten() -> None:
     """Leave what is told here readable: the curves say the rest."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips
+    for name in ("lightning.pytorch", "pytorch_lightning"):  # devices, tips; both packages log through the last imported
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("isoflop").setLevel(logging.WARNING)  # a line every 50 steps; the progress bar is enough here
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
@@ -101,7 +104,7 @@ def quieten() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which to train (all)")
-    parser.add_argument("--steps", type=int, default=6_000, help="optimizer steps of each size (%(default)s)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each size (default: 5,000 to 8,000)")
     parser.add_argument("--quick", action="store_true", default=QUICK, help="seconds, to see that it runs")
     arguments = parser.parse_args()
     folder, steps = ("demo-quick", 100) if arguments.quick else ("demo", arguments.steps)
@@ -111,7 +114,6 @@ def main() -> None:
     texts = stdlib_text()
     print(f"Python's standard library: {len(texts[0]):,} bytes to train on, {len(texts[1]):,} in files held out")
     for size in arguments.sizes:
-        print(f"\n{size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
         train(size, fresh_folder(f"{folder}/{size}"), texts, steps)
 
     print_summary(isoflop.read_runs(f"runs/{folder}"))

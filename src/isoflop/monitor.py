@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from isoflop.entries import describe_counting, run_header, run_point
 from isoflop.guard import hook
-from isoflop.header import describe_counting, run_header
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
 from isoflop.observe.device import Device, model_device
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 COUNTING, SETTLING = "counting the batch", "settling the step"
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
-_RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu")
 
 
 class Monitor:
@@ -99,6 +98,7 @@ class Monitor:
         self._device: Device | None = None
         self._lr: Any = None
         self._started = self._finished = False
+        self._opened = False
         self._attempt_began_at = 0
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
@@ -164,10 +164,8 @@ class Monitor:
         if loss is not None:
             self.loss(loss)
         self._settle(tokens)
-        if self.recorder.wants_header:
-            self.enter("measuring")
-            self.recorder.open(self._header, self._attempt_began_at)
-            self.leave("measuring")
+        if not self._opened:
+            self._open_record()
         before, self.steps = self.steps, self.steps + advance
         last = self.setup.total_steps is not None and before < self.setup.total_steps <= self.steps
         if not self.setup.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
@@ -367,6 +365,13 @@ class Monitor:
         else:
             self.observer.settle(tokens)
 
+    def _open_record(self) -> None:
+        self._opened = True
+        if self.recorder.wants_header:
+            self.enter("measuring")
+            self.recorder.open(self._header, self._attempt_began_at)
+            self.leave("measuring")
+
     def _header(self) -> dict[str, Any]:
         return run_header(self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder)
 
@@ -382,21 +387,4 @@ class Monitor:
             )
 
     def _point(self) -> Point:
-        totals, parameters = self.totals, self.observer.parameters
-        extra = {name: self.scalars[f"isoflop/{name}"] for name in _RATES if f"isoflop/{name}" in self.scalars}
-        return Point(
-            step=self.steps,
-            tokens=totals.tokens_known,
-            padding=None if totals.without_tokens else totals.padding,
-            loss_tokens=totals.loss_tokens_known,
-            flops=totals.flops_known,
-            flops_hardware=None if totals.without_flops else totals.flops_hardware,
-            flops_6nd=None if parameters is None else parameters.six_nd(totals.tokens_known),
-            lr=None if self._lr is None else float(self._lr),
-            batch_tokens=self.scalars.get("isoflop/batch_tokens"),
-            interval_steps=0,
-            time=time.time(),
-            wall_time=self._clock.wall_time,
-            training_time=self._clock.training_time,
-            extra=extra,
-        )
+        return run_point(self.steps, self.totals, self.observer.parameters, self.scalars, self._lr, self._clock)

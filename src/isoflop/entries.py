@@ -1,22 +1,29 @@
-"""The record's header: what this run is, so that it can be compared with others years later."""
+"""What goes into a run's record: the header, so that it can be compared with others years later, and the points."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from isoflop.observe.clock import Clock
 from isoflop.observe.device import Device
-from isoflop.observe.parameters import unwrap
+from isoflop.observe.parameters import Parameters, unwrap
 from isoflop.observe.ranks import world_size
 from isoflop.observe.step import StepObserver
+from isoflop.observe.tally import Totals
 from isoflop.options import Options
-from isoflop.record import git_state, library_versions
+from isoflop.record import Point, git_state, library_versions
 from isoflop.setup import Setup
 
 CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
+
+RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu")
+"""Scalars of the interval that a point keeps."""
 
 
 def run_header(
@@ -54,6 +61,33 @@ def run_header(
         "loss_units": {"train": "nats per loss token, as the trainer reports it"},
         "options": options.given(),
     }
+
+
+def run_point(
+    step: int,
+    totals: Totals,
+    parameters: Parameters | None,
+    scalars: Mapping[str, float],
+    lr: Any,
+    clock: Clock,
+) -> Point:
+    """A point of the record as the run stands, without losses; `scalars` as last logged, `lr` a number or tensor."""
+    return Point(
+        step=step,
+        tokens=totals.tokens_known,
+        padding=None if totals.without_tokens else totals.padding,
+        loss_tokens=totals.loss_tokens_known,
+        flops=totals.flops_known,
+        flops_hardware=None if totals.without_flops else totals.flops_hardware,
+        flops_6nd=None if parameters is None else parameters.six_nd(totals.tokens_known),
+        lr=None if lr is None else float(lr),
+        batch_tokens=scalars.get("isoflop/batch_tokens"),
+        interval_steps=0,
+        time=time.time(),
+        wall_time=clock.wall_time,
+        training_time=clock.training_time,
+        extra={name: scalars[f"isoflop/{name}"] for name in RATES if f"isoflop/{name}" in scalars},
+    )
 
 
 def describe_counting(observer: StepObserver) -> dict[str, Any]:
