@@ -33,7 +33,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there is none yet
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -94,7 +94,7 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None
 
 def quieten() -> None:
     """Leave what is told here readable: the curves say the rest."""
-    for name in ("lightning.pytorch", "pytorch_lightning"):  # devices, tips; both packages log through the last imported
+    for name in ("lightning.pytorch", "pytorch_lightning"):  # devices, tips: all under the name imported last
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("isoflop").setLevel(logging.WARNING)  # a line every 50 steps; the progress bar is enough here
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
