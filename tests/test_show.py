@@ -164,7 +164,7 @@ def test_the_line_in_the_documentation():
         ({"tokens_per_second_per_device": 1234567.0}, "step 7 · 1,234,567 tok/s/device"),
         ({"tflops_per_device": 99.96}, "step 7 · 100 TFLOP/s"),
         ({"tflops_per_device": 3.14159}, "step 7 · 3.14 TFLOP/s"),
-        ({"tflops_per_device": 0.000123456}, "step 7 · 0.000123 TFLOP/s"),
+        ({"tflops_per_device": 0.000123456}, "step 7 · 0.123 GFLOP/s"),
         ({"mfu": 0.31849}, "step 7 · MFU 31.8%"),
         ({"goodput": 1.0, "mfu": 0.0}, "step 7 · MFU 0.0% · goodput 100%"),
     ],

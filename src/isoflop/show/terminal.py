@@ -22,7 +22,7 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
         parts.append(f"{speed:,.0f} tok/s/device")
     rate = scalars.get("isoflop/tflops_per_device")
     if rate is not None:
-        parts.append(f"{_short(rate)} TFLOP/s")
+        parts.append(_rate(rate))
     mfu = scalars.get("isoflop/mfu")
     if mfu is not None:
         parts.append(f"MFU {mfu:.1%}")
@@ -32,5 +32,6 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
     return " · ".join(parts)
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+def _rate(tera: float) -> str:
+    value, unit = (tera, "TFLOP/s") if tera >= 0.1 else (tera * 1000, "GFLOP/s")
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
