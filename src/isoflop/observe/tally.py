@@ -165,7 +165,8 @@ def read_sums(*sums: DeviceSum) -> list[float]:
     for item in sums:
         item.collect()
     tensors = [item.tensor for item in sums if item.tensor is not None]
-    if len({tensor.device for tensor in tensors}) == 1:
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) == 1 and devices.pop().type != "mps":  # which has no doubles
         read = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
     else:
         read = iter([tensor.item() for tensor in tensors])
