@@ -206,6 +206,9 @@ class Monitor:
                 loss,
                 self.steps,
             )
+        if self._model is None:
+            self._see_device()
+            self._read_learning_rate()
         self.observer.look_for_frozen_layers()
         now = Interval(self.steps, self.totals, self._clock.training_time)
         self.scalars = interval_scalars(
@@ -351,6 +354,9 @@ class Monitor:
             self.start()
         if self._device is None:
             self._see_device()
+        self._read_learning_rate()
+
+    def _read_learning_rate(self) -> None:
         groups = getattr(self.setup.optimizer, "param_groups", None)
         if groups:
             self._lr = groups[0].get("lr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,18 +144,19 @@ def open_record(
 
     Returns:
         The earlier record, if it can be gone on with; else a new one, whose header names the earlier run as `parent`
-        (a branch: that run had completed beyond `step`, or another process writes it, or it is of another model).
+        (a branch: that run had completed beyond `step`, or another process writes it, or it is of another model, or
+        lies in another folder).
 
     Raises:
         RecordError: `folder` can't be written.
     """
     if earlier is None:
         return RecordLog.create(folder, new_run_id(), header)
-    here = record_path(folder, earlier["run_id"])
-    candidates = [here] if named else [Path(earlier["path"]), here]
+    here, there = record_path(folder, earlier["run_id"]), Path(earlier["path"])
+    candidates = [here, there] if not named and _same_place(there.parent, folder) else [here]
     path = next((path for path in candidates if os.path.exists(path)), None)
     if path is None:
-        reason = f"There is no record of the earlier run {earlier['run_id']} in {folder}."
+        reason = f"The checkpoint is of run {earlier['run_id']}, whose record is not in {folder}."
     else:
         try:
             log = RecordLog.resume(path, step, expected=header)
@@ -167,3 +169,14 @@ def open_record(
     log = RecordLog.create(folder, new_run_id(), {**header, "parent": {"run_id": earlier["run_id"], "step": step}})
     say(f"{reason} The run goes on from step {step:,} in a record of its own: {log.path}")
     return log
+
+
+def _same_place(old: Path, new: Path) -> bool:
+    """Whether a resumed run logs where it logged before; Lightning's loggers begin a new `version_<n>` beside it.
+
+    Another folder means another run, such as a cool-down that branches off an unfinished one: it must not write
+    into the record of the run that its checkpoint is from.
+    """
+    old, new = old.resolve(), new.resolve()
+    versions = all(re.fullmatch(r"version_\d+", path.name) for path in (old, new))
+    return old == new or (versions and old.parent == new.parent)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -127,11 +129,12 @@ def watch(module: nn.Module, before: Before, after: After | None = None) -> Call
     """
 
     def pre_hook(hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if hooked.training and torch.is_grad_enabled():
+        # a deep copy of the module (a teacher, an average of weights) has the hook too
+        if hooked is module and hooked.training and torch.is_grad_enabled():
             before(args, kwargs)
 
     def post_hook(hooked: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if after is not None and hooked.training and torch.is_grad_enabled():
+        if after is not None and hooked is module and hooked.training and torch.is_grad_enabled():
             after(output)
 
     return attach(module, _not_compiled(pre_hook), None if after is None else _not_compiled(post_hook))
@@ -165,15 +168,41 @@ def attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool
 
         return restore
 
-    handles = [module.register_forward_pre_hook(pre_hook, with_kwargs=True)]
+    handles = [module.register_forward_pre_hook(_picklable(pre_hook), with_kwargs=True)]
     if post_hook is not None:
-        handles.append(module.register_forward_hook(post_hook, always_call=always))
+        handles.append(module.register_forward_hook(_picklable(post_hook), always_call=always))
 
     def remove() -> None:
         for handle in handles:
             handle.remove()
 
     return remove
+
+
+_HOOKS: WeakValueDictionary[str, Any] = WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def _picklable(hook: Any) -> Any:
+    """Let `torch.save(model)` go on working while the hook is on: pickle finds it as `calls.hook_<n>`.
+
+    It must stay a plain function, for dynamo looks into anything else. Loaded again, it does nothing: `attach` ties a
+    hook to one module, and in another process `__getattr__` below stands in.
+    """
+    hook.__name__ = hook.__qualname__ = f"hook_{next(_NUMBERS)}"
+    hook.__module__ = __name__
+    _HOOKS[hook.__name__] = hook
+    return hook
+
+
+def _no_hook(*_: Any) -> None:
+    pass
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("hook_"):
+        return _HOOKS.get(name, _no_hook)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _not_compiled(function: Any) -> Any:

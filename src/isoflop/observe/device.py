@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,20 @@ def model_device(model: nn.Module | None, dtype: torch.dtype | None, peak_flops:
     parameter = None if model is None else next(iter(model.parameters()), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     held = torch.float32 if parameter is None else parameter.dtype
-    return describe_device(device, dtype or compute_dtype(device.type, held), peak_flops)
+    dtype = dtype or _wrappers_dtype(model) or compute_dtype(device.type, held)
+    return describe_device(device, dtype, peak_flops)
+
+
+def _wrappers_dtype(model: nn.Module | None) -> torch.dtype | None:
+    """The dtype that Fabric's or Accelerate's wrapper will compute in: its autocast begins behind our hook."""
+    fabrics = getattr(getattr(model, "_strategy", None), "precision", None)
+    precision = str(getattr(fabrics, "precision", ""))
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is not None and hasattr(model, "_original_forward"):
+        precision = precision or str(accelerate.AcceleratorState._shared_state.get("_mixed_precision", ""))
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith(("16", "fp16")) else None
 
 
 def describe_device(device: torch.device, dtype: torch.dtype, peak_flops: float | None) -> Device:

@@ -26,7 +26,7 @@ def summary_table(runs: Iterable[Run]) -> Any:
     from rich.table import Table
 
     table = Table(title="Where the compute went", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for run in sorted(runs, key=lambda run: (run.points[-1].flops or 0) if run.points else 0):
