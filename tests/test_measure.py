@@ -402,7 +402,7 @@ class Branches(nn.Module):
 def test_a_branch_on_data():
     text = reason(Branches(), torch.randn(2, 4))
     assert text.startswith("Branches can't run on the meta device (")
-    assert "meta" in text.removeprefix("Branches can't run on the meta device")
+    assert "DataDependentOutputException" in text
 
 
 def test_no_call_at_all():

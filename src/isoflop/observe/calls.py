@@ -45,9 +45,10 @@ class Shape:
     dtype: torch.dtype
     requires_grad: bool
 
-    def meta(self) -> torch.Tensor:
-        """An empty meta tensor like it."""
-        tensor = torch.empty(self.size, dtype=self.dtype, device="meta")
+    def meta(self, floating: torch.dtype | None = None) -> torch.Tensor:
+        """An empty meta tensor like it; `floating`: dtype of a floating-point one instead of its own."""
+        dtype = floating if floating is not None and self.dtype.is_floating_point else self.dtype
+        tensor = torch.empty(self.size, dtype=dtype, device="meta")
         return tensor.requires_grad_(self.requires_grad)
 
 
@@ -83,13 +84,13 @@ def shapes(value: Any) -> Any:
     return tree_map(leaf, value)
 
 
-def metas(value: Any) -> Any:
-    """The arguments of `shapes` as meta tensors."""
+def metas(value: Any, floating: torch.dtype | None = None) -> Any:
+    """The arguments of `shapes` as meta tensors; `floating`: see `Shape.meta`."""
 
     def leaf(item: Any) -> Any:
         if isinstance(item, torch.device):
             return torch.device("meta")
-        return item.meta() if isinstance(item, Shape) else item
+        return item.meta(floating) if isinstance(item, Shape) else item
 
     return tree_map(leaf, value)
 
@@ -117,7 +118,9 @@ def signature(value: Any, top: bool = True) -> Signature:
 
 
 def _item(value: Any, top: bool) -> Signature:
-    return (value,) if top and isinstance(value, bool | int | str) else signature(value, False)
+    # a large number is data (tokens in the batch, a row): with it every batch would have a key of its own
+    mode = isinstance(value, bool | str) or (isinstance(value, int) and abs(value) < 16)
+    return (value,) if top and mode else signature(value, False)
 
 
 def watch(module: nn.Module, before: Before, after: After | None = None) -> Callable[[], None]:

@@ -12,10 +12,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
+
+from isoflop.observe.leaks import Made
 
 aten = torch.ops.aten
 
@@ -128,11 +133,13 @@ class FlopCounter(TorchDispatchMode):
     """Counts the FLOPs of the operators that run inside it; changes nothing of what they compute.
 
     `on_operator(packet, args, kwargs, output, is_forward)`, if given, sees every operator (the parameters' tracer
-    listens there); it may return True to say that the operator's operands hold a parameter.
+    listens there); it may return True to say that the operator's operands hold a parameter. `made`, if given, gets a
+    weak reference to every tensor that an operator returns.
     """
 
-    def __init__(self, on_operator: Callable[..., bool] | None = None) -> None:
+    def __init__(self, on_operator: Callable[..., bool] | None = None, made: Made | None = None) -> None:
         super().__init__()
+        self._made = made
         self._on_operator = on_operator
         self.without_formula: set[str] = set()
         """Custom operators (a fused attention or loss), counted 0 because nobody has said what they compute."""
@@ -151,6 +158,8 @@ class FlopCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions about a tensor, which the dispatcher does not know
             return func(*args, **kwargs)
+        if self._made is not None:
+            args, kwargs = tree_map(_without_values, (args, kwargs))
         packet = func._overloadpacket
         formula = FORMULAS.get(packet) or flop_registry.get(packet)
         if formula is None and func._can_decompose():
@@ -162,6 +171,9 @@ class FlopCounter(TorchDispatchMode):
         if formula is None and func.namespace not in _WITHOUT_PRODUCTS:
             self.without_formula.add(str(packet))
         out = func(*args, **kwargs)
+        if self._made is not None:
+            outputs = out if isinstance(out, tuple | list) else (out,)
+            self._made += [ref(item) for item in outputs if isinstance(item, torch.Tensor)]
         in_backward = torch._C._current_graph_task_id() != -1
         on_parameter = self._on_operator is not None and self._on_operator(packet, args, kwargs, out, not in_backward)
         if formula is not None:
@@ -177,6 +189,13 @@ class FlopCounter(TorchDispatchMode):
             elif packet in _BATCHED_PRODUCTS and not on_parameter:
                 self._attention += _attention_part(packet, args, flops, in_backward, again)
         return out
+
+
+def _without_values(item: Any) -> Any:
+    """In a replay: a tensor that the live model keeps outside of itself (a table of angles) as a meta tensor."""
+    if not isinstance(item, torch.Tensor) or item.device.type == "meta" or isinstance(item, FakeTensor):
+        return item
+    return torch.empty_strided(item.shape, item.stride(), dtype=item.dtype, device="meta")
 
 
 def _attention_part(packet: Any, args: tuple[Any, ...], flops: int, in_backward: bool, again: bool) -> int:

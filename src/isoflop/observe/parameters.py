@@ -40,8 +40,14 @@ class Parameters:
     method: str
 
     def six_nd(self, tokens: int | None) -> int | None:
-        """6·N·D with N non-embedding and D tokens processed (Kaplan et al. 2020, section 2.1)."""
-        return None if tokens is None or self.non_embedding is None else 6 * self.non_embedding * tokens
+        """6·N·D with N non-embedding and D tokens processed (Kaplan et al. 2020, section 2.1).
+
+        Of a mixture of experts N is what a token passes through.
+        """
+        if tokens is None or self.non_embedding is None:
+            return None
+        idle = 0 if self.active is None else self.total - self.active
+        return 6 * (self.non_embedding - idle) * tokens
 
     def by_convention(self) -> dict[str, int | None]:
         """The counts alone, by name."""

@@ -17,7 +17,7 @@ from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
 from isoflop.observe.tally import Tally, Totals
-from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, shifts_labels
+from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, looks_like_tokens, shifts_labels
 from isoflop.observe.uses import Uses
 
 MEASURED = "measured on the meta device"
@@ -114,9 +114,14 @@ class StepObserver:
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that goes straight into the model, as its forward hook sees it."""
+        names = self._names(module) if kwargs or len(args) > 1 else []
         batch: Any = args
-        if kwargs:
-            batch = {**dict(zip(self._names(module), args, strict=False)), **kwargs}
+        if kwargs or any("mask" in name for name in names[: len(args)]):
+            batch = {**dict(zip(names, args, strict=False)), **kwargs}
+            if "mask" in batch:
+                batch.setdefault("attention_mask", batch["mask"])
+            if args and self._tokens_fn is None and looks_like_tokens(args[0]):
+                batch.setdefault("input_ids", args[0])
         if self.batch(batch):
             key = self._pending[-1].key
             try:
@@ -125,9 +130,9 @@ class StepObserver:
                 self._uncountable[key] = str(reason)
 
     def _names(self, module: nn.Module) -> list[str]:
-        """Names of the model's positional arguments, the first being the tokens."""
+        """Names of the model's positional arguments."""
         if not self._argument_names:
-            self._argument_names = ["input_ids", *list(inspect.signature(unwrap(module).forward).parameters)[1:]]
+            self._argument_names = list(inspect.signature(unwrap(module).forward).parameters)
         return self._argument_names
 
     def calls(self, calls: list[Call], problem: str | None = None) -> None:

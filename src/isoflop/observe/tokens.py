@@ -55,14 +55,14 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
         if isinstance(batch[0], Mapping):
             return _count_mapping(batch[0], shifted_labels)
         tokens = batch[0]
-        if not _looks_like_tokens(tokens):
+        if not looks_like_tokens(tokens):
             return None
         if tokens.dim() == 1 and any(isinstance(item, torch.Tensor) and item.dim() > 1 for item in batch[1:]):
             return None  # classes, and then what they are the classes of
         labels = batch[1] if len(batch) == 2 else None  # of three the second may be a mask
         aligned = _holds_tokens(labels) and labels.shape == tokens.shape
         return TokenCount(tokens.numel(), 0, _loss_tokens(labels) if aligned else None)
-    return TokenCount(batch.numel()) if _looks_like_tokens(batch) else None
+    return TokenCount(batch.numel()) if looks_like_tokens(batch) else None
 
 
 def shifts_labels(model: nn.Module) -> bool:
@@ -108,7 +108,7 @@ def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.dtype in _INTEGERS and value.dim() >= 1
 
 
-def _looks_like_tokens(value: Any) -> TypeGuard[torch.Tensor]:
+def looks_like_tokens(value: Any) -> TypeGuard[torch.Tensor]:
     """Where nothing is named: neither an image (of bytes, in three or four dimensions) nor a mask."""
     return _holds_tokens(value) and value.dim() <= 2
 

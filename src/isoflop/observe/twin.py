@@ -40,18 +40,20 @@ _LONG = 1000
 """A container with more items holds data: it is shared, not copied."""
 
 
-def meta_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A meta tensor of the same shape, dtype and `requires_grad`."""
+def meta_tensor(tensor: torch.Tensor, floating: torch.dtype | None = None) -> torch.Tensor:
+    """A meta tensor of the same shape, dtype and `requires_grad`; `floating`: dtype of a floating-point one."""
     if tensor.is_nested or tensor.layout != torch.strided:
         raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
-    twin = torch.empty(full_shape(tensor), dtype=tensor.dtype, device="meta")
+    dtype = floating if floating is not None and tensor.is_floating_point() else tensor.dtype
+    twin = torch.empty(full_shape(tensor), dtype=dtype, device="meta")
     return twin.requires_grad_(tensor.requires_grad)
 
 
 class Twin:
-    """`Twin(model)[module]` is the copy of `module`, any module inside `model`."""
+    """`Twin(model)[module]` is the copy of `module`, any module inside `model`; `floating`: in that dtype."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, floating: torch.dtype | None = None) -> None:
+        self.floating = floating
         self._copies: dict[int, Any] = {}
         self._alive: list[Any] = []  # ids in _copies stay valid only while their objects live
         self.root = self._module(model)
@@ -94,7 +96,7 @@ class Twin:
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._copies:
-            twin = meta_tensor(value)
+            twin = meta_tensor(value, self.floating)
             if isinstance(value, nn.Parameter):
                 twin = nn.Parameter(twin.detach(), requires_grad=value.requires_grad)
             self._remember(value, twin)
