@@ -363,3 +363,52 @@ def test_the_terminals_line_and_how_to_silence_it(
     with caplog.at_level(logging.WARNING, "isoflop"):
         fit(tmp_path / "b")
     assert "tok/s" not in capsys.readouterr().out
+
+
+FORWARD_BACKWARD = 3 * 2 * 16 * 64  # of a token, in the head below; its embedding needs none
+
+
+class Pair:
+    """A batch whose size no signature shows."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.tokens = tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [("object", [8] * 5 + [32] * 6), ("texts", [8] * 5 + [32] * 6), ("trimmed", list(range(8, 20)))],
+)
+def test_flops_follow_the_calls_where_the_batch_does_not_tell_them(
+    tmp_path: Path, kind: str, lengths: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Module(package.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Embedding(64, 16), torch.nn.Linear(16, 64))
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            if kind == "object":
+                return self.net(batch.tokens).sum()
+            if kind == "texts":
+                return self.net(torch.zeros(2, len(batch[0]), dtype=torch.long)).sum()
+            return self.net(batch[:, : lengths[index]]).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+        def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
+            return batch
+
+    full = torch.zeros(2, 32, dtype=torch.long)
+    batches = {
+        "object": [Pair(full[:, :length]) for length in lengths],
+        "texts": [["a" * length] * 2 for length in lengths],
+        "trimmed": [full] * len(lengths),
+    }[kind]
+    ours = IsoFLOPMonitor(tokens_fn=lambda batch: 1)
+    trainer = lightning_trainer(package, tmp_path, callbacks=[ours])
+    trainer.fit(Module(), torch.utils.data.DataLoader(batches, batch_size=None))
+    assert ours.guard.aside == {}
+    assert ours.monitor.totals.flops == sum(2 * length for length in lengths) * FORWARD_BACKWARD
+    assert ("led to forward calls of different shapes" in caplog.text) is (kind == "trimmed")

@@ -123,6 +123,26 @@ def _item(value: Any, top: bool) -> Signature:
     return (value,) if top and mode else signature(value, False)
 
 
+def is_opaque(key: Any) -> bool:
+    """Whether a signature names something whose size it can't see: a text to be tokenised, an object with tensors."""
+    if not isinstance(key, tuple):
+        return False
+    if len(key) == 1 and isinstance(key[0], str):
+        return key[0] not in ("int", "float", "bool", "NoneType")
+    return any(is_opaque(part) for part in key)
+
+
+def sizes(value: Any) -> Signature:
+    """A hashable key of a call's arguments as `shapes` gives them."""
+    if isinstance(value, Shape):
+        return value.size
+    if isinstance(value, Mapping):
+        return tuple([(key, sizes(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple):
+        return tuple([sizes(item) for item in value])
+    return (repr(value),)
+
+
 def watch(module: nn.Module, before: Before, after: After | None = None) -> Callable[[], None]:
     """Call `before(args, kwargs)` ahead of each forward call of `module` and `after(output)` behind it.
 

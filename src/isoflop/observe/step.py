@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isoflop.observe.calls import Call, Signature, Uncountable, shapes, signature
+from isoflop.observe.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
 from isoflop.observe.cost import MAX_KNOWN, StepCost
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
@@ -75,6 +75,10 @@ class StepObserver:
         self._calls: dict[Signature, list[Call]] = {}
         self._uncountable: dict[Signature, str] = {}
         self._argument_names: list[str] = []
+        self._by_calls = False
+        """FLOPs by what a step calls, for its batches do not tell them."""
+        self._calls_of: dict[Signature, Signature] = {}
+        self._batches, self._look_again = 0, (1, 2)
         self._trainable = self._which_trainable()
         if self._given is not None:
             self.methods[GIVEN] = ""
@@ -93,7 +97,22 @@ class StepObserver:
         return None
 
     def batch(self, batch: Any) -> bool:
-        """A micro-batch goes in. Returns True if its shape has not been measured: the calls are wanted then."""
+        """A micro-batch goes into a training step. Returns True if `calls` is wanted: what the step calls.
+
+        That is so for a new shape of batch; now and then for a known one, to see whether the step still calls the same;
+        and always, where the batch does not tell.
+        """
+        new = self._enter(batch)
+        if self._given is not None or self.model is None:
+            return False
+        self._batches += 1
+        if self._batches >= self._look_again[1]:  # Fibonacci's numbers: seldom, and in step with no period
+            self._look_again = (self._look_again[1], sum(self._look_again))
+            new = True
+        self._by_calls = self._by_calls or is_opaque(self._pending[-1].key)
+        return new or self._by_calls
+
+    def _enter(self, batch: Any) -> bool:
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
@@ -122,7 +141,7 @@ class StepObserver:
                 batch.setdefault("attention_mask", batch["mask"])
             if args and self._tokens_fn is None and looks_like_tokens(args[0]):
                 batch.setdefault("input_ids", args[0])
-        if self.batch(batch):
+        if self._enter(batch):
             key = self._pending[-1].key
             try:
                 self._calls[key] = [Call(unwrap(module), shapes(args), shapes(kwargs))]
@@ -137,11 +156,29 @@ class StepObserver:
 
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
         """The calls that the last micro-batch led to, or why they can't tell its FLOPs."""
-        key = self._pending[-1].key
-        if problem is None:
+        last = self._pending[-1]
+        known = last.times is not None or self._cost.lookup(last.key) is not None
+        if problem is not None:
+            if not known:
+                self._uncountable[last.key] = problem
+            return
+        key = ("calls", tuple([(id(call.module), sizes(call.args), sizes(call.kwargs)) for call in calls]))
+        if not self._by_calls:
+            if self._calls_of.setdefault(last.key, key) == key:
+                if not known and last.key not in self._uncountable:
+                    self._calls[last.key] = calls
+                return
+            self._by_calls = True
+            self.methods["by the calls of each step"] = (
+                f"steps differed; up to micro-batch {self._batches} by batch shape"
+            )
+            self._say(
+                "batches of one shape led to forward calls of different shapes (a step that varies, or trims its "
+                "batch): from here on the calls themselves are counted; FLOPs so far may be off"
+            )
+        self._pending[-1] = Counted(key, last.tokens, self._cost.lookup(key))
+        if self._pending[-1].flops is None and key not in self._uncountable:
             self._calls[key] = calls
-        else:
-            self._uncountable[key] = problem
 
     @property
     def to_measure(self) -> bool:
@@ -174,6 +211,8 @@ class StepObserver:
     def _keep_if_constant(self, key: Signature, count: TokenCount | None, flops: FlopCount | None) -> None:
         """Look the whole batch up from now on, if no mask and no labels make it differ from others of its shape."""
         if count is None or flops is None or self._tokens_fn is not None or len(self._constant) >= MAX_KNOWN:
+            return
+        if self._by_calls:
             return
         if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
             self._constant[key] = Counted(key, count, flops, times=0)

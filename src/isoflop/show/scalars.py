@@ -20,9 +20,7 @@ class Scalar(NamedTuple):
 SCALARS: dict[str, Scalar] = {
     "isoflop/loss": Scalar("nats per loss token", "training loss, mean over the interval and all ranks"),
     "isoflop/flops": Scalar("FLOPs", "model FLOPs so far, measured: forward and backward, attention in full"),
-    "isoflop/flops_6nd": Scalar(
-        "FLOPs", "6·N·D so far, N non-embedding (of experts the active), D tokens processed"
-    ),
+    "isoflop/flops_6nd": Scalar("FLOPs", "6·N·D so far, N non-embedding (of experts the active), D tokens processed"),
     "isoflop/tokens": Scalar("tokens", "D of the scaling laws: tokens processed less padding"),
     "isoflop/tokens_processed": Scalar("tokens", "positions the model computed, padding included"),
     "isoflop/padding_fraction": Scalar("1", "padding / processed, by the attention mask"),
