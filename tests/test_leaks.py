@@ -106,8 +106,10 @@ def test_a_run_from_another_folders_checkpoint_has_a_record_of_its_own(tmp_path:
 
 def test_the_dtype_behind_accelerates_and_fabrics_wrappers(tmp_path: Path) -> None:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from lightning.fabric import Fabric
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # one a process; other tests have used it
     x = torch.zeros(2, 5, dtype=torch.long)
     prepared = (
         Accelerator(mixed_precision="bf16", cpu=True).prepare(Caching()),
@@ -117,6 +119,7 @@ def test_the_dtype_behind_accelerates_and_fabrics_wrappers(tmp_path: Path) -> No
         with isoflop.Monitor(model, record_dir=tmp_path / str(index)) as monitor:
             monitor.step(model(x).float().sum())
         assert isoflop.read_runs(tmp_path / str(index))[0].device["dtype"] == "bfloat16"
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_without_a_model_device_and_learning_rate_are_known(tmp_path: Path) -> None:

@@ -145,8 +145,13 @@ class Masked(torch.nn.Linear):
 
 
 def test_positional_arguments_are_known_by_their_names():
+    class Targets(Masked):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    assert observed(Targets(2, 2), IDS, LABELS) == (12, 0, 8)  # two of one shape: inputs and targets
     model = Masked(2, 2)
-    assert observed(model, IDS, LABELS) == (12, 0, 8)  # two of one shape: inputs and targets
+    assert observed(model, IDS, MASK) == (12, 4, None)
     assert observed(model, IDS, MASK, labels=LABELS) == (12, 4, 8)
     assert observed(model, IDS, attention_mask=MASK) == (12, 4, None)
 

@@ -17,7 +17,7 @@ from weakref import ref
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from isoflop.observe.leaks import Made
@@ -159,7 +159,7 @@ class FlopCounter(TorchDispatchMode):
         if func.namespace == "prim":  # questions about a tensor, which the dispatcher does not know
             return func(*args, **kwargs)
         if self._made is not None:
-            args, kwargs = tree_map(_without_values, (args, kwargs))
+            args, kwargs = _without_values((args, kwargs))
         packet = func._overloadpacket
         formula = FORMULAS.get(packet) or flop_registry.get(packet)
         if formula is None and func._can_decompose():
@@ -191,11 +191,23 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
-def _without_values(item: Any) -> Any:
-    """In a replay: a tensor that the live model keeps outside of itself (a table of angles) as a meta tensor."""
-    if not isinstance(item, torch.Tensor) or item.device.type == "meta" or isinstance(item, FakeTensor):
-        return item
-    return torch.empty_strided(item.shape, item.stride(), dtype=item.dtype, device="meta")
+def _without_values(args: Any) -> Any:
+    """In a replay: a tensor that the live model keeps outside of itself (a table of angles) as a meta tensor.
+
+    Only where it meets a meta tensor: what is computed of real ones alone may decide a branch (LayerDrop).
+    """
+    leaves, spec = tree_flatten(args)
+    real = [isinstance(leaf, torch.Tensor) and not _is_meta(leaf) for leaf in leaves]
+    if not any(real) or not any(isinstance(leaf, torch.Tensor) and _is_meta(leaf) for leaf in leaves):
+        return args
+    for i, leaf in enumerate(leaves):
+        if real[i]:
+            leaves[i] = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
+    return tree_unflatten(leaves, spec)
+
+
+def _is_meta(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
 
 
 def _attention_part(packet: Any, args: tuple[Any, ...], flops: int, in_backward: bool, again: bool) -> int:
