@@ -179,6 +179,20 @@ def test_past_the_budget_nothing_is_measured_and_it_is_said(said: list[str]):
     assert list(observer.methods) == [SIX_ND]
 
 
+@pytest.mark.parametrize("beside", [{}, {"text": ["a"]}, {"source": "c4"}])
+def test_texts_beside_the_tokens_do_not_make_every_step_be_listened_to(beside: dict[str, Any]):
+    observer = StepObserver(TinyGPT(), say=lambda text: None)
+    wanted = []
+    for _ in range(40):
+        wanted.append(observer.batch({"input_ids": tokens(2, 8), **beside}))
+        if wanted[-1]:
+            observer.calls([Call(observer.model, shapes((tokens(2, 8),)), {})])
+        observer.settle()
+    assert [i for i, listened in enumerate(wanted, 1) if listened] == [1, 2, 3, 5, 8, 13, 21, 34]
+    texts_alone = StepObserver(TinyGPT(), say=lambda text: None)
+    assert all(texts_alone.batch(["a text", "another"]) for _ in range(40))
+
+
 def test_what_can_not_be_measured_is_tried_once_a_shape_and_costs_budget(said: list[str]):
     class Branches(nn.Module):
         def __init__(self) -> None:

@@ -176,7 +176,7 @@ def attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool
             output = None
             try:
                 output = compiled(*args, **kwargs)
-            except BaseException:
+            except BaseException:  # as always_call hooks do: whatever ended the call, and it is raised on
                 if post_hook is not None and always:
                     post_hook(module, args, None)
                 raise

@@ -134,7 +134,7 @@ def _parts(count: FlopCount) -> tuple[int, int, int]:
 
 def _template(key: Signature) -> tuple[Any, tuple[int, int] | None]:
     """The signature with its batch size and length replaced by letters, and (B, S); None where it has none."""
-    first = _first_matrix(key)
+    first = first_matrix(key)
     if first is None:
         return key, None
     batch, length = first[0], first[1]
@@ -150,9 +150,10 @@ def _template(key: Signature) -> tuple[Any, tuple[int, int] | None]:
     return replace(key), (batch, length)
 
 
-def _first_matrix(key: Any) -> tuple[int, ...] | None:
+def first_matrix(key: Any) -> tuple[int, ...] | None:
+    """The first shape of two dimensions or more in a signature: (batch, length, …)."""
     if not isinstance(key, tuple):
         return None
     if len(key) >= 2 and all(type(size) is int for size in key):
         return key
-    return next((found for part in key if (found := _first_matrix(part)) is not None), None)
+    return next((found for part in key if (found := first_matrix(part)) is not None), None)

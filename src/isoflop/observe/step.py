@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from isoflop.observe.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
-from isoflop.observe.cost import MAX_KNOWN, StepCost
+from isoflop.observe.cost import MAX_KNOWN, StepCost, first_matrix
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
@@ -109,7 +109,9 @@ class StepObserver:
         if self._batches >= self._look_again[1]:  # Fibonacci's numbers: seldom, and in step with no period
             self._look_again = (self._look_again[1], sum(self._look_again))
             new = True
-        self._by_calls = self._by_calls or is_opaque(self._pending[-1].key)
+        key = self._pending[-1].key
+        # texts beside a matrix of tokens are what every corpus carries along; alone they hide the step's size
+        self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
         return new or self._by_calls
 
     def _enter(self, batch: Any) -> bool:

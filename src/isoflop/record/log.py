@@ -129,7 +129,7 @@ class RecordLog:
             _lock(descriptor, path)
             run = read_run(path)
             _check_resumable(run, step, expected or {})
-        except BaseException:
+        except BaseException:  # also Ctrl-C: the descriptor and its lock must not stay behind; raised on
             os.close(descriptor)
             raise
         log = cls(path, run.run_id, run.attempts + 1, descriptor)
