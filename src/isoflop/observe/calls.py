@@ -54,11 +54,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: which, and with arguments of which shapes."""
+    """One call of a module: which, and with arguments of which shapes; `method` if it is not called as a whole."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    method: str = "__call__"
 
 
 def shapes(value: Any) -> Any:
@@ -79,6 +80,8 @@ def shapes(value: Any) -> Any:
             return item
         if isinstance(item, Mapping):
             return {key: shapes(inner) for key, inner in item.items()}
+        if type(item).__name__ == "BlockMask":
+            return None  # flex_attention's mask: attention counts in full
         raise Uncountable(f"an argument of type {type(item).__name__} can't be copied to the meta device")
 
     return tree_map(leaf, value)

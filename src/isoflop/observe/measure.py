@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from isoflop.observe.by_module import ModuleOwner
 from isoflop.observe.calls import Call, Uncountable, metas, tensors_in
-from isoflop.observe.counter import FlopCount, FlopCounter
+from isoflop.observe.counter import FlopCount, FlopCounter, Phase
 from isoflop.observe.leaks import Made, no_leaks
+from isoflop.observe.stand_ins import stand_ins
 from isoflop.observe.twin import Twin, untouched_randomness
 from isoflop.observe.uses import Uses, UseTracer
 
@@ -25,14 +28,23 @@ class Measurement:
     flops: FlopCount
     uses: Uses
     without_formula: frozenset[str] = frozenset()
-    """Custom operators that were counted 0."""
+    """Heavy or custom operators that were counted 0."""
+    by_operator: Counter[tuple[str, Phase]] = field(default_factory=Counter)
+    """FLOPs by operator ("aten.mm") and phase."""
+    by_module: Counter[tuple[str, Phase]] = field(default_factory=Counter)
+    """FLOPs by the name of the module that computed them, its parts not included, and phase; if asked for."""
 
     def __add__(self, other: Measurement) -> Measurement:
-        without_formula = self.without_formula | other.without_formula
-        return Measurement(self.flops + other.flops, self.uses | other.uses, without_formula)
+        return Measurement(
+            self.flops + other.flops,
+            self.uses | other.uses,
+            self.without_formula | other.without_formula,
+            self.by_operator + other.by_operator,
+            self.by_module + other.by_module,
+        )
 
 
-def measure(model: nn.Module, calls: Sequence[Call]) -> Measurement:
+def measure(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
     """Replay forward calls and their backward passes on a meta twin of `model`, and count.
 
     Nothing is allocated or computed, the live model, its gradients, hooks, compiled code and random numbers stay
@@ -41,6 +53,7 @@ def measure(model: nn.Module, calls: Sequence[Call]) -> Measurement:
     Args:
         model: the live model (sharded, compiled and wrapped ones are read, not run).
         calls: what the training step called, as `OutermostCalls` or a forward hook saw it.
+        by_module: tell FLOPs by module too.
 
     Raises:
         Uncountable: the code can't run without data (it branches on values, or a kernel has no meta version).
@@ -48,29 +61,29 @@ def measure(model: nn.Module, calls: Sequence[Call]) -> Measurement:
     if not calls:
         raise Uncountable("no forward call of the model was seen in the training step")
     with no_leaks() as made:
-        outcome = _outcome(model, calls, made)
+        outcome = _outcome(model, calls, made, by_module)
     if isinstance(outcome, str):
         raise Uncountable(outcome)
     return outcome
 
 
-def _outcome(model: nn.Module, calls: Sequence[Call], made: Made) -> Measurement | str:
+def _outcome(model: nn.Module, calls: Sequence[Call], made: Made, by_module: bool) -> Measurement | str:
     """The measurement or why there is none; as a text, for an exception holds on to what its frames hold."""
     try:
-        return _measure(model, calls, made)
+        return _measure(model, calls, made, by_module)
     except Uncountable as reason:
         return str(reason)
     except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
         return f"{type(model).__name__} can't be copied to the meta device ({_said(error)})"
 
 
-def _measure(model: nn.Module, calls: Sequence[Call], made: Made) -> Measurement:
-    twins = (Twin(model), Twin(model, floating=torch.bfloat16))
+def _measure(model: nn.Module, calls: Sequence[Call], made: Made, by_module: bool) -> Measurement:
+    replays = _Replays(model, made, by_module)
     total: Measurement | None = None
     reason: Uncountable | None = None
     for call in calls:
         try:
-            part = _replay(twins, call, made)
+            part = replays.measure(call)
         except Uncountable as error:
             if any(True for _ in call.module.parameters()):
                 raise
@@ -83,30 +96,44 @@ def _measure(model: nn.Module, calls: Sequence[Call], made: Made) -> Measurement
     return total
 
 
-def _replay(twins: tuple[Twin, Twin], call: Call, made: Made) -> Measurement:
-    """Four ways, from the fastest: meta tensors; the same without the attention mask; fake tensors; these in bf16.
+class _Replays:
+    """Five ways to run a call, from the fastest.
 
-    Hugging Face's SDPA decoders look into the mask's values (_ignore_causal_mask_sdpa), or without one into the
-    positions' (packed sequences); the same products run either way. Fake tensors tell them that they are traced. And
-    the grouped products of its mixtures of experts have a meta kernel for bf16 alone.
+    Hugging Face's SDPA decoders look into the mask's values (_ignore_causal_mask_sdpa): the same products run without
+    a mask. Or into the positions' (packed sequences), or call a kernel that needs a GPU: the same products again,
+    written out. Fake tensors tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
     """
-    unmasked = {**call.kwargs, "attention_mask": None} if "attention_mask" in call.kwargs else None
-    reason = ""
-    for twin, kwargs, mode in (
-        (twins[0], call.kwargs, nullcontext()),
-        (twins[0], unmasked, nullcontext()),
-        (twins[0], call.kwargs, _fake_tensors()),
-        (twins[1], call.kwargs, _fake_tensors()),
-    ):
-        if kwargs is None:
-            continue
-        try:
-            with mode:
-                return _forward_backward(twin, replace(call, kwargs=kwargs), made)
-        except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
-            if twin is twins[0]:
-                reason = _said(error)
-    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
+
+    def __init__(self, model: nn.Module, made: Made, by_module: bool) -> None:
+        self._model, self._made, self._by_module = model, made, by_module
+        self._twins: dict[tuple[Any, ...], Twin] = {}
+
+    def measure(self, call: Call) -> Measurement:
+        bf16 = torch.bfloat16
+        unmasked = {**call.kwargs, "attention_mask": None} if "attention_mask" in call.kwargs else None
+        reason = ""
+        for kwargs, floating, written_out, mode in (
+            (call.kwargs, None, False, nullcontext()),
+            (unmasked, None, False, nullcontext()),
+            (call.kwargs, None, True, nullcontext()),
+            (call.kwargs, None, False, _fake_tensors()),
+            (call.kwargs, bf16, False, _fake_tensors()),
+        ):
+            if kwargs is None:
+                continue
+            twin = self._twin(floating, written_out)
+            try:
+                with mode:
+                    return _forward_backward(twin, replace(call, kwargs=kwargs), self._made, self._by_module)
+            except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
+                if floating is None and not written_out:
+                    reason = _said(error)
+        raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
+
+    def _twin(self, *kind: Any) -> Twin:
+        if kind not in self._twins:
+            self._twins[kind] = Twin(self._model, *kind)
+        return self._twins[kind]
 
 
 @contextmanager
@@ -122,9 +149,10 @@ def _fake_tensors() -> Iterator[None]:
         fake_tensor.log.disabled = disabled
 
 
-def _forward_backward(twin: Twin, call: Call, made: Made) -> Measurement:
+def _forward_backward(twin: Twin, call: Call, made: Made, by_module: bool) -> Measurement:
     tracer = UseTracer(twin.parameters)
-    counter = FlopCounter(tracer, made)
+    owner = ModuleOwner() if by_module else None
+    counter = FlopCounter(tracer, made, owner)
     # The caller may stand inside autocast or no_grad; FLOPs know no dtype, and a backward pass is wanted
     with (
         untouched_randomness(),
@@ -133,16 +161,24 @@ def _forward_backward(twin: Twin, call: Call, made: Made) -> Measurement:
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.device("meta"),
+        stand_ins(twin.root),
+        nullcontext() if owner is None else owner.listening(twin.root),
     ):
         warnings.simplefilter("ignore")  # the live model has said the same
         args, kwargs = metas(call.args, twin.floating), metas(call.kwargs, twin.floating)
         tracer.arguments(tensors_in((args, kwargs)))
         with counter:
-            output = twin[call.module](*args, **kwargs)
+            output = getattr(twin[call.module], call.method)(*args, **kwargs)
             roots = [tensor for tensor in _differentiated(output) if tensor.requires_grad]
             if roots:
                 torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
-    return Measurement(counter.count, tracer.uses, frozenset(counter.without_formula))
+    return Measurement(
+        counter.count,
+        tracer.uses,
+        frozenset(counter.without_formula),
+        Counter(counter.by_operator),
+        Counter(counter.by_module),
+    )
 
 
 def _differentiated(output: Any) -> list[torch.Tensor]:

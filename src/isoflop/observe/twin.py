@@ -24,6 +24,7 @@ from torch import nn
 
 from isoflop.observe.calls import Uncountable
 from isoflop.observe.parameters import full_shape, unwrap
+from isoflop.observe.stand_ins import DequantizedLinear, write_out
 
 _HOOKS = (
     "_backward_pre_hooks",
@@ -36,6 +37,8 @@ _HOOKS = (
 )
 # A LightningModule logs through these: `self.log` in a forward would put the twin's loss into the live results
 _LOGGING = ("_trainer", "_fabric")
+# bitsandbytes' linear layers
+_QUANTIZED = ("Linear4bit", "LinearNF4", "LinearFP4", "Linear8bitLt")
 _LONG = 1000
 """A container with more items holds data: it is shared, not copied."""
 
@@ -44,15 +47,22 @@ def meta_tensor(tensor: torch.Tensor, floating: torch.dtype | None = None) -> to
     """A meta tensor of the same shape, dtype and `requires_grad`; `floating`: dtype of a floating-point one."""
     if tensor.is_nested or tensor.layout != torch.strided:
         raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
-    dtype = floating if floating is not None and tensor.is_floating_point() else tensor.dtype
+    dtype = tensor.dtype
+    if getattr(tensor, "quant_state", None) is not None:
+        dtype = torch.bfloat16  # what it is multiplied as; 4-bit weights lie packed in bytes
+    if floating is not None and dtype.is_floating_point:
+        dtype = floating
     twin = torch.empty(full_shape(tensor), dtype=dtype, device="meta")
     return twin.requires_grad_(tensor.requires_grad)
 
 
 class Twin:
-    """`Twin(model)[module]` is the copy of `module`, any module inside `model`; `floating`: in that dtype."""
+    """`Twin(model)[module]` is the copy of `module`, any module inside `model`.
 
-    def __init__(self, model: nn.Module, floating: torch.dtype | None = None) -> None:
+    `floating`: in that dtype. `written_out`: with attention and experts in plain torch, where the model has a choice.
+    """
+
+    def __init__(self, model: nn.Module, floating: torch.dtype | None = None, written_out: bool = False) -> None:
         self.floating = floating
         self._copies: dict[int, Any] = {}
         self._alive: list[Any] = []  # ids in _copies stay valid only while their objects live
@@ -60,6 +70,9 @@ class Twin:
         live = dict(unwrap(model).named_parameters())
         # by the live model's names: the twin has no wrappers of torch.compile and DDP in them
         self.parameters: dict[str, nn.Parameter] = {name: self._tensor(parameter) for name, parameter in live.items()}
+        if written_out:
+            for module in self.root.modules():
+                write_out(module)
 
     def __getitem__(self, module: nn.Module) -> nn.Module:
         twin = self._copies.get(id(unwrap(module)))
@@ -73,7 +86,10 @@ class Twin:
             return self._copies[id(module)]
         if type(module).__name__ == "FullyShardedDataParallel":
             raise Uncountable("FullyShardedDataParallel (FSDP1) holds flat shards, not the model's shapes; use FSDP2")
-        twin = module.__class__.__new__(module.__class__)
+        kind: Any = module.__class__
+        if kind.__name__ in _QUANTIZED and isinstance(module, nn.Linear):
+            kind = DequantizedLinear
+        twin = kind.__new__(kind)
         self._remember(module, twin)
         state = dict(module.__dict__)
         for name in ("_parameters", "_buffers", "_modules"):

@@ -1,0 +1,197 @@
+"""FLOPs of one operator: our formulas, torch's where they are right, and those that a user registers.
+
+Convention: 1 multiply-add = 2 FLOPs; matrix products and convolutions count; element-wise operations, softmax,
+normalisation and look-ups count 0, as in Kaplan et al. 2020 (table 1) and Chowdhery et al. 2022 (appendix B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+Formula = Callable[..., int]
+"""(*args, out_val, **kwargs) of the operator, with its tensors → FLOPs."""
+
+
+def attention_forward_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """FLOPs of QKᵀ and AV in full; query (…, H, T, K), key (…, H or fewer, S, K), value (…, S, V)."""
+    *batch_heads, t, k = query.shape
+    s, v = value.shape[-2], value.shape[-1]
+    return 2 * math.prod(batch_heads) * t * s * (k + v)
+
+
+def _sdpa_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return attention_forward_flops(query, key, value)
+
+
+def _sdpa_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    # Two products for each of the forward's two. A fused kernel computes QKᵀ once more (2.5×, as torch's formula
+    # for CUDA has it): that is recomputation, no model FLOPs.
+    return 2 * attention_forward_flops(query, key, value)
+
+
+def _flash_attn_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return attention_forward_flops(*(part.transpose(1, 2) for part in (query, key, value)))  # (B, T, H, K)
+
+
+def _flash_attn_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 2 * _flash_attn_forward(query, key, value)
+
+
+def _convolution_backward(
+    grad: Any,
+    x: Any,
+    weight: Any,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    *rest: Any,
+    **_: Any,
+) -> int:
+    # As many as the forward pass for each gradient that is wanted; torch's formula takes a grouped convolution's
+    # for a full one (pytorch#183405).
+    positions = x if transposed else grad
+    forward = 2 * positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel()
+    return int(forward * sum(rest[-1][:2]))
+
+
+def _vector_product(matrix: Any, *_: Any, **__: Any) -> int:
+    return int(2 * matrix.numel())
+
+
+def _added_vector_product(_bias: Any, matrix: Any, *_: Any, **__: Any) -> int:
+    return int(2 * matrix.numel())
+
+
+def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    # (M, K) × (G, K, N): every row meets one group. (M, K) × (K, N), cut along K: the weights' gradient.
+    # (G, M, K) × (K, N), cut along N. (G, M, K) × (G, K, N): a batch.
+    groups = a.shape[0] if a.dim() == b.dim() == 3 else 1
+    return int(2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1])
+
+
+def _added_batch_product(_sum: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
+    return _grouped_product(a, b)
+
+
+def _outer_product(_sum: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
+    return int(2 * a.numel() * b.numel())
+
+
+FORMULAS: dict[Any, Formula] = {
+    # torch has no formula for attention on CPU (pytorch#195460)
+    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+    aten._scaled_dot_product_flash_attention_backward: _sdpa_backward,
+    aten._scaled_dot_product_efficient_attention_backward: _sdpa_backward,
+    aten._scaled_dot_product_cudnn_attention_backward: _sdpa_backward,
+    aten.convolution_backward: _convolution_backward,
+    # torch has none for these
+    aten.mv: _vector_product,
+    aten.dot: _vector_product,
+    aten.vdot: _vector_product,
+    aten.addmv: _added_vector_product,
+    aten.addr: _outer_product,
+    aten.addbmm: _added_batch_product,
+    aten._grouped_mm: _grouped_product,
+    aten._scaled_grouped_mm: _grouped_product,
+    aten._int_mm: _grouped_product,
+}
+"""Operators whose formula is ours: it goes before torch's."""
+for _name in ("_scaled_mm_v2", "_scaled_grouped_mm_v2"):  # from torch 2.10 on
+    if hasattr(aten, _name):
+        FORMULAS[getattr(aten, _name)] = _grouped_product
+
+_NAMED: dict[str, Formula] = {
+    # Dao-AILab's flash-attn 2.7+; its packed kernels (varlen) take lengths that only a real tensor knows
+    "flash_attn::_flash_attn_forward": _flash_attn_forward,
+    "flash_attn::_flash_attn_backward": _flash_attn_backward,
+}
+"""Formulas by operator name: ours for well-known libraries, and the user's."""
+
+WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler", "inductor"}
+"""Namespaces of torch's own operators: what has no formula there multiplies nothing to speak of …"""
+HEAVY = {
+    "mkldnn_rnn_layer",
+    "_cudnn_rnn",
+    "miopen_rnn",
+    "_trilinear",
+    "_cdist_forward",
+    "_fft_r2c",
+    "_fft_c2r",
+    "_fft_c2c",
+    "_fused_sdp_choice_nested",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+    "_weight_int8pack_mm",
+    "_weight_int4pack_mm",
+}
+"""… but for these."""
+
+BATCHED_PRODUCTS = {aten.bmm, aten.baddbmm}
+
+
+def register_flop_formula(operator: Any, formula: Formula) -> None:
+    """Say what a custom operator computes (a fused attention or loss), where isoflop counts it 0 and names it.
+
+    Args:
+        operator: its qualified name, "my_library::my_attention", or the operator itself (`torch.ops.my_library.my_…`,
+            or what `@torch.library.custom_op` made of a function). The backward pass, where it is an operator too,
+            has a formula of its own.
+        formula: called as the operator is, `formula(*args, out_val=result, **kwargs)`, with tensors that have shapes
+            but maybe no values; returns FLOPs (1 multiply-add = 2). The last one registered counts.
+
+    Raises:
+        ValueError: neither a name with "::" nor an operator; or `formula` can't be called.
+
+    >>> def cube_flops(x, *, out_val, **_):
+    ...     return 2 * 2 * x.shape[-1] ** 3
+    >>> register_flop_formula("my_library::cube", cube_flops)
+    """
+    if not callable(formula):
+        raise ValueError(f"expected a function (*args, out_val, **kwargs) → FLOPs, got {formula!r}")
+    name = operator if isinstance(operator, str) else operator_name(operator)
+    if name is None or name.count("::") != 1 or not all(name.split("::")):
+        raise ValueError(
+            f'expected an operator or its qualified name ("library::operator"), got {operator!r}; a plain function is '
+            "no operator: give it @torch.library.custom_op"
+        )
+    _NAMED[name.removesuffix(".default")] = formula
+
+
+def operator_name(operator: Any) -> str | None:
+    """ "library::operator" of an overload, a packet of them or a custom operator; None for anything else."""
+    operator = getattr(operator, "_opoverload", operator)  # @torch.library.custom_op
+    packet = getattr(operator, "overloadpacket", operator)
+    name = getattr(packet, "_qualified_op_name", None)
+    if name is not None:
+        return str(name)
+    name = getattr(packet, "_name", None)  # a higher-order operator
+    return f"higher_order::{name}" if isinstance(packet, torch._ops.HigherOrderOperator) else None
+
+
+def formula_of(packet: Any) -> Formula | None:
+    """The formula of an operator (a packet of overloads): the user's, ours, torch's; None: it has none."""
+    if _NAMED:
+        formula = _NAMED.get(getattr(packet, "_qualified_op_name", ""))
+        if formula is not None:
+            return formula
+    return FORMULAS.get(packet) or flop_registry.get(packet)
+
+
+def counted_for_nothing(packet: Any, namespace: str) -> bool:
+    """Whether an operator without a formula may compute much: it is custom, or one of torch's heavy ones."""
+    return namespace not in WITHOUT_PRODUCTS or packet.__name__ in HEAVY
+
+
+def is_attention_kernel(packet: Any) -> bool:
+    """Whether an operator with a formula is a whole attention: two products of activations at once."""
+    return "attention" in str(packet) or "flash_attn" in str(packet)
