@@ -3,6 +3,7 @@
     from isoflop.lightning import IsoFLOPMonitor        # Trainer(callbacks=[IsoFLOPMonitor()])
     from isoflop.transformers import IsoFLOPCallback    # Trainer(callbacks=[IsoFLOPCallback()])
     isoflop.Monitor(model)                              # a plain loop, Accelerate, Fabric
+    isoflop.count(model, input_ids=ids)                 # parameters and FLOPs of one training step
 
 Nothing is imported before it is used: `import isoflop` loads no torch and no trainer.
 """
@@ -13,15 +14,32 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isoflop.monitor import Monitor
+    from isoflop.observe.count import StepCount, count
+    from isoflop.observe.operators import register_flop_formula
     from isoflop.observe.tokens import TokenCount
     from isoflop.record import Point, RecordError, Run, read_run, read_runs
 
 __version__ = "0.1.0"
-__all__ = ["Monitor", "Point", "RecordError", "Run", "TokenCount", "__version__", "read_run", "read_runs"]
+__all__ = [
+    "Monitor",
+    "Point",
+    "RecordError",
+    "Run",
+    "StepCount",
+    "TokenCount",
+    "__version__",
+    "count",
+    "read_run",
+    "read_runs",
+    "register_flop_formula",
+]
 
 _HOME = {
     "Monitor": "isoflop.monitor",
     "TokenCount": "isoflop.observe.tokens",
+    "StepCount": "isoflop.observe.count",
+    "count": "isoflop.observe.count",
+    "register_flop_formula": "isoflop.observe.operators",
     "Point": "isoflop.record",
     "RecordError": "isoflop.record",
     "Run": "isoflop.record",

@@ -21,6 +21,7 @@ from isoflop.observe.attention import AttentionProducts
 from isoflop.observe.leaks import Made
 from isoflop.observe.operators import (
     BATCHED_PRODUCTS,
+    Formula,
     counted_for_nothing,
     formula_of,
     is_attention_kernel,
@@ -116,6 +117,12 @@ class FlopCounter(TorchDispatchMode):
         if formula is None and counted_for_nothing(packet, func.namespace):
             self.without_formula.add(operator_name(packet) or str(packet))
         out = func(*args, **kwargs)
+        self._note(packet, formula, args, kwargs, out)
+        return out
+
+    def _note(
+        self, packet: Any, formula: Formula | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
         outputs = out if isinstance(out, tuple | list) else (out,)
         if self._made is not None:
             self._made += [ref(item) for item in outputs if isinstance(item, torch.Tensor)]
@@ -130,18 +137,17 @@ class FlopCounter(TorchDispatchMode):
                 self.by_module[self._owner(phase), phase] += flops
             if is_attention_kernel(packet):
                 self._attention += 0 if phase == "recomputed" else flops
-                return out
+                return
             if packet in BATCHED_PRODUCTS and not on_parameter:
                 if phase != "backward":
                     operands = args[1:3] if packet is aten.baddbmm else args[:2]
                     part = _with_gradients(operands, flops, phase)
                     self._attention += self._attention_products.product(operands, out, part)
-                return out
+                return
         if phase == "backward":
             self._attention_products.backward()
         else:
             self._attention += self._attention_products.other(packet, args, outputs, formula is not None)
-        return out
 
 
 def current_phase() -> Phase:

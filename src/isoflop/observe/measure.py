@@ -157,7 +157,7 @@ def _forward_backward(twin: Twin, call: Call, made: Made, by_module: bool) -> Me
     with (
         untouched_randomness(),
         warnings.catch_warnings(),
-        _eagerly(),
+        eagerly(),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.device("meta"),
@@ -169,7 +169,7 @@ def _forward_backward(twin: Twin, call: Call, made: Made, by_module: bool) -> Me
         tracer.arguments(tensors_in((args, kwargs)))
         with counter:
             output = getattr(twin[call.module], call.method)(*args, **kwargs)
-            roots = [tensor for tensor in _differentiated(output) if tensor.requires_grad]
+            roots = [tensor for tensor in differentiated(output) if tensor.requires_grad]
             if roots:
                 torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
     return Measurement(
@@ -181,7 +181,7 @@ def _forward_backward(twin: Twin, call: Call, made: Made, by_module: bool) -> Me
     )
 
 
-def _differentiated(output: Any) -> list[torch.Tensor]:
+def differentiated(output: Any) -> list[torch.Tensor]:
     """The tensors that training differentiates: the loss where the model names one, else all it returns.
 
     (A part of a loss, or logits beside it, hang in the same graph, which is walked once whatever it is entered by.)
@@ -195,7 +195,7 @@ def _differentiated(output: Any) -> list[torch.Tensor]:
     return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
 
-def _eagerly() -> AbstractContextManager[Any]:
+def eagerly() -> AbstractContextManager[Any]:
     import sys
 
     if "torch._dynamo" in sys.modules:

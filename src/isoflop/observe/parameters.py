@@ -49,6 +49,13 @@ class Parameters:
         idle = 0 if self.active is None else self.total - self.active
         return 6 * (self.non_embedding - idle) * tokens
 
+    @property
+    def active_matrices(self) -> int | None:
+        """Non-embedding with head, of experts the active: what a token is multiplied with, but for norms and biases."""
+        if self.non_embedding_with_head is None:
+            return None
+        return self.non_embedding_with_head - (0 if self.active is None else self.total - self.active)
+
     def by_convention(self) -> dict[str, int | None]:
         """The counts alone, by name."""
         counts = asdict(self)

@@ -1,0 +1,269 @@
+"""Count one training step of a model: parameters by convention, FLOPs by convention and by module, and how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from isoflop.observe.calls import Call, Shape, Uncountable, shapes
+from isoflop.observe.counter import FlopCount, Phase
+from isoflop.observe.formulas import palm
+from isoflop.observe.measure import Measurement, measure
+from isoflop.observe.methods import FORMULA, MEASURED, SIX_ND, WATCHED
+from isoflop.observe.parameters import Parameters, count_parameters, full_shape, unwrap
+from isoflop.observe.real_step import run_once
+from isoflop.observe.shape import shape_of
+from isoflop.observe.tokens import looks_like_tokens
+
+RUN_AT_MOST = 2e13
+"""FLOPs of a step that is still run for real, where it cannot be measured on the meta device: a minute on two cores."""
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """What a module costs, its parts included; `count` alike modules that stand side by side are one, added up."""
+
+    name: str
+    kind: str
+    parameters: int
+    forward: int
+    model: int
+    hardware: int
+    parts: tuple[ModuleCount, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """One training step of a model, forward and backward.
+
+    Attributes:
+        parameters: N in every convention.
+        flops: model FLOPs, hardware FLOPs, of these in attention; None where nothing could be measured.
+        estimate: model FLOPs by a formula, where they could not be measured.
+        six_nd: 6·N·D with N non-embedding (of experts the active); None where the inputs are no tokens.
+        tokens: D, positions processed.
+        method: how the FLOPs were counted (`isoflop.observe.methods`).
+        reason: why not in a better way, or "".
+        uncounted: heavy or custom operators without a formula, counted 0.
+        modules: FLOPs by module; None where they are not measured on the meta device.
+        by_operator: FLOPs by operator and phase.
+    """
+
+    parameters: Parameters
+    flops: FlopCount | None
+    estimate: int | None
+    six_nd: int | None
+    tokens: int | None
+    method: str
+    reason: str = ""
+    uncounted: tuple[str, ...] = ()
+    modules: ModuleCount | None = None
+    by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)
+
+    @property
+    def model_flops(self) -> int | None:
+        """Measured or, failing that, estimated."""
+        return self.estimate if self.flops is None else self.flops.model
+
+
+def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
+    """Count one training step of `model` on the given inputs, without running or changing it.
+
+    Args:
+        model: on any device (also "meta", where it takes no memory), wrapped and compiled or not.
+        *args: what its forward takes: tensors of the shapes that training has, on any device.
+        **kwargs: likewise.
+
+    Returns:
+        Parameters and FLOPs, and how they were counted: on the meta device; else on one real step with random inputs
+        on a copy (a model with weights, up to 2e13 FLOPs); else by a formula of its configuration; else 6·N·D.
+
+    Raises:
+        ValueError: the model has no parameters, or its inputs can't be described.
+        Uncountable: nothing works, with the reasons.
+
+    >>> model = nn.Linear(4, 5)
+    >>> count(model, torch.empty(3, 4)).flops.model  # 2 · 3·4·5 forward, as much for the weights' gradient
+    240
+    """
+    model = unwrap(model)
+    try:
+        call = Call(model, shapes(args), shapes(kwargs))
+    except Uncountable as reason:
+        raise ValueError(str(reason)) from None
+    return count_call(model, call)
+
+
+def count_call(model: nn.Module, call: Call, build: Callable[[], nn.Module] | None = None) -> StepCount:
+    """`count` for a call that is described by shapes; `build` makes the model with weights, where `model` has none."""
+    tokens = tokens_of(call)
+    reason = ""
+    try:
+        measurement = measure(model, [call], by_module=True)
+        return _counted(model, measurement, tokens, MEASURED)
+    except Uncountable as error:
+        reason = str(error)
+    parameters = count_parameters(model)
+    estimate, method = estimated(model, parameters, tokens, length_of(call))
+    if build is None and not any(parameter.is_meta for parameter in model.parameters()):
+        build = lambda: model  # noqa: E731
+    work = estimate or 6 * parameters.total * (tokens or 1)
+    if build is not None and work <= RUN_AT_MOST:
+        try:
+            real = build()
+            measurement = run_once(real, _same_call(call, model, real), _vocabulary(model))
+            return _counted(model, measurement, tokens, WATCHED, reason)
+        except Uncountable as error:
+            reason = f"{error}; {reason}"
+            if estimate is None:
+                raise Uncountable(reason) from None
+    if estimate is None:
+        raise Uncountable(reason)
+    return StepCount(
+        parameters, None, estimate, None if tokens is None else parameters.six_nd(tokens), tokens, method, reason
+    )
+
+
+def estimated(
+    model: nn.Module, parameters: Parameters, tokens: int | None, length: int | None
+) -> tuple[int | None, str]:
+    """Model FLOPs of a step that can't be measured, and by which formula: PaLM's where the shape is known, or 6·N·D.
+
+    PaLM's with the matrices alone is exact for a dense transformer but for norms and biases; 6·N·D leaves out
+    attention and the output head.
+    """
+    if tokens is None:
+        return None, ""
+    shape = shape_of(getattr(unwrap(model), "config", None))
+    matrices = parameters.active_matrices
+    if shape is not None and matrices is not None and length:
+        return palm(matrices, shape, length) * tokens, FORMULA
+    return parameters.six_nd(tokens), SIX_ND
+
+
+def _counted(
+    model: nn.Module, measurement: Measurement, tokens: int | None, method: str, reason: str = ""
+) -> StepCount:
+    parameters = count_parameters(model, measurement.uses)
+    return StepCount(
+        parameters=parameters,
+        flops=measurement.flops,
+        estimate=None,
+        six_nd=None if tokens is None else parameters.six_nd(tokens),
+        tokens=tokens,
+        method=method,
+        reason=reason,
+        uncounted=tuple(sorted(measurement.without_formula)),
+        modules=module_tree(unwrap(model), measurement.by_module) if measurement.by_module else None,
+        by_operator=measurement.by_operator,
+    )
+
+
+def tokens_of(call: Call) -> int | None:
+    """Positions that a call processes: of its token ids or embeddings (an encoder–decoder's: the encoder's)."""
+    first = _tokens(call)
+    return None if first is None else first.size[0] * (first.size[1] if len(first.size) > 1 else 1)
+
+
+def length_of(call: Call) -> int | None:
+    """Length of a call's sequences."""
+    first = _tokens(call)
+    return None if first is None else first.size[-1 if not first.dtype.is_floating_point else 1]
+
+
+def _tokens(call: Call) -> Shape | None:
+    values = [call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds"), *_flat(call.args)]
+    for value in values:
+        if isinstance(value, Shape):
+            if len(value.size) == 3 and value is values[1]:
+                return value
+            return value if value.size and looks_like_tokens(value.meta()) else None
+    return None
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for arg in args:
+        if isinstance(arg, Mapping):
+            flat += [arg.get("input_ids"), *arg.values()]
+        elif isinstance(arg, list | tuple):
+            flat += _flat(arg)
+        else:
+            flat.append(arg)
+    return [item for item in flat if item is not None]
+
+
+def _same_call(call: Call, model: nn.Module, real: nn.Module) -> Call:
+    name = next(name for name, module in model.named_modules() if module is call.module)
+    return Call(real.get_submodule(name), call.args, call.kwargs, call.method)
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", None)
+    return size if isinstance(size, int) else max(tables, default=None)
+
+
+def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) -> ModuleCount:
+    """FLOPs and parameters by module, as a tree; a parameter that several modules share counts with the first."""
+    owners: dict[int, str] = {}
+    sizes: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if owners.setdefault(id(parameter), name) == name:
+                sizes[name] += full_shape(parameter).numel()
+
+    def tree(name: str, path: str, module: nn.Module) -> ModuleCount:
+        parts = []
+        for child_name, child in module.named_children():
+            parts.append(tree(child_name, f"{path}.{child_name}" if path else child_name, child))
+        forward, backward, again = (by_module.get((path, phase), 0) for phase in _PHASES)
+        return ModuleCount(
+            name,
+            type(unwrap(module)).__name__,
+            sizes[path] + sum(part.parameters for part in parts),
+            forward + sum(part.forward for part in parts),
+            forward + backward + sum(part.model for part in parts),
+            forward + backward + again + sum(part.hardware for part in parts),
+            tuple(_together(parts)),
+        )
+
+    return tree("", "", model)
+
+
+_PHASES: tuple[Phase, Phase, Phase] = ("forward", "backward", "recomputed")
+
+
+def _together(parts: list[ModuleCount]) -> list[ModuleCount]:
+    """Neighbours that differ in name alone as one, added up: the layers of a stack."""
+    result: list[ModuleCount] = []
+    runs: list[list[ModuleCount]] = []
+    for part in parts:
+        if runs and part.name.isdigit() and _unnamed(runs[-1][0]) == _unnamed(part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    for run in runs:
+        first, n = run[0], len(run)
+        name = first.name if n == 1 else f"{first.name}–{run[-1].name}"
+        result.append(_times(first, n, name))
+    return result
+
+
+def _unnamed(part: ModuleCount) -> Any:
+    return (part.kind, part.parameters, part.forward, part.model, part.hardware, part.parts)
+
+
+def _times(part: ModuleCount, n: int, name: str) -> ModuleCount:
+    if n == 1:
+        return part
+    parts = tuple(_times(inner, n, inner.name) for inner in part.parts)
+    sums = (part.parameters * n, part.forward * n, part.model * n, part.hardware * n)
+    return ModuleCount(name, part.kind, *sums, parts, part.count * n)

@@ -1,0 +1,123 @@
+"""FLOPs of a step that really runs: for a model whose forward needs values, which the meta device does not have."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
+from isoflop.observe.counter import FlopCounter, Formula, current_phase
+from isoflop.observe.measure import Measurement, differentiated, eagerly
+from isoflop.observe.twin import untouched_randomness
+from isoflop.observe.uses import Uses, UseTracer
+
+
+class LiveCounter(FlopCounter):
+    """Counts a live training step between `enter()` and `leave()`, which may lie in different hooks of a trainer.
+
+    What runs without gradients after a backward pass is no part of the step's model (an optimizer that multiplies
+    matrices, a metric). Nothing is raised: `problem` says why there is no count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problem: str | None = None
+        self._entered = self._past_backward = False
+
+    def enter(self) -> bool:
+        """Begin, unless somebody else listens at the dispatcher: two such modes must be left in the right order."""
+        if torch._C._len_torch_dispatch_stack() > 0:
+            self.problem = "another dispatch mode is on"
+            return False
+        self.__enter__()
+        self._entered = True
+        return True
+
+    def leave(self) -> bool:
+        """End; False if it is not our turn yet, since a mode entered after us is still on."""
+        if not self._entered:
+            return True
+        top = torch._C._len_torch_dispatch_stack() - 1
+        if top < 0 or torch._C._get_dispatch_stack_at(top) is not self:
+            return False
+        self.__exit__(None, None, None)
+        self._entered = False
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if current_phase() != "forward":
+            self._past_backward = True
+        elif self._past_backward and not torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _note(
+        self, packet: Any, formula: Formula | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        if self.problem is not None:
+            return
+        try:
+            super()._note(packet, formula, args, kwargs, out)
+        except Exception as error:  # a user's formula, an operand of an unknown kind: training goes on
+            self.problem = f"{packet}: {type(error).__name__}: {error}"
+
+    def measurement(self) -> Measurement:
+        """What has been counted."""
+        return Measurement(self.count, Uses(), frozenset(self.without_formula), Counter(self.by_operator))
+
+
+def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Measurement:
+    """Run one forward and backward pass on a copy of `model`, with random inputs, and count.
+
+    Args:
+        model: one with weights; it is copied, and stays as it is.
+        call: of which shapes.
+        vocabulary: token ids are drawn below it.
+
+    Raises:
+        Uncountable: it does not run either, with the reason.
+    """
+    try:
+        twin = copy.deepcopy(model)
+        module = dict(twin.named_modules())[next(name for name, m in model.named_modules() if m is call.module)]
+        tracer = UseTracer(dict(twin.named_parameters()))
+        counter = FlopCounter(tracer)
+        device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
+        with untouched_randomness(), eagerly(), torch.enable_grad():
+            torch.manual_seed(0)
+            args, kwargs = (_real(part, vocabulary or 2, device) for part in (call.args, call.kwargs))
+            tracer.arguments(tensors_in((args, kwargs)))
+            with counter:
+                roots = [
+                    tensor
+                    for tensor in differentiated(getattr(module, call.method)(*args, **kwargs))
+                    if tensor.requires_grad
+                ]
+                if roots:
+                    torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
+    except Exception as error:  # whatever a user's forward may raise
+        text = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {text[0][:300] if text else ''}"
+        raise Uncountable(f"{type(call.module).__name__} does not run on these inputs ({reason})") from None
+    return Measurement(counter.count, tracer.uses, frozenset(counter.without_formula), Counter(counter.by_operator))
+
+
+def _real(value: Any, vocabulary: int, device: torch.device, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _real(item, vocabulary, device, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_real(item, vocabulary, device, name) for item in value)
+    if not isinstance(value, Shape):
+        return value
+    if "mask" in name:
+        return torch.ones(value.size, dtype=value.dtype, device=device)
+    if value.dtype.is_floating_point:
+        return torch.randn(value.size, dtype=value.dtype, device=device)
+    return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)

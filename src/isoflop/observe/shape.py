@@ -1,0 +1,79 @@
+"""A transformer's shape by its configuration, for the formulas, where a model itself cannot be measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from isoflop.observe.formulas import TransformerShape
+
+_NAMES = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "head_dim": ("head_dim", "d_kv", "kv_channels"),
+    "width": ("hidden_size", "n_embd", "d_model", "dim"),
+    "vocabulary": ("vocab_size",),
+}
+"""What Hugging Face's configurations, nanoGPT's and their like call a size."""
+
+_NOT_PLAIN = re.compile(
+    r"mamba|ssm|rwkv|retnet|hyena|lstm|lru_|recurrent|d_state|state_size|state_dim|time_step|(^|_)conv\d*_|linear_"
+    r"|hybrid|per_layer|block_types|swa_|sliding_attention_heads|lora_rank|qk_\w*head_dim|v_head_dim"  # several kinds
+    r"|encoder_layers|decoder_layers|cross_attention|qformer|perceiver|resampler|logit_scale_init"  # several stacks
+    r"|hidden_groups|cycles|mem_len|prompt_length|entity_|_size_global|block_sizes"  # N or T used otherwise
+    r"|attention_window|random_blocks|block_per_row|landmarks|num_hash|lsh_|indexer|index_topk|lambda_std|pos_att_type"
+    r"|bottleneck|[qkv]_groups|image_size|patch_size|mel_bins|sampling_rate|vision_config|audio_config"  # no tokens to count
+)
+"""Settings, or parts of a `model_type`, that a plain transformer does not have (transformers 5.23 was read)."""
+
+_PLAIN_LAYERS = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+"""Layers with attention; a window is a mask, which halves nothing here."""
+
+
+def shape_of(config: Any) -> TransformerShape | None:
+    """A model's shape by its configuration: an object or a dict with Hugging Face's or nanoGPT's names.
+
+    None unless it is plainly a decoder or an encoder of one stack over tokens, with attention in every layer: no
+    encoder–decoder, state-space, convolutional or hybrid model, none with sizes missing or differing by layer, and
+    none that uses its parameters or tokens more than once. Of a model with a `text_config`, the text's: there
+    parameters of an image or audio tower belong in no N that goes with it.
+
+    >>> shape_of({"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257})
+    TransformerShape(layers=12, heads=12, head_dim=64)
+    >>> shape_of({"model_type": "mamba", "num_hidden_layers": 24, "hidden_size": 768, "vocab_size": 50280}) is None
+    True
+    """
+    try:
+        text = _get(config, "text_config")
+        if text is None:
+            return _shape(config)
+        return _shape(text) if _is_plain(config) else None
+    except Exception:  # whatever a user's properties raise; transformers' do where a size differs by layer
+        return None
+
+
+def _shape(config: Any) -> TransformerShape | None:
+    if not _is_plain(config):
+        return None
+    found = {size: [v for name in names if (v := _get(config, name)) is not None] for size, names in _NAMES.items()}
+    if not all(found[size] for size in ("layers", "heads", "width", "vocabulary")):
+        return None
+    layers, heads, width, vocabulary = (found[size][0] for size in ("layers", "heads", "width", "vocabulary"))
+    if not found["head_dim"] and width % heads:
+        return None
+    return TransformerShape(layers=layers, heads=heads, head_dim=(*found["head_dim"], width // heads)[0])
+
+
+def _is_plain(config: Any) -> bool:
+    settings = config if isinstance(config, Mapping) else vars(config)
+    said = [str(name) for name, value in settings.items() if value] + [str(_get(config, "model_type"))]
+    return (
+        not _get(config, "is_encoder_decoder")
+        and set(_get(config, "layer_types") or ()) <= _PLAIN_LAYERS
+        and not any(_NOT_PLAIN.search(name) for name in said)
+    )
+
+
+def _get(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
