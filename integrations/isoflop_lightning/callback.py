@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +48,7 @@ class IsoFLOPMonitor(LightningCallback):
         self._calls: OutermostCalls | None = None
         self._step_before = 0
         self._saving = False
+        self._module_class = ""
         self.guard = Guard()
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
@@ -58,6 +61,7 @@ class IsoFLOPMonitor(LightningCallback):
         if getattr(trainer, "fast_dev_run", False):
             return
         self.guard.aside.clear()
+        self._module_class = module_class(pl_module)
         monitor = Monitor(pl_module, setup=describe_trainer(trainer, self.guard), **self._options)
         # a second fit() goes on with the first, even if test(ckpt_path=…) has restored another state in between
         states = [self._restored, None if self.monitor is None else self.monitor.state_dict()]
@@ -172,12 +176,20 @@ class IsoFLOPMonitor(LightningCallback):
         if self.monitor is None:
             return {}
         self.monitor.sync()
-        return self.monitor.state_dict()
+        return {**self.monitor.state_dict(), "module": self._module_class}
 
     @hook("Lightning: load_state_dict", "a resumed run counts from 0")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Comes before `on_train_start`."""
         self._restored = state_dict
+
+
+def module_class(pl_module: Any) -> str:
+    """Where a checkpoint's LightningModule is defined, as `isoflop count` reads it: `module:Class`, `file.py:Class`."""
+    kind = type(pl_module)
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    place = str(Path(main).resolve()) if kind.__module__ == "__main__" and main else kind.__module__
+    return f"{place}:{kind.__qualname__}"
 
 
 def evaluation_name(metric: str) -> str | None:

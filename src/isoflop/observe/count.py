@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from isoflop.observe.calls import Call, Shape, Uncountable, shapes
@@ -100,14 +99,31 @@ def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
     return count_call(model, call)
 
 
-def count_call(model: nn.Module, call: Call, build: Callable[[], nn.Module] | None = None) -> StepCount:
-    """`count` for a call that is described by shapes; `build` makes the model with weights, where `model` has none."""
-    tokens = tokens_of(call)
-    reason = ""
+def count_call(
+    model: nn.Module,
+    call: Call,
+    build: Callable[[], nn.Module] | None = None,
+    *,
+    tokens: int | None = None,
+    only_measured: bool = False,
+) -> StepCount:
+    """`count` for a call that is described by shapes.
+
+    Args:
+        model: what is called is in it.
+        call: of which shapes.
+        build: makes the model with weights, where `model` has none.
+        tokens: D, where the inputs are no tokens; default: as many as they are.
+        only_measured: no way but the meta device.
+    """
+    seen = tokens_of(call)
+    tokens = tokens if seen is None else seen
     try:
         measurement = measure(model, [call], by_module=True)
         return _counted(model, measurement, tokens, MEASURED)
     except Uncountable as error:
+        if only_measured:
+            raise
         reason = str(error)
     parameters = count_parameters(model)
     estimate, method = estimated(model, parameters, tokens, length_of(call))
@@ -121,7 +137,7 @@ def count_call(model: nn.Module, call: Call, build: Callable[[], nn.Module] | No
             return _counted(model, measurement, tokens, WATCHED, reason)
         except Uncountable as error:
             reason = f"{error}; {reason}"
-            if estimate is None:
+            if method != FORMULA:  # without a shape to go by it is likelier that the inputs are wrong
                 raise Uncountable(reason) from None
     if estimate is None:
         raise Uncountable(reason)

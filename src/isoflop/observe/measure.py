@@ -196,6 +196,7 @@ def differentiated(output: Any) -> list[torch.Tensor]:
 
 
 def eagerly() -> AbstractContextManager[Any]:
+    """torch.compile's functions run as they were written; the compiled code is used again afterwards."""
     import sys
 
     if "torch._dynamo" in sys.modules:

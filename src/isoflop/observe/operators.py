@@ -168,7 +168,7 @@ def register_flop_formula(operator: Any, formula: Formula) -> None:
 
 
 def operator_name(operator: Any) -> str | None:
-    """ "library::operator" of an overload, a packet of them or a custom operator; None for anything else."""
+    """The qualified name of an overload, a packet of them or a custom operator; None for anything else."""
     operator = getattr(operator, "_opoverload", operator)  # @torch.library.custom_op
     packet = getattr(operator, "overloadpacket", operator)
     name = getattr(packet, "_qualified_op_name", None)

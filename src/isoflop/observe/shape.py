@@ -23,7 +23,7 @@ _NOT_PLAIN = re.compile(
     r"|encoder_layers|decoder_layers|cross_attention|qformer|perceiver|resampler|logit_scale_init"  # several stacks
     r"|hidden_groups|cycles|mem_len|prompt_length|entity_|_size_global|block_sizes"  # N or T used otherwise
     r"|attention_window|random_blocks|block_per_row|landmarks|num_hash|lsh_|indexer|index_topk|lambda_std|pos_att_type"
-    r"|bottleneck|[qkv]_groups|image_size|patch_size|mel_bins|sampling_rate|vision_config|audio_config"  # no tokens to count
+    r"|bottleneck|[qkv]_groups|image_size|patch_size|mel_bins|sampling_rate|vision_config|audio_config"  # or no tokens
 )
 """Settings, or parts of a `model_type`, that a plain transformer does not have (transformers 5.23 was read)."""
 
@@ -59,7 +59,7 @@ def _shape(config: Any) -> TransformerShape | None:
     found = {size: [v for name in names if (v := _get(config, name)) is not None] for size, names in _NAMES.items()}
     if not all(found[size] for size in ("layers", "heads", "width", "vocabulary")):
         return None
-    layers, heads, width, vocabulary = (found[size][0] for size in ("layers", "heads", "width", "vocabulary"))
+    layers, heads, width = (found[size][0] for size in ("layers", "heads", "width"))
     if not found["head_dim"] and width % heads:
         return None
     return TransformerShape(layers=layers, heads=heads, head_dim=(*found["head_dim"], width // heads)[0])

@@ -87,7 +87,7 @@ class DequantizedLinear(nn.Linear):
     """What a layer with 4- or 8-bit weights computes: a product with all of them, in the input's dtype."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (…, in) → (…, out)."""
+        """From (…, in) to (…, out)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
