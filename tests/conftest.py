@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_compiled_before() -> None:
+    """A test must not find that another has compiled something: then no live step would be watched."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None:
+        dynamo.counters.clear()

@@ -113,6 +113,23 @@ def loop(folder: Path, observed: bool) -> Weights:
     return weights(net)
 
 
+def branching_loop(folder: Path, observed: bool) -> Weights:
+    """A model that can't be measured on the meta device."""
+
+    class Branches(type(model())):  # type: ignore[misc]
+        def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> Any:
+            assert input_ids.sum().item() >= 0
+            return super().forward(input_ids, attention_mask, labels)
+
+    torch.manual_seed(0)
+    net = Branches()
+    monitor = isoflop.Monitor(net, record_dir=folder, log_every=2) if observed else None
+    plain_loop(net, batches(ROWS, 8), monitor=monitor)
+    if monitor is not None:
+        monitor.close()
+    return weights(net)
+
+
 Scenario = Callable[[Path, bool], Weights]
 
 # -- how each boundary is broken: what trains, and what raises inside --------------------------------------------------
@@ -151,6 +168,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (transformers_resumed, "isoflop.recorder.Recorder.load_state_dict"),
     ],
     "following the trainer's step": [(lightning_run, "body of isoflop.monitor.Monitor.expect")],
+    "counting a real step": [(branching_loop, "isoflop.observe.tally.Tally.correct")],
     "settling the step": [
         (loop, "isoflop.observe.step.StepObserver.settle"),
         (lightning_run, "isoflop.observe.cost.StepCost.learn"),

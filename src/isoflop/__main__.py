@@ -2,4 +2,5 @@
 
 from isoflop.cli import app
 
-app()
+if __name__ == "__main__":
+    app(prog_name="isoflop")

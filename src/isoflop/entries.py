@@ -95,6 +95,7 @@ def describe_counting(observer: StepObserver) -> dict[str, Any]:
     return {
         "method": "; ".join(observer.methods) or None,
         "reasons": {method: reason for method, reason in observer.methods.items() if reason},
+        "uncounted": sorted(observer.uncounted),
         "convention": CONVENTION,
         "flops_per_token": observer.flops_per_token,
     }

@@ -161,6 +161,7 @@ class Monitor:
         """
         if not self._started:
             self.start()
+        self._end_watching()
         if loss is not None:
             self.loss(loss)
         self._settle(tokens)
@@ -283,6 +284,7 @@ class Monitor:
         """Training has ended: the last point and the totals are written. More calls do nothing."""
         if self._finished:
             return
+        self._end_watching()
         self._unwatch()
         if world_size() == 1 or (completed and self.setup.together):
             self.sync()
@@ -360,6 +362,11 @@ class Monitor:
         groups = getattr(self.setup.optimizer, "param_groups", None)
         if groups:
             self._lr = groups[0].get("lr")
+
+    @hook("counting a real step", "FLOPs fall back to a formula")
+    def _end_watching(self) -> None:
+        # here too, not in the observer's own hooks alone: whatever steps aside, this has to end
+        self.observer.end_watching()
 
     @hook(SETTLING, _UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:

@@ -24,7 +24,9 @@ _DTYPES = {
     "fp32": torch.float32,
 }
 _TARGETS = ("targets", "target", "labels", "label", "y", "tgt")
-_EXPECTED = "expected --input name=shape:dtype, such as pixel_values=8x3x224x224:float32 (B and S stand for --batch and --seq)"
+_EXPECTED = (
+    "expected --input name=shape:dtype, such as pixel_values=8x3x224x224:float32 (B and S stand for --batch and --seq)"
+)
 
 
 def parse_input(text: str, batch: int, length: int) -> tuple[str, Shape]:

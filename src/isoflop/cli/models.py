@@ -112,7 +112,7 @@ def _model_of(transformers: Any, config: Any) -> Callable[[Any], nn.Module]:
     for name in _TASKS:
         auto = getattr(transformers, name, None)
         if auto is not None and type(config) in auto._model_mapping:
-            return auto.from_config  # type: ignore[no-any-return]
+            return auto.from_config
     raise CannotOpen(f"transformers has no model for a {type(config).__name__}")
 
 
@@ -196,7 +196,7 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
 
     def load(device: str) -> nn.Module:
         try:
-            return kind.load_from_checkpoint(path, map_location=device, weights_only=not trust)  # type: ignore[no-any-return]
+            return kind.load_from_checkpoint(path, map_location=device, weights_only=not trust)
         except Exception as error:  # hyperparameters that were not saved, weights of another class
             raise CannotOpen(f"{path} can't be loaded as {place}: {_first_line(error)}") from None
 

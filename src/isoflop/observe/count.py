@@ -11,7 +11,7 @@ from torch import nn
 
 from isoflop.observe.calls import Call, Shape, Uncountable, shapes
 from isoflop.observe.counter import FlopCount, Phase
-from isoflop.observe.formulas import palm
+from isoflop.observe.formulas import palm, six_n
 from isoflop.observe.measure import Measurement, measure
 from isoflop.observe.methods import FORMULA, MEASURED, SIX_ND, WATCHED
 from isoflop.observe.parameters import Parameters, count_parameters, full_shape, unwrap
@@ -87,6 +87,7 @@ def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
         ValueError: the model has no parameters, or its inputs can't be described.
         Uncountable: nothing works, with the reasons.
 
+    >>> import torch
     >>> model = nn.Linear(4, 5)
     >>> count(model, torch.empty(3, 4)).flops.model  # 2 · 3·4·5 forward, as much for the weights' gradient
     240
@@ -127,9 +128,9 @@ def count_call(
         reason = str(error)
     parameters = count_parameters(model)
     estimate, method = estimated(model, parameters, tokens, length_of(call))
+    work = 6 * parameters.total * (tokens or 1) if estimate is None else estimate.model
     if build is None and not any(parameter.is_meta for parameter in model.parameters()):
         build = lambda: model  # noqa: E731
-    work = estimate or 6 * parameters.total * (tokens or 1)
     if build is not None and work <= RUN_AT_MOST:
         try:
             real = build()
@@ -141,15 +142,13 @@ def count_call(
                 raise Uncountable(reason) from None
     if estimate is None:
         raise Uncountable(reason)
-    return StepCount(
-        parameters, None, estimate, None if tokens is None else parameters.six_nd(tokens), tokens, method, reason
-    )
+    return StepCount(parameters, None, estimate.model, parameters.six_nd(tokens), tokens, method, reason)
 
 
 def estimated(
     model: nn.Module, parameters: Parameters, tokens: int | None, length: int | None
-) -> tuple[int | None, str]:
-    """Model FLOPs of a step that can't be measured, and by which formula: PaLM's where the shape is known, or 6·N·D.
+) -> tuple[FlopCount | None, str]:
+    """FLOPs of a step that can't be measured, and by which formula: PaLM's where the shape is known, or 6·N·D.
 
     PaLM's with the matrices alone is exact for a dense transformer but for norms and biases; 6·N·D leaves out
     attention and the output head.
@@ -159,8 +158,10 @@ def estimated(
     shape = shape_of(getattr(unwrap(model), "config", None))
     matrices = parameters.active_matrices
     if shape is not None and matrices is not None and length:
-        return palm(matrices, shape, length) * tokens, FORMULA
-    return parameters.six_nd(tokens), SIX_ND
+        flops = palm(matrices, shape, length) * tokens
+        return FlopCount(flops, flops, flops - six_n(matrices) * tokens), FORMULA
+    six_nd = parameters.six_nd(tokens)
+    return None if six_nd is None else FlopCount(six_nd, six_nd, 0), SIX_ND
 
 
 def _counted(

@@ -14,7 +14,7 @@ from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
 from isoflop.observe.counter import FlopCounter, Formula, current_phase
 from isoflop.observe.measure import Measurement, differentiated, eagerly
 from isoflop.observe.twin import untouched_randomness
-from isoflop.observe.uses import Uses, UseTracer
+from isoflop.observe.uses import UseTracer
 
 
 class LiveCounter(FlopCounter):
@@ -27,13 +27,15 @@ class LiveCounter(FlopCounter):
     def __init__(self) -> None:
         super().__init__()
         self.problem: str | None = None
-        self._entered = self._past_backward = False
+        self._entered = self._past_backward = self._recomputed = False
+        self._first_node = 0
 
     def enter(self) -> bool:
         """Begin, unless somebody else listens at the dispatcher: two such modes must be left in the right order."""
         if torch._C._len_torch_dispatch_stack() > 0:
             self.problem = "another dispatch mode is on"
             return False
+        self._first_node = torch.autograd._get_sequence_nr()
         self.__enter__()
         self._entered = True
         return True
@@ -63,14 +65,18 @@ class LiveCounter(FlopCounter):
     ) -> None:
         if self.problem is not None:
             return
+        phase = current_phase()
+        self._recomputed = self._recomputed or phase == "recomputed"
+        if phase == "backward" and formula is not None and not self._recomputed:
+            # (what reentrant checkpointing runs again is numbered anew by autograd's own threads)
+            node = torch._C._current_autograd_node()
+            if node is not None and node._sequence_nr() < self._first_node:
+                self.problem = "the backward pass reaches into an earlier forward pass"
+                return
         try:
             super()._note(packet, formula, args, kwargs, out)
         except Exception as error:  # a user's formula, an operand of an unknown kind: training goes on
             self.problem = f"{packet}: {type(error).__name__}: {error}"
-
-    def measurement(self) -> Measurement:
-        """What has been counted."""
-        return Measurement(self.count, Uses(), frozenset(self.without_formula), Counter(self.by_operator))
 
 
 def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,15 @@ from torch import nn
 from isoflop.observe.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
 from isoflop.observe.cost import MAX_KNOWN, StepCost, first_matrix
 from isoflop.observe.counter import FlopCount
+from isoflop.observe.count import estimated
 from isoflop.observe.measure import measure
+from isoflop.observe.methods import ESTIMATED, FORMULA, GIVEN, MEASURED, SIX_ND, WATCHED
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
 from isoflop.observe.tally import Tally, Totals
 from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, looks_like_tokens, shifts_labels
 from isoflop.observe.uses import Uses
+from isoflop.observe.watching import Watch
 
-MEASURED = "measured on the meta device"
-GIVEN = "flops_per_token given by the user"
-SIX_ND = "6·N·D, N non-embedding"
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
 
@@ -74,6 +74,12 @@ class StepObserver:
         self._constant: dict[Signature, Counted] = {}
         self._calls: dict[Signature, list[Call]] = {}
         self._uncountable: dict[Signature, str] = {}
+        self._watch = Watch()
+        # what batches that are still to be watched were taken for: signature → (how many, their FLOPs)
+        self._provisional: dict[Signature, tuple[int, FlopCount]] = {}
+        self._told: set[str] = set()
+        self.uncounted: set[str] = set()
+        """Heavy or custom operators that were counted 0."""
         self._argument_names: list[str] = []
         self._by_calls = False
         """FLOPs by what a step calls, for its batches do not tell them."""
@@ -115,6 +121,7 @@ class StepObserver:
         return new or self._by_calls
 
     def _enter(self, batch: Any) -> bool:
+        self.end_watching()
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
@@ -125,6 +132,8 @@ class StepObserver:
             return False
         flops = None if self._given is not None else self._cost.lookup(key)
         self._pending.append(Counted(key, self._tokens(batch), flops))
+        if flops is None and key in self._watch.wanted:
+            self._watch.begin(key)
         return (
             flops is None
             and self._given is None
@@ -189,6 +198,7 @@ class StepObserver:
 
     def settle(self, tokens: int | TokenCount | None = None, wall_time: float = 0.0) -> None:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
+        self.end_watching()
         for counted in self._pending:
             if counted.times is not None and tokens is None:
                 counted.times += 1  # added up when the tally is drained
@@ -196,7 +206,7 @@ class StepObserver:
             flops = counted.flops
             if flops is None:
                 flops = self._flops(counted.key, counted.tokens, wall_time)
-                self._keep_if_constant(counted.key, counted.tokens, flops)
+            self._keep_if_constant(counted.key, counted.tokens, flops)
             self.tally.add(counted.tokens, flops, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
             given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
@@ -214,7 +224,7 @@ class StepObserver:
         """Look the whole batch up from now on, if no mask and no labels make it differ from others of its shape."""
         if count is None or flops is None or self._tokens_fn is not None or len(self._constant) >= MAX_KNOWN:
             return
-        if self._by_calls:
+        if self._by_calls or key in self._constant or self._watch.wanted.get(key, 0) > 0:
             return
         if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
             self._constant[key] = Counted(key, count, flops, times=0)
@@ -266,7 +276,8 @@ class StepObserver:
             known = self._measure(key, processed, wall_time)
         if known is not None:
             return known
-        return self._without_measuring(processed, self._uncountable.get(key, "no forward call of the model was seen"))
+        reason = self._uncountable.get(key, "no forward call of the model was seen")
+        return self._without_measuring(processed, reason, key)
 
     def _measure(self, key: Signature, processed: int | None, wall_time: float) -> FlopCount | None:
         assert self.model is not None
@@ -278,7 +289,7 @@ class StepObserver:
                     "more batch shapes than can be measured in passing: FLOPs of further ones are estimated from the "
                     "nearest length"
                 )
-                self.methods["estimated from the nearest measured length"] = "many batch shapes"
+                self.methods[ESTIMATED] = "many batch shapes"
                 return estimate
             self._give_up(key, "more batch shapes, or longer measurements, than training has the time for")
             return None
@@ -288,39 +299,74 @@ class StepObserver:
         except Uncountable as reason:
             self._cost.seconds += time.perf_counter() - began
             self._give_up(key, str(reason))
+            if processed:
+                self._watch.want(key)
             return None
         self._cost.learn(key, measurement.flops, time.perf_counter() - began)
         if MEASURED not in self.methods:
             self.parameters = self._parameters(measurement.uses)
-        if measurement.without_formula:
-            missing = f"without a FLOPs formula, counted 0: {', '.join(sorted(measurement.without_formula))}"
-            self._say(f"operators {missing}. Pass flops_per_token= to set the FLOPs")
-            self.methods[MEASURED] = missing
         self.methods.setdefault(MEASURED, "")
+        self._tell_uncounted(MEASURED, measurement.without_formula)
         if processed and self.flops_per_token is None:
             self.flops_per_token = measurement.flops.model / processed
         return measurement.flops
+
+    def _tell_uncounted(self, method: str, operators: Collection[str]) -> None:
+        if operators:
+            names = ", ".join(sorted(operators))
+            self.uncounted |= set(operators)
+            self._say(
+                f"operators without a FLOPs formula, counted 0: {names}. Add one with isoflop.register_flop_formula, or "
+                "pass flops_per_token="
+            )
+            self.methods[method] = f"without a FLOPs formula, counted 0: {names}"
+
+    def end_watching(self) -> None:
+        """The step that was being watched is over: what its batches were taken for until now is put right."""
+        watched = self._watch.end()
+        if watched is None:
+            return
+        key, counter = watched
+        flops = counter.count
+        self._cost.learn(key, flops)
+        self.methods.setdefault(WATCHED, self._uncountable.pop(key, ""))
+        self._tell_uncounted(WATCHED, counter.without_formula)
+        times, taken_for = self._provisional.pop(key, (0, FlopCount(0, 0, 0)))
+        self.tally.correct(flops * times + taken_for * -1)
+        for counted in self._pending:
+            if counted.key == key:
+                counted.flops = flops
+        if not self._provisional:
+            for method in {FORMULA, SIX_ND} - self._told:  # nothing is left that was counted that way
+                self.methods.pop(method, None)
 
     def _give_up(self, key: Signature, reason: str) -> None:
         if len(self._uncountable) >= MAX_KNOWN:
             self._uncountable.clear()
         self._uncountable[key] = reason
 
-    def _without_measuring(self, processed: int | None, reason: str) -> FlopCount | None:
+    def _without_measuring(self, processed: int | None, reason: str, key: Signature = ()) -> FlopCount | None:
         if processed is None:
             return None
         if self._given is not None:
             return FlopCount(self._given * processed, self._given * processed, 0)
-        flops = None if self.parameters is None else self.parameters.six_nd(processed)
+        if self.model is None or self.parameters is None:
+            return None
+        matrix = first_matrix(key)
+        flops, method = estimated(self.model, self.parameters, processed, None if matrix is None else matrix[1])
         if flops is None:
             return None
-        if SIX_ND not in self.methods:
-            self.methods[SIX_ND] = reason
-            self._say(
-                f"the step's FLOPs are taken as 6·N·D, which leaves attention and the output head out: {reason}. "
-                "Pass flops_per_token= to set them"
+        self.methods.setdefault(method, reason)
+        if self._watch.wanted.get(key, 0) > 0:
+            times, sum_of_them = self._provisional.get(key, (0, FlopCount(0, 0, 0)))
+            self._provisional[key] = (times + 1, sum_of_them + flops)
+        elif method not in self._told:
+            self._told.add(method)
+            taken = (
+                "as 6·N·D, which leaves attention and the output head out" if method == SIX_ND else f"by the {method}"
             )
-        return FlopCount(flops, flops, 0)
+            self._say(f"the step's FLOPs are taken {taken}: {reason}. Pass flops_per_token= to set them")
+        return flops
 
 
 def _describe(batch: Any) -> str:

@@ -123,6 +123,12 @@ class Tally:
         if count_tokens:
             self.add_tokens(tokens, times)
 
+    def correct(self, flops: FlopCount) -> None:
+        """Add FLOPs, maybe negative, to those of batches that were added before."""
+        self._counts["flops"] += flops.model
+        self._counts["flops_hardware"] += flops.hardware
+        self._counts["flops_attention"] += flops.attention
+
     def add_tokens(self, count: TokenCount | None, times: int = 1) -> None:
         """The tokens of one (micro-)batch, or of `times` that are alike; None: unknown."""
         self.batches += times

@@ -101,7 +101,9 @@ def _module_table(root: ModuleCount, depth: int) -> Any:
     for name, kind, module in _rows(root, depth):
         share = f"{module.model / root.model:.1%}" if root.model else "–"
         hardware = (_flops(module.hardware),) if again else ()
-        table.add_row(name, kind, _whole(module.parameters), _flops(module.forward), _flops(module.model), *hardware, share)
+        table.add_row(
+            name, kind, _whole(module.parameters), _flops(module.forward), _flops(module.model), *hardware, share
+        )
     return table
 
 
