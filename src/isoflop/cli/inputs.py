@@ -1,4 +1,4 @@
-"""What a training step of a model is called with: token ids of batch × length, an image, audio, or what the user says."""
+"""What a training step of a model is called with: token ids, an image, audio, or what the user says."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def candidate_calls(model: nn.Module, batch: int, length: int, given: Mapping[st
         except TypeError as error:
             named = ", ".join(name for name in parameters if name not in ("args", "kwargs"))
             raise ValueError(
-                f"{type(model).__name__}.forward can't be called with {describe_call(call)}: {error}. It takes {named}; "
-                "say with --input name=shape:dtype what training gives it"
+                f"{type(model).__name__}.forward can't be called with {describe_call(call)}: {error}. It takes {named}"
+                ": say with --input name=shape:dtype what training gives"
             ) from None
     return calls
 

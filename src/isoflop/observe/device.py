@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def describe_device(device: torch.device, dtype: torch.dtype, peak_flops: float 
         dtype: of its matrix products.
         peak_flops: the user's `peak_flops=`, which goes before the table.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = _device_name(device)
     product_dtype = str(dtype).removeprefix("torch.")
     if device.type == "cuda" and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         product_dtype = "tf32"
@@ -70,6 +71,15 @@ def describe_device(device: torch.device, dtype: torch.dtype, peak_flops: float 
     if peak is None:
         return Device(name, device.type, product_dtype, None, None)
     return Device(name, device.type, product_dtype, peak.flops_per_second, peak.source)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "xla":
+        # Google Cloud's accelerator type ("v5litepod-8"), which torch_xla itself reads here
+        return os.environ.get("TPU_ACCELERATOR_TYPE") or os.environ.get("ACCELERATOR_TYPE") or "xla"
+    return device.type
 
 
 def compute_dtype(device_type: str, parameter_dtype: torch.dtype) -> torch.dtype:

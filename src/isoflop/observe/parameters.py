@@ -104,6 +104,12 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
             "expected a model whose parameters show their size, got one in FSDP1's flat shards; pass num_params= "
             "(FSDP2 needs nothing)"
         )
+    packed = next((name for name, _ in [*named.items(), *model.named_buffers()] if _is_packed(name)), None)
+    if packed is not None:
+        raise ValueError(
+            f"expected weights that show their size, got packed quantised ones ({packed}); pass num_params= and "
+            "flops_per_token= (bitsandbytes' 4 and 8 bits need nothing)"
+        )
     sizes = {name: numel(parameter) for name, parameter in named.items()}
     total = sum(sizes.values())
     trainable = sum(sizes[name] for name, parameter in named.items() if parameter.requires_grad)
@@ -117,6 +123,14 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
         active=total - _idle_experts(model, sizes),
         method="by module type" if uses is None else "by use in a traced forward pass",
     )
+
+
+_PACKED = ("qweight", "qzeros", "weight_packed", "W_q", "packed_weight")
+"""GPTQ and AWQ, compressed-tensors, HQQ: several weights in an integer, of a layout of their own."""
+
+
+def _is_packed(name: str) -> bool:
+    return name.rpartition(".")[2] in _PACKED
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -13,8 +13,8 @@ from torch import nn
 
 from isoflop.observe.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
 from isoflop.observe.cost import MAX_KNOWN, StepCost, first_matrix
-from isoflop.observe.counter import FlopCount
 from isoflop.observe.count import estimated
+from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
 from isoflop.observe.methods import ESTIMATED, FORMULA, GIVEN, MEASURED, SIX_ND, WATCHED
 from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
@@ -316,8 +316,8 @@ class StepObserver:
             names = ", ".join(sorted(operators))
             self.uncounted |= set(operators)
             self._say(
-                f"operators without a FLOPs formula, counted 0: {names}. Add one with isoflop.register_flop_formula, or "
-                "pass flops_per_token="
+                f"operators without a FLOPs formula, counted 0: {names}. Say what they compute with "
+                "isoflop.register_flop_formula, or pass flops_per_token="
             )
             self.methods[method] = f"without a FLOPs formula, counted 0: {names}"
 

@@ -49,7 +49,7 @@ def print_count(name: str, inputs: str, counted: StepCount, opinions: Iterable[A
         console.print(Text(f"Not in a better way, because: {counted.reason}", style="yellow"), soft_wrap=True)
     if counted.uncounted:
         names = ", ".join(counted.uncounted)
-        text = f"Counted 0, for no formula is known: {names}. isoflop.register_flop_formula(…) adds one"
+        text = f"Counted 0, for no formula is known: {names}. isoflop.register_flop_formula adds one"
         console.print(Text(text, style="yellow"), soft_wrap=True)
 
 
