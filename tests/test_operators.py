@@ -1,0 +1,187 @@
+"""Formulas of single operators, ours beside the arithmetic by hand, and those that a user registers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import isoflop
+from isoflop.observe import operators
+from isoflop.observe.calls import Call, shapes
+from isoflop.observe.counter import FlopCount, FlopCounter
+from isoflop.observe.measure import measure
+from isoflop.observe.methods import MEASURED
+from isoflop.observe.operators import formula_of, operator_name, register_flop_formula
+
+aten = torch.ops.aten
+
+
+def count(function: Any, *args: torch.Tensor) -> int:
+    with FlopCounter() as counter:
+        function(*args)
+    return counter.count.model
+
+
+def t(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, device="meta")
+
+
+def test_products_that_torch_has_no_formula_for():
+    assert count(torch.mv, t(3, 5), t(5)) == 2 * 3 * 5
+    assert count(torch.dot, t(5), t(5)) == count(torch.vdot, t(5), t(5)) == 2 * 5
+    assert count(torch.addmv, t(3), t(3, 5), t(5)) == 2 * 3 * 5
+    assert count(torch.addbmm, t(3, 4), t(2, 3, 5), t(2, 5, 4)) == 2 * 2 * 3 * 5 * 4
+    assert count(torch.addr, t(3, 4), t(3), t(4)) == 2 * 3 * 4
+    int8 = [torch.empty(32, 16, dtype=torch.int8, device="meta"), torch.empty(16, 8, dtype=torch.int8, device="meta")]
+    assert count(torch._int_mm, *int8) == 2 * 32 * 16 * 8
+
+
+@pytest.mark.parametrize("width", [4, 7])
+def test_flash_attention_of_dao_ailab(width: int):
+    """(B, T, H, K), as its operators have it; QKᵀ and AV forward, twice that backward."""
+    query, key = t(2, 8, 6, width), t(2, 8, 3, width)
+    forward = formula_of_name("flash_attn::_flash_attn_forward")
+    backward = formula_of_name("flash_attn::_flash_attn_backward")
+    products = 2 * (2 * 2 * 6 * 8 * 8 * width)
+    assert forward(query, key, key, out_val=query) == products
+    assert backward(query, query, key, key, out_val=query) == 2 * products
+
+
+def formula_of_name(name: str) -> Any:
+    return operators._NAMED[name]
+
+
+def test_heavy_operators_without_a_formula_are_named():
+    with FlopCounter() as counter:
+        torch.fft.fft(torch.randn(8))
+        torch.nn.functional.bilinear(torch.randn(2, 3), torch.randn(2, 4), torch.randn(5, 3, 4))
+        torch.relu(torch.randn(3)).cumsum(0)
+    assert counter.without_formula == {"aten::_fft_r2c", "aten::_trilinear"}
+
+
+def test_higher_order_operators_count_what_is_inside():
+    """torch.cond's branches and the like reach a dispatch mode whole."""
+    from torch._higher_order_ops.wrap import wrap
+
+    with FlopCounter() as counter:
+        wrap(lambda x, y: x @ y, t(2, 3), t(3, 4))
+    assert counter.count.model == 2 * 2 * 3 * 4
+
+
+# -- a user's formula --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cube() -> Any:
+    """`isoflop_test::cube`, an operator of a library: x³ as two products, with an operator for its backward pass."""
+    names = dict(operators._NAMED)
+
+    @torch.library.custom_op("isoflop_test::cube", mutates_args=())
+    def cube(x: torch.Tensor) -> torch.Tensor:
+        return x @ x @ x
+
+    @torch.library.custom_op("isoflop_test::cube_backward", mutates_args=())
+    def cube_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return grad + x
+
+    cube.register_fake(torch.empty_like)
+    cube_backward.register_fake(lambda grad, x: torch.empty_like(x))
+    cube.register_autograd(
+        lambda ctx, grad: cube_backward(grad, ctx.saved_tensors[0]),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+    )
+    yield cube
+    operators._NAMED.clear()
+    operators._NAMED.update(names)
+
+
+class Cubes(nn.Module):
+    def __init__(self, cube: Any) -> None:
+        super().__init__()
+        self.cube = cube
+        self.words = nn.Embedding(10, 4)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.cube(self.layer(self.words(ids)).flatten(0, 1))
+
+
+def cube_flops(x: Any, *, out_val: Any, **_: Any) -> int:
+    assert out_val.shape == x.shape
+    return 2 * 2 * x.shape[0] ** 3
+
+
+def cube_backward_flops(grad: Any, x: Any, *, out_val: Any, **_: Any) -> int:
+    return 6 * 2 * x.shape[0] ** 3
+
+
+LINEAR = 3 * (2 * 4 * 4 * 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype")
+@pytest.mark.parametrize("as_what", ["name", "custom operator", "packet", "overload"])
+def test_a_registered_formula_counts_forward_and_backward(cube: Any, as_what: str):
+    call = Call(model := Cubes(cube), shapes((torch.zeros(1, 4, dtype=torch.long),)), {})
+    before = measure(model, [call])
+    assert before.flops.model == LINEAR
+    assert before.without_formula == {"isoflop_test::cube", "isoflop_test::cube_backward"}
+    packet = torch.ops.isoflop_test.cube
+    name = {"name": "isoflop_test::cube", "custom operator": cube, "packet": packet, "overload": packet.default}
+    register_flop_formula(name[as_what], cube_flops)
+    half = measure(model, [call])
+    assert half.flops.model == LINEAR + 2 * 2 * 64 and half.without_formula == {"isoflop_test::cube_backward"}
+    isoflop.register_flop_formula("isoflop_test::cube_backward", cube_backward_flops)
+    whole = measure(model, [call])
+    assert whole.flops == FlopCount(LINEAR + 16 * 64, LINEAR + 16 * 64, 0) and not whole.without_formula
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype")
+def test_a_run_names_what_it_did_not_count(cube: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.WARNING, "isoflop")
+    model = Cubes(cube)
+    with isoflop.Monitor(model, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(3):
+            model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+            monitor.step()
+    (run,) = isoflop.read_runs(tmp_path)
+    names = ["isoflop_test::cube", "isoflop_test::cube_backward"]
+    assert run.counting["uncounted"] == names and run.counting["method"] == MEASURED
+    said = [record.getMessage() for record in caplog.records if "without a FLOPs formula" in record.getMessage()]
+    assert said == [
+        f"isoflop: operators without a FLOPs formula, counted 0: {', '.join(names)}. Say what they compute with "
+        "isoflop.register_flop_formula, or pass flops_per_token="
+    ]
+
+
+def test_the_last_formula_counts_and_goes_before_ours(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(operators, "_NAMED", {})
+    for value in (5, 7):
+        register_flop_formula("aten::mm", lambda *_, value=value, **__: value)
+    assert count(torch.mm, t(2, 3), t(3, 4)) == 7
+
+
+@pytest.mark.parametrize(
+    ("operator", "formula", "text"),
+    [
+        (len, cube_flops, "expected an operator or its qualified name"),
+        ("cube", cube_flops, "or its qualified name (\"library::operator\"), got 'cube'"),
+        ("a::", cube_flops, "expected an operator or its qualified name"),
+        ("lib::cube", 12, r"expected a function (*args, out_val, **kwargs) → FLOPs, got 12"),
+    ],
+)
+def test_what_is_no_operator(operator: Any, formula: Any, text: str):
+    with pytest.raises(ValueError) as caught:
+        register_flop_formula(operator, formula)
+    assert text in str(caught.value)
+
+
+def test_names():
+    assert operator_name(aten.mm) == operator_name(aten.mm.default) == "aten::mm"
+    assert operator_name(torch.ops.higher_order.flex_attention) == "higher_order::flex_attention"
+    assert operator_name(len) is None
+    assert formula_of(aten.relu) is None
