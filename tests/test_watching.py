@@ -1,4 +1,4 @@
-"""A model that the meta device can't run is counted on a step that it trains anyway; nothing of the training changes."""
+"""A model that the meta device can't run is counted on a step that it trains anyway; the training stays the same."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _alive(made: Made) -> list[torch.Tensor]:
 
 def _user_caches() -> list[Any]:
     # torch's own caches hold no tensors of a model, and clearing them costs compilations
-    found = [item for item in gc.get_objects() if type(item) is _CACHE]
+    found = [item for item in gc.get_referrers(_CACHE) if type(item) is _CACHE]  # each refers to its type
     return [cache for cache in found if not str(getattr(cache, "__module__", "")).startswith("torch.")]
 
 

@@ -21,7 +21,7 @@ from torch import nn
 if TYPE_CHECKING:
     from isoflop.observe.uses import Uses
 
-_TOP_K = ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts")
+_TOP_K = ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts", "moe_topk", "moe_k")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -125,6 +125,9 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
     )
 
 
+_FEW = 16
+"""Rows of a table that may tell kinds of tokens rather than tokens."""
+
 _PACKED = ("qweight", "qzeros", "weight_packed", "W_q", "packed_weight")
 """GPTQ and AWQ, compressed-tensors, HQQ: several weights in an integer, of a layout of their own."""
 
@@ -149,7 +152,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _by_use(uses: Uses, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
     """(embeddings, output heads); a tied matrix is in both."""
     lookups = {name for name in uses.lookup if len(full_shape(named[name])) >= 2}
-    vocabularies = {full_shape(named[name])[0] for name in uses.vocabulary}
+    # BERT's two token types are no vocabulary that a classifier of two classes would be the head of
+    rows = {full_shape(named[name])[0] for name in uses.vocabulary}
+    vocabularies = {size for size in rows if size > _FEW or size == max(rows)}
     # the head: a matrix onto a vocabulary, after which no other matrix comes. The second condition is what tells it
     # apart where the model is as wide as its vocabulary.
     heads = {name for name, size in uses.last.items() if size in vocabularies}
@@ -184,7 +189,8 @@ def _from_getter(module: nn.Module, getter: str) -> list[Any]:
 
 def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
     weights = (getattr(module, "weight", None) for module in modules)
-    return {name_of[id(weight)] for weight in weights if id(weight) in name_of}
+    # get_input_embeddings may give a convolution over patches or a spectrogram: that multiplies
+    return {name_of[id(weight)] for weight in weights if id(weight) in name_of and len(full_shape(weight)) == 2}
 
 
 def _idle_experts(model: nn.Module, sizes: dict[str, int]) -> int:
@@ -212,6 +218,6 @@ def _expert_weights(module: nn.Module, prefix: str, experts: int) -> set[str]:
             names |= {f"{dot}{name}" for name, _ in inner.named_parameters()}
         for name, parameter in inner.named_parameters(recurse=False):
             shape = full_shape(parameter)
-            if len(shape) >= 3 and shape[0] == experts and "expert" in f"{dot}{name}":
+            if len(shape) >= 2 and shape[0] == experts and "expert" in f"{dot}{name}":
                 names.add(f"{dot}{name}")
     return names

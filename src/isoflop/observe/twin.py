@@ -97,7 +97,9 @@ class Twin:
             object.__setattr__(twin, name, {key: self._module_part(value) for key, value in held.items()})
         for name in _HOOKS:
             if name in state:
-                object.__setattr__(twin, name, type(state.pop(name))())
+                hooks = state.pop(name)
+                kept = {key: hook for key, hook in hooks.items() if _requires_gradients(hook)}
+                object.__setattr__(twin, name, type(hooks)(kept))
         state["_compiled_call_impl"] = None
         state.update(dict.fromkeys(_LOGGING & state.keys()))
         for name, value in state.items():
@@ -167,6 +169,15 @@ class Twin:
     def _remember(self, original: Any, twin: Any) -> None:
         self._copies[id(original)] = twin
         self._alive.append(original)
+
+
+def _requires_gradients(hook: Any) -> bool:
+    """Hugging Face's and PEFT's hook behind a frozen model's embeddings: `output.requires_grad_(True)`.
+
+    The one hook that FLOPs hang on, and it touches nothing else: without it reentrant checkpointing gives adapters no
+    gradient, and with it the backward pass goes down to the embeddings.
+    """
+    return getattr(hook, "__qualname__", "").endswith(("make_inputs_require_grads", "make_inputs_require_grad"))
 
 
 def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:

@@ -119,6 +119,8 @@ class UseTracer:
         if packet in _LOOKUPS and named[0] and inputs[0].dim() >= 3:  # whole matrices: the experts of a token
             for tensor in outputs:
                 self._tag(self._names, tensor, named[0])
+        elif packet in _LOOKUPS and named[0] and any(_storage(tensor) in self._last for tensor in inputs[1:]):
+            self.uses.other |= named[0]  # rows that a matrix product chose: biases of a token's experts
         elif packet in _LOOKUPS and named[0]:
             self.uses.lookup |= named[0]
             if any(_storage(tensor) in self._given for tensor in inputs[1:]):
