@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,7 +76,7 @@ def _outcome(model: nn.Module, calls: Sequence[Call], made: Made, by_module: boo
     except Uncountable as reason:
         return str(reason)
     except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
-        return f"{type(model).__name__} can't be copied to the meta device ({_said(error)})"
+        return f"{type(model).__name__} can't be copied to the meta device ({said(error)})"
 
 
 def _measure(model: nn.Module, calls: Sequence[Call], made: Made, by_module: bool) -> Measurement:
@@ -127,7 +129,7 @@ class _Replays:
                     return _forward_backward(twin, replace(call, kwargs=kwargs), self._made, self._by_module)
             except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
                 if floating is None and not written_out:
-                    reason = _said(error)
+                    reason = said(error)
         raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
 
     def _twin(self, *kind: Any) -> Twin:
@@ -204,6 +206,16 @@ def eagerly() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _said(error: Exception | None) -> str:
+def said(error: Exception) -> str:
+    """What an exception says in a line, and where in the user's code, or a library's, it came up."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+    kind = type(error).__name__
+    if kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
+        kind = f"it depends on values, which shapes do not have; {kind}"
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    places = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__, limit=None)
+        if not frame.filename.startswith((*ours, "<"))
+    ]
+    return f"{kind}: {text[0][:200] if text else ''}{f', at {places[-1]}' if places else ''}"
