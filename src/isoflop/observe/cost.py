@@ -1,20 +1,21 @@
 """FLOPs of a (micro-)batch by its signature: measured once a shape, a look-up afterwards.
 
-For a dense transformer FLOPs are B·S·(p + q·S) in batch B and length S: two measured lengths give p and q, a third
-that fits exactly confirms them, and from then on no length between them is measured again. Whatever does not follow
-that law is measured once a shape, within a budget of time; past it a new shape is estimated from the nearest one, and
-that is said.
+Signatures that differ in sizes alone are a family. In a transformer FLOPs are a polynomial of the sizes that vary (see
+`polynomial`): five measured lengths give and confirm it, about eleven pairs in an encoder–decoder, and from then on
+nothing between them is measured again. Whatever follows no such law is measured once a shape, within a budget of time;
+past it a new shape is estimated from the nearest one, and that is said.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import torch
+
 from isoflop.observe.calls import Signature
 from isoflop.observe.counter import FlopCount
+from isoflop.observe.polynomial import KEPT, Law
 
 BUDGET_SECONDS = 30.0
 """Measuring takes 0.2–2 s a shape; a run with more shapes than this buys gets estimates …"""
@@ -24,52 +25,86 @@ BUDGET_SHARE = 0.002
 MAX_KNOWN = 10_000
 """Signatures kept; those beyond are computed from the law or estimated each time."""
 
+Sizes = tuple[int, ...]
 
-@dataclass
+
 class _Family:
-    """Signatures that differ in batch size and length alone: (B, S) → measured FLOPs."""
+    """Signatures of one structure: their measured FLOPs by all the sizes in them, in order, and the law, if any.
 
-    measured: dict[tuple[int, int], FlopCount] = field(default_factory=dict)
-    law: tuple[tuple[Fraction, Fraction], ...] | None = None
+    Sizes that always move together (ids, mask and labels; labels one shorter) are one variable: by the first of them.
+    """
 
-    def learn(self, batch: int, length: int, count: FlopCount) -> None:
-        self.measured[batch, length] = count
-        by_length = {s: (b, c) for (b, s), c in self.measured.items()}
-        if len(by_length) < 3:
+    def __init__(self) -> None:
+        self.measured: dict[Sizes, FlopCount] = {}
+        self._law: Law | None = None
+        self._origin: Sizes = ()
+        self._ties: list[tuple[int, Fraction]] = []
+        """For each size the variable that it moves with, and by how much: size − origin = ratio·(variable − origin)."""
+        self._variables: list[int] = []
+
+    def learn(self, sizes: Sizes, count: FlopCount) -> None:
+        if self.measured.get(sizes) == count:
             return
-        (s1, (b1, c1)), (s2, (b2, c2)) = list(by_length.items())[:2]
-        law = []
-        for one, two in zip(_parts(c1), _parts(c2), strict=True):
-            per1, per2 = Fraction(one, b1 * s1), Fraction(two, b2 * s2)
-            q = (per1 - per2) / (s1 - s2)
-            law.append((per1 - q * s1, q))
-        self.law = tuple(law)
-        if any(self._by_law(b, s) != c for (b, s), c in self.measured.items()):
-            self.law = None
+        self.measured[sizes] = count
+        if len(self.measured) > KEPT:
+            del self.measured[next(iter(self.measured))]
+        if not self._tied(sizes):
+            self._find_variables()
+        elif self._law is not None:
+            self._law.add(self._point(sizes), _parts(count))
 
-    def predict(self, batch: int, length: int) -> FlopCount | None:
-        """By the law, where it has been confirmed: between the measured lengths (longer ones may meet a window) and
-        at multiples of what divides them all (a model that pads to chunks follows a law at whole chunks alone).
-        """
-        lengths = [s for _, s in self.measured]
-        if self.law is None or not min(lengths) <= length <= max(lengths) or length % math.gcd(*lengths):
-            return None
-        return self._by_law(batch, length)
+    def predict(self, sizes: Sizes) -> FlopCount | None:
+        """What a measurement would give, where a law says it for certain."""
+        parts = self._law.predict(self._point(sizes)) if self._law is not None and self._tied(sizes) else None
+        return None if parts is None else FlopCount(*parts)
 
-    def _by_law(self, batch: int, length: int) -> FlopCount | None:
-        if self.law is None:
-            return None
-        values = [batch * length * (p + q * length) for p, q in self.law]
-        if any(value.denominator != 1 for value in values):
-            return None
-        return FlopCount(*(int(value) for value in values))
+    def extrapolate(self, sizes: Sizes) -> FlopCount | None:
+        parts = self._law.extrapolate(self._point(sizes)) if self._law is not None and self._tied(sizes) else None
+        return None if parts is None else FlopCount(*parts)
 
-    def estimate(self, batch: int, length: int) -> FlopCount:
-        by_law = self._by_law(batch, length)
-        if by_law is not None:
-            return by_law
-        (b, s), count = min(self.measured.items(), key=lambda item: abs(item[0][1] - length))
-        return FlopCount(*(round(Fraction(part * batch * length, b * s)) for part in _parts(count)))
+    def nearest(self, sizes: Sizes) -> FlopCount:
+        """In proportion to the tokens of what was measured nearest: batch times the sum of the lengths that vary."""
+        points = [*self.measured, sizes]
+        batch, *others = zip(*points, strict=True)
+        lengths = [column for column in dict.fromkeys(others) if len(set(column)) > 1 and column != batch]
+
+        def distance(i: int) -> tuple[float, int]:
+            return sum(abs(c[i] - c[-1]) / max(1, c[i] + c[-1]) for c in lengths), abs(batch[i] - batch[-1])
+
+        def tokens(i: int) -> int:
+            return batch[i] * (sum(column[i] for column in lengths) if lengths else 1)
+
+        i = min(range(len(self.measured)), key=distance)
+        scale = Fraction(tokens(-1), max(1, tokens(i)))
+        return FlopCount(*(round(part * scale) for part in _parts(self.measured[points[i]])))
+
+    def _point(self, sizes: Sizes) -> Sizes:
+        return tuple([sizes[i] for i in self._variables])
+
+    def _tied(self, sizes: Sizes) -> bool:
+        """Whether the sizes move together as those measured do."""
+        moved = [size - start for size, start in zip(sizes, self._origin, strict=False)]
+        return bool(moved) and all(step == ratio * moved[i] for step, (i, ratio) in zip(moved, self._ties, strict=True))
+
+    def _find_variables(self) -> None:
+        self._origin = next(iter(self.measured))
+        self._ties = []
+        first: dict[tuple[Fraction, ...], tuple[int, int]] = {}
+        for i, column in enumerate(zip(*self.measured, strict=True)):
+            steps = [size - column[0] for size in column]
+            unit = next((step for step in steps if step), 0)
+            if not unit:
+                self._ties.append((i, Fraction(0)))
+                continue
+            variable, its_unit = first.setdefault(tuple(Fraction(step, unit) for step in steps), (i, unit))
+            self._ties.append((variable, Fraction(unit, its_unit)))
+        self._variables = [variable for variable, _ in first.values()]
+        # the first size of all is the batch's; where nothing else varies, it may as well be a length
+        batch = self._variables[:1] == [0] and len(self._variables) > 1
+        self._law = Law(batch, values=3) if 1 <= len(self._variables) - batch <= 2 else None
+        if self._law is not None:
+            for sizes, count in self.measured.items():
+                self._law.add(self._point(sizes), _parts(count))
 
 
 class StepCost:
@@ -77,7 +112,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._known: dict[Signature, FlopCount] = {}
-        self._families: dict[Any, _Family] = {}
+        self._families: dict[tuple[Any, int | None], _Family] = {}
         self.seconds = 0.0
         self.estimated = 0
         """How many shapes got an estimate rather than a measurement."""
@@ -85,32 +120,38 @@ class StepCost:
     def lookup(self, key: Signature) -> FlopCount | None:
         """FLOPs of a batch with this signature; None: to be measured (and `learn`ed)."""
         count = self._known.get(key)
-        if count is None:
-            count = self._by_law(key)
+        if count is None and self._families:
+            sizes, families = self._families_of(key)
+            count = next((found for family in families if (found := family.predict(sizes)) is not None), None)
             if count is not None and len(self._known) < MAX_KNOWN:
                 self._known[key] = count
         return count
 
     def learn(self, key: Signature, count: FlopCount, seconds: float = 0.0) -> None:
         """Keep what was measured for a signature, and what it took."""
-        self._known[key] = count
         self.seconds += seconds
-        template, sizes = _template(key)
-        if sizes is not None:
-            self._families.setdefault(template, _Family()).learn(*sizes, count)
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[key] = count
+        sizes, structure = _sizes(key)
+        # a family a batch size too: batches mostly are of one, and its law needs nothing of how FLOPs go with another
+        for name in ((structure, sizes[0]), (structure, None)) if sizes else ():
+            if name in self._families or len(self._families) < MAX_KNOWN:
+                self._families.setdefault(name, _Family()).learn(sizes, count)
 
     def may_measure(self, wall_time: float) -> bool:
         """Whether one more measurement is within the budget at this point of the run."""
         return self.seconds <= max(BUDGET_SECONDS, BUDGET_SHARE * wall_time)
 
     def estimate(self, key: Signature) -> FlopCount | None:
-        """FLOPs by the nearest measured length; None where nothing alike was measured."""
-        template, sizes = _template(key)
-        family = self._families.get(template)
-        if family is None or sizes is None:
+        """FLOPs by the law beyond its range, else by the nearest that was measured; None if nothing alike was."""
+        sizes, families = self._families_of(key)
+        if not families:
             return None
         self.estimated += 1
-        count = family.estimate(*sizes)
+        count = next((found for family in families if (found := family.extrapolate(sizes)) is not None), None)
+        if count is None:
+            count = families[-1].nearest(sizes)
         if len(self._known) < MAX_KNOWN:
             self._known[key] = count
         return count
@@ -120,40 +161,42 @@ class StepCost:
         self._known.clear()
         self._families.clear()
 
-    def _by_law(self, key: Signature) -> FlopCount | None:
-        if not self._families:
-            return None
-        template, sizes = _template(key)
-        family = self._families.get(template)
-        return None if family is None or sizes is None else family.predict(*sizes)
+    def _families_of(self, key: Signature) -> tuple[Sizes, list[_Family]]:
+        sizes, structure = _sizes(key)
+        names = ((structure, sizes[0]), (structure, None)) if sizes else ()
+        return sizes, [family for name in names if (family := self._families.get(name)) is not None]
 
 
 def _parts(count: FlopCount) -> tuple[int, int, int]:
     return count.model, count.hardware, count.attention
 
 
-def _template(key: Signature) -> tuple[Any, tuple[int, int] | None]:
-    """The signature with its batch size and length replaced by letters, and (B, S); None where it has none."""
-    first = first_matrix(key)
-    if first is None:
-        return key, None
-    batch, length = first[0], first[1]
+def _sizes(key: Signature) -> tuple[Sizes, Any]:
+    """All sizes of the tensors in a signature, in order, and what else there is to it."""
+    sizes: list[int] = []
+    calls = key[:1] == ("calls",)
 
-    def replace(part: Any) -> Any:
-        if isinstance(part, tuple):
-            if part and all(type(size) is int for size in part):
-                letters = ["B" if size == batch and i == 0 else size for i, size in enumerate(part)]
-                return tuple("S" if size == length and i > 0 else size for i, size in enumerate(letters))
-            return tuple(replace(item) for item in part)
-        return part
+    def without_sizes(part: Any) -> Any:
+        if not isinstance(part, tuple):
+            return part
+        # one small number by itself is an argument (a mode, a number of loops; `signature`), or a vector's size
+        if _is_shape(part) and (len(part) > 1 or calls or isinstance(part, torch.Size)):
+            sizes.extend(part)
+            return len(part)
+        return tuple([without_sizes(item) for item in part])
 
-    return replace(key), (batch, length)
+    structure = without_sizes(key)
+    return tuple(sizes), structure
+
+
+def _is_shape(part: tuple[Any, ...]) -> bool:
+    return bool(part) and all(type(size) is int for size in part)
 
 
 def first_matrix(key: Any) -> tuple[int, ...] | None:
     """The first shape of two dimensions or more in a signature: (batch, length, …)."""
     if not isinstance(key, tuple):
         return None
-    if len(key) >= 2 and all(type(size) is int for size in key):
+    if len(key) >= 2 and _is_shape(key):
         return key
     return next((found for part in key if (found := first_matrix(part)) is not None), None)

@@ -188,7 +188,7 @@ def _from_getter(module: nn.Module, getter: str) -> list[Any]:
 
 
 def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
-    weights = (getattr(module, "weight", None) for module in modules)
+    weights: Iterable[Any] = (getattr(module, "weight", None) for module in modules)
     # get_input_embeddings may give a convolution over patches or a spectrogram: that multiplies
     return {name_of[id(weight)] for weight in weights if id(weight) in name_of and len(full_shape(weight)) == 2}
 
