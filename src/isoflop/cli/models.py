@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from isoflop.observe.parameters import unwrap
+
 
 class CannotOpen(ValueError):
     """Expected a model, got something else: what to do is in the text."""
@@ -231,7 +233,7 @@ def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
             model = build()
         except Exception as error:
             raise CannotOpen(f"the model can't be built: {_first_line(error)}") from None
-    return model.train()
+    return unwrap(model).train()
 
 
 def _library(name: str, extra: str) -> Any:
