@@ -52,6 +52,29 @@ def test_flash_attention_of_dao_ailab(width: int):
     assert backward(query, query, key, key, out_val=query) == 2 * products
 
 
+@pytest.mark.parametrize("name", ["_flash_attention", "_efficient_attention", "flex_attention"])
+def test_fused_attention_counts_four_products_backward(name: str):
+    """torch counts a fifth, QKᵀ computed again; layouts differ: (B, T, H, K), flex (B, H, T, K)."""
+    q = t(2, 4, 16, 8) if name == "flex_attention" else t(2, 16, 4, 8)
+    products = 2 * (2 * 2 * 4 * 16 * 16 * 8)
+    if name == "flex_attention":
+        home = torch.ops.higher_order
+        masked = {"_node_meta": {"custom": {"sparsity_hint": 0.5}}}
+        assert formula_of(home.flex_attention)(q, q, q, **masked) == products
+        assert formula_of(home.flex_attention_backward)(q, q, q, q, None, q, **masked) == 2 * products
+        return
+    forward, backward = getattr(aten, f"{name}_forward"), getattr(aten, f"{name}_backward")
+    efficient = [None] if name == "_efficient_attention" else []  # a bias
+    assert formula_of(forward)(q, q, q, *efficient, None, None, None, None, out_val=q) == products
+    rest = [None, q, None] if efficient else [q, None, None]
+    assert formula_of(backward)(q, q, q, q, *rest, None, None, None, out_val=q) == 2 * products
+    # two packed sequences of 16 in one row, given by their bounds
+    q = t(1, 32, 4, 8) if efficient else t(32, 4, 8)
+    bounds = torch.tensor([0, 16, 32], device="meta", dtype=torch.int32)
+    assert formula_of(forward)(q, q, q, *efficient, bounds, bounds, 16, 16, out_val=q) == products
+    assert formula_of(backward)(q, q, q, q, *rest[:2], bounds, bounds, 16, 16, out_val=q) == 2 * products
+
+
 def formula_of_name(name: str) -> Any:
     return operators._NAMED[name]
 

@@ -184,7 +184,33 @@ def formula_of(packet: Any) -> Formula | None:
         formula = _NAMED.get(getattr(packet, "_qualified_op_name", ""))
         if formula is not None:
             return formula
-    return FORMULAS.get(packet) or flop_registry.get(packet)
+    formula = FORMULAS.get(packet)
+    if formula is None:
+        formula = flop_registry.get(packet)
+        if formula is not None and is_attention_kernel(packet):
+            formula = FORMULAS[packet] = _four_products(formula, packet)
+    return formula
+
+
+def _four_products(formula: Formula, packet: Any) -> Formula:
+    """Torch's formula of a fused attention, put right for our conventions.
+
+    A backward pass counts five products there: QKᵀ again, which is recomputation, and the four of the gradients. A
+    compiled flex_attention's mask takes a part away, where attention counts in full. And the kernels themselves take
+    (B, T, H, K), which torch reads as (B, H, T, K); but for packed sequences, given by their bounds.
+    """
+    backward = "backward" in str(packet)
+    kernel = "_flash_attention" in str(packet) or "_efficient_attention" in str(packet)
+
+    def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        kwargs.pop("_node_meta", None)
+        parts, rest = args[backward : backward + 3], args[backward + 3 :]
+        if kernel and parts[0].dim() == 4 and not any(isinstance(a, torch.Tensor) and a.dim() == 1 for a in rest):
+            return attention_forward_flops(*(part.transpose(1, 2) for part in parts)) * (2 if backward else 1)
+        counted = formula(*args, out_val=out_val, **kwargs)
+        return counted * 4 // 5 if backward else counted
+
+    return flops
 
 
 def counted_for_nothing(packet: Any, namespace: str) -> bool:
@@ -194,4 +220,4 @@ def counted_for_nothing(packet: Any, namespace: str) -> bool:
 
 def is_attention_kernel(packet: Any) -> bool:
     """Whether an operator with a formula is a whole attention: two products of activations at once."""
-    return "attention" in str(packet) or "flash_attn" in str(packet)
+    return any(word in str(packet) for word in ("attention", "flash_attn", "varlen_attn"))
