@@ -15,8 +15,9 @@ from isoflop.observe.calls import Call, shapes, signature
 from isoflop.observe.cost import BUDGET_SECONDS, MAX_KNOWN, StepCost
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
+from isoflop.observe.methods import GIVEN, MEASURED, SIX_ND
 from isoflop.observe.polynomial import KEPT
-from isoflop.observe.step import GIVEN, MEASURED, SIX_ND, StepObserver
+from isoflop.observe.step import StepObserver
 from models import TinyGPT, tokens
 
 
@@ -326,7 +327,7 @@ def said() -> list[str]:
 def test_a_run_of_many_lengths_measures_few(said: list[str], monkeypatch: pytest.MonkeyPatch):
     measured = []
     monkeypatch.setattr(
-        "isoflop.observe.step.measure", lambda model, calls: measured.append(calls) or measure(model, calls)
+        "isoflop.observe.costing.measure", lambda model, calls: measured.append(calls) or measure(model, calls)
     )
     model = TinyGPT()
     observer = StepObserver(model, say=said.append)
@@ -336,21 +337,21 @@ def test_a_run_of_many_lengths_measures_few(said: list[str], monkeypatch: pytest
         forward, attention = model.forward_flops(2, length)
         assert observe(observer, model, ids, ids) == FlopCount(3 * forward, 3 * forward, 3 * attention)
     assert len(measured) == 5
-    assert (said, observer.methods) == ([], {MEASURED: ""})
-    assert observer.parameters.method == "by use in a traced forward pass"
+    assert (said, observer.costing.methods) == ([], {MEASURED: ""})
+    assert observer.costing.parameters.method == "by use in a traced forward pass"
 
 
 def test_past_the_budget_nothing_is_measured_and_it_is_said(said: list[str]):
     model = TinyGPT()
     observer = StepObserver(model, say=said.append)
-    observer._cost.seconds = BUDGET_SECONDS + 1
+    observer.costing.known.seconds = BUDGET_SECONDS + 1
     ids = tokens(2, 8)
     assert observe(observer, model, ids).model == 6 * model.block_parameters() * 16
     assert said == [
         "the step's FLOPs are taken as 6·N·D, which leaves attention and the output head out: more batch shapes, or "
         "longer measurements, than training has the time for. Pass flops_per_token= to set them"
     ]
-    assert list(observer.methods) == [SIX_ND]
+    assert list(observer.costing.methods) == [SIX_ND]
 
 
 @pytest.mark.parametrize("beside", [{}, {"text": ["a"]}, {"source": "c4"}])
@@ -381,10 +382,10 @@ def test_what_can_not_be_measured_is_tried_once_a_shape_and_costs_budget(said: l
     observer = StepObserver(model, say=said.append)
     for _ in range(5):
         assert observe(observer, model, tokens(2, 8, 9)) == FlopCount(6 * 20 * 16, 6 * 20 * 16, 0)
-    assert observer._cost.seconds > 0
+    assert observer.costing.known.seconds > 0
     # five, for the batches are watched in vain three times: no backward pass follows them
     assert len(said) == 1 and "Branches can't run on the meta device" in said[0]
-    assert "Branches" in observer.methods[SIX_ND]
+    assert "Branches" in observer.costing.methods[SIX_ND]
 
 
 def test_freezing_one_layer_for_another_is_noticed(said: list[str]):
@@ -406,7 +407,7 @@ def test_flops_per_token_given(said: list[str]):
     model = TinyGPT()
     observer = StepObserver(model, say=said.append, flops_per_token=1e6 + 0.4, num_params=10)
     assert observe(observer, model, tokens(2, 8)) == FlopCount(16 * 10**6, 16 * 10**6, 0)
-    assert (list(observer.methods), observer.parameters.total, said) == ([GIVEN], 10, [])
+    assert (list(observer.costing.methods), observer.costing.parameters.total, said) == ([GIVEN], 10, [])
 
 
 def test_no_tokens_in_the_batch_is_said_once_and_unknown(said: list[str]):

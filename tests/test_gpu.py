@@ -103,7 +103,7 @@ def test_a_plain_loop_never_waits_between_log_steps(tmp_path: Path, compiled: bo
     torch.cuda.set_sync_debug_mode("default")
     monitor.close()
     assert monitor.guard.aside == {}
-    assert list(monitor.observer.methods) == ["measured on the meta device"]
+    assert list(monitor.observer.costing.methods) == ["measured on the meta device"]
     assert monitor.scalars["isoflop/mfu"] > 0
     (run,) = isoflop.read_runs(tmp_path)
     assert run.points[-1].tokens == STEPS * 4 * 256

@@ -238,7 +238,7 @@ def test_a_model_without_parameters():
         count_parameters(nn.ReLU())
     assert str(caught.value) == NOTHING
     said: list[str] = []
-    assert StepObserver(nn.ReLU(), say=said.append).parameters is None
+    assert StepObserver(nn.ReLU(), say=said.append).costing.parameters is None
     assert said == [NOTHING]
 
 
@@ -246,5 +246,5 @@ def test_lazy_parameters_are_counted_when_they_are_there():
     said: list[str] = []
     model = nn.LazyLinear(3)
     observer = StepObserver(model, say=said.append)
-    assert observer.parameters is None
+    assert observer.costing.parameters is None
     assert said[0].startswith("the model's parameters can't be counted yet")

@@ -130,7 +130,7 @@ def test_the_count_is_that_of_the_meta_device(attention: str, kind: str | None, 
     """With an optimizer that multiplies matrices, which are no part of the model's step."""
     real, _ = loop(Peeks(attention=attention, checkpointing=kind), tmp_path / "a")
     meta, _ = loop(TinyGPT(attention=attention, checkpointing=kind), tmp_path / "b")
-    assert list(real.observer.methods) == [WATCHED]
+    assert list(real.observer.costing.methods) == [WATCHED]
     assert real.totals == meta.totals
 
 
@@ -158,11 +158,11 @@ def test_a_users_dispatch_mode_is_left_in_peace(tmp_path: Path) -> None:
     net = Peeks()
     net.around = Mode
     monitor, _ = loop(net, tmp_path / "inside")
-    assert list(monitor.observer.methods) == [WATCHED]
+    assert list(monitor.observer.costing.methods) == [WATCHED]
     with Mode():
         monitor, _ = loop(Peeks(), tmp_path / "around")
         assert torch._C._len_torch_dispatch_stack() == 1
-    assert list(monitor.observer.methods) == [SIX_ND]
+    assert list(monitor.observer.costing.methods) == [SIX_ND]
     # one that is entered before our end and left after it
     net = Peeks()
     with isoflop.Monitor(net, record_dir=tmp_path / "across", log_every=1) as monitor:
@@ -184,7 +184,7 @@ def test_a_batch_without_its_own_backward_pass_tells_nothing(tmp_path: Path) -> 
             (net(ids, ids)[1] + net(ids, ids)[1]).backward()  # two forward calls, one backward pass
             monitor.step()
     # the second of a pair is followed by the backward pass of both, the first by none: its count would be wrong
-    assert list(monitor.observer.methods) == [SIX_ND]
+    assert list(monitor.observer.costing.methods) == [SIX_ND]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
@@ -193,7 +193,7 @@ def test_nothing_compiled_runs_as_written(tmp_path: Path) -> None:
     net = Peeks()
     net.blocks[0] = torch.compile(net.blocks[0], backend="eager")
     monitor, _ = loop(net, tmp_path)
-    assert list(monitor.observer.methods) == [SIX_ND]
+    assert list(monitor.observer.costing.methods) == [SIX_ND]
 
 
 def test_a_formula_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_a_formula_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(operators._NAMED, "aten::mm", fails)
     torch.manual_seed(0)
     monitor, _ = loop(Peeks(), tmp_path / "b")
-    assert monitor.steps == 4 and list(monitor.observer.methods) == [SIX_ND]
+    assert monitor.steps == 4 and list(monitor.observer.costing.methods) == [SIX_ND]
     assert len(expected) == 4
 
 
@@ -228,11 +228,45 @@ def test_the_formula_stands_in_where_the_shape_is_known(tmp_path: Path) -> None:
     with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
         net(input_ids=ids, labels=ids).loss.backward()
         monitor.step()
-    assert list(monitor.observer.methods) == [FORMULA]
+    assert list(monitor.observer.costing.methods) == [FORMULA]
     exact = 3 * gpt2_forward_flops(2, 16)
     norms_and_biases = 6 * 32 * (2 * (13 * 32 + 0) + 64)  # of GPT-2: 9d biases and 4d norms a layer, 2d at the end
     assert monitor.totals.flops == exact + norms_and_biases
     assert monitor.totals.flops_attention == 3 * 2 * 4 * 2 * 16**2 * 32
+
+
+def test_an_argument_that_can_not_be_copied(tmp_path: Path) -> None:
+    class Cache:
+        def __init__(self) -> None:
+            self.seen: list[torch.Tensor] = []
+
+    class Caches(TinyGPT):
+        def forward(self, tokens: torch.Tensor, targets: Any = None, cache: Any = None) -> Any:
+            cache.seen.append(tokens)
+            return super().forward(tokens, targets)
+
+    net = Caches()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(3):
+            net(tokens(2, 16), tokens(2, 16), Cache())[1].backward()
+            monitor.step()
+    assert monitor.observer.costing.methods == {WATCHED: "an argument of type Cache can't be copied to the meta device"}
+    assert monitor.totals.flops == 3 * 3 * net.forward_flops(2, 16)[0]
+
+
+def test_freezing_begins_anew(tmp_path: Path) -> None:
+    net = Peeks(tied=False)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for step in range(8):
+            if step == 4:
+                net.out.requires_grad_(False)
+            net(tokens(2, 16), tokens(2, 16))[1].backward()
+            monitor.step()
+    forward, _ = net.forward_flops(2, 16)
+    head = 2 * 2 * 16 * 16 * 48
+    # noticed at the log step after: the fifth still counts as the fourth
+    assert monitor.totals.flops == 5 * 3 * forward + 3 * (3 * forward - head)
+    assert list(monitor.observer.costing.methods) == [WATCHED]
 
 
 def test_checkpointed_functions_are_told_apart(tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ class IsoFLOPMonitor(LightningCallback):
         if self.monitor is None:
             return {}
         self.monitor.sync()
-        return {**self.monitor.state_dict(), "module": self._module_class}
+        state = self.monitor.state_dict()  # None if saving has stepped aside
+        return {**state, "module": self._module_class} if state else {}
 
     @hook("Lightning: load_state_dict", "a resumed run counts from 0")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

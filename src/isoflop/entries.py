@@ -35,7 +35,7 @@ def run_header(
     record_dir: Path,
 ) -> dict[str, Any]:
     """Fields of `isoflop.record.Run`, as they are known after the first optimizer step."""
-    parameters = observer.parameters
+    parameters = observer.costing.parameters
     return {
         "name": setup.run_name or record_dir.resolve().name,
         "framework": setup.framework,
@@ -93,11 +93,11 @@ def run_point(
 def describe_counting(observer: StepObserver) -> dict[str, Any]:
     """How the FLOPs of this run are counted."""
     return {
-        "method": "; ".join(observer.methods) or None,
-        "reasons": {method: reason for method, reason in observer.methods.items() if reason},
-        "uncounted": sorted(observer.uncounted),
+        "method": "; ".join(observer.costing.methods) or None,
+        "reasons": {method: reason for method, reason in observer.costing.methods.items() if reason},
+        "uncounted": sorted(observer.costing.uncounted),
         "convention": CONVENTION,
-        "flops_per_token": observer.flops_per_token,
+        "flops_per_token": observer.costing.flops_per_token,
     }
 
 

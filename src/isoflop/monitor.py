@@ -216,7 +216,7 @@ class Monitor:
             loss=loss,
             before=self._logged,
             now=now,
-            parameters=self.observer.parameters,
+            parameters=self.observer.costing.parameters,
             goodput=now.training_time / max(self._clock.wall_time, 1e-9),
             devices=world_size(),
             peak=None if self._device is None else self._device.peak,
@@ -400,4 +400,4 @@ class Monitor:
             )
 
     def _point(self) -> Point:
-        return run_point(self.steps, self.totals, self.observer.parameters, self.scalars, self._lr, self._clock)
+        return run_point(self.steps, self.totals, self.observer.costing.parameters, self.scalars, self._lr, self._clock)

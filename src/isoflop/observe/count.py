@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,27 +14,16 @@ from isoflop.observe.counter import FlopCount, Phase
 from isoflop.observe.formulas import palm, six_n
 from isoflop.observe.measure import Measurement, measure
 from isoflop.observe.methods import FORMULA, MEASURED, SIX_ND, WATCHED
-from isoflop.observe.parameters import Parameters, count_parameters, full_shape, unwrap
+from isoflop.observe.module_tree import ModuleCount, module_tree
+from isoflop.observe.parameters import Parameters, count_parameters, unwrap
 from isoflop.observe.real_step import run_once
 from isoflop.observe.shape import shape_of
 from isoflop.observe.tokens import looks_like_tokens
 
 RUN_AT_MOST = 2e13
-"""FLOPs of a step that is still run for real, where it cannot be measured on the meta device: a minute on two cores."""
-
-
-@dataclass(frozen=True)
-class ModuleCount:
-    """What a module costs, its parts included; `count` alike modules that stand side by side are one, added up."""
-
-    name: str
-    kind: str
-    parameters: int
-    forward: int
-    model: int
-    hardware: int
-    parts: tuple[ModuleCount, ...] = ()
-    count: int = 1
+"""FLOPs of a step that is run for real where it can't be measured on the meta device: a minute on two cores …"""
+RUN_AT_MOST_PARAMETERS = 1e9
+"""… and parameters: 4 GB, and as much again for a copy and for gradients."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class StepCount:
         method: how the FLOPs were counted (`isoflop.observe.methods`).
         reason: why not in a better way, or "".
         uncounted: heavy or custom operators without a formula, counted 0.
-        modules: FLOPs by module; None where they are not measured on the meta device.
+        modules: FLOPs by module; None where they are not measured.
         by_operator: FLOPs by operator and phase.
     """
 
@@ -97,52 +86,69 @@ def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
         call = Call(model, shapes(args), shapes(kwargs))
     except Uncountable as reason:
         raise ValueError(str(reason)) from None
-    return count_call(model, call)
+    try:
+        return count_measured(model, call)
+    except Uncountable as reason:
+        return count_otherwise(model, call, str(reason))
 
 
-def count_call(
-    model: nn.Module,
-    call: Call,
-    build: Callable[[], nn.Module] | None = None,
-    *,
-    tokens: int | None = None,
-    only_measured: bool = False,
-) -> StepCount:
-    """`count` for a call that is described by shapes.
+def count_measured(model: nn.Module, call: Call, tokens: int | None = None) -> StepCount:
+    """Count a call on the meta device.
 
     Args:
         model: what is called is in it.
         call: of which shapes.
-        build: makes the model with weights, where `model` has none.
-        tokens: D, where the inputs are no tokens; default: as many as they are.
-        only_measured: no way but the meta device.
+        tokens: D, where the inputs are no tokens; else it is as many as they are.
+
+    Raises:
+        Uncountable: its code can't run there.
     """
-    seen = tokens_of(call)
-    tokens = tokens if seen is None else seen
-    try:
-        measurement = measure(model, [call], by_module=True)
-        return _counted(model, measurement, tokens, MEASURED)
-    except Uncountable as error:
-        if only_measured:
-            raise
-        reason = str(error)
+    return _counted(model, measure(model, [call], by_module=True), call, tokens, MEASURED)
+
+
+def count_otherwise(
+    model: nn.Module,
+    call: Call,
+    reason: str,
+    build: Callable[[], nn.Module] | None = None,
+    tokens: int | None = None,
+) -> StepCount:
+    """Count a call that the meta device can't run: on one real step, or by a formula where it is too large for that.
+
+    Args:
+        model: what is called is in it.
+        call: of which shapes.
+        reason: why not on the meta device.
+        build: makes the model with weights, where `model` has none.
+        tokens: as above.
+
+    Raises:
+        Uncountable: it does not run on the CPU either, for another reason than that it needs a GPU; or no formula
+            fits.
+    """
     parameters = count_parameters(model)
-    estimate, method = estimated(model, parameters, tokens, length_of(call))
-    work = 6 * parameters.total * (tokens or 1) if estimate is None else estimate.model
+    positions = tokens_of(call) or tokens
     if build is None and not any(parameter.is_meta for parameter in model.parameters()):
         build = lambda: model  # noqa: E731
-    if build is not None and work <= RUN_AT_MOST:
+    work = 6 * parameters.total * (positions or 1)
+    if build is not None and work <= RUN_AT_MOST and parameters.total <= RUN_AT_MOST_PARAMETERS:
         try:
             real = build()
             measurement = run_once(real, _same_call(call, model, real), _vocabulary(model))
-            return _counted(model, measurement, tokens, WATCHED, reason)
+            return _counted(model, measurement, call, tokens, WATCHED, reason)
         except Uncountable as error:
+            if not _NEEDS_GPU.search(str(error)):
+                raise  # then it is likely that the inputs are not those of training
             reason = f"{error}; {reason}"
-            if method != FORMULA:  # without a shape to go by it is likelier that the inputs are wrong
-                raise Uncountable(reason) from None
+    elif build is not None:
+        reason = f"{reason}; too large to be run for real"
+    estimate, method = estimated(model, parameters, positions, length_of(call))
     if estimate is None:
         raise Uncountable(reason)
-    return StepCount(parameters, None, estimate.model, parameters.six_nd(tokens), tokens, method, reason)
+    return StepCount(parameters, None, estimate.model, parameters.six_nd(positions), positions, method, reason)
+
+
+_NEEDS_GPU = re.compile(r"cuda|gpu|nvidia|triton|flash|No module named|ImportError|NotImplementedError", re.IGNORECASE)
 
 
 def estimated(
@@ -165,9 +171,10 @@ def estimated(
 
 
 def _counted(
-    model: nn.Module, measurement: Measurement, tokens: int | None, method: str, reason: str = ""
+    model: nn.Module, measurement: Measurement, call: Call, tokens: int | None, method: str, reason: str = ""
 ) -> StepCount:
     parameters = count_parameters(model, measurement.uses)
+    tokens = tokens_of(call) or tokens
     return StepCount(
         parameters=parameters,
         flops=measurement.flops,
@@ -195,13 +202,18 @@ def length_of(call: Call) -> int | None:
 
 
 def _tokens(call: Call) -> Shape | None:
-    values = [call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds"), *_flat(call.args)]
+    # by name, else the first input: a plain module's may be called anything
+    named = [value for name, value in call.kwargs.items() if not _NO_INPUT.search(name)]
+    values = [call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds"), *_flat(call.args), *named]
     for value in values:
         if isinstance(value, Shape):
             if len(value.size) == 3 and value is values[1]:
                 return value
             return value if value.size and looks_like_tokens(value.meta()) else None
     return None
+
+
+_NO_INPUT = re.compile("mask|label|target|decoder|position|type")
 
 
 def _flat(args: Sequence[Any]) -> list[Any]:
@@ -226,61 +238,3 @@ def _vocabulary(model: nn.Module) -> int | None:
     config = getattr(model, "config", None)
     size = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", None)
     return size if isinstance(size, int) else max(tables, default=None)
-
-
-def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) -> ModuleCount:
-    """FLOPs and parameters by module, as a tree; a parameter that several modules share counts with the first."""
-    owners: dict[int, str] = {}
-    sizes: Counter[str] = Counter()
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            if owners.setdefault(id(parameter), name) == name:
-                sizes[name] += full_shape(parameter).numel()
-
-    def tree(name: str, path: str, module: nn.Module) -> ModuleCount:
-        parts = []
-        for child_name, child in module.named_children():
-            parts.append(tree(child_name, f"{path}.{child_name}" if path else child_name, child))
-        forward, backward, again = (by_module.get((path, phase), 0) for phase in _PHASES)
-        return ModuleCount(
-            name,
-            type(unwrap(module)).__name__,
-            sizes[path] + sum(part.parameters for part in parts),
-            forward + sum(part.forward for part in parts),
-            forward + backward + sum(part.model for part in parts),
-            forward + backward + again + sum(part.hardware for part in parts),
-            tuple(_together(parts)),
-        )
-
-    return tree("", "", model)
-
-
-_PHASES: tuple[Phase, Phase, Phase] = ("forward", "backward", "recomputed")
-
-
-def _together(parts: list[ModuleCount]) -> list[ModuleCount]:
-    """Neighbours that differ in name alone as one, added up: the layers of a stack."""
-    result: list[ModuleCount] = []
-    runs: list[list[ModuleCount]] = []
-    for part in parts:
-        if runs and part.name.isdigit() and _unnamed(runs[-1][0]) == _unnamed(part):
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    for run in runs:
-        first, n = run[0], len(run)
-        name = first.name if n == 1 else f"{first.name}–{run[-1].name}"
-        result.append(_times(first, n, name))
-    return result
-
-
-def _unnamed(part: ModuleCount) -> Any:
-    return (part.kind, part.parameters, part.forward, part.model, part.hardware, part.parts)
-
-
-def _times(part: ModuleCount, n: int, name: str) -> ModuleCount:
-    if n == 1:
-        return part
-    parts = tuple(_times(inner, n, inner.name) for inner in part.parts)
-    sums = (part.parameters * n, part.forward * n, part.model * n, part.hardware * n)
-    return ModuleCount(name, part.kind, *sums, parts, part.count * n)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from isoflop.observe.by_module import ModuleOwner
 from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
 from isoflop.observe.counter import FlopCounter, Formula, current_phase
-from isoflop.observe.measure import Measurement, differentiated, eagerly
+from isoflop.observe.measure import Measurement, differentiated, eagerly, said
 from isoflop.observe.twin import untouched_randomness
 from isoflop.observe.uses import UseTracer
 
@@ -94,9 +96,16 @@ def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Mea
         twin = copy.deepcopy(model)
         module = dict(twin.named_modules())[next(name for name, m in model.named_modules() if m is call.module)]
         tracer = UseTracer(dict(twin.named_parameters()))
-        counter = FlopCounter(tracer)
         device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
-        with untouched_randomness(), eagerly(), torch.enable_grad():
+        # a GPU's backward pass runs in a thread with numbers of its own, by which no module can be told
+        owner = ModuleOwner() if device.type == "cpu" else None
+        counter = FlopCounter(tracer, owner=owner)
+        with (
+            untouched_randomness(),
+            eagerly(),
+            torch.enable_grad(),
+            nullcontext() if owner is None else owner.listening(twin),
+        ):
             torch.manual_seed(0)
             args, kwargs = (_real(part, vocabulary or 2, device) for part in (call.args, call.kwargs))
             tracer.arguments(tensors_in((args, kwargs)))
@@ -109,10 +118,14 @@ def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Mea
                 if roots:
                     torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
     except Exception as error:  # whatever a user's forward may raise
-        text = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {text[0][:300] if text else ''}"
-        raise Uncountable(f"{type(call.module).__name__} does not run on these inputs ({reason})") from None
-    return Measurement(counter.count, tracer.uses, frozenset(counter.without_formula), Counter(counter.by_operator))
+        raise Uncountable(f"{type(call.module).__name__} does not run on these inputs ({said(error)})") from None
+    return Measurement(
+        counter.count,
+        tracer.uses,
+        frozenset(counter.without_formula),
+        Counter(counter.by_operator),
+        Counter(counter.by_module),
+    )
 
 
 def _real(value: Any, vocabulary: int, device: torch.device, name: str = "") -> Any:

@@ -1,10 +1,9 @@
-"""Tokens and FLOPs of a training step: sees the batches, measures each shape once, falls back to 6·N·D, says how."""
+"""Tokens and FLOPs of a training step: sees the batches and what they call, counts them into a tally."""
 
 from __future__ import annotations
 
 import inspect
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,12 @@ import torch
 from torch import nn
 
 from isoflop.observe.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
-from isoflop.observe.cost import MAX_KNOWN, StepCost, first_matrix
-from isoflop.observe.count import estimated
+from isoflop.observe.cost import MAX_KNOWN, first_matrix
+from isoflop.observe.costing import Costing
 from isoflop.observe.counter import FlopCount
-from isoflop.observe.measure import measure
-from isoflop.observe.methods import ESTIMATED, FORMULA, GIVEN, MEASURED, SIX_ND, WATCHED
-from isoflop.observe.parameters import Parameters, count_parameters, given_parameters, unwrap
+from isoflop.observe.parameters import unwrap
 from isoflop.observe.tally import Tally, Totals
 from isoflop.observe.tokens import TokenCount, TokensFn, count_tokens, looks_like_tokens, shifts_labels
-from isoflop.observe.uses import Uses
-from isoflop.observe.watching import Watch
 
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
@@ -43,8 +38,8 @@ class StepObserver:
     """Counts the (micro-)batches of a run into a `Tally`.
 
     `batch()` when a micro-batch goes in, `forward()` or `calls()` with what the model was called with (wanted when
-    `batch()` returned True), `settle()` after the optimizer step. `methods` tells how FLOPs were counted; `say` gets a
-    sentence wherever a user should know more.
+    `batch()` returned True), `settle()` after the optimizer step. `costing` knows the FLOPs; `say` gets a sentence
+    wherever a user should know more.
     """
 
     def __init__(
@@ -58,49 +53,18 @@ class StepObserver:
     ) -> None:
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
-        self.methods: dict[str, str] = {}
-        """Method → why, for each that was used."""
-        self.flops_per_token: float | None = flops_per_token
-        """Of the batch measured first; or as given."""
-        # whole FLOPs a token: totals then do not depend on how a batch was split
-        self._given = None if flops_per_token is None else max(1, round(flops_per_token))
+        self.costing = Costing(self.model, say, flops_per_token, num_params)
         self._tokens_fn = tokens_fn
-        self._num_params = num_params
         self._say = say
-        self.parameters = self._parameters()
         self._shifted = self.model is not None and shifts_labels(self.model)
-        self._cost = StepCost()
         self._pending: list[Counted] = []
         self._constant: dict[Signature, Counted] = {}
-        self._calls: dict[Signature, list[Call]] = {}
-        self._uncountable: dict[Signature, str] = {}
-        self._watch = Watch()
-        # what batches that are still to be watched were taken for: signature → (how many, their FLOPs)
-        self._provisional: dict[Signature, tuple[int, FlopCount]] = {}
-        self._told: set[str] = set()
-        self.uncounted: set[str] = set()
-        """Heavy or custom operators that were counted 0."""
         self._argument_names: list[str] = []
         self._by_calls = False
         """FLOPs by what a step calls, for its batches do not tell them."""
         self._calls_of: dict[Signature, Signature] = {}
         self._batches, self._look_again = 0, (1, 2)
         self._trainable = self._which_trainable()
-        if self._given is not None:
-            self.methods[GIVEN] = ""
-
-    def _parameters(self, uses: Uses | None = None) -> Parameters | None:
-        if self._num_params is not None:
-            return given_parameters(self._num_params)
-        if self.model is None:
-            return None
-        try:
-            return count_parameters(self.model, uses)
-        except ValueError as error:
-            self._say(str(error))
-        except Exception as error:  # lazy parameters, not there before the first forward pass
-            self._say(f"the model's parameters can't be counted yet ({type(error).__name__}: {error})")
-        return None
 
     def batch(self, batch: Any) -> bool:
         """A micro-batch goes into a training step. Returns True if `calls` is wanted: what the step calls.
@@ -109,7 +73,7 @@ class StepObserver:
         and always, where the batch does not tell.
         """
         new = self._enter(batch)
-        if self._given is not None or self.model is None:
+        if self.costing.given is not None or self.model is None:
             return False
         self._batches += 1
         if self._batches >= self._look_again[1]:  # Fibonacci's numbers: seldom, and in step with no period
@@ -130,17 +94,12 @@ class StepObserver:
         if counted is not None:
             self._pending.append(counted)
             return False
-        flops = None if self._given is not None else self._cost.lookup(key)
+        flops = self.costing.lookup(key)
         self._pending.append(Counted(key, self._tokens(batch), flops))
-        if flops is None and key in self._watch.wanted:
-            self._watch.begin(key)
-        return (
-            flops is None
-            and self._given is None
-            and self.model is not None
-            and key not in self._calls
-            and key not in self._uncountable
-        )
+        if flops is not None:
+            return False
+        self.costing.begin(key)
+        return self.costing.wants(key)
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that goes straight into the model, as its forward hook sees it."""
@@ -155,9 +114,9 @@ class StepObserver:
         if self._enter(batch):
             key = self._pending[-1].key
             try:
-                self._calls[key] = [Call(unwrap(module), shapes(args), shapes(kwargs))]
+                self.costing.take(key, [Call(unwrap(module), shapes(args), shapes(kwargs))])
             except Uncountable as reason:
-                self._uncountable[key] = str(reason)
+                self.costing.give_up(key, str(reason))
 
     def _names(self, module: nn.Module) -> list[str]:
         """Names of the model's positional arguments."""
@@ -168,33 +127,33 @@ class StepObserver:
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
         """The calls that the last micro-batch led to, or why they can't tell its FLOPs."""
         last = self._pending[-1]
-        known = last.times is not None or self._cost.lookup(last.key) is not None
+        known = last.times is not None or self.costing.lookup(last.key) is not None
         if problem is not None:
-            if not known:
-                self._uncountable[last.key] = problem
+            if not known and self.costing.wants(last.key):
+                self.costing.give_up(last.key, problem)
             return
         key = ("calls", tuple([(id(call.module), sizes(call.args), sizes(call.kwargs)) for call in calls]))
         if not self._by_calls:
             if self._calls_of.setdefault(last.key, key) == key:
-                if not known and last.key not in self._uncountable:
-                    self._calls[last.key] = calls
+                if not known:
+                    self.costing.take(last.key, calls)
                 return
             self._by_calls = True
-            self.methods["by the calls of each step"] = (
+            self.costing.methods["by the calls of each step"] = (
                 f"steps differed; up to micro-batch {self._batches} by batch shape"
             )
             self._say(
                 "batches of one shape led to forward calls of different shapes (a step that varies, or trims its "
                 "batch): from here on the calls themselves are counted; FLOPs so far may be off"
             )
-        self._pending[-1] = Counted(key, last.tokens, self._cost.lookup(key))
-        if self._pending[-1].flops is None and key not in self._uncountable:
-            self._calls[key] = calls
+        self._pending[-1] = Counted(key, last.tokens, self.costing.lookup(key))
+        if self._pending[-1].flops is None:
+            self.costing.take(key, calls)
 
     @property
     def to_measure(self) -> bool:
         """Whether `settle` will measure a shape, which may take seconds."""
-        return bool(self._calls)
+        return self.costing.to_measure
 
     def settle(self, tokens: int | TokenCount | None = None, wall_time: float = 0.0) -> None:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
@@ -205,14 +164,13 @@ class StepObserver:
                 continue
             flops = counted.flops
             if flops is None:
-                flops = self._flops(counted.key, counted.tokens, wall_time)
+                flops = self.costing.flops(counted.key, _processed(counted.tokens), wall_time)
             self._keep_if_constant(counted.key, counted.tokens, flops)
             self.tally.add(counted.tokens, flops, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
             given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
             if not self._pending:
-                processed = None if given is None else given.processed
-                flops = self._without_measuring(processed, "no forward call of the model was seen")
+                flops = self.costing.by_formula(_processed(given), "no forward call of the model was seen")
                 self.tally.add(given, flops)
             else:
                 self.tally.add_tokens(given)
@@ -224,7 +182,7 @@ class StepObserver:
         """Look the whole batch up from now on, if no mask and no labels make it differ from others of its shape."""
         if count is None or flops is None or self._tokens_fn is not None or len(self._constant) >= MAX_KNOWN:
             return
-        if self._by_calls or key in self._constant or self._watch.wanted.get(key, 0) > 0:
+        if self._by_calls or key in self._constant or not self.costing.is_final(key):
             return
         if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
             self._constant[key] = Counted(key, count, flops, times=0)
@@ -247,9 +205,8 @@ class StepObserver:
         trainable = self._which_trainable()
         if trainable != self._trainable:
             self._trainable = trainable
-            self._cost.forget()
+            self.costing.forget()
             self._constant.clear()
-            self._calls.clear()
 
     def _which_trainable(self) -> int:
         return 0 if self.model is None else hash(tuple(p.requires_grad for p in self.model.parameters()))
@@ -267,106 +224,20 @@ class StepObserver:
             )
         return count
 
-    def _flops(self, key: Signature, count: TokenCount | None, wall_time: float) -> FlopCount | None:
-        processed = None if count is None else count.processed
-        if self._given is not None:
-            return self._without_measuring(processed, "")
-        known = self._cost.lookup(key)
-        if known is None and key in self._calls:
-            known = self._measure(key, processed, wall_time)
-        if known is not None:
-            return known
-        reason = self._uncountable.get(key, "no forward call of the model was seen")
-        return self._without_measuring(processed, reason, key)
-
-    def _measure(self, key: Signature, processed: int | None, wall_time: float) -> FlopCount | None:
-        assert self.model is not None
-        calls = self._calls.pop(key)
-        if not self._cost.may_measure(wall_time):
-            estimate = self._cost.estimate(key)
-            if estimate is not None:
-                self._say(
-                    "more batch shapes than can be measured in passing: FLOPs of further ones are estimated from the "
-                    "nearest length"
-                )
-                self.methods[ESTIMATED] = "many batch shapes"
-                return estimate
-            self._give_up(key, "more batch shapes, or longer measurements, than training has the time for")
-            return None
-        began = time.perf_counter()
-        try:
-            measurement = measure(self.model, calls)
-        except Uncountable as reason:
-            self._cost.seconds += time.perf_counter() - began
-            self._give_up(key, str(reason))
-            if processed:
-                self._watch.want(key)
-            return None
-        self._cost.learn(key, measurement.flops, time.perf_counter() - began)
-        if MEASURED not in self.methods:
-            self.parameters = self._parameters(measurement.uses)
-        self.methods.setdefault(MEASURED, "")
-        self._tell_uncounted(MEASURED, measurement.without_formula)
-        if processed and self.flops_per_token is None:
-            self.flops_per_token = measurement.flops.model / processed
-        return measurement.flops
-
-    def _tell_uncounted(self, method: str, operators: Collection[str]) -> None:
-        if operators:
-            names = ", ".join(sorted(operators))
-            self.uncounted |= set(operators)
-            self._say(
-                f"operators without a FLOPs formula, counted 0: {names}. Say what they compute with "
-                "isoflop.register_flop_formula, or pass flops_per_token="
-            )
-            self.methods[method] = f"without a FLOPs formula, counted 0: {names}"
-
     def end_watching(self) -> None:
-        """The step that was being watched is over: what its batches were taken for until now is put right."""
-        watched = self._watch.end()
+        """If a batch was watched, it is over: what batches like it were taken for until now is put right."""
+        watched = self.costing.end()
         if watched is None:
             return
-        key, counter = watched
-        flops = counter.count
-        self._cost.learn(key, flops)
-        self.methods.setdefault(WATCHED, self._uncountable.pop(key, ""))
-        self._tell_uncounted(WATCHED, counter.without_formula)
-        times, taken_for = self._provisional.pop(key, (0, FlopCount(0, 0, 0)))
-        self.tally.correct(flops * times + taken_for * -1)
+        key, flops, correction = watched
+        self.tally.correct(correction)
         for counted in self._pending:
             if counted.key == key:
                 counted.flops = flops
-        if not self._provisional:
-            for method in {FORMULA, SIX_ND} - self._told:  # nothing is left that was counted that way
-                self.methods.pop(method, None)
 
-    def _give_up(self, key: Signature, reason: str) -> None:
-        if len(self._uncountable) >= MAX_KNOWN:
-            self._uncountable.clear()
-        self._uncountable[key] = reason
 
-    def _without_measuring(self, processed: int | None, reason: str, key: Signature = ()) -> FlopCount | None:
-        if processed is None:
-            return None
-        if self._given is not None:
-            return FlopCount(self._given * processed, self._given * processed, 0)
-        if self.model is None or self.parameters is None:
-            return None
-        matrix = first_matrix(key)
-        flops, method = estimated(self.model, self.parameters, processed, None if matrix is None else matrix[1])
-        if flops is None:
-            return None
-        self.methods.setdefault(method, reason)
-        if self._watch.wanted.get(key, 0) > 0:
-            times, sum_of_them = self._provisional.get(key, (0, FlopCount(0, 0, 0)))
-            self._provisional[key] = (times + 1, sum_of_them + flops)
-        elif method not in self._told:
-            self._told.add(method)
-            taken = (
-                "as 6·N·D, which leaves attention and the output head out" if method == SIX_ND else f"by the {method}"
-            )
-            self._say(f"the step's FLOPs are taken {taken}: {reason}. Pass flops_per_token= to set them")
-        return flops
+def _processed(count: TokenCount | None) -> int | None:
+    return None if count is None else count.processed
 
 
 def _describe(batch: Any) -> str:

@@ -12,6 +12,8 @@ from isoflop.observe.calls import Signature
 from isoflop.observe.measure import eagerly
 from isoflop.observe.real_step import LiveCounter
 
+MOST = 256
+"""Signatures: to listen costs as much as to measure, 40 µs an operator."""
 ATTEMPTS = 3
 """A (micro-)batch that is not followed by its own backward pass tells nothing; after so many it never will."""
 
@@ -29,7 +31,7 @@ class Watch:
 
         Compiled code would have to run as it was written, which takes more memory and rounds otherwise.
         """
-        if key in self.wanted or _something_is_compiled():
+        if key in self.wanted or len(self.wanted) >= MOST or _something_is_compiled():
             return False
         self.wanted[key] = ATTEMPTS
         return True
