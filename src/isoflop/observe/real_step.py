@@ -22,8 +22,8 @@ from isoflop.observe.uses import UseTracer
 class LiveCounter(FlopCounter):
     """Counts a live training step between `enter()` and `leave()`, which may lie in different hooks of a trainer.
 
-    What runs without gradients after a backward pass is no part of the step's model (an optimizer that multiplies
-    matrices, a metric). Nothing is raised: `problem` says why there is no count.
+    What nobody differentiates after a backward pass is no part of the step's model (an optimizer that multiplies
+    matrices, a metric, the next batch's augmentation). Nothing is raised: `problem` says why there is no count.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class LiveCounter(FlopCounter):
     ) -> Any:
         if current_phase() != "forward":
             self._past_backward = True
-        elif self._past_backward and not torch.is_grad_enabled():
+        elif self._past_backward and not (torch.is_grad_enabled() and any(_trains(arg) for arg in args)):
             return func(*args, **(kwargs or {}))
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -79,6 +79,10 @@ class LiveCounter(FlopCounter):
             super()._note(packet, formula, args, kwargs, out)
         except Exception as error:  # a user's formula, an operand of an unknown kind: training goes on
             self.problem = f"{packet}: {type(error).__name__}: {error}"
+
+
+def _trains(arg: Any) -> bool:
+    return isinstance(arg, torch.Tensor) and arg.requires_grad
 
 
 def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Measurement:
