@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from isoflop.monitor import Monitor
+    from isoflop.observe.calls import Uncountable
     from isoflop.observe.count import StepCount, count
     from isoflop.observe.operators import register_flop_formula
     from isoflop.observe.tokens import TokenCount
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "StepCount",
     "TokenCount",
+    "Uncountable",
     "__version__",
     "count",
     "read_run",
@@ -38,6 +40,7 @@ _HOME = {
     "Monitor": "isoflop.monitor",
     "TokenCount": "isoflop.observe.tokens",
     "StepCount": "isoflop.observe.count",
+    "Uncountable": "isoflop.observe.calls",
     "count": "isoflop.observe.count",
     "register_flop_formula": "isoflop.observe.operators",
     "Point": "isoflop.record",

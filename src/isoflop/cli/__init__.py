@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from isoflop.cli.count import count
@@ -19,3 +21,5 @@ app.command()(count)
 @app.callback()
 def main() -> None:
     """Keep `count` a command of its own: with one command alone Typer would leave its name out."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # × and ├ where the terminal's alphabet has none

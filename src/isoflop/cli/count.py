@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
+from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from isoflop.cli.models import Opened
     from isoflop.observe.calls import Call
     from isoflop.observe.count import StepCount
@@ -26,7 +31,7 @@ def count(
     ],
     batch: Annotated[int, typer.Option(min=1, help="Sequences (images, clips) in the step.")] = 1,
     seq: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a sequence.  [default: the model's context, at most 1024]")
+        int | None, typer.Option(min=1, help="Tokens a sequence (default: the model's context, at most 1024).")
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -49,27 +54,33 @@ def count(
         str | None, typer.Option("--class", metavar="MODULE:CLASS", help="The LightningModule of a checkpoint.")
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Unpickle whatever the checkpoint holds, which may run its code.")
+        bool,
+        typer.Option("--trust", help="Run code that comes with the model: a checkpoint's objects, a hub's files."),
     ] = False,
 ) -> None:
     """Count a model: parameters by convention, FLOPs of one training step (not multiply-adds) as a tree by module.
 
-    Nothing is allocated or computed where the model can be measured on torch's meta device, so a 70B configuration
-    takes seconds on a laptop.
+    Nothing is allocated or computed: a 70B configuration takes seconds on a laptop. A model whose code depends on
+    values is run once with random inputs, if it is small; the output says so.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with warnings.catch_warnings():
+    # what a user's code prints is no part of the output
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
-        from isoflop.cli.models import CannotOpen, open_model
+        from isoflop.cli.find import CannotOpen
+        from isoflop.cli.models import open_model
         from isoflop.observe.calls import Uncountable
 
         try:
             opened = open_model(model, module_class, trust)
+            if opened.note:
+                _say(opened.note)
             if checkpointing:
-                _enable_checkpointing(opened.model)
+                build = opened.build
+                opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
             call, counted = _count(opened, batch, seq, inputs or [])
         except (CannotOpen, Uncountable, ValueError) as error:
-            typer.echo(f"isoflop count: {error}", err=True)
+            _say(str(error))
             raise typer.Exit(1) from None
         opinions: tuple[Any, ...] = ()
         if compare:
@@ -85,37 +96,49 @@ def count(
     print_count(opened.name, describe_call(call), counted, opinions, depth)
 
 
+def _say(text: str) -> None:
+    typer.echo(f"isoflop count: {text}", err=True)
+
+
 def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str]) -> tuple[Call, StepCount]:
-    from isoflop.cli.inputs import DEFAULT_LENGTH, candidate_calls, context_of, parse_input
+    from isoflop.cli.inputs import DEFAULT_LENGTH, candidate_calls, context_of, describe_call, parse_input, unnamed
     from isoflop.observe.calls import Uncountable
-    from isoflop.observe.count import count_call
+    from isoflop.observe.count import count_measured, count_otherwise
 
     context = context_of(opened.model)
     length = seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if context is not None and length > context:
-        typer.echo(f"isoflop count: the model has {context:,} positions, fewer than --seq {length:,}", err=True)
+        _say(f"the model is made for {context:,} positions, fewer than --seq {length:,}; counted as if it had them")
     given = dict(parse_input(text, batch, length) for text in inputs)
     calls = candidate_calls(opened.model, batch, length, given)
+    for name in unnamed(opened.model, given):
+        _say(f"{type(opened.model).__name__}.forward names no input {name!r}: it may do nothing with it")
     tokens = batch * seq if seq is not None else None
-    for call in calls:
-        try:
-            return call, count_call(opened.model, call, tokens=tokens, only_measured=True)
-        except Uncountable:
-            continue
     reasons: list[str] = []
     for call in calls:
         try:
-            return call, count_call(opened.model, call, opened.build, tokens=tokens)
+            return call, count_measured(opened.model, call, tokens)
         except Uncountable as reason:
             reasons.append(str(reason))
-    raise Uncountable(f"{reasons[0]}. Say with --input name=shape:dtype what training gives the model")
+    failures: list[str] = []
+    for call, why in zip(calls, reasons, strict=True):
+        try:
+            return call, count_otherwise(opened.model, call, why, opened.build, tokens)
+        except Uncountable as failure:
+            failures.append(f"with {describe_call(call)}: {failure}")
+    tried = "\n  ".join(failures)
+    raise Uncountable(f"{tried}\n  Say with --input name=shape:dtype what training gives the model")
 
 
-def _enable_checkpointing(model: Any) -> None:
-    enable = getattr(model, "gradient_checkpointing_enable", None)
+def _checkpointed(model: nn.Module) -> nn.Module:
+    enable: Any = getattr(model, "gradient_checkpointing_enable", None)
     if enable is None or not getattr(model, "supports_gradient_checkpointing", True):
-        raise ValueError(f"--checkpointing: {type(model).__name__} has no gradient_checkpointing_enable()")
+        raise ValueError(
+            f"--checkpointing: {type(model).__name__} has no gradient_checkpointing_enable(), as Hugging Face's models "
+            "do; let the code that builds the model switch its checkpointing on"
+        )
     enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def as_object(counted: StepCount, opinions: tuple[Any, ...] | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -64,11 +65,15 @@ def _usual_dtype(name: str, dimensions: int) -> torch.dtype:
     return torch.int64 if dimensions <= 2 and any(part in name for part in whole) else torch.float32
 
 
+_CONTEXT = ("n_positions", "max_position_embeddings", "max_target_positions", "max_seq_len", "block_size", "n_ctx")
+
+
 def context_of(model: nn.Module) -> int | None:
     """Positions that a model was made for, by its configuration."""
-    config = getattr(model, "config", None)
+    # a LightningModule's is that of the model in it
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
     for holder in (config, getattr(config, "text_config", None)):
-        for name in ("n_positions", "max_position_embeddings", "max_seq_len", "block_size", "n_ctx"):
+        for name in _CONTEXT:
             value = getattr(holder, name, None)
             if isinstance(value, int) and value > 0:
                 return value
@@ -85,7 +90,7 @@ def candidate_calls(model: nn.Module, batch: int, length: int, given: Mapping[st
         return _lightning(model, batch, length, given)
     parameters = inspect.signature(model.forward).parameters
     if getattr(model, "main_input_name", None) is not None and hasattr(model, "config"):
-        calls = [_hugging_face(model, batch, length, given)]
+        calls = _hugging_face(model, batch, length, given)
     elif given:
         calls = [Call(model, (), dict(given))]
     else:
@@ -111,7 +116,15 @@ def _plain(model: nn.Module, batch: int, length: int, names: list[str]) -> list[
     return [alone]
 
 
-def _hugging_face(model: Any, batch: int, length: int, given: Mapping[str, Shape]) -> Call:
+def unnamed(model: nn.Module, given: Mapping[str, Shape]) -> list[str]:
+    """Inputs that `forward` takes as **kwargs alone: a slip of the pen would count without a word."""
+    if hasattr(model, "training_step"):
+        return []
+    named = inspect.signature(model.forward).parameters
+    return [name for name in given if name not in named]
+
+
+def _hugging_face(model: Any, batch: int, length: int, given: Mapping[str, Shape]) -> list[Call]:
     config, main = model.config, model.main_input_name
     names = inspect.signature(model.forward).parameters
     inputs: dict[str, Any] = dict(given)
@@ -123,23 +136,33 @@ def _hugging_face(model: Any, batch: int, length: int, given: Mapping[str, Shape
         elif main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
             inputs[main] = Shape((batch, config.num_mel_bins, 2 * config.max_source_positions), torch.float32, False)
         else:
+            such = {
+                "input_values": "input_values=Bx160000:float32 (10 seconds at 16 kHz)",
+                "input_features": "input_features=Bx3000x80:float32 (30 seconds, 80 mel bins)",
+            }.get(main, f"{main}=BxS:int64")
             raise ValueError(
-                f"{type(model).__name__} takes {main}, whose shape its configuration does not tell: pass "
-                f"--input {main}=…"
+                f"{type(model).__name__} takes {main}, whose shape its configuration does not tell: pass it, such as "
+                f"--input {such}"
             )
     if getattr(config, "is_encoder_decoder", False) and not {"labels", "decoder_input_ids"} & inputs.keys():
-        longest = getattr(config, "max_target_positions", None) or length
-        inputs["decoder_input_ids"] = _tokens(batch, min(length, longest))
+        inputs["decoder_input_ids"] = _tokens(batch, length)
     if "use_cache" in names:
         inputs.setdefault("use_cache", False)
-    return Call(model, (), inputs)
+    calls = [Call(model, (), inputs)]
+    if "pixel_values" in names and "pixel_values" not in inputs and hasattr(config, "vision_config"):
+        with suppress(ValueError):  # CLIP's kind does nothing without an image
+            calls.append(Call(model, (), {**inputs, "pixel_values": _image(config, batch)}))
+    return calls
 
 
 def _image(config: Any, batch: int) -> Shape:
     vision = getattr(config, "vision_config", config)
     size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
     if size is None:
-        raise ValueError("the configuration has no image_size: pass --input pixel_values=8x3x224x224:float32")
+        raise ValueError(
+            f"the configuration has no image_size: pass an image's, such as --input pixel_values=Bx{channels}x224x224"
+            ":float32"
+        )
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return Shape((batch, channels, height, width), torch.float32, False)
 
@@ -166,14 +189,15 @@ def _tokens(batch: int, length: int) -> Shape:
 
 def describe_call(call: Call) -> str:
     """Its inputs, as a user would write them."""
-    parts = [f"{name}={_describe(value)}" for name, value in call.kwargs.items() if not isinstance(value, bool)]
-    parts = [_describe(value) for value in call.args if not isinstance(value, int)] + parts
-    return ", ".join(parts)
+    function = call.module.forward if call.method == "__call__" else getattr(call.module, call.method)
+    names = inspect.signature(function).parameters
+    inputs = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    return ", ".join(f"{name}={_describe(value)}" for name, value in inputs.items() if not isinstance(value, int))
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, Shape):
-        return f"{'×'.join(map(str, value.size))} {str(value.dtype).removeprefix('torch.')}"
+        return f"{'×'.join(map(str, value.size))}:{str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_describe(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):

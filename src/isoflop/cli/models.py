@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
+import re
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from isoflop.cli.find import CannotOpen, find, library, said
 from isoflop.observe.parameters import unwrap
-
-
-class CannotOpen(ValueError):
-    """Expected a model, got something else: what to do is in the text."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model on the meta device; `build` makes it with weights."""
+    """A model on the meta device; `build` makes it with weights; `note`: what the user should know of it."""
 
     name: str
     model: nn.Module
     build: Callable[[], nn.Module]
+    note: str = ""
 
 
 EXPECTED = (
@@ -43,48 +42,62 @@ def open_model(source: str, module_class: str | None = None, trust: bool = False
         source: a Hugging Face config.json, a folder with one, or a name on its hub; `module:function` or
             `file.py:function`, called without arguments; a Lightning checkpoint.
         module_class: `module:Class` of the LightningModule in a checkpoint that does not name it.
-        trust: unpickle whatever the checkpoint holds, which may run code.
+        trust: unpickle whatever a checkpoint holds and import what lies beside a configuration, which runs their code.
 
     Raises:
         CannotOpen: with what was expected, what came and what to do.
     """
-    path = Path(source).expanduser()
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CannotOpen(f"{EXPECTED}; got the folder {source}, without a config.json")
-        return _from_config(path / "config.json")
+        return _from_config(path / "config.json", trust)
     if path.is_file():
         if path.suffix == ".json":
-            return _from_config(path)
+            return _from_config(path, trust)
+        if path.suffix == ".py":
+            raise CannotOpen(f"{EXPECTED}; got {source}: name its function that builds the model, {source}:function")
         return _from_checkpoint(path, module_class, trust)
     if ":" in source:
         build = _builder(source)
         return Opened(source, _on_meta(build), build)
-    if path.suffix in (".json", ".ckpt", ".pt") or source.startswith((".", "/", "~")):
+    if path.suffix in (".json", ".ckpt", ".pt", ".py") or source.startswith((".", "/", "~")):
         raise CannotOpen(f"{EXPECTED}; there is no file {source}")
-    return _from_config(source)
+    return _from_config(source, trust)
 
 
 # -- Hugging Face ------------------------------------------------------------------------------------------------------
 
 
-def _from_config(source: Path | str) -> Opened:
-    transformers = _library("transformers", "isoflop[transformers]")
+def _from_config(source: Path | str, trust: bool) -> Opened:
+    transformers = library("transformers", "isoflop[transformers]")
     transformers.utils.logging.set_verbosity_error()
     try:
-        config = transformers.AutoConfig.from_pretrained(str(source))
+        place = source.parent if isinstance(source, Path) and source.name == "config.json" else source
+        config = transformers.AutoConfig.from_pretrained(str(place), trust_remote_code=trust)
     except Exception as error:  # whatever a broken file, an unknown name or no network raises
+        if "trust_remote_code" in str(error):
+            raise CannotOpen(f"{source} brings code of its own: pass --trust if you know where it is from") from None
         known = json.loads(source.read_text()) if isinstance(source, Path) and _is_json(source) else None
         if isinstance(known, dict) and "model_type" not in known:
             raise CannotOpen(f'{source} has no "model_type", by which transformers finds the model\'s code') from None
-        raise CannotOpen(f"{EXPECTED}; got {source}, which transformers can't open: {_first_line(error)}") from None
-    make = _model_of(transformers, config)
+        got = f"got {source}" if isinstance(source, Path) else f"there is no file {source}, nor a model on the hub"
+        raise CannotOpen(f"{EXPECTED}; {got} that transformers can open: {said(error)}") from None
+    for token in ("decoder_start_token_id", "pad_token_id"):
+        if getattr(config, "is_encoder_decoder", False) and getattr(config, token, None) is None:
+            setattr(config, token, 0)  # labels are shifted by them; which token it is costs the same
+    make, named = _model_of(transformers, config, trust)
 
     def build() -> nn.Module:
         return make(config)
 
-    name = str(source.parent.name if isinstance(source, Path) else source)
-    return Opened(name, _on_meta(build), build)
+    model = _on_meta(build)
+    names = ", ".join(config.architectures or ())
+    why = f"transformers has no {names}" if names else 'the configuration names no "architectures"'
+    note = "" if named else f"{why}: counted as {type(model).__name__}"
+    return Opened(str(source.resolve().parent.name if isinstance(source, Path) else source), model, build, note)
 
 
 def _is_json(path: Path) -> bool:
@@ -95,26 +108,26 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-_TASKS = (
-    "AutoModelForCausalLM",
-    "AutoModelForSpeechSeq2Seq",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForImageClassification",
-    "AutoModel",
-)
+_BOTH_STACKS = ("AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM")
+_ONE_STACK = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+_NO_TEXT = ("AutoModelForImageClassification", "AutoModelForCTC", "AutoModelForAudioClassification")
 
 
-def _model_of(transformers: Any, config: Any) -> Callable[[Any], nn.Module]:
-    """The class that the config was saved with, else the first task that its type knows."""
+def _model_of(transformers: Any, config: Any, trust: bool) -> tuple[Callable[[Any], nn.Module], bool]:
+    """The class that the config was saved with, True; else the first task that fits its type, False."""
     for name in config.architectures or ():
         kind = getattr(transformers, name, None)
         if isinstance(kind, type):
-            return kind
-    for name in _TASKS:
+            return kind, True
+    text = _ONE_STACK if getattr(config, "is_decoder", True) else _ONE_STACK[::-1]  # BERT's kind is an encoder
+    first = _BOTH_STACKS if getattr(config, "is_encoder_decoder", False) else ()
+    # two towers (CLIP) are neither of their parts
+    last = () if hasattr(config, "text_config") and hasattr(config, "vision_config") else _NO_TEXT
+    own = getattr(config, "auto_map", None) or {}
+    for name in (*first, *text, *last, "AutoModel"):
         auto = getattr(transformers, name, None)
-        if auto is not None and type(config) in auto._model_mapping:
-            return auto.from_config
+        if auto is not None and (name in own if trust and own else type(config) in auto._model_mapping):
+            return partial(auto.from_config, trust_remote_code=trust), bool(trust and own)
     raise CannotOpen(f"transformers has no model for a {type(config).__name__}")
 
 
@@ -135,64 +148,40 @@ def _builder(source: str) -> Callable[[], nn.Module]:
     return build
 
 
-def find(source: str) -> Any:
-    """What `module:name` or `file.py:name` names.
-
-    Raises:
-        CannotOpen: it does not exist, or its module can't be imported.
-    """
-    place, _, name = source.rpartition(":")
-    try:
-        found: Any = _import(place)
-    except Exception as error:  # whatever a user's module raises as it is imported
-        raise CannotOpen(f"{place} can't be imported: {_first_line(error)}") from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise CannotOpen(f"{place} has no {name!r}")
-        found = getattr(found, part)
-    return found
-
-
-def _import(place: str) -> Any:
-    if not place.endswith(".py"):
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
-        return importlib.import_module(place)
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise CannotOpen(f"there is no file {place}")
-    sys.path.insert(0, str(path.parent))  # as `python file.py` does
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 # -- a LightningModule's checkpoint ------------------------------------------------------------------------------------
 
 
 def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opened:
-    _library("lightning", "isoflop[lightning]")
+    library("lightning", "isoflop[lightning]")
+    if not zipfile.is_zipfile(path):
+        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.save did not write, or not to its end")
+    kind = find(module_class) if module_class else None
     try:
         checkpoint = torch.load(path, map_location="meta", mmap=True, weights_only=not trust)
-    except Exception as error:  # not a zip, an older format, objects that torch does not unpickle
-        if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+    except Exception as error:  # another zip, objects that torch does not unpickle
+        unknown = re.search(r"GLOBAL (\S+)", str(error))
+        if unknown is not None:
             raise CannotOpen(
-                f"{path} holds Python objects, and to load them may run code: pass --trust if you know where it is "
-                f"from ({_first_line(error)})"
+                f"{path} holds Python objects ({unknown[1]}), and to load them may run code: pass --trust if you know "
+                "where it is from"
             ) from None
-        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.load can't read: {_first_line(error)}") from None
+        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.load can't read: {said(error)}") from None
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-        raise CannotOpen(f"{EXPECTED}; {path} was not saved by Lightning: pass `module:function` instead")
+        raise CannotOpen(
+            f"{EXPECTED}; {path} was not saved by Lightning: pass module:function, which builds the model that these "
+            "are the weights of"
+        )
     place = module_class or _class_in(checkpoint)
     if place is None:
         raise CannotOpen(
             f"{path} does not say of which class it is (checkpoints of a run with IsoFLOPMonitor do): pass "
-            "--class module:Class"
+            "--class module:Class or --class file.py:Class"
         )
-    kind = find(place)
+    if kind is None:
+        try:
+            kind = find(place)
+        except CannotOpen as reason:
+            raise CannotOpen(f"{path} is of the class {place}, but {reason}. Or pass --class file.py:Class") from None
     if not hasattr(kind, "load_from_checkpoint"):
         raise CannotOpen(f"expected {place} to be a LightningModule, got {kind!r}")
 
@@ -200,10 +189,16 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
         try:
             return kind.load_from_checkpoint(path, map_location=device, weights_only=not trust)
         except Exception as error:  # hyperparameters that were not saved, weights of another class
-            raise CannotOpen(f"{path} can't be loaded as {place}: {_first_line(error)}") from None
+            hint = ""
+            if isinstance(error, TypeError) and "argument" in str(error):
+                hint = ". What save_hyperparameters() did not save is not in it: pass module:function instead"
+            raise CannotOpen(f"{path} can't be loaded as {place}: {said(error)}{hint}") from None
 
-    with torch.device("meta"):
-        model = load("meta")
+    try:
+        with torch.device("meta"):
+            model = load("meta")
+    except CannotOpen:  # a value is read while building
+        model = load("cpu")
     return Opened(path.name, model.train(), lambda: load("cpu"))
 
 
@@ -225,24 +220,15 @@ def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """Build without memory where the code allows it, which most does; else really."""
     try:
         with torch.device("meta"):
-            model = build()
+            return unwrap(build()).train()
     except CannotOpen:
         raise
-    except Exception:  # a value is read while building
-        try:
-            model = build()
-        except Exception as error:
-            raise CannotOpen(f"the model can't be built: {_first_line(error)}") from None
-    return unwrap(model).train()
-
-
-def _library(name: str, extra: str) -> Any:
+    except (Exception, SystemExit):  # a value is read while building
+        pass
     try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise CannotOpen(f'{name} is not installed, and this model needs it: pip install "{extra}"') from None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else ''}"
+        return unwrap(build()).train()
+    except (Exception, SystemExit) as error:
+        hint = ""
+        if isinstance(error, TypeError) and "required" in str(error):
+            hint = "; it is called without arguments: write a function that gives them"
+        raise CannotOpen(f"the model can't be built: {said(error)}{hint}") from None

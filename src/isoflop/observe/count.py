@@ -123,8 +123,8 @@ def count_otherwise(
         tokens: as above.
 
     Raises:
-        Uncountable: it does not run on the CPU either, for another reason than that it needs a GPU; or no formula
-            fits.
+        Uncountable: the inputs are likely not those of training: it does not run on a CPU either, for another reason
+            than that it needs a GPU; or no formula fits.
     """
     parameters = count_parameters(model)
     positions = tokens_of(call) or tokens
@@ -133,13 +133,15 @@ def count_otherwise(
     work = 6 * parameters.total * (positions or 1)
     if build is not None and work <= RUN_AT_MOST and parameters.total <= RUN_AT_MOST_PARAMETERS:
         try:
-            real = build()
+            real = unwrap(build())
             measurement = run_once(real, _same_call(call, model, real), _vocabulary(model))
             return _counted(model, measurement, call, tokens, WATCHED, reason)
         except Uncountable as error:
             if not _NEEDS_GPU.search(str(error)):
-                raise  # then it is likely that the inputs are not those of training
+                raise
             reason = f"{error}; {reason}"
+    elif _LACKS_INPUT.search(reason):
+        raise Uncountable(reason)
     elif build is not None:
         reason = f"{reason}; too large to be run for real"
     estimate, method = estimated(model, parameters, positions, length_of(call))
@@ -148,6 +150,8 @@ def count_otherwise(
     return StepCount(parameters, None, estimate.model, parameters.six_nd(positions), positions, method, reason)
 
 
+_LACKS_INPUT = re.compile(r"\((Value|Index|Key|Type|Attribute|Assertion)Error: (?!.*\bmeta\b)")
+"""What Python code raises on wrong inputs anywhere, of the errors that came up on the meta device."""
 _NEEDS_GPU = re.compile(r"cuda|gpu|nvidia|triton|flash|No module named|ImportError|NotImplementedError", re.IGNORECASE)
 
 

@@ -133,7 +133,8 @@ _PACKED = ("qweight", "qzeros", "weight_packed", "W_q", "packed_weight")
 
 
 def _is_packed(name: str) -> bool:
-    return name.rpartition(".")[2] in _PACKED
+    last = name.rpartition(".")[2]
+    return last in _PACKED or last.endswith(("proj_blocks", "proj_scales"))  # gpt-oss' MXFP4
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from isoflop.observe.by_module import ModuleOwner
 from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
 from isoflop.observe.counter import FlopCounter, Formula, current_phase
 from isoflop.observe.measure import Measurement, differentiated, eagerly, said
-from isoflop.observe.twin import untouched_randomness
+from isoflop.observe.twin import _requires_gradients, untouched_randomness
 from isoflop.observe.uses import UseTracer
 
 
@@ -98,6 +98,7 @@ def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Mea
     """
     try:
         twin = copy.deepcopy(model)
+        _drop_hooks(twin)
         module = dict(twin.named_modules())[next(name for name, m in model.named_modules() if m is call.module)]
         tracer = UseTracer(dict(twin.named_parameters()))
         device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
@@ -130,6 +131,17 @@ def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Mea
         Counter(counter.by_operator),
         Counter(counter.by_module),
     )
+
+
+def _drop_hooks(twin: nn.Module) -> None:
+    """A user's hook on the live model (a recorder, a logger) must not see the copy; torch's own compute weights."""
+    for module in twin.modules():
+        for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            hooks = getattr(module, name)
+            for key, hook in list(hooks.items()):
+                home = str(getattr(hook, "__module__", type(hook).__module__))
+                if not home.startswith("torch.") and not _requires_gradients(hook):
+                    del hooks[key]
 
 
 def _real(value: Any, vocabulary: int, device: torch.device, name: str = "") -> Any:

@@ -1,0 +1,71 @@
+"""What `module:name` or `file.py:name` on the command line names, and how it is said that something is not there."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class CannotOpen(ValueError):
+    """Expected a model, got something else: what to do is in the text."""
+
+
+def find(source: str) -> Any:
+    """What `module:name` or `file.py:name` names.
+
+    Raises:
+        CannotOpen: it does not exist, or its module can't be imported.
+    """
+    place, _, name = source.rpartition(":")
+    if not place or not name:
+        raise CannotOpen(f"expected module:name or file.py:name, got {source!r}")
+    found: Any = _import(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), 1)
+            raise CannotOpen(f"{place} has no {name!r}{f'; is it {near[0]}?' if near else ''}")
+        found = getattr(found, part)
+    return found
+
+
+def _import(place: str) -> Any:
+    path = Path(place).expanduser().resolve() if place.endswith(".py") else None
+    if path is not None and not path.is_file():
+        raise CannotOpen(f"there is no file {place}")
+    try:
+        return importlib.import_module(place) if path is None else _run_file(path)
+    except (Exception, SystemExit) as error:  # whatever a user's module raises as it is imported
+        hint = "; is it in the current folder? file.py:name works from anywhere" if path is None else ""
+        raise CannotOpen(f"{place} can't be imported: {said(error)}{hint}") from None
+
+
+def _run_file(path: Path) -> Any:
+    sys.path.insert(0, str(path.parent))  # as `python file.py` does
+    name = path.stem if path.stem not in sys.modules else f"_isoflop_{path.stem}"  # a library's of the same name stays
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def library(name: str, extra: str) -> Any:
+    """An optional package.
+
+    Raises:
+        CannotOpen: it is not installed; with the extra that brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise CannotOpen(f'{name} is not installed, and this model needs it: pip install "{extra}"') from None
+
+
+def said(error: BaseException) -> str:
+    """Its kind and text, in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
