@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count MODEL`."""
+"""The rooms from the shell: `isoflop count MODEL`, `isoflop fit RUNS…`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import typer
 
 from isoflop.cli.count import count
+from isoflop.cli.fit import fit
 
 app = typer.Typer(
     name="isoflop",
@@ -15,11 +16,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(count)
+for command in (count, fit):
+    app.command()(command)
 
 
 @app.callback()
 def main() -> None:
-    """Keep `count` a command of its own: with one command alone Typer would leave its name out."""
+    """What holds for every command."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # × and ├ where the terminal's alphabet has none

@@ -1,0 +1,96 @@
+"""`isoflop fit RUNS…`: a scaling law of one's own runs, with its uncertainty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def fit(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS…", help="CSV files; isoflop's records (.jsonl), or folders with some.")
+    ],
+    law: Annotated[str, typer.Option(help="hoffmann, kaplan-n, kaplan-d or kaplan-c.")] = "hoffmann",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT=COLUMN", help="Which column is N, D, C or loss, where it can't be guessed."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value).")
+    ] = None,
+    delta: Annotated[str, typer.Option(help="δ of Huber's loss on ln L; `lad`: least absolute deviations.")] = "1e-3",
+    fix: Annotated[
+        list[str] | None, typer.Option(metavar="CONSTANT=VALUE", help="Hold a constant, such as alpha=0.34.")
+    ] = None,
+    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.9,
+    draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
+    n_convention: Annotated[
+        str, typer.Option("--n", help="Of records: which parameters N counts (total, non_embedding, …).")
+    ] = "non_embedding",
+    loss: Annotated[
+        str | None, typer.Option(help="Of records: which loss, `train` or eval/<name>.  [default: an evaluation's]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Fit a scaling law to finished runs.
+
+    Columns N, D or tokens, and loss are taken without being told.
+    """
+    from isoflop.fit.fitting import fit_law
+    from isoflop.fit.law import FORMS
+    from isoflop.fit.table import read_table
+
+    try:
+        if law not in FORMS:
+            raise ValueError(f"--law: expected one of {', '.join(FORMS)}, got {law!r}")
+        table = read_table(runs, (*FORMS[law].variables, "loss"), _pairs("--column", column), where, n_convention, loss)
+        width: float | str = delta if delta == "lad" else _number("--delta", delta)
+        fixed = {name: _number(f"--fix {name}", value) for name, value in _pairs("--fix", fix).items()}
+        fitted = fit_law(law, table.columns, delta=width, fixed=fixed, level=level, draws=draws, rows=table.rows)
+    except (ValueError, OSError) as error:
+        typer.echo(f"isoflop fit: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(as_object(fitted), allow_nan=False))
+        return
+    from isoflop.show.fit import print_fit
+
+    print_fit(fitted, table.taken)
+
+
+def as_object(fitted: Any) -> dict[str, Any]:
+    """The object that `--json` prints; null for what is not finite."""
+    return {
+        "law": fitted.law.form.name,
+        "parameters": {name: _finite(value) for name, value in fitted.parameters.items()},
+        "standard_errors": {name: _finite(value) for name, value in fitted.standard_errors.items()},
+        "intervals": {name: [_finite(low), _finite(high)] for name, (low, high) in fitted.intervals.items()},
+        "level": fitted.level,
+        "objective": fitted.objective,
+        "n": fitted.n,
+        "warnings": list(fitted.warnings),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if abs(value) < float("inf") else None
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not (separator and name.strip() and value.strip()):
+            raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option}: expected a number, got {text!r}") from None

@@ -1,0 +1,164 @@
+"""Scaling laws as pure functions. N parameters, D tokens, loss in nats per token; arrays broadcast.
+
+Kaplan et al.'s are in `laws_kaplan`. Which parameters N counts is a matter of the constants: `law.Law` says it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Values = NDArray[np.float64]
+
+
+def values(x: ArrayLike) -> Values:
+    """As an array of floats: an integer array would overflow or refuse a negative power."""
+    return np.asarray(x, dtype=float)
+
+
+def hoffmann_loss(
+    N: ArrayLike, D: ArrayLike, *, E: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
+) -> Values:
+    """L(N,D) = E + A/N^α + B/D^β: Hoffmann et al. 2022, eq. 2.
+
+    >>> float(hoffmann_loss(70e9, 1.4e12, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28).round(4))
+    1.9366
+    """
+    return values(E) + values(A) / values(N) ** values(alpha) + values(B) / values(D) ** values(beta)
+
+
+def hoffmann_allocation(
+    C: ArrayLike, *, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
+) -> tuple[Values, Values]:
+    """N and D of the lowest loss at C = 6·N·D FLOPs: N = G·(C/6)^a, D = (C/6)^b/G (Hoffmann et al. 2022, eq. 4).
+
+    a = β/(α+β), b = α/(α+β), G = (αA/βB)^(1/(α+β)).
+
+    >>> N, D = hoffmann_allocation(5.76e23, A=406.4, B=410.7, alpha=0.34, beta=0.28)
+    >>> f"{N / 1e9:.1f}B parameters, {D / 1e12:.2f}T tokens"
+    '32.2B parameters, 2.98T tokens'
+    """
+    A, B, alpha, beta = values(A), values(B), values(alpha), values(beta)
+    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    budget = values(C) / 6
+    return G * budget ** (beta / (alpha + beta)), budget ** (alpha / (alpha + beta)) / G
+
+
+def hoffmann_optimal_parameters(
+    D: ArrayLike, *, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
+) -> Values:
+    """The N for which D tokens are compute-optimal.
+
+    At the optimum more parameters and more tokens gain alike per FLOP: αA/N^α = βB/D^β (from Hoffmann et al. 2022,
+    eq. 2 and C = 6·N·D).
+    """
+    A, B, alpha, beta = values(A), values(B), values(alpha), values(beta)
+    return (alpha * A / (beta * B) * values(D) ** beta) ** (1 / alpha)
+
+
+def effective_amount(amount: ArrayLike, base: ArrayLike, R_star: ArrayLike) -> Values:
+    """What x is worth: U + U·R*·(1 − exp(−R/R*)), R = x/U − 1: Muennighoff et al. 2023, eq. 5 (D') and 6 (N').
+
+    Up to `base` (U) an amount counts in full; beyond, each repetition counts less, in all never more than R* times U.
+
+    >>> float(effective_amount(4 * 100e9, 100e9, 15.387756).round(-9))  # four epochs are worth 3.73
+    373000000000.0
+    """
+    amount, R_star = values(amount), values(R_star)
+    U = np.minimum(values(base), amount)
+    return U - U * R_star * np.expm1(-(amount / U - 1) / R_star)
+
+
+def muennighoff_loss(
+    N: ArrayLike,
+    D: ArrayLike,
+    U: ArrayLike,
+    *,
+    E: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    R_D_star: ArrayLike,
+    R_N_star: ArrayLike,
+) -> Values:
+    """L = E + A/N'^α + B/D'^β with repeated data: Muennighoff et al. 2023, section 3.1, eq. 5, 6 and 17.
+
+    D' discounts tokens seen again, N' parameters beyond U_N, the compute-optimal N for the U_D = min(U, D) unique
+    tokens seen. So with no token repeated it is Hoffmann's law up to that N; beyond, N' < N and the loss is higher.
+
+    Args:
+        N: parameters.
+        D: tokens seen, repeated ones counted each time.
+        U: unique tokens there are.
+        E, A, B, alpha, beta: of Hoffmann's law on unlimited data.
+        R_D_star: R_D*, repetitions after which a token seen again is worth 1/e of a new one.
+        R_N_star: R_N*, the same for parameters in excess.
+    """
+    unique = np.minimum(values(U), values(D))
+    U_N = hoffmann_optimal_parameters(unique, A=A, B=B, alpha=alpha, beta=beta)
+    return hoffmann_loss(
+        effective_amount(N, U_N, R_N_star),
+        effective_amount(D, unique, R_D_star),
+        E=E,
+        A=A,
+        B=B,
+        alpha=alpha,
+        beta=beta,
+    )
+
+
+def schaipp_loss(
+    N: ArrayLike,
+    S: ArrayLike,
+    B: ArrayLike,
+    *,
+    E: ArrayLike,
+    A_N: ArrayLike,
+    alpha: ArrayLike,
+    A_B: ArrayLike,
+    beta: ArrayLike,
+    A_S: ArrayLike,
+    gamma: ArrayLike,
+) -> Values:
+    """L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ: the three-term law of Schaipp 2026 (arXiv:2607.01487).
+
+    S optimizer steps, B tokens a batch; the paper writes K and M for them, and A, B, C for A_N, A_B, A_S.
+    Doubt: the paper's own text could not be read; the form is as two independent readers give it.
+    """
+    return (
+        values(E)
+        + values(A_N) / values(N) ** values(alpha)
+        + values(A_B) / values(B) ** values(beta)
+        + values(A_S) / values(S) ** values(gamma)
+    )
+
+
+def schaipp_optimal_batch(D: ArrayLike, *, A_B: ArrayLike, beta: ArrayLike, A_S: ArrayLike, gamma: ArrayLike) -> Values:
+    """Batch in tokens of the lowest loss at D = S·B tokens: (βA_B/γA_S)^(1/(β+γ))·D^(γ/(β+γ)), whatever N.
+
+    From the condition that the derivative of `schaipp_loss` along S·B = D vanishes.
+    """
+    A_B, beta, A_S, gamma = values(A_B), values(beta), values(A_S), values(gamma)
+    return (beta * A_B / (gamma * A_S) * values(D) ** gamma) ** (1 / (beta + gamma))
+
+
+def gadre_loss(N: ArrayLike, D: ArrayLike, *, E: ArrayLike, a: ArrayLike, b: ArrayLike, eta: ArrayLike) -> Values:
+    """L = E + (a·M^η + b·M^−η)·C^−η with M = D/N and C = 6·N·D: Gadre et al. 2024 (arXiv:2403.08540).
+
+    Hoffmann's law with α = β = 2η, A = a·6^−η, B = b·6^−η: one exponent, so M = (b/a)^(1/2η) is optimal at any budget.
+    """
+    N, D, eta = values(N), values(D), values(eta)
+    M = D / N
+    return values(E) + (values(a) * M**eta + values(b) * M**-eta) * (6 * N * D) ** -eta
+
+
+def gadre_error(L: ArrayLike, *, epsilon: ArrayLike, k: ArrayLike, gamma: ArrayLike) -> Values:
+    """Err(L) = ε − k·exp(−γ·L): mean top-1 error of downstream tasks from the loss, Gadre et al. 2024.
+
+    ε is the error where the loss is high: near that of guessing.
+
+    >>> float(gadre_error(3.0, epsilon=0.850, k=2.08, gamma=0.756).round(3))
+    0.635
+    """
+    return values(epsilon) - values(k) * np.exp(-values(gamma) * values(L))

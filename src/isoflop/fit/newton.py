@@ -1,0 +1,152 @@
+"""Damped Newton for many fits at once: the least Σ w·huber(ln L̂ − ln L), where L̂ is a sum of power laws.
+
+ln L̂ᵢ = ln Σₖ exp(tᵢₖ) with tᵢₖ = Σₚ Xᵢₖₚ·θₚ: each term of L = E + A/N^α + B/D^β is linear in θ = (ln E, ln A, α, …).
+Gradient and Hessian are exact. Many rows of θ (starts, or resamples that differ in their weights) are solved side by
+side in NumPy; each has its own damping and stops for itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+CONTINUATION = 3.0
+"""δ is lowered by this factor: a Huber loss with a small δ has kinks everywhere, with a large one it is quadratic."""
+WIDEST = 3e-2
+
+
+class Problem:
+    """The runs of a fit.
+
+    Args:
+        design: X [n, terms, parameters].
+        offset: of the terms, from what is fixed [n, terms].
+        log_loss: ln L [n].
+    """
+
+    def __init__(self, design: Array, offset: Array, log_loss: Array) -> None:
+        self.offset, self.log_loss = offset, log_loss
+        n, terms, p = design.shape
+        self.shape = design.shape
+        self._flat = design.reshape(n * terms, p)
+        # Xₖ ⊗ Xₗ of each pair of terms: the Hessian is one matrix product with these
+        self._pairs = [(k, m) for k in range(terms) for m in range(k, terms)]
+        outer = [np.einsum("np,nq->npq", design[:, k], design[:, m]) for k, m in self._pairs]
+        outer = [o if k == m else o + np.swapaxes(o, 1, 2) for o, (k, m) in zip(outer, self._pairs, strict=True)]
+        self._outer = np.stack(outer, axis=1).reshape(n * len(self._pairs), p * p)
+
+    def residuals(self, theta: Array) -> Array:
+        """From ln L̂ − ln L: θ [rows, parameters] → [rows, n]."""
+        return self.state(theta)[0]
+
+    def state(self, theta: Array) -> tuple[Array, Array]:
+        """Residuals [rows, n] and the terms' shares of L̂ [rows, n, terms]."""
+        n, terms, _ = self.shape
+        t = (theta @ self._flat.T).reshape(-1, n, terms) + self.offset
+        highest = t.max(axis=2, keepdims=True)
+        share = np.exp(t - highest)
+        total = share.sum(axis=2, keepdims=True)
+        share /= total
+        return (highest + np.log(total))[..., 0] - self.log_loss, share
+
+    def slope(self, share: Array) -> Array:
+        """Derivative of ln L̂ by θ from the shares of one row [n, terms]: [n, parameters]."""
+        return np.einsum("nk,nkp->np", share, self._flat.reshape(self.shape))
+
+    def derivatives(self, state: tuple[Array, Array], weights: Array, delta: float) -> tuple[Array, Array]:
+        """Gradient [rows, p] and Hessian [rows, p, p] of Σ w·huber."""
+        n, _, p = self.shape
+        residuals, share = state
+        pull = weights * np.clip(residuals, -delta, delta)
+        pulled = pull[..., None] * share
+        gradient = pulled.reshape(len(share), -1) @ self._flat
+        curve = weights * (np.abs(residuals) < delta) - pull
+        parts = np.empty((len(share), n, len(self._pairs)))
+        for i, (k, m) in enumerate(self._pairs):
+            parts[..., i] = curve * share[..., k] * share[..., m]
+            if k == m:
+                parts[..., i] += pulled[..., k]
+        hessian = (parts.reshape(len(share), -1) @ self._outer).reshape(-1, p, p)
+        return gradient, hessian
+
+
+def huber(residuals: Array, delta: float) -> Array:
+    """½r² where |r| ≤ δ, else δ·(|r| − ½δ): Huber 1964, as Hoffmann et al. 2022 use it (section 3.3)."""
+    size = np.abs(residuals)
+    inside = np.minimum(size, delta)
+    return inside * (size - 0.5 * inside)
+
+
+def minimise(
+    problem: Problem,
+    theta: Array,
+    weights: Array,
+    delta: float,
+    *,
+    widest: float = WIDEST,
+    tolerance: float = 1e-14,
+    steps: int = 200,
+) -> tuple[Array, Array]:
+    """From each row of θ to a minimum nearby.
+
+    Args:
+        problem: the runs.
+        theta: [rows, parameters].
+        weights: [rows, n] or [1, n].
+        delta: of the Huber loss.
+        widest: where the continuation in δ begins.
+        tolerance: relative gain of a step below which a row is done.
+        steps: at most.
+
+    Returns:
+        θ and objectives [rows].
+    """
+    widths = [delta]
+    while widths[-1] * CONTINUATION <= widest:
+        widths.append(widths[-1] * CONTINUATION)
+    for width in widths[:0:-1]:
+        theta, _ = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3)
+    return _newton(problem, theta, weights, delta, steps, tolerance)
+
+
+def _newton(
+    problem: Problem, theta: Array, weights: Array, delta: float, steps: int, tolerance: float
+) -> tuple[Array, Array]:
+    theta = theta.copy()
+    rows = len(theta)
+    weights = np.broadcast_to(weights, (rows, len(problem.log_loss)))
+    damping, stalled = np.full(rows, 1e-3), np.zeros(rows, dtype=int)
+    residuals, share = problem.state(theta)
+    best = (weights * huber(residuals, delta)).sum(axis=1)
+    active = np.arange(rows)
+    for _ in range(steps):
+        w = weights[active]
+        gradient, hessian = problem.derivatives((residuals, share), w, delta)
+        values, vectors = np.linalg.eigh(hessian)
+        rotated = np.einsum("rpq,rp->rq", vectors, gradient)
+        # |eigenvalue|: downhill along directions of negative curvature too
+        size = np.abs(values)
+        curvature = size + (damping[active] * np.maximum(size.max(axis=1), 1e-300))[:, None]
+        step = -np.einsum("rpq,rq->rp", vectors, rotated / curvature)
+        # no leap by more than e² in a coefficient
+        step *= np.minimum(1, 2 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))
+        tried = theta[active] + step
+        new_residuals, new_share = problem.state(tried)
+        value = (w * huber(new_residuals, delta)).sum(axis=1)
+        gain = best[active] - value
+        better = gain > 0
+        good = active[better]
+        theta[good], best[good] = tried[better], value[better]
+        residuals[better], share[better] = new_residuals[better], new_share[better]
+        damping[good] = np.maximum(damping[good] / 5, 1e-12)
+        damping[active[~better]] = np.minimum(damping[active[~better]] * 6, 1e8)
+        # done: three steps in a row that gain nothing to speak of
+        small = gain <= tolerance * np.abs(best[active])
+        stalled[active] = np.where(small, stalled[active] + 1, 0)
+        going = stalled[active] < np.where(better, 2, 9)
+        active, residuals, share = active[going], residuals[going], share[going]
+        if not active.size:
+            break
+    return theta, best

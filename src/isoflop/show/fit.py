@@ -1,0 +1,42 @@
+"""What `isoflop fit` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isoflop.fit.fitting import LawFit
+
+
+def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
+    """Print a fitted law for people.
+
+    Args:
+        fitted: the fit.
+        taken: which columns of the table were what.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    read = ", ".join(what if what == name else f"{what} from {name}" for what, name in taken.items())
+    console.print(Text.assemble((fitted.law.form.text, "bold"), f"   fitted to {fitted.n} runs ({read})"))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name, side in (("", "left"), ("value", "right"), ("standard error", "right"), (f"{fitted.level:.0%}", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name, value in fitted.parameters.items():
+        low, high = fitted.intervals[name]
+        table.add_row(name, f"{value:.5g}", f"{fitted.standard_errors[name]:.3g}", f"{low:.4g} … {high:.4g}")
+    console.print(table)
+    off = sorted(abs(residual) for residual in fitted.residuals)
+    loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"
+    console.print(
+        f"{loss} = {fitted.objective:.6g} · half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten "
+        f"within {off[int(0.9 * (len(off) - 1))]:.2%}",
+        highlight=False,
+    )
+    for warning in fitted.warnings:
+        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
