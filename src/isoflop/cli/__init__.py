@@ -8,6 +8,7 @@ import typer
 
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
+from isoflop.cli.laws import laws
 
 app = typer.Typer(
     name="isoflop",
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit):
+for command in (count, fit, laws):
     app.command()(command)
 
 
