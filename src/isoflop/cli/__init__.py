@@ -9,6 +9,7 @@ import typer
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
 from isoflop.cli.laws import laws
+from isoflop.cli.plan import plan
 
 app = typer.Typer(
     name="isoflop",
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit, laws):
+for command in (count, fit, plan, laws):
     app.command()(command)
 
 

@@ -62,6 +62,8 @@ def _print_table(entries: list[Published]) -> None:
             for what, law in (("", entry.allocation), ("batch", entry.batch_law), ("rate", entry.learning_rate_law))
             if law is not None
         ]
-        table.add_row(entry.name, "; ".join(states).strip(), entry.n_convention.replace("_", " "), entry.paper.split(" (")[0])
+        table.add_row(
+            entry.name, "; ".join(states).strip(), entry.n_convention.replace("_", " "), entry.paper.split(" (")[0]
+        )
     Console().print(table)
     typer.echo("isoflop laws NAME shows constants, validity and notes.")

@@ -201,6 +201,26 @@ def lookup_peak(device_name: str, dtype: str) -> Peak | None:
     return None
 
 
+def peak_by_short_name(name: str) -> Peak | None:
+    """Dense 16-bit peak of what people call "h100" or "rtx 4090": of several variants the first in the table (SXM).
+
+    >>> peak_by_short_name("h100").device
+    'NVIDIA H100 SXM'
+    >>> peak_by_short_name("V100").dtype  # which has no bfloat16
+    'float16'
+    """
+    wanted = name.lower().replace("-", " ").split()
+    for vendor, _, rows in _VENDORS:
+        for device, _, tflops, source in rows:
+            words = device.lower().replace("(", "").split()
+            if wanted and any(words[i : i + len(wanted)] == wanted for i in range(len(words))):
+                for dtype in ("bfloat16", "float16"):
+                    rate = tflops[DTYPES.index(dtype)]
+                    if rate is not None:
+                        return Peak(f"{vendor} {device}", dtype, float(round(rate * 1e12)), source)
+    return None
+
+
 def known_devices() -> list[str]:
     """Names of the devices in the table, for messages and documentation."""
     return [f"{vendor} {device}" for vendor, _, rows in _VENDORS for device, *_ in rows]

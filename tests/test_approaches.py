@@ -1,0 +1,578 @@
+"""Hoffmann et al.'s approaches 1 and 2, the bias of approach 2, and the three side by side."""
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isoflop.fit.approach import Approach
+from isoflop.fit.approach_bias import bias_on_grid, parabola_bias
+from isoflop.fit.approach_compare import approach_3, compare_approaches
+from isoflop.fit.envelope import Curve, envelope
+from isoflop.fit.isoflop_profiles import isoflop_profiles, seed_noise
+from isoflop.fit.law import HOFFMANN, KAPLAN_N, Law
+from isoflop.fit.profile_minimum import akima, one_per_size, parabola
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
+
+
+def law(alpha=0.34, beta=0.28, A=406.4, B=410.7, E=1.69, **others):
+    return Law(HOFFMANN, {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta}, **others)
+
+
+EVEN = law(0.35, 0.35, 450, 450)
+
+
+def table(name, columns, **where):
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is absent: the reference data isn't part of the project")
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if all(row[k] == v for k, v in where.items())]
+    return [np.array([float(row[c]) for row in rows]) for c in columns]
+
+
+def grid(planted, budgets=(1e18, 1e19, 1e20, 1e21), width=4.0, points=7, noise=0.0, seed=0, offset=1.0):
+    """IsoFLOP points of a law: C, N, D, L."""
+    frontier = approach_3(planted)
+    C = np.repeat(budgets, points)
+    u = np.tile(np.linspace(-0.5, 0.5, points) * np.log(width), len(budgets))
+    N = np.array([frontier.allocate(c)[0] for c in C]) * np.exp(u) * offset
+    D = C / (6 * N)
+    return C, N, D, planted.loss(N=N, D=D) + noise * np.random.default_rng(seed).standard_normal(len(C))
+
+
+# --- approach 2: published results
+
+
+@pytest.mark.parametrize(
+    ("config", "a"),
+    [
+        ("rw/base/long/kaplan/kaplan/train", 0.835),
+        ("rw/base/long/kaplan/standard/val", 0.706),
+        ("rw/base/short/kaplan/standard/val", 0.602),
+        ("rw/base/short/chinchilla/standard/val", 0.571),
+        ("rw/tuned/short/const/standard/val", 0.497),
+    ],
+)
+def test_porian(config, a):
+    columns = table("porian_refinedweb.csv", ("flops", "N", "D", "loss"), config=config)
+    found = isoflop_profiles(*columns, minimum="akima")
+    assert found.a == pytest.approx(a, abs=0.007)
+    assert found.a + found.b == pytest.approx(1, abs=1e-4)  # C = 6ND to the printed digits
+    assert found.intervals["a"][0] < a < found.intervals["a"][1]
+
+
+def test_chinchilla():
+    """The nine budgets of figure 3, each with the points within 25% of it."""
+    columns = table("chinchilla_245.csv", ("flops", "N", "tokens", "loss"))
+    found = isoflop_profiles(*columns, budgets=CHINCHILLA_BUDGETS)
+    assert 0.495 <= found.a <= 0.505
+    assert len(found.minima) == 9
+    low, high = found.intervals["a"]
+    assert low < 0.49 < high and 0.03 < high - low < 0.12  # Hoffmann et al.: .49 (.462–.534) from 10% to 90%
+    assert found.warnings == ("66 of 245 rows left out: more than a factor 1.25 from the nearest budget",)
+    assert found.minima[0].C == 6e18 and found.minima[-1].C == 3e21
+
+
+def test_chinchilla_has_no_gaps_between_its_budgets():
+    columns = table("chinchilla_245.csv", ("flops", "N", "tokens", "loss"))
+    with pytest.raises(ValueError, match=r"got FLOPs that run on from 2\.87e\+18 to 1\.01e\+21: pass budgets="):
+        isoflop_profiles(*columns)
+
+
+# --- approach 2: planted laws
+
+
+@pytest.mark.parametrize("minimum", ["parabola", "akima"])
+def test_planted(minimum):
+    found = isoflop_profiles(*grid(EVEN, points=9), minimum=minimum)
+    truth = approach_3(EVEN)
+    assert found.a == pytest.approx(0.5, abs=1e-6)
+    assert found.allocate(1e20) == pytest.approx(truth.allocate(1e20), rel=1e-3)
+    assert [m.sizes for m in found.minima] == [9] * 4
+    assert found.n == 36
+
+
+def test_the_grouping_finds_the_budgets():
+    C, N, _, L = grid(EVEN)
+    shaken = C * np.exp(np.random.default_rng(0).uniform(-0.02, 0.02, len(C)))
+    found = isoflop_profiles(shaken, N, shaken / (6 * N), L)
+    assert [m.C for m in found.minima] == pytest.approx([1e18, 1e19, 1e20, 1e21], rel=0.02)
+    order = np.random.default_rng(1).permutation(len(C))
+    again = isoflop_profiles(*(v[order] for v in (shaken, N, shaken / (6 * N), L)))
+    assert again.a == pytest.approx(found.a, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weighted": True}, {"noise": 0.01}, {"minimum": "akima", "noise": lambda loss: 0.0 * loss + 0.01}]
+)
+def test_intervals_cover(options):
+    """90% intervals of a, 60 draws, five budgets of seven sizes: at least 50 hold the truth."""
+    found = [
+        isoflop_profiles(*grid(EVEN, np.geomspace(1e18, 1e21, 5), 25, 7, 0.01, seed), **options) for seed in range(60)
+    ]
+    assert sum(f.intervals["a"][0] < 0.5 < f.intervals["a"][1] for f in found) >= 50
+    spread = np.std([f.a for f in found])
+    assert 0.7 < np.median([f.standard_errors["a"] for f in found]) / spread < 1.5
+    at = approach_3(EVEN).allocate(1e20)[0]
+    assert sum(f.allocate_intervals(1e20)[0][0] < at < f.allocate_intervals(1e20)[0][1] for f in found) >= 48
+
+
+def test_the_same_seed_gives_the_same_interval():
+    columns = grid(EVEN, noise=0.01)
+    assert isoflop_profiles(*columns) == isoflop_profiles(*columns)
+    one, other = isoflop_profiles(*columns, seed=1), isoflop_profiles(*columns, seed=2)
+    assert one.a == other.a and one.minima[0].interval != other.minima[0].interval
+
+
+def test_seed_noise():
+    assert seed_noise(np.array([2.0, 3.0, 6.0, 9.0])) == pytest.approx([0.005, 0.005, 0.1, 0.1])
+
+
+def test_akima_takes_the_best_run_of_a_size():
+    C, N, D, L = grid(EVEN)
+    doubled = isoflop_profiles(np.r_[C, C], np.r_[N, N], np.r_[D, D], np.r_[L + 0.3, L], minimum="akima", noise=0.001)
+    assert doubled.a == pytest.approx(isoflop_profiles(C, N, D, L, minimum="akima", noise=0.001).a, rel=1e-12)
+    assert one_per_size(np.array([2.0, 1.0, 2.0]), np.array([5.0, 4.0, 3.0])).tolist() == [1, 2]
+
+
+def test_akima_is_exact_against_a_fine_search():
+    from scipy.interpolate import Akima1DInterpolator
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x = np.sort(rng.uniform(0, 5, 8))
+        loss = np.exp(1 + 0.1 * (x - 2.5) ** 2 + 0.1 * rng.standard_normal(8))
+        place, least = akima(x, loss)
+        fine = np.linspace(x[0], x[-1], 20001)
+        values = Akima1DInterpolator(x, np.log(loss))(fine)
+        assert np.log(least) <= values.min() + 1e-12
+        assert np.log(least) == pytest.approx(values.min(), abs=1e-5)
+        assert abs(place - fine[values.argmin()]) < 2e-3
+
+
+def test_parabola_is_exact():
+    x = np.array([18.0, 19, 20, 22])
+    assert parabola(x, 3 + 0.2 * (x - 19.7) ** 2) == pytest.approx((19.7, 3, 0.2))
+
+
+# --- approach 2: what is refused
+
+
+def spoil(budget, how):
+    C, N, D, L = grid(EVEN, points=11)
+    mine = np.isclose(C, budget)
+    if how == "left":
+        keep = ~mine | (np.median(N[mine]) * 1.05 < N)
+    elif how == "right":
+        keep = ~mine | (np.median(N[mine]) * 0.95 > N)
+    elif how == "few":
+        keep = ~mine | (np.sort(N[mine])[1] >= N)
+    else:
+        keep, L = np.ones(len(C), bool), np.where(mine, 6 - L, L)
+    return [v[keep] for v in (C, N, D, L)]
+
+
+@pytest.mark.parametrize(
+    ("how", "minimum", "why"),
+    [
+        ("left", "akima", "its loss is least at or below the smallest size, .* parameters: add smaller ones"),
+        ("right", "akima", "its loss is least at or above the largest size, .* parameters: add larger ones"),
+        ("left", "parabola", "its loss is least at or below the smallest size"),
+        ("right", "parabola", "its loss is least at or above the largest size"),
+        ("few", "parabola", "it has 2 sizes, a minimum by parabola needs 3"),
+        ("few", "akima", "it has 2 sizes, a minimum by akima needs 4"),
+        ("down", "parabola", "its parabola opens downwards"),
+    ],
+)
+def test_a_budget_without_a_minimum_is_left_out_and_named(how, minimum, why):
+    C, N, D, L = spoil(1e20, how)
+    found = isoflop_profiles(C, N, D, L, minimum=minimum, noise=1e-3)
+    assert [m.C for m in found.minima] == pytest.approx([1e18, 1e19, 1e21])
+    (warning,) = found.warnings
+    assert re.search(r"the budget 1e\+20 FLOPs is left out: " + why, warning)
+    assert found.a == pytest.approx(0.5, abs=1e-3)
+
+
+def test_noise_that_hides_the_minimum():
+    with pytest.raises(ValueError, match="moves its minimum off the grid more often than not"):
+        isoflop_profiles(*grid(EVEN, width=1.2), noise=1.0)
+
+
+def test_two_budgets_say_so():
+    found = isoflop_profiles(*grid(EVEN, (1e18, 1e20), noise=0.003))
+    assert "two budgets: nothing tells whether the minima lie on a line" in found.warnings
+    assert "a" in found.intervals
+
+
+def changed(column, row, value):
+    columns = dict(zip("CNDL", grid(EVEN), strict=True))
+    columns[column] = columns[column].copy()
+    columns[column][row] = value
+    return columns
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            changed("L", 3, np.nan),
+            r"row 4, column 'L': expected a positive number of losses in nats per token, got nan",
+        ),
+        (changed("L", 0, -2.5), r"row 1, column 'L': .* got -2\.5; leave the row out or correct it"),
+        (changed("D", 5, 0), r"row 6, column 'D': expected a positive number of tokens, got 0"),
+        (changed("N", 2, np.inf), r"row 3, column 'N': expected a positive number of parameters, got inf"),
+        (changed("C", 2, -1), r"row 3, column 'C': expected a positive number of training FLOPs, got -1"),
+        (dict(zip("CNDL", [[], [], [], []], strict=True)), r"column 'C': expected training FLOPs in a list that isn't"),
+        ({**changed("L", 0, 3), "D": [1e9]}, r"expected columns of one length, got C 28, N 28, D 1, L 28"),
+        (
+            {k: v / 1e6 if k in "ND" else v for k, v in changed("L", 0, 3).items()},
+            r"row 1, columns 'C', 'N', 'D': expected about 6 FLOPs .* got C/\(N·D\) = 6e\+12: .*not millions",
+        ),
+        (
+            {k: np.full(5, v) for k, v in {"C": 6e18, "N": 1e9, "D": 1e9, "L": 3}.items()},
+            r"expected several sizes in column N, got 1e\+09 in all 5 rows",
+        ),
+        (
+            dict(zip("CNDL", grid(EVEN, (1e19,)), strict=True)),
+            r"expected at least two budgets with a minimum, got 1: all rows have about 1e\+19 FLOPs",
+        ),
+    ],
+)
+def test_bad_columns(columns, message):
+    with pytest.raises(ValueError, match=message):
+        isoflop_profiles(**columns)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": 90}, r"expected a level between 0 and 1, got 90: pass 0\.9"),
+        ({"tolerance": 0.1}, r"expected a tolerance above 1, got 0\.1"),
+        ({"minimum": "spline"}, r'expected minimum "parabola" or "akima", got \'spline\''),
+        ({"noise": -1}, r"expected the noise of a loss in nats per token, got -1"),
+        ({"budgets": [1e18, 1e30]}, r"the budget 1e\+30 FLOPs is left out: no run lies near it"),
+        ({"budgets": [0]}, r"row 1, column 'budgets': expected a positive number of FLOPs"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        isoflop_profiles(*grid(EVEN), **options)
+
+
+# --- the bias of approach 2
+
+
+def shift(planted, width, offset=1.0, points=15):
+    """|ln N̂/N_opt| of a grid that sits alike around every optimum."""
+    bias = parabola_bias(planted, [1e18, 1e20, 1e22], width, offset, points)
+    ratio = np.abs(np.log(bias.N_ratio))
+    assert ratio == pytest.approx(ratio[0], rel=1e-6, abs=1e-9)  # the same at every budget: a is unbiased
+    assert bias.a_bias == pytest.approx(0, abs=1e-9)
+    assert abs(np.log(bias.N_ratio_at(1e24))) == pytest.approx(ratio[0], rel=1e-5, abs=1e-7)
+    return ratio[0]
+
+
+def test_the_bias_grows_with_the_width():
+    shifts = [shift(law(), width) for width in (2, 4, 16, 64, 256)]
+    assert all(np.diff(shifts) > 0) and shifts[0] < 0.001 and shifts[-1] > 0.04
+
+
+def test_the_bias_grows_with_the_offset():
+    """From about .3 of the half-width on: below, the fourth order outweighs the third, α²δ(δ²/3 − h²/35)."""
+    shifts = [shift(EVEN, 4, offset) for offset in (1, 1.3, 1.4, 1.6, 1.8, 1.9)]
+    assert all(np.diff(shifts) > 0) and shifts[-1] > 0.009
+    # α > β: centred parabolas already lie above the optimum, grids shifted to larger sizes come down across it
+    down = [shift(law(), 4, offset) for offset in (0.7, 0.6, 0.55)]
+    assert all(np.diff(down) > 0) and down[-1] > 0.01
+    h, d = np.log(2) / 2, np.log(1.2)
+    dense = parabola_bias(EVEN, [1e18, 1e20], 2, 1.2, 2001)
+    assert np.log(dense.N_ratio) == pytest.approx(0.35**2 * d * (d**2 / 3 - h**2 / 35), rel=5e-3)
+
+
+def test_the_bias_grows_with_the_difference_of_the_exponents():
+    shifts = [shift(law(0.31 + d, 0.31 - d), 16) for d in (0, 0.02, 0.05, 0.1, 0.15)]
+    assert all(np.diff(shifts) > 0)
+    assert shift(law(0.31, 0.31, 300, 700), 64) < 1e-9
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.34, 0.28), (0.2, 0.5)])
+def test_the_bias_of_a_dense_grid_to_lowest_order(alpha, beta):
+    """h²(α − β)/10 with h the half-width in ln N: the cubic term's share in the slope of a least-squares parabola."""
+    bias = parabola_bias(law(alpha, beta), [1e18, 1e20], 1.3, points=2001)
+    h = np.log(1.3) / 2
+    assert np.log(bias.N_ratio) == pytest.approx(h**2 * (alpha - beta) / 10, rel=5e-3)
+
+
+def test_a_drifting_offset_biases_the_exponent():
+    still = parabola_bias(law(), [1e18, 1e20, 1e22], 16)
+    drift = parabola_bias(law(), [1e18, 1e20, 1e22], 16, [0.5, 1, 2])
+    further = parabola_bias(law(), [1e18, 1e20, 1e22], 16, [0.4, 1, 2.5])
+    assert abs(still.a_bias) < 1e-9 < 1e-3 < abs(drift.a_bias) < abs(further.a_bias)
+
+
+def test_the_bias_of_a_users_grid_in_words():
+    N = np.geomspace(1e8, 1e10, 12)
+    C = np.repeat([1e19, 1e20, 1e21], 12)
+    bias = bias_on_grid(EVEN, C, np.tile(N, 3))
+    same = isoflop_profiles(
+        C, np.tile(N, 3), C / 6 / np.tile(N, 3), EVEN.loss(N=np.tile(N, 3), D=C / 6 / np.tile(N, 3))
+    )
+    assert bias.a == pytest.approx(same.a, rel=1e-9)
+    assert bias.true_a == 0.5 and abs(bias.a_bias) > 0.001
+    worst = np.abs(np.log(bias.N_ratio)).argmax()
+    assert re.fullmatch(
+        rf"without any noise, approach 2's parabolas on this grid would give a = {bias.a:.4f} where the law has 0\.5000"
+        rf" \({re.escape(f'{bias.a_bias:+.4f}')}\), and an N_opt up to [\d.]+% too (large|small) "
+        rf"\(at {re.escape(f'{bias.budgets[worst]:.3g}')} FLOPs\)",
+        bias.sentence,
+    )
+
+
+def test_the_bias_names_budgets_without_a_minimum():
+    N = np.tile(np.geomspace(1e8, 1e10, 12), 4)
+    bias = bias_on_grid(EVEN, np.repeat([1e19, 1e20, 1e21, 1e27], 12), N)
+    assert len(bias.budgets) == 3 and "the budget 1e+27 FLOPs is left out" in bias.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 1}, "expected a width above 1"),
+        ({"width": 4, "points": 2}, "expected at least 3 points per profile, got 2"),
+        ({"width": 4, "offset": 0}, r"row 1, column 'offset'"),
+        ({"width": 4, "offset": 50}, "expected at least two budgets with a minimum, got 0"),
+    ],
+)
+def test_bad_grids(options, message):
+    with pytest.raises(ValueError, match=message):
+        parabola_bias(law(), [1e18, 1e20], **options)
+
+
+# --- approach 1
+
+
+def curves(planted, sizes, longest=400, points=200, noise=0.0, seed=0, explicit=False):
+    rng = np.random.default_rng(seed)
+    runs = []
+    for N in sizes:
+        D = np.geomspace(0.5 * N, longest * N, points)
+        loss = planted.loss(N=N, D=D) * np.exp(noise * rng.standard_normal(points))
+        runs.append(Curve(N, 6 * N * D, loss, D if explicit else None))
+    return runs
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.34, 0.28), (0.35, 0.35), (0.3478, 0.3658)])
+def test_the_envelope_of_planted_curves(alpha, beta):
+    planted = law(alpha, beta, 482.01, 2085.43) if beta > alpha else law(alpha, beta)
+    found = envelope(curves(planted, np.geomspace(1e7, 1e10, 40)))
+    truth = approach_3(planted)
+    assert found.a == pytest.approx(truth.a, abs=0.01)
+    assert found.b == pytest.approx(truth.b, abs=0.01)
+    assert found.a + found.b == pytest.approx(1, abs=1e-9)
+    assert found.allocate(1e20) == pytest.approx(truth.allocate(1e20), rel=0.05)
+    assert found.intervals["a"][0] < truth.a < found.intervals["a"][1]
+    N, C, L = (np.array([getattr(m, k) for m in found.minima]) for k in "NCL")
+    assert (np.diff(N) >= 0).all() and (np.diff(C) > 0).all() and (np.diff(L) < 0).all()
+    assert N.min() > 1e7 * 1.01 and N.max() < 1e10 / 1.01
+    assert any("left out: the best run is the smallest that reaches them" in w for w in found.warnings)
+
+
+def test_tokens_may_be_given():
+    sizes = np.geomspace(1e7, 1e10, 12)
+    assert envelope(curves(law(), sizes, explicit=True)).b == pytest.approx(envelope(curves(law(), sizes)).b)
+
+
+TWENTY = law(0.35, 0.35, 450, 1284)
+"""20 tokens per parameter at every budget: in the middle of the curves, unlike EVEN's one."""
+
+
+def excess(found, planted):
+    """Mean of ln(L/L_opt) over the envelope."""
+    truth = [approach_3(planted).allocate(m.C) for m in found.minima]
+    return np.mean([np.log(m.L / planted.loss(N=N, D=D)) for m, (N, D) in zip(found.minima, truth, strict=True)])
+
+
+def test_smoothing_helps_where_losses_are_noisy():
+    noisy = curves(TWENTY, np.geomspace(1e7, 1e10, 30), noise=0.003, points=300)
+    rough, smooth = envelope(noisy), envelope(noisy, smooth=10)
+    assert abs(smooth.a - 0.5) < 0.01
+    # an envelope of noisy curves lies below the truth
+    assert excess(rough, TWENTY) < -0.001 and abs(excess(smooth, TWENTY)) < 0.001
+
+
+def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
+    """30 sets of 25 runs whose losses differ by .003: the mean of a, and 90% intervals that cover."""
+    monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 100)
+    rng = np.random.default_rng(0)
+    found = {2.0: [], 1.0: []}
+    for _ in range(30):
+        sizes = np.exp(rng.uniform(np.log(1e7), np.log(1e10), 25))
+        runs = [
+            dataclasses.replace(c, loss=c.loss * np.exp(0.003 * rng.standard_normal()))
+            for c in curves(TWENTY, sizes, points=60)
+        ]
+        for margin, into in found.items():
+            into.append(envelope(runs, points=150, margin=margin))
+    bias = {margin: abs(np.mean([f.a for f in all_]) - 0.5) for margin, all_ in found.items()}
+    assert bias[2.0] < 0.005 and bias[2.0] < bias[1.0]
+    assert sum(f.intervals["a"][0] < 0.5 < f.intervals["a"][1] for f in found[2.0]) >= 26
+
+
+def test_an_envelope_of_two_sizes_is_doubtful():
+    found = envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
+    assert "the envelope is made of 2 sizes only: the exponents rest on steps between these" in found.warnings
+
+
+def test_an_envelope_of_few_sizes_may_have_no_interval_and_says_so():
+    found = envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
+    assert found.intervals == {} and found.allocate_intervals(1e20) is None
+    assert any(w.startswith("no intervals: ") for w in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (curves(law(), [1e8, 1e8]), r"expected curves of several sizes in column N, got 1e\+08 in all 2"),
+        (curves(law(), [1e8, 2e8]), r"expected an envelope of at least two sizes .* got 0 \(.*add sizes"),
+        (
+            [Curve(1e8, [1e18], [3.0]), Curve(-1, [1e18], [3.0])],
+            r"row 2, column 'N' .*: expected a positive number of param",
+        ),
+        (
+            [Curve(1e8, [1e18, 2e18], [3, np.nan]), Curve(2e8, [1e18], [3])],
+            r"row 2, column 'loss' of curve 1: .* got nan",
+        ),
+        (
+            [Curve(2e8, [1e18, 1e18], [3, 3]), Curve(1e8, [1e18], [3])],
+            r"row 2, column 'flops' of curve 1: expected more",
+        ),
+        (
+            [Curve(2e8, [1e18, 2e18], [3]), Curve(1e8, [1e18], [3])],
+            r"expected columns of one length of curve 1, got 2, 1",
+        ),
+        ([Curve(2e8, [1e18], [3], [0]), Curve(1e8, [1e18], [3])], r"row 1, column 'tokens' of curve 1: .* got 0"),
+        ([], r"column 'N' .*: expected parameters in a list that isn't empty"),
+    ],
+)
+def test_bad_curves(runs, message):
+    with pytest.raises(ValueError, match=message):
+        envelope(runs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": 0.5}, "expected a margin of at least 1, got 0.5"),
+        ({"points": 1}, "expected at least two budgets, got points=1"),
+        ({"smooth": -1}, "expected the smoother's width in points, got smooth=-1"),
+        ({"level": 1}, "expected a level between 0 and 1, got 1"),
+    ],
+)
+def test_bad_envelope_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        envelope(curves(law(), np.geomspace(1e7, 1e9, 5)), **options)
+
+
+# --- approach 3, and the three side by side
+
+
+def drawn(sd=0.005, n=2000, **constants):
+    point = law(**constants)
+    rng = np.random.default_rng(0)
+    draws = {k: v * np.exp(sd * rng.standard_normal(n)) for k, v in point.constants.items()}
+    return dataclasses.replace(point, draws=draws, convention="total")
+
+
+def test_approach_3_of_hoffmanns_constants():
+    """Chinchilla's budget by the printed constants: 32.2B parameters, 2.98T tokens."""
+    found = approach_3(law())
+    assert found.a == pytest.approx(0.28 / 0.62) and found.b == pytest.approx(0.34 / 0.62)
+    N, D = found.allocate(5.76e23)
+    assert pytest.approx((32.2e9, 2.98e12), rel=2e-3) == (N, D) and pytest.approx(5.76e23) == 6 * N * D
+    assert found.intervals == {} and "no draws" in found.warnings[0]
+
+
+def test_approach_3_with_draws():
+    found = approach_3(drawn(), level=0.8)
+    assert found.intervals["a"][0] < found.a < found.intervals["a"][1]
+    # a = β/(α+β): se = a·b·√2·sd
+    assert found.standard_errors["a"] == pytest.approx(found.a * found.b * np.sqrt(2) * 0.005, rel=0.05)
+    N, _ = found.allocate_intervals(5.76e23)
+    assert N[0] < found.allocate(5.76e23)[0] < N[1]
+    assert found.level == 0.8 and found.n == 2000 and found.convention == "total"
+
+
+def test_draws_without_a_frontier_are_left_out():
+    planted = drawn()
+    planted.draws["alpha"][:3] = -0.1
+    assert "3 of 2000 draws have no compute-optimal size: left out" in approach_3(planted).warnings
+    planted.draws["alpha"][:] = -0.1
+    assert approach_3(planted).intervals == {}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (law(alpha=-0.1), "expected positive A, B, α and β, got A=406.4, B=410.7, alpha=-0.1"),
+        (Law(KAPLAN_N, {"N_c": 8.8e13, "alpha_N": 0.076}), "expected a law of Hoffmann's form, got kaplan-n"),
+    ],
+)
+def test_laws_without_a_frontier(bad, message):
+    with pytest.raises(ValueError, match=message):
+        approach_3(bad)
+
+
+def test_side_by_side():
+    planted = drawn(alpha=0.35, beta=0.35, A=450, B=450)
+    one = envelope(curves(EVEN, np.geomspace(1e7, 1e10, 40)))
+    two = isoflop_profiles(*grid(EVEN, noise=0.003))
+    comparison = compare_approaches([one, two, approach_3(planted)], C=1e21)
+    assert [row.name for row in comparison.rows] == [one.name, two.name, "approach 3 (parametric)"]
+    assert two.allocate(1e21)[0] == comparison.rows[1].N and comparison.rows[1].a_interval == two.intervals["a"]
+    assert len(comparison.pairs) == 3 and all(pair.overlap for pair in comparison.pairs)
+    assert not any("disagree" in w for w in comparison.warnings)
+    head, *lines = str(comparison).splitlines()
+    assert re.split(r"  +", head) == ["approach", "a", "b", "N at 1e+21", "D at 1e+21"]
+    assert lines[2].startswith("approach 3 (parametric)  0.500 (0.4")
+
+
+def test_disagreement_is_said_with_its_z():
+    two = dataclasses.replace(isoflop_profiles(*grid(EVEN, noise=0.003)), convention="non_embedding")
+    three = approach_3(drawn(alpha=0.5, beta=0.2))
+    comparison = compare_approaches([two, three])
+    (pair,) = comparison.pairs
+    z = (two.a - three.a) / np.hypot(two.standard_errors["a"], three.standard_errors["a"])
+    assert pair.z == pytest.approx(z) and not pair.overlap and pair.p < 1e-3
+    assert any(
+        re.fullmatch(r"approach 2 \(parabola\) and approach 3 .* disagree: a = 0\.5.*, z = [\d.]+, p = .*", w)
+        for w in comparison.warnings
+    )
+    assert any("counts N as non_embedding, approach 3 (parametric) as total" in w for w in comparison.warnings)
+
+
+def test_approaches_without_intervals_are_compared_by_their_values():
+    comparison = compare_approaches([approach_3(law()), approach_3(EVEN)])
+    assert comparison.pairs == () and comparison.rows[0].a_interval is None
+    assert "(0." not in str(comparison).splitlines()[1]
+
+
+def test_nothing_to_compare():
+    with pytest.raises(ValueError, match="expected at least one approach, got none"):
+        compare_approaches([])
+    with pytest.raises(ValueError, match=r"expected intervals at one level, got 0\.8 and 0\.9"):
+        compare_approaches([approach_3(drawn()), approach_3(drawn(), 0.8)])
+    with pytest.raises(ValueError, match=r"row 1, column 'C': expected a positive number of training FLOPs, got 0"):
+        approach_3(law()).allocate(0)
+
+
+def test_results_are_frozen():
+    found = approach_3(law())
+    assert isinstance(found, Approach)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.a = 1.0
