@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count MODEL`, `isoflop fit RUNS…`."""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from isoflop.cli.compare import compare
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
 from isoflop.cli.laws import laws
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit, plan, laws):
+for command in (count, fit, plan, compare, laws):
     app.command()(command)
 
 

@@ -7,10 +7,11 @@ from difflib import get_close_matches
 from isoflop.fit.papers_classic import CHINCHILLA, KAPLAN
 from isoflop.fit.papers_later import LATER
 from isoflop.fit.publication import Published
+from isoflop.fit.refit import REFIT
 
 __all__ = ["Published", "published", "published_names"]
 
-_ALL = (*CHINCHILLA, *KAPLAN, *LATER)
+_ALL = (*CHINCHILLA, REFIT, *KAPLAN, *LATER)
 _BY_NAME = {entry.name: entry for entry in _ALL}
 assert len(_BY_NAME) == len(_ALL)
 
