@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.observe import peaks
-from isoflop.observe.peaks import DTYPES, Peak, known_devices, lookup_peak
+from isoflop.observe.peaks import DTYPES, Peak, known_devices, lookup_peak, peak_by_short_name
 
 # (reported name, dtype, dense TFLOP/s). A figure that the vendor prints with sparsity, or for two devices,
 # stands here as it is printed, and is halved in sight.
@@ -242,3 +242,25 @@ def test_table_needs_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("short", "device", "tflops"),
+    [
+        ("h100", "NVIDIA H100 SXM", 989.4),
+        ("H100-PCIe", "NVIDIA H100 PCIe", 756.0),
+        ("a100", "NVIDIA A100", 312.0),
+        ("rtx 4090", "NVIDIA GeForce RTX 4090", 165.2),
+        ("rtx4090", "NVIDIA GeForce RTX 4090", 165.2),
+        ("mi300x", "AMD Instinct MI300X", 1307.4),
+        ("v100", "NVIDIA V100 SXM2", 125.0),
+        ("tpu v4", "Google TPU v4", 275.0),
+    ],
+)
+def test_what_people_call_a_device(short: str, device: str, tflops: float) -> None:
+    peak = peak_by_short_name(short)
+    assert peak is not None and (peak.device, peak.flops_per_second) == (device, tflops * 1e12)
+
+
+def test_a_part_of_a_name_is_no_device() -> None:
+    assert [peak_by_short_name(name) for name in ("", "h", "100", "h10", "pcie100", "geforce 1080")] == [None] * 6

@@ -209,11 +209,12 @@ def peak_by_short_name(name: str) -> Peak | None:
     >>> peak_by_short_name("V100").dtype  # which has no bfloat16
     'float16'
     """
-    wanted = name.lower().replace("-", " ").split()
+    wanted = name.lower().replace("-", "").replace(" ", "")
     for vendor, _, rows in _VENDORS:
         for device, _, tflops, source in rows:
             words = device.lower().replace("(", "").split()
-            if wanted and any(words[i : i + len(wanted)] == wanted for i in range(len(words))):
+            parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+            if wanted in parts:
                 for dtype in ("bfloat16", "float16"):
                     rate = tflops[DTYPES.index(dtype)]
                     if rate is not None:
