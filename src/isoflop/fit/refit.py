@@ -1,8 +1,8 @@
 """Our own fit to the 240 runs read off Hoffmann et al.'s figure 4, with its uncertainty: the default law of the shell.
 
 Published constants come without a covariance, and B and β are known along a line only (their draws correlate by
-.9997), so nothing about an allocation could be said with an interval. This is `fit_law("hoffmann", …)`, Huber δ = 1e-3,
-draws; tests fit it again where the data are at hand.
+.9997), so nothing about an allocation could be said with an interval. This is `fit_law("hoffmann", …)`, δ = 1e-3, with
+20,000 draws.
 """
 
 from __future__ import annotations
