@@ -30,11 +30,13 @@ def _constants(theta: np.ndarray) -> dict[str, np.ndarray]:
     return {name: column if name in ("alpha", "beta") else np.exp(column) for name, column in columns.items()}
 
 
+_PAPER = "our fit to 240 of Hoffmann et al. 2022's runs, as Besiroglu et al. 2024 (arXiv:2404.10102) read them off"
+_WHERE = "figure 4 there; Huber δ = 1e-3 on ln L, pairs bootstrap"
 _normal = np.random.default_rng(0).standard_normal((_DRAWS, len(_THETA)))
 REFIT = Published(
     "chinchilla-refit",
-    "our fit to 240 of Hoffmann et al. 2022's runs, as Besiroglu et al. 2024 (arXiv:2404.10102) read them off",
-    "figure 4 there; Huber δ = 1e-3 on ln L, pairs bootstrap",
+    _PAPER,
+    _WHERE,
     "total",
     "SentencePiece, 32k",
     "240 runs of 70M to 16B parameters on MassiveText",
@@ -43,7 +45,7 @@ REFIT = Published(
         {name: float(value) for name, value in _constants(np.array(_THETA)).items()},
         "total",
         _constants(np.array(_THETA) + _normal @ np.array(_FACTOR).T),
-        "our fit to Hoffmann et al.'s 240 runs",
+        f"{_PAPER}, {_WHERE}",
     ),
     note="The one entry with draws, so that what follows from it has intervals. They know the constants alone: other "
     "data, tokenizers and recipes move the loss by more.",
