@@ -1,0 +1,220 @@
+"""Fitted below a budget, tested above: planted laws, bent laws, messages; and what `gadre` refuses."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isoflop.fit import FORMS
+from isoflop.fit.data import BadData
+from isoflop.fit.extrapolation import extrapolation
+from isoflop.fit.gadre import fit_gadre, fit_gadre_error
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:
+    """Besiroglu et al.'s law over two decades of N and of D; a row's C runs from 6e16 to 6e20."""
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, sizes), np.geomspace(1e9, 1e11, sizes)))
+    loss = 1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658
+    return {"N": N, "D": D, "loss": loss * np.exp(noise * np.random.default_rng(seed).normal(size=N.size))}
+
+
+# --- a law that holds -------------------------------------------------------------------------------------------------
+def test_without_noise_the_prediction_is_exact() -> None:
+    result = extrapolation("hoffmann", runs(noise=0.0), below=1e19, draws=50)
+    assert result.largest_error < 1e-7
+    assert result.fit.n == 28 and len(result.loss) == 21
+    np.testing.assert_allclose(result.error, result.predicted / result.loss - 1)
+    assert result.reach == pytest.approx(6e20 / 6e18)
+    assert (np.diff(result.budget) >= 0).all() and result.budget.min() > 1e19
+
+
+def test_intervals_hold_what_they_claim() -> None:
+    inside = [
+        extrapolation("hoffmann", runs(seed=seed, sizes=9), below=2e19, draws=150, seed=seed).inside
+        for seed in range(20)
+    ]
+    assert 0.80 < np.mean([share for share in inside if share is not None]) < 0.97
+
+
+def test_it_says_that_the_law_holds() -> None:
+    result = extrapolation("hoffmann", runs(), below=1e19)
+    assert result.trusted is True
+    assert result.inside is not None and result.inside > 0.8
+    assert "The test runs reach 100 times the largest fitted C, and nothing there speaks against" in result.verdict
+    assert "beyond C = 6e+20 nothing was tested" in result.verdict
+    text = str(result)
+    assert "fitted to 28 runs up to C = 1e+19, tested on 21 above" in text
+    assert "(9 more runs between these)" in text and "90% interval" in text
+    assert text.count("…") >= 12
+    with pytest.raises(FrozenInstanceError):
+        result.below = 1.0  # type: ignore[misc]
+
+
+# --- a law that does not ----------------------------------------------------------------------------------------------
+def test_a_law_that_bends_is_not_trusted() -> None:
+    columns = runs()
+    C = 6 * columns["N"] * columns["D"]
+    columns["loss"] = columns["loss"] * np.maximum(C / 1e19, 1) ** 0.02
+    result = extrapolation("hoffmann", columns, below=1e19)
+    assert result.trusted is False
+    assert "can't be trusted that far" in result.verdict and "its predictions are too low for" in result.verdict
+    assert " outside" in str(result)
+
+
+def test_few_runs_leave_it_open() -> None:
+    columns = runs()
+    one = np.argsort(columns["N"] * columns["D"], kind="stable")[-1]
+    chosen = [*np.flatnonzero(6 * columns["N"] * columns["D"] <= 1e19), one]
+    result = extrapolation("hoffmann", {name: values[chosen] for name, values in columns.items()}, below=1e19)
+    assert result.trusted is None and "all that 1 run can tell" in result.verdict
+
+    smallest = np.argsort(columns["N"] * columns["D"], kind="stable")
+    few = [*smallest[:6], *smallest[-8:]]
+    below = float(6 * (columns["N"] * columns["D"])[smallest[5]])
+    result = extrapolation("hoffmann", {name: values[few] for name, values in columns.items()}, below * 1.01)
+    assert result.trusted is None and result.inside is None
+    assert "6 runs for 5 constants tell nothing of their noise" in result.verdict
+    assert "unknown" in str(result) and np.isinf(result.high).all()
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+def test_runs_are_parted_by_any_column() -> None:
+    columns = runs() | {"hours": runs()["N"] / 1e6}
+    result = extrapolation("hoffmann", columns, below=250, by="hours")
+    assert result.by == "hours" and set(np.round(result.budget)) == {464, 1000}
+    by_size = extrapolation("hoffmann", columns, below=2.5e8, by="N")
+    np.testing.assert_array_equal(by_size.predicted, result.predicted)
+    given = extrapolation("hoffmann", columns | {"C": 8 * columns["N"] * columns["D"]}, below=1e19)
+    assert given.budget.max() == pytest.approx(8e20)
+
+
+def test_options_by_run_go_with_their_runs() -> None:
+    columns = runs(noise=0.0)
+    names = [f"run{i}" for i in range(49)]
+    weights = np.ones(49)
+    broken = int(np.argmin(columns["N"] * columns["D"]))
+    columns["loss"][broken] *= 2
+    weights[broken] = 0
+    result = extrapolation("hoffmann", columns, below=1e19, rows=names, weights=weights, draws=50)
+    assert result.largest_error < 1e-6
+    assert result.rows[-1] == "run48" and "run48" in str(result)
+
+
+def test_groups_are_predicted_by_their_own_constants() -> None:
+    one, other = runs(noise=0.0), runs(noise=0.0)
+    both = {name: np.concatenate([one[name], other[name]]) for name in one}
+    both["loss"][49:] += 0.2
+    labels = ["c4"] * 49 + ["pile"] * 49
+    options: dict[str, Any] = {"groups": labels, "own": ["E"], "draws": 50}
+    result = extrapolation("hoffmann", both, below=1e19, **options)
+    assert result.largest_error < 1e-6
+    assert result.fit.parameters["E[pile]"] - result.fit.parameters["E[c4]"] == pytest.approx(0.2)
+    large = 6 * both["N"] * both["D"] > 1e19
+    kept = large | (np.array(labels) == "c4")
+    with pytest.raises(ValueError, match="no run of the group 'pile' is small enough to fit its E"):
+        part = {name: values[kept] for name, values in both.items()}
+        options["groups"] = [label for label, keep in zip(labels, kept, strict=True) if keep]
+        extrapolation("hoffmann", part, below=1e19, **options)
+
+
+def test_other_laws() -> None:
+    N = np.geomspace(1e6, 1e10, 30)
+    loss = (8.8e13 / N) ** 0.076 * np.exp(0.002 * np.random.default_rng(0).normal(size=30))
+    result = extrapolation("kaplan-n", {"N": N, "loss": loss}, below=1e8, by="N")
+    assert result.trusted is True and result.largest_error < 0.02
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("below", "by", "message"),
+    [
+        (1e10, "C", r"no run has C ≤ 1e\+10, so there is nothing to fit: the budgets \(C\) run from 6e\+16 to 6e\+20"),
+        (1e22, "C", r"no run has C > 1e\+22, so there is nothing to predict: .*; lower below="),
+        (1e17, "C", r"1 runs have C ≤ 1e\+17, too few to fit 5 constants: raise below=, or hold constants"),
+        (float("nan"), "C", "below= expects a positive budget in the unit of 'C', got nan"),
+        (5.0, "hours", "expected a column 'hours'"),
+    ],
+)
+def test_messages(below: float, by: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        extrapolation("hoffmann", runs(), below, by=by)
+
+
+def test_messages_on_columns_and_laws() -> None:
+    with pytest.raises(ValueError, match="expected one of the laws hoffmann, "):
+        extrapolation("chinchilla", runs(), 1e19)
+    with pytest.raises(BadData, match=r"expected a column 'C' .FLOPs., or N and D for 6·N·D, got N, loss"):
+        extrapolation("kaplan-n", {"N": [1e7, 1e8], "loss": [3.0, 2.8]}, 1e19)
+    columns = runs()
+    columns["loss"][3] = np.nan
+    with pytest.raises(BadData, match="row 4, column 'loss'"):
+        extrapolation("hoffmann", columns, 1e19)
+    with pytest.raises(ValueError, match="groups= expects a label for each of 49 runs, got 1"):
+        extrapolation("hoffmann", runs(), 1e19, groups=["a"])
+
+
+# --- on real runs -----------------------------------------------------------------------------------------------------
+def test_chinchillas_runs_do_not_extrapolate_as_they_claim() -> None:
+    """Besiroglu et al. 2024's 240 points: their largest budgets lie below the law of the others."""
+    path = DATA / "chinchilla_245.csv"
+    if not path.exists():
+        pytest.skip(f"the reference data are not here: {path}")
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch_outlier"] == "0"]
+    names = {"N": "N", "D": "tokens", "loss": "loss"}
+    result = extrapolation(
+        "hoffmann", {new: np.array([float(row[old]) for row in rows]) for new, old in names.items()}, below=1e20
+    )
+    assert (result.fit.n, len(result.loss)) == (136, 104)
+    assert result.reach == pytest.approx(129.609, abs=0.01)
+    assert result.median_error == pytest.approx(0.0072, abs=2e-4)
+    assert result.largest_error == pytest.approx(0.0409, abs=5e-4)
+    assert result.trusted is False and result.inside is not None and result.inside < 0.75
+
+
+# --- Gadre's laws -----------------------------------------------------------------------------------------------------
+def test_gadres_law_is_found_among_noise() -> None:
+    constants = {"E": 1.8, "a": 200.0, "b": 370.0, "eta": 0.135}
+    columns = runs()
+    rng = np.random.default_rng(1)
+    loss = FORMS["gadre"].function(columns["N"], columns["D"], **constants) + 0.005 * rng.normal(size=49)
+    law = fit_gadre(columns["N"], columns["D"], loss, draws=100)
+    assert law.draws is not None and law.convention == "total"
+    for name, value in constants.items():
+        low, high = np.quantile(law.draws[name], [0.005, 0.995])
+        assert low < value < high
+    exact = fit_gadre(columns["N"], columns["D"], law.loss(N=columns["N"], D=columns["D"]), draws=0)
+    assert dict(exact.constants) == pytest.approx(dict(law.constants), rel=1e-5)
+    assert exact.draws is None
+
+
+def test_constants_of_the_wrong_sign_are_held_at_0_and_said() -> None:
+    columns = runs()
+    falling = 5 / np.log10(columns["D"]) + 0.05 * np.log10(columns["N"])  # larger models are worse
+    law = fit_gadre(columns["N"], columns["D"], falling, draws=0)
+    assert min(law.constants.values()) >= 0
+    assert "would be negative and is held at 0: not identified" in law.source
+    assert "edge of what was searched" in fit_gadre_error([2.0, 3.0, 4.0, 5.0], [0.2, 0.3, 0.4, 0.5]).source
+
+
+def test_gadres_messages() -> None:
+    N, D = np.array([1e7, 1e8, 1e9, 1e10]), np.array([2e8, 2e9, 2e10, 2e11])
+    with pytest.raises(ValueError, match=r"different tokens per parameter, got 20 in all: a and b can't be told apart"):
+        fit_gadre(N, D, [5.0, 4.0, 3.0, 2.5])
+    with pytest.raises(ValueError, match="expected at least 4 runs for 4 constants, got 3"):
+        fit_gadre(N[:3], D[:3], [5.0, 4.0, 3.0])
+    with pytest.raises(BadData, match="row 2, column 'loss'"):
+        fit_gadre(N, D, [5.0, -4.0, 3.0, 2.5])
+    with pytest.raises(BadData, match=r"row 1, column 'error': .* got 75.0; divide percentages by 100"):
+        fit_gadre_error([5.0, 4.0, 3.0], [75.0, 70.0, 60.0])
+    with pytest.raises(BadData, match="expected one value for each of 3 losses"):
+        fit_gadre_error([5.0, 4.0, 3.0], [0.75])
+    with pytest.raises(ValueError, match="expected models of different losses, got 3 for all"):
+        fit_gadre_error([3.0, 3.0, 3.0], [0.7, 0.6, 0.65])
