@@ -63,12 +63,12 @@ def test_gadres_constants() -> None:
     assert dict(law.constants) == pytest.approx({"E": 1.83665, "a": 212.236, "b": 366.686, "eta": 0.136425}, rel=1e-5)
     assert law.draws is None  # one run more than there are constants: nothing is said about the noise
     assert law.source == "fitted to 5 runs"
-    # the paper's table of constants, printed with α = 212, β = 367 for a and b
+    # as third parties quote the paper's constants: α = 212, β = 367 for a and b
     assert (round(law.constants["E"], 2), round(law.constants["a"]), round(law.constants["b"])) == (1.84, 212, 367)
 
 
 def test_gadres_downstream_errors() -> None:
-    # the 17 tasks, from the loss: their table prints ε = .857, k = 2.21, γ = .715
+    # the 17 tasks, from the loss: quoted as ε = .857, k = 2.21, γ = .715
     six = gadre_runs(*SIX)
     law = fit_gadre_error(column(six, "loss_c4"), column(six, "err17"), draws=0)
     rounded = {name: round(value, 3) for name, value in law.constants.items()}

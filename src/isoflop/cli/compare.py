@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.money import Dollars, Gpu, Mfu, describe_cost, price_of
+from isoflop.cli.money import Dollars, Gpu, Mfu, describe, hours_and_dollars, price_of, say
+from isoflop.cli.plan import Column, Counted, Level, Runs, Where, read_own
 
 if TYPE_CHECKING:
     from isoflop.fit.cost import Price
@@ -22,46 +23,49 @@ def compare(
         list[str], typer.Argument(metavar="[COUNTx]N:D…", help="Runs × parameters : tokens, such as 2x50B:300B.")
     ],
     law: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"A law with a loss.  [default: {DEFAULT_LAW}]")
+        str | None,
+        typer.Option(metavar="NAME", help=f"A law with a loss (`isoflop laws`); {DEFAULT_LAW} unless given."),
     ] = None,
-    runs: Annotated[
-        list[Path] | None, typer.Option(help="Own finished runs, to which the law is fitted first. Repeatable.")
-    ] = None,
-    where: Annotated[str | None, typer.Option(help="Rows of --runs to take, as in `isoflop fit`.")] = None,
+    runs: Runs = None,
+    column: Column = None,
+    where: Where = None,
+    n_convention: Counted = None,
     gpu: Gpu = None,
-    mfu: Mfu = 0.4,
+    mfu: Mfu = None,
     price: Dollars = None,
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.8,
+    level: Level = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Compare uses of compute: FLOPs, expected loss with its interval, distance from the frontier, the best named."""
+    """Compare uses of compute: FLOPs, expected loss with its interval, distance from the frontier, the best named.
+
+    With --runs a law is fitted to these first.
+    """
     from isoflop.fit.options import compare_options
     from isoflop.fit.published import published
 
+    warnings: Sequence[str] = ()
     try:
         cost = price_of(gpu, mfu, price)
-        if runs and law is not None:
-            raise ValueError("expected --law or --runs, got both")
-        chosen: Any = published(law or DEFAULT_LAW)
-        if runs:
+        own = read_own(runs, column, where, n_convention, law)
+        chosen: Any
+        if own is None:
+            chosen = published(law or DEFAULT_LAW)
+        else:
             from isoflop.fit.fitting import fit_law
-            from isoflop.fit.table import read_table
 
-            table = read_table(runs, ("N", "D", "loss"), where=where)
-            fitted = fit_law("hoffmann", table.columns, rows=table.rows)
-            for warning in fitted.warnings:
-                typer.echo(f"isoflop compare: {warning}", err=True)
-            chosen = fitted.law
+            table, convention = own
+            fitted = fit_law("hoffmann", table.columns, rows=table.rows, convention=convention)
+            chosen, warnings = fitted.law, fitted.warnings
         compared = compare_options(options, chosen, level=level)
     except (ValueError, OSError) as error:
         typer.echo(f"isoflop compare: {error}", err=True)
         raise typer.Exit(1) from None
+    for warning in warnings:
+        typer.echo(f"isoflop compare: {warning}", err=True)
     if as_json:
-        typer.echo(json.dumps(as_object(compared, cost), allow_nan=False))
-        return
-    typer.echo(str(compared))
-    for row in compared.rows if cost is not None else ():
-        typer.echo(f"{row.option!s:16}{describe_cost(cost, row.flops)}")
+        typer.echo(json.dumps({**as_object(compared, cost), "warnings": list(warnings)}, allow_nan=False))
+    else:
+        _print(compared, cost)
 
 
 def as_object(compared: Comparison, cost: Price | None = None) -> dict[str, Any]:
@@ -90,3 +94,37 @@ def as_object(compared: Comparison, cost: Price | None = None) -> dict[str, Any]
         "level": compared.level,
         "law": compared.law,
     }
+
+
+def _print(compared: Comparison, cost: Price | None) -> None:
+    cells = [["option", "FLOPs", "loss", f"{compared.level:.0%}", "above best", "compute"]]
+    for row in compared.rows:
+        between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
+        factor = f"{row.compute_factor:.3g}×"
+        cells.append(
+            [str(row.option), f"{row.flops:.3g}", f"{row.loss:.4f}", between, f"{row.excess_loss:.4f}", factor]
+        )
+    if not any(row.interval for row in compared.rows):
+        cells = [[*line[:3], *line[4:]] for line in cells]
+    _print_table(cells)
+    if cost is not None:
+        bought = [hours_and_dollars(cost, row.flops) for row in compared.rows]
+        heads = ["option", "GPU-hours", "dollars"][: 3 if bought[0][1] else 2]
+        typer.echo()
+        _print_table([heads, *([str(r.option), *b][: len(heads)] for r, b in zip(compared.rows, bought, strict=True))])
+        say(describe(cost))
+    typer.echo()
+    say(compared.sentence, indent=0)
+    say(
+        "above best: loss above that of the optimum at the compute of one run; compute: that of one run over the least "
+        "that reaches its loss"
+    )
+    say(f"by: {compared.law}")
+
+
+def _print_table(lines: Sequence[Sequence[str]]) -> None:
+    """The first column to the left, the others to the right, two spaces between."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        others = "".join(f"  {text:>{width}}" for text, width in zip(rest, widths[1:], strict=True))
+        typer.echo(f"{first:{widths[0]}}{others}")

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isoflop.cli.money import say
+
 if TYPE_CHECKING:
     from isoflop.fit.publication import Published
 
 
 def laws(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, an object per name.")] = False,
 ) -> None:
     """Published scaling laws: constants, source, convention of N, range of validity."""
     from isoflop.fit.published import published, published_names
@@ -24,11 +26,16 @@ def laws(
         typer.echo(f"isoflop laws: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps({entry.name: as_object(entry) for entry in chosen}))
+        typer.echo(json.dumps({entry.name: as_object(entry) for entry in chosen}, allow_nan=False))
     elif name is not None:
-        typer.echo(str(chosen[0]))
+        first, *rest = str(chosen[0]).split("\n")
+        say(first)
+        for line in rest:
+            say(line)
+        if commands := _commands(chosen[0]):
+            say(f"  --law of isoflop {' and '.join(commands)}")
     else:
-        _print_table(chosen)
+        _print_all(chosen)
 
 
 def as_object(entry: Published) -> dict[str, Any]:
@@ -42,28 +49,29 @@ def as_object(entry: Published) -> dict[str, Any]:
         "law": None if entry.law is None else entry.law.form.name,
         "parameters": None if entry.law is None else {key: float(v) for key, v in entry.law.constants.items()},
         "allocation": None if entry.allocation is None else str(entry.allocation),
+        "batch": None if entry.batch_law is None else str(entry.batch_law),
+        "learning_rate": None if entry.learning_rate_law is None else str(entry.learning_rate_law),
         "note": entry.note,
     }
 
 
-def _print_table(entries: list[Published]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _commands(entry: Published) -> list[str]:
+    """Whose --law it can be."""
+    has_loss = entry.law is not None and set(entry.law.form.variables) in ({"N", "D"}, {"N", "D", "U"})
+    return [*(["plan"] if has_loss or entry.allocates else []), *(["compare"] if has_loss else [])]
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    for column in ("states", "N", "paper"):
-        table.add_column(column)
+
+def _print_all(entries: list[Published]) -> None:
+    """Two lines each or a few more, since formulas do not fit beside their names."""
+    typer.echo(f"{'name':34}{'--law of':15}paper")
     for entry in entries:
         states = [] if entry.law is None else [entry.law.form.text]
         states += [
-            f"{what} {law}"
-            for what, law in (("", entry.allocation), ("batch", entry.batch_law), ("rate", entry.learning_rate_law))
+            f"{what}{law}"
+            for what, law in (("", entry.allocation), ("batch ", entry.batch_law), ("rate ", entry.learning_rate_law))
             if law is not None
         ]
-        table.add_row(
-            entry.name, "; ".join(states).strip(), entry.n_convention.replace("_", " "), entry.paper.split(" (")[0]
-        )
-    Console().print(table)
-    typer.echo("isoflop laws NAME shows constants, validity and notes.")
+        say(f"{entry.name:34}{', '.join(_commands(entry)):15}{entry.paper.split(' (')[0]}", indent=49)
+        counts = "" if entry.n_convention == "unknown" else f"  (N {entry.n_convention.replace('_', ' ')})"
+        say(f"    {'; '.join(states)}{counts}", indent=6)
+    typer.echo("\nisoflop laws NAME shows constants, validity and notes.")

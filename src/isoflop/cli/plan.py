@@ -3,35 +3,80 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from isoflop.cli.money import Dollars, Gpu, Mfu, describe_cost, price_of
+from isoflop.cli.money import Dollars, Gpu, Mfu, amount, amount_or_none, describe_cost, price_of, say
 
 if TYPE_CHECKING:
+    from isoflop.fit.alternatives import Alternative
     from isoflop.fit.cost import Price
+    from isoflop.fit.law import Convention
     from isoflop.fit.plan_result import Plan
+    from isoflop.fit.table import Table
+
+Runs = Annotated[
+    list[Path] | None,
+    typer.Option(help="Own finished runs: a CSV file, a record, a folder of records. Repeatable."),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WHAT=COLUMN", help="Which column of --runs is N, D or loss, where it can't be guessed."),
+]
+Where = Annotated[str | None, typer.Option(help="Rows of --runs to take, as in `isoflop fit`.")]
+Counted = Annotated[
+    str | None,
+    typer.Option("--n", help="Which parameters N of --runs counts: total, non_embedding, non_embedding_with_head."),
+]
+Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
+
+COUNTED = {"non_embedding": "non-emb.", "non_embedding_with_head": "non-emb. + head"}
+IN_THE_SHELL = {"(convention=)": "(--n)", "pass it (law=)": "pass it in Python (law=)"}
+"""What the library's notes say to Python's users, and what is meant here."""
 
 
 def plan(
-    flops: Annotated[float | None, typer.Option(help="The budget in FLOPs, such as 1e21.")] = None,
-    law: Annotated[str | None, typer.Option(metavar="NAME", help="A published law (`isoflop laws`).")] = None,
-    runs: Annotated[
-        list[Path] | None,
-        typer.Option(help="Own finished runs: a CSV file, a record, a folder of records. Repeatable."),
+    flops: Annotated[
+        float | None, typer.Option(metavar="FLOPS", parser=amount, help="The budget in FLOPs, such as 1e21.")
     ] = None,
-    where: Annotated[str | None, typer.Option(help="Rows of --runs to take, as in `isoflop fit`.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="Tokens to train on, fixed; the size follows.")] = None,
-    inference_tokens: Annotated[float, typer.Option(min=0, help="Tokens to be served over the model's life.")] = 0.0,
-    unique_tokens: Annotated[float | None, typer.Option(help="Unique tokens there are; more are repeated.")] = None,
+    law: Annotated[str | None, typer.Option(metavar="NAME", help="A published law (`isoflop laws`).")] = None,
+    runs: Runs = None,
+    column: Column = None,
+    where: Where = None,
+    n_convention: Counted = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(metavar="TOKENS", parser=amount, help="Tokens to train on, fixed (100B); the size follows."),
+    ] = None,
+    inference_tokens: Annotated[
+        float,
+        typer.Option(
+            metavar="TOKENS",
+            parser=amount_or_none,
+            help="Tokens to be served over the model's life: their FLOPs are part of the budget.",
+            show_default=False,
+        ),
+    ] = 0.0,
+    unique_tokens: Annotated[
+        float | None,
+        typer.Option(metavar="TOKENS", parser=amount, help="Unique tokens there are; more are repeated."),
+    ] = None,
     gpu: Gpu = None,
-    mfu: Mfu = 0.4,
+    mfu: Mfu = None,
     price: Dollars = None,
-    budget_usd: Annotated[float | None, typer.Option(help="The budget in dollars; needs --gpu and --price.")] = None,
-    gpu_hours: Annotated[float | None, typer.Option(help="The budget in hours of one device; needs --gpu.")] = None,
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.8,
+    budget_usd: Annotated[
+        float | None,
+        typer.Option(metavar="USD", parser=amount, help="The budget in dollars; needs --gpu and --price."),
+    ] = None,
+    gpu_hours: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", parser=amount, help="The budget in hours of one device; needs --gpu."),
+    ] = None,
+    level: Level = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Parameters and tokens for a budget, with intervals, and how the answer moves with the law.
@@ -44,30 +89,62 @@ def plan(
     try:
         cost = price_of(gpu, mfu, price)
         budget = _budget(flops, cost, budget_usd, gpu_hours)
-        own = None
-        if runs:
-            from isoflop.fit.table import read_table
-
-            own = read_table(runs, ("N", "D", "loss"), where=where).columns
+        own, convention = read_own(runs, column, where, n_convention, law) or (None, "unknown")
         answer = planned(
             budget,
             law=law,
-            own=own,
+            own=None if own is None else own.columns,
             tokens=tokens,
             inference_tokens=inference_tokens,
             unique_tokens=unique_tokens,
             level=level,
+            convention=convention,
         )
     except (ValueError, OSError) as error:
-        typer.echo(f"isoflop plan: {error}", err=True)
+        typer.echo(f"isoflop plan: {_in_the_shell(str(error))}", err=True)
         raise typer.Exit(1) from None
+    answer = replace(answer, notes=tuple(map(_in_the_shell, answer.notes)))
     if as_json:
         typer.echo(json.dumps(as_object(answer, cost), allow_nan=False))
-        return
-    typer.echo(str(answer))
-    sentence = describe_cost(cost, answer.total_flops)
-    if sentence is not None:
-        typer.echo(f"cost: {sentence}")
+    else:
+        _print(answer, cost)
+
+
+def read_own(
+    runs: list[Path] | None,
+    column: Sequence[str] | None,
+    where: str | None,
+    n_convention: str | None,
+    law: str | None,
+) -> tuple[Table, Convention] | None:
+    """The user's own runs, and which parameters their N counts; None where none are named.
+
+    Raises:
+        ValueError: options that need --runs without it, or --law beside it; what is wrong with the runs.
+    """
+    if not runs:
+        for option, value in (("--column", column), ("--where", where), ("--n", n_convention)):
+            if value:
+                raise ValueError(f"{option} needs --runs, which it is about: name a CSV file or records")
+        return None
+    if law is not None:
+        raise ValueError("expected --law or --runs, got both: leave one out")
+    from isoflop.fit.law import Convention
+    from isoflop.fit.table import read_table
+
+    if n_convention is not None and n_convention not in get_args(Convention):
+        known = ", ".join(name for name in get_args(Convention) if name != "unknown")
+        raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
+    named = {}
+    for text in column or ():
+        what, _, name = (part.strip() for part in text.partition("="))
+        if what not in ("N", "D", "loss") or not name:
+            raise ValueError(f"--column: expected N=, D= or loss= and the column's name, got {text!r}")
+        named[what] = name
+    recorded = all(source.is_dir() or source.suffix == ".jsonl" for source in runs)
+    counts = n_convention or ("non_embedding" if recorded else "unknown")
+    table = read_table(runs, ("N", "D", "loss"), named, where, n_convention or "non_embedding")
+    return table, counts  # type: ignore[return-value]
 
 
 def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
@@ -86,6 +163,7 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
         "tokens_per_param": answer.tokens_per_param,
         "n_convention": answer.convention,
         "inference_flops": answer.inference_flops,
+        "unique_tokens": answer.unique_tokens,
         "method": answer.method,
         "warnings": list(answer.notes),
         "alternatives": [
@@ -99,17 +177,52 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
     return result
 
 
+def _print(answer: Plan, cost: Price | None) -> None:
+    sentence = describe_cost(cost, answer.total_flops)
+    for line in str(replace(answer, alternatives=())).split("\n"):
+        if line.startswith("by: ") and sentence is not None:
+            say(f"cost: {sentence}")
+        if line.startswith(("by: ", "note: ")):
+            say(line)
+        else:
+            typer.echo(line)  # a row of the table: its gaps stay
+    _print_others(answer.alternatives)
+
+
+def _print_others(rows: Sequence[Alternative]) -> None:
+    """At most 80 columns."""
+    from isoflop.fit.allocation import short
+
+    if not rows:
+        return
+    typer.echo(f"\n{'others':33}{'N':>7}{'D':>7}{'D/N':>8}{'loss':>7}  N counts")
+    for row in rows:
+        loss = "" if row.L is None else f"{row.L:.3f}"
+        counts = COUNTED.get(row.convention, row.convention)
+        typer.echo(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>8.3g}{loss:>7}  {counts}")
+
+
 def _finite(value: float) -> float | None:
     return float(value) if abs(value) < float("inf") else None
+
+
+def _in_the_shell(text: str) -> str:
+    for python, shell in IN_THE_SHELL.items():
+        text = text.replace(python, shell)
+    return text
 
 
 def _budget(flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None) -> float:
     given = {"--flops": flops, "--budget-usd": usd, "--gpu-hours": gpu_hours}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
-        raise ValueError(f"expected a budget, one of {', '.join(given)}; got {' and '.join(named) or 'none'}")
+        hint = "leave out all but one" if named else "add one, such as --flops 1e21"
+        raise ValueError(f"expected a budget, one of {', '.join(given)}; got {' and '.join(named) or 'none'}: {hint}")
     if flops is not None:
         return flops
-    if cost is None:
-        raise ValueError(f"{named[0]} needs --gpu{' and --price' if usd is not None else ''}")
+    needed = {"--gpu": cost, "--price": cost and cost.usd_per_gpu_hour} if usd is not None else {"--gpu": cost}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing or cost is None:
+        example = " ".join({"--gpu": "--gpu h100", "--price": "--price 2.5"}[name] for name in missing)
+        raise ValueError(f"{named[0]} needs {' and '.join(missing)}: add {example}")
     return cost.flops_for(usd=usd, gpu_hours=gpu_hours)
