@@ -39,13 +39,13 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from isoflop.fit.fitting import fit_law
+    from isoflop.fit.fitting import FITTED, fit_law
     from isoflop.fit.law import FORMS
     from isoflop.fit.table import read_table
 
     try:
-        if law not in FORMS:
-            raise ValueError(f"--law: expected one of {', '.join(FORMS)}, got {law!r}")
+        if law not in FITTED:
+            raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
         table = read_table(runs, (*FORMS[law].variables, "loss"), _pairs("--column", column), where, n_convention, loss)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in _pairs("--fix", fix).items()}

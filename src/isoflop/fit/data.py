@@ -13,6 +13,10 @@ from isoflop.fit.newton import Array
 UNITS = {"N": "parameters", "D": "tokens", "U": "unique tokens", "S": "steps", "C": "FLOPs", "loss": "nats per token"}
 _LEAST = {"N": 1e3, "D": 1e4, "U": 1e4, "C": 1e9}
 """Less than this in a run that trained a language model is another unit: millions, billions, PF-days."""
+TOKENS_A_PARAMETER = (1e-3, 1e6)
+"""Half of the runs outside: N or D alone is in millions. Public runs lie between .02 and 1e4."""
+LITTLE = 1e12
+"""FLOPs, 6·N·D: half of the runs below a second of one GPU are toys, or N and D are both in millions."""
 
 
 class BadData(ValueError):
@@ -44,7 +48,7 @@ def check_runs(
         columns: by name, "loss" among them.
         names: the law's variables.
         weights: of the runs; default: all 1.
-        rows: what to call each row in messages; default: 1, 2, …
+        rows: what to call each row in messages; default: row 1, row 2, …
 
     Raises:
         BadData: a column is missing, not of numbers, of another length; a value is not positive and finite; there are
@@ -66,7 +70,7 @@ def check_runs(
     n = len(taken["loss"])
     if n == 0:
         raise BadData("expected runs, got none: the table is empty")
-    called = [i + 1 for i in range(n)] if rows is None else list(rows)
+    called = [f"row {i + 1}" for i in range(n)] if rows is None else [str(row) for row in rows]
     for name, values in taken.items():
         if len(values) != n:
             raise BadData(f"column {name!r} has {len(values)} values, but there are {n} losses")
@@ -74,7 +78,7 @@ def check_runs(
         if bad.size:
             more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
             raise BadData(
-                f"row {called[bad[0]]}, column {name!r}: expected a positive number of {UNITS.get(name, 'units')}, got "
+                f"{called[bad[0]]}, column {name!r}: expected a positive number of {UNITS.get(name, 'units')}, got "
                 f"{values[bad[0]]}{more}; leave the run out or correct it"
             )
         least = _LEAST.get(name, 0.0)
@@ -82,6 +86,14 @@ def check_runs(
             raise BadData(
                 f"column {name!r}: expected {UNITS[name]}, got values around {np.median(values):.3g}; they look like "
                 "millions or billions: multiply them out"
+            )
+    if "N" in taken and "D" in taken:
+        ratio = float(np.median(taken["D"] / taken["N"]))
+        if not TOKENS_A_PARAMETER[0] < ratio < TOKENS_A_PARAMETER[1]:
+            small = "N" if ratio > 1 else "D"
+            raise BadData(
+                f"column {small!r}: expected {UNITS[small]}, got values around {np.median(taken[small]):.3g}, which "
+                f"makes {ratio:.3g} tokens a parameter; they look like millions: multiply them out"
             )
     return Runs(
         {name: taken[name] for name in names},
@@ -98,30 +110,33 @@ def _weights(weights: ArrayLike | None, n: int) -> Array:
     return values
 
 
-def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence[object]) -> list[str]:
+def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence[str]) -> list[str]:
     said = []
     table = np.column_stack([taken[name] for name in (*names, "loss")])
-    first: dict[bytes, object] = {}
+    first: dict[bytes, str] = {}
     twice = []
     for row, label in zip(table, called, strict=True):
         if first.setdefault(row.tobytes(), label) is not label:
             twice.append(f"{first[row.tobytes()]} and {label}")
     if twice:
         said.append(
-            f"{len(twice)} runs are given twice (rows {twice[0]}): each counts, which makes intervals too narrow"
+            f"{len(twice)} run{'s are' if len(twice) > 1 else ' is'} given twice ({twice[0]}): each counts, which "
+            "makes intervals too narrow"
         )
+    if "N" in taken and "D" in taken and (flops := float(np.median(6 * taken["N"] * taken["D"]))) < LITTLE:
+        said.append(f"half of the runs took less than {flops:.3g} FLOPs (6·N·D): are N and D multiplied out?")
     for name in names:
         values = taken[name]
         typical = np.median(values)
         odd = np.flatnonzero((values < typical / 1e5) | (values > typical * 1e5))
         if odd.size:
             said.append(
-                f"row {called[odd[0]]}, column {name!r}: {values[odd[0]]:.3g} beside a median of {typical:.3g}: is it "
+                f"{called[odd[0]]}, column {name!r}: {values[odd[0]]:.3g} beside a median of {typical:.3g}: is it "
                 "in the same unit?"
             )
         if np.ptp(np.log(values)) < 1e-9:
             said.append(f"all runs have the same {name} ({values[0]:.4g}): what depends on it is not identified")
     if (taken["loss"] > 20).any():
         row = int(np.argmax(taken["loss"]))
-        said.append(f"row {called[row]}: a loss of {taken['loss'][row]:.3g} nats per token is no language model's")
+        said.append(f"{called[row]}: a loss of {taken['loss'][row]:.3g} nats per token is no language model's")
     return said

@@ -12,13 +12,17 @@ from isoflop.fit.data import Runs, check_runs
 from isoflop.fit.lad import least_absolute
 from isoflop.fit.law import FORMS, Convention, Law
 from isoflop.fit.newton import Array, Problem, minimise
-from isoflop.fit.power_sum import PowerSum, Term, power_sum
+from isoflop.fit.power_sum import PowerSum, Term, exp, power_sum
 from isoflop.fit.search import starts
-from isoflop.fit.uncertainty import FEW, draw, intervals, not_identified
+from isoflop.fit.uncertainty import CHUNK, FEW, draw, intervals, not_identified, undetermined
 
 DELTA = 1e-3
 """Hoffmann et al. 2022, section 3.3."""
 LEAST_ABSOLUTE = "lad"
+SAME = 1e-3
+"""Starts that the continuation in δ has brought this near each other go on as one."""
+LOST = 1e-2
+"""Share of the loss below which a term may have been overlooked: it is looked for again."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,11 @@ class LawFit:
     """A law fitted to runs.
 
     Attributes:
-        law: with the fitted constants and draws of them (of the first group, where groups have constants of their own).
+        law: with the fitted constants and draws of them (of the first group, where groups have constants of their own;
+            no draws where constants are not identified).
         parameters: constants by name; "E[c4]" is a group's own.
-        standard_errors: standard deviations of the draws.
-        intervals: percentile intervals of the draws, at `level`.
+        standard_errors: standard deviations of the draws; infinite where nothing can be said.
+        intervals: percentile intervals of the draws, at `level`; from 0 to infinity where nothing can be said.
         level: of the intervals.
         covariance: of the draws, in the order of `parameters`; fixed ones have none (0).
         objective: Σ w·huber(ln L̂ − ln L), or Σ w·|ln L̂ − ln L|.
@@ -109,6 +114,8 @@ def fit_law(
         raise ValueError(f"level= expects a number between 0 and 1, got {level!r}")
     if delta != LEAST_ABSOLUTE and not (isinstance(delta, int | float) and 0 < delta < np.inf):
         raise ValueError(f'delta= expects a positive number or "lad", got {delta!r}')
+    if draws < 2:
+        raise ValueError(f"draws= expects at least 2, got {draws!r}")
     runs = check_runs(columns, FORMS[form].variables, weights, rows)
     if groups is not None and len(groups) != len(runs):
         raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
@@ -125,8 +132,16 @@ def _optimum(
     law: PowerSum, problem: Problem, runs: Runs, log_loss: Array, delta: float | str
 ) -> tuple[Array, float, float]:
     width = 1e-6 if isinstance(delta, str) else float(delta)
-    found, objectives = minimise(problem, starts(law, log_loss, runs.weights, width), runs.weights[None], width)
+    found, objectives = minimise(
+        problem, starts(law, log_loss, runs.weights, width), runs.weights[None], width, merge=SAME
+    )
     theta, objective = found[objectives.argmin()], float(objectives.min())
+    _, (share,) = problem.state(theta[None])
+    if share.max(axis=0).min() < LOST and law.is_exponent[law.free].any():
+        again = starts(law, log_loss, runs.weights, width, around=theta)
+        found, objectives = minimise(problem, again, runs.weights[None], width)
+        if objectives.min() < objective:
+            theta, objective = found[objectives.argmin()], float(objectives.min())
     if isinstance(delta, str):
         theta, objective = least_absolute(problem, theta, runs.weights)
     return theta, objective, width
@@ -146,24 +161,30 @@ def _result(
     convention: Convention,
 ) -> LawFit:
     names = law.names
-    point = dict(zip(names, _from_terms(form, law, law.constants(theta[None]))[0], strict=True))
+    point = dict(zip(names, _from_terms(form, law, law.constants(theta[None]))[0].tolist(), strict=True))
     values = _from_terms(form, law, law.constants(drawn))
     spread = dict(zip(names, values.T, strict=True))
     inner = dict(zip(law.names, law.constants(drawn).T, strict=True))
-    inner_point = dict(zip(law.names, law.constants(theta[None])[0], strict=True))
     label = next((name[name.index("[") :] for name in names if "[" in name), "")
 
     def of_first(values: Mapping[str, object]) -> dict[str, object]:
         return {name: values.get(name + label, values.get(name)) for name in FORMS[form].constants}
 
-    between = intervals(spread, level)
-    if len(runs) < len(theta) + FEW:
-        between = {name: between[name] if name in law.fixed else (0.0, np.inf) for name in between}
+    open_ = undetermined(law, problem, theta, drawn)
+    unknown = set(law.free_names) if len(runs) < len(theta) + FEW else set(open_)
+    between = intervals(spread, level) | dict.fromkeys(unknown, (0.0, np.inf))
+    errors = {name: 0.0 if name in law.fixed else float(v.std()) for name, v in spread.items()}
+    errors |= dict.fromkeys(unknown, np.inf)
 
     def influence() -> Array:
-        n = len(runs)
-        left_out = runs.weights * (1 - np.eye(n))
-        moved, _ = minimise(problem, np.repeat(theta[None], n, axis=0), left_out, width, widest=0.0, tolerance=1e-10)
+        n, rows = len(runs), max(1, CHUNK // len(runs))
+        moved = np.empty((n, len(theta)))
+        for first in range(0, n, rows):
+            out = np.arange(first, min(n, first + rows))
+            left = np.repeat(runs.weights[None], len(out), axis=0)
+            left[np.arange(len(out)), out] = 0
+            start = np.repeat(theta[None], len(out), axis=0)
+            moved[out], _ = minimise(problem, start, left, width, widest=0.0, tolerance=1e-10)
         return (moved - theta) / np.maximum(drawn.std(axis=0), 1e-300)
 
     return LawFit(
@@ -171,11 +192,11 @@ def _result(
             FORMS[form],
             of_first(point),  # type: ignore[arg-type]
             convention,
-            of_first(spread),  # type: ignore[arg-type]
+            None if unknown else of_first(spread),  # type: ignore[arg-type]
             f"fitted to {len(runs)} runs",
         ),
         parameters=point,
-        standard_errors={name: 0.0 if name in law.fixed else float(v.std()) for name, v in spread.items()},
+        standard_errors=errors,
         intervals=between,
         level=level,
         covariance=np.cov(values.T).reshape(len(names), len(names)),
@@ -183,7 +204,7 @@ def _result(
         delta=0.0 if isinstance(delta, str) else width,
         n=len(runs),
         residuals=problem.residuals(theta[None])[0],
-        warnings=(*runs.warnings, *not_identified(law, inner_point, inner, float(runs.loss.min()), len(runs))),
+        warnings=(*runs.warnings, *not_identified(law, inner, float(runs.loss.min()), len(runs), open_)),
         draws=spread,
         influence=influence,
     )
@@ -198,6 +219,8 @@ _TERMS: dict[str, tuple[Term, ...]] = {
     "kaplan-d": (Term("D_c", "D", "alpha_D"),),
     "kaplan-c": (Term("C_c", "C", "alpha_C"),),
 }
+FITTED = tuple(_TERMS)
+"""Laws that `fit_law` fits."""
 
 
 def _from_terms(form: str, law: PowerSum, constants: Array) -> Array:
@@ -207,7 +230,7 @@ def _from_terms(form: str, law: PowerSum, constants: Array) -> Array:
     result = constants.copy()
     for i in np.flatnonzero(~law.is_exponent):
         run, term = np.argwhere(law.coefficient == i)[0]
-        result[:, i] = constants[:, i] ** (1 / constants[:, law.exponent[run, term]])
+        result[:, i] = exp(np.log(constants[:, i]) / constants[:, law.exponent[run, term]])
     return result
 
 

@@ -57,7 +57,7 @@ def loss_function(law: Law, unique_tokens: float | None = None) -> Loss:
     if set(variables) not in ({"N", "D"}, {"N", "D", "U"}):
         raise ValueError(
             f"the frontier needs a law of N and D, or of N, D and U; {law.form.name} is one of {', '.join(variables)}: "
-            f"fit or choose a law such as hoffmann"
+            f"fit or choose a law such as besiroglu2024"
         )
     stock = np.inf if unique_tokens is None else unique_tokens
 

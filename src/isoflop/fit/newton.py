@@ -86,6 +86,7 @@ def minimise(
     delta: float,
     *,
     widest: float = WIDEST,
+    merge: float = 0.0,
     tolerance: float = 1e-14,
     steps: int = 200,
 ) -> tuple[Array, Array]:
@@ -97,17 +98,22 @@ def minimise(
         weights: [rows, n] or [1, n].
         delta: of the Huber loss.
         widest: where the continuation in δ begins.
+        merge: rows of common weights that the continuation brings this near a better one are dropped.
         tolerance: relative gain of a step below which a row is done.
         steps: at most.
 
     Returns:
-        θ and objectives [rows].
+        θ and objectives [rows, or fewer where some merged].
     """
     widths = [delta]
     while widths[-1] * CONTINUATION <= widest:
         widths.append(widths[-1] * CONTINUATION)
     for width in widths[:0:-1]:
-        theta, _ = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3)
+        theta, found = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3)
+        if merge:
+            theta = theta[np.argsort(found)]
+            near = np.abs(theta[:, None] - theta).max(axis=2) < merge
+            theta = theta[~np.tril(near, -1).any(axis=1)]
     return _newton(problem, theta, weights, delta, steps, tolerance)
 
 
@@ -140,7 +146,7 @@ def _newton(
         good = active[better]
         theta[good], best[good] = tried[better], value[better]
         residuals[better], share[better] = new_residuals[better], new_share[better]
-        damping[good] = np.maximum(damping[good] / 5, 1e-12)
+        damping[good] = np.maximum(damping[good] / 5, 1e-15)
         damping[active[~better]] = np.minimum(damping[active[~better]] * 6, 1e8)
         # done: three steps in a row that gain nothing to speak of
         small = gain <= tolerance * np.abs(best[active])

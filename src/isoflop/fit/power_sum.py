@@ -102,8 +102,13 @@ class PowerSum:
                 run, term = np.argwhere(self.coefficient == i)[0]
                 slope = self.exponent[run, term]
                 lifted = values[:, i] + (values[:, slope] * centre[i] if slope >= 0 else 0)
-                result[:, i] = np.exp(lifted)
+                result[:, i] = exp(lifted)
         return result
+
+
+def exp(logarithms: Array) -> Array:
+    """Within 1e±150, so that squares stay finite: a constant out there is not known anyway."""
+    return np.exp(np.clip(logarithms, -345, 345))
 
 
 def power_sum(
@@ -123,12 +128,17 @@ def power_sum(
         fixed: constants held at a value.
 
     Raises:
-        ValueError: a constant that the law does not have.
+        ValueError: a constant that the law does not have, or can't have such a value; none is left to fit.
     """
     base = [name for term in terms for name in (term.coefficient, term.exponent) if name is not None]
     for name in (*own, *(fixed or {})):
         if name.partition("[")[0] not in base:
             raise ValueError(f"expected one of the law's constants {', '.join(base)}, got {name!r}")
+    if own and groups is None:
+        raise ValueError(f"own={list(own)} expects groups=, a label for each run")
+    for name, value in (fixed or {}).items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"fixed {name}: expected a positive number, got {value!r}")
     n = len(next(iter(data.values())))
     labels = ["" for _ in range(n)] if groups is None else [str(group) for group in groups]
     names: list[str] = []
@@ -141,6 +151,11 @@ def power_sum(
                 if full not in names:
                     names.append(full)
                     exponents.append(is_exponent)
+    for name in fixed or {}:
+        if name not in names:
+            raise ValueError(f"fixed: expected one of {', '.join(names)}, got {name!r}")
+    if set(names) == set(fixed or {}):
+        raise ValueError("every constant is fixed: nothing is left to fit")
     place = {name: i for i, name in enumerate(names)}
 
     def index(name: str | None) -> Indices:

@@ -19,9 +19,19 @@ MOST_RUNS = 2000
 """Runs that the search looks at; Newton sees them all."""
 _GRID = {1: 64, 2: 24, 3: 11}
 _DRAWS = 2048
+_FEWEST = 128
 
 
-def starts(law: PowerSum, log_loss: Array, weights: Array, delta: float, keep: int = 6, seed: int = 0) -> Array:
+def starts(
+    law: PowerSum,
+    log_loss: Array,
+    weights: Array,
+    delta: float,
+    *,
+    around: Array | None = None,
+    keep: int = 6,
+    seed: int = 0,
+) -> Array:
     """θ of the free constants (`PowerSum.problem`) to begin with, the best first: [≤ keep, free].
 
     Args:
@@ -29,6 +39,8 @@ def starts(law: PowerSum, log_loss: Array, weights: Array, delta: float, keep: i
         log_loss: ln L [n].
         weights: of the runs [n].
         delta: of the Huber loss.
+        around: θ [free] of a fit: exponents are tried one at a time, the others as there. A term that moves the loss
+            by 1e-5 is lost in what a coarse grid leaves of the others.
         keep: how many.
         seed: for a draw of the runs, and of the exponents where there are more than three.
     """
@@ -37,15 +49,18 @@ def starts(law: PowerSum, log_loss: Array, weights: Array, delta: float, keep: i
     if len(runs) > MOST_RUNS:
         runs = np.sort(rng.choice(runs, MOST_RUNS, replace=False))
     exponents = [i for i in law.free if law.is_exponent[i]]
-    grid = _grid(len(exponents), seed)
+    grid = _grid(len(exponents), seed) if around is None else _lines(around[law.is_exponent[law.free]])
     loss, w = np.exp(log_loss[runs]), weights[runs]
     columns, known = _columns(law, runs, grid, exponents)
-    relative = np.broadcast_to(w / loss**2, (len(grid), len(runs))).copy()
-    for _ in range(3):
+    relative = np.broadcast_to(w / loss**2, (len(grid), len(runs)))
+    for again in range(3):
         coefficients = _least_squares(columns, loss - known, relative)
-        predicted = np.einsum("gnc,gc->gn", columns, coefficients) + known
+        predicted = np.matmul(coefficients[:, None], columns)[:, 0] + known
         residuals = np.log(np.maximum(predicted, 1e-12)) - log_loss[runs]
         scale = max(delta, 1.345 * float(np.median(np.abs(residuals).min(axis=0))) / 0.6745)
+        if again == 0:  # a quarter of the grid goes on
+            good = np.argsort((w * huber(residuals, scale)).sum(axis=1))[: max(len(grid) // 4, _FEWEST)]
+            grid, columns, known, residuals = grid[good], columns[good], known[good], residuals[good]
         relative = w / loss**2 * np.minimum(1, scale / np.maximum(np.abs(residuals), 1e-300))
     objective = (w * huber(residuals, delta)).sum(axis=1)
     theta = np.empty((len(grid), len(law.names)))
@@ -64,10 +79,19 @@ def _grid(dimensions: int, seed: int) -> Array:
     return np.stack(np.meshgrid(*[axis] * dimensions, indexing="ij"), axis=-1).reshape(-1, dimensions)
 
 
+def _lines(exponents: Array) -> Array:
+    """Each exponent through its range, the others as they are."""
+    axis = np.exp(np.linspace(np.log(LOWEST), np.log(HIGHEST), _GRID[1]))
+    grid = np.repeat(exponents[None], len(axis) * len(exponents), axis=0)
+    for i in range(len(exponents)):
+        grid[i * len(axis) : (i + 1) * len(axis), i] = axis
+    return grid
+
+
 def _columns(law: PowerSum, runs: np.ndarray, grid: Array, exponents: list[int]) -> tuple[Array, Array]:
-    """For each row of exponents: a column for each free coefficient [rows, n, c], and what is fixed [rows, n]."""
+    """For each row of exponents: what each free coefficient multiplies [rows, c, n], and what is fixed [rows, n]."""
     free = [i for i in law.free if not law.is_exponent[i]]
-    columns = np.zeros((len(grid), len(runs), len(free)))
+    columns = np.zeros((len(grid), len(free), len(runs)))
     known = np.zeros((len(grid), len(runs)))
     centre = law.centres()
     values = np.zeros((len(grid), len(law.names) + 1))  # the last for "no exponent"
@@ -76,36 +100,38 @@ def _columns(law: PowerSum, runs: np.ndarray, grid: Array, exponents: list[int])
         values[:, law.names.index(name)] = value
     for k in range(law.logs.shape[1]):
         coefficient, exponent = law.coefficient[runs, k], law.exponent[runs, k]
-        for i in np.unique(coefficient):
-            mine = coefficient == i
+        for i, j in dict.fromkeys(zip(coefficient.tolist(), exponent.tolist(), strict=True)):
+            mine = (coefficient == i) & (exponent == j)
             is_free = i in free
             shift = law.logs[runs[mine], k] - (centre[i] if is_free else 0)
-            power = np.exp(-values[:, exponent[mine]] * shift)
+            distinct, which = np.unique(values[:, j], return_inverse=True)
+            power = np.exp(-distinct[:, None] * shift)[which]
+            everywhere = slice(None) if mine.all() else mine
             if is_free:
-                columns[:, mine, free.index(i)] += power
+                columns[:, free.index(i), everywhere] += power
             else:
-                known[:, mine] += law.fixed[law.names[i]] * power
+                known[:, everywhere] += law.fixed[law.names[i]] * power
     return columns, known
 
 
 def _least_squares(columns: Array, target: Array, weights: Array) -> Array:
     """Coefficients [rows, c], positive: where one comes out negative it is put at a thousandth of the loss."""
-    weighted = columns * weights[..., None]
-    normal = np.matmul(np.swapaxes(weighted, 1, 2), columns)
+    weighted = columns * weights[:, None]
+    normal = np.matmul(weighted, np.swapaxes(columns, 1, 2))
     scale = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
-    normal = normal / (scale[:, :, None] * scale[:, None, :]) + 1e-10 * np.eye(normal.shape[1])
-    right = np.einsum("gnc,gn->gc", weighted, np.broadcast_to(target, weights.shape)) / scale
+    normal = normal / (scale[:, :, None] * scale[:, None, :]) + 1e-13 * np.eye(normal.shape[1])
+    target = np.broadcast_to(target, weights.shape)
+    right = np.matmul(weighted, target[..., None])[..., 0] / scale
     found = np.linalg.solve(normal, right[..., None])[..., 0] / scale
-    size = np.abs(columns).mean(axis=1)
-    floor = 1e-3 * float(np.mean(np.abs(target))) / np.maximum(size, 1e-300)
-    return np.maximum(found, floor)
+    whole = float(np.mean(np.abs(target))) / np.maximum(columns.mean(axis=2), 1e-300)
+    return np.where(found > 1e-9 * whole, found, 1e-3 * whole)
 
 
 def _apart(grid: Array, objective: Array, keep: int) -> list[int]:
     """Indices of the best rows that are no neighbours of a better one."""
     chosen: list[int] = []
     for i in np.argsort(objective):
-        if all(np.abs(np.log(grid[i]) - np.log(grid[j])).max(initial=0) > 0.45 for j in chosen):
+        if all(np.abs(np.log(np.abs(grid[i] / grid[j]))).max(initial=0) > 0.45 for j in chosen):
             chosen.append(int(i))
         if len(chosen) == keep or (chosen and grid.shape[1] == 0):
             break

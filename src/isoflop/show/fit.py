@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,9 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for name, value in fitted.parameters.items():
         low, high = fitted.intervals[name]
-        table.add_row(name, f"{value:.5g}", f"{fitted.standard_errors[name]:.3g}", f"{low:.4g} … {high:.4g}")
+        known = math.isfinite(high)
+        error = f"{fitted.standard_errors[name]:.3g}" if known else "unknown"
+        table.add_row(name, f"{value:.5g}", error, f"{low:.4g} … {high:.4g}" if known else "unknown")
     console.print(table)
     off = sorted(abs(residual) for residual in fitted.residuals)
     loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"

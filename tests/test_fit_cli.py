@@ -1,0 +1,189 @@
+"""`isoflop fit` as its users meet it: tables, records, options, JSON, and what it says when it can't."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fits import BESIROGLU, DATA, grid, hoffmann
+from isoflop.cli import app
+from isoflop.record import Point, RecordLog
+
+KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "warnings"]
+CONSTANTS = {"A", "B", "E", "alpha", "beta"}
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def table(path: Path, names: tuple[str, str, str] = ("N", "tokens", "loss"), **more: list[Any]) -> Path:
+    """A planted law's 20 runs, noise-free."""
+    N, D = grid(5, 4)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, *more])
+        writer.writerows(zip(N, D, hoffmann(N, D), *more.values(), strict=True))
+    return path
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+def fitted(*arguments: object) -> dict[str, Any]:
+    result = run(*arguments, "--json", "--draws", 20)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 1
+    found = json.loads(result.stdout)
+    assert list(found) == KEYS
+    return found
+
+
+def told(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.startswith("isoflop fit: ")
+    return result.stderr.removeprefix("isoflop fit: ").rstrip("\n")
+
+
+def test_one_json_object(tmp_path: Path) -> None:
+    found = fitted(table(tmp_path / "runs.csv"))
+    assert found["law"] == "hoffmann" and found["n"] == 20 and found["level"] == 0.9 and found["warnings"] == []
+    assert found["parameters"] == pytest.approx(BESIROGLU, rel=1e-6)
+    for part in ("parameters", "standard_errors", "intervals"):
+        assert set(found[part]) == CONSTANTS
+    assert all(low <= high for low, high in found["intervals"].values())
+    assert found["objective"] == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_open_is_null_in_json(tmp_path: Path) -> None:
+    path = table(tmp_path / "runs.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:7]) + "\n")
+    found = fitted(path)
+    assert found["n"] == 6 and set(found["standard_errors"].values()) == {None}
+    assert all(interval == [0, None] for interval in found["intervals"].values())
+    assert any(warning.startswith("6 runs for 5 constants") for warning in found["warnings"])
+
+
+def test_published_optimum_from_the_shell() -> None:
+    path = DATA / "chinchilla_245.csv"
+    if not path.exists():
+        pytest.skip(f"the reference data are not here: {path}")
+    found = fitted(path, "--where", "epoch_outlier==0")
+    assert found["n"] == 240 and found["objective"] == pytest.approx(0.00101827401780, rel=1e-9)
+    everything = fitted(path)
+    assert everything["n"] == 245 and everything["objective"] > 1.5 * found["objective"]
+
+
+def test_options(tmp_path: Path) -> None:
+    path = table(tmp_path / "runs.csv", ("size", "seen", "final"), good=[1] * 19 + [0])
+    columns = ["--column", "N=size", "--column", "D=seen", "--column", "loss=final"]
+    found = fitted(path, *columns, "--where", "good==1", "--fix", "alpha=0.3478", "--delta", "lad", "--level", 0.5)
+    assert found["n"] == 19 and found["level"] == 0.5
+    assert found["parameters"]["alpha"] == 0.3478 and found["intervals"]["alpha"] == [0.3478, 0.3478]
+    assert found["standard_errors"]["alpha"] == 0
+    two = fitted(path, path, *columns)
+    assert two["n"] == 40 and "20 runs are given twice" in two["warnings"][0]
+
+
+def test_kaplans_law_from_the_shell(tmp_path: Path) -> None:
+    N = np.geomspace(1e6, 1e9, 12)
+    path = tmp_path / "runs.csv"
+    path.write_text("params,loss\n" + "".join(f"{n},{(8.8e13 / n) ** 0.076}\n" for n in N))
+    found = fitted(path, "--law", "kaplan-n")
+    assert found["parameters"] == pytest.approx({"N_c": 8.8e13, "alpha_N": 0.076}, rel=1e-6)
+
+
+def test_for_people(tmp_path: Path) -> None:
+    result = run(table(tmp_path / "runs.csv"), "--draws", 20)
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert lines[0] == "L(N,D) = E + A/N^α + B/D^β   fitted to 20 runs (N, D from tokens, loss)"
+    assert re.search(r"value\s+standard error\s+90%", result.stdout)
+    for name, value in {"E": "1.8172", "A": "482.01", "alpha": "0.3478", "B": "2085.4", "beta": "0.3658"}.items():
+        assert any(re.match(rf"{name}\s+{re.escape(value)}\s", line) for line in lines)
+    assert "Σ Huber(ln L̂ − ln L), δ = 0.001 = " in result.stdout
+    six = tmp_path / "six.csv"
+    six.write_text("\n".join((tmp_path / "runs.csv").read_text().splitlines()[:7]))
+    assert "! 6 runs for 5 constants" in run(six, "--draws", 20).stdout
+    assert "unknown" in run(six, "--draws", 20).stdout and "inf" not in run(six, "--draws", 20).stdout
+
+
+def a_record(
+    folder: Path, run_id: str, parameters: dict[str, Any], losses: list[dict[str, float]], tokens: int
+) -> None:
+    log = RecordLog.create(folder, run_id, {"name": f"run-{run_id}", "parameters": parameters})
+    for step, loss in enumerate(losses, start=1):
+        log.point(Point(step=step, tokens=step * tokens, padding=0, flops=step * 10**15, losses=loss))
+    log.end(len(losses), "completed")
+    log.close()
+
+
+def test_records_of_a_folder(tmp_path: Path) -> None:
+    from isoflop.fit.table import read_table
+
+    folder = tmp_path / "records"
+    sizes = {"total": 2_000_000, "non_embedding": 1_000_000}
+    a_record(folder, "a", sizes, [{"train": 5.0, "eval/val": 4.9}, {"train": 4.5}], 10_000_000)
+    a_record(folder, "b", {"total": 9_000_000, "non_embedding": 8_000_000}, [{"train": 4.0, "eval/val": 3.9}], 10**9)
+    a_record(folder / "below", "c", sizes, [], 5)
+    found = read_table([folder], ("N", "D", "C", "loss"))
+    assert found.rows == ("run run-a", "run run-b")
+    # the loss with the tokens and FLOPs at which it was measured, not those of the run's end
+    assert found.columns == {"N": [1e6, 8e6], "D": [1e7, 1e9], "C": [1e15, 1e15], "loss": [4.9, 3.9]}
+    assert found.taken == {"N": "N_non_embedding", "D": "D", "C": "C", "loss": "eval/val"}
+    assert read_table([folder], ("N", "loss"), convention="total", loss="train").columns == {
+        "N": [2e6, 9e6],
+        "loss": [4.5, 4.0],
+    }
+    a_record(tmp_path / "other", "d", sizes, [{"train": 4.0}], 10**9)  # one run without the evaluation: not mixed
+    assert read_table([folder, tmp_path / "other" / "isoflop-d.jsonl"], ("loss",)).taken == {"loss": "train"}
+    assert read_table([folder], ("N",), where="loss<4").columns == {"N": [8e6]}
+    json_found = fitted(folder)
+    assert json_found["n"] == 2 and json_found["warnings"][0].startswith("2 runs for 5 constants")
+    assert told(folder, "--n", "active").startswith("run run-a, column 'N': expected a number, got nothing")
+    assert told(folder, "--loss", "eval/none").startswith("run run-a, column 'loss': expected a number, got nothing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--law", "linear"], r"--law: expected one of hoffmann, kaplan-n, .*, got 'linear'"),
+        (["--law", "kaplan-d", "--fix", "D_c=3"], r"kaplan-d: only the exponent can be fixed, got fixed={'D_c': 3.0}"),
+        (["--delta", "small"], "--delta: expected a number, got 'small'"),
+        (["--delta", "-1"], 'delta= expects a positive number or "lad", got -1.0'),
+        (["--column", "N"], "--column: expected NAME=VALUE, got 'N'"),
+        (["--column", "N=size"], "there is no column 'size' for N; there are N, tokens, loss"),
+        (["--column", "n=N"], "--column: expected one of N, D, loss before =, got 'n'"),
+        (["--fix", "gamma=1"], "expected one of the law's constants E, A, alpha, B, beta, got 'gamma'"),
+        (["--fix", "E=low"], "--fix E: expected a number, got 'low'"),
+        (["--fix", "E=-1"], r"fixed E: expected a positive number, got -1.0"),
+        (["--where", "__import__('os')"], "--where: expected column, comparison .*"),
+        (["--where", "N>1e30"], "--where 'N>1e30' leaves none of 20 runs"),
+        (["--n", "big"], "--n: expected one of total, trainable, non_embedding, .*, got 'big'"),
+    ],
+)
+def test_what_it_says_when_it_cannot(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert re.fullmatch(message, told(table(tmp_path / "runs.csv"), *arguments))
+
+
+def test_bad_values_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,loss\n1e9,2e10,2.5\n1e9,0,2.5\n")
+    assert told(path) == (
+        "line 3 of runs.csv, column 'D': expected a positive number of tokens, got 0.0; leave the run out or correct it"
+    )
+    path.write_text("")
+    assert told(path) == f"{path} is empty: expected a first row with the columns' names"
+    assert told(tmp_path / "none.csv").endswith("none.csv, which does not exist")

@@ -1,0 +1,277 @@
+"""What can't be fitted is told by row and column; `--where` compares and never evaluates."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fits import grid, hoffmann
+from isoflop.fit.data import BadData, check_runs
+from isoflop.fit.fitting import fit_law
+from isoflop.fit.table import read_table
+from isoflop.fit.where import parse_where
+
+WANTED = ("N", "D", "loss")
+
+
+def columns(**changed: Any) -> dict[str, Any]:
+    N, D = grid(4, 3)
+    return {"N": N, "D": D, "loss": hoffmann(N, D), **changed}
+
+
+def with_value(name: str, row: int, value: float) -> dict[str, Any]:
+    table = columns()
+    table[name] = table[name].copy()
+    table[name][row] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            with_value("loss", 2, math.nan),
+            "row 3, column 'loss': expected a positive number of nats per token, got nan; "
+            "leave the run out or correct it",
+        ),
+        (
+            with_value("loss", 0, -2.5),
+            "row 1, column 'loss': expected a positive number of nats per token, got -2.5; "
+            "leave the run out or correct it",
+        ),
+        (
+            with_value("D", 4, 0),
+            "row 5, column 'D': expected a positive number of tokens, got 0.0; leave the run out or correct it",
+        ),
+        (
+            with_value("N", 11, math.inf),
+            "row 12, column 'N': expected a positive number of parameters, got inf; leave the run out or correct it",
+        ),
+        (
+            columns(loss=[-1.0, math.nan] * 6),
+            "row 1, column 'loss': expected a positive number of nats per token, got -1.0 (and 11 more rows); "
+            "leave the "
+            "run out or correct it",
+        ),
+        ({"N": [1e9], "loss": [2.0]}, "expected a column 'D' (tokens), got N, loss"),
+        ({}, "expected a column 'N' (parameters), got none"),
+        ({"N": [], "D": [], "loss": []}, "expected runs, got none: the table is empty"),
+        (columns(D=[1e9]), "column 'D' has 1 values, but there are 12 losses"),
+        (columns(N=[[1e9]]), "column 'N': expected one number a run, got an array of shape (1, 1)"),
+        (
+            columns(N=["a lot"] * 12),
+            "column 'N': expected numbers, got something else (could not convert string to float: 'a lot')",
+        ),
+        (
+            columns(N=grid(4, 3)[0] / 1e6),
+            "column 'N': expected parameters, got values around 825; they look like millions or billions: "
+            "multiply them out",
+        ),
+        (
+            columns(D=grid(4, 3)[1] / 1e9),
+            "column 'D': expected tokens, got values around 17.3; they look like millions or billions: "
+            "multiply them out",
+        ),
+        (
+            columns(N=np.full(12, 7000.0), D=np.full(12, 1.4e11)),
+            "column 'N': expected parameters, got values around 7e+03, which makes 2e+07 tokens a parameter; they look "
+            "like millions: multiply them out",
+        ),
+        (
+            columns(N=np.full(12, 7e9), D=np.full(12, 1.4e5)),
+            "column 'D': expected tokens, got values around 1.4e+05, which makes 2e-05 tokens a parameter; they look "
+            "like millions: multiply them out",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted_is_told(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadData, match=f"^{re.escape(message)}$"):
+        fit_law("hoffmann", table, draws=2)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [-1.0] + [1.0] * 11, [0.0] * 12, [math.nan] * 12])
+def test_weights_that_are_none(weights: list[float]) -> None:
+    with pytest.raises(BadData, match="weights: expected 12 numbers of at least 0, not all 0, got"):
+        fit_law("hoffmann", columns(), weights=weights, draws=2)
+
+
+def test_what_is_odd_is_a_warning() -> None:
+    N, D = grid(4, 3)
+    twice = check_runs(columns(N=[*N[:11], N[0]], D=[*D[:11], D[0]], loss=[*np.full(12, 3.0)]), ("N", "D")).warnings
+    assert twice == ("1 run is given twice (row 1 and row 12): each counts, which makes intervals too narrow",)
+    assert check_runs(with_value("N", 5, 7e3), ("N", "D")).warnings == (
+        "row 6, column 'N': 7e+03 beside a median of 8.25e+08: is it in the same unit?",
+    )
+    assert check_runs(columns(N=N / 1e3, D=D / 1e3), ("N", "D")).warnings == ()
+    assert check_runs(columns(N=N / 1e5, D=D / 1e6), ("N", "D")).warnings == (
+        "half of the runs took less than 5.7e+08 FLOPs (6·N·D): are N and D multiplied out?",
+    )
+    assert check_runs(columns(N=np.full(12, 1e9)), ("N", "D")).warnings == (
+        "all runs have the same N (1e+09): what depends on it is not identified",
+    )
+    assert check_runs(with_value("loss", 3, 30.0), ("N", "D")).warnings == (
+        "row 4: a loss of 30 nats per token is no language model's",
+    )
+
+
+def test_one_run_is_fitted_and_said_to_tell_nothing() -> None:
+    fit = fit_law("hoffmann", {"N": [1e9], "D": [2e10], "loss": [2.5]}, draws=20)
+    assert set(fit.intervals.values()) == {(0, np.inf)} and set(fit.standard_errors.values()) == {np.inf}
+    assert any(warning.startswith("1 run for 5 constants") for warning in fit.warnings)
+
+
+# -- where -------------------------------------------------------------------------------------------------------------
+
+ROWS = [
+    {"N": "1e8", "loss": "3.0", "data set": "c4", "outlier": "0"},
+    {"N": "1e9", "loss": "2.5", "data set": "rpj and more", "outlier": "1"},
+    {"N": "", "loss": "2.0", "data set": "c4", "outlier": ""},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("outlier==0", [0]),
+        ("outlier == 0.0 and N>1e7", [0]),
+        ("N>=1e8 and N<=1E9", [0, 1]),
+        ("N<5e8", [0]),
+        ("N!=1e8", [1, 2]),
+        ("data set==c4", [0, 2]),
+        ("data set=='rpj and more'", [1]),
+        ('data set!="c4" and loss<2.6', [1]),
+        ("outlier=='0'", [0]),
+        ("data set>3", []),
+    ],
+)
+def test_where_picks_rows(text: str, kept: list[int]) -> None:
+    conditions = parse_where(text, list(ROWS[0]))
+    assert [i for i, row in enumerate(ROWS) if all(condition.holds(row) for condition in conditions)] == kept
+
+
+SHAPE = (
+    "--where: expected column, comparison (== != <= >= < >) and value, joined by `and`, such as 'epoch_outlier==0 and "
+    "N>1e8'; got "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", SHAPE + "''"),
+        ("N", SHAPE + "'N'"),
+        ("N=3", SHAPE + "'N=3'"),
+        ("N>1e8 and", SHAPE + "''"),
+        ("N>1e8 or N<3", SHAPE + "'N>1e8 or N<3'"),
+        ("1e8<N", SHAPE + "'1e8<N'"),
+        ("__import__('os')", SHAPE + "\"__import__('os')\""),
+        ("N>__import__('os').system('true')", SHAPE + "\"N>__import__('os').system('true')\""),
+        ("N==(lambda: 1)()", SHAPE + "'N==(lambda: 1)()'"),
+        ("size>3", "--where: there is no column 'size'; there are N, loss"),
+        ("__class__==3", "--where: there is no column '__class__'; there are N, loss"),
+        ("N>many", "--where: N > expects a number, got 'many'"),
+        ("N>__import__", "--where: N > expects a number, got '__import__'"),
+    ],
+)
+def test_where_that_says_nothing(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_where(text, ["N", "loss"])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(st.sampled_from("Nloss=<>!'\"and ()._1e8\n"), max_size=30))
+def test_where_either_parses_or_says_so(text: str) -> None:
+    try:
+        conditions = parse_where(text, ["N", "loss"])
+    except ValueError as error:
+        assert str(error).startswith("--where: ")
+    else:
+        assert all(condition.column in ("N", "loss") for condition in conditions)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def file(folder: Path, text: str | bytes) -> Path:
+    path = folder / "runs.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("N,D,loss\n1e9,2e10,2.5\n", {"N": "N", "D": "D", "loss": "loss"}),
+        ("\ufeffN,D,loss\r\n1e9,2e10,2.5\r\n\r\n", {"N": "N", "D": "D", "loss": "loss"}),  # a BOM, as Excel writes it
+        ("loss, params ,tokens\n2.5, 1e9 , 2e10\n", {"N": "params", "D": "tokens", "loss": "loss"}),
+        ('name,"N","D",val_loss\n"a, b",1_000_000_000,20000000000,2.5\n', {"N": "N", "D": "D", "loss": "val_loss"}),
+        ("N,D,loss,final_loss\n1e9,2e10,2.5,x\n", {"N": "N", "D": "D", "loss": "loss"}),
+    ],
+)
+def test_tables_are_read(tmp_path: Path, text: str, taken: dict[str, str]) -> None:
+    table = read_table([file(tmp_path, text)], WANTED)
+    assert table.columns == {"N": [1e9], "D": [2e10], "loss": [2.5]}
+    assert table.taken == taken and table.rows == ("line 2 of runs.csv",)
+
+
+def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
+    path = file(tmp_path, "size,D,loss,set\n1e9,2e10,2.5,c4\n\n2e9,2e10,,rpj\n3e9,2e10,2.4,c4\n")
+    table = read_table([path], WANTED, named={"N": "size"}, where="set==c4")
+    assert table.columns["N"] == [1e9, 3e9] and table.rows == ("line 2 of runs.csv", "line 5 of runs.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "{path} is empty: expected a first row with the columns' names"),
+        ("\n\n", "{path} is empty: expected a first row with the columns' names"),
+        ("N,D,loss\n", "expected runs, got none in {path}"),
+        (
+            "N,D\n1e9,2e10\n",
+            "no column is known to be loss (looked for loss, L, final_loss, val_loss, eval_loss, validation_loss, "
+            "train_loss); there are N, D: say which with --column loss=…",
+        ),
+        (
+            "N,tokens,loss\n1e9,2e10,2.5\n1e9,,2.5\n",
+            "line 3 of runs.csv, column 'tokens': expected a number, got nothing; "
+            "correct it or leave the run out (--where)",
+        ),
+        (
+            "N,D,loss\n1e9,2e10,2.5\n7B,2e10,2.5\n",
+            "line 3 of runs.csv, column 'N': expected a number, got '7B'; correct it or leave the run out (--where)",
+        ),
+        ("N,D,loss\n1e9,2e10,2.5\n1e9,2e10\n", "{path}, line 3: expected 3 values, as in the first row, got 2"),
+        ("N,D,loss\n1e9,2e10,2.5,7\n", "{path}, line 2: expected 3 values, as in the first row, got 4"),
+        ('N,D,loss\n1e9,2e10,"2\n.5"\n1e9,2\n', "{path}, line 4: expected 3 values, as in the first row, got 2"),
+        ("N,D,loss,N\n1e9,2e10,2.5,3\n", "{path}: expected columns of different names, got 'N' twice"),
+        (
+            b"N,D,loss\xe9\n1e9,2e10,2.5\n",
+            "{path}: expected a CSV file in UTF-8, got 'utf-8' codec can't decode byte 0xe9 in position 8: invalid "
+            "continuation byte",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = file(tmp_path, text)
+    with pytest.raises(BadData, match=f"^{re.escape(message.format(path=path))}$"):
+        read_table([path], WANTED)
+
+
+def test_files_and_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = file(tmp_path, "N,D,loss\n1e9,2e10,2.5\n")
+    with pytest.raises(BadData, match=r"expected a CSV file, a record or a folder with records, got .*no\.csv, which"):
+        read_table([tmp_path / "no.csv"], WANTED)
+    with pytest.raises(BadData, match=r"^there is no column 'size' for N; there are N, D, loss$"):
+        read_table([path], WANTED, named={"N": "size"})
+    with pytest.raises(BadData, match=r"^--where 'N>1e10' leaves none of 1 runs$"):
+        read_table([path], WANTED, where="N>1e10")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadData, match=r"^expected runs, got none in "):
+        read_table([tmp_path / "empty"], WANTED)
