@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.fit.approach import Approach
-from isoflop.fit.approach_bias import bias_on_grid, parabola_bias
-from isoflop.fit.approach_compare import approach_3, compare_approaches
-from isoflop.fit.envelope import Curve, envelope
-from isoflop.fit.isoflop_profiles import isoflop_profiles, seed_noise
+from isoflop.fit.approaches.approach import Approach
+from isoflop.fit.approaches.bias import bias_on_grid, parabola_bias
+from isoflop.fit.approaches.compare import approach_3, compare_approaches
+from isoflop.fit.approaches.envelope import Curve, envelope
+from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles, seed_noise
+from isoflop.fit.approaches.profile_minimum import akima, one_per_size, parabola
 from isoflop.fit.law import HOFFMANN, KAPLAN_N, Law
-from isoflop.fit.profile_minimum import akima, one_per_size, parabola
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
@@ -408,7 +408,7 @@ def test_smoothing_helps_where_losses_are_noisy():
 
 def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
     """30 sets of 25 runs whose losses differ by .003: the mean of a, and 90% intervals that cover."""
-    monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 100)
+    monkeypatch.setattr("isoflop.fit.approaches.envelope.DRAWS", 100)
     rng = np.random.default_rng(0)
     found = {2.0: [], 1.0: []}
     for _ in range(30):

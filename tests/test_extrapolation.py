@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from isoflop.fit import FORMS
-from isoflop.fit.data import BadData
-from isoflop.fit.extrapolation import extrapolation
-from isoflop.fit.gadre import fit_gadre, fit_gadre_error
+from isoflop.fit.fitting.data import BadData
+from isoflop.fit.fitting.extrapolation import extrapolation
+from isoflop.fit.fitting.gadre import fit_gadre, fit_gadre_error
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -13,16 +13,16 @@ import pytest
 from scipy.interpolate import Akima1DInterpolator
 
 from isoflop.fit import FORMS, Law, published
-from isoflop.fit.alternatives import law_through
-from isoflop.fit.cost import Price
-from isoflop.fit.fitting import fit_law
-from isoflop.fit.frontier import optimal_allocation
-from isoflop.fit.isoflop_profiles import isoflop_profiles
-from isoflop.fit.map_line import EXPONENT_SD, RATIO_SD, map_line, prior_line
-from isoflop.fit.options import Option, compare_options, parse_option
-from isoflop.fit.own_minima import own_minima
-from isoflop.fit.plan import plan
-from isoflop.fit.profile_minimum import akima, one_per_size
+from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
+from isoflop.fit.approaches.profile_minimum import akima, one_per_size
+from isoflop.fit.fitting.fit_law import fit_law
+from isoflop.fit.frontier.optimum import optimal_allocation
+from isoflop.fit.planning.alternatives import law_through
+from isoflop.fit.planning.cost import Price
+from isoflop.fit.planning.map_line import EXPONENT_SD, RATIO_SD, map_line, prior_line
+from isoflop.fit.planning.options import Option, compare_options, parse_option
+from isoflop.fit.planning.own_minima import own_minima
+from isoflop.fit.planning.plan import plan
 
 PORIAN = Path(__file__).parents[2] / "shared/data/porian_refinedweb.csv"
 Columns = dict[str, np.ndarray]
@@ -404,7 +404,9 @@ def test_what_buys_nothing() -> None:
 
 
 def test_neither_peaks_nor_plans_import_torch() -> None:
-    modules = "isoflop.observe.peaks, isoflop.fit.plan, isoflop.fit.options, isoflop.fit.cost"
+    modules = (
+        "isoflop.observe.peaks, isoflop.fit.planning.plan, isoflop.fit.planning.options, isoflop.fit.planning.cost"
+    )
     code = f"import sys, {modules}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

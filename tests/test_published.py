@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import Akima1DInterpolator
 
 from isoflop.fit import published, published_names
-from isoflop.fit.publication import PowerAllocation, PowerLaw, Published, TableAllocation
+from isoflop.fit.papers.publication import PowerAllocation, PowerLaw, Published, TableAllocation
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHINCHILLA = 5.76e23

@@ -12,8 +12,8 @@ from isoflop.cli.money import Dollars, Gpu, Mfu, describe, hours_and_dollars, pr
 from isoflop.cli.plan import Column, Counted, Level, Runs, Where, read_own
 
 if TYPE_CHECKING:
-    from isoflop.fit.cost import Price
-    from isoflop.fit.options import Comparison
+    from isoflop.fit.planning.cost import Price
+    from isoflop.fit.planning.options import Comparison
 
 DEFAULT_LAW = "chinchilla-refit"
 
@@ -40,8 +40,8 @@ def compare(
 
     With --runs a law is fitted to these first.
     """
-    from isoflop.fit.options import compare_options
-    from isoflop.fit.published import published
+    from isoflop.fit.papers.published import published
+    from isoflop.fit.planning.options import compare_options
 
     warnings: Sequence[str] = ()
     try:
@@ -51,7 +51,7 @@ def compare(
         if own is None:
             chosen = published(law or DEFAULT_LAW)
         else:
-            from isoflop.fit.fitting import fit_law
+            from isoflop.fit.fitting.fit_law import fit_law
 
             table, convention = own
             fitted = fit_law("hoffmann", table.columns, rows=table.rows, convention=convention)

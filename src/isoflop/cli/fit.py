@@ -39,9 +39,9 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from isoflop.fit.fitting import FITTED, fit_law
+    from isoflop.fit.fitting.fit_law import FITTED, fit_law
+    from isoflop.fit.fitting.table import read_table
     from isoflop.fit.law import FORMS
-    from isoflop.fit.table import read_table
 
     try:
         if law not in FITTED:

@@ -10,7 +10,7 @@ import typer
 from isoflop.cli.money import say
 
 if TYPE_CHECKING:
-    from isoflop.fit.publication import Published
+    from isoflop.fit.papers.publication import Published
 
 
 def laws(
@@ -18,7 +18,7 @@ def laws(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, an object per name.")] = False,
 ) -> None:
     """Published scaling laws: constants, source, convention of N, range of validity."""
-    from isoflop.fit.published import published, published_names
+    from isoflop.fit.papers.published import published, published_names
 
     try:
         chosen = [published(each) for each in (published_names() if name is None else (name,))]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.fit.cost import Price
+from isoflop.fit.planning.cost import Price
 
 if TYPE_CHECKING:
     from isoflop.observe.peaks import Peak

@@ -13,11 +13,11 @@ import typer
 from isoflop.cli.money import Dollars, Gpu, Mfu, amount, amount_or_none, describe_cost, price_of, say
 
 if TYPE_CHECKING:
-    from isoflop.fit.alternatives import Alternative
-    from isoflop.fit.cost import Price
+    from isoflop.fit.fitting.table import Table
     from isoflop.fit.law import Convention
-    from isoflop.fit.plan_result import Plan
-    from isoflop.fit.table import Table
+    from isoflop.fit.planning.alternatives import Alternative
+    from isoflop.fit.planning.cost import Price
+    from isoflop.fit.planning.plan_result import Plan
 
 Runs = Annotated[
     list[Path] | None,
@@ -84,7 +84,7 @@ def plan(
     Without --law and --runs, and with few runs: a line shrunk to what other families of models showed (about 20 tokens
     per parameter), which advised better than a raw fit to two small budgets.
     """
-    from isoflop.fit.plan import plan as planned
+    from isoflop.fit.planning.plan import plan as planned
 
     try:
         cost = price_of(gpu, mfu, price)
@@ -129,8 +129,8 @@ def read_own(
         return None
     if law is not None:
         raise ValueError("expected --law or --runs, got both: leave one out")
+    from isoflop.fit.fitting.table import read_table
     from isoflop.fit.law import Convention
-    from isoflop.fit.table import read_table
 
     if n_convention is not None and n_convention not in get_args(Convention):
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
@@ -191,7 +191,7 @@ def _print(answer: Plan, cost: Price | None) -> None:
 
 def _print_others(rows: Sequence[Alternative]) -> None:
     """At most 80 columns."""
-    from isoflop.fit.allocation import short
+    from isoflop.fit.frontier.allocation import short
 
     if not rows:
         return

@@ -1,6 +1,6 @@
 """Scaling laws: formulas, published constants, robust fits with their uncertainty, the compute-optimal frontier."""
 
 from isoflop.fit.law import FORMS, Law
-from isoflop.fit.published import published, published_names
+from isoflop.fit.papers.published import published, published_names
 
 __all__ = ["FORMS", "Law", "published", "published_names"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isoflop.fit.fitting import LawFit
+    from isoflop.fit.fitting.fit_law import LawFit
 
 
 def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:

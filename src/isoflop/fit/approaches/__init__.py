@@ -1,0 +1,1 @@
+"""Hoffmann et al.'s three ways to the frontier, side by side."""

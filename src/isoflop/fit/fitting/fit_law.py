@@ -1,0 +1,240 @@
+"""Fit a law to finished runs: the global optimum of Huber's loss on ln L, with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.fit.fitting.data import Runs, check_runs
+from isoflop.fit.fitting.lad import least_absolute
+from isoflop.fit.fitting.newton import Array, Problem, minimise
+from isoflop.fit.fitting.power_sum import PowerSum, Term, exp, power_sum
+from isoflop.fit.fitting.search import starts
+from isoflop.fit.fitting.uncertainty import CHUNK, FEW, draw, intervals, not_identified, undetermined
+from isoflop.fit.law import FORMS, Convention, Law
+
+DELTA = 1e-3
+"""Hoffmann et al. 2022, section 3.3."""
+LEAST_ABSOLUTE = "lad"
+SAME = 1e-3
+"""Starts that the continuation in δ has brought this near each other go on as one."""
+LOST = 1e-2
+"""Share of the loss below which a term may have been overlooked: it is looked for again."""
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """A law fitted to runs.
+
+    Attributes:
+        law: with the fitted constants and draws of them (of the first group, where groups have constants of their own;
+            no draws where constants are not identified).
+        parameters: constants by name; "E[c4]" is a group's own.
+        standard_errors: standard deviations of the draws; infinite where nothing can be said.
+        intervals: percentile intervals of the draws, at `level`; from 0 to infinity where nothing can be said.
+        level: of the intervals.
+        covariance: of the draws, in the order of `parameters`; fixed ones have none (0).
+        objective: Σ w·huber(ln L̂ − ln L), or Σ w·|ln L̂ − ln L|.
+        delta: of Huber's loss; 0: absolute deviations.
+        n: runs.
+        residuals: ln L̂ − ln L [n].
+        warnings: what the runs do not tell, and what is odd about them.
+    """
+
+    law: Law
+    parameters: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    level: float
+    covariance: Array = field(repr=False)
+    objective: float
+    delta: float
+    n: int
+    residuals: Array = field(repr=False)
+    warnings: tuple[str, ...]
+    draws: Mapping[str, Array] = field(repr=False)
+    influence: Callable[[], Array] = field(repr=False)
+    """Leave one out: () → change of each free constant [n, free] in standard errors, when a run is left out."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
+        for name, value in self.parameters.items():
+            low, high = self.intervals[name]
+            error = f"± {self.standard_errors[name]:<10.3g} {self.level:.0%}: {low:.4g} … {high:.4g}"
+            lines.append(f"  {name:8} {value:<12.6g} {error}")
+        return "\n".join(lines + [f"  ! {warning}" for warning in self.warnings])
+
+
+def fit_law(
+    form: str,
+    columns: Mapping[str, ArrayLike],
+    *,
+    weights: ArrayLike | None = None,
+    delta: float | str = DELTA,
+    fixed: Mapping[str, float] | None = None,
+    groups: Sequence[str] | None = None,
+    own: Sequence[str] = (),
+    level: float = 0.9,
+    draws: int = 1000,
+    seed: int = 0,
+    convention: Convention = "unknown",
+    rows: Sequence[object] | None = None,
+) -> LawFit:
+    """Fit a law.
+
+    Args:
+        form: "hoffmann", "kaplan-n", "kaplan-d" or "kaplan-c" (`isoflop.fit.FORMS` has their formulas).
+        columns: the law's variables and "loss" (nats per token), one number a run.
+        weights: of the runs; default: all alike.
+        delta: of Huber's loss on ln L̂ − ln L; "lad": least absolute deviations.
+        fixed: constants held at a value.
+        groups: a label a run (its dataset, its family) …
+        own: … and the constants of which each group has its own.
+        level: of the intervals.
+        draws: of the constants, for errors and intervals.
+        seed: of the draws.
+        convention: which parameters the column N counts.
+        rows: what to call each row in messages.
+
+    Raises:
+        ValueError: a law that can't be fitted; `BadData` names row and column of a value that can't be.
+
+    >>> N, D = np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10, 1e11])
+    >>> loss = 1.7 + 400 / N**0.34 + 410 / D**0.28
+    >>> fit = fit_law("hoffmann", {"N": N.ravel(), "D": D.ravel(), "loss": loss.ravel()}, draws=50)
+    >>> {name: round(value, 4) for name, value in fit.parameters.items()}
+    {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 410.0, 'beta': 0.28}
+    """
+    if form not in _TERMS:
+        raise ValueError(f"expected a law that can be fitted ({', '.join(_TERMS)}), got {form!r}")
+    if not 0 < level < 1:
+        raise ValueError(f"level= expects a number between 0 and 1, got {level!r}")
+    if delta != LEAST_ABSOLUTE and not (isinstance(delta, int | float) and 0 < delta < np.inf):
+        raise ValueError(f'delta= expects a positive number or "lad", got {delta!r}')
+    if draws < 2:
+        raise ValueError(f"draws= expects at least 2, got {draws!r}")
+    runs = check_runs(columns, FORMS[form].variables, weights, rows)
+    if groups is not None and len(groups) != len(runs):
+        raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
+    inner_fixed = _to_terms(form, fixed or {})
+    law = power_sum(_TERMS[form], runs.variables, groups, own, inner_fixed)
+    log_loss = np.log(runs.loss)
+    problem = law.problem(log_loss)
+    theta, objective, width = _optimum(law, problem, runs, log_loss, delta)
+    drawn = draw(problem, theta, runs.weights, width, draws, seed)
+    return _result(form, law, problem, runs, theta, drawn, objective, width, delta, level, convention)
+
+
+def _optimum(
+    law: PowerSum, problem: Problem, runs: Runs, log_loss: Array, delta: float | str
+) -> tuple[Array, float, float]:
+    width = 1e-6 if isinstance(delta, str) else float(delta)
+    found, objectives = minimise(
+        problem, starts(law, log_loss, runs.weights, width), runs.weights[None], width, merge=SAME
+    )
+    theta, objective = found[objectives.argmin()], float(objectives.min())
+    _, (share,) = problem.state(theta[None])
+    if share.max(axis=0).min() < LOST and law.is_exponent[law.free].any():
+        again = starts(law, log_loss, runs.weights, width, around=theta)
+        found, objectives = minimise(problem, again, runs.weights[None], width)
+        if objectives.min() < objective:
+            theta, objective = found[objectives.argmin()], float(objectives.min())
+    if isinstance(delta, str):
+        theta, objective = least_absolute(problem, theta, runs.weights)
+    return theta, objective, width
+
+
+def _result(
+    form: str,
+    law: PowerSum,
+    problem: Problem,
+    runs: Runs,
+    theta: Array,
+    drawn: Array,
+    objective: float,
+    width: float,
+    delta: float | str,
+    level: float,
+    convention: Convention,
+) -> LawFit:
+    names = law.names
+    point = dict(zip(names, _from_terms(form, law, law.constants(theta[None]))[0].tolist(), strict=True))
+    values = _from_terms(form, law, law.constants(drawn))
+    spread = dict(zip(names, values.T, strict=True))
+    inner = dict(zip(law.names, law.constants(drawn).T, strict=True))
+    label = next((name[name.index("[") :] for name in names if "[" in name), "")
+
+    def of_first(values: Mapping[str, object]) -> dict[str, object]:
+        return {name: values.get(name + label, values.get(name)) for name in FORMS[form].constants}
+
+    open_ = undetermined(law, problem, theta, drawn)
+    unknown = set(law.free_names) if len(runs) < len(theta) + FEW else set(open_)
+    between = intervals(spread, level) | dict.fromkeys(unknown, (0.0, np.inf))
+    errors = {name: 0.0 if name in law.fixed else float(v.std()) for name, v in spread.items()}
+    errors |= dict.fromkeys(unknown, np.inf)
+
+    def influence() -> Array:
+        n, rows = len(runs), max(1, CHUNK // len(runs))
+        moved = np.empty((n, len(theta)))
+        for first in range(0, n, rows):
+            out = np.arange(first, min(n, first + rows))
+            left = np.repeat(runs.weights[None], len(out), axis=0)
+            left[np.arange(len(out)), out] = 0
+            start = np.repeat(theta[None], len(out), axis=0)
+            moved[out], _ = minimise(problem, start, left, width, widest=0.0, tolerance=1e-10)
+        return (moved - theta) / np.maximum(drawn.std(axis=0), 1e-300)
+
+    return LawFit(
+        law=Law(
+            FORMS[form],
+            of_first(point),  # type: ignore[arg-type]
+            convention,
+            None if unknown else of_first(spread),  # type: ignore[arg-type]
+            f"fitted to {len(runs)} runs",
+        ),
+        parameters=point,
+        standard_errors=errors,
+        intervals=between,
+        level=level,
+        covariance=np.cov(values.T).reshape(len(names), len(names)),
+        objective=objective,
+        delta=0.0 if isinstance(delta, str) else width,
+        n=len(runs),
+        residuals=problem.residuals(theta[None])[0],
+        warnings=(*runs.warnings, *not_identified(law, inner, float(runs.loss.min()), len(runs), open_)),
+        draws=spread,
+        influence=influence,
+    )
+
+
+# -- laws as sums of powers --------------------------------------------------------------------------------------------
+
+_TERMS: dict[str, tuple[Term, ...]] = {
+    "hoffmann": (Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta")),
+    # Kaplan's (N_c/N)^α_N is one term with the coefficient N_c^α_N
+    "kaplan-n": (Term("N_c", "N", "alpha_N"),),
+    "kaplan-d": (Term("D_c", "D", "alpha_D"),),
+    "kaplan-c": (Term("C_c", "C", "alpha_C"),),
+}
+FITTED = tuple(_TERMS)
+"""Laws that `fit_law` fits."""
+
+
+def _from_terms(form: str, law: PowerSum, constants: Array) -> Array:
+    """From coefficients of terms to the formula's constants: (N_c/N)^α has the coefficient N_c^α."""
+    if form == "hoffmann":
+        return constants
+    result = constants.copy()
+    for i in np.flatnonzero(~law.is_exponent):
+        run, term = np.argwhere(law.coefficient == i)[0]
+        result[:, i] = exp(np.log(constants[:, i]) / constants[:, law.exponent[run, term]])
+    return result
+
+
+def _to_terms(form: str, fixed: Mapping[str, float]) -> dict[str, float]:
+    if form != "hoffmann" and any(not name.startswith("alpha") for name in fixed):
+        raise ValueError(f"{form}: only the exponent can be fixed, got fixed={dict(fixed)}")
+    return dict(fixed)

@@ -1,0 +1,168 @@
+"""Runs from files: CSV tables and isoflop's own records, their columns named by the user or guessed, and said."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.fit.fitting.data import BadData
+from isoflop.fit.fitting.where import parse_where
+from isoflop.record import Point, read_runs
+
+GUESSES: dict[str, tuple[str, ...]] = {
+    "N": ("N", "n", "params", "parameters", "n_params", "num_params", "model_size", "non_embedding"),
+    "D": ("D", "tokens", "d", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen"),
+    "C": ("C", "flops", "compute", "training_flops", "C_min"),
+    "U": ("U", "unique_tokens"),
+    "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "validation_loss", "train_loss"),
+}
+"""Names of columns that are taken without being told, the likeliest first."""
+CONVENTIONS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")
+"""What a record can say about N."""
+LOSS_NAME = "loss name"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of numbers by what they are ("N", "D", "loss"), and which columns of the file these were.
+
+    `rows`: what to call each run in messages.
+    """
+
+    columns: Mapping[str, list[float]]
+    taken: Mapping[str, str]
+    rows: tuple[str, ...]
+
+
+def read_table(
+    sources: Sequence[Path],
+    wanted: Sequence[str],
+    named: Mapping[str, str] | None = None,
+    where: str | None = None,
+    convention: str = "non_embedding",
+    loss: str | None = None,
+) -> Table:
+    """Read runs.
+
+    Args:
+        sources: CSV files; isoflop's records, or folders with some.
+        wanted: what the law needs, "loss" among them.
+        named: column of the file by what it is, where the user says so.
+        where: see `parse_where`.
+        convention: which of a record's parameter counts is N.
+        loss: which of a record's losses ("train", "eval/<name>"); default: an evaluation's, else the training loss.
+
+    Raises:
+        BadData: nothing there, a column missing, a value that is no number: with file, row and column.
+    """
+    if convention not in CONVENTIONS:
+        raise BadData(f"--n: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    for what in named or {}:
+        if what not in wanted:
+            raise BadData(f"--column: expected one of {', '.join(wanted)} before =, got {what!r}")
+    for source in sources:
+        if not source.exists():
+            raise BadData(f"expected a CSV file, a record or a folder with records, got {source}, which does not exist")
+    records = [source for source in sources if source.is_dir() or source.suffix == ".jsonl"]
+    found = [item for source in sources if source not in records for item in _rows(source)]
+    found += _records(records, convention, loss) if records else []
+    rows, labels = [row for _, row in found], [label for label, _ in found]
+    if not rows:
+        raise BadData(f"expected runs, got none in {', '.join(map(str, sources))}")
+    present = list(dict.fromkeys(name for row in rows for name in row))
+    taken = {what: _column(what, present, (named or {}).get(what)) for what in wanted}
+    if where is not None:
+        conditions = parse_where(where, present)
+        kept = [i for i, row in enumerate(rows) if all(c.column in row and c.holds(row) for c in conditions)]
+        if not kept:
+            raise BadData(f"--where {where!r} leaves none of {len(rows)} runs")
+        rows, labels = [rows[i] for i in kept], [labels[i] for i in kept]
+    columns = {
+        what: [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
+        for what, name in taken.items()
+    }
+    if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
+        meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
+        taken = {what: meant.get(name, name) for what, name in taken.items()}
+    return Table(columns, taken, tuple(labels))
+
+
+def _column(what: str, present: Sequence[str], named: str | None) -> str:
+    if named is not None:
+        if named not in present:
+            raise BadData(f"there is no column {named!r} for {what}; there are {', '.join(present)}")
+        return named
+    for guess in GUESSES.get(what, (what,)):
+        if guess in present:
+            return guess
+    raise BadData(
+        f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
+        f"{', '.join(present)}: say which with --column {what}=…"
+    )
+
+
+def _number(text: str | None, column: str, label: str) -> float:
+    try:
+        return float(text or "")
+    except ValueError:
+        came = "nothing" if text is None or not text.strip() else repr(text)
+        raise BadData(
+            f"{label}, column {column!r}: expected a number, got {came}; correct it or leave the run out (--where)"
+        ) from None
+
+
+def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{source}: expected a CSV file in UTF-8, got {error}") from None
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    names = [name.strip() for name in next(reader, [])]
+    if not any(names):
+        raise BadData(f"{source} is empty: expected a first row with the columns' names")
+    for name in names:
+        if name and names.count(name) > 1:
+            raise BadData(f"{source}: expected columns of different names, got {name!r} twice")
+    found = []
+    for values in reader:
+        if not any(value.strip() for value in values):
+            continue
+        if len(values) != len(names):
+            raise BadData(
+                f"{source}, line {reader.line_num}: expected {len(names)} values, as in the first row, got "
+                f"{len(values)}"
+            )
+        found.append((f"line {reader.line_num} of {source.name}", dict(zip(names, values, strict=True))))
+    return found
+
+
+def _records(sources: Sequence[Path], convention: str, loss: str | None) -> list[tuple[str, dict[str, str]]]:
+    """Each run at the last point that has the loss; by default one that all runs have, an evaluation's if there is."""
+    runs = [run for run in read_runs(*sources) if any(_known(point) for point in run.points)]
+    names = [list(dict.fromkeys(name for point in run.points for name in _known(point))) for run in runs]
+    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
+    name = loss or next((name for name in common if name.startswith("eval/")), "train")
+    found = []
+    for run in runs:
+        last = next((point for point in reversed(run.points) if name in _known(point)), run.points[-1])
+        row: dict[str, object] = {
+            **{f"N_{key}": value for key, value in run.parameters.items()},
+            **{f"loss_{key}": value for point in run.points for key, value in _known(point).items()},
+            "N": run.parameters.get(convention),
+            "D": last.data_tokens,
+            "C": last.flops,
+            "loss": last.losses.get(name),
+            LOSS_NAME: name,
+        }
+        cells = {
+            key: value if isinstance(value, str) else repr(value) for key, value in row.items() if value is not None
+        }
+        found.append((f"run {run.name or run.run_id}", dict.fromkeys(row, "") | cells))
+    return found
+
+
+def _known(point: Point) -> dict[str, float]:
+    return {name: value for name, value in point.losses.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Published laws and constants, each with its source."""

@@ -1,0 +1,1 @@
+"""Which size for a budget, and which of several options."""

@@ -1,0 +1,206 @@
+"""Which size for a budget: parameters and tokens by a law, by the user's own small runs, or by what others found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.fit.approaches.approach import Minimum
+from isoflop.fit.frontier import checks as check
+from isoflop.fit.frontier.allocation import short
+from isoflop.fit.law import Convention, Law
+from isoflop.fit.papers.publication import Published
+from isoflop.fit.papers.published import published
+from isoflop.fit.planning.alternatives import SHAPE, Alternative, Question, law_of, line_law, other_laws, own_fits
+from isoflop.fit.planning.map_line import (
+    EXPONENT,
+    EXPONENT_SD,
+    RATIO,
+    RATIO_SD,
+    TRAINING_FLOPS,
+    MapLine,
+    map_line,
+    prior_line,
+)
+from isoflop.fit.planning.own_minima import own_minima
+from isoflop.fit.planning.plan_result import Plan, counted_otherwise
+
+PRIOR = f"ln(D/N) ~ N(ln {RATIO:g}, {RATIO_SD:g}) and N_opt ∝ C^a, a ~ N({EXPONENT:.2f}, {EXPONENT_SD:.2f})"
+UNUSED = (
+    "own runs are not used: train at least three sizes at one budget, the best of them in the middle. Or fit a law and "
+    "pass it (law=), at your own risk: on public sweeps such fits did worse than 20 tokens per parameter, even from "
+    "eight budgets"
+)
+"""`alternatives.own_fits` has the figures."""
+UNUSUAL = 1.5
+"""Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
+FAR = 1e3
+"""A factor of compute beyond which an extrapolation is spoken of."""
+
+
+def plan(
+    flops: float,
+    *,
+    law: str | Law | Published | None = None,
+    own: Mapping[str, ArrayLike] | None = None,
+    tokens: float | None = None,
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+    level: float = 0.8,
+    convention: Convention = "unknown",
+) -> Plan:
+    """Parameters and tokens for a budget.
+
+    Without a law: the MAP line (`isoflop.fit.planning.map_line`), through the isoFLOP minima of `own` runs if they
+    show any. It is never a raw fit: from few small budgets that advises worse than 20 tokens per parameter. Where D is fixed,
+    tokens are served or the stock is limited, the shift against the line is taken from Besiroglu et al.'s law.
+
+    Args:
+        flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023).
+        law: a published name, or a law such as `fit_law(…).law`: its optimum is the answer.
+        own: own runs, a column each: "N", "D", "loss" (nats per token), "C" (FLOPs; else 6·N·D). Three or more sizes
+            at one budget or more.
+        tokens: D, fixed; N follows.
+        inference_tokens: to be served, at 2·N FLOPs each.
+        unique_tokens: the stock of them, repeated beyond (Muennighoff et al. 2023).
+        level: of the intervals.
+        convention: which parameters the N of `own` counts.
+
+    Raises:
+        ValueError: numbers that aren't positive, or in another unit; an unknown law, or one that says nothing of sizes;
+            law and own together; columns that are missing or wrong.
+
+    >>> answer = plan(1e21)
+    >>> f"{answer.N / 1e9:.1f}B parameters, {answer.D / 1e9:.0f}B tokens"
+    '2.9B parameters, 58B tokens'
+    """
+    flops, level = check.budget("flops", flops), check.level(level)
+    if own is not None and not isinstance(own, Mapping):
+        raise ValueError(f"own= expects columns by name (N, D, loss), got {type(own).__name__}")
+    if law is not None and own is not None:
+        raise ValueError(
+            "expected law= or own=, got both: fit the runs (fit_law) and pass that law, or leave law= out for the "
+            "MAP line"
+        )
+    question = Question(
+        flops,
+        None if tokens is None else check.tokens("tokens", tokens),
+        check.inference_tokens(inference_tokens),
+        None if unique_tokens is None else check.tokens("unique_tokens", unique_tokens),
+        level,
+    )
+    return _by_law(question, law) if law is not None else _by_line(question, own, convention)
+
+
+def _by_law(question: Question, law: str | Law | Published) -> Plan:
+    name, states_loss = "", True
+    notes: tuple[str, ...] = ()
+    if isinstance(law, str):
+        law = published(law)
+    if isinstance(law, Published):
+        name, method = law.name, f"{law.paper}, {law.where}"
+        notes = (law.note,) if law.note else ()
+        law, states_loss = law_of(law, question.flops)
+    elif isinstance(law, Law):
+        method = law.source or law.form.text
+    else:
+        raise ValueError(f"law= expects a published name or a Law, got {law!r}: fit_law(…).law is one")
+    return _answer(question, law, states_loss, method, besides=(name,), notes=notes)
+
+
+def _by_line(question: Question, own: Mapping[str, ArrayLike] | None, convention: Convention) -> Plan:
+    found = None if own is None else own_minima(own)
+    notes = () if found is None else found.reasons
+    if found is None or not found.minima:
+        line = prior_line()
+        method = (
+            f"the MAP line without own runs: {PRIOR}, the ratio at {line.reference:.0e} FLOPs, where published laws "
+            "agree best; intervals widen away from there"
+        )
+        rows: tuple[Alternative, ...] = ()
+        if found is not None:
+            notes += (UNUSED,)
+            rows = own_fits(question, *found.columns, found.flops_per_param_token, convention)
+        law = line_law(line, question.flops, "non_embedding_with_head")
+        return _answer(question, law, False, method, rows=rows, notes=notes)
+    m = found.minima
+    C, N, sd = (np.array([getattr(v, key) for v in m], dtype=float) for key in ("C", "N", "standard_error"))
+    line = map_line(C, N, sd, found.flops_per_param_token)
+    method = (
+        f"the MAP line through {len(m)} isoFLOP minim{'a' if len(m) > 1 else 'um'} of own runs: D/N = {line.ratio:.3g} "
+        f"×/÷ {np.exp(line.ratio_sd):.2f} at {line.reference:.3g} FLOPs, a = {line.exponent:.2f} ± "
+        f"{line.exponent_sd:.2f} (prior: {PRIOR}, the ratio at the own budgets)"
+    )
+    rate = line.flops_per_param_token
+    return _answer(
+        question,
+        line_law(line, question.flops, convention),
+        False,
+        method,
+        rows=own_fits(question, *found.columns, rate, convention),
+        notes=(*notes, *_doubts(line, question.flops, convention)),
+        minima=m,
+        rate=rate,
+    )
+
+
+def _doubts(line: MapLine, C: float, convention: Convention) -> tuple[str, ...]:
+    said: tuple[str, ...] = ()
+    if convention == "unknown":
+        said += ("say which parameters N of the own runs counts (convention=): tokens per parameter depend on it",)
+    if abs(np.log(line.ratio / RATIO)) > UNUSUAL * RATIO_SD:
+        said += (
+            f"{line.ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the "
+            "head shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. "
+            "2024): look at 20 tokens per parameter too",
+        )
+    if line.reference * FAR < C:
+        said += (f"extrapolated by a factor of {C / line.reference:.2g} in compute",)
+    return said
+
+
+def _answer(
+    question: Question,
+    law: Law,
+    states_loss: bool,
+    method: str,
+    *,
+    besides: tuple[str, ...] = (),
+    rows: tuple[Alternative, ...] = (),
+    notes: tuple[str, ...] = (),
+    minima: tuple[Minimum, ...] = (),
+    rate: float = TRAINING_FLOPS,
+) -> Plan:
+    found = question.put_to(law, rate)
+    if question.tokens is not None:
+        free = replace(question, tokens=None).put_to(law, rate)
+        notes += (f"D is fixed; the optimum would be {short(free.N)} parameters on {short(free.D)} tokens",)
+    if not states_loss and (question.inference_tokens or question.unique_tokens is not None):
+        notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
+    others, without = other_laws(question, besides)
+    flops = found.flops if question.inference_tokens else question.flops
+    intervals = None
+    if found.intervals is not None and (states_loss or question.tokens is None):
+        given = {"N": found.N, "D": found.D, "flops": flops, "tokens_per_param": found.tokens_per_param}
+        intervals = {name: found.intervals.get(name, (value, value)) for name, value in given.items()}
+        if states_loss:
+            intervals["L"] = found.intervals.get("loss", (found.loss, found.loss))
+    return Plan(
+        found.N,
+        found.D,
+        found.loss if states_loss else None,
+        flops,
+        found.tokens_per_param,
+        intervals,
+        question.level,
+        method,
+        found.convention,
+        (*counted_otherwise(found.N, found.D, found.convention), *rows, *others),
+        (*notes, *found.notes, *without),
+        found.inference_flops,
+        found.unique_tokens,
+        minima,
+    )
