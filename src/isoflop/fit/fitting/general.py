@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize
 from scipy.stats import qmc
 
 from isoflop.fit.fitting.newton import Array, huber
@@ -116,7 +116,16 @@ def polish(law: Values, theta: Array, weights: Array, delta: float, rounds: int 
         best = tried if tried.fun <= best.fun else best
         if before - best.fun <= 1e-12 * before:
             break
-    return best.x, float(best.fun) * scale
+    best_value = float(best.fun) * scale
+    if np.abs(law.residuals(best.x)).max() < delta:
+        # all within δ: squares, which Gauss and Newton finish to the last digit
+        finished = least_squares(
+            lambda x: np.sqrt(weights) * law.residuals(x), best.x, xtol=1e-15, ftol=1e-15, gtol=1e-15
+        )
+        value_there = law.objective(finished.x, weights, delta)
+        if value_there < best_value:
+            return finished.x, value_there
+    return best.x, best_value
 
 
 def general_draws(

@@ -55,8 +55,8 @@ def plan(
     """Parameters and tokens for a budget.
 
     Without a law: the MAP line (`isoflop.fit.planning.map_line`), through the isoFLOP minima of `own` runs if they
-    show any. It is never a raw fit: from few small budgets that advises worse than 20 tokens per parameter. Where D is fixed,
-    tokens are served or the stock is limited, the shift against the line is taken from Besiroglu et al.'s law.
+    show any. It is never a raw fit: from few small budgets that advises worse than 20 tokens per parameter. Where D is
+    fixed, tokens are served or the stock is limited, the shift against the line is taken from Besiroglu et al.'s law.
 
     Args:
         flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023).
