@@ -13,7 +13,9 @@ def fit(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUNS…", help="CSV files; isoflop's records (.jsonl), or folders with some.")
     ],
-    law: Annotated[str, typer.Option(help="hoffmann, kaplan-n, kaplan-d or kaplan-c.")] = "hoffmann",
+    law: Annotated[
+        str, typer.Option(help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp or muennighoff.")
+    ] = "hoffmann",
     column: Annotated[
         list[str] | None,
         typer.Option(metavar="WHAT=COLUMN", help="Which column is N, D, C or loss, where it can't be guessed."),
@@ -49,7 +51,10 @@ def fit(
         table = read_table(runs, (*FORMS[law].variables, "loss"), _pairs("--column", column), where, n_convention, loss)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in _pairs("--fix", fix).items()}
-        fitted = fit_law(law, table.columns, delta=width, fixed=fixed, level=level, draws=draws, rows=table.rows)
+        from rich.console import Console
+
+        with Console(stderr=True).status("fitting, and again to resampled runs …"):
+            fitted = fit_law(law, table.columns, delta=width, fixed=fixed, level=level, draws=draws, rows=table.rows)
     except (ValueError, OSError) as error:
         typer.echo(f"isoflop fit: {error}", err=True)
         raise typer.Exit(1) from None
@@ -59,6 +64,25 @@ def fit(
     from isoflop.show.fit import print_fit
 
     print_fit(fitted, table.taken)
+    if law == "hoffmann":
+        typer.echo(_beside_approach_2(table.columns, fitted))
+
+
+def _beside_approach_2(columns: Any, fitted: Any) -> str:
+    """Hoffmann's second approach, minima of isoFLOP profiles, beside the parametric third; or why there is none."""
+    import numpy as np
+
+    from isoflop.fit.approaches.compare import approach_3, compare_approaches
+    from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
+
+    N, D, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "loss"))
+    try:
+        profiles = isoflop_profiles(6 * N * D, N, D, L, level=fitted.level)
+        return (
+            f"\n{compare_approaches([profiles, approach_3(fitted.law, fitted.level)], float((6 * N * D).max()) * 10)}"
+        )
+    except ValueError as reason:
+        return f"Approach 2 (isoFLOP profiles) has no opinion: {reason}"
 
 
 def as_object(fitted: Any) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.fit.fitting.data import Runs, check_runs
+from isoflop.fit.fitting.fit_general import fit_general
 from isoflop.fit.fitting.lad import least_absolute
 from isoflop.fit.fitting.newton import Array, Problem, minimise
 from isoflop.fit.fitting.power_sum import PowerSum, Term, exp, power_sum
+from isoflop.fit.fitting.result import LawFit
 from isoflop.fit.fitting.search import starts
 from isoflop.fit.fitting.uncertainty import CHUNK, FEW, draw, intervals, not_identified, undetermined
 from isoflop.fit.law import FORMS, Convention, Law
@@ -23,49 +24,6 @@ SAME = 1e-3
 """Starts that the continuation in δ has brought this near each other go on as one."""
 LOST = 1e-2
 """Share of the loss below which a term may have been overlooked: it is looked for again."""
-
-
-@dataclass(frozen=True)
-class LawFit:
-    """A law fitted to runs.
-
-    Attributes:
-        law: with the fitted constants and draws of them (of the first group, where groups have constants of their own;
-            no draws where constants are not identified).
-        parameters: constants by name; "E[c4]" is a group's own.
-        standard_errors: standard deviations of the draws; infinite where nothing can be said.
-        intervals: percentile intervals of the draws, at `level`; from 0 to infinity where nothing can be said.
-        level: of the intervals.
-        covariance: of the draws, in the order of `parameters`; fixed ones have none (0).
-        objective: Σ w·huber(ln L̂ − ln L), or Σ w·|ln L̂ − ln L|.
-        delta: of Huber's loss; 0: absolute deviations.
-        n: runs.
-        residuals: ln L̂ − ln L [n].
-        warnings: what the runs do not tell, and what is odd about them.
-    """
-
-    law: Law
-    parameters: Mapping[str, float]
-    standard_errors: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    level: float
-    covariance: Array = field(repr=False)
-    objective: float
-    delta: float
-    n: int
-    residuals: Array = field(repr=False)
-    warnings: tuple[str, ...]
-    draws: Mapping[str, Array] = field(repr=False)
-    influence: Callable[[], Array] = field(repr=False)
-    """Leave one out: () → change of each free constant [n, free] in standard errors, when a run is left out."""
-
-    def __str__(self) -> str:
-        lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
-        for name, value in self.parameters.items():
-            low, high = self.intervals[name]
-            error = f"± {self.standard_errors[name]:<10.3g} {self.level:.0%}: {low:.4g} … {high:.4g}"
-            lines.append(f"  {name:8} {value:<12.6g} {error}")
-        return "\n".join(lines + [f"  ! {warning}" for warning in self.warnings])
 
 
 def fit_law(
@@ -86,7 +44,7 @@ def fit_law(
     """Fit a law.
 
     Args:
-        form: "hoffmann", "kaplan-n", "kaplan-d" or "kaplan-c" (`isoflop.fit.FORMS` has their formulas).
+        form: one of `FITTED` (`isoflop.fit.FORMS` has their formulas).
         columns: the law's variables and "loss" (nats per token), one number a run.
         weights: of the runs; default: all alike.
         delta: of Huber's loss on ln L̂ − ln L; "lad": least absolute deviations.
@@ -108,8 +66,8 @@ def fit_law(
     >>> {name: round(value, 4) for name, value in fit.parameters.items()}
     {'E': 1.7, 'A': 400.0, 'alpha': 0.34, 'B': 410.0, 'beta': 0.28}
     """
-    if form not in _TERMS:
-        raise ValueError(f"expected a law that can be fitted ({', '.join(_TERMS)}), got {form!r}")
+    if form not in FITTED:
+        raise ValueError(f"expected a law that can be fitted ({', '.join(FITTED)}), got {form!r}")
     if not 0 < level < 1:
         raise ValueError(f"level= expects a number between 0 and 1, got {level!r}")
     if delta != LEAST_ABSOLUTE and not (isinstance(delta, int | float) and 0 < delta < np.inf):
@@ -119,6 +77,10 @@ def fit_law(
     runs = check_runs(columns, FORMS[form].variables, weights, rows)
     if groups is not None and len(groups) != len(runs):
         raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
+    if form in _GENERAL:
+        if groups is not None or own or isinstance(delta, str):
+            raise ValueError(f"{form} is no sum of powers: groups=, own= and delta={LEAST_ABSOLUTE!r} are not for it")
+        return fit_general(FORMS[form], runs, delta, fixed or {}, level, draws, seed, convention)
     inner_fixed = _to_terms(form, fixed or {})
     law = power_sum(_TERMS[form], runs.variables, groups, own, inner_fixed)
     log_loss = np.log(runs.loss)
@@ -218,14 +180,19 @@ _TERMS: dict[str, tuple[Term, ...]] = {
     "kaplan-n": (Term("N_c", "N", "alpha_N"),),
     "kaplan-d": (Term("D_c", "D", "alpha_D"),),
     "kaplan-c": (Term("C_c", "C", "alpha_C"),),
+    "kaplan-ns": (Term("N_c", "N", "alpha_N"), Term("S_c", "S_min", "alpha_S")),
+    "schaipp": (Term("E"), Term("A_N", "N", "alpha"), Term("A_B", "B", "beta"), Term("A_S", "S", "gamma")),
 }
-FITTED = tuple(_TERMS)
+_COEFFICIENTS = ("hoffmann", "schaipp")
+"""Forms whose constants are the terms' coefficients themselves."""
+_GENERAL = ("kaplan-nd", "muennighoff")
+FITTED = (*_TERMS, *_GENERAL)
 """Laws that `fit_law` fits."""
 
 
 def _from_terms(form: str, law: PowerSum, constants: Array) -> Array:
     """From coefficients of terms to the formula's constants: (N_c/N)^α has the coefficient N_c^α."""
-    if form == "hoffmann":
+    if form in _COEFFICIENTS:
         return constants
     result = constants.copy()
     for i in np.flatnonzero(~law.is_exponent):
@@ -235,6 +202,6 @@ def _from_terms(form: str, law: PowerSum, constants: Array) -> Array:
 
 
 def _to_terms(form: str, fixed: Mapping[str, float]) -> dict[str, float]:
-    if form != "hoffmann" and any(not name.startswith("alpha") for name in fixed):
+    if form not in _COEFFICIENTS and any(not name.startswith("alpha") for name in fixed):
         raise ValueError(f"{form}: only the exponent can be fixed, got fixed={dict(fixed)}")
     return dict(fixed)
