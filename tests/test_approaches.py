@@ -252,7 +252,7 @@ def test_bad_columns(columns, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": 90}, r"expected a level between 0 and 1, got 90: pass 0\.9"),
+        ({"level": 90}, r"level must lie between 0 and 1, got 90: pass 0\.9"),
         ({"tolerance": 0.1}, r"expected a tolerance above 1, got 0\.1"),
         ({"minimum": "spline"}, r'expected minimum "parabola" or "akima", got \'spline\''),
         ({"noise": -1}, r"expected the noise of a loss in nats per token, got -1"),
@@ -471,7 +471,7 @@ def test_bad_curves(runs, message):
         ({"margin": 0.5}, "expected a margin of at least 1, got 0.5"),
         ({"points": 1}, "expected at least two budgets, got points=1"),
         ({"smooth": -1}, "expected the smoother's width in points, got smooth=-1"),
-        ({"level": 1}, "expected a level between 0 and 1, got 1"),
+        ({"level": 1}, "level must lie between 0 and 1, got 1"),
     ],
 )
 def test_bad_envelope_options(options, message):

@@ -273,7 +273,7 @@ def test_plan_by_own_runs(sweep: Path) -> None:
 def test_what_n_of_own_runs_counts(sweep: Path) -> None:
     unknown = read("plan", "--flops", "1e20", "--runs", sweep)
     assert unknown["n_convention"] == "unknown"
-    assert any("(--n)" in warning for warning in unknown["warnings"]), "the hint is an option of this command"
+    assert any("(--n; " in warning for warning in unknown["warnings"]), "the hint is an option of this command"
     told = read("plan", "--flops", "1e20", "--runs", sweep, "--n", "non_embedding")
     assert told["n_convention"] == "non_embedding" and not any("--n" in warning for warning in told["warnings"])
     assert told["N"] == unknown["N"]
@@ -290,7 +290,9 @@ def test_own_runs_by_column_and_row(sweep: Path, tmp_path: Path) -> None:
     taken = ("--column", "D=seen", "--where", "bad==0")
     assert read("plan", "--flops", "1e20", "--runs", other, *taken) == read("plan", "--flops", "1e20", "--runs", sweep)
     assert "'nope'" in failed("plan", "--flops", "1e20", "--runs", other, "--column", "D=nope")
-    assert "expected N=, D= or loss=" in failed("plan", "--flops", "1e20", "--runs", other, "--column", "D")
+    assert "--column: expected NAME=VALUE, got 'D'" in failed(
+        "plan", "--flops", "1e20", "--runs", other, "--column", "D"
+    )
     assert "leaves none of" in failed("plan", "--flops", "1e20", "--runs", sweep, "--where", "bad>1")
     assert "no column 'Z'" in failed("plan", "--flops", "1e20", "--runs", sweep, "--where", "Z>1")
 

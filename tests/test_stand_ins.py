@@ -140,7 +140,7 @@ def test_packed_sequences_need_no_fake_tensors(monkeypatch: pytest.MonkeyPatch):
         pytest.fail("fake tensors")
         yield
 
-    monkeypatch.setattr("isoflop.observe.measure._fake_tensors", no_fake_tensors)
+    monkeypatch.setattr("isoflop.observe.measure.fake_tensors", no_fake_tensors)
     positions = torch.cat([torch.arange(6), torch.arange(10)])[None].expand(2, -1)
     expected = 3 * llama_forward_flops(2, 16)
     assert flops(llama(), input_ids=tokens(2, 16, 96), position_ids=positions).model == expected

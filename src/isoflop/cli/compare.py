@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.money import Dollars, Gpu, Mfu, describe, hours_and_dollars, price_of, say
+from isoflop.cli.money import Dollars, Gpu, Mfu, describe, hours_and_dollars, price_of
 from isoflop.cli.plan import Column, Counted, Level, Runs, Where, read_own
+from isoflop.cli.text import say
 
 if TYPE_CHECKING:
     from isoflop.fit.planning.cost import Price

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from isoflop.cli.text import finite, pairs
+
 
 def fit(
     runs: Annotated[
@@ -33,7 +35,7 @@ def fit(
         str, typer.Option("--n", help="Of records: which parameters N counts (total, non_embedding, …).")
     ] = "non_embedding",
     loss: Annotated[
-        str | None, typer.Option(help="Of records: which loss, `train` or eval/<name>.  [default: an evaluation's]")
+        str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -41,6 +43,8 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
+    from rich.console import Console
+
     from isoflop.fit.fitting.fit_law import FITTED, fit_law
     from isoflop.fit.fitting.table import read_table
     from isoflop.fit.law import FORMS
@@ -48,11 +52,9 @@ def fit(
     try:
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
-        table = read_table(runs, (*FORMS[law].variables, "loss"), _pairs("--column", column), where, n_convention, loss)
+        table = read_table(runs, (*FORMS[law].variables, "loss"), pairs("--column", column), where, n_convention, loss)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
-        fixed = {name: _number(f"--fix {name}", value) for name, value in _pairs("--fix", fix).items()}
-        from rich.console import Console
-
+        fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         with Console(stderr=True).status("fitting, and again to resampled runs …"):
             fitted = fit_law(law, table.columns, delta=width, fixed=fixed, level=level, draws=draws, rows=table.rows)
     except (ValueError, OSError) as error:
@@ -89,28 +91,14 @@ def as_object(fitted: Any) -> dict[str, Any]:
     """The object that `--json` prints; null for what is not finite."""
     return {
         "law": fitted.law.form.name,
-        "parameters": {name: _finite(value) for name, value in fitted.parameters.items()},
-        "standard_errors": {name: _finite(value) for name, value in fitted.standard_errors.items()},
-        "intervals": {name: [_finite(low), _finite(high)] for name, (low, high) in fitted.intervals.items()},
+        "parameters": {name: finite(value) for name, value in fitted.parameters.items()},
+        "standard_errors": {name: finite(value) for name, value in fitted.standard_errors.items()},
+        "intervals": {name: [finite(low), finite(high)] for name, (low, high) in fitted.intervals.items()},
         "level": fitted.level,
         "objective": fitted.objective,
         "n": fitted.n,
         "warnings": list(fitted.warnings),
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if abs(value) < float("inf") else None
-
-
-def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for text in texts or ():
-        name, separator, value = text.partition("=")
-        if not (separator and name.strip() and value.strip()):
-            raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
-        pairs[name.strip()] = value.strip()
-    return pairs
 
 
 def _number(option: str, text: str) -> float:

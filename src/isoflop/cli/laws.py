@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.money import say
+from isoflop.cli.text import say
 
 if TYPE_CHECKING:
     from isoflop.fit.papers.publication import Published

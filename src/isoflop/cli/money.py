@@ -1,55 +1,19 @@
-"""Compute as the user counts it: FLOPs, GPU-hours or dollars, by a device's datasheet peak and an MFU.
-
-Also what `plan` and `compare` share of reading amounts and of printing at the terminal's width.
-"""
+"""Compute as the user counts it: FLOPs, GPU-hours or dollars, by a device's datasheet peak and an MFU."""
 
 from __future__ import annotations
 
-import math
-import shutil
-import textwrap
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.cli.text import amount
 from isoflop.fit.planning.cost import Price
 
 if TYPE_CHECKING:
     from isoflop.observe.peaks import Peak
 
-SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 USUAL_MFU = 0.4
-
-
-def amount(text: str) -> float:
-    """A positive number, with k, M, B or T as in `isoflop compare`; else Typer's refusal, which names the option."""
-    number = _number(text)
-    if not number > 0:
-        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B; got {text!r}.")
-    return number
-
-
-def amount_or_none(text: str) -> float:
-    """The same, or 0."""
-    number = _number(text)
-    if number < 0:
-        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B, or 0; got {text!r}.")
-    return number
-
-
-def _number(text: str) -> float:
-    # Some versions of Typer give an option's default, a number, to its parser too
-    bare = str(text).strip().replace(",", "").replace("_", "")
-    factor = next((value for key, value in SUFFIXES.items() if bare[-1:].lower() == key.lower()), None)
-    try:
-        number = float(bare) if factor is None else float(bare[:-1]) * factor
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise typer.BadParameter(f"expected a number, such as 2e11 or 200B (k, M, B, T); got {text!r}.")
-    return number
-
 
 Gpu = Annotated[str | None, typer.Option(help="Device, such as h100: its dense 16-bit peak is looked up.")]
 Mfu = Annotated[
@@ -115,10 +79,3 @@ def describe_cost(price: Price | None, flops: float) -> str | None:
 def describe(price: Price) -> str:
     """The price itself, without what is not known of it."""
     return str(price).removesuffix(", price unknown")
-
-
-def say(text: str, indent: int = 4) -> None:
-    """Print a line, broken between words at the terminal's width; what follows the first is indented."""
-    width = max(shutil.get_terminal_size().columns, 40)
-    rest = " " * indent
-    typer.echo(textwrap.fill(text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from isoflop.cli.money import Dollars, Gpu, Mfu, amount, amount_or_none, describe_cost, price_of, say
+from isoflop.cli.money import Dollars, Gpu, Mfu, describe_cost, price_of
+from isoflop.cli.text import amount, amount_or_none, finite, pairs, say
 
 if TYPE_CHECKING:
     from isoflop.fit.fitting.table import Table
@@ -35,8 +36,6 @@ Counted = Annotated[
 Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
 
 COUNTED = {"non_embedding": "non-emb.", "non_embedding_with_head": "non-emb. + head"}
-IN_THE_SHELL = {"(convention=)": "(--n)", "pass it (law=)": "pass it in Python (law=)"}
-"""What the library's notes say to Python's users, and what is meant here."""
 
 
 def plan(
@@ -101,9 +100,8 @@ def plan(
             convention=convention,
         )
     except (ValueError, OSError) as error:
-        typer.echo(f"isoflop plan: {_in_the_shell(str(error))}", err=True)
+        typer.echo(f"isoflop plan: {error}", err=True)
         raise typer.Exit(1) from None
-    answer = replace(answer, notes=tuple(map(_in_the_shell, answer.notes)))
     if as_json:
         typer.echo(json.dumps(as_object(answer, cost), allow_nan=False))
     else:
@@ -135,15 +133,9 @@ def read_own(
     if n_convention is not None and n_convention not in get_args(Convention):
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
         raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
-    named = {}
-    for text in column or ():
-        what, _, name = (part.strip() for part in text.partition("="))
-        if what not in ("N", "D", "loss") or not name:
-            raise ValueError(f"--column: expected N=, D= or loss= and the column's name, got {text!r}")
-        named[what] = name
     recorded = all(source.is_dir() or source.suffix == ".jsonl" for source in runs)
     counts = n_convention or ("non_embedding" if recorded else "unknown")
-    table = read_table(runs, ("N", "D", "loss"), named, where, n_convention or "non_embedding")
+    table = read_table(runs, ("N", "D", "loss"), pairs("--column", column), where, n_convention or "non_embedding")
     return table, counts  # type: ignore[return-value]
 
 
@@ -155,7 +147,7 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
         "L": answer.L,
         "flops": answer.flops,
         "intervals": {
-            name: [_finite(end) for end in answer.intervals[name]]
+            name: [finite(end) for end in answer.intervals[name]]
             for name in ("N", "D", "L", "flops")
             if answer.intervals is not None and name in answer.intervals
         },
@@ -200,16 +192,6 @@ def _print_others(rows: Sequence[Alternative]) -> None:
         loss = "" if row.L is None else f"{row.L:.3f}"
         counts = COUNTED.get(row.convention, row.convention)
         typer.echo(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>8.3g}{loss:>7}  {counts}")
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if abs(value) < float("inf") else None
-
-
-def _in_the_shell(text: str) -> str:
-    for python, shell in IN_THE_SHELL.items():
-        text = text.replace(python, shell)
-    return text
 
 
 def _budget(flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None) -> float:

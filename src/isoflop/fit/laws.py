@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Values = NDArray[np.float64]
 
+TRAINING_FLOPS = 6.0
+"""Per parameter and token: forward 2, backward 4. Kaplan et al. 2020, section 2.1."""
+
 
 def values(x: ArrayLike) -> Values:
     """As an array of floats: an integer array would overflow or refuse a negative power."""

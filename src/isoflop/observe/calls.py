@@ -45,10 +45,10 @@ class Shape:
     dtype: torch.dtype
     requires_grad: bool
 
-    def meta(self, floating: torch.dtype | None = None) -> torch.Tensor:
-        """An empty meta tensor like it; `floating`: dtype of a floating-point one instead of its own."""
+    def meta(self, floating: torch.dtype | None = None, device: str = "meta") -> torch.Tensor:
+        """An empty tensor like it; `floating`: dtype of a floating-point one instead of its own."""
         dtype = floating if floating is not None and self.dtype.is_floating_point else self.dtype
-        tensor = torch.empty(self.size, dtype=dtype, device="meta")
+        tensor = torch.empty(self.size, dtype=dtype, device=device)
         return tensor.requires_grad_(self.requires_grad)
 
 
@@ -87,13 +87,13 @@ def shapes(value: Any) -> Any:
     return tree_map(leaf, value)
 
 
-def metas(value: Any, floating: torch.dtype | None = None) -> Any:
+def metas(value: Any, floating: torch.dtype | None = None, device: str = "meta") -> Any:
     """The arguments of `shapes` as meta tensors; `floating`: see `Shape.meta`."""
 
     def leaf(item: Any) -> Any:
         if isinstance(item, torch.device):
-            return torch.device("meta")
-        return item.meta(floating) if isinstance(item, Shape) else item
+            return torch.device(device)
+        return item.meta(floating, device) if isinstance(item, Shape) else item
 
     return tree_map(leaf, value)
 

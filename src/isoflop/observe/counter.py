@@ -137,12 +137,10 @@ class FlopCounter(TorchDispatchMode):
                 self.by_module[self._owner(phase), phase] += flops
             if is_attention_kernel(packet):
                 self._attention += 0 if phase == "recomputed" else flops
-                return
-            if packet in BATCHED_PRODUCTS and not on_parameter:
-                if phase != "backward":
-                    operands = args[1:3] if packet is aten.baddbmm else args[:2]
-                    part = _with_gradients(operands, flops, phase)
-                    self._attention += self._attention_products.product(operands, out, part)
+            elif packet in BATCHED_PRODUCTS and not on_parameter and phase != "backward":
+                operands = args[1:3] if packet is aten.baddbmm else args[:2]
+                part = with_gradients(operands, flops, phase)
+                self._attention += self._attention_products.product(operands, out, part)
                 return
         if phase == "backward":
             self._attention_products.backward()
@@ -179,7 +177,7 @@ def _is_meta(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
 
 
-def _with_gradients(operands: Any, flops: int, phase: Phase) -> int:
+def with_gradients(operands: Any, flops: int, phase: Phase) -> int:
     """FLOPs of a product of two activations and of its gradients, two products of the same size.
 
     Both are counted at the forward pass, where activations can still be told from weights. Reentrant checkpointing

@@ -118,8 +118,8 @@ class _Replays:
             (call.kwargs, None, False, nullcontext()),
             (unmasked, None, False, nullcontext()),
             (call.kwargs, None, True, nullcontext()),
-            (call.kwargs, None, False, _fake_tensors()),
-            (call.kwargs, bf16, False, _fake_tensors()),
+            (call.kwargs, None, False, fake_tensors()),
+            (call.kwargs, bf16, False, fake_tensors()),
         ):
             if kwargs is None:
                 continue
@@ -139,7 +139,8 @@ class _Replays:
 
 
 @contextmanager
-def _fake_tensors() -> Iterator[None]:
+def fake_tensors() -> Iterator[None]:
+    """Torch's fake tensors, quietly: shapes on any device, and code that asks is told that it is being traced."""
     from torch._subclasses import fake_tensor
 
     # it logs a failure with a traceback as an error; ours is caught and told in a sentence
@@ -209,6 +210,8 @@ def eagerly() -> AbstractContextManager[Any]:
 def said(error: Exception) -> str:
     """What an exception says in a line, and where in the user's code, or a library's, it came up."""
     text = str(error).strip().splitlines()
+    if isinstance(error, Uncountable):
+        return str(error)
     kind = type(error).__name__
     if kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
         kind = f"it depends on values, which shapes do not have; {kind}"

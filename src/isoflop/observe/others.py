@@ -9,9 +9,10 @@ from torch import nn
 
 from isoflop.observe.calls import Call, Uncountable
 from isoflop.observe.count import StepCount
+from isoflop.observe.measure import said
 from isoflop.observe.others_fvcore import by_fvcore
 from isoflop.observe.others_huggingface import by_huggingface
-from isoflop.observe.others_run import Term, ThinRun, said, thin_run
+from isoflop.observe.others_run import Term, ThinRun, thin_run
 from isoflop.observe.parameters import unwrap
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
 from isoflop.observe.counter import Phase
 from isoflop.observe.leaks import Made
-from isoflop.observe.others_run import Term, ThinRun, as_tensors, first_that_works
+from isoflop.observe.others_run import Term, ThinRun, first_that_works
 from isoflop.observe.stand_ins import stand_ins
 from isoflop.observe.twin import Twin
 
@@ -110,7 +110,7 @@ class _TensorsOnly(nn.Module):
         self.leaves, self.spec = tree_flatten((call.args, kwargs))
 
     def given(self) -> tuple[torch.Tensor, ...]:
-        return tuple(as_tensors([leaf for leaf in self.leaves if isinstance(leaf, Shape)], "meta"))
+        return tuple(leaf.meta() for leaf in self.leaves if isinstance(leaf, Shape))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         tensor = iter(tensors)

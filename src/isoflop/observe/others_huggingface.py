@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from isoflop.observe.calls import Call, Shape, Uncountable
+from isoflop.observe.calls import Call, Shape, Uncountable, metas
 from isoflop.observe.count import StepCount
-from isoflop.observe.others_run import Term, ThinRun, as_tensors
+from isoflop.observe.others_run import Term, ThinRun
 from isoflop.observe.parameters import numel, unwrap
 
 
@@ -39,7 +39,7 @@ def by_huggingface(model: nn.Module, call: Call, counted: StepCount, run: ThinRu
 
 def _floating_point_ops(module: Any, inputs: dict[str, Any], taken: int) -> int:
     if hasattr(module, "floating_point_ops"):  # transformers 4
-        return int(module.floating_point_ops(as_tensors(inputs, "meta")))
+        return int(module.floating_point_ops(metas(inputs)))
     return int(6 * taken * module.num_parameters(exclude_embeddings=True))  # Trainer.floating_point_ops
 
 

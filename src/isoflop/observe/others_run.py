@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
-from isoflop.observe.counter import FlopCount, FlopCounter, Phase, _with_gradients, current_phase
+from isoflop.observe.calls import Call, Uncountable, metas, tensors_in
+from isoflop.observe.counter import FlopCount, FlopCounter, Phase, current_phase, with_gradients
 from isoflop.observe.leaks import Made, no_leaks
-from isoflop.observe.measure import differentiated, eagerly
+from isoflop.observe.measure import differentiated, eagerly, fake_tensors, said
 from isoflop.observe.operators import attention_forward_flops, formula_of, is_attention_kernel
 from isoflop.observe.stand_ins import stand_ins
 from isoflop.observe.twin import Twin, untouched_randomness
@@ -112,20 +112,13 @@ def _first(ways: list[Callable[[Made], T]], made: Made) -> T | str:
     return reason
 
 
-def said(error: Exception) -> str:
-    """An exception in a line."""
-    lines = str(error).strip().splitlines()
-    text = lines[0][:200] if lines else ""
-    return text if isinstance(error, Uncountable) else f"{type(error).__name__}: {text}"
-
-
 def _thin_run(model: nn.Module, call: Call, floating: torch.dtype | None, made: Made) -> ThinRun:
     from torch.utils.flop_counter import FlopCounterMode
 
-    with _fake_tensors():
-        twin = _FakeTwin(model, floating)
+    with fake_tensors():
+        twin = Twin(model, floating, device="cpu")
         tracer = _Listener(twin.parameters, made)
-        args, kwargs = as_tensors((call.args, call.kwargs), "cpu", floating)
+        args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
         tracer.arguments(tensors_in((args, kwargs)))
         counter, theirs = FlopCounter(tracer), FlopCounterMode(display=False)
         with stand_ins(twin.root), _flex_calls() as flex, counter, theirs, _SDPA() as sdpa:
@@ -145,33 +138,6 @@ def _thin_run(model: nn.Module, call: Call, floating: torch.dtype | None, made: 
     )
 
 
-def as_tensors(value: Any, device: str, floating: torch.dtype | None = None) -> Any:
-    """A call's arguments as empty tensors: `calls.metas` on any device."""
-
-    def leaf(item: Any) -> Any:
-        if isinstance(item, torch.device):
-            return torch.device(device)
-        if not isinstance(item, Shape):
-            return item
-        dtype = floating if floating is not None and item.dtype.is_floating_point else item.dtype
-        return torch.empty(item.size, dtype=dtype, device=device).requires_grad_(item.requires_grad)
-
-    return tree_map(leaf, value)
-
-
-@contextmanager
-def _fake_tensors() -> Iterator[None]:
-    from torch._subclasses import fake_tensor
-
-    # it logs a failure with a traceback as an error; ours is caught and told in a sentence
-    disabled, fake_tensor.log.disabled = fake_tensor.log.disabled, True
-    try:
-        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:
-        fake_tensor.log.disabled = disabled
-
-
 @contextmanager
 def _flex_calls() -> Iterator[list[None]]:
     """Inside `stand_ins`: an entry for each call of flex_attention."""
@@ -188,24 +154,6 @@ def _flex_calls() -> Iterator[list[None]]:
 
     with patch.object(module, "flex_attention_hop", noted):
         yield calls
-
-
-class _FakeTwin(Twin):
-    """A twin on fake CPU tensors, if it is made under a FakeTensorMode."""
-
-    def _tensor(self, value: Any) -> Any:
-        known = id(value) in self._copies
-        twin = super()._tensor(value)
-        if known or not isinstance(twin, torch.Tensor):
-            return twin
-        fake = torch.empty_like(twin, device="cpu").requires_grad_(twin.requires_grad)
-        if isinstance(twin, nn.Parameter):
-            fake = nn.Parameter(fake.detach(), requires_grad=twin.requires_grad)
-        self._copies[id(value)] = fake
-        return fake
-
-    def _attribute(self, value: Any, in_object: bool = False) -> Any:
-        return torch.device("cpu") if isinstance(value, torch.device) else super()._attribute(value, in_object)
 
 
 class _SDPA(TorchFunctionMode):
@@ -240,7 +188,7 @@ class _Listener(UseTracer):
         if formula is not None and phase != "backward" and not is_attention_kernel(packet):
             operands = args[1:3] if packet in (aten.addmm, aten.baddbmm, aten.addmv, aten.addbmm) else args[:2]
             flops = int(formula(*args, **kwargs, out_val=out))
-            self._add(operands, flops if phase == "forward" else 0, _with_gradients(operands, flops, phase))
+            self._add(operands, flops if phase == "forward" else 0, with_gradients(operands, flops, phase))
         return on_parameter
 
     def _add(self, operands: tuple[Any, ...], forward: int, training: int) -> None:

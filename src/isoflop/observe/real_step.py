@@ -15,7 +15,7 @@ from isoflop.observe.by_module import ModuleOwner
 from isoflop.observe.calls import Call, Shape, Uncountable, tensors_in
 from isoflop.observe.counter import FlopCounter, Formula, current_phase
 from isoflop.observe.measure import Measurement, differentiated, eagerly, said
-from isoflop.observe.twin import _requires_gradients, untouched_randomness
+from isoflop.observe.twin import requires_gradients, untouched_randomness
 from isoflop.observe.uses import UseTracer
 
 
@@ -140,7 +140,7 @@ def _drop_hooks(twin: nn.Module) -> None:
             hooks = getattr(module, name)
             for key, hook in list(hooks.items()):
                 home = str(getattr(hook, "__module__", type(hook).__module__))
-                if not home.startswith("torch.") and not _requires_gradients(hook):
+                if not home.startswith("torch.") and not requires_gradients(hook):
                     del hooks[key]
 
 

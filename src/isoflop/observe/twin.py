@@ -43,8 +43,8 @@ _LONG = 1000
 """A container with more items holds data: it is shared, not copied."""
 
 
-def meta_tensor(tensor: torch.Tensor, floating: torch.dtype | None = None) -> torch.Tensor:
-    """A meta tensor of the same shape, dtype and `requires_grad`; `floating`: dtype of a floating-point one."""
+def meta_tensor(tensor: torch.Tensor, floating: torch.dtype | None = None, device: str = "meta") -> torch.Tensor:
+    """An empty tensor of the same shape, dtype and `requires_grad`; `floating`: dtype of a floating-point one."""
     if tensor.is_nested or tensor.layout != torch.strided:
         raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
     dtype = tensor.dtype
@@ -52,7 +52,7 @@ def meta_tensor(tensor: torch.Tensor, floating: torch.dtype | None = None) -> to
         dtype = torch.bfloat16  # what it is multiplied as; 4-bit weights lie packed in bytes
     if floating is not None and dtype.is_floating_point:
         dtype = floating
-    twin = torch.empty(full_shape(tensor), dtype=dtype, device="meta")
+    twin = torch.empty(full_shape(tensor), dtype=dtype, device=device)
     return twin.requires_grad_(tensor.requires_grad)
 
 
@@ -60,10 +60,18 @@ class Twin:
     """`Twin(model)[module]` is the copy of `module`, any module inside `model`.
 
     `floating`: in that dtype. `written_out`: with attention and experts in plain torch, where the model has a choice.
+    `device`: another than "meta" for fake tensors, under whose mode it is made then.
     """
 
-    def __init__(self, model: nn.Module, floating: torch.dtype | None = None, written_out: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        floating: torch.dtype | None = None,
+        written_out: bool = False,
+        device: str = "meta",
+    ) -> None:
         self.floating = floating
+        self._device = device
         self._copies: dict[int, Any] = {}
         self._alive: list[Any] = []  # ids in _copies stay valid only while their objects live
         self.root = self._module(model)
@@ -98,7 +106,7 @@ class Twin:
         for name in _HOOKS:
             if name in state:
                 hooks = state.pop(name)
-                kept = {key: hook for key, hook in hooks.items() if _requires_gradients(hook)}
+                kept = {key: hook for key, hook in hooks.items() if requires_gradients(hook)}
                 object.__setattr__(twin, name, type(hooks)(kept))
         state["_compiled_call_impl"] = None
         state.update(dict.fromkeys(_LOGGING & state.keys()))
@@ -114,7 +122,7 @@ class Twin:
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._copies:
-            twin = meta_tensor(value, self.floating)
+            twin = meta_tensor(value, self.floating, self._device)
             if isinstance(value, nn.Parameter):
                 twin = nn.Parameter(twin.detach(), requires_grad=value.requires_grad)
             self._remember(value, twin)
@@ -127,7 +135,7 @@ class Twin:
         if id(value) in self._copies:
             return self._copies[id(value)]
         if isinstance(value, torch.device):
-            return torch.device("meta")  # torch.arange(…, device=self.device)
+            return torch.device(self._device)  # torch.arange(…, device=self.device)
         if isinstance(value, torch.Generator):
             return value.clone_state()
         if isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
@@ -171,7 +179,7 @@ class Twin:
         self._alive.append(original)
 
 
-def _requires_gradients(hook: Any) -> bool:
+def requires_gradients(hook: Any) -> bool:
     """Hugging Face's and PEFT's hook behind a frozen model's embeddings: `output.requires_grad_(True)`.
 
     The one hook that FLOPs hang on, and it touches nothing else: without it reentrant checkpointing gives adapters no

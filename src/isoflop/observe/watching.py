@@ -26,15 +26,13 @@ class Watch:
         """Signature → attempts left."""
         self._live: tuple[Signature, LiveCounter, AbstractContextManager[Any]] | None = None
 
-    def want(self, key: Signature) -> bool:
-        """Watch the next batch of this signature; False where that can't be done without touching the training.
+    def want(self, key: Signature) -> None:
+        """Watch the next batch of this signature, unless that can't be done without touching the training.
 
         Compiled code would have to run as it was written, which takes more memory and rounds otherwise.
         """
-        if key in self.wanted or len(self.wanted) >= MOST or _something_is_compiled():
-            return False
-        self.wanted[key] = ATTEMPTS
-        return True
+        if key not in self.wanted and len(self.wanted) < MOST and not _something_is_compiled():
+            self.wanted[key] = ATTEMPTS
 
     def begin(self, key: Signature) -> None:
         """A (micro-)batch of this signature begins."""

@@ -33,10 +33,3 @@ def column(name: str, values: ArrayLike, meaning: str, where: str = "") -> Array
 def budget(C: float) -> float:
     """A budget in FLOPs, positive."""
     return float(column("C", [C], "training FLOPs")[0])
-
-
-def level_of(level: float) -> float:
-    """The level of an interval, strictly between 0 and 1."""
-    if not 0 < level < 1:
-        raise ValueError(f"expected a level between 0 and 1, got {level!r}: pass 0.9 for 90% intervals")
-    return float(level)

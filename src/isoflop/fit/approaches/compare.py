@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 
 from isoflop.fit.approaches.approach import Approach, Interval, from_draws
-from isoflop.fit.approaches.checks import Array, budget, level_of
+from isoflop.fit.approaches.checks import Array, budget
+from isoflop.fit.frontier.checks import level as level_of
 from isoflop.fit.law import Law
 
 CHINCHILLA = 5.76e23

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from isoflop.fit.approaches.approach import Approach, Minimum, from_draws
-from isoflop.fit.approaches.checks import Array, Rows, column, level_of
+from isoflop.fit.approaches.checks import Array, Rows, column
+from isoflop.fit.frontier.checks import level as level_of
 from isoflop.fit.law import Convention
 
 BUDGETS = 1500

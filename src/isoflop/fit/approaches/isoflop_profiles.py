@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.fit.approaches.approach import Approach, Minimum, around, from_lines, line, quantile
-from isoflop.fit.approaches.checks import Array, Rows, level_of
+from isoflop.fit.approaches.checks import Array, Rows
 from isoflop.fit.approaches.profile_groups import columns, group
 from isoflop.fit.approaches.profile_minimum import Method, akima, one_per_size, parabola, refused, resampled
+from isoflop.fit.frontier.checks import level as level_of
 from isoflop.fit.law import Convention
 
 Noise = float | Callable[[Array], Array] | None

@@ -14,9 +14,8 @@ from isoflop.fit.fitting.fit_law import LawFit, fit_law
 from isoflop.fit.fitting.newton import Array
 from isoflop.fit.fitting.uncertainty import FEW
 from isoflop.fit.law import FORMS
+from isoflop.fit.laws import TRAINING_FLOPS
 
-TRAINING_FLOPS = 6.0
-"""Per parameter and token: Kaplan et al. 2020, section 2.1."""
 SURPRISING = 0.05
 """Probability, by the draws, of as few runs inside their intervals from which on it is no accident. A binomial
 distribution would not do: all predictions share the constants' errors, so runs leave their intervals together."""

@@ -1,7 +1,8 @@
 """Fit a law that is no sum of powers (Muennighoff's with repeated data, Kaplan's L(N,D)): slower, by its values alone.
 
-Constants are searched in logarithms between plausible bounds: a grid or a Sobol sequence sees the basins, the best few
-that lie apart are polished (L-BFGS-B, then Nelder & Mead's simplex, which needs no derivative at Huber's kinks).
+Constants are searched in logarithms between plausible bounds: a grid or a Sobol sequence sees the basins, Gauss–Newton
+goes down from the best that lie apart, and the best of those are polished (L-BFGS-B, then Nelder & Mead's simplex,
+which needs no derivative at Huber's kinks).
 """
 
 from __future__ import annotations
@@ -94,11 +95,26 @@ def optima(law: Values, weights: Array, delta: float, keep: int = 8, seed: int =
     # a wide δ shows the basins, the asked one the minima at its kinks
     for width, distance in ((max(delta, 1e-2), 12), (delta, 24)):
         values = np.array([law.objective(point, weights, width) for point in points])
-        for start in _apart(points, values, (high - low) / distance, keep):
-            theta, value = polish(law, points[start], weights, delta)
+        starts = points[_apart(points, values, (high - low) / distance, 4 * keep)]
+        # the best start need not lie in the best basin: a narrow one shows only from inside
+        starts = np.array([_descend(law, start, weights, width) for start in starts])
+        values = np.array([law.objective(start, weights, width) for start in starts])
+        for start in _apart(starts, values, (high - low) / 1000, keep):
+            theta, value = polish(law, starts[start], weights, delta)
             if all(np.abs(theta - other).max() > 1e-3 for other, _ in found):
                 found.append((theta, value))
     return sorted(found, key=lambda item: item[1])
+
+
+def _descend(law: Values, theta: Array, weights: Array, width: float) -> Array:
+    """From θ some steps down (trust region, derivatives by differences), with Huber's δ = width."""
+    root = np.sqrt(weights)
+    try:
+        return least_squares(
+            lambda x: root * law.residuals(x), theta, loss="huber", f_scale=width, max_nfev=40, xtol=1e-6, ftol=1e-6
+        ).x
+    except (ValueError, np.linalg.LinAlgError):  # no value or no derivative there
+        return theta
 
 
 def polish(law: Values, theta: Array, weights: Array, delta: float, rounds: int = 4) -> tuple[Array, float]:

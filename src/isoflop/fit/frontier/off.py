@@ -9,9 +9,9 @@ import numpy as np
 from isoflop.fit.frontier import checks as check
 from isoflop.fit.frontier import constrained as hoffmann
 from isoflop.fit.frontier.allocation import Intervals, interval
-from isoflop.fit.frontier.optimum import TRAINING_FLOPS
 from isoflop.fit.frontier.solve import Array, Cost, Loss, best_at_budget, loss_function, root, rows
 from isoflop.fit.law import Law
+from isoflop.fit.laws import TRAINING_FLOPS
 
 
 @dataclass(frozen=True)

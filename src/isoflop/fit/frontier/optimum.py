@@ -14,9 +14,8 @@ from isoflop.fit.frontier import constrained as hoffmann
 from isoflop.fit.frontier.allocation import Allocation, interval, short
 from isoflop.fit.frontier.solve import Array, Cost, Loss, best_at_budget, best_at_loss, loss_function, rows
 from isoflop.fit.law import Law
+from isoflop.fit.laws import TRAINING_FLOPS
 
-TRAINING_FLOPS = 6.0
-"""Per parameter and token: forward 2, backward 4. Kaplan et al. 2020, section 2.1."""
 INFERENCE_FLOPS = 2.0
 """Per parameter and token: forward alone. Sardana et al. 2023."""
 

@@ -12,9 +12,10 @@ from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.frontier.allocation import Allocation
 from isoflop.fit.frontier.optimum import allocation_at_tokens, optimal_allocation
 from isoflop.fit.law import HOFFMANN, Convention, Law
+from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published, published_names
-from isoflop.fit.planning.map_line import TRAINING_FLOPS, Array, MapLine, prior_line
+from isoflop.fit.planning.map_line import Array, MapLine, prior_line
 from isoflop.fit.planning.own_minima import BUDGET
 
 SHAPE = "besiroglu2024"

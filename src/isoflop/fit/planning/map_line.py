@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.fit.laws import TRAINING_FLOPS
+
 Array = NDArray[np.float64]
 
-TRAINING_FLOPS = 6.0
 RATIO, RATIO_SD = 20.0, 0.45
 """ln(D/N) ~ N(ln 20, .45), N with the head. Measured: 12–20 (Llama 3, Chinchilla, tuned Porian), 7–54 over all sets."""
 EXPONENT, EXPONENT_SD = 0.50, 0.06

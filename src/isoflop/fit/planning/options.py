@@ -11,9 +11,10 @@ import numpy as np
 
 from isoflop.fit.frontier import checks as check
 from isoflop.fit.frontier.allocation import Intervals, interval, short
-from isoflop.fit.frontier.optimum import TRAINING_FLOPS, allocation_at_loss, optimal_allocation
+from isoflop.fit.frontier.optimum import allocation_at_loss, optimal_allocation
 from isoflop.fit.frontier.solve import loss_function
 from isoflop.fit.law import Law
+from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published
 

@@ -13,7 +13,8 @@ from isoflop.fit.approaches.isoflop_profiles import COPIES, seed_noise
 from isoflop.fit.approaches.profile_groups import group
 from isoflop.fit.approaches.profile_minimum import one_per_size, parabola, refused, resampled
 from isoflop.fit.fitting.data import check_runs
-from isoflop.fit.planning.map_line import TRAINING_FLOPS, Array
+from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.planning.map_line import Array
 
 REACH = 4.0
 """Sizes within this factor of the best one make the parabola: profiles are none farther out. On Porian et al. 2024's

@@ -12,6 +12,7 @@ from isoflop.fit.approaches.approach import Minimum
 from isoflop.fit.frontier import checks as check
 from isoflop.fit.frontier.allocation import short
 from isoflop.fit.law import Convention, Law
+from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published
 from isoflop.fit.planning.alternatives import SHAPE, Alternative, Question, law_of, line_law, other_laws, own_fits
@@ -20,7 +21,6 @@ from isoflop.fit.planning.map_line import (
     EXPONENT_SD,
     RATIO,
     RATIO_SD,
-    TRAINING_FLOPS,
     MapLine,
     map_line,
     prior_line,
@@ -31,8 +31,8 @@ from isoflop.fit.planning.plan_result import Plan, counted_otherwise
 PRIOR = f"ln(D/N) ~ N(ln {RATIO:g}, {RATIO_SD:g}) and N_opt ∝ C^a, a ~ N({EXPONENT:.2f}, {EXPONENT_SD:.2f})"
 UNUSED = (
     "own runs are not used: train at least three sizes at one budget, the best of them in the middle. Or fit a law and "
-    "pass it (law=), at your own risk: on public sweeps such fits did worse than 20 tokens per parameter, even from "
-    "eight budgets"
+    "pass it (law= in Python), at your own risk: on public sweeps such fits did worse than 20 tokens per parameter, "
+    "even from eight budgets"
 )
 """`alternatives.own_fits` has the figures."""
 UNUSUAL = 1.5
@@ -150,7 +150,10 @@ def _by_line(question: Question, own: Mapping[str, ArrayLike] | None, convention
 def _doubts(line: MapLine, C: float, convention: Convention) -> tuple[str, ...]:
     said: tuple[str, ...] = ()
     if convention == "unknown":
-        said += ("say which parameters N of the own runs counts (convention=): tokens per parameter depend on it",)
+        said += (
+            "say which parameters N of the own runs counts (--n; convention= in Python): tokens per parameter depend "
+            "on it",
+        )
     if abs(np.log(line.ratio / RATIO)) > UNUSUAL * RATIO_SD:
         said += (
             f"{line.ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the "
