@@ -1,0 +1,192 @@
+"""`Advice`: why, how bad, the numbers with units and intervals, what to do about it, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any
+
+
+class Reason(str, Enum):
+    """Why something is said. The value is the name in records and scalars."""
+
+    FRONTIER = "frontier"
+    TOO_LARGE = "model too large for its data"
+    TOO_SMALL = "model too small for its data"
+    PAST_EFFICIENT = "past the efficient stopping point"
+    TARGET = "target out of reach"
+    DIVERGING = "the loss diverges"
+    OFF_CURVE = "off its own curve"
+    PLATEAU = "the loss has stopped falling"
+    BATCH_LARGE = "batch above the critical size"
+    BATCH_SMALL = "batch far below the critical size"
+    EPOCHS = "more epochs than repeated data is worth"
+    OVERFITTING = "overfitting"
+    SCHEDULE = "the learning rate does not end with the run"
+    HARDWARE = "slower than this run was"
+
+
+class Severity(IntEnum):
+    """NOTE: a neutral fact; INFO: something could be had; WARNING: something is lost; CRITICAL: the run is."""
+
+    NOTE = 0
+    INFO = 1
+    WARNING = 2
+    CRITICAL = 3
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number with its unit and, where it was estimated, its interval.
+
+    >>> print(Quantity("N", 2.9e9, "parameters", 1.6e9, 5.1e9))
+    N = 2.9B parameters [1.6B, 5.1B]
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        unit = "" if self.unit == "%" else f" {self.unit}".rstrip()
+        text = f"{self.name} = {self._short(self.value)}{unit}"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} [{self._short(self.low)}, {self._short(self.high)}]"
+
+    def _short(self, value: float) -> str:
+        if self.unit == "%":
+            return f"{100 * value:.3g}%"
+        if self.unit.startswith("nats"):
+            return f"{value:.3f}" if abs(value) >= 0.0995 else f"{value:.2g}"
+        return count(value)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One piece of advice.
+
+    Attributes:
+        reason: why.
+        severity: how bad.
+        step: optimizer steps done when it was given.
+        what: what was found, a sentence.
+        do: what to do, a sentence; empty: nothing needs doing.
+        numbers: what it was computed from; intervals at `level`.
+        saves: what following it saves or buys: FLOPs, hours, loss.
+        basis: what it rests on: own runs, this run's curve, papers, by name.
+        probability: that what it says is so, given its basis; None: no such number.
+        level: of the intervals.
+        stops: whether `on_advice="stop"` ends the run for it.
+    """
+
+    reason: Reason
+    severity: Severity
+    step: int
+    what: str
+    do: str = ""
+    numbers: tuple[Quantity, ...] = ()
+    saves: tuple[Quantity, ...] = ()
+    basis: tuple[str, ...] = ()
+    probability: float | None = None
+    level: float = 0.8
+    stops: bool = False
+
+    def __str__(self) -> str:
+        """What the terminal shows: one line a thought, so that it reads in any width."""
+        parts = [f"{self.what}"]
+        if self.numbers:
+            parts.append(f"Numbers: {_listed(self.numbers, self.level)}.")
+        if self.do:
+            parts.append(f"Do: {self.do}")
+        if self.saves:
+            parts.append(f"Worth: {_listed(self.saves, self.level)}.")
+        if self.probability is not None:
+            parts.append(f"Probability: {share(self.probability)}.")
+        if self.basis:
+            parts.append(f"Rests on: {'; '.join(self.basis)}.")
+        return "\n  ".join(parts)
+
+    def markdown(self) -> str:
+        """What TensorBoard's text tab shows."""
+        lines = [f"**{self.reason.value}** · step {self.step:,} · {self.severity.name.lower()}", "", self.what, ""]
+        rows = [*self.numbers, *self.saves]
+        if rows:
+            lines += ["| | value | interval |", "|---|---|---|"]
+            for row in rows:
+                name, value = str(row).split(" = ", 1)
+                value, _, rest = value.partition(" [")
+                lines.append(f"| {name} | {value} | {'[' + rest if rest else '–'} |")
+            lines.append("")
+        if any(row.low is not None for row in rows):
+            lines += [f"Intervals: {self.level:.0%}.", ""]
+        lines += [f"**Do:** {self.do}", ""] if self.do else []
+        if self.probability is not None:
+            lines += [f"Probability {share(self.probability)}.", ""]
+        return "\n".join([*lines, *(f"*Rests on: {'; '.join(self.basis)}.*" for _ in self.basis[:1])])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the record."""
+
+        def plain(quantities: tuple[Quantity, ...]) -> list[Mapping[str, Any]]:
+            kept = ("name", "value", "unit", "low", "high")
+            return [
+                {key: value for key in kept if (value := getattr(each, key)) not in (None, "")} for each in quantities
+            ]
+
+        return {
+            "reason": self.reason.name.lower(),
+            "severity": self.severity.name.lower(),
+            "step": self.step,
+            "what": self.what,
+            "do": self.do,
+            "numbers": plain(self.numbers),
+            "saves": plain(self.saves),
+            "basis": list(self.basis),
+            "probability": self.probability,
+            "level": self.level,
+        }
+
+
+@dataclass(frozen=True)
+class Missing:
+    """No advice, for want of something.
+
+    Attributes:
+        what: what can't be judged.
+        why: what is missing, and how to give it.
+    """
+
+    what: str
+    why: str
+
+
+def count(value: float) -> str:
+    """Three digits: 73.2B, 1.5e+21, 0.034.
+
+    >>> count(2.9e9), count(20), count(0.0341), count(1e21), count(float("inf"))
+    ('2.9B', '20', '0.0341', '1e+21', 'without bound')
+    """
+    if value == float("inf"):
+        return "without bound"
+    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if limit * 0.9995 <= abs(value) < 1e15:
+            return f"{value / (1e3 if letter == 'k' else limit):.3g}{letter}"
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """A probability or a share: never 100% where it is less.
+
+    >>> share(0.914), share(0.9999), share(0.0002)
+    ('91%', 'over 99%', 'under 1%')
+    """
+    return "over 99%" if value > 0.99 else "under 1%" if value < 0.01 else f"{value:.0%}"
+
+
+def _listed(quantities: tuple[Quantity, ...], level: float) -> str:
+    text = ", ".join(map(str, quantities))
+    return f"{text} ({level:.0%} intervals)" if any(each.low is not None for each in quantities) else text

@@ -1,0 +1,122 @@
+"""Off its own curve: a loss that diverges, that has stopped falling, or that leaves what was forecast for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from isoflop.advise.advice import Advice, Quantity, Reason, Severity
+from isoflop.advise.situation import Situation
+from isoflop.advise.thresholds import Thresholds
+
+FEW = 8
+"""Log steps below which a run's noise is not known."""
+CHECK = "the learning rate, the data (order, duplicates, another mix), the precision and the gradient norm"
+
+
+def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """NaN, or far above its own best for several log steps.
+
+    Far: by more than `divergence` standard deviations of a logged loss and `divergence_share` of the best; the best is
+    the lowest median of five log steps in a row, so that one lucky batch makes no benchmark.
+    """
+    if run.nonfinite >= thresholds.in_a_row:
+        return Advice(
+            Reason.DIVERGING,
+            Severity.CRITICAL,
+            run.step,
+            f"The training loss has been NaN or infinite for {run.nonfinite} log steps in a row.",
+            f"stop, go back to a checkpoint before it, and lower the learning rate; look at {CHECK}.",
+            basis=("this run's loss",),
+            stops=True,
+        )
+    losses = np.array([loss for _, loss in run.losses])
+    if run.step < (run.warmup_steps or 0) or len(losses) < FEW:
+        return None
+    medians = np.array([np.median(losses[i : i + 5]) for i in range(len(losses) - 4)])
+    at = int(medians.argmin())
+    best, now = float(medians[at]), losses[-thresholds.in_a_row :]
+    sd = noise(losses)
+    far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
+    if not (now > far).all():
+        return None
+    return Advice(
+        Reason.DIVERGING,
+        Severity.CRITICAL,
+        run.step,
+        f"The loss diverges: {float(np.median(now)):.3f} nats per token, after {best:.3f} around step "
+        f"{run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
+        f"stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip the "
+        f"data; look at {CHECK}.",
+        (
+            Quantity("loss", float(np.median(now)), "nats per token"),
+            Quantity("best", best, "nats per token"),
+            Quantity("scatter", sd, "nats per token"),
+        ),
+        basis=("this run's loss",),
+        stops=True,
+    )
+
+
+def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """Above what was forecast for this step: two forecasts, made at different steps, agree that something is wrong."""
+    if not run.expected:
+        return None
+    beyond = []
+    for each in run.expected:
+        sd = float(np.hypot(each.loss.sd, each.noise))
+        beyond.append((each.came - each.loss.mean) / max(sd, 1e-12))
+    if len(beyond) < 2 or min(beyond) < thresholds.off_curve:
+        return None
+    last = run.expected[-1]
+    high = last.loss.mean + thresholds.off_curve * float(np.hypot(last.loss.sd, last.noise))
+    return Advice(
+        Reason.OFF_CURVE,
+        Severity.WARNING,
+        run.step,
+        f"The loss has left its curve: {last.came:.3f} nats per token, where {last.loss.mean:.3f} was forecast at step "
+        f"{last.made_at:,}, {beyond[-1]:.0f} standard deviations below.",
+        f"look at {CHECK}; compare with the last checkpoint before step {last.made_at:,}.",
+        (
+            Quantity("loss", last.came, "nats per token"),
+            Quantity("forecast", last.loss.mean, "nats per token", 2 * last.loss.mean - high, high),
+        ),
+        basis=(f"this run's curve up to step {last.made_at:,}",),
+        level=0.999,
+    )
+
+
+def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """Over the last doubling of tokens the loss fell by almost nothing, though a fall was forecast."""
+    if run.fall is None or run.fell is None or run.warming_up:
+        return None
+    expected, fell = run.fall, run.fell
+    enough = thresholds.plateau * expected.mean
+    # sure that it fell by less, and that more was to be expected
+    if fell.mean + 2 * fell.sd > enough or expected.mean < 4 * expected.sd:
+        return None
+    return Advice(
+        Reason.PLATEAU,
+        Severity.WARNING,
+        run.step,
+        f"The loss has stopped falling: {fell.mean:+.3f} nats per token over the last doubling of tokens, where a fall "
+        f"of {expected.mean:.3f} was to be expected.".replace("+-", "-"),
+        f"a model that learns falls on: look at {CHECK}.",
+        (
+            Quantity("fall", fell.mean, "nats per token", fell.mean - 2 * fell.sd, fell.mean + 2 * fell.sd),
+            Quantity(
+                "expected",
+                expected.mean,
+                "nats per token",
+                expected.mean - 2 * expected.sd,
+                expected.mean + 2 * expected.sd,
+            ),
+        ),
+        basis=("this run's curve",),
+        level=0.95,
+    )
+
+
+def noise(losses: np.ndarray) -> float:
+    """Standard deviation of a logged loss about its trend, by second differences (median absolute deviation)."""
+    second = np.diff(losses, 2)
+    return float(1.4826 * np.median(np.abs(second - np.median(second))) / np.sqrt(6)) if len(second) else 0.0

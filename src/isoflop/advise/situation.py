@@ -1,0 +1,151 @@
+"""What the evaluators look at: one run as it stands at a log step. Unknown is None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.fit.planning.map_line import MapLine
+
+Array = NDArray[np.float64]
+Intent = Literal["optimal", "overtrain"]
+
+
+class Estimate(NamedTuple):
+    """A number and its standard deviation."""
+
+    mean: float
+    sd: float
+
+
+class Ending(NamedTuple):
+    """A forecast final loss, and the steps at which it is reached."""
+
+    loss: Estimate
+    step: int
+
+
+class Rates(NamedTuple):
+    """A learning-rate plan, linear between its knots."""
+
+    steps: Array
+    lr: Array
+
+
+class Batch(NamedTuple):
+    """Batch size against the critical one; logarithms are natural.
+
+    Attributes:
+        tokens: of one optimizer step.
+        critical: ln B_crit in tokens, measured and published together.
+        measured: ln B_crit as this run's noise scale says, its model error included; None: not measured.
+        prior: ln B_crit by published fits over D.
+        source: how the noise scale was measured.
+    """
+
+    tokens: float
+    critical: Estimate
+    measured: Estimate | None
+    prior: Estimate
+    source: str = ""
+
+
+class Expected(NamedTuple):
+    """What was forecast for a step some way ahead, and what came."""
+
+    step: int
+    made_at: int
+    loss: Estimate
+    came: float
+    noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """One run as it stands.
+
+    Attributes:
+        step, total_steps, warmup_steps: optimizer steps done, planned, and until the learning rate's peak.
+        N: parameters, non-embedding with the head.
+        N_non_embedding: without the head.
+        tokens: D so far.
+        tokens_per_step: of the last interval.
+        flops_per_token: measured, of a training step.
+        seconds: training time so far.
+        price_per_hour: of all devices, in the user's currency.
+        line: N_opt(C): the prior's, or the user's own runs' too.
+        line_source: what the line rests on.
+        inference_tokens, unique_tokens, target_loss, intent: the user's.
+        loss: mean of the last interval, nats per token.
+        losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
+        nonfinite: log steps in a row whose loss was NaN or infinite.
+        ending: forecast at the planned end; None: `no_ending` says why.
+        decay_now: forecast if the learning rate decayed from here on.
+        expected: forecasts that fell due at this step.
+        fall: expected fall of the loss over the last doubling of tokens, by a forecast made before it, with its sd.
+        fell: the fall that came, with its sd.
+        rates: the learning-rate plan.
+        batch: against the critical size.
+        evaluations: (steps, losses) by set.
+        speeds: (steps, tokens/s per device) of the last log steps, and the best median of any stretch before them.
+    """
+
+    step: int
+    total_steps: int | None = None
+    warmup_steps: int | None = None
+    N: float | None = None
+    N_non_embedding: float | None = None
+    tokens: float | None = None
+    tokens_per_step: float | None = None
+    flops_per_token: float | None = None
+    seconds: float | None = None
+    price_per_hour: float | None = None
+    line: MapLine | None = None
+    line_source: str = ""
+    inference_tokens: float | None = None
+    unique_tokens: float | None = None
+    target_loss: float | None = None
+    intent: Intent = "optimal"
+    loss: float | None = None
+    losses: Sequence[tuple[int, float]] = ()
+    nonfinite: int = 0
+    ending: Ending | None = None
+    no_ending: str = ""
+    decay_now: Callable[[], Ending | None] = field(default=lambda: None)
+    expected: Sequence[Expected] = ()
+    fall: Estimate | None = None
+    fell: Estimate | None = None
+    rates: Rates | None = None
+    batch: Batch | None = None
+    no_batch: str = ""
+    evaluations: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    speeds: Sequence[float] = ()
+    best_speed: float | None = None
+
+    @property
+    def planned_tokens(self) -> float | None:
+        """D at the planned end, at the batch size of the last interval."""
+        if self.total_steps is None or self.tokens_per_step is None:
+            return None
+        done = self.tokens or 0.0
+        return done + max(self.total_steps - self.step, 0) * self.tokens_per_step
+
+    @property
+    def left(self) -> float | None:
+        """Share of the planned run that is left."""
+        return None if not self.total_steps else max(1 - self.step / self.total_steps, 0.0)
+
+    @property
+    def warming_up(self) -> bool:
+        """Still in warm-up, or not clearly out of it."""
+        return self.step < 2 * (self.warmup_steps or 0)
+
+    def hours(self, steps: float) -> float | None:
+        """Wall-clock hours of training for so many steps, at the speed so far."""
+        if not self.step or self.seconds is None:
+            return None
+        return self.seconds / self.step * steps / 3600
