@@ -53,7 +53,11 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     )
     neutral = Advice(Reason.FRONTIER, Severity.NOTE, run.step, text + ".", numbers=numbers, basis=basis, level=LEVEL)
     repeats = run.unique_tokens is not None and run.unique_tokens < max(D, float(waste.D[0]))
-    if waste.at_least(thresholds.sure) < thresholds.waste or repeats or (run.left or 0.0) < thresholds.frontier_steps:
+    if (
+        waste.at_least(thresholds.waste_sure) < thresholds.waste
+        or repeats
+        or (run.left or 0.0) < thresholds.frontier_steps
+    ):
         return neutral  # with repeated data the law of single epochs does not tell the waste
     if larger < thresholds.sure and 1 - larger < thresholds.sure:
         return neutral
@@ -77,7 +81,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         Severity.WARNING,
         run.step,
         f"The model is too {'large' if too_large else 'small'} for its data. {text}, at least "
-        f"{1 - 1 / (1 + waste.at_least(thresholds.sure)):.0%} ({thresholds.sure:.0%}).",
+        f"{1 - 1 / (1 + waste.at_least(thresholds.waste_sure)):.0%} ({thresholds.waste_sure:.0%} sure).",
         do,
         numbers,
         saves=_saves(run, waste),

@@ -19,11 +19,8 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     if run.rates is None or not run.total_steps or (run.left or 0.0) < thresholds.frontier_steps:
         return None
     steps = np.linspace(0, run.total_steps, 401)
-    lr = np.interp(steps, run.rates.steps, run.rates.lr)
-    peak = float(lr.max())
-    if peak <= 0:
-        return None
-    share = lr / peak
+    lr = run.rates.at(steps)
+    share = lr / lr.max()
     last, before = float(share[-1]), float(share[-41])
     top = int(np.flatnonzero(share >= 0.999)[-1])
     lowest = top + int(share[top:].argmin())

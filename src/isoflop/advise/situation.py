@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.fit.planning.map_line import MapLine
 
-Array = NDArray[np.float64]
 Intent = Literal["optimal", "overtrain"]
 
 
@@ -20,20 +17,6 @@ class Estimate(NamedTuple):
 
     mean: float
     sd: float
-
-
-class Ending(NamedTuple):
-    """A forecast final loss, and the steps at which it is reached."""
-
-    loss: Estimate
-    step: int
-
-
-class Rates(NamedTuple):
-    """A learning-rate plan, linear between its knots."""
-
-    steps: Array
-    lr: Array
 
 
 class Batch(NamedTuple):
@@ -83,8 +66,8 @@ class Situation:
         loss: mean of the last interval, nats per token.
         losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
         nonfinite: log steps in a row whose loss was NaN or infinite.
-        ending: forecast at the planned end; None: `no_ending` says why.
-        decay_now: forecast if the learning rate decayed from here on.
+        forecast: of the loss at the planned end, or why there is none.
+        decay_now: asks for the forecast if the learning rate decayed from here on.
         expected: forecasts that fell due at this step.
         fall: expected fall of the loss over the last doubling of tokens, by a forecast made before it, with its sd.
         fell: the fall that came, with its sd.
@@ -113,13 +96,12 @@ class Situation:
     loss: float | None = None
     losses: Sequence[tuple[int, float]] = ()
     nonfinite: int = 0
-    ending: Ending | None = None
-    no_ending: str = ""
-    decay_now: Callable[[], Ending | None] = field(default=lambda: None)
+    forecast: Forecast | Silence | None = None
+    decay_now: Callable[[], Forecast | Silence | None] = lambda: None
     expected: Sequence[Expected] = ()
     fall: Estimate | None = None
     fell: Estimate | None = None
-    rates: Rates | None = None
+    rates: LearningRatePlan | None = None
     batch: Batch | None = None
     no_batch: str = ""
     evaluations: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)

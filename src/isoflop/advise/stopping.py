@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import norm
 
 from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count
 from isoflop.advise.frontier import EXPONENTS, LEVEL, law_at
-from isoflop.advise.situation import Ending, Estimate, Rates, Situation
+from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
+from isoflop.fit.forecast import Forecast, LearningRatePlan
 from isoflop.fit.laws import TRAINING_FLOPS
 
 KAPLAN_STOP = 0.077 / 0.76
@@ -35,7 +35,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     C = TRAINING_FLOPS * run.N * run.tokens
     waste = waste_of(law_at(run.line, C), run.N, run.tokens)
     larger = float(np.mean(waste.N[1:] > run.N))
-    if waste.at_least(thresholds.sure) < thresholds.waste or larger < thresholds.sure:
+    if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:
         return None
     assert run.total_steps is not None
     steps = run.total_steps - run.step
@@ -45,13 +45,12 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         Quantity("tokens per parameter", run.tokens / run.N),
         Quantity("done", C, "FLOPs (6·N·D)"),
     ]
-    if run.ending is not None:
-        numbers.append(_loss("loss at the planned end", run.ending.loss))
-        still = f"the rest buys {_gain(run.loss, run.ending)}" if run.loss is not None else ""
-    else:
-        still = ""
-    if now is not None:
-        numbers.append(_loss(f"loss if the decay began now, at step {now.step:,}", now.loss))
+    still = ""
+    if isinstance(run.forecast, Forecast):
+        numbers.append(_loss("loss at the planned end", run.forecast))
+        still = f", and the rest buys {_gain(run.loss, run.forecast)}" if run.loss is not None else ""
+    if isinstance(now, Forecast):
+        numbers.append(_loss(f"loss if the decay began now, at step {now.step:,}", now))
     if run.rates is None:
         do = "stop here, or train a larger model; if the learning rate has not decayed yet, decay it first."
     elif decaying(run.rates, run.step):
@@ -64,14 +63,14 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         run.step,
         f"Past the efficient stopping point: {count(run.N)} parameters have seen {count(run.tokens)} tokens; a model "
         f"of about {count(waste.N[0])} parameters would have reached this loss with "
-        f"{waste.saved(LEVEL)[0]:.0%} less compute" + (f", and {still}" if still else "") + ".",
+        f"{waste.saved(LEVEL)[0]:.0%} less compute{still}.",
         do + " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'.",
         tuple(numbers),
         saves=saves,
         basis=(
             run.line_source or "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours",
             EXPONENTS,
-            *(("this run's forecast",) if run.ending else ()),
+            *(("this run's forecast",) if isinstance(run.forecast, Forecast) else ()),
         ),
         probability=larger,
         level=LEVEL,
@@ -83,10 +82,12 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """The forecast's interval lies above the target."""
     if run.target_loss is None:
         return None
-    if run.ending is None:
-        return Missing("whether the target will be reached", run.no_ending or "there is no forecast")
-    loss = run.ending.loss
-    missed = float(norm.sf(run.target_loss, loss.mean, max(loss.sd, 1e-12)))
+    ending = run.forecast
+    if not isinstance(ending, Forecast):
+        return Missing(
+            "whether the target will be reached", "there is no forecast" if ending is None else ending.message
+        )
+    missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None
     assert run.total_steps is not None
@@ -95,9 +96,9 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         Severity.WARNING,
         run.step,
         f"The run will not reach the target of {run.target_loss:.3f} nats per token: it is on its way to "
-        f"{loss.mean:.3f} at step {run.ending.step:,}.",
+        f"{ending.loss:.3f} at step {ending.step:,}.",
         "stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.",
-        (_loss("loss at the planned end", loss),),
+        (_loss("loss at the planned end", ending),),
         saves=_rest(run, run.total_steps - run.step),
         basis=("this run's forecast",),
         probability=missed,
@@ -106,9 +107,9 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     )
 
 
-def decaying(rates: Rates | None, step: int) -> bool:
+def decaying(rates: LearningRatePlan | None, step: int) -> bool:
     """Whether the learning rate has come down from its peak already."""
-    return rates is not None and float(np.interp(step, rates.steps, rates.lr)) < DECAYED * float(rates.lr.max())
+    return rates is not None and step > rates.warmup_steps and float(rates.at(step)) < DECAYED * rates.peak
 
 
 def kaplan_stop(converged: float) -> Quantity:
@@ -116,16 +117,12 @@ def kaplan_stop(converged: float) -> Quantity:
     return Quantity("Kaplan's stopping loss", (1 + KAPLAN_STOP) * converged, "nats per token")
 
 
-def _loss(name: str, loss: Estimate) -> Quantity:
-    half = float(norm.ppf((1 + LEVEL) / 2)) * loss.sd
-    return Quantity(name, loss.mean, "nats per token", loss.mean - half, loss.mean + half)
+def _loss(name: str, at: Forecast) -> Quantity:
+    return Quantity(name, at.loss, "nats per token", at.low, at.high)
 
 
-def _gain(loss: float | None, ending: Ending) -> str:
-    assert loss is not None
-    half = float(norm.ppf((1 + LEVEL) / 2)) * ending.loss.sd
-    gain = loss - ending.loss.mean
-    return f"{gain:.3f} nats per token [{gain - half:.3f}, {gain + half:.3f}]"
+def _gain(loss: float, ending: Forecast) -> str:
+    return f"{loss - ending.loss:.3f} nats per token [{loss - ending.high:.3f}, {loss - ending.low:.3f}]"
 
 
 def _rest(run: Situation, steps: int) -> tuple[Quantity, ...]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class Thresholds:
     """When something is said. Attributes:
 
-    sure: one-sided probability that a warning needs (its bounds are at this level).
+    sure: probability that a warning needs: of a direction (too large, too small), of a batch beyond its bound.
     waste: extra compute over what the same loss would cost at the best size, from which a size is worth a warning.
-        .2 is about a factor of 2 in N, or D/N off by more than 4 with the priors' width.
+        .2 is about a factor of 2 in N …
+    waste_sure: … surely: the lower bound of a 70% interval. By the prior's width that takes D/N off by a factor of 7.
     frontier_steps: share of the planned run that must be left for advice about the rest of it.
     target: probability that the final loss misses the target.
     divergence: how far the loss must lie above its own best, in standard deviations of a logged loss …
@@ -28,6 +29,7 @@ class Thresholds:
 
     sure: float = 0.9
     waste: float = 0.2
+    waste_sure: float = 0.85
     frontier_steps: float = 0.1
     target: float = 0.95
     divergence: float = 8.0
