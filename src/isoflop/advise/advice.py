@@ -97,17 +97,18 @@ class Advice:
 
     def __str__(self) -> str:
         """What the terminal shows: one line a thought, so that it reads in any width."""
-        parts = [f"{self.what}"]
+        rests = f"Rests on: {'; '.join(self.basis)}."
+        if self.severity is Severity.NOTE:
+            return f"{self.what} {rests}"
+        parts = [self.what]
         if self.numbers:
             parts.append(f"Numbers: {_listed(self.numbers, self.level)}.")
         if self.do:
             parts.append(f"Do: {self.do}")
         if self.saves:
             parts.append(f"Worth: {_listed(self.saves, self.level)}.")
-        if self.probability is not None:
-            parts.append(f"Probability: {share(self.probability)}.")
-        if self.basis:
-            parts.append(f"Rests on: {'; '.join(self.basis)}.")
+        sure = "" if self.probability is None else f" Probability: {share(self.probability)}."
+        parts.append(rests + sure)
         return "\n  ".join(parts)
 
     def markdown(self) -> str:

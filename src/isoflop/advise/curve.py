@@ -10,6 +10,8 @@ from isoflop.advise.thresholds import Thresholds
 
 FEW = 8
 """Log steps below which a run's noise is not known."""
+LEAST_NOISE = 1e-3
+"""Of the loss: no logged loss is surer than that."""
 CHECK = "the learning rate, the data (order, duplicates, another mix), the precision and the gradient norm"
 
 
@@ -35,7 +37,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     medians = np.array([np.median(losses[i : i + 5]) for i in range(len(losses) - 4)])
     at = int(medians.argmin())
     best, now = float(medians[at]), losses[-thresholds.in_a_row :]
-    sd = noise(losses)
+    sd = max(noise(losses), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
     if not (now > far).all():
         return None
@@ -68,7 +70,7 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     if len(beyond) < 2 or min(beyond) < thresholds.off_curve:
         return None
     last = run.expected[-1]
-    high = last.loss.mean + thresholds.off_curve * float(np.hypot(last.loss.sd, last.noise))
+    half = 2 * float(np.hypot(last.loss.sd, last.noise))
     return Advice(
         Reason.OFF_CURVE,
         Severity.WARNING,
@@ -78,10 +80,10 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         f"look at {CHECK}; compare with the last checkpoint before step {last.made_at:,}.",
         (
             Quantity("loss", last.came, "nats per token"),
-            Quantity("forecast", last.loss.mean, "nats per token", 2 * last.loss.mean - high, high),
+            Quantity("forecast", last.loss.mean, "nats per token", last.loss.mean - half, last.loss.mean + half),
         ),
         basis=(f"this run's curve up to step {last.made_at:,}",),
-        level=0.999,
+        level=0.95,
     )
 
 
@@ -98,8 +100,8 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.PLATEAU,
         Severity.WARNING,
         run.step,
-        f"The loss has stopped falling: {fell.mean:+.3f} nats per token over the last doubling of tokens, where a fall "
-        f"of {expected.mean:.3f} was to be expected.".replace("+-", "-"),
+        f"The loss has stopped falling: it fell by {fell.mean:.3f} nats per token over the last doubling of tokens, "
+        f"where {expected.mean:.3f} was to be expected.",
         f"a model that learns falls on: look at {CHECK}.",
         (
             Quantity("fall", fell.mean, "nats per token", fell.mean - 2 * fell.sd, fell.mean + 2 * fell.sd),

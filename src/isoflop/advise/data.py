@@ -12,12 +12,16 @@ from isoflop.fit.laws_kaplan import unique_tokens_needed
 R_D = 15.4
 """R_D*: epochs' decay constant (Muennighoff et al. 2023, table 1). Doubt: their 182 runs do not identify it: another
 optimum, .13% better, has 95, and the bootstrap runs from 6.6 upwards."""
+R_D_LOWEST, R_D_HIGHEST = 6.6, 95.0
 RISING = 3
 """Evaluations in a row above the best one, while the training loss falls."""
 
 
 def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """More epochs are planned than repeated data is worth: the next token's worth is exp(−R_D/R_D*) new ones."""
+    """More epochs are planned than repeated data is worth: the next token's worth is exp(−R_D/R_D*) new ones.
+
+    A warning only where the highest R_D* agrees.
+    """
     D = run.planned_tokens
     if run.unique_tokens is None or D is None or (run.left or 0.0) < thresholds.frontier_steps:
         return None
@@ -25,17 +29,18 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     worth = math.exp(-max(repeats, 0.0) / R_D)
     if worth >= thresholds.epoch_worth:
         return None
+    surely = math.exp(-repeats / R_D_HIGHEST)
     useful = 1 + R_D * math.log(1 / thresholds.epoch_worth)
     return Advice(
         Reason.EPOCHS,
-        Severity.WARNING,
+        Severity.WARNING if surely < thresholds.epoch_worth else Severity.INFO,
         run.step,
         f"{repeats + 1:.1f} epochs over {count(run.unique_tokens)} unique tokens are planned: at the end a repeated "
         f"token is worth {worth:.0%} of a new one.",
         f"bring more data, or stop after about {useful:.0f} epochs and spend the compute on a larger model.",
         (
             Quantity("epochs", repeats + 1),
-            Quantity("worth of the last token", worth, "%", math.exp(-repeats / 6.6), math.exp(-repeats / 95.0)),
+            Quantity("worth of the last token", worth, "%", math.exp(-repeats / R_D_LOWEST), surely),
         ),
         basis=("Muennighoff et al. 2023: R_D* = 15.4; their runs leave it open between 6.6 and 95 or more",),
         level=0.9,

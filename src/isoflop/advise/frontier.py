@@ -13,7 +13,7 @@ import numpy as np
 from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
-from isoflop.advise.waste import Waste, waste_of
+from isoflop.advise.waste import Array, Waste, waste_of
 from isoflop.fit.frontier.allocation import interval
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
@@ -45,19 +45,20 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     saved, low, high = waste.saved(LEVEL)
     basis = (run.line_source or "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours", EXPONENTS)
     larger = float(np.mean(waste.N[1:] < run.N))  # probability that the model is larger than it should be
-    text = (
-        f"{count(D / run.N)} tokens per parameter: {count(run.N)} parameters (N with the head) on {count(D)} tokens, "
-        f"{count(C)} FLOPs (6·N·D). "
-        f"The same loss would cost {saved:.0%} [{low:.0%}, {high:.0%}] less at {count(waste.N[0])} parameters on "
-        f"{count(waste.D[0])} tokens"
+    less = f"The same loss would cost {saved:.0%} [{low:.0%}, {high:.0%}] less compute"
+    neutral = Advice(
+        Reason.FRONTIER,
+        Severity.NOTE,
+        run.step,
+        f"{count(D / run.N)} tokens per parameter: N = {count(run.N)} with the head, D = {count(D)} tokens, "
+        f"C = 6·N·D = {count(C)} FLOPs. {less} at {_range(waste.N)} parameters and {_range(waste.D)} tokens.",
+        numbers=numbers,
+        basis=basis,
+        level=LEVEL,
     )
-    neutral = Advice(Reason.FRONTIER, Severity.NOTE, run.step, text + ".", numbers=numbers, basis=basis, level=LEVEL)
+    least = waste.at_least(thresholds.waste_sure)
     repeats = run.unique_tokens is not None and run.unique_tokens < max(D, float(waste.D[0]))
-    if (
-        waste.at_least(thresholds.waste_sure) < thresholds.waste
-        or repeats
-        or (run.left or 0.0) < thresholds.frontier_steps
-    ):
+    if least < thresholds.waste or repeats or (run.left or 0.0) < thresholds.frontier_steps:
         return neutral  # with repeated data the law of single epochs does not tell the waste
     if larger < thresholds.sure and 1 - larger < thresholds.sure:
         return neutral
@@ -80,8 +81,8 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         Reason.TOO_LARGE if too_large else Reason.TOO_SMALL,
         Severity.WARNING,
         run.step,
-        f"The model is too {'large' if too_large else 'small'} for its data. {text}, at least "
-        f"{1 - 1 / (1 + waste.at_least(thresholds.waste_sure)):.0%} ({thresholds.waste_sure:.0%} sure).",
+        f"The model is too {'large' if too_large else 'small'} for its data: {count(D / run.N)} tokens per parameter. "
+        f"{less}, at least {1 - 1 / (1 + least):.0%} ({thresholds.waste_sure:.0%} sure).",
         do,
         numbers,
         saves=_saves(run, waste),
@@ -89,6 +90,11 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         probability=larger if too_large else 1 - larger,
         level=LEVEL,
     )
+
+
+def _range(values: Array) -> str:
+    low, high = interval(values[1:], LEVEL)
+    return f"{count(float(values[0]))} [{count(low)}, {count(high)}]"
 
 
 def _numbers(run: Situation, D: float, C: float, waste: Waste) -> tuple[Quantity, ...]:

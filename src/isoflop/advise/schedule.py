@@ -22,7 +22,7 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     lr = run.rates.at(steps)
     share = lr / lr.max()
     last, before = float(share[-1]), float(share[-41])
-    top = int(np.flatnonzero(share >= 0.999)[-1])
+    top = int((share >= 0.999).argmax())
     lowest = top + int(share[top:].argmin())
     if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
         return _advice(

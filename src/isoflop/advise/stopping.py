@@ -74,7 +74,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         ),
         probability=larger,
         level=LEVEL,
-        stops=True,
+        stops=thresholds.stop_past_efficient,
     )
 
 
@@ -110,11 +110,6 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
 def decaying(rates: LearningRatePlan | None, step: int) -> bool:
     """Whether the learning rate has come down from its peak already."""
     return rates is not None and step > rates.warmup_steps and float(rates.at(step)) < DECAYED * rates.peak
-
-
-def kaplan_stop(converged: float) -> Quantity:
-    """The loss at which compute-optimal training of this size stops, by Kaplan et al. 2020. Shown; triggers nothing."""
-    return Quantity("Kaplan's stopping loss", (1 + KAPLAN_STOP) * converged, "nats per token")
 
 
 def _loss(name: str, at: Forecast) -> Quantity:

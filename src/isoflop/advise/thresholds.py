@@ -25,6 +25,7 @@ class Thresholds:
     epoch_worth: worth of the next repeated token in new ones (Muennighoff et al. 2023) below which epochs are too many.
     schedule_over: how much longer than the run a decay may be planned: 25%, Hoffmann et al. 2022 (appendix B).
     slow: share of this run's own best speed.
+    stop_past_efficient: whether on_advice="stop" ends a run past its efficient stopping point too.
     """
 
     sure: float = 0.9
@@ -42,3 +43,4 @@ class Thresholds:
     epoch_worth: float = 0.25
     schedule_over: float = 1.25
     slow: float = 0.7
+    stop_past_efficient: bool = False

@@ -1,0 +1,454 @@
+"""Each evaluator on a situation made for it: what is said, word by word, and when nothing is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.advise import Advice, Adviser, Quantity, Reason, Severity, Situation, Thresholds
+from isoflop.advise.advice import Missing
+from isoflop.advise.adviser import EVALUATORS, WHILE_TRAINING
+from isoflop.advise.batch import batch
+from isoflop.advise.curve import diverging, noise, off_curve, plateau
+from isoflop.advise.data import epochs, overfitting
+from isoflop.advise.frontier import law_at, planned
+from isoflop.advise.hardware import hardware
+from isoflop.advise.schedule import schedule
+from isoflop.advise.situation import Batch, Estimate, Expected
+from isoflop.advise.stopping import past_efficient, target
+from isoflop.advise.track import MOST, Track
+from isoflop.advise.waste import waste_of
+from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
+from isoflop.fit.frontier.optimum import optimal_allocation
+
+THRESHOLDS = Thresholds()
+COSINE = LearningRatePlan.cosine(10_000, 1e-3, 100)
+ENDING = Forecast(2.5, 2.48, 2.52, 0.0135, 0.8, 10_000, "isoflop")
+DECAYED = Forecast(2.6, 2.58, 2.62, 0.0135, 0.8, 4600, "isoflop")
+FALLING = [(100 * i, 3 - 0.01 * i) for i in range(1, 41)]
+LOOK = "the learning rate, the data (order, duplicates, another mix), the precision and the gradient norm"
+PRIOR = "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours; exponents of Besiroglu et al. 2024"
+SERVED = " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'."
+
+
+def situation(**known: Any) -> Situation:
+    """A healthy run of 1.3B parameters, half done."""
+    healthy: dict[str, Any] = {
+        "step": 5000,
+        "total_steps": 10_000,
+        "N": 1.3e9,
+        "N_non_embedding": 1.2e9,
+        "tokens": 13e9,
+        "tokens_per_step": 2.6e6,
+        "flops_per_token": 8.5e9,
+        "seconds": 36_000.0,
+        "rates": COSINE,
+        "warmup_steps": 100,
+    }
+    return Situation(**{**healthy, **known})
+
+
+def batch_of(tokens: float, measured: float = 9e5, prior: float = 1.1e6) -> Batch:
+    critical = Estimate(0.5 * math.log(measured * prior), 0.35)
+    log_measured, log_prior = Estimate(math.log(measured), 0.5), Estimate(math.log(prior), 0.5)
+    return Batch(tokens, critical, log_measured, log_prior, "accumulated micro-batches")
+
+
+SAID = [
+    (
+        target,
+        {"target_loss": 2.4, "forecast": ENDING},
+        Severity.WARNING,
+        """The run will not reach the target of 2.400 nats per token: it is on its way to 2.500 at step 10,000.
+  Numbers: loss at the planned end = 2.500 nats per token [2.480, 2.520] (80% intervals).
+  Do: stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.
+  Worth: compute = 1.1e+20 FLOPs, time = 10 hours.
+  Rests on: this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        past_efficient,
+        {"step": 4000, "N": 1e8, "tokens": 4e10, "loss": 2.8, "forecast": ENDING, "decay_now": lambda: DECAYED},
+        Severity.INFO,
+        f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
+would have reached this loss with 53% less compute, and the rest buys 0.300 nats per token [0.280, 0.320].
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss at the planned end = 2.500 nats per token \
+[2.480, 2.520], loss if the decay began now, at step 4,600 = 2.600 nats per token [2.580, 2.620] (80% intervals).
+  Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED}
+  Worth: compute = 1.33e+20 FLOPs, time = 15 hours.
+  Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        past_efficient,
+        {"step": 8000, "N": 1e8, "tokens": 4e10},
+        Severity.INFO,
+        f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
+would have reached this loss with 53% less compute.
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D).
+  Do: let the decay that has begun finish, or stop; the next run should be larger.{SERVED}
+  Worth: compute = 4.42e+19 FLOPs, time = 2.5 hours.
+  Rests on: {PRIOR}. Probability: over 99%.""",
+    ),
+    (
+        diverging,
+        {"nonfinite": 3},
+        Severity.CRITICAL,
+        f"""The training loss has been NaN or infinite for 3 log steps in a row.
+  Do: stop, go back to a checkpoint before it, and lower the learning rate; look at {LOOK}.
+  Rests on: this run's loss.""",
+    ),
+    (
+        diverging,
+        {"losses": [*FALLING, (4100, 3.5), (4200, 3.6), (4300, 3.9)]},
+        Severity.CRITICAL,
+        f"""The loss diverges: 3.600 nats per token, after 2.620 around step 3,600; a logged loss scatters by 0.0026.
+  Numbers: loss = 3.600 nats per token, best = 2.620 nats per token, scatter = 0.0026 nats per token.
+  Do: stop, go back to a checkpoint before step 3,600, and lower the learning rate or skip the data; look at {LOOK}.
+  Rests on: this run's loss.""",
+    ),
+    (
+        off_curve,
+        {
+            "expected": [
+                Expected(4300, 3400, Estimate(2.61, 0.004), 2.70, 0.002),
+                Expected(5000, 3900, Estimate(2.55, 0.004), 2.69, 0.002),
+            ]
+        },
+        Severity.WARNING,
+        f"""The loss has left its curve: 2.690 nats per token, where 2.550 was forecast at step 3,900, \
+31 standard deviations below.
+  Numbers: loss = 2.690 nats per token, forecast = 2.550 nats per token [2.541, 2.559] (95% intervals).
+  Do: look at {LOOK}; compare with the last checkpoint before step 3,900.
+  Rests on: this run's curve up to step 3,900.""",
+    ),
+    (
+        plateau,
+        {"fall": Estimate(0.2, 0.02), "fell": Estimate(-0.01, 0.004)},
+        Severity.WARNING,
+        f"""The loss has stopped falling: it fell by -0.010 nats per token over the last doubling of tokens, where \
+0.200 was to be expected.
+  Numbers: fall = -0.01 nats per token [-0.018, -0.002], expected = 0.200 nats per token [0.160, 0.240] \
+(95% intervals).
+  Do: a model that learns falls on: look at {LOOK}.
+  Rests on: this run's curve.""",
+    ),
+    (
+        batch,
+        {"batch": batch_of(8e6)},
+        Severity.WARNING,
+        """The batch is 8.0 times the critical size: 89% of the compute goes into gradients that agree already.
+  Numbers: batch = 8M tokens, critical batch = 995k tokens [635k, 1.56M], measured = 900k tokens, published fits = \
+1.1M tokens (80% intervals).
+  Do: with about 995k tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again with \
+the batch.
+  Worth: compute = 88.9% [83.7%, 92.6%] (80% intervals).
+  Rests on: gradient noise scale, accumulated micro-batches; published fits of B_crit over D. Probability: over 99%.""",
+    ),
+    (
+        batch,
+        {"batch": batch_of(1e5)},
+        Severity.INFO,
+        """The batch is 0.1 times the critical size: it could be larger at little cost in tokens.
+  Numbers: batch = 100k tokens, critical batch = 995k tokens [635k, 1.56M], measured = 900k tokens, published fits = \
+1.1M tokens (80% intervals).
+  Do: if steps take as long on a batch of 200k tokens (more devices), double it: 45% fewer steps for 9% more tokens; \
+tune the learning rate again with the batch.
+  Rests on: gradient noise scale, accumulated micro-batches; published fits of B_crit over D. Probability: over 99%.""",
+    ),
+    (
+        epochs,
+        {"unique_tokens": 5e8},
+        Severity.INFO,
+        """52.0 epochs over 500M unique tokens are planned: at the end a repeated token is worth 4% of a new one.
+  Numbers: epochs = 52, worth of the last token = 3.65% [0.0441%, 58.5%] (90% intervals).
+  Do: bring more data, or stop after about 22 epochs and spend the compute on a larger model.
+  Rests on: Muennighoff et al. 2023: R_D* = 15.4; their runs leave it open between 6.6 and 95 or more.""",
+    ),
+    (
+        overfitting,
+        {
+            "unique_tokens": 1e9,
+            "loss": 2.2,
+            "losses": [(1000, 2.9), (2000, 2.7)],
+            "evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82), (4000, 2.9), (5000, 3.0)]},
+        },
+        Severity.WARNING,
+        """The loss on c4 has risen from 2.800 to 3.000 nats per token since step 2,000, while the training loss fell: \
+the model overfits. 1.2B parameters want 26.2B unique tokens or more (Kaplan et al. 2020, eq. 4.4); there are 1B.
+  Numbers: best evaluation loss = 2.800 nats per token, now = 3.000 nats per token, training loss = 2.200 nats per \
+token, unique tokens = 1B tokens.
+  Do: stop and keep the checkpoint of step 2,000; the next run wants more data, fewer epochs, a smaller model or more \
+regularisation.
+  Rests on: this run's losses.""",
+    ),
+    (
+        schedule,
+        {"rates": LearningRatePlan.cosine(20_000, 1e-3, 100)},
+        Severity.WARNING,
+        """The learning-rate decay is cut off: at the planned end, step 10,000, the rate is still 55% of its peak and \
+falling; the decay is about 2.0 times as long as the run.
+  Numbers: learning rate at the end over its peak = 55.4%.
+  Do: set the schedule's length to 10,000 steps: a decay more than 25% too long costs loss.
+  Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
+    ),
+    (
+        schedule,
+        {"rates": LearningRatePlan.linear(6000, 1e-3, 100)},
+        Severity.WARNING,
+        """The learning rate is 0 from step 5,925 on; the 4,075 steps after it buy nothing.
+  Numbers: learning rate at the end over its peak = 0%.
+  Do: set the schedule's length to 10,000 steps, or end the run there.
+  Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
+    ),
+    (
+        schedule,
+        {"rates": LearningRatePlan(np.array([0, 100, 5000, 10_000.0]), np.array([0, 1e-3, 0, 1e-3]))},
+        Severity.WARNING,
+        """The learning rate comes down to 0% of its peak at step 5,000 and rises again to 100% before the run ends at \
+step 10,000.
+  Numbers: learning rate at the end over its peak = 100%.
+  Do: set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one.
+  Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
+    ),
+    (
+        hardware,
+        {"speeds": [1e5] * 8 + [6e4, 5e4, 6e4], "best_speed": 1e5},
+        Severity.WARNING,
+        """Training runs at 60% of the speed that this run has reached: 60k tokens/s per device now, 100k before.
+  Numbers: now = 60k tokens/s per device, best = 100k tokens/s per device.
+  Do: look at the data loader, a slow or throttled device, another job on the machine, longer sequences or padding.
+  Worth: time, if it stays so slow = 6.67 hours.
+  Rests on: this run's throughput.""",
+    ),
+    (
+        planned,
+        {"tokens": 2.6e5, "tokens_per_step": 2.6e5, "step": 1, "seconds": None},
+        Severity.WARNING,
+        f"""The model is too large for its data: 2 tokens per parameter. The same loss would cost 37% [18%, 56%] less \
+compute, at least 21% (85% sure).
+  Numbers: N = 1.3B parameters, D = 2.6B tokens, C = 6·N·D = 2.03e+19 FLOPs, N of least compute = 326M parameters \
+[180M, 558M], D of least compute = 6.54B tokens [4.97B, 8.19B], its D/N = 20 tokens per parameter [8.91, 45.4] \
+(80% intervals).
+  Do: train about 326M parameters on 6.54B tokens instead, or this model on more tokens.
+  Worth: compute = 7.48e+18 FLOPs [3.62e+18, 1.14e+19] (80% intervals).
+  Rests on: {PRIOR}. Probability: over 99%.""",
+    ),
+    (
+        planned,
+        {},
+        Severity.NOTE,
+        f"""20 tokens per parameter: N = 1.3B with the head, D = 26B tokens, C = 6·N·D = 2.03e+20 FLOPs. The same loss \
+would cost 0% [0%, 5%] less compute at 1.3B [938M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. Rests on: \
+{PRIOR}.""",
+    ),
+]
+
+
+@pytest.mark.parametrize(("evaluate", "known", "severity", "text"), SAID)
+def test_what_is_said(evaluate: Any, known: dict[str, Any], severity: Severity, text: str) -> None:
+    found = evaluate(situation(**known), THRESHOLDS)
+    assert str(found) == text
+    assert found.severity is severity
+    assert found.what in found.markdown() and found.as_dict()["what"] == found.what
+
+
+SILENT = [
+    (target, {"target_loss": 2.49, "forecast": ENDING}),  # it may be reached
+    (target, {"forecast": ENDING}),
+    (past_efficient, {"step": 9500, "N": 1e8, "tokens": 4e10}),  # nothing left to save
+    (past_efficient, {"N": 1e8, "tokens": 4e10, "intent": "overtrain"}),
+    (past_efficient, {"N": 1e8, "tokens": 4e10, "inference_tokens": 1e13}),
+    (past_efficient, {}),
+    (diverging, {"losses": FALLING}),
+    (diverging, {"losses": [*FALLING, (4100, 3.5)]}),  # one spike
+    (diverging, {"nonfinite": 2}),
+    (diverging, {"losses": FALLING[::-1], "step": 50}),  # warm-up
+    (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.70, 0.002)]}),
+    (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.02), 2.64, 0.002)] * 2}),
+    (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.50, 0.002)] * 2}),  # better than forecast
+    (plateau, {"fall": Estimate(0.2, 0.1), "fell": Estimate(-0.01, 0.004)}),  # the forecast was not sure
+    (plateau, {"fall": Estimate(0.2, 0.02), "fell": Estimate(0.02, 0.01)}),
+    (batch, {"batch": batch_of(1e6)}),
+    (batch, {"batch": batch_of(2.5e5)}),  # the zone of least loss
+    (batch, {"batch": batch_of(8e6), "step": 150}),  # warm-up
+    (epochs, {"unique_tokens": 2.6e9}),
+    (epochs, {}),
+    (overfitting, {"evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82)]}, "loss": 2.2}),
+    (
+        overfitting,
+        {
+            "unique_tokens": 1e12,  # first epoch: not learnt by heart
+            "loss": 2.2,
+            "losses": [(1000, 2.9), (2000, 2.7)],
+            "evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82), (4000, 2.9), (5000, 3.0)]},
+        },
+    ),
+    (schedule, {}),
+    (schedule, {"rates": LearningRatePlan.cosine(11_000, 1e-3, 100)}),
+    (schedule, {"rates": LearningRatePlan.constant(10_000, 1e-3, 100)}),  # a decay may come in a run of its own
+    (schedule, {"rates": LearningRatePlan.wsd(10_000, 1e-3, 100, 2000)}),
+    (schedule, {"rates": LearningRatePlan.linear(10_000, 1e-3, 100)}),
+    (schedule, {"rates": None}),
+    (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4], "best_speed": 1e5}),
+    (hardware, {"speeds": [1e5, 1e4, 1e4, 1e4]}),
+]
+
+
+@pytest.mark.parametrize(("evaluate", "known"), SILENT)
+def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
+    assert evaluate(situation(**known), THRESHOLDS) is None
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "known", "why"),
+    [
+        (target, {"target_loss": 2.4, "forecast": Silence("warm-up", "200 steps first.")}, "200 steps first."),
+        (target, {"target_loss": 2.4}, "there is no forecast"),
+        (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
+        (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
+        (past_efficient, {"tokens": None}, "parameters or tokens are unknown"),
+        (batch, {}, "the gradient noise scale was not measured"),
+        (batch, {"no_batch": "one micro-batch a step"}, "one micro-batch a step"),
+        (
+            batch,
+            {"batch": batch_of(8e6, measured=1e5)},
+            "the measured critical batch (100k tokens, times or over 1.6) and published fits (1.1M tokens, times or "
+            "over 1.6) differ by 3.4 standard deviations",
+        ),
+    ],
+)
+def test_what_is_missing(evaluate: Any, known: dict[str, Any], why: str) -> None:
+    found = evaluate(situation(**known), THRESHOLDS)
+    assert isinstance(found, Missing) and found.why == why
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        ({"N": 1e8, "tokens_per_step": 2e7, "tokens": 1e11}, Reason.TOO_SMALL),
+        ({"N": 1e8, "tokens_per_step": 2e7, "tokens": 1e11, "intent": "overtrain"}, Reason.FRONTIER),
+        ({"N": 1e8, "tokens_per_step": 2e7, "tokens": 1e11, "inference_tokens": 1e13}, Reason.FRONTIER),
+        # so many tokens to serve want it smaller still
+        ({"N": 1e9, "tokens_per_step": 2e6, "tokens": 1e10, "inference_tokens": 1e14}, Reason.TOO_LARGE),
+        ({"tokens_per_step": 2.6e5, "tokens": 1.3e9, "intent": "overtrain"}, Reason.TOO_LARGE),
+        ({"tokens_per_step": 2.6e5, "tokens": 1.3e9, "unique_tokens": 1e9}, Reason.FRONTIER),
+        ({"tokens_per_step": 2.6e5, "tokens": 2.5e9, "step": 9500}, Reason.FRONTIER),
+    ],
+)
+def test_what_a_size_is_judged_against(known: dict[str, Any], reason: Reason) -> None:
+    found = planned(situation(**known), THRESHOLDS)
+    assert isinstance(found, Advice) and found.reason is reason
+
+
+@given(log_k=st.floats(-2, 2), C=st.floats(18, 25))
+def test_waste_is_what_the_closed_form_says(log_k: float, C: float) -> None:
+    law = law_at(None, 10**C)
+    best = optimal_allocation(law, 10**C)
+    k = math.exp(log_k)
+    waste = waste_of(law, k * best.N, best.D / k)
+    alpha, beta = law.constants["alpha"], law.constants["beta"]
+    ratio = (beta * k**-alpha + alpha * k**beta) / (alpha + beta)
+    assert waste.extra[0] == pytest.approx(ratio ** ((alpha + beta) / (alpha * beta)) - 1, abs=2e-4, rel=2e-3)
+    assert waste.N[0] * waste.D[0] * 6 * (1 + waste.extra[0]) == pytest.approx(10**C, rel=1e-9)
+
+
+def test_serving_makes_the_best_size_smaller() -> None:
+    law = law_at(None, 1e21)
+    best = optimal_allocation(law, 1e21)
+    alone, served = (waste_of(law, best.N, best.D, tokens) for tokens in (0.0, 1e12))
+    assert alone.extra[0] < 1e-3 < served.extra[0]
+    assert served.N[0] < 0.8 * best.N and served.D[0] > best.D
+
+
+# --- what is said once -------------------------------------------------------------------------------------------
+def found_at(step: int, **known: Any) -> Situation:
+    return situation(step=step, forecast=ENDING, target_loss=2.4, **known)
+
+
+def test_a_finding_is_said_when_it_has_stood_three_log_steps_and_once() -> None:
+    adviser = Adviser()
+    said = [adviser.look(found_at(step)) for step in range(1000, 2000, 100)]
+    assert [len(each) for each in said] == [0, 0, 1, *[0] * 7]
+    assert [advice.reason for advice in adviser.current] == [Reason.TARGET]
+    assert adviser.current[0].step == 1200  # since when
+
+
+def test_a_finding_that_goes_is_taken_back_and_said_again_later_only() -> None:
+    adviser = Adviser()
+    for step in (1000, 1100, 1200):
+        adviser.look(found_at(step))
+    for step in (1300, 1400, 1500):
+        adviser.look(situation(step=step))
+    assert adviser.current == ()
+    early = [adviser.look(found_at(step)) for step in (1600, 1700, 1800)]
+    assert not any(early) and adviser.current  # it stands, but was said 600 of 10,000 steps ago
+    for step in (2500, 2600, 2700):
+        adviser.look(situation(step=step))
+    assert any(adviser.look(found_at(step)) for step in (2800, 2900, 3000))
+
+
+def test_a_resumed_run_does_not_repeat_it() -> None:
+    adviser, resumed = Adviser(), Adviser()
+    for step in (1000, 1100, 1200):
+        adviser.look(found_at(step))
+    resumed.load_state_dict(adviser.state_dict())
+    assert not any(resumed.look(found_at(step)) for step in (1300, 1400, 1500, 1600))
+    assert resumed.current
+
+
+def test_nan_is_said_at_once() -> None:
+    assert [a.reason for a in Adviser().look(situation(nonfinite=3))] == [Reason.DIVERGING]
+
+
+def test_thresholds_are_the_users() -> None:
+    adviser = Adviser(Thresholds(in_a_row=1, target=0.6))
+    assert adviser.look(situation(forecast=ENDING, target_loss=2.49))
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: Situation, thresholds: Thresholds) -> None:
+        raise RuntimeError("broken on purpose")
+
+    group = WHILE_TRAINING if name in WHILE_TRAINING else __import__("isoflop.advise.adviser").advise.adviser.AT_START
+    monkeypatch.setitem(group, name, broken)
+    failed: list[str] = []
+    adviser = Adviser(failed=lambda which, error: failed.append(f"{which}: {error}"))
+    for step in (1000, 1100, 1200):
+        adviser.start(found_at(step))
+        adviser.look(found_at(step))
+    assert failed == [f"{name}: broken on purpose"]
+    reasons = {advice.reason for advice in adviser.current}
+    assert reasons == {Reason.FRONTIER, Reason.TARGET} - (
+        {Reason.FRONTIER} if name == "the frontier" else {Reason.TARGET} if name == "the target" else set()
+    )
+
+
+# --- what is kept of the past --------------------------------------------------------------------------------------
+def test_the_past_has_a_fixed_size_and_comes_back_from_a_checkpoint() -> None:
+    track, rng = Track(), np.random.default_rng(0)
+    for step in range(1, 20_001):
+        loss = 2 + 10 * step**-0.3 + 0.01 * float(rng.normal())
+        track.loss(step, loss, lambda at: Estimate(2 + 10 * at**-0.3, 0.01))
+        track.speed(1000.0)
+    assert len(track.losses) <= MOST and len(str(track.state_dict())) < 16_000
+    again = Track()
+    again.load_state_dict(track.state_dict())
+    assert again.state_dict() == track.state_dict()
+    assert track.fall is not None and track.fell is not None
+    assert abs(track.fall.mean - track.fell.mean) < 0.03
+    assert all(abs(each.came - each.loss.mean) < 0.03 for each in track.expected)
+
+
+@given(sd=st.floats(1e-4, 1.0), slope=st.floats(-0.1, 0.1), seed=st.integers(0, 99))
+def test_noise_is_told_from_a_trend(sd: float, slope: float, seed: int) -> None:
+    losses = 3 + slope * np.arange(200) + sd * np.random.default_rng(seed).normal(size=200)
+    assert 0.6 * sd < noise(losses) < 1.6 * sd
+
+
+def test_a_quantity_shows_its_unit_and_interval() -> None:
+    assert str(Quantity("N", 2.9e9, "parameters", 1.6e9, math.inf)) == "N = 2.9B parameters [1.6B, without bound]"
