@@ -1,0 +1,140 @@
+"""The forecast of a run under way: fed losses as they come, asked for the loss at a step of a learning-rate plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.fit.forecast.bins import LossBins
+from isoflop.fit.forecast.features import Path, path
+from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, solve
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, EFFECTIVE, REAL_RATE, Priors, known
+from isoflop.fit.forecast.result import Forecast, Silence, forecast_of
+from isoflop.fit.forecast.schedule import LearningRatePlan
+
+Array = NDArray[np.float64]
+WIDEST = 0.015
+"""An 80% half-width above this fraction of the loss is no forecast."""
+FEWEST = 8
+"""Bins of loss that a forecast needs."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A posterior, the plan it was made with, and the loss now by it."""
+
+    posterior: Posterior
+    road: Path
+    plan: LearningRatePlan
+    now: float  # step
+    loss: float
+
+
+class OnlineForecaster:
+    """Forecasts the loss of one run from its curve so far, its learning-rate plan and priors.
+
+    Args:
+        N: non-embedding parameters; None where unknown (wider priors).
+        batch_tokens: tokens of an optimizer step; None where unknown.
+        optimizer: its name; other than Adam's family widens the priors.
+        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`; see docs/forecast.md.
+        priors: what is known beforehand.
+        warmup_steps: steps of warm-up; by default read off the plan.
+    """
+
+    name = "isoflop"
+
+    def __init__(
+        self,
+        *,
+        N: float | None = None,
+        batch_tokens: float | None = None,
+        optimizer: str | None = "adamw",
+        domain: Mapping[str, bool] | None = None,
+        priors: Priors = DEFAULT_PRIORS,
+        warmup_steps: int | None = None,
+    ) -> None:
+        self.N, self.batch_tokens, self.optimizer = known(N), known(batch_tokens), optimizer
+        self.domain = dict(domain or {})
+        self.priors, self.warmup_steps = priors, warmup_steps
+        self.bins = LossBins()
+
+    def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
+        """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1)."""
+        if not math.isfinite(loss) or step < 1:
+            return
+        self.bins.add(float(step), float(tokens), lr, float(loss), float(max(count, 1)))
+
+    def forecast(
+        self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
+    ) -> Forecast | Silence:
+        """The loss at `step` of `plan` (its end by default), or why there is none."""
+        fit = self.fit(plan)
+        if isinstance(fit, Silence):
+            return fit
+        assert plan is not None
+        return self._at(fit, plan.total_steps if step is None else step, level)
+
+    def fit(self, plan: LearningRatePlan | None) -> Fit | Silence:
+        """The posterior of the curve so far under `plan`."""
+        if plan is None:
+            return Silence("learning rate unknown", "The coming learning rate is not known: pass the plan.")
+        warmup = plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        now = self.bins.last_step
+        if now < 2 * warmup:
+            return Silence("warm-up", f"A forecast needs {2 * warmup} steps, twice the warm-up; {now:.0f} are done.")
+        columns = self.bins.columns()
+        used = columns["step"] >= max(1.5 * warmup, 0.2 * now)
+        if used.sum() < FEWEST:
+            return Silence("too few points", f"{int(used.sum())} of {FEWEST} bins of loss are filled.")
+        step, loss, count = (columns[c][used] for c in ("step", "loss", "count"))
+        road = path(plan, warmup, float(max(plan.total_steps, now)))
+        posterior = solve(road, step, loss, count, *self._priors(plan, road, step))
+        at = float(posterior.predict(road, np.array([now]))[0][0])
+        return Fit(posterior, road, plan, now, at)
+
+    def _priors(self, plan: LearningRatePlan, road: Path, step: Array) -> tuple[Normal, Normal, Normal]:
+        where = (self.N, self.batch_tokens, known(plan.peak, REAL_RATE))
+        alpha, amplitude, gain = (
+            Normal(*p.at(where)) for p in (self.priors.alpha, self.priors.amplitude, self.priors.gain)
+        )
+        batch = self.batch_tokens or self.bins.last_tokens / max(self.bins.last_step, 1)
+        effective = float(road.x(step[-1:])[0]) * batch
+        amplitude = Normal(amplitude.mean - self.priors.scaling * math.log(effective / EFFECTIVE), amplitude.sd)
+        if where[2] is None or "adamw" not in (self.optimizer or "").lower():
+            gain = Normal(gain.mean, max(gain.sd, 0.35))
+        return alpha, amplitude, gain
+
+    def _at(self, fit: Fit, step: int, level: float) -> Forecast | Silence:
+        mean, variance = fit.posterior.predict(fit.road, np.array([float(step)]))
+        loss = float(mean[0])
+        missing = self.priors.discrepancy * abs(fit.loss - loss)
+        sd = math.sqrt(float(variance[0]) + missing**2 + (FLOOR * loss) ** 2)
+        result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
+        half = 0.8416 * sd
+        if half > WIDEST * loss:
+            return Silence(
+                "interval too wide",
+                f"The 80% interval is ±{half / loss:.1%} of the loss; at most ±{WIDEST:.1%} is shown.",
+            )
+        return result
+
+    def _basis(self, fit: Fit) -> tuple[str, ...]:
+        return (
+            f"the losses up to step {fit.now:,.0f}",
+            f"the learning-rate plan to step {fit.plan.total_steps:,}",
+            f"priors: {self.priors.source}",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve so far in plain values; at most 32 kB whatever the run's length."""
+        return {"version": 1, "bins": self.bins.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave: forecasts are the same, bit by bit."""
+        self.bins.load_state_dict(dict(state["bins"]))
