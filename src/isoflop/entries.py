@@ -22,8 +22,8 @@ from isoflop.setup import Setup
 
 CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
 
-RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu")
-"""Scalars of the interval that a point keeps."""
+RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high")
+"""Scalars that a point keeps, as logged last."""
 
 
 def run_header(

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from isoflop.guard import Guard
+from isoflop.observe.schedule import Calls
 from isoflop.show.output import Sink
 
 
@@ -27,6 +28,9 @@ class Setup:
         total_steps: planned optimizer steps; None: endless or unknown.
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
+        scheduler: sets the optimizer's learning rate; None: nobody does.
+        scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
+        future_unknown: why the learning rates to come can't be asked for.
         say: prints the terminal's line.
         guard: what has stepped aside.
     """
@@ -40,6 +44,9 @@ class Setup:
     total_steps: int | None = None
     optimizer: Any = None
     schedule: str | None = None
+    scheduler: Any = None
+    scheduler_calls: Calls | None = None
+    future_unknown: str | None = None
     accumulate: int | None = None
     dtype: torch.dtype | None = None
     precision: str | None = None

@@ -49,6 +49,7 @@ def future_learning_rates(
     step: int = 0,
     optimizer: Any = None,
     calls: Calls | None = None,
+    since: int | None = None,
 ) -> LearningRates | UnknownFuture:
     """Ask a scheduler for the learning rates of the optimizer steps `step + 1` to `total_steps`.
 
@@ -63,6 +64,7 @@ def future_learning_rates(
         step: optimizer steps done.
         optimizer: whose first parameter group's rate it is; needed where there is no scheduler.
         calls: where the scheduler is not stepped once an optimizer step (`by_epoch`).
+        since: begin after this step instead of now: with the rates of the past, if the scheduler was the same then.
 
     Returns:
         The rates, or why they are unknown.
@@ -77,7 +79,7 @@ def future_learning_rates(
             rate, source = _function(scheduler), "the function given"
         else:
             rate, source = _asked(scheduler, step, optimizer, calls), _name(scheduler)
-        steps, lr = _knots(rate, step + 1, total_steps)
+        steps, lr = _knots(rate, (step if since is None else since) + 1, total_steps)
     except Unknown as reason:
         return UnknownFuture(str(reason))
     except Exception as error:  # a user's function
@@ -147,7 +149,7 @@ def _asked(scheduler: Any, step: int, optimizer: Any, calls: Calls | None) -> Ca
         )
     done = float(calls(np.array([step]))[0])
     # the k-th optimizer step uses what the scheduler set after k − 1 of them
-    return lambda steps: _at(scheduler, now + calls(steps - 1) - done)
+    return lambda steps: _at(scheduler, np.maximum(0.0, now + calls(steps - 1) - done))
 
 
 def _at(scheduler: Any, epochs: Array) -> Array:
