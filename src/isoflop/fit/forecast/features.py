@@ -41,10 +41,10 @@ class Path:
         return np.interp(steps, self.nodes, self.effective)
 
 
-def path(plan: LearningRatePlan, warmup: float, end: float) -> Path:
+def path(plan: LearningRatePlan, warmup: float, end: float, peak: float | None = None) -> Path:
     """The nodes of a plan from step 0 to `end`: all its knots where there are few, else the ones that matter."""
     steps = np.unique(np.concatenate([[0.0, min(warmup, end), end], plan.steps[plan.steps < end]]))
-    rate = plan.at(steps) / plan.peak
+    rate = plan.at(steps) / (peak or plan.peak)
     if len(steps) > CELLS // 2:
         # evenly by the change of the rate and by the steps together
         measure = np.cumsum(np.abs(np.diff(rate, prepend=rate[0]))) / max(np.abs(np.diff(rate)).sum(), 1e-12)

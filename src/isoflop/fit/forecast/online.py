@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.features import Path, path
 from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, solve
-from isoflop.fit.forecast.priors import DEFAULT_PRIORS, EFFECTIVE, REAL_RATE, Priors, known
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, EFFECTIVE, REAL_RATE, Priors, adam, known
 from isoflop.fit.forecast.result import Forecast, Silence, forecast_of
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
 Array = NDArray[np.float64]
-WIDEST = 0.015
+WIDEST = 0.03
 """An 80% half-width above this fraction of the loss is no forecast."""
 FEWEST = 8
 """Bins of loss that a forecast needs."""
@@ -106,7 +106,7 @@ class OnlineForecaster:
         batch = self.batch_tokens or self.bins.last_tokens / max(self.bins.last_step, 1)
         effective = float(road.x(step[-1:])[0]) * batch
         amplitude = Normal(amplitude.mean - self.priors.scaling * math.log(effective / EFFECTIVE), amplitude.sd)
-        if where[2] is None or "adamw" not in (self.optimizer or "").lower():
+        if where[2] is None or not adam(self.optimizer):
             gain = Normal(gain.mean, max(gain.sd, 0.35))
         return alpha, amplitude, gain
 
@@ -130,6 +130,41 @@ class OnlineForecaster:
             f"the learning-rate plan to step {fit.plan.total_steps:,}",
             f"priors: {self.priors.source}",
         )
+
+    def what_if(
+        self,
+        plan: LearningRatePlan,
+        new: LearningRatePlan,
+        *,
+        N: float | None = None,
+        step: int | None = None,
+        level: float = 0.8,
+    ) -> Forecast | Silence:
+        """The loss at the end of `new`, if the run left `plan` for it now.
+
+        The same posterior, whose past is `plan`: what changes is the future's length and rates.
+
+        Args:
+            plan: the plan so far.
+            new: the plan from now on; its past is not used.
+            N: another number of non-embedding parameters, from the start: see `joint.py`.
+            step: instead of the end of `new`.
+            level: probability of the interval.
+        """
+        fit = self.fit(plan)
+        if isinstance(fit, Silence):
+            return fit
+        return self._at(self._diverted(fit, new), new.total_steps if step is None else step, level)
+
+    def _diverted(self, fit: Fit, new: LearningRatePlan) -> Fit:
+        past = fit.plan.steps < fit.now
+        joined = new.spliced(
+            np.append(fit.plan.steps[past], fit.now), np.append(fit.plan.lr[past], fit.plan.at(fit.now))
+        )
+        # the posterior is in rates over the peak of the plan it was made with
+        warmup = fit.plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        road = path(joined, warmup, float(max(joined.total_steps, fit.now)), peak=fit.plan.peak)
+        return Fit(fit.posterior, road, joined, fit.now, fit.loss)
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far in plain values; at most 32 kB whatever the run's length."""

@@ -63,14 +63,18 @@ class Priors:
     source: str = ""
 
 
-def line(intercept: float, N: float, B: float, lr: float, sd: float) -> Line:
-    return Line((intercept, N, B, lr), (0.0, 0.0, 0.0, 0.0), 0.0, sd)
-
+WEAK_PRIORS = Priors(
+    alpha=Line((math.log(0.5), 0.0, 0.0, 0.0), (0.25, 0.05, 0.05, 0.05), 0.12, 0.15),
+    amplitude=Line((-1.6, 0.14, 0.2, 0.0), (0.5, 0.1, 0.2, 0.1), 0.2, 0.2),
+    gain=Line((-1.6, 0.0, 0.0, 0.0), (0.4, 0.1, 0.15, 0.15), 0.15, 0.12),
+    source="weak priors",
+)
+"""Before any curve: slopes about 0, and a factor of 1.3 to 1.7 of doubt on each."""
 
 DEFAULT_PRIORS = Priors(
-    alpha=line(math.log(0.50), 0, 0, 0, 0.18),
-    amplitude=line(-1.62, 0.14, 0.35, 0, 0.30),
-    gain=line(-1.55, 0.11, -0.26, 0.19, 0.17),
+    alpha=Line((math.log(0.50), 0, 0, 0), (0.0, 0.0, 0.0, 0.0), 0.1, 0.15),
+    amplitude=Line((-1.62, 0.14, 0.35, 0), (0.0, 0.0, 0.0, 0.0), 0.2, 0.22),
+    gain=Line((-1.55, 0.11, -0.26, 0.19), (0.0, 0.0, 0.0, 0.0), 0.14, 0.1),
     source="public curves of dense AdamW language models",
 )
 
@@ -81,3 +85,8 @@ REAL_RATE = 0.2
 def known(value: float | None, most: float = np.inf) -> float | None:
     """The value where it says something: positive, finite and not above `most`."""
     return float(value) if value is not None and np.isfinite(value) and 0 < value <= most else None
+
+
+def adam(optimizer: str | None) -> bool:
+    """Whether an optimizer is of the family that the priors know."""
+    return optimizer is not None and optimizer.lower().replace("torch.optim.", "") in {"adam", "adamw", "adam(w)"}
