@@ -43,7 +43,7 @@ def run_header(
         "parameters": {} if parameters is None else parameters.by_convention(),
         "parameters_method": None if parameters is None else parameters.method,
         "optimizer": describe_optimizer(setup.optimizer),
-        "planned": {"steps": setup.total_steps, "schedule": setup.schedule, "accumulate": setup.accumulate},
+        "planned": run_plan(setup),
         "tokenizer": setup.tokenizer,
         "data": setup.data,
         "git": git_state(),
@@ -61,6 +61,12 @@ def run_header(
         "loss_units": {"train": "nats per loss token, as the trainer reports it"},
         "options": options.given(),
     }
+
+
+def run_plan(setup: Setup) -> dict[str, Any]:
+    """`Run.planned` as it is known before the first forecast."""
+    schedule = setup.schedule or (None if setup.scheduler is None else type(setup.scheduler).__name__)
+    return {"steps": setup.total_steps, "schedule": schedule, "accumulate": setup.accumulate}
 
 
 def run_point(

@@ -1,22 +1,22 @@
-"""Forecasts the loss at a run's planned end while it trains: feeds the estimator, asks the scheduler, keeps the cost low.
+"""Forecasts the loss at a run's planned end while it trains: feeds the estimator, asks the scheduler, costs little.
 
 Runs on the rank that writes, at log steps only. The estimator is `isoflop.fit.forecast.OnlineForecaster`.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, OnlineForecaster, Silence
-from isoflop.fit.forecast.records import priors_from
+from isoflop.entries import describe_model, describe_optimizer
+from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, OnlineForecaster, Priors, Silence
+from isoflop.fit.forecast.records import domain_of, priors_from, size_of
 from isoflop.guard import Guard, declare
-from isoflop.observe.parameters import Parameters
 from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
@@ -37,8 +37,6 @@ TAIL = 0.02
 PASSING = ("warm-up", "too few points", "interval too wide")
 """Reasons for silence that time may mend; others are told at once."""
 
-Curve = OnlineForecaster | None
-
 
 class Forecasting:
     """One run's forecast.
@@ -47,30 +45,25 @@ class Forecasting:
         options: `fit_on`, `history` and `lr_plan` of them.
         setup: plan, optimizer and scheduler of the run.
         guard: whose boundary "forecasting the loss" all of this is behind.
-        say: takes a line for the terminal.
-        planned: is told the learning-rate plan in plain values, for the record's header.
+        planned: is told the learning rates of the whole run, for the record's header.
     """
 
     def __init__(
-        self,
-        options: Options,
-        setup: Setup,
-        guard: Guard,
-        say: Callable[[str], None],
-        planned: Callable[[dict[str, Any]], None],
+        self, options: Options, setup: Setup, guard: Guard, planned: Callable[[LearningRatePlan], None]
     ) -> None:
         self.last: Forecast | Silence | None = None
         """The newest answer; None before the first."""
         self.half_time: tuple[int, Forecast] | None = None
         """Step and forecast of the first refit in the second half of the run."""
         self.on = options.fit_on or "train"
-        self._options, self._setup, self._guard, self._say, self._planned = options, setup, guard, say, planned
-        self._curve: Curve = None
-        self._state: Mapping[str, Any] | None = None  # of the curve, until it is made
+        """The loss that is forecast."""
+        self._options, self._setup, self._guard, self._planned = options, setup, guard, planned
+        self._curve: OnlineForecaster | None = None
+        self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._plan: LearningRatePlan | None = None
         self._unknown = ""
-        self._seen: list[tuple[int, float]] = []  # step and learning rate
-        self._stride = 1
+        self._seen: list[tuple[int, float]] = []  # steps and their learning rates
+        self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
         self._end = (0.0, 0)  # sum and number of the losses in the run's last part
@@ -80,38 +73,64 @@ class Forecasting:
         """The newest forecast by the names of `isoflop.show.scalars.SCALARS`; empty where there is none."""
         if not isinstance(self.last, Forecast):
             return {}
-        names = {"forecast_loss": self.last.loss, "forecast_low": self.last.low, "forecast_high": self.last.high}
-        return {f"isoflop/{name}": value for name, value in names.items()}
+        named = {"forecast_loss": self.last.loss, "forecast_low": self.last.low, "forecast_high": self.last.high}
+        return {f"isoflop/{name}": value for name, value in named.items()}
+
+    @property
+    def came(self) -> float | None:
+        """The loss that the run ended with: the mean over its last 2%; None before."""
+        return self._end[0] / self._end[1] if self._end[1] else None
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
-    def loss(self, step: int, tokens: int | None, loss: float, count: int, model: Model) -> None:
-        """A loss of the kind that is fitted, the mean over `count` optimizer steps up to `step`."""
-        if self.on == "off" or not self._guard.open(FORECAST):
+    def loss(self, kind: str, step: int, tokens: int | None, loss: float | None, count: int, about: About) -> None:
+        """A loss, the mean over `count` optimizer steps up to `step`; of another kind than is fitted: nothing.
+
+        Args:
+            kind: "train" or "eval/<name>".
+            step: optimizer steps done.
+            tokens: D so far, less padding.
+            loss: in nats per token.
+            count: optimizer steps behind it.
+            about: the run, for the first one.
+        """
+        if kind != self.on or loss is None or not self._guard.open(FORECAST):
             return
         with self._guard.part(FORECAST):
             total = self._setup.total_steps
             if total is not None and step > (1 - TAIL) * total:
                 self._end = (self._end[0] + loss * count, self._end[1] + count)
-            if tokens is None:
-                self._silent(Silence("tokens unknown", "the run's tokens are not counted"))
+            if not tokens:
+                self._silent(Silence("tokens unknown", "its tokens are not counted"))
                 return
             if self._curve is None:
-                self._curve = self._make(model)
-            self._curve.add(step, tokens, self._rate(step), loss, count)
+                self._curve = self._make(about)
+            self._curve.add(step, tokens, self._rate, loss, count)
+
+    def rate(self, step: int, lr: Any) -> None:
+        """The learning rate of the step just done: a number or a tensor."""
+        if lr is None or self.on == "off" or not self._guard.open(FORECAST):
+            return
+        with self._guard.part(FORECAST):
+            self._rate = number(lr)
+            seen = self._seen
+            if len(seen) < 2 or step - seen[-1][0] >= (seen[-1][0] - seen[0][0]) / MOST_SEEN:
+                seen.append((step, self._rate))
+            if len(seen) > MOST_SEEN:
+                del seen[1:-1:2]
 
     def refit(self, step: int, wall_time: float) -> None:
-        """Forecast anew, if that keeps all refits together below their share of the wall time."""
+        """Forecast anew, if all refits together stay under their share of the wall time (seconds)."""
         total = self._setup.total_steps
         if self._curve is None or not self._guard.open(FORECAST):
             return
         with self._guard.part(FORECAST):
             if total is None:
-                self._silent(Silence("no planned end", "the run's length is not known: pass total_steps="))
+                self._silent(Silence("no planned end", "its length is not known; pass total_steps="))
                 return
-            if step >= total or self._spent + self._cost > SHARE * wall_time:
+            if step >= total - 1 or self._spent + self._cost > SHARE * wall_time:
                 return
-            if self._plan is None or self._off(step):
+            if self._plan is None or self._off_plan(step):
                 self._ask(step, total)
             began = time.perf_counter()
             answer = self._curve.forecast(self._plan) if self._plan else Silence("learning rate unknown", self._unknown)
@@ -123,90 +142,133 @@ class Forecasting:
             elif self.half_time is None and 2 * step >= total:
                 self.half_time = (step, answer)
 
-    def came(self) -> float | None:
-        """The loss that the run ended with: the mean over its last 2%; None before, and for a run cut short."""
-        return self._end[0] / self._end[1] if self._end[1] else None
-
     def _silent(self, silence: Silence) -> None:
         self.last = silence
         if silence.reason not in PASSING and silence.reason not in self._told:
             self._told.add(silence.reason)
-            self._say(f"isoflop: no forecast of the final loss: {silence.message}")
+            self._setup.tell(f"isoflop: no forecast of this run's final loss: {silence.message}")
 
-    # -- the estimator -----------------------------------------------------------------------------------------
+    # -- the estimator and the plan ----------------------------------------------------------------------------
 
-    def _make(self, model: Model) -> OnlineForecaster:
+    def _make(self, about: About) -> OnlineForecaster:
         curve = OnlineForecaster(
-            N=model.non_embedding,
-            batch_tokens=model.batch_tokens,
-            optimizer=model.optimizer,
-            domain=model.domain,
+            N=size_of(about.parameters),
+            batch_tokens=about.batch_tokens,
+            optimizer=(describe_optimizer(self._setup.optimizer) or {}).get("class"),
+            domain=domain_of(about.parameters, describe_model(about.model)),
             priors=self._priors(),
         )
-        if self._state is not None:
-            curve.load_state_dict(self._state)
-            self._state = None
+        if self._restored is not None:
+            curve.load_state_dict(self._restored)
+            self._restored = None
         return curve
 
-    def _priors(self) -> Any:
-        given = self._options.history
-        if given is None:
+    def _priors(self) -> Priors:
+        if not self._options.history_paths:
             return DEFAULT_PRIORS
-        paths: Sequence[Any] = [given] if isinstance(given, str | os.PathLike) else given
-        priors, problem = priors_from(paths, DEFAULT_PRIORS)
+        priors, problem = priors_from(self._options.history_paths, DEFAULT_PRIORS, self.on)
         if problem:
-            self._guard.once("history=: %s", problem)
+            self._guard.once("history= gives the forecast nothing: %s", problem)
         return priors
 
-    # -- the learning rate -------------------------------------------------------------------------------------
-
-    def _rate(self, step: int) -> float | None:
-        """The rate now, kept for the plan's past."""
-        groups = getattr(self._setup.optimizer, "param_groups", None)
-        if not groups:
-            return None
-        rate = self.read_rate
-        if rate is None:
-            return None
-        if not self._seen or step >= self._seen[-1][0] + self._stride:
-            self._seen.append((step, rate))
-            if len(self._seen) > MOST_SEEN:
-                self._seen = [self._seen[0], *self._seen[2::2]]
-                self._stride = 2 * self._stride if self._stride > 1 else (step - self._seen[0][0]) // len(self._seen)
-        return rate
-
-    read_rate: float | None = None
-    """Learning rate of the step just done (the first parameter group's); set before `loss`."""
-
-    def _off(self, step: int) -> bool:
-        """Whether the rate has left its plan."""
+    def _off_plan(self, step: int) -> bool:
         assert self._plan is not None
-        rate = self.read_rate
-        return rate is not None and abs(float(self._plan.at(step)) - rate) > OFF_PLAN * self._plan.peak
+        return self._rate is not None and abs(float(self._plan.at(step)) - self._rate) > OFF_PLAN * self._plan.peak
 
     def _ask(self, step: int, total: int) -> None:
-        """The plan of the whole run: the past as it was, the future as the scheduler says."""
+        """The plan of the whole run: the future as the scheduler says, the past as it was."""
         self._plan = None
-        found = self._future(step, total)
-        if isinstance(found, UnknownFuture):
-            self._unknown = f"the learning rate to come is unknown: {found.reason}{_remedy(self._setup)}"
-            return
-        future = LearningRatePlan(found.steps, found.lr)
-        past = [(at, rate) for at, rate in self._seen if at <= step]
-        whole = self._future(0, total)
-        if isinstance(whole, LearningRates):
+        whole = self._future(step, total, since=0)
+        if isinstance(whole, LearningRates) and whole.lr.max() > 0:
             plan = LearningRatePlan(whole.steps, whole.lr)
-            joined = abs(float(plan.at(step + 1)) - float(future.at(step + 1))) <= OFF_PLAN * plan.peak
-            if joined and all(abs(float(plan.at(at)) - rate) <= OFF_PLAN * plan.peak for at, rate in past):
-                future, past = plan, []
-        self._plan = future.spliced(*zip(*past, strict=True)) if past else future
-        self._planned(_plain(self._plan, found.source))
+            if all(abs(float(plan.at(at)) - rate) <= OFF_PLAN * plan.peak for at, rate in self._seen):
+                self._plan = plan
+        if self._plan is None:
+            ahead = self._future(step, total)
+            if isinstance(ahead, UnknownFuture):
+                remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
+                self._unknown = f"{ahead.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
+                return
+            past = [(at, rate) for at, rate in self._seen if at <= step]
+            before, rates = zip(*past, strict=True) if past else ((), ())
+            self._plan = LearningRatePlan(np.array([*before, *ahead.steps]), np.array([*rates, *ahead.lr]))
+        self._planned(self._plan)
 
-    def _future(self, step: int, total: int) -> LearningRates | UnknownFuture:
-        setup = self._setup
-        if setup.future_unknown:
+    def _future(self, step: int, total: int, since: int | None = None) -> LearningRates | UnknownFuture:
+        setup, given = self._setup, self._options.lr_plan
+        if setup.future_unknown and given is None:
             return UnknownFuture(setup.future_unknown)
-        scheduler = self._options.lr_plan or setup.scheduler
         return future_learning_rates(
-            scheduler, total, step=step, optimizer=setup.optimizer, calls=setup.scheduler_calls
+            given or setup.scheduler,
+            total,
+            step=step,
+            optimizer=setup.optimizer,
+            calls=setup.scheduler_calls,
+            since=since,
         )
+
+    # -- a checkpoint ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: a restored run forecasts the same, to the bit."""
+        return {
+            "on": self.on,
+            "curve": self._restored if self._curve is None else self._curve.state_dict(),
+            "last": _plain(self.last),
+            "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
+            "seen": [list(pair) for pair in self._seen],
+            "spent": [self._spent, self._cost],
+            "told": sorted(self._told),
+            "end": list(self._end),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`, before the first loss; with another `fit_on` the curve begins anew."""
+        if state["on"] != self.on:
+            return
+        self._restored = state["curve"]
+        self.last = _answer(state["last"])
+        half = state["half_time"]
+        answer = None if half is None else _answer(half[1])
+        self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
+        self._seen = [(int(step), float(rate)) for step, rate in state["seen"]]
+        self._rate = self._seen[-1][1] if self._seen else None
+        self._spent, self._cost = map(float, state["spent"])
+        self._told = set(state["told"])
+        self._end = (float(state["end"][0]), int(state["end"][1]))
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of the run when its first loss comes.
+
+    Attributes:
+        model: for its configuration.
+        parameters: N by convention.
+        batch_tokens: tokens an optimizer step.
+    """
+
+    model: nn.Module | None
+    parameters: Mapping[str, int | None]
+    batch_tokens: float | None
+
+
+def plan_for_record(plan: LearningRatePlan) -> dict[str, Any]:
+    """A plan in plain values, thinned to some hundred knots: {"steps", "lr"}."""
+    keep = np.arange(len(plan.steps))
+    if len(keep) > MOST_SEEN:
+        keep = np.unique(np.linspace(0, len(keep) - 1, MOST_SEEN).round().astype(int))
+    return {"steps": [int(step) for step in plan.steps[keep]], "lr": [float(rate) for rate in plan.lr[keep]]}
+
+
+def _plain(answer: Forecast | Silence | None) -> dict[str, Any] | None:
+    return None if answer is None else {"kind": type(answer).__name__, **asdict(answer)}
+
+
+def _answer(plain: Mapping[str, Any] | None) -> Forecast | Silence | None:
+    if plain is None:
+        return None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in plain.items() if key != "kind"
+    }
+    return Forecast(**values) if plain["kind"] == "Forecast" else Silence(**values)

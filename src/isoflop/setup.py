@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from isoflop.guard import Guard
+from isoflop.guard import Guard, logger
 from isoflop.observe.schedule import Calls
 from isoflop.show.output import Sink
 
@@ -56,3 +57,8 @@ class Setup:
     guard: Guard = field(default_factory=Guard)
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
+
+    def tell(self, line: str) -> None:
+        """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""
+        if logger.level <= logging.INFO:
+            self.say(line)
