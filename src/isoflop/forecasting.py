@@ -62,6 +62,7 @@ class Forecasting:
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._plan: LearningRatePlan | None = None
         self._unknown = ""
+        self._asked = False
         self._seen: list[tuple[int, float]] = []  # steps and their learning rates
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
@@ -130,9 +131,11 @@ class Forecasting:
                 return
             if step >= total - 1 or self._spent + self._cost > SHARE * wall_time:
                 return
+            began = time.perf_counter()
             if self._plan is None or self._off_plan(step):
                 self._ask(step, total)
-            began = time.perf_counter()
+                if not self._asked:  # once a run; if it has to be done again and again, that counts
+                    self._asked, began = True, time.perf_counter()
             answer = self._curve.forecast(self._plan) if self._plan else Silence("learning rate unknown", self._unknown)
             self._cost = time.perf_counter() - began
             self._spent += self._cost
