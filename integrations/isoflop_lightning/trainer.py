@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
+from isoflop.observe.schedule import Calls, by_batch, by_epoch
 from isoflop.setup import Setup
 from isoflop.show.axes import AxisPoint
 
@@ -23,6 +24,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
         guard.once("the Trainer has no logger: points go to the record alone, not to TensorBoard")
     folder = trainer.log_dir or trainer.default_root_dir  # a collective: asked for on every rank
     bar = getattr(trainer, "progress_bar_callback", None)
+    scheduler, calls, unknown = _scheduler(trainer)
     schedules = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
     sampler = (
         trainer.strategy.distributed_sampler_kwargs if hasattr(trainer.strategy, "distributed_sampler_kwargs") else None
@@ -37,6 +39,9 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
         total_steps=_total_steps(trainer),
         optimizer=trainer.optimizers[0] if trainer.optimizers else None,
         schedule=", ".join(schedules) or None,
+        scheduler=scheduler,
+        scheduler_calls=calls,
+        future_unknown=unknown,
         accumulate=trainer.accumulate_grad_batches,
         dtype=_dtype(str(trainer.precision)),
         precision=str(trainer.precision),
@@ -49,6 +54,25 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
 def _total_steps(trainer: Any) -> int | None:
     steps = trainer.estimated_stepping_batches
     return None if math.isinf(steps) or steps < 0 else int(steps)
+
+
+def _scheduler(trainer: Any) -> tuple[Any, Calls | None, str | None]:
+    """The scheduler of the first optimizer, when Lightning steps it, or why that can't be told."""
+    if len(trainer.optimizers) > 1:
+        return None, None, f"the module has {len(trainer.optimizers)} optimizers"
+    configs = trainer.lr_scheduler_configs
+    if len(configs) > 1:
+        return None, None, f"the module has {len(configs)} learning-rate schedulers"
+    if not configs:
+        return None, None, None
+    config, batches, accumulate = configs[0], trainer.num_training_batches, trainer.accumulate_grad_batches
+    if not trainer.lightning_module.automatic_optimization:
+        return config.scheduler, None, None  # the module steps it itself
+    if config.interval == "step":
+        return config.scheduler, by_batch(batches, accumulate, config.frequency), None
+    if math.isinf(batches):
+        return None, None, "the scheduler is stepped once an epoch, and an epoch's length is unknown"
+    return config.scheduler, by_epoch(-(-int(batches) // accumulate), config.frequency), None
 
 
 def _run_name(loggers: Sequence[Any]) -> str | None:

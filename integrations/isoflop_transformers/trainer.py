@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
+from isoflop.observe.schedule import by_epoch
 from isoflop.setup import Setup
 from isoflop.show.axes import AxisPoint
 from isoflop.show.output import Sink
@@ -35,6 +36,8 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
         optimizer=given.get("optimizer"),
         schedule=None if scheduler is None else str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        scheduler=scheduler,
+        scheduler_calls=None if scheduler is None else by_epoch(1),  # once an optimizer step
         accumulate=args.gradient_accumulation_steps,
         dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,

@@ -22,8 +22,8 @@ from isoflop.setup import Setup
 
 CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
 
-RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu")
-"""Scalars of the interval that a point keeps."""
+RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high")
+"""Scalars that a point keeps, as logged last."""
 
 
 def run_header(
@@ -43,7 +43,7 @@ def run_header(
         "parameters": {} if parameters is None else parameters.by_convention(),
         "parameters_method": None if parameters is None else parameters.method,
         "optimizer": describe_optimizer(setup.optimizer),
-        "planned": {"steps": setup.total_steps, "schedule": setup.schedule, "accumulate": setup.accumulate},
+        "planned": run_plan(setup),
         "tokenizer": setup.tokenizer,
         "data": setup.data,
         "git": git_state(),
@@ -61,6 +61,12 @@ def run_header(
         "loss_units": {"train": "nats per loss token, as the trainer reports it"},
         "options": options.given(),
     }
+
+
+def run_plan(setup: Setup) -> dict[str, Any]:
+    """`Run.planned` as it is known before the first forecast."""
+    schedule = setup.schedule or (None if setup.scheduler is None else type(setup.scheduler).__name__)
+    return {"steps": setup.total_steps, "schedule": schedule, "accumulate": setup.accumulate}
 
 
 def run_point(

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from isoflop.entries import describe_counting, run_header, run_point
+from isoflop.entries import describe_counting, run_header, run_plan, run_point
+from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
+from isoflop.forecasting import About, Forecasting, plan_for_record
 from isoflop.guard import hook
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
@@ -24,6 +26,7 @@ from isoflop.options import Options
 from isoflop.record import Point
 from isoflop.recorder import Recorder
 from isoflop.setup import Setup
+from isoflop.show.forecast import half_time_line
 from isoflop.show.output import Output
 from isoflop.show.scalars import Interval, interval_scalars
 from isoflop.show.tensorboard import TensorBoardSink
@@ -49,9 +52,10 @@ class Monitor:
         model: the model that is trained, wrapped (compiled, DDP, FSDP2) or not; None: pass `step(tokens=…)`,
             `num_params=` and `flops_per_token=`.
         optimizer: for the learning rate and the record.
+        scheduler: of torch, stepped once an optimizer step: the forecast asks it for the learning rates to come.
         total_steps: planned optimizer steps of the run.
         run_name: shown in tables; default: the record folder's name.
-        setup: what a trainer's adapter knows; takes the place of the three before.
+        setup: what a trainer's adapter knows; takes the place of the four before.
         **options: see `isoflop.options.Options`.
 
     Raises:
@@ -63,6 +67,7 @@ class Monitor:
         model: nn.Module | None = None,
         *,
         optimizer: Any = None,
+        scheduler: Any = None,
         total_steps: int | None = None,
         run_name: str | None = None,
         setup: Setup | None = None,
@@ -78,7 +83,9 @@ class Monitor:
         self.scalars: dict[str, float] = {}
         """What was logged last, by name (`isoflop.show.scalars.SCALARS`)."""
         plain = setup is None
-        self.setup = setup or Setup(optimizer=optimizer, total_steps=total_steps, run_name=run_name)
+        self.setup = setup or Setup(
+            optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, run_name=run_name
+        )
         self.guard = self.setup.guard
         self.log_every = self.options.log_every or self.setup.log_every
         self.observer = StepObserver(
@@ -109,6 +116,12 @@ class Monitor:
         if plain and model is not None:
             self._unwatch = watch(model, self._forward)
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)
+        self._forecasting = Forecasting(self.options, self.setup, self.guard, self._keep_plan)
+
+    @property
+    def forecast(self) -> Forecast | Silence | None:
+        """The loss forecast for the planned end, or why there is none; None before the first and on other ranks."""
+        return self._forecasting.last
 
     # -- what a step brings ------------------------------------------------------------------------------------
 
@@ -224,9 +237,16 @@ class Monitor:
         self._logged = now
         if self._writes:
             with self._clock.phase("measuring"):
+                self._forecast(loss, count)
                 self._output.show(self.steps, self.scalars, self.totals.flops_known, loss)
                 self.recorder.counting(describe_counting(self.observer))
                 self.recorder.interval(self._point())
+
+    def _forecast(self, loss: float | None, count: int) -> None:
+        self._forecasting.rate(self.steps, self._lr)
+        self._forecasting.loss("train", self.steps, self.totals.data_tokens, loss, count, self._about())
+        self._forecasting.refit(self.steps, self._clock.wall_time)
+        self.scalars.update(self._forecasting.scalars)
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -246,6 +266,8 @@ class Monitor:
             point = self._point()
         # else another rank may not be here, and what is counted since the last log step can't be summed
         self.recorder.evaluation(name, value, point)
+        if self._writes:
+            self._forecasting.loss(f"eval/{name}", self.steps, self.totals.data_tokens, value, 1, self._about())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -293,6 +315,9 @@ class Monitor:
         self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         self._output.close()
+        line = half_time_line(self._forecasting.half_time, self._forecasting.came)
+        if line and completed:
+            self.setup.tell(line)
 
     def close(self) -> None:
         """`finish()` for a plain loop."""
@@ -323,6 +348,7 @@ class Monitor:
             "clock": self._clock.state_dict(),
             "axes": self._output.axes.state_dict(),
             "recorder": self.recorder.state_dict(),
+            "forecast": self._forecasting.state_dict(),
         }
 
     @hook("restoring from the checkpoint", "tokens and FLOPs begin at 0")
@@ -336,6 +362,8 @@ class Monitor:
         self._clock.load_state_dict(state["clock"])
         self._output.axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
+        if "forecast" in state:  # not in states of earlier versions
+            self._forecasting.load_state_dict(state["forecast"])
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
     def expect(self, step: int) -> None:
@@ -384,6 +412,14 @@ class Monitor:
             self.enter("measuring")
             self.recorder.open(self._header, self._attempt_began_at)
             self.leave("measuring")
+
+    def _about(self) -> About:
+        parameters = self.observer.costing.parameters
+        sizes = {} if parameters is None else parameters.by_convention()
+        return About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
+
+    def _keep_plan(self, plan: LearningRatePlan) -> None:
+        self.recorder.planned({**run_plan(self.setup), "learning_rates": plan_for_record(plan)})
 
     def _header(self) -> dict[str, Any]:
         return run_header(self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
@@ -17,6 +17,9 @@ class OptionsDict(TypedDict, total=False):
     flops_per_token: float | None
     num_params: int | None
     peak_flops: float | None
+    fit_on: str | None
+    history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+    lr_plan: Callable[[int], float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class Options:
         num_params: N, instead of the count of the model's parameters, in every convention: where the model that
             this process holds is only a part.
         peak_flops: dense peak of one device in FLOP/s at the run's dtype, instead of the datasheet's.
+        fit_on: the loss that is forecast: `train` (the default), `eval/<name>`, or `off`.
+        history: records of finished runs, or folders of them, that the forecast learns from.
+        lr_plan: optimizer step → learning rate, where the scheduler can't be asked.
     """
 
     record_dir: str | os.PathLike[str] | None = None
@@ -42,6 +48,9 @@ class Options:
     flops_per_token: float | None = None
     num_params: int | None = None
     peak_flops: float | None = None
+    fit_on: str | None = None
+    history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    lr_plan: Callable[[int], float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("flops_per_token", "peak_flops"):
@@ -56,6 +65,19 @@ class Options:
             raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
             raise ValueError(f"record_dir= expects a path, got {self.record_dir!r}")
+        if self.fit_on is not None and not _is_loss(self.fit_on):
+            raise ValueError(f"fit_on= expects 'train', 'eval/<name>' or 'off', got {self.fit_on!r}")
+        if self.history is not None and not all(isinstance(path, str | os.PathLike) for path in self.history_paths):
+            raise ValueError(f"history= expects a path or a list of paths, got {self.history!r}")
+        if self.lr_plan is not None and not callable(self.lr_plan):
+            raise ValueError(f"lr_plan= expects a function of the optimizer step, got {self.lr_plan!r}")
+
+    @property
+    def history_paths(self) -> list[Any]:
+        """`history` as a list; empty where it is not given."""
+        if self.history is None:
+            return []
+        return list(self.history) if isinstance(self.history, list | tuple) else [self.history]
 
     @classmethod
     def of(cls, **options: Any) -> Options:
@@ -79,6 +101,10 @@ class Options:
             for name, value in values.items()
             if value is not None
         }
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, str) and (value in ("train", "off") or (value.startswith("eval/") and len(value) > 5))
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -65,6 +65,12 @@ class Recorder:
                 self._counting = counting
                 self._log.event("update", counting=counting)
 
+    def planned(self, planned: dict[str, Any]) -> None:
+        """The plan, where more of it is known than when the header was written."""
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._log.event("update", planned=planned)
+
     def add(self, loss_sum: float, losses: int) -> None:
         """Losses that belong to the next point."""
         self._loss_sum += loss_sum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from isoflop.guard import Guard
+from isoflop.guard import Guard, logger
+from isoflop.observe.schedule import Calls
 from isoflop.show.output import Sink
 
 
@@ -27,6 +29,9 @@ class Setup:
         total_steps: planned optimizer steps; None: endless or unknown.
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
+        scheduler: sets the optimizer's learning rate; None: nobody does.
+        scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
+        future_unknown: why the learning rates to come can't be asked for.
         say: prints the terminal's line.
         guard: what has stepped aside.
     """
@@ -40,6 +45,9 @@ class Setup:
     total_steps: int | None = None
     optimizer: Any = None
     schedule: str | None = None
+    scheduler: Any = None
+    scheduler_calls: Calls | None = None
+    future_unknown: str | None = None
     accumulate: int | None = None
     dtype: torch.dtype | None = None
     precision: str | None = None
@@ -49,3 +57,8 @@ class Setup:
     guard: Guard = field(default_factory=Guard)
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
+
+    def tell(self, line: str) -> None:
+        """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""
+        if logger.level <= logging.INFO:
+            self.say(line)

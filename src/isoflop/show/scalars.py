@@ -33,6 +33,9 @@ SCALARS: dict[str, Scalar] = {
     "isoflop/mfu": Scalar("1", "model FLOPs utilisation: TFLOP/s over the dense peak, attention in full"),
     "isoflop/mfu_causal": Scalar("1", "the same with attention counted half, as causal kernels compute it"),
     "isoflop/goodput": Scalar("1", "training time over wall time (less evaluation, checkpoints, compilation)"),
+    "isoflop/forecast_loss": Scalar("nats per loss token", "loss forecast for the planned end of the run"),
+    "isoflop/forecast_low": Scalar("nats per loss token", "lower end of the forecast's 80% interval"),
+    "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
 }
 
 AXES: dict[str, Scalar] = {

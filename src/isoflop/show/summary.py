@@ -9,15 +9,22 @@ from isoflop.record import Run
 
 
 def print_summary(runs: Iterable[Run]) -> None:
-    """Print a table of recorded runs, the smallest compute first.
+    """Print a table of recorded runs, the smallest compute first; below it what was forecast at half time.
 
     Args:
         runs: as `isoflop.read_runs(folder)` gives them; one without a point gets a row of dashes.
     """
     from rich.console import Console
 
+    from isoflop.show.forecast import forecast_table
+
+    runs = list(runs)
     # in a file or a narrow window whole numbers are worth more than the frame
-    Console(width=max(Console().width, 110)).print(summary_table(runs))
+    console = Console(width=max(Console().width, 110))
+    console.print(summary_table(runs))
+    forecasts = forecast_table(runs)
+    if forecasts is not None:
+        console.print(forecasts)
 
 
 def summary_table(runs: Iterable[Run]) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from isoflop.fit.forecast.features import Kernel, Path, falls
 
 Array = NDArray[np.float64]
-KERNELS = tuple(Kernel(p, q, T) for p, q in ((0.85, 0.75), (1.0, 0.5)) for T in (30.0, 100.0, 300.0))
+KERNELS = tuple(Kernel(p, 1.0, T) for p in (0.6, 0.75) for T in (40.0, 100.0, 250.0))
 ALPHAS = 15
 HUBER = 1.345
 FLOOR = 5e-4
@@ -79,8 +79,8 @@ def solve(
         alpha, amplitude, gain: normal priors of ln α, of ln A at the last bin, of ln C.
         kernels: kernels of the grid.
     """
-    alphas = np.exp(alpha.mean + alpha.sd * np.linspace(-3, 3, ALPHAS))
-    prior = np.exp(-0.5 * np.linspace(-3, 3, ALPHAS) ** 2)
+    places = np.linspace(-3, 3, ALPHAS)
+    alphas, prior = np.exp(alpha.mean + alpha.sd * places), -0.5 * places**2
     x = road.x(steps)
     x_ref = float(x[-1])
     decay = (x[None] / x_ref) ** -alphas[:, None]  # (a, n)
@@ -99,7 +99,7 @@ def solve(
         floor = FLOOR * level
         w = huber / (sd**2 / relative + floor**2)
         evidence, mean, cov = _grid(decay, fall, loss - level, w, m0, p0)
-        total = evidence + np.log(prior)[:, None]
+        total = evidence + prior[:, None]
         best = np.unravel_index(int(np.argmax(total)), total.shape)  # type: ignore[assignment]
         design[:, 1], design[:, 2] = decay[best[0]], -fall[best[1]]
         residual = loss - level - design @ mean[best]
@@ -119,8 +119,17 @@ def solve(
         r = residual * np.sqrt(w)
         rho = float(np.clip((r[1:] @ r[:-1]) / (r @ r), 0, 0.9))
         memory = (1 - rho) / (1 + rho)
+    # a second, narrow grid where the first one found the weight
     evidence, mean, cov = _grid(decay, fall, loss - level, w * memory, m0, p0)
-    total = evidence + np.log(prior)[:, None]
+    total = evidence + prior[:, None]
+    rough = np.exp(total - total.max()).sum(1)
+    centre = float(rough @ places / rough.sum())
+    width = max(np.sqrt(float(rough @ (places - centre) ** 2 / rough.sum())), places[1] - places[0])
+    places = centre + width * np.linspace(-3, 3, ALPHAS)
+    alphas, prior = np.exp(alpha.mean + alpha.sd * places), -0.5 * places**2
+    decay = (x[None] / x_ref) ** -alphas[:, None]
+    evidence, mean, cov = _grid(decay, fall, loss - level, w * memory, m0, p0)
+    total = evidence + prior[:, None]
     weight = np.exp(total - total.max())
     weight /= weight.sum()
     mean[..., 0] += level

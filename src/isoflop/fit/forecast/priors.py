@@ -66,7 +66,7 @@ class Priors:
 WEAK_PRIORS = Priors(
     alpha=Line((math.log(0.5), 0.0, 0.0, 0.0), (0.25, 0.05, 0.05, 0.05), 0.12, 0.15),
     amplitude=Line((-1.6, 0.14, 0.2, 0.0), (0.5, 0.1, 0.2, 0.1), 0.2, 0.2),
-    gain=Line((-1.6, 0.0, 0.0, 0.0), (0.4, 0.1, 0.15, 0.15), 0.15, 0.12),
+    gain=Line((-1.6, 0.1, -0.15, 0.15), (0.4, 0.08, 0.15, 0.1), 0.15, 0.1),
     source="weak priors",
 )
 """Before any curve: slopes about 0, and a factor of 1.3 to 1.7 of doubt on each."""

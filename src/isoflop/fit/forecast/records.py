@@ -1,0 +1,136 @@
+"""Records as the forecast's material: a run's curve, its plan and what it was; finished ones for priors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from isoflop.fit.forecast.curves import FinishedRun
+from isoflop.fit.forecast.learn import learn_priors
+from isoflop.fit.forecast.priors import Priors
+from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.record import Run, read_runs
+
+FEWEST_POINTS = 12
+
+
+def curve_of(run: Run, loss: str = "train") -> FinishedRun:
+    """A recorded run, finished or under way, with its plan to the planned end.
+
+    Args:
+        run: as read from its record.
+        loss: `train` or eval/<name>.
+
+    Raises:
+        ValueError: what is missing.
+    """
+    points = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens is not None and p.step > 0]
+    if len(points) < 2:
+        raise ValueError(f"{len(points)} of its points have a loss {loss!r} and tokens; at least 2 are needed")
+    steps = np.array([float(p.step) for p in points])
+    sizes = [float(p.batch_tokens) for p in points if p.batch_tokens]
+    return FinishedRun(
+        steps=steps,
+        tokens=np.array([float(p.data_tokens or 0) for p in points]),
+        lr=np.array([np.nan if p.lr is None else p.lr for p in points]),
+        loss=np.array([float(p.losses[loss] or 0) for p in points]),
+        plan=plan_of_record(run),
+        N=size_of(run.parameters),
+        batch_tokens=float(np.median(sizes)) if sizes else None,
+        optimizer=(run.optimizer or {}).get("class"),
+        # a branch knows what its parent knows: they are left out together
+        organisation=(run.parent or {}).get("run_id") or run.run_id,
+        name=run.name or run.run_id,
+        dataset="records",
+        count=np.array([float(max(p.interval_steps, 1)) if loss == "train" else 1.0 for p in points]),
+        domain=domain_of(run.parameters, run.model),
+    )
+
+
+def plan_of_record(run: Run) -> LearningRatePlan:
+    """The learning rates of a recorded run, past and to come.
+
+    Raises:
+        ValueError: it is still running and its record does not say what the rates to come are.
+    """
+    given = run.planned.get("learning_rates")
+    if isinstance(given, Mapping):
+        return LearningRatePlan(np.asarray(given["steps"], dtype=float), np.asarray(given["lr"], dtype=float))
+    seen = {p.step: p.lr for p in run.points if p.lr is not None and p.step > 0}
+    if run.status != "completed":
+        raise ValueError("it is not finished, and its record does not hold the learning rates to come")
+    if len(seen) < 2:
+        raise ValueError("its record holds no learning rates")
+    return LearningRatePlan(np.array(list(seen), dtype=float), np.array(list(seen.values()), dtype=float))
+
+
+def size_of(parameters: Mapping[str, int | None]) -> int | None:
+    """N non-embedding; of experts what a token passes through."""
+    body, total, active = (parameters.get(name) for name in ("non_embedding", "total", "active"))
+    if body is None:
+        return None
+    return body - (total - active if total and active else 0)
+
+
+def domain_of(parameters: Mapping[str, int | None], model: Mapping[str, Any]) -> dict[str, bool]:
+    """What kind of training it is, as far as sizes and configuration tell: `moe`, `finetuning`."""
+    total, active, trainable = (parameters.get(name) for name in ("total", "active", "trainable"))
+    config = model.get("config")
+    loaded = bool(config.get("_name_or_path")) if isinstance(config, Mapping) else False
+    return {
+        "moe": bool(total and active and active < total),
+        "finetuning": loaded or bool(total and trainable is not None and trainable < total),
+    }
+
+
+def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[FinishedRun], list[str]]:
+    """Those of the runs that were completed and can be learnt from; and of the others, why not."""
+    found, problems = [], []
+    for run in runs:
+        name = run.name or run.run_id
+        try:
+            if run.status != "completed":
+                raise ValueError("it is not finished")
+            curve = curve_of(run, loss)
+            if len(curve.steps) < FEWEST_POINTS:
+                raise ValueError(f"{len(curve.steps)} points with a loss {loss!r}; at least {FEWEST_POINTS} are needed")
+            if curve.steps[-1] < 0.98 * curve.plan.total_steps:
+                raise ValueError(f"it ended at step {curve.steps[-1]:,.0f} of {curve.plan.total_steps:,} planned")
+        except ValueError as reason:
+            problems.append(f"{name}: {reason}")
+        else:
+            found.append(curve)
+    return found, problems
+
+
+def priors_from(
+    paths: Iterable[str | os.PathLike[str]], base: Priors, loss: str = "train"
+) -> tuple[Priors, str | None]:
+    """`base` updated with a user's own finished runs.
+
+    Args:
+        paths: records, or folders with some.
+        base: what is known without them.
+        loss: which loss of theirs.
+
+    Returns:
+        The priors, and what the user should know: that no run could be used, and why; else None.
+    """
+    unread: list[str] = []
+    runs = read_runs(*paths, on_problem=unread.append)
+    found, problems = finished_runs(runs, loss)
+    if not found:
+        reasons = "; ".join([*unread, *problems][:3]) or "there is no record"
+        return base, f"no finished run to learn from ({reasons})"
+    # one user's runs: the same data, tokenizer and recipe
+    own = [_as_one(run) for run in found]
+    said = f"{base.source}, updated with {len(own)} finished run{'s' if len(own) > 1 else ''} of your own"
+    return learn_priors(own, base, own=True, source=said), None
+
+
+def _as_one(run: FinishedRun) -> FinishedRun:
+    return replace(run, organisation="own")
