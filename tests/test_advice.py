@@ -127,14 +127,24 @@ would have reached this loss with 53% less compute.
     ),
     (
         plateau,
-        {"fall": Estimate(0.2, 0.02), "fell": Estimate(-0.01, 0.004)},
+        {"fall": Estimate(0.2, 0.02), "fell": Estimate(-0.01, 0.004), "loss": 2.7},
         Severity.WARNING,
         f"""The loss has stopped falling: it fell by -0.010 nats per token over the last doubling of tokens, where \
 0.200 was to be expected.
   Numbers: fall = -0.01 nats per token [-0.018, -0.002], expected = 0.200 nats per token [0.160, 0.240] \
 (95% intervals).
-  Do: a model that learns falls on: look at {LOOK}.
+  Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
   Rests on: this run's curve.""",
+    ),
+    (
+        plateau,  # the forecast has got used to it
+        {"fall": Estimate(0.001, 0.001), "fell": Estimate(0.002, 0.001), "loss": 2.7},
+        Severity.WARNING,
+        f"""The loss has stopped falling: it fell by 0.002 nats per token over the last doubling of tokens, where \
+0.120 was to be expected.
+  Numbers: fall = 0.002 nats per token [0, 0.004], expected = 0.120 nats per token [0.06, 0.180] (95% intervals).
+  Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
+  Rests on: this run's curve; B and β of besiroglu2024.""",
     ),
     (
         batch,
@@ -270,7 +280,9 @@ SILENT = [
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.70, 0.002)]}),
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.02), 2.64, 0.002)] * 2}),
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.50, 0.002)] * 2}),  # better than forecast
-    (plateau, {"fall": Estimate(0.2, 0.1), "fell": Estimate(-0.01, 0.004)}),  # the forecast was not sure
+    # the forecast was not sure, and the model has seen more tokens than are optimal
+    (plateau, {"fall": Estimate(0.2, 0.1), "fell": Estimate(-0.01, 0.004), "tokens": 40e9, "loss": 2.7}),
+    (plateau, {"fell": Estimate(0.03, 0.004), "loss": 2.7}),
     (plateau, {"fall": Estimate(0.2, 0.02), "fell": Estimate(0.02, 0.01)}),
     (batch, {"batch": batch_of(1e6)}),
     (batch, {"batch": batch_of(2.5e5)}),  # the zone of least loss

@@ -137,6 +137,8 @@ class IsoFLOPMonitor(LightningCallback):
             self._step_before = step
             if monitor.logged_now:
                 trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitor.scalars.items()})
+                if monitor.should_stop:
+                    trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
 
     def _stop_listening(self) -> None:
         if self._listening is not None:

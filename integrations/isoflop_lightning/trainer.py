@@ -104,14 +104,24 @@ class LoggersSink:
         own = getattr(self._trainer.fit_loop.epoch_loop, "_batches_that_stepped", step)
         for logger in self._loggers:
             logger.log_metrics(dict(scalars), step=own)
-            if any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__):
+            if _is_tensorboard(logger):
                 for point in axes:
                     logger.experiment.add_scalar(point.tag, point.value, point.step)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """For TensorBoard's text tab."""
+        for logger in self._loggers:
+            if _is_tensorboard(logger):
+                logger.experiment.add_text(tag, markdown, step)
 
     def close(self) -> None:
         """Flush what is buffered; the loggers are the trainer's."""
         for logger in self._loggers:
             logger.save()
+
+
+def _is_tensorboard(logger: Any) -> bool:
+    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
 
 
 def _compute_axis_in_wandb(logger: Any) -> None:

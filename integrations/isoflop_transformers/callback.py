@@ -125,6 +125,8 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if self.monitor is None or logs is None or "loss" not in logs or "learning_rate" not in logs:
             return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
         self.monitor.log(float(logs["loss"]))
+        if self.monitor.should_stop:
+            control.should_training_stop = control.should_save = True
         if state.log_history:  # what `logs` becomes in trainer_state.json
             finite = {name: value for name, value in self.monitor.scalars.items() if math.isfinite(value)}
             state.log_history[-1].update(finite)

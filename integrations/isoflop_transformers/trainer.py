@@ -89,6 +89,9 @@ class WandbSink:
     def __init__(self) -> None:
         self._defined = False
 
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Texts are not sent there: the record and the terminal have them."""
+
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log beside the Trainer, on its axis; the loss also against FLOPs."""
         run = getattr(sys.modules.get("wandb"), "run", None)
@@ -108,6 +111,9 @@ class MLflowSink:
     """The Trainer's MLflow run."""
 
     boundary = MLFLOW
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Texts are not sent there: the record and the terminal have them."""
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log beside the Trainer."""

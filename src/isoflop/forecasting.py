@@ -70,6 +70,16 @@ class Forecasting:
         self._end = (0.0, 0)  # sum and number of the losses in the run's last part
 
     @property
+    def curve(self) -> OnlineForecaster | None:
+        """The estimator, fed up to the last log step; None before the first loss."""
+        return self._curve
+
+    @property
+    def plan(self) -> LearningRatePlan | None:
+        """The learning rates of the whole run; None where they are not known, or not yet."""
+        return self._plan
+
+    @property
     def scalars(self) -> dict[str, float]:
         """The newest forecast by the names of `isoflop.show.scalars.SCALARS`; empty where there is none."""
         if not isinstance(self.last, Forecast):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from isoflop.advise import Advice, Situation
+from isoflop.advising import Advising, situation
 from isoflop.entries import describe_counting, run_header, run_plan, run_point
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.forecasting import About, Forecasting, plan_for_record
@@ -18,7 +20,7 @@ from isoflop.guard import hook
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
 from isoflop.observe.device import Device, model_device
-from isoflop.observe.ranks import rank, world_size
+from isoflop.observe.ranks import rank, sum_over_ranks, world_size
 from isoflop.observe.step import StepObserver
 from isoflop.observe.tally import Loss, Totals, added
 from isoflop.observe.tokens import TokenCount
@@ -117,11 +119,19 @@ class Monitor:
             self._unwatch = watch(model, self._forward)
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)
         self._forecasting = Forecasting(self.options, self.setup, self.guard, self._keep_plan)
+        self._advising = Advising(self.options, self.setup, self.guard, self._forecasting, self._put_advice)
+        self.should_stop = False
+        """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
 
     @property
     def forecast(self) -> Forecast | Silence | None:
         """The loss forecast for the planned end, or why there is none; None before the first and on other ranks."""
         return self._forecasting.last
+
+    @property
+    def advice(self) -> tuple[Advice, ...]:
+        """What was said and still holds, the gravest first; on the first rank."""
+        return self._advising.current
 
     # -- what a step brings ------------------------------------------------------------------------------------
 
@@ -203,6 +213,9 @@ class Monitor:
         self._logged_at = self.steps
         self.sync()  # even if this rank's logging has stepped aside: the others wait in this sum
         self._log(train_loss)
+        if self.options.on_advice != "warn" and not self.should_stop:
+            asked, _ = sum_over_ranks([int(self._advising.wants_stop)], [])
+            self.should_stop = asked[0] > 0
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
@@ -238,9 +251,29 @@ class Monitor:
         if self._writes:
             with self._clock.phase("measuring"):
                 self._forecast(loss, count)
+                self._advise(loss)
                 self._output.show(self.steps, self.scalars, self.totals.flops_known, loss)
                 self.recorder.counting(describe_counting(self.observer))
                 self.recorder.interval(self._point())
+
+    def _situation(self, loss: float | None = None) -> Situation:
+        return situation(
+            step=self.steps,
+            totals=self.totals,
+            parameters=self.observer.costing.parameters,
+            scalars=self.scalars,
+            training_time=self._clock.training_time,
+            loss=loss,
+        )
+
+    def _advise(self, loss: float | None) -> None:
+        speed = self.scalars.get("isoflop/tokens_per_second_per_device")
+        self._advising.log(self._situation(loss), speed, self._clock.wall_time)
+        self.scalars.update(self._advising.scalars)
+
+    def _put_advice(self, advice: Advice) -> None:
+        self.recorder.advice(advice.as_dict())
+        self._output.text(self.steps, "isoflop/advice", advice.markdown())
 
     def _forecast(self, loss: float | None, count: int) -> None:
         self._forecasting.rate(self.steps, self._lr)
@@ -268,6 +301,7 @@ class Monitor:
         self.recorder.evaluation(name, value, point)
         if self._writes:
             self._forecasting.loss(f"eval/{name}", self.steps, self.totals.data_tokens, value, 1, self._about())
+            self._advising.evaluation(name, self.steps, value)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -318,6 +352,9 @@ class Monitor:
         line = half_time_line(self._forecasting.half_time, self._forecasting.came)
         if line and completed:
             self.setup.tell(line)
+        if self._writes and self.steps:
+            for line in self._advising.close(self._situation(), self.totals, self.scalars.get("isoflop/goodput")):
+                self.setup.tell(line)
 
     def close(self) -> None:
         """`finish()` for a plain loop."""
@@ -349,6 +386,7 @@ class Monitor:
             "axes": self._output.axes.state_dict(),
             "recorder": self.recorder.state_dict(),
             "forecast": self._forecasting.state_dict(),
+            "advice": self._advising.state_dict(),
         }
 
     @hook("restoring from the checkpoint", "tokens and FLOPs begin at 0")
@@ -364,6 +402,8 @@ class Monitor:
         self.recorder.load_state_dict(state["recorder"])
         if "forecast" in state:  # not in states of earlier versions
             self._forecasting.load_state_dict(state["forecast"])
+        if "advice" in state:
+            self._advising.load_state_dict(state["advice"])
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
     def expect(self, step: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
+
+from isoflop.advise import Advice, Thresholds
 
 
 class OptionsDict(TypedDict, total=False):
@@ -20,6 +22,24 @@ class OptionsDict(TypedDict, total=False):
     fit_on: str | None
     history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
     lr_plan: Callable[[int], float] | None
+    target_loss: float | None
+    inference_tokens: float | None
+    unique_tokens: float | None
+    intent: Literal["optimal", "overtrain"] | None
+    price_per_hour: float | None
+    on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
+    thresholds: Thresholds | None
+
+
+POSITIVE = (
+    "flops_per_token",
+    "peak_flops",
+    "target_loss",
+    "inference_tokens",
+    "unique_tokens",
+    "price_per_hour",
+)
+"""Options that are positive numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +60,14 @@ class Options:
         fit_on: the loss that is forecast: `train` (the default), `eval/<name>`, or `off`.
         history: records of finished runs, or folders of them, that the forecast learns from.
         lr_plan: optimizer step → learning rate, where the scheduler can't be asked.
+        target_loss: final loss aimed at, in nats per token: the advice says when it is out of reach.
+        inference_tokens: tokens that the model will serve; a small model may then be the right one.
+        unique_tokens: tokens in the data set; more are repeats.
+        intent: "overtrain" where the model is meant to be smaller than compute-optimal; default "optimal".
+        price_per_hour: of all devices together, in your currency.
+        on_advice: "warn" (default); "stop" ends the run where it diverges or its target is out of reach; or a function
+            of an `Advice`, called on the first rank, whose answer "stop" ends the run.
+        thresholds: when something is said (`isoflop.advise.Thresholds`).
     """
 
     record_dir: str | os.PathLike[str] | None = None
@@ -51,9 +79,16 @@ class Options:
     fit_on: str | None = None
     history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
     lr_plan: Callable[[int], float] | None = None
+    target_loss: float | None = None
+    inference_tokens: float | None = None
+    unique_tokens: float | None = None
+    intent: Literal["optimal", "overtrain"] | None = None
+    price_per_hour: float | None = None
+    on_advice: Literal["warn", "stop"] | Callable[[Advice], Any] = "warn"
+    thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
-        for name in ("flops_per_token", "peak_flops"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not (_is_a(value, int | float) and 0 < value < float("inf")):
                 raise ValueError(f"{name}= expects a positive number, got {value!r}")
@@ -69,6 +104,12 @@ class Options:
             raise ValueError(f"fit_on= expects 'train', 'eval/<name>' or 'off', got {self.fit_on!r}")
         if self.history is not None and not all(isinstance(path, str | os.PathLike) for path in self.history_paths):
             raise ValueError(f"history= expects a path or a list of paths, got {self.history!r}")
+        if self.intent not in (None, "optimal", "overtrain"):
+            raise ValueError(f"intent= expects 'optimal' or 'overtrain', got {self.intent!r}")
+        if self.on_advice not in ("warn", "stop") and not callable(self.on_advice):
+            raise ValueError(f"on_advice= expects 'warn', 'stop' or a function, got {self.on_advice!r}")
+        if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
+            raise ValueError(f"thresholds= expects isoflop.advise.Thresholds(…), got {self.thresholds!r}")
         if self.lr_plan is not None and not callable(self.lr_plan):
             raise ValueError(f"lr_plan= expects a function of the optimizer step, got {self.lr_plan!r}")
 
@@ -99,7 +140,7 @@ class Options:
         return {
             name: value if isinstance(value, int | float) else str(value)
             for name, value in values.items()
-            if value is not None
+            if value is not None and not (name == "on_advice" and value == "warn")
         }
 
 

@@ -71,6 +71,12 @@ class Recorder:
             with self._guard.part(RECORD):
                 self._log.event("update", planned=planned)
 
+    def advice(self, fields: dict[str, Any]) -> None:
+        """A new piece of advice."""
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._log.event("advice", **fields)
+
     def add(self, loss_sum: float, losses: int) -> None:
         """Losses that belong to the next point."""
         self._loss_sum += loss_sum

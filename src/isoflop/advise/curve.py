@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from isoflop.advise.advice import Advice, Quantity, Reason, Severity
-from isoflop.advise.situation import Situation
+from isoflop.advise.situation import Estimate, Situation
 from isoflop.advise.thresholds import Thresholds
+from isoflop.fit.papers.published import published
 
 FEW = 8
 """Log steps below which a run's noise is not known."""
 LEAST_NOISE = 1e-3
 """Of the loss: no logged loss is surer than that."""
+LAW = "besiroglu2024"
+"""Whose data term says what a doubling of tokens brings."""
+FULL = 20.0
+"""Tokens per parameter up to which a model is short of data."""
+MOST_FALL = 0.05
+"""Of the loss: small models on small data fall by less than the law, which was fitted from 1e9 tokens on."""
 CHECK = "the learning rate, the data (order, duplicates, another mix), the precision and the gradient norm"
 
 
@@ -34,7 +41,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     losses = np.array([loss for _, loss in run.losses])
     if run.step < (run.warmup_steps or 0) or len(losses) < FEW:
         return None
-    medians = np.array([np.median(losses[i : i + 5]) for i in range(len(losses) - 4)])
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
     at = int(medians.argmin())
     best, now = float(medians[at]), losses[-thresholds.in_a_row :]
     sd = max(noise(losses), LEAST_NOISE * abs(best))
@@ -88,34 +95,51 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
 
 
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Over the last doubling of tokens the loss fell by almost nothing, though a fall was forecast."""
-    if run.fall is None or run.fell is None or run.warming_up:
+    """Over the last doubling of tokens the loss fell by almost nothing, though more was to be expected.
+
+    Expected by a forecast made before; and, while a model has seen fewer tokens than are optimal for its size, by
+    Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss.
+    """
+    if run.fell is None or run.warming_up:
         return None
-    expected, fell = run.fall, run.fell
-    enough = thresholds.plateau * expected.mean
-    # sure that it fell by less, and that more was to be expected
-    if fell.mean + 2 * fell.sd > enough or expected.mean < 4 * expected.sd:
+    expected, basis = run.fall, "this run's curve"
+    if expected is not None and expected.mean < 4 * expected.sd:
+        expected = None  # not a sure forecast
+    lawful = _lawful_fall(run)
+    if lawful is not None and (expected is None or expected.mean < lawful):
+        expected, basis = Estimate(lawful, lawful / 4), f"this run's curve; B and β of {LAW}"
+    if expected is None or run.fell.mean + 2 * run.fell.sd > thresholds.plateau * expected.mean:
         return None
     return Advice(
         Reason.PLATEAU,
         Severity.WARNING,
         run.step,
-        f"The loss has stopped falling: it fell by {fell.mean:.3f} nats per token over the last doubling of tokens, "
-        f"where {expected.mean:.3f} was to be expected.",
-        f"a model that learns falls on: look at {CHECK}.",
+        f"The loss has stopped falling: it fell by {run.fell.mean:.3f} nats per token over the last doubling of "
+        f"tokens, where {expected.mean:.3f} was to be expected.",
+        f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
         (
-            Quantity("fall", fell.mean, "nats per token", fell.mean - 2 * fell.sd, fell.mean + 2 * fell.sd),
-            Quantity(
-                "expected",
-                expected.mean,
-                "nats per token",
-                expected.mean - 2 * expected.sd,
-                expected.mean + 2 * expected.sd,
-            ),
+            _within("fall", run.fell),
+            _within("expected", expected),
         ),
-        basis=("this run's curve",),
+        basis=(basis,),
         level=0.95,
     )
+
+
+def _lawful_fall(run: Situation) -> float | None:
+    """What a doubling of tokens brings a model that has seen fewer than are optimal, nats per token."""
+    if run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
+        return None
+    law = published(LAW).law
+    assert law is not None
+    B, beta = law.constants["B"], law.constants["beta"]
+    fall = B * run.tokens**-beta * (2**beta - 1)
+    return float(min(fall, MOST_FALL * run.loss))
+
+
+def _within(name: str, estimate: Estimate) -> Quantity:
+    mean, sd = estimate
+    return Quantity(name, mean, "nats per token", mean - 2 * sd, mean + 2 * sd)
 
 
 def noise(losses: np.ndarray) -> float:

@@ -30,6 +30,7 @@ class RunAdviser:
     ) -> None:
         self.adviser = Adviser(thresholds, failed)
         self.track = Track()
+        self._decayed: tuple[int, Forecast | Silence | None] = (0, None)
 
     def start(self, run: Situation) -> list[Advice]:
         """Judge the plan; after the first step, when the batch is known."""
@@ -72,9 +73,17 @@ class RunAdviser:
                 fell=track.fell,
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
-                decay_now=lambda: decay_now(forecaster, plan, run.step),
+                decay_now=lambda: self._decay_now(forecaster, plan, run.step),
             )
         )
+
+    def _decay_now(
+        self, forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int
+    ) -> Forecast | Silence | None:
+        """Asked anew when the steps have grown by a tenth."""
+        if step > 1.1 * self._decayed[0]:
+            self._decayed = (step, decay_now(forecaster, plan, step))
+        return self._decayed[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

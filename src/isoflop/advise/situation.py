@@ -69,7 +69,7 @@ class Situation:
         forecast: of the loss at the planned end, or why there is none.
         decay_now: asks for the forecast if the learning rate decayed from here on.
         expected: forecasts that fell due at this step.
-        fall: expected fall of the loss over the last doubling of tokens, by a forecast made before it, with its sd.
+        fall: expected fall of the loss over the last doubling of steps, by a forecast made before it, with its sd.
         fell: the fall that came, with its sd.
         rates: the learning-rate plan.
         batch: against the critical size.

@@ -13,9 +13,12 @@ from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
 from isoflop.fit.forecast import Forecast, LearningRatePlan
 from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.planning.map_line import prior_line
 
 KAPLAN_STOP = 0.077 / 0.76
 """α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
+CLOSE = 0.3
+"""ln of the factor below the best size within which nothing is worth saying whatever the exponents."""
 DECAYED = 0.5
 """Share of the peak learning rate below which the decay counts as begun."""
 
@@ -33,6 +36,8 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     if run.left is None or run.left < thresholds.frontier_steps or run.unique_tokens is not None:
         return None
     C = TRAINING_FLOPS * run.N * run.tokens
+    if math.log(run.N) > (run.line or prior_line()).at(C)[0] - CLOSE:
+        return None  # cheap to see, and the rule
     waste = waste_of(law_at(run.line, C), run.N, run.tokens)
     larger = float(np.mean(waste.N[1:] > run.N))
     if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:

@@ -35,7 +35,7 @@ class Track:
         self.fell: Estimate | None = None
         self._came: deque[Expected] = deque(maxlen=2)
         self._due: list[tuple[int, int, float, float]] = []  # due, made at, mean, sd
-        self._doubling: list[tuple[int, float, float, float]] = []  # due, loss then, forecast, sd
+        self._doubling: list[tuple[int, float, float | None, float | None]] = []  # due, loss then, forecast, sd
         self._next = 0.0
 
     def loss(self, step: int, loss: float | None, forecast: Forecaster) -> None:
@@ -84,7 +84,8 @@ class Track:
             self._came.append(Expected(due, made, Estimate(mean, sd), now.mean, now.sd))
         while self._doubling and self._doubling[0][0] <= step:
             _, then, mean, sd = self._doubling.pop(0)
-            self.fall, self.fell = Estimate(then - mean, sd), Estimate(then - now.mean, now.sd * 2**0.5)
+            self.fall = None if mean is None or sd is None else Estimate(then - mean, sd)
+            self.fell = Estimate(then - now.mean, now.sd * 2**0.5)
 
     def _promise(self, step: int, forecast: Forecaster) -> None:
         self._next = step * EVERY
@@ -92,8 +93,8 @@ class Track:
         ahead, doubled = forecast(round(step * AHEAD)), forecast(round(step * DOUBLED))
         if ahead is not None:
             self._due.append((round(step * AHEAD), step, *ahead))
-        if doubled is not None and now is not None:
-            self._doubling.append((round(step * DOUBLED), now.mean, *doubled))
+        if now is not None:
+            self._doubling.append((round(step * DOUBLED), now.mean, *(doubled or (None, None))))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -114,5 +115,5 @@ class Track:
         self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
         self.best_speed = state["best_speed"]
         self._due = [(int(due), int(made), float(mean), float(sd)) for due, made, mean, sd in state["due"]]
-        self._doubling = [(int(due), float(then), float(mean), float(sd)) for due, then, mean, sd in state["doubling"]]
+        self._doubling = [(int(due), float(then), mean, sd) for due, then, mean, sd in state["doubling"]]
         self._next = float(state["next"])

@@ -21,6 +21,9 @@ class Sink(Protocol):
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Scalars against the optimizer step, and the points on compute axes (TensorBoard's alone)."""
 
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text at the optimizer step, where the sink shows texts."""
+
     def close(self) -> None:
         """The run has ended."""
 
@@ -45,6 +48,13 @@ class Output:
         if self._guard.open(TERMINAL) and logger.level <= logging.INFO:
             with self._guard.part(TERMINAL):
                 self._say(interval_line(step, scalars))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text, wherever texts are shown."""
+        for sink in self._sinks:
+            if self._guard.open(sink.boundary):
+                with self._guard.part(sink.boundary):
+                    sink.text(step, tag, markdown)
 
     def close(self) -> None:
         """The run has ended."""

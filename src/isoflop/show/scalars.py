@@ -35,6 +35,7 @@ SCALARS: dict[str, Scalar] = {
     "isoflop/goodput": Scalar("1", "training time over wall time (less evaluation, checkpoints, compilation)"),
     "isoflop/forecast_loss": Scalar("nats per loss token", "loss forecast for the planned end of the run"),
     "isoflop/forecast_low": Scalar("nats per loss token", "lower end of the forecast's 80% interval"),
+    "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
     "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
 }
 

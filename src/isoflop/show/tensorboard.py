@@ -23,15 +23,23 @@ class TensorBoardSink:
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Scalars against the optimizer step, losses against compute."""
+        writer = self._open()
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, step)
+        for point in axes:
+            writer.add_scalar(point.tag, point.value, point.step)
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """For the text tab."""
+        self._open().add_text(tag, markdown, step)
+
+    def _open(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             # the default queue of 10 makes every log step wait for the disk
             self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=5)
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        for point in axes:
-            self._writer.add_scalar(point.tag, point.value, point.step)
+        return self._writer
 
     def close(self) -> None:
         """Close the event file."""
