@@ -226,7 +226,7 @@ step 10,000.
     ),
     (
         hardware,
-        {"speeds": [1e5] * 8 + [6e4, 5e4, 6e4], "best_speed": 1e5},
+        {"speeds": [1e5] * 8 + [6e4, 5e4, 6e4, 6e4, 5e4], "best_speed": 1e5},
         Severity.WARNING,
         """Training runs at 60% of the speed that this run has reached: 60k tokens/s per device now, 100k before.
   Numbers: now = 60k tokens/s per device, best = 100k tokens/s per device.
@@ -305,7 +305,8 @@ SILENT = [
     (schedule, {"rates": LearningRatePlan.wsd(10_000, 1e-3, 100, 2000)}),
     (schedule, {"rates": LearningRatePlan.linear(10_000, 1e-3, 100)}),
     (schedule, {"rates": None}),
-    (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4], "best_speed": 1e5}),
+    (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4, 6e4, 5e4], "best_speed": 1e5}),
+    (hardware, {"speeds": [6e4] * 8, "best_speed": 1e5, "seconds": 60.0}),  # a minute at stake
     (hardware, {"speeds": [1e5, 1e4, 1e4, 1e4]}),
 ]
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import isoflop
+from isoflop.advise.adviser import AT_START, EVALUATORS, WHILE_TRAINING
 from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.record import Point, RecordLog
 from isoflop.transformers import IsoFLOPCallback
 from tiny import (
     LIGHTNING_NOISE,
@@ -113,6 +115,26 @@ def loop(folder: Path, observed: bool) -> Weights:
     return weights(net)
 
 
+def told(advice: Any) -> None:
+    """What a user does with advice."""
+
+
+def advised_loop(folder: Path, observed: bool) -> Weights:
+    """With an earlier run to learn from and a function that is called."""
+    if observed:
+        log = RecordLog.create(folder / "earlier", "earlier", {"parameters": {"non_embedding_with_head": 1000}})
+        log.point(Point(step=8, tokens=1000, padding=0, losses={"train": 3.0}))
+        log.end(8, "completed")
+        log.close()
+    net = model(dropout=0.1)
+    options: dict[str, Any] = {"history": folder / "earlier", "on_advice": told}
+    monitor = isoflop.Monitor(net, record_dir=folder, log_every=2, total_steps=8, **options) if observed else None
+    plain_loop(net, batches(ROWS, 8), monitor=monitor)
+    if monitor is not None:
+        monitor.close()
+    return weights(net)
+
+
 def branching_loop(folder: Path, observed: bool) -> Weights:
     """A model that can't be measured on the meta device."""
 
@@ -145,6 +167,15 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.show.tensorboard.TensorBoardSink.write"),
         (transformers_run, "isoflop.show.tensorboard.TensorBoardSink.close"),
     ],
+    "advising": [
+        (loop, "isoflop.advising.RunAdviser.log"),
+        (advised_loop, "isoflop.advising.RunAdviser.start"),
+        (loop, "isoflop.advising.closing_lines"),
+    ],
+    "reading the earlier runs": [(advised_loop, "isoflop.advising.learn_from")],
+    "drawing the frontier": [(advised_loop, "isoflop.advising.draw_frontier")],
+    "on_advice": [(advised_loop, "test_guard.told")],
+    **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in EVALUATORS},
     "the terminal's line": [(loop, "isoflop.show.output.interval_line")],
     "starting": [(loop, "isoflop.observe.clock.Clock.start")],
     "counting the batch": [
@@ -222,6 +253,10 @@ def raiser(*_: Any, **__: Any) -> Any:
 
 
 def break_it(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    if target.startswith("evaluator "):
+        name = target.removeprefix("evaluator ")
+        monkeypatch.setitem(AT_START if name in AT_START else WHILE_TRAINING, name, raiser)
+        return
     if not target.startswith("body of "):
         monkeypatch.setattr(target, raiser)
         return

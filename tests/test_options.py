@@ -44,6 +44,11 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("fit_on", 3, "fit_on= expects 'train', 'eval/<name>' or 'off', got 3"),
         ("history", 3, "history= expects a path or a list of paths, got 3"),
         ("history", ["runs", 3], "history= expects a path or a list of paths, got ['runs', 3]"),
+        ("target_loss", -1, "target_loss= expects a positive number, got -1"),
+        ("unique_tokens", "many", "unique_tokens= expects a positive number, got 'many'"),
+        ("intent", "small", "intent= expects 'optimal' or 'overtrain', got 'small'"),
+        ("on_advice", "raise", "on_advice= expects 'warn', 'stop' or a function, got 'raise'"),
+        ("thresholds", {"waste": 0.5}, "thresholds= expects isoflop.advise.Thresholds(…), got {'waste': 0.5}"),
         ("lr_plan", 1e-3, "lr_plan= expects a function of the optimizer step, got 0.001"),
     ],
 )
@@ -58,7 +63,8 @@ def test_an_option_that_does_not_exist():
         Options.of(peak_flop=1e12, log_evry=3)
     assert str(caught.value) == (
         "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
-        "num_params, peak_flops, fit_on, history, lr_plan"
+        "num_params, peak_flops, fit_on, history, lr_plan, target_loss, inference_tokens, unique_tokens, intent, "
+        "price_per_hour, on_advice, thresholds"
     )
 
 

@@ -47,6 +47,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
         precision=str(trainer.precision),
         data_parallel=(sampler or {}).get("num_replicas"),
         sinks=[LoggersSink(trainer, loggers)] if loggers else [],
+        tensorboard=next((Path(logger.log_dir) for logger in loggers if _is_tensorboard(logger)), None),
         say=print if bar is None else bar.print,
     )
 

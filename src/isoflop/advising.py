@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from isoflop.advise import Advice, Reason, Severity, Situation
+from isoflop.advise.adviser import EVALUATORS
 from isoflop.advise.closing import closing_lines
 from isoflop.advise.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.advise.run_adviser import RunAdviser
@@ -22,12 +23,17 @@ from isoflop.observe.tally import Totals
 from isoflop.options import Options
 from isoflop.record import read_runs
 from isoflop.setup import Setup
+from isoflop.show.frontier import FRONTIER, draw_frontier
 
 ADVICE = declare("advising", "no further advice")
 HISTORY = declare("reading the earlier runs", "advice rests on published sweeps alone")
 CALLBACK = declare("on_advice", "your function is not called again")
-EVALUATE = declare("an evaluator of the advice", "one reason is not judged any more")
+JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in EVALUATORS}
 
+UNLIKE = {
+    "moe": "published sweeps are of dense models, and this one has experts: pass history= of your own runs",
+    "finetuning": "published sweeps are of training from scratch, and this is fine-tuning",
+}
 SHARE, FREE = 1e-3, 0.1
 """Of the wall time, and seconds besides, that judging a run may take."""
 
@@ -92,6 +98,7 @@ class Advising:
             if not self._started and known.tokens_per_step:
                 self._started = True
                 self._read_history()
+                self._draw_frontier()
                 began = time.perf_counter()  # once, however long it takes to read
                 known = self._whole(run)
                 self._say(self._judge.start(known))
@@ -109,10 +116,6 @@ class Advising:
                 lines = closing_lines(self._whole(run), totals.flops_known, goodput, self.current, self._missing())
         return lines
 
-    def frontier(self) -> list[tuple[float, float]]:
-        """(C, loss) of the best of the user's own finished runs."""
-        return frontier_of(self.own.points)
-
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _whole(self, run: Situation) -> Situation:
@@ -128,9 +131,14 @@ class Advising:
             unique_tokens=options.unique_tokens,
             target_loss=options.target_loss,
             intent=options.intent or "optimal",
+            unlike=UNLIKE.get(next((kind for kind, is_so in self._domain().items() if is_so), ""), ""),
             price_per_hour=options.price_per_hour,
             evaluations=self._evaluations,
         )
+
+    def _domain(self) -> Mapping[str, bool]:
+        curve = self._forecasting.curve
+        return {} if curve is None else curve.domain
 
     def _read_history(self) -> None:
         if not self._options.history_paths or not self._guard.open(HISTORY):
@@ -143,6 +151,12 @@ class Advising:
                 shown = "; ".join(self.own.left_out[:3])
                 more = f"; and {len(self.own.left_out) - 3} more" if len(self.own.left_out) > 3 else ""
                 setup.tell(f"isoflop: earlier runs left out: {shown}{more}")
+
+    def _draw_frontier(self) -> None:
+        frontier = frontier_of(self.own.points)
+        if frontier and self._setup.tensorboard is not None and self._guard.open(FRONTIER):
+            with self._guard.part(FRONTIER):
+                draw_frontier(self._setup.tensorboard, frontier)
 
     def _say(self, new: list[Advice]) -> None:
         for advice in new:
@@ -178,8 +192,7 @@ class Advising:
             self._setup.tell(f"isoflop: no advice on {what}: {why}")
 
     def _evaluator_failed(self, name: str, error: Exception) -> None:
-        self._guard.once("judging %s failed (%s: %s) and steps aside", name, type(error).__name__, error)
-        logger.debug("isoflop: the error in judging %s", name, exc_info=error)
+        self._guard.failed(JUDGING[name], error)
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 

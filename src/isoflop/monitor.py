@@ -115,6 +115,7 @@ class Monitor:
         self._unwatch = lambda: None
         if plain and self._writes:
             self.setup.sinks.append(TensorBoardSink(folder))
+            self.setup.tensorboard = folder
         if plain and model is not None:
             self._unwatch = watch(model, self._forward)
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)

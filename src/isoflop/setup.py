@@ -32,6 +32,7 @@ class Setup:
         scheduler: sets the optimizer's learning rate; None: nobody does.
         scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
         future_unknown: why the learning rates to come can't be asked for.
+        tensorboard: folder of the run's event files; None: there are none.
         say: prints the terminal's line.
         guard: what has stepped aside.
     """
@@ -55,6 +56,7 @@ class Setup:
     tokenizer: str | None = None
     data: str | None = None
     guard: Guard = field(default_factory=Guard)
+    tensorboard: Path | None = None
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
 

@@ -128,7 +128,7 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
 
 def _lawful_fall(run: Situation) -> float | None:
     """What a doubling of tokens brings a model that has seen fewer than are optimal, nats per token."""
-    if run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
+    if run.unlike or run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
         return None
     law = published(LAW).law
     assert law is not None

@@ -23,6 +23,8 @@ from isoflop.fit.planning.map_line import MapLine, prior_line
 DRAWS = 101
 EXPONENTS = "exponents of Besiroglu et al. 2024"
 LEVEL = 0.8
+FAR = 20.0
+"""A factor between the ends of the best size's interval beyond which it is not named."""
 
 
 def law_at(line: MapLine | None, C: float) -> Law:
@@ -39,12 +41,22 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     if run.N is None or not D:
         what = "the model's parameters are" if run.N is None else "the planned tokens are"
         return Missing("whether the size fits the data", f"{what} unknown (total_steps=, tokens_fn=, num_params=)")
+    if run.unlike and run.line is None:
+        return Missing("whether the size fits the data", run.unlike)
     C = TRAINING_FLOPS * run.N * D
     waste = waste_of(law_at(run.line, C), run.N, D, run.inference_tokens or 0.0)
     numbers = _numbers(run, D, C, waste)
     saved, low, high = waste.saved(LEVEL)
     basis = (run.line_source or "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours", EXPONENTS)
     larger = float(np.mean(waste.N[1:] < run.N))  # probability that the model is larger than it should be
+    low_N, high_N = interval(waste.N[1:], LEVEL)
+    if run.line is None and high_N > FAR * low_N:
+        text = (
+            f"{count(D / run.N)} tokens per parameter: N = {count(run.N)} with the head, D = {count(D)} tokens, "
+            f"C = 6·N·D = {count(C)} FLOPs. Published sweeps, of 1e17 FLOPs and more, do not tell which size is best "
+            "so far away; three of your own sizes at one budget do (history=)."
+        )
+        return Advice(Reason.FRONTIER, Severity.NOTE, run.step, text, basis=basis[:1])
     less = f"The same loss would cost {saved:.0%} [{low:.0%}, {high:.0%}] less compute"
     neutral = Advice(
         Reason.FRONTIER,

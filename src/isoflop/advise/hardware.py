@@ -8,19 +8,25 @@ from isoflop.advise.advice import Advice, Quantity, Reason, Severity, count
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 
+FEW = 5
+"""Log steps, each of which must be slow: one validation or checkpoint in between is none."""
+
 
 def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The last log steps, each, below a share of the run's best stretch."""
-    recent = list(run.speeds)[-thresholds.in_a_row :]
-    if run.best_speed is None or len(recent) < thresholds.in_a_row or run.warming_up:
+    recent = list(run.speeds)[-FEW:]
+    if run.best_speed is None or len(recent) < FEW or run.warming_up:
         return None
     if max(recent) >= thresholds.slow * run.best_speed:
         return None
     now = statistics.median(recent)
     saves: tuple[Quantity, ...] = ()
     hours = None if run.total_steps is None else run.hours(run.total_steps - run.step)
-    if hours is not None and run.tokens_per_step:
-        saves = (Quantity("time, if it stays so slow", hours * (run.best_speed / now - 1), "hours"),)
+    if hours is not None:
+        lost = hours * (run.best_speed / now - 1)
+        if lost < thresholds.slow_hours:
+            return None
+        saves = (Quantity("time, if it stays so slow", lost, "hours"),)
     return Advice(
         Reason.HARDWARE,
         Severity.WARNING,

@@ -60,6 +60,7 @@ class Situation:
         flops_per_token: measured, of a training step.
         seconds: training time so far.
         price_per_hour: of all devices, in the user's currency.
+        unlike: why published sweeps say nothing of this run (experts, fine-tuning); empty: they do.
         line: N_opt(C): the prior's, or the user's own runs' too.
         line_source: what the line rests on.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
@@ -87,6 +88,7 @@ class Situation:
     flops_per_token: float | None = None
     seconds: float | None = None
     price_per_hour: float | None = None
+    unlike: str = ""
     line: MapLine | None = None
     line_source: str = ""
     inference_tokens: float | None = None

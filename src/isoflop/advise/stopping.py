@@ -31,6 +31,8 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     """
     if run.N is None or not run.tokens:
         return Missing("the efficient stopping point", "parameters or tokens are unknown")
+    if run.unlike and run.line is None:
+        return Missing("the efficient stopping point", run.unlike)
     if run.intent == "overtrain" or run.inference_tokens or run.warming_up:
         return None  # judged against serving by the frontier's own evaluator
     if run.left is None or run.left < thresholds.frontier_steps or run.unique_tokens is not None:

@@ -24,7 +24,8 @@ class Thresholds:
     batch_small: B/B_crit below which steps are wasted. Between .16 and .2 lies the batch of least loss.
     epoch_worth: worth of the next repeated token in new ones (Muennighoff et al. 2023) below which epochs are too many.
     schedule_over: how much longer than the run a decay may be planned: 25%, Hoffmann et al. 2022 (appendix B).
-    slow: share of this run's own best speed.
+    slow: share of this run's own best speed …
+    slow_hours: … where that would cost so much of the time that is left.
     stop_past_efficient: whether on_advice="stop" ends a run past its efficient stopping point too.
     """
 
@@ -43,4 +44,5 @@ class Thresholds:
     epoch_worth: float = 0.25
     schedule_over: float = 1.25
     slow: float = 0.7
+    slow_hours: float = 0.1
     stop_past_efficient: bool = False

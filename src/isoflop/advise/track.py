@@ -83,8 +83,8 @@ class Track:
             due, made, mean, sd = self._due.pop(0)
             self._came.append(Expected(due, made, Estimate(mean, sd), now.mean, now.sd))
         while self._doubling and self._doubling[0][0] <= step:
-            _, then, mean, sd = self._doubling.pop(0)
-            self.fall = None if mean is None or sd is None else Estimate(then - mean, sd)
+            _, then, forecast, error = self._doubling.pop(0)
+            self.fall = None if forecast is None or error is None else Estimate(then - forecast, error)
             self.fell = Estimate(then - now.mean, now.sd * 2**0.5)
 
     def _promise(self, step: int, forecast: Forecaster) -> None:
