@@ -42,6 +42,7 @@ class _Standing:
     gone: int = 0
     said_at: int | None = None
     advice: Advice | None = None
+    stood: bool = False  # when the run was interrupted
 
 
 class Adviser:
@@ -56,12 +57,15 @@ class Adviser:
         self, thresholds: Thresholds | None = None, failed: Callable[[str, Exception], None] | None = None
     ) -> None:
         self.thresholds = thresholds or Thresholds()
-        self.missing: dict[str, str] = {}
-        """What can't be judged → why."""
-        self.looked = 0
+        self._missing: dict[str, Missing] = {}
         self._failed = failed
         self._aside: set[str] = set()
         self._standing: dict[str, _Standing] = {name: _Standing() for name in EVALUATORS}
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What can't be judged → why."""
+        return {each.what: each.why for each in self._missing.values()}
 
     @property
     def current(self) -> tuple[Advice, ...]:
@@ -75,7 +79,6 @@ class Adviser:
 
     def look(self, run: Situation) -> list[Advice]:
         """Judge the run at a log step: returns what is new."""
-        self.looked += 1
         return self._ask(WHILE_TRAINING, run)
 
     def _ask(self, evaluators: dict[str, Evaluator], run: Situation) -> list[Advice]:
@@ -91,8 +94,9 @@ class Adviser:
                     raise
                 self._failed(name, error)
                 continue
+            self._missing.pop(name, None)
             if isinstance(found, Missing):
-                self.missing[found.what] = found.why
+                self._missing[name] = found
                 found = None
             if self._takes(self._standing[name], found, run):
                 assert found is not None
@@ -103,9 +107,12 @@ class Adviser:
         if found is None:
             standing.held, standing.gone = 0, standing.gone + 1
             if standing.gone >= self.thresholds.in_a_row:
-                standing.advice = None
+                standing.advice, standing.stood = None, False
             return False
         standing.held, standing.gone = standing.held + 1, 0
+        if standing.stood:
+            standing.advice, standing.stood = found, False
+            return False
         if standing.advice is not None:
             worse = found.severity > standing.advice.severity
             standing.advice = found if worse else replace(found, step=standing.advice.step)
@@ -123,11 +130,12 @@ class Adviser:
     def state_dict(self) -> dict[str, Any]:
         """What was said, for a checkpoint: a resumed run does not say it again."""
         said = {name: each.said_at for name, each in self._standing.items() if each.said_at is not None}
-        return {"said": said, "looked": self.looked}
+        stands = [name for name, each in self._standing.items() if each.advice is not None or each.stood]
+        return {"said": said, "stands": stands}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.looked = int(state["looked"])
         for name, step in state["said"].items():
             if name in self._standing:
                 self._standing[name].said_at = int(step)
+                self._standing[name].stood = name in state["stands"]

@@ -12,6 +12,8 @@ from isoflop.fit.planning.map_line import MapLine, map_line
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.record import Run
 
+SAME = 1.02
+"""A factor of C within which runs count as of one budget."""
 TAIL = 0.05
 """Share of a run's points, the last ones, whose mean loss is its final loss."""
 
@@ -68,11 +70,12 @@ def learn_from(
 
 def frontier_of(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
     """The lower envelope of finished runs: (C in FLOPs, loss), losses falling as C grows."""
-    frontier: list[tuple[float, float]] = []
-    for C, loss in sorted((TRAINING_FLOPS * N * D, loss) for N, D, loss in points):
-        if not frontier or loss < frontier[-1][1]:
-            frontier.append((C, loss))
-    return frontier
+    runs = sorted((TRAINING_FLOPS * N * D, loss) for N, D, loss in points)
+    return [
+        (C, loss)
+        for C, loss in runs
+        if not any(other < loss for at, other in runs if at <= SAME * C)  # budgets are met in whole steps
+    ]
 
 
 def _unlike(run: Run, tokenizer: str | None, data: str | None) -> str | None:
