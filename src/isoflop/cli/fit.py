@@ -29,6 +29,12 @@ def fit(
     fix: Annotated[
         list[str] | None, typer.Option(metavar="CONSTANT=VALUE", help="Hold a constant, such as alpha=0.34.")
     ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONSTANT=MEAN:SD", help="What is known of a constant before: alpha=0.34:0.05, 'ln A=6:0.5'."
+        ),
+    ] = None,
     level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
     n_convention: Annotated[
@@ -55,8 +61,18 @@ def fit(
         table = read_table(runs, (*FORMS[law].variables, "loss"), pairs("--column", column), where, n_convention, loss)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
+        known = {name: _mean_and_sd(f"--prior {name}", value) for name, value in pairs("--prior", prior).items()}
         with Console(stderr=True).status("fitting, and again to resampled runs …"):
-            fitted = fit_law(law, table.columns, delta=width, fixed=fixed, level=level, draws=draws, rows=table.rows)
+            fitted = fit_law(
+                law,
+                table.columns,
+                delta=width,
+                fixed=fixed,
+                priors=known,
+                level=level,
+                draws=draws,
+                rows=table.rows,
+            )
     except (ValueError, OSError) as error:
         typer.echo(f"isoflop fit: {error}", err=True)
         raise typer.Exit(1) from None
@@ -99,6 +115,13 @@ def as_object(fitted: Any) -> dict[str, Any]:
         "n": fitted.n,
         "warnings": list(fitted.warnings),
     }
+
+
+def _mean_and_sd(option: str, text: str) -> tuple[float, float]:
+    mean, separator, sd = text.partition(":")
+    if not separator:
+        raise ValueError(f"{option}: expected MEAN:SD, such as 0.34:0.05, got {text!r}")
+    return _number(option, mean), _number(option, sd)
 
 
 def _number(option: str, text: str) -> float:

@@ -8,9 +8,10 @@ import numpy as np
 
 from isoflop.fit.fitting.data import Runs
 from isoflop.fit.fitting.general import Values, flat_directions, general_draws, optima, polish
+from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
 from isoflop.fit.fitting.result import LawFit
-from isoflop.fit.fitting.uncertainty import FEW, intervals
+from isoflop.fit.fitting.uncertainty import intervals
 from isoflop.fit.law import Convention, Form, Law
 
 MOST_DRAWS = 100

@@ -7,6 +7,8 @@ side in NumPy; each has its own damping and stops for itself.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,19 @@ Array = NDArray[np.float64]
 CONTINUATION = 3.0
 """δ is lowered by this factor: a Huber loss with a small δ has kinks everywhere, with a large one it is quadratic."""
 WIDEST = 3e-2
+
+
+class Penalty(Protocol):
+    """What is added to Σ w·huber: `prior.Prior`."""
+
+    def of(self, rows: NDArray[np.int64]) -> Penalty:
+        """For some rows of θ."""
+
+    def penalty(self, theta: Array) -> Array:
+        """[rows]."""
+
+    def derivatives(self, theta: Array) -> tuple[Array, Array]:
+        """Gradient [rows, p] and Hessian [rows, p, p]."""
 
 
 class Problem:
@@ -89,6 +104,7 @@ def minimise(
     merge: float = 0.0,
     tolerance: float = 1e-14,
     steps: int = 200,
+    penalty: Penalty | None = None,
 ) -> tuple[Array, Array]:
     """From each row of θ to a minimum nearby.
 
@@ -101,24 +117,31 @@ def minimise(
         merge: rows of common weights that the continuation brings this near a better one are dropped.
         tolerance: relative gain of a step below which a row is done.
         steps: at most.
+        penalty: of θ, added to the objective.
 
     Returns:
-        θ and objectives [rows, or fewer where some merged].
+        θ and objectives [rows, or fewer where some merged], penalties included.
     """
     widths = [delta]
     while widths[-1] * CONTINUATION <= widest:
         widths.append(widths[-1] * CONTINUATION)
     for width in widths[:0:-1]:
-        theta, found = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3)
+        theta, found = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3, penalty=penalty)
         if merge:
             theta = theta[np.argsort(found)]
             near = np.abs(theta[:, None] - theta).max(axis=2) < merge
             theta = theta[~np.tril(near, -1).any(axis=1)]
-    return _newton(problem, theta, weights, delta, steps, tolerance)
+    return _newton(problem, theta, weights, delta, steps, tolerance, penalty)
 
 
 def _newton(
-    problem: Problem, theta: Array, weights: Array, delta: float, steps: int, tolerance: float
+    problem: Problem,
+    theta: Array,
+    weights: Array,
+    delta: float,
+    steps: int,
+    tolerance: float,
+    penalty: Penalty | None,
 ) -> tuple[Array, Array]:
     theta = theta.copy()
     rows = len(theta)
@@ -126,10 +149,16 @@ def _newton(
     damping, stalled = np.full(rows, 1e-3), np.zeros(rows, dtype=int)
     residuals, share = problem.state(theta)
     best = (weights * huber(residuals, delta)).sum(axis=1)
+    if penalty is not None:
+        best += penalty.penalty(theta)
     active = np.arange(rows)
     for _ in range(steps):
         w = weights[active]
         gradient, hessian = problem.derivatives((residuals, share), w, delta)
+        mine = None if penalty is None else penalty.of(active)
+        if mine is not None:
+            more = mine.derivatives(theta[active])
+            gradient, hessian = gradient + more[0], hessian + more[1]
         values, vectors = np.linalg.eigh(hessian)
         rotated = np.einsum("rpq,rp->rq", vectors, gradient)
         # |eigenvalue|: downhill along directions of negative curvature too
@@ -141,6 +170,8 @@ def _newton(
         tried = theta[active] + step
         new_residuals, new_share = problem.state(tried)
         value = (w * huber(new_residuals, delta)).sum(axis=1)
+        if mine is not None:
+            value += mine.penalty(tried)
         gain = best[active] - value
         better = gain > 0
         good = active[better]
