@@ -42,47 +42,52 @@ class Problem:
     """
 
     def __init__(self, design: Array, offset: Array, log_loss: Array) -> None:
-        self.offset, self.log_loss = offset, log_loss
+        self.log_loss = log_loss
         n, terms, p = design.shape
         self.shape = design.shape
-        self._flat = design.reshape(n * terms, p)
+        # runs last: NumPy is fast along long contiguous axes
+        self._offset = np.ascontiguousarray(offset.T)
+        self._terms = np.ascontiguousarray(np.swapaxes(design, 0, 1))
+        self._flat = self._terms.reshape(terms * n, p)
         # Xₖ ⊗ Xₗ of each pair of terms: the Hessian is one matrix product with these
         self._pairs = [(k, m) for k in range(terms) for m in range(k, terms)]
         outer = [np.einsum("np,nq->npq", design[:, k], design[:, m]) for k, m in self._pairs]
         outer = [o if k == m else o + np.swapaxes(o, 1, 2) for o, (k, m) in zip(outer, self._pairs, strict=True)]
-        self._outer = np.stack(outer, axis=1).reshape(n * len(self._pairs), p * p)
+        self._outer = np.stack(outer).reshape(len(self._pairs) * n, p * p)
 
     def residuals(self, theta: Array) -> Array:
         """From ln L̂ − ln L: θ [rows, parameters] → [rows, n]."""
         return self.state(theta)[0]
 
     def state(self, theta: Array) -> tuple[Array, Array]:
-        """Residuals [rows, n] and the terms' shares of L̂ [rows, n, terms]."""
+        """Residuals [rows, n] and the terms' shares of L̂ [rows, terms, n]."""
         n, terms, _ = self.shape
-        t = (theta @ self._flat.T).reshape(-1, n, terms) + self.offset
-        highest = t.max(axis=2, keepdims=True)
-        share = np.exp(t - highest)
-        total = share.sum(axis=2, keepdims=True)
+        share = (theta @ self._flat.T).reshape(-1, terms, n)
+        share += self._offset
+        highest = share.max(axis=1, keepdims=True)
+        share -= highest
+        np.exp(share, out=share)
+        total = share.sum(axis=1, keepdims=True)
         share /= total
-        return (highest + np.log(total))[..., 0] - self.log_loss, share
+        return (highest + np.log(total))[:, 0] - self.log_loss, share
 
     def slope(self, share: Array) -> Array:
-        """Derivative of ln L̂ by θ from the shares of one row [n, terms]: [n, parameters]."""
-        return np.einsum("nk,nkp->np", share, self._flat.reshape(self.shape))
+        """Derivative of ln L̂ by θ from the shares of one row [terms, n]: [n, parameters]."""
+        return np.einsum("kn,knp->np", share, self._terms)
 
     def derivatives(self, state: tuple[Array, Array], weights: Array, delta: float) -> tuple[Array, Array]:
         """Gradient [rows, p] and Hessian [rows, p, p] of Σ w·huber."""
         n, _, p = self.shape
         residuals, share = state
         pull = weights * np.clip(residuals, -delta, delta)
-        pulled = pull[..., None] * share
+        pulled = pull[:, None] * share
         gradient = pulled.reshape(len(share), -1) @ self._flat
-        curve = weights * (np.abs(residuals) < delta) - pull
-        parts = np.empty((len(share), n, len(self._pairs)))
+        curved = (weights * (np.abs(residuals) < delta) - pull)[:, None] * share
+        parts = np.empty((len(share), len(self._pairs), n))
         for i, (k, m) in enumerate(self._pairs):
-            parts[..., i] = curve * share[..., k] * share[..., m]
+            np.multiply(curved[:, k], share[:, m], out=parts[:, i])
             if k == m:
-                parts[..., i] += pulled[..., k]
+                parts[:, i] += pulled[:, k]
         hessian = (parts.reshape(len(share), -1) @ self._outer).reshape(-1, p, p)
         return gradient, hessian
 
@@ -126,7 +131,9 @@ def minimise(
     while widths[-1] * CONTINUATION <= widest:
         widths.append(widths[-1] * CONTINUATION)
     for width in widths[:0:-1]:
-        theta, found = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3, penalty=penalty)
+        # at the widest δ starts far off still come together, which is cheaper than to take each through the kinks
+        at_most = 30 if merge and width == widths[-1] else 8
+        theta, found = _newton(problem, theta, weights, width, steps=at_most, tolerance=1e-3, penalty=penalty)
         if merge:
             theta = theta[np.argsort(found)]
             near = np.abs(theta[:, None] - theta).max(axis=2) < merge

@@ -20,6 +20,9 @@ ROUNDS, SETTLED = 8, 0.02
 LOST = 1e-2
 """Share of the loss below which a term may have been overlooked: it is looked for again."""
 
+SMALL, GONE = 0.2, 20.0
+"""Share of the loss below which a term is tried without, and by how much ln of its coefficient is lowered for that."""
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -61,14 +64,32 @@ def optimum(
     )
     theta, objective = found[objectives.argmin()], float(objectives.min())
     _, (share,) = problem.state(theta[None])
-    if share.max(axis=0).min() < LOST and law.is_exponent[law.free].any():
+    if share.max(axis=1).min() < LOST and law.is_exponent[law.free].any():
         again = starts(law, log_loss, runs.weights, width, around=theta)
         found, objectives = minimise(problem, again, runs.weights[None], width)
+        if objectives.min() < objective:
+            theta, objective = found[objectives.argmin()], float(objectives.min())
+    gone = _without_small_terms(law, problem, theta)
+    if len(gone):
+        found, objectives = minimise(problem, gone, runs.weights[None], width, widest=0.0)
         if objectives.min() < objective:
             theta, objective = found[objectives.argmin()], float(objectives.min())
     if isinstance(delta, str):
         theta, objective = least_absolute(problem, theta, runs.weights)
     return Optimum(theta, objective, width, len(theta))
+
+
+def _without_small_terms(law: PowerSum, problem: Problem, theta: Array) -> Array:
+    """θ with each term that is small at all runs as good as gone [≤ terms, free].
+
+    Where the best E is 0, ln E runs off, and Newton's way there over Huber's kinks is long.
+    """
+    _, (share,) = problem.state(theta[None])
+    rows = []
+    for k in np.flatnonzero(share.max(axis=1) < SMALL):
+        mine = np.isin(law.free, law.coefficient[:, k])
+        rows += [np.where(mine, theta - GONE, theta)] if mine.any() else []
+    return np.array(rows)
 
 
 def _with_prior(law: PowerSum, problem: Problem, weights: Array, width: float, prior: Prior) -> Optimum:

@@ -18,9 +18,9 @@ LOWEST, HIGHEST = 0.02, 3.0
 """Exponents that are looked at. Published ones lie between .05 and .8."""
 MOST_RUNS = 2000
 """Runs that the search looks at; Newton sees them all."""
-_GRID = {1: 64, 2: 24, 3: 11}
+_GRID = {1: 64, 2: 20, 3: 11}
 _DRAWS = 2048
-_FEWEST = 128
+_FEWEST = 64
 
 
 def starts(
@@ -31,7 +31,7 @@ def starts(
     *,
     around: Array | None = None,
     prior: Prior | None = None,
-    keep: int = 6,
+    keep: int = 5,
     seed: int = 0,
 ) -> Array:
     """θ of the free constants (`PowerSum.problem`) to begin with, the best first: [≤ keep, free].

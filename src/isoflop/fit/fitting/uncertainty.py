@@ -57,10 +57,12 @@ def draw(
         return _asymptotic(problem, theta, weights, max(delta, 0.1 * spread), draws, seed, prior, noise)
     # a δ far below the noise makes a median, whose resamples stick to single runs and are all kinks for Newton: it is
     # smoothed by a share of the noise that falls with n, as kernels for quantiles are
-    delta = max(delta, spread * n ** (-1 / 3))
+    asked, delta = delta, max(delta, spread * n ** (-1 / 3))
     if prior is not None:
         prior = weighed(prior, noise, delta, weights)
-    (centre,), _ = minimise(problem, theta[None], weights[None], delta, widest=0.0, tolerance=1e-12, penalty=prior)
+    centre = theta
+    if delta > asked:
+        (centre,), _ = minimise(problem, theta[None], weights[None], delta, widest=0.0, tolerance=1e-12, penalty=prior)
     # of its own, so that the runs drawn are the same with a prior and without
     means = None if prior is None else prior.drawn(np.random.default_rng([seed, 1]), draws)
     rng = np.random.default_rng(seed)
