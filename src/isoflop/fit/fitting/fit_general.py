@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from isoflop.fit.fitting.data import Runs
-from isoflop.fit.fitting.general import Values, flat_directions, general_draws, optima, polish
+from isoflop.fit.fitting.general import Values, flat_directions, optima, polish
 from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
+from isoflop.fit.fitting.numeric import general_draws
 from isoflop.fit.fitting.result import LawFit
 from isoflop.fit.fitting.uncertainty import intervals
 from isoflop.fit.law import Convention, Form, Law
 
-MOST_DRAWS = 100
-"""Each is a search of its own, some 20 ms."""
+MOST_DRAWS = 400
+"""Some 5 ms each."""
 
 
 def fit_general(

@@ -34,8 +34,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 """Where a constant is looked for."""
 _DRAWS = 4096
-_FARTHEST = 200.0
-"""Draws of ln R_D* run off where nothing holds them: so far that exp still has a value."""
 EXPONENTS = ("alpha", "beta", "gamma", "eta")
 """What the names of exponents begin with: a factor that is nothing to a coefficient is all there is to them."""
 SAME = 0.01
@@ -144,18 +142,6 @@ def polish(law: Values, theta: Array, weights: Array, delta: float, rounds: int 
     return best.x, best_value
 
 
-def general_draws(
-    law: Values, theta: Array, weights: Array, delta: float, draws: int, seed: int, others: Sequence[Array] = ()
-) -> Array:
-    """θ of runs drawn anew (pairs bootstrap), each polished from θ and from `others`, the best kept: [draws, free]."""
-    n = len(law.log_loss)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=draws) * weights
-    starts = [theta, *others]
-    found = [min((polish(law, s, w, delta, rounds=1) for s in starts), key=lambda each: each[1])[0] for w in drawn]
-    return np.clip(np.reshape(found, (draws, len(theta))), -_FARTHEST, _FARTHEST)
-
-
 def flat_directions(
     law: Values,
     theta: Array,
@@ -176,7 +162,7 @@ def flat_directions(
         theta: its optimum [free].
         weights: of the runs [n].
         delta: of Huber's loss.
-        draws: of θ [draws, free], from `general_draws`.
+        draws: of θ [draws, free], from `numeric.general_draws`.
         found: what `optima` returned; by default it is called.
     """
     found = optima(law, weights, delta) if found is None else found

@@ -32,8 +32,20 @@ class Penalty(Protocol):
         """Gradient [rows, p] and Hessian [rows, p, p]."""
 
 
+class Runs(Protocol):
+    """What `minimise` asks of the runs of a fit: `Problem`, `numeric.Numeric`."""
+
+    log_loss: Array
+
+    def state(self, theta: Array) -> tuple[Array, Array]:
+        """Residuals [rows, n] and what their derivatives need [rows, …]."""
+
+    def derivatives(self, state: tuple[Array, Array], weights: Array, delta: float) -> tuple[Array, Array]:
+        """Gradient [rows, p] and Hessian [rows, p, p] of Σ w·huber."""
+
+
 class Problem:
-    """The runs of a fit.
+    """The runs of a fit of a sum of powers.
 
     Args:
         design: X [n, terms, parameters].
@@ -100,7 +112,7 @@ def huber(residuals: Array, delta: float) -> Array:
 
 
 def minimise(
-    problem: Problem,
+    problem: Runs,
     theta: Array,
     weights: Array,
     delta: float,
@@ -142,7 +154,7 @@ def minimise(
 
 
 def _newton(
-    problem: Problem,
+    problem: Runs,
     theta: Array,
     weights: Array,
     delta: float,

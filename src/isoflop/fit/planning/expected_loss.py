@@ -13,7 +13,7 @@ from isoflop.fit.law import Law
 from isoflop.fit.papers.published import published
 
 REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")
-"""The published law with draws of its constants, on MassiveText; another fit of it, and the law of another corpus, C4."""
+"""The published law with draws of its constants, on MassiveText; another fit of it, and the law of C4."""
 LEAST_APART = 0.02
 """Of ln L between corpora, where the laws happen to cross."""
 FITTED_TO = (3e18, 3e21)
