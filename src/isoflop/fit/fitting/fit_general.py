@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from isoflop.fit.fitting.data import Runs
-from isoflop.fit.fitting.general import Values, flat_directions, optima, polish
+from isoflop.fit.fitting.general import flat_directions, optima, polish
 from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
-from isoflop.fit.fitting.numeric import general_draws
+from isoflop.fit.fitting.numeric import Values, general_draws
 from isoflop.fit.fitting.result import LawFit
 from isoflop.fit.fitting.uncertainty import intervals
 from isoflop.fit.law import Convention, Form, Law

@@ -182,7 +182,7 @@ def _newton(
         rotated = np.einsum("rpq,rp->rq", vectors, gradient)
         # |eigenvalue|: downhill along directions of negative curvature too
         size = np.abs(values)
-        curvature = size + (damping[active] * np.maximum(size.max(axis=1), 1e-300))[:, None]
+        curvature = np.maximum(size + (damping[active] * size.max(axis=1))[:, None], 1e-290)
         step = -np.einsum("rpq,rq->rp", vectors, rotated / curvature)
         # no leap by more than e² in a coefficient
         step *= np.minimum(1, 2 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.fit.fitting.general import Values
-from isoflop.fit.fitting.newton import Array, minimise
+from isoflop.fit.fitting.newton import Array, huber, minimise
+from isoflop.fit.law import Form
 
 STEP = 1e-5
 """Of ln of a constant, to both sides."""
@@ -15,6 +16,38 @@ FARTHEST = 200.0
 """Draws of ln R_D* run off where nothing holds them: so far that exp still has a value."""
 _OFF = 1e3
 """A residual where the law has no value."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """A law over some runs, as a function of the logarithms of its free constants."""
+
+    form: Form
+    variables: Mapping[str, Array]
+    log_loss: Array
+    fixed: Mapping[str, float]
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Constants that are fitted."""
+        return tuple(name for name in self.form.constants if name not in self.fixed)
+
+    def residuals(self, theta: Array) -> Array:
+        """From ln L̂ − ln L at θ [free] or [rows, free]: [n] or [rows, n]."""
+        with np.errstate(all="ignore"):  # where a direction is flat, θ may run off
+            values = np.exp(theta.T) if theta.ndim == 1 else np.exp(theta.T)[..., None]
+            constants = {**self.fixed, **dict(zip(self.free, values, strict=True))}
+            loss = self.form.function(*(self.variables[name] for name in self.form.variables), **constants)
+            residuals = np.log(loss) - self.log_loss
+        return np.where(np.isfinite(residuals), residuals, _OFF)
+
+    def objective(self, theta: Array, weights: Array, delta: float) -> float:
+        """Σ w·huber."""
+        return float((weights * huber(self.residuals(theta), delta)).sum())
+
+    def objectives(self, theta: Array, weights: Array, delta: float) -> Array:
+        """The same of θ [rows, free]: [rows]."""
+        return (weights * huber(self.residuals(theta), delta)).sum(axis=1)
 
 
 class Numeric:
@@ -25,12 +58,7 @@ class Numeric:
 
     def residuals(self, theta: Array) -> Array:
         """From ln L̂ − ln L: θ [rows, free] → [rows, n]."""
-        law = self.law
-        with np.errstate(all="ignore"):  # where a direction is flat, θ may run off
-            constants = {**law.fixed, **dict(zip(law.free, np.exp(theta.T)[..., None], strict=True))}
-            loss = law.form.function(*(law.variables[name] for name in law.form.variables), **constants)
-            residuals = np.log(loss) - self.log_loss
-        return np.where(np.isfinite(residuals), residuals, _OFF)
+        return self.law.residuals(theta)
 
     def state(self, theta: Array) -> tuple[Array, Array]:
         """Residuals [rows, n] and their derivatives by θ [rows, n, free]."""
