@@ -12,9 +12,11 @@ from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
 from isoflop.fit.fitting.numeric import Values, general_draws
 from isoflop.fit.fitting.result import LawFit
-from isoflop.fit.fitting.uncertainty import intervals
+from isoflop.fit.fitting.uncertainty import Progress, intervals, nothing
 from isoflop.fit.law import Convention, Form, Law
 
+SEARCH = 0.7
+"""Share of the time that the search for optima takes."""
 MOST_DRAWS = 400
 """Some 5 ms each."""
 
@@ -28,6 +30,7 @@ def fit_general(
     draws: int,
     seed: int,
     convention: Convention,
+    progress: Progress = nothing,
 ) -> LawFit:
     """Fit any form by its values; see `fit_law` for the arguments.
 
@@ -40,7 +43,7 @@ def fit_general(
     if set(fixed) == set(form.constants):
         raise ValueError("all constants are fixed: nothing is left to fit")
     law = Values(form, runs.variables, np.log(runs.loss), dict(fixed))
-    found = optima(law, runs.weights, delta, seed=seed)
+    found = optima(law, runs.weights, delta, seed=seed, progress=lambda share: progress(SEARCH * share))
     theta, objective = found[0]
     drawn = general_draws(law, theta, runs.weights, delta, min(draws, MOST_DRAWS), seed)
     flat = flat_directions(law, theta, runs.weights, delta, drawn, found)

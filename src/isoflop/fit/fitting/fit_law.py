@@ -15,7 +15,7 @@ from isoflop.fit.fitting.optimum import Optimum, optimum
 from isoflop.fit.fitting.power_sum import PowerSum, Term, exp, power_sum
 from isoflop.fit.fitting.prior import prior_of
 from isoflop.fit.fitting.result import LawFit
-from isoflop.fit.fitting.uncertainty import CHUNK, draw, intervals
+from isoflop.fit.fitting.uncertainty import CHUNK, Progress, draw, intervals, nothing
 from isoflop.fit.law import FORMS, Convention, Law
 
 DELTA = 1e-3
@@ -38,6 +38,7 @@ def fit_law(
     seed: int = 0,
     convention: Convention = "unknown",
     rows: Sequence[object] | None = None,
+    progress: Progress = nothing,
 ) -> LawFit:
     """Fit a law.
 
@@ -56,6 +57,7 @@ def fit_law(
         seed: of the draws.
         convention: which parameters the column N counts.
         rows: what to call each row in messages.
+        progress: told now and then what share of the work is done, 0 to 1.
 
     Raises:
         ValueError: a law that can't be fitted; `BadData` names row and column of a value that can't be.
@@ -84,13 +86,15 @@ def fit_law(
             raise ValueError(f"{form} is no sum of powers: priors= are not for it; fixed= holds a constant")
         if groups is not None or own or isinstance(delta, str):
             raise ValueError(f"{form} is no sum of powers: groups=, own= and delta={LEAST_ABSOLUTE!r} are not for it")
-        return fit_general(FORMS[form], runs, delta, fixed or {}, level, draws, seed, convention)
+        return fit_general(FORMS[form], runs, delta, fixed or {}, level, draws, seed, convention, progress)
     inner_fixed = _to_terms(form, fixed or {})
     law = power_sum(_TERMS[form], runs.variables, groups, own, inner_fixed)
     prior = prior_of(law, priors or {}, form in _COEFFICIENTS)
     problem = law.problem(np.log(runs.loss))
     best = optimum(law, problem, runs, delta, prior)
-    drawn = draw(problem, best.theta, runs.weights, best.width, draws, seed, best.prior, best.noise, best.constants)
+    drawn = draw(
+        problem, best.theta, runs.weights, best.width, draws, seed, best.prior, best.noise, best.constants, progress
+    )
     return _result(form, law, problem, runs, best, drawn, delta, level, convention)
 
 

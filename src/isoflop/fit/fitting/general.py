@@ -16,6 +16,7 @@ from scipy.stats import qmc
 
 from isoflop.fit.fitting.newton import Array, minimise
 from isoflop.fit.fitting.numeric import Numeric, Values
+from isoflop.fit.fitting.uncertainty import Progress, nothing
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "E": (1e-2, 10.0),
@@ -39,6 +40,8 @@ EXPONENTS = ("alpha", "beta", "gamma", "eta")
 SAME = 0.01
 """Relative difference of objectives below which no optimum is preferred. On Muennighoff et al. 2023's 182 runs the
 published optimum, at a sixth of the best R_D*, is 0.13% above the best; other draws of the runs move both by ±5%."""
+DESCENT = 60
+"""Steps down from a start, before those that ended together are one."""
 HOPELESS = 1.1
 """Objective over the best beyond which a minimum is not taken to its last digit."""
 ROUNDING = 1e-6
@@ -49,7 +52,9 @@ APART = 3.0
 """Factor between two optima's values of a constant from which on they are different answers."""
 
 
-def optima(law: Values, weights: Array, delta: float, keep: int = 8, seed: int = 0) -> list[tuple[Array, float]]:
+def optima(
+    law: Values, weights: Array, delta: float, keep: int = 8, seed: int = 0, progress: Progress = nothing
+) -> list[tuple[Array, float]]:
     """Minima found, the best first: (θ, objective). Others than the first are local, or say that little is identified.
 
     Raises:
@@ -66,31 +71,20 @@ def optima(law: Values, weights: Array, delta: float, keep: int = 8, seed: int =
         points = qmc.scale(qmc.Sobol(len(law.free), seed=seed).random(_DRAWS), low, high)
     found: list[tuple[Array, float]] = []
     # a wide δ shows the basins, the asked one the minima at its kinks
-    for width, distance in ((max(delta, 1e-2), 12), (delta, 24)):
+    for half, (width, distance) in enumerate(((max(delta, 1e-2), 12), (delta, 24))):
         values = np.concatenate([law.objectives(part, weights, width) for part in np.array_split(points, 32)])
         starts = points[_apart(points, values, (high - low) / distance, 4 * keep)]
         # the best start need not lie in the best basin: a narrow one shows only from inside
-        starts = np.array([_descend(law, start, weights, width) for start in starts])
-        values = np.array([law.objective(start, weights, width) for start in starts])
+        starts, values = minimise(Numeric(law), starts, weights[None], width, widest=0.0, tolerance=1e-6, steps=DESCENT)
         chosen = starts[_apart(starts, values, (high - low) / 1000, keep)]
         chosen, values = minimise(Numeric(law), chosen, weights[None], delta, widest=0.0, tolerance=1e-6)
-        for theta, value in zip(chosen, values.tolist(), strict=True):
+        for done, (theta, value) in enumerate(zip(chosen, values.tolist(), strict=True)):
+            progress((half + (done + 1) / (len(chosen) + 1)) / 2)
             if value < HOPELESS * values.min():
                 theta, value = polish(law, theta, weights, delta)
             if all(np.abs(theta - other).max() > 1e-3 for other, _ in found):
                 found.append((theta, value))
     return sorted(found, key=lambda item: item[1])
-
-
-def _descend(law: Values, theta: Array, weights: Array, width: float) -> Array:
-    """From θ some steps down (trust region, derivatives by differences), with Huber's δ = width."""
-    root = np.sqrt(weights)
-    try:
-        return least_squares(
-            lambda x: root * law.residuals(x), theta, loss="huber", f_scale=width, max_nfev=40, xtol=1e-6, ftol=1e-6
-        ).x
-    except (ValueError, np.linalg.LinAlgError):  # no value or no derivative there
-        return theta
 
 
 def polish(law: Values, theta: Array, weights: Array, delta: float, rounds: int = 4) -> tuple[Array, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,14 @@ from isoflop.fit.fitting.prior import Prior, weighed
 
 MANY = 5000
 """Runs from which on draws come from the asymptotic normal distribution: a bootstrap's cost is runs × draws."""
+Progress = Callable[[float], None]
+"""Told what share of a fit is done, 0 to 1."""
+
+
+def nothing(share: float) -> None:
+    """Progress that nobody looks at."""
+
+
 CHUNK = 120_000
 """Runs × resamples solved side by side: what fits into a processor's cache."""
 
@@ -26,6 +34,7 @@ def draw(
     prior: Prior | None = None,
     noise: float = 0.0,
     constants: float | None = None,
+    progress: Progress = nothing,
 ) -> Array:
     """θ drawn from its uncertainty [draws, parameters].
 
@@ -48,6 +57,7 @@ def draw(
         seed: of the draws.
         prior: of the constants, with the `noise` (standard deviation of ln L) that it is weighed by.
         constants: how many the runs fit; default: all.
+        progress: told what share is done.
     """
     n = len(problem.log_loss)
     constants = float(len(theta)) if constants is None else constants
@@ -83,6 +93,7 @@ def draw(
         mine = None if prior is None or means is None else replace(prior, mean=means[first:last])
         resampled = drawn * weights
         found[first:last], _ = minimise(problem, start, resampled, delta, widest=0.0, tolerance=1e-9, penalty=mine)
+        progress(last / draws)
     found -= centre
     found[:counted] *= (n / max(n - constants, 1)) ** 0.25
     return theta + found
