@@ -454,6 +454,7 @@ def test_compare_warns_of_few_runs_on_stderr(tmp_path: Path) -> None:
     two = table(tmp_path / "two.csv", [{"N": n, "D": 1e18 / 6 / n, "loss": 10 / n**0.07} for n in (1e7, 2e7)])
     found = read("compare", "1B:20B", "2B:10B", "--runs", two, warned=True)
     assert any("2 runs" in warning for warning in found["warnings"])
+    assert found["sure"] is None and found["reason"].startswith("A guess, for the runs leave the law open")
 
 
 @pytest.mark.parametrize(
