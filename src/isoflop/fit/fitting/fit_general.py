@@ -46,6 +46,8 @@ def fit_general(
     found = optima(law, runs.weights, delta, seed=seed, progress=lambda share: progress(SEARCH * share))
     theta, objective = found[0]
     drawn = general_draws(law, theta, runs.weights, delta, min(draws, MOST_DRAWS), seed)
+    # for the constants that the residuals were fitted with
+    drawn = theta + (drawn - theta) * np.sqrt(len(runs) / max(len(runs) - len(theta), 1))
     flat = flat_directions(law, theta, runs.weights, delta, drawn, found)
     few = len(runs) < len(theta) + FEW
 
