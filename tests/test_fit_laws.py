@@ -60,7 +60,7 @@ def test_planted_laws_come_back_without_noise(form: str) -> None:
 
 @pytest.mark.parametrize("form", PLANTED)
 def test_planted_laws_lie_inside_the_intervals(form: str) -> None:
-    # 90% intervals of each constant over a few seeds: of 8 to 28 of them, correlated, fewer than two thirds inside is no accident
+    # 90% intervals over a few seeds: fewer than two thirds of 8 to 28 inside is no accident, correlated as they are
     inside = []
     for seed in range(4):
         found = fit(form, noise=1e-3, seed=seed)
@@ -76,18 +76,15 @@ def test_planted_laws_lie_inside_the_intervals(form: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["kaplan-ns", "kaplan-nd"])
-def test_intervals_cover_what_they_claim(form: str) -> None:
-    names = PLANTED[form]
+def test_intervals_cover_what_they_claim() -> None:
+    names = PLANTED["kaplan-ns"]
     inside = dict.fromkeys(names, 0)
-    repeats = 120 if form == "kaplan-nd" else 600
-    for seed in range(repeats):
-        found = fit(form, noise=2e-3, seed=seed)
+    for seed in range(400):
+        found = fit("kaplan-ns", noise=2e-3, seed=seed)
         for name, truth in names.items():
             low, high = found.intervals[name]
             inside[name] += low <= truth <= high
-    slack = 0.02 + 2 * math.sqrt(0.09 / repeats)
-    assert all(abs(count / repeats - 0.9) < 0.02 + slack for count in inside.values()), inside
+    assert all(0.85 <= count / 400 <= 0.95 for count in inside.values()), inside
 
 
 @pytest.mark.parametrize("form", ["kaplan-nd", "muennighoff"])
