@@ -100,8 +100,8 @@ def from_a_grid(columns: Columns, starts: int, exact: bool) -> tuple[float, floa
 
     def with_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
         state = problem.state(theta[None])
-        weighted = (np.clip(state[0], -DELTA, DELTA)[..., None] * state[1]).reshape(1, -1)
-        return float(huber(state[0], DELTA).sum()), (weighted @ design.reshape(-1, 5))[0]
+        slope = problem.slope(state[1][0])
+        return float(huber(state[0], DELTA).sum()), np.clip(state[0][0], -DELTA, DELTA) @ slope
 
     grid = np.array(list(itertools.product(*GRID.values())))
     chosen = grid[np.random.default_rng(0).choice(len(grid), starts, replace=False)]

@@ -170,7 +170,10 @@ def test_plan_without_law_or_runs() -> None:
     found = read("plan", "--flops", "1e21")
     assert 15 <= found["D"] / found["N"] <= 27
     assert 6 * found["N"] * found["D"] == pytest.approx(1e21, rel=1e-9)
-    assert found["L"] is None and "L" not in found["intervals"], "no law, no loss"
+    low, high = found["intervals"]["L"]
+    assert 2.2 < low < found["L"] < high < 2.4, "published laws say 2.29 to 2.35"
+    assert high - low > 0.05, "the corpus is not Chinchilla's"
+    assert any("Chinchilla's corpus and tokenizer" in told for told in found["warnings"])
     surrounded(found)
     low, high = found["intervals"]["N"]
     assert low < found["N"] / 1.1 and found["N"] * 1.1 < high
@@ -451,6 +454,7 @@ def test_compare_warns_of_few_runs_on_stderr(tmp_path: Path) -> None:
     two = table(tmp_path / "two.csv", [{"N": n, "D": 1e18 / 6 / n, "loss": 10 / n**0.07} for n in (1e7, 2e7)])
     found = read("compare", "1B:20B", "2B:10B", "--runs", two, warned=True)
     assert any("2 runs" in warning for warning in found["warnings"])
+    assert found["sure"] is None and found["reason"].startswith("A guess, for the runs leave the law open")
 
 
 @pytest.mark.parametrize(

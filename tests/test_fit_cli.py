@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from fits import BESIROGLU, DATA, grid, hoffmann
 from isoflop.cli import app
+from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.record import Point, RecordLog
 
 KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "warnings"]
@@ -120,6 +122,78 @@ def test_for_people(tmp_path: Path) -> None:
     assert "unknown" in run(six, "--draws", 20).stdout and "inf" not in run(six, "--draws", 20).stdout
 
 
+def test_approach_2_is_shown_beside_approach_3(tmp_path: Path) -> None:
+    sizes = 2.0 ** (np.arange(7) - 3)
+    rows = []
+    for C in (1e18, 1e19, 1e20):
+        N = 0.3 * C**0.5 / 4 * sizes
+        rows += [(n, C / 6 / n, float(hoffmann(n, C / 6 / n))) for n in N]
+    noise = np.random.default_rng(0).normal(0, 1e-3, len(rows))
+    lines = [f"{n},{d},{loss * np.exp(e)}" for (n, d, loss), e in zip(rows, noise, strict=True)]
+    path = tmp_path / "profiles.csv"
+    path.write_text("\n".join(["N,tokens,loss", *lines]))
+    text = run(path, "--draws", 50).stdout
+    found = {name: float(a) for name, a in re.findall(r"(approach \d)\s+(\d\.\d+) \(\d\.\d+–\d\.\d+\)", text)}
+    assert found.keys() == {"approach 2", "approach 3"}
+    truth = BESIROGLU["beta"] / (BESIROGLU["alpha"] + BESIROGLU["beta"])
+    assert all(abs(a - truth) < 0.05 for a in found.values())
+    named = run(path, "--draws", 20, "--budgets", "1e18,1e20").stdout
+    assert "approach 2 (parabola): 7 of 21 rows left out" in named
+    assert told(path, "--budgets", "1e18,small").startswith(
+        "--budgets: expected positive numbers between commas, got 'sm"
+    )
+
+
+def test_no_frontier_of_a_law_that_the_runs_leave_open(tmp_path: Path) -> None:
+    path = table(tmp_path / "runs.csv")
+    path.write_text("\n".join(path.read_text().splitlines()[:3]))
+    text = run(path, "--draws", 20).stdout
+    assert "fitted to 2 runs" in text and "approach 3 (this law) has no opinion" in text
+    assert "approach 2 (minima of isoFLOP profiles) has no opinion" in text and "N at" not in text
+
+
+def test_priors_from_the_shell(tmp_path: Path) -> None:
+    path = table(tmp_path / "runs.csv", flag=[i < 8 for i in range(20)])
+    lines = path.read_text().splitlines()
+    noisy = [line.split(",") for line in lines[1:]]
+    noise = np.random.default_rng(2).normal(0, 5e-3, len(noisy))
+    rows = [f"{n},{d},{float(loss) * np.exp(e)}" for (n, d, loss, _), e in zip(noisy, noise, strict=True)]
+    path.write_text("\n".join(["N,tokens,loss", *rows]))
+    alone = fitted(path)
+    held = fitted(path, "--prior", "alpha=0.3478:0.001", "--prior", "ln B=7.64:0.01")
+    assert held["parameters"]["alpha"] == pytest.approx(0.3478, abs=2e-3)
+    assert held["standard_errors"]["B"] < 0.1 * alone["standard_errors"]["B"]
+    assert any(line.startswith("alpha rests on its prior") for line in held["warnings"])
+
+
+def test_a_bar_only_for_who_sees_it_and_only_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from isoflop.cli import progress
+
+    def shown(terminal: bool, seconds: float, wanted: bool = True) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=terminal, width=80)
+        monkeypatch.setattr("rich.console.Console", lambda stderr: console)
+        clock = iter([0.0, *[seconds] * 9])
+        monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock, seconds))
+        with progress.progress_bar("fitting", wanted) as tell:
+            tell(0.25)
+            tell(0.5)
+        return stream.getvalue()
+
+    assert "fitting" in shown(True, 1.5) and "50%" in shown(True, 1.5)
+    assert shown(True, 0.5) == shown(False, 1.5) == shown(True, 1.5, wanted=False) == ""
+
+
+def test_progress_is_told_to_the_end() -> None:
+    N, D = grid(5, 4)
+    columns = {"N": N, "D": D, "loss": hoffmann(N, D)}
+    shares: list[float] = []
+    fit_law("hoffmann", columns, draws=9000, progress=shares.append)
+    assert len(shares) >= 2 and shares == sorted(shares) and shares[-1] == 1.0
+
+
 def a_record(
     folder: Path, run_id: str, parameters: dict[str, Any], losses: list[dict[str, float]], tokens: int
 ) -> None:
@@ -169,6 +243,9 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
         (["--fix", "gamma=1"], "expected one of the law's constants E, A, alpha, B, beta, got 'gamma'"),
         (["--fix", "E=low"], "--fix E: expected a number, got 'low'"),
         (["--fix", "E=-1"], r"fixed E: expected a positive number, got -1.0"),
+        (["--prior", "alpha=0.34"], "--prior alpha: expected MEAN:SD, such as 0.34:0.05, got '0.34'"),
+        (["--prior", "alpha=0.34:x"], "--prior alpha: expected a number, got 'x'"),
+        (["--prior", "gamma=1:1"], "priors: expected one of E, ln E, A, ln A, alpha, B, ln B, beta, got 'gamma'"),
         (["--where", "__import__('os')"], "--where: expected column, comparison .*"),
         (["--where", "N>1e30"], "--where 'N>1e30' leaves none of 20 runs"),
         (["--n", "big"], "--n: expected one of total, trainable, non_embedding, .*, got 'big'"),

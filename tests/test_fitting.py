@@ -15,6 +15,7 @@ from isoflop.fit.fitting import fit_law as fitting
 from isoflop.fit.fitting.data import check_runs
 from isoflop.fit.fitting.fit_law import LawFit, fit_law
 from isoflop.fit.fitting.newton import huber, minimise
+from isoflop.fit.fitting.optimum import optimum
 from isoflop.fit.frontier.optimum import optimal_allocation
 
 CHINCHILLA = 5.76e23
@@ -263,9 +264,8 @@ def beaten(columns: dict[str, np.ndarray], starts: int, seed: int) -> float:
     """By what share of the objective the best of random starts lies below the fit; negative: it does not."""
     runs = check_runs(columns, ("N", "D"))
     law = fitting.power_sum(fitting._TERMS["hoffmann"], runs.variables)
-    log_loss = np.log(runs.loss)
-    problem = law.problem(log_loss)
-    _, objective, _ = fitting._optimum(law, problem, runs, log_loss, 1e-3)
+    problem = law.problem(np.log(runs.loss))
+    objective = optimum(law, problem, runs, 1e-3).objective
     rng = np.random.default_rng(seed)
     low, high = np.log([0.02, 3])
     theta = np.empty((starts, 5))

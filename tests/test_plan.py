@@ -124,7 +124,6 @@ def test_without_anything_it_is_the_prior() -> None:
     answer = plan(1e21)
     assert answer.tokens_per_param == pytest.approx(20)
     assert pytest.approx(1e21) == answer.N * answer.D * 6
-    assert answer.L is None
     assert answer.intervals is not None
     low, high = answer.intervals["N"]
     assert np.log(high / answer.N) == pytest.approx(1.2816 * RATIO_SD / 2, rel=1e-2)
@@ -177,7 +176,7 @@ def test_fixed_tokens() -> None:
     answer = plan(1e22, tokens=1e12)
     assert answer.D == 1e12
     assert pytest.approx(1e22 / 6e12) == answer.N
-    assert answer.intervals is None
+    assert answer.intervals is not None and set(answer.intervals) == {"L"}  # N and D follow from what is given
     assert any("the optimum would be" in note for note in answer.notes)
     with_law = plan(1e22, law=drawn(), tokens=1e12)
     assert with_law.intervals is not None
@@ -220,7 +219,7 @@ def test_a_ladder_without_profiles_leaves_the_prior_and_says_so() -> None:
     answer = plan(1e21, own=own)
     assert answer.tokens_per_param == pytest.approx(20)
     assert any("own runs are not used: train at least three sizes" in note for note in answer.notes)
-    assert "without own runs" in answer.method
+    assert answer.method.startswith("what published families of models showed")
 
 
 def test_scattered_runs_show_their_fit_beside_the_prior() -> None:
@@ -237,7 +236,7 @@ def test_a_plan_prints_without_a_loss_it_does_not_know() -> None:
     text = str(plan(1e21))
     assert "nan" not in text
     assert "[2.16B, 3.85B] 80%" in text
-    assert "by: the MAP line" in text
+    assert "by: what published families of models showed: 20 tokens per parameter" in text
     assert "kaplan2020-allocation" in text
 
 
@@ -524,3 +523,58 @@ def test_laws_beyond_hoffmanns_compare() -> None:
     assert rows[0].loss == pytest.approx(float(published("muennighoff2023").law.loss(N=1e9, D=2e10, U=2e10)))  # type: ignore[union-attr]
     gadre = Law(FORMS["gadre"], {"E": 1.8, "a": 60.0, "b": 80.0, "eta": 0.12})
     assert compare_options(["1B:20B", "500M:40B"], gadre).rows[0].compute_factor >= 1
+
+
+# -- the loss of a plan ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("C", [1e17, 1e19, 1e21, 1e23])
+def test_the_loss_of_a_plan_without_runs_covers_what_other_corpora_reach(C: float) -> None:
+    answer = plan(C)
+    assert answer.L is not None and answer.intervals is not None
+    low, high = answer.intervals["L"]
+    assert low < answer.L < high
+    for name in ("besiroglu2024", "hoffmann2022-approach3-unrounded"):
+        law = published(name).law
+        assert law is not None
+        assert low < float(law.loss(N=answer.N, D=answer.D)) < high
+
+
+def test_the_loss_of_a_plan_by_own_runs_is_that_of_their_law() -> None:
+    law = besiroglu()
+    runs = sweep(law, [1e18, 3e18, 1e19, 3e19], noise=0.003)
+    answer = plan(1e21, own=runs, convention="total")
+    assert answer.L is not None and answer.intervals is not None
+    truth = float(law.loss(N=answer.N, D=answer.D))
+    low, high = answer.intervals["L"]
+    assert low <= truth <= high and high - low < 0.3
+    assert any(note.startswith("the loss is that of E + A/N^α + B/D^β fitted to all own runs") for note in answer.notes)
+
+
+def test_no_loss_where_nothing_gives_one() -> None:
+    for answer, why in (
+        (plan(1e12), "L is open: 1e+12 FLOPs are beyond"),
+        (plan(1e21, own={"N": [1e7, 3e7, 1e8], "D": [2e8, 6e8, 2e9], "loss": [4.2, 3.8, 3.4]}), "L is open: the own"),
+    ):
+        assert answer.L is None and answer.intervals is not None and "L" not in answer.intervals
+        assert any(note.startswith(why) for note in answer.notes)
+    assert plan(1e21, unique_tokens=1e9).L is None
+    assert plan(1e21, law="deepseek2024").L is None
+
+
+def test_a_tiny_budget_is_doubted_and_its_size_not_counted_otherwise() -> None:
+    answer = plan(1e9)
+    assert not any(row.name.startswith("N counted") for row in answer.alternatives)
+    assert any(note.endswith("is the budget in FLOPs?") for note in answer.notes)
+    assert any(note.startswith("N is not counted otherwise") for note in answer.notes)
+    assert any(row.name == "N counted total" for row in plan(1e17).alternatives)
+    assert not any("FLOPs?" in note for note in plan(1e17).notes)
+
+
+def test_own_runs_are_called_as_the_user_knows_them() -> None:
+    with pytest.raises(ValueError, match=r"^line 7 of runs\.csv, column 'loss': expected a positive number"):
+        plan(
+            1e21,
+            own={"N": [1e7, 3e7], "D": [2e8, 6e8], "loss": [4.2, -1]},
+            rows=["line 6 of runs.csv", "line 7 of runs.csv"],
+        )

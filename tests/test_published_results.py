@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from isoflop.fit import FORMS, Law
 from isoflop.fit import laws_kaplan as kaplan
 from isoflop.fit.fitting.gadre import fit_gadre, fit_gadre_error
-from isoflop.fit.fitting.general import Values, flat_directions, general_draws, optima, polish
+from isoflop.fit.fitting.general import flat_directions, optima, polish
+from isoflop.fit.fitting.numeric import Values, general_draws
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 DELTA = 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from isoflop.fit.planning.options import Comparison
 
 DEFAULT_LAW = "chinchilla-refit"
+OPEN = "A guess, for the runs leave the law open (warnings above); without --runs a published law answers."
 
 
 def compare(
@@ -58,6 +60,8 @@ def compare(
             fitted = fit_law("hoffmann", table.columns, rows=table.rows, convention=convention)
             chosen, warnings = fitted.law, fitted.warnings
         compared = compare_options(options, chosen, level=level)
+        if own is not None and chosen.draws is None:
+            compared = replace(compared, sentence=f"{OPEN} {compared.sentence}")
     except (ValueError, OSError) as error:
         typer.echo(f"isoflop compare: {error}", err=True)
         raise typer.Exit(1) from None

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from isoflop.cli.text import finite, pairs
+from isoflop.cli.progress import progress_bar
+from isoflop.cli.text import amounts, finite, pairs, say
 
 
 def fit(
@@ -29,6 +30,12 @@ def fit(
     fix: Annotated[
         list[str] | None, typer.Option(metavar="CONSTANT=VALUE", help="Hold a constant, such as alpha=0.34.")
     ] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONSTANT=MEAN:SD", help="What is known of a constant before: alpha=0.34:0.05, 'ln A=6:0.5'."
+        ),
+    ] = None,
     level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
     n_convention: Annotated[
@@ -37,14 +44,16 @@ def fit(
     loss: Annotated[
         str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
     ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(metavar="FLOPS,…", help="Nominal budgets of isoFLOP profiles: 6e18,1e19 (for approach 2 beside)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Fit a scaling law to finished runs.
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from rich.console import Console
-
     from isoflop.fit.fitting.fit_law import FITTED, fit_law
     from isoflop.fit.fitting.table import read_table
     from isoflop.fit.law import FORMS
@@ -55,8 +64,20 @@ def fit(
         table = read_table(runs, (*FORMS[law].variables, "loss"), pairs("--column", column), where, n_convention, loss)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
-        with Console(stderr=True).status("fitting, and again to resampled runs …"):
-            fitted = fit_law(law, table.columns, delta=width, fixed=fixed, level=level, draws=draws, rows=table.rows)
+        nominal = None if budgets is None else amounts("--budgets", budgets)
+        known = {name: _mean_and_sd(f"--prior {name}", value) for name, value in pairs("--prior", prior).items()}
+        with progress_bar("fitting, and again to resampled runs", wanted=not as_json) as progress:
+            fitted = fit_law(
+                law,
+                table.columns,
+                delta=width,
+                fixed=fixed,
+                priors=known,
+                level=level,
+                draws=draws,
+                rows=table.rows,
+                progress=progress,
+            )
     except (ValueError, OSError) as error:
         typer.echo(f"isoflop fit: {error}", err=True)
         raise typer.Exit(1) from None
@@ -67,24 +88,37 @@ def fit(
 
     print_fit(fitted, table.taken)
     if law == "hoffmann":
-        typer.echo(_beside_approach_2(table.columns, fitted))
+        _print_approaches(table.columns, fitted, nominal)
 
 
-def _beside_approach_2(columns: Any, fitted: Any) -> str:
+def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) -> None:
     """Hoffmann's second approach, minima of isoFLOP profiles, beside the parametric third; or why there is none."""
     import numpy as np
 
     from isoflop.fit.approaches.compare import approach_3, compare_approaches
     from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
+    from isoflop.show.fit import print_approaches
 
     N, D, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "loss"))
+    C = 6 * N * D
+    approaches, said = [], []
     try:
-        profiles = isoflop_profiles(6 * N * D, N, D, L, level=fitted.level)
-        return (
-            f"\n{compare_approaches([profiles, approach_3(fitted.law, fitted.level)], float((6 * N * D).max()) * 10)}"
-        )
+        approaches.append(isoflop_profiles(C, N, D, L, budgets=budgets, level=fitted.level))
     except ValueError as reason:
-        return f"Approach 2 (isoFLOP profiles) has no opinion: {reason}"
+        told = str(reason).replace(
+            "pass budgets=, or a smaller tolerance", "name the nominal ones with --budgets, such as 6e18,1e19"
+        )
+        said.append(f"approach 2 (minima of isoFLOP profiles) has no opinion: {told}")
+    if fitted.law.draws is None:
+        said.append("approach 3 (this law) has no opinion: a law that the runs leave open has no frontier")
+    else:
+        approaches.append(approach_3(fitted.law, fitted.level))
+    if approaches:
+        compared = compare_approaches(approaches, float(C.max()) * 10)
+        print_approaches(compared, fitted.level)
+        said = [*compared.warnings, *said]
+    for line in said:
+        say(f"! {line}", indent=2)
 
 
 def as_object(fitted: Any) -> dict[str, Any]:
@@ -99,6 +133,13 @@ def as_object(fitted: Any) -> dict[str, Any]:
         "n": fitted.n,
         "warnings": list(fitted.warnings),
     }
+
+
+def _mean_and_sd(option: str, text: str) -> tuple[float, float]:
+    mean, separator, sd = text.partition(":")
+    if not separator:
+        raise ValueError(f"{option}: expected MEAN:SD, such as 0.34:0.05, got {text!r}")
+    return _number(option, mean), _number(option, sd)
 
 
 def _number(option: str, text: str) -> float:

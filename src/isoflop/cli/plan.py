@@ -98,6 +98,7 @@ def plan(
             unique_tokens=unique_tokens,
             level=level,
             convention=convention,
+            rows=None if own is None else own.rows,
         )
     except (ValueError, OSError) as error:
         typer.echo(f"isoflop plan: {error}", err=True)

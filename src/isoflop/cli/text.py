@@ -28,6 +28,21 @@ def amount_or_none(text: str) -> float:
     return number
 
 
+def amounts(option: str, text: str) -> list[float]:
+    """Positive numbers between commas.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(amount(part))
+        except typer.BadParameter:
+            raise ValueError(f"{option}: expected positive numbers between commas, got {part!r} in {text!r}") from None
+    return found
+
+
 def _number(text: str) -> float:
     # Some versions of Typer give an option's default, a number, to its parser too
     bare = str(text).strip().replace(",", "").replace("_", "")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from isoflop.fit.approaches.compare import Comparison
     from isoflop.fit.fitting.fit_law import LawFit
 
 
@@ -24,7 +25,8 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
 
     console = Console()
     read = ", ".join(what if what == name else f"{what} from {name}" for what, name in taken.items())
-    console.print(Text.assemble((fitted.law.form.text, "bold"), f"   fitted to {fitted.n} runs ({read})"))
+    n = f"{fitted.n} run{'s' if fitted.n > 1 else ''}"
+    console.print(Text.assemble((fitted.law.form.text, "bold"), f"   fitted to {n} ({read})"))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name, side in (("", "left"), ("value", "right"), ("standard error", "right"), (f"{fitted.level:.0%}", "right")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -43,3 +45,30 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
     )
     for warning in fitted.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+
+
+def print_approaches(compared: Comparison, level: float) -> None:
+    """Print what the approaches say of the frontier, for people; at most 80 columns.
+
+    Args:
+        compared: approaches at one budget.
+        level: of their intervals.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from isoflop.fit.frontier.allocation import short
+
+    def cell(value: float, interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:
+        return write(value) + (f" ({write(interval[0])}–{write(interval[1])})" if interval else "")
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    heads = (f"{level:.0%} intervals", "a in N ∝ C^a", f"N at {compared.C:.2g} FLOPs", "D there")
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in compared.rows:
+        a = cell(row.a, row.a_interval, lambda value: f"{value:.2f}")
+        N, D = cell(row.N, row.N_interval, short), cell(row.D, row.D_interval, short)
+        table.add_row(row.name.split(" (")[0], a, N, D)
+    Console().print(table)

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from isoflop.fit.fitting.data import BadData, check_runs
 from isoflop.fit.fitting.extrapolation_result import Extrapolation
 from isoflop.fit.fitting.fit_law import LawFit, fit_law
+from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
-from isoflop.fit.fitting.uncertainty import FEW
 from isoflop.fit.law import FORMS
 from isoflop.fit.laws import TRAINING_FLOPS
 

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from isoflop.fit.fitting.data import Runs
-from isoflop.fit.fitting.general import Values, flat_directions, general_draws, optima, polish
+from isoflop.fit.fitting.general import flat_directions, optima, polish
+from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
+from isoflop.fit.fitting.numeric import Values, general_draws
 from isoflop.fit.fitting.result import LawFit
-from isoflop.fit.fitting.uncertainty import FEW, intervals
+from isoflop.fit.fitting.uncertainty import Progress, intervals, nothing
 from isoflop.fit.law import Convention, Form, Law
 
-MOST_DRAWS = 100
-"""Each is a search of its own, some 20 ms."""
+SEARCH = 0.7
+"""Share of the time that the search for optima takes."""
+MOST_DRAWS = 400
+"""Some 5 ms each."""
 
 
 def fit_general(
@@ -26,6 +30,7 @@ def fit_general(
     draws: int,
     seed: int,
     convention: Convention,
+    progress: Progress = nothing,
 ) -> LawFit:
     """Fit any form by its values; see `fit_law` for the arguments.
 
@@ -38,9 +43,11 @@ def fit_general(
     if set(fixed) == set(form.constants):
         raise ValueError("all constants are fixed: nothing is left to fit")
     law = Values(form, runs.variables, np.log(runs.loss), dict(fixed))
-    found = optima(law, runs.weights, delta, seed=seed)
+    found = optima(law, runs.weights, delta, seed=seed, progress=lambda share: progress(SEARCH * share))
     theta, objective = found[0]
     drawn = general_draws(law, theta, runs.weights, delta, min(draws, MOST_DRAWS), seed)
+    # for the constants that the residuals were fitted with
+    drawn = theta + (drawn - theta) * np.sqrt(len(runs) / max(len(runs) - len(theta), 1))
     flat = flat_directions(law, theta, runs.weights, delta, drawn, found)
     few = len(runs) < len(theta) + FEW
 

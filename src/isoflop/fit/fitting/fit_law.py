@@ -9,21 +9,18 @@ from numpy.typing import ArrayLike
 
 from isoflop.fit.fitting.data import Runs, check_runs
 from isoflop.fit.fitting.fit_general import fit_general
-from isoflop.fit.fitting.lad import least_absolute
+from isoflop.fit.fitting.identified import not_identified, resting, too_few, undetermined
 from isoflop.fit.fitting.newton import Array, Problem, minimise
+from isoflop.fit.fitting.optimum import Optimum, optimum
 from isoflop.fit.fitting.power_sum import PowerSum, Term, exp, power_sum
+from isoflop.fit.fitting.prior import prior_of
 from isoflop.fit.fitting.result import LawFit
-from isoflop.fit.fitting.search import starts
-from isoflop.fit.fitting.uncertainty import CHUNK, FEW, draw, intervals, not_identified, undetermined
+from isoflop.fit.fitting.uncertainty import CHUNK, Progress, draw, intervals, nothing
 from isoflop.fit.law import FORMS, Convention, Law
 
 DELTA = 1e-3
 """Hoffmann et al. 2022, section 3.3."""
 LEAST_ABSOLUTE = "lad"
-SAME = 1e-3
-"""Starts that the continuation in δ has brought this near each other go on as one."""
-LOST = 1e-2
-"""Share of the loss below which a term may have been overlooked: it is looked for again."""
 
 
 def fit_law(
@@ -33,6 +30,7 @@ def fit_law(
     weights: ArrayLike | None = None,
     delta: float | str = DELTA,
     fixed: Mapping[str, float] | None = None,
+    priors: Mapping[str, tuple[float, float]] | None = None,
     groups: Sequence[str] | None = None,
     own: Sequence[str] = (),
     level: float = 0.9,
@@ -40,6 +38,7 @@ def fit_law(
     seed: int = 0,
     convention: Convention = "unknown",
     rows: Sequence[object] | None = None,
+    progress: Progress = nothing,
 ) -> LawFit:
     """Fit a law.
 
@@ -49,6 +48,8 @@ def fit_law(
         weights: of the runs; default: all alike.
         delta: of Huber's loss on ln L̂ − ln L; "lad": least absolute deviations.
         fixed: constants held at a value.
+        priors: (mean, standard deviation) of a Gaussian by constant, such as "alpha" or "E", or by "ln A" for one on a
+            logarithm. They are weighed against the runs by the noise that these show (`prior`).
         groups: a label a run (its dataset, its family) …
         own: … and the constants of which each group has its own.
         level: of the intervals.
@@ -56,6 +57,7 @@ def fit_law(
         seed: of the draws.
         convention: which parameters the column N counts.
         rows: what to call each row in messages.
+        progress: told now and then what share of the work is done, 0 to 1.
 
     Raises:
         ValueError: a law that can't be fitted; `BadData` names row and column of a value that can't be.
@@ -77,36 +79,23 @@ def fit_law(
     runs = check_runs(columns, FORMS[form].variables, weights, rows)
     if groups is not None and len(groups) != len(runs):
         raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
+    if priors and isinstance(delta, str):
+        raise ValueError(f"priors= expects Huber's loss, got delta={LEAST_ABSOLUTE!r}: take a small one, such as 1e-5")
     if form in _GENERAL:
+        if priors:
+            raise ValueError(f"{form} is no sum of powers: priors= are not for it; fixed= holds a constant")
         if groups is not None or own or isinstance(delta, str):
             raise ValueError(f"{form} is no sum of powers: groups=, own= and delta={LEAST_ABSOLUTE!r} are not for it")
-        return fit_general(FORMS[form], runs, delta, fixed or {}, level, draws, seed, convention)
+        return fit_general(FORMS[form], runs, delta, fixed or {}, level, draws, seed, convention, progress)
     inner_fixed = _to_terms(form, fixed or {})
     law = power_sum(_TERMS[form], runs.variables, groups, own, inner_fixed)
-    log_loss = np.log(runs.loss)
-    problem = law.problem(log_loss)
-    theta, objective, width = _optimum(law, problem, runs, log_loss, delta)
-    drawn = draw(problem, theta, runs.weights, width, draws, seed)
-    return _result(form, law, problem, runs, theta, drawn, objective, width, delta, level, convention)
-
-
-def _optimum(
-    law: PowerSum, problem: Problem, runs: Runs, log_loss: Array, delta: float | str
-) -> tuple[Array, float, float]:
-    width = 1e-6 if isinstance(delta, str) else float(delta)
-    found, objectives = minimise(
-        problem, starts(law, log_loss, runs.weights, width), runs.weights[None], width, merge=SAME
+    prior = prior_of(law, priors or {}, form in _COEFFICIENTS)
+    problem = law.problem(np.log(runs.loss))
+    best = optimum(law, problem, runs, delta, prior)
+    drawn = draw(
+        problem, best.theta, runs.weights, best.width, draws, seed, best.prior, best.noise, best.constants, progress
     )
-    theta, objective = found[objectives.argmin()], float(objectives.min())
-    _, (share,) = problem.state(theta[None])
-    if share.max(axis=0).min() < LOST and law.is_exponent[law.free].any():
-        again = starts(law, log_loss, runs.weights, width, around=theta)
-        found, objectives = minimise(problem, again, runs.weights[None], width)
-        if objectives.min() < objective:
-            theta, objective = found[objectives.argmin()], float(objectives.min())
-    if isinstance(delta, str):
-        theta, objective = least_absolute(problem, theta, runs.weights)
-    return theta, objective, width
+    return _result(form, law, problem, runs, best, drawn, delta, level, convention)
 
 
 def _result(
@@ -114,15 +103,13 @@ def _result(
     law: PowerSum,
     problem: Problem,
     runs: Runs,
-    theta: Array,
+    best: Optimum,
     drawn: Array,
-    objective: float,
-    width: float,
     delta: float | str,
     level: float,
     convention: Convention,
 ) -> LawFit:
-    names = law.names
+    names, theta, prior = law.names, best.theta, best.prior
     point = dict(zip(names, _from_terms(form, law, law.constants(theta[None]))[0].tolist(), strict=True))
     values = _from_terms(form, law, law.constants(drawn))
     spread = dict(zip(names, values.T, strict=True))
@@ -132,8 +119,8 @@ def _result(
     def of_first(values: Mapping[str, object]) -> dict[str, object]:
         return {name: values.get(name + label, values.get(name)) for name in FORMS[form].constants}
 
-    open_ = undetermined(law, problem, theta, drawn)
-    unknown = set(law.free_names) if len(runs) < len(theta) + FEW else set(open_)
+    open_ = undetermined(law, problem, theta, drawn, prior, best.constants)
+    unknown = set(law.free_names) if too_few(len(runs), best.constants) else set(open_)
     between = intervals(spread, level) | dict.fromkeys(unknown, (0.0, np.inf))
     errors = {name: 0.0 if name in law.fixed else float(v.std()) for name, v in spread.items()}
     errors |= dict.fromkeys(unknown, np.inf)
@@ -146,9 +133,11 @@ def _result(
             left = np.repeat(runs.weights[None], len(out), axis=0)
             left[np.arange(len(out)), out] = 0
             start = np.repeat(theta[None], len(out), axis=0)
-            moved[out], _ = minimise(problem, start, left, width, widest=0.0, tolerance=1e-10)
+            moved[out], _ = minimise(problem, start, left, best.width, widest=0.0, tolerance=1e-10, penalty=best.prior)
         return (moved - theta) / np.maximum(drawn.std(axis=0), 1e-300)
 
+    held = () if prior is None else prior.names
+    said = not_identified(law, inner, float(runs.loss.min()), len(runs), open_, best.constants, held)
     return LawFit(
         law=Law(
             FORMS[form],
@@ -162,11 +151,11 @@ def _result(
         intervals=between,
         level=level,
         covariance=np.cov(values.T).reshape(len(names), len(names)),
-        objective=objective,
-        delta=0.0 if isinstance(delta, str) else width,
+        objective=best.objective,
+        delta=0.0 if isinstance(delta, str) else best.width,
         n=len(runs),
         residuals=problem.residuals(theta[None])[0],
-        warnings=(*runs.warnings, *not_identified(law, inner, float(runs.loss.min()), len(runs), open_)),
+        warnings=(*runs.warnings, *said, *resting(prior, drawn)),
         draws=spread,
         influence=influence,
     )

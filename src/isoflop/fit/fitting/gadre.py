@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar, nnls
 
 from isoflop.fit.fitting.data import BadData, check_runs
+from isoflop.fit.fitting.identified import FEW
 from isoflop.fit.fitting.newton import Array
-from isoflop.fit.fitting.uncertainty import FEW
 from isoflop.fit.law import GADRE, GADRE_ERROR, Convention, Form, Law
 
 ETA = (0.01, 1.5)

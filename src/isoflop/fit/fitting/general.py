@@ -7,15 +7,16 @@ which needs no derivative at Huber's kinks).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import least_squares, minimize
 from scipy.stats import qmc
 
-from isoflop.fit.fitting.newton import Array, huber
-from isoflop.fit.law import Form
+from isoflop.fit.fitting.newton import Array, minimise
+from isoflop.fit.fitting.numeric import Numeric, Values
+from isoflop.fit.fitting.uncertainty import Progress, nothing
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "E": (1e-2, 10.0),
@@ -34,13 +35,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 """Where a constant is looked for."""
 _DRAWS = 4096
-_FARTHEST = 200.0
-"""Draws of ln R_D* run off where nothing holds them: so far that exp still has a value."""
 EXPONENTS = ("alpha", "beta", "gamma", "eta")
 """What the names of exponents begin with: a factor that is nothing to a coefficient is all there is to them."""
 SAME = 0.01
 """Relative difference of objectives below which no optimum is preferred. On Muennighoff et al. 2023's 182 runs the
 published optimum, at a sixth of the best R_D*, is 0.13% above the best; other draws of the runs move both by ±5%."""
+DESCENT = 60
+"""Steps down from a start, before those that ended together are one."""
+HOPELESS = 1.1
+"""Objective over the best beyond which a minimum is not taken to its last digit."""
 ROUNDING = 1e-6
 """Of ln L: a difference of objectives by residuals that small is none either."""
 SPAN, EXPONENT_SPAN = 100.0, 4.0
@@ -49,34 +52,9 @@ APART = 3.0
 """Factor between two optima's values of a constant from which on they are different answers."""
 
 
-@dataclass(frozen=True)
-class Values:
-    """A law over some runs, as a function of the logarithms of its free constants."""
-
-    form: Form
-    variables: Mapping[str, Array]
-    log_loss: Array
-    fixed: Mapping[str, float]
-
-    @property
-    def free(self) -> tuple[str, ...]:
-        """Constants that are fitted."""
-        return tuple(name for name in self.form.constants if name not in self.fixed)
-
-    def residuals(self, theta: Array) -> Array:
-        """From ln L̂ − ln L at θ [free], ∞ where the law has no value."""
-        with np.errstate(all="ignore"):  # where a direction is flat, θ may run off
-            constants = {**self.fixed, **dict(zip(self.free, np.exp(theta), strict=True))}
-            loss = self.form.function(*(self.variables[name] for name in self.form.variables), **constants)
-            residuals = np.log(loss) - self.log_loss
-        return np.where(np.isfinite(residuals), residuals, 1e3)
-
-    def objective(self, theta: Array, weights: Array, delta: float) -> float:
-        """Σ w·huber."""
-        return float((weights * huber(self.residuals(theta), delta)).sum())
-
-
-def optima(law: Values, weights: Array, delta: float, keep: int = 8, seed: int = 0) -> list[tuple[Array, float]]:
+def optima(
+    law: Values, weights: Array, delta: float, keep: int = 8, seed: int = 0, progress: Progress = nothing
+) -> list[tuple[Array, float]]:
     """Minima found, the best first: (θ, objective). Others than the first are local, or say that little is identified.
 
     Raises:
@@ -93,28 +71,20 @@ def optima(law: Values, weights: Array, delta: float, keep: int = 8, seed: int =
         points = qmc.scale(qmc.Sobol(len(law.free), seed=seed).random(_DRAWS), low, high)
     found: list[tuple[Array, float]] = []
     # a wide δ shows the basins, the asked one the minima at its kinks
-    for width, distance in ((max(delta, 1e-2), 12), (delta, 24)):
-        values = np.array([law.objective(point, weights, width) for point in points])
+    for half, (width, distance) in enumerate(((max(delta, 1e-2), 12), (delta, 24))):
+        values = np.concatenate([law.objectives(part, weights, width) for part in np.array_split(points, 32)])
         starts = points[_apart(points, values, (high - low) / distance, 4 * keep)]
         # the best start need not lie in the best basin: a narrow one shows only from inside
-        starts = np.array([_descend(law, start, weights, width) for start in starts])
-        values = np.array([law.objective(start, weights, width) for start in starts])
-        for start in _apart(starts, values, (high - low) / 1000, keep):
-            theta, value = polish(law, starts[start], weights, delta)
+        starts, values = minimise(Numeric(law), starts, weights[None], width, widest=0.0, tolerance=1e-6, steps=DESCENT)
+        chosen = starts[_apart(starts, values, (high - low) / 1000, keep)]
+        chosen, values = minimise(Numeric(law), chosen, weights[None], delta, widest=0.0, tolerance=1e-6)
+        for done, (theta, value) in enumerate(zip(chosen, values.tolist(), strict=True)):
+            progress((half + (done + 1) / (len(chosen) + 1)) / 2)
+            if value < HOPELESS * values.min():
+                theta, value = polish(law, theta, weights, delta)
             if all(np.abs(theta - other).max() > 1e-3 for other, _ in found):
                 found.append((theta, value))
     return sorted(found, key=lambda item: item[1])
-
-
-def _descend(law: Values, theta: Array, weights: Array, width: float) -> Array:
-    """From θ some steps down (trust region, derivatives by differences), with Huber's δ = width."""
-    root = np.sqrt(weights)
-    try:
-        return least_squares(
-            lambda x: root * law.residuals(x), theta, loss="huber", f_scale=width, max_nfev=40, xtol=1e-6, ftol=1e-6
-        ).x
-    except (ValueError, np.linalg.LinAlgError):  # no value or no derivative there
-        return theta
 
 
 def polish(law: Values, theta: Array, weights: Array, delta: float, rounds: int = 4) -> tuple[Array, float]:
@@ -144,18 +114,6 @@ def polish(law: Values, theta: Array, weights: Array, delta: float, rounds: int 
     return best.x, best_value
 
 
-def general_draws(
-    law: Values, theta: Array, weights: Array, delta: float, draws: int, seed: int, others: Sequence[Array] = ()
-) -> Array:
-    """θ of runs drawn anew (pairs bootstrap), each polished from θ and from `others`, the best kept: [draws, free]."""
-    n = len(law.log_loss)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=draws) * weights
-    starts = [theta, *others]
-    found = [min((polish(law, s, w, delta, rounds=1) for s in starts), key=lambda each: each[1])[0] for w in drawn]
-    return np.clip(np.reshape(found, (draws, len(theta))), -_FARTHEST, _FARTHEST)
-
-
 def flat_directions(
     law: Values,
     theta: Array,
@@ -176,7 +134,7 @@ def flat_directions(
         theta: its optimum [free].
         weights: of the runs [n].
         delta: of Huber's loss.
-        draws: of θ [draws, free], from `general_draws`.
+        draws: of θ [draws, free], from `numeric.general_draws`.
         found: what `optima` returned; by default it is called.
     """
     found = optima(law, weights, delta) if found is None else found

@@ -7,6 +7,8 @@ side in NumPy; each has its own damping and stops for itself.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +19,33 @@ CONTINUATION = 3.0
 WIDEST = 3e-2
 
 
+class Penalty(Protocol):
+    """What is added to Σ w·huber: `prior.Prior`."""
+
+    def of(self, rows: NDArray[np.int64]) -> Penalty:
+        """For some rows of θ."""
+
+    def penalty(self, theta: Array) -> Array:
+        """[rows]."""
+
+    def derivatives(self, theta: Array) -> tuple[Array, Array]:
+        """Gradient [rows, p] and Hessian [rows, p, p]."""
+
+
+class Runs(Protocol):
+    """What `minimise` asks of the runs of a fit: `Problem`, `numeric.Numeric`."""
+
+    log_loss: Array
+
+    def state(self, theta: Array) -> tuple[Array, Array]:
+        """Residuals [rows, n] and what their derivatives need [rows, …]."""
+
+    def derivatives(self, state: tuple[Array, Array], weights: Array, delta: float) -> tuple[Array, Array]:
+        """Gradient [rows, p] and Hessian [rows, p, p] of Σ w·huber."""
+
+
 class Problem:
-    """The runs of a fit.
+    """The runs of a fit of a sum of powers.
 
     Args:
         design: X [n, terms, parameters].
@@ -27,47 +54,52 @@ class Problem:
     """
 
     def __init__(self, design: Array, offset: Array, log_loss: Array) -> None:
-        self.offset, self.log_loss = offset, log_loss
+        self.log_loss = log_loss
         n, terms, p = design.shape
         self.shape = design.shape
-        self._flat = design.reshape(n * terms, p)
+        # runs last: NumPy is fast along long contiguous axes
+        self._offset = np.ascontiguousarray(offset.T)
+        self._terms = np.ascontiguousarray(np.swapaxes(design, 0, 1))
+        self._flat = self._terms.reshape(terms * n, p)
         # Xₖ ⊗ Xₗ of each pair of terms: the Hessian is one matrix product with these
         self._pairs = [(k, m) for k in range(terms) for m in range(k, terms)]
         outer = [np.einsum("np,nq->npq", design[:, k], design[:, m]) for k, m in self._pairs]
         outer = [o if k == m else o + np.swapaxes(o, 1, 2) for o, (k, m) in zip(outer, self._pairs, strict=True)]
-        self._outer = np.stack(outer, axis=1).reshape(n * len(self._pairs), p * p)
+        self._outer = np.stack(outer).reshape(len(self._pairs) * n, p * p)
 
     def residuals(self, theta: Array) -> Array:
         """From ln L̂ − ln L: θ [rows, parameters] → [rows, n]."""
         return self.state(theta)[0]
 
     def state(self, theta: Array) -> tuple[Array, Array]:
-        """Residuals [rows, n] and the terms' shares of L̂ [rows, n, terms]."""
+        """Residuals [rows, n] and the terms' shares of L̂ [rows, terms, n]."""
         n, terms, _ = self.shape
-        t = (theta @ self._flat.T).reshape(-1, n, terms) + self.offset
-        highest = t.max(axis=2, keepdims=True)
-        share = np.exp(t - highest)
-        total = share.sum(axis=2, keepdims=True)
+        share = (theta @ self._flat.T).reshape(-1, terms, n)
+        share += self._offset
+        highest = share.max(axis=1, keepdims=True)
+        share -= highest
+        np.exp(share, out=share)
+        total = share.sum(axis=1, keepdims=True)
         share /= total
-        return (highest + np.log(total))[..., 0] - self.log_loss, share
+        return (highest + np.log(total))[:, 0] - self.log_loss, share
 
     def slope(self, share: Array) -> Array:
-        """Derivative of ln L̂ by θ from the shares of one row [n, terms]: [n, parameters]."""
-        return np.einsum("nk,nkp->np", share, self._flat.reshape(self.shape))
+        """Derivative of ln L̂ by θ from the shares of one row [terms, n]: [n, parameters]."""
+        return np.einsum("kn,knp->np", share, self._terms)
 
     def derivatives(self, state: tuple[Array, Array], weights: Array, delta: float) -> tuple[Array, Array]:
         """Gradient [rows, p] and Hessian [rows, p, p] of Σ w·huber."""
         n, _, p = self.shape
         residuals, share = state
         pull = weights * np.clip(residuals, -delta, delta)
-        pulled = pull[..., None] * share
+        pulled = pull[:, None] * share
         gradient = pulled.reshape(len(share), -1) @ self._flat
-        curve = weights * (np.abs(residuals) < delta) - pull
-        parts = np.empty((len(share), n, len(self._pairs)))
+        curved = (weights * (np.abs(residuals) < delta) - pull)[:, None] * share
+        parts = np.empty((len(share), len(self._pairs), n))
         for i, (k, m) in enumerate(self._pairs):
-            parts[..., i] = curve * share[..., k] * share[..., m]
+            np.multiply(curved[:, k], share[:, m], out=parts[:, i])
             if k == m:
-                parts[..., i] += pulled[..., k]
+                parts[:, i] += pulled[:, k]
         hessian = (parts.reshape(len(share), -1) @ self._outer).reshape(-1, p, p)
         return gradient, hessian
 
@@ -80,7 +112,7 @@ def huber(residuals: Array, delta: float) -> Array:
 
 
 def minimise(
-    problem: Problem,
+    problem: Runs,
     theta: Array,
     weights: Array,
     delta: float,
@@ -89,6 +121,7 @@ def minimise(
     merge: float = 0.0,
     tolerance: float = 1e-14,
     steps: int = 200,
+    penalty: Penalty | None = None,
 ) -> tuple[Array, Array]:
     """From each row of θ to a minimum nearby.
 
@@ -101,24 +134,33 @@ def minimise(
         merge: rows of common weights that the continuation brings this near a better one are dropped.
         tolerance: relative gain of a step below which a row is done.
         steps: at most.
+        penalty: of θ, added to the objective.
 
     Returns:
-        θ and objectives [rows, or fewer where some merged].
+        θ and objectives [rows, or fewer where some merged], penalties included.
     """
     widths = [delta]
     while widths[-1] * CONTINUATION <= widest:
         widths.append(widths[-1] * CONTINUATION)
     for width in widths[:0:-1]:
-        theta, found = _newton(problem, theta, weights, width, steps=8, tolerance=1e-3)
+        # at the widest δ starts far off still come together, which is cheaper than to take each through the kinks
+        at_most = 30 if merge and width == widths[-1] else 8
+        theta, found = _newton(problem, theta, weights, width, steps=at_most, tolerance=1e-3, penalty=penalty)
         if merge:
             theta = theta[np.argsort(found)]
             near = np.abs(theta[:, None] - theta).max(axis=2) < merge
             theta = theta[~np.tril(near, -1).any(axis=1)]
-    return _newton(problem, theta, weights, delta, steps, tolerance)
+    return _newton(problem, theta, weights, delta, steps, tolerance, penalty)
 
 
 def _newton(
-    problem: Problem, theta: Array, weights: Array, delta: float, steps: int, tolerance: float
+    problem: Runs,
+    theta: Array,
+    weights: Array,
+    delta: float,
+    steps: int,
+    tolerance: float,
+    penalty: Penalty | None,
 ) -> tuple[Array, Array]:
     theta = theta.copy()
     rows = len(theta)
@@ -126,21 +168,29 @@ def _newton(
     damping, stalled = np.full(rows, 1e-3), np.zeros(rows, dtype=int)
     residuals, share = problem.state(theta)
     best = (weights * huber(residuals, delta)).sum(axis=1)
+    if penalty is not None:
+        best += penalty.penalty(theta)
     active = np.arange(rows)
     for _ in range(steps):
         w = weights[active]
         gradient, hessian = problem.derivatives((residuals, share), w, delta)
+        mine = None if penalty is None else penalty.of(active)
+        if mine is not None:
+            more = mine.derivatives(theta[active])
+            gradient, hessian = gradient + more[0], hessian + more[1]
         values, vectors = np.linalg.eigh(hessian)
         rotated = np.einsum("rpq,rp->rq", vectors, gradient)
         # |eigenvalue|: downhill along directions of negative curvature too
         size = np.abs(values)
-        curvature = size + (damping[active] * np.maximum(size.max(axis=1), 1e-300))[:, None]
+        curvature = np.maximum(size + (damping[active] * size.max(axis=1))[:, None], 1e-290)
         step = -np.einsum("rpq,rq->rp", vectors, rotated / curvature)
         # no leap by more than e² in a coefficient
         step *= np.minimum(1, 2 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))
         tried = theta[active] + step
         new_residuals, new_share = problem.state(tried)
         value = (w * huber(new_residuals, delta)).sum(axis=1)
+        if mine is not None:
+            value += mine.penalty(tried)
         gain = best[active] - value
         better = gain > 0
         good = active[better]

@@ -12,14 +12,15 @@ from scipy.stats import qmc
 
 from isoflop.fit.fitting.newton import Array, huber
 from isoflop.fit.fitting.power_sum import PowerSum
+from isoflop.fit.fitting.prior import Prior
 
 LOWEST, HIGHEST = 0.02, 3.0
 """Exponents that are looked at. Published ones lie between .05 and .8."""
 MOST_RUNS = 2000
 """Runs that the search looks at; Newton sees them all."""
-_GRID = {1: 64, 2: 24, 3: 11}
+_GRID = {1: 64, 2: 20, 3: 11}
 _DRAWS = 2048
-_FEWEST = 128
+_FEWEST = 64
 
 
 def starts(
@@ -29,7 +30,8 @@ def starts(
     delta: float,
     *,
     around: Array | None = None,
-    keep: int = 6,
+    prior: Prior | None = None,
+    keep: int = 5,
     seed: int = 0,
 ) -> Array:
     """θ of the free constants (`PowerSum.problem`) to begin with, the best first: [≤ keep, free].
@@ -41,6 +43,7 @@ def starts(
         delta: of the Huber loss.
         around: θ [free] of a fit: exponents are tried one at a time, the others as there. A term that moves the loss
             by 1e-5 is lost in what a coarse grid leaves of the others.
+        prior: exponents are tried at its means too, and its penalty is part of the ranking.
         keep: how many.
         seed: for a draw of the runs, and of the exponents where there are more than three.
     """
@@ -50,6 +53,8 @@ def starts(
         runs = np.sort(rng.choice(runs, MOST_RUNS, replace=False))
     exponents = [i for i in law.free if law.is_exponent[i]]
     grid = _grid(len(exponents), seed) if around is None else _lines(around[law.is_exponent[law.free]])
+    if prior is not None:
+        grid = np.concatenate([grid, _at_means(grid, prior, [law.names[i] for i in exponents])])
     loss, w = np.exp(log_loss[runs]), weights[runs]
     columns, known = _columns(law, runs, grid, exponents)
     relative = np.broadcast_to(w / loss**2, (len(grid), len(runs)))
@@ -66,6 +71,8 @@ def starts(
     theta = np.empty((len(grid), len(law.names)))
     theta[:, exponents] = grid
     theta[:, [i for i in law.free if not law.is_exponent[i]]] = np.log(coefficients)
+    if prior is not None:
+        objective += prior.penalty(theta[:, law.free])
     return theta[_apart(grid, objective, keep)][:, law.free]
 
 
@@ -86,6 +93,15 @@ def _lines(exponents: Array) -> Array:
     for i in range(len(exponents)):
         grid[i * len(axis) : (i + 1) * len(axis), i] = axis
     return grid
+
+
+def _at_means(grid: Array, prior: Prior, names: list[str]) -> Array:
+    """The grid with the exponents that have a prior at its mean."""
+    held = grid.copy()
+    for i, name in enumerate(names):
+        if name in prior.names:
+            held[:, i] = np.clip(prior.mean[prior.names.index(name)], LOWEST, HIGHEST)
+    return np.unique(held, axis=0)
 
 
 def _columns(law: PowerSum, runs: np.ndarray, grid: Array, exponents: list[int]) -> tuple[Array, Array]:

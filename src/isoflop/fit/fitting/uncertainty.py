@@ -1,35 +1,41 @@
-"""How sure a fit is: draws of its constants from a bootstrap, and what the runs do not tell."""
+"""How sure a fit is: draws of its constants from a bootstrap."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from isoflop.fit.fitting.newton import Array, Problem, minimise
-from isoflop.fit.fitting.power_sum import PowerSum
-from isoflop.fit.fitting.search import HIGHEST, LOWEST
+from isoflop.fit.fitting.prior import Prior, weighed
 
-FEW = 3
-"""Runs beyond the number of constants below which nothing is said about their noise."""
 MANY = 5000
 """Runs from which on draws come from the asymptotic normal distribution: a bootstrap's cost is runs × draws."""
-SINGULAR = 1e-6
-"""Of the largest singular value of the law's slopes, each scaled to 1: a direction below it is flat."""
-VAGUE, STUCK = 0.5, 0.4
-"""Linear standard error of an exponent over its value, or of ln of a coefficient, beyond which it is open; and least
-share of it that draws must reach, else they have not left the flat valley's floor where they began."""
-LARGE = 0.6
-"""An exponent above it counts as this: it came out high because it is open (published ones are below .8)."""
-ALIKE = "the runs are too much alike in size, or too noisy"
-ON_A_LINE = 0.02
-"""Standard deviation of ln D about its line on ln N below which all runs lie on one."""
+Progress = Callable[[float], None]
+"""Told what share of a fit is done, 0 to 1."""
+
+
+def nothing(share: float) -> None:
+    """Progress that nobody looks at."""
+
+
 CHUNK = 120_000
 """Runs × resamples solved side by side: what fits into a processor's cache."""
 
 
-def draw(problem: Problem, theta: Array, weights: Array, delta: float, draws: int, seed: int) -> Array:
+def draw(
+    problem: Problem,
+    theta: Array,
+    weights: Array,
+    delta: float,
+    draws: int,
+    seed: int,
+    prior: Prior | None = None,
+    noise: float = 0.0,
+    constants: float | None = None,
+    progress: Progress = nothing,
+) -> Array:
     """θ drawn from its uncertainty [draws, parameters].
 
     Runs are drawn anew, all residuals with their runs (noise that depends on N stays with it). The resamples are
@@ -38,16 +44,37 @@ def draw(problem: Problem, theta: Array, weights: Array, delta: float, draws: in
     the constants that the residuals were fitted with. Where they lie beyond, the fit is in effect a median, for which
     those spread too far on a few dozen runs (90% intervals covered 95–98% in our simulations); exponential weights
     (Rubin 1981) do not. So each takes its share of the draws (`tests/test_fit_coverage.py` measures the result).
+
+    Priors are drawn anew like runs: each draw has means of its own, as far off as the priors are uncertain. Of a linear
+    law this gives the posterior itself.
+
+    Args:
+        problem: the runs.
+        theta: the optimum.
+        weights: of the runs [n].
+        delta: of Huber's loss.
+        draws: how many.
+        seed: of the draws.
+        prior: of the constants, with the `noise` (standard deviation of ln L) that it is weighed by.
+        constants: how many the runs fit; default: all.
+        progress: told what share is done.
     """
     n = len(problem.log_loss)
+    constants = float(len(theta)) if constants is None else constants
     residuals = problem.residuals(theta[None])[0]
     spread = 1.4826 * float(np.median(np.abs(residuals)))
     if n > MANY:
-        return _asymptotic(problem, theta, weights, max(delta, 0.1 * spread), draws, seed)
+        return _asymptotic(problem, theta, weights, max(delta, 0.1 * spread), draws, seed, prior, noise)
     # a δ far below the noise makes a median, whose resamples stick to single runs and are all kinks for Newton: it is
     # smoothed by a share of the noise that falls with n, as kernels for quantiles are
-    delta = max(delta, spread * n ** (-1 / 3))
-    (centre,), _ = minimise(problem, theta[None], weights[None], delta, widest=0.0, tolerance=1e-12)
+    asked, delta = delta, max(delta, spread * n ** (-1 / 3))
+    if prior is not None:
+        prior = weighed(prior, noise, delta, weights)
+    centre = theta
+    if delta > asked:
+        (centre,), _ = minimise(problem, theta[None], weights[None], delta, widest=0.0, tolerance=1e-12, penalty=prior)
+    # of its own, so that the runs drawn are the same with a prior and without
+    means = None if prior is None else prior.drawn(np.random.default_rng([seed, 1]), draws)
     rng = np.random.default_rng(seed)
     within = float(np.average(np.abs(residuals) < delta, weights=weights))
     counted = round(within**2 * draws)
@@ -63,13 +90,25 @@ def draw(problem: Problem, theta: Array, weights: Array, delta: float, draws: in
             ]
         )
         start = np.repeat(centre[None], last - first, axis=0)
-        found[first:last], _ = minimise(problem, start, drawn * weights, delta, widest=0.0, tolerance=1e-9)
+        mine = None if prior is None or means is None else replace(prior, mean=means[first:last])
+        resampled = drawn * weights
+        found[first:last], _ = minimise(problem, start, resampled, delta, widest=0.0, tolerance=1e-9, penalty=mine)
+        progress(last / draws)
     found -= centre
-    found[:counted] *= (n / max(n - len(theta), 1)) ** 0.25
+    found[:counted] *= (n / max(n - constants, 1)) ** 0.25
     return theta + found
 
 
-def _asymptotic(problem: Problem, theta: Array, weights: Array, delta: float, draws: int, seed: int) -> Array:
+def _asymptotic(
+    problem: Problem,
+    theta: Array,
+    weights: Array,
+    delta: float,
+    draws: int,
+    seed: int,
+    prior: Prior | None,
+    noise: float,
+) -> Array:
     """Normal draws with the sandwich covariance of an M-estimator (Huber 1967)."""
     (residuals,), (share,) = problem.state(theta[None])
     slope = problem.slope(share)
@@ -78,59 +117,14 @@ def _asymptotic(problem: Problem, theta: Array, weights: Array, delta: float, dr
     # E ψ′: the share within δ, from a window wide enough to hold many residuals
     within = float(np.mean(np.abs(residuals) < width)) * min(1.0, delta / width)
     pull = weights * np.clip(residuals, -delta, delta)
-    bread = np.linalg.pinv((slope * weights[:, None]).T @ slope * within)
-    covariance = bread @ ((slope * pull[:, None]).T @ (slope * pull[:, None])) @ bread
+    curve, varies = (slope * weights[:, None]).T @ slope * within, (slope * pull[:, None]).T @ (slope * pull[:, None])
+    if prior is not None:
+        scale = weighed(prior, noise, delta, weights).scale
+        known = prior.rows(theta).T @ prior.rows(theta)
+        curve, varies = curve + scale * known, varies + scale**2 * known
+    bread = np.linalg.pinv(curve)
+    covariance = bread @ varies @ bread
     return np.random.default_rng(seed).multivariate_normal(theta, covariance, size=draws, method="svd")
-
-
-def undetermined(law: PowerSum, problem: Problem, theta: Array, drawn: Array) -> dict[str, str]:
-    """Constants that the runs leave open, and why, by name (coefficients with their exponents).
-
-    One size of model or nearly, a single line D = k·N, fewer distinct runs than constants: draws that start from one
-    optimum in a long flat valley stay near it, and would make narrow intervals of nothing.
-    """
-    said: dict[str, str] = {}
-    residuals = problem.residuals(theta[None])[0]
-    (_,), (share,) = problem.state(theta[None])
-    slope = problem.slope(share)
-    norms = np.linalg.norm(slope, axis=0)
-    lengths = np.where(norms > 1e-12 * norms.max(), norms, np.inf)
-    _, singular, directions = np.linalg.svd(slope / lengths, full_matrices=len(slope) < len(theta))
-    singular = np.append(singular, np.zeros(len(theta) - len(singular)))
-    for direction in directions[singular < SINGULAR * singular.max()]:
-        for i in np.flatnonzero(np.abs(direction) > 0.05):
-            said[law.free_names[i]] = "the runs' sizes leave it open"
-    n, p = slope.shape
-    spread = 1.4826 * float(np.median(np.abs(residuals))) * np.sqrt(n / max(n - p, 1))
-    scaled = directions / np.maximum(singular, SINGULAR * singular.max())[:, None] / lengths
-    errors = spread * np.linalg.norm(scaled, axis=0)
-    is_exponent = law.is_exponent[law.free]
-    size = np.where(is_exponent, np.minimum(np.abs(theta), LARGE), 1)
-    edge = is_exponent & ((theta < LOWEST * 1.05) | (theta > HIGHEST * 0.95))
-    stuck = (drawn.std(axis=0) < STUCK * errors) & (errors > 1e-6)
-    for i in np.flatnonzero((errors > VAGUE * size) | stuck | edge):
-        said.setdefault(law.free_names[i], ALIKE)
-    # a term whose exponent is open takes any part of what the others leave, from the constant too
-    if any(name in said for name, exponent in zip(law.free_names, is_exponent, strict=True) if exponent):
-        for i in law.free:
-            if (law.exponent[law.coefficient == i] < 0).all() and not law.is_exponent[i]:
-                said.setdefault(law.names[i], ALIKE)
-    columns = {term.variable: k for k, term in enumerate(law.terms) if term.variable}
-    for one, other in itertools.combinations(columns, 2):
-        x, y = law.logs[:, columns[one]], law.logs[:, columns[other]]
-        ratio = np.exp(np.median(y - x))
-        line = f"{other} goes with {one} in all runs (about {ratio:.3g} × {one}): which of them lowers the loss is open"
-        left = np.std(y - np.polyval(np.polyfit(x - x.mean(), y, 1), x - x.mean())) if np.ptp(x) > 0 else np.std(y)
-        if left < ON_A_LINE and np.ptp(x) > 0 and np.ptp(y) > 0:
-            for k in (columns[one], columns[other]):
-                indices = {*law.coefficient[:, k].tolist(), *law.exponent[:, k].tolist()}
-                said |= {law.names[i]: line for i in indices if law.names[i] in law.free_names}
-    for i in np.flatnonzero(~law.is_exponent):
-        slopes = {law.names[e] for e in law.exponent[law.coefficient == i].tolist() if e >= 0}
-        for name in slopes & set(said):
-            if law.names[i] in law.free_names:
-                said.setdefault(law.names[i], said[name])
-    return said
 
 
 def intervals(draws: Mapping[str, Array], level: float) -> dict[str, tuple[float, float]]:
@@ -141,42 +135,3 @@ def intervals(draws: Mapping[str, Array], level: float) -> dict[str, tuple[float
 
 def _quantiles(draws: Mapping[str, Array], at: list[float]) -> dict[str, Array]:
     return {name: np.quantile(values, at) for name, values in draws.items()}
-
-
-def not_identified(
-    law: PowerSum,
-    draws: Mapping[str, Array],
-    least_loss: float,
-    n: int,
-    undetermined: Mapping[str, str],
-) -> list[str]:
-    """What the runs do not tell, in sentences; empty: nothing to say.
-
-    A published fit of 240 runs has its exponents to ±9% and B to a factor of 2.3 each way (Besiroglu et al. 2024).
-    """
-    said = []
-    free = law.free_names
-    if n < len(free) + FEW:
-        said.append(
-            f"{n} run{'s' if n > 1 else ''} for {len(free)} constants: the residuals "
-            "tell nothing about the noise, so no interval is to be trusted"
-        )
-    for reason in dict.fromkeys(undetermined.values()):
-        said.append(
-            f"not identified: {', '.join(name for name in undetermined if undetermined[name] == reason)}: {reason}"
-        )
-    for i in law.free:
-        name = law.names[i]
-        if name in undetermined:
-            continue
-        low, high = np.quantile(draws[name], [0.05, 0.95])
-        if law.is_exponent[i]:
-            if high > 4 * max(low, 1e-12):
-                said.append(f"{name} is not identified: 90% of its draws run from {low:.2g} to {high:.2g}")
-        elif (law.exponent[law.coefficient == i] < 0).all() and low < 0.01 * least_loss:
-            said.append(f"{name} can't be told from 0: the runs do not show where the loss levels off")
-        elif high > 1e4 * max(low, 1e-300):
-            said.append(
-                f"{name} is not identified by itself: its draws run from {low:.2g} to {high:.2g}, with its exponent"
-            )
-    return said

@@ -1,4 +1,4 @@
-"""The MAP line: N_opt(C) from a prior on tokens per parameter and on the exponent, and from isoFLOP minima if any.
+"""The MAP (maximum a posteriori) line: N_opt(C) from a prior on D/N and the exponent, and from isoFLOP minima if any.
 
 ln N_opt = ln N₀ + a·(ln C − ln C₀), with ln N₀ = ½·(ln(C₀/6) − ln(D/N)). Prior and the minima's errors are Gaussian and
 the line is linear in (ln N₀, a): the posterior has a closed form (Bayesian linear regression). In a backtest on 15

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,17 +44,18 @@ class OwnMinima:
     reasons: tuple[str, ...] = ()
 
 
-def own_minima(columns: Mapping[str, ArrayLike], seed: int = 0) -> OwnMinima:
+def own_minima(columns: Mapping[str, ArrayLike], seed: int = 0, rows: Sequence[object] | None = None) -> OwnMinima:
     """The size of least loss at each budget, by a parabola in ln N, with its noise.
 
     Args:
         columns: "N" parameters, "D" tokens, "loss" nats per token, one number a run; "C" training FLOPs, else 6·N·D.
         seed: of the noisy copies that the standard errors come from.
+        rows: what to call each run in messages.
 
     Raises:
         ValueError: columns that are missing, or not of positive numbers (`data.BadData` names row and column).
     """
-    runs = check_runs(columns, ("N", "D", "C") if "C" in columns else ("N", "D"))
+    runs = check_runs(columns, ("N", "D", "C") if "C" in columns else ("N", "D"), rows=rows)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
     C = runs.variables.get("C", TRAINING_FLOPS * N * D)
     warnings = tuple(text for text in runs.warnings if "the same C" not in text)  # one budget is enough
@@ -64,12 +65,12 @@ def own_minima(columns: Mapping[str, ArrayLike], seed: int = 0) -> OwnMinima:
         return OwnMinima((), (C, N, D, L), reasons=(*warnings, f"the runs do not share budgets ({error})"))
     reasons: list[str] = []
     profiles: list[tuple[float, Array, Array, Array]] = []
-    for budget, rows in groups:
-        x, loss = np.log(N[rows]), L[rows]
+    for budget, mine in groups:
+        x, loss = np.log(N[mine]), L[mine]
         near = _near(x, loss)
         why = refused(x[near], loss[near], "parabola")
         if why is None:
-            profiles.append((budget, x[near], loss[near], (C / (N * D))[rows][near]))
+            profiles.append((budget, x[near], loss[near], (C / (N * D))[mine][near]))
         else:
             reasons.append(f"the budget {budget:.3g} FLOPs tells no size: {why}")
     noise = _noise([(x, loss) for _, x, loss, _ in profiles])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published
 from isoflop.fit.planning.alternatives import SHAPE, Alternative, Question, law_of, line_law, other_laws, own_fits
+from isoflop.fit.planning.expected_loss import expected_loss
 from isoflop.fit.planning.map_line import (
     EXPONENT,
     EXPONENT_SD,
@@ -28,7 +29,10 @@ from isoflop.fit.planning.map_line import (
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.fit.planning.plan_result import Plan, counted_otherwise
 
-PRIOR = f"ln(D/N) ~ N(ln {RATIO:g}, {RATIO_SD:g}) and N_opt ∝ C^a, a ~ N({EXPONENT:.2f}, {EXPONENT_SD:.2f})"
+PRIOR = (
+    f"{RATIO:g} tokens per parameter, times or over {np.exp(RATIO_SD):.2f}, and N_opt ∝ C^a with a = {EXPONENT:.2f} ± "
+    f"{EXPONENT_SD:.2f}"
+)
 UNUSED = (
     "own runs are not used: train at least three sizes at one budget, the best of them in the middle. Or fit a law and "
     "pass it (law= in Python), at your own risk: on public sweeps such fits did worse than 20 tokens per parameter, "
@@ -37,6 +41,8 @@ UNUSED = (
 """`alternatives.own_fits` has the figures."""
 UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
+FITTED = (1e15, 1e27)
+"""FLOPs: published laws were fitted to runs of 1e16 to 4e25 (Llama 3), and a decade or so is left beyond."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
 
@@ -51,12 +57,14 @@ def plan(
     unique_tokens: float | None = None,
     level: float = 0.8,
     convention: Convention = "unknown",
+    rows: Sequence[object] | None = None,
 ) -> Plan:
     """Parameters and tokens for a budget.
 
-    Without a law: the MAP line (`isoflop.fit.planning.map_line`), through the isoFLOP minima of `own` runs if they
-    show any. It is never a raw fit: from few small budgets that advises worse than 20 tokens per parameter. Where D is
-    fixed, tokens are served or the stock is limited, the shift against the line is taken from Besiroglu et al.'s law.
+    Without a law: what other families of models showed, 20 tokens per parameter, moved by the isoFLOP minima of `own`
+    runs if they show any (`isoflop.fit.planning.map_line`, of greatest posterior probability). It is never a raw fit:
+    from few small budgets that advises worse than 20 tokens per parameter. Where D is fixed, tokens are served or the
+    stock is limited, the shift against that is taken from Besiroglu et al.'s law.
 
     Args:
         flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023).
@@ -68,6 +76,7 @@ def plan(
         unique_tokens: the stock of them, repeated beyond (Muennighoff et al. 2023).
         level: of the intervals.
         convention: which parameters the N of `own` counts.
+        rows: what to call each of the own runs in messages.
 
     Raises:
         ValueError: numbers that aren't positive, or in another unit; an unknown law, or one that says nothing of sizes;
@@ -82,8 +91,8 @@ def plan(
         raise ValueError(f"own= expects columns by name (N, D, loss), got {type(own).__name__}")
     if law is not None and own is not None:
         raise ValueError(
-            "expected law= or own=, got both: fit the runs (fit_law) and pass that law, or leave law= out for the "
-            "MAP line"
+            "expected law= or own=, got both: fit the runs (fit_law) and pass that law, or leave law= out and "
+            "the runs shift what is known of others"
         )
     question = Question(
         flops,
@@ -92,7 +101,7 @@ def plan(
         None if unique_tokens is None else check.tokens("unique_tokens", unique_tokens),
         level,
     )
-    return _by_law(question, law) if law is not None else _by_line(question, own, convention)
+    return _by_law(question, law) if law is not None else _by_line(question, own, convention, rows)
 
 
 def _by_law(question: Question, law: str | Law | Published) -> Plan:
@@ -111,28 +120,33 @@ def _by_law(question: Question, law: str | Law | Published) -> Plan:
     return _answer(question, law, states_loss, method, besides=(name,), notes=notes)
 
 
-def _by_line(question: Question, own: Mapping[str, ArrayLike] | None, convention: Convention) -> Plan:
-    found = None if own is None else own_minima(own)
+def _by_line(
+    question: Question,
+    own: Mapping[str, ArrayLike] | None,
+    convention: Convention,
+    called: Sequence[object] | None,
+) -> Plan:
+    found = None if own is None else own_minima(own, rows=called)
     notes = () if found is None else found.reasons
     if found is None or not found.minima:
         line = prior_line()
         method = (
-            f"the MAP line without own runs: {PRIOR}, the ratio at {line.reference:.0e} FLOPs, where published laws "
-            "agree best; intervals widen away from there"
+            f"what published families of models showed: {PRIOR}; the ratio is that at {line.reference:.0e} FLOPs, "
+            "where their laws agree best, and intervals widen away from there"
         )
         rows: tuple[Alternative, ...] = ()
         if found is not None:
             notes += (UNUSED,)
             rows = own_fits(question, *found.columns, found.flops_per_param_token, convention)
         law = line_law(line, question.flops, "non_embedding_with_head")
-        return _answer(question, law, False, method, rows=rows, notes=notes)
+        return _answer(question, law, False, method, rows=rows, notes=notes, own=own, by_line=True)
     m = found.minima
     C, N, sd = (np.array([getattr(v, key) for v in m], dtype=float) for key in ("C", "N", "standard_error"))
     line = map_line(C, N, sd, found.flops_per_param_token)
     method = (
-        f"the MAP line through {len(m)} isoFLOP minim{'a' if len(m) > 1 else 'um'} of own runs: D/N = {line.ratio:.3g} "
-        f"×/÷ {np.exp(line.ratio_sd):.2f} at {line.reference:.3g} FLOPs, a = {line.exponent:.2f} ± "
-        f"{line.exponent_sd:.2f} (prior: {PRIOR}, the ratio at the own budgets)"
+        f"your own runs, {len(m)} isoFLOP minim{'a' if len(m) > 1 else 'um'}, shrunk towards what others showed: "
+        f"D/N = {line.ratio:.3g}, times or over {np.exp(line.ratio_sd):.2f}, at {line.reference:.3g} FLOPs, a = "
+        f"{line.exponent:.2f} ± {line.exponent_sd:.2f} (others: {PRIOR})"
     )
     rate = line.flops_per_param_token
     return _answer(
@@ -144,6 +158,8 @@ def _by_line(question: Question, own: Mapping[str, ArrayLike] | None, convention
         notes=(*notes, *_doubts(line, question.flops, convention)),
         minima=m,
         rate=rate,
+        own=own,
+        by_line=True,
     )
 
 
@@ -176,6 +192,8 @@ def _answer(
     notes: tuple[str, ...] = (),
     minima: tuple[Minimum, ...] = (),
     rate: float = TRAINING_FLOPS,
+    own: Mapping[str, ArrayLike] | None = None,
+    by_line: bool = False,
 ) -> Plan:
     found = question.put_to(law, rate)
     if question.tokens is not None:
@@ -191,17 +209,31 @@ def _answer(
         intervals = {name: found.intervals.get(name, (value, value)) for name, value in given.items()}
         if states_loss:
             intervals["L"] = found.intervals.get("loss", (found.loss, found.loss))
+    L = found.loss if states_loss else None
+    if by_line and question.unique_tokens is None:
+        L, between, said = expected_loss(found.N, found.D, own, question.level)
+        notes += (said,)
+        if between is not None:
+            intervals = {**(intervals or {}), "L": between}
+    if not FITTED[0] <= question.flops <= FITTED[1]:
+        notes += (
+            f"no law was fitted to runs of about {question.flops:.2g} FLOPs, and all of these lie out of their range: "
+            "is the budget in FLOPs?",
+        )
+    counted = counted_otherwise(found.N, found.D, found.convention)
+    if not counted and found.convention != "unknown":
+        notes += ("N is not counted otherwise: at this size a usual vocabulary's embeddings alone are more",)
     return Plan(
         found.N,
         found.D,
-        found.loss if states_loss else None,
+        L,
         flops,
         found.tokens_per_param,
         intervals,
         question.level,
         method,
         found.convention,
-        (*counted_otherwise(found.N, found.D, found.convention), *rows, *others),
+        (*counted, *rows, *others),
         (*notes, *found.notes, *without),
         found.inference_flops,
         found.unique_tokens,

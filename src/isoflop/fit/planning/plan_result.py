@@ -15,6 +15,9 @@ from isoflop.fit.planning.alternatives import Alternative
 VOCABULARY, ASPECT = 50_257, 100
 """Assumed to count a model's N otherwise: GPT-2's vocabulary, width over depth as in Chinchilla and Llama (100–128)."""
 
+NARROWEST = 16
+"""Width below which a model with that vocabulary is none that anyone trains."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,7 +82,9 @@ class Plan:
 
 
 def counted_otherwise(N: float, D: float, convention: Convention) -> tuple[Alternative, ...]:
-    """The same model with its N counted by the other conventions, estimated; none where the convention is unknown.
+    """The same model with its N counted by the other conventions, estimated.
+
+    None where the convention is unknown, or the model is narrower than `NARROWEST`: it would be all embeddings.
 
     Non-embedding N = 12·d³/ASPECT (12·layers·d², Kaplan et al. 2020, eq. 2.1); the head and the input embedding, not
     tied, have VOCABULARY·d each.
@@ -92,6 +97,8 @@ def counted_otherwise(N: float, D: float, convention: Convention) -> tuple[Alter
         return 12 * width**3 / ASPECT + embeddings * VOCABULARY * width
 
     width = brentq(lambda d: count(d, tables[convention]) - N, 1e-6, np.cbrt(N * ASPECT / 12) + 1)
+    if width < NARROWEST:
+        return ()
     note = f"the same model; assumed: vocabulary {VOCABULARY:,}, width {ASPECT} times depth, embeddings not tied"
     return tuple(
         Alternative(
