@@ -15,6 +15,7 @@ from torch import nn
 
 from isoflop.entries import describe_model, describe_optimizer
 from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, OnlineForecaster, Priors, Silence
+from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, priors_from, size_of
 from isoflop.guard import Guard, declare
 from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
@@ -72,10 +73,7 @@ class Forecasting:
     @property
     def scalars(self) -> dict[str, float]:
         """The newest forecast by the names of `isoflop.show.scalars.SCALARS`; empty where there is none."""
-        if not isinstance(self.last, Forecast):
-            return {}
-        named = {"forecast_loss": self.last.loss, "forecast_low": self.last.low, "forecast_high": self.last.high}
-        return {f"isoflop/{name}": value for name, value in named.items()}
+        return scalars_of(self.last) if isinstance(self.last, Forecast) else {}
 
     @property
     def came(self) -> float | None:

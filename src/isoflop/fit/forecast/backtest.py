@@ -56,7 +56,7 @@ def backtest(
     runs: Sequence[FinishedRun],
     estimators: Sequence[str] = ("isoflop",),
     fractions: Sequence[float] = FRACTIONS,
-    priors: Literal["leave-one-organisation-out", "default"] = "leave-one-organisation-out",
+    priors: Literal["leave-one-organisation-out", "default"] | Mapping[str, Priors] = "leave-one-organisation-out",
     level: float = 0.8,
 ) -> Table:
     """Errors and coverage by estimator, dataset ("all": the mean over datasets) and fraction ("0.25").
@@ -67,7 +67,7 @@ def backtest(
         runs: finished runs.
         estimators: names in `ESTIMATORS`, the first decides which runs are scored.
         fractions: of the run that is seen.
-        priors: learnt from the runs of other organisations, or those that ship.
+        priors: learnt from the runs of other organisations, or those that ship; or by organisation.
         level: probability of the intervals.
 
     Raises:
@@ -86,8 +86,10 @@ def backtest(
     return {name: _table(each, first, fractions) for name, each in replays.items()}
 
 
-def priors_for(runs: Sequence[FinishedRun], priors: str) -> dict[str, Priors]:
+def priors_for(runs: Sequence[FinishedRun], priors: str | Mapping[str, Priors]) -> dict[str, Priors]:
     """The priors for each organisation's runs."""
+    if isinstance(priors, Mapping):
+        return dict(priors)
     names = sorted({run.organisation for run in runs})
     if priors == "default":
         return {name: DEFAULT_PRIORS for name in names}
