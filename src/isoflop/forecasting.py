@@ -18,7 +18,7 @@ from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, Onl
 from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, priors_from, size_of
 from isoflop.guard import Guard, declare
-from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
+from isoflop.observe.schedule import TOLERANCE, LearningRates, UnknownFuture, future_learning_rates
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
@@ -64,6 +64,8 @@ class Forecasting:
         self._plan: LearningRatePlan | None = None
         self._unknown = ""
         self._asked = False
+        self._spliced = False  # of a past as it was logged, which the scheduler does not tell
+        self._before: LearningRatePlan | None = None  # the plan of a checkpoint
         self._seen: list[tuple[int, float]] = []  # steps and their learning rates
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
@@ -174,25 +176,30 @@ class Forecasting:
 
     def _off_plan(self, step: int) -> bool:
         assert self._plan is not None
-        return self._rate is not None and abs(float(self._plan.at(step)) - self._rate) > OFF_PLAN * self._plan.peak
+        return self._rate is not None and not _on(self._plan, step, self._rate)
 
     def _ask(self, step: int, total: int) -> None:
         """The plan of the whole run: the future as the scheduler says, the past as it was."""
-        self._plan = None
+        before, self._plan, self._spliced = self._before, None, False
+        self._before = None
+        ahead = self._future(step, total)
+        if isinstance(ahead, UnknownFuture):
+            remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
+            self._unknown = f"{ahead.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
+            return
+        if before is not None and before.total_steps == total and _agree(before, ahead):
+            self._plan, self._spliced = before, True  # the past as the checkpoint has it
+            return
         whole = self._future(step, total, since=0)
         if isinstance(whole, LearningRates) and whole.lr.max() > 0:
             plan = LearningRatePlan(whole.steps, whole.lr)
-            if all(abs(float(plan.at(at)) - rate) <= OFF_PLAN * plan.peak for at, rate in self._seen):
+            if all(_on(plan, at, rate) for at, rate in self._seen):
                 self._plan = plan
         if self._plan is None:
-            ahead = self._future(step, total)
-            if isinstance(ahead, UnknownFuture):
-                remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
-                self._unknown = f"{ahead.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
-                return
             past = [(at, rate) for at, rate in self._seen if at <= step]
-            before, rates = zip(*past, strict=True) if past else ((), ())
-            self._plan = LearningRatePlan(np.array([*before, *ahead.steps]), np.array([*rates, *ahead.lr]))
+            steps, rates = zip(*past, strict=True) if past else ((), ())
+            self._plan = LearningRatePlan(np.array([*steps, *ahead.steps]), np.array([*rates, *ahead.lr]))
+            self._spliced = True
         self._planned(self._plan)
 
     def _future(self, step: int, total: int, since: int | None = None) -> LearningRates | UnknownFuture:
@@ -217,6 +224,7 @@ class Forecasting:
             "curve": self._restored if self._curve is None else self._curve.state_dict(),
             "last": _plain(self.last),
             "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
+            "plan": plan_in_full(self._plan) if self._plan is not None and self._spliced else None,
             "seen": [list(pair) for pair in self._seen],
             "spent": [self._spent, self._cost],
             "told": sorted(self._told),
@@ -232,6 +240,8 @@ class Forecasting:
         half = state["half_time"]
         answer = None if half is None else _answer(half[1])
         self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
+        plan = state["plan"]
+        self._before = None if plan is None else LearningRatePlan(np.array(plan["steps"]), np.array(plan["lr"]))
         self._seen = [(int(step), float(rate)) for step, rate in state["seen"]]
         self._rate = self._seen[-1][1] if self._seen else None
         self._spent, self._cost = map(float, state["spent"])
@@ -259,7 +269,21 @@ def plan_for_record(plan: LearningRatePlan) -> dict[str, Any]:
     keep = np.arange(len(plan.steps))
     if len(keep) > MOST_SEEN:
         keep = np.unique(np.linspace(0, len(keep) - 1, MOST_SEEN).round().astype(int))
-    return {"steps": [int(step) for step in plan.steps[keep]], "lr": [float(rate) for rate in plan.lr[keep]]}
+    return plan_in_full(LearningRatePlan(plan.steps[keep], plan.lr[keep]))
+
+
+def plan_in_full(plan: LearningRatePlan) -> dict[str, Any]:
+    """A plan in plain values, from which it is made again to the bit: {"steps", "lr"}."""
+    return {"steps": [int(step) for step in plan.steps], "lr": [float(rate) for rate in plan.lr]}
+
+
+def _on(plan: LearningRatePlan, step: int, rate: float) -> bool:
+    """Whether a rate is the plan's; where it was read after the scheduler's step, it is the next step's."""
+    return bool(np.min(np.abs(plan.at([step, step + 1]) - rate)) <= OFF_PLAN * plan.peak)
+
+
+def _agree(plan: LearningRatePlan, ahead: LearningRates) -> bool:
+    return bool(np.abs(plan.at(ahead.steps) - ahead.lr).max() <= 2 * TOLERANCE * plan.peak)
 
 
 def _plain(answer: Forecast | Silence | None) -> dict[str, Any] | None:

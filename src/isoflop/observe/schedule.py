@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.observe.ranks import world_size
-from isoflop.observe.schedule_formulas import Array, Unknown, epoch_of, known_class, number, scheduled_rates
+from isoflop.observe.schedule_formulas import Array, Unknown, epoch_of, known_class, number, scheduled_rates, why_unknown
 
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""
@@ -136,7 +136,9 @@ def _function(rate: Callable[[int], float]) -> Calls:
 
 
 def _asked(scheduler: Any, step: int, optimizer: Any, calls: Calls | None) -> Calls:
-    now = epoch_of(scheduler) if known_class(scheduler) is not None else 0
+    if known_class(scheduler) is None:
+        raise Unknown(why_unknown(scheduler))
+    now = epoch_of(scheduler)
     if now is None:
         raise Unknown(f"the parts of {_name(scheduler)} are not at the same step")
     calls = calls or _calls_seen(scheduler, now, step)
