@@ -20,11 +20,16 @@ CELLS = 160
 
 @dataclass(frozen=True)
 class Kernel:
-    """G = lag/(lag + T), lag = Σ η̃^q steps: `q` 0 is a lag in steps; `p` is the power of the rate that falls."""
+    """G = lag/(lag + T), lag = Σ η̃^q steps: `q` 0 is a lag in steps; `p` is the power of the rate that falls.
+
+    `gain` is what ln C is above its prior with this kernel (a slower kernel needs a larger C), `weight` its prior weight.
+    """
 
     p: float
     q: float
     T: float
+    gain: float = 0.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.features import Path, path
 from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, solve
-from isoflop.fit.forecast.priors import DEFAULT_PRIORS, EFFECTIVE, REAL_RATE, Priors, adam, known
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
 from isoflop.fit.forecast.result import Forecast, Silence, forecast_of
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
 Array = NDArray[np.float64]
 WIDEST = 0.03
 """An 80% half-width above this fraction of the loss is no forecast."""
+READ = 0.02
+"""A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty."""
 FEWEST = 8
 """Bins of loss that a forecast needs."""
 
@@ -33,6 +35,7 @@ class Fit:
     plan: LearningRatePlan
     now: float  # step
     loss: float
+    rate: float  # raw losses per step
 
 
 class OnlineForecaster:
@@ -94,27 +97,28 @@ class OnlineForecaster:
             return Silence("too few points", f"{int(used.sum())} of {FEWEST} bins of loss are filled.")
         step, loss, count = (columns[c][used] for c in ("step", "loss", "count"))
         road = path(plan, warmup, float(max(plan.total_steps, now)))
-        posterior = solve(road, step, loss, count, *self._priors(plan, road, step))
+        posterior = solve(road, step, loss, count, *self._priors(plan, road, step), self.priors.kernels)
         at = float(posterior.predict(road, np.array([now]))[0][0])
-        return Fit(posterior, road, plan, now, at)
+        return Fit(posterior, road, plan, now, at, float(count.sum() / max(now - step[0], 1)))
 
     def _priors(self, plan: LearningRatePlan, road: Path, step: Array) -> tuple[Normal, Normal, Normal]:
-        where = (self.N, self.batch_tokens, known(plan.peak, REAL_RATE))
-        alpha, amplitude, gain = (
-            Normal(*p.at(where)) for p in (self.priors.alpha, self.priors.amplitude, self.priors.gain)
-        )
         batch = self.batch_tokens or self.bins.last_tokens / max(self.bins.last_step, 1)
-        effective = float(road.x(step[-1:])[0]) * batch
-        amplitude = Normal(amplitude.mean - self.priors.scaling * math.log(effective / EFFECTIVE), amplitude.sd)
-        if where[2] is None or not adam(self.optimizer):
-            gain = Normal(gain.mean, max(gain.sd, 0.35))
+        now, end = (known(float(x) * batch) for x in road.x(np.array([step[-1], road.nodes[-1]])))
+        peak = comparable_peak(plan.peak, self.optimizer)
+        alpha = Normal(*self.priors.alpha.at((self.N, self.batch_tokens, peak, now)))
+        amplitude = Normal(*self.priors.amplitude.at((self.N, self.batch_tokens, peak, now)))
+        gain = Normal(*self.priors.gain.at((self.N, self.batch_tokens, peak, end)))
+        if peak is None:
+            gain = Normal(gain.mean, max(gain.sd, FOREIGN))
         return alpha, amplitude, gain
 
     def _at(self, fit: Fit, step: int, level: float) -> Forecast | Silence:
         mean, variance = fit.posterior.predict(fit.road, np.array([float(step)]))
         loss = float(mean[0])
-        missing = self.priors.discrepancy * abs(fit.loss - loss)
-        sd = math.sqrt(float(variance[0]) + missing**2 + (FLOOR * loss) ** 2)
+        terms = fit.posterior.terms(fit.road, np.array([fit.now, float(step)]))
+        missing = float(np.hypot(*(np.array(self.priors.discrepancy) * (terms[1] - terms[0])[1:])))
+        read = fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
+        sd = math.sqrt(float(variance[0]) + missing**2 + (FLOOR * loss) ** 2 + read)
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
         half = 0.8416 * sd
         if half > WIDEST * loss:
@@ -164,7 +168,7 @@ class OnlineForecaster:
         # the posterior is in rates over the peak of the plan it was made with
         warmup = fit.plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
         road = path(joined, warmup, float(max(joined.total_steps, fit.now)), peak=fit.plan.peak)
-        return Fit(fit.posterior, road, joined, fit.now, fit.loss)
+        return Fit(fit.posterior, road, joined, fit.now, fit.loss, fit.rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far in plain values; at most 32 kB whatever the run's length."""

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from isoflop.fit.forecast.features import Kernel, Path, falls
 
 Array = NDArray[np.float64]
-KERNELS = tuple(Kernel(p, 1.0, T) for p in (0.6, 0.75) for T in (40.0, 100.0, 250.0))
 ALPHAS = 15
 HUBER = 1.345
 FLOOR = 5e-4
@@ -52,6 +51,10 @@ class Posterior:
             [np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(-fall[None], shape)], axis=-1
         )
 
+    def terms(self, road: Path, steps: Array) -> Array:
+        """Posterior means of the three terms E, A·x^−α and −C·F at `steps`: shape (steps, 3)."""
+        return np.einsum("ak,aksi,aki->si", self.weight, self.design(road, steps), self.mean)
+
     def predict(self, road: Path, steps: Array) -> tuple[Array, Array]:
         """Mean and variance of the noise-free loss at `steps`."""
         design = self.design(road, steps)
@@ -69,7 +72,7 @@ def solve(
     alpha: Normal,
     amplitude: Normal,
     gain: Normal,
-    kernels: tuple[Kernel, ...] = KERNELS,
+    kernels: tuple[Kernel, ...],
 ) -> Posterior:
     """The posterior from binned losses.
 
@@ -86,8 +89,11 @@ def solve(
     decay = (x[None] / x_ref) ** -alphas[:, None]  # (a, n)
     fall = falls(road, kernels, steps)  # (k, n)
     # log-normal priors by their first two moments: the curve stays linear
-    means, sds = zip(*(_moments(p) for p in (amplitude, gain)), strict=True)
-    m0, p0 = np.array([0.0, *means]), np.array([0.0, *(sd**-2 for sd in sds)])
+    height, gains = np.exp(amplitude.mean), np.exp(gain.mean + np.array([k.gain for k in kernels]))
+    zero = np.zeros(len(kernels))
+    m0 = np.column_stack([zero, zero + height, gains])
+    p0 = np.column_stack([zero, zero + (height * amplitude.sd) ** -2, (gains * gain.sd) ** -2])
+    belief = np.log([k.weight for k in kernels])
     level = float(np.mean(loss))
     # an estimate of the noise, and Huber's weights, about the best point of the grid
     relative = count / np.mean(count)
@@ -99,7 +105,7 @@ def solve(
         floor = FLOOR * level
         w = huber / (sd**2 / relative + floor**2)
         evidence, mean, cov = _grid(decay, fall, loss - level, w, m0, p0)
-        total = evidence + prior[:, None]
+        total = evidence + prior[:, None] + belief
         best = np.unravel_index(int(np.argmax(total)), total.shape)  # type: ignore[assignment]
         design[:, 1], design[:, 2] = decay[best[0]], -fall[best[1]]
         residual = loss - level - design @ mean[best]
@@ -121,7 +127,7 @@ def solve(
         memory = (1 - rho) / (1 + rho)
     # a second, narrow grid where the first one found the weight
     evidence, mean, cov = _grid(decay, fall, loss - level, w * memory, m0, p0)
-    total = evidence + prior[:, None]
+    total = evidence + prior[:, None] + belief
     rough = np.exp(total - total.max()).sum(1)
     centre = float(rough @ places / rough.sum())
     width = max(np.sqrt(float(rough @ (places - centre) ** 2 / rough.sum())), places[1] - places[0])
@@ -129,16 +135,11 @@ def solve(
     alphas, prior = np.exp(alpha.mean + alpha.sd * places), -0.5 * places**2
     decay = (x[None] / x_ref) ** -alphas[:, None]
     evidence, mean, cov = _grid(decay, fall, loss - level, w * memory, m0, p0)
-    total = evidence + prior[:, None]
+    total = evidence + prior[:, None] + belief
     weight = np.exp(total - total.max())
     weight /= weight.sum()
     mean[..., 0] += level
     return Posterior(alphas, kernels, weight, mean, cov, x_ref, sd * float(np.sqrt(np.mean(count))), memory, residual)
-
-
-def _moments(prior: Normal) -> tuple[float, float]:
-    middle = float(np.exp(prior.mean))
-    return middle, middle * prior.sd
 
 
 def _grid(decay: Array, fall: Array, y: Array, w: Array, m0: Array, p0: Array) -> tuple[Array, Array, Array]:
@@ -156,9 +157,11 @@ def _grid(decay: Array, fall: Array, y: Array, w: Array, m0: Array, p0: Array) -
     right[..., 0] = w @ y
     right[..., 1] = (wd @ y)[:, None]
     right[..., 2] = -(wf @ y)
-    precision = gram + np.diag(p0)
+    precision = gram + p0[:, :, None] * np.eye(3)
     right += p0 * m0
     cov = np.linalg.inv(precision)
     mean = np.einsum("akij,akj->aki", cov, right)
     evidence = 0.5 * (np.einsum("aki,aki->ak", mean, right) - np.linalg.slogdet(precision)[1])
+    # the priors' own heights, which differ between kernels
+    evidence += 0.5 * (np.log(p0[:, 1:]).sum(1) - (p0 * m0**2).sum(1))
     return evidence, mean, cov
