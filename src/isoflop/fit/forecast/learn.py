@@ -96,8 +96,9 @@ def _gains(reading: _Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
     posterior, prior = reading.posterior, reading.priors[2]
     share = posterior.weight.sum(0)
     each = posterior.weight / np.maximum(share, 1e-300)
-    middle = np.sum(each * posterior.mean[..., 2], axis=0)
-    spread = np.sum(each * (posterior.cov[..., 2, 2] + (posterior.mean[..., 2] - middle) ** 2), axis=0)
+    C, variance = posterior.grid.mean[..., 1], posterior.grid.cov[..., 1]
+    middle = np.sum(each * C, axis=0)
+    spread = np.sum(each * (variance + (C - middle) ** 2), axis=0)
     middle = np.maximum(middle, 0.1 * math.exp(prior.mean))
     return share, np.log(middle), spread / middle**2 < 0.5 * prior.sd**2
 
@@ -138,7 +139,7 @@ def _facts(reading: _Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, 
     values = [(mean, float(weight.sum(1) @ (log_alpha - mean) ** 2))]
     for i in (1, 2):
         level = np.exp([k.gain for k in kernels]) if i == 2 else np.ones(len(kernels))
-        each, own = posterior.mean[..., i] / level, posterior.cov[..., i, i] / level**2
+        each, own = posterior.grid.mean[..., i - 1] / level, posterior.grid.cov[..., i - 1] / level**2
         middle = float(np.sum(weight * each))
         spread = float(np.sum(weight * (own + (each - middle) ** 2)))
         middle = max(middle, 0.1 * math.exp(priors[i].mean))

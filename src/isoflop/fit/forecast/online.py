@@ -22,7 +22,7 @@ WIDEST = 0.03
 """An 80% half-width above this fraction of the loss is no forecast."""
 READ = 0.02
 """A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty."""
-FEWEST = 8
+FEWEST = 6
 """Bins of loss that a forecast needs."""
 
 
@@ -98,7 +98,7 @@ class OnlineForecaster:
         step, loss, count = (columns[c][used] for c in ("step", "loss", "count"))
         road = path(plan, warmup, float(max(plan.total_steps, now)))
         posterior = solve(road, step, loss, count, *self._priors(plan, road, step), self.priors.kernels)
-        at = float(posterior.predict(road, np.array([now]))[0][0])
+        at = float(posterior.predict(road, np.array([now])).mean[0])
         return Fit(posterior, road, plan, now, at, float(count.sum() / max(now - step[0], 1)))
 
     def _priors(self, plan: LearningRatePlan, road: Path, step: Array) -> tuple[Normal, Normal, Normal]:
@@ -113,12 +113,17 @@ class OnlineForecaster:
         return alpha, amplitude, gain
 
     def _at(self, fit: Fit, step: int, level: float) -> Forecast | Silence:
-        mean, variance = fit.posterior.predict(fit.road, np.array([float(step)]))
-        loss = float(mean[0])
-        terms = fit.posterior.terms(fit.road, np.array([fit.now, float(step)]))
-        missing = float(np.hypot(*(np.array(self.priors.discrepancy) * (terms[1] - terms[0])[1:])))
+        seen = fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
+        loss = float(seen.mean[1])
         read = fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
-        sd = math.sqrt(float(variance[0]) + missing**2 + (FLOOR * loss) ** 2 + read)
+        left_out = [part * float(np.ptp(drop)) for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True)]
+        sd = math.sqrt(
+            self.priors.width**2 * float(seen.variance[1])
+            + left_out[0] ** 2
+            + left_out[1] ** 2
+            + (FLOOR * loss) ** 2
+            + read
+        )
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
         half = 0.8416 * sd
         if half > WIDEST * loss:

@@ -59,6 +59,8 @@ class Priors:
         kernels: how a fall of the rate takes effect, each with its own level of ln C and its weight.
         discrepancy: what the curve's form leaves out, as fractions of the drop still to come by training on and by the
             falling rate.
+        width: what the posterior's standard deviation is multiplied with; set, as `discrepancy`, so that intervals
+            hold what they should with each organisation left out in turn.
         source: where they are from, in words.
     """
 
@@ -66,7 +68,8 @@ class Priors:
     amplitude: Line
     gain: Line
     kernels: tuple[Kernel, ...] = KERNELS
-    discrepancy: tuple[float, float] = (0.1, 0.03)
+    discrepancy: tuple[float, float] = (0.05, 0.05)
+    width: float = 0.6
     source: str = ""
 
 
