@@ -53,7 +53,7 @@ def learn_priors(
         for i, line in enumerate((base.alpha, base.amplitude, base.gain))
     ]
     said = source or f"{base.source}, updated with {len(facts)} finished run{'s' if len(facts) > 1 else ''}"
-    return replace(base, alpha=lines[0], amplitude=lines[1], gain=lines[2], kernels=kernels, source=said)
+    return replace(base, alpha=lines[0], amplitude=lines[1], gain=lines[2], kernels=kernels, source=said, own_runs=base.own_runs + own * len(read))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Priors:
             falling rate.
         width: what the posterior's standard deviation is multiplied with; set, as `discrepancy`, so that intervals
             hold what they should with each organisation left out in turn.
+        own_runs: finished runs of the user's own among what they were learnt from.
         source: where they are from, in words.
     """
 
@@ -70,6 +71,7 @@ class Priors:
     kernels: tuple[Kernel, ...] = KERNELS
     discrepancy: tuple[float, float] = (0.05, 0.05)
     width: float = 0.6
+    own_runs: int = 0
     source: str = ""
 
 
