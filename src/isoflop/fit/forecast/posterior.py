@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 ALPHAS = 15
 """Points of the grid in α, over three standard deviations either way."""
 PLACES = np.linspace(-3, 3, ALPHAS)
+TAIL = 4.0
+"""Degrees of freedom of the priors of A and C."""
 FLOOR = 5e-4
 """The least noise, as a fraction of the loss: a curve is never known better."""
 
@@ -120,22 +122,26 @@ def solve(
     alphas, decay, before = curves(PLACES)
     huber, sd = np.ones(len(steps)), 20 * floor
     residual = np.zeros(len(steps))
+    believed = precision
     for _ in range(3):
         w = huber / (sd**2 / relative + floor**2)
-        grid = _grid(decay, fall, loss, w, prior, precision)
+        grid = _grid(decay, fall, loss, w, prior, believed)
         best = np.unravel_index(int(np.argmax(grid.evidence + before)), before.shape)
         A, C = grid.mean[best]
         residual = loss - grid.loss - A * (decay[best[0]] - grid.decay[best[0]])
         residual = residual + C * (fall[best[1]] - grid.fall[best[1]])
         sd, huber = estimate(residual, relative, sd, floor)
+        # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back
+        away = (grid.mean[best] - prior[best[1]]) ** 2 * precision[best[1]]
+        believed = precision * np.minimum(1, (TAIL + 1) / (TAIL + away))
     memory = remembered(residual * np.sqrt(w))
     w = huber / (sd**2 / relative + floor**2) * memory
     # a second, narrow grid in α where the first finds the weight
-    first = _weights(_grid(decay, fall, loss, w, prior, precision), before).sum(1)
+    first = _weights(_grid(decay, fall, loss, w, prior, believed), before).sum(1)
     centre = float(first @ PLACES)
     width = max(float(first @ (PLACES - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
     alphas, decay, before = curves(centre + width * PLACES)
-    grid = _grid(decay, fall, loss, w, prior, precision)
+    grid = _grid(decay, fall, loss, w, prior, believed)
     weight = _weights(grid, before)
     return Posterior(
         alphas, kernels, weight, grid, float(x[-1]), sd * float(np.mean(count)) ** 0.5, memory, residual

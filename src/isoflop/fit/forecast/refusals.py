@@ -109,14 +109,16 @@ def of_residuals(residual: Array, loss: Array) -> Silence | None:
     size = min(4, n // 4)
     means = np.convolve(residual, np.ones(size) / size, mode="valid")
     steps = means[size:] - means[:-size]
-    place = int(np.argmax(np.abs(steps)))
-    jumped = abs(float(steps[place])) > max(JUMP * level, 6 * noise * np.sqrt(2 / size))
+    # against the steps to either side: a smooth misfit is no jump
+    sharp = steps[size:-size] - (steps[: -2 * size] + steps[2 * size :]) / 2 if len(steps) > 2 * size else steps[:0]
+    jump = float(sharp[np.argmax(np.abs(sharp))]) if len(sharp) else 0.0
+    jumped = abs(jump) > max(JUMP * level, 6 * noise * np.sqrt(2 / size))
     smooth = np.convolve(loss, np.ones(3) / 3, mode="valid")
     rise = float(smooth[-1] - smooth.min())
     if jumped:
         return Silence(
             "change point",
-            f"The loss jumped by {float(steps[place]):+.3f} nats where the learning rate does not explain it (new data, "
+            f"The loss jumped by {jump:+.3f} nats where the learning rate does not explain it (new data, "
             "a restart, a spike?): there is a forecast again when the jump is long past.",
         )
     if rise > max(RISE * level, 6 * noise / np.sqrt(3)):
