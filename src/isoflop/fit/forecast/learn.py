@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.curves import FinishedRun
-from isoflop.fit.forecast.features import Kernel, path
+from isoflop.fit.forecast.features import Kernel, Path, path
 from isoflop.fit.forecast.posterior import Normal, Posterior, solve
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, REFERENCE, Line, Priors, comparable_peak, known
 
@@ -41,7 +41,7 @@ def learn_priors(
             run of another one.
         source: what the result says it rests on.
     """
-    read = [reading for run in runs if (reading := _read(run, base)) is not None]
+    read = [reading for run in runs if (reading := read_run(run, base)) is not None]
     if not read:
         return base
     kernels = _kernels(read, base)
@@ -57,17 +57,18 @@ def learn_priors(
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """A run's posterior under wide priors, and where it lies: ln N, ln B, ln η, ln D from the reference."""
 
     where: tuple[float, ...]
     posterior: Posterior
     priors: tuple[Normal, Normal, Normal]
     organisation: str
+    road: Path
     foreign: bool  # an unknown rate or another optimizer: its gain says less
 
 
-def _kernels(read: Sequence[_Reading], base: Priors) -> tuple[Kernel, ...]:
+def _kernels(read: Sequence[Reading], base: Priors) -> tuple[Kernel, ...]:
     """The kernels with their weights and levels of ln C, organisations counting alike; shrunk towards the base's."""
     shares: dict[str, list[Array]] = {}
     levels: dict[str, list[Array]] = {}
@@ -91,7 +92,7 @@ def _kernels(read: Sequence[_Reading], base: Priors) -> tuple[Kernel, ...]:
     )
 
 
-def _gains(reading: _Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
+def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
     """By kernel: its posterior share, ln C, and whether the curve says something of C."""
     posterior, prior = reading.posterior, reading.priors[2]
     share = posterior.weight.sum(0)
@@ -103,7 +104,7 @@ def _gains(reading: _Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
     return share, np.log(middle), spread / middle**2 < 0.5 * prior.sd**2
 
 
-def _read(run: FinishedRun, base: Priors) -> _Reading | None:
+def read_run(run: FinishedRun, base: Priors) -> Reading | None:
     """The posterior of a whole run; None where it is too short."""
     bins, warmup = LossBins(), run.plan.warmup_steps
     count = np.ones(len(run.steps)) if run.count is None else run.count
@@ -125,10 +126,10 @@ def _read(run: FinishedRun, base: Priors) -> _Reading | None:
     posterior = solve(road, steps, loss, n, *wide, kernels)
     place = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
     foreign = peak is None
-    return _Reading(place, posterior, (wide[0], wide[1], wide[2]), run.organisation, foreign)
+    return Reading(place, posterior, (wide[0], wide[1], wide[2]), run.organisation, road, foreign)
 
 
-def _facts(reading: _Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, float]]:
+def _facts(reading: Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, float]]:
     """Value and variance of a run's ln α, ln A and ln C: what the curve itself says."""
     posterior, priors = reading.posterior, reading.priors
     # what other runs made of the kernels bears on this one

@@ -65,6 +65,9 @@ class Posterior:
     x_ref: float
     noise: float  # standard deviation of one raw step's loss, nats
     memory: float  # (1 − ρ)/(1 + ρ) of the residuals: the share of the bins that count as independent
+    steps: Array  # the bins it was made from, their losses, and the precision each was given
+    loss: Array
+    precision: Array
     residuals: Array  # of the likeliest curve, nats
 
     def predict(self, road: Path, steps: Array) -> Prediction:
@@ -144,7 +147,7 @@ def solve(
     grid = _grid(decay, fall, loss, w, prior, believed)
     weight = _weights(grid, before)
     return Posterior(
-        alphas, kernels, weight, grid, float(x[-1]), sd * float(np.mean(count)) ** 0.5, memory, residual
+        alphas, kernels, weight, grid, float(x[-1]), sd * float(np.mean(count)) ** 0.5, memory, steps, loss, w, residual
     )
 
 
