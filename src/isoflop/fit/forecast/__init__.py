@@ -1,6 +1,6 @@
 """The loss at the end of a run that is under way, with its interval; see docs/forecast.md."""
 
-from isoflop.fit.forecast.backtest import Score, backtest
+from isoflop.fit.forecast.replay import Score, backtest
 from isoflop.fit.forecast.curves import FinishedRun, read_curves
 from isoflop.fit.forecast.estimators import ESTIMATORS, FAST, Estimator
 from isoflop.fit.forecast.learn import learn_priors

@@ -29,6 +29,7 @@ class LossBins:
         self.last_step = 0.0
         self.last_tokens = 0.0
         self.last_lr: float | None = None
+        self.lost = 0  # losses since the last finite one
 
     def add(self, step: float, tokens: float, lr: float | None, loss: float, count: float) -> None:
         """One logged loss, the mean over `count` steps up to `step`."""
@@ -80,11 +81,11 @@ class LossBins:
         return {
             "bins": [[key, *row] for key, row in sorted(self.bins.items())],
             "rates": [[key, *row] for key, row in sorted(self.rates.items())],
-            "last": [self.last_step, self.last_tokens, self.last_lr],
+            "last": [self.last_step, self.last_tokens, self.last_lr, self.lost],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.bins = {int(row[0]): [float(v) for v in row[1:]] for row in state["bins"]}
         self.rates = {int(row[0]): [float(v) for v in row[1:]] for row in state["rates"]}
-        self.last_step, self.last_tokens, self.last_lr = state["last"]
+        self.last_step, self.last_tokens, self.last_lr, self.lost = state["last"]

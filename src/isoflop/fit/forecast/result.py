@@ -9,6 +9,9 @@ from scipy.special import stdtr, stdtrit
 NU = 5.0
 """Degrees of freedom of the Student t that a forecast's error is taken to follow (measured: docs/forecast.md)."""
 
+T80 = float(stdtrit(NU, 0.9))
+"""Half-width of the 80% interval over the scale."""
+
 
 @dataclass(frozen=True)
 class Forecast:
