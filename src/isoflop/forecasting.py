@@ -5,6 +5,7 @@ Runs on the rank that writes, at log steps only. The estimator is `isoflop.fit.f
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, Onl
 from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, priors_from, size_of
 from isoflop.guard import Guard, declare
-from isoflop.observe.schedule import TOLERANCE, LearningRates, UnknownFuture, future_learning_rates
+from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
@@ -31,8 +32,8 @@ FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
 OFF_PLAN = 0.02
 """Of the peak: how far a learning rate may lie from its plan."""
-MOST_SEEN = 256
-"""Learning rates kept of the past."""
+MOST_KNOTS = 256
+"""Of a plan in the record."""
 TAIL = 0.02
 """Of the run: what came is the mean loss over this last part."""
 PASSING = ("warm-up", "too few points", "interval too wide")
@@ -64,9 +65,6 @@ class Forecasting:
         self._plan: LearningRatePlan | None = None
         self._unknown = ""
         self._asked = False
-        self._spliced = False  # of a past as it was logged, which the scheduler does not tell
-        self._before: LearningRatePlan | None = None  # the plan of a checkpoint
-        self._seen: list[tuple[int, float]] = []  # steps and their learning rates
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
@@ -84,41 +82,30 @@ class Forecasting:
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
-    def loss(self, kind: str, step: int, tokens: int | None, loss: float | None, count: int, about: About) -> None:
-        """A loss, the mean over `count` optimizer steps up to `step`; of another kind than is fitted: nothing.
+    def add(self, step: int, tokens: int | None, lr: Any, loss: float, count: int, about: About) -> None:
+        """A loss of the kind that is fitted, the mean over `count` optimizer steps up to `step`.
 
         Args:
-            kind: "train" or "eval/<name>".
             step: optimizer steps done.
             tokens: D so far, less padding.
+            lr: the learning rate of the step just done, a number or a tensor.
             loss: in nats per token.
             count: optimizer steps behind it.
-            about: the run, for the first one.
+            about: the run, for the first loss.
         """
-        if kind != self.on or loss is None or not self._guard.open(FORECAST):
+        if not self._guard.open(FORECAST):
             return
         with self._guard.part(FORECAST):
             total = self._setup.total_steps
-            if total is not None and step > (1 - TAIL) * total:
+            if total is not None and step > (1 - TAIL) * total and math.isfinite(loss):
                 self._end = (self._end[0] + loss * count, self._end[1] + count)
             if not tokens:
                 self._silent(Silence("tokens unknown", "its tokens are not counted"))
                 return
             if self._curve is None:
                 self._curve = self._make(about)
+            self._rate = None if lr is None else number(lr)
             self._curve.add(step, tokens, self._rate, loss, count)
-
-    def rate(self, step: int, lr: Any) -> None:
-        """The learning rate of the step just done: a number or a tensor."""
-        if lr is None or self.on == "off" or not self._guard.open(FORECAST):
-            return
-        with self._guard.part(FORECAST):
-            self._rate = number(lr)
-            seen = self._seen
-            if len(seen) < 2 or step - seen[-1][0] >= (seen[-1][0] - seen[0][0]) / MOST_SEEN:
-                seen.append((step, self._rate))
-            if len(seen) > MOST_SEEN:
-                del seen[1:-1:2]
 
     def refit(self, step: int, wall_time: float) -> None:
         """Forecast anew, if all refits together stay under their share of the wall time (seconds)."""
@@ -176,30 +163,21 @@ class Forecasting:
 
     def _off_plan(self, step: int) -> bool:
         assert self._plan is not None
-        return self._rate is not None and not _on(self._plan, step, self._rate)
+        # where the rate was read after the scheduler's step, it is the next step's
+        near = self._plan.at([step, step + 1])
+        return self._rate is not None and float(np.abs(near - self._rate).min()) > OFF_PLAN * self._plan.peak
 
     def _ask(self, step: int, total: int) -> None:
-        """The plan of the whole run: the future as the scheduler says, the past as it was."""
-        before, self._plan, self._spliced = self._before, None, False
-        self._before = None
-        ahead = self._future(step, total)
-        if isinstance(ahead, UnknownFuture):
+        """The plan of the whole run, by the scheduler; where its past was another the estimator has that as it was."""
+        self._plan = None
+        found = self._future(step, total, since=0)
+        if isinstance(found, UnknownFuture):  # some know no past
+            found = self._future(step, total)
+        if isinstance(found, UnknownFuture):
             remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
-            self._unknown = f"{ahead.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
+            self._unknown = f"{found.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
             return
-        if before is not None and before.total_steps == total and _agree(before, ahead):
-            self._plan, self._spliced = before, True  # the past as the checkpoint has it
-            return
-        whole = self._future(step, total, since=0)
-        if isinstance(whole, LearningRates) and whole.lr.max() > 0:
-            plan = LearningRatePlan(whole.steps, whole.lr)
-            if all(_on(plan, at, rate) for at, rate in self._seen):
-                self._plan = plan
-        if self._plan is None:
-            past = [(at, rate) for at, rate in self._seen if at <= step]
-            steps, rates = zip(*past, strict=True) if past else ((), ())
-            self._plan = LearningRatePlan(np.array([*steps, *ahead.steps]), np.array([*rates, *ahead.lr]))
-            self._spliced = True
+        self._plan = LearningRatePlan(found.steps, found.lr)
         self._planned(self._plan)
 
     def _future(self, step: int, total: int, since: int | None = None) -> LearningRates | UnknownFuture:
@@ -224,8 +202,7 @@ class Forecasting:
             "curve": self._restored if self._curve is None else self._curve.state_dict(),
             "last": _plain(self.last),
             "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
-            "plan": plan_in_full(self._plan) if self._plan is not None and self._spliced else None,
-            "seen": [list(pair) for pair in self._seen],
+            "rate": self._rate,
             "spent": [self._spent, self._cost],
             "told": sorted(self._told),
             "end": list(self._end),
@@ -240,10 +217,7 @@ class Forecasting:
         half = state["half_time"]
         answer = None if half is None else _answer(half[1])
         self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
-        plan = state["plan"]
-        self._before = None if plan is None else LearningRatePlan(np.array(plan["steps"]), np.array(plan["lr"]))
-        self._seen = [(int(step), float(rate)) for step, rate in state["seen"]]
-        self._rate = self._seen[-1][1] if self._seen else None
+        self._rate = None if state["rate"] is None else float(state["rate"])
         self._spent, self._cost = map(float, state["spent"])
         self._told = set(state["told"])
         self._end = (float(state["end"][0]), int(state["end"][1]))
@@ -267,23 +241,9 @@ class About:
 def plan_for_record(plan: LearningRatePlan) -> dict[str, Any]:
     """A plan in plain values, thinned to some hundred knots: {"steps", "lr"}."""
     keep = np.arange(len(plan.steps))
-    if len(keep) > MOST_SEEN:
-        keep = np.unique(np.linspace(0, len(keep) - 1, MOST_SEEN).round().astype(int))
-    return plan_in_full(LearningRatePlan(plan.steps[keep], plan.lr[keep]))
-
-
-def plan_in_full(plan: LearningRatePlan) -> dict[str, Any]:
-    """A plan in plain values, from which it is made again to the bit: {"steps", "lr"}."""
-    return {"steps": [int(step) for step in plan.steps], "lr": [float(rate) for rate in plan.lr]}
-
-
-def _on(plan: LearningRatePlan, step: int, rate: float) -> bool:
-    """Whether a rate is the plan's; where it was read after the scheduler's step, it is the next step's."""
-    return bool(np.min(np.abs(plan.at([step, step + 1]) - rate)) <= OFF_PLAN * plan.peak)
-
-
-def _agree(plan: LearningRatePlan, ahead: LearningRates) -> bool:
-    return bool(np.abs(plan.at(ahead.steps) - ahead.lr).max() <= 2 * TOLERANCE * plan.peak)
+    if len(keep) > MOST_KNOTS:
+        keep = np.unique(np.linspace(0, len(keep) - 1, MOST_KNOTS).round().astype(int))
+    return {"steps": [int(step) for step in plan.steps[keep]], "lr": [float(rate) for rate in plan.lr[keep]]}
 
 
 def _plain(answer: Forecast | Silence | None) -> dict[str, Any] | None:

@@ -234,19 +234,25 @@ class Monitor:
             devices=world_size(),
             peak=None if self._device is None else self._device.peak,
         )
-        self._logged = now
+        steps, self._logged = now.steps - self._logged.steps, now
         if self._writes:
             with self._clock.phase("measuring"):
-                self._forecast(loss, count)
+                self._forecast(loss, steps)
                 self._output.show(self.steps, self.scalars, self.totals.flops_known, loss)
                 self.recorder.counting(describe_counting(self.observer))
                 self.recorder.interval(self._point())
 
-    def _forecast(self, loss: float | None, count: int) -> None:
-        self._forecasting.rate(self.steps, self._lr)
-        self._forecasting.loss("train", self.steps, self.totals.data_tokens, loss, count, self._about())
+    def _forecast(self, loss: float | None, steps: int) -> None:
+        if loss is not None and self._forecasting.on == "train":
+            self._feed_forecast(loss, steps)
         self._forecasting.refit(self.steps, self._clock.wall_time)
         self.scalars.update(self._forecasting.scalars)
+
+    def _feed_forecast(self, loss: float, steps: int) -> None:
+        parameters = self.observer.costing.parameters
+        sizes = {} if parameters is None else parameters.by_convention()
+        about = About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
+        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, about)
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -266,8 +272,10 @@ class Monitor:
             point = self._point()
         # else another rank may not be here, and what is counted since the last log step can't be summed
         self.recorder.evaluation(name, value, point)
-        if self._writes:
-            self._forecasting.loss(f"eval/{name}", self.steps, self.totals.data_tokens, value, 1, self._about())
+        if self._writes and self._forecasting.on == f"eval/{name}":
+            if self._model is None:
+                self._read_learning_rate()
+            self._feed_forecast(value, 1)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -412,11 +420,6 @@ class Monitor:
             self.enter("measuring")
             self.recorder.open(self._header, self._attempt_began_at)
             self.leave("measuring")
-
-    def _about(self) -> About:
-        parameters = self.observer.costing.parameters
-        sizes = {} if parameters is None else parameters.by_convention()
-        return About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
 
     def _keep_plan(self, plan: LearningRatePlan) -> None:
         self.recorder.planned({**run_plan(self.setup), "learning_rates": plan_for_record(plan)})

@@ -46,7 +46,7 @@ def backtest(
 
     from isoflop.cli import curves
     from isoflop.fit.forecast import ESTIMATORS
-    from isoflop.fit.forecast.backtest import backtest as replay_all
+    from isoflop.fit.forecast import backtest as replay_all
 
     try:
         fractions = [_fraction(text) for text in at.split(",")]
@@ -75,8 +75,8 @@ def backtest(
 def material(read: Curves, priors: str, loss: str) -> tuple[list[FinishedRun], dict[str, Priors]]:
     """The runs to replay, and the priors for each organisation's."""
     from isoflop.fit.forecast import DEFAULT_PRIORS
-    from isoflop.fit.forecast.backtest import priors_for
     from isoflop.fit.forecast.records import finished_runs, priors_without
+    from isoflop.fit.forecast.replay import priors_for
 
     chosen = priors_for(read.published, "default" if priors == SHIPPED else "leave-one-organisation-out")
     own, problems = finished_runs(read.records, loss)
