@@ -23,6 +23,7 @@ from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learni
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
+from isoflop.show.forecast import half_time_line
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 
@@ -195,32 +196,44 @@ class Forecasting:
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values: a restored run forecasts the same, to the bit."""
-        return {
-            "on": self.on,
-            "curve": self._restored if self._curve is None else self._curve.state_dict(),
-            "last": _plain(self.last),
-            "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
-            "rate": self._rate,
-            "spent": [self._spent, self._cost],
-            "told": sorted(self._told),
-            "end": list(self._end),
-        }
+    def state_dict(self) -> dict[str, Any] | None:
+        """Plain values: a restored run forecasts the same, to the bit. None where forecasting has stepped aside."""
+        if self._guard.open(FORECAST):
+            with self._guard.part(FORECAST):  # its fault must not lose the run's counts
+                return {
+                    "on": self.on,
+                    "curve": self._restored if self._curve is None else self._curve.state_dict(),
+                    "rate": self._rate,
+                    "last": _plain(self.last),
+                    "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
+                    "spent": [self._spent, self._cost],
+                    "told": sorted(self._told),
+                    "end": list(self._end),
+                }
+        return None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from `state_dict()`, before the first loss; with another `fit_on` the curve begins anew."""
-        if state["on"] != self.on:
+        if not state or state["on"] != self.on or not self._guard.open(FORECAST):
             return
-        self._restored = state["curve"]
-        self.last = _answer(state["last"])
-        half = state["half_time"]
-        answer = None if half is None else _answer(half[1])
-        self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
-        self._rate = None if state["rate"] is None else float(state["rate"])
-        self._spent, self._cost = map(float, state["spent"])
-        self._told = set(state["told"])
-        self._end = (float(state["end"][0]), int(state["end"][1]))
+        with self._guard.part(FORECAST):
+            self._restored = state["curve"]
+            self._rate = None if state["rate"] is None else float(state["rate"])
+            self.last = _answer(state["last"])
+            half = state["half_time"]
+            answer = None if half is None else _answer(half[1])
+            self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
+            self._spent, self._cost = map(float, state["spent"])
+            self._told = set(state["told"])
+            self._end = (float(state["end"][0]), int(state["end"][1]))
+
+    def tell_what_came(self) -> None:
+        """At the end of a completed run: its half-time forecast beside what came."""
+        if self._guard.open(FORECAST):
+            with self._guard.part(FORECAST):
+                line = half_time_line(self.half_time, self.came)
+                if line is not None:
+                    self._setup.tell(line)
 
 
 @dataclass(frozen=True)

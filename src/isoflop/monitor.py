@@ -26,7 +26,6 @@ from isoflop.options import Options
 from isoflop.record import Point
 from isoflop.recorder import Recorder
 from isoflop.setup import Setup
-from isoflop.show.forecast import half_time_line
 from isoflop.show.output import Output
 from isoflop.show.scalars import Interval, interval_scalars
 from isoflop.show.tensorboard import TensorBoardSink
@@ -323,9 +322,8 @@ class Monitor:
         self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         self._output.close()
-        line = half_time_line(self._forecasting.half_time, self._forecasting.came)
-        if line and completed:
-            self.setup.tell(line)
+        if completed and self._writes:
+            self._forecasting.tell_what_came()
 
     def close(self) -> None:
         """`finish()` for a plain loop."""
@@ -370,8 +368,7 @@ class Monitor:
         self._clock.load_state_dict(state["clock"])
         self._output.axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
-        if "forecast" in state:  # not in states of earlier versions
-            self._forecasting.load_state_dict(state["forecast"])
+        self._forecasting.load_state_dict(state.get("forecast"))  # not in states of earlier versions
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
     def expect(self, step: int) -> None:
