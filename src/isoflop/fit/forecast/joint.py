@@ -29,11 +29,12 @@ from isoflop.fit.forecast.schedule import LearningRatePlan
 Array = NDArray[np.float64]
 GAMMA = np.linspace(0.1, 0.55, 7)
 """Grid of the exponent of N; its prior is normal about .3, sd .12 (published laws lie between .27 and .35)."""
+GAMMA_PRIOR = (0.3, 0.12)
 EFFECTS = (0.004, 0.012, 0.035)
 """Grid of the standard deviation of E between runs, nats."""
-RELATIVE = 0.05
+RELATIVE = 0.07
 """Standard deviation of A and of C between runs of one ladder, relative."""
-BELIEF = ((1.7, 0.4), (1.0, 1.0), (1.0, 0.3), (0.0, 0.08), (1.0, 0.2), (0.0, 0.06))
+BELIEF = ((1.4, 0.4), (1.0, 1.0), (1.0, 0.3), (0.0, 0.08), (1.0, 0.2), (0.0, 0.06))
 """Prior mean and sd of e0, e1 (nats), and of level and slope in ln N of A and C over their priors' lines."""
 INDEPENDENT = 12.0
 """A curve counts as at most this many independent bins: what its form leaves out does not average away."""
@@ -140,8 +141,10 @@ class Ladder:
         cells = len(self.members[0].gram)
         precision = np.tile(np.diag(sd0**-2), (cells, 1, 1))
         right = np.tile(mean0 / sd0**2, (cells, 1))
-        evidence = np.full(cells, -0.5 * ((gamma - 0.3) / 0.12) ** 2)
-        evidence += np.add.outer(_before(self.priors, self.alphas), np.log([k.weight for k in self.priors.kernels])).ravel()
+        evidence = np.full(cells, -0.5 * ((gamma - GAMMA_PRIOR[0]) / GAMMA_PRIOR[1]) ** 2)
+        evidence += np.add.outer(
+            _before(self.priors, self.alphas), np.log([k.weight for k in self.priors.kernels])
+        ).ravel()
         loose = np.diag(1 / spread)
         for member in self.members:
             Z = _design(member.size, gamma)

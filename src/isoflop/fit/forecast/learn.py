@@ -53,7 +53,15 @@ def learn_priors(
         for i, line in enumerate((base.alpha, base.amplitude, base.gain))
     ]
     said = source or f"{base.source}, updated with {len(facts)} finished run{'s' if len(facts) > 1 else ''}"
-    return replace(base, alpha=lines[0], amplitude=lines[1], gain=lines[2], kernels=kernels, source=said, own_runs=base.own_runs + own * len(read))
+    return replace(
+        base,
+        alpha=lines[0],
+        amplitude=lines[1],
+        gain=lines[2],
+        kernels=kernels,
+        source=said,
+        own_runs=base.own_runs + own * len(read),
+    )
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,7 @@ def _kernels(read: Sequence[Reading], base: Priors) -> tuple[Kernel, ...]:
     believed = sum(counts.values()) / (sum(counts.values()) + 0.5)
     level = sum(counts[name] * np.mean(each, axis=0) for name, each in levels.items()) / sum(counts.values())
     gain = (1 - believed) * prior + believed * level
-    return tuple(
-        replace(k, weight=float(w), gain=float(g)) for k, w, g in zip(base.kernels, weight, gain, strict=True)
-    )
+    return tuple(replace(k, weight=float(w), gain=float(g)) for k, w, g in zip(base.kernels, weight, gain, strict=True))
 
 
 def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast import refusals
+from isoflop.fit.forecast import refusals, what_if
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.features import Path, path
-from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, solve
+from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
 from isoflop.fit.forecast.result import T80, Forecast, Silence, forecast_of
 from isoflop.fit.forecast.schedule import LearningRatePlan
@@ -25,6 +25,7 @@ UNTESTED = 1.5
 """Mixtures of experts: no public curve was seen, so the priors are this much wider."""
 READ = 0.02
 """A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -91,7 +92,7 @@ class OnlineForecaster:
         """The posterior of the curve so far under `plan`."""
         if plan is None:
             return Silence("learning rate unknown", "The coming learning rate is not known: pass the plan.")
-        warmup = plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        warmup = self._warmup(plan)
         now = self.bins.last_step
         columns = self.bins.columns()
         used = columns["step"] >= max(1.5 * warmup, 0.2 * now)
@@ -110,6 +111,9 @@ class OnlineForecaster:
             return reason
         at = float(posterior.predict(road, np.array([now])).mean[0])
         return Fit(posterior, road, plan, now, at, float(count.sum() / max(now - step[0], 1)))
+
+    def _warmup(self, plan: LearningRatePlan) -> int:
+        return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
 
     def _path(self, plan: LearningRatePlan, warmup: int) -> Path:
         """The plan made ready; its past as it was seen, where that differs."""
@@ -135,17 +139,23 @@ class OnlineForecaster:
             alpha, amplitude, gain = (Normal(p.mean, max(UNTESTED * p.sd, FOREIGN)) for p in (alpha, amplitude, gain))
         return alpha, amplitude, gain
 
-    def _at(self, fit: Fit, step: int, level: float) -> Forecast | Silence:
-        seen = fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
+    def _at(
+        self, fit: Fit, step: int, level: float, seen: Prediction | None = None, doubt: float = 0.0
+    ) -> Forecast | Silence:
+        seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss = float(seen.mean[1])
         read = fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
-        left_out = [part * float(np.ptp(drop)) for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True)]
+        left_out = [
+            part * float(np.ptp(drop))
+            for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True)
+        ]
         sd = math.sqrt(
             self.priors.width**2 * float(seen.variance[1])
             + left_out[0] ** 2
             + left_out[1] ** 2
             + (FLOOR * loss) ** 2
             + read
+            + doubt
         )
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
         half = T80 * sd
@@ -165,7 +175,9 @@ class OnlineForecaster:
         if self.N is None or self.batch_tokens is None:
             basis.append("the size or the batch is not known: wider priors")
         if comparable_peak(fit.plan.peak, self.optimizer) is None:
-            basis.append("another optimizer than Adam's family, or no real learning rate: wider priors on the decay's gain")
+            basis.append(
+                "another optimizer than Adam's family, or no real learning rate: wider priors on the decay's gain"
+            )
         if "moe" in self.domain and not self.priors.own_runs:
             basis.append("a mixture of experts: wider priors")
         return tuple(basis)
@@ -173,37 +185,41 @@ class OnlineForecaster:
     def what_if(
         self,
         plan: LearningRatePlan,
-        new: LearningRatePlan,
+        new: LearningRatePlan | None = None,
         *,
         N: float | None = None,
         step: int | None = None,
         level: float = 0.8,
     ) -> Forecast | Silence:
-        """The loss at the end of `new`, if the run left `plan` for it now.
-
-        The same posterior, whose past is `plan`: what changes is the future's length and rates.
+        """The loss at the end of another plan, from the same posterior; or of another size.
 
         Args:
             plan: the plan so far.
-            new: the plan from now on; its past is not used.
-            N: another number of non-embedding parameters, from the start: see `joint.py`.
-            step: instead of the end of `new`.
+            new: the plan from now on, its past is not used: more steps, another decay. With `N`: the plan of that run
+                from its start, by default this one's stretched to the same compute, 6·N·D.
+            N: other non-embedding parameters, trained from the start with the same batch. How E falls with N is not
+                seen in one run: it rests on a published law; a ladder knows better (`joint.fit_ladder`).
+            step: instead of the end.
             level: probability of the interval.
+
+        Raises:
+            ValueError: if neither `new` nor `N` is given, or the run's own N is not known.
         """
+        if new is None and N is None:
+            raise ValueError("what_if needs another plan (new) or another size (N).")
+        if N is not None and self.N is None:
+            raise ValueError("what_if with another N needs the run's own: OnlineForecaster(N=...).")
         fit = self.fit(plan)
         if isinstance(fit, Silence):
             return fit
-        return self._at(self._diverted(fit, new), new.total_steps if step is None else step, level)
-
-    def _diverted(self, fit: Fit, new: LearningRatePlan) -> Fit:
-        past = fit.plan.steps < fit.now
-        joined = new.spliced(
-            np.append(fit.plan.steps[past], fit.now), np.append(fit.plan.lr[past], fit.plan.at(fit.now))
-        )
-        # the posterior is in rates over the peak of the plan it was made with
-        warmup = fit.plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
-        road = path(joined, warmup, float(max(joined.total_steps, fit.now)), peak=fit.plan.peak)
-        return Fit(fit.posterior, road, joined, fit.now, fit.loss, fit.rate)
+        if N is not None and self.N is not None:
+            whole = new or plan.stretched(round(plan.total_steps * self.N / N))
+            at = whole.total_steps if step is None else step
+            seen, doubt = what_if.resized(fit.posterior, fit.plan, whole, self.N, N, at)
+            return self._at(fit, at, level, seen, doubt)
+        assert new is not None
+        after = what_if.diverted(fit.plan, new, fit.now, self._warmup(plan))
+        return self._at(replace(fit, road=after, plan=new), new.total_steps if step is None else step, level)
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far in plain values; at most 32 kB whatever the run's length."""
