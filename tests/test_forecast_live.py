@@ -197,16 +197,16 @@ def test_a_state_of_an_earlier_version_restores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": None}, "its length is not known; pass total_steps="),
+        ({"total_steps": None}, "The run's length is not known: pass total_steps=."),
         (
             {"make": lambda o: S.ReduceLROnPlateau(o, patience=10**6), "loop": True},
-            "ReduceLROnPlateau sets the learning rate by losses still to come. Pass lr_plan=, a function of the step, "
-            "to get one",
+            "The learning rate to come is unknown: ReduceLROnPlateau sets the learning rate by losses still to come. "
+            "Pass lr_plan=, a function of the step.",
         ),
         (
             {"make": None, "hidden": True},
-            "the optimizer has a scheduler that isoflop was not told of. Pass scheduler= or lr_plan=, a function of "
-            "the step, to get one",
+            "The learning rate to come is unknown: the optimizer has a scheduler that isoflop was not told of. Pass "
+            "scheduler= or lr_plan=, a function of the step.",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_what_time_does_not_mend_is_told_once(tmp_path: Path, options: Any, mess
     if plateau:
         options["make"] = lambda o: type("ReduceLROnPlateau", (), {"step": lambda self: None})()
     monitor, told = train(tmp_path, last=600, between=between, **options)
-    assert about(told) == [f"isoflop: no forecast of this run's final loss: {message}"]
+    assert about(told) == [f"isoflop: no forecast of the final loss. {message}"]
     assert isinstance(monitor.forecast, Silence) and not any(name in monitor.scalars for name in FORECASTS)
     assert not monitor.guard.aside
 
@@ -389,7 +389,8 @@ def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
     trainer.fit(module, batches(Rows(128), 8))
     assert callback.monitor is not None
     assert callback.monitor.forecast == Silence(
-        "learning rate unknown", "the module has 2 optimizers. Pass lr_plan=, a function of the step, to get one"
+        "learning rate unknown",
+        "The learning rate to come is unknown: the module has 2 optimizers. Pass lr_plan=, a function of the step.",
     )
 
 

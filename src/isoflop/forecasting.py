@@ -101,7 +101,7 @@ class Forecasting:
             if total is not None and step > (1 - TAIL) * total and math.isfinite(loss):
                 self._end = (self._end[0] + loss * count, self._end[1] + count)
             if not tokens:
-                self._silent(Silence("tokens unknown", "its tokens are not counted"))
+                self._silent(Silence("tokens unknown", "The run's tokens are not counted."))
                 return
             if self._curve is None:
                 self._curve = self._make(about)
@@ -115,7 +115,7 @@ class Forecasting:
             return
         with self._guard.part(FORECAST):
             if total is None:
-                self._silent(Silence("no planned end", "its length is not known; pass total_steps="))
+                self._silent(Silence("no planned end", "The run's length is not known: pass total_steps=."))
                 return
             if step >= total - 1 or self._spent + self._cost > SHARE * wall_time:
                 return
@@ -137,7 +137,7 @@ class Forecasting:
         self.last = silence
         if silence.reason not in PASSING and silence.reason not in self._told:
             self._told.add(silence.reason)
-            self._setup.tell(f"isoflop: no forecast of this run's final loss: {silence.message}")
+            self._setup.tell(f"isoflop: no forecast of the final loss. {silence.message}")
 
     # -- the estimator and the plan ----------------------------------------------------------------------------
 
@@ -176,7 +176,9 @@ class Forecasting:
             found = self._future(step, total)
         if isinstance(found, UnknownFuture):
             remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
-            self._unknown = f"{found.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
+            self._unknown = (
+                f"The learning rate to come is unknown: {found.reason}. Pass {remedy}lr_plan=, a function of the step."
+            )
             return
         self._plan = LearningRatePlan(found.steps, found.lr)
         self._planned(self._plan)
