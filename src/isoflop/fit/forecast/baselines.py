@@ -93,7 +93,7 @@ class LastValue(Baseline):
 class Separable(Baseline):
     """Curves that are linear once one exponent is given: the exponent by a search, the rest by least squares."""
 
-    exponents: ClassVar[Array] = np.geomspace(0.02, 3, 120)
+    exponents: ClassVar[Array] = np.geomspace(0.1, 2, 80)
 
     def columns(self, steps: Array, exponent: float, plan: LearningRatePlan, warmup: int) -> Array:
         """The design at `steps`: shape (steps, coefficients)."""
@@ -109,12 +109,15 @@ class Separable(Baseline):
             design = self.columns(everywhere, exponent, plan, warmup)
             beta = _least_squares(design[:-1] * weight[:, None], loss * weight)
             residual = (loss - design[:-1] @ beta) * weight
-            return float(residual @ residual), beta, design
+            # a negative limit is no law of a loss
+            return float(residual @ residual) if beta[0] >= 0 else math.inf, beta, design
 
         sums = [fit(exponent)[0] for exponent in self.exponents]
         best = int(np.argmin(sums))
         exponent = float(self.exponents[best])
-        if 0 < best < len(sums) - 1:  # the vertex of the parabola through three points
+        if 0 < best < len(sums) - 1 and math.isfinite(
+            sums[best - 1] + sums[best + 1]
+        ):  # the vertex of the parabola through three points
             logs = np.log(self.exponents[best - 1 : best + 2])
             a, b, _ = np.polyfit(logs - logs[1], sums[best - 1 : best + 2], 2)
             exponent = math.exp(logs[1] - b / (2 * a)) if a > 0 else exponent
@@ -189,7 +192,7 @@ class Kaplan(Separable):
 
 
 class MomentumLaw(Separable):
-    """Tissue et al. 2024 (arXiv:2408.11029), eq. 1: L0 + A·S1^−α − C·S2, S2 the momentum of the rate's falls, λ = .999."""
+    """Tissue et al. 2024 (arXiv:2408.11029): L0 + A·S1^−α − C·S2, S2 the momentum of the rate's falls, λ = .999."""
 
     name = "momentum-law"
     decay: ClassVar[float] = 0.999

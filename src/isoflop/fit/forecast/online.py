@@ -46,7 +46,7 @@ class OnlineForecaster:
         N: non-embedding parameters; None where unknown (wider priors).
         batch_tokens: tokens of an optimizer step; None where unknown.
         optimizer: its name; other than Adam's family widens the priors.
-        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`; see docs/forecast.md.
+        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`.
         priors: what is known beforehand.
         warmup_steps: steps of warm-up; by default read off the plan.
     """
@@ -145,14 +145,14 @@ class OnlineForecaster:
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss = float(seen.mean[1])
         read = fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
-        left_out = [
+        training, falling = (
             part * float(np.ptp(drop))
             for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True)
-        ]
+        )
         sd = math.sqrt(
             self.priors.width**2 * float(seen.variance[1])
-            + left_out[0] ** 2
-            + left_out[1] ** 2
+            + training**2
+            + falling**2
             + (FLOOR * loss) ** 2
             + read
             + doubt
@@ -176,7 +176,7 @@ class OnlineForecaster:
             basis.append("the size or the batch is not known: wider priors")
         if comparable_peak(fit.plan.peak, self.optimizer) is None:
             basis.append(
-                "another optimizer than Adam's family, or no real learning rate: wider priors on the decay's gain"
+                "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain"
             )
         if "moe" in self.domain and not self.priors.own_runs:
             basis.append("a mixture of experts: wider priors")
