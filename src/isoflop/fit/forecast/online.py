@@ -29,13 +29,12 @@ READ = 0.02
 
 @dataclass(frozen=True)
 class Fit:
-    """A posterior, the plan it was made with, and the loss now by it."""
+    """A posterior and the plan it was made with."""
 
     posterior: Posterior
     road: Path
     plan: LearningRatePlan
     now: float  # step
-    loss: float
     rate: float  # raw losses per step
 
 
@@ -97,27 +96,26 @@ class OnlineForecaster:
         columns = self.bins.columns()
         used = columns["step"] >= max(1.5 * warmup, 0.2 * now)
         step, tokens, loss, count = (columns[name][used] for name in ("step", "tokens", "loss", "count"))
+        seen = self.bins.seen_rates()
         reason = (
             refusals.of_domain(self.domain, self.priors.own_runs)
             or refusals.of_curve(step, tokens, loss, now, warmup, self.bins.lost)
-            or refusals.of_plan(plan, self.bins, warmup)
+            or refusals.of_plan(plan, *seen, warmup)
         )
         if reason is not None:
             return reason
-        road = self._path(plan, warmup)
+        road = self._path(plan, warmup, *seen)
         posterior = solve(road, step, loss, count, *self._priors(plan, road, step), self.priors.kernels)
         reason = refusals.of_residuals(posterior.residuals, loss)
         if reason is not None:
             return reason
-        at = float(posterior.predict(road, np.array([now])).mean[0])
-        return Fit(posterior, road, plan, now, at, float(count.sum() / max(now - step[0], 1)))
+        return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)))
 
     def _warmup(self, plan: LearningRatePlan) -> int:
         return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
 
-    def _path(self, plan: LearningRatePlan, warmup: int) -> Path:
+    def _path(self, plan: LearningRatePlan, warmup: int, steps: Array, rates: Array) -> Path:
         """The plan made ready; its past as it was seen, where that differs."""
-        steps, rates = self.bins.seen_rates()
         if len(steps) and float(refusals.off_plan(plan, steps, rates).max()) > refusals.OFF_PLAN:
             seen = plan.spliced(steps, np.maximum(rates, 0))
             return path(seen, warmup, float(max(plan.total_steps, self.bins.last_step)))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.result import Silence
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
@@ -52,13 +51,12 @@ def of_domain(domain: frozenset[str], own_runs: int) -> Silence | None:
     )
 
 
-def of_plan(plan: LearningRatePlan, bins: LossBins, warmup: int) -> Silence | None:
+def of_plan(plan: LearningRatePlan, steps: Array, rates: Array, warmup: int) -> Silence | None:
     """Silence where the run left the plan, or the plan is none that was tested."""
     after = plan.steps >= warmup
     lowest = np.minimum.accumulate(plan.lr[after])
     if len(lowest) and float((plan.lr[after] - lowest).max()) > REWARMED * plan.peak:
         return Silence("outside the priors", "The learning rate rises again after its warm-up; no such run was tested.")
-    steps, rates = bins.seen_rates()
     if len(steps) == 0:
         return None
     off = off_plan(plan, steps[-2:], rates[-2:])
