@@ -103,10 +103,10 @@ def of_residuals(residual: Array, loss: Array) -> Silence | None:
         return None
     noise = 1.4826 * float(np.median(np.abs(np.diff(residual)))) / np.sqrt(2)
     level = float(np.mean(loss))
-    # a jump between the means of up to four bins before and after
+    # a jump between the medians of up to four bins before and after: one spike is none
     size = min(4, n // 4)
-    means = np.convolve(residual, np.ones(size) / size, mode="valid")
-    steps = means[size:] - means[:-size]
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(residual, size), axis=1)
+    steps = middle[size:] - middle[:-size]
     # against the steps to either side: a smooth misfit is no jump
     sharp = steps[size:-size] - (steps[: -2 * size] + steps[2 * size :]) / 2 if len(steps) > 2 * size else steps[:0]
     jump = float(sharp[np.argmax(np.abs(sharp))]) if len(sharp) else 0.0
