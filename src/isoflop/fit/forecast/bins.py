@@ -69,12 +69,9 @@ class LossBins:
 
     def seen_rates(self) -> tuple[Array, Array]:
         """Steps and learning rates as they were seen, thinned."""
-        flat: dict[float, float] = {}
-        for key in sorted(self.rates):
-            first, rate, last, later = self.rates[key]
-            flat[first] = rate
-            flat[last] = later
-        return np.array(list(flat)), np.array(list(flat.values()))
+        flat = np.array([self.rates[key] for key in sorted(self.rates)]).reshape(-1, 2)
+        new = np.append(np.diff(flat[:, 0]) > 0, True) if len(flat) else np.zeros(0, dtype=bool)
+        return flat[new, 0], flat[new, 1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; floats survive JSON bit by bit."""

@@ -22,7 +22,7 @@ CELLS = 160
 class Kernel:
     """G = lag/(lag + T), lag = Σ η̃^q steps: `q` 0 is a lag in steps; `p` is the power of the rate that falls.
 
-    `gain` is what ln C is above its prior with this kernel (a slower kernel needs a larger C), `weight` its prior weight.
+    `gain` is what ln C is above its prior with this kernel (a slower one needs a larger C), `weight` its prior weight.
     """
 
     p: float

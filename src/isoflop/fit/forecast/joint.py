@@ -142,9 +142,8 @@ class Ladder:
         precision = np.tile(np.diag(sd0**-2), (cells, 1, 1))
         right = np.tile(mean0 / sd0**2, (cells, 1))
         evidence = np.full(cells, -0.5 * ((gamma - GAMMA_PRIOR[0]) / GAMMA_PRIOR[1]) ** 2)
-        evidence += np.add.outer(
-            _before(self.priors, self.alphas), np.log([k.weight for k in self.priors.kernels])
-        ).ravel()
+        kernels = np.log([k.weight for k in self.priors.kernels])
+        evidence += np.add.outer(_before(self.alphas), kernels).ravel()
         loose = np.diag(1 / spread)
         for member in self.members:
             Z = _design(member.size, gamma)
@@ -194,7 +193,7 @@ def fit_ladder(runs: Sequence[FinishedRun], priors: Priors = DEFAULT_PRIORS) -> 
     return Ladder(learnt, tuple(members), alphas, middle, tokens, read[0][0].optimizer, names)
 
 
-def _before(priors: Priors, alphas: Array) -> Array:
+def _before(alphas: Array) -> Array:
     """Log prior of the grid in α: two standard deviations either way."""
     return np.asarray(-0.5 * np.linspace(-2, 2, len(alphas)) ** 2)
 

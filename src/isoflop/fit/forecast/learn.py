@@ -52,16 +52,10 @@ def learn_priors(
         _learn(line, where, np.array([fact[i] for fact in facts]), organisations, own)
         for i, line in enumerate((base.alpha, base.amplitude, base.gain))
     ]
+    total = base.own_runs + (len(read) if own else 0)
     said = source or f"{base.source}, updated with {len(facts)} finished run{'s' if len(facts) > 1 else ''}"
-    return replace(
-        base,
-        alpha=lines[0],
-        amplitude=lines[1],
-        gain=lines[2],
-        kernels=kernels,
-        source=said,
-        own_runs=base.own_runs + own * len(read),
-    )
+    alpha, amplitude, gain = lines
+    return replace(base, alpha=alpha, amplitude=amplitude, gain=gain, kernels=kernels, source=said, own_runs=total)
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ def read_run(run: FinishedRun, base: Priors) -> Reading | None:
     alpha, amplitude, gain = (Normal(*p.at(at)) for p in (base.alpha, base.amplitude, base.gain))
     wide = [Normal(p.mean, max(p.sd * w, 0.3)) for p, w in zip((alpha, amplitude, gain), WIDER, strict=True)]
     kernels = tuple(replace(k, weight=1.0) for k in base.kernels)
-    posterior = solve(road, steps, loss, n, *wide, kernels)
+    posterior = solve(road, steps, loss, n, wide[0], wide[1], wide[2], kernels)
     place = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
     foreign = peak is None
     return Reading(place, posterior, (wide[0], wide[1], wide[2]), run.organisation, road, foreign)

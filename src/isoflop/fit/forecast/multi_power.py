@@ -28,7 +28,7 @@ class MultiPowerLaw(Baseline):
         self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
     ) -> tuple[float, float]:
         road = path(plan, warmup, float(max(plan.total_steps, target)))
-        nodes, shape, effective = (v[road.first :] for v in (road.nodes, road.shape, road.effective))
+        shape, effective = road.shape[road.first :], road.effective[road.first :]
         everywhere = np.append(steps, target)
         x = road.x(everywhere)
         scale = x[-2]

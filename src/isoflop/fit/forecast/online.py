@@ -29,13 +29,12 @@ READ = 0.02
 
 @dataclass(frozen=True)
 class Fit:
-    """A posterior, the plan it was made with, and the loss now by it."""
+    """A posterior and the plan it was made with."""
 
     posterior: Posterior
     road: Path
     plan: LearningRatePlan
     now: float  # step
-    loss: float
     rate: float  # raw losses per step
 
 
@@ -46,7 +45,7 @@ class OnlineForecaster:
         N: non-embedding parameters; None where unknown (wider priors).
         batch_tokens: tokens of an optimizer step; None where unknown.
         optimizer: its name; other than Adam's family widens the priors.
-        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`; see docs/forecast.md.
+        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`.
         priors: what is known beforehand.
         warmup_steps: steps of warm-up; by default read off the plan.
     """
@@ -97,27 +96,26 @@ class OnlineForecaster:
         columns = self.bins.columns()
         used = columns["step"] >= max(1.5 * warmup, 0.2 * now)
         step, tokens, loss, count = (columns[name][used] for name in ("step", "tokens", "loss", "count"))
+        seen = self.bins.seen_rates()
         reason = (
             refusals.of_domain(self.domain, self.priors.own_runs)
             or refusals.of_curve(step, tokens, loss, now, warmup, self.bins.lost)
-            or refusals.of_plan(plan, self.bins, warmup)
+            or refusals.of_plan(plan, *seen, warmup)
         )
         if reason is not None:
             return reason
-        road = self._path(plan, warmup)
+        road = self._path(plan, warmup, *seen)
         posterior = solve(road, step, loss, count, *self._priors(plan, road, step), self.priors.kernels)
         reason = refusals.of_residuals(posterior.residuals, loss)
         if reason is not None:
             return reason
-        at = float(posterior.predict(road, np.array([now])).mean[0])
-        return Fit(posterior, road, plan, now, at, float(count.sum() / max(now - step[0], 1)))
+        return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)))
 
     def _warmup(self, plan: LearningRatePlan) -> int:
         return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
 
-    def _path(self, plan: LearningRatePlan, warmup: int) -> Path:
+    def _path(self, plan: LearningRatePlan, warmup: int, steps: Array, rates: Array) -> Path:
         """The plan made ready; its past as it was seen, where that differs."""
-        steps, rates = self.bins.seen_rates()
         if len(steps) and float(refusals.off_plan(plan, steps, rates).max()) > refusals.OFF_PLAN:
             seen = plan.spliced(steps, np.maximum(rates, 0))
             return path(seen, warmup, float(max(plan.total_steps, self.bins.last_step)))
@@ -145,14 +143,14 @@ class OnlineForecaster:
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss = float(seen.mean[1])
         read = fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
-        left_out = [
+        training, falling = (
             part * float(np.ptp(drop))
             for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True)
-        ]
+        )
         sd = math.sqrt(
             self.priors.width**2 * float(seen.variance[1])
-            + left_out[0] ** 2
-            + left_out[1] ** 2
+            + training**2
+            + falling**2
             + (FLOOR * loss) ** 2
             + read
             + doubt
@@ -176,7 +174,7 @@ class OnlineForecaster:
             basis.append("the size or the batch is not known: wider priors")
         if comparable_peak(fit.plan.peak, self.optimizer) is None:
             basis.append(
-                "another optimizer than Adam's family, or no real learning rate: wider priors on the decay's gain"
+                "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain"
             )
         if "moe" in self.domain and not self.priors.own_runs:
             basis.append("a mixture of experts: wider priors")

@@ -126,12 +126,13 @@ def solve(
     huber, sd = np.ones(len(steps)), 20 * floor
     residual = np.zeros(len(steps))
     believed = precision
+    coarse = decay[::2]  # the noise needs no fine α
     for _ in range(3):
         w = huber / (sd**2 / relative + floor**2)
-        grid = _grid(decay, fall, loss, w, prior, believed)
-        best = np.unravel_index(int(np.argmax(grid.evidence + before)), before.shape)
+        grid = _grid(coarse, fall, loss, w, prior, believed)
+        best = np.unravel_index(int(np.argmax(grid.evidence + before[::2])), grid.evidence.shape)
         A, C = grid.mean[best]
-        residual = loss - grid.loss - A * (decay[best[0]] - grid.decay[best[0]])
+        residual = loss - grid.loss - A * (coarse[best[0]] - grid.decay[best[0]])
         residual = residual + C * (fall[best[1]] - grid.fall[best[1]])
         sd, huber = estimate(residual, relative, sd, floor)
         # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back

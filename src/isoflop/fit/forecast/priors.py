@@ -103,7 +103,7 @@ DEFAULT_PRIORS = Priors(
     ),
     source="141 public curves of dense language models, 4 organisations",
 )
-"""What ships: `learn_priors` on the public curves of MultiPowerLaw (Luo et al. 2025: 25 to 400M, cosine, WSD, constant),
+"""What ships: `learn_priors` on the public curves of MultiPowerLaw (Luo et al. 2025: 25 to 400M, several plans),
 OLMo-ladder (190M to 1B, cosine), Gemstones (McLeish et al. 2025: 50M to 2B, constant) and modded-nanogpt (124M, linear
 and cosine to 0), from `WEAK_PRIORS`, rounded; the spread of the gain between organisations is rounded up, for three say
 little of a fourth."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.result import Silence
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
@@ -52,13 +51,12 @@ def of_domain(domain: frozenset[str], own_runs: int) -> Silence | None:
     )
 
 
-def of_plan(plan: LearningRatePlan, bins: LossBins, warmup: int) -> Silence | None:
+def of_plan(plan: LearningRatePlan, steps: Array, rates: Array, warmup: int) -> Silence | None:
     """Silence where the run left the plan, or the plan is none that was tested."""
     after = plan.steps >= warmup
     lowest = np.minimum.accumulate(plan.lr[after])
     if len(lowest) and float((plan.lr[after] - lowest).max()) > REWARMED * plan.peak:
         return Silence("outside the priors", "The learning rate rises again after its warm-up; no such run was tested.")
-    steps, rates = bins.seen_rates()
     if len(steps) == 0:
         return None
     off = off_plan(plan, steps[-2:], rates[-2:])
@@ -105,10 +103,10 @@ def of_residuals(residual: Array, loss: Array) -> Silence | None:
         return None
     noise = 1.4826 * float(np.median(np.abs(np.diff(residual)))) / np.sqrt(2)
     level = float(np.mean(loss))
-    # a jump between the means of up to four bins before and after
+    # a jump between the medians of up to four bins before and after: one spike is none
     size = min(4, n // 4)
-    means = np.convolve(residual, np.ones(size) / size, mode="valid")
-    steps = means[size:] - means[:-size]
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(residual, size), axis=1)
+    steps = middle[size:] - middle[:-size]
     # against the steps to either side: a smooth misfit is no jump
     sharp = steps[size:-size] - (steps[: -2 * size] + steps[2 * size :]) / 2 if len(steps) > 2 * size else steps[:0]
     jump = float(sharp[np.argmax(np.abs(sharp))]) if len(sharp) else 0.0

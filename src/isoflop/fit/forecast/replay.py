@@ -135,17 +135,18 @@ def _table(replays: list[Replay], first: list[Replay], fractions: Sequence[float
             )
             for fraction in fractions
         }
-    table["all"] = {
-        key: Score(
-            *(
-                float(np.nanmean([getattr(table[s][key], f) for s in sets]))
-                for f in ("median", "p90", "coverage", "spoke")
-            ),
-            sum(table[s][key].n for s in sets),
+    for key in (f"{fraction:g}" for fraction in fractions):
+        scores = [table[dataset][key] for dataset in sets]
+        median, p90, coverage, spoke = (
+            _mean([getattr(score, name) for score in scores]) for name in ("median", "p90", "coverage", "spoke")
         )
-        for key in (f"{fraction:g}" for fraction in fractions)
-    }
+        table.setdefault("all", {})[key] = Score(median, p90, coverage, spoke, sum(score.n for score in scores))
     return table
+
+
+def _mean(values: list[float]) -> float:
+    fine = [value for value in values if not math.isnan(value)]
+    return sum(fine) / len(fine) if fine else math.nan
 
 
 def _score(rows: list[tuple[Replay, bool]], fraction: float) -> Score:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,7 +153,7 @@ class LearningRatePlan:
             scale = max(max(asked.values()), 1e-300)
             wide = [
                 (a + b) // 2
-                for a, b in zip(steps, steps[1:], strict=False)
+                for a, b in itertools.pairwise(steps)
                 if b - a > 1 and abs(asked[b] - asked[a]) > 0.02 * scale
             ]
             if not wide or len(asked) > 2000:
