@@ -121,10 +121,11 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
     for name in FORECASTS:
         values = {event.step: event.value for event in events.Scalars(f"isoflop/{name}")}
         assert values[TOTAL // 2] == pytest.approx(at_half.extra[name], rel=1e-6)
-    came = monitor._forecasting.came
+    came = monitor._forecasting._end
+    assert came.loss == pytest.approx(end, rel=0.005) and 0 < came.error < 0.002
     (line,) = about(told)
     assert line.startswith(
-        f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · came {came:.3f}, "
+        f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · came {came}: "
     )
     assert line.endswith("· inside")
 

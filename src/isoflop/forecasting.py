@@ -23,7 +23,7 @@ from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learni
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
-from isoflop.show.forecast import half_time_line
+from isoflop.show.forecast import TAIL, Came, half_time_line
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 
@@ -35,8 +35,6 @@ OFF_PLAN = 0.02
 """Of the peak: how far a learning rate may lie from its plan."""
 MOST_KNOTS = 256
 """Of a plan in the record."""
-TAIL = 0.02
-"""Of the run: what came is the mean loss over this last part."""
 PASSING = ("warm-up", "too few points", "interval too wide")
 """Reasons for silence that time may mend; others are told at once."""
 
@@ -69,17 +67,12 @@ class Forecasting:
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
-        self._end = (0.0, 0)  # sum and number of the losses in the run's last part
+        self._end = Came()
 
     @property
     def scalars(self) -> dict[str, float]:
         """The newest forecast by the names of `isoflop.show.scalars.SCALARS`; empty where there is none."""
         return scalars_of(self.last) if isinstance(self.last, Forecast) else {}
-
-    @property
-    def came(self) -> float | None:
-        """The loss that the run ended with: the mean over its last 2%; None before."""
-        return self._end[0] / self._end[1] if self._end[1] else None
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
@@ -99,7 +92,7 @@ class Forecasting:
         with self._guard.part(FORECAST):
             total = self._setup.total_steps
             if total is not None and step > (1 - TAIL) * total and math.isfinite(loss):
-                self._end = (self._end[0] + loss * count, self._end[1] + count)
+                self._end = self._end.with_(loss, count)
             if not tokens:
                 self._silent(Silence("tokens unknown", "The run's tokens are not counted."))
                 return
@@ -117,7 +110,8 @@ class Forecasting:
             if total is None:
                 self._silent(Silence("no planned end", "The run's length is not known: pass total_steps=."))
                 return
-            if step >= total - 1 or self._spent + self._cost > SHARE * wall_time:
+            reserve = self._cost if 2 * step < total else 0.0  # half time shall have its forecast
+            if step >= total - 1 or self._spent + self._cost + reserve > SHARE * wall_time:
                 return
             began = time.perf_counter()
             if self._plan is None or self._off_plan(step):
@@ -125,8 +119,9 @@ class Forecasting:
                 if not self._asked:  # once a run; if it has to be done again and again, that counts
                     self._asked, began = True, time.perf_counter()
             answer = self._curve.forecast(self._plan) if self._plan else Silence("learning rate unknown", self._unknown)
-            self._cost = time.perf_counter() - began
-            self._spent += self._cost
+            took = time.perf_counter() - began
+            self._spent += took
+            self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
             self.last = answer
             if isinstance(answer, Silence):
                 self._silent(answer)
@@ -227,13 +222,13 @@ class Forecasting:
             self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
             self._spent, self._cost = map(float, state["spent"])
             self._told = set(state["told"])
-            self._end = (float(state["end"][0]), int(state["end"][1]))
+            self._end = Came(*map(float, state["end"]))
 
     def tell_what_came(self) -> None:
         """At the end of a completed run: its half-time forecast beside what came."""
         if self._guard.open(FORECAST):
             with self._guard.part(FORECAST):
-                line = half_time_line(self.half_time, self.came)
+                line = half_time_line(self.half_time, self._end)
                 if line is not None:
                     self._setup.tell(line)
 
