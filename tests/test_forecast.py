@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 import pytest
-from curves import BATCH, Planted, fed, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curves import BATCH, Planted, fed, feed
 from isoflop.fit.forecast import ESTIMATORS, FAST, Forecast, LearningRatePlan, OnlineForecaster, Silence
 from isoflop.fit.forecast.bins import LossBins
 
@@ -162,7 +162,7 @@ def test_bins_keep_the_means_of_what_was_added() -> None:
     assert columns["step"][0] < 0.13 * 2000  # what is old is let go
     kept = int(columns["count"].sum())
     assert (columns["loss"] * columns["count"]).sum() == pytest.approx(loss[-kept:].sum())
-    assert (columns["tokens"] == pytest.approx(10 * columns["step"]))
+    assert columns["tokens"] == pytest.approx(10 * columns["step"])
 
 
 def test_probabilities_of_an_order() -> None:
