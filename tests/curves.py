@@ -36,7 +36,9 @@ class Planted:
         whole = len(steps) // every * every
         return steps[:whole].reshape(-1, every)[:, -1], loss[:whole].reshape(-1, every).mean(1)
 
-    def run(self, plan: LearningRatePlan, *, N: float = 3e8, seed: int = 0, every: int = 20, name: str = "") -> FinishedRun:
+    def run(
+        self, plan: LearningRatePlan, *, N: float = 3e8, seed: int = 0, every: int = 20, name: str = ""
+    ) -> FinishedRun:
         """The finished run."""
         steps, loss = self.seen(plan, seed, every)
         return FinishedRun(

@@ -7,11 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from curves import BATCH, Planted, fed, feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.fit.forecast import ESTIMATORS, FAST, Forecast, LearningRatePlan, OnlineForecaster, Silence
+from curves import BATCH, Planted, fed, feed
+from isoflop.fit.forecast import ESTIMATORS, FAST, Forecast, LearningRatePlan, OnlineForecaster, Silence, result
 from isoflop.fit.forecast.bins import LossBins
 
 PEAK = 1e-3
@@ -162,7 +162,7 @@ def test_bins_keep_the_means_of_what_was_added() -> None:
     assert columns["step"][0] < 0.13 * 2000  # what is old is let go
     kept = int(columns["count"].sum())
     assert (columns["loss"] * columns["count"]).sum() == pytest.approx(loss[-kept:].sum())
-    assert (columns["tokens"] == pytest.approx(10 * columns["step"]))
+    assert columns["tokens"] == pytest.approx(10 * columns["step"])
 
 
 def test_probabilities_of_an_order() -> None:
@@ -185,3 +185,21 @@ def test_it_says_what_it_rests_on() -> None:
     text = " ".join(other.basis)
     assert "another optimizer" in text and "size or the batch is not known" in text and "mixture of experts" in text
     assert other.sd > spoken(fed(run, 0.6).forecast(run.plan)).sd
+
+
+def test_the_t_of_the_eighty_percent_interval() -> None:
+    from scipy.special import stdtrit
+
+    assert pytest.approx(float(stdtrit(result.NU, 0.9)), rel=1e-9) == result.T80
+
+
+def test_steps_that_go_back_and_rates_that_are_none_do_no_harm() -> None:
+    run = Planted().run(PLANS["cosine"])
+    clean, other = fed(run, 0.5), fed(run, 0.5)
+    other.add(1000, 1000 * BATCH, 5.0, 9.9)
+    assert other.state_dict() == clean.state_dict()
+    unknown = OnlineForecaster(N=3e8, batch_tokens=BATCH)
+    for step, loss in zip(run.steps.tolist(), run.loss.tolist(), strict=True):
+        if step <= 3000:
+            unknown.add(step, step * BATCH, None if step % 40 else float("nan"), loss, 20)
+    assert spoken(unknown.forecast(run.plan)).loss == pytest.approx(spoken(clean.forecast(run.plan)).loss, rel=1e-9)

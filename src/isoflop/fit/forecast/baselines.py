@@ -40,7 +40,7 @@ class Baseline:
 
     def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
         """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`."""
-        if math.isfinite(loss) and step >= 1:
+        if math.isfinite(loss) and step >= max(1, self.bins.last_step):
             self.bins.add(float(step), float(tokens), lr, float(loss), float(max(count, 1)))
 
     def forecast(

@@ -97,7 +97,7 @@ def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
     posterior, prior = reading.posterior, reading.priors[2]
     share = posterior.weight.sum(0)
     each = posterior.weight / np.maximum(share, 1e-300)
-    C, variance = posterior.grid.mean[..., 1], posterior.grid.cov[..., 1]
+    C, variance = posterior.grid.C, posterior.grid.var_C
     middle = np.sum(each * C, axis=0)
     spread = np.sum(each * (variance + (C - middle) ** 2), axis=0)
     middle = np.maximum(middle, 0.1 * math.exp(prior.mean))
@@ -138,9 +138,8 @@ def _facts(reading: Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, f
     log_alpha = np.log(posterior.alphas)
     mean = float(weight.sum(1) @ log_alpha)
     values = [(mean, float(weight.sum(1) @ (log_alpha - mean) ** 2))]
-    for i in (1, 2):
-        level = np.exp([k.gain for k in kernels]) if i == 2 else np.ones(len(kernels))
-        each, own = posterior.grid.mean[..., i - 1] / level, posterior.grid.cov[..., i - 1] / level**2
+    grid, levels = posterior.grid, np.exp([k.gain for k in kernels])
+    for i, each, own in ((1, grid.A, grid.var_A), (2, grid.C / levels, grid.var_C / levels**2)):
         middle = float(np.sum(weight * each))
         spread = float(np.sum(weight * (own + (each - middle) ** 2)))
         middle = max(middle, 0.1 * math.exp(priors[i].mean))

@@ -20,7 +20,7 @@ def estimate(residual: Array, relative: Array, before: float, floor: float) -> t
         floor: standard deviation that no number of steps takes away.
     """
     scaled = residual * np.sqrt(relative)
-    median = 1.4826 * float(np.median(np.abs(scaled)))
+    median = 1.4826 * float(np.sort(np.abs(scaled))[len(scaled) // 2])
     square = float(np.sqrt(np.mean(np.minimum(scaled**2, (2.5 * before) ** 2))))
     sd = max(median, square, 0.02 * floor)
     z = np.abs(residual) / np.sqrt(sd**2 / relative + floor**2)

@@ -69,13 +69,18 @@ class OnlineForecaster:
         self._ready: tuple[LearningRatePlan, float, Path] | None = None
 
     def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
-        """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1)."""
-        if step < 1:
+        """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1).
+
+        Tokens are those processed so far; `lr` None is unknown. A step before the last one is left out: a run that goes
+        back to a checkpoint restores the state of then.
+        """
+        if step < max(1, self.bins.last_step):
             return
         self.bins.lost = 0 if math.isfinite(loss) else self.bins.lost + 1
         if self.bins.lost:
             return
-        self.bins.add(float(step), float(tokens), lr, float(loss), float(max(count, 1)))
+        rate = float(lr) if lr is not None and math.isfinite(lr) and lr >= 0 else None
+        self.bins.add(float(step), float(tokens), rate, float(loss), float(max(count, 1)))
 
     def forecast(
         self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
@@ -214,7 +219,9 @@ class OnlineForecaster:
             whole = new or plan.stretched(round(plan.total_steps * self.N / N))
             at = whole.total_steps if step is None else step
             seen, doubt = what_if.resized(fit.posterior, fit.plan, whole, self.N, N, at)
-            return self._at(fit, at, level, seen, doubt)
+            told = self._at(fit, at, level, seen, doubt)
+            law = f"another N: the law of Besiroglu et al. 2024, taken to {what_if.DOUBT:.0%}"
+            return replace(told, basis=(*told.basis, law)) if isinstance(told, Forecast) else told
         assert new is not None
         after = what_if.diverted(fit.plan, new, fit.now, self._warmup(plan))
         return self._at(replace(fit, road=after, plan=new), new.total_steps if step is None else step, level)

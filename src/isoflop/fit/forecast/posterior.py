@@ -34,11 +34,14 @@ class Normal(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """At each (α, kernel): the log evidence, and mean and covariance of (A, C), shapes (a, k), (a, k, 2), (a, k, 3)."""
+    """At each (α, kernel): the log evidence, and mean and (co)variance of (A, C), each of shape (alphas, kernels)."""
 
     evidence: Array
-    mean: Array
-    cov: Array  # var A, var C, cov A C
+    A: Array
+    C: Array
+    var_A: Array
+    var_C: Array
+    both: Array
     loss: float  # weighted mean of the loss, decay (a,) and fall (k,): what the columns are about
     decay: Array
     fall: Array
@@ -76,9 +79,9 @@ class Posterior:
         fall = falls(road, self.kernels, steps)
         d = (decay - self.grid.decay[:, None])[:, None]
         f = -(fall - self.grid.fall[:, None])[None]
-        A, C = self.grid.mean[..., 0, None], self.grid.mean[..., 1, None]
+        A, C = self.grid.A[..., None], self.grid.C[..., None]
         each = self.grid.loss + A * d + C * f
-        va, vc, both = (self.grid.cov[..., i, None] for i in range(3))
+        va, vc, both = (part[..., None] for part in (self.grid.var_A, self.grid.var_C, self.grid.both))
         spread = self.grid.level + va * d**2 + vc * f**2 + 2 * both * d * f
         w = self.weight[..., None]
         mean = (w * each).sum((0, 1))
@@ -126,24 +129,25 @@ def solve(
     huber, sd = np.ones(len(steps)), 20 * floor
     residual = np.zeros(len(steps))
     believed = precision
-    coarse = decay[::2]  # the noise needs no fine α
+    coarse = decay[::2]
     for _ in range(3):
         w = huber / (sd**2 / relative + floor**2)
         grid = _grid(coarse, fall, loss, w, prior, believed)
         best = np.unravel_index(int(np.argmax(grid.evidence + before[::2])), grid.evidence.shape)
-        A, C = grid.mean[best]
+        A, C = grid.A[best], grid.C[best]
         residual = loss - grid.loss - A * (coarse[best[0]] - grid.decay[best[0]])
         residual = residual + C * (fall[best[1]] - grid.fall[best[1]])
         sd, huber = estimate(residual, relative, sd, floor)
         # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back
-        away = (grid.mean[best] - prior[best[1]]) ** 2 * precision[best[1]]
+        away = (np.array([A, C]) - prior[best[1]]) ** 2 * precision[best[1]]
         believed = precision * np.minimum(1, (TAIL + 1) / (TAIL + away))
     memory = remembered(residual * np.sqrt(w))
     w = huber / (sd**2 / relative + floor**2) * memory
     # a second, narrow grid in α where the first finds the weight
-    first = _weights(_grid(decay, fall, loss, w, prior, believed), before).sum(1)
-    centre = float(first @ PLACES)
-    width = max(float(first @ (PLACES - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
+    first = _weights(_grid(coarse, fall, loss, w, prior, believed), before[::2]).sum(1)
+    places = PLACES[::2]
+    centre = float(first @ places)
+    width = max(float(first @ (places - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
     alphas, decay, before = curves(centre + width * PLACES)
     grid = _grid(decay, fall, loss, w, prior, believed)
     weight = _weights(grid, before)
@@ -176,13 +180,4 @@ def _grid(decay: Array, fall: Array, y: Array, w: Array, prior: Array, precision
     occam = 0.5 * (np.log(precision).sum(1) - np.log(det))
     freedom = max(len(y) - 3.0, 1.0)
     evidence = -0.5 * freedom * np.log1p((misfit - misfit.min()) / freedom) + occam
-    ones = np.ones_like(det)
-    return Grid(
-        evidence,
-        np.stack([A, C], axis=-1),
-        np.stack([cc / det, aa / det, -ac / det * ones], axis=-1),
-        y_mean,
-        d_mean,
-        f_mean,
-        1 / total,
-    )
+    return Grid(evidence, A, C, cc / det, aa / det, -ac / det, y_mean, d_mean, f_mean, 1 / total)

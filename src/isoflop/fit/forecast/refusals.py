@@ -22,7 +22,7 @@ BATCH = 0.2
 REWARMED = 0.25
 """A plan that rises by this fraction of its peak after the warm-up is none that was tested."""
 JUMP = 0.012
-"""A step in the residuals of this fraction of the loss, and of six times its noise, is a change point."""
+"""A step in the residuals of this fraction of the loss, and of nine times its noise, is a change point."""
 RISE = 0.02
 """A loss this fraction above its lowest, and by six times the noise, diverges."""
 
@@ -110,7 +110,7 @@ def of_residuals(residual: Array, loss: Array) -> Silence | None:
     # against the steps to either side: a smooth misfit is no jump
     sharp = steps[size:-size] - (steps[: -2 * size] + steps[2 * size :]) / 2 if len(steps) > 2 * size else steps[:0]
     jump = float(sharp[np.argmax(np.abs(sharp))]) if len(sharp) else 0.0
-    jumped = abs(jump) > max(JUMP * level, 6 * noise * np.sqrt(2 / size))
+    jumped = abs(jump) > max(JUMP * level, 9 * noise * np.sqrt(2 / size))
     smooth = np.convolve(loss, np.ones(3) / 3, mode="valid")
     rise = float(smooth[-1] - smooth.min())
     if jumped:
