@@ -43,7 +43,15 @@ def train(folder: Path, texts: tuple[bytes, bytes], stop_at: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_then_decay)
 
     # (1) The monitor sees the model's inputs by itself: tokens and FLOPs need no further line.
-    monitor = isoflop.Monitor(model, optimizer=optimizer, total_steps=STEPS, record_dir=folder, log_every=STEPS // 20)
+    # It asks the scheduler for the learning rates to come, and forecasts the loss at step `total_steps`.
+    monitor = isoflop.Monitor(
+        model,
+        optimizer=optimizer,
+        scheduler=schedule,
+        total_steps=STEPS,
+        record_dir=folder,
+        log_every=STEPS // 20,
+    )
 
     checkpoint, first = folder / "checkpoint.pt", 0
     if checkpoint.exists():

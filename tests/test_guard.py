@@ -135,6 +135,20 @@ def advised_loop(folder: Path, observed: bool) -> Weights:
     return weights(net)
 
 
+def planned_loop(folder: Path, observed: bool) -> Weights:
+    """As long as it takes for a thousandth of it to be a refit: time is told to be so."""
+    net = model(dropout=0.1)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    options: dict[str, Any] = {"record_dir": folder, "log_every": 2, "total_steps": 16}
+    monitor = isoflop.Monitor(net, optimizer=optimizer, **options) if observed else None
+    if monitor is not None:
+        monitor._clock._before["wall"] = 1e6
+    plain_loop(net, batches(ROWS, 8), monitor=monitor, optimizer=optimizer)
+    if monitor is not None:
+        monitor.close()
+    return weights(net)
+
+
 def branching_loop(folder: Path, observed: bool) -> Weights:
     """A model that can't be measured on the meta device."""
 
@@ -162,6 +176,15 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.recorder.open_record"),
         (loop, "isoflop.monitor.run_header"),
         (loop, "isoflop.record.RecordLog.end"),
+    ],
+    "forecasting the loss": [
+        (loop, "isoflop.forecasting.OnlineForecaster.add"),
+        (loop, "isoflop.forecasting.half_time_line"),
+        (planned_loop, "isoflop.forecasting.future_learning_rates"),
+        (planned_loop, "isoflop.forecasting.OnlineForecaster.forecast"),
+        (lightning_run, "isoflop.forecasting.OnlineForecaster.state_dict"),
+        (lightning_resumed, "isoflop.forecasting.OnlineForecaster.load_state_dict"),
+        (transformers_resumed, "isoflop.forecasting.OnlineForecaster.load_state_dict"),
     ],
     "TensorBoard": [
         (loop, "isoflop.show.tensorboard.TensorBoardSink.write"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "numpy", "lightning", "pytorch_lightning", "transformers"}
+HEAVY = {"torch", "numpy", "lightning", "pytorch_lightning", "transformers", "optuna", "ray"}
 
 # Hides the named packages from every later import, as if they were not installed.
 HIDE = """
@@ -53,6 +53,8 @@ def test_the_import_check_can_fail():
             ["transformers"],
             "isoflop.transformers needs transformers (and accelerate): pip install 'isoflop[transformers]'",
         ),
+        ("isoflop.optuna", ["optuna"], "isoflop.optuna needs optuna: pip install 'isoflop[optuna]'"),
+        ("isoflop.ray", ["ray"], "isoflop.ray needs ray[tune]: pip install 'isoflop[ray]'"),
     ],
 )
 def test_a_missing_trainer_is_named_with_its_remedy(module: str, hidden: list[str], message: str):
@@ -61,7 +63,7 @@ def test_a_missing_trainer_is_named_with_its_remedy(module: str, hidden: list[st
     assert done.stderr.splitlines()[-1] == f"ImportError: {message}"
 
 
-@pytest.mark.parametrize("short", ["lightning", "transformers"])
+@pytest.mark.parametrize("short", ["lightning", "transformers", "optuna", "ray"])
 def test_any_other_missing_module_is_reported_as_itself(short: str):
     done = python(HIDE.format(names=[f"isoflop_{short}"]) + f"import isoflop.{short}")
     assert done.returncode == 1

@@ -38,6 +38,8 @@ MAKE: dict[str, Callable[[Any], Any]] = {
     "constant": lambda o: S.ConstantLR(o, 0.25, 33),
     "linear": lambda o: S.LinearLR(o, 0.01, 1.0, 40),
     "linear to zero": lambda o: S.LinearLR(o, 1.0, 0.0, 300),
+    "linear, no steps": lambda o: S.LinearLR(o, 0.5, 1.0, 0),
+    "polynomial, no steps": lambda o: S.PolynomialLR(o, 0),
     "exponential": lambda o: S.ExponentialLR(o, 0.99),
     "polynomial": lambda o: S.PolynomialLR(o, 250, power=2.0),
     "cosine": lambda o: S.CosineAnnealingLR(o, 300, eta_min=1e-5),
@@ -133,13 +135,13 @@ def test_each_scheduler_of_torch_is_known_but_the_one_that_looks_at_losses() -> 
 
 
 def test_of_a_long_run_every_step_is_within_a_thousandth_of_the_peak() -> None:
-    total = 50_000
+    total = 12_000
     for name, make in {
-        "wsd": lambda o: S.LambdaLR(o, lambda k: min(1.0, (k + 1) / 700) * min(1.0, (total - k) / 9_000)),
+        "wsd": lambda o: S.LambdaLR(o, lambda k: min(1.0, (k + 1) / 700) * min(1.0, (total - k) / 2_500)),
         "cosine": lambda o: S.SequentialLR(
             o, [S.LinearLR(o, 0.01, 1.0, 500), S.CosineAnnealingLR(o, total - 500, 1e-5)], [500]
         ),
-        "steps": lambda o: S.MultiStepLR(o, [17_001, 17_003, 43_210], 0.3),
+        "steps": lambda o: S.MultiStepLR(o, [7_001, 7_003, 11_210], 0.3),
     }.items():
         optimizer = adamw()
         scheduler = make(optimizer)
@@ -223,6 +225,21 @@ def test_lightnings_frequency_counts_batches_of_the_epoch(
 def test_what_can_not_be_told_is_unknown_with_the_reason(make: Any, reason: str) -> None:
     optimizer = adamw()
     assert future_learning_rates(make(optimizer), 100, optimizer=optimizer) == UnknownFuture(reason)
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_hugging_faces_that_look_at_losses_are_unknown(name: str) -> None:
+    from transformers import get_scheduler
+
+    optimizer = adamw()
+    found = future_learning_rates(get_scheduler(name, optimizer), 100, optimizer=optimizer)
+    assert isinstance(found, UnknownFuture) and found.reason.endswith("sets the learning rate by losses still to come")
+
+
+def test_all_of_hugging_faces_names_are_tried() -> None:
+    from transformers.trainer_utils import SchedulerType
+
+    assert {kind.value for kind in SchedulerType} == {*HUGGING_FACE, "reduce_lr_on_plateau", "greedy"}
 
 
 def test_a_rate_that_another_hand_has_set() -> None:

@@ -131,14 +131,14 @@ class Advising:
             unique_tokens=options.unique_tokens,
             target_loss=options.target_loss,
             intent=options.intent or "optimal",
-            unlike=UNLIKE.get(next((kind for kind, is_so in self._domain().items() if is_so), ""), ""),
+            unlike=next((UNLIKE[kind] for kind in UNLIKE if kind in self._domain()), ""),
             price_per_hour=options.price_per_hour,
             evaluations=self._evaluations,
         )
 
-    def _domain(self) -> Mapping[str, bool]:
+    def _domain(self) -> frozenset[str]:
         curve = self._forecasting.curve
-        return {} if curve is None else curve.domain
+        return frozenset() if curve is None else curve.domain
 
     def _read_history(self) -> None:
         if not self._options.history_paths or not self._guard.open(HISTORY):

@@ -5,6 +5,7 @@ Runs on the rank that writes, at log steps only. The estimator is `isoflop.fit.f
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +16,14 @@ from torch import nn
 
 from isoflop.entries import describe_model, describe_optimizer
 from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, OnlineForecaster, Priors, Silence
+from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, priors_from, size_of
 from isoflop.guard import Guard, declare
 from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
+from isoflop.show.forecast import TAIL, Came, half_time_line
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 
@@ -30,10 +33,8 @@ FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
 OFF_PLAN = 0.02
 """Of the peak: how far a learning rate may lie from its plan."""
-MOST_SEEN = 256
-"""Learning rates kept of the past."""
-TAIL = 0.02
-"""Of the run: what came is the mean loss over this last part."""
+MOST_KNOTS = 256
+"""Of a plan in the record."""
 PASSING = ("warm-up", "too few points", "interval too wide")
 """Reasons for silence that time may mend; others are told at once."""
 
@@ -63,11 +64,10 @@ class Forecasting:
         self._plan: LearningRatePlan | None = None
         self._unknown = ""
         self._asked = False
-        self._seen: list[tuple[int, float]] = []  # steps and their learning rates
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
-        self._end = (0.0, 0)  # sum and number of the losses in the run's last part
+        self._end = Came()
 
     @property
     def curve(self) -> OnlineForecaster | None:
@@ -82,53 +82,34 @@ class Forecasting:
     @property
     def scalars(self) -> dict[str, float]:
         """The newest forecast by the names of `isoflop.show.scalars.SCALARS`; empty where there is none."""
-        if not isinstance(self.last, Forecast):
-            return {}
-        named = {"forecast_loss": self.last.loss, "forecast_low": self.last.low, "forecast_high": self.last.high}
-        return {f"isoflop/{name}": value for name, value in named.items()}
-
-    @property
-    def came(self) -> float | None:
-        """The loss that the run ended with: the mean over its last 2%; None before."""
-        return self._end[0] / self._end[1] if self._end[1] else None
+        return scalars_of(self.last) if isinstance(self.last, Forecast) else {}
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
-    def loss(self, kind: str, step: int, tokens: int | None, loss: float | None, count: int, about: About) -> None:
-        """A loss, the mean over `count` optimizer steps up to `step`; of another kind than is fitted: nothing.
+    def add(self, step: int, tokens: int | None, lr: Any, loss: float, count: int, about: About) -> None:
+        """A loss of the kind that is fitted, the mean over `count` optimizer steps up to `step`.
 
         Args:
-            kind: "train" or "eval/<name>".
             step: optimizer steps done.
             tokens: D so far, less padding.
+            lr: the learning rate of the step just done, a number or a tensor.
             loss: in nats per token.
             count: optimizer steps behind it.
-            about: the run, for the first one.
+            about: the run, for the first loss.
         """
-        if kind != self.on or loss is None or not self._guard.open(FORECAST):
+        if not self._guard.open(FORECAST):
             return
         with self._guard.part(FORECAST):
             total = self._setup.total_steps
-            if total is not None and step > (1 - TAIL) * total:
-                self._end = (self._end[0] + loss * count, self._end[1] + count)
+            if total is not None and step > (1 - TAIL) * total and math.isfinite(loss):
+                self._end = self._end.with_(loss, count)
             if not tokens:
-                self._silent(Silence("tokens unknown", "its tokens are not counted"))
+                self._silent(Silence("tokens unknown", "The run's tokens are not counted."))
                 return
             if self._curve is None:
                 self._curve = self._make(about)
+            self._rate = None if lr is None else number(lr)
             self._curve.add(step, tokens, self._rate, loss, count)
-
-    def rate(self, step: int, lr: Any) -> None:
-        """The learning rate of the step just done: a number or a tensor."""
-        if lr is None or self.on == "off" or not self._guard.open(FORECAST):
-            return
-        with self._guard.part(FORECAST):
-            self._rate = number(lr)
-            seen = self._seen
-            if len(seen) < 2 or step - seen[-1][0] >= (seen[-1][0] - seen[0][0]) / MOST_SEEN:
-                seen.append((step, self._rate))
-            if len(seen) > MOST_SEEN:
-                del seen[1:-1:2]
 
     def refit(self, step: int, wall_time: float) -> None:
         """Forecast anew, if all refits together stay under their share of the wall time (seconds)."""
@@ -137,9 +118,10 @@ class Forecasting:
             return
         with self._guard.part(FORECAST):
             if total is None:
-                self._silent(Silence("no planned end", "its length is not known; pass total_steps="))
+                self._silent(Silence("no planned end", "The run's length is not known: pass total_steps=."))
                 return
-            if step >= total - 1 or self._spent + self._cost > SHARE * wall_time:
+            reserve = self._cost if 2 * step < total else 0.0  # half time shall have its forecast
+            if step >= total - 1 or self._spent + self._cost + reserve > SHARE * wall_time:
                 return
             began = time.perf_counter()
             if self._plan is None or self._off_plan(step):
@@ -147,8 +129,9 @@ class Forecasting:
                 if not self._asked:  # once a run; if it has to be done again and again, that counts
                     self._asked, began = True, time.perf_counter()
             answer = self._curve.forecast(self._plan) if self._plan else Silence("learning rate unknown", self._unknown)
-            self._cost = time.perf_counter() - began
-            self._spent += self._cost
+            took = time.perf_counter() - began
+            self._spent += took
+            self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
             self.last = answer
             if isinstance(answer, Silence):
                 self._silent(answer)
@@ -159,7 +142,7 @@ class Forecasting:
         self.last = silence
         if silence.reason not in PASSING and silence.reason not in self._told:
             self._told.add(silence.reason)
-            self._setup.tell(f"isoflop: no forecast of this run's final loss: {silence.message}")
+            self._setup.tell(f"isoflop: no forecast of the final loss. {silence.message}")
 
     # -- the estimator and the plan ----------------------------------------------------------------------------
 
@@ -186,25 +169,23 @@ class Forecasting:
 
     def _off_plan(self, step: int) -> bool:
         assert self._plan is not None
-        return self._rate is not None and abs(float(self._plan.at(step)) - self._rate) > OFF_PLAN * self._plan.peak
+        # where the rate was read after the scheduler's step, it is the next step's
+        near = self._plan.at([step, step + 1])
+        return self._rate is not None and float(np.abs(near - self._rate).min()) > OFF_PLAN * self._plan.peak
 
     def _ask(self, step: int, total: int) -> None:
-        """The plan of the whole run: the future as the scheduler says, the past as it was."""
+        """The plan of the whole run, by the scheduler; where its past was another the estimator has that as it was."""
         self._plan = None
-        whole = self._future(step, total, since=0)
-        if isinstance(whole, LearningRates) and whole.lr.max() > 0:
-            plan = LearningRatePlan(whole.steps, whole.lr)
-            if all(abs(float(plan.at(at)) - rate) <= OFF_PLAN * plan.peak for at, rate in self._seen):
-                self._plan = plan
-        if self._plan is None:
-            ahead = self._future(step, total)
-            if isinstance(ahead, UnknownFuture):
-                remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
-                self._unknown = f"{ahead.reason}. Pass {remedy}lr_plan=, a function of the step, to get one"
-                return
-            past = [(at, rate) for at, rate in self._seen if at <= step]
-            before, rates = zip(*past, strict=True) if past else ((), ())
-            self._plan = LearningRatePlan(np.array([*before, *ahead.steps]), np.array([*rates, *ahead.lr]))
+        found = self._future(step, total, since=0)
+        if isinstance(found, UnknownFuture):  # some know no past
+            found = self._future(step, total)
+        if isinstance(found, UnknownFuture):
+            remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
+            self._unknown = (
+                f"The learning rate to come is unknown: {found.reason}. Pass {remedy}lr_plan=, a function of the step."
+            )
+            return
+        self._plan = LearningRatePlan(found.steps, found.lr)
         self._planned(self._plan)
 
     def _future(self, step: int, total: int, since: int | None = None) -> LearningRates | UnknownFuture:
@@ -222,33 +203,44 @@ class Forecasting:
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values: a restored run forecasts the same, to the bit."""
-        return {
-            "on": self.on,
-            "curve": self._restored if self._curve is None else self._curve.state_dict(),
-            "last": _plain(self.last),
-            "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
-            "seen": [list(pair) for pair in self._seen],
-            "spent": [self._spent, self._cost],
-            "told": sorted(self._told),
-            "end": list(self._end),
-        }
+    def state_dict(self) -> dict[str, Any] | None:
+        """Plain values: a restored run forecasts the same, to the bit. None where forecasting has stepped aside."""
+        if self._guard.open(FORECAST):
+            with self._guard.part(FORECAST):  # its fault must not lose the run's counts
+                return {
+                    "on": self.on,
+                    "curve": self._restored if self._curve is None else self._curve.state_dict(),
+                    "rate": self._rate,
+                    "last": _plain(self.last),
+                    "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
+                    "spent": [self._spent, self._cost],
+                    "told": sorted(self._told),
+                    "end": list(self._end),
+                }
+        return None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from `state_dict()`, before the first loss; with another `fit_on` the curve begins anew."""
-        if state["on"] != self.on:
+        if not state or state["on"] != self.on or not self._guard.open(FORECAST):
             return
-        self._restored = state["curve"]
-        self.last = _answer(state["last"])
-        half = state["half_time"]
-        answer = None if half is None else _answer(half[1])
-        self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
-        self._seen = [(int(step), float(rate)) for step, rate in state["seen"]]
-        self._rate = self._seen[-1][1] if self._seen else None
-        self._spent, self._cost = map(float, state["spent"])
-        self._told = set(state["told"])
-        self._end = (float(state["end"][0]), int(state["end"][1]))
+        with self._guard.part(FORECAST):
+            self._restored = state["curve"]
+            self._rate = None if state["rate"] is None else float(state["rate"])
+            self.last = _answer(state["last"])
+            half = state["half_time"]
+            answer = None if half is None else _answer(half[1])
+            self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
+            self._spent, self._cost = map(float, state["spent"])
+            self._told = set(state["told"])
+            self._end = Came(*map(float, state["end"]))
+
+    def tell_what_came(self) -> None:
+        """At the end of a completed run: its half-time forecast beside what came."""
+        if self._guard.open(FORECAST):
+            with self._guard.part(FORECAST):
+                line = half_time_line(self.half_time, self._end)
+                if line is not None:
+                    self._setup.tell(line)
 
 
 @dataclass(frozen=True)
@@ -269,8 +261,8 @@ class About:
 def plan_for_record(plan: LearningRatePlan) -> dict[str, Any]:
     """A plan in plain values, thinned to some hundred knots: {"steps", "lr"}."""
     keep = np.arange(len(plan.steps))
-    if len(keep) > MOST_SEEN:
-        keep = np.unique(np.linspace(0, len(keep) - 1, MOST_SEEN).round().astype(int))
+    if len(keep) > MOST_KNOTS:
+        keep = np.unique(np.linspace(0, len(keep) - 1, MOST_KNOTS).round().astype(int))
     return {"steps": [int(step) for step in plan.steps[keep]], "lr": [float(rate) for rate in plan.lr[keep]]}
 
 

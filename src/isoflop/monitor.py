@@ -28,7 +28,6 @@ from isoflop.options import Options
 from isoflop.record import Point
 from isoflop.recorder import Recorder
 from isoflop.setup import Setup
-from isoflop.show.forecast import half_time_line
 from isoflop.show.output import Output
 from isoflop.show.scalars import Interval, interval_scalars
 from isoflop.show.tensorboard import TensorBoardSink
@@ -248,10 +247,10 @@ class Monitor:
             devices=world_size(),
             peak=None if self._device is None else self._device.peak,
         )
-        self._logged = now
+        steps, self._logged = now.steps - self._logged.steps, now
         if self._writes:
             with self._clock.phase("measuring"):
-                self._forecast(loss, count)
+                self._forecast(loss, steps)
                 self._advise(loss)
                 self._output.show(self.steps, self.scalars, self.totals.flops_known, loss)
                 self.recorder.counting(describe_counting(self.observer))
@@ -276,11 +275,17 @@ class Monitor:
         self.recorder.advice(advice.as_dict())
         self._output.text(self.steps, "isoflop/advice", advice.markdown())
 
-    def _forecast(self, loss: float | None, count: int) -> None:
-        self._forecasting.rate(self.steps, self._lr)
-        self._forecasting.loss("train", self.steps, self.totals.data_tokens, loss, count, self._about())
+    def _forecast(self, loss: float | None, steps: int) -> None:
+        if loss is not None and self._forecasting.on == "train":
+            self._feed_forecast(loss, steps)
         self._forecasting.refit(self.steps, self._clock.wall_time)
         self.scalars.update(self._forecasting.scalars)
+
+    def _feed_forecast(self, loss: float, steps: int) -> None:
+        parameters = self.observer.costing.parameters
+        sizes = {} if parameters is None else parameters.by_convention()
+        about = About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
+        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, about)
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -300,8 +305,11 @@ class Monitor:
             point = self._point()
         # else another rank may not be here, and what is counted since the last log step can't be summed
         self.recorder.evaluation(name, value, point)
+        if self._writes and self._forecasting.on == f"eval/{name}":
+            if self._model is None:
+                self._read_learning_rate()
+            self._feed_forecast(value, 1)
         if self._writes:
-            self._forecasting.loss(f"eval/{name}", self.steps, self.totals.data_tokens, value, 1, self._about())
             self._advising.evaluation(name, self.steps, value)
 
     @contextmanager
@@ -350,9 +358,8 @@ class Monitor:
         self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         self._output.close()
-        line = half_time_line(self._forecasting.half_time, self._forecasting.came)
-        if line and completed:
-            self.setup.tell(line)
+        if completed and self._writes:
+            self._forecasting.tell_what_came()
         if self._writes and self.steps:
             for line in self._advising.close(self._situation(), self.totals, self.scalars.get("isoflop/goodput")):
                 self.setup.tell(line)
@@ -401,9 +408,8 @@ class Monitor:
         self._clock.load_state_dict(state["clock"])
         self._output.axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
-        if "forecast" in state:  # not in states of earlier versions
-            self._forecasting.load_state_dict(state["forecast"])
-        if "advice" in state:
+        self._forecasting.load_state_dict(state.get("forecast"))  # not in states of earlier versions
+        if "advice" in state:  # not in states of earlier versions
             self._advising.load_state_dict(state["advice"])
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
@@ -453,11 +459,6 @@ class Monitor:
             self.enter("measuring")
             self.recorder.open(self._header, self._attempt_began_at)
             self.leave("measuring")
-
-    def _about(self) -> About:
-        parameters = self.observer.costing.parameters
-        sizes = {} if parameters is None else parameters.by_convention()
-        return About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
 
     def _keep_plan(self, plan: LearningRatePlan) -> None:
         self.recorder.planned({**run_plan(self.setup), "learning_rates": plan_for_record(plan)})

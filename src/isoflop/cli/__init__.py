@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`."""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import sys
 
 import typer
 
+from isoflop.cli.backtest import backtest
 from isoflop.cli.compare import compare
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
 from isoflop.cli.laws import laws
 from isoflop.cli.plan import plan
+from isoflop.cli.rank import rank
 
 app = typer.Typer(
     name="isoflop",
@@ -19,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit, plan, compare, laws):
+for command in (count, fit, plan, compare, laws, backtest, rank):
     app.command()(command)
 
 

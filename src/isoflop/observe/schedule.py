@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from isoflop.observe.ranks import world_size
-from isoflop.observe.schedule_formulas import Array, Unknown, epoch_of, known_class, number, scheduled_rates
+from isoflop.observe.schedule_formulas import (
+    Array,
+    Unknown,
+    epoch_of,
+    known_class,
+    number,
+    scheduled_rates,
+    why_unknown,
+)
 
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""
@@ -79,7 +87,8 @@ def future_learning_rates(
             rate, source = _function(scheduler), "the function given"
         else:
             rate, source = _asked(scheduler, step, optimizer, calls), _name(scheduler)
-        steps, lr = _knots(rate, (step if since is None else since) + 1, total_steps)
+        with np.errstate(all="ignore"):  # what is not finite is seen below
+            steps, lr = _knots(rate, (step if since is None else since) + 1, total_steps)
     except Unknown as reason:
         return UnknownFuture(str(reason))
     except Exception as error:  # a user's function
@@ -136,7 +145,9 @@ def _function(rate: Callable[[int], float]) -> Calls:
 
 
 def _asked(scheduler: Any, step: int, optimizer: Any, calls: Calls | None) -> Calls:
-    now = epoch_of(scheduler) if known_class(scheduler) is not None else 0
+    if known_class(scheduler) is None:
+        raise Unknown(why_unknown(scheduler))
+    now = epoch_of(scheduler)
     if now is None:
         raise Unknown(f"the parts of {_name(scheduler)} are not at the same step")
     calls = calls or _calls_seen(scheduler, now, step)

@@ -99,7 +99,8 @@ def _constant(s: Any, e: Array) -> Array:
 
 
 def _linear(s: Any, e: Array) -> Array:
-    return _base(s) * (s.start_factor + (s.end_factor - s.start_factor) * np.minimum(e, s.total_iters) / s.total_iters)
+    done = np.minimum(e, s.total_iters) / max(s.total_iters, 1)
+    return _base(s) * (s.start_factor + (s.end_factor - s.start_factor) * done)
 
 
 def _exponential(s: Any, e: Array) -> Array:
@@ -107,7 +108,7 @@ def _exponential(s: Any, e: Array) -> Array:
 
 
 def _polynomial(s: Any, e: Array) -> Array:
-    return _base(s) * (1 - np.minimum(e, s.total_iters) / s.total_iters) ** s.power
+    return _base(s) * (1 - np.minimum(e, s.total_iters) / max(s.total_iters, 1)) ** s.power
 
 
 def _cosine(s: Any, e: Array) -> Array:

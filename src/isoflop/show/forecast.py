@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from isoflop.fit.forecast import Forecast
 from isoflop.record import Run
 
-TAIL = 0.02
-"""Of the run: what came is the mean training loss over this last part."""
+TAIL = 0.05
+"""Of the run: what came is the mean loss over this last part."""
 
 
-def half_time_line(half_time: tuple[int, Forecast] | None, came: float | None) -> str | None:
+class Came(NamedTuple):
+    """Sums over the losses of a run's last part: what it ended with, and how well that can be read off.
+
+    >>> came = Came().with_(2.40, 50).with_(2.42, 50).with_(2.41, 50)
+    >>> f"{came.loss:.3f} ± {came.error:.3f}"
+    '2.410 ± 0.006'
+    """
+
+    weight: float = 0.0  # optimizer steps
+    total: float = 0.0
+    squares: float = 0.0
+    points: float = 0.0
+
+    def with_(self, loss: float, steps: float) -> Came:
+        """One more loss, the mean over some steps."""
+        return Came(self.weight + steps, self.total + steps * loss, self.squares + steps * loss**2, self.points + 1)
+
+    @property
+    def loss(self) -> float | None:
+        """The mean; None where there is none."""
+        return self.total / self.weight if self.weight else None
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, by the scatter of the losses; 0 where fewer than three can't tell."""
+        if self.points < 3 or not self.weight:
+            return 0.0
+        variance = max(0.0, self.squares / self.weight - (self.total / self.weight) ** 2)
+        return math.sqrt(variance / (self.points - 1))
+
+    def __str__(self) -> str:
+        """With its error, where that is known."""
+        if self.loss is None:
+            return "–"
+        return f"{self.loss:.3f}" + (f" ± {self.error:.3f}" if self.error else "")
+
+
+def half_time_line(half_time: tuple[int, Forecast] | None, came: Came) -> str | None:
     """For the terminal, at the end of a run; None where nothing was forecast or the run was cut short.
 
     >>> forecast = Forecast(2.412, 2.395, 2.429, 0.012, 0.8, 6000, "isoflop")
-    >>> half_time_line((3000, forecast), 2.405)
-    'isoflop: forecast at step 3,000: 2.412 (80%: 2.395 to 2.429) · came 2.405, 0.3% below · inside'
+    >>> half_time_line((3000, forecast), Came().with_(2.405, 1))
+    'isoflop: forecast at step 3,000: 2.412 (80%: 2.395 to 2.429) · came 2.405: 0.3% below · inside'
     """
-    if half_time is None or came is None:
+    if half_time is None or came.loss is None:
         return None
     step, forecast = half_time
     between = f"{forecast.level:.0%}: {forecast.low:.3f} to {forecast.high:.3f}"
-    return f"isoflop: forecast at step {step:,}: {forecast.loss:.3f} ({between}) · came {came:.3f}, " + _beside(
-        forecast.loss, forecast.low, forecast.high, came
-    )
+    beside = _beside(forecast.loss, forecast.low, forecast.high, came)
+    return f"isoflop: forecast at step {step:,}: {forecast.loss:.3f} ({between}) · came {came}: {beside}"
 
 
 def forecast_table(runs: Iterable[Run]) -> Any:
@@ -42,7 +79,7 @@ def forecast_table(runs: Iterable[Run]) -> Any:
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for cells in rows:
         table.add_row(*cells)
-    table.caption = "training loss in nats per token · came: mean over the last 2% of the run"
+    table.caption = "training loss in nats per token · came: mean over the last 5% of the run, ± its standard error"
     return table
 
 
@@ -56,14 +93,17 @@ def _row(run: Run) -> list[str] | None:
         return None
     point = made[0]
     loss, low, high = (float(point.extra[f"forecast_{name}"] or 0.0) for name in ("loss", "low", "high"))
-    weight = sum(p.interval_steps for p in last)
-    came = sum((p.losses["train"] or 0.0) * p.interval_steps for p in last) / weight if weight else None
-    verdict = "" if came is None else _beside(loss, low, high, came)
-    shown = "–" if came is None else f"{came:.3f}"
-    return [run.name or run.run_id, f"{point.step:,}", f"{loss:.3f}", f"{low:.3f} to {high:.3f}", shown, verdict]
+    came = Came()
+    for p in last:
+        came = came.with_(p.losses["train"] or 0.0, p.interval_steps)
+    verdict = "" if came.loss is None else _beside(loss, low, high, came)
+    return [run.name or run.run_id, f"{point.step:,}", f"{loss:.3f}", f"{low:.3f} to {high:.3f}", str(came), verdict]
 
 
-def _beside(loss: float, low: float, high: float, came: float) -> str:
-    off = came / loss - 1
+def _beside(loss: float, low: float, high: float, came: Came) -> str:
+    """How far what came is from the forecast, and whether the interval held it, as well as that can be read off."""
+    assert came.loss is not None
+    off = came.loss / loss - 1
     where = "as forecast" if abs(off) < 5e-4 else f"{abs(off):.1%} {'above' if off > 0 else 'below'}"
-    return f"{where} · {'inside' if low <= came <= high else 'outside the interval'}"
+    inside = low - came.error <= came.loss <= high + came.error
+    return f"{where} · {'inside' if inside else 'outside the interval'}"

@@ -12,6 +12,8 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
     >>> interval_line(1200, {"isoflop/loss": 2.4131, "isoflop/tokens_per_second_per_device": 10050.2,
     ...     "isoflop/tflops_per_device": 315.2, "isoflop/mfu": 0.318, "isoflop/goodput": 0.94})
     'step 1,200 · loss 2.413 · 10,050 tok/s/device · 315 TFLOP/s · MFU 31.8% · goodput 94%'
+    >>> interval_line(1300, {"isoflop/loss": 2.4, "isoflop/forecast_loss": 2.031, "isoflop/forecast_high": 2.044})
+    'step 1,300 · loss 2.400 · ends at 2.031 ± 0.013'
     """
     parts = [f"step {step:,}"]
     loss = scalars.get("isoflop/loss")
@@ -29,6 +31,9 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
     goodput = scalars.get("isoflop/goodput")
     if goodput is not None:
         parts.append(f"goodput {goodput:.0%}")
+    forecast, high = scalars.get("isoflop/forecast_loss"), scalars.get("isoflop/forecast_high")
+    if forecast is not None and high is not None:
+        parts.append(f"ends at {forecast:.3f} ± {high - forecast:.3f}")
     return " · ".join(parts)
 
 

@@ -1,11 +1,12 @@
 """The loss at the end of a run that is under way, with its interval; see docs/forecast.md."""
 
-from isoflop.fit.forecast.backtest import Score, backtest
 from isoflop.fit.forecast.curves import FinishedRun, read_curves
 from isoflop.fit.forecast.estimators import ESTIMATORS, FAST, Estimator
+from isoflop.fit.forecast.joint import Ladder, fit_ladder
 from isoflop.fit.forecast.learn import learn_priors
 from isoflop.fit.forecast.online import OnlineForecaster
-from isoflop.fit.forecast.priors import DEFAULT_PRIORS, Line, Priors
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors
+from isoflop.fit.forecast.replay import Score, backtest
 from isoflop.fit.forecast.result import Forecast, Silence
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
@@ -13,9 +14,11 @@ __all__ = [
     "DEFAULT_PRIORS",
     "ESTIMATORS",
     "FAST",
+    "WEAK_PRIORS",
     "Estimator",
     "FinishedRun",
     "Forecast",
+    "Ladder",
     "LearningRatePlan",
     "Line",
     "OnlineForecaster",
@@ -23,6 +26,7 @@ __all__ = [
     "Score",
     "Silence",
     "backtest",
+    "fit_ladder",
     "learn_priors",
     "read_curves",
 ]

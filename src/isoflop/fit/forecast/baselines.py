@@ -40,7 +40,7 @@ class Baseline:
 
     def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
         """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`."""
-        if math.isfinite(loss) and step >= 1:
+        if math.isfinite(loss) and step >= max(1, self.bins.last_step):
             self.bins.add(float(step), float(tokens), lr, float(loss), float(max(count, 1)))
 
     def forecast(
@@ -93,7 +93,7 @@ class LastValue(Baseline):
 class Separable(Baseline):
     """Curves that are linear once one exponent is given: the exponent by a search, the rest by least squares."""
 
-    exponents: ClassVar[Array] = np.geomspace(0.02, 3, 120)
+    exponents: ClassVar[Array] = np.geomspace(0.1, 2, 80)
 
     def columns(self, steps: Array, exponent: float, plan: LearningRatePlan, warmup: int) -> Array:
         """The design at `steps`: shape (steps, coefficients)."""
@@ -102,6 +102,12 @@ class Separable(Baseline):
     def _predict(
         self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
     ) -> tuple[float, float]:
+        return self._fitted(steps, loss, count, plan, warmup, target)[1:]
+
+    def _fitted(
+        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
+    ) -> tuple[float, float, float]:
+        """Residual sum of squares, loss at `target` and its standard error."""
         everywhere = np.append(steps, target)
         weight = np.sqrt(count / count.mean())
 
@@ -109,12 +115,14 @@ class Separable(Baseline):
             design = self.columns(everywhere, exponent, plan, warmup)
             beta = _least_squares(design[:-1] * weight[:, None], loss * weight)
             residual = (loss - design[:-1] @ beta) * weight
-            return float(residual @ residual), beta, design
+            # a negative limit is no law of a loss
+            return float(residual @ residual) if beta[0] >= 0 else math.inf, beta, design
 
         sums = [fit(exponent)[0] for exponent in self.exponents]
         best = int(np.argmin(sums))
         exponent = float(self.exponents[best])
-        if 0 < best < len(sums) - 1:  # the vertex of the parabola through three points
+        if 0 < best < len(sums) - 1 and math.isfinite(sums[best - 1] + sums[best + 1]):
+            # the vertex of the parabola through three points
             logs = np.log(self.exponents[best - 1 : best + 2])
             a, b, _ = np.polyfit(logs - logs[1], sums[best - 1 : best + 2], 2)
             exponent = math.exp(logs[1] - b / (2 * a)) if a > 0 else exponent
@@ -125,7 +133,7 @@ class Separable(Baseline):
         X, at = jacobian[:-1, active] * weight[:, None], jacobian[-1, active]
         noise = rss / max(len(steps) - X.shape[1], 1)
         variance = float(at @ np.linalg.pinv(X.T @ X) @ at) * noise
-        return float(design[-1] @ beta), math.sqrt(max(variance, 1e-12))
+        return rss, float(design[-1] @ beta), math.sqrt(max(variance, 1e-12))
 
 
 def _least_squares(design: Array, y: Array) -> Array:
@@ -189,18 +197,31 @@ class Kaplan(Separable):
 
 
 class MomentumLaw(Separable):
-    """Tissue et al. 2024 (arXiv:2408.11029), eq. 1: L0 + A·S1^−α − C·S2, S2 the momentum of the rate's falls, λ = .999."""
+    """Tissue et al. 2024 (arXiv:2408.11029): L0 + A·S1^−α − C·S2, S2 the momentum of the rate's falls.
+
+    The rate is over its peak. The paper sets the momentum's decay λ by hand, .99 to .999; here the best of three.
+    """
 
     name = "momentum-law"
-    decay: ClassVar[float] = 0.999
+    decays: ClassVar[tuple[float, ...]] = (0.99, 0.995, 0.999)
+
+    def _predict(
+        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
+    ) -> tuple[float, float]:
+        everywhere = np.append(steps, target)
+        road = path(plan, warmup, float(max(plan.total_steps, target)))
+        nodes, shape = road.nodes[road.first :], road.shape[road.first :]
+        x = road.x(everywhere)
+        results = []
+        for decay in self.decays:
+            fall = np.zeros(len(everywhere))
+            if len(nodes) > 1:
+                lag = np.maximum(everywhere[:, None] - (nodes[1:] + nodes[:-1]) / 2, 0)
+                fall = (1 - decay**lag) @ -np.diff(shape)
+            self._x, self._fall = x / x[0], fall
+            results.append(self._fitted(steps, loss, count, plan, warmup, target))
+        return min(results)[1:]
 
     def columns(self, steps: Array, exponent: float, plan: LearningRatePlan, warmup: int) -> Array:
-        """1, S1^−α, −S2, with the rate over its peak."""
-        road = path(plan, warmup, float(max(plan.total_steps, steps.max())))
-        nodes, shape = road.nodes[road.first :], road.shape[road.first :]
-        fall = np.zeros(len(steps))
-        if len(nodes) > 1:
-            lag = np.maximum(steps[:, None] - (nodes[1:] + nodes[:-1]) / 2, 0)
-            fall = (1 - self.decay**lag) @ -np.diff(shape)
-        x = road.x(steps)
-        return np.column_stack([np.ones(len(steps)), (x / x[0]) ** -exponent, -fall])
+        """1, S1^−α, −S2."""
+        return np.column_stack([np.ones(len(steps)), self._x**-exponent, -self._fall])

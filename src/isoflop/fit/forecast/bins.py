@@ -29,6 +29,7 @@ class LossBins:
         self.last_step = 0.0
         self.last_tokens = 0.0
         self.last_lr: float | None = None
+        self.lost = 0  # losses since the last finite one
 
     def add(self, step: float, tokens: float, lr: float | None, loss: float, count: float) -> None:
         """One logged loss, the mean over `count` steps up to `step`."""
@@ -68,23 +69,20 @@ class LossBins:
 
     def seen_rates(self) -> tuple[Array, Array]:
         """Steps and learning rates as they were seen, thinned."""
-        flat: dict[float, float] = {}
-        for key in sorted(self.rates):
-            first, rate, last, later = self.rates[key]
-            flat[first] = rate
-            flat[last] = later
-        return np.array(list(flat)), np.array(list(flat.values()))
+        flat = np.array([self.rates[key] for key in sorted(self.rates)]).reshape(-1, 2)
+        new = np.append(np.diff(flat[:, 0]) > 0, True) if len(flat) else np.zeros(0, dtype=bool)
+        return flat[new, 0], flat[new, 1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; floats survive JSON bit by bit."""
         return {
             "bins": [[key, *row] for key, row in sorted(self.bins.items())],
             "rates": [[key, *row] for key, row in sorted(self.rates.items())],
-            "last": [self.last_step, self.last_tokens, self.last_lr],
+            "last": [self.last_step, self.last_tokens, self.last_lr, self.lost],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.bins = {int(row[0]): [float(v) for v in row[1:]] for row in state["bins"]}
         self.rates = {int(row[0]): [float(v) for v in row[1:]] for row in state["rates"]}
-        self.last_step, self.last_tokens, self.last_lr = state["last"]
+        self.last_step, self.last_tokens, self.last_lr, self.lost = state["last"]

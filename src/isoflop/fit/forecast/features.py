@@ -20,11 +20,16 @@ CELLS = 160
 
 @dataclass(frozen=True)
 class Kernel:
-    """G = lag/(lag + T), lag = Σ η̃^q steps: `q` 0 is a lag in steps; `p` is the power of the rate that falls."""
+    """G = lag/(lag + T), lag = Σ η̃^q steps: `q` 0 is a lag in steps; `p` is the power of the rate that falls.
+
+    `gain` is what ln C is above its prior with this kernel (a slower one needs a larger C), `weight` its prior weight.
+    """
 
     p: float
     q: float
     T: float
+    gain: float = 0.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,16 +84,17 @@ def falls(road: Path, kernels: tuple[Kernel, ...], steps: Array) -> Array:
     moved = np.flatnonzero(np.diff(shape) != 0)
     if len(moved) == 0:
         return out
-    drops: dict[float, Array] = {}
+    drops = {p: -np.diff(shape**p)[moved] for p in {kernel.p for kernel in kernels}}
+    effects: dict[tuple[float, float], Array] = {}
     lags: dict[float, Array] = {}
     for i, kernel in enumerate(kernels):
-        if kernel.p not in drops:
-            drops[kernel.p] = -np.diff(shape**kernel.p)[moved]
         if kernel.q not in lags:
-            speed = shape**kernel.q if kernel.q else np.ones_like(shape)
+            speed = shape**kernel.q
             clock = np.concatenate([[0.0], np.cumsum(np.diff(nodes) * (speed[1:] + speed[:-1]) / 2)])
             middle = (clock[1:] + clock[:-1])[moved] / 2
             lags[kernel.q] = np.maximum(np.interp(steps, nodes, clock)[:, None] - middle, 0)
-        lag = lags[kernel.q]
-        out[i] = (lag / (lag + kernel.T)) @ drops[kernel.p]
+        key = kernel.q, kernel.T
+        if key not in effects:
+            effects[key] = lags[kernel.q] / (lags[kernel.q] + kernel.T)
+        out[i] = effects[key] @ drops[kernel.p]
     return out

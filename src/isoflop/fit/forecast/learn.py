@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.curves import FinishedRun
-from isoflop.fit.forecast.features import path
-from isoflop.fit.forecast.posterior import Normal, solve
-from isoflop.fit.forecast.priors import DEFAULT_PRIORS, EFFECTIVE, REAL_RATE, REFERENCE, Line, Priors, adam, known
+from isoflop.fit.forecast.features import Kernel, Path, path
+from isoflop.fit.forecast.posterior import Normal, Posterior, solve
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, REFERENCE, Line, Priors, comparable_peak, known
 
 Array = NDArray[np.float64]
 WIDER = (2.0, 2.0, 2.0)
@@ -41,21 +41,71 @@ def learn_priors(
             run of another one.
         source: what the result says it rests on.
     """
-    facts = [fact for run in runs if (fact := _facts(run, base)) is not None]
-    if not facts:
+    read = [reading for run in runs if (reading := read_run(run, base)) is not None]
+    if not read:
         return base
-    where = np.array([fact[0] for fact in facts])
-    organisations = [fact[2] for fact in facts]
+    kernels = _kernels(read, base)
+    facts = [_facts(reading, kernels) for reading in read]
+    where = np.array([reading.where for reading in read])
+    organisations = [reading.organisation for reading in read]
     lines = [
-        _learn(line, where, np.array([f[1][i] for f in facts]), organisations, own)
+        _learn(line, where, np.array([fact[i] for fact in facts]), organisations, own)
         for i, line in enumerate((base.alpha, base.amplitude, base.gain))
     ]
+    total = base.own_runs + (len(read) if own else 0)
     said = source or f"{base.source}, updated with {len(facts)} finished run{'s' if len(facts) > 1 else ''}"
-    return replace(base, alpha=lines[0], amplitude=lines[1], gain=lines[2], source=said)
+    alpha, amplitude, gain = lines
+    return replace(base, alpha=alpha, amplitude=amplitude, gain=gain, kernels=kernels, source=said, own_runs=total)
 
 
-def _facts(run: FinishedRun, base: Priors) -> tuple[list[float], list[tuple[float, float]], str] | None:
-    """Where a run lies (ln N, ln B, ln η from the reference), and value and error of its three parameters."""
+@dataclass(frozen=True)
+class Reading:
+    """A run's posterior under wide priors, and where it lies: ln N, ln B, ln η, ln D from the reference."""
+
+    where: tuple[float, ...]
+    posterior: Posterior
+    priors: tuple[Normal, Normal, Normal]
+    organisation: str
+    road: Path
+    foreign: bool  # an unknown rate or another optimizer: its gain says less
+
+
+def _kernels(read: Sequence[Reading], base: Priors) -> tuple[Kernel, ...]:
+    """The kernels with their weights and levels of ln C, organisations counting alike; shrunk towards the base's."""
+    shares: dict[str, list[Array]] = {}
+    levels: dict[str, list[Array]] = {}
+    for reading in read:
+        share, value, informed = _gains(reading)
+        if informed.all():
+            shares.setdefault(reading.organisation, []).append(share)
+            levels.setdefault(reading.organisation, []).append(value - value.mean())
+    if not shares:
+        return base.kernels
+    old = np.array([k.weight for k in base.kernels]) / sum(k.weight for k in base.kernels)
+    prior = np.array([k.gain for k in base.kernels])
+    counts = {name: len(each) / (len(each) + 3) for name, each in shares.items()}  # three runs' worth of doubt
+    total = 1 + sum(counts.values())
+    weight = (old + sum(counts[name] * np.mean(each, axis=0) for name, each in shares.items())) / total
+    believed = sum(counts.values()) / (sum(counts.values()) + 0.5)
+    level = sum(counts[name] * np.mean(each, axis=0) for name, each in levels.items()) / sum(counts.values())
+    gain = (1 - believed) * prior + believed * level
+    return tuple(replace(k, weight=float(w), gain=float(g)) for k, w, g in zip(base.kernels, weight, gain, strict=True))
+
+
+def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """By kernel: its posterior share, ln C, and whether the curve says something of C."""
+    posterior, prior = reading.posterior, reading.priors[2]
+    share = posterior.weight.sum(0)
+    each = posterior.weight / np.maximum(share, 1e-300)
+    C, variance = posterior.grid.C, posterior.grid.var_C
+    middle = np.sum(each * C, axis=0)
+    spread = np.sum(each * (variance + (C - middle) ** 2), axis=0)
+    middle = np.maximum(middle, 0.1 * math.exp(prior.mean))
+    return share, np.log(middle), spread / middle**2 < 0.5 * prior.sd**2
+
+
+def read_run(run: FinishedRun, base: Priors) -> Reading | None:
+    """The posterior of a whole run; None where it is too short."""
     bins, warmup = LossBins(), run.plan.warmup_steps
     count = np.ones(len(run.steps)) if run.count is None else run.count
     for step, tokens, loss, n in zip(run.steps, run.tokens, run.loss, count, strict=True):
@@ -67,38 +117,45 @@ def _facts(run: FinishedRun, base: Priors) -> tuple[list[float], list[tuple[floa
         return None
     steps, loss, n = (columns[name][used] for name in ("step", "loss", "count"))
     road = path(run.plan, warmup, float(max(run.total_steps, bins.last_step)))
-    peak = known(run.plan.peak, REAL_RATE) if np.isfinite(run.lr).any() else None
-    at = (known(run.N), known(run.batch_tokens), peak)
-    alpha, amplitude, gain = (Normal(*p.at(at)) for p in (base.alpha, base.amplitude, base.gain))
+    peak = comparable_peak(run.plan.peak, run.optimizer, bool(np.isfinite(run.lr).any()))
     batch = run.batch_tokens or bins.last_tokens / bins.last_step
-    shift = base.scaling * math.log(float(road.x(steps[-1:])[0]) * batch / EFFECTIVE)
-    wide = [
-        Normal(p.mean - s, max(p.sd * w, 0.3))
-        for p, s, w in zip((alpha, amplitude, gain), (0.0, shift, 0.0), WIDER, strict=True)
-    ]
-    posterior = solve(road, steps, loss, n, *wide)
-    weight = posterior.weight
+    at = (known(run.N), known(run.batch_tokens), peak, float(road.x(steps[-1:])[0]) * batch)
+    alpha, amplitude, gain = (Normal(*p.at(at)) for p in (base.alpha, base.amplitude, base.gain))
+    wide = [Normal(p.mean, max(p.sd * w, 0.3)) for p, w in zip((alpha, amplitude, gain), WIDER, strict=True)]
+    kernels = tuple(replace(k, weight=1.0) for k in base.kernels)
+    posterior = solve(road, steps, loss, n, wide[0], wide[1], wide[2], kernels)
+    place = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
+    foreign = peak is None
+    return Reading(place, posterior, (wide[0], wide[1], wide[2]), run.organisation, road, foreign)
+
+
+def _facts(reading: Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, float]]:
+    """Value and variance of a run's ln α, ln A and ln C: what the curve itself says."""
+    posterior, priors = reading.posterior, reading.priors
+    # what other runs made of the kernels bears on this one
+    weight = posterior.weight * np.array([k.weight for k in kernels])
+    weight = weight / weight.sum()
     log_alpha = np.log(posterior.alphas)
     mean = float(weight.sum(1) @ log_alpha)
     values = [(mean, float(weight.sum(1) @ (log_alpha - mean) ** 2))]
-    for i in (1, 2):
-        middle = float(np.sum(weight * posterior.mean[..., i]))
-        spread = float(np.sum(weight * (posterior.cov[..., i, i] + (posterior.mean[..., i] - middle) ** 2)))
-        middle = max(middle, 0.1 * math.exp(wide[i].mean))
+    grid, levels = posterior.grid, np.exp([k.gain for k in kernels])
+    for i, each, own in ((1, grid.A, grid.var_A), (2, grid.C / levels, grid.var_C / levels**2)):
+        middle = float(np.sum(weight * each))
+        spread = float(np.sum(weight * (own + (each - middle) ** 2)))
+        middle = max(middle, 0.1 * math.exp(priors[i].mean))
         values.append((math.log(middle), spread / middle**2))
     found = []
-    for (value, variance), prior, moved in zip(values, wide, (0.0, shift, 0.0), strict=True):
-        # what the curve itself says: the posterior without the prior it was read with
+    for (value, variance), prior in zip(values, priors, strict=True):
+        # the posterior without the prior it was read with
         gained = 1 / max(variance, 1e-6) - 1 / prior.sd**2
         if gained <= 0.25 / prior.sd**2:
             found.append((0.0, math.inf))
             continue
         estimate = (value / max(variance, 1e-6) - prior.mean / prior.sd**2) / gained
-        found.append((estimate + moved, 1 / gained))
-    if peak is None or not adam(run.optimizer):
-        found[2] = (found[2][0], found[2][1] + 0.35**2)
-    place = [0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True)]
-    return place, found, run.organisation
+        found.append((estimate, 1 / gained))
+    if reading.foreign:
+        found[2] = (found[2][0], found[2][1] + FOREIGN**2)
+    return found
 
 
 def _learn(line: Line, where: Array, found: Array, organisations: list[str], own: bool) -> Line:

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from isoflop.fit.forecast.baselines import Baseline
 from isoflop.fit.forecast.features import path
@@ -19,7 +18,7 @@ STARTS = [(a, c, g) for a in (0.3, 0.6) for c in (0.05, 0.5, 2.0) for g in (0.3,
 class MultiPowerLaw(Baseline):
     """L0 + A·S1^−α − B·Σ_k (η_{k−1} − η_k)·G(η_k^−γ·S_k), G(x) = 1 − (1 + C·x)^−β, S_k = Σ_{i≥k} η_i (eq. 1, 2).
 
-    The rate is over its peak; Huber's loss from several starts, as the paper fits it. Some ten seconds a fit.
+    The rate is over its peak; Huber's loss from several starts, as the paper fits it. Some seconds a fit.
     """
 
     name = "multi-power-law"
@@ -27,8 +26,10 @@ class MultiPowerLaw(Baseline):
     def _predict(
         self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
     ) -> tuple[float, float]:
+        from scipy.optimize import least_squares  # slow to import, and only this baseline needs it
+
         road = path(plan, warmup, float(max(plan.total_steps, target)))
-        nodes, shape, effective = (v[road.first :] for v in (road.nodes, road.shape, road.effective))
+        shape, effective = road.shape[road.first :], road.effective[road.first :]
         everywhere = np.append(steps, target)
         x = road.x(everywhere)
         scale = x[-2]

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.fit.forecast import refusals, what_if
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.features import Path, path
-from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, solve
-from isoflop.fit.forecast.priors import DEFAULT_PRIORS, EFFECTIVE, REAL_RATE, Priors, adam, known
-from isoflop.fit.forecast.result import Forecast, Silence, forecast_of
+from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
+from isoflop.fit.forecast.result import T80, Forecast, Silence, forecast_of
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
 Array = NDArray[np.float64]
-WIDEST = 0.03
+WIDEST = 0.025
 """An 80% half-width above this fraction of the loss is no forecast."""
-FEWEST = 8
-"""Bins of loss that a forecast needs."""
+UNTESTED = 1.5
+"""Mixtures of experts: no public curve was seen, so the priors are this much wider."""
+READ = 0.02
+"""A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A posterior, the plan it was made with, and the loss now by it."""
+    """A posterior and the plan it was made with."""
 
     posterior: Posterior
     road: Path
     plan: LearningRatePlan
     now: float  # step
-    loss: float
+    rate: float  # raw losses per step
 
 
 class OnlineForecaster:
@@ -42,7 +45,7 @@ class OnlineForecaster:
         N: non-embedding parameters; None where unknown (wider priors).
         batch_tokens: tokens of an optimizer step; None where unknown.
         optimizer: its name; other than Adam's family widens the priors.
-        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`; see docs/forecast.md.
+        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`.
         priors: what is known beforehand.
         warmup_steps: steps of warm-up; by default read off the plan.
     """
@@ -60,15 +63,24 @@ class OnlineForecaster:
         warmup_steps: int | None = None,
     ) -> None:
         self.N, self.batch_tokens, self.optimizer = known(N), known(batch_tokens), optimizer
-        self.domain = dict(domain or {})
+        self.domain = refusals.checked_domain(domain)
         self.priors, self.warmup_steps = priors, warmup_steps
         self.bins = LossBins()
+        self._ready: tuple[LearningRatePlan, float, Path] | None = None
 
     def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
-        """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1)."""
-        if not math.isfinite(loss) or step < 1:
+        """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1).
+
+        Tokens are those processed so far; `lr` None is unknown. A step before the last one is left out: a run that goes
+        back to a checkpoint restores the state of then.
+        """
+        if step < max(1, self.bins.last_step):
             return
-        self.bins.add(float(step), float(tokens), lr, float(loss), float(max(count, 1)))
+        self.bins.lost = 0 if math.isfinite(loss) else self.bins.lost + 1
+        if self.bins.lost:
+            return
+        rate = float(lr) if lr is not None and math.isfinite(lr) and lr >= 0 else None
+        self.bins.add(float(step), float(tokens), rate, float(loss), float(max(count, 1)))
 
     def forecast(
         self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
@@ -84,87 +96,135 @@ class OnlineForecaster:
         """The posterior of the curve so far under `plan`."""
         if plan is None:
             return Silence("learning rate unknown", "The coming learning rate is not known: pass the plan.")
-        warmup = plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        warmup = self._warmup(plan)
         now = self.bins.last_step
-        if now < 2 * warmup:
-            return Silence("warm-up", f"A forecast needs {2 * warmup} steps, twice the warm-up; {now:.0f} are done.")
         columns = self.bins.columns()
         used = columns["step"] >= max(1.5 * warmup, 0.2 * now)
-        if used.sum() < FEWEST:
-            return Silence("too few points", f"{int(used.sum())} of {FEWEST} bins of loss are filled.")
-        step, loss, count = (columns[c][used] for c in ("step", "loss", "count"))
-        road = path(plan, warmup, float(max(plan.total_steps, now)))
-        posterior = solve(road, step, loss, count, *self._priors(plan, road, step))
-        at = float(posterior.predict(road, np.array([now]))[0][0])
-        return Fit(posterior, road, plan, now, at)
+        step, tokens, loss, count = (columns[name][used] for name in ("step", "tokens", "loss", "count"))
+        seen = self.bins.seen_rates()
+        reason = (
+            refusals.of_domain(self.domain, self.priors.own_runs)
+            or refusals.of_curve(step, tokens, loss, now, warmup, self.bins.lost)
+            or refusals.of_plan(plan, *seen, warmup)
+        )
+        if reason is not None:
+            return reason
+        road = self._path(plan, warmup, *seen)
+        posterior = solve(road, step, loss, count, *self._priors(plan, road, step), self.priors.kernels)
+        reason = refusals.of_residuals(posterior.residuals, loss)
+        if reason is not None:
+            return reason
+        return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)))
+
+    def _warmup(self, plan: LearningRatePlan) -> int:
+        return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+
+    def _path(self, plan: LearningRatePlan, warmup: int, steps: Array, rates: Array) -> Path:
+        """The plan made ready; its past as it was seen, where that differs."""
+        if len(steps) and float(refusals.off_plan(plan, steps, rates).max()) > refusals.OFF_PLAN:
+            seen = plan.spliced(steps, np.maximum(rates, 0))
+            return path(seen, warmup, float(max(plan.total_steps, self.bins.last_step)))
+        end = float(max(plan.total_steps, self.bins.last_step))
+        if self._ready is None or self._ready[0] is not plan or self._ready[1] != end:
+            self._ready = (plan, end, path(plan, warmup, end))
+        return self._ready[2]
 
     def _priors(self, plan: LearningRatePlan, road: Path, step: Array) -> tuple[Normal, Normal, Normal]:
-        where = (self.N, self.batch_tokens, known(plan.peak, REAL_RATE))
-        alpha, amplitude, gain = (
-            Normal(*p.at(where)) for p in (self.priors.alpha, self.priors.amplitude, self.priors.gain)
-        )
         batch = self.batch_tokens or self.bins.last_tokens / max(self.bins.last_step, 1)
-        effective = float(road.x(step[-1:])[0]) * batch
-        amplitude = Normal(amplitude.mean - self.priors.scaling * math.log(effective / EFFECTIVE), amplitude.sd)
-        if where[2] is None or not adam(self.optimizer):
-            gain = Normal(gain.mean, max(gain.sd, 0.35))
+        now, end = (known(float(x) * batch) for x in road.x(np.array([step[-1], road.nodes[-1]])))
+        peak = comparable_peak(plan.peak, self.optimizer)
+        alpha = Normal(*self.priors.alpha.at((self.N, self.batch_tokens, peak, now)))
+        amplitude = Normal(*self.priors.amplitude.at((self.N, self.batch_tokens, peak, now)))
+        gain = Normal(*self.priors.gain.at((self.N, self.batch_tokens, peak, end)))
+        if peak is None:
+            gain = Normal(gain.mean, max(gain.sd, FOREIGN))
+        if "moe" in self.domain and not self.priors.own_runs:
+            alpha, amplitude, gain = (Normal(p.mean, max(UNTESTED * p.sd, FOREIGN)) for p in (alpha, amplitude, gain))
         return alpha, amplitude, gain
 
-    def _at(self, fit: Fit, step: int, level: float) -> Forecast | Silence:
-        mean, variance = fit.posterior.predict(fit.road, np.array([float(step)]))
-        loss = float(mean[0])
-        missing = self.priors.discrepancy * abs(fit.loss - loss)
-        sd = math.sqrt(float(variance[0]) + missing**2 + (FLOOR * loss) ** 2)
+    def _at(
+        self, fit: Fit, step: int, level: float, seen: Prediction | None = None, doubt: float = 0.0
+    ) -> Forecast | Silence:
+        seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
+        loss = float(seen.mean[1])
+        read = fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
+        training, falling = (
+            part * float(np.ptp(drop))
+            for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True)
+        )
+        sd = math.sqrt(
+            self.priors.width**2 * float(seen.variance[1])
+            + training**2
+            + falling**2
+            + (FLOOR * loss) ** 2
+            + read
+            + doubt
+        )
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
-        half = 0.8416 * sd
+        half = T80 * sd
         if half > WIDEST * loss:
             return Silence(
                 "interval too wide",
-                f"The 80% interval is ±{half / loss:.1%} of the loss; at most ±{WIDEST:.1%} is shown.",
+                f"The 80% interval is ±{half / loss:.1%} of the loss, more than the ±{WIDEST:.1%} that is shown: wait.",
             )
         return result
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:
-        return (
+        basis = [
             f"the losses up to step {fit.now:,.0f}",
             f"the learning-rate plan to step {fit.plan.total_steps:,}",
             f"priors: {self.priors.source}",
-        )
+        ]
+        if self.N is None or self.batch_tokens is None:
+            basis.append("the size or the batch is not known: wider priors")
+        if comparable_peak(fit.plan.peak, self.optimizer) is None:
+            basis.append(
+                "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain"
+            )
+        if "moe" in self.domain and not self.priors.own_runs:
+            basis.append("a mixture of experts: wider priors")
+        return tuple(basis)
 
     def what_if(
         self,
         plan: LearningRatePlan,
-        new: LearningRatePlan,
+        new: LearningRatePlan | None = None,
         *,
         N: float | None = None,
         step: int | None = None,
         level: float = 0.8,
     ) -> Forecast | Silence:
-        """The loss at the end of `new`, if the run left `plan` for it now.
-
-        The same posterior, whose past is `plan`: what changes is the future's length and rates.
+        """The loss at the end of another plan, from the same posterior; or of another size.
 
         Args:
             plan: the plan so far.
-            new: the plan from now on; its past is not used.
-            N: another number of non-embedding parameters, from the start: see `joint.py`.
-            step: instead of the end of `new`.
+            new: the plan from now on, its past is not used: more steps, another decay. With `N`: the plan of that run
+                from its start, by default this one's stretched to the same compute, 6·N·D.
+            N: other non-embedding parameters, trained from the start with the same batch. How E falls with N is not
+                seen in one run: it rests on a published law; a ladder knows better (`joint.fit_ladder`).
+            step: instead of the end.
             level: probability of the interval.
+
+        Raises:
+            ValueError: if neither `new` nor `N` is given, or the run's own N is not known.
         """
+        if new is None and N is None:
+            raise ValueError("what_if needs another plan (new) or another size (N).")
+        if N is not None and self.N is None:
+            raise ValueError("what_if with another N needs the run's own: OnlineForecaster(N=...).")
         fit = self.fit(plan)
         if isinstance(fit, Silence):
             return fit
-        return self._at(self._diverted(fit, new), new.total_steps if step is None else step, level)
-
-    def _diverted(self, fit: Fit, new: LearningRatePlan) -> Fit:
-        past = fit.plan.steps < fit.now
-        joined = new.spliced(
-            np.append(fit.plan.steps[past], fit.now), np.append(fit.plan.lr[past], fit.plan.at(fit.now))
-        )
-        # the posterior is in rates over the peak of the plan it was made with
-        warmup = fit.plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
-        road = path(joined, warmup, float(max(joined.total_steps, fit.now)), peak=fit.plan.peak)
-        return Fit(fit.posterior, road, joined, fit.now, fit.loss)
+        if N is not None and self.N is not None:
+            whole = new or plan.stretched(round(plan.total_steps * self.N / N))
+            at = whole.total_steps if step is None else step
+            seen, doubt = what_if.resized(fit.posterior, fit.plan, whole, self.N, N, at)
+            told = self._at(fit, at, level, seen, doubt)
+            law = f"another N: the law of Besiroglu et al. 2024, taken to {what_if.DOUBT:.0%}"
+            return replace(told, basis=(*told.basis, law)) if isinstance(told, Forecast) else told
+        assert new is not None
+        after = what_if.diverted(fit.plan, new, fit.now, self._warmup(plan))
+        return self._at(replace(fit, road=after, plan=new), new.total_steps if step is None else step, level)
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far in plain values; at most 32 kB whatever the run's length."""

@@ -1,64 +1,96 @@
 """The posterior of a loss curve without an optimizer: a grid over α and kernels, E, A and C in closed form.
 
-Given α and a kernel the curve is linear in (E, A, C), so that Gaussian priors give a Gaussian posterior and the evidence;
-the grid is averaged with it. The noise is estimated robustly and its uncertainty averaged over as well.
+Given α and a kernel the curve is linear in (E, A, C), so that Gaussian priors give a Gaussian posterior and the
+evidence; the grid is averaged with it. E is flat and eliminated: all columns are about their weighted means. The noise
+is not plugged in but averaged over, which makes the evidence that of a Student t.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.forecast.features import Kernel, Path, falls
+from isoflop.fit.forecast.noise import estimate, remembered
 
 Array = NDArray[np.float64]
-KERNELS = tuple(Kernel(p, 1.0, T) for p in (0.6, 0.75) for T in (40.0, 100.0, 250.0))
 ALPHAS = 15
-HUBER = 1.345
+"""Points of the grid in α, over three standard deviations either way."""
+PLACES = np.linspace(-3, 3, ALPHAS)
+TAIL = 4.0
+"""Degrees of freedom of the priors of A and C."""
 FLOOR = 5e-4
 """The least noise, as a fraction of the loss: a curve is never known better."""
 
 
-@dataclass(frozen=True)
-class Normal:
+class Normal(NamedTuple):
     """Mean and standard deviation."""
 
     mean: float
     sd: float
 
 
+class Grid(NamedTuple):
+    """At each (α, kernel): the log evidence, and mean and (co)variance of (A, C), each of shape (alphas, kernels)."""
+
+    evidence: Array
+    A: Array
+    C: Array
+    var_A: Array
+    var_C: Array
+    both: Array
+    loss: float  # weighted mean of the loss, decay (a,) and fall (k,): what the columns are about
+    decay: Array
+    fall: Array
+    level: float  # variance of that mean
+
+
+class Prediction(NamedTuple):
+    """At each step asked for: mean and variance of the noise-free loss, and of it what A·x^−α and −C·F give."""
+
+    mean: Array
+    variance: Array
+    decay: Array
+    fall: Array
+
+
 @dataclass(frozen=True)
 class Posterior:
-    """Grid weights (α, kernels) and the posterior mean and covariance of (E, A, C) at each; A at `x_ref`."""
+    """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at `x_ref`."""
 
     alphas: Array
     kernels: tuple[Kernel, ...]
-    weight: Array  # (alphas, kernels)
-    mean: Array  # (alphas, kernels, 3)
-    cov: Array  # (alphas, kernels, 3, 3)
+    weight: Array
+    grid: Grid
     x_ref: float
     noise: float  # standard deviation of one raw step's loss, nats
-    memory: float  # how much the residuals remember: (1 − ρ)/(1 + ρ)
-    residuals: Array
+    memory: float  # (1 − ρ)/(1 + ρ) of the residuals: the share of the bins that count as independent
+    steps: Array  # the bins it was made from, their losses, and the precision each was given
+    loss: Array
+    precision: Array
+    residuals: Array  # of the likeliest curve, nats
 
-    def design(self, road: Path, steps: Array) -> Array:
-        """Columns 1, (x/x_ref)^−α, −F: shape (alphas, kernels, steps, 3)."""
+    def predict(self, road: Path, steps: Array) -> Prediction:
+        """The loss at `steps` of a plan."""
         decay = (road.x(steps)[None] / self.x_ref) ** -self.alphas[:, None]
         fall = falls(road, self.kernels, steps)
-        shape = (len(self.alphas), len(self.kernels), len(steps))
-        return np.stack(
-            [np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(-fall[None], shape)], axis=-1
+        d = (decay - self.grid.decay[:, None])[:, None]
+        f = -(fall - self.grid.fall[:, None])[None]
+        A, C = self.grid.A[..., None], self.grid.C[..., None]
+        each = self.grid.loss + A * d + C * f
+        va, vc, both = (part[..., None] for part in (self.grid.var_A, self.grid.var_C, self.grid.both))
+        spread = self.grid.level + va * d**2 + vc * f**2 + 2 * both * d * f
+        w = self.weight[..., None]
+        mean = (w * each).sum((0, 1))
+        return Prediction(
+            mean,
+            (w * (spread + (each - mean) ** 2)).sum((0, 1)),
+            (w * A * decay[:, None]).sum((0, 1)),
+            -(w * C * fall[None]).sum((0, 1)),
         )
-
-    def predict(self, road: Path, steps: Array) -> tuple[Array, Array]:
-        """Mean and variance of the noise-free loss at `steps`."""
-        design = self.design(road, steps)
-        each = np.einsum("aksi,aki->aks", design, self.mean)
-        spread = np.einsum("aksi,akij,aksj->aks", design, self.cov, design)
-        mean = np.einsum("ak,aks->s", self.weight, each)
-        return mean, np.einsum("ak,aks->s", self.weight, spread + (each - mean) ** 2)
 
 
 def solve(
@@ -69,7 +101,7 @@ def solve(
     alpha: Normal,
     amplitude: Normal,
     gain: Normal,
-    kernels: tuple[Kernel, ...] = KERNELS,
+    kernels: tuple[Kernel, ...],
 ) -> Posterior:
     """The posterior from binned losses.
 
@@ -79,86 +111,73 @@ def solve(
         alpha, amplitude, gain: normal priors of ln α, of ln A at the last bin, of ln C.
         kernels: kernels of the grid.
     """
-    places = np.linspace(-3, 3, ALPHAS)
-    alphas, prior = np.exp(alpha.mean + alpha.sd * places), -0.5 * places**2
     x = road.x(steps)
-    x_ref = float(x[-1])
-    decay = (x[None] / x_ref) ** -alphas[:, None]  # (a, n)
-    fall = falls(road, kernels, steps)  # (k, n)
+    fall = falls(road, kernels, steps)
     # log-normal priors by their first two moments: the curve stays linear
-    means, sds = zip(*(_moments(p) for p in (amplitude, gain)), strict=True)
-    m0, p0 = np.array([0.0, *means]), np.array([0.0, *(sd**-2 for sd in sds)])
-    level = float(np.mean(loss))
-    # an estimate of the noise, and Huber's weights, about the best point of the grid
+    height, gains = float(np.exp(amplitude.mean)), np.exp(gain.mean + np.array([k.gain for k in kernels]))
+    prior = np.column_stack([np.full(len(kernels), height), gains])
+    precision = np.column_stack([np.full(len(kernels), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
+    belief = np.log([k.weight for k in kernels])
     relative = count / np.mean(count)
-    huber = np.ones(len(steps))
-    sd, memory = max(0.01 * level, 1e-9), 1.0
-    design = np.ones((len(steps), 3))
-    best = (ALPHAS // 2, len(kernels) // 2)
-    for _ in range(4):
-        floor = FLOOR * level
+    floor = FLOOR * float(np.mean(loss))
+
+    def curves(places: Array) -> tuple[Array, Array, Array]:
+        alphas = np.exp(alpha.mean + alpha.sd * places)
+        return alphas, (x[None] / x[-1]) ** -alphas[:, None], -0.5 * places[:, None] ** 2 + belief
+
+    alphas, decay, before = curves(PLACES)
+    huber, sd = np.ones(len(steps)), 20 * floor
+    residual = np.zeros(len(steps))
+    believed = precision
+    coarse = decay[::2]
+    for _ in range(3):
         w = huber / (sd**2 / relative + floor**2)
-        evidence, mean, cov = _grid(decay, fall, loss - level, w, m0, p0)
-        total = evidence + prior[:, None]
-        best = np.unravel_index(int(np.argmax(total)), total.shape)  # type: ignore[assignment]
-        design[:, 1], design[:, 2] = decay[best[0]], -fall[best[1]]
-        residual = loss - level - design @ mean[best]
-        scaled = residual * np.sqrt(relative)
-        sd = (
-            max(
-                1.4826 * float(np.median(np.abs(scaled))),
-                float(np.sqrt(np.mean(np.minimum(scaled**2, (2.5 * sd) ** 2)))),
-                1e-6 * level,
-            )
-            if len(residual) > 3
-            else sd
-        )
-        z = np.abs(residual) / np.sqrt(sd**2 / relative + floor**2)
-        huber = np.minimum(1, HUBER / np.maximum(z, 1e-12))
-    if len(residual) > 4:
-        r = residual * np.sqrt(w)
-        rho = float(np.clip((r[1:] @ r[:-1]) / (r @ r), 0, 0.9))
-        memory = (1 - rho) / (1 + rho)
-    # a second, narrow grid where the first one found the weight
-    evidence, mean, cov = _grid(decay, fall, loss - level, w * memory, m0, p0)
-    total = evidence + prior[:, None]
-    rough = np.exp(total - total.max()).sum(1)
-    centre = float(rough @ places / rough.sum())
-    width = max(np.sqrt(float(rough @ (places - centre) ** 2 / rough.sum())), places[1] - places[0])
-    places = centre + width * np.linspace(-3, 3, ALPHAS)
-    alphas, prior = np.exp(alpha.mean + alpha.sd * places), -0.5 * places**2
-    decay = (x[None] / x_ref) ** -alphas[:, None]
-    evidence, mean, cov = _grid(decay, fall, loss - level, w * memory, m0, p0)
-    total = evidence + prior[:, None]
+        grid = _grid(coarse, fall, loss, w, prior, believed)
+        best = np.unravel_index(int(np.argmax(grid.evidence + before[::2])), grid.evidence.shape)
+        A, C = grid.A[best], grid.C[best]
+        residual = loss - grid.loss - A * (coarse[best[0]] - grid.decay[best[0]])
+        residual = residual + C * (fall[best[1]] - grid.fall[best[1]])
+        sd, huber = estimate(residual, relative, sd, floor)
+        # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back
+        away = (np.array([A, C]) - prior[best[1]]) ** 2 * precision[best[1]]
+        believed = precision * np.minimum(1, (TAIL + 1) / (TAIL + away))
+    memory = remembered(residual * np.sqrt(w))
+    w = huber / (sd**2 / relative + floor**2) * memory
+    # a second, narrow grid in α where the first finds the weight
+    first = _weights(_grid(coarse, fall, loss, w, prior, believed), before[::2]).sum(1)
+    places = PLACES[::2]
+    centre = float(first @ places)
+    width = max(float(first @ (places - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
+    alphas, decay, before = curves(centre + width * PLACES)
+    grid = _grid(decay, fall, loss, w, prior, believed)
+    weight = _weights(grid, before)
+    return Posterior(
+        alphas, kernels, weight, grid, float(x[-1]), sd * float(np.mean(count)) ** 0.5, memory, steps, loss, w, residual
+    )
+
+
+def _weights(grid: Grid, before: Array) -> Array:
+    total = grid.evidence + before
     weight = np.exp(total - total.max())
-    weight /= weight.sum()
-    mean[..., 0] += level
-    return Posterior(alphas, kernels, weight, mean, cov, x_ref, sd * float(np.sqrt(np.mean(count))), memory, residual)
+    return np.asarray(weight / weight.sum())
 
 
-def _moments(prior: Normal) -> tuple[float, float]:
-    middle = float(np.exp(prior.mean))
-    return middle, middle * prior.sd
-
-
-def _grid(decay: Array, fall: Array, y: Array, w: Array, m0: Array, p0: Array) -> tuple[Array, Array, Array]:
-    """Log evidence and the Gaussian posterior of (E, A, C) at each (α, kernel)."""
-    a, k = len(decay), len(fall)
-    gram = np.empty((a, k, 3, 3))
-    wd, wf = decay * w, fall * w
-    gram[..., 0, 0] = w.sum()
-    gram[..., 0, 1] = gram[..., 1, 0] = wd.sum(1)[:, None]
-    gram[..., 0, 2] = gram[..., 2, 0] = -wf.sum(1)
-    gram[..., 1, 1] = (wd * decay).sum(1)[:, None]
-    gram[..., 1, 2] = gram[..., 2, 1] = -(wd @ fall.T)
-    gram[..., 2, 2] = (wf * fall).sum(1)
-    right = np.empty((a, k, 3))
-    right[..., 0] = w @ y
-    right[..., 1] = (wd @ y)[:, None]
-    right[..., 2] = -(wf @ y)
-    precision = gram + np.diag(p0)
-    right += p0 * m0
-    cov = np.linalg.inv(precision)
-    mean = np.einsum("akij,akj->aki", cov, right)
-    evidence = 0.5 * (np.einsum("aki,aki->ak", mean, right) - np.linalg.slogdet(precision)[1])
-    return evidence, mean, cov
+def _grid(decay: Array, fall: Array, y: Array, w: Array, prior: Array, precision: Array) -> Grid:
+    """The Gaussian posterior at each (α, kernel), its columns about their weighted means."""
+    total = float(w.sum())
+    y_mean, d_mean, f_mean = float(w @ y) / total, decay @ w / total, fall @ w / total
+    y, d, f = y - y_mean, decay - d_mean[:, None], fall - f_mean[:, None]
+    wd, wf = d * w, f * w
+    aa = (wd * d).sum(1)[:, None] + precision[:, 0]
+    cc = (wf * f).sum(1) + precision[:, 1]
+    ac = -(wd @ f.T)
+    ra = (wd @ y)[:, None] + precision[:, 0] * prior[:, 0]
+    rc = -(wf @ y) + precision[:, 1] * prior[:, 1]
+    det = aa * cc - ac**2
+    A, C = (cc * ra - ac * rc) / det, (aa * rc - ac * ra) / det
+    # twice the misfit, data and priors together, and the Occam factor against the priors' own widths
+    misfit = float(w @ y**2) + (precision * prior**2).sum(1) - (A * ra + C * rc)
+    occam = 0.5 * (np.log(precision).sum(1) - np.log(det))
+    freedom = max(len(y) - 3.0, 1.0)
+    evidence = -0.5 * freedom * np.log1p((misfit - misfit.min()) / freedom) + occam
+    return Grid(evidence, A, C, cc / det, aa / det, -ac / det, y_mean, d_mean, f_mean, 1 / total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from isoflop.fit.forecast.curves import FinishedRun
 from isoflop.fit.forecast.learn import learn_priors
-from isoflop.fit.forecast.priors import Priors
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS, Priors
 from isoflop.fit.forecast.schedule import LearningRatePlan
 from isoflop.record import Run, read_runs
 
@@ -134,3 +134,9 @@ def priors_from(
 
 def _as_one(run: FinishedRun) -> FinishedRun:
     return replace(run, organisation="own")
+
+
+def priors_without(organisation: str, runs: Sequence[FinishedRun], base: Priors = DEFAULT_PRIORS) -> Priors:
+    """The priors that a user's run would have had: `base` and all their other finished runs."""
+    others = [_as_one(run) for run in runs if run.organisation != organisation]
+    return learn_priors(others, base, own=True) if others else base

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit
-
 NU = 5.0
 """Degrees of freedom of the Student t that a forecast's error is taken to follow (measured: docs/forecast.md)."""
+
+T80 = 1.4758840488
+"""Half-width of the 80% interval over the scale: the t distribution's 90% point."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Forecast:
 
     def probability_below(self, other: Forecast | float) -> float:
         """The probability that this run ends below `other`, taken as independent; a number is a certain loss."""
+        from scipy.special import stdtr  # slow to import
+
         loss, sd = other.normal if isinstance(other, Forecast) else (float(other), 0.0)
         scale = (self.normal[1] ** 2 + sd**2) ** 0.5 * ((self.nu - 2) / self.nu) ** 0.5
         return float(stdtr(self.nu, (loss - self.loss) / scale))
@@ -67,5 +70,7 @@ def forecast_of(
     """A forecast from its median and scale, with the interval of a Student t."""
     if not 0 < level < 1:
         raise ValueError(f"level is the probability of the interval, between 0 and 1; got {level}.")
+    from scipy.special import stdtrit  # slow to import
+
     half = float(stdtrit(nu, 0.5 + level / 2)) * sd
     return Forecast(loss, loss - half, loss + half, sd, level, step, estimator, basis, nu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,16 @@ class LearningRatePlan:
             np.concatenate([seen, extra, self.steps[later]]), np.concatenate([rates, self.at(extra), self.lr[later]])
         )
 
+    def stretched(self, total: int) -> LearningRatePlan:
+        """This plan over `total` steps: the warm-up as long as it is, all after it stretched or pressed."""
+        warmup = float(self.warmup_steps)
+        if not warmup < total:
+            raise ValueError(f"A plan with a warm-up of {warmup:.0f} steps cannot end at step {total}.")
+        after = self.steps > self.warmup_steps
+        factor = (total - warmup) / max(self.total_steps - self.warmup_steps, 1)
+        later = warmup + (self.steps[after] - self.warmup_steps) * factor
+        return LearningRatePlan(np.concatenate([self.steps[~after], later]), self.lr)
+
     @classmethod
     def constant(cls, total: int, peak: float, warmup: int = 0) -> LearningRatePlan:
         """A linear warm-up, then one rate to the end."""
@@ -142,7 +153,7 @@ class LearningRatePlan:
             scale = max(max(asked.values()), 1e-300)
             wide = [
                 (a + b) // 2
-                for a, b in zip(steps, steps[1:], strict=False)
+                for a, b in itertools.pairwise(steps)
                 if b - a > 1 and abs(asked[b] - asked[a]) > 0.02 * scale
             ]
             if not wide or len(asked) > 2000:

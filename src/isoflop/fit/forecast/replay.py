@@ -56,7 +56,7 @@ def backtest(
     runs: Sequence[FinishedRun],
     estimators: Sequence[str] = ("isoflop",),
     fractions: Sequence[float] = FRACTIONS,
-    priors: Literal["leave-one-organisation-out", "default"] = "leave-one-organisation-out",
+    priors: Literal["leave-one-organisation-out", "default"] | Mapping[str, Priors] = "leave-one-organisation-out",
     level: float = 0.8,
 ) -> Table:
     """Errors and coverage by estimator, dataset ("all": the mean over datasets) and fraction ("0.25").
@@ -67,7 +67,7 @@ def backtest(
         runs: finished runs.
         estimators: names in `ESTIMATORS`, the first decides which runs are scored.
         fractions: of the run that is seen.
-        priors: learnt from the runs of other organisations, or those that ship.
+        priors: learnt from the runs of other organisations, or those that ship; or by organisation.
         level: probability of the intervals.
 
     Raises:
@@ -86,8 +86,10 @@ def backtest(
     return {name: _table(each, first, fractions) for name, each in replays.items()}
 
 
-def priors_for(runs: Sequence[FinishedRun], priors: str) -> dict[str, Priors]:
+def priors_for(runs: Sequence[FinishedRun], priors: str | Mapping[str, Priors]) -> dict[str, Priors]:
     """The priors for each organisation's runs."""
+    if isinstance(priors, Mapping):
+        return dict(priors)
     names = sorted({run.organisation for run in runs})
     if priors == "default":
         return {name: DEFAULT_PRIORS for name in names}
@@ -133,17 +135,18 @@ def _table(replays: list[Replay], first: list[Replay], fractions: Sequence[float
             )
             for fraction in fractions
         }
-    table["all"] = {
-        key: Score(
-            *(
-                float(np.nanmean([getattr(table[s][key], f) for s in sets]))
-                for f in ("median", "p90", "coverage", "spoke")
-            ),
-            sum(table[s][key].n for s in sets),
+    for key in (f"{fraction:g}" for fraction in fractions):
+        scores = [table[dataset][key] for dataset in sets]
+        median, p90, coverage, spoke = (
+            _mean([getattr(score, name) for score in scores]) for name in ("median", "p90", "coverage", "spoke")
         )
-        for key in (f"{fraction:g}" for fraction in fractions)
-    }
+        table.setdefault("all", {})[key] = Score(median, p90, coverage, spoke, sum(score.n for score in scores))
     return table
+
+
+def _mean(values: list[float]) -> float:
+    fine = [value for value in values if not math.isnan(value)]
+    return sum(fine) / len(fine) if fine else math.nan
 
 
 def _score(rows: list[tuple[Replay, bool]], fraction: float) -> Score:

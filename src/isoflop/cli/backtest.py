@@ -1,0 +1,139 @@
+"""`isoflop backtest RUNS…`: finished runs replayed, to see how far their forecasts could be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoflop.cli.text import finite
+
+if TYPE_CHECKING:
+    from isoflop.cli.curves import Curves
+    from isoflop.fit.forecast import FinishedRun, Priors
+
+LEAVE_OUT, SHIPPED = "leave-one-out", "default"
+
+
+def backtest(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS…",
+            help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
+        ),
+    ],
+    baselines: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Scored on the same runs; `none`: only isoflop's own.")
+    ] = None,
+    priors: Annotated[
+        str,
+        typer.Option(
+            help="leave-one-out: learnt from the other organisations' runs (of records: the other runs), as it would "
+            "have been; default: those that ship."
+        ),
+    ] = LEAVE_OUT,
+    at: Annotated[str, typer.Option(metavar="FRACTION,…", help="How much of each run is seen.")] = "0.25,0.5,0.75",
+    loss: Annotated[str, typer.Option(help="Of records: which loss, `train` or eval/<name>.")] = "train",
+    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Replay finished runs: what would have been forecast at a part of each, and how wrong it was."""
+    from rich.console import Console
+
+    from isoflop.cli import curves
+    from isoflop.fit.forecast import ESTIMATORS
+    from isoflop.fit.forecast import backtest as replay_all
+
+    try:
+        fractions = [_fraction(text) for text in at.split(",")]
+        names = estimators(baselines, tuple(ESTIMATORS))
+        if priors not in (LEAVE_OUT, SHIPPED):
+            raise ValueError(f"--priors: expected {LEAVE_OUT} or {SHIPPED}, got {priors!r}")
+        read = curves.read(runs)
+        finished, chosen = material(read, priors, loss)
+        for problem in read.problems:
+            typer.echo(f"isoflop backtest: left out: {problem}", err=True)
+        if not finished:
+            raise ValueError("none of the runs is finished and can be replayed")
+        with Console(stderr=True).status(f"replaying {len(finished)} runs …"):
+            table = replay_all(finished, names, fractions, chosen, level)
+    except (ValueError, OSError, KeyError) as error:
+        typer.echo(f"isoflop backtest: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(as_object(table), allow_nan=False))
+        return
+    from isoflop.show.backtest import print_backtest
+
+    print_backtest(table, level, len(finished))
+
+
+def material(read: Curves, priors: str, loss: str) -> tuple[list[FinishedRun], dict[str, Priors]]:
+    """The runs to replay, and the priors for each organisation's."""
+    from isoflop.fit.forecast import DEFAULT_PRIORS
+    from isoflop.fit.forecast.records import finished_runs, priors_without
+    from isoflop.fit.forecast.replay import priors_for
+
+    chosen = priors_for(read.published, "default" if priors == SHIPPED else "leave-one-organisation-out")
+    own, problems = finished_runs(read.records, loss)
+    read.problems.extend(problems)
+    for organisation in {run.organisation for run in own}:
+        # what ships knows nothing of a user's runs, so that it stays; only the run itself has to be left out
+        chosen[organisation] = DEFAULT_PRIORS if priors == SHIPPED else priors_without(organisation, own)
+    return [*read.published, *own], chosen
+
+
+def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:
+    """Isoflop's own and the baselines; all fast ones unless they are named.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    from isoflop.fit.forecast import FAST
+
+    if baselines is None:
+        return list(FAST)
+    wanted = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none", known[0])]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"--baselines: expected some of {', '.join(known[1:])}, or none; got {name!r}")
+    return [known[0], *dict.fromkeys(wanted)]
+
+
+def as_object(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The object that `--json` prints: estimator → dataset → fraction → figures; null where nothing was forecast."""
+    return {
+        estimator: {
+            dataset: {
+                fraction: {
+                    "median": finite(score.median),
+                    "p90": finite(score.p90),
+                    "coverage": finite(score.coverage),
+                    "spoke": score.spoke,
+                    "n": score.n,
+                }
+                for fraction, score in scores.items()
+            }
+            for dataset, scores in datasets.items()
+            if dataset != ALL
+        }
+        for estimator, datasets in table.items()
+    }
+
+
+ALL = "all"
+"""The backtest's mean over datasets; not in the JSON, where a reader takes means of their own."""
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise ValueError(f"--at: expected fractions between 0 and 1, such as 0.25,0.5; got {text.strip()!r}")
+    return value

@@ -1,0 +1,54 @@
+"""What `isoflop rank` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isoflop.fit.forecast.ranking import Ranking
+
+
+def print_ranking(ranking: Ranking) -> None:
+    """Print the order of runs, and which of them can stop."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 110))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("run", overflow="fold")
+    best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
+    for name in ("final loss", "80% interval", "below the next", f"among the {best}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for run in ranking.runs:
+        forecast = run.forecast
+        table.add_row(
+            run.name,
+            f"{forecast.loss:.4f}",
+            f"{forecast.low:.4f} to {forecast.high:.4f}",
+            "–" if run.before_next is None else _probability(run.before_next),
+            _probability(run.among_best),
+            "finished" if run.finished else "can stop" if run.can_stop else "",
+        )
+    for name, reason in ranking.silent.items():
+        table.add_row(name, "–", "–", "–", "–", reason)
+    console.print(table)
+    stopping = ranking.can_stop
+    if stopping:
+        console.print(
+            f"Can stop: {', '.join(stopping)}. With {ranking.sure:.0%} or more "
+            + ("it does not end" if len(stopping) == 1 else "each of them does not end")
+            + f" among the {best}.",
+            highlight=False,
+        )
+    elif all(run.finished for run in ranking.runs):
+        console.print("All of them are finished." if ranking.runs else "No run has a forecast.")
+    else:
+        console.print(f"None can stop: none is {ranking.sure:.0%} sure not to end among the {best}.", highlight=False)
+
+
+def _probability(value: float) -> str:
+    return ">99%" if value > 0.99 else "<1%" if value < 0.01 else f"{value:.0%}"

@@ -1,0 +1,427 @@
+"""The forecast in a running Monitor: fed at log steps, shown, saved, restored; silent, and why, where it must be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import lr_scheduler as S
+
+import isoflop
+from isoflop import forecasting
+from isoflop.fit.forecast import Forecast, Silence
+from isoflop.fit.forecast.records import curve_of, finished_runs, plan_of_record, priors_from
+from isoflop.lightning import IsoFLOPMonitor
+from isoflop.transformers import IsoFLOPCallback
+from tiny import (
+    LIGHTNING_NOISE,
+    Rows,
+    batches,
+    hf_trainer,
+    lightning_module,
+    lightning_trainer,
+    model,
+    same_weights,
+    the_run,
+    weights,
+)
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
+TOTAL, TOKENS, PEAK = 2_000, 500_000, 1e-3
+FORECASTS = ("forecast_loss", "forecast_low", "forecast_high")
+
+
+@pytest.fixture(autouse=True)
+def refits_at_every_log_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trains here takes milliseconds, of which a thousandth is no refit."""
+    monkeypatch.setattr(forecasting, "SHARE", math.inf)
+
+
+def planted(step: int, seed: int = 0) -> float:
+    """A run's loss at a constant rate, with a logged interval's noise."""
+    noise = np.random.default_rng(10_000 * seed + step).normal()
+    return 2.5 + 1.2 * (step / 100) ** -0.5 + 0.004 * float(noise)
+
+
+def steady(optimizer: Any) -> Any:
+    return S.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
+
+
+def train(
+    folder: Path,
+    *,
+    first: int = 1,
+    last: int = TOTAL,
+    state: dict[str, Any] | None = None,
+    make: Callable[[Any], Any] | None = steady,
+    between: Callable[[int, Any, Any], None] = lambda step, monitor, optimizer: None,
+    loss: Callable[[int], float] = planted,
+    finish: bool = True,
+    optimizer: Any = None,
+    **options: Any,
+) -> tuple[Any, list[str]]:
+    """A plain loop of planted losses; the monitor, and what it told."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = (optimizer or torch.optim.AdamW)([weight], lr=PEAK)
+    scheduler = None if make is None else make(optimizer)
+    defaults = {"num_params": 10**8, "flops_per_token": 6e8, "total_steps": TOTAL, "log_every": 20}
+    told: list[str] = []
+    monitor = isoflop.Monitor(
+        None, optimizer=optimizer, scheduler=scheduler, record_dir=folder, **{**defaults, **options}
+    )
+    monitor.setup.say = told.append
+    if state is not None:
+        monitor.load_state_dict(state)
+        for _ in range(first - 1):
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+    for step in range(first, last + 1):
+        optimizer.step()
+        monitor._read_learning_rate()
+        if scheduler is not None:
+            scheduler.step()
+        monitor.step(loss(step), tokens=TOKENS)
+        between(step, monitor, optimizer)
+    if finish:
+        monitor.close()
+    return monitor, told
+
+
+def about(told: list[str]) -> list[str]:
+    return [line for line in told if "forecast" in line]
+
+
+def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
+    seen: dict[int, Any] = {}
+    monitor, told = train(tmp_path, between=lambda step, monitor, _: seen.update({step: monitor.forecast}))
+    half = seen[TOTAL // 2]
+    assert isinstance(half, Forecast) and half.step == TOTAL
+    end = 2.5 + 1.2 * (TOTAL / 100) ** -0.5
+    assert half.low < end < half.high and half.loss == pytest.approx(end, rel=0.01)
+    assert isinstance(seen[40], Silence) and seen[40].reason in ("warm-up", "too few points")
+    assert seen[19] is None
+    run = the_run(tmp_path)
+    at_half = next(point for point in run.points if point.step == TOTAL // 2)
+    assert [at_half.extra[name] for name in FORECASTS] == [half.loss, half.low, half.high]
+    assert "forecast_loss" not in next(point for point in run.points if point.step == 40).extra
+    assert monitor.scalars["isoflop/forecast_loss"] == monitor.forecast.loss
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for name in FORECASTS:
+        values = {event.step: event.value for event in events.Scalars(f"isoflop/{name}")}
+        assert values[TOTAL // 2] == pytest.approx(at_half.extra[name], rel=1e-6)
+    came = monitor._forecasting._end
+    assert came.loss == pytest.approx(end, rel=0.005) and 0 < came.error < 0.002
+    (line,) = about(told)
+    assert line.startswith(
+        f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · came {came}: "
+    )
+    assert line.endswith("· inside")
+
+
+def test_the_record_holds_the_plan_so_that_others_can_forecast_the_run(tmp_path: Path) -> None:
+    train(tmp_path, last=800, make=lambda o: S.LambdaLR(o, lambda s: min(1, (s + 1) / 50) * (1 - s / TOTAL)))
+    run = the_run(tmp_path)
+    assert run.planned["steps"] == TOTAL and run.planned["schedule"] == "LambdaLR"
+    plan = plan_of_record(run)
+    assert plan.total_steps == TOTAL
+    for step in (10, 49, 60, 800, 1500, 2000):
+        assert float(plan.at(step)) == pytest.approx(PEAK * min(1, step / 50) * (1 - (step - 1) / TOTAL), rel=0.02)
+    curve = curve_of(run)
+    assert (curve.N, curve.batch_tokens, curve.optimizer) == (10**8, TOKENS, "AdamW")
+    assert curve.steps[-1] == 800 and curve.tokens[-1] == 800 * TOKENS and not curve.domain["moe"]
+
+
+def test_a_restored_run_forecasts_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole: dict[int, Any] = {}
+    train(tmp_path / "whole", between=lambda step, monitor, _: whole.update({step: monitor.forecast}))
+    first, _ = train(tmp_path / "parts", last=1_000, finish=False)
+    state = json.loads(json.dumps(first.state_dict()))
+    parts: dict[int, Any] = {}
+    _, told = train(
+        tmp_path / "parts",
+        first=1_001,
+        state=state,
+        between=lambda step, monitor, _: parts.update({step: monitor.forecast}),
+    )
+    assert parts == {step: whole[step] for step in parts}
+    assert isinstance(parts[1_001], Forecast) and len({id(forecast) for forecast in parts.values()}) > 10
+    (line,) = about(told)
+    assert "forecast at step 1,000" in line  # made before the checkpoint
+
+
+def test_a_plan_whose_past_was_another_survives_a_checkpoint(tmp_path: Path) -> None:
+    """The rate was halved by hand on the way: only the log knows of the time before."""
+
+    def halve(step: int, monitor: Any, optimizer: Any) -> None:
+        if step == 700:
+            optimizer.param_groups[0]["lr"] = PEAK / 2
+
+    whole: dict[int, Any] = {}
+    parts: dict[int, Any] = {}
+    train(
+        tmp_path / "a", make=None, last=1_500, between=lambda *at: (halve(*at), whole.update({at[0]: at[1].forecast}))
+    )
+    first, _ = train(tmp_path / "b", make=None, last=1_000, between=halve, finish=False)
+    state = json.loads(json.dumps(first.state_dict()))
+    train(
+        tmp_path / "b",
+        first=1_001,
+        last=1_500,
+        state=state,
+        make=lambda o: halve(700, None, o),  # as the optimizer's own checkpoint would
+        between=lambda step, monitor, _: parts.update({step: monitor.forecast}),
+    )
+    assert isinstance(parts[1_500], Forecast)
+    assert parts == {step: whole[step] for step in parts}
+
+
+def test_a_state_of_an_earlier_version_restores(tmp_path: Path) -> None:
+    monitor, _ = train(tmp_path, last=100)
+    state = monitor.state_dict()
+    del state["forecast"]
+    other, _ = train(tmp_path / "other", first=101, last=600, state=state)
+    assert other.steps == 600 and "restoring" not in str(other.guard.aside)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_steps": None}, "The run's length is not known: pass total_steps=."),
+        (
+            {"make": lambda o: S.ReduceLROnPlateau(o, patience=10**6), "loop": True},
+            "The learning rate to come is unknown: ReduceLROnPlateau sets the learning rate by losses still to come. "
+            "Pass lr_plan=, a function of the step.",
+        ),
+        (
+            {"make": None, "hidden": True},
+            "The learning rate to come is unknown: the optimizer has a scheduler that isoflop was not told of. Pass "
+            "scheduler= or lr_plan=, a function of the step.",
+        ),
+    ],
+)
+def test_what_time_does_not_mend_is_told_once(tmp_path: Path, options: Any, message: str) -> None:
+    options = dict(options)
+    hidden, plateau = options.pop("hidden", False), options.pop("loop", False)
+
+    def between(step: int, monitor: Any, optimizer: Any) -> None:
+        if hidden and step == 1:
+            S.StepLR(optimizer, 10**6)
+
+    if plateau:
+        options["make"] = lambda o: type("ReduceLROnPlateau", (), {"step": lambda self: None})()
+    monitor, told = train(tmp_path, last=600, between=between, **options)
+    assert about(told) == [f"isoflop: no forecast of the final loss. {message}"]
+    assert isinstance(monitor.forecast, Silence) and not any(name in monitor.scalars for name in FORECASTS)
+    assert not monitor.guard.aside
+
+
+def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path) -> None:
+    def by_hand(step: int, monitor: Any, optimizer: Any) -> None:
+        optimizer.param_groups[0]["lr"] = rate(step + 1)
+
+    def rate(step: int) -> float:
+        return PEAK * min(1.0, step / 50) * (1 - step / (TOTAL + 1))
+
+    told_of, told = train(tmp_path / "a", last=1_000, make=None, between=by_hand, lr_plan=rate)
+    assert isinstance(told_of.forecast, Forecast) and not about(told)
+    # without it the rate is taken to stay as it is, and is asked again whenever it does not
+    untold, _ = train(tmp_path / "b", last=1_000, make=None, between=by_hand)
+    plan = untold._forecasting._plan
+    assert plan is not None
+    assert float(plan.at(TOTAL)) == pytest.approx(rate(1_000), rel=0.05)
+
+
+def test_off_says_and_does_nothing(tmp_path: Path) -> None:
+    monitor, told = train(tmp_path, last=600, fit_on="off")
+    assert monitor.forecast is None and not about(told)
+
+
+def test_an_evaluations_loss_is_forecast_where_that_is_wanted(tmp_path: Path) -> None:
+    def evaluate(step: int, monitor: Any, optimizer: Any) -> None:
+        if step % 25 == 0:
+            monitor.evaluate("c4", planted(step, 1) + 1)
+            monitor.evaluate("other", 7.0)
+
+    monitor, _ = train(tmp_path, last=1_500, fit_on="eval/c4", between=evaluate)
+    assert isinstance(monitor.forecast, Forecast)
+    assert monitor.forecast.loss == pytest.approx(3.5 + 1.2 * (TOTAL / 100) ** -0.5, rel=0.01)
+
+
+def test_refits_stay_under_their_share_of_the_wall_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasting, "SHARE", 1e-3)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(forecasting.time, "perf_counter", lambda: clock.now)
+    made: list[float] = []
+
+    class Costly(forecasting.OnlineForecaster):
+        def forecast(self, *args: Any, **kwargs: Any) -> Any:
+            clock.now += 0.005
+            made.append(clock.now)
+            return super().forecast(*args, **kwargs)
+
+    monkeypatch.setattr(forecasting, "OnlineForecaster", Costly)
+    driver = forecasting.Forecasting(
+        isoflop.monitor.Options(),
+        isoflop.monitor.Setup(total_steps=TOTAL, optimizer=SimpleNamespace(param_groups=[{"lr": PEAK}])),
+        isoflop.monitor.Setup().guard,
+        lambda plan: None,
+    )
+    who = forecasting.About(None, {}, None)
+    for step in range(1, TOTAL):
+        driver.add(step, step * TOKENS, PEAK, planted(step), 1, who)
+        driver.refit(step, wall_time=step / 10)
+    assert len(made) * 0.005 <= 1e-3 * TOTAL / 10
+    assert len(made) >= 30  # and not far under it
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    driver = forecasting.Forecasting(
+        isoflop.monitor.Options(), isoflop.monitor.Setup(), isoflop.monitor.Setup().guard, lambda plan: None
+    )
+    who = forecasting.About(None, {}, None)
+    sizes = []
+    for step in range(1, 40_001):
+        driver.add(step, step * TOKENS, PEAK / step, planted(step % 977 + 1), 1, who)
+        if step in (10_000, 40_000):
+            sizes.append(len(json.dumps(driver.state_dict())))
+    assert sizes[1] < 1.5 * sizes[0]
+
+
+# -- the user's own finished runs --------------------------------------------------------------------------------------
+
+
+def test_history_sharpens_the_forecast_of_a_further_run(tmp_path: Path) -> None:
+    for seed in range(1, 5):
+        train(tmp_path / f"old-{seed}", loss=lambda step, seed=seed: planted(step, seed))
+    alone, _ = train(tmp_path / "alone", last=500)
+    helped, _ = train(tmp_path / "helped", last=500, history=[tmp_path / f"old-{seed}" for seed in range(1, 5)])
+    assert isinstance(alone.forecast, Forecast) and isinstance(helped.forecast, Forecast)
+    assert helped.forecast.high - helped.forecast.low < alone.forecast.high - alone.forecast.low
+    assert any("updated with 4 finished runs of your own" in text for text in helped.forecast.basis)
+
+
+def test_history_that_gives_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path / "cut", last=300, finish=False)
+    with caplog.at_level(logging.WARNING, "isoflop"):
+        monitor, _ = train(tmp_path / "run", last=500, history=tmp_path / "cut")
+    (said,) = [record.getMessage() for record in caplog.records if "history" in record.getMessage()]
+    assert said == (
+        "isoflop: history= gives the forecast nothing: no finished run to learn from (cut: it is not finished)"
+    )
+    assert isinstance(monitor.forecast, Forecast)
+
+
+def test_what_can_not_be_learnt_from_says_why(tmp_path: Path) -> None:
+    train(tmp_path / "short", last=1_000)
+    train(tmp_path / "few", log_every=400)
+    _, problems = finished_runs(isoflop.read_runs(tmp_path))
+    assert sorted(problems) == [
+        "few: 5 points with a loss 'train'; at least 12 are needed",
+        "short: it ended at step 1,000 of 2,000 planned",
+    ]
+    _, problem = priors_from([tmp_path / "nowhere"], forecasting.DEFAULT_PRIORS)
+    assert problem is not None and "no such file" in problem
+
+
+# -- the trainers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_lightnings_scheduler_is_asked_and_training_is_the_same(tmp_path: Path, interval: str) -> None:
+    import lightning.pytorch as package
+
+    def configure(self: Any) -> Any:
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.01)
+        scheduler = S.CosineAnnealingLR(optimizer, 64 if interval == "step" else 4, 1e-4)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    rates: list[float] = []
+
+    class Watch(package.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    ended = []
+    for callback in (IsoFLOPMonitor(), None):
+        net = model()
+        callbacks = [Watch(), *([callback] if callback else [])]
+        trainer = lightning_trainer(package, tmp_path / interval, callbacks=callbacks, max_epochs=4)
+        trainer.fit(lightning_module(package, net, configure_optimizers=configure), batches(Rows(128), 8))
+        ended.append(weights(net))
+        if callback is not None:
+            driver = callback.monitor._forecasting
+    assert same_weights(*ended)
+    assert rates[:64] == rates[64:]
+    assert driver._plan is not None and driver._plan.total_steps == 64
+    np.testing.assert_allclose(driver._plan.at(np.arange(1, 65)), rates[:64], rtol=1e-9)
+
+
+def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
+    import lightning.pytorch as package
+
+    def configure(self: Any) -> Any:
+        groups = list(self.net.parameters())
+        return [torch.optim.SGD(groups[:1], lr=0.1), torch.optim.SGD(groups[1:], lr=0.1)]
+
+    def step(self: Any, batch: Any, batch_idx: int) -> Any:
+        loss = self.net(**batch)["loss"]
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+    callback = IsoFLOPMonitor()
+    trainer = lightning_trainer(package, tmp_path, callbacks=[callback], max_epochs=2)
+    module = lightning_module(package, model(), configure_optimizers=configure, training_step=step)
+    module.automatic_optimization = False
+    trainer.fit(module, batches(Rows(128), 8))
+    assert callback.monitor is not None
+    assert callback.monitor.forecast == Silence(
+        "learning rate unknown",
+        "The learning rate to come is unknown: the module has 2 optimizers. Pass lr_plan=, a function of the step.",
+    )
+
+
+def test_the_hugging_face_trainers_scheduler_is_asked(tmp_path: Path) -> None:
+    callback = IsoFLOPCallback()
+    trainer = hf_trainer(
+        model(),
+        tmp_path,
+        Rows(512),
+        [callback],
+        lr_scheduler_type="cosine",
+        warmup_steps=4,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    assert callback.monitor is not None
+    plan = callback.monitor._forecasting._plan
+    assert plan is not None and plan.total_steps == 32
+    logged = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
+    assert len(logged) > 10
+    for step, rate in logged.items():
+        assert float(plan.at(step)) == pytest.approx(rate, rel=1e-9)
+
+
+def test_fine_tuning_and_experts_are_told_to_the_estimator() -> None:
+    from isoflop.fit.forecast.records import domain_of, size_of
+
+    dense = {"total": 100, "trainable": 100, "non_embedding": 80, "active": 100}
+    assert domain_of(dense, {"config": {}}) == {"moe": False, "finetuning": False}
+    assert domain_of({**dense, "active": 60}, {}) == {"moe": True, "finetuning": False}
+    assert domain_of({**dense, "trainable": 3}, {})["finetuning"]
+    assert domain_of(dense, {"config": {"_name_or_path": "gpt2"}})["finetuning"]
+    assert size_of({**dense, "active": 60}) == 40 and size_of({}) is None
