@@ -74,7 +74,8 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     for each in run.expected:
         sd = float(np.hypot(each.loss.sd, each.noise))
         beyond.append((each.came - each.loss.mean) / max(sd, 1e-12))
-    if len(beyond) < 2 or min(beyond) < thresholds.off_curve:
+    missed = min((each.came - each.loss.mean) / each.came for each in run.expected)
+    if len(beyond) < 2 or min(beyond) < thresholds.off_curve or missed < thresholds.off_curve_share:
         return None
     last = run.expected[-1]
     half = 2 * float(np.hypot(last.loss.sd, last.noise))
