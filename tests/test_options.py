@@ -39,6 +39,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("num_params", 1e9, "num_params= expects a whole number of at least 1, got 1000000000.0"),
         ("tokens_fn", 4096, "tokens_fn= expects a function of a batch, got 4096"),
         ("record_dir", 3, "record_dir= expects a path, got 3"),
+        ("noise_scale", "on", "noise_scale= expects one of auto, split, fsdp, off, got 'on'"),
     ],
 )
 def test_a_value_that_can_not_be(option: str, value: Any, message: str):
@@ -52,7 +53,7 @@ def test_an_option_that_does_not_exist():
         Options.of(peak_flop=1e12, log_evry=3)
     assert str(caught.value) == (
         "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
-        "num_params, peak_flops"
+        "num_params, peak_flops, noise_scale"
     )
 
 

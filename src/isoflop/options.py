@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
+NOISE_SCALE = ("auto", "split", "fsdp", "off")
+
 
 class OptionsDict(TypedDict, total=False):
     """`Options` as keyword arguments (for type checkers and editors); their meaning is there."""
@@ -17,6 +19,7 @@ class OptionsDict(TypedDict, total=False):
     flops_per_token: float | None
     num_params: int | None
     peak_flops: float | None
+    noise_scale: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class Options:
         num_params: N, instead of the count of the model's parameters, in every convention: where the model that
             this process holds is only a part.
         peak_flops: dense peak of one device in FLOP/s at the run's dtype, instead of the datasheet's.
+        noise_scale: "auto": measure the gradient noise scale where that changes nothing (gradient accumulation, DDP);
+            "split": also on one device without accumulation, by now and then taking a step's batch in two halves;
+            "fsdp": under FSDP2, through a private interface of torch; "off": not at all.
     """
 
     record_dir: str | os.PathLike[str] | None = None
@@ -42,6 +48,7 @@ class Options:
     flops_per_token: float | None = None
     num_params: int | None = None
     peak_flops: float | None = None
+    noise_scale: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("flops_per_token", "peak_flops"):
@@ -52,6 +59,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not (_is_a(value, int) and value >= 1):
                 raise ValueError(f"{name}= expects a whole number of at least 1, got {value!r}")
+        if self.noise_scale not in NOISE_SCALE:
+            raise ValueError(f"noise_scale= expects one of {', '.join(NOISE_SCALE)}, got {self.noise_scale!r}")
         if self.tokens_fn is not None and not callable(self.tokens_fn):
             raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
@@ -77,7 +86,7 @@ class Options:
         return {
             name: value if isinstance(value, int | float) else str(value)
             for name, value in values.items()
-            if value is not None
+            if value is not None and not (name == "noise_scale" and value == "auto")
         }
 
 

@@ -27,6 +27,7 @@ class Setup:
         total_steps: planned optimizer steps; None: endless or unknown.
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
+        grad_scaler: AMP's scaler of the loss.
         say: prints the terminal's line.
         guard: what has stepped aside.
     """
@@ -44,6 +45,7 @@ class Setup:
     dtype: torch.dtype | None = None
     precision: str | None = None
     data_parallel: int | None = None
+    grad_scaler: Any = None
     tokenizer: str | None = None
     data: str | None = None
     guard: Guard = field(default_factory=Guard)

@@ -98,9 +98,7 @@ def fit_critical_batch(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.9
     high = math.inf if inside[-1] else math.exp(_crossing(loss, allowed, grid[-1], best))
     critical = math.exp(best)
     S_min = math.exp(float((np.log(S) - np.log1p(critical / B)).mean()))
-    return CriticalBatchFit(
-        critical, (low, high), S_min, critical * S_min, math.sqrt(least / len(B)), level, len(B)
-    )
+    return CriticalBatchFit(critical, (low, high), S_min, critical * S_min, math.sqrt(least / len(B)), level, len(B))
 
 
 def _crossing(loss: object, allowed: float, outside: float, inside: float) -> float:
@@ -125,7 +123,7 @@ def steps_to_loss(steps: ArrayLike, losses: ArrayLike, target: float) -> float |
     S, L = values(steps), values(losses)
     if S.shape != L.shape or S.ndim != 1:
         raise ValueError(f"expected as many losses as steps, got {L.shape} and {S.shape}")
-    below = np.flatnonzero(L <= target)
+    below = np.flatnonzero(target >= L)
     if len(below) == 0:
         return None
     i = int(below[0])

@@ -44,7 +44,7 @@ class BatchChange:
     def __str__(self) -> str:
         return (
             f"{self.new_batch:,.0f} instead of {self.batch:,.0f} tokens a step: {self.steps - 1:+.0%} steps, "
-            f"{self.tokens - 1:+.0%} tokens to the same loss, with the learning rate tuned for it"
+            f"{self.tokens - 1:+.0%} tokens to the same loss, learning rate retuned"
         )
 
 
@@ -55,7 +55,7 @@ def change_batch(B: float, new: float, B_crit: float) -> BatchChange:
         ValueError: one of the three is not positive.
 
     >>> print(change_batch(0.5e6, 1e6, 2e6))
-    1,000,000 instead of 500,000 tokens a step: -40% steps, +20% tokens to the same loss, with the learning rate tuned for it
+    1,000,000 instead of 500,000 tokens a step: -40% steps, +20% tokens to the same loss, learning rate retuned
     """
     if not all(0 < value < float("inf") for value in (B, new, B_crit)):
         raise ValueError(f"expected three positive, finite batches in tokens, got {B!r}, {new!r} and B_crit {B_crit!r}")

@@ -54,9 +54,7 @@ class NoiseScale:
         return f"B_noise {self.value:,.0f} tokens [{self.low:,.0f}, {self.high:,.0f}] ({level})"
 
 
-def fieller(
-    x: float, y: float, xx: float, yy: float, xy: float, quantile: float
-) -> tuple[float, float]:
+def fieller(x: float, y: float, xx: float, yy: float, xy: float, quantile: float) -> tuple[float, float]:
     """Interval of a ratio y/x ≥ 0 of two correlated means (Fieller 1954): every r with (y − rx)² ≤ q²·Var(y − rx).
 
     Args:

@@ -83,7 +83,11 @@ def read(waiting: Sequence[Measured]) -> list[Measured]:
         here = [tensor for tensor in tensors if tensor.device == device]
         read_out = torch.stack([tensor.detach().to(torch.float32).reshape(()) for tensor in here]).tolist()
         values.update(zip(map(id, here), read_out, strict=True))
-    return [Measured(*(values[id(value)] if isinstance(value, torch.Tensor) else value for value in row)) for row in waiting]
+
+    def number(value: Number) -> float:
+        return values[id(value)] if isinstance(value, torch.Tensor) else value
+
+    return [Measured(*map(number, row)) for row in waiting]
 
 
 def result(row: Measured, by_tokens: bool) -> StepResult:

@@ -41,13 +41,14 @@ class MicroBatches:
     def __init__(
         self, parameters: Sequence[nn.Parameter], guard: Guard, scale: Callable[[], torch.Tensor | None] | None = None
     ) -> None:
-        self._parameters = list(parameters)
+        self.parameters = list(parameters)
+        self.preconditions = True
         self._guard = guard
         self._scale = scale
         self._handles: list[tuple[Any, Any]] = []  # a node lives as long as something holds it
         self._denominators: dict[int, Denominator] = {}
         # a small parameter for the check of the sum, but not one whose gradient is a handful of numbers
-        self._checked = min(self._parameters, key=lambda p: (p.numel() < 16, p.numel()))
+        self._checked = min(self.parameters, key=lambda p: (p.numel() < 16, p.numel()))
         self.problem: str | None = None
         self.seconds = 0.0
         """Spent on the host since `arm`."""
@@ -85,7 +86,7 @@ class MicroBatches:
         self.disarm()
         self._reset()
         self.problem, self._expected, self._denominators = None, expected, denominators
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.requires_grad:
                 node = get_gradient_edge(parameter).node
                 self._handles.append((node, node.register_prehook(self._hook(parameter))))
@@ -106,6 +107,11 @@ class MicroBatches:
         else:
             before = self._tokens[-1]
             self._tokens[-1] = None if before is None or tokens is None else before + tokens
+
+    def restart(self, tokens: Number | None) -> None:
+        """The micro-batch that has begun is another than it seemed: half of it."""
+        if self._tokens:
+            self._tokens[-1] = tokens
 
     def _hook(self, parameter: nn.Parameter) -> Callable[[Any], None]:
         def see(gradients: tuple[torch.Tensor | None, ...]) -> None:
@@ -128,7 +134,7 @@ class MicroBatches:
         self._seen.add(key)
         if not self._queued:
             self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._last)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._last)
         square = raw_square(gradient)
         self._raw.append(square)
         if self._denominators:
@@ -140,7 +146,7 @@ class MicroBatches:
 
     def _last(self) -> None:
         # DDP queues its own last callback later than this one: queued anew, this comes after it
-        torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
 
     def _end_of_backward(self) -> None:
         self._queued = False
@@ -155,7 +161,7 @@ class MicroBatches:
 
     @torch.no_grad()
     def _look_at_whole(self) -> None:
-        trained = [(p, p.grad) for p in self._parameters if p.grad is not None]
+        trained = [(p, p.grad) for p in self.parameters if p.grad is not None]
         whole = raw_squares([gradient for _, gradient in trained])
         preconditioned: torch.Tensor | float = math.nan
         if self._denominators and all(id(p) in self._denominators for p, _ in trained):

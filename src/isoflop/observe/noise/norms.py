@@ -80,7 +80,7 @@ def denominators(optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[int
 
 
 def second_moment(optimizer: Any, parameter: nn.Parameter) -> torch.Tensor | None:
-    """v of a parameter; None where the optimizer keeps none, or in another form (8 bits, factored)."""
+    """V of a parameter; None where the optimizer keeps none, or in another form (8 bits, factored)."""
     state = optimizer.state.get(parameter) or {}
     for name in SECOND_MOMENTS:
         v = state.get(name)
