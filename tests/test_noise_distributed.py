@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from isoflop.observe.noise.cadence import Cadence
 from noise_truth import gpt, loss_of, pool
 from workers import run
 
-STEPS, MICRO = 12, 2
+STEPS, MICRO = 50, 2
 DATA = pool()
 
 
@@ -47,7 +48,7 @@ def trained(model: nn.Module, rank_parts: Any, folder: Path | None, accumulate: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.5))
     monitor = None
     if folder is not None:
-        monitor = densely(Monitor(model, optimizer=optimizer, record_dir=folder, log_every=2, **options))
+        monitor = densely(Monitor(model, optimizer=optimizer, record_dir=folder, log_every=10, **options))
     for step in range(STEPS):
         mine = rank_parts(step)
         mine = mine if accumulate else [torch.cat(mine)]
@@ -72,7 +73,7 @@ def of_rank(step: int) -> list[torch.Tensor]:
 def ddp_rank(folder: Path | None, accumulate: bool) -> Any:
     model = gpt()
     monitor = trained(DistributedDataParallel(model), of_rank, folder, accumulate)
-    return results(monitor) if monitor else None, [p.detach() for p in model.parameters()]
+    return results(monitor) if monitor else None, [p.detach().numpy() for p in model.parameters()]
 
 
 def fsdp_rank(folder: Path | None, accumulate: bool) -> Any:
@@ -86,7 +87,7 @@ def fsdp_rank(folder: Path | None, accumulate: bool) -> Any:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     monitor = trained(model, of_rank, folder, accumulate, noise_scale="fsdp")
-    weights = [p.full_tensor().detach() for p in model.parameters()]  # type: ignore[attr-defined]
+    weights = [p.full_tensor().detach().numpy() for p in model.parameters()]  # type: ignore[attr-defined]
     return results(monitor) if monitor else None, weights
 
 
@@ -110,7 +111,7 @@ def test_ddp_measures_like_one_process_and_changes_nothing(accumulate: bool, tmp
         assert expected[kind][0] > 2  # measured
         assert first[kind] == pytest.approx(expected[kind], rel=1e-3)
     (_, unobserved), _ = run(ddp_rank, None, accumulate, ranks=2)
-    assert all(torch.equal(one, two) for one, two in zip(weights, unobserved, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(weights, unobserved, strict=True))
 
 
 def test_fsdp2_measures_like_one_process_and_changes_nothing(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_fsdp2_measures_like_one_process_and_changes_nothing(tmp_path: Path) -> 
         assert first["raw"] == pytest.approx(expected["raw"], rel=1e-3)
         assert first["preconditioned"][0] == 0  # v is sharded, these gradients are not
     (_, unobserved), _ = run(fsdp_rank, None, True, ranks=2)
-    assert all(torch.equal(one, two) for one, two in zip(weights, unobserved, strict=True))
+    assert all(np.array_equal(one, two) for one, two in zip(weights, unobserved, strict=True))
 
 
 # -- when ranks or sources go wrong ------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def one_rank_fails(folder: Path) -> Any:
 
     def sometimes(gradient: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
-        if dist.get_rank() == 1 and calls[0] == 60:
+        if dist.get_rank() == 1 and calls[0] == 200:
             raise RuntimeError("on purpose")
         return original(gradient)
 
@@ -168,7 +169,7 @@ def reduced_by_hand(folder: Path) -> Any:
         optimizer.zero_grad()
         monitor.step()
     monitor.close()
-    return noise_scalars(monitor).keys(), monitor.noise.raw.run.count, [text for text in said if "noise" in text]
+    return list(noise_scalars(monitor)), monitor.noise.raw.run.count, [text for text in said if "noise" in text]
 
 
 def test_gradients_that_are_reduced_in_another_way_give_no_value(tmp_path: Path) -> None:

@@ -105,5 +105,5 @@ def settled(optimizer: Any) -> bool:
         for parameter in group["params"]:
             if second_moment(optimizer, parameter) is not None:
                 steps = float(optimizer.state[parameter].get("step", 0))
-                return steps * (1 - decay) >= WARM_UP
+                return steps * (1 - decay) >= WARM_UP - 1e-6
     return False
