@@ -109,7 +109,7 @@ def test_accumulation_is_measured_and_not_changed_by_a_bit(train: Train, every_s
     assert monitor.noise.preconditioned.run.count == STEPS - 21
     last = the_run(tmp_path / "a").points[-1].extra
     assert last["b_crit"] is not None and last["b_crit_sigma"] is not None and last["b_simple_low"] is not None
-    labels = 64 * 8  # about: half of the positions count
+    labels = 8 * 9  # of 8 sequences of 16, about half of the positions
     assert monitor.noise.batch == pytest.approx(labels, rel=0.5)
     assert last["batch_over_b_crit"] == pytest.approx(monitor.noise.batch / last["b_crit"])
     assert 0 < last["s_min"] < STEPS and 0 < last["e_min"] < 8 * 16 * STEPS

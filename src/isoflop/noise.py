@@ -238,6 +238,7 @@ class NoiseDriver:
         waiting, self._waiting = self._waiting, []
         if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):
             waiting = []
+            self._drop_source()
         seconds, self._seconds = self._seconds, 0.0
         rows, (seconds, training_time) = gather(waiting, [seconds, training_time])
         self._fold(rows, step, seconds / world_size(), training_time / world_size())
