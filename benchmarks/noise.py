@@ -1,11 +1,12 @@
 """What measuring the gradient noise scale costs a training step, at the default cadence, for each source.
 
-    python benchmarks/noise.py [--steps 600]
+    python benchmarks/noise.py [--steps 400]
 
 The same training of a small GPT with `noise_scale="off"` and on, in turns, so that a noisy machine troubles both alike.
-"amortised": time inside the noise scale's own calls and hooks (split steps: what a split step takes beyond an ordinary
-one) over the whole training time, once the cadence has settled; "a measured step": what one measurement adds.
-"steps, on / off": the medians of whole steps without a measurement, which should be the same.
+"a measured step adds": the median of such steps less that of the others. "amortised": that, times how many were
+measured in the second half of the run, when the cadence has settled, and the time inside the noise scale's own calls on
+every step, over the training time. "steps, on / off": medians of whole steps without a measurement, which should be the
+same.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from torch.nn import functional as F
 
 import isoflop
 
-VOCABULARY, LENGTH, WIDTH, LAYERS = 512, 128, 128, 4
-LOG_EVERY = 50
+VOCABULARY, LENGTH, WIDTH, LAYERS = 512, 128, 96, 2
+LOG_EVERY = 20
 
 
 class Model(nn.Module):
-    """About a million parameters."""
+    """A third of a million parameters; larger ones have longer steps, and measuring is a smaller share of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,30 +115,29 @@ def compare(source: str, steps: int, rank: int = 0) -> dict[str, float]:
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     option = source if source in ("split", "fsdp") else "auto"
     off, on = Training(source, "off", device), Training(source, option, device)
-    sequences = 8 if source == "accumulation" else 16
-    warm = steps // 2
+    sequences = 2 if source == "accumulation" else 8
     plain, unmeasured, measured = [], [], []
-    inside = 0.0
+    inside, late = 0.0, 0
     for step in range(steps):
         without, _ = off.step(sequences)
         before = on.spent
         seconds, was = on.step(sequences)
-        if step < warm:
+        if step < 10:
             continue
         plain.append(without)
         (measured if was else unmeasured).append(seconds)
-        inside += on.spent - before
+        if step >= steps // 2:  # the cadence has settled
+            late += was
+            inside += on.spent - before
     ordinary, base = statistics.median(unmeasured), statistics.median(plain)
-    # a measurement: what such a step takes longer than the others. The next to log steps are among both
     extra = statistics.median(measured) - ordinary if measured else 0.0
-    total = sum(measured) + sum(unmeasured)
-    share = (extra * len(measured) + inside) / total
+    share = (extra * late + inside) / (base * (steps - steps // 2))
     return {
         "base": base,
         "ordinary": ordinary,
         "extra": extra,
         "every": float(on.monitor.noise.cadence.every),
-        "measured": float(len(measured)),
+        "measured": float(late),
         "share": share,
         "values": float(on.monitor.noise.raw.run.count),
         "parameters": float(sum(p.numel() for p in on.model.parameters())),
@@ -171,7 +171,7 @@ def on_two_ranks(source: str, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
     logging.getLogger("isoflop").setLevel(logging.ERROR)

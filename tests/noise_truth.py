@@ -1,4 +1,4 @@
-"""A tiny GPT with its exact noise scale, from the Gram matrix of per-sequence gradients; for the tests of the sources."""
+"""A tiny GPT with its exact noise scale, from the Gram matrix of per-sequence gradients."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ def measure(
     source = source or MicroBatches(list(model.parameters()), Guard())
     parameters = list(model.parameters())
     source.arm(len(micro_batches), denominators(optimizer, parameters) if optimizer is not None else {})
-    tokens = [batch.shape[0] * LENGTH if masks is None else int(masks[i].sum()) for i, batch in enumerate(micro_batches)]
+    tokens = [
+        batch.shape[0] * LENGTH if masks is None else int(masks[i].sum()) for i, batch in enumerate(micro_batches)
+    ]
     for i, batch in enumerate(micro_batches):
         source.begin(tokens[i])
         share = tokens[i] / sum(tokens) if by_tokens else 1 / len(micro_batches)

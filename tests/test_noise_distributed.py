@@ -40,7 +40,11 @@ def results(monitor: Monitor) -> dict[str, Any]:
 
 
 def noise_scalars(monitor: Monitor) -> dict[str, float]:
-    return {name: value for name, value in monitor.scalars.items() if name.startswith(("isoflop/b_simple", "isoflop/batch_o"))}
+    return {
+        name: value
+        for name, value in monitor.scalars.items()
+        if name.startswith(("isoflop/b_simple", "isoflop/batch_o"))
+    }
 
 
 def trained(model: nn.Module, rank_parts: Any, folder: Path | None, accumulate: bool, **options: Any) -> Any:

@@ -37,7 +37,9 @@ def test_in_expectation_it_is_the_truth(tokens: list[int], by_tokens: bool, grad
     # the loss of digits is that of |g|² against the difference
     digits = 1e-9 * whole / gradient
     assert found.gradient == pytest.approx(gradient, rel=max(1e-9, digits))
-    assert found.variance == pytest.approx(variance, rel=max(1e-9, digits) + 1e-9 * whole * min(tokens) / variance + 1e-6)
+    assert found.variance == pytest.approx(
+        variance, rel=max(1e-9, digits) + 1e-9 * whole * min(tokens) / variance + 1e-6
+    )
 
 
 def test_equal_parts_are_mccandlishs_pair() -> None:

@@ -39,6 +39,8 @@ ALONE = (
 )
 MIN_STEPS = 3  # before it is said that there is one part only: the first window may be a short one
 MAX_UNUSABLE = 3
+IN_VAIN = 60  # measurements without Adam's metric after which the raw one is the headline
+ENOUGH = 20  # measurements before a difference from published runs is worth a line
 
 
 class Half(NamedTuple):
@@ -81,6 +83,7 @@ class NoiseDriver:
         self._by_tokens = False
         self._settled = False
         self._may_split = self._splitting = False
+        self._keeps_v, self._in_vain = False, 0
         self._unmeasured = self._forwards = 0
         self._seconds = 0.0  # spent on the host since the last log step
         self._logged = (0, 0.0)  # step and tokens of the last log step
@@ -252,11 +255,14 @@ class NoiseDriver:
                 self.raw.add(found.raw)
                 if isinstance(found.preconditioned, StepEstimate):
                     self.preconditioned.add(found.preconditioned)
+                self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
             else:
                 self._unusable(found.raw)
         before, self._collected = self._collected, (step, elapsed)
         self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
-        self._settled = self._settled or settled(self._setup.optimizer)
+        if self._source is not None:
+            self._keeps_v = self._source.preconditions and keeps_second_moments(self._setup.optimizer)
+        self._settled = self._settled or (self._keeps_v and settled(self._setup.optimizer))
 
     def _unusable(self, why: Unusable) -> None:
         count = self.reasons[why.name] = self.reasons.get(why.name, 0) + 1
@@ -276,20 +282,12 @@ class NoiseDriver:
     @property
     def noise_scale(self) -> NoiseScale | None:
         """The headline: Adam-preconditioned and averaged over the run; raw where the optimizer keeps no v."""
-        if self.preconditioned.run.count or self._awaits_preconditioning:
-            return self.preconditioned.over_run()
-        return self.raw.over_run()
+        return (self.preconditioned if self.is_preconditioned else self.raw).over_run()
 
     @property
     def is_preconditioned(self) -> bool:
         """Whether the headline is the Adam-preconditioned one."""
-        return self.preconditioned.run.count > 0 or self._awaits_preconditioning
-
-    @property
-    def _awaits_preconditioning(self) -> bool:
-        source = self._source
-        can = source is not None and source.preconditions
-        return can and not self._settled and keeps_second_moments(self._setup.optimizer)
+        return self.preconditioned.run.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)
 
     @hook("the critical batch", "no critical batch size")
     def scalars(self, step: int, tokens: int | None, loss: float | None) -> dict[str, float]:
@@ -324,7 +322,8 @@ class NoiseDriver:
             self._minimum[0] += float(minimum_steps(steps, batch, self.critical.value))
             self._minimum[1] += float(minimum_tokens(spent, batch, self.critical.value))
             found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
-        if known[0].source.startswith("measured") and not agree(known[0], known[1]):
+        measured = known[0].source.startswith("measured") and scale is not None and scale.measurements >= ENOUGH
+        if measured and not agree(known[0], known[1]):
             self._say(f"measured and published critical batch differ: {known[0]}; {known[1]}")
         return found
 

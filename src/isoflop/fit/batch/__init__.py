@@ -2,7 +2,12 @@
 
 from isoflop.fit.batch.belief import Belief, agree, combine
 from isoflop.fit.batch.critical import CriticalBatchFit, fit_critical_batch, steps_to_loss
-from isoflop.fit.batch.prior import kaplan_critical_batch, measured_critical_batch, prior_critical_batch
+from isoflop.fit.batch.prior import (
+    critical_batch_by_tokens,
+    kaplan_critical_batch,
+    measured_critical_batch,
+    prior_critical_batch,
+)
 from isoflop.fit.batch.trade import BatchChange, change_batch, minimum_tokens, steps_over_minimum, tokens_over_minimum
 from isoflop.fit.batch.warm_up import BatchStage, BatchWarmUp, plan_batch_warm_up
 
@@ -15,6 +20,7 @@ __all__ = [
     "agree",
     "change_batch",
     "combine",
+    "critical_batch_by_tokens",
     "fit_critical_batch",
     "kaplan_critical_batch",
     "measured_critical_batch",

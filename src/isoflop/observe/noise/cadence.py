@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 SHARE = 0.007
 """Of the training time that measuring may take."""
-GRACE = 1.0
+GRACE = 0.1
 """Seconds that it may take beside that: a short run, too, gets a value."""
 DENSEST = 4
 """At most every 4th step is measured."""
-SPLIT_EVERY = 16
+SPLIT_EVERY = 32
 """Of split steps, whose rounding differs: they must not depend on the clock."""
 FIRST = 4
 """Measurements before the first log step, while their cost is not known."""
