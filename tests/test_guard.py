@@ -166,6 +166,30 @@ def branching_loop(folder: Path, observed: bool) -> Weights:
     return weights(net)
 
 
+def accumulating_loop(folder: Path, observed: bool, **options: Any) -> Weights:
+    """With a noise scale to measure."""
+    net = model(dropout=0.1)
+    monitor = isoflop.Monitor(net, record_dir=folder, log_every=4, **options) if observed else None
+    plain_loop(net, batches(ROWS, 2), monitor=monitor, accumulate=2)
+    if monitor is not None:
+        monitor.close()
+    return weights(net)
+
+
+def splitting_loop(folder: Path, observed: bool) -> Weights:
+    net = model()
+    monitor = isoflop.Monitor(net, record_dir=folder, log_every=4, noise_scale="split")
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for batch in batches(Rows(160), 8):
+        for part, share in monitor.split(batch) if observed else [(batch, 1.0)]:
+            (share * net(**part)["loss"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        monitor.step()
+    monitor.close()
+    return weights(net)
+
+
 Scenario = Callable[[Path, bool], Weights]
 
 # -- how each boundary is broken: what trains, and what raises inside --------------------------------------------------
@@ -227,6 +251,17 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.observe.step.StepObserver.settle"),
         (lightning_run, "isoflop.observe.cost.StepCost.learn"),
     ],
+    "measuring the noise scale": [
+        (accumulating_loop, "isoflop.noise.choose_source"),
+        (accumulating_loop, "isoflop.observe.noise.microbatches.MicroBatches.begin"),
+    ],
+    "the noise scale's hooks": [
+        (accumulating_loop, "isoflop.observe.noise.microbatches.raw_square"),
+        (accumulating_loop, "isoflop.observe.noise.microbatches.raw_squares"),
+    ],
+    "the noise scale's averages": [(accumulating_loop, "isoflop.noise.result")],
+    "the critical batch": [(accumulating_loop, "isoflop.noise.prior_critical_batch")],
+    "splitting the step": [(splitting_loop, "isoflop.noise.halves")],
     "seeing the device": [(loop, "isoflop.monitor.model_device")],
     "Lightning's loggers": [
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),

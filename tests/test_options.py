@@ -50,6 +50,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("on_advice", "raise", "on_advice= expects 'warn', 'stop' or a function, got 'raise'"),
         ("thresholds", {"waste": 0.5}, "thresholds= expects isoflop.advise.Thresholds(…), got {'waste': 0.5}"),
         ("lr_plan", 1e-3, "lr_plan= expects a function of the optimizer step, got 0.001"),
+        ("noise_scale", "on", "noise_scale= expects one of auto, split, fsdp, off, got 'on'"),
     ],
 )
 def test_a_value_that_can_not_be(option: str, value: Any, message: str):
@@ -64,7 +65,7 @@ def test_an_option_that_does_not_exist():
     assert str(caught.value) == (
         "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
         "num_params, peak_flops, fit_on, history, lr_plan, target_loss, inference_tokens, unique_tokens, intent, "
-        "price_per_hour, on_advice, thresholds"
+        "price_per_hour, on_advice, thresholds, noise_scale"
     )
 
 

@@ -14,6 +14,7 @@ from isoflop.monitor import Monitor
 from isoflop.observe.outermost import OutermostCalls, parameters_used_outside
 from isoflop.options import Options
 from isoflop_lightning.base import LightningCallback
+from isoflop_lightning.split import SplitStep
 from isoflop_lightning.trainer import describe_trainer
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class IsoFLOPMonitor(LightningCallback):
         self._restored: dict[str, Any] | None = None
         self._listening: Any = None
         self._calls: OutermostCalls | None = None
+        self._split: SplitStep | None = None
         self._step_before = 0
         self._saving = False
         self._module_class = ""
@@ -72,6 +74,7 @@ class IsoFLOPMonitor(LightningCallback):
         monitor.expect(trainer.global_step)
         self._restored = None
         self._step_before = trainer.global_step
+        self._split = SplitStep(monitor) if monitor.options.noise_scale == "split" else None
         self.monitor = monitor
         monitor.start()
 
@@ -106,9 +109,17 @@ class IsoFLOPMonitor(LightningCallback):
                 self._calls.problem = "the LightningModule is compiled as a whole; compile its model instead"
             else:
                 self._listening = self._calls.start()
+        elif self._split is not None:
+            self._split.begin(pl_module, batch)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Of a split step, the first half's backward pass; behind no boundary, for it is a part of training."""
+        if self._split is not None:
+            self._split.before_backward(trainer)
+        self._look_at_backward(loss)
 
     @hook("Lightning: on_before_backward", "FLOPs outside of the model's modules are not noticed")
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+    def _look_at_backward(self, loss: Any) -> None:
         """For a new shape: was everything that the loss depends on computed in the calls that were seen?"""
         calls = self._calls
         if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs, calls.inputs):
@@ -118,6 +129,8 @@ class IsoFLOPMonitor(LightningCallback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
         monitor = self.monitor
+        if self._split is not None:
+            self._split.end(pl_module)
         if monitor is None:
             return
         if self._calls is not None:

@@ -45,6 +45,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
         accumulate=trainer.accumulate_grad_batches,
         dtype=_dtype(str(trainer.precision)),
         precision=str(trainer.precision),
+        grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
         data_parallel=(sampler or {}).get("num_replicas"),
         sinks=[LoggersSink(trainer, loggers)] if loggers else [],
         tensorboard=next((Path(logger.log_dir) for logger in loggers if _is_tensorboard(logger)), None),

@@ -14,6 +14,7 @@ from isoflop.guard import Guard, hook
 from isoflop.monitor import Monitor
 from isoflop.observe.calls import watch
 from isoflop.options import Options
+from isoflop_transformers.split import NO_TRAINER, SplitSteps, find_trainer
 from isoflop_transformers.trainer import describe_training
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         """The `Monitor` of the run, from the start of training on."""
         self._unwatch = lambda: None
         self._evaluating = False
+        self._split: SplitSteps | None = None
 
     # -- start and end -------------------------------------------------------------------------------------------
 
@@ -74,14 +76,27 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             lambda output: self._look_at_loss(monitor, output),
         )
         self.monitor = monitor
+        if monitor.options.noise_scale == "split":
+            self._unsplit()
+            trainer = find_trainer()
+            if trainer is None:
+                monitor.noise.refuse(NO_TRAINER)
+            else:
+                self._split = SplitSteps(trainer, monitor)
         monitor.start()
 
     @hook("Hugging Face: on_train_end", "the record has no end line")
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The last point and the totals."""
         self._unwatch()
+        self._unsplit()
         if self.monitor is not None:
             self.monitor.finish()
+
+    def _unsplit(self) -> None:
+        if self._split is not None:
+            self._split.undo()
+            self._split = None
 
     # -- a training step -----------------------------------------------------------------------------------------
 

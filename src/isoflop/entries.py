@@ -23,6 +23,8 @@ from isoflop.setup import Setup
 CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
 
 RATES = ("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high")
+BATCH = ("b_simple", "b_simple_low", "b_simple_high", "b_simple_raw", "b_crit", "b_crit_sigma", "batch_over_b_crit")
+MINIMA = ("s_min", "e_min")
 """Scalars that a point keeps, as logged last."""
 
 
@@ -92,7 +94,7 @@ def run_point(
         time=time.time(),
         wall_time=clock.wall_time,
         training_time=clock.training_time,
-        extra={name: scalars[f"isoflop/{name}"] for name in RATES if f"isoflop/{name}" in scalars},
+        extra={name: scalars[f"isoflop/{name}"] for name in (*RATES, *BATCH, *MINIMA) if f"isoflop/{name}" in scalars},
     )
 
 

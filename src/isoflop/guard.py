@@ -49,6 +49,11 @@ class Guard:
             self._said.add(text)
             logger.warning("isoflop: " + text, *args)
 
+    def note(self, say: Callable[[str], None], text: str) -> None:
+        """Tell the user in the terminal, where nothing is wrong that a warning would be due for."""
+        if logger.level <= logging.INFO:
+            say("isoflop: " + text)
+
     @contextmanager
     def part(self, boundary: str) -> Iterator[None]:
         """Run a part of ours that may fail without taking the others along."""

@@ -17,6 +17,7 @@ from isoflop.entries import describe_counting, run_header, run_plan, run_point
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.forecasting import About, Forecasting, plan_for_record
 from isoflop.guard import hook
+from isoflop.noise import NoiseDriver
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
 from isoflop.observe.device import Device, model_device
@@ -105,12 +106,14 @@ class Monitor:
         self._clock = Clock()
         self._device: Device | None = None
         self._lr: Any = None
-        self._started = self._finished = False
+        self._started = self._finished = self._marked = False
         self._opened = False
         self._attempt_began_at = 0
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
+        self.noise = NoiseDriver(model, self.setup, self.options.noise_scale, speaks=self._writes)
+        """The gradient noise scale and the critical batch."""
         self._unwatch = lambda: None
         if plain and self._writes:
             self.setup.sinks.append(TensorBoardSink(folder))
@@ -146,17 +149,63 @@ class Monitor:
     def batch(self, batch: Any) -> bool:
         """A micro-batch goes in. True: its shape is new, and `calls` wants what the model is called with."""
         self._before_batch()
-        return self.observer.batch(batch)
+        wanted = self.observer.batch(batch)
+        self.noise.begin(self.observer.last_tokens)
+        return wanted
 
     @hook(COUNTING, _UNKNOWN)
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that is the model's own forward call."""
         self._before_batch()
         self.observer.forward(module, args, kwargs)
+        if not self._marked:
+            # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
+            self.noise.begin(self.observer.last_tokens, "num_items_in_batch" in kwargs or None)
+
+    @contextmanager
+    def accumulate(self, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
+        """Around one micro-batch's forward and backward pass in a plain loop: a part of the step's gradient.
+
+        Needed only where that is not one forward call of the model each, or for what these arguments say.
+
+        Args:
+            tokens: of the micro-batch on this rank; default: what the model is given.
+            by_tokens: the loss is this micro-batch's share of a mean over all tokens of the step; default: it is the
+                micro-batch's own mean, divided by the number of micro-batches.
+        """
+        count = TokenCount(tokens) if isinstance(tokens, int) else tokens
+        if count is not None:
+            self._marked = True
+            self.noise.begin(count, by_tokens)
+        elif by_tokens:
+            self.noise.by_tokens()
+        try:
+            yield
+        finally:
+            self._marked = False
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
         self.forward(self._model, args, kwargs)
+
+    def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
+        """A step's batch in parts, for `noise_scale="split"` in a plain loop: mostly one, on measured steps two halves.
+
+            for part, share in monitor.split(batch):
+                (share * loss_of(model(part))).backward()
+
+        Args:
+            batch: sequences along the first dimension of each tensor; its loss is a mean over their tokens.
+
+        Yields:
+            The part, and its share of the step's loss.
+        """
+        parts = self.noise.halves(batch, self.observer.count)
+        if parts is None:
+            yield batch, 1.0
+        else:
+            for half in parts:
+                yield half.batch, half.share
 
     @hook("taking the model's calls", "FLOPs fall back to 6·N·D")
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
@@ -191,6 +240,7 @@ class Monitor:
         if not self._opened:
             self._open_record()
         before, self.steps = self.steps, self.steps + advance
+        self.noise.step(self.steps, tokens)
         last = self.setup.total_steps is not None and before < self.setup.total_steps <= self.steps
         if not self.setup.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
             self.log()
@@ -212,6 +262,7 @@ class Monitor:
             return
         self._logged_at = self.steps
         self.sync()  # even if this rank's logging has stepped aside: the others wait in this sum
+        self.noise.collect(self.steps, self._clock.training_time)  # and in this
         self._log(train_loss)
         if self.options.on_advice != "warn" and not self.should_stop:
             asked, _ = sum_over_ranks([int(self._advising.wants_stop)], [])
@@ -247,6 +298,8 @@ class Monitor:
             devices=world_size(),
             peak=None if self._device is None else self._device.peak,
         )
+        noise = self.noise.scalars(now.steps, now.totals.data_tokens, loss)
+        self.scalars.update(noise or {})
         steps, self._logged = now.steps - self._logged.steps, now
         if self._writes:
             with self._clock.phase("measuring"):
@@ -351,6 +404,7 @@ class Monitor:
             return
         self._end_watching()
         self._unwatch()
+        self.noise.close()
         if world_size() == 1 or (completed and self.setup.together):
             self.sync()
             if not self.setup.logs_itself:
@@ -395,6 +449,7 @@ class Monitor:
             "recorder": self.recorder.state_dict(),
             "forecast": self._forecasting.state_dict(),
             "advice": self._advising.state_dict(),
+            "noise": self.noise.state_dict(),
         }
 
     @hook("restoring from the checkpoint", "tokens and FLOPs begin at 0")
@@ -411,6 +466,8 @@ class Monitor:
         self._forecasting.load_state_dict(state.get("forecast"))  # not in states of earlier versions
         if "advice" in state:  # not in states of earlier versions
             self._advising.load_state_dict(state["advice"])
+        if "noise" in state:  # not in a checkpoint of an earlier version
+            self.noise.load_state_dict(state["noise"])
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
     def expect(self, step: int) -> None:

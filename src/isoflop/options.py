@@ -9,6 +9,8 @@ from typing import Any, Literal, TypedDict
 
 from isoflop.advise import Advice, Thresholds
 
+NOISE_SCALE = ("auto", "split", "fsdp", "off")
+
 
 class OptionsDict(TypedDict, total=False):
     """`Options` as keyword arguments (for type checkers and editors); their meaning is there."""
@@ -29,6 +31,7 @@ class OptionsDict(TypedDict, total=False):
     price_per_hour: float | None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
     thresholds: Thresholds | None
+    noise_scale: str
 
 
 POSITIVE = (
@@ -68,6 +71,9 @@ class Options:
         on_advice: "warn" (default); "stop" ends the run where it diverges or its target is out of reach; or a function
             of an `Advice`, called on the first rank, whose answer "stop" ends the run.
         thresholds: when something is said (`isoflop.advise.Thresholds`).
+        noise_scale: "auto": measure the gradient noise scale where that changes nothing (gradient accumulation, DDP);
+            "split": also on one device without accumulation, by now and then taking a step's batch in two halves;
+            "fsdp": under FSDP2, through a private interface of torch; "off": not at all.
     """
 
     record_dir: str | os.PathLike[str] | None = None
@@ -86,6 +92,7 @@ class Options:
     price_per_hour: float | None = None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any] = "warn"
     thresholds: Thresholds | None = None
+    noise_scale: str = "auto"
 
     def __post_init__(self) -> None:
         for name in POSITIVE:
@@ -96,6 +103,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not (_is_a(value, int) and value >= 1):
                 raise ValueError(f"{name}= expects a whole number of at least 1, got {value!r}")
+        if self.noise_scale not in NOISE_SCALE:
+            raise ValueError(f"noise_scale= expects one of {', '.join(NOISE_SCALE)}, got {self.noise_scale!r}")
         if self.tokens_fn is not None and not callable(self.tokens_fn):
             raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
@@ -140,7 +149,7 @@ class Options:
         return {
             name: value if isinstance(value, int | float) else str(value)
             for name, value in values.items()
-            if value is not None and not (name == "on_advice" and value == "warn")
+            if value is not None and (name, value) not in (("on_advice", "warn"), ("noise_scale", "auto"))
         }
 
 

@@ -33,6 +33,7 @@ class Setup:
         scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
         future_unknown: why the learning rates to come can't be asked for.
         tensorboard: folder of the run's event files; None: there are none.
+        grad_scaler: AMP's scaler of the loss.
         say: prints the terminal's line.
         guard: what has stepped aside.
     """
@@ -53,6 +54,7 @@ class Setup:
     dtype: torch.dtype | None = None
     precision: str | None = None
     data_parallel: int | None = None
+    grad_scaler: Any = None
     tokenizer: str | None = None
     data: str | None = None
     guard: Guard = field(default_factory=Guard)

@@ -150,6 +150,15 @@ class StepObserver:
         if self._pending[-1].flops is None:
             self.costing.take(key, calls)
 
+    def count(self, batch: Any) -> TokenCount | None:
+        """Tokens of a batch that does not go in."""
+        return self._tokens(batch)
+
+    @property
+    def last_tokens(self) -> TokenCount | None:
+        """Tokens of the last micro-batch that went in."""
+        return self._pending[-1].tokens if self._pending else None
+
     @property
     def to_measure(self) -> bool:
         """Whether `settle` will measure a shape, which may take seconds."""

@@ -37,6 +37,15 @@ SCALARS: dict[str, Scalar] = {
     "isoflop/forecast_low": Scalar("nats per loss token", "lower end of the forecast's 80% interval"),
     "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
     "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
+    "isoflop/b_simple": Scalar("tokens", "gradient noise scale, averaged over the run; under Adam preconditioned"),
+    "isoflop/b_simple_low": Scalar("tokens", "lower end of its 95% interval"),
+    "isoflop/b_simple_high": Scalar("tokens", "upper end; left out, with the value, where it is unbounded"),
+    "isoflop/b_simple_raw": Scalar("tokens", "the same without Adam's preconditioning; under Adam often far too low"),
+    "isoflop/b_crit": Scalar("tokens", "critical batch: noise scale and published runs combined"),
+    "isoflop/b_crit_sigma": Scalar("1", "standard deviation of ln B_crit, model error included"),
+    "isoflop/batch_over_b_crit": Scalar("1", "B/B_crit: the extra tokens that this batch costs, as a share"),
+    "isoflop/s_min": Scalar("steps", "steps so far, had the batch been endless: ΣΔS/(1 + B_crit/B)"),
+    "isoflop/e_min": Scalar("tokens", "tokens so far, had the batch been tiny: ΣΔE/(1 + B/B_crit)"),
 }
 
 AXES: dict[str, Scalar] = {

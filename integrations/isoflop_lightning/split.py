@@ -1,0 +1,93 @@
+"""`noise_scale="split"` under Lightning: on a measured step `training_step` runs on halves of its batch.
+
+Two backward passes inside of `training_step` would be wrong, for Lightning sets gradients to zero after it: the first
+half's runs in `on_before_backward`, the second's is Lightning's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from isoflop.monitor import Monitor
+from isoflop.noise import Half
+from isoflop.observe.noise.split import same_loss
+
+MANUAL = 'noise_scale="split" needs automatic optimization: in a step that calls backward itself use monitor.split'
+
+
+class SplitStep:
+    """Splits steps of one LightningModule; `begin` before a step, `before_backward` in it, `end` after it."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._parts: list[Half] | None = None
+        self._first: torch.Tensor | None = None
+        self._checked = False
+
+    def begin(self, pl_module: Any, batch: Any) -> None:
+        """A step that is to be split begins."""
+        noise = self._monitor.noise
+        if not noise.splits:
+            return
+        if not pl_module.automatic_optimization:
+            noise.refuse(MANUAL)
+            return
+        self._parts = noise.halves(batch, self._monitor.observer.count)
+        if self._parts is not None:
+            self._original = pl_module.training_step
+            pl_module.training_step = lambda batch, *args, **kwargs: self._step(pl_module, batch, args, kwargs)
+
+    def _step(self, pl_module: Any, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        parts, self._parts = self._parts, None  # a closure that is called again (LBFGS) gets the whole
+        if parts is not None and not self._checked:
+            self._checked = True
+            reason = self._compare(pl_module, batch, parts, args, kwargs)
+            if reason is not None:
+                self._monitor.noise.refuse(reason)
+                parts = None
+        if parts is None:
+            return self._original(batch, *args, **kwargs)
+        self._monitor.noise.begin_half(parts[0], first=True)
+        one, two = (self._original(half.batch, *args, **kwargs) for half in parts)
+        self._first, self._second_half = loss_of(one) * parts[0].share, parts[1]
+        together = loss_of(two) * parts[1].share + self._first.detach()
+        return {**two, "loss": together} if isinstance(two, dict) else together
+
+    def before_backward(self, trainer: Any) -> None:
+        """The backward pass of the first half. An error in it is training's own, and goes its way."""
+        first, self._first = self._first, None
+        if first is None:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        (first if scaler is None else scaler.scale(first)).backward()
+        self._monitor.noise.begin_half(self._second_half, first=False)
+
+    def end(self, pl_module: Any) -> None:
+        """The step is over."""
+        self._parts = self._first = None
+        vars(pl_module).pop("training_step", None)
+
+    def _compare(
+        self, pl_module: Any, batch: Any, parts: list[Half], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
+        """Once, without dropout, gradients and logging: do the halves' losses make up the batch's?"""
+        modes = {module: module.training for module in pl_module.modules()}
+        pl_module.eval()
+        pl_module.log = pl_module.log_dict = lambda *_, **__: None
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                batches = (batch, *(half.batch for half in parts))
+                whole, first, second = (float(loss_of(self._original(b, *args, **kwargs))) for b in batches)
+        finally:
+            for name in ("log", "log_dict"):
+                vars(pl_module).pop(name, None)
+            for module, mode in modes.items():
+                module.training = mode
+        return same_loss(whole, first, second, parts[0].share)
+
+
+def loss_of(outputs: Any) -> Any:
+    """The loss that `training_step` returned."""
+    return outputs["loss"] if isinstance(outputs, dict) else outputs

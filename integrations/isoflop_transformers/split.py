@@ -1,0 +1,80 @@
+"""`noise_scale="split"` under the Hugging Face Trainer: its `training_step`, called with halves on measured steps."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from isoflop.monitor import Monitor
+from isoflop.noise import Half
+from isoflop.observe.noise.split import same_loss
+
+NO_TRAINER = 'the Trainer was not found: noise_scale="split" needs transformers.Trainer.train() to be what trains'
+
+
+def find_trainer() -> Any:
+    """The Trainer that calls us: a callback is not given it. None where there is none."""
+    trainer = sys.modules["transformers"].Trainer
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, trainer):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+class SplitSteps:
+    """Takes the place of a Trainer's `training_step` and `compute_loss` until `undo`."""
+
+    def __init__(self, trainer: Any, monitor: Monitor) -> None:
+        self._trainer, self._monitor = trainer, monitor
+        self._step, self._loss = trainer.training_step, trainer.compute_loss
+        self._share: float | None = None
+        self._checked = False
+        trainer.training_step, trainer.compute_loss = self._training_step, self._compute_loss
+
+    def undo(self) -> None:
+        """Leave the Trainer as it was."""
+        for name in ("training_step", "compute_loss"):
+            vars(self._trainer).pop(name, None)
+
+    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        found = self._loss(*args, **kwargs)
+        if self._share is None:
+            return found
+        return (found[0] * self._share, *found[1:]) if isinstance(found, tuple) else found * self._share
+
+    def _training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None, *rest: Any) -> Any:
+        noise = self._monitor.noise
+        parts = noise.halves(inputs, self._monitor.observer.count) if noise.splits else None
+        if parts is not None and not self._checked:
+            self._checked = True
+            reason = self._compare(model, inputs, parts)
+            if reason is not None:
+                noise.refuse(reason)
+                parts = None
+        if parts is None:
+            return self._step(model, inputs, num_items_in_batch, *rest)
+        losses = []
+        for half in parts:
+            # with the step's number of labels a half's loss is its share already
+            self._share = half.share if num_items_in_batch is None else None
+            losses.append(self._step(model, half.batch, num_items_in_batch, *rest))
+        self._share = None
+        return losses[0] + losses[1]
+
+    def _compare(self, model: Any, inputs: Any, parts: list[Half]) -> str | None:
+        """Once, without dropout and gradients: do the halves' losses make up the batch's?"""
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                prepared = [self._trainer._prepare_inputs(batch) for batch in (inputs, *(half.batch for half in parts))]
+                whole, first, second = (float(self._loss(model, batch)) for batch in prepared)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return same_loss(whole, first, second, parts[0].share)

@@ -1,0 +1,391 @@
+"""Drives the gradient noise scale for one run: source, measured steps, averages, and what is believed of B_crit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from isoflop.fit.batch import (
+    Belief,
+    agree,
+    combine,
+    kaplan_critical_batch,
+    measured_critical_batch,
+    minimum_tokens,
+    prior_critical_batch,
+)
+from isoflop.fit.laws_kaplan import minimum_steps
+from isoflop.guard import Guard, hook
+from isoflop.observe.noise.averages import Averages, NoiseScale
+from isoflop.observe.noise.cadence import SPLIT_EVERY, Cadence
+from isoflop.observe.noise.estimator import StepEstimate, Unusable
+from isoflop.observe.noise.measured import MAX_WAITING, Measured, gather, result
+from isoflop.observe.noise.microbatches import HOOKS, Number
+from isoflop.observe.noise.norms import Denominator, denominators, keeps_second_moments, settled
+from isoflop.observe.noise.sources import Source, choose_source
+from isoflop.observe.noise.split import Unsplittable, batch_size, halves, refusal
+from isoflop.observe.parameters import unwrap
+from isoflop.observe.ranks import world_size
+from isoflop.observe.tokens import TokenCount
+from isoflop.setup import Setup
+
+ALONE = (
+    "no gradient noise scale: one micro-batch a step on one device has no parts to compare. Accumulate gradients, "
+    'train on several ranks, or pass noise_scale="split" (see docs/noise-scale.md); the critical batch shown is that '
+    "of published runs"
+)
+MIN_STEPS = 3  # before it is said that there is one part only: the first window may be a short one
+MAX_UNUSABLE = 3
+IN_VAIN = 60  # measurements without Adam's metric after which the raw one is the headline
+ENOUGH = 20  # measurements before a difference from published runs is worth a line
+
+
+class Half(NamedTuple):
+    """Half of a step's batch."""
+
+    batch: Any
+    share: float
+    """Of the step's loss, where that is a mean over its tokens."""
+    tokens: Number | None
+
+
+class NoiseDriver:
+    """The noise scale of one run, beside a `Monitor`; every rank makes the same calls at the same steps.
+
+    Args:
+        model: the model that is trained; None: the prior alone.
+        setup: optimizer, scaler, data-parallel size, where to say something.
+        option: `noise_scale=`.
+        speaks: whether this rank says what is missing.
+    """
+
+    def __init__(self, model: nn.Module | None, setup: Setup, option: str, speaks: bool) -> None:
+        self.option = option
+        self.guard: Guard = setup.guard
+        self.preconditioned, self.raw = Averages(), Averages()
+        self.cadence = Cadence(every=SPLIT_EVERY, fixed=True) if option == "split" else Cadence()
+        self.reasons: dict[str, int] = {}
+        """Why measured steps gave no value → how many."""
+        self.batch: float | None = None
+        """Tokens of the last measured step, all ranks, in the unit of B_simple."""
+        self.critical: Belief | None = None
+        """Of B_crit at the last log step."""
+        self._setup, self._speaks = setup, speaks
+        self._model = None if model is None else unwrap(model)
+        self._source: Source | None = None
+        self._chosen = option == "off" or model is None
+        self._waiting: list[Measured] = []
+        self._micro_batches = 0  # of the step that runs
+        self._expected: int | None = None
+        self._by_tokens = False
+        self._settled = False
+        self._may_split = self._splitting = False
+        self._keeps_v, self._in_vain = False, 0
+        self._unmeasured = self._forwards = 0
+        self._seconds = 0.0  # spent on the host since the last log step
+        self._logged = (0, 0.0)  # step and tokens of the last log step
+        self._collected = (0, 0.0)  # step and training time likewise
+        self._minimum = [0.0, 0.0]  # S_min and E_min so far
+        self._said: set[str] = set()
+
+    # -- while a step runs ---------------------------------------------------------------------------------------
+
+    @hook("measuring the noise scale", "no gradient noise scale")
+    def begin(self, count: TokenCount | None, by_tokens: bool | None = None) -> None:
+        """A micro-batch goes in.
+
+        Args:
+            count: its tokens on this rank; None: unknown.
+            by_tokens: its loss is its share of a mean over the step's tokens (True), or a mean of its own (False).
+        """
+        self._micro_batches += 1
+        if by_tokens is not None:
+            self._by_tokens = by_tokens
+        if self._source is not None and self._source.armed:
+            self._source.begin(weight(count))
+
+    def by_tokens(self) -> None:
+        """The micro-batches' losses are shares of a mean over the step's tokens."""
+        self._by_tokens = True
+
+    @property
+    def splits(self) -> bool:
+        """Whether this step is to be split: opt-in, due, and without parts of its own."""
+        source = self._source
+        return (
+            self.option == "split"
+            and source is not None
+            and source.armed
+            and source.problem is None
+            and self._expected == 1
+            and self._micro_batches <= 1
+            and world_size() == 1
+        )
+
+    @hook("splitting the step", "no step is split")
+    def halves(self, batch: Any, count: Callable[[Any], TokenCount | None]) -> list[Half] | None:
+        """The batch of a step that is to be split, in two; None: this step is not.
+
+        Args:
+            batch: sequences along the first dimension of each tensor.
+            count: tokens of a batch. Where labels differ their numbers are read here: the one wait outside of a log
+                step, and on split steps alone.
+        """
+        if not self.splits or not self.guard.open(HOOKS):
+            return None
+        assert self._model is not None and self._source is not None
+        if not self._may_split:
+            reason = refusal(self._model)
+            if reason is not None:
+                self.refuse(reason)
+                return None
+            self._may_split = True
+        try:
+            parts = halves(batch)
+        except Unsplittable as reason:
+            self._say(f"a measured step is left out: {reason}")
+            self._source.disarm()
+            return None
+        weights = [weight(count(part)) for part in parts]
+        sizes = [batch_size(part) or 0 for part in parts]
+        known = [float(size if w is None else w) for w, size in zip(weights, sizes, strict=True)]
+        if min(known) <= 0:  # a mean over no labels would be NaN
+            self._source.disarm()
+            return None
+        self._splitting = True
+        shares = [value / sum(known) for value in known]
+        return [Half(part, share, w) for part, share, w in zip(parts, shares, weights, strict=True)]
+
+    def begin_half(self, half: Half, first: bool) -> None:
+        """Where no forward call of the model is seen (Lightning): this half is on its way."""
+        if self._source is not None and self._source.armed:
+            (self._source.restart if first else self._source.begin)(half.tokens)
+
+    def refuse(self, reason: str) -> None:
+        """The step can't be split, or no longer: say why, once, and measure no more."""
+        self._say(f"no gradient noise scale: {reason}")
+        self._drop_source()
+
+    @hook("measuring the noise scale", "no gradient noise scale")
+    def step(self, step: int, tokens: int | TokenCount | None) -> None:
+        """The optimizer has made its step number `step`; the next is made ready for.
+
+        Args:
+            step: it.
+            tokens: of the step on this rank, where the user gave them.
+        """
+        if not self._chosen:
+            self._choose()
+        source, batches = self._source, 1 if self._splitting else self._micro_batches
+        self._micro_batches, was_split, self._splitting = 0, self._splitting, False
+        if source is None:
+            return
+        if source.armed:
+            given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
+            self._take(source, step, None if given is None else float(given))
+            if was_split:
+                self._by_tokens = True
+        if self._expected is None or batches != self._forwards:
+            self._expected = self._forwards = batches  # until a measured step shows how many were backward
+        if batches and world_size() == 1 and self._expected < 2 and self.option != "split":
+            self._unmeasured += 1
+            if self._unmeasured == MIN_STEPS:
+                self._say(ALONE)
+            return
+        if batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1, len(self._waiting)):
+            split = self.option == "split" and world_size() == 1 and self._expected == 1
+            source.arm(2 if split else self._expected, self._denominators())
+
+    def _take(self, source: Source, step: int, tokens: float | None) -> None:
+        problem, parts = source.problem, source.parts
+        measured = source.take(step, tokens)
+        if problem is not None:
+            self.refuse(problem)
+        elif measured is not None:
+            self._waiting.append(measured)
+        elif 0 < parts < (self._expected or 0):
+            self._expected = parts  # several forward passes a backward pass
+        self._seconds += source.seconds
+
+    def _denominators(self) -> dict[int, Denominator]:
+        if not self._settled or self._source is None or not self._source.preconditions:
+            return {}
+        return denominators(self._setup.optimizer, list(self._source.parameters))
+
+    def _choose(self) -> None:
+        self._chosen = True
+        assert self._model is not None
+        chosen = choose_source(self._model, self.option, self.guard, self._scale, self._setup.data_parallel)
+        if isinstance(chosen, str):
+            self._say(f"no gradient noise scale: {chosen}")
+        else:
+            self._source = chosen
+
+    def _scale(self) -> torch.Tensor | None:
+        scaler = self._setup.grad_scaler or getattr(self._setup.optimizer, "scaler", None)
+        if scaler is None or not scaler.is_enabled():
+            return None
+        assert self._source is not None
+        scaled: torch.Tensor = scaler.scale(torch.ones((), device=self._source.parameters[0].device))
+        return scaled
+
+    # -- at a log step -------------------------------------------------------------------------------------------
+
+    def collect(self, step: int, training_time: float) -> None:
+        """Read what was measured and sum it over ranks: a collective, in which a rank that stepped aside takes part."""
+        if self.option == "off" or self._model is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):
+            waiting = []
+            self._drop_source()
+        seconds, self._seconds = self._seconds, 0.0
+        rows, (seconds, training_time) = gather(waiting, [seconds, training_time])
+        self._fold(rows, step, seconds / world_size(), training_time / world_size())
+
+    @hook("the noise scale's averages", "no gradient noise scale")
+    def _fold(self, rows: Sequence[Measured], step: int, seconds: float, elapsed: float) -> None:
+        for row in rows:
+            found = result(row, self._by_tokens)
+            if isinstance(found.raw, StepEstimate):
+                self.batch = found.raw.tokens
+                self.raw.add(found.raw)
+                if isinstance(found.preconditioned, StepEstimate):
+                    self.preconditioned.add(found.preconditioned)
+                self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
+            else:
+                self._unusable(found.raw)
+        before, self._collected = self._collected, (step, elapsed)
+        self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
+        if self._source is not None:
+            self._keeps_v = self._source.preconditions and keeps_second_moments(self._setup.optimizer)
+        self._settled = self._settled or (self._keeps_v and settled(self._setup.optimizer))
+
+    def _unusable(self, why: Unusable) -> None:
+        count = self.reasons[why.name] = self.reasons.get(why.name, 0) + 1
+        if why is Unusable.NOT_FINITE or count > MAX_UNUSABLE:
+            return  # an overflow now and then is mixed precision's way
+        if count == MAX_UNUSABLE and self.raw.run.count < 10 * count:
+            if why is Unusable.NOT_THE_SUM:
+                self.raw, self.preconditioned = Averages(), Averages()
+                self._drop_source()
+            self._say(f"no gradient noise scale from {count} of the measured steps: {why.value}")
+
+    def _drop_source(self) -> None:
+        if self._source is not None:
+            self._source.disarm()
+            self._source = None
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The headline: Adam-preconditioned and averaged over the run; raw where the optimizer keeps no v."""
+        return (self.preconditioned if self.is_preconditioned else self.raw).over_run()
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether the headline is the Adam-preconditioned one."""
+        return self.preconditioned.run.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)
+
+    @hook("the critical batch", "no critical batch size")
+    def scalars(self, step: int, tokens: int | None, loss: float | None) -> dict[str, float]:
+        """What a log step shows (`isoflop.show.scalars`), from numbers that every rank has.
+
+        Args:
+            step: optimizer steps done.
+            tokens: D so far.
+            loss: mean of the interval, nats per token.
+        """
+        if self.option == "off":
+            return {}
+        found: dict[str, float] = {}
+        scale, raw = self.noise_scale, self.raw.over_run()
+        if scale is not None:
+            if scale.value is not None and scale.bounded:
+                found["isoflop/b_simple"], found["isoflop/b_simple_high"] = scale.value, scale.high
+            if scale.low > 0:
+                found["isoflop/b_simple_low"] = scale.low
+        if raw is not None and raw.value is not None:
+            found["isoflop/b_simple_raw"] = raw.value
+        before, self._logged = self._logged, (step, float(tokens or 0))
+        if not tokens:
+            return found
+        known = self.beliefs(tokens, loss)
+        self.critical = combine(known)
+        found["isoflop/b_crit"], found["isoflop/b_crit_sigma"] = self.critical.value, self.critical.sigma
+        steps, spent = step - before[0], tokens - before[1]
+        if steps > 0 and spent > 0:
+            batch = self.batch or spent / steps
+            found["isoflop/batch_over_b_crit"] = batch / self.critical.value
+            self._minimum[0] += float(minimum_steps(steps, batch, self.critical.value))
+            self._minimum[1] += float(minimum_tokens(spent, batch, self.critical.value))
+            found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
+        measured = known[0].source.startswith("measured") and scale is not None and scale.measurements >= ENOUGH
+        if measured and not agree(known[0], known[1]):
+            self._say(f"measured and published critical batch differ: {known[0]}; {known[1]}")
+        return found
+
+    def beliefs(self, tokens: int, loss: float | None) -> list[Belief]:
+        """What is known of B_crit after so many tokens: the measurement where there is one, the priors."""
+        known = [prior_critical_batch(tokens)]
+        length = bytes_per_token(self._model)
+        if loss is not None and 0 < loss < 100 and length is not None:
+            known.append(kaplan_critical_batch(loss, bytes_per_token=length))
+        scale = self.noise_scale
+        if scale is not None and scale.value is not None and scale.bounded and scale.low > 0:
+            known.insert(
+                0, measured_critical_batch(scale.value, scale.log_error, preconditioned=self.is_preconditioned)
+            )
+        return known
+
+    # -- around --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint; after a log step or not: what waits for the next one is left out."""
+        return {
+            "raw": self.raw.state_dict(),
+            "preconditioned": self.preconditioned.state_dict(),
+            "cadence": self.cadence.state_dict(),
+            "logged": list(self._logged),
+            "collected": list(self._collected),
+            "minimum": list(self._minimum),
+            "reasons": dict(self.reasons),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.raw.load_state_dict(state["raw"])
+        self.preconditioned.load_state_dict(state["preconditioned"])
+        self.cadence.load_state_dict(state["cadence"])
+        step, tokens = state["logged"]
+        self._logged = (int(step), float(tokens))
+        step, seconds = state["collected"]
+        self._collected = (int(step), float(seconds))
+        self._minimum = [float(value) for value in state["minimum"]]
+        self.reasons = {str(name): int(count) for name, count in state["reasons"].items()}
+
+    def close(self) -> None:
+        """Take every hook away."""
+        self._drop_source()
+
+    def _say(self, text: str) -> None:
+        if self._speaks and text not in self._said:
+            self._said.add(text)
+            self.guard.note(self._setup.say, text)
+
+
+def weight(count: TokenCount | None) -> Number | None:
+    """W of a micro-batch: the labels that count in its loss, or where none were seen its tokens less padding."""
+    if count is None:
+        return None
+    return count.processed - count.padding if count.loss_tokens is None else count.loss_tokens
+
+
+def bytes_per_token(model: nn.Module | None) -> float | None:
+    """Of the model's tokenizer, by its vocabulary: bytes, or BPE; None: not known, or in between."""
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(size, int):
+        return None
+    return 1.0 if size <= 300 else 4.3 if size >= 20_000 else None
