@@ -23,6 +23,7 @@ from isoflop.advise.situation import Batch, Estimate, Expected
 from isoflop.advise.stopping import past_efficient, target
 from isoflop.advise.track import MOST, Track
 from isoflop.advise.waste import waste_of
+from isoflop.fit.batch import Belief, combine
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.fit.frontier.optimum import optimal_allocation
 
@@ -54,9 +55,8 @@ def situation(**known: Any) -> Situation:
 
 
 def batch_of(tokens: float, measured: float = 9e5, prior: float = 1.1e6) -> Batch:
-    critical = Estimate(0.5 * math.log(measured * prior), 0.35)
-    log_measured, log_prior = Estimate(math.log(measured), 0.5), Estimate(math.log(prior), 0.5)
-    return Batch(tokens, critical, log_measured, log_prior, "accumulated micro-batches")
+    known = [Belief(measured, 0.5), Belief(prior, 0.5)]
+    return Batch(tokens, combine(known), *known)
 
 
 SAID = [
@@ -151,23 +151,23 @@ would have reached this loss with 53% less compute.
         {"batch": batch_of(8e6)},
         Severity.WARNING,
         """The batch is 8.0 times the critical size: 89% of the compute goes into gradients that agree already.
-  Numbers: batch = 8M tokens, critical batch = 995k tokens [635k, 1.56M], measured = 900k tokens, published fits = \
+  Numbers: batch = 8M tokens, critical batch = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
 1.1M tokens (80% intervals).
   Do: with about 995k tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again with \
 the batch.
-  Worth: compute = 88.9% [83.7%, 92.6%] (80% intervals).
-  Rests on: gradient noise scale, accumulated micro-batches; published fits of B_crit over D. Probability: over 99%.""",
+  Worth: compute = 88.9% [83.6%, 92.7%] (80% intervals).
+  Rests on: this run's gradient noise scale; published fits of B_crit over D. Probability: over 99%.""",
     ),
     (
         batch,
         {"batch": batch_of(1e5)},
         Severity.INFO,
         """The batch is 0.1 times the critical size: it could be larger at little cost in tokens.
-  Numbers: batch = 100k tokens, critical batch = 995k tokens [635k, 1.56M], measured = 900k tokens, published fits = \
+  Numbers: batch = 100k tokens, critical batch = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
 1.1M tokens (80% intervals).
   Do: if steps take as long on a batch of 200k tokens (more devices), double it: 45% fewer steps for 9% more tokens; \
 tune the learning rate again with the batch.
-  Rests on: gradient noise scale, accumulated micro-batches; published fits of B_crit over D. Probability: over 99%.""",
+  Rests on: this run's gradient noise scale; published fits of B_crit over D. Probability: over 99%.""",
     ),
     (
         epochs,
@@ -324,13 +324,17 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
         (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
         (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
         (past_efficient, {"tokens": None}, "parameters or tokens are unknown"),
-        (batch, {}, "the gradient noise scale was not measured"),
-        (batch, {"no_batch": "one micro-batch a step"}, "one micro-batch a step"),
+        (batch, {}, "neither the noise scale nor the tokens are known"),
+        (
+            batch,
+            {"batch": batch_of(1e6)._replace(measured=None)},
+            "the gradient noise scale was not measured (docs/noise-scale.md says how)",
+        ),
         (
             batch,
             {"batch": batch_of(8e6, measured=1e5)},
             "the measured critical batch (100k tokens, times or over 1.6) and published fits (1.1M tokens, times or "
-            "over 1.6) differ by 3.4 standard deviations",
+            "over 1.6) are too far apart",
         ),
     ],
 )

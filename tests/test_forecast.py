@@ -203,3 +203,39 @@ def test_steps_that_go_back_and_rates_that_are_none_do_no_harm() -> None:
         if step <= 3000:
             unknown.add(step, step * BATCH, None if step % 40 else float("nan"), loss, 20)
     assert spoken(unknown.forecast(run.plan)).loss == pytest.approx(spoken(clean.forecast(run.plan)).loss, rel=1e-9)
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(["wild", "flat", "zero", "negative", "spread", "rising", "lost"]),
+    total=st.integers(3, 10**7),
+    points=st.integers(1, 200),
+    N=st.sampled_from([None, 1.0, 1e13, float("nan"), -1.0]),
+    batch=st.sampled_from([None, 1.0, 1e9, 0.0]),
+    seed=st.integers(0, 1000),
+)
+def test_whatever_it_is_fed_it_forecasts_or_says_why(
+    kind: str, total: int, points: int, N: float | None, batch: float | None, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    steps = np.sort(rng.integers(0, 2 * total, points))
+    loss = {
+        "wild": rng.normal(size=points) * 10.0 ** rng.uniform(-3, 30),
+        "flat": np.full(points, 3.0),
+        "zero": np.zeros(points),
+        "negative": -np.ones(points),
+        "spread": np.exp(3 * rng.normal(size=points)),
+        "rising": 3 + 1e-3 * steps,
+        "lost": np.where(rng.random(points) < 0.3, np.nan, 2 + 1 / np.sqrt(steps + 1)),
+    }[kind]
+    plan = LearningRatePlan.cosine(total, 10.0 ** rng.uniform(-9, 3), int(rng.uniform(0, 0.9) * total))
+    forecaster = OnlineForecaster(N=N, batch_tokens=batch, optimizer=None)
+    tokens = [0.0 * steps, 5e5 * steps, 1e9 * rng.random(points), np.nan * steps][seed % 4]
+    for step, seen, value in zip(steps.tolist(), tokens.tolist(), loss.tolist(), strict=True):
+        forecaster.add(step, seen, [None, float(plan.at(step)), float("nan")][seed % 3], value, int(rng.integers(0, 5)))
+    for asked in (None, 0, 10**8):
+        told = forecaster.forecast(plan, asked)
+        if isinstance(told, Forecast):
+            assert np.isfinite([told.loss, told.low, told.high]).all() and told.sd > 0
+        else:
+            assert told.reason and told.message

@@ -136,7 +136,8 @@ def test_a_ladder_says_where_a_larger_run_ends_before_it_starts_and_under_way() 
         for part in (0.25, 0.5)
     )
     assert before.sd > quarter.sd > half.sd
-    assert half.loss == pytest.approx(target.final, rel=4e-3)
+    assert half.loss == pytest.approx(target.final, rel=6e-3)
+    assert half.low <= target.final <= half.high
     assert "6 finished runs" in before.basis[0] and "up to step 2,000" in half.basis[1]
 
 

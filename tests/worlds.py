@@ -9,8 +9,9 @@ import numpy as np
 
 from isoflop.advise import Advice, Reason, Situation
 from isoflop.advise.run_adviser import RunAdviser
-from isoflop.advise.situation import Batch, Estimate
+from isoflop.advise.situation import Batch
 from isoflop.advise.waste import waste_of
+from isoflop.fit.batch import Belief, combine
 from isoflop.fit.forecast import LearningRatePlan, OnlineForecaster
 from isoflop.fit.law import HOFFMANN, Law
 
@@ -91,10 +92,10 @@ def plan_of(w: World) -> LearningRatePlan:
 def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
     """Everything that is said over the run."""
     plan, adviser = plan_of(w), RunAdviser()
-    critical = Estimate(w.log_critical + MODEL_SD * rng.normal(), MODEL_SD)
-    prior = Estimate(math.log(critical_by_papers(w.D)), PRIOR_SD)
-    weights = np.array([1 / critical.sd**2, 1 / prior.sd**2])
-    both = Estimate(float(weights @ [critical.mean, prior.mean] / weights.sum()), float(weights.sum() ** -0.5))
+    known = (
+        Belief(math.exp(w.log_critical + MODEL_SD * rng.normal()), MODEL_SD),
+        Belief(critical_by_papers(w.D), PRIOR_SD),
+    )
     per_step = w.D / w.steps
     batch = w.batch_over_critical * math.exp(w.log_critical)
     forecaster = OnlineForecaster(N=w.N, batch_tokens=per_step)
@@ -108,7 +109,7 @@ def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
         flops_per_token=6 * w.N,
         tokens=per_step,
         rates=plan,
-        batch=Batch(batch, both, critical, prior, "planted"),
+        batch=Batch(batch, combine(known), *known),
     )
     said = adviser.start(base)
     for step in np.unique(np.linspace(w.steps / 300, w.steps, 300).astype(int)):

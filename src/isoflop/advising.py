@@ -18,6 +18,7 @@ from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Batch
 from isoflop.forecasting import Forecasting
 from isoflop.guard import Guard, declare, logger
+from isoflop.noise import NoiseDriver
 from isoflop.observe.parameters import Parameters
 from isoflop.observe.tally import Totals
 from isoflop.options import Options
@@ -229,10 +230,10 @@ def situation(
     scalars: Mapping[str, float],
     training_time: float,
     loss: float | None,
-    batch: Batch | None = None,
-    no_batch: str = "",
+    noise: NoiseDriver,
 ) -> Situation:
     """What the monitor knows at a log step, as the evaluators want it."""
+    loss = loss if loss is not None else scalars.get("isoflop/loss")
     tokens = totals.data_tokens
     processed = totals.tokens_known
     flops = totals.flops_known
@@ -244,7 +245,16 @@ def situation(
         tokens_per_step=tokens / step if tokens and step else None,
         flops_per_token=flops / processed if flops and processed else None,
         seconds=training_time,
-        loss=loss if loss is not None else scalars.get("isoflop/loss"),
-        batch=batch,
-        no_batch=no_batch,
+        loss=loss,
+        batch=_batch(noise, tokens, loss, scalars.get("isoflop/batch_tokens")),
     )
+
+
+def _batch(noise: NoiseDriver, tokens: int | None, loss: float | None, processed: float | None) -> Batch | None:
+    size = noise.batch or processed
+    if noise.option == "off" or noise.critical is None or not tokens or not size:
+        return None
+    known = noise.beliefs(tokens, loss)
+    if not known[0].source.startswith("measured"):
+        return Batch(size, noise.critical, None, known[0])
+    return Batch(size, noise.critical, known[0] if noise.enough else None, known[1])

@@ -317,6 +317,7 @@ class Monitor:
             scalars=self.scalars,
             training_time=self._clock.training_time,
             loss=loss,
+            noise=self.noise,
         )
 
     def _advise(self, loss: float | None) -> None:

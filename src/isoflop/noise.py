@@ -40,7 +40,7 @@ ALONE = (
 MIN_STEPS = 3  # before it is said that there is one part only: the first window may be a short one
 MAX_UNUSABLE = 3
 IN_VAIN = 60  # measurements without Adam's metric after which the raw one is the headline
-ENOUGH = 20  # measurements before a difference from published runs is worth a line
+ENOUGH = 20  # measurements before anything is worth a line
 
 
 class Half(NamedTuple):
@@ -285,6 +285,12 @@ class NoiseDriver:
         return (self.preconditioned if self.is_preconditioned else self.raw).over_run()
 
     @property
+    def enough(self) -> bool:
+        """Whether so much was measured that something may be said of it."""
+        scale = self.noise_scale
+        return scale is not None and scale.measurements >= ENOUGH
+
+    @property
     def is_preconditioned(self) -> bool:
         """Whether the headline is the Adam-preconditioned one."""
         return self.preconditioned.run.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)
@@ -322,8 +328,7 @@ class NoiseDriver:
             self._minimum[0] += float(minimum_steps(steps, batch, self.critical.value))
             self._minimum[1] += float(minimum_tokens(spent, batch, self.critical.value))
             found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
-        measured = known[0].source.startswith("measured") and scale is not None and scale.measurements >= ENOUGH
-        if measured and not agree(known[0], known[1]):
+        if self.enough and known[0].source.startswith("measured") and not agree(known[0], known[1]):
             self._say(f"measured and published critical batch differ: {known[0]}; {known[1]}")
         return found
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from isoflop.fit.batch import Belief
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.fit.planning.map_line import MapLine
 
@@ -20,21 +21,19 @@ class Estimate(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Batch size against the critical one; logarithms are natural.
+    """Batch size against the critical one.
 
     Attributes:
         tokens: of one optimizer step.
-        critical: ln B_crit in tokens, measured and published together.
-        measured: ln B_crit as this run's noise scale says, its model error included; None: not measured.
-        prior: ln B_crit by published fits over D.
-        source: how the noise scale was measured.
+        critical: B_crit, measured and published together.
+        measured: B_crit as this run's noise scale says, its model error included; None: not measured.
+        prior: B_crit by published fits over D.
     """
 
     tokens: float
-    critical: Estimate
-    measured: Estimate | None
-    prior: Estimate
-    source: str = ""
+    critical: Belief
+    measured: Belief | None
+    prior: Belief
 
 
 class Expected(NamedTuple):
@@ -105,7 +104,6 @@ class Situation:
     fell: Estimate | None = None
     rates: LearningRatePlan | None = None
     batch: Batch | None = None
-    no_batch: str = ""
     evaluations: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     speeds: Sequence[float] = ()
     best_speed: float | None = None

@@ -42,8 +42,8 @@ class Path:
     first: int  # the node at which the warm-up ends
 
     def x(self, steps: Array) -> Array:
-        """Effective steps Σ η̃ up to `steps`."""
-        return np.interp(steps, self.nodes, self.effective)
+        """Effective steps Σ η̃ up to `steps`; at least a millionth, so that powers are finite at the start."""
+        return np.maximum(np.interp(steps, self.nodes, self.effective), 1e-6)
 
 
 def path(plan: LearningRatePlan, warmup: float, end: float, peak: float | None = None) -> Path:

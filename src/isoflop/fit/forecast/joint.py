@@ -38,6 +38,9 @@ BELIEF = ((1.4, 0.4), (1.0, 1.0), (1.0, 0.3), (0.0, 0.08), (1.0, 0.2), (0.0, 0.0
 """Prior mean and sd of e0, e1 (nats), and of level and slope in ln N of A and C over their priors' lines."""
 INDEPENDENT = 12.0
 """A curve counts as at most this many independent bins: what its form leaves out does not average away."""
+DOUBT = 1.4
+"""What the joint fit's spread is multiplied with beside the run's own, whose spread was calibrated and this not: chosen
+between 1 and 1.4 on three public ladders."""
 LEFT_OUT = 0.002
 """Of the loss: what the form across sizes leaves out."""
 
@@ -92,7 +95,7 @@ class Ladder:
             single = run.forecast(plan, at, level)
             basis.append(f"the run's own losses up to step {run.bins.last_step:,.0f}")
             if isinstance(single, Forecast):
-                mean, sd = _mixed((mean, sd), (single.loss, single.sd))
+                mean, sd = _mixed((mean, DOUBT * sd), (single.loss, single.sd))
         return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis), nu=NU)
 
     def _predict(

@@ -163,7 +163,8 @@ def _learn(line: Line, where: Array, found: Array, organisations: list[str], own
     if not fine.any():
         return line
     value, error = found[fine, 0], found[fine, 1]
-    design = np.column_stack([np.ones(len(value)), where[fine]])
+    centre = np.array(line.centre)
+    design = np.column_stack([np.ones(len(value)), where[fine] - centre])
     names = [o for o, kept in zip(organisations, fine, strict=True) if kept]
     groups = sorted(set(names))
     member = np.array([[name == group for group in groups] for name in names], dtype=float)
@@ -194,9 +195,18 @@ def _learn(line: Line, where: Array, found: Array, organisations: list[str], own
         fold[:, :size] = np.eye(size)
         fold[0, size] = 1
         mean, cov, between = fold @ mean, fold @ cov @ fold.T, 0.0
-    new = prior_mean + mean[:size]
-    sd = np.sqrt(np.diag(cov)[:size])
-    return Line(tuple(map(float, new)), tuple(map(float, sd)), between, within)  # type: ignore[arg-type]
+    new, cov = prior_mean + mean[:size], cov[:size, :size]
+    if own:
+        # the intercept amid the runs, where it does not hang on the slopes
+        move = np.append(1.0, where[fine].mean(0) - centre)
+        centre = centre + move[1:]
+        new[0], cov[0, 0] = move @ new, move @ cov @ move
+    sd = np.sqrt(np.diag(cov))
+    return Line(_plain(new), _plain(sd), between, within, _plain(centre))  # type: ignore[arg-type]
+
+
+def _plain(values: Array) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _chi(spread: float, expected: float) -> float:

@@ -119,7 +119,7 @@ def solve(
     precision = np.column_stack([np.full(len(kernels), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
     belief = np.log([k.weight for k in kernels])
     relative = count / np.mean(count)
-    floor = FLOOR * float(np.mean(loss))
+    floor = FLOOR * max(float(np.mean(np.abs(loss))), 1e-9)
 
     def curves(places: Array) -> tuple[Array, Array, Array]:
         alphas = np.exp(alpha.mean + alpha.sd * places)

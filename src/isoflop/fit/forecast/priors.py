@@ -26,21 +26,25 @@ class Line:
         sd: standard deviations of the five.
         between: standard deviation between organisations (data, tokenizer, recipe).
         within: standard deviation between runs of one organisation.
+        centre: where the intercept holds, in logarithms from `REFERENCE`: amid the runs it was learnt from, where
+            intercept and slopes are independent.
     """
 
     mean: tuple[float, float, float, float, float]
     sd: tuple[float, float, float, float, float]
     between: float
     within: float
+    centre: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def at(self, where: Where) -> tuple[float, float]:
         """Mean and standard deviation for a run with these N, B, peak rate and D; None is unknown."""
         mean, variance = self.mean[0], self.sd[0] ** 2 + self.between**2 + self.within**2
-        for value, ref, unknown, slope, sd in zip(where, REFERENCE, UNKNOWN, self.mean[1:], self.sd[1:], strict=True):
+        parts = zip(where, REFERENCE, self.centre, UNKNOWN, self.mean[1:], self.sd[1:], strict=True)
+        for value, ref, centre, unknown, slope, sd in parts:
             if value is None:
                 variance += (slope**2 + sd**2) * unknown**2
             else:
-                away = math.log(value / ref)
+                away = math.log(value / ref) - centre
                 mean += slope * away
                 variance += (sd * away) ** 2
         return mean, variance**0.5
