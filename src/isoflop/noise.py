@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from isoflop.fit.batch import (
 from isoflop.fit.laws_kaplan import minimum_steps
 from isoflop.guard import Guard, hook
 from isoflop.observe.noise.averages import Averages, NoiseScale
-from isoflop.observe.noise.cadence import SPLIT_EVERY, Cadence
+from isoflop.observe.noise.cadence import SPLIT_EVERY, Cadence, StepTimes
 from isoflop.observe.noise.estimator import StepEstimate, Unusable
 from isoflop.observe.noise.measured import MAX_WAITING, Measured, gather, result
 from isoflop.observe.noise.microbatches import HOOKS, Number
@@ -86,6 +87,7 @@ class NoiseDriver:
         self._keeps_v, self._in_vain = False, 0
         self._unmeasured = self._forwards = 0
         self._seconds = 0.0  # spent on the host since the last log step
+        self._times = StepTimes()
         self._logged = (0, 0.0)  # step and tokens of the last log step
         self._collected = (0, 0.0)  # step and training time likewise
         self._minimum = [0.0, 0.0]  # S_min and E_min so far
@@ -183,6 +185,7 @@ class NoiseDriver:
         self._micro_batches, was_split, self._splitting = 0, self._splitting, False
         if source is None:
             return
+        self._times.step(time.perf_counter(), source.armed)
         if source.armed:
             given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
             self._take(source, step, None if given is None else float(given))
@@ -242,7 +245,8 @@ class NoiseDriver:
         if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):
             waiting = []
             self._drop_source()
-        seconds, self._seconds = self._seconds, 0.0
+        seconds, self._seconds = max(self._seconds, self._times.cost() * len(waiting)), 0.0
+        self._times.pause()
         rows, (seconds, training_time) = gather(waiting, [seconds, training_time])
         self._fold(rows, step, seconds / world_size(), training_time / world_size())
 
