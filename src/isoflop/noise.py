@@ -9,15 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from isoflop.fit.batch import (
-    Belief,
-    agree,
-    combine,
-    kaplan_critical_batch,
-    measured_critical_batch,
-    minimum_tokens,
-    prior_critical_batch,
-)
+from isoflop.critical import beliefs, bytes_per_token
+from isoflop.fit.batch import Belief, agree, combine, minimum_tokens
 from isoflop.fit.laws_kaplan import minimum_steps
 from isoflop.guard import Guard, hook
 from isoflop.observe.noise.averages import Averages, NoiseScale
@@ -332,17 +325,8 @@ class NoiseDriver:
         return found
 
     def beliefs(self, tokens: int, loss: float | None) -> list[Belief]:
-        """What is known of B_crit after so many tokens: the measurement where there is one, the priors."""
-        known = [prior_critical_batch(tokens)]
-        length = bytes_per_token(self._model)
-        if loss is not None and 0 < loss < 100 and length is not None:
-            known.append(kaplan_critical_batch(loss, bytes_per_token=length))
-        scale = self.noise_scale
-        if scale is not None and scale.value is not None and scale.bounded and scale.low > 0:
-            known.insert(
-                0, measured_critical_batch(scale.value, scale.log_error, preconditioned=self.is_preconditioned)
-            )
-        return known
+        """What is known of B_crit after so many tokens: the measurement first where there is one, then the priors."""
+        return beliefs(tokens, loss, self.noise_scale, self.is_preconditioned, bytes_per_token(self._model))
 
     # -- around --------------------------------------------------------------------------------------------------
 
@@ -385,11 +369,3 @@ def weight(count: TokenCount | None) -> Number | None:
     if count is None:
         return None
     return count.processed - count.padding if count.loss_tokens is None else count.loss_tokens
-
-
-def bytes_per_token(model: nn.Module | None) -> float | None:
-    """Of the model's tokenizer, by its vocabulary: bytes, or BPE; None: not known, or in between."""
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
-    if not isinstance(size, int):
-        return None
-    return 1.0 if size <= 300 else 4.3 if size >= 20_000 else None
