@@ -180,7 +180,7 @@ def splitting_loop(folder: Path, observed: bool) -> Weights:
     net = model()
     monitor = isoflop.Monitor(net, record_dir=folder, log_every=4, noise_scale="split")
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    for batch in batches(Rows(160), 8):
+    for batch in batches(Rows(320), 8):
         for part, share in monitor.split(batch) if observed else [(batch, 1.0)]:
             (share * net(**part)["loss"]).backward()
         optimizer.step()
@@ -260,7 +260,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (accumulating_loop, "isoflop.observe.noise.microbatches.raw_squares"),
     ],
     "the noise scale's averages": [(accumulating_loop, "isoflop.noise.result")],
-    "the critical batch": [(accumulating_loop, "isoflop.noise.prior_critical_batch")],
+    "the critical batch": [(accumulating_loop, "isoflop.critical.prior_critical_batch")],
     "splitting the step": [(splitting_loop, "isoflop.noise.halves")],
     "seeing the device": [(loop, "isoflop.monitor.model_device")],
     "Lightning's loggers": [

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.observe.noise.averages import MIN_MEASUREMENTS, Averages, RunningMoments, fieller, ratio_of
-from isoflop.observe.noise.cadence import DENSEST, GRACE, SHARE, Cadence
+from isoflop.observe.noise.cadence import DENSEST, GRACE, SHARE, Cadence, StepTimes
 from isoflop.observe.noise.estimator import PartSums, StepEstimate, Unusable, estimate_step
 
 sizes = st.lists(st.integers(1, 10_000), min_size=2, max_size=8)
@@ -215,6 +215,19 @@ def test_before_its_cost_is_known_little_is_measured() -> None:
     for step in range(1, 1001):
         measured += cadence.due(step, measured)
     assert measured == 4
+
+
+def test_a_measurements_cost_is_what_its_steps_take_longer() -> None:
+    times = StepTimes()
+    assert times.cost() == 0.0
+    now = 0.0
+    for step in range(100):
+        now += 0.5 if step == 50 else 0.013 if step % 4 == 0 else 0.010  # one step had an evaluation after it
+        times.step(now, step % 4 == 0)
+    assert times.cost() == pytest.approx(0.003)
+    times.pause()
+    times.step(now + 100, True)  # the first after a pause does not count
+    assert times.cost() == pytest.approx(0.003)
 
 
 def test_a_fixed_cadence_does_not_look_at_the_clock() -> None:

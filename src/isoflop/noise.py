@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from isoflop.fit.batch import (
-    Belief,
-    agree,
-    combine,
-    kaplan_critical_batch,
-    measured_critical_batch,
-    minimum_tokens,
-    prior_critical_batch,
-)
+from isoflop.critical import beliefs, bytes_per_token
+from isoflop.fit.batch import Belief, agree, combine, minimum_tokens
 from isoflop.fit.laws_kaplan import minimum_steps
 from isoflop.guard import Guard, hook
 from isoflop.observe.noise.averages import Averages, NoiseScale
-from isoflop.observe.noise.cadence import SPLIT_EVERY, Cadence
+from isoflop.observe.noise.cadence import SPLIT_EVERY, Cadence, StepTimes
 from isoflop.observe.noise.estimator import StepEstimate, Unusable
 from isoflop.observe.noise.measured import MAX_WAITING, Measured, gather, result
 from isoflop.observe.noise.microbatches import HOOKS, Number
@@ -86,6 +80,7 @@ class NoiseDriver:
         self._keeps_v, self._in_vain = False, 0
         self._unmeasured = self._forwards = 0
         self._seconds = 0.0  # spent on the host since the last log step
+        self._times = StepTimes()
         self._logged = (0, 0.0)  # step and tokens of the last log step
         self._collected = (0, 0.0)  # step and training time likewise
         self._minimum = [0.0, 0.0]  # S_min and E_min so far
@@ -183,6 +178,7 @@ class NoiseDriver:
         self._micro_batches, was_split, self._splitting = 0, self._splitting, False
         if source is None:
             return
+        self._times.step(time.perf_counter(), source.armed)
         if source.armed:
             given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
             self._take(source, step, None if given is None else float(given))
@@ -242,7 +238,8 @@ class NoiseDriver:
         if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):
             waiting = []
             self._drop_source()
-        seconds, self._seconds = self._seconds, 0.0
+        seconds, self._seconds = max(self._seconds, self._times.cost() * len(waiting)), 0.0
+        self._times.pause()
         rows, (seconds, training_time) = gather(waiting, [seconds, training_time])
         self._fold(rows, step, seconds / world_size(), training_time / world_size())
 
@@ -333,17 +330,8 @@ class NoiseDriver:
         return found
 
     def beliefs(self, tokens: int, loss: float | None) -> list[Belief]:
-        """What is known of B_crit after so many tokens: the measurement where there is one, the priors."""
-        known = [prior_critical_batch(tokens)]
-        length = bytes_per_token(self._model)
-        if loss is not None and 0 < loss < 100 and length is not None:
-            known.append(kaplan_critical_batch(loss, bytes_per_token=length))
-        scale = self.noise_scale
-        if scale is not None and scale.value is not None and scale.bounded and scale.low > 0:
-            known.insert(
-                0, measured_critical_batch(scale.value, scale.log_error, preconditioned=self.is_preconditioned)
-            )
-        return known
+        """What is known of B_crit after so many tokens: the measurement first where there is one, then the priors."""
+        return beliefs(tokens, loss, self.noise_scale, self.is_preconditioned, bytes_per_token(self._model))
 
     # -- around --------------------------------------------------------------------------------------------------
 
@@ -386,11 +374,3 @@ def weight(count: TokenCount | None) -> Number | None:
     if count is None:
         return None
     return count.processed - count.padding if count.loss_tokens is None else count.loss_tokens
-
-
-def bytes_per_token(model: nn.Module | None) -> float | None:
-    """Of the model's tokenizer, by its vocabulary: bytes, or BPE; None: not known, or in between."""
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
-    if not isinstance(size, int):
-        return None
-    return 1.0 if size <= 300 else 4.3 if size >= 20_000 else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,6 @@ class Belief:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Equal tails."""
-        from scipy.special import ndtri
-
         factor = math.exp(self.sigma * float(ndtri(0.5 + level / 2)))
         return self.value / factor, self.value * factor
 

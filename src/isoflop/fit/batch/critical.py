@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 from isoflop.fit.batch.belief import Belief
 from isoflop.fit.laws import Values, values
@@ -41,7 +40,7 @@ class CriticalBatchFit:
         low, high = self.interval
         if low <= 0 or not math.isfinite(high):
             raise ValueError(f"B_crit is not bounded by these runs ({self}): add runs at other batch sizes")
-        z = float(-student.ppf((1 - self.level) / 2, 1e9))
+        z = float(ndtri(0.5 + self.level / 2))
         return Belief(self.B_crit, max(math.log(high / low) / (2 * z), 1e-3), "fitted to runs")
 
     def __str__(self) -> str:
@@ -66,6 +65,8 @@ def fit_critical_batch(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.9
     Raises:
         ValueError: fewer than three runs, one batch size only, or values that are not positive.
     """
+    from scipy.optimize import minimize_scalar  # slow to load, and a training run does not need it
+
     B, S = np.broadcast_arrays(values(batch), values(steps))
     if B.ndim != 1 or len(B) < 3 or len(np.unique(B)) < 2:
         raise ValueError(
@@ -90,7 +91,7 @@ def fit_critical_batch(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.9
     best = float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-10}).x)
     free = len(B) - 2
     least = loss(best)
-    q = float(student.ppf(0.5 + level / 2, free))
+    q = float(stdtrit(free, 0.5 + level / 2))
     # a floor on the residuals: a perfect fit of three made-up points has an interval all the same
     allowed = max(least, len(B) * 1e-12) * (1 + q * q / free)
     inside = profile <= allowed

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from scipy.special import stdtrit
+
 from isoflop.observe.noise.estimator import StepEstimate
 
 WINDOW = 60
@@ -124,8 +126,6 @@ class RunningMoments:
         xx = max(wxx - 2 * x * wx + x * x * w2, 0.0) / (w * w) * small
         yy = max(wyy - 2 * y * wy + y * y * w2, 0.0) / (w * w) * small
         xy = (wxy - x * wy - y * wx + x * y * w2) / (w * w) * small
-        from scipy.special import stdtrit
-
         low, high = fieller(x, y, xx, yy, xy, float(stdtrit(effective - 1, 0.5 + level / 2)))
         value = y / x if x > 0 and y > 0 else None
         return NoiseScale(value, low, high, self.count, level)

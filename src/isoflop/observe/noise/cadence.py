@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from dataclasses import dataclass
 
 SHARE = 0.007
@@ -66,3 +68,31 @@ class Cadence:
         self.spent, self.known = float(state["spent"]), bool(state["known"])
         if not self.fixed:
             self.every = int(state["every"])
+
+
+class StepTimes:
+    """What a measured step takes longer than the others, on this rank; of the last steps, in constant memory.
+
+    The hooks' own time on the host leaves out what they cost elsewhere: caches, an all-reduce that waits, the device.
+    """
+
+    def __init__(self) -> None:
+        self._measured: deque[float] = deque(maxlen=32)
+        self._others: deque[float] = deque(maxlen=32)
+        self._last: float | None = None
+
+    def step(self, now: float, measured: bool) -> None:
+        """A step is over, at `now` seconds."""
+        if self._last is not None:
+            (self._measured if measured else self._others).append(now - self._last)
+        self._last = now
+
+    def pause(self) -> None:
+        """What follows (logging, evaluation, a checkpoint) is no step's time."""
+        self._last = None
+
+    def cost(self) -> float:
+        """Seconds; 0 while there is nothing to compare."""
+        if not self._measured or not self._others:
+            return 0.0
+        return max(statistics.median(self._measured) - statistics.median(self._others), 0.0)

@@ -151,6 +151,7 @@ class ShardedBatches:
             total(self._check) / ranks,
             squares,
             whole[1],
+            math.nan,
         )
         self._reset()
         return measured

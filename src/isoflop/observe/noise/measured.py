@@ -39,6 +39,7 @@ class Measured(NamedTuple):
     check_parts: Number
     check_squares: Number
     check_whole: Number
+    check_whole_squared: Number  # over ranks its mean, so that ranks that differ are noticed; NaN: ranks hold shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,11 @@ def result(row: Measured, by_tokens: bool) -> StepResult:
 
 
 def _adds_up(row: Measured) -> bool:
-    difference = abs(float(row.check_parts) - float(row.check_whole))
-    return bool(difference <= TOLERANCE * math.sqrt(max(float(row.check_squares), 0.0)))
+    allowed = TOLERANCE**2 * max(float(row.check_squares), 0.0)
+    whole = float(row.check_whole)
+    # the second: of a gradient that is not the same on every rank the mean alone would pass
+    apart = float(row.check_whole_squared) - whole**2
+    return (float(row.check_parts) - whole) ** 2 <= allowed and not apart > allowed
 
 
 def _estimate(row: Measured, squares: Number, whole: Number, by_tokens: bool) -> StepEstimate | Unusable:

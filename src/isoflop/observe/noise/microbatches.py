@@ -204,6 +204,7 @@ class MicroBatches:
             total([check for check, _ in self._check]) / (scale * ranks) if self._check else 0.0,
             total([square for _, square in self._check]) * share if self._check else 0.0,
             whole[2] / (scale * ranks),
+            (whole[2] / scale).square() / ranks,
         )
         self._reset()
         return Measured(step, *numbers)
