@@ -17,7 +17,7 @@ class Scalar(NamedTuple):
     meaning: str
 
 
-SCALARS: dict[str, Scalar] = {
+INTERVAL: dict[str, Scalar] = {
     "isoflop/loss": Scalar("nats per loss token", "training loss, mean over the interval and all ranks"),
     "isoflop/flops": Scalar("FLOPs", "model FLOPs so far, measured: forward and backward, attention in full"),
     "isoflop/flops_6nd": Scalar("FLOPs", "6·N·D so far, N non-embedding (of experts the active), D tokens processed"),
@@ -33,10 +33,14 @@ SCALARS: dict[str, Scalar] = {
     "isoflop/mfu": Scalar("1", "model FLOPs utilisation: TFLOP/s over the dense peak, attention in full"),
     "isoflop/mfu_causal": Scalar("1", "the same with attention counted half, as causal kernels compute it"),
     "isoflop/goodput": Scalar("1", "training time over wall time (less evaluation, checkpoints, compilation)"),
+}
+"""Counted over the interval (`interval_scalars`)."""
+
+ESTIMATED: dict[str, Scalar] = {
     "isoflop/forecast_loss": Scalar("nats per loss token", "loss forecast for the planned end of the run"),
     "isoflop/forecast_low": Scalar("nats per loss token", "lower end of the forecast's 80% interval"),
-    "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
     "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
+    "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
     "isoflop/b_simple": Scalar("tokens", "gradient noise scale, averaged over the run; under Adam preconditioned"),
     "isoflop/b_simple_low": Scalar("tokens", "lower end of its 95% interval"),
     "isoflop/b_simple_high": Scalar("tokens", "upper end; left out, with the value, where it is unbounded"),
@@ -47,6 +51,9 @@ SCALARS: dict[str, Scalar] = {
     "isoflop/s_min": Scalar("steps", "steps so far, had the batch been endless: ΣΔS/(1 + B_crit/B)"),
     "isoflop/e_min": Scalar("tokens", "tokens so far, had the batch been tiny: ΣΔE/(1 + B/B_crit)"),
 }
+"""Forecast, advised, or from the gradient noise scale."""
+
+SCALARS = {**INTERVAL, **ESTIMATED}
 
 AXES: dict[str, Scalar] = {
     "isoflop/loss_vs_log10FLOPs_x1000": Scalar(
