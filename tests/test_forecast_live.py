@@ -312,6 +312,31 @@ def test_history_sharpens_the_forecast_of_a_further_run(tmp_path: Path) -> None:
     assert any("updated with 4 finished runs of your own" in text for text in helped.forecast.basis)
 
 
+def test_a_ladder_of_earlier_sizes_speaks_from_the_start(tmp_path: Path) -> None:
+    def of_size(N: int) -> Callable[[int], float]:
+        return lambda step: planted(step, N % 97) + 0.8 * (N / 1e8) ** -0.3 - 0.8
+
+    sizes = (10**7, 3 * 10**7, 10**8)
+    for N in sizes:
+        train(tmp_path / f"N{N}", loss=of_size(N), num_params=N)
+    N, seen = 3 * 10**8, {}
+    ladder = [tmp_path / f"N{size}" for size in sizes]
+    train(
+        tmp_path / "new",
+        loss=of_size(N),
+        num_params=N,
+        history=ladder,
+        between=lambda step, monitor, _: seen.update({step: monitor.forecast}),
+    )
+    end = 2.5 + 1.2 * (TOTAL / 100) ** -0.5 + 0.8 * (N / 1e8) ** -0.3 - 0.8
+    for step in (40, 500, 1500):
+        forecast = seen[step]
+        assert isinstance(forecast, Forecast) and forecast.estimator == "joint"
+        assert abs(forecast.loss - end) < 0.02 and forecast.low - 0.01 < end < forecast.high + 0.01
+    assert seen[1500].high - seen[1500].low < seen[40].high - seen[40].low
+    assert any("3 finished runs: N10000000, N30000000, N100000000" in text for text in seen[40].basis)
+
+
 def test_history_that_gives_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path / "cut", last=300, finish=False)
     with caplog.at_level(logging.WARNING, "isoflop"):

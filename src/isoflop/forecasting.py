@@ -16,8 +16,9 @@ from torch import nn
 
 from isoflop.entries import describe_model, describe_optimizer
 from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, OnlineForecaster, Priors, Silence
+from isoflop.fit.forecast.joint import Ladder
 from isoflop.fit.forecast.ranking import scalars_of
-from isoflop.fit.forecast.records import domain_of, priors_from, size_of
+from isoflop.fit.forecast.records import domain_of, history_of, ladder_of, priors_of, size_of
 from isoflop.guard import Guard, declare
 from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
 from isoflop.observe.schedule_formulas import number
@@ -61,6 +62,7 @@ class Forecasting:
         self._options, self._setup, self._guard, self._planned = options, setup, guard, planned
         self._curve: OnlineForecaster | None = None
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
+        self._ladder: Ladder | None = None
         self._plan: LearningRatePlan | None = None
         self._unknown = ""
         self._asked = False
@@ -128,7 +130,7 @@ class Forecasting:
                 self._ask(step, total)
                 if not self._asked:  # once a run; if it has to be done again and again, that counts
                     self._asked, began = True, time.perf_counter()
-            answer = self._curve.forecast(self._plan) if self._plan else Silence("learning rate unknown", self._unknown)
+            answer = self._newest()
             took = time.perf_counter() - began
             self._spent += took
             self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
@@ -160,12 +162,28 @@ class Forecasting:
         return curve
 
     def _priors(self) -> Priors:
+        """What ships, and the user's own finished runs; of two sizes or more these are a ladder."""
         if not self._options.history_paths:
             return DEFAULT_PRIORS
-        priors, problem = priors_from(self._options.history_paths, DEFAULT_PRIORS, self.on)
+        own, problem = history_of(self._options.history_paths, self.on)
         if problem:
             self._guard.once("history= gives the forecast nothing: %s", problem)
-        return priors
+            return DEFAULT_PRIORS
+        self._ladder = ladder_of(own, DEFAULT_PRIORS)
+        return priors_of(own, DEFAULT_PRIORS)
+
+    def _newest(self) -> Forecast | Silence:
+        """The curve's own forecast; with a ladder the joint one, which speaks from the start."""
+        assert self._curve is not None
+        if self._plan is None:
+            return Silence("learning rate unknown", self._unknown)
+        own = self._curve.forecast(self._plan)
+        N, batch = self._curve.N, self._curve.batch_tokens
+        if self._ladder is None or N is None or batch is None:
+            return own
+        if isinstance(own, Silence) and own.reason not in PASSING:
+            return own
+        return self._ladder.forecast(self._plan, N=N, batch_tokens=batch, run=self._curve)
 
     def _off_plan(self, step: int) -> bool:
         assert self._plan is not None

@@ -8,10 +8,10 @@ non-embedding: the total doubles the error on public ladders.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -108,9 +108,8 @@ class Ladder:
         if own is not None:
             member = _member(own, road, batch, self.alphas, self.priors, self.tokens, scale, size)
         weights, means, variances = [], [], []
-        for gamma, effect in itertools.product(GAMMA, EFFECTS):
-            evidence, b, cov, spread = self._fitted(float(gamma), effect)
-            Z = _design(size, float(gamma))
+        for gamma, (evidence, b, cov, spread) in self._fits:
+            Z = _design(size, gamma)
             theta = b @ Z.T
             prior = Z @ cov @ Z.T + np.diag(spread)
             if member is not None:
@@ -136,6 +135,11 @@ class Ladder:
         loss = float(np.sum(w * np.array(means)))
         variance = float(np.sum(w * (np.array(variances) + (np.array(means) - loss) ** 2)))
         return loss, math.sqrt(variance + (LEFT_OUT * loss) ** 2)
+
+    @cached_property
+    def _fits(self) -> list[tuple[float, tuple[Array, Array, Array, Array]]]:
+        """`_fitted` on the grid of γ and effects: what does not change from one forecast to the next."""
+        return [(float(gamma), self._fitted(float(gamma), effect)) for gamma in GAMMA for effect in EFFECTS]
 
     def _fitted(self, gamma: float, effect: float) -> tuple[Array, Array, Array, Array]:
         """Log evidence, mean and covariance of b on the grid of (α, kernel), and the variances of the runs' effects."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.fit.forecast.curves import FinishedRun
+from isoflop.fit.forecast.joint import Ladder, fit_ladder
 from isoflop.fit.forecast.learn import learn_priors
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, Priors
 from isoflop.fit.forecast.schedule import LearningRatePlan
@@ -110,26 +111,43 @@ def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[Finish
 def priors_from(
     paths: Iterable[str | os.PathLike[str]], base: Priors, loss: str = "train"
 ) -> tuple[Priors, str | None]:
-    """`base` updated with a user's own finished runs.
+    """`base` updated with a user's own finished runs, and what `history_of` has to say."""
+    own, problem = history_of(paths, loss)
+    return (priors_of(own, base) if own else base), problem
+
+
+def history_of(paths: Iterable[str | os.PathLike[str]], loss: str = "train") -> tuple[list[FinishedRun], str | None]:
+    """A user's finished runs, as one organisation's.
 
     Args:
         paths: records, or folders with some.
-        base: what is known without them.
         loss: which loss of theirs.
 
     Returns:
-        The priors, and what the user should know: that no run could be used, and why; else None.
+        The runs, and what the user should know: that none could be used, and why; else None.
     """
     unread: list[str] = []
     runs = read_runs(*paths, on_problem=unread.append)
     found, problems = finished_runs(runs, loss)
     if not found:
         reasons = "; ".join([*unread, *problems][:3]) or "there is no record"
-        return base, f"no finished run to learn from ({reasons})"
-    # one user's runs: the same data, tokenizer and recipe
-    own = [_as_one(run) for run in found]
+        return [], f"no finished run to learn from ({reasons})"
+    return [_as_one(run) for run in found], None  # the same data, tokenizer and recipe
+
+
+def priors_of(own: Sequence[FinishedRun], base: Priors) -> Priors:
+    """`base` updated with runs of one user."""
     said = f"{base.source}, updated with {len(own)} finished run{'s' if len(own) > 1 else ''} of your own"
-    return learn_priors(own, base, own=True, source=said), None
+    return learn_priors(own, base, own=True, source=said)
+
+
+def ladder_of(own: Sequence[FinishedRun], base: Priors) -> Ladder | None:
+    """The joint fit of runs of one user; None where they are of one size, or too short."""
+    sized = [run for run in own if run.N and run.batch_tokens]
+    try:
+        return fit_ladder(sized, base)
+    except ValueError:
+        return None
 
 
 def _as_one(run: FinishedRun) -> FinishedRun:
