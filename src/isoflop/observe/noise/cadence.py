@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-SHARE = 0.007
+SHARE = 0.005
 """Of the training time that measuring may take."""
 GRACE = 0.1
 """Seconds that it may take beside that: a short run, too, gets a value."""
