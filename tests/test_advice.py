@@ -324,11 +324,11 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
         (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
         (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
         (past_efficient, {"tokens": None}, "parameters or tokens are unknown"),
-        (batch, {}, "neither the noise scale nor the tokens are known"),
+        (batch, {}, "its critical size is not known: the tokens are not"),
         (
             batch,
             {"batch": batch_of(1e6)._replace(measured=None)},
-            "the gradient noise scale was not measured (docs/noise-scale.md says how)",
+            "its critical size was not measured (docs/noise-scale.md says how)",
         ),
         (
             batch,

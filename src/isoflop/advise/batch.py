@@ -19,9 +19,9 @@ LEVEL = 0.8
 def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice or below a quarter of the critical size, surely."""
     if run.batch is None:
-        return Missing("the batch size", "neither the noise scale nor the tokens are known")
+        return Missing("the batch size", "its critical size is not known: the tokens are not")
     if run.batch.measured is None:
-        return Missing("the batch size", "the gradient noise scale was not measured (docs/noise-scale.md says how)")
+        return Missing("the batch size", "its critical size was not measured (docs/noise-scale.md says how)")
     if run.warming_up or (run.left or 0.0) < thresholds.frontier_steps:
         return None
     b, measured = run.batch, run.batch.measured
