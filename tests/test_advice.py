@@ -126,6 +126,16 @@ would have reached this loss with 53% less compute.
   Rests on: this run's curve up to step 3,900.""",
     ),
     (
+        off_curve,
+        {"by_ladder": Expected(5000, 0, Estimate(2.5, 0.03), 2.70, 0.002)},
+        Severity.WARNING,
+        f"""The loss has left its curve: 2.700 nats per token, where your earlier sizes put it at 2.500, \
+7 standard deviations below.
+  Numbers: loss = 2.700 nats per token, forecast = 2.500 nats per token [2.440, 2.560] (95% intervals).
+  Do: look at {LOOK}; compare with them.
+  Rests on: your earlier sizes (history=).""",
+    ),
+    (
         plateau,
         {"fall": Estimate(0.2, 0.02), "fell": Estimate(-0.01, 0.004), "loss": 2.7},
         Severity.WARNING,
@@ -278,6 +288,8 @@ SILENT = [
     (diverging, {"nonfinite": 2}),
     (diverging, {"losses": FALLING[::-1], "step": 50}),  # warm-up
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.70, 0.002)]}),
+    (off_curve, {"by_ladder": Expected(5000, 0, Estimate(2.5, 0.05), 2.70, 0.002)}),  # the ladder is not so sure
+    (off_curve, {"by_ladder": Expected(150, 0, Estimate(2.5, 0.03), 2.70, 0.002), "step": 150}),  # warm-up
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.02), 2.64, 0.002)] * 2}),
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.50, 0.002)] * 2}),  # better than forecast
     # the forecast was not sure, and the model has seen more tokens than are optimal

@@ -142,7 +142,7 @@ def test_the_prior_by_tokens() -> None:
     for D in (1e9, 1e10, 1e11):
         prior = prior_critical_batch(D)
         assert prior.value == pytest.approx(math.sqrt(16.9 * D**0.505 * 3.1 * D**0.608)) and prior.sigma == 0.5
-    assert prior_critical_batch(1e8).sigma == pytest.approx(0.75)
+    assert prior_critical_batch(1e8).sigma == pytest.approx(1.0)
     assert prior_critical_batch(1e13).sigma == pytest.approx(1.0)
     low, high = prior_critical_batch(20 * 85e6).interval()
     assert low < 1.14e6 < high

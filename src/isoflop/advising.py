@@ -105,7 +105,7 @@ class Advising:
                 self._say(self._judge.start(known))
             late = self._spent > FREE + SHARE * wall_time
             if not late:
-                self._say(self._judge.log(known, self._forecasting.curve, speed))
+                self._say(self._judge.log(known, self._forecasting.curve, speed, self._forecasting.by_ladder))
                 self._tell_missing(known)
             self._spent += time.perf_counter() - began
 

@@ -81,6 +81,14 @@ class Forecasting:
         """The learning rates of the whole run; None where they are not known, or not yet."""
         return self._plan
 
+    def by_ladder(self, step: int) -> Forecast | None:
+        """What the user's earlier sizes say of the loss at `step`, whatever this run did; None without a ladder."""
+        curve = self._curve
+        if self._ladder is None or self._plan is None or curve is None or not curve.N or not curve.batch_tokens:
+            return None
+        found = self._ladder.forecast(self._plan, N=curve.N, batch_tokens=curve.batch_tokens, step=step)
+        return found if isinstance(found, Forecast) else None
+
     @property
     def scalars(self) -> dict[str, float]:
         """The newest forecast by the names of `isoflop.show.scalars.SCALARS`; empty where there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from isoflop.advise.advice import Advice, Quantity, Reason, Severity
-from isoflop.advise.situation import Estimate, Situation
+from isoflop.advise.situation import Estimate, Expected, Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.fit.papers.published import published
 
@@ -67,32 +67,45 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
 
 
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Above what was forecast for this step: two forecasts, made at different steps, agree that something is wrong."""
-    if not run.expected:
+    """Above what was forecast for this step: by two forecasts of this run's own, made at different steps, or by the
+    ladder of the user's earlier sizes.
+    """
+    if run.warming_up:
         return None
-    beyond = []
-    for each in run.expected:
-        sd = float(np.hypot(each.loss.sd, each.noise))
-        beyond.append((each.came - each.loss.mean) / max(sd, 1e-12))
-    missed = min((each.came - each.loss.mean) / each.came for each in run.expected)
-    if len(beyond) < 2 or min(beyond) < thresholds.off_curve or missed < thresholds.off_curve_share:
+    if run.by_ladder is not None and _beyond(run.by_ladder, thresholds):
+        last, basis = run.by_ladder, "your earlier sizes (history=)"
+        said, since = f"your earlier sizes put it at {last.loss.mean:.3f}", "compare with them"
+    elif len(run.expected) == 2 and all(_beyond(each, thresholds) for each in run.expected):
+        last = run.expected[-1]
+        basis = f"this run's curve up to step {last.made_at:,}"
+        said = f"{last.loss.mean:.3f} was forecast at step {last.made_at:,}"
+        since = f"compare with the last checkpoint before step {last.made_at:,}"
+    else:
         return None
-    last = run.expected[-1]
-    half = 2 * float(np.hypot(last.loss.sd, last.noise))
+    sd = _spread(last)
     return Advice(
         Reason.OFF_CURVE,
         Severity.WARNING,
         run.step,
-        f"The loss has left its curve: {last.came:.3f} nats per token, where {last.loss.mean:.3f} was forecast at step "
-        f"{last.made_at:,}, {beyond[-1]:.0f} standard deviations below.",
-        f"look at {CHECK}; compare with the last checkpoint before step {last.made_at:,}.",
+        f"The loss has left its curve: {last.came:.3f} nats per token, where {said}, "
+        f"{(last.came - last.loss.mean) / sd:.0f} standard deviations below.",
+        f"look at {CHECK}; {since}.",
         (
             Quantity("loss", last.came, "nats per token"),
-            Quantity("forecast", last.loss.mean, "nats per token", last.loss.mean - half, last.loss.mean + half),
+            _within("forecast", Estimate(last.loss.mean, sd)),
         ),
-        basis=(f"this run's curve up to step {last.made_at:,}",),
+        basis=(basis,),
         level=0.95,
     )
+
+
+def _spread(each: Expected) -> float:
+    return max(float(np.hypot(each.loss.sd, each.noise)), 1e-12)
+
+
+def _beyond(each: Expected, thresholds: Thresholds) -> bool:
+    missed = each.came - each.loss.mean
+    return missed > thresholds.off_curve * _spread(each) and missed > thresholds.off_curve_share * each.came
 
 
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from isoflop.advise.advice import Advice
 from isoflop.advise.adviser import Adviser
-from isoflop.advise.situation import Estimate, Situation
+from isoflop.advise.situation import Estimate, Expected, Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.track import Track
 from isoflop.fit.forecast import Forecast, LearningRatePlan, OnlineForecaster, Silence
@@ -30,6 +30,7 @@ class RunAdviser:
     ) -> None:
         self.adviser = Adviser(thresholds, failed)
         self.track = Track()
+        self._laddered: tuple[int, Estimate | None] = (0, None)
         self._decayed: tuple[int, Forecast | Silence | None] = (0, None)
 
     def start(self, run: Situation) -> list[Advice]:
@@ -37,7 +38,11 @@ class RunAdviser:
         return self.adviser.start(run)
 
     def log(
-        self, run: Situation, forecaster: OnlineForecaster | None = None, speed: float | None = None
+        self,
+        run: Situation,
+        forecaster: OnlineForecaster | None = None,
+        speed: float | None = None,
+        ladder: Callable[[int], Forecast | None] = lambda step: None,
     ) -> list[Advice]:
         """Judge a log step.
 
@@ -45,6 +50,7 @@ class RunAdviser:
             run: what is known of it; losses, expectations and speeds are filled in here.
             forecaster: fed up to this step.
             speed: tokens/s per device over the interval.
+            ladder: step → what earlier sizes say of the loss there.
 
         Returns:
             What is new.
@@ -69,6 +75,7 @@ class RunAdviser:
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
                 expected=track.expected,
+                by_ladder=self._by_ladder(ladder, run.step, now),
                 fall=track.fall,
                 fell=track.fell,
                 speeds=tuple(track.speeds),
@@ -76,6 +83,16 @@ class RunAdviser:
                 decay_now=lambda: self._decay_now(forecaster, plan, run.step),
             )
         )
+
+    def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Estimate | None) -> Expected | None:
+        """Asked anew when the steps have grown by a twentieth; in between, what was said then stands for now."""
+        if now is None:
+            return None
+        if step > 1.05 * self._laddered[0]:
+            found = ladder(step)
+            self._laddered = (step, None if found is None else Estimate(*found.normal))
+        said = self._laddered[1]
+        return None if said is None else Expected(step, 0, said, now.mean, now.sd)
 
     def _decay_now(
         self, forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int

@@ -69,6 +69,7 @@ class Situation:
         forecast: of the loss at the planned end, or why there is none.
         decay_now: asks for the forecast if the learning rate decayed from here on.
         expected: forecasts that fell due at this step.
+        by_ladder: what the user's earlier sizes had forecast for this step, before the run began, and what came.
         fall: expected fall of the loss over the last doubling of steps, by a forecast made before it, with its sd.
         fell: the fall that came, with its sd.
         rates: the learning-rate plan.
@@ -100,6 +101,7 @@ class Situation:
     forecast: Forecast | Silence | None = None
     decay_now: Callable[[], Forecast | Silence | None] = lambda: None
     expected: Sequence[Expected] = ()
+    by_ladder: Expected | None = None
     fall: Estimate | None = None
     fell: Estimate | None = None
     rates: LearningRatePlan | None = None
