@@ -65,6 +65,17 @@ class Quantity:
         return count(value)
 
 
+def duration(name: str, hours: float, low: float | None = None, high: float | None = None) -> Quantity:
+    """In hours, or in minutes where it is less than one.
+
+    >>> print(duration("time", 0.25))
+    time = 15 minutes
+    """
+    if hours >= 1:
+        return Quantity(name, hours, "hours", low, high)
+    return Quantity(name, 60 * hours, "minutes", None if low is None else 60 * low, None if high is None else 60 * high)
+
+
 @dataclass(frozen=True)
 class Advice:
     """One piece of advice.

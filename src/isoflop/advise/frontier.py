@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count
+from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count, duration
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import Array, Waste, waste_of
@@ -127,7 +127,7 @@ def _saves(run: Situation, waste: Waste) -> tuple[Quantity, ...]:
     saves = [Quantity("compute", waste.cost * part[0], "FLOPs", *(waste.cost * each for each in part[1:]))]
     whole = None if run.total_steps is None else run.hours(run.total_steps)
     if whole is not None:
-        saves.append(Quantity("time", whole * part[0], "hours", *(whole * each for each in part[1:])))
+        saves.append(duration("time", whole * part[0], *(whole * each for each in part[1:])))
         if run.price_per_hour:
             price = whole * run.price_per_hour
             saves.append(Quantity("price", price * part[0], "", *(price * each for each in part[1:])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from isoflop.advise.advice import Advice, Quantity, Reason, Severity, count
+from isoflop.advise.advice import Advice, Quantity, Reason, Severity, count, duration
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 
@@ -26,7 +26,7 @@ def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
         lost = hours * (run.best_speed / now - 1)
         if lost < thresholds.slow_hours:
             return None
-        saves = (Quantity("time, if it stays so slow", lost, "hours"),)
+        saves = (duration("time, if it stays so slow", lost),)
     return Advice(
         Reason.HARDWARE,
         Severity.WARNING,

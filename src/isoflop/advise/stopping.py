@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count
+from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count, duration
 from isoflop.advise.frontier import EXPONENTS, LEVEL, law_at
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
@@ -133,7 +133,7 @@ def _rest(run: Situation, steps: int) -> tuple[Quantity, ...]:
         saves.append(Quantity("compute", steps * run.tokens_per_step * run.flops_per_token, "FLOPs"))
     hours = run.hours(steps)
     if hours is not None and math.isfinite(hours):
-        saves.append(Quantity("time", hours, "hours"))
+        saves.append(duration("time", hours))
         if run.price_per_hour:
             saves.append(Quantity("price", hours * run.price_per_hour))
     return tuple(saves)
