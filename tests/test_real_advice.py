@@ -51,6 +51,10 @@ class Pairs(torch.utils.data.Dataset):  # type: ignore[type-arg]
 class WithLoss(TinyGPT):
     """Gives its loss, as Hugging Face's models do."""
 
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        del self.config  # Hugging Face's Trainer would write to it
+
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
         logits = super().forward(input_ids)
         return {"loss": next_token_loss(logits, labels), "logits": logits}
