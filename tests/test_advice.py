@@ -417,6 +417,23 @@ def test_a_resumed_run_does_not_repeat_it() -> None:
     assert resumed.current
 
 
+def test_a_resumed_run_says_what_has_become_worse() -> None:
+    adviser, resumed = Adviser(), Adviser()
+    adviser.start(situation())
+    assert [each.severity for each in adviser.current] == [Severity.NOTE]
+    resumed.load_state_dict(adviser.state_dict())
+    (said,) = resumed.start(situation(tokens_per_step=2.6e5, tokens=1.3e9))
+    assert said.reason is Reason.TOO_LARGE
+
+
+def test_the_schedule_is_judged_when_it_becomes_known() -> None:
+    adviser, cut_off = Adviser(), LearningRatePlan.cosine(20_000, 1e-3, 100)
+    adviser.start(situation(step=1, rates=None))
+    assert not adviser.look(situation(step=100, rates=None))
+    assert [each.reason for each in adviser.look(situation(step=300, rates=cut_off))] == [Reason.SCHEDULE]
+    assert not adviser.look(situation(step=400, rates=cut_off))
+
+
 def test_nan_is_said_at_once() -> None:
     assert [a.reason for a in Adviser().look(situation(nonfinite=3))] == [Reason.DIVERGING]
 

@@ -252,3 +252,43 @@ def test_a_few_runs_of_one_size_say_nothing(tmp_path: Path) -> None:
         write(tmp_path, f"run{i}", 1000, 20_000, 3.0 + i)
     own = learn_from(read_runs(tmp_path))
     assert own.line is None and len(own.points) == 3
+
+
+# -- what a plan is judged by ----------------------------------------------------------------------------------------
+def test_steps_that_were_not_counted_leave_the_size_unjudged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """isoflop came into a run that was half done: the tokens before are not in its sums."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    options: dict[str, Any] = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20, "record_dir": tmp_path}
+    monitor = isoflop.Monitor(None, optimizer=torch.optim.SGD([parameter], lr=0.1), total_steps=2000, **options)
+    monitor.expect(1000)
+    for step in range(1001, 1101):
+        monitor.step(planted(step), tokens=500)
+    assert monitor.advice == () and "too large" not in caplog.text
+    again = isoflop.Monitor(None, optimizer=torch.optim.SGD([parameter], lr=0.1), total_steps=2000, **options)
+    again.load_state_dict(monitor.state_dict())
+    for step in range(1101, 1201):
+        again.step(planted(step), tokens=500)
+    assert again.advice == () and "too large" not in caplog.text
+
+
+def test_a_batch_that_grows_is_judged_again(tmp_path: Path) -> None:
+    told: list[Advice] = []
+    options: dict[str, Any] = {"num_params": 10**8, "flops_per_token": 6e8, "log_every": 20, "record_dir": tmp_path}
+    monitor = isoflop.Monitor(None, total_steps=2000, on_advice=told.append, **options)
+    for step in range(1, 1201):
+        monitor.step(planted(step), tokens=50_000 if step <= 100 else 1_000_000)
+    assert [advice.reason for advice in told] == [Reason.TOO_LARGE]
+    assert [advice.reason for advice in monitor.advice] == [Reason.FRONTIER]  # taken back
+
+
+@pytest.mark.parametrize("fit_on", ["train", "off", "eval/c4"])
+def test_what_published_sweeps_do_not_know_is_not_judged_by_them(tmp_path: Path, fit_on: str) -> None:
+    net = model()
+    next(net.parameters()).requires_grad_(False)
+    monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2, total_steps=50, fit_on=fit_on)
+    for batch in batches(Rows(32), 4):
+        loss = net(**batch)["loss"]
+        loss.backward()
+        monitor.step(loss.detach())
+    assert monitor.advice == ()
+    assert "this is fine-tuning" in monitor._advising._missing()["whether the size fits the data"]

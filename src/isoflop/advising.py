@@ -16,7 +16,9 @@ from isoflop.advise.closing import closing_lines
 from isoflop.advise.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Batch
-from isoflop.forecasting import Forecasting
+from isoflop.entries import describe_model
+from isoflop.fit.forecast.records import domain_of
+from isoflop.forecasting import About, Forecasting
 from isoflop.guard import Guard, declare, logger
 from isoflop.noise import NoiseDriver
 from isoflop.observe.parameters import Parameters
@@ -35,6 +37,8 @@ UNLIKE = {
     "moe": "published sweeps are of dense models, and this one has experts: pass history= of your own runs",
     "finetuning": "published sweeps are of training from scratch, and this is fine-tuning",
 }
+ANOTHER_PLAN = 1.25
+"""A factor of the planned tokens beyond which the size is judged anew."""
 SHARE, FREE = 1e-3, 0.1
 """Of the wall time, and seconds besides, that judging a run may take."""
 
@@ -48,6 +52,7 @@ class Advising:
         guard: whose boundaries these are.
         forecasting: the run's forecasts.
         put: takes a new piece of advice to the record and to TensorBoard.
+        about: what the model is.
     """
 
     def __init__(
@@ -57,15 +62,18 @@ class Advising:
         guard: Guard,
         forecasting: Forecasting,
         put: Callable[[Advice], None],
+        about: Callable[[], About],
     ) -> None:
         self.wants_stop = False
         """A new piece of advice asks for the run's end."""
         self.own = OwnRuns()
         self._options, self._setup, self._guard = options, setup, guard
-        self._forecasting, self._put = forecasting, put
+        self._forecasting, self._put, self._about = forecasting, put, about
         self._judge = RunAdviser(options.thresholds, self._evaluator_failed)
         self._spent = 0.0
         self._started = False
+        self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
+        self._unlike: str | None = None
         self._told_missing = False
         self._evaluations: dict[str, list[tuple[int, float]]] = {}
         self.scalars: dict[str, float] = {}
@@ -96,12 +104,13 @@ class Advising:
         with self._guard.part(ADVICE):
             began = time.perf_counter()
             known = self._whole(run)
-            if not self._started and known.tokens_per_step:
+            if not self._started:
                 self._started = True
                 self._read_history()
                 self._draw_frontier()
                 began = time.perf_counter()  # once, however long it takes to read
                 known = self._whole(run)
+            if self._plan_changed(known.planned_tokens):
                 self._say(self._judge.start(known))
             late = self._spent > FREE + SHARE * wall_time
             if not late:
@@ -132,14 +141,30 @@ class Advising:
             unique_tokens=options.unique_tokens,
             target_loss=options.target_loss,
             intent=options.intent or "optimal",
-            unlike=next((UNLIKE[kind] for kind in UNLIKE if kind in self._domain()), ""),
+            unlike=self._unlike_published(),
             price_per_hour=options.price_per_hour,
             evaluations=self._evaluations,
         )
 
-    def _domain(self) -> frozenset[str]:
-        curve = self._forecasting.curve
-        return frozenset() if curve is None else curve.domain
+    def _unlike_published(self) -> str:
+        """Of the model itself, not of the forecast: that may be off, or wait for an evaluation."""
+        if self._unlike is None:
+            about = self._about()
+            if not about.parameters:
+                return ""
+            domain = domain_of(about.parameters, describe_model(about.model))
+            self._unlike = next((text for kind, text in UNLIKE.items() if domain[kind]), "")
+        return self._unlike
+
+    def _plan_changed(self, tokens: float | None) -> bool:
+        """A batch that grows, or a plan made longer, asks for another judgement of the size."""
+        before = None if self._judged is None else self._judged[0]
+        if self._judged is not None and (
+            tokens is None or (before is not None and 1 / ANOTHER_PLAN < tokens / before < ANOTHER_PLAN)
+        ):
+            return False
+        self._judged = (tokens,)
+        return True
 
     def _read_history(self) -> None:
         if not self._options.history_paths or not self._guard.open(HISTORY):
@@ -231,10 +256,14 @@ def situation(
     training_time: float,
     loss: float | None,
     noise: NoiseDriver,
+    whole: bool = True,
 ) -> Situation:
-    """What the monitor knows at a log step, as the evaluators want it."""
+    """What the monitor knows at a log step, as the evaluators want it.
+
+    Not `whole`: steps of the run were not counted, so its tokens and its hours are not known.
+    """
     loss = loss if loss is not None else scalars.get("isoflop/loss")
-    tokens = totals.data_tokens
+    tokens = totals.data_tokens if whole else None
     processed = totals.tokens_known
     flops = totals.flops_known
     return Situation(
@@ -244,7 +273,7 @@ def situation(
         tokens=None if tokens is None else float(tokens),
         tokens_per_step=tokens / step if tokens and step else None,
         flops_per_token=flops / processed if flops and processed else None,
-        seconds=training_time,
+        seconds=training_time if whole else None,
         loss=loss,
         batch=_batch(noise, tokens, loss, scalars.get("isoflop/batch_tokens")),
     )

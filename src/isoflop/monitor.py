@@ -109,6 +109,7 @@ class Monitor:
         self._started = self._finished = self._marked = False
         self._opened = False
         self._attempt_began_at = 0
+        self._uncounted = False  # steps of this run that nothing was counted of
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
@@ -122,7 +123,9 @@ class Monitor:
             self._unwatch = watch(model, self._forward)
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)
         self._forecasting = Forecasting(self.options, self.setup, self.guard, self._keep_plan)
-        self._advising = Advising(self.options, self.setup, self.guard, self._forecasting, self._put_advice)
+        self._advising = Advising(
+            self.options, self.setup, self.guard, self._forecasting, self._put_advice, self._about
+        )
         self.should_stop = False
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
 
@@ -318,6 +321,7 @@ class Monitor:
             training_time=self._clock.training_time,
             loss=loss,
             noise=self.noise,
+            whole=not self._uncounted,
         )
 
     def _advise(self, loss: float | None) -> None:
@@ -336,10 +340,12 @@ class Monitor:
         self.scalars.update(self._forecasting.scalars)
 
     def _feed_forecast(self, loss: float, steps: int) -> None:
+        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, self._about())
+
+    def _about(self) -> About:
         parameters = self.observer.costing.parameters
         sizes = {} if parameters is None else parameters.by_convention()
-        about = About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
-        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, about)
+        return About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -442,6 +448,7 @@ class Monitor:
         return {
             "version": 1,
             "steps": self.steps,
+            "uncounted": self._uncounted,
             "totals": self.totals.state_dict(),
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
@@ -457,6 +464,7 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; before the first step."""
         self.steps = self._attempt_began_at = int(state["steps"])
+        self._uncounted = bool(state.get("uncounted", False))
         self.totals = Totals(**state["totals"])
         self._loss = (float(state["loss"][0]), int(state["loss"][1]))
         self._logged = Interval.from_state(state["logged"])
@@ -481,6 +489,7 @@ class Monitor:
                 self.steps,
             )
             self.steps = self._attempt_began_at = step
+            self._uncounted = True
 
     # -- inside ------------------------------------------------------------------------------------------------
 
