@@ -150,12 +150,13 @@ would have reached this loss with 53% less compute.
         batch,
         {"batch": batch_of(8e6)},
         Severity.WARNING,
-        """The batch is 8.0 times the critical size: 89% of the compute goes into gradients that agree already.
-  Numbers: batch = 8M tokens, critical batch = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
-1.1M tokens (80% intervals).
-  Do: with about 995k tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again with \
-the batch.
-  Worth: compute = 88.9% [83.6%, 92.7%] (80% intervals).
+        """The batch is 5.5 times the critical size that is to be expected at the planned end: at least 85% of the \
+compute goes into gradients that agree already.
+  Numbers: batch = 8M tokens, critical batch now = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
+1.1M tokens, critical batch at the planned end = 1.46M tokens [930k, 2.3M] (80% intervals).
+  Do: with about 1.46M tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again \
+with the batch.
+  Worth: compute of the rest = 69.1% [55.3%, 79.2%] (80% intervals).
   Rests on: this run's gradient noise scale; published fits of B_crit over D. Probability: over 99%.""",
     ),
     (
@@ -163,8 +164,8 @@ the batch.
         {"batch": batch_of(1e5)},
         Severity.INFO,
         """The batch is 0.1 times the critical size: it could be larger at little cost in tokens.
-  Numbers: batch = 100k tokens, critical batch = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
-1.1M tokens (80% intervals).
+  Numbers: batch = 100k tokens, critical batch now = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits \
+= 1.1M tokens (80% intervals).
   Do: if steps take as long on a batch of 200k tokens (more devices), double it: 45% fewer steps for 9% more tokens; \
 tune the learning rate again with the batch.
   Rests on: this run's gradient noise scale; published fits of B_crit over D. Probability: over 99%.""",
@@ -287,6 +288,11 @@ SILENT = [
     (batch, {"batch": batch_of(1e6)}),
     (batch, {"batch": batch_of(2.5e5)}),  # the zone of least loss
     (batch, {"batch": batch_of(8e6), "step": 150}),  # warm-up
+    (
+        batch,
+        {"batch": batch_of(4e6), "step": 500, "tokens": 1.3e9},
+    ),  # the critical size grows fivefold to the end
+    (batch, {"batch": batch_of(8e6), "total_steps": None}),  # … by how much is not known
     (epochs, {"unique_tokens": 2.6e9}),
     (epochs, {}),
     (overfitting, {"evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82)]}, "loss": 2.2}),
