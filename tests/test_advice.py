@@ -19,7 +19,7 @@ from isoflop.advise.data import epochs, overfitting
 from isoflop.advise.frontier import law_at, planned
 from isoflop.advise.hardware import hardware
 from isoflop.advise.schedule import schedule
-from isoflop.advise.situation import Batch, Estimate, Expected
+from isoflop.advise.situation import Batch, Estimate, Evaluated, Expected
 from isoflop.advise.stopping import past_efficient, target
 from isoflop.advise.track import MOST, Track
 from isoflop.advise.waste import waste_of
@@ -59,6 +59,11 @@ def batch_of(tokens: float, measured: float = 9e5, prior: float = 1.1e6) -> Batc
     return Batch(tokens, combine(known), *known)
 
 
+def evaluated(*losses: float, train: float = 2.7) -> dict[str, list[Evaluated]]:
+    """On c4, every 1000 steps."""
+    return {"c4": [Evaluated(1000 * (i + 1), loss, train) for i, loss in enumerate(losses)]}
+
+
 SAID = [
     (
         target,
@@ -80,6 +85,29 @@ would have reached this loss with 53% less compute, and the rest buys 0.300 nats
 [2.480, 2.520], loss if the decay began now, at step 4,600 = 2.600 nats per token [2.580, 2.620] (80% intervals).
   Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED}
   Worth: compute = 1.33e+20 FLOPs, time = 15 hours.
+  Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        target,
+        {"target_loss": 2.4, "forecast": ENDING, "forecast_of": "eval/c4"},
+        Severity.WARNING,
+        """The run will not reach the target of 2.400 nats per token on eval/c4: it is on its way to 2.500 at step \
+10,000.
+  Numbers: loss on eval/c4 at the planned end = 2.500 nats per token [2.480, 2.520] (80% intervals).
+  Do: stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.
+  Worth: compute = 1.1e+20 FLOPs, time = 10 hours.
+  Rests on: this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        past_efficient,  # what was repeated is not: the stock is larger
+        {"step": 8000, "N": 1e8, "tokens": 4e10, "unique_tokens": 1e11, "forecast": ENDING, "forecast_of": "eval/c4"},
+        Severity.INFO,
+        f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
+would have reached this loss with 53% less compute.
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss on eval/c4 at the planned end = 2.500 nats per \
+token [2.480, 2.520] (80% intervals).
+  Do: let the decay that has begun finish, or stop; the next run should be larger.{SERVED}
+  Worth: compute = 4.42e+19 FLOPs, time = 2.5 hours.
   Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",
     ),
     (
@@ -184,14 +212,13 @@ tune the learning rate again with the batch.
         {
             "unique_tokens": 1e9,
             "loss": 2.2,
-            "losses": [(1000, 2.9), (2000, 2.7)],
-            "evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82), (4000, 2.9), (5000, 3.0)]},
+            "evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0),
         },
         Severity.WARNING,
         """The loss on c4 has risen from 2.800 to 3.000 nats per token since step 2,000, while the training loss fell: \
 the model overfits. 1.2B parameters want 26.2B unique tokens or more (Kaplan et al. 2020, eq. 4.4); there are 1B.
   Numbers: best evaluation loss = 2.800 nats per token, now = 3.000 nats per token, training loss = 2.200 nats per \
-token, unique tokens = 1B tokens.
+token, training loss then = 2.700 nats per token, unique tokens = 1B tokens.
   Do: stop and keep the checkpoint of step 2,000; the next run wants more data, fewer epochs, a smaller model or more \
 regularisation.
   Rests on: this run's losses.""",
@@ -295,16 +322,18 @@ SILENT = [
     (batch, {"batch": batch_of(8e6), "total_steps": None}),  # … by how much is not known
     (epochs, {"unique_tokens": 2.6e9}),
     (epochs, {}),
-    (overfitting, {"evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82)]}, "loss": 2.2}),
+    (overfitting, {"evaluations": evaluated(3.0, 2.8, 2.82), "loss": 2.2}),
     (
         overfitting,
         {
             "unique_tokens": 1e12,  # first epoch: not learnt by heart
             "loss": 2.2,
-            "losses": [(1000, 2.9), (2000, 2.7)],
-            "evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82), (4000, 2.9), (5000, 3.0)]},
+            "evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0),
         },
     ),
+    (overfitting, {"evaluations": evaluated(2.9, 2.8, 2.801, 2.803, 2.806), "loss": 2.2}),  # it scatters
+    (overfitting, {"evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0, train=2.1), "loss": 2.2}),  # both rise
+    (past_efficient, {"N": 1e8, "tokens": 4e10, "unique_tokens": 1e10}),  # repeated: not the law's tokens
     (schedule, {}),
     (schedule, {"rates": LearningRatePlan.cosine(11_000, 1e-3, 100)}),
     (schedule, {"rates": LearningRatePlan.constant(10_000, 1e-3, 100)}),  # a decay may come in a run of its own

@@ -292,3 +292,17 @@ def test_what_published_sweeps_do_not_know_is_not_judged_by_them(tmp_path: Path,
         monitor.step(loss.detach())
     assert monitor.advice == ()
     assert "this is fine-tuning" in monitor._advising._missing()["whether the size fits the data"]
+
+
+def test_a_forecast_of_an_evaluation_loss_is_not_held_against_the_training_loss(tmp_path: Path) -> None:
+    """The training loss lies 20% above what is evaluated: nothing has left its curve."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    options: dict[str, Any] = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20, "record_dir": tmp_path}
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    monitor = isoflop.Monitor(None, optimizer=optimizer, total_steps=2000, fit_on="eval/c4", **options)
+    for step in range(1, 1501):
+        monitor.step(1.2 * planted(step), tokens=500)
+        if step % 20 == 0:
+            monitor.evaluate("c4", planted(step))
+        assert Reason.OFF_CURVE not in {advice.reason for advice in monitor.advice}
+    assert monitor.forecast is not None

@@ -5,6 +5,7 @@ Runs on the rank that writes. What it costs in all stays under a thousandth of t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from isoflop.advise.adviser import EVALUATORS
 from isoflop.advise.closing import closing_lines
 from isoflop.advise.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.advise.run_adviser import RunAdviser
-from isoflop.advise.situation import Batch
+from isoflop.advise.situation import Batch, Evaluated
 from isoflop.entries import describe_model
 from isoflop.fit.forecast.records import domain_of
 from isoflop.forecasting import About, Forecasting
@@ -75,7 +76,7 @@ class Advising:
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
         self._unlike: str | None = None
         self._told_missing = False
-        self._evaluations: dict[str, list[tuple[int, float]]] = {}
+        self._evaluations: dict[str, list[Evaluated]] = {}
         self.scalars: dict[str, float] = {}
         """What stays the same over the run: `isoflop/n_opt`."""
 
@@ -86,8 +87,11 @@ class Advising:
 
     def evaluation(self, name: str, step: int, loss: float) -> None:
         """The loss of an evaluation set; of many the middle ones go."""
+        if not math.isfinite(loss):
+            return
+        now = self._judge.track.now()
         points = self._evaluations.setdefault(name, [])
-        points.append((step, loss))
+        points.append(Evaluated(step, loss, None if now is None else now.mean))
         if len(points) > 64:
             del points[1:-8:2]
 
@@ -135,6 +139,7 @@ class Advising:
             total_steps=self._setup.total_steps,
             rates=self._forecasting.plan,
             forecast=self._forecasting.last,
+            forecast_of=self._forecasting.on,
             line=self.own.line,
             line_source=self.own.source,
             inference_tokens=options.inference_tokens,
@@ -238,7 +243,8 @@ class Advising:
         self._judge.load_state_dict(state["judge"])
         self._told_missing = bool(state["told_missing"])
         self._evaluations = {
-            name: [(int(step), float(loss)) for step, loss in points] for name, points in state["evaluations"].items()
+            name: [Evaluated(int(step), float(loss), train) for step, loss, train in points]
+            for name, points in state["evaluations"].items()
         }
         self._spent = float(state["spent"])
         self.scalars = {name: float(value) for name, value in state["scalars"].items()}

@@ -52,8 +52,8 @@ class RunAdviser:
         plan = run.rates
 
         def ahead(step: int) -> Estimate | None:
-            if forecaster is None or plan is None:
-                return None
+            if forecaster is None or plan is None or run.forecast_of != "train":
+                return None  # what is compared with it is the training loss
             found = forecaster.forecast(plan, step)
             return Estimate(*found.normal) if isinstance(found, Forecast) else None
 

@@ -25,6 +25,7 @@ class Thresholds:
     batch_large: B/B_crit above which compute is wasted: 2 is 2/3 of it (E/E_min = 1 + B/B_crit).
     batch_small: B/B_crit below which steps are wasted. Between .16 and .2 lies the batch of least loss.
     epoch_worth: worth of the next repeated token in new ones (Muennighoff et al. 2023) below which epochs are too many.
+    overfitting: rise of an evaluation loss above its best, as a share of it (and beyond its scatter), that counts.
     schedule_over: how much longer than the run a decay may be planned: 25%, Hoffmann et al. 2022 (appendix B).
     slow: share of this run's own best speed …
     slow_hours: … where that would cost so much of the time that is left.
@@ -45,6 +46,7 @@ class Thresholds:
     batch_large: float = 2.0
     batch_small: float = 0.25
     epoch_worth: float = 0.25
+    overfitting: float = 0.01
     schedule_over: float = 1.25
     slow: float = 0.7
     slow_hours: float = 0.1
