@@ -104,8 +104,8 @@ would have reached this loss with 53% less compute, and the rest buys 0.300 nats
         Severity.INFO,
         f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
 would have reached this loss with 53% less compute.
-  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss on eval/c4 at the planned end = 2.500 nats per \
-token [2.480, 2.520] (80% intervals).
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss on eval/c4 at the planned end = 2.500 nats \
+per token [2.480, 2.520] (80% intervals).
   Do: let the decay that has begun finish, or stop; the next run should be larger.{SERVED}
   Worth: compute = 4.42e+19 FLOPs, time = 2.5 hours.
   Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",

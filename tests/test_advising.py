@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import isoflop
 from isoflop import advising
 from isoflop.advise import Advice, Reason, Severity
-from isoflop.advise.own_runs import learn_from
+from isoflop.advise.own_runs import frontier_of, learn_from
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_runs
 from isoflop.transformers import IsoFLOPCallback
@@ -136,6 +136,11 @@ def test_a_function_may_end_the_run(tmp_path: Path) -> None:
     assert monitor.should_stop and monitor.steps == 20
 
 
+def test_what_a_function_answers_can_be_anything(tmp_path: Path) -> None:
+    monitor = train(tmp_path, last=100, on_advice=lambda advice: np.array(["stop", "go"]))
+    assert not monitor.should_stop and monitor.guard.aside.keys() == {"on_advice"}
+
+
 def test_warn_never_stops(tmp_path: Path) -> None:
     assert not train(tmp_path, loss=lambda step: math.nan, last=500).should_stop
 
@@ -205,9 +210,19 @@ def earlier(folder: Path, *, ratio: float = 5.0, budgets: tuple[float, ...] = (1
     return folder
 
 
-def write(folder: Path, name: str, N: int, D: int, loss: float, status: Any = "completed", **header: Any) -> None:
-    log = RecordLog.create(folder, name, {"name": name, "parameters": {"non_embedding_with_head": N}, **header})
-    log.point(Point(step=100, tokens=D, padding=0, losses={"train": loss}))
+def write(
+    folder: Path,
+    name: str,
+    N: int,
+    D: int,
+    loss: float,
+    status: Any = "completed",
+    flops: int | None = None,
+    **header: Any,
+) -> None:
+    parameters = {"non_embedding_with_head": N, **header.pop("parameters", {})}
+    log = RecordLog.create(folder, name, {"name": name, "parameters": parameters, **header})
+    log.point(Point(step=100, tokens=D, padding=0, losses={"train": loss}, flops=flops))
     log.end(100, status)
     log.close()
 
@@ -238,13 +253,35 @@ def test_what_is_unlike_is_left_out_with_the_reason(tmp_path: Path) -> None:
     log = RecordLog.create(runs, "empty", {"name": "empty"})
     log.end(1, "completed")
     log.close()
-    own = learn_from(read_runs(runs), tokenizer="gpt2")
+    write(runs, "stopped", 1000, 1000, 9.0, planned={"steps": 200})
+    write(runs, "experts", 1000, 1000, 9.0, parameters={"total": 8000, "active": 2000})
+    write(runs, "me", 1000, 1000, 9.0)
+    own = learn_from(read_runs(runs), tokenizer="gpt2", domain={"moe": False, "finetuning": False}, itself="me")
     assert len(own.points) == 10
     assert sorted(own.left_out) == [
         "bytes: another tokenizer (bytes, not gpt2)",
         "empty: it has no final loss, no tokens or no parameter count",
+        "experts: a mixture of experts, and this one not",
         "killed: it is not finished",
+        "stopped: it ended at step 100 of 200 planned",
     ]
+
+
+def test_the_frontier_is_drawn_against_the_compute_that_was_measured(tmp_path: Path) -> None:
+    for i in (1, 2):
+        write(tmp_path, f"run{i}", 1000, 20_000 * i, 3.0 - 0.1 * i, flops=200_000_000 * i)
+    own = learn_from(read_runs(tmp_path))
+    assert frontier_of(own.points) == [(2e8, 2.9), (4e8, 2.8)]
+    assert frontier_of([run._replace(flops=None) for run in own.points]) == [(1.2e8, 2.9), (2.4e8, 2.8)]
+
+
+def test_a_run_does_not_learn_from_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("isoflop").setLevel(logging.INFO)
+    try:
+        train(tmp_path, last=200, history=tmp_path)
+    finally:
+        logging.getLogger("isoflop").setLevel(logging.NOTSET)
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_a_few_runs_of_one_size_say_nothing(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Advising:
         forecasting: the run's forecasts.
         put: takes a new piece of advice to the record and to TensorBoard.
         about: what the model is.
+        run_id: of this run's record.
     """
 
     def __init__(
@@ -64,17 +65,18 @@ class Advising:
         forecasting: Forecasting,
         put: Callable[[Advice], None],
         about: Callable[[], About],
+        run_id: Callable[[], str | None],
     ) -> None:
         self.wants_stop = False
         """A new piece of advice asks for the run's end."""
         self.own = OwnRuns()
         self._options, self._setup, self._guard = options, setup, guard
-        self._forecasting, self._put, self._about = forecasting, put, about
+        self._forecasting, self._put, self._about, self._run_id = forecasting, put, about, run_id
         self._judge = RunAdviser(options.thresholds, self._evaluator_failed)
         self._spent = 0.0
         self._started = False
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
-        self._unlike: str | None = None
+        self._kinds: dict[str, bool] | None = None
         self._told_missing = False
         self._evaluations: dict[str, list[Evaluated]] = {}
         self.scalars: dict[str, float] = {}
@@ -146,20 +148,18 @@ class Advising:
             unique_tokens=options.unique_tokens,
             target_loss=options.target_loss,
             intent=options.intent or "optimal",
-            unlike=self._unlike_published(),
+            unlike=next((text for kind, text in UNLIKE.items() if (self._domain() or {}).get(kind)), ""),
             price_per_hour=options.price_per_hour,
             evaluations=self._evaluations,
         )
 
-    def _unlike_published(self) -> str:
+    def _domain(self) -> dict[str, bool] | None:
         """Of the model itself, not of the forecast: that may be off, or wait for an evaluation."""
-        if self._unlike is None:
+        if self._kinds is None:
             about = self._about()
-            if not about.parameters:
-                return ""
-            domain = domain_of(about.parameters, describe_model(about.model))
-            self._unlike = next((text for kind, text in UNLIKE.items() if domain[kind]), "")
-        return self._unlike
+            if about.parameters:
+                self._kinds = domain_of(about.parameters, describe_model(about.model))
+        return self._kinds
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""
@@ -177,7 +177,15 @@ class Advising:
         with self._guard.part(HISTORY):
             setup = self._setup
             runs = read_runs(*self._options.history_paths, on_problem=lambda text: None)
-            self.own = learn_from(runs, loss=self._forecasting.on, tokenizer=setup.tokenizer, data=setup.data)
+            on = self._forecasting.on
+            self.own = learn_from(
+                runs,
+                loss="train" if on == "off" else on,
+                tokenizer=setup.tokenizer,
+                data=setup.data,
+                domain=self._domain(),
+                itself=self._run_id(),
+            )
             if self.own.left_out:
                 shown = "; ".join(self.own.left_out[:3])
                 more = f"; and {len(self.own.left_out) - 3} more" if len(self.own.left_out) > 3 else ""
@@ -206,7 +214,12 @@ class Advising:
         if callable(action):
             if self._guard.open(CALLBACK):
                 with self._guard.part(CALLBACK):
-                    self.wants_stop |= action(advice) == "stop"
+                    began = time.perf_counter()
+                    try:
+                        if action(advice) == "stop":
+                            self.wants_stop = True
+                    finally:
+                        self._spent -= time.perf_counter() - began  # the user's own time, not judging's
         elif action == "stop" and advice.stops:
             self.wants_stop = True
             logger.warning("isoflop: on_advice='stop' ends the run: %s", advice.reason.value)
@@ -227,30 +240,32 @@ class Advising:
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "judge": self._judge.state_dict(),
-            "started": self._started,
-            "told_missing": self._told_missing,
-            "evaluations": {name: [list(p) for p in points] for name, points in self._evaluations.items()},
-            "spent": self._spent,
-            "scalars": dict(self.scalars),
-        }
+    def state_dict(self) -> dict[str, Any] | None:
+        """Plain values; None where advising has stepped aside."""
+        if self._guard.open(ADVICE):
+            with self._guard.part(ADVICE):  # its fault must not lose the run's counts
+                return {
+                    "judge": self._judge.state_dict(),
+                    "told_missing": self._told_missing,
+                    "evaluations": {name: [list(p) for p in points] for name, points in self._evaluations.items()},
+                    "spent": self._spent,
+                    "scalars": dict(self.scalars),
+                }
+        return None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`. The history is read again: records may have been added."""
-        self._judge.load_state_dict(state["judge"])
-        self._told_missing = bool(state["told_missing"])
-        self._evaluations = {
-            name: [Evaluated(int(step), float(loss), train) for step, loss, train in points]
-            for name, points in state["evaluations"].items()
-        }
-        self._spent = float(state["spent"])
-        self.scalars = {name: float(value) for name, value in state["scalars"].items()}
-        if state["started"]:
-            self._started = True
-            self._read_history()
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from `state_dict()`. At the first log step the history is read again: records may have been added."""
+        if not state or not self._guard.open(ADVICE):
+            return
+        with self._guard.part(ADVICE):
+            self._judge.load_state_dict(state["judge"])
+            self._told_missing = bool(state["told_missing"])
+            self._evaluations = {
+                name: [Evaluated(int(step), float(loss), train) for step, loss, train in points]
+                for name, points in state["evaluations"].items()
+            }
+            self._spent = float(state["spent"])
+            self.scalars = {name: float(value) for name, value in state["scalars"].items()}
 
 
 def situation(

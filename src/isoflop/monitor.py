@@ -124,7 +124,13 @@ class Monitor:
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)
         self._forecasting = Forecasting(self.options, self.setup, self.guard, self._keep_plan)
         self._advising = Advising(
-            self.options, self.setup, self.guard, self._forecasting, self._put_advice, self._about
+            self.options,
+            self.setup,
+            self.guard,
+            self._forecasting,
+            self._put_advice,
+            self._about,
+            lambda: self.recorder.run_id,
         )
         self.should_stop = False
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
@@ -473,8 +479,7 @@ class Monitor:
         self._output.axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
         self._forecasting.load_state_dict(state.get("forecast"))  # not in states of earlier versions
-        if "advice" in state:  # not in states of earlier versions
-            self._advising.load_state_dict(state["advice"])
+        self._advising.load_state_dict(state.get("advice"))  # likewise
         if "noise" in state:  # not in a checkpoint of an earlier version
             self.noise.load_state_dict(state["noise"])
 
