@@ -157,8 +157,8 @@ would have reached this loss with 53% less compute.
         plateau,
         {"fall": Estimate(0.2, 0.02), "fell": Estimate(-0.01, 0.004), "loss": 2.7},
         Severity.WARNING,
-        f"""The loss has stopped falling: it fell by -0.010 nats per token over the last doubling of tokens, where \
-0.200 was to be expected.
+        f"""The loss has stopped falling: it rose by 0.010 nats per token over the last doubling of steps, where a \
+fall of 0.200 was to be expected.
   Numbers: fall = -0.01 nats per token [-0.018, -0.002], expected = 0.200 nats per token [0.160, 0.240] \
 (95% intervals).
   Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
@@ -168,8 +168,8 @@ would have reached this loss with 53% less compute.
         plateau,  # the forecast has got used to it
         {"fall": Estimate(0.001, 0.001), "fell": Estimate(0.002, 0.001), "loss": 2.7},
         Severity.WARNING,
-        f"""The loss has stopped falling: it fell by 0.002 nats per token over the last doubling of tokens, where \
-0.120 was to be expected.
+        f"""The loss has stopped falling: it fell by 0.002 nats per token over the last doubling of steps, where a \
+fall of 0.120 was to be expected.
   Numbers: fall = 0.002 nats per token [0, 0.004], expected = 0.120 nats per token [0.06, 0.180] (95% intervals).
   Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
   Rests on: this run's curve; B and β of besiroglu2024.""",
@@ -230,14 +230,16 @@ regularisation.
         """The learning-rate decay is cut off: at the planned end, step 10,000, the rate is still 55% of its peak and \
 falling; the decay is about 2.0 times as long as the run.
   Numbers: learning rate at the end over its peak = 55.4%.
-  Do: set the schedule's length to 10,000 steps: a decay more than 25% too long costs loss.
+  Do: unless it is meant to end there, set the schedule's length to 10,000 steps: a decay more than 25% too long \
+costs loss.
   Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
     ),
     (
         schedule,
         {"rates": LearningRatePlan.linear(6000, 1e-3, 100)},
         Severity.WARNING,
-        """The learning rate is 0 from step 5,925 on; the 4,075 steps after it buy nothing.
+        """The learning rate is below a thousandth of its peak from step 5,975 on; the 4,025 steps after it buy \
+nothing.
   Numbers: learning rate at the end over its peak = 0%.
   Do: set the schedule's length to 10,000 steps, or end the run there.
   Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
@@ -339,6 +341,8 @@ SILENT = [
     (schedule, {"rates": LearningRatePlan.constant(10_000, 1e-3, 100)}),  # a decay may come in a run of its own
     (schedule, {"rates": LearningRatePlan.wsd(10_000, 1e-3, 100, 2000)}),
     (schedule, {"rates": LearningRatePlan.linear(10_000, 1e-3, 100)}),
+    (schedule, {"rates": LearningRatePlan(np.arange(10_001.0), 1e-3 * (1 - np.arange(10_001.0) / 1e4) ** 2)}),
+    (schedule, {"rates": LearningRatePlan(np.array([0, 5000, 10_000.0]), np.array([1e-3, 1e-5, 0]))}),  # 1% is not 0
     (schedule, {"rates": None}),
     (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4, 6e4, 5e4], "best_speed": 1e5}),
     (hardware, {"speeds": [6e4] * 8, "best_speed": 1e5, "seconds": 60.0}),  # a minute at stake
@@ -406,6 +410,14 @@ def test_waste_is_what_the_closed_form_says(log_k: float, C: float) -> None:
     ratio = (beta * k**-alpha + alpha * k**beta) / (alpha + beta)
     assert waste.extra[0] == pytest.approx(ratio ** ((alpha + beta) / (alpha * beta)) - 1, abs=2e-4, rel=2e-3)
     assert waste.N[0] * waste.D[0] * 6 * (1 + waste.extra[0]) == pytest.approx(10**C, rel=1e-9)
+
+
+def test_hours_of_training_are_no_measure_of_serving() -> None:
+    served = planned(situation(N=1e9, tokens_per_step=2e6, tokens=1e10, inference_tokens=1e14), THRESHOLDS)
+    assert isinstance(served, Advice) and "The same loss, serving included, would cost" in served.what
+    assert [each.name for each in served.saves] == ["compute to train and serve"]
+    alone = planned(situation(tokens_per_step=2.6e5, tokens=1.3e9), THRESHOLDS)
+    assert isinstance(alone, Advice) and [each.name for each in alone.saves] == ["compute", "time"]
 
 
 def test_serving_makes_the_best_size_smaller() -> None:

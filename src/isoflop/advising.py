@@ -229,7 +229,7 @@ class Advising:
 
     def _tell_missing(self, run: Situation) -> None:
         """Once, a tenth into the run: what is not judged, and why."""
-        if self._told_missing or run.warming_up or (run.left or 1.0) > 0.9:
+        if self._told_missing or run.warming_up or run.left is None or run.left > 0.9:
             return
         self._told_missing = True
         for what, why in self._missing().items():

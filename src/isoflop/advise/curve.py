@@ -115,8 +115,8 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.PLATEAU,
         Severity.WARNING,
         run.step,
-        f"The loss has stopped falling: it fell by {run.fell.mean:.3f} nats per token over the last doubling of "
-        f"tokens, where {expected.mean:.3f} was to be expected.",
+        f"The loss has stopped falling: it {'fell' if run.fell.mean >= 0 else 'rose'} by {abs(run.fell.mean):.3f} nats "
+        f"per token over the last doubling of steps, where a fall of {expected.mean:.3f} was to be expected.",
         f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
         (
             _within("fall", run.fell),
