@@ -88,6 +88,15 @@ would have reached this loss with 53% less compute, and the rest buys 0.300 nats
   Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",
     ),
     (
+        diverging,  # for 60 steps, each of them logged
+        {"losses": [(4900 + i, 3.9 if i > 40 else 3 - 0.001 * i) for i in range(1, 101)]},
+        Severity.CRITICAL,
+        f"""The loss diverges: 3.900 nats per token, after 2.962 around step 4,936; a logged loss scatters by 0.003.
+  Numbers: loss = 3.900 nats per token, best = 2.962 nats per token, scatter = 0.003 nats per token.
+  Do: stop, go back to a checkpoint before step 4,936, and lower the learning rate or skip the data; look at {LOOK}.
+  Rests on: this run's loss.""",
+    ),
+    (
         target,
         {"target_loss": 2.4, "forecast": ENDING, "forecast_of": "eval/c4"},
         Severity.WARNING,
@@ -305,6 +314,8 @@ SILENT = [
     (past_efficient, {}),
     (diverging, {"losses": FALLING}),
     (diverging, {"losses": [*FALLING, (4100, 3.5)]}),  # one spike
+    # a spike of 30 steps, each of them logged
+    (diverging, {"losses": [(4900 + i, 3.9 if i > 70 else 3 - 0.001 * i) for i in range(1, 101)]}),
     (diverging, {"nonfinite": 2}),
     (diverging, {"losses": FALLING[::-1], "step": 50}),  # warm-up
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.70, 0.002)]}),
