@@ -343,3 +343,38 @@ def test_a_forecast_of_an_evaluation_loss_is_not_held_against_the_training_loss(
             monitor.evaluate("c4", planted(step))
         assert Reason.OFF_CURVE not in {advice.reason for advice in monitor.advice}
     assert monitor.forecast is not None
+
+
+# -- the frontier by one's own runs ----------------------------------------------------------------------------------
+def own_law(N: float, D: float) -> float:
+    return 1.5 + 40 / N**0.34 + 130 / D**0.37
+
+
+def ladder(folder: Path, budgets: tuple[float, ...]) -> Path:
+    for C in budgets:
+        for k in (0.25, 0.5, 1.0, 2.0, 4.0):
+            N = round(math.sqrt(C / 6 / 20) * k)
+            write(folder, f"C{C:.0e}-k{k}".replace("+", ""), N, round(C / 6 / N), own_law(N, C / 6 / N))
+    return folder
+
+
+def test_the_loss_is_held_against_the_law_of_ones_own_runs(tmp_path: Path) -> None:
+    runs = ladder(tmp_path / "runs", (5e10, 2e11, 8e11))
+    monitor = train(tmp_path / "new", history=runs, loss=lambda step: own_law(5e4, 500 * step) + 0.02)
+    C = 6 * 5e4 * 1e6
+    N = np.geomspace(1e3, 1e7, 2000)
+    least = float(own_law(N, C / 6 / N).min())  # type: ignore[arg-type, attr-defined]
+    assert monitor.scalars["isoflop/frontier_loss"] == pytest.approx(least, abs=0.01)
+    expected = monitor.scalars["isoflop/loss"] - monitor.scalars["isoflop/frontier_loss"]
+    assert monitor.scalars["isoflop/excess_loss"] == pytest.approx(expected) and expected > 0.015
+
+
+def test_there_is_no_frontier_loss_where_the_runs_do_not_tell(tmp_path: Path) -> None:
+    few = ladder(tmp_path / "few", (2e11,))
+    line = tmp_path / "line"
+    for i in range(10):
+        write(line, f"run{i}", 1000 * 2**i, 20_000 * 2**i, own_law(1000 * 2**i, 20_000 * 2**i))
+    far = ladder(tmp_path / "far", (5e6, 2e7, 8e7))
+    for history in (few, line, far, None):
+        monitor = train(tmp_path / f"new{history and history.name}", history=history, last=200)
+        assert not {"isoflop/frontier_loss", "isoflop/excess_loss"} & set(monitor.scalars)

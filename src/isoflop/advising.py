@@ -19,6 +19,7 @@ from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Batch, Evaluated
 from isoflop.entries import describe_model
 from isoflop.fit.forecast.records import domain_of
+from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.forecasting import About, Forecasting
 from isoflop.guard import Guard, declare, logger
 from isoflop.noise import NoiseDriver
@@ -80,7 +81,7 @@ class Advising:
         self._told_missing = False
         self._evaluations: dict[str, list[Evaluated]] = {}
         self.scalars: dict[str, float] = {}
-        """What stays the same over the run: `isoflop/n_opt`."""
+        """`isoflop/n_opt`; `isoflop/frontier_loss` and `isoflop/excess_loss` where own runs determine a law."""
 
     @property
     def current(self) -> tuple[Advice, ...]:
@@ -118,6 +119,7 @@ class Advising:
                 known = self._whole(run)
             if self._plan_changed(known.planned_tokens):
                 self._say(self._judge.start(known))
+            self._hold_against_frontier(known)
             late = self._spent > FREE + SHARE * wall_time
             if not late:
                 self._say(self._judge.log(known, self._forecasting.curve, speed))
@@ -196,6 +198,23 @@ class Advising:
         if frontier and self._setup.tensorboard is not None and self._guard.open(FRONTIER):
             with self._guard.part(FRONTIER):
                 draw_frontier(self._setup.tensorboard, frontier)
+
+    def _hold_against_frontier(self, run: Situation) -> None:
+        """At the compute so far; the loss is of the kind that the own runs were fitted on."""
+        for name in ("isoflop/frontier_loss", "isoflop/excess_loss"):
+            self.scalars.pop(name, None)
+        if self.own.frontier is None or run.N is None or not run.tokens:
+            return
+        least = self.own.frontier.loss(TRAINING_FLOPS * run.N * run.tokens)
+        if least is None:
+            return
+        self.scalars["isoflop/frontier_loss"] = least
+        loss = run.loss
+        if run.forecast_of.startswith("eval/"):
+            evaluated = self._evaluations.get(run.forecast_of.removeprefix("eval/"))
+            loss = evaluated[-1].loss if evaluated and evaluated[-1].step == run.step else None
+        if loss is not None and math.isfinite(loss):
+            self.scalars["isoflop/excess_loss"] = loss - least
 
     def _say(self, new: list[Advice]) -> None:
         for advice in new:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from isoflop.advise.own_frontier import OwnFrontier, own_frontier
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.map_line import MapLine, map_line
@@ -40,12 +41,14 @@ class OwnRuns:
         line: N_opt(C) by the prior and the runs; None: they show no minimum.
         source: what the line rests on, for people.
         points: the runs used.
+        frontier: the least loss by their law; None: they do not determine one.
         left_out: why runs were not used.
     """
 
     line: MapLine | None = None
     source: str = ""
     points: tuple[OwnRun, ...] = ()
+    frontier: OwnFrontier | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -83,13 +86,14 @@ def learn_from(
     if not points:
         return OwnRuns(left_out=tuple(left_out))
     N, D, L = (np.array([point[i] for point in points], dtype=float) for i in range(3))
+    frontier = own_frontier(N, D, L)
     minima = own_minima({"N": N, "D": D, "loss": L}).minima if len(points) >= 3 else ()
     if not minima:
-        return OwnRuns(points=tuple(points), left_out=tuple(left_out))
+        return OwnRuns(points=tuple(points), frontier=frontier, left_out=tuple(left_out))
     C, best, sd = (np.array([getattr(m, key) for m in minima], dtype=float) for key in ("C", "N", "standard_error"))
     line = map_line(C, best, sd)
     source = f"{_number(len(minima), 'isoFLOP minimum', 'isoFLOP minima')} of {len(points)} runs of your own"
-    return OwnRuns(line, f"{source}, shrunk towards published sweeps", tuple(points), tuple(left_out))
+    return OwnRuns(line, f"{source}, shrunk towards published sweeps", tuple(points), frontier, tuple(left_out))
 
 
 def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
