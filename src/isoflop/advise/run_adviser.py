@@ -13,6 +13,7 @@ from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.track import Track
 from isoflop.fit.forecast import Forecast, LearningRatePlan, OnlineForecaster, Silence
 
+Answer = Forecast | Silence | None
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 
@@ -30,7 +31,7 @@ class RunAdviser:
     ) -> None:
         self.adviser = Adviser(thresholds, failed)
         self.track = Track()
-        self._decayed: tuple[int, Forecast | Silence | None] = (0, None)
+        self._asked: dict[str, tuple[int, Answer]] = {}
 
     def start(self, run: Situation) -> list[Advice]:
         """Judge the plan; after the first step, when the batch is known."""
@@ -73,17 +74,18 @@ class RunAdviser:
                 fell=track.fell,
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
-                decay_now=lambda: self._decay_now(forecaster, plan, run.step),
+                decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
+                converged=lambda: self._ask(
+                    "end", run.step, lambda: forecaster.converged(plan) if forecaster else None
+                ),
             )
         )
 
-    def _decay_now(
-        self, forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int
-    ) -> Forecast | Silence | None:
+    def _ask(self, what: str, step: int, ask: Callable[[], Answer]) -> Answer:
         """Asked anew when the steps have grown by a tenth."""
-        if step > 1.1 * self._decayed[0]:
-            self._decayed = (step, decay_now(forecaster, plan, step))
-        return self._decayed[1]
+        if step > 1.1 * self._asked.get(what, (0, None))[0]:
+            self._asked[what] = (step, ask())
+        return self._asked[what][1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -95,9 +97,7 @@ class RunAdviser:
         self.track.load_state_dict(state["track"])
 
 
-def decay_now(
-    forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int
-) -> Forecast | Silence | None:
+def decay_now(forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int) -> Answer:
     """The loss after a linear decay to 0 that begins now."""
     if forecaster is None or plan is None:
         return None

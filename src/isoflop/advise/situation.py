@@ -77,6 +77,7 @@ class Situation:
         forecast: of the loss at the planned end, or why there is none.
         forecast_of: whose loss that is: `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
+        converged: asks for the loss that this size would come to in endless training.
         expected: forecasts that fell due at this step.
         fall: expected fall of the loss over the last doubling of steps, by a forecast made before it, with its sd.
         fell: the fall that came, with its sd.
@@ -109,6 +110,7 @@ class Situation:
     forecast: Forecast | Silence | None = None
     forecast_of: str = "train"
     decay_now: Callable[[], Forecast | Silence | None] = lambda: None
+    converged: Callable[[], Forecast | Silence | None] = lambda: None
     expected: Sequence[Expected] = ()
     fall: Estimate | None = None
     fell: Estimate | None = None

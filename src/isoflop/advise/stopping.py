@@ -61,6 +61,9 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
             still = f", and the rest buys {_gain(run.loss, run.forecast)}"
     if isinstance(now, Forecast):
         numbers.append(_loss(f"loss{whose} if the decay began now, at step {now.step:,}", now))
+    converged = run.converged()
+    if isinstance(converged, Forecast):
+        numbers.append(_kaplan(converged, whose))
     if run.rates is None:
         do = "stop here, or train a larger model; if the learning rate has not decayed yet, decay it first."
     elif decaying(run.rates, run.step):
@@ -121,6 +124,12 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
 def decaying(rates: LearningRatePlan | None, step: int) -> bool:
     """Whether the learning rate has come down from its peak already."""
     return rates is not None and step > rates.warmup_steps and float(rates.at(step)) < DECAYED * rates.peak
+
+
+def _kaplan(converged: Forecast, whose: str) -> Quantity:
+    """Shown beside it, triggers nothing."""
+    stop, low, high = ((1 + KAPLAN_STOP) * loss for loss in (converged.loss, converged.low, converged.high))
+    return Quantity(f"loss{whose} at which Kaplan et al. 2020 would stop", stop, "nats per token", low, high)
 
 
 def _whose(run: Situation) -> str:
