@@ -104,6 +104,34 @@ def test_a_healthy_run_hears_nothing_but_the_neutral_line(
     assert "isoflop: not judged: the batch size (" in printed
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"n_layer": 1, "n_head": 2, "n_embd": 128, "vocab_size": 64}, "1 layer: fewer than 2 deviate"),
+        ({"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 64}, None),
+        ({"n_layer": 2, "n_embd": 64}, None),
+    ],
+)
+def test_an_unusual_shape_is_noted_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, int], said: str | None
+) -> None:
+    net = model()
+    net.config = config  # type: ignore[assignment]
+    logging.getLogger("isoflop").setLevel(logging.INFO)
+    try:
+        with isoflop.Monitor(net, record_dir=tmp_path, log_every=2, total_steps=4) as monitor:
+            for batch in batches(Rows(16), 4):
+                loss = net(**batch)["loss"]
+                loss.backward()
+                monitor.step(loss.detach())
+    finally:
+        logging.getLogger("isoflop").setLevel(logging.NOTSET)
+    printed = capsys.readouterr().out
+    assert "isoflop: the run is over" in printed
+    assert ("a note on the model's shape, no verdict" in printed) == (said is not None)
+    assert said is None or said in printed
+
+
 def test_after_a_resume_it_is_not_said_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monitor = train(tmp_path, last=1000, target_loss=2.4)
     state = json.loads(json.dumps(monitor.state_dict()))

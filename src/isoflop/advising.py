@@ -19,11 +19,13 @@ from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Batch, Evaluated
 from isoflop.entries import describe_model
 from isoflop.fit.forecast.records import domain_of
+from isoflop.fit.frontier.shape import shape_warning
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.forecasting import About, Forecasting
 from isoflop.guard import Guard, declare, logger
 from isoflop.noise import NoiseDriver
-from isoflop.observe.parameters import Parameters
+from isoflop.observe.parameters import Parameters, unwrap
+from isoflop.observe.shape import shape_of, width_of
 from isoflop.observe.tally import Totals
 from isoflop.options import Options
 from isoflop.record import read_runs
@@ -131,7 +133,9 @@ class Advising:
         lines: list[str] = []
         if self._guard.open(ADVICE):
             with self._guard.part(ADVICE):
-                lines = closing_lines(self._whole(run), totals.flops_known, goodput, self.current, self._missing())
+                lines = closing_lines(
+                    self._whole(run), totals.flops_known, goodput, self.current, self._missing(), self._shape()
+                )
         return lines
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -154,6 +158,13 @@ class Advising:
             price_per_hour=options.price_per_hour,
             evaluations=self._evaluations,
         )
+
+    def _shape(self) -> tuple[str, ...]:
+        """Where the configuration tells layers, width and heads."""
+        model = self._about().model
+        config = None if model is None else getattr(unwrap(model), "config", None)
+        shape, width = (None, None) if config is None else (shape_of(config), width_of(config))
+        return () if shape is None or width is None else shape_warning(shape.layers, width, shape.heads)
 
     def _domain(self) -> dict[str, bool] | None:
         """Of the model itself, not of the forecast: that may be off, or wait for an evaluation."""
