@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from isoflop.advise import Advice, Situation
-from isoflop.advising import Advising, situation
+from isoflop.advising import Advising
 from isoflop.entries import describe_counting, run_header, run_plan, run_point
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.forecasting import About, Forecasting, plan_for_record
@@ -32,6 +32,7 @@ from isoflop.setup import Setup
 from isoflop.show.output import Output
 from isoflop.show.scalars import Interval, interval_scalars
 from isoflop.show.tensorboard import TensorBoardSink
+from isoflop.situation import situation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
