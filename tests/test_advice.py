@@ -19,12 +19,12 @@ from isoflop.advise.data import epochs, overfitting
 from isoflop.advise.frontier import law_at, planned
 from isoflop.advise.hardware import hardware
 from isoflop.advise.schedule import schedule
-from isoflop.advise.situation import Batch, Estimate, Expected
+from isoflop.advise.situation import Batch, Estimate, Evaluated, Expected
 from isoflop.advise.stopping import past_efficient, target
 from isoflop.advise.track import MOST, Track
 from isoflop.advise.waste import waste_of
 from isoflop.fit.batch import Belief, combine
-from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
+from isoflop.fit.forecast import Forecast, LearningRatePlan, OnlineForecaster, Silence
 from isoflop.fit.frontier.optimum import optimal_allocation
 
 THRESHOLDS = Thresholds()
@@ -59,6 +59,11 @@ def batch_of(tokens: float, measured: float = 9e5, prior: float = 1.1e6) -> Batc
     return Batch(tokens, combine(known), *known)
 
 
+def evaluated(*losses: float, train: float = 2.7) -> dict[str, list[Evaluated]]:
+    """On c4, every 1000 steps."""
+    return {"c4": [Evaluated(1000 * (i + 1), loss, train) for i, loss in enumerate(losses)]}
+
+
 SAID = [
     (
         target,
@@ -81,6 +86,50 @@ would have reached this loss with 53% less compute, and the rest buys 0.300 nats
   Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED}
   Worth: compute = 1.33e+20 FLOPs, time = 15 hours.
   Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        diverging,  # for 60 steps, each of them logged
+        {"losses": [(4900 + i, 3.9 if i > 40 else 3 - 0.001 * i) for i in range(1, 101)]},
+        Severity.CRITICAL,
+        f"""The loss diverges: 3.900 nats per token, after 2.962 around step 4,936; a logged loss scatters by 0.003.
+  Numbers: loss = 3.900 nats per token, best = 2.962 nats per token, scatter = 0.003 nats per token.
+  Do: stop, go back to a checkpoint before step 4,936, and lower the learning rate or skip the data; look at {LOOK}.
+  Rests on: this run's loss.""",
+    ),
+    (
+        target,
+        {"target_loss": 2.4, "forecast": ENDING, "forecast_of": "eval/c4"},
+        Severity.WARNING,
+        """The run will not reach the target of 2.400 nats per token on eval/c4: it is on its way to 2.500 at step \
+10,000.
+  Numbers: loss on eval/c4 at the planned end = 2.500 nats per token [2.480, 2.520] (80% intervals).
+  Do: stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.
+  Worth: compute = 1.1e+20 FLOPs, time = 10 hours.
+  Rests on: this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        past_efficient,  # what was repeated is not: the stock is larger
+        {"step": 8000, "N": 1e8, "tokens": 4e10, "unique_tokens": 1e11, "forecast": ENDING, "forecast_of": "eval/c4"},
+        Severity.INFO,
+        f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
+would have reached this loss with 53% less compute.
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss on eval/c4 at the planned end = 2.500 nats \
+per token [2.480, 2.520] (80% intervals).
+  Do: let the decay that has begun finish, or stop; the next run should be larger.{SERVED}
+  Worth: compute = 4.42e+19 FLOPs, time = 2.5 hours.
+  Rests on: {PRIOR}; this run's forecast. Probability: over 99%.""",
+    ),
+    (
+        past_efficient,
+        {"step": 4000, "N": 1e8, "tokens": 4e10, "converged": lambda: Forecast(2.3, 2.27, 2.33, 0.02, 0.8, 10_000, "")},
+        Severity.INFO,
+        f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
+would have reached this loss with 53% less compute.
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss at which Kaplan et al. 2020 would stop = \
+2.533 nats per token [2.500, 2.566] (80% intervals).
+  Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED}
+  Worth: compute = 1.33e+20 FLOPs, time = 15 hours.
+  Rests on: {PRIOR}. Probability: over 99%.""",
     ),
     (
         past_efficient,
@@ -139,8 +188,8 @@ would have reached this loss with 53% less compute.
         plateau,
         {"fall": Estimate(0.2, 0.02), "fell": Estimate(-0.01, 0.004), "loss": 2.7},
         Severity.WARNING,
-        f"""The loss has stopped falling: it fell by -0.010 nats per token over the last doubling of tokens, where \
-0.200 was to be expected.
+        f"""The loss has stopped falling: it rose by 0.010 nats per token over the last doubling of steps, where a \
+fall of 0.200 was to be expected.
   Numbers: fall = -0.01 nats per token [-0.018, -0.002], expected = 0.200 nats per token [0.160, 0.240] \
 (95% intervals).
   Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
@@ -150,8 +199,8 @@ would have reached this loss with 53% less compute.
         plateau,  # the forecast has got used to it
         {"fall": Estimate(0.001, 0.001), "fell": Estimate(0.002, 0.001), "loss": 2.7},
         Severity.WARNING,
-        f"""The loss has stopped falling: it fell by 0.002 nats per token over the last doubling of tokens, where \
-0.120 was to be expected.
+        f"""The loss has stopped falling: it fell by 0.002 nats per token over the last doubling of steps, where a \
+fall of 0.120 was to be expected.
   Numbers: fall = 0.002 nats per token [0, 0.004], expected = 0.120 nats per token [0.06, 0.180] (95% intervals).
   Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
   Rests on: this run's curve; B and β of besiroglu2024.""",
@@ -160,12 +209,13 @@ would have reached this loss with 53% less compute.
         batch,
         {"batch": batch_of(8e6)},
         Severity.WARNING,
-        """The batch is 8.0 times the critical size: 89% of the compute goes into gradients that agree already.
-  Numbers: batch = 8M tokens, critical batch = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
-1.1M tokens (80% intervals).
-  Do: with about 995k tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again with \
-the batch.
-  Worth: compute = 88.9% [83.6%, 92.7%] (80% intervals).
+        """The batch is 5.5 times the critical size that is to be expected at the planned end: at least 85% of the \
+compute goes into gradients that agree already.
+  Numbers: batch = 8M tokens, critical batch now = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
+1.1M tokens, critical batch at the planned end = 1.46M tokens [930k, 2.3M] (80% intervals).
+  Do: with about 1.46M tokens a step the same loss takes fewer tokens and more steps; tune the learning rate again \
+with the batch.
+  Worth: compute of the rest = 69.1% [55.3%, 79.2%] (80% intervals).
   Rests on: this run's gradient noise scale; published fits of B_crit over D. Probability: over 99%.""",
     ),
     (
@@ -173,8 +223,8 @@ the batch.
         {"batch": batch_of(1e5)},
         Severity.INFO,
         """The batch is 0.1 times the critical size: it could be larger at little cost in tokens.
-  Numbers: batch = 100k tokens, critical batch = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits = \
-1.1M tokens (80% intervals).
+  Numbers: batch = 100k tokens, critical batch now = 995k tokens [632k, 1.57M], measured = 900k tokens, published fits \
+= 1.1M tokens (80% intervals).
   Do: if steps take as long on a batch of 200k tokens (more devices), double it: 45% fewer steps for 9% more tokens; \
 tune the learning rate again with the batch.
   Rests on: this run's gradient noise scale; published fits of B_crit over D. Probability: over 99%.""",
@@ -193,14 +243,13 @@ tune the learning rate again with the batch.
         {
             "unique_tokens": 1e9,
             "loss": 2.2,
-            "losses": [(1000, 2.9), (2000, 2.7)],
-            "evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82), (4000, 2.9), (5000, 3.0)]},
+            "evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0),
         },
         Severity.WARNING,
         """The loss on c4 has risen from 2.800 to 3.000 nats per token since step 2,000, while the training loss fell: \
 the model overfits. 1.2B parameters want 26.2B unique tokens or more (Kaplan et al. 2020, eq. 4.4); there are 1B.
   Numbers: best evaluation loss = 2.800 nats per token, now = 3.000 nats per token, training loss = 2.200 nats per \
-token, unique tokens = 1B tokens.
+token, training loss then = 2.700 nats per token, unique tokens = 1B tokens.
   Do: stop and keep the checkpoint of step 2,000; the next run wants more data, fewer epochs, a smaller model or more \
 regularisation.
   Rests on: this run's losses.""",
@@ -212,14 +261,16 @@ regularisation.
         """The learning-rate decay is cut off: at the planned end, step 10,000, the rate is still 55% of its peak and \
 falling; the decay is about 2.0 times as long as the run.
   Numbers: learning rate at the end over its peak = 55.4%.
-  Do: set the schedule's length to 10,000 steps: a decay more than 25% too long costs loss.
+  Do: unless it is meant to end there, set the schedule's length to 10,000 steps: a decay more than 25% too long \
+costs loss.
   Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
     ),
     (
         schedule,
         {"rates": LearningRatePlan.linear(6000, 1e-3, 100)},
         Severity.WARNING,
-        """The learning rate is 0 from step 5,925 on; the 4,075 steps after it buy nothing.
+        """The learning rate is below a thousandth of its peak from step 5,975 on; the 4,025 steps after it buy \
+nothing.
   Numbers: learning rate at the end over its peak = 0%.
   Do: set the schedule's length to 10,000 steps, or end the run there.
   Rests on: the trainer's schedule; Hoffmann et al. 2022, appendix B.""",
@@ -285,6 +336,8 @@ SILENT = [
     (past_efficient, {}),
     (diverging, {"losses": FALLING}),
     (diverging, {"losses": [*FALLING, (4100, 3.5)]}),  # one spike
+    # a spike of 30 steps, each of them logged
+    (diverging, {"losses": [(4900 + i, 3.9 if i > 70 else 3 - 0.001 * i) for i in range(1, 101)]}),
     (diverging, {"nonfinite": 2}),
     (diverging, {"losses": FALLING[::-1], "step": 50}),  # warm-up
     (off_curve, {"expected": [Expected(4300, 3400, Estimate(2.61, 0.004), 2.70, 0.002)]}),
@@ -299,23 +352,32 @@ SILENT = [
     (batch, {"batch": batch_of(1e6)}),
     (batch, {"batch": batch_of(2.5e5)}),  # the zone of least loss
     (batch, {"batch": batch_of(8e6), "step": 150}),  # warm-up
+    (
+        batch,
+        {"batch": batch_of(4e6), "step": 500, "tokens": 1.3e9},
+    ),  # the critical size grows fivefold to the end
+    (batch, {"batch": batch_of(8e6), "total_steps": None}),  # … by how much is not known
     (epochs, {"unique_tokens": 2.6e9}),
     (epochs, {}),
-    (overfitting, {"evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82)]}, "loss": 2.2}),
+    (overfitting, {"evaluations": evaluated(3.0, 2.8, 2.82), "loss": 2.2}),
     (
         overfitting,
         {
             "unique_tokens": 1e12,  # first epoch: not learnt by heart
             "loss": 2.2,
-            "losses": [(1000, 2.9), (2000, 2.7)],
-            "evaluations": {"c4": [(1000, 3.0), (2000, 2.8), (3000, 2.82), (4000, 2.9), (5000, 3.0)]},
+            "evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0),
         },
     ),
+    (overfitting, {"evaluations": evaluated(2.9, 2.8, 2.801, 2.803, 2.806), "loss": 2.2}),  # it scatters
+    (overfitting, {"evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0, train=2.1), "loss": 2.2}),  # both rise
+    (past_efficient, {"N": 1e8, "tokens": 4e10, "unique_tokens": 1e10}),  # repeated: not the law's tokens
     (schedule, {}),
     (schedule, {"rates": LearningRatePlan.cosine(11_000, 1e-3, 100)}),
     (schedule, {"rates": LearningRatePlan.constant(10_000, 1e-3, 100)}),  # a decay may come in a run of its own
     (schedule, {"rates": LearningRatePlan.wsd(10_000, 1e-3, 100, 2000)}),
     (schedule, {"rates": LearningRatePlan.linear(10_000, 1e-3, 100)}),
+    (schedule, {"rates": LearningRatePlan(np.arange(10_001.0), 1e-3 * (1 - np.arange(10_001.0) / 1e4) ** 2)}),
+    (schedule, {"rates": LearningRatePlan(np.array([0, 5000, 10_000.0]), np.array([1e-3, 1e-5, 0]))}),  # 1% is not 0
     (schedule, {"rates": None}),
     (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4, 6e4, 5e4], "best_speed": 1e5}),
     (hardware, {"speeds": [6e4] * 8, "best_speed": 1e5, "seconds": 60.0}),  # a minute at stake
@@ -385,6 +447,14 @@ def test_waste_is_what_the_closed_form_says(log_k: float, C: float) -> None:
     assert waste.N[0] * waste.D[0] * 6 * (1 + waste.extra[0]) == pytest.approx(10**C, rel=1e-9)
 
 
+def test_hours_of_training_are_no_measure_of_serving() -> None:
+    served = planned(situation(N=1e9, tokens_per_step=2e6, tokens=1e10, inference_tokens=1e14), THRESHOLDS)
+    assert isinstance(served, Advice) and "The same loss, serving included, would cost" in served.what
+    assert [each.name for each in served.saves] == ["compute to train and serve"]
+    alone = planned(situation(tokens_per_step=2.6e5, tokens=1.3e9), THRESHOLDS)
+    assert isinstance(alone, Advice) and [each.name for each in alone.saves] == ["compute", "time"]
+
+
 def test_serving_makes_the_best_size_smaller() -> None:
     law = law_at(None, 1e21)
     best = optimal_allocation(law, 1e21)
@@ -429,6 +499,23 @@ def test_a_resumed_run_does_not_repeat_it() -> None:
     assert resumed.current
 
 
+def test_a_resumed_run_says_what_has_become_worse() -> None:
+    adviser, resumed = Adviser(), Adviser()
+    adviser.start(situation())
+    assert [each.severity for each in adviser.current] == [Severity.NOTE]
+    resumed.load_state_dict(adviser.state_dict())
+    (said,) = resumed.start(situation(tokens_per_step=2.6e5, tokens=1.3e9))
+    assert said.reason is Reason.TOO_LARGE
+
+
+def test_the_schedule_is_judged_when_it_becomes_known() -> None:
+    adviser, cut_off = Adviser(), LearningRatePlan.cosine(20_000, 1e-3, 100)
+    adviser.start(situation(step=1, rates=None))
+    assert not adviser.look(situation(step=100, rates=None))
+    assert [each.reason for each in adviser.look(situation(step=300, rates=cut_off))] == [Reason.SCHEDULE]
+    assert not adviser.look(situation(step=400, rates=cut_off))
+
+
 def test_nan_is_said_at_once() -> None:
     assert [a.reason for a in Adviser().look(situation(nonfinite=3))] == [Reason.DIVERGING]
 
@@ -455,6 +542,23 @@ def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest
     assert reasons == {Reason.FRONTIER, Reason.TARGET} - (
         {Reason.FRONTIER} if name == "the frontier" else {Reason.TARGET} if name == "the target" else set()
     )
+
+
+@pytest.mark.parametrize("shape", ["cosine", "constant"])
+def test_the_converged_loss_of_a_planted_curve(shape: str) -> None:
+    """2 nats; from a tenth of the curve it can't be told."""
+    plan = getattr(LearningRatePlan, shape)(100_000, 1e-3, 100)
+    forecaster, rng = OnlineForecaster(N=1e8, batch_tokens=5e5), np.random.default_rng(0)
+    early = None
+    for step in range(100, 60_000, 300):
+        loss = 2 + 30 * step**-0.45 + 0.005 * float(rng.normal())
+        forecaster.add(step, step * 5e5, float(plan.at(step)), loss, 300)
+        if early is None and step > 3000:
+            early = forecaster.converged(plan)
+    assert isinstance(early, Silence)
+    found = forecaster.converged(plan)
+    assert isinstance(found, Forecast) and abs(found.loss - 2) < 2.5 * found.sd < 0.06
+    assert isinstance(forecaster.converged(None), Silence)
 
 
 # --- what is kept of the past --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import isoflop
 from isoflop import advising
 from isoflop.advise import Advice, Reason, Severity
-from isoflop.advise.own_runs import learn_from
+from isoflop.advise.own_runs import frontier_of, learn_from
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_runs
 from isoflop.transformers import IsoFLOPCallback
@@ -104,6 +104,34 @@ def test_a_healthy_run_hears_nothing_but_the_neutral_line(
     assert "isoflop: not judged: the batch size (" in printed
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"n_layer": 1, "n_head": 2, "n_embd": 128, "vocab_size": 64}, "1 layer: fewer than 2 deviate"),
+        ({"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 64}, None),
+        ({"n_layer": 2, "n_embd": 64}, None),
+    ],
+)
+def test_an_unusual_shape_is_noted_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, int], said: str | None
+) -> None:
+    net = model()
+    net.config = config  # type: ignore[assignment]
+    logging.getLogger("isoflop").setLevel(logging.INFO)
+    try:
+        with isoflop.Monitor(net, record_dir=tmp_path, log_every=2, total_steps=4) as monitor:
+            for batch in batches(Rows(16), 4):
+                loss = net(**batch)["loss"]
+                loss.backward()
+                monitor.step(loss.detach())
+    finally:
+        logging.getLogger("isoflop").setLevel(logging.NOTSET)
+    printed = capsys.readouterr().out
+    assert "isoflop: the run is over" in printed
+    assert ("a note on the model's shape, no verdict" in printed) == (said is not None)
+    assert said is None or said in printed
+
+
 def test_after_a_resume_it_is_not_said_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monitor = train(tmp_path, last=1000, target_loss=2.4)
     state = json.loads(json.dumps(monitor.state_dict()))
@@ -134,6 +162,11 @@ def test_a_plain_loop_is_asked_to_stop(tmp_path: Path) -> None:
 def test_a_function_may_end_the_run(tmp_path: Path) -> None:
     monitor = train(tmp_path, on_advice=lambda advice: "stop" if advice.reason is Reason.FRONTIER else None)
     assert monitor.should_stop and monitor.steps == 20
+
+
+def test_what_a_function_answers_can_be_anything(tmp_path: Path) -> None:
+    monitor = train(tmp_path, last=100, on_advice=lambda advice: np.array(["stop", "go"]))
+    assert not monitor.should_stop and monitor.guard.aside.keys() == {"on_advice"}
 
 
 def test_warn_never_stops(tmp_path: Path) -> None:
@@ -205,9 +238,19 @@ def earlier(folder: Path, *, ratio: float = 5.0, budgets: tuple[float, ...] = (1
     return folder
 
 
-def write(folder: Path, name: str, N: int, D: int, loss: float, status: Any = "completed", **header: Any) -> None:
-    log = RecordLog.create(folder, name, {"name": name, "parameters": {"non_embedding_with_head": N}, **header})
-    log.point(Point(step=100, tokens=D, padding=0, losses={"train": loss}))
+def write(
+    folder: Path,
+    name: str,
+    N: int,
+    D: int,
+    loss: float,
+    status: Any = "completed",
+    flops: int | None = None,
+    **header: Any,
+) -> None:
+    parameters = {"non_embedding_with_head": N, **header.pop("parameters", {})}
+    log = RecordLog.create(folder, name, {"name": name, "parameters": parameters, **header})
+    log.point(Point(step=100, tokens=D, padding=0, losses={"train": loss}, flops=flops))
     log.end(100, status)
     log.close()
 
@@ -238,13 +281,35 @@ def test_what_is_unlike_is_left_out_with_the_reason(tmp_path: Path) -> None:
     log = RecordLog.create(runs, "empty", {"name": "empty"})
     log.end(1, "completed")
     log.close()
-    own = learn_from(read_runs(runs), tokenizer="gpt2")
+    write(runs, "stopped", 1000, 1000, 9.0, planned={"steps": 200})
+    write(runs, "experts", 1000, 1000, 9.0, parameters={"total": 8000, "active": 2000})
+    write(runs, "me", 1000, 1000, 9.0)
+    own = learn_from(read_runs(runs), tokenizer="gpt2", domain={"moe": False, "finetuning": False}, itself="me")
     assert len(own.points) == 10
     assert sorted(own.left_out) == [
         "bytes: another tokenizer (bytes, not gpt2)",
         "empty: it has no final loss, no tokens or no parameter count",
+        "experts: a mixture of experts, and this one not",
         "killed: it is not finished",
+        "stopped: it ended at step 100 of 200 planned",
     ]
+
+
+def test_the_frontier_is_drawn_against_the_compute_that_was_measured(tmp_path: Path) -> None:
+    for i in (1, 2):
+        write(tmp_path, f"run{i}", 1000, 20_000 * i, 3.0 - 0.1 * i, flops=200_000_000 * i)
+    own = learn_from(read_runs(tmp_path))
+    assert frontier_of(own.points) == [(2e8, 2.9), (4e8, 2.8)]
+    assert frontier_of([run._replace(flops=None) for run in own.points]) == [(1.2e8, 2.9), (2.4e8, 2.8)]
+
+
+def test_a_run_does_not_learn_from_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("isoflop").setLevel(logging.INFO)
+    try:
+        train(tmp_path, last=200, history=tmp_path)
+    finally:
+        logging.getLogger("isoflop").setLevel(logging.NOTSET)
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_a_few_runs_of_one_size_say_nothing(tmp_path: Path) -> None:
@@ -252,3 +317,92 @@ def test_a_few_runs_of_one_size_say_nothing(tmp_path: Path) -> None:
         write(tmp_path, f"run{i}", 1000, 20_000, 3.0 + i)
     own = learn_from(read_runs(tmp_path))
     assert own.line is None and len(own.points) == 3
+
+
+# -- what a plan is judged by ----------------------------------------------------------------------------------------
+def test_steps_that_were_not_counted_leave_the_size_unjudged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """isoflop came into a run that was half done: the tokens before are not in its sums."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    options: dict[str, Any] = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20, "record_dir": tmp_path}
+    monitor = isoflop.Monitor(None, optimizer=torch.optim.SGD([parameter], lr=0.1), total_steps=2000, **options)
+    monitor.expect(1000)
+    for step in range(1001, 1101):
+        monitor.step(planted(step), tokens=500)
+    assert monitor.advice == () and "too large" not in caplog.text
+    again = isoflop.Monitor(None, optimizer=torch.optim.SGD([parameter], lr=0.1), total_steps=2000, **options)
+    again.load_state_dict(monitor.state_dict())
+    for step in range(1101, 1201):
+        again.step(planted(step), tokens=500)
+    assert again.advice == () and "too large" not in caplog.text
+
+
+def test_a_batch_that_grows_is_judged_again(tmp_path: Path) -> None:
+    told: list[Advice] = []
+    options: dict[str, Any] = {"num_params": 10**8, "flops_per_token": 6e8, "log_every": 20, "record_dir": tmp_path}
+    monitor = isoflop.Monitor(None, total_steps=2000, on_advice=told.append, **options)
+    for step in range(1, 1201):
+        monitor.step(planted(step), tokens=50_000 if step <= 100 else 1_000_000)
+    assert [advice.reason for advice in told] == [Reason.TOO_LARGE]
+    assert [advice.reason for advice in monitor.advice] == [Reason.FRONTIER]  # taken back
+
+
+@pytest.mark.parametrize("fit_on", ["train", "off", "eval/c4"])
+def test_what_published_sweeps_do_not_know_is_not_judged_by_them(tmp_path: Path, fit_on: str) -> None:
+    net = model()
+    next(net.parameters()).requires_grad_(False)
+    monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2, total_steps=50, fit_on=fit_on)
+    for batch in batches(Rows(32), 4):
+        loss = net(**batch)["loss"]
+        loss.backward()
+        monitor.step(loss.detach())
+    assert monitor.advice == ()
+    assert "this is fine-tuning" in monitor._advising._missing()["whether the size fits the data"]
+
+
+def test_a_forecast_of_an_evaluation_loss_is_not_held_against_the_training_loss(tmp_path: Path) -> None:
+    """The training loss lies 20% above what is evaluated: nothing has left its curve."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    options: dict[str, Any] = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20, "record_dir": tmp_path}
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    monitor = isoflop.Monitor(None, optimizer=optimizer, total_steps=2000, fit_on="eval/c4", **options)
+    for step in range(1, 1501):
+        monitor.step(1.2 * planted(step), tokens=500)
+        if step % 20 == 0:
+            monitor.evaluate("c4", planted(step))
+        assert Reason.OFF_CURVE not in {advice.reason for advice in monitor.advice}
+    assert monitor.forecast is not None
+
+
+# -- the frontier by one's own runs ----------------------------------------------------------------------------------
+def own_law(N: float, D: float) -> float:
+    return 1.5 + 40 / N**0.34 + 130 / D**0.37
+
+
+def ladder(folder: Path, budgets: tuple[float, ...]) -> Path:
+    for C in budgets:
+        for k in (0.25, 0.5, 1.0, 2.0, 4.0):
+            N = round(math.sqrt(C / 6 / 20) * k)
+            write(folder, f"C{C:.0e}-k{k}".replace("+", ""), N, round(C / 6 / N), own_law(N, C / 6 / N))
+    return folder
+
+
+def test_the_loss_is_held_against_the_law_of_ones_own_runs(tmp_path: Path) -> None:
+    runs = ladder(tmp_path / "runs", (5e10, 2e11, 8e11))
+    monitor = train(tmp_path / "new", history=runs, loss=lambda step: own_law(5e4, 500 * step) + 0.02)
+    C = 6 * 5e4 * 1e6
+    N = np.geomspace(1e3, 1e7, 2000)
+    least = float(own_law(N, C / 6 / N).min())  # type: ignore[arg-type, attr-defined]
+    assert monitor.scalars["isoflop/frontier_loss"] == pytest.approx(least, abs=0.01)
+    expected = monitor.scalars["isoflop/loss"] - monitor.scalars["isoflop/frontier_loss"]
+    assert monitor.scalars["isoflop/excess_loss"] == pytest.approx(expected) and expected > 0.015
+
+
+def test_there_is_no_frontier_loss_where_the_runs_do_not_tell(tmp_path: Path) -> None:
+    few = ladder(tmp_path / "few", (2e11,))
+    line = tmp_path / "line"
+    for i in range(10):
+        write(line, f"run{i}", 1000 * 2**i, 20_000 * 2**i, own_law(1000 * 2**i, 20_000 * 2**i))
+    far = ladder(tmp_path / "far", (5e6, 2e7, 8e7))
+    for history in (few, line, far, None):
+        monitor = train(tmp_path / f"new{history and history.name}", history=history, last=200)
+        assert not {"isoflop/frontier_loss", "isoflop/excess_loss"} & set(monitor.scalars)

@@ -218,6 +218,8 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.advising.RunAdviser.log"),
         (advised_loop, "isoflop.advising.RunAdviser.start"),
         (loop, "isoflop.advising.closing_lines"),
+        (lightning_run, "isoflop.advising.RunAdviser.state_dict"),
+        (lightning_resumed, "isoflop.advising.RunAdviser.load_state_dict"),
     ],
     "reading the earlier runs": [(advised_loop, "isoflop.advising.learn_from")],
     "drawing the frontier": [(advised_loop, "isoflop.advising.draw_frontier")],

@@ -92,10 +92,7 @@ def plan_of(w: World) -> LearningRatePlan:
 def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
     """Everything that is said over the run."""
     plan, adviser = plan_of(w), RunAdviser()
-    known = (
-        Belief(math.exp(w.log_critical + MODEL_SD * rng.normal()), MODEL_SD),
-        Belief(critical_by_papers(w.D), PRIOR_SD),
-    )
+    measured = math.exp(w.log_critical + MODEL_SD * rng.normal()) / critical_by_papers(w.D)  # over the papers'
     per_step = w.D / w.steps
     batch = w.batch_over_critical * math.exp(w.log_critical)
     forecaster = OnlineForecaster(N=w.N, batch_tokens=per_step)
@@ -109,7 +106,6 @@ def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
         flops_per_token=6 * w.N,
         tokens=per_step,
         rates=plan,
-        batch=Batch(batch, combine(known), *known),
     )
     said = adviser.start(base)
     for step in np.unique(np.linspace(w.steps / 300, w.steps, 300).astype(int)):
@@ -120,7 +116,9 @@ def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
         loss += w.anneal * float(plan.at(step)) / plan.peak + w.noise * rng.normal()
         forecaster.add(int(step), D, float(plan.at(step)), loss, max(w.steps // 300, 1))
         if step % max(w.steps // LOG_STEPS, 1) < w.steps / 300:
-            run = replace(base, step=int(step), tokens=D, loss=loss, seconds=step * 0.5)
+            known = Belief(measured * critical_by_papers(D), MODEL_SD), Belief(critical_by_papers(D), PRIOR_SD)
+            seen = Batch(batch, combine(known), *known)  # B_crit grows with D: the world's is that of its end
+            run = replace(base, step=int(step), tokens=D, loss=loss, seconds=step * 0.5, batch=seen)
             said += adviser.log(replace(run, forecast=forecaster.forecast(plan)), forecaster, speed=1000.0)
     return said
 

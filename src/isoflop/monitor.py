@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from isoflop.advise import Advice, Situation
-from isoflop.advising import Advising, situation
+from isoflop.advising import Advising
 from isoflop.entries import describe_counting, run_header, run_plan, run_point
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.forecasting import About, Forecasting, plan_for_record
@@ -32,6 +32,7 @@ from isoflop.setup import Setup
 from isoflop.show.output import Output
 from isoflop.show.scalars import Interval, interval_scalars
 from isoflop.show.tensorboard import TensorBoardSink
+from isoflop.situation import situation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,6 +110,7 @@ class Monitor:
         self._started = self._finished = self._marked = False
         self._opened = False
         self._attempt_began_at = 0
+        self._uncounted = False  # steps of this run that nothing was counted of
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
@@ -122,7 +124,15 @@ class Monitor:
             self._unwatch = watch(model, self._forward)
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)
         self._forecasting = Forecasting(self.options, self.setup, self.guard, self._keep_plan)
-        self._advising = Advising(self.options, self.setup, self.guard, self._forecasting, self._put_advice)
+        self._advising = Advising(
+            self.options,
+            self.setup,
+            self.guard,
+            self._forecasting,
+            self._put_advice,
+            self._about,
+            lambda: self.recorder.run_id,
+        )
         self.should_stop = False
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
 
@@ -318,6 +328,7 @@ class Monitor:
             training_time=self._clock.training_time,
             loss=loss,
             noise=self.noise,
+            whole=not self._uncounted,
         )
 
     def _advise(self, loss: float | None) -> None:
@@ -336,10 +347,12 @@ class Monitor:
         self.scalars.update(self._forecasting.scalars)
 
     def _feed_forecast(self, loss: float, steps: int) -> None:
+        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, self._about())
+
+    def _about(self) -> About:
         parameters = self.observer.costing.parameters
         sizes = {} if parameters is None else parameters.by_convention()
-        about = About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
-        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, about)
+        return About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -442,6 +455,7 @@ class Monitor:
         return {
             "version": 1,
             "steps": self.steps,
+            "uncounted": self._uncounted,
             "totals": self.totals.state_dict(),
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
@@ -457,6 +471,7 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; before the first step."""
         self.steps = self._attempt_began_at = int(state["steps"])
+        self._uncounted = bool(state.get("uncounted", False))
         self.totals = Totals(**state["totals"])
         self._loss = (float(state["loss"][0]), int(state["loss"][1]))
         self._logged = Interval.from_state(state["logged"])
@@ -465,8 +480,7 @@ class Monitor:
         self._output.axes.load_state_dict(state["axes"])
         self.recorder.load_state_dict(state["recorder"])
         self._forecasting.load_state_dict(state.get("forecast"))  # not in states of earlier versions
-        if "advice" in state:  # not in states of earlier versions
-            self._advising.load_state_dict(state["advice"])
+        self._advising.load_state_dict(state.get("advice"))  # likewise
         if "noise" in state:  # not in a checkpoint of an earlier version
             self.noise.load_state_dict(state["noise"])
 
@@ -481,6 +495,7 @@ class Monitor:
                 self.steps,
             )
             self.steps = self._attempt_began_at = step
+            self._uncounted = True
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ from isoflop.advise.thresholds import Thresholds
 
 Evaluator = Callable[[Situation, Thresholds], "Advice | Missing | None"]
 
-AT_START: dict[str, Evaluator] = {"the frontier": frontier.planned, "the schedule": schedule.schedule}
-"""Judged once, from the plan."""
+AT_START: dict[str, Evaluator] = {"the frontier": frontier.planned}
+"""Judged from the plan: once, and again where that changes."""
 WHILE_TRAINING: dict[str, Evaluator] = {
+    "the schedule": schedule.schedule,  # the learning rates to come are known after some log steps only
     "divergence": curve.diverging,
     "the curve": curve.off_curve,
     "the plateau": curve.plateau,
@@ -42,7 +43,7 @@ class _Standing:
     gone: int = 0
     said_at: int | None = None
     advice: Advice | None = None
-    stood: bool = False  # when the run was interrupted
+    stood: int | None = None  # severity of what stood when the run was interrupted
 
 
 class Adviser:
@@ -74,7 +75,7 @@ class Adviser:
         return tuple(sorted(standing, key=lambda advice: (-advice.severity, advice.step)))
 
     def start(self, run: Situation) -> list[Advice]:
-        """Judge the plan, once: returns what to say."""
+        """Judge the plan: returns what to say."""
         return self._ask(AT_START, run)
 
     def look(self, run: Situation) -> list[Advice]:
@@ -90,6 +91,7 @@ class Adviser:
                 found = evaluate(run, self.thresholds)
             except Exception as error:  # one failing evaluator takes no other along
                 self._aside.add(name)
+                self._standing[name].advice = None
                 if self._failed is None:
                     raise
                 self._failed(name, error)
@@ -107,12 +109,13 @@ class Adviser:
         if found is None:
             standing.held, standing.gone = 0, standing.gone + 1
             if standing.gone >= self.thresholds.in_a_row:
-                standing.advice, standing.stood = None, False
+                standing.advice = standing.stood = None
             return False
         standing.held, standing.gone = standing.held + 1, 0
-        if standing.stood:
-            standing.advice, standing.stood = found, False
-            return False
+        if standing.stood is not None:
+            worse = found.severity > standing.stood
+            standing.advice, standing.stood = found, None
+            return worse
         if standing.advice is not None:
             worse = found.severity > standing.advice.severity
             standing.advice = found if worse else replace(found, step=standing.advice.step)
@@ -130,7 +133,8 @@ class Adviser:
     def state_dict(self) -> dict[str, Any]:
         """What was said, for a checkpoint: a resumed run does not say it again."""
         said = {name: each.said_at for name, each in self._standing.items() if each.said_at is not None}
-        stands = [name for name, each in self._standing.items() if each.advice is not None or each.stood]
+        stands = {name: each.stood for name, each in self._standing.items() if each.stood is not None}
+        stands |= {name: int(each.advice.severity) for name, each in self._standing.items() if each.advice is not None}
         return {"said": said, "stands": stands}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -138,4 +142,4 @@ class Adviser:
         for name, step in state["said"].items():
             if name in self._standing:
                 self._standing[name].said_at = int(step)
-                self._standing[name].stood = name in state["stands"]
+                self._standing[name].stood = state["stands"].get(name)

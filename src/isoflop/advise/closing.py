@@ -17,6 +17,7 @@ def closing_lines(
     goodput: float | None,
     advice: Sequence[Advice],
     missing: Mapping[str, str],
+    shape: Sequence[str] = (),
 ) -> list[str]:
     """Lines for the terminal; empty where tokens or parameters are unknown.
 
@@ -26,6 +27,7 @@ def closing_lines(
         goodput: training time over wall time.
         advice: what still held.
         missing: what was not judged, and why.
+        shape: why laws may not hold for a shape like the model's.
     """
     if run.N is None or not run.tokens:
         return []
@@ -43,6 +45,8 @@ def closing_lines(
     verdict = planned(done, Thresholds(waste=float("inf")))
     if isinstance(verdict, Advice):
         lines.append(f"isoflop: for the next run: {verdict}")
+    if shape:
+        lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
     held = [each for each in advice if each.severity >= Severity.INFO]
     if held:
         lines.append("isoflop: stood to the end: " + "; ".join(each.reason.value for each in held) + ".")

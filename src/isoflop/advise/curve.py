@@ -26,7 +26,8 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     """NaN, or far above its own best for several log steps.
 
     Far: by more than `divergence` standard deviations of a logged loss and `divergence_share` of the best; the best is
-    the lowest median of five log steps in a row, so that one lucky batch makes no benchmark.
+    the lowest median of five log steps in a row, so that one lucky batch makes no benchmark. It has to last, for a
+    share of the steps done: spikes of some tens of steps come and go, whatever the interval between log steps.
     """
     if run.nonfinite >= thresholds.in_a_row:
         return Advice(
@@ -43,7 +44,8 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
     at = int(medians.argmin())
-    best, now = float(medians[at]), losses[-thresholds.in_a_row :]
+    lately = sum(step > (1 - thresholds.divergence_span) * run.step for step, _ in run.losses)
+    best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
     sd = max(noise(losses), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
     if not (now > far).all():
@@ -128,8 +130,8 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.PLATEAU,
         Severity.WARNING,
         run.step,
-        f"The loss has stopped falling: it fell by {run.fell.mean:.3f} nats per token over the last doubling of "
-        f"tokens, where {expected.mean:.3f} was to be expected.",
+        f"The loss has stopped falling: it {'fell' if run.fell.mean >= 0 else 'rose'} by {abs(run.fell.mean):.3f} nats "
+        f"per token over the last doubling of steps, where a fall of {expected.mean:.3f} was to be expected.",
         f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
         (
             _within("fall", run.fell),

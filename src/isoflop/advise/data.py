@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from isoflop.advise.advice import Advice, Missing, Quantity, Reason, Severity, count
+import numpy as np
+
+from isoflop.advise.advice import Advice, Quantity, Reason, Severity, count
+from isoflop.advise.curve import noise
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.fit.laws_kaplan import unique_tokens_needed
@@ -60,17 +63,20 @@ def overfitting(run: Situation, thresholds: Thresholds) -> Advice | None:
     for name, points in run.evaluations.items():
         if len(points) < RISING + 1:
             continue
-        losses = [loss for _, loss in points]
+        losses = [point.loss for point in points]
         best = min(range(len(losses)), key=losses.__getitem__)
-        after = losses[best + 1 :]
         rising = all(a < b for a, b in zip(losses[-RISING - 1 : -1], losses[-RISING:], strict=True))
-        train_then = [loss for step, loss in run.losses if step <= points[best][0]]
-        if len(after) < RISING or not rising or not train_then or run.loss is None or run.loss >= train_then[-1]:
+        rise, scatter = losses[-1] - losses[best], noise(np.array(losses))
+        if not rising or rise < max(thresholds.overfitting * losses[best], 4 * scatter):
+            continue
+        then = points[best].train
+        if then is None or run.loss is None or run.loss >= then:
             continue
         numbers = [
             Quantity("best evaluation loss", losses[best], "nats per token"),
             Quantity("now", losses[-1], "nats per token"),
             Quantity("training loss", run.loss, "nats per token"),
+            Quantity("training loss then", then, "nats per token"),
         ]
         text = ""
         if run.unique_tokens is not None and run.N_non_embedding:
@@ -86,17 +92,10 @@ def overfitting(run: Situation, thresholds: Thresholds) -> Advice | None:
             Severity.WARNING,
             run.step,
             f"The loss on {name} has risen from {losses[best]:.3f} to {losses[-1]:.3f} nats per token since step "
-            f"{points[best][0]:,}, while the training loss fell: the model overfits.{text}",
-            f"stop and keep the checkpoint of step {points[best][0]:,}; the next run wants more data, fewer epochs, a "
-            "smaller model or more regularisation.",
+            f"{points[best].step:,}, while the training loss fell: the model overfits.{text}",
+            f"stop and keep the checkpoint of step {points[best].step:,}; the next run wants more data, fewer epochs, "
+            "a smaller model or more regularisation.",
             tuple(numbers),
             basis=("this run's losses",),
         )
-    return None
-
-
-def first_epoch_unknown(run: Situation) -> Missing | None:
-    """Said once where the stock of unique tokens was not given."""
-    if run.unique_tokens is None:
-        return Missing("repeated data", "unique_tokens= was not given")
     return None

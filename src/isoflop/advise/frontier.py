@@ -57,7 +57,8 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
             "so far away; three of your own sizes at one budget do (history=)."
         )
         return Advice(Reason.FRONTIER, Severity.NOTE, run.step, text, basis=basis[:1])
-    less = f"The same loss would cost {saved:.0%} [{low:.0%}, {high:.0%}] less compute"
+    serving = ", serving included," if run.inference_tokens else ""
+    less = f"The same loss{serving} would cost {saved:.0%} [{low:.0%}, {high:.0%}] less compute"
     neutral = Advice(
         Reason.FRONTIER,
         Severity.NOTE,
@@ -124,9 +125,10 @@ def _numbers(run: Situation, D: float, C: float, waste: Waste) -> tuple[Quantity
 
 def _saves(run: Situation, waste: Waste) -> tuple[Quantity, ...]:
     part = waste.saved(LEVEL)
-    saves = [Quantity("compute", waste.cost * part[0], "FLOPs", *(waste.cost * each for each in part[1:]))]
+    name = "compute to train and serve" if run.inference_tokens else "compute"
+    saves = [Quantity(name, waste.cost * part[0], "FLOPs", *(waste.cost * each for each in part[1:]))]
     whole = None if run.total_steps is None else run.hours(run.total_steps)
-    if whole is not None:
+    if whole is not None and not run.inference_tokens:  # of hours that are served nothing is known
         saves.append(duration("time", whole * part[0], *(whole * each for each in part[1:])))
         if run.price_per_hour:
             price = whole * run.price_per_hour

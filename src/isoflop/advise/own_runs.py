@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from isoflop.advise.own_frontier import OwnFrontier, own_frontier
+from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.map_line import MapLine, map_line
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.record import Run
 
+ENDED = 0.98
+"""Share of its planned steps that a run must have done: one that was stopped before has no final loss."""
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
+KINDS = {"moe": "a mixture of experts", "finetuning": "fine-tuning"}
 TAIL = 0.05
 """Share of a run's points, the last ones, whose mean loss is its final loss."""
+
+
+class OwnRun(NamedTuple):
+    """A finished run: parameters with the head, tokens, final loss in nats per token, FLOPs measured."""
+
+    N: float
+    D: float
+    loss: float
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,18 +40,26 @@ class OwnRuns:
     Attributes:
         line: N_opt(C) by the prior and the runs; None: they show no minimum.
         source: what the line rests on, for people.
-        points: (N with the head, D, final loss) of each run used.
+        points: the runs used.
+        frontier: the least loss by their law; None: they do not determine one.
         left_out: why runs were not used.
     """
 
     line: MapLine | None = None
     source: str = ""
-    points: tuple[tuple[float, float, float], ...] = ()
+    points: tuple[OwnRun, ...] = ()
+    frontier: OwnFrontier | None = None
     left_out: tuple[str, ...] = ()
 
 
 def learn_from(
-    runs: Iterable[Run], *, loss: str = "train", tokenizer: str | None = None, data: str | None = None
+    runs: Iterable[Run],
+    *,
+    loss: str = "train",
+    tokenizer: str | None = None,
+    data: str | None = None,
+    domain: Mapping[str, bool] | None = None,
+    itself: str | None = None,
 ) -> OwnRuns:
     """The isoFLOP minima of finished runs and the line through them.
 
@@ -45,10 +68,14 @@ def learn_from(
         loss: which of their losses.
         tokenizer: of the run that learns; a run known to have another one is left out.
         data: likewise.
+        domain: likewise whether it has experts or is fine-tuning, as `domain_of` says; None: not compared.
+        itself: run_id of the run that learns, which is none of them.
     """
     points, left_out = [], []
     for run in runs:
-        why = _unlike(run, tokenizer, data)
+        if run.run_id == itself:
+            continue
+        why = _unlike(run, tokenizer, data, domain)
         point = None if why else _point(run, loss)
         if point is None:
             left_out.append(
@@ -58,19 +85,23 @@ def learn_from(
             points.append(point)
     if not points:
         return OwnRuns(left_out=tuple(left_out))
-    N, D, L = (np.array(column) for column in zip(*points, strict=True))
+    N, D, L = (np.array([point[i] for point in points], dtype=float) for i in range(3))
+    frontier = own_frontier(N, D, L)
     minima = own_minima({"N": N, "D": D, "loss": L}).minima if len(points) >= 3 else ()
     if not minima:
-        return OwnRuns(points=tuple(points), left_out=tuple(left_out))
+        return OwnRuns(points=tuple(points), frontier=frontier, left_out=tuple(left_out))
     C, best, sd = (np.array([getattr(m, key) for m in minima], dtype=float) for key in ("C", "N", "standard_error"))
     line = map_line(C, best, sd)
     source = f"{_number(len(minima), 'isoFLOP minimum', 'isoFLOP minima')} of {len(points)} runs of your own"
-    return OwnRuns(line, f"{source}, shrunk towards published sweeps", tuple(points), tuple(left_out))
+    return OwnRuns(line, f"{source}, shrunk towards published sweeps", tuple(points), frontier, tuple(left_out))
 
 
-def frontier_of(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:
-    """The lower envelope of finished runs: (C in FLOPs, loss), losses falling as C grows."""
-    runs = sorted((TRAINING_FLOPS * N * D, loss) for N, D, loss in points)
+def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
+    """The lower envelope of finished runs: (C in FLOPs, loss), losses falling as C grows.
+
+    C as measured, like the runs it is drawn under; 6·N·D where that is not known.
+    """
+    runs = sorted((run.flops or TRAINING_FLOPS * run.N * run.D, run.loss) for run in points)
     return [
         (C, loss)
         for C, loss in runs
@@ -78,23 +109,34 @@ def frontier_of(points: Sequence[tuple[float, float, float]]) -> list[tuple[floa
     ]
 
 
-def _unlike(run: Run, tokenizer: str | None, data: str | None) -> str | None:
+def _unlike(run: Run, tokenizer: str | None, data: str | None, domain: Mapping[str, bool] | None) -> str | None:
     if run.status != "completed":
         return "it is not finished"
-    for what, theirs, ours in (("tokenizer", run.tokenizer, tokenizer), ("data", run.data, data)):
-        if theirs and ours and theirs != ours:
-            return f"another {what} ({theirs}, not {ours})"
+    planned, done = run.planned.get("steps"), run.points[-1].step if run.points else 0
+    if isinstance(planned, int | float) and 0 < done < ENDED * planned:
+        return f"it ended at step {done:,} of {planned:,} planned"
+    if domain is not None:
+        theirs = domain_of(run.parameters, run.model)
+        for kind, text in KINDS.items():
+            if theirs.get(kind, False) != domain.get(kind, False):
+                return f"{text}, and this one not" if theirs.get(kind) else f"not {text}, and this one is"
+    for what, its, ours in (("tokenizer", run.tokenizer, tokenizer), ("data", run.data, data)):
+        if its and ours and its != ours:
+            return f"another {what} ({its}, not {ours})"
     return None
 
 
-def _point(run: Run, loss: str) -> tuple[float, float, float] | None:
+def _point(run: Run, loss: str) -> OwnRun | None:
     N = run.parameters.get("non_embedding_with_head")
     seen = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens]
     if not N or not seen:
         return None
     last = seen[-max(round(TAIL * len(seen)), 1) :]
     losses = [value for point in last if (value := point.losses[loss]) is not None]
-    return float(N), float(seen[-1].data_tokens or 0), float(np.mean(losses))
+    flops = seen[-1].flops
+    return OwnRun(
+        float(N), float(seen[-1].data_tokens or 0), float(np.mean(losses)), None if flops is None else float(flops)
+    )
 
 
 def _number(n: int, one: str, many: str) -> str:

@@ -13,6 +13,7 @@ from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.track import Track
 from isoflop.fit.forecast import Forecast, LearningRatePlan, OnlineForecaster, Silence
 
+Answer = Forecast | Silence | None
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 
@@ -30,8 +31,7 @@ class RunAdviser:
     ) -> None:
         self.adviser = Adviser(thresholds, failed)
         self.track = Track()
-        self._laddered: tuple[int, Estimate | None] = (0, None)
-        self._decayed: tuple[int, Forecast | Silence | None] = (0, None)
+        self._asked: dict[str, tuple[int, Answer]] = {}
 
     def start(self, run: Situation) -> list[Advice]:
         """Judge the plan; after the first step, when the batch is known."""
@@ -58,8 +58,8 @@ class RunAdviser:
         plan = run.rates
 
         def ahead(step: int) -> Estimate | None:
-            if forecaster is None or plan is None:
-                return None
+            if forecaster is None or plan is None or run.forecast_of != "train":
+                return None  # what is compared with it is the training loss
             found = forecaster.forecast(plan, step)
             return Estimate(*found.normal) if isinstance(found, Forecast) else None
 
@@ -80,27 +80,25 @@ class RunAdviser:
                 fell=track.fell,
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
-                decay_now=lambda: self._decay_now(forecaster, plan, run.step),
+                decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
+                converged=lambda: self._ask(
+                    "end", run.step, lambda: forecaster.converged(plan) if forecaster else None
+                ),
             )
         )
 
     def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Estimate | None) -> Expected | None:
-        """Asked anew when the steps have grown by a twentieth; in between, what was said then stands for now."""
-        if now is None:
+        """In between, what was said then stands for now."""
+        found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
+        if now is None or not isinstance(found, Forecast):
             return None
-        if step > 1.05 * self._laddered[0]:
-            found = ladder(step)
-            self._laddered = (step, None if found is None else Estimate(*found.normal))
-        said = self._laddered[1]
-        return None if said is None else Expected(step, 0, said, now.mean, now.sd)
+        return Expected(step, 0, Estimate(*found.normal), now.mean, now.sd)
 
-    def _decay_now(
-        self, forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int
-    ) -> Forecast | Silence | None:
+    def _ask(self, what: str, step: int, ask: Callable[[], Answer]) -> Answer:
         """Asked anew when the steps have grown by a tenth."""
-        if step > 1.1 * self._decayed[0]:
-            self._decayed = (step, decay_now(forecaster, plan, step))
-        return self._decayed[1]
+        if step > 1.1 * self._asked.get(what, (0, None))[0]:
+            self._asked[what] = (step, ask())
+        return self._asked[what][1]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -112,9 +110,7 @@ class RunAdviser:
         self.track.load_state_dict(state["track"])
 
 
-def decay_now(
-    forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int
-) -> Forecast | Silence | None:
+def decay_now(forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int) -> Answer:
     """The loss after a linear decay to 0 that begins now."""
     if forecaster is None or plan is None:
         return None

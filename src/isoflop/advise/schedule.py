@@ -10,6 +10,8 @@ from isoflop.advise.thresholds import Thresholds
 
 FLAT = 0.02
 """Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
+IDLE = 1e-3
+"""Of the peak: a rate below it does nothing."""
 ENDED = 0.12
 """Of the peak: where a decay may end (Hoffmann et al.: a tenth)."""
 
@@ -20,6 +22,8 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     steps = np.linspace(0, run.total_steps, 401)
     lr = run.rates.at(steps)
+    if not lr.max() > 0:
+        return None
     share = lr / lr.max()
     last, before = float(share[-1]), float(share[-41])
     top = int((share >= 0.999).argmax())
@@ -40,15 +44,16 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
             run,
             f"The learning-rate decay is cut off: at the planned end, step {run.total_steps:,}, the rate is still "
             f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run.",
-            f"set the schedule's length to {run.total_steps:,} steps: a decay more than 25% too long costs loss.",
+            f"unless it is meant to end there, set the schedule's length to {run.total_steps:,} steps: a decay more "
+            "than 25% too long costs loss.",
             share,
         )
-    idle = steps[share > 0.01][-1] if (share > 0.01).any() else 0.0
-    if last <= 0.001 and idle < 0.9 * run.total_steps:
+    idle = float(steps[share > IDLE][-1])
+    if last <= IDLE and idle < 0.9 * run.total_steps:
         return _advice(
             run,
-            f"The learning rate is 0 from step {idle:,.0f} on; the {run.total_steps - idle:,.0f} steps after it buy "
-            "nothing.",
+            f"The learning rate is below a thousandth of its peak from step {idle:,.0f} on; the "
+            f"{run.total_steps - idle:,.0f} steps after it buy nothing.",
             f"set the schedule's length to {run.total_steps:,} steps, or end the run there.",
             share,
         )

@@ -36,6 +36,14 @@ class Batch(NamedTuple):
     prior: Belief
 
 
+class Evaluated(NamedTuple):
+    """A loss on an evaluation set, nats per token, and the training loss at the time; None: not known."""
+
+    step: int
+    loss: float
+    train: float | None = None
+
+
 class Expected(NamedTuple):
     """What was forecast for a step some way ahead, and what came."""
 
@@ -55,7 +63,7 @@ class Situation:
         N: parameters, non-embedding with the head.
         N_non_embedding: without the head.
         tokens: D so far.
-        tokens_per_step: of the last interval.
+        tokens_per_step: mean so far.
         flops_per_token: measured, of a training step.
         seconds: training time so far.
         price_per_hour: of all devices, in the user's currency.
@@ -67,15 +75,17 @@ class Situation:
         losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
         nonfinite: log steps in a row whose loss was NaN or infinite.
         forecast: of the loss at the planned end, or why there is none.
+        forecast_of: whose loss that is: `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
+        converged: asks for the loss that this size would come to in endless training.
         expected: forecasts that fell due at this step.
         by_ladder: what the user's earlier sizes had forecast for this step, before the run began, and what came.
         fall: expected fall of the loss over the last doubling of steps, by a forecast made before it, with its sd.
         fell: the fall that came, with its sd.
         rates: the learning-rate plan.
         batch: against the critical size.
-        evaluations: (steps, losses) by set.
-        speeds: (steps, tokens/s per device) of the last log steps, and the best median of any stretch before them.
+        evaluations: by set.
+        speeds, best_speed: tokens/s per device of the last log steps, and the best median of any stretch before them.
     """
 
     step: int
@@ -99,20 +109,22 @@ class Situation:
     losses: Sequence[tuple[int, float]] = ()
     nonfinite: int = 0
     forecast: Forecast | Silence | None = None
+    forecast_of: str = "train"
     decay_now: Callable[[], Forecast | Silence | None] = lambda: None
+    converged: Callable[[], Forecast | Silence | None] = lambda: None
     expected: Sequence[Expected] = ()
     by_ladder: Expected | None = None
     fall: Estimate | None = None
     fell: Estimate | None = None
     rates: LearningRatePlan | None = None
     batch: Batch | None = None
-    evaluations: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    evaluations: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)
     speeds: Sequence[float] = ()
     best_speed: float | None = None
 
     @property
     def planned_tokens(self) -> float | None:
-        """D at the planned end, at the batch size of the last interval."""
+        """D at the planned end, at the mean batch size so far."""
         if self.total_steps is None or self.tokens_per_step is None:
             return None
         done = self.tokens or 0.0

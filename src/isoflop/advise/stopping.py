@@ -35,8 +35,10 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return Missing("the efficient stopping point", run.unlike)
     if run.intent == "overtrain" or run.inference_tokens or run.warming_up:
         return None  # judged against serving by the frontier's own evaluator
-    if run.left is None or run.left < thresholds.frontier_steps or run.unique_tokens is not None:
+    if run.left is None or run.left < thresholds.frontier_steps:
         return None
+    if run.unique_tokens is not None and run.unique_tokens < run.tokens:
+        return None  # the law is of single epochs
     C = TRAINING_FLOPS * run.N * run.tokens
     if math.log(run.N) > (run.line or prior_line()).at(C)[0] - CLOSE:
         return None  # cheap to see, and the rule
@@ -52,12 +54,16 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         Quantity("tokens per parameter", run.tokens / run.N),
         Quantity("done", C, "FLOPs (6·N·D)"),
     ]
-    still = ""
+    still, whose = "", _whose(run)
     if isinstance(run.forecast, Forecast):
-        numbers.append(_loss("loss at the planned end", run.forecast))
-        still = f", and the rest buys {_gain(run.loss, run.forecast)}" if run.loss is not None else ""
+        numbers.append(_loss(f"loss{whose} at the planned end", run.forecast))
+        if run.loss is not None and run.forecast_of == "train":
+            still = f", and the rest buys {_gain(run.loss, run.forecast)}"
     if isinstance(now, Forecast):
-        numbers.append(_loss(f"loss if the decay began now, at step {now.step:,}", now))
+        numbers.append(_loss(f"loss{whose} if the decay began now, at step {now.step:,}", now))
+    converged = run.converged()
+    if isinstance(converged, Forecast):
+        numbers.append(_kaplan(converged, whose))
     if run.rates is None:
         do = "stop here, or train a larger model; if the learning rate has not decayed yet, decay it first."
     elif decaying(run.rates, run.step):
@@ -98,14 +104,15 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     if missed < thresholds.target:
         return None
     assert run.total_steps is not None
+    whose = _whose(run)
     return Advice(
         Reason.TARGET,
         Severity.WARNING,
         run.step,
-        f"The run will not reach the target of {run.target_loss:.3f} nats per token: it is on its way to "
+        f"The run will not reach the target of {run.target_loss:.3f} nats per token{whose}: it is on its way to "
         f"{ending.loss:.3f} at step {ending.step:,}.",
         "stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.",
-        (_loss("loss at the planned end", ending),),
+        (_loss(f"loss{whose} at the planned end", ending),),
         saves=_rest(run, run.total_steps - run.step),
         basis=("this run's forecast",),
         probability=missed,
@@ -117,6 +124,16 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
 def decaying(rates: LearningRatePlan | None, step: int) -> bool:
     """Whether the learning rate has come down from its peak already."""
     return rates is not None and step > rates.warmup_steps and float(rates.at(step)) < DECAYED * rates.peak
+
+
+def _kaplan(converged: Forecast, whose: str) -> Quantity:
+    """Shown beside it, triggers nothing."""
+    stop, low, high = ((1 + KAPLAN_STOP) * loss for loss in (converged.loss, converged.low, converged.high))
+    return Quantity(f"loss{whose} at which Kaplan et al. 2020 would stop", stop, "nats per token", low, high)
+
+
+def _whose(run: Situation) -> str:
+    return "" if run.forecast_of == "train" else f" on {run.forecast_of}"
 
 
 def _loss(name: str, at: Forecast) -> Quantity:

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.frontier.allocation import interval
+from isoflop.fit.frontier.optimum import INFERENCE_FLOPS
 from isoflop.fit.frontier.solve import rows
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
 
 Array = NDArray[np.float64]
 
-SERVED = 2.0
-"""FLOPs per parameter and token of a forward pass (Sardana et al. 2023)."""
 _SIZES = np.linspace(-7.0, 7.0, 281)
 """ln of the sizes that are tried, over the one given."""
 
@@ -71,7 +70,7 @@ def waste_of(law: Law, N: float, D: float, inference_tokens: float = 0.0) -> Was
         rest = reducible - A * sizes**-alpha
         with np.errstate(all="ignore"):
             tokens = np.where(rest > 0, (B / np.where(rest > 0, rest, 1.0)) ** (1 / beta), np.inf)
-            return sizes * (TRAINING_FLOPS * tokens + SERVED * inference_tokens), tokens
+            return sizes * (TRAINING_FLOPS * tokens + INFERENCE_FLOPS * inference_tokens), tokens
 
     best = cost(sizes)[0].argmin(axis=1)
     centre, width = _SIZES[best], _SIZES[1] - _SIZES[0]
@@ -79,5 +78,5 @@ def waste_of(law: Law, N: float, D: float, inference_tokens: float = 0.0) -> Was
     costs, tokens = cost(finer)
     best = costs.argmin(axis=1)
     row = np.arange(len(best))
-    given = N * (TRAINING_FLOPS * D + SERVED * inference_tokens)
+    given = N * (TRAINING_FLOPS * D + INFERENCE_FLOPS * inference_tokens)
     return Waste(np.maximum(given / costs[row, best] - 1, 0.0), finer[row, best], tokens[row, best], given)

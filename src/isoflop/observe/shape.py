@@ -53,6 +53,19 @@ def shape_of(config: Any) -> TransformerShape | None:
         return None
 
 
+def width_of(config: Any) -> int | None:
+    """d_model of a model whose `shape_of` is known; None where it is not.
+
+    >>> width_of({"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257})
+    768
+    """
+    if shape_of(config) is None:
+        return None
+    text = _get(config, "text_config")
+    settings = config if text is None else text
+    return next(value for name in _NAMES["width"] if (value := _get(settings, name)) is not None)
+
+
 def _shape(config: Any) -> TransformerShape | None:
     if not _is_plain(config):
         return None

@@ -41,6 +41,8 @@ ESTIMATED: dict[str, Scalar] = {
     "isoflop/forecast_low": Scalar("nats per loss token", "lower end of the forecast's 80% interval"),
     "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
     "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
+    "isoflop/frontier_loss": Scalar("nats per loss token", "least loss for the compute so far, by your own runs' law"),
+    "isoflop/excess_loss": Scalar("nats per loss token", "loss above it; a learning rate that is still high is in it"),
     "isoflop/b_simple": Scalar("tokens", "gradient noise scale, averaged over the run; under Adam preconditioned"),
     "isoflop/b_simple_low": Scalar("tokens", "lower end of its 95% interval"),
     "isoflop/b_simple_high": Scalar("tokens", "upper end; left out, with the value, where it is unbounded"),

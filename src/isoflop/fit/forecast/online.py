@@ -226,6 +226,17 @@ class OnlineForecaster:
         after = what_if.diverted(fit.plan, new, fit.now, self._warmup(plan))
         return self._at(replace(fit, road=after, plan=new), new.total_steps if step is None else step, level)
 
+    def converged(self, plan: LearningRatePlan | None, level: float = 0.8) -> Forecast | Silence:
+        """The loss that this size would come to in endless training: the curve's E, its rate as low as the plan's end.
+
+        One curve tells it badly; where it does not at all, silence. `step` of the answer is the plan's last.
+        """
+        fit = self.fit(plan)
+        if isinstance(fit, Silence):
+            return fit
+        end = fit.plan.total_steps
+        return self._at(fit, end, level, fit.posterior.converged(fit.road, fit.now, float(end)))
+
     def state_dict(self) -> dict[str, Any]:
         """The curve so far in plain values; at most 32 kB whatever the run's length."""
         return {"version": 1, "bins": self.bins.state_dict()}
