@@ -320,11 +320,16 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
     ("evaluate", "known", "why"),
     [
         (target, {"target_loss": 2.4, "forecast": Silence("warm-up", "200 steps first.")}, "200 steps first."),
-        (target, {"target_loss": 2.4}, "there is no forecast"),
+        (target, {"target_loss": 2.4}, "there is no forecast yet"),
         (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
         (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
         (past_efficient, {"tokens": None}, "parameters or tokens are unknown"),
-        (batch, {}, "neither the noise scale nor the tokens are known"),
+        (batch, {}, "the run's tokens are not known"),
+        (
+            batch,
+            {"batch": batch_of(1e6)._replace(measured=None, measurements=7)},
+            "the gradient noise scale was measured at 7 steps, not enough to tell it",
+        ),
         (
             batch,
             {"batch": batch_of(1e6)._replace(measured=None)},
@@ -341,6 +346,26 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
 def test_what_is_missing(evaluate: Any, known: dict[str, Any], why: str) -> None:
     found = evaluate(situation(**known), THRESHOLDS)
     assert isinstance(found, Missing) and found.why == why
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "known", "passing"),
+    [
+        (target, {"target_loss": 2.4}, True),
+        (target, {"target_loss": 2.4, "forecast": Silence("interval too wide", "…")}, True),
+        (target, {"target_loss": 2.4, "forecast": Silence("learning rate unknown", "…")}, False),
+        (batch, {"batch": batch_of(1e6)._replace(measured=None, measuring=True)}, True),
+        (batch, {"batch": batch_of(1e6)._replace(measured=None, measurements=7)}, False),
+        (batch, {"batch": batch_of(1e6)._replace(measured=None)}, False),
+    ],
+)
+def test_what_time_may_mend_is_no_line_of_its_own(evaluate: Any, known: dict[str, Any], passing: bool) -> None:
+    found = evaluate(situation(**known), THRESHOLDS)
+    assert isinstance(found, Missing) and found.passing is passing
+
+
+def test_who_switches_the_noise_scale_off_hears_nothing_of_it() -> None:
+    assert batch(situation(batch_wanted=False), THRESHOLDS) is None
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ class Advising:
     ) -> None:
         self.wants_stop = False
         """A new piece of advice asks for the run's end."""
+        self.run_id: str | None = None
+        """Of this run's own record, which is no earlier run."""
         self.own = OwnRuns()
         self._options, self._setup, self._guard = options, setup, guard
         self._forecasting, self._put = forecasting, put
@@ -67,6 +69,7 @@ class Advising:
         self._spent = 0.0
         self._started = False
         self._told_missing = False
+        self._until: int | None = None  # the planned end that was judged
         self._evaluations: dict[str, list[tuple[int, float]]] = {}
         self.scalars: dict[str, float] = {}
         """What stays the same over the run: `isoflop/n_opt`."""
@@ -103,6 +106,10 @@ class Advising:
                 began = time.perf_counter()  # once, however long it takes to read
                 known = self._whole(run)
                 self._say(self._judge.start(known))
+            elif self._until is not None and known.total_steps != self._until:  # resumed with another plan
+                self._judge.replanned()
+                self._say(self._judge.start(known))
+            self._until = known.total_steps
             late = self._spent > FREE + SHARE * wall_time
             if not late:
                 self._say(self._judge.log(known, self._forecasting.curve, speed))
@@ -147,6 +154,7 @@ class Advising:
         with self._guard.part(HISTORY):
             setup = self._setup
             runs = read_runs(*self._options.history_paths, on_problem=lambda text: None)
+            runs = [run for run in runs if run.run_id != self.run_id]
             self.own = learn_from(runs, loss=self._forecasting.on, tokenizer=setup.tokenizer, data=setup.data)
             if self.own.left_out:
                 shown = "; ".join(self.own.left_out[:3])
@@ -185,11 +193,11 @@ class Advising:
         return self._judge.adviser.missing
 
     def _tell_missing(self, run: Situation) -> None:
-        """Once, a tenth into the run: what is not judged, and why."""
+        """Once, a tenth into the run: what can't be judged, and why; what time may mend waits for the run's end."""
         if self._told_missing or run.warming_up or (run.left or 1.0) > 0.9:
             return
         self._told_missing = True
-        for what, why in self._missing().items():
+        for what, why in self._judge.adviser.missing_for_good.items():
             self._setup.tell(f"isoflop: no advice on {what}: {why}")
 
     def _evaluator_failed(self, name: str, error: Exception) -> None:
@@ -203,6 +211,7 @@ class Advising:
             "judge": self._judge.state_dict(),
             "started": self._started,
             "told_missing": self._told_missing,
+            "until": self._until,
             "evaluations": {name: [list(p) for p in points] for name, points in self._evaluations.items()},
             "spent": self._spent,
             "scalars": dict(self.scalars),
@@ -212,6 +221,7 @@ class Advising:
         """Go on from `state_dict()`. The history is read again: records may have been added."""
         self._judge.load_state_dict(state["judge"])
         self._told_missing = bool(state["told_missing"])
+        self._until = state.get("until")  # not in states of earlier versions
         self._evaluations = {
             name: [(int(step), float(loss)) for step, loss in points] for name, points in state["evaluations"].items()
         }
@@ -246,6 +256,7 @@ def situation(
         flops_per_token=flops / processed if flops and processed else None,
         seconds=training_time,
         loss=loss,
+        batch_wanted=noise.option != "off",
         batch=_batch(noise, tokens, loss, scalars.get("isoflop/batch_tokens")),
     )
 
@@ -255,6 +266,8 @@ def _batch(noise: NoiseDriver, tokens: int | None, loss: float | None, processed
     if noise.option == "off" or noise.critical is None or not tokens or not size:
         return None
     known = noise.beliefs(tokens, loss)
+    scale = noise.noise_scale
+    steps = 0 if scale is None else scale.measurements
     if not known[0].source.startswith("measured"):
-        return Batch(size, noise.critical, None, known[0])
-    return Batch(size, noise.critical, known[0] if noise.enough else None, known[1])
+        return Batch(size, noise.critical, None, known[0], steps, noise.measuring)
+    return Batch(size, noise.critical, known[0] if noise.enough else None, known[1], steps, noise.measuring)

@@ -516,6 +516,7 @@ class Monitor:
         if self.recorder.wants_header:
             self.enter("measuring")
             self.recorder.open(self._header, self._attempt_began_at)
+            self._advising.run_id = self.recorder.run_id
             self.leave("measuring")
 
     def _keep_plan(self, plan: LearningRatePlan) -> None:

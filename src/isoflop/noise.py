@@ -288,6 +288,13 @@ class NoiseDriver:
         return scale is not None and scale.measurements >= ENOUGH
 
     @property
+    def measuring(self) -> bool:
+        """Whether measurements may still come: nothing stands against them, as far as is known."""
+        return not self._chosen or (
+            self._source is not None and (self._unmeasured < MIN_STEPS or self.raw.run.count > 0)
+        )
+
+    @property
     def is_preconditioned(self) -> bool:
         """Whether the headline is the Adam-preconditioned one."""
         return self.preconditioned.run.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)

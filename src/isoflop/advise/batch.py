@@ -18,9 +18,16 @@ LEVEL = 0.8
 
 def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice or below a quarter of the critical size, surely."""
+    if not run.batch_wanted:
+        return None
     if run.batch is None:
-        return Missing("the batch size", "neither the noise scale nor the tokens are known")
+        return Missing("the batch size", "the run's tokens are not known")
     if run.batch.measured is None:
+        measured_at, more = run.batch.measurements, run.batch.measuring
+        if measured_at or more:
+            found = f"{measured_at} step{'s' * (measured_at != 1)}"
+            why = f"the gradient noise scale was measured at {found}, not enough to tell it"
+            return Missing("the batch size", why, passing=more)
         return Missing("the batch size", "the gradient noise scale was not measured (docs/noise-scale.md says how)")
     if run.warming_up or (run.left or 0.0) < thresholds.frontier_steps:
         return None
