@@ -275,6 +275,13 @@ def test_what_is_unlike_is_left_out_with_the_reason(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_that_was_stopped_early_is_no_finished_one(tmp_path: Path) -> None:
+    write(tmp_path, "cut", 1000, 5000, 3.0, planned={"steps": 200})
+    write(tmp_path, "whole", 1000, 5000, 3.0, planned={"steps": 100})
+    own = learn_from(read_runs(tmp_path))
+    assert len(own.points) == 1 and own.left_out == ("cut: it ended at step 100 of 200 planned",)
+
+
 def test_a_few_runs_of_one_size_say_nothing(tmp_path: Path) -> None:
     for i in range(3):
         write(tmp_path, f"run{i}", 1000, 20_000, 3.0 + i)

@@ -193,11 +193,11 @@ class Advising:
         return self._judge.adviser.missing
 
     def _tell_missing(self, run: Situation) -> None:
-        """Once, a tenth into the run: what can't be judged, and why; what time may mend waits for the run's end."""
+        """Once, a tenth into the run: what can't be judged, and why; what is quiet waits for the run's end."""
         if self._told_missing or run.warming_up or (run.left or 1.0) > 0.9:
             return
         self._told_missing = True
-        for what, why in self._judge.adviser.missing_for_good.items():
+        for what, why in self._judge.adviser.missing_aloud.items():
             self._setup.tell(f"isoflop: no advice on {what}: {why}")
 
     def _evaluator_failed(self, name: str, error: Exception) -> None:

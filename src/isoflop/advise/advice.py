@@ -174,12 +174,12 @@ class Missing:
     Attributes:
         what: what can't be judged.
         why: what is missing, and how to give it.
-        passing: time may mend it: not worth a line while the run goes on.
+        quiet: not worth a line while the run goes on: time may mend it, or it is said elsewhere.
     """
 
     what: str
     why: str
-    passing: bool = False
+    quiet: bool = False
 
 
 def count(value: float) -> str:

@@ -70,9 +70,9 @@ class Adviser:
         return {each.what: each.why for each in self._missing.values()}
 
     @property
-    def missing_for_good(self) -> dict[str, str]:
-        """Of these what time will not mend."""
-        return {each.what: each.why for each in self._missing.values() if not each.passing}
+    def missing_aloud(self) -> dict[str, str]:
+        """Of these what is worth a line while the run goes on."""
+        return {each.what: each.why for each in self._missing.values() if not each.quiet}
 
     @property
     def current(self) -> tuple[Advice, ...]:

@@ -27,8 +27,10 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         if measured_at or more:
             found = f"{measured_at} step{'s' * (measured_at != 1)}"
             why = f"the gradient noise scale was measured at {found}, not enough to tell it"
-            return Missing("the batch size", why, passing=more)
-        return Missing("the batch size", "the gradient noise scale was not measured (docs/noise-scale.md says how)")
+            return Missing("the batch size", why, quiet=more)
+        return Missing(
+            "the batch size", "the gradient noise scale was not measured (docs/noise-scale.md says how)", quiet=True
+        )
     if run.warming_up or (run.left or 0.0) < thresholds.frontier_steps:
         return None
     b, measured = run.batch, run.batch.measured

@@ -14,6 +14,8 @@ from isoflop.record import Run
 
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
+FINISHED = 0.98
+"""Share of the planned steps that a finished run has made."""
 TAIL = 0.05
 """Share of a run's points, the last ones, whose mean loss is its final loss."""
 
@@ -81,6 +83,9 @@ def frontier_of(points: Sequence[tuple[float, float, float]]) -> list[tuple[floa
 def _unlike(run: Run, tokenizer: str | None, data: str | None) -> str | None:
     if run.status != "completed":
         return "it is not finished"
+    planned, last = run.planned.get("steps"), run.points[-1].step if run.points else 0
+    if planned and last < FINISHED * planned:  # stopped early: its learning rate has not come down
+        return f"it ended at step {last:,} of {planned:,} planned"
     for what, theirs, ours in (("tokenizer", run.tokenizer, tokenizer), ("data", run.data, data)):
         if theirs and ours and theirs != ours:
             return f"another {what} ({theirs}, not {ours})"

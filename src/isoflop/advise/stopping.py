@@ -93,8 +93,8 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     if not isinstance(ending, Forecast):
         what = "whether the target will be reached"
         if ending is None:
-            return Missing(what, "there is no forecast yet", passing=True)
-        return Missing(what, ending.message, passing=ending.reason in PASSING)
+            return Missing(what, "there is no forecast yet", quiet=True)
+        return Missing(what, ending.message, quiet=ending.reason in PASSING)
     missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None
