@@ -32,7 +32,7 @@ COSINE = LearningRatePlan.cosine(10_000, 1e-3, 100)
 ENDING = Forecast(2.5, 2.48, 2.52, 0.0135, 0.8, 10_000, "isoflop")
 DECAYED = Forecast(2.6, 2.58, 2.62, 0.0135, 0.8, 4600, "isoflop")
 FALLING = [(100 * i, 3 - 0.01 * i) for i in range(1, 41)]
-LOOK = "the learning rate, the data (order, duplicates, another mix), the precision and the gradient norm"
+LOOK = "the data (order, duplicates, another mix), the precision and the gradient norm"
 PRIOR = "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours; exponents of Besiroglu et al. 2024"
 SERVED = " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'."
 
@@ -93,7 +93,7 @@ would have reached this loss with 53% less compute, and the rest buys 0.300 nats
         Severity.CRITICAL,
         f"""The loss diverges: 3.900 nats per token, after 2.962 around step 4,936; a logged loss scatters by 0.003.
   Numbers: loss = 3.900 nats per token, best = 2.962 nats per token, scatter = 0.003 nats per token.
-  Do: stop, go back to a checkpoint before step 4,936, and lower the learning rate or skip the data; look at {LOOK}.
+  Do: stop, go back to a checkpoint before step 4,936, and lower the learning rate or skip the data; look at {LOOK} too.
   Rests on: this run's loss.""",
     ),
     (
@@ -147,7 +147,7 @@ would have reached this loss with 53% less compute.
         {"nonfinite": 3},
         Severity.CRITICAL,
         f"""The training loss has been NaN or infinite for 3 log steps in a row.
-  Do: stop, go back to a checkpoint before it, and lower the learning rate; look at {LOOK}.
+  Do: stop, go back to a checkpoint before it, and lower the learning rate; look at {LOOK} too.
   Rests on: this run's loss.""",
     ),
     (
@@ -156,7 +156,7 @@ would have reached this loss with 53% less compute.
         Severity.CRITICAL,
         f"""The loss diverges: 3.600 nats per token, after 2.620 around step 3,600; a logged loss scatters by 0.0026.
   Numbers: loss = 3.600 nats per token, best = 2.620 nats per token, scatter = 0.0026 nats per token.
-  Do: stop, go back to a checkpoint before step 3,600, and lower the learning rate or skip the data; look at {LOOK}.
+  Do: stop, go back to a checkpoint before step 3,600, and lower the learning rate or skip the data; look at {LOOK} too.
   Rests on: this run's loss.""",
     ),
     (
@@ -171,7 +171,7 @@ would have reached this loss with 53% less compute.
         f"""The loss has left its curve: 2.690 nats per token, where 2.550 was forecast at step 3,900, \
 31 standard deviations below.
   Numbers: loss = 2.690 nats per token, forecast = 2.550 nats per token [2.541, 2.559] (95% intervals).
-  Do: look at {LOOK}; compare with the last checkpoint before step 3,900.
+  Do: look at the learning rate, {LOOK}; compare with the last checkpoint before step 3,900.
   Rests on: this run's curve up to step 3,900.""",
     ),
     (
@@ -181,7 +181,7 @@ would have reached this loss with 53% less compute.
         f"""The loss has left its curve: 2.700 nats per token, where your earlier sizes put it at 2.500, \
 7 standard deviations below.
   Numbers: loss = 2.700 nats per token, forecast = 2.500 nats per token [2.440, 2.560] (95% intervals).
-  Do: look at {LOOK}; compare with them.
+  Do: look at the learning rate, {LOOK}; compare with them.
   Rests on: your earlier sizes (history=).""",
     ),
     (
@@ -192,7 +192,7 @@ would have reached this loss with 53% less compute.
 fall of 0.200 was to be expected.
   Numbers: fall = -0.01 nats per token [-0.018, -0.002], expected = 0.200 nats per token [0.160, 0.240] \
 (95% intervals).
-  Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
+  Do: a model that learns falls on: look at the learning rate, {LOOK}; if the loss is as low as this data allows, stop.
   Rests on: this run's curve.""",
     ),
     (
@@ -202,7 +202,7 @@ fall of 0.200 was to be expected.
         f"""The loss has stopped falling: it fell by 0.002 nats per token over the last doubling of steps, where a \
 fall of 0.120 was to be expected.
   Numbers: fall = 0.002 nats per token [0, 0.004], expected = 0.120 nats per token [0.06, 0.180] (95% intervals).
-  Do: a model that learns falls on: look at {LOOK}; if the loss is as low as this data allows, stop.
+  Do: a model that learns falls on: look at the learning rate, {LOOK}; if the loss is as low as this data allows, stop.
   Rests on: this run's curve; B and β of besiroglu2024.""",
     ),
     (
@@ -394,15 +394,20 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
     ("evaluate", "known", "why"),
     [
         (target, {"target_loss": 2.4, "forecast": Silence("warm-up", "200 steps first.")}, "200 steps first."),
-        (target, {"target_loss": 2.4}, "there is no forecast"),
+        (target, {"target_loss": 2.4}, "there is no forecast yet"),
         (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
         (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
         (past_efficient, {"tokens": None}, "parameters or tokens are unknown"),
-        (batch, {}, "its critical size is not known: the tokens are not"),
+        (batch, {}, "the run's tokens are not known"),
+        (
+            batch,
+            {"batch": batch_of(1e6)._replace(measured=None, measurements=7)},
+            "the gradient noise scale was measured at 7 steps, not enough to tell it",
+        ),
         (
             batch,
             {"batch": batch_of(1e6)._replace(measured=None)},
-            "its critical size was not measured (docs/noise-scale.md says how)",
+            "the gradient noise scale was not measured (docs/noise-scale.md says how)",
         ),
         (
             batch,
@@ -415,6 +420,27 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
 def test_what_is_missing(evaluate: Any, known: dict[str, Any], why: str) -> None:
     found = evaluate(situation(**known), THRESHOLDS)
     assert isinstance(found, Missing) and found.why == why
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "known", "quiet"),
+    [
+        (target, {"target_loss": 2.4}, True),
+        (target, {"target_loss": 2.4, "forecast": Silence("interval too wide", "…")}, True),
+        (target, {"target_loss": 2.4, "forecast": Silence("learning rate unknown", "…")}, False),
+        (batch, {"batch": batch_of(1e6)._replace(measured=None, measuring=True)}, True),
+        (batch, {"batch": batch_of(1e6)._replace(measured=None, measurements=7)}, False),
+        (batch, {"batch": batch_of(1e6)._replace(measured=None)}, True),  # the noise scale says why itself
+        (batch, {}, False),
+    ],
+)
+def test_what_time_may_mend_is_no_line_of_its_own(evaluate: Any, known: dict[str, Any], quiet: bool) -> None:
+    found = evaluate(situation(**known), THRESHOLDS)
+    assert isinstance(found, Missing) and found.quiet is quiet
+
+
+def test_who_switches_the_noise_scale_off_hears_nothing_of_it() -> None:
+    assert batch(situation(batch_wanted=False), THRESHOLDS) is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import isoflop
 from isoflop import advising
 from isoflop.advise import Advice, Reason, Severity
 from isoflop.advise.own_runs import frontier_of, learn_from
+from isoflop.fit.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_runs
 from isoflop.transformers import IsoFLOPCallback
@@ -43,8 +44,9 @@ def train(folder: Path, *, last: int = 2000, first: int = 1, state: Any = None, 
     options = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20, "record_dir": folder, **options}
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    total = options.pop("total_steps", 2000)
     loss = options.pop("loss", planted)
-    monitor = isoflop.Monitor(None, optimizer=optimizer, total_steps=2000, **options)
+    monitor = isoflop.Monitor(None, optimizer=optimizer, total_steps=total, **options)
     if state is not None:
         monitor.load_state_dict(state)
     for step in range(first, last + 1):
@@ -140,6 +142,32 @@ def test_after_a_resume_it_is_not_said_again(tmp_path: Path, caplog: pytest.LogC
     again = train(tmp_path, first=1001, last=1500, state=state, target_loss=2.4)
     assert not any("will not reach" in record.getMessage() for record in caplog.records)
     assert Reason.TARGET in {advice.reason for advice in again.advice}
+
+
+def test_a_resume_with_another_planned_end_is_judged_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = train(tmp_path, last=2000, target_loss=2.4)
+    state = json.loads(json.dumps(monitor.state_dict()))
+    caplog.clear()
+    capsys.readouterr()
+    again = train(tmp_path, first=2001, last=2020, total_steps=4000, state=state, target_loss=2.4)
+    assert "40 tokens per parameter: N = 50k with the head, D = 2M tokens" in capsys.readouterr().out
+    assert Reason.TARGET not in {advice.reason for advice in again.advice}
+    for step in range(2021, 4001):
+        again.step(planted(step), tokens=500)
+        forecast = again.forecast
+        assert not isinstance(forecast, Forecast) or forecast.step == 4000
+    assert [r.getMessage().splitlines()[0] for r in caplog.records if "will not reach" in r.getMessage()]
+    again.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "forecast at step" in line]
+    assert int(line.split("step ")[1].split(":")[0].replace(",", "")) >= 2000
+    assert "came 2.69" in line  # of its own last 5%, not those of the old plan's too
+
+
+def test_its_own_record_is_no_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, last=100, history=tmp_path).close()
+    assert "earlier runs left out" not in capsys.readouterr().out
 
 
 def test_an_evaluation_that_rises_is_told(tmp_path: Path) -> None:
@@ -310,6 +338,13 @@ def test_a_run_does_not_learn_from_itself(tmp_path: Path, capsys: pytest.Capture
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
     assert "left out" not in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_early_is_no_finished_one(tmp_path: Path) -> None:
+    write(tmp_path, "cut", 1000, 5000, 3.0, planned={"steps": 200})
+    write(tmp_path, "whole", 1000, 5000, 3.0, planned={"steps": 100})
+    own = learn_from(read_runs(tmp_path))
+    assert len(own.points) == 1 and own.left_out == ("cut: it ended at step 100 of 200 planned",)
 
 
 def test_a_few_runs_of_one_size_say_nothing(tmp_path: Path) -> None:

@@ -334,7 +334,7 @@ def test_a_ladder_of_earlier_sizes_speaks_from_the_start(tmp_path: Path) -> None
         assert isinstance(forecast, Forecast) and forecast.estimator == "joint"
         assert abs(forecast.loss - end) < 0.02 and forecast.low - 0.01 < end < forecast.high + 0.01
     assert seen[1500].high - seen[1500].low < seen[40].high - seen[40].low
-    assert any("3 finished runs: N10000000, N30000000, N100000000" in text for text in seen[40].basis)
+    assert any(text.startswith("3 finished runs: ") and "N30000000" in text for text in seen[40].basis)
 
 
 def test_history_that_gives_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

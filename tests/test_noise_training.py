@@ -256,7 +256,7 @@ def measured_steps(net: nn.Module, tmp_path: Path, loss_of: Any = None, steps: i
         optimizer.zero_grad()
         monitor.step()
     monitor.close()
-    monitor.said = [text for text in monitor.said if "noise scale" in text]  # type: ignore[attr-defined]
+    monitor.said = [text for text in monitor.said if "noise scale" in text and "not judged" not in text]  # type: ignore[attr-defined]
     return monitor
 
 
@@ -352,6 +352,14 @@ def test_one_part_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert monitor.noise.raw.run.count == 0 and "isoflop/b_simple_raw" not in monitor.scalars
     low, high = monitor.noise.critical.interval()
     assert monitor.noise.critical.source.startswith("prior") and high / low > 30  # far outside of what it was fitted to
+
+
+def test_a_plain_loop_that_splits_nothing_is_told_how(
+    every_step: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = with_loop(model(), tmp_path, 1, {"noise_scale": "split"})[1]
+    assert monitor.noise.raw.run.count == 0 and not monitor.noise.measuring
+    assert capsys.readouterr().out.count("needs the batch to go through monitor.split: for part, share in") == 1
 
 
 def test_nan_and_overflow_are_left_out(tmp_path: Path) -> None:

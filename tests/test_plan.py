@@ -107,6 +107,13 @@ def test_own_minima_find_planted_optima_and_say_their_noise() -> None:
     assert 0.5 < np.std(z) < 1.3
 
 
+def test_own_minima_of_sizes_that_hardly_differ_are_none() -> None:
+    N = np.array([115_008.0, 115_500.0, 116_480.0, 117_000.0])  # one size in several architectures
+    found = own_minima({"N": N, "D": 5.7e11 / 6 / N, "loss": np.array([2.2, 2.09, 1.83, 2.29])})
+    assert not found.minima
+    assert found.reasons[-1].endswith("its sizes lie within a factor of 1.02, a minimum needs 1.5")
+
+
 def test_own_minima_use_the_given_flops() -> None:
     runs = sweep(besiroglu(), [1e19])
     runs["C"] = 7 * runs["N"] * runs["D"]

@@ -80,6 +80,7 @@ class Advising:
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
         self._kinds: dict[str, bool] | None = None
         self._told_missing = False
+        self._until: int | None = None  # the planned end that was judged
         self._evaluations: dict[str, list[Evaluated]] = {}
         self.scalars: dict[str, float] = {}
         """`isoflop/n_opt`; `isoflop/frontier_loss` and `isoflop/excess_loss` where own runs determine a law."""
@@ -118,6 +119,9 @@ class Advising:
                 self._draw_frontier()
                 began = time.perf_counter()  # once, however long it takes to read
                 known = self._whole(run)
+            if self._until is not None and known.total_steps != self._until:  # resumed with another plan
+                self._judge.replanned()
+            self._until = known.total_steps
             if self._plan_changed(known.planned_tokens):
                 self._say(self._judge.start(known))
             self._hold_against_frontier(known)
@@ -257,11 +261,11 @@ class Advising:
         return self._judge.adviser.missing
 
     def _tell_missing(self, run: Situation) -> None:
-        """Once, a tenth into the run: what is not judged, and why."""
+        """Once, a tenth into the run: what can't be judged, and why; what is quiet waits for the run's end."""
         if self._told_missing or run.warming_up or run.left is None or run.left > 0.9:
             return
         self._told_missing = True
-        for what, why in self._missing().items():
+        for what, why in self._judge.adviser.missing_aloud.items():
             self._setup.tell(f"isoflop: no advice on {what}: {why}")
 
     def _evaluator_failed(self, name: str, error: Exception) -> None:
@@ -276,6 +280,7 @@ class Advising:
                 return {
                     "judge": self._judge.state_dict(),
                     "told_missing": self._told_missing,
+                    "until": self._until,
                     "evaluations": {name: [list(p) for p in points] for name, points in self._evaluations.items()},
                     "spent": self._spent,
                     "scalars": dict(self.scalars),
@@ -289,6 +294,7 @@ class Advising:
         with self._guard.part(ADVICE):
             self._judge.load_state_dict(state["judge"])
             self._told_missing = bool(state["told_missing"])
+            self._until = state["until"]
             self._evaluations = {
                 name: [Evaluated(int(step), float(loss), train) for step, loss, train in points]
                 for name, points in state["evaluations"].items()

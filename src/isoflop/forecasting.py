@@ -15,7 +15,15 @@ import numpy as np
 from torch import nn
 
 from isoflop.entries import describe_model, describe_optimizer
-from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, LearningRatePlan, OnlineForecaster, Priors, Silence
+from isoflop.fit.forecast import (
+    DEFAULT_PRIORS,
+    PASSING,
+    Forecast,
+    LearningRatePlan,
+    OnlineForecaster,
+    Priors,
+    Silence,
+)
 from isoflop.fit.forecast.joint import Ladder
 from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, history_of, ladder_of, priors_of, size_of
@@ -36,8 +44,6 @@ OFF_PLAN = 0.02
 """Of the peak: how far a learning rate may lie from its plan."""
 MOST_KNOTS = 256
 """Of a plan in the record."""
-PASSING = ("warm-up", "too few points", "interval too wide")
-"""Reasons for silence that time may mend; others are told at once."""
 
 
 class Forecasting:
@@ -70,6 +76,7 @@ class Forecasting:
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
         self._end = Came()
+        self._until: int | None = None  # the planned end that all of this is about
 
     @property
     def curve(self) -> OnlineForecaster | None:
@@ -111,6 +118,7 @@ class Forecasting:
             return
         with self._guard.part(FORECAST):
             total = self._setup.total_steps
+            self._follow(total)
             if total is not None and step > (1 - TAIL) * total and math.isfinite(loss):
                 self._end = self._end.with_(loss, count)
             if not tokens:
@@ -127,6 +135,7 @@ class Forecasting:
         if self._curve is None or not self._guard.open(FORECAST):
             return
         with self._guard.part(FORECAST):
+            self._follow(total)
             if total is None:
                 self._silent(Silence("no planned end", "The run's length is not known: pass total_steps=."))
                 return
@@ -147,6 +156,13 @@ class Forecasting:
                 self._silent(answer)
             elif self.half_time is None and 2 * step >= total:
                 self.half_time = (step, answer)
+
+    def _follow(self, total: int | None) -> None:
+        """A resumed run may have another planned end: what was forecast for the old one says nothing of it."""
+        if self._until is not None and total != self._until:
+            self.last = self.half_time = None
+            self._end = Came()
+        self._until = total
 
     def _silent(self, silence: Silence) -> None:
         self.last = silence
@@ -242,6 +258,7 @@ class Forecasting:
                     "spent": [self._spent, self._cost],
                     "told": sorted(self._told),
                     "end": list(self._end),
+                    "until": self._until,
                 }
         return None
 
@@ -259,6 +276,7 @@ class Forecasting:
             self._spent, self._cost = map(float, state["spent"])
             self._told = set(state["told"])
             self._end = Came(*map(float, state["end"]))
+            self._until = state.get("until")  # not in states of earlier versions
 
     def tell_what_came(self) -> None:
         """At the end of a completed run: its half-time forecast beside what came."""

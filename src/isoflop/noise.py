@@ -31,6 +31,10 @@ ALONE = (
     'train on several ranks, or pass noise_scale="split" (see docs/noise-scale.md); the critical batch shown is that '
     "of published runs"
 )
+UNSPLIT = (
+    'no gradient noise scale: noise_scale="split" in a plain loop needs the batch to go through monitor.split: '
+    "for part, share in monitor.split(batch): (share * loss_of(model(part))).backward()"
+)
 MIN_STEPS = 3  # before it is said that there is one part only: the first window may be a short one
 MAX_UNUSABLE = 3
 IN_VAIN = 60  # measurements without Adam's metric after which the raw one is the headline
@@ -180,6 +184,10 @@ class NoiseDriver:
             return
         self._times.step(time.perf_counter(), source.armed)
         if source.armed:
+            if self.option == "split" and self._setup.framework == "loop" and batches == 1 and not was_split:
+                self._unmeasured += world_size() == 1
+                if self._unmeasured == MIN_STEPS:
+                    self._say(UNSPLIT)
             given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
             self._take(source, step, None if given is None else float(given))
             if was_split:
@@ -286,6 +294,13 @@ class NoiseDriver:
         """Whether so much was measured that something may be said of it."""
         scale = self.noise_scale
         return scale is not None and scale.measurements >= ENOUGH
+
+    @property
+    def measuring(self) -> bool:
+        """Whether measurements may still come: nothing stands against them, as far as is known."""
+        return not self._chosen or (
+            self._source is not None and (self._unmeasured < MIN_STEPS or self.raw.run.count > 0)
+        )
 
     @property
     def is_preconditioned(self) -> bool:

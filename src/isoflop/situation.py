@@ -39,6 +39,7 @@ def situation(
         flops_per_token=flops / processed if flops and processed else None,
         seconds=training_time if whole else None,
         loss=loss,
+        batch_wanted=noise.option != "off",
         batch=_batch(noise, tokens, loss, scalars.get("isoflop/batch_tokens")),
     )
 
@@ -48,6 +49,8 @@ def _batch(noise: NoiseDriver, tokens: int | None, loss: float | None, processed
     if noise.option == "off" or noise.critical is None or not tokens or not size:
         return None
     known = noise.beliefs(tokens, loss)
+    scale = noise.noise_scale
+    steps = 0 if scale is None else scale.measurements
     if not known[0].source.startswith("measured"):
-        return Batch(size, noise.critical, None, known[0])
-    return Batch(size, noise.critical, known[0] if noise.enough else None, known[1])
+        return Batch(size, noise.critical, None, known[0], steps, noise.measuring)
+    return Batch(size, noise.critical, known[0] if noise.enough else None, known[1], steps, noise.measuring)

@@ -36,12 +36,18 @@ class Severity(IntEnum):
     CRITICAL = 3
 
 
+TIMES = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+"""Seconds of a unit of time, the largest first."""
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A number with its unit and, where it was estimated, its interval.
 
     >>> print(Quantity("N", 2.9e9, "parameters", 1.6e9, 5.1e9))
     N = 2.9B parameters [1.6B, 5.1B]
+    >>> print(Quantity("time", 0.0022, "hours"))
+    time = 7.92 seconds
     """
 
     name: str
@@ -51,11 +57,19 @@ class Quantity:
     high: float | None = None
 
     def __str__(self) -> str:
-        unit = "" if self.unit == "%" else f" {self.unit}".rstrip()
-        text = f"{self.name} = {self._short(self.value)}{unit}"
-        if self.low is None or self.high is None:
+        shown = self._in_fitting_unit()
+        unit = "" if shown.unit == "%" else f" {shown.unit}".rstrip()
+        text = f"{shown.name} = {shown._short(shown.value)}{unit}"
+        if shown.low is None or shown.high is None:
             return text
-        return f"{text} [{self._short(self.low)}, {self._short(self.high)}]"
+        return f"{text} [{shown._short(shown.low)}, {shown._short(shown.high)}]"
+
+    def _in_fitting_unit(self) -> Quantity:
+        if self.unit != "hours":
+            return self
+        seconds, unit = next(((s, unit) for s, unit in TIMES if 3600 * abs(self.value) >= s), TIMES[-1])
+        low, high = (None if end is None else 3600 * end / seconds for end in (self.low, self.high))
+        return Quantity(self.name, 3600 * self.value / seconds, unit, low, high)
 
     def _short(self, value: float) -> str:
         if self.unit == "%":
@@ -128,10 +142,11 @@ class Advice:
         rows = [*self.numbers, *self.saves]
         if rows:
             lines += ["| | value | interval |", "|---|---|---|"]
-            for row in rows:
+            for i, row in enumerate(rows):
                 name, value = str(row).split(" = ", 1)
                 value, _, rest = value.partition(" [")
-                lines.append(f"| {name} | {value} | {'[' + rest if rest else '–'} |")
+                worth = "worth: " if i >= len(self.numbers) else ""
+                lines.append(f"| {worth}{name} | {value} | {'[' + rest if rest else '–'} |")
             lines.append("")
         if any(row.low is not None for row in rows):
             lines += [f"Intervals: {self.level:.0%}.", ""]
@@ -170,10 +185,12 @@ class Missing:
     Attributes:
         what: what can't be judged.
         why: what is missing, and how to give it.
+        quiet: not worth a line while the run goes on: time may mend it, or it is said elsewhere.
     """
 
     what: str
     why: str
+    quiet: bool = False
 
 
 def count(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ WHILE_TRAINING: dict[str, Evaluator] = {
     "the hardware": hardware.hardware,
 }
 EVALUATORS = {**AT_START, **WHILE_TRAINING}
+PLANNED = (*AT_START, "the target", "the stopping point")
+"""What rests on the planned end."""
 AT_ONCE = (Reason.EPOCHS, Reason.SCHEDULE, Reason.FRONTIER, Reason.TOO_LARGE, Reason.TOO_SMALL, Reason.OVERFITTING)
 """Reasons from the plan, or that count a row of findings themselves."""
 AGAIN = 0.1
@@ -69,6 +71,11 @@ class Adviser:
         return {each.what: each.why for each in self._missing.values()}
 
     @property
+    def missing_aloud(self) -> dict[str, str]:
+        """Of these what is worth a line while the run goes on."""
+        return {each.what: each.why for each in self._missing.values() if not each.quiet}
+
+    @property
     def current(self) -> tuple[Advice, ...]:
         """What has been said and still holds, the gravest first."""
         standing = [each.advice for each in self._standing.values() if each.advice is not None]
@@ -81,6 +88,12 @@ class Adviser:
     def look(self, run: Situation) -> list[Advice]:
         """Judge the run at a log step: returns what is new."""
         return self._ask(WHILE_TRAINING, run)
+
+    def forget(self, evaluators: Iterable[str]) -> None:
+        """What these have said holds no longer, and may be said again."""
+        for name in evaluators:
+            self._standing[name] = _Standing()
+            self._missing.pop(name, None)
 
     def _ask(self, evaluators: dict[str, Evaluator], run: Situation) -> list[Advice]:
         new = []

@@ -22,10 +22,19 @@ LEVEL = 0.8
 
 def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice the critical size of the planned end, or below a quarter of the present one, surely."""
+    if not run.batch_wanted:
+        return None
     if run.batch is None:
-        return Missing("the batch size", "its critical size is not known: the tokens are not")
+        return Missing("the batch size", "the run's tokens are not known")
     if run.batch.measured is None:
-        return Missing("the batch size", "its critical size was not measured (docs/noise-scale.md says how)")
+        measured_at, more = run.batch.measurements, run.batch.measuring
+        if measured_at or more:
+            found = f"{measured_at} step{'s' * (measured_at != 1)}"
+            why = f"the gradient noise scale was measured at {found}, not enough to tell it"
+            return Missing("the batch size", why, quiet=more)
+        return Missing(
+            "the batch size", "the gradient noise scale was not measured (docs/noise-scale.md says how)", quiet=True
+        )
     if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
         return None
     b, measured = run.batch, run.batch.measured

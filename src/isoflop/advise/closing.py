@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from isoflop.advise.advice import Advice, Severity, count
+from isoflop.advise.advice import Advice, Quantity, Severity, count
 from isoflop.advise.frontier import planned
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
@@ -35,15 +35,14 @@ def closing_lines(
     if flops:
         spent.append(f"{count(flops)} FLOPs measured")
     if run.seconds:
-        hours = run.seconds / 3600
-        spent.append(f"{hours:.1f} hours of training" if hours >= 1 else f"{run.seconds / 60:.1f} minutes of training")
+        spent.append(str(Quantity("", run.seconds / 3600, "hours")).removeprefix(" = ") + " of training")
     if goodput is not None:
         spent.append(f"goodput {goodput:.0%}")
     lines = [f"isoflop: the run is over: {', '.join(spent)}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, total_steps=run.step, tokens_per_step=run.tokens / max(run.step, 1))
     verdict = planned(done, Thresholds(waste=float("inf")))
-    if isinstance(verdict, Advice):
+    if isinstance(verdict, Advice) and verdict.numbers:  # without, it says that the size can't be judged
         lines.append(f"isoflop: for the next run: {verdict}")
     if shape:
         lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")

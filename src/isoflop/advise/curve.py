@@ -19,7 +19,8 @@ FULL = 20.0
 """Tokens per parameter up to which a model is short of data."""
 MOST_FALL = 0.05
 """Of the loss: small models on small data fall by less than the law, which was fitted from 1e9 tokens on."""
-CHECK = "the learning rate, the data (order, duplicates, another mix), the precision and the gradient norm"
+OTHERS = "the data (order, duplicates, another mix), the precision and the gradient norm"
+CHECK = f"the learning rate, {OTHERS}"
 
 
 def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
@@ -35,7 +36,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
             Severity.CRITICAL,
             run.step,
             f"The training loss has been NaN or infinite for {run.nonfinite} log steps in a row.",
-            f"stop, go back to a checkpoint before it, and lower the learning rate; look at {CHECK}.",
+            f"stop, go back to a checkpoint before it, and lower the learning rate; look at {OTHERS} too.",
             basis=("this run's loss",),
             stops=True,
         )
@@ -57,7 +58,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         f"The loss diverges: {float(np.median(now)):.3f} nats per token, after {best:.3f} around step "
         f"{run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
         f"stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip the "
-        f"data; look at {CHECK}.",
+        f"data; look at {OTHERS} too.",
         (
             Quantity("loss", float(np.median(now)), "nats per token"),
             Quantity("best", best, "nats per token"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from isoflop.advise.advice import Advice
-from isoflop.advise.adviser import Adviser
+from isoflop.advise.adviser import PLANNED, Adviser
 from isoflop.advise.situation import Estimate, Expected, Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.track import Track
@@ -36,6 +36,12 @@ class RunAdviser:
     def start(self, run: Situation) -> list[Advice]:
         """Judge the plan; after the first step, when the batch is known."""
         return self.adviser.start(run)
+
+    def replanned(self) -> None:
+        """The run has another planned end than was judged: what rested on the old one is forgotten."""
+        self.adviser.forget(PLANNED)
+        self.track.forget_forecasts()
+        self._asked.clear()
 
     def log(
         self,

@@ -26,14 +26,18 @@ class Batch(NamedTuple):
     Attributes:
         tokens: of one optimizer step.
         critical: B_crit, measured and published together.
-        measured: B_crit as this run's noise scale says, its model error included; None: not measured.
+        measured: B_crit as this run's noise scale says, its model error included; None: not measured, or too little.
         prior: B_crit by published fits over D.
+        measurements: steps at which the noise scale was measured.
+        measuring: more may come.
     """
 
     tokens: float
     critical: Belief
     measured: Belief | None
     prior: Belief
+    measurements: int = 0
+    measuring: bool = False
 
 
 class Evaluated(NamedTuple):
@@ -84,6 +88,7 @@ class Situation:
         fell: the fall that came, with its sd.
         rates: the learning-rate plan.
         batch: against the critical size.
+        batch_wanted: the user wants it judged.
         evaluations: by set.
         speeds, best_speed: tokens/s per device of the last log steps, and the best median of any stretch before them.
     """
@@ -118,6 +123,7 @@ class Situation:
     fell: Estimate | None = None
     rates: LearningRatePlan | None = None
     batch: Batch | None = None
+    batch_wanted: bool = True
     evaluations: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)
     speeds: Sequence[float] = ()
     best_speed: float | None = None

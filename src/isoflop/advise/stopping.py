@@ -11,7 +11,7 @@ from isoflop.advise.frontier import EXPONENTS, LEVEL, law_at
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
-from isoflop.fit.forecast import Forecast, LearningRatePlan
+from isoflop.fit.forecast import PASSING, Forecast, LearningRatePlan
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.map_line import prior_line
 
@@ -97,9 +97,10 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         return None
     ending = run.forecast
     if not isinstance(ending, Forecast):
-        return Missing(
-            "whether the target will be reached", "there is no forecast" if ending is None else ending.message
-        )
+        what = "whether the target will be reached"
+        if ending is None:
+            return Missing(what, "there is no forecast yet", quiet=True)
+        return Missing(what, ending.message, quiet=ending.reason in PASSING)
     missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None

@@ -62,6 +62,12 @@ class Track:
             self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
         self.speeds.append(float(tokens_per_second))
 
+    def forget_forecasts(self) -> None:
+        """The plan that they were made for is another now; nothing of them will fall due."""
+        self._due, self._doubling = [], []
+        self._came.clear()
+        self.fall = self.fell = None
+
     @property
     def expected(self) -> tuple[Expected, ...]:
         """The last two forecasts that fell due."""

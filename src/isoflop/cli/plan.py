@@ -188,11 +188,11 @@ def _print_others(rows: Sequence[Alternative]) -> None:
 
     if not rows:
         return
-    typer.echo(f"\n{'others':33}{'N':>7}{'D':>7}{'D/N':>8}{'loss':>7}  N counts")
+    typer.echo(f"\n{'others':33}{'N':>7}{'D':>7}{'D/N':>9}{'loss':>7}  N counts")
     for row in rows:
         loss = "" if row.L is None else f"{row.L:.3f}"
         counts = COUNTED.get(row.convention, row.convention)
-        typer.echo(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>8.3g}{loss:>7}  {counts}")
+        typer.echo(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>9.3g}{loss:>7}  {counts}")
 
 
 def _budget(flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None) -> float:

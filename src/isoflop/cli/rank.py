@@ -58,7 +58,7 @@ def rank(
         found = Candidates(priors, at)
         read = curves.read(runs)
         found.take(read, loss)
-        for problem in (*read.problems, *differences(read.records)):
+        for problem in (*read.problems, *differences(read.records), *found.cut_short):
             typer.echo(f"isoflop rank: {problem}", err=True)
         ranked = ranking.rank(found.forecasts, finished=found.finished, silent=found.silent, keep=keep, sure=sure)
     except (ValueError, OSError, KeyError) as error:
@@ -85,6 +85,8 @@ class Candidates:
         self.forecasts: dict[str, Forecast] = {}
         self.finished: dict[str, bool] = {}
         self.silent: dict[str, str] = {}
+        self.cut_short: list[str] = []
+        """Of the ended runs those that did not come to their planned end."""
 
     def take(self, read: Curves, loss: str) -> None:
         """Forecast every run that was read."""
@@ -111,6 +113,9 @@ class Candidates:
     def _put(self, name: str, run: FinishedRun, ended: bool) -> None:
         from isoflop.fit.forecast import Forecast
 
+        last, planned = int(run.steps[-1]), run.total_steps
+        if ended and last < 0.98 * planned:
+            self.cut_short.append(f"{name} ended at step {last:,} of {planned:,} planned; its loss there is shown")
         result = came(run) if ended else forecast_of_curve(run, self.priors, self.at)
         if isinstance(result, Forecast):
             self.forecasts[name] = result

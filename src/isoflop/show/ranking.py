@@ -36,6 +36,12 @@ def print_ranking(ranking: Ranking) -> None:
     for name, reason in ranking.silent.items():
         table.add_row(name, "–", "–", "–", "–", reason)
     console.print(table)
+    if ranking.silent and ranking.runs:
+        console.print(
+            f"Orders and probabilities are among the {len(ranking.runs)} runs above that have a loss; "
+            f"{len(ranking.silent)} without a forecast may end lower.",
+            highlight=False,
+        )
     stopping = ranking.can_stop
     if stopping:
         console.print(

@@ -78,7 +78,7 @@ def refused(x: Array, loss: Array, method: Method) -> str | None:
     rows = one_per_size(x, loss)
     sizes = len(rows)
     if sizes < NEEDED[method]:
-        return f"it has {sizes} sizes, a minimum by {method} needs {NEEDED[method]}"
+        return f"it has {sizes} size{'s' * (sizes != 1)}, a minimum by {method} needs {NEEDED[method]}"
     if method == "parabola":
         vertex, _, curvature = parabola(x, loss)
         if curvature <= 0:

@@ -7,13 +7,14 @@ from isoflop.fit.forecast.learn import learn_priors
 from isoflop.fit.forecast.online import OnlineForecaster
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors
 from isoflop.fit.forecast.replay import Score, backtest
-from isoflop.fit.forecast.result import Forecast, Silence
+from isoflop.fit.forecast.result import PASSING, Forecast, Silence
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
 __all__ = [
     "DEFAULT_PRIORS",
     "ESTIMATORS",
     "FAST",
+    "PASSING",
     "WEAK_PRIORS",
     "Estimator",
     "FinishedRun",

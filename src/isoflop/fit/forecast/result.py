@@ -10,6 +10,9 @@ NU = 5.0
 T80 = 1.4758840488
 """Half-width of the 80% interval over the scale: the t distribution's 90% point."""
 
+PASSING = ("warm-up", "too few points", "interval too wide")
+"""Reasons for silence that time may mend; of others the user is told at once."""
+
 
 @dataclass(frozen=True)
 class Forecast:

@@ -23,6 +23,9 @@ LEAST = 4
 """Sizes in the parabola, if there are as many, however far they lie."""
 SEED_DOF = 3
 """What `seed_noise` counts for beside the residuals of a few runs, in degrees of freedom."""
+SPAN = 1.5
+"""Factor between the largest and the smallest of them: sizes closer together differ by the losses' noise, or by
+architecture. The spaced sweeps of the literature span 4 and more."""
 BUDGET = 1.25
 """A factor of C within which runs share a budget."""
 
@@ -69,6 +72,9 @@ def own_minima(columns: Mapping[str, ArrayLike], seed: int = 0, rows: Sequence[o
         x, loss = np.log(N[mine]), L[mine]
         near = _near(x, loss)
         why = refused(x[near], loss[near], "parabola")
+        span = float(np.exp(np.ptp(x[near])))
+        if why is None and span < SPAN:
+            why = f"its sizes lie within a factor of {span:.2f}, a minimum needs {SPAN:g}"
         if why is None:
             profiles.append((budget, x[near], loss[near], (C / (N * D))[mine][near]))
         else:
