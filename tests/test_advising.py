@@ -227,6 +227,17 @@ def test_lightning_stops_and_keeps_min_steps(tmp_path: Path) -> None:
         assert trainer.global_step == expected
 
 
+def test_lightning_saves_the_step_it_stops_at(tmp_path: Path) -> None:
+    saver = package.callbacks.ModelCheckpoint(tmp_path / "c", every_n_train_steps=1000)
+    trainer = lightning_trainer(
+        package, tmp_path, callbacks=[IsoFLOPMonitor(on_advice="stop"), saver], enable_checkpointing=True
+    )
+    torch.manual_seed(0)
+    trainer.fit(lightning_module(package, Diverges()), batches(Rows(192), 8))
+    saved = [path.name for path in (tmp_path / "c").iterdir()]
+    assert saved == [f"stopped-step={trainer.global_step}.ckpt"]
+
+
 def test_hugging_face_stops_and_saves(tmp_path: Path) -> None:
     watcher = IsoFLOPCallback(on_advice="stop")
     torch.manual_seed(0)

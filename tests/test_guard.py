@@ -271,6 +271,9 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "Lightning: on_train_start": [(lightning_run, "isoflop_lightning.callback.describe_trainer")],
     "Lightning: on_train_end": [(lightning_run, "isoflop.monitor.Monitor.finish")],
+    "Lightning: saving where advice stops": [
+        (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor._save_where_stopped")
+    ],
     "Lightning: on_exception": [(lightning_fails, "isoflop.monitor.Monitor.finish")],
     "Lightning: a training step": [
         (lightning_run, "isoflop.monitor.Monitor.batch"),

@@ -82,7 +82,18 @@ class IsoFLOPMonitor(LightningCallback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last point and the totals."""
         if self.monitor is not None:
+            self._save_where_stopped(trainer)
             self.monitor.finish()
+
+    @hook("Lightning: saving where advice stops", "no checkpoint of the step at which the run was stopped")
+    def _save_where_stopped(self, trainer: Any) -> None:
+        """A `ModelCheckpoint` that counts steps would leave the last of them unsaved. Every rank is here."""
+        saver = trainer.checkpoint_callback
+        if saver is None or self.monitor is None or not self.monitor.should_stop:
+            return
+        if getattr(saver, "_last_global_step_saved", None) != trainer.global_step:
+            folder = Path(saver.dirpath or trainer.default_root_dir)
+            trainer.save_checkpoint(folder / f"stopped-step={trainer.global_step}.ckpt")
 
     @hook("Lightning: on_exception", "the record has no end line")
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

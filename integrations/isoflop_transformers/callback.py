@@ -141,7 +141,8 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
         self.monitor.log(float(logs["loss"]))
         if self.monitor.should_stop:
-            control.should_training_stop = control.should_save = True
+            control.should_training_stop = True
+            control.should_save = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
         if state.log_history:  # what `logs` becomes in trainer_state.json
             finite = {name: value for name, value in self.monitor.scalars.items() if math.isfinite(value)}
             state.log_history[-1].update(finite)

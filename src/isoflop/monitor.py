@@ -274,7 +274,7 @@ class Monitor:
         self.sync()  # even if this rank's logging has stepped aside: the others wait in this sum
         self.noise.collect(self.steps, self._clock.training_time)  # and in this
         self._log(train_loss)
-        if self.options.on_advice != "warn" and not self.should_stop:
+        if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
             asked, _ = sum_over_ranks([int(self._advising.wants_stop)], [])
             self.should_stop = asked[0] > 0
 

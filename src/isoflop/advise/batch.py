@@ -24,6 +24,8 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice the critical size of the planned end, or below a quarter of the present one, surely."""
     if not run.batch_wanted:
         return None
+    if run.unlike:
+        return Missing("the batch size", run.unlike)
     if run.batch is None:
         return Missing("the batch size", "the run's tokens are not known")
     if run.batch.measured is None:
