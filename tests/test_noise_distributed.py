@@ -173,7 +173,11 @@ def reduced_by_hand(folder: Path) -> Any:
         optimizer.zero_grad()
         monitor.step()
     monitor.close()
-    return list(noise_scalars(monitor)), monitor.noise.raw.run.count, [text for text in said if "noise scale" in text and "not judged" not in text]
+    return (
+        list(noise_scalars(monitor)),
+        monitor.noise.raw.run.count,
+        [text for text in said if "noise scale" in text and "not judged" not in text],
+    )
 
 
 def test_gradients_that_are_reduced_in_another_way_give_no_value(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ LOST = 1e-2
 """Share of the loss below which a term may have been overlooked: it is looked for again."""
 
 NOISELESS, EXACT, STARTS = 1e-3, 1e-30, 24
-"""Residuals below which runs have next to no noise, the mean ½r² below which a fit is exact, starts tried in between."""
+"""Residuals of runs with next to no noise, the mean ½r² of an exact fit, starts that are tried in between."""
 SMALL, GONE = 0.2, 20.0
 """Share of the loss below which a term is tried without, and by how much ln of its coefficient is lowered for that."""
 
