@@ -74,6 +74,7 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None
     batches = DataLoader(Windows(train_text, CONTEXT), batch_size=BATCH, shuffle=True, drop_last=True)
     validation = DataLoader(Windows(validation_text, CONTEXT, limit=512), batch_size=128)
 
+    watcher = IsoFLOPMonitor()
     trainer = L.Trainer(
         max_steps=steps,
         val_check_interval=max(1, steps // 8),
@@ -82,7 +83,7 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None
         log_every_n_steps=LOG_EVERY,
         # an empty version: TensorBoard then names the run by its folder, the size
         logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
-        callbacks=[IsoFLOPMonitor(), TQDMProgressBar(refresh_rate=LOG_EVERY)],
+        callbacks=[watcher, TQDMProgressBar(refresh_rate=LOG_EVERY)],
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -90,6 +91,8 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None
         devices=1,
     )
     trainer.fit(LanguageModel(config, learning_rate), batches, validation)
+    for advice in watcher.monitor.advice if watcher.monitor is not None else ():
+        print(f"\nisoflop says: {advice}")
 
 
 def quieten() -> None:
