@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from curves import BATCH, Planted, fed, feed
 from isoflop.fit.forecast import ESTIMATORS, FAST, Forecast, LearningRatePlan, OnlineForecaster, Silence, result
 from isoflop.fit.forecast.bins import LossBins
+from isoflop.fit.forecast.priors import DEFAULT_PRIORS
 
 PEAK = 1e-3
 PLANS = {
@@ -239,3 +240,11 @@ def test_whatever_it_is_fed_it_forecasts_or_says_why(
             assert np.isfinite([told.loss, told.low, told.high]).all() and told.sd > 0
         else:
             assert told.reason and told.message
+
+
+def test_models_below_the_priors_range_get_wider_intervals() -> None:
+    widths = {N: OnlineForecaster(N=N)._far() for N in (25e6, 25e3, 1e9)}
+    assert widths == pytest.approx({25e6: 1.0, 25e3: 1 + 3 * 0.4, 1e9: 1.0})
+    assert OnlineForecaster()._far() == 1.0
+    own = dataclasses.replace(DEFAULT_PRIORS, own_runs=3)  # of the user's: they are of such sizes
+    assert OnlineForecaster(N=25e3, priors=own)._far() == 1.0

@@ -143,7 +143,7 @@ class Advice:
         if rows:
             lines += ["| | value | interval |", "|---|---|---|"]
             for i, row in enumerate(rows):
-                name, value = str(row).split(" = ", 1)
+                name, value = str(row).rsplit(" = ", 1)
                 value, _, rest = value.partition(" [")
                 worth = "worth: " if i >= len(self.numbers) else ""
                 lines.append(f"| {worth}{name} | {value} | {'[' + rest if rest else '–'} |")
