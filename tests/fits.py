@@ -33,12 +33,17 @@ def spread_out(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return 3e7 * (1e10 / 3e7) ** rng.random(n), 1e9 * 300 ** rng.random(n)
 
 
-def data(name: str, **columns: str) -> dict[str, np.ndarray]:
-    """Columns of a file of ../shared/data, by new name; skips the test where there is none."""
+def reference(name: str) -> Path:
+    """A file or folder of ../shared/data; skips the test where there is none."""
     path = DATA / name
     if not path.exists():
         pytest.skip(f"the reference data are not here: {path}")
-    with path.open() as file:
+    return path
+
+
+def data(name: str, **columns: str) -> dict[str, np.ndarray]:
+    """Columns of a file of ../shared/data, by new name; skips the test where there is none."""
+    with reference(name).open() as file:
         rows = list(csv.DictReader(file))
     return {new: np.array([float(row[old]) for row in rows]) for new, old in columns.items()}
 

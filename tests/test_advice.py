@@ -234,7 +234,7 @@ tune the learning rate again with the batch.
         {"unique_tokens": 5e8},
         Severity.INFO,
         """52.0 epochs over 500M unique tokens are planned: at the end a repeated token is worth 4% of a new one.
-  Numbers: epochs = 52, worth of the last token = 3.65% [0.0441%, 58.5%] (90% intervals).
+  Numbers: epochs = 52, worth of the last token = 3.64% [0.0441%, 58.5%] (90% intervals).
   Do: bring more data, or stop after about 22 epochs and spend the compute on a larger model.
   Rests on: Muennighoff et al. 2023: R_D* = 15.4; their runs leave it open between 6.6 and 95 or more.""",
     ),

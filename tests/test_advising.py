@@ -16,8 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import isoflop
 from isoflop import advising
-from isoflop.advise import Advice, Reason, Severity
+from isoflop.advise import Advice, Reason, Severity, Situation
 from isoflop.advise.own_runs import frontier_of, learn_from
+from isoflop.advise.run_adviser import RunAdviser
 from isoflop.fit.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_runs
@@ -178,6 +179,20 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path) -> None:
         if step % 100 == 0:
             monitor.evaluate("held out", 3.0 - 0.1 * step / 100 if step <= 300 else 2.7 + 0.05 * step / 100)
     assert Reason.OVERFITTING in {advice.reason for advice in monitor.advice}
+
+
+def test_an_evaluations_ladder_is_not_held_against_the_training_loss() -> None:
+    """With `fit_on="eval/…"` the earlier sizes' losses are of another kind."""
+    adviser = RunAdviser()
+    put_at = Forecast(1.0, 0.99, 1.01, 0.01, 0.8, 2000, "joint")
+
+    def log(step: int, of: str) -> list[Advice]:
+        run = Situation(step=step, total_steps=2000, loss=planted(step), forecast_of=of)
+        return adviser.log(run, ladder=lambda step: put_at)
+
+    assert not any(log(step, "eval/val") for step in range(20, 1000, 20))
+    said = [advice.reason for step in range(1000, 2000, 20) for advice in log(step, "train")]
+    assert said == [Reason.OFF_CURVE]
 
 
 # -- acting on it ----------------------------------------------------------------------------------------------------

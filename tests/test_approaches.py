@@ -3,11 +3,11 @@
 import csv
 import dataclasses
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fits import reference
 from isoflop.fit.approaches.approach import Approach
 from isoflop.fit.approaches.bias import bias_on_grid, parabola_bias
 from isoflop.fit.approaches.compare import approach_3, compare_approaches
@@ -16,7 +16,6 @@ from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles, seed_noise
 from isoflop.fit.approaches.profile_minimum import akima, one_per_size, parabola
 from isoflop.fit.law import HOFFMANN, KAPLAN_N, Law
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
 
 
@@ -28,9 +27,7 @@ EVEN = law(0.35, 0.35, 450, 450)
 
 
 def table(name, columns, **where):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is absent: the reference data isn't part of the project")
+    path = reference(name)
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if all(row[k] == v for k, v in where.items())]
     return [np.array([float(row[c]) for row in rows]) for c in columns]

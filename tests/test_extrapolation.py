@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fits import reference
 from isoflop.fit import FORMS
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.extrapolation import extrapolation
 from isoflop.fit.fitting.gadre import fit_gadre, fit_gadre_error
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:
@@ -163,9 +161,7 @@ def test_messages_on_columns_and_laws() -> None:
 # --- on real runs -----------------------------------------------------------------------------------------------------
 def test_chinchillas_runs_do_not_extrapolate_as_they_claim() -> None:
     """Besiroglu et al. 2024's 240 points: their largest budgets lie below the law of the others."""
-    path = DATA / "chinchilla_245.csv"
-    if not path.exists():
-        pytest.skip(f"the reference data are not here: {path}")
+    path = reference("chinchilla_245.csv")
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if row["epoch_outlier"] == "0"]
     names = {"N": "N", "D": "tokens", "loss": "loss"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fits import BESIROGLU, DATA, grid, hoffmann
+from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
 from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.record import Point, RecordLog
@@ -79,9 +79,7 @@ def test_what_is_open_is_null_in_json(tmp_path: Path) -> None:
 
 
 def test_published_optimum_from_the_shell() -> None:
-    path = DATA / "chinchilla_245.csv"
-    if not path.exists():
-        pytest.skip(f"the reference data are not here: {path}")
+    path = reference("chinchilla_245.csv")
     found = fitted(path, "--where", "epoch_outlier==0")
     assert found["n"] == 240 and found["objective"] == pytest.approx(0.00101827401780, rel=1e-9)
     everything = fitted(path)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fits import reference
 from isoflop.fit import FORMS, Law, laws, published
 from isoflop.fit import laws_kaplan as kaplan
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 MUENNIGHOFF = dict(published("muennighoff2023").law.constants)  # type: ignore[union-attr]
@@ -85,9 +83,7 @@ def test_muennighoff_as_in_the_papers_notebook(N: float, D: float, loss: float) 
 
 
 def test_muennighoff_on_the_runs_it_was_fitted_to() -> None:
-    path = DATA / "datablations.csv"
-    if not path.exists():
-        pytest.skip("../shared/data is not here")
+    path = reference("datablations.csv")
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if row["in_paper182"] == "1"]
     N, D, U, loss = (np.array([float(row[name]) for row in rows]) for name in ("N", "D", "U", "loss"))

@@ -6,12 +6,12 @@ import csv
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.interpolate import Akima1DInterpolator
 
+from fits import reference
 from isoflop.fit import FORMS, Law, published
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
 from isoflop.fit.approaches.profile_minimum import akima, one_per_size
@@ -24,7 +24,7 @@ from isoflop.fit.planning.options import Option, compare_options, parse_option
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.fit.planning.plan import plan
 
-PORIAN = Path(__file__).parents[2] / "shared/data/porian_refinedweb.csv"
+PORIAN = "porian_refinedweb.csv"
 Columns = dict[str, np.ndarray]
 
 
@@ -279,9 +279,7 @@ CHINCHILLA_WARMUP = "rw/base/short/chinchilla/standard/val"
 
 
 def porian(config: str) -> dict[float, Columns]:
-    if not PORIAN.exists():
-        pytest.skip(f"no {PORIAN}")
-    with PORIAN.open() as file:
+    with reference(PORIAN).open() as file:
         rows = [row for row in csv.DictReader(file) if row["config"] == config]
     by_budget: dict[float, list[list[float]]] = {}
     for row in rows:

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import Akima1DInterpolator
 
+from fits import reference
 from isoflop.fit import published, published_names
 from isoflop.fit.papers.publication import PowerAllocation, PowerLaw, Published, TableAllocation
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CHINCHILLA = 5.76e23
 SPLITS = [name for name in published_names() if published(name).allocates]
 
@@ -212,9 +212,7 @@ def test_step_law() -> None:
 
 
 def test_porians_tuned_points() -> None:
-    path = DATA / "porian_refinedweb.csv"
-    if not path.exists():
-        pytest.skip("../shared/data is not here")
+    path = reference("porian_refinedweb.csv")
     points: dict[float, list[tuple[float, float]]] = {}
     with path.open() as file:
         for row in csv.DictReader(file):

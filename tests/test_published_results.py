@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fits import reference
 from isoflop.fit import FORMS, Law
 from isoflop.fit import laws_kaplan as kaplan
 from isoflop.fit.fitting.gadre import fit_gadre, fit_gadre_error
 from isoflop.fit.fitting.general import flat_directions, optima, polish
 from isoflop.fit.fitting.numeric import Values, general_draws
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 DELTA = 1e-3
 
 
 def table(name: str) -> list[dict[str, str]]:
     """Rows of a file of ../shared/data; skips the test where it is absent."""
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"the reference data are not here: {path}")
+    path = reference(name)
     with path.open() as file:
         return list(csv.DictReader(file))
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from isoflop.advise import Advice, Reason, Severity, Situation
+from isoflop.advise import Advice, Severity, Situation
 from isoflop.advise.adviser import EVALUATORS
 from isoflop.advise.closing import closing_lines
+from isoflop.advise.frontier import BEST_SIZE
 from isoflop.advise.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Evaluated
@@ -236,8 +237,8 @@ class Advising:
                 logger.warning("isoflop: %s", advice)
             else:
                 self._setup.tell(f"isoflop: {advice}")
-            best = next((each for each in advice.numbers if each.name == "N of least compute"), None)
-            if best is not None and advice.reason in (Reason.FRONTIER, Reason.TOO_LARGE, Reason.TOO_SMALL):
+            best = next((each for each in advice.numbers if each.name == BEST_SIZE), None)
+            if best is not None:
                 self.scalars["isoflop/n_opt"] = best.value
             self._put(advice)
             self._act(advice)

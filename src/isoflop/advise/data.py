@@ -11,11 +11,13 @@ from isoflop.advise.curve import noise
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.fit.laws_kaplan import unique_tokens_needed
+from isoflop.fit.papers.published import published
 
-R_D = 15.4
-"""R_D*: epochs' decay constant (Muennighoff et al. 2023, table 1). Doubt: their 182 runs do not identify it: another
-optimum, .13% better, has 95, and the bootstrap runs from 6.6 upwards."""
+LAW = "muennighoff2023"
+"""Whose R_D* says how fast epochs lose their worth."""
 R_D_LOWEST, R_D_HIGHEST = 6.6, 95.0
+"""Doubt: their 182 runs do not identify R_D*: another optimum, .13% better than the published one, has 95, and the
+bootstrap runs from 6.6 upwards."""
 RISING = 3
 """Evaluations in a row above the best one, while the training loss falls."""
 
@@ -28,6 +30,9 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     D = run.planned_tokens
     if run.unique_tokens is None or D is None or (run.left or 0.0) < thresholds.frontier_steps:
         return None
+    law = published(LAW).law
+    assert law is not None
+    R_D = law.constants["R_D_star"]
     repeats = D / run.unique_tokens - 1
     worth = math.exp(-max(repeats, 0.0) / R_D)
     if worth >= thresholds.epoch_worth:
@@ -45,7 +50,7 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
             Quantity("epochs", repeats + 1),
             Quantity("worth of the last token", worth, "%", math.exp(-repeats / R_D_LOWEST), surely),
         ),
-        basis=("Muennighoff et al. 2023: R_D* = 15.4; their runs leave it open between 6.6 and 95 or more",),
+        basis=(f"Muennighoff et al. 2023: R_D* = {R_D:.1f}; their runs leave it open between 6.6 and 95 or more",),
         level=0.9,
     )
 

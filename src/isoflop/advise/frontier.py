@@ -23,6 +23,8 @@ from isoflop.fit.planning.map_line import MapLine, prior_line
 DRAWS = 101
 EXPONENTS = "exponents of Besiroglu et al. 2024"
 LEVEL = 0.8
+BEST_SIZE = "N of least compute"
+"""Name of the number that `isoflop/n_opt` shows."""
 FAR = 20.0
 """A factor between the ends of the best size's interval beyond which it is not named."""
 
@@ -115,7 +117,7 @@ def _numbers(run: Situation, D: float, C: float, waste: Waste) -> tuple[Quantity
     best = [Quantity("N", run.N, "parameters"), Quantity("D", D, "tokens"), Quantity("C = 6·N·D", C, "FLOPs")]
     ratio = waste.D / waste.N
     for name, values, unit in (
-        ("N of least compute", waste.N, "parameters"),
+        (BEST_SIZE, waste.N, "parameters"),
         ("D of least compute", waste.D, "tokens"),
         ("its D/N", ratio, "tokens per parameter"),
     ):

@@ -81,7 +81,7 @@ class RunAdviser:
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
                 expected=track.expected,
-                by_ladder=self._by_ladder(ladder, run.step, now),
+                by_ladder=self._by_ladder(ladder, run.step, now) if run.forecast_of == "train" else None,
                 fall=track.fall,
                 fell=track.fell,
                 speeds=tuple(track.speeds),

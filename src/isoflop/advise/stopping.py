@@ -13,9 +13,10 @@ from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
 from isoflop.fit.forecast import PASSING, Forecast, LearningRatePlan
 from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.laws_kaplan import ALPHA_N_STEPS, ALPHA_S
 from isoflop.fit.planning.map_line import prior_line
 
-KAPLAN_STOP = 0.077 / 0.76
+KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
 """α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
 CLOSE = 0.3
 """ln of the factor below the best size within which nothing is worth saying whatever the exponents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ Array = NDArray[np.float64]
 FEWEST = 6
 
 
-class Baseline:
+class Baseline(ABC):
     """The part that all baselines share: the memory, the window after the warm-up, the arguments."""
 
     name: ClassVar[str] = ""
@@ -62,11 +63,11 @@ class Baseline:
             return Silence("no fit", "The least squares found no finite loss.")
         return forecast_of(loss, sd, level=level, step=target, estimator=self.name, nu=1e6)
 
+    @abstractmethod
     def _predict(
         self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
     ) -> tuple[float, float]:
         """Loss at `target` and its standard error."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far in plain values."""
@@ -95,9 +96,9 @@ class Separable(Baseline):
 
     exponents: ClassVar[Array] = np.geomspace(0.1, 2, 80)
 
+    @abstractmethod
     def columns(self, steps: Array, exponent: float, plan: LearningRatePlan, warmup: int) -> Array:
         """The design at `steps`: shape (steps, coefficients)."""
-        raise NotImplementedError
 
     def _predict(
         self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
