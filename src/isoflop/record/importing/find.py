@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import huggingface, lightning, mlflow_api, mlflow_files, tensorboard, wandb_api, wandb_files
@@ -81,13 +81,6 @@ def kind_of(path: Path) -> str:
     return "wandb" if exports(header) else "table"
 
 
-def reader(kind: str, path: str) -> Callable[..., list[object]] | str:
-    """Which of the readers a kind's file is for: W&B's exports are tables."""
-    if kind == "wandb" and not os.path.isdir(path) and not wandb_files.is_datastore(head(path, 4)):
-        return "table"
-    return kind
-
-
 def _forced(path: Path, kind: str) -> str:
     if kind == "mlflow" and head(path, 16) == mlflow_api.SQLITE:
         return "mlflow-api"
@@ -119,10 +112,9 @@ def _below(top: Path, only: str | None) -> Iterator[Source]:
                 deeper = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
             continue
-        skipped = ("checkpoint-",) if of_trainer else ()
-        folders += [
-            (folder / name, of_trainer) for name in sorted(deeper, reverse=True) if not name.startswith(skipped)
-        ]
+        if of_trainer:
+            deeper = [name for name in deeper if not name.startswith("checkpoint-")]
+        folders += [(folder / name, of_trainer) for name in sorted(deeper, reverse=True)]
 
 
 def _in(folder: Path, of_trainer: bool, only: str | None) -> Iterator[Source]:

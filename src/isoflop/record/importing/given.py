@@ -121,9 +121,7 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     header = [name.strip() for name in next(rows, (0, []))[1]]
     run = first(RUNS, header)
     if run is None:
-        raise ImportProblem(
-            f"{path}: expected a column run, and such as params and tokens_per_step, got {header!a:.200}"
-        )
+        raise ImportProblem(f"{path}: expected a column run, and others such as params, got {header!a:.200}")
     found: dict[str, dict[str, Any]] = {}
     for line, row in rows:
         cells = dict(zip(header, row, strict=False))

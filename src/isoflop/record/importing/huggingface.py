@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> 
     place, state = max(states, key=lambda item: item[1]["global_step"])
     if path.name == STATE:  # of a checkpoint: the run is the folder it lies in
         folder = folder.parent if folder.name.startswith("checkpoint-") else folder
-    problems, notes = Problems(str(place)), []
+    notes: list[str] = []
+    problems = Problems(str(place))
     columns = _columns(state, problems, notes, want)
     if len(states) > 1:
         notes.append(f"of {len(states)} states the latest was read: {place.relative_to(path)}")
@@ -132,6 +134,6 @@ def _flos(states: list[tuple[Path, dict[str, Any]]], last: int) -> dict[int, flo
         if flos and math.isfinite(flos) and flos > 0 and 0 < state["global_step"] <= last:
             found[state["global_step"]] = max(flos, found.get(state["global_step"], 0.0))
     ordered = sorted(found.items())
-    if any(later[1] < earlier[1] for earlier, later in zip(ordered, ordered[1:], strict=False)):
+    if any(later[1] < earlier[1] for earlier, later in pairwise(ordered)):
         ordered = ordered[-1:]
     return dict(ordered)

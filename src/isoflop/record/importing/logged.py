@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from isoflop.record.run import Status
@@ -65,7 +66,7 @@ def in_order(column: Column) -> tuple[Column, int, bool]:
         The column, how often the run was resumed, and whether it was sorted.
     """
     steps = column.steps
-    back = sum(later < earlier for earlier, later in zip(steps, steps[1:], strict=False))
+    back = sum(later < earlier for earlier, later in pairwise(steps))
     if not back and len(set(steps)) == len(steps):
         return column, 0, False
     if back > UNSORTED * len(steps) and len(set(steps)) == len(steps):

@@ -49,9 +49,8 @@ def losses_of(logged: Logged, answers: Answers) -> Losses:
         column = chosen[name]
         tidy, resumed, disorder = in_order(logged.columns[column])
         if resumed:
-            notes.append(
-                f"{column}: steps go back {resumed} time{'s' * (resumed > 1)}: the later values count (a resume)"
-            )
+            times = "once" if resumed == 1 else f"{resumed} times"
+            notes.append(f"{column}: its steps go back {times}, as after a resume: the later values count")
         if disorder:
             notes.append(f"{column}: its steps are in no order: sorted")
         unit = _unit(column, name, answers)

@@ -14,7 +14,19 @@ from .logged import Columns, Logged
 from .names import wanted
 from .problem import ImportProblem, Problems, plain
 
-FINISHED, STATES = 3, {"FINISHED": 3, "RUNNING": 1, "SCHEDULED": 2, "FAILED": 4, "KILLED": 5}
+STATES: dict[object, Status] = {
+    1: "running",
+    2: "running",
+    3: "completed",
+    4: "interrupted",
+    5: "interrupted",
+    "RUNNING": "running",
+    "SCHEDULED": "running",
+    "FINISHED": "completed",
+    "FAILED": "interrupted",
+    "KILLED": "interrupted",
+}
+"""A run's states, by number in files and by name in the client."""
 MAX_PARAMS = 2000
 
 
@@ -71,8 +83,7 @@ def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> 
 
 def status_of(value: object) -> Status | None:
     """MLflow's state of a run; None where it does not say."""
-    code = STATES.get(value, 0) if isinstance(value, str) else value
-    return {3: "completed", 1: "running", 2: "running", 4: "interrupted", 5: "interrupted"}.get(code)  # type: ignore
+    return STATES.get(value) if isinstance(value, (int, str)) else None
 
 
 def _metric(path: Path, name: str, columns: Columns, problems: Problems) -> None:
@@ -81,14 +92,12 @@ def _metric(path: Path, name: str, columns: Columns, problems: Problems) -> None
         with open_bytes(path) as stream:
             for line, raw in enumerate(iter(lambda: stream.readline(MAX_LINE), b""), 1):
                 fields = raw.split()
-                step = (
-                    whole(fields[2].decode("ascii", "replace")) if len(fields) > 2 else 0 if len(fields) == 2 else None
-                )
-                value = number(fields[1]) if len(fields) > 1 else None
-                time = number(fields[0]) if fields else None
+                if not fields:
+                    continue
+                time, value = number(fields[0]), number(fields[1]) if fields[1:] else None
+                step = whole(fields[2].decode("ascii", "replace")) if fields[2:] else 0
                 if step is None or value is None or not raw.endswith(b"\n"):
-                    if fields:
-                        problems.add(f":{line}", "`milliseconds value step`", raw)
+                    problems.add(f":{line}", "`milliseconds value step`", raw)
                     continue
                 columns.add(name, step, value, float("nan") if time is None else time / 1000)
     except (ImportProblem, OSError) as problem:

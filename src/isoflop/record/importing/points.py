@@ -19,7 +19,7 @@ TRAIN = "train"
 
 
 def points_of(logged: Logged, losses: Mapping[str, Column], counts: Counts) -> tuple[Point, ...]:
-    """The points by step: means of the training loss over the values since the point before, evaluations as they are."""
+    """The points by step: means of the training loss since the point before, evaluations as they are."""
     rates = _rates(logged)
     found: dict[int, Point] = {}
     if TRAIN in losses:

@@ -37,7 +37,7 @@ class Found:
 
 
 def tokens_per_step(settings: Mapping[str, Any], answers: Answers) -> Found:
-    """Batch × accumulation × devices × sequence length, if all four are known; nothing is assumed for one that isn't."""
+    """Batch × accumulation × devices × sequence length, if all four are known; nothing is assumed."""
     by_name: dict[str, float] = {}
     for key, value in settings.items():
         amount = number(value)

@@ -1,4 +1,4 @@
-"""Plain tables, CSV or Parquet: curves of one or several runs, or the end of a run in each row; W&B's CSV exports too."""
+"""Tables, CSV or Parquet: curves of one or several runs, or the end of a run in each row; W&B's exports too."""
 
 from __future__ import annotations
 

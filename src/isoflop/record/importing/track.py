@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 from .logged import Column, in_order
 
@@ -62,7 +63,7 @@ def track_of(column: Column | None) -> Track | None:
         return None
     tidy, _, _ = in_order(column)
     rows = [(step, value) for step, value, _ in tidy if math.isfinite(value) and value >= 0]
-    if not rows or any(later[1] < earlier[1] for earlier, later in zip(rows, rows[1:], strict=False)):
+    if not rows or any(later[1] < earlier[1] for earlier, later in pairwise(rows)):
         return None
     return Track([step for step, _ in rows], [value for _, value in rows])
 

@@ -202,7 +202,7 @@ FIELDS = {
     "Exit": (("exit_code", 1, "i"),),
     "Record": (("history", 2, "History"), ("config", 5, "Config"), ("run", 17, "Run"), ("exit", 18, "Exit")),
 }
-"""Messages of `wandb_internal.proto`: name, number and type (text, whole number, message; * repeated) of what is read."""
+"""Of `wandb_internal.proto` what is read: name, number and type (s text, i whole number, a message; * repeated)."""
 
 
 @cache
