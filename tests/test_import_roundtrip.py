@@ -1,4 +1,4 @@
-"""What a trainer logged comes back from its log with the tokens, FLOPs and losses of isoflop's own record of the run."""
+"""What a trainer logged comes back from its log with the tokens, FLOPs and losses of isoflop's own record."""
 
 from __future__ import annotations
 
