@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from isoflop import __version__
 from isoflop.record.log import RecordLog, record_path
-from isoflop.record.provenance import library_versions
 from isoflop.record.read import read_run
 from isoflop.record.run import RecordError, Run
 
@@ -36,9 +36,7 @@ def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
     if path.exists():
         there = read_run(path).extra.get("imported")
         if not isinstance(there, dict):
-            raise RecordError(
-                f"{path}: expected an earlier import to update, got another record: choose another folder"
-            )
+            raise RecordError(f"{path}: expected an earlier import, got another record: choose another folder")
         if there.get("fingerprint") == print_of_run:
             return path, "unchanged"
         action = "updated"
@@ -69,9 +67,8 @@ def header_of(run: Run, print_of_run: str) -> dict[str, Any]:
     fields = {name: getattr(run, name) for name in (*kept, "counting", "loss_units")}
     if run.created:
         fields["created"] = run.created
-    versions = {name: version for name, version in library_versions().items() if name == "isoflop"}
     imported = {**run.extra["imported"], "fingerprint": print_of_run}
-    return {**fields, "versions": versions, "imported": imported}
+    return {**fields, "versions": {"isoflop": __version__}, "imported": imported}
 
 
 def fingerprint(run: Run) -> str:
