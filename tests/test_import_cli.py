@@ -124,8 +124,10 @@ def test_a_record_that_is_no_import_is_left_alone(tmp_path: Path) -> None:
 def test_what_is_asked_and_answered(tmp_path: Path) -> None:
     source, runs = csv_run(tmp_path), tmp_path / "runs"
     assert imported(source, "-o", runs)["questions"] == [
-        f"N is not in {source}: give it with --params 124M (or --config config.json).",
-        f"The number of tokens is not in {source}: give it with --tokens-per-step 524288.",
+        f"N is not in {source}: give it with --params 124M (or --config config.json). Without it "
+        "fit and plan can't use the run.",
+        f"The number of tokens is not in {source}: give it with --tokens-per-step 524288. Without it the loss is "
+        "known by step alone: fit, plan, backtest and rank can't use the run.",
     ]
     found = imported(source, "-o", runs, "--params", "1e6", "--tokens-per-step", "1000", "--flops-per-token", "7e6")
     assert found["questions"] == [] and found["runs"][0]["missing"] == []
@@ -139,7 +141,7 @@ def test_answers_by_run(tmp_path: Path) -> None:
     for name in ("small-1", "small-2", "large"):
         csv_run(tmp_path / "logs", name)
     (question, _) = imported(tmp_path / "logs", "-o", tmp_path / "a")["questions"]
-    assert question.startswith("N is not in 3 of 3 runs (large, small-1, small-2): give it with --params 124M")
+    assert question.startswith("N is not in the 3 runs (large, small-1, small-2): give it with --params 124M")
     assert "--params NAME=124M or --table runs.csv" in question
     options = ("--params", "small-*=1M", "--params", "large=2M", "--params", "lagre=3M", "--tokens-per-step", "100")
     found = imported(tmp_path / "logs", "-o", tmp_path / "b", *options)
@@ -265,3 +267,33 @@ def test_public_curves(tmp_path: Path) -> None:
     assert run.points[0].losses["train"] is not None and math.isfinite(run.points[0].losses["train"])
     result = call("backtest", tmp_path / "runs", "--json", "--baselines", "none", "--at", "0.5")
     assert result.exit_code == 0, result.output
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By their folders, which the answers may name too."""
+    for folder in ("a", "b"):
+        csv_run(tmp_path / folder, "metrics")
+    found = imported(tmp_path / "a", tmp_path / "b", "-o", tmp_path / "runs", "--params", "a/metrics=1M")
+    assert [(run["name"], run["missing"]) for run in found["runs"]] == [
+        ("a/metrics", ["tokens"]),
+        ("b/metrics", ["params", "tokens"]),
+    ]
+    assert found["problems"] == []
+
+
+def test_experts_and_a_configuration(tmp_path: Path) -> None:
+    """6·N·D of a mixture of experts counts what a token passes through; N is counted from a given config.json."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 96}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 1}
+    config = tmp_path / "config.json"
+    kind = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "max_position_embeddings": 64}
+    config.write_text(json.dumps({**kind, **sizes, **heads}))
+    source = csv_run(tmp_path)
+    imported(source, "-o", tmp_path / "runs", "--config", config, "--tokens-per-step", "100")
+    (run,) = records(tmp_path / "runs")
+    total, active, body = (run.parameters[name] for name in ("total", "active", "non_embedding"))
+    assert total and active and body and active < total
+    assert run.points[-1].flops_6nd == 6 * (body - (total - active)) * 300
+    config.write_text("{")
+    result = call("import", source, "-o", tmp_path / "runs", "--config", config)
+    assert result.exit_code == 1 and f"--config {config}: expected a Hugging Face config.json" in result.stderr

@@ -232,7 +232,7 @@ def test_tensorflows_scalars_and_the_trainers_texts(tmp_path: Path) -> None:
     assert [point.tokens for point in run.points] == [4 * 2 * 8 * 128, 2 * 4 * 2 * 8 * 128]
     (question,) = import_runs([tmp_path], Given(params={EVERY: 1e6})).questions
     assert "per_device_train_batch_size 4 × gradient_accumulation_steps 2" in question
-    assert "--devices and --seq would make it whole" in question
+    assert "not known: the devices (--devices), the length of a sequence (--seq)." in question
 
 
 def torch_image() -> Any:

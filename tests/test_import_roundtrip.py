@@ -47,6 +47,7 @@ def assert_same(found: Run, own: Run, *, rel: float = 0.0, counts: tuple[str, ..
     """Each point of the own record is there, with its counts and losses."""
     assert [point.step for point in found.points] == [point.step for point in own.points]
     for one, other in zip(found.points, own.points, strict=True):
+        assert one.interval_steps == other.interval_steps
         assert dict(one.losses) == pytest.approx(dict(other.losses), rel=rel, abs=0)
         for name in counts:
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=rel, abs=0), (one.step, name)
@@ -78,7 +79,6 @@ def test_a_trainers_output_folder(trained_by_hf: tuple[Path, Run]) -> None:
     assert_same(found, own)
     same_size(found, own)
     assert (found.status, found.framework, found.planned["steps"]) == ("completed", "transformers", 8)
-    assert [point.interval_steps for point in found.points] == [point.interval_steps for point in own.points]
 
 
 def test_a_single_state(trained_by_hf: tuple[Path, Run]) -> None:

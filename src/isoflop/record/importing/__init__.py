@@ -1,9 +1,10 @@
 """Other tools' logs → `Run`s: Hugging Face, TensorBoard, Lightning, W&B, MLflow, CSV and Parquet. docs/import.md."""
 
+from .assemble import Imported
 from .find import KINDS
 from .given import EVERY, Given, read_answers
 from .problem import ImportProblem
-from .runs import Imported, ImportResult, import_runs
+from .runs import ImportResult, import_runs
 from .sized import Counter, Sized
 from .write import write_run
 

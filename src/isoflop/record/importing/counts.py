@@ -56,6 +56,7 @@ def counts_of(logged: Logged, answers: Answers, counter: Counter | None) -> Coun
     _tokens(logged, answers, sized, counts)
     _parameters(logged, answers, sized, counts)
     _flops(logged, answers, sized, counts)
+    counts.missing.sort()
     return counts
 
 
@@ -81,7 +82,7 @@ def _tokens(logged: Logged, answers: Answers, sized: Sized | None, counts: Count
     counts.loss_tokens = track_of(columns.get("isoflop/loss_tokens"))
     named = first(TOKENS, columns)
     seen = track_of(columns.get(named or ""))
-    no_padding = "padding is not logged: D is taken as all tokens"
+    no_padding = "not logged: D is taken as all tokens"
     if answers.tokens_per_step is not None:
         counts.tokens = PerStep(answers.tokens_per_step)
         counts.how |= {"tokens": f"{answers.tokens_per_step:,.15g} a step, given", "padding": no_padding}
@@ -114,7 +115,7 @@ def _tokens(logged: Logged, answers: Answers, sized: Sized | None, counts: Count
 def _parameters(logged: Logged, answers: Answers, sized: Sized | None, counts: Counts) -> None:
     if answers.parameters:
         counts.parameters = spread(answers.parameters)
-        counts.how["params"] = "given; it stands for every convention" if "N" in answers.parameters else "given"
+        counts.how["params"] = "given; it stands for every convention" if set(answers.parameters) == {"N"} else "given"
     elif own := _own_parameters(logged):
         counted = {} if sized is None else sized.parameters
         agree = all(counted.get(name) == size for name, size in own.items())
@@ -143,7 +144,7 @@ def _parameters(logged: Logged, answers: Answers, sized: Sized | None, counts: C
         counts.missing.append("params")
         if logged.total_flos and counts.tokens is None:
             counts.hints["tokens"] = (
-                f"its total_flos {max(logged.total_flos.values()):.6g} is 6·N·tokens, so --config config.json gives "
+                f"Its total_flos {max(logged.total_flos.values()):.6g} is 6·N·tokens, so --config config.json gives "
                 f"both N and tokens. {counts.hints.get('tokens', '')}".strip()
             )
 
@@ -192,7 +193,7 @@ def _flops(logged: Logged, answers: Answers, sized: Sized | None, counts: Counts
     single = " (float32)" if logged.single else ""
     body = counts.parameters.get("non_embedding")
     active, total = counts.parameters.get("active"), counts.parameters.get("total")
-    if body is not None and active and total and "N" not in answers.parameters:
+    if body is not None and active and total and active < total:
         body -= total - active  # of experts what a token passes through
     counts.flops_6nd = track_of(columns.get("isoflop/flops_6nd"))
     if counts.flops_6nd is None and tokens is not None and body:

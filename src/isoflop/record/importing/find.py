@@ -10,7 +10,8 @@ from pathlib import Path
 from . import huggingface, lightning, mlflow_api, mlflow_files, tensorboard, wandb_api, wandb_files
 from .files import csv_rows, head
 from .problem import ImportProblem, Problems
-from .table import ROWS_OF_PARQUET, exports
+from .table import ROWS_OF_PARQUET
+from .wandb_export import exports
 
 KINDS = ("huggingface", "tensorboard", "lightning", "wandb", "mlflow", "table")
 Source = tuple[str, str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -63,16 +63,16 @@ class Given:
     loss_unit: Mapping[str, str] = field(default_factory=dict)
     table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def of(self, name: str) -> Answers:
-        """What holds for the run of this name: an option that names it, else the table, else the option for all."""
-        row = self.table.get(name, {})
+    def of(self, names: Sequence[str]) -> Answers:
+        """What holds for the run of these names: an option that names it, else the table, else the option for all."""
+        row = next((self.table[name] for name in names if name in self.table), {})
 
         def answer(option: str) -> Any:
             given: Mapping[str, Any] = getattr(self, option)
-            named = _named(given, name)
+            named = _named(given, names)
             return named if named is not None else row.get(option, given.get(EVERY))
 
-        params = _named(self.params, name)
+        params = _named(self.params, names)
         parameters: dict[str, int] = dict(row.get("parameters", {}))
         if params is not None or not parameters:
             params = self.params.get(EVERY) if params is None else params
@@ -89,25 +89,26 @@ class Given:
             loss_unit=self.loss_unit,
         )
 
-    def of_nobody(self, names: set[str]) -> list[str]:
+    def of_nobody(self, runs: Collection[Sequence[str]]) -> list[str]:
         """Answers that name no run: a slip of the pen would else go unseen."""
         told = []
         for option in ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config"):
             for pattern in getattr(self, option):
-                if pattern != EVERY and not any(_fits(pattern, name) for name in names):
-                    some = ", ".join(sorted(names)[:5])
+                if pattern != EVERY and not any(_fits(pattern, names) for names in runs):
+                    some = ", ".join(sorted(names[0] for names in runs)[:5])
                     told.append(f"--{option.replace('_', '-')} {pattern}=…: no run is called so; there are {some}")
         return told
 
 
-def _named(given: Mapping[str, Any], name: str) -> Any:
-    if name in given and name != EVERY:
-        return given[name]
-    return next((value for pattern, value in given.items() if pattern != EVERY and _fits(pattern, name)), None)
+def _named(given: Mapping[str, Any], names: Sequence[str]) -> Any:
+    exact = next((name for name in names if name in given and name != EVERY), None)
+    if exact is not None:
+        return given[exact]
+    return next((value for pattern, value in given.items() if pattern != EVERY and _fits(pattern, names)), None)
 
 
-def _fits(pattern: str, name: str) -> bool:
-    return pattern == name or fnmatchcase(name, pattern)
+def _fits(pattern: str, names: Sequence[str]) -> bool:
+    return any(pattern == name or fnmatchcase(name, pattern) for name in names)
 
 
 def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:

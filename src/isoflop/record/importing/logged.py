@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -66,9 +67,9 @@ def in_order(column: Column) -> tuple[Column, int, bool]:
         The column, how often the run was resumed, and whether it was sorted.
     """
     steps = column.steps
-    back = sum(later < earlier for earlier, later in pairwise(steps))
-    if not back and len(set(steps)) == len(steps):
+    if all(later > earlier for earlier, later in pairwise(steps)):
         return column, 0, False
+    back = sum(later < earlier for earlier, later in pairwise(steps))
     if back > UNSORTED * len(steps) and len(set(steps)) == len(steps):
         tidy = Column()
         for row in sorted(column):
@@ -127,3 +128,9 @@ class Logged:
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the user may call it: its name, that with the folder it lies in, its last part."""
+        folder = os.path.basename(os.path.dirname(os.path.abspath(self.source)))
+        return self.name, f"{folder}/{self.name}", self.name.rpartition("/")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 
@@ -12,20 +11,23 @@ from isoflop.record.run import Point
 
 from .counts import Counts
 from .logged import Column, Logged, in_order
+from .losses import Losses
 from .names import is_rate
 from .track import Track, whole_at
 
 TRAIN = "train"
 
 
-def points_of(logged: Logged, losses: Mapping[str, Column], counts: Counts) -> tuple[Point, ...]:
+def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ...]:
     """The points by step: means of the training loss since the point before, evaluations as they are."""
     rates = _rates(logged)
     found: dict[int, Point] = {}
-    if TRAIN in losses:
-        for step, loss, covered, time in _thinned(losses[TRAIN], logged.averaged):
+    columns = losses.columns
+    if TRAIN in columns:
+        averaged = logged.averaged or losses.taken[TRAIN] == "isoflop/loss"
+        for step, loss, covered, time in _thinned(columns[TRAIN], averaged):
             found[step] = _point(step, {TRAIN: loss}, covered, time, counts, rates)
-    for name, column in losses.items():
+    for name, column in columns.items():
         if name == TRAIN:
             continue
         last = len(column)

@@ -70,13 +70,14 @@ def tokens_per_step(settings: Mapping[str, Any], answers: Answers) -> Found:
         return Found(amount, f"{said}, each sequence full")
     if not said:
         return Found(None, "")
-    lacking = []
-    if whole is None:
-        lacking += [] if each is not None else ["a batch size"]
-        lacking += [] if _first(ACCUMULATE, by_name) is not None else ["the accumulation"]
-        lacking += [] if answers.devices is not None or _first(DEVICES, by_name) is not None else ["--devices"]
-    lacking += [] if lengths else ["--seq"]
-    return Found(None, f"Its settings say {said}; {' and '.join(lacking)} would make it whole.")
+    lacking = [] if whole is not None or each is not None else ["the batch size"]
+    if whole is None and _first(ACCUMULATE, by_name) is None:
+        lacking.append("the accumulation")
+    if whole is None and answers.devices is None and _first(DEVICES, by_name) is None:
+        lacking.append("the devices (--devices)")
+    if not lengths:
+        lacking.append("the length of a sequence (--seq)")
+    return Found(None, f"Its settings say {said}; not known: {', '.join(lacking)}.")
 
 
 def _first(names: tuple[str, ...], present: Mapping[str, float]) -> str | None:

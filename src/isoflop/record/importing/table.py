@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from .files import csv_rows, number, stem, whole
 from .logged import Columns, Logged
 from .names import RUNS, SIZES, STEPS, first, wanted
 from .problem import ImportProblem, Problems, plain, why
+from .wandb_export import exports, read_rows
 
 MAX_RUNS = 10_000
 BATCH = 65_536
 ROWS_OF_PARQUET = b"PAR1"
-_EXPORT = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?$")
 
 Row = tuple[int, list[Any]]
 
@@ -66,69 +65,14 @@ def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted, ste
         raise ImportProblem(f"{path}: --step: expected one of its columns {shown_names(header)}, got {step!r}")
     exported = exports(header)
     if exported:
-        return _exports(path, header, exported, rows, problems, want)
+        return read_rows(path, header, exported, rows, problems, want)
     return _plain(path, header, rows, problems, want, step)
-
-
-def exports(header: list[str]) -> dict[int, tuple[str, str]]:
-    """Columns of a chart exported from W&B's pages, `run - metric`, as run and metric by index; none: another table."""
-    found = {}
-    bounds = False
-    for index, name in enumerate(header[1:], 1):
-        match = _EXPORT.match(name)
-        if match is None:
-            continue
-        if match["bound"]:
-            bounds = True
-        else:
-            found[index] = (match["run"], match["metric"])
-    return found if bounds or (found and header[0] in STEPS) else {}
 
 
 def shown_names(names: list[str]) -> str:
     """Some of a table's columns, for a message."""
     kept = [plain(name, 40) for name in names if name][:12]
     return ", ".join(kept) + (", …" if len(names) > len(kept) else "")
-
-
-def _exports(
-    path: Path,
-    header: list[str],
-    exported: dict[int, tuple[str, str]],
-    rows: Iterator[Row],
-    problems: Problems,
-    want: Callable[[str], bool],
-) -> list[Logged]:
-    """Runs of W&B's export: the first column is the chart's horizontal axis."""
-    if header[0] not in STEPS:
-        raise ImportProblem(
-            f"{path}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set the chart's "
-            "x-axis to Step"
-        )
-    runs: dict[str, Columns] = {name: Columns() for name, _ in exported.values()}
-    for line, row in rows:
-        step = whole(row[0]) if row else None
-        if step is None:
-            problems.add(f":{line}", f"{header[0]} to be a whole number from 0", row[0] if row else "nothing")
-            continue
-        for index, (run, metric) in exported.items():
-            value = number(row[index]) if index < len(row) and row[index] not in ("", None) else None
-            if value is not None and want(metric):
-                runs[run].add(metric, step, value)
-    unused = tuple(plain(metric, 40) for _, metric in exported.values() if not want(metric))
-    return [
-        Logged(
-            kind="wandb",
-            source=str(path),
-            key=f"{os.path.realpath(path)}#{name}",
-            name=plain(name),
-            columns=columns,
-            unused=unused[:50],
-            notes=(f"steps are the export's {header[0]}",),
-            problems=problems.all() if index == 0 else (),
-        )
-        for index, (name, columns) in enumerate(runs.items())
-    ]
 
 
 def _plain(
