@@ -281,6 +281,18 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert found["problems"] == []
 
 
+def test_a_configuration_that_needs_code_of_its_own(tmp_path: Path) -> None:
+    """It is not run; the run is imported without N."""
+    folder = hf_run(tmp_path / "run", 1e8, 0.2)
+    own = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "of-its-own", "auto_map": own}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')")
+    found = imported(folder, "-o", tmp_path / "runs")
+    assert found["runs"][0]["missing"] == ["params"]
+    assert len(found["problems"]) == 1 and "config.json could not be counted" in found["problems"][0]
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_experts_and_a_configuration(tmp_path: Path) -> None:
     """6·N·D of a mixture of experts counts what a token passes through; N is counted from a given config.json."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 96}

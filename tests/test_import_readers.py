@@ -188,6 +188,16 @@ def test_tokens_are_spread_between_states(tmp_path: Path) -> None:
     assert [(point.step, point.tokens) for point in run.points] == [(10, 1000), (20, 2000), (30, 4000)]
 
 
+def test_a_configuration_of_another_model(tmp_path: Path) -> None:
+    """6·N·tokens that is no multiple of 6·N: no tokens are taken from it, and it is said."""
+    sized = Sized(parameters={"non_embedding": 70}, method="by hand", huggingface=70)
+    write(tmp_path / "config.json", "{}")
+    write(tmp_path / "trainer_state.json", state(3.0, 2.0, total_flos=6.0 * 50 * 2000))
+    result = import_runs([tmp_path], counter=lambda config, length: sized)
+    assert result.imported[0].missing == ("tokens",)
+    assert "Its total_flos is no multiple of 6·N of the config.json" in result.questions[0]
+
+
 # -- TensorBoard -------------------------------------------------------------------------------------------------------
 
 
@@ -440,6 +450,22 @@ def test_a_column_of_another_name(tmp_path: Path) -> None:
     assert (curve(run), curve(run, "eval/held")) == ({1: 3.0, 2: 2.0}, {1: 3.5, 2: 2.5})
 
 
+def test_a_column_of_steps_of_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.csv", "update,loss\n5,3.0\n10,2.0\n")
+    assert list(curve(one(import_runs([path])))) == [1, 2]
+    assert list(curve(one(import_runs([path], step="update")))) == [5, 10]
+    (problem,) = import_runs([path], step="updates").problems
+    assert problem == f"{path}: --step: expected one of its columns update, loss, got 'updates'"
+
+
+def test_tokens_that_fall_are_no_count_of_the_run(tmp_path: Path) -> None:
+    """Some loops begin again at a resume or an epoch."""
+    path = write(tmp_path / "run.csv", "step,loss,tokens\n1,3.0,100\n2,2.0,200\n3,1.0,50\n")
+    result = import_runs([path], Given(params={EVERY: 1e6}))
+    assert [point.tokens for point in one(result).points] == [None, None, None]
+    assert "Its column tokens is no count of the run" in result.questions[0]
+
+
 def test_steps_that_go_back_and_steps_in_no_order() -> None:
     def column(*rows: tuple[int, float]) -> Column:
         made = Column()
@@ -474,6 +500,7 @@ def test_a_column_in_order_has_each_step_once(rows: list[tuple[int, float]]) -> 
         ("weights.bin", b"\0\1\2\3" * 20, "got a file of another kind"),
         ("package.json", '{"name": "x"}', "got JSON of another kind"),
         ("isoflop-a.jsonl", '{"event":"header","isoflop":1}\n', "is a record of isoflop's own"),
+        ("semicolons.csv", "step;loss\n1;3.0\n", "got text whose first line has no commas"),
         ("numbers.csv", "1,2\n3,4\n", "expected a table whose first row names two columns"),
     ],
 )

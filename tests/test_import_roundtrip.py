@@ -238,6 +238,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = wandb.init(project="test", name="tiny", config={"model": {"layers": 1}})
     own = loop(tmp_path / "record", lambda scalars, step: run.log(scalars, step=step))
     run.finish()
+    wandb.teardown()  # finish() of an offline run returns before its file is written to the end
     found = imported(tmp_path / "wandb")
     assert_same(found, own)
     same_size(found, own)

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from sys import stderr
 from typing import Any
@@ -84,15 +84,20 @@ def _count(text: str, length: int | None) -> Sized:
         try:
             model = open_model(str(place)).model
         except ValueError as error:
+            if "--trust" in str(error):
+                raise ValueError(
+                    "it brings code of its own, which is not run here: `isoflop count --trust` tells N, for --params"
+                ) from None
             raise ValueError(str(error).replace(str(place), "config.json")) from None
         count_like_theirs: Any = getattr(model, "num_parameters", None)
         theirs = int(count_like_theirs(exclude_embeddings=True)) if callable(count_like_theirs) else None
-        reasons = []
-        for call in candidate_calls(model, 1, length or 16, {}):
+        calls: list[Any] = []
+        with suppress(ValueError):  # a model that does not eat tokens: N is told by module type
+            calls = candidate_calls(model, 1, length or 16, {})
+        for call in calls:
             try:
                 counted = count_measured(model, call)
-            except Uncountable as reason:
-                reasons.append(str(reason))
+            except Uncountable:
                 continue
             flops = counted.model_flops
             return Sized(

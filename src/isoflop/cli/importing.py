@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,19 +73,22 @@ def import_(
     done: list[tuple[Imported, Path, str]] = []
     try:
         given = given_of(params, config, tokens_per_step, flops_per_token, seq, devices, table, loss, loss_unit)
-        leave_out = [] if table is None else [table]
-        result = import_runs(paths, given, kind=kind, step=step, leave_out=leave_out)
-        for one in result.imported:
-            path, action = write_run(output, one.run)
-            done.append((one, path, action))
+        result = import_runs(paths, given, kind=kind, step=step, leave_out=[] if table is None else [table])
     except (RecordError, ValueError) as error:
         typer.echo(f"isoflop import: {error}", err=True)
         raise typer.Exit(1) from None
-    if as_json:
-        typer.echo(json.dumps(as_object(result, done), allow_nan=False))
+    failures: list[str] = []
+    for one in result.imported:
+        try:
+            done.append((one, *write_run(output, one.run)))
+        except RecordError as error:
+            failures.append(str(error))
+    result = replace(result, problems=(*result.problems, *dict.fromkeys(failures)))
     for problem in result.problems:
         typer.echo(f"isoflop import: {problem}", err=True)
-    if not as_json:
+    if as_json:
+        typer.echo(json.dumps(as_object(result, done), allow_nan=False))
+    else:
         from isoflop.show.importing import print_imported
 
         print_imported(done)

@@ -93,9 +93,8 @@ def _tokens(logged: Logged, answers: Answers, sized: Sized | None, counts: Count
     elif seen is not None:
         counts.tokens = seen
         counts.how |= {"tokens": f"{named}, as logged{single}", "padding": no_padding}
-    elif logged.total_flos and sized is not None and sized.huggingface:
-        steps = sorted(logged.total_flos)
-        counts.tokens = Track(steps, [logged.total_flos[step] / (6 * sized.huggingface) for step in steps])
+    elif (from_flos := _from_total_flos(logged, sized)) is not None:
+        counts.tokens = from_flos
         counts.how["tokens"] = (
             "total_flos / (6·N), N as Hugging Face counts it (without embedding tables); spread evenly over the steps "
             "between two states"
@@ -108,8 +107,23 @@ def _tokens(logged: Logged, answers: Answers, sized: Sized | None, counts: Count
             counts.how |= {"tokens": f"{found.amount:,.15g} a step: {found.how}", "padding": no_padding}
         else:
             counts.missing.append("tokens")
-            counts.hints["tokens"] = found.how
+            falls = "" if named is None else f"Its column {named} is no count of the run: it falls, or is empty. "
+            other = ""
+            if logged.total_flos and sized is not None:
+                other = "Its total_flos is no multiple of 6·N of the config.json, which may be of another model. "
+            counts.hints["tokens"] = (falls + other + found.how).strip()
     counts.data_tokens = counts.tokens
+
+
+def _from_total_flos(logged: Logged, sized: Sized | None) -> Track | None:
+    """Tokens where a state was saved; None where they are no whole numbers: then N is another model's."""
+    if sized is None or not sized.huggingface or not logged.total_flos:
+        return None
+    steps = sorted(logged.total_flos)
+    tokens = [logged.total_flos[step] / (6 * sized.huggingface) for step in steps]
+    if any(abs(count - round(count)) > 0.01 for count in tokens):
+        return None
+    return Track(steps, tokens)
 
 
 def _parameters(logged: Logged, answers: Answers, sized: Sized | None, counts: Counts) -> None:

@@ -74,8 +74,10 @@ def kind_of(path: Path) -> str:
         raise ImportProblem(f"{path}: {EXPECTED}; got JSON of another kind")
     if not start:
         raise ImportProblem(f"{path}: {EXPECTED}; got an empty file")
-    if b"\0" in start or b"," not in start.split(b"\n", 1)[0]:
+    if b"\0" in start:
         raise ImportProblem(f"{path}: {EXPECTED}; got a file of another kind")
+    if b"," not in start.split(b"\n", 1)[0]:
+        raise ImportProblem(f"{path}: {EXPECTED}; got text whose first line has no commas")
     header = [name.strip() for name in next(csv_rows(path, Problems(str(path))), (0, [""]))[1]]
     if lightning.looks_like(header, path):
         return "lightning"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +27,10 @@ _ASKED = {
 
 def named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     """Runs of one name get their sources' folders in front, so that figures and tables tell them apart."""
-    names = [one.run.name for one in found]
+    names = Counter(one.run.name for one in found)
     result = []
     for one in found:
-        if (
-            names.count(one.run.name) > 1
-            and "://" not in one.source
-            and not one.source.startswith(("wandb:", "mlflow:"))
-        ):
+        if names[one.run.name] > 1 and "://" not in one.source and not one.source.startswith(("wandb:", "mlflow:")):
             parent = Path(os.path.abspath(one.source)).parent.name
             one = replace(one, run=replace(one.run, name=f"{parent}/{one.run.name}"))
         result.append(one)
@@ -56,7 +53,5 @@ def questions(found: tuple[Imported, ...]) -> tuple[str, ...]:
             where = f"{many} {len(found)} runs ({some})"
             how = f"{option}, for single runs with {by_name} or --table runs.csv (run,params,tokens_per_step)"
         text = f"{subject} not in {where}: give it with {how}."
-        asked.append(
-            " ".join([text, *hints, without if len(lacking) == 1 else without.replace("the run", "these runs")])
-        )
+        asked.append(" ".join([text, *hints, without.replace("the run", "these runs") if lacking[1:] else without]))
     return tuple(asked)
