@@ -173,7 +173,7 @@ def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
         "fillcolor": see_through(colour, 0.2 if theme.dark else 0.16),
         "line": {"width": 0, "color": colour},
         "hoverinfo": "skip",
-        "showlegend": first,
+        "showlegend": first and band.run_id is None,  # a run's own goes with its line
         "legendrank": 1100,  # after lines
         "legendgroup": escaped(band.group or band.run_id or band.name),
     }
@@ -267,7 +267,7 @@ def _layout(figure: Figure, theme: Theme, x: tuple[float, float], y: tuple[float
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
-            "y": -0.16,
+            "y": -0.2,
             "yanchor": "top",
             "font": {"size": 12},
             "itemsizing": "constant",
@@ -303,16 +303,18 @@ def _second(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, An
     """The scale at the top: ticks of its own at powers of ten, on the same range."""
     assert axis.second is not None and axis.log
     shift = math.log10(axis.second.factor)
-    step = max(1, round((ends[1] - ends[0]) / 8))
-    decades = [k for k in range(-30, 31) if k % step == 0]
+    span = ends[1] - ends[0]
+    step = max(1, round(span / 8))
+    parts = (1, 2, 5) if span < 2.2 else (1,)
+    ticks = [(part, power) for power in range(-30, 31) if power % step == 0 for part in parts]
     return {
         "type": "log",
         "overlaying": "x",
         "matches": "x",
         "side": "top",
         "title": {"text": escaped(axis.second.label), "standoff": 6},
-        "tickvals": [10 ** (k + shift) for k in decades],
-        "ticktext": [f"10<sup>{str(k).replace('-', '−')}</sup>" for k in decades],
+        "tickvals": [part * 10 ** (power + shift) for part, power in ticks],
+        "ticktext": [_power(part, power) for part, power in ticks],
         "range": list(ends),
         "showgrid": False,
         "linecolor": theme.text,
@@ -320,3 +322,9 @@ def _second(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, An
         "ticklen": 4,
         "zeroline": False,
     }
+
+
+def _power(part: int, power: int) -> str:
+    """5·10⁻³ as plotly writes it."""
+    ten = f"10<sup>{str(power).replace('-', '−')}</sup>"
+    return ten if part == 1 else f"{part}·{ten}"

@@ -49,10 +49,10 @@ def learning_curves(study: Study) -> Figure | NoFigure:
         why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
         return NoFigure(KEY, TITLE, why if study.ends else "there are no runs")
     forecast = any(each.dashed for each in series)
-    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
-    notes = [f"{count    drawn = len(study.curves) - len(missing)
     series += broken(study, lambda curve: curve.step)
-ed(drawn, 'run', 'runs')} of {counted(len(sizes), 'size', 'sizes')}, as logged."]
+    drawn = len(study.curves) - len(missing)
+    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
+    notes = [f"{counted(drawn, 'run', 'runs')} of {counted(len(sizes), 'size', 'sizes')}, as logged."]
     if not sizes:
         notes = [f"{counted(drawn, 'run', 'runs')} of unknown size, as logged."]
     if forecast:
@@ -69,7 +69,7 @@ ed(drawn, 'run', 'runs')} of {counted(len(sizes), 'size', 'sizes')}, as logged."
     return Figure(
         KEY,
         TITLE,
-        Axis("S, optimizer steps", "steps"),
+        Axis("S, optimizer steps"),
         loss_axis(study),
         tuple(series),
         tuple(bands),
