@@ -123,7 +123,7 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
 
 def _hover(series: Series, figure: Figure) -> dict[str, Any]:
     """`hovertemplate`, `text` and `customdata`: the name, then a line for each column."""
-    lines, columns = ["<b>%{text}</b>"], []
+    lines, columns = ["<b>%{text}</b>"], list[Array]()
     written = series.run_id is None and len(series.x) <= WRITTEN
     cells: list[Sequence[str]] = []
     for name, values in series.hover.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -50,8 +50,8 @@ class Study:
         published: laws to lay beside.
     """
 
-    curves: tuple[RunCurve, ...]
-    ends: tuple[RunEnd, ...]
+    curves: tuple[RunCurve, ...] = field(repr=False)
+    ends: tuple[RunEnd, ...] = field(repr=False)
     loss: str
     convention: str
     level: float = LEVEL
