@@ -123,7 +123,7 @@ def test_no_hostile_name_reaches_a_figure_unescaped():
             texts = [trace.get("name", ""), *np.atleast_1d(trace.get("text", ""))]
             assert not any(re.search(r"[<>$]|%\{", str(text)) for text in texts)
             without = re.sub(
-                r"</?b>|<br>|<extra></extra>|%\{[a-z]+(\[\d+\])?(:[^}]*)?\}", "", trace.get("hovertemplate", "")
+                r"</?b>|<br>|<extra></extra>|%\{[a-zA-Z.]+(\[\d+\])?(:[^}]*)?\}", "", trace.get("hovertemplate", "")
             )
             assert not re.search(r"[<>$]|%\{", without)
 

@@ -123,7 +123,8 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
 
 def _hover(series: Series, figure: Figure) -> dict[str, Any]:
     """`hovertemplate`, `text` and `customdata`: the name, then a line for each column."""
-    lines, columns = ["<b>%{text}</b>"], list[Array]()
+    lines = ["<b>%{text}</b>" if series.labels else "<b>%{fullData.name}</b>"]
+    columns: list[Array] = []
     written = series.run_id is None and len(series.x) <= WRITTEN
     cells: list[Sequence[str]] = []
     for name, values in series.hover.items():
@@ -140,12 +141,9 @@ def _hover(series: Series, figure: Figure) -> dict[str, Any]:
                 columns.append(values)
     if not series.hover:
         lines.append(f"{escaped(figure.x.label)} %{{x:.4~g}}<br>{escaped(figure.y.label)} %{{y:.4~g}}")
-    found: dict[str, Any] = {
-        "hovertemplate": "<br>".join(lines) + "<extra></extra>",
-        "text": [escaped(name_of(label)) for label in series.labels]
-        if series.labels
-        else escaped(name_of(series.name)),
-    }
+    found: dict[str, Any] = {"hovertemplate": "<br>".join(lines) + "<extra></extra>"}
+    if series.labels:
+        found["text"] = [escaped(name_of(label)) for label in series.labels]
     if cells:
         found["customdata"] = [list(row) for row in zip(*cells, strict=True)]
     elif columns:

@@ -31,6 +31,8 @@ PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation",
 """Laid beside one's own frontier."""
 LEVEL, DRAWS = 0.9, 1000
 """As `isoflop fit` has them, so that figure and table agree."""
+OPEN = 4.0
+"""A factor between the 5% and the 95% point of an exponent's draws, from which on `fit_law` too calls it open."""
 BEYOND = 10.0
 """A factor of compute over the largest run to which a law is drawn, dashed."""
 
@@ -279,9 +281,15 @@ def _fit(
     except ValueError as reason:
         return None, (), str(reason)
     doubts = tuple(text for text in fitted.warnings if text not in odd)
-    if fitted.law.draws is None:
+    if fitted.law.draws is None or any(_open(fitted, name) for name in ("alpha", "beta")):
         return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
     return fitted, doubts, ""
+
+
+def _open(fitted: LawFit, exponent: str) -> bool:
+    """Whether the draws of an exponent spread so far that the frontier is anybody's guess."""
+    low, high = np.quantile(fitted.draws[exponent], [0.05, 0.95])
+    return bool(high > OPEN * low)
 
 
 def _common_loss(curves: Sequence[RunCurve]) -> str:
