@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 from isoflop.fit.approaches.approach import Approach
 from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
-from isoflop.fit.fitting.data import check_runs
-from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.fitting.result import LawFit
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
@@ -23,6 +21,7 @@ from isoflop.show.figures.curve import RunCurve, curve_of_run
 from isoflop.show.figures.curves_envelope import envelope_of
 from isoflop.show.figures.ends import RunEnd, end_of_curve
 from isoflop.show.figures.figure import Array, Shades
+from isoflop.show.figures.fitted import law_of
 from isoflop.show.figures.words import counted, listed, parameters, short
 
 CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
@@ -31,8 +30,6 @@ PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation",
 """Laid beside one's own frontier."""
 LEVEL, DRAWS = 0.9, 1000
 """As `isoflop fit` has them, so that figure and table agree."""
-OPEN = 4.0
-"""A factor between the 5% and the 95% point of an exponent's draws, from which on `fit_law` too calls it open."""
 BEYOND = 10.0
 """A factor of compute over the largest run to which a law is drawn, dashed."""
 
@@ -110,7 +107,7 @@ class Study:
 
     @cached_property
     def _fitted(self) -> tuple[LawFit | None, tuple[str, ...], str]:
-        return _fit(self.counted, self.convention, self.level, self.draws)
+        return law_of(self.counted, self.convention, self.level, self.draws)
 
     @property
     def fit(self) -> LawFit | None:
@@ -258,38 +255,6 @@ def study(
         budgets=None if budgets is None else tuple(float(value) for value in np.atleast_1d(np.asarray(budgets))),
         published=tuple(published(name) for name in beside),
     )
-
-
-@lru_cache(maxsize=16)
-def _fit(
-    ends: tuple[RunEnd, ...], convention: str, level: float, draws: int
-) -> tuple[LawFit | None, tuple[str, ...], str]:
-    """The law, what is doubtful about it, why there is none. Kept: while runs train, those that ended stay."""
-    if not ends:
-        return None, (), "there is no finished run with its size, its tokens and a loss"
-    columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
-    try:
-        odd = check_runs(columns, ("N", "D")).warnings  # of the numbers, such as small compute: these were counted
-        fitted = fit_law(
-            "hoffmann",
-            columns,
-            level=level,
-            draws=draws,
-            convention=convention,  # type: ignore[arg-type]
-            rows=[end.name for end in ends],
-        )
-    except ValueError as reason:
-        return None, (), str(reason)
-    doubts = tuple(text for text in fitted.warnings if text not in odd)
-    if fitted.law.draws is None or any(_open(fitted, name) for name in ("alpha", "beta")):
-        return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
-    return fitted, doubts, ""
-
-
-def _open(fitted: LawFit, exponent: str) -> bool:
-    """Whether the draws of an exponent spread so far that the frontier is anybody's guess."""
-    low, high = np.quantile(fitted.draws[exponent], [0.05, 0.95])
-    return bool(high > OPEN * low)
 
 
 def _common_loss(curves: Sequence[RunCurve]) -> str:
