@@ -24,14 +24,15 @@ def law_of(
         return None, (), "there is no finished run with its size, its tokens and a loss"
     columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
     try:
-        odd = check_runs(columns, ("N", "D")).warnings  # of the numbers, such as small compute: these were counted
+        called = [end.name for end in ends]
+        odd = check_runs(columns, ("N", "D"), rows=called).warnings  # of the numbers: the runs are what they are
         fitted = fit_law(
             "hoffmann",
             columns,
             level=level,
             draws=draws,
             convention=convention,  # type: ignore[arg-type]
-            rows=[end.name for end in ends],
+            rows=called,
         )
     except ValueError as reason:
         return None, (), str(reason)

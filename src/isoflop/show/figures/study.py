@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,7 @@ from isoflop.show.figures.curves_envelope import envelope_of
 from isoflop.show.figures.ends import RunEnd, end_of_curve
 from isoflop.show.figures.figure import Array, Shades
 from isoflop.show.figures.fitted import law_of
-from isoflop.show.figures.words import counted, listed, parameters, short
+from isoflop.show.figures.words import counted, listed, parameters, short, unique_names
 
 CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
 """Of N, in the order of preference: the first that every run has."""
@@ -241,7 +241,7 @@ def study(
         beside: names of published laws.
     """
     given = list(runs)
-    curves = tuple(run if isinstance(run, RunCurve) else curve_of_run(run) for run in given)
+    curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
     loss = loss or (_common_loss(curves) if curves else "final loss")
     convention = convention or _common_convention(curves)
     ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
@@ -254,6 +254,15 @@ def study(
         draws=draws,
         budgets=None if budgets is None else tuple(float(value) for value in np.atleast_1d(np.asarray(budgets))),
         published=tuple(published(name) for name in beside),
+    )
+
+
+def _told_apart(curves: Sequence[RunCurve]) -> tuple[RunCurve, ...]:
+    """Runs of one name numbered."""
+    names = unique_names([curve.name for curve in curves])
+    return tuple(
+        curve if curve.name == name else replace(curve, run=replace(curve.run, name=name))
+        for curve, name in zip(curves, names, strict=True)
     )
 
 

@@ -56,6 +56,20 @@ def counted(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, numbered where several are the same.
+
+    >>> unique_names(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
+
+
 def sentence(text: str) -> str:
     """A note with a capital and a full stop, however the room that said it writes.
 
@@ -73,4 +87,4 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(map(name_of, names[:most])) + more
 
 
-__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "sentence", "short"]
+__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "sentence", "short", "unique_names"]
