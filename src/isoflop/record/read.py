@@ -38,7 +38,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             came = "a folder or device" if os.path.exists(text) else "no such file"
             raise RecordError(f"Expected a record file at {text}, got {came}.")
         with open(text, "rb") as stream:
-            return _read(stream, text)
+            return read_stream(stream, text)
     except OSError as error:
         raise RecordError(f"Expected a record file that can be read at {text}, got: {error}.") from error
 
@@ -77,7 +77,8 @@ def _files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
                     yield os.path.join(folder, name)
 
 
-def _read(stream: BinaryIO, path: str) -> Run:
+def read_stream(stream: BinaryIO, path: str) -> Run:
+    """Read one record from an open stream; `path`: what to call it. Otherwise as `read_run`."""
     problems = Problems(path)
     first: dict[str, Any] = {}  # the header line
     header: dict[str, Any] | None = None
