@@ -54,7 +54,7 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
         The runs, oldest first. What is odd inside one is in its `problems`.
     """
     runs: dict[str, Run] = {}
-    for path in _files(paths_or_folders):
+    for path in record_files(paths_or_folders):
         real = os.path.realpath(path)
         if real in runs:
             continue
@@ -65,7 +65,8 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
     return sorted(runs.values(), key=lambda run: (run.created, run.run_id))
 
 
-def _files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
+def record_files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
+    """The files themselves, and of folders all records below them. Links to folders are not followed."""
     for given in paths:
         path = os.fspath(given)
         if not os.path.isdir(path):
