@@ -18,6 +18,7 @@ class RunCurve:
     Attributes:
         run: the record without its points.
         step, tokens, flops, batch: optimizer steps, D, measured FLOPs, tokens processed a step.
+        lr, count: learning rate, and optimizer steps averaged into the training loss.
         losses: by name, nats per token.
         nonfinite: by name of the loss, where it was recorded and was no number.
         extra: the record's further scalars (`forecast_loss`, `b_crit` …) by name.
@@ -28,6 +29,8 @@ class RunCurve:
     tokens: Array
     flops: Array
     batch: Array
+    lr: Array
+    count: Array
     losses: Mapping[str, Array]
     nonfinite: Mapping[str, Array] = field(default_factory=dict)
     extra: Mapping[str, Array] = field(default_factory=dict)
@@ -71,6 +74,8 @@ def curve_of_run(run: Run) -> RunCurve:
         tokens=_column(points, "data_tokens"),
         flops=_column(points, "flops"),
         batch=_column(points, "batch_tokens"),
+        lr=_column(points, "lr"),
+        count=_column(points, "interval_steps"),
         losses={name: _items([point.losses.get(name) for point in points]) for name in names},
         nonfinite=nonfinite,
         extra={name: _items([point.extra.get(name) for point in points]) for name in extra},

@@ -40,14 +40,16 @@ def plotly_figure(figure: Figure, theme: ThemeName = "light") -> dict[str, Any]:
     look = theme_of(theme)
     runs = [series for series in figure.series if series.run_id is not None]
     many = len({series.run_id for series in runs}) > NAMED
+    named: set[str] = set()  # a band's kind is in the legend once
     data: list[dict[str, Any]] = []
     for band in figure.bands:
-        data.append(_band(band, look, first=not any(other.name == band.name for other in figure.bands[: len(data)])))
+        data.append(_band(band, look, band.name not in named))
+        named.add(band.name)
     data += [trace for contours in figure.contours for trace in _contours(contours, look)]
     data += [_series(series, figure, look, many) for series in figure.series]
     if many:
         data.append(_all_runs(len({series.run_id for series in runs}), look))
-    if figure.shades is not None and (many or not runs):
+    if figure.shades is not None and (many or not runs):  # few runs are in the legend by name
         data.append(_shades(figure, look))
     x, y = extent_of(figure)
     layout = _layout(figure, look, x, y)
@@ -100,18 +102,18 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
         trace["line"] = {"color": colour, "width": width, "dash": dash}
         trace["connectgaps"] = False
     if series.kind != "line":
-        symbol = {"bad": "x", "published": "diamond-open"}.get(series.role, "circle")
-        trace["marker"] = {"color": colour, "size": 7, "symbol": symbol, "opacity": 0.85}
-    if series.low is not None and series.high is not None:
-        trace["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": packed(series.high - series.y),
-            "arrayminus": packed(series.y - series.low),
-            "color": colour,
-            "thickness": 1.3,
-            "width": 3,
-        }
+        symbol = {"bad": "x", "published": "diamond-open", "approach 2": "diamond"}.get(series.role, "circle")
+        trace["marker"] = {"color": colour, "size": 9 if symbol == "diamond" else 7, "symbol": symbol, "opacity": 0.85}
+        if series.shades is not None:
+            scale = {"color": packed(series.shades), "cmin": 0, "cmax": 1, "colorscale": _scale(theme)}
+            trace["marker"] |= scale
+    for name, centre, low, high in (
+        ("error_y", series.y, series.low, series.high),
+        ("error_x", series.x, series.left, series.right),
+    ):
+        if low is not None and high is not None:
+            ends = {"array": packed(high - centre), "arrayminus": packed(centre - low)}
+            trace[name] = {"type": "data", "symmetric": False, **ends, "color": colour, "thickness": 1.3, "width": 3}
     return trace
 
 
@@ -193,7 +195,7 @@ def _contours(contours: Contours, theme: Theme) -> list[dict[str, Any]]:
                 "labelfont": {"size": 10, "color": theme.text},
             },
             "line": {"width": 1},
-            "colorscale": [[at, colour] for at, colour in colour_scale(theme)],
+            "colorscale": _scale(theme),
             "showscale": False,
             "hovertemplate": f"%{{z:.3f}} {escaped(contours.unit)}<extra></extra>",
         }
@@ -228,7 +230,7 @@ def _shades(figure: Figure, theme: Theme) -> dict[str, Any]:
             "color": [0, 1],
             "cmin": 0,
             "cmax": 1,
-            "colorscale": [[at, colour] for at, colour in colour_scale(theme)],
+            "colorscale": _scale(theme),
             "showscale": True,
             "colorbar": {
                 "title": {"text": escaped(figure.shades.label), "side": "right"},
@@ -239,6 +241,10 @@ def _shades(figure: Figure, theme: Theme) -> dict[str, Any]:
             },
         },
     }
+
+
+def _scale(theme: Theme) -> list[list[Any]]:
+    return [[at, colour] for at, colour in colour_scale(theme)]
 
 
 def _layout(figure: Figure, theme: Theme, x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:

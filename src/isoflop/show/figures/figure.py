@@ -65,10 +65,12 @@ class Series:
         kind: how it is drawn.
         run_id: the run's, where it is one.
         shade: of a run, 0 to 1 by its size among the runs: the same in every figure.
+        shades: the same by point, where a series is of several runs.
         number: among several of one role, from 0.
         dashed: beyond the data, or from elsewhere.
         hover: columns for the reader, as long as x or one number for all: "N", "D", "C", "L" and others by their name.
-        low, high: ends of the interval of y, error bars.
+        low, high: ends of the interval of y, error bars; NaN: none.
+        left, right: of x.
         labels: what to call each point, where a series is of several runs.
         legend: whether it has an entry of its own.
         group: series that are shown and hidden together.
@@ -86,6 +88,9 @@ class Series:
     hover: Mapping[str, Array | float] = field(default_factory=dict)
     low: Array | None = None
     high: Array | None = None
+    left: Array | None = None
+    right: Array | None = None
+    shades: Array | None = None
     labels: tuple[str, ...] = ()
     legend: bool = True
     group: str = ""

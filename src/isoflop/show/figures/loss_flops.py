@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from isoflop.show.figures.axes import compute_axis, loss_axis
@@ -28,6 +31,7 @@ def loss_flops(study: Study) -> Figure | NoFigure:
         loss_axis(study),
         (*curves, *ends, *fitted),
         bands,
+        shades=study.sizes(),
         notes=(*notes, *([without] if without else [])),
     )
 
@@ -73,21 +77,34 @@ def run_hover(study: Study, N: float | None, D: Array, C: Array, L: Array) -> di
 
 def end_points(study: Study) -> tuple[Series, ...]:
     """Ends of tables' rows, which have no curve."""
-    rows = [end for end in study.counted if end.run_id is None]
-    if not rows or study.measured:
-        return ()
-    N, D, L = (np.array([getattr(end, name) for end in rows], dtype=float) for name in ("N", "D", "loss"))
-    C = 6 * N * D
-    return (
-        Series(
-            counted(len(rows), "finished run", "finished runs"),
-            C,
-            L,
-            kind="points",
-            shade=0.5,
-            labels=tuple(end.name for end in rows),
-            hover={"N": N, "D": D, "C": C, "L": L},
-        ),
+    at = [i for i, end in enumerate(study.counted) if end.run_id is None]
+    return () if not at or study.measured else (ends_series(study, at, study.C[at], study.columns["loss"][at]),)
+
+
+def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, **others: Any) -> Series:
+    """Counted ends as points, each in its run's shade.
+
+    Args:
+        study: of the runs.
+        at: which of the counted ends.
+        x, y: of each.
+        others: further fields of `Series`.
+    """
+    shades = dict(zip(map(id, study.ends), study.shades, strict=True))
+    return Series(
+        counted(len(at), "finished run", "finished runs"),
+        x,
+        y,
+        kind="points",
+        shades=np.array([shades[id(study.counted[i])] for i in at]),
+        labels=tuple(study.counted[i].name for i in at),
+        hover={
+            "N": study.columns["N"][at],
+            "D": study.columns["D"][at],
+            "C": study.C[at],
+            "L": study.columns["loss"][at],
+        },
+        **others,
     )
 
 

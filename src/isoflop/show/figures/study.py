@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -22,7 +22,8 @@ from isoflop.fit.papers.published import Published, published
 from isoflop.record import Run
 from isoflop.show.figures.curve import RunCurve, curve_of_run
 from isoflop.show.figures.ends import RunEnd, end_of_curve
-from isoflop.show.figures.figure import Array
+from isoflop.show.figures.figure import Array, Shades
+from isoflop.show.figures.words import parameters, short
 
 CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
 """Of N, in the order of preference: the first that every run has."""
@@ -61,7 +62,6 @@ class Study:
     draws: int = DRAWS
     budgets: tuple[float, ...] | None = None
     published: tuple[Published, ...] = ()
-    _shades: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def counted(self) -> tuple[RunEnd, ...]:
@@ -146,9 +146,31 @@ class Study:
             return None
         return compare_approaches(self.approaches, float(self.C.max()) * BEYOND if C is None else C)
 
-    def shade(self, run_id: str | None) -> float | None:
-        """Of a run, 0 to 1 by its size among the runs."""
-        return self._shades.get(run_id or "")
+    @cached_property
+    def shades(self) -> tuple[float, ...]:
+        """Of each end, 0 to 1 by its size among all; evenly spaced, so that runs of one size can be told apart."""
+        order = sorted(range(len(self.ends)), key=lambda i: (self.ends[i].N or 0.0, i))
+        found = [0.5] * len(order)
+        for rank, i in enumerate(order if len(order) > 1 else ()):
+            found[i] = rank / (len(order) - 1)
+        return tuple(found)
+
+    @cached_property
+    def _by_run(self) -> dict[str | None, float]:
+        return {end.run_id: shade for end, shade in zip(self.ends, self.shades, strict=True)}
+
+    def shade(self, run_id: str) -> float:
+        """Of a run."""
+        return self._by_run[run_id]
+
+    def sizes(self) -> Shades | None:
+        """What the shades stand for: sizes, at five of them."""
+        N = sorted(end.N or 0.0 for end in self.ends)
+        if len(N) < 2 or N[-1] <= 0 or N[0] == N[-1]:
+            return None
+        at = np.unique(np.linspace(0, len(N) - 1, min(len(N), 5)).round().astype(int))
+        ticks = tuple((float(i / (len(N) - 1)), short(N[i]) if N[i] else "unknown") for i in at)
+        return Shades(parameters(self.convention), ticks)
 
     def _envelope(self) -> Approach:
         curves = []
@@ -222,7 +244,6 @@ def study(
         draws=draws,
         budgets=None if budgets is None else tuple(float(value) for value in np.atleast_1d(np.asarray(budgets))),
         published=tuple(published(name) for name in beside),
-        _shades=_shades(curves, convention),
     )
 
 
@@ -265,10 +286,3 @@ def _common_convention(curves: Sequence[RunCurve]) -> str:
     sized = [curve for curve in curves if any(curve.size(name) for name in CONVENTIONS)]
     having = {name: sum(curve.size(name) is not None for curve in sized) for name in CONVENTIONS}
     return max(CONVENTIONS, key=lambda name: having[name])  # of equals the first
-
-
-def _shades(curves: Sequence[RunCurve], convention: str) -> dict[str, float]:
-    """By size, then by age; evenly spaced, so that runs of one size can be told apart."""
-    order = sorted(range(len(curves)), key=lambda i: (curves[i].size(convention) or 0.0, i))
-    last = max(len(order) - 1, 1)
-    return {curves[i].run_id: rank / last if len(order) > 1 else 0.5 for rank, i in enumerate(order)}

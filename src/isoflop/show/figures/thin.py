@@ -27,8 +27,8 @@ def points_each(curves: int) -> int:
 def thin(x: Array, y: Array, most: int = MOST, log: bool = True) -> Indices:
     """Which points to draw.
 
-    Keeps the first and the last, the lowest and the highest, their order, and of losses that are not finite the first of
-    each gap. What is left out lies between the lowest and highest point kept of its column. Thinning again changes
+    Keeps the first and the last, the lowest and the highest, their order, and of losses that are not finite the first
+    of each gap. What is left out lies between the lowest and highest point kept of its column. Thinning again changes
     nothing.
 
     Args:

@@ -19,11 +19,11 @@ COUNTED = {
 
 
 def name_of(text: str, longest: int = LONGEST) -> str:
-    """A name in one line without control characters, cut in the middle where it is long.
+    r"""A name in one line without control characters, cut in the middle where it is long.
 
     Controls, line breaks, and what turns the direction of writing would break a file or mislead a reader.
 
-    >>> name_of("a\\nb\\u202ec"), name_of("x" * 60, 9)
+    >>> name_of("a\nb\u202ec"), name_of("x" * 60, 9)
     ('a bc', 'xxxx…xxxx')
     """
     spaced = " ".join(text.split())

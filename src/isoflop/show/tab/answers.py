@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.show.figures.all import FIGURES
+from isoflop.show.figures.draw_plotly import plotly_figure
+from isoflop.show.figures.figure import NoFigure
+from isoflop.show.figures.palette import ThemeName
 from isoflop.show.figures.study import Study
 
 from .store import Entry, Snapshot
@@ -14,19 +18,21 @@ MOST_TEXT = 300
 """Characters of a stranger's name or path."""
 MOST_ADVICE = 500
 """Pieces of advice sent, the latest."""
+OPINION = " has no opinion: "
+"""Between an approach and why it is not there (`Study.without`)."""
 
 
-def runs_answer(snapshot: Snapshot) -> dict[str, Any]:
-    """The list of runs, and how much of it was read."""
-    return {
+def runs_answer(snapshot: Snapshot, whole: bool = True) -> dict[str, Any]:
+    """How much was read, and the list of the runs unless the browser has it."""
+    told = {
         "version": snapshot.version,
         "listed": snapshot.listed,
         "found": snapshot.found,
         "read": len(snapshot.entries),
         "whole": snapshot.whole,
         "links": snapshot.links,
-        "runs": [_row(entry) for entry in snapshot.entries],
     }
+    return told | {"runs": [_row(entry) for entry in snapshot.entries]} if whole else told
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -108,20 +114,36 @@ def _number(value: object) -> float | None:
     return value if abs(value) < 1e300 else None
 
 
-def fit_answer(study: Study, pending: bool) -> dict[str, Any]:
+def figure_keys() -> list[str]:
+    """What figures there are, in the order in which they are shown."""
+    return list(FIGURES)
+
+
+def figure_answer(key: str, study: Study, state: str, theme: ThemeName) -> dict[str, Any]:
+    """One figure as plotly draws it; or why there is none."""
+    made = FIGURES[key](study)
+    answer: dict[str, Any] = {"key": key, "title": made.title, "state": state}
+    if isinstance(made, NoFigure):
+        return answer | {"reason": made.reason, "notes": [], "plot": None}
+    return answer | {"reason": "", "notes": list(made.notes), "plot": plotly_figure(made, theme)}
+
+
+def fit_answer(study: Study, state: str) -> dict[str, Any]:
     """The fitted law and the three approaches side by side; or why there are none.
 
     Args:
-        study: of the chosen runs, fitted.
-        pending: whether it is of an earlier moment, and being fitted again.
+        study: of the chosen runs.
+        state: of its fit, as `Drawn` has it.
     """
+    if state == "fitting":
+        return {"state": state}
     fit, compared = study.fit, study.compared() if study.counted else None
     left_out: dict[str, list[str]] = {}
     for end in study.ends:
         if end.left_out:
             left_out.setdefault(end.left_out, []).append(end.name[:MOST_TEXT])
     return {
-        "pending": pending,
+        "state": state,
         "counted": len(study.counted),
         "left_out": [{"why": why, "runs": len(names), "names": names[:5]} for why, names in left_out.items()],
         "loss": study.loss,
@@ -156,7 +178,7 @@ def fit_answer(study: Study, pending: bool) -> dict[str, Any]:
             }
             for row in compared.rows
         ],
-        "without": list(study.without),
+        "without": [dict(zip(("name", "reason"), said.split(OPINION, 1), strict=False)) for said in study.without],
         "warnings": [*(() if fit is None else fit.warnings), *(() if compared is None else compared.warnings)],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -28,10 +29,12 @@ class Drawn:
     Attributes:
         study: with the latest curves, and the fit where there is one.
         state: "fitted"; "fitting": there is none yet, ends and laws are left out; "older": of the runs some time ago.
+        version: changes when one of these does.
     """
 
     study: Study
     state: str
+    version: str
 
 
 @dataclass
@@ -42,7 +45,8 @@ class _Choice:
     now: Study | None = None  # of these versions
     fitted: Study | None = None
     again: float = 0.0  # time.monotonic() from which it may be fitted again
-    failed: bool = False
+    fits: int = 0
+    drawn: Study | None = None  # `now` with the fit of `fitted`
 
 
 class Desk:
@@ -55,8 +59,13 @@ class Desk:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def drawn(self, entries: Sequence[Entry]) -> Drawn:
-        """The study of some runs, without waiting for a fit."""
+    def drawn(self, entries: Sequence[Entry], may_fit: bool = True) -> Drawn:
+        """The study of some runs, without waiting for a fit.
+
+        Args:
+            entries: the runs.
+            may_fit: whether to begin one; not while most runs are still to be read.
+        """
         entries = [entry for entry in entries if entry.reading.curve is not None]
         keys, versions = tuple(entry.key for entry in entries), tuple(entry.version for entry in entries)
         with self._lock:
@@ -66,16 +75,15 @@ class Desk:
                 self._choices.popitem(last=False)
             if choice.now is None or choice.versions != versions:
                 choice.now = study([entry.reading.curve for entry in entries if entry.reading.curve is not None])
-                choice.versions = versions
+                choice.versions, choice.drawn = versions, None
             now, fitted = choice.now, choice.fitted
-            if now is not fitted and time.monotonic() >= choice.again:
+            if may_fit and now is not fitted and time.monotonic() >= choice.again:
                 self._ask(choice)
-        if now is fitted:
-            return Drawn(now, "fitted")
-        if fitted is None:
-            return Drawn(replace(now, ends=()), "fitting")
-        same = fitted.ends == now.ends
-        return Drawn(with_fit_of(now, fitted), "fitted" if same else "older")
+            state = "fitting" if fitted is None else "fitted" if fitted.counted == now.counted else "older"
+            if choice.drawn is None:
+                choice.drawn = replace(now, ends=()) if fitted is None else with_fit_of(now, fitted)
+            told = hashlib.sha256(repr((keys, versions, choice.fits, state)).encode()).hexdigest()[:16]
+            return Drawn(choice.drawn, state, told)
 
     def _ask(self, choice: _Choice) -> None:
         self._wanted = choice
@@ -101,7 +109,7 @@ class Desk:
                 choice.again = float("inf")
                 continue
             with self._lock:
-                choice.fitted = now
+                choice.fitted, choice.drawn, choice.fits = now, None, choice.fits + 1
                 choice.again = time.monotonic() + REST * (time.monotonic() - started)
 
 
@@ -111,7 +119,9 @@ def fit(study: Study) -> None:
 
 
 def with_fit_of(now: Study, fitted: Study) -> Study:
-    """A study with another one's fit and ends: of the same runs, some points ago."""
-    drawn = replace(now, ends=fitted.ends, loss=fitted.loss, convention=fitted.convention)
+    """A study with another one's fit: of the same runs some points ago, and its ends where they are others now."""
+    same = fitted.counted == now.counted
+    ends = now.ends if same else fitted.ends
+    drawn = replace(now, ends=ends, loss=fitted.loss, convention=fitted.convention)
     drawn.__dict__.update({name: fitted.__dict__[name] for name in ("_fitted", "_approaches")})
     return drawn

@@ -170,7 +170,8 @@ class RecordStore:
             return
         self._version += 1
         path = f"{name}/{place[1]}" if name else place[1]
-        key = hashlib.sha256(f"{place[0]}/{place[1]}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        whole = os.path.join(self._roots[place[0]].path, place[1])
+        key = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         self._entries[place] = Entry(key, path, reading, self._version)
         self._publish(found)
 
