@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`."""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `report`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from isoflop.cli.fit import fit
 from isoflop.cli.laws import laws
 from isoflop.cli.plan import plan
 from isoflop.cli.rank import rank
+from isoflop.cli.report import report
 
 app = typer.Typer(
     name="isoflop",
@@ -21,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit, plan, compare, laws, backtest, rank):
+for command in (count, fit, plan, compare, laws, backtest, rank, report):
     app.command()(command)
 
 

@@ -168,8 +168,11 @@ def _optimizer(part: str, runs: Sequence[Run]) -> Item:
 
 
 def _rates(curves: Sequence[RunCurve]) -> list[str]:
-    rates = [_number((curve.run.optimizer or {}).get("initial_lr")) or _peak(curve) for curve in curves]
-    return [f"peak {rate:.3g}" if rate else "" for rate in rates]
+    said = []
+    for curve in curves:
+        known = curve.lr[curve.lr == curve.lr]
+        said.append(f"highest {known.max():.3g}" if len(known) else "")
+    return said
 
 
 def _schedule(run: Run) -> str:
@@ -186,13 +189,6 @@ def _schedule(run: Run) -> str:
     risen = next(step for step, rate in fine if rate >= 0.999 * peak)
     shape = f"highest from step {risen:,.0f} on, {fine[-1][1] / peak:.0%} of that at the end"
     return f"{name}: {shape}" if name else shape
-
-
-def _peak(curve: RunCurve) -> float | None:
-    values = curve.extra.get("lr")
-    if values is None or not len(known := values[values == values]):
-        return _number((curve.run.optimizer or {}).get("lr"))
-    return float(known.max())
 
 
 def _batches(curves: Sequence[RunCurve]) -> list[str]:

@@ -207,10 +207,12 @@ def _data(report: Report) -> dict[str, Any]:
     thinned = sum(record.thinned for record in sources.records)
     if thinned:
         notes.append(thinned_note(thinned) + ".")
-    odd = [(record.run.name or record.run.run_id, record.run.problems) for record in sources.records]
-    for name, problems in odd:
+    for record in sources.records:
+        problems = record.run.problems
         if problems:
-            notes.append(f"{name_of(name)}: {counted(len(problems), 'line', 'lines')} skipped or mended: {problems[0]}")
+            name = name_of(record.run.name or record.run.run_id)
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            notes.append(f"{name}: {problems[0]}{more}")
     return {
         "rows": [_row(row) for row in report.rows],
         "counted_text": _counted_text(study, sources.taken, [e for e in study.ends if e.left_out]),

@@ -71,8 +71,9 @@ def make_report(
         level: of the intervals.
         budgets: nominal budgets of isoFLOP profiles, FLOPs.
     """
+    runs = [record.run for record in sources.records]
     made = study(
-        [record.run for record in sources.records],
+        runs,
         table=sources.rows,
         loss=loss,
         convention=convention or (None if sources.records else "unknown"),
@@ -88,7 +89,7 @@ def make_report(
         headline=headline(made, held),
         figures=drawn,
         rows=run_rows(made),
-        advice=said_to(sources.records),
+        advice=said_to(runs),
         checklist=checklist(made, held),
         papers=used_by(made, [figure.key for figure in drawn if isinstance(figure, Figure)]),
     )

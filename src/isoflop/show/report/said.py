@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from isoflop.advise.advice import Quantity, share
-from isoflop.show.report.reading import Recorded
+from isoflop.record import Run
+from isoflop.show.figures.words import name_of
 
 MOST = 200
 """Pieces that are shown, the latest."""
@@ -43,21 +44,21 @@ class Said:
     basis: tuple[str, ...]
 
 
-def said_to(records: Sequence[Recorded]) -> tuple[Said, ...]:
+def said_to(runs: Sequence[Run]) -> tuple[Said, ...]:
     """All of it, by time and then by step; the latest `MOST`."""
     found = [
-        (_number(item.get("time")) or 0.0, _number(item.get("step")) or 0.0, _said(record, item))
-        for record in records
-        for item in record.advice
+        (_number(item.get("time")) or 0.0, _number(item.get("step")) or 0.0, _said(run, item))
+        for run in runs
+        for item in run.advice
     ]
     found.sort(key=lambda each: each[:2])
     return tuple(each for *_, each in found[-MOST:])
 
 
-def _said(record: Recorded, item: Mapping[str, Any]) -> Said:
+def _said(run: Run, item: Mapping[str, Any]) -> Said:
     severity, probability = _text(item.get("severity")), _number(item.get("probability"))
     return Said(
-        run=record.run.name or record.run.run_id,
+        run=name_of(run.name or run.run_id),
         step=int(_number(item.get("step")) or 0),
         time=_when(_number(item.get("time"))),
         severity=severity if severity in SEVERITIES else "",
