@@ -17,6 +17,7 @@ from isoflop.record import Run
 from isoflop.show.figures import RunCurve, Study
 from isoflop.show.figures.study import SMOOTH
 from isoflop.show.figures.words import counted, loss_label, parameters, short
+from isoflop.show.report.headline import scatter
 from isoflop.show.report.runs import extent
 
 State = Literal["answered", "partly", "open"]
@@ -292,20 +293,16 @@ def _fit(study: Study, held: Extrapolation | str) -> list[Item]:
     ]
     if fit is None:
         return [*items, _told(part, "Uncertainty, goodness of fit, validation", f"no law: {study.refused}", "open")]
-    off = sorted(abs(residual) for residual in fit.residuals)
-    objective = (
-        f"objective {fit.objective:.4g}; half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten within "
-        f"{off[int(0.9 * (len(off) - 1))]:.2%}"
-    )
+    half, nine = scatter(fit)
+    objective = f"objective {fit.objective:.4g}; half of the runs within {half:.2%} of the law, nine in ten within {nine:.2%}"
     if study.law is None:
         told, state = f"the runs do not determine the constants: {study.refused}", "partly"
     else:
         told, state = f"{study.level:.0%} intervals from {study.draws:,} fits to resampled runs", "answered"
     compared = study.compared()
     agree = "" if compared is None else "; ".join(compared.warnings)
-    others = f"{len(study.approaches)} of Hoffmann et al.'s three approaches have an opinion" + (
-        f"; {agree}" if agree else ""
-    )
+    having = counted(len(study.approaches), "has an opinion", "have an opinion")
+    others = f"of Hoffmann et al.'s three approaches {having}" + (f"; {agree}" if agree else "")
     return [
         *items,
         _told(part, "Uncertainty", told, state),  # type: ignore[arg-type]

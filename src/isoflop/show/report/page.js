@@ -3,8 +3,15 @@
 (() => {
   const { figures } = JSON.parse(document.getElementById("isoflop-figures").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-  const PAPER = 680; // pixels: a page's width
+  const config = {
+    responsive: true,
+    displaylogo: false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d"],
+    showSendToCloud: false, // plotly would offer to upload the figure
+    plotlyServerURL: "",
+  };
+  const PAPER = { width: 680, height: 400, autosize: false }; // pixels: two figures fit on a page
+  const opened = []; // what was opened for paper
 
   // `changes` holds what a dark figure has otherwise, key by key
   const changed = (value, changes) => {
@@ -20,7 +27,7 @@
       const known = figures[plot.dataset.key];
       let figure = structuredClone(known.light);
       if (dark.matches && !paper) figure = changed(figure, known.dark);
-      if (paper) Object.assign(figure.layout, { width: PAPER, autosize: false });
+      if (paper) Object.assign(figure.layout, PAPER);
       const named = { toImageButtonOptions: { format: "svg", filename: plot.dataset.key } };
       Plotly.react(plot, figure.data, figure.layout, { ...config, ...named });
     }
@@ -29,6 +36,13 @@
 
   draw(false);
   dark.addEventListener("change", () => draw(false));
-  window.addEventListener("beforeprint", () => draw(true));
-  window.addEventListener("afterprint", () => draw(false));
+  window.addEventListener("beforeprint", () => {
+    opened.push(...document.querySelectorAll("details:not([open])"));
+    for (const details of opened) details.open = true;
+    draw(true);
+  });
+  window.addEventListener("afterprint", () => {
+    for (const details of opened.splice(0)) details.open = false;
+    draw(false);
+  });
 })();

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -27,6 +28,8 @@ POLICY = (
 )
 """Nothing is loaded, and of scripts only those whose text has these hashes run. plotly styles what it draws in place,
 and saves pictures through data: and blob:."""
+CAPTION = 420
+"""Characters of notes that stand below a figure; the rest opens on a click."""
 GREEK = {"alpha": "α", "beta": "β"}
 
 
@@ -94,6 +97,17 @@ def clean(value: Any) -> Any:
     return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in value)
 
 
+def powers(text: str) -> Any:
+    """A text with its powers raised, escaped.
+
+    >>> print(powers("A/N^0.35 < C^a"))
+    A/N<sup>0.35</sup> &lt; C<sup>a</sup>
+    """
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"\^(-?[0-9.]*[0-9]|[a-zα-ω]\b)", r"<sup>\1</sup>", str(escape(clean(text)))))
+
+
 @cache
 def _template() -> Any:
     import jinja2
@@ -106,6 +120,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    room.filters["powers"] = powers
     return room.get_template("page.html")
 
 
@@ -129,12 +144,24 @@ def _texts(report: Report) -> dict[str, Any]:
         "headline": report.headline,
         "sections": [*sections, ("checklist", "Checklist"), ("papers", "Papers")],
         "problems": sources.problems,
-        "drawn": report.drawn,
-        "missing": [figure for figure in report.figures if isinstance(figure, NoFigure)],
+        "drawn": [_captioned(figure) for figure in report.drawn],
+        "missing": [
+            {"title": figure.title, "reason": for_the_shell(figure.reason)}
+            for figure in report.figures
+            if isinstance(figure, NoFigure)
+        ],
         "has_records": bool(sources.records),
         "advice": report.advice,
         "papers": [_paper(key) for key in report.papers],
     }
+
+
+def _captioned(figure: Figure) -> dict[str, Any]:
+    """Its notes, of which as many stand below it as are short together."""
+    notes = [for_the_shell(note) for note in figure.notes]
+    lengths = [sum(len(note) for note in notes[: i + 1]) for i in range(len(notes))]
+    shown = sum(length <= CAPTION for length in lengths)
+    return {"key": figure.key, "title": figure.title, "shown": notes[:shown], "more": notes[shown:]}
 
 
 def _paper(key: str) -> dict[str, Any]:
@@ -153,31 +180,31 @@ def _paper(key: str) -> dict[str, Any]:
 def _fits(report: Report) -> dict[str, Any]:
     study, fit = report.study, report.study.fit
     compared = study.compared()
-    rows = () if compared is None else compared.rows
-    named = {f"{_approach(text)}": for_the_shell(text.partition(": ")[2]) for text in study.without}
-    return {
-        "level": f"{study.level:.0%}",
-        "C": "" if compared is None else f"{compared.C:.2g}",
-        "approaches": [
-            [
-                row.name,
+    approaches: list[tuple[str, Any, str]] = [
+        (
+            row.name,
+            (
                 _cell(row.a, row.a_interval, "{:.3f}".format),
                 _cell(row.b, row.b_interval, "{:.3f}".format),
                 _cell(row.N, row.N_interval, short),
                 _cell(row.D, row.D_interval, short),
-            ]
-            for row in rows
-        ],
-        "without": list(named.items()),
+            ),
+            "",
+        )
+        for row in (() if compared is None else compared.rows)
+    ]
+    for text in report.without:
+        name, _, why = text.partition(" has no opinion: ")
+        approaches.append((name, (), why))
+    return {
+        "level": f"{study.level:.0%}",
+        "C": "" if compared is None else f"{compared.C:.2g}",
+        "approaches": sorted(approaches),
         "warnings": () if compared is None else compared.warnings,
         "constants": [] if fit is None else [_constant(study, name) for name in fit.parameters],
         "refused": study.refused,
         "doubts": () if study.refused else study.doubts,
     }
-
-
-def _approach(text: str) -> str:
-    return text.partition(" has no opinion")[0]
 
 
 def _cell(value: float, ends: tuple[float, float] | None, write: Any) -> tuple[str, str]:
