@@ -34,7 +34,9 @@ def write_run(folder: Path, number: int, runs: int, points: int) -> int:
     every = max(1, int(20 * N * 10 ** rng.uniform(-0.7, 0.7) / BATCH / points))
     step = every * np.arange(1, points + 1)
     tokens = step * BATCH
-    loss = (1.8172 + 482.01 / N**0.3478 + 2085.43 / tokens.astype(float) ** 0.3658) * np.exp(rng.normal(0, 0.004, points))
+    loss = (1.8172 + 482.01 / N**0.3478 + 2085.43 / tokens.astype(float) ** 0.3658) * np.exp(
+        rng.normal(0, 0.004, points)
+    )
     header = {
         "event": "header", "isoflop": 1, "run_id": f"r{number:03d}", "name": f"run {number}",
         "created": f"2026-01-01T{number // 60:02d}:{number % 60:02d}:00+00:00",

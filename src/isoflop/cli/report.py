@@ -21,12 +21,12 @@ def report(
         list[str] | None,
         typer.Option(metavar="WHAT=COLUMN", help="Of CSV files: which column is N, D or loss."),
     ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="Rows of CSV files to take: 'epoch_outlier==0 and N>1e8'.")
-    ] = None,
+    where: Annotated[str | None, typer.Option(help="Rows of CSV files to take: 'epoch_outlier==0 and N>1e8'.")] = None,
     n_convention: Annotated[
         str | None,
-        typer.Option("--n", help="Which parameters N counts (total, non_embedding, …; default: one that all runs tell)."),
+        typer.Option(
+            "--n", help="Which parameters N counts (total, non_embedding, …; default: one that all runs tell)."
+        ),
     ] = None,
     loss: Annotated[
         str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")

@@ -228,7 +228,8 @@ def _hardware(run: Run) -> str:
 
 def _code(part: str, runs: Sequence[Run]) -> Item:
     commits = [
-        _text((run.git or {}).get("commit"))[:12] + (" (with uncommitted changes)" if (run.git or {}).get("dirty") else "")
+        _text((run.git or {}).get("commit"))[:12]
+        + (" (with uncommitted changes)" if (run.git or {}).get("dirty") else "")
         for run in runs
         if _text((run.git or {}).get("commit"))
     ]
@@ -244,14 +245,18 @@ def _code(part: str, runs: Sequence[Run]) -> Item:
 def _measured(study: Study, runs: Sequence[Run]) -> list[Item]:
     part = "The measurements"
     if not runs:
-        metric = _open(part, "Metric, and on what data", "which loss the table holds, and on what data it was evaluated")
-        points = _told(part, "Points of each run", "one row a run, as the table has it: state which checkpoint", "partly")
+        metric = _open(
+            part, "Metric, and on what data", "which loss the table holds, and on what data it was evaluated"
+        )
+        points = _told(
+            part, "Points of each run", "one row a run, as the table has it: state which checkpoint", "partly"
+        )
     else:
         label = loss_label(study.loss)
-        metric = Item(part, "Metric, and on what data", f"{label}, nats per token. Please state on what data.", "partly")
-        how = (
-            "the mean of the last 5% of its recorded points" if study.loss == "train" else "its last evaluation"
+        metric = Item(
+            part, "Metric, and on what data", f"{label}, nats per token. Please state on what data.", "partly"
         )
+        how = "the mean of the last 5% of its recorded points" if study.loss == "train" else "its last evaluation"
         points = _told(
             part, "Points of each run", f"one, at its end: {how}; approach 1 uses whole curves, of unfinished runs too"
         )
@@ -294,7 +299,9 @@ def _fit(study: Study, held: Extrapolation | str) -> list[Item]:
     if fit is None:
         return [*items, _told(part, "Uncertainty, goodness of fit, validation", f"no law: {study.refused}", "open")]
     half, nine = scatter(fit)
-    objective = f"objective {fit.objective:.4g}; half of the runs within {half:.2%} of the law, nine in ten within {nine:.2%}"
+    objective = (
+        f"objective {fit.objective:.4g}; half of the runs within {half:.2%} of the law, nine in ten within {nine:.2%}"
+    )
     if study.law is None:
         told, state = f"the runs do not determine the constants: {study.refused}", "partly"
     else:
@@ -325,9 +332,7 @@ def _open(part: str, question: str, what: str) -> Item:
     return Item(part, question, f"Not recorded. Please state {what}.", "open")
 
 
-def _from(
-    part: str, question: str, values: Iterable[str | None], what: str, always: str = ""
-) -> Item:
+def _from(part: str, question: str, values: Iterable[str | None], what: str, always: str = "") -> Item:
     """An answer from what the records say, one text each; `what` is to be stated where they don't."""
     values = [value or "" for value in values]
     said = [value for value in values if value]
@@ -336,7 +341,9 @@ def _from(
         return Item(part, question, told, "answered")
     if not told:
         return _open(part, question, what)
-    missing = f"Not recorded{f' for {len(values) - len(said)} of {len(values)} runs' if said else ''}: please state {what}."
+    missing = (
+        f"Not recorded{f' for {len(values) - len(said)} of {len(values)} runs' if said else ''}: please state {what}."
+    )
     return Item(part, question, f"{told}. {missing}", "partly")
 
 

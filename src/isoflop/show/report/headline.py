@@ -131,7 +131,9 @@ def _next(study: Study) -> str:
         return "" if interval is None else f" ({write(interval[0])} to {write(interval[1])})"
 
     N, D = best.allocate(C)
-    at = f"At the largest run's compute, {C:.2g} FLOPs," if study.doubts else f"At {BEYOND:g} times that, {C:.2g} FLOPs,"
+    at = (
+        f"At the largest run's compute, {C:.2g} FLOPs," if study.doubts else f"At {BEYOND:g} times that, {C:.2g} FLOPs,"
+    )
     return (
         ("" if study.doubts else f"The largest run took {largest:.2g} FLOPs. ")
         + f"{at} the law's best is a model of {short(N)} parameters{within(ends and ends[0], short)} on {short(D)} "

@@ -70,8 +70,15 @@ def make_report(
         convention: of records which parameters N counts; default: one that all tell. Of tables N is as given.
         level: of the intervals.
         budgets: nominal budgets of isoFLOP profiles, FLOPs.
+
+    Raises:
+        ValueError: a loss that no record has.
     """
     runs = [record.run for record in sources.records]
+    if loss is not None and runs:
+        known = dict.fromkeys(name for run in runs for point in run.points for name in point.losses)
+        if loss not in known:
+            raise ValueError(f"--loss: expected a loss that a record has ({', '.join(known) or 'none'}), got {loss!r}")
     made = study(
         runs,
         table=sources.rows,

@@ -31,9 +31,7 @@ class Sources:
     problems: tuple[str, ...] = ()
 
 
-def read_sources(
-    paths: Sequence[Path], named: Mapping[str, str] | None = None, where: str | None = None
-) -> Sources:
+def read_sources(paths: Sequence[Path], named: Mapping[str, str] | None = None, where: str | None = None) -> Sources:
     """Read records, folders of records and CSV tables.
 
     Args:
@@ -46,7 +44,9 @@ def read_sources(
     """
     for path in paths:
         if not path.exists():
-            raise ValueError(f"expected a record, a folder with records or a CSV file, got {path}, which does not exist")
+            raise ValueError(
+                f"expected a record, a folder with records or a CSV file, got {path}, which does not exist"
+            )
     records: dict[str, Recorded] = {}
     rows: list[RunEnd] = []
     taken: dict[str, str] = {}
