@@ -25,7 +25,7 @@ def planted_run(
     until: float = 1.0,
     **fields: Any,
 ) -> Run:
-    """A run whose loss at every point is the law's at its tokens so far: as at a constant rate, cooled at each point."""
+    """A run whose loss at every point is the law's at its tokens so far: as if cooled at each."""
     steps = np.unique(np.geomspace(10, max(D / BATCH, 20), points).astype(int))
     total = int(steps[-1])
     rng = np.random.default_rng(seed)

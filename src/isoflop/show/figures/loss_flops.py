@@ -50,15 +50,16 @@ def run_curves(study: Study) -> tuple[tuple[Series, ...], str]:
             continue
         loss = curve.losses[study.loss]
         kept = known[thin(C[known], loss[known], most)]
+        x, y = C[kept], loss[kept]
         found.append(
             Series(
                 curve.name,
-                C[kept],
-                loss[kept],
+                x,
+                y,
                 run_id=curve.run_id,
                 shade=study.shade(curve.run_id),
                 kind="line" if len(kept) > 1 else "points",
-                hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], C[kept], loss[kept]),
+                hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], x, y),
             )
         )
     if not missing:
