@@ -1,9 +1,9 @@
-"""Records on disk for the report's tests: runs made in memory written as isoflop writes them, names that would do harm."""
+"""Records on disk for the report's tests, written as isoflop writes them; names that would do harm."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,16 @@ ADVICE = {
 def write(folder: Path, run: Run, *advice: dict[str, Any]) -> Path:
     """A run's record."""
     folder.mkdir(parents=True, exist_ok=True)
-    header = {
-        name: getattr(run, name)
-        for name in (
-            "run_id name created framework model parameters parameters_method optimizer planned tokenizer data git "
-            "versions device counting loss_units options"
-        ).split()
+    kept = {field.name for field in fields(run)} - {
+        "schema",
+        "points",
+        "advice",
+        "status",
+        "end",
+        "attempts",
+        "problems",
     }
+    header = {name: getattr(run, name) for name in kept - {"extra", "path"}}
     lines = [encode({"event": "header", "isoflop": 1, **header})]
     lines += [encode_point(point, 1) for point in run.points]
     lines += [encode({"event": "advice", **each}) for each in advice]

@@ -43,7 +43,7 @@ def test_the_headline_tells_a_planted_law(planted: Report) -> None:
     C = float(planted.study.C.max()) * 10
     assert f"At 10 times that, {C:.2g} FLOPs," in ahead
     N = float(re.search(r"model of ([0-9.]+)B", ahead)[1]) * 1e9  # type: ignore[index]
-    assert N == pytest.approx(optimal_size(C), rel=0.1)
+    assert pytest.approx(optimal_size(C), rel=0.1) == N
 
 
 def test_what_supports_a_law_and_what_does_not(planted: Report) -> None:
@@ -95,7 +95,7 @@ def test_every_run_has_a_row_with_the_reason_if_it_does_not_count() -> None:
     assert [each.name for each in rows] == ["fine", "live", "nan", "row 1"]
     assert [bool(each.left_out) for each in rows] == [False, True, True, False]
     fine = rows[0]
-    assert fine.C == pytest.approx(6 * 1e8 * 2e9) and fine.measured == pytest.approx(6.5 * 1e8 * 2e9)
+    assert pytest.approx(6 * 1e8 * 2e9) == fine.C and fine.measured == pytest.approx(6.5 * 1e8 * 2e9)
     assert fine.ratio == pytest.approx(20) and fine.step == fine.planned
     assert rows[3].status == "" and rows[3].measured is None
 

@@ -86,7 +86,7 @@ def test_any_text_becomes_one_line_that_latex_takes(text: str) -> None:
         if command not in ("--", "''"):
             rest = rest.replace(command, "")
     assert not set(rest) & set('\\{}$&#%_~^<>|"`')
-    assert all(" " <= c <= "~" or c.isalpha() and c <= "ſ" for c in rest)
+    assert all(" " <= c <= "~" or (c.isalpha() and c <= "ſ") for c in rest)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -106,7 +106,7 @@ def test_every_entry_is_whole() -> None:
         fields = dict(re.findall(r"^  (\w+) +=\s\{(.*)\},?$", body, re.MULTILINE))
         assert set(fields) == {"author", "title", "year", "eprint", "archivePrefix", "primaryClass", "url"}
         assert re.fullmatch(r"\d{4}\.\d{5}", fields["eprint"]) and fields["eprint"] in fields["url"]
-        assert fields["year"] == "20" + fields["eprint"][:2] and key.endswith(fields["year"]) or "misfitting" in key
+        assert (fields["year"] == "20" + fields["eprint"][:2] and key.endswith(fields["year"])) or "misfitting" in key
         assert body.count("{") == body.count("}") and all(
             "," in a or a[0] == "{" for a in fields["author"].split(" and ")
         )

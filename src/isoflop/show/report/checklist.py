@@ -15,7 +15,7 @@ from isoflop.fit.fitting.extrapolation_result import Extrapolation
 from isoflop.fit.fitting.fit_law import DELTA
 from isoflop.record import Run
 from isoflop.show.figures import RunCurve, Study
-from isoflop.show.figures.study import SMOOTH
+from isoflop.show.figures.curves_envelope import BINS
 from isoflop.show.figures.words import counted, loss_label, parameters, short
 from isoflop.show.report.headline import scatter
 from isoflop.show.report.runs import extent
@@ -267,7 +267,7 @@ def _measured(study: Study, runs: Sequence[Run]) -> list[Item]:
             part,
             "What is done to the measurements",
             "the law is fitted to ln L; nothing is interpolated or centred"
-            + (f"; approach 1 smooths curves over {SMOOTH:g} points" if runs else ""),
+            + (f"; approach 1 takes means of each curve in {BINS} bins, even in ln C" if runs else ""),
         ),
         _open(part, "Are checkpoints and raw measurements open?", "where they can be had"),
     ]
@@ -285,14 +285,14 @@ def _fit(study: Study, held: Extrapolation | str) -> list[Item]:
         _told(
             part,
             "Algorithm",
-            "variable projection over the exponents (Czech et al. 2026), then Newton's method with exact derivatives on "
-            f"all five constants, δ lowered step by step; isoflop {isoflop.__version__}",
+            "variable projection over the exponents (Czech et al. 2026), then Newton's method with exact derivatives "
+            f"on all five constants, δ lowered step by step; isoflop {isoflop.__version__}",
         ),
         _told(
             part,
             "Initialisation",
-            "a grid of 20 × 20 exponents from 0.02 to 3, the coefficients by weighted least squares; Newton starts from "
-            "the best five that lie apart",
+            "a grid of 20 × 20 exponents from 0.02 to 3, the coefficients by weighted least squares; Newton starts "
+            "from the best five that lie apart",
         ),
         _told(part, "Are all runs used?", out),
     ]

@@ -83,7 +83,7 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
 
 
 def scatter(fit: LawFit) -> tuple[float, float]:
-    """How far runs lie off their law, |L/L̂ − 1|: half of them no farther than the first, nine in ten than the second."""
+    """How far runs lie off their law, |L/L̂ − 1|: half of them at most the first, nine in ten the second."""
     half, nine = np.quantile(np.abs(np.expm1(-fit.residuals)), [0.5, 0.9])
     return float(half), float(nine)
 

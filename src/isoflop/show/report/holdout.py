@@ -23,7 +23,7 @@ def holdout(study: Study) -> Extrapolation | str:
         return "there is no law to hold against runs"
     C = study.C
     below = float(np.quantile(C, PART, method="lower"))
-    fitted, held = int((C <= below).sum()), int((C > below).sum())
+    fitted, held = int((below >= C).sum()), int((below < C).sum())
     if fitted < CONSTANTS + FEW or held < TELLING:
         return (
             f"{len(C)} runs are too few to keep some back: it takes {CONSTANTS + FEW} to fit and {TELLING} larger ones"

@@ -52,10 +52,10 @@ def _character(c: str) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number in mathematics, in powers of ten where it is large or small.
+    r"""A number in mathematics, in powers of ten where it is large or small.
 
     >>> number(0.0123), number(4.2e21), number(482.01, 5), number(math.inf)
-    ('$0.0123$', '$4.2 \\\\times 10^{21}$', '$482.01$', '$\\\\infty$')
+    ('$0.0123$', '$4.2 \\times 10^{21}$', '$482.01$', '$\\infty$')
     """
     return f"${_bare(value, digits)}$"
 

@@ -28,6 +28,7 @@ POLICY = (
 )
 """Nothing is loaded, and of scripts only those whose text has these hashes run. plotly styles what it draws in place,
 and saves pictures through data: and blob:."""
+STEERING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 CAPTION = 420
 """Characters of notes that stand below a figure; the rest opens on a click."""
 GREEK = {"alpha": "α", "beta": "β"}
@@ -82,7 +83,7 @@ def difference(old: Any, new: Any) -> Any:
 
 @cache
 def plotly_script() -> str:
-    """plotly's own script, from the installed package."""
+    """Plotly's own script, from the installed package."""
     from plotly.offline import get_plotlyjs
 
     script = str(get_plotlyjs()).replace("\r\n", "\n")
@@ -91,10 +92,10 @@ def plotly_script() -> str:
 
 
 def clean(value: Any) -> Any:
-    """A text without characters that steer: controls, and what turns the direction of writing."""
-    if type(value) is not str or value.isascii() and value.isprintable():
+    """A text without characters that steer: controls, line separators, and what turns the direction of writing."""
+    if type(value) is not str or (value.isascii() and value.isprintable()):
         return value
-    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in value)
+    return "".join(" " if c != "\n" and unicodedata.category(c) in STEERING else c for c in value)
 
 
 def powers(text: str) -> Any:
@@ -121,6 +122,8 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     room.filters["powers"] = powers
+    room.policies["json.dumps_kwargs"] = {"allow_nan": False}  # the figures in their order
+    room.policies["json.dumps_kwargs"] = {"allow_nan": False}  # the figures in their order
     return room.get_template("page.html")
 
 
@@ -269,7 +272,8 @@ def _counted_text(study: Study, taken: Mapping[str, str] | None, left: list[RunE
     text += f"; {counted(len(left), 'run is', 'runs are')} left out, with the reason." if left else "."
     if study.curves:
         which = "the mean of the last 5% of the points" if study.loss == "train" else "the last evaluation"
-        text += f" N: {parameters(study.convention).removeprefix('N ')}. D: tokens processed less padding. L: {study.loss}, {which}."
+        text += f" N: {parameters(study.convention).removeprefix('N ')}. D: tokens processed less padding. "
+        text += f"L: {study.loss}, {which}."
     elif taken:
         text += " Columns: " + ", ".join(f"{what} from {name}" for what, name in taken.items()) + "."
     return text

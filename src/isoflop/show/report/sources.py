@@ -1,4 +1,4 @@
-"""What a report is made from: records with their advice, rows of tables; what can't be read is named, the rest goes on."""
+"""What a report is made from: records, rows of tables; what can't be read is named, and the rest goes on."""
 
 from __future__ import annotations
 
