@@ -48,7 +48,8 @@ def write_run(folder: Path, number: int, runs: int, points: int) -> int:
     for i, (s, D, L) in enumerate(zip(step.tolist(), tokens.tolist(), loss.tolist(), strict=True)):
         lines.append(
             f'{{"event":"point","attempt":{1 + (i > resumed >= 0)},"step":{s},"tokens":{D},"padding":0,'
-            f'"loss_tokens":{D},"flops":{6 * N * D},"flops_hardware":{6 * N * D},"flops_6nd":{6 * N * D},"losses":{{"train":{L}}},'
+            f'"loss_tokens":{D},"flops":{6 * N * D},"flops_hardware":{6 * N * D},"flops_6nd":{6 * N * D},'
+            f'"losses":{{"train":{L}}},'
             f'"nonfinite":{{}},"lr":0.001,"batch_tokens":{BATCH},"interval_steps":{every},"time":{1.7e9 + s},'
             f'"wall_time":{s}.0,"training_time":{s}.0,"extra":{{"mfu":0.4,"tflops_per_device":100.0,'
             '"tokens_per_second_per_device":1000.0}}'
