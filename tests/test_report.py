@@ -71,6 +71,15 @@ def test_a_single_run_under_way(tmp_path: Path) -> None:
     assert [row.left_out for row in report.rows] == ["it is not finished"]
 
 
+def test_a_run_under_way_is_shown_by_its_training_loss(tmp_path: Path) -> None:
+    run = planted_run("live", 1e8, 2e9, status="running", until=0.5)
+    evaluated = replace(run.points[-1], losses={**run.points[-1].losses, "eval/val": 3.0})
+    write(tmp_path, replace(run, run_id="a", points=(*run.points[:-1], evaluated)))
+    sources = read_sources([tmp_path])
+    assert make_report(sources).study.loss == "train"
+    assert make_report(sources, loss="eval/val").study.loss == "eval/val"
+
+
 def test_runs_of_one_size_tell_no_law() -> None:
     same = study([planted_run(f"d{i}", 1e8, D, seed=i) for i, D in enumerate(np.geomspace(1e9, 1e10, 6))])
     said = headline(same, holdout(same)).says

@@ -138,7 +138,7 @@ def _next(study: Study) -> str:
         ("" if study.doubts else f"The largest run took {largest:.2g} FLOPs. ")
         + f"{at} the law's best is a model of {short(N)} parameters{within(ends and ends[0], short)} on {short(D)} "
         + f"tokens{within(ends and ends[1], short)}, with a loss of {loss.loss:.3f}"
-        + f"{within(loss.intervals.get('loss'), '{:.3f}'.format)}."
+        + f"{within((loss.intervals or {}).get('loss'), '{:.3f}'.format)}."
     )
 
 

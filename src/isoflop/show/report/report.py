@@ -66,7 +66,8 @@ def make_report(
 
     Args:
         sources: what was read.
-        loss: of records which, `train` or eval/<name>; default: an evaluation's that all have, else `train`.
+        loss: of records which, `train` or eval/<name>; default: an evaluation's that all have, else `train`; `train`
+            too where no run has finished, for its curve tells more than a few evaluations.
         convention: of records which parameters N counts; default: one that all tell. Of tables N is as given.
         level: of the intervals.
         budgets: nominal budgets of isoFLOP profiles, FLOPs.
@@ -79,14 +80,10 @@ def make_report(
         known = dict.fromkeys(name for run in runs for point in run.points for name in point.losses)
         if loss not in known:
             raise ValueError(f"--loss: expected a loss that a record has ({', '.join(known) or 'none'}), got {loss!r}")
-    made = study(
-        runs,
-        table=sources.rows,
-        loss=loss,
-        convention=convention or (None if sources.records else "unknown"),
-        level=level,
-        budgets=budgets,
-    )
+    convention = convention or (None if runs else "unknown")
+    made = study(runs, table=sources.rows, loss=loss, convention=convention, level=level, budgets=budgets)
+    if loss is None and not made.counted and any("train" in curve.losses for curve in made.curves):
+        made = study(made.curves, loss="train", convention=convention, level=level, budgets=budgets)
     held = holdout(made)
     drawn = figures(made)
     return Report(
