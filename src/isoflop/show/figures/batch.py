@@ -48,8 +48,8 @@ def batch(study: Study) -> Figure | NoFigure:
     ]
     if measured:
         notes.append(
-            f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, the gradient noise scale where it was measured "
-            f"and published runs, combined{f'; band: {LEVEL:.0%} interval' if bands else ''}."
+            f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, by the gradient noise scale where it was "
+            f"measured and published runs{f'; band: {LEVEL:.0%} interval' if bands else ''}."
         )
     else:
         notes.append("No run has a critical batch of its own in its record.")

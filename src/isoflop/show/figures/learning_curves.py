@@ -33,7 +33,7 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     newest = {curve.run_id for curve in live[-MOST:]}
     for curve in study.curves:
         known = np.flatnonzero(curve.known(study.loss, curve.step))
-        if not len(known):
+        if not np.isfinite(curve.losses.get(study.loss, np.empty(0))[known]).any():
             missing.append(curve.name)
             continue
         series.append(_curve(study, curve, known, most))

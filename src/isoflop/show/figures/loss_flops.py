@@ -45,7 +45,7 @@ def run_curves(study: Study) -> tuple[tuple[Series, ...], str]:
     for curve in study.curves:
         C = study.flops(curve)
         known = np.flatnonzero(curve.known(study.loss, C))
-        if not len(known):
+        if not np.isfinite(curve.losses.get(study.loss, np.empty(0))[known]).any():
             missing.append(curve.name)
             continue
         loss = curve.losses[study.loss]
