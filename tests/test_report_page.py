@@ -216,9 +216,11 @@ def test_no_strangers_script_runs(text: str, tmp_path: Path, driver: Any) -> Non
     assert "Content Security Policy" in driver.get_log("browser")[0]["message"]
 
 
-def test_dark_and_light_follow_the_reader_and_paper_is_light(
-    text: str, report: Report, tmp_path: Path, driver: Any
-) -> None:
+def test_dark_and_light_follow_the_reader_and_paper_is_light(tmp_path: Path, driver: Any) -> None:
+    run = planted_run("live", 1e8, 2e9, status="running", until=0.4)
+    write(tmp_path / "runs", replace(run, run_id="live"))
+    report = make_report(read_sources([tmp_path / "runs"]))
+
     def prefer(scheme: str) -> None:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
@@ -226,7 +228,8 @@ def test_dark_and_light_follow_the_reader_and_paper_is_light(
     ground = "document.querySelector('.plot').layout.paper_bgcolor"
     dark, light = (plotly_figure(report.drawn[0], theme)["layout"]["paper_bgcolor"] for theme in ("dark", "light"))
     prefer("dark")
-    open_file(driver, tmp_path / "report.html", text)
+    open_file(driver, tmp_path / "report.html", render(report))
+    assert "none finished" in driver.find_element("tag name", "h1").text
     assert wait_for(driver, ground, dark)
     prefer("light")
     assert wait_for(driver, ground, light)
@@ -239,10 +242,3 @@ def test_dark_and_light_follow_the_reader_and_paper_is_light(
     assert driver.execute_script("return document.querySelectorAll('details[open]').length") == 0
     assert driver.get_log("browser") == []
     prefer("light")
-
-
-def test_a_run_under_way_alone_opens(tmp_path: Path, driver: Any) -> None:
-    run = planted_run("live", 1e8, 2e9, status="running", until=0.4)
-    write(tmp_path / "runs", replace(run, run_id="live"))
-    open_file(driver, tmp_path / "report.html", render(make_report(read_sources([tmp_path / "runs"]))))
-    assert "none finished" in driver.find_element("tag name", "h1").text
