@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `import`."""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `report`, `import`, `ladder`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from isoflop.cli.importing import import_
 from isoflop.cli.laws import laws
 from isoflop.cli.plan import plan
 from isoflop.cli.rank import rank
+from isoflop.cli.report import report
 
 app = typer.Typer(
     name="isoflop",
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit, plan, compare, laws, backtest, rank):
+for command in (count, fit, plan, compare, laws, backtest, rank, report):
     app.command()(command)
 app.command("import")(import_)
 

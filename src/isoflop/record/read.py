@@ -41,7 +41,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             came = "a folder or device" if os.path.exists(text) else "no such file"
             raise RecordError(f"Expected a record file at {text}, got {came}.")
         with open(text, "rb") as stream:
-            return _read(stream, text)
+            return read_stream(stream, text)
     except OSError as error:
         raise RecordError(f"Expected a record file that can be read at {text}, got: {error}.") from error
 
@@ -57,7 +57,7 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
         The runs, oldest first. What is odd inside one is in its `problems`.
     """
     runs: dict[str, Run] = {}
-    for path in _files(paths_or_folders):
+    for path in record_files(paths_or_folders):
         real = os.path.realpath(path)
         if real in runs:
             continue
@@ -68,7 +68,8 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
     return sorted(runs.values(), key=lambda run: (run.created, run.run_id))
 
 
-def _files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
+def record_files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
+    """The files themselves, and of folders all records below them. Links to folders are not followed."""
     for given in paths:
         path = os.fspath(given)
         if not os.path.isdir(path):
@@ -80,7 +81,8 @@ def _files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
                     yield os.path.join(folder, name)
 
 
-def _read(stream: BinaryIO, path: str) -> Run:
+def read_stream(stream: BinaryIO, path: str) -> Run:
+    """Read one record from an open stream; `path`: what to call it. Otherwise as `read_run`."""
     problems = Problems(path)
     first: dict[str, Any] = {}  # the header line
     header: dict[str, Any] | None = None

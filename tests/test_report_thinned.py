@@ -1,0 +1,110 @@
+"""Large records are read in part: nothing but points is lost, and of these as many are left as were said."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isoflop.record import Point, RecordError, Run, read_run
+from isoflop.record.lines import MAX_LINE_BYTES, encode, encode_point
+from isoflop.record.read import read_stream
+from isoflop.show.report import reading
+from isoflop.show.report import thinned as module
+from isoflop.show.report.thinned import LAST, PER_DOUBLING, thinned
+
+HEADER = encode({"event": "header", "isoflop": 1, "run_id": "a"})
+
+
+def points(n: int, every: int = 0) -> list[bytes]:
+    """Lines of a run; an evaluation after each `every`."""
+    lines = []
+    for i in range(1, n + 1):
+        lines.append(encode_point(Point(step=i, tokens=10 * i, padding=0, losses={"train": 5 / i**0.1}), 1))
+        if every and i % every == 0:
+            lines.append(encode_point(Point(step=i, losses={"eval/val": 6 / i**0.1}), 1))
+    return lines
+
+
+def read(content: bytes | None) -> Run:
+    assert content is not None
+    return read_stream(io.BytesIO(content), "a")
+
+
+def test_points_are_kept_evenly_by_the_logarithm_and_all_of_the_last() -> None:
+    n = 20_000
+    steps = [point.step for point in read(thinned(io.BytesIO(HEADER + b"".join(points(n))))).points]
+    assert steps[: 2 * PER_DOUBLING] == list(range(1, 2 * PER_DOUBLING + 1))
+    assert steps[-LAST:] == list(range(n - LAST + 1, n + 1))
+    gaps = np.diff(steps)
+    assert (gaps <= np.maximum(np.array(steps[1:]) / PER_DOUBLING, 1)).all()
+    assert len(steps) < PER_DOUBLING * (2 + np.log2(n / PER_DOUBLING)) + LAST
+
+
+def test_events_and_evaluations_are_not_lost() -> None:
+    lines = points(5000, every=500)
+    lines.insert(3000, encode({"event": "advice", "step": 2900, "what": "slow"}))
+    lines.insert(4000, encode({"event": "update", "git": {"commit": "abc"}}))
+    lines.append(encode({"event": "end", "step": 5000, "status": "completed"}))
+    whole, part = read(HEADER + b"".join(lines)), read(thinned(io.BytesIO(HEADER + b"".join(lines))))
+    evaluated = [
+        [(p.step, p.losses["eval/val"]) for p in run.points if "eval/val" in p.losses] for run in (whole, part)
+    ]
+    assert evaluated[0] == evaluated[1] and len(evaluated[0]) == 10
+    assert len(part.points) < len(whole.points) / 4
+    assert (part.advice, part.git, part.status, part.end) == (whole.advice, whole.git, whole.status, whole.end)
+
+
+def test_resumes_supersede_what_came_before() -> None:
+    first, again = points(3000), [line.replace(b'"attempt":1', b'"attempt":2') for line in points(3000)]
+    lines = [HEADER, *first, encode({"event": "resume", "step": 1000, "attempt": 2}), *again[1000:2000]]
+    part = read(thinned(io.BytesIO(b"".join(lines))))
+    assert part.attempts == 2 and part.points[-1].step == 2000
+    assert {point.step for point in part.points} <= {point.step for point in read(b"".join(lines)).points}
+
+
+@settings(max_examples=30)
+@given(n=st.integers(0, 500), every=st.integers(0, 40), block=st.integers(40, 5000), cut=st.integers(0, 60))
+def test_blocks_and_a_cut_end_change_nothing(n: int, every: int, block: int, cut: int) -> None:
+    content = (HEADER + b"".join(points(n, every)))[: -cut or None] if cut < len(HEADER) else HEADER
+    before = module.BLOCK
+    module.BLOCK = block
+    try:
+        part = thinned(io.BytesIO(content))
+    finally:
+        module.BLOCK = before
+    assert part == thinned(io.BytesIO(content))
+    assert part is not None and part.endswith(content.rpartition(b"\n")[2])
+    assert set(part.split(b"\n")) <= set(content.split(b"\n"))
+
+
+def test_lines_as_others_write_them_are_kept() -> None:
+    lines = [json.dumps({"step": i, "losses": {"train": 3.0}, "event": "point"}).encode() + b"\n" for i in range(1000)]
+    assert len(read(thinned(io.BytesIO(HEADER + b"".join(lines)))).points) == 1000
+
+
+def test_a_line_without_end_is_left_to_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = HEADER + b"x" * (2 * MAX_LINE_BYTES) + b"\n" + b"".join(points(10))
+    assert thinned(io.BytesIO(content)) is None
+    path = tmp_path / "isoflop-a.jsonl"
+    path.write_bytes(content)
+    monkeypatch.setattr(reading, "LARGE", 1000)
+    recorded = reading.read_record(str(path))
+    assert recorded.run == read_run(path) and not recorded.thinned
+
+
+def test_a_usual_record_is_read_whole_and_a_large_one_in_part(tmp_path: Path) -> None:
+    small, large = tmp_path / "isoflop-small.jsonl", tmp_path / "isoflop-large.jsonl"
+    small.write_bytes(HEADER + b"".join(points(100)))
+    large.write_bytes(HEADER + b"".join(points(8000)))
+    assert large.stat().st_size > reading.LARGE
+    assert reading.read_record(str(small)) == reading.Recorded(read_run(small))
+    recorded = reading.read_record(str(large))
+    assert recorded.thinned and recorded.run.points[-1] == read_run(large).points[-1]
+    with pytest.raises(RecordError, match="no such file"):
+        reading.read_record(str(tmp_path / "isoflop-none.jsonl"))
