@@ -1,0 +1,5 @@
+"""The ladder: plan small runs, read what they tell, size the large one. NumPy and SciPy; no torch, no trainer."""
+
+from isoflop.ladder.plan_file import Expected, LadderPlan, PlanError, PlannedRun, plan_text, read_plan, write_plan
+
+__all__ = ["Expected", "LadderPlan", "PlanError", "PlannedRun", "plan_text", "read_plan", "write_plan"]
