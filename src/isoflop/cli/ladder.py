@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from isoflop.cli.ladder_fit import fit
 from isoflop.cli.ladder_plan import plan
 
 ladder = typer.Typer(
@@ -12,5 +13,5 @@ ladder = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (plan,):
+for command in (plan, fit):
     ladder.command()(command)
