@@ -142,14 +142,14 @@ SCALES = {
 }
 
 
-def compare(scale: str, laws: int, seed: int = 0) -> dict[str, list[Score]]:
+def compare(scale: str, laws: int, seed: int = 0, designs: Sequence[str] | None = None) -> dict[str, list[Score]]:
     """Scores by design: "planned", and even grids of as many runs."""
     model, flops, spend, sizes, vocab, length, most = SCALES[scale]
     family = family_of(model, vocab, length)
     problem, _ = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
     planned = best_design(problem)
     count = sum(len(rung.sizes) for rung in planned)
-    designs = {
+    known = {
         "planned": planned,
         "even": even_grid(problem, count),
         "even, ×÷8": even_grid(problem, count, width=8.0),
@@ -159,8 +159,8 @@ def compare(scale: str, laws: int, seed: int = 0) -> dict[str, list[Score]]:
     worlds = [world(rng, planned[-1].budget) for _ in range(laws)]
     return {
         name: [scored(w, problem, rungs, seed=1000 * seed + i) for i, w in enumerate(worlds)]
-        for name, rungs in designs.items()
-        if rungs is not None
+        for name, rungs in known.items()
+        if rungs is not None and (designs is None or name in designs)
     }
 
 
