@@ -1,6 +1,6 @@
 """Planned ladders against even grids of the same spend and number of runs, on planted laws that no fit knows.
 
-    python benchmarks/ladder.py            # 200 laws at each of three scales
+    python benchmarks/ladder.py            # 200 laws at each of three scales: about ten minutes of one core
     python benchmarks/ladder.py --quick    # 16
 
 Every ladder is simulated run by run and fitted as `isoflop ladder fit` does. The laws are not the design's: exponents
@@ -184,10 +184,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--laws", type=int)
     parser.add_argument("--scale", choices=list(SCALES))
+    parser.add_argument("--designs", nargs="+", help="of planned; even; even, ×÷8; even, 10 apart")
     options = parser.parse_args()
     laws = options.laws or (16 if options.quick else 200)
     for scale in [options.scale] if options.scale else SCALES:
-        report(scale, compare(scale, laws))
+        report(scale, compare(scale, laws, designs=options.designs))
 
 
 if __name__ == "__main__":
