@@ -12,10 +12,11 @@ from scipy import stats
 
 from isoflop.fit.frontier.allocation import short
 from isoflop.ladder.belief import BEYOND, NOISE, SHARED
-from isoflop.ladder.design import Candidate, Problem, Rung, Worth, best_design, even_grid, worth_of
+from isoflop.ladder.design import best_design, even_grid
 from isoflop.ladder.drifting_law import BudgetLine
 from isoflop.ladder.families import Family, Shape, family_of
 from isoflop.ladder.finished import FinishedRun, read_finished
+from isoflop.ladder.information import Candidate, Problem, Rung, Worth, worth_of
 from isoflop.ladder.plan_file import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import Rule, batch_rule, batch_sequences, peak_rate, rate_rule, warmup_of
 from isoflop.ladder.sizes import nearest, size_grid, size_of
