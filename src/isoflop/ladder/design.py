@@ -29,16 +29,14 @@ LEAST_A_RUNG = 3
 """Sizes: a parabola has three coefficients."""
 LEAST_BELOW = 6
 """Runs below the largest rung, so that it can be left out and predicted: as many as constants and one more."""
-REFINED = 1
-"""Best arrangements whose rungs and sizes are then moved one by one."""
 SWEEPS = 3
 
 
 def best_design(problem: Problem) -> tuple[Rung, ...]:
     """The rungs of the least score, smallest first.
 
-    All arrangements of rungs, ratios, widths and numbers of runs first, their sizes evenly spaced; then the best few
-    have their sizes exchanged one by one while that helps.
+    All arrangements of rungs, ratios, widths and numbers of runs first, their sizes evenly spaced; then the best one's
+    rungs are moved and its sizes exchanged, one by one, while that helps.
 
     Raises:
         ValueError: no arrangement fits the spend, the sizes and the limits.
@@ -55,12 +53,9 @@ def best_design(problem: Problem) -> tuple[Rung, ...]:
             f"no ladder of {problem.fewest} to {problem.most} runs fits {problem.spend:.3g} FLOPs with these sizes and "
             "limits: raise the spend, allow smaller models (--sizes) or more tokens (--unique-tokens)"
         )
-    found.sort(key=lambda item: item[0])
-    refined = []
-    for score, rungs in found[:REFINED]:
-        score, rungs = _moved(problem, rungs, score)
-        refined.append(_exchanged(problem, rungs, score))
-    return min(refined, key=lambda item: item[0])[1]
+    score, rungs = min(found, key=lambda item: item[0])
+    score, rungs = _moved(problem, rungs, score)
+    return _exchanged(problem, rungs, score)
 
 
 def _counts(problem: Problem) -> list[tuple[int, ...]]:
@@ -149,7 +144,7 @@ def _neighbours(problem: Problem, rungs: tuple[Rung, ...]) -> list[tuple[tuple[i
     ]
 
 
-def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
+def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[Rung, ...]:
     """Each run's size replaced by the best other one of its budget, run by run, until nothing helps."""
     allowed = [problem.allowed(rung.budget) for rung in rungs]
     middles = [problem.middle(rung.budget) for rung in rungs]
@@ -173,10 +168,9 @@ def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple
                 row[i] = best
         if before - score < 1e-3:
             break
-    made = tuple(
+    return tuple(
         Rung(rung.budget, tuple(sorted(row, key=lambda size: size.N))) for rung, row in zip(rungs, sizes, strict=True)
     )
-    return score, made
 
 
 def _brackets(row: list[Candidate], middle: float) -> bool:
