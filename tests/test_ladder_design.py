@@ -70,6 +70,10 @@ def test_tiny_byte_models():
     assert min(run.steps for run in plan.runs) >= 200
 
 
+def test_nine_runs_if_no_more_are_wanted():
+    assert len(plan_ladder(1e21, 3e19, max_runs=9).runs) == 9
+
+
 def test_data_limits():
     plan = plan_ladder(1e21, 3e19, unique_tokens=2e9)
     assert max(run.tokens for run in plan.runs) <= 4.1 * 2e9

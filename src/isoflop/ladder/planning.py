@@ -41,7 +41,7 @@ def plan_ladder(
     model: str | Path = "gpt2",
     *,
     level: float = 0.9,
-    min_runs: int = FEWEST,
+    min_runs: int | None = None,
     max_runs: int = MOST,
     max_flops_per_run: float | None = None,
     sizes: tuple[float, float] | None = None,
@@ -59,7 +59,7 @@ def plan_ladder(
         spend: FLOPs of the whole ladder.
         model: a Hugging Face config.json, a folder with one, or a known family ("gpt2", "llama").
         level: of the expected intervals.
-        min_runs, max_runs: how many.
+        min_runs, max_runs: how many; 9 at least, by default 12 where as many are allowed.
         max_flops_per_run: of the dearest.
         sizes: least and most parameters (with the head) of a run; default: what the budgets ask for.
         vocab_size, sequence_length: instead of the configuration's.
@@ -71,6 +71,7 @@ def plan_ladder(
     Raises:
         ValueError: numbers that can't be, an unknown model or rule, or no ladder that fits.
     """
+    min_runs = min(FEWEST, max_runs) if min_runs is None else min_runs
     _check(flops, spend, level, min_runs, max_runs, sizes)
     family = family_of(model, vocab_size, sequence_length)
     known = read_finished(history, convention=CONVENTION).runs if history else ()
