@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `report`, `import`, `ladder`."""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `import` …"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from isoflop.cli.compare import compare
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
 from isoflop.cli.importing import import_
+from isoflop.cli.ladder import ladder
 from isoflop.cli.laws import laws
 from isoflop.cli.plan import plan
 from isoflop.cli.rank import rank
@@ -26,6 +27,7 @@ app = typer.Typer(
 for command in (count, fit, plan, compare, laws, backtest, rank, report):
     app.command()(command)
 app.command("import")(import_)
+app.add_typer(ladder)
 
 
 @app.callback()
