@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.record import Run
 from isoflop.show.figures.all import FIGURES
 from isoflop.show.figures.draw_plotly import plotly_figure
 from isoflop.show.figures.figure import NoFigure
@@ -60,7 +61,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "losses": _losses(run.points),
         "created": run.created[:MOST_TEXT],
         "problems": len(run.problems),
-        "advice": len(reading.advice),
+        "advice": len(run.advice),
     }
 
 
@@ -74,16 +75,15 @@ def _losses(points: Sequence[Any]) -> dict[str, float]:
 
 def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """All that was said of some runs, oldest first; what is not as isoflop writes it is left out."""
-    found = [_advice(entry, item) for entry in entries for item in entry.reading.advice]
+    found = [_advice(entry, entry.run, item) for entry in entries if entry.run for item in entry.run.advice]
     return sorted(found, key=lambda item: (item["time"] or 0.0, item["step"]))[-MOST_ADVICE:]
 
 
-def _advice(entry: Entry, item: dict[str, Any]) -> dict[str, Any]:
-    run = entry.run
+def _advice(entry: Entry, run: Run, item: dict[str, Any]) -> dict[str, Any]:
     basis = item.get("basis")
     return {
         "key": entry.key,
-        "run": (run.name or run.run_id if run else entry.path)[:MOST_TEXT],
+        "run": (run.name or run.run_id)[:MOST_TEXT],
         "time": _number(item.get("time")),
         "step": _number(item.get("step")) or 0,
         **{name: _text(item.get(name)) for name in ("reason", "severity", "what", "do")},
@@ -153,7 +153,9 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "law": None if fit is None else fit.law.form.text,
         "refused": study.refused,
         "doubts": list(study.doubts),
-        "constants": [] if fit is None else [
+        "constants": []
+        if fit is None
+        else [
             {
                 "name": name,
                 "value": _finite(value),
@@ -163,7 +165,9 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
             for name, value in fit.parameters.items()
         ],
         "C": None if compared is None else compared.C,
-        "approaches": [] if compared is None else [
+        "approaches": []
+        if compared is None
+        else [
             {
                 "name": row.name,
                 **{

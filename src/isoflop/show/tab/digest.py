@@ -85,7 +85,9 @@ class Digest:
         elif line:
             self._events, self._bytes = self._events + 1, self._bytes + len(line)
             if self._events > MOST_EVENTS or self._bytes > MOST_BYTES:
-                self.problem = f"more than {MOST_EVENTS:,} events or {MOST_BYTES >> 20} MiB of them: the rest is left out"
+                self.problem = (
+                    f"more than {MOST_EVENTS:,} events or {MOST_BYTES >> 20} MiB of them: the rest is left out"
+                )
             else:
                 self._others.append((self._number, line))
 
@@ -119,4 +121,3 @@ def glimpse(stream: BinaryIO, size: int) -> bytes:
     stream.seek(max(start, size - edge))
     tail.feed(stream.read(edge).partition(b"\n")[2])
     return head.record() + b"".join(lines) + tail.record()
-
