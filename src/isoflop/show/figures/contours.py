@@ -22,7 +22,7 @@ AROUND = 1.5
 def contours(study: Study) -> Figure | NoFigure:
     """Lines of equal loss, lines of equal compute, the frontier and the runs."""
     if study.law is None or study.fit is None:
-        return NoFigure(KEY, TITLE, f"no law is fitted: {study.refused}")
+        return NoFigure(KEY, TITLE, study.nothing or f"no law is fitted: {study.refused}")
     N, D = study.columns["N"], study.columns["D"]
     y = np.geomspace(N.min() / AROUND, N.max() * AROUND, CELLS)
     x = np.geomspace(D.min() / AROUND, D.max() * AROUND, CELLS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.show.figures.extent import extent_of
+from isoflop.show.figures.extent import extent_of, round_ticks
 from isoflop.show.figures.figure import Array, Axis, Band, Contours, Figure, Series
 from isoflop.show.figures.palette import Theme, ThemeName, colour_of, colour_scale, see_through, theme_of
 from isoflop.show.figures.words import name_of, short
@@ -24,6 +24,8 @@ NAMED = 12
 WRITTEN = 500
 """Points whose hover numbers are written out; of more plotly formats them."""
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+WIDTHS = {"fit": 2.5, "approach 1": 4.5, "approach 2": 3.0, "approach 3": 1.5}
+"""Lines on one another are all seen."""
 UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs", "L": "nats per token"}
 FORMATS = {"C": ".3~g", "L": ".4~f"}
 
@@ -97,13 +99,15 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
     if run:
         trace["meta"] = {"run_id": series.run_id}
     if series.kind != "points":
-        width = 2.5 if series.role in ("fit", "approach 3") else 1.2 if in_group else 1.7
+        width = WIDTHS.get(series.role, 1.2 if in_group else 1.7)
         dash = DASHES[series.number % len(DASHES)] if series.dashed else "solid"
         trace["line"] = {"color": colour, "width": width, "dash": dash}
         trace["connectgaps"] = False
     if series.kind != "line":
         symbol = {"bad": "x", "published": "diamond-open", "approach 2": "diamond"}.get(series.role, "circle")
-        trace["marker"] = {"color": colour, "size": 9 if symbol == "diamond" else 7, "symbol": symbol, "opacity": 0.85}
+        trace["marker"] = {"color": colour, "size": 7, "symbol": symbol, "opacity": 0.85}
+        if symbol == "diamond":  # seen among points of any colour
+            trace["marker"] |= {"size": 9, "opacity": 1, "line": {"color": theme.text, "width": 1.2}}
         if series.shades is not None:
             scale = {"color": packed(series.shades), "cmin": 0, "cmax": 1, "colorscale": _scale(theme)}
             trace["marker"] |= scale
@@ -169,7 +173,8 @@ def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
         "fillcolor": see_through(colour, 0.2 if theme.dark else 0.16),
         "line": {"width": 0, "color": colour},
         "hoverinfo": "skip",
-        "showlegend": first,
+        "showlegend": first and band.run_id is None,  # a run's own goes with its line
+        "legendrank": 1100,  # after lines
         "legendgroup": escaped(band.group or band.run_id or band.name),
     }
     if band.run_id is not None:
@@ -195,7 +200,7 @@ def _contours(contours: Contours, theme: Theme) -> list[dict[str, Any]]:
                 "labelfont": {"size": 10, "color": theme.text},
             },
             "line": {"width": 1},
-            "colorscale": _scale(theme),
+            "colorscale": [[0, theme.contour], [1, theme.contour]],
             "showscale": False,
             "hovertemplate": f"%{{z:.3f}} {escaped(contours.unit)}<extra></extra>",
         }
@@ -262,7 +267,7 @@ def _layout(figure: Figure, theme: Theme, x: tuple[float, float], y: tuple[float
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
-            "y": -0.16,
+            "y": -0.2,
             "yanchor": "top",
             "font": {"size": 12},
             "itemsizing": "constant",
@@ -284,10 +289,13 @@ def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]
         "zeroline": False,
         "automargin": True,
     }
+    span = ends[1] - ends[0]
     if axis.percent:
         found["tickformat"] = ".1~%"
-    elif axis.log and ends[1] - ends[0] > 1.2:
-        found |= {"exponentformat": "power", "dtick": max(1, round((ends[1] - ends[0]) / 8))}
+    elif axis.log and (ticks := round_ticks(axis, ends)):
+        found |= {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
+    elif axis.log and span > 1.2:
+        found |= {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
     return found
 
 
@@ -295,16 +303,18 @@ def _second(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, An
     """The scale at the top: ticks of its own at powers of ten, on the same range."""
     assert axis.second is not None and axis.log
     shift = math.log10(axis.second.factor)
-    step = max(1, round((ends[1] - ends[0]) / 8))
-    decades = [k for k in range(-30, 31) if k % step == 0]
+    span = ends[1] - ends[0]
+    step = max(1, round(span / 8))
+    parts = (1, 2, 5) if span < 2.2 else (1,)
+    ticks = [(part, power) for power in range(-30, 31) if power % step == 0 for part in parts]
     return {
         "type": "log",
         "overlaying": "x",
         "matches": "x",
         "side": "top",
         "title": {"text": escaped(axis.second.label), "standoff": 6},
-        "tickvals": [10 ** (k + shift) for k in decades],
-        "ticktext": [f"10<sup>{str(k).replace('-', '−')}</sup>" for k in decades],
+        "tickvals": [part * 10 ** (power + shift) for part, power in ticks],
+        "ticktext": [_power(part, power) for part, power in ticks],
         "range": list(ends),
         "showgrid": False,
         "linecolor": theme.text,
@@ -312,3 +322,9 @@ def _second(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, An
         "ticklen": 4,
         "zeroline": False,
     }
+
+
+def _power(part: int, power: int) -> str:
+    """5·10⁻³ as plotly writes it."""
+    ten = f"10<sup>{str(power).replace('-', '−')}</sup>"
+    return ten if part == 1 else f"{part}·{ten}"

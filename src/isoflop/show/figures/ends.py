@@ -49,12 +49,12 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     fine = known[np.isfinite(values[known])]
     why = unfinished(curve.run, int(curve.step[-1]) if len(curve.step) else 0)
     if not len(fine):
-        return RunEnd(curve.name, N, run_id=curve.run_id, left_out=why or f"it has no {_said(loss)} with its tokens")
+        return RunEnd(curve.name, N, run_id=curve.run_id, left_out=why or f"it has no loss {loss!r} with its tokens")
     last = fine[-max(round(TAIL * len(fine)), 1) :] if loss == "train" else fine[-1:]
     if not why and N is None:
         why = f"its parameters ({convention.replace('_', ' ')}) are not known"
     if not why and known[-1] != fine[-1]:
-        why = f"its last {_said(loss)} is no finite number"
+        why = "its last loss is no finite number"
     flops = float(curve.flops[fine[-1]])
     return RunEnd(
         curve.name,
@@ -83,5 +83,6 @@ def ends_of_table(columns: Mapping[str, ArrayLike], names: Sequence[str] | None 
     )
 
 
-def _said(loss: str) -> str:
-    return "training loss" if loss == "train" else f"loss {loss!r}"
+def said(loss: str) -> str:
+    """A loss in a sentence."""
+    return "a training loss" if loss == "train" else f"the loss {loss!r}"

@@ -33,3 +33,19 @@ def _ends(axis: Axis, columns: list[Array]) -> tuple[float, float]:
     margin = max(MARGIN * (high - low), narrow / 2)
     low, high = low - margin, high + margin
     return (low if given[0] is None else given[0], high if given[1] is None else given[1])
+
+
+def round_ticks(axis: Axis, ends: tuple[float, float]) -> list[float]:
+    """Ticks of a logarithmic axis of plain numbers between about a half and two decades; of others none.
+
+    There a renderer's own ticks are powers of ten, and too few: losses from 2 to 10 want 2.5 as well.
+
+    >>> round_ticks(Axis("loss", "nats per token"), (0.33, 1.03))
+    [2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0]
+    """
+    low, high = ends
+    if not 0.45 < high - low < 2.5 or low < -3 or high > 4:
+        return []
+    parts = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0) if high - low < 1.2 else (1.0, 2.0, 5.0)
+    values = [round(part * 10.0**power, 6) for power in range(-4, 5) for part in parts]
+    return [value for value in values if low <= np.log10(value) <= high]

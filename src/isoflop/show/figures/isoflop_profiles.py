@@ -22,8 +22,8 @@ NAMED = 10
 
 def isoflop_profiles(study: Study) -> Figure | NoFigure:
     """Runs of about equal compute, a parabola through each budget, its minimum with its interval."""
-    if not study.counted:
-        return NoFigure(KEY, TITLE, "no run has finished with its size, its tokens and a loss")
+    if study.nothing:
+        return NoFigure(KEY, TITLE, study.nothing)
     N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
     try:
         groups, _ = group(study.C, study.budgets, BUDGET)

@@ -9,11 +9,12 @@ from isoflop.fit.forecast.fed import fed
 from isoflop.fit.forecast.records import domain_of, plan_of_record, size_of
 from isoflop.show.figures.axes import loss_axis
 from isoflop.show.figures.curve import RunCurve
+from isoflop.show.figures.ends import said
 from isoflop.show.figures.figure import Array, Axis, Band, Figure, NoFigure, Series
-from isoflop.show.figures.loss_flops import listed, run_hover
+from isoflop.show.figures.loss_flops import broken, run_hover
 from isoflop.show.figures.study import Study
 from isoflop.show.figures.thin import points_each, thin
-from isoflop.show.figures.words import counted
+from isoflop.show.figures.words import counted, listed, name_of
 
 KEY, TITLE = "learning-curves", "Learning curves, and where they will end"
 AHEAD = 24
@@ -40,14 +41,20 @@ def learning_curves(study: Study) -> Figure | NoFigure:
             continue
         ahead = _forecast(study, curve)
         if isinstance(ahead, str):
-            silent.append(f"{curve.name}: {ahead}")
+            silent.append(f"{name_of(curve.name)}: {ahead}")
         else:
             series.append(ahead[0])
             bands += ahead[1]
     if not series:
-        return NoFigure(KEY, TITLE, f"no run has a {study.loss!r} loss by step")
+        why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
+        return NoFigure(KEY, TITLE, why if study.ends else "there are no runs")
     forecast = any(each.dashed for each in series)
-    notes = [f"Runs of {len({curve.size(study.convention) for curve in study.curves})} sizes, as they were logged."]
+    series += broken(study, lambda curve: curve.step)
+    drawn = len(study.curves) - len(missing)
+    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
+    notes = [f"{counted(drawn, 'run', 'runs')} of {counted(len(sizes), 'size', 'sizes')}, as logged."]
+    if not sizes:
+        notes = [f"{counted(drawn, 'run', 'runs')} of unknown size, as logged."]
     if forecast:
         notes.append(
             f"Dashed: forecast up to the planned end, with its {LEVEL:.0%} interval, from the curve so far, the learning "
@@ -58,11 +65,11 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     if silent:
         notes.append("No forecast of " + "; ".join(silent) + ".")
     if missing:
-        notes.append(f"{counted(len(missing), 'run has', 'runs have')} no {study.loss!r} loss: {listed(missing)}.")
+        notes.append(f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}.")
     return Figure(
         KEY,
         TITLE,
-        Axis("S, optimizer steps", "steps"),
+        Axis("S, optimizer steps"),
         loss_axis(study),
         tuple(series),
         tuple(bands),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from isoflop.show.figures.axes import compute_axis, loss_axis
+from isoflop.show.figures.curve import RunCurve
 from isoflop.show.figures.figure import Array, Band, Figure, NoFigure, Series
 from isoflop.show.figures.frontier_line import frontier_line
 from isoflop.show.figures.study import BEYOND, Study
 from isoflop.show.figures.thin import points_each, thin
-from isoflop.show.figures.words import counted
+from isoflop.show.figures.words import counted, listed
 
 KEY, TITLE = "loss-flops", "Loss against training compute"
 
@@ -29,10 +31,10 @@ def loss_flops(study: Study) -> Figure | NoFigure:
         TITLE,
         compute_axis(study),
         loss_axis(study),
-        (*curves, *ends, *fitted),
+        (*curves, *ends, *fitted, *broken(study, study.flops)),
         bands,
         shades=study.sizes(),
-        notes=(*notes, *([without] if without else [])),
+        notes=tuple(text for text in (*notes, study.left_out, without) if text),
     )
 
 
@@ -62,9 +64,24 @@ def run_curves(study: Study) -> tuple[tuple[Series, ...], str]:
     if not missing:
         return tuple(found), ""
     need = "measured FLOPs" if study.measured else "tokens and parameters"
-    return tuple(found), f"{counted(len(missing), 'run is', 'runs are')} not drawn, without a loss, {need}: " + listed(
-        missing
-    )
+    which = counted(len(missing), "run is", "runs are")
+    return tuple(found), f"{which} not drawn, for want of a loss with {need}: {listed(missing)}."
+
+
+def broken(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[Series, ...]:
+    """Crosses where losses stopped being numbers, at the last one before."""
+    x, y, names = [], [], []
+    for curve in study.curves:
+        at = np.flatnonzero(curve.known(study.loss, x_of(curve)))
+        loss = curve.losses.get(study.loss, np.empty(0))[at] if len(at) else np.empty(0)
+        first = np.flatnonzero(np.isfinite(loss[:-1]) & ~np.isfinite(loss[1:]))
+        x += list(x_of(curve)[at[first]])
+        y += list(loss[first])
+        names += [curve.name] * len(first)
+    if not x:
+        return ()
+    many = Series("the loss became NaN or infinite", np.array(x), np.array(y), "bad", "points", labels=tuple(names))
+    return (replace(many, hover={"L": many.y}),)
 
 
 def run_hover(study: Study, N: float | None, D: Array, C: Array, L: Array) -> dict[str, Array | float]:
@@ -144,9 +161,3 @@ def fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...],
     else:
         notes.append(f"Dashed: extrapolated, up to {BEYOND:g} times the compute of the largest run.")
     return tuple(lines), tuple(bands), tuple(notes)
-
-
-def listed(names: list[str], most: int = 5) -> str:
-    """A few names, and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

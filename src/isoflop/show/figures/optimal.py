@@ -29,8 +29,8 @@ def optimal_tokens(study: Study) -> Figure | NoFigure:
 
 def _optimal(study: Study, what: str) -> Figure | NoFigure:
     key, title = KEYS[what], TITLES[what]
-    if not study.counted:
-        return NoFigure(key, title, "no run has finished with its size, its tokens and a loss")
+    if study.nothing:
+        return NoFigure(key, title, study.nothing)
     least, most = float(study.C.min()), float(study.C.max())
     series, bands = [], []
     for approach in study.approaches:
@@ -43,11 +43,15 @@ def _optimal(study: Study, what: str) -> Figure | NoFigure:
         *(f"{text}." for text in study.without),
         *(f"{approach.name}: {text}." for approach in study.approaches for text in approach.warnings),
     ]
+    if any(each.name.startswith(ROLES[0]) for each in study.approaches):
+        notes.append(
+            "Approach 1 reads every run where it stands: under learning rates that fall at the end it is biased."
+        )
     if not study.approaches:
         notes.insert(0, "Published laws alone: these runs determine no frontier of their own.")
     if any(each.n_convention != study.convention for each in study.published):
         conventions = "; ".join(f"{each.name}: {parameters(each.n_convention)}" for each in study.published)
-        notes.append(f"Published laws count N each in its own way ({conventions}).")
+        notes.append(f"Published laws count N each in its own way ({conventions}); they are not converted.")
     at = np.arange(len(study.counted))
     runs = Series(
         "finished runs",

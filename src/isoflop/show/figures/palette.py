@@ -44,13 +44,14 @@ class Theme:
     background: str
     text: str
     grid: str
+    contour: str
     shades: tuple[float, float]
     dark: bool = False
 
 
 THEMES: Mapping[ThemeName, Theme] = {
-    "light": Theme("#ffffff", "#1f2328", "#e4e7eb", (0.0, 0.86)),
-    "dark": Theme("#14171c", "#d8dde3", "#2e343c", (0.22, 1.0), dark=True),
+    "light": Theme("#ffffff", "#1f2328", "#e4e7eb", "#7d8ea3", (0.0, 0.86)),
+    "dark": Theme("#14171c", "#d8dde3", "#2e343c", "#71849b", (0.22, 1.0), dark=True),
 }
 
 

@@ -15,7 +15,7 @@ KEY, TITLE = "residuals", "Residuals of the fitted law"
 def residuals(study: Study) -> Figure | NoFigure:
     """Loss over the law's loss, less 1, against compute."""
     if study.fit is None or study.law is None:
-        return NoFigure(KEY, TITLE, f"no law is fitted: {study.refused}")
+        return NoFigure(KEY, TITLE, study.nothing or f"no law is fitted: {study.refused}")
     off = np.expm1(-study.fit.residuals)  # residuals are ln L̂ − ln L
     half, nine = np.quantile(np.abs(off), [0.5, 0.9])
     return Figure(

@@ -23,7 +23,7 @@ from isoflop.record import Run
 from isoflop.show.figures.curve import RunCurve, curve_of_run
 from isoflop.show.figures.ends import RunEnd, end_of_curve
 from isoflop.show.figures.figure import Array, Shades
-from isoflop.show.figures.words import parameters, short
+from isoflop.show.figures.words import counted, listed, parameters, short
 
 CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
 """Of N, in the order of preference: the first that every run has."""
@@ -67,6 +67,24 @@ class Study:
     def counted(self) -> tuple[RunEnd, ...]:
         """The ends that a law is fitted to."""
         return tuple(end for end in self.ends if not end.left_out)
+
+    @property
+    def left_out(self) -> str:
+        """Which ends do not count, and why, in a sentence; "": all do."""
+        why: dict[str, list[str]] = {}
+        for end in self.ends:
+            if end.left_out:
+                why.setdefault(end.left_out, []).append(end.name)
+        told = [f"{listed(names)} ({reason})" for reason, names in why.items()]
+        number = len(self.ends) - len(self.counted)
+        return f"{counted(number, 'run does', 'runs do')} not count in a fit: {'; '.join(told)}." if told else ""
+
+    @property
+    def nothing(self) -> str:
+        """Why no end counts; "": some do."""
+        if self.counted:
+            return ""
+        return "no finished run with its size, its tokens and a loss" + (f". {self.left_out}" if self.ends else "")
 
     @cached_property
     def columns(self) -> dict[str, Array]:
@@ -183,12 +201,17 @@ class Study:
             if len(rises) >= SHORTEST:
                 curves.append(Curve(N, C[rises], curve.losses[self.loss][rises], curve.tokens[rises]))
         if not curves:
-            raise ValueError("it needs training curves of several sizes")
-        return envelope(curves, smooth=SMOOTH, level=self.level, convention=self.convention)  # type: ignore[arg-type]
+            raise ValueError("training curves of several sizes are needed")
+        found = envelope(curves, smooth=SMOOTH, level=self.level, convention=self.convention)  # type: ignore[arg-type]
+        if not found.intervals:  # steps between two or three sizes: a line that nothing bounds
+            raise ValueError("; ".join(found.warnings[-2:]))
+        return found
 
     def _profiles(self) -> Approach:
         if len(self.counted) < 3:
-            raise ValueError(f"it needs several sizes at each of two budgets, got {len(self.counted)} finished runs")
+            raise ValueError(
+                f"several sizes at each of two budgets are needed, got {counted(len(self.counted), 'run', 'runs')}"
+            )
         N, D, L = (self.columns[name] for name in ("N", "D", "loss"))
         return isoflop_profiles(
             self.C,
@@ -223,7 +246,8 @@ def study(
         runs: as read from their records; or already as columns (`curve_of_run`), which a reader that follows growing
             files keeps.
         table: ends of runs without a curve (`ends_of_table`).
-        loss: `train` or eval/<name>; default: an evaluation's that all runs have, else `train`.
+        loss: `train` or eval/<name>; default: an evaluation's that all runs have, else `train`. Of tables alone: what
+            their loss is called.
         convention: which parameters N counts; default: the first of `CONVENTIONS` that all runs have.
         level: of the intervals.
         draws: resamples behind them.
@@ -232,7 +256,7 @@ def study(
     """
     given = list(runs)
     curves = tuple(run if isinstance(run, RunCurve) else curve_of_run(run) for run in given)
-    loss = loss or _common_loss(curves)
+    loss = loss or (_common_loss(curves) if curves else "final loss")
     convention = convention or _common_convention(curves)
     ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
     return Study(
@@ -253,7 +277,7 @@ def _fit(
 ) -> tuple[LawFit | None, tuple[str, ...], str]:
     """The law, what is doubtful about it, why there is none. Kept: while runs train, those that ended stay."""
     if not ends:
-        return None, (), "no run has finished with its size, its tokens and a loss"
+        return None, (), "there is no finished run with its size, its tokens and a loss"
     columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
     try:
         odd = check_runs(columns, ("N", "D")).warnings  # of the numbers, such as small compute: these were counted

@@ -25,8 +25,8 @@ ANY_C = 1e20
 
 def waste(study: Study) -> Figure | NoFigure:
     """Compute for the same loss over the least, against size over the best size; where each run lies."""
-    if not study.counted:
-        return NoFigure(KEY, TITLE, "no run has finished with its size, its tokens and a loss")
+    if study.nothing:
+        return NoFigure(KEY, TITLE, study.nothing)
     sizes = np.geomspace(1 / WIDEST, WIDEST, POINTS)
     series, bands, notes = [], [], []
     if study.law is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 from isoflop.fit.frontier.allocation import short
 
@@ -41,7 +42,9 @@ def parameters(convention: str) -> str:
 
 def loss_label(loss: str) -> str:
     """Which loss, for an axis."""
-    return "training loss" if loss == "train" else f"evaluation loss, {name_of(loss.removeprefix('eval/'))}"
+    if loss.startswith("eval/"):
+        return f"evaluation loss, {name_of(loss.removeprefix('eval/'))}"
+    return "training loss" if loss == "train" else name_of(loss)
 
 
 def counted(n: int, one: str, many: str) -> str:
@@ -53,4 +56,10 @@ def counted(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
-__all__ = ["counted", "loss_label", "name_of", "parameters", "short"]
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """A few names, and how many more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(name_of, names[:most])) + more
+
+
+__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "short"]
