@@ -17,9 +17,9 @@ PER_DOUBLING = 256
 """Points kept each time the run doubles: 850 a decade of a logarithmic axis, about as many as it has pixels."""
 LAST = 256
 """Points at the end that are all kept: the final loss is a mean over the last ones."""
-GLIMPSED = 12
+GLIMPSED = 6
 """The same for a first look at a large file."""
-PLACES = 96
+PLACES = 64
 """Places where the first look reads a line of a large file, apart by a factor, as on a logarithmic axis."""
 SMALL = 1 << 18
 """Bytes of a file that is read whole at once."""

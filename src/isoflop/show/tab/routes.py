@@ -30,6 +30,7 @@ STATIC = {
     "figures.js": "text/javascript",
     "fit.js": "text/javascript",
     "index.js": "text/javascript",
+    "paced.js": "text/javascript",
     "planner.js": "text/javascript",
     "runs.js": "text/javascript",
     "text.js": "text/javascript",
@@ -66,11 +67,16 @@ class Routes:
 
     def runs(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """The runs, unless `have` names this state of theirs; and what would be drawn of the chosen ones."""
-        from .answers import figure_keys, runs_answer
+        from .listing import runs_answer
 
         snapshot = self._store.snapshot()
-        drawn = self._study(snapshot, chosen(snapshot, asked))
         answer = runs_answer(snapshot, whole=asked.get("have") != snapshot.version)
+        entries = chosen(snapshot, asked)
+        if not snapshot.entries:  # what makes figures is being imported: the page need not wait for that
+            return answer
+        from .answers import figure_keys
+
+        drawn = self._study(snapshot, entries)
         return answer | {"figures": figure_keys(), "state": drawn.state, "drawn": drawn.version}
 
     def figure(self, asked: Mapping[str, str]) -> dict[str, Any] | bytes:

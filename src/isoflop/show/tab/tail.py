@@ -6,14 +6,16 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from isoflop.record import Point, RecordError, Run
 from isoflop.record.read import read_stream
-from isoflop.show.figures.curve import RunCurve, curve_of_run
 
 from .digest import SMALL, Digest, glimpse
 from .folder import Stamp, open_inside, stamp_of
+
+if TYPE_CHECKING:
+    from isoflop.show.figures.curve import RunCurve
 
 BLOCK = 1 << 22
 """Bytes read at once."""
@@ -91,6 +93,8 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _reading(record: bytes, path: str, problem: str | None = None, *, whole: bool = True) -> Reading:
+    from isoflop.show.figures.curve import curve_of_run  # NumPy and SciPy: not while TensorBoard starts
+
     try:
         run = read_stream(io.BytesIO(record), path)
     except RecordError as error:
