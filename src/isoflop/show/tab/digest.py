@@ -25,6 +25,7 @@ SMALL = 1 << 18
 """Bytes of a file that is read whole at once."""
 MOST_EVENTS, MOST_BYTES = 20_000, 8 << 20
 """Other lines than points that are kept, and their bytes: a record holds a few dozen."""
+TOO_LONG = f"lines of more than {MAX_LINE_BYTES:,} bytes were skipped"
 
 _POINT = re.compile(rb'\s*\{\s*"event"\s*:\s*"point"')
 _WRITTEN = b'{"event":"point"'  # as isoflop writes it
@@ -76,11 +77,13 @@ class Digest:
             self._line(line)
         if len(self._rest) > MAX_LINE_BYTES:
             self._rest, self._too_long = b"", True
-            self.problem = self.problem or f"lines of more than {MAX_LINE_BYTES:,} bytes were skipped"
+            self.problem = TOO_LONG
 
     def _line(self, line: bytes) -> None:
         self._number += 1
-        if line.startswith(_WRITTEN) or _POINT.match(line):
+        if len(line) > MAX_LINE_BYTES:
+            self.problem = TOO_LONG
+        elif line.startswith(_WRITTEN) or _POINT.match(line):
             (self._evaluations if b'"eval/' in line else self._train).add(self._number, line)
         elif line:
             self._events, self._bytes = self._events + 1, self._bytes + len(line)

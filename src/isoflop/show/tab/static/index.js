@@ -42,13 +42,12 @@ class Tab {
     const advice = panel('advice', 'Advice');
     fit.append(this.fit);
     advice.append(this.advice);
+    const parts = [['Figures', figures], ['Fit', fit], ['Plan', planner], ['Advice', advice]];
+    const go = ([name, part]) =>
+      element('button', {type: 'button', onclick: () => part.scrollIntoView({block: 'start'})}, name);
+    const head = element('nav', {class: 'head'}, ...parts.map(go), this.said);
     body.append(
-      element(
-        'div',
-        {class: 'page'},
-        this.list.top,
-        element('main', {}, this.said, figures, element('div', {class: 'panels'}, fit, planner, advice)),
-      ),
+      element('div', {class: 'page'}, this.list.top, element('main', {}, head, figures, fit, planner, advice)),
     );
     this.figures = new Figures(figures, parameters);
     this.planner = new Planner(planner, parameters);
