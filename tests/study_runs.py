@@ -25,9 +25,11 @@ def planted_run(
     until: float = 1.0,
     **fields: Any,
 ) -> Run:
-    """A run whose loss at every point is the law's at its tokens so far: as at a constant rate, cooled at each point."""
-    steps = np.unique(np.geomspace(10, max(D / BATCH, 20), points).astype(int))
-    total = int(steps[-1])
+    """A run whose loss at every point is the law's at its tokens so far: as if cooled at each."""
+    total = int(max(D / BATCH, 200))
+    steps = np.unique(
+        [*np.geomspace(10, 0.97 * total, points - 3).astype(int), *(total * part // 100 for part in (98, 99, 100))]
+    )
     rng = np.random.default_rng(seed)
     plan = ([0, total // 50, total], [0.0, 3e-4, 3e-5])
     rows = []

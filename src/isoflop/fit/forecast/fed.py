@@ -1,4 +1,4 @@
-"""A forecaster fed with a curve that is there already: a recorded run under way, or the first part of a finished one."""
+"""A forecaster fed with a curve that is there already: of a run under way, or the first part of a finished one."""
 
 from __future__ import annotations
 

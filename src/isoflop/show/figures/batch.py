@@ -44,19 +44,19 @@ def batch(study: Study) -> Figure | NoFigure:
     D = np.concatenate([each.x for each in series])
     prior, around = _published(float(np.nanmin(D)), float(np.nanmax(D)))
     notes = [
-        "Solid: tokens processed a step. Above the critical batch more tokens buy the same loss: E/E_min = 1 + B/B_crit."
+        "Solid: tokens processed a step. Beyond the critical batch a loss costs more tokens: E/E_min = 1 + B/B_crit."
     ]
     if measured:
         notes.append(
-            f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, the gradient noise scale where it was measured and "
-            f"published runs, combined{f'; band: {LEVEL:.0%} interval' if bands else ''}."
+            f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, by the gradient noise scale where it was "
+            f"measured and published runs{f'; band: {LEVEL:.0%} interval' if bands else ''}."
         )
     else:
         notes.append("No run has a critical batch of its own in its record.")
     low, high = VALID
     notes.append(
-        f"Published: B_crit(D) of language models, known from {low:.0e} to {high:.0e} tokens; {LEVEL:.0%} interval, wider "
-        "outside."
+        f"Published: B_crit(D) of language models, known from {low:.0e} to {high:.0e} tokens; {LEVEL:.0%} interval, "
+        "wider outside."
     )
     return Figure(
         KEY,

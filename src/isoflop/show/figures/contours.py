@@ -76,7 +76,7 @@ def _ending(axis: Axis, values: Array) -> Axis:
 def _equal_compute(x: Array, y: Array) -> list[Series]:
     low, high = (np.log10(TRAINING_FLOPS * x[i] * y[i]) for i in (0, -1))
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    lines = []
+    lines: list[Series] = []
     for power in powers[:: max(1, len(powers) // 8)]:
         N = 10.0**power / (TRAINING_FLOPS * x)
         N = np.where((y[0] <= N) & (y[-1] >= N), N, np.nan)

@@ -174,7 +174,7 @@ def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
             look |= {"markeredgewidth": 0.5 if marker == "D" else 0, "markeredgecolor": theme.text}
     if series.shades is not None:
         return _shaded(axes, series, theme, zorder)
-    bars = {
+    bars: dict[str, Any] = {
         name: np.abs(np.stack([centre - low, high - centre]))
         for name, centre, low, high in (
             ("yerr", series.y, series.low, series.high),
@@ -247,7 +247,7 @@ def _second(axes: Axes, axis: Axis) -> None:
         axes.spines.top.set_visible(False)
         return
     factor = axis.second.factor
-    top = axes.secondary_xaxis("top", functions=(lambda x: x / factor, lambda x: x * factor))
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.asarray(x) / factor, lambda x: np.asarray(x) * factor))
     _plain(top.set_xlabel(axis.second.label))
 
 
@@ -260,7 +260,7 @@ def _shades(figure: Figure, drawn: Drawn, axes: Axes, theme: Theme) -> None:
     bar.set_ticks([at for at, _ in figure.shades.ticks])
     for text in bar.ax.set_yticklabels([name for _, name in figure.shades.ticks]):
         _plain(text)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     _plain(bar.ax.set_ylabel(name_of(figure.shades.label)))
 
 

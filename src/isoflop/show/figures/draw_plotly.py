@@ -22,7 +22,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 NAMED = 12
 """Runs that the legend names; of more it has one entry, and a colour scale."""
 WRITTEN = 500
-"""Points whose hover numbers are written out; of more plotly formats them."""
+"""Points whose hover numbers are written out; of more, and of runs' curves, plotly formats them."""
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 WIDTHS = {"fit": 2.5, "approach 1": 4.5, "approach 2": 3.0, "approach 3": 1.5}
 """Lines on one another are all seen."""
@@ -123,7 +123,8 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
 
 def _hover(series: Series, figure: Figure) -> dict[str, Any]:
     """`hovertemplate`, `text` and `customdata`: the name, then a line for each column."""
-    lines, columns, written = ["<b>%{text}</b>"], [], len(series.x) <= WRITTEN
+    lines, columns = ["<b>%{text}</b>"], list[Array]()
+    written = series.run_id is None and len(series.x) <= WRITTEN
     cells: list[Sequence[str]] = []
     for name, values in series.hover.items():
         unit = UNITS.get(name, "")

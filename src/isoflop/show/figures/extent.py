@@ -15,7 +15,8 @@ def extent_of(figure: Figure) -> tuple[tuple[float, float], tuple[float, float]]
     """(low, high) of x and of y; log10 of the values where the axis is logarithmic."""
     x = [series.x for series in figure.series] + [band.x for band in figure.bands]
     y = [series.y for series in figure.series]
-    y += [ends for each in (*figure.series, *figure.bands) for ends in (each.low, each.high) if ends is not None]
+    y += [ends for each in figure.series for ends in (each.low, each.high) if ends is not None]
+    y += [ends for band in figure.bands for ends in (band.low, band.high)]
     x += [each.x for each in figure.contours]
     y += [each.y for each in figure.contours]
     return _ends(figure.x, x), _ends(figure.y, y)

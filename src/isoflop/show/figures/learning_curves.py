@@ -10,10 +10,10 @@ from isoflop.fit.forecast.records import domain_of, plan_of_record, size_of
 from isoflop.show.figures.axes import loss_axis
 from isoflop.show.figures.curve import RunCurve
 from isoflop.show.figures.ends import said
-from isoflop.show.figures.figure import Array, Axis, Band, Figure, NoFigure, Series
+from isoflop.show.figures.figure import Axis, Band, Figure, NoFigure, Series
 from isoflop.show.figures.loss_flops import broken, run_hover
 from isoflop.show.figures.study import Study
-from isoflop.show.figures.thin import points_each, thin
+from isoflop.show.figures.thin import Indices, points_each, thin
 from isoflop.show.figures.words import counted, listed, name_of
 
 KEY, TITLE = "learning-curves", "Learning curves, and where they will end"
@@ -33,7 +33,7 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     newest = {curve.run_id for curve in live[-MOST:]}
     for curve in study.curves:
         known = np.flatnonzero(curve.known(study.loss, curve.step))
-        if not len(known):
+        if not np.isfinite(curve.losses.get(study.loss, np.empty(0))[known]).any():
             missing.append(curve.name)
             continue
         series.append(_curve(study, curve, known, most))
@@ -57,8 +57,8 @@ def learning_curves(study: Study) -> Figure | NoFigure:
         notes = [f"{counted(drawn, 'run', 'runs')} of unknown size, as logged."]
     if forecast:
         notes.append(
-            f"Dashed: forecast up to the planned end, with its {LEVEL:.0%} interval, from the curve so far, the learning "
-            "rates to come and what public runs have shown."
+            f"Dashed: forecast up to the planned end, with its {LEVEL:.0%} interval, from the curve so far, the "
+            "learning rates to come and what public runs have shown."
         )
     if live and len(newest) < len(live):
         notes.append(f"Forecast: the {len(newest)} newest of {len(live)} runs under way.")
@@ -78,17 +78,18 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     )
 
 
-def _curve(study: Study, curve: RunCurve, known: Array, most: int) -> Series:
+def _curve(study: Study, curve: RunCurve, known: Indices, most: int) -> Series:
     loss, C = curve.losses[study.loss], study.flops(curve)
     kept = known[thin(curve.step[known], loss[known], most)]
+    y = loss[kept]
     return Series(
         curve.name,
         curve.step[kept],
-        loss[kept],
+        y,
         run_id=curve.run_id,
         shade=study.shade(curve.run_id),
         kind="line" if len(kept) > 1 else "points",
-        hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], C[kept], loss[kept]),
+        hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], C[kept], y),
     )
 
 
@@ -154,8 +155,8 @@ def finished_run_of(curve: RunCurve, loss: str) -> FinishedRun:
     Raises:
         ValueError: what is missing.
     """
-    good = curve.known(loss, curve.tokens) & (curve.step > 0)
-    good &= np.isfinite(curve.losses.get(loss, np.full(len(curve.step), np.nan)))
+    values = curve.losses.get(loss, np.full(len(curve.step), np.nan))
+    good = np.isfinite(values) & (curve.tokens > 0) & (curve.step > 0)
     if good.sum() < 2:
         raise ValueError(f"{good.sum()} of its points have a loss {loss!r} and tokens; at least 2 are needed")
     sizes = curve.batch[np.isfinite(curve.batch) & (curve.batch > 0)]
@@ -163,7 +164,7 @@ def finished_run_of(curve: RunCurve, loss: str) -> FinishedRun:
         steps=curve.step[good],
         tokens=curve.tokens[good],
         lr=curve.lr[good],
-        loss=curve.losses[loss][good],
+        loss=values[good],
         plan=plan_of_record(curve.run),
         N=size_of(curve.run.parameters),
         batch_tokens=float(np.median(sizes)) if len(sizes) else None,

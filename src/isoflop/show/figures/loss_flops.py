@@ -45,20 +45,21 @@ def run_curves(study: Study) -> tuple[tuple[Series, ...], str]:
     for curve in study.curves:
         C = study.flops(curve)
         known = np.flatnonzero(curve.known(study.loss, C))
-        if not len(known):
+        if not np.isfinite(curve.losses.get(study.loss, np.empty(0))[known]).any():
             missing.append(curve.name)
             continue
         loss = curve.losses[study.loss]
         kept = known[thin(C[known], loss[known], most)]
+        x, y = C[kept], loss[kept]
         found.append(
             Series(
                 curve.name,
-                C[kept],
-                loss[kept],
+                x,
+                y,
                 run_id=curve.run_id,
                 shade=study.shade(curve.run_id),
                 kind="line" if len(kept) > 1 else "points",
-                hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], C[kept], loss[kept]),
+                hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], x, y),
             )
         )
     if not missing:

@@ -1,4 +1,4 @@
-"""The compute-optimal size and tokens against compute, by each approach, with published laws: Hoffmann et al., fig. 2."""
+"""The compute-optimal size and tokens against compute, by each approach, beside published laws: Hoffmann et al., 2."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _optimal(study: Study, what: str) -> Figure | NoFigure:
     ]
     if any(each.name.startswith(ROLES[0]) for each in study.approaches):
         notes.append(
-            "Approach 1 reads every run where it stands: under learning rates that fall at the end it is biased."
+            "Approach 1 reads every run where it stands: rates that fall at the end, and noise of the losses, bias it."
         )
     if not study.approaches:
         notes.insert(0, "Published laws alone: these runs determine no frontier of their own.")

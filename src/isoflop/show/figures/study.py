@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 
 from isoflop.fit.approaches.approach import Approach
 from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
-from isoflop.fit.approaches.envelope import Curve, envelope
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
 from isoflop.fit.fitting.data import check_runs
 from isoflop.fit.fitting.fit_law import fit_law
@@ -21,6 +20,7 @@ from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.published import Published, published
 from isoflop.record import Run
 from isoflop.show.figures.curve import RunCurve, curve_of_run
+from isoflop.show.figures.curves_envelope import envelope_of
 from isoflop.show.figures.ends import RunEnd, end_of_curve
 from isoflop.show.figures.figure import Array, Shades
 from isoflop.show.figures.words import counted, listed, parameters, short
@@ -33,10 +33,6 @@ LEVEL, DRAWS = 0.9, 1000
 """As `isoflop fit` has them, so that figure and table agree."""
 BEYOND = 10.0
 """A factor of compute over the largest run to which a law is drawn, dashed."""
-SHORTEST = 8
-"""Points of a curve for approach 1."""
-SMOOTH = 2.0
-"""Points: of the curves that approach 1 takes the envelope of. Noise pulls a minimum of many curves down."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class Study:
         published: laws to lay beside.
     """
 
-    curves: tuple[RunCurve, ...]
-    ends: tuple[RunEnd, ...]
+    curves: tuple[RunCurve, ...] = field(repr=False)
+    ends: tuple[RunEnd, ...] = field(repr=False)
     loss: str
     convention: str
     level: float = LEVEL
@@ -191,21 +187,12 @@ class Study:
         return Shades(parameters(self.convention), ticks)
 
     def _envelope(self) -> Approach:
-        curves = []
-        for curve in self.curves:
-            N, C = curve.size(self.convention), self.flops(curve)
-            if N is None or self.loss not in curve.losses:
-                continue
-            good = curve.known(self.loss, C) & np.isfinite(curve.losses[self.loss])
-            rises = np.flatnonzero(good)[np.diff(C[good], prepend=0.0) > 0]
-            if len(rises) >= SHORTEST:
-                curves.append(Curve(N, C[rises], curve.losses[self.loss][rises], curve.tokens[rises]))
-        if not curves:
-            raise ValueError("training curves of several sizes are needed")
-        found = envelope(curves, smooth=SMOOTH, level=self.level, convention=self.convention)  # type: ignore[arg-type]
-        if not found.intervals:  # steps between two or three sizes: a line that nothing bounds
-            raise ValueError("; ".join(found.warnings[-2:]))
-        return found
+        runs = [
+            (N, self.flops(curve), curve.losses[self.loss], curve.tokens)
+            for curve in self.curves
+            if (N := curve.size(self.convention)) is not None and self.loss in curve.losses
+        ]
+        return envelope_of(runs, self.level, self.convention)  # type: ignore[arg-type]
 
     def _profiles(self) -> Approach:
         if len(self.counted) < 3:

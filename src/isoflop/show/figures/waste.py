@@ -39,7 +39,7 @@ def waste(study: Study) -> Figure | NoFigure:
         if len(ends) == len(sizes):
             low, high = (np.minimum(ends[:, i], HIGHEST) for i in (0, 1))
             bands.append(Band(f"{study.level:.0%} interval", sizes, low, high, group="fit"))
-        shown = np.flatnonzero(factors <= HIGHEST)
+        shown = [int(i) for i in np.flatnonzero(factors <= HIGHEST)]
         series.append(ends_series(study, shown, k[shown], factors[shown]))
         if len(shown) < len(k):
             notes.append(f"{len(k) - len(shown)} of {len(k)} runs took more than {HIGHEST:g} times the least compute.")
