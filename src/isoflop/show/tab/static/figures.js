@@ -45,6 +45,11 @@ export class Figures {
       if (card.visible) card.update(urgent);
     }
   }
+
+  /** Whether something in view is older than what there is. */
+  get behind() {
+    return [...this.cards.values()].some((card) => card.visible && card.paced.done !== card.version());
+  }
 }
 
 class Card {
@@ -65,21 +70,26 @@ class Card {
 
   async update(urgent = false) {
     try {
-      await this.paced.want(this.wanted && `${this.wanted} ${theme()}`, urgent);
+      await this.paced.want(this.version(), urgent);
     } catch (error) {
       this.say(`This figure could not be drawn: ${error.message}`);
     }
+  }
+
+  version() {
+    return this.wanted && `${this.wanted} ${theme()}`;
   }
 
   async ask(signal) {
     const answer = await ask('./figure', {...this.parameters(), key: this.key, theme: theme(), have: this.digest}, signal);
     if (answer.unchanged) return;
     this.title.textContent = answer.title;
-    show(this.notes, list(answer.notes) ?? '');
+    const fitting = answer.state === 'fitting'; // then notes would say that no run counts
+    show(this.notes, fitting ? '' : (list(answer.notes) ?? ''));
     this.digest = answer.digest;
     if (!answer.plot) {
       this.plot.hidden = true;
-      this.say(answer.state === 'fitting' ? 'Fitting the runs…' : `Not shown: ${answer.reason}`);
+      this.say(fitting ? 'Fitting the runs…' : `Not shown: ${answer.reason}`);
       return;
     }
     await plotly;

@@ -96,7 +96,7 @@ class Tab {
   pause() {
     const {listed, found, read, whole, state} = this.told;
     if (!listed || read < found) return OFTEN;
-    return found && (whole < found || state !== 'fitted') ? NOW_AND_THEN : SELDOM;
+    return found && (whole < found || state !== 'fitted' || this.figures.behind) ? NOW_AND_THEN : SELDOM;
   }
 
   /** Bring up to date what shows something older. */
