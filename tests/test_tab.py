@@ -247,10 +247,15 @@ def test_a_growing_record_is_followed_line_by_line(tmp_path: Path):
 def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "isoflop-a.jsonl"
     path.write_bytes(HEADER + line(1))
-    tail, fed = Tail(str(tmp_path), path.name), []
+    tail, fed = Tail(str(tmp_path), path.name), list[bytes]()
     tail.read()
     feed = Digest.feed
-    monkeypatch.setattr(Digest, "feed", lambda self, chunk: (fed.append(chunk), feed(self, chunk)) and None)
+
+    def watched(self: Digest, chunk: bytes) -> None:
+        fed.append(chunk)
+        feed(self, chunk)
+
+    monkeypatch.setattr(Digest, "feed", watched)
     with path.open("ab") as stream:
         stream.write(line(2))
     tail.read()

@@ -1,4 +1,4 @@
-"""The list of runs as plain values. Standard library only: it is answered while what makes figures is still imported."""
+"""The list of runs as plain values. Standard library only: it is answered while NumPy and SciPy are still imported."""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ class Card {
     this.visible = false;
     this.wanted = null;
     this.digest = '';
+    this.ends = {}; // of the axes, as the server gave them
     this.paced = new Paced((signal) => this.ask(signal));
     this.title = element('h2', {}, '\u00a0');
     this.plot = element('div', {class: 'plot'});
@@ -95,10 +96,23 @@ class Card {
     await plotly;
     this.plot.hidden = false;
     this.reason.hidden = true;
-    // what somebody zoomed into stays while uirevision is the same
-    await window.Plotly.react(this.plot, answer.plot.data, {...answer.plot.layout, uirevision: 'kept'}, CONFIG);
+    await window.Plotly.react(this.plot, answer.plot.data, this.zoomed(answer.plot.layout), CONFIG);
     if (!performance.getEntriesByName(FIRST).length) requestAnimationFrame(() => performance.mark(FIRST));
     this.top.dataset.drawn = answer.digest;
+  }
+
+  /** A layout with the ends of axes that somebody zoomed to. What was hidden in the legend stays by uirevision. */
+  zoomed(layout) {
+    const made = {...layout, uirevision: 'kept'};
+    for (const axis of ['xaxis', 'xaxis2', 'yaxis']) {
+      if (!layout[axis]) continue;
+      const {range: now, autorange} = this.plot.layout?.[axis] ?? {};
+      // by uirevision alone a zoom is lost when a growing run moves the ends that the server gives
+      const left = now && !autorange && this.ends[axis] && String(now) !== this.ends[axis];
+      this.ends[axis] = String(layout[axis].range);
+      if (left) made[axis] = {...layout[axis], range: [...now]};
+    }
+    return made;
   }
 
   say(text) {
