@@ -98,7 +98,7 @@ def test_optimal_size_and_tokens(exact):
             N, D = published(name).allocate(line.x)
             assert line.y == pytest.approx(N if key == "optimal-parameters" else D)
         said = " ".join(figure.notes)
-        assert "approach 1 (envelope) has no opinion: training curves of several sizes are needed" in said
+        assert "Approach 1 (envelope) has no opinion: training curves of several sizes are needed" in said
         assert "kaplan2020-allocation: N non-embedding" in said
 
 

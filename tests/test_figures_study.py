@@ -112,6 +112,11 @@ def test_fits_are_kept_while_the_finished_runs_stay_the_same():
     assert study(runs[:-1], draws=60).fit is not study(runs, draws=60).fit
 
 
+def test_runs_of_one_name_are_numbered():
+    made = study([planted_run("a", N, 1e9, run_id=f"r{N:g}") for N in (1e8, 2e8)])
+    assert [end.name for end in made.ends] == [curve.name for curve in made.curves] == ["a", "a (2)"]
+
+
 def test_columns_may_come_already_read():
     runs = sweep()
     assert study(map(curve_of_run, runs), draws=60).ends == study(runs, draws=60).ends

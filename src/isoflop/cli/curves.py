@@ -50,17 +50,3 @@ def read(paths: Sequence[Path]) -> Curves:
             "an index.csv" + "".join(f"; {problem}" for problem in found.problems[:3])
         )
     return found
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, numbered where several are the same.
-
-    >>> unique_names(["a", "b", "a"])
-    ['a', 'b', 'a (2)']
-    """
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return result

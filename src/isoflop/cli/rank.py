@@ -90,8 +90,8 @@ class Candidates:
 
     def take(self, read: Curves, loss: str) -> None:
         """Forecast every run that was read."""
-        from isoflop.cli.curves import unique_names
         from isoflop.fit.forecast.records import curve_of
+        from isoflop.show.figures.words import unique_names
 
         published = [f"{run.dataset}/{run.name}" for run in read.published]
         names = unique_names([*published, *(run.name or run.run_id for run in read.records)])

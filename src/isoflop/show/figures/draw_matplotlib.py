@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.show.figures.extent import extent_of, round_ticks
-from isoflop.show.figures.figure import Axis, Contours, Figure, Series
+from isoflop.show.figures.figure import Contours, Figure, Series
+from isoflop.show.figures.matplotlib_axes import plain, set_axes, set_second
 from isoflop.show.figures.palette import Theme, ThemeName, colour_of, colour_scale, theme_of
 from isoflop.show.figures.words import name_of
 
@@ -144,16 +144,16 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
             handles.append(handle)
             names.append(band.name)
             seen.add(band.name)
-    _ends(axes, figure)
+    set_axes(axes, figure)
     axes.grid(True, linewidth=0.4)
     axes.set_axisbelow(True)
-    _plain(axes.set_xlabel(name_of(figure.x.title, 90)))
-    _plain(axes.set_ylabel(name_of(figure.y.title, 60)))
-    _second(axes, figure.x)
+    plain(axes.set_xlabel(name_of(figure.x.title, 90)))
+    plain(axes.set_ylabel(name_of(figure.y.title, 60)))
+    set_second(axes, figure.x)
     if figure.shades is not None and (many or not runs):
         _shades(figure, drawn, axes, theme)
     if title:
-        _plain(axes.set_title(name_of(figure.title, 90)))
+        plain(axes.set_title(name_of(figure.title, 90)))
     _legend(drawn, handles, names)
 
 
@@ -209,48 +209,6 @@ def _contours(axes: Axes, contours: Contours, theme: Theme) -> None:
     axes.clabel(lines, fontsize=6, fmt="%g")
 
 
-def _ends(axes: Axes, figure: Figure) -> None:
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        LogFormatterSciNotation,
-        LogLocator,
-        MaxNLocator,
-        NullFormatter,
-        NullLocator,
-    )
-
-    for which, axis, (low, high) in zip("xy", (figure.x, figure.y), extent_of(figure), strict=True):
-        getattr(axes, f"set_{which}lim")(*((10**low, 10**high) if axis.log else (low, high)))
-        ticks = getattr(axes, f"{which}axis")
-        if axis.percent:
-            ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-        if not axis.log:
-            continue
-        ticks.set_minor_formatter(NullFormatter())
-        if ticked := round_ticks(axis, (low, high)):
-            ticks.set_major_locator(FixedLocator(ticked))
-            ticks.set_minor_locator(NullLocator())
-        elif high - low <= 0.45:  # a logarithmic scale of so little reads best in even steps
-            ticks.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
-            ticks.set_minor_locator(NullLocator())
-        else:
-            ticks.set_major_locator(LogLocator(numticks=9))
-        plain = low > -3 and high < 4.5
-        ticks.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}") if plain else LogFormatterSciNotation(minor_thresholds=(9, 9))
-        )
-
-
-def _second(axes: Axes, axis: Axis) -> None:
-    if axis.second is None:
-        axes.spines.top.set_visible(False)
-        return
-    factor = axis.second.factor
-    top = axes.secondary_xaxis("top", functions=(lambda x: np.asarray(x) / factor, lambda x: np.asarray(x) * factor))
-    _plain(top.set_xlabel(axis.second.label))
-
-
 def _shades(figure: Figure, drawn: Drawn, axes: Axes, theme: Theme) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -259,9 +217,9 @@ def _shades(figure: Figure, drawn: Drawn, axes: Axes, theme: Theme) -> None:
     bar = drawn.colorbar(ScalarMappable(Normalize(0, 1), _colour_map(theme)), ax=axes, pad=0.02, aspect=30)
     bar.set_ticks([at for at, _ in figure.shades.ticks])
     for text in bar.ax.set_yticklabels([name for _, name in figure.shades.ticks]):
-        _plain(text)
+        plain(text)
     bar.outline.set_visible(False)
-    _plain(bar.ax.set_ylabel(name_of(figure.shades.label)))
+    plain(bar.ax.set_ylabel(name_of(figure.shades.label)))
 
 
 def _colour_map(theme: Theme) -> Any:
@@ -277,9 +235,4 @@ def _legend(drawn: Drawn, handles: Sequence[Any], names: Sequence[str]) -> None:
     labels = [f"\u00a0{name_of(name, 34)}" for name in names]
     legend = drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), handlelength=2.2)
     for text in legend.get_texts():
-        _plain(text)
-
-
-def _plain(text: Any) -> None:
-    """No mathematics between dollars: a run's name is text."""
-    text.set_parse_math(False)
+        plain(text)

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.show.figures.extent import extent_of, round_ticks
-from isoflop.show.figures.figure import Array, Axis, Band, Contours, Figure, Series
+from isoflop.show.figures.extent import extent_of
+from isoflop.show.figures.figure import Array, Band, Contours, Figure, Series
 from isoflop.show.figures.palette import Theme, ThemeName, colour_of, colour_scale, see_through, theme_of
+from isoflop.show.figures.plotly_layout import layout_of, second_axis
+from isoflop.show.figures.plotly_text import escaped
 from isoflop.show.figures.words import name_of, short
 
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 NAMED = 12
 """Runs that the legend names; of more it has one entry, and a colour scale."""
 WRITTEN = 500
@@ -54,25 +55,14 @@ def plotly_figure(figure: Figure, theme: ThemeName = "light") -> dict[str, Any]:
     if figure.shades is not None and (many or not runs):  # few runs are in the legend by name
         data.append(_shades(figure, look))
     x, y = extent_of(figure)
-    layout = _layout(figure, look, x, y)
+    layout = layout_of(figure, look, x, y)
     if figure.x.second is not None:
-        layout["xaxis2"] = _second(figure.x, x, look)
+        layout["xaxis2"] = second_axis(figure.x, x, look)
         low = 10 ** x[0] if figure.x.log else x[0]
         data.append(
             {"x": [low], "y": [None], "xaxis": "x2", "type": "scatter", "showlegend": False, "hoverinfo": "skip"}
         )
     return {"data": data, "layout": layout}
-
-
-def escaped(text: str) -> str:
-    """A text that plotly shows as it is, whatever it holds.
-
-    >>> escaped('<a href="javascript:x">%{x}$y$</a>')
-    '&lt;a href="javascript:x"&gt;&#37;{x}&#36;y&#36;&lt;/a&gt;'
-    """
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("%", "&#37;"), ("$", "&#36;")):
-        text = text.replace(character, entity)
-    return text
 
 
 def packed(values: Array) -> dict[str, str]:
@@ -123,7 +113,8 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
 
 def _hover(series: Series, figure: Figure) -> dict[str, Any]:
     """`hovertemplate`, `text` and `customdata`: the name, then a line for each column."""
-    lines, columns = ["<b>%{text}</b>"], list[Array]()
+    lines = ["<b>%{text}</b>" if series.labels else "<b>%{fullData.name}</b>"]
+    columns: list[Array] = []
     written = series.run_id is None and len(series.x) <= WRITTEN
     cells: list[Sequence[str]] = []
     for name, values in series.hover.items():
@@ -140,12 +131,9 @@ def _hover(series: Series, figure: Figure) -> dict[str, Any]:
                 columns.append(values)
     if not series.hover:
         lines.append(f"{escaped(figure.x.label)} %{{x:.4~g}}<br>{escaped(figure.y.label)} %{{y:.4~g}}")
-    found: dict[str, Any] = {
-        "hovertemplate": "<br>".join(lines) + "<extra></extra>",
-        "text": [escaped(name_of(label)) for label in series.labels]
-        if series.labels
-        else escaped(name_of(series.name)),
-    }
+    found: dict[str, Any] = {"hovertemplate": "<br>".join(lines) + "<extra></extra>"}
+    if series.labels:
+        found["text"] = [escaped(name_of(label)) for label in series.labels]
     if cells:
         found["customdata"] = [list(row) for row in zip(*cells, strict=True)]
     elif columns:
@@ -251,81 +239,3 @@ def _shades(figure: Figure, theme: Theme) -> dict[str, Any]:
 
 def _scale(theme: Theme) -> list[list[Any]]:
     return [[at, colour] for at, colour in colour_scale(theme)]
-
-
-def _layout(figure: Figure, theme: Theme, x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
-    second = figure.x.second is not None
-    return {
-        "autosize": True,
-        "height": 520,
-        "paper_bgcolor": theme.background,
-        "plot_bgcolor": theme.background,
-        "font": {"family": FONT, "size": 13, "color": theme.text},
-        "margin": {"l": 70, "r": 20, "t": 60 if second else 20, "b": 60},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "namelength": -1},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": -0.2,
-            "yanchor": "top",
-            "font": {"size": 12},
-            "itemsizing": "constant",
-        },
-        "xaxis": _axis(figure.x, x, theme),
-        "yaxis": _axis(figure.y, y, theme),
-    }
-
-
-def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "type": "log" if axis.log else "linear",
-        "title": {"text": escaped(axis.title), "standoff": 10},
-        "range": list(ends),
-        "gridcolor": theme.grid,
-        "linecolor": theme.text,
-        "ticks": "outside",
-        "ticklen": 4,
-        "zeroline": False,
-        "automargin": True,
-    }
-    span = ends[1] - ends[0]
-    if axis.percent:
-        found["tickformat"] = ".1~%"
-    elif axis.log and (ticks := round_ticks(axis, ends)):
-        found |= {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
-    elif axis.log and span > 1.2:
-        found |= {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
-    return found
-
-
-def _second(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
-    """The scale at the top: ticks of its own at powers of ten, on the same range."""
-    assert axis.second is not None and axis.log
-    shift = math.log10(axis.second.factor)
-    span = ends[1] - ends[0]
-    step = max(1, round(span / 8))
-    parts = (1, 2, 5) if span < 2.2 else (1,)
-    ticks = [(part, power) for power in range(-30, 31) if power % step == 0 for part in parts]
-    return {
-        "type": "log",
-        "overlaying": "x",
-        "matches": "x",
-        "side": "top",
-        "title": {"text": escaped(axis.second.label), "standoff": 6},
-        "tickvals": [part * 10 ** (power + shift) for part, power in ticks],
-        "ticktext": [_power(part, power) for part, power in ticks],
-        "range": list(ends),
-        "showgrid": False,
-        "linecolor": theme.text,
-        "ticks": "outside",
-        "ticklen": 4,
-        "zeroline": False,
-    }
-
-
-def _power(part: int, power: int) -> str:
-    """5·10⁻³ as plotly writes it."""
-    ten = f"10<sup>{str(power).replace('-', '−')}</sup>"
-    return ten if part == 1 else f"{part}·{ten}"

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.show.figures.words import sentence
+
 Array = NDArray[np.float64]
 
 Kind = Literal["line", "points", "line+points"]
@@ -154,6 +156,9 @@ class Figure:
     shades: Shades | None = None
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(dict.fromkeys(map(sentence, self.notes))))
+
 
 @dataclass(frozen=True)
 class NoFigure:
@@ -162,3 +167,6 @@ class NoFigure:
     key: str
     title: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", sentence(self.reason))

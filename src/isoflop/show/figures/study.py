@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 from isoflop.fit.approaches.approach import Approach
 from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
-from isoflop.fit.fitting.data import check_runs
-from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.fitting.result import LawFit
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
@@ -23,7 +21,8 @@ from isoflop.show.figures.curve import RunCurve, curve_of_run
 from isoflop.show.figures.curves_envelope import envelope_of
 from isoflop.show.figures.ends import RunEnd, end_of_curve
 from isoflop.show.figures.figure import Array, Shades
-from isoflop.show.figures.words import counted, listed, parameters, short
+from isoflop.show.figures.fitted import law_of
+from isoflop.show.figures.words import counted, listed, parameters, short, unique_names
 
 CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
 """Of N, in the order of preference: the first that every run has."""
@@ -108,7 +107,7 @@ class Study:
 
     @cached_property
     def _fitted(self) -> tuple[LawFit | None, tuple[str, ...], str]:
-        return _fit(self.counted, self.convention, self.level, self.draws)
+        return law_of(self.counted, self.convention, self.level, self.draws)
 
     @property
     def fit(self) -> LawFit | None:
@@ -242,7 +241,7 @@ def study(
         beside: names of published laws.
     """
     given = list(runs)
-    curves = tuple(run if isinstance(run, RunCurve) else curve_of_run(run) for run in given)
+    curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
     loss = loss or (_common_loss(curves) if curves else "final loss")
     convention = convention or _common_convention(curves)
     ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
@@ -258,30 +257,13 @@ def study(
     )
 
 
-@lru_cache(maxsize=16)
-def _fit(
-    ends: tuple[RunEnd, ...], convention: str, level: float, draws: int
-) -> tuple[LawFit | None, tuple[str, ...], str]:
-    """The law, what is doubtful about it, why there is none. Kept: while runs train, those that ended stay."""
-    if not ends:
-        return None, (), "there is no finished run with its size, its tokens and a loss"
-    columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
-    try:
-        odd = check_runs(columns, ("N", "D")).warnings  # of the numbers, such as small compute: these were counted
-        fitted = fit_law(
-            "hoffmann",
-            columns,
-            level=level,
-            draws=draws,
-            convention=convention,  # type: ignore[arg-type]
-            rows=[end.name for end in ends],
-        )
-    except ValueError as reason:
-        return None, (), str(reason)
-    doubts = tuple(text for text in fitted.warnings if text not in odd)
-    if fitted.law.draws is None:
-        return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
-    return fitted, doubts, ""
+def _told_apart(curves: Sequence[RunCurve]) -> tuple[RunCurve, ...]:
+    """Runs of one name numbered."""
+    names = unique_names([curve.name for curve in curves])
+    return tuple(
+        curve if curve.name == name else replace(curve, run=replace(curve.run, name=name))
+        for curve, name in zip(curves, names, strict=True)
+    )
 
 
 def _common_loss(curves: Sequence[RunCurve]) -> str:

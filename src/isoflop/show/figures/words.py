@@ -56,10 +56,35 @@ def counted(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, numbered where several are the same.
+
+    >>> unique_names(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
+
+
+def sentence(text: str) -> str:
+    """A note with a capital and a full stop, however the room that said it writes.
+
+    >>> sentence("approach 1 has no opinion: too few sizes")
+    'Approach 1 has no opinion: too few sizes.'
+    """
+    text = text.strip()
+    first = text[:1].upper() if text[:2].islower() or text[1:2] == " " else text[:1]
+    return f"{first}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")
+
+
 def listed(names: Sequence[str], most: int = 4) -> str:
     """A few names, and how many more."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(name_of, names[:most])) + more
 
 
-__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "short"]
+__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "sentence", "short", "unique_names"]
