@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +53,9 @@ class Server:
 @contextmanager
 def tensorboard(logdir: Path | str, *options: str) -> Iterator[str]:
     """The address of a TensorBoard that shows a folder; `options` stand in place of --logdir."""
-    from tensorboard import default, program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the html5lib that TensorBoard 2.21 brings
+        from tensorboard import default, program
 
     from isoflop.show.tab.plugin import ScalingPlugin
 

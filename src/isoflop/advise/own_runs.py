@@ -125,7 +125,7 @@ def _point(run: Run, loss: str) -> OwnRun | None:
     seen = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens]
     if not N or not seen:
         return None
-    last = seen[-max(round(TAIL * len(seen)), 1) :]
+    last = [point for point in seen if point.step >= (1 - TAIL) * seen[-1].step]
     losses = [value for point in last if (value := point.losses[loss]) is not None]
     flops = seen[-1].flops
     return OwnRun(

@@ -7,7 +7,8 @@ from isoflop.record import Run
 ENDED = 0.98
 """Share of its planned steps that a run must have done: one that was stopped before has no final loss."""
 TAIL = 0.05
-"""Share of a run's points, the last ones, whose mean training loss is its final loss."""
+"""Share of a run's steps, the last ones, over whose points the mean training loss is its final loss. Not of its points:
+long records have ever fewer of them, and the last twentieth would be two fifths of the run."""
 
 
 def unfinished(run: Run, last_step: int) -> str:

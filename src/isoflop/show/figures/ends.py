@@ -20,7 +20,7 @@ class RunEnd:
         name: for people.
         N: parameters, of the study's convention.
         D: tokens.
-        loss: nats per token: of the training loss the mean over the last 5% of its points, of an evaluation the last.
+        loss: nats per token: of the training loss the mean over the last 5% of its steps, of an evaluation the last.
         flops: training FLOPs as measured.
         run_id: of its record; None: a row of a table.
         left_out: why it does not count as a finished run; "": it does.
@@ -50,7 +50,8 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     why = unfinished(curve.run, int(curve.step[-1]) if len(curve.step) else 0)
     if not len(fine):
         return RunEnd(curve.name, N, run_id=curve.run_id, left_out=why or f"it has no loss {loss!r} with its tokens")
-    last = fine[-max(round(TAIL * len(fine)), 1) :] if loss == "train" else fine[-1:]
+    step = curve.step[fine]
+    last = fine[step >= (1 - TAIL) * step[-1]] if loss == "train" else fine[-1:]
     if not why and N is None:
         why = f"its parameters ({convention.replace('_', ' ')}) are not known"
     if not why and known[-1] != fine[-1]:

@@ -1,4 +1,4 @@
-"""What the tab's requests are answered with, as plain values: runs, advice, the fit. Pure functions."""
+"""What the tab's requests are answered with, as plain values: figures, advice, the fit. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,84 +6,33 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from isoflop.record import Run
 from isoflop.show.figures.all import FIGURES
 from isoflop.show.figures.draw_plotly import plotly_figure
 from isoflop.show.figures.figure import NoFigure
 from isoflop.show.figures.palette import ThemeName
 from isoflop.show.figures.study import Study
 
-from .store import Entry, Snapshot
+from .listing import MOST_TEXT
+from .store import Entry
 
-MOST_TEXT = 300
-"""Characters of a stranger's name or path."""
 MOST_ADVICE = 500
 """Pieces of advice sent, the latest."""
 OPINION = " has no opinion: "
 """Between an approach and why it is not there (`Study.without`)."""
 
 
-def runs_answer(snapshot: Snapshot, whole: bool = True) -> dict[str, Any]:
-    """How much was read, and the list of the runs unless the browser has it."""
-    told = {
-        "version": snapshot.version,
-        "listed": snapshot.listed,
-        "found": snapshot.found,
-        "read": len(snapshot.entries),
-        "whole": snapshot.whole,
-        "links": snapshot.links,
-    }
-    return told | {"runs": [_row(entry) for entry in snapshot.entries]} if whole else told
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    run, reading = entry.run, entry.reading
-    row: dict[str, Any] = {
-        "key": entry.key,
-        "path": entry.path[:MOST_TEXT],
-        "name": entry.path.rsplit("/", 1)[-1][:MOST_TEXT],
-        "whole": reading.whole,
-        "problem": reading.problem,
-    }
-    if run is None:
-        return row
-    last = run.points[-1] if run.points else None
-    planned = run.planned.get("steps")
-    return row | {
-        "name": (run.name or run.run_id)[:MOST_TEXT],
-        "run_id": run.run_id[:MOST_TEXT],
-        "status": run.status,
-        "N": run.parameters.get("non_embedding"),
-        "step": last and last.step,
-        "planned": planned if isinstance(planned, int | float) and math.isfinite(planned) else None,
-        "D": last and last.data_tokens,
-        "C": last and last.flops,
-        "losses": _losses(run.points),
-        "created": run.created[:MOST_TEXT],
-        "problems": len(run.problems),
-        "advice": len(reading.advice),
-    }
-
-
-def _losses(points: Sequence[Any]) -> dict[str, float]:
-    """The last value of each loss."""
-    last: dict[str, float] = {}
-    for point in points:
-        last.update({name[:MOST_TEXT]: value for name, value in point.losses.items() if value is not None})
-    return last
-
-
 def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """All that was said of some runs, oldest first; what is not as isoflop writes it is left out."""
-    found = [_advice(entry, item) for entry in entries for item in entry.reading.advice]
+    found = [_advice(entry, entry.run, item) for entry in entries if entry.run for item in entry.run.advice]
     return sorted(found, key=lambda item: (item["time"] or 0.0, item["step"]))[-MOST_ADVICE:]
 
 
-def _advice(entry: Entry, item: dict[str, Any]) -> dict[str, Any]:
-    run = entry.run
+def _advice(entry: Entry, run: Run, item: dict[str, Any]) -> dict[str, Any]:
     basis = item.get("basis")
     return {
         "key": entry.key,
-        "run": (run.name or run.run_id if run else entry.path)[:MOST_TEXT],
+        "run": (run.name or run.run_id)[:MOST_TEXT],
         "time": _number(item.get("time")),
         "step": _number(item.get("step")) or 0,
         **{name: _text(item.get(name)) for name in ("reason", "severity", "what", "do")},
@@ -153,7 +102,9 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "law": None if fit is None else fit.law.form.text,
         "refused": study.refused,
         "doubts": list(study.doubts),
-        "constants": [] if fit is None else [
+        "constants": []
+        if fit is None
+        else [
             {
                 "name": name,
                 "value": _finite(value),
@@ -163,7 +114,9 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
             for name, value in fit.parameters.items()
         ],
         "C": None if compared is None else compared.C,
-        "approaches": [] if compared is None else [
+        "approaches": []
+        if compared is None
+        else [
             {
                 "name": row.name,
                 **{

@@ -22,6 +22,11 @@ REST = 3.0
 """A fit is made again after that many times the seconds which it took, while its runs grow."""
 
 
+FAILED = 10.0
+"""Seconds of rest after a fit that could not be made for a reason nobody thought of."""
+WAITS = "the fit is still being made"
+
+
 @dataclass(frozen=True)
 class Drawn:
     """What figures are made from now.
@@ -76,12 +81,12 @@ class Desk:
             if choice.now is None or choice.versions != versions:
                 choice.now = study([entry.reading.curve for entry in entries if entry.reading.curve is not None])
                 choice.versions, choice.drawn = versions, None
-            now, fitted = choice.now, choice.fitted
-            if may_fit and now is not fitted and time.monotonic() >= choice.again:
+            now, fitted = choice.now, choice.fitted if choice.fitted and goes_on(choice.now, choice.fitted) else None
+            if may_fit and now is not fitted and (fitted is None or time.monotonic() >= choice.again):
                 self._ask(choice)
             state = "fitting" if fitted is None else "fitted" if fitted.counted == now.counted else "older"
             if choice.drawn is None:
-                choice.drawn = replace(now, ends=()) if fitted is None else with_fit_of(now, fitted)
+                choice.drawn = without_fit(now) if fitted is None else with_fit_of(now, fitted)
             told = hashlib.sha256(repr((keys, versions, choice.fits, state)).encode()).hexdigest()[:16]
             return Drawn(choice.drawn, state, told)
 
@@ -106,7 +111,7 @@ class Desk:
                 fit(now)
             except Exception:  # of one choice; the other runs' figures go on
                 _logger.exception("isoflop: the Scaling tab could not fit the runs")
-                choice.again = float("inf")
+                time.sleep(FAILED)
                 continue
             with self._lock:
                 choice.fitted, choice.drawn, choice.fits = now, None, choice.fits + 1
@@ -118,10 +123,20 @@ def fit(study: Study) -> None:
     _ = study.fit, study.approaches
 
 
+def without_fit(now: Study) -> Study:
+    """A study that fits nothing: no run counts yet."""
+    return replace(now, ends=tuple(replace(end, left_out=end.left_out or WAITS) for end in now.ends))
+
+
+def goes_on(now: Study, fitted: Study) -> bool:
+    """Whether a study is of the runs that an earlier fit rests on, and of others perhaps."""
+    return {end.run_id for end in fitted.counted} <= {end.run_id for end in now.ends}
+
+
 def with_fit_of(now: Study, fitted: Study) -> Study:
-    """A study with another one's fit: of the same runs some points ago, and its ends where they are others now."""
-    same = fitted.counted == now.counted
-    ends = now.ends if same else fitted.ends
+    """A study with an earlier one's fit, and the ends that it rests on; runs that ended since don't count yet."""
+    counted = {end.run_id: end for end in fitted.counted}
+    ends = tuple(counted.get(end.run_id) or replace(end, left_out=end.left_out or WAITS) for end in now.ends)
     drawn = replace(now, ends=ends, loss=fitted.loss, convention=fitted.convention)
     drawn.__dict__.update({name: fitted.__dict__[name] for name in ("_fitted", "_approaches")})
     return drawn

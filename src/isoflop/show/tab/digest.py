@@ -17,14 +17,15 @@ PER_DOUBLING = 256
 """Points kept each time the run doubles: 850 a decade of a logarithmic axis, about as many as it has pixels."""
 LAST = 256
 """Points at the end that are all kept: the final loss is a mean over the last ones."""
-GLIMPSED = 12
+GLIMPSED = 6
 """The same for a first look at a large file."""
-PLACES = 96
+PLACES = 64
 """Places where the first look reads a line of a large file, apart by a factor, as on a logarithmic axis."""
 SMALL = 1 << 18
 """Bytes of a file that is read whole at once."""
 MOST_EVENTS, MOST_BYTES = 20_000, 8 << 20
 """Other lines than points that are kept, and their bytes: a record holds a few dozen."""
+TOO_LONG = f"lines of more than {MAX_LINE_BYTES:,} bytes were skipped"
 
 _POINT = re.compile(rb'\s*\{\s*"event"\s*:\s*"point"')
 _WRITTEN = b'{"event":"point"'  # as isoflop writes it
@@ -76,16 +77,20 @@ class Digest:
             self._line(line)
         if len(self._rest) > MAX_LINE_BYTES:
             self._rest, self._too_long = b"", True
-            self.problem = self.problem or f"lines of more than {MAX_LINE_BYTES:,} bytes were skipped"
+            self.problem = TOO_LONG
 
     def _line(self, line: bytes) -> None:
         self._number += 1
-        if line.startswith(_WRITTEN) or _POINT.match(line):
+        if len(line) > MAX_LINE_BYTES:
+            self.problem = TOO_LONG
+        elif line.startswith(_WRITTEN) or _POINT.match(line):
             (self._evaluations if b'"eval/' in line else self._train).add(self._number, line)
         elif line:
             self._events, self._bytes = self._events + 1, self._bytes + len(line)
             if self._events > MOST_EVENTS or self._bytes > MOST_BYTES:
-                self.problem = f"more than {MOST_EVENTS:,} events or {MOST_BYTES >> 20} MiB of them: the rest is left out"
+                self.problem = (
+                    f"more than {MOST_EVENTS:,} events or {MOST_BYTES >> 20} MiB of them: the rest is left out"
+                )
             else:
                 self._others.append((self._number, line))
 
@@ -119,4 +124,3 @@ def glimpse(stream: BinaryIO, size: int) -> bytes:
     stream.seek(max(start, size - edge))
     tail.feed(stream.read(edge).partition(b"\n")[2])
     return head.record() + b"".join(lines) + tail.record()
-

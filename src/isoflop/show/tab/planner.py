@@ -13,6 +13,8 @@ from isoflop.record import Run
 EXPECTED = "a budget in FLOPs, such as 1e21, or in PF-days, such as 10 PF-days"
 LONGEST = 40
 """Characters of a budget."""
+LEVEL = 0.8
+"""Of the intervals, and non-embedding parameters: as `isoflop plan` has them."""
 _BUDGET = re.compile(
     r"(?P<number>\d[\d,_]*\.?\d*(?:e[+-]?\d{1,3})?|\.\d+)\s*(?P<times>[kmbt])?\s*"
     r"(?P<unit>flops?|pf[\s/-]*s?[\s/-]*days?|pfd)?",
@@ -36,7 +38,7 @@ def budget_of(text: str) -> float:
         raise ValueError(f"expected {EXPECTED}; got {shown!r}")
     number = float(match["number"].replace(",", "").replace("_", "")) * _TIMES.get((match["times"] or "").lower(), 1.0)
     flops = number * (PF_DAY if (match["unit"] or "").lower().startswith("pf") else 1.0)
-    if not (0 < flops and math.isfinite(flops)):
+    if not (flops > 0 and math.isfinite(flops)):
         raise ValueError(f"expected {EXPECTED}, more than 0 and finite; got {shown!r}")
     return flops
 
@@ -54,10 +56,10 @@ def plan_for(runs: Sequence[Run], text: str) -> dict[str, Any]:
     table = table_of_runs(runs, ("N", "D", "loss")) if runs else None
     answer = plan(
         flops,
-        own=table and table.columns,
-        level=0.8,
-        convention="non_embedding" if table else "unknown",
-        rows=table and table.rows,
+        own=None if table is None else table.columns,
+        level=LEVEL,
+        convention="unknown" if table is None else "non_embedding",
+        rows=None if table is None else table.rows,
     )
     return {
         "budget": flops,

@@ -12,9 +12,9 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 from tensorboard.backend import http_util
 from werkzeug import wrappers
@@ -30,6 +30,7 @@ STATIC = {
     "figures.js": "text/javascript",
     "fit.js": "text/javascript",
     "index.js": "text/javascript",
+    "paced.js": "text/javascript",
     "planner.js": "text/javascript",
     "runs.js": "text/javascript",
     "text.js": "text/javascript",
@@ -56,32 +57,38 @@ class Routes:
 
     def apps(self) -> Mapping[str, Callable[..., Any]]:
         """WSGI applications by route."""
-        files = {f"/{name}": _app(lambda request, name=name: _static(request, name)) for name in STATIC}
+        files = {f"/{name}": _app(partial(_static, name)) for name in STATIC}
         answers = {"runs": self.runs, "figure": self.figure, "advice": self.advice, "fit": self.fit, "plan": self.plan}
         return {
             **files,
             "/plotly.js": _app(_plotly),
-            **{f"/{name}": _app(lambda request, make=make: _answer(request, make)) for name, make in answers.items()},
+            **{f"/{name}": _app(partial(_answer, make)) for name, make in answers.items()},
         }
 
     def runs(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """The runs, unless `have` names this state of theirs; and what would be drawn of the chosen ones."""
-        from .answers import figure_keys, runs_answer
+        from .listing import runs_answer
 
         snapshot = self._store.snapshot()
-        drawn = self._study(snapshot, chosen(snapshot, asked))
         answer = runs_answer(snapshot, whole=asked.get("have") != snapshot.version)
+        entries = chosen(snapshot, asked)
+        if not snapshot.entries:  # what makes figures is being imported: the page need not wait for that
+            return answer
+        from .answers import figure_keys
+
+        drawn = self._study(snapshot, entries)
         return answer | {"figures": figure_keys(), "state": drawn.state, "drawn": drawn.version}
 
     def figure(self, asked: Mapping[str, str]) -> dict[str, Any] | bytes:
         """One figure, unless `have` is its digest."""
         from .answers import figure_answer, figure_keys
 
-        key, theme = asked.get("key", ""), asked.get("theme", "light")
+        key = asked.get("key", "")
         if key not in figure_keys():
             raise BadRequest(f"key: expected one of {', '.join(figure_keys())}")
-        if theme not in ("light", "dark"):
+        if asked.get("theme", "light") not in ("light", "dark"):
             raise BadRequest("theme: expected light or dark")
+        theme: Literal["light", "dark"] = "dark" if asked.get("theme") == "dark" else "light"
         snapshot = self._store.snapshot()
         drawn = self._study(snapshot, chosen(snapshot, asked))
         name = (key, theme, drawn.version)
@@ -156,7 +163,7 @@ def _app(handle: Callable[[wrappers.Request], wrappers.Response]) -> Callable[..
 
 
 def _answer(
-    request: wrappers.Request, make: Callable[[Mapping[str, str]], dict[str, Any] | bytes]
+    make: Callable[[Mapping[str, str]], dict[str, Any] | bytes], request: wrappers.Request
 ) -> wrappers.Response:
     code = 200
     try:
@@ -174,15 +181,13 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def _static(request: wrappers.Request, name: str) -> wrappers.Response:
+def _static(name: str, request: wrappers.Request) -> wrappers.Response:
     content = resources.files(__package__).joinpath("static", name).read_bytes()
     return http_util.Respond(request, content, STATIC[name])
 
 
 def _plotly(request: wrappers.Request) -> wrappers.Response:
-    return http_util.Respond(
-        request, _plotly_script(), "text/javascript", expires=PLOTLY_KEPT, content_encoding="gzip"
-    )
+    return http_util.Respond(request, _plotly_script(), "text/javascript", expires=PLOTLY_KEPT, content_encoding="gzip")
 
 
 @lru_cache(maxsize=1)

@@ -82,7 +82,8 @@ class Snapshot:
 class RecordStore:
     """Follows the records below some folders.
 
-    The thread starts with the first question, and sleeps while none is asked.
+    The thread starts with the first question, and sleeps while none is asked. `any` makes it take a first look alone:
+    somebody opened TensorBoard, and may open the tab.
     """
 
     def __init__(self, roots: Sequence[Root]) -> None:
@@ -91,6 +92,7 @@ class RecordStore:
         self._lock = threading.Lock()
         self._wake, self._some = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._wanted = False  # by a page of the tab
         self._tails: dict[tuple[int, str], Tail] = {}
         self._entries: dict[tuple[int, str], Entry] = {}
         self._scans: list[Scan] = []
@@ -107,13 +109,15 @@ class RecordStore:
 
     def snapshot(self) -> Snapshot:
         """What is known now; what is new will be in a later one."""
+        self._wanted = True
         self._poke()
         return self._snapshot
 
     def look(self) -> Snapshot:
         """List the folders and read what has changed, here and now."""
         with self._lock:
-            self._look()
+            while self._look():
+                pass
         return self._snapshot
 
     def _poke(self) -> None:
@@ -129,12 +133,17 @@ class RecordStore:
             self._wake.wait()
             self._wake.clear()
             try:
-                self.look()
+                with self._lock:
+                    first = self._look(self._wanted)
+                self._wanted = self._wanted and first  # what was only glimpsed at is read next
+                if self._wanted:
+                    self._wake.set()
             except Exception:  # a tab must not end TensorBoard; what it knew stays
                 _logger.exception("isoflop: the Scaling tab could not read the records")
             time.sleep(LOOK_EVERY)
 
-    def _look(self) -> None:
+    def _look(self, read: bool = True) -> bool:
+        """Take a first look at what is new; else read on, where that is wanted. Whether there was something new."""
         files = self._files()
         for gone in self._tails.keys() - files.keys():
             del self._tails[gone]
@@ -147,9 +156,10 @@ class RecordStore:
         for place in new:  # a first look at all of them, before any is read to its end
             tail, large = self._tails[place], is_large(files[place])
             self._put(place, tail.glimpse(files[place].size) if large else tail.read(), len(files))
-        for place, stamp in files.items():
+        for place, stamp in files.items() if read and not new else ():
             if self._tails[place].stamp != stamp:
                 self._put(place, self._tails[place].read(), len(files))
+        return bool(new)
 
     def _files(self) -> dict[tuple[int, str], Stamp]:
         """The records' stamps now; the folders are listed again where that is due."""

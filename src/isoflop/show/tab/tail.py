@@ -6,20 +6,19 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from isoflop.record import Point, RecordError, Run
-from isoflop.record.lines import parse
 from isoflop.record.read import read_stream
-from isoflop.show.figures.curve import RunCurve, curve_of_run
 
 from .digest import SMALL, Digest, glimpse
 from .folder import Stamp, open_inside, stamp_of
 
+if TYPE_CHECKING:
+    from isoflop.show.figures.curve import RunCurve
+
 BLOCK = 1 << 22
 """Bytes read at once."""
-MOST_ADVICE = 200
-"""Pieces of advice kept of a run, the latest."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,12 @@ class Reading:
     Attributes:
         run: with the last point of each loss alone; None: it can't be read as a record.
         curve: its points, thinned, as columns.
-        advice: its `advice` events, as written.
         problem: why there is no run, or what was left out.
         whole: whether all of the file was looked at.
     """
 
     run: Run | None
     curve: RunCurve | None = None
-    advice: tuple[dict[str, Any], ...] = ()
     problem: str | None = None
     whole: bool = True
 
@@ -96,11 +93,13 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _reading(record: bytes, path: str, problem: str | None = None, *, whole: bool = True) -> Reading:
+    from isoflop.show.figures.curve import curve_of_run  # NumPy and SciPy: not while TensorBoard starts
+
     try:
         run = read_stream(io.BytesIO(record), path)
     except RecordError as error:
         return Reading(None, problem=str(error), whole=whole)
-    return Reading(replace(run, points=_ends(run)), curve_of_run(run), _advice(record), problem, whole)
+    return Reading(replace(run, points=_ends(run)), curve_of_run(run), problem, whole)
 
 
 def _ends(run: Run) -> tuple[Point, ...]:
@@ -108,11 +107,6 @@ def _ends(run: Run) -> tuple[Point, ...]:
     last = {name: point for point in run.points for name, value in point.losses.items() if value is not None}
     kept = {id(point) for point in (*last.values(), *run.points[-1:])}
     return tuple(point for point in run.points if id(point) in kept)
-
-
-def _advice(record: bytes) -> tuple[dict[str, Any], ...]:
-    found = [parse(line)[0] for line in record.split(b"\n") if line.startswith(b'{"event":"advice"')]
-    return tuple(item for item in found[-MOST_ADVICE:] if isinstance(item, dict))
 
 
 def _told(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 import {ask, script} from './api.js';
 import {element, list, show} from './dom.js';
+import {Paced} from './paced.js';
 import {theme} from './theme.js';
 
 const plotly = script('./plotly.js');
@@ -14,6 +15,7 @@ const CONFIG = {
   plotlyServerURL: '',
   modeBarButtonsToRemove: ['lasso2d', 'select2d'],
 };
+const FIRST = 'isoflop first figure'; // a mark in the page's timeline, for benchmarks/tab.py
 
 export class Figures {
   constructor(place, parameters) {
@@ -30,7 +32,7 @@ export class Figures {
   }
 
   /** What there is to draw: figures' keys, and the version of what they would show. */
-  update(keys, wanted) {
+  update(keys, wanted, urgent) {
     for (const key of keys) {
       if (this.cards.has(key)) continue;
       const card = new Card(key, this.parameters);
@@ -40,8 +42,13 @@ export class Figures {
     }
     for (const card of this.cards.values()) {
       card.wanted = wanted;
-      if (card.visible) card.update();
+      if (card.visible) card.update(urgent);
     }
+  }
+
+  /** Whether something in view is older than what there is. */
+  get behind() {
+    return [...this.cards.values()].some((card) => card.visible && card.paced.done !== card.version());
   }
 }
 
@@ -51,10 +58,10 @@ class Card {
     this.parameters = parameters;
     this.visible = false;
     this.wanted = null;
-    this.shown = null; // wanted and theme of what is drawn
     this.digest = '';
-    this.asking = null;
-    this.title = element('h2', {}, ' ');
+    this.ends = {}; // of the axes, as the server gave them
+    this.paced = new Paced((signal) => this.ask(signal));
+    this.title = element('h2', {}, '\u00a0');
     this.plot = element('div', {class: 'plot'});
     this.reason = element('p', {class: 'reason', hidden: true});
     this.notes = element('div', {class: 'notes'});
@@ -62,43 +69,54 @@ class Card {
     this.top.dataset.key = key;
   }
 
-  async update() {
-    const wanted = `${this.wanted} ${theme()}`;
-    if (this.wanted === null || wanted === this.shown || (this.asking && this.asking.wanted === wanted)) return;
-    this.asking?.abort.abort();
-    const asking = {wanted, abort: new AbortController()};
-    this.asking = asking;
+  async update(urgent = false) {
     try {
-      const parameters = {...this.parameters(), key: this.key, theme: theme(), have: this.digest};
-      const answer = await ask('./figure', parameters, asking.abort.signal);
-      if (answer.unchanged !== true) await this.draw(answer);
-      if (this.asking === asking) this.shown = wanted;
+      await this.paced.want(this.version(), urgent);
     } catch (error) {
-      if (error.name !== 'AbortError') this.say(`This figure could not be drawn: ${error.message}`);
-    } finally {
-      if (this.asking === asking) this.asking = null;
+      this.say(`This figure could not be drawn: ${error.message}`);
     }
   }
 
-  async draw(answer) {
+  version() {
+    return this.wanted && `${this.wanted} ${theme()}`;
+  }
+
+  async ask(signal) {
+    const answer = await ask('./figure', {...this.parameters(), key: this.key, theme: theme(), have: this.digest}, signal);
+    if (answer.unchanged) return;
     this.title.textContent = answer.title;
-    if (answer.plot) {
-      await plotly;
-      this.plot.hidden = false;
-      this.reason.hidden = true;
-      // what somebody zoomed into stays while uirevision is the same
-      await window.Plotly.react(this.plot, answer.plot.data, {...answer.plot.layout, uirevision: 'kept'}, CONFIG);
-      this.top.dataset.drawn = answer.digest;
-    } else {
-      this.say(answer.state === 'fitting' ? 'Fitting the runs…' : `Not shown: ${answer.reason}`);
-    }
+    const fitting = answer.state === 'fitting'; // then notes would say that no run counts
+    show(this.notes, fitting ? '' : (list(answer.notes) ?? ''));
     this.digest = answer.digest;
-    show(this.notes, list(answer.notes) ?? '');
+    if (!answer.plot) {
+      this.plot.hidden = true;
+      this.say(fitting ? 'Fitting the runs…' : `Not shown: ${answer.reason}`);
+      return;
+    }
+    await plotly;
+    this.plot.hidden = false;
+    this.reason.hidden = true;
+    await window.Plotly.react(this.plot, answer.plot.data, this.zoomed(answer.plot.layout), CONFIG);
+    if (!performance.getEntriesByName(FIRST).length) requestAnimationFrame(() => performance.mark(FIRST));
+    this.top.dataset.drawn = answer.digest;
+  }
+
+  /** A layout with the ends of axes that somebody zoomed to. What was hidden in the legend stays by uirevision. */
+  zoomed(layout) {
+    const made = {...layout, uirevision: 'kept'};
+    for (const axis of ['xaxis', 'xaxis2', 'yaxis']) {
+      if (!layout[axis]) continue;
+      const {range: now, autorange} = this.plot.layout?.[axis] ?? {};
+      // by uirevision alone a zoom is lost when a growing run moves the ends that the server gives
+      const left = now && !autorange && this.ends[axis] && String(now) !== this.ends[axis];
+      this.ends[axis] = String(layout[axis].range);
+      if (left) made[axis] = {...layout[axis], range: [...now]};
+    }
+    return made;
   }
 
   say(text) {
     this.reason.textContent = text;
     this.reason.hidden = false;
-    if (!this.digest || text.startsWith('Not shown')) this.plot.hidden = true;
   }
 }

@@ -5,12 +5,15 @@ import {element, show} from './dom.js';
 import {Choice, progress, RunList} from './runs.js';
 import {Figures} from './figures.js';
 import {followTheme} from './theme.js';
+import {Paced} from './paced.js';
 import {Planner} from './planner.js';
 import {showAdvice} from './advice.js';
 import {showFit} from './fit.js';
 
-const OFTEN = 300; // milliseconds between two questions while records are read or runs fitted
-const SELDOM = 3000; // and while runs train
+// Milliseconds between two questions: until something of every run is known, while they are read and fitted, and then.
+const OFTEN = 200;
+const NOW_AND_THEN = 1000;
+const SELDOM = 3000;
 
 /** Called by TensorBoard's page. */
 export function render() {
@@ -25,10 +28,10 @@ class Tab {
     this.timer = null;
     this.asking = false;
     this.again = false;
-    this.shown = {}; // versions of what the panels show
+    this.urgent = false;
     this.choice = new Choice();
     const parameters = () => this.choice.parameters(this.told.runs);
-    this.list = new RunList(this.choice, () => this.poll());
+    this.list = new RunList(this.choice, () => this.poll(true));
     this.said = element('div', {class: 'said', role: 'status'});
     const figures = element('div', {class: 'figures'});
     const panel = (name, title) => element('section', {class: `card ${name}`}, element('h2', {}, title));
@@ -39,25 +42,33 @@ class Tab {
     const advice = panel('advice', 'Advice');
     fit.append(this.fit);
     advice.append(this.advice);
+    const parts = [['Figures', figures], ['Fit', fit], ['Plan', planner], ['Advice', advice]];
+    const go = ([name, part]) =>
+      element('button', {type: 'button', onclick: () => part.scrollIntoView({block: 'start'})}, name);
+    const head = element('nav', {class: 'head'}, ...parts.map(go), this.said);
     body.append(
-      element(
-        'div',
-        {class: 'page'},
-        this.list.top,
-        element('main', {}, this.said, figures, element('div', {class: 'panels'}, fit, planner, advice)),
-      ),
+      element('div', {class: 'page'}, this.list.top, element('main', {}, head, figures, fit, planner, advice)),
     );
     this.figures = new Figures(figures, parameters);
     this.planner = new Planner(planner, parameters);
     this.parameters = parameters;
-    followTheme(() => this.update());
+    this.panels = [
+      new Paced(async (signal) => showFit(this.fit, await ask('./fit', parameters(), signal))),
+      new Paced((signal) => this.planner.update(signal)),
+      new Paced(async (signal) => {
+        const {advice: said} = await ask('./advice', parameters(), signal);
+        showAdvice(this.advice, said, this.choice.chosen(this.told.runs).length);
+      }),
+    ];
+    followTheme(() => this.update(true));
     document.addEventListener('visibilitychange', () => this.poll());
     new ResizeObserver(() => this.poll()).observe(document.documentElement); // another tab was open: it had no size
     this.poll();
   }
 
-  /** Ask for what is new, now and then again. */
-  async poll() {
+  /** Ask for what is new, now and then again. `urgent`: somebody chose other runs. */
+  async poll(urgent = false) {
+    this.urgent ||= urgent;
     if (this.asking) {
       this.again = true;
       return;
@@ -65,42 +76,36 @@ class Tab {
     clearTimeout(this.timer);
     if (document.hidden || !document.documentElement.clientWidth) return; // nobody looks: an event calls again
     this.asking = true;
+    this.again = false;
+    const now = this.urgent;
+    this.urgent = false;
     try {
       const told = await ask('./runs', {...this.parameters(), have: this.told.version ?? ''});
       this.told = {...this.told, ...told};
       this.list.show(this.told.runs);
       progress(this.said, this.told);
-      this.update();
+      this.update(now);
     } catch (error) {
       show(this.said, element('span', {class: 'reason'}, `TensorBoard does not answer: ${error.message}`));
     }
     this.asking = false;
-    const busy = !this.told.listed || this.told.whole < this.told.found || this.told.state !== 'fitted';
-    this.timer = setTimeout(() => this.poll(), this.again ? 0 : busy && this.told.found !== 0 ? OFTEN : SELDOM);
-    this.again = false;
+    this.timer = setTimeout(() => this.poll(), this.again ? 0 : this.pause());
+  }
+
+  /** Milliseconds until the next question. */
+  pause() {
+    const {listed, found, read, whole, state} = this.told;
+    if (!listed || read < found) return OFTEN;
+    return found && (whole < found || state !== 'fitted' || this.figures.behind) ? NOW_AND_THEN : SELDOM;
   }
 
   /** Bring up to date what shows something older. */
-  update() {
-    if (!this.told.version) return;
-    const {drawn, figures, read} = this.told;
-    if (read) this.figures.update(figures, drawn);
-    this.panel('fit', drawn, async () => showFit(this.fit, await ask('./fit', this.parameters())));
-    this.panel('plan', drawn, () => this.planner.update());
-    this.panel('advice', drawn, async () => {
-      const {advice} = await ask('./advice', this.parameters());
-      showAdvice(this.advice, advice, this.choice.chosen(this.told.runs).length);
-    });
-  }
-
-  async panel(name, version, show) {
-    if (this.shown[name] === version) return;
-    this.shown[name] = version;
-    try {
-      await show();
-    } catch (error) {
-      this.shown[name] = null;
-      console.warn(`isoflop: ${name}: ${error.message}`);
+  update(urgent = false) {
+    const {drawn, figures} = this.told;
+    if (!drawn) return; // nothing was read yet
+    this.figures.update(figures, drawn, urgent);
+    for (const panel of this.panels) {
+      panel.want(drawn, urgent).catch((error) => console.warn(`isoflop: ${error.message}`));
     }
   }
 }

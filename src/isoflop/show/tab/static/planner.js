@@ -35,13 +35,14 @@ export class Planner {
   }
 
   /** Ask again: the runs have changed, or somebody typed. */
-  async update() {
+  async update(signal = undefined) {
     if (this.asked === null) return;
     const asked = this.asked;
     try {
-      const found = await ask('./plan', {...this.parameters(), budget: asked});
+      const found = await ask('./plan', {...this.parameters(), budget: asked}, signal);
       if (asked === this.asked) show(this.answer, ...plan(found));
     } catch (error) {
+      if (error.name === 'AbortError') throw error;
       if (asked === this.asked) show(this.answer, element('p', {class: 'reason'}, error.message));
     }
   }

@@ -150,9 +150,14 @@ export class RunList {
         'label',
         {},
         box,
-        element('span', {class: 'name'}, run.name),
+        element(
+          'span',
+          {class: 'name'},
+          run.name,
+          folder && folder !== run.name ? element('span', {class: 'folder'}, ` ${folder}`) : null,
+        ),
         element('span', {class: `status ${run.status ?? 'problem'}`, title: STATUS[run.status] ?? 'not readable'}),
-        element('span', {class: 'facts'}, facts(run), folder && folder !== run.name ? ` · ${folder}` : ''),
+        element('span', {class: 'facts'}, facts(run)),
       ),
     );
   }

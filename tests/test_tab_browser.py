@@ -1,0 +1,214 @@
+"""The Scaling tab in a real TensorBoard, seen through a real Chromium."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from study_runs import planted_run
+from tensorboards import browser, tensorboard, without_browser
+from test_tab import GRID, HOSTILE, write
+
+pytestmark = pytest.mark.skipif(without_browser() is not None, reason=f"no browser: {without_browser()}")
+LONGEST = 120
+"""Seconds that are waited for something, at the most: these machines are busy."""
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with browser(tmp_path_factory.mktemp("chromium")) as driver:
+        driver.set_script_timeout(LONGEST)
+        yield driver
+
+
+def until(driver: Any, script: str) -> Any:
+    """What a script gives once it gives something."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, LONGEST, poll_frequency=0.1).until(lambda d: d.execute_script(script))
+
+
+def opened(driver: Any, url: str, within: bool = False) -> None:
+    """The tab with its first figure; within TensorBoard's page, or alone, which takes less time."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    driver.switch_to.default_content()
+    driver.get("about:blank")
+    for log in ("browser", "performance"):  # of the page before, whose server is gone
+        driver.get_log(log)
+    driver.get(f"{url}#isoflop" if within else f"{url}data/plugin_entry.html?name=isoflop")
+    if within:
+        frame = WebDriverWait(driver, LONGEST).until(lambda d: d.find_elements("css selector", "iframe[src*=isoflop]"))
+        driver.switch_to.frame(frame[0])
+    until(driver, "return document.querySelector('.figure[data-drawn]')")
+
+
+CURVES = "[...document.querySelectorAll('.figure[data-key=loss-flops] .plot')].flatMap(p => p.data ?? [])"
+RUNS = f"new Set({CURVES}.filter(t => t.meta?.run_id).map(t => t.meta.run_id)).size"
+
+
+RANGE = "return document.querySelector('.figure .plot')._fullLayout.xaxis.range"
+
+
+def zoom(driver: Any) -> None:
+    """Drag over the middle of the first figure."""
+    from selenium.webdriver import ActionChains
+
+    drag = driver.find_element("css selector", ".figure .plot .nsewdrag")
+    width, height = drag.size["width"] // 4, drag.size["height"] // 4
+    moves = ActionChains(driver).move_to_element_with_offset(drag, -width, -height).click_and_hold()
+    moves.move_by_offset(width, height).move_by_offset(width, height).release().perform()
+
+
+def console(driver: Any) -> list[str]:
+    """Errors on the page, but that a page alone has no icon."""
+    severe = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    return [text for text in severe if "favicon.ico" not in text]
+
+
+def hosts(driver: Any) -> set[str | None]:
+    """Whom the page asked for anything since the last question."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    assert any("/data/plugin/isoflop/plotly.js" in url for url in urls)
+    return {urlsplit(url).hostname for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
+
+
+def test_the_tab_shows_a_curve_for_each_run_and_follows_a_run_that_trains(chromium: Any, tmp_path: Path):
+    for run in GRID[:3]:
+        write(tmp_path / run.name, run)
+    live = write(tmp_path / "live", planted_run("live", 3e8, 6e9, status="running", until=0.3))
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url, within=True)
+        until(chromium, f"return {RUNS} === 4")
+        assert chromium.execute_script("return document.querySelectorAll('.runs li').length") == 4
+        before = chromium.execute_script(f"return {CURVES}.map(t => t.name)")
+        assert "live" in before
+        # somebody zooms in, and the run goes on
+        whole = chromium.execute_script(RANGE)
+        zoom(chromium)
+        zoomed = chromium.execute_script(RANGE)
+        assert zoomed[1] - zoomed[0] < 0.8 * (whole[1] - whole[0])
+        count = f"{CURVES}.find(t => t.name === 'live').x.bdata.length"
+        old = chromium.execute_script(f"return {count}")
+        last = planted_run("live", 3e8, 6e9).points[-1]
+        live.point(last)
+        until(chromium, f"return {count} > {old}")
+        assert chromium.execute_script(RANGE) == zoomed
+        live.end(last.step, "completed")
+        live.close()
+        until(chromium, "return !document.querySelector('.status.running')")
+        write(tmp_path / "new", planted_run("new", 2e8, 6e9))  # and a run begins
+        until(chromium, f"return {RUNS} === 5")
+        assert console(chromium) == []
+        assert hosts(chromium) == {"127.0.0.1"}
+
+
+def test_runs_are_chosen_and_the_choice_is_kept(chromium: Any, tmp_path: Path):
+    for run in GRID[:6]:
+        write(tmp_path / run.name, run)
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url)
+        until(chromium, f"return {RUNS} === 6")
+        chromium.execute_script("document.querySelector('.none').click()")
+        until(chromium, "return document.querySelector('.figure .reason').textContent.startsWith('Not shown')")
+        chromium.execute_script("document.querySelectorAll('.runs input')[2].click()")
+        until(chromium, f"return {RUNS} === 1")
+        chromium.execute_script("document.querySelector('.all').click()")
+        until(chromium, f"return {RUNS} === 6")
+        box = chromium.find_element("css selector", ".filter")
+        box.send_keys("1e.18")
+        until(chromium, f"return {RUNS} === 5 && document.querySelectorAll('.runs li').length === 5")
+        box.send_keys("(")
+        until(chromium, "return document.querySelector('.filter.bad')")
+        box.send_keys("\b")
+        chromium.execute_script("document.querySelectorAll('.runs input')[0].click()")
+        until(chromium, f"return {RUNS} === 4")
+        opened(chromium, url)
+        until(chromium, f"return {RUNS} === 4")
+        assert chromium.find_element("css selector", ".filter").get_attribute("value") == "1e.18"
+        chromium.execute_script("localStorage.clear()")
+        assert console(chromium) == []
+
+
+def test_the_fit_the_advice_and_the_planner_are_shown(chromium: Any, tmp_path: Path):
+    said = {
+        "step": 7,
+        "reason": "too_large",
+        "severity": "warning",
+        "what": "The model is too large for its data.",
+        "do": "train less of it.",
+        "numbers": [{"name": "N", "value": 1e9, "unit": "parameters", "low": 5e8, "high": 2e9}],
+        "basis": ["Hoffmann et al. 2022"],
+        "probability": 0.97,
+        "level": 0.8,
+    }
+    for i, run in enumerate(GRID):
+        write(tmp_path / run.name, run, advice=said if i == 0 else None)
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url)
+        until(chromium, "return document.querySelector('.approaches')")
+        fit = chromium.execute_script("return document.querySelector('.fit').innerText")
+        assert f"{len(GRID)} finished runs" in fit and "alpha" in fit and "approach 3" in fit
+        until(chromium, f"return {CURVES}.some(t => t.name?.includes('fitted law'))")
+        advice = chromium.execute_script("return document.querySelector('.timeline').innerText")
+        assert "WARNING" in advice and "too large for its data" in advice and "train less" in advice
+        chromium.find_element("css selector", ".budget").send_keys("10 PF-days\n")
+        until(chromium, "return document.querySelector('.plan td')")
+        plan = chromium.execute_script("return document.querySelector('.answer').innerText")
+        assert "8.64·10²⁰ FLOPs, 10 PF-days" in plan and f"From {len(GRID)} chosen runs." in plan
+        chromium.find_element("css selector", ".budget").send_keys("<script>\n")
+        until(chromium, "return document.querySelector('.answer .reason')")
+        errors = [text for text in console(chromium) if "400 (BAD REQUEST)" not in text]
+        assert errors == []
+
+
+def test_hostile_names_are_shown_as_texts(chromium: Any, tmp_path: Path):
+    said = {"step": 1, "reason": HOSTILE, "severity": HOSTILE, "what": HOSTILE, "do": HOSTILE, "basis": [HOSTILE]}
+    write(tmp_path / HOSTILE.replace("/", ""), planted_run(HOSTILE, 1e8, 2e9), advice=said)
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url)
+        until(chromium, "return document.querySelector('.timeline li')")
+        assert HOSTILE in chromium.execute_script("return document.querySelector('.timeline').innerText")
+        assert HOSTILE in chromium.execute_script("return document.querySelector('.runs').innerText")
+        assert HOSTILE in chromium.execute_script("return document.querySelector('.figure .plot').textContent")
+        assert chromium.execute_script("return document.querySelectorAll('img').length") == 0
+        assert console(chromium) == []
+
+
+def test_nothing_of_plotlys_sends_a_chart_away(chromium: Any, tmp_path: Path):
+    write(tmp_path, GRID[0])
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url)
+        titles = until(
+            chromium, "return [...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title).join('|')"
+        )
+        assert "Zoom" in titles and "hare" not in titles and "loud" not in titles
+        assert chromium.execute_script("return document.querySelectorAll('a[href^=http]').length") == 0
+
+
+def test_light_and_dark_follow_tensorboard(chromium: Any, tmp_path: Path):
+    write(tmp_path, GRID[0])
+    background = "return document.querySelector('.figure .plot').layout?.paper_bgcolor"
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url, within=True)
+        light = chromium.execute_script(background)
+        chromium.execute_script("parent.document.body.classList.add('dark-mode')")
+        until(chromium, "return document.documentElement.dataset.theme === 'dark'")
+        until(chromium, f"{background} !== '{light}'")
+        chromium.execute_script("parent.document.body.classList.remove('dark-mode')")
+        until(chromium, f"{background} === '{light}'")
+
+
+def test_a_folder_without_records_leaves_the_tab_inactive_beside_the_others(chromium: Any, tmp_path: Path):
+    with tensorboard(tmp_path) as url:
+        chromium.switch_to.default_content()
+        chromium.get(f"{url}data/plugins_listing")
+        listing = json.loads(chromium.find_element("css selector", "body").text)
+        assert listing["isoflop"]["enabled"] is False and listing["isoflop"]["tab_name"] == "Scaling"
+        assert "scalars" in listing and "text" in listing
