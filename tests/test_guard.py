@@ -28,6 +28,7 @@ from tiny import (
     model,
     plain_loop,
     same_weights,
+    unpickling,
     weights,
 )
 
@@ -65,7 +66,7 @@ def lightning_run(folder: Path, observed: bool, resumed: bool = False, fails: bo
     )
     path = folder / "c" / "step=8.ckpt" if resumed else None
     loaders = batches(ROWS, 8), batches(HELD_OUT, 8)
-    trainer.fit(lightning_module(package, net, validate=True), *loaders, ckpt_path=path, weights_only=False)
+    trainer.fit(lightning_module(package, net, validate=True), *loaders, ckpt_path=path, **unpickling(trainer.fit))
     return weights(net)
 
 

@@ -26,6 +26,7 @@ from tiny import (
     same_weights,
     the_run,
     totals,
+    unpickling,
     weights,
 )
 
@@ -291,7 +292,8 @@ def test_testing_with_a_checkpoint_does_not_turn_the_counts_back(tmp_path: Path)
     trainer = lightning_trainer(package, tmp_path, enable_checkpointing=True, callbacks=[watch, saver])
     module = lightning_module(package, model(), test_step=test_step)
     trainer.fit(module, batches(ROWS, 8))
-    trainer.test(module, batches(ROWS, 8), ckpt_path=tmp_path / "c" / "step=4.ckpt", weights_only=False, verbose=False)
+    path = tmp_path / "c" / "step=4.ckpt"
+    trainer.test(module, batches(ROWS, 8), ckpt_path=path, verbose=False, **unpickling(trainer.test))
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, batches(ROWS, 8))
     run = the_run(tmp_path)
