@@ -131,7 +131,8 @@ def installed(python: Path) -> dict[str, str]:
 def run_tests(combination: Combination, python: Path, log: Path) -> tuple[int, int]:
     """Passed and failed (with errors) of the combination's tests."""
     files = [f"tests/test_{stem}.py" for stem in combination.tests]
-    warnings = [] if combination.as_written else ["-W", "default"]
+    options = ["-o", "addopts=-q -m 'not slow'", "-p", "no:cacheprovider"]
+    options += [] if combination.as_written else ["-W", "default"]
     with log.open("a") as output:
         subprocess.run(
             [

@@ -288,7 +288,7 @@ def test_ranks_with_different_numbers_of_batches_under_join(tmp_path: Path, capl
 
 def one_dies(folder: Path, layout: str, where: str | None) -> str:
     """The error that ends the surviving rank; `where` the other dies, with isoflop or (None) without."""
-    net, trained, number, of = laid_out(layout)
+    _, trained, number, of = laid_out(layout)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     monitor = None
     if where is not None:
