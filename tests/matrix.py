@@ -135,17 +135,7 @@ def run_tests(combination: Combination, python: Path, log: Path) -> tuple[int, i
     options += [] if combination.as_written else ["-W", "default"]
     with log.open("a") as output:
         subprocess.run(
-            [
-                str(python),
-                "-m",
-                "pytest",
-                "-o",
-                "addopts=-q -m 'not slow'",
-                "-p",
-                "no:cacheprovider",
-                *warnings,
-                *files,
-            ],
+            [str(python), "-m", "pytest", *options, *files],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
