@@ -1,4 +1,4 @@
-"""Does anything grow with a run's length? Time a step, memory, the record's and the event file's size, decade by decade.
+"""Does anything grow with a run's length? Time a step, memory, the record's and the event file's size by decade.
 
     python benchmarks/endurance.py                    # 10⁴, 10⁵ and 10⁶ steps
     python benchmarks/endurance.py --steps 10000000   # hours on a busy machine

@@ -14,7 +14,7 @@ TENSORBOARD = declare("TensorBoard", "no further scalars in TensorBoard")
 
 
 class TensorBoardSink:
-    """Writes event files into `folder`, from the first write on; of a long run ever fewer log steps, as the record does.
+    """Writes event files into `folder`, from the first write on; of a long run ever fewer log steps, like the record.
 
     TensorBoard draws 1,000 points a chart; all of 10⁶ log steps would be a gigabyte.
     """
