@@ -1,4 +1,4 @@
-"""Eight runs write into one folder, and are killed in it, while others read: nothing torn, nothing lost, no lock left."""
+"""Eight runs write into one folder, two are killed, others read: nothing torn, nothing lost, no lock left."""
 
 from __future__ import annotations
 
