@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = ("lightning", "transformers", "plain_loop", "totals")
-ENDS = ("resume", "distributed", "parallel", "measure", "count", "operators", "noise_distributed", "parameters")
+ENDS = ("parallel", "measure", "parameters")
 """Beside them, at both ends of the range."""
 SHOWN = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate")
 
