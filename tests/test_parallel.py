@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from tiny import Rows, TinyLM, losses, the_run, totals
+from isoflop.observe.parallel import _ranks_of_one_batch
+from tiny import (
+    Rows,
+    TinyLM,
+    batches,
+    hf_trainer,
+    lightning_module,
+    lightning_trainer,
+    losses,
+    the_run,
+    totals,
+)
 from workers import kill_me, run
 
 ROWS, GLOBAL_BATCH, LOG_EVERY = 61, 8, 3  # the last of 8 steps has 5 rows; 8 is no multiple of 3
@@ -247,6 +259,53 @@ def test_more_than_there_are_is_all(tmp_path: Path) -> None:
     monitor.close()
 
 
+# -- a last batch that does not go round, under the trainers -----------------------------------------------------------
+
+
+class Counting(TinyLM):
+    """Counts what really goes through it, repeated rows too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processed = 0
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> dict[str, torch.Tensor]:
+        self.processed += 0 if input_ids.is_meta else input_ids.numel()
+        return super().forward(input_ids, attention_mask, labels)
+
+
+def under_trainers(folder: Path) -> list[int]:
+    """Tokens that went through this rank's model under Lightning and under Hugging Face's Trainer."""
+    import lightning.pytorch as package
+
+    from isoflop.lightning import IsoFLOPMonitor
+    from isoflop.transformers import IsoFLOPCallback
+
+    nets = Counting(), Counting()
+    trainer = lightning_trainer(package, folder / "lightning", devices=2, strategy="ddp", callbacks=[IsoFLOPMonitor()])
+    trainer.fit(lightning_module(package, nets[0]), batches(Rows(ROWS), 4))
+    hf_trainer(
+        nets[1],
+        folder / "transformers",
+        Rows(ROWS),
+        [IsoFLOPCallback()],
+        per_device_train_batch_size=4,
+        ddp_backend="gloo",
+        ddp_find_unused_parameters=False,
+    ).train()
+    return [net.processed for net in nets]
+
+
+def test_uneven_last_batches_under_the_trainers(tmp_path: Path) -> None:
+    """Their samplers repeat rows to make ranks even; what was repeated was computed, and is counted."""
+    ranks = run(under_trainers, tmp_path, ranks=2)
+    for i, name in enumerate(("lightning", "transformers")):
+        record = the_run(tmp_path / name)
+        assert record.points[-1].tokens == sum(processed[i] for processed in ranks) >= ROWS * 16
+        assert record.points[-1].flops == Rows(ROWS).totals()["flops"] // ROWS * (record.points[-1].tokens or 0) // 16
+        assert record.status == "completed" and record.points[-1].step == 8
+
+
 # -- ranks that end apart ----------------------------------------------------------------------------------------------
 
 
@@ -320,3 +379,36 @@ def test_when_a_rank_dies_the_others_end_as_they_would_without_us(layout: str, t
         assert run(one_dies, tmp_path / where, layout, where, ranks=2) == alone
         record = the_run(tmp_path / where)
         assert record.points[0].step == 2 and record.status == "completed"
+
+
+# -- which ranks share a batch, by the device meshes of parameters -----------------------------------------------------
+
+
+class Placed:
+    """A parameter as a DTensor shows itself: S sharded, R replicated along each dimension of its mesh."""
+
+    def __init__(self, shape: tuple[int, ...], placements: str, names: tuple[str, ...] | None = None) -> None:
+        self.device_mesh = SimpleNamespace(shape=shape, ndim=len(shape), mesh_dim_names=names)
+        self.placements = [SimpleNamespace(is_replicate=lambda r=letter == "R": r) for letter in placements]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "fully_sharded", "ranks"),
+    [
+        (object(), False, 1),
+        (Placed((8,), "S"), True, 1),  # FSDP2
+        (Placed((2, 4), "RS"), True, 1),  # hybrid sharding
+        (Placed((2, 4), "SS"), True, 4),  # and tensor parallelism
+        (Placed((2, 4), "SR", ("dp", "tp")), True, 4),  # a norm inside of it
+        (Placed((2, 4, 8), "RSS"), True, 8),
+        (Placed((2, 8), "RS", ("dp_replicate", "tp")), True, 8),  # torch's replicate, and tensor parallelism
+        (Placed((8,), "S"), False, 8),  # tensor parallelism alone
+        (Placed((8,), "R"), False, 1),
+        (Placed((8,), "S", ("dp_shard",)), False, 1),  # sharded data-parallel by hand
+        (Placed((2, 4), "SS", ("data_parallel", "tensor_parallel")), True, 4),  # Lightning's names
+        (Placed((2, 2), "SS", ("dp_shard_mod_ep", "ep")), True, 1),  # torchtitan's experts
+        (Placed((2, 2, 2), "SSS", ("dp", "ep", "tp")), True, 2),
+    ],
+)
+def test_a_parameter_shows_how_many_ranks_share_a_batch(parameter: Any, fully_sharded: bool, ranks: int) -> None:
+    assert _ranks_of_one_batch(parameter, fully_sharded) == ranks

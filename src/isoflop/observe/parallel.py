@@ -12,7 +12,7 @@ from isoflop.observe.ranks import world_size
 
 # what the dimensions of device meshes are called: torch's tutorials, torchtitan ("tp"), Lightning ("tensor_parallel")
 _TENSOR = re.compile(r"(?<![a-z])(tp|tensor)")
-_DATA = re.compile(r"dp|data|replica|shard|batch")
+_DATA = re.compile(r"dp|data|replica|shard|batch|(?<![a-z])(ep|expert)")  # a rank of experts has data of its own
 
 
 def data_parallel_ranks(model: nn.Module | None) -> int | None:
