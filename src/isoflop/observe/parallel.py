@@ -34,14 +34,13 @@ def _ranks_of_one_batch(parameter: Any, fully_sharded: bool) -> int:
     if mesh is None:
         return 1
     names = [name.lower() for name in mesh.mesh_dim_names or [""] * mesh.ndim]
-    sizes = dict(enumerate(mesh.shape))
     tensor = [i for i, name in enumerate(names) if _TENSOR.search(name)]
     if not tensor:
         split = [not placement.is_replicate() for placement in parameter.placements]
         # FSDP2 puts its dimension first, and hybrid sharding a replicated one before it
         data = (1 if split[0] else 2) if fully_sharded else 0
         tensor = [i for i in range(data, mesh.ndim) if split[i] and not _DATA.search(names[i])]
-    return math.prod(sizes[i] for i in tensor)
+    return math.prod(mesh.shape[i] for i in tensor)
 
 
 def ends_apart(model: Any) -> bool:
