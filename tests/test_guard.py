@@ -265,6 +265,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "the noise scale's averages": [(accumulating_loop, "isoflop.noise.result")],
     "the critical batch": [(accumulating_loop, "isoflop.critical.prior_critical_batch")],
     "splitting the step": [(splitting_loop, "isoflop.noise.halves")],
+    "seeing which ranks share a batch": [(loop, "isoflop.monitor.data_parallel_ranks")],
     "seeing the device": [(loop, "isoflop.monitor.model_device")],
     "Lightning's loggers": [
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),
