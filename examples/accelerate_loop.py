@@ -65,7 +65,6 @@ def train(folder: Path, texts: tuple[bytes, bytes], stop_at: int) -> None:
     monitor.sync()  # sums over the ranks, so that the state holds all of the last steps
     accelerator.save_state(str(checkpoint))
     monitor.close()
-    accelerator.end_training()
 
 
 def main() -> None:
@@ -73,7 +72,10 @@ def main() -> None:
     folder, texts = fresh_folder("accelerate_loop"), stdlib_text()
     train(folder, texts, stop_at=STEPS // 2)
     train(folder, texts, stop_at=STEPS)
-    print_summary(isoflop.read_runs(folder))
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        print_summary(isoflop.read_runs(folder))
+    accelerator.end_training()  # it ends the process group: once, at the end
 
 
 if __name__ == "__main__":

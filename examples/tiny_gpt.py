@@ -159,5 +159,6 @@ def warm_up_then_decay(step: int, warm_up: int = 200) -> float:
 def fresh_folder(folder: str) -> Path:
     """`runs/<folder>`, without what an earlier start of the same example left there."""
     path = Path("runs") / folder
-    shutil.rmtree(path, ignore_errors=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one clears up
+        shutil.rmtree(path, ignore_errors=True)
     return path

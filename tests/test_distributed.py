@@ -19,6 +19,7 @@ from tiny import (
     plain_loop,
     the_run,
     totals,
+    unpickling,
 )
 from workers import kill_me, run
 
@@ -180,7 +181,7 @@ def lightning_resumable(folder: Path, kill_at: int | None) -> None:
     )
     path = folder / "c" / "last.ckpt"
     loader = batches(Rows(ROWS // 2), 4)
-    fit = {"ckpt_path": path if path.exists() else None, "weights_only": False}
+    fit = {"ckpt_path": path if path.exists() else None, **unpickling(trainer.fit)}
     trainer.fit(lightning_module(package, model()), loader, **fit)
 
 

@@ -28,6 +28,7 @@ from tiny import (
     model,
     plain_loop,
     same_weights,
+    unpickling,
     weights,
 )
 
@@ -65,7 +66,7 @@ def lightning_run(folder: Path, observed: bool, resumed: bool = False, fails: bo
     )
     path = folder / "c" / "step=8.ckpt" if resumed else None
     loaders = batches(ROWS, 8), batches(HELD_OUT, 8)
-    trainer.fit(lightning_module(package, net, validate=True), *loaders, ckpt_path=path, weights_only=False)
+    trainer.fit(lightning_module(package, net, validate=True), *loaders, ckpt_path=path, **unpickling(trainer.fit))
     return weights(net)
 
 
@@ -264,6 +265,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "the noise scale's averages": [(accumulating_loop, "isoflop.noise.result")],
     "the critical batch": [(accumulating_loop, "isoflop.critical.prior_critical_batch")],
     "splitting the step": [(splitting_loop, "isoflop.noise.halves")],
+    "seeing which ranks share a batch": [(loop, "isoflop.monitor.data_parallel_ranks")],
     "seeing the device": [(loop, "isoflop.monitor.model_device")],
     "Lightning's loggers": [
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),

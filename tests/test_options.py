@@ -37,6 +37,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("log_every", "10", "log_every= expects a whole number of at least 1, got '10'"),
         ("num_params", -7, "num_params= expects a whole number of at least 1, got -7"),
         ("num_params", 1e9, "num_params= expects a whole number of at least 1, got 1000000000.0"),
+        ("data_parallel", 0, "data_parallel= expects a whole number of at least 1, got 0"),
         ("tokens_fn", 4096, "tokens_fn= expects a function of a batch, got 4096"),
         ("record_dir", 3, "record_dir= expects a path, got 3"),
         ("fit_on", "eval", "fit_on= expects 'train', 'eval/<name>' or 'off', got 'eval'"),
@@ -65,7 +66,7 @@ def test_an_option_that_does_not_exist():
     assert str(caught.value) == (
         "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
         "num_params, peak_flops, fit_on, history, lr_plan, target_loss, inference_tokens, unique_tokens, intent, "
-        "price_per_hour, on_advice, thresholds, noise_scale"
+        "price_per_hour, on_advice, thresholds, noise_scale, data_parallel"
     )
 
 

@@ -23,6 +23,7 @@ from tiny import (
     plain_loop,
     the_run,
     totals,
+    unpickling,
 )
 from workers import kill_me, run
 
@@ -107,7 +108,7 @@ def train_lightning(folder: Path, every: int, kill_at: int | None = None, accumu
     last = checkpoints / "last.ckpt"
     path = last if last.exists() else None
     module = lightning_module(package, model(dropout=0.1))
-    trainer.fit(module, Resumable(8 // accumulate), ckpt_path=path, weights_only=False)
+    trainer.fit(module, Resumable(8 // accumulate), ckpt_path=path, **unpickling(trainer.fit))
 
 
 def train_transformers(folder: Path, every: int, kill_at: int | None = None, accumulate: int = 1) -> None:

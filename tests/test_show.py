@@ -5,17 +5,21 @@ from __future__ import annotations
 import doctest
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from isoflop.observe.parameters import Parameters
 from isoflop.observe.tally import Totals
+from isoflop.record import due
 from isoflop.show import terminal
 from isoflop.show.axes import MAX_STEP, ComputeAxes
 from isoflop.show.scalars import AXES, INTERVAL, Interval, interval_scalars
+from isoflop.show.tensorboard import TensorBoardSink
 from isoflop.show.terminal import interval_line
 
 LOG, GIGA = "isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs"
@@ -175,3 +179,14 @@ def test_the_line_leaves_out_what_is_unknown(values: dict[str, float], line: str
 
 def test_large_steps():
     assert interval_line(1_234_567, {}) == "step 1,234,567"
+
+
+def test_an_event_file_of_our_own_is_thinned_and_ends_where_the_run_does(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    for step in range(1, 3000):
+        sink.write(step, {"loss": float(step)}, [])
+    sink.close()
+    sink.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload().Scalars("loss")
+    assert [event.step for event in events] == [step for step in range(1, 2999) if due(step)] + [2999]
+    assert all(event.value == event.step for event in events)

@@ -99,7 +99,7 @@ def test_evaluation_in_between_is_recorded_and_not_counted(tmp_path: Path) -> No
     history = trainer.state.log_history
     for name in sets:
         seen = {entry["step"]: entry[f"eval_{name}_loss"] for entry in history if f"eval_{name}_loss" in entry}
-        assert losses(run, f"eval/{name}") == seen and list(seen) == [3, 6, 8]
+        assert losses(run, f"eval/{name}") == seen and list(seen)[:2] == [3, 6]  # and at the end, from 5.10 on
     assert list(losses(run)) == [3, 6, 8]
 
 

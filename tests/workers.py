@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,7 @@ _TIMEOUT = 60.0
 
 def run(function: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
     """Call `function(*args)` on each rank; returns what each returned; `Killed` for a process that was killed."""
-    context = multiprocessing.get_context("forkserver")
-    folder = Path(__file__).parent
-    paths = [folder, folder.parent / "src", folder.parent / "integrations", os.environ.get("PYTHONPATH", "")]
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if str(path))
-    try:
-        context.set_forkserver_preload(_PRELOAD)
+    with forking() as context:
         rendezvous = str(Path(os.environ.get("TMPDIR", "/tmp")) / f"isoflop-gloo-{os.getpid()}-{os.urandom(4).hex()}")
         pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
         processes = [
@@ -38,11 +33,6 @@ def run(function: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
         for process, (_, pipe) in zip(processes, pipes, strict=True):
             process.start()
             pipe.close()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
     results = []
     for process, (pipe, _) in zip(processes, pipes, strict=True):
         try:
@@ -58,6 +48,24 @@ def run(function: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
         results.append(result)
     Path(rendezvous).unlink(missing_ok=True)
     return results
+
+
+@contextmanager
+def forking() -> Iterator[Any]:
+    """Where processes are started: multiprocessing's context with a fork server that finds the tests' modules."""
+    context = multiprocessing.get_context("forkserver")
+    folder = Path(__file__).parent
+    paths = [folder, folder.parent / "src", folder.parent / "integrations", os.environ.get("PYTHONPATH", "")]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if str(path))
+    try:
+        context.set_forkserver_preload(_PRELOAD)
+        yield context
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def kill_me() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from isoflop.observe.clock import Clock
 from isoflop.observe.device import Device
-from isoflop.observe.parameters import Parameters, unwrap
+from isoflop.observe.parameters import Parameters, original_class, unwrap
 from isoflop.observe.ranks import world_size
 from isoflop.observe.step import StepObserver
 from isoflop.observe.tally import Totals
@@ -118,8 +118,9 @@ def describe_model(model: nn.Module | None) -> dict[str, Any]:
     if config is None:
         config = getattr(model, "hparams", None)
     to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
+    kind = original_class(model)
     return {
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "class": f"{kind.__module__}.{kind.__qualname__}",
         "config": to_dict() if callable(to_dict) else config,
     }
 

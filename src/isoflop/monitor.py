@@ -16,11 +16,12 @@ from isoflop.advising import Advising
 from isoflop.entries import describe_counting, run_header, run_plan, run_point
 from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
 from isoflop.forecasting import About, Forecasting, plan_for_record
-from isoflop.guard import hook
+from isoflop.guard import declare, hook
 from isoflop.noise import NoiseDriver
 from isoflop.observe.calls import Call, watch
 from isoflop.observe.clock import Clock, Phase
 from isoflop.observe.device import Device, model_device
+from isoflop.observe.parallel import data_parallel_ranks, ddp_around, ends_apart
 from isoflop.observe.ranks import rank, sum_over_ranks, world_size
 from isoflop.observe.step import StepObserver
 from isoflop.observe.tally import Loss, Totals, added
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from isoflop.options import OptionsDict
 
 COUNTING, SETTLING = "counting the batch", "settling the step"
+LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
 
 
@@ -91,12 +93,14 @@ class Monitor:
         )
         self.guard = self.setup.guard
         self.log_every = self.options.log_every or self.setup.log_every
+        self._see_layout(model)
         self.observer = StepObserver(
             model,
             say=self.guard.once,
             tokens_fn=self.options.tokens_fn,
             flops_per_token=self.options.flops_per_token,
             num_params=self.options.num_params,
+            whole=self.setup.data_parallel in (None, world_size()),
         )
         folder = Path(self.options.record_dir or self.setup.record_dir)
         self._writes = rank() == 0
@@ -104,6 +108,7 @@ class Monitor:
             folder, named=self.options.record_dir is not None, writes=self._writes, guard=self.guard
         )
         self._model = model
+        self._ddp: Any = None  # the wrapper around the model, whether or not the user gave us that
         self._clock = Clock()
         self._device: Device | None = None
         self._lr: Any = None
@@ -196,6 +201,8 @@ class Monitor:
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert self._model is not None
+        if self._ddp is None:
+            self._ddp = ddp_around(self._model)
         self.forward(self._model, args, kwargs)
 
     def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
@@ -253,7 +260,13 @@ class Monitor:
         self.noise.step(self.steps, tokens)
         last = self.setup.total_steps is not None and before < self.setup.total_steps <= self.steps
         if not self.setup.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
-            self.log()
+            if ends_apart(self._ddp) and world_size() > 1:
+                self.guard.once(
+                    "DDP's join() is on: ranks make different numbers of steps, so nothing is summed over them on the "
+                    "way. Call monitor.log() on every rank after the join, for a point of all ranks"
+                )
+            else:
+                self.log()
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
@@ -265,10 +278,12 @@ class Monitor:
     def log(self, train_loss: float | None = None) -> None:
         """Sum over ranks, compute the scalars, write them everywhere. Every rank calls it at the same step.
 
+        By itself every `log_every` steps; to be called in a plain loop only after DDP's `join()`.
+
         Args:
             train_loss: mean over the interval, where the trainer has it; default: the mean of what `loss` was given.
         """
-        if self.logged_now or self._finished:
+        if self._finished or (self.logged_now and not ends_apart(self._ddp)):
             return
         self._logged_at = self.steps
         self.sync()  # even if this rank's logging has stepped aside: the others wait in this sum
@@ -498,6 +513,19 @@ class Monitor:
             self._uncounted = True
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _see_layout(self, model: nn.Module | None) -> None:
+        """Ranks with data of their own: as the user says, as the trainer knows, or as the parameters show."""
+        given = self.options.data_parallel
+        if given is not None:
+            if given < world_size() and world_size() % given:
+                raise ValueError(
+                    f"data_parallel= expects a number that divides the job's {world_size()} ranks, got {given}"
+                )
+            self.setup.data_parallel = min(given, world_size())
+        elif self.setup.data_parallel is None:
+            with self.guard.part(LAYOUT):
+                self.setup.data_parallel = data_parallel_ranks(model)
 
     def _before_batch(self) -> None:
         if not self._started:

@@ -32,6 +32,7 @@ class OptionsDict(TypedDict, total=False):
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
     thresholds: Thresholds | None
     noise_scale: str
+    data_parallel: int | None
 
 
 POSITIVE = (
@@ -74,6 +75,8 @@ class Options:
         noise_scale: "auto": measure the gradient noise scale where that changes nothing (gradient accumulation, DDP);
             "split": also on one device without accumulation, by now and then taking a step's batch in two halves;
             "fsdp": under FSDP2, through a private interface of torch; "off": not at all.
+        data_parallel: ranks with data of their own, where others share a batch with them and that is not seen
+            (default: seen from the parameters' device meshes; else all ranks).
     """
 
     record_dir: str | os.PathLike[str] | None = None
@@ -93,13 +96,14 @@ class Options:
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any] = "warn"
     thresholds: Thresholds | None = None
     noise_scale: str = "auto"
+    data_parallel: int | None = None
 
     def __post_init__(self) -> None:
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not (_is_a(value, int | float) and 0 < value < float("inf")):
                 raise ValueError(f"{name}= expects a positive number, got {value!r}")
-        for name in ("log_every", "num_params"):
+        for name in ("log_every", "num_params", "data_parallel"):
             value = getattr(self, name)
             if value is not None and not (_is_a(value, int) and value >= 1):
                 raise ValueError(f"{name}= expects a whole number of at least 1, got {value!r}")

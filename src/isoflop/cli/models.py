@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -185,9 +186,13 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
     if not hasattr(kind, "load_from_checkpoint"):
         raise CannotOpen(f"expected {place} to be a LightningModule, got {kind!r}")
 
+    # Lightning before 2.6 has no such argument, and unpickles; that the file holds plain values was seen above
+    asked = "weights_only" in inspect.signature(kind.load_from_checkpoint).parameters
+    options: dict[str, Any] = {"weights_only": not trust} if asked else {}
+
     def load(device: str) -> nn.Module:
         try:
-            return kind.load_from_checkpoint(path, map_location=device, weights_only=not trust)
+            return kind.load_from_checkpoint(path, map_location=device, **options)
         except Exception as error:  # hyperparameters that were not saved, weights of another class
             hint = ""
             if isinstance(error, TypeError) and "argument" in str(error):

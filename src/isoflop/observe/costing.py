@@ -24,6 +24,7 @@ class Costing:
     """FLOPs of batches by their signature, for one run.
 
     `lookup` while training; where it knows nothing, `take` the calls that a batch led to and ask for `flops` later.
+    `whole`: a live step, should one have to be counted, shows all its FLOPs, not this rank's part of them.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class Costing:
         say: Callable[[str], None],
         flops_per_token: float | None = None,
         num_params: int | None = None,
+        whole: bool = True,
     ) -> None:
         self.model = model
+        self._whole = whole
         self.known = StepCost()
         self.methods: dict[str, str] = {}
         """Method → why, for each that was used."""
@@ -89,7 +92,7 @@ class Costing:
         if len(self._uncountable) >= MAX_KNOWN:
             self._uncountable.clear()
         self._uncountable[key] = reason
-        if watch and key[:1] != ("calls",):  # which are not known before they have been made
+        if watch and self._whole and key[:1] != ("calls",):  # which are not known before they have been made
             self._watch.want(key)
 
     def begin(self, key: Signature) -> None:

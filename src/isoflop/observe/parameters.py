@@ -150,6 +150,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def original_class(module: nn.Module) -> Any:
+    """The class that the user wrote: `fully_shard` puts one of its own before it, whose `__new__` builds a module."""
+    line = module.__class__.__mro__
+    last = max((i for i, kind in enumerate(line) if kind.__name__ == "FSDPModule"), default=-1)
+    return line[last + 1]
+
+
 def _by_use(uses: Uses, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
     """(embeddings, output heads); a tied matrix is in both."""
     lookups = {name for name in uses.lookup if len(full_shape(named[name])) >= 2}

@@ -39,7 +39,7 @@ class StepObserver:
 
     `batch()` when a micro-batch goes in, `forward()` or `calls()` with what the model was called with (wanted when
     `batch()` returned True), `settle()` after the optimizer step. `costing` knows the FLOPs; `say` gets a sentence
-    wherever a user should know more.
+    wherever a user should know more. `whole`: a step runs whole on a rank, not split over several that share its batch.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class StepObserver:
         tokens_fn: TokensFn | None = None,
         flops_per_token: float | None = None,
         num_params: int | None = None,
+        whole: bool = True,
     ) -> None:
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
-        self.costing = Costing(self.model, say, flops_per_token, num_params)
+        self.costing = Costing(self.model, say, flops_per_token, num_params, whole)
         self._tokens_fn = tokens_fn
         self._say = say
         self._shifted = self.model is not None and shifts_labels(self.model)

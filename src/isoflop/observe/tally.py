@@ -144,6 +144,11 @@ class Tally:
 
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
+        placements = getattr(loss, "placements", None)
+        if placements is not None:  # a DTensor, under torch's loss_parallel
+            if not all(placement.is_replicate() for placement in placements):
+                raise ValueError(f"expected a loss that every rank of the mesh holds, got one placed {placements}")
+            loss = loss.to_local()  # type: ignore[union-attr]
         self._loss_sum.add(loss, scale, owned)
         self._losses += 1
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from isoflop.observe.calls import Uncountable
-from isoflop.observe.parameters import full_shape, unwrap
+from isoflop.observe.parameters import full_shape, original_class, unwrap
 from isoflop.observe.stand_ins import DequantizedLinear, write_out
 
 _HOOKS = (
@@ -94,7 +94,7 @@ class Twin:
             return self._copies[id(module)]
         if type(module).__name__ == "FullyShardedDataParallel":
             raise Uncountable("FullyShardedDataParallel (FSDP1) holds flat shards, not the model's shapes; use FSDP2")
-        kind: Any = module.__class__
+        kind = original_class(module)
         if kind.__name__ in _QUANTIZED and isinstance(module, nn.Linear):
             kind = DequantizedLinear
         twin = kind.__new__(kind)
