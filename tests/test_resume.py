@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def train_plain(folder: Path, every: int, kill_at: int | None = None, accumulate
     def after_step(_: int) -> None:
         if monitor.steps % every == 0:
             states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**states, "random": torch.get_rng_state()}, checkpoint)
+            torch.save({**states, "random": torch.get_rng_state()}, folder / "new.pt")
+            os.replace(folder / "new.pt", checkpoint)
         if monitor.steps == kill_at:
             kill_me()
 

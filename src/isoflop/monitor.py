@@ -23,7 +23,7 @@ from isoflop.observe.clock import Clock, Phase
 from isoflop.observe.device import Device, model_device
 from isoflop.observe.ranks import rank, sum_over_ranks, world_size
 from isoflop.observe.step import StepObserver
-from isoflop.observe.tally import Loss, Totals, added
+from isoflop.observe.tally import Loss, Totals, added, as_float
 from isoflop.observe.tokens import TokenCount
 from isoflop.options import Options
 from isoflop.record import Point
@@ -362,7 +362,7 @@ class Monitor:
         """
         if self._finished:
             return
-        value = float(loss)
+        value = as_float(loss)
         if not math.isfinite(value):
             self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
         point = Point(step=self.steps, time=time.time())
@@ -423,6 +423,9 @@ class Monitor:
             self.sync()
             if not self.setup.logs_itself:
                 self.recorder.add(*self._loss)
+        total = self.setup.total_steps
+        if completed and not self._opened and total is not None and self.steps >= total:
+            self._open_record()  # resumed at its planned end: killed before its record was told so
         self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         self._output.close()

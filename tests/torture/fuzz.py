@@ -11,7 +11,11 @@ Target = Callable[[Random, Path], None]
 
 
 class Lost(AssertionError):
-    """A case in which something came out that should not."""
+    """Case `number` let something come out that should not."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def run_case(target: Target, number: int, folder: Path) -> None:
@@ -23,7 +27,7 @@ def run_case(target: Target, number: int, folder: Path) -> None:
     try:
         target(Random(f"{target.__name__} {number}"), folder)
     except Exception as error:
-        raise Lost(f"{target.__name__}, case {number}: {type(error).__name__}: {error}"[:2000]) from error
+        raise Lost(number, f"{target.__name__}, case {number}: {type(error).__name__}: {error}"[:2000]) from error
 
 
 def run_cases(target: Target, cases: int, folder: Path, seconds: float = float("inf"), first: int = 0) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -106,10 +107,8 @@ def fuzz_learners(random: Random, folder: Path) -> None:
     run = check_reader(spoilt(random), folder)
     path = folder / "isoflop-fuzz.jsonl"
     runs = read_runs(path, on_problem=lambda text: None)
-    try:
+    with suppress(BadData):
         read_table([path], ("N", "D", "loss"), convention=random.choice(CONVENTIONS))
-    except BadData:
-        pass
     own, problem = history_of([path], random.choice(["train", "eval/val"]))
     assert bool(own) != bool(problem)
     if own and random.random() < 0.2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -144,7 +145,7 @@ class Tally:
 
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
-        self._loss_sum.add(loss, scale, owned)
+        self._loss_sum.add(loss if isinstance(loss, torch.Tensor) else as_float(loss), scale, owned)
         self._losses += 1
 
     def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
@@ -164,6 +165,14 @@ class Tally:
         if data_parallel is not None and data_parallel < world_size():
             integers = [value * data_parallel // world_size() for value in integers]
         return Totals(**dict(zip(counts, integers, strict=True))), floats[0], round(floats[1])
+
+
+def as_float(loss: Loss) -> float:
+    """A loss as a float; an integer beyond a float's range is infinite."""
+    try:
+        return float(loss)
+    except OverflowError:
+        return math.inf if loss > 0 else -math.inf
 
 
 def read_sums(*sums: DeviceSum) -> list[float]:

@@ -73,14 +73,15 @@ def read_curves(folder: str | Path) -> list[FinishedRun]:
     index = folder / "index.csv"
     if not index.exists():
         raise ValueError(f"Expected a file index.csv in {folder}; there is none.")
-    number = 0
+    found: list[FinishedRun] = []
     try:
-        found = []
-        for number, row in enumerate(_rows(index), 1):
+        for row in _rows(index):
             found.append(_run(folder, row))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:  # a stranger's file
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{index}, run {number}: expected a run as docs/forecast.md has them, got {reason}") from None
+        raise ValueError(
+            f"{index}, run {len(found) + 1}: expected columns and values as in docs/forecast-live.md, got {reason}"
+        ) from None
     return found
 
 
