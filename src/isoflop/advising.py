@@ -19,6 +19,7 @@ from isoflop.advise.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Evaluated
 from isoflop.entries import describe_model
+from isoflop.fit.forecast.bins import usable
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.frontier.shape import shape_warning
 from isoflop.fit.laws import TRAINING_FLOPS
@@ -93,7 +94,7 @@ class Advising:
 
     def evaluation(self, name: str, step: int, loss: float) -> None:
         """The loss of an evaluation set; of many the middle ones go."""
-        if not math.isfinite(loss):
+        if not usable(loss):
             return
         now = self._judge.track.now()
         points = self._evaluations.setdefault(name, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -81,7 +82,8 @@ def fuzz_monitor(random: Random, folder: Path) -> None:
     expected_aside = set()
     clock = WildClock(random) if random.random() < 0.3 else time.time
     quick = {"git_state": lambda: None, "library_versions": dict}
-    with patch("time.time", clock), patch.multiple("isoflop.entries", **quick):
+    with warnings.catch_warnings(), patch("time.time", clock), patch.multiple("isoflop.entries", **quick):
+        warnings.simplefilter("error")
         for step in range(random.choice([1, 5, 40, 40])):
             loss: Any = 2 + 3 / (step + 1) + random.gauss(0, 0.01)
             if kind == "constant":
