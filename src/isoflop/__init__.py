@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from isoflop.importing import import_runs
     from isoflop.monitor import Monitor
     from isoflop.observe.calls import Uncountable
     from isoflop.observe.count import StepCount, count
@@ -31,6 +32,7 @@ __all__ = [
     "Uncountable",
     "__version__",
     "count",
+    "import_runs",
     "read_run",
     "read_runs",
     "register_flop_formula",
@@ -43,6 +45,7 @@ _HOME = {
     "Uncountable": "isoflop.observe.calls",
     "count": "isoflop.observe.count",
     "register_flop_formula": "isoflop.observe.operators",
+    "import_runs": "isoflop.importing",
     "Point": "isoflop.record",
     "RecordError": "isoflop.record",
     "Run": "isoflop.record",

@@ -9,19 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.advise.own_frontier import OwnFrontier, own_frontier
+from isoflop.fit.ends import TAIL, unfinished
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.map_line import MapLine, map_line
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.record import Run
 
-ENDED = 0.98
-"""Share of its planned steps that a run must have done: one that was stopped before has no final loss."""
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
 KINDS = {"moe": "a mixture of experts", "finetuning": "fine-tuning"}
-TAIL = 0.05
-"""Share of a run's points, the last ones, whose mean loss is its final loss."""
 
 
 class OwnRun(NamedTuple):
@@ -110,11 +107,8 @@ def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
 
 
 def _unlike(run: Run, tokenizer: str | None, data: str | None, domain: Mapping[str, bool] | None) -> str | None:
-    if run.status != "completed":
-        return "it is not finished"
-    planned, done = run.planned.get("steps"), run.points[-1].step if run.points else 0
-    if isinstance(planned, int | float) and 0 < done < ENDED * planned:
-        return f"it ended at step {done:,} of {planned:,} planned"
+    if why := unfinished(run, run.points[-1].step if run.points else 0):
+        return why
     if domain is not None:
         theirs = domain_of(run.parameters, run.model)
         for kind, text in KINDS.items():

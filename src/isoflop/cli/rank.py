@@ -135,19 +135,9 @@ class Candidates:
 
 def forecast_of_curve(run: FinishedRun, priors: Priors, at: float | None = None) -> Forecast | Silence:
     """The forecast of a curve's end from what is there, or from the part of it up to a fraction of the plan."""
-    import numpy as np
+    from isoflop.fit.forecast.fed import fed
 
-    from isoflop.fit.forecast import OnlineForecaster
-
-    curve = OnlineForecaster(
-        N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, domain=run.domain, priors=priors
-    )
-    count = np.ones(len(run.steps)) if run.count is None else run.count
-    limit = np.inf if at is None else at * run.total_steps
-    for step, tokens, lr, loss, n in zip(run.steps, run.tokens, run.lr, run.loss, count, strict=True):
-        if step <= limit:
-            curve.add(int(step), float(tokens), None if np.isnan(lr) else float(lr), float(loss), int(max(n, 1)))
-    return curve.forecast(run.plan)
+    return fed(run, priors, at).forecast(run.plan)
 
 
 def came(run: FinishedRun) -> Forecast:

@@ -18,6 +18,9 @@ _logger = logging.getLogger(__name__)
 UPDATED = ("optimizer", "planned", "git", "versions", "device", "counting", "options")
 """Fields of the header that an `update` line changes: a resumed run may have another plan, machine or counting."""
 
+MOST_ADVICE = 1000
+"""Of one run; a healthy one has a few."""
+
 
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read one record.
@@ -38,7 +41,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             came = "a folder or device" if os.path.exists(text) else "no such file"
             raise RecordError(f"Expected a record file at {text}, got {came}.")
         with open(text, "rb") as stream:
-            return _read(stream, text)
+            return read_stream(stream, text)
     except OSError as error:
         raise RecordError(f"Expected a record file that can be read at {text}, got: {error}.") from error
 
@@ -77,12 +80,14 @@ def _files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
                     yield os.path.join(folder, name)
 
 
-def _read(stream: BinaryIO, path: str) -> Run:
+def read_stream(stream: BinaryIO, path: str) -> Run:
+    """Read one record from an open stream; `path`: what to call it. Otherwise as `read_run`."""
     problems = Problems(path)
     first: dict[str, Any] = {}  # the header line
     header: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
     story: list[Point | int] = []  # points, and the steps of resumes, as written
+    advice: list[dict[str, Any]] = []  # of this attempt, and of earlier ones what the resumes left
     last_step = -1  # of this attempt
     for raw in split_lines(stream, problems):
         record, expected = parse(raw)
@@ -110,7 +115,10 @@ def _read(stream: BinaryIO, path: str) -> Run:
             story.append(point)
         elif event == "resume" and (step := step_of(record, problems)) is not None:
             story.append(step)
+            advice = [each for each in advice if each["step"] <= step]
             last_step, end = -1, None
+        elif event == "advice" and len(advice) < MOST_ADVICE and (step := step_of(record, problems)) is not None:
+            advice.append({**json_safe(record, hide_secrets=False), "step": step})
         elif event == "end" and (step := step_of(record, problems)) is not None:
             if record.get("status") in ("completed", "interrupted"):
                 ahead = {"step": step, "status": record["status"]}  # of what json_safe may cut
@@ -125,6 +133,7 @@ def _read(stream: BinaryIO, path: str) -> Run:
     return Run(
         **header,
         points=_apply(story),
+        advice=tuple(advice),
         status=end["status"] if end else "running",
         end=end,
         attempts=1 + sum(isinstance(item, int) for item in story),

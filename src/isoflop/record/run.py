@@ -124,6 +124,7 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)  # isoflop's options of this run
     extra: dict[str, Any] = field(default_factory=dict)  # header keys this version doesn't know
     points: tuple[Point, ...] = ()  # by step, resumes applied
+    advice: tuple[dict[str, Any], ...] = ()  # findings as written (docs/record.md), by step, resumes applied
     status: Status = "running"  # "running": no end line, so still running, or killed
     end: dict[str, Any] | None = None  # the last end line: step, status, time, totals; None while running
     attempts: int = 1  # 1 + resumes

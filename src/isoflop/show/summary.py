@@ -67,13 +67,13 @@ def summary_row(run: Run) -> list[str]:
     with_head = run.parameters.get("non_embedding_with_head")
     return [
         run.name or run.run_id,
-        _count(run.parameters.get("total")),
-        _count(run.parameters.get("non_embedding")),
-        _count(with_head),
-        _count(tokens),
+        count_cell(run.parameters.get("total")),
+        count_cell(run.parameters.get("non_embedding")),
+        count_cell(with_head),
+        count_cell(tokens),
         f"{tokens / with_head:.3g}" if tokens is not None and with_head else "–",
-        _flops(None if last is None else last.flops),
-        _flops(None if last is None else last.flops_6nd),
+        flops_cell(None if last is None else last.flops),
+        flops_cell(None if last is None else last.flops_6nd),
         _loss(run, "train"),
         _loss(run, "eval/"),
         _share(run, "mfu"),
@@ -93,7 +93,8 @@ def _share(run: Run, name: str) -> str:
     return f"{values[-1]:.1%}" if values else "–"
 
 
-def _count(value: int | None) -> str:
+def count_cell(value: int | None) -> str:
+    """A count as papers write it; unknown is a dash."""
     if value is None:
         return "–"
     for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
@@ -102,5 +103,6 @@ def _count(value: int | None) -> str:
     return str(value)
 
 
-def _flops(value: int | None) -> str:
+def flops_cell(value: int | None) -> str:
+    """FLOPs; unknown is a dash."""
     return "–" if value is None else f"{value:.2e}"

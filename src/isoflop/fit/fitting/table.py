@@ -11,7 +11,7 @@ from typing import Any
 
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.where import parse_where
-from isoflop.record import Point, read_runs
+from isoflop.record import Point, Run, read_runs
 
 GUESSES: dict[str, tuple[str, ...]] = {
     "N": ("N", "n", "params", "parameters", "n_params", "num_params", "model_size", "non_embedding"),
@@ -69,10 +69,30 @@ def read_table(
             raise BadData(f"expected a CSV file, a record or a folder with records, got {source}, which does not exist")
     records = [source for source in sources if source.is_dir() or source.suffix == ".jsonl"]
     found = [item for source in sources if source not in records for item in _rows(source)]
-    found += _records(records, convention, loss) if records else []
-    rows, labels = [row for _, row in found], [label for label, _ in found]
-    if not rows:
+    found += _records(read_runs(*records), convention, loss) if records else []
+    if not found:
         raise BadData(f"expected runs, got none in {', '.join(map(str, sources))}")
+    return _table(found, wanted, named, where, convention)
+
+
+def table_of_runs(
+    runs: Sequence[Run], wanted: Sequence[str], convention: str = "non_embedding", loss: str | None = None
+) -> Table:
+    """The same of runs that were read already. Raises as `read_table` does."""
+    found = _records(runs, convention, loss)
+    if not found:
+        raise BadData("expected runs with a loss, got none")
+    return _table(found, wanted, None, None, convention)
+
+
+def _table(
+    found: Sequence[tuple[str, dict[str, str]]],
+    wanted: Sequence[str],
+    named: Mapping[str, str] | None,
+    where: str | None,
+    convention: str,
+) -> Table:
+    rows, labels = [row for _, row in found], [label for label, _ in found]
     present = list(dict.fromkeys(name for row in rows for name in row))
     taken = {what: _column(what, present, (named or {}).get(what)) for what in wanted}
     if where is not None:
@@ -145,9 +165,9 @@ def _cells(source: Path, reader: Any) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def _records(sources: Sequence[Path], convention: str, loss: str | None) -> list[tuple[str, dict[str, str]]]:
+def _records(runs: Sequence[Run], convention: str, loss: str | None) -> list[tuple[str, dict[str, str]]]:
     """Each run at the last point that has the loss; by default one that all runs have, an evaluation's if there is."""
-    runs = [run for run in read_runs(*sources) if any(_known(point) for point in run.points)]
+    runs = [run for run in runs if any(_known(point) for point in run.points)]
     names = [list(dict.fromkeys(name for point in run.points for name in _known(point))) for run in runs]
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
     name = loss or next((name for name in common if name.startswith("eval/")), "train")

@@ -1,0 +1,180 @@
+"""`isoflop import PATH… -o runs/`: other tools' logs as isoflop's records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from isoflop.record.importing import Given, Imported, ImportResult
+
+
+def import_(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH…",
+            help="Files, folders that are searched, wandb:entity/project[/run] or mlflow:<tracking URI>[#experiment].",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the records.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--from", metavar="KIND", help="huggingface, tensorboard, lightning, wandb, mlflow or table."),
+    ] = None,
+    params: Annotated[
+        list[str] | None, typer.Option(metavar="[RUN=]N", help="Parameters, such as 124M or small=124M. Repeatable.")
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[RUN=]FILE", help="A config.json of Hugging Face, that N is counted from. Repeatable."),
+    ] = None,
+    tokens_per_step: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[RUN=]NUMBER", help="Tokens of an optimizer step, all devices together. Repeatable."),
+    ] = None,
+    flops_per_token: Annotated[
+        list[str] | None, typer.Option(metavar="[RUN=]NUMBER", help="FLOPs of training, a token. Repeatable.")
+    ] = None,
+    seq: Annotated[
+        list[str] | None, typer.Option(metavar="[RUN=]NUMBER", help="Tokens a sequence. Repeatable.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None, typer.Option(metavar="[RUN=]NUMBER", help="Devices that trained. Repeatable.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="A CSV of these by run: run,params,tokens_per_step,…", exists=True)
+    ] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[LOSS=]COLUMN", help="The training loss's column, or eval/val=COLUMN. Repeatable."),
+    ] = None,
+    loss_unit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[LOSS=]UNIT", help="nats (default), bits, ppl or bpb (bits per byte). Repeatable."),
+    ] = None,
+    step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of steps of a plain table.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Import finished runs from other tools' logs, for fit, plan, backtest, rank and report.
+
+    What a log does not hold is asked for; a run without it is imported all the same, with its loss by step. The exit
+    code is 1 if no run could be imported.
+    """
+    from isoflop.importing import import_runs
+    from isoflop.record import RecordError
+    from isoflop.record.importing import write_run
+
+    done: list[tuple[Imported, Path, str]] = []
+    try:
+        given = given_of(params, config, tokens_per_step, flops_per_token, seq, devices, table, loss, loss_unit)
+        leave_out = [] if table is None else [table]
+        result = import_runs(paths, given, kind=kind, step=step, leave_out=leave_out)
+        for one in result.imported:
+            path, action = write_run(output, one.run)
+            done.append((one, path, action))
+    except (RecordError, ValueError) as error:
+        typer.echo(f"isoflop import: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(as_object(result, done), allow_nan=False))
+    for problem in result.problems:
+        typer.echo(f"isoflop import: {problem}", err=True)
+    if not as_json:
+        from isoflop.show.importing import print_imported
+
+        print_imported(done)
+    for question in result.questions:
+        typer.echo(f"isoflop import: {question}", err=True)
+    if not done:
+        typer.echo("isoflop import: no run was imported", err=True)
+        raise typer.Exit(1)
+
+
+def given_of(
+    params: Sequence[str] | None,
+    config: Sequence[str] | None,
+    tokens_per_step: Sequence[str] | None,
+    flops_per_token: Sequence[str] | None,
+    seq: Sequence[str] | None,
+    devices: Sequence[str] | None,
+    table: Path | None,
+    loss: Sequence[str] | None,
+    loss_unit: Sequence[str] | None,
+) -> Given:
+    """The options as `Given`.
+
+    Raises:
+        ValueError: one is no number, or the table can't be read.
+    """
+    from isoflop.record.importing import EVERY, Given, read_answers
+
+    return Given(
+        params=_numbers("--params", params),
+        tokens_per_step=_numbers("--tokens-per-step", tokens_per_step),
+        flops_per_token=_numbers("--flops-per-token", flops_per_token),
+        seq=_numbers("--seq", seq),
+        devices=_numbers("--devices", devices),
+        config=_by_name(config, EVERY),
+        loss=_by_name(loss, "train"),
+        loss_unit=_by_name(loss_unit, EVERY),
+        table={} if table is None else read_answers(table),
+    )
+
+
+def _by_name(texts: Sequence[str] | None, otherwise: str) -> dict[str, str]:
+    """NAME=VALUE by name; a bare VALUE under `otherwise`."""
+    found = {}
+    for text in texts or ():
+        name, separator, value = text.rpartition("=")
+        found[name.strip() if separator else otherwise] = value.strip()
+    return found
+
+
+def _numbers(option: str, texts: Sequence[str] | None) -> dict[str, float]:
+    from isoflop.record.importing.given import EVERY, amount
+
+    found = {}
+    for name, text in _by_name(texts, EVERY).items():
+        value = amount(text)
+        if value is None:
+            raise ValueError(f"{option}: expected a positive number, such as 124M, or RUN=124M; got {text!r}")
+        found[name] = value
+    return found
+
+
+def as_object(result: ImportResult, done: Sequence[tuple[Imported, Path, str]]) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    return {
+        "runs": [
+            {
+                "run_id": one.run.run_id,
+                "name": one.run.name,
+                "kind": one.kind,
+                "source": one.source,
+                "record": str(path),
+                "action": action,
+                "status": one.run.status,
+                "points": len(one.run.points),
+                "parameters": dict(one.run.parameters),
+                "step": one.run.points[-1].step,
+                "tokens": one.run.points[-1].tokens,
+                "flops": one.run.points[-1].flops,
+                "losses": last_losses(one),
+                "missing": list(one.missing),
+                "notes": list(one.notes),
+            }
+            for one, path, action in done
+        ],
+        "problems": list(result.problems),
+        "questions": list(result.questions),
+    }
+
+
+def last_losses(one: Imported) -> dict[str, float | None]:
+    """The last value of each loss."""
+    return {name: loss for point in one.run.points for name, loss in point.losses.items()}

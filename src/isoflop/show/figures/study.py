@@ -1,0 +1,312 @@
+"""What figures, tab and report are made from: the runs, where they ended, and what is fitted to that, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.fit.approaches.approach import Approach
+from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
+from isoflop.fit.approaches.envelope import Curve, envelope
+from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
+from isoflop.fit.fitting.data import check_runs
+from isoflop.fit.fitting.fit_law import fit_law
+from isoflop.fit.fitting.result import LawFit
+from isoflop.fit.law import Law
+from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.papers.published import Published, published
+from isoflop.record import Run
+from isoflop.show.figures.curve import RunCurve, curve_of_run
+from isoflop.show.figures.ends import RunEnd, end_of_curve
+from isoflop.show.figures.figure import Array, Shades
+from isoflop.show.figures.words import counted, listed, parameters, short
+
+CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
+"""Of N, in the order of preference: the first that every run has."""
+PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
+"""Laid beside one's own frontier."""
+LEVEL, DRAWS = 0.9, 1000
+"""As `isoflop fit` has them, so that figure and table agree."""
+BEYOND = 10.0
+"""A factor of compute over the largest run to which a law is drawn, dashed."""
+SHORTEST = 8
+"""Points of a curve for approach 1."""
+SMOOTH = 2.0
+"""Points: of the curves that approach 1 takes the envelope of. Noise pulls a minimum of many curves down."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs and what they say together. What is fitted is computed when it is first asked for, and kept.
+
+    Attributes:
+        curves: the runs, oldest first.
+        ends: where they ended, runs first, then rows of tables.
+        loss: which loss: `train` or eval/<name>.
+        convention: which parameters N counts.
+        level: of every interval.
+        draws: resamples behind them.
+        budgets: nominal budgets of isoFLOP profiles in FLOPs; None: by the runs' own compute.
+        published: laws to lay beside.
+    """
+
+    curves: tuple[RunCurve, ...]
+    ends: tuple[RunEnd, ...]
+    loss: str
+    convention: str
+    level: float = LEVEL
+    draws: int = DRAWS
+    budgets: tuple[float, ...] | None = None
+    published: tuple[Published, ...] = ()
+
+    @cached_property
+    def counted(self) -> tuple[RunEnd, ...]:
+        """The ends that a law is fitted to."""
+        return tuple(end for end in self.ends if not end.left_out)
+
+    @property
+    def left_out(self) -> str:
+        """Which ends do not count, and why, in a sentence; "": all do."""
+        why: dict[str, list[str]] = {}
+        for end in self.ends:
+            if end.left_out:
+                why.setdefault(end.left_out, []).append(end.name)
+        told = [f"{listed(names)} ({reason})" for reason, names in why.items()]
+        number = len(self.ends) - len(self.counted)
+        return f"{counted(number, 'run does', 'runs do')} not count in a fit: {'; '.join(told)}." if told else ""
+
+    @property
+    def nothing(self) -> str:
+        """Why no end counts; "": some do."""
+        if self.counted:
+            return ""
+        return "no finished run with its size, its tokens and a loss" + (f". {self.left_out}" if self.ends else "")
+
+    @cached_property
+    def columns(self) -> dict[str, Array]:
+        """N, D and loss of the counted ends."""
+        return {
+            name: np.array([getattr(end, name) for end in self.counted], dtype=float) for name in ("N", "D", "loss")
+        }
+
+    @cached_property
+    def C(self) -> Array:
+        """Training FLOPs of the counted ends, 6·N·D."""
+        return np.asarray(TRAINING_FLOPS * self.columns["N"] * self.columns["D"])
+
+    @property
+    def measured(self) -> bool:
+        """Whether compute is the measured count: only where no run tells N, so that there is no 6·N·D."""
+        return bool(self.curves) and not any(curve.size(self.convention) for curve in self.curves)
+
+    def flops(self, curve: RunCurve) -> Array:
+        """A run's compute by point: 6·N·D, as the law counts it; or as measured (`measured`)."""
+        if self.measured:
+            return curve.flops
+        N = curve.size(self.convention)
+        return np.full(len(curve.step), np.nan) if N is None else np.asarray(TRAINING_FLOPS * N * curve.tokens)
+
+    @cached_property
+    def _fitted(self) -> tuple[LawFit | None, tuple[str, ...], str]:
+        return _fit(self.counted, self.convention, self.level, self.draws)
+
+    @property
+    def fit(self) -> LawFit | None:
+        """L(N,D) = E + A/N^α + B/D^β fitted to the counted ends; None: `refused` says why."""
+        return self._fitted[0]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the runs do not tell of the law: it is not drawn beyond them."""
+        return self._fitted[1]
+
+    @property
+    def refused(self) -> str:
+        """Why there is no law to draw; "": there is."""
+        return self._fitted[2]
+
+    @property
+    def law(self) -> Law | None:
+        """The fitted law, where it may be drawn."""
+        return None if self.refused or self.fit is None else self.fit.law
+
+    @cached_property
+    def _approaches(self) -> tuple[tuple[Approach, ...], tuple[str, ...]]:
+        found, reasons = [], []
+        for name, make in (
+            ("approach 1 (envelope)", self._envelope),
+            ("approach 2 (isoFLOP minima)", self._profiles),
+            ("approach 3 (this law)", self._parametric),
+        ):
+            try:
+                found.append(make())
+            except ValueError as reason:
+                reasons.append(f"{name} has no opinion: {reason}")
+        return tuple(found), tuple(reasons)
+
+    @property
+    def approaches(self) -> tuple[Approach, ...]:
+        """Those of Hoffmann et al.'s three that the runs allow."""
+        return self._approaches[0]
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Why an approach is not among them."""
+        return self._approaches[1]
+
+    def compared(self, C: float | None = None) -> Comparison | None:
+        """The approaches side by side, at ten times the largest run's compute by default."""
+        if not self.approaches:
+            return None
+        return compare_approaches(self.approaches, float(self.C.max()) * BEYOND if C is None else C)
+
+    @cached_property
+    def shades(self) -> tuple[float, ...]:
+        """Of each end, 0 to 1 by its size among all; evenly spaced, so that runs of one size can be told apart."""
+        order = sorted(range(len(self.ends)), key=lambda i: (self.ends[i].N or 0.0, i))
+        found = [0.5] * len(order)
+        for rank, i in enumerate(order if len(order) > 1 else ()):
+            found[i] = rank / (len(order) - 1)
+        return tuple(found)
+
+    @cached_property
+    def _by_run(self) -> dict[str | None, float]:
+        return {end.run_id: shade for end, shade in zip(self.ends, self.shades, strict=True)}
+
+    def shade(self, run_id: str) -> float:
+        """Of a run."""
+        return self._by_run[run_id]
+
+    def sizes(self) -> Shades | None:
+        """What the shades stand for: sizes, at five of them."""
+        N = sorted(end.N or 0.0 for end in self.ends)
+        if len(N) < 2 or N[-1] <= 0 or N[0] == N[-1]:
+            return None
+        at = np.unique(np.linspace(0, len(N) - 1, min(len(N), 5)).round().astype(int))
+        ticks = tuple((float(i / (len(N) - 1)), short(N[i]) if N[i] else "unknown") for i in at)
+        return Shades(parameters(self.convention), ticks)
+
+    def _envelope(self) -> Approach:
+        curves = []
+        for curve in self.curves:
+            N, C = curve.size(self.convention), self.flops(curve)
+            if N is None or self.loss not in curve.losses:
+                continue
+            good = curve.known(self.loss, C) & np.isfinite(curve.losses[self.loss])
+            rises = np.flatnonzero(good)[np.diff(C[good], prepend=0.0) > 0]
+            if len(rises) >= SHORTEST:
+                curves.append(Curve(N, C[rises], curve.losses[self.loss][rises], curve.tokens[rises]))
+        if not curves:
+            raise ValueError("training curves of several sizes are needed")
+        found = envelope(curves, smooth=SMOOTH, level=self.level, convention=self.convention)  # type: ignore[arg-type]
+        if not found.intervals:  # steps between two or three sizes: a line that nothing bounds
+            raise ValueError("; ".join(found.warnings[-2:]))
+        return found
+
+    def _profiles(self) -> Approach:
+        if len(self.counted) < 3:
+            raise ValueError(
+                f"several sizes at each of two budgets are needed, got {counted(len(self.counted), 'run', 'runs')}"
+            )
+        N, D, L = (self.columns[name] for name in ("N", "D", "loss"))
+        return isoflop_profiles(
+            self.C,
+            N,
+            D,
+            L,
+            budgets=self.budgets,
+            level=self.level,
+            convention=self.convention,  # type: ignore[arg-type]
+        )
+
+    def _parametric(self) -> Approach:
+        if self.law is None:
+            raise ValueError(self.refused)
+        return approach_3(self.law, self.level)
+
+
+def study(
+    runs: Iterable[Run | RunCurve] = (),
+    *,
+    table: Sequence[RunEnd] = (),
+    loss: str | None = None,
+    convention: str | None = None,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    budgets: ArrayLike | None = None,
+    beside: Sequence[str] = PUBLISHED,
+) -> Study:
+    """Runs made ready for figures. Nothing is fitted yet.
+
+    Args:
+        runs: as read from their records; or already as columns (`curve_of_run`), which a reader that follows growing
+            files keeps.
+        table: ends of runs without a curve (`ends_of_table`).
+        loss: `train` or eval/<name>; default: an evaluation's that all runs have, else `train`. Of tables alone: what
+            their loss is called.
+        convention: which parameters N counts; default: the first of `CONVENTIONS` that all runs have.
+        level: of the intervals.
+        draws: resamples behind them.
+        budgets: nominal budgets of isoFLOP profiles, FLOPs.
+        beside: names of published laws.
+    """
+    given = list(runs)
+    curves = tuple(run if isinstance(run, RunCurve) else curve_of_run(run) for run in given)
+    loss = loss or (_common_loss(curves) if curves else "final loss")
+    convention = convention or _common_convention(curves)
+    ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
+    return Study(
+        curves=curves,
+        ends=(*ends, *table),
+        loss=loss,
+        convention=convention,
+        level=level,
+        draws=draws,
+        budgets=None if budgets is None else tuple(float(value) for value in np.atleast_1d(np.asarray(budgets))),
+        published=tuple(published(name) for name in beside),
+    )
+
+
+@lru_cache(maxsize=16)
+def _fit(
+    ends: tuple[RunEnd, ...], convention: str, level: float, draws: int
+) -> tuple[LawFit | None, tuple[str, ...], str]:
+    """The law, what is doubtful about it, why there is none. Kept: while runs train, those that ended stay."""
+    if not ends:
+        return None, (), "there is no finished run with its size, its tokens and a loss"
+    columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
+    try:
+        odd = check_runs(columns, ("N", "D")).warnings  # of the numbers, such as small compute: these were counted
+        fitted = fit_law(
+            "hoffmann",
+            columns,
+            level=level,
+            draws=draws,
+            convention=convention,  # type: ignore[arg-type]
+            rows=[end.name for end in ends],
+        )
+    except ValueError as reason:
+        return None, (), str(reason)
+    doubts = tuple(text for text in fitted.warnings if text not in odd)
+    if fitted.law.draws is None:
+        return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
+    return fitted, doubts, ""
+
+
+def _common_loss(curves: Sequence[RunCurve]) -> str:
+    """An evaluation's that all runs have, else the training loss."""
+    names = [[name for name, values in curve.losses.items() if np.isfinite(values).any()] for curve in curves]
+    names = [each for each in names if each]
+    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
+    return next((name for name in common if name.startswith("eval/")), "train")
+
+
+def _common_convention(curves: Sequence[RunCurve]) -> str:
+    """The first that all runs have which have any; else that most have."""
+    sized = [curve for curve in curves if any(curve.size(name) for name in CONVENTIONS)]
+    having = {name: sum(curve.size(name) is not None for curve in sized) for name in CONVENTIONS}
+    return max(CONVENTIONS, key=lambda name: having[name])  # of equals the first

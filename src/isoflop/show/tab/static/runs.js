@@ -1,0 +1,204 @@
+// The list of runs, and which of them are chosen: checked, and matching the filter, as in TensorBoard's own list.
+
+import {counted, loss, power, short} from './text.js';
+import {element, show} from './dom.js';
+
+const KEPT = 'isoflop.scaling';
+const MOST_KEPT = 5000; // unchecked runs of all folders
+const STATUS = {running: 'not ended: still running, or killed', completed: 'completed', interrupted: 'interrupted'};
+
+/** Which runs are unchecked, and the filter; kept in the browser. Runs that appear later are checked. */
+export class Choice {
+  constructor() {
+    let kept = {};
+    try {
+      kept = JSON.parse(localStorage.getItem(KEPT)) ?? {};
+    } catch {
+      // what was kept can't be read, or nothing may be kept: all runs are shown
+    }
+    this.unchecked = new Set(Array.isArray(kept.unchecked) ? kept.unchecked : []);
+    this.filter = typeof kept.filter === 'string' ? kept.filter : '';
+  }
+
+  keep() {
+    try {
+      const unchecked = [...this.unchecked].slice(-MOST_KEPT);
+      localStorage.setItem(KEPT, JSON.stringify({unchecked, filter: this.filter}));
+    } catch {
+      // the choice lasts as long as the page
+    }
+  }
+
+  /** The filter as an expression; null where it is none, and then every run matches. */
+  expression() {
+    try {
+      return new RegExp(this.filter, 'i');
+    } catch {
+      return null;
+    }
+  }
+
+  matching(runs) {
+    const expression = this.expression();
+    return expression ? runs.filter((run) => expression.test(run.path) || expression.test(run.name)) : runs;
+  }
+
+  chosen(runs) {
+    return this.matching(runs).filter((run) => !this.unchecked.has(run.key));
+  }
+
+  /** The parameters that tell the server: the shorter of who is in and who is out. */
+  parameters(runs) {
+    const keys = this.chosen(runs).map((run) => run.key);
+    const inside = new Set(keys);
+    const out = runs.map((run) => run.key).filter((key) => !inside.has(key));
+    if (!runs.length) return {without: [...this.unchecked].slice(-200).join(',')};
+    return out.length > keys.length ? {runs: keys.join(',')} : {without: out.join(',')};
+  }
+}
+
+/** The list at the side. `changed` is called when somebody chooses. */
+export class RunList {
+  constructor(choice, changed) {
+    this.choice = choice;
+    this.changed = changed;
+    this.runs = [];
+    this.rows = new Map(); // by key: element and what it shows
+    this.input = element('input', {
+      type: 'search',
+      class: 'filter',
+      placeholder: 'filter (regular expression)',
+      value: choice.filter,
+      'aria-label': 'Filter runs by a regular expression',
+      oninput: () => this.filter(),
+    });
+    this.said = element('p', {class: 'small'});
+    this.list = element('ul', {class: 'runs'});
+    this.top = element(
+      'div',
+      {class: 'side'},
+      element('h2', {}, 'Runs'),
+      this.input,
+      element(
+        'div',
+        {class: 'buttons'},
+        element('button', {type: 'button', class: 'all', onclick: () => this.all(true)}, 'all'),
+        element('button', {type: 'button', class: 'none', onclick: () => this.all(false)}, 'none'),
+      ),
+      this.said,
+      this.list,
+    );
+  }
+
+  filter() {
+    this.choice.filter = this.input.value;
+    this.choose();
+  }
+
+  all(checked) {
+    for (const {key} of this.choice.matching(this.runs)) this.check(key, checked);
+    this.choose();
+  }
+
+  check(key, checked) {
+    if (checked) this.choice.unchecked.delete(key);
+    else this.choice.unchecked.add(key);
+  }
+
+  choose() {
+    this.choice.keep();
+    this.show(this.runs);
+    this.changed();
+  }
+
+  show(runs) {
+    this.runs = runs;
+    const bad = this.choice.expression() === null;
+    this.input.classList.toggle('bad', bad);
+    const matching = this.choice.matching(runs);
+    const chosen = this.choice.chosen(runs).length;
+    this.said.textContent = bad
+      ? 'not a regular expression'
+      : `${chosen} of ${counted(runs.length, 'run')} chosen`;
+    const kept = new Map();
+    const items = matching.map((run) => {
+      const told = JSON.stringify(run);
+      const old = this.rows.get(run.key);
+      const row = old && old.told === told ? old : {told, item: this.row(run)};
+      row.item.querySelector('input').checked = !this.choice.unchecked.has(run.key);
+      kept.set(run.key, row);
+      return row.item;
+    });
+    this.rows = kept;
+    const same = items.length === this.list.children.length && items.every((item, i) => item === this.list.children[i]);
+    if (!same) this.list.replaceChildren(...items);
+  }
+
+  row(run) {
+    const box = element('input', {
+      type: 'checkbox',
+      onchange: () => {
+        this.check(run.key, box.checked);
+        this.choose();
+      },
+    });
+    const folder = run.path.split('/').slice(0, -1).join('/');
+    return element(
+      'li',
+      {title: tip(run)},
+      element(
+        'label',
+        {},
+        box,
+        element('span', {class: 'name'}, run.name),
+        element('span', {class: `status ${run.status ?? 'problem'}`, title: STATUS[run.status] ?? 'not readable'}),
+        element('span', {class: 'facts'}, facts(run), folder && folder !== run.name ? ` · ${folder}` : ''),
+      ),
+    );
+  }
+}
+
+function facts(run) {
+  if (!run.run_id) return run.problem ?? 'no record';
+  const losses = Object.entries(run.losses);
+  const shown = losses.find(([name]) => name.startsWith('eval/')) ?? losses[0];
+  const share = run.planned && run.step !== null ? Math.round((100 * run.step) / run.planned) : null;
+  const parts = [
+    run.N && `N ${short(run.N)}`,
+    run.D && `D ${short(run.D)}`,
+    shown && `L ${shown[1].toFixed(3)}`,
+    run.status !== 'completed' && share !== null && `${share}%`,
+  ];
+  return parts.filter(Boolean).join(' · ') || 'no points yet';
+}
+
+function tip(run) {
+  if (!run.run_id) return run.problem ?? '';
+  const lines = [
+    run.path,
+    `${STATUS[run.status]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
+    `N ${short(run.N)} non-embedding · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
+    ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats`),
+    run.whole ? '' : 'read in part so far',
+    run.problems ? counted(run.problems, 'line or value was', 'lines or values were') + ' skipped in reading' : '',
+    run.problem ?? '',
+  ];
+  return lines.filter(Boolean).join('\n');
+}
+
+/** What was read so far, in a sentence. */
+export function progress(place, told) {
+  const said = [];
+  if (!told.listed) said.push('Looking for records…');
+  else if (!told.found) said.push('There are no records (isoflop-*.jsonl) below the log folder.');
+  else if (told.read < told.found) said.push(`Reading ${told.read} of ${counted(told.found, 'run')}…`);
+  else if (told.whole < told.found) {
+    said.push(`Shown from a part of their points; read to the end so far: ${told.whole} of ${counted(told.found, 'run')}…`);
+  }
+  if (told.found && told.whole >= told.found) {
+    if (told.state === 'fitting') said.push('Fitting the runs…');
+    if (told.state === 'older') said.push('Runs have ended since this fit; fitting again…');
+  }
+  if (told.links) said.push(`${counted(told.links, 'link was', 'links were')} not followed: name its target with --logdir.`);
+  show(place, ...said.map((text) => element('span', {}, text)));
+}

@@ -1,0 +1,545 @@
+"""Other tools' files, made by hand: whole, broken, truncated, foreign."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isoflop.record import RecordError, Run
+from isoflop.record.importing import (
+    EVERY,
+    Given,
+    ImportResult,
+    Sized,
+    huggingface,
+    import_runs,
+    lightning,
+    mlflow_api,
+    mlflow_files,
+    table,
+    tensorboard,
+    wandb_api,
+    wandb_files,
+)
+from isoflop.record.importing.logged import Column, in_order
+
+# -- files as their tools write them -----------------------------------------------------------------------------------
+
+
+def state(*losses: float, every: int = 10, **more: Any) -> str:
+    """A trainer_state.json."""
+    history = [
+        {"epoch": 0.1 * i, "loss": loss, "learning_rate": 1e-3 / i, "step": every * i}
+        for i, loss in enumerate(losses, 1)
+    ]
+    last = every * len(losses)
+    whole = {"global_step": last, "max_steps": last, "log_history": history, "total_flos": 0, **more}
+    return json.dumps(whole, indent=2)
+
+
+def event(tag: str, step: int, value: float, time: float = 1.8e9) -> bytes:
+    """One scalar in TensorBoard's format."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+    return framed(Event(wall_time=time, step=step, summary=summary).SerializeToString())
+
+
+def framed(data: bytes) -> bytes:
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+def datastore(*rows: dict[str, Any], config: dict[str, Any] | None = None, exit_code: int | None = 0) -> bytes:
+    """A run-….wandb: LevelDB's log of protobuf records."""
+    make = wandb_files._message()
+    records = [make()]
+    run = records[0].run
+    run.run_id, run.display_name, run.project = "abc123", "offline", "project"
+    for key, value in (config or {}).items():
+        run.config.update.add(key=key, value_json=json.dumps(value))
+    for row in rows:
+        record = make()
+        for key, value in row.items():
+            record.history.item.add(nested_key=[key], value_json=json.dumps(value))
+        record.history.step.num = row["_step"]
+        records.append(record)
+    if exit_code is not None:
+        records.append(make())
+        records[-1].exit.exit_code = exit_code
+        records[-1].exit.SetInParent()
+    file = wandb_files.MAGIC + struct.pack("<HB", 0xBEE1, 0)
+    for record in records:
+        data, first = record.SerializeToString(), True
+        while data or first:
+            room = wandb_files.BLOCK - len(file) % wandb_files.BLOCK
+            if room < wandb_files.HEADER:
+                file += b"\0" * room
+                continue
+            part, data = data[: room - wandb_files.HEADER], data[room - wandb_files.HEADER :]
+            kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[first, not data]
+            file += struct.pack("<IHB", zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind) + part
+            first = False
+    return file
+
+
+def mlflow_run(folder: Path, metrics: dict[str, str], params: dict[str, str] | None = None, status: int = 3) -> Path:
+    """A run of MLflow's file store."""
+    run = folder / "mlruns" / "0" / "0123456789abcdef"
+    (run / "params").mkdir(parents=True)
+    (run / "meta.yaml").write_text(
+        f"run_id: {run.name}\nrun_name: by-hand\nstart_time: 1800000000000\nstatus: {status}\n"
+    )
+    for name, text in metrics.items():
+        (run / "metrics" / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / "metrics" / name).write_text(text)
+    for name, text in (params or {}).items():
+        (run / "params" / name).write_text(text)
+    return run
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def one(result: ImportResult) -> Run:
+    (run,) = result.runs
+    return run
+
+
+def curve(run: Run, name: str = "train") -> dict[int, float | None]:
+    return {point.step: point.losses[name] for point in run.points if name in point.losses}
+
+
+# -- Hugging Face ------------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_state_that_can_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint-20" / "trainer_state.json", state(3.0, 2.0, max_steps=30))
+    broken = write(tmp_path / "checkpoint-30" / "trainer_state.json", state(3.0, 2.0, 1.0)[:150])
+    result = import_runs([tmp_path])
+    assert curve(one(result)) == {10: 3.0, 20: 2.0}
+    assert one(result).status == "interrupted"
+    (problem,) = result.problems
+    assert problem.startswith(f"{broken}:") and "expected JSON" in problem and "cut off" in problem
+
+
+def test_a_loss_of_zero_is_a_nan(tmp_path: Path) -> None:
+    path = write(tmp_path / "trainer_state.json", state(3.0, 0.0, 2.0))
+    result = import_runs([path])
+    points = one(result).points
+    assert [point.losses["train"] for point in points] == [3.0, None, 2.0]
+    assert points[1].nonfinite == {"train": "nan"}
+    assert any("loss 0.0 at step 20" in note and "NaN" in note for note in result.imported[0].notes)
+
+
+def test_nan_in_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "trainer_state.json", state(3.0, math.nan, math.inf, 2.0))
+    points = one(import_runs([path])).points
+    assert [dict(point.nonfinite) for point in points] == [{}, {"train": "nan"}, {"train": "inf"}, {}]
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    """What would run as it is unpickled stays where it is."""
+    import pickle
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / "sprung"), "w")
+
+    write(tmp_path / "out" / "trainer_state.json", state(3.0, 2.0))
+    write(tmp_path / "out" / "training_args.bin", pickle.dumps(Trap()))
+    assert len(import_runs([tmp_path / "out"]).runs) == 1
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_mean_over_the_run_is_no_point(tmp_path: Path) -> None:
+    text = json.loads(state(3.0, 2.0))
+    text["log_history"].append({"step": 20, "train_loss": 2.5, "train_runtime": 9.0, "total_flos": 6e9})
+    path = write(tmp_path / "trainer_state.json", json.dumps(text))
+    assert curve(one(import_runs([path]))) == {10: 3.0, 20: 2.0}
+
+
+def test_tokens_are_spread_between_states(tmp_path: Path) -> None:
+    """total_flos / (6·N) at each state; 20 steps of 100 tokens, then 10 of 200."""
+    sized = Sized(parameters={"non_embedding": 50}, method="by hand", huggingface=50)
+    write(tmp_path / "config.json", "{}")
+    for step, tokens in ((20, 2000), (30, 4000)):
+        text = state(*([3.0] * (step // 10)), max_steps=30, total_flos=6.0 * 50 * tokens)
+        write(tmp_path / f"checkpoint-{step}" / "trainer_state.json", text)
+    run = one(import_runs([tmp_path], counter=lambda config, length: sized))
+    assert [(point.step, point.tokens) for point in run.points] == [(10, 1000), (20, 2000), (30, 4000)]
+
+
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+
+def test_restarts_in_several_files(tmp_path: Path) -> None:
+    write(tmp_path / "events.out.tfevents.1.host.1", b"".join(event("train/loss", 10 * i, 4.0) for i in range(1, 6)))
+    write(tmp_path / "events.out.tfevents.2.host.1", b"".join(event("train/loss", 10 * i, 2.0) for i in range(3, 5)))
+    result = import_runs([tmp_path])
+    assert curve(one(result)) == {10: 4.0, 20: 4.0, 30: 2.0, 40: 2.0}, "step 50 of the first attempt is superseded"
+    assert any("go back once" in note for note in result.imported[0].notes)
+
+
+def test_a_truncated_event_file(tmp_path: Path) -> None:
+    whole = [event("loss", step, 3.0) for step in range(1, 9)]
+    path = write(tmp_path / "events.out.tfevents.1", b"".join(whole)[:-5])
+    result = import_runs([tmp_path])
+    assert list(curve(one(result))) == list(range(1, 8))
+    start = sum(map(len, whole[:-1]))
+    assert result.problems[0].startswith(f"{path} at byte {start} (event 7): expected ")
+    assert "cut off" in result.problems[0]
+
+
+def test_an_event_with_a_flipped_bit(tmp_path: Path) -> None:
+    events = [bytearray(event("loss", step, 3.0)) for step in range(1, 5)]
+    events[2][20] ^= 1
+    write(tmp_path / "events.out.tfevents.1", b"".join(map(bytes, events)))
+    result = import_runs([tmp_path])
+    assert list(curve(one(result))) == [1, 2, 4]
+    assert "(event 2): expected an event whose checksum holds" in result.problems[0]
+
+
+def test_tensorflows_scalars_and_the_trainers_texts(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_text("args", json.dumps({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}))
+        writer.add_image("sample", torch_image(), 1)
+        for step in (1, 2):
+            writer.add_scalar("train/loss", 3.0 / step, step, new_style=True)
+    sized = Given(seq={EVERY: 128}, devices={EVERY: 8}, params={EVERY: 1e6})
+    run = one(import_runs([tmp_path], sized))
+    assert curve(run) == {1: 3.0, 2: 1.5}
+    assert [point.tokens for point in run.points] == [4 * 2 * 8 * 128, 2 * 4 * 2 * 8 * 128]
+    (question,) = import_runs([tmp_path], Given(params={EVERY: 1e6})).questions
+    assert "per_device_train_batch_size 4 × gradient_accumulation_steps 2" in question
+    assert "--devices and --seq would make it whole" in question
+
+
+def torch_image() -> Any:
+    import torch
+
+    return torch.zeros(3, 2, 2)
+
+
+# -- Lightning ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_metrics_csv(tmp_path: Path) -> None:
+    path = write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n0,x,3.5\n0,2,3.0\n0,3,2.")
+    result = import_runs([tmp_path])
+    assert curve(one(result)) == {1: 4.0, 3: 3.0, 4: 2.0}
+    assert result.problems == (f"{path}:3: expected a step (a whole number from 0), got 'x'",)
+    path = write(tmp_path / "metrics.csv", "epoch,step,train_loss,lr\n0,0,4.0,0.1\n0,1,3.")
+    result = import_runs([tmp_path])
+    assert curve(one(result)) == {1: 4.0}, "a value of a row that was cut off may be cut itself"
+    assert result.problems == (f"{path}:3: expected 4 values: it is cut off, got '3 values'",)
+
+
+def test_hyperparameters_that_are_objects(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
+    write(
+        tmp_path / "hparams.yaml",
+        "path: !!python/object/apply:os.system ['touch sprung']\nglobal_batch_size: 8\nmodel:\n  block_size: 16\n",
+    )
+    run = one(import_runs([tmp_path]))
+    assert run.points[0].tokens == 8 * 16
+    assert not Path("sprung").exists()
+
+
+def test_event_files_beside_a_csv_log_are_left_out(tmp_path: Path) -> None:
+    """The CSV has double precision."""
+    write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
+    write(tmp_path / "events.out.tfevents.1", event("train_loss", 0, 4.0))
+    assert [one.kind for one in import_runs([tmp_path]).imported] == ["lightning"]
+    assert [one.kind for one in import_runs([tmp_path], kind="tensorboard").imported] == ["tensorboard"]
+
+
+# -- W&B ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_offline_run_over_several_blocks(tmp_path: Path) -> None:
+    rows = [{"_step": step, "_timestamp": 1.8e9 + step, "train/loss": 3.0 / step} for step in range(1, 1500)]
+    folder = tmp_path / "offline-run-1"
+    path = write(folder / "run-abc123.wandb", datastore(*rows, config={"global_batch_size": 4, "seq_len": 8}))
+    assert path.stat().st_size > 2 * wandb_files.BLOCK
+    run = one(import_runs([tmp_path]))
+    assert (run.name, run.status, run.points[-1].step) == ("offline", "completed", 1499)
+    assert run.points[-1].tokens == 1499 * 32 and run.points[0].time == 1.8e9 + 1
+    mean = sum(3.0 / step for step in range(1025, 1027)) / 2
+    assert curve(run)[1026] == pytest.approx(mean, rel=1e-12), "thinned as isoflop's own record is"
+    whole = path.read_bytes()
+    write(path, whole[: len(whole) // 2])
+    result = import_runs([tmp_path])
+    assert one(result).status == "interrupted" and "cut off" in result.problems[0]
+    assert curve(one(result)) == {
+        step: loss for step, loss in curve(run).items() if step <= one(result).points[-1].step
+    }
+
+
+@pytest.mark.parametrize(("key", "more"), [("train/global_step", 0), ("trainer/global_step", 1)])
+def test_steps_of_the_trainer_inside_wandb(key: str, more: int, tmp_path: Path) -> None:
+    """W&B's own step counts calls of log()."""
+    rows = [{"_step": i, key: 10 * i, "train/loss": 3.0, "train/nan": "NaN"} for i in range(3)]
+    write(tmp_path / "run-abc123.wandb", datastore(*rows, exit_code=1))
+    run = one(import_runs([tmp_path]))
+    assert list(curve(run)) == [more, 10 + more, 20 + more] and run.status == "interrupted"
+
+
+def test_a_chart_exported_from_wandb(tmp_path: Path) -> None:
+    text = (
+        '"Step","big - train/loss","big - train/loss__MIN","big - train/loss__MAX","small - train/loss"\n'
+        '"1","4.0","4.0","4.0","5.0"\n"2","3.0","3.0","3.0",""\n'
+    )
+    result = import_runs([write(tmp_path / "wandb_export_1.csv", text)])
+    assert {run.name: curve(run) for run in result.runs} == {"big": {1: 4.0, 2: 3.0}, "small": {1: 5.0}}
+    assert {one.kind for one in result.imported} == {"wandb"}
+    wrong = write(tmp_path / "other.csv", text.replace("Step", "Relative Time (Process)"))
+    (problem,) = import_runs([wrong]).problems
+    assert problem.endswith("set the chart's x-axis to Step")
+
+
+def test_runs_of_wandbs_api() -> None:
+    rows = [{"_step": i, "train/loss": 3.0 / i, "isoflop/tokens_processed": 64 * i} for i in (1, 2)]
+
+    class Broken:
+        id = "worse"
+        config = MappingProxyType[str, Any]({})
+
+        def scan_history(self, page_size: int) -> Any:
+            raise OSError("gone")
+
+    good = SimpleNamespace(
+        id="abc",
+        name="a",
+        config={"lr": 1.0},
+        state="finished",
+        created_at="2026-01-02T03:04:05Z",
+        scan_history=lambda page_size: rows,
+    )
+    api = SimpleNamespace(runs=lambda path: [Broken(), good], run=lambda path: good)
+    (logged,) = wandb_api.read("wandb:me/project", api=api)
+    assert (logged.key, logged.status, list(logged.columns["train/loss"].values)) == (
+        "wandb:abc",
+        "completed",
+        [3.0, 1.5],
+    )
+    assert logged.problems == ("wandb:me/project: run worse: W&B gave OSError: gone",)
+    assert len(wandb_api.read("wandb:me/project/abc", api=api)) == 1
+    with pytest.raises(RecordError, match="expected wandb:entity/project or wandb:entity/project/run"):
+        wandb_api.read("wandb:me", api=api)
+
+
+# -- MLflow ------------------------------------------------------------------------------------------------------------
+
+
+def test_mlflows_files(tmp_path: Path) -> None:
+    lines = "1800000001000 3.0 1\n1800000002000 nan 2\nrubbish\n1800000003000 2.0 3\n1800000004000 1."
+    run = mlflow_run(tmp_path, {"train/loss": lines, "gpu": "1 2 3\n"}, {"global_batch_size": "4", "seq_len": "8"})
+    result = import_runs([tmp_path])
+    found = one(result)
+    assert curve(found) == {1: 3.0, 2: None, 3: 2.0}
+    assert (found.name, found.status, found.points[2].tokens) == ("by-hand", "completed", 96)
+    where = run / "metrics" / "train" / "loss"
+    assert result.problems == (
+        f"{where}:3: expected `milliseconds value step`, got b'rubbish\\n'",
+        f"{where}:5: expected `milliseconds value step`, got b'1800000004000 1.'",
+    )
+
+
+def test_mlflows_client() -> None:
+    class Page(list[Any]):
+        token = None
+
+    info = SimpleNamespace(run_id="r", run_name="n", status="FAILED", start_time=1_800_000_000_000)
+    run = SimpleNamespace(info=info, data=SimpleNamespace(metrics={"loss": 1.0, "gpu": 2.0}, params={"max_steps": "9"}))
+    history = [SimpleNamespace(step=step, value=3.0 / step, timestamp=1000 * step) for step in (1, 2)]
+    client = SimpleNamespace(
+        search_experiments=lambda page_token: Page([SimpleNamespace(name="e", experiment_id="0")]),
+        search_runs=lambda ids, page_token: Page([run]),
+        get_metric_history=lambda run_id, name: history,
+    )
+    (logged,) = mlflow_api.read("mlflow:http://host", client=client)
+    assert (logged.status, logged.planned_steps, list(logged.columns)) == ("interrupted", 9, ["loss"])
+    with pytest.raises(RecordError, match="expected runs, got none"):
+        mlflow_api.read("mlflow:http://host#other", client=client)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_curves_of_several_runs(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs.csv", "run,step,tokens,loss,val_ppl,lr\na,1,64,4,,0.1\nb,1,64,5,,\na,2,128,3,8,0.2\n")
+    result = import_runs([path])
+    first, second = result.runs
+    assert (first.name, curve(first), curve(second)) == ("a", {1: 4.0, 2: 3.0}, {1: 5.0})
+    assert curve(first, "eval/val") == {2: pytest.approx(math.log(8))}
+    assert [point.lr for point in first.points] == [0.1, 0.2]
+    assert any("perplexity: its natural logarithm" in note for note in result.imported[0].notes)
+
+
+def test_ends_of_runs(tmp_path: Path) -> None:
+    path = write(tmp_path / "ends.csv", "N,tokens,flops,loss\n1000,20000,1.3e8,3.0\n2000,40000,5e8,2.5\n")
+    runs = import_runs([path]).runs
+    assert [(run.parameters["non_embedding"], run.points[0].tokens, run.points[0].flops) for run in runs] == [
+        (1000, 20000, 130_000_000),
+        (2000, 40000, 500_000_000),
+    ]
+    assert [run.name for run in runs] == ["ends:2", "ends:3"]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="the extra isoflop[parquet] is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"step": [1, 2], "loss": [3.0, None], "val_loss": [None, 2.0]}
+    parquet.write_table(arrow.table(columns), tmp_path / "run.parquet")
+    run = one(import_runs([tmp_path / "run.parquet"]))
+    assert (curve(run), curve(run, "eval/val")) == ({1: 3.0}, {2: 2.0})
+    whole = (tmp_path / "run.parquet").read_bytes()
+    write(tmp_path / "run.parquet", whole[:-20])
+    (problem,) = import_runs([tmp_path / "run.parquet"]).problems
+    assert "expected a Parquet file that can be read" in problem
+
+
+def test_units(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.csv", "step,train_loss,val_loss\n1,2.0,1.0\n")
+    run = one(import_runs([path], Given(loss_unit={"train": "bits", "eval/val": "bpb"})))
+    assert run.points[0].losses == {"train": pytest.approx(2 * math.log(2)), "eval/val": 1.0}
+    assert run.loss_units == {"eval/val": "bits per byte"}
+    with pytest.raises(RecordError, match="--loss-unit: expected one of nats, bits, ppl, bpb, got 'dB'"):
+        import_runs([path], Given(loss_unit={EVERY: "dB"}))
+
+
+def test_a_column_of_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.csv", "iter,objective,heldout\n1,3.0,3.5\n2,2.0,2.5\n")
+    (problem,) = import_runs([path]).problems
+    assert problem == (
+        f"{path}: no loss is in it; its columns are objective, heldout: name the one with --loss COLUMN (an "
+        "evaluation's with --loss eval/val=COLUMN)"
+    )
+    run = one(import_runs([path], Given(loss={"train": "objective", "eval/held": "heldout"})))
+    assert (curve(run), curve(run, "eval/held")) == ({1: 3.0, 2: 2.0}, {1: 3.5, 2: 2.5})
+
+
+def test_steps_that_go_back_and_steps_in_no_order() -> None:
+    def column(*rows: tuple[int, float]) -> Column:
+        made = Column()
+        for row in rows:
+            made.add(*row)
+        return made
+
+    resumed, times, disorder = in_order(column((1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5)))
+    assert (list(resumed.steps), list(resumed.values), times, disorder) == ([1, 2], [1.0, 2.5], 1, False)
+    tidy, times, disorder = in_order(column((3, 3.0), (1, 1.0), (2, 2.0)))
+    assert (list(tidy.steps), list(tidy.values), times, disorder) == ([1, 2, 3], [1.0, 2.0, 3.0], 0, True)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0, 9)), max_size=60))
+def test_a_column_in_order_has_each_step_once(rows: list[tuple[int, float]]) -> None:
+    made = Column()
+    for row in rows:
+        made.add(*row)
+    tidy, _, _ = in_order(made)
+    assert list(tidy.steps) == sorted(set(tidy.steps))
+    if rows:  # what was logged last always counts
+        assert dict(zip(tidy.steps, tidy.values, strict=True))[rows[-1][0]] == rows[-1][1]
+
+
+# -- what is no log ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.csv", "", "got an empty file"),
+        ("weights.bin", b"\0\1\2\3" * 20, "got a file of another kind"),
+        ("package.json", '{"name": "x"}', "got JSON of another kind"),
+        ("isoflop-a.jsonl", '{"event":"header","isoflop":1}\n', "is a record of isoflop's own"),
+        ("numbers.csv", "1,2\n3,4\n", "expected a table whose first row names two columns"),
+    ],
+)
+def test_foreign_files(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, content)
+    result = import_runs([path])
+    assert not result.runs
+    (problem,) = result.problems
+    assert problem.startswith(str(path)) and said in problem
+
+
+def test_the_others_are_imported(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "trainer_state.json", "{")
+    write(tmp_path / "b" / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
+    write(tmp_path / "c" / "events.out.tfevents.1", b"rubbish that is longer than a header")
+    write(tmp_path / "d" / "run-x.wandb", b":W&Brubbish")
+    result = import_runs([tmp_path, tmp_path / "nothing"])
+    assert len(result.runs) == 1 and len(result.problems) == 4
+
+
+PUT_IN = (b"\n", b",", b'"', b"nan", b"1e999", b"-1", b"[" * 2000, b"\xff\0", b"9" * 5000)
+READERS: dict[str, Callable[..., Any]] = {
+    "trainer_state.json": huggingface.read,
+    "events.out.tfevents.1": tensorboard.read,
+    "metrics.csv": lightning.read,
+    "run-a.wandb": wandb_files.read,
+    "table.csv": table.read,
+    "mlruns": mlflow_files.read,
+}
+
+
+def example(name: str) -> bytes:
+    """A file of each kind that can be read."""
+    return {
+        "trainer_state.json": state(3.0, 2.0).encode(),
+        "events.out.tfevents.1": b"".join(event("loss", step, 3.0) for step in range(1, 5)),
+        "metrics.csv": b"epoch,step,train_loss,val_loss\n0,0,4.0,\n0,1,3.0,3.5\n",
+        "run-a.wandb": datastore({"_step": 1, "train/loss": 3.0}, {"_step": 2, "train/loss": 2.0}),
+        "table.csv": b"run,step,N,loss\na,1,1000,3.0\na,2,1000,2.0\n",
+        "mlruns": b"1800000001000 3.0 1\n1800000002000 2.0 2\n",
+    }[name]
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_whatever_the_bytes_a_reader_answers(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Bytes changed, cut out or put in: runs, or a RecordError; never another error."""
+    content = bytearray(example(name))
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    for _ in range(rng.randint(1, 5)):
+        at, kind = rng.randrange(len(content) + 1), rng.randrange(4)
+        if kind == 0 and at < len(content):
+            content[at] = rng.randrange(256)
+        elif kind == 1:
+            del content[at : at + rng.randint(1, 40)]
+        elif kind == 2:
+            content[at:at] = rng.choice(PUT_IN)
+        else:
+            del content[at:]
+    folder = tmp_path_factory.mktemp("fuzzed")
+    if name == "mlruns":
+        path = mlflow_run(folder, {})
+        write(path / "metrics" / "loss", bytes(content))
+    else:
+        path = write(folder / name, bytes(content))
+    with contextlib.suppress(RecordError):
+        READERS[name](path)
+    import_runs([path])  # raises nothing at all
