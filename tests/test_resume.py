@@ -87,6 +87,11 @@ def train_lightning(folder: Path, every: int, kill_at: int | None = None, accumu
     from isoflop.lightning import IsoFLOPMonitor
 
     class KillAndSeed(package.Callback):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            # Lightning does not restore it: after the first micro-batch of a resumed step it would save that half of a
+            # step, whose gradient a checkpoint does not hold
+            saver._last_global_step_saved = trainer.global_step
+
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
             torch.manual_seed(100 + index)  # Lightning does not restore the random numbers of dropout
 

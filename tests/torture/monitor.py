@@ -56,6 +56,7 @@ class WildClock:
         self._now += self._random.choice([0.01, 0.01, 0.1, 1.0])
         if self._random.random() < 0.02:
             self._now += self._random.choice([-3.2e8, 3.2e8, -60.0, 3600.0, -1.9e9])
+        self._now = max(self._now, 1.0)
         return self._now
 
 

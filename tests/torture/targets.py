@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torture.fuzz import Target
+from torture.importers import fuzz_importers
 from torture.monitor import fuzz_monitor
 from torture.records import fuzz_learners, fuzz_reader, fuzz_resuming
+from torture.requests import fuzz_requests
 from torture.shell import fuzz_commands, fuzz_fitting_commands, fuzz_numbers
 from torture.tables import fuzz_tables
 
@@ -12,6 +14,8 @@ TARGETS: dict[str, Target] = {
     "the record's reader": fuzz_reader,
     "runs that resume a spoilt record": fuzz_resuming,
     "fit, forecast and advice of spoilt records": fuzz_learners,
+    "the importers": fuzz_importers,
+    "the tab's routes": fuzz_requests,
     "CSV tables": fuzz_tables,
     "the commands' numbers": fuzz_numbers,
     "the commands": fuzz_commands,
