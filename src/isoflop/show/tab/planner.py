@@ -38,7 +38,7 @@ def budget_of(text: str) -> float:
         raise ValueError(f"expected {EXPECTED}; got {shown!r}")
     number = float(match["number"].replace(",", "").replace("_", "")) * _TIMES.get((match["times"] or "").lower(), 1.0)
     flops = number * (PF_DAY if (match["unit"] or "").lower().startswith("pf") else 1.0)
-    if not (flops > 0 and math.isfinite(flops)):
+    if not (0 < flops and math.isfinite(flops)):
         raise ValueError(f"expected {EXPECTED}, more than 0 and finite; got {shown!r}")
     return flops
 
