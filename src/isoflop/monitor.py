@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from isoflop.options import OptionsDict
 
-COUNTING, SETTLING = "counting the batch", "settling the step"
+COUNTING, SETTLING, SUMMING = "counting the batch", "settling the step", "summing over ranks"
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
 
 
@@ -398,9 +398,14 @@ class Monitor:
         """… and ends."""
         self._clock.leave(phase)
 
-    @hook("summing over ranks", "nothing more is counted")
     def sync(self) -> None:
         """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
+        self._sum()
+        if not self.guard.open(SUMMING) and not self.totals.without_flops:
+            self.totals = added(self.totals, Totals(without_tokens=1, without_labels=1, without_flops=1))
+
+    @hook(SUMMING, _UNKNOWN)
+    def _sum(self) -> None:
         if self._finished:
             return
         if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):

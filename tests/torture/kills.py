@@ -27,6 +27,8 @@ from workers import kill_me, run
 
 TRAIN = {"plain": train_plain, "lightning": train_lightning, "transformers": train_transformers}
 TORN = "torn.json"
+PATIENCE = 600.0
+"""Seconds for an attempt: the machine may be a busy one."""
 STEPS = [2, 4, 6, 8, 10, 12]
 
 
@@ -121,7 +123,7 @@ def remove_torn_checkpoints(folder: Path) -> None:
 def in_one_piece(trainer: str, folder: Path, every: int, accumulate: int) -> tuple[Run, float]:
     """The run that nobody kills, and how long it takes."""
     folder.mkdir()
-    (seconds,) = run(attempt, trainer, folder, every, accumulate, None)
+    (seconds,) = run(attempt, trainer, folder, every, accumulate, None, timeout=PATIENCE)
     (record,) = records(folder)
     assert totals(record) == ROWS.totals()
     return record, seconds
@@ -146,7 +148,7 @@ def kill_until_done(
     torn: list[dict[str, Any]] = []
     for done in range(kills + 1):  # the last attempt is let through
         moment = any_moment(random, seconds) if done < kills else None
-        (result,) = run(attempt, trainer, folder, every, accumulate, moment)
+        (result,) = run(attempt, trainer, folder, every, accumulate, moment, timeout=PATIENCE)
         if result != "killed":
             return done, torn
         if (folder / TORN).exists():
