@@ -322,6 +322,7 @@ LOSES: dict[str, set[str]] = {
     "Weights & Biases": {"scalars"},  # there is no other place in these scenarios
     "MLflow": {"scalars"},
     "the terminal's line": {"terminal"},
+    "splitting the step": {"loss"},  # its scenario gives none
     "counting the batch": {"tokens", "flops"},
     "settling the step": {"tokens", "flops"},
     "adding the loss": {"loss"},

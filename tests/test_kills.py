@@ -39,8 +39,12 @@ def test_a_line_torn_by_the_kill_is_closed_and_told(
 
 def test_killed_between_the_last_checkpoint_and_the_end_line(tmp_path: Path) -> None:
     """Resumed where nothing is left to train, the run still ends its record."""
+    whole, _ = in_one_piece("plain", tmp_path / "whole", 4, 1)
+    lines = Path(whole.path or "").read_bytes().count(b"\n")
     tmp_path.joinpath("killed").mkdir()
-    assert run(attempt, "plain", tmp_path / "killed", 4, 1, Moment("checkpoint", 3, 0.02)) == ["killed"]
+    assert run(attempt, "plain", tmp_path / "killed", 4, 1, Moment("write", lines, 0.0)) == ["killed"]
+    (record,) = records(tmp_path / "killed")
+    assert record.status == "running" and record.points[-1].step == 12
     run(attempt, "plain", tmp_path / "killed", 4, 1, None)
     (record,) = records(tmp_path / "killed")
     assert record.status == "completed" and totals(record) == ROWS.totals()
