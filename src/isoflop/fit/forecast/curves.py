@@ -92,7 +92,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _run(folder: Path, row: dict[str, str]) -> FinishedRun:
     for name in (row["dataset"], row["run"]):
-        if name in ("", ".", "..") or name != Path(name).name or "\\" in name or "\0" in name:  # it must not lead out of the folder
+        # it must not lead out of the folder
+        if name in ("", ".", "..") or name != Path(name).name or "\\" in name or "\0" in name:
             raise ValueError(f"{name!r} where the plain name of a folder or file should be")
     points = _rows(folder / row["dataset"] / f"{row['run']}.csv")
     column = {name: np.array([_float(p.get(name)) for p in points]) for name in ("step", "tokens", "lr", "loss", "n")}
