@@ -1,5 +1,5 @@
 # Every target sets up what it needs: Python >= 3.10, make and git are enough.
-#   make demo | test | slow | lint | format | examples | bench | matrix | clean
+#   make demo | test | slow | lint | format | examples | bench | matrix | torture | clean
 # ARGS goes to pytest: make test ARGS="tests/test_packaging.py -x"
 
 # The first interpreter that really runs (a pyenv shim may exist and not run), is new enough and can make
@@ -14,7 +14,7 @@ EXAMPLES = $(filter-out examples/demo.py examples/_%,$(sort $(wildcard examples/
 BENCHMARKS = $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := test
-.PHONY: demo test slow lint format examples bench matrix clean
+.PHONY: demo test slow lint format examples bench matrix torture clean
 
 # The stamp goes first and comes back last: an install that fails half-way is done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -53,6 +53,11 @@ bench: $(INSTALLED)
 # Versions of torch, Lightning and transformers, each set in an environment of its own: an hour, most of it pip's.
 matrix: $(INSTALLED)
 	$(BIN)/python tests/matrix.py $(ARGS)
+
+# Faults, kill -9 and fuzzing at full length (docs/promises.md): about 20 minutes on two free cores.
+torture: $(INSTALLED)
+	@set -e; cd tests; export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore; \
+	../$(BIN)/python -m torture $(ARGS)
 
 # Leaves .venv (minutes to make again) and runs/ (yours).
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import isoflop
 from isoflop.advise.adviser import AT_START, EVALUATORS, WHILE_TRAINING
 from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.record import Point, RecordLog
+from isoflop.record import Point, RecordLog, read_run
 from isoflop.transformers import IsoFLOPCallback
 from tiny import (
     LIGHTNING_NOISE,
@@ -313,6 +314,35 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
 }
 
 
+WORKS = {"points", "end", "tokens", "flops", "loss", "scalars", "terminal"}
+"""Parts of a run of which each scenario leaves a trace, see `working`."""
+UNSEEN = WORKS - {"end"}
+LOSES: dict[str, set[str]] = {
+    "writing the record": {"points", "end", "tokens", "flops", "loss"},
+    "TensorBoard": {"scalars"},
+    "Lightning's loggers": {"scalars"},
+    "Weights & Biases": {"scalars"},  # there is no other place in these scenarios
+    "MLflow": {"scalars"},
+    "the terminal's line": {"terminal"},
+    "splitting the step": {"loss"},  # its scenario gives none
+    "counting the batch": {"tokens", "flops"},
+    "settling the step": {"tokens", "flops"},
+    "adding the loss": {"loss"},
+    "summing over ranks": {"tokens", "flops", "loss"},
+    "logging": {"scalars", "terminal"},
+    "ending the run": {"end"},
+    "Lightning: on_train_start": WORKS,
+    "Lightning: on_train_end": {"end"},
+    "Lightning: on_exception": {"end"},
+    "Lightning: a training step": WORKS,
+    "Hugging Face: on_train_begin": WORKS,
+    "Hugging Face: on_train_end": {"end"},
+    "Hugging Face: on_step_end": WORKS,
+    "Hugging Face: on_log": UNSEEN,
+}
+"""What of it is missing when a boundary has stepped aside; of the others nothing."""
+
+
 def raiser(*_: Any, **__: Any) -> Any:
     raise Broken("on purpose")
 
@@ -357,6 +387,20 @@ def unobserved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scenario],
     return get
 
 
+def working(folder: Path, printed: str) -> set[str]:
+    """Which parts have done their work, by what they left behind."""
+    found = {"terminal"} if re.search(r"step \d+ ·", printed) else set()
+    paths = sorted(folder.rglob("isoflop-*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    for run in [read_run(path) for path in paths[-1:]]:
+        last = run.points[-1] if run.points else Point(step=0)
+        found |= {"end"} if run.end else set()
+        found |= {name for name in ("tokens", "flops", "wall_time") if getattr(last, name) is not None}
+        found |= {"loss"} if any(point.losses.get("train") is not None for point in run.points) else set()
+        found |= {"points"} if len(run.points) > 1 else set()
+    shown = [*folder.rglob("events.*"), *folder.rglob("metrics.csv")]
+    return found | ({"scalars"} if any(b"isoflop/" in path.read_bytes() for path in shown) else set())
+
+
 @pytest.mark.parametrize(("name", "scenario", "target"), CASES, ids=[f"{name}: {where}" for name, _, where in CASES])
 def test_a_failure_inside_costs_one_warning(
     name: str,
@@ -366,6 +410,7 @@ def test_a_failure_inside_costs_one_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, expected = unobserved(scenario)
     if name in ("Weights & Biases", "MLflow"):
@@ -379,6 +424,15 @@ def test_a_failure_inside_costs_one_warning(
     said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
     missing = BOUNDARIES[name]
     assert said == [f"isoflop: {name} failed (Broken: on purpose) and steps aside: {missing}. Training goes on."]
+    left = working(folder if resumes else tmp_path, capsys.readouterr().out)
+    assert WORKS - LOSES.get(name, set()) <= left, "parts that should have gone on have not"
+
+
+def test_what_was_not_summed_is_unknown_and_not_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isoflop.observe.tally.Tally.drain", raiser)
+    loop(tmp_path, True)
+    (path,) = tmp_path.glob("isoflop-*.jsonl")
+    assert {(point.tokens, point.flops, point.flops_6nd) for point in read_run(path).points} == {(None, None, None)}
 
 
 def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:

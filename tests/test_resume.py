@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def train_plain(folder: Path, every: int, kill_at: int | None = None, accumulate
     def after_step(_: int) -> None:
         if monitor.steps % every == 0:
             states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({**states, "random": torch.get_rng_state()}, checkpoint)
+            torch.save({**states, "random": torch.get_rng_state()}, folder / "new.pt")
+            os.replace(folder / "new.pt", checkpoint)
         if monitor.steps == kill_at:
             kill_me()
 
@@ -86,6 +88,11 @@ def train_lightning(folder: Path, every: int, kill_at: int | None = None, accumu
     from isoflop.lightning import IsoFLOPMonitor
 
     class KillAndSeed(package.Callback):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            # Lightning does not restore it: after the first micro-batch of a resumed step it would save that half of a
+            # step, whose gradient a checkpoint does not hold
+            saver._last_global_step_saved = trainer.global_step
+
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
             torch.manual_seed(100 + index)  # Lightning does not restore the random numbers of dropout
 

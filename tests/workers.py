@@ -21,7 +21,7 @@ _PRELOAD = ["isoflop", "isoflop.lightning", "isoflop.transformers", "torch.utils
 _TIMEOUT = 60.0
 
 
-def run(function: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
+def run(function: Callable[..., Any], *args: Any, ranks: int = 1, timeout: float = _TIMEOUT) -> list[Any]:
     """Call `function(*args)` on each rank; returns what each returned; `Killed` for a process that was killed."""
     with forking() as context:
         rendezvous = str(Path(os.environ.get("TMPDIR", "/tmp")) / f"isoflop-gloo-{os.getpid()}-{os.urandom(4).hex()}")
@@ -36,7 +36,7 @@ def run(function: Callable[..., Any], *args: Any, ranks: int = 1) -> list[Any]:
     results = []
     for process, (pipe, _) in zip(processes, pipes, strict=True):
         try:
-            assert pipe.poll(_TIMEOUT), "a worker hangs"
+            assert pipe.poll(timeout), "a worker hangs"
             ok, result = pipe.recv()
         except EOFError:
             process.join(_TIMEOUT)

@@ -19,11 +19,12 @@ from isoflop.advise.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Evaluated
 from isoflop.entries import describe_model
+from isoflop.fit.forecast.bins import usable
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.frontier.shape import shape_warning
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.forecasting import About, Forecasting
-from isoflop.guard import Guard, declare, logger
+from isoflop.guard import Guard, declare, warn
 from isoflop.observe.parameters import unwrap
 from isoflop.observe.shape import shape_of, width_of
 from isoflop.observe.tally import Totals
@@ -93,7 +94,7 @@ class Advising:
 
     def evaluation(self, name: str, step: int, loss: float) -> None:
         """The loss of an evaluation set; of many the middle ones go."""
-        if not math.isfinite(loss):
+        if not usable(loss):
             return
         now = self._judge.track.now()
         points = self._evaluations.setdefault(name, [])
@@ -234,7 +235,7 @@ class Advising:
     def _say(self, new: list[Advice]) -> None:
         for advice in new:
             if advice.severity >= Severity.WARNING:
-                logger.warning("isoflop: %s", advice)
+                warn("%s", advice)
             else:
                 self._setup.tell(f"isoflop: {advice}")
             best = next((each for each in advice.numbers if each.name == BEST_SIZE), None)
@@ -256,7 +257,7 @@ class Advising:
                         self._spent -= time.perf_counter() - began  # the user's own time, not judging's
         elif action == "stop" and advice.stops:
             self.wants_stop = True
-            logger.warning("isoflop: on_advice='stop' ends the run: %s", advice.reason.value)
+            warn("on_advice='stop' ends the run: %s", advice.reason.value)
 
     def _missing(self) -> Mapping[str, str]:
         return self._judge.adviser.missing

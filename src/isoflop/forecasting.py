@@ -227,7 +227,11 @@ class Forecasting:
                 f"The learning rate to come is unknown: {found.reason}. Pass {remedy}lr_plan=, a function of the step."
             )
             return
-        self._plan = LearningRatePlan(found.steps, found.lr)
+        try:
+            self._plan = LearningRatePlan(found.steps, found.lr)
+        except ValueError as error:  # rates of 0, NaN or below 0: training may go on with them
+            self._unknown = f"The learning rate to come can't be used. {error}"
+            return
         self._planned(self._plan)
 
     def _future(self, step: int, total: int, since: int | None = None) -> LearningRates | UnknownFuture:

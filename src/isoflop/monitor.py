@@ -24,7 +24,7 @@ from isoflop.observe.device import Device, model_device
 from isoflop.observe.parallel import data_parallel_ranks, ddp_around, ends_apart
 from isoflop.observe.ranks import rank, sum_over_ranks, world_size
 from isoflop.observe.step import StepObserver
-from isoflop.observe.tally import Loss, Totals, added
+from isoflop.observe.tally import Loss, Totals, added, as_float
 from isoflop.observe.tokens import TokenCount
 from isoflop.options import Options
 from isoflop.record import Point
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from isoflop.options import OptionsDict
 
-COUNTING, SETTLING = "counting the batch", "settling the step"
+COUNTING, SETTLING, SUMMING = "counting the batch", "settling the step", "summing over ranks"
 LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
 
@@ -377,7 +377,7 @@ class Monitor:
         """
         if self._finished:
             return
-        value = float(loss)
+        value = as_float(loss)
         if not math.isfinite(value):
             self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
         point = Point(step=self.steps, time=time.time())
@@ -413,9 +413,14 @@ class Monitor:
         """… and ends."""
         self._clock.leave(phase)
 
-    @hook("summing over ranks", "nothing more is counted")
     def sync(self) -> None:
         """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
+        self._sum()
+        if not self.guard.open(SUMMING) and not self.totals.without_flops:
+            self.totals = added(self.totals, Totals(without_tokens=1, without_labels=1, without_flops=1))
+
+    @hook(SUMMING, _UNKNOWN)
+    def _sum(self) -> None:
         if self._finished:
             return
         if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):
@@ -438,6 +443,9 @@ class Monitor:
             self.sync()
             if not self.setup.logs_itself:
                 self.recorder.add(*self._loss)
+        total = self.setup.total_steps
+        if completed and not self._opened and total is not None and self.steps >= total:
+            self._open_record()  # resumed at its planned end: killed before its record was told so
         self._finished = True
         self.recorder.end(self._point(), "completed" if completed else "interrupted")
         self._output.close()

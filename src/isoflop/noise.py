@@ -381,7 +381,7 @@ class NoiseDriver:
     def _say(self, text: str) -> None:
         if self._speaks and text not in self._said:
             self._said.add(text)
-            self.guard.note(self._setup.say, text)
+            self._setup.tell(f"isoflop: {text}")
 
 
 def weight(count: TokenCount | None) -> Number | None:

@@ -128,7 +128,8 @@ class Recorder:
 
     def _train_point(self, point: Point) -> None:
         losses = {"train": self._loss_sum / self._losses} if self._losses else {}
-        self._last = replace(point, losses=losses, interval_steps=point.step - self._since)
+        # not below 0, where a trainer has gone back to a step before the checkpoint's
+        self._last = replace(point, losses=losses, interval_steps=max(0, point.step - self._since))
         self._loss_sum, self._losses, self._since = 0.0, 0, point.step
         self._write(self._last)
 

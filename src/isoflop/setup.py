@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from isoflop.guard import Guard, logger
+from isoflop.guard import Guard
 from isoflop.observe.schedule import Calls
 from isoflop.show.output import Sink
 
@@ -64,5 +63,4 @@ class Setup:
 
     def tell(self, line: str) -> None:
         """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""
-        if logger.level <= logging.INFO:
-            self.say(line)
+        self.guard.tell(self.say, line)

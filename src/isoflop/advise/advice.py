@@ -75,8 +75,17 @@ class Quantity:
         if self.unit == "%":
             return f"{100 * value:.3g}%"
         if self.unit.startswith("nats"):
-            return f"{value:.3f}" if abs(value) >= 0.0995 else f"{value:.2g}"
+            return nats(value) if abs(value) >= 0.0995 else f"{value:.2g}"
         return count(value)
+
+
+def nats(loss: float) -> str:
+    """A loss in a sentence; one that has exploded in few digits.
+
+    >>> nats(2.4131), nats(-1e30)
+    ('2.413', '-1e+30')
+    """
+    return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
 
 
 def duration(name: str, hours: float, low: float | None = None, high: float | None = None) -> Quantity:

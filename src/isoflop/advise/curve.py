@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from isoflop.advise.advice import Advice, Quantity, Reason, Severity
+from isoflop.advise.advice import Advice, Quantity, Reason, Severity, nats
 from isoflop.advise.situation import Estimate, Expected, Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.fit.papers.published import published
@@ -19,6 +19,8 @@ FULL = 20.0
 """Tokens per parameter up to which a model is short of data."""
 MOST_FALL = 0.05
 """Of the loss: small models on small data fall by less than the law, which was fitted from 1e9 tokens on."""
+MOST_NATS = 100
+"""Per token: beyond it a loss is no cross-entropy of a model that learns."""
 OTHERS = "the data (order, duplicates, another mix), the precision and the gradient norm"
 CHECK = f"the learning rate, {OTHERS}"
 
@@ -55,7 +57,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.DIVERGING,
         Severity.CRITICAL,
         run.step,
-        f"The loss diverges: {float(np.median(now)):.3f} nats per token, after {best:.3f} around step "
+        f"The loss diverges: {nats(float(np.median(now)))} nats per token, after {nats(best)} around step "
         f"{run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
         f"stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip the "
         f"data; look at {OTHERS} too.",
@@ -77,11 +79,11 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     if run.by_ladder is not None and _beyond(run.by_ladder, thresholds):
         last, basis = run.by_ladder, "your earlier sizes (history=)"
-        said, since = f"your earlier sizes put it at {last.loss.mean:.3f}", "compare with them"
+        said, since = f"your earlier sizes put it at {nats(last.loss.mean)}", "compare with them"
     elif len(run.expected) == 2 and all(_beyond(each, thresholds) for each in run.expected):
         last = run.expected[-1]
         basis = f"this run's curve up to step {last.made_at:,}"
-        said = f"{last.loss.mean:.3f} was forecast at step {last.made_at:,}"
+        said = f"{nats(last.loss.mean)} was forecast at step {last.made_at:,}"
         since = f"compare with the last checkpoint before step {last.made_at:,}"
     else:
         return None
@@ -90,7 +92,7 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.OFF_CURVE,
         Severity.WARNING,
         run.step,
-        f"The loss has left its curve: {last.came:.3f} nats per token, where {said}, "
+        f"The loss has left its curve: {nats(last.came)} nats per token, where {said}, "
         f"{(last.came - last.loss.mean) / sd:.0f} standard deviations below.",
         f"look at {CHECK}; {since}.",
         (
@@ -131,8 +133,8 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.PLATEAU,
         Severity.WARNING,
         run.step,
-        f"The loss has stopped falling: it {'fell' if run.fell.mean >= 0 else 'rose'} by {abs(run.fell.mean):.3f} nats "
-        f"per token over the last doubling of steps, where a fall of {expected.mean:.3f} was to be expected.",
+        f"The loss has stopped falling: it {'fell' if run.fell.mean >= 0 else 'rose'} by {nats(abs(run.fell.mean))} "
+        f"nats per token over the last doubling of steps, where a fall of {nats(expected.mean)} was to be expected.",
         f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
         (
             _within("fall", run.fell),
@@ -146,6 +148,8 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
 def _lawful_fall(run: Situation) -> float | None:
     """What a doubling of tokens brings a model that has seen fewer than are optimal, nats per token."""
     if run.unlike or run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
+        return None
+    if not 0 < run.loss < MOST_NATS:  # no law is of such losses
         return None
     law = published(LAW).law
     assert law is not None

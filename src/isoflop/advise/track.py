@@ -10,6 +10,7 @@ import numpy as np
 
 from isoflop.advise.curve import noise
 from isoflop.advise.situation import Estimate, Expected
+from isoflop.fit.forecast.bins import usable
 
 MOST = 96
 """Losses kept; when there are more, every second of the older half goes."""
@@ -42,7 +43,7 @@ class Track:
         """A log step's mean loss."""
         if loss is None:
             return
-        if not np.isfinite(loss):
+        if not usable(loss):
             self.nonfinite += 1
             return
         self.nonfinite = 0

@@ -179,6 +179,9 @@ class StepObserver:
             self.tally.add(counted.tokens, flops, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
             given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
+            if given is not None and given.processed < 0:
+                self._say("step(tokens=…) expects a number from 0, got one below; tokens stay unknown")
+                given = None
             if not self._pending:
                 flops = self.costing.by_formula(_processed(given), "no forward call of the model was seen")
                 self.tally.add(given, flops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -149,7 +150,7 @@ class Tally:
             if not all(placement.is_replicate() for placement in placements):
                 raise ValueError(f"expected a loss that every rank of the mesh holds, got one placed {placements}")
             loss = loss.to_local()  # type: ignore[union-attr]
-        self._loss_sum.add(loss, scale, owned)
+        self._loss_sum.add(loss if isinstance(loss, torch.Tensor) else as_float(loss), scale, owned)
         self._losses += 1
 
     def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
@@ -169,6 +170,14 @@ class Tally:
         if data_parallel is not None and data_parallel < world_size():
             integers = [value * data_parallel // world_size() for value in integers]
         return Totals(**dict(zip(counts, integers, strict=True))), floats[0], round(floats[1])
+
+
+def as_float(loss: Loss) -> float:
+    """A loss as a float; an integer beyond a float's range is infinite."""
+    try:
+        return float(loss)
+    except OverflowError:
+        return math.inf if loss > 0 else -math.inf
 
 
 def read_sums(*sums: DeviceSum) -> list[float]:

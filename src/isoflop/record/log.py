@@ -65,6 +65,7 @@ class RecordLog:
         self.messages: list[str] = []
         self._descriptor = descriptor
         self._torn = False  # the last write stopped inside a line (disk full)
+        self._size = 0  # bytes that the file holds at least
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         _OPEN.add(self)
 
@@ -166,8 +167,11 @@ class RecordLog:
     def _write(self, line: bytes) -> None:
         if self.closed:
             raise RecordError(f"Expected an open record to write to, but {self.path} was closed.")
-        if os.fstat(self._descriptor).st_nlink == 0:
+        found = os.fstat(self._descriptor)
+        if found.st_nlink == 0:
             raise RecordError(f"{self.path} was deleted while the run wrote it; the rest isn't recorded.")
+        if found.st_size < self._size:  # what is left may have no header, or half a line
+            raise RecordError(f"{self.path} was cut short while the run wrote it; the rest isn't recorded.")
         rest = b"\n" + line if self._torn else line
         size = len(rest)
         try:
@@ -175,6 +179,7 @@ class RecordLog:
                 rest = rest[os.write(self._descriptor, rest) :]
         finally:
             self._torn = bool(rest) and (self._torn or len(rest) < size)
+            self._size = found.st_size + size - len(rest)
 
 
 def _check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Came(NamedTuple):
 
     def with_(self, loss: float, steps: float) -> Came:
         """One more loss, the mean over some steps."""
-        return Came(self.weight + steps, self.total + steps * loss, self.squares + steps * loss**2, self.points + 1)
+        return Came(self.weight + steps, self.total + steps * loss, self.squares + steps * loss * loss, self.points + 1)
 
     @property
     def loss(self) -> float | None:
@@ -40,7 +40,8 @@ class Came(NamedTuple):
         """Standard error of the mean, by the scatter of the losses; 0 where fewer than three can't tell."""
         if self.points < 3 or not self.weight:
             return 0.0
-        variance = max(0.0, self.squares / self.weight - (self.total / self.weight) ** 2)
+        mean = self.total / self.weight
+        variance = max(0.0, self.squares / self.weight - mean * mean)  # `mean**2` would raise beyond 1e154
         return math.sqrt(variance / (self.points - 1))
 
     def __str__(self) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from isoflop.guard import Guard, declare, logger
+from isoflop.guard import TERMINAL, Guard
 from isoflop.show.axes import AxisPoint, ComputeAxes
 from isoflop.show.terminal import interval_line
-
-TERMINAL = declare("the terminal's line", "no line is printed")
 
 
 class Sink(Protocol):
@@ -44,10 +41,8 @@ class Output:
             if self._guard.open(sink.boundary):
                 with self._guard.part(sink.boundary):
                     sink.write(step, scalars, axes)
-        # logging.getLogger("isoflop").setLevel(logging.WARNING) silences the line
-        if self._guard.open(TERMINAL) and logger.level <= logging.INFO:
-            with self._guard.part(TERMINAL):
-                self._say(interval_line(step, scalars))
+        with self._guard.part(TERMINAL):
+            self._guard.tell(self._say, interval_line(step, scalars))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text, wherever texts are shown."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 
@@ -18,7 +17,7 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
     parts = [f"step {step:,}"]
     loss = scalars.get("isoflop/loss")
     if loss is not None:
-        parts.append(f"loss {loss:.3f}" if math.isfinite(loss) else f"loss {loss}")
+        parts.append(f"loss {loss:.3f}" if abs(loss) < 1e6 else f"loss {loss:.3g}")  # also inf and nan
     speed = scalars.get("isoflop/tokens_per_second_per_device")
     if speed is not None:
         parts.append(f"{speed:,.0f} tok/s/device")

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.where import parse_where
@@ -137,9 +138,14 @@ def _number(text: str | None, column: str, label: str) -> float:
 def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:
     try:
         text = source.read_text(encoding="utf-8-sig")
+        return _cells(source, csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
     except UnicodeDecodeError as error:
         raise BadData(f"{source}: expected a CSV file in UTF-8, got {error}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    except csv.Error as error:  # a NUL, a quote that never ends
+        raise BadData(f"{source}: expected a CSV file, got {error}") from None
+
+
+def _cells(source: Path, reader: Any) -> list[tuple[str, dict[str, str]]]:
     names = [name.strip() for name in next(reader, [])]
     if not any(names):
         raise BadData(f"{source} is empty: expected a first row with the columns' names")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast.bins import LossBins
+from isoflop.fit.forecast.bins import LossBins, usable
 from isoflop.fit.forecast.features import path
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, Priors, known
 from isoflop.fit.forecast.result import Forecast, Silence, forecast_of
@@ -41,7 +41,7 @@ class Baseline(ABC):
 
     def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
         """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`."""
-        if math.isfinite(loss) and step >= max(1, self.bins.last_step):
+        if usable(loss) and step >= max(1, self.bins.last_step):
             self.bins.add(float(step), float(tokens), lr, float(loss), float(max(count, 1)))
 
     def forecast(

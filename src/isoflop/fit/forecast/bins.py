@@ -15,6 +15,13 @@ KEPT = 0.12
 """Bins older than this fraction of the present step hold no loss any more."""
 RATES_PER_E_FOLD = 16
 """Knots kept of the learning rate per factor e, over the whole run."""
+MOST = 1e30
+"""A loss beyond it counts as infinite: squares, and sums of them, stay within a float's range."""
+
+
+def usable(loss: float) -> bool:
+    """Whether a loss is a number that can be computed with: neither NaN nor infinite nor beyond all bounds."""
+    return abs(loss) <= MOST
 
 
 class LossBins:

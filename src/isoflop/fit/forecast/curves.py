@@ -63,18 +63,39 @@ class FinishedRun:
 
 
 def read_curves(folder: str | Path) -> list[FinishedRun]:
-    """The runs of a folder with an index.csv and <dataset>/<run>.csv (step, tokens, lr, loss, n)."""
+    """The runs of a folder with an index.csv and <dataset>/<run>.csv (step, tokens, lr, loss, n).
+
+    Raises:
+        ValueError: there is no such file, or what is wrong with which run.
+        OSError: a file that can't be read.
+    """
     folder = Path(folder)
     index = folder / "index.csv"
     if not index.exists():
         raise ValueError(f"Expected a file index.csv in {folder}; there is none.")
-    with index.open(newline="") as file:
-        return [_run(folder, row) for row in csv.DictReader(file)]
+    found: list[FinishedRun] = []
+    try:
+        for row in _rows(index):
+            found.append(_run(folder, row))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:  # a stranger's file
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{index}, run {len(found) + 1}: expected columns and values as in docs/forecast-live.md, got {reason}"
+        ) from None
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
 
 
 def _run(folder: Path, row: dict[str, str]) -> FinishedRun:
-    with (folder / row["dataset"] / f"{row['run']}.csv").open(newline="") as file:
-        points = list(csv.DictReader(file))
+    for name in (row["dataset"], row["run"]):
+        # it must not lead out of the folder
+        if name in ("", ".", "..") or name != Path(name).name or "\\" in name or "\0" in name:
+            raise ValueError(f"{name!r} where the plain name of a folder or file should be")
+    points = _rows(folder / row["dataset"] / f"{row['run']}.csv")
     column = {name: np.array([_float(p.get(name)) for p in points]) for name in ("step", "tokens", "lr", "loss", "n")}
     fine = np.isfinite(column["loss"]) & np.isfinite(column["step"])
     column = {name: values[fine] for name, values in column.items()}

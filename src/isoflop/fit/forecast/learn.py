@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast.bins import LossBins
+from isoflop.fit.forecast.bins import LossBins, usable
 from isoflop.fit.forecast.curves import FinishedRun
 from isoflop.fit.forecast.features import Kernel, Path, path
 from isoflop.fit.forecast.posterior import Normal, Posterior, solve
@@ -109,7 +109,7 @@ def read_run(run: FinishedRun, base: Priors) -> Reading | None:
     bins, warmup = LossBins(), run.plan.warmup_steps
     count = np.ones(len(run.steps)) if run.count is None else run.count
     for step, tokens, loss, n in zip(run.steps, run.tokens, run.loss, count, strict=True):
-        if step >= 1 and math.isfinite(loss):
+        if step >= 1 and usable(loss):
             bins.add(float(step), float(tokens), None, float(loss), float(n))
     columns = bins.columns()
     used = columns["step"] >= max(1.5 * warmup, 0.2 * bins.last_step)

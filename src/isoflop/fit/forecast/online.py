@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.forecast import refusals, what_if
-from isoflop.fit.forecast.bins import LossBins
+from isoflop.fit.forecast.bins import LossBins, usable
 from isoflop.fit.forecast.features import Path, path
 from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
@@ -80,7 +80,7 @@ class OnlineForecaster:
         """
         if step < max(1, self.bins.last_step):
             return
-        self.bins.lost = 0 if math.isfinite(loss) else self.bins.lost + 1
+        self.bins.lost = 0 if usable(loss) else self.bins.lost + 1
         if self.bins.lost:
             return
         rate = float(lr) if lr is not None and math.isfinite(lr) and lr >= 0 else None

@@ -42,14 +42,18 @@ def curve_of(run: Run, loss: str = "train") -> FinishedRun:
         plan=plan_of_record(run),
         N=size_of(run.parameters),
         batch_tokens=float(np.median(sizes)) if sizes else None,
-        optimizer=(run.optimizer or {}).get("class"),
+        optimizer=_text((run.optimizer or {}).get("class")),
         # a branch knows what its parent knows: they are left out together
-        organisation=(run.parent or {}).get("run_id") or run.run_id,
+        organisation=_text((run.parent or {}).get("run_id")) or run.run_id,
         name=run.name or run.run_id,
         dataset="records",
         count=np.array([float(max(p.interval_steps, 1)) if loss == "train" else 1.0 for p in points]),
         domain=domain_of(run.parameters, run.model),
     )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def plan_of_record(run: Run) -> LearningRatePlan:
@@ -60,7 +64,10 @@ def plan_of_record(run: Run) -> LearningRatePlan:
     """
     given = run.planned.get("learning_rates")
     if isinstance(given, Mapping):
-        return LearningRatePlan(np.asarray(given["steps"], dtype=float), np.asarray(given["lr"], dtype=float))
+        try:  # a record may be a stranger's
+            return LearningRatePlan(*(np.asarray(given.get(name), dtype=float) for name in ("steps", "lr")))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"its record holds no plan of learning rates that can be read: {error}") from None
     seen = {p.step: p.lr for p in run.points if p.lr is not None and p.step > 0}
     if run.status != "completed":
         raise ValueError("it is not finished, and its record does not hold the learning rates to come")
