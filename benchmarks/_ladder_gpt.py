@@ -29,13 +29,15 @@ BATCH = 16  # windows a step: 1,024 tokens, small beside the critical batch at t
 EVALUATED = 4096  # windows of held-out text: 262,144 tokens
 PACKAGES = ("torch", "scipy", "numpy")  # isoflop's own dependencies: they are there wherever it is
 MAX_BYTES = 60_000_000
-BASE_RATE, BASE_WIDTH, RATE_EXPONENT = 1.1e-2, 32, -0.65
-"""Peak learning rate at a width of 32, and how it falls with the width: `ladder_end_to_end.py tune` finds them."""
+RATE, RATE_WIDTH, RATE_TOKENS = 1.1e-2, 32, 1.5e6
+WIDTH_EXPONENT, TOKENS_EXPONENT = -0.65, -0.2
+"""The best peak learning rate at a width of 32 and 1.5M tokens, and how it falls with both: tried out at widths of 32
+and 64, and at 1.5M and 5M tokens (docs/ladder-run.md has the losses)."""
 
 
-def learning_rate(width: int) -> float:
-    """Peak learning rate of a model of this width."""
-    return BASE_RATE * (width / BASE_WIDTH) ** RATE_EXPONENT
+def learning_rate(width: int, tokens: float) -> float:
+    """Peak learning rate of a model of this width, trained on so many tokens."""
+    return float(RATE * (width / RATE_WIDTH) ** WIDTH_EXPONENT * (tokens / RATE_TOKENS) ** TOKENS_EXPONENT)
 
 
 def rate_at(step: int, steps: int, warm_up: int) -> float:

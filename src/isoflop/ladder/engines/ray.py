@@ -1,0 +1,99 @@
+"""The ladder on Ray: a Tune trial for each run, on a cluster (RAY_ADDRESS) or, without one, on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from isoflop.ladder.attempt import Job, attempt
+from isoflop.ladder.engines import Resources
+
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run has its record
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, of which it warns
+    "TUNE_GLOBAL_CHECKPOINT_S": "60",  # what Tune keeps of an experiment is not needed: the records tell it
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None]) -> None:
+    """Train the jobs as trials of Ray Tune; see `Engine`.
+
+    A trial that fails, or whose worker dies, is tried again by Tune, and goes on from the run's checkpoint. After the
+    driver's own death its trials are not restored but begun anew, for what is left to do stands in the runs' folders.
+    """
+    try:
+        import ray
+        from ray import tune
+    except ImportError:
+        raise ValueError('--engine ray needs Ray: pip install "isoflop[ray]", or take --engine local') from None
+
+    class Tell(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            ended(jobs[trial.config["number"]].name)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            ended(jobs[trial.config["number"]].name)
+
+    with _environment(_QUIET), _cluster(ray, resources):
+        held = ray.put([asdict(job) for job in jobs])
+
+        def trial(config: dict[str, Any]) -> None:
+            attempt(Job(**ray.get(held)[config["number"]]))
+
+        each = {"cpu": resources.cpus_per_run, "gpu": resources.gpus_per_run}
+        tuner = tune.Tuner(
+            tune.with_resources(trial, each),
+            param_space={"number": tune.grid_search(list(range(len(jobs))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=resources.workers,
+                reuse_actors=True,  # a new process for each of many short runs would cost more than the runs
+            ),
+            run_config=tune.RunConfig(
+                name="ladder",
+                storage_path=str(resources.folder / ".ray"),
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+                callbacks=[Tell()],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+@contextmanager
+def _cluster(ray: Any, resources: Resources) -> Iterator[None]:
+    """Ray, if it is not there already: a cluster's where RAY_ADDRESS names one, else one of our own."""
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        wanted = (resources.workers or 0) * resources.cpus_per_run
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, wanted),  # --workers may ask for more runs than there are processors
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Settings of Ray that it reads from the environment; the user's own come first."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
