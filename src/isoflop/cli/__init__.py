@@ -1,4 +1,4 @@
-"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`."""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `ladder`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from isoflop.cli.backtest import backtest
 from isoflop.cli.compare import compare
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
+from isoflop.cli.ladder import ladder
 from isoflop.cli.laws import laws
 from isoflop.cli.plan import plan
 from isoflop.cli.rank import rank
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (count, fit, plan, compare, laws, backtest, rank):
     app.command()(command)
+app.add_typer(ladder)
 
 
 @app.callback()

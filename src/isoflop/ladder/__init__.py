@@ -1,5 +1,15 @@
 """The ladder: plan small runs, read what they tell, size the large one. NumPy and SciPy; no torch, no trainer."""
 
 from isoflop.ladder.plan_file import Expected, LadderPlan, PlanError, PlannedRun, plan_text, read_plan, write_plan
+from isoflop.ladder.planning import plan_ladder
 
-__all__ = ["Expected", "LadderPlan", "PlanError", "PlannedRun", "plan_text", "read_plan", "write_plan"]
+__all__ = [
+    "Expected",
+    "LadderPlan",
+    "PlanError",
+    "PlannedRun",
+    "plan_ladder",
+    "plan_text",
+    "read_plan",
+    "write_plan",
+]

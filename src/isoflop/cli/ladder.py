@@ -1,0 +1,16 @@
+"""`isoflop ladder …`: plan small runs, run them, and learn from them what the large one should be."""
+
+from __future__ import annotations
+
+import typer
+
+from isoflop.cli.ladder_plan import plan
+
+ladder = typer.Typer(
+    name="ladder",
+    help="Small runs that size a large one: plan them, run them, fit their law.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+for command in (plan,):
+    ladder.command()(command)

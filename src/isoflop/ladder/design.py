@@ -1,0 +1,285 @@
+"""The runs that tell most for a spend: budgets and sizes that make the fit's own covariance smallest at the target.
+
+A Bayesian c-optimal design (Chaloner and Verdinelli 1995): the posterior's Gaussian approximation for laws drawn from
+the prior, averaged; it minimises the mean of ln sd(ln N_opt(C_target)). Rungs are whole isoFLOP profiles, so that
+approach 2 has its minima and the largest rung can be left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from isoflop.ladder.belief import NOISE, prior_laws, pulls, scatter
+from isoflop.ladder.drifting_law import CONSTANTS, Array, BudgetLine, Origin, best_size, gradient, least_loss, slopes
+
+LAWS = 32
+"""Of the prior, over which a design's worth is averaged."""
+RUNGS = (3, 4, 5)
+RATIOS = (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 30.0)
+"""Budget over the next smaller one's."""
+SPAN = 1000.0
+"""Largest budget over the smallest at most: published ladders span 500 to 2,000 (Hoffmann et al. 2022; Llama 3 2024;
+Porian et al. 2024), and a law over more scales than that is hardly one law."""
+WIDTHS = (3.0, 4.0, 5.0, 6.0)
+"""Largest or smallest size of a rung over its middle. 6 each way is a D/N of .6 to 720: beyond, the law's form is
+hardly tested."""
+SPACED = math.log(1.3)
+"""Least ln between sizes of a rung: closer ones repeat a run, and tell nothing of the profile's form."""
+BESIDE, NEAR = 1.15, math.log(3)
+"""A rung has sizes at least this factor below and above its middle, and one within the ln of 3 of it."""
+LEAST_A_RUNG = 3
+"""Sizes: a parabola has three coefficients."""
+LEAST_BELOW = 6
+"""Runs below the largest rung, so that it can be left out and predicted: as many as constants and one more."""
+REFINED = 2
+"""Best arrangements whose sizes are then exchanged one by one."""
+SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A size that can be trained: N with the head, training FLOPs a token, and its place in the grid."""
+
+    N: float
+    flops_per_token: float
+    index: int
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Runs of one budget, in FLOPs."""
+
+    budget: float
+    sizes: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked of a design.
+
+    Attributes:
+        target: the budget's line at the target.
+        candidates: sizes, smallest first.
+        spend: FLOPs of all runs.
+        fewest, most: runs.
+        dearest: FLOPs of one run at most.
+        tokens: of one run at most.
+        known_N, known_D: runs that are there already.
+        laws: θ over which to average, at `origin`; None: drawn from the prior where the design's largest budget is.
+        origin: of `laws`.
+    """
+
+    target: BudgetLine
+    candidates: tuple[Candidate, ...]
+    spend: float
+    fewest: int
+    most: int
+    dearest: float = math.inf
+    tokens: float = math.inf
+    known_N: Array = field(default_factory=lambda: np.zeros(0))
+    known_D: Array = field(default_factory=lambda: np.zeros(0))
+    laws: Array | None = None
+    origin: Origin | None = None
+    seen: dict[float, tuple[Origin, Array, tuple[Array, Array, Array]]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _log_N(self) -> Array:
+        return np.log([candidate.N for candidate in self.candidates])
+
+    def middle(self, budget: float) -> float:
+        """N of 20 tokens per parameter."""
+        rates = np.array([candidate.flops_per_token for candidate in self.candidates])
+        ratio = np.log(budget / rates) - self._log_N  # ln D/N falls with N
+        return float(np.exp(np.interp(-math.log(20.0), -ratio, self._log_N)))
+
+    def nearest(self, N: float) -> Candidate:
+        """The size nearest in ln N."""
+        return self.candidates[int(np.abs(self._log_N - math.log(N)).argmin())]
+
+    def allowed(self, budget: float) -> list[Candidate]:
+        """Sizes for a budget: those within the widest grid about its middle, with the data that there are."""
+        middle = self.middle(budget)
+        return [
+            c
+            for c in self.candidates
+            if abs(math.log(c.N / middle)) <= math.log(WIDTHS[-1]) + 0.1 and budget / c.flops_per_token <= self.tokens
+        ]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Standard deviations to expect at the target, by law: of ln N_opt and of ln L there."""
+
+    size: Array
+    loss: Array
+
+    @property
+    def score(self) -> float:
+        """Mean ln sd of N_opt: the less the better."""
+        return float(np.log(self.size).mean())
+
+
+def worth_of(problem: Problem, rungs: Sequence[Rung]) -> Worth:
+    """What a design is expected to tell, with the known runs."""
+    N = np.array([size.N for rung in rungs for size in rung.sizes])
+    D = np.array([rung.budget / size.flops_per_token for rung in rungs for size in rung.sizes])
+    top = max((rung.budget for rung in rungs), default=6 * float((problem.known_N * problem.known_D).max(initial=1.0)))
+    origin, laws, gradients = _seen_from(problem, top)
+    N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
+    return _worth(origin, laws, gradients, N, D)
+
+
+def _worth(origin: Origin, laws: Array, gradients: tuple[Array, Array, Array], N: Array, D: Array) -> Worth:
+    of_size, of_loss, prior = gradients
+    whiten = np.linalg.inv(np.linalg.cholesky(scatter(N, D))) / NOISE
+    rows = whiten @ slopes(laws, origin.x(N), origin.y(D))
+    covariance = np.linalg.inv(rows.swapaxes(1, 2) @ rows + prior)
+    spread = [np.sqrt(np.einsum("ri,rij,rj->r", g, covariance, g)) for g in (of_size, of_loss)]
+    return Worth(spread[0], spread[1])
+
+
+def _seen_from(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
+    """Origin, laws, and what does not depend on the runs: gradients at the target and the prior's information.
+
+    Kept by the largest budget, rounded to a factor of 1.22.
+    """
+    rounded = math.exp(round(math.log(top) / 0.2) * 0.2)
+    if rounded not in problem.seen:
+        problem.seen[rounded] = _see(problem, rounded)
+    return problem.seen[rounded]
+
+
+def _see(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
+    if problem.laws is not None and problem.origin is not None:
+        origin, laws = problem.origin, problem.laws
+    else:
+        N = problem.middle(top)
+        origin, laws = Origin(N, 20 * N), prior_laws(LAWS)
+    of_size = gradient(lambda rows: best_size(rows, origin, problem.target), laws)
+    of_loss = gradient(lambda rows: least_loss(rows, origin, problem.target), laws)
+    prior = gradient(pulls, laws)
+    information = prior.swapaxes(1, 2) @ prior + 1e-6 * np.eye(CONSTANTS)
+    return origin, laws, (of_size, of_loss, information)
+
+
+def best_design(problem: Problem) -> tuple[Rung, ...]:
+    """The rungs of the least score, smallest first.
+
+    All arrangements of rungs, ratios, widths and numbers of runs first, their sizes evenly spaced; then the best few
+    have their sizes exchanged one by one while that helps.
+
+    Raises:
+        ValueError: no arrangement fits the spend, the sizes and the limits.
+    """
+    found: list[tuple[float, tuple[Rung, ...]]] = []
+    for counts, ratio, width in itertools.product(_counts(problem), RATIOS, WIDTHS):
+        if ratio ** (len(counts) - 1) > SPAN * 1.01:
+            continue
+        rungs = _arranged(problem, counts, ratio, width)
+        if rungs is not None:
+            found.append((worth_of(problem, rungs).score, rungs))
+    if not found:
+        raise ValueError(
+            f"no ladder of {problem.fewest} to {problem.most} runs fits {problem.spend:.3g} FLOPs with these sizes and "
+            "limits: raise the spend, allow smaller models (--sizes) or more tokens (--unique-tokens)"
+        )
+    found.sort(key=lambda item: item[0])
+    refined = [_exchanged(problem, rungs, score) for score, rungs in found[:REFINED]]
+    return min(refined, key=lambda item: item[0])[1]
+
+
+def _counts(problem: Problem) -> list[tuple[int, ...]]:
+    """Sizes by rung, smallest rung first: the lower rungs alike, the top one as many or fewer."""
+    found = []
+    for rungs, lower, top in itertools.product(RUNGS, range(LEAST_A_RUNG, 8), range(LEAST_A_RUNG, 8)):
+        runs = (rungs - 1) * lower + top
+        if problem.fewest <= runs <= problem.most and top <= lower + 1 and (rungs - 1) * lower >= LEAST_BELOW:
+            found.append((*([lower] * (rungs - 1)), top))
+    return found
+
+
+def _arranged(problem: Problem, counts: tuple[int, ...], ratio: float, width: float) -> tuple[Rung, ...] | None:
+    rungs = len(counts)
+    shares = [ratio ** (k - rungs + 1) for k in range(rungs)]
+    top = problem.spend / sum(n * share for n, share in zip(counts, shares, strict=True))
+    top = min(top, problem.dearest)
+    made = []
+    for n, share in zip(counts, shares, strict=True):
+        sizes = evenly(problem, top * share, n, width)
+        if sizes is None:
+            return None
+        made.append(Rung(top * share, sizes))
+    return tuple(made)
+
+
+def evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[Candidate, ...] | None:
+    """Sizes evenly spaced in ln N, from middle/width to middle·width; None where there are not as many."""
+    middle, allowed = problem.middle(budget), problem.allowed(budget)
+    if len(allowed) < count or middle / BESIDE < allowed[0].N or middle * BESIDE > allowed[-1].N:
+        return None
+    logs = np.log([c.N for c in allowed])
+    wanted = np.linspace(max(math.log(middle / width), logs[0]), min(math.log(middle * width), logs[-1]), count)
+    taken: list[int] = []
+    for at in wanted:
+        free = [i for i in np.argsort(np.abs(logs - at)) if i not in taken]
+        taken.append(int(free[0]))
+    return tuple(allowed[i] for i in sorted(taken))
+
+
+def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
+    """Each run's size replaced by the best other one of its budget, run by run, until nothing helps."""
+    top = rungs[-1].budget
+    origin, laws, gradients = _seen_from(problem, top)
+    allowed = [problem.allowed(rung.budget) for rung in rungs]
+    middles = [problem.middle(rung.budget) for rung in rungs]
+    sizes = [list(rung.sizes) for rung in rungs]
+
+    def scored() -> float:
+        N = np.array([size.N for row in sizes for size in row])
+        D = np.array([r.budget / size.flops_per_token for r, row in zip(rungs, sizes, strict=True) for size in row])
+        N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
+        return _worth(origin, laws, gradients, N, D).score
+
+    for _ in range(SWEEPS):
+        before = score
+        for k, row in enumerate(sizes):
+            for i, own in enumerate(row):
+                best = own
+                for other in allowed[k]:
+                    if any(abs(math.log(other.N / row[j].N)) < SPACED for j in range(len(row)) if j != i):
+                        continue
+                    row[i] = other
+                    if _brackets(row, middles[k]) and (new := scored()) < score - 1e-6:
+                        best, score = other, new
+                row[i] = best
+        if before - score < 1e-3:
+            break
+    made = tuple(
+        Rung(rung.budget, tuple(sorted(row, key=lambda size: size.N))) for rung, row in zip(rungs, sizes, strict=True)
+    )
+    return score, made
+
+
+def _brackets(row: list[Candidate], middle: float) -> bool:
+    """Whether a profile has sizes on both sides of its middle and one near it: what approach 2 needs."""
+    logs = np.log([size.N for size in row]) - math.log(middle)
+    beside = math.log(BESIDE)
+    return bool(logs.min() <= -beside and logs.max() >= beside and np.abs(logs).min() < NEAR)
+
+
+def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float = 4.0) -> tuple[Rung, ...] | None:
+    """What one would choose without a design: isoFLOP profiles, budgets and sizes evenly spaced in logarithms.
+
+    Budgets 3 apart (DeepSeek LLM 2024: eight from 1e17 to 3e20) and sizes from a quarter to four times the optimum
+    expected (Hoffmann et al. 2022, figure 3; Porian et al. 2024), about five sizes a budget, the same spend and runs.
+    None where the sizes do not suffice.
+    """
+    rungs = max(3, round(runs / 5))
+    counts = [runs // rungs + (k < runs % rungs) for k in range(rungs)]
+    return _arranged(problem, tuple(counts), ratio, width)

@@ -1,0 +1,139 @@
+"""Finished runs of a ladder from their records; of the others, why they are left out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isoflop.ladder.plan_file import LadderPlan
+from isoflop.record import Point, Run, read_runs
+
+ENDED = 0.98
+"""Share of its planned steps that a run must have done: one that was stopped before did not decay its rate."""
+TAIL = 0.05
+"""Share of a run's points, the last ones, whose mean training loss is its final one; an evaluation's last counts."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that counts: `N` as the ladder counts it, `D` tokens, `flops` of its training, final `loss` in nats."""
+
+    name: str
+    N: float
+    D: float
+    flops: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Runs that count, the name of their loss, why others don't, and planned runs of which nothing was found."""
+
+    runs: tuple[FinishedRun, ...]
+    loss_name: str
+    left_out: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+def read_finished(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    plan: LadderPlan | None = None,
+    loss: str | None = None,
+    convention: str = "non_embedding_with_head",
+) -> Finished:
+    """Read records.
+
+    Args:
+        paths: records, or folders with some.
+        plan: whose runs they are; those that it does not name are left out.
+        loss: `train` or eval/<name>; default: an evaluation that all finished runs have, else the training loss.
+        convention: which parameters N counts.
+
+    Raises:
+        ValueError: a path does not exist.
+    """
+    sources = [Path(path) for path in paths]
+    for source in sources:
+        if not source.exists():
+            raise ValueError(f"expected a record or a folder with records, got {source}, which does not exist")
+    left_out: list[str] = []
+    candidates: list[tuple[str, Run]] = []
+    seen: set[str] = set()
+    known = None if plan is None else {run.name for run in plan.runs}
+    for run in read_runs(*sources, on_problem=left_out.append):
+        name = _name(run, known)
+        why = None if known is None or name in known else "the plan does not name it"
+        why = why or _unfinished(run)
+        if why is None and known is not None and name in seen:
+            why = "another record of it is finished too"
+        if why is None:
+            seen.add(name)
+            candidates.append((name, run))
+        else:
+            left_out.append(f"{name}: {why}")
+    chosen = loss or _common([run for _, run in candidates])
+    runs = []
+    for name, run in candidates:
+        found = _final(name, run, chosen, convention)
+        if isinstance(found, str):
+            left_out.append(f"{name}: {found}")
+            seen.discard(name)
+        else:
+            runs.append(found)
+    missing = () if plan is None else tuple(run.name for run in plan.runs if run.name not in seen)
+    runs.sort(key=lambda run: (run.flops, run.N))
+    return Finished(tuple(runs), chosen, tuple(left_out), missing)
+
+
+def _name(run: Run, known: set[str] | None) -> str:
+    """The planned name that the record carries, as its own or as its folder's; else its own."""
+    places = Path(run.path).parts[-4:-1] if run.path else ()
+    if known is not None:
+        for name in (run.name, *reversed(places)):
+            if name in known:
+                return name
+    return run.name or run.run_id
+
+
+def _unfinished(run: Run) -> str | None:
+    if run.status != "completed":
+        return "it is not finished" if run.status == "running" else f"it was {run.status}"
+    planned, done = run.planned.get("steps"), run.points[-1].step if run.points else 0
+    if isinstance(planned, int | float) and planned > 0 and done < ENDED * planned:
+        return f"it ended at step {done:,} of {planned:,.0f} planned, before its learning rate had decayed"
+    return None
+
+
+def _common(runs: list[Run]) -> str:
+    names = [set(name for point in run.points for name in _losses(point)) for run in runs]
+    shared = sorted(set.intersection(*names)) if names else []
+    return next((name for name in shared if name.startswith("eval/")), "train")
+
+
+def _losses(point: Point) -> dict[str, float]:
+    return {name: value for name, value in point.losses.items() if value is not None}
+
+
+def _final(name: str, run: Run, loss: str, convention: str) -> FinishedRun | str:
+    N = run.parameters.get(convention)
+    if not N:
+        return f"its record counts no {convention} parameters"
+    diverged = run.points[-1].nonfinite.get(loss) if run.points else None
+    if diverged:
+        return f"its loss ended as {diverged}"
+    points = [point for point in run.points if loss in _losses(point) and point.data_tokens]
+    if not points:
+        return f"it has no loss {loss!r} with tokens"
+    last = points[-max(round(TAIL * len(points)), 1) :] if loss == "train" else points[-1:]
+    value = float(np.mean([_losses(point)[loss] for point in last]))
+    end = run.points[-1]
+    D, flops = end.data_tokens or points[-1].data_tokens or 0, end.flops or points[-1].flops
+    if not (math.isfinite(value) and value > 0):
+        return f"expected a positive loss, got {value!r}"
+    return FinishedRun(name, float(N), float(D), float(flops or 6 * N * D), value)
