@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from isoflop.cli.ladder_plan import plan
+from isoflop.cli.ladder_run import ladder_run
 
 ladder = typer.Typer(
     name="ladder",
@@ -14,3 +15,4 @@ ladder = typer.Typer(
 )
 for command in (plan,):
     ladder.command()(command)
+ladder.command("run")(ladder_run)

@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,6 @@ def attempt(job: Job) -> None:
 
 
 def _train(job: Job, folders: Folders) -> None:
-    from isoflop.cli.find import find
-
     sys.path[:0] = [folder for folder in job.search if folder not in sys.path]
     folders.checkpoints.mkdir(parents=True, exist_ok=True)
     resume = latest_checkpoint(folders.checkpoints)
@@ -117,7 +116,16 @@ def _train(job: Job, folders: Folders) -> None:
         "checkpoint_dir": str(folders.checkpoints),
         "resume": None if resume is None else str(resume),
     }
-    find(job.train)(config)
+    _found(job.train)(config)
+
+
+@cache
+def _found(train: str) -> Callable[[dict[str, Any]], Any]:
+    """The user's function; a process that trains several runs imports its module once."""
+    from isoflop.cli.find import find
+
+    function: Callable[[dict[str, Any]], Any] = find(train)
+    return function
 
 
 def _put_aside(folders: Folders) -> None:

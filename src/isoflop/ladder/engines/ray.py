@@ -34,6 +34,9 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
         raise ValueError('--engine ray needs Ray: pip install "isoflop[ray]", or take --engine local') from None
 
     class Tell(tune.Callback):
+        def __reduce__(self) -> tuple[Any, ...]:
+            return tune.Callback, ()  # Tune keeps its callbacks on disk; nobody restores this one
+
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             ended(jobs[trial.config["number"]].name)
 
