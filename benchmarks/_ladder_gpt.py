@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import isoflop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss  # noqa: E402
+from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss
 
 SEQUENCE = 64  # tokens a window
 BATCH = 16  # windows a step: 1,024 tokens, small beside the critical batch at these losses

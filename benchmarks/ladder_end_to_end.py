@@ -12,7 +12,7 @@ predicted optimum, half and twice of it. Parts that are finished are not done ag
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import os
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from _ladder_gpt import BATCH, SEQUENCE, learning_rate
 
-from isoflop.ladder import LadderPlan, PlannedRun, read_plan, write_plan
+from isoflop.ladder import LadderPlan, PlannedRun, write_plan
 from isoflop.record import read_runs
 
 HERE = Path(__file__).resolve().parent
@@ -157,7 +157,7 @@ def check_records(out: Path, plan: LadderPlan) -> None:
     for each in plan.runs:
         run = runs[each.name]
         steps = [point.step for point in run.points]
-        gaps = {after - before for before, after in zip(steps, steps[1:], strict=False)}
+        gaps = {after - before for before, after in itertools.pairwise(steps)}
         last = run.points[-1]
         assert run.status == "completed" and last.step == each.steps and last.tokens == each.tokens, run
         assert len(steps) == len(set(steps)) and max(gaps) <= 2 * max(1, each.steps // 100), (each.name, gaps)

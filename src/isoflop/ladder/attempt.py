@@ -83,8 +83,7 @@ def attempt(job: Job) -> None:
             return
         before = read_status(folders)
         attempts = 1 if before is None else before.attempts + 1
-        name = None if before is None else before.job
-        write_status(folders, "running", attempts, job=name)
+        write_status(folders, "running", attempts)
         try:
             _train(job, folders)
             done = max((reached(record) for record in records_of(folders)), default=None)
@@ -101,7 +100,7 @@ def attempt(job: Job) -> None:
             if isinstance(error, Exception | SystemExit):
                 raise AttemptFailed(told) from None
             raise
-        write_status(folders, "finished", attempts, job=name)
+        write_status(folders, "finished", attempts)
 
 
 def _train(job: Job, folders: Folders) -> None:

@@ -35,7 +35,6 @@ class Status:
         attempts: how many there were, of all invocations.
         error: the last lines of what went wrong.
         host, process: where it runs or ran.
-        job: the scheduler's name for it, if there is one.
         time: unix seconds of the last change.
     """
 
@@ -44,7 +43,6 @@ class Status:
     error: str | None = None
     host: str = ""
     process: int = 0
-    job: str | None = None
     time: float = 0.0
 
 
@@ -59,7 +57,6 @@ class RunState:
         attempts: at this run, of all invocations.
         error: the last lines of its last error.
         loss: what its record said last.
-        job: the scheduler's name for it.
     """
 
     name: str
@@ -69,7 +66,6 @@ class RunState:
     attempts: int = 0
     error: str | None = None
     loss: float | None = None
-    job: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,6 @@ def state_of(run: PlannedRun, folders: Folders) -> RunState:
         attempts=0 if status is None else status.attempts,
         error=status.error if status is not None and stage in ("failed", "stopped") else None,
         loss=next((loss for name, loss in losses.items() if name != "train"), losses.get("train")),
-        job=None if status is None else status.job,
     )
 
 
@@ -163,9 +158,7 @@ def read_status(folders: Folders) -> Status | None:
     return None
 
 
-def write_status(
-    folders: Folders, stage: Stage, attempts: int, error: str | None = None, job: str | None = None
-) -> None:
+def write_status(folders: Folders, stage: Stage, attempts: int, error: str | None = None) -> None:
     """Say how this attempt goes."""
     status = Status(
         stage=stage,
@@ -173,7 +166,6 @@ def write_status(
         error=error,
         host=socket.gethostname(),
         process=os.getpid(),
-        job=job,
         time=time.time(),
     )
     write_bytes(below(folders.record, STATUS), json.dumps(asdict(status)).encode())

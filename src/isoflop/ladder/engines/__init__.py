@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ class Resources:
     folder: Path = Path("runs")
 
 
+ENGINES = ("ray", "slurm", "local")
+
+
 class Engine(Protocol):
     """Makes attempts at all jobs, each again as often as it may be; a run that fails does not stop the others."""
 
@@ -49,12 +53,7 @@ def engine_of(name: str) -> Engine:
     Raises:
         ValueError: there is none of this name.
     """
-    if name == "local":
-        from isoflop.ladder.engines.local import run as engine
-    elif name == "ray":
-        from isoflop.ladder.engines.ray import run as engine
-    elif name == "slurm":
-        from isoflop.ladder.engines.slurm import run as engine
-    else:
-        raise ValueError(f"--engine: expected ray, slurm or local, got {name!r}")
+    if name not in ENGINES:
+        raise ValueError(f"--engine: expected {', '.join(ENGINES)}, got {name!r}")
+    engine: Engine = importlib.import_module(f"{__name__}.{name}").run
     return engine
