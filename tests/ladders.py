@@ -96,3 +96,7 @@ def fails_once(config: dict[str, Any]) -> None:
 
 def stops_short(config: dict[str, Any]) -> None:
     write_record({**config, "steps": config["steps"] // 2})
+
+
+def dies_or_fails(config: dict[str, Any]) -> None:
+    one_fails(config) if config["name"] == "bad" else dies_half_way(config)

@@ -66,7 +66,7 @@ def _slots(resources: Resources) -> list[dict[str, str]]:
     most = len(devices) // each
     if most < (resources.workers or 1):
         raise ValueError(
-            f"expected {each * (resources.workers or 1)} GPUs for the runs at one time, got {len(devices)}"
+            f"expected {each * (resources.workers or 1)} devices for the runs at one time, got {len(devices)}"
         )
     workers = resources.workers or most
     return [{**threads, "CUDA_VISIBLE_DEVICES": ",".join(devices[i * each : (i + 1) * each])} for i in range(workers)]

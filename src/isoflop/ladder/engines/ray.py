@@ -14,7 +14,6 @@ from isoflop.ladder.engines import Resources
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run has its record
-    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, of which it warns
     "TUNE_GLOBAL_CHECKPOINT_S": "60",  # what Tune keeps of an experiment is not needed: the records tell it
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -43,7 +42,7 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             ended(jobs[trial.config["number"]].name)
 
-    with _environment(_QUIET), _cluster(ray, resources):
+    with _environment(_QUIET), _cluster(ray, resources), _silent(logging.getLogger("ray.tune")):
         held = ray.put([asdict(job) for job in jobs])
 
         def trial(config: dict[str, Any]) -> None:
@@ -88,6 +87,17 @@ def _cluster(ray: Any, resources: Resources) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Without Tune's own account of trials that fail: each run's status file has it."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

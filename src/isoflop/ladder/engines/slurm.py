@@ -81,7 +81,7 @@ def _executor(resources: Resources) -> Any:
 
 
 def parameters(options: Mapping[str, str], known: set[str], resources: Resources) -> dict[str, Any]:
-    """submitit's parameters of an array.
+    """What submitit is told of an array.
 
     Args:
         options: of `--slurm`, by the names of sbatch's options; those that submitit does not know go to sbatch as they
@@ -126,7 +126,9 @@ def _submitted(executor: Any, job: Job) -> Any:
         return None
     with suppress(OSError, ValueError, KeyError):
         note = json.loads(_note(job).read_text())
-        handle = executor.job_class(folder=note["folder"], job_id=note["job_id"])
+        from submitit import SlurmJob
+
+        handle: Any = SlurmJob(folder=note["folder"], job_id=note["job_id"])
         return None if handle.done(force_check=True) else handle
     return None
 
