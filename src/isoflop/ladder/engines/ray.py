@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -77,12 +78,13 @@ def _cluster(ray: Any, resources: Resources) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         wanted = (resources.workers or 0) * resources.cpus_per_run
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, wanted),  # --workers may ask for more runs than there are processors
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _environment({"PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}, over=True):
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, wanted),  # --workers may ask for more runs than there are processors
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     try:
         yield
     finally:
@@ -101,12 +103,15 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Settings of Ray that it reads from the environment; the user's own come first."""
-    new = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(new)
+def _environment(values: dict[str, str], over: bool = False) -> Iterator[None]:
+    """What Ray and its workers read from the environment; the user's own values come first, unless `over` them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if over or before[name] is None})
     try:
         yield
     finally:
-        for name in new:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
