@@ -113,7 +113,7 @@ def test_one_process_at_a_run(tmp_path: Path) -> None:
 
 def test_the_latest_checkpoint(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") is None
-    for age, name in enumerate(("old.pt", "new.pt", "half.tmp", ".hidden")):
+    for age, name in enumerate(("old.pt", "new.pt", "half.tmp", ".hidden", "events.out.tfevents.1", "runs")):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
     assert latest_checkpoint(tmp_path) == tmp_path / "new.pt"

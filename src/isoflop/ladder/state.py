@@ -211,12 +211,12 @@ _LOGS = ("runs", "logs", "lightning_logs", "wandb")
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest file or folder in a run's checkpoint folder that is complete; None: there is none.
 
-    Names that begin with a point, or end in .tmp or .part, are being written; folders of logs are none. Of Hugging
+    Names that begin with a point, or end in .tmp or .part, are being written; logs are none. Of Hugging
     Face's folders (`checkpoint-<step>`) one without `trainer_state.json`, which is written last, is not complete.
     """
     if not folder.is_dir():
         return None
-    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    found = [path for path in folder.iterdir() if not path.name.startswith((".", "events.out"))]
     found = [path for path in found if path.suffix not in (".tmp", ".part") and path.name not in _LOGS]
     found = [
         path

@@ -13,8 +13,9 @@ from typing import Any
 from isoflop.ladder.attempt import Job, attempt
 from isoflop.ladder.engines import Resources
 
-_QUIET = {
+_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run has its record
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves next to nothing to training where others use the machine too
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, of which it warns
     "TUNE_GLOBAL_CHECKPOINT_S": "60",  # what Tune keeps of an experiment is not needed: the records tell it
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -43,7 +44,7 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             ended(jobs[trial.config["number"]].name)
 
-    with _environment(_QUIET), _cluster(ray, resources), _silent(logging.getLogger("ray.tune")):
+    with _environment(_SETTINGS), _cluster(ray, resources), _silent(logging.getLogger("ray.tune")):
         held = ray.put([asdict(job) for job in jobs])
 
         def trial(config: dict[str, Any]) -> None:
