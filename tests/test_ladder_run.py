@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import ladders
+import ladder_trainers
 from isoflop.cli import app
 from isoflop.ladder import write_plan
 from isoflop.ladder.attempt import AttemptFailed, attempt
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's and
 
 def run(plan: Any, train: str, out: Path, **options: Any) -> LadderRun:
     given = {"engine": "local", "workers": 2, "retries": 1, **options}
-    return run_ladder(plan, f"ladders:{train}", out, **given)
+    return run_ladder(plan, f"ladder_trainers:{train}", out, **given)
 
 
 def steps(out: Path, name: str) -> list[int]:
@@ -37,7 +37,7 @@ def steps(out: Path, name: str) -> list[int]:
     return [point.step for point in record.points]
 
 
-WHOLE = list(range(1, ladders.STEPS + 1))
+WHOLE = list(range(1, ladder_trainers.STEPS + 1))
 
 
 # -- one attempt -------------------------------------------------------------------------------------------------------
@@ -45,32 +45,34 @@ WHOLE = list(range(1, ladders.STEPS + 1))
 
 def try_one(train: str, out: Path, name: str = "a") -> Folders:
     folders = folders_of(name, out)
-    attempt(job_of(ladders.a_run(name), folders, f"ladders:{train}"))
+    attempt(job_of(ladder_trainers.a_run(name), folders, f"ladder_trainers:{train}"))
     return folders
 
 
 def test_a_run_is_told_where_to_write_and_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(ladders, "finishes", lambda config: (seen.append(config), ladders.write_record(config)))
-    monkeypatch.setattr("isoflop.ladder.attempt._found", lambda train: ladders.finishes)
+    monkeypatch.setattr(
+        ladder_trainers, "finishes", lambda config: (seen.append(config), ladder_trainers.write_record(config))
+    )
+    monkeypatch.setattr("isoflop.ladder.attempt._found", lambda train: ladder_trainers.finishes)
     folders = try_one("finishes", tmp_path)
     (config,) = seen
-    assert config == ladders.a_run("a").as_dict() | {
+    assert config == ladder_trainers.a_run("a").as_dict() | {
         "record_dir": str(tmp_path / "a"),
         "checkpoint_dir": str(tmp_path / "a" / "checkpoints"),
         "resume": None,
     }
-    assert (config["name"], config["seed"], config["steps"]) == ("a", 0, ladders.STEPS)
-    state = state_of(ladders.a_run("a"), folders)
-    assert (state.stage, state.step, state.attempts) == ("finished", ladders.STEPS, 1)
-    attempt(job_of(ladders.a_run("a"), folders, "ladders:finishes"))
+    assert (config["name"], config["seed"], config["steps"]) == ("a", 0, ladder_trainers.STEPS)
+    state = state_of(ladder_trainers.a_run("a"), folders)
+    assert (state.stage, state.step, state.attempts) == ("finished", ladder_trainers.STEPS, 1)
+    attempt(job_of(ladder_trainers.a_run("a"), folders, "ladder_trainers:finishes"))
     assert len(seen) == 1  # finished: not trained again
 
 
 def test_an_attempt_without_a_checkpoint_begins_anew_and_is_there_once(tmp_path: Path) -> None:
     with pytest.raises(AttemptFailed, match="not the first time"):
         try_one("fails_once", tmp_path)
-    assert state_of(ladders.a_run("a"), folders_of("a", tmp_path)).stage == "failed"
+    assert state_of(ladder_trainers.a_run("a"), folders_of("a", tmp_path)).stage == "failed"
     assert steps(tmp_path, "a") == [1, 2, 3, 4, 5]
     try_one("fails_once", tmp_path)
     assert steps(tmp_path, "a") == WHOLE
@@ -80,7 +82,7 @@ def test_an_attempt_without_a_checkpoint_begins_anew_and_is_there_once(tmp_path:
 def test_a_run_that_comes_back_too_early_is_no_finished_one(tmp_path: Path) -> None:
     with pytest.raises(AttemptFailed, match=r"expected .* a completed record of 20 steps .*, got a record of 10 steps"):
         try_one("stops_short", tmp_path)
-    state = state_of(ladders.a_run("a"), folders_of("a", tmp_path))
+    state = state_of(ladder_trainers.a_run("a"), folders_of("a", tmp_path))
     assert (state.stage, state.step) == ("failed", 10)
     assert "pass config[" in (state.error or "")
 
@@ -88,27 +90,27 @@ def test_a_run_that_comes_back_too_early_is_no_finished_one(tmp_path: Path) -> N
 def test_a_flag_alone_finishes_nothing(tmp_path: Path) -> None:
     folders = folders_of("a", tmp_path)
     write_status(folders, "finished", 1)
-    assert state_of(ladders.a_run("a"), folders).stage == "stopped"
+    assert state_of(ladder_trainers.a_run("a"), folders).stage == "stopped"
     write_status(folders, "running", 1)  # no process holds it: it was killed
-    assert state_of(ladders.a_run("a"), folders).stage == "stopped"
+    assert state_of(ladder_trainers.a_run("a"), folders).stage == "stopped"
     (tmp_path / "a" / "status.json").write_text("{torn")
-    assert state_of(ladders.a_run("a"), folders).stage == "waiting"
-    write_record = {**ladders.a_run("a").as_dict(), "record_dir": str(tmp_path / "a")}
-    ladders.write_record(write_record)
-    assert state_of(ladders.a_run("a"), folders).stage == "finished"  # whatever the status file says
+    assert state_of(ladder_trainers.a_run("a"), folders).stage == "waiting"
+    write_record = {**ladder_trainers.a_run("a").as_dict(), "record_dir": str(tmp_path / "a")}
+    ladder_trainers.write_record(write_record)
+    assert state_of(ladder_trainers.a_run("a"), folders).stage == "finished"  # whatever the status file says
 
 
 def test_one_process_at_a_run(tmp_path: Path) -> None:
     folders = folders_of("a", tmp_path)
     write_status(folders, "running", 1)
     with hold(folders):
-        assert state_of(ladders.a_run("a"), folders).stage == "running"
+        assert state_of(ladder_trainers.a_run("a"), folders).stage == "running"
         with pytest.raises(Held):
             try_one("finishes", tmp_path)
-        result = run(ladders.a_plan("a"), "finishes", tmp_path)
+        result = run(ladder_trainers.a_plan("a"), "finishes", tmp_path)
         assert [state.stage for state in result.states] == ["running"]
         assert any("another process" in line for line in summary_lines(result))
-    assert state_of(ladders.a_run("a"), folders).stage == "stopped"
+    assert state_of(ladder_trainers.a_run("a"), folders).stage == "stopped"
 
 
 def test_the_latest_checkpoint(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_the_latest_checkpoint(tmp_path: Path) -> None:
 
 def test_processes_of_this_machine(tmp_path: Path) -> None:
     """One is killed half-way and goes on; one fails for good, the others do not care; a second call does the rest."""
-    plan = ladders.a_plan("a", "bad", "b")
+    plan = ladder_trainers.a_plan("a", "bad", "b")
     result = run(plan, "dies_half_way", tmp_path, only=["a"])
     assert result.done and result.states[0].attempts == 2
     assert steps(tmp_path, "a") == WHOLE
@@ -144,7 +146,7 @@ def test_processes_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_for_good_is_told(tmp_path: Path) -> None:
-    result = run(ladders.a_plan("a"), "dies_half_way", tmp_path, retries=0)
+    result = run(ladder_trainers.a_plan("a"), "dies_half_way", tmp_path, retries=0)
     (state,) = result.states
     assert state.stage == "failed" and "ended by SIGKILL" in (state.error or "")
 
@@ -152,7 +154,7 @@ def test_a_process_that_dies_for_good_is_told(tmp_path: Path) -> None:
 def test_ray(tmp_path: Path) -> None:
     """A worker is killed, a run fails for good, one is finished before: Tune tries again what may be tried."""
     pytest.importorskip("ray")
-    plan = ladders.a_plan("a", "bad", "done")
+    plan = ladder_trainers.a_plan("a", "bad", "done")
     run(plan, "finishes", tmp_path, only=["done"])
     ended: list[str] = []
 
@@ -177,7 +179,7 @@ def test_ray(tmp_path: Path) -> None:
 def test_slurm_by_submitits_local_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folder for folder in sys.path if folder))
-    plan = ladders.a_plan("a", "bad")
+    plan = ladder_trainers.a_plan("a", "bad")
     result = run(plan, "dies_or_fails", tmp_path, engine="slurm", slurm={"cluster": "local", "partition": "gpu"})
     assert [(state.stage, state.attempts) for state in result.states] == [("finished", 2), ("failed", 2)]
     assert steps(tmp_path, "a") == WHOLE
@@ -209,7 +211,14 @@ def test_the_generated_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options = {"partition": "gpu", "time": "90", "account": "laws", "mail-user": "a@b.c", "licenses": "x"}
     for _ in range(2):
         with pytest.raises(Enough):
-            run(ladders.a_plan("a", "b"), "finishes", tmp_path / "out", engine="slurm", slurm=options, cpus_per_run=4)
+            run(
+                ladder_trainers.a_plan("a", "b"),
+                "finishes",
+                tmp_path / "out",
+                engine="slurm",
+                slurm=options,
+                cpus_per_run=4,
+            )
     lines = (tmp_path / "submitted.sh").read_text().splitlines()
     wanted = (
         "array=0-1%2",
@@ -250,8 +259,18 @@ def command(*arguments: object) -> Any:
 
 def test_the_command(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
-    write_plan(ladders.a_plan("good", "bad"), plan)
-    given = (plan, "--train", "ladders:one_fails", "--engine", "local", "--retries", "0", "--out", tmp_path / "out")
+    write_plan(ladder_trainers.a_plan("good", "bad"), plan)
+    given = (
+        plan,
+        "--train",
+        "ladder_trainers:one_fails",
+        "--engine",
+        "local",
+        "--retries",
+        "0",
+        "--out",
+        tmp_path / "out",
+    )
     result = command(*given)
     assert result.exit_code == 1
     assert "1 finished, 1 failed" in result.stdout
@@ -263,20 +282,20 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--train", "ladders:finishes", "--engine", "k8s"), "expected ray, slurm, local, got 'k8s'"),
-        (("--train", "ladders:finish", "--engine", "local"), "is it finishes?"),
-        (("--train", "ladders:STEPS", "--engine", "local"), "expected a function"),
+        (("--train", "ladder_trainers:finishes", "--engine", "k8s"), "expected ray, slurm, local, got 'k8s'"),
+        (("--train", "ladder_trainers:finish", "--engine", "local"), "is it finishes?"),
+        (("--train", "ladder_trainers:STEPS", "--engine", "local"), "expected a function"),
         (
-            ("--train", "ladders:finishes", "--engine", "local", "--only", "c"),
+            ("--train", "ladder_trainers:finishes", "--engine", "local", "--only", "c"),
             "expected a run of the plan (a), got 'c'",
         ),
-        (("--train", "ladders:finishes", "--out", "nonsense://x"), "Expected a URL that fsspec can open"),
-        (("--train", "ladders:finishes", "--engine", "slurm"), "take --engine local or ray"),
+        (("--train", "ladder_trainers:finishes", "--out", "nonsense://x"), "Expected a URL that fsspec can open"),
+        (("--train", "ladder_trainers:finishes", "--engine", "slurm"), "take --engine local or ray"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], text: str) -> None:
     plan = tmp_path / "plan.yaml"
-    write_plan(ladders.a_plan("a"), plan)
+    write_plan(ladder_trainers.a_plan("a"), plan)
     result = command(plan, "--out", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert text in " ".join(result.stderr.split())
@@ -284,6 +303,6 @@ def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], text:
 
 def test_the_table_of_many_runs_shows_what_matters(tmp_path: Path) -> None:
     names = [f"run-{i}" for i in range(40)]
-    states = [state_of(ladders.a_run(name), folders_of(name, tmp_path)) for name in names]
+    states = [state_of(ladder_trainers.a_run(name), folders_of(name, tmp_path)) for name in names]
     assert states_table(states).row_count == 0 and states_table(states[:9]).row_count == 9
     assert counts(states) == "40 waiting"

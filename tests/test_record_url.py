@@ -300,12 +300,12 @@ def test_a_local_url_is_a_plain_folder(tmp_path: Path) -> None:
 def test_fit_reads_a_url(tmp_path: Path) -> None:
     """The command, in a process of its own, from the records' URL."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import ladders\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import ladder_trainers\n"
         "from isoflop.record import Point\nfrom isoflop.record.remote import RemoteLog\n"
         "from typer.testing import CliRunner\nfrom isoflop.cli import app\n"
         "for i, (N, D) in enumerate((N, D) for N in (1e6, 3e6, 1e7, 3e7) for D in (1e8, 3e8, 1e9)):\n"
         "    log = RemoteLog.create(f'memory://b/{i}', f'r{i}', {'parameters': {'non_embedding': int(N)}}, print)\n"
-        "    log.point(Point(step=1, tokens=int(D), padding=0, losses={'train': ladders.law(N, D)}))\n"
+        "    log.point(Point(step=1, tokens=int(D), padding=0, losses={'train': ladder_trainers.law(N, D)}))\n"
         "    log.end(1, 'completed'); log.close()\n"
         "result = CliRunner().invoke(app, ['fit', 'memory://b', '--draws', '20', '--json'])\n"
         "print(result.output)\n"

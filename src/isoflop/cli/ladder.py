@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from isoflop.cli.ladder_fit import fit
 from isoflop.cli.ladder_plan import plan
 from isoflop.cli.ladder_run import ladder_run
 
@@ -13,6 +14,6 @@ ladder = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (plan,):
+for command in (plan, fit):
     ladder.command()(command)
 ladder.command("run")(ladder_run)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from isoflop.fit.planning.map_line import RATIO
-from isoflop.ladder.drifting_law import ALPHA, BETA, KAPPA_A, KAPPA_B, Array, E, P, Q
+from isoflop.ladder.drifting_law import ALPHA, BETA, KAPPA_A, KAPPA_B, RHO, Array, E, P, Q
 
 EXPONENT, EXPONENT_SD = 0.35, 0.25
 """Median of α and of β, and standard deviation of their logarithms: published ones lie in .28–.37 (Hoffmann et al.
@@ -28,15 +28,15 @@ SHARED = 0.5
 FAR = math.log(4)
 """ln of the factor off 20 tokens per parameter, in N, at which a run's noise has grown by √2: there a rate rule's miss
 and the law's own form weigh more."""
-PRIORS = 6
-"""Rows of `pulls`."""
+MIXING_SD = 0.08
+"""Of ln ρ, how the terms of size and data combine: 1 in Hoffmann's form. Doubt: a cautious choice."""
 
 
 def pulls(theta: Array) -> Array:
-    """The prior as residuals of standard deviation 1 [rows, `PRIORS`], θ's origin at 20 tokens per parameter."""
-    alpha, beta = np.exp(theta[:, ALPHA]), np.exp(theta[:, BETA])
-    size = (theta[:, ALPHA] + theta[:, P] - theta[:, BETA] - theta[:, Q]) / (alpha + beta)
-    logit = np.log(np.exp(theta[:, P]) + np.exp(theta[:, Q])) - theta[:, E]
+    """The prior as residuals of standard deviation 1 [rows, 7], θ's origin at 20 tokens per parameter."""
+    alpha, beta, rho = np.exp(theta[:, ALPHA]), np.exp(theta[:, BETA]), np.exp(theta[:, RHO])
+    size = (rho * (theta[:, ALPHA] - theta[:, BETA]) + theta[:, P] - theta[:, Q]) / (alpha + beta)
+    logit = rho * np.logaddexp(theta[:, P] / rho, theta[:, Q] / rho) - theta[:, E]
     return np.stack(
         [
             (theta[:, ALPHA] - math.log(EXPONENT)) / EXPONENT_SD,
@@ -45,13 +45,14 @@ def pulls(theta: Array) -> Array:
             (logit - math.log(REDUCIBLE / (1 - REDUCIBLE))) / REDUCIBLE_SD,
             theta[:, KAPPA_A] / DRIFT_SD,
             theta[:, KAPPA_B] / DRIFT_SD,
+            theta[:, RHO] / MIXING_SD,
         ],
         axis=-1,
     )
 
 
 def prior_laws(count: int, level: float = 3.0, seed: int = 0) -> Array:
-    """Laws drawn from the prior, without drift, evenly spread (a scrambled Sobol sequence) [count, 7].
+    """Laws drawn from the prior, of Hoffmann's form, evenly spread (a scrambled Sobol sequence) [count, 8].
 
     Args:
         count: how many; a power of two.
@@ -65,7 +66,7 @@ def prior_laws(count: int, level: float = 3.0, seed: int = 0) -> Array:
     log_odds = SIZE_SD * z[:, 2] * (alpha + beta) - log_alpha + log_beta  # p − q
     A = share * level / (1 + np.exp(-log_odds))
     zero = np.zeros(count)
-    rows = (np.log((1 - share) * level), np.log(A), np.log(share * level - A), log_alpha, log_beta, zero, zero)
+    rows = (np.log((1 - share) * level), np.log(A), np.log(share * level - A), log_alpha, log_beta, zero, zero, zero)
     return np.stack(rows, axis=-1)
 
 

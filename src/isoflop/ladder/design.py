@@ -26,8 +26,8 @@ RATIOS = (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 30.0)
 SPAN = 1000.0
 """Largest budget over the smallest at most: published ladders span 500 to 2,000 (Hoffmann et al. 2022; Llama 3 2024;
 Porian et al. 2024), and a law over more scales than that is hardly one law."""
-WIDTHS = (3.0, 4.0, 5.0, 6.0)
-"""Largest or smallest size of a rung over its middle. 6 each way is a D/N of .6 to 720: beyond, the law's form is
+WIDTHS = (3.0, 4.0, 6.0, 8.0)
+"""Largest or smallest size of a rung over its middle. 8 each way is a D/N of .3 to 1,300: beyond, the law's form is
 hardly tested."""
 SPACED = math.log(1.3)
 """Least ln between sizes of a rung: closer ones repeat a run, and tell nothing of the profile's form."""
@@ -190,7 +190,10 @@ def best_design(problem: Problem) -> tuple[Rung, ...]:
             "limits: raise the spend, allow smaller models (--sizes) or more tokens (--unique-tokens)"
         )
     found.sort(key=lambda item: item[0])
-    refined = [_exchanged(problem, rungs, score) for score, rungs in found[:REFINED]]
+    refined = []
+    for score, rungs in found[:REFINED]:
+        score, rungs = _moved(problem, rungs, score)
+        refined.append(_exchanged(problem, rungs, score))
     return min(refined, key=lambda item: item[0])[1]
 
 
@@ -205,8 +208,14 @@ def _counts(problem: Problem) -> list[tuple[int, ...]]:
 
 
 def _arranged(problem: Problem, counts: tuple[int, ...], ratio: float, width: float) -> tuple[Rung, ...] | None:
-    rungs = len(counts)
-    shares = [ratio ** (k - rungs + 1) for k in range(rungs)]
+    shares = tuple(ratio ** (k - len(counts) + 1) for k in range(len(counts)))
+    return _built(problem, counts, shares, width)
+
+
+def _built(
+    problem: Problem, counts: tuple[int, ...], shares: tuple[float, ...], width: float
+) -> tuple[Rung, ...] | None:
+    """Rungs that take the whole spend, or as much of it as the dearest run may; None where sizes do not suffice."""
     top = problem.spend / sum(n * share for n, share in zip(counts, shares, strict=True))
     top = min(top, problem.dearest)
     made = []
@@ -230,6 +239,48 @@ def evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[C
         free = [i for i in np.argsort(np.abs(logs - at)) if i not in taken]
         taken.append(int(free[0]))
     return tuple(allowed[i] for i in sorted(taken))
+
+
+def _moved(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
+    """Budgets nearer or farther apart and sizes moved from rung to rung, one step at a time, while that helps."""
+    while True:
+        best = None
+        for counts, shares, width in _neighbours(problem, rungs):
+            other = _built(problem, counts, shares, width)
+            if other is not None and (new := worth_of(problem, other).score) < score - 1e-3:
+                best, score = other, new
+        if best is None:
+            return score, rungs
+        rungs = best
+
+
+def _neighbours(problem: Problem, rungs: tuple[Rung, ...]) -> list[tuple[tuple[int, ...], tuple[float, ...], float]]:
+    counts = tuple(len(rung.sizes) for rung in rungs)
+    shares = tuple(rung.budget / rungs[-1].budget for rung in rungs)
+    wide = [math.sqrt(rung.sizes[-1].N / rung.sizes[0].N) for rung in rungs]
+    found = []
+    for width in (min(WIDTHS, key=lambda w: abs(w - max(wide))), WIDTHS[-1]):
+        for k in range(len(rungs)):
+            for change in (-1, 1):
+                found.append(((*counts[:k], counts[k] + change, *counts[k + 1 :]), shares, width))
+            for other in range(len(rungs)):
+                if other != k:
+                    moved = list(counts)
+                    moved[k], moved[other] = moved[k] - 1, moved[other] + 1
+                    found.append((tuple(moved), shares, width))
+        for k in range(len(rungs) - 1):
+            for factor in (0.6, 1 / 0.6):
+                # the gap above rung k, all rungs below it with it
+                found.append((counts, tuple(s * factor if i <= k else s for i, s in enumerate(shares)), width))
+    return [
+        (new, share, width)
+        for new, share, width in found
+        if min(new) >= LEAST_A_RUNG
+        and problem.fewest <= sum(new) <= problem.most
+        and sum(new[:-1]) >= LEAST_BELOW
+        and share[0] * SPAN >= 0.99
+        and all(high >= 2 * low for low, high in itertools.pairwise(share))
+    ]
 
 
 def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:

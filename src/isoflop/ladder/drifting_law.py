@@ -1,10 +1,11 @@
 """Hoffmann's law with exponents that may drift: what a ladder is fitted with, and what its runs are chosen for.
 
-L(N, D) = E + A(N) + B(D), ln A = p − α·x − κ_A·x²/2 and ln B = q − β·y − κ_B·y²/2 with x = ln(N/N₀), y = ln(D/D₀). With
-κ = 0 it is Hoffmann et al. 2022, eq. 10. No pure power law holds over all scales, so κ, small by
-its prior, carries what the form leaves out: an extrapolation is less sure the farther it goes.
+L(N, D) = E + (A^(1/ρ) + B^(1/ρ))^ρ with ln A = p − α·x − κ_A·x²/2, x = ln(N/N₀), and ln B = q − β·y − κ_B·y²/2,
+y = ln(D/D₀). With κ = 0 and ρ = 1 it is Hoffmann et al. 2022, eq. 10; with E = 0 and ρ = α_D Kaplan et al. 2020, eq. 1.5.
+No form holds over all scales: κ and ln ρ, small by their prior, carry what Hoffmann's leaves out, so that an
+extrapolation is less sure the farther it goes.
 
-Constants are rows θ = (ln E, p, q, ln α, ln β, κ_A, κ_B), [rows, 7]; the origin (N₀, D₀) is that of the largest budget.
+Constants are rows θ = (ln E, p, q, ln α, ln β, κ_A, κ_B, ln ρ), [rows, 8]; (N₀, D₀) is near the largest budget's runs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-E, P, Q, ALPHA, BETA, KAPPA_A, KAPPA_B = range(7)
-CONSTANTS = 7
+E, P, Q, ALPHA, BETA, KAPPA_A, KAPPA_B, RHO = range(8)
+CONSTANTS = 8
 FLATTEST = 0.03
 """Of a local exponent: one that drifts below counts as this."""
 NEWTON_STEPS = 30
@@ -60,37 +61,47 @@ class BudgetLine:
         return np.asarray(self.D * (np.asarray(N, dtype=float) / self.N) ** -self.slope)
 
 
-def parts(theta: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """E, A(N) and B(D) [rows, runs], nats per token."""
+def _terms(theta: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Ln A(N), ln B(D) and the logarithm of both mixed [rows, runs]."""
     t = theta[:, :, None]
-    A = np.exp(t[:, P] - np.exp(t[:, ALPHA]) * x - t[:, KAPPA_A] * x * x / 2)
-    B = np.exp(t[:, Q] - np.exp(t[:, BETA]) * y - t[:, KAPPA_B] * y * y / 2)
-    return np.broadcast_to(np.exp(t[:, E]), A.shape), A, B
+    log_A = t[:, P] - np.exp(t[:, ALPHA]) * x - t[:, KAPPA_A] * x * x / 2
+    log_B = t[:, Q] - np.exp(t[:, BETA]) * y - t[:, KAPPA_B] * y * y / 2
+    rho = np.exp(t[:, RHO])
+    return log_A, log_B, rho * np.logaddexp(log_A / rho, log_B / rho)
 
 
 def log_loss(theta: Array, x: Array, y: Array) -> Array:
     """Ln L [rows, runs]."""
-    floor, A, B = parts(theta, x, y)
-    return np.log(floor + A + B)
+    return np.logaddexp(theta[:, E, None], _terms(theta, x, y)[2])
 
 
 def slopes(theta: Array, x: Array, y: Array) -> Array:
-    """∂ ln L/∂θ [rows, runs, 7]."""
-    floor, A, B = parts(theta, x, y)
-    L = floor + A + B
+    """∂ ln L/∂θ [rows, runs, 8]."""
+    log_A, log_B, mixed = _terms(theta, x, y)
     t = theta[:, :, None]
-    a, b = A / L, B / L
-    terms = (floor / L, a, b, -a * np.exp(t[:, ALPHA]) * x, -b * np.exp(t[:, BETA]) * y, -a * x * x / 2, -b * y * y / 2)
+    above = 1 / (1 + np.exp(t[:, E] - mixed))  # share of the loss that is above E
+    w = np.exp((log_A - mixed) / np.exp(t[:, RHO]))
+    a, b = above * w, above * (1 - w)
+    terms = (
+        1 - above,
+        a,
+        b,
+        -a * np.exp(t[:, ALPHA]) * x,
+        -b * np.exp(t[:, BETA]) * y,
+        -a * x * x / 2,
+        -b * y * y / 2,
+        above * (mixed - w * log_A - (1 - w) * log_B),
+    )
     return np.stack(terms, axis=-1)
 
 
 def best_size(theta: Array, origin: Origin, line: BudgetLine) -> Array:
     """Ln N of the least loss on a budget's line [rows].
 
-    Where −∂L/∂ln N of both terms balance: α(x)·A(x) = slope·β(y)·B(y), the local exponents α(x) = α + κ_A·x, likewise
-    β(y). The difference of the logarithms falls in x, so Newton's method with steps of at most 2 finds it.
+    Where −∂L/∂ln N of both terms balance: α(x)·A^(1/ρ) = slope·β(y)·B^(1/ρ), the local exponents α(x) = α + κ_A·x,
+    likewise β(y). The difference of the logarithms falls in x, so Newton's method with steps of at most 2 finds it.
     """
-    alpha, beta = np.exp(theta[:, ALPHA]), np.exp(theta[:, BETA])
+    alpha, beta, rho = np.exp(theta[:, ALPHA]), np.exp(theta[:, BETA]), np.exp(theta[:, RHO])
     x_line, y_line = float(origin.x(line.N)), float(origin.y(line.D))
     x = np.full(len(theta), x_line)
     for _ in range(NEWTON_STEPS):
@@ -99,8 +110,8 @@ def best_size(theta: Array, origin: Origin, line: BudgetLine) -> Array:
         steep_b = np.maximum(beta + theta[:, KAPPA_B] * y, FLATTEST)
         log_A = theta[:, P] - alpha * x - theta[:, KAPPA_A] * x * x / 2
         log_B = theta[:, Q] - beta * y - theta[:, KAPPA_B] * y * y / 2
-        gap = np.log(steep_a) + log_A - np.log(line.slope * steep_b) - log_B
-        step = np.clip(gap / (steep_a + line.slope * steep_b), -2.0, 2.0)
+        gap = np.log(steep_a / (line.slope * steep_b)) + (log_A - log_B) / rho
+        step = np.clip(gap * rho / (steep_a + line.slope * steep_b), -2.0, 2.0)
         x = x + step
         if np.abs(step).max() < 1e-9:
             break
@@ -114,7 +125,7 @@ def least_loss(theta: Array, origin: Origin, line: BudgetLine) -> Array:
 
 
 def gradient(function: Callable[[Array], Array], theta: Array, step: float = 1e-4) -> Array:
-    """∂ function/∂θ by central differences [rows, …, 7]; `function` maps [rows, 7] to [rows, …]."""
+    """∂ function/∂θ by central differences [rows, …, 8]; `function` maps [rows, 8] to [rows, …]."""
     columns = []
     for k in range(CONSTANTS):
         move = np.zeros(CONSTANTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,17 @@ TAIL = 0.05
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that counts: `N` as the ladder counts it, `D` tokens, `flops` of its training, final `loss` in nats."""
+    """A run that counts: `N` as the ladder counts it, `D` tokens, `flops` of its training, final `loss` in nats.
+
+    `curve`: FLOPs, tokens and training loss on the way; None: not recorded.
+    """
 
     name: str
     N: float
     D: float
     flops: float
     loss: float
+    curve: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -136,4 +140,17 @@ def _final(name: str, run: Run, loss: str, convention: str) -> FinishedRun | str
     D, flops = end.data_tokens or points[-1].data_tokens or 0, end.flops or points[-1].flops
     if not (math.isfinite(value) and value > 0):
         return f"expected a positive loss, got {value!r}"
-    return FinishedRun(name, float(N), float(D), float(flops or 6 * N * D), value)
+    return FinishedRun(name, float(N), float(D), float(flops or 6 * N * D), value, _curve(run))
+
+
+def _curve(run: Run) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None:
+    rows: list[tuple[float, float, float]] = []
+    for point in run.points:
+        value = _losses(point).get("train")
+        if value is not None and value > 0 and point.flops and point.data_tokens:
+            if not rows or point.flops > rows[-1][0]:
+                rows.append((float(point.flops), float(point.data_tokens), value))
+    if len(rows) < 2:
+        return None
+    flops, tokens, losses = zip(*rows, strict=True)
+    return flops, tokens, losses

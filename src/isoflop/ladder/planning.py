@@ -22,8 +22,8 @@ from isoflop.ladder.sizes import nearest, size_grid, size_of
 from isoflop.ladder.warnings import warnings_of
 
 CONVENTION = "non_embedding_with_head"
-SMALLEST, BODY = 1e4, 0.15
-"""Parameters, and share of them that are no head: below, a size is a table of its vocabulary, and its law another."""
+SMALLEST, BODY = 1e4, 0.06
+"""Parameters, and share of them that are no head, as of the smallest of Porian et al. 2024 (5M with a head of 4.8M)."""
 FEWEST, MOST = 9, 16
 """Runs, where the user says nothing."""
 REPEATED = 4.0
@@ -73,8 +73,16 @@ def plan_ladder(
     _check(flops, spend, level, min_runs, max_runs, sizes)
     family = family_of(model, vocab_size, sequence_length)
     known = read_finished(history, convention=CONVENTION).runs if history else ()
-    grid = _grid(family, spend, sizes)
-    problem = _problem(family, grid, flops, spend, (min_runs, max_runs), max_flops_per_run, unique_tokens, known)
+    problem, grid = ladder_problem(
+        family,
+        flops,
+        spend,
+        runs=(min_runs, max_runs),
+        sizes=sizes,
+        max_flops_per_run=max_flops_per_run,
+        unique_tokens=unique_tokens,
+        known=known,
+    )
     rungs = best_design(problem)
     runs, rules = _runs(grid, rungs, lr_rule, batch_rule_name)
     expected_by = worth_of(problem, rungs)
@@ -137,27 +145,31 @@ def _grid(family: Family, spend: float, sizes: tuple[float, float] | None) -> tu
     return tuple(s for s in grid if s.parameters["non_embedding"] > BODY * size_of(s))
 
 
-def _problem(
+def ladder_problem(
     family: Family,
-    grid: tuple[Shape, ...],
     flops: float,
     spend: float,
-    runs: tuple[int, int],
-    dearest: float | None,
-    unique_tokens: float | None,
-    known: Sequence[FinishedRun],
-) -> Problem:
-    return Problem(
+    *,
+    runs: tuple[int, int] = (FEWEST, MOST),
+    sizes: tuple[float, float] | None = None,
+    max_flops_per_run: float | None = None,
+    unique_tokens: float | None = None,
+    known: Sequence[FinishedRun] = (),
+) -> tuple[Problem, tuple[Shape, ...]]:
+    """What is asked of a design, and the configurations that its candidates stand for. Arguments as `plan_ladder`."""
+    grid = _grid(family, spend, sizes)
+    problem = Problem(
         target=target_line(family, flops),
         candidates=tuple(Candidate(float(size_of(s)), s.flops_per_token, i) for i, s in enumerate(grid)),
         spend=spend,
         fewest=runs[0],
         most=runs[1],
-        dearest=math.inf if dearest is None else dearest,
+        dearest=math.inf if max_flops_per_run is None else max_flops_per_run,
         tokens=math.inf if unique_tokens is None else REPEATED * unique_tokens,
         known_N=np.array([run.N for run in known]),
         known_D=np.array([run.D for run in known]),
     )
+    return problem, grid
 
 
 def target_line(family: Family, flops: float) -> BudgetLine:

@@ -1,0 +1,78 @@
+"""Hoffmann et al.'s three approaches on a ladder's runs, beside the ladder's own law."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from isoflop.fit.approaches.approach import Approach, from_draws
+from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
+from isoflop.fit.approaches.envelope import Curve, envelope
+from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
+from isoflop.fit.fitting.fit_law import fit_law
+from isoflop.ladder.drifting_law import BudgetLine
+from isoflop.ladder.finished import Finished
+from isoflop.ladder.posterior import Posterior
+
+DRAWS = 400
+OPEN = 0.15
+"""Standard error of an exponent from which on an approach says nothing: a is known to .09 before any run."""
+NAME = "ladder (law with prior)"
+
+
+def three_approaches(
+    finished: Finished, posterior: Posterior, target: BudgetLine, level: float
+) -> tuple[Comparison | None, tuple[str, ...]]:
+    """The approaches side by side at the target, and why some have no opinion.
+
+    Args:
+        finished: the runs, with their curves.
+        posterior: the ladder's law.
+        target: where they are compared.
+        level: of the intervals.
+    """
+    table = np.array([[run.flops, run.N, run.D, run.loss] for run in finished.runs])
+    C, N, D, L = table.T
+    found = [ladder_approach(posterior, target, float(C.max()), level)]
+    without = []
+    try:
+        curves = [
+            Curve(run.N, run.curve[0], run.curve[2], run.curve[1]) for run in finished.runs if run.curve is not None
+        ]
+        if len(curves) < 3:
+            raise ValueError("fewer than three runs recorded a training curve with FLOPs")
+        by_curves = envelope(curves, level=level)
+        if by_curves.standard_errors.get("a", math.inf) > OPEN:
+            raise ValueError("the envelope of these curves leaves the exponent open: too few sizes lead in turn")
+        found.append(by_curves)
+    except ValueError as reason:
+        without.append(f"approach 1 (envelope of curves) has no opinion: {reason}")
+    try:
+        found.append(isoflop_profiles(C, N, D, L, level=level))
+    except ValueError as reason:
+        without.append(f"approach 2 (minima of isoFLOP profiles) has no opinion: {reason}")
+    try:
+        law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
+        if law.draws is None:
+            raise ValueError("these runs alone leave constants of the law open")
+        found.append(approach_3(law, level))
+    except ValueError as reason:
+        without.append(f"approach 3 (the law without a prior) has no opinion: {reason}")
+    return compare_approaches(found, target.C), tuple(without)
+
+
+def ladder_approach(posterior: Posterior, target: BudgetLine, largest: float, level: float) -> Approach:
+    """The ladder's law as power laws through its optima at the largest budget and at the target."""
+    at = math.log(target.C)
+    from_C = largest if 1.5 * largest < target.C else target.C / 10
+    below = BudgetLine(from_C, target.N, target.D * from_C / target.C, target.slope)
+    high, low = posterior.sizes(target), posterior.sizes(below)
+    a = (high - low) / math.log(target.C / from_C)
+    b = (np.log(target.tokens(np.exp(high))) - np.log(below.tokens(np.exp(low)))) / math.log(target.C / from_C)
+    draws = np.stack([high - a * at, a, np.log(target.tokens(np.exp(high))) - b * at, b], axis=1)
+    middle = np.median(draws, axis=0)
+    # a line through medians: exponents' medians, and prefactors that give the median sizes at the target
+    middle[0] = np.median(high) - middle[1] * at
+    middle[2] = math.log(float(target.tokens(math.exp(float(np.median(high)))))) - middle[3] * at
+    return from_draws(NAME, middle[:2], middle[2:], draws, level, n=len(draws))

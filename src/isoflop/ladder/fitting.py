@@ -1,0 +1,253 @@
+"""`fit_ladder_runs`: a ladder's finished runs to the law, and from it what the run at the target should be."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from isoflop.fit.approaches.compare import Comparison
+from isoflop.fit.papers.published import published
+from isoflop.fit.planning.map_line import RATIO
+from isoflop.ladder.approaches import three_approaches
+from isoflop.ladder.drifting_law import Array, BudgetLine, Origin
+from isoflop.ladder.finished import Finished, FinishedRun, read_finished
+from isoflop.ladder.leave_out import LeftOut, leave_largest_out
+from isoflop.ladder.plan_file import LadderPlan, read_plan
+from isoflop.ladder.posterior import Posterior, posterior_of
+from isoflop.ladder.worth import RungWorth, worth_of_a_rung
+
+FEWEST = 6
+"""Runs that are fitted: fewer tell less than the prior."""
+SEVERAL = 3
+"""Sizes."""
+BATCH_RULES = ("steplaw2025", "deepseek2024", "porian2024")
+"""The first names the batch, all of them the interval: they differ by more than the tokens are uncertain."""
+FAR = 1e3
+"""A factor of compute beyond which an extrapolation is spoken of."""
+DENSE = 6.0
+"""FLOPs per parameter and token without attention."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LadderFit:
+    """What a ladder tells of its target.
+
+    Attributes:
+        target_flops: budget of the run that is sized.
+        level: of every interval.
+        N_opt, D_opt: parameters and tokens of the least loss; tokens_per_param their ratio.
+        batch: tokens a step at D_opt, by published rules.
+        loss: of a run of N_opt on D_opt, nats per token, its noise and the law's doubt included.
+        exponents: α and β at the largest budget, and a = ln N_opt per ln C from there to the target.
+        noise: standard deviation of a run's ln L.
+        approaches: Hoffmann et al.'s three and this law's, side by side at the target; None: none has an opinion.
+        without: why approaches have none.
+        left_out: the fit without the largest rung against that rung's runs; None: too few runs are left.
+        rung: what one more rung would be worth; None: the largest rung is at the target already.
+        finished: the runs it rests on, and why others are left out.
+        warnings: what to know before relying on it.
+    """
+
+    target_flops: float
+    level: float
+    N_opt: Estimate
+    D_opt: Estimate
+    tokens_per_param: Estimate
+    batch: Estimate
+    loss: Estimate
+    exponents: Mapping[str, Estimate]
+    noise: Estimate
+    approaches: Comparison | None
+    without: tuple[str, ...]
+    left_out: LeftOut | None
+    rung: RungWorth | None
+    finished: Finished
+    warnings: tuple[str, ...]
+    posterior: Posterior = field(repr=False, compare=False)
+    target: BudgetLine = field(repr=False, compare=False)
+
+    def loss_of(self, N: float, D: float) -> Estimate:
+        """Loss to expect of one run of N parameters (counted as the ladder's) on D tokens."""
+        return _estimate(np.exp(self.posterior.run_losses(N, D)), self.level)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: the object of `--json` (docs/ladder.md has its keys)."""
+        from isoflop.ladder.fit_json import as_object
+
+        return as_object(self)
+
+
+def fit_ladder_runs(
+    runs: Sequence[str | os.PathLike[str]],
+    *,
+    plan: LadderPlan | str | os.PathLike[str] | None = None,
+    target_flops: float | None = None,
+    loss: str | None = None,
+    level: float = 0.9,
+) -> LadderFit:
+    """Fit the records of a ladder.
+
+    Args:
+        runs: records, or folders with some.
+        plan: the plan, or its file: it names the runs and the target.
+        target_flops: of the run that is to be sized; default: the plan's.
+        loss: `train` or eval/<name>; default: an evaluation that all finished runs have, else the training loss.
+        level: of the intervals.
+
+    Raises:
+        ValueError: no target; a plan that can't be read; fewer than six finished runs or three sizes, with the reasons.
+    """
+    if plan is not None and not isinstance(plan, LadderPlan):
+        plan = read_plan(os.fspath(plan))
+    target_flops = target_flops or (plan.target_flops if plan is not None else None)
+    if target_flops is None:
+        raise ValueError("expected a target: pass the plan (--plan plan.yaml) or its FLOPs (--flops 1e21)")
+    if not 0 < level < 1:
+        raise ValueError(f"level= expects a probability between 0 and 1, got {level!r}")
+    convention = "non_embedding_with_head" if plan is None else plan.convention
+    finished = read_finished(runs, plan=plan, loss=loss, convention=convention)
+    return fit_finished(finished, target_flops, level)
+
+
+def fit_finished(finished: Finished, target_flops: float, level: float = 0.9) -> LadderFit:
+    """The same from runs that are read already. Errors as `fit_ladder_runs`."""
+    N, D, C, L = columns(finished.runs)
+    if len(N) < FEWEST or len(set(N)) < SEVERAL:
+        reasons = "".join(
+            f"\n  {reason}" for reason in (*finished.left_out, *(f"{n}: no record" for n in finished.missing))
+        )
+        raise ValueError(
+            f"expected at least {FEWEST} finished runs of {SEVERAL} sizes, got {len(N)} of {len(set(N))}{reasons}"
+        )
+    posterior = posterior_of_runs(N, D, C, L)
+    target = target_of(N, D, C, target_flops)
+    log_N = posterior.sizes(target)
+    sizes = np.exp(log_N)
+    tokens = np.asarray(target.tokens(sizes))
+    N_opt, D_opt = _estimate(sizes, level), _estimate(tokens, level)
+    compared, without = three_approaches(finished, posterior, target, level)
+    return LadderFit(
+        target_flops=target_flops,
+        level=level,
+        N_opt=N_opt,
+        D_opt=D_opt,
+        tokens_per_param=_estimate(tokens / sizes, level),
+        batch=batch_of(D_opt, N_opt, target_flops),
+        loss=_estimate(np.exp(posterior.run_losses(N_opt.value, float(target.tokens(N_opt.value)))), level),
+        exponents=_exponents(posterior, target, log_N, float(C.max()), level),
+        noise=_estimate(posterior.noise, level),
+        approaches=compared,
+        without=without,
+        left_out=leave_largest_out(N, D, C, L, [run.name for run in finished.runs], level, posterior_of_runs),
+        rung=worth_of_a_rung(posterior, target, N, D, C),
+        finished=finished,
+        warnings=_warnings(finished, target_flops, N, C),
+        posterior=posterior,
+        target=target,
+    )
+
+
+def columns(runs: Sequence[FinishedRun]) -> tuple[Array, Array, Array, Array]:
+    """N, D, C and losses of runs."""
+    table = np.array([[run.N, run.D, run.flops, run.loss] for run in runs], dtype=float).reshape(-1, 4)
+    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
+
+
+def posterior_of_runs(N: Array, D: Array, C: Array, loss: Array, seed: int = 0) -> Posterior:
+    """The posterior of the drifting law, its origin at the largest budget and 20 tokens per parameter.
+
+    Args:
+        N: parameters with the head [n].
+        D: tokens [n].
+        C: training FLOPs [n].
+        loss: nats per token [n].
+        seed: of the chains.
+    """
+    largest = int(np.argmax(C))
+    rate = C[largest] / (N[largest] * D[largest])
+    middle = math.sqrt(C[largest] / rate / RATIO)
+    return posterior_of(N, D, loss, Origin(middle, RATIO * middle), seed)
+
+
+def target_of(N: Array, D: Array, C: Array, target_flops: float) -> BudgetLine:
+    """The target's budget line: FLOPs per parameter and token fall with N as in the runs, to no less than 6.
+
+    Small models spend more on attention beside their parameters; a line in logarithms carries that on.
+    """
+    log_rate = np.log(np.maximum(C / (N * D), 1e-9))
+    slope, level = (float(v) for v in np.polyfit(np.log(N), log_rate, 1))
+    slope = min(slope, 0.0)
+    size = math.sqrt(target_flops / DENSE / RATIO)
+    rate = DENSE
+    for _ in range(20):
+        rate = max(math.exp(level + slope * math.log(size)), DENSE)
+        size = math.sqrt(target_flops / rate / RATIO)
+    return BudgetLine(target_flops, size, target_flops / rate / size, 1.0 + (slope if rate > DENSE else 0.0))
+
+
+def batch_of(D: Estimate, N: Estimate, flops: float) -> Estimate:
+    """Tokens a step at a run of D tokens: Step Law's, its interval what published rules and D's interval span."""
+    at = {"value": (N.value, D.value), "low": (N.low, D.low), "high": (N.high, D.high)}
+    laws = [published(name).batch_law for name in BATCH_RULES]
+
+    def of(where: str) -> list[float]:
+        size, tokens = at[where]
+        return [float(law(N=size, D=tokens, C=flops)) for law in laws if law is not None]
+
+    return Estimate(of("value")[0], min(of("low")), max(of("high")))
+
+
+def _estimate(values: Array, level: float) -> Estimate:
+    low, middle, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    return Estimate(float(middle), float(low), float(high))
+
+
+def _exponents(
+    posterior: Posterior, target: BudgetLine, log_N: Array, largest: float, level: float
+) -> dict[str, Estimate]:
+    found = {
+        "alpha": _estimate(np.exp(posterior.draws[:, 3]), level),
+        "beta": _estimate(np.exp(posterior.draws[:, 4]), level),
+    }
+    if 1.01 * largest < target.C:
+        step = math.log(target.C / largest)
+        below = BudgetLine(largest, target.N, target.D * largest / target.C, target.slope)
+        found["a"] = _estimate((log_N - posterior.sizes(below)) / step, level)
+    return found
+
+
+def _warnings(finished: Finished, target_flops: float, N: Array, C: Array) -> tuple[str, ...]:
+    said = []
+    reach = target_flops / float(C.max())
+    if reach > FAR:
+        said.append(
+            f"the target is {reach:,.0f} times the largest run's compute: the intervals know of bends by a prior alone"
+        )
+    if reach < 1:
+        said.append("the target is smaller than the largest run: this is no extrapolation, look at the runs around it")
+    if finished.loss_name == "train" and finished.runs:
+        said.append(
+            "the loss is the training loss at each run's end: repeated data and noise are in it; an evaluation is better"
+        )
+    if finished.missing:
+        n = len(finished.missing)
+        said.append(
+            f"{n} planned run{'s have' if n > 1 else ' has'} no finished record: the intervals are wider for it"
+        )
+    if float(N.min()) < 1e7:
+        said.append("models below 10M parameters: the law may bend on the way up")
+    return tuple(said)
