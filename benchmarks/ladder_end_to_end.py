@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 from _ladder_gpt import BATCH, SEQUENCE, learning_rate
 
-from isoflop.ladder import LadderPlan, PlannedRun, write_plan
+from isoflop.ladder import LadderPlan, PlannedRun, read_plan, write_plan
+from isoflop.ladder.fitting import fit_ladder_runs
 from isoflop.record import read_runs
+from isoflop.show.ladder_fit import print_ladder_fit
 
 HERE = Path(__file__).resolve().parent
 LARGEST = 5e11  # FLOPs of the largest rung's runs, 6·N·D
@@ -47,8 +52,16 @@ def parameters(width: int) -> dict[str, int]:
 def planned(name: str, rung: int, width: int, budget: float, seed: int) -> PlannedRun:
     """A run of this width that costs 6·N·D = `budget`."""
     N = parameters(width)["non_embedding_with_head"]
-    steps = max(20, round(budget / (6 * N * STEP)))
-    attention = 12 * DEPTH * SEQUENCE * width  # FLOPs a token, forward and backward
+    return planned_steps(name, rung, width, max(20, round(budget / (6 * N * STEP))), seed)
+
+
+def flops_per_token(width: int) -> float:
+    """Model FLOPs of a token, forward and backward, attention in full: what isoflop measures."""
+    return 6.0 * (12 * DEPTH * width**2 + VOCABULARY * width) + 12.0 * DEPTH * SEQUENCE * width
+
+
+def planned_steps(name: str, rung: int, width: int, steps: int, seed: int) -> PlannedRun:
+    """A run of this width and so many optimizer steps."""
     return PlannedRun(
         name=name,
         rung=rung,
@@ -69,7 +82,7 @@ def planned(name: str, rung: int, width: int, budget: float, seed: int) -> Plann
         steps=steps,
         warmup_steps=min(100, steps // 10),
         learning_rate=learning_rate(width, steps * STEP),
-        flops=float((6 * 12 * DEPTH * width**2 + 6 * VOCABULARY * width + attention) * steps * STEP),
+        flops=flops_per_token(width) * steps * STEP,
         seed=seed,
     )
 
@@ -169,6 +182,57 @@ def check_records(out: Path, plan: LadderPlan) -> None:
         )
 
 
+def width_near(N: float) -> int:
+    """The width whose model comes nearest to N parameters with the head."""
+    return min(range(16, 513, HEAD_DIM), key=lambda width: abs(math.log(with_head(width) / N)))
+
+
+def with_head(width: int) -> int:
+    """N of a width, as the ladder counts it."""
+    return parameters(width)["non_embedding_with_head"]
+
+
+def predict(out: Path) -> LadderPlan:
+    """Fit the ladder, choose three sizes at ten times its largest run's compute, and write down what is expected."""
+    plan = read_plan(out / "ladder.yaml")
+    largest = max(run.points[-1].flops or 0 for run in read_runs(out / "ladder"))
+    fit = fit_ladder_runs([out / "ladder"], plan=plan, target_flops=10.0 * largest, level=0.9)
+    print_ladder_fit(fit)
+    runs, expected = [], {}
+    for i, (label, share) in enumerate((("half", 0.5), ("optimum", 1.0), ("twice", 2.0))):
+        width = width_near(fit.N_opt.value * share)
+        steps = round(fit.target_flops / (flops_per_token(width) * STEP))
+        runs.append(planned_steps(f"target-{label}-w{width}", 3, width, steps, seed=100 + i))
+        expected[runs[-1].name] = asdict(fit.loss_of(with_head(width), steps * STEP))
+    told = {"target_flops": fit.target_flops, "N_opt": asdict(fit.N_opt), "loss": asdict(fit.loss), "runs": expected}
+    (out / "prediction.json").write_text(json.dumps(told, indent=2))  # before a target run is trained
+    target = plan_of(runs, fit.target_flops)
+    write_plan(target, out / "target.yaml")
+    return target
+
+
+def train_target(out: Path, engine: str, workers: int) -> bool:
+    """Train the three sizes and hold them against the prediction."""
+    began = time.monotonic()
+    subprocess.run(command(out / "target.yaml", out / "target", engine, workers), check=True)
+    plan, told = read_plan(out / "target.yaml"), json.loads((out / "prediction.json").read_text())
+    check_records(out / "target", plan)
+    runs = {run.name: run for run in read_runs(out / "target")}
+    losses = {each.name: runs[each.name].points[-1].losses["eval/val"] or math.nan for each in plan.runs}
+    inside = 0
+    print(f"target: {plan.flops:.3g} FLOPs in {time.monotonic() - began:,.0f} s")
+    print(f"{'run':>20} {'expected':>9} {'90% interval':>18} {'came':>8}")
+    for name, expected in told["runs"].items():
+        held = expected["low"] <= losses[name] <= expected["high"]
+        inside += held
+        interval = f"[{expected['low']:.4f}, {expected['high']:.4f}]"
+        print(f"{name:>20} {expected['value']:9.4f} {interval:>18} {losses[name]:8.4f} {'' if held else 'outside'}")
+    best = min(losses.values())
+    predicted = next(loss for name, loss in losses.items() if "optimum" in name)
+    print(f"{inside} of {len(losses)} inside; the predicted size is {predicted / best - 1:.2%} above the best loss")
+    return inside == len(losses) and predicted <= 1.01 * best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ladder-end-to-end"))
@@ -183,6 +247,10 @@ def main() -> None:
     if arguments.only in (None, "ladder"):
         plan = train_ladder(out, arguments.scale, arguments.engine, arguments.workers)
         check_records(out / "ladder", plan)
+    if arguments.only in (None, "fit"):
+        predict(out)
+    if arguments.only in (None, "target") and not train_target(out, arguments.engine, arguments.workers):
+        sys.exit("missed: the numbers are above")
 
 
 if __name__ == "__main__":
