@@ -31,6 +31,7 @@ class Table(Watching):
         self._runs, self._folders = {run.name: run for run in runs}, folders
         self._states = {run.name: state_of(run, folders[run.name]) for run in runs}
         self._over = {name for name, state in self._states.items() if state.stage == "finished"}
+        self._every = 1 + len(self._runs) // 100  # of many runs, so many lines at most, and those that fail
         self._stop = threading.Event()
         console = Console(stderr=True)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -44,7 +45,7 @@ class Table(Watching):
         """A run is at its end, or no further attempt is made."""
         self._over.add(name)
         self._states[name] = state = state_of(self._runs[name], self._folders[name])
-        if self._live is None:
+        if self._live is None and (state.stage != "finished" or len(self._over) % self._every == 0):
             count = f"{len(self._over)}/{len(self._runs)}"
             self._console.print(f"{count} {name}: {state.stage}{_at(state)}", highlight=False, soft_wrap=True)
 

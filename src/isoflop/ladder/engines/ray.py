@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             ended(jobs[trial.config["number"]].name)
 
+    kept = resources.folder / ".ray"  # Tune's own account of its trials; an earlier one is of a driver that was killed
+    shutil.rmtree(kept, ignore_errors=True)
     with _environment(_SETTINGS), _cluster(ray, resources), _silent(logging.getLogger("ray.tune")):
         held = ray.put([asdict(job) for job in jobs])
 
@@ -60,13 +63,14 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
             ),
             run_config=tune.RunConfig(
                 name="ladder",
-                storage_path=str(resources.folder / ".ray"),
+                storage_path=str(kept),
                 failure_config=tune.FailureConfig(max_failures=resources.retries),
                 callbacks=[Tell()],
                 verbose=0,
             ),
         )
         tuner.fit()
+    shutil.rmtree(kept, ignore_errors=True)
 
 
 @contextmanager
