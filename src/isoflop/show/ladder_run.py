@@ -94,7 +94,7 @@ def counts(states: Sequence[RunState]) -> str:
     >>> counts([])
     'no runs'
     """
-    found = Counter(state.stage for state in states)
+    found: Counter[str] = Counter(state.stage for state in states)
     return ", ".join(f"{found[stage]:,} {stage}" for stage in _STYLES if found[stage]) or "no runs"
 
 

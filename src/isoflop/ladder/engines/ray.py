@@ -17,6 +17,7 @@ from isoflop.ladder.engines import Resources
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run has its record
     "RAY_worker_niceness": "0",  # Ray's 15 leaves next to nothing to training where others use the machine too
+    "RAY_raylet_start_wait_time_s": "120",  # on a busy machine Ray takes its time to start
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, of which it warns
     "TUNE_GLOBAL_CHECKPOINT_S": "60",  # what Tune keeps of an experiment is not needed: the records tell it
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
