@@ -1,6 +1,6 @@
 """Planned ladders against even grids of the same spend and number of runs, on planted laws that no fit knows.
 
-    python benchmarks/ladder.py            # 200 laws at each of three scales
+    python benchmarks/ladder.py            # 200 laws at each of three scales: about ten minutes of one core
     python benchmarks/ladder.py --quick    # 16
 
 Every ladder is simulated run by run and fitted as `isoflop ladder fit` does. The laws are not the design's: exponents
@@ -142,14 +142,14 @@ SCALES = {
 }
 
 
-def compare(scale: str, laws: int, seed: int = 0) -> dict[str, list[Score]]:
+def compare(scale: str, laws: int, seed: int = 0, designs: Sequence[str] | None = None) -> dict[str, list[Score]]:
     """Scores by design: "planned", and even grids of as many runs."""
     model, flops, spend, sizes, vocab, length, most = SCALES[scale]
     family = family_of(model, vocab, length)
     problem, _ = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
     planned = best_design(problem)
     count = sum(len(rung.sizes) for rung in planned)
-    designs = {
+    known = {
         "planned": planned,
         "even": even_grid(problem, count),
         "even, ×÷8": even_grid(problem, count, width=8.0),
@@ -159,8 +159,8 @@ def compare(scale: str, laws: int, seed: int = 0) -> dict[str, list[Score]]:
     worlds = [world(rng, planned[-1].budget) for _ in range(laws)]
     return {
         name: [scored(w, problem, rungs, seed=1000 * seed + i) for i, w in enumerate(worlds)]
-        for name, rungs in designs.items()
-        if rungs is not None
+        for name, rungs in known.items()
+        if rungs is not None and (designs is None or name in designs)
     }
 
 
@@ -184,10 +184,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--laws", type=int)
     parser.add_argument("--scale", choices=list(SCALES))
+    parser.add_argument("--designs", nargs="+", help="of planned; even; even, ×÷8; even, 10 apart")
     options = parser.parse_args()
     laws = options.laws or (16 if options.quick else 200)
     for scale in [options.scale] if options.scale else SCALES:
-        report(scale, compare(scale, laws))
+        report(scale, compare(scale, laws, designs=options.designs))
 
 
 if __name__ == "__main__":

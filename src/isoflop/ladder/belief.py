@@ -18,8 +18,12 @@ SIZE_SD = 0.5
 """Of ln N_opt at the largest budget about 20 tokens per parameter: 2 standard deviations are 2.7 to 150 tokens."""
 REDUCIBLE, REDUCIBLE_SD = 0.4, 0.8
 """Share of the loss above E at the largest budget, and standard deviation of its logit: .12 to .77 are 2 of them."""
-DRIFT_SD = 0.008
-"""Of κ, the change of an exponent per e-fold: over a factor of 100 in size .04 of .35. Doubt: a cautious choice."""
+DRIFT_SD = 0.006
+"""Of κ, the change of an exponent per e-fold: over a factor of 100 in size .03 of .35. Doubt: a choice; public sweeps
+leave κ open by more."""
+BEYOND = 0.0015
+"""Standard deviation of ln L per e-fold of compute beyond the largest budget that no law foresees (a rate rule's miss,
+a bend). Doubt: a choice; over a factor of 300 it is .9%, where Gadre et al. 2024's predictions were off by .7%."""
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
 .1% to 1.6%. Seeds alone give .1–.3% (Porian et al. 2024: .005 nats below L = 3, more above)."""

@@ -37,8 +37,8 @@ LEAST_A_RUNG = 3
 """Sizes: a parabola has three coefficients."""
 LEAST_BELOW = 6
 """Runs below the largest rung, so that it can be left out and predicted: as many as constants and one more."""
-REFINED = 2
-"""Best arrangements whose sizes are then exchanged one by one."""
+REFINED = 1
+"""Best arrangements whose rungs and sizes are then moved one by one."""
 SWEEPS = 3
 
 

@@ -1,7 +1,7 @@
 """Hoffmann's law with exponents that may drift: what a ladder is fitted with, and what its runs are chosen for.
 
 L(N, D) = E + (A^(1/ρ) + B^(1/ρ))^ρ with ln A = p − α·x − κ_A·x²/2, x = ln(N/N₀), and ln B = q − β·y − κ_B·y²/2,
-y = ln(D/D₀). With κ = 0 and ρ = 1 it is Hoffmann et al. 2022, eq. 10; with E = 0 and ρ = α_D Kaplan et al. 2020, eq. 1.5.
+y = ln(D/D₀). With κ = 0 and ρ = 1 it is Hoffmann et al. 2022, eq. 10; without E a form of Kaplan et al. 2020, eq. 1.5.
 No form holds over all scales: κ and ln ρ, small by their prior, carry what Hoffmann's leaves out, so that an
 extrapolation is less sure the farther it goes.
 

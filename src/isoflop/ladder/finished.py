@@ -147,9 +147,10 @@ def _curve(run: Run) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float,
     rows: list[tuple[float, float, float]] = []
     for point in run.points:
         value = _losses(point).get("train")
-        if value is not None and value > 0 and point.flops and point.data_tokens:
-            if not rows or point.flops > rows[-1][0]:
-                rows.append((float(point.flops), float(point.data_tokens), value))
+        if value is None or not (value > 0 and point.flops and point.data_tokens):
+            continue
+        if not rows or point.flops > rows[-1][0]:
+            rows.append((float(point.flops), float(point.data_tokens), value))
     if len(rows) < 2:
         return None
     flops, tokens, losses = zip(*rows, strict=True)

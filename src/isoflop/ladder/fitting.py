@@ -241,7 +241,7 @@ def _warnings(finished: Finished, target_flops: float, N: Array, C: Array) -> tu
         said.append("the target is smaller than the largest run: this is no extrapolation, look at the runs around it")
     if finished.loss_name == "train" and finished.runs:
         said.append(
-            "the loss is the training loss at each run's end: repeated data and noise are in it; an evaluation is better"
+            "the loss is the training loss at each run's end, noise and repeated data in it: an evaluation is better"
         )
     if finished.missing:
         n = len(finished.missing)

@@ -85,7 +85,7 @@ def leave_largest_out(
     hits = ((low <= np.log(loss[top])) & (np.log(loss[top]) <= high)).sum()
     chance = float(np.mean(((low <= drawn) & (drawn <= high)).sum(axis=1) <= hits))
     runs = tuple(
-        Predicted(names[i], float(loss[i]), *(float(np.exp(v[k])) for v in (middle, low, high)))
+        Predicted(names[int(i)], float(loss[i]), *(float(np.exp(v[k])) for v in (middle, low, high)))
         for k, i in enumerate(np.flatnonzero(top))
     )
     return LeftOut(runs, int((~top).sum()), float(C[top].max() / C[~top].max()), level, chance)

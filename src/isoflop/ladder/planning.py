@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from isoflop.fit.frontier.allocation import short
-from isoflop.ladder.belief import NOISE, SHARED
+from isoflop.ladder.belief import BEYOND, NOISE, SHARED
 from isoflop.ladder.design import Candidate, Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.drifting_law import BudgetLine
 from isoflop.ladder.families import Family, Shape, family_of
@@ -24,8 +24,8 @@ from isoflop.ladder.warnings import warnings_of
 CONVENTION = "non_embedding_with_head"
 SMALLEST, BODY = 1e4, 0.06
 """Parameters, and share of them that are no head, as of the smallest of Porian et al. 2024 (5M with a head of 4.8M)."""
-FEWEST, MOST = 9, 16
-"""Runs, where the user says nothing."""
+FEWEST, MOST = 12, 16
+"""Runs, where the user says nothing; 9 could do, but leave little to tell noise and a wrong form by."""
 REPEATED = 4.0
 """Epochs up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023, figure 5)."""
 SCHEDULE = (
@@ -96,7 +96,9 @@ def plan_ladder(
         convention=CONVENTION,
         runs=runs,
         level=level,
-        expected=_expected(problem, expected_by, None if even is None else worth_of(problem, even), level),
+        expected=_expected(
+            problem, expected_by, None if even is None else worth_of(problem, even), level, rungs[-1].budget
+        ),
         rules={"sizes": f"{family.name}: {family.source}", **{k: rule.text for k, rule in rules.items()}}
         | {"schedule": SCHEDULE, "design": _DESIGN},
         warnings=warnings_of(problem, rungs, runs, rules, expected_by, level, unique_tokens),
@@ -217,7 +219,9 @@ def _run(number: int, rung: int, budget: float, shape: Shape, rate: Rule, batch:
     )
 
 
-def _expected(problem: Problem, planned: Worth, even: Worth | None, level: float) -> dict[str, Expected]:
+def _expected(
+    problem: Problem, planned: Worth, even: Worth | None, level: float, largest: float
+) -> dict[str, Expected]:
     """Medians over laws; the loss as a factor of what it will be, for its level is the data's and the tokenizer's."""
     z = float(stats.norm.ppf((1 + level) / 2))
 
@@ -236,7 +240,8 @@ def _expected(problem: Problem, planned: Worth, even: Worth | None, level: float
 
     size, even_size = float(np.median(planned.size)), None if even is None else float(np.median(even.size))
     # a run at the target scatters too
-    own = NOISE * math.sqrt(1 + SHARED)
+    reach = math.log(problem.target.C / largest)
+    own = math.hypot(NOISE * math.sqrt(1 + SHARED), BEYOND * max(reach, 0.0))
     loss = math.hypot(float(np.median(planned.loss)), own)
     even_loss = None if even is None else math.hypot(float(np.median(even.loss)), own)
     slope = problem.target.slope

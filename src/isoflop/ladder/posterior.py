@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import least_squares
 
-from isoflop.ladder.belief import NOISE, NOISE_SD, pulls, scatter
+from isoflop.ladder.belief import BEYOND, NOISE, NOISE_SD, pulls, scatter
 from isoflop.ladder.drifting_law import (
     CONSTANTS,
     Array,
@@ -25,7 +25,7 @@ from isoflop.ladder.drifting_law import (
 CHAINS, STEPS, KEPT_FROM, EVERY = 120, 1000, 600, 40
 """Each half of the chains moves every other step; they are kept when they have forgotten where they began."""
 WIDER = 1.6
-"""Chains begin at draws of the Gaussian about the mode, this much wider: they reach a skewed tail sooner from outside."""
+"""Chains begin at draws of the Gaussian about the mode, this much wider: skewed tails are reached sooner so."""
 PLACE_SD = 3.0
 """Of ln L at the origin about the runs' mean: no information."""
 
@@ -57,10 +57,11 @@ class Posterior:
         return log_loss(self.draws, self.origin.x(np.array([N])), self.origin.y(np.array([D])))[:, 0]
 
     def run_losses(self, N: float, D: float, seed: int = 0) -> Array:
-        """Ln L of a run of that size, its own noise included, by draw."""
-        own = scatter(np.array([N]), np.array([D]))[0, 0]
+        """Logarithm of the loss of a run of that size, by draw: its own noise and, beyond the ladder, doubt of any law included."""
+        own = scatter(np.array([N]), np.array([D]))[0, 0] * self.noise**2
+        reach = max(0.0, float(self.origin.x(N) + self.origin.y(D)))
         rng = np.random.default_rng(seed)
-        return self.losses(N, D) + math.sqrt(own) * self.noise * rng.standard_normal(len(self.noise))
+        return self.losses(N, D) + np.sqrt(own + (BEYOND * reach) ** 2) * rng.standard_normal(len(self.noise))
 
     def least(self, line: BudgetLine) -> Array:
         """Ln L at each draw's own best size."""

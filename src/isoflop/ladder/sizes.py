@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from isoflop.ladder.families import Family, Shape
 
@@ -67,6 +68,7 @@ def _step(family: Family, width: int) -> int:
     return 8 if width < 128 else 16 if width < 256 else 64
 
 
+@lru_cache(maxsize=4096)
 def _heads(family: Family, width: int) -> int:
     """As many as bring an even head dimension nearest to the family's, or to a quarter of the width where that is less.
 

@@ -1,0 +1,154 @@
+"""`isoflop ladder plan` and `fit` from records to answer, as their users meet them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from isoflop.cli import app
+from isoflop.fit.frontier.optimum import optimal_allocation
+from isoflop.fit.law import HOFFMANN, Law
+from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
+from isoflop.ladder.leave_out import LeftOut
+from ladders import LAW, planted_loss, record_ladder, record_run
+
+FIT_KEYS = {
+    "target_flops", "level", "N_opt", "D_opt", "tokens_per_param", "batch", "loss", "exponents", "noise", "approaches",
+    "without_opinion", "leave_largest_out", "one_more_rung", "loss_name", "runs", "left_out", "missing", "warnings",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plan() -> LadderPlan:
+    return plan_ladder(1e21, 3e19)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, plan: LadderPlan) -> Path:
+    made = tmp_path_factory.mktemp("ladder")
+    record_ladder(made, plan)
+    write_plan(plan, made / "plan.yaml")
+    return made
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path, plan: LadderPlan) -> LadderFit:
+    return fit_ladder_runs([folder], plan=plan)
+
+
+def isoflop(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_the_planted_optimum_is_inside(fitted: LadderFit):
+    truth = optimal_allocation(Law(HOFFMANN, LAW), 1e21)
+    assert fitted.N_opt.low < truth.N < fitted.N_opt.high
+    assert fitted.loss.low < planted_loss(fitted.N_opt.value, fitted.D_opt.value) < fitted.loss.high
+    assert fitted.exponents["alpha"].low < LAW["alpha"] < fitted.exponents["alpha"].high
+    assert fitted.batch.low < fitted.batch.value < fitted.batch.high
+    assert fitted.finished.loss_name == "eval/val"
+    at = fitted.loss_of(1e9, 1e11)
+    assert at.low < planted_loss(1e9, 1e11) < at.high
+
+
+def test_the_largest_rung_is_predicted(fitted: LadderFit, plan: LadderPlan):
+    check = fitted.left_out
+    assert isinstance(check, LeftOut) and check.passed and check.inside >= 2
+    top = max(run.rung for run in plan.runs)
+    assert {run.name for run in check.runs} == {run.name for run in plan.runs if run.rung == top}
+
+
+def test_approaches_stand_side_by_side(fitted: LadderFit):
+    assert fitted.approaches is not None
+    names = [row.name for row in fitted.approaches.rows]
+    assert names[0].startswith("ladder") and any(name.startswith("approach 3") for name in names)
+    assert len(names) + len(fitted.without) == 4
+
+
+def test_what_a_rung_is_worth_adds_up(fitted: LadderFit):
+    rung = fitted.rung
+    assert rung is not None
+    assert 0 < rung.waste_after < rung.waste < 0.2 * 1e21
+    assert rung.cost == pytest.approx(len(rung.sizes) * rung.budget)
+    assert rung.go == (rung.saved > rung.cost)
+
+
+def test_a_far_target_makes_a_rung_worth_its_cost(folder: Path, plan: LadderPlan):
+    far = fit_ladder_runs([folder], plan=plan, target_flops=1e25)
+    assert far.rung is not None and far.rung.go
+    assert any("times the largest run" in text for text in far.warnings)
+
+
+def test_runs_that_do_not_count_are_named(tmp_path: Path, plan: LadderPlan):
+    for i, run in enumerate(plan.runs[:-1]):
+        record_run(tmp_path, run, share=0.5 if i == 0 else 1.0)
+    found = fit_ladder_runs([tmp_path], plan=plan)
+    assert len(found.finished.runs) == len(plan.runs) - 2
+    assert found.finished.left_out == (f"{plan.runs[0].name}: it was interrupted",)
+    assert set(found.finished.missing) == {plan.runs[0].name, plan.runs[-1].name}
+
+
+def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):
+    record_run(tmp_path, plan.runs[0], share=0.5)
+    with pytest.raises(ValueError, match=r"at least 6 finished runs of 3 sizes, got 0 of 0\n.*it was interrupted"):
+        fit_ladder_runs([tmp_path], plan=plan)
+
+
+def test_a_target_is_needed(folder: Path):
+    with pytest.raises(ValueError, match="expected a target"):
+        fit_ladder_runs([folder])
+
+
+# -- from the shell ----------------------------------------------------------------------------------------------------
+
+
+def test_plan_writes_what_run_reads(tmp_path: Path):
+    out = tmp_path / "plan.yaml"
+    arguments = ["--flops", "2e13", "--spend", "40%", "--vocab", 256, "--seq", 128, "--sizes", "20k:1M"]
+    code, said, _ = isoflop("ladder", "plan", *arguments, "-o", out)
+    assert code == 0, said
+    assert "an even grid" in said and "before a FLOP is spent" in said
+    assert all(len(line) <= 80 for line in said.split("expected at")[0].splitlines()[1:])
+    plan = read_plan(out)
+    assert plan.flops <= 1.05 * 8e12 and plan.vocab_size == 256
+    code, said, _ = isoflop("ladder", "plan", *arguments, "--json")
+    assert json.loads(said) == plan.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--spend", "lots"], "--spend: expected a share of --flops"),
+        (["--spend", "0.03"], "write 3% for a share"),
+        (["--sizes", "30k"], "--sizes: expected LEAST:MOST"),
+        (["--sizes", "a:b"], "--sizes: expected a number"),
+        (["--lr-rule", "best"], "--lr-rule: expected one of auto"),
+        (["--history", "nowhere"], "got nowhere, which does not exist"),
+    ],
+)
+def test_plan_says_what_is_wrong(arguments: list[str], said: str):
+    code, _, told = isoflop("ladder", "plan", "--flops", "1e21", *arguments)
+    assert code == 1
+    assert told.startswith("isoflop ladder plan: ") and said in told
+
+
+def test_fit_from_the_shell(folder: Path, fitted: LadderFit):
+    code, said, _ = isoflop("ladder", "fit", folder, "--plan", folder / "plan.yaml")
+    assert code == 0
+    assert "largest rung left out" in said and "one more rung" in said and "approach 3" in said
+    code, said, _ = isoflop("ladder", "fit", folder, "--plan", folder / "plan.yaml", "--json")
+    found = json.loads(said)
+    assert set(found) == FIT_KEYS
+    assert found["N_opt"]["value"] == fitted.N_opt.value
+    assert found == json.loads(json.dumps(fitted.as_dict()))
+
+
+def test_fit_says_what_is_wrong(tmp_path: Path, folder: Path):
+    code, _, told = isoflop("ladder", "fit", folder, "--plan", tmp_path / "no.yaml")
+    assert code == 1 and told.startswith("isoflop ladder fit: ")
+    code, _, told = isoflop("ladder", "fit", tmp_path / "none", "--flops", "1e21")
+    assert code == 1 and "which does not exist" in told

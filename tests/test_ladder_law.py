@@ -1,0 +1,107 @@
+"""The drifting law and its posterior: Hoffmann's law as a case, slopes, optima, planted laws recovered."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.fit.frontier.optimum import optimal_allocation
+from isoflop.fit.law import HOFFMANN, Law
+from isoflop.ladder.belief import prior_laws, pulls
+from isoflop.ladder.drifting_law import BudgetLine, Origin, best_size, gradient, least_loss, log_loss, slopes
+from isoflop.ladder.fitting import posterior_of_runs, target_of
+
+ORIGIN = Origin(1e8, 2e9)
+LAW = {"E": 1.7, "A": 410.0, "B": 1100.0, "alpha": 0.34, "beta": 0.33}
+
+
+def theta_of(law: dict[str, float], origin: Origin) -> np.ndarray:
+    p, q = np.log(law["A"] * origin.N ** -law["alpha"]), np.log(law["B"] * origin.D ** -law["beta"])
+    return np.array([[np.log(law["E"]), p, q, np.log(law["alpha"]), np.log(law["beta"]), 0.0, 0.0, 0.0]])
+
+
+def laws(seed: int, count: int = 8) -> np.ndarray:
+    drift = np.array([0, 0, 0, 0, 0, 0.01, 0.01, 0.1])
+    return prior_laws(count, seed=seed) + drift * np.random.default_rng(seed).standard_normal((count, 8))
+
+
+def test_without_drift_it_is_hoffmanns_law():
+    N, D = np.array([1e7, 1e9, 7e10]), np.array([1e9, 3e10, 1e12])
+    found = np.exp(log_loss(theta_of(LAW, ORIGIN), ORIGIN.x(N), ORIGIN.y(D)))[0]
+    assert found == pytest.approx(Law(HOFFMANN, LAW).loss(N=N, D=D), rel=1e-12)
+
+
+def test_without_drift_its_optimum_is_the_closed_form():
+    best = optimal_allocation(Law(HOFFMANN, LAW), 1e21)
+    line = BudgetLine(1e21, 1e9, 1e21 / 6e9)
+    theta = theta_of(LAW, ORIGIN)
+    assert np.exp(best_size(theta, ORIGIN, line)[0]) == pytest.approx(best.N, rel=1e-6)
+    assert np.exp(least_loss(theta, ORIGIN, line)[0]) == pytest.approx(best.loss, rel=1e-9)
+
+
+@given(st.integers(0, 10**6))
+def test_slopes_are_the_losss_own(seed: int):
+    theta = laws(seed)
+    x, y = np.random.default_rng(seed).uniform(-3, 3, (2, 5))
+    assert slopes(theta, x, y) == pytest.approx(gradient(lambda rows: log_loss(rows, x, y), theta), abs=1e-6)
+
+
+@given(st.integers(0, 10**6), st.floats(0.85, 1.0))
+def test_no_size_on_the_line_is_better_than_the_best(seed: int, slope: float):
+    theta = laws(seed)
+    line = BudgetLine(1e20, 1e9, 1e20 / 6e9, slope)
+    N = line.N * np.exp(np.linspace(-3, 3, 301))
+    around = log_loss(theta, ORIGIN.x(N), ORIGIN.y(line.tokens(N)))
+    assert (least_loss(theta, ORIGIN, line) <= around.min(axis=1) + 1e-9).all()
+
+
+def test_laws_from_the_prior_are_as_the_prior_says():
+    z = pulls(prior_laws(512))
+    assert z[:, :4].mean(axis=0) == pytest.approx(0, abs=0.1)
+    assert z[:, :4].std(axis=0) == pytest.approx(1, abs=0.1)
+
+
+def runs(noise: float, seed: int = 0) -> tuple[np.ndarray, ...]:
+    C = np.repeat([1e17, 1e18, 1e19], 5)
+    N = np.sqrt(C / 120) * np.tile(np.geomspace(1 / 6, 6, 5), 3)
+    D = C / 6 / N
+    rng = np.random.default_rng(seed)
+    return N, D, C, Law(HOFFMANN, LAW).loss(N=N, D=D) * np.exp(noise * rng.standard_normal(15))
+
+
+def test_a_planted_law_is_recovered_and_less_noise_says_more():
+    truth = optimal_allocation(Law(HOFFMANN, LAW), 1e21)
+    line = BudgetLine(1e21, 1e9, 1e21 / 6e9)
+    widths = []
+    for noise in (0.0005, 0.01):
+        found = posterior_of_runs(*runs(noise))
+        low, high = np.quantile(found.sizes(line), [0.01, 0.99])
+        assert low < np.log(truth.N) < high
+        low, high = np.quantile(found.run_losses(truth.N, truth.D), [0.01, 0.99])
+        assert low < np.log(truth.loss) < high
+        assert np.quantile(found.noise, 0.01) < 2 * noise and np.quantile(found.noise, 0.99) > noise / 2
+        widths.append(np.ptp([low, high]))
+    assert widths[0] < 0.7 * widths[1]
+
+
+def test_the_same_runs_give_the_same_posterior():
+    first, second = (posterior_of_runs(*runs(0.003)) for _ in range(2))
+    assert (first.draws == second.draws).all()
+
+
+def test_farther_targets_are_less_sure():
+    found = posterior_of_runs(*runs(0.003))
+    spread = [found.sizes(BudgetLine(C, 1e9, C / 6e9)).std() for C in (1e20, 1e22, 1e24)]
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_the_targets_line_carries_attentions_share_on():
+    N = np.geomspace(1e5, 1e7, 5)
+    rate = 6 * (1 + 0.5 * (N / 1e5) ** -0.3)
+    line = target_of(N, 20 * N, rate * 20 * N**2, 1e15)
+    assert pytest.approx(7.1, rel=0.1) == line.C / (line.N * line.D)
+    assert 0.85 < line.slope < 1
+    big = target_of(N * 1e4, 20 * N, 6 * 20 * N * N * 1e4, 1e24)
+    assert pytest.approx(6) == big.C / (big.N * big.D)
