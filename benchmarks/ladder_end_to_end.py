@@ -1,6 +1,6 @@
 """A ladder of small GPTs on real text through Ray, killed half-way and resumed; then its forecast is put to the test.
 
-    python benchmarks/ladder_end_to_end.py --out runs/ladder-end-to-end        # about an hour on two idle cores
+    python benchmarks/ladder_end_to_end.py --out runs/ladder-end-to-end        # 2.4e13 FLOPs: minutes to an hour
     python benchmarks/ladder_end_to_end.py --scale 0.02 --out runs/quick       # a 50th of the compute, to see it work
 
 Twelve runs (four sizes at each of three budgets C = 6·N·D, N with the output head) are trained by `isoflop ladder run`

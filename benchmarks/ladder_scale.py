@@ -86,7 +86,7 @@ def kill_workers(every: float, stop: threading.Event, killed: list[int]) -> None
         workers = [
             process
             for process in psutil.Process().children(recursive=True)
-            if process.name().startswith("ray::") and "IDLE" not in process.name()
+            if " ".join(process.cmdline()).startswith("ray::ImplicitFunc")  # a trial's worker, not Ray's own parts
         ]
         if workers:
             victim = choose.choice(workers)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -70,7 +70,8 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints whatever `verbose` says
+            tuner.fit()
     shutil.rmtree(kept, ignore_errors=True)
 
 
