@@ -79,15 +79,19 @@ def plan_of(count: int) -> LadderPlan:
     )
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it trains: Ray's own parts have names of this kind too."""
+    try:
+        return " ".join(process.cmdline()).startswith("ray::ImplicitFunc")
+    except psutil.Error:  # it has just ended
+        return False
+
+
 def kill_workers(every: float, stop: threading.Event, killed: list[int]) -> None:
     """SIGKILL to one worker every so many seconds."""
     choose = random.Random(0)
     while not stop.wait(every):
-        workers = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if " ".join(process.cmdline()).startswith("ray::ImplicitFunc")  # a trial's worker, not Ray's own parts
-        ]
+        workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
         if workers:
             victim = choose.choice(workers)
             os.kill(victim.pid, signal.SIGKILL)

@@ -34,6 +34,12 @@ def place_of(given: str | os.PathLike[str]) -> Place:
     return text.rstrip("/")
 
 
+def as_text(given: str | os.PathLike[str]) -> str:
+    """A URL, or a path letter for letter as it was given; of `file://` the path."""
+    text = os.fspath(given)
+    return str(place_of(text)) if _URL.match(text) else text
+
+
 def is_url(place: str | os.PathLike[str]) -> bool:
     """Whether fsspec is needed to reach it."""
     return isinstance(place_of(place), str)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .lines import Problems, header_fields, parse, point_from, split_lines, step_of
-from .place import is_url, place_of, read_bytes, records_below
+from .place import as_text, is_url, place_of, read_bytes, records_below
 from .provenance import json_safe
 from .run import SCHEMA_VERSION, Point, RecordError, Run
 
@@ -35,10 +35,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         RecordError: it can't be opened, is no regular file, or has no header line.
     """
     place = place_of(path)
-    text = os.fspath(path) if isinstance(path, Path) else str(place)
+    text = as_text(path)
     try:
         if isinstance(place, str):
-            return _read(io.BytesIO(read_bytes(place)), place)
+            return _read(io.BytesIO(read_bytes(place)), text)
         if not Path(text).is_file():  # a pipe would wait for ever
             came = "a folder or device" if os.path.exists(text) else "no such file"
             raise RecordError(f"Expected a record file at {text}, got {came}.")
@@ -80,7 +80,7 @@ def _files(paths: tuple[str | os.PathLike[str], ...], say: Callable[[str], None]
             except (RecordError, OSError) as error:
                 say(f"Expected records at {place}, got: {error}")
             continue
-        path = str(place)
+        path = as_text(given)
         if not os.path.isdir(path):
             yield path
             continue
