@@ -176,8 +176,12 @@ class Held(RuntimeError):
 
 
 @contextmanager
-def hold(folders: Folders) -> Iterator[None]:
+def hold(folders: Folders, patience: float = 1.0) -> Iterator[None]:
     """Keep other processes from this run until the end of the block, or of this process.
+
+    Args:
+        folders: of the run.
+        patience: seconds to try again in; whoever only looks whether a run is held holds it for a moment too.
 
     Raises:
         Held: one has it.
@@ -186,20 +190,29 @@ def hold(folders: Folders) -> Iterator[None]:
     descriptor = os.open(folders.work / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise Held(f"another process is at {folders.work}") from error
+            until = time.monotonic() + patience
+            while not _locked(descriptor):
+                if time.monotonic() >= until:
+                    raise Held(f"another process is at {folders.work}")
+                time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_held(folders: Folders, status: Status | None) -> bool:
     if status is None or status.stage != "running" or not (folders.work / ".lock").exists():
         return False
     try:
-        with hold(folders):
+        with hold(folders, patience=0.0):
             return False
     except Held:
         return True

@@ -153,6 +153,8 @@ def spool_of(folder: str) -> Path:
     digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
     top = Path(tempfile.gettempdir()) / f"isoflop-{user}"
     top.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and top.stat().st_uid != os.getuid():  # somebody else's, in a folder that all may write to
+        top = Path(tempfile.mkdtemp(prefix="isoflop-"))
     return top / digest
 
 
