@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from isoflop.ladder import LadderPlan, plan_ladder
-from isoflop.ladder.design import even_grid, worth_of
+from isoflop.ladder.design import even_grid
 from isoflop.ladder.families import family_of
+from isoflop.ladder.information import worth_of
 from isoflop.ladder.planning import ladder_problem
 from ladders import record_ladder
 
@@ -67,6 +68,10 @@ def test_tiny_byte_models():
     assert max(run.flops for run in plan.runs) <= 2.05e12
     assert any("published exponents" in text for text in plan.warnings)
     assert min(run.steps for run in plan.runs) >= 200
+
+
+def test_nine_runs_if_no_more_are_wanted():
+    assert len(plan_ladder(1e21, 3e19, max_runs=9).runs) == 9
 
 
 def test_data_limits():

@@ -23,7 +23,9 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="PLAN.YAML", help="Where the plan is written.")
     ] = None,
-    min_runs: Annotated[int, typer.Option(help="Least number of runs, 9 or more.")] = 12,
+    min_runs: Annotated[
+        int | None, typer.Option(help="Least number of runs, 9 or more (default: 12, or --max-runs).")
+    ] = None,
     max_runs: Annotated[int, typer.Option(help="Most runs.")] = 16,
     max_flops_per_run: Annotated[
         float | None, typer.Option(parser=amount, metavar="FLOPS", help="Of the dearest run.")

@@ -1,34 +1,26 @@
 """The runs that tell most for a spend: budgets and sizes that make the fit's own covariance smallest at the target.
 
-A Bayesian c-optimal design (Chaloner and Verdinelli 1995): the posterior's Gaussian approximation for laws drawn from
-the prior, averaged; it minimises the mean of ln sd(ln N_opt(C_target)). Rungs are whole isoFLOP profiles, so that
-approach 2 has its minima and the largest rung can be left out.
+A Bayesian c-optimal design (Chaloner and Verdinelli 1995): it minimises ln sd(ln N_opt(C_target)), averaged over laws
+from the prior. Rungs are whole isoFLOP profiles: approach 2 has its minima, and the largest rung can be left out.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
-from isoflop.ladder.belief import NOISE, prior_laws, pulls, scatter
-from isoflop.ladder.drifting_law import CONSTANTS, Array, BudgetLine, Origin, best_size, gradient, least_loss, slopes
+from isoflop.ladder.information import WIDEST, Candidate, Problem, Rung, worth_of
 
-LAWS = 32
-"""Of the prior, over which a design's worth is averaged."""
 RUNGS = (3, 4, 5)
 RATIOS = (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 30.0)
 """Budget over the next smaller one's."""
 SPAN = 1000.0
 """Largest budget over the smallest at most: published ladders span 500 to 2,000 (Hoffmann et al. 2022; Llama 3 2024;
 Porian et al. 2024), and a law over more scales than that is hardly one law."""
-WIDTHS = (3.0, 4.0, 6.0, 8.0)
-"""Largest or smallest size of a rung over its middle. 8 each way is a D/N of .3 to 1,300: beyond, the law's form is
-hardly tested."""
+WIDTHS = (3.0, 4.0, 6.0, WIDEST)
+"""Largest or smallest size of a rung over its middle."""
 SPACED = math.log(1.3)
 """Least ln between sizes of a rung: closer ones repeat a run, and tell nothing of the profile's form."""
 BESIDE, NEAR = 1.15, math.log(3)
@@ -37,142 +29,14 @@ LEAST_A_RUNG = 3
 """Sizes: a parabola has three coefficients."""
 LEAST_BELOW = 6
 """Runs below the largest rung, so that it can be left out and predicted: as many as constants and one more."""
-REFINED = 1
-"""Best arrangements whose rungs and sizes are then moved one by one."""
 SWEEPS = 3
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A size that can be trained: N with the head, training FLOPs a token, and its place in the grid."""
-
-    N: float
-    flops_per_token: float
-    index: int
-
-
-@dataclass(frozen=True)
-class Rung:
-    """Runs of one budget, in FLOPs."""
-
-    budget: float
-    sizes: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is asked of a design.
-
-    Attributes:
-        target: the budget's line at the target.
-        candidates: sizes, smallest first.
-        spend: FLOPs of all runs.
-        fewest, most: runs.
-        dearest: FLOPs of one run at most.
-        tokens: of one run at most.
-        known_N, known_D: runs that are there already.
-        laws: θ over which to average, at `origin`; None: drawn from the prior where the design's largest budget is.
-        origin: of `laws`.
-    """
-
-    target: BudgetLine
-    candidates: tuple[Candidate, ...]
-    spend: float
-    fewest: int
-    most: int
-    dearest: float = math.inf
-    tokens: float = math.inf
-    known_N: Array = field(default_factory=lambda: np.zeros(0))
-    known_D: Array = field(default_factory=lambda: np.zeros(0))
-    laws: Array | None = None
-    origin: Origin | None = None
-    seen: dict[float, tuple[Origin, Array, tuple[Array, Array, Array]]] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def _log_N(self) -> Array:
-        return np.log([candidate.N for candidate in self.candidates])
-
-    def middle(self, budget: float) -> float:
-        """N of 20 tokens per parameter."""
-        rates = np.array([candidate.flops_per_token for candidate in self.candidates])
-        ratio = np.log(budget / rates) - self._log_N  # ln D/N falls with N
-        return float(np.exp(np.interp(-math.log(20.0), -ratio, self._log_N)))
-
-    def nearest(self, N: float) -> Candidate:
-        """The size nearest in ln N."""
-        return self.candidates[int(np.abs(self._log_N - math.log(N)).argmin())]
-
-    def allowed(self, budget: float) -> list[Candidate]:
-        """Sizes for a budget: those within the widest grid about its middle, with the data that there are."""
-        middle = self.middle(budget)
-        return [
-            c
-            for c in self.candidates
-            if abs(math.log(c.N / middle)) <= math.log(WIDTHS[-1]) + 0.1 and budget / c.flops_per_token <= self.tokens
-        ]
-
-
-@dataclass(frozen=True)
-class Worth:
-    """Standard deviations to expect at the target, by law: of ln N_opt and of ln L there."""
-
-    size: Array
-    loss: Array
-
-    @property
-    def score(self) -> float:
-        """Mean ln sd of N_opt: the less the better."""
-        return float(np.log(self.size).mean())
-
-
-def worth_of(problem: Problem, rungs: Sequence[Rung]) -> Worth:
-    """What a design is expected to tell, with the known runs."""
-    N = np.array([size.N for rung in rungs for size in rung.sizes])
-    D = np.array([rung.budget / size.flops_per_token for rung in rungs for size in rung.sizes])
-    top = max((rung.budget for rung in rungs), default=6 * float((problem.known_N * problem.known_D).max(initial=1.0)))
-    origin, laws, gradients = _seen_from(problem, top)
-    N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
-    return _worth(origin, laws, gradients, N, D)
-
-
-def _worth(origin: Origin, laws: Array, gradients: tuple[Array, Array, Array], N: Array, D: Array) -> Worth:
-    of_size, of_loss, prior = gradients
-    whiten = np.linalg.inv(np.linalg.cholesky(scatter(N, D))) / NOISE
-    rows = whiten @ slopes(laws, origin.x(N), origin.y(D))
-    covariance = np.linalg.inv(rows.swapaxes(1, 2) @ rows + prior)
-    spread = [np.sqrt(np.einsum("ri,rij,rj->r", g, covariance, g)) for g in (of_size, of_loss)]
-    return Worth(spread[0], spread[1])
-
-
-def _seen_from(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
-    """Origin, laws, and what does not depend on the runs: gradients at the target and the prior's information.
-
-    Kept by the largest budget, rounded to a factor of 1.22.
-    """
-    rounded = math.exp(round(math.log(top) / 0.2) * 0.2)
-    if rounded not in problem.seen:
-        problem.seen[rounded] = _see(problem, rounded)
-    return problem.seen[rounded]
-
-
-def _see(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
-    if problem.laws is not None and problem.origin is not None:
-        origin, laws = problem.origin, problem.laws
-    else:
-        N = problem.middle(top)
-        origin, laws = Origin(N, 20 * N), prior_laws(LAWS)
-    of_size = gradient(lambda rows: best_size(rows, origin, problem.target), laws)
-    of_loss = gradient(lambda rows: least_loss(rows, origin, problem.target), laws)
-    prior = gradient(pulls, laws)
-    information = prior.swapaxes(1, 2) @ prior + 1e-6 * np.eye(CONSTANTS)
-    return origin, laws, (of_size, of_loss, information)
 
 
 def best_design(problem: Problem) -> tuple[Rung, ...]:
     """The rungs of the least score, smallest first.
 
-    All arrangements of rungs, ratios, widths and numbers of runs first, their sizes evenly spaced; then the best few
-    have their sizes exchanged one by one while that helps.
+    All arrangements of rungs, ratios, widths and numbers of runs first, their sizes evenly spaced; then the best one's
+    rungs are moved and its sizes exchanged, one by one, while that helps.
 
     Raises:
         ValueError: no arrangement fits the spend, the sizes and the limits.
@@ -189,12 +53,9 @@ def best_design(problem: Problem) -> tuple[Rung, ...]:
             f"no ladder of {problem.fewest} to {problem.most} runs fits {problem.spend:.3g} FLOPs with these sizes and "
             "limits: raise the spend, allow smaller models (--sizes) or more tokens (--unique-tokens)"
         )
-    found.sort(key=lambda item: item[0])
-    refined = []
-    for score, rungs in found[:REFINED]:
-        score, rungs = _moved(problem, rungs, score)
-        refined.append(_exchanged(problem, rungs, score))
-    return min(refined, key=lambda item: item[0])[1]
+    score, rungs = min(found, key=lambda item: item[0])
+    score, rungs = _moved(problem, rungs, score)
+    return _exchanged(problem, rungs, score)
 
 
 def _counts(problem: Problem) -> list[tuple[int, ...]]:
@@ -283,19 +144,15 @@ def _neighbours(problem: Problem, rungs: tuple[Rung, ...]) -> list[tuple[tuple[i
     ]
 
 
-def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
+def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[Rung, ...]:
     """Each run's size replaced by the best other one of its budget, run by run, until nothing helps."""
-    top = rungs[-1].budget
-    origin, laws, gradients = _seen_from(problem, top)
     allowed = [problem.allowed(rung.budget) for rung in rungs]
     middles = [problem.middle(rung.budget) for rung in rungs]
     sizes = [list(rung.sizes) for rung in rungs]
 
     def scored() -> float:
-        N = np.array([size.N for row in sizes for size in row])
-        D = np.array([r.budget / size.flops_per_token for r, row in zip(rungs, sizes, strict=True) for size in row])
-        N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
-        return _worth(origin, laws, gradients, N, D).score
+        made = [Rung(rung.budget, tuple(row)) for rung, row in zip(rungs, sizes, strict=True)]
+        return worth_of(problem, made).score
 
     for _ in range(SWEEPS):
         before = score
@@ -311,10 +168,9 @@ def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple
                 row[i] = best
         if before - score < 1e-3:
             break
-    made = tuple(
+    return tuple(
         Rung(rung.budget, tuple(sorted(row, key=lambda size: size.N))) for rung, row in zip(rungs, sizes, strict=True)
     )
-    return score, made
 
 
 def _brackets(row: list[Candidate], middle: float) -> bool:

@@ -12,10 +12,11 @@ from scipy import stats
 
 from isoflop.fit.frontier.allocation import short
 from isoflop.ladder.belief import BEYOND, NOISE, SHARED
-from isoflop.ladder.design import Candidate, Problem, Rung, Worth, best_design, even_grid, worth_of
+from isoflop.ladder.design import best_design, even_grid
 from isoflop.ladder.drifting_law import BudgetLine
 from isoflop.ladder.families import Family, Shape, family_of
 from isoflop.ladder.finished import FinishedRun, read_finished
+from isoflop.ladder.information import Candidate, Problem, Rung, Worth, worth_of
 from isoflop.ladder.plan_file import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import Rule, batch_rule, batch_sequences, peak_rate, rate_rule, warmup_of
 from isoflop.ladder.sizes import nearest, size_grid, size_of
@@ -40,7 +41,7 @@ def plan_ladder(
     model: str | Path = "gpt2",
     *,
     level: float = 0.9,
-    min_runs: int = FEWEST,
+    min_runs: int | None = None,
     max_runs: int = MOST,
     max_flops_per_run: float | None = None,
     sizes: tuple[float, float] | None = None,
@@ -58,7 +59,7 @@ def plan_ladder(
         spend: FLOPs of the whole ladder.
         model: a Hugging Face config.json, a folder with one, or a known family ("gpt2", "llama").
         level: of the expected intervals.
-        min_runs, max_runs: how many.
+        min_runs, max_runs: how many; 9 at least, by default 12 where as many are allowed.
         max_flops_per_run: of the dearest.
         sizes: least and most parameters (with the head) of a run; default: what the budgets ask for.
         vocab_size, sequence_length: instead of the configuration's.
@@ -70,6 +71,7 @@ def plan_ladder(
     Raises:
         ValueError: numbers that can't be, an unknown model or rule, or no ladder that fits.
     """
+    min_runs = min(FEWEST, max_runs) if min_runs is None else min_runs
     _check(flops, spend, level, min_runs, max_runs, sizes)
     family = family_of(model, vocab_size, sequence_length)
     known = read_finished(history, convention=CONVENTION).runs if history else ()

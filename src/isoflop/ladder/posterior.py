@@ -57,7 +57,7 @@ class Posterior:
         return log_loss(self.draws, self.origin.x(np.array([N])), self.origin.y(np.array([D])))[:, 0]
 
     def run_losses(self, N: float, D: float, seed: int = 0) -> Array:
-        """Logarithm of the loss of a run of that size, by draw: its own noise and, beyond the ladder, doubt of any law included."""
+        """Logarithm of the loss of a run of that size, by draw: its noise and, beyond the ladder, doubt of any law."""
         own = scatter(np.array([N]), np.array([D]))[0, 0] * self.noise**2
         reach = max(0.0, float(self.origin.x(N) + self.origin.y(D)))
         rng = np.random.default_rng(seed)

@@ -32,7 +32,7 @@ def print_ladder_fit(fit: LadderFit) -> None:
     _row(console, "D", fit.D_opt, short, "tokens")
     _row(console, "D/N", fit.tokens_per_param, lambda value: f"{value:.3g}", "tokens per parameter")
     _row(console, "batch", fit.batch, short, "tokens a step, by published rules")
-    _row(console, "loss", fit.loss, lambda value: f"{value:.4f}", "nats per token, one run's noise included")
+    _row(console, "loss", fit.loss, lambda value: f"{value:.4f}", "nats per token, its noise included")
     for name, label in (("alpha", "α"), ("beta", "β"), ("a", "a")):
         if name in fit.exponents:
             what = "N ∝ C^a from the largest run on" if name == "a" else "at the largest budget"
