@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from isoflop.observe.step import StepObserver
 from isoflop.observe.tally import Totals
 from isoflop.options import Options
 from isoflop.record import Point, git_state, library_versions
+from isoflop.record.place import Place, last_name
 from isoflop.setup import Setup
 
 CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
@@ -34,12 +34,12 @@ def run_header(
     device: Device | None,
     options: Options,
     model: nn.Module | None,
-    record_dir: Path,
+    record_dir: Place,
 ) -> dict[str, Any]:
     """Fields of `isoflop.record.Run`, as they are known after the first optimizer step."""
     parameters = observer.costing.parameters
     return {
-        "name": setup.run_name or record_dir.resolve().name,
+        "name": setup.run_name or last_name(record_dir),
         "framework": setup.framework,
         "model": describe_model(model),
         "parameters": {} if parameters is None else parameters.by_convention(),

@@ -28,6 +28,7 @@ from isoflop.observe.tally import Loss, Totals, added, as_float
 from isoflop.observe.tokens import TokenCount
 from isoflop.options import Options
 from isoflop.record import Point
+from isoflop.record.place import last_name, place_of
 from isoflop.recorder import Recorder
 from isoflop.setup import Setup
 from isoflop.show.output import Output
@@ -102,7 +103,7 @@ class Monitor:
             num_params=self.options.num_params,
             whole=self.setup.data_parallel in (None, world_size()),
         )
-        folder = Path(self.options.record_dir or self.setup.record_dir)
+        folder = place_of(self.options.record_dir or self.setup.record_dir)
         self._writes = rank() == 0
         self.recorder = Recorder(
             folder, named=self.options.record_dir is not None, writes=self._writes, guard=self.guard
@@ -123,8 +124,10 @@ class Monitor:
         """The gradient noise scale and the critical batch."""
         self._unwatch = lambda: None
         if plain and self._writes:
-            self.setup.sinks.append(TensorBoardSink(folder))
-            self.setup.tensorboard = folder
+            # TensorBoard's files are appended to, which object stores cannot: they stay on this machine
+            events = folder if isinstance(folder, Path) else self.setup.record_dir / last_name(folder)
+            self.setup.sinks.append(TensorBoardSink(events))
+            self.setup.tensorboard = events
         if plain and model is not None:
             self._unwatch = watch(model, self._forward)
         self._output = Output(self.setup.sinks, self.setup.say, self.guard)

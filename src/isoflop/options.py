@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from isoflop.advise import Advice, Thresholds
+from isoflop.record.place import check_place
 
 NOISE_SCALE = ("auto", "split", "fsdp", "off")
 
@@ -51,7 +52,8 @@ class Options:
     """What a user can set; None: measured or taken from the trainer.
 
     Attributes:
-        record_dir: folder of the run's record (default: beside the trainer's logs; a plain loop: `runs/isoflop`).
+        record_dir: folder of the run's record, or its URL, such as s3://bucket/runs (default: beside the trainer's
+            logs; a plain loop: `runs/isoflop`).
         log_every: optimizer steps between two points (default: the trainer's logging interval; a plain loop: 10).
         tokens_fn: batch → tokens processed, or a `TokenCount`, where the batch's layout is not one that isoflop
             reads. Lightning passes the batch; Hugging Face and a plain loop pass what the model is called with: the
@@ -112,7 +114,9 @@ class Options:
         if self.tokens_fn is not None and not callable(self.tokens_fn):
             raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
         if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
-            raise ValueError(f"record_dir= expects a path, got {self.record_dir!r}")
+            raise ValueError(f"record_dir= expects a path or a URL, got {self.record_dir!r}")
+        if self.record_dir is not None:
+            check_place(self.record_dir)
         if self.fit_on is not None and not _is_loss(self.fit_on):
             raise ValueError(f"fit_on= expects 'train', 'eval/<name>' or 'off', got {self.fit_on!r}")
         if self.history is not None and not all(isinstance(path, str | os.PathLike) for path in self.history_paths):

@@ -11,6 +11,8 @@ from typing import Any
 
 from isoflop.guard import Guard, declare
 from isoflop.record import UPDATED, Point, RecordError, RecordLog, Status, due, new_run_id, record_path
+from isoflop.record.place import Place
+from isoflop.record.remote import RemoteLog
 
 RECORD = declare("writing the record", "no further points are recorded")
 
@@ -21,17 +23,17 @@ class Recorder:
     """The record of a run on the rank that writes; on the others it keeps the same books and writes nothing.
 
     Args:
-        folder: where a new record goes.
+        folder: where a new record goes: a folder, or the URL of one.
         named: the user named `folder`, so an earlier record elsewhere is not gone on with.
         writes: whether this process writes.
     """
 
-    def __init__(self, folder: Path, *, named: bool, writes: bool, guard: Guard) -> None:
+    def __init__(self, folder: Place, *, named: bool, writes: bool, guard: Guard) -> None:
         self.folder = folder
         self._named = named
         self._writes = writes
         self._guard = guard
-        self._log: RecordLog | None = None
+        self._log: RecordLog | RemoteLog | None = None
         self._earlier: dict[str, Any] | None = None
         self._counting: dict[str, Any] = {}
         self._last: Point | None = None
@@ -116,7 +118,12 @@ class Recorder:
         """Plain values, for a checkpoint."""
         name = self._earlier
         if self._log is not None:
-            name = {"run_id": self._log.run_id, "path": str(self._log.path.resolve())}
+            if isinstance(self._log, RemoteLog):
+                name = {"run_id": self._log.run_id, "path": self._log.path}
+                if not self._log.closed:
+                    name["unsent"] = self._log.unsent()
+            else:
+                name = {"run_id": self._log.run_id, "path": str(self._log.path.resolve())}
         return {"record": name, "window": [self._loss_sum, self._losses, self._since, self._intervals]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,20 +149,21 @@ class Recorder:
 
 
 def open_record(
-    folder: Path,
+    folder: Place,
     header: dict[str, Any],
     *,
     earlier: dict[str, Any] | None,
     step: int,
     named: bool,
     say: Callable[[str], None],
-) -> RecordLog:
+) -> RecordLog | RemoteLog:
     """Open a record for writing.
 
     Args:
-        folder: where a new record goes.
+        folder: where a new record goes: a folder, or the URL of one.
         header: its header.
-        earlier: {"run_id", "path"} from the checkpoint that training resumed from; None: a new run.
+        earlier: {"run_id", "path"}, and of a URL what was "unsent", from the checkpoint that training resumed from;
+            None: a new run.
         step: optimizer steps done in that checkpoint.
         named: the user named `folder`, so an earlier record elsewhere is not gone on with.
         say: gets a sentence where the record is not simply gone on with.
@@ -169,24 +177,49 @@ def open_record(
         RecordError: `folder` can't be written.
     """
     if earlier is None:
-        return RecordLog.create(folder, new_run_id(), header)
+        return _create(folder, header, say)
+    try:
+        log = _resume(folder, earlier, step, named=named, expected=header, say=say)
+    except RecordError as error:
+        reason = str(error)
+    else:
+        for message in log.messages:
+            say(message)
+        return log
+    branch = _create(folder, {**header, "parent": {"run_id": earlier["run_id"], "step": step}}, say)
+    say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.path}")
+    return branch
+
+
+def _create(folder: Place, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog | RemoteLog:
+    if isinstance(folder, str):
+        return RemoteLog.create(folder, new_run_id(), header, say)
+    return RecordLog.create(folder, new_run_id(), header)
+
+
+def _resume(
+    folder: Place,
+    earlier: dict[str, Any],
+    step: int,
+    *,
+    named: bool,
+    expected: dict[str, Any],
+    say: Callable[[str], None],
+) -> RecordLog | RemoteLog:
+    """Go on with the earlier record.
+
+    Raises:
+        RecordError: it is not there, or can't be gone on with.
+    """
+    if isinstance(folder, str):
+        unsent = earlier.get("unsent")
+        return RemoteLog.resume(folder, earlier["run_id"], step, expected=expected, unsent=unsent, say=say)
     here, there = record_path(folder, earlier["run_id"]), Path(earlier["path"])
     candidates = [here, there] if not named and _same_place(there.parent, folder) else [here]
     path = next((path for path in candidates if os.path.exists(path)), None)
     if path is None:
-        reason = f"The checkpoint is of run {earlier['run_id']}, whose record is not in {folder}."
-    else:
-        try:
-            log = RecordLog.resume(path, step, expected=header)
-        except RecordError as error:
-            reason = str(error)
-        else:
-            for message in log.messages:
-                say(message)
-            return log
-    log = RecordLog.create(folder, new_run_id(), {**header, "parent": {"run_id": earlier["run_id"], "step": step}})
-    say(f"{reason} The run goes on from step {step:,} in a record of its own: {log.path}")
-    return log
+        raise RecordError(f"The checkpoint is of run {earlier['run_id']}, whose record is not in {folder}.")
+    return RecordLog.resume(path, step, expected=expected)
 
 
 def _same_place(old: Path, new: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,8 @@ from isoflop.cli.text import amounts, finite, pairs, say
 
 def fit(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS…", help="CSV files; isoflop's records (.jsonl), or folders with some.")
+        list[str],
+        typer.Argument(metavar="RUNS…", help="CSV files; isoflop's records (.jsonl), folders with some, or URLs."),
     ],
     law: Annotated[
         str, typer.Option(help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp or muennighoff.")
@@ -57,11 +57,19 @@ def fit(
     from isoflop.fit.fitting.fit_law import FITTED, fit_law
     from isoflop.fit.fitting.table import read_table
     from isoflop.fit.law import FORMS
+    from isoflop.record.place import place_of
 
     try:
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
-        table = read_table(runs, (*FORMS[law].variables, "loss"), pairs("--column", column), where, n_convention, loss)
+        table = read_table(
+            [place_of(run) for run in runs],
+            (*FORMS[law].variables, "loss"),
+            pairs("--column", column),
+            where,
+            n_convention,
+            loss,
+        )
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         nominal = None if budgets is None else amounts("--budgets", budgets)

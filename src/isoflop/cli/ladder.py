@@ -6,6 +6,7 @@ import typer
 
 from isoflop.cli.ladder_fit import fit
 from isoflop.cli.ladder_plan import plan
+from isoflop.cli.ladder_run import ladder_run
 
 ladder = typer.Typer(
     name="ladder",
@@ -15,3 +16,4 @@ ladder = typer.Typer(
 )
 for command in (plan, fit):
     ladder.command()(command)
+ladder.command("run")(ladder_run)

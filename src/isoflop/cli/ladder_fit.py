@@ -12,7 +12,7 @@ from isoflop.cli.text import amount
 
 
 def fit(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="isoflop's records, or folders with some.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS…", help="isoflop's records, folders or URLs with some.")],
     plan: Annotated[
         Path | None, typer.Option(metavar="PLAN.YAML", help="The plan: it names the runs and the target.")
     ] = None,

@@ -39,9 +39,14 @@ def new_run_id() -> str:
     return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
+def record_name(run_id: str) -> str:
+    """The name of a run's file."""
+    return f"isoflop-{run_id}.jsonl"
+
+
 def record_path(folder: str | os.PathLike[str], run_id: str) -> Path:
     """Where a run's record lies: `<folder>/isoflop-<run_id>.jsonl`."""
-    return Path(folder) / f"isoflop-{run_id}.jsonl"
+    return Path(folder) / record_name(run_id)
 
 
 class RecordLog:
@@ -129,7 +134,7 @@ class RecordLog:
         try:
             _lock(descriptor, path)
             run = read_run(path)
-            _check_resumable(run, step, expected or {})
+            check_resumable(run, step, expected or {})
         except BaseException:  # also Ctrl-C: the descriptor and its lock must not stay behind; raised on
             os.close(descriptor)
             raise
@@ -182,7 +187,8 @@ class RecordLog:
             self._size = found.st_size + size - len(rest)
 
 
-def _check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:
+def check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:
+    """Whether this record can be gone on with; see `RecordLog.resume` for what it raises."""
     if run.schema > SCHEMA_VERSION:
         raise RecordError(f"{run.path} is of schema {run.schema}, expected {SCHEMA_VERSION}: upgrade isoflop to go on.")
     for part, key in (("model", "class"), ("parameters", "total")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .lines import Problems, header_fields, parse, point_from, split_lines, step_of
+from .place import as_text, is_url, place_of, read_bytes, records_below
 from .provenance import json_safe
 from .run import SCHEMA_VERSION, Point, RecordError, Run
 
@@ -30,13 +32,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     be right are skipped and told in `Run.problems`. A last line that is still being written is left alone.
 
     Args:
-        path: a file `isoflop-<run_id>.jsonl`; may be written to meanwhile.
+        path: a file `isoflop-<run_id>.jsonl`, or its URL; may be written to meanwhile.
 
     Raises:
         RecordError: it can't be opened, is no regular file, or has no header line.
     """
-    text = os.fspath(path)
+    place = place_of(path)
+    text = as_text(path)
     try:
+        if isinstance(place, str):
+            return read_stream(io.BytesIO(read_bytes(place)), text)
         if not Path(text).is_file():  # a pipe would wait for ever
             came = "a folder or device" if os.path.exists(text) else "no such file"
             raise RecordError(f"Expected a record file at {text}, got {came}.")
@@ -50,28 +55,38 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
     """Read records: files as given, and of folders all that is below them (`isoflop-*.jsonl`).
 
     Args:
-        paths_or_folders: each a file or a folder. Links to folders inside a folder are not followed.
+        paths_or_folders: each a file or a folder, or the URL of one. Links to folders inside a folder are not followed.
         on_problem: called with a text for each file that can't be read as a record; default: logs a warning.
 
     Returns:
         The runs, oldest first. What is odd inside one is in its `problems`.
     """
     runs: dict[str, Run] = {}
-    for path in record_files(paths_or_folders):
-        real = os.path.realpath(path)
+    say = on_problem or _logger.warning
+    for path in record_files(paths_or_folders, say):
+        real = path if is_url(path) else os.path.realpath(path)
         if real in runs:
             continue
         try:
             runs[real] = read_run(path)
         except RecordError as error:
-            (on_problem or _logger.warning)(str(error))
+            say(str(error))
     return sorted(runs.values(), key=lambda run: (run.created, run.run_id))
 
 
-def record_files(paths: tuple[str | os.PathLike[str], ...]) -> Iterator[str]:
+def record_files(
+    paths: tuple[str | os.PathLike[str], ...], say: Callable[[str], None] = _logger.warning
+) -> Iterator[str]:
     """The files themselves, and of folders all records below them. Links to folders are not followed."""
     for given in paths:
-        path = os.fspath(given)
+        place = place_of(given)
+        if isinstance(place, str):
+            try:
+                yield from records_below(place)
+            except (RecordError, OSError) as error:
+                say(f"Expected records at {place}, got: {error}")
+            continue
+        path = as_text(given)
         if not os.path.isdir(path):
             yield path
             continue

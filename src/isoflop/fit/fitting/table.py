@@ -12,6 +12,7 @@ from typing import Any
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.where import parse_where
 from isoflop.record import Point, Run, read_runs
+from isoflop.record.place import Place
 
 GUESSES: dict[str, tuple[str, ...]] = {
     "N": ("N", "n", "params", "parameters", "n_params", "num_params", "model_size", "non_embedding"),
@@ -39,7 +40,7 @@ class Table:
 
 
 def read_table(
-    sources: Sequence[Path],
+    sources: Sequence[Place],
     wanted: Sequence[str],
     named: Mapping[str, str] | None = None,
     where: str | None = None,
@@ -49,7 +50,7 @@ def read_table(
     """Read runs.
 
     Args:
-        sources: CSV files; isoflop's records, or folders with some.
+        sources: CSV files; isoflop's records, or folders with some, or a URL of these.
         wanted: what the law needs, "loss" among them.
         named: column of the file by what it is, where the user says so.
         where: see `parse_where`.
@@ -64,11 +65,16 @@ def read_table(
     for what in named or {}:
         if what not in wanted:
             raise BadData(f"--column: expected one of {', '.join(wanted)} before =, got {what!r}")
+    files: list[Path] = []
+    records: list[Place] = []
     for source in sources:
-        if not source.exists():
+        if isinstance(source, Path) and not source.exists():
             raise BadData(f"expected a CSV file, a record or a folder with records, got {source}, which does not exist")
-    records = [source for source in sources if source.is_dir() or source.suffix == ".jsonl"]
-    found = [item for source in sources if source not in records for item in _rows(source)]
+        if isinstance(source, str) or source.is_dir() or source.suffix == ".jsonl":
+            records.append(source)
+        else:
+            files.append(source)
+    found = [item for file in files for item in _rows(file)]
     found += _records(read_runs(*records), convention, loss) if records else []
     if not found:
         raise BadData(f"expected runs, got none in {', '.join(map(str, sources))}")
