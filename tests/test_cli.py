@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import pytest
+import typer
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -767,6 +768,16 @@ def test_help_is_quick_and_complete():
     options = ("--batch", "--seq", "--input", "--compare", "--json", "--checkpointing", "--depth", "--class", "--trust")
     assert all(option in text for option in options)
     assert "at most 1024" in text
+
+
+def test_every_command_has_a_help():
+    group = typer.main.get_command(app)
+    waiting = [([name], command) for name, command in group.commands.items()]
+    while waiting:
+        path, command = waiting.pop()
+        waiting += [([*path, name], below) for name, below in getattr(command, "commands", {}).items()]
+        done = CliRunner().invoke(app, [*path, "--help"])
+        assert done.exit_code == 0 and "Usage" in done.stdout, (path, done.exception)
 
 
 @pytest.mark.parametrize("args", [("--batch", "0"), ("--seq", "-1"), ("--seq", "x"), ("--depth", "-1"), ("--nothing",)])

@@ -14,7 +14,7 @@ from isoflop.ladder.design import even_grid
 from isoflop.ladder.families import family_of
 from isoflop.ladder.information import worth_of
 from isoflop.ladder.planning import ladder_problem
-from ladders import record_ladder
+from ladders import record_ladder, record_run
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,12 @@ def test_known_runs_count(tmp_path: Path, large: LadderPlan):
     assert plan.expected["N_opt"].high < alone.expected["N_opt"].high
 
 
+def test_a_history_that_holds_no_finished_run(tmp_path: Path, large: LadderPlan):
+    record_run(tmp_path, large.runs[0], share=0.5)
+    with pytest.raises(ValueError, match=r"--history: expected records of finished runs.*\n.*it was interrupted"):
+        plan_ladder(1e21, 3e19, history=[tmp_path])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -109,6 +115,9 @@ def test_known_runs_count(tmp_path: Path, large: LadderPlan):
         ({"sizes": (1e9, 1e8)}, "--sizes: expected the least and the most"),
         ({"unique_tokens": 1e5}, "no ladder of 12 to 16 runs fits"),
         ({"model": "rwkv"}, "--model: expected a Hugging Face config.json"),
+        ({"spend": 3.0}, "--spend: 3 FLOPs are too few for models of gpt2"),
+        ({"flops": 1e5, "spend": 3e3}, "--spend: 3e.03 FLOPs are too few"),
+        ({"vocab_size": 10**9}, "--spend: 3e.19 FLOPs are too few for models of gpt2 with 1,000,000,000 tokens"),
         ({"level": 90}, "--level: expected a probability"),
     ],
 )

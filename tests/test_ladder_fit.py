@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from isoflop.cli import app
 from isoflop.fit.frontier.optimum import optimal_allocation
 from isoflop.fit.law import HOFFMANN, Law
 from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
-from isoflop.ladder.leave_out import LeftOut
+from isoflop.ladder.fitting import fit_finished
+from isoflop.ladder.leave_out import LeftOut, Predicted
 from ladders import LAW, planted_loss, record_ladder, record_run
 
 FIT_KEYS = {
@@ -90,6 +93,37 @@ def test_runs_that_do_not_count_are_named(tmp_path: Path, plan: LadderPlan):
     assert len(found.finished.runs) == len(plan.runs) - 2
     assert found.finished.left_out == (f"{plan.runs[0].name}: it was interrupted",)
     assert set(found.finished.missing) == {plan.runs[0].name, plan.runs[-1].name}
+
+
+def test_records_at_a_url(plan: LadderPlan):
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    with tempfile.TemporaryDirectory() as folder:
+        record_ladder(Path(folder), plan)
+        store.put(folder, "/ladders/mine", recursive=True)
+    found = fit_ladder_runs(["memory://ladders/mine"], plan=plan)
+    assert len(found.finished.runs) == len(plan.runs) and not found.finished.missing
+    with pytest.raises(ValueError, match="Expected a URL that fsspec can open, got nonsense://x"):
+        fit_ladder_runs(["nonsense://x"], plan=plan)
+    with pytest.raises(ValueError, match=r"got 0 of 0\n.*no such folder: memory://nowhere"):
+        fit_ladder_runs(["memory://nowhere"], plan=plan)
+
+
+def test_an_optimum_that_the_runs_do_not_enclose_is_told(fitted: LadderFit):
+    assert not any("do not enclose" in text for text in fitted.warnings)
+    runs = fitted.finished.runs
+    for side, kept in (
+        ("larger", [run for run in runs if run.D > 25 * run.N]),
+        ("smaller", [run for run in runs if run.D < 5 * run.N]),
+    ):
+        found = fit_finished(replace(fitted.finished, runs=tuple(kept)), 1e21)
+        assert any(f"is {side} than all runs there" in text for text in found.warnings)
+
+
+def test_one_run_outside_its_interval_is_no_verdict():
+    run = Predicted("a", 3.0, 2.0, 1.9, 2.1)
+    assert "too few runs" in LeftOut((run,), 8, 3.0, 0.9, chance=0.1).verdict
+    assert "NOT" in LeftOut((run, run), 8, 3.0, 0.9, chance=0.02).verdict
 
 
 def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):

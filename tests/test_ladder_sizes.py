@@ -61,6 +61,8 @@ FAMILIES = [
     ("gpt2", {"n_layer": 3, "n_embd": 48, "n_head": 4, "n_positions": 32, "vocab_size": 96}),
     ("llama", {"num_key_value_heads": 4}),
     ("llama", {"num_key_value_heads": 2, "attention_bias": False, "tie_word_embeddings": True}),
+    ("llama", {"num_key_value_heads": 2, "attention_bias": True}),
+    ("olmo", {"attention_bias": True}),
     ("qwen2", {"num_key_value_heads": 2}),
     ("mistral", {"num_key_value_heads": 2}),
     ("olmo", {"num_key_value_heads": 4}),
@@ -112,6 +114,17 @@ def test_sizes_are_real_configurations(name: str, vocab: int, least: float, most
             assert abs(math.log(shape.width / shape.depth / shape.family.aspect)) < math.log(1.26)
 
 
+def test_a_configuration_keeps_what_is_no_matter_of_size(tmp_path: Path):
+    given = LLAMA_7B | {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}
+    small = size_grid(family_of(config(tmp_path, given)), 3e7, 1e8)[0].config()["hf"]
+    assert small["rms_norm_eps"] == 1e-5 and small["rope_parameters"] == given["rope_parameters"]
+    assert small["hidden_size"] < 4096 and "architectures" not in small
+
+
+def test_the_known_gpt2_is_without_dropout():
+    assert size_grid(family_of("gpt2"), 1e8, 2e8)[0].config()["hf"]["resid_pdrop"] == 0.0
+
+
 def test_grouped_heads_stay_whole(tmp_path: Path):
     found = LLAMA_7B | {"num_key_value_heads": 8}
     for shape in size_grid(family_of(config(tmp_path, found)), 1e7, 1e9):
@@ -122,6 +135,9 @@ def test_grouped_heads_stay_whole(tmp_path: Path):
     ("model", "said"),
     [
         ({"model_type": "mamba"}, "got model_type 'mamba': take the nearest known family"),
+        (LLAMA_7B | {"num_local_experts": 8}, "expected a dense model, got num_local_experts = 8"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "expected a dense model"),
+        (LLAMA_7B | {"mlp_bias": True}, "without mlp_bias"),
         ({"model_type": "llama", "hidden_size": "wide"}, "expected a whole number for 'num_hidden_layers'"),
         ("nowhere.json", "there is no nowhere.json"),
     ],
@@ -156,6 +172,7 @@ def test_one_rule_for_a_ladder_and_words_where_it_was_never_tested():
     assert RATES["steplaw"].outside([5e7, 1e9], [1e18]) is None
     assert "try its value" in (RATES["steplaw"].outside([1e5, 1e9], [1e18]) or "")
     assert "1e+17 to 2e+19 FLOPs" in (RATES["deepseek"].outside([1e8], [1e12]) or "")
+    assert "the batch's rule 'steplaw'" in (BATCHES["steplaw"].outside([1e5], [1e12]) or "")
     with pytest.raises(ValueError, match="--lr-rule: expected one of auto, width"):
         rate_rule("best", [1e8], [1e18])
     with pytest.raises(ValueError, match="--batch-rule"):

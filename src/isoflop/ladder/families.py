@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,15 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "olmo")
 Qwen 2 has biases on q, k and v."""
 KNOWN = ("gpt2", "llama")
 """Families that need no file."""
+SHARED = (
+    "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range",
+    "scale_attn_by_inverse_layer_idx", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+    "attention_bias", "attention_dropout", "clip_qkv", "use_sliding_window", "sliding_window",
+)  # fmt: skip
+"""What a configuration says beside its size: the planned runs say the same, for their law is to be the target's."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+ONCE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+"""GPT-2's own dropout of .1 is for data read many times; a ladder's are read once."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Family:
         query_groups: attention heads per key-value head.
         tied: whether the head is the embedding.
         qkv_bias: whether q, k and v have biases (all of GPT-2's layers have).
+        out_bias: whether the projection after attention has.
+        shared: other keys of the Hugging Face configuration, the same for all sizes.
         source: where aspect ratio and the rest come from.
     """
 
@@ -47,6 +58,8 @@ class Family:
     query_groups: int = 1
     tied: bool = True
     qkv_bias: bool = False
+    out_bias: bool = False
+    shared: Mapping[str, Any] = field(default_factory=dict, compare=False)
     source: str = ""
 
     @property
@@ -86,7 +99,7 @@ class Shape:
             body = self.depth * (4 * d * d + 2 * d * m + 4 * d + m + d + 4 * d) + 2 * d
             total = body + table + f.sequence_length * d
         else:
-            biases = inner + 2 * keys if f.qkv_bias else 0
+            biases = (inner + 2 * keys if f.qkv_bias else 0) + (d if f.out_bias else 0)
             norms = 0 if f.name == "olmo" else 2 * d  # OLMo's norms have no weights
             body = self.depth * (2 * inner * d + 2 * keys * d + 3 * d * m + norms + biases) + norms // 2
             total = body + table
@@ -124,7 +137,7 @@ class Shape:
 
     def _hugging_face(self) -> dict[str, Any]:
         f = self.family
-        common = {"model_type": f.name, "vocab_size": f.vocab_size, "tie_word_embeddings": f.tied}
+        common = {"model_type": f.name, "vocab_size": f.vocab_size, "tie_word_embeddings": f.tied, **f.shared}
         if f.gpt2:
             own = {"n_layer": self.depth, "n_embd": self.width, "n_head": self.heads, "n_inner": self.mlp_width}
             return {**common, **own, "n_positions": f.sequence_length}
@@ -170,7 +183,7 @@ def family_of(model: str | Path, vocab_size: int | None = None, sequence_length:
 def _known(name: str, vocab_size: int | None, sequence_length: int | None) -> Family:
     if name == "gpt2":
         source = "GPT-2 small's shape: width 64 times depth, heads of 64 (Brown et al. 2020, table 2.1)"
-        return Family("gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source)
+        return Family("gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source, shared=ONCE)
     source = "Llama 7B's shape: width 128 times depth, heads of 128, MLP 8/3 of the width (Touvron et al. 2023, tab. 2)"
     return Family(
         "llama", vocab_size or 32000, sequence_length or 2048, 128.0, 128, 8 / 3, 16, tied=False, source=source
@@ -179,6 +192,14 @@ def _known(name: str, vocab_size: int | None, sequence_length: int | None) -> Fa
 
 def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_length: int | None) -> Family:
     kind = found.get("model_type")
+    for name in EXPERTS:
+        if isinstance(found.get(name), int) and found[name] > 1:
+            raise ValueError(
+                f"--model: expected a dense model, got {name} = {found[name]}: a law of mixtures of experts has other "
+                "terms, which a ladder can't tell; plan with the dense configuration"
+            )
+    if found.get("mlp_bias"):
+        raise ValueError("--model: expected a configuration without mlp_bias, which has no closed form here")
 
     def whole(name: str, default: int | None = None) -> int:
         value = found.get(name, default)
@@ -206,6 +227,7 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
             f"form, got model_type {kind!r}: take the nearest known family (--model {' or '.join(KNOWN)}) with your "
             "--vocab and --seq"
         )
+    biased = kind in ("llama", "olmo") and bool(found.get("attention_bias", False))
     return Family(
         str(kind),
         vocab_size or whole("vocab_size", 50257 if kind == "gpt2" else None),
@@ -216,6 +238,8 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
         multiple,
         groups,
         tied,
-        kind == "qwen2" or bool(found.get("attention_bias", False)),
-        f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of {head_dim}",
+        qkv_bias=kind == "qwen2" or biased,
+        out_bias=biased,
+        source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of {head_dim}",
+        shared={name: found[name] for name in SHARED if name in found},
     )

@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
 from isoflop.ladder.plan_file import LadderPlan
 from isoflop.record import Point, Run, read_runs
+from isoflop.record.place import check_place, place_of
 
 ENDED = 0.98
 """Share of its planned steps that a run must have done: one that was stopped before did not decay its rate."""
@@ -54,17 +55,19 @@ def read_finished(
     """Read records.
 
     Args:
-        paths: records, or folders with some.
+        paths: records, folders with some, or URLs of either.
         plan: whose runs they are; those that it does not name are left out.
         loss: `train` or eval/<name>; default: an evaluation that all finished runs have, else the training loss.
         convention: which parameters N counts.
 
     Raises:
         ValueError: a path does not exist.
+        RecordError: a URL needs a package that is not installed, or is of no known kind.
     """
-    sources = [Path(path) for path in paths]
+    sources = [place_of(path) for path in paths]
     for source in sources:
-        if not source.exists():
+        check_place(source)
+        if not isinstance(source, str) and not source.exists():
             raise ValueError(f"expected a record or a folder with records, got {source}, which does not exist")
     left_out: list[str] = []
     candidates: list[tuple[str, Run]] = []
@@ -97,7 +100,7 @@ def read_finished(
 
 def _name(run: Run, known: set[str] | None) -> str:
     """The planned name that the record carries, as its own or as its folder's; else its own."""
-    places = Path(run.path).parts[-4:-1] if run.path else ()
+    places = PurePath(run.path).parts[-4:-1] if run.path else ()
     if known is not None:
         for name in (run.name, *reversed(places)):
             if name in known:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.fit.approaches.compare import Comparison
+from isoflop.fit.frontier.allocation import short
 from isoflop.fit.papers.published import published
 from isoflop.fit.planning.map_line import RATIO
 from isoflop.ladder.approaches import three_approaches
@@ -27,6 +28,8 @@ SEVERAL = 3
 """Sizes."""
 BATCH_RULES = ("steplaw2025", "deepseek2024", "porian2024")
 """The first names the batch, all of them the interval: they differ by more than the tokens are uncertain."""
+NEAR = 3.0
+"""A factor of the largest budget within which runs are held against its optimum."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
 DENSE = 6.0
@@ -155,7 +158,7 @@ def fit_finished(finished: Finished, target_flops: float, level: float = 0.9) ->
         left_out=leave_largest_out(N, D, C, L, [run.name for run in finished.runs], level, posterior_of_runs),
         rung=worth_of_a_rung(posterior, target, N, D, C),
         finished=finished,
-        warnings=_warnings(finished, target_flops, N, C),
+        warnings=_warnings(finished, target, N, C, posterior),
         posterior=posterior,
         target=target,
     )
@@ -230,9 +233,28 @@ def _exponents(
     return found
 
 
-def _warnings(finished: Finished, target_flops: float, N: Array, C: Array) -> tuple[str, ...]:
+def _outside(posterior: Posterior, target: BudgetLine, N: Array, C: Array) -> str | None:
+    """What to say where the largest budgets' runs are all smaller or all larger than the optimum there."""
+    largest = float(C.max())
+    line = BudgetLine(largest, target.N, target.D * largest / target.C, target.slope)
+    best = float(np.exp(np.median(posterior.sizes(line))))
+    there = N[largest / NEAR <= C]
+    if there.min() < best < there.max():
+        return None
+    text = f"the optimum at the largest budget, about {short(best)} parameters, is"
+    if best >= there.max():
+        where, more = f"larger than all runs there (up to {short(float(there.max()))})", "larger"
+    else:
+        where, more = f"smaller than all runs there (from {short(float(there.min()))} on)", "smaller"
+    return f"{text} {where}: the runs do not enclose it, and the prior tells much of where it is: add {more} models"
+
+
+def _warnings(finished: Finished, target: BudgetLine, N: Array, C: Array, posterior: Posterior) -> tuple[str, ...]:
     said = []
-    reach = target_flops / float(C.max())
+    reach = target.C / float(C.max())
+    outside = _outside(posterior, target, N, C)
+    if outside is not None:
+        said.append(outside)
     if reach > FAR:
         said.append(
             f"the target is {reach:,.0f} times the largest run's compute: the intervals know of bends by a prior alone"

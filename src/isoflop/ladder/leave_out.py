@@ -58,6 +58,15 @@ class LeftOut:
         return sum(run.inside for run in self.runs)
 
     @property
+    def verdict(self) -> str:
+        """In words."""
+        if not self.passed:
+            return "the law does NOT extrapolate: do not rely on it"
+        if 2 * self.inside < len(self.runs):
+            return "too few runs to tell a law that does not extrapolate from chance"
+        return "the law extrapolates there"
+
+    @property
     def passed(self) -> bool:
         """Whether so many inside are no surprise."""
         return self.chance >= SURPRISING

@@ -74,7 +74,7 @@ def plan_ladder(
     min_runs = min(FEWEST, max_runs) if min_runs is None else min_runs
     _check(flops, spend, level, min_runs, max_runs, sizes)
     family = family_of(model, vocab_size, sequence_length)
-    known = read_finished(history, convention=CONVENTION).runs if history else ()
+    known = _known(history)
     problem, grid = ladder_problem(
         family,
         flops,
@@ -107,6 +107,16 @@ def plan_ladder(
         unique_tokens=unique_tokens,
         history_runs=len(known),
     )
+
+
+def _known(history: Sequence[str | os.PathLike[str]]) -> tuple[FinishedRun, ...]:
+    if not history:
+        return ()
+    found = read_finished(history, convention=CONVENTION)
+    if not found.runs:
+        reasons = "".join(f"\n  {reason}" for reason in found.left_out)
+        raise ValueError(f"--history: expected records of finished runs, got none that counts{reasons}")
+    return found.runs
 
 
 _DESIGN = (
@@ -146,7 +156,13 @@ def _grid(family: Family, spend: float, sizes: tuple[float, float] | None) -> tu
             )
         return grid
     grid = size_grid(family, max(SMALLEST, math.sqrt(spend / 1e5 / 120) / 10), math.sqrt(spend / 120) * 10)
-    return tuple(s for s in grid if s.parameters["non_embedding"] > BODY * size_of(s))
+    grid = tuple(s for s in grid if s.parameters["non_embedding"] > BODY * size_of(s))
+    if len(grid) < 5:
+        raise ValueError(
+            f"--spend: {spend:.3g} FLOPs are too few for models of {family.name} with {family.vocab_size:,} tokens: "
+            "spend more (3% is a share, 3 are three FLOPs), or take a smaller tokenizer (--vocab 256: bytes)"
+        )
+    return grid
 
 
 def ladder_problem(
@@ -178,7 +194,7 @@ def ladder_problem(
 
 def target_line(family: Family, flops: float) -> BudgetLine:
     """A family's sizes at a budget: ln D over ln N, straight around 20 tokens per parameter."""
-    guess = math.sqrt(flops / 120)
+    guess = max(math.sqrt(flops / 120), 8 * SMALLEST)  # below it there are no models: the nearest line serves
     around = [shape for shape in size_grid(family, guess / 8, guess * 8)]
     N = np.array([float(size_of(shape)) for shape in around])
     rates = np.array([shape.flops_per_token for shape in around])

@@ -30,6 +30,7 @@ class Rule:
 
     Attributes:
         name: as on the command line.
+        decides: "the rate" or "the batch".
         value: (shape, tokens, FLOPs) to the value: a peak rate, or tokens a step.
         text: the formula and its source.
         variable: what its fitted range is of: "N", non-embedding parameters, or "C", FLOPs.
@@ -37,6 +38,7 @@ class Rule:
     """
 
     name: str
+    decides: str
     value: Callable[[Shape, float, float], float]
     text: str
     variable: str = "N"
@@ -57,8 +59,8 @@ class Rule:
             return None
         unit = "non-embedding parameters" if self.variable == "N" else "FLOPs"
         return (
-            f"the rule {self.name!r} was fitted to {self.low:.2g} to {self.high:.2g} {unit}, these runs have "
-            f"{min(values):.2g} to {max(values):.2g}: try its value, half and twice it on one small run first"
+            f"{self.decides}'s rule {self.name!r} was fitted to {self.low:.2g} to {self.high:.2g} {unit}, these runs "
+            f"have {min(values):.2g} to {max(values):.2g}: try its value, half and twice it on one small run first"
         )
 
 
@@ -87,12 +89,14 @@ def _variables(wanted: object, shape: Shape, tokens: float, flops: float) -> dic
 RATES = {
     "width": Rule(
         "width",
+        "the rate",
         _width,
         f"lr = {GPT3_RATE:g}·{GPT3_WIDTH}/width, at most {HIGHEST_RATE:g}: GPT-3 Small's (Brown et al. 2020, table "
         "2.1), moved with the width as µP moves Adam's (Yang et al. 2022, table 3)",
     ),
     "steplaw": Rule(
         "steplaw",
+        "the rate",
         _rate_by("steplaw2025"),
         f"lr = 1.79·N^−0.713·D^0.307, N non-embedding, at most {HIGHEST_RATE:g}: Step Law (Li et al. 2025)",
         low=59e6,
@@ -100,6 +104,7 @@ RATES = {
     ),
     "deepseek": Rule(
         "deepseek",
+        "the rate",
         _rate_by("deepseek2024"),
         f"lr = 0.3118·C^−0.125, at most {HIGHEST_RATE:g}: DeepSeek LLM 2024, eq. 1",
         "C",
@@ -108,6 +113,7 @@ RATES = {
     ),
     "porian": Rule(
         "porian",
+        "the rate",
         _rate_by("porian2024"),
         f"lr = 3.7·N^−0.36, at most {HIGHEST_RATE:g}: Porian et al. 2024 (by second sources)",
         low=5e6,
@@ -117,13 +123,25 @@ RATES = {
 """Peak learning rates of Adam's kind."""
 BATCHES = {
     "steplaw": Rule(
-        "steplaw", _batch_by("steplaw2025"), "B = 0.58·D^0.571 tokens: Step Law (Li et al. 2025)", low=59e6, high=1e9
+        "steplaw",
+        "the batch",
+        _batch_by("steplaw2025"),
+        "B = 0.58·D^0.571 tokens: Step Law (Li et al. 2025)",
+        low=59e6,
+        high=1e9,
     ),
     "deepseek": Rule(
-        "deepseek", _batch_by("deepseek2024"), "B = 0.292·C^0.3271 tokens: DeepSeek LLM 2024, eq. 1", "C", 1e17, 2e19
+        "deepseek",
+        "the batch",
+        _batch_by("deepseek2024"),
+        "B = 0.292·C^0.3271 tokens: DeepSeek LLM 2024, eq. 1",
+        "C",
+        1e17,
+        2e19,
     ),
     "porian": Rule(
         "porian",
+        "the batch",
         _batch_by("porian2024"),
         "B = 0.7576·N^0.703 tokens: Porian et al. 2024 (by second sources)",
         low=5e6,

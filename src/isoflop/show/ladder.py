@@ -22,8 +22,8 @@ def print_plan(plan: LadderPlan) -> None:
     top = max(run.flops for run in plan.runs)
     console.print(
         f"[bold]{len(plan.runs)} runs of {plan.family}[/bold] for {plan.flops:.3g} FLOPs, "
-        f"{plan.flops / plan.target_flops:.2g} of the target's {plan.target_flops:.3g} ({plan.target_flops / top:,.0f} "
-        "times the largest run)",
+        f"{100 * plan.flops / plan.target_flops:.2g}% of the target's {plan.target_flops:.3g} "
+        f"({plan.target_flops / top:,.0f} times the largest run)",
         soft_wrap=True,
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)

@@ -60,10 +60,9 @@ def _row(console: Console, label: str, value: Estimate, write: Callable[[float],
 
 
 def _print_check(console: Console, check: LeftOut) -> None:
-    verdict = "the law extrapolates there" if check.passed else "the law does NOT extrapolate: do not rely on it"
     console.print(
         f"largest rung left out and predicted from {check.fitted} runs up to 1/{check.reach:.3g} of its compute: "
-        f"{check.inside} of {len(check.runs)} inside their {check.level:.0%} intervals: {verdict}",
+        f"{check.inside} of {len(check.runs)} inside their {check.level:.0%} intervals: {check.verdict}",
         soft_wrap=True,
         markup=False,
     )
