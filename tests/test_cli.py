@@ -14,8 +14,8 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import pytest
-import typer
 import torch
+import typer
 from torch import nn
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
