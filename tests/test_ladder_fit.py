@@ -132,6 +132,11 @@ def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):
         fit_ladder_runs([tmp_path], plan=plan)
 
 
+def test_a_loss_that_there_is_not(folder: Path, plan: LadderPlan):
+    with pytest.raises(ValueError, match="no loss 'eval/test' with tokens; its losses: eval/val, train"):
+        fit_ladder_runs([folder], plan=plan, loss="eval/test")
+
+
 def test_a_target_is_needed(folder: Path):
     with pytest.raises(ValueError, match="expected a target"):
         fit_ladder_runs([folder])

@@ -136,7 +136,8 @@ def _final(name: str, run: Run, loss: str, convention: str) -> FinishedRun | str
         return f"its loss ended as {diverged}"
     points = [point for point in run.points if loss in _losses(point) and point.data_tokens]
     if not points:
-        return f"it has no loss {loss!r} with tokens"
+        there = ", ".join(sorted({each for point in run.points for each in _losses(point)})) or "none"
+        return f"it has no loss {loss!r} with tokens; its losses: {there}"
     last = points[-max(round(TAIL * len(points)), 1) :] if loss == "train" else points[-1:]
     value = float(np.mean([_losses(point)[loss] for point in last]))
     end = run.points[-1]
