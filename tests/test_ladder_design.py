@@ -134,6 +134,6 @@ def test_planned_ladders_against_even_grids_on_laws_that_no_fit_knows():
 
     found = compare("GPT-2, 3% of 1e21", laws=40, designs=("planned", "even"))
     widths = {name: np.array([score.width for score in scores]) for name, scores in found.items()}
-    assert np.median(widths["even"] / widths["planned"]) >= 1.4
+    assert np.median(widths["even"] / widths["planned"]) >= 1.3
     assert np.mean([score.covers for score in found["planned"]]) >= 0.8
     assert np.mean([score.loss_covers for score in found["planned"]]) >= 0.8
