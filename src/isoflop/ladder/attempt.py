@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from isoflop.ladder.plan_file import PlannedRun
+from isoflop.ladder.plan import PlannedRun
 from isoflop.ladder.state import (
     Folders,
     Held,

@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from isoflop.ladder.plan_file import LadderPlan
+from isoflop.ladder.plan import LadderPlan
 from isoflop.record import Point, Run, read_runs
 from isoflop.record.place import check_place, place_of
 

@@ -18,7 +18,8 @@ from isoflop.ladder.approaches import three_approaches
 from isoflop.ladder.drifting_law import Array, BudgetLine, Origin
 from isoflop.ladder.finished import Finished, FinishedRun, read_finished
 from isoflop.ladder.leave_out import LeftOut, leave_largest_out
-from isoflop.ladder.plan_file import LadderPlan, read_plan
+from isoflop.ladder.plan import LadderPlan
+from isoflop.ladder.plan_file import read_plan
 from isoflop.ladder.posterior import Posterior, posterior_of
 from isoflop.ladder.worth import RungWorth, worth_of_a_rung
 

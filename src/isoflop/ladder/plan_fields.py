@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from isoflop.ladder.plan_file import CONVENTIONS, PLAN_VERSION, Expected, LadderPlan, PlanError, PlannedRun
+from isoflop.ladder.plan import CONVENTIONS, PLAN_VERSION, Expected, LadderPlan, PlanError, PlannedRun
 
 T = TypeVar("T")
 Reader = Callable[[str, object], Any]

@@ -17,7 +17,7 @@ from isoflop.ladder.drifting_law import BudgetLine
 from isoflop.ladder.families import Family, Shape, family_of
 from isoflop.ladder.finished import FinishedRun, read_finished
 from isoflop.ladder.information import Candidate, Problem, Rung, Worth, worth_of
-from isoflop.ladder.plan_file import Expected, LadderPlan, PlannedRun
+from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import Rule, batch_rule, batch_sequences, peak_rate, rate_rule, warmup_of
 from isoflop.ladder.sizes import nearest, size_grid, size_of
 from isoflop.ladder.warnings import warnings_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isoflop.ladder.attempt import Job
 from isoflop.ladder.engines import Resources, engine_of
-from isoflop.ladder.plan_file import LadderPlan, PlannedRun
+from isoflop.ladder.plan import LadderPlan, PlannedRun
 from isoflop.ladder.state import Folders, RunState, folders_of, state_of
 from isoflop.record.place import check_place
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from isoflop.ladder.plan_file import PlannedRun
+from isoflop.ladder.plan import PlannedRun
 from isoflop.record import Run, read_runs
 from isoflop.record.place import Place, below, place_of, read_bytes, write_bytes
 

@@ -13,7 +13,7 @@ from isoflop.fit.frontier.allocation import short
 from isoflop.fit.law import HOFFMANN, Law
 from isoflop.ladder.belief import EXPONENT, REDUCIBLE
 from isoflop.ladder.information import Problem, Rung, Worth
-from isoflop.ladder.plan_file import PlannedRun
+from isoflop.ladder.plan import PlannedRun
 from isoflop.ladder.rules import FEWEST_STEPS, HIGHEST_RATE, Rule
 
 FAR = 1e3

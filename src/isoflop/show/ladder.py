@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from isoflop.ladder.plan_file import Expected, LadderPlan
+    from isoflop.ladder.plan import Expected, LadderPlan
 
 
 def print_plan(plan: LadderPlan) -> None:

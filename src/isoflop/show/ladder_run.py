@@ -16,7 +16,7 @@ from isoflop.ladder.run import LadderRun, Watching
 from isoflop.ladder.state import Folders, RunState, state_of
 
 if TYPE_CHECKING:
-    from isoflop.ladder.plan_file import PlannedRun
+    from isoflop.ladder.plan import PlannedRun
 
 EVERY = 1.0  # seconds between two looks at the runs' folders, at least
 SHARE = 0.02  # of the time is spent looking, at most
