@@ -19,7 +19,7 @@ def import_(
         list[str],
         typer.Argument(
             metavar="PATH…",
-            help="Files, folders that are searched, wandb:entity/project[/run] or mlflow:<tracking URI>[#experiment].",
+            help=r"Files, folders that are searched, wandb:entity/project\[/run] or mlflow:<tracking URI>\[#experiment].",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the records.")],
