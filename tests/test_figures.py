@@ -195,6 +195,13 @@ def test_a_forecast_that_only_the_record_knows_is_a_point_at_the_planned_end():
     assert not figure.bands
 
 
+def test_runs_of_one_point_have_no_curves():
+    """As a table of finished runs is imported."""
+    runs = [planted_run(f"r{i}", 1e8, 2e9) for i in range(3)]
+    figure = FIGURES["learning-curves"](study([replace(run, points=run.points[-1:]) for run in runs]))
+    assert isinstance(figure, NoFigure) and figure.reason == "no run has more than one point"
+
+
 def test_batch_against_the_critical_batch():
     run = planted_run("a", 1e8, 2e10)
     extra = {"b_crit": 2e6, "b_crit_sigma": 0.3}

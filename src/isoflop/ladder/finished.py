@@ -8,15 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from isoflop.fit.ends import final_loss
 from isoflop.ladder.plan_file import LadderPlan
 from isoflop.record import Point, Run, read_runs
 
 ENDED = 0.98
 """Share of its planned steps that a run must have done: one that was stopped before did not decay its rate."""
-TAIL = 0.05
-"""Share of a run's points, the last ones, whose mean training loss is its final one; an evaluation's last counts."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +129,9 @@ def _final(name: str, run: Run, loss: str, convention: str) -> FinishedRun | str
     if diverged:
         return f"its loss ended as {diverged}"
     points = [point for point in run.points if loss in _losses(point) and point.data_tokens]
-    if not points:
+    value = final_loss(run.points, loss)
+    if value is None or not points:
         return f"it has no loss {loss!r} with tokens"
-    last = points[-max(round(TAIL * len(points)), 1) :] if loss == "train" else points[-1:]
-    value = float(np.mean([_losses(point)[loss] for point in last]))
     end = run.points[-1]
     D, flops = end.data_tokens or points[-1].data_tokens or 0, end.flops or points[-1].flops
     if not (math.isfinite(value) and value > 0):

@@ -48,6 +48,8 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     if not series:
         why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
         return NoFigure(KEY, TITLE, why if study.ends else "there are no runs")
+    if all(each.kind == "points" for each in series):
+        return NoFigure(KEY, TITLE, "no run has more than one point")
     forecast = any(each.dashed for each in series)
     series += broken(study, lambda curve: curve.step)
     drawn = len(study.curves) - len(missing)

@@ -256,7 +256,7 @@ def _measured(study: Study, runs: Sequence[Run]) -> list[Item]:
         metric = Item(
             part, "Metric, and on what data", f"{label}, nats per token. Please state on what data.", "partly"
         )
-        how = "the mean of the last 5% of its recorded points" if study.loss == "train" else "its last evaluation"
+        how = "the mean over the last 5% of its steps" if study.loss == "train" else "its last evaluation"
         points = _told(
             part, "Points of each run", f"one, at its end: {how}; approach 1 uses whole curves, of unfinished runs too"
         )

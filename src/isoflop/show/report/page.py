@@ -123,7 +123,6 @@ def _template() -> Any:
     )
     room.filters["powers"] = powers
     room.policies["json.dumps_kwargs"] = {"allow_nan": False}  # the figures in their order
-    room.policies["json.dumps_kwargs"] = {"allow_nan": False}  # the figures in their order
     return room.get_template("page.html")
 
 
@@ -271,7 +270,7 @@ def _counted_text(study: Study, taken: Mapping[str, str] | None, left: list[RunE
     text = f"The law is fitted to {counted(len(study.counted), 'finished run', 'finished runs')}"
     text += f"; {counted(len(left), 'run is', 'runs are')} left out, with the reason." if left else "."
     if study.curves:
-        which = "the mean of the last 5% of the points" if study.loss == "train" else "the last evaluation"
+        which = "the mean over the last 5% of the steps" if study.loss == "train" else "the last evaluation"
         text += f" N: {parameters(study.convention).removeprefix('N ')}. D: tokens processed less padding. "
         text += f"L: {study.loss}, {which}."
     elif taken:
