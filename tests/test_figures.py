@@ -199,7 +199,7 @@ def test_runs_of_one_point_have_no_curves():
     """As a table of finished runs is imported."""
     runs = [planted_run(f"r{i}", 1e8, 2e9) for i in range(3)]
     figure = FIGURES["learning-curves"](study([replace(run, points=run.points[-1:]) for run in runs]))
-    assert isinstance(figure, NoFigure) and figure.reason == "no run has more than one point"
+    assert isinstance(figure, NoFigure) and figure.reason == "No run has more than one point."
 
 
 def test_batch_against_the_critical_batch():

@@ -19,13 +19,13 @@ from werkzeug.test import Client
 from isoflop.cli import app
 from isoflop.record import RecordLog, Run, read_run
 from isoflop.show.tab.desk import Desk
-from isoflop.show.tab.digest import LAST, PER_DOUBLING, SMALL, Digest, glimpse
 from isoflop.show.tab.folder import open_inside, scan
 from isoflop.show.tab.planner import budget_of
 from isoflop.show.tab.roots import roots_of
 from isoflop.show.tab.routes import Routes
 from isoflop.show.tab.store import RecordStore, Root
 from isoflop.show.tab.tail import Tail
+from isoflop.show.thinned.growing import LAST, PER_DOUBLING, SMALL, Digest, glimpse
 from study_runs import planted_run, sweep
 from test_packaging import heavy_packages_loaded_by, python
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from isoflop.record import RecordError, Run, read_run
 from isoflop.record.place import is_url
 from isoflop.record.read import read_stream
-from isoflop.show.report.thinned import thinned
+from isoflop.show.thinned.whole import thinned
 
 LARGE = 1 << 20
 """Bytes of a record from which on it is thinned: some 2,000 points, more than a curve among many is drawn with."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from isoflop.record import Point, RecordError, Run
 from isoflop.record.read import read_stream
+from isoflop.show.thinned.growing import SMALL, Digest, glimpse
 
-from .digest import SMALL, Digest, glimpse
 from .folder import Stamp, open_inside, stamp_of
 
 if TYPE_CHECKING:
