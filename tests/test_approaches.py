@@ -389,6 +389,10 @@ TWENTY = law(0.35, 0.35, 450, 1284)
 """20 tokens per parameter at every budget: in the middle of the curves, unlike EVEN's one."""
 
 
+SHORT = np.geomspace(1e8, 2e10, 200)
+"""Tokens of runs that are all trained for 20 tokens per parameter of the smallest."""
+
+
 def excess(found, planted):
     """Mean of ln(L/L_opt) over the envelope."""
     truth = [approach_3(planted).allocate(m.C) for m in found.minima]
@@ -421,22 +425,62 @@ def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
     assert sum(f.intervals["a"][0] < 0.5 < f.intervals["a"][1] for f in found[2.0]) >= 26
 
 
-def test_an_envelope_of_two_sizes_is_doubtful():
-    found = envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
-    assert "the envelope is made of 2 sizes only: the exponents rest on steps between these" in found.warnings
+def test_an_envelope_of_two_sizes_has_no_opinion():
+    """Through two sizes any line goes, and resampled runs repeat it: an interval would be narrow without reason."""
+    with pytest.raises(ValueError, match=r"at least 3 sizes .* lead in turn, got 2 \(.*\): add sizes"):
+        envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
 
 
-def test_an_envelope_of_few_sizes_may_have_no_interval_and_says_so():
-    found = envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
+def test_an_envelope_whose_best_size_lies_beyond_the_runs_has_no_opinion():
+    runs = [Curve(N, 6 * N * D, TWENTY.loss(N=N, D=D)) for N in np.geomspace(1e9, 1e11, 12) for D in [SHORT]]
+    with pytest.raises(ValueError, match=r"lead in turn, got 0 .*the best run is the smallest that reaches them"):
+        envelope(runs)
+
+
+@pytest.mark.parametrize("tokens", [(1e-3, 60), (0.5, 4000)])
+def test_budgets_that_tell_nothing_say_nothing_against_the_others(tokens):
+    """Curves from their first steps: early the smallest leads. Curves far past the optimum: late the largest does."""
+    runs = [
+        Curve(N, 6 * N * D, TWENTY.loss(N=N, D=D))
+        for N in np.geomspace(1e7, 1e10, 24)
+        for D in [np.geomspace(tokens[0] * N, tokens[1] * N, 300)]
+    ]
+    found = envelope(runs)
+    assert found.intervals["a"][0] < 0.5 < found.intervals["a"][1] and found.a == pytest.approx(0.5, abs=0.02)
+
+
+def test_an_envelope_that_falls_has_no_opinion():
+    """Each larger size leads at less compute: as of runs whose rate was set for another length."""
+    C = np.geomspace(1e18, 1e21, 200)
+    runs = [
+        Curve(N, C, 3 - 0.05 * np.log10(C / 1e18) + 0.01 * (np.log(N / 1e9) + 0.3 * np.log(C / 3e19)) ** 2)
+        for N in np.geomspace(1e8, 1e10, 15)
+    ]
+    with pytest.raises(ValueError, match=r"expected a best size that grows with compute, .* got a = -0\.3"):
+        envelope(runs)
+
+
+def test_without_enough_resampled_envelopes_there_is_no_interval(monkeypatch):
+    runs = curves(law(), np.geomspace(1e7, 1e10, 12))
+    monkeypatch.setattr("isoflop.fit.approaches.envelope.DRAWS", 4)
+    monkeypatch.setattr("isoflop.fit.approaches.envelope.np.random.default_rng", lambda seed: OneRun())
+    found = envelope(runs)
     assert found.intervals == {} and found.allocate_intervals(1e20) is None
-    assert any(w.startswith("no intervals: ") for w in found.warnings)
+    assert "no intervals: 4 of 4 resampled sets of runs have no envelope" in found.warnings
+
+
+class OneRun:
+    """Draws the same run over and over."""
+
+    def integers(self, most, size):
+        return np.zeros(size, dtype=int)
 
 
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
         (curves(law(), [1e8, 1e8]), r"expected curves of several sizes in column N, got 1e\+08 in all 2"),
-        (curves(law(), [1e8, 2e8]), r"expected an envelope of at least two sizes .* got 0 \(.*add sizes"),
+        (curves(law(), [1e8, 2e8]), r"at least 3 sizes .* got 0 \(.*add sizes"),
         (
             [Curve(1e8, [1e18], [3.0]), Curve(-1, [1e18], [3.0])],
             r"row 2, column 'N' .*: expected a positive number of param",

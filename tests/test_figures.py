@@ -98,7 +98,10 @@ def test_optimal_size_and_tokens(exact):
             N, D = published(name).allocate(line.x)
             assert line.y == pytest.approx(N if key == "optimal-parameters" else D)
         said = " ".join(figure.notes)
-        assert "Approach 1 (envelope) has no opinion: training curves of several sizes are needed" in said
+        assert (
+            "Approach 1 (envelope) has no opinion: curves of several sizes, each with 8 points of this loss, are needed"
+            in said
+        )
         assert "kaplan2020-allocation: N non-embedding" in said
 
 
@@ -193,6 +196,22 @@ def test_a_forecast_that_only_the_record_knows_is_a_point_at_the_planned_end():
     (end,) = [s for s in figure.series if s.dashed]
     assert (end.kind, end.x[0], end.y[0], end.low[0], end.high[0]) == ("points", steps, 2.5, 2.4, 2.6)
     assert not figure.bands
+
+
+def test_runs_of_one_point_have_no_curves():
+    """As a table of finished runs is imported."""
+    runs = [planted_run(f"r{i}", 1e8, 2e9) for i in range(3)]
+    figure = FIGURES["learning-curves"](study([replace(run, points=run.points[-1:]) for run in runs]))
+    assert isinstance(figure, NoFigure) and figure.reason == "No run has more than one point."
+
+
+def test_runs_evaluated_once_show_their_training_curves():
+    runs = [planted_run(f"r{i}", 1e8 * (i + 1), 2e9) for i in range(3)]
+    ended = [replace(run.points[-1], losses={**run.points[-1].losses, "eval/val": 3.0}) for run in runs]
+    made = study([replace(run, points=(*run.points[:-1], end)) for run, end in zip(runs, ended, strict=True)])
+    figure = FIGURES["learning-curves"](made)
+    assert made.loss == "eval/val" and {len(each.x) for each in figure.series} == {len(runs[0].points)}
+    assert figure.notes[0] == "The training loss: no run has more than one point of the loss 'eval/val'."
 
 
 def test_batch_against_the_critical_batch():

@@ -115,3 +115,21 @@ def test_a_run_under_way_alone(tmp_path: Path) -> None:
     result = report("runs")
     assert result.exit_code == 0
     assert "none finished: there is no scaling law to tell yet" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_records_at_a_url(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(runs), "/sweep", recursive=True)
+    try:
+        here = report(runs, "-o", tmp_path / "here.html")
+        there = report("memory://sweep", "-o", tmp_path / "there.html")
+        assert (here.exit_code, there.exit_code) == (0, 0), there.stderr
+        one, other = ((tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("here", "there"))
+        assert [line for line in one.splitlines() if "Made" not in line] == [
+            line for line in other.splitlines() if "Made" not in line
+        ]
+        gone = report(runs, "memory://nowhere", "-o", tmp_path / "some.html")
+        assert gone.exit_code == 0 and "memory://nowhere" in gone.stderr
+    finally:
+        memory.rm("/sweep", recursive=True)

@@ -15,8 +15,8 @@ from isoflop.record import Point, RecordError, Run, read_run
 from isoflop.record.lines import MAX_LINE_BYTES, encode, encode_point
 from isoflop.record.read import read_stream
 from isoflop.show.report import reading
-from isoflop.show.report import thinned as module
-from isoflop.show.report.thinned import LAST, PER_DOUBLING, thinned
+from isoflop.show.thinned import whole as module
+from isoflop.show.thinned.whole import LAST, PER_DOUBLING, thinned
 
 HEADER = encode({"event": "header", "isoflop": 1, "run_id": "a"})
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from isoflop.entries import describe_model, describe_optimizer
+from isoflop.fit.ends import TAIL
 from isoflop.fit.forecast import (
     DEFAULT_PRIORS,
     PASSING,
@@ -32,7 +33,7 @@ from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learni
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
-from isoflop.show.forecast import TAIL, Came, half_time_line
+from isoflop.show.forecast import Came, half_time_line
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 

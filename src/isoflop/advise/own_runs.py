@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.advise.own_frontier import OwnFrontier, own_frontier
-from isoflop.fit.ends import TAIL, unfinished
+from isoflop.fit.ends import final_loss, unfinished
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.map_line import MapLine, map_line
@@ -123,14 +123,11 @@ def _unlike(run: Run, tokenizer: str | None, data: str | None, domain: Mapping[s
 def _point(run: Run, loss: str) -> OwnRun | None:
     N = run.parameters.get("non_embedding_with_head")
     seen = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens]
-    if not N or not seen:
+    final = final_loss(run.points, loss)
+    if not N or final is None:
         return None
-    last = [point for point in seen if point.step >= (1 - TAIL) * seen[-1].step]
-    losses = [value for point in last if (value := point.losses[loss]) is not None]
     flops = seen[-1].flops
-    return OwnRun(
-        float(N), float(seen[-1].data_tokens or 0), float(np.mean(losses)), None if flops is None else float(flops)
-    )
+    return OwnRun(float(N), float(seen[-1].data_tokens or 0), final, None if flops is None else float(flops))
 
 
 def _number(n: int, one: str, many: str) -> str:

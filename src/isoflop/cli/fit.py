@@ -70,6 +70,8 @@ def fit(
             n_convention,
             loss,
         )
+        for text in table.left_out:
+            typer.echo(f"isoflop fit: left out: {text}", err=True)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         nominal = None if budgets is None else amounts("--budgets", budgets)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from isoflop.fit.planning.plan_result import Plan
 
 Runs = Annotated[
-    list[Path] | None,
-    typer.Option(help="Own finished runs: a CSV file, a record, a folder of records. Repeatable."),
+    list[str] | None,
+    typer.Option(help="Own finished runs: a CSV file, a record, a folder of records, or a URL of these. Repeatable."),
 ]
 Column = Annotated[
     list[str] | None,
@@ -110,7 +109,7 @@ def plan(
 
 
 def read_own(
-    runs: list[Path] | None,
+    runs: list[str] | None,
     column: Sequence[str] | None,
     where: str | None,
     n_convention: str | None,
@@ -130,13 +129,17 @@ def read_own(
         raise ValueError("expected --law or --runs, got both: leave one out")
     from isoflop.fit.fitting.table import read_table
     from isoflop.fit.law import Convention
+    from isoflop.record.place import place_of
 
     if n_convention is not None and n_convention not in get_args(Convention):
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
         raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
-    recorded = all(source.is_dir() or source.suffix == ".jsonl" for source in runs)
+    sources = [place_of(run) for run in runs]
+    recorded = all(isinstance(source, str) or source.is_dir() or source.suffix == ".jsonl" for source in sources)
     counts = n_convention or ("non_embedding" if recorded else "unknown")
-    table = read_table(runs, ("N", "D", "loss"), pairs("--column", column), where, n_convention or "non_embedding")
+    table = read_table(sources, ("N", "D", "loss"), pairs("--column", column), where, n_convention or "non_embedding")
+    for text in table.left_out:
+        typer.echo(f"isoflop plan: left out: {text}", err=True)
     return table, counts  # type: ignore[return-value]
 
 

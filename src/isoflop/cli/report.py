@@ -12,7 +12,8 @@ from isoflop.cli.text import amounts, pairs
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some; CSV files.")
+        list[str],
+        typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page; the other files are named after it.")
@@ -49,6 +50,7 @@ def report(
     from datetime import datetime, timezone
 
     from isoflop.fit.fitting.table import CONVENTIONS
+    from isoflop.record.place import place_of
     from isoflop.show.report.files import write_report
     from isoflop.show.report.report import make_report
     from isoflop.show.report.sources import read_sources
@@ -58,7 +60,7 @@ def report(
         if n_convention is not None and n_convention not in CONVENTIONS:
             raise ValueError(f"--n: expected one of {', '.join(CONVENTIONS)}, got {n_convention!r}")
         nominal = None if budgets is None else amounts("--budgets", budgets)
-        sources = read_sources(runs, pairs("--column", column), where)
+        sources = read_sources([place_of(run) for run in runs], pairs("--column", column), where)
         for problem in sources.problems:
             typer.echo(f"isoflop report: left out: {problem}", err=True)
         made = make_report(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)

@@ -1,8 +1,14 @@
-"""Whether a recorded run came to its end, so that its last loss is a final one."""
+"""Whether a recorded run came to its end, and its final loss: one rule for every fit, figure and advice."""
 
 from __future__ import annotations
 
-from isoflop.record import Run
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from isoflop.record import Point, Run
 
 ENDED = 0.98
 """Share of its planned steps that a run must have done: one that was stopped before has no final loss."""
@@ -24,3 +30,37 @@ def unfinished(run: Run, last_step: int) -> str:
     if isinstance(planned, int | float) and 0 < last_step < ENDED * planned:
         return f"it ended at step {last_step:,} of {planned:,} planned"
     return ""
+
+
+def at_end(steps: ArrayLike, loss: str) -> NDArray[np.bool_]:
+    """Which points' mean is the final loss: of the training loss those in the last 5% of steps, else the last one.
+
+    Args:
+        steps: of the points that have a finite loss, rising [points].
+        loss: `train` or eval/<name>.
+
+    >>> at_end([10, 50, 96, 98, 100], "train").tolist(), at_end([10, 50, 100], "eval/val").tolist()
+    ([False, False, True, True, True], [False, False, True])
+    """
+    steps = np.asarray(steps)
+    if loss == "train":
+        return np.asarray(steps >= (1 - TAIL) * steps[-1] if len(steps) else np.zeros(0, dtype=bool))
+    return np.arange(len(steps)) == len(steps) - 1
+
+
+def final_loss(points: Sequence[Point], loss: str) -> float | None:
+    """The final loss of a run in nats per token, by `at_end`; None: no point has it with its tokens.
+
+    Args:
+        points: all that its record has.
+        loss: `train` or eval/<name>.
+    """
+    known = [
+        (point.step, value)
+        for point in points
+        if (value := point.losses.get(loss)) is not None and math.isfinite(value) and point.data_tokens
+    ]
+    if not known:
+        return None
+    steps, values = (np.array(column, dtype=float) for column in zip(*known, strict=True))
+    return float(values[at_end(steps, loss)].mean())

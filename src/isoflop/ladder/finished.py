@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-import numpy as np
-
+from isoflop.fit.ends import final_loss
 from isoflop.ladder.plan import LadderPlan
 from isoflop.record import Point, Run, read_runs
 from isoflop.record.place import check_place, place_of
 
 ENDED = 0.98
 """Share of its planned steps that a run must have done: one that was stopped before did not decay its rate."""
-TAIL = 0.05
-"""Share of a run's points, the last ones, whose mean training loss is its final one; an evaluation's last counts."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +132,10 @@ def _final(name: str, run: Run, loss: str, convention: str) -> FinishedRun | str
     if diverged:
         return f"its loss ended as {diverged}"
     points = [point for point in run.points if loss in _losses(point) and point.data_tokens]
-    if not points:
+    value = final_loss(run.points, loss)
+    if value is None or not points:
         there = ", ".join(sorted({each for point in run.points for each in _losses(point)})) or "none"
         return f"it has no loss {loss!r} with tokens; its losses: {there}"
-    last = points[-max(round(TAIL * len(points)), 1) :] if loss == "train" else points[-1:]
-    value = float(np.mean([_losses(point)[loss] for point in last]))
     end = run.points[-1]
     D, flops = end.data_tokens or points[-1].data_tokens or 0, end.flops or points[-1].flops
     if not (math.isfinite(value) and value > 0):

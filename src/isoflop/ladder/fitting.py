@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from isoflop.fit.approaches.compare import Comparison
 from isoflop.fit.frontier.allocation import short
 from isoflop.fit.papers.published import published
 from isoflop.fit.planning.map_line import RATIO
 from isoflop.ladder.approaches import three_approaches
 from isoflop.ladder.drifting_law import Array, BudgetLine, Origin
 from isoflop.ladder.finished import Finished, FinishedRun, read_finished
-from isoflop.ladder.leave_out import LeftOut, leave_largest_out
+from isoflop.ladder.ladder_fit import Estimate, LadderFit, estimate
+from isoflop.ladder.leave_out import leave_largest_out
 from isoflop.ladder.plan import LadderPlan
 from isoflop.ladder.plan_file import read_plan
 from isoflop.ladder.posterior import Posterior, posterior_of
-from isoflop.ladder.worth import RungWorth, worth_of_a_rung
+from isoflop.ladder.worth import worth_of_a_rung
 
 FEWEST = 6
 """Runs that are fitted: fewer tell less than the prior."""
@@ -35,64 +33,6 @@ FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
 DENSE = 6.0
 """FLOPs per parameter and token without attention."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class LadderFit:
-    """What a ladder tells of its target.
-
-    Attributes:
-        target_flops: budget of the run that is sized.
-        level: of every interval.
-        N_opt, D_opt: parameters and tokens of the least loss; tokens_per_param their ratio.
-        batch: tokens a step at D_opt, by published rules.
-        loss: of a run of N_opt on D_opt, nats per token, its noise and the law's doubt included.
-        exponents: α and β at the largest budget, and a = ln N_opt per ln C from there to the target.
-        noise: standard deviation of a run's ln L.
-        approaches: Hoffmann et al.'s three and this law's, side by side at the target; None: none has an opinion.
-        without: why approaches have none.
-        left_out: the fit without the largest rung against that rung's runs; None: too few runs are left.
-        rung: what one more rung would be worth; None: the largest rung is at the target already.
-        finished: the runs it rests on, and why others are left out.
-        warnings: what to know before relying on it.
-    """
-
-    target_flops: float
-    level: float
-    N_opt: Estimate
-    D_opt: Estimate
-    tokens_per_param: Estimate
-    batch: Estimate
-    loss: Estimate
-    exponents: Mapping[str, Estimate]
-    noise: Estimate
-    approaches: Comparison | None
-    without: tuple[str, ...]
-    left_out: LeftOut | None
-    rung: RungWorth | None
-    finished: Finished
-    warnings: tuple[str, ...]
-    posterior: Posterior = field(repr=False, compare=False)
-    target: BudgetLine = field(repr=False, compare=False)
-
-    def loss_of(self, N: float, D: float) -> Estimate:
-        """Loss to expect of one run of N parameters (counted as the ladder's) on D tokens."""
-        return _estimate(np.exp(self.posterior.run_losses(N, D)), self.level)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values: the object of `--json` (docs/ladder.md has its keys)."""
-        from isoflop.ladder.fit_json import as_object
-
-        return as_object(self)
 
 
 def fit_ladder_runs(
@@ -142,18 +82,18 @@ def fit_finished(finished: Finished, target_flops: float, level: float = 0.9) ->
     log_N = posterior.sizes(target)
     sizes = np.exp(log_N)
     tokens = np.asarray(target.tokens(sizes))
-    N_opt, D_opt = _estimate(sizes, level), _estimate(tokens, level)
+    N_opt, D_opt = estimate(sizes, level), estimate(tokens, level)
     compared, without = three_approaches(finished, posterior, target, level)
     return LadderFit(
         target_flops=target_flops,
         level=level,
         N_opt=N_opt,
         D_opt=D_opt,
-        tokens_per_param=_estimate(tokens / sizes, level),
+        tokens_per_param=estimate(tokens / sizes, level),
         batch=batch_of(D_opt, N_opt, target_flops),
-        loss=_estimate(np.exp(posterior.run_losses(N_opt.value, float(target.tokens(N_opt.value)))), level),
+        loss=estimate(np.exp(posterior.run_losses(N_opt.value, float(target.tokens(N_opt.value)))), level),
         exponents=_exponents(posterior, target, log_N, float(C.max()), level),
-        noise=_estimate(posterior.noise, level),
+        noise=estimate(posterior.noise, level),
         approaches=compared,
         without=without,
         left_out=leave_largest_out(N, D, C, L, [run.name for run in finished.runs], level, posterior_of_runs),
@@ -215,22 +155,17 @@ def batch_of(D: Estimate, N: Estimate, flops: float) -> Estimate:
     return Estimate(of("value")[0], min(of("low")), max(of("high")))
 
 
-def _estimate(values: Array, level: float) -> Estimate:
-    low, middle, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2])
-    return Estimate(float(middle), float(low), float(high))
-
-
 def _exponents(
     posterior: Posterior, target: BudgetLine, log_N: Array, largest: float, level: float
 ) -> dict[str, Estimate]:
     found = {
-        "alpha": _estimate(np.exp(posterior.draws[:, 3]), level),
-        "beta": _estimate(np.exp(posterior.draws[:, 4]), level),
+        "alpha": estimate(np.exp(posterior.draws[:, 3]), level),
+        "beta": estimate(np.exp(posterior.draws[:, 4]), level),
     }
     if 1.01 * largest < target.C:
         step = math.log(target.C / largest)
         below = BudgetLine(largest, target.N, target.D * largest / target.C, target.slope)
-        found["a"] = _estimate((log_N - posterior.sizes(below)) / step, level)
+        found["a"] = estimate((log_N - posterior.sizes(below)) / step, level)
     return found
 
 

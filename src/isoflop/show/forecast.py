@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from isoflop.fit.ends import TAIL
 from isoflop.fit.forecast import Forecast
 from isoflop.record import Run
-
-TAIL = 0.05
-"""Of the run: what came is the mean loss over this last part."""
 
 
 class Came(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from isoflop.ladder.fitting import Estimate, LadderFit
+    from isoflop.ladder.ladder_fit import Estimate, LadderFit
     from isoflop.ladder.leave_out import LeftOut
     from isoflop.ladder.worth import RungWorth
 

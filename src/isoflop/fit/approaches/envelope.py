@@ -22,6 +22,8 @@ from isoflop.fit.law import Convention
 BUDGETS = 1500
 """Hoffmann et al. 2022, section 3.1."""
 DRAWS = 400
+FEWEST = 3
+"""Sizes that must lead in turn: through two any line goes, and resampled runs repeat it."""
 Mask = NDArray[np.bool_]
 
 
@@ -76,8 +78,8 @@ def envelope(
         sets of runs have an envelope.
 
     Raises:
-        ValueError: a curve with values that aren't positive or FLOPs that don't increase, one size only, or an envelope
-            of fewer than two sizes.
+        ValueError: a curve with values that aren't positive or FLOPs that don't increase, one size only; or no opinion:
+            fewer than three sizes lead in turn, or the best size or its tokens fall as compute grows.
     """
     level, warnings = level_of(level), []
     N = column("N", [c.N for c in curves], "parameters", " (a row for each curve)")
@@ -95,11 +97,8 @@ def envelope(
     best, inside = _envelope(np.log(N), losses)
     edges = _edges(at, np.log(N), losses)
     sizes = len(np.unique(N[best[inside]]))
-    if sizes < 2:
-        raise ValueError(
-            f"expected an envelope of at least two sizes between the smallest and the largest, got {sizes} "
-            f"({'; '.join(edges)}): add sizes, or longer curves"
-        )
+    if sizes < FEWEST:
+        raise ValueError(_too_few(sizes, edges))
     warnings += edges
     line_N, line_D, kept = _lines(at, np.log(N), tokens, best, inside, margin)
     ends = int((inside & ~kept).sum())
@@ -109,8 +108,13 @@ def envelope(
             f"{ends} of {points} budgets are left out: their optimum lies within a factor {margin:g} of the smallest "
             "or the largest size"
         )
-    if sizes < 3:
-        warnings.append(f"the envelope is made of {sizes} sizes only: the exponents rest on steps between these")
+    if sizes < FEWEST:
+        raise ValueError(_too_few(sizes, warnings))
+    if not 0 < line_N[1] < 1:
+        raise ValueError(
+            f"expected a best size that grows with compute, and slower than it, got a = {line_N[1]:.2f} from {sizes} "
+            "sizes that lead in turn: add sizes, or longer curves"
+        )
     columns = np.arange(points)
     rng = np.random.default_rng(seed)
     draws = []
@@ -144,6 +148,13 @@ def envelope(
         warnings=tuple(warnings),
         n=len(N),
         convention=convention,
+    )
+
+
+def _too_few(sizes: int, left_out: list[str]) -> str:
+    return (
+        f"expected an envelope on which at least {FEWEST} sizes between the smallest and the largest lead in turn, got "
+        f"{sizes} ({'; '.join(left_out)}): add sizes, or longer curves"
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isoflop.fit.ends import final_loss, unfinished
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.where import parse_where
 from isoflop.record import Point, Run, read_runs
@@ -31,12 +32,13 @@ LOSS_NAME = "loss name"
 class Table:
     """Columns of numbers by what they are ("N", "D", "loss"), and which columns of the file these were.
 
-    `rows`: what to call each run in messages.
+    `rows`: what to call each run in messages. `left_out`: recorded runs that don't count, and why.
     """
 
     columns: Mapping[str, list[float]]
     taken: Mapping[str, str]
     rows: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def read_table(
@@ -75,20 +77,23 @@ def read_table(
         else:
             files.append(source)
     found = [item for file in files for item in _rows(file)]
-    found += _records(read_runs(*records), convention, loss) if records else []
+    rows, left_out = _records(read_runs(*records), convention, loss) if records else ([], ())
+    found += rows
     if not found:
-        raise BadData(f"expected runs, got none in {', '.join(map(str, sources))}")
-    return _table(found, wanted, named, where, convention)
+        kind = "finished runs" if left_out else "runs"
+        told = "".join(f"; {text}" for text in left_out)
+        raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}")
+    return replace(_table(found, wanted, named, where, convention), left_out=left_out)
 
 
 def table_of_runs(
     runs: Sequence[Run], wanted: Sequence[str], convention: str = "non_embedding", loss: str | None = None
 ) -> Table:
     """The same of runs that were read already. Raises as `read_table` does."""
-    found = _records(runs, convention, loss)
+    found, left_out = _records(runs, convention, loss)
     if not found:
-        raise BadData("expected runs with a loss, got none")
-    return _table(found, wanted, None, None, convention)
+        raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in left_out))
+    return replace(_table(found, wanted, None, None, convention), left_out=left_out)
 
 
 def _table(
@@ -171,29 +176,47 @@ def _cells(source: Path, reader: Any) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def _records(runs: Sequence[Run], convention: str, loss: str | None) -> list[tuple[str, dict[str, str]]]:
-    """Each run at the last point that has the loss; by default one that all runs have, an evaluation's if there is."""
-    runs = [run for run in runs if any(_known(point) for point in run.points)]
+def _records(
+    runs: Sequence[Run], convention: str, loss: str | None
+) -> tuple[list[tuple[str, dict[str, str]]], tuple[str, ...]]:
+    """Each finished run at its end, and why others are left out.
+
+    The loss is by default one that all runs have, an evaluation's if there is one.
+    """
+    reasons = [_useless(run) for run in runs]
+    left_out = tuple(f"{run.name or run.run_id}: {why}" for run, why in zip(runs, reasons, strict=True) if why)
+    runs = [run for run, why in zip(runs, reasons, strict=True) if not why]
     names = [list(dict.fromkeys(name for point in run.points for name in _known(point))) for run in runs]
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
     name = loss or next((name for name in common if name.startswith("eval/")), "train")
     found = []
-    for run in runs:
+    for run, losses in zip(runs, names, strict=True):
         last = next((point for point in reversed(run.points) if name in _known(point)), run.points[-1])
         row: dict[str, object] = {
             **{f"N_{key}": value for key, value in run.parameters.items()},
-            **{f"loss_{key}": value for point in run.points for key, value in _known(point).items()},
+            **{f"loss_{key}": final_loss(run.points, key) for key in losses},
             "N": run.parameters.get(convention),
             "D": last.data_tokens,
             "C": last.flops,
-            "loss": last.losses.get(name),
+            "loss": final_loss(run.points, name),
             LOSS_NAME: name,
         }
         cells = {
             key: value if isinstance(value, str) else repr(value) for key, value in row.items() if value is not None
         }
         found.append((f"run {run.name or run.run_id}", dict.fromkeys(row, "") | cells))
-    return found
+    return found, left_out
+
+
+def _useless(run: Run) -> str:
+    """Why a record can't be a row; "": it can."""
+    if why := unfinished(run, run.points[-1].step if run.points else 0):
+        return why
+    if not run.parameters:
+        return "its parameters are not known"
+    if not any(_known(point) and point.data_tokens for point in run.points):
+        return "it has no loss with its tokens"
+    return ""
 
 
 def _known(point: Point) -> dict[str, float]:

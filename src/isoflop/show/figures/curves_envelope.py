@@ -36,7 +36,7 @@ def envelope_of(runs: Iterable[tuple[float, Array, Array, Array]], level: float,
         if len(rises) >= SHORTEST:
             curves.append(Curve(N, *averaged(C[rises], loss[rises], tokens[rises])))
     if not curves:
-        raise ValueError("training curves of several sizes are needed")
+        raise ValueError(f"curves of several sizes, each with {SHORTEST} points of this loss, are needed")
     found = envelope(curves, level=level, convention=convention)
     if not found.intervals:  # steps between two or three sizes
         raise ValueError("; ".join(found.warnings[-2:]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.fit.ends import TAIL, unfinished
+from isoflop.fit.ends import at_end, unfinished
 from isoflop.show.figures.curve import RunCurve
 
 
@@ -50,8 +50,7 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     why = unfinished(curve.run, int(curve.step[-1]) if len(curve.step) else 0)
     if not len(fine):
         return RunEnd(curve.name, N, run_id=curve.run_id, left_out=why or f"it has no loss {loss!r} with its tokens")
-    step = curve.step[fine]
-    last = fine[step >= (1 - TAIL) * step[-1]] if loss == "train" else fine[-1:]
+    last = fine[at_end(curve.step[fine], loss)]
     if not why and N is None:
         why = f"its parameters ({convention.replace('_', ' ')}) are not known"
     if not why and known[-1] != fine[-1]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from isoflop.fit.forecast import FinishedRun, Forecast
@@ -48,6 +50,12 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     if not series:
         why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
         return NoFigure(KEY, TITLE, why if study.ends else "there are no runs")
+    if all(each.kind == "points" for each in series):
+        if study.loss == "train":
+            return NoFigure(KEY, TITLE, "no run has more than one point")
+        trained = learning_curves(replace(study, loss="train"))
+        once = f"The training loss: no run has more than one point of {said(study.loss)}."
+        return replace(trained, notes=(once, *trained.notes)) if isinstance(trained, Figure) else trained
     forecast = any(each.dashed for each in series)
     series += broken(study, lambda curve: curve.step)
     drawn = len(study.curves) - len(missing)

@@ -22,7 +22,7 @@ def layout_of(figure: Figure, theme: Theme, x: tuple[float, float], y: tuple[flo
         "paper_bgcolor": theme.background,
         "plot_bgcolor": theme.background,
         "font": {"family": FONT, "size": 13, "color": theme.text},
-        "margin": {"l": 70, "r": 20, "t": 60 if second else 20, "b": 60},
+        "margin": {"l": 70, "r": 20, "t": 60 if second else 36, "b": 60},
         "hovermode": "closest",
         "hoverlabel": {"align": "left", "namelength": -1},
         "legend": {

@@ -153,6 +153,24 @@ class Study:
         """Why an approach is not among them."""
         return self._approaches[1]
 
+    def fit_all(self) -> None:
+        """Fit now, in this thread, what would be fitted when it is first asked for."""
+        _ = self._fitted, self._approaches
+
+    def with_fit_of(self, earlier: Study, waiting: str) -> Study:
+        """These curves with an earlier study's fit and the ends that it rests on, while a new fit is made.
+
+        Args:
+            earlier: of runs that are all among these.
+            waiting: why an end that the fit does not rest on doesn't count.
+        """
+        rests = {end.run_id: end for end in earlier.counted}
+        ends = tuple(rests.get(end.run_id) or replace(end, left_out=end.left_out or waiting) for end in self.ends)
+        made = replace(self, ends=ends, loss=earlier.loss, convention=earlier.convention)
+        earlier.fit_all()
+        vars(made).update(_fitted=earlier._fitted, _approaches=earlier._approaches)
+        return made
+
     def compared(self, C: float | None = None) -> Comparison | None:
         """The approaches side by side, at ten times the largest run's compute by default."""
         if not self.approaches:

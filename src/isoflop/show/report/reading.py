@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 
 from isoflop.record import RecordError, Run, read_run
+from isoflop.record.place import is_url
 from isoflop.record.read import read_stream
-from isoflop.show.report.thinned import thinned
+from isoflop.show.thinned.whole import thinned
 
 LARGE = 1 << 20
 """Bytes of a record from which on it is thinned: some 2,000 points, more than a curve among many is drawn with."""
@@ -33,7 +34,7 @@ def read_record(path: str) -> Recorded:
     Raises:
         RecordError: as `isoflop.record.read_run`.
     """
-    if not os.path.isfile(path) or os.path.getsize(path) <= LARGE:
+    if is_url(path) or not os.path.isfile(path) or os.path.getsize(path) <= LARGE:
         return Recorded(read_run(path))
     try:
         with open(path, "rb", buffering=0) as stream:

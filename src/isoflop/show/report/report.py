@@ -9,7 +9,8 @@ from isoflop.fit.fitting.extrapolation_result import Extrapolation
 from isoflop.show.figures import Figure, NoFigure, Study, figures, study
 from isoflop.show.figures.study import LEVEL
 from isoflop.show.report.bibliography import used_by
-from isoflop.show.report.checklist import Item, checklist
+from isoflop.show.report.checklist import checklist
+from isoflop.show.report.checklist_item import Item
 from isoflop.show.report.headline import Headline, headline
 from isoflop.show.report.holdout import holdout
 from isoflop.show.report.runs import RunRow, run_rows

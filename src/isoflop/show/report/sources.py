@@ -9,6 +9,7 @@ from pathlib import Path
 
 from isoflop.fit.fitting.table import read_table
 from isoflop.record import RecordError
+from isoflop.record.place import Place, is_url
 from isoflop.record.read import record_files
 from isoflop.show.figures import RunEnd, ends_of_table
 from isoflop.show.report.reading import Recorded, read_record
@@ -31,11 +32,11 @@ class Sources:
     problems: tuple[str, ...] = ()
 
 
-def read_sources(paths: Sequence[Path], named: Mapping[str, str] | None = None, where: str | None = None) -> Sources:
+def read_sources(paths: Sequence[Place], named: Mapping[str, str] | None = None, where: str | None = None) -> Sources:
     """Read records, folders of records and CSV tables.
 
     Args:
-        paths: records (.jsonl), folders with some, everything else a table.
+        paths: records (.jsonl), folders with some, or URLs of these; every other file is a table.
         named: column of the tables by what it is ("N", "D", "loss", "C").
         where: rows of the tables to take (`fit.fitting.where`).
 
@@ -43,7 +44,7 @@ def read_sources(paths: Sequence[Path], named: Mapping[str, str] | None = None, 
         ValueError: a path that does not exist, or nothing that can be read in any.
     """
     for path in paths:
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             raise ValueError(
                 f"expected a record, a folder with records or a CSV file, got {path}, which does not exist"
             )
@@ -52,9 +53,9 @@ def read_sources(paths: Sequence[Path], named: Mapping[str, str] | None = None, 
     taken: dict[str, str] = {}
     problems: list[str] = []
     for path in paths:
-        if path.is_dir() or path.suffix == ".jsonl":
-            for file in record_files((path,)):
-                real = os.path.realpath(file)
+        if isinstance(path, str) or path.is_dir() or path.suffix == ".jsonl":
+            for file in record_files((path,), problems.append):
+                real = file if is_url(file) else os.path.realpath(file)
                 try:
                     if real not in records:
                         records[real] = read_record(file)

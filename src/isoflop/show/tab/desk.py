@@ -86,7 +86,7 @@ class Desk:
                 self._ask(choice)
             state = "fitting" if fitted is None else "fitted" if fitted.counted == now.counted else "older"
             if choice.drawn is None:
-                choice.drawn = without_fit(now) if fitted is None else with_fit_of(now, fitted)
+                choice.drawn = without_fit(now) if fitted is None else now.with_fit_of(fitted, WAITS)
             told = hashlib.sha256(repr((keys, versions, choice.fits, state)).encode()).hexdigest()[:16]
             return Drawn(choice.drawn, state, told)
 
@@ -108,7 +108,7 @@ class Desk:
                 continue
             started = time.monotonic()
             try:
-                fit(now)
+                now.fit_all()
             except Exception:  # of one choice; the other runs' figures go on
                 _logger.exception("isoflop: the Scaling tab could not fit the runs")
                 time.sleep(FAILED)
@@ -116,11 +116,6 @@ class Desk:
             with self._lock:
                 choice.fitted, choice.drawn, choice.fits = now, None, choice.fits + 1
                 choice.again = time.monotonic() + REST * (time.monotonic() - started)
-
-
-def fit(study: Study) -> None:
-    """Compute what is fitted to a study; it is kept in there."""
-    _ = study.fit, study.approaches
 
 
 def without_fit(now: Study) -> Study:
@@ -131,12 +126,3 @@ def without_fit(now: Study) -> Study:
 def goes_on(now: Study, fitted: Study) -> bool:
     """Whether a study is of the runs that an earlier fit rests on, and of others perhaps."""
     return {end.run_id for end in fitted.counted} <= {end.run_id for end in now.ends}
-
-
-def with_fit_of(now: Study, fitted: Study) -> Study:
-    """A study with an earlier one's fit, and the ends that it rests on; runs that ended since don't count yet."""
-    counted = {end.run_id: end for end in fitted.counted}
-    ends = tuple(counted.get(end.run_id) or replace(end, left_out=end.left_out or WAITS) for end in now.ends)
-    drawn = replace(now, ends=ends, loss=fitted.loss, convention=fitted.convention)
-    drawn.__dict__.update({name: fitted.__dict__[name] for name in ("_fitted", "_approaches")})
-    return drawn

@@ -10,6 +10,8 @@ from isoflop.record import Point
 
 from .store import Entry, Snapshot
 
+CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
+"""Of N, as the figures prefer them (`figures.study.CONVENTIONS`)."""
 MOST_TEXT = 300
 """Characters of a stranger's name or path."""
 
@@ -39,12 +41,14 @@ def _row(entry: Entry) -> dict[str, Any]:
     if run is None:
         return row
     last = run.points[-1] if run.points else None
+    size = next((name for name in CONVENTIONS if run.parameters.get(name)), None)
     planned = run.planned.get("steps")
     return row | {
         "name": (run.name or run.run_id)[:MOST_TEXT],
         "run_id": run.run_id[:MOST_TEXT],
         "status": run.status,
-        "N": run.parameters.get("non_embedding"),
+        "N": size and run.parameters[size],
+        "convention": size and size.replace("_", " "),
         "step": last and last.step,
         "planned": planned if isinstance(planned, int | float) and math.isfinite(planned) else None,
         "D": last and last.data_tokens,

@@ -74,7 +74,7 @@ def plan_for(runs: Sequence[Run], text: str) -> dict[str, Any]:
         "level": answer.level,
         "n_convention": answer.convention,
         "method": answer.method,
-        "notes": list(answer.notes),
+        "notes": [*(f"left out: {text}" for text in (table.left_out if table else ())), *answer.notes],
         "alternatives": [
             {"name": row.name, "N": row.N, "D": row.D, "L": row.L, "n_convention": row.convention}
             for row in answer.alternatives

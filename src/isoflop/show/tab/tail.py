@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from isoflop.record import Point, RecordError, Run
 from isoflop.record.read import read_stream
+from isoflop.show.thinned.growing import SMALL, Digest, glimpse
 
-from .digest import SMALL, Digest, glimpse
 from .folder import Stamp, open_inside, stamp_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Reading:
     """What is known of one record.
 
     Attributes:
-        run: with the last point of each loss alone; None: it can't be read as a record.
+        run: with the points that its end is told by; None: it can't be read as a record.
         curve: its points, thinned, as columns.
         problem: why there is no run, or what was left out.
         whole: whether all of the file was looked at.
@@ -103,9 +103,13 @@ def _reading(record: bytes, path: str, problem: str | None = None, *, whole: boo
 
 
 def _ends(run: Run) -> tuple[Point, ...]:
-    """The last point of each loss, and the last of all: what an end is told by."""
+    """Points of the last 5% of steps, the last one of each loss, and the last of all: what an end is told by."""
+    from isoflop.fit.ends import at_end  # NumPy
+
     last = {name: point for point in run.points for name, value in point.losses.items() if value is not None}
-    kept = {id(point) for point in (*last.values(), *run.points[-1:])}
+    steps = [point.step for point in run.points]
+    late = [point for point, end in zip(run.points, at_end(steps, "train"), strict=True) if end]
+    kept = {id(point) for point in (*late, *last.values(), *run.points[-1:])}
     return tuple(point for point in run.points if id(point) in kept)
 
 

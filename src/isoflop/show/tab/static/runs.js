@@ -182,7 +182,7 @@ function tip(run) {
   const lines = [
     run.path,
     `${STATUS[run.status]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
-    `N ${short(run.N)} non-embedding · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
+    `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
     ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats`),
     run.whole ? '' : 'read in part so far',
     run.problems ? counted(run.problems, 'line or value was', 'lines or values were') + ' skipped in reading' : '',

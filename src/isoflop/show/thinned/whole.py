@@ -1,4 +1,4 @@
-"""A large record made small while it is read: all its events, and of its points evenly many each time they double.
+"""A large record made small in one reading: all its events, and of its points evenly many each time they double.
 
 What is left is a record itself, for the one reader of records. Lines are found by NumPy, a block of the file at a time,
 and only what is kept becomes Python objects: 10⁵ lines take 50 ms or so, where parsing all of them takes seconds.
@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.record.lines import MAX_LINE_BYTES
+from isoflop.show.thinned import LAST
 
 PER_DOUBLING = 64
 """Points kept each time a run doubles: 210 a decade of a logarithmic axis; a hundred curves are drawn with fewer."""
-LAST = 256
-"""Points at the end that are all kept: a final loss is a mean over the last ones."""
 BLOCK = 1 << 21
 """Bytes looked at at once: they stay in a processor's cache."""
 KIND = len(b'{"event":"')

@@ -1,4 +1,4 @@
-"""A record made small while it is read: all its events, and of its points evenly many each time they double.
+"""A growing record made small while it is read: all its events, and of its points evenly many each time they double.
 
 What is kept is a record itself, for the one reader of records (`isoflop.record.read`). Of 100,000 lines 2,900 are
 parsed, where parsing all would take seconds.
@@ -12,11 +12,10 @@ from itertools import chain
 from typing import BinaryIO
 
 from isoflop.record.lines import MAX_LINE_BYTES
+from isoflop.show.thinned import LAST
 
 PER_DOUBLING = 256
 """Points kept each time the run doubles: 850 a decade of a logarithmic axis, about as many as it has pixels."""
-LAST = 256
-"""Points at the end that are all kept: the final loss is a mean over the last ones."""
 GLIMPSED = 6
 """The same for a first look at a large file."""
 PLACES = 64

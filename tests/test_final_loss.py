@@ -1,0 +1,95 @@
+"""What a run ended with: one rule, whoever asks; runs that have not ended are left out and named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isoflop.advise.own_runs import learn_from
+from isoflop.cli import app
+from isoflop.fit.ends import final_loss
+from isoflop.fit.fitting.data import BadData
+from isoflop.fit.fitting.table import table_of_runs
+from isoflop.ladder.finished import read_finished
+from isoflop.record import Run, read_run
+from isoflop.record.importing import write_run
+from isoflop.show.figures import study
+from isoflop.show.report.reading import read_record
+from isoflop.show.tab.tail import Tail
+from study_runs import planted_run
+
+
+def recorded(folder: Path, run: Run) -> Path:
+    ended = {"step": run.points[-1].step, "status": run.status}
+    path, _ = write_run(folder, replace(run, extra={"imported": {}}, end=ended))
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A noisy run whose evaluations are noisy too: a mean over them would differ from the last."""
+    run = planted_run("a", 1e8, 2e9, points=400, noise=0.02)
+    rng = np.random.default_rng(1)
+    points = [
+        replace(point, losses={**point.losses, "eval/val": 3.0 + 0.1 * float(rng.standard_normal())})
+        for point in run.points
+    ]
+    return recorded(tmp_path_factory.mktemp("runs"), replace(run, points=tuple(points)))
+
+
+@pytest.mark.parametrize("loss", ["train", "eval/val"])
+def test_everybody_has_the_same_final_loss(path: Path, loss: str):
+    run = read_run(path)
+    last = run.points[-1]
+    late = [point.losses["train"] for point in run.points if point.step >= 0.95 * last.step]
+    assert 4 < len(late) < len(run.points) / 5
+    truth = np.mean(late) if loss == "train" else last.losses[loss]
+    in_the_tab = Tail(str(path.parent), path.name).read()
+    (end,) = study([read_record(str(path)).run], loss=loss, convention="non_embedding").ends
+    (tab_end,) = study([in_the_tab.curve], loss=loss, convention="non_embedding").ends
+    found = {
+        "final_loss": final_loss(run.points, loss),
+        "isoflop fit, plan": table_of_runs([run], ("N", "D", "loss"), loss=loss).columns["loss"][0],
+        "the tab's planner": table_of_runs([in_the_tab.run], ("N", "D", "loss"), loss=loss).columns["loss"][0],
+        "report": end.loss,
+        "tab": tab_end.loss,
+        "history=": learn_from([run], loss=loss).points[0].loss,
+        "ladder": read_finished([path], loss=loss).runs[0].loss,
+    }
+    assert found == pytest.approx(dict.fromkeys(found, truth), rel=1e-12)
+
+
+def test_runs_that_do_not_count_are_left_out_and_named(tmp_path: Path):
+    """As the report leaves them out: a law is of finished runs."""
+    good = [planted_run(f"good {i}", N, 20 * N) for i, N in enumerate((1e8, 2e8, 4e8))]
+    bad = [
+        replace(planted_run("live", 1e8, 2e9), status="running"),
+        replace(planted_run("cut", 1e8, 2e9), planned={"steps": 10**6}),
+        replace(planted_run("no size", 1e8, 2e9), parameters={}),
+        replace(planted_run("empty", 1e8, 2e9), points=()),
+    ]
+    table = table_of_runs([*bad, *good], ("N", "D", "loss"))
+    assert [row.removeprefix("run ") for row in table.rows] == ["good 0", "good 1", "good 2"]
+    assert table.left_out == (
+        "live: it is not finished",
+        f"cut: it ended at step {bad[1].points[-1].step:,} of 1,000,000 planned",
+        "no size: its parameters are not known",
+        "empty: it has no loss with its tokens",
+    )
+    with pytest.raises(BadData, match="expected finished runs with a loss, got none; live: it is not finished"):
+        table_of_runs(bad[:1], ("N", "D", "loss"))
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+def test_the_shell_names_them(command: str, tmp_path: Path):
+    for i, N in enumerate((1e8, 1.5e8, 2e8, 3e8, 4e8, 8e8)):
+        recorded(tmp_path, planted_run(f"run {i}", N, (10 + 5 * i) * N, seed=i))
+    recorded(tmp_path, replace(planted_run("sizeless", 1e8, 2e9), parameters={}))
+    args = ["fit", str(tmp_path), "--draws", "20"] if command == "fit" else ["plan", "--flops", "1e20"]
+    done = CliRunner().invoke(app, args if command == "fit" else [*args, "--runs", str(tmp_path)])
+    assert done.exit_code == 0, done.stderr
+    assert f"isoflop {command}: left out: sizeless: its parameters are not known" in done.stderr
