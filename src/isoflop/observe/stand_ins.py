@@ -1,4 +1,4 @@
-"""During a replay, kernels that need a GPU are taken over by the same mathematics written out in torch's operators.
+"""During a replay, what can't run on the meta device is taken over: kernels by the same mathematics in torch's operators.
 
 Only functions are replaced, for the length of a `with` block, and only where the library that holds them is loaded.
 """
@@ -22,6 +22,7 @@ from torch import nn
 def stand_ins(model: nn.Module) -> Iterator[None]:
     """Around a replay of `model`, a twin."""
     with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None:
             # it refuses the meta device, and compiles itself
@@ -39,6 +40,17 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
                 if references:
                     stack.enter_context(patch.multiple(home, **references))
         yield
+
+
+_AUTOCAST = torch.autocast.__init__
+
+
+def _autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+    """`torch.autocast(x.device.type, …)`, as rotary embeddings begin: torch has none for meta, and FLOPs no dtype."""
+    if device_type == "meta":
+        _AUTOCAST(self, "cpu", enabled=False)
+    else:
+        _AUTOCAST(self, device_type, *args, **kwargs)
 
 
 def _attention_in_full(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
