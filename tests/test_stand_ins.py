@@ -36,13 +36,15 @@ class Rotary(nn.Module):
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = self.first(x.float())
         with torch.amp.autocast(x.device.type, dtype=torch.bfloat16):
-            return self.second(x)
+            x = self.second(x)
+        assert torch.is_autocast_enabled(x.device.type) is False
+        return x
 
 
 def test_autocast_on_the_inputs_device():
-    before = torch.autocast.__init__
+    before = torch.autocast.__init__, torch.is_autocast_enabled
     assert flops(Rotary(), torch.randn(4, 8)) == FlopCount(5 * 2 * 4 * 8 * 8, 5 * 2 * 4 * 8 * 8, 0)
-    assert torch.autocast.__init__ is before
+    assert (torch.autocast.__init__, torch.is_autocast_enabled) == before
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the trainer's own stays on
         flops(Rotary(), torch.randn(4, 8))
         assert torch.is_autocast_enabled("cpu")

@@ -23,6 +23,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
     """Around a replay of `model`, a twin."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
+        stack.enter_context(patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None:
             # it refuses the meta device, and compiles itself
@@ -42,7 +43,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
         yield
 
 
-_AUTOCAST = torch.autocast.__init__
+_AUTOCAST, _IS_AUTOCAST_ENABLED = torch.autocast.__init__, torch.is_autocast_enabled
 
 
 def _autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
@@ -51,6 +52,10 @@ def _autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any)
         _AUTOCAST(self, "cpu", enabled=False)
     else:
         _AUTOCAST(self, device_type, *args, **kwargs)
+
+
+def _is_autocast_enabled(*device_type: str) -> bool:
+    return device_type != ("meta",) and _IS_AUTOCAST_ENABLED(*device_type)
 
 
 def _attention_in_full(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
