@@ -41,7 +41,9 @@ def gpt2_small() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):
-        return GPT2LMHeadModel(GPT2Config())
+        model = GPT2LMHeadModel(GPT2Config())
+    model.tie_weights()  # transformers 5.0 leaves them untied on the meta device
+    return model
 
 
 @pytest.fixture(scope="module")
