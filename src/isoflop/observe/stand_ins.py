@@ -1,4 +1,4 @@
-"""During a replay, what can't run on the meta device is taken over: kernels by the same mathematics in torch's operators.
+"""During a replay, what can't run on the meta device is taken over: kernels by the same mathematics written out.
 
 Only functions are replaced, for the length of a `with` block, and only where the library that holds them is loaded.
 """
