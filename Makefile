@@ -11,7 +11,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXAMPLES = $(filter-out examples/demo.py examples/_%,$(sort $(wildcard examples/*.py)))
-BENCHMARKS = $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
+# These take an hour, or write gigabytes for a while: to be run by name.
+LONG = benchmarks/ladder_end_to_end.py benchmarks/ladder_scale.py benchmarks/report.py benchmarks/tab.py
+BENCHMARKS = $(filter-out benchmarks/_% $(LONG),$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := test
 .PHONY: demo test slow lint format examples bench matrix torture clean

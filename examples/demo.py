@@ -121,8 +121,9 @@ def main() -> None:
 
     print_summary(isoflop.read_runs(f"runs/{folder}"))
     print(f"""
-See the curves:  tensorboard --logdir runs/{folder}
-Open the chart isoflop/loss_vs_log10FLOPs_x1000: its x-axis is 1000 · log10(FLOPs), so 12,000 reads 10^12 FLOPs.""")
+See the runs:   tensorboard --logdir runs/{folder}    the tab Scaling: figures, fit, advice, a planner
+A report:       isoflop report runs/{folder} -o report.html
+Among the scalars isoflop/loss_vs_log10FLOPs_x1000 has 1000 · log10(FLOPs) on its x-axis: 12,000 reads 10^12 FLOPs.""")
 
 
 if __name__ == "__main__":

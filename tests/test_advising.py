@@ -467,3 +467,14 @@ def test_there_is_no_frontier_loss_where_the_runs_do_not_tell(tmp_path: Path) ->
     for history in (few, line, far, None):
         monitor = train(tmp_path / f"new{history and history.name}", history=history, last=200)
         assert not {"isoflop/frontier_loss", "isoflop/excess_loss"} & set(monitor.scalars)
+
+
+def test_a_model_of_embeddings_alone_has_no_size_to_judge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    embedding = torch.nn.Embedding(5, 5)
+    monitor = isoflop.Monitor(embedding, total_steps=40, record_dir=tmp_path, log_every=10)
+    for step in range(1, 41):
+        embedding(torch.zeros(2, 4, dtype=torch.long)).sum().backward()
+        monitor.step(planted(step), tokens=500)
+    monitor.close()
+    assert not monitor.guard.aside
+    assert "steps aside" not in caplog.text

@@ -37,3 +37,8 @@ def test_a_case_that_fails_says_which_it_is(tmp_path: Path) -> None:
         run_cases(fails, 100, tmp_path)
     with pytest.raises(Lost, match=f"case {first.value.number}:"):
         run_case(fails, first.value.number, tmp_path)
+
+
+def test_a_case_that_was_lost_once_is_not_lost_again(tmp_path: Path) -> None:
+    # the priors of a model of 1,000 parameters hold exponents of thousands for possible
+    run_case(TARGETS["a Monitor's losses, tokens, steps, clocks"], 296, tmp_path)

@@ -331,7 +331,7 @@ def test_peak_flops_gives_mfu(train: Train, tmp_path: Path, caplog: pytest.LogCa
         ({"flops_per_token": math.nan}, ValueError, "flops_per_token= expects a positive number, got nan"),
         ({"num_params": "7B"}, ValueError, "num_params= expects a whole number of at least 1, got '7B'"),
         ({"tokens_fn": 3}, ValueError, "tokens_fn= expects a function of a batch, got 3"),
-        ({"record_dir": 3}, ValueError, "record_dir= expects a path, got 3"),
+        ({"record_dir": 3}, ValueError, "record_dir= expects a path or a URL, got 3"),
     ],
 )
 def test_options_that_cannot_be(made: Any, options: dict[str, Any], kind: type[Exception], said: str) -> None:

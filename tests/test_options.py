@@ -39,7 +39,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("num_params", 1e9, "num_params= expects a whole number of at least 1, got 1000000000.0"),
         ("data_parallel", 0, "data_parallel= expects a whole number of at least 1, got 0"),
         ("tokens_fn", 4096, "tokens_fn= expects a function of a batch, got 4096"),
-        ("record_dir", 3, "record_dir= expects a path, got 3"),
+        ("record_dir", 3, "record_dir= expects a path or a URL, got 3"),
         ("fit_on", "eval", "fit_on= expects 'train', 'eval/<name>' or 'off', got 'eval'"),
         ("fit_on", "eval/", "fit_on= expects 'train', 'eval/<name>' or 'off', got 'eval/'"),
         ("fit_on", 3, "fit_on= expects 'train', 'eval/<name>' or 'off', got 3"),

@@ -32,8 +32,9 @@ def situation(
     flops = totals.flops_known
     return Situation(
         step=step,
-        N=None if parameters is None else parameters.non_embedding_with_head,
-        N_non_embedding=None if parameters is None else parameters.non_embedding,
+        # a model of embeddings alone has no place in laws of N
+        N=None if parameters is None else parameters.non_embedding_with_head or None,
+        N_non_embedding=None if parameters is None else parameters.non_embedding or None,
         tokens=None if tokens is None else float(tokens),
         tokens_per_step=tokens / step if tokens and step else None,
         flops_per_token=flops / processed if flops and processed else None,

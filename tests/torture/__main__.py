@@ -127,6 +127,9 @@ def main(names: list[str]) -> int:
     if names[:1] == ["--into"]:
         run_parts(names[2:], Path(names[1]))
         return 0
+    if unknown := set(names) - set(PARTS):
+        print(f"expected parts out of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
     halves = [[name for name in half if not names or name in names] for half in HALVES]
     with tempfile.TemporaryDirectory(prefix="isoflop-torture-") as folder:
         results = [Path(folder) / f"{i}.json" for i in range(len(halves))]

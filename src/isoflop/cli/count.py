@@ -67,8 +67,8 @@ def count(
     # what a user's code prints is no part of the output
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
-        from isoflop.cli.find import CannotOpen
         from isoflop.cli.models import open_model
+        from isoflop.named import CannotOpen
         from isoflop.observe.calls import Uncountable
 
         try:

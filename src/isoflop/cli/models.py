@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isoflop.cli.find import CannotOpen, find, library, said
+from isoflop.named import CannotOpen, find, library, said
 from isoflop.observe.parameters import unwrap
 
 

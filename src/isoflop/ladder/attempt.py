@@ -121,7 +121,7 @@ def _train(job: Job, folders: Folders) -> None:
 @cache
 def _found(train: str) -> Callable[[dict[str, Any]], Any]:
     """The user's function; a process that trains several runs imports its module once."""
-    from isoflop.cli.find import find
+    from isoflop.named import find
 
     function: Callable[[dict[str, Any]], Any] = find(train)
     return function

@@ -81,7 +81,7 @@ def run_ladder(
     Raises:
         ValueError: an unknown engine, an unknown run, or `train` can't be found.
     """
-    from isoflop.cli.find import find
+    from isoflop.named import find
 
     check_place(out)
     runs = _chosen(plan, only)

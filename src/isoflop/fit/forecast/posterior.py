@@ -24,6 +24,8 @@ TAIL = 4.0
 """Degrees of freedom of the priors of A and C."""
 FLOOR = 5e-4
 """The least noise, as a fraction of the loss: a curve is never known better."""
+STEEPEST = 300.0
+"""ln of the most that a curve may have fallen by: numbers stay finite, squares of it too."""
 
 
 class Normal(NamedTuple):
@@ -133,7 +135,9 @@ def solve(
 
     def curves(places: Array) -> tuple[Array, Array, Array]:
         alphas = np.exp(alpha.mean + alpha.sd * places)
-        return alphas, (x[None] / x[-1]) ** -alphas[:, None], -0.5 * places[:, None] ** 2 + belief
+        # (x / last)^−α; far outside of their runs the priors hold exponents of thousands for possible
+        decay = np.exp(np.minimum(-alphas[:, None] * np.log(x[None] / x[-1]), STEEPEST))
+        return alphas, decay, -0.5 * places[:, None] ** 2 + belief
 
     alphas, decay, before = curves(PLACES)
     huber, sd = np.ones(len(steps)), 20 * floor

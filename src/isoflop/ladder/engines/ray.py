@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from isoflop.ladder.attempt import Job, attempt
 from isoflop.ladder.engines import Resources
+from isoflop.ladder.state import state_of
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run has its record
@@ -36,6 +38,31 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
     except ImportError:
         raise ValueError('--engine ray needs Ray: pip install "isoflop[ray]", or take --engine local') from None
 
+    kept = resources.folder / ".ray"  # Tune's own account of its trials; an earlier one is of a driver that was killed
+    shutil.rmtree(kept, ignore_errors=True)
+    with _environment(_SETTINGS), _cluster(ray, resources), _silent(logging.getLogger("ray.tune")):
+        left = list(jobs)
+        for _ in range(1 + resources.retries):
+            _trials(ray, tune, left, resources, kept, ended)
+            # a worker that is killed between two runs takes the next one's trial with it, whatever `max_failures` says
+            left = [job for job in left if _is_left(job)]
+            if not left:
+                break
+    for job in left:
+        ended(job.name)
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _is_left(job: Job) -> bool:
+    """Whether a run is neither finished nor has raised an error."""
+    return state_of(job.planned, job.folders).stage in ("waiting", "stopped")
+
+
+def _trials(
+    ray: Any, tune: Any, jobs: Sequence[Job], resources: Resources, kept: Path, ended: Callable[[str], None]
+) -> None:
+    """A trial for each job, until none is left that Tune tries again."""
+
     class Tell(tune.Callback):
         def __reduce__(self) -> tuple[Any, ...]:
             return tune.Callback, ()  # Tune keeps its callbacks on disk; nobody restores this one
@@ -44,35 +71,33 @@ def run(jobs: Sequence[Job], resources: Resources, ended: Callable[[str], None])
             ended(jobs[trial.config["number"]].name)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            ended(jobs[trial.config["number"]].name)
+            job = jobs[trial.config["number"]]
+            if not _is_left(job):
+                ended(job.name)
 
-    kept = resources.folder / ".ray"  # Tune's own account of its trials; an earlier one is of a driver that was killed
-    shutil.rmtree(kept, ignore_errors=True)
-    with _environment(_SETTINGS), _cluster(ray, resources), _silent(logging.getLogger("ray.tune")):
-        held = ray.put([asdict(job) for job in jobs])
+    held = ray.put([asdict(job) for job in jobs])
 
-        def trial(config: dict[str, Any]) -> None:
-            attempt(Job(**ray.get(held)[config["number"]]))
+    def trial(config: dict[str, Any]) -> None:
+        attempt(Job(**ray.get(held)[config["number"]]))
 
-        each = {"cpu": resources.cpus_per_run, "gpu": resources.gpus_per_run}
-        tuner = tune.Tuner(
-            tune.with_resources(trial, each),
-            param_space={"number": tune.grid_search(list(range(len(jobs))))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=resources.workers,
-                reuse_actors=True,  # a new process for each of many short runs would cost more than the runs
-            ),
-            run_config=tune.RunConfig(
-                name="ladder",
-                storage_path=str(kept),
-                failure_config=tune.FailureConfig(max_failures=resources.retries),
-                callbacks=[Tell()],
-                verbose=0,
-            ),
-        )
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints whatever `verbose` says
-            tuner.fit()
-    shutil.rmtree(kept, ignore_errors=True)
+    each = {"cpu": resources.cpus_per_run, "gpu": resources.gpus_per_run}
+    tuner = tune.Tuner(
+        tune.with_resources(trial, each),
+        param_space={"number": tune.grid_search(list(range(len(jobs))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=resources.workers,
+            reuse_actors=True,  # a new process for each of many short runs would cost more than the runs
+        ),
+        run_config=tune.RunConfig(
+            name="ladder",
+            storage_path=str(kept),
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
+            callbacks=[Tell()],
+            verbose=0,
+        ),
+    )
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # Tune prints whatever `verbose` says
+        tuner.fit()
 
 
 @contextmanager
