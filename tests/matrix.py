@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TRAINERS = ("lightning", "transformers", "plain_loop", "totals")
 ENDS = ("parallel", "measure", "parameters")
-"""Beside them, at both ends of the range."""
+"""Beside them, at both ends of the range and where transformers' models changed."""
 SHOWN = ("torch", "lightning", "pytorch-lightning", "transformers", "accelerate")
 
 
@@ -44,9 +44,9 @@ OLDEST_LIGHTNING = ("lightning==2.1.0", "pytorch_lightning==2.1.0", OLD_SETUPTOO
 OLDEST_TRANSFORMERS = ("transformers==4.48.0", "accelerate==1.0.0")
 COMBINATIONS = {
     "newest": Combination((CPU,), tests=TRAINERS + ENDS, as_written=True),
-    "transformers 4, newest": Combination((CPU, "transformers<5")),
+    "transformers 4, newest": Combination((CPU, "transformers<5"), tests=TRAINERS + ENDS),
     "transformers 4, oldest": Combination((CPU, *OLDEST_TRANSFORMERS)),
-    "transformers 5, oldest": Combination((CPU, "transformers==5.0.0")),
+    "transformers 5, oldest": Combination((CPU, "transformers==5.0.0"), tests=TRAINERS + ENDS),
     "lightning, oldest": Combination((CPU, *OLDEST_LIGHTNING)),
     "lightning 2.4": Combination((CPU, "lightning==2.4.0", "pytorch_lightning==2.4.0")),
     "all oldest, Python 3.10": Combination(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -140,3 +141,10 @@ def llama_forward_flops(
     """2mnk by hand: Q and O d², K and V half of that (2 of 4 heads), a gated feed-forward 3·d·ffw a layer."""
     weights = layers * (2 * d * d + 2 * d * (d // 2) + 3 * d * ffw) + vocabulary * d
     return 2 * batch * length * weights + layers * 4 * batch * length**2 * d
+
+
+def rotary_forward_flops(length: int, head: int = 8) -> int:
+    """Of Llama's angles, position · frequency: a matrix product in transformers 4 and 5.0, later elementwise."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    return 2 * length * (head // 2) if " @ " in inspect.getsource(LlamaRotaryEmbedding.forward) else 0

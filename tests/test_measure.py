@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
@@ -18,7 +19,7 @@ from torch import nn
 from isoflop.observe.calls import Call, Uncountable, shapes
 from isoflop.observe.counter import FlopCount
 from isoflop.observe.measure import measure
-from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
+from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops, rotary_forward_flops, tokens
 
 
 def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
@@ -39,13 +40,18 @@ def reason(model: nn.Module, *args: Any, **kwargs: Any) -> str:
 def test_hugging_face_models_in_every_way_they_are_called(build: Any, by_hand: Any, attention: str):
     model = build(attention)
     ids = tokens(2, 16, 96)
-    expected = FlopCount(3 * by_hand(2, 16), 3 * by_hand(2, 16), 3 * 2 * 4 * 2 * 16**2 * 32)
+    angles = rotary_forward_flops(16) if build is llama else 0
+    step = 3 * by_hand(2, 16) + angles
+    expected = FlopCount(step, step, 3 * 2 * 4 * 2 * 16**2 * 32)
     mask = torch.ones_like(ids)
     mask[0, 12:] = 0
+    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    # GPT-2 takes the loss's arguments since transformers 4.49
+    loss = {"num_items_in_batch": torch.tensor(32)} if inspect.Parameter.VAR_KEYWORD in kinds else {}
     for arguments in (
         {},
         {"labels": ids},
-        {"labels": ids, "num_items_in_batch": torch.tensor(32)},
+        {"labels": ids, **loss},
         {"labels": ids, "use_cache": False},
         {"labels": ids, "attention_mask": mask},
         {"labels": ids, "attention_mask": mask, "use_cache": False},

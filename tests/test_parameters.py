@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isoflop.observe.calls import Call, shapes
+from isoflop.observe.calls import Call, Uncountable, shapes
 from isoflop.observe.measure import measure
 from isoflop.observe.parameters import Parameters, count_parameters, full_shape, given_parameters, numel, unwrap
 from isoflop.observe.step import StepObserver
@@ -41,7 +41,9 @@ def gpt2_small() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):
-        return GPT2LMHeadModel(GPT2Config())
+        model = GPT2LMHeadModel(GPT2Config())
+    model.tie_weights()  # transformers 5.0 leaves them untied on the meta device
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +207,7 @@ def test_num_params_given_stands_for_every_convention():
 @pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
 def test_mixtral_active_parameters(implementation: str):
     from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers.models.mixtral import modeling_mixtral
 
     d, ffw, vocabulary, layers, experts, active = 32, 64, 96, 2, 4, 2
     config = MixtralConfig(
@@ -224,8 +227,12 @@ def test_mixtral_active_parameters(implementation: str):
     idle = layers * (experts - active) * expert
     total = body + 2 * vocabulary * d
     expected = Parameters(total, total, body, body + vocabulary * d, total - idle, "by use in a traced forward pass")
-    assert by_use(model, input_ids=tokens(2, 8)) == expected
     assert by_type(model).by_convention() == expected.by_convention()
+    if hasattr(modeling_mixtral, "MixtralExperts"):
+        assert by_use(model, input_ids=tokens(2, 8)) == expected
+    else:  # transformers 4 takes each expert's tokens by the router's values: there is no replay, and by type it is
+        with pytest.raises(Uncountable, match="values"):
+            by_use(model, input_ids=tokens(2, 8))
 
 
 # -- what cannot be counted --------------------------------------------------------------------------------------------

@@ -22,6 +22,34 @@ def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     return measure(model, [Call(model, shapes(args), shapes(kwargs))]).flops
 
 
+# -- autocast ----------------------------------------------------------------------------------------------------------
+
+
+class Rotary(nn.Module):
+    """A product in float32 whatever the trainer's autocast says, and one in bfloat16, both on the input's device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x = self.first(x.float())
+        with torch.amp.autocast(x.device.type, dtype=torch.bfloat16):
+            x = self.second(x)
+        assert torch.is_autocast_enabled(x.device.type) is False
+        return x
+
+
+def test_autocast_on_the_inputs_device():
+    before = torch.autocast.__init__, torch.is_autocast_enabled
+    assert flops(Rotary(), torch.randn(4, 8)) == FlopCount(5 * 2 * 4 * 8 * 8, 5 * 2 * 4 * 8 * 8, 0)
+    assert (torch.autocast.__init__, torch.is_autocast_enabled) == before
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the trainer's own stays on
+        flops(Rotary(), torch.randn(4, 8))
+        assert torch.is_autocast_enabled("cpu")
+
+
 # -- flex_attention ----------------------------------------------------------------------------------------------------
 
 

@@ -92,7 +92,10 @@ def _from_config(source: Path | str, trust: bool) -> Opened:
     make, named = _model_of(transformers, config, trust)
 
     def build() -> nn.Module:
-        return make(config)
+        model: Any = make(config)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()  # transformers 5.0 leaves them untied on the meta device
+        return model
 
     model = _on_meta(build)
     names = ", ".join(config.architectures or ())

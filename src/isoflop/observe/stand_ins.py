@@ -1,4 +1,4 @@
-"""During a replay, kernels that need a GPU are taken over by the same mathematics written out in torch's operators.
+"""During a replay, what can't run on the meta device is taken over: kernels by the same mathematics written out.
 
 Only functions are replaced, for the length of a `with` block, and only where the library that holds them is loaded.
 """
@@ -22,6 +22,8 @@ from torch import nn
 def stand_ins(model: nn.Module) -> Iterator[None]:
     """Around a replay of `model`, a twin."""
     with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
+        stack.enter_context(patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None:
             # it refuses the meta device, and compiles itself
@@ -39,6 +41,21 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
                 if references:
                     stack.enter_context(patch.multiple(home, **references))
         yield
+
+
+_AUTOCAST, _IS_AUTOCAST_ENABLED = torch.autocast.__init__, torch.is_autocast_enabled
+
+
+def _autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+    """`torch.autocast(x.device.type, …)`, as rotary embeddings begin: torch has none for meta, and FLOPs no dtype."""
+    if device_type == "meta":
+        _AUTOCAST(self, "cpu", enabled=False)
+    else:
+        _AUTOCAST(self, device_type, *args, **kwargs)
+
+
+def _is_autocast_enabled(*device_type: str) -> bool:
+    return device_type != ("meta",) and _IS_AUTOCAST_ENABLED(*device_type)
 
 
 def _attention_in_full(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
