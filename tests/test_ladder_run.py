@@ -290,6 +290,7 @@ def test_the_command(tmp_path: Path) -> None:
             "expected a run of the plan (a), got 'c'",
         ),
         (("--train", "ladder_trainers:finishes", "--out", "nonsense://x"), "Expected a URL that fsspec can open"),
+        (("--train", "ladder_trainers:finishes", "--out", "memory://x"), "a place that other processes see"),
         (("--train", "ladder_trainers:finishes", "--engine", "slurm"), "take --engine local or ray"),
     ],
 )

@@ -84,6 +84,8 @@ def run_ladder(
     from isoflop.named import find
 
     check_place(out)
+    if str(out).startswith("memory://"):
+        raise ValueError(f"--out: expected a place that other processes see, got {out}, which ends with this one")
     runs = _chosen(plan, only)
     carry = engine_of(engine)
     if not callable(find(train)):
