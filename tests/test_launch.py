@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no")
-"""Without a GPU `--multi_gpu` means several processes on CPUs; `--cpu` alone starts one."""
+"""`--multi_gpu` starts several processes; `--cpu` would start one, so the environment says that there are only CPUs."""
 
 
 def launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +27,7 @@ def launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         "ISOFLOP_EXAMPLE_QUICK": "1",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
     }
     return subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=180
