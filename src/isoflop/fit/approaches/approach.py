@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from isoflop.fit.approaches.checks import Array, budget
 from isoflop.fit.law import Convention
@@ -100,7 +100,7 @@ class Approach:
 
 def quantile(level: float, dof: float = np.inf) -> float:
     """Standard errors to either side that hold `level` of Student's t."""
-    return float(stats.norm.ppf(0.5 + level / 2) if np.isinf(dof) else stats.t.ppf(0.5 + level / 2, dof))
+    return float(ndtri(0.5 + level / 2) if np.isinf(dof) else stdtrit(dof, 0.5 + level / 2))
 
 
 def around(value: float, reach: float) -> Interval:

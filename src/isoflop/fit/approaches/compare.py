@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr
 
 from isoflop.fit.approaches.approach import Approach, Interval, from_draws
 from isoflop.fit.approaches.checks import Array, budget
@@ -182,4 +182,4 @@ def _pair(x: Approach, y: Approach) -> Pair:
     error = float(np.hypot(x.standard_errors["a"], y.standard_errors["a"]))
     gap = x.a - y.a
     z = gap / error if error > 0 else float(np.sign(gap)) * np.inf if gap else 0.0
-    return Pair(x.name, y.name, float(z), float(2 * stats.norm.sf(abs(z))), max(l1, l2) <= min(h1, h2))
+    return Pair(x.name, y.name, float(z), float(2 * ndtr(-abs(z))), max(l1, l2) <= min(h1, h2))

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import least_squares, minimize
-from scipy.stats import qmc
 
 from isoflop.fit.fitting.newton import Array, minimise
 from isoflop.fit.fitting.numeric import Numeric, Values
@@ -68,6 +67,8 @@ def optima(
         axes = [np.linspace(a, b, 40) for a, b in zip(low, high, strict=True)]
         points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(law.free))
     else:
+        from scipy.stats import qmc  # takes .4 s, which who only draws figures need not wait for
+
         points = qmc.scale(qmc.Sobol(len(law.free), seed=seed).random(_DRAWS), low, high)
     found: list[tuple[Array, float]] = []
     # a wide δ shows the basins, the asked one the minima at its kinks

@@ -8,7 +8,6 @@ reweighted twice by Huber's rule: the best few, apart from each other, then go t
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import qmc
 
 from isoflop.fit.fitting.newton import Array, huber
 from isoflop.fit.fitting.power_sum import PowerSum
@@ -81,6 +80,8 @@ def _grid(dimensions: int, seed: int) -> Array:
     if dimensions == 0:
         return np.zeros((1, 0))
     if dimensions not in _GRID:
+        from scipy.stats import qmc  # takes .4 s, which who only draws figures need not wait for
+
         return np.exp(low + (high - low) * qmc.Sobol(dimensions, seed=seed).random(_DRAWS))
     axis = np.exp(np.linspace(low, high, _GRID[dimensions]))
     return np.stack(np.meshgrid(*[axis] * dimensions, indexing="ij"), axis=-1).reshape(-1, dimensions)
