@@ -1,4 +1,4 @@
-"""How large a batch pays? The gradient noise scale of a run with gradient accumulation, and a batch plan from it.
+"""How large a batch pays? The gradient noise scale of a run with gradient accumulation, and the cost of another batch.
 
     python examples/noise_scale.py
     tensorboard --logdir runs/noise_scale       # isoflop/b_simple, isoflop/b_crit, isoflop/batch_over_b_crit
@@ -13,7 +13,7 @@ from tiny_gpt import QUICK, GPTConfig, TinyGPT, Windows, fresh_folder, next_toke
 from torch.utils.data import DataLoader
 
 import isoflop
-from isoflop.fit.batch import change_batch, critical_batch_by_tokens, plan_batch_warm_up
+from isoflop.fit.batch import change_batch, critical_batch_by_tokens
 
 STEPS = 60 if QUICK else 1_500  # optimizer steps
 ACCUMULATE, SEQUENCES = 4, 4  # micro-batches a step, sequences in each
@@ -50,11 +50,8 @@ def main() -> None:
     print(change_batch(batch, 2 * batch, critical.value))
 
     # A run ten times as long: the prior says how B_crit grows with the tokens, this run says how large it is
-    now = critical_batch_by_tokens(tokens)
-    plan = plan_batch_warm_up(
-        10 * tokens, 8 * batch, critical=lambda d: float(critical.value * critical_batch_by_tokens(d) / now)
-    )
-    print("\nA batch warm-up for ten times the tokens\n" + str(plan))
+    growth = float(critical_batch_by_tokens(10 * tokens) / critical_batch_by_tokens(tokens))
+    print(f"after ten times the tokens: {growth * critical.value:,.0f} tokens a batch")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from fits import reference
 from isoflop.fit.approaches.approach import Approach
-from isoflop.fit.approaches.bias import bias_on_grid, parabola_bias
+from isoflop.fit.approaches.bias import bias_on_grid
 from isoflop.fit.approaches.compare import approach_3, compare_approaches
 from isoflop.fit.approaches.envelope import Curve, envelope
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles, seed_noise
@@ -265,6 +265,14 @@ def test_bad_options(options, message):
 # --- the bias of approach 2
 
 
+def parabola_bias(planted, budgets, width, offset=1.0, points=9):
+    """The bias on grids of some width in N, their centres off the optimum by a factor (one, or one a budget)."""
+    u = np.linspace(-0.5, 0.5, points) * np.log(width)
+    centres = [approach_3(planted).allocate(C)[0] for C in budgets] * np.broadcast_to(offset, len(budgets))
+    N = (centres[:, None] * np.exp(u)).ravel()
+    return bias_on_grid(planted, np.repeat(budgets, points), N, budgets=budgets)
+
+
 def shift(planted, width, offset=1.0, points=15):
     """|ln N̂/N_opt| of a grid that sits alike around every optimum."""
     bias = parabola_bias(planted, [1e18, 1e20, 1e22], width, offset, points)
@@ -340,9 +348,8 @@ def test_the_bias_names_budgets_without_a_minimum():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 1}, "expected a width above 1"),
-        ({"width": 4, "points": 2}, "expected at least 3 points per profile, got 2"),
-        ({"width": 4, "offset": 0}, r"row 1, column 'offset'"),
+        ({"width": 4, "points": 2}, "expected at least two budgets with a minimum, got 0"),
+        ({"width": 4, "offset": 0}, r"row 1, column 'N'"),
         ({"width": 4, "offset": 50}, "expected at least two budgets with a minimum, got 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Fitted below a budget, tested above: planted laws, bent laws, messages; and what `gadre` refuses."""
+"""Fitted below a budget, tested above: planted laws, bent laws, messages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from fits import reference
-from isoflop.fit import FORMS
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.extrapolation import extrapolation
-from isoflop.fit.fitting.gadre import fit_gadre, fit_gadre_error
 
 
 def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:
@@ -173,44 +171,3 @@ def test_chinchillas_runs_do_not_extrapolate_as_they_claim() -> None:
     assert result.median_error == pytest.approx(0.0072, abs=2e-4)
     assert result.largest_error == pytest.approx(0.0409, abs=5e-4)
     assert result.trusted is False and result.inside is not None and result.inside < 0.75
-
-
-# --- Gadre's laws -----------------------------------------------------------------------------------------------------
-def test_gadres_law_is_found_among_noise() -> None:
-    constants = {"E": 1.8, "a": 200.0, "b": 370.0, "eta": 0.135}
-    columns = runs()
-    rng = np.random.default_rng(1)
-    loss = FORMS["gadre"].function(columns["N"], columns["D"], **constants) + 0.005 * rng.normal(size=49)
-    law = fit_gadre(columns["N"], columns["D"], loss, draws=100)
-    assert law.draws is not None and law.convention == "total"
-    for name, value in constants.items():
-        low, high = np.quantile(law.draws[name], [0.005, 0.995])
-        assert low < value < high
-    exact = fit_gadre(columns["N"], columns["D"], law.loss(N=columns["N"], D=columns["D"]), draws=0)
-    assert dict(exact.constants) == pytest.approx(dict(law.constants), rel=1e-5)
-    assert exact.draws is None
-
-
-def test_constants_of_the_wrong_sign_are_held_at_0_and_said() -> None:
-    columns = runs()
-    falling = 5 / np.log10(columns["D"]) + 0.05 * np.log10(columns["N"])  # larger models are worse
-    law = fit_gadre(columns["N"], columns["D"], falling, draws=0)
-    assert min(law.constants.values()) >= 0
-    assert "would be negative and is held at 0: not identified" in law.source
-    assert "edge of what was searched" in fit_gadre_error([2.0, 3.0, 4.0, 5.0], [0.2, 0.3, 0.4, 0.5]).source
-
-
-def test_gadres_messages() -> None:
-    N, D = np.array([1e7, 1e8, 1e9, 1e10]), np.array([2e8, 2e9, 2e10, 2e11])
-    with pytest.raises(ValueError, match=r"different tokens per parameter, got 20 in all: a and b can't be told apart"):
-        fit_gadre(N, D, [5.0, 4.0, 3.0, 2.5])
-    with pytest.raises(ValueError, match="expected at least 4 runs for 4 constants, got 3"):
-        fit_gadre(N[:3], D[:3], [5.0, 4.0, 3.0])
-    with pytest.raises(BadData, match="row 2, column 'loss'"):
-        fit_gadre(N, D, [5.0, -4.0, 3.0, 2.5])
-    with pytest.raises(BadData, match=r"row 1, column 'error': .* got 75.0; divide percentages by 100"):
-        fit_gadre_error([5.0, 4.0, 3.0], [75.0, 70.0, 60.0])
-    with pytest.raises(BadData, match="expected one value for each of 3 losses"):
-        fit_gadre_error([5.0, 4.0, 3.0], [0.75])
-    with pytest.raises(ValueError, match="expected models of different losses, got 3 for all"):
-        fit_gadre_error([3.0, 3.0, 3.0], [0.7, 0.6, 0.65])

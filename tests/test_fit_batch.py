@@ -1,4 +1,4 @@
-"""The critical batch: published laws from their constants, the fit to runs, beliefs, what a batch costs, the plan."""
+"""The critical batch: published laws from their constants, the fit to runs, beliefs, what a batch costs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from isoflop.fit.batch import (
     agree,
     change_batch,
     combine,
-    fit_critical_batch,
     kaplan_critical_batch,
     measured_critical_batch,
     minimum_tokens,
-    plan_batch_warm_up,
     prior_critical_batch,
     steps_over_minimum,
-    steps_to_loss,
     tokens_over_minimum,
 )
 from isoflop.fit.batch.prior import critical_batch_by_tokens
+from steps_to_loss import fit_critical_batch, steps_to_loss
 
 ZHANG_STEPS = (46000, 23000, 13282, 7000, 3840, 2500, 1800, 1600, 1600)
 """Zhang et al. 2024 (arXiv:2410.21676), 85M at a loss of 3.42, batches of 64 to 16384 sequences of 512 tokens."""
@@ -215,37 +213,3 @@ def test_doubling_a_batch_far_below_critical() -> None:
     assert (change.steps, change.tokens) == (pytest.approx(0.6), pytest.approx(1.2))
     with pytest.raises(ValueError, match="expected three positive, finite batches"):
         change_batch(1.0, 0.0, 1.0)
-
-
-# -- the plan ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_warm_up_grows_with_the_critical_batch() -> None:
-    plan = plan_batch_warm_up(1e11, 2e6)
-    sizes = [stage.batch for stage in plan.stages]
-    assert sizes == [2e6 / 2**i for i in range(len(sizes) - 1, -1, -1)]
-    assert plan.stages[0].start == 0
-    assert sum(stage.tokens for stage in plan.stages) == pytest.approx(1e11)
-    for stage in plan.stages[1:]:
-        assert float(critical_batch_by_tokens(stage.start)) * 0.25 == pytest.approx(stage.batch)
-    assert plan.steps > plan.constant_steps == 5e4 and 0 < plan.tokens_saved < 0.5
-    assert "from token" in str(plan) and "learning rate" in str(plan)
-
-
-def test_a_measured_critical_batch_moves_the_plan() -> None:
-    small = plan_batch_warm_up(1e10, 1e6, critical=lambda d: 4e6 * (d / 1e10) ** 0.5)
-    large = plan_batch_warm_up(1e10, 1e6, critical=lambda d: 8e6 * (d / 1e10) ** 0.5)
-    # 1e6 is a quarter of B_crit at its end, and only there; or from a quarter of the run on
-    assert small.stages[-1].batch == 5e5 and large.stages[-1].batch == 1e6
-    assert large.stages[-1].start == pytest.approx(2.5e9)
-
-
-def test_where_the_critical_batch_is_large_from_the_start_there_is_one_stage() -> None:
-    plan = plan_batch_warm_up(1e10, 1e5, critical=lambda d: 1e9)
-    assert [stage.batch for stage in plan.stages] == [1e5] and plan.tokens_saved == pytest.approx(0)
-
-
-@pytest.mark.parametrize("arguments", [(0, 1e6), (1e9, -1), (1e5, 1e6)])
-def test_plans_that_can_not_be(arguments: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="expected positive D ≥ largest ≥ smallest in tokens and a positive share"):
-        plan_batch_warm_up(*arguments)

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from isoflop.fit.frontier import constrained as frontier_constrained
-from isoflop.fit.frontier.bend import Bend, bend
 from isoflop.fit.frontier.off import cost_of_size
 from isoflop.fit.frontier.optimum import (
     Allocation,
     allocation_at_loss,
-    allocation_at_size,
     allocation_at_tokens,
     optimal_allocation,
 )
@@ -95,7 +93,7 @@ def test_chinchilla_tokens_per_parameter():
 def test_muennighoffs_notebook():
     """Losses printed in their README, and "227B tokens, 9.1 epochs, 6.8B parameters" by their grid search."""
     few_epochs, C = 6 * 8.67e9 * 178e9, 6 * 6.34e9 * 242e9
-    assert allocation_at_size(C4, C, 6.34e9, unique_tokens=25e9).loss == pytest.approx(2.2256440889984477, rel=1e-9)
+    assert allocation_at_tokens(C4, C, 242e9, unique_tokens=25e9).loss == pytest.approx(2.2256440889984477, rel=1e-9)
     assert allocation_at_tokens(C4, few_epochs, 178e9, unique_tokens=25e9).loss == pytest.approx(
         2.2269634075087867, rel=1e-9
     )
@@ -207,7 +205,7 @@ def test_a_stock_that_does_not_suffice():
         allocation_at_loss(HUBER, 1.9, unique_tokens=1e8)
 
 
-# -- a given size, a given number of tokens ----------------------------------------------------------------------------
+# -- a given number of tokens ----------------------------------------------------------------------------
 
 
 @many
@@ -215,18 +213,9 @@ def test_a_stock_that_does_not_suffice():
 def test_given_the_optimum_it_is_the_optimum(law, C):
     best = optimal_allocation(law, C)
     assume(best.N >= 1e3 and best.D >= 1e3)
-    for same in (allocation_at_size(law, C, best.N), allocation_at_tokens(law, C, best.D)):
-        assert (pytest.approx(best.N), pytest.approx(best.D)) == (same.N, same.D)
-        assert (same.loss, same.flops) == (pytest.approx(best.loss), pytest.approx(C))
-
-
-def test_a_size_that_leaves_no_tokens():
-    with pytest.raises(
-        ValueError, match=r"leaves no tokens to train 70B parameters after inference: raise C or lower N"
-    ):
-        allocation_at_size(HUBER, 1e23, 70e9, inference_tokens=1e13)
-    with pytest.raises(ValueError, match="too small for a parameter"):
-        allocation_at_tokens(HUBER, 1e9, 1e12)
+    same = allocation_at_tokens(law, C, best.D)
+    assert (pytest.approx(best.N), pytest.approx(best.D)) == (same.N, same.D)
+    assert (same.loss, same.flops) == (pytest.approx(best.loss), pytest.approx(C))
 
 
 # -- inference (Sardana et al. 2023) -----------------------------------------------------------------------------------
@@ -359,7 +348,6 @@ def test_intervals_of_a_loss_some_draws_never_reach():
 
 def test_intervals_of_what_is_given_are_absent():
     law = around(HUBER)
-    assert set(allocation_at_size(law, 1e22, 1e9).intervals) == {"loss"}
     assert set(allocation_at_tokens(law, 1e22, 1e11).intervals) == {"loss"}
     assert set(allocation_at_loss(law, 2.1).intervals) == {"N", "D", "tokens_per_param", "flops"}
     assert set(cost_of_size(law, 1e22, 2).intervals) == {"compute_factor", "excess_loss"}
@@ -435,7 +423,6 @@ def test_numbers_must_be_positive_and_finite(wrong):
         lambda: optimal_allocation(HUBER, 1e21, flops_per_param_token=wrong),
         lambda: optimal_allocation(HUBER, 1e21, inference_tokens=wrong or -1),
         lambda: allocation_at_loss(HUBER, wrong),
-        lambda: allocation_at_size(HUBER, 1e21, wrong),
         lambda: allocation_at_tokens(HUBER, 1e21, wrong),
         lambda: cost_of_size(HUBER, 1e21, wrong),
     ):
@@ -444,11 +431,7 @@ def test_numbers_must_be_positive_and_finite(wrong):
 
 
 def test_units_mixed_up():
-    with pytest.raises(
-        ValueError, match=r"N must be counted in parameters, got 70: did you mean millions\? Pass 7e\+07"
-    ):
-        allocation_at_size(HUBER, 1e21, 70)
-    with pytest.raises(ValueError, match=r"D must be counted in tokens, got 300: did you mean millions\?"):
+    with pytest.raises(ValueError, match=r"D must be counted in tokens, got 300: did you mean millions\? Pass 3e\+08"):
         allocation_at_tokens(HUBER, 1e21, 300)
     with pytest.raises(ValueError, match=r"unique_tokens must be counted in tokens, got 25: did you mean millions\?"):
         optimal_allocation(HUBER, 1e21, unique_tokens=25)
@@ -492,49 +475,6 @@ def test_the_lower_of_two_minima_is_found():
 
     N, _ = best_at_budget(loss, np.array([1e21]), Cost())
     assert math.log(N[0]) == pytest.approx(30, abs=1e-6)
-
-
-# -- bend --------------------------------------------------------------------------------------------------------------
-
-GRID = np.logspace(18, 24, 9)
-
-
-def test_a_line_does_not_bend():
-    straight = bend(GRID, 0.1 * GRID**0.5)
-    assert straight.bends is False and straight.p_value > 0.5
-    assert straight.curvature == pytest.approx(0, abs=1e-9)
-    assert straight.exponent == pytest.approx(0.5)
-
-
-def test_a_planted_curvature_is_found():
-    x = np.log(GRID)
-    bent = bend(GRID, np.exp(0.5 * x - 0.004 * (x - x.mean()) ** 2))
-    assert bent.curvature == pytest.approx(-0.008)
-    assert bent.bends is True and bent.p_value < 1e-6
-    assert str(bent).startswith("the frontier bends: the exponent 0.500 changes by -0.0184")
-
-
-def test_a_hoffmann_frontier_is_straight_and_its_p_values_are_fair():
-    """The F test is exact under normal noise: 5% of straight frontiers are called bent."""
-    sizes = np.array([optimal_allocation(HUBER, C).N for C in GRID])
-    rng = np.random.default_rng(1)
-    results = [bend(GRID, sizes * np.exp(0.1 * rng.normal(size=len(GRID)))) for _ in range(2000)]
-    assert np.mean([result.bends for result in results]) == pytest.approx(0.05, abs=0.015)
-    errors = [result.standard_error for result in results]
-    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std([r.curvature for r in results]), rel=0.06)
-
-
-def test_too_few_budgets():
-    few = bend([1e18, 1e19, 1e20, 1e20], [1e8, 3e8, 9e8, 1e9])
-    assert few == Bend(budgets=3) and few.bends is None
-    assert str(few) == "not enough budgets: 3, and a bend needs at least 4"
-
-
-def test_bend_refuses():
-    with pytest.raises(ValueError, match=r"same length, got shapes \(2,\) and \(3,\)"):
-        bend([1, 2], [1, 2, 3])
-    with pytest.raises(ValueError, match="N_opt must be positive and finite, got -1 in row 1"):
-        bend([1, 2, 3, 4], [1, -1, 3, 4])
 
 
 # -- shape -------------------------------------------------------------------------------------------------------------

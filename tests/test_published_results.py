@@ -1,4 +1,4 @@
-"""What papers found on their data, found again: Gadre, Muennighoff; Kaplan's figures; planted laws that are no sums."""
+"""What papers found on their data, found again: Muennighoff; Kaplan's figures; planted laws that are no sums."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fits import reference
-from isoflop.fit import FORMS, Law
+from isoflop.fit import FORMS
 from isoflop.fit import laws_kaplan as kaplan
-from isoflop.fit.fitting.gadre import fit_gadre, fit_gadre_error
 from isoflop.fit.fitting.general import flat_directions, optima, polish
 from isoflop.fit.fitting.numeric import Values, general_draws
 
@@ -29,72 +28,6 @@ def table(name: str) -> list[dict[str, str]]:
 
 def column(rows: list[dict[str, str]], name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows])
-
-
-# --- Gadre et al. 2024 ------------------------------------------------------------------------------------------------
-SMALL = [("d=96_l=8_h=4", 20), ("d=512_l=8_h=4", 20), ("d=576_l=24_h=8", 20), ("d=1024_l=24_h=8", 20)]
-FIVE = [*SMALL, ("d=96_l=8_h=4", 320)]
-SIX = [*FIVE, ("open_lm_1b", 20)]
-LARGE = {"1.4B": ("open_lm_1b", 640), "7B": ("open_lm_7b", 20)}
-
-
-def gadre_runs(*wanted: tuple[str, int]) -> list[dict[str, str]]:
-    by_name = {(row["model"], int(row["tok_mult"])): row for row in table("gadre_rpj.csv")}
-    return [by_name[name] for name in wanted]
-
-
-def gadre_law() -> Law:
-    runs = gadre_runs(*FIVE)
-    return fit_gadre(column(runs, "N"), column(runs, "D"), column(runs, "loss_c4"))
-
-
-@pytest.mark.parametrize(("name", "published"), [("1.4B", 0.7103), ("7B", 0.7320)])
-def test_gadres_errors_of_the_predicted_loss(name: str, published: float) -> None:
-    runs = gadre_runs(LARGE[name])
-    predicted = gadre_law().loss(N=column(runs, "N"), D=column(runs, "D"))
-    (error,) = 100 * np.abs(predicted / column(runs, "loss_c4") - 1)
-    assert error == pytest.approx(published, abs=5e-5)
-
-
-def test_gadres_constants() -> None:
-    law = gadre_law()
-    assert dict(law.constants) == pytest.approx({"E": 1.83665, "a": 212.236, "b": 366.686, "eta": 0.136425}, rel=1e-5)
-    assert law.draws is None  # one run more than there are constants: nothing is said about the noise
-    assert law.source == "fitted to 5 runs"
-    # as third parties quote the paper's constants: α = 212, β = 367 for a and b
-    assert (round(law.constants["E"], 2), round(law.constants["a"]), round(law.constants["b"])) == (1.84, 212, 367)
-
-
-def test_gadres_downstream_errors() -> None:
-    # the 17 tasks, from the loss: quoted as ε = .857, k = 2.21, γ = .715
-    six = gadre_runs(*SIX)
-    law = fit_gadre_error(column(six, "loss_c4"), column(six, "err17"), draws=0)
-    rounded = {name: round(value, 3) for name, value in law.constants.items()}
-    assert rounded == {"epsilon": 0.857, "k": 2.206, "gamma": 0.715}
-    # from compute to errors: the loss of the five runs' law, put through the errors' law
-    off = {}
-    for name, wanted in LARGE.items():
-        run = gadre_runs(wanted)
-        loss = gadre_law().loss(N=column(run, "N"), D=column(run, "D"))
-        off[name] = float(law.loss(L=loss)[0] / column(run, "err17")[0] - 1)
-    assert off["1.4B"] == pytest.approx(0.03636, abs=5e-5)
-    assert off["7B"] == pytest.approx(0.00046, abs=5e-5)
-
-
-def test_errors_of_all_46_tasks_follow_less_well() -> None:
-    # our own figures: the paper extrapolates the 17 tasks, for which small models beat guessing
-    rows = table("gadre_rpj.csv")
-    loss = column(rows, "loss_c4")
-    unexplained = {}
-    for name in ("err46", "err17"):
-        error = column(rows, name)
-        law = fit_gadre_error(loss, error, draws=60)
-        unexplained[name] = float(np.std(law.loss(L=loss) - error) / np.std(error))
-        assert law.draws is not None
-        assert np.std(law.draws["gamma"]) < 0.2 * law.constants["gamma"]
-        if name == "err46":
-            assert dict(law.constants) == pytest.approx({"epsilon": 0.75719, "k": 2.12593, "gamma": 1.06629}, rel=1e-4)
-    assert unexplained["err17"] < unexplained["err46"]
 
 
 # --- Muennighoff et al. 2023 ------------------------------------------------------------------------------------------
@@ -229,17 +162,6 @@ def test_constants_without_any_effect_are_flat() -> None:
 
 
 # --- Kaplan et al. 2020: figures that test_laws.py leaves out ---------------------------------------------------------
-def test_kaplans_allocation_exponents() -> None:
-    C = np.array([1.0, 10.0]) * kaplan.PF_DAY
-    for function, exponent in (
-        (kaplan.optimal_parameters, 0.73),
-        (kaplan.optimal_batch, 0.24),
-        (kaplan.optimal_steps, 0.03),
-    ):
-        smaller, larger = function(C)
-        assert math.log10(larger / smaller) == pytest.approx(exponent, abs=1e-9)
-
-
 def test_the_compute_efficient_exponent_follows_from_the_others() -> None:
     # section 6.1: α_C = 1/(1/α_S + 1/α_B + 1/α_N), N ∝ C^(α_C/α_N); table 5's .050 and .73 were measured
     alpha_C = 1 / (1 / 0.76 + 1 / 0.21 + 1 / 0.077)

@@ -137,15 +137,6 @@ def schaipp_loss(
     )
 
 
-def schaipp_optimal_batch(D: ArrayLike, *, A_B: ArrayLike, beta: ArrayLike, A_S: ArrayLike, gamma: ArrayLike) -> Values:
-    """Batch in tokens of the lowest loss at D = S·B tokens: (βA_B/γA_S)^(1/(β+γ))·D^(γ/(β+γ)), whatever N.
-
-    From the condition that the derivative of `schaipp_loss` along S·B = D vanishes.
-    """
-    A_B, beta, A_S, gamma = values(A_B), values(beta), values(A_S), values(gamma)
-    return (beta * A_B / (gamma * A_S) * values(D) ** gamma) ** (1 / (beta + gamma))
-
-
 def gadre_loss(N: ArrayLike, D: ArrayLike, *, E: ArrayLike, a: ArrayLike, b: ArrayLike, eta: ArrayLike) -> Values:
     """L = E + (a·M^η + b·M^−η)·C^−η with M = D/N and C = 6·N·D: Gadre et al. 2024 (arXiv:2403.08540).
 

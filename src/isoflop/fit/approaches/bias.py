@@ -53,34 +53,6 @@ class ParabolaBias:
         return float(np.exp(np.log(self.N_prefactor / self.true_N_prefactor) + self.a_bias * np.log(C)))
 
 
-def parabola_bias(law: Law, budgets: ArrayLike, width: float, offset: ArrayLike = 1.0, points: int = 9) -> ParabolaBias:
-    """The bias of approach 2 on a planned grid.
-
-    Args:
-        law: of Hoffmann's form.
-        budgets: FLOPs [budgets].
-        width: largest over smallest size of a profile.
-        offset: of the grid's centre, a factor of the true optimum; one, or one per budget (a drift).
-        points: sizes per profile, evenly spaced in ln N.
-
-    Raises:
-        ValueError: width not above 1, fewer than 3 points, fewer than two budgets with a minimum inside the grid.
-    """
-    budgets = column("budgets", budgets, "FLOPs")
-    if not width > 1:
-        raise ValueError(f"expected a width above 1 (largest over smallest size), got {width!r}")
-    if points < 3:
-        raise ValueError(f"expected at least 3 points per profile, got {points!r}")
-    shift = np.broadcast_to(np.asarray(offset, dtype=float), budgets.shape)
-    shift = column("offset", shift, "factors of the optimum")
-    frontier = approach_3(law)
-    u = np.linspace(-0.5, 0.5, points) * np.log(width)
-    centres = np.array([frontier.allocate(float(C))[0] for C in budgets]) * shift
-    return _bias(
-        law, [(float(C), np.full(points, C), centre * np.exp(u)) for C, centre in zip(budgets, centres, strict=True)]
-    )
-
-
 def bias_on_grid(
     law: Law, C: ArrayLike, N: ArrayLike, budgets: ArrayLike | None = None, tolerance: float = 1.25
 ) -> ParabolaBias:

@@ -98,28 +98,6 @@ def allocation_at_loss(
     return asked.allocation(N, D, varies, loss=loss)
 
 
-def allocation_at_size(
-    law: Law,
-    C: float,
-    N: float,
-    *,
-    inference_tokens: float = 0.0,
-    unique_tokens: float | None = None,
-    flops_per_param_token: float = TRAINING_FLOPS,
-    level: float = 0.9,
-) -> Allocation:
-    """D and the loss for a budget and a given number of parameters. Args and errors as `optimal_allocation`."""
-    C, N = check.budget("C", C), check.parameters("N", N)
-    asked = _Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
-    D = float(asked.cost.tokens(np.asarray(N), C))
-    if D < 1:
-        raise ValueError(
-            f"a budget of {C:g} FLOPs leaves no tokens to train {short(N)} parameters"
-            f"{' after inference' if inference_tokens else ''}: raise C or lower N"
-        )
-    return asked.allocation(*asked.point(N, D), ("loss",))
-
-
 def allocation_at_tokens(
     law: Law,
     C: float,

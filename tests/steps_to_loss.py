@@ -1,4 +1,4 @@
-"""B_crit from runs at several batch sizes: the steps each took to one loss."""
+"""B_crit from runs at several batch sizes: the steps each took to one loss. What the noise scale is held against."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
 from scipy.special import ndtri, stdtrit
 
 from isoflop.fit.batch.belief import Belief
@@ -65,8 +66,6 @@ def fit_critical_batch(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.9
     Raises:
         ValueError: fewer than three runs, one batch size only, or values that are not positive.
     """
-    from scipy.optimize import minimize_scalar  # slow to load, and a training run does not need it
-
     B, S = np.broadcast_arrays(values(batch), values(steps))
     if B.ndim != 1 or len(B) < 3 or len(np.unique(B)) < 2:
         raise ValueError(
