@@ -16,13 +16,15 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
+import _peers  # noqa: F401 - adds the momentum law and the Multi-Power Law to the estimators
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from isoflop.fit.forecast import (
-    FAST,
+    ESTIMATORS,
     FinishedRun,
     Forecast,
     LearningRatePlan,
@@ -36,6 +38,7 @@ from isoflop.fit.forecast import (
 )
 from isoflop.fit.forecast.priors import WEAK_PRIORS
 
+FAST = tuple(name for name in ESTIMATORS if name not in ("isoflop", "multi-power-law"))
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "curves"
 GOALS = {"0.25": (0.5, 1.8, 0.8), "0.5": (0.3, 1.2, 0.9), "0.75": (0.2, 0.9, 0.9)}
 """Median, 90th percentile, share of runs with a forecast."""
@@ -59,14 +62,10 @@ def single(console: Console, runs: list[FinishedRun], names: list[str], priors: 
     console.print(table, f"{len(runs)} runs, priors: {priors}, {time.perf_counter() - began:.0f} s")
 
 
-def fed(run: FinishedRun, fraction: float, **options: object) -> OnlineForecaster:
+def fed(run: FinishedRun, fraction: float, **options: Any) -> OnlineForecaster:
     """A forecaster that has seen a fraction of a run."""
-    forecaster = OnlineForecaster(N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, **options)  # type: ignore[arg-type]
-    count = np.ones(len(run.steps)) if run.count is None else run.count
-    for step, tokens, lr, loss, n in zip(run.steps, run.tokens, run.lr, run.loss, count, strict=True):
-        if step <= fraction * run.total_steps:
-            forecaster.add(step, tokens, None if np.isnan(lr) else lr, loss, n)
-    return forecaster
+    forecaster = OnlineForecaster(N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, **options)
+    return forecaster.feed(run, fraction * run.total_steps)
 
 
 def ladders(console: Console, runs: list[FinishedRun], folder: Path) -> None:
@@ -157,7 +156,7 @@ def cost(console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=CURVES, help="index.csv and <dataset>/<run>.csv")
-    parser.add_argument("--baselines", default=",".join(FAST[1:]), help="names, comma-separated; '' for none")
+    parser.add_argument("--baselines", default=",".join(FAST), help="names, comma-separated; '' for none")
     parser.add_argument("--default-priors", action="store_true", help="what ships, nothing left out")
     parser.add_argument("--no-ladders", action="store_true")
     options = parser.parse_args()

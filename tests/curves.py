@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.fit.forecast import FinishedRun, LearningRatePlan, OnlineForecaster
+from isoflop.fit.forecast import Estimator, FinishedRun, LearningRatePlan, OnlineForecaster
 from isoflop.fit.forecast.features import Kernel, falls, path
 
 BATCH = 5e5
@@ -65,9 +65,6 @@ def fed(run: FinishedRun, fraction: float = 1.0, **options: object) -> OnlineFor
     return forecaster
 
 
-def feed(forecaster: object, run: FinishedRun, fraction: float = 1.0, start: float = 0.0) -> None:
+def feed(forecaster: Estimator, run: FinishedRun, fraction: float = 1.0, start: float = 0.0) -> None:
     """Adds the part of a run between two fractions of it."""
-    count = np.ones(len(run.steps)) if run.count is None else run.count
-    for step, tokens, lr, loss, n in zip(run.steps, run.tokens, run.lr, run.loss, count, strict=True):
-        if start * run.total_steps < step <= fraction * run.total_steps:
-            forecaster.add(step, tokens, None if np.isnan(lr) else lr, loss, n)
+    forecaster.feed(run, fraction * run.total_steps, after=start * run.total_steps)

@@ -157,13 +157,14 @@ def test_nothing_to_read(tmp_path: Path, command: str) -> None:
     assert code == 1 and "it does not exist" in err
 
 
-def test_the_multi_power_law_is_in_no_default() -> None:
+def test_the_estimators_that_are_compared() -> None:
     from isoflop.cli.backtest import estimators
     from isoflop.fit.forecast import ESTIMATORS
 
     known = tuple(ESTIMATORS)
-    assert "multi-power-law" in known and "multi-power-law" not in estimators(None, known)
-    assert estimators("multi-power-law, kaplan,kaplan", known) == ["isoflop", "multi-power-law", "kaplan"]
+    assert known == ("isoflop", "last-value", "power-law", "kaplan", "hoffmann")
+    assert estimators(None, known) == list(known)
+    assert estimators("hoffmann, kaplan,kaplan", known) == ["isoflop", "hoffmann", "kaplan"]
     assert estimators("none", known) == ["isoflop"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curves import BATCH, Planted, fed, feed
-from isoflop.fit.forecast import ESTIMATORS, FAST, Forecast, LearningRatePlan, OnlineForecaster, Silence, result
+from isoflop.fit.forecast import ESTIMATORS, Forecast, LearningRatePlan, OnlineForecaster, Silence, result
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS
 
@@ -126,7 +126,7 @@ def test_a_run_that_ended_is_where_it_is() -> None:
     assert forecast.sd < 3e-3 * run.final
 
 
-@pytest.mark.parametrize("name", [*FAST])
+@pytest.mark.parametrize("name", [*ESTIMATORS])
 def test_a_restored_state_forecasts_bit_by_bit_the_same(name: str) -> None:
     run = Planted().run(PLANS["cosine"])
     through, first = (ESTIMATORS[name](N=3e8, batch_tokens=BATCH) for _ in range(2))

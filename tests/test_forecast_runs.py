@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,6 @@ from curves import BATCH, Planted, fed, feed
 from isoflop.fit.forecast import (
     DEFAULT_PRIORS,
     ESTIMATORS,
-    FAST,
     WEAK_PRIORS,
     FinishedRun,
     Forecast,
@@ -23,6 +24,7 @@ from isoflop.fit.forecast import (
     Line,
     Silence,
     backtest,
+    baselines,
     fit_ladder,
     learn_priors,
     read_curves,
@@ -148,17 +150,15 @@ def test_a_ladder_needs_sizes_and_what_they_are() -> None:
         fit_ladder([dataclasses.replace(ladder_runs((1e8,))[0], N=None)])
 
 
-@pytest.mark.parametrize("name", [*FAST[1:]])
+@pytest.mark.parametrize("name", [*ESTIMATORS][1:])
 def test_baselines_recover_their_own_law(name: str) -> None:
     steps = np.arange(20.0, 4001, 20)
-    rise = np.minimum(steps / 200, 1)
     s_min = steps / (1 + 2.1e8 / 3.0 ** (1 / 0.21) / BATCH)
     law = {
         "last-value": 3.0 + 0 * steps,
         "power-law": 2.0 + 20 * steps**-0.4,
         "kaplan": 3.0 + 1e-3 * (s_min / s_min[-1]) ** -0.76,
         "hoffmann": 2.0 + 8 * steps**-0.2849083,
-        "momentum-law": 2.0 + 20 * (steps - 100 * rise) ** -0.4,
     }[name]
     estimator = ESTIMATORS[name](N=3e8, batch_tokens=BATCH)
     for step, loss in zip(steps.tolist(), law.tolist(), strict=True):
@@ -171,7 +171,11 @@ def test_baselines_recover_their_own_law(name: str) -> None:
     assert isinstance(estimator.forecast(None), Silence)
 
 
-def test_the_momentum_law_recovers_a_planted_decay_and_the_power_law_does_not() -> None:
+def test_the_peers_of_the_benchmark_recover_a_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.setattr(baselines, "ESTIMATORS", dict(ESTIMATORS))
+    monkeypatch.delitem(sys.modules, "_peers", raising=False)
+    peers = importlib.import_module("_peers")
     plan = LearningRatePlan.wsd(4000, PEAK, 200, 2000)
     steps = np.arange(0, 4001.0)
     shape = plan.at(steps) / PEAK
@@ -181,18 +185,15 @@ def test_the_momentum_law_recovers_a_planted_decay_and_the_power_law_does_not() 
         falls[step] = falls[step - 1] + 0.005 * momentum
     loss = 2.0 + 20 * np.maximum(np.cumsum(shape), 1) ** -0.4 - 0.3 * falls
     errors = {}
-    for name in ("momentum-law", "power-law"):
-        estimator = ESTIMATORS[name](N=3e8, batch_tokens=BATCH)
+    for kind in (peers.MomentumLaw, ESTIMATORS["power-law"]):
+        estimator = kind(N=3e8, batch_tokens=BATCH)
         for step in range(20, 3200, 20):
             estimator.add(step, step * BATCH, float(plan.at(step)), float(loss[step]), 20)
-        errors[name] = abs(spoken(estimator.forecast(plan)).loss / loss[-1] - 1)
+        errors[kind.name] = abs(spoken(estimator.forecast(plan)).loss / loss[-1] - 1)
     assert errors["momentum-law"] < 3e-3
     assert errors["power-law"] > 3 * errors["momentum-law"]
-
-
-def test_the_multi_power_law_fits_a_decay() -> None:
     run = Planted(noise=0.002).run(COSINE, every=100)
-    estimator = ESTIMATORS["multi-power-law"](N=3e8, batch_tokens=BATCH)
+    estimator = peers.MultiPowerLaw(N=3e8, batch_tokens=BATCH)
     feed(estimator, run, 0.75)
     assert spoken(estimator.forecast(COSINE)).loss == pytest.approx(run.final, rel=6e-3)
 

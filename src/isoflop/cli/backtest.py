@@ -88,15 +88,13 @@ def material(read: Curves, priors: str, loss: str) -> tuple[list[FinishedRun], d
 
 
 def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:
-    """Isoflop's own and the baselines; all fast ones unless they are named.
+    """Isoflop's own and the baselines; all of them unless they are named.
 
     Raises:
         ValueError: a name that is none.
     """
-    from isoflop.fit.forecast import FAST
-
     if baselines is None:
-        return list(FAST)
+        return list(known)
     wanted = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none", known[0])]
     for name in wanted:
         if name not in known:

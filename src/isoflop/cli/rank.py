@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,9 +136,10 @@ class Candidates:
 
 def forecast_of_curve(run: FinishedRun, priors: Priors, at: float | None = None) -> Forecast | Silence:
     """The forecast of a curve's end from what is there, or from the part of it up to a fraction of the plan."""
-    from isoflop.fit.forecast.fed import fed
+    from isoflop.fit.forecast import OnlineForecaster
 
-    return fed(run, priors, at).forecast(run.plan)
+    until = math.inf if at is None else at * run.total_steps
+    return OnlineForecaster.of(run, priors).feed(run, until).forecast(run.plan)
 
 
 def came(run: FinishedRun) -> Forecast:

@@ -1,10 +1,10 @@
 """The loss at the end of a run that is under way, with its interval; see docs/forecast.md."""
 
+from isoflop.fit.forecast.baselines import ESTIMATORS
 from isoflop.fit.forecast.curves import FinishedRun, read_curves
-from isoflop.fit.forecast.estimators import ESTIMATORS, FAST, Estimator
 from isoflop.fit.forecast.joint import Ladder, fit_ladder
 from isoflop.fit.forecast.learn import learn_priors
-from isoflop.fit.forecast.online import OnlineForecaster
+from isoflop.fit.forecast.online import Estimator, OnlineForecaster
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors
 from isoflop.fit.forecast.replay import Score, backtest
 from isoflop.fit.forecast.result import PASSING, Forecast, Silence
@@ -13,7 +13,6 @@ from isoflop.fit.forecast.schedule import LearningRatePlan
 __all__ = [
     "DEFAULT_PRIORS",
     "ESTIMATORS",
-    "FAST",
     "PASSING",
     "WEAK_PRIORS",
     "Estimator",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.forecast import refusals, what_if
 from isoflop.fit.forecast.bins import LossBins, usable
+from isoflop.fit.forecast.curves import FinishedRun
 from isoflop.fit.forecast.features import Path, path
 from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
 from isoflop.fit.forecast.result import T80, Forecast, Silence, forecast_of
 from isoflop.fit.forecast.schedule import LearningRatePlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Array = NDArray[np.float64]
 SMALLEST, FAR_PER_DECADE = 25e6, 0.4
@@ -42,8 +47,8 @@ class Fit:
     rate: float  # raw losses per step
 
 
-class OnlineForecaster:
-    """Forecasts the loss of one run from its curve so far, its learning-rate plan and priors.
+class Estimator(ABC):
+    """Forecasts the loss of one run from its curve so far.
 
     Args:
         N: non-embedding parameters; None where unknown (wider priors).
@@ -54,7 +59,7 @@ class OnlineForecaster:
         warmup_steps: steps of warm-up; by default read off the plan.
     """
 
-    name = "isoflop"
+    name: ClassVar[str]
 
     def __init__(
         self,
@@ -70,10 +75,14 @@ class OnlineForecaster:
         self.domain = refusals.checked_domain(domain)
         self.priors, self.warmup_steps = priors, warmup_steps
         self.bins = LossBins()
-        self._ready: tuple[LearningRatePlan, float, Path] | None = None
 
-    def add(self, step: int, tokens: float, lr: float | None, loss: float, count: int = 1) -> None:
-        """One logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1).
+    @classmethod
+    def of(cls, run: FinishedRun, priors: Priors = DEFAULT_PRIORS) -> Self:
+        """An estimator for a recorded run, before its first loss."""
+        return cls(N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, domain=run.domain, priors=priors)
+
+    def add(self, step: float, tokens: float, lr: float | None, loss: float, count: float = 1) -> None:
+        """Add one logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1).
 
         Tokens are those processed so far; `lr` None is unknown. A step before the last one is left out: a run that goes
         back to a checkpoint restores the state of then.
@@ -85,6 +94,37 @@ class OnlineForecaster:
             return
         rate = float(lr) if lr is not None and math.isfinite(lr) and lr >= 0 else None
         self.bins.add(float(step), float(tokens), rate, float(loss), float(max(count, 1)))
+
+    def feed(self, run: FinishedRun, until: float = math.inf, after: float = -math.inf) -> Self:
+        """Add the points of a curve with `after` < step ≤ `until`."""
+        count = np.ones(len(run.steps)) if run.count is None else run.count
+        for point in np.flatnonzero((run.steps > after) & (run.steps <= until)).tolist():
+            self.add(run.steps[point], run.tokens[point], run.lr[point], run.loss[point], count[point])
+        return self
+
+    @abstractmethod
+    def forecast(
+        self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
+    ) -> Forecast | Silence:
+        """The loss at `step` of `plan` (its end by default), or why there is none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve so far in plain values; at most 32 kB whatever the run's length."""
+        return {"version": 1, "bins": self.bins.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict()`: forecasts are the same, bit by bit."""
+        self.bins.load_state_dict(dict(state["bins"]))
+
+    def _warmup(self, plan: LearningRatePlan) -> int:
+        return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+
+
+class OnlineForecaster(Estimator):
+    """Forecasts the loss of one run from its curve so far, its learning-rate plan and priors."""
+
+    name = "isoflop"
+    _ready: tuple[LearningRatePlan, float, Path] | None = None
 
     def forecast(
         self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
@@ -119,9 +159,6 @@ class OnlineForecaster:
         if reason is not None:
             return reason
         return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)))
-
-    def _warmup(self, plan: LearningRatePlan) -> int:
-        return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
 
     def _path(self, plan: LearningRatePlan, warmup: int, steps: Array, rates: Array) -> Path:
         """The plan made ready; its past as it was seen, where that differs."""
@@ -248,11 +285,3 @@ class OnlineForecaster:
             return fit
         end = fit.plan.total_steps
         return self._at(fit, end, level, fit.posterior.converged(fit.road, fit.now, float(end)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The curve so far in plain values; at most 32 kB whatever the run's length."""
-        return {"version": 1, "bins": self.bins.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What `state_dict` gave: forecasts are the same, bit by bit."""
-        self.bins.load_state_dict(dict(state["bins"]))

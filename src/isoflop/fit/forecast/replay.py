@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from isoflop.fit.forecast.baselines import ESTIMATORS
 from isoflop.fit.forecast.curves import FinishedRun
-from isoflop.fit.forecast.estimators import ESTIMATORS, Estimator
 from isoflop.fit.forecast.learn import learn_priors
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Priors
 from isoflop.fit.forecast.result import Forecast
@@ -102,19 +102,13 @@ def priors_for(runs: Sequence[FinishedRun], priors: str | Mapping[str, Priors]) 
 
 def replay(run: FinishedRun, name: str, fractions: Sequence[float], priors: Priors, level: float = 0.8) -> Replay:
     """The forecasts of one run's end at fractions of it."""
-    estimator: Estimator = ESTIMATORS[name](
-        N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, domain=run.domain, priors=priors
-    )
-    count = np.ones(len(run.steps)) if run.count is None else run.count
-    points = zip(run.steps, run.tokens, run.lr, run.loss, count, strict=True)
-    rows = [(float(s), float(d), None if math.isnan(r) else float(r), float(y), float(n)) for s, d, r, y, n in points]
+    estimator = ESTIMATORS[name].of(run, priors)
     forecasts: dict[float, Forecast | None] = {}
-    done = 0
+    seen = -math.inf
     for fraction in sorted(fractions):
-        while done < len(rows) and rows[done][0] <= fraction * run.total_steps:
-            step, tokens, lr, loss, n = rows[done]
-            estimator.add(step, tokens, lr, loss, n)  # type: ignore[arg-type]
-            done += 1
+        until = fraction * run.total_steps
+        estimator.feed(run, until, after=seen)
+        seen = until
         result = estimator.forecast(run.plan, level=level)
         forecasts[fraction] = result if isinstance(result, Forecast) else None
     return Replay(run, forecasts)

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.fit.forecast import FinishedRun, Forecast
-from isoflop.fit.forecast.fed import fed
+from isoflop.fit.forecast import FinishedRun, Forecast, OnlineForecaster
 from isoflop.fit.forecast.records import domain_of, plan_of_record, size_of
 from isoflop.show.figures.axes import loss_axis
 from isoflop.show.figures.curve import RunCurve
@@ -108,7 +107,7 @@ def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
         run = finished_run_of(curve, study.loss)
     except ValueError as reason:
         return _as_logged(study, curve) or str(reason)
-    forecaster = fed(run)
+    forecaster = OnlineForecaster.of(run).feed(run)
     now, end = float(run.steps[-1]), float(run.total_steps)
     told = [forecaster.forecast(run.plan, round(step)) for step in np.geomspace(min(now + 1, end), end, AHEAD)]
     said = [each for each in told if isinstance(each, Forecast)]

@@ -1,18 +1,51 @@
-"""The Multi-Power Law of Luo et al. 2025 (arXiv:2503.12811) as a baseline: nonlinear least squares, slow."""
+"""Published laws of a run's curve, as peers of isoflop's forecast: the momentum law and the Multi-Power Law."""
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
-from isoflop.fit.forecast.baselines import Baseline
+from isoflop.fit.forecast.baselines import ESTIMATORS, EXPONENTS, Baseline, fit_separable
 from isoflop.fit.forecast.features import path
 from isoflop.fit.forecast.schedule import LearningRatePlan
 
 Array = NDArray[np.float64]
 STARTS = [(a, c, g) for a in (0.3, 0.6) for c in (0.05, 0.5, 2.0) for g in (0.3, 0.7)]
+
+
+class MomentumLaw(Baseline):
+    """Tissue et al. 2024 (arXiv:2408.11029): L0 + A·S1^−α − C·S2, S2 the momentum of the rate's falls.
+
+    The rate is over its peak. The paper sets the momentum's decay λ by hand, .99 to .999; here the best of three.
+    """
+
+    name = "momentum-law"
+    decays: ClassVar[tuple[float, ...]] = (0.99, 0.995, 0.999)
+
+    def _predict(
+        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
+    ) -> tuple[float, float]:
+        everywhere = np.append(steps, target)
+        road = path(plan, self._warmup(plan), float(max(plan.total_steps, target)))
+        nodes, shape = road.nodes[road.first :], road.shape[road.first :]
+        x = road.x(everywhere)
+        x = x / x[0]
+        results = []
+        for decay in self.decays:
+            fall = np.zeros(len(everywhere))
+            if len(nodes) > 1:
+                lag = np.maximum(everywhere[:, None] - (nodes[1:] + nodes[:-1]) / 2, 0)
+                fall = (1 - decay**lag) @ -np.diff(shape)
+
+            def columns(exponent: float, fall: Array = fall) -> Array:
+                return np.column_stack([np.ones(len(x)), x**-exponent, -fall])
+
+            results.append(fit_separable(columns, loss, count, EXPONENTS))
+        return min(results)[1:]
 
 
 class MultiPowerLaw(Baseline):
@@ -24,11 +57,9 @@ class MultiPowerLaw(Baseline):
     name = "multi-power-law"
 
     def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, warmup: int, target: float
+        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
     ) -> tuple[float, float]:
-        from scipy.optimize import least_squares  # slow to import, and only this baseline needs it
-
-        road = path(plan, warmup, float(max(plan.total_steps, target)))
+        road = path(plan, self._warmup(plan), float(max(plan.total_steps, target)))
         shape, effective = road.shape[road.first :], road.effective[road.first :]
         everywhere = np.append(steps, target)
         x = road.x(everywhere)
@@ -71,3 +102,6 @@ class MultiPowerLaw(Baseline):
         X = moved[:-1] * weight[:, None]
         variance = float(moved[-1] @ np.linalg.pinv(X.T @ X, rcond=1e-10) @ moved[-1]) * noise
         return float(at[-1]), math.sqrt(max(variance, 1e-12))
+
+
+ESTIMATORS.update({kind.name: kind for kind in (MomentumLaw, MultiPowerLaw)})
