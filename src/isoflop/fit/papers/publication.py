@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.fit.law import FORMS, HOFFMANN, Convention, Law
+from isoflop.fit.law import HOFFMANN, Convention, Law
 from isoflop.fit.laws import Values, hoffmann_allocation, values
 
 
@@ -135,14 +134,6 @@ class Published:
             return hoffmann_allocation(_positive("C", C), **constants)
         raise ValueError(self._states_no("split of compute"))
 
-    def optimal_parameters(self, C: ArrayLike) -> Values:
-        """The N of `allocate`."""
-        return self.allocate(C)[0]
-
-    def optimal_tokens(self, C: ArrayLike) -> Values:
-        """The D of `allocate`."""
-        return self.allocate(C)[1]
-
     def batch(self, *, C: ArrayLike | None = None, N: ArrayLike | None = None, D: ArrayLike | None = None) -> Values:
         """Batch in tokens, from those of C, N, D that its law is in.
 
@@ -184,24 +175,6 @@ class Published:
             lines.append(f"peak learning rate {self.learning_rate_law}")
         lines.append(f"N {self.n_convention}; tokenizer {self.tokenizer or 'unknown'}; {self.valid}")
         return "\n  ".join([*lines, self.note] if self.note else lines)
-
-
-def entry(
-    name: str,
-    paper: str,
-    where: str,
-    n_convention: Convention,
-    tokenizer: str | None,
-    valid: str,
-    form: str = "",
-    constants: dict[str, float] | None = None,
-    **rest: Any,
-) -> Published:
-    """A published result whose law, if it has one, is `form` with `constants`."""
-    law = None
-    if constants is not None:
-        law = Law(FORMS[form], constants, n_convention, source=f"{paper}, {where}")
-    return Published(name, paper, where, n_convention, tokenizer, valid, law=law, **rest)
 
 
 def _positive(name: str, x: ArrayLike | None) -> Values:
