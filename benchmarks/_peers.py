@@ -11,7 +11,7 @@ from scipy.optimize import least_squares
 
 from isoflop.fit.forecast.baselines import ESTIMATORS, EXPONENTS, Baseline, fit_separable
 from isoflop.fit.forecast.features import path
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
 STARTS = [(a, c, g) for a in (0.3, 0.6) for c in (0.05, 0.5, 2.0) for g in (0.3, 0.7)]
@@ -26,9 +26,7 @@ class MomentumLaw(Baseline):
     name = "momentum-law"
     decays: ClassVar[tuple[float, ...]] = (0.99, 0.995, 0.999)
 
-    def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
-    ) -> tuple[float, float]:
+    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         everywhere = np.append(steps, target)
         road = path(plan, self._warmup(plan), float(max(plan.total_steps, target)))
         nodes, shape = road.nodes[road.first :], road.shape[road.first :]
@@ -56,9 +54,7 @@ class MultiPowerLaw(Baseline):
 
     name = "multi-power-law"
 
-    def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
-    ) -> tuple[float, float]:
+    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         road = path(plan, self._warmup(plan), float(max(plan.total_steps, target)))
         shape, effective = road.shape[road.first :], road.effective[road.first :]
         everywhere = np.append(steps, target)

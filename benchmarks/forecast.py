@@ -27,7 +27,7 @@ from isoflop.fit.forecast import (
     ESTIMATORS,
     FinishedRun,
     Forecast,
-    LearningRatePlan,
+    LrPlan,
     OnlineForecaster,
     Score,
     Silence,
@@ -128,7 +128,7 @@ def cost(console: Console) -> None:
     )
     rng = np.random.default_rng(0)
     for total in (10**2, 10**4, 10**6, 10**7):
-        plan = LearningRatePlan.cosine(total, 3e-4, total // 20)
+        plan = LrPlan.cosine(total, 3e-4, total // 20)
         every = max(1, total // 20_000)
         steps = np.arange(every, int(0.6 * total), every)
         loss = 2.5 + 0.9 * (steps / total + 0.02) ** -0.3 + 0.02 * rng.normal(size=len(steps))

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import lr_scheduler as S
 
-from isoflop.fit.forecast import Forecast
+from isoflop.fit.forecast import Forecast, LrPlan
 from isoflop.forecasting import About, Forecasting
-from isoflop.observe.schedule import LearningRates, future_learning_rates
+from isoflop.observe.schedule import future_learning_rates
 from isoflop.options import Options
 from isoflop.setup import Setup
 
@@ -63,7 +63,7 @@ def schedulers() -> Table:
             began = time.perf_counter()
             found = future_learning_rates(scheduler, TOTAL, optimizer=optimizer)
             spent.append(time.perf_counter() - began)
-        assert isinstance(found, LearningRates), found
+        assert isinstance(found, LrPlan), found
         steps = np.random.default_rng(0).integers(1, TOTAL, 2_000)
         off = 0.0
         if scheduler is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.fit.forecast import Estimator, FinishedRun, LearningRatePlan, OnlineForecaster
+from isoflop.fit.forecast import Estimator, FinishedRun, LrPlan, OnlineForecaster
 from isoflop.fit.forecast.features import Kernel, falls, path
 
 BATCH = 5e5
@@ -23,22 +23,20 @@ class Planted:
     noise: float = 0.03
     kernel: Kernel = Kernel(0.65, 1.0, 100.0)  # noqa: RUF009
 
-    def loss(self, plan: LearningRatePlan, steps: np.ndarray) -> np.ndarray:
+    def loss(self, plan: LrPlan, steps: np.ndarray) -> np.ndarray:
         """The loss without noise."""
         road = path(plan, plan.warmup_steps, float(plan.total_steps))
         fall = falls(road, (self.kernel,), steps)[0]
         return self.E + self.A * (road.x(steps) * BATCH / 1e10) ** -self.alpha - self.C * fall
 
-    def seen(self, plan: LearningRatePlan, seed: int = 0, every: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def seen(self, plan: LrPlan, seed: int = 0, every: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Steps and the losses logged at them: means over `every` steps."""
         steps = np.arange(1.0, plan.total_steps + 1)
         loss = self.loss(plan, steps) + self.noise * np.random.default_rng(seed).normal(size=len(steps))
         whole = len(steps) // every * every
         return steps[:whole].reshape(-1, every)[:, -1], loss[:whole].reshape(-1, every).mean(1)
 
-    def run(
-        self, plan: LearningRatePlan, *, N: float = 3e8, seed: int = 0, every: int = 20, name: str = ""
-    ) -> FinishedRun:
+    def run(self, plan: LrPlan, *, N: float = 3e8, seed: int = 0, every: int = 20, name: str = "") -> FinishedRun:
         """The finished run."""
         steps, loss = self.seen(plan, seed, every)
         return FinishedRun(

@@ -24,11 +24,11 @@ from isoflop.advise.stopping import past_efficient, target
 from isoflop.advise.track import MOST, Track
 from isoflop.advise.waste import waste_of
 from isoflop.fit.batch import Belief, combine
-from isoflop.fit.forecast import Forecast, LearningRatePlan, OnlineForecaster, Silence
+from isoflop.fit.forecast import Forecast, LrPlan, OnlineForecaster, Silence
 from isoflop.fit.frontier.optimum import optimal_allocation
 
 THRESHOLDS = Thresholds()
-COSINE = LearningRatePlan.cosine(10_000, 1e-3, 100)
+COSINE = LrPlan.cosine(10_000, 1e-3, 100)
 ENDING = Forecast(2.5, 2.48, 2.52, 0.0135, 0.8, 10_000, "isoflop")
 DECAYED = Forecast(2.6, 2.58, 2.62, 0.0135, 0.8, 4600, "isoflop")
 FALLING = [(100 * i, 3 - 0.01 * i) for i in range(1, 41)]
@@ -256,7 +256,7 @@ regularisation.
     ),
     (
         schedule,
-        {"rates": LearningRatePlan.cosine(20_000, 1e-3, 100)},
+        {"rates": LrPlan.cosine(20_000, 1e-3, 100)},
         Severity.WARNING,
         """The learning-rate decay is cut off: at the planned end, step 10,000, the rate is still 55% of its peak and \
 falling; the decay is about 2.0 times as long as the run.
@@ -267,7 +267,7 @@ costs loss.
     ),
     (
         schedule,
-        {"rates": LearningRatePlan.linear(6000, 1e-3, 100)},
+        {"rates": LrPlan.linear(6000, 1e-3, 100)},
         Severity.WARNING,
         """The learning rate is below a thousandth of its peak from step 5,975 on; the 4,025 steps after it buy \
 nothing.
@@ -277,7 +277,7 @@ nothing.
     ),
     (
         schedule,
-        {"rates": LearningRatePlan(np.array([0, 100, 5000, 10_000.0]), np.array([0, 1e-3, 0, 1e-3]))},
+        {"rates": LrPlan(np.array([0, 100, 5000, 10_000.0]), np.array([0, 1e-3, 0, 1e-3]))},
         Severity.WARNING,
         """The learning rate comes down to 0% of its peak at step 5,000 and rises again to 100% before the run ends at \
 step 10,000.
@@ -372,12 +372,12 @@ SILENT = [
     (overfitting, {"evaluations": evaluated(3.0, 2.8, 2.82, 2.9, 3.0, train=2.1), "loss": 2.2}),  # both rise
     (past_efficient, {"N": 1e8, "tokens": 4e10, "unique_tokens": 1e10}),  # repeated: not the law's tokens
     (schedule, {}),
-    (schedule, {"rates": LearningRatePlan.cosine(11_000, 1e-3, 100)}),
-    (schedule, {"rates": LearningRatePlan.constant(10_000, 1e-3, 100)}),  # a decay may come in a run of its own
-    (schedule, {"rates": LearningRatePlan.wsd(10_000, 1e-3, 100, 2000)}),
-    (schedule, {"rates": LearningRatePlan.linear(10_000, 1e-3, 100)}),
-    (schedule, {"rates": LearningRatePlan(np.arange(10_001.0), 1e-3 * (1 - np.arange(10_001.0) / 1e4) ** 2)}),
-    (schedule, {"rates": LearningRatePlan(np.array([0, 5000, 10_000.0]), np.array([1e-3, 1e-5, 0]))}),  # 1% is not 0
+    (schedule, {"rates": LrPlan.cosine(11_000, 1e-3, 100)}),
+    (schedule, {"rates": LrPlan.constant(10_000, 1e-3, 100)}),  # a decay may come in a run of its own
+    (schedule, {"rates": LrPlan.wsd(10_000, 1e-3, 100, 2000)}),
+    (schedule, {"rates": LrPlan.linear(10_000, 1e-3, 100)}),
+    (schedule, {"rates": LrPlan(np.arange(10_001.0), 1e-3 * (1 - np.arange(10_001.0) / 1e4) ** 2)}),
+    (schedule, {"rates": LrPlan(np.array([0, 5000, 10_000.0]), np.array([1e-3, 1e-5, 0]))}),  # 1% is not 0
     (schedule, {"rates": None}),
     (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4, 6e4, 5e4], "best_speed": 1e5}),
     (hardware, {"speeds": [6e4] * 8, "best_speed": 1e5, "seconds": 60.0}),  # a minute at stake
@@ -535,7 +535,7 @@ def test_a_resumed_run_says_what_has_become_worse() -> None:
 
 
 def test_the_schedule_is_judged_when_it_becomes_known() -> None:
-    adviser, cut_off = Adviser(), LearningRatePlan.cosine(20_000, 1e-3, 100)
+    adviser, cut_off = Adviser(), LrPlan.cosine(20_000, 1e-3, 100)
     adviser.start(situation(step=1, rates=None))
     assert not adviser.look(situation(step=100, rates=None))
     assert [each.reason for each in adviser.look(situation(step=300, rates=cut_off))] == [Reason.SCHEDULE]
@@ -573,7 +573,7 @@ def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest
 @pytest.mark.parametrize("shape", ["cosine", "constant"])
 def test_the_converged_loss_of_a_planted_curve(shape: str) -> None:
     """2 nats; from a tenth of the curve it can't be told."""
-    plan = getattr(LearningRatePlan, shape)(100_000, 1e-3, 100)
+    plan = getattr(LrPlan, shape)(100_000, 1e-3, 100)
     forecaster, rng = OnlineForecaster(N=1e8, batch_tokens=5e5), np.random.default_rng(0)
     early = None
     for step in range(100, 60_000, 300):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fits import DATA
 from isoflop.cli import app
-from isoflop.fit.forecast import LearningRatePlan
+from isoflop.fit.forecast import LrPlan
 from isoflop.record import Point, RecordLog
 
 TOKENS = 500_000
@@ -66,7 +66,7 @@ def folder_of_curves(
 def record(folder: Path, name: str, level: float, *, until: int = 4_000, plan: bool = True, **header: Any) -> None:
     """A record of a planted run, finished where `until` is its end."""
     total = 4_000
-    rates = LearningRatePlan.constant(total, 1e-3)
+    rates = LrPlan.constant(total, 1e-3)
     planned: dict[str, Any] = {"steps": total, "schedule": None, "accumulate": 1}
     if plan:
         planned["learning_rates"] = {"steps": [int(s) for s in rates.steps], "lr": [float(r) for r in rates.lr]}

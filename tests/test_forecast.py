@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curves import BATCH, Planted, fed, feed
-from isoflop.fit.forecast import ESTIMATORS, Forecast, LearningRatePlan, OnlineForecaster, Silence, result
+from isoflop.fit.forecast import ESTIMATORS, Forecast, LrPlan, OnlineForecaster, Silence, result
 from isoflop.fit.forecast.bins import LossBins
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS
 
 PEAK = 1e-3
 PLANS = {
-    "constant": LearningRatePlan.constant(6000, PEAK, 200),
-    "cosine": LearningRatePlan.cosine(6000, PEAK, 200),
-    "cosine to 0": LearningRatePlan.cosine(6000, PEAK, 200, end=0.0),
-    "linear to 0": LearningRatePlan.linear(6000, PEAK, 200),
-    "wsd": LearningRatePlan.wsd(6000, PEAK, 200, 1200),
-    "wsd, exponential": LearningRatePlan.wsd(6000, PEAK, 200, 1200, end=0.1, shape="exponential"),
+    "constant": LrPlan.constant(6000, PEAK, 200),
+    "cosine": LrPlan.cosine(6000, PEAK, 200),
+    "cosine to 0": LrPlan.cosine(6000, PEAK, 200, end=0.0),
+    "linear to 0": LrPlan.linear(6000, PEAK, 200),
+    "wsd": LrPlan.wsd(6000, PEAK, 200, 1200),
+    "wsd, exponential": LrPlan.wsd(6000, PEAK, 200, 1200, end=0.1, shape="exponential"),
 }
 
 
@@ -137,7 +137,7 @@ def test_a_restored_state_forecasts_bit_by_bit_the_same(name: str) -> None:
     assert restored.forecast(run.plan) == first.forecast(run.plan)
     feed(restored, run, 0.6, start=0.4)
     # two plans that are equal, not the same object
-    again = LearningRatePlan(run.plan.steps.copy(), run.plan.lr.copy())
+    again = LrPlan(run.plan.steps.copy(), run.plan.lr.copy())
     assert restored.forecast(again) == through.forecast(run.plan)
     assert restored.state_dict() == through.state_dict()
 
@@ -229,7 +229,7 @@ def test_whatever_it_is_fed_it_forecasts_or_says_why(
         "rising": 3 + 1e-3 * steps,
         "lost": np.where(rng.random(points) < 0.3, np.nan, 2 + 1 / np.sqrt(steps + 1)),
     }[kind]
-    plan = LearningRatePlan.cosine(total, 10.0 ** rng.uniform(-9, 3), int(rng.uniform(0, 0.9) * total))
+    plan = LrPlan.cosine(total, 10.0 ** rng.uniform(-9, 3), int(rng.uniform(0, 0.9) * total))
     forecaster = OnlineForecaster(N=N, batch_tokens=batch, optimizer=None)
     tokens = [0.0 * steps, 5e5 * steps, 1e9 * rng.random(points), np.nan * steps][seed % 4]
     for step, seen, value in zip(steps.tolist(), tokens.tolist(), loss.tolist(), strict=True):

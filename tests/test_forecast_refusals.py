@@ -12,16 +12,16 @@ from isoflop.fit.forecast import (
     DEFAULT_PRIORS,
     FinishedRun,
     Forecast,
-    LearningRatePlan,
+    LrPlan,
     OnlineForecaster,
     Silence,
     learn_priors,
 )
 
-PLAN = LearningRatePlan.cosine(6000, 1e-3, 400)
+PLAN = LrPlan.cosine(6000, 1e-3, 400)
 
 
-def silent(forecaster: OnlineForecaster, plan: LearningRatePlan | None = PLAN) -> Silence:
+def silent(forecaster: OnlineForecaster, plan: LrPlan | None = PLAN) -> Silence:
     result = forecaster.forecast(plan)
     assert isinstance(result, Silence), result
     return result
@@ -58,14 +58,14 @@ def test_a_learning_rate_that_left_its_plan_and_one_that_came_back() -> None:
     reason = silent(fed(left, 0.5))
     assert reason.reason == "learning rate left its plan" and "At step 3,000" in reason.message
     # the plan that it follows is all it needs, whatever was before
-    assert isinstance(fed(left, 0.5).forecast(LearningRatePlan(left.steps, left.lr)), Forecast)
+    assert isinstance(fed(left, 0.5).forecast(LrPlan(left.steps, left.lr)), Forecast)
     was_off = dataclasses.replace(run, lr=np.where(run.steps < 1000, 0.5 * run.lr, run.lr))
     assert isinstance(fed(was_off, 0.5).forecast(PLAN), Forecast)
 
 
 def test_a_plan_that_rises_again() -> None:
     steps, lr = np.array([0.0, 400, 3000, 3400, 6000]), np.array([0.0, 1e-3, 2e-4, 1e-3, 0.0])
-    plan = LearningRatePlan(steps, lr)
+    plan = LrPlan(steps, lr)
     reason = silent(fed(Planted().run(plan), 0.4), plan)
     assert reason.reason == "outside the priors" and "rises again" in reason.message
 
@@ -91,7 +91,7 @@ def test_a_jump_is_a_change_point_and_no_fit(by: float) -> None:
 
 
 def test_a_falling_learning_rate_is_no_change_point() -> None:
-    two = LearningRatePlan(np.array([0.0, 400, 2400, 2401, 6000]), np.array([0.0, 1e-3, 1e-3, 2e-4, 2e-4]))
+    two = LrPlan(np.array([0.0, 400, 2400, 2401, 6000]), np.array([0.0, 1e-3, 1e-3, 2e-4, 2e-4]))
     run = Planted().run(two)
     forecast = fed(run, 0.5).forecast(two)
     assert isinstance(forecast, Forecast)

@@ -20,8 +20,8 @@ from isoflop.fit.forecast import (
     WEAK_PRIORS,
     FinishedRun,
     Forecast,
-    LearningRatePlan,
     Line,
+    LrPlan,
     Silence,
     backtest,
     baselines,
@@ -31,8 +31,8 @@ from isoflop.fit.forecast import (
 )
 
 PEAK = 1e-3
-COSINE = LearningRatePlan.cosine(4000, PEAK, 200)
-CONSTANT = LearningRatePlan.constant(4000, PEAK, 200)
+COSINE = LrPlan.cosine(4000, PEAK, 200)
+CONSTANT = LrPlan.constant(4000, PEAK, 200)
 
 
 def spoken(result: Forecast | Silence) -> Forecast:
@@ -54,7 +54,7 @@ def test_priors_learn_the_gain_of_own_runs_and_know_it_better() -> None:
     assert after[1] < 0.75 * before[1]
     assert learnt.own_runs == 3 and "updated with 3 finished runs" in learnt.source
     # and a run under way, before its rate falls, is forecast better and surer
-    run = strange.run(LearningRatePlan.wsd(4000, PEAK, 200, 800), seed=9)
+    run = strange.run(LrPlan.wsd(4000, PEAK, 200, 800), seed=9)
     old, new = (spoken(fed(run, 0.7, priors=priors).forecast(run.plan)) for priors in (DEFAULT_PRIORS, learnt))
     assert abs(new.loss - run.final) < 0.5 * abs(old.loss - run.final)
     assert new.sd < old.sd
@@ -83,7 +83,7 @@ def test_no_runs_or_too_short_ones_change_nothing() -> None:
 def test_another_schedule_from_here_against_the_run_that_took_it() -> None:
     law = Planted()
     seen = fed(law.run(CONSTANT), 0.75)
-    for new in (LearningRatePlan.wsd(4000, PEAK, 200, 900), LearningRatePlan.constant(12_000, PEAK, 200)):
+    for new in (LrPlan.wsd(4000, PEAK, 200, 900), LrPlan.constant(12_000, PEAK, 200)):
         truth = float(law.loss(new, np.array([float(new.total_steps)]))[0])
         told = spoken(seen.what_if(CONSTANT, new))
         assert abs(told.loss - truth) < 3 * told.sd
@@ -94,9 +94,9 @@ def test_another_schedule_from_here_against_the_run_that_took_it() -> None:
 
 def test_leaving_a_cosine_for_a_plan_to_zero_keeps_its_past() -> None:
     law = Planted()
-    new = LearningRatePlan(np.array([0.0, 2000, 2800]), np.array([1.0, COSINE.at(2000) / PEAK, 0.0]) * PEAK)
+    new = LrPlan(np.array([0.0, 2000, 2800]), np.array([1.0, COSINE.at(2000) / PEAK, 0.0]) * PEAK)
     steps = COSINE.steps[COSINE.steps < 2000]
-    really = LearningRatePlan(np.append(steps, [2000, 2800]), np.append(COSINE.at(steps), [COSINE.at(2000), 0.0]))
+    really = LrPlan(np.append(steps, [2000, 2800]), np.append(COSINE.at(steps), [COSINE.at(2000), 0.0]))
     told = spoken(fed(law.run(COSINE), 0.5).what_if(COSINE, new))
     assert abs(told.loss - law.loss(really, np.array([2800.0]))[0]) < 3 * told.sd
 
@@ -121,9 +121,7 @@ def ladder_runs(sizes: tuple[float, ...], **changes: float) -> list[FinishedRun]
     runs = []
     for size in sizes:
         law = Planted(E=1.7 + 0.8 * (size / 3e8) ** -0.3, **changes)
-        runs += [
-            law.run(plan, N=size, seed=int(size) % 97) for plan in (COSINE, LearningRatePlan.cosine(9000, PEAK, 200))
-        ]
+        runs += [law.run(plan, N=size, seed=int(size) % 97) for plan in (COSINE, LrPlan.cosine(9000, PEAK, 200))]
     return runs
 
 
@@ -176,7 +174,7 @@ def test_the_peers_of_the_benchmark_recover_a_decay(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(baselines, "ESTIMATORS", dict(ESTIMATORS))
     monkeypatch.delitem(sys.modules, "_peers", raising=False)
     peers = importlib.import_module("_peers")
-    plan = LearningRatePlan.wsd(4000, PEAK, 200, 2000)
+    plan = LrPlan.wsd(4000, PEAK, 200, 2000)
     steps = np.arange(0, 4001.0)
     shape = plan.at(steps) / PEAK
     falls, momentum = np.zeros(4001), 0.0

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from curves import Planted
 from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
-from isoflop.fit.forecast import LearningRatePlan
+from isoflop.fit.forecast import LrPlan
 from isoflop.record import Run, read_runs
 
 RUN_KEYS = [
@@ -34,7 +34,7 @@ RUN_KEYS = [
     "missing",
     "notes",
 ]
-PLAN = LearningRatePlan.cosine(2000, 1e-3, 100)
+PLAN = LrPlan.cosine(2000, 1e-3, 100)
 
 
 def call(command: str, *arguments: object) -> Any:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as S
 
-from isoflop.observe.schedule import LearningRates, UnknownFuture, by_batch, by_epoch, future_learning_rates
+from isoflop.fit.forecast import LrPlan
+from isoflop.observe.schedule import UnknownFuture, by_batch, by_epoch, future_learning_rates
 
 PEAK = 1e-3
 
@@ -123,7 +124,7 @@ def test_the_rates_are_those_of_really_stepping(name: str, now: int) -> None:
     before = plain(scheduler), copy.deepcopy(optimizer.state_dict())
     found = future_learning_rates(scheduler, 300, step=now, optimizer=optimizer)
     assert (plain(scheduler), optimizer.state_dict()) == before
-    assert isinstance(found, LearningRates), found
+    assert isinstance(found, LrPlan), found
     assert found.steps.tolist() == list(range(now + 1, 301))
     np.testing.assert_allclose(found.lr, stepped(optimizer, scheduler, now + 1, 300), rtol=1e-9, atol=1e-12)
 
@@ -146,7 +147,7 @@ def test_of_a_long_run_every_step_is_within_a_thousandth_of_the_peak() -> None:
         optimizer = adamw()
         scheduler = make(optimizer)
         found = future_learning_rates(scheduler, total, optimizer=optimizer)
-        assert isinstance(found, LearningRates) and len(found.steps) < 1500, name
+        assert isinstance(found, LrPlan) and len(found.steps) < 1500, name
         true = np.array(stepped(optimizer, scheduler, 1, total))
         assert np.abs(np.interp(np.arange(1, total + 1), found.steps, found.lr) - true).max() < 1.01e-3 * PEAK, name
 
@@ -155,7 +156,7 @@ def test_of_a_long_run_every_step_is_within_a_thousandth_of_the_peak() -> None:
 @settings(max_examples=30)
 def test_jumps_are_found_wherever_they_are(jumps: list[int], now: int) -> None:
     found = future_learning_rates(lambda k: 0.5 ** sum(k > jump for jump in jumps), 100_000, step=now)
-    assert isinstance(found, LearningRates)
+    assert isinstance(found, LrPlan)
     for jump in jumps:
         for k in (jump, jump + 1):
             if k > now:
@@ -173,7 +174,7 @@ def test_a_scheduler_that_is_stepped_by_epoch() -> None:
             scheduler.step()
         if step == 30:
             found = future_learning_rates(scheduler, 70, step=30, optimizer=optimizer, calls=by_epoch(batches))
-    assert isinstance(found, LearningRates)
+    assert isinstance(found, LrPlan)
     np.testing.assert_allclose(found.lr, true[30:])
 
 
@@ -254,7 +255,7 @@ def test_a_rate_that_another_hand_has_set() -> None:
 def test_without_a_scheduler_the_rate_stays_unless_one_is_hidden() -> None:
     optimizer = adamw(torch.tensor(PEAK))
     found = future_learning_rates(None, 5, step=2, optimizer=optimizer)
-    assert isinstance(found, LearningRates)
+    assert isinstance(found, LrPlan)
     np.testing.assert_allclose(found.lr, [PEAK] * 3, rtol=1e-6)
     S.StepLR(optimizer, 1)
     assert future_learning_rates(None, 5, optimizer=optimizer) == UnknownFuture(
@@ -272,7 +273,7 @@ def test_a_scheduler_of_unknown_cadence() -> None:
         "StepLR has been stepped 3 times in 500 optimizer steps, so when it will be is unknown"
     )
     wrapped = SimpleNamespace(scheduler=scheduler, step=scheduler.step)  # Accelerate's
-    assert isinstance(future_learning_rates(wrapped, 900, step=3, optimizer=optimizer), LearningRates)
+    assert isinstance(future_learning_rates(wrapped, 900, step=3, optimizer=optimizer), LrPlan)
 
 
 def test_too_long_to_be_tried_out_and_too_quick_to_be_followed() -> None:

@@ -12,7 +12,7 @@ from isoflop.advise.run_adviser import RunAdviser
 from isoflop.advise.situation import Batch
 from isoflop.advise.waste import waste_of
 from isoflop.fit.batch import Belief, combine
-from isoflop.fit.forecast import LearningRatePlan, OnlineForecaster
+from isoflop.fit.forecast import LrPlan, OnlineForecaster
 from isoflop.fit.law import HOFFMANN, Law
 
 LOG_STEPS = 60
@@ -80,12 +80,12 @@ def critical_by_papers(D: float) -> float:
     return math.sqrt(16.9 * D**0.505 * 3.1 * D**0.608)
 
 
-def plan_of(w: World) -> LearningRatePlan:
+def plan_of(w: World) -> LrPlan:
     """1% of warm-up, then the schedule to (a tenth of) nothing."""
     warmup = max(w.steps // 100, 5)
     if w.schedule == "wsd":
-        return LearningRatePlan.wsd(w.steps, 1e-3, warmup, w.steps // 5)
-    make = LearningRatePlan.cosine if w.schedule == "cosine" else LearningRatePlan.linear
+        return LrPlan.wsd(w.steps, 1e-3, warmup, w.steps // 5)
+    make = LrPlan.cosine if w.schedule == "cosine" else LrPlan.linear
     return make(w.steps, 1e-3, warmup)
 
 

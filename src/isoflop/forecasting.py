@@ -20,7 +20,7 @@ from isoflop.fit.forecast import (
     DEFAULT_PRIORS,
     PASSING,
     Forecast,
-    LearningRatePlan,
+    LrPlan,
     OnlineForecaster,
     Priors,
     Silence,
@@ -29,7 +29,7 @@ from isoflop.fit.forecast.joint import Ladder
 from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, history_of, ladder_of, priors_of, size_of
 from isoflop.guard import Guard, declare
-from isoflop.observe.schedule import LearningRates, UnknownFuture, future_learning_rates
+from isoflop.observe.schedule import UnknownFuture, future_learning_rates
 from isoflop.observe.schedule_formulas import number
 from isoflop.options import Options
 from isoflop.setup import Setup
@@ -43,8 +43,6 @@ FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
 OFF_PLAN = 0.02
 """Of the peak: how far a learning rate may lie from its plan."""
-MOST_KNOTS = 256
-"""Of a plan in the record."""
 
 
 class Forecasting:
@@ -57,9 +55,7 @@ class Forecasting:
         planned: is told the learning rates of the whole run, for the record's header.
     """
 
-    def __init__(
-        self, options: Options, setup: Setup, guard: Guard, planned: Callable[[LearningRatePlan], None]
-    ) -> None:
+    def __init__(self, options: Options, setup: Setup, guard: Guard, planned: Callable[[LrPlan], None]) -> None:
         self.last: Forecast | Silence | None = None
         """The newest answer; None before the first."""
         self.half_time: tuple[int, Forecast] | None = None
@@ -70,7 +66,7 @@ class Forecasting:
         self._curve: OnlineForecaster | None = None
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._ladder: Ladder | None = None
-        self._plan: LearningRatePlan | None = None
+        self._plan: LrPlan | None = None
         self._unknown = ""
         self._asked = False
         self._rate: float | None = None
@@ -85,7 +81,7 @@ class Forecasting:
         return self._curve
 
     @property
-    def plan(self) -> LearningRatePlan | None:
+    def plan(self) -> LrPlan | None:
         """The learning rates of the whole run; None where they are not known, or not yet."""
         return self._plan
 
@@ -228,14 +224,10 @@ class Forecasting:
                 f"The learning rate to come is unknown: {found.reason}. Pass {remedy}lr_plan=, a function of the step."
             )
             return
-        try:
-            self._plan = LearningRatePlan(found.steps, found.lr)
-        except ValueError as error:  # rates of 0, NaN or below 0: training may go on with them
-            self._unknown = f"The learning rate to come can't be used. {error}"
-            return
-        self._planned(self._plan)
+        self._plan = found
+        self._planned(found)
 
-    def _future(self, step: int, total: int, since: int | None = None) -> LearningRates | UnknownFuture:
+    def _future(self, step: int, total: int, since: int | None = None) -> LrPlan | UnknownFuture:
         setup, given = self._setup, self._options.lr_plan
         if setup.future_unknown and given is None:
             return UnknownFuture(setup.future_unknown)
@@ -305,14 +297,6 @@ class About:
     model: nn.Module | None
     parameters: Mapping[str, int | None]
     batch_tokens: float | None
-
-
-def plan_for_record(plan: LearningRatePlan) -> dict[str, Any]:
-    """A plan in plain values, thinned to some hundred knots: {"steps", "lr"}."""
-    keep = np.arange(len(plan.steps))
-    if len(keep) > MOST_KNOTS:
-        keep = np.unique(np.linspace(0, len(keep) - 1, MOST_KNOTS).round().astype(int))
-    return {"steps": [int(step) for step in plan.steps[keep]], "lr": [float(rate) for rate in plan.lr[keep]]}
 
 
 def _plain(answer: Forecast | Silence | None) -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ from torch import nn
 from isoflop.advise import Advice, Situation
 from isoflop.advising import Advising
 from isoflop.entries import describe_counting, run_header, run_plan, run_point
-from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
-from isoflop.forecasting import About, Forecasting, plan_for_record
+from isoflop.fit.forecast import Forecast, LrPlan, Silence
+from isoflop.forecasting import About, Forecasting
 from isoflop.guard import declare, hook
 from isoflop.noise import NoiseDriver
 from isoflop.observe.calls import Call, watch
@@ -572,8 +572,8 @@ class Monitor:
             self.recorder.open(self._header, self._attempt_began_at)
             self.leave("measuring")
 
-    def _keep_plan(self, plan: LearningRatePlan) -> None:
-        self.recorder.planned({**run_plan(self.setup), "learning_rates": plan_for_record(plan)})
+    def _keep_plan(self, plan: LrPlan) -> None:
+        self.recorder.planned({**run_plan(self.setup), "learning_rates": plan.as_dict()})
 
     def _header(self) -> dict[str, Any]:
         return run_header(self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder)

@@ -11,7 +11,7 @@ from isoflop.advise.adviser import PLANNED, Adviser
 from isoflop.advise.situation import Estimate, Expected, Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.track import Track
-from isoflop.fit.forecast import Forecast, LearningRatePlan, OnlineForecaster, Silence
+from isoflop.fit.forecast import Forecast, LrPlan, OnlineForecaster, Silence
 
 Answer = Forecast | Silence | None
 DECAY_NOW = 0.15
@@ -116,7 +116,7 @@ class RunAdviser:
         self.track.load_state_dict(state["track"])
 
 
-def decay_now(forecaster: OnlineForecaster | None, plan: LearningRatePlan | None, step: int) -> Answer:
+def decay_now(forecaster: OnlineForecaster | None, plan: LrPlan | None, step: int) -> Answer:
     """The loss after a linear decay to 0 that begins now."""
     if forecaster is None or plan is None:
         return None
@@ -124,5 +124,5 @@ def decay_now(forecaster: OnlineForecaster | None, plan: LearningRatePlan | None
     rate = float(plan.at(step))
     if not rate > 0:
         return None
-    new = LearningRatePlan([step, step + steps], [rate, 0.0])  # type: ignore[arg-type]
+    new = LrPlan([step, step + steps], [rate, 0.0])  # type: ignore[arg-type]
     return forecaster.what_if(plan, new)

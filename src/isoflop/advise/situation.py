@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from isoflop.fit.batch import Belief
-from isoflop.fit.forecast import Forecast, LearningRatePlan, Silence
+from isoflop.fit.forecast import Forecast, LrPlan, Silence
 from isoflop.fit.planning.map_line import MapLine
 
 Intent = Literal["optimal", "overtrain"]
@@ -121,7 +121,7 @@ class Situation:
     by_ladder: Expected | None = None
     fall: Estimate | None = None
     fell: Estimate | None = None
-    rates: LearningRatePlan | None = None
+    rates: LrPlan | None = None
     batch: Batch | None = None
     batch_wanted: bool = True
     evaluations: Mapping[str, Sequence[Evaluated]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from isoflop.advise.frontier import EXPONENTS, LEVEL, law_at
 from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
-from isoflop.fit.forecast import PASSING, Forecast, LearningRatePlan
+from isoflop.fit.forecast import PASSING, Forecast, LrPlan
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.laws_kaplan import ALPHA_N_STEPS, ALPHA_S
 from isoflop.fit.planning.map_line import prior_line
@@ -123,7 +123,7 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     )
 
 
-def decaying(rates: LearningRatePlan | None, step: int) -> bool:
+def decaying(rates: LrPlan | None, step: int) -> bool:
     """Whether the learning rate has come down from its peak already."""
     return rates is not None and step > rates.warmup_steps and float(rates.at(step)) < DECAYED * rates.peak
 

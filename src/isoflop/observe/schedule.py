@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.fit.forecast.schedule import LrPlan
 from isoflop.observe.ranks import world_size
 from isoflop.observe.schedule_formulas import (
     Array,
@@ -29,21 +30,6 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class LearningRates:
-    """Rates of the optimizer steps to come, linear between knots.
-
-    Attributes:
-        steps: optimizer steps, rising; the first is the one after now, the last the planned end.
-        lr: rate of each (step k's is what the k-th optimizer step uses).
-        source: who said so, in words.
-    """
-
-    steps: Array
-    lr: Array
-    source: str
-
-
-@dataclass(frozen=True)
 class UnknownFuture:
     """No future can be told; `reason` is a half-sentence for the user."""
 
@@ -58,7 +44,7 @@ def future_learning_rates(
     optimizer: Any = None,
     calls: Calls | None = None,
     since: int | None = None,
-) -> LearningRates | UnknownFuture:
+) -> LrPlan | UnknownFuture:
     """Ask a scheduler for the learning rates of the optimizer steps `step + 1` to `total_steps`.
 
     Neither scheduler nor optimizer is stepped or written to; the functions of a `LambdaLR` are called, a few thousand
@@ -75,7 +61,8 @@ def future_learning_rates(
         since: begin after this step instead of now: with the rates of the past, if the scheduler was the same then.
 
     Returns:
-        The rates, or why they are unknown.
+        The plan, whose first knot is the step after now (or `since`); step k's rate is what the k-th optimizer step
+        uses. Or why it is unknown.
     """
     if total_steps <= step:
         return UnknownFuture(f"no step is left of the planned {total_steps:,}")
@@ -95,7 +82,9 @@ def future_learning_rates(
         return UnknownFuture(f"asking {_name(scheduler)} failed ({type(error).__name__}: {error})")
     if not np.isfinite(lr).all() or (lr < 0).any():
         return UnknownFuture(f"{source} gives a rate that is negative or not finite")
-    return LearningRates(steps, lr, source)
+    if len(steps) < 2 or not lr.max() > 0:
+        return UnknownFuture(f"{source} gives no rates above 0 for two steps or more")
+    return LrPlan(steps, lr)
 
 
 def by_epoch(steps_per_epoch: int, every: int = 1) -> Calls:

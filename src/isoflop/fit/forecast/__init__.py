@@ -8,7 +8,7 @@ from isoflop.fit.forecast.online import Estimator, OnlineForecaster
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors
 from isoflop.fit.forecast.replay import Score, backtest
 from isoflop.fit.forecast.result import PASSING, Forecast, Silence
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 __all__ = [
     "DEFAULT_PRIORS",
@@ -19,8 +19,8 @@ __all__ = [
     "FinishedRun",
     "Forecast",
     "Ladder",
-    "LearningRatePlan",
     "Line",
+    "LrPlan",
     "OnlineForecaster",
     "Priors",
     "Score",

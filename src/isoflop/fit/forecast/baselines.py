@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isoflop.fit.forecast.online import Estimator, OnlineForecaster
 from isoflop.fit.forecast.result import Forecast, Silence, forecast_of
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
 FEWEST = 6
@@ -22,9 +22,7 @@ EXPONENTS = np.geomspace(0.1, 2, 80)
 class Baseline(Estimator):
     """A baseline: the window after the warm-up is fitted by `_predict`."""
 
-    def forecast(
-        self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
-    ) -> Forecast | Silence:
+    def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | Silence:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
         if plan is None:
             return Silence("learning rate unknown", "The coming learning rate is not known: pass the plan.")
@@ -40,9 +38,7 @@ class Baseline(Estimator):
         return forecast_of(loss, sd, level=level, step=target, estimator=self.name, nu=1e6)
 
     @abstractmethod
-    def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
-    ) -> tuple[float, float]:
+    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         """Loss at `target` and its standard error."""
 
 
@@ -51,9 +47,7 @@ class LastValue(Baseline):
 
     name = "last-value"
 
-    def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
-    ) -> tuple[float, float]:
+    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         last = steps >= 0.9 * steps[-1]
         mean = float(np.average(loss[last], weights=count[last]))
         return mean, max(float(np.std(loss[last])) / math.sqrt(last.sum()), 1e-6)
@@ -65,9 +59,7 @@ class PowerLaw(Baseline):
     name = "power-law"
     exponents = EXPONENTS
 
-    def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
-    ) -> tuple[float, float]:
+    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         return fit_power_law(np.append(steps, target), loss, count, self.exponents)[1:]
 
 
@@ -88,9 +80,7 @@ class Kaplan(Baseline):
     name = "kaplan"
     exponents = np.array([0.76])
 
-    def _predict(
-        self, steps: Array, loss: Array, count: Array, plan: LearningRatePlan, target: float
-    ) -> tuple[float, float]:
+    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         out = (float(loss[-1]), 0.0)
         smooth = np.polyval(np.polyfit(np.log(steps), loss, 2, w=np.sqrt(count)), np.log(steps))
         for _ in range(8):

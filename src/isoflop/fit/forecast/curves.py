@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class FinishedRun:
     tokens: Array
     lr: Array
     loss: Array
-    plan: LearningRatePlan
+    plan: LrPlan
     N: float | None = None
     batch_tokens: float | None = None
     optimizer: str | None = "adamw"
@@ -119,7 +119,7 @@ def _run(folder: Path, row: dict[str, str]) -> FinishedRun:
     )
 
 
-def plan_of(row: dict[str, str], steps: Array, lr: Array, total: int) -> LearningRatePlan:
+def plan_of(row: dict[str, str], steps: Array, lr: Array, total: int) -> LrPlan:
     """The plan that a row's `schedule` describes, unless the rates that were logged say otherwise."""
     peak = _known(row.get("peak_lr")) or (float(np.nanmax(lr)) if np.isfinite(lr).any() else 1.0)
     described = _described(json.loads(row.get("schedule") or "{}"), peak, total)
@@ -135,29 +135,29 @@ def plan_of(row: dict[str, str], steps: Array, lr: Array, total: int) -> Learnin
     at, rates = steps[seen], lr[seen]
     if at[-1] < total:
         at, rates = np.append(at, total), np.append(rates, rates[-1])
-    return LearningRatePlan(at, np.maximum(rates, 0))
+    return LrPlan(at, np.maximum(rates, 0))
 
 
-def _described(schedule: dict[str, Any], peak: float, total: int) -> LearningRatePlan | None:
+def _described(schedule: dict[str, Any], peak: float, total: int) -> LrPlan | None:
     kind, warmup, end = schedule.get("kind"), int(schedule.get("warmup", 0)), float(schedule.get("end", 0.0))
     if kind == "constant":
-        return LearningRatePlan.constant(total, peak, warmup)
+        return LrPlan.constant(total, peak, warmup)
     if kind == "cosine":
-        return LearningRatePlan.cosine(total, peak, warmup, end)
+        return LrPlan.cosine(total, peak, warmup, end)
     if kind == "linear":
-        return LearningRatePlan.linear(total, peak, warmup, end)
+        return LrPlan.linear(total, peak, warmup, end)
     decay = int(schedule.get("decay", 0))
     if kind in ("wsd_lin", "wsd_exp", "wsd") and warmup <= decay < total:
         shape = "exponential" if kind == "wsd_exp" else "linear"
-        return LearningRatePlan.wsd(total, peak, warmup, total - decay, end, shape)
+        return LrPlan.wsd(total, peak, warmup, total - decay, end, shape)
     if kind == "two_stage" and warmup < decay < total - 1:
         return _two(peak, warmup, decay, total, end)
     return None
 
 
-def _two(peak: float, warmup: int, decay: int, total: int, end: float) -> LearningRatePlan:
+def _two(peak: float, warmup: int, decay: int, total: int, end: float) -> LrPlan:
     head = ([0.0, float(warmup)], [0.0, peak]) if warmup else ([0.0], [peak])
-    return LearningRatePlan(
+    return LrPlan(
         np.array([*head[0], decay, decay + 1, total], dtype=float), np.array([*head[1], peak, end * peak, end * peak])
     )
 

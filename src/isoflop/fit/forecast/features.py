@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
 CELLS = 160
@@ -46,7 +46,7 @@ class Path:
         return np.maximum(np.interp(steps, self.nodes, self.effective), 1e-6)
 
 
-def path(plan: LearningRatePlan, warmup: float, end: float, peak: float | None = None) -> Path:
+def path(plan: LrPlan, warmup: float, end: float, peak: float | None = None) -> Path:
     """The nodes of a plan from step 0 to `end`: all its knots where there are few, else the ones that matter."""
     steps = np.unique(np.concatenate([[0.0, min(warmup, end), end], plan.steps[plan.steps < end]]))
     rate = plan.at(steps) / (peak or plan.peak)

@@ -24,7 +24,7 @@ from isoflop.fit.forecast.online import OnlineForecaster
 from isoflop.fit.forecast.posterior import Posterior
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak
 from isoflop.fit.forecast.result import NU, Forecast, Silence, forecast_of
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
 GAMMA = np.linspace(0.1, 0.55, 7)
@@ -67,7 +67,7 @@ class Ladder:
 
     def forecast(
         self,
-        plan: LearningRatePlan,
+        plan: LrPlan,
         *,
         N: float,
         batch_tokens: float,
@@ -99,7 +99,7 @@ class Ladder:
         return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis), nu=NU)
 
     def _predict(
-        self, road: Path, plan: LearningRatePlan, N: float, batch: float, own: Posterior | None, at: float
+        self, road: Path, plan: LrPlan, N: float, batch: float, own: Posterior | None, at: float
     ) -> tuple[float, float]:
         scale = _scales(self.priors, N, batch, comparable_peak(plan.peak, self.optimizer), self.tokens)
         size = math.log(N / self.middle)

@@ -18,7 +18,7 @@ from isoflop.fit.forecast.features import Path, path
 from isoflop.fit.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
 from isoflop.fit.forecast.result import T80, Forecast, Silence, forecast_of
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +42,7 @@ class Fit:
 
     posterior: Posterior
     road: Path
-    plan: LearningRatePlan
+    plan: LrPlan
     now: float  # step
     rate: float  # raw losses per step
 
@@ -103,9 +103,7 @@ class Estimator(ABC):
         return self
 
     @abstractmethod
-    def forecast(
-        self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
-    ) -> Forecast | Silence:
+    def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | Silence:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +114,7 @@ class Estimator(ABC):
         """Restore `state_dict()`: forecasts are the same, bit by bit."""
         self.bins.load_state_dict(dict(state["bins"]))
 
-    def _warmup(self, plan: LearningRatePlan) -> int:
+    def _warmup(self, plan: LrPlan) -> int:
         return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
 
 
@@ -124,11 +122,9 @@ class OnlineForecaster(Estimator):
     """Forecasts the loss of one run from its curve so far, its learning-rate plan and priors."""
 
     name = "isoflop"
-    _ready: tuple[LearningRatePlan, float, Path] | None = None
+    _ready: tuple[LrPlan, float, Path] | None = None
 
-    def forecast(
-        self, plan: LearningRatePlan | None, step: int | None = None, level: float = 0.8
-    ) -> Forecast | Silence:
+    def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | Silence:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
         fit = self.fit(plan)
         if isinstance(fit, Silence):
@@ -136,7 +132,7 @@ class OnlineForecaster(Estimator):
         assert plan is not None
         return self._at(fit, plan.total_steps if step is None else step, level)
 
-    def fit(self, plan: LearningRatePlan | None) -> Fit | Silence:
+    def fit(self, plan: LrPlan | None) -> Fit | Silence:
         """The posterior of the curve so far under `plan`."""
         if plan is None:
             return Silence("learning rate unknown", "The coming learning rate is not known: pass the plan.")
@@ -160,7 +156,7 @@ class OnlineForecaster(Estimator):
             return reason
         return Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)))
 
-    def _path(self, plan: LearningRatePlan, warmup: int, steps: Array, rates: Array) -> Path:
+    def _path(self, plan: LrPlan, warmup: int, steps: Array, rates: Array) -> Path:
         """The plan made ready; its past as it was seen, where that differs."""
         if len(steps) and float(refusals.off_plan(plan, steps, rates).max()) > refusals.OFF_PLAN:
             seen = plan.spliced(steps, np.maximum(rates, 0))
@@ -170,7 +166,7 @@ class OnlineForecaster(Estimator):
             self._ready = (plan, end, path(plan, warmup, end))
         return self._ready[2]
 
-    def _priors(self, plan: LearningRatePlan, road: Path, step: Array) -> tuple[Normal, Normal, Normal]:
+    def _priors(self, plan: LrPlan, road: Path, step: Array) -> tuple[Normal, Normal, Normal]:
         batch = self.batch_tokens or self.bins.last_tokens / max(self.bins.last_step, 1)
         now, end = (known(float(x) * batch) for x in road.x(np.array([step[-1], road.nodes[-1]])))
         peak = comparable_peak(plan.peak, self.optimizer)
@@ -236,8 +232,8 @@ class OnlineForecaster(Estimator):
 
     def what_if(
         self,
-        plan: LearningRatePlan,
-        new: LearningRatePlan | None = None,
+        plan: LrPlan,
+        new: LrPlan | None = None,
         *,
         N: float | None = None,
         step: int | None = None,
@@ -275,7 +271,7 @@ class OnlineForecaster(Estimator):
         after = what_if.diverted(fit.plan, new, fit.now, self._warmup(plan))
         return self._at(replace(fit, road=after, plan=new), new.total_steps if step is None else step, level)
 
-    def converged(self, plan: LearningRatePlan | None, level: float = 0.8) -> Forecast | Silence:
+    def converged(self, plan: LrPlan | None, level: float = 0.8) -> Forecast | Silence:
         """The loss that this size would come to in endless training: the curve's E, its rate as low as the plan's end.
 
         One curve tells it badly; where it does not at all, silence. `step` of the answer is the plan's last.

@@ -13,7 +13,7 @@ from isoflop.fit.forecast.curves import FinishedRun
 from isoflop.fit.forecast.joint import Ladder, fit_ladder
 from isoflop.fit.forecast.learn import learn_priors
 from isoflop.fit.forecast.priors import DEFAULT_PRIORS, Priors
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 from isoflop.record import Run, read_runs
 
 FEWEST_POINTS = 12
@@ -56,7 +56,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def plan_of_record(run: Run) -> LearningRatePlan:
+def plan_of_record(run: Run) -> LrPlan:
     """The learning rates of a recorded run, past and to come.
 
     Raises:
@@ -65,7 +65,7 @@ def plan_of_record(run: Run) -> LearningRatePlan:
     given = run.planned.get("learning_rates")
     if isinstance(given, Mapping):
         try:  # a record may be a stranger's
-            return LearningRatePlan(*(np.asarray(given.get(name), dtype=float) for name in ("steps", "lr")))
+            return LrPlan(*(np.asarray(given.get(name), dtype=float) for name in ("steps", "lr")))
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"its record holds no plan of learning rates that can be read: {error}") from None
     seen = {p.step: p.lr for p in run.points if p.lr is not None and p.step > 0}
@@ -73,7 +73,7 @@ def plan_of_record(run: Run) -> LearningRatePlan:
         raise ValueError("it is not finished, and its record does not hold the learning rates to come")
     if len(seen) < 2:
         raise ValueError("its record holds no learning rates")
-    return LearningRatePlan(np.array(list(seen), dtype=float), np.array(list(seen.values()), dtype=float))
+    return LrPlan(np.array(list(seen), dtype=float), np.array(list(seen.values()), dtype=float))
 
 
 def size_of(parameters: Mapping[str, int | None]) -> int | None:

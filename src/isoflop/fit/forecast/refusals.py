@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.forecast.result import Silence
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
 DOMAINS = ("moe", "finetuning", "vision", "reinforcement_learning")
@@ -51,7 +51,7 @@ def of_domain(domain: frozenset[str], own_runs: int) -> Silence | None:
     )
 
 
-def of_plan(plan: LearningRatePlan, steps: Array, rates: Array, warmup: int) -> Silence | None:
+def of_plan(plan: LrPlan, steps: Array, rates: Array, warmup: int) -> Silence | None:
     """Silence where the run left the plan, or the plan is none that was tested."""
     after = plan.steps >= warmup
     lowest = np.minimum.accumulate(plan.lr[after])
@@ -69,7 +69,7 @@ def of_plan(plan: LearningRatePlan, steps: Array, rates: Array, warmup: int) -> 
     return None
 
 
-def off_plan(plan: LearningRatePlan, steps: Array, rates: Array) -> Array:
+def off_plan(plan: LrPlan, steps: Array, rates: Array) -> Array:
     """How far rates are off a plan, as fractions of its peak; a step early or late is none."""
     near = plan.at(steps[:, None] + np.array([-1.0, 0.0, 1.0]))
     return np.asarray(np.abs(near - rates[:, None]).min(1) / plan.peak)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,12 +9,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+RECORDED = 256
+"""Knots of a plan in a record, at most."""
 CURVE_KNOTS = 256
 """Knots that stand for a curved decay: a cosine is met to 2e-5 of its peak."""
 
 
 @dataclass(frozen=True, eq=False)
-class LearningRatePlan:
+class LrPlan:
     """The learning rate of a run, piecewise linear between knots; constant before the first and after the last.
 
     Args:
@@ -69,7 +69,7 @@ class LearningRatePlan:
         """The learning rate at `steps`, any shape."""
         return np.interp(np.asarray(steps, dtype=float), self.steps, self.lr)
 
-    def spliced(self, steps: ArrayLike, lr: ArrayLike) -> LearningRatePlan:
+    def spliced(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
         """This plan from the last of `steps` on, and the rates that were seen before it."""
         seen, rates = np.asarray(steps, dtype=float), np.asarray(lr, dtype=float)
         if len(seen) == 0:
@@ -77,11 +77,11 @@ class LearningRatePlan:
         later = self.steps > seen[-1]
         join = min(float(seen[-1]) + 1, float(self.steps[-1]))
         extra = np.array([join]) if not later.any() or self.steps[later][0] > join > seen[-1] else np.array([])
-        return LearningRatePlan(
+        return LrPlan(
             np.concatenate([seen, extra, self.steps[later]]), np.concatenate([rates, self.at(extra), self.lr[later]])
         )
 
-    def stretched(self, total: int) -> LearningRatePlan:
+    def stretched(self, total: int) -> LrPlan:
         """This plan over `total` steps: the warm-up as long as it is, all after it stretched or pressed."""
         warmup = float(self.warmup_steps)
         if not warmup < total:
@@ -89,20 +89,27 @@ class LearningRatePlan:
         after = self.steps > self.warmup_steps
         factor = (total - warmup) / max(self.total_steps - self.warmup_steps, 1)
         later = warmup + (self.steps[after] - self.warmup_steps) * factor
-        return LearningRatePlan(np.concatenate([self.steps[~after], later]), self.lr)
+        return LrPlan(np.concatenate([self.steps[~after], later]), self.lr)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """Plain values for the record, thinned to `RECORDED` knots: {"steps", "lr"}."""
+        keep = np.arange(len(self.steps))
+        if len(keep) > RECORDED:
+            keep = np.unique(np.linspace(0, len(keep) - 1, RECORDED).round().astype(int))
+        return {"steps": [int(step) for step in self.steps[keep]], "lr": self.lr[keep].tolist()}
 
     @classmethod
-    def constant(cls, total: int, peak: float, warmup: int = 0) -> LearningRatePlan:
+    def constant(cls, total: int, peak: float, warmup: int = 0) -> LrPlan:
         """A linear warm-up, then one rate to the end."""
         return cls._built(total, peak, warmup, np.array([float(total)]), np.array([peak]))
 
     @classmethod
-    def linear(cls, total: int, peak: float, warmup: int = 0, end: float = 0.0) -> LearningRatePlan:
+    def linear(cls, total: int, peak: float, warmup: int = 0, end: float = 0.0) -> LrPlan:
         """A linear warm-up, then a line to `end`, a fraction of the peak."""
         return cls._built(total, peak, warmup, np.array([float(total)]), np.array([end * peak]))
 
     @classmethod
-    def cosine(cls, total: int, peak: float, warmup: int = 0, end: float = 0.1) -> LearningRatePlan:
+    def cosine(cls, total: int, peak: float, warmup: int = 0, end: float = 0.1) -> LrPlan:
         """A linear warm-up, then half a cosine to `end`, a fraction of the peak."""
         part = np.linspace(0, 1, CURVE_KNOTS)[1:]
         rates = peak * (end + (1 - end) * 0.5 * (1 + np.cos(np.pi * part)))
@@ -111,7 +118,7 @@ class LearningRatePlan:
     @classmethod
     def wsd(
         cls, total: int, peak: float, warmup: int, decay_steps: int, end: float = 0.0, shape: str = "linear"
-    ) -> LearningRatePlan:
+    ) -> LrPlan:
         """Warm-up, stable, decay over the last `decay_steps` to `end`, a fraction of the peak.
 
         `shape` is "linear", "cosine", "sqrt" (1 − √part, Hägele et al. 2024) or "exponential" (`end` > 0).
@@ -136,35 +143,7 @@ class LearningRatePlan:
         return cls._built(total, peak, warmup, start + part * decay_steps, rates)
 
     @classmethod
-    def from_function(cls, function: Callable[[int], float], total: int) -> LearningRatePlan:
-        """The plan of a scheduler given as a function of the step, asked at no more than some 2,000 steps.
-
-        Evenly and log-spaced steps are asked, then every interval over which the rate changes much is halved, so
-        that a sudden drop is found to the step.
-        """
-        if total < 2:
-            raise ValueError(f"A plan needs at least 2 steps; got total={total}.")
-        even = np.linspace(0, total, min(total, 384) + 1)
-        asked = {round(s): 0.0 for s in np.concatenate([even, np.geomspace(1, total, 128)]).tolist()}
-        for step in asked:
-            asked[step] = float(function(step))
-        for _ in range(24):
-            steps = sorted(asked)
-            scale = max(max(asked.values()), 1e-300)
-            wide = [
-                (a + b) // 2
-                for a, b in itertools.pairwise(steps)
-                if b - a > 1 and abs(asked[b] - asked[a]) > 0.02 * scale
-            ]
-            if not wide or len(asked) > 2000:
-                break
-            for step in wide:
-                asked[step] = float(function(step))
-        steps = sorted(asked)
-        return cls(np.array(steps, dtype=float), np.array([asked[step] for step in steps]))
-
-    @classmethod
-    def _built(cls, total: int, peak: float, warmup: int, steps: Array, lr: Array) -> LearningRatePlan:
+    def _built(cls, total: int, peak: float, warmup: int, steps: Array, lr: Array) -> LrPlan:
         if not 0 <= warmup < total:
             raise ValueError(f"The warm-up must end before the run does: expected 0 <= warmup < {total}, got {warmup}.")
         head = (np.array([0.0, warmup]), np.array([0.0, peak])) if warmup else (np.array([0.0]), np.array([peak]))

@@ -6,7 +6,7 @@ import numpy as np
 
 from isoflop.fit.forecast.features import Path, path
 from isoflop.fit.forecast.posterior import Posterior, Prediction
-from isoflop.fit.forecast.schedule import LearningRatePlan
+from isoflop.fit.forecast.schedule import LrPlan
 
 SIZE, EXPONENT = 482.01, 0.3478
 """A and α of A/N^α, Besiroglu et al. 2024 (arXiv:2404.10102): how the loss falls with N at the same tokens."""
@@ -17,7 +17,7 @@ SCATTER = 0.007
 """Of the loss: what two runs of one family differ by at the same N, by their shape (width and depth)."""
 
 
-def diverted(plan: LearningRatePlan, new: LearningRatePlan, now: float, warmup: int) -> Path:
+def diverted(plan: LrPlan, new: LrPlan, now: float, warmup: int) -> Path:
     """The path of a run that follows `plan` to step `now` and `new` after it; rates over the peak of `plan`."""
     past = plan.steps < now
     steps, rates = np.append(plan.steps[past], now), np.append(plan.lr[past], plan.at(now))
@@ -26,7 +26,7 @@ def diverted(plan: LearningRatePlan, new: LearningRatePlan, now: float, warmup: 
 
 
 def resized(
-    posterior: Posterior, plan: LearningRatePlan, new: LearningRatePlan, N: float, other: float, step: int
+    posterior: Posterior, plan: LrPlan, new: LrPlan, N: float, other: float, step: int
 ) -> tuple[Prediction, float]:
     """The prediction at the end of `plan` and at `step` of a run with `other` parameters under `new`.
 
