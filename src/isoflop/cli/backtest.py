@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.text import finite
+from isoflop.cli.text import AsJson, CurveFiles, CurveLoss, Level, finite, print_json, reported, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.curves import Curves
@@ -19,13 +17,7 @@ LEAVE_OUT, SHIPPED = "leave-one-out", "default"
 
 
 def backtest(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUNS…",
-            help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
-        ),
-    ],
+    runs: CurveFiles,
     baselines: Annotated[
         str | None, typer.Option(metavar="NAME,…", help="Scored on the same runs; `none`: only isoflop's own.")
     ] = None,
@@ -37,9 +29,9 @@ def backtest(
         ),
     ] = LEAVE_OUT,
     at: Annotated[str, typer.Option(metavar="FRACTION,…", help="How much of each run is seen.")] = "0.25,0.5,0.75",
-    loss: Annotated[str, typer.Option(help="Of records: which loss, `train` or eval/<name>.")] = "train",
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    loss: CurveLoss = "train",
+    level: Level = 0.8,
+    as_json: AsJson = False,
 ) -> None:
     """Replay finished runs: what would have been forecast at a part of each, and how wrong it was."""
     from rich.console import Console
@@ -48,7 +40,7 @@ def backtest(
     from isoflop.fit.forecast import ESTIMATORS
     from isoflop.fit.forecast import backtest as replay_all
 
-    try:
+    with reported("backtest", KeyError):
         fractions = [_fraction(text) for text in at.split(",")]
         names = estimators(baselines, tuple(ESTIMATORS))
         if priors not in (LEAVE_OUT, SHIPPED):
@@ -56,16 +48,13 @@ def backtest(
         read = curves.read(runs)
         finished, chosen = material(read, priors, loss)
         for problem in read.problems:
-            typer.echo(f"isoflop backtest: left out: {problem}", err=True)
+            tell("backtest", f"left out: {problem}")
         if not finished:
             raise ValueError("none of the runs is finished and can be replayed")
         with Console(stderr=True).status(f"replaying {len(finished)} runs …"):
             table = replay_all(finished, names, fractions, chosen, level)
-    except (ValueError, OSError, KeyError) as error:
-        typer.echo(f"isoflop backtest: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(as_object(table), allow_nan=False))
+        print_json(as_object(table))
         return
     from isoflop.show.backtest import print_backtest
 

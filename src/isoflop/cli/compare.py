@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.money import Dollars, Gpu, Mfu, describe, hours_and_dollars, price_of
-from isoflop.cli.plan import Column, Counted, Level, Runs, Where, read_own
-from isoflop.cli.text import say
+from isoflop.cli.plan import Counted, Runs, read_own
+from isoflop.cli.text import AsJson, Column, Level, Where, print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.planning.cost import Price
@@ -37,7 +36,7 @@ def compare(
     mfu: Mfu = None,
     price: Dollars = None,
     level: Level = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare uses of compute: FLOPs, expected loss with its interval, distance from the frontier, the best named.
 
@@ -47,7 +46,7 @@ def compare(
     from isoflop.fit.planning.options import compare_options
 
     warnings: Sequence[str] = ()
-    try:
+    with reported("compare"):
         cost = price_of(gpu, mfu, price)
         own = read_own(runs, column, where, n_convention, law)
         chosen: Any
@@ -62,13 +61,10 @@ def compare(
         compared = compare_options(options, chosen, level=level)
         if own is not None and chosen.draws is None:
             compared = replace(compared, sentence=f"{OPEN} {compared.sentence}")
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop compare: {error}", err=True)
-        raise typer.Exit(1) from None
     for warning in warnings:
-        typer.echo(f"isoflop compare: {warning}", err=True)
+        tell("compare", warning)
     if as_json:
-        typer.echo(json.dumps({**as_object(compared, cost), "warnings": list(warnings)}, allow_nan=False))
+        print_json({**as_object(compared, cost), "warnings": list(warnings)})
     else:
         _print(compared, cost)
 

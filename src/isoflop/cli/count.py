@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -11,6 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from isoflop.cli.text import AsJson, print_json, tell
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,7 @@ def count(
     compare: Annotated[
         bool, typer.Option("--compare", help="Beside fvcore, torch's FlopCounterMode and Hugging Face, with reasons.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
     depth: Annotated[int, typer.Option(min=0, help="Levels of the module tree.")] = 4,
     module_class: Annotated[
         str | None, typer.Option("--class", metavar="MODULE:CLASS", help="The LightningModule of a checkpoint.")
@@ -74,13 +75,13 @@ def count(
         try:
             opened = open_model(model, module_class, trust)
             if opened.note:
-                _say(opened.note)
+                tell("count", opened.note)
             if checkpointing:
                 build = opened.build
                 opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
             call, counted = _count(opened, batch, seq, inputs or [])
         except (CannotOpen, Uncountable, ValueError) as error:
-            _say(str(error))
+            tell("count", error)
             raise typer.Exit(1) from None
         opinions: tuple[Any, ...] = ()
         if compare:
@@ -88,16 +89,12 @@ def count(
 
             opinions = others(opened.model, call, counted)
     if as_json:
-        typer.echo(json.dumps(as_object(counted, opinions if compare else None)))
+        print_json(as_object(counted, opinions if compare else None))
         return
     from isoflop.cli.inputs import describe_call
     from isoflop.show.count import print_count
 
     print_count(opened.name, describe_call(call), counted, opinions, depth)
-
-
-def _say(text: str) -> None:
-    typer.echo(f"isoflop count: {text}", err=True)
 
 
 def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str]) -> tuple[Call, StepCount]:
@@ -108,11 +105,14 @@ def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str]) -> tu
     context = context_of(opened.model)
     length = seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if context is not None and length > context:
-        _say(f"the model is made for {context:,} positions, fewer than --seq {length:,}; counted as if it had them")
+        tell(
+            "count",
+            f"the model is made for {context:,} positions, fewer than --seq {length:,}; counted as if it had them",
+        )
     given = dict(parse_input(text, batch, length) for text in inputs)
     calls = candidate_calls(opened.model, batch, length, given)
     for name in unnamed(opened.model, given):
-        _say(f"{type(opened.model).__name__}.forward names no input {name!r}: it may do nothing with it")
+        tell("count", f"{type(opened.model).__name__}.forward names no input {name!r}: it may do nothing with it")
     tokens = batch * seq if seq is not None else None
     reasons: list[str] = []
     for call in calls:

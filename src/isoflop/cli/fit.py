@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from isoflop.cli.progress import progress_bar
-from isoflop.cli.text import amounts, finite, pairs, say
+from isoflop.cli.text import (
+    AsJson,
+    Budgets,
+    Column,
+    FinalLoss,
+    Level,
+    RunFiles,
+    Where,
+    amounts,
+    finite,
+    pairs,
+    print_json,
+    reported,
+    say,
+    tell,
+)
 
 
 def fit(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUNS…", help="CSV files; isoflop's records (.jsonl), folders with some, or URLs."),
-    ],
+    runs: RunFiles,
     law: Annotated[
         str, typer.Option(help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp or muennighoff.")
     ] = "hoffmann",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WHAT=COLUMN", help="Which column is N, D, C or loss, where it can't be guessed."),
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value).")
-    ] = None,
+    column: Column = None,
+    where: Where = None,
     delta: Annotated[str, typer.Option(help="δ of Huber's loss on ln L; `lad`: least absolute deviations.")] = "1e-3",
     fix: Annotated[
         list[str] | None, typer.Option(metavar="CONSTANT=VALUE", help="Hold a constant, such as alpha=0.34.")
@@ -36,19 +42,14 @@ def fit(
             metavar="CONSTANT=MEAN:SD", help="What is known of a constant before: alpha=0.34:0.05, 'ln A=6:0.5'."
         ),
     ] = None,
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.9,
+    level: Level = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
     n_convention: Annotated[
         str, typer.Option("--n", help="Of records: which parameters N counts (total, non_embedding, …).")
     ] = "non_embedding",
-    loss: Annotated[
-        str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
-    ] = None,
-    budgets: Annotated[
-        str | None,
-        typer.Option(metavar="FLOPS,…", help="Nominal budgets of isoFLOP profiles: 6e18,1e19 (for approach 2 beside)."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    loss: FinalLoss = None,
+    budgets: Budgets = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fit a scaling law to finished runs.
 
@@ -59,7 +60,7 @@ def fit(
     from isoflop.fit.law import FORMS
     from isoflop.record.place import place_of
 
-    try:
+    with reported("fit"):
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
         table = read_table(
@@ -71,7 +72,7 @@ def fit(
             loss,
         )
         for text in table.left_out:
-            typer.echo(f"isoflop fit: left out: {text}", err=True)
+            tell("fit", f"left out: {text}")
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         nominal = None if budgets is None else amounts("--budgets", budgets)
@@ -88,11 +89,8 @@ def fit(
                 rows=table.rows,
                 progress=progress,
             )
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop fit: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(as_object(fitted), allow_nan=False))
+        print_json(as_object(fitted))
         return
     from isoflop.show.fit import print_fit
 

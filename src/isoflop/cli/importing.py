@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from isoflop.cli.text import AsJson, print_json, reported, tell
 
 if TYPE_CHECKING:
     from isoflop.record.importing import Given, Imported, ImportResult
@@ -60,7 +61,7 @@ def import_(
         typer.Option(metavar="[LOSS=]UNIT", help="nats (default), bits, ppl or bpb (bits per byte). Repeatable."),
     ] = None,
     step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of steps of a plain table.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import finished runs from other tools' logs, for fit, plan, backtest, rank and report.
 
@@ -72,12 +73,9 @@ def import_(
     from isoflop.record.importing import write_run
 
     done: list[tuple[Imported, Path, str]] = []
-    try:
+    with reported("import", RecordError):
         given = given_of(params, config, tokens_per_step, flops_per_token, seq, devices, table, loss, loss_unit)
         result = import_runs(paths, given, kind=kind, step=step, leave_out=[] if table is None else [table])
-    except (RecordError, ValueError) as error:
-        typer.echo(f"isoflop import: {error}", err=True)
-        raise typer.Exit(1) from None
     failures: list[str] = []
     for one in result.imported:
         try:
@@ -86,17 +84,17 @@ def import_(
             failures.append(str(error))
     result = replace(result, problems=(*result.problems, *dict.fromkeys(failures)))
     for problem in result.problems:
-        typer.echo(f"isoflop import: {problem}", err=True)
+        tell("import", problem)
     if as_json:
-        typer.echo(json.dumps(as_object(result, done), allow_nan=False))
+        print_json(as_object(result, done))
     else:
         from isoflop.show.importing import print_imported
 
         print_imported(done)
     for question in result.questions:
-        typer.echo(f"isoflop import: {question}", err=True)
+        tell("import", question)
     if not done:
-        typer.echo("isoflop import: no run was imported", err=True)
+        tell("import", "no run was imported")
         raise typer.Exit(1)
 
 

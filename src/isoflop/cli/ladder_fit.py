@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isoflop.cli.text import amount
+from isoflop.cli.text import AsJson, FinalLoss, Level, amount, print_json, reported
 
 
 def fit(
@@ -20,22 +19,17 @@ def fit(
         float | None,
         typer.Option(parser=amount, metavar="FLOPS", help="Of the run that is to be sized (default: the plan's)."),
     ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="Which loss, `train` or eval/<name> (default: an evaluation that all runs have).")
-    ] = None,
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.9,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    loss: FinalLoss = None,
+    level: Level = 0.9,
+    as_json: AsJson = False,
 ) -> None:
     """Fit a ladder: law, three approaches, N, D, batch and loss at the target, and whether one more rung pays."""
     from isoflop.ladder.fitting import fit_ladder_runs
 
-    try:
+    with reported("ladder fit"):
         fitted = fit_ladder_runs(runs, plan=plan, target_flops=flops, loss=loss, level=level)
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop ladder fit: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(fitted.as_dict(), allow_nan=False))
+        print_json(fitted.as_dict())
         return
     from isoflop.show.ladder_fit import print_ladder_fit
 

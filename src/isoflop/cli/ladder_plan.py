@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isoflop.cli.text import amount
+from isoflop.cli.text import AsJson, Level, amount, print_json, reported
 
 
 def plan(
@@ -45,14 +44,14 @@ def plan(
     history: Annotated[
         list[Path] | None, typer.Option(help="Records of finished runs, which count as told already. Repeatable.")
     ] = None,
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the expected intervals.")] = 0.9,
-    as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object on stdout.")] = False,
+    level: Level = 0.9,
+    as_json: AsJson = False,
 ) -> None:
     """Plan the runs that tell most about the compute-optimal size at a target, for what you would spend on them."""
     from isoflop.ladder.plan_file import write_plan
     from isoflop.ladder.planning import plan_ladder
 
-    try:
+    with reported("ladder plan"):
         made = plan_ladder(
             flops,
             _spend(spend, flops),
@@ -71,11 +70,8 @@ def plan(
         )
         if output is not None:
             write_plan(made, output)
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop ladder plan: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(made.as_dict(), allow_nan=False))
+        print_json(made.as_dict())
         return
     from isoflop.show.ladder import print_plan
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.text import pairs, say
+from isoflop.cli.text import pairs, reported, say, tell
 
 
 def ladder_run(
@@ -43,25 +43,23 @@ def ladder_run(
     from isoflop.show.ladder_run import Table, summary_lines
 
     try:
-        result = run_ladder(
-            read_plan(plan),
-            train,
-            out or str(Path("runs") / plan.stem),
-            engine=engine,
-            workers=workers,
-            cpus_per_run=cpus_per_run,
-            gpus_per_run=gpus_per_run,
-            retries=retries,
-            only=only or (),
-            slurm=pairs("--slurm", slurm),
-            work=work,
-            watch=Table,
-        )
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop ladder run: {error}", err=True)
-        raise typer.Exit(2) from None
+        with reported("ladder run", code=2):
+            result = run_ladder(
+                read_plan(plan),
+                train,
+                out or str(Path("runs") / plan.stem),
+                engine=engine,
+                workers=workers,
+                cpus_per_run=cpus_per_run,
+                gpus_per_run=gpus_per_run,
+                retries=retries,
+                only=only or (),
+                slurm=pairs("--slurm", slurm),
+                work=work,
+                watch=Table,
+            )
     except KeyboardInterrupt:
-        typer.echo("isoflop ladder run: interrupted; the same command goes on.", err=True)
+        tell("ladder run", "interrupted; the same command goes on.")
         raise typer.Exit(130) from None
     for line in summary_lines(result):
         say(line, indent=2)

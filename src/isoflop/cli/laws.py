@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.text import say
+from isoflop.cli.text import AsJson, print_json, reported, say
 
 if TYPE_CHECKING:
     from isoflop.fit.papers.publication import Published
@@ -15,22 +14,17 @@ if TYPE_CHECKING:
 
 def laws(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, an object per name.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Published scaling laws: constants, source, convention of N, range of validity."""
     from isoflop.fit.papers.published import published, published_names
 
-    try:
+    with reported("laws"):
         chosen = [published(each) for each in (published_names() if name is None else (name,))]
-    except ValueError as error:
-        typer.echo(f"isoflop laws: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps({entry.name: as_object(entry) for entry in chosen}, allow_nan=False))
+        print_json({entry.name: as_object(entry) for entry in chosen})
     elif name is not None:
-        first, *rest = str(chosen[0]).split("\n")
-        say(first)
-        for line in rest:
+        for line in str(chosen[0]).split("\n"):
             say(line)
         if commands := _commands(chosen[0]):
             say(f"  --law of isoflop {' and '.join(commands)}")

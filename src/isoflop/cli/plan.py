@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -10,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from isoflop.cli.money import Dollars, Gpu, Mfu, describe_cost, price_of
-from isoflop.cli.text import amount, amount_or_none, finite, pairs, say
+from isoflop.cli.text import (
+    AsJson,
+    Column,
+    Level,
+    Where,
+    amount,
+    amount_or_none,
+    finite,
+    pairs,
+    print_json,
+    reported,
+    say,
+    tell,
+)
 
 if TYPE_CHECKING:
     from isoflop.fit.fitting.table import Table
@@ -23,16 +35,10 @@ Runs = Annotated[
     list[str] | None,
     typer.Option(help="Own finished runs: a CSV file, a record, a folder of records, or a URL of these. Repeatable."),
 ]
-Column = Annotated[
-    list[str] | None,
-    typer.Option(metavar="WHAT=COLUMN", help="Which column of --runs is N, D or loss, where it can't be guessed."),
-]
-Where = Annotated[str | None, typer.Option(help="Rows of --runs to take, as in `isoflop fit`.")]
 Counted = Annotated[
     str | None,
     typer.Option("--n", help="Which parameters N of --runs counts: total, non_embedding, non_embedding_with_head."),
 ]
-Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
 
 COUNTED = {"non_embedding": "non-emb.", "non_embedding_with_head": "non-emb. + head"}
 
@@ -75,7 +81,7 @@ def plan(
         typer.Option(metavar="HOURS", parser=amount, help="The budget in hours of one device; needs --gpu."),
     ] = None,
     level: Level = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Parameters and tokens for a budget, with intervals, and how the answer moves with the law.
 
@@ -84,7 +90,7 @@ def plan(
     """
     from isoflop.fit.planning.plan import plan as planned
 
-    try:
+    with reported("plan"):
         cost = price_of(gpu, mfu, price)
         budget = _budget(flops, cost, budget_usd, gpu_hours)
         own, convention = read_own(runs, column, where, n_convention, law) or (None, "unknown")
@@ -99,11 +105,8 @@ def plan(
             convention=convention,
             rows=None if own is None else own.rows,
         )
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop plan: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(as_object(answer, cost), allow_nan=False))
+        print_json(as_object(answer, cost))
     else:
         _print(answer, cost)
 
@@ -139,7 +142,7 @@ def read_own(
     counts = n_convention or ("non_embedding" if recorded else "unknown")
     table = read_table(sources, ("N", "D", "loss"), pairs("--column", column), where, n_convention or "non_embedding")
     for text in table.left_out:
-        typer.echo(f"isoflop plan: left out: {text}", err=True)
+        tell("plan", f"left out: {text}")
     return table, counts  # type: ignore[return-value]
 
 

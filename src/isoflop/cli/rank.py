@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from isoflop.cli.text import AsJson, CurveFiles, CurveLoss, print_json, reported, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.curves import Curves
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
 
 
 def rank(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUNS…",
-            help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
-        ),
-    ],
+    runs: CurveFiles,
     keep: Annotated[int, typer.Option(min=1, help="How many runs are wanted in the end.")] = 1,
     sure: Annotated[
         float, typer.Option(min=0.51, max=0.999, help="A run can stop when it is this sure not to be among them.")
@@ -36,8 +31,8 @@ def rank(
     history: Annotated[
         list[Path] | None, typer.Option(help="Records of earlier, finished runs that the forecasts learn from.")
     ] = None,
-    loss: Annotated[str, typer.Option(help="Of records: which loss, `train` or eval/<name>.")] = "train",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    loss: CurveLoss = "train",
+    as_json: AsJson = False,
 ) -> None:
     """Order runs by the loss they will end with, with the probability that each order is right.
 
@@ -48,25 +43,22 @@ def rank(
     from isoflop.fit.forecast.priors import DEFAULT_PRIORS
     from isoflop.fit.forecast.records import priors_from
 
-    try:
+    with reported("rank", KeyError):
         if at is not None and not 0 < at < 1:
             raise ValueError(f"--at: expected a fraction between 0 and 1, such as 0.25; got {at}")
         priors = DEFAULT_PRIORS
         if history:
             priors, problem = priors_from(history, DEFAULT_PRIORS, loss)
             if problem:
-                typer.echo(f"isoflop rank: --history: {problem}", err=True)
+                tell("rank", f"--history: {problem}")
         found = Candidates(priors, at)
         read = curves.read(runs)
         found.take(read, loss)
         for problem in (*read.problems, *differences(read.records), *found.cut_short):
-            typer.echo(f"isoflop rank: {problem}", err=True)
+            tell("rank", problem)
         ranked = ranking.rank(found.forecasts, finished=found.finished, silent=found.silent, keep=keep, sure=sure)
-    except (ValueError, OSError, KeyError) as error:
-        typer.echo(f"isoflop rank: {error}", err=True)
-        raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(as_object(ranked), allow_nan=False))
+        print_json(as_object(ranked))
         return
     from isoflop.show.ranking import print_ranking
 

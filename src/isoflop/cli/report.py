@@ -7,35 +7,25 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.text import amounts, pairs
+from isoflop.cli.text import Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs, reported, tell
 
 
 def report(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
-    ],
+    runs: RunFiles,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page; the other files are named after it.")
     ] = Path("report.html"),
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WHAT=COLUMN", help="Of CSV files: which column is N, D or loss."),
-    ] = None,
-    where: Annotated[str | None, typer.Option(help="Rows of CSV files to take: 'epoch_outlier==0 and N>1e8'.")] = None,
+    column: Column = None,
+    where: Where = None,
     n_convention: Annotated[
         str | None,
         typer.Option(
             "--n", help="Which parameters N counts (total, non_embedding, …; default: one that all runs tell)."
         ),
     ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
-    ] = None,
-    budgets: Annotated[
-        str | None, typer.Option(metavar="FLOPS,…", help="Nominal budgets of isoFLOP profiles: 6e18,1e19.")
-    ] = None,
-    level: Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals.")] = 0.9,
+    loss: FinalLoss = None,
+    budgets: Budgets = None,
+    level: Level = 0.9,
     pdf: Annotated[bool, typer.Option("--pdf", help="Each figure as report-<figure>.pdf beside the page.")] = False,
     svg: Annotated[bool, typer.Option("--svg", help="The same as SVG.")] = False,
     png: Annotated[bool, typer.Option("--png", help="The same as PNG.")] = False,
@@ -56,17 +46,14 @@ def report(
     from isoflop.show.report.sources import read_sources
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
-    try:
+    with reported("report"):
         if n_convention is not None and n_convention not in CONVENTIONS:
             raise ValueError(f"--n: expected one of {', '.join(CONVENTIONS)}, got {n_convention!r}")
         nominal = None if budgets is None else amounts("--budgets", budgets)
         sources = read_sources([place_of(run) for run in runs], pairs("--column", column), where)
         for problem in sources.problems:
-            typer.echo(f"isoflop report: left out: {problem}", err=True)
+            tell("report", f"left out: {problem}")
         made = make_report(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
         for path in write_report(made, output, formats=formats, latex=latex, made=now):
             typer.echo(path)
-    except (ValueError, OSError) as error:
-        typer.echo(f"isoflop report: {error}", err=True)
-        raise typer.Exit(1) from None

@@ -1,14 +1,47 @@
-"""What the commands share: amounts and NAME=VALUE pairs read, numbers and lines printed at the terminal's width."""
+"""What the commands share: options, amounts and pairs read; errors, JSON and lines printed."""
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value)."),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WHAT=COLUMN", help="Which column is N, D, C or loss, where it can't be guessed."),
+]
+Budgets = Annotated[
+    str | None,
+    typer.Option(metavar="FLOPS,…", help="Nominal budgets of isoFLOP profiles, for approach 2: 6e18,1e19."),
+]
+FinalLoss = Annotated[
+    str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
+]
+CurveLoss = Annotated[str, typer.Option(help="Of records: which loss, `train` or eval/<name>.")]
+CurveFiles = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUNS…",
+        help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
+    ),
+]
+RunFiles = Annotated[
+    list[str],
+    typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
+]
 SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -69,6 +102,27 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
             raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
         found[name.strip()] = value.strip()
     return found
+
+
+def tell(command: str, text: object) -> None:
+    """Print a line on stderr in a command's name."""
+    typer.echo(f"isoflop {command}: {text}", err=True)
+
+
+@contextmanager
+def reported(command: str, *more: type[Exception], code: int = 1) -> Iterator[None]:
+    """End the command with one line on stderr where the block raises ValueError, OSError or one of `more`."""
+    faults: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+    try:
+        yield
+    except faults as error:
+        tell(command, error)
+        raise typer.Exit(code) from None
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print the one JSON object of `--json`."""
+    typer.echo(json.dumps(values, allow_nan=False))
 
 
 def finite(value: float) -> float | None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from isoflop.show.summary import grid, screen
+
 if TYPE_CHECKING:
     from isoflop.fit.approaches.compare import Comparison
     from isoflop.fit.fitting.fit_law import LawFit
@@ -18,18 +20,13 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         fitted: the fit.
         taken: which columns of the table were what.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = screen()
     read = ", ".join(what if what == name else f"{what} from {name}" for what, name in taken.items())
     n = f"{fitted.n} run{'s' if fitted.n > 1 else ''}"
     console.print(Text.assemble((fitted.law.form.text, "bold"), f"   fitted to {n} ({read})"))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name, side in (("", "left"), ("value", "right"), ("standard error", "right"), (f"{fitted.level:.0%}", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table = grid("", "value", "standard error", f"{fitted.level:.0%}", folded=range(4))
     for name, value in fitted.parameters.items():
         low, high = fitted.intervals[name]
         known = math.isfinite(high)
@@ -41,7 +38,6 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
     console.print(
         f"{loss} = {fitted.objective:.6g} · half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten "
         f"within {off[int(0.9 * (len(off) - 1))]:.2%}",
-        highlight=False,
     )
     for warning in fitted.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
@@ -54,21 +50,15 @@ def print_approaches(compared: Comparison, level: float) -> None:
         compared: approaches at one budget.
         level: of their intervals.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from isoflop.fit.frontier.allocation import short
 
     def cell(value: float, interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:
         return write(value) + (f" ({write(interval[0])}–{write(interval[1])})" if interval else "")
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     heads = (f"{level:.0%} intervals", "a in N ∝ C^a", f"N at {compared.C:.2g} FLOPs", "D there")
-    for head in heads:
-        table.add_column(head, no_wrap=True)
+    table = grid(*heads, left=range(4), folded=())
     for row in compared.rows:
         a = cell(row.a, row.a_interval, lambda value: f"{value:.2f}")
         N, D = cell(row.N, row.N_interval, short), cell(row.D, row.D_interval, short)
         table.add_row(row.name.split(" (")[0], a, N, D)
-    Console().print(table)
+    screen().print(table)

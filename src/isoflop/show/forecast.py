@@ -66,16 +66,13 @@ def half_time_line(half_time: tuple[int, Forecast] | None, came: Came) -> str | 
 
 def forecast_table(runs: Iterable[Run]) -> Any:
     """A `rich.table.Table` of the runs that forecast at half time, or None where none did."""
-    from rich import box
-    from rich.table import Table
+    from isoflop.show.summary import grid
 
     rows = [row for run in runs if (row := _row(run)) is not None]
     if not rows:
         return None
-    table = Table(title="Forecast at half time", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for name in ("at step", "final loss", "80% interval", "came", ""):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    heads = ("run", "at step", "final loss", "80% interval", "came", "")
+    table = grid(*heads, left=(0, 5), title="Forecast at half time")
     for cells in rows:
         table.add_row(*cells)
     table.caption = "training loss in nats per token · came: mean over the last 5% of the run, ± its standard error"

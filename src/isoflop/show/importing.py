@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.show.summary import count_cell, flops_cell
+from isoflop.show.summary import count_cell, flops_cell, grid, screen
 
 if TYPE_CHECKING:
     from isoflop.record.importing import Imported
@@ -21,19 +21,13 @@ def print_imported(done: Sequence[tuple[Imported, Path, str]]) -> None:
     Args:
         done: runs, their records, and `written`, `updated` or `unchanged`.
     """
-    from rich import box
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     if not done:
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 110))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("run", "from", "N", "tokens", "FLOPs", "steps", "points", "loss", "record"):
-        table.add_column(name, justify="left" if name in ("run", "from", "record") else "right", overflow="fold")
+    console = screen(110)
+    heads = ("run", "from", "N", "tokens", "FLOPs", "steps", "points", "loss", "record")
+    table = grid(*heads, left=(0, 1, 8), folded=range(9))
     for one, _, action in done[:ROWS]:
         last, parameters = one.run.points[-1], one.run.parameters
         size = parameters.get("non_embedding") or parameters.get("total")
@@ -42,14 +36,14 @@ def print_imported(done: Sequence[tuple[Imported, Path, str]]) -> None:
         table.add_row(*map(escape, (*cells, f"{len(one.run.points):,}", _losses(one), action)))
     console.print(table)
     if len(done) > ROWS:
-        console.print(f"… and {len(done) - ROWS} more runs", highlight=False)
+        console.print(f"… and {len(done) - ROWS} more runs")
     for note, runs in _notes(done):
         of = "" if runs == len(done) else f" ({runs} of {len(done)} runs)"
-        console.print(f"  {note}{of}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {note}{of}", markup=False, soft_wrap=True)
     folder = done[0][1].parent
     actions = [action for _, _, action in done]
     counted = ", ".join(f"{actions.count(name)} {name}" for name in dict.fromkeys(actions))
-    console.print(f"{counted}: isoflop fit {folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{counted}: isoflop fit {folder}", markup=False, soft_wrap=True)
 
 
 def _notes(done: Sequence[tuple[Imported, Path, str]]) -> list[tuple[str, int]]:

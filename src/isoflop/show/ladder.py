@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isoflop.show.summary import grid, screen
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -12,13 +14,9 @@ if TYPE_CHECKING:
 
 def print_plan(plan: LadderPlan) -> None:
     """Print a plan for people; at most 80 columns."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from isoflop.fit.frontier.allocation import short
 
-    console = Console(highlight=False)
+    console = screen()
     top = max(run.flops for run in plan.runs)
     console.print(
         f"[bold]{len(plan.runs)} runs of {plan.family}[/bold] for {plan.flops:.3g} FLOPs, "
@@ -26,9 +24,7 @@ def print_plan(plan: LadderPlan) -> None:
         f"({plan.target_flops / top:,.0f} times the largest run)",
         soft_wrap=True,
     )
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in ("FLOPs", "layers·width", "N", "D", "D/N", "batch", "steps", "rate"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = grid("FLOPs", "layers·width", "N", "D", "D/N", "batch", "steps", "rate", left=(), folded=())
     before = -1
     for run in plan.runs:
         N = run.parameters[plan.convention]

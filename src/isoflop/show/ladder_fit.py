@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from isoflop.show.summary import screen
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,12 +17,10 @@ if TYPE_CHECKING:
 
 def print_ladder_fit(fit: LadderFit) -> None:
     """Print a ladder's fit for people; at most 80 columns but for sentences."""
-    from rich.console import Console
-
     from isoflop.fit.frontier.allocation import short
     from isoflop.show.fit import print_approaches
 
-    console = Console(highlight=False)
+    console = screen()
     runs = fit.finished.runs
     reach = fit.target_flops / max(run.flops for run in runs)
     console.print(

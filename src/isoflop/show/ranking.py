@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isoflop.show.summary import grid, screen
+
 if TYPE_CHECKING:
     from isoflop.fit.forecast.ranking import Ranking
 
 
 def print_ranking(ranking: Ranking) -> None:
     """Print the order of runs, and which of them can stop."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 110))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("run", overflow="fold")
+    console = screen(110)
     best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
-    for name in ("final loss", "80% interval", "below the next", f"among the {best}"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+    heads = ("run", "final loss", "80% interval", "below the next", f"among the {best}", "")
+    table = grid(*heads, left=(0, 5), folded=(0, 5))
     for run in ranking.runs:
         forecast = run.forecast
         table.add_row(
