@@ -301,10 +301,10 @@ step 10,000.
         Severity.WARNING,
         f"""The model is too large for its data: 2 tokens per parameter. The same loss would cost 37% [18%, 56%] less \
 compute, at least 21% (85% sure).
-  Numbers: N = 1.3B parameters, D = 2.6B tokens, C = 6·N·D = 2.03e+19 FLOPs, N of least compute = 326M parameters \
-[180M, 558M], D of least compute = 6.54B tokens [4.97B, 8.19B], its D/N = 20 tokens per parameter [8.91, 45.4] \
+  Numbers: N = 1.3B parameters, D = 2.6B tokens, C = 6·N·D = 2.03e+19 FLOPs, N of least compute = 327M parameters \
+[180M, 558M], D of least compute = 6.53B tokens [4.97B, 8.19B], its D/N = 20 tokens per parameter [8.91, 45.4] \
 (80% intervals).
-  Do: train about 326M parameters on 6.54B tokens instead, or this model on more tokens.
+  Do: train about 327M parameters on 6.53B tokens instead, or this model on more tokens.
   Worth: compute = 7.48e+18 FLOPs [3.62e+18, 1.14e+19] (80% intervals).
   Rests on: {PRIOR}. Probability: over 99%.""",
     ),
@@ -313,7 +313,7 @@ compute, at least 21% (85% sure).
         {},
         Severity.NOTE,
         f"""20 tokens per parameter: N = 1.3B with the head, D = 26B tokens, C = 6·N·D = 2.03e+20 FLOPs. The same loss \
-would cost 0% [0%, 5%] less compute at 1.3B [938M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. Rests on: \
+would cost 0% [0%, 5%] less compute at 1.3B [939M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. Rests on: \
 {PRIOR}.""",
     ),
 ]

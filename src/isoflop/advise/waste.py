@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.frontier.allocation import interval
+from isoflop.fit.frontier.constrained import at_reducible
 from isoflop.fit.frontier.optimum import INFERENCE_FLOPS
-from isoflop.fit.frontier.solve import rows
+from isoflop.fit.frontier.solve import Cost, rows
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
 
 Array = NDArray[np.float64]
-
-_SIZES = np.linspace(-7.0, 7.0, 281)
-"""ln of the sizes that are tried, over the one given."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +59,8 @@ def waste_of(law: Law, N: float, D: float, inference_tokens: float = 0.0) -> Was
     >>> f"{waste.extra[0]:.0%} more than {waste.N[0] / 1e9:.0f}B parameters need"
     '94% more than 52B parameters need'
     """
-    constants = rows(law)
-    A, B, alpha, beta = (constants[name][:, None] for name in ("A", "B", "alpha", "beta"))
-    reducible = A * N**-alpha + B * D**-beta
-    sizes = N * np.exp(_SIZES)[None, :]
-
-    def cost(sizes: Array) -> tuple[Array, Array]:
-        rest = reducible - A * sizes**-alpha
-        with np.errstate(all="ignore"):
-            tokens = np.where(rest > 0, (B / np.where(rest > 0, rest, 1.0)) ** (1 / beta), np.inf)
-            return sizes * (TRAINING_FLOPS * tokens + INFERENCE_FLOPS * inference_tokens), tokens
-
-    best = cost(sizes)[0].argmin(axis=1)
-    centre, width = _SIZES[best], _SIZES[1] - _SIZES[0]
-    finer = N * np.exp(centre[:, None] + np.linspace(-width, width, 41)[None, :])
-    costs, tokens = cost(finer)
-    best = costs.argmin(axis=1)
-    row = np.arange(len(best))
-    given = N * (TRAINING_FLOPS * D + INFERENCE_FLOPS * inference_tokens)
-    return Waste(np.maximum(given / costs[row, best] - 1, 0.0), finer[row, best], tokens[row, best], given)
+    constants, cost = rows(law), Cost(TRAINING_FLOPS, INFERENCE_FLOPS * inference_tokens)
+    A, B, alpha, beta = (constants[name] for name in ("A", "B", "alpha", "beta"))
+    best_N, best_D = at_reducible(constants, A * N**-alpha + B * D**-beta, cost)
+    given = N * (cost.train * D + cost.fixed)
+    return Waste(np.maximum(given / cost.flops(best_N, best_D) - 1, 0.0), best_N, best_D, given)

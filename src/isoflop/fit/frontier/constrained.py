@@ -43,15 +43,14 @@ def at_budget(constants: dict[str, Array], C: float, cost: Cost) -> tuple[Array,
         return np.exp(np.log(C) - per_parameter(log_D)), np.exp(log_D)
 
 
-def at_loss(constants: dict[str, Array], loss: float, cost: Cost) -> tuple[Array, Array]:
-    """N and D [rows] that reach the loss with the fewest N·(train·D + fixed) FLOPs; infinite where loss ≤ E.
+def at_reducible(constants: dict[str, Array], reducible: Array, cost: Cost) -> tuple[Array, Array]:
+    """N and D [rows] that reach a loss E + `reducible` with the fewest N·(train·D + fixed) FLOPs; infinite from 0 down.
 
     By the share u of the reducible loss L − E that A/N^α has: u = a = β/(α+β) without inference; else the root of
     αu = β(1−u)·(1 + fixed/(train·D)), sought in logit u.
     """
     A, B, alpha, beta = _valid(constants)
     with np.errstate(all="ignore"):
-        reducible = loss - constants["E"]
         log_r = np.log(np.where(reducible > 0, reducible, np.nan))
 
         def log_D(logit: Array) -> Array:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.fit.frontier import checks as check
-from isoflop.fit.frontier import constrained as hoffmann
 from isoflop.fit.frontier.allocation import Intervals, interval
-from isoflop.fit.frontier.solve import Array, Cost, Loss, best_at_budget, loss_function, root, rows
+from isoflop.fit.frontier.optimum import Asked
+from isoflop.fit.frontier.solve import Array, Loss, root
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
 
@@ -73,15 +73,11 @@ def cost_of_size(
     2× the optimal size: 1.15× the compute for the optimal loss, or 0.00485 nats per token more at the same compute
     """
     C, k = check.budget("C", C), check.positive("k", k, "times the optimal size")
-    level = check.level(level)
-    cost = Cost(check.positive("flops_per_param_token", flops_per_param_token, "FLOPs per parameter and token"))
-    constants, loss = rows(law), loss_function(law)
-    if law.form.name == "hoffmann":
-        best_N, best_D = hoffmann.at_budget(constants, C, cost)
-        factor = _hoffmann_factor(constants["alpha"], constants["beta"], k)
-    else:
-        best_N, best_D = best_at_budget(loss, np.full(len(next(iter(constants.values()))), C), cost)
-        factor = _factor(loss, best_N, best_D, k)
+    asked = Asked(law, flops_per_param_token=flops_per_param_token, level=level)
+    level, constants, loss = asked.level, asked.constants, asked.loss
+    best_N, best_D = asked.at_budget(C)
+    closed = asked.closed
+    factor = _hoffmann_factor(constants["alpha"], constants["beta"], k) if closed else _factor(loss, best_N, best_D, k)
     if not np.isfinite(best_N[0]):
         raise ValueError(
             f"the law {law.form.name} has no optimum inside this budget of {C:g} FLOPs: nothing to be off from"

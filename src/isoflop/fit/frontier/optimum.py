@@ -56,7 +56,7 @@ def optimal_allocation(
     FLOPs   5.76e+23  to train
     """
     C = check.budget("C", C)
-    asked = _Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
+    asked = Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
     N, D = asked.at_budget(C)
     return asked.allocation(
         N, D, ("N", "D", "tokens_per_param", "loss") + (("flops", "inference_flops") if inference_tokens else ())
@@ -82,7 +82,7 @@ def allocation_at_loss(
         ValueError: also where no compute reaches the loss: it is no higher than E, or the unique tokens do not suffice.
     """
     loss = check.positive("loss", loss, "nats per token")
-    asked = _Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
+    asked = Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
     N, D = asked.at_loss(loss)
     if np.isinf(N[0]):
         lowest = (
@@ -110,7 +110,7 @@ def allocation_at_tokens(
 ) -> Allocation:
     """N and the loss for a budget and a given number of training tokens. Args and errors as `optimal_allocation`."""
     C, D = check.budget("C", C), check.tokens("D", D)
-    asked = _Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
+    asked = Asked(law, inference_tokens, unique_tokens, flops_per_param_token, level)
     N = C / float(asked.cost.flops(np.asarray(1.0), np.asarray(D)))
     if N < 1:
         raise ValueError(
@@ -119,11 +119,16 @@ def allocation_at_tokens(
     return asked.allocation(*asked.point(N, D), ("loss",))
 
 
-class _Asked:
+class Asked:
     """A law and what presses on it, checked: the solvers by row, and the result from the rows."""
 
     def __init__(
-        self, law: Law, inference_tokens: float, unique_tokens: float | None, flops_per_param_token: float, level: float
+        self,
+        law: Law,
+        inference_tokens: float = 0.0,
+        unique_tokens: float | None = None,
+        flops_per_param_token: float = TRAINING_FLOPS,
+        level: float = 0.9,
     ) -> None:
         self.law, self.level = law, check.level(level)
         train = check.positive("flops_per_param_token", flops_per_param_token, "FLOPs per parameter and token")
@@ -144,9 +149,11 @@ class _Asked:
             )
 
     def point(self, N: float, D: float) -> tuple[Array, Array]:
+        """The same N and D for every row."""
         return np.full(self.number, N), np.full(self.number, D)
 
     def at_budget(self, C: float) -> tuple[Array, Array]:
+        """N and D [rows] of the least loss for C FLOPs."""
         if self.repeats:
             assert self.stock is not None
             return hoffmann.repeated_at_budget(self.constants, C, self.cost, self.stock)
@@ -155,13 +162,15 @@ class _Asked:
         return best_at_budget(self.loss, np.full(self.number, C), self.cost)
 
     def at_loss(self, loss: float) -> tuple[Array, Array]:
+        """N and D [rows] that reach a loss with the fewest FLOPs."""
         if self.closed:
-            N, D = hoffmann.at_loss(self.constants, loss, self.cost)
+            N, D = hoffmann.at_reducible(self.constants, loss - self.constants["E"], self.cost)
             if not self.repeats or (self.stock is not None and bool(np.all(self.stock >= D))):
                 return N, D
         return best_at_loss(self.loss, loss, self.number, self.cost)
 
     def allocation(self, N: Array, D: Array, varies: tuple[str, ...], loss: float | None = None) -> Allocation:
+        """The result at N and D [rows]; intervals of what `varies`."""
         if not (N[0] >= 1 and D[0] >= 1):
             raise ValueError(
                 f"the law {self.law.form.name} has no optimum here with at least one parameter and one token: its "

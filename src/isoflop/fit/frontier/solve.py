@@ -21,8 +21,8 @@ GRID = 65
 """Points of the first search, about one a factor of e: a law that is no sum of power laws may have several minima."""
 REFINED = (11,) * 12
 """Points of the searches after it; each leaves a fifth of the range."""
-LARGEST_FLOPS = 1e40
-SMALLEST_FLOPS = 1e3
+BUDGETS = (1e3, 1e40)
+"""FLOPs between which a budget is looked for."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def best_at_loss(loss: Loss, target: float, number: int, cost: Cost) -> tuple[Ar
         N, D = best_at_budget(loss, np.exp(log_C), cost)
         return loss(N, D) - target
 
-    low, high = (np.full(number, np.log(limit)) for limit in (SMALLEST_FLOPS + cost.fixed, LARGEST_FLOPS))
+    low, high = (np.full(number, np.log(limit)) for limit in (BUDGETS[0] + cost.fixed, BUDGETS[1]))
     # so small a budget may have no inner minimum yet: upwards to the first that has one
     for _ in range(20):
         missing = np.isnan(excess(low))

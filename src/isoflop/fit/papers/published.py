@@ -58,7 +58,8 @@ def _entries() -> dict[str, Published]:
 def _entry(name: str, table: dict[str, Any], other: dict[str, Any]) -> Published:
     table = {key: other[key] for key in _SHARED if key in other} | table
     convention, source = table.get("n_convention", "unknown"), f"{table['paper']}, {table['where']}"
-    law = allocation = None
+    law: Law | None = None
+    allocation: PowerAllocation | TableAllocation | None = None
     if "form" in table:
         constants, draws = _constants(table["constants"]), _draws(table["constants"], table.get("draws"))
         law = Law(FORMS[table["form"]], constants, convention, draws, source)
