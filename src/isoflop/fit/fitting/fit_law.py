@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,13 +11,13 @@ from numpy.typing import ArrayLike
 from isoflop.fit.fitting.data import Runs, check_runs
 from isoflop.fit.fitting.fit_general import fit_general
 from isoflop.fit.fitting.identified import not_identified, resting, too_few, undetermined
-from isoflop.fit.fitting.newton import Array, Problem, minimise
+from isoflop.fit.fitting.newton import Array, Problem
 from isoflop.fit.fitting.optimum import Optimum, optimum
 from isoflop.fit.fitting.power_sum import PowerSum, Term, exp, power_sum
 from isoflop.fit.fitting.prior import prior_of
-from isoflop.fit.fitting.result import LawFit
-from isoflop.fit.fitting.uncertainty import CHUNK, Progress, draw, intervals, nothing
-from isoflop.fit.law import FORMS, Convention, Law
+from isoflop.fit.fitting.result import LawFit, described
+from isoflop.fit.fitting.uncertainty import Progress, draw, influence, nothing
+from isoflop.fit.law import FORMS, Convention
 
 DELTA = 1e-3
 """Hoffmann et al. 2022, section 3.3."""
@@ -111,53 +112,24 @@ def _result(
 ) -> LawFit:
     names, theta, prior = law.names, best.theta, best.prior
     point = dict(zip(names, _from_terms(form, law, law.constants(theta[None]))[0].tolist(), strict=True))
-    values = _from_terms(form, law, law.constants(drawn))
-    spread = dict(zip(names, values.T, strict=True))
+    spread = dict(zip(names, _from_terms(form, law, law.constants(drawn)).T, strict=True))
     inner = dict(zip(law.names, law.constants(drawn).T, strict=True))
-    label = next((name[name.index("[") :] for name in names if "[" in name), "")
-
-    def of_first(values: Mapping[str, object]) -> dict[str, object]:
-        return {name: values.get(name + label, values.get(name)) for name in FORMS[form].constants}
-
     open_ = undetermined(law, problem, theta, drawn, prior, best.constants)
-    unknown = set(law.free_names) if too_few(len(runs), best.constants) else set(open_)
-    between = intervals(spread, level) | dict.fromkeys(unknown, (0.0, np.inf))
-    errors = {name: 0.0 if name in law.fixed else float(v.std()) for name, v in spread.items()}
-    errors |= dict.fromkeys(unknown, np.inf)
-
-    def influence() -> Array:
-        n, rows = len(runs), max(1, CHUNK // len(runs))
-        moved = np.empty((n, len(theta)))
-        for first in range(0, n, rows):
-            out = np.arange(first, min(n, first + rows))
-            left = np.repeat(runs.weights[None], len(out), axis=0)
-            left[np.arange(len(out)), out] = 0
-            start = np.repeat(theta[None], len(out), axis=0)
-            moved[out], _ = minimise(problem, start, left, best.width, widest=0.0, tolerance=1e-10, penalty=best.prior)
-        return (moved - theta) / np.maximum(drawn.std(axis=0), 1e-300)
-
     held = () if prior is None else prior.names
     said = not_identified(law, inner, float(runs.loss.min()), len(runs), open_, best.constants, held)
-    return LawFit(
-        law=Law(
-            FORMS[form],
-            of_first(point),  # type: ignore[arg-type]
-            convention,
-            None if unknown else of_first(spread),  # type: ignore[arg-type]
-            f"fitted to {len(runs)} runs",
-        ),
-        parameters=point,
-        standard_errors=errors,
-        intervals=between,
+    return described(
+        FORMS[form],
+        point,
+        spread,
+        problem.residuals(theta[None])[0],
+        fixed=law.fixed,
+        unknown=set(law.free_names) if too_few(len(runs), best.constants) else set(open_),
         level=level,
-        covariance=np.cov(values.T).reshape(len(names), len(names)),
+        convention=convention,
         objective=best.objective,
         delta=0.0 if isinstance(delta, str) else best.width,
-        n=len(runs),
-        residuals=problem.residuals(theta[None])[0],
         warnings=(*runs.warnings, *said, *resting(prior, drawn)),
-        draws=spread,
-        influence=influence,
+        influence=partial(influence, problem, theta, runs.weights, best.width, drawn, prior),
     )
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.optimize import least_squares, minimize
 
 from isoflop.fit.fitting.newton import Array, minimise
-from isoflop.fit.fitting.numeric import Numeric, Values
+from isoflop.fit.fitting.numeric import Values
+from isoflop.fit.fitting.search import apart
 from isoflop.fit.fitting.uncertainty import Progress, nothing
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -74,11 +75,11 @@ def optima(
     # a wide δ shows the basins, the asked one the minima at its kinks
     for half, (width, distance) in enumerate(((max(delta, 1e-2), 12), (delta, 24))):
         values = np.concatenate([law.objectives(part, weights, width) for part in np.array_split(points, 32)])
-        starts = points[_apart(points, values, (high - low) / distance, 4 * keep)]
+        starts = points[apart(points, values, (high - low) / distance, 4 * keep)]
         # the best start need not lie in the best basin: a narrow one shows only from inside
-        starts, values = minimise(Numeric(law), starts, weights[None], width, widest=0.0, tolerance=1e-6, steps=DESCENT)
-        chosen = starts[_apart(starts, values, (high - low) / 1000, keep)]
-        chosen, values = minimise(Numeric(law), chosen, weights[None], delta, widest=0.0, tolerance=1e-6)
+        starts, values = minimise(law, starts, weights[None], width, widest=0.0, tolerance=1e-6, steps=DESCENT)
+        chosen = starts[apart(starts, values, (high - low) / 1000, keep)]
+        chosen, values = minimise(law, chosen, weights[None], delta, widest=0.0, tolerance=1e-6)
         for done, (theta, value) in enumerate(zip(chosen, values.tolist(), strict=True)):
             progress((half + (done + 1) / (len(chosen) + 1)) / 2)
             if value < HOPELESS * values.min():
@@ -135,7 +136,7 @@ def flat_directions(
         theta: its optimum [free].
         weights: of the runs [n].
         delta: of Huber's loss.
-        draws: of θ [draws, free], from `numeric.general_draws`.
+        draws: of θ [draws, free], from `uncertainty.draw`.
         found: what `optima` returned; by default it is called.
     """
     found = optima(law, weights, delta) if found is None else found
@@ -180,13 +181,3 @@ def _excess(value: float, best: float) -> str:
     """How far an objective is above the best; nothing where it is the best, or both are 0 but for rounding."""
     relative = value / max(best, 1e-300) - 1
     return f" ({relative:+.2%})" if 1e-6 < relative <= SAME else ""
-
-
-def _apart(points: Array, values: Array, distance: Array, keep: int) -> Sequence[int]:
-    chosen: list[int] = []
-    for i in np.argsort(values):
-        if all((np.abs(points[i] - points[j]) > distance).any() for j in chosen):
-            chosen.append(int(i))
-        if len(chosen) == keep:
-            break
-    return chosen

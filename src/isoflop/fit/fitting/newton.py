@@ -33,9 +33,17 @@ class Penalty(Protocol):
 
 
 class Runs(Protocol):
-    """What `minimise` asks of the runs of a fit: `Problem`, `numeric.Numeric`."""
+    """What `minimise` and draws ask of the runs of a fit: `Problem`, `numeric.Values`."""
 
-    log_loss: Array
+    @property
+    def log_loss(self) -> Array:
+        """[n]."""
+
+    def residuals(self, theta: Array) -> Array:
+        """From ln L̂ − ln L: θ [rows, p] → [rows, n]."""
+
+    def slope(self, state: Array) -> Array:
+        """Derivative of ln L̂ by θ [n, p], from one row of `state`'s second array."""
 
     def state(self, theta: Array) -> tuple[Array, Array]:
         """Residuals [rows, n] and what their derivatives need [rows, …]."""

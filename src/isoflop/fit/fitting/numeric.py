@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.fit.fitting.newton import Array, huber, minimise
+from isoflop.fit.fitting.newton import Array, huber
 from isoflop.fit.law import Form
 
 STEP = 1e-5
 """Of ln of a constant, to both sides."""
-FARTHEST = 200.0
-"""Draws of ln R_D* run off where nothing holds them: so far that exp still has a value."""
 _OFF = 1e3
 """A residual where the law has no value."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """A law over some runs, as a function of the logarithms of its free constants."""
+    """A law over some runs, as a function of the logarithms of its free constants (`newton.Runs`).
+
+    The Hessian is Gauss and Newton's, which `minimise`'s damping makes up for.
+    """
 
     form: Form
     variables: Mapping[str, Array]
@@ -49,17 +50,6 @@ class Values:
         """The same of θ [rows, free]: [rows]."""
         return (weights * huber(self.residuals(theta), delta)).sum(axis=1)
 
-
-class Numeric:
-    """The runs of a fit (`newton.Runs`); the Hessian is Gauss and Newton's, which the damping makes up for."""
-
-    def __init__(self, law: Values) -> None:
-        self.law, self.log_loss = law, law.log_loss
-
-    def residuals(self, theta: Array) -> Array:
-        """From ln L̂ − ln L: θ [rows, free] → [rows, n]."""
-        return self.law.residuals(theta)
-
     def state(self, theta: Array) -> tuple[Array, Array]:
         """Residuals [rows, n] and their derivatives by θ [rows, n, free]."""
         slopes = []
@@ -69,25 +59,13 @@ class Numeric:
             slopes.append((self.residuals(theta + step) - self.residuals(theta - step)) / (2 * STEP))
         return self.residuals(theta), np.clip(np.stack(slopes, axis=2), -1e3, 1e3)
 
+    def slope(self, state: Array) -> Array:
+        """Derivative of ln L̂ by θ from one row of `state` [n, free]: itself."""
+        return state
+
     def derivatives(self, state: tuple[Array, Array], weights: Array, delta: float) -> tuple[Array, Array]:
         """Gradient [rows, free] and Hessian [rows, free, free] of Σ w·huber."""
         residuals, slope = state
         gradient = ((weights * np.clip(residuals, -delta, delta))[:, None] @ slope)[:, 0]
         curved = (weights * (np.abs(residuals) < delta))[..., None] * slope
         return gradient, np.swapaxes(curved, 1, 2) @ slope
-
-
-def general_draws(
-    law: Values, theta: Array, weights: Array, delta: float, draws: int, seed: int, others: Sequence[Array] = ()
-) -> Array:
-    """θ of runs drawn anew (pairs bootstrap), each fitted from θ and from `others`, the best kept: [draws, free]."""
-    n = len(law.log_loss)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) * weights
-    problem = Numeric(law)
-    fits = [
-        minimise(problem, np.repeat(start[None], draws, axis=0), drawn, delta, widest=0.0, tolerance=1e-7)
-        for start in (theta, *others)
-    ]
-    best = np.array([value for _, value in fits]).argmin(axis=0)
-    found = np.stack([point for point, _ in fits])[best, np.arange(draws)]
-    return np.clip(found, -FARTHEST, FARTHEST)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from isoflop.fit.fitting.newton import Array
-from isoflop.fit.law import Law
+from isoflop.fit.fitting.uncertainty import intervals
+from isoflop.fit.law import Convention, Form, Law
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,43 @@ class LawFit:
             error = f"± {self.standard_errors[name]:<10.3g} {self.level:.0%}: {low:.4g} … {high:.4g}"
             lines.append(f"  {name:8} {value:<12.6g} {error}")
         return "\n".join(lines + [f"  ! {warning}" for warning in self.warnings])
+
+
+def described(
+    form: Form,
+    point: Mapping[str, float],
+    draws: Mapping[str, Array],
+    residuals: Array,
+    *,
+    fixed: Collection[str],
+    unknown: Collection[str],
+    level: float,
+    convention: Convention,
+    objective: float,
+    delta: float,
+    warnings: tuple[str, ...],
+    influence: Callable[[], Array],
+) -> LawFit:
+    """A fit from its point and draws, both by constant; of `unknown` ones nothing is known, `fixed` have no error."""
+    group = next((name[name.index("[") :] for name in point if "[" in name), "")
+
+    def of_first(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: values.get(name + group, values.get(name)) for name in form.constants}
+
+    errors = {name: 0.0 if name in fixed else float(values.std()) for name, values in draws.items()}
+    source = f"fitted to {len(residuals)} runs"
+    return LawFit(
+        law=Law(form, of_first(point), convention, None if unknown else of_first(draws), source),
+        parameters=point,
+        standard_errors=errors | dict.fromkeys(unknown, np.inf),
+        intervals=intervals(draws, level) | dict.fromkeys(unknown, (0.0, np.inf)),
+        level=level,
+        covariance=np.cov(np.stack(list(draws.values()))).reshape(len(draws), len(draws)),
+        objective=objective,
+        delta=delta,
+        n=len(residuals),
+        residuals=residuals,
+        warnings=warnings,
+        draws=draws,
+        influence=influence,
+    )

@@ -20,6 +20,8 @@ MOST_RUNS = 2000
 _GRID = {1: 64, 2: 20, 3: 11}
 _DRAWS = 2048
 _FEWEST = 64
+APART = 0.45
+"""Of ln of an exponent, between two starts."""
 
 
 def starts(
@@ -72,7 +74,7 @@ def starts(
     theta[:, [i for i in law.free if not law.is_exponent[i]]] = np.log(coefficients)
     if prior is not None:
         objective += prior.penalty(theta[:, law.free])
-    return theta[_apart(grid, objective, keep)][:, law.free]
+    return theta[apart(np.log(np.abs(grid)), objective, APART, keep)][:, law.free]
 
 
 def _grid(dimensions: int, seed: int) -> Array:
@@ -144,12 +146,12 @@ def _least_squares(columns: Array, target: Array, weights: Array) -> Array:
     return np.where(found > 1e-9 * whole, found, 1e-3 * whole)
 
 
-def _apart(grid: Array, objective: Array, keep: int) -> list[int]:
-    """Indices of the best rows that are no neighbours of a better one."""
+def apart(points: Array, values: Array, distance: Array | float, keep: int) -> list[int]:
+    """Indices of the points [rows, dimensions] of the least values that are no neighbours of a better one."""
     chosen: list[int] = []
-    for i in np.argsort(objective):
-        if all(np.abs(np.log(np.abs(grid[i] / grid[j]))).max(initial=0) > 0.45 for j in chosen):
+    for i in np.argsort(values):
+        if all((np.abs(points[i] - points[j]) > distance).any() for j in chosen):
             chosen.append(int(i))
-        if len(chosen) == keep or (chosen and grid.shape[1] == 0):
+        if len(chosen) == keep or (chosen and points.shape[1] == 0):
             break
     return chosen

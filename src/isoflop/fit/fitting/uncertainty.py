@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.fit.fitting.newton import Array, Problem, minimise
+from isoflop.fit.fitting.newton import Array, Runs, minimise
 from isoflop.fit.fitting.prior import Prior, weighed
 
 MANY = 5000
@@ -25,7 +25,7 @@ CHUNK = 120_000
 
 
 def draw(
-    problem: Problem,
+    problem: Runs,
     theta: Array,
     weights: Array,
     delta: float,
@@ -100,7 +100,7 @@ def draw(
 
 
 def _asymptotic(
-    problem: Problem,
+    problem: Runs,
     theta: Array,
     weights: Array,
     delta: float,
@@ -130,8 +130,20 @@ def _asymptotic(
 def intervals(draws: Mapping[str, Array], level: float) -> dict[str, tuple[float, float]]:
     """Percentile intervals by constant."""
     tails = [(1 - level) / 2, (1 + level) / 2]
-    return {name: (float(low), float(high)) for name, (low, high) in _quantiles(draws, tails).items()}
+    between = {name: np.quantile(values, tails) for name, values in draws.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in between.items()}
 
 
-def _quantiles(draws: Mapping[str, Array], at: list[float]) -> dict[str, Array]:
-    return {name: np.quantile(values, at) for name, values in draws.items()}
+def influence(
+    problem: Runs, theta: Array, weights: Array, delta: float, drawn: Array, prior: Prior | None = None
+) -> Array:
+    """Change of each free constant [n, free], in standard deviations of the draws, when a run is left out."""
+    n, rows = len(problem.log_loss), max(1, CHUNK // len(problem.log_loss))
+    moved = np.empty((n, len(theta)))
+    for first in range(0, n, rows):
+        out = np.arange(first, min(n, first + rows))
+        left = np.repeat(weights[None], len(out), axis=0)
+        left[np.arange(len(out)), out] = 0
+        start = np.repeat(theta[None], len(out), axis=0)
+        moved[out], _ = minimise(problem, start, left, delta, widest=0.0, tolerance=1e-10, penalty=prior)
+    return (moved - theta) / np.maximum(drawn.std(axis=0), 1e-300)
