@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from isoflop.ladder import Expected, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
-from isoflop.ladder.plan_file import plan_of
+from isoflop.ladder.plan_fields import plan_from
 
 COUNTS = {"total": 110, "non_embedding": 50, "non_embedding_with_head": 75}
 
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_named_with_its_place(spoil: Callable[[dict[str, Any]],
     values = a_plan().as_dict()
     spoil(values)
     with pytest.raises(PlanError, match=said):
-        plan_of(values)
+        plan_from(values)
 
 
 @pytest.mark.parametrize("text", ["runs: [", "- 1\n- 2", "", "just text"])

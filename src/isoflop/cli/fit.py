@@ -103,6 +103,7 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
     """Hoffmann's second approach, minima of isoFLOP profiles, beside the parametric third; or why there is none."""
     import numpy as np
 
+    from isoflop.fit.approaches.approach import NoApproach
     from isoflop.fit.approaches.compare import approach_3, compare_approaches
     from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
     from isoflop.show.fit import print_approaches
@@ -116,9 +117,9 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
         told = str(reason).replace(
             "pass budgets=, or a smaller tolerance", "name the nominal ones with --budgets, such as 6e18,1e19"
         )
-        said.append(f"approach 2 (minima of isoFLOP profiles) has no opinion: {told}")
+        said.append(str(NoApproach("approach 2 (minima of isoFLOP profiles)", told)))
     if fitted.law.draws is None:
-        said.append("approach 3 (this law) has no opinion: a law that the runs leave open has no frontier")
+        said.append(str(NoApproach("approach 3 (this law)", "a law that the runs leave open has no frontier")))
     else:
         approaches.append(approach_3(fitted.law, fitted.level))
     if approaches:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from isoflop.fit.approaches.approach import Approach, from_draws
+from isoflop.fit.approaches.approach import Approach, NoApproach, from_draws
 from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
 from isoflop.fit.approaches.envelope import Curve, envelope
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
@@ -23,7 +23,7 @@ NAME = "ladder (law with prior)"
 
 def three_approaches(
     finished: Finished, posterior: Posterior, target: BudgetLine, level: float
-) -> tuple[Comparison | None, tuple[str, ...]]:
+) -> tuple[Comparison | None, tuple[NoApproach, ...]]:
     """The approaches side by side at the target, and why some have no opinion.
 
     Args:
@@ -47,18 +47,18 @@ def three_approaches(
             raise ValueError("the envelope of these curves leaves the exponent open: too few sizes lead in turn")
         found.append(by_curves)
     except ValueError as reason:
-        without.append(f"approach 1 (envelope of curves) has no opinion: {reason}")
+        without.append(NoApproach("approach 1 (envelope of curves)", str(reason)))
     try:
         found.append(isoflop_profiles(C, N, D, L, level=level))
     except ValueError as reason:
-        without.append(f"approach 2 (minima of isoFLOP profiles) has no opinion: {reason}")
+        without.append(NoApproach("approach 2 (minima of isoFLOP profiles)", str(reason)))
     try:
         law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
         if law.draws is None:
             raise ValueError("these runs alone leave constants of the law open")
         found.append(approach_3(law, level))
     except ValueError as reason:
-        without.append(f"approach 3 (the law without a prior) has no opinion: {reason}")
+        without.append(NoApproach("approach 3 (the law without a prior)", str(reason)))
     return compare_approaches(found, target.C), tuple(without)
 
 

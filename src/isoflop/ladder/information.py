@@ -73,10 +73,6 @@ class Problem:
         ratio = np.log(budget / rates) - self._log_N  # ln D/N falls with N
         return float(np.exp(np.interp(-math.log(20.0), -ratio, self._log_N)))
 
-    def nearest(self, N: float) -> Candidate:
-        """The size nearest in ln N."""
-        return self.candidates[int(np.abs(self._log_N - math.log(N)).argmin())]
-
     def allowed(self, budget: float) -> list[Candidate]:
         """Sizes for a budget: those within the widest grid about its middle, with the data that there are."""
         middle = self.middle(budget)

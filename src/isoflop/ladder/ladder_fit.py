@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.fit.approaches.approach import NoApproach
 from isoflop.fit.approaches.compare import Comparison
 from isoflop.ladder.drifting_law import Array, BudgetLine
 from isoflop.ladder.finished import Finished
@@ -61,7 +62,7 @@ class LadderFit:
     exponents: Mapping[str, Estimate]
     noise: Estimate
     approaches: Comparison | None
-    without: tuple[str, ...]
+    without: tuple[NoApproach, ...]
     left_out: LeftOut | None
     rung: RungWorth | None
     finished: Finished
@@ -98,7 +99,7 @@ def _object(fit: LadderFit) -> dict[str, Any]:
             }
             for row in (fit.approaches.rows if fit.approaches is not None else ())
         ],
-        "without_opinion": list(fit.without),
+        "without_opinion": [str(each) for each in fit.without],
         "leave_largest_out": None,
         "one_more_rung": None,
         "loss_name": fit.finished.loss_name,

@@ -35,15 +35,6 @@ def read_plan(path: Path | str) -> LadderPlan:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: expected a ladder's plan in YAML, got something else: {error}") from None
     try:
-        return plan_of(found)
+        return plan_from(found)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
-
-
-def plan_of(found: object) -> LadderPlan:
-    """The plan that plain values hold (`LadderPlan.as_dict`).
-
-    Raises:
-        PlanError: as `read_plan`.
-    """
-    return plan_from(found)

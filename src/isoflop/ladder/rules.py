@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from isoflop.fit.papers.publication import PowerLaw
 from isoflop.fit.papers.published import published
 from isoflop.ladder.families import Shape
 
@@ -68,22 +69,10 @@ def _width(shape: Shape, tokens: float, flops: float) -> float:
     return GPT3_RATE * GPT3_WIDTH / shape.width
 
 
-def _rate_by(name: str) -> Callable[[Shape, float, float], float]:
-    law = published(name).learning_rate_law
+def _published(law: PowerLaw | None) -> Callable[[Shape, float, float], float]:
+    """A published power law of non-embedding parameters N, tokens D or FLOPs C."""
     assert law is not None
-    return lambda shape, tokens, flops: float(law(**_variables(law.exponents, shape, tokens, flops)))
-
-
-def _batch_by(name: str) -> Callable[[Shape, float, float], float]:
-    law = published(name).batch_law
-    assert law is not None
-    return lambda shape, tokens, flops: float(law(**_variables(law.exponents, shape, tokens, flops)))
-
-
-def _variables(wanted: object, shape: Shape, tokens: float, flops: float) -> dict[str, float]:
-    counts = shape.parameters
-    known = {"N": float(counts["non_embedding"]), "D": tokens, "C": flops}
-    return {name: value for name, value in known.items() if name in wanted}  # type: ignore[operator]
+    return lambda shape, tokens, flops: float(law(N=shape.parameters["non_embedding"], D=tokens, C=flops))
 
 
 RATES = {
@@ -97,7 +86,7 @@ RATES = {
     "steplaw": Rule(
         "steplaw",
         "the rate",
-        _rate_by("steplaw2025"),
+        _published(published("steplaw2025").learning_rate_law),
         f"lr = 1.79·N^−0.713·D^0.307, N non-embedding, at most {HIGHEST_RATE:g}: Step Law (Li et al. 2025)",
         low=59e6,
         high=1e9,
@@ -105,7 +94,7 @@ RATES = {
     "deepseek": Rule(
         "deepseek",
         "the rate",
-        _rate_by("deepseek2024"),
+        _published(published("deepseek2024").learning_rate_law),
         f"lr = 0.3118·C^−0.125, at most {HIGHEST_RATE:g}: DeepSeek LLM 2024, eq. 1",
         "C",
         1e17,
@@ -114,7 +103,7 @@ RATES = {
     "porian": Rule(
         "porian",
         "the rate",
-        _rate_by("porian2024"),
+        _published(published("porian2024").learning_rate_law),
         f"lr = 3.7·N^−0.36, at most {HIGHEST_RATE:g}: Porian et al. 2024 (by second sources)",
         low=5e6,
         high=9e8,
@@ -125,7 +114,7 @@ BATCHES = {
     "steplaw": Rule(
         "steplaw",
         "the batch",
-        _batch_by("steplaw2025"),
+        _published(published("steplaw2025").batch_law),
         "B = 0.58·D^0.571 tokens: Step Law (Li et al. 2025)",
         low=59e6,
         high=1e9,
@@ -133,7 +122,7 @@ BATCHES = {
     "deepseek": Rule(
         "deepseek",
         "the batch",
-        _batch_by("deepseek2024"),
+        _published(published("deepseek2024").batch_law),
         "B = 0.292·C^0.3271 tokens: DeepSeek LLM 2024, eq. 1",
         "C",
         1e17,
@@ -142,7 +131,7 @@ BATCHES = {
     "porian": Rule(
         "porian",
         "the batch",
-        _batch_by("porian2024"),
+        _published(published("porian2024").batch_law),
         "B = 0.7576·N^0.703 tokens: Porian et al. 2024 (by second sources)",
         low=5e6,
         high=9e8,

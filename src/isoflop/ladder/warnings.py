@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -126,6 +126,6 @@ def _data(problem: Problem, runs: Sequence[PlannedRun], unique_tokens: float) ->
     return said
 
 
-def _of(runs: Sequence[PlannedRun], holds: object) -> str:
-    names = [run.name for run in runs if holds(run)]  # type: ignore[operator]
+def _of(runs: Sequence[PlannedRun], holds: Callable[[PlannedRun], bool]) -> str:
+    names = [run.name for run in runs if holds(run)]
     return names[0] if len(names) == 1 else f"{len(names)} runs"

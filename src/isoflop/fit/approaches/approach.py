@@ -19,6 +19,17 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class NoApproach:
+    """An approach that these runs do not allow, and the reason."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} has no opinion: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Minimum:
     """The size with the least loss at one budget.
 

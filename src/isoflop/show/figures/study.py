@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.fit.approaches.approach import Approach
+from isoflop.fit.approaches.approach import Approach, NoApproach
 from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
 from isoflop.fit.fitting.result import LawFit
@@ -130,7 +130,7 @@ class Study:
         return None if self.refused or self.fit is None else self.fit.law
 
     @cached_property
-    def _approaches(self) -> tuple[tuple[Approach, ...], tuple[str, ...]]:
+    def _approaches(self) -> tuple[tuple[Approach, ...], tuple[NoApproach, ...]]:
         found, reasons = [], []
         for name, make in (
             ("approach 1 (envelope)", self._envelope),
@@ -140,7 +140,7 @@ class Study:
             try:
                 found.append(make())
             except ValueError as reason:
-                reasons.append(f"{name} has no opinion: {reason}")
+                reasons.append(NoApproach(name, str(reason)))
         return tuple(found), tuple(reasons)
 
     @property
@@ -149,7 +149,7 @@ class Study:
         return self._approaches[0]
 
     @property
-    def without(self) -> tuple[str, ...]:
+    def without(self) -> tuple[NoApproach, ...]:
         """Why an approach is not among them."""
         return self._approaches[1]
 

@@ -82,9 +82,7 @@ def fits(report: Report) -> dict[str, Any]:
         )
         for row in (() if compared is None else compared.rows)
     ]
-    for text in report.without:
-        name, _, why = text.partition(" has no opinion: ")
-        approaches.append((name, (), why))
+    approaches += [(each.name, (), each.reason) for each in report.without]
     return {
         "level": f"{study.level:.0%}",
         "C": "" if compared is None else f"{compared.C:.2g}",

@@ -59,7 +59,7 @@ def _constants(study: Study, level: str) -> str:
 
 def _approaches(study: Study, level: str) -> str:
     compared = study.compared()
-    missing = "".join(f"% {escape(reason)}\n" for reason in study.without)
+    missing = "".join(f"% {escape(str(reason))}\n" for reason in study.without)
     if compared is None:
         return missing
     rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isoflop.fit.approaches.approach import NoApproach
 from isoflop.fit.fitting.extrapolation_result import Extrapolation
 from isoflop.show.figures import Figure, NoFigure, Study, figures, study
 from isoflop.show.figures.study import LEVEL
@@ -50,9 +51,9 @@ class Report:
         return tuple(figure for figure in self.figures if isinstance(figure, Figure))
 
     @property
-    def without(self) -> tuple[str, ...]:
+    def without(self) -> tuple[NoApproach, ...]:
         """Why an approach has no opinion, in words of the command."""
-        return tuple(for_the_shell(text) for text in self.study.without)
+        return tuple(NoApproach(each.name, for_the_shell(each.reason)) for each in self.study.without)
 
 
 def make_report(

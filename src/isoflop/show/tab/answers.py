@@ -18,8 +18,6 @@ from .store import Entry
 
 MOST_ADVICE = 500
 """Pieces of advice sent, the latest."""
-OPINION = " has no opinion: "
-"""Between an approach and why it is not there (`Study.without`)."""
 
 
 def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -131,7 +129,7 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
             }
             for row in compared.rows
         ],
-        "without": [dict(zip(("name", "reason"), said.split(OPINION, 1), strict=False)) for said in study.without],
+        "without": [{"name": each.name, "reason": each.reason} for each in study.without],
         "warnings": [*(() if fit is None else fit.warnings), *(() if compared is None else compared.warnings)],
     }
 
