@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from isoflop.fit.approaches.checks import Array, budget
+from isoflop.fit.frontier.allocation import interval
 from isoflop.fit.law import Convention
 
 Interval = tuple[float, float]
@@ -129,7 +130,7 @@ class Line:
     dof: float
 
 
-def line(log_C: Array, y: Array, sd: Array | None, weighted: bool = False, sd_dof: float = np.inf) -> Line:
+def line(log_C: Array, y: Array, sd: Array | None, sd_dof: float = np.inf) -> Line:
     """A line by least squares, with the larger of two standard errors.
 
     One comes from the scatter about the line (n − 2 degrees of freedom), the other from the points' own noise carried
@@ -139,20 +140,18 @@ def line(log_C: Array, y: Array, sd: Array | None, weighted: bool = False, sd_do
         log_C: ln C [n].
         y: ln N or ln D [n].
         sd: noise of y [n], if known.
-        weighted: by 1/sd².
         sd_dof: degrees of freedom behind sd.
     """
     centre = float(log_C.mean())
     X = np.stack([np.ones_like(log_C), log_C - centre], axis=1)
-    w = 1 / np.maximum(sd, 1e-9) ** 2 if weighted and sd is not None else np.ones_like(y)
-    solve = np.linalg.inv(X.T @ (w[:, None] * X)) @ (X.T * w)
+    inverse = np.asarray(np.linalg.inv(X.T @ X), dtype=np.float64)
+    solve = inverse @ X.T
     theta = solve @ y
     candidates: list[tuple[Array, float]] = []
     dof = float(len(y) - 2)
     if dof > 0:
         residuals = y - X @ theta
-        inverse = np.asarray(np.linalg.inv(X.T @ (w[:, None] * X)), dtype=np.float64)
-        candidates.append((float(w @ residuals**2) / dof * inverse, dof))
+        candidates.append((float(residuals @ residuals) / dof * inverse, dof))
     if sd is not None:
         candidates.append(((solve * sd**2) @ solve.T, sd_dof))
     shift = np.array([[1.0, -centre], [0.0, 1.0]])
@@ -187,11 +186,10 @@ def from_draws(name: str, N: Array, D: Array, draws: Array | None, level: float,
     intervals: dict[str, Interval] = {}
     covariances = None
     if draws is not None:
-        tails = (50 * (1 - level), 50 * (1 + level))
         keys = ("log_N_prefactor", "a", "log_D_prefactor", "b")
         errors = {key: float(draws[:, i].std(ddof=1)) for i, key in enumerate(keys)}
         for i, key in enumerate(keys):
-            low, high = (float(v) for v in np.percentile(draws[:, i], tails))
+            low, high = interval(draws[:, i], level)
             is_log = key.startswith("log_")
             intervals[key.removeprefix("log_")] = (float(np.exp(low)), float(np.exp(high))) if is_log else (low, high)
         covariances = (np.cov(draws[:, :2].T), np.cov(draws[:, 2:].T))

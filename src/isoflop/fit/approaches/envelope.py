@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from isoflop.fit.approaches.approach import Approach, Minimum, from_draws
 from isoflop.fit.approaches.checks import Array, Rows, column
@@ -48,7 +47,6 @@ def envelope(
     curves: Sequence[Curve],
     *,
     points: int = BUDGETS,
-    smooth: float = 0.0,
     margin: float = 2.0,
     level: float = 0.9,
     seed: int = 0,
@@ -64,10 +62,9 @@ def envelope(
     Intervals come from resampling the runs: neighbouring budgets share a run, so their scatter says nothing.
 
     Args:
-        curves: training curves, at least three sizes.
+        curves: training curves, at least three sizes. Average noisy losses over bins before: a minimum over many noisy
+            curves lies too low.
         points: budgets, log-spaced from the least to the most FLOPs of any curve.
-        smooth: standard deviation of a Gaussian smoother of the losses, in points of the curve; 0: none. (Hoffmann et
-            al. smooth too; noise in an envelope of minima pulls it down.)
         margin: a factor of N, at least 1.
         level: of the intervals.
         seed: of the resampling.
@@ -89,7 +86,7 @@ def envelope(
         raise ValueError(f"expected at least two budgets, got points={points!r}")
     if not margin >= 1:
         raise ValueError(f"expected a margin of at least 1, got {margin!r}: it is a factor of N")
-    logs = [_logs(i, c, smooth) for i, c in enumerate(curves)]
+    logs = [_logs(i, c) for i, c in enumerate(curves)]
     at = np.linspace(min(f[0] for f, _, _ in logs), max(f[-1] for f, _, _ in logs), points)
     # infinite where a curve doesn't reach
     losses = np.array([np.interp(at, f, y, left=np.inf, right=np.inf) for f, y, _ in logs])
@@ -158,7 +155,7 @@ def _too_few(sizes: int, left_out: list[str]) -> str:
     )
 
 
-def _logs(i: int, curve: Curve, smooth: float) -> tuple[Array, Array, Array]:
+def _logs(i: int, curve: Curve) -> tuple[Array, Array, Array]:
     """Logarithms: ln FLOPs, ln loss and ln tokens of a curve [points], checked."""
     where = f" of curve {i + 1}"
     flops, loss = column("flops", curve.flops, "training FLOPs", where), column("loss", curve.loss, "losses", where)
@@ -171,10 +168,6 @@ def _logs(i: int, curve: Curve, smooth: float) -> tuple[Array, Array, Array]:
             f"row {back[0] + 2}, column 'flops'{where}: expected more FLOPs than the row before, got "
             f"{flops[back[0] + 1]:g}"
         )
-    if smooth < 0:
-        raise ValueError(f"expected the smoother's width in points, got smooth={smooth!r}")
-    if smooth:
-        loss = gaussian_filter1d(loss, smooth, mode="nearest")
     return np.log(flops), np.log(loss), np.log(tokens)
 
 

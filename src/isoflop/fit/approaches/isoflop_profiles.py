@@ -6,8 +6,6 @@ Its parabolas are biased wherever profiles aren't parabolas: `isoflop.fit.approa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,7 +16,6 @@ from isoflop.fit.approaches.profile_minimum import Method, akima, one_per_size, 
 from isoflop.fit.frontier.checks import level as level_of
 from isoflop.fit.law import Convention
 
-Noise = float | Callable[[Array], Array] | None
 COPIES = 1000
 """Noisy copies of a profile, as many as Porian et al. 2024 draw."""
 
@@ -44,8 +41,7 @@ def isoflop_profiles(
     budgets: ArrayLike | None = None,
     tolerance: float = 1.25,
     minimum: Method = "parabola",
-    noise: Noise = None,
-    weighted: bool = False,
+    noise: float | None = None,
     level: float = 0.9,
     seed: int = 0,
     convention: Convention = "unknown",
@@ -68,10 +64,8 @@ def isoflop_profiles(
             None: ln C is split at gaps wider than `tolerance`.
         tolerance: a factor of C.
         minimum: "parabola" or "akima".
-        noise: standard deviation of a loss in nats per token, or a function of the losses that gives it. None: for
-            parabolas their residuals, each budget's drawn towards the median of all; for Akima, or where there are
-            no residuals, `seed_noise`.
-        weighted: weigh the minima by their noise; unweighted reproduces Porian et al.'s exponents.
+        noise: standard deviation of a loss in nats per token. None: for parabolas their residuals, each budget's drawn
+            towards the median of all; for Akima, or where there are no residuals, `seed_noise`.
         level: of the intervals.
         seed: of the noise.
         convention: which parameters N counts.
@@ -117,8 +111,8 @@ def isoflop_profiles(
     sizes, tokens = np.log([m.N for m in minima]), np.log([m.D for m in minima])
     return from_lines(
         f"approach 2 ({'parabola' if minimum == 'parabola' else 'Akima'})",
-        line(at, sizes, spread, weighted, sd_dof),
-        line(at, tokens, spread, weighted, sd_dof),
+        line(at, sizes, spread, sd_dof),
+        line(at, tokens, spread, sd_dof),
         level,
         minima=tuple(minima),
         warnings=(*warnings, *reasons),
@@ -127,10 +121,8 @@ def isoflop_profiles(
     )
 
 
-def _noise(noise: Noise, method: Method, profiles: list[tuple[Array, Array]]) -> tuple[list[Array], float]:
+def _noise(noise: float | None, method: Method, profiles: list[tuple[Array, Array]]) -> tuple[list[Array], float]:
     """Standard deviations of each profile's losses, and the degrees of freedom behind them."""
-    if callable(noise):
-        return [np.asarray(noise(loss), dtype=float) for _, loss in profiles], np.inf
     if noise is not None:
         if not (np.isfinite(noise) and noise >= 0):
             raise ValueError(f"expected the noise of a loss in nats per token, got {noise!r}")

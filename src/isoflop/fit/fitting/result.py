@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.fit.fitting.newton import Array
-from isoflop.fit.fitting.uncertainty import intervals
+from isoflop.fit.frontier.allocation import interval
 from isoflop.fit.law import Convention, Form, Law
 
 
@@ -78,12 +78,13 @@ def described(
         return {name: values.get(name + group, values.get(name)) for name in form.constants}
 
     errors = {name: 0.0 if name in fixed else float(values.std()) for name, values in draws.items()}
+    between = {name: interval(values, level) for name, values in draws.items()}
     source = f"fitted to {len(residuals)} runs"
     return LawFit(
         law=Law(form, of_first(point), convention, None if unknown else of_first(draws), source),
         parameters=point,
         standard_errors=errors | dict.fromkeys(unknown, np.inf),
-        intervals=intervals(draws, level) | dict.fromkeys(unknown, (0.0, np.inf)),
+        intervals=between | dict.fromkeys(unknown, (0.0, np.inf)),
         level=level,
         covariance=np.cov(np.stack(list(draws.values()))).reshape(len(draws), len(draws)),
         objective=objective,

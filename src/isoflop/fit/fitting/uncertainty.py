@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -125,13 +125,6 @@ def _asymptotic(
     bread = np.linalg.pinv(curve)
     covariance = bread @ varies @ bread
     return np.random.default_rng(seed).multivariate_normal(theta, covariance, size=draws, method="svd")
-
-
-def intervals(draws: Mapping[str, Array], level: float) -> dict[str, tuple[float, float]]:
-    """Percentile intervals by constant."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    between = {name: np.quantile(values, tails) for name, values in draws.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in between.items()}
 
 
 def influence(
