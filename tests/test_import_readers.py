@@ -7,6 +7,7 @@ import json
 import math
 import random
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -220,12 +221,31 @@ def test_a_truncated_event_file(tmp_path: Path) -> None:
 
 
 def test_an_event_with_a_flipped_bit(tmp_path: Path) -> None:
+    """TensorBoard's loader stops there; what comes before is read, and the rest is told."""
     events = [bytearray(event("loss", step, 3.0)) for step in range(1, 5)]
     events[2][20] ^= 1
-    write(tmp_path / "events.out.tfevents.1", b"".join(map(bytes, events)))
+    path = write(tmp_path / "events.out.tfevents.1", b"".join(map(bytes, events)))
     result = import_runs([tmp_path])
-    assert list(curve(one(result))) == [1, 2, 4]
-    assert "(event 2): expected an event whose checksum holds" in result.problems[0]
+    assert list(curve(one(result))) == [1, 2]
+    place = f"{path} at byte {2 * len(events[0])} (event 2)"
+    assert result.problems[0].startswith(f"{place}: expected a whole event: it is cut off or broken, got ")
+
+
+@pytest.mark.parametrize("length", [1 << 27, 1 << 40, (1 << 64) - 1])
+def test_an_event_that_claims_to_be_huge(length: int, tmp_path: Path) -> None:
+    """Its length's checksum holds: nothing of that size is allocated."""
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    said = struct.pack("<Q", length)
+    huge = said + struct.pack("<I", masked_crc32c(said)) + b"x" * 100
+    write(tmp_path / "events.out.tfevents.1", event("loss", 1, 3.0) + huge)
+    tracemalloc.start()
+    try:
+        result = import_runs([tmp_path])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
+    assert list(curve(one(result))) == [1] and "(event 1): expected a whole event" in result.problems[0]
 
 
 def test_tensorflows_scalars_and_the_trainers_texts(tmp_path: Path) -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import flat, open_bytes, read_yaml
+from .files import flat, open_bytes, read_yaml, whole
 from .lightning import FROM_ZERO, one_more
 from .logged import Columns, Logged
 from .names import wanted
 from .problem import ImportProblem, Problems, plain, why
 
 MAX_RECORD = 1 << 26
-"""Bytes of an event: more is an image or a broken length, and is passed over."""
-CHECKED = 1 << 14
-"""Bytes of an event up to which its checksum is computed (in Python); a scalar's is some fifty."""
+"""Bytes of an event that is read; a scalar's is some fifty."""
+FRAME = 16
+"""Bytes around an event: its length and two checksums."""
+FLOATS = (1, 2)
+"""`DT_FLOAT` and `DT_DOUBLE` of TensorFlow's `types.proto`."""
 TEXTS = ("args/text_summary", "model_config/text_summary")
 """JSON that Hugging Face's callback writes: its arguments, and the model's configuration."""
 
@@ -73,7 +74,7 @@ def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> 
             columns=columns,
             settings=settings,
             config=_object(texts.get(TEXTS[1])),
-            planned_steps=_positive(settings.get("max_steps")),
+            planned_steps=whole(settings.get("max_steps")) or None,
             created=began if math.isfinite(began) else None,
             averaged="train/epoch" in unused,  # the Trainer's own tag
             single=True,
@@ -84,47 +85,12 @@ def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> 
     ]
 
 
-def records(path: Path, problems: Problems) -> Iterator[bytes]:
-    """The payloads of a TFRecord file: length, its checksum, data, theirs. Broken data are told and passed over.
-
-    Raises:
-        ImportProblem: it can't be read.
-    """
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    with open_bytes(path) as stream:
-        size, at, index = os.fstat(stream.fileno()).st_size, 0, 0
-        while at < size:
-            place = f" at byte {at} (event {index})"
-            start = stream.read(12)
-            if len(start) < 12:
-                problems.add(place, "a whole event: it is cut off", start)
-                return
-            length, checksum = struct.unpack("<QI", start)
-            if masked_crc32c(start[:8]) != checksum:  # after a wrong length nothing can be found again
-                problems.add(place, "an event of TensorBoard", start)
-                return
-            if at + 16 + length > size:
-                problems.add(place, f"{length} bytes of an event: it is cut off", f"{size - at - 12} bytes")
-                return
-            if length > MAX_RECORD:
-                stream.seek(length + 4, os.SEEK_CUR)
-            else:
-                data, check = stream.read(length), stream.read(4)
-                if length > CHECKED or struct.pack("<I", masked_crc32c(data)) == check:
-                    yield data
-                else:
-                    problems.add(place, "an event whose checksum holds", data)
-            at += 16 + length
-            index += 1
-
-
 def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[tuple[float, int, str, float]]:
     """(time, step, tag, value) of a file; texts go to `texts`."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
-    for index, data in enumerate(records(path, problems)):
+    for index, data in enumerate(_events(path, problems)):
         try:
             event = Event.FromString(data)
         except DecodeError as error:
@@ -141,19 +107,41 @@ def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[
                     yield event.wall_time, event.step, value.tag, scalar
 
 
+def _events(path: Path, problems: Problems) -> Iterator[bytes]:
+    """The serialized events of a file, by TensorBoard's loader, which stops in silence where the file is broken.
+
+    Raises:
+        ImportProblem: it can't be read.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+
+    with open_bytes(path) as stream:
+        events = iter(RawEventFileLoader(str(path)).Load())
+        size, at, index = os.fstat(stream.fileno()).st_size, 0, 0
+        while at < size:
+            stream.seek(at)
+            if int.from_bytes(stream.read(8), "little") > min(MAX_RECORD, size):  # the loader would allocate it
+                break
+            data = next(events, None)
+            if data is None:
+                break
+            yield data
+            at, index = at + len(data) + FRAME, index + 1
+        if at < size:
+            place = f" at byte {at} (event {index})"
+            problems.add(place, "a whole event: it is cut off or broken", f"{size - at} bytes that can't be read")
+
+
 def _of_tensor(tensor: Any) -> float | None:
     """The one number of a float tensor, as TensorFlow 2 writes scalars."""
-    if any(dimension.size != 1 for dimension in tensor.tensor_shape.dim):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    if tensor.dtype not in FLOATS or any(dimension.size != 1 for dimension in tensor.tensor_shape.dim):
         return None
-    if tensor.dtype == 1:
-        if len(tensor.tensor_content) == 4:
-            return float(struct.unpack("<f", tensor.tensor_content)[0])
-        return float(tensor.float_val[0]) if len(tensor.float_val) == 1 else None
-    if tensor.dtype == 2:
-        if len(tensor.tensor_content) == 8:
-            return float(struct.unpack("<d", tensor.tensor_content)[0])
-        return float(tensor.double_val[0]) if len(tensor.double_val) == 1 else None
-    return None
+    try:
+        return float(make_ndarray(tensor).item())
+    except (TypeError, ValueError):  # content that is no number
+        return None
 
 
 def _settings(folder: Path, texts: dict[str, str], told: list[str]) -> tuple[dict[str, Any], bool]:
@@ -178,10 +166,6 @@ def _object(text: str | None) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _positive(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _name(folder: Path) -> str:
