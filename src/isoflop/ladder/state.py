@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from isoflop.ladder.plan import PlannedRun
 from isoflop.record import Run, read_runs
 from isoflop.record.place import Place, below, place_of, read_bytes, write_bytes
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory lock
-    fcntl = None  # type: ignore[assignment]
-
 STATUS = "status.json"
+LOCK = ".lock"
 Stage = Literal["waiting", "running", "stopped", "failed", "finished"]
 """Not begun · another process has it · killed or interrupted · raised an error · at its planned end."""
 
@@ -187,29 +185,19 @@ def hold(folders: Folders, patience: float = 1.0) -> Iterator[None]:
         Held: one has it.
     """
     folders.work.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folders.work / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    lock = FileLock(folders.work / LOCK)
     try:
-        if fcntl is not None:
-            until = time.monotonic() + patience
-            while not _locked(descriptor):
-                if time.monotonic() >= until:
-                    raise Held(f"another process is at {folders.work}")
-                time.sleep(0.02)
+        lock.acquire(timeout=patience, poll_interval=0.02)
+    except Timeout:
+        raise Held(f"another process is at {folders.work}") from None
+    try:
         yield
     finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        lock.release()
 
 
 def _is_held(folders: Folders, status: Status | None) -> bool:
-    if status is None or status.stage != "running" or not (folders.work / ".lock").exists():
+    if status is None or status.stage != "running" or not (folders.work / LOCK).exists():
         return False
     try:
         with hold(folders, patience=0.0):
