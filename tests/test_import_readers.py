@@ -32,7 +32,6 @@ from isoflop.record.importing import (
     table,
     tensorboard,
     wandb_api,
-    wandb_files,
 )
 from isoflop.record.importing.logged import Column, in_order
 
@@ -66,9 +65,13 @@ def framed(data: bytes) -> bytes:
     return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
+BLOCK, HEADER = 32768, 7
+"""Of LevelDB's log: bytes of a block, and of the header of a part of a record in it."""
+
+
 def datastore(*rows: dict[str, Any], config: dict[str, Any] | None = None, exit_code: int | None = 0) -> bytes:
-    """A run-….wandb: LevelDB's log of protobuf records."""
-    make = wandb_files._message()
+    """A run-….wandb: LevelDB's log of protobuf records; skips the test where wandb is not installed."""
+    make = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="wandb is not installed").Record
     records = [make()]
     run = records[0].run
     run.run_id, run.display_name, run.project = "abc123", "offline", "project"
@@ -84,15 +87,15 @@ def datastore(*rows: dict[str, Any], config: dict[str, Any] | None = None, exit_
         records.append(make())
         records[-1].exit.exit_code = exit_code
         records[-1].exit.SetInParent()
-    file = wandb_files.MAGIC + struct.pack("<HB", 0xBEE1, 0)
+    file = wandb_api.MAGIC + struct.pack("<HB", 0xBEE1, 0)
     for record in records:
         data, first = record.SerializeToString(), True
         while data or first:
-            room = wandb_files.BLOCK - len(file) % wandb_files.BLOCK
-            if room < wandb_files.HEADER:
+            room = BLOCK - len(file) % BLOCK
+            if room < HEADER:
                 file += b"\0" * room
                 continue
-            part, data = data[: room - wandb_files.HEADER], data[room - wandb_files.HEADER :]
+            part, data = data[: room - HEADER], data[room - HEADER :]
             kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[first, not data]
             file += struct.pack("<IHB", zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind) + part
             first = False
@@ -311,7 +314,7 @@ def test_an_offline_run_over_several_blocks(tmp_path: Path) -> None:
     rows = [{"_step": step, "_timestamp": 1.8e9 + step, "train/loss": 3.0 / step} for step in range(1, 1500)]
     folder = tmp_path / "offline-run-1"
     path = write(folder / "run-abc123.wandb", datastore(*rows, config={"global_batch_size": 4, "seq_len": 8}))
-    assert path.stat().st_size > 2 * wandb_files.BLOCK
+    assert path.stat().st_size > 2 * BLOCK
     run = one(import_runs([tmp_path]))
     assert (run.name, run.status, run.points[-1].step) == ("offline", "completed", 1499)
     assert run.points[-1].tokens == 1499 * 32 and run.points[0].time == 1.8e9 + 1
@@ -320,7 +323,7 @@ def test_an_offline_run_over_several_blocks(tmp_path: Path) -> None:
     whole = path.read_bytes()
     write(path, whole[: len(whole) // 2])
     result = import_runs([tmp_path])
-    assert one(result).status == "interrupted" and "cut off" in result.problems[0]
+    assert one(result).status == "interrupted" and "expected a whole run of W&B" in result.problems[0]
     assert curve(one(result)) == {
         step: loss for step, loss in curve(run).items() if step <= one(result).points[-1].step
     }
@@ -333,6 +336,24 @@ def test_steps_of_the_trainer_inside_wandb(key: str, more: int, tmp_path: Path) 
     write(tmp_path / "run-abc123.wandb", datastore(*rows, exit_code=1))
     run = one(import_runs([tmp_path]))
     assert list(curve(run)) == [more, 10 + more, 20 + more] and run.status == "interrupted"
+
+
+def test_a_damaged_offline_run(tmp_path: Path) -> None:
+    """What W&B's command can read is imported, under any file name; what it complains of is told."""
+    content = bytearray(datastore(*({"_step": step, "val": 1, "train.loss": 3.0} for step in range(1, 5)), config={}))
+    content[-30] ^= 1  # in the last row
+    path = write(tmp_path / "of-a-friend.bin", bytes(content))
+    result = import_runs([path])
+    assert list(curve(one(result))) == [1, 2, 3]
+    assert result.problems[0].startswith(f"{path}: expected a whole run of W&B, got ")
+    assert import_runs([write(tmp_path / "run-x.wandb", b":W&Brubbish")]).problems[0].startswith(str(tmp_path))
+
+
+def test_an_offline_run_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_api, "find_spec", lambda name: None)
+    path = write(tmp_path / "run-x.wandb", b":W&B\xe1\xbe\0")
+    (problem,) = import_runs([path]).problems
+    assert problem.startswith(f"{path}: ") and problem.endswith('not installed: pip install "wandb>=0.31"')
 
 
 def test_a_chart_exported_from_wandb(tmp_path: Path) -> None:
@@ -546,7 +567,6 @@ READERS: dict[str, Callable[..., Any]] = {
     "trainer_state.json": huggingface.read,
     "events.out.tfevents.1": tensorboard.read,
     "metrics.csv": lightning.read,
-    "run-a.wandb": wandb_files.read,
     "table.csv": table.read,
     "mlruns": mlflow_files.read,
 }
@@ -558,7 +578,6 @@ def example(name: str) -> bytes:
         "trainer_state.json": state(3.0, 2.0).encode(),
         "events.out.tfevents.1": b"".join(event("loss", step, 3.0) for step in range(1, 5)),
         "metrics.csv": b"epoch,step,train_loss,val_loss\n0,0,4.0,\n0,1,3.0,3.5\n",
-        "run-a.wandb": datastore({"_step": 1, "train/loss": 3.0}, {"_step": 2, "train/loss": 2.0}),
         "table.csv": b"run,step,N,loss\na,1,1000,3.0\na,2,1000,2.0\n",
         "mlruns": b"1800000001000 3.0 1\n1800000002000 2.0 2\n",
     }[name]

@@ -11,7 +11,7 @@ from random import Random
 
 from isoflop.record import read_run
 from isoflop.record.importing import Given, ImportProblem, import_runs, write_run
-from test_import_readers import datastore, event, mlflow_run, state
+from test_import_readers import event, mlflow_run, state
 from torture.mutations import spoil_bytes, spoil_text
 from torture.tables import spoil_row
 
@@ -28,7 +28,6 @@ RUNS = b"run,N,D,loss\n" + b"".join(f"r{i},{10**6 * i},{10**8 * i},{3 - i / 10:.
 def sources() -> dict[str, tuple[bytes, Callable[[bytes, Random], bytes]]]:
     """File by the path it has in its folder, and how it is spoilt."""
     losses = [3 - i / 20 for i in range(12)]
-    wandb = [{"_step": i, "_runtime": i * 1.5, "train/loss": loss, "lr": 1e-3} for i, loss in enumerate(losses)]
     return {
         "trainer_state.json": (state(*losses, num_input_tokens_seen=12_000).encode(), spoil_text),
         "events.out.tfevents.1800000000.host.1.0": (
@@ -38,7 +37,6 @@ def sources() -> dict[str, tuple[bytes, Callable[[bytes, Random], bytes]]]:
         "lightning_logs/version_0/metrics.csv": (CSV, lambda data, r: spoil_text(data, r, spoil_row)),
         "wandb_export.csv": (EXPORT, lambda data, r: spoil_text(data, r, spoil_row)),
         "runs.csv": (RUNS, lambda data, r: spoil_text(data, r, spoil_row)),
-        "wandb/offline-run-1/run-abc123.wandb": (datastore(*wandb, config={"batch_size": 8}), spoil_bytes),
     }
 
 

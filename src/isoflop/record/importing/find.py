@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import huggingface, lightning, mlflow_api, mlflow_files, tensorboard, wandb_api, wandb_files
+from . import huggingface, lightning, mlflow_api, mlflow_files, tensorboard, wandb_api
 from .files import csv_rows, head
 from .problem import ImportProblem, Problems
 from .table import ROWS_OF_PARQUET
@@ -57,7 +57,7 @@ def kind_of(path: Path) -> str:
         ImportProblem: it is none of those known.
     """
     start = head(path)
-    if wandb_files.is_datastore(start):
+    if wandb_api.is_datastore(start):
         return "wandb"
     if start.startswith(mlflow_api.SQLITE):
         return "mlflow-api"

@@ -63,7 +63,6 @@ RUNS = ("run", "run_id", "run_name", "name", "Name")
 _EVALUATION = re.compile(r"(^|[/_. -])(eval|evaluation|val|valid|validation|test)\d*([/_. -]|$)", re.I)
 _PERPLEXITY = re.compile(r"(^|[/_. -])(perplexity|ppl)([/_. -]|$)", re.I)
 _LOSS = re.compile(r"loss|perplexity|(^|[/_. -])ppl([/_. -]|$)|nll|cross_entropy", re.I)
-_AXES = ("isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs")
 _ISOFLOP = (
     "loss",
     "tokens",
@@ -113,8 +112,8 @@ def evaluation(name: str) -> str | None:
     rest = _PERPLEXITY.sub("/", lowered.replace("cross_entropy", "").replace("nll", "").replace("loss", ""))
     for double in ("//", "__", "/_", "_/", "--"):
         rest = rest.replace(double, "/")
-    rest = rest.removesuffix("epoch").strip("/_- ")
-    for prefix in ("eval/", "eval_"):
+    rest = rest.removesuffix("epoch").strip("/_-. ")
+    for prefix in ("eval/", "eval_", "eval."):
         rest = rest.removeprefix(prefix)
     return rest or "eval"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from isoflop.record.run import RecordError, Run
 
-from . import huggingface, lightning, mlflow_api, mlflow_files, table, tensorboard, wandb_api, wandb_files
+from . import huggingface, lightning, mlflow_api, mlflow_files, table, tensorboard, wandb_api
 from .assemble import Imported, assembled
 from .find import KINDS, find
 from .given import UNITS, Given
@@ -24,7 +24,7 @@ _READERS: dict[str, Callable[..., list[Logged]]] = {
     "huggingface": huggingface.read,
     "tensorboard": tensorboard.read,
     "lightning": lightning.read,
-    "wandb": wandb_files.read,
+    "wandb": wandb_api.read_offline,
     "wandb-api": wandb_api.read,
     "mlflow": mlflow_files.read,
     "mlflow-api": mlflow_api.read,

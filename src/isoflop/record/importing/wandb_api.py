@@ -1,19 +1,137 @@
-"""W&B's runs through its API, where the wandb package is installed: `wandb:entity/project` and one run of it."""
+"""W&B's runs: offline ones (`run-<id>.wandb`) by `wandb leet inspect`, online ones by its API (`wandb:entity/project`).
+
+Both need the wandb package, which alone knows its format.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from isoflop.record.run import Status
 
 from .files import flat, number, whole
 from .logged import Columns, Logged
 from .names import wanted
-from .problem import ImportProblem, plain, why
-from .wandb_files import StepOf, as_number
+from .problem import ImportProblem, Problems, plain, why
 
 PREFIX = "wandb:"
+MAGIC = b":W&B"
+MAX_RECORD = 1 << 26
+"""Bytes of a record as JSON; a longer one is passed over."""
+PACKAGE = 'pip install "wandb>=0.31"'
+"""The first version whose `wandb leet inspect` prints JSON."""
+PRIVATE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+"""Environment of its command: it sends nothing anywhere."""
+
+
+def is_datastore(head: bytes) -> bool:
+    """By a file's first bytes."""
+    return head.startswith(MAGIC)
+
+
+def read_offline(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> list[Logged]:
+    """Read an offline run: its file, or its folder.
+
+    Raises:
+        ImportProblem: it can't be read, or is none; or wandb is not installed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("run-*.wandb"))
+        if not found:
+            raise ImportProblem(f"{path}: expected an offline run of W&B (run-<id>.wandb), got none")
+        path = found[0]
+    problems = Problems(str(path))
+    config: dict[str, Any] = {}
+    run: dict[str, Any] = {}
+    codes: list[object] = []
+
+    def history() -> Iterator[dict[str, Any]]:
+        for kind, record in _records(path, problems):
+            if kind == "history":
+                yield {"_step": _object(record, "step").get("num", 0), **_object(record, "item")}
+            elif kind == "run":
+                run.update(record)
+                config.update(_object(record, "config", "update"))
+            elif kind == "config":
+                config.update(_object(record, "update"))
+            elif kind == "exit":
+                codes.append(record.get("exit_code", 0))
+
+    rows = _Rows(history(), want)
+    if not run and not rows.columns:
+        raise ImportProblem("; ".join(problems.all()) or f"{path}: expected a run of W&B, got a file without one")
+    logged = rows.logged(
+        source=str(path),
+        run_id=str(run.get("run_id") or path.stem),
+        name=str(run.get("display_name") or run.get("run_id") or path.stem),
+        config=config,
+    )
+    status: Status = "completed" if codes[-1:] == [0] else "interrupted"
+    return [replace(logged, status=status, created=_time(run.get("start_time")), problems=problems.all())]
+
+
+def _records(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and content of each record, as W&B's own command prints them; what it complains of is told."""
+    if find_spec("wandb") is None:
+        raise ImportProblem(f"{path}: a run of W&B is read by wandb, which is not installed: {PACKAGE}")
+    with _named(path) as file, tempfile.TemporaryFile() as complaints:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env={**os.environ, **PRIVATE}
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for index, line in enumerate(_lines(process.stdout)):
+                    try:
+                        record = json.loads(line)
+                        yield record["type"], _object(record, record["type"])
+                    except (ValueError, KeyError, TypeError, RecursionError) as error:
+                        problems.add(f" (record {index})", "a record of W&B", why(error))
+            finally:
+                process.kill()
+        complaints.seek(0)
+        for said in complaints.read(1 << 16).decode("utf-8", "replace").splitlines():
+            if "No such option" in said or "No such command" in said:
+                raise ImportProblem(f"{path}: this wandb can't read it: {PACKAGE}")
+            if said.strip():
+                problems.add("", "a whole run of W&B", said.removeprefix("wandb leet inspect: "))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """The file under a name that W&B's command takes."""
+    if path.suffix == ".wandb":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="isoflop-") as folder:
+        yield Path(shutil.copyfile(path, Path(folder) / "run-import.wandb"))
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    while line := stream.readline(MAX_RECORD):
+        yield line
+        while not line.endswith(b"\n") and (line := stream.readline(MAX_RECORD)):
+            """The rest of a line that is too long: what was yielded is no JSON, which is told."""
+
+
+def _object(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    value: Any = record
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, dict) else {}
 
 
 def read(address: str, want: Callable[[str], bool] = wanted, api: Any = None) -> list[Logged]:
@@ -59,36 +177,92 @@ def _api(address: str) -> Any:
 
 
 def _logged(run: Any, parts: list[str], want: Callable[[str], bool]) -> Logged:
-    columns, steps = Columns(), StepOf()
-    unused: set[str] = set()
-    for row in _history(run):
-        step = steps.of(dict(row), None)
-        time = number(row.get("_timestamp"))
-        for name, value in row.items():
-            if want(name) and (found := as_number(value)) is not None:
-                columns.add(name, step, found, float("nan") if time is None else time)
-            elif len(unused) < 200:
-                unused.add(plain(str(name), 40))
-    config = {key: value for key, value in dict(run.config).items() if key != "_wandb"}
-    return Logged(
-        kind="wandb",
+    logged = _Rows(
+        run.scan_history(page_size=10_000), want
+    ).logged(  # every row; history() is a sample of 500
         source=f"{PREFIX}{'/'.join(parts[:2])}/{run.id}",
-        key=f"wandb:{run.id}",
-        name=plain(str(getattr(run, "name", "") or run.id)),
-        columns=columns,
-        settings=flat(config),
-        config=config if "model_type" in config else None,
-        planned_steps=whole(config.get("max_steps")) or None,
-        status={"finished": "completed", "running": "running"}.get(str(run.state), "interrupted"),  # type: ignore[arg-type]
-        created=_time(getattr(run, "created_at", None)),
-        averaged="train/global_step" in steps.seen,
-        unused=tuple(sorted(unused)),
-        notes=steps.notes(),
+        run_id=str(run.id),
+        name=str(getattr(run, "name", "") or run.id),
+        config=dict(run.config),
     )
+    states: dict[str, Status] = {"finished": "completed", "running": "running"}
+    status = states.get(str(run.state), "interrupted")
+    return replace(logged, status=status, created=_time(getattr(run, "created_at", None)))
 
 
-def _history(run: Any) -> Iterator[Mapping[str, Any]]:
-    return iter(run.scan_history(page_size=10_000))  # every row; history() is a sample of 500
+class _Rows:
+    """The rows of a run's history, as columns."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], want: Callable[[str], bool]) -> None:
+        self.columns = Columns()
+        self._steps = StepOf()
+        self._unused: set[str] = set()
+        for row in rows:
+            step = self._steps.of(row)
+            time = number(row.get("_timestamp"))
+            for key, value in row.items():
+                name = _column(str(key), want)
+                if name is not None and (found := as_number(value)) is not None:
+                    self.columns.add(name, step, found, float("nan") if time is None else time)
+                elif len(self._unused) < 200:
+                    self._unused.add(plain(str(key), 40))
+
+    def logged(self, *, source: str, run_id: str, name: str, config: dict[str, Any]) -> Logged:
+        """The run with this history."""
+        config.pop("_wandb", None)
+        return Logged(
+            kind="wandb",
+            source=source,
+            key=f"wandb:{run_id}",
+            name=plain(name),
+            columns=self.columns,
+            settings=flat(config),
+            config=config if "model_type" in config else None,
+            planned_steps=whole(config.get("max_steps")) or None,
+            averaged="train/global_step" in self._steps.seen,
+            unused=tuple(sorted(self._unused)),
+            notes=self._steps.notes(),
+        )
+
+
+def _column(key: str, want: Callable[[str], bool]) -> str | None:
+    """The column that a key is kept as: W&B joins nested names by points (`train.loss`); None: not kept."""
+    names = (key, key.replace(".", "/"))
+    return next((name for name in names if want(name)), None)
+
+
+class StepOf:
+    """Optimizer steps of a history row: what the trainer says, else W&B's own count."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._last: int | None = None
+
+    def of(self, row: Mapping[str, Any]) -> int:
+        """The step of a row; W&B's own counts calls of log() unless it was given one."""
+        for name, more in (("trainer/global_step", 1), ("train/global_step", 0)):
+            if (step := whole(row.get(name))) is not None:
+                self.seen.add(name)
+                self._last = step + more
+                return self._last
+        if self._last is not None:  # a row of such a run that does not say its step belongs to the one before
+            return self._last
+        return whole(row.get("_step")) or 0
+
+    def notes(self) -> tuple[str, ...]:
+        """Which were used."""
+        if "trainer/global_step" in self.seen:
+            return ("steps are trainer/global_step, which Lightning counts from 0: one is added",)
+        if "train/global_step" in self.seen:
+            return ("steps are train/global_step",)
+        return ("steps are W&B's own: what log(step=) was given, else its calls",)
+
+
+def as_number(value: object) -> float | None:
+    """A history value as a number; NaN and infinities are texts there."""
+    if isinstance(value, str) and value not in ("NaN", "Infinity", "-Infinity"):
+        return None
+    return number(value)
 
 
 def _time(text: object) -> float | None:
