@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import isoflop
-from isoflop.record import Point, RecordError, RecordFinished, read_run, read_runs
+from isoflop.record import Point, RecordError, RecordFinished, RecordLog, read_run, read_runs
 from isoflop.record.place import below, check_place, is_url, last_name, place_of, read_bytes, write_bytes
-from isoflop.record.remote import RemoteLog, _whole, spool_of
-from isoflop.record.upload import Uploader
+from isoflop.record.remote import RemoteLog, Uploader, _whole, spool_of
 from test_record import python
 
 fsspec = pytest.importorskip("fsspec")
@@ -115,7 +114,7 @@ def test_the_core_loads_no_fsspec() -> None:
 
 def test_a_record_arrives_whole_and_its_spool_goes() -> None:
     said: list[str] = []
-    log = RemoteLog.create("memory://bucket/runs", "a", HEADER, said.append)
+    log = RemoteLog.start("memory://bucket/runs", "a", HEADER, said.append)
     points(log, 1, 5)
     log.end(5, "completed")
     log.close()
@@ -124,12 +123,12 @@ def test_a_record_arrives_whole_and_its_spool_goes() -> None:
     assert (run.run_id, run.status, [point.step for point in run.points]) == ("a", "completed", [1, 2, 3, 4, 5])
     assert said == [] and list(spool_of("memory://bucket/runs").iterdir()) == []
     with pytest.raises(RecordFinished):
-        RemoteLog.resume("memory://bucket/runs", "a", 3, say=said.append)
+        RemoteLog.go_on("memory://bucket/runs", "a", 3, say=said.append)
 
 
 def test_readers_take_urls() -> None:
     for name in ("x", "y/z"):
-        log = RemoteLog.create(f"memory://bucket/{name}", "of-" + name[0], HEADER, print)
+        log = RemoteLog.start(f"memory://bucket/{name}", "of-" + name[0], HEADER, print)
         log.close()
     write_bytes("memory://bucket/x/notes.txt", b"no record")
     assert sorted(run.run_id for run in read_runs("memory://bucket")) == ["of-x", "of-y"]
@@ -142,10 +141,11 @@ def test_readers_take_urls() -> None:
 
 def killed(log: RemoteLog) -> None:
     """As kill -9 leaves it: no flush, no end line."""
-    log._uploader._stopped = True
-    with log._uploader._changed:
-        log._uploader._changed.notify_all()
-    log._log.close()
+    assert log._uploader is not None
+    log._uploader._stopped.set()
+    log._uploader._ending.set()
+    log._uploader._grown.set()
+    RecordLog.close(log)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_without_gap_or_double(
     if uploads == "none":
         Flaky.failures = 10**9
     said: list[str] = []
-    log = RemoteLog.create("flaky://b", "a", HEADER, said.append, every=0.0)
+    log = RemoteLog.start("flaky://b", "a", HEADER, said.append, every=0.0)
     points(log, 1, 6)
     carried = json.loads(json.dumps(log.unsent()))  # a checkpoint of step 6
     points(log, 7, 9)
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on_without_gap_or_double(
     if elsewhere:  # another machine: its spool is empty
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
         (tmp_path / "other").mkdir()
-    again = RemoteLog.resume("flaky://b", "a", 6, expected=HEADER, unsent=carried, say=said.append, every=0.0)
+    again = RemoteLog.go_on("flaky://b", "a", 6, expected=HEADER, unsent=carried, say=said.append, every=0.0)
     points(again, 7, 12)
     again.end(12, "completed")
     again.close()
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_without_gap_or_double(
 
 def test_a_lost_record_is_said() -> None:
     with pytest.raises(RecordError, match="got none"):
-        RemoteLog.resume("memory://b", "a", 6, unsent={"offset": 500, "lines": "{}\n"}, say=print)
+        RemoteLog.go_on("memory://b", "a", 6, unsent={"offset": 500, "lines": "{}\n"}, say=print)
     assert not (spool_of("memory://b") / "isoflop-a.jsonl").exists()
 
 
@@ -204,7 +204,7 @@ def test_another_machines_lines_are_not_lost() -> None:
 def test_failed_uploads_are_told_once_and_made_up_for() -> None:
     Flaky.failures = 3
     said: list[str] = []
-    log = RemoteLog.create("flaky://b", "a", HEADER, said.append, every=0.0)
+    log = RemoteLog.start("flaky://b", "a", HEADER, said.append, every=0.0)
     points(log, 1, 20)
     log.end(20, "completed")
     log.close()
@@ -215,7 +215,7 @@ def test_failed_uploads_are_told_once_and_made_up_for() -> None:
 def test_an_end_that_can_not_be_uploaded_is_told_with_the_place_of_all_of_it() -> None:
     Flaky.failures = 10**9
     said: list[str] = []
-    log = RemoteLog.create("flaky://b", "a", HEADER, said.append, every=0.0)
+    log = RemoteLog.start("flaky://b", "a", HEADER, said.append, every=0.0)
     points(log, 1, 3)
     log.close(timeout=0.05)
     assert "503 slow down" in said[-1]
@@ -226,7 +226,7 @@ def test_an_end_that_can_not_be_uploaded_is_told_with_the_place_of_all_of_it() -
 def test_a_store_that_hangs_holds_nothing_up() -> None:
     Flaky.open_gate.clear()
     said: list[str] = []
-    log = RemoteLog.create("flaky://b", "a", HEADER, said.append, every=0.0)
+    log = RemoteLog.start("flaky://b", "a", HEADER, said.append, every=0.0)
     points(log, 1, 50)  # returns: the upload waits in its own thread
     log.close(timeout=0.01)
     assert "took more than 0.01 s" in said[-1]
@@ -304,7 +304,7 @@ def test_fit_reads_a_url(tmp_path: Path) -> None:
         "from isoflop.record import Point\nfrom isoflop.record.remote import RemoteLog\n"
         "from typer.testing import CliRunner\nfrom isoflop.cli import app\n"
         "for i, (N, D) in enumerate((N, D) for N in (1e6, 3e6, 1e7, 3e7) for D in (1e8, 3e8, 1e9)):\n"
-        "    log = RemoteLog.create(f'memory://b/{i}', f'r{i}', {'parameters': {'non_embedding': int(N)}}, print)\n"
+        "    log = RemoteLog.start(f'memory://b/{i}', f'r{i}', {'parameters': {'non_embedding': int(N)}}, print)\n"
         "    log.point(Point(step=1, tokens=int(D), padding=0, losses={'train': ladder_trainers.law(N, D)}))\n"
         "    log.end(1, 'completed'); log.close()\n"
         "result = CliRunner().invoke(app, ['fit', 'memory://b', '--draws', '20', '--json'])\n"
@@ -322,7 +322,7 @@ def test_a_script_that_ends_without_closing_uploads_its_record(tmp_path: Path) -
         "import isoflop.record.remote as remote\n"
         "remote.write_bytes = lambda url, content: (target.seek(0), target.write(content), target.flush())\n"
         "from isoflop.record import Point\n"
-        "log = remote.RemoteLog.create('memory://b', 'a', {'name': 'x'}, print, every=0.0)\n"
+        "log = remote.RemoteLog.start('memory://b', 'a', {'name': 'x'}, print, every=0.0)\n"
         "for step in range(1, 30): log.point(Point(step=step))\n"
     )
     path = tmp_path / "isoflop-a.jsonl"

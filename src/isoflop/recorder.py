@@ -33,7 +33,7 @@ class Recorder:
         self._named = named
         self._writes = writes
         self._guard = guard
-        self._log: RecordLog | RemoteLog | None = None
+        self._log: RecordLog | None = None
         self._earlier: dict[str, Any] | None = None
         self._counting: dict[str, Any] = {}
         self._last: Point | None = None
@@ -118,12 +118,10 @@ class Recorder:
         """Plain values, for a checkpoint."""
         name = self._earlier
         if self._log is not None:
-            if isinstance(self._log, RemoteLog):
-                name = {"run_id": self._log.run_id, "path": self._log.path}
-                if not self._log.closed:
-                    name["unsent"] = self._log.unsent()
-            else:
-                name = {"run_id": self._log.run_id, "path": str(self._log.path.resolve())}
+            place = self._log.place
+            name = {"run_id": self._log.run_id, "path": place if isinstance(place, str) else str(place.resolve())}
+            if isinstance(self._log, RemoteLog) and not self._log.closed:
+                name["unsent"] = self._log.unsent()
         return {"record": name, "window": [self._loss_sum, self._losses, self._since, self._intervals]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,7 +154,7 @@ def open_record(
     step: int,
     named: bool,
     say: Callable[[str], None],
-) -> RecordLog | RemoteLog:
+) -> RecordLog:
     """Open a record for writing.
 
     Args:
@@ -187,13 +185,13 @@ def open_record(
             say(message)
         return log
     branch = _create(folder, {**header, "parent": {"run_id": earlier["run_id"], "step": step}}, say)
-    say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.path}")
+    say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.place}")
     return branch
 
 
-def _create(folder: Place, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog | RemoteLog:
+def _create(folder: Place, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog:
     if isinstance(folder, str):
-        return RemoteLog.create(folder, new_run_id(), header, say)
+        return RemoteLog.start(folder, new_run_id(), header, say)
     return RecordLog.create(folder, new_run_id(), header)
 
 
@@ -205,7 +203,7 @@ def _resume(
     named: bool,
     expected: dict[str, Any],
     say: Callable[[str], None],
-) -> RecordLog | RemoteLog:
+) -> RecordLog:
     """Go on with the earlier record.
 
     Raises:
@@ -213,7 +211,7 @@ def _resume(
     """
     if isinstance(folder, str):
         unsent = earlier.get("unsent")
-        return RemoteLog.resume(folder, earlier["run_id"], step, expected=expected, unsent=unsent, say=say)
+        return RemoteLog.go_on(folder, earlier["run_id"], step, expected=expected, unsent=unsent, say=say)
     here, there = record_path(folder, earlier["run_id"]), Path(earlier["path"])
     candidates = [here, there] if not named and _same_place(there.parent, folder) else [here]
     path = next((path for path in candidates if os.path.exists(path)), None)

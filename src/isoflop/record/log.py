@@ -10,9 +10,10 @@ import time
 import weakref
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .lines import encode, encode_point
+from .place import Place
 from .read import read_run
 from .run import (
     SCHEMA_VERSION,
@@ -32,6 +33,7 @@ except ImportError:  # Windows: no advisory lock
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows: no translation of newlines
 _OPEN: weakref.WeakSet[RecordLog] = weakref.WeakSet()
+_Log = TypeVar("_Log", bound="RecordLog")
 
 
 def new_run_id() -> str:
@@ -58,6 +60,7 @@ class RecordLog:
 
     Attributes:
         path: the file.
+        place: where readers find it: the file, or its URL.
         run_id: the run's name.
         attempt: 1 for a new run, one more with each resume.
         messages: what the log found out of order when it opened, for the caller to say.
@@ -65,6 +68,7 @@ class RecordLog:
 
     def __init__(self, path: Path, run_id: str, attempt: int, descriptor: int) -> None:
         self.path = path
+        self.place: Place = path
         self.run_id = run_id
         self.attempt = attempt
         self.messages: list[str] = []
@@ -75,7 +79,7 @@ class RecordLog:
         _OPEN.add(self)
 
     @classmethod
-    def create(cls, folder: str | os.PathLike[str], run_id: str, header: dict[str, Any]) -> RecordLog:
+    def create(cls: type[_Log], folder: str | os.PathLike[str], run_id: str, header: dict[str, Any]) -> _Log:
         """Start `<folder>/isoflop-<run_id>.jsonl` with its header line. The folder is made if need be.
 
         Args:
@@ -107,7 +111,9 @@ class RecordLog:
         return log
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str], step: int, *, expected: dict[str, Any] | None = None) -> RecordLog:
+    def resume(
+        cls: type[_Log], path: str | os.PathLike[str], step: int, *, expected: dict[str, Any] | None = None
+    ) -> _Log:
         """Go on with a record after its checkpoint of `step`: points beyond it are superseded.
 
         Args:
@@ -208,7 +214,11 @@ def check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """Take the advisory lock; go on without where the system or the file system has none."""
+    """Take the advisory lock; go on without where the system or the file system has none.
+
+    On the record itself, not by filelock: that needs a file of its own, which would stay in the user's folder after a
+    kill, or be truncated where it is the record.
+    """
     if fcntl is None:
         return
     try:

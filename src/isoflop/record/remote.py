@@ -1,4 +1,4 @@
-"""The writer of a record that lies at a URL: written here as any other, and uploaded whole by a thread of its own."""
+"""The record of a run at a URL (s3://, gs://, …): written to this machine first, and uploaded whole by a thread."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,17 @@ from typing import Any
 from .log import RecordLog, check_resumable, record_name
 from .place import below, check_place, read_bytes, write_bytes
 from .read import read_run
-from .run import Point, RecordError, Status
-from .upload import EVERY, Uploader
+from .run import RecordError
 
-FLUSH_SECONDS = 60.0
-"""How long the end of a run waits for its record's last upload."""
-READ_SECONDS = 60.0
-"""How long a resumed run waits for the record that it goes on with."""
+EVERY = 10.0  # seconds between two uploads, at least
+SHARE = 0.02  # of the time is spent uploading, at most: a record of 3 MB may take a while
+BACK_OFF = 300.0  # seconds between two tries while they fail, at most
+FLUSH_SECONDS = 60.0  # how long the end of a run waits for its record's last upload
+READ_SECONDS = 60.0  # how long a resumed run waits for the record that it goes on with
 
 
-class RemoteLog:
-    """`RecordLog` for a folder behind a URL.
+class RemoteLog(RecordLog):
+    """`RecordLog` for a folder behind a URL; made by `start` or `go_on`.
 
     Object stores cannot append. So the record is written to a file of this machine first, as ever (the spool), and a
     thread replaces the object with it whenever it has grown, at most every ten seconds and a fiftieth of the time: a
@@ -32,25 +33,14 @@ class RemoteLog:
     elsewhere has all of it. A failed upload is tried again for as long as the run lasts.
 
     Attributes:
-        path: the record's URL.
-        run_id: the run's name.
-        attempt: 1 for a new run, one more with each resume.
-        messages: what the log found out of order when it opened.
+        path: the spool.
+        place: the record's URL.
     """
 
-    def __init__(self, url: str, log: RecordLog, say: Callable[[str], None], uploaded: int, every: float) -> None:
-        self.path = url
-        self.run_id, self.attempt, self.messages = log.run_id, log.attempt, log.messages
-        self._log, self._say = log, say
-        self._uploader = Uploader(
-            log.path, lambda content: write_bytes(url, content), say, uploaded=uploaded, every=every
-        )
-        self._process = os.getpid()
-        atexit.register(self.close)  # a script that ends without `close`
-        self._uploader.grown()
+    _uploader: Uploader | None = None
 
     @classmethod
-    def create(
+    def start(
         cls, folder: str, run_id: str, header: dict[str, Any], say: Callable[[str], None], *, every: float = EVERY
     ) -> RemoteLog:
         """Start `<folder>/isoflop-<run_id>.jsonl` with its header line; the network is left to the thread.
@@ -59,11 +49,11 @@ class RemoteLog:
             RecordError: the URL's packages are missing, or the spool can't be written.
         """
         check_place(folder)
-        url = str(below(folder, record_name(run_id)))
-        return cls(url, RecordLog.create(spool_of(folder), run_id, header), say, 0, every)
+        log = cls.create(spool_of(folder), run_id, header)
+        return log._uploaded_to(str(below(folder, record_name(run_id))), say, 0, every)
 
     @classmethod
-    def resume(
+    def go_on(
         cls,
         folder: str,
         run_id: str,
@@ -84,67 +74,140 @@ class RemoteLog:
         """
         check_place(folder)
         url = str(below(folder, record_name(run_id)))
-        spool = spool_of(folder)
-        path = spool / record_name(run_id)
-        try:
-            here = path.read_bytes()
-        except OSError:
-            here = b""
+        path = spool_of(folder) / record_name(run_id)
+        here = path.read_bytes() if path.is_file() else b""
         there = _read_in_time(url, optional=bool(here) or (unsent or {}).get("offset") == 0)
         content = _whole(here, there, unsent or {})
         if not content:
             raise RecordError(f"Expected a record to resume at {url}, got none. Set record_dir= to its folder.")
         if content != here:
-            spool.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            part.write_bytes(content)
+            write_bytes(part, content)
             try:
                 check_resumable(read_run(part), step, expected or {})
             except RecordError:
                 part.unlink()
                 raise
             os.replace(part, path)
-        return cls(url, RecordLog.resume(path, step, expected=expected), say, len(there), every)
+        return cls.resume(path, step, expected=expected)._uploaded_to(url, say, len(there), every)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the log is closed."""
-        return self._log.closed
-
-    def point(self, point: Point) -> None:
-        """Append one point."""
-        self._log.point(point)
+    def _uploaded_to(self, url: str, say: Callable[[str], None], uploaded: int, every: float) -> RemoteLog:
+        self.place, self._say, self._process = url, say, os.getpid()
+        self._uploader = Uploader(
+            self.path, lambda content: write_bytes(url, content), say, uploaded=uploaded, every=every
+        )
+        atexit.register(self.close)  # a script that ends without `close`
         self._uploader.grown()
-
-    def event(self, name: str, /, **fields: Any) -> None:
-        """Append an event of any name."""
-        self._log.event(name, **fields)
-        self._uploader.grown()
-
-    def end(self, step: int, status: Status, **totals: Any) -> None:
-        """Append the end of this attempt."""
-        self._log.end(step, status, **totals)
-        self._uploader.grown()
+        return self
 
     def unsent(self) -> dict[str, Any]:
         """The lines not yet uploaded: a checkpoint carries them, so that nothing is missing where the run goes on."""
-        offset = self._uploader.uploaded
-        with open(self._log.path, "rb") as stream:
+        offset = 0 if self._uploader is None else self._uploader.uploaded
+        with open(self.path, "rb") as stream:
             stream.seek(offset)
             return {"offset": offset, "lines": stream.read().decode("utf-8", "replace")}
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
         """Close the file and wait for its upload, `timeout` seconds at most; more than once does no harm."""
-        if self.closed or os.getpid() != self._process:  # a forked child has its parent's exit functions
+        if self.closed:
+            return
+        super().close()
+        if self._uploader is None or os.getpid() != self._process:  # a forked child has its parent's exit functions
             return
         atexit.unregister(self.close)
-        self._log.close()
         if self._uploader.flush(timeout):
-            self._log.path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             return
         reason = self._uploader.error
         told = f"it took more than {timeout:g} s" if reason is None else f"{type(reason).__name__}: {reason}"
-        self._say(f"the end of the record is not at {self.path} ({told}): all of it is in {self._log.path}")
+        self._say(f"the end of the record is not at {self.place} ({told}): all of it is in {self.path}")
+
+    def _write(self, line: bytes) -> None:
+        super()._write(line)
+        if self._uploader is not None:
+            self._uploader.grown()
+
+
+class Uploader:
+    """Uploads a growing file in a thread. Nothing here raises or waits but `flush`, which waits as long as it is told.
+
+    Args:
+        path: the file; only ever appended to.
+        put: writes a whole object; may raise and may hang.
+        say: told once that an upload has failed.
+        uploaded: bytes that are known to be there already.
+        every: seconds between two uploads, at least.
+
+    Attributes:
+        uploaded: bytes that are known to be there.
+        error: why the last try failed; None: it did not.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        put: Callable[[bytes], None],
+        say: Callable[[str], None],
+        *,
+        uploaded: int = 0,
+        every: float = EVERY,
+    ) -> None:
+        self.uploaded = uploaded
+        self.error: BaseException | None = None
+        self._path, self._put, self._say, self._every = path, put, say, every
+        self._grown, self._ending, self._stopped = threading.Event(), threading.Event(), threading.Event()
+        self._told = False
+        self._thread = threading.Thread(target=self._run, name="isoflop-upload", daemon=True)
+        self._thread.start()
+
+    def grown(self) -> None:
+        """The file has grown: it is uploaded before long."""
+        self._grown.set()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all of the file is uploaded, at most `timeout` seconds, and end. Whether it is."""
+        self._ending.set()
+        self._grown.set()
+        self._thread.join(timeout)
+        self._stopped.set()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause, failures = 0.0, 0
+        while True:
+            self._grown.wait()
+            (self._stopped if self._ending.is_set() else self._ending).wait(pause)
+            if self._stopped.is_set():
+                return
+            self._grown.clear()
+            began = time.monotonic()
+            self.error = self._upload()
+            if self.error is not None:
+                failures += 1
+                pause = min(BACK_OFF, self._every * 2.0 ** min(failures, 20))
+                self._grown.set()  # tried again
+            else:
+                failures, pause = 0, max(self._every, (time.monotonic() - began) / SHARE)
+            if self._ending.is_set():
+                if not self._grown.is_set():
+                    return
+                pause = min(1.0, self._every)
+
+    def _upload(self) -> BaseException | None:
+        try:
+            content = self._path.read_bytes()
+            if len(content) > self.uploaded:
+                self._put(content)
+                self.uploaded = len(content)
+        except BaseException as error:  # whatever it is, it must not reach training
+            if not self._told:
+                self._told = True
+                self._say(
+                    f"the record could not be uploaded ({type(error).__name__}: {error}). Training goes on, and so "
+                    f"does the record in {self._path}; uploading it is tried again"
+                )
+            return error
+        return None
 
 
 def spool_of(folder: str) -> Path:
