@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,8 +18,9 @@ from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
 from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.record import Point, RecordLog
+from study_runs import planted_run
 
-KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "warnings"]
+KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "n_convention", "warnings"]
 CONSTANTS = {"A", "B", "E", "alpha", "beta"}
 
 
@@ -40,6 +42,12 @@ def table(path: Path, names: tuple[str, str, str] = ("N", "tokens", "loss"), **m
 
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+def run_command(*arguments: object) -> Any:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done
 
 
 def fitted(*arguments: object) -> dict[str, Any]:
@@ -213,19 +221,39 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     found = read_table([folder], ("N", "D", "C", "loss"))
     assert found.rows == ("run run-a", "run run-b")
     # the loss with the tokens and FLOPs at which it was measured, not those of the run's end
-    assert found.columns == {"N": [1e6, 8e6], "D": [1e7, 1e9], "C": [1e15, 1e15], "loss": [4.9, 3.9]}
-    assert found.taken == {"N": "N_non_embedding", "D": "D", "C": "C", "loss": "eval/val"}
-    assert read_table([folder], ("N", "loss"), convention="total", loss="train").columns == {
-        "N": [2e6, 9e6],
+    assert found.columns == {"N": [2e6, 9e6], "D": [1e7, 1e9], "C": [1e15, 1e15], "loss": [4.9, 3.9]}
+    # no run states N with the head
+    assert found.taken == {"N": "N_total", "D": "D", "C": "C", "loss": "eval/val"} and found.convention == "total"
+    assert read_table([folder], ("N", "loss"), convention="non_embedding", loss="train").columns == {
+        "N": [1e6, 8e6],
         "loss": [4.5, 4.0],
     }
     a_record(tmp_path / "other", "d", sizes, [{"train": 4.0}], 10**9)  # one run without the evaluation: not mixed
     assert read_table([folder, tmp_path / "other" / "isoflop-d.jsonl"], ("loss",)).taken == {"loss": "train"}
-    assert read_table([folder], ("N",), where="loss<4").columns == {"N": [8e6]}
+    assert read_table([folder], ("N",), where="loss<4").columns == {"N": [9e6]}
     json_found = fitted(folder)
     assert json_found["n"] == 2 and json_found["warnings"][0].startswith("2 runs for 5 constants")
     assert told(folder, "--n", "active").startswith("run run-a, column 'N': expected a number, got nothing")
     assert told(folder, "--loss", "eval/none").startswith("run run-a, column 'loss': expected a number, got nothing")
+
+
+def test_one_n_by_default_whoever_is_asked(tmp_path: Path) -> None:
+    """fit, plan and report count the output head; a run that states no such N is left out and named."""
+    for i, (budget, N) in enumerate(itertools.product((1e18, 4e18, 1.6e19), (5e7, 1e8, 2e8, 4e8))):
+        run = planted_run(f"r{i}", N, budget / 6 / N)
+        a_record(tmp_path, run.name or "", run.parameters, [dict(run.points[-1].losses)], round(budget / 6 / N))
+    a_record(tmp_path, "odd", {"active": 10**8}, [{"train": 3.0}], 10**9)
+    done = run_command("fit", tmp_path, "--draws", 20, "--json")
+    assert "isoflop fit: left out: run-odd: its parameters (non embedding with head) are not known" in done.stderr
+    fit = json.loads(done.stdout)
+    plan = json.loads(run_command("plan", "--flops", 1e20, "--runs", tmp_path, "--json").stdout)
+    assert fit["n_convention"] == plan["n_convention"] == "non_embedding_with_head" and fit["n"] == 12
+    run_command("report", tmp_path, "-o", tmp_path / "report.html")
+    assert "N: non-embedding with head." in (tmp_path / "report.html").read_text()
+    a_record(tmp_path, "old", {"total": 10**8}, [{"train": 3.0}], 10**9)
+    done = run_command("fit", tmp_path, "--draws", 20, "--json")
+    assert json.loads(done.stdout)["n_convention"] == "total"
+    assert "isoflop fit: N counts total: not every run states non_embedding_with_head" in done.stderr
 
 
 @pytest.mark.parametrize(

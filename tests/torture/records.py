@@ -13,10 +13,11 @@ from typing import Any
 from isoflop.advise.own_runs import learn_from
 from isoflop.cli.rank import came, forecast_of_curve
 from isoflop.fit.fitting.data import BadData
-from isoflop.fit.fitting.table import CONVENTIONS, read_table
+from isoflop.fit.fitting.table import read_table
 from isoflop.fit.forecast import DEFAULT_PRIORS
 from isoflop.fit.forecast.records import curve_of, history_of, ladder_of, priors_of
 from isoflop.record import Point, RecordError, RecordLog, Run, read_run, read_runs
+from isoflop.record.conventions import COUNTS
 from torture.mutations import spoil_text
 
 GOLDEN = Path(__file__).parents[1] / "data" / "record-v1.jsonl"
@@ -108,7 +109,7 @@ def fuzz_learners(random: Random, folder: Path) -> None:
     path = folder / "isoflop-fuzz.jsonl"
     runs = read_runs(path, on_problem=lambda text: None)
     with suppress(BadData):
-        read_table([path], ("N", "D", "loss"), convention=random.choice(CONVENTIONS))
+        read_table([path], ("N", "D", "loss"), convention=random.choice(COUNTS))
     own, problem = history_of([path], random.choice(["train", "eval/val"]))
     assert bool(own) != bool(problem)
     if own and random.random() < 0.2:

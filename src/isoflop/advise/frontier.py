@@ -19,6 +19,7 @@ from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.alternatives import line_law
 from isoflop.fit.planning.map_line import MapLine, prior_line
+from isoflop.record.conventions import DEFAULT_N
 
 DRAWS = 101
 EXPONENTS = "exponents of Besiroglu et al. 2024"
@@ -31,7 +32,7 @@ FAR = 20.0
 
 def law_at(line: MapLine | None, C: float) -> Law:
     """A law whose optimum at C FLOPs is the line's, with few draws: these are computed beside training."""
-    law = line_law(line or prior_line(), C, "non_embedding_with_head")
+    law = line_law(line or prior_line(), C, DEFAULT_N)
     assert law.draws is not None
     middle = slice(len(next(iter(law.draws.values()))) // (2 * DRAWS), None, len(law.draws["A"]) // DRAWS)
     return replace(law, draws={name: values[middle] for name, values in law.draws.items()})

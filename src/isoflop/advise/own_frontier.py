@@ -12,6 +12,7 @@ from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.frontier.optimum import optimal_allocation
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.record.conventions import DEFAULT_N
 
 Array = NDArray[np.float64]
 
@@ -61,7 +62,7 @@ def own_frontier(N: Array, D: Array, loss: Array) -> OwnFrontier | None:
     columns = {"N": N, "D": D, "loss": loss}
     try:
         odd = check_runs(columns, ("N", "D")).warnings  # of the numbers, such as small compute: these were counted
-        fit = fit_law("hoffmann", columns, draws=DRAWS, convention="non_embedding_with_head")
+        fit = fit_law("hoffmann", columns, draws=DRAWS, convention=DEFAULT_N)
     except ValueError:  # losses that no law has
         return None
     if fit.law.draws is None or set(fit.warnings) - set(odd):

@@ -15,6 +15,7 @@ from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.map_line import MapLine, map_line
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.record import Run
+from isoflop.record.conventions import DEFAULT_N
 
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
@@ -121,7 +122,7 @@ def _unlike(run: Run, tokenizer: str | None, data: str | None, domain: Mapping[s
 
 
 def _point(run: Run, loss: str) -> OwnRun | None:
-    N = run.parameters.get("non_embedding_with_head")
+    N = run.parameters.get(DEFAULT_N)
     seen = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens]
     final = final_loss(run.points, loss)
     if not N or final is None:

@@ -21,8 +21,9 @@ from isoflop.cli.text import (
     print_json,
     reported,
     say,
-    tell,
+    tell_read,
 )
+from isoflop.record.conventions import DEFAULT_N
 
 
 def fit(
@@ -45,8 +46,11 @@ def fit(
     level: Level = 0.9,
     draws: Annotated[int, typer.Option(min=20, help="Resamples behind errors and intervals.")] = 1000,
     n_convention: Annotated[
-        str, typer.Option("--n", help="Of records: which parameters N counts (total, non_embedding, …).")
-    ] = "non_embedding",
+        str | None,
+        typer.Option(
+            "--n", help=f"Of records: which parameters N counts (total, …; default: {DEFAULT_N}, where all state it)."
+        ),
+    ] = None,
     loss: FinalLoss = None,
     budgets: Budgets = None,
     as_json: AsJson = False,
@@ -71,8 +75,7 @@ def fit(
             n_convention,
             loss,
         )
-        for text in table.left_out:
-            tell("fit", f"left out: {text}")
+        tell_read("fit", table, n_convention or pairs("--column", column).get("N"))
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         nominal = None if budgets is None else amounts("--budgets", budgets)
@@ -86,6 +89,7 @@ def fit(
                 priors=known,
                 level=level,
                 draws=draws,
+                convention=table.convention,  # type: ignore[arg-type]
                 rows=table.rows,
                 progress=progress,
             )
@@ -140,6 +144,7 @@ def as_object(fitted: Any) -> dict[str, Any]:
         "level": fitted.level,
         "objective": fitted.objective,
         "n": fitted.n,
+        "n_convention": fitted.law.convention,
         "warnings": list(fitted.warnings),
     }
 

@@ -21,7 +21,7 @@ from isoflop.cli.text import (
     print_json,
     reported,
     say,
-    tell,
+    tell_read,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ Runs = Annotated[
 ]
 Counted = Annotated[
     str | None,
-    typer.Option("--n", help="Which parameters N of --runs counts: total, non_embedding, non_embedding_with_head."),
+    typer.Option(
+        "--n",
+        help="Which parameters N of --runs counts: total, non_embedding, non_embedding_with_head (default, where all "
+        "records state it).",
+    ),
 ]
 
 COUNTED = {"non_embedding": "non-emb.", "non_embedding_with_head": "non-emb. + head"}
@@ -138,12 +142,9 @@ def read_own(
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
         raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
     sources = [place_of(run) for run in runs]
-    recorded = all(isinstance(source, str) or source.is_dir() or source.suffix == ".jsonl" for source in sources)
-    counts = n_convention or ("non_embedding" if recorded else "unknown")
-    table = read_table(sources, ("N", "D", "loss"), pairs("--column", column), where, n_convention or "non_embedding")
-    for text in table.left_out:
-        tell("plan", f"left out: {text}")
-    return table, counts  # type: ignore[return-value]
+    table = read_table(sources, ("N", "D", "loss"), pairs("--column", column), where, n_convention)
+    tell_read("plan", table, n_convention or pairs("--column", column).get("N"))
+    return table, n_convention or table.convention  # type: ignore[return-value]
 
 
 def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def report(
     """
     from datetime import datetime, timezone
 
-    from isoflop.fit.fitting.table import CONVENTIONS
+    from isoflop.record.conventions import COUNTS
     from isoflop.record.place import place_of
     from isoflop.show.report.files import write_report
     from isoflop.show.report.report import make_report
@@ -47,8 +47,8 @@ def report(
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
     with reported("report"):
-        if n_convention is not None and n_convention not in CONVENTIONS:
-            raise ValueError(f"--n: expected one of {', '.join(CONVENTIONS)}, got {n_convention!r}")
+        if n_convention is not None and n_convention not in COUNTS:
+            raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
         nominal = None if budgets is None else amounts("--budgets", budgets)
         sources = read_sources([place_of(run) for run in runs], pairs("--column", column), where)
         for problem in sources.problems:

@@ -9,9 +9,14 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from isoflop.record.conventions import DEFAULT_N
+
+if TYPE_CHECKING:
+    from isoflop.fit.fitting.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
@@ -135,3 +140,17 @@ def say(text: str, indent: int = 4) -> None:
     width = max(shutil.get_terminal_size().columns, 40)
     rest = " " * indent
     typer.echo(textwrap.fill(text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False))
+
+
+def tell_read(command: str, table: Table, asked: str | None) -> None:
+    """Which records a table leaves out, and that its N is not the default one, on stderr.
+
+    Args:
+        command: that read it.
+        table: as read.
+        asked: the convention or column of N that the user named.
+    """
+    for text in table.left_out:
+        tell(command, f"left out: {text}")
+    if asked is None and table.convention not in (DEFAULT_N, "unknown"):
+        tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from isoflop.fit.ends import final_loss
 from isoflop.ladder.plan import LadderPlan
 from isoflop.record import Point, Run, read_runs
+from isoflop.record.conventions import DEFAULT_N
 from isoflop.record.place import check_place, place_of
 
 ENDED = 0.98
@@ -47,7 +48,7 @@ def read_finished(
     *,
     plan: LadderPlan | None = None,
     loss: str | None = None,
-    convention: str = "non_embedding_with_head",
+    convention: str = DEFAULT_N,
 ) -> Finished:
     """Read records.
 

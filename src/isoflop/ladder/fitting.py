@@ -20,6 +20,7 @@ from isoflop.ladder.plan import LadderPlan
 from isoflop.ladder.plan_file import read_plan
 from isoflop.ladder.posterior import Posterior, posterior_of
 from isoflop.ladder.worth import worth_of_a_rung
+from isoflop.record.conventions import DEFAULT_N
 
 FEWEST = 6
 """Runs that are fitted: fewer tell less than the prior."""
@@ -62,7 +63,7 @@ def fit_ladder_runs(
         raise ValueError("expected a target: pass the plan (--plan plan.yaml) or its FLOPs (--flops 1e21)")
     if not 0 < level < 1:
         raise ValueError(f"level= expects a probability between 0 and 1, got {level!r}")
-    convention = "non_embedding_with_head" if plan is None else plan.convention
+    convention = DEFAULT_N if plan is None else plan.convention
     finished = read_finished(runs, plan=plan, loss=loss, convention=convention)
     return fit_finished(finished, target_flops, level)
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from isoflop.record.conventions import PREFERRED_N
+
 PLAN_VERSION = 1
 """Of the file's layout; a reader refuses another."""
-CONVENTIONS = ("total", "non_embedding", "non_embedding_with_head")
+CONVENTIONS = PREFERRED_N
 """Counts of N that every run states (`isoflop.observe.parameters`)."""
 
 

@@ -21,8 +21,8 @@ from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import Rule, batch_rule, batch_sequences, peak_rate, rate_rule, warmup_of
 from isoflop.ladder.sizes import nearest, size_grid, size_of
 from isoflop.ladder.warnings import warnings_of
+from isoflop.record.conventions import DEFAULT_N
 
-CONVENTION = "non_embedding_with_head"
 SMALLEST, BODY = 1e4, 0.06
 """Parameters, and share of them that are no head, as of the smallest of Porian et al. 2024 (5M with a head of 4.8M)."""
 FEWEST, MOST = 12, 16
@@ -95,7 +95,7 @@ def plan_ladder(
         family=family.name,
         vocab_size=family.vocab_size,
         sequence_length=family.sequence_length,
-        convention=CONVENTION,
+        convention=DEFAULT_N,
         runs=runs,
         level=level,
         expected=_expected(
@@ -112,7 +112,7 @@ def plan_ladder(
 def _known(history: Sequence[str | os.PathLike[str]]) -> tuple[FinishedRun, ...]:
     if not history:
         return ()
-    found = read_finished(history, convention=CONVENTION)
+    found = read_finished(history, convention=DEFAULT_N)
     if not found.runs:
         reasons = "".join(f"\n  {reason}" for reason in found.left_out)
         raise ValueError(f"--history: expected records of finished runs, got none that counts{reasons}")

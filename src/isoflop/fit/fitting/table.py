@@ -13,6 +13,7 @@ from isoflop.fit.ends import final_loss, unfinished
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.where import parse_where
 from isoflop.record import Point, Run, read_runs
+from isoflop.record.conventions import COUNTS, common_n
 from isoflop.record.place import Place
 
 GUESSES: dict[str, tuple[str, ...]] = {
@@ -23,8 +24,6 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "validation_loss", "train_loss"),
 }
 """Names of columns that are taken without being told, the likeliest first."""
-CONVENTIONS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")
-"""What a record can say about N."""
 LOSS_NAME = "loss name"
 
 
@@ -32,13 +31,15 @@ LOSS_NAME = "loss name"
 class Table:
     """Columns of numbers by what they are ("N", "D", "loss"), and which columns of the file these were.
 
-    `rows`: what to call each run in messages. `left_out`: recorded runs that don't count, and why.
+    `rows`: what to call each run in messages. `left_out`: recorded runs that don't count, and why. `convention`: which
+    parameters N counts; "unknown" where a CSV file has it.
     """
 
     columns: Mapping[str, list[float]]
     taken: Mapping[str, str]
     rows: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    convention: str = "unknown"
 
 
 def read_table(
@@ -46,7 +47,7 @@ def read_table(
     wanted: Sequence[str],
     named: Mapping[str, str] | None = None,
     where: str | None = None,
-    convention: str = "non_embedding",
+    convention: str | None = None,
     loss: str | None = None,
 ) -> Table:
     """Read runs.
@@ -56,14 +57,15 @@ def read_table(
         wanted: what the law needs, "loss" among them.
         named: column of the file by what it is, where the user says so.
         where: see `parse_where`.
-        convention: which of a record's parameter counts is N.
+        convention: which of a record's parameter counts is N; default: with the output head, or the next of
+            `PREFERRED_N` that all records state.
         loss: which of a record's losses ("train", "eval/<name>"); default: an evaluation's, else the training loss.
 
     Raises:
         BadData: nothing there, a column missing, a value that is no number: with file, row and column.
     """
-    if convention not in CONVENTIONS:
-        raise BadData(f"--n: expected one of {', '.join(CONVENTIONS)}, got {convention!r}")
+    if convention is not None and convention not in COUNTS:
+        raise BadData(f"--n: expected one of {', '.join(COUNTS)}, got {convention!r}")
     for what in named or {}:
         if what not in wanted:
             raise BadData(f"--column: expected one of {', '.join(wanted)} before =, got {what!r}")
@@ -77,23 +79,23 @@ def read_table(
         else:
             files.append(source)
     found = [item for file in files for item in _rows(file)]
-    rows, left_out = _records(read_runs(*records), convention, loss) if records else ([], ())
+    rows, left_out, counted = _records(read_runs(*records), convention, loss) if records else ([], (), "unknown")
     found += rows
     if not found:
         kind = "finished runs" if left_out else "runs"
         told = "".join(f"; {text}" for text in left_out)
         raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}")
-    return replace(_table(found, wanted, named, where, convention), left_out=left_out)
+    return replace(_table(found, wanted, named, where, counted), left_out=left_out)
 
 
 def table_of_runs(
-    runs: Sequence[Run], wanted: Sequence[str], convention: str = "non_embedding", loss: str | None = None
+    runs: Sequence[Run], wanted: Sequence[str], convention: str | None = None, loss: str | None = None
 ) -> Table:
     """The same of runs that were read already. Raises as `read_table` does."""
-    found, left_out = _records(runs, convention, loss)
+    found, left_out, counted = _records(runs, convention, loss)
     if not found:
         raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in left_out))
-    return replace(_table(found, wanted, None, None, convention), left_out=left_out)
+    return replace(_table(found, wanted, None, None, counted), left_out=left_out)
 
 
 def _table(
@@ -119,7 +121,10 @@ def _table(
     if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
         meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
         taken = {what: meant.get(name, name) for what, name in taken.items()}
-    return Table(columns, taken, tuple(labels))
+        convention = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
+    else:
+        convention = "unknown"
+    return Table(columns, taken, tuple(labels), convention=convention)
 
 
 def _column(what: str, present: Sequence[str], named: str | None) -> str:
@@ -177,13 +182,19 @@ def _cells(source: Path, reader: Any) -> list[tuple[str, dict[str, str]]]:
 
 
 def _records(
-    runs: Sequence[Run], convention: str, loss: str | None
-) -> tuple[list[tuple[str, dict[str, str]]], tuple[str, ...]]:
-    """Each finished run at its end, and why others are left out.
+    runs: Sequence[Run], convention: str | None, loss: str | None
+) -> tuple[list[tuple[str, dict[str, str]]], tuple[str, ...], str]:
+    """Each finished run at its end, why others are left out, and which parameters N counts.
 
-    The loss is by default one that all runs have, an evaluation's if there is one.
+    The loss is by default one that all runs have, an evaluation's if there is one; N likewise by `common_n`.
     """
     reasons = [_useless(run) for run in runs]
+    if convention is None:
+        convention = common_n(run.parameters for run, why in zip(runs, reasons, strict=True) if not why)
+        unknown = f"its parameters ({convention.replace('_', ' ')}) are not known"
+        reasons = [
+            why or ("" if run.parameters.get(convention) else unknown) for run, why in zip(runs, reasons, strict=True)
+        ]
     left_out = tuple(f"{run.name or run.run_id}: {why}" for run, why in zip(runs, reasons, strict=True) if why)
     runs = [run for run, why in zip(runs, reasons, strict=True) if not why]
     names = [list(dict.fromkeys(name for point in run.points for name in _known(point))) for run in runs]
@@ -205,7 +216,7 @@ def _records(
             key: value if isinstance(value, str) else repr(value) for key, value in row.items() if value is not None
         }
         found.append((f"run {run.name or run.run_id}", dict.fromkeys(row, "") | cells))
-    return found, left_out
+    return found, left_out, convention
 
 
 def _useless(run: Run) -> str:

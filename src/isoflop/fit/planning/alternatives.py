@@ -17,6 +17,7 @@ from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published, published_names
 from isoflop.fit.planning.map_line import Array, MapLine, prior_line
 from isoflop.fit.planning.own_minima import BUDGET
+from isoflop.record.conventions import DEFAULT_N
 
 SHAPE = "besiroglu2024"
 """Whose α + β says how an optimum shifts under inference or repetition, where a source states the optimum alone."""
@@ -136,7 +137,7 @@ def line_law(line: MapLine, C: float, convention: Convention) -> Law:
 
 def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
     """The published laws' answers, 20 tokens per parameter first; and why some have none."""
-    prior = line_law(prior_line(question.flops), question.flops, "non_embedding_with_head")
+    prior = line_law(prior_line(question.flops), question.flops, DEFAULT_N)
     sources: list[tuple[str, Law, bool, str]] = [("D = 20·N", prior, False, "")]
     for name in published_names():
         entry = published(name)

@@ -28,6 +28,7 @@ from isoflop.fit.planning.map_line import (
 )
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.fit.planning.plan_result import Plan, counted_otherwise
+from isoflop.record.conventions import DEFAULT_N
 
 PRIOR = (
     f"{RATIO:g} tokens per parameter, times or over {np.exp(RATIO_SD):.2f}, and N_opt ∝ C^a with a = {EXPONENT:.2f} ± "
@@ -138,7 +139,7 @@ def _by_line(
         if found is not None:
             notes += (UNUSED,)
             rows = own_fits(question, *found.columns, found.flops_per_param_token, convention)
-        law = line_law(line, question.flops, "non_embedding_with_head")
+        law = line_law(line, question.flops, DEFAULT_N)
         return _answer(question, law, False, method, rows=rows, notes=notes, own=own, by_line=True)
     m = found.minima
     C, N, sd = (np.array([getattr(v, key) for v in m], dtype=float) for key in ("C", "N", "standard_error"))

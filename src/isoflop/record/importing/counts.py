@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from isoflop.record.conventions import COUNTS
 from isoflop.record.run import RecordError
 
 from .files import number
@@ -14,8 +15,6 @@ from .names import FLOPS, SIZES, TOKENS, first
 from .settings import tokens_per_step
 from .sized import Counter, Sized
 from .track import PerStep, Track, track_of
-
-CONVENTIONS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")
 
 
 @dataclass
@@ -166,7 +165,7 @@ def _parameters(logged: Logged, answers: Answers, sized: Sized | None, counts: C
 def spread(given: Mapping[str, int]) -> dict[str, int | None]:
     """N by convention: one number without a convention stands for each; beside others it is the total."""
     if set(given) == {"N"}:
-        return dict.fromkeys(CONVENTIONS, given["N"])
+        return dict.fromkeys(COUNTS, given["N"])
     named: dict[str, int | None] = {name: value for name, value in given.items() if name != "N"}
     if "N" in given:
         named.setdefault("total", given["N"])

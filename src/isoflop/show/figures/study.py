@@ -17,6 +17,7 @@ from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.published import Published, published
 from isoflop.record import Run
+from isoflop.record.conventions import common_n
 from isoflop.show.figures.curve import RunCurve, curve_of_run
 from isoflop.show.figures.curves_envelope import envelope_of
 from isoflop.show.figures.ends import RunEnd, end_of_curve
@@ -24,8 +25,6 @@ from isoflop.show.figures.figure import Array, Shades
 from isoflop.show.figures.fitted import law_of
 from isoflop.show.figures.words import counted, listed, parameters, short, unique_names
 
-CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
-"""Of N, in the order of preference: the first that every run has."""
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
 """Laid beside one's own frontier."""
 LEVEL, DRAWS = 0.9, 1000
@@ -252,7 +251,8 @@ def study(
         table: ends of runs without a curve (`ends_of_table`).
         loss: `train` or eval/<name>; default: an evaluation's that all runs have, else `train`. Of tables alone: what
             their loss is called.
-        convention: which parameters N counts; default: the first of `CONVENTIONS` that all runs have.
+        convention: which parameters N counts; default: with the output head, or the next of `PREFERRED_N`
+            that all runs state.
         level: of the intervals.
         draws: resamples behind them.
         budgets: nominal budgets of isoFLOP profiles, FLOPs.
@@ -261,7 +261,7 @@ def study(
     given = list(runs)
     curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
     loss = loss or (_common_loss(curves) if curves else "final loss")
-    convention = convention or _common_convention(curves)
+    convention = convention or common_n(curve.run.parameters for curve in curves)
     ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
     return Study(
         curves=curves,
@@ -290,10 +290,3 @@ def _common_loss(curves: Sequence[RunCurve]) -> str:
     names = [each for each in names if each]
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
     return next((name for name in common if name.startswith("eval/")), "train")
-
-
-def _common_convention(curves: Sequence[RunCurve]) -> str:
-    """The first that all runs have which have any; else that most have."""
-    sized = [curve for curve in curves if any(curve.size(name) for name in CONVENTIONS)]
-    having = {name: sum(curve.size(name) is not None for curve in sized) for name in CONVENTIONS}
-    return max(CONVENTIONS, key=lambda name: having[name])  # of equals the first

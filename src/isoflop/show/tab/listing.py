@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from isoflop.record import Point
+from isoflop.record.conventions import PREFERRED_N
 
 from .store import Entry, Snapshot
 
-CONVENTIONS = ("non_embedding_with_head", "total", "non_embedding")
-"""Of N, as the figures prefer them (`figures.study.CONVENTIONS`)."""
 MOST_TEXT = 300
 """Characters of a stranger's name or path."""
 
@@ -41,7 +40,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     if run is None:
         return row
     last = run.points[-1] if run.points else None
-    size = next((name for name in CONVENTIONS if run.parameters.get(name)), None)
+    size = next((name for name in PREFERRED_N if run.parameters.get(name)), None)
     planned = run.planned.get("steps")
     return row | {
         "name": (run.name or run.run_id)[:MOST_TEXT],

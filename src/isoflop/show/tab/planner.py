@@ -14,7 +14,7 @@ EXPECTED = "a budget in FLOPs, such as 1e21, or in PF-days, such as 10 PF-days"
 LONGEST = 40
 """Characters of a budget."""
 LEVEL = 0.8
-"""Of the intervals, and non-embedding parameters: as `isoflop plan` has them."""
+"""Of the intervals, as `isoflop plan` has them."""
 _BUDGET = re.compile(
     r"(?P<number>\d[\d,_]*\.?\d*(?:e[+-]?\d{1,3})?|\.\d+)\s*(?P<times>[kmbt])?\s*"
     r"(?P<unit>flops?|pf[\s/-]*s?[\s/-]*days?|pfd)?",
@@ -58,7 +58,7 @@ def plan_for(runs: Sequence[Run], text: str) -> dict[str, Any]:
         flops,
         own=None if table is None else table.columns,
         level=LEVEL,
-        convention="unknown" if table is None else "non_embedding",
+        convention="unknown" if table is None else table.convention,  # type: ignore[arg-type]
         rows=None if table is None else table.rows,
     )
     return {
