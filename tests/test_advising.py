@@ -344,7 +344,7 @@ def test_what_is_unlike_is_left_out_with_the_reason(tmp_path: Path) -> None:
         "bytes: another tokenizer (bytes, not gpt2)",
         "empty: it has no final loss, no tokens or no parameter count",
         "experts: a mixture of experts, and this one not",
-        "killed: it is not finished",
+        "killed: it was interrupted",
         "stopped: it ended at step 100 of 200 planned",
     ]
 

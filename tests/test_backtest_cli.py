@@ -127,6 +127,23 @@ def test_backtest_reads_records_and_leaves_out_the_run_itself(tmp_path: Path) ->
     assert "2 finished runs" in priors_without("run-1", own).source
 
 
+def test_backtest_leaves_out_curves_that_were_broken_off(tmp_path: Path) -> None:
+    folder = folder_of_curves(tmp_path, {"a/1": 2.5, "a/2": 2.6, "b/1": 2.7})
+    index = folder / "index.csv"
+    with index.open(newline="") as file:
+        rows = [{**row, "final_loss": ""} for row in csv.DictReader(file)]
+    with index.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    curve = folder / "a" / "2.csv"
+    lines = curve.read_text().splitlines()
+    curve.write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    code, out, err = shell("backtest", folder, "--json", "--baselines", "none", "--priors", "default", "--at", "0.75")
+    assert code == 0 and "isoflop backtest: left out: 2: it ended at step " in err
+    assert {name: scores["0.75"]["n"] for name, scores in json.loads(out)["isoflop"].items()} == {"a": 1, "b": 1}
+
+
 def test_backtest_draws_a_table(tmp_path: Path) -> None:
     folder = folder_of_curves(tmp_path, {"a/1": 2.5, "b/1": 2.7})
     code, out, _ = shell("backtest", folder, "--at", "0.5", "--baselines", "last-value")

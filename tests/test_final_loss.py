@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from isoflop.cli import app
 from isoflop.fit.ends import final_loss
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.table import table_of_runs
+from isoflop.fit.forecast.records import finished_runs
 from isoflop.ladder.finished import read_finished
+from isoflop.ladder.state import is_complete
 from isoflop.record import Run, read_run
 from isoflop.record.importing import write_run
 from isoflop.show.figures import study
@@ -27,6 +31,12 @@ def recorded(folder: Path, run: Run) -> Path:
     ended = {"step": run.points[-1].step, "status": run.status}
     path, _ = write_run(folder, replace(run, extra={"imported": {}}, end=ended))
     return path
+
+
+def shell(*arguments: object) -> Any:
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +69,8 @@ def test_everybody_has_the_same_final_loss(path: Path, loss: str):
         "tab": tab_end.loss,
         "history=": learn_from([run], loss=loss).points[0].loss,
         "ladder": read_finished([path], loss=loss).runs[0].loss,
+        "isoflop backtest": finished_runs([run], loss)[0][0].final,
+        "isoflop rank": json.loads(shell("rank", path, "--loss", loss, "--json").stdout)["runs"][0]["forecast_loss"],
     }
     assert found == pytest.approx(dict.fromkeys(found, truth), rel=1e-12)
 
@@ -93,3 +105,31 @@ def test_the_shell_names_them(command: str, tmp_path: Path):
     done = CliRunner().invoke(app, args if command == "fit" else [*args, "--runs", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert f"isoflop {command}: left out: sizeless: its parameters are not known" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("until", "status", "why"),
+    [
+        (1.0, "completed", ""),
+        (0.98, "completed", ""),
+        (0.979, "completed", "it ended at step {last:,} of {planned:,} planned"),
+        (1.0, "interrupted", "it was interrupted"),
+        (1.0, "running", "it is not finished"),
+    ],
+)
+def test_one_rule_of_finished(tmp_path: Path, until: float, status: str, why: str):
+    """A run that has not ended, or that ended before 98% of its plan, is left out by all, for the same reason."""
+    run = planted_run("a", 1e8, 4e9, points=400, status=status, until=until)
+    path = recorded(tmp_path, run)
+    last, planned = run.points[-1].step, int(run.planned["steps"])
+    why = why.format(last=last, planned=planned)
+    others = [planted_run("b", 1e8, 4e9), planted_run("c", 2e8, 4e9)]
+    found = {
+        "isoflop fit, plan": table_of_runs([run, *others], ("N", "D", "loss")).left_out,
+        "history=": learn_from([run]).left_out,
+        "ladder": read_finished([path]).left_out,
+        "isoflop backtest": tuple(finished_runs([run])[1]),
+        "report": tuple(f"{end.name}: {end.left_out}" for end in study([run]).ends if end.left_out),
+    }
+    assert found == dict.fromkeys(found, (f"a: {why}",) if why else ())
+    assert is_complete(read_run(path), planned) == (why == "")  # else `ladder run` trains on

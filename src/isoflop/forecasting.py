@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from isoflop.entries import describe_model, describe_optimizer
-from isoflop.fit.ends import TAIL
+from isoflop.fit.ends import in_tail
 from isoflop.fit.forecast import (
     DEFAULT_PRIORS,
     PASSING,
@@ -116,8 +116,8 @@ class Forecasting:
         with self._guard.part(FORECAST):
             total = self._setup.total_steps
             self._follow(total)
-            if total is not None and step > (1 - TAIL) * total and math.isfinite(loss):
-                self._end = self._end.with_(loss, count)
+            if total is not None and in_tail(step, total) and math.isfinite(loss):
+                self._end = self._end.with_(loss)
             if not tokens:
                 self._silent(Silence("tokens unknown", "The run's tokens are not counted."))
                 return

@@ -67,13 +67,15 @@ def material(read: Curves, priors: str, loss: str) -> tuple[list[FinishedRun], d
     from isoflop.fit.forecast.records import finished_runs, priors_without
     from isoflop.fit.forecast.replay import priors_for
 
-    chosen = priors_for(read.published, "default" if priors == SHIPPED else "leave-one-organisation-out")
+    published = [run for run in read.published if not run.stopped_early]
+    read.problems.extend(f"{run.name}: {run.stopped_early}" for run in read.published if run.stopped_early)
+    chosen = priors_for(published, "default" if priors == SHIPPED else "leave-one-organisation-out")
     own, problems = finished_runs(read.records, loss)
     read.problems.extend(problems)
     for organisation in {run.organisation for run in own}:
         # what ships knows nothing of a user's runs, so that it stays; only the run itself has to be left out
         chosen[organisation] = DEFAULT_PRIORS if priors == SHIPPED else priors_without(organisation, own)
-    return [*read.published, *own], chosen
+    return [*published, *own], chosen
 
 
 def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:

@@ -106,9 +106,8 @@ class Candidates:
     def _put(self, name: str, run: FinishedRun, ended: bool) -> None:
         from isoflop.fit.forecast import Forecast
 
-        last, planned = int(run.steps[-1]), run.total_steps
-        if ended and last < 0.98 * planned:
-            self.cut_short.append(f"{name} ended at step {last:,} of {planned:,} planned; its loss there is shown")
+        if ended and run.stopped_early:
+            self.cut_short.append(f"{name}: {run.stopped_early}; its loss there is shown")
         result = came(run) if ended else forecast_of_curve(run, self.priors, self.at)
         if isinstance(result, Forecast):
             self.forecasts[name] = result
@@ -135,14 +134,10 @@ def forecast_of_curve(run: FinishedRun, priors: Priors, at: float | None = None)
 
 
 def came(run: FinishedRun) -> Forecast:
-    """What a finished run ended with; its error is that of the mean over its last 2%."""
-    import numpy as np
-
+    """What a finished run ended with; its error is that of the mean that its final loss is."""
     from isoflop.fit.forecast.result import forecast_of
 
-    last = run.loss[run.steps >= 0.98 * run.steps[-1]]
-    error = float(np.std(last, ddof=1)) / len(last) ** 0.5 if len(last) > 2 else 0.0
-    sd = max(error, 5e-4 * run.final)
+    sd = max(run.final_error, 5e-4 * run.final)
     return forecast_of(run.final, sd, level=0.8, step=run.total_steps, estimator="finished", basis=("what came",))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,11 +26,29 @@ def unfinished(run: Run, last_step: int) -> str:
         last_step: optimizer steps done.
     """
     if run.status != "completed":
-        return "it is not finished"
+        return "it is not finished" if run.status == "running" else f"it was {run.status}"
     planned = run.planned.get("steps")
-    if isinstance(planned, int | float) and 0 < last_step < ENDED * planned:
-        return f"it ended at step {last_step:,} of {planned:,} planned"
+    return stopped_early(last_step, planned) if isinstance(planned, int | float) else ""
+
+
+def stopped_early(last_step: float, planned: float) -> str:
+    """Why a run that ended did not come to its planned end; "": it did, or no step is known.
+
+    Args:
+        last_step: optimizer steps done.
+        planned: optimizer steps planned.
+
+    >>> stopped_early(979, 1000), stopped_early(980, 1000)
+    ('it ended at step 979 of 1,000 planned', '')
+    """
+    if 0 < last_step < ENDED * planned:
+        return f"it ended at step {last_step:,.0f} of {planned:,.0f} planned"
     return ""
+
+
+def in_tail(step: Any, last_step: float) -> Any:
+    """Whether steps are among the last 5% of a run's: an array where `step` is one."""
+    return step >= (1 - TAIL) * last_step
 
 
 def at_end(steps: ArrayLike, loss: str) -> NDArray[np.bool_]:
@@ -44,7 +63,7 @@ def at_end(steps: ArrayLike, loss: str) -> NDArray[np.bool_]:
     """
     steps = np.asarray(steps)
     if loss == "train":
-        return np.asarray(steps >= (1 - TAIL) * steps[-1] if len(steps) else np.zeros(0, dtype=bool))
+        return np.asarray(in_tail(steps, steps[-1]) if len(steps) else np.zeros(0, dtype=bool))
     return np.arange(len(steps)) == len(steps) - 1
 
 

@@ -8,14 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from isoflop.fit.ends import final_loss
+from isoflop.fit.ends import final_loss, unfinished
 from isoflop.ladder.plan import LadderPlan
 from isoflop.record import Point, Run, read_runs
 from isoflop.record.conventions import DEFAULT_N
 from isoflop.record.place import check_place, place_of
-
-ENDED = 0.98
-"""Share of its planned steps that a run must have done: one that was stopped before did not decay its rate."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def read_finished(
     for run in read_runs(*sources, on_problem=left_out.append):
         name = _name(run, known)
         why = None if known is None or name in known else "the plan does not name it"
-        why = why or _unfinished(run)
+        why = why or unfinished(run, run.points[-1].step if run.points else 0) or None
         if why is None and known is not None and name in seen:
             why = "another record of it is finished too"
         if why is None:
@@ -104,15 +101,6 @@ def _name(run: Run, known: set[str] | None) -> str:
             if name in known:
                 return name
     return run.name or run.run_id
-
-
-def _unfinished(run: Run) -> str | None:
-    if run.status != "completed":
-        return "it is not finished" if run.status == "running" else f"it was {run.status}"
-    planned, done = run.planned.get("steps"), run.points[-1].step if run.points else 0
-    if isinstance(planned, int | float) and planned > 0 and done < ENDED * planned:
-        return f"it ended at step {done:,} of {planned:,.0f} planned, before its learning rate had decayed"
-    return None
 
 
 def _common(runs: list[Run]) -> str:

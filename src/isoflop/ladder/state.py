@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from isoflop.fit.ends import stopped_early
 from isoflop.ladder.plan import PlannedRun
 from isoflop.record import Run, read_runs
 from isoflop.record.place import Place, below, place_of, read_bytes, write_bytes
@@ -144,8 +145,8 @@ def reached(record: Run) -> int:
 
 
 def is_complete(record: Run, steps: int) -> bool:
-    """Whether a record ended in order, at its planned step or beyond."""
-    return record.status == "completed" and reached(record) >= steps
+    """Whether a record ended in order, at its planned end: by the rule by which `ladder fit` counts it."""
+    return record.status == "completed" and reached(record) > 0 and not stopped_early(reached(record), steps)
 
 
 def read_status(folders: Folders) -> Status | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from isoflop.fit.ends import TAIL
+from isoflop.fit.ends import at_end, unfinished
 from isoflop.fit.forecast import Forecast
 from isoflop.record import Run
 
@@ -14,19 +14,19 @@ from isoflop.record import Run
 class Came(NamedTuple):
     """Sums over the losses of a run's last part: what it ended with, and how well that can be read off.
 
-    >>> came = Came().with_(2.40, 50).with_(2.42, 50).with_(2.41, 50)
+    >>> came = Came().with_(2.40).with_(2.42).with_(2.41)
     >>> f"{came.loss:.3f} ± {came.error:.3f}"
     '2.410 ± 0.006'
     """
 
-    weight: float = 0.0  # optimizer steps
+    weight: float = 0.0  # log steps
     total: float = 0.0
     squares: float = 0.0
     points: float = 0.0
 
-    def with_(self, loss: float, steps: float) -> Came:
-        """One more loss, the mean over some steps."""
-        return Came(self.weight + steps, self.total + steps * loss, self.squares + steps * loss * loss, self.points + 1)
+    def with_(self, loss: float) -> Came:
+        """One more loss; each log step counts alike, as in `isoflop.fit.ends.final_loss`."""
+        return Came(self.weight + 1, self.total + loss, self.squares + loss * loss, self.points + 1)
 
     @property
     def loss(self) -> float | None:
@@ -53,7 +53,7 @@ def half_time_line(half_time: tuple[int, Forecast] | None, came: Came) -> str | 
     """For the terminal, at the end of a run; None where nothing was forecast or the run was cut short.
 
     >>> forecast = Forecast(2.412, 2.395, 2.429, 0.012, 0.8, 6000, "isoflop")
-    >>> half_time_line((3000, forecast), Came().with_(2.405, 1))
+    >>> half_time_line((3000, forecast), Came().with_(2.405))
     'isoflop: forecast at step 3,000: 2.412 (80%: 2.395 to 2.429) · came 2.405: 0.3% below · inside'
     """
     if half_time is None or came.loss is None:
@@ -84,16 +84,24 @@ def _row(run: Run) -> list[str] | None:
     if not total:
         return None
     made = [p for p in run.points if 2 * p.step >= total and p.extra.get("forecast_loss") is not None]
-    last = [p for p in run.points if p.step > (1 - TAIL) * total and p.losses.get("train") is not None]
     if not made:
         return None
     point = made[0]
     loss, low, high = (float(point.extra[f"forecast_{name}"] or 0.0) for name in ("loss", "low", "high"))
-    came = Came()
-    for p in last:
-        came = came.with_(p.losses["train"] or 0.0, p.interval_steps)
+    came = _came(run)
     verdict = "" if came.loss is None else _beside(loss, low, high, came)
     return [run.name or run.run_id, f"{point.step:,}", f"{loss:.3f}", f"{low:.3f} to {high:.3f}", str(came), verdict]
+
+
+def _came(run: Run) -> Came:
+    """The training losses that the final loss is the mean of; none of a run that did not come to its end."""
+    came = Came()
+    if unfinished(run, run.points[-1].step):
+        return came
+    known = [(p.step, loss) for p in run.points if (loss := p.losses.get("train")) is not None and p.data_tokens]
+    for (_, loss), counts in zip(known, at_end([step for step, _ in known], "train"), strict=True):
+        came = came.with_(loss) if counts else came
+    return came
 
 
 def _beside(loss: float, low: float, high: float, came: Came) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.fit.ends import at_end, stopped_early
 from isoflop.fit.forecast.schedule import LrPlan
 
 Array = NDArray[np.float64]
@@ -29,8 +30,9 @@ class FinishedRun:
         organisation: whose it is: what is left out together.
         name: the run's; dataset: the set it is of.
         count: raw steps behind each point.
-        final_loss: the smoothed loss at the end; by default the mean of the last 2% of the points.
+        final_loss: the smoothed loss at the end, where the source states it; else by `isoflop.fit.ends`.
         domain: flags as `OnlineForecaster` takes them.
+        loss_name: which loss it is, `train` or eval/<name>.
     """
 
     steps: Array
@@ -47,6 +49,7 @@ class FinishedRun:
     count: Array | None = None
     final_loss: float | None = None
     domain: dict[str, bool] = field(default_factory=dict)
+    loss_name: str = "train"
 
     @property
     def total_steps(self) -> int:
@@ -56,10 +59,22 @@ class FinishedRun:
     @property
     def final(self) -> float:
         """The loss that a forecast is scored against."""
-        if self.final_loss is not None:
-            return self.final_loss
-        last = self.steps >= 0.98 * self.steps[-1]
-        return float(np.mean(self.loss[last]))
+        return float(self._last.mean()) if self.final_loss is None else self.final_loss
+
+    @property
+    def final_error(self) -> float:
+        """Standard error of the mean behind `final`; 0 where fewer than three losses can't tell."""
+        last = self._last
+        return float(np.std(last, ddof=1)) / len(last) ** 0.5 if len(last) > 2 else 0.0
+
+    @property
+    def stopped_early(self) -> str:
+        """Why it did not come to its planned end, so that it has no final loss; "": it did."""
+        return "" if self.final_loss is not None else stopped_early(float(self.steps[-1]), self.total_steps)
+
+    @property
+    def _last(self) -> Array:
+        return self.loss[at_end(self.steps, self.loss_name)]
 
 
 def read_curves(folder: str | Path) -> list[FinishedRun]:

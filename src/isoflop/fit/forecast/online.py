@@ -33,7 +33,8 @@ WIDEST = 0.025
 UNTESTED = 1.5
 """Mixtures of experts: no public curve was seen, so the priors are this much wider."""
 READ = 0.02
-"""A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty."""
+"""A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty. Intervals were
+calibrated with it on public curves; the final loss of a record is a mean over more (`isoflop.fit.ends.TAIL`)."""
 
 
 @dataclass(frozen=True)

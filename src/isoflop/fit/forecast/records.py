@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.fit.ends import unfinished
 from isoflop.fit.forecast.curves import FinishedRun
 from isoflop.fit.forecast.joint import Ladder, fit_ladder
 from isoflop.fit.forecast.learn import learn_priors
@@ -49,6 +50,7 @@ def curve_of(run: Run, loss: str = "train") -> FinishedRun:
         dataset="records",
         count=np.array([float(max(p.interval_steps, 1)) if loss == "train" else 1.0 for p in points]),
         domain=domain_of(run.parameters, run.model),
+        loss_name=loss,
     )
 
 
@@ -101,13 +103,13 @@ def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[Finish
     for run in runs:
         name = run.name or run.run_id
         try:
-            if run.status != "completed":
-                raise ValueError("it is not finished")
+            if why := unfinished(run, run.points[-1].step if run.points else 0):
+                raise ValueError(why)
             curve = curve_of(run, loss)
             if len(curve.steps) < FEWEST_POINTS:
                 raise ValueError(f"{len(curve.steps)} points with a loss {loss!r}; at least {FEWEST_POINTS} are needed")
-            if curve.steps[-1] < 0.98 * curve.plan.total_steps:
-                raise ValueError(f"it ended at step {curve.steps[-1]:,.0f} of {curve.plan.total_steps:,} planned")
+            if curve.stopped_early:
+                raise ValueError(curve.stopped_early)
         except ValueError as reason:
             problems.append(f"{name}: {reason}")
         else:

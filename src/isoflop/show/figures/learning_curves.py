@@ -179,4 +179,5 @@ def finished_run_of(curve: RunCurve, loss: str) -> FinishedRun:
         name=curve.name,
         count=np.maximum(curve.count[good], 1.0) if loss == "train" else np.ones(int(good.sum())),
         domain=domain_of(curve.run.parameters, curve.run.model),
+        loss_name=loss,
     )
