@@ -67,9 +67,9 @@ def schedulers() -> Table:
         steps = np.random.default_rng(0).integers(1, TOTAL, 2_000)
         off = 0.0
         if scheduler is not None:
-            from isoflop.observe.schedule_formulas import scheduled_rates
+            from isoflop.observe.schedule import _rates
 
-            true = scheduled_rates(scheduler, np.sort(steps) - 1.0)
+            true = _rates(scheduler)(np.sort(steps) - 1.0)
             off = float(np.abs(np.interp(np.sort(steps), found.steps, found.lr) - true).max() / true.max())
         table.add_row(name, f"{1e3 * statistics.median(spent):.1f}", str(len(found.steps)), f"{off:.1e}")
     return table

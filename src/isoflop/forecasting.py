@@ -29,8 +29,7 @@ from isoflop.fit.forecast.joint import Ladder
 from isoflop.fit.forecast.ranking import scalars_of
 from isoflop.fit.forecast.records import domain_of, history_of, ladder_of, priors_of, size_of
 from isoflop.guard import Guard, declare
-from isoflop.observe.schedule import UnknownFuture, future_learning_rates
-from isoflop.observe.schedule_formulas import number
+from isoflop.observe.schedule import UnknownFuture, future_learning_rates, number
 from isoflop.options import Options
 from isoflop.setup import Setup
 from isoflop.show.forecast import Came, half_time_line

@@ -1,25 +1,27 @@
-"""The learning rates that a run's scheduler will set up to its end, asked without touching scheduler or optimizer."""
+"""The learning rates that a scheduler will set up to the run's end: torch's own formulas, on a copy.
+
+The live scheduler and optimizer are read, never stepped or written to. The first parameter group's rate stands for the
+run's. `epoch` is a scheduler's own count of steps (`last_epoch`).
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim import lr_scheduler as torch_schedulers
 
 from isoflop.fit.forecast.schedule import LrPlan
 from isoflop.observe.ranks import world_size
-from isoflop.observe.schedule_formulas import (
-    Array,
-    Unknown,
-    epoch_of,
-    known_class,
-    number,
-    scheduled_rates,
-    why_unknown,
-)
 
+Array = NDArray[np.float64]
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""
 
@@ -27,6 +29,12 @@ FEWEST_KNOTS = 256
 MOST_KNOTS = 4_096
 TOLERANCE = 1e-3
 """Of the peak: how far the line between two knots may lie from the rate in between."""
+MOST_CALLS = 20_000
+"""Steps that a copy takes, at most, where there is no closed form: some tenths of a second, once a run."""
+
+
+class Unknown(ValueError):
+    """The scheduler's future can't be told; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ def future_learning_rates(
 ) -> LrPlan | UnknownFuture:
     """Ask a scheduler for the learning rates of the optimizer steps `step + 1` to `total_steps`.
 
-    Neither scheduler nor optimizer is stepped or written to; the functions of a `LambdaLR` are called, a few thousand
-    times at most. Exact at the knots; between them within 0.1% of the peak.
+    The functions of a `LambdaLR` are called, a few thousand times at most. Exact at the knots; between them within
+    0.1% of the peak.
 
     Args:
         scheduler: of torch (`LambdaLR` with any function, so all of Hugging Face's; the other classes of
@@ -134,41 +142,172 @@ def _function(rate: Callable[[int], float]) -> Calls:
 
 
 def _asked(scheduler: Any, step: int, optimizer: Any, calls: Calls | None) -> Calls:
-    if known_class(scheduler) is None:
-        raise Unknown(why_unknown(scheduler))
-    now = epoch_of(scheduler)
-    if now is None:
-        raise Unknown(f"the parts of {_name(scheduler)} are not at the same step")
-    calls = calls or _calls_seen(scheduler, now, step)
+    name, rates = _name(scheduler), _rates(scheduler)
+    now = _epoch_of(scheduler)
+    calls = calls or _calls_seen(name, now, step)
     groups = getattr(optimizer, "param_groups", None) or scheduler.optimizer.param_groups
-    found, planned = number(groups[0]["lr"]), float(scheduled_rates(scheduler, np.array([float(now)]))[0])
+    found, planned = number(groups[0]["lr"]), float(rates(np.array([float(now)]))[0])
     if abs(found - planned) > 1e-3 * max(abs(found), abs(planned)):
         raise Unknown(
-            f"the optimizer's learning rate is {found:.4g} where {_name(scheduler)} would set {planned:.4g}: "
-            "something else sets it"
+            f"the optimizer's learning rate is {found:.4g} where {name} would set {planned:.4g}: something else sets it"
         )
     done = float(calls(np.array([step]))[0])
-    # the k-th optimizer step uses what the scheduler set after k − 1 of them
-    return lambda steps: _at(scheduler, np.maximum(0.0, now + calls(steps - 1) - done))
+
+    def rate(steps: Array) -> Array:
+        # the k-th optimizer step uses what the scheduler set after k − 1 of them
+        epochs, where = np.unique(np.maximum(0.0, now + calls(steps - 1) - done), return_inverse=True)
+        return rates(epochs)[where]
+
+    return rate
 
 
-def _at(scheduler: Any, epochs: Array) -> Array:
-    different, where = np.unique(epochs, return_inverse=True)
-    return scheduled_rates(scheduler, different)[where]
-
-
-def _calls_seen(scheduler: Any, now: int, step: int) -> Calls:
+def _calls_seen(name: str, now: int, step: int) -> Calls:
     """Where nobody says how often the scheduler is stepped: by how often it has been."""
     for factor in (1, world_size()):  # Accelerate steps it once a process
         if abs(now - factor * step) <= max(2, factor * step // 50):
             return lambda done: factor * done
-    raise Unknown(
-        f"{_name(scheduler)} has been stepped {now:,} times in {step:,} optimizer steps, so when it will be is unknown"
-    )
+    raise Unknown(f"{name} has been stepped {now:,} times in {step:,} optimizer steps, so when it will be is unknown")
 
 
 def _name(scheduler: Any) -> str:
     return getattr(scheduler, "__name__", None) or type(scheduler).__name__
+
+
+def _epoch_of(scheduler: Any) -> int:
+    return int(scheduler.last_epoch) if hasattr(scheduler, "last_epoch") else _epoch_of(scheduler._schedulers[0])
+
+
+def number(value: Any) -> float:
+    """A rate as a float; optimizers that are captured in a graph hold a tensor."""
+    return float(value.item()) if isinstance(value, torch.Tensor) else float(value)
+
+
+# -- torch's formulas, on a copy -----------------------------------------------------------------------------------
+
+_OF_THE_EPOCH = (torch_schedulers.LambdaLR, torch_schedulers.CyclicLR, torch_schedulers.OneCycleLR)
+"""Whose `get_lr` looks at no rate that was set before."""
+
+
+def _rates(scheduler: Any) -> Calls:
+    """What gives the rates at some of a scheduler's own steps, which rise; both may raise `Unknown`."""
+    _check(scheduler)
+    if isinstance(scheduler, torch_schedulers.SequentialLR):
+        return _in_sequence(scheduler)
+    twin = copy.copy(scheduler)
+    twin.optimizer, twin._get_lr_called_within_step = _alone(scheduler.optimizer), True
+    if isinstance(twin, torch_schedulers.CosineAnnealingWarmRestarts):
+        formula = partial(_restarting, twin)
+    elif hasattr(twin, "_get_closed_form_lr") and getattr(twin, "total_iters", 1):  # with 0, it divides by them
+        formula = twin._get_closed_form_lr
+    elif isinstance(twin, _OF_THE_EPOCH):
+        formula = twin.get_lr
+    else:
+        return _chained(scheduler) if hasattr(twin, "_schedulers") else _stepped(scheduler)
+
+    def rates(epochs: Array) -> Array:
+        if isinstance(twin, torch_schedulers.OneCycleLR) and epochs[-1] > twin.total_steps:
+            raise Unknown(f"OneCycleLR was planned for {twin.total_steps:,} steps and would raise after these")
+        found = np.empty_like(epochs)
+        for index, twin.last_epoch in enumerate(epochs.astype(int).tolist()):
+            found[index] = number(formula()[0])
+        return found
+
+    return rates
+
+
+def _check(scheduler: Any) -> None:
+    """Torch's classes are known, and subclasses that leave `get_lr` and `step` alone."""
+    name, known = type(scheduler).__name__, (kind for kind in type(scheduler).__mro__ if kind in _KNOWN)
+    if "plateau" in name.lower() or name == "GreedyLR":
+        raise Unknown(f"{name} sets the learning rate by losses still to come")
+    kind = next(known, None)
+    if kind is None or any(getattr(type(scheduler), n) is not getattr(kind, n) for n in ("get_lr", "step")):
+        raise Unknown(f"{name} is no scheduler of torch, so what it will do can't be told without stepping it")
+
+
+_KNOWN = {kind for kind in vars(torch_schedulers).values() if isinstance(kind, type)} - {
+    object,
+    torch_schedulers.LRScheduler,
+    torch_schedulers.ReduceLROnPlateau,
+}
+
+
+def _restarting(twin: Any) -> list[float]:
+    twin.step(twin.last_epoch)
+    return twin.get_last_lr()
+
+
+def _in_sequence(scheduler: Any) -> Calls:
+    # at a milestone the next one starts from its own step 0, in closed form
+    parts, begins = scheduler._schedulers, np.array([0, *scheduler._milestones], dtype=float)
+    if any(isinstance(part, torch_schedulers.MultiplicativeLR) for part in parts[1:]):
+        raise Unknown("MultiplicativeLR inside SequentialLR goes on from a rate that is not its own")
+    rates = [_rates(part) for part in parts]
+
+    def of_its_part(epochs: Array) -> Array:
+        found, which = np.empty_like(epochs), np.searchsorted(begins, epochs, side="right") - 1
+        for index in np.unique(which):
+            found[which == index] = rates[index](epochs[which == index] - begins[index])
+        return found
+
+    return of_its_part
+
+
+def _chained(scheduler: Any) -> Calls:
+    """The parts' product, as long as each only multiplies the rate it finds by what does not depend on that rate."""
+    parts = scheduler._schedulers
+    for part in parts:
+        _check(part)
+
+    def rates(epochs: Array) -> Array:
+        if not all(_is_factor(part, epochs[-1]) for part in parts):
+            return step_by_step(epochs)
+        product = np.prod([_rates(part)(epochs) / number(part.base_lrs[0]) for part in parts], axis=0)
+        return np.asarray(number(parts[0].base_lrs[0]) * product)
+
+    step_by_step = _stepped(scheduler)
+    return rates
+
+
+def _is_factor(scheduler: Any, ahead: float) -> bool:
+    if isinstance(scheduler, torch_schedulers.CosineAnnealingLR) and (scheduler.eta_min or ahead > scheduler.T_max):
+        return False
+    return hasattr(scheduler, "_get_closed_form_lr") and number(scheduler.base_lrs[0]) != 0
+
+
+def _stepped(scheduler: Any) -> Calls:
+    """A deep copy, on an optimizer without parameters, stepped from where the original is."""
+    parts = getattr(scheduler, "_schedulers", None)
+    has = f"{_name(scheduler)} has" if parts is None else f"{', '.join(map(_name, parts))}, chained, have"
+    alone, now = _alone(scheduler.optimizer), _epoch_of(scheduler)
+    try:
+        twin = copy.deepcopy(scheduler, {id(scheduler.optimizer): alone})
+    except Exception as error:  # whatever the user's function objects hold
+        raise Unknown(f"{has} no closed form and can't be copied ({type(error).__name__}: {error})") from error
+    seen = [number(alone.param_groups[0]["lr"])]
+
+    def rates(epochs: Array) -> Array:
+        ahead = (epochs - now).astype(int)
+        if ahead[-1] > MOST_CALLS:
+            raise Unknown(f"{has} no closed form, and {ahead[-1]:,} steps are too many to try out")
+        if ahead[0] < 0:
+            raise Unknown(f"{has} no closed form, so the rates before step {now:,} are unknown")
+        while len(seen) <= ahead[-1]:
+            twin.step()
+            seen.append(number(alone.param_groups[0]["lr"]))
+        return np.array(seen)[ahead]
+
+    return rates
+
+
+def _alone(optimizer: Any) -> Any:
+    """A stand-in for an optimizer without its parameters; `step` is marked as schedulers want it."""
+    groups = [{**group, "params": []} for group in optimizer.param_groups]
+    for group in groups:
+        for name, value in group.items():
+            group[name] = value.detach().clone() if isinstance(value, torch.Tensor) else value
+    step = SimpleNamespace(_wrapped_by_lr_sched=True)
+    return SimpleNamespace(param_groups=groups, defaults=dict(optimizer.defaults), step=step, _opt_called=True)
 
 
 # -- knots ---------------------------------------------------------------------------------------------------------
