@@ -195,9 +195,10 @@ def _rates(scheduler: Any) -> Calls:
         return _in_sequence(scheduler)
     twin = copy.copy(scheduler)
     twin.optimizer, twin._get_lr_called_within_step = _alone(scheduler.optimizer), True
+    formula: Callable[[], Any]
     if isinstance(twin, torch_schedulers.CosineAnnealingWarmRestarts):
         formula = partial(_restarting, twin)
-    elif hasattr(twin, "_get_closed_form_lr") and getattr(twin, "total_iters", 1):  # with 0, it divides by them
+    elif hasattr(twin, "_get_closed_form_lr") and getattr(twin, "total_iters", None) != 0:  # with 0, it divides by them
         formula = twin._get_closed_form_lr
     elif isinstance(twin, _OF_THE_EPOCH):
         formula = twin.get_lr
@@ -232,7 +233,7 @@ _KNOWN = {kind for kind in vars(torch_schedulers).values() if isinstance(kind, t
 }
 
 
-def _restarting(twin: Any) -> list[float]:
+def _restarting(twin: Any) -> Any:
     twin.step(twin.last_epoch)
     return twin.get_last_lr()
 
