@@ -72,12 +72,6 @@ class Training:
         model: Any = Model().to(device)
         if source == "ddp":
             model = nn.parallel.DistributedDataParallel(model)
-        if source == "fsdp":
-            from torch.distributed.fsdp import fully_shard
-
-            for block in model.blocks:
-                fully_shard(block)
-            fully_shard(model)
         self.model = model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
         self.monitor = isoflop.Monitor(
@@ -118,7 +112,7 @@ class Training:
 def compare(source: str, steps: int, rank: int = 0) -> dict[str, float]:
     """Off and on, in turns, step by step."""
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    option = source if source in ("split", "fsdp") else "auto"
+    option = "split" if source == "split" else "auto"
     off, on = Training(source, "off", device), Training(source, option, device)
     sequences = 2 if source == "accumulation" else 8
     plain, unmeasured, measured = [], [], []
@@ -191,7 +185,7 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "source" else "right")
     sources = ["accumulation", "split"]
     if dist.is_available() and not torch.cuda.is_available():
-        sources += ["ddp", "fsdp"]
+        sources += ["ddp"]
     for source in sources:
         found = compare(source, steps) if source in ("accumulation", "split") else on_two_ranks(source, steps)
         table.add_row(

@@ -51,7 +51,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("on_advice", "raise", "on_advice= expects 'warn', 'stop' or a function, got 'raise'"),
         ("thresholds", {"waste": 0.5}, "thresholds= expects isoflop.advise.Thresholds(…), got {'waste': 0.5}"),
         ("lr_plan", 1e-3, "lr_plan= expects a function of the optimizer step, got 0.001"),
-        ("noise_scale", "on", "noise_scale= expects one of auto, split, fsdp, off, got 'on'"),
+        ("noise_scale", "on", "noise_scale= expects one of auto, split, off, got 'on'"),
     ],
 )
 def test_a_value_that_can_not_be(option: str, value: Any, message: str):

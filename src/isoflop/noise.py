@@ -17,9 +17,9 @@ from isoflop.observe.noise.averages import Averages, NoiseScale
 from isoflop.observe.noise.cadence import SPLIT_EVERY, Cadence, StepTimes
 from isoflop.observe.noise.estimator import StepEstimate, Unusable
 from isoflop.observe.noise.measured import MAX_WAITING, Measured, gather, result
-from isoflop.observe.noise.microbatches import HOOKS, Number
+from isoflop.observe.noise.microbatches import HOOKS, MicroBatches, Number
 from isoflop.observe.noise.norms import Denominator, denominators, keeps_second_moments, settled
-from isoflop.observe.noise.sources import Source, choose_source
+from isoflop.observe.noise.sources import choose_source
 from isoflop.observe.noise.split import Unsplittable, batch_size, halves, refusal
 from isoflop.observe.parameters import unwrap
 from isoflop.observe.ranks import world_size
@@ -73,7 +73,7 @@ class NoiseDriver:
         """Of B_crit at the last log step."""
         self._setup, self._speaks = setup, speaks
         self._model = None if model is None else unwrap(model)
-        self._source: Source | None = None
+        self._source: MicroBatches | None = None
         self._chosen = option == "off" or model is None
         self._waiting: list[Measured] = []
         self._micro_batches = 0  # of the step that runs
@@ -203,7 +203,7 @@ class NoiseDriver:
             split = self.option == "split" and world_size() == 1 and self._expected == 1
             source.arm(2 if split else self._expected, self._denominators())
 
-    def _take(self, source: Source, step: int, tokens: float | None) -> None:
+    def _take(self, source: MicroBatches, step: int, tokens: float | None) -> None:
         problem, parts = source.problem, source.parts
         measured = source.take(step, tokens)
         if problem is not None:
@@ -215,14 +215,14 @@ class NoiseDriver:
         self._seconds += source.seconds
 
     def _denominators(self) -> dict[int, Denominator]:
-        if not self._settled or self._source is None or not self._source.preconditions:
+        if not self._settled or self._source is None:
             return {}
         return denominators(self._setup.optimizer, list(self._source.parameters))
 
     def _choose(self) -> None:
         self._chosen = True
         assert self._model is not None
-        chosen = choose_source(self._model, self.option, self.guard, self._scale, self._setup.data_parallel)
+        chosen = choose_source(self._model, self.guard, self._scale, self._setup.data_parallel)
         if isinstance(chosen, str):
             self._say(f"no gradient noise scale: {chosen}")
         else:
@@ -266,7 +266,7 @@ class NoiseDriver:
         before, self._collected = self._collected, (step, elapsed)
         self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
         if self._source is not None:
-            self._keeps_v = self._source.preconditions and keeps_second_moments(self._setup.optimizer)
+            self._keeps_v = keeps_second_moments(self._setup.optimizer)
         self._settled = self._settled or (self._keeps_v and settled(self._setup.optimizer))
 
     def _unusable(self, why: Unusable) -> None:

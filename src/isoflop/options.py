@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 from isoflop.advise import Advice, Thresholds
 from isoflop.record.place import check_place
 
-NOISE_SCALE = ("auto", "split", "fsdp", "off")
+NOISE_SCALE = ("auto", "split", "off")
 
 
 class OptionsDict(TypedDict, total=False):
@@ -76,7 +76,7 @@ class Options:
         thresholds: when something is said (`isoflop.advise.Thresholds`).
         noise_scale: "auto": measure the gradient noise scale where that changes nothing (gradient accumulation, DDP);
             "split": also on one device without accumulation, by now and then taking a step's batch in two halves;
-            "fsdp": under FSDP2, through a private interface of torch; "off": not at all.
+            "off": not at all.
         data_parallel: ranks with data of their own, where others share a batch with them and that is not seen
             (default: seen from the parameters' device meshes; else all ranks).
     """

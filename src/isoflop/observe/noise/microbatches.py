@@ -42,7 +42,6 @@ class MicroBatches:
         self, parameters: Sequence[nn.Parameter], guard: Guard, scale: Callable[[], torch.Tensor | None] | None = None
     ) -> None:
         self.parameters = list(parameters)
-        self.preconditions = True
         self._guard = guard
         self._scale = scale
         self._handles: list[tuple[Any, Any]] = []  # a node lives as long as something holds it
