@@ -1,4 +1,4 @@
-"""What other counters say: exactly what they say of a real step on a CPU, and why, to the last FLOP."""
+"""What other counters say: exactly what they say of a real step on a CPU, and why."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import torch
 from torch import nn
 
 from hand import Entry, adapt, checkpointed
-from isoflop.observe.calls import Call, shapes
+from isoflop.observe.calls import Call, shapes, tensors_in
 from isoflop.observe.count import count
 from isoflop.observe.measure import differentiated
-from isoflop.observe.others import Opinion, by_flop_counter_mode, opinions
-from isoflop.observe.others_fvcore import _TensorsOnly, by_fvcore
-from isoflop.observe.others_huggingface import by_huggingface
-from isoflop.observe.others_run import thin_run
+from isoflop.observe.others import Opinion, by_flop_counter_mode, by_fvcore, by_huggingface, opinions
 from zoo import ZOO
 
 BATCH = 2
@@ -48,7 +45,7 @@ def asked(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Opinion]:
 @pytest.fixture
 def no_fvcore(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tracing takes longer than the rest."""
-    monkeypatch.setattr("isoflop.observe.others.by_fvcore", lambda *_: (0, []))
+    monkeypatch.setattr("isoflop.observe.others.by_fvcore", lambda *_: (0, {}))
 
 
 without_fvcore = pytest.mark.usefixtures("no_fvcore")
@@ -72,16 +69,14 @@ def test_flop_counter_mode_says_the_same_of_a_real_step_on_a_cpu(name: str, atte
 
     _, model, inputs = built(name, attention)
     model = checkpointed(model, checkpointing)
-    run = thin_run(model, call_of(model, inputs))
     with FlopCounterMode(display=False) as theirs:
         (root,) = differentiated(model(**inputs))
         root.backward()
-    flops, terms = by_flop_counter_mode(run)
+    flops, terms = by_flop_counter_mode(model, call_of(model, inputs))
     assert flops == theirs.get_total_flops()
     ours = count(model, **inputs).flops
     assert ours is not None
-    assert run.count == ours
-    assert flops - ours.model == sum(difference for _, difference in terms)
+    assert flops - ours.model == sum(terms.values())
 
 
 @without_fvcore
@@ -124,10 +119,21 @@ def test_flex_attention_does_not_run_under_it():
     import torch.nn.attention.flex_attention
 
     found = asked(Flexible(), {"x": torch.zeros(2, 8, 16)})["torch"]
-    assert (found.flops, found.reasons) == (None, ("flex_attention does not run under it",))
+    assert found.flops is None and "FlexAttention does not support backward on CPU" in found.reasons[0]
 
 
 # -- fvcore ------------------------------------------------------------------------------------------------------------
+
+
+class Tensors(nn.Module):
+    """A Hugging Face model as fvcore can trace it."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensors_in(self.model(**dict(zip(self.names, tensors, strict=True)), use_cache=False)))
 
 
 @pytest.mark.parametrize(
@@ -139,12 +145,10 @@ def test_fvcore_says_the_same_of_real_tensors(name: str):
     _, model, inputs = built(name)
     call = call_of(model, inputs)
     counted = count(model, **inputs)
-    flops, terms = by_fvcore(model, call, counted.by_operator, thin_run(model, call))
-    real = FlopCountAnalysis(_TensorsOnly(model, call), tuple(inputs.values()))
+    flops, _ = by_fvcore(model, call, counted)
+    real = FlopCountAnalysis(Tensors(model, list(inputs)), tuple(inputs.values()))
     real.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     assert flops == 2 * real.total()
-    forward = sum(n for (_, phase), n in counted.by_operator.items() if phase == "forward")
-    assert flops - forward == sum(difference for _, difference in terms)
 
 
 @pytest.mark.parametrize("checkpointing", [pytest.param("modern", marks=pytest.mark.slow), "reentrant"])
@@ -169,16 +173,15 @@ EXPLAINED = [
 
 
 @pytest.mark.parametrize(("name", "lora"), EXPLAINED)
-def test_total_flos_is_explained_to_the_last_flop(name: str, lora: bool):
+def test_total_flos_is_the_trainers(name: str, lora: bool):
     from transformers import Trainer
 
     entry, model, inputs = built(name)
     model = adapt(model, entry.adapted) if lora else model
     call = call_of(model, inputs)
     counted = count(model, **inputs)
-    flops, terms = by_huggingface(model, call, counted, thin_run(model, call))
+    flops, _ = by_huggingface(call, counted)
     assert flops == Trainer.floating_point_ops(SimpleNamespace(model=model), inputs)  # type: ignore[arg-type]
-    assert flops - counted.model_flops == sum(difference for _, difference in terms)
 
 
 @without_fvcore
@@ -191,34 +194,12 @@ def test_total_flos_by_hand():
     norms = 6 * rows * (2 * layers + 1) * d
     assert found.flops == found.ours + idle - in_attention + norms
     assert found.reasons == (
-        "all experts count, not the active ones: +5.90e6",
+        "all experts count, not the active: +5.90e6",
         "attention's products are left out: −393,216",
-        "biases, norms and tables count, which are in no matrix product: +30,720",
+        "everything else: +30,720",
     )
     assert idle == 5_898_240
     assert (in_attention, norms) == (393_216, 30_720)
-
-
-@without_fvcore
-def test_frozen_layers():
-    _, model, inputs = built("llama")
-    model.requires_grad_(False)
-    model.lm_head.requires_grad_(True)
-    found = asked(model, inputs)["Hugging"]
-    body, head, rows = 2 * (2 * 32 * (32 + 16) + 3 * 32 * 80), 96 * 32, BATCH * 16
-    # nobody needs a gradient in the body, nor that of the head's input
-    assert (4 * body + 2 * head) * rows == 2_949_120
-    assert found.reasons[0] == (
-        "gradients count that nobody needs (of frozen weights, of the first layer's input): +2.95e6"
-    )
-
-
-@without_fvcore
-def test_pixels_are_no_tokens():
-    _, model, inputs = built("vit")
-    assert asked(model, inputs)["Hugging"].reasons[0] == (
-        "each of the 1,536 numbers in pixel_values is taken for a position, of which most matrices see 34: +1.94e8"
-    )
 
 
 @without_fvcore
@@ -253,8 +234,7 @@ def test_whatever_fails_is_a_reason():
     fvcore, theirs, huggingface = opinions(model, call, counted)
     assert fvcore.flops is theirs.flops is huggingface.flops is None
     assert theirs.ours == counted.model_flops == 240
-    assert theirs.reasons[0].startswith("the model does not run on a CPU's fake tensors (it depends on values, which ")
-    assert fvcore.reasons[0].startswith("TorchScript can't trace it (")
+    assert theirs.reasons[0].startswith("it depends on values, which ") and fvcore.reasons[0]
     nothing = opinions(object(), call, counted)  # type: ignore[arg-type]
     assert all(opinion.flops is None and opinion.reasons for opinion in nothing)
 
