@@ -12,6 +12,8 @@ from isoflop.record import Point, Run
 LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """Besiroglu et al. 2024's."""
 BATCH = 500_000
+RATE = 6.5
+"""FLOPs per parameter and token as the records measured them."""
 
 
 def planted_run(
@@ -41,7 +43,7 @@ def planted_run(
                 step=int(step),
                 tokens=tokens,
                 padding=0,
-                flops=round(6.5 * N * tokens),
+                flops=round(RATE * N * tokens),
                 losses={"train": float(loss * np.exp(noise * rng.standard_normal()))},
                 lr=float(np.interp(step, *plan)),
                 batch_tokens=BATCH,

@@ -16,7 +16,7 @@ from isoflop.fit.papers.published import published
 from isoflop.show.figures import Figure, NoFigure, ends_of_table, figures, study
 from isoflop.show.figures.all import FIGURES
 from isoflop.show.figures.contours import nice_levels
-from study_runs import BATCH, LAW, optimal_size, planted_run, sweep, with_nan_losses, without
+from study_runs import BATCH, LAW, RATE, optimal_size, planted_run, sweep, with_nan_losses, without
 
 
 def planted_loss(N, D):
@@ -55,19 +55,19 @@ def test_every_figure_is_listed_once(exact):
 def test_loss_against_flops(noisy):
     figure = FIGURES["loss-flops"](noisy)
     assert (figure.x.unit, figure.x.second.factor, figure.y.unit) == ("FLOPs", PF_DAY, "nats per token")
-    assert "6·N·D, N non-embedding with head" in figure.x.title
+    assert "C, measured" in figure.x.title
     runs = of(figure, role="run")
     assert len(runs) == 26
     first = noisy.curves[0]
-    assert runs[0].x == pytest.approx(6 * first.size("non_embedding_with_head") * first.tokens)
+    assert runs[0].x == pytest.approx(RATE * first.size("non_embedding_with_head") * first.tokens)
     assert (runs[0].y == first.losses["train"]).all()
     inside, beyond = of(figure, role="fit")
     assert not inside.dashed and beyond.dashed
     assert inside.x[[0, -1]] == pytest.approx([noisy.C.min(), noisy.C.max()])
     assert beyond.x[[0, -1]] == pytest.approx([noisy.C.max(), 10 * noisy.C.max()])
     for line, band in zip((inside, beyond), figure.bands, strict=True):
-        N = np.array([optimal_size(C) for C in line.x])
-        truth = planted_loss(N, line.x / 6 / N)
+        N = np.array([optimal_size(C * 6 / RATE) for C in line.x])
+        truth = planted_loss(N, line.x / RATE / N)
         assert line.y == pytest.approx(truth, rel=3e-3)
         # tails of the training loss average the curve's last points, which lie above its end
         assert (band.low * 0.998 <= truth).all() and (truth <= band.high * 1.002).all()
@@ -110,15 +110,15 @@ def test_approach_2s_intervals_are_turned_over_for_tokens(noisy):
         next(s for s in FIGURES[key](noisy).series if s.name == "its minima")
         for key in ("optimal-parameters", "optimal-tokens")
     )
-    assert sizes.y * tokens.y == pytest.approx(sizes.x / 6, rel=1e-6)
-    assert sizes.high * tokens.low == pytest.approx(sizes.x / 6, rel=1e-6)
+    assert sizes.y * tokens.y == pytest.approx(sizes.x / RATE, rel=1e-6)
+    assert sizes.high * tokens.low == pytest.approx(sizes.x / RATE, rel=1e-6)
     assert (tokens.low < tokens.y).all() and (tokens.y < tokens.high).all()
 
 
 def test_isoflop_profiles(noisy):
     figure = FIGURES["isoflop-profiles"](noisy)
     (minima,) = of(figure, role="approach 2")
-    best = [optimal_size(C) for C in minima.hover["C"]]
+    best = [optimal_size(C * 6 / RATE) for C in minima.hover["C"]]
     assert minima.x == pytest.approx(best, rel=0.1)  # a parabola's bias is in it
     assert (minima.left < minima.x).all() and (minima.x < minima.right).all()
     points = [s for s in figure.series if s.kind == "points" and s.role == "run"]

@@ -22,7 +22,7 @@ from isoflop.entries import describe_model
 from isoflop.fit.forecast.bins import usable
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.frontier.shape import shape_warning
-from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.laws import compute_of
 from isoflop.forecasting import About, Forecasting
 from isoflop.guard import Guard, declare, warn
 from isoflop.observe.parameters import unwrap
@@ -221,7 +221,7 @@ class Advising:
             self.scalars.pop(name, None)
         if self.own.frontier is None or run.N is None or not run.tokens:
             return
-        least = self.own.frontier.loss(TRAINING_FLOPS * run.N * run.tokens)
+        least = self.own.frontier.loss(float(compute_of(run.N, run.tokens, run.flops or math.nan)))
         if least is None:
             return
         self.scalars["isoflop/frontier_loss"] = least

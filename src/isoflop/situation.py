@@ -37,6 +37,7 @@ def situation(
         N_non_embedding=None if parameters is None else parameters.non_embedding or None,
         tokens=None if tokens is None else float(tokens),
         tokens_per_step=tokens / step if tokens and step else None,
+        flops=flops,
         flops_per_token=flops / processed if flops and processed else None,
         seconds=training_time if whole else None,
         loss=loss,

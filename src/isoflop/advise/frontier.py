@@ -16,7 +16,6 @@ from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import Array, Waste, waste_of
 from isoflop.fit.frontier.allocation import interval
 from isoflop.fit.law import Law
-from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.planning.alternatives import line_law
 from isoflop.fit.planning.map_line import MapLine, prior_line
 from isoflop.record.conventions import DEFAULT_N
@@ -46,9 +45,10 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         return Missing("whether the size fits the data", f"{what} unknown (total_steps=, tokens_fn=, num_params=)")
     if run.unlike and run.line is None:
         return Missing("whether the size fits the data", run.unlike)
-    C = TRAINING_FLOPS * run.N * D
+    rate = (run.line or prior_line()).flops_per_param_token
+    C, formula = rate * run.N * D, f"C = {rate:.3g}·N·D"
     waste = waste_of(law_at(run.line, C), run.N, D, run.inference_tokens or 0.0)
-    numbers = _numbers(run, D, C, waste)
+    numbers = _numbers(run, D, Quantity(formula, C, "FLOPs"), waste)
     saved, low, high = waste.saved(LEVEL)
     basis = (run.line_source or "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours", EXPONENTS)
     larger = float(np.mean(waste.N[1:] < run.N))  # probability that the model is larger than it should be
@@ -56,7 +56,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     if run.line is None and high_N > FAR * low_N:
         text = (
             f"{count(D / run.N)} tokens per parameter: N = {count(run.N)} with the head, D = {count(D)} tokens, "
-            f"C = 6·N·D = {count(C)} FLOPs. Published sweeps, of 1e17 FLOPs and more, do not tell which size is best "
+            f"{formula} = {count(C)} FLOPs. Published sweeps, of 1e17 FLOPs and more, do not tell which size is best "
             "so far away; three of your own sizes at one budget do (history=)."
         )
         return Advice(Reason.FRONTIER, Severity.NOTE, run.step, text, basis=basis[:1])
@@ -67,7 +67,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         Severity.NOTE,
         run.step,
         f"{count(D / run.N)} tokens per parameter: N = {count(run.N)} with the head, D = {count(D)} tokens, "
-        f"C = 6·N·D = {count(C)} FLOPs. {less} at {_range(waste.N)} parameters and {_range(waste.D)} tokens.",
+        f"{formula} = {count(C)} FLOPs. {less} at {_range(waste.N)} parameters and {_range(waste.D)} tokens.",
         numbers=numbers,
         basis=basis,
         level=LEVEL,
@@ -113,9 +113,9 @@ def _range(values: Array) -> str:
     return f"{count(float(values[0]))} [{count(low)}, {count(high)}]"
 
 
-def _numbers(run: Situation, D: float, C: float, waste: Waste) -> tuple[Quantity, ...]:
+def _numbers(run: Situation, D: float, C: Quantity, waste: Waste) -> tuple[Quantity, ...]:
     assert run.N is not None
-    best = [Quantity("N", run.N, "parameters"), Quantity("D", D, "tokens"), Quantity("C = 6·N·D", C, "FLOPs")]
+    best = [Quantity("N", run.N, "parameters"), Quantity("D", D, "tokens"), C]
     ratio = waste.D / waste.N
     for name, values, unit in (
         (BEST_SIZE, waste.N, "parameters"),

@@ -11,7 +11,7 @@ from isoflop.fit.fitting.data import check_runs
 from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.frontier.optimum import optimal_allocation
 from isoflop.fit.law import Law
-from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.laws import typical_rate
 from isoflop.record.conventions import DEFAULT_N
 
 Array = NDArray[np.float64]
@@ -31,19 +31,21 @@ class OwnFrontier:
 
     Attributes:
         law: with draws of its constants.
-        least, most: FLOPs, 6·N·D, between which it is asked.
+        least, most: training FLOPs between which it is asked.
+        rate: C/(N·D) that the own runs typically took.
     """
 
     law: Law
     least: float
     most: float
+    rate: float
 
     def loss(self, C: float) -> float | None:
-        """Nats per token of the best size and tokens for C = 6·N·D FLOPs; None: too far, or not sure enough."""
+        """Nats per token of the best size and tokens for C training FLOPs; None: too far, or not sure enough."""
         if not self.least <= C <= self.most:
             return None
         try:
-            best = optimal_allocation(self.law, C, level=LEVEL)
+            best = optimal_allocation(self.law, C, level=LEVEL, flops_per_param_token=self.rate)
         except ValueError:  # draws without an optimum
             return None
         assert best.intervals is not None
@@ -51,8 +53,8 @@ class OwnFrontier:
         return best.loss if (high - low) / 2 <= WIDEST * best.loss else None
 
 
-def own_frontier(N: Array, D: Array, loss: Array) -> OwnFrontier | None:
-    """Fitted to finished runs: parameters with the head, tokens, final losses.
+def own_frontier(N: Array, D: Array, loss: Array, C: Array) -> OwnFrontier | None:
+    """Fitted to finished runs: parameters with the head, tokens, final losses, training FLOPs.
 
     None below `FEWEST` runs, and where the fit says of anything that the runs do not determine it: published constants
     do not step in, for their losses are of another corpus and tokenizer.
@@ -67,5 +69,4 @@ def own_frontier(N: Array, D: Array, loss: Array) -> OwnFrontier | None:
         return None
     if fit.law.draws is None or set(fit.warnings) - set(odd):
         return None
-    C = TRAINING_FLOPS * N * D
-    return OwnFrontier(fit.law, float(C.min()), BEYOND * float(C.max()))
+    return OwnFrontier(fit.law, float(C.min()), BEYOND * float(C.max()), typical_rate(C, N, D))

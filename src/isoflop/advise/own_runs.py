@@ -11,7 +11,7 @@ import numpy as np
 from isoflop.advise.own_frontier import OwnFrontier, own_frontier
 from isoflop.fit.ends import final_loss, unfinished
 from isoflop.fit.forecast.records import domain_of
-from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.laws import compute_of
 from isoflop.fit.planning.map_line import MapLine, map_line
 from isoflop.fit.planning.own_minima import own_minima
 from isoflop.record import Run
@@ -23,12 +23,12 @@ KINDS = {"moe": "a mixture of experts", "finetuning": "fine-tuning"}
 
 
 class OwnRun(NamedTuple):
-    """A finished run: parameters with the head, tokens, final loss in nats per token, FLOPs measured."""
+    """A finished run: parameters with the head, tokens, final loss in nats per token, FLOPs as measured or 6·N·D."""
 
     N: float
     D: float
     loss: float
-    flops: float | None = None
+    C: float
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,22 @@ def learn_from(
             points.append(point)
     if not points:
         return OwnRuns(left_out=tuple(left_out))
-    N, D, L = (np.array([point[i] for point in points], dtype=float) for i in range(3))
-    frontier = own_frontier(N, D, L)
-    minima = own_minima({"N": N, "D": D, "loss": L}).minima if len(points) >= 3 else ()
-    if not minima:
+    N, D, L, C = np.array(points, dtype=float).T
+    frontier = own_frontier(N, D, L, C)
+    found = own_minima({"N": N, "D": D, "loss": L, "C": C}) if len(points) >= 3 else None
+    if found is None or not found.minima:
         return OwnRuns(points=tuple(points), frontier=frontier, left_out=tuple(left_out))
-    C, best, sd = (np.array([getattr(m, key) for m in minima], dtype=float) for key in ("C", "N", "standard_error"))
-    line = map_line(C, best, sd)
-    source = f"{_number(len(minima), 'isoFLOP minimum', 'isoFLOP minima')} of {len(points)} runs of your own"
+    budgets, best, sd = (
+        np.array([getattr(m, key) for m in found.minima], dtype=float) for key in ("C", "N", "standard_error")
+    )
+    line = map_line(budgets, best, sd, found.flops_per_param_token)
+    source = f"{_number(len(found.minima), 'isoFLOP minimum', 'isoFLOP minima')} of {len(points)} runs of your own"
     return OwnRuns(line, f"{source}, shrunk towards published sweeps", tuple(points), frontier, tuple(left_out))
 
 
 def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
-    """The lower envelope of finished runs: (C in FLOPs, loss), losses falling as C grows.
-
-    C as measured, like the runs it is drawn under; 6·N·D where that is not known.
-    """
-    runs = sorted((run.flops or TRAINING_FLOPS * run.N * run.D, run.loss) for run in points)
+    """The lower envelope of finished runs: (C in FLOPs, loss), losses falling as C grows."""
+    runs = sorted((run.C, run.loss) for run in points)
     return [
         (C, loss)
         for C, loss in runs
@@ -127,8 +126,8 @@ def _point(run: Run, loss: str) -> OwnRun | None:
     final = final_loss(run.points, loss)
     if not N or final is None:
         return None
-    flops = seen[-1].flops
-    return OwnRun(float(N), float(seen[-1].data_tokens or 0), final, None if flops is None else float(flops))
+    D = float(seen[-1].data_tokens or 0)
+    return OwnRun(float(N), D, final, float(compute_of(N, D, seen[-1].flops or np.nan)))
 
 
 def _number(n: int, one: str, many: str) -> str:

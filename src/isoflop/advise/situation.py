@@ -68,6 +68,7 @@ class Situation:
         N_non_embedding: without the head.
         tokens: D so far.
         tokens_per_step: mean so far.
+        flops: measured so far.
         flops_per_token: measured, of a training step.
         seconds: training time so far.
         price_per_hour: of all devices, in the user's currency.
@@ -100,6 +101,7 @@ class Situation:
     N_non_embedding: float | None = None
     tokens: float | None = None
     tokens_per_step: float | None = None
+    flops: float | None = None
     flops_per_token: float | None = None
     seconds: float | None = None
     price_per_hour: float | None = None

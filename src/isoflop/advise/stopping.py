@@ -12,7 +12,6 @@ from isoflop.advise.situation import Situation
 from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
 from isoflop.fit.forecast import PASSING, Forecast, LrPlan
-from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.laws_kaplan import ALPHA_N_STEPS, ALPHA_S
 from isoflop.fit.planning.map_line import prior_line
 
@@ -40,10 +39,11 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return None
     if run.unique_tokens is not None and run.unique_tokens < run.tokens:
         return None  # the law is of single epochs
-    C = TRAINING_FLOPS * run.N * run.tokens
-    if math.log(run.N) > (run.line or prior_line()).at(C)[0] - CLOSE:
+    line = run.line or prior_line()
+    C = line.flops_per_param_token * run.N * run.tokens
+    if math.log(run.N) > line.at(C)[0] - CLOSE:
         return None  # cheap to see, and the rule
-    waste = waste_of(law_at(run.line, C), run.N, run.tokens)
+    waste = waste_of(law_at(line, C), run.N, run.tokens)
     larger = float(np.mean(waste.N[1:] > run.N))
     if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:
         return None
@@ -53,7 +53,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     now = run.decay_now() if not decaying(run.rates, run.step) else None
     numbers = [
         Quantity("tokens per parameter", run.tokens / run.N),
-        Quantity("done", C, "FLOPs (6·N·D)"),
+        Quantity("done", C, f"FLOPs ({line.flops_per_param_token:.3g}·N·D)"),
     ]
     still, whose = "", _whose(run)
     if isinstance(run.forecast, Forecast):

@@ -100,7 +100,7 @@ def fit(
 
     print_fit(fitted, table.taken)
     if law == "hoffmann":
-        _print_approaches(table.columns, fitted, nominal)
+        _print_approaches({**table.columns, "C": table.C}, fitted, nominal)
 
 
 def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) -> None:
@@ -110,10 +110,10 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
     from isoflop.fit.approaches.approach import NoApproach
     from isoflop.fit.approaches.compare import approach_3, compare_approaches
     from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
+    from isoflop.fit.laws import typical_rate
     from isoflop.show.fit import print_approaches
 
-    N, D, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "loss"))
-    C = 6 * N * D
+    C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
     approaches, said = [], []
     try:
         approaches.append(isoflop_profiles(C, N, D, L, budgets=budgets, level=fitted.level))
@@ -125,7 +125,7 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
     if fitted.law.draws is None:
         said.append(str(NoApproach("approach 3 (this law)", "a law that the runs leave open has no frontier")))
     else:
-        approaches.append(approach_3(fitted.law, fitted.level))
+        approaches.append(approach_3(fitted.law, fitted.level, typical_rate(C, N, D)))
     if approaches:
         compared = compare_approaches(approaches, float(C.max()) * 10)
         print_approaches(compared, fitted.level)

@@ -101,7 +101,7 @@ def plan(
         answer = planned(
             budget,
             law=law,
-            own=None if own is None else own.columns,
+            own=None if own is None else {**own.columns, "C": own.C},
             tokens=tokens,
             inference_tokens=inference_tokens,
             unique_tokens=unique_tokens,

@@ -19,6 +19,39 @@ def values(x: ArrayLike) -> Values:
     return np.asarray(x, dtype=float)
 
 
+def compute_of(N: ArrayLike, D: ArrayLike, measured: ArrayLike | None = None) -> Values:
+    """Training FLOPs of runs or of points of a run: as measured, else 6·N·D. Every compute axis and table shows these.
+
+    Args:
+        N: parameters; NaN where unknown.
+        D: tokens; NaN where unknown.
+        measured: training FLOPs from the record; NaN or None where they were not counted.
+
+    Returns:
+        FLOPs, in the arguments' common shape; NaN where neither is known.
+
+    >>> compute_of(1e8, [1e9, 2e9], [9e17, np.nan])
+    array([9.0e+17, 1.2e+18])
+    """
+    nominal = TRAINING_FLOPS * values(N) * values(D)
+    if measured is None:
+        return nominal
+    counted = values(measured)
+    return np.where(np.isfinite(counted) & (counted > 0), counted, nominal)
+
+
+def typical_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> float:
+    """FLOPs per parameter and token that runs took, C/(N·D): their geometric mean; 6 without runs.
+
+    With it a law of N and D is put on the runs' compute axis.
+
+    >>> round(typical_rate([8e17, 1.8e18], 1e8, [1e9, 2e9]), 2)
+    8.49
+    """
+    rates = np.log(values(C) / (values(N) * values(D)))
+    return float(np.exp(rates.mean())) if rates.size else TRAINING_FLOPS
+
+
 def hoffmann_loss(
     N: ArrayLike, D: ArrayLike, *, E: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
 ) -> Values:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from isoflop.fit.ends import final_loss, unfinished
+from isoflop.fit.laws import compute_of
 from isoflop.ladder.plan import LadderPlan
 from isoflop.record import Point, Run, read_runs
 from isoflop.record.conventions import DEFAULT_N
@@ -129,7 +130,7 @@ def _final(name: str, run: Run, loss: str, convention: str) -> FinishedRun | str
     D, flops = end.data_tokens or points[-1].data_tokens or 0, end.flops or points[-1].flops
     if not (math.isfinite(value) and value > 0):
         return f"expected a positive loss, got {value!r}"
-    return FinishedRun(name, float(N), float(D), float(flops or 6 * N * D), value, _curve(run))
+    return FinishedRun(name, float(N), float(D), float(compute_of(N, D, flops or math.nan)), value, _curve(run))
 
 
 def _curve(run: Run) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None:

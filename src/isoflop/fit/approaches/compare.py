@@ -12,6 +12,7 @@ from isoflop.fit.approaches.approach import Approach, Interval, from_draws
 from isoflop.fit.approaches.checks import Array, budget
 from isoflop.fit.frontier.checks import level as level_of
 from isoflop.fit.law import Law
+from isoflop.fit.laws import TRAINING_FLOPS
 
 CHINCHILLA = 5.76e23
 """FLOPs of Gopher and Chinchilla: Hoffmann et al. 2022, section 4."""
@@ -80,14 +81,15 @@ def _cell(value: float, interval: Interval | None, form: str) -> str:
     return f"{value:{form}}" + (f" ({interval[0]:{form}}–{interval[1]:{form}})" if interval else "")
 
 
-def approach_3(law: Law, level: float = 0.9) -> Approach:
-    """Approach 3 as an `Approach`: a = β/(α+β), b = α/(α+β), G = (αA/βB)^{1/(α+β)} with C = 6ND.
+def approach_3(law: Law, level: float = 0.9, flops_per_param_token: float = TRAINING_FLOPS) -> Approach:
+    """Approach 3 as an `Approach`: a = β/(α+β), b = α/(α+β), G = (αA/βB)^{1/(α+β)} with C = 6·N·D.
 
     Hoffmann et al. 2022, eq. 4. Draws whose constants aren't positive have no frontier: they are left out, and said.
 
     Args:
         law: of Hoffmann's form; without draws there are no intervals.
         level: of the intervals.
+        flops_per_param_token: C/(N·D) of the runs whose compute it is laid beside.
 
     Raises:
         ValueError: another form, or constants that aren't positive.
@@ -100,7 +102,7 @@ def approach_3(law: Law, level: float = 0.9) -> Approach:
     if not (np.isfinite(point) & (point > 0)).all():
         told = ", ".join(f"{name}={value:g}" for name, value in zip(names, point[0], strict=True))
         raise ValueError(f"expected positive A, B, α and β, got {told}: this law has no compute-optimal size")
-    N, D = np.split(_frontier(point)[0], 2)
+    N, D = np.split(_frontier(point, flops_per_param_token)[0], 2)
     draws, warnings = None, []
     if law.draws is None:
         warnings.append("the law has no draws of its constants: no intervals")
@@ -110,7 +112,7 @@ def approach_3(law: Law, level: float = 0.9) -> Approach:
         if good.sum() < len(good):
             warnings.append(f"{len(good) - good.sum()} of {len(good)} draws have no compute-optimal size: left out")
         if good.sum() >= 20:
-            draws = _frontier(constants[good])
+            draws = _frontier(constants[good], flops_per_param_token)
         else:
             warnings.append(f"no intervals: {good.sum()} draws have a compute-optimal size")
     return from_draws(
@@ -125,12 +127,12 @@ def approach_3(law: Law, level: float = 0.9) -> Approach:
     )
 
 
-def _frontier(constants: Array) -> Array:
+def _frontier(constants: Array, rate: float) -> Array:
     """(A, B, α, β) [rows, 4] → (ln N prefactor, a, ln D prefactor, b) [rows, 4]."""
     A, B, alpha, beta = constants.T
     a, b = beta / (alpha + beta), alpha / (alpha + beta)
     log_G = (np.log(alpha * A) - np.log(beta * B)) / (alpha + beta)
-    return np.stack([log_G - a * np.log(6), a, -log_G - b * np.log(6), b], axis=1)
+    return np.stack([log_G - a * np.log(rate), a, -log_G - b * np.log(rate), b], axis=1)
 
 
 def compare_approaches(approaches: Sequence[Approach], C: float = CHINCHILLA) -> Comparison:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from isoflop.fit.fitting.newton import Array
 
 UNITS = {"N": "parameters", "D": "tokens", "U": "unique tokens", "S": "steps", "C": "FLOPs", "loss": "nats per token"}
-_LEAST = {"N": 1e3, "D": 1e4, "U": 1e4, "C": 1e9}
-"""Less than this in a run that trained a language model is another unit: millions, billions, PF-days."""
+_LEAST = {"N": 1e3, "D": 1e4, "U": 1e4, "C": 6e7}
+"""Less than this in a run that trained a language model is another unit: millions, billions, PF-days. C: 6·N·D."""
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Half of the runs outside: N or D alone is in millions. Public runs lie between .02 and 1e4."""
 LITTLE = 1e12

@@ -12,6 +12,7 @@ from typing import Any
 from isoflop.fit.ends import final_loss, unfinished
 from isoflop.fit.fitting.data import BadData
 from isoflop.fit.fitting.where import parse_where
+from isoflop.fit.laws import compute_of
 from isoflop.record import Point, Run, read_runs
 from isoflop.record.conventions import COUNTS, common_n
 from isoflop.record.place import Place
@@ -32,7 +33,8 @@ class Table:
     """Columns of numbers by what they are ("N", "D", "loss"), and which columns of the file these were.
 
     `rows`: what to call each run in messages. `left_out`: recorded runs that don't count, and why. `convention`: which
-    parameters N counts; "unknown" where a CSV file has it.
+    parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured in
+    records, else 6·N·D, unless C is a wanted column.
     """
 
     columns: Mapping[str, list[float]]
@@ -40,6 +42,7 @@ class Table:
     rows: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     convention: str = "unknown"
+    C: Sequence[float] = ()
 
 
 def read_table(
@@ -118,13 +121,17 @@ def _table(
         what: [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
         for what, name in taken.items()
     }
+    C = columns.get("C", [])
+    if not C and {"N", "D"} <= set(columns):
+        measured = [float((LOSS_NAME in row and row.get("C")) or "nan") for row in rows]
+        C = compute_of(columns["N"], columns["D"], measured).tolist()
     if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
         meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
         taken = {what: meant.get(name, name) for what, name in taken.items()}
         convention = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
     else:
         convention = "unknown"
-    return Table(columns, taken, tuple(labels), convention=convention)
+    return Table(columns, taken, tuple(labels), convention=convention, C=C)
 
 
 def _column(what: str, present: Sequence[str], named: str | None) -> str:

@@ -13,7 +13,7 @@ from isoflop.fit.approaches.isoflop_profiles import COPIES, seed_noise
 from isoflop.fit.approaches.profile_groups import group
 from isoflop.fit.approaches.profile_minimum import one_per_size, parabola, refused, resampled
 from isoflop.fit.fitting.data import check_runs
-from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.laws import TRAINING_FLOPS, compute_of, typical_rate
 from isoflop.fit.planning.map_line import Array
 
 REACH = 4.0
@@ -37,7 +37,7 @@ class OwnMinima:
     Attributes:
         minima: by budget; none where the runs show none.
         columns: C, N, D and loss of the runs, checked.
-        flops_per_param_token: C/(N·D) at the minima.
+        flops_per_param_token: C/(N·D) at the minima; without any, of the runs.
         reasons: why runs or budgets tell nothing, and what is odd about them.
     """
 
@@ -60,12 +60,13 @@ def own_minima(columns: Mapping[str, ArrayLike], seed: int = 0, rows: Sequence[o
     """
     runs = check_runs(columns, ("N", "D", "C") if "C" in columns else ("N", "D"), rows=rows)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
-    C = runs.variables.get("C", TRAINING_FLOPS * N * D)
+    C = compute_of(N, D, runs.variables.get("C"))
     warnings = tuple(text for text in runs.warnings if "the same C" not in text)  # one budget is enough
     try:
         groups, _ = group(C, None, BUDGET)
     except ValueError as error:
-        return OwnMinima((), (C, N, D, L), reasons=(*warnings, f"the runs do not share budgets ({error})"))
+        said = (*warnings, f"the runs do not share budgets ({error})")
+        return OwnMinima((), (C, N, D, L), typical_rate(C, N, D), said)
     reasons: list[str] = []
     profiles: list[tuple[float, Array, Array, Array]] = []
     for budget, mine in groups:
@@ -93,7 +94,7 @@ def own_minima(columns: Mapping[str, ArrayLike], seed: int = 0, rows: Sequence[o
         rates.append(float(np.exp(np.interp(vertex, x[order], np.log(rate)[order]))))
         tokens = budget / (rates[-1] * size)
         minima.append(Minimum(budget, size, tokens, float(least), len(one_per_size(x, loss)), standard_error))
-    typical = float(np.exp(np.mean(np.log(rates)))) if rates else TRAINING_FLOPS
+    typical = float(np.exp(np.mean(np.log(rates)))) if rates else typical_rate(C, N, D)
     return OwnMinima(tuple(minima), (C, N, D, L), typical, (*warnings, *reasons))
 
 

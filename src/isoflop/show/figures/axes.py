@@ -5,15 +5,22 @@ from __future__ import annotations
 from isoflop.fit.frontier.checks import PF_DAY
 from isoflop.show.figures.figure import Axis, Scale
 from isoflop.show.figures.study import Study
-from isoflop.show.figures.words import loss_label, parameters
+from isoflop.show.figures.words import counted, loss_label, parameters
 
 PF_DAYS = Scale("PF-days", "PF-days", PF_DAY)
 
 
 def compute_axis(study: Study) -> Axis:
     """C in FLOPs, with PF-days at the top."""
-    how = "C, measured" if study.measured else f"C = 6·N·D, {parameters(study.convention)}"
-    return Axis(f"training compute {how}", "FLOPs", second=PF_DAYS)
+    return Axis(f"training compute {compute_label(study)}", "FLOPs", second=PF_DAYS)
+
+
+def compute_label(study: Study) -> str:
+    """How the study's compute was counted."""
+    unmeasured, runs = len(study.by_formula), len(study.ends)
+    if unmeasured == runs:
+        return f"C = 6·N·D, {parameters(study.convention)}"
+    return "C, measured" + (f" (6·N·D for {unmeasured} of {counted(runs, 'run', 'runs')})" if unmeasured else "")
 
 
 def size_axis(study: Study) -> Axis:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.show.figures.axes import size_axis, tokens_axis
 from isoflop.show.figures.figure import Array, Axis, Contours, Figure, NoFigure, Series
 from isoflop.show.figures.frontier_line import frontier_line
@@ -27,7 +26,7 @@ def contours(study: Study) -> Figure | NoFigure:
     y = np.geomspace(N.min() / AROUND, N.max() * AROUND, CELLS)
     x = np.geomspace(D.min() / AROUND, D.max() * AROUND, CELLS)
     z = study.law.loss(N=y[:, None], D=x[None, :])
-    line = frontier_line(study.law, float(study.C.min()), float(study.C.max()), study.level)
+    line = frontier_line(study.law, float(study.C.min()), float(study.C.max()), study.level, rate=study.rate)
     inside = (line.values["N"] >= y[0]) & (line.values["N"] <= y[-1])
     inside &= (line.values["D"] >= x[0]) & (line.values["D"] <= x[-1])
     best = {name: np.where(inside, values, np.nan) for name, values in line.values.items()}
@@ -44,12 +43,12 @@ def contours(study: Study) -> Figure | NoFigure:
         TITLE,
         _ending(tokens_axis(), x),
         _ending(size_axis(study), y),
-        (*_equal_compute(x, y), runs, frontier),
+        (*_equal_compute(x, y, study.rate), runs, frontier),
         contours=(Contours("loss by the fitted law", x, y, z, nice_levels(z), "nats per token"),),
         shades=study.sizes(),
         notes=(
             f"Lines of equal loss by L(N,D) fitted to {study.fit.n} runs; away from the runs they are extrapolated.",
-            "Dotted: equal compute, 6·N·D, at powers of ten.",
+            f"Dotted: equal compute, {study.rate:.3g}·N·D, at powers of ten.",
             *study.doubts,
         ),
     )
@@ -73,12 +72,12 @@ def _ending(axis: Axis, values: Array) -> Axis:
     return Axis(axis.label, axis.unit, low=float(values[0]), high=float(values[-1]))
 
 
-def _equal_compute(x: Array, y: Array) -> list[Series]:
-    low, high = (np.log10(TRAINING_FLOPS * x[i] * y[i]) for i in (0, -1))
+def _equal_compute(x: Array, y: Array, rate: float) -> list[Series]:
+    low, high = (np.log10(rate * x[i] * y[i]) for i in (0, -1))
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
     lines: list[Series] = []
     for power in powers[:: max(1, len(powers) // 8)]:
-        N = 10.0**power / (TRAINING_FLOPS * x)
+        N = 10.0**power / (rate * x)
         N = np.where((y[0] <= N) & (y[-1] >= N), N, np.nan)
         lines.append(
             Series(

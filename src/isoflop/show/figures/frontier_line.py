@@ -8,6 +8,7 @@ import numpy as np
 
 from isoflop.fit.frontier.optimum import optimal_allocation
 from isoflop.fit.law import Law
+from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.show.figures.figure import Array
 
 POINTS = 60
@@ -26,20 +27,23 @@ class FrontierLine:
     high: dict[str, Array]
 
 
-def frontier_line(law: Law, least: float, most: float, level: float, points: int = POINTS) -> FrontierLine:
+def frontier_line(
+    law: Law, least: float, most: float, level: float, points: int = POINTS, rate: float = TRAINING_FLOPS
+) -> FrontierLine:
     """The frontier between two budgets.
 
     Args:
         law: of N and D.
-        least, most: FLOPs, 6·N·D.
+        least, most: training FLOPs.
         level: of the intervals.
         points: evenly spaced in ln C.
+        rate: FLOPs per parameter and token, C/(N·D), of the runs that it is drawn with.
 
     Raises:
         ValueError: the law has no optimum there.
     """
     C = np.geomspace(least, most, points)
-    best = [optimal_allocation(law, float(each), level=level) for each in C]
+    best = [optimal_allocation(law, float(each), level=level, flops_per_param_token=rate) for each in C]
     names = ("loss", "N", "D")
     values = {name: np.array([getattr(each, name) for each in best]) for name in names}
     ends = [

@@ -81,7 +81,7 @@ def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
     found = next((each for each in study.approaches if each.name.startswith("approach 2")), None)
     if found is not None:
         return found.minima, found.warnings
-    own = own_minima({name: study.columns[name] for name in ("N", "D", "loss")})
+    own = own_minima({**study.columns, "C": study.C})
     return own.minima, own.reasons
 
 

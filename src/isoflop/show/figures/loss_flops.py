@@ -64,9 +64,9 @@ def run_curves(study: Study) -> tuple[tuple[Series, ...], str]:
         )
     if not missing:
         return tuple(found), ""
-    need = "measured FLOPs" if study.measured else "tokens and parameters"
     which = counted(len(missing), "run is", "runs are")
-    return tuple(found), f"{which} not drawn, for want of a loss with {need}: {listed(missing)}."
+    need = "a loss with measured FLOPs, or with tokens and parameters"
+    return tuple(found), f"{which} not drawn, for want of {need}: {listed(missing)}."
 
 
 def broken(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[Series, ...]:
@@ -96,7 +96,7 @@ def run_hover(study: Study, N: float | None, D: Array, C: Array, L: Array) -> di
 def end_points(study: Study) -> tuple[Series, ...]:
     """Ends of tables' rows, which have no curve."""
     at = [i for i, end in enumerate(study.counted) if end.run_id is None]
-    return () if not at or study.measured else (ends_series(study, at, study.C[at], study.columns["loss"][at]),)
+    return (ends_series(study, at, study.C[at], study.columns["loss"][at]),) if at else ()
 
 
 def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, **others: Any) -> Series:
@@ -128,7 +128,7 @@ def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, **others: A
 
 def fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...], tuple[str, ...]]:
     """The frontier's line within the runs and beyond, its band, and what to say of them."""
-    if study.measured:
+    if not any(end.N for end in study.ends):
         return (), (), ("No frontier: it is a law of N, and no run tells its parameters.",)
     if study.law is None or study.fit is None:
         return (), (), (f"No frontier: {study.refused}.",)
@@ -139,7 +139,7 @@ def fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...],
     if far > 1:
         pieces.append(("the same, beyond the runs", float(C.max()), float(C.max()) * far, True))
     for name, least, most, dashed in pieces:
-        line = frontier_line(study.law, least, most, study.level)
+        line = frontier_line(study.law, least, most, study.level, rate=study.rate)
         lines.append(
             Series(
                 name,
@@ -155,7 +155,8 @@ def fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...],
             bands.append(Band(f"{study.level:.0%} interval", line.C, line.low["loss"], line.high["loss"], group="fit"))
     notes = [
         f"Frontier: L(N,D) = E + A/N^α + B/D^β fitted to {counted(study.fit.n, 'finished run', 'finished runs')}, at "
-        f"the best N and D for C = 6·N·D; band: {study.level:.0%} interval by {study.draws:,} resamples of the runs."
+        f"the best N and D for C = {study.rate:.3g}·N·D; band: {study.level:.0%} interval by {study.draws:,} "
+        "resamples of the runs."
     ]
     if study.doubts:
         notes.append("It is not drawn beyond the runs: " + "; ".join(study.doubts) + ".")

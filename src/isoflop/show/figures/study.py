@@ -14,7 +14,7 @@ from isoflop.fit.approaches.compare import Comparison, approach_3, compare_appro
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
 from isoflop.fit.fitting.result import LawFit
 from isoflop.fit.law import Law
-from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.laws import compute_of, typical_rate
 from isoflop.fit.papers.published import Published, published
 from isoflop.record import Run
 from isoflop.record.conventions import common_n
@@ -89,20 +89,23 @@ class Study:
 
     @cached_property
     def C(self) -> Array:
-        """Training FLOPs of the counted ends, 6·N·D."""
-        return np.asarray(TRAINING_FLOPS * self.columns["N"] * self.columns["D"])
+        """Training FLOPs of the counted ends: as measured, else 6·N·D."""
+        return compute_of(self.columns["N"], self.columns["D"], [end.flops or np.nan for end in self.counted])
 
-    @property
-    def measured(self) -> bool:
-        """Whether compute is the measured count: only where no run tells N, so that there is no 6·N·D."""
-        return bool(self.curves) and not any(curve.size(self.convention) for curve in self.curves)
+    @cached_property
+    def rate(self) -> float:
+        """C/(N·D) that the counted ends typically took: a law of N and D is drawn on the compute axis with it."""
+        return typical_rate(self.C, self.columns["N"], self.columns["D"])
 
     def flops(self, curve: RunCurve) -> Array:
-        """A run's compute by point: 6·N·D, as the law counts it; or as measured (`measured`)."""
-        if self.measured:
-            return curve.flops
-        N = curve.size(self.convention)
-        return np.full(len(curve.step), np.nan) if N is None else np.asarray(TRAINING_FLOPS * N * curve.tokens)
+        """A run's compute by point: as measured, else 6·N·D; NaN where neither is known."""
+        return compute_of(curve.size(self.convention) or np.nan, curve.tokens, curve.flops)
+
+    @cached_property
+    def by_formula(self) -> tuple[str, ...]:
+        """Names of the runs whose compute was not measured, so that 6·N·D stands for it."""
+        curves = {curve.run_id: bool(np.isfinite(curve.flops).any()) for curve in self.curves}
+        return tuple(end.name for end in self.ends if not curves.get(end.run_id or "", end.flops is not None))
 
     @cached_property
     def _fitted(self) -> tuple[LawFit | None, tuple[str, ...], str]:
@@ -229,7 +232,7 @@ class Study:
     def _parametric(self) -> Approach:
         if self.law is None:
             raise ValueError(self.refused)
-        return approach_3(self.law, self.level)
+        return approach_3(self.law, self.level, self.rate)
 
 
 def study(

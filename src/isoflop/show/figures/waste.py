@@ -7,6 +7,7 @@ import numpy as np
 from isoflop.fit.frontier.off import cost_of_size
 from isoflop.fit.frontier.optimum import allocation_at_loss
 from isoflop.fit.law import HOFFMANN, Law
+from isoflop.fit.laws import compute_of
 from isoflop.fit.papers.published import published
 from isoflop.show.figures.figure import Array, Axis, Band, Figure, NoFigure, Series
 from isoflop.show.figures.loss_flops import ends_series
@@ -64,11 +65,11 @@ def waste(study: Study) -> Figure | NoFigure:
 
 
 def _of_runs(law: Law, study: Study) -> tuple[Array, Array]:
-    """Of each counted run: its size over the size with the least compute for its loss, its compute over that."""
+    """Of each counted run: its N over that of the least compute for its loss, its 6·N·D over that."""
     point = Law(law.form, law.constants, law.convention)
     N, D = study.columns["N"], study.columns["D"]
     best = [allocation_at_loss(point, float(loss)) for loss in law.loss(N=N, D=D)]
-    return N / np.array([each.N for each in best]), study.C / np.array([each.flops for each in best])
+    return N / np.array([each.N for each in best]), compute_of(N, D) / np.array([each.flops for each in best])
 
 
 def _others(sizes: Array) -> list[Series]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.record import Run
 from isoflop.show.figures import RunCurve, Study
+from isoflop.show.figures.axes import compute_label
 from isoflop.show.figures.words import counted, parameters, short
 from isoflop.show.report.checklist_item import Item, from_records, summed, told, unanswered
 from isoflop.show.report.runs import extent
@@ -32,7 +33,7 @@ def training_items(study: Study, runs: Sequence[Run]) -> list[Item]:
             "How compute is counted",
             [_counted(run) for run in runs],
             "whether attention, embeddings and recomputation are in it",
-            always="the law is fitted with C = 6·N·D",
+            always=f"compute on every axis: {compute_label(study)}; the law itself is of N and D",
         ),
         _optimizer(part, runs),
         from_records(part, "Learning rates", _rates(study.curves), "peak, warm-up and final learning rate of each run"),
@@ -60,7 +61,7 @@ def _ranges(study: Study) -> str:
         ("N", [end.N for end in ends], "parameters"),
         ("D", [end.D for end in ends], "tokens"),
         ("D/N", [end.D / end.N if end.D and end.N else None for end in ends], "tokens per parameter"),
-        ("C = 6·N·D", [6 * end.D * end.N if end.D and end.N else None for end in ends], "FLOPs"),
+        ("C", list(study.C), "FLOPs"),
     )
     said = []
     for name, values, unit in columns:

@@ -124,7 +124,8 @@ def _next(study: Study) -> str:
     assert study.law is not None
     largest = float(study.C.max())
     C = largest if study.doubts else largest * BEYOND
-    best, loss = approach_3(study.law, study.level), optimal_allocation(study.law, C, level=study.level)
+    best = approach_3(study.law, study.level, study.rate)
+    loss = optimal_allocation(study.law, C, level=study.level, flops_per_param_token=study.rate)
     ends = best.allocate_intervals(C)  # as in the table of the approaches
 
     def within(interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:

@@ -130,6 +130,7 @@ def data(report: Report) -> dict[str, Any]:
             notes.append(f"{name}: {problems[0]}{more}")
     return {
         "rows": [_row(row) for row in report.rows],
+        "any_measured": any(row.measured for row in report.rows),
         "counted_text": _counted_text(study, sources.taken, [e for e in study.ends if e.left_out]),
         "data_notes": notes,
         "facts": [*_table_facts(sources.taken), *counting(runs), *provenance(runs)],
@@ -144,7 +145,7 @@ def _row(row: RunRow) -> dict[str, Any]:
         "D": "–" if row.D is None else short(row.D),
         "ratio": "–" if row.ratio is None else f"{row.ratio:.3g}",
         "C": "–" if row.C is None else f"{row.C:.3g}",
-        "measured": "–" if row.measured is None else f"{row.measured:.3g}",
+        "formula": row.C is not None and not row.measured,
         "loss": "–" if row.loss is None else f"{row.loss:.4f}",
         "steps": steps,
         "status": row.status or "–",

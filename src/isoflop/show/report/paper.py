@@ -81,7 +81,7 @@ def _approaches(study: Study, level: str) -> str:
     )
     caption = (
         rf"Compute-optimal size and tokens by the approaches of Hoffmann et al.~\cite{{hoffmann2022}}, with {level} "
-        r"intervals; $C = 6ND$."
+        rf"intervals; $C = {number(study.rate)}ND$."
     )
     return table("lrrrr", head, rows, caption, "tab:approaches") + missing
 
@@ -98,14 +98,16 @@ def _short(value: float, ends: tuple[float, float] | None) -> str:
 def _runs(study: Study, rows: Sequence[RunRow]) -> str:
     if not rows or len(rows) > MOST:
         return f"% {len(rows)} runs: too many for a table here\n" if rows else ""
+    measured = any(row.measured for row in rows)
     cells = [
         [
             escape(row.name),
-            *("--" if value is None else number(value) for value in (row.N, row.D, row.C)),
+            *("--" if value is None else number(value) for value in (row.N, row.D)),
+            "--" if row.C is None else number(row.C) + (" ($6ND$)" if measured and not row.measured else ""),
             "--" if row.loss is None else number(row.loss, 4),
             escape(row.left_out) or "yes",
         ]
         for row in rows
     ]
-    head = ("run", "$N$", "$D$", "$C = 6ND$", "$L$", "in the fit")
+    head = ("run", "$N$", "$D$", "$C$, measured" if measured else "$C = 6ND$", "$L$", "in the fit")
     return table("lrrrrl", head, cells, "The runs. $L$ in nats per token.", "tab:runs")

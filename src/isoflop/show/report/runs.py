@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from isoflop.fit.laws import TRAINING_FLOPS
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.fit.laws import compute_of
 from isoflop.record import Run
 from isoflop.show.figures import Study
 from isoflop.show.figures.words import counted
@@ -21,8 +24,8 @@ class RunRow:
         name: a stranger's text.
         N: parameters, of the study's convention.
         D: tokens processed less padding.
-        C: 6·N·D, FLOPs.
-        measured: training FLOPs as counted while it trained.
+        C: training FLOPs, as measured or 6·N·D.
+        measured: whether C was counted while it trained.
         loss: nats per token, as the fit takes it.
         step, planned: optimizer steps done and planned.
         status: as its record says; "": a row of a table.
@@ -34,7 +37,7 @@ class RunRow:
     N: float | None
     D: float | None
     C: float | None
-    measured: float | None
+    measured: bool
     loss: float | None
     step: int | None
     planned: int | None
@@ -59,8 +62,8 @@ def run_rows(study: Study) -> tuple[RunRow, ...]:
                 name=end.name,
                 N=end.N,
                 D=end.D,
-                C=TRAINING_FLOPS * end.N * end.D if end.N and end.D else None,
-                measured=end.flops,
+                C=_finite(compute_of(end.N or math.nan, end.D or math.nan, end.flops or math.nan)),
+                measured=end.flops is not None,
                 loss=end.loss,
                 step=int(curve.step[-1]) if curve is not None and len(curve.step) else None,
                 planned=planned if isinstance(planned, int) else None,
@@ -70,6 +73,10 @@ def run_rows(study: Study) -> tuple[RunRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _finite(value: ArrayLike) -> float | None:
+    return float(value) if np.isfinite(value) else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

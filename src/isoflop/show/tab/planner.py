@@ -56,7 +56,7 @@ def plan_for(runs: Sequence[Run], text: str) -> dict[str, Any]:
     table = table_of_runs(runs, ("N", "D", "loss")) if runs else None
     answer = plan(
         flops,
-        own=None if table is None else table.columns,
+        own=None if table is None else {**table.columns, "C": table.C},
         level=LEVEL,
         convention="unknown" if table is None else table.convention,  # type: ignore[arg-type]
         rows=None if table is None else table.rows,
