@@ -37,7 +37,7 @@ def series(base: Path) -> list[runs.Ran]:
     with quiet():
         return [
             runs.plain(
-                base / "real" / f"{width}-{steps}",
+                base / "runs" / f"{width}-{steps}",
                 name=f"width {width}, {steps} steps",
                 width=width,
                 steps=steps,
@@ -54,7 +54,7 @@ def plain(base: Path, series: list[runs.Ran]) -> runs.Ran:
     """A plain loop, with all that an option can add to advice."""
     with quiet():
         return runs.plain(
-            base / "real" / "plain",
+            base / "runs" / "plain",
             history=[ran.folder for ran in series],
             target_loss=1.0,
             unique_tokens=20_000,
@@ -66,19 +66,26 @@ def plain(base: Path, series: list[runs.Ran]) -> runs.Ran:
 @pytest.fixture(scope="session")
 def lightning(base: Path) -> runs.Ran:
     with quiet():
-        return runs.lightning(base / "real" / "lightning", inference_tokens=1e6)
+        return runs.lightning(base / "runs" / "lightning", inference_tokens=1e6)
 
 
 @pytest.fixture(scope="session")
 def transformers(base: Path) -> runs.Ran:
     with quiet():
-        return runs.transformers(base / "real" / "transformers", intent="overtrain")
+        return runs.transformers(base / "runs" / "transformers", intent="overtrain")
 
 
 @pytest.fixture(scope="session")
 def real(base: Path, series: list[runs.Ran], plain: runs.Ran, lightning: runs.Ran, transformers: runs.Ran) -> Path:
-    """A folder of records that trainings wrote."""
-    return base / "real"
+    """A folder of records that trainings wrote, under ids and dates that stay: the order of runs is by these."""
+    folder = base / "real"
+    folder.mkdir()
+    for i, ran in enumerate([*series, plain, lightning, transformers]):
+        header, rest = ran.record.read_text(encoding="utf-8").split("\n", 1)
+        fixed = {"run_id": ran.folder.name, "created": f"2026-01-01T00:00:{i:02d}+00:00"}
+        text = json.dumps({**json.loads(header), **fixed}) + "\n" + rest
+        (folder / f"isoflop-{ran.folder.name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

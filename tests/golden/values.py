@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ FOLDER = Path(__file__).parent / "values"
 UPDATE = os.environ.get("ISOFLOP_UPDATE_GOLDEN", "") not in ("", "0")
 EXACT, FITTED = 1e-6, 1e-4
 """Relative tolerances: of what is computed, and of what an optimiser or a bootstrap found."""
-LONG, LONG_TEXTS, PICKED = 12, 120, 6
-"""Longer lists of numbers and of texts are kept by their length, their sum of magnitudes and a few items."""
+NO_NUMBER = ("nan", "inf", "-inf")
+LONG, LONG_TEXTS, ROWS, PICKED = 8, 400, 3, 4
+"""Longer lists of numbers and of texts are kept by their length, their sum of magnitudes and a few items; longer lists
+of objects by columns."""
 MOST_SHOWN = 25
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?", re.IGNORECASE)
 
@@ -63,6 +66,9 @@ def _pretty(value: Any, depth: int) -> str:
     if isinstance(value, dict):
         rows = [f"{pad}{json.dumps(key, ensure_ascii=False)}: {_pretty(value[key], depth + 1)}" for key in value]
         return "{\n" + ",\n".join(rows) + f"\n{end}}}"
+    if not any(isinstance(each, dict | list) or " " in str(each) for each in value):
+        filled = textwrap.fill(flat[1:-1], 118, initial_indent=pad, subsequent_indent=pad, break_on_hyphens=False)
+        return f"[\n{filled}\n{end}]"
     return "[\n" + ",\n".join(f"{pad}{_pretty(each, depth + 1)}" for each in value) + f"\n{end}]"
 
 
@@ -82,7 +88,10 @@ def condensed(value: Any) -> Any:
 
 
 def _list(items: list[Any]) -> Any:
-    texts = any(isinstance(each, str) for each in items)
+    if len(items) > ROWS and all(isinstance(each, dict) for each in items):  # a table: by columns
+        names = dict.fromkeys(name for each in items for name in each)
+        return {"rows": len(items)} | {name: _list([each.get(name) for each in items]) for name in names}
+    texts = any(isinstance(each, str) and each not in NO_NUMBER for each in items)
     if len(items) <= (LONG_TEXTS if texts else LONG) or any(isinstance(each, dict) for each in items):
         return items
     chosen = [items[round(i * (len(items) - 1) / (PICKED - 1))] for i in range(PICKED)]
@@ -147,7 +156,7 @@ def _near(one: str, two: str) -> bool:
 # -- masks -----------------------------------------------------------------------------------------------------------
 
 _RUN_ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{6}\b")
-VOLATILE = {"run_id", "created", "versions", "git", "host", "pid"}
+VOLATILE = {"run_id", "created", "versions", "git", "host", "pid", "fingerprint"}
 """Keys whose values differ from process to process."""
 
 
