@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.fit.posterior import BudgetLine, posterior_of_runs
 from isoflop.ladder.design import best_design, even_grid
-from isoflop.ladder.drifting_law import BudgetLine
 from isoflop.ladder.families import family_of
-from isoflop.ladder.fitting import posterior_of_runs
 from isoflop.ladder.information import Problem, Rung
 from isoflop.ladder.planning import ladder_problem
 

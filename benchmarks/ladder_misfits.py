@@ -20,9 +20,9 @@ import numpy as np
 from ladder import LEVEL, SCALES, Array, world
 from numpy.typing import NDArray
 
+from isoflop.fit.posterior import posterior_of_runs
 from isoflop.ladder.design import best_design, even_grid
 from isoflop.ladder.families import family_of
-from isoflop.ladder.fitting import posterior_of_runs
 from isoflop.ladder.information import Problem, Rung
 from isoflop.ladder.planning import ladder_problem
 from isoflop.ladder.sizes import size_grid, size_of

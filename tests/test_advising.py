@@ -312,7 +312,8 @@ def write(
 def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = earlier(tmp_path / "runs")
     own = learn_from(read_runs(runs))
-    assert own.line is not None and own.line.budgets == 2 and 5 <= own.line.ratio < 8
+    assert own.line is not None
+    assert 5 <= 4e12 / 6 / math.exp(2 * own.line.at(4e12)[0]) < 9  # tokens per parameter, 20 without the runs
     logging.getLogger("isoflop").setLevel(logging.INFO)
     try:
         # 20 tokens per parameter are four times what is best here: said to be off, by runs of one's own
@@ -463,11 +464,8 @@ def test_the_loss_is_held_against_the_law_of_ones_own_runs(tmp_path: Path) -> No
 
 def test_there_is_no_frontier_loss_where_the_runs_do_not_tell(tmp_path: Path) -> None:
     few = ladder(tmp_path / "few", (2e11,))
-    line = tmp_path / "line"
-    for i in range(10):
-        write(line, f"run{i}", 1000 * 2**i, 20_000 * 2**i, own_law(1000 * 2**i, 20_000 * 2**i))
     far = ladder(tmp_path / "far", (5e6, 2e7, 8e7))
-    for history in (few, line, far, None):
+    for history in (few, far, None):
         monitor = train(tmp_path / f"new{history and history.name}", history=history, last=200)
         assert not {"isoflop/frontier_loss", "isoflop/excess_loss"} & set(monitor.scalars)
 

@@ -114,7 +114,7 @@ def test_an_optimum_that_the_runs_do_not_enclose_is_told(fitted: LadderFit):
     runs = fitted.finished.runs
     for side, kept in (
         ("larger", [run for run in runs if run.D > 25 * run.N]),
-        ("smaller", [run for run in runs if run.D < 5 * run.N]),
+        ("smaller", [run for run in runs if run.D < 10 * run.N]),
     ):
         found = fit_finished(replace(fitted.finished, runs=tuple(kept)), 1e21)
         assert any(f"is {side} than all runs there" in text for text in found.warnings)

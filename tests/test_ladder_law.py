@@ -9,9 +9,19 @@ from hypothesis import strategies as st
 
 from isoflop.fit.frontier.optimum import optimal_allocation
 from isoflop.fit.law import HOFFMANN, Law
-from isoflop.ladder.belief import prior_laws, pulls
-from isoflop.ladder.drifting_law import BudgetLine, Origin, best_size, gradient, least_loss, log_loss, slopes
-from isoflop.ladder.fitting import posterior_of_runs, target_of
+from isoflop.fit.posterior import (
+    BudgetLine,
+    Origin,
+    best_size,
+    flop_rate,
+    gradient,
+    least_loss,
+    log_loss,
+    posterior_of_runs,
+    prior_laws,
+    pulls,
+    slopes,
+)
 
 ORIGIN = Origin(1e8, 2e9)
 LAW = {"E": 1.7, "A": 410.0, "B": 1100.0, "alpha": 0.34, "beta": 0.33}
@@ -100,8 +110,8 @@ def test_farther_targets_are_less_sure():
 def test_the_targets_line_carries_attentions_share_on():
     N = np.geomspace(1e5, 1e7, 5)
     rate = 6 * (1 + 0.5 * (N / 1e5) ** -0.3)
-    line = target_of(N, 20 * N, rate * 20 * N**2, 1e15)
+    line = flop_rate(N, 20 * N, rate * 20 * N**2).line(1e15)
     assert pytest.approx(7.1, rel=0.1) == line.C / (line.N * line.D)
     assert 0.85 < line.slope < 1
-    big = target_of(N * 1e4, 20 * N, 6 * 20 * N * N * 1e4, 1e24)
+    big = flop_rate(N * 1e4, 20 * N, 6 * 20 * N * N * 1e4).line(1e24)
     assert pytest.approx(6) == big.C / (big.N * big.D)

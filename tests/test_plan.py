@@ -19,10 +19,11 @@ from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.frontier.optimum import optimal_allocation
 from isoflop.fit.planning.alternatives import law_through
 from isoflop.fit.planning.cost import Price
-from isoflop.fit.planning.map_line import EXPONENT_SD, RATIO_SD, map_line, prior_line
+from isoflop.fit.planning.map_line import PriorLine
 from isoflop.fit.planning.options import Option, compare_options, parse_option
-from isoflop.fit.planning.own_minima import own_minima
 from isoflop.fit.planning.plan import plan
+from isoflop.fit.planning.plan_result import Plan
+from isoflop.fit.posterior import RATIO_SD, SPLIT_SD
 
 PORIAN = "porian_refinedweb.csv"
 Columns = dict[str, np.ndarray]
@@ -52,76 +53,58 @@ def drawn() -> Law:
     return Law(law.form, law.constants, law.convention, draws, "planted")
 
 
-# -- the MAP line ------------------------------------------------------------------------------------------------------
+# -- what is known before any run --------------------------------------------------------------------------------------
 
 
 def test_the_prior_is_twenty_to_one_and_widens_away_from_its_reference() -> None:
     for C in (1e18, 1e21, 1e24):
-        mean, _ = prior_line().at(C)
+        mean, _ = PriorLine().at(C)
         assert C / 6 * np.exp(-2 * mean) == pytest.approx(20)
-    assert prior_line().at(1e21)[1] == pytest.approx(RATIO_SD / 2)
-    assert prior_line().at(1e24)[1] == pytest.approx(np.hypot(RATIO_SD / 2, EXPONENT_SD * np.log(1e3)))
+    assert PriorLine().at(1e21)[1] == pytest.approx(RATIO_SD / 2)
+    assert PriorLine().at(1e24)[1] == pytest.approx(np.hypot(RATIO_SD / 2, SPLIT_SD * np.log(1e3)))
+
+
+# -- own runs: the posterior -------------------------------------------------------------------------------------------
 
 
 def test_one_budget_moves_the_ratio_and_leaves_the_exponent() -> None:
-    line = map_line(np.array([1e18]), np.array([np.sqrt(1e18 / 6 / 40)]), np.array([0.05]))
-    assert 33 < line.ratio < 40
-    assert line.exponent == pytest.approx(0.5)
-    assert line.exponent_sd == pytest.approx(EXPONENT_SD)
-
-
-def test_the_posterior_is_that_of_brute_force() -> None:
-    C, N, sd = np.array([1e17, 1e18, 3e18]), np.array([2e7, 9e7, 1.2e8]), np.array([0.1, 0.2, 0.05])
-    line = map_line(C, N, sd)
-    n = np.linspace(-0.5, 0.5, 801)[:, None] + line.log_N
-    a = np.linspace(0.2, 0.8, 601)[None]
-    x, prior = np.log(C / line.reference), prior_line(line.reference)
-    log_p = -0.5 * ((n - prior.log_N) / (RATIO_SD / 2)) ** 2 - 0.5 * ((a - 0.5) / EXPONENT_SD) ** 2
-    for xi, Ni, si in zip(x, N, sd, strict=True):
-        log_p = log_p - 0.5 * (n + a * xi - np.log(Ni)) ** 2 / (si**2 + 0.1**2)
-    p = np.exp(log_p - log_p.max())
-    p /= p.sum()
-    assert (p * n).sum() == pytest.approx(line.log_N, abs=1e-4)
-    assert (p * a).sum() == pytest.approx(line.exponent, abs=1e-4)
-    at = n + a * np.log(1e21 / line.reference)
-    assert ((p * at**2).sum() - (p * at).sum() ** 2) ** 0.5 == pytest.approx(line.at(1e21)[1], rel=1e-2)
+    law = law_through(np.log(np.sqrt(1e18 / 6 / 40)), 1e18, 0.5)  # 40 tokens per parameter
+    runs = sweep(law, [1e18])
+    near, far = plan(1e18, own=runs), plan(1e22, own=runs)
+    assert 30 < near.tokens_per_param < 45
+    assert np.log(far.N / near.N) / np.log(1e4) == pytest.approx(0.5, abs=0.04)
+    for answer in (near, far):
+        assert answer.intervals is not None
+    assert width(near) < width(far)
 
 
 def test_many_budgets_overrule_the_prior() -> None:
-    C = np.geomspace(1e17, 1e20, 8)
-    line = map_line(C, 0.01 * C**0.6, np.full(8, 0.02))
-    assert line.exponent == pytest.approx(0.6, abs=0.02)
+    law = law_through(np.log(np.sqrt(1e19 / 6 / 12)), 1e19, 0.6)
+    runs = sweep(law, list(np.geomspace(1e17, 1e20, 6)), noise=0.001)
+    answer = plan(1e22, own=runs, convention="total")
+    assert pytest.approx(optimal_allocation(law, 1e22).N, rel=0.25) == answer.N
 
 
-def test_own_minima_find_planted_optima_and_say_their_noise() -> None:
-    law, budgets = besiroglu(), [1e18, 1e19, 1e20]
-    truth = np.array([optimal_allocation(law, C).N for C in budgets])
-    found = own_minima(sweep(law, budgets)).minima
-    np.testing.assert_allclose([m.N for m in found], truth, rtol=0.05)
-    z = []
-    for seed in range(40):
-        own = own_minima(sweep(law, budgets, noise=0.005, seed=seed)).minima
-        z += [
-            np.log(m.N / truth[budgets.index(min(budgets, key=lambda b: abs(b - m.C)))]) / m.standard_error for m in own
-        ]
-    assert 0.5 < np.std(z) < 1.3
+def test_a_single_run_moves_little_and_is_said_to() -> None:
+    answer = plan(1e21, own={"N": [1e8], "D": [2e9], "loss": [3.3]})
+    assert answer.tokens_per_param == pytest.approx(20, rel=0.2)
+    assert width(answer) > width(plan(1e21))
+    assert any("say little of the best size" in note for note in answer.notes)
 
 
-def test_own_minima_of_sizes_that_hardly_differ_are_none() -> None:
-    N = np.array([115_008.0, 115_500.0, 116_480.0, 117_000.0])  # one size in several architectures
-    found = own_minima({"N": N, "D": 5.7e11 / 6 / N, "loss": np.array([2.2, 2.09, 1.83, 2.29])})
-    assert not found.minima
-    assert found.reasons[-1].endswith("its sizes lie within a factor of 1.02, a minimum needs 1.5")
-
-
-def test_own_minima_use_the_given_flops() -> None:
+def test_the_budget_is_spent_at_the_runs_own_flops() -> None:
     runs = sweep(besiroglu(), [1e19])
     runs["C"] = 7 * runs["N"] * runs["D"]
-    found = own_minima(runs)
-    assert found.flops_per_param_token == pytest.approx(7)
-    assert pytest.approx(7e19 / 6) == found.minima[0].C
     answer = plan(1e21, own=runs)
     assert pytest.approx(1e21 / 7) == answer.N * answer.D
+    assert [m.C for m in answer.minima] == [pytest.approx(7e19 / 6)]
+
+
+def width(answer: Plan) -> float:
+    """Of N's interval, in ln N."""
+    assert answer.intervals is not None
+    low, high = answer.intervals["N"]
+    return float(np.log(high / low))
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------
@@ -210,32 +193,33 @@ def test_a_stock_that_suffices_changes_nothing_and_one_that_does_not_shifts() ->
     assert "epochs" in str(short)
 
 
-def test_own_runs_shrink_towards_the_prior() -> None:
+def test_own_runs_overrule_the_prior_where_they_are_clear() -> None:
     low = law_through(np.log(np.sqrt(1e18 / 6 / 60)), 1e18, 0.5)  # 60 tokens per parameter
     answer = plan(1e21, own=sweep(low, [5e17, 2e18]), convention="total")
-    assert 20 < answer.tokens_per_param < 60
+    assert answer.tokens_per_param == pytest.approx(60, rel=0.1)
     assert len(answer.minima) == 2
     assert {"own approach 2, raw", "own approach 3, raw"} <= {row.name for row in answer.alternatives}
     assert any("unusual" in note for note in answer.notes)
     assert answer.convention == "total"
 
 
-def test_a_ladder_without_profiles_leaves_the_prior_and_says_so() -> None:
+def test_runs_along_one_ratio_say_little_and_it_is_said() -> None:
     N = np.array([1e7, 3e7, 1e8])
     own = {"N": N, "D": 20 * N, "loss": [4.2, 3.8, 3.4]}
     answer = plan(1e21, own=own)
-    assert answer.tokens_per_param == pytest.approx(20)
-    assert any("own runs are not used: train at least three sizes" in note for note in answer.notes)
-    assert answer.method.startswith("what published families of models showed")
+    assert answer.tokens_per_param == pytest.approx(20, rel=0.3)
+    assert any("say little of the best size: train at least three sizes" in note for note in answer.notes)
+    assert answer.minima == ()
 
 
-def test_scattered_runs_show_their_fit_beside_the_prior() -> None:
+def test_scattered_runs_need_no_profiles() -> None:
     law, rng = besiroglu(), np.random.default_rng(1)
     N, D = 10 ** rng.uniform(8, 10, 60), 10 ** rng.uniform(9.5, 11.5, 60)
     answer = plan(1e23, own={"N": N, "D": D, "loss": law.loss(N=N, D=D)})
-    assert answer.tokens_per_param == pytest.approx(20)
-    (row,) = (row for row in answer.alternatives if row.name == "own approach 3, raw")
     best = optimal_allocation(law, 1e23)
+    assert pytest.approx(best.N, rel=0.1) == answer.N
+    assert pytest.approx(best.loss, rel=0.01) == answer.L
+    (row,) = (row for row in answer.alternatives if row.name == "own approach 3, raw")
     assert pytest.approx((best.N, best.loss), rel=1e-3) == (row.N, row.L)
 
 
@@ -307,7 +291,7 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
     for i in range(starts):
         own = {key: np.concatenate([data[C][key] for C in all_C[i : i + budgets]]) for key in ("N", "D", "loss", "C")}
         target = all_C[-1]
-        advice = {"20:1": np.sqrt(target / 120), "MAP": plan(target, own=own).N}
+        advice = {"20:1": np.sqrt(target / 120), "own": plan(target, own=own).N}
         raw = fit_law("hoffmann", {key: own[key] for key in ("N", "D", "loss")}, draws=2).law
         advice["raw 3"] = optimal_allocation(raw, target).N
         if budgets > 1:
@@ -320,21 +304,21 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
 @pytest.mark.parametrize(
     ("config", "budgets", "best", "known"),
     [  # medians over the four smallest budgets, or pairs of neighbours; % of loss
-        (TUNED, 1, "MAP", {"20:1": 0.113, "MAP": 0.074, "raw 3": 4.106}),
-        (TUNED, 2, "MAP", {"20:1": 0.113, "MAP": 0.095, "raw 2": 3.582, "raw 3": 0.726}),
-        (TUNED_ATTENTION, 1, "MAP", {"20:1": 0.330, "MAP": 0.161, "raw 3": 2.730}),
+        (TUNED, 1, "20:1", {"20:1": 0.113, "own": 0.125, "raw 3": 4.106}),
+        (TUNED, 2, "own", {"20:1": 0.113, "own": 0.063, "raw 2": 3.582, "raw 3": 0.726}),
+        (TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.063, "raw 3": 2.730}),
         (
             "rw/tuned/short/const/attention/train",
             2,
-            "MAP",
-            {"20:1": 0.330, "MAP": 0.183, "raw 2": 0.213, "raw 3": 1.624},
+            "own",
+            {"20:1": 0.330, "own": 0.019, "raw 2": 0.213, "raw 3": 1.624},
         ),
-        (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "MAP": 0.117, "raw 3": 6.622}),
+        (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.267, "raw 3": 6.622}),
         (
             "rw/base/short/chinchilla/standard/val",
             2,
             "20:1",
-            {"20:1": 0.024, "MAP": 0.080, "raw 2": 0.545, "raw 3": 2.570},
+            {"20:1": 0.024, "own": 0.076, "raw 2": 0.545, "raw 3": 2.570},
         ),
     ],
 )
@@ -345,8 +329,8 @@ def test_regret_of_advice(config: str, budgets: int, best: str, known: dict[str,
     assert median == pytest.approx(known, rel=0.1, abs=0.02)
     # a fit to the same few runs, not shrunk, is never better, nor is its worst case
     for raw in {"raw 2", "raw 3"} & set(found):
-        assert median["MAP"] <= median[raw]
-        assert max(found["MAP"]) <= max(found[raw])
+        assert median["own"] <= median[raw]
+        assert max(found["own"]) <= max(found[raw])
 
 
 def test_four_budgets_and_more_come_from_the_data() -> None:
@@ -355,8 +339,8 @@ def test_four_budgets_and_more_come_from_the_data() -> None:
     budgets = list(data)
     own = {key: np.concatenate([data[C][key] for C in budgets[:8]]) for key in ("N", "D", "loss", "C")}
     few = {key: np.concatenate([data[C][key] for C in budgets[:2]]) for key in ("N", "D", "loss", "C")}
-    assert "a = 0.49" in plan(budgets[-1], own=few).method
-    assert "a = 0.57" in plan(budgets[-1], own=own).method
+    assert "a = 0.44" in plan(budgets[-1], own=few).method
+    assert "a = 0.61" in plan(budgets[-1], own=own).method
 
 
 # -- money and time ----------------------------------------------------------------------------------------------------
@@ -553,16 +537,13 @@ def test_the_loss_of_a_plan_by_own_runs_is_that_of_their_law() -> None:
     truth = float(law.loss(N=answer.N, D=answer.D))
     low, high = answer.intervals["L"]
     assert low <= truth <= high and high - low < 0.3
-    assert any(note.startswith("the loss is that of E + A/N^α + B/D^β fitted to all own runs") for note in answer.notes)
+    assert any(note.startswith("the loss is that of the law behind the size") for note in answer.notes)
 
 
 def test_no_loss_where_nothing_gives_one() -> None:
-    for answer, why in (
-        (plan(1e12), "L is open: 1e+12 FLOPs are beyond"),
-        (plan(1e21, own={"N": [1e7, 3e7, 1e8], "D": [2e8, 6e8, 2e9], "loss": [4.2, 3.8, 3.4]}), "L is open: the own"),
-    ):
-        assert answer.L is None and answer.intervals is not None and "L" not in answer.intervals
-        assert any(note.startswith(why) for note in answer.notes)
+    answer = plan(1e12)
+    assert answer.L is None and answer.intervals is not None and "L" not in answer.intervals
+    assert any(note.startswith("L is open: 1e+12 FLOPs are beyond") for note in answer.notes)
     assert plan(1e21, unique_tokens=1e9).L is None
     assert plan(1e21, law="deepseek2024").L is None
 

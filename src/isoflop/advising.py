@@ -22,7 +22,6 @@ from isoflop.entries import describe_model
 from isoflop.fit.forecast.bins import usable
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.frontier.shape import shape_warning
-from isoflop.fit.laws import compute_of
 from isoflop.forecasting import About, Forecasting
 from isoflop.guard import Guard, declare, warn
 from isoflop.observe.parameters import unwrap
@@ -219,9 +218,9 @@ class Advising:
         """At the compute so far; the loss is of the kind that the own runs were fitted on."""
         for name in ("isoflop/frontier_loss", "isoflop/excess_loss"):
             self.scalars.pop(name, None)
-        if self.own.frontier is None or run.N is None or not run.tokens:
+        if run.N is None or not run.tokens:
             return
-        least = self.own.frontier.loss(float(compute_of(run.N, run.tokens, run.flops or math.nan)))
+        least = self.own.least_loss(run.N, run.tokens)
         if least is None:
             return
         self.scalars["isoflop/frontier_loss"] = least

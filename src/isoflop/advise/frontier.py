@@ -1,7 +1,7 @@
 """Off the frontier: the planned size and data against the compute-optimal ones, before the first step and at log steps.
 
-The line N_opt(C) is the prior's (ln D/N ~ N(ln 20, .45), a ~ N(.50, .06)) or goes through the user's own isoFLOP
-minima. What a size k times the optimum wastes follows from Hoffmann's law with the exponents of Besiroglu et al. 2024.
+The line N_opt(C) is the prior's (ln D/N ~ N(ln 20, .45), a ~ N(.50, .06)) or the posterior of the user's own runs. What
+a size k times the optimum wastes follows from Hoffmann's law with the exponents of Besiroglu et al. 2024.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from isoflop.advise.waste import Array, Waste, waste_of
 from isoflop.fit.frontier.allocation import interval
 from isoflop.fit.law import Law
 from isoflop.fit.planning.alternatives import line_law
-from isoflop.fit.planning.map_line import MapLine, prior_line
+from isoflop.fit.planning.map_line import PriorLine
+from isoflop.fit.posterior import Posterior
 from isoflop.record.conventions import DEFAULT_N
 
 DRAWS = 101
@@ -29,9 +30,9 @@ FAR = 20.0
 """A factor between the ends of the best size's interval beyond which it is not named."""
 
 
-def law_at(line: MapLine | None, C: float) -> Law:
+def law_at(line: Posterior | None, C: float) -> Law:
     """A law whose optimum at C FLOPs is the line's, with few draws: these are computed beside training."""
-    law = line_law(line or prior_line(), C, DEFAULT_N)
+    law = line_law(line or PriorLine(), C, DEFAULT_N)
     assert law.draws is not None
     middle = slice(len(next(iter(law.draws.values()))) // (2 * DRAWS), None, len(law.draws["A"]) // DRAWS)
     return replace(law, draws={name: values[middle] for name, values in law.draws.items()})
@@ -45,8 +46,9 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         return Missing("whether the size fits the data", f"{what} unknown (total_steps=, tokens_fn=, num_params=)")
     if run.unlike and run.line is None:
         return Missing("whether the size fits the data", run.unlike)
-    rate = (run.line or prior_line()).flops_per_param_token
-    C, formula = rate * run.N * D, f"C = {rate:.3g}·N·D"
+    line = run.line or PriorLine()
+    C = line.flops(run.N, D)
+    formula = f"C = {C / (run.N * D):.3g}·N·D"
     waste = waste_of(law_at(run.line, C), run.N, D, run.inference_tokens or 0.0)
     numbers = _numbers(run, D, Quantity(formula, C, "FLOPs"), waste)
     saved, low, high = waste.saved(LEVEL)

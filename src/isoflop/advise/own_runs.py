@@ -1,4 +1,4 @@
-"""What the user's earlier runs say of the best size: their isoFLOP minima join the prior's line."""
+"""What the user's earlier runs say of the best size and of the least loss at a budget: by `isoflop.fit.posterior`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isoflop.advise.own_frontier import OwnFrontier, own_frontier
 from isoflop.fit.ends import final_loss, unfinished
 from isoflop.fit.forecast.records import domain_of
 from isoflop.fit.laws import compute_of
-from isoflop.fit.planning.map_line import MapLine, map_line
-from isoflop.fit.planning.own_minima import own_minima
+from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.record import Run
 from isoflop.record.conventions import DEFAULT_N
 
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
+FEWEST = 8
+"""Own runs whose law names a least loss."""
+BEYOND = 30.0
+"""A factor of compute over the largest own run to which the least loss is told."""
+LEVEL, WIDEST = 0.8, 0.025
+"""An 80% half-width above this fraction of the loss is no frontier, as it is no forecast."""
 KINDS = {"moe": "a mixture of experts", "finetuning": "fine-tuning"}
 
 
@@ -36,18 +40,38 @@ class OwnRuns:
     """What was learnt.
 
     Attributes:
-        line: N_opt(C) by the prior and the runs; None: they show no minimum.
-        source: what the line rests on, for people.
+        posterior: of the runs' law; None: no runs.
         points: the runs used.
-        frontier: the least loss by their law; None: they do not determine one.
         left_out: why runs were not used.
     """
 
-    line: MapLine | None = None
-    source: str = ""
+    posterior: Posterior | None = None
     points: tuple[OwnRun, ...] = ()
-    frontier: OwnFrontier | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> Posterior | None:
+        """N_opt(C) by the runs and the prior; None: the runs say little of it."""
+        return self.posterior if self.posterior is not None and self.posterior.telling else None
+
+    @property
+    def source(self) -> str:
+        """What the line rests on, for people."""
+        return "" if self.line is None else f"{len(self.points)} runs of your own, shrunk towards published sweeps"
+
+    def least_loss(self, N: float, D: float) -> float | None:
+        """Nats per token of the best size and tokens at the compute of N parameters on D tokens.
+
+        None: too few runs, too far from them, or not sure enough.
+        """
+        if self.posterior is None or len(self.points) < FEWEST:
+            return None
+        C = self.posterior.flops(N, D)
+        if not min(_flops(point) for point in self.points) <= C <= BEYOND * self.posterior.largest:
+            return None
+        drawn = np.exp(self.posterior.least(self.posterior.line(C)))
+        low, middle, high = np.quantile(drawn, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+        return float(middle) if (high - low) / 2 <= WIDEST * middle else None
 
 
 def learn_from(
@@ -59,7 +83,7 @@ def learn_from(
     domain: Mapping[str, bool] | None = None,
     itself: str | None = None,
 ) -> OwnRuns:
-    """The isoFLOP minima of finished runs and the line through them.
+    """The law of finished runs.
 
     Args:
         runs: as read from their records.
@@ -84,16 +108,7 @@ def learn_from(
     if not points:
         return OwnRuns(left_out=tuple(left_out))
     N, D, L, C = np.array(points, dtype=float).T
-    frontier = own_frontier(N, D, L, C)
-    found = own_minima({"N": N, "D": D, "loss": L, "C": C}) if len(points) >= 3 else None
-    if found is None or not found.minima:
-        return OwnRuns(points=tuple(points), frontier=frontier, left_out=tuple(left_out))
-    budgets, best, sd = (
-        np.array([getattr(m, key) for m in found.minima], dtype=float) for key in ("C", "N", "standard_error")
-    )
-    line = map_line(budgets, best, sd, found.flops_per_param_token)
-    source = f"{_number(len(found.minima), 'isoFLOP minimum', 'isoFLOP minima')} of {len(points)} runs of your own"
-    return OwnRuns(line, f"{source}, shrunk towards published sweeps", tuple(points), frontier, tuple(left_out))
+    return OwnRuns(posterior_of_runs(N, D, C, L), tuple(points), tuple(left_out))
 
 
 def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
@@ -128,7 +143,3 @@ def _point(run: Run, loss: str) -> OwnRun | None:
         return None
     D = float(seen[-1].data_tokens or 0)
     return OwnRun(float(N), D, final, float(compute_of(N, D, seen[-1].flops or np.nan)))
-
-
-def _number(n: int, one: str, many: str) -> str:
-    return f"{n} {one if n == 1 else many}"

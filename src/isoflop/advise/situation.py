@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from isoflop.fit.batch import Belief
 from isoflop.fit.forecast import Forecast, LrPlan, Silence
-from isoflop.fit.planning.map_line import MapLine
+from isoflop.fit.posterior import Posterior
 
 Intent = Literal["optimal", "overtrain"]
 
@@ -106,7 +106,7 @@ class Situation:
     seconds: float | None = None
     price_per_hour: float | None = None
     unlike: str = ""
-    line: MapLine | None = None
+    line: Posterior | None = None
     line_source: str = ""
     inference_tokens: float | None = None
     unique_tokens: float | None = None

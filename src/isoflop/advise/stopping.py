@@ -13,7 +13,7 @@ from isoflop.advise.thresholds import Thresholds
 from isoflop.advise.waste import waste_of
 from isoflop.fit.forecast import PASSING, Forecast, LrPlan
 from isoflop.fit.laws_kaplan import ALPHA_N_STEPS, ALPHA_S
-from isoflop.fit.planning.map_line import prior_line
+from isoflop.fit.planning.map_line import PriorLine
 
 KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
 """α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
@@ -39,11 +39,11 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return None
     if run.unique_tokens is not None and run.unique_tokens < run.tokens:
         return None  # the law is of single epochs
-    line = run.line or prior_line()
-    C = line.flops_per_param_token * run.N * run.tokens
+    line = run.line or PriorLine()
+    C = line.flops(run.N, run.tokens)
     if math.log(run.N) > line.at(C)[0] - CLOSE:
         return None  # cheap to see, and the rule
-    waste = waste_of(law_at(line, C), run.N, run.tokens)
+    waste = waste_of(law_at(run.line, C), run.N, run.tokens)
     larger = float(np.mean(waste.N[1:] > run.N))
     if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:
         return None

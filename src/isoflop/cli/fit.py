@@ -25,6 +25,9 @@ from isoflop.cli.text import (
 )
 from isoflop.record.conventions import DEFAULT_N
 
+AHEAD = 10.0
+"""Compute at which the best size is told, over that of the largest run."""
+
 
 def fit(
     runs: RunFiles,
@@ -83,7 +86,7 @@ def fit(
         with progress_bar("fitting, and again to resampled runs", wanted=not as_json) as progress:
             fitted = fit_law(
                 law,
-                table.columns,
+                {name: table.columns[name] for name in (*FORMS[law].variables, "loss")},
                 delta=width,
                 fixed=fixed,
                 priors=known,
@@ -94,7 +97,10 @@ def fit(
                 progress=progress,
             )
     if as_json:
-        print_json(as_object(fitted))
+        told = as_object(fitted)
+        if law == "hoffmann":
+            told["best_size"] = best_size({**table.columns, "C": table.C}, level)
+        print_json(told)
         return
     from isoflop.show.fit import print_fit
 
@@ -104,17 +110,20 @@ def fit(
 
 
 def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) -> None:
-    """Hoffmann's second approach, minima of isoFLOP profiles, beside the parametric third; or why there is none."""
+    """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     import numpy as np
 
     from isoflop.fit.approaches.approach import NoApproach
-    from isoflop.fit.approaches.compare import approach_3, compare_approaches
+    from isoflop.fit.approaches.compare import approach_3, compare_approaches, posterior_approach
     from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
     from isoflop.fit.laws import typical_rate
+    from isoflop.fit.posterior import posterior_of_runs
     from isoflop.show.fit import print_approaches
 
     C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
-    approaches, said = [], []
+    posterior = posterior_of_runs(N, D, C, L)
+    target = AHEAD * posterior.largest
+    approaches, said = [posterior_approach(posterior, posterior.line(target), fitted.level)], []
     try:
         approaches.append(isoflop_profiles(C, N, D, L, budgets=budgets, level=fitted.level))
     except ValueError as reason:
@@ -126,12 +135,35 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
         said.append(str(NoApproach("approach 3 (this law)", "a law that the runs leave open has no frontier")))
     else:
         approaches.append(approach_3(fitted.law, fitted.level, typical_rate(C, N, D)))
-    if approaches:
-        compared = compare_approaches(approaches, float(C.max()) * 10)
-        print_approaches(compared, fitted.level)
-        said = [*compared.warnings, *said]
+    compared = compare_approaches(approaches, target)
+    print_approaches(compared, fitted.level)
+    said = [*compared.warnings, *said]
     for line in said:
         say(f"! {line}", indent=2)
+
+
+def best_size(columns: Any, level: float) -> dict[str, Any]:
+    """The exponent and the best size by the posterior behind `plan` and `ladder fit`, ten times beyond the runs."""
+    import numpy as np
+
+    from isoflop.fit.posterior import posterior_of_runs
+
+    N, D, C_runs, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "C", "loss"))
+    posterior = posterior_of_runs(N, D, C_runs, L)
+    C = AHEAD * posterior.largest
+    log_N, a = posterior.log_sizes(C), posterior.exponents(C)
+    N_opt = float(np.exp(np.median(log_N)))
+    ends = (1 - level) / 2, (1 + level) / 2
+    return {
+        "flops": C,
+        "N": N_opt,
+        "D": float(posterior.line(C).tokens(N_opt)),
+        "a": float(np.median(a)),
+        "intervals": {
+            "N": np.exp(np.quantile(log_N, ends)).tolist(),
+            "a": np.quantile(a, ends).tolist(),
+        },
+    }
 
 
 def as_object(fitted: Any) -> dict[str, Any]:

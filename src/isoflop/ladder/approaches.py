@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 
-from isoflop.fit.approaches.approach import Approach, NoApproach, from_draws
-from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches
+from isoflop.fit.approaches.approach import NoApproach
+from isoflop.fit.approaches.compare import Comparison, approach_3, compare_approaches, posterior_approach
 from isoflop.fit.approaches.envelope import Curve, envelope
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
 from isoflop.fit.fitting.fit_law import fit_law
-from isoflop.ladder.drifting_law import BudgetLine
+from isoflop.fit.posterior import BudgetLine, Posterior
 from isoflop.ladder.finished import Finished
-from isoflop.ladder.posterior import Posterior
 
 DRAWS = 400
 OPEN = 0.15
@@ -34,7 +33,7 @@ def three_approaches(
     """
     table = np.array([[run.flops, run.N, run.D, run.loss] for run in finished.runs])
     C, N, D, L = table.T
-    found = [ladder_approach(posterior, target, float(C.max()), level)]
+    found = [posterior_approach(posterior, target, level, NAME)]
     without = []
     try:
         curves = [
@@ -60,19 +59,3 @@ def three_approaches(
     except ValueError as reason:
         without.append(NoApproach("approach 3 (the law without a prior)", str(reason)))
     return compare_approaches(found, target.C), tuple(without)
-
-
-def ladder_approach(posterior: Posterior, target: BudgetLine, largest: float, level: float) -> Approach:
-    """The ladder's law as power laws through its optima at the largest budget and at the target."""
-    at = math.log(target.C)
-    from_C = largest if 1.5 * largest < target.C else target.C / 10
-    below = BudgetLine(from_C, target.N, target.D * from_C / target.C, target.slope)
-    high, low = posterior.sizes(target), posterior.sizes(below)
-    a = (high - low) / math.log(target.C / from_C)
-    b = (np.log(target.tokens(np.exp(high))) - np.log(below.tokens(np.exp(low)))) / math.log(target.C / from_C)
-    draws = np.stack([high - a * at, a, np.log(target.tokens(np.exp(high))) - b * at, b], axis=1)
-    middle = np.median(draws, axis=0)
-    # a line through medians: exponents' medians, and prefactors that give the median sizes at the target
-    middle[0] = np.median(high) - middle[1] * at
-    middle[2] = math.log(float(target.tokens(math.exp(float(np.median(high)))))) - middle[3] * at
-    return from_draws(NAME, middle[:2], middle[2:], draws, level, n=len(draws))

@@ -10,15 +10,13 @@ import numpy as np
 
 from isoflop.fit.frontier.allocation import short
 from isoflop.fit.papers.published import published
-from isoflop.fit.planning.map_line import RATIO
+from isoflop.fit.posterior import Array, BudgetLine, Posterior, posterior_of_runs
 from isoflop.ladder.approaches import three_approaches
-from isoflop.ladder.drifting_law import Array, BudgetLine, Origin
 from isoflop.ladder.finished import Finished, FinishedRun, read_finished
 from isoflop.ladder.ladder_fit import Estimate, LadderFit, estimate
 from isoflop.ladder.leave_out import leave_largest_out
 from isoflop.ladder.plan import LadderPlan
 from isoflop.ladder.plan_file import read_plan
-from isoflop.ladder.posterior import Posterior, posterior_of
 from isoflop.ladder.worth import worth_of_a_rung
 from isoflop.record.conventions import DEFAULT_N
 
@@ -32,8 +30,6 @@ NEAR = 3.0
 """A factor of the largest budget within which runs are held against its optimum."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
-DENSE = 6.0
-"""FLOPs per parameter and token without attention."""
 
 
 def fit_ladder_runs(
@@ -79,7 +75,7 @@ def fit_finished(finished: Finished, target_flops: float, level: float = 0.9) ->
             f"expected at least {FEWEST} finished runs of {SEVERAL} sizes, got {len(N)} of {len(set(N))}{reasons}"
         )
     posterior = posterior_of_runs(N, D, C, L)
-    target = target_of(N, D, C, target_flops)
+    target = posterior.line(target_flops)
     log_N = posterior.sizes(target)
     sizes = np.exp(log_N)
     tokens = np.asarray(target.tokens(sizes))
@@ -110,38 +106,6 @@ def columns(runs: Sequence[FinishedRun]) -> tuple[Array, Array, Array, Array]:
     """N, D, C and losses of runs."""
     table = np.array([[run.N, run.D, run.flops, run.loss] for run in runs], dtype=float).reshape(-1, 4)
     return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
-
-
-def posterior_of_runs(N: Array, D: Array, C: Array, loss: Array, seed: int = 0) -> Posterior:
-    """The posterior of the drifting law, its origin at the largest budget and 20 tokens per parameter.
-
-    Args:
-        N: parameters with the head [n].
-        D: tokens [n].
-        C: training FLOPs [n].
-        loss: nats per token [n].
-        seed: of the chains.
-    """
-    largest = int(np.argmax(C))
-    rate = C[largest] / (N[largest] * D[largest])
-    middle = math.sqrt(C[largest] / rate / RATIO)
-    return posterior_of(N, D, loss, Origin(middle, RATIO * middle), seed)
-
-
-def target_of(N: Array, D: Array, C: Array, target_flops: float) -> BudgetLine:
-    """The target's budget line: FLOPs per parameter and token fall with N as in the runs, to no less than 6.
-
-    Small models spend more on attention beside their parameters; a line in logarithms carries that on.
-    """
-    log_rate = np.log(np.maximum(C / (N * D), 1e-9))
-    slope, level = (float(v) for v in np.polyfit(np.log(N), log_rate, 1))
-    slope = min(slope, 0.0)
-    size = math.sqrt(target_flops / DENSE / RATIO)
-    rate = DENSE
-    for _ in range(20):
-        rate = max(math.exp(level + slope * math.log(size)), DENSE)
-        size = math.sqrt(target_flops / rate / RATIO)
-    return BudgetLine(target_flops, size, target_flops / rate / size, 1.0 + (slope if rate > DENSE else 0.0))
 
 
 def batch_of(D: Estimate, N: Estimate, flops: float) -> Estimate:

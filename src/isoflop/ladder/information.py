@@ -12,8 +12,20 @@ from functools import cached_property
 
 import numpy as np
 
-from isoflop.ladder.belief import NOISE, prior_laws, pulls, scatter
-from isoflop.ladder.drifting_law import CONSTANTS, Array, BudgetLine, Origin, best_size, gradient, least_loss, slopes
+from isoflop.fit.posterior import (
+    CONSTANTS,
+    NOISE,
+    Array,
+    BudgetLine,
+    Origin,
+    best_size,
+    gradient,
+    least_loss,
+    prior_laws,
+    pulls,
+    scatter,
+    slopes,
+)
 
 LAWS = 32
 """Of the prior, over which a design's worth is averaged."""

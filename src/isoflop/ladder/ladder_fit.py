@@ -10,10 +10,9 @@ import numpy as np
 
 from isoflop.fit.approaches.approach import NoApproach
 from isoflop.fit.approaches.compare import Comparison
-from isoflop.ladder.drifting_law import Array, BudgetLine
+from isoflop.fit.posterior import Array, BudgetLine, Posterior
 from isoflop.ladder.finished import Finished
 from isoflop.ladder.leave_out import LeftOut
-from isoflop.ladder.posterior import Posterior
 from isoflop.ladder.worth import RungWorth
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.ladder.drifting_law import Array
-from isoflop.ladder.posterior import Posterior
+from isoflop.fit.posterior import Array, Posterior
 
 RUNG = 1.5
 """A factor of the largest budget within which runs are its rung."""

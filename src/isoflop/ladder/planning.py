@@ -11,9 +11,8 @@ import numpy as np
 from scipy import stats
 
 from isoflop.fit.frontier.allocation import short
-from isoflop.ladder.belief import BEYOND, NOISE, SHARED
+from isoflop.fit.posterior import BEYOND, NOISE, SHARED, BudgetLine
 from isoflop.ladder.design import best_design, even_grid
-from isoflop.ladder.drifting_law import BudgetLine
 from isoflop.ladder.families import Family, Shape, family_of
 from isoflop.ladder.finished import FinishedRun, read_finished
 from isoflop.ladder.information import Candidate, Problem, Rung, Worth, worth_of

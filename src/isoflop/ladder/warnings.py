@@ -11,7 +11,7 @@ from scipy import stats
 from isoflop.fit.approaches.bias import bias_on_grid
 from isoflop.fit.frontier.allocation import short
 from isoflop.fit.law import HOFFMANN, Law
-from isoflop.ladder.belief import EXPONENT, REDUCIBLE
+from isoflop.fit.posterior import EXPONENT, REDUCIBLE
 from isoflop.ladder.information import Problem, Rung, Worth
 from isoflop.ladder.plan import PlannedRun
 from isoflop.ladder.rules import FEWEST_STEPS, HIGHEST_RATE, Rule

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.ladder.belief import scatter
-from isoflop.ladder.drifting_law import Array, BudgetLine, best_size, gradient, slopes
-from isoflop.ladder.posterior import Posterior
+from isoflop.fit.posterior import Array, BudgetLine, Posterior, best_size, gradient, scatter, slopes
 
 RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 """Budgets of the next rung over the largest that are looked at."""

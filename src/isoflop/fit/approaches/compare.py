@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ from isoflop.fit.approaches.checks import Array, budget
 from isoflop.fit.frontier.checks import level as level_of
 from isoflop.fit.law import Law
 from isoflop.fit.laws import TRAINING_FLOPS
+from isoflop.fit.posterior import BudgetLine, Posterior
 
+POSTERIOR = "posterior (law with prior)"
 CHINCHILLA = 5.76e23
 """FLOPs of Gopher and Chinchilla: Hoffmann et al. 2022, section 4."""
 
@@ -185,3 +188,19 @@ def _pair(x: Approach, y: Approach) -> Pair:
     gap = x.a - y.a
     z = gap / error if error > 0 else float(np.sign(gap)) * np.inf if gap else 0.0
     return Pair(x.name, y.name, float(z), float(2 * ndtr(-abs(z))), max(l1, l2) <= min(h1, h2))
+
+
+def posterior_approach(posterior: Posterior, target: BudgetLine, level: float, name: str = POSTERIOR) -> Approach:
+    """The posterior's law as power laws through its optima at the largest budget and at the target."""
+    at = math.log(target.C)
+    from_C = posterior.largest if 1.5 * posterior.largest < target.C else target.C / 10
+    below = BudgetLine(from_C, target.N, target.D * from_C / target.C, target.slope)
+    high, low = posterior.sizes(target), posterior.sizes(below)
+    a = (high - low) / math.log(target.C / from_C)
+    b = (np.log(target.tokens(np.exp(high))) - np.log(below.tokens(np.exp(low)))) / math.log(target.C / from_C)
+    draws = np.stack([high - a * at, a, np.log(target.tokens(np.exp(high))) - b * at, b], axis=1)
+    middle = np.median(draws, axis=0)
+    # a line through medians: exponents' medians, and prefactors that give the median sizes at the target
+    middle[0] = np.median(high) - middle[1] * at
+    middle[2] = math.log(float(target.tokens(math.exp(float(np.median(high)))))) - middle[3] * at
+    return from_draws(name, middle[:2], middle[2:], draws, level, n=len(draws))

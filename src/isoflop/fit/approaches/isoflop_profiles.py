@@ -6,6 +6,8 @@ Its parabolas are biased wherever profiles aren't parabolas: `isoflop.fit.approa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -77,6 +79,58 @@ def isoflop_profiles(
         ValueError: a column with values that aren't positive, columns of different lengths, units mixed up, budgets
             that run into each other, fewer than two budgets with a minimum.
     """
+    found = profile_minima(
+        C, N, D, L, budgets=budgets, tolerance=tolerance, minimum=minimum, noise=noise, level=level, seed=seed
+    )
+    minima, reasons, warnings, sd_dof = found.minima, found.reasons, list(found.warnings), found.dof
+    if len(minima) < 2:
+        told = "; ".join(reasons) or f"all rows have about {minima[0].C:.3g} FLOPs"
+        raise ValueError(f"expected at least two budgets with a minimum, got {len(minima)}: {told}")
+    if len(minima) == 2:
+        warnings.append("two budgets: nothing tells whether the minima lie on a line")
+    at = np.log([m.C for m in minima])
+    spread = np.array([m.standard_error for m in minima])
+    sizes, tokens = np.log([m.N for m in minima]), np.log([m.D for m in minima])
+    return from_lines(
+        f"approach 2 ({'parabola' if minimum == 'parabola' else 'Akima'})",
+        line(at, sizes, spread, sd_dof),
+        line(at, tokens, spread, sd_dof),
+        level_of(level),
+        minima=minima,
+        warnings=(*warnings, *reasons),
+        n=found.rows,
+        convention=convention,
+    )
+
+
+@dataclass(frozen=True)
+class ProfileMinima:
+    """The sizes of least loss at the budgets that show one; why others don't, and what is odd about the rows.
+
+    `dof`: degrees of freedom behind the noise. `rows`: in the profiles.
+    """
+
+    minima: tuple[Minimum, ...]
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    dof: float
+    rows: int
+
+
+def profile_minima(
+    C: ArrayLike,
+    N: ArrayLike,
+    D: ArrayLike,
+    L: ArrayLike,
+    *,
+    budgets: ArrayLike | None = None,
+    tolerance: float = 1.25,
+    minimum: Method = "parabola",
+    noise: float | None = None,
+    level: float = 0.9,
+    seed: int = 0,
+) -> ProfileMinima:
+    """The minima alone, of one budget too. Arguments and errors as `isoflop_profiles`."""
     level, warnings = level_of(level), []
     if minimum not in ("parabola", "akima"):
         raise ValueError(f'expected minimum "parabola" or "akima", got {minimum!r}')
@@ -101,24 +155,8 @@ def isoflop_profiles(
             minima.append(found)
         else:
             reasons.append(f"the budget {value:.3g} FLOPs is left out: {found}")
-    if len(minima) < 2:
-        told = "; ".join(reasons) or f"all rows have about {groups[0][0]:.3g} FLOPs"
-        raise ValueError(f"expected at least two budgets with a minimum, got {len(minima)}: {told}")
-    if len(minima) == 2:
-        warnings.append("two budgets: nothing tells whether the minima lie on a line")
-    at = np.log([m.C for m in minima])
-    spread = np.array([m.standard_error for m in minima])
-    sizes, tokens = np.log([m.N for m in minima]), np.log([m.D for m in minima])
-    return from_lines(
-        f"approach 2 ({'parabola' if minimum == 'parabola' else 'Akima'})",
-        line(at, sizes, spread, sd_dof),
-        line(at, tokens, spread, sd_dof),
-        level,
-        minima=tuple(minima),
-        warnings=(*warnings, *reasons),
-        n=sum(len(rows) for _, rows in kept),
-        convention=convention,
-    )
+    rows_used = sum(len(rows) for _, rows in kept)
+    return ProfileMinima(tuple(minima), tuple(reasons), tuple(warnings), sd_dof, rows_used)
 
 
 def _noise(noise: float | None, method: Method, profiles: list[tuple[Array, Array]]) -> tuple[list[Array], float]:

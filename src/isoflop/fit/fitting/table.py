@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,8 +71,8 @@ def read_table(
     if convention is not None and convention not in COUNTS:
         raise BadData(f"--n: expected one of {', '.join(COUNTS)}, got {convention!r}")
     for what in named or {}:
-        if what not in wanted:
-            raise BadData(f"--column: expected one of {', '.join(wanted)} before =, got {what!r}")
+        if what not in (known := (*wanted, "C") if {"N", "D"} <= {*wanted} else wanted):
+            raise BadData(f"--column: expected one of {', '.join(known)} before =, got {what!r}")
     files: list[Path] = []
     records: list[Place] = []
     for source in sources:
@@ -123,8 +124,7 @@ def _table(
     }
     C = columns.get("C", [])
     if not C and {"N", "D"} <= set(columns):
-        measured = [float((LOSS_NAME in row and row.get("C")) or "nan") for row in rows]
-        C = compute_of(columns["N"], columns["D"], measured).tolist()
+        C = compute_of(columns["N"], columns["D"], _measured(rows, labels, present, (named or {}).get("C"))).tolist()
     if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
         meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
         taken = {what: meant.get(name, name) for what, name in taken.items()}
@@ -132,6 +132,17 @@ def _table(
     else:
         convention = "unknown"
     return Table(columns, taken, tuple(labels), convention=convention, C=C)
+
+
+def _measured(
+    rows: Sequence[Mapping[str, str]], labels: Sequence[str], present: Sequence[str], named: str | None
+) -> list[float]:
+    """Training FLOPs from the column that holds them; NaN where it is blank or there is none."""
+    if named is None and not set(GUESSES["C"]) & set(present):
+        return [math.nan] * len(rows)
+    name = _column("C", present, named)
+    cells = [(row.get(name) or "").strip() for row in rows]
+    return [_number(cell, name, label) if cell else math.nan for cell, label in zip(cells, labels, strict=True)]
 
 
 def _column(what: str, present: Sequence[str], named: str | None) -> str:

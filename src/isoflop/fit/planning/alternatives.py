@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
 from isoflop.fit.fitting.fit_law import fit_law
@@ -15,16 +14,16 @@ from isoflop.fit.law import HOFFMANN, Convention, Law
 from isoflop.fit.laws import TRAINING_FLOPS
 from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published, published_names
-from isoflop.fit.planning.map_line import Array, MapLine, prior_line
-from isoflop.fit.planning.own_minima import BUDGET
+from isoflop.fit.planning.map_line import PriorLine
+from isoflop.fit.posterior import Array, Posterior
 from isoflop.record.conventions import DEFAULT_N
 
 SHAPE = "besiroglu2024"
 """Whose α + β says how an optimum shifts under inference or repetition, where a source states the optimum alone."""
 FEWEST = 8
 """Own runs for a fit of five constants."""
-QUANTILES = 2001
-"""Of ln N_opt: as draws of one Gaussian they need no chance."""
+BUDGET = 1.25
+"""A factor of C within which runs share a budget."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def law_through(
     C: float,
     exponent: float,
     *,
-    sd: float = 0.0,
+    draws: Array | None = None,
     flops_per_param_token: float = TRAINING_FLOPS,
     convention: Convention = "unknown",
 ) -> Law:
@@ -95,7 +94,7 @@ def law_through(
         log_N: ln N_opt at C.
         C: training FLOPs.
         exponent: a, kept within .05 to .95.
-        sd: of ln N_opt; draws of A carry it.
+        draws: of ln N_opt; draws of A carry them.
         flops_per_param_token: C/(N·D).
         convention: which parameters N counts.
     """
@@ -104,14 +103,14 @@ def law_through(
     total = shape.constants["alpha"] + shape.constants["beta"]
     beta = min(max(exponent, 0.05), 0.95) * total
     alpha, B = total - beta, shape.constants["B"]
-    z = np.concatenate([[0.0], stats.norm.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES)])
-    log_G = log_N + sd * z - beta / total * np.log(C / flops_per_param_token)
+    z = np.concatenate([[log_N], [] if draws is None else draws])
+    log_G = z - beta / total * np.log(C / flops_per_param_token)
     A = beta * B / alpha * np.exp(total * log_G)
     constants = {"E": shape.constants["E"], "A": float(A[0]), "B": B, "alpha": alpha, "beta": beta}
-    draws = None
-    if sd > 0:
-        draws = {name: np.full(QUANTILES, value) for name, value in constants.items()} | {"A": A[1:]}
-    return Law(HOFFMANN, constants, convention, draws)
+    if draws is None:
+        return Law(HOFFMANN, constants, convention)
+    drawn = {name: np.full(len(draws), value) for name, value in constants.items()} | {"A": A[1:]}
+    return Law(HOFFMANN, constants, convention, drawn)
 
 
 def law_of(source: Published, C: float) -> tuple[Law, bool]:
@@ -127,17 +126,21 @@ def law_of(source: Published, C: float) -> tuple[Law, bool]:
     return source.law, True
 
 
-def line_law(line: MapLine, C: float, convention: Convention) -> Law:
-    """A law whose optimum around C FLOPs is the line's, with its uncertainty at C."""
-    mean, sd = line.at(C)
+def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> Law:
+    """A law whose optimum around C FLOPs is that of the published sweeps or of own runs, with its draws at C."""
     return law_through(
-        mean, C, line.exponent, sd=sd, flops_per_param_token=line.flops_per_param_token, convention=convention
+        line.at(C)[0],
+        C,
+        line.exponent(C),
+        draws=line.log_sizes(C),
+        flops_per_param_token=line.flops_per_param_token(C),
+        convention=convention,
     )
 
 
 def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
     """The published laws' answers, 20 tokens per parameter first; and why some have none."""
-    prior = line_law(prior_line(question.flops), question.flops, DEFAULT_N)
+    prior = line_law(PriorLine(question.flops), question.flops, DEFAULT_N)
     sources: list[tuple[str, Law, bool, str]] = [("D = 20·N", prior, False, "")]
     for name in published_names():
         entry = published(name)

@@ -1,16 +1,12 @@
-"""The loss to expect of a planned run where the advice itself states none: by own runs if they identify a law."""
+"""The loss to expect of a planned run: by own runs, else by the published law of another corpus, widely."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-from numpy.typing import ArrayLike
 
-from isoflop.fit.fitting.fit_law import fit_law
 from isoflop.fit.frontier.allocation import interval
-from isoflop.fit.law import Law
 from isoflop.fit.papers.published import published
+from isoflop.fit.posterior import Posterior
 
 REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")
 """The published law with draws of its constants, on MassiveText; another fit of it, and the law of C4."""
@@ -20,13 +16,11 @@ FITTED_TO = (3e18, 3e21)
 """FLOPs of the runs behind the reference (Hoffmann et al. 2022, figure 4)."""
 REACH = 1e3
 """A factor of compute beyond these at which no loss is stated: its draws know nothing of a law that bends."""
-FEWEST = 8
-"""Own runs for a fit of five constants."""
 
 Expected = tuple[float | None, tuple[float, float] | None, str]
 
 
-def expected_loss(N: float, D: float, own: Mapping[str, ArrayLike] | None = None, level: float = 0.8) -> Expected:
+def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> Expected:
     """Nats per token with an interval, or None; and whose they are, or why there are none.
 
     Without own runs it is Chinchilla's loss, and the interval knows that the reader's corpus is another: it is widened
@@ -35,11 +29,13 @@ def expected_loss(N: float, D: float, own: Mapping[str, ArrayLike] | None = None
     Args:
         N: parameters.
         D: tokens, none of them repeated.
-        own: own runs: "N", "D", "loss".
+        own: what own runs say.
         level: of the interval.
     """
     if own is not None:
-        return _by_own(N, D, own, level)
+        drawn = np.exp(own.run_losses(N, D))
+        said = "the loss is that of the law behind the size, fitted to all own runs; it knows no change of recipe"
+        return float(np.median(drawn)), interval(drawn, level), said
     C = 6 * N * D
     if not FITTED_TO[0] / REACH <= C <= FITTED_TO[1] * REACH:
         return None, None, f"L is open: {C:.2g} FLOPs are beyond a factor {REACH:,.0f} of the runs that laws come from"
@@ -55,16 +51,3 @@ def expected_loss(N: float, D: float, own: Mapping[str, ArrayLike] | None = None
         "but another tokenizer shifts it by more"
     )
     return loss, interval(drawn, level), said
-
-
-def _by_own(N: float, D: float, own: Mapping[str, ArrayLike], level: float) -> Expected:
-    columns = {name: own[name] for name in ("N", "D", "loss")}
-    law: Law | None = None
-    if len(np.asarray(columns["N"])) >= FEWEST:
-        law = fit_law("hoffmann", columns, draws=200).law
-    if law is None or law.draws is None:
-        return None, None, "L is open: the own runs do not identify a law of the loss (isoflop fit says why)"
-    drawn = law.loss_draws(N=N, D=D)
-    assert drawn is not None
-    said = "the loss is that of E + A/N^α + B/D^β fitted to all own runs; its interval knows no change of recipe"
-    return float(law.loss(N=N, D=D)), interval(drawn, level), said

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.fit.approaches.approach import Minimum
+from isoflop.fit.approaches.isoflop_profiles import profile_minima
+from isoflop.fit.fitting.data import check_runs
 from isoflop.fit.frontier import checks as check
 from isoflop.fit.frontier.allocation import short
 from isoflop.fit.law import Convention, Law
@@ -17,33 +19,21 @@ from isoflop.fit.papers.publication import Published
 from isoflop.fit.papers.published import published
 from isoflop.fit.planning.alternatives import SHAPE, Alternative, Question, law_of, line_law, other_laws, own_fits
 from isoflop.fit.planning.expected_loss import expected_loss
-from isoflop.fit.planning.map_line import (
-    EXPONENT,
-    EXPONENT_SD,
-    RATIO,
-    RATIO_SD,
-    MapLine,
-    map_line,
-    prior_line,
-)
-from isoflop.fit.planning.own_minima import own_minima
+from isoflop.fit.planning.map_line import PriorLine
 from isoflop.fit.planning.plan_result import Plan, counted_otherwise
+from isoflop.fit.posterior import RATIO, RATIO_SD, SPLIT, SPLIT_SD, Array, Posterior, posterior_of_runs
 from isoflop.record.conventions import DEFAULT_N
 
 PRIOR = (
-    f"{RATIO:g} tokens per parameter, times or over {np.exp(RATIO_SD):.2f}, and N_opt ∝ C^a with a = {EXPONENT:.2f} ± "
-    f"{EXPONENT_SD:.2f}"
+    f"{RATIO:g} tokens per parameter, times or over {np.exp(RATIO_SD):.2f}, and N_opt ∝ C^a with a = {SPLIT:.2f} ± "
+    f"{SPLIT_SD:.2f}"
 )
-UNUSED = (
-    "own runs are not used: train at least three sizes at one budget, the best of them in the middle. Or fit a law and "
-    "pass it (law= in Python), at your own risk: on public sweeps such fits did worse than 20 tokens per parameter, "
-    "even from eight budgets"
-)
-"""`alternatives.own_fits` has the figures."""
 UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
 FITTED = (1e15, 1e27)
 """FLOPs: published laws were fitted to runs of 1e16 to 4e25 (Llama 3), and a decade or so is left beyond."""
+PLAUSIBLE = (0.5, 1000.0)
+"""FLOPs per parameter and token: 6 for dense models; N without the head of a tiny model reaches 100."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
 
@@ -62,16 +52,16 @@ def plan(
 ) -> Plan:
     """Parameters and tokens for a budget.
 
-    Without a law: what other families of models showed, 20 tokens per parameter, moved by the isoFLOP minima of `own`
-    runs if they show any (`isoflop.fit.planning.map_line`, of greatest posterior probability). It is never a raw fit:
-    from few small budgets that advises worse than 20 tokens per parameter. Where D is fixed, tokens are served or the
-    stock is limited, the shift against that is taken from Besiroglu et al.'s law.
+    Without a law: what other families of models showed, 20 tokens per parameter, moved by `own` runs, one or many, as
+    far as they tell (`isoflop.fit.posterior`: the answer of `ladder fit`). It is never a raw fit: from few small
+    budgets that advises worse than 20 tokens per parameter. Where D is fixed, tokens are served or the stock is
+    limited, the shift against that is taken from Besiroglu et al.'s law.
 
     Args:
         flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023).
         law: a published name, or a law such as `fit_law(…).law`: its optimum is the answer.
         own: own runs, a column each: "N", "D", "loss" (nats per token), "C" (FLOPs; else 6·N·D). Three or more sizes
-            at one budget or more.
+            at one budget or more tell most.
         tokens: D, fixed; N follows.
         inference_tokens: to be served, at 2·N FLOPs each.
         unique_tokens: the stock of them, repeated beyond (Muennighoff et al. 2023).
@@ -127,58 +117,83 @@ def _by_line(
     convention: Convention,
     called: Sequence[object] | None,
 ) -> Plan:
-    found = None if own is None else own_minima(own, rows=called)
-    notes = () if found is None else found.reasons
-    if found is None or not found.minima:
-        line = prior_line()
+    if own is None:
+        line = PriorLine()
         method = (
             f"what published families of models showed: {PRIOR}; the ratio is that at {line.reference:.0e} FLOPs, "
             "where their laws agree best, and intervals widen away from there"
         )
-        rows: tuple[Alternative, ...] = ()
-        if found is not None:
-            notes += (UNUSED,)
-            rows = own_fits(question, *found.columns, found.flops_per_param_token, convention)
-        law = line_law(line, question.flops, DEFAULT_N)
-        return _answer(question, law, False, method, rows=rows, notes=notes, own=own, by_line=True)
-    m = found.minima
-    C, N, sd = (np.array([getattr(v, key) for v in m], dtype=float) for key in ("C", "N", "standard_error"))
-    line = map_line(C, N, sd, found.flops_per_param_token)
-    method = (
-        f"your own runs, {len(m)} isoFLOP minim{'a' if len(m) > 1 else 'um'}, shrunk towards what others showed: "
-        f"D/N = {line.ratio:.3g}, times or over {np.exp(line.ratio_sd):.2f}, at {line.reference:.3g} FLOPs, a = "
-        f"{line.exponent:.2f} ± {line.exponent_sd:.2f} (others: {PRIOR})"
-    )
-    rate = line.flops_per_param_token
+        return _answer(question, line_law(line, question.flops, DEFAULT_N), False, method, by_line=True)
+    runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called)
+    N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
+    C = runs.variables.get("C", TRAINING_FLOPS * N * D)
+    _check_rate(C / (N * D), called)
+    posterior = posterior_of_runs(N, D, C, L)
+    rate = posterior.flops_per_param_token(question.flops)
     return _answer(
         question,
-        line_law(line, question.flops, convention),
+        line_law(posterior, question.flops, convention),
         False,
-        method,
-        rows=own_fits(question, *found.columns, rate, convention),
-        notes=(*notes, *_doubts(line, question.flops, convention)),
-        minima=m,
+        _by_runs(posterior, question.flops),
+        rows=own_fits(question, C, N, D, L, rate, convention),
+        notes=(*runs.warnings, *_doubts(posterior, question.flops, convention)),
+        minima=_minima(C, N, D, L),
         rate=rate,
-        own=own,
+        own=posterior,
         by_line=True,
     )
 
 
-def _doubts(line: MapLine, C: float, convention: Convention) -> tuple[str, ...]:
+def _check_rate(rate: Array, called: Sequence[object] | None) -> None:
+    odd = np.flatnonzero((rate < PLAUSIBLE[0]) | (rate > PLAUSIBLE[1]))
+    if odd.size:
+        row = f"row {odd[0] + 1}" if called is None else str(called[odd[0]])
+        raise ValueError(
+            f"{row}, column 'C': expected about 6 FLOPs per parameter and token, got C/(N·D) = {rate[odd[0]]:.3g}: are "
+            "N and D plain counts and C training FLOPs? Without the column C is 6·N·D"
+        )
+
+
+def _minima(C: Array, N: Array, D: Array, L: Array) -> tuple[Minimum, ...]:
+    try:
+        return profile_minima(C, N, D, L).minima
+    except ValueError:  # the runs share no budgets
+        return ()
+
+
+def _by_runs(posterior: Posterior, C: float) -> str:
+    log_N, sd = posterior.at(posterior.largest)
+    line, N = posterior.line(posterior.largest), np.exp(log_N)
+    a = posterior.exponents(C)
+    return (
+        f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: "
+        f"D/N = {float(line.tokens(N)) / N:.3g}, times or over {np.exp(2 * sd):.2f}, at {posterior.largest:.3g} FLOPs, "
+        f"a = {np.median(a):.2f} ± {a.std():.2f} from there on (others: {PRIOR})"
+    )
+
+
+def _doubts(posterior: Posterior, C: float, convention: Convention) -> tuple[str, ...]:
     said: tuple[str, ...] = ()
+    log_N = posterior.at(posterior.largest)[0]
+    ratio = float(posterior.line(posterior.largest).tokens(np.exp(log_N)) / np.exp(log_N))
     if convention == "unknown":
         said += (
             "say which parameters N of the own runs counts (--n; convention= in Python): tokens per parameter depend "
             "on it",
         )
-    if abs(np.log(line.ratio / RATIO)) > UNUSUAL * RATIO_SD:
+    if not posterior.telling:
         said += (
-            f"{line.ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the "
-            "head shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. "
-            "2024): look at 20 tokens per parameter too",
+            "the own runs say little of the best size: train at least three sizes at one budget, the best of them in "
+            "the middle",
         )
-    if line.reference * FAR < C:
-        said += (f"extrapolated by a factor of {C / line.reference:.2g} in compute",)
+    elif abs(np.log(ratio / RATIO)) > UNUSUAL * RATIO_SD:
+        said += (
+            f"{ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the head "
+            "shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. 2024): "
+            "look at 20 tokens per parameter too",
+        )
+    if posterior.largest * FAR < C:
+        said += (f"extrapolated by a factor of {C / posterior.largest:.2g} in compute",)
     return said
 
 
@@ -193,7 +208,7 @@ def _answer(
     notes: tuple[str, ...] = (),
     minima: tuple[Minimum, ...] = (),
     rate: float = TRAINING_FLOPS,
-    own: Mapping[str, ArrayLike] | None = None,
+    own: Posterior | None = None,
     by_line: bool = False,
 ) -> Plan:
     found = question.put_to(law, rate)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from isoflop.fit.approaches.approach import Minimum
+from isoflop.fit.approaches.isoflop_profiles import profile_minima
 from isoflop.fit.approaches.profile_groups import group
 from isoflop.fit.approaches.profile_minimum import refused
-from isoflop.fit.planning.own_minima import BUDGET, own_minima
+from isoflop.fit.planning.alternatives import BUDGET
 from isoflop.show.figures.axes import loss_axis, size_axis
 from isoflop.show.figures.figure import Array, Figure, NoFigure, Series, Shades
 from isoflop.show.figures.study import Study
@@ -77,12 +78,16 @@ def isoflop_profiles(study: Study) -> Figure | NoFigure:
 
 
 def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
-    """By approach 2; where it has no opinion, as a single budget has, by own minima."""
+    """By approach 2; of a single budget, where it has no opinion, the minimum alone."""
     found = next((each for each in study.approaches if each.name.startswith("approach 2")), None)
     if found is not None:
         return found.minima, found.warnings
-    own = own_minima({**study.columns, "C": study.C})
-    return own.minima, own.reasons
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    try:
+        one = profile_minima(study.C, N, D, L, budgets=study.budgets, level=study.level)
+    except ValueError as reason:
+        return (), (str(reason),)
+    return one.minima, (*one.warnings, *one.reasons)
 
 
 def _parabola(N: Array, L: Array) -> tuple[Array, Array]:
