@@ -67,7 +67,7 @@ class OwnRuns:
         if self.posterior is None or len(self.points) < FEWEST:
             return None
         C = self.posterior.flops(N, D)
-        if not min(_flops(point) for point in self.points) <= C <= BEYOND * self.posterior.largest:
+        if not min(point.C for point in self.points) <= C <= BEYOND * self.posterior.largest:
             return None
         drawn = np.exp(self.posterior.least(self.posterior.line(C)))
         low, middle, high = np.quantile(drawn, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])

@@ -53,7 +53,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     now = run.decay_now() if not decaying(run.rates, run.step) else None
     numbers = [
         Quantity("tokens per parameter", run.tokens / run.N),
-        Quantity("done", C, f"FLOPs ({line.flops_per_param_token:.3g}·N·D)"),
+        Quantity("done", C, f"FLOPs ({C / (run.N * run.tokens):.3g}·N·D)"),
     ]
     still, whose = "", _whose(run)
     if isinstance(run.forecast, Forecast):

@@ -33,9 +33,9 @@ def expected_loss(N: float, D: float, own: Posterior | None = None, level: float
         level: of the interval.
     """
     if own is not None:
-        drawn = np.exp(own.run_losses(N, D))
+        losses = np.exp(own.run_losses(N, D))
         said = "the loss is that of the law behind the size, fitted to all own runs; it knows no change of recipe"
-        return float(np.median(drawn)), interval(drawn, level), said
+        return float(np.median(losses)), interval(losses, level), said
     C = 6 * N * D
     if not FITTED_TO[0] / REACH <= C <= FITTED_TO[1] * REACH:
         return None, None, f"L is open: {C:.2g} FLOPs are beyond a factor {REACH:,.0f} of the runs that laws come from"
