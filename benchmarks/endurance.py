@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 import isoflop
-from isoflop.fit.forecast import Forecast, OnlineForecaster, Silence
+from isoflop.forecast import Forecast, OnlineForecaster, Silence
 
 TOKENS, LOG_EVERY = 512, 10
 

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
 
-from isoflop.fit.fitting.fit_law import DELTA, fit_law
-from isoflop.fit.fitting.newton import Problem, huber
+from isoflop.fit.fit_law import DELTA, fit_law
+from isoflop.fit.newton import Problem, huber
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "chinchilla_245.csv"
 BEST = 0.00101827401780

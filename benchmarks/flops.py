@@ -78,9 +78,9 @@ def median_us(function: Callable[[], Any], repeats: int) -> float:
 def each_step(quick: bool) -> Table:
     from transformers import Trainer
 
-    from isoflop.observe.calls import Call, shapes, signature
-    from isoflop.observe.cost import StepCost
-    from isoflop.observe.measure import measure
+    from isoflop.flops.calls import Call, shapes, signature
+    from isoflop.flops.cost import StepCost
+    from isoflop.flops.measure import measure
 
     given, cost = batch(), StepCost()
     tiny = llama(TINY)
@@ -102,8 +102,8 @@ def once(counter: str, sizes: dict[str, int]) -> dict[str, float]:
     """Seconds and peak memory of one count of forward and backward pass on meta; runs in a process of its own."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from isoflop.observe.calls import Call, shapes
-    from isoflop.observe.measure import measure
+    from isoflop.flops.calls import Call, shapes
+    from isoflop.flops.measure import measure
 
     def ours(model: Any, given: dict[str, torch.Tensor]) -> int:
         return measure(model, [Call(model, (), shapes(given))]).flops.model
@@ -166,9 +166,9 @@ def counting(quick: bool) -> Table:
 def errors(quick: bool) -> Table:
     """Of model FLOPs, against the hand count; fvcore's forward pass three times."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from isoflop.observe.calls import Call, shapes
-    from isoflop.observe.count import count
-    from isoflop.observe.others import opinions
+    from isoflop.flops.calls import Call, shapes
+    from isoflop.flops.count import count
+    from isoflop.flops.other_counters import opinions
     from zoo import ZOO
 
     result = table(

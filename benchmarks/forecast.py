@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from isoflop.fit.forecast import (
+from isoflop.forecast import (
     ESTIMATORS,
     FinishedRun,
     Forecast,
@@ -36,7 +36,7 @@ from isoflop.fit.forecast import (
     learn_priors,
     read_curves,
 )
-from isoflop.fit.forecast.priors import WEAK_PRIORS
+from isoflop.forecast.priors import WEAK_PRIORS
 
 FAST = tuple(name for name in ESTIMATORS if name not in ("isoflop", "multi-power-law"))
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "curves"

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import lr_scheduler as S
 
-from isoflop.fit.forecast import Forecast, LrPlan
-from isoflop.forecasting import About, Forecasting
-from isoflop.observe.schedule import future_learning_rates
-from isoflop.options import Options
-from isoflop.setup import Setup
+from isoflop.forecast import Forecast, LrPlan
+from isoflop.live.forecast import About, Forecasting
+from isoflop.live.options import Options
+from isoflop.live.run_info import Setup
+from isoflop.live.scheduler import future_learning_rates
 
 TOTAL = 1_000_000
 
@@ -67,7 +67,7 @@ def schedulers() -> Table:
         steps = np.random.default_rng(0).integers(1, TOTAL, 2_000)
         off = 0.0
         if scheduler is not None:
-            from isoflop.observe.schedule import _rates
+            from isoflop.live.scheduler import _rates
 
             true = _rates(scheduler)(np.sort(steps) - 1.0)
             off = float(np.abs(np.interp(np.sort(steps), found.steps, found.lr) - true).max() / true.max())

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.posterior import BudgetLine, posterior_of_runs
-from isoflop.ladder.design import best_design, even_grid
-from isoflop.ladder.families import family_of
-from isoflop.ladder.information import Problem, Rung
+from isoflop.ladder.design import Problem, Rung, best_design, even_grid
 from isoflop.ladder.planning import ladder_problem
+from isoflop.ladder.sizes import family_of
 
 Array = NDArray[np.float64]
 LEVEL = 0.9

@@ -26,10 +26,10 @@ from pathlib import Path
 import psutil
 from _ladder_gpt import BATCH, SEQUENCE, learning_rate
 
+from isoflop.cli.ladder import print_ladder_fit
 from isoflop.ladder import LadderPlan, PlannedRun, read_plan, write_plan
-from isoflop.ladder.fitting import fit_ladder_runs
+from isoflop.ladder.fit import fit_ladder_runs
 from isoflop.record import read_runs
-from isoflop.show.ladder_fit import print_ladder_fit
 
 HERE = Path(__file__).resolve().parent
 LARGEST = 5e11  # FLOPs of the largest rung's runs, 6·N·D

@@ -21,11 +21,9 @@ from ladder import LEVEL, SCALES, Array, world
 from numpy.typing import NDArray
 
 from isoflop.fit.posterior import posterior_of_runs
-from isoflop.ladder.design import best_design, even_grid
-from isoflop.ladder.families import family_of
-from isoflop.ladder.information import Problem, Rung
+from isoflop.ladder.design import Problem, Rung, best_design, even_grid
 from isoflop.ladder.planning import ladder_problem
-from isoflop.ladder.sizes import size_grid, size_of
+from isoflop.ladder.sizes import family_of, size_grid, size_of
 
 Loss = Callable[[Array, Array], Array]
 KINDS = ("bend", "broken", "noise", "count", "rate")

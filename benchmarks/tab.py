@@ -96,7 +96,7 @@ class Board:
     def __init__(self, folder: Path) -> None:
         from tensorboard import default, program
 
-        from isoflop.show.tab.plugin import ScalingPlugin
+        from isoflop.tab.plugin import ScalingPlugin
 
         board = program.TensorBoard(plugins=[*default.get_static_plugins(), ScalingPlugin])
         board.configure(argv=["tensorboard", f"--logdir={folder}", "--port=0", "--load_fast=false"])

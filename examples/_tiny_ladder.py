@@ -7,10 +7,10 @@ from pathlib import Path
 from tiny_gpt import QUICK, VOCABULARY, fresh_folder
 
 import isoflop
+from isoflop.cli.ladder import Table, summary_lines
 from isoflop.ladder import LadderPlan, PlannedRun, write_plan
 from isoflop.ladder.run import run_ladder
-from isoflop.show import print_summary
-from isoflop.show.ladder_run import Table, summary_lines
+from isoflop.report.summary import print_summary
 
 DEPTH, CONTEXT, BATCH = 2, 64, 16
 STEPS = ((16, 20), (24, 20)) if QUICK else ((16, 2000), (24, 1000), (24, 2000), (32, 1000))  # width, optimizer steps

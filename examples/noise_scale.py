@@ -13,7 +13,7 @@ from tiny_gpt import QUICK, GPTConfig, TinyGPT, Windows, fresh_folder, next_toke
 from torch.utils.data import DataLoader
 
 import isoflop
-from isoflop.fit.batch import change_batch, critical_batch_by_tokens
+from isoflop.noise import change_batch, critical_batch_by_tokens
 
 STEPS = 60 if QUICK else 1_500  # optimizer steps
 ACCUMULATE, SEQUENCES = 4, 4  # micro-batches a step, sequences in each

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.fit.forecast import Estimator, FinishedRun, LrPlan, OnlineForecaster
-from isoflop.fit.forecast.features import Kernel, falls, path
+from isoflop.forecast import Estimator, FinishedRun, LrPlan, OnlineForecaster
+from isoflop.forecast.curve import Kernel, falls, path
 
 BATCH = 5e5
 

@@ -1,4 +1,4 @@
-"""Planted laws, designs of runs and the public data, for the tests of `isoflop.fit`."""
+"""Planted laws, designs of runs and the public data, for the tests of `isoflop.laws`."""
 
 from __future__ import annotations
 

@@ -14,10 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_gpt import GPTConfig, TinyGPT, next_token_loss
 
 from isoflop.guard import Guard
-from isoflop.observe.noise.estimator import StepEstimate
-from isoflop.observe.noise.measured import StepResult, read, result
-from isoflop.observe.noise.microbatches import MicroBatches
-from isoflop.observe.noise.norms import denominators
+from isoflop.noise.estimator import StepEstimate, StepResult, read, result
+from isoflop.noise.sources import MicroBatches, denominators
 
 LENGTH, POOL = 32, 512
 

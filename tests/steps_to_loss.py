@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtri, stdtrit
 
-from isoflop.fit.batch.belief import Belief
-from isoflop.fit.laws import Values, values
+from isoflop.laws.forms import Values, values
+from isoflop.noise.critical_batch import Belief
 
 
 @dataclass(frozen=True, slots=True)

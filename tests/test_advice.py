@@ -10,22 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.advise import Advice, Adviser, Quantity, Reason, Severity, Situation, Thresholds
-from isoflop.advise.advice import Missing
-from isoflop.advise.adviser import EVALUATORS, WHILE_TRAINING
-from isoflop.advise.batch import batch
-from isoflop.advise.curve import diverging, noise, off_curve, plateau
-from isoflop.advise.data import epochs, overfitting
-from isoflop.advise.frontier import law_at, planned
-from isoflop.advise.hardware import hardware
-from isoflop.advise.schedule import schedule
-from isoflop.advise.situation import Batch, Estimate, Evaluated, Expected
-from isoflop.advise.stopping import past_efficient, target
-from isoflop.advise.track import MOST, Track
-from isoflop.advise.waste import waste_of
-from isoflop.fit.batch import Belief, combine
-from isoflop.fit.forecast import Forecast, LrPlan, OnlineForecaster, Silence
-from isoflop.fit.frontier.optimum import optimal_allocation
+from isoflop.advice import Advice, Adviser, Quantity, Reason, Severity, Situation, Thresholds
+from isoflop.advice.advice import Missing
+from isoflop.advice.adviser import EVALUATORS, WHILE_TRAINING
+from isoflop.advice.curve_rules import diverging, hardware, off_curve, plateau, schedule
+from isoflop.advice.data_rules import batch, epochs, overfitting
+from isoflop.advice.run_state import MOST, Batch, Estimate, Evaluated, Expected, Track, noise
+from isoflop.advice.size_rules import law_at, past_efficient, planned, target
+from isoflop.forecast import Forecast, LrPlan, OnlineForecaster, Silence
+from isoflop.laws.frontier import optimal_allocation, waste_of
+from isoflop.noise import Belief, combine
 
 THRESHOLDS = Thresholds()
 COSINE = LrPlan.cosine(10_000, 1e-3, 100)
@@ -556,7 +550,7 @@ def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest
     def broken(run: Situation, thresholds: Thresholds) -> None:
         raise RuntimeError("broken on purpose")
 
-    group = WHILE_TRAINING if name in WHILE_TRAINING else __import__("isoflop.advise.adviser").advise.adviser.AT_START
+    group = WHILE_TRAINING if name in WHILE_TRAINING else __import__("isoflop.advice.adviser").advise.adviser.AT_START
     monkeypatch.setitem(group, name, broken)
     failed: list[str] = []
     adviser = Adviser(failed=lambda which, error: failed.append(f"{which}: {error}"))

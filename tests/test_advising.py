@@ -15,12 +15,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import isoflop
-from isoflop import advising
-from isoflop.advise import Advice, Reason, Severity, Situation
-from isoflop.advise.own_runs import frontier_of, learn_from
-from isoflop.advise.run_adviser import RunAdviser
-from isoflop.fit.forecast import Forecast
+from isoflop.advice import Advice, Reason, Severity, Situation
+from isoflop.advice.own_runs import frontier_of, learn_from
+from isoflop.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.live import advice as advising
+from isoflop.live.advice import RunAdviser
 from isoflop.record import Point, RecordLog, read_runs
 from isoflop.transformers import IsoFLOPCallback
 from tiny import LIGHTNING_NOISE, Rows, TinyLM, batches, hf_trainer, lightning_module, lightning_trainer, model
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 def judged_at_every_log_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """What trains here takes milliseconds, of which a thousandth is nothing."""
     monkeypatch.setattr(advising, "SHARE", math.inf)
-    monkeypatch.setattr("isoflop.forecasting.SHARE", math.inf)
+    monkeypatch.setattr("isoflop.live.forecast.SHARE", math.inf)
 
 
 def planted(step: int) -> float:

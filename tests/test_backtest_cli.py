@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fits import DATA
 from isoflop.cli import app
-from isoflop.fit.forecast import LrPlan
+from isoflop.forecast import LrPlan
 from isoflop.record import Point, RecordLog
 
 TOKENS = 500_000
@@ -120,7 +120,7 @@ def test_backtest_reads_records_and_leaves_out_the_run_itself(tmp_path: Path) ->
     (estimator,) = json.loads(out).values()
     assert estimator["records"]["0.5"]["n"] == 3 and estimator["records"]["0.5"]["median"] < 1
 
-    from isoflop.fit.forecast.records import finished_runs, priors_without
+    from isoflop.forecast.history import finished_runs, priors_without
     from isoflop.record import read_runs
 
     own, _ = finished_runs(read_runs(tmp_path))
@@ -175,8 +175,8 @@ def test_nothing_to_read(tmp_path: Path, command: str) -> None:
 
 
 def test_the_estimators_that_are_compared() -> None:
-    from isoflop.cli.backtest import estimators
-    from isoflop.fit.forecast import ESTIMATORS
+    from isoflop.cli.forecasts import estimators
+    from isoflop.forecast import ESTIMATORS
 
     known = tuple(ESTIMATORS)
     assert known == ("isoflop", "last-value", "power-law", "kaplan", "hoffmann")
@@ -247,8 +247,8 @@ def test_rank_says_what_does_not_compare(tmp_path: Path) -> None:
 @pytest.mark.skipif(not CURVES.is_dir(), reason="../shared/data/curves is absent")
 def test_orders_that_are_said_at_a_quarter_of_published_runs_are_right() -> None:
     """Within each set of one loss: of pairs that differ by more than 0.3%, and of what is said to be sure."""
-    from isoflop.cli.rank import forecast_of_curve
-    from isoflop.fit.forecast import DEFAULT_PRIORS, Forecast, read_curves
+    from isoflop.cli.forecasts import forecast_of_curve
+    from isoflop.forecast import DEFAULT_PRIORS, Forecast, read_curves
 
     right: list[bool] = []
     sure: list[bool] = []

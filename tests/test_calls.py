@@ -11,9 +11,19 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 
-from isoflop.observe.calls import Call, Shape, Uncountable, metas, shapes, signature, tensors_in, watch
-from isoflop.observe.measure import measure
-from isoflop.observe.outermost import OutermostCalls, parameters_used_outside
+from isoflop.flops.calls import (
+    Call,
+    OutermostCalls,
+    Shape,
+    Uncountable,
+    metas,
+    parameters_used_outside,
+    shapes,
+    signature,
+    tensors_in,
+    watch,
+)
+from isoflop.flops.measure import measure
 from models import TinyGPT, tokens
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.cli.inputs import context_of, parse_input
+from isoflop.flops.open_model import context_of, parse_input
 from isoflop.lightning import IsoFLOPMonitor
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops
 from tiny import LIGHTNING_NOISE, lightning_trainer
@@ -560,7 +560,7 @@ def test_a_slip_of_the_pen_is_told(tmp_path: Path):
 @pytest.mark.parametrize("seq", [16, 10**8])  # run for real, and too large for that
 def test_inputs_that_dont_fit_are_an_error_and_no_estimate(seq: int, tmp_path: Path, monkeypatch: Any):
     if seq > 64:
-        monkeypatch.setattr("isoflop.observe.count.RUN_AT_MOST", 0)
+        monkeypatch.setattr("isoflop.flops.count.RUN_AT_MOST", 0)
     message = failed(saved(tmp_path / "model", gpt2()), "--seq", 16, "--input", "labels=1x4:int64")
     assert "with labels=1×4:int64, input_ids=1×16:int64: GPT2LMHeadModel " in message
     assert "Expected input batch_size (16) to match target batch_size (4)" in message

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.observe.clock import Clock, compile_seconds
+from isoflop.flops.clock import Clock, compile_seconds
 
 
 class Time:

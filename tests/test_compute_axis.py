@@ -16,15 +16,14 @@ from werkzeug.test import Client
 
 import isoflop
 from isoflop.cli import app
+from isoflop.figures import study
+from isoflop.figures.by_law import FIGURES
+from isoflop.figures.figure import Series
 from isoflop.record import Point, RecordLog, Run
-from isoflop.show.figures import study
-from isoflop.show.figures.all import FIGURES
-from isoflop.show.figures.figure import Series
-from isoflop.show.report.report import make_report
-from isoflop.show.report.sources import read_sources
-from isoflop.show.tab.roots import Root
-from isoflop.show.tab.routes import Routes
-from isoflop.show.tab.store import RecordStore
+from isoflop.report.report import make_report
+from isoflop.report.runs import read_sources
+from isoflop.tab.records import RecordStore, Root
+from isoflop.tab.routes import Routes
 from study_runs import LAW, optimal_size, sweep, without
 
 RATE = 9.0

@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isoflop.observe.calls import Call, shapes, signature
-from isoflop.observe.cost import BUDGET_SECONDS, MAX_KNOWN, StepCost
-from isoflop.observe.counter import FlopCount
-from isoflop.observe.measure import measure
-from isoflop.observe.methods import GIVEN, MEASURED, SIX_ND
-from isoflop.observe.polynomial import KEPT
-from isoflop.observe.step import StepObserver
+from isoflop.flops.calls import Call, shapes, signature
+from isoflop.flops.config_shape import GIVEN, MEASURED, SIX_ND
+from isoflop.flops.cost import BUDGET_SECONDS, KEPT, MAX_KNOWN, StepCost
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.measure import measure
+from isoflop.flops.step import StepObserver
 from models import TinyGPT, tokens
 
 
@@ -327,7 +326,7 @@ def said() -> list[str]:
 def test_a_run_of_many_lengths_measures_few(said: list[str], monkeypatch: pytest.MonkeyPatch):
     measured = []
     monkeypatch.setattr(
-        "isoflop.observe.costing.measure", lambda model, calls: measured.append(calls) or measure(model, calls)
+        "isoflop.flops.cost.measure", lambda model, calls: measured.append(calls) or measure(model, calls)
     )
     model = TinyGPT()
     observer = StepObserver(model, say=said.append)

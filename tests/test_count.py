@@ -15,14 +15,20 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.observe import count as counting
-from isoflop.observe.calls import Call, Shape, Uncountable, shapes
-from isoflop.observe.count import StepCount, count_measured, count_otherwise, length_of, tokens_of
-from isoflop.observe.counter import FlopCount
-from isoflop.observe.measure import measure
-from isoflop.observe.methods import FORMULA, MEASURED, SIX_ND, WATCHED
-from isoflop.observe.module_tree import ModuleCount, module_tree
-from isoflop.observe.real_step import run_once
+from isoflop.flops import count as counting
+from isoflop.flops.calls import Call, Shape, Uncountable, shapes
+from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED
+from isoflop.flops.count import (
+    ModuleCount,
+    StepCount,
+    count_measured,
+    count_otherwise,
+    length_of,
+    module_tree,
+    tokens_of,
+)
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.measure import measure, run_once
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
 B, T = 2, 16

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.counter import FlopCount, FlopCounter
-from isoflop.observe.measure import measure
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.counter import FlopCount, FlopCounter
+from isoflop.flops.measure import measure
 from models import TinyGPT, tokens
 
 sizes = st.integers(1, 7)

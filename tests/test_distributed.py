@@ -96,12 +96,12 @@ def test_two_ranks_count_like_one_process(train: Any, accumulate: int, tmp_path:
 def lightning_rank_alone(folder: Path, what: str) -> int:
     import lightning.pytorch as package
 
-    import isoflop.monitor
+    import isoflop.live.monitor
     from isoflop.lightning import IsoFLOPMonitor
 
     rank = torch.distributed.get_rank()
     if what == "logging fails" and rank == 1:
-        isoflop.monitor.interval_scalars = None  # type: ignore[assignment]
+        isoflop.live.monitor.interval_scalars = None  # type: ignore[assignment]
 
     def validation_step(self: Any, batch: Any, batch_idx: int) -> None:
         if what != "a metric of rank 0" or rank == 0:
@@ -115,12 +115,12 @@ def lightning_rank_alone(folder: Path, what: str) -> int:
 
 
 def transformers_rank_alone(folder: Path, what: str) -> int:
-    import isoflop.monitor
+    import isoflop.live.monitor
     from isoflop.transformers import IsoFLOPCallback
 
     rank = torch.distributed.get_rank()
     if what == "logging fails" and rank == 1:
-        isoflop.monitor.interval_scalars = None  # type: ignore[assignment]
+        isoflop.live.monitor.interval_scalars = None  # type: ignore[assignment]
 
     watcher = IsoFLOPCallback()
     trainer = hf_trainer(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fits import reference
-from isoflop.fit.fitting.data import BadData
-from isoflop.fit.fitting.extrapolation import extrapolation
+from isoflop.fit.holdout import extrapolation
+from isoflop.fit.runs import BadData
 
 
 def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:

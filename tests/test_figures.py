@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from fits import chinchilla, reference
-from isoflop.fit.batch.prior import critical_batch_by_tokens
-from isoflop.fit.frontier.checks import PF_DAY
-from isoflop.fit.frontier.off import cost_of_size
-from isoflop.fit.papers.published import published
-from isoflop.show.figures import Figure, NoFigure, ends_of_table, figures, study
-from isoflop.show.figures.all import FIGURES
-from isoflop.show.figures.contours import nice_levels
+from isoflop.figures import Figure, NoFigure, ends_of_table, figures, study
+from isoflop.figures.by_law import FIGURES, nice_levels
+from isoflop.laws.frontier import PF_DAY, cost_of_size
+from isoflop.laws.published import published
+from isoflop.noise.critical_batch import critical_batch_by_tokens
 from study_runs import BATCH, LAW, RATE, optimal_size, planted_run, sweep, with_nan_losses, without
 
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.fit.frontier.checks import PF_DAY
-from isoflop.show.figures import Axis, Contours, Figure, Series, figures, study
-from isoflop.show.figures.all import FIGURES
-from isoflop.show.figures.draw_matplotlib import matplotlib_figure, save
-from isoflop.show.figures.draw_plotly import escaped, packed, plotly_figure
-from isoflop.show.figures.palette import THEMES, colour_of
-from isoflop.show.figures.words import name_of
+from isoflop.figures import Axis, Contours, Figure, Series, figures, study
+from isoflop.figures.by_law import FIGURES
+from isoflop.figures.matplotlib import matplotlib_figure, save
+from isoflop.figures.palette import THEMES, colour_of
+from isoflop.figures.plotly import escaped, packed, plotly_figure
+from isoflop.figures.text import name_of
+from isoflop.laws.frontier import PF_DAY
 from study_runs import planted_run, sweep
 from test_packaging import HIDE, heavy_packages_loaded_by, python
 
@@ -184,8 +184,8 @@ def test_what_save_does_not_know_is_said(drawn, tmp_path):
 
 def test_without_matplotlib_it_says_how_to_get_it():
     code = HIDE.format(names=["matplotlib"]) + (
-        "from isoflop.show.figures import Axis, Figure\n"
-        "from isoflop.show.figures.draw_matplotlib import save\n"
+        "from isoflop.figures import Axis, Figure\n"
+        "from isoflop.figures.matplotlib import save\n"
         "try:\n    save(Figure('k', 't', Axis('x'), Axis('y')), 'a.pdf')\n"
         "except ImportError as error:\n    print(error)"
     )
@@ -195,7 +195,7 @@ def test_without_matplotlib_it_says_how_to_get_it():
 
 def test_figures_load_neither_torch_nor_a_renderer():
     code = (
-        "import sys, isoflop.show.figures, isoflop.show.figures.draw_plotly, isoflop.show.figures.draw_matplotlib\n"
+        "import sys, isoflop.figures, isoflop.figures.plotly, isoflop.figures.matplotlib\n"
         "assert not {'plotly', 'matplotlib', 'pandas', 'rich'} & set(sys.modules), 'a renderer'"
     )
     assert heavy_packages_loaded_by(code) == {"numpy"}

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.fit.fitting.fit_law import fit_law
+from isoflop.figures import curve_of_run, ends_of_table, study
+from isoflop.figures.by_compute import frontier_line
+from isoflop.fit.approaches import averaged, envelope_of
+from isoflop.fit.fit_law import fit_law
 from isoflop.record import read_runs
-from isoflop.show.figures import curve_of_run, ends_of_table, study
-from isoflop.show.figures.curves_envelope import averaged, envelope_of
-from isoflop.show.figures.frontier_line import frontier_line
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses, without
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.show.figures.thin import LEAST, MOST, TOTAL, points_each, thin
+from isoflop.figures.text import LEAST, MOST, TOTAL, points_each, thin
 
 value = st.floats(-1e6, 1e6, allow_nan=False)
 

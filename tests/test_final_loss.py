@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isoflop.advise.own_runs import learn_from
+from isoflop.advice.own_runs import learn_from
 from isoflop.cli import app
-from isoflop.fit.ends import final_loss
-from isoflop.fit.fitting.data import BadData
-from isoflop.fit.fitting.table import table_of_runs
-from isoflop.fit.forecast.records import finished_runs
+from isoflop.figures import study
+from isoflop.fit.runs import BadData, final_loss, table_of_runs
+from isoflop.forecast.history import finished_runs
 from isoflop.ladder.finished import read_finished
 from isoflop.ladder.state import is_complete
+from isoflop.logs import write_run
 from isoflop.record import Run, read_run
-from isoflop.record.importing import write_run
-from isoflop.show.figures import study
-from isoflop.show.report.reading import read_record
-from isoflop.show.tab.tail import Tail
+from isoflop.report.runs import read_record
+from isoflop.tab.records import Tail
 from study_runs import planted_run
 
 

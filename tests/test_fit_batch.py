@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.fit import published
-from isoflop.fit.batch import (
+from isoflop.laws import published
+from isoflop.noise import (
     Belief,
     agree,
     change_batch,
@@ -22,7 +22,7 @@ from isoflop.fit.batch import (
     steps_over_minimum,
     tokens_over_minimum,
 )
-from isoflop.fit.batch.prior import critical_batch_by_tokens
+from isoflop.noise.critical_batch import critical_batch_by_tokens
 from steps_to_loss import fit_critical_batch, steps_to_loss
 
 ZHANG_STEPS = (46000, 23000, 13282, 7000, 3840, 2500, 1800, 1600, 1600)

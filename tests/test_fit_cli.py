@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
-from isoflop.fit.fitting.fit_law import fit_law
+from isoflop.fit.fit_law import fit_law
 from isoflop.record import Point, RecordLog
 from study_runs import planted_run
 
@@ -175,7 +175,7 @@ def test_priors_from_the_shell(tmp_path: Path) -> None:
 def test_a_bar_only_for_who_sees_it_and_only_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from isoflop.cli import progress
+    from isoflop.cli import common as progress
 
     def shown(terminal: bool, seconds: float, wanted: bool = True) -> str:
         stream = io.StringIO()
@@ -211,7 +211,7 @@ def a_record(
 
 
 def test_records_of_a_folder(tmp_path: Path) -> None:
-    from isoflop.fit.fitting.table import read_table
+    from isoflop.fit.runs import read_table
 
     folder = tmp_path / "records"
     sizes = {"total": 2_000_000, "non_embedding": 1_000_000}

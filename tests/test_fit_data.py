@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fits import grid, hoffmann
-from isoflop.fit.fitting.data import BadData, check_runs
-from isoflop.fit.fitting.fit_law import fit_law
-from isoflop.fit.fitting.table import read_table
-from isoflop.fit.fitting.where import parse_where
+from isoflop.fit.fit_law import fit_law
+from isoflop.fit.runs import BadData, check_runs, parse_where, read_table
 
 WANTED = ("N", "D", "loss")
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from isoflop.fit import FORMS
-from isoflop.fit.fitting.fit_law import FITTED, LawFit, fit_law
+from isoflop.fit.fit_law import FITTED, LawFit, fit_law
+from isoflop.laws import FORMS
 
 PLANTED: dict[str, dict[str, float]] = {
     "kaplan-ns": {"N_c": 6.5e13, "S_c": 2.1e3, "alpha_N": 0.077, "alpha_S": 0.76},

@@ -11,12 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fits import BESIROGLU, chinchilla, data, grid, hoffmann, spread_out
-from isoflop.fit.fitting import fit_law as fitting
-from isoflop.fit.fitting.data import check_runs
-from isoflop.fit.fitting.fit_law import LawFit, fit_law
-from isoflop.fit.fitting.newton import huber, minimise
-from isoflop.fit.fitting.optimum import optimum
-from isoflop.fit.frontier.optimum import optimal_allocation
+from isoflop.fit import fit_law as fitting
+from isoflop.fit.fit_law import LawFit, fit_law
+from isoflop.fit.newton import huber, minimise
+from isoflop.fit.runs import check_runs
+from isoflop.fit.search import optimum
+from isoflop.laws.frontier import optimal_allocation
 
 CHINCHILLA = 5.76e23
 

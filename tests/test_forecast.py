@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curves import BATCH, Planted, fed, feed
-from isoflop.fit.forecast import ESTIMATORS, Forecast, LrPlan, OnlineForecaster, Silence, result
-from isoflop.fit.forecast.bins import LossBins
-from isoflop.fit.forecast.priors import DEFAULT_PRIORS
+from isoflop.forecast import ESTIMATORS, Forecast, LrPlan, OnlineForecaster, Silence
+from isoflop.forecast import online as result
+from isoflop.forecast.curve import LossBins
+from isoflop.forecast.priors import DEFAULT_PRIORS
 
 PEAK = 1e-3
 PLANS = {

@@ -9,15 +9,7 @@ import pytest
 
 from curves import fed
 from fits import DATA
-from isoflop.fit.forecast import (
-    WEAK_PRIORS,
-    FinishedRun,
-    Forecast,
-    backtest,
-    fit_ladder,
-    learn_priors,
-    read_curves,
-)
+from isoflop.forecast import WEAK_PRIORS, FinishedRun, Forecast, backtest, fit_ladder, learn_priors, read_curves
 
 CURVES = DATA / "curves"
 pytestmark = [

@@ -16,10 +16,10 @@ import torch
 from torch.optim import lr_scheduler as S
 
 import isoflop
-from isoflop import forecasting
-from isoflop.fit.forecast import Forecast, Silence
-from isoflop.fit.forecast.records import curve_of, finished_runs, plan_of_record, priors_from
+from isoflop.forecast import Forecast, Silence
+from isoflop.forecast.history import curve_of, finished_runs, plan_of_record, priors_from
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.live import forecast as forecasting
 from isoflop.transformers import IsoFLOPCallback
 from tiny import (
     LIGHTNING_NOISE,
@@ -273,9 +273,9 @@ def test_refits_stay_under_their_share_of_the_wall_time(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(forecasting, "OnlineForecaster", Costly)
     driver = forecasting.Forecasting(
-        isoflop.monitor.Options(),
-        isoflop.monitor.Setup(total_steps=TOTAL, optimizer=SimpleNamespace(param_groups=[{"lr": PEAK}])),
-        isoflop.monitor.Setup().guard,
+        isoflop.live.monitor.Options(),
+        isoflop.live.monitor.Setup(total_steps=TOTAL, optimizer=SimpleNamespace(param_groups=[{"lr": PEAK}])),
+        isoflop.live.monitor.Setup().guard,
         lambda plan: None,
     )
     who = forecasting.About(None, {}, None)
@@ -288,7 +288,10 @@ def test_refits_stay_under_their_share_of_the_wall_time(tmp_path: Path, monkeypa
 
 def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     driver = forecasting.Forecasting(
-        isoflop.monitor.Options(), isoflop.monitor.Setup(), isoflop.monitor.Setup().guard, lambda plan: None
+        isoflop.live.monitor.Options(),
+        isoflop.live.monitor.Setup(),
+        isoflop.live.monitor.Setup().guard,
+        lambda plan: None,
     )
     who = forecasting.About(None, {}, None)
     sizes = []
@@ -442,7 +445,7 @@ def test_the_hugging_face_trainers_scheduler_is_asked(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_and_experts_are_told_to_the_estimator() -> None:
-    from isoflop.fit.forecast.records import domain_of, size_of
+    from isoflop.forecast.history import domain_of, size_of
 
     dense = {"total": 100, "trainable": 100, "non_embedding": 80, "active": 100}
     assert domain_of(dense, {"config": {}}) == {"moe": False, "finetuning": False}

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from isoflop.fit.forecast import LrPlan
-from isoflop.fit.forecast.features import Kernel, falls, path
+from isoflop.forecast import LrPlan
+from isoflop.forecast.curve import Kernel, falls, path
 
 TOTAL, PEAK, WARMUP = 1000, 2e-3, 100
 

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from curves import BATCH, Planted, fed, feed
-from isoflop.fit.forecast import (
-    DEFAULT_PRIORS,
-    FinishedRun,
-    Forecast,
-    LrPlan,
-    OnlineForecaster,
-    Silence,
-    learn_priors,
-)
+from isoflop.forecast import DEFAULT_PRIORS, FinishedRun, Forecast, LrPlan, OnlineForecaster, Silence, learn_priors
 
 PLAN = LrPlan.cosine(6000, 1e-3, 400)
 

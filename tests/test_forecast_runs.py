@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from curves import BATCH, Planted, fed, feed
-from isoflop.fit.forecast import (
+from isoflop.forecast import (
     DEFAULT_PRIORS,
     ESTIMATORS,
     WEAK_PRIORS,

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.counter import FlopCount
-from isoflop.observe.formulas import (
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.config_shape import (
     DecoderShape,
     TransformerShape,
     hoffmann_appendix_f,
@@ -24,11 +23,12 @@ from isoflop.observe.formulas import (
     kaplan,
     megatron,
     palm,
+    shape_of,
     six_n,
 )
-from isoflop.observe.measure import measure
-from isoflop.observe.parameters import Parameters, count_parameters
-from isoflop.observe.shape import shape_of
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.measure import measure
+from isoflop.flops.parameters import Parameters, count_parameters
 from models import TinyGPT, gpt2, llama, tokens
 
 

@@ -11,18 +11,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from isoflop.fit.frontier import constrained as frontier_constrained
-from isoflop.fit.frontier.off import cost_of_size
-from isoflop.fit.frontier.optimum import (
+from isoflop.advice.own_runs import shape_warning
+from isoflop.laws import frontier as frontier_constrained
+from isoflop.laws.forms import HOFFMANN, Form, Law, hoffmann_loss, muennighoff_loss
+from isoflop.laws.frontier import (
     Allocation,
+    Cost,
     allocation_at_loss,
     allocation_at_tokens,
+    best_at_budget,
+    cost_of_size,
+    minimise,
     optimal_allocation,
+    root,
 )
-from isoflop.fit.frontier.shape import shape_warning
-from isoflop.fit.frontier.solve import Cost, best_at_budget, minimise, root
-from isoflop.fit.law import HOFFMANN, Form, Law
-from isoflop.fit.laws import hoffmann_loss, muennighoff_loss
 
 CHINCHILLA = 5.76e23
 

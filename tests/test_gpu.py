@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import isoflop
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.counter import FlopCounter
-from isoflop.observe.measure import measure
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.counter import FlopCounter
+from isoflop.flops.measure import measure
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import isoflop
-from isoflop.advise.adviser import AT_START, EVALUATORS, WHILE_TRAINING
+from isoflop.advice.adviser import AT_START, EVALUATORS, WHILE_TRAINING
 from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_run
@@ -199,88 +199,88 @@ Scenario = Callable[[Path, bool], Weights]
 BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "writing the record": [
         (loop, "isoflop.record.RecordLog.point"),
-        (loop, "isoflop.recorder.open_record"),
-        (loop, "isoflop.monitor.run_header"),
+        (loop, "isoflop.live.recorder.open_record"),
+        (loop, "isoflop.live.monitor.run_header"),
         (loop, "isoflop.record.RecordLog.end"),
     ],
     "forecasting the loss": [
-        (loop, "isoflop.forecasting.OnlineForecaster.add"),
-        (loop, "isoflop.forecasting.half_time_line"),
-        (planned_loop, "isoflop.forecasting.future_learning_rates"),
-        (planned_loop, "isoflop.forecasting.OnlineForecaster.forecast"),
-        (lightning_run, "isoflop.forecasting.OnlineForecaster.state_dict"),
-        (lightning_resumed, "isoflop.forecasting.OnlineForecaster.load_state_dict"),
-        (transformers_resumed, "isoflop.forecasting.OnlineForecaster.load_state_dict"),
+        (loop, "isoflop.live.forecast.OnlineForecaster.add"),
+        (loop, "isoflop.live.forecast.half_time_line"),
+        (planned_loop, "isoflop.live.forecast.future_learning_rates"),
+        (planned_loop, "isoflop.live.forecast.OnlineForecaster.forecast"),
+        (lightning_run, "isoflop.live.forecast.OnlineForecaster.state_dict"),
+        (lightning_resumed, "isoflop.live.forecast.OnlineForecaster.load_state_dict"),
+        (transformers_resumed, "isoflop.live.forecast.OnlineForecaster.load_state_dict"),
     ],
     "TensorBoard": [
-        (loop, "isoflop.show.tensorboard.TensorBoardSink.write"),
-        (transformers_run, "isoflop.show.tensorboard.TensorBoardSink.close"),
+        (loop, "isoflop.live.sinks.TensorBoardSink.write"),
+        (transformers_run, "isoflop.live.sinks.TensorBoardSink.close"),
     ],
     "advising": [
-        (loop, "isoflop.advising.RunAdviser.log"),
-        (advised_loop, "isoflop.advising.RunAdviser.start"),
-        (loop, "isoflop.advising.closing_lines"),
-        (lightning_run, "isoflop.advising.RunAdviser.state_dict"),
-        (lightning_resumed, "isoflop.advising.RunAdviser.load_state_dict"),
+        (loop, "isoflop.live.advice.RunAdviser.log"),
+        (advised_loop, "isoflop.live.advice.RunAdviser.start"),
+        (loop, "isoflop.live.advice.closing_lines"),
+        (lightning_run, "isoflop.live.advice.RunAdviser.state_dict"),
+        (lightning_resumed, "isoflop.live.advice.RunAdviser.load_state_dict"),
     ],
-    "reading the earlier runs": [(advised_loop, "isoflop.advising.learn_from")],
-    "drawing the frontier": [(advised_loop, "isoflop.advising.draw_frontier")],
+    "reading the earlier runs": [(advised_loop, "isoflop.live.advice.learn_from")],
+    "drawing the frontier": [(advised_loop, "isoflop.live.advice.draw_frontier")],
     "on_advice": [(advised_loop, "test_guard.told")],
     **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in EVALUATORS},
-    "the terminal's line": [(loop, "isoflop.show.output.interval_line")],
-    "starting": [(loop, "isoflop.observe.clock.Clock.start")],
+    "the terminal's line": [(loop, "isoflop.live.sinks.interval_line")],
+    "starting": [(loop, "isoflop.flops.clock.Clock.start")],
     "counting the batch": [
-        (loop, "isoflop.observe.step.count_tokens"),
-        (lightning_run, "isoflop.observe.step.signature"),
-        (transformers_run, "isoflop.observe.step.signature"),
+        (loop, "isoflop.flops.step.count_tokens"),
+        (lightning_run, "isoflop.flops.step.signature"),
+        (transformers_run, "isoflop.flops.step.signature"),
     ],
-    "taking the model's calls": [(lightning_run, "isoflop.observe.step.StepObserver.calls")],
-    "adding the loss": [(loop, "isoflop.observe.tally.Tally.add_loss")],
+    "taking the model's calls": [(lightning_run, "isoflop.flops.step.StepObserver.calls")],
+    "adding the loss": [(loop, "isoflop.flops.totals.Tally.add_loss")],
     "logging": [
-        (loop, "isoflop.monitor.interval_scalars"),
-        (transformers_run, "isoflop.observe.step.StepObserver.look_for_frozen_layers"),
+        (loop, "isoflop.live.monitor.interval_scalars"),
+        (transformers_run, "isoflop.flops.step.StepObserver.look_for_frozen_layers"),
     ],
-    "evaluation losses": [(lightning_run, "isoflop.recorder.Recorder.evaluation")],
-    "the clock": [(lightning_run, "body of isoflop.monitor.Monitor.enter")],
-    "summing over ranks": [(loop, "isoflop.observe.tally.Tally.drain")],
-    "ending the run": [(loop, "isoflop.recorder.Recorder.end")],
-    "saving the state": [(lightning_run, "isoflop.recorder.Recorder.state_dict")],
+    "evaluation losses": [(lightning_run, "isoflop.live.recorder.Recorder.evaluation")],
+    "the clock": [(lightning_run, "body of isoflop.live.monitor.Monitor.enter")],
+    "summing over ranks": [(loop, "isoflop.flops.totals.Tally.drain")],
+    "ending the run": [(loop, "isoflop.live.recorder.Recorder.end")],
+    "saving the state": [(lightning_run, "isoflop.live.recorder.Recorder.state_dict")],
     "restoring from the checkpoint": [
-        (lightning_resumed, "isoflop.show.axes.ComputeAxes.load_state_dict"),
-        (transformers_resumed, "isoflop.recorder.Recorder.load_state_dict"),
+        (lightning_resumed, "isoflop.live.scalars.ComputeAxes.load_state_dict"),
+        (transformers_resumed, "isoflop.live.recorder.Recorder.load_state_dict"),
     ],
-    "following the trainer's step": [(lightning_run, "body of isoflop.monitor.Monitor.expect")],
-    "counting a real step": [(branching_loop, "isoflop.observe.tally.Tally.correct")],
+    "following the trainer's step": [(lightning_run, "body of isoflop.live.monitor.Monitor.expect")],
+    "counting a real step": [(branching_loop, "isoflop.flops.totals.Tally.correct")],
     "settling the step": [
-        (loop, "isoflop.observe.step.StepObserver.settle"),
-        (lightning_run, "isoflop.observe.cost.StepCost.learn"),
+        (loop, "isoflop.flops.step.StepObserver.settle"),
+        (lightning_run, "isoflop.flops.cost.StepCost.learn"),
     ],
     "measuring the noise scale": [
-        (accumulating_loop, "isoflop.noise.choose_source"),
-        (accumulating_loop, "isoflop.observe.noise.microbatches.MicroBatches.begin"),
+        (accumulating_loop, "isoflop.live.noise.choose_source"),
+        (accumulating_loop, "isoflop.noise.sources.MicroBatches.begin"),
     ],
     "the noise scale's hooks": [
-        (accumulating_loop, "isoflop.observe.noise.microbatches.raw_square"),
-        (accumulating_loop, "isoflop.observe.noise.microbatches.raw_squares"),
+        (accumulating_loop, "isoflop.noise.sources.raw_square"),
+        (accumulating_loop, "isoflop.noise.sources.raw_squares"),
     ],
-    "the noise scale's averages": [(accumulating_loop, "isoflop.noise.result")],
-    "the critical batch": [(accumulating_loop, "isoflop.critical.prior_critical_batch")],
-    "splitting the step": [(splitting_loop, "isoflop.noise.halves")],
-    "seeing which ranks share a batch": [(loop, "isoflop.monitor.data_parallel_ranks")],
-    "seeing the device": [(loop, "isoflop.monitor.model_device")],
+    "the noise scale's averages": [(accumulating_loop, "isoflop.live.noise.result")],
+    "the critical batch": [(accumulating_loop, "isoflop.noise.critical_batch.prior_critical_batch")],
+    "splitting the step": [(splitting_loop, "isoflop.live.noise.halves")],
+    "seeing which ranks share a batch": [(loop, "isoflop.live.monitor.data_parallel_ranks")],
+    "seeing the device": [(loop, "isoflop.live.monitor.model_device")],
     "Lightning's loggers": [
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.close"),
     ],
     "Lightning: on_train_start": [(lightning_run, "isoflop_lightning.callback.describe_trainer")],
-    "Lightning: on_train_end": [(lightning_run, "isoflop.monitor.Monitor.finish")],
+    "Lightning: on_train_end": [(lightning_run, "isoflop.live.monitor.Monitor.finish")],
     "Lightning: saving where advice stops": [
         (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor._save_where_stopped")
     ],
-    "Lightning: on_exception": [(lightning_fails, "isoflop.monitor.Monitor.finish")],
+    "Lightning: on_exception": [(lightning_fails, "isoflop.live.monitor.Monitor.finish")],
     "Lightning: a training step": [
-        (lightning_run, "isoflop.monitor.Monitor.batch"),
-        (lightning_run, "isoflop.monitor.Monitor.step"),
+        (lightning_run, "isoflop.live.monitor.Monitor.batch"),
+        (lightning_run, "isoflop.live.monitor.Monitor.step"),
         (lightning_run, "isoflop_lightning.callback.OutermostCalls.start"),
     ],
     "Lightning: on_before_backward": [(lightning_run, "isoflop_lightning.callback.parameters_used_outside")],
@@ -291,26 +291,26 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "Lightning: on_save_checkpoint": [
         (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_save_checkpoint")
     ],
-    "Lightning: state_dict": [(lightning_run, "isoflop.monitor.Monitor.state_dict")],
+    "Lightning: state_dict": [(lightning_run, "isoflop.live.monitor.Monitor.state_dict")],
     "Lightning: load_state_dict": [
         (lightning_resumed, "body of isoflop_lightning.callback.IsoFLOPMonitor.load_state_dict")
     ],
     "Weights & Biases": [(transformers_run, "isoflop_transformers.trainer.WandbSink.write")],
     "MLflow": [(transformers_run, "isoflop_transformers.trainer.MLflowSink.write")],
     "Hugging Face: on_train_begin": [(transformers_run, "isoflop_transformers.callback.describe_training")],
-    "Hugging Face: on_train_end": [(transformers_run, "isoflop.monitor.Monitor.finish")],
-    "Hugging Face: the model's output": [(transformers_run, "isoflop.monitor.Monitor.loss")],
-    "Hugging Face: on_step_end": [(transformers_run, "isoflop.monitor.Monitor.step")],
+    "Hugging Face: on_train_end": [(transformers_run, "isoflop.live.monitor.Monitor.finish")],
+    "Hugging Face: the model's output": [(transformers_run, "isoflop.live.monitor.Monitor.loss")],
+    "Hugging Face: on_step_end": [(transformers_run, "isoflop.live.monitor.Monitor.step")],
     "Hugging Face: on_epoch_end": [
         (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_epoch_end")
     ],
-    "Hugging Face: on_log": [(transformers_run, "isoflop.monitor.Monitor.log")],
+    "Hugging Face: on_log": [(transformers_run, "isoflop.live.monitor.Monitor.log")],
     "Hugging Face: on_prediction_step": [
         (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_prediction_step")
     ],
-    "Hugging Face: on_evaluate": [(transformers_run, "isoflop.monitor.Monitor.evaluate")],
+    "Hugging Face: on_evaluate": [(transformers_run, "isoflop.live.monitor.Monitor.evaluate")],
     "Hugging Face: on_save": [(transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_save")],
-    "Hugging Face: state": [(transformers_run, "isoflop.monitor.Monitor.state_dict")],
+    "Hugging Face: state": [(transformers_run, "isoflop.live.monitor.Monitor.state_dict")],
 }
 
 
@@ -429,21 +429,21 @@ def test_a_failure_inside_costs_one_warning(
 
 
 def test_what_was_not_summed_is_unknown_and_not_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isoflop.observe.tally.Tally.drain", raiser)
+    monkeypatch.setattr("isoflop.flops.totals.Tally.drain", raiser)
     loop(tmp_path, True)
     (path,) = tmp_path.glob("isoflop-*.jsonl")
     assert {(point.tokens, point.flops, point.flops_6nd) for point in read_run(path).points} == {(None, None, None)}
 
 
 def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("isoflop.monitor.interval_scalars", raiser)
+    monkeypatch.setattr("isoflop.live.monitor.interval_scalars", raiser)
     with caplog.at_level(logging.DEBUG, "isoflop"):
         loop(tmp_path, True)
     (record,) = [record for record in caplog.records if record.levelno == logging.DEBUG and record.name == "isoflop"]
     assert record.exc_info is not None and record.exc_info[0] is Broken
 
 
-@pytest.mark.parametrize("part", ["isoflop.observe.step.count_tokens", "isoflop.observe.step.StepObserver.settle"])
+@pytest.mark.parametrize("part", ["isoflop.flops.step.count_tokens", "isoflop.flops.step.StepObserver.settle"])
 def test_what_was_not_counted_is_unknown_and_not_less(part: str, tmp_path: Path, monkeypatch: Any) -> None:
     """A count that stopped half-way must not stand in the record as if it were the whole."""
     owner, _, method = part.rpartition(".")

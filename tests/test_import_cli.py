@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from curves import Planted
 from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
-from isoflop.fit.forecast import LrPlan
+from isoflop.forecast import LrPlan
 from isoflop.record import Run, read_runs
 
 RUN_KEYS = [

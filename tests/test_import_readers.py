@@ -18,22 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isoflop.logs import EVERY, Given, ImportResult, Sized, huggingface, runs_of_logs, table, tensorboard
+from isoflop.logs import mlflow as mlflow_api
+from isoflop.logs import mlflow as mlflow_files
+from isoflop.logs import table as lightning
+from isoflop.logs import wandb as wandb_api
+from isoflop.logs.logged import Column, in_order
 from isoflop.record import RecordError, Run
-from isoflop.record.importing import (
-    EVERY,
-    Given,
-    ImportResult,
-    Sized,
-    huggingface,
-    import_runs,
-    lightning,
-    mlflow_api,
-    mlflow_files,
-    table,
-    tensorboard,
-    wandb_api,
-)
-from isoflop.record.importing.logged import Column, in_order
 
 # -- files as their tools write them -----------------------------------------------------------------------------------
 
@@ -138,7 +129,7 @@ def curve(run: Run, name: str = "train") -> dict[int, float | None]:
 def test_the_latest_state_that_can_be_read(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint-20" / "trainer_state.json", state(3.0, 2.0, max_steps=30))
     broken = write(tmp_path / "checkpoint-30" / "trainer_state.json", state(3.0, 2.0, 1.0)[:150])
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert curve(one(result)) == {10: 3.0, 20: 2.0}
     assert one(result).status == "interrupted"
     (problem,) = result.problems
@@ -147,7 +138,7 @@ def test_the_latest_state_that_can_be_read(tmp_path: Path) -> None:
 
 def test_a_loss_of_zero_is_a_nan(tmp_path: Path) -> None:
     path = write(tmp_path / "trainer_state.json", state(3.0, 0.0, 2.0))
-    result = import_runs([path])
+    result = runs_of_logs([path])
     points = one(result).points
     assert [point.losses["train"] for point in points] == [3.0, None, 2.0]
     assert points[1].nonfinite == {"train": "nan"}
@@ -156,7 +147,7 @@ def test_a_loss_of_zero_is_a_nan(tmp_path: Path) -> None:
 
 def test_nan_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "trainer_state.json", state(3.0, math.nan, math.inf, 2.0))
-    points = one(import_runs([path])).points
+    points = one(runs_of_logs([path])).points
     assert [dict(point.nonfinite) for point in points] == [{}, {"train": "nan"}, {"train": "inf"}, {}]
 
 
@@ -170,7 +161,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
     write(tmp_path / "out" / "trainer_state.json", state(3.0, 2.0))
     write(tmp_path / "out" / "training_args.bin", pickle.dumps(Trap()))
-    assert len(import_runs([tmp_path / "out"]).runs) == 1
+    assert len(runs_of_logs([tmp_path / "out"]).runs) == 1
     assert not (tmp_path / "sprung").exists()
 
 
@@ -178,7 +169,7 @@ def test_the_mean_over_the_run_is_no_point(tmp_path: Path) -> None:
     text = json.loads(state(3.0, 2.0))
     text["log_history"].append({"step": 20, "train_loss": 2.5, "train_runtime": 9.0, "total_flos": 6e9})
     path = write(tmp_path / "trainer_state.json", json.dumps(text))
-    assert curve(one(import_runs([path]))) == {10: 3.0, 20: 2.0}
+    assert curve(one(runs_of_logs([path]))) == {10: 3.0, 20: 2.0}
 
 
 def test_tokens_are_spread_between_states(tmp_path: Path) -> None:
@@ -188,7 +179,7 @@ def test_tokens_are_spread_between_states(tmp_path: Path) -> None:
     for step, tokens in ((20, 2000), (30, 4000)):
         text = state(*([3.0] * (step // 10)), max_steps=30, total_flos=6.0 * 50 * tokens)
         write(tmp_path / f"checkpoint-{step}" / "trainer_state.json", text)
-    run = one(import_runs([tmp_path], counter=lambda config, length: sized))
+    run = one(runs_of_logs([tmp_path], counter=lambda config, length: sized))
     assert [(point.step, point.tokens) for point in run.points] == [(10, 1000), (20, 2000), (30, 4000)]
 
 
@@ -197,7 +188,7 @@ def test_a_configuration_of_another_model(tmp_path: Path) -> None:
     sized = Sized(parameters={"non_embedding": 70}, method="by hand", huggingface=70)
     write(tmp_path / "config.json", "{}")
     write(tmp_path / "trainer_state.json", state(3.0, 2.0, total_flos=6.0 * 50 * 2000))
-    result = import_runs([tmp_path], counter=lambda config, length: sized)
+    result = runs_of_logs([tmp_path], counter=lambda config, length: sized)
     assert result.imported[0].missing == ("tokens",)
     assert "Its total_flos is no multiple of 6·N of the config.json" in result.questions[0]
 
@@ -208,7 +199,7 @@ def test_a_configuration_of_another_model(tmp_path: Path) -> None:
 def test_restarts_in_several_files(tmp_path: Path) -> None:
     write(tmp_path / "events.out.tfevents.1.host.1", b"".join(event("train/loss", 10 * i, 4.0) for i in range(1, 6)))
     write(tmp_path / "events.out.tfevents.2.host.1", b"".join(event("train/loss", 10 * i, 2.0) for i in range(3, 5)))
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert curve(one(result)) == {10: 4.0, 20: 4.0, 30: 2.0, 40: 2.0}, "step 50 of the first attempt is superseded"
     assert any("go back once" in note for note in result.imported[0].notes)
 
@@ -216,7 +207,7 @@ def test_restarts_in_several_files(tmp_path: Path) -> None:
 def test_a_truncated_event_file(tmp_path: Path) -> None:
     whole = [event("loss", step, 3.0) for step in range(1, 9)]
     path = write(tmp_path / "events.out.tfevents.1", b"".join(whole)[:-5])
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert list(curve(one(result))) == list(range(1, 8))
     start = sum(map(len, whole[:-1]))
     assert result.problems[0].startswith(f"{path} at byte {start} (event 7): expected ")
@@ -228,7 +219,7 @@ def test_an_event_with_a_flipped_bit(tmp_path: Path) -> None:
     events = [bytearray(event("loss", step, 3.0)) for step in range(1, 5)]
     events[2][20] ^= 1
     path = write(tmp_path / "events.out.tfevents.1", b"".join(map(bytes, events)))
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert list(curve(one(result))) == [1, 2]
     place = f"{path} at byte {2 * len(events[0])} (event 2)"
     assert result.problems[0].startswith(f"{place}: expected a whole event: it is cut off or broken, got ")
@@ -244,7 +235,7 @@ def test_an_event_that_claims_to_be_huge(length: int, tmp_path: Path) -> None:
     write(tmp_path / "events.out.tfevents.1", event("loss", 1, 3.0) + huge)
     tracemalloc.start()
     try:
-        result = import_runs([tmp_path])
+        result = runs_of_logs([tmp_path])
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
@@ -260,10 +251,10 @@ def test_tensorflows_scalars_and_the_trainers_texts(tmp_path: Path) -> None:
         for step in (1, 2):
             writer.add_scalar("train/loss", 3.0 / step, step, new_style=True)
     sized = Given(seq={EVERY: 128}, devices={EVERY: 8}, params={EVERY: 1e6})
-    run = one(import_runs([tmp_path], sized))
+    run = one(runs_of_logs([tmp_path], sized))
     assert curve(run) == {1: 3.0, 2: 1.5}
     assert [point.tokens for point in run.points] == [4 * 2 * 8 * 128, 2 * 4 * 2 * 8 * 128]
-    (question,) = import_runs([tmp_path], Given(params={EVERY: 1e6})).questions
+    (question,) = runs_of_logs([tmp_path], Given(params={EVERY: 1e6})).questions
     assert "per_device_train_batch_size 4 × gradient_accumulation_steps 2" in question
     assert "not known: the devices (--devices), the length of a sequence (--seq)." in question
 
@@ -279,11 +270,11 @@ def torch_image() -> Any:
 
 def test_a_truncated_metrics_csv(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n0,x,3.5\n0,2,3.0\n0,3,2.")
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert curve(one(result)) == {1: 4.0, 3: 3.0, 4: 2.0}
     assert result.problems == (f"{path}:3: expected a step (a whole number from 0), got 'x'",)
     path = write(tmp_path / "metrics.csv", "epoch,step,train_loss,lr\n0,0,4.0,0.1\n0,1,3.")
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert curve(one(result)) == {1: 4.0}, "a value of a row that was cut off may be cut itself"
     assert result.problems == (f"{path}:3: expected 4 values: it is cut off, got '3 values'",)
 
@@ -294,7 +285,7 @@ def test_hyperparameters_that_are_objects(tmp_path: Path) -> None:
         tmp_path / "hparams.yaml",
         "path: !!python/object/apply:os.system ['touch sprung']\nglobal_batch_size: 8\nmodel:\n  block_size: 16\n",
     )
-    run = one(import_runs([tmp_path]))
+    run = one(runs_of_logs([tmp_path]))
     assert run.points[0].tokens == 8 * 16
     assert not Path("sprung").exists()
 
@@ -303,8 +294,8 @@ def test_event_files_beside_a_csv_log_are_left_out(tmp_path: Path) -> None:
     """The CSV has double precision."""
     write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
     write(tmp_path / "events.out.tfevents.1", event("train_loss", 0, 4.0))
-    assert [one.kind for one in import_runs([tmp_path]).imported] == ["lightning"]
-    assert [one.kind for one in import_runs([tmp_path], kind="tensorboard").imported] == ["tensorboard"]
+    assert [one.kind for one in runs_of_logs([tmp_path]).imported] == ["lightning"]
+    assert [one.kind for one in runs_of_logs([tmp_path], kind="tensorboard").imported] == ["tensorboard"]
 
 
 # -- W&B ---------------------------------------------------------------------------------------------------------------
@@ -315,14 +306,14 @@ def test_an_offline_run_over_several_blocks(tmp_path: Path) -> None:
     folder = tmp_path / "offline-run-1"
     path = write(folder / "run-abc123.wandb", datastore(*rows, config={"global_batch_size": 4, "seq_len": 8}))
     assert path.stat().st_size > 2 * BLOCK
-    run = one(import_runs([tmp_path]))
+    run = one(runs_of_logs([tmp_path]))
     assert (run.name, run.status, run.points[-1].step) == ("offline", "completed", 1499)
     assert run.points[-1].tokens == 1499 * 32 and run.points[0].time == 1.8e9 + 1
     mean = sum(3.0 / step for step in range(1025, 1027)) / 2
     assert curve(run)[1026] == pytest.approx(mean, rel=1e-12), "thinned as isoflop's own record is"
     whole = path.read_bytes()
     write(path, whole[: len(whole) // 2])
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     assert one(result).status == "interrupted" and "expected a whole run of W&B" in result.problems[0]
     assert curve(one(result)) == {
         step: loss for step, loss in curve(run).items() if step <= one(result).points[-1].step
@@ -334,7 +325,7 @@ def test_steps_of_the_trainer_inside_wandb(key: str, more: int, tmp_path: Path) 
     """W&B's own step counts calls of log()."""
     rows = [{"_step": i, key: 10 * i, "train/loss": 3.0, "train/nan": "NaN"} for i in range(3)]
     write(tmp_path / "run-abc123.wandb", datastore(*rows, exit_code=1))
-    run = one(import_runs([tmp_path]))
+    run = one(runs_of_logs([tmp_path]))
     assert list(curve(run)) == [more, 10 + more, 20 + more] and run.status == "interrupted"
 
 
@@ -343,16 +334,16 @@ def test_a_damaged_offline_run(tmp_path: Path) -> None:
     content = bytearray(datastore(*({"_step": step, "val": 1, "train.loss": 3.0} for step in range(1, 5)), config={}))
     content[-30] ^= 1  # in the last row
     path = write(tmp_path / "of-a-friend.bin", bytes(content))
-    result = import_runs([path])
+    result = runs_of_logs([path])
     assert list(curve(one(result))) == [1, 2, 3]
     assert result.problems[0].startswith(f"{path}: expected a whole run of W&B, got ")
-    assert import_runs([write(tmp_path / "run-x.wandb", b":W&Brubbish")]).problems[0].startswith(str(tmp_path))
+    assert runs_of_logs([write(tmp_path / "run-x.wandb", b":W&Brubbish")]).problems[0].startswith(str(tmp_path))
 
 
 def test_an_offline_run_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_api, "find_spec", lambda name: None)
     path = write(tmp_path / "run-x.wandb", b":W&B\xe1\xbe\0")
-    (problem,) = import_runs([path]).problems
+    (problem,) = runs_of_logs([path]).problems
     assert problem.startswith(f"{path}: ") and problem.endswith('not installed: pip install "wandb>=0.31"')
 
 
@@ -361,11 +352,11 @@ def test_a_chart_exported_from_wandb(tmp_path: Path) -> None:
         '"Step","big - train/loss","big - train/loss__MIN","big - train/loss__MAX","small - train/loss"\n'
         '"1","4.0","4.0","4.0","5.0"\n"2","3.0","3.0","3.0",""\n'
     )
-    result = import_runs([write(tmp_path / "wandb_export_1.csv", text)])
+    result = runs_of_logs([write(tmp_path / "wandb_export_1.csv", text)])
     assert {run.name: curve(run) for run in result.runs} == {"big": {1: 4.0, 2: 3.0}, "small": {1: 5.0}}
     assert {one.kind for one in result.imported} == {"wandb"}
     wrong = write(tmp_path / "other.csv", text.replace("Step", "Relative Time (Process)"))
-    (problem,) = import_runs([wrong]).problems
+    (problem,) = runs_of_logs([wrong]).problems
     assert problem.endswith("set the chart's x-axis to Step")
 
 
@@ -406,7 +397,7 @@ def test_runs_of_wandbs_api() -> None:
 def test_mlflows_files(tmp_path: Path) -> None:
     lines = "1800000001000 3.0 1\n1800000002000 nan 2\nrubbish\n1800000003000 2.0 3\n1800000004000 1."
     run = mlflow_run(tmp_path, {"train/loss": lines, "gpu": "1 2 3\n"}, {"global_batch_size": "4", "seq_len": "8"})
-    result = import_runs([tmp_path])
+    result = runs_of_logs([tmp_path])
     found = one(result)
     assert curve(found) == {1: 3.0, 2: None, 3: 2.0}
     assert (found.name, found.status, found.points[2].tokens) == ("by-hand", "completed", 96)
@@ -440,7 +431,7 @@ def test_mlflows_client() -> None:
 
 def test_curves_of_several_runs(tmp_path: Path) -> None:
     path = write(tmp_path / "runs.csv", "run,step,tokens,loss,val_ppl,lr\na,1,64,4,,0.1\nb,1,64,5,,\na,2,128,3,8,0.2\n")
-    result = import_runs([path])
+    result = runs_of_logs([path])
     first, second = result.runs
     assert (first.name, curve(first), curve(second)) == ("a", {1: 4.0, 2: 3.0}, {1: 5.0})
     assert curve(first, "eval/val") == {2: pytest.approx(math.log(8))}
@@ -450,7 +441,7 @@ def test_curves_of_several_runs(tmp_path: Path) -> None:
 
 def test_ends_of_runs(tmp_path: Path) -> None:
     path = write(tmp_path / "ends.csv", "N,tokens,flops,loss\n1000,20000,1.3e8,3.0\n2000,40000,5e8,2.5\n")
-    runs = import_runs([path]).runs
+    runs = runs_of_logs([path]).runs
     assert [(run.parameters["non_embedding"], run.points[0].tokens, run.points[0].flops) for run in runs] == [
         (1000, 20000, 130_000_000),
         (2000, 40000, 500_000_000),
@@ -463,46 +454,46 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     columns = {"step": [1, 2], "loss": [3.0, None], "val_loss": [None, 2.0]}
     parquet.write_table(arrow.table(columns), tmp_path / "run.parquet")
-    run = one(import_runs([tmp_path / "run.parquet"]))
+    run = one(runs_of_logs([tmp_path / "run.parquet"]))
     assert (curve(run), curve(run, "eval/val")) == ({1: 3.0}, {2: 2.0})
     whole = (tmp_path / "run.parquet").read_bytes()
     write(tmp_path / "run.parquet", whole[:-20])
-    (problem,) = import_runs([tmp_path / "run.parquet"]).problems
+    (problem,) = runs_of_logs([tmp_path / "run.parquet"]).problems
     assert "expected a Parquet file that can be read" in problem
 
 
 def test_units(tmp_path: Path) -> None:
     path = write(tmp_path / "run.csv", "step,train_loss,val_loss\n1,2.0,1.0\n")
-    run = one(import_runs([path], Given(loss_unit={"train": "bits", "eval/val": "bpb"})))
+    run = one(runs_of_logs([path], Given(loss_unit={"train": "bits", "eval/val": "bpb"})))
     assert run.points[0].losses == {"train": pytest.approx(2 * math.log(2)), "eval/val": 1.0}
     assert run.loss_units == {"eval/val": "bits per byte"}
     with pytest.raises(RecordError, match="--loss-unit: expected one of nats, bits, ppl, bpb, got 'dB'"):
-        import_runs([path], Given(loss_unit={EVERY: "dB"}))
+        runs_of_logs([path], Given(loss_unit={EVERY: "dB"}))
 
 
 def test_a_column_of_another_name(tmp_path: Path) -> None:
     path = write(tmp_path / "run.csv", "iter,objective,heldout\n1,3.0,3.5\n2,2.0,2.5\n")
-    (problem,) = import_runs([path]).problems
+    (problem,) = runs_of_logs([path]).problems
     assert problem == (
         f"{path}: no loss is in it; its columns are objective, heldout: name the one with --loss COLUMN (an "
         "evaluation's with --loss eval/val=COLUMN)"
     )
-    run = one(import_runs([path], Given(loss={"train": "objective", "eval/held": "heldout"})))
+    run = one(runs_of_logs([path], Given(loss={"train": "objective", "eval/held": "heldout"})))
     assert (curve(run), curve(run, "eval/held")) == ({1: 3.0, 2: 2.0}, {1: 3.5, 2: 2.5})
 
 
 def test_a_column_of_steps_of_another_name(tmp_path: Path) -> None:
     path = write(tmp_path / "run.csv", "update,loss\n5,3.0\n10,2.0\n")
-    assert list(curve(one(import_runs([path])))) == [1, 2]
-    assert list(curve(one(import_runs([path], step="update")))) == [5, 10]
-    (problem,) = import_runs([path], step="updates").problems
+    assert list(curve(one(runs_of_logs([path])))) == [1, 2]
+    assert list(curve(one(runs_of_logs([path], step="update")))) == [5, 10]
+    (problem,) = runs_of_logs([path], step="updates").problems
     assert problem == f"{path}: --step: expected one of its columns update, loss, got 'updates'"
 
 
 def test_tokens_that_fall_are_no_count_of_the_run(tmp_path: Path) -> None:
     """Some loops begin again at a resume or an epoch."""
     path = write(tmp_path / "run.csv", "step,loss,tokens\n1,3.0,100\n2,2.0,200\n3,1.0,50\n")
-    result = import_runs([path], Given(params={EVERY: 1e6}))
+    result = runs_of_logs([path], Given(params={EVERY: 1e6}))
     assert [point.tokens for point in one(result).points] == [None, None, None]
     assert "Its column tokens is no count of the run" in result.questions[0]
 
@@ -547,7 +538,7 @@ def test_a_column_in_order_has_each_step_once(rows: list[tuple[int, float]]) -> 
 )
 def test_foreign_files(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, content)
-    result = import_runs([path])
+    result = runs_of_logs([path])
     assert not result.runs
     (problem,) = result.problems
     assert problem.startswith(str(path)) and said in problem
@@ -558,7 +549,7 @@ def test_the_others_are_imported(tmp_path: Path) -> None:
     write(tmp_path / "b" / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
     write(tmp_path / "c" / "events.out.tfevents.1", b"rubbish that is longer than a header")
     write(tmp_path / "d" / "run-x.wandb", b":W&Brubbish")
-    result = import_runs([tmp_path, tmp_path / "nothing"])
+    result = runs_of_logs([tmp_path, tmp_path / "nothing"])
     assert len(result.runs) == 1 and len(result.problems) == 4
 
 
@@ -566,9 +557,9 @@ PUT_IN = (b"\n", b",", b'"', b"nan", b"1e999", b"-1", b"[" * 2000, b"\xff\0", b"
 READERS: dict[str, Callable[..., Any]] = {
     "trainer_state.json": huggingface.read,
     "events.out.tfevents.1": tensorboard.read,
-    "metrics.csv": lightning.read,
+    "metrics.csv": lightning.lightning_read,
     "table.csv": table.read,
-    "mlruns": mlflow_files.read,
+    "mlruns": mlflow_files.mlflow_files_read,
 }
 
 
@@ -608,4 +599,4 @@ def test_whatever_the_bytes_a_reader_answers(name: str, data: st.DataObject, tmp
         path = write(folder / name, bytes(content))
     with contextlib.suppress(RecordError):
         READERS[name](path)
-    import_runs([path])  # raises nothing at all
+    runs_of_logs([path])  # raises nothing at all

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from isoflop import Monitor, import_runs
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.logs import EVERY, Given
 from isoflop.record import Run
-from isoflop.record.importing import EVERY, Given
 from isoflop.transformers import IsoFLOPCallback
 from models import llama, tokens
 from tiny import (

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from isoflop.ladder import LadderPlan, plan_ladder
-from isoflop.ladder.design import even_grid
-from isoflop.ladder.families import family_of
-from isoflop.ladder.information import worth_of
+from isoflop.ladder.design import even_grid, worth_of
 from isoflop.ladder.planning import ladder_problem
+from isoflop.ladder.sizes import family_of
 from ladders import record_ladder, record_run
 
 

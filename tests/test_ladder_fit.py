@@ -11,11 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.fit.frontier.optimum import optimal_allocation
-from isoflop.fit.law import HOFFMANN, Law
 from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
-from isoflop.ladder.fitting import fit_finished
-from isoflop.ladder.leave_out import LeftOut, Predicted
+from isoflop.ladder.fit import LeftOut, Predicted, fit_finished
+from isoflop.laws.forms import HOFFMANN, Law
+from isoflop.laws.frontier import optimal_allocation
 from ladders import LAW, planted_loss, record_ladder, record_run
 
 FIT_KEYS = {

@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.fit.frontier.optimum import optimal_allocation
-from isoflop.fit.law import HOFFMANN, Law
 from isoflop.fit.posterior import (
     BudgetLine,
     Origin,
@@ -22,6 +20,8 @@ from isoflop.fit.posterior import (
     pulls,
     slopes,
 )
+from isoflop.laws.forms import HOFFMANN, Law
+from isoflop.laws.frontier import optimal_allocation
 
 ORIGIN = Origin(1e8, 2e9)
 LAW = {"E": 1.7, "A": 410.0, "B": 1100.0, "alpha": 0.34, "beta": 0.33}

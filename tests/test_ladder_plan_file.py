@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from isoflop.ladder import Expected, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
-from isoflop.ladder.plan_fields import plan_from
+from isoflop.ladder.plan import plan_from
 
 COUNTS = {"total": 110, "non_embedding": 50, "non_embedding_with_head": 75}
 

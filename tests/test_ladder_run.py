@@ -13,15 +13,13 @@ from typer.testing import CliRunner
 
 import ladder_trainers
 from isoflop.cli import app
+from isoflop.cli.ladder import counts, states_table, summary_lines
 from isoflop.ladder import write_plan
 from isoflop.ladder.attempt import AttemptFailed, attempt
-from isoflop.ladder.engines import Resources
-from isoflop.ladder.engines.local import _slots
-from isoflop.ladder.engines.slurm import parameters
+from isoflop.ladder.engines import Resources, _slots, parameters
 from isoflop.ladder.run import LadderRun, job_of, run_ladder
 from isoflop.ladder.state import Folders, Held, folders_of, hold, latest_checkpoint, state_of, write_status
 from isoflop.record import read_runs
-from isoflop.show.ladder_run import counts, states_table, summary_lines
 
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's and submitit's processes, as they go
 
@@ -207,7 +205,7 @@ def test_the_generated_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def no_waiting(seconds: float) -> None:
         raise Enough
 
-    monkeypatch.setattr("isoflop.ladder.engines.slurm.time.sleep", no_waiting)
+    monkeypatch.setattr("isoflop.ladder.engines.time.sleep", no_waiting)
     options = {"partition": "gpu", "time": "90", "account": "laws", "mail-user": "a@b.c", "licenses": "x"}
     for _ in range(2):
         with pytest.raises(Enough):

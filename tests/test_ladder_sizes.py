@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from isoflop.ladder.families import Family, Shape, family_of
 from isoflop.ladder.rules import (
     BATCHES,
     FEWEST_STEPS,
@@ -22,7 +21,7 @@ from isoflop.ladder.rules import (
     rate_rule,
     warmup_of,
 )
-from isoflop.ladder.sizes import size_grid, size_of
+from isoflop.ladder.sizes import Family, Shape, family_of, size_grid, size_of
 
 GPT2_SMALL = {
     "model_type": "gpt2",

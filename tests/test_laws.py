@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fits import reference
-from isoflop.fit import FORMS, Law, laws, published
-from isoflop.fit import laws_kaplan as kaplan
+from isoflop.laws import FORMS, Law, published
+from isoflop.laws import forms as kaplan
+from isoflop.laws import forms as laws
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 MUENNIGHOFF = dict(published("muennighoff2023").law.constants)  # type: ignore[union-attr]

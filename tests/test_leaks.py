@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.measure import measure
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.measure import measure
 
 TABLES: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
@@ -80,7 +80,7 @@ def test_a_run_from_another_folders_checkpoint_has_a_record_of_its_own(tmp_path:
             monitor.step(loss, tokens=10)
 
     def monitor(folder: str) -> isoflop.Monitor:
-        from isoflop.setup import Setup
+        from isoflop.live.run_info import Setup
 
         return isoflop.Monitor(Caching(), setup=Setup(record_dir=tmp_path / folder, log_every=1))
 

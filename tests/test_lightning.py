@@ -12,8 +12,8 @@ import pytorch_lightning
 import torch
 
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.live.scalars import AXES
 from isoflop.record import Run
-from isoflop.show.scalars import AXES
 from isoflop_lightning.callback import evaluation_name
 from tiny import (
     LIGHTNING_NOISE,

@@ -16,9 +16,9 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import nn
 
-from isoflop.observe.calls import Call, Uncountable, shapes
-from isoflop.observe.counter import FlopCount
-from isoflop.observe.measure import measure
+from isoflop.flops.calls import Call, Uncountable, shapes
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.measure import measure
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops, rotary_forward_flops, tokens
 
 

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from isoflop.fit.fitting.lad import least_absolute
-from isoflop.fit.fitting.newton import Problem, huber, minimise
+from isoflop.fit.newton import Problem, huber, minimise
+from isoflop.fit.search import least_absolute
 
 
 def a_problem(seed: int, n: int = 9, terms: int = 3, parameters: int = 5) -> Problem:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from isoflop.monitor import Monitor
-from isoflop.observe.noise.cadence import Cadence
+from isoflop.live.monitor import Monitor
+from isoflop.live.noise import Cadence
 from noise_truth import gpt, loss_of, pool
 from workers import run
 
@@ -107,7 +107,7 @@ def test_ddp_measures_like_one_process_and_changes_nothing(accumulate: bool, tmp
 
 
 def one_rank_fails(folder: Path) -> Any:
-    import isoflop.observe.noise.microbatches as source
+    import isoflop.noise.sources as source
 
     calls = [0]
     original = source.raw_square

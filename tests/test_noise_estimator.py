@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.observe.noise.averages import MIN_MEASUREMENTS, Averages, RunningMoments, fieller, ratio_of
-from isoflop.observe.noise.cadence import DENSEST, GRACE, SHARE, Cadence, StepTimes
-from isoflop.observe.noise.estimator import PartSums, StepEstimate, Unusable, estimate_step
+from isoflop.live.noise import DENSEST, GRACE, SHARE, Cadence, StepTimes
+from isoflop.noise.estimator import (
+    MIN_MEASUREMENTS,
+    Averages,
+    PartSums,
+    RunningMoments,
+    StepEstimate,
+    Unusable,
+    estimate_step,
+    fieller,
+    ratio_of,
+)
 
 sizes = st.lists(st.integers(1, 10_000), min_size=2, max_size=8)
 

@@ -17,11 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_gpt import GPTConfig, TinyGPT, next_token_loss, stdlib_text
 
 from isoflop.guard import Guard
-from isoflop.observe.noise.averages import RunningMoments
-from isoflop.observe.noise.estimator import StepEstimate
-from isoflop.observe.noise.measured import read, result
-from isoflop.observe.noise.microbatches import MicroBatches
-from isoflop.observe.noise.norms import denominators, settled
+from isoflop.noise.estimator import RunningMoments, StepEstimate, read, result
+from isoflop.noise.sources import MicroBatches, denominators, settled
 from steps_to_loss import fit_critical_batch, steps_to_loss
 
 LENGTH = 64

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import isoflop
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.observe.noise.cadence import Cadence
+from isoflop.live.noise import Cadence
 from isoflop.transformers import IsoFLOPCallback
 from syncs import counted_syncs
 from tiny import (
@@ -42,7 +42,7 @@ STEPS = 50
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure each step, whatever it costs."""
-    monkeypatch.setattr("isoflop.noise.Cadence", lambda **_: Cadence(every=1, fixed=True))
+    monkeypatch.setattr("isoflop.live.noise.Cadence", lambda **_: Cadence(every=1, fixed=True))
 
 
 def with_loop(net: nn.Module, folder: Path, accumulate: int, options: dict[str, Any] | None) -> tuple[Weights, Any]:
@@ -522,7 +522,7 @@ def test_manual_optimization_can_not_be_split(
 
 
 def test_disagreement_with_published_runs_is_printed_with_both(tmp_path: Path) -> None:
-    from isoflop.observe.noise.estimator import StepEstimate
+    from isoflop.noise.estimator import StepEstimate
 
     net = model()
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=1)
@@ -538,7 +538,7 @@ def test_disagreement_with_published_runs_is_printed_with_both(tmp_path: Path) -
 
 
 def test_an_unbounded_interval_is_said_as_such(tmp_path: Path) -> None:
-    from isoflop.observe.noise.estimator import StepEstimate
+    from isoflop.noise.estimator import StepEstimate
 
     monitor = isoflop.Monitor(model(), record_dir=tmp_path)
     for i in range(10):

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from isoflop.guard import Guard
-from isoflop.observe.noise.averages import ratio_of
-from isoflop.observe.noise.measured import read, result
-from isoflop.observe.noise.microbatches import MicroBatches
-from isoflop.observe.noise.split import halves
+from isoflop.noise.estimator import ratio_of, read, result
+from isoflop.noise.sources import MicroBatches
+from isoflop.noise.split import halves
 from noise_truth import LENGTH, POOL, gpt, loss_of, measure, metric, pair, per_sequence, pool, train, truth
 
 WINDOWS, MEASURED = 50, 12

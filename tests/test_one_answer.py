@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isoflop.advise.own_runs import learn_from
+from isoflop.advice.own_runs import learn_from
 from isoflop.cli import app
-from isoflop.fit.frontier.optimum import optimal_allocation
-from isoflop.fit.law import HOFFMANN, Law
 from isoflop.ladder import fit_ladder_runs
+from isoflop.laws.forms import HOFFMANN, Law
+from isoflop.laws.frontier import optimal_allocation
 from isoflop.record import Point, read_runs
-from isoflop.record.log import RecordLog
+from isoflop.record.writer import RecordLog
 
 LAW = Law(HOFFMANN, {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}, "non_embedding_with_head")
 COUNTED = "non_embedding_with_head"

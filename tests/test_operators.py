@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.observe import operators
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.counter import FlopCount, FlopCounter
-from isoflop.observe.measure import measure
-from isoflop.observe.methods import MEASURED
-from isoflop.observe.operators import formula_of, operator_name, register_flop_formula
+from isoflop.flops import operators
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.config_shape import MEASURED
+from isoflop.flops.counter import FlopCount, FlopCounter
+from isoflop.flops.measure import measure
+from isoflop.flops.operators import formula_of, operator_name, register_flop_formula
 
 aten = torch.ops.aten
 

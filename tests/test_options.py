@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from isoflop.options import Options, OptionsDict
+from isoflop.live.options import Options, OptionsDict
 
 
 def test_nothing_is_set_by_itself():
@@ -49,7 +49,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("unique_tokens", "many", "unique_tokens= expects a positive number, got 'many'"),
         ("intent", "small", "intent= expects 'optimal' or 'overtrain', got 'small'"),
         ("on_advice", "raise", "on_advice= expects 'warn', 'stop' or a function, got 'raise'"),
-        ("thresholds", {"waste": 0.5}, "thresholds= expects isoflop.advise.Thresholds(…), got {'waste': 0.5}"),
+        ("thresholds", {"waste": 0.5}, "thresholds= expects isoflop.advice.Thresholds(…), got {'waste': 0.5}"),
         ("lr_plan", 1e-3, "lr_plan= expects a function of the optimizer step, got 0.001"),
         ("noise_scale", "on", "noise_scale= expects one of auto, split, off, got 'on'"),
     ],

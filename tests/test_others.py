@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from hand import Entry, adapt, checkpointed
-from isoflop.observe.calls import Call, shapes, tensors_in
-from isoflop.observe.count import count
-from isoflop.observe.measure import differentiated
-from isoflop.observe.others import Opinion, by_flop_counter_mode, by_fvcore, by_huggingface, opinions
+from isoflop.flops.calls import Call, shapes, tensors_in
+from isoflop.flops.count import count
+from isoflop.flops.measure import differentiated
+from isoflop.flops.other_counters import Opinion, by_flop_counter_mode, by_fvcore, by_huggingface, opinions
 from zoo import ZOO
 
 BATCH = 2
@@ -45,7 +45,7 @@ def asked(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Opinion]:
 @pytest.fixture
 def no_fvcore(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tracing takes longer than the rest."""
-    monkeypatch.setattr("isoflop.observe.others.by_fvcore", lambda *_: (0, {}))
+    monkeypatch.setattr("isoflop.flops.other_counters.by_fvcore", lambda *_: (0, {}))
 
 
 without_fvcore = pytest.mark.usefixtures("no_fvcore")

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from isoflop.observe.parallel import _ranks_of_one_batch
+from isoflop.flops.totals import _ranks_of_one_batch
 from tiny import (
     Rows,
     TinyLM,
@@ -136,7 +136,7 @@ def collectives_of_ours() -> Iterator[list[str]]:
 
 def train(folder: Path, layout: str, options: dict[str, Any]) -> dict[str, Any]:
     """One epoch; each rank's Monitor is given a folder of its own."""
-    from isoflop import advising
+    from isoflop.live import advice as advising
 
     advising.SHARE = math.inf  # what trains here takes milliseconds, of which a thousandth is nothing
     net, trained, number, of = laid_out(layout)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isoflop.observe.calls import Call, Uncountable, shapes
-from isoflop.observe.measure import measure
-from isoflop.observe.parameters import Parameters, count_parameters, full_shape, given_parameters, numel, unwrap
-from isoflop.observe.step import StepObserver
+from isoflop.flops.calls import Call, Uncountable, shapes
+from isoflop.flops.measure import measure
+from isoflop.flops.parameters import Parameters, count_parameters, full_shape, given_parameters, numel, unwrap
+from isoflop.flops.step import StepObserver
 from models import TinyGPT, gpt2, llama, tokens
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import isoflop
-from isoflop.observe.tokens import TokenCount
+from isoflop.flops.tokens import TokenCount
 from tiny import LIGHTNING_NOISE, Rows, batches, losses, model, plain_loop, same_weights, the_run, totals, weights
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
@@ -146,7 +146,7 @@ def test_after_close_the_model_is_as_it_was(tmp_path: Path) -> None:
 def test_memory_does_not_grow_when_step_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("isoflop.observe.step.MAX_PENDING", 10)
+    monkeypatch.setattr("isoflop.flops.step.MAX_PENDING", 10)
     net = model()
     monitor = isoflop.Monitor(net, record_dir=tmp_path)
     for _ in range(3):

@@ -12,18 +12,13 @@ import pytest
 from scipy.interpolate import Akima1DInterpolator
 
 from fits import reference
-from isoflop.fit import FORMS, Law, published
-from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
-from isoflop.fit.approaches.profile_minimum import akima, one_per_size
-from isoflop.fit.fitting.fit_law import fit_law
-from isoflop.fit.frontier.optimum import optimal_allocation
-from isoflop.fit.planning.alternatives import law_through
-from isoflop.fit.planning.cost import Price
-from isoflop.fit.planning.map_line import PriorLine
-from isoflop.fit.planning.options import Option, compare_options, parse_option
-from isoflop.fit.planning.plan import plan
-from isoflop.fit.planning.plan_result import Plan
+from isoflop.fit.approaches import akima, isoflop_profiles, one_per_size
+from isoflop.fit.fit_law import fit_law
+from isoflop.fit.options import Option, Price, compare_options, parse_option
+from isoflop.fit.plan import Plan, PriorLine, law_through, plan
 from isoflop.fit.posterior import RATIO_SD, SPLIT_SD
+from isoflop.laws import FORMS, Law, published
+from isoflop.laws.frontier import optimal_allocation
 
 PORIAN = "porian_refinedweb.csv"
 Columns = dict[str, np.ndarray]
@@ -392,9 +387,7 @@ def test_what_buys_nothing() -> None:
 
 
 def test_neither_peaks_nor_plans_import_torch() -> None:
-    modules = (
-        "isoflop.observe.peaks, isoflop.fit.planning.plan, isoflop.fit.planning.options, isoflop.fit.planning.cost"
-    )
+    modules = "isoflop.flops.device, isoflop.fit.plan, isoflop.fit.options, isoflop.fit.options"
     code = f"import sys, {modules}; print({{'torch', 'pandas', 'numpy'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from fits import BESIROGLU, grid, hoffmann, spread_out
-from isoflop.fit.fitting.fit_law import _TERMS, LawFit, fit_law
-from isoflop.fit.fitting.newton import Problem, huber, minimise
-from isoflop.fit.fitting.power_sum import power_sum
-from isoflop.fit.fitting.prior import noise_of, prior_of, squared_pull, straight
+from isoflop.fit.fit_law import _TERMS, LawFit, fit_law
+from isoflop.fit.newton import Problem, huber, minimise
+from isoflop.fit.problem import noise_of, power_sum, prior_of, squared_pull, straight
 
 
 def planted(n: int, noise: float, seed: int = 0) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.interpolate import Akima1DInterpolator
 
 from fits import reference
-from isoflop.fit import published, published_names
-from isoflop.fit.papers.publication import PowerAllocation, PowerLaw, Published, TableAllocation
+from isoflop.laws import published, published_names
+from isoflop.laws.published import PowerAllocation, PowerLaw, Published, TableAllocation
 
 CHINCHILLA = 5.76e23
 SPLITS = [name for name in published_names() if published(name).allocates]
@@ -277,7 +277,7 @@ def test_power_laws_print_and_broadcast() -> None:
 
 
 def test_the_room_needs_no_torch() -> None:
-    script = "import sys, isoflop.fit; isoflop.fit.published('besiroglu2024'); print('torch' in sys.modules)"
+    script = "import sys, isoflop.laws; isoflop.laws.published('besiroglu2024'); print('torch' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
     run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "False", run.stderr

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fits import reference
-from isoflop.fit import FORMS
-from isoflop.fit import laws_kaplan as kaplan
-from isoflop.fit.fitting.general import flat_directions, optima, polish
-from isoflop.fit.fitting.newton import minimise
-from isoflop.fit.fitting.numeric import Values
-from isoflop.fit.fitting.uncertainty import draw
+from isoflop.fit.newton import Values, minimise
+from isoflop.fit.search import flat_directions, optima, polish
+from isoflop.fit.uncertainty import draw
+from isoflop.laws import FORMS
+from isoflop.laws import forms as kaplan
 
 DELTA = 1e-3
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from isoflop.fit.forecast.ranking import forecast_from, rank, scalars_of
-from isoflop.fit.forecast.result import Forecast, forecast_of
+from isoflop.forecast.online import Forecast, forecast_of
+from isoflop.forecast.ranking import forecast_from, rank, scalars_of
 
 
 def at(loss: float, sd: float = 0.01, nu: float = 1e6) -> Forecast:
@@ -94,7 +94,7 @@ def watched(forecast: Any) -> Any:
 
 def test_optuna_prunes_by_forecast_and_not_by_the_loss_so_far() -> None:
     optuna = pytest.importorskip("optuna")
-    from isoflop.fit.forecast.result import Silence
+    from isoflop.forecast.online import Silence
     from isoflop.optuna import ForecastPruner, report
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

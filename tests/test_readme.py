@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from isoflop.guard import BOUNDARIES
-from isoflop.options import Options, OptionsDict
-from isoflop.show.scalars import AXES, SCALARS
+from isoflop.live.options import Options, OptionsDict
+from isoflop.live.scalars import AXES, SCALARS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

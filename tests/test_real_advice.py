@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss, stdlib_text
 
-from isoflop.advise import Reason, Severity
+from isoflop.advice import Reason, Severity
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
 from tiny import LIGHTNING_NOISE, hf_arguments, lightning_trainer

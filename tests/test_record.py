@@ -274,7 +274,7 @@ def test_writers_without_a_lock_do_not_tear_each_others_lines(tmp_path: Path) ->
     path = a_record(tmp_path)
     code = """if True:
         import sys
-        import isoflop.record.log as module
+        import isoflop.record.writer as module
         module.fcntl = None
         log = module.RecordLog.resume(sys.argv[1], 5)
         for step in range(1000):

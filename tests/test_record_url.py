@@ -19,7 +19,7 @@ from torch import nn
 
 import isoflop
 from isoflop.record import Point, RecordError, RecordFinished, RecordLog, read_run, read_runs
-from isoflop.record.place import below, check_place, is_url, last_name, place_of, read_bytes, write_bytes
+from isoflop.record.paths import below, check_place, is_url, last_name, place_of, read_bytes, write_bytes
 from isoflop.record.remote import RemoteLog, Uploader, _whole, spool_of
 from test_record import python
 
@@ -317,7 +317,7 @@ def test_fit_reads_a_url(tmp_path: Path) -> None:
 
 def test_a_script_that_ends_without_closing_uploads_its_record(tmp_path: Path) -> None:
     code = (
-        "import sys, isoflop.record.place as place\n"
+        "import sys, isoflop.record.paths as place\n"
         "target = open(sys.argv[1], 'wb')\n"
         "import isoflop.record.remote as remote\n"
         "remote.write_bytes = lambda url, content: (target.seek(0), target.write(content), target.flush())\n"

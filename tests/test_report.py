@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.show.figures import RunEnd, ends_of_table, study
-from isoflop.show.report.checklist import checklist
-from isoflop.show.report.headline import headline, power_of_ten
-from isoflop.show.report.holdout import holdout
-from isoflop.show.report.report import Report, make_report
-from isoflop.show.report.runs import counting, provenance, run_rows
-from isoflop.show.report.said import said_to
-from isoflop.show.report.sources import read_sources
+from isoflop.figures import RunEnd, ends_of_table, study
+from isoflop.report.checklist import checklist
+from isoflop.report.report import Report, make_report, said_to
+from isoflop.report.runs import counting, provenance, read_sources, run_rows
+from isoflop.report.sentences import headline, holdout, power_of_ten
 from report_files import ADVICE, documented_run, write, write_all
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses
 
@@ -57,7 +54,7 @@ def test_what_supports_a_law_and_what_does_not(planted: Report) -> None:
 
 def test_headline_and_table_give_the_same_interval(planted: Report) -> None:
     row = next(row for row in planted.study.compared().rows if row.name.startswith("approach 3"))  # type: ignore[union-attr]
-    from isoflop.show.figures.words import short
+    from isoflop.laws.frontier import short
 
     assert row.N_interval is not None
     assert f"({short(row.N_interval[0])} to {short(row.N_interval[1])})" in planted.headline.says[2]

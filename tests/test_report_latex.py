@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.show.figures import study
-from isoflop.show.figures.study import PUBLISHED
-from isoflop.show.report.bibliography import PAPERS, bibtex, used_by
-from isoflop.show.report.latex import SPECIAL, escape, interval, number
-from isoflop.show.report.paper import MOST, report_tex
-from isoflop.show.report.runs import run_rows
+from isoflop.figures import study
+from isoflop.figures.study import PUBLISHED
+from isoflop.report.latex import MOST, PAPERS, SPECIAL, bibtex, escape, interval, number, report_tex, used_by
+from isoflop.report.runs import run_rows
 from report_files import HOSTILE, hostile_runs
 from study_runs import planted_run, sweep
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from isoflop.show.figures.draw_plotly import plotly_figure
-from isoflop.show.report.page import clean, difference, plotly_script, powers, render, themed
-from isoflop.show.report.report import Report, make_report
-from isoflop.show.report.sources import read_sources
+from isoflop.figures.plotly import plotly_figure
+from isoflop.report.page import clean, difference, plotly_script, powers, render, themed
+from isoflop.report.report import Report, make_report
+from isoflop.report.runs import read_sources
 from report_files import ADVICE, HOSTILE, hostile_runs, json_of, write
 from study_runs import planted_run
 from tensorboards import browser

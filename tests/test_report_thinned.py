@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from isoflop.record import Point, RecordError, Run, read_run
 from isoflop.record.lines import MAX_LINE_BYTES, encode, encode_point
-from isoflop.record.read import read_stream
-from isoflop.show.report import reading
-from isoflop.show.thinned import whole as module
-from isoflop.show.thinned.whole import LAST, PER_DOUBLING, thinned
+from isoflop.record.reader import read_stream
+from isoflop.record.thinned import LAST
+from isoflop.report import runs as reading
+from isoflop.report import thinned as module
+from isoflop.report.thinned import PER_DOUBLING, thinned
 
 HEADER = encode({"event": "header", "isoflop": 1, "run_id": "a"})
 

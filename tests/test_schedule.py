@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as S
 
-from isoflop.fit.forecast import LrPlan
-from isoflop.observe.schedule import UnknownFuture, by_batch, by_epoch, future_learning_rates
+from isoflop.forecast import LrPlan
+from isoflop.live.scheduler import UnknownFuture, by_batch, by_epoch, future_learning_rates
 
 PEAK = 1e-3
 

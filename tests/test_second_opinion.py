@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.measure import measure
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.measure import measure
 
 
 class Encoder(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.fit.forecast import read_curves
+from isoflop.forecast import read_curves
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")])

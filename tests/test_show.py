@@ -13,14 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from isoflop.observe.parameters import Parameters
-from isoflop.observe.tally import Totals
+from isoflop.flops.parameters import Parameters
+from isoflop.flops.totals import Totals
+from isoflop.live import sinks as terminal
+from isoflop.live.scalars import AXES, INTERVAL, MAX_STEP, ComputeAxes, Interval, interval_scalars
+from isoflop.live.sinks import TensorBoardSink, interval_line
 from isoflop.record import due
-from isoflop.show import terminal
-from isoflop.show.axes import MAX_STEP, ComputeAxes
-from isoflop.show.scalars import AXES, INTERVAL, Interval, interval_scalars
-from isoflop.show.tensorboard import TensorBoardSink
-from isoflop.show.terminal import interval_line
 
 LOG, GIGA = "isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs"
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.counter import FlopCount
-from isoflop.observe.measure import measure
-from isoflop.observe.parameters import count_parameters
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.measure import measure
+from isoflop.flops.parameters import count_parameters
 from models import gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
 
@@ -122,7 +122,7 @@ def test_the_scan_at_once_multiplies_as_the_scan_step_by_step(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     ids = tokens(2, 12)
     at_once = flops(model, input_ids=ids, use_cache=False)
-    monkeypatch.setattr("isoflop.observe.stand_ins._reference_implementations", lambda home: {})
+    monkeypatch.setattr("isoflop.flops.twin._reference_implementations", lambda home: {})
     assert flops(model, input_ids=ids, use_cache=False) == at_once
     assert at_once.attention == 0 and (at_once.hardware > at_once.model) == checkpointing
 
@@ -168,7 +168,7 @@ def test_packed_sequences_need_no_fake_tensors(monkeypatch: pytest.MonkeyPatch):
         pytest.fail("fake tensors")
         yield
 
-    monkeypatch.setattr("isoflop.observe.measure.fake_tensors", no_fake_tensors)
+    monkeypatch.setattr("isoflop.flops.measure.fake_tensors", no_fake_tensors)
     positions = torch.cat([torch.arange(6), torch.arange(10)])[None].expand(2, -1)
     expected = 3 * llama_forward_flops(2, 16)
     assert flops(llama(), input_ids=tokens(2, 16, 96), position_ids=positions).model == expected

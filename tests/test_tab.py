@@ -18,14 +18,11 @@ from werkzeug.test import Client
 
 from isoflop.cli import app
 from isoflop.record import RecordLog, Run, read_run
-from isoflop.show.tab.desk import Desk
-from isoflop.show.tab.folder import open_inside, scan
-from isoflop.show.tab.planner import budget_of
-from isoflop.show.tab.roots import roots_of
-from isoflop.show.tab.routes import Routes
-from isoflop.show.tab.store import RecordStore, Root
-from isoflop.show.tab.tail import Tail
-from isoflop.show.thinned.growing import LAST, PER_DOUBLING, SMALL, Digest, glimpse
+from isoflop.record.thinned import LAST, PER_DOUBLING, SMALL, Digest, glimpse
+from isoflop.tab.answers import budget_of
+from isoflop.tab.records import RecordStore, Root, Tail, open_inside, scan
+from isoflop.tab.routes import Routes, roots_of
+from isoflop.tab.studies import Desk
 from study_runs import planted_run, sweep
 from test_packaging import heavy_packages_loaded_by, python
 
@@ -82,12 +79,12 @@ class Asked:
 
 
 def test_the_plugin_is_imported_without_torch_or_numpy():
-    assert heavy_packages_loaded_by("import isoflop.show.tab.plugin") == set()
+    assert heavy_packages_loaded_by("import isoflop.tab.plugin") == set()
 
 
 def test_the_plugin_can_not_import_tensorflow_scipy_or_plotly():
     done = python(
-        "import isoflop.show.tab.plugin, sys; print([n for n in ('tensorflow', 'scipy', 'plotly') if n in sys.modules])"
+        "import isoflop.tab.plugin, sys; print([n for n in ('tensorflow', 'scipy', 'plotly') if n in sys.modules])"
     )
     assert done.stdout.strip() == "[]"
 
@@ -443,8 +440,8 @@ def test_a_fit_is_made_beside_and_lasts_while_a_run_goes_on(tmp_path: Path):
 
 
 def test_the_fits_table_recovers_a_planted_law(tmp_path: Path):
-    from isoflop.show.figures.study import study
-    from isoflop.show.tab.answers import fit_answer
+    from isoflop.figures.study import study
+    from isoflop.tab.answers import fit_answer
 
     told = fit_answer(study(GRID), "fitted")
     constants = {row["name"]: row for row in told["constants"]}
@@ -457,8 +454,8 @@ def test_the_fits_table_recovers_a_planted_law(tmp_path: Path):
 
 
 def test_without_enough_runs_the_reason_is_told(tmp_path: Path):
-    from isoflop.show.figures.study import study
-    from isoflop.show.tab.answers import fit_answer
+    from isoflop.figures.study import study
+    from isoflop.tab.answers import fit_answer
 
     told = fit_answer(study([planted_run("a", 1e8, 2e9)]), "fitted")
     assert told["approaches"] == [] and told["refused"] and len(told["without"]) == 3

@@ -15,10 +15,9 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.observe.counter import FlopCount
-from isoflop.observe.ranks import rank, sum_over_ranks, world_size
-from isoflop.observe.tally import MAX_WAITING, DeviceSum, Tally, Totals, added
-from isoflop.observe.tokens import TokenCount
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.tokens import TokenCount
+from isoflop.flops.totals import MAX_WAITING, DeviceSum, Tally, Totals, added, rank, sum_over_ranks, world_size
 
 counts = st.integers(0, 2**90)
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from isoflop.live.scalars import AXES, SCALARS
 from isoflop.record import Run
-from isoflop.show.scalars import AXES, SCALARS
 from isoflop.transformers import IsoFLOPCallback
 from tiny import Rows, hf_trainer, losses, model, same_weights, the_run, totals, weights
 

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import isoflop
+from isoflop.flops.config_shape import FORMULA, SIX_ND, WATCHED
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.observe.methods import FORMULA, SIX_ND, WATCHED
 from isoflop.transformers import IsoFLOPCallback
 from models import TinyGPT, gpt2, gpt2_forward_flops, tokens
 from tiny import (
@@ -137,7 +137,7 @@ def test_the_count_is_that_of_the_meta_device(attention: str, kind: str | None, 
 
 def test_every_shape_is_watched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, watched = Peeks(), []
-    from isoflop.observe.watching import LiveCounter
+    from isoflop.flops.measure import LiveCounter
 
     enter = LiveCounter.enter
     monkeypatch.setattr(LiveCounter, "enter", lambda self: watched.append(1) or enter(self))
@@ -198,7 +198,7 @@ def test_nothing_compiled_runs_as_written(tmp_path: Path) -> None:
 
 
 def test_a_formula_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from isoflop.observe import operators
+    from isoflop.flops import operators
 
     _, expected = loop(Peeks(), tmp_path / "a")
 

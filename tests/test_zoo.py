@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from hand import Entry, adapt, checkpointed, count, linear
-from isoflop.observe.calls import Call, shapes
-from isoflop.observe.measure import Measurement, measure
-from isoflop.observe.parameters import count_parameters
+from isoflop.flops.calls import Call, shapes
+from isoflop.flops.measure import Measurement, measure
+from isoflop.flops.parameters import count_parameters
 from zoo import ZOO
 from zoo_further import FURTHER
 from zoo_mamba import mamba2_products, mamba_products

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.observe.calls import Call, Uncountable, shapes
-from isoflop.observe.measure import Measurement, measure
+from isoflop.flops.calls import Call, Uncountable, shapes
+from isoflop.flops.measure import Measurement, measure
 from zoo_further import FURTHER, UNCOUNTABLE
 
 

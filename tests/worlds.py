@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isoflop.advise import Advice, Reason, Situation
-from isoflop.advise.run_adviser import RunAdviser
-from isoflop.advise.situation import Batch
-from isoflop.advise.waste import waste_of
-from isoflop.fit.batch import Belief, combine
-from isoflop.fit.forecast import LrPlan, OnlineForecaster
-from isoflop.fit.law import HOFFMANN, Law
+from isoflop.advice import Advice, Reason, Situation
+from isoflop.advice.run_state import Batch
+from isoflop.forecast import LrPlan, OnlineForecaster
+from isoflop.laws.forms import HOFFMANN, Law
+from isoflop.laws.frontier import waste_of
+from isoflop.live.advice import RunAdviser
+from isoflop.noise import Belief, combine
 
 LOG_STEPS = 60
 PRIOR_SD, MODEL_SD = 0.5, 0.5

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isoflop.flops.calls import OutermostCalls, parameters_used_outside
 from isoflop.guard import Guard, hook
-from isoflop.monitor import Monitor
-from isoflop.observe.outermost import OutermostCalls, parameters_used_outside
-from isoflop.options import Options
+from isoflop.live.monitor import Monitor
+from isoflop.live.options import Options
 from isoflop_lightning.base import LightningCallback
 from isoflop_lightning.split import SplitStep
 from isoflop_lightning.trainer import describe_trainer
@@ -20,7 +20,7 @@ from isoflop_lightning.trainer import describe_trainer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from isoflop.options import OptionsDict
+    from isoflop.live.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
 _STEP = "Lightning: a training step"
@@ -31,7 +31,7 @@ class IsoFLOPMonitor(LightningCallback):
     """Counts a run's parameters, tokens and FLOPs, records loss against compute, shows it in the trainer's loggers.
 
     Args:
-        **options: `record_dir`, `log_every` and the others of `isoflop.options.Options`.
+        **options: `record_dir`, `log_every` and the others of `isoflop.live.options.Options`.
 
     Raises:
         ValueError, TypeError: an option that can't be.

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from isoflop.monitor import Monitor
-from isoflop.noise import Half
-from isoflop.observe.noise.split import same_loss
+from isoflop.live.monitor import Monitor
+from isoflop.live.noise import Half
+from isoflop.noise.split import same_loss
 
 MANUAL = 'noise_scale="split" needs automatic optimization: in a step that calls backward itself use monitor.split'
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
-from isoflop.observe.schedule import Calls, by_batch, by_epoch
-from isoflop.setup import Setup
-from isoflop.show.axes import AxisPoint
+from isoflop.live.run_info import Setup
+from isoflop.live.scalars import AxisPoint
+from isoflop.live.scheduler import Calls, by_batch, by_epoch
 
 LOGGERS = declare("Lightning's loggers", "no further scalars in the trainer's loggers")
 

@@ -7,8 +7,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from isoflop.fit.forecast.ranking import SURE, forecast_from, rank, scalars_of
-from isoflop.fit.forecast.result import Forecast
+from isoflop.forecast.online import Forecast
+from isoflop.forecast.ranking import SURE, forecast_from, rank, scalars_of
 
 ATTRIBUTE = "isoflop"
 """User attribute of a trial that holds its newest forecast."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from isoflop.fit.forecast.ranking import SURE, forecast_from, rank
-from isoflop.fit.forecast.result import Forecast
+from isoflop.forecast.online import Forecast
+from isoflop.forecast.ranking import SURE, forecast_from, rank
 
 
 class ForecastStopper(Stopper):

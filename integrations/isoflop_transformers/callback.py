@@ -10,17 +10,17 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from isoflop.flops.calls import watch
 from isoflop.guard import Guard, hook
-from isoflop.monitor import Monitor
-from isoflop.observe.calls import watch
-from isoflop.options import Options
+from isoflop.live.monitor import Monitor
+from isoflop.live.options import Options
 from isoflop_transformers.split import NO_TRAINER, SplitSteps, find_trainer
 from isoflop_transformers.trainer import describe_training
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from isoflop.options import OptionsDict
+    from isoflop.live.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
 _STEP = "Hugging Face: on_step_end"
@@ -30,7 +30,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     """Counts a run's parameters, tokens and FLOPs, records loss against compute, writes TensorBoard by itself.
 
     Args:
-        **options: `record_dir`, `log_every` and the others of `isoflop.options.Options`.
+        **options: `record_dir`, `log_every` and the others of `isoflop.live.options.Options`.
 
     Raises:
         ValueError, TypeError: an option that can't be.

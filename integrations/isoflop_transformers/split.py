@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from isoflop.monitor import Monitor
-from isoflop.noise import Half
-from isoflop.observe.noise.split import same_loss
+from isoflop.live.monitor import Monitor
+from isoflop.live.noise import Half
+from isoflop.noise.split import same_loss
 
 NO_TRAINER = 'the Trainer was not found: noise_scale="split" needs transformers.Trainer.train() to be what trains'
 

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
-from isoflop.observe.schedule import by_epoch
-from isoflop.setup import Setup
-from isoflop.show.axes import AxisPoint
-from isoflop.show.output import Sink
-from isoflop.show.tensorboard import TensorBoardSink
+from isoflop.live.run_info import Setup
+from isoflop.live.scalars import AxisPoint
+from isoflop.live.scheduler import by_epoch
+from isoflop.live.sinks import Sink, TensorBoardSink
 
 WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")
 MLFLOW = declare("MLflow", "no further scalars in MLflow")

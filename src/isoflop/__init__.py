@@ -13,13 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isoflop.importing import import_runs
-    from isoflop.monitor import Monitor
-    from isoflop.observe.calls import Uncountable
-    from isoflop.observe.count import StepCount, count
-    from isoflop.observe.operators import register_flop_formula
-    from isoflop.observe.tokens import TokenCount
-    from isoflop.record import Point, RecordError, Run, read_run, read_runs
+    from isoflop.flops.calls import Uncountable
+    from isoflop.flops.count import StepCount, count
+    from isoflop.flops.operators import register_flop_formula
+    from isoflop.flops.tokens import TokenCount
+    from isoflop.live.monitor import Monitor
+    from isoflop.logs.convert import import_runs
+    from isoflop.record.reader import read_run, read_runs
+    from isoflop.record.run import Point, RecordError, Run
+
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,13 +41,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "Monitor": "isoflop.monitor",
-    "TokenCount": "isoflop.observe.tokens",
-    "StepCount": "isoflop.observe.count",
-    "Uncountable": "isoflop.observe.calls",
-    "count": "isoflop.observe.count",
-    "register_flop_formula": "isoflop.observe.operators",
-    "import_runs": "isoflop.importing",
+    "Monitor": "isoflop.live.monitor",
+    "TokenCount": "isoflop.flops.tokens",
+    "StepCount": "isoflop.flops.count",
+    "Uncountable": "isoflop.flops.calls",
+    "count": "isoflop.flops.count",
+    "register_flop_formula": "isoflop.flops.operators",
+    "import_runs": "isoflop.logs.convert",
     "Point": "isoflop.record",
     "RecordError": "isoflop.record",
     "Run": "isoflop.record",

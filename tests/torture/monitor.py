@@ -14,9 +14,9 @@ from unittest.mock import patch
 import torch
 
 import isoflop
-from isoflop.advise import Reason
+from isoflop.advice import Reason
+from isoflop.live.run_info import Setup
 from isoflop.record import read_run
-from isoflop.setup import Setup
 
 ODD: list[Any] = [
     *(float("nan"), float("inf"), float("-inf"), 0, 0.0, -0.0, -1.0, -1e30, 1e30, 1e308, 1e-320, 10**30, 10**400, True),
@@ -83,7 +83,7 @@ def fuzz_monitor(random: Random, folder: Path) -> None:
     expected_aside = set()
     clock = WildClock(random) if random.random() < 0.3 else time.time
     quick = {"git_state": lambda: None, "library_versions": dict}
-    with warnings.catch_warnings(), patch("time.time", clock), patch.multiple("isoflop.entries", **quick):
+    with warnings.catch_warnings(), patch("time.time", clock), patch.multiple("isoflop.live.header", **quick):
         warnings.simplefilter("error")
         for step in range(random.choice([1, 5, 40, 40])):
             loss: Any = 2 + 3 / (step + 1) + random.gauss(0, 0.01)

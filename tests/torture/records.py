@@ -10,12 +10,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from isoflop.advise.own_runs import learn_from
-from isoflop.cli.rank import came, forecast_of_curve
-from isoflop.fit.fitting.data import BadData
-from isoflop.fit.fitting.table import read_table
-from isoflop.fit.forecast import DEFAULT_PRIORS
-from isoflop.fit.forecast.records import curve_of, history_of, ladder_of, priors_of
+from isoflop.advice.own_runs import learn_from
+from isoflop.cli.forecasts import came, forecast_of_curve
+from isoflop.fit.runs import BadData, read_table
+from isoflop.forecast import DEFAULT_PRIORS
+from isoflop.forecast.history import curve_of, history_of, ladder_of, priors_of
 from isoflop.record import Point, RecordError, RecordLog, Run, read_run, read_runs
 from isoflop.record.conventions import COUNTS
 from torture.mutations import spoil_text

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from werkzeug.test import Client
 
-from isoflop.show.tab.answers import figure_keys
-from isoflop.show.tab.routes import Routes
-from isoflop.show.tab.store import RecordStore, Root
+from isoflop.tab.answers import figure_keys
+from isoflop.tab.records import RecordStore, Root
+from isoflop.tab.routes import Routes
 from torture.mutations import TEXTS
 from torture.records import spoilt, whole
 from torture.shell import NUMBERS

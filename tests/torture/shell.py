@@ -12,10 +12,10 @@ import typer
 from typer import testing
 
 from isoflop.cli import app
-from isoflop.cli.inputs import parse_input
-from isoflop.cli.text import amount, amount_or_none, amounts, pairs
-from isoflop.fit.fitting.where import parse_where
-from isoflop.fit.planning.options import parse_option
+from isoflop.cli.common import amount, amount_or_none, amounts, pairs
+from isoflop.fit.options import parse_option
+from isoflop.fit.runs import parse_where
+from isoflop.flops.open_model import parse_input
 from torture.mutations import spoil_bytes
 from torture.records import whole
 from torture.tables import TABLE

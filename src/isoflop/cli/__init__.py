@@ -6,15 +6,13 @@ import sys
 
 import typer
 
-from isoflop.cli.backtest import backtest
-from isoflop.cli.compare import compare
+from isoflop.cli.compare import compare, laws
 from isoflop.cli.count import count
 from isoflop.cli.fit import fit
-from isoflop.cli.importing import import_
+from isoflop.cli.forecasts import backtest, rank
+from isoflop.cli.import_logs import import_
 from isoflop.cli.ladder import ladder
-from isoflop.cli.laws import laws
 from isoflop.cli.plan import plan
-from isoflop.cli.rank import rank
 from isoflop.cli.report import report
 
 app = typer.Typer(

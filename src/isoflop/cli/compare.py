@@ -1,4 +1,7 @@
-"""`isoflop compare 100B:200B 2x50B:300B`: which use of compute a law expects the least loss of."""
+"""`isoflop compare 100B:200B 2x50B:300B`: which use of compute a law expects the least loss of.
+
+`isoflop laws`: published laws and constants, with their source.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.money import Dollars, Gpu, Mfu, describe, hours_and_dollars, price_of
+from isoflop.cli.common import (
+    AsJson,
+    Column,
+    Dollars,
+    Gpu,
+    Level,
+    Mfu,
+    Where,
+    describe,
+    hours_and_dollars,
+    price_of,
+    print_json,
+    reported,
+    say,
+    tell,
+)
 from isoflop.cli.plan import Counted, Runs, read_own
-from isoflop.cli.text import AsJson, Column, Level, Where, print_json, reported, say, tell
 
 if TYPE_CHECKING:
-    from isoflop.fit.planning.cost import Price
-    from isoflop.fit.planning.options import Comparison
+    from isoflop.fit.options import Comparison, Price
+    from isoflop.laws.published import Published
+
 
 DEFAULT_LAW = "chinchilla-refit"
 OPEN = "A guess, for the runs leave the law open (warnings above); without --runs a published law answers."
@@ -42,8 +60,8 @@ def compare(
 
     With --runs a law is fitted to these first.
     """
-    from isoflop.fit.papers.published import published
-    from isoflop.fit.planning.options import compare_options
+    from isoflop.fit.options import compare_options
+    from isoflop.laws.published import published
 
     warnings: Sequence[str] = ()
     with reported("compare"):
@@ -53,7 +71,7 @@ def compare(
         if own is None:
             chosen = published(law or DEFAULT_LAW)
         else:
-            from isoflop.fit.fitting.fit_law import fit_law
+            from isoflop.fit.fit_law import fit_law
 
             table, convention = own
             fitted = fit_law("hoffmann", table.columns, rows=table.rows, convention=convention)
@@ -129,3 +147,62 @@ def _print_table(lines: Sequence[Sequence[str]]) -> None:
     for first, *rest in lines:
         others = "".join(f"  {text:>{width}}" for text, width in zip(rest, widths[1:], strict=True))
         typer.echo(f"{first:{widths[0]}}{others}")
+
+
+def laws(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Published scaling laws: constants, source, convention of N, range of validity."""
+    from isoflop.laws.published import published, published_names
+
+    with reported("laws"):
+        chosen = [published(each) for each in (published_names() if name is None else (name,))]
+    if as_json:
+        print_json({entry.name: laws_as_object(entry) for entry in chosen})
+    elif name is not None:
+        for line in str(chosen[0]).split("\n"):
+            say(line)
+        if commands := _commands(chosen[0]):
+            say(f"  --law of isoflop {' and '.join(commands)}")
+    else:
+        _print_all(chosen)
+
+
+def laws_as_object(entry: Published) -> dict[str, Any]:
+    """What `--json` prints of one."""
+    return {
+        "paper": entry.paper,
+        "where": entry.where,
+        "n_convention": entry.n_convention,
+        "tokenizer": entry.tokenizer,
+        "valid": entry.valid,
+        "law": None if entry.law is None else entry.law.form.name,
+        "parameters": None if entry.law is None else {key: float(v) for key, v in entry.law.constants.items()},
+        "allocation": None if entry.allocation is None else str(entry.allocation),
+        "batch": None if entry.batch_law is None else str(entry.batch_law),
+        "learning_rate": None if entry.learning_rate_law is None else str(entry.learning_rate_law),
+        "note": entry.note,
+    }
+
+
+def _commands(entry: Published) -> list[str]:
+    """Whose --law it can be."""
+    has_loss = entry.law is not None and set(entry.law.form.variables) in ({"N", "D"}, {"N", "D", "U"})
+    return [*(["plan"] if has_loss or entry.allocates else []), *(["compare"] if has_loss else [])]
+
+
+def _print_all(entries: list[Published]) -> None:
+    """Two lines each or a few more, since formulas do not fit beside their names."""
+    typer.echo(f"{'name':34}{'--law of':15}paper")
+    for entry in entries:
+        states = [] if entry.law is None else [entry.law.form.text]
+        states += [
+            f"{what}{law}"
+            for what, law in (("", entry.allocation), ("batch ", entry.batch_law), ("rate ", entry.learning_rate_law))
+            if law is not None
+        ]
+        say(f"{entry.name:34}{', '.join(_commands(entry)):15}{entry.paper.split(' (')[0]}", indent=49)
+        counts = "" if entry.n_convention == "unknown" else f"  (N {entry.n_convention.replace('_', ' ')})"
+        say(f"    {'; '.join(states)}{counts}", indent=6)
+    typer.echo("\nisoflop laws NAME shows constants, validity and notes.")

@@ -1,13 +1,17 @@
-"""`isoflop fit RUNS…`: a scaling law of one's own runs, with its uncertainty."""
+"""`isoflop fit RUNS…`: a scaling law of one's own runs, with its uncertainty.
+
+What `isoflop fit` prints.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.progress import progress_bar
-from isoflop.cli.text import (
+from isoflop.cli.common import (
     AsJson,
     Budgets,
     Column,
@@ -19,11 +23,18 @@ from isoflop.cli.text import (
     finite,
     pairs,
     print_json,
+    progress_bar,
     reported,
     say,
     tell_read,
 )
+from isoflop.console import grid, screen
 from isoflop.record.conventions import DEFAULT_N
+
+if TYPE_CHECKING:
+    from isoflop.fit.approaches import Comparison
+    from isoflop.fit.fit_law import LawFit
+
 
 AHEAD = 10.0
 """Compute at which the best size is told, over that of the largest run."""
@@ -62,10 +73,10 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from isoflop.fit.fitting.fit_law import FITTED, fit_law
-    from isoflop.fit.fitting.table import read_table
-    from isoflop.fit.law import FORMS
-    from isoflop.record.place import place_of
+    from isoflop.fit.fit_law import FITTED, fit_law
+    from isoflop.fit.runs import read_table
+    from isoflop.laws.forms import FORMS
+    from isoflop.record.paths import place_of
 
     with reported("fit"):
         if law not in FITTED:
@@ -102,7 +113,6 @@ def fit(
             told["best_size"] = best_size({**table.columns, "C": table.C}, level)
         print_json(told)
         return
-    from isoflop.show.fit import print_fit
 
     print_fit(fitted, table.taken)
     if law == "hoffmann":
@@ -113,12 +123,9 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     import numpy as np
 
-    from isoflop.fit.approaches.approach import NoApproach
-    from isoflop.fit.approaches.compare import approach_3, compare_approaches, posterior_approach
-    from isoflop.fit.approaches.isoflop_profiles import isoflop_profiles
-    from isoflop.fit.laws import typical_rate
+    from isoflop.fit.approaches import NoApproach, approach_3, compare_approaches, isoflop_profiles, posterior_approach
     from isoflop.fit.posterior import posterior_of_runs
-    from isoflop.show.fit import print_approaches
+    from isoflop.laws.forms import typical_rate
 
     C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
     posterior = posterior_of_runs(N, D, C, L)
@@ -193,3 +200,54 @@ def _number(option: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{option}: expected a number, got {text!r}") from None
+
+
+def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
+    """Print a fitted law for people.
+
+    Args:
+        fitted: the fit.
+        taken: which columns of the table were what.
+    """
+    from rich.text import Text
+
+    console = screen()
+    read = ", ".join(what if what == name else f"{what} from {name}" for what, name in taken.items())
+    n = f"{fitted.n} run{'s' if fitted.n > 1 else ''}"
+    console.print(Text.assemble((fitted.law.form.text, "bold"), f"   fitted to {n} ({read})"))
+    table = grid("", "value", "standard error", f"{fitted.level:.0%}", folded=range(4))
+    for name, value in fitted.parameters.items():
+        low, high = fitted.intervals[name]
+        known = math.isfinite(high)
+        error = f"{fitted.standard_errors[name]:.3g}" if known else "unknown"
+        table.add_row(name, f"{value:.5g}", error, f"{low:.4g} … {high:.4g}" if known else "unknown")
+    console.print(table)
+    off = sorted(abs(residual) for residual in fitted.residuals)
+    loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"
+    console.print(
+        f"{loss} = {fitted.objective:.6g} · half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten "
+        f"within {off[int(0.9 * (len(off) - 1))]:.2%}",
+    )
+    for warning in fitted.warnings:
+        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+
+
+def print_approaches(compared: Comparison, level: float) -> None:
+    """Print what the approaches say of the frontier, for people; at most 80 columns.
+
+    Args:
+        compared: approaches at one budget.
+        level: of their intervals.
+    """
+    from isoflop.laws.frontier import short
+
+    def cell(value: float, interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:
+        return write(value) + (f" ({write(interval[0])}–{write(interval[1])})" if interval else "")
+
+    heads = (f"{level:.0%} intervals", "a in N ∝ C^a", f"N at {compared.C:.2g} FLOPs", "D there")
+    table = grid(*heads, left=range(4), folded=())
+    for row in compared.rows:
+        a = cell(row.a, row.a_interval, lambda value: f"{value:.2f}")
+        N, D = cell(row.N, row.N_interval, short), cell(row.D, row.D_interval, short)
+        table.add_row(row.name.split(" (")[0], a, N, D)
+    screen().print(table)

@@ -1,12 +1,221 @@
-"""`isoflop ladder …`: plan small runs, run them, and learn from them what the large one should be."""
+"""`isoflop ladder …`: plan small runs, run them, and learn from them what the large one should be.
+
+`isoflop ladder fit`: from a ladder's finished runs to what the run at the target should be.
+
+`isoflop ladder plan`: which small runs to train, for a target and a spend.
+
+`isoflop ladder run PLAN --train my_pkg:train`: trains a plan's runs, and tells how they went.
+
+What `isoflop ladder plan` and `isoflop ladder fit` print.
+
+What `isoflop ladder fit` prints.
+
+How a ladder's runs go, in the terminal: a table while they do, and what is to be told in the end.
+"""
 
 from __future__ import annotations
 
-import typer
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from isoflop.cli.ladder_fit import fit
-from isoflop.cli.ladder_plan import plan
-from isoflop.cli.ladder_run import ladder_run
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as RichTable
+
+from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs, print_json, reported, say, tell
+from isoflop.console import grid, screen
+from isoflop.ladder.run import LadderRun, Watching
+from isoflop.ladder.state import Folders, RunState, state_of
+
+if TYPE_CHECKING:
+    from isoflop.ladder.design import RungWorth
+    from isoflop.ladder.fit import Estimate, LadderFit, LeftOut
+    from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
+
+
+def fit(
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS…", help="isoflop's records, folders or URLs with some.")],
+    plan: Annotated[
+        Path | None, typer.Option(metavar="PLAN.YAML", help="The plan: it names the runs and the target.")
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(parser=amount, metavar="FLOPS", help="Of the run that is to be sized (default: the plan's)."),
+    ] = None,
+    loss: FinalLoss = None,
+    level: Level = 0.9,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a ladder: law, three approaches, N, D, batch and loss at the target, and whether one more rung pays."""
+    from isoflop.ladder.fit import fit_ladder_runs
+
+    with reported("ladder fit"):
+        fitted = fit_ladder_runs(runs, plan=plan, target_flops=flops, loss=loss, level=level)
+    if as_json:
+        print_json(fitted.as_dict())
+        return
+
+    print_ladder_fit(fitted)
+
+
+def plan(
+    flops: Annotated[float, typer.Option(parser=amount, metavar="FLOPS", help="Of the run that is to be sized.")],
+    spend: Annotated[
+        str, typer.Option(metavar="SHARE|FLOPS", help="Of the whole ladder: a share of --flops, such as 3%, or FLOPs.")
+    ] = "3%",
+    model: Annotated[
+        str,
+        typer.Option(metavar="CONFIG", help="A Hugging Face config.json or a folder with one; or gpt2 or llama."),
+    ] = "gpt2",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PLAN.YAML", help="Where the plan is written.")
+    ] = None,
+    min_runs: Annotated[
+        int | None, typer.Option(help="Least number of runs, 9 or more (default: 12, or --max-runs).")
+    ] = None,
+    max_runs: Annotated[int, typer.Option(help="Most runs.")] = 16,
+    max_flops_per_run: Annotated[
+        float | None, typer.Option(parser=amount, metavar="FLOPS", help="Of the dearest run.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="LEAST:MOST", help="Parameters of a run, with the head: 30k:500k.")
+    ] = None,
+    seq: Annotated[int | None, typer.Option(min=1, help="Tokens a sequence (default: the configuration's).")] = None,
+    vocab: Annotated[
+        int | None, typer.Option(min=2, help="Entries of the tokenizer (default: the configuration's).")
+    ] = None,
+    unique_tokens: Annotated[
+        float | None, typer.Option(parser=amount, metavar="TOKENS", help="The stock of data.")
+    ] = None,
+    lr_rule: Annotated[str, typer.Option(help="auto, width, steplaw, deepseek or porian.")] = "auto",
+    batch_rule: Annotated[str, typer.Option(help="auto, steplaw, deepseek or porian.")] = "auto",
+    history: Annotated[
+        list[Path] | None, typer.Option(help="Records of finished runs, which count as told already. Repeatable.")
+    ] = None,
+    level: Level = 0.9,
+    as_json: AsJson = False,
+) -> None:
+    """Plan the runs that tell most about the compute-optimal size at a target, for what you would spend on them."""
+    from isoflop.ladder.plan import write_plan
+    from isoflop.ladder.planning import plan_ladder
+
+    with reported("ladder plan"):
+        made = plan_ladder(
+            flops,
+            _spend(spend, flops),
+            model,
+            level=level,
+            min_runs=min_runs,
+            max_runs=max_runs,
+            max_flops_per_run=max_flops_per_run,
+            sizes=None if sizes is None else _range(sizes),
+            vocab_size=vocab,
+            sequence_length=seq,
+            unique_tokens=unique_tokens,
+            lr_rule=lr_rule,
+            batch_rule_name=batch_rule,
+            history=history or (),
+        )
+        if output is not None:
+            write_plan(made, output)
+    if as_json:
+        print_json(made.as_dict())
+        return
+
+    print_plan(made)
+    if output is not None:
+        typer.echo(f"written to {output}; next: isoflop ladder run {output} --train module:function")
+
+
+def _spend(text: str, flops: float) -> float:
+    """A share of the target ("3%") or FLOPs ("3e19").
+
+    Raises:
+        ValueError: neither.
+    """
+    bare = text.strip()
+    expected = f"--spend: expected a share of --flops, such as 3%, or FLOPs, such as 3e19; got {text!r}"
+    try:
+        value = float(bare.removesuffix("%").replace("_", ""))
+    except ValueError:
+        raise ValueError(expected) from None
+    if bare.endswith("%"):
+        value *= flops / 100
+    elif 0 < value < 1:
+        raise ValueError(f"{expected}: write {100 * value:g}% for a share")
+    return value
+
+
+def _range(text: str) -> tuple[float, float]:
+    least, separator, most = text.partition(":")
+    if not separator:
+        raise ValueError(f"--sizes: expected LEAST:MOST, such as 30k:500k, got {text!r}")
+    try:
+        return amount(least), amount(most)
+    except typer.BadParameter as error:
+        raise ValueError(f"--sizes: {error.message}") from None
+
+
+def ladder_run(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML of `isoflop ladder plan`.")],
+    train: Annotated[
+        str, typer.Option(metavar="MODULE:FUNCTION", help="Trains one run: module:function or file.py:function.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="A folder for each run's record; default: runs/<the plan's name>."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="ray, slurm or local.")] = "ray",
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at one time.")] = None,
+    cpus_per_run: Annotated[int, typer.Option(min=1, help="Processors of each run.")] = 1,
+    gpus_per_run: Annotated[float, typer.Option(min=0, help="Devices of each run.")] = 0.0,
+    retries: Annotated[int, typer.Option(min=0, help="Further attempts at a run that fails.")] = 1,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This run alone. Repeatable.")] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of Slurm: partition=gpu, time=120 (minutes), account=… Repeatable."),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Checkpoints and output; default: --out, of a URL runs/<its last part>."),
+    ] = None,
+) -> None:
+    """Train the runs of a ladder; finished ones are skipped, stopped ones go on, failed ones are tried again.
+
+    Exits with 1 unless each is at its planned end.
+    """
+    from isoflop.ladder.plan import read_plan
+    from isoflop.ladder.run import run_ladder
+
+    try:
+        with reported("ladder run", code=2):
+            result = run_ladder(
+                read_plan(plan),
+                train,
+                out or str(Path("runs") / plan.stem),
+                engine=engine,
+                workers=workers,
+                cpus_per_run=cpus_per_run,
+                gpus_per_run=gpus_per_run,
+                retries=retries,
+                only=only or (),
+                slurm=pairs("--slurm", slurm),
+                work=work,
+                watch=Table,
+            )
+    except KeyboardInterrupt:
+        tell("ladder run", "interrupted; the same command goes on.")
+        raise typer.Exit(130) from None
+    for line in summary_lines(result):
+        say(line, indent=2)
+    if not result.done:
+        raise typer.Exit(1)
+
 
 ladder = typer.Typer(
     name="ladder",
@@ -17,3 +226,236 @@ ladder = typer.Typer(
 for command in (plan, fit):
     ladder.command()(command)
 ladder.command("run")(ladder_run)
+
+
+def print_plan(plan: LadderPlan) -> None:
+    """Print a plan for people; at most 80 columns."""
+    from isoflop.laws.frontier import short
+
+    console = screen()
+    top = max(run.flops for run in plan.runs)
+    console.print(
+        f"[bold]{len(plan.runs)} runs of {plan.family}[/bold] for {plan.flops:.3g} FLOPs, "
+        f"{100 * plan.flops / plan.target_flops:.2g}% of the target's {plan.target_flops:.3g} "
+        f"({plan.target_flops / top:,.0f} times the largest run)",
+        soft_wrap=True,
+    )
+    table = grid("FLOPs", "layers·width", "N", "D", "D/N", "batch", "steps", "rate", left=(), folded=())
+    before = -1
+    for run in plan.runs:
+        N = run.parameters[plan.convention]
+        config = run.config
+        table.add_row(
+            f"{run.flops:.2e}".replace("e+", "e") if run.rung != before else "",
+            "·".join(str(config[key]) for key in ("depth", "width")),
+            short(N),
+            short(run.tokens),
+            f"{run.tokens / N:.3g}",
+            short(run.batch_tokens),
+            f"{run.steps:,}",
+            _rate(run.learning_rate),
+        )
+        before = run.rung
+    console.print(table)
+    console.print(f"expected at {plan.target_flops:.3g} FLOPs ({plan.level:.0%}), before a FLOP is spent:")
+    for name, label in (("N_opt", "N"), ("D_opt", "D")):
+        if name in plan.expected:
+            _print_expected(console, label, plan.expected[name], short)
+    if "loss_relative" in plan.expected:
+        e = plan.expected["loss_relative"]
+        even = "" if e.even_high is None else f"   an even grid: {100 * (e.even_high - 1):.1f}%"
+        console.print(f"  loss to within {100 * (e.high - 1):.1f}%{even}")
+    console.print("N counts all parameters but the embeddings, with the head; batch in tokens. By:", soft_wrap=True)
+    for what, rule in plan.rules.items():
+        console.print(f"  {what.replace('_', ' ')}: {rule}", soft_wrap=True)
+    for warning in plan.warnings:
+        console.print(f"! {warning}", style="yellow", soft_wrap=True, markup=False)
+
+
+def _rate(value: float) -> str:
+    """0.0018 as 1.8e-3."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def _print_expected(console: Console, label: str, e: Expected, short: object) -> None:
+    write = short  # a count in three digits
+    text = f"  {label} {write(e.estimate)} × or ÷ {e.high / e.estimate:.2f}"  # type: ignore[operator]
+    text += f" [{write(e.low)}, {write(e.high)}]"  # type: ignore[operator]
+    if e.even_high is not None:
+        text += f"   an even grid: × or ÷ {e.even_high / e.estimate:.2f}"
+    console.print(text, markup=False)
+
+
+def print_ladder_fit(fit: LadderFit) -> None:
+    """Print a ladder's fit for people; at most 80 columns but for sentences."""
+    from isoflop.cli.fit import print_approaches
+    from isoflop.laws.frontier import short
+
+    console = screen()
+    runs = fit.finished.runs
+    reach = fit.target_flops / max(run.flops for run in runs)
+    console.print(
+        f"[bold]at {fit.target_flops:.3g} FLOPs[/bold], {reach:,.3g} times the largest of {len(runs)} runs "
+        f"({fit.finished.loss_name}), {fit.level:.0%} intervals",
+        soft_wrap=True,
+    )
+    _row(console, "N", fit.N_opt, short, "parameters, with the head")
+    _row(console, "D", fit.D_opt, short, "tokens")
+    _row(console, "D/N", fit.tokens_per_param, lambda value: f"{value:.3g}", "tokens per parameter")
+    _row(console, "batch", fit.batch, short, "tokens a step, by published rules")
+    _row(console, "loss", fit.loss, lambda value: f"{value:.4f}", "nats per token, its noise included")
+    for name, label in (("alpha", "α"), ("beta", "β"), ("a", "a")):
+        if name in fit.exponents:
+            what = "N ∝ C^a from the largest run on" if name == "a" else "at the largest budget"
+            _row(console, label, fit.exponents[name], lambda value: f"{value:.3f}", what)
+    if fit.approaches is not None:
+        print_approaches(fit.approaches, fit.level)
+    for reason in fit.without:
+        console.print(f"! {reason}", style="yellow", soft_wrap=True, markup=False)
+    if fit.left_out is not None:
+        _print_check(console, fit.left_out)
+    else:
+        console.print("leave the largest rung out: too few runs are left below it")
+    if fit.rung is not None:
+        _print_rung(console, fit.rung, fit.target_flops)
+    for line in (*fit.finished.left_out, *(f"{name}: no record" for name in fit.finished.missing)):
+        console.print(f"left out: {line}", soft_wrap=True, markup=False)
+    warnings = (*fit.warnings, *(fit.approaches.warnings if fit.approaches is not None else ()))
+    for warning in warnings:
+        console.print(f"! {warning}", style="yellow", soft_wrap=True, markup=False)
+
+
+def _row(console: Console, label: str, value: Estimate, write: Callable[[float], str], what: str) -> None:
+    text = f"{label:<6}{write(value.value):>9}  [{write(value.low)}, {write(value.high)}]"
+    console.print(f"{text:<40} {what}", markup=False)
+
+
+def _print_check(console: Console, check: LeftOut) -> None:
+    console.print(
+        f"largest rung left out and predicted from {check.fitted} runs up to 1/{check.reach:.3g} of its compute: "
+        f"{check.inside} of {len(check.runs)} inside their {check.level:.0%} intervals: {check.verdict}",
+        soft_wrap=True,
+        markup=False,
+    )
+    for run in check.runs:
+        mark = " " if run.inside else "!"
+        console.print(
+            f"  {mark} {run.name:<34.34} loss {run.loss:.4f}, expected {run.expected:.4f} "
+            f"[{run.low:.4f}, {run.high:.4f}]",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _print_rung(console: Console, rung: RungWorth, target: float) -> None:
+    from isoflop.laws.frontier import short
+
+    verdict = "GO: train it" if rung.go else "STOP: train the target"
+    sizes = ", ".join(short(size) for size in rung.sizes)
+    console.print(
+        f"one more rung ({sizes} parameters at {rung.budget:.3g} FLOPs each) costs {rung.cost:.3g} FLOPs; N's doubt "
+        f"wastes {rung.waste:.3g} FLOPs of the target ({rung.waste / target:.2%}), after the rung "
+        f"{rung.waste_after:.3g}: {verdict}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+EVERY = 1.0  # seconds between two looks at the runs' folders, at least
+SHARE = 0.02  # of the time is spent looking, at most
+LINES = 15  # rows of a ladder with more runs: those under way and those that failed
+_STYLES = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "dim"}
+
+
+class Table(Watching):
+    """A table that follows the runs' own folders, on stderr; where that is no terminal, a line for each that ends."""
+
+    def __init__(self, runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> None:
+        self._runs, self._folders = {run.name: run for run in runs}, folders
+        self._states = {run.name: state_of(run, folders[run.name]) for run in runs}
+        self._over = {name for name, state in self._states.items() if state.stage == "finished"}
+        self._every = 1 + len(self._runs) // 100  # of many runs, so many lines at most, and those that fail
+        self._stop = threading.Event()
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._console = console
+        self._thread = threading.Thread(target=self._follow, name="isoflop-ladder-table", daemon=True)
+        if self._live is not None:
+            self._live.start()
+            self._thread.start()
+
+    def ended(self, name: str) -> None:
+        """A run is at its end, or no further attempt is made."""
+        self._over.add(name)
+        self._states[name] = state = state_of(self._runs[name], self._folders[name])
+        if self._live is None and (state.stage != "finished" or len(self._over) % self._every == 0):
+            count = f"{len(self._over)}/{len(self._runs)}"
+            self._console.print(f"{count} {name}: {state.stage}{_at(state)}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """The last look."""
+        self._stop.set()
+        if self._live is not None:
+            self._thread.join()
+            self._live.stop()
+
+    def _follow(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            began = time.monotonic()
+            for name, run in self._runs.items():
+                if name not in self._over:
+                    self._states[name] = state_of(run, self._folders[name])
+            assert self._live is not None
+            self._live.update(states_table(list(self._states.values())), refresh=True)
+            pause = max(EVERY, (time.monotonic() - began) / SHARE)
+
+
+def states_table(states: Sequence[RunState]) -> RichTable:
+    """The runs' states as a table; of many runs, those that are under way or failed."""
+    table = RichTable(box=None, pad_edge=False, header_style="bold", caption=counts(states), caption_justify="left")
+    table.add_column("run")
+    table.add_column("state")
+    for name in ("step", "", "loss", "attempts"):
+        table.add_column(name, justify="right")
+    shown = states if len(states) <= LINES else [state for state in states if state.stage in ("running", "failed")]
+    for state in shown[-LINES:]:
+        table.add_row(
+            state.name,
+            f"[{_STYLES[state.stage]}]{state.stage}[/]",
+            f"{state.step:,}",
+            f"{state.step / state.steps:.0%}",
+            "" if state.loss is None else f"{state.loss:.4f}",
+            str(state.attempts or ""),
+        )
+    return table
+
+
+def counts(states: Sequence[RunState]) -> str:
+    """How many runs are in which state.
+
+    >>> counts([])
+    'no runs'
+    """
+    found: Counter[str] = Counter(state.stage for state in states)
+    return ", ".join(f"{found[stage]:,} {stage}" for stage in _STYLES if found[stage]) or "no runs"
+
+
+def summary_lines(result: LadderRun) -> Iterator[str]:
+    """What is told when a ladder's runs are over: how many are finished, and of the others why not."""
+    skipped = sum(state.stage == "finished" for state in result.before)
+    resumed = [before.name for before in result.before if before.stage != "finished" and before.step]
+    known = f" ({skipped:,} of them before)" if skipped else ""
+    yield f"{counts(result.states)}{known}" + (f"; {len(resumed):,} went on from where they were" if resumed else "")
+    for state in result.of("failed", "stopped", "waiting"):
+        yield f"{state.name}: {state.stage}{_at(state)} after {state.attempts} attempts"
+        for line in (state.error or "").splitlines()[-4:]:
+            yield f"    {line}"
+    for state in result.of("running"):
+        yield f"{state.name}: another process is at it; it was left alone"
+
+
+def _at(state: RunState) -> str:
+    loss = "" if state.loss is None else f", loss {state.loss:.4f}"
+    return f" at step {state.step:,} of {state.steps:,}{loss}"

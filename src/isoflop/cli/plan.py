@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from isoflop.cli.money import Dollars, Gpu, Mfu, describe_cost, price_of
-from isoflop.cli.text import (
+from isoflop.cli.common import (
     AsJson,
     Column,
+    Dollars,
+    Gpu,
     Level,
+    Mfu,
     Where,
     amount,
     amount_or_none,
+    describe_cost,
     finite,
     pairs,
+    price_of,
     print_json,
     reported,
     say,
@@ -25,11 +29,11 @@ from isoflop.cli.text import (
 )
 
 if TYPE_CHECKING:
-    from isoflop.fit.fitting.table import Table
-    from isoflop.fit.law import Convention
-    from isoflop.fit.planning.alternatives import Alternative
-    from isoflop.fit.planning.cost import Price
-    from isoflop.fit.planning.plan_result import Plan
+    from isoflop.fit.options import Price
+    from isoflop.fit.plan import Alternative, Plan
+    from isoflop.fit.runs import Table
+    from isoflop.laws.forms import Convention
+
 
 Runs = Annotated[
     list[str] | None,
@@ -92,7 +96,7 @@ def plan(
     Without --law and --runs, and with few runs: a line shrunk to what other families of models showed (about 20 tokens
     per parameter), which advised better than a raw fit to two small budgets.
     """
-    from isoflop.fit.planning.plan import plan as planned
+    from isoflop.fit.plan import plan as planned
 
     with reported("plan"):
         cost = price_of(gpu, mfu, price)
@@ -134,9 +138,9 @@ def read_own(
         return None
     if law is not None:
         raise ValueError("expected --law or --runs, got both: leave one out")
-    from isoflop.fit.fitting.table import read_table
-    from isoflop.fit.law import Convention
-    from isoflop.record.place import place_of
+    from isoflop.fit.runs import read_table
+    from isoflop.laws.forms import Convention
+    from isoflop.record.paths import place_of
 
     if n_convention is not None and n_convention not in get_args(Convention):
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
@@ -191,7 +195,7 @@ def _print(answer: Plan, cost: Price | None) -> None:
 
 def _print_others(rows: Sequence[Alternative]) -> None:
     """At most 80 columns."""
-    from isoflop.fit.frontier.allocation import short
+    from isoflop.laws.frontier import short
 
     if not rows:
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.text import Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs, reported, tell
+from isoflop.cli.common import Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs, reported, tell
 
 
 def report(
@@ -40,10 +40,10 @@ def report(
     from datetime import datetime, timezone
 
     from isoflop.record.conventions import COUNTS
-    from isoflop.record.place import place_of
-    from isoflop.show.report.files import write_report
-    from isoflop.show.report.report import make_report
-    from isoflop.show.report.sources import read_sources
+    from isoflop.record.paths import place_of
+    from isoflop.report.page import write_report
+    from isoflop.report.report import make_report
+    from isoflop.report.runs import read_sources
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
     with reported("report"):

@@ -1,6 +1,1 @@
-"""Scaling laws: formulas, published constants, robust fits with their uncertainty, the compute-optimal frontier."""
-
-from isoflop.fit.law import FORMS, Law
-from isoflop.fit.papers.published import published, published_names
-
-__all__ = ["FORMS", "Law", "published", "published_names"]
+"""Fits of scaling laws to finished runs, their uncertainty, the three approaches, hold-out and plans."""

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-Array = NDArray[np.float64]
+from isoflop.arrays import Array
+
 E, P, Q, ALPHA, BETA, KAPPA_A, KAPPA_B, RHO = range(8)
 CONSTANTS = 8
 DENSE = 6.0

@@ -1,9 +1,7 @@
 """The ladder: plan small runs, read what they tell, size the large one. NumPy and SciPy; no torch, no trainer."""
 
-from isoflop.ladder.fitting import fit_ladder_runs
-from isoflop.ladder.ladder_fit import LadderFit
-from isoflop.ladder.plan import Expected, LadderPlan, PlanError, PlannedRun
-from isoflop.ladder.plan_file import plan_text, read_plan, write_plan
+from isoflop.ladder.fit import LadderFit, fit_ladder_runs
+from isoflop.ladder.plan import Expected, LadderPlan, PlanError, PlannedRun, plan_text, read_plan, write_plan
 from isoflop.ladder.planning import plan_ladder
 
 __all__ = [

@@ -26,7 +26,7 @@ from isoflop.ladder.state import (
     records_of,
     write_status,
 )
-from isoflop.record.place import file_system, place_of
+from isoflop.record.paths import file_system, place_of
 
 ERROR_LINES = 12
 """How much of an error's traceback a status file keeps."""
@@ -121,7 +121,7 @@ def _train(job: Job, folders: Folders) -> None:
 @cache
 def _found(train: str) -> Callable[[dict[str, Any]], Any]:
     """The user's function; a process that trains several runs imports its module once."""
-    from isoflop.named import find
+    from isoflop.lookup import find
 
     function: Callable[[dict[str, Any]], Any] = find(train)
     return function

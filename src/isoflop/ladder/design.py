@@ -2,16 +2,164 @@
 
 A Bayesian c-optimal design (Chaloner and Verdinelli 1995): it minimises ln sd(ln N_opt(C_target)), averaged over laws
 from the prior. Rungs are whole isoFLOP profiles: approach 2 has its minima, and the largest rung can be left out.
+
+What a design is asked for, and what it is expected to tell: the covariance of the ladder's fit, before any run.
+
+The posterior's Gaussian approximation (`posterior`) for laws drawn from the prior (`belief.prior_laws`).
+
+What one more rung is worth: compute that the target would waste less, against what the rung costs; both in FLOPs.
+
+Value of information (Raiffa and Schlaifer 1961): before the rung its losses are unknown, but how much they narrow N_opt
+is known from where its runs are. A wrong size costs its loss; in FLOPs, what more compute the best size would take less
+to reach that loss.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from isoflop.ladder.information import WIDEST, Candidate, Problem, Rung, worth_of
+from isoflop.arrays import Array
+from isoflop.fit.posterior import (
+    CONSTANTS,
+    NOISE,
+    BudgetLine,
+    Origin,
+    Posterior,
+    best_size,
+    gradient,
+    least_loss,
+    prior_laws,
+    pulls,
+    scatter,
+    slopes,
+)
+
+LAWS = 32
+"""Of the prior, over which a design's worth is averaged."""
+WIDEST = 8.0
+"""Largest or smallest size of a budget over its middle: D/N of .3 to 1,300. Beyond, the law is hardly tested."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A size that can be trained: N with the head, training FLOPs a token, and its place in the grid."""
+
+    N: float
+    flops_per_token: float
+    index: int
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Runs of one budget, in FLOPs."""
+
+    budget: float
+    sizes: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked of a design.
+
+    Attributes:
+        target: the budget's line at the target.
+        candidates: sizes, smallest first.
+        spend: FLOPs of all runs.
+        fewest, most: runs.
+        dearest: FLOPs of one run at most.
+        tokens: of one run at most.
+        known_N, known_D: runs that are there already.
+    """
+
+    target: BudgetLine
+    candidates: tuple[Candidate, ...]
+    spend: float
+    fewest: int
+    most: int
+    dearest: float = math.inf
+    tokens: float = math.inf
+    known_N: Array = field(default_factory=lambda: np.zeros(0))
+    known_D: Array = field(default_factory=lambda: np.zeros(0))
+    seen: dict[float, tuple[Origin, Array, tuple[Array, Array, Array]]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _log_N(self) -> Array:
+        return np.log([candidate.N for candidate in self.candidates])
+
+    def middle(self, budget: float) -> float:
+        """N of 20 tokens per parameter."""
+        rates = np.array([candidate.flops_per_token for candidate in self.candidates])
+        ratio = np.log(budget / rates) - self._log_N  # ln D/N falls with N
+        return float(np.exp(np.interp(-math.log(20.0), -ratio, self._log_N)))
+
+    def allowed(self, budget: float) -> list[Candidate]:
+        """Sizes for a budget: those within the widest grid about its middle, with the data that there are."""
+        middle = self.middle(budget)
+        return [
+            c
+            for c in self.candidates
+            if abs(math.log(c.N / middle)) <= math.log(WIDEST) + 0.1 and budget / c.flops_per_token <= self.tokens
+        ]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Standard deviations to expect at the target, by law: of ln N_opt and of ln L there."""
+
+    size: Array
+    loss: Array
+
+    @property
+    def score(self) -> float:
+        """Mean ln sd of N_opt: the less the better."""
+        return float(np.log(self.size).mean())
+
+
+def worth_of(problem: Problem, rungs: Sequence[Rung]) -> Worth:
+    """What a design is expected to tell, with the known runs."""
+    N = np.array([size.N for rung in rungs for size in rung.sizes])
+    D = np.array([rung.budget / size.flops_per_token for rung in rungs for size in rung.sizes])
+    top = max((rung.budget for rung in rungs), default=6 * float((problem.known_N * problem.known_D).max(initial=1.0)))
+    origin, laws, gradients = _seen_from(problem, top)
+    N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
+    return _worth(origin, laws, gradients, N, D)
+
+
+def _worth(origin: Origin, laws: Array, gradients: tuple[Array, Array, Array], N: Array, D: Array) -> Worth:
+    of_size, of_loss, prior = gradients
+    whiten = np.linalg.inv(np.linalg.cholesky(scatter(N, D))) / NOISE
+    rows = whiten @ slopes(laws, origin.x(N), origin.y(D))
+    covariance = np.linalg.inv(rows.swapaxes(1, 2) @ rows + prior)
+    spread = [np.sqrt(np.einsum("ri,rij,rj->r", g, covariance, g)) for g in (of_size, of_loss)]
+    return Worth(spread[0], spread[1])
+
+
+def _seen_from(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
+    """Origin, laws, and what does not depend on the runs: gradients at the target and the prior's information.
+
+    Kept by the largest budget, rounded to a factor of 1.22.
+    """
+    rounded = math.exp(round(math.log(top) / 0.2) * 0.2)
+    if rounded not in problem.seen:
+        problem.seen[rounded] = _see(problem, rounded)
+    return problem.seen[rounded]
+
+
+def _see(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
+    N = problem.middle(top)
+    origin, laws = Origin(N, 20 * N), prior_laws(LAWS)
+    of_size = gradient(lambda rows: best_size(rows, origin, problem.target), laws)
+    of_loss = gradient(lambda rows: least_loss(rows, origin, problem.target), laws)
+    prior = gradient(pulls, laws)
+    information = prior.swapaxes(1, 2) @ prior + 1e-6 * np.eye(CONSTANTS)
+    return origin, laws, (of_size, of_loss, information)
+
 
 RUNGS = (3, 4, 5)
 RATIOS = (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 30.0)
@@ -190,3 +338,93 @@ def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float =
     rungs = max(3, round(runs / 5))
     counts = [runs // rungs + (k < runs % rungs) for k in range(rungs)]
     return _arranged(problem, tuple(counts), ratio, width)
+
+
+WORTH_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+"""Budgets of the next rung over the largest that are looked at."""
+SIZES = (0.25, 1.0, 4.0)
+"""Of its runs over the optimum to be expected there."""
+MOST = 0.5
+"""Of the target's budget, for a single run of the rung."""
+
+
+@dataclass(frozen=True)
+class RungWorth:
+    """One more rung.
+
+    Attributes:
+        waste: FLOPs that the target wastes, expected, for N_opt is uncertain.
+        waste_after: the same after the rung.
+        cost: FLOPs of the rung.
+        budget: of each of its runs.
+        sizes: of them, parameters.
+        narrower: sd of ln N_opt after it over that before.
+    """
+
+    waste: float
+    waste_after: float
+    cost: float
+    budget: float
+    sizes: tuple[float, ...]
+    narrower: float
+
+    @property
+    def saved(self) -> float:
+        """FLOPs that it is expected to save the target."""
+        return self.waste - self.waste_after
+
+    @property
+    def go(self) -> bool:
+        """Whether it saves more than it costs."""
+        return self.saved > self.cost
+
+
+def worth_of_a_rung(posterior: Posterior, target: BudgetLine, N: Array, D: Array, C: Array) -> RungWorth | None:
+    """The next rung of the greatest saving less cost; None where even the smallest would be as dear as the target.
+
+    Args:
+        posterior: of the runs.
+        target: whose size is asked for.
+        N, D, C: parameters, tokens and FLOPs of the runs that there are.
+    """
+    now = expected_waste(posterior, target)
+    largest = float(C.max())
+    found = []
+    for ratio in WORTH_RATIOS:
+        budget = largest * ratio
+        if budget > MOST * target.C:
+            break
+        line = BudgetLine(budget, target.N, target.D * budget / target.C, target.slope)
+        middle = float(np.exp(np.median(posterior.sizes(line))))
+        sizes = np.array([middle * size for size in SIZES])
+        narrower = _narrower(posterior, target, N, D, sizes, np.asarray(line.tokens(sizes)))
+        after = now * narrower**2  # the waste is of second order in ln N
+        found.append(RungWorth(now, after, len(SIZES) * budget, budget, tuple(sizes.tolist()), narrower))
+    return max(found, key=lambda rung: rung.saved - rung.cost) if found else None
+
+
+def expected_waste(posterior: Posterior, target: BudgetLine) -> float:
+    """FLOPs that a run of the median N_opt is expected to waste at the target."""
+    log_N = float(np.median(posterior.sizes(target)))
+    N = math.exp(log_N)
+    own = posterior.losses(N, float(target.tokens(N)))
+    least = posterior.least(target)
+    more = BudgetLine(1.1 * target.C, target.N, 1.1 * target.D, target.slope)
+    fall = (least - posterior.least(more)) / math.log(1.1)  # of ln L per ln C along the frontier
+    return float(target.C * np.mean(np.maximum(own - least, 0.0) / np.maximum(fall, 1e-6)))
+
+
+def _narrower(posterior: Posterior, target: BudgetLine, N: Array, D: Array, new_N: Array, new_D: Array) -> float:
+    """Standard deviation of ln N_opt after runs over that before, by the Gaussian of the posterior's draws."""
+    theta, origin = posterior.mode[None], posterior.origin
+    covariance = np.cov(posterior.draws.T)
+    g = gradient(lambda rows: best_size(rows, origin, target), theta)[0]
+    both_N, both_D = np.append(new_N, N), np.append(new_D, D)
+    k = len(new_N)
+    # what runs of one size share is known in part from the runs that there are: the new ones' own part counts
+    own = scatter(both_N, both_D)
+    conditional = own[:k, :k] - own[:k, k:] @ np.linalg.solve(own[k:, k:], own[k:, :k])
+    rows = slopes(theta, origin.x(new_N), origin.y(new_D))[0]
+    information = rows.T @ np.linalg.solve(conditional, rows) / float(np.median(posterior.noise)) ** 2
+    after = np.linalg.inv(np.linalg.inv(covariance) + information)
+    return float(math.sqrt((g @ after @ g) / (g @ covariance @ g)))

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from isoflop.fit.ends import final_loss, unfinished
-from isoflop.fit.laws import compute_of
+from isoflop.fit.runs import final_loss, unfinished
 from isoflop.ladder.plan import LadderPlan
-from isoflop.record import Point, Run, read_runs
+from isoflop.laws.forms import compute_of
 from isoflop.record.conventions import DEFAULT_N
-from isoflop.record.place import check_place, place_of
+from isoflop.record.paths import check_place, place_of
+from isoflop.record.reader import read_runs
+from isoflop.record.run import Point, Run
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from isoflop.fit.papers.publication import PowerLaw
-from isoflop.fit.papers.published import published
-from isoflop.ladder.families import Shape
+from isoflop.ladder.sizes import Shape
+from isoflop.laws.published import PowerLaw, published
 
 GPT3_WIDTH, GPT3_RATE = 768, 6e-4
 """GPT-3 Small (Brown et al. 2020, table 2.1). Its rate times 768/width gives the table's others within a third up to

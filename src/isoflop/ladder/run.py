@@ -12,7 +12,7 @@ from isoflop.ladder.attempt import Job
 from isoflop.ladder.engines import Resources, engine_of
 from isoflop.ladder.plan import LadderPlan, PlannedRun
 from isoflop.ladder.state import Folders, RunState, folders_of, state_of
-from isoflop.record.place import check_place
+from isoflop.record.paths import check_place
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run_ladder(
     Raises:
         ValueError: an unknown engine, an unknown run, or `train` can't be found.
     """
-    from isoflop.named import find
+    from isoflop.lookup import find
 
     check_place(out)
     if str(out).startswith("memory://"):

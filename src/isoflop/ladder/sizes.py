@@ -1,11 +1,253 @@
-"""Real configurations of a family: depth, width and heads by the field's aspect ratios, from 1e4 parameters up."""
+"""Real configurations of a family: depth, width and heads by the field's aspect ratios, from 1e4 parameters up.
+
+Families of models: parameters and FLOPs of a configuration by closed form, and what its other sizes share.
+
+1 multiply-add = 2 FLOPs; a training step is three forward passes (Kaplan et al. 2020, section 2.1); attention in full.
+The forms are exact for GPT-2 and for Llama's kind (`tests/test_ladder_sizes.py` holds them against the counter).
+"""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from isoflop.ladder.families import Family, Shape
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "olmo")
+"""Types of Hugging Face configurations with gated MLPs and rotary positions that scale by this module's closed form.
+Qwen 2 has biases on q, k and v."""
+KNOWN = ("gpt2", "llama")
+"""Families that need no file."""
+SHARED = (
+    "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range",
+    "scale_attn_by_inverse_layer_idx", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+    "attention_bias", "attention_dropout", "clip_qkv", "use_sliding_window", "sliding_window",
+)  # fmt: skip
+"""What a configuration says beside its size: the planned runs say the same, for their law is to be the target's."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+ONCE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+"""GPT-2's own dropout of .1 is for data read many times; a ladder's are read once."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all sizes of a ladder share.
+
+    Attributes:
+        name: the type of the Hugging Face configuration.
+        vocab_size: entries of the tokenizer.
+        sequence_length: tokens, and positions where these are learnt.
+        aspect: width over depth.
+        head_dim: of the attention heads of sizes that are wide enough.
+        mlp_ratio: MLP width over width.
+        mlp_multiple: MLP widths are multiples of it.
+        query_groups: attention heads per key-value head.
+        tied: whether the head is the embedding.
+        qkv_bias: whether q, k and v have biases (all of GPT-2's layers have).
+        out_bias: whether the projection after attention has.
+        shared: other keys of the Hugging Face configuration, the same for all sizes.
+        source: where aspect ratio and the rest come from.
+    """
+
+    name: str
+    vocab_size: int
+    sequence_length: int
+    aspect: float
+    head_dim: int
+    mlp_ratio: float
+    mlp_multiple: int = 1
+    query_groups: int = 1
+    tied: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    shared: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    source: str = ""
+
+    @property
+    def gpt2(self) -> bool:
+        """Biases, layer norms, learnt positions, a plain MLP; else Llama's kind."""
+        return self.name == "gpt2"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One size of a family."""
+
+    family: Family
+    depth: int
+    width: int
+    heads: int
+    head_dim: int
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return max(1, self.heads // self.family.query_groups)
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLP's inside."""
+        f = self.family
+        return max(1, round(f.mlp_ratio * self.width / f.mlp_multiple)) * f.mlp_multiple
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """N by convention (`isoflop.flops.parameters`), the head of a tied model counted once in `total`."""
+        f, d, m = self.family, self.width, self.mlp_width
+        inner, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        table = f.vocab_size * d
+        if f.gpt2:
+            body = self.depth * (4 * d * d + 2 * d * m + 4 * d + m + d + 4 * d) + 2 * d
+            total = body + table + f.sequence_length * d
+        else:
+            biases = (inner + 2 * keys if f.qkv_bias else 0) + (d if f.out_bias else 0)
+            norms = 0 if f.name == "olmo" else 2 * d  # OLMo's norms have no weights
+            body = self.depth * (2 * inner * d + 2 * keys * d + 3 * d * m + norms + biases) + norms // 2
+            total = body + table
+        return {
+            "total": total + (0 if f.tied else table),
+            "non_embedding": body,
+            "non_embedding_with_head": body + table,
+        }
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs of a token in a full sequence: every matrix product, forward and backward."""
+        f, d, m = self.family, self.width, self.mlp_width
+        inner, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        weights = 2 * inner * d + 2 * keys * d + (2 if f.gpt2 else 3) * d * m
+        attention = 2 * inner * f.sequence_length  # QKᵀ and AV, a multiply-add each
+        return 6.0 * (self.depth * (weights + attention) + d * f.vocab_size)
+
+    def config(self) -> dict[str, Any]:
+        """What a trainer builds the model from: our words, and under "hf" the keys of Hugging Face's configuration."""
+        f = self.family
+        return {
+            "family": f.name,
+            "depth": self.depth,
+            "width": self.width,
+            "heads": self.heads,
+            "key_value_heads": self.key_value_heads,
+            "head_dim": self.head_dim,
+            "mlp_width": self.mlp_width,
+            "vocab_size": f.vocab_size,
+            "sequence_length": f.sequence_length,
+            "tied": f.tied,
+            "hf": self._hugging_face(),
+        }
+
+    def _hugging_face(self) -> dict[str, Any]:
+        f = self.family
+        common = {"model_type": f.name, "vocab_size": f.vocab_size, "tie_word_embeddings": f.tied, **f.shared}
+        if f.gpt2:
+            own = {"n_layer": self.depth, "n_embd": self.width, "n_head": self.heads, "n_inner": self.mlp_width}
+            return {**common, **own, "n_positions": f.sequence_length}
+        return {
+            **common,
+            "num_hidden_layers": self.depth,
+            "hidden_size": self.width,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_value_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.mlp_width,
+            "max_position_embeddings": f.sequence_length,
+        }
+
+
+def family_of(model: str | Path, vocab_size: int | None = None, sequence_length: int | None = None) -> Family:
+    """The family that a configuration belongs to; its depth, width and heads set the ratios that other sizes keep.
+
+    Args:
+        model: a Hugging Face config.json, a folder with one, or one of `KNOWN`.
+        vocab_size, sequence_length: instead of the configuration's.
+
+    Raises:
+        ValueError: neither a file nor a known family; a configuration that has no closed form here.
+    """
+    path = Path(model)
+    if str(model) in KNOWN and not path.exists():
+        return _known(str(model), vocab_size, sequence_length)
+    if path.is_dir():
+        path = path / "config.json"
+    expected = f"expected a Hugging Face config.json, a folder with one, or one of {', '.join(KNOWN)}"
+    if not path.is_file():
+        raise ValueError(f"--model: {expected}; there is no {model}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"--model: {expected}; {path} is no JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--model: {expected}; {path} holds no object")
+    return _from_config(found, vocab_size, sequence_length)
+
+
+def _known(name: str, vocab_size: int | None, sequence_length: int | None) -> Family:
+    if name == "gpt2":
+        source = "GPT-2 small's shape: width 64 times depth, heads of 64 (Brown et al. 2020, table 2.1)"
+        return Family("gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source, shared=ONCE)
+    source = "Llama 7B's shape: width 128 times depth, heads of 128, MLP 8/3 of the width (Touvron et al. 2023, tab. 2)"
+    return Family(
+        "llama", vocab_size or 32000, sequence_length or 2048, 128.0, 128, 8 / 3, 16, tied=False, source=source
+    )
+
+
+def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_length: int | None) -> Family:
+    kind = found.get("model_type")
+    for name in EXPERTS:
+        if isinstance(found.get(name), int) and found[name] > 1:
+            raise ValueError(
+                f"--model: expected a dense model, got {name} = {found[name]}: a law of mixtures of experts has other "
+                "terms, which a ladder can't tell; plan with the dense configuration"
+            )
+    if found.get("mlp_bias"):
+        raise ValueError("--model: expected a configuration without mlp_bias, which has no closed form here")
+
+    def whole(name: str, default: int | None = None) -> int:
+        value = found.get(name, default)
+        if value is None and default is not None:
+            value = default
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"--model: expected a whole number for {name!r} in the configuration, got {value!r}")
+        return value
+
+    if kind == "gpt2":
+        depth, width, heads = whole("n_layer", 12), whole("n_embd", 768), whole("n_head", 12)
+        inner, length = whole("n_inner", 4 * width), whole("n_positions", 1024)
+        tied, multiple, groups = bool(found.get("tie_word_embeddings", True)), 1, 1
+        head_dim = width // heads
+    elif kind in LLAMA_LIKE:
+        depth, width = whole("num_hidden_layers"), whole("hidden_size")
+        heads = whole("num_attention_heads")
+        inner, length = whole("intermediate_size"), whole("max_position_embeddings", 2048)
+        tied, multiple = bool(found.get("tie_word_embeddings", False)), 16
+        groups = max(1, heads // whole("num_key_value_heads", heads))
+        head_dim = whole("head_dim", width // heads)
+    else:
+        raise ValueError(
+            f"--model: expected a configuration of {', '.join(('gpt2', *LLAMA_LIKE))}, whose other sizes have a closed "
+            f"form, got model_type {kind!r}: take the nearest known family (--model {' or '.join(KNOWN)}) with your "
+            "--vocab and --seq"
+        )
+    biased = kind in ("llama", "olmo") and bool(found.get("attention_bias", False))
+    return Family(
+        str(kind),
+        vocab_size or whole("vocab_size", 50257 if kind == "gpt2" else None),
+        sequence_length or min(length, 4096),
+        width / depth,
+        head_dim,
+        inner / width,
+        multiple,
+        groups,
+        tied,
+        qkv_bias=kind == "qwen2" or biased,
+        out_bias=biased,
+        source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of {head_dim}",
+        shared={name: found[name] for name in SHARED if name in found},
+    )
+
 
 LEAST_DEPTH, LEAST_WIDTH = 2, 16
 """Less is no transformer of this kind: one layer alone can't copy what it saw (Olsson et al. 2022)."""

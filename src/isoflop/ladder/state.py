@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from isoflop.fit.ends import stopped_early
+from isoflop.fit.runs import stopped_early
 from isoflop.ladder.plan import PlannedRun
-from isoflop.record import Run, read_runs
-from isoflop.record.place import Place, below, place_of, read_bytes, write_bytes
+from isoflop.record.paths import Place, below, place_of, read_bytes, write_bytes
+from isoflop.record.reader import read_runs
+from isoflop.record.run import Run
 
 STATUS = "status.json"
 LOCK = ".lock"

@@ -1,10 +1,8 @@
 """The record of a run: `Run` and `Point`, the append-only log, its reader. Standard library only."""
 
-from .cadence import due
-from .log import RecordLog, new_run_id, record_path
-from .provenance import git_state, json_safe, library_versions
-from .read import UPDATED, read_run, read_runs
-from .run import (
+from isoflop.record.provenance import git_state, json_safe, library_versions
+from isoflop.record.reader import UPDATED, read_run, read_runs
+from isoflop.record.run import (
     SCHEMA_VERSION,
     Point,
     RecordBusy,
@@ -14,6 +12,7 @@ from .run import (
     Run,
     Status,
 )
+from isoflop.record.writer import RecordLog, due, new_run_id, record_path
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 COUNTS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")
-"""Parameter counts of a record (`isoflop.observe.parameters` defines them)."""
+"""Parameter counts of a record (`isoflop.flops.parameters` defines them)."""
 DEFAULT_N: Final = "non_embedding_with_head"
 """N of every law that is fitted or asked. Without the head's matrix the N of small models shrinks to a fraction of what
 computes, and fitted exponents are off (Porian et al. 2024; Pearce and Song 2024). `non_embedding` stays the N of 6·N·D

@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .provenance import MAX_INT, json_safe
-from .run import SCHEMA_VERSION, Point
+from isoflop.record.provenance import MAX_INT, json_safe
+from isoflop.record.run import SCHEMA_VERSION, Point
 
 MAX_LINE_BYTES = 1 << 20
 _MAX_PROBLEMS = 20  # told one by one; the others are counted

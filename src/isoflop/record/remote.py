@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .log import RecordLog, check_resumable, record_name
-from .place import below, check_place, read_bytes, write_bytes
-from .read import read_run
-from .run import RecordError
+from isoflop.record.paths import below, check_place, read_bytes, write_bytes
+from isoflop.record.reader import read_run
+from isoflop.record.run import RecordError
+from isoflop.record.writer import RecordLog, check_resumable, record_name
 
 EVERY = 10.0  # seconds between two uploads, at least
 SHARE = 0.02  # of the time is spent uploading, at most: a record of 3 MB may take a while

@@ -1,0 +1,314 @@
+"""What the commands share: options, amounts and pairs read; errors, JSON and lines printed.
+
+A progress bar on stderr for what takes more than a second; none where stderr is no terminal.
+
+Training curves for the commands: isoflop's records, and folders with an index.csv and a file a run.
+
+Compute as the user counts it: FLOPs, GPU-hours or dollars, by a device's datasheet peak and an MFU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoflop.fit.options import Price
+from isoflop.record.conventions import DEFAULT_N
+
+if TYPE_CHECKING:
+    from isoflop.fit.runs import Table
+    from isoflop.flops.device import Peak
+    from isoflop.forecast.curve import FinishedRun
+    from isoflop.record.run import Run
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value)."),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WHAT=COLUMN", help="Which column is N, D, C or loss, where it can't be guessed."),
+]
+Budgets = Annotated[
+    str | None,
+    typer.Option(metavar="FLOPS,…", help="Nominal budgets of isoFLOP profiles, for approach 2: 6e18,1e19."),
+]
+FinalLoss = Annotated[
+    str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
+]
+CurveLoss = Annotated[str, typer.Option(help="Of records: which loss, `train` or eval/<name>.")]
+CurveFiles = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUNS…",
+        help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
+    ),
+]
+RunFiles = Annotated[
+    list[str],
+    typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
+]
+SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def amount(text: str) -> float:
+    """A positive number, with k, M, B or T as in `isoflop compare`; else Typer's refusal, which names the option."""
+    number = _number(text)
+    if not number > 0:
+        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B; got {text!r}.")
+    return number
+
+
+def amount_or_none(text: str) -> float:
+    """The same, or 0."""
+    number = _number(text)
+    if number < 0:
+        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B, or 0; got {text!r}.")
+    return number
+
+
+def amounts(option: str, text: str) -> list[float]:
+    """Positive numbers between commas.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(amount(part))
+        except typer.BadParameter:
+            raise ValueError(f"{option}: expected positive numbers between commas, got {part!r} in {text!r}") from None
+    return found
+
+
+def _number(text: str) -> float:
+    # Some versions of Typer give an option's default, a number, to its parser too
+    bare = str(text).strip().replace(",", "").replace("_", "")
+    factor = next((value for key, value in SUFFIXES.items() if bare[-1:].lower() == key.lower()), None)
+    try:
+        number = float(bare) if factor is None else float(bare[:-1]) * factor
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"expected a number, such as 2e11 or 200B (k, M, B, T); got {text!r}.")
+    return number
+
+
+def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
+    """NAME=VALUE of a repeatable option.
+
+    Raises:
+        ValueError: one is no pair.
+    """
+    found = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not (separator and name.strip() and value.strip()):
+            raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def tell(command: str, text: object) -> None:
+    """Print a line on stderr in a command's name."""
+    typer.echo(f"isoflop {command}: {text}", err=True)
+
+
+@contextmanager
+def reported(command: str, *more: type[Exception], code: int = 1) -> Iterator[None]:
+    """End the command with one line on stderr where the block raises ValueError, OSError or one of `more`."""
+    faults: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+    try:
+        yield
+    except faults as error:
+        tell(command, error)
+        raise typer.Exit(code) from None
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print the one JSON object of `--json`."""
+    typer.echo(json.dumps(values, allow_nan=False))
+
+
+def finite(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def say(text: str, indent: int = 4) -> None:
+    """Print a line, broken between words at the terminal's width; what follows the first is indented."""
+    width = max(shutil.get_terminal_size().columns, 40)
+    rest = " " * indent
+    typer.echo(textwrap.fill(text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False))
+
+
+def tell_read(command: str, table: Table, asked: str | None) -> None:
+    """Which records a table leaves out, and that its N is not the default one, on stderr.
+
+    Args:
+        command: that read it.
+        table: as read.
+        asked: the convention or column of N that the user named.
+    """
+    for text in table.left_out:
+        tell(command, f"left out: {text}")
+    if asked is None and table.convention not in (DEFAULT_N, "unknown"):
+        tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")
+
+
+PATIENCE = 1.0
+"""Seconds without a bar."""
+
+
+@contextmanager
+def progress_bar(text: str, wanted: bool = True) -> Iterator[Callable[[float], None]]:
+    """Gives what is to be told the share that is done, 0 to 1; the bar goes when the work is over.
+
+    Args:
+        text: beside the bar.
+        wanted: False: never a bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda share: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bar, began = Progress(*columns, console=console, transient=True), time.monotonic()
+    task = bar.add_task(text, total=1.0)
+
+    def tell(share: float) -> None:
+        if not bar.live.is_started and time.monotonic() - began > PATIENCE:
+            bar.start()
+        bar.update(task, completed=share)
+
+    try:
+        yield tell
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@dataclass
+class Curves:
+    """What was read.
+
+    Attributes:
+        published: runs of folders with an index.csv, all finished.
+        records: isoflop's records.
+        problems: what could not be read, and why.
+    """
+
+    published: list[FinishedRun] = field(default_factory=list)
+    records: list[Run] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read(paths: Sequence[Path]) -> Curves:
+    """Read files and folders.
+
+    Raises:
+        ValueError, OSError: a path that is not there, or nothing in any of them.
+    """
+    from isoflop.forecast.curve import read_curves
+    from isoflop.record.reader import read_runs
+
+    found = Curves()
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: expected a record, or a folder with records or an index.csv; it does not exist")
+        if (path / "index.csv").is_file():
+            found.published.extend(read_curves(path))
+        else:
+            found.records.extend(read_runs(path, on_problem=found.problems.append))
+    if not (found.published or found.records):
+        raise ValueError(
+            f"no runs in {', '.join(map(str, paths))}: expected isoflop's records (isoflop-*.jsonl), or a folder with "
+            "an index.csv" + "".join(f"; {problem}" for problem in found.problems[:3])
+        )
+    return found
+
+
+USUAL_MFU = 0.4
+
+Gpu = Annotated[str | None, typer.Option(help="Device, such as h100: its dense 16-bit peak is looked up.")]
+Mfu = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=1.0, help=f"Share of the peak that training reaches; {USUAL_MFU:g} unless given."),
+]
+Dollars = Annotated[
+    float | None, typer.Option("--price", metavar="USD", parser=amount, help="Dollars for an hour of one device.")
+]
+
+
+def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None) -> Price | None:
+    """The price of compute; None where no device was named.
+
+    Raises:
+        ValueError: a device that no datasheet is known for; a price or an MFU without a device.
+    """
+    if gpu is None:
+        for option, value, whose in (
+            ("--price", usd_per_gpu_hour, "whose hour it is"),
+            ("--mfu", mfu, "a share of whose peak it is"),
+        ):
+            if value is not None:
+                raise ValueError(f"{option} needs --gpu, {whose}: add one, such as --gpu h100")
+        return None
+    from isoflop.flops.device import known_devices
+
+    peak, known = _peak(gpu), known_devices()
+    if peak is None:
+        short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
+        near = get_close_matches(gpu.lower(), [*short, *(word for name in short for word in name.split())], n=1)
+        hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
+        raise ValueError(f"--gpu: no datasheet is known for {gpu!r}{hint} Expected one of {', '.join(known)}")
+    return Price(peak.device, peak.flops_per_second, USUAL_MFU if mfu is None else mfu, usd_per_gpu_hour)
+
+
+def _peak(gpu: str) -> Peak | None:
+    """The peak by a short name ("h100") or a whole one, with the vendor, as the messages list them."""
+    from isoflop.flops.device import known_devices, peak_by_short_name
+
+    whole = {name.lower(): name.split(" ", 1)[1] for name in known_devices()}
+    return peak_by_short_name(whole.get(" ".join(gpu.lower().split()), gpu))
+
+
+def hours_and_dollars(price: Price, flops: float) -> tuple[str, str]:
+    """GPU-hours, and dollars or "" where the hour has no price; small ones keep their digits."""
+    hours, usd = price.gpu_hours(flops), price.usd(flops)
+    return "" if hours is None else _digits(hours), "" if usd is None else f"${_digits(usd)}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def describe_cost(price: Price | None, flops: float) -> str | None:
+    """A sentence: GPU-hours and dollars; None without a price."""
+    if price is None:
+        return None
+    hours, usd = hours_and_dollars(price, flops)
+    return f"{hours} GPU-hours{f', {usd}' if usd else ''} ({describe(price)})" if hours else None
+
+
+def describe(price: Price) -> str:
+    """The price itself, without what is not known of it."""
+    return str(price).removesuffix(", price unknown")

@@ -1,0 +1,379 @@
+"""`isoflop backtest RUNS…`: finished runs replayed, to see how far their forecasts could be trusted.
+
+`isoflop rank RUNS…`: live runs in the order of their forecast final loss, and which of them can stop.
+
+What `isoflop backtest` prints.
+
+What `isoflop rank` prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, finite, print_json, reported, tell
+from isoflop.console import grid, screen
+
+if TYPE_CHECKING:
+    from isoflop.cli.common import Curves
+    from isoflop.forecast.backtest import Score
+    from isoflop.forecast.curve import FinishedRun
+    from isoflop.forecast.online import Forecast, Silence
+    from isoflop.forecast.priors import Priors
+    from isoflop.forecast.ranking import Ranking
+    from isoflop.record.run import Run
+
+
+LEAVE_OUT, SHIPPED = "leave-one-out", "default"
+
+
+def backtest(
+    runs: CurveFiles,
+    baselines: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Scored on the same runs; `none`: only isoflop's own.")
+    ] = None,
+    priors: Annotated[
+        str,
+        typer.Option(
+            help="leave-one-out: learnt from the other organisations' runs (of records: the other runs), as it would "
+            "have been; default: those that ship."
+        ),
+    ] = LEAVE_OUT,
+    at: Annotated[str, typer.Option(metavar="FRACTION,…", help="How much of each run is seen.")] = "0.25,0.5,0.75",
+    loss: CurveLoss = "train",
+    level: Level = 0.8,
+    as_json: AsJson = False,
+) -> None:
+    """Replay finished runs: what would have been forecast at a part of each, and how wrong it was."""
+    from rich.console import Console
+
+    from isoflop.cli import common as curves
+    from isoflop.forecast.backtest import backtest as replay_all
+    from isoflop.forecast.baselines import ESTIMATORS
+
+    with reported("backtest", KeyError):
+        fractions = [_fraction(text) for text in at.split(",")]
+        names = estimators(baselines, tuple(ESTIMATORS))
+        if priors not in (LEAVE_OUT, SHIPPED):
+            raise ValueError(f"--priors: expected {LEAVE_OUT} or {SHIPPED}, got {priors!r}")
+        read = curves.read(runs)
+        finished, chosen = material(read, priors, loss)
+        for problem in read.problems:
+            tell("backtest", f"left out: {problem}")
+        if not finished:
+            raise ValueError("none of the runs is finished and can be replayed")
+        with Console(stderr=True).status(f"replaying {len(finished)} runs …"):
+            table = replay_all(finished, names, fractions, chosen, level)
+    if as_json:
+        print_json(as_object(table))
+        return
+
+    print_backtest(table, level, len(finished))
+
+
+def material(read: Curves, priors: str, loss: str) -> tuple[list[FinishedRun], dict[str, Priors]]:
+    """The runs to replay, and the priors for each organisation's."""
+    from isoflop.forecast.backtest import priors_for
+    from isoflop.forecast.history import finished_runs, priors_without
+    from isoflop.forecast.priors import DEFAULT_PRIORS
+
+    published = [run for run in read.published if not run.stopped_early]
+    read.problems.extend(f"{run.name}: {run.stopped_early}" for run in read.published if run.stopped_early)
+    chosen = priors_for(published, "default" if priors == SHIPPED else "leave-one-organisation-out")
+    own, problems = finished_runs(read.records, loss)
+    read.problems.extend(problems)
+    for organisation in {run.organisation for run in own}:
+        # what ships knows nothing of a user's runs, so that it stays; only the run itself has to be left out
+        chosen[organisation] = DEFAULT_PRIORS if priors == SHIPPED else priors_without(organisation, own)
+    return [*published, *own], chosen
+
+
+def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:
+    """Isoflop's own and the baselines; all of them unless they are named.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    if baselines is None:
+        return list(known)
+    wanted = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none", known[0])]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"--baselines: expected some of {', '.join(known[1:])}, or none; got {name!r}")
+    return [known[0], *dict.fromkeys(wanted)]
+
+
+def as_object(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The object that `--json` prints: estimator → dataset → fraction → figures; null where nothing was forecast."""
+    return {
+        estimator: {
+            dataset: {
+                fraction: {
+                    "median": finite(score.median),
+                    "p90": finite(score.p90),
+                    "coverage": finite(score.coverage),
+                    "spoke": score.spoke,
+                    "n": score.n,
+                }
+                for fraction, score in scores.items()
+            }
+            for dataset, scores in datasets.items()
+            if dataset != ALL
+        }
+        for estimator, datasets in table.items()
+    }
+
+
+ALL = "all"
+"""The backtest's mean over datasets; not in the JSON, where a reader takes means of their own."""
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise ValueError(f"--at: expected fractions between 0 and 1, such as 0.25,0.5; got {text.strip()!r}")
+    return value
+
+
+def rank(
+    runs: CurveFiles,
+    keep: Annotated[int, typer.Option(min=1, help="How many runs are wanted in the end.")] = 1,
+    sure: Annotated[
+        float, typer.Option(min=0.51, max=0.999, help="A run can stop when it is this sure not to be among them.")
+    ] = 0.95,
+    at: Annotated[
+        float | None,
+        typer.Option(metavar="FRACTION", help="As the runs stood at this part of their plans, to try it out."),
+    ] = None,
+    history: Annotated[
+        list[Path] | None, typer.Option(help="Records of earlier, finished runs that the forecasts learn from.")
+    ] = None,
+    loss: CurveLoss = "train",
+    as_json: AsJson = False,
+) -> None:
+    """Order runs by the loss they will end with, with the probability that each order is right.
+
+    Runs are compared as they are: the same data, tokenizer and loss are taken for granted.
+    """
+    from isoflop.cli import common as curves
+    from isoflop.forecast import ranking
+    from isoflop.forecast.history import priors_from
+    from isoflop.forecast.priors import DEFAULT_PRIORS
+
+    with reported("rank", KeyError):
+        if at is not None and not 0 < at < 1:
+            raise ValueError(f"--at: expected a fraction between 0 and 1, such as 0.25; got {at}")
+        priors = DEFAULT_PRIORS
+        if history:
+            priors, problem = priors_from(history, DEFAULT_PRIORS, loss)
+            if problem:
+                tell("rank", f"--history: {problem}")
+        found = Candidates(priors, at)
+        read = curves.read(runs)
+        found.take(read, loss)
+        for problem in (*read.problems, *differences(read.records), *found.cut_short):
+            tell("rank", problem)
+        ranked = ranking.rank(found.forecasts, finished=found.finished, silent=found.silent, keep=keep, sure=sure)
+    if as_json:
+        print_json(rank_as_object(ranked))
+        return
+
+    print_ranking(ranked)
+
+
+class Candidates:
+    """The runs to be ranked: their forecasts by name, which have ended, and which have none and why.
+
+    Args:
+        priors: of the forecasts.
+        at: the part of each run that is seen; None: all there is.
+    """
+
+    def __init__(self, priors: Priors, at: float | None) -> None:
+        self.priors, self.at = priors, at
+        self.forecasts: dict[str, Forecast] = {}
+        self.finished: dict[str, bool] = {}
+        self.silent: dict[str, str] = {}
+        self.cut_short: list[str] = []
+        """Of the ended runs those that did not come to their planned end."""
+
+    def take(self, read: Curves, loss: str) -> None:
+        """Forecast every run that was read."""
+        from isoflop.figures.text import unique_names
+        from isoflop.forecast.history import curve_of
+
+        published = [f"{run.dataset}/{run.name}" for run in read.published]
+        names = unique_names([*published, *(run.name or run.run_id for run in read.records)])
+        for name, run in zip(names, read.published, strict=False):
+            self._put(name, run, ended=self.at is None)
+        for name, record in zip(names[len(published) :], read.records, strict=True):
+            ended = record.status == "completed" and self.at is None
+            try:
+                curve = curve_of(record, loss)
+            except ValueError as reason:
+                logged = self._as_logged(record)
+                if logged is None:
+                    self.silent[name] = str(reason)
+                else:
+                    self.forecasts[name] = logged
+            else:
+                self._put(name, curve, ended)
+
+    def _put(self, name: str, run: FinishedRun, ended: bool) -> None:
+        from isoflop.forecast.online import Forecast
+
+        if ended and run.stopped_early:
+            self.cut_short.append(f"{name}: {run.stopped_early}; its loss there is shown")
+        result = came(run) if ended else forecast_of_curve(run, self.priors, self.at)
+        if isinstance(result, Forecast):
+            self.forecasts[name] = result
+            self.finished[name] = ended
+        else:
+            self.silent[name] = result.message
+
+    def _as_logged(self, run: Run) -> Forecast | None:
+        """What the run itself forecast last, where its record does not hold its plan."""
+        from isoflop.forecast.ranking import forecast_from
+
+        if self.at is not None or not run.points:
+            return None
+        named = {f"isoflop/{name}": value for name, value in run.points[-1].extra.items()}
+        return forecast_from(named, int(run.planned.get("steps") or 0))
+
+
+def forecast_of_curve(run: FinishedRun, priors: Priors, at: float | None = None) -> Forecast | Silence:
+    """The forecast of a curve's end from what is there, or from the part of it up to a fraction of the plan."""
+    from isoflop.forecast.online import OnlineForecaster
+
+    until = math.inf if at is None else at * run.total_steps
+    return OnlineForecaster.of(run, priors).feed(run, until).forecast(run.plan)
+
+
+def came(run: FinishedRun) -> Forecast:
+    """What a finished run ended with; its error is that of the mean that its final loss is."""
+    from isoflop.forecast.online import forecast_of
+
+    sd = max(run.final_error, 5e-4 * run.final)
+    return forecast_of(run.final, sd, level=0.8, step=run.total_steps, estimator="finished", basis=("what came",))
+
+
+def differences(records: Sequence[Run]) -> list[str]:
+    """What makes losses hard to compare."""
+    tokenizers = {run.tokenizer for run in records if run.tokenizer}
+    if len(tokenizers) > 1:
+        return [f"the runs have different tokenizers ({', '.join(sorted(tokenizers))}): their losses do not compare"]
+    return []
+
+
+def rank_as_object(ranked: Ranking) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    return {
+        "runs": [
+            {
+                "name": run.name,
+                "forecast_loss": run.forecast.loss,
+                "interval": [run.forecast.low, run.forecast.high],
+                "level": run.forecast.level,
+                "step": run.forecast.step,
+                "finished": run.finished,
+                "probability_before_next": run.before_next,
+                "probability_among_best": run.among_best,
+                "can_stop": run.can_stop,
+            }
+            for run in ranked.runs
+        ],
+        "probability_below": [[float(value) for value in row] for row in ranked.below],
+        "can_stop": list(ranked.can_stop),
+        "silent": dict(ranked.silent),
+        "keep": ranked.keep,
+        "sure": ranked.sure,
+    }
+
+
+Scores = Mapping[str, Mapping[str, Mapping[str, "Score"]]]
+
+
+def print_backtest(table: Scores, level: float, runs: int) -> None:
+    """Print errors and coverage, the estimators under one another for each dataset.
+
+    Args:
+        table: estimator → dataset → fraction → score.
+        level: of the intervals.
+        runs: how many were replayed.
+    """
+    fractions = list(next(iter(next(iter(table.values())).values())))
+    heads = [head for fraction in fractions for head in (f"at {float(fraction):.0%}", "held", "spoke")]
+    title = f"Error of the final loss, %: median / 9 of 10 within · held: by the {level:.0%} interval"
+    rows = grid("dataset", "estimator", *heads, left=(0, 1), folded=(0, 1), title=title)
+    sets = [name for name in next(iter(table.values())) if name != "all"]
+    for dataset in [*sets, *(["all"] if len(sets) > 1 else [])]:
+        for place, (estimator, scores) in enumerate(table.items()):
+            cells = [part for fraction in fractions for part in _cells(scores[dataset][fraction])]
+            style = "bold" if place == 0 else None
+            rows.add_row("" if place else dataset, estimator, *cells, style=style, end_section=place == len(table) - 1)
+    rows.caption = (
+        f"{runs} runs, each replayed as it was logged · spoke: share of the runs that got a forecast; baselines are "
+        "scored on those that isoflop's own forecast"
+    )
+    screen(40 + 30 * len(fractions)).print(rows)
+
+
+def _cells(score: Score) -> tuple[str, str, str]:
+    if not score.n or math.isnan(score.median):
+        return "–", "–", f"{score.spoke:.0%}"
+    return f"{_percent(score.median)} / {_percent(score.p90)}", f"{score.coverage:.0%}", f"{score.spoke:.0%}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def print_ranking(ranking: Ranking) -> None:
+    """Print the order of runs, and which of them can stop."""
+    console = screen(110)
+    best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
+    heads = ("run", "final loss", "80% interval", "below the next", f"among the {best}", "")
+    table = grid(*heads, left=(0, 5), folded=(0, 5))
+    for run in ranking.runs:
+        forecast = run.forecast
+        table.add_row(
+            run.name,
+            f"{forecast.loss:.4f}",
+            f"{forecast.low:.4f} to {forecast.high:.4f}",
+            "–" if run.before_next is None else _probability(run.before_next),
+            _probability(run.among_best),
+            "finished" if run.finished else "can stop" if run.can_stop else "",
+        )
+    for name, reason in ranking.silent.items():
+        table.add_row(name, "–", "–", "–", "–", reason)
+    console.print(table)
+    if ranking.silent and ranking.runs:
+        console.print(
+            f"Orders and probabilities are among the {len(ranking.runs)} runs above that have a loss; "
+            f"{len(ranking.silent)} without a forecast may end lower.",
+            highlight=False,
+        )
+    stopping = ranking.can_stop
+    if stopping:
+        console.print(
+            f"Can stop: {', '.join(stopping)}. With {ranking.sure:.0%} or more "
+            + ("it does not end" if len(stopping) == 1 else "each of them does not end")
+            + f" among the {best}.",
+            highlight=False,
+        )
+    elif all(run.finished for run in ranking.runs):
+        console.print("All of them are finished." if ranking.runs else "No run has a forecast.")
+    else:
+        console.print(f"None can stop: none is {ranking.sure:.0%} sure not to end among the {best}.", highlight=False)
+
+
+def _probability(value: float) -> str:
+    return ">99%" if value > 0.99 else "<1%" if value < 0.01 else f"{value:.0%}"

@@ -1,0 +1,219 @@
+"""What a figure is before anything draws it: axes with units, series, bands, contours, and what it rests on.
+
+How far a figure's axes reach: all that is drawn, and a margin; on a logarithmic axis in powers of ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from isoflop.arrays import Array
+from isoflop.figures.text import sentence
+
+Kind = Literal["line", "points", "line+points"]
+Role = Literal["run", "fit", "approach 1", "approach 2", "approach 3", "published", "guide", "bad"]
+"""What a series is, which is all that a renderer chooses its colour by: `fit` is the law of these runs, `guide` a line
+to read the others by, `bad` what went wrong."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A second scale of an axis: `value / factor` in `unit`."""
+
+    label: str
+    unit: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        label: what it shows, without the unit.
+        unit: of the values; "" for a ratio.
+        log: logarithmic.
+        second: a second scale at the other side.
+        low, high: where the axis should end; None: by the data.
+        percent: values are shares, shown times 100.
+    """
+
+    label: str
+    unit: str = ""
+    log: bool = True
+    second: Scale | None = None
+    low: float | None = None
+    high: float | None = None
+    percent: bool = False
+
+    @property
+    def title(self) -> str:
+        """Label and unit."""
+        unit = "%" if self.percent else self.unit
+        return f"{self.label} ({unit})" if unit else self.label
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Points or a line.
+
+    Attributes:
+        name: for the legend; of a run its name: a stranger's text, which each renderer makes harmless.
+        x, y: of one length; a NaN in y breaks the line.
+        role: what it is.
+        kind: how it is drawn.
+        run_id: the run's, where it is one.
+        shade: of a run, 0 to 1 by its size among the runs: the same in every figure.
+        shades: the same by point, where a series is of several runs.
+        number: among several of one role, from 0.
+        dashed: beyond the data, or from elsewhere.
+        hover: columns for the reader, as long as x or one number for all: "N", "D", "C", "L" and others by their name.
+        low, high: ends of the interval of y, error bars; NaN: none.
+        left, right: of x.
+        labels: what to call each point, where a series is of several runs.
+        legend: whether it has an entry of its own.
+        group: series that are shown and hidden together.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    role: Role = "run"
+    kind: Kind = "line"
+    run_id: str | None = None
+    shade: float | None = None
+    number: int = 0
+    dashed: bool = False
+    hover: Mapping[str, Array | float] = field(default_factory=dict)
+    low: Array | None = None
+    high: Array | None = None
+    left: Array | None = None
+    right: Array | None = None
+    shades: Array | None = None
+    labels: tuple[str, ...] = ()
+    legend: bool = True
+    group: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """The interval around a line: low and high at x; in the colour of its role."""
+
+    name: str
+    x: Array
+    low: Array
+    high: Array
+    role: Role = "fit"
+    number: int = 0
+    run_id: str | None = None
+    shade: float | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Contours:
+    """Lines of equal z [len(y), len(x)] over x and y."""
+
+    name: str
+    x: Array
+    y: Array
+    z: Array
+    levels: Array
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Shades:
+    """What the shades of series stand for: `ticks` are (shade, text), from 0 to 1."""
+
+    label: str
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A figure, as data.
+
+    Attributes:
+        key: its name in files and addresses.
+        title: a sentence's worth of what it shows.
+        x, y: the axes.
+        series, bands, contours: drawn bands first, then contours, then series in order.
+        shades: what the shades stand for; None: there are none, or they are all in the legend.
+        notes: what it rests on, what is extrapolated, why a layer is missing: sentences.
+    """
+
+    key: str
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...] = ()
+    bands: tuple[Band, ...] = ()
+    contours: tuple[Contours, ...] = ()
+    shades: Shades | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(dict.fromkeys(map(sentence, self.notes))))
+
+
+@dataclass(frozen=True)
+class NoFigure:
+    """Why a figure is not there."""
+
+    key: str
+    title: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", sentence(self.reason))
+
+
+MARGIN = 0.04
+NARROWEST = 0.02
+"""Of a logarithmic axis, in powers of ten."""
+
+
+def extent_of(figure: Figure) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(low, high) of x and of y; log10 of the values where the axis is logarithmic."""
+    x = [series.x for series in figure.series] + [band.x for band in figure.bands]
+    y = [series.y for series in figure.series]
+    y += [ends for each in figure.series for ends in (each.low, each.high) if ends is not None]
+    y += [ends for band in figure.bands for ends in (band.low, band.high)]
+    x += [each.x for each in figure.contours]
+    y += [each.y for each in figure.contours]
+    return _ends(figure.x, x), _ends(figure.y, y)
+
+
+def _ends(axis: Axis, columns: list[Array]) -> tuple[float, float]:
+    values = np.concatenate([np.ravel(each) for each in columns]) if columns else np.empty(0)
+    values = values[np.isfinite(values) & ((values > 0) | (not axis.log))]
+    if not values.size:
+        return 0.0, 1.0
+    given = [None if end is None else float(np.log10(end)) if axis.log else end for end in (axis.low, axis.high)]
+    scaled = np.log10(values) if axis.log else values
+    low, high = float(scaled.min()), float(scaled.max())
+    narrow = NARROWEST if axis.log else 1e-3 * max(abs(low), abs(high), 1e-12)
+    margin = max(MARGIN * (high - low), narrow / 2)
+    low, high = low - margin, high + margin
+    return (low if given[0] is None else given[0], high if given[1] is None else given[1])
+
+
+def round_ticks(axis: Axis, ends: tuple[float, float]) -> list[float]:
+    """Ticks of a logarithmic axis of plain numbers between about a half and two decades; of others none.
+
+    There a renderer's own ticks are powers of ten, and too few: losses from 2 to 10 want 2.5 as well.
+
+    >>> round_ticks(Axis("loss", "nats per token"), (0.33, 1.03))
+    [2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0]
+    """
+    low, high = ends
+    if not 0.45 < high - low < 2.5 or low < -3 or high > 4:
+        return []
+    parts = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0) if high - low < 1.2 else (1.0, 2.0, 5.0)
+    values = [round(part * 10.0**power, 6) for power in range(-4, 5) for part in parts]
+    return [value for value in values if low <= np.log10(value) <= high]

@@ -1,0 +1,290 @@
+"""A figure for paper, by matplotlib: PDF and SVG with text as text, PNG at 300 dpi; a column or the text's width.
+
+Axes of a figure for matplotlib: where they end, their ticks, the second scale; texts without mathematics.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isoflop.figures.figure import Axis, Contours, Figure, Series, extent_of, round_ticks
+from isoflop.figures.palette import Theme, ThemeName, colour_of, colour_scale, theme_of
+from isoflop.figures.text import name_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawn
+
+
+def set_axes(axes: Axes, figure: Figure) -> None:
+    """Limits and ticks."""
+    from matplotlib.ticker import (
+        FixedLocator,
+        FuncFormatter,
+        LogFormatterSciNotation,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+        NullLocator,
+    )
+
+    for which, axis, (low, high) in zip("xy", (figure.x, figure.y), extent_of(figure), strict=True):
+        getattr(axes, f"set_{which}lim")(*((10**low, 10**high) if axis.log else (low, high)))
+        ticks = getattr(axes, f"{which}axis")
+        if axis.percent:
+            ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        if not axis.log:
+            continue
+        ticks.set_minor_formatter(NullFormatter())
+        if ticked := round_ticks(axis, (low, high)):
+            ticks.set_major_locator(FixedLocator(ticked))
+            ticks.set_minor_locator(NullLocator())
+        elif high - low <= 0.45:  # a logarithmic scale of so little reads best in even steps
+            ticks.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+            ticks.set_minor_locator(NullLocator())
+        else:
+            ticks.set_major_locator(LogLocator(numticks=9))
+        plain = low > -3 and high < 4.5
+        ticks.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}") if plain else LogFormatterSciNotation(minor_thresholds=(9, 9))
+        )
+
+
+def set_second(axes: Axes, axis: Axis) -> None:
+    """The second scale of x at the top; without one no line there."""
+    if axis.second is None:
+        axes.spines.top.set_visible(False)
+        return
+    factor = axis.second.factor
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.asarray(x) / factor, lambda x: np.asarray(x) * factor))
+    plain(top.set_xlabel(axis.second.label))
+
+
+def plain(text: Any) -> None:
+    """No mathematics between dollars: a run's name is text."""
+    text.set_parse_math(False)
+
+
+WIDTH, HEIGHT = 5.5, 3.6
+"""Inches: the width of the text of most conferences' papers."""
+NAMED = 8
+"""Runs that the legend names; of more it has one entry, and a colour scale."""
+SUFFIXES = (".pdf", ".svg", ".png")
+DASHES: tuple[Any, ...] = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (8, 2, 1, 2)))
+WIDTHS = {"fit": 1.4, "approach 1": 2.8, "approach 2": 1.8, "approach 3": 0.9}
+"""Points; lines on one another are all seen."""
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text that can be searched and edited
+    "svg.fonttype": "none",
+    "svg.hashsalt": "isoflop",  # the same file for the same figure
+    "text.usetex": False,
+    "axes.unicode_minus": True,
+}
+METADATA: dict[str, dict[str, Any]] = {
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+    ".png": {},
+}
+
+
+def matplotlib_figure(figure: Figure, theme: ThemeName = "light", width: float = WIDTH, title: bool = False) -> Drawn:
+    """The figure drawn, to be saved or changed.
+
+    Args:
+        figure: as `figures` makes it.
+        theme: light for paper; dark for slides.
+        width: inches.
+        title: whether its title stands above it; papers say it in the caption.
+
+    Raises:
+        ImportError: matplotlib is not installed, with how to get it.
+    """
+    matplotlib = _matplotlib()
+    look = theme_of(theme)
+    colours = {
+        "text.color": look.text,
+        "axes.labelcolor": look.text,
+        "axes.edgecolor": look.text,
+        "axes.facecolor": look.background,
+        "figure.facecolor": look.background,
+        "xtick.color": look.text,
+        "ytick.color": look.text,
+        "grid.color": look.grid,
+    }
+    with matplotlib.rc_context({**STYLE, **colours}):
+        from matplotlib.figure import Figure as Canvas
+
+        drawn = Canvas(figsize=(width, HEIGHT * width / WIDTH), layout="constrained")
+        _draw(figure, drawn, look, title)
+    return drawn
+
+
+def save(figure: Figure, path: str | Path, theme: ThemeName = "light", **options: Any) -> Path:
+    """Write the figure to a file; what it rests on goes into the file's metadata.
+
+    Args:
+        figure: as `figures` makes it.
+        path: ends in .pdf, .svg or .png.
+        theme: light or dark.
+        options: of `matplotlib_figure`.
+
+    Raises:
+        ValueError: another ending.
+        ImportError: matplotlib is not installed, with how to get it.
+    """
+    target = Path(path)
+    kind = target.suffix.lower()
+    if kind not in SUFFIXES:
+        raise ValueError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {target.name!r}")
+    matplotlib = _matplotlib()
+    drawn = matplotlib_figure(figure, theme, **options)
+    about = {"Title": figure.title, ("Description" if kind != ".pdf" else "Subject"): " ".join(figure.notes)}
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a run's name in a script that the font lacks
+        drawn.savefig(target, dpi=300, metadata={**about, **METADATA[kind]})
+    return target
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError(
+            "figures as PDF, SVG or PNG need matplotlib, which is not installed: pip install 'isoflop[matplotlib]'"
+        ) from None
+    return matplotlib
+
+
+def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
+    axes = drawn.add_subplot()
+    for axis, which in ((figure.x, "x"), (figure.y, "y")):
+        if axis.log:
+            getattr(axes, f"set_{which}scale")("log")
+    runs = {series.run_id for series in figure.series if series.run_id is not None}
+    many = len(runs) > NAMED
+    handles, names, seen = [], [], set()
+    for contours in figure.contours:
+        _contours(axes, contours, theme)
+    for series in figure.series:
+        handle = _series(axes, series, theme, many)
+        if series.legend and not (series.run_id is not None and many):
+            handles.append(handle)
+            names.append(series.name)
+    if many:
+        handles.append(axes.plot([], [], color=colour_of("run", 0, 0.5, theme))[0])
+        names.append(f"{len(runs):,} runs")
+    for band in figure.bands:
+        colour = colour_of(band.role, band.number, band.shade, theme)
+        handle = axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0, zorder=1)
+        if band.name not in seen:
+            handles.append(handle)
+            names.append(band.name)
+            seen.add(band.name)
+    set_axes(axes, figure)
+    axes.grid(True, linewidth=0.4)
+    axes.set_axisbelow(True)
+    plain(axes.set_xlabel(name_of(figure.x.title, 90)))
+    plain(axes.set_ylabel(name_of(figure.y.title, 60)))
+    set_second(axes, figure.x)
+    if figure.shades is not None and (many or not runs):
+        _shades(figure, drawn, axes, theme)
+    if title:
+        plain(axes.set_title(name_of(figure.title, 90)))
+    _legend(drawn, handles, names)
+
+
+def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
+    colour = colour_of(series.role, series.number, series.shade, theme)
+    zorder = {"guide": 2, "published": 3, "run": 3, "bad": 6}.get(series.role, 4)
+    points = series.kind != "line"
+    look: dict[str, Any] = {"color": colour, "zorder": zorder}
+    if series.kind == "points":
+        look |= {"linestyle": "none"}
+    else:
+        dash = DASHES[series.number % len(DASHES)] if series.dashed else "-"
+        look |= {"linestyle": dash, "linewidth": WIDTHS.get(series.role, 0.6 if many else 1.0)}
+    if points:
+        marker = {"bad": "x", "published": "D", "approach 2": "D"}.get(series.role, "o")
+        look |= {"marker": marker, "markersize": 3.6 if marker == "D" else 3.0}
+        if marker != "x":
+            look |= {"markeredgewidth": 0.5 if marker == "D" else 0, "markeredgecolor": theme.text}
+    if series.shades is not None:
+        return _shaded(axes, series, theme, zorder)
+    bars: dict[str, Any] = {
+        name: np.abs(np.stack([centre - low, high - centre]))
+        for name, centre, low, high in (
+            ("yerr", series.y, series.low, series.high),
+            ("xerr", series.x, series.left, series.right),
+        )
+        if low is not None and high is not None
+    }
+    if bars:
+        return axes.errorbar(series.x, series.y, **bars, **look, elinewidth=0.8, capsize=1.5)
+    return axes.plot(series.x, series.y, **look)[0]
+
+
+def _shaded(axes: Axes, series: Series, theme: Theme, zorder: int) -> Any:
+    assert series.shades is not None
+    return axes.scatter(
+        series.x,
+        series.y,
+        c=series.shades,
+        cmap=_colour_map(theme),
+        vmin=0,
+        vmax=1,
+        s=9,
+        linewidths=0,
+        zorder=zorder,
+    )
+
+
+def _contours(axes: Axes, contours: Contours, theme: Theme) -> None:
+    lines = axes.contour(
+        contours.x, contours.y, contours.z, levels=contours.levels, colors=theme.contour, linewidths=0.6, zorder=1
+    )
+    axes.clabel(lines, fontsize=6, fmt="%g")
+
+
+def _shades(figure: Figure, drawn: Drawn, axes: Axes, theme: Theme) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    assert figure.shades is not None
+    bar = drawn.colorbar(ScalarMappable(Normalize(0, 1), _colour_map(theme)), ax=axes, pad=0.02, aspect=30)
+    bar.set_ticks([at for at, _ in figure.shades.ticks])
+    for text in bar.ax.set_yticklabels([name for _, name in figure.shades.ticks]):
+        plain(text)
+    bar.outline.set_visible(False)
+    plain(bar.ax.set_ylabel(name_of(figure.shades.label)))
+
+
+def _colour_map(theme: Theme) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("sizes", [colour for _, colour in colour_scale(theme)])
+
+
+def _legend(drawn: Drawn, handles: Sequence[Any], names: Sequence[str]) -> None:
+    if not handles:
+        return
+    # a no-break space ahead: matplotlib leaves out of its legend what begins with an underscore
+    labels = [f"\u00a0{name_of(name, 34)}" for name in names]
+    legend = drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), handlelength=2.2)
+    for text in legend.get_texts():
+        plain(text)

@@ -1,0 +1,111 @@
+"""isoFLOP profiles: at each budget the loss against size, and the size with the least: Hoffmann et al. 2022, fig. 3."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from isoflop.arrays import Array
+from isoflop.figures.figure import Figure, NoFigure, Series, Shades
+from isoflop.figures.study import Study, loss_axis, size_axis
+from isoflop.figures.text import counted
+from isoflop.fit.approaches import Minimum, group, profile_minima, refused
+from isoflop.fit.plan import BUDGET
+
+KEY, TITLE = "isoflop-profiles", "isoFLOP profiles: loss against size at equal compute"
+FEWEST = 3
+"""Sizes that make a profile."""
+NAMED = 10
+"""Budgets that the legend names; of more a colour scale tells."""
+
+
+def isoflop_profiles(study: Study) -> Figure | NoFigure:
+    """Runs of about equal compute, a parabola through each budget, its minimum with its interval."""
+    if study.nothing:
+        return NoFigure(KEY, TITLE, study.nothing)
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    try:
+        groups, _ = group(study.C, study.budgets, BUDGET)
+    except ValueError as reason:
+        return NoFigure(KEY, TITLE, f"the runs do not share budgets: {_asked(str(reason))}")
+    profiles = [(budget, rows) for budget, rows in groups if len(np.unique(N[rows])) >= FEWEST]
+    if not profiles:
+        sizes = max((len(np.unique(N[rows])) for _, rows in groups), default=0)
+        return NoFigure(
+            KEY, TITLE, f"a profile needs {FEWEST} sizes at one budget; {counted(sizes, 'size', 'sizes')} at the most"
+        )
+    minima, notes = _minima(study)
+    series: list[Series] = []
+    for number, (budget, rows) in enumerate(profiles):
+        shade = number / max(len(profiles) - 1, 1)
+        order = rows[np.argsort(N[rows])]
+        label = f"{budget:.3g} FLOPs"
+        series.append(
+            Series(
+                label,
+                N[order],
+                L[order],
+                kind="points",
+                shade=shade,
+                legend=len(profiles) <= NAMED,
+                labels=tuple(study.counted[i].name for i in order),
+                hover={"N": N[order], "D": D[order], "C": study.C[order], "L": L[order]},
+                group=label,
+            )
+        )
+        if refused(np.log(N[order]), L[order], "parabola") is None:
+            x, y = _parabola(N[order], L[order])
+            series.append(Series(label, x, y, shade=shade, legend=False, group=label))
+    if minima:
+        series.append(_vertices(minima))
+    every = max(1, len(profiles) // 6)
+    ticks = tuple((i / max(len(profiles) - 1, 1), f"{profiles[i][0]:.2g}") for i in range(0, len(profiles), every))
+    return Figure(
+        KEY,
+        TITLE,
+        size_axis(study),
+        loss_axis(study),
+        tuple(series),
+        shades=Shades("budget, FLOPs", ticks) if len(profiles) > NAMED else None,
+        notes=(
+            "Each line: a parabola in ln N, least squares through all runs of a budget.",
+            *([f"Diamonds: minima, with their {study.level:.0%} interval by the losses' noise."] if minima else []),
+            *notes,
+        ),
+    )
+
+
+def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
+    """By approach 2; of a single budget, where it has no opinion, the minimum alone."""
+    found = next((each for each in study.approaches if each.name.startswith("approach 2")), None)
+    if found is not None:
+        return found.minima, found.warnings
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    try:
+        one = profile_minima(study.C, N, D, L, budgets=study.budgets, level=study.level)
+    except ValueError as reason:
+        return (), (str(reason),)
+    return one.minima, (*one.warnings, *one.reasons)
+
+
+def _parabola(N: Array, L: Array) -> tuple[Array, Array]:
+    x = np.linspace(np.log(N[0]), np.log(N[-1]), 60)
+    return np.exp(x), np.polynomial.Polynomial.fit(np.log(N), L, 2)(x)
+
+
+def _vertices(minima: tuple[Minimum, ...]) -> Series:
+    ends = np.array([each.interval or (np.nan, np.nan) for each in minima])
+    N, D, C, L = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
+    return Series(
+        "minima (approach 2)",
+        N,
+        L,
+        role="approach 2",
+        kind="points",
+        left=ends[:, 0],
+        right=ends[:, 1],
+        hover={"N": N, "D": D, "C": C, "L": L},
+    )
+
+
+def _asked(reason: str) -> str:
+    return reason.replace("pass budgets=, or a smaller tolerance", "name the nominal budgets, such as 6e18,1e19")

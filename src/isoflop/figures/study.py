@@ -1,0 +1,372 @@
+"""What figures, tab and report are made from: the runs, where they ended, and what is fitted to that, or why not.
+
+L(N,D) fitted to the ends of runs, and whether it may be drawn: not where the runs leave it open.
+
+The axes that figures share: compute, parameters, tokens, loss, each with its unit and convention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.arrays import Array
+from isoflop.figures.figure import Axis, Scale, Shades
+from isoflop.figures.text import counted, listed, loss_label, parameters, unique_names
+from isoflop.fit.approaches import (
+    Approach,
+    Comparison,
+    NoApproach,
+    approach_3,
+    compare_approaches,
+    envelope_of,
+    isoflop_profiles,
+)
+from isoflop.fit.fit_law import LawFit, fit_law
+from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
+from isoflop.laws.forms import Law, compute_of, typical_rate
+from isoflop.laws.frontier import PF_DAY, short
+from isoflop.laws.published import Published, published
+from isoflop.record.conventions import common_n
+from isoflop.record.run import Run
+
+OPEN = 4.0
+"""A factor between the 5% and the 95% point of an exponent's draws, from which on `fit_law` too calls it open."""
+
+
+@lru_cache(maxsize=16)
+def law_of(
+    ends: tuple[RunEnd, ...], convention: str, level: float, draws: int
+) -> tuple[LawFit | None, tuple[str, ...], str]:
+    """The law, what is doubtful about it, why there is none. Kept: while runs train, those that ended stay."""
+    if not ends:
+        return None, (), "there is no finished run with its size, its tokens and a loss"
+    columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
+    try:
+        called = [end.name for end in ends]
+        odd = check_runs(columns, ("N", "D"), rows=called).warnings  # of the numbers: the runs are what they are
+        fitted = fit_law(
+            "hoffmann",
+            columns,
+            level=level,
+            draws=draws,
+            convention=convention,  # type: ignore[arg-type]
+            rows=called,
+        )
+    except ValueError as reason:
+        return None, (), str(reason)
+    doubts = tuple(text for text in fitted.warnings if text not in odd)
+    if fitted.law.draws is None or any(_open(fitted, name) for name in ("alpha", "beta")):
+        return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
+    return fitted, doubts, ""
+
+
+def _open(fitted: LawFit, exponent: str) -> bool:
+    """Whether the draws of an exponent spread so far that the frontier is anybody's guess."""
+    low, high = np.quantile(fitted.draws[exponent], [0.05, 0.95])
+    return bool(high > OPEN * low)
+
+
+PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
+"""Laid beside one's own frontier."""
+LEVEL, DRAWS = 0.9, 1000
+"""As `isoflop fit` has them, so that figure and table agree."""
+BEYOND = 10.0
+"""A factor of compute over the largest run to which a law is drawn, dashed."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs and what they say together. What is fitted is computed when it is first asked for, and kept.
+
+    Attributes:
+        curves: the runs, oldest first.
+        ends: where they ended, runs first, then rows of tables.
+        loss: which loss: `train` or eval/<name>.
+        convention: which parameters N counts.
+        level: of every interval.
+        draws: resamples behind them.
+        budgets: nominal budgets of isoFLOP profiles in FLOPs; None: by the runs' own compute.
+        published: laws to lay beside.
+    """
+
+    curves: tuple[RunCurve, ...] = field(repr=False)
+    ends: tuple[RunEnd, ...] = field(repr=False)
+    loss: str
+    convention: str
+    level: float = LEVEL
+    draws: int = DRAWS
+    budgets: tuple[float, ...] | None = None
+    published: tuple[Published, ...] = ()
+
+    @cached_property
+    def counted(self) -> tuple[RunEnd, ...]:
+        """The ends that a law is fitted to."""
+        return tuple(end for end in self.ends if not end.left_out)
+
+    @property
+    def left_out(self) -> str:
+        """Which ends do not count, and why, in a sentence; "": all do."""
+        why: dict[str, list[str]] = {}
+        for end in self.ends:
+            if end.left_out:
+                why.setdefault(end.left_out, []).append(end.name)
+        told = [f"{listed(names)} ({reason})" for reason, names in why.items()]
+        number = len(self.ends) - len(self.counted)
+        return f"{counted(number, 'run does', 'runs do')} not count in a fit: {'; '.join(told)}." if told else ""
+
+    @property
+    def nothing(self) -> str:
+        """Why no end counts; "": some do."""
+        if self.counted:
+            return ""
+        return "no finished run with its size, its tokens and a loss" + (f". {self.left_out}" if self.ends else "")
+
+    @cached_property
+    def columns(self) -> dict[str, Array]:
+        """N, D and loss of the counted ends."""
+        return {
+            name: np.array([getattr(end, name) for end in self.counted], dtype=float) for name in ("N", "D", "loss")
+        }
+
+    @cached_property
+    def C(self) -> Array:
+        """Training FLOPs of the counted ends: as measured, else 6·N·D."""
+        return compute_of(self.columns["N"], self.columns["D"], [end.flops or np.nan for end in self.counted])
+
+    @cached_property
+    def rate(self) -> float:
+        """C/(N·D) that the counted ends typically took: a law of N and D is drawn on the compute axis with it."""
+        return typical_rate(self.C, self.columns["N"], self.columns["D"])
+
+    def flops(self, curve: RunCurve) -> Array:
+        """A run's compute by point: as measured, else 6·N·D; NaN where neither is known."""
+        return compute_of(curve.size(self.convention) or np.nan, curve.tokens, curve.flops)
+
+    @cached_property
+    def by_formula(self) -> tuple[str, ...]:
+        """Names of the runs whose compute was not measured, so that 6·N·D stands for it."""
+        curves = {curve.run_id: bool(np.isfinite(curve.flops).any()) for curve in self.curves}
+        return tuple(end.name for end in self.ends if not curves.get(end.run_id or "", end.flops is not None))
+
+    @cached_property
+    def _fitted(self) -> tuple[LawFit | None, tuple[str, ...], str]:
+        return law_of(self.counted, self.convention, self.level, self.draws)
+
+    @property
+    def fit(self) -> LawFit | None:
+        """L(N,D) = E + A/N^α + B/D^β fitted to the counted ends; None: `refused` says why."""
+        return self._fitted[0]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the runs do not tell of the law: it is not drawn beyond them."""
+        return self._fitted[1]
+
+    @property
+    def refused(self) -> str:
+        """Why there is no law to draw; "": there is."""
+        return self._fitted[2]
+
+    @property
+    def law(self) -> Law | None:
+        """The fitted law, where it may be drawn."""
+        return None if self.refused or self.fit is None else self.fit.law
+
+    @cached_property
+    def _approaches(self) -> tuple[tuple[Approach, ...], tuple[NoApproach, ...]]:
+        found, reasons = [], []
+        for name, make in (
+            ("approach 1 (envelope)", self._envelope),
+            ("approach 2 (isoFLOP minima)", self._profiles),
+            ("approach 3 (this law)", self._parametric),
+        ):
+            try:
+                found.append(make())
+            except ValueError as reason:
+                reasons.append(NoApproach(name, str(reason)))
+        return tuple(found), tuple(reasons)
+
+    @property
+    def approaches(self) -> tuple[Approach, ...]:
+        """Those of Hoffmann et al.'s three that the runs allow."""
+        return self._approaches[0]
+
+    @property
+    def without(self) -> tuple[NoApproach, ...]:
+        """Why an approach is not among them."""
+        return self._approaches[1]
+
+    def fit_all(self) -> None:
+        """Fit now, in this thread, what would be fitted when it is first asked for."""
+        _ = self._fitted, self._approaches
+
+    def with_fit_of(self, earlier: Study, waiting: str) -> Study:
+        """These curves with an earlier study's fit and the ends that it rests on, while a new fit is made.
+
+        Args:
+            earlier: of runs that are all among these.
+            waiting: why an end that the fit does not rest on doesn't count.
+        """
+        rests = {end.run_id: end for end in earlier.counted}
+        ends = tuple(rests.get(end.run_id) or replace(end, left_out=end.left_out or waiting) for end in self.ends)
+        made = replace(self, ends=ends, loss=earlier.loss, convention=earlier.convention)
+        earlier.fit_all()
+        vars(made).update(_fitted=earlier._fitted, _approaches=earlier._approaches)
+        return made
+
+    def compared(self, C: float | None = None) -> Comparison | None:
+        """The approaches side by side, at ten times the largest run's compute by default."""
+        if not self.approaches:
+            return None
+        return compare_approaches(self.approaches, float(self.C.max()) * BEYOND if C is None else C)
+
+    @cached_property
+    def shades(self) -> tuple[float, ...]:
+        """Of each end, 0 to 1 by its size among all; evenly spaced, so that runs of one size can be told apart."""
+        order = sorted(range(len(self.ends)), key=lambda i: (self.ends[i].N or 0.0, i))
+        found = [0.5] * len(order)
+        for rank, i in enumerate(order if len(order) > 1 else ()):
+            found[i] = rank / (len(order) - 1)
+        return tuple(found)
+
+    @cached_property
+    def _by_run(self) -> dict[str | None, float]:
+        return {end.run_id: shade for end, shade in zip(self.ends, self.shades, strict=True)}
+
+    def shade(self, run_id: str) -> float:
+        """Of a run."""
+        return self._by_run[run_id]
+
+    def sizes(self) -> Shades | None:
+        """What the shades stand for: sizes, at five of them."""
+        N = sorted(end.N or 0.0 for end in self.ends)
+        if len(N) < 2 or N[-1] <= 0 or N[0] == N[-1]:
+            return None
+        at = np.unique(np.linspace(0, len(N) - 1, min(len(N), 5)).round().astype(int))
+        ticks = tuple((float(i / (len(N) - 1)), short(N[i]) if N[i] else "unknown") for i in at)
+        return Shades(parameters(self.convention), ticks)
+
+    def _envelope(self) -> Approach:
+        runs = [
+            (N, self.flops(curve), curve.losses[self.loss], curve.tokens)
+            for curve in self.curves
+            if (N := curve.size(self.convention)) is not None and self.loss in curve.losses
+        ]
+        return envelope_of(runs, self.level, self.convention)  # type: ignore[arg-type]
+
+    def _profiles(self) -> Approach:
+        if len(self.counted) < 3:
+            raise ValueError(
+                f"several sizes at each of two budgets are needed, got {counted(len(self.counted), 'run', 'runs')}"
+            )
+        N, D, L = (self.columns[name] for name in ("N", "D", "loss"))
+        return isoflop_profiles(
+            self.C,
+            N,
+            D,
+            L,
+            budgets=self.budgets,
+            level=self.level,
+            convention=self.convention,  # type: ignore[arg-type]
+        )
+
+    def _parametric(self) -> Approach:
+        if self.law is None:
+            raise ValueError(self.refused)
+        return approach_3(self.law, self.level, self.rate)
+
+
+def study(
+    runs: Iterable[Run | RunCurve] = (),
+    *,
+    table: Sequence[RunEnd] = (),
+    loss: str | None = None,
+    convention: str | None = None,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    budgets: ArrayLike | None = None,
+    beside: Sequence[str] = PUBLISHED,
+) -> Study:
+    """Runs made ready for figures. Nothing is fitted yet.
+
+    Args:
+        runs: as read from their records; or already as columns (`curve_of_run`), which a reader that follows growing
+            files keeps.
+        table: ends of runs without a curve (`ends_of_table`).
+        loss: `train` or eval/<name>; default: an evaluation's that all runs have, else `train`. Of tables alone: what
+            their loss is called.
+        convention: which parameters N counts; default: with the output head, or the next of `PREFERRED_N`
+            that all runs state.
+        level: of the intervals.
+        draws: resamples behind them.
+        budgets: nominal budgets of isoFLOP profiles, FLOPs.
+        beside: names of published laws.
+    """
+    given = list(runs)
+    curves = _told_apart([run if isinstance(run, RunCurve) else curve_of_run(run) for run in given])
+    loss = loss or (_common_loss(curves) if curves else "final loss")
+    convention = convention or common_n(curve.run.parameters for curve in curves)
+    ends = tuple(end_of_curve(curve, loss, convention) for curve in curves)
+    return Study(
+        curves=curves,
+        ends=(*ends, *table),
+        loss=loss,
+        convention=convention,
+        level=level,
+        draws=draws,
+        budgets=None if budgets is None else tuple(float(value) for value in np.atleast_1d(np.asarray(budgets))),
+        published=tuple(published(name) for name in beside),
+    )
+
+
+def _told_apart(curves: Sequence[RunCurve]) -> tuple[RunCurve, ...]:
+    """Runs of one name numbered."""
+    names = unique_names([curve.name for curve in curves])
+    return tuple(
+        curve if curve.name == name else replace(curve, run=replace(curve.run, name=name))
+        for curve, name in zip(curves, names, strict=True)
+    )
+
+
+def _common_loss(curves: Sequence[RunCurve]) -> str:
+    """An evaluation's that all runs have, else the training loss."""
+    names = [[name for name, values in curve.losses.items() if np.isfinite(values).any()] for curve in curves]
+    names = [each for each in names if each]
+    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
+    return next((name for name in common if name.startswith("eval/")), "train")
+
+
+PF_DAYS = Scale("PF-days", "PF-days", PF_DAY)
+
+
+def compute_axis(study: Study) -> Axis:
+    """C in FLOPs, with PF-days at the top."""
+    return Axis(f"training compute {compute_label(study)}", "FLOPs", second=PF_DAYS)
+
+
+def compute_label(study: Study) -> str:
+    """How the study's compute was counted."""
+    unmeasured, runs = len(study.by_formula), len(study.ends)
+    if unmeasured == runs:
+        return f"C = 6·N·D, {parameters(study.convention)}"
+    return "C, measured" + (f" (6·N·D for {unmeasured} of {counted(runs, 'run', 'runs')})" if unmeasured else "")
+
+
+def size_axis(study: Study) -> Axis:
+    """N in parameters of the study's convention."""
+    return Axis(parameters(study.convention), "parameters")
+
+
+def tokens_axis() -> Axis:
+    """D in tokens."""
+    return Axis("D, processed less padding", "tokens")
+
+
+def loss_axis(study: Study, log: bool = True) -> Axis:
+    """L in nats per token."""
+    return Axis(loss_label(study.loss), "nats per token", log=log)

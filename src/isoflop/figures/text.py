@@ -1,0 +1,160 @@
+"""Names, counts and conventions as figures write them; strangers' names made fit to be shown at all.
+
+A curve in fewer points that looks the same: of each column of the screen its first, last, lowest and highest point.
+
+At as many columns as the screen has pixels a line through these four is drawn exactly as the line through all (Jugel et
+al. 2014, "M4: A Visualization-Oriented Time Series Data Aggregation"). Spikes stay.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.arrays import Array
+from isoflop.laws.frontier import short
+
+LONGEST = 48
+"""Characters of a name."""
+COUNTED = {
+    "total": "N total",
+    "trainable": "N trainable",
+    "non_embedding": "N non-embedding",
+    "non_embedding_with_head": "N non-embedding with head",
+    "active": "N active",
+    "unknown": "N as given",
+}
+
+
+def name_of(text: str, longest: int = LONGEST) -> str:
+    r"""A name in one line without control characters, cut in the middle where it is long.
+
+    Controls, line breaks, and what turns the direction of writing would break a file or mislead a reader.
+
+    >>> name_of("a\nb\u202ec"), name_of("x" * 60, 9)
+    ('a bc', 'xxxx…xxxx')
+    """
+    spaced = " ".join(text.split())
+    shown = "".join(c for c in spaced if unicodedata.category(c)[0] != "C") or "unnamed"
+    if len(shown) <= longest:
+        return shown
+    half = (longest - 1) // 2
+    return f"{shown[:half]}…{shown[-half:]}"
+
+
+def parameters(convention: str) -> str:
+    """Which parameters N counts, for an axis."""
+    return COUNTED.get(convention, f"N {convention.replace('_', ' ')}")
+
+
+def loss_label(loss: str) -> str:
+    """Which loss, for an axis."""
+    if loss.startswith("eval/"):
+        return f"evaluation loss, {name_of(loss.removeprefix('eval/'))}"
+    return "training loss" if loss == "train" else name_of(loss)
+
+
+def counted(n: int, one: str, many: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "run", "runs"), counted(3, "run", "runs")
+    ('1 run', '3 runs')
+    """
+    return f"{n:,} {one if n == 1 else many}"
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, numbered where several are the same.
+
+    >>> unique_names(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
+
+
+def sentence(text: str) -> str:
+    """A note with a capital and a full stop, however the room that said it writes.
+
+    >>> sentence("approach 1 has no opinion: too few sizes")
+    'Approach 1 has no opinion: too few sizes.'
+    """
+    text = text.strip()
+    first = text[:1].upper() if text[:2].islower() or text[1:2] == " " else text[:1]
+    return f"{first}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """A few names, and how many more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(name_of, names[:most])) + more
+
+
+__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "sentence", "short", "unique_names"]
+
+
+MOST = 1000
+"""Points of a curve: 250 columns."""
+TOTAL = 40_000
+"""Points of a figure's curves in all: what a browser draws at once without a pause."""
+LEAST = 60
+Indices = NDArray[np.intp]
+
+
+def points_each(curves: int) -> int:
+    """Points of each of so many curves."""
+    return int(np.clip(TOTAL // max(curves, 1), LEAST, MOST))
+
+
+def thin(x: Array, y: Array, most: int = MOST, log: bool = True) -> Indices:
+    """Which points to draw.
+
+    Keeps the first and the last, the lowest and the highest, their order, and of losses that are not finite the first
+    of each gap. What is left out lies between the lowest and highest point kept of its column. Thinning again changes
+    nothing.
+
+    Args:
+        x: not decreasing; on a logarithmic axis what is not positive is left out.
+        y: NaN breaks the line.
+        most: points at the most, at least 8; a gap may add one each.
+        log: whether the x axis is.
+
+    >>> x = np.arange(1.0, 100_001.0)
+    >>> y = 10 / x**0.1
+    >>> y[50_000] = 8  # a spike
+    >>> kept = thin(x, y)
+    >>> len(kept) <= 1000, 50_000 in kept
+    (True, True)
+    """
+    at = np.flatnonzero(np.isfinite(x) & (x > 0) if log else np.isfinite(x))
+    fine = at[np.isfinite(y[at])]
+    if len(fine) > most:
+        fine = fine[_four_a_column(np.log(x[fine]) if log else x[fine], y[fine], max(most // 4, 2))]
+    gaps = at[~np.isfinite(y[at])]
+    if not len(gaps):
+        return fine
+    between = np.searchsorted(fine, gaps)
+    first = np.unique(between, return_index=True)[1]
+    return np.sort(np.concatenate([fine, gaps[first]]))
+
+
+def _four_a_column(x: Array, y: Array, columns: int) -> Indices:
+    """First, last, lowest and highest of each column, by index."""
+    width = (x[-1] - x[0]) / columns
+    column = np.zeros(len(x), dtype=int) if width <= 0 else np.minimum((x - x[0]) / width, columns - 1).astype(int)
+    starts = np.flatnonzero(np.diff(column, prepend=-1))
+    ends = np.append(starts[1:], len(x)) - 1
+    part = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(x))))
+    kept = [starts, ends]
+    for values in (y, -y):
+        lowest = np.minimum.reduceat(values, starts)
+        hits = np.flatnonzero(values == lowest[part])
+        kept.append(hits[np.unique(part[hits], return_index=True)[1]])  # the first of equals
+    return np.unique(np.concatenate(kept))

@@ -1,1 +1,0 @@
-"""Hoffmann et al.'s three ways to the frontier, side by side."""

@@ -1,0 +1,300 @@
+"""Options such as 2x50B:300B compared: compute, expected loss, distance from the frontier, how sure the order is.
+
+Compute as money and time: FLOPs to GPU-hours to dollars, and back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from isoflop.laws import frontier as check
+from isoflop.laws.forms import TRAINING_FLOPS, Law
+from isoflop.laws.frontier import Intervals, allocation_at_loss, interval, loss_function, optimal_allocation, short
+from isoflop.laws.published import Published, published
+
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+_NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)([a-z]?)"
+_OPTION = re.compile(rf"(?:([^x×*:]+)[x×*])?{_NUMBER}:{_NUMBER}", re.IGNORECASE)
+EXPECTED = "COUNTxN:D or N:D, such as 2x50B:300B: runs × parameters : tokens, with k, M, B, T or as 7e9"
+
+
+@dataclass(frozen=True)
+class Option:
+    """`count` runs of N parameters on D tokens each."""
+
+    count: int
+    N: float
+    D: float
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all runs, 6·N·D each."""
+        return self.count * TRAINING_FLOPS * self.N * self.D
+
+    def __str__(self) -> str:
+        return f"{f'{self.count}x' if self.count > 1 else ''}{short(self.N)}:{short(self.D)}"
+
+
+def parse_option(text: str) -> Option:
+    """An option from its text.
+
+    Raises:
+        ValueError: it is no option; the message shows one.
+
+    >>> parse_option("2x50B:1.5T")
+    Option(count=2, N=50000000000.0, D=1500000000000.0)
+    """
+    found = _OPTION.fullmatch(re.sub(r"[\s,_]", "", str(text)))
+    if not found:
+        raise ValueError(f"expected {EXPECTED}; got {text!r}")
+    count, *numbers = found.groups()
+    if count is not None and not (count.isdecimal() and int(count) > 0):
+        raise ValueError(f"expected a whole number of runs before the x, got {count!r} in {text!r}: write {EXPECTED}")
+    N, D = _amount(numbers[0], numbers[1], text), _amount(numbers[2], numbers[3], text)
+    try:
+        N, D = check.parameters("N", N), check.check_tokens("D", D)
+    except ValueError as error:
+        raise ValueError(f"in {text!r}: {error}") from None
+    return Option(int(count or 1), N, D)
+
+
+def _amount(number: str, suffix: str, text: str) -> float:
+    known = {key.lower(): value for key, value in SUFFIXES.items()}
+    if suffix.lower() not in known:
+        raise ValueError(f"expected the suffix k, M, B or T, got {suffix!r} in {text!r}: write {EXPECTED}")
+    return float(number) * known[suffix.lower()]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the law expects of an option.
+
+    Attributes:
+        option: which.
+        flops: of all its runs.
+        loss: of each run, nats per token.
+        interval: of the loss by the law's draws; None without draws.
+        excess_loss: `loss` above that of the optimum at the compute of one run, nats per token.
+        compute_factor: compute of one run over the least with which the frontier reaches its loss; 1 on the frontier.
+        best_N, best_D: the optimum at the compute of one run.
+        loss_in_one: least loss if all of its runs' compute went into one run.
+        behind: (difference of loss from the best option, interval of it by paired draws or None); None: is the best.
+    """
+
+    option: Option
+    flops: float
+    loss: float
+    interval: tuple[float, float] | None
+    excess_loss: float
+    compute_factor: float
+    best_N: float
+    best_D: float
+    loss_in_one: float
+    behind: tuple[float, tuple[float, float] | None] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Options in the order given; `best` has the least expected loss; `sentence` says how sure that is.
+
+    `sure`: whether the paired differences to all others exclude 0 at `level`; None where the law has no draws.
+    """
+
+    rows: tuple[Compared, ...]
+    best: Option
+    sure: bool | None
+    sentence: str
+    level: float
+    law: str
+
+    @property
+    def intervals(self) -> Intervals:
+        """Of the losses, by option."""
+        return {str(row.option): row.interval for row in self.rows if row.interval is not None}
+
+    def __str__(self) -> str:
+        lines = [f"{'option':16}{'FLOPs':>10}{'loss':>8}{f'{self.level:.0%}':>18}{'above best':>12}{'compute':>9}"]
+        for row in self.rows:
+            between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
+            lines.append(
+                f"{row.option!s:16}{row.flops:>10.3g}{row.loss:>8.4f}{between:>18}{row.excess_loss:>12.4f}"
+                f"{row.compute_factor:>8.3g}×"
+            )
+        return "\n".join([*lines, self.sentence, f"by: {self.law}"])
+
+
+def compare_options(options: Sequence[str | Option], law: str | Law | Published, *, level: float = 0.8) -> Comparison:
+    """Compare options by a law: loss of each run, and how far from the best use of the same compute.
+
+    Differences are taken draw by draw: options share the law's errors, so their order can be sure while their intervals
+    overlap. The intervals know the law's constants alone, not the noise of a run or what other data and recipes change.
+
+    Args:
+        options: such as "2x50B:300B", or `Option`s.
+        law: a published name with a loss, or a law of N and D such as `fit_law(…).law`.
+        level: of the intervals.
+
+    Raises:
+        ValueError: no option, one that can't be read, the same one twice, or a law that states no loss of N and D.
+
+    >>> print(compare_options(["100B:200B", "200B:100B"], "besiroglu2024").sentence)
+    100B:200B has the least expected loss, 2.0424; the law has no draws, so how sure the order is stays unknown.
+    """
+    level = check.check_level(level)
+    if isinstance(options, str) or not options or not all(isinstance(item, str | Option) for item in options):
+        raise ValueError(f"expected a list of options, each {EXPECTED}; got {options!r}")
+    parsed = [parse_option(item) if isinstance(item, str) else item for item in options]
+    if len(set(parsed)) < len(parsed):
+        twice = next(item for item in parsed if parsed.count(item) > 1)
+        raise ValueError(f"expected different options, got {twice} twice: leave one out")
+    law, source = _loss_law(law)
+    point = Law(law.form, law.constants, law.convention)
+    loss = loss_function(law)
+    losses = [np.atleast_1d(loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
+    rows = [_compared(item, values, point, level) for item, values in zip(parsed, losses, strict=True)]
+    best = min(range(len(rows)), key=lambda i: (rows[i].loss, rows[i].flops))
+    for i, values in enumerate(losses):
+        if i != best:
+            apart = values - losses[best]
+            between = interval(apart[1:], level) if len(apart) > 1 else None
+            rows[i] = replace(rows[i], behind=(float(apart[0]), between))
+    drawn = len(losses[best]) > 1
+    close = [row for row in rows if row.behind and row.behind[1] and row.behind[1][0] <= 0]
+    sure = not close if drawn else None
+    return Comparison(tuple(rows), parsed[best], sure, _sentence(rows, best, close, drawn, level), level, source)
+
+
+def _loss_law(law: str | Law | Published) -> tuple[Law, str]:
+    if isinstance(law, str):
+        law = published(law)
+    if isinstance(law, Published):
+        if law.law is None:
+            raise ValueError(f"{law.name} states no loss: pass a law that does, such as besiroglu2024, or a fitted one")
+        return law.law, f"{law.paper}, {law.where}"
+    if isinstance(law, Law):
+        return law, law.source or law.form.text
+    raise ValueError(f"law expects a published name or a Law, got {law!r}: fit_law(…).law is one")
+
+
+def _compared(option: Option, losses: np.ndarray, law: Law, level: float) -> Compared:
+    each = option.flops / option.count
+    best = optimal_allocation(law, each)
+    loss = float(losses[0])
+    factor = each / allocation_at_loss(law, loss).flops if loss > best.loss else 1.0
+    in_one = best.loss if option.count == 1 else optimal_allocation(law, option.flops).loss
+    between = interval(losses[1:], level) if len(losses) > 1 else None
+    excess = max(loss - best.loss, 0.0)
+    return Compared(option, option.flops, loss, between, excess, factor, best.N, best.D, in_one)
+
+
+def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: bool, level: float) -> str:
+    name, loss = rows[best].option, rows[best].loss
+    if len(rows) == 1:
+        return f"{name} alone: nothing to compare with."
+    said = f"{name} has the least expected loss, {loss:.4f}"
+    if not drawn:
+        said += "; the law has no draws, so how sure the order is stays unknown."
+    elif close:
+        listed = ", ".join(str(row.option) for row in close)
+        said += f"; whether it is better than {listed} is not sure: at {level:.0%} the difference includes 0."
+    else:
+        said += f"; at {level:.0%} the difference from each other option excludes 0."
+    cheaper = [row for row in rows if row.flops < rows[best].flops * (1 - 1e-9)]
+    if cheaper:
+        least = min(cheaper, key=lambda row: row.flops)
+        said += f" {least.option} takes {least.flops / rows[best].flops:.2g} of its compute."
+    pooled = min((row for row in rows if row.option.count > 1), key=lambda row: row.loss_in_one, default=None)
+    if pooled is not None and math.isfinite(pooled.loss_in_one):
+        said += f" All compute of {pooled.option} in one run at its optimum: {pooled.loss_in_one:.4f}."
+    return said
+
+
+HOUR = 3600.0
+SMALLEST_PEAK, LARGEST_PEAK = 1e11, 1e17
+"""FLOP/s of one device: below it is very likely in TFLOP/s, above it is no single device."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a device does in an hour, and what the hour costs. What is None is unknown, and so is all that needs it.
+
+    Attributes:
+        gpu: its name, for messages.
+        peak_flops: FLOP/s, dense, in the dtype of the matmuls: `isoflop.flops.device.lookup_peak` has a table.
+        mfu: model FLOPs over what the peak allows, 0 to 1 (Chowdhery et al. 2022, appendix B); .4 is usual for large
+            dense models.
+        usd_per_gpu_hour: dollars for an hour of one device.
+
+    Raises:
+        ValueError: a number out of range, or in another unit.
+
+    >>> price = Price("H100 SXM", 989.4e12, 0.4, 2.5)
+    >>> f"{price.gpu_hours(1e21):.0f} GPU-hours, {price.usd(1e21):.0f} dollars"
+    '702 GPU-hours, 1755 dollars'
+    """
+
+    gpu: str | None = None
+    peak_flops: float | None = None
+    mfu: float = 0.4
+    usd_per_gpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        mfu = check.positive("mfu", self.mfu, "share of the peak")
+        if mfu > 1:
+            raise ValueError(f"mfu must be a share of the peak, from 0 to 1, got {mfu:g}: 0.4 for 40%")
+        if self.peak_flops is not None:
+            peak = check.positive("peak_flops", self.peak_flops, "FLOP/s")
+            if not SMALLEST_PEAK <= peak <= LARGEST_PEAK:
+                raise ValueError(
+                    f"peak_flops must be the FLOP/s of one device, {SMALLEST_PEAK:g} to {LARGEST_PEAK:g}, got "
+                    f"{peak:g}: multiply TFLOP/s by 1e12; give one device's peak, not a cluster's"
+                )
+        if self.usd_per_gpu_hour is not None:
+            check.positive("usd_per_gpu_hour", self.usd_per_gpu_hour, "dollars per GPU-hour")
+
+    def gpu_hours(self, flops: float) -> float | None:
+        """Hours of one device for so many model FLOPs; None where the peak is unknown."""
+        flops = check.positive("flops", flops, "FLOPs")
+        return None if self.peak_flops is None else flops / (self.peak_flops * self.mfu * HOUR)
+
+    def usd(self, flops: float) -> float | None:
+        """Dollars for so many model FLOPs; None where the peak or the price is unknown."""
+        hours = self.gpu_hours(flops)
+        return None if hours is None or self.usd_per_gpu_hour is None else hours * self.usd_per_gpu_hour
+
+    def days(self, flops: float, gpus: int) -> float | None:
+        """Days on so many devices, at the same MFU; None where the peak is unknown."""
+        hours, devices = self.gpu_hours(flops), check.positive("gpus", gpus, "devices")
+        return None if hours is None else hours / devices / 24
+
+    def flops_for(self, *, usd: float | None = None, gpu_hours: float | None = None) -> float:
+        """Model FLOPs that so many dollars, or so many hours of one device, buy.
+
+        Raises:
+            ValueError: both or neither is given; the peak, or for dollars the price, is unknown.
+        """
+        if (usd is None) == (gpu_hours is None):
+            raise ValueError(
+                f"expected usd= or gpu_hours=, one of them, got {'both' if usd is not None else 'neither'}"
+            )
+        if usd is not None:
+            if self.usd_per_gpu_hour is None:
+                raise ValueError("dollars buy no FLOPs without a price: pass usd_per_gpu_hour=, or gpu_hours= instead")
+            gpu_hours = check.positive("usd", usd, "dollars") / self.usd_per_gpu_hour
+        hours = check.positive("gpu_hours", gpu_hours, "GPU-hours")  # type: ignore[arg-type]
+        if self.peak_flops is None:
+            raise ValueError(
+                f"hours buy no FLOPs without the peak of {self.gpu or 'the device'}: pass peak_flops=, its FLOP/s in "
+                f"the dtype of the matmuls (bfloat16, dense)"
+            )
+        return hours * HOUR * self.peak_flops * self.mfu
+
+    def __str__(self) -> str:
+        peak = "peak unknown" if self.peak_flops is None else f"{self.peak_flops / 1e12:.4g} TFLOP/s peak"
+        price = "price unknown" if self.usd_per_gpu_hour is None else f"${self.usd_per_gpu_hour:g} per GPU-hour"
+        return f"{self.gpu or 'GPU'}: {peak}, MFU {self.mfu:.0%}, {price}"

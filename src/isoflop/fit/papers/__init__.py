@@ -1,1 +1,0 @@
-"""Published laws and constants, each with its source."""

@@ -1,0 +1,636 @@
+"""Which size for a budget: parameters and tokens by a law, by the user's own small runs, or by what others found.
+
+N_opt(C) before any run of one's own: a line from what published sweeps showed of D/N and of the exponent.
+
+ln N_opt = ln N₀ + a·(ln C − ln C₀), with ln N₀ = ½·(ln(C₀/6) − ln(D/N)), Gaussian in (ln N₀, a). With own runs
+`isoflop.fit.posterior` answers instead.
+
+How an allocation moves with the law and with what N counts: one question, put to every published law.
+
+The answer to "which size?": parameters and tokens with their intervals, whose advice it is, and what others say.
+
+The loss to expect of a planned run: by own runs, else by the published law of another corpus, widely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import ndtri
+
+from isoflop.arrays import Array
+from isoflop.fit.approaches import Minimum, isoflop_profiles, profile_minima
+from isoflop.fit.fit_law import fit_law
+from isoflop.fit.posterior import RATIO, RATIO_SD, SPLIT, SPLIT_SD, Posterior, posterior_of_runs
+from isoflop.fit.runs import check_runs
+from isoflop.laws import frontier as check
+from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
+from isoflop.laws.frontier import Allocation, Intervals, allocation_at_tokens, interval, optimal_allocation, short
+from isoflop.laws.published import Published, published, published_names
+from isoflop.record.conventions import DEFAULT_N
+
+MAP_LINE_REFERENCE = 1e21
+"""FLOPs at which the ratio holds. Published laws that slope differently agree best about there: Hoffmann's approaches 1
+and 2, Besiroglu, DeepSeek and Llama 3 (anchored) all give 19.5–21.6 tokens per parameter."""
+QUANTILES = 2001
+"""Of ln N_opt: as draws of one Gaussian they need no chance."""
+
+
+@dataclass(frozen=True)
+class PriorLine:
+    """20 tokens per parameter at `reference` FLOPs, less surely away from there; asked as a `Posterior` is."""
+
+    reference: float = MAP_LINE_REFERENCE
+
+    def at(self, C: float) -> tuple[float, float]:
+        """Mean and standard deviation of ln N_opt at C FLOPs.
+
+        >>> mean, sd = PriorLine().at(5.76e23)  # Chinchilla's budget
+        >>> f"{np.exp(mean) / 1e9:.1f}B parameters, times or over {np.exp(sd):.2f}"
+        '69.3B parameters, times or over 1.56'
+        """
+        far = float(np.log(C / self.reference))
+        mean = 0.5 * float(np.log(self.reference / TRAINING_FLOPS / RATIO)) + SPLIT * far
+        return mean, float(np.hypot(RATIO_SD / 2, SPLIT_SD * far))
+
+    def flops(self, N: float, D: float) -> float:
+        """Training FLOPs of N parameters on D tokens."""
+        return TRAINING_FLOPS * N * D
+
+    def log_sizes(self, C: float) -> Array:
+        """Ln N_opt at C FLOPs, sorted [draws]."""
+        mean, sd = self.at(C)
+        return np.asarray(mean + sd * ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES))
+
+    def exponent(self, C: float) -> float:
+        """A in N_opt ∝ C^a, everywhere the same."""
+        return SPLIT
+
+    def flops_per_param_token(self, C: float) -> float:
+        """C/(N·D)."""
+        return TRAINING_FLOPS
+
+
+SHAPE = "besiroglu2024"
+"""Whose α + β says how an optimum shifts under inference or repetition, where a source states the optimum alone."""
+FEWEST = 8
+"""Own runs for a fit of five constants."""
+BUDGET = 1.25
+"""A factor of C within which runs share a budget."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One more answer to the same question.
+
+    Attributes:
+        name: whose.
+        N, D: parameters, training tokens.
+        tokens_per_param: D/N.
+        L: nats per token, on the source's own data and tokenizer; None where it states no loss.
+        convention: which parameters N counts.
+        note: what to know before comparing.
+    """
+
+    name: str
+    N: float
+    D: float
+    tokens_per_param: float
+    L: float | None = None
+    convention: Convention = "unknown"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: FLOPs (training, and inference where tokens are served), a fixed D, tokens to serve, a stock."""
+
+    flops: float
+    tokens: float | None = None
+    inference_tokens: float = 0.0
+    unique_tokens: float | None = None
+    level: float = 0.8
+
+    @property
+    def plain(self) -> bool:
+        """Whether the answer is the optimum at a training budget."""
+        return self.tokens is None and not self.inference_tokens and self.unique_tokens is None
+
+    def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
+        """The law's answer."""
+        rest = {
+            "inference_tokens": self.inference_tokens,
+            "unique_tokens": self.unique_tokens,
+            "flops_per_param_token": flops_per_param_token,
+            "level": self.level,
+        }
+        if self.tokens is not None:
+            return allocation_at_tokens(law, self.flops, self.tokens, **rest)  # type: ignore[arg-type]
+        return optimal_allocation(law, self.flops, **rest)  # type: ignore[arg-type]
+
+
+def law_through(
+    log_N: float,
+    C: float,
+    exponent: float,
+    *,
+    draws: Array | None = None,
+    flops_per_param_token: float = TRAINING_FLOPS,
+    convention: Convention = "unknown",
+) -> Law:
+    """A law whose optimum is N at C FLOPs and ∝ C^exponent around: its losses mean nothing, its trade-offs do.
+
+    E, B and α + β are `SHAPE`'s; the exponent splits the sum, since a = β/(α+β), and A sets the level, since
+    N = G·(C/6)^a with G^(α+β) = αA/βB (Hoffmann et al. 2022, eq. 4).
+
+    Args:
+        log_N: ln N_opt at C.
+        C: training FLOPs.
+        exponent: a, kept within .05 to .95.
+        draws: of ln N_opt; draws of A carry them.
+        flops_per_param_token: C/(N·D).
+        convention: which parameters N counts.
+    """
+    shape = published(SHAPE).law
+    assert shape is not None
+    total = shape.constants["alpha"] + shape.constants["beta"]
+    beta = min(max(exponent, 0.05), 0.95) * total
+    alpha, B = total - beta, shape.constants["B"]
+    z = np.concatenate([[log_N], [] if draws is None else draws])
+    log_G = z - beta / total * np.log(C / flops_per_param_token)
+    A = beta * B / alpha * np.exp(total * log_G)
+    constants = {"E": shape.constants["E"], "A": float(A[0]), "B": B, "alpha": alpha, "beta": beta}
+    if draws is None:
+        return Law(HOFFMANN, constants, convention)
+    drawn = {name: np.full(len(draws), value) for name, value in constants.items()} | {"A": A[1:]}
+    return Law(HOFFMANN, constants, convention, drawn)
+
+
+def law_of(source: Published, C: float) -> tuple[Law, bool]:
+    """A law that allocates as the source does around C FLOPs, and whether its losses are the source's own.
+
+    Raises:
+        ValueError: the source states neither a split of compute nor a law.
+    """
+    if source.allocation is not None or source.law is None:
+        here, above = (float(np.log(source.allocate(at)[0])) for at in (C, 1.01 * C))
+        exponent = (above - here) / float(np.log(1.01))
+        return law_through(here, C, exponent, convention=source.n_convention), False
+    return source.law, True
+
+
+def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> Law:
+    """A law whose optimum around C FLOPs is that of the published sweeps or of own runs, with its draws at C."""
+    return law_through(
+        line.at(C)[0],
+        C,
+        line.exponent(C),
+        draws=line.log_sizes(C),
+        flops_per_param_token=line.flops_per_param_token(C),
+        convention=convention,
+    )
+
+
+def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
+    """The published laws' answers, 20 tokens per parameter first; and why some have none."""
+    prior = line_law(PriorLine(question.flops), question.flops, DEFAULT_N)
+    sources: list[tuple[str, Law, bool, str]] = [("D = 20·N", prior, False, "")]
+    for name in published_names():
+        entry = published(name)
+        if entry.allocates or (entry.law is not None and set(entry.law.form.variables) == {"N", "D", "U"}):
+            sources.append((name, *law_of(entry, question.flops), entry.note))
+    rows, without = [], []
+    for name, law, states_loss, note in sources:
+        if name in besides or (question.tokens is not None and not states_loss):
+            continue  # where D is fixed so is N: only losses differ
+        try:
+            rows.append(alternative(name, law, question, states_loss, note))
+        except ValueError as error:
+            without.append(f"{name} has no answer here: {error}")
+    return tuple(rows), tuple(without)
+
+
+def own_fits(
+    question: Question, C: Array, N: Array, D: Array, L: Array, flops_per_param_token: float, convention: Convention
+) -> tuple[Alternative, ...]:
+    """What fits to own runs by themselves say, to compare; one that can't be had is left out.
+
+    Doubt of approach 3 even where it is sure of itself: on Porian et al. 2024's sweeps, the eight smallest budgets of
+    six sweeps fitted, the largest planned, it loses 0 to 8% of the loss, median 2.9%, shrunk to the prior still 1.2%;
+    20 tokens per parameter lose .2%, the line through the eight minima .07%.
+    """
+    rows: list[Alternative] = []
+    if len(N) < FEWEST or np.ptp(np.log(C)) < np.log(BUDGET):
+        return ()
+    for name in ("own approach 2, raw", "own approach 3, raw"):
+        states_loss = name == "own approach 3, raw"
+        try:
+            if states_loss:
+                law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, draws=2, convention=convention).law
+            else:
+                fit = isoflop_profiles(C, N, D, L)
+                log_N = float(np.log(fit.allocate(question.flops)[0]))
+                rate = flops_per_param_token
+                law = law_through(log_N, question.flops, fit.a, flops_per_param_token=rate, convention=convention)
+            note = "not shrunk: from few small budgets worse than 20 tokens per parameter"
+            rows.append(alternative(name, law, question, states_loss, note, flops_per_param_token))
+        except ValueError:
+            continue
+    return tuple(rows)
+
+
+def alternative(
+    name: str,
+    law: Law,
+    question: Question,
+    states_loss: bool,
+    note: str = "",
+    flops_per_param_token: float = TRAINING_FLOPS,
+) -> Alternative:
+    """A row from a law, without its draws."""
+    point = Law(law.form, law.constants, law.convention)
+    found = question.put_to(point, flops_per_param_token)
+    loss = found.loss if states_loss else None
+    return Alternative(name, found.N, found.D, found.tokens_per_param, loss, law.convention, note)
+
+
+VOCABULARY, ASPECT = 50_257, 100
+"""Assumed to count a model's N otherwise: GPT-2's vocabulary, width over depth as in Chinchilla and Llama (100–128)."""
+
+NARROWEST = 16
+"""Width below which a model with that vocabulary is none that anyone trains."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """So many parameters on so many tokens.
+
+    Attributes:
+        N: parameters, counted as `convention` says.
+        D: training tokens, repeated ones included.
+        L: nats per token by the law used; None where none gives it.
+        flops: training FLOPs.
+        tokens_per_param: D/N.
+        intervals: (low, high) of "N", "D", "L", "flops", "tokens_per_param"; None where nothing says how sure they are.
+        level: of the intervals.
+        method: whose advice this is.
+        convention: which parameters N counts.
+        alternatives: the same question put to other laws, and N counted otherwise.
+        notes: what to know before relying on it.
+        inference_flops: to serve the tokens asked for.
+        unique_tokens: the stock, where one was given.
+        minima: the isoFLOP minima of the user's own runs.
+    """
+
+    N: float
+    D: float
+    L: float | None
+    flops: float
+    tokens_per_param: float
+    intervals: Intervals | None
+    level: float
+    method: str
+    convention: Convention = "unknown"
+    alternatives: tuple[Alternative, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+    inference_flops: float = 0.0
+    unique_tokens: float | None = None
+    minima: tuple[Minimum, ...] = field(default=(), repr=False)
+
+    @property
+    def total_flops(self) -> float:
+        """Training and inference FLOPs."""
+        return self.flops + self.inference_flops
+
+    def __str__(self) -> str:
+        bounds = {"loss" if name == "L" else name: value for name, value in (self.intervals or {}).items()}
+        if self.inference_flops == 0:
+            bounds.pop("flops", None)  # given, not estimated
+        loss = np.nan if self.L is None else self.L
+        stock = {"inference_flops": self.inference_flops, "unique_tokens": self.unique_tokens}
+        base = Allocation(self.N, self.D, loss, self.flops, self.tokens_per_param, bounds, self.level, **stock)  # type: ignore[arg-type]
+        lines = str(replace(base, convention=self.convention)).split("\n")
+        if self.L is None:
+            lines = [text for text in lines if not text.startswith("loss")]
+        lines.append(f"by: {self.method}")
+        lines += [f"note: {note}" for note in self.notes]
+        if self.alternatives:
+            lines.append(f"{'others':33}{'N':>8}{'D':>8}{'D/N':>8}{'loss':>8}  N counts")
+        for row in self.alternatives:
+            loss_text = "" if row.L is None else f"{row.L:.3f}"
+            numbers = f"{short(row.N):>8}{short(row.D):>8}{row.tokens_per_param:>8.3g}{loss_text:>8}"
+            lines.append(f"{row.name:33}{numbers}  {row.convention.replace('_', ' ')}")
+        return "\n".join(lines)
+
+
+def counted_otherwise(N: float, D: float, convention: Convention) -> tuple[Alternative, ...]:
+    """The same model with its N counted by the other conventions, estimated.
+
+    None where the convention is unknown, or the model is narrower than `NARROWEST`: it would be all embeddings.
+
+    Non-embedding N = 12·d³/ASPECT (12·layers·d², Kaplan et al. 2020, eq. 2.1); the head and the input embedding, not
+    tied, have VOCABULARY·d each.
+    """
+    tables = {"non_embedding": 0, "non_embedding_with_head": 1, "total": 2}
+    if convention not in tables:
+        return ()
+
+    def count(width: float, embeddings: int) -> float:
+        return 12 * width**3 / ASPECT + embeddings * VOCABULARY * width
+
+    width = brentq(lambda d: count(d, tables[convention]) - N, 1e-6, np.cbrt(N * ASPECT / 12) + 1)
+    if width < NARROWEST:
+        return ()
+    note = f"the same model; assumed: vocabulary {VOCABULARY:,}, width {ASPECT} times depth, embeddings not tied"
+    return tuple(
+        Alternative(
+            f"N counted {other.replace('_', '-')}",
+            *(n := count(width, k), D, D / n),
+            convention=other,  # type: ignore[arg-type]
+            note=note,
+        )
+        for other, k in tables.items()
+        if other != convention
+    )
+
+
+REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")
+"""The published law with draws of its constants, on MassiveText; another fit of it, and the law of C4."""
+LEAST_APART = 0.02
+"""Of ln L between corpora, where the laws happen to cross."""
+FITTED_TO = (3e18, 3e21)
+"""FLOPs of the runs behind the reference (Hoffmann et al. 2022, figure 4)."""
+REACH = 1e3
+"""A factor of compute beyond these at which no loss is stated: its draws know nothing of a law that bends."""
+
+Expected = tuple[float | None, tuple[float, float] | None, str]
+
+
+def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> Expected:
+    """Nats per token with an interval, or None; and whose they are, or why there are none.
+
+    Without own runs it is Chinchilla's loss, and the interval knows that the reader's corpus is another: it is widened
+    by as much as other published laws differ at that N and D.
+
+    Args:
+        N: parameters.
+        D: tokens, none of them repeated.
+        own: what own runs say.
+        level: of the interval.
+    """
+    if own is not None:
+        losses = np.exp(own.run_losses(N, D))
+        said = "the loss is that of the law behind the size, fitted to all own runs; it knows no change of recipe"
+        return float(np.median(losses)), interval(losses, level), said
+    C = 6 * N * D
+    if not FITTED_TO[0] / REACH <= C <= FITTED_TO[1] * REACH:
+        return None, None, f"L is open: {C:.2g} FLOPs are beyond a factor {REACH:,.0f} of the runs that laws come from"
+    law, others = published(REFERENCE).law, [published(name).law for name in OTHERS]
+    assert law is not None
+    loss, drawn = float(law.loss(N=N, D=D)), law.loss_draws(N=N, D=D)
+    assert drawn is not None
+    theirs = [float(other.loss(N=N, D=D, U=D)) for other in others if other is not None]
+    apart = max(LEAST_APART, *(abs(float(np.log(each / loss))) for each in theirs))
+    drawn = drawn * np.exp(apart * np.random.default_rng(0).standard_normal(len(drawn)))
+    said = (
+        f"the loss is that of Chinchilla's corpus and tokenizer ({REFERENCE}); its interval allows for another corpus, "
+        "but another tokenizer shifts it by more"
+    )
+    return loss, interval(drawn, level), said
+
+
+PRIOR = (
+    f"{RATIO:g} tokens per parameter, times or over {np.exp(RATIO_SD):.2f}, and N_opt ∝ C^a with a = {SPLIT:.2f} ± "
+    f"{SPLIT_SD:.2f}"
+)
+UNUSUAL = 1.5
+"""Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
+FITTED = (1e15, 1e27)
+"""FLOPs: published laws were fitted to runs of 1e16 to 4e25 (Llama 3), and a decade or so is left beyond."""
+PLAUSIBLE = (0.5, 1000.0)
+"""FLOPs per parameter and token: 6 for dense models; N without the head of a tiny model reaches 100."""
+FAR = 1e3
+"""A factor of compute beyond which an extrapolation is spoken of."""
+
+
+def plan(
+    flops: float,
+    *,
+    law: str | Law | Published | None = None,
+    own: Mapping[str, ArrayLike] | None = None,
+    tokens: float | None = None,
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+    level: float = 0.8,
+    convention: Convention = "unknown",
+    rows: Sequence[object] | None = None,
+) -> Plan:
+    """Parameters and tokens for a budget.
+
+    Without a law: what other families of models showed, 20 tokens per parameter, moved by `own` runs, one or many, as
+    far as they tell (`isoflop.fit.posterior`: the answer of `ladder fit`). It is never a raw fit: from few small
+    budgets that advises worse than 20 tokens per parameter. Where D is fixed, tokens are served or the stock is
+    limited, the shift against that is taken from Besiroglu et al.'s law.
+
+    Args:
+        flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023).
+        law: a published name, or a law such as `fit_law(…).law`: its optimum is the answer.
+        own: own runs, a column each: "N", "D", "loss" (nats per token), "C" (FLOPs; else 6·N·D). Three or more sizes
+            at one budget or more tell most.
+        tokens: D, fixed; N follows.
+        inference_tokens: to be served, at 2·N FLOPs each.
+        unique_tokens: the stock of them, repeated beyond (Muennighoff et al. 2023).
+        level: of the intervals.
+        convention: which parameters the N of `own` counts.
+        rows: what to call each of the own runs in messages.
+
+    Raises:
+        ValueError: numbers that aren't positive, or in another unit; an unknown law, or one that says nothing of sizes;
+            law and own together; columns that are missing or wrong.
+
+    >>> answer = plan(1e21)
+    >>> f"{answer.N / 1e9:.1f}B parameters, {answer.D / 1e9:.0f}B tokens"
+    '2.9B parameters, 58B tokens'
+    """
+    flops, level = check.check_budget("flops", flops), check.check_level(level)
+    if own is not None and not isinstance(own, Mapping):
+        raise ValueError(f"own= expects columns by name (N, D, loss), got {type(own).__name__}")
+    if law is not None and own is not None:
+        raise ValueError(
+            "expected law= or own=, got both: fit the runs (fit_law) and pass that law, or leave law= out and "
+            "the runs shift what is known of others"
+        )
+    question = Question(
+        flops,
+        None if tokens is None else check.check_tokens("tokens", tokens),
+        check.check_inference_tokens(inference_tokens),
+        None if unique_tokens is None else check.check_tokens("unique_tokens", unique_tokens),
+        level,
+    )
+    return _by_law(question, law) if law is not None else _by_line(question, own, convention, rows)
+
+
+def _by_law(question: Question, law: str | Law | Published) -> Plan:
+    name, states_loss = "", True
+    notes: tuple[str, ...] = ()
+    if isinstance(law, str):
+        law = published(law)
+    if isinstance(law, Published):
+        name, method = law.name, f"{law.paper}, {law.where}"
+        notes = (law.note,) if law.note else ()
+        law, states_loss = law_of(law, question.flops)
+    elif isinstance(law, Law):
+        method = law.source or law.form.text
+    else:
+        raise ValueError(f"law= expects a published name or a Law, got {law!r}: fit_law(…).law is one")
+    return _answer(question, law, states_loss, method, besides=(name,), notes=notes)
+
+
+def _by_line(
+    question: Question,
+    own: Mapping[str, ArrayLike] | None,
+    convention: Convention,
+    called: Sequence[object] | None,
+) -> Plan:
+    if own is None:
+        line = PriorLine()
+        method = (
+            f"what published families of models showed: {PRIOR}; the ratio is that at {line.reference:.0e} FLOPs, "
+            "where their laws agree best, and intervals widen away from there"
+        )
+        return _answer(question, line_law(line, question.flops, DEFAULT_N), False, method, by_line=True)
+    runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called)
+    N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
+    C = runs.variables.get("C", TRAINING_FLOPS * N * D)
+    _check_rate(C / (N * D), called)
+    posterior = posterior_of_runs(N, D, C, L)
+    rate = posterior.flops_per_param_token(question.flops)
+    return _answer(
+        question,
+        line_law(posterior, question.flops, convention),
+        False,
+        _by_runs(posterior, question.flops),
+        rows=own_fits(question, C, N, D, L, rate, convention),
+        notes=(*runs.warnings, *_doubts(posterior, question.flops, convention)),
+        minima=_minima(C, N, D, L),
+        rate=rate,
+        own=posterior,
+        by_line=True,
+    )
+
+
+def _check_rate(rate: Array, called: Sequence[object] | None) -> None:
+    odd = np.flatnonzero((rate < PLAUSIBLE[0]) | (rate > PLAUSIBLE[1]))
+    if odd.size:
+        row = f"row {odd[0] + 1}" if called is None else str(called[odd[0]])
+        raise ValueError(
+            f"{row}, column 'C': expected about 6 FLOPs per parameter and token, got C/(N·D) = {rate[odd[0]]:.3g}: are "
+            "N and D plain counts and C training FLOPs? Without the column C is 6·N·D"
+        )
+
+
+def _minima(C: Array, N: Array, D: Array, L: Array) -> tuple[Minimum, ...]:
+    try:
+        return profile_minima(C, N, D, L).minima
+    except ValueError:  # the runs share no budgets
+        return ()
+
+
+def _by_runs(posterior: Posterior, C: float) -> str:
+    log_N, sd = posterior.at(posterior.largest)
+    line, N = posterior.line(posterior.largest), np.exp(log_N)
+    a = posterior.exponents(C)
+    return (
+        f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: "
+        f"D/N = {float(line.tokens(N)) / N:.3g}, times or over {np.exp(2 * sd):.2f}, at {posterior.largest:.3g} FLOPs, "
+        f"a = {np.median(a):.2f} ± {a.std():.2f} from there on (others: {PRIOR})"
+    )
+
+
+def _doubts(posterior: Posterior, C: float, convention: Convention) -> tuple[str, ...]:
+    said: tuple[str, ...] = ()
+    log_N = posterior.at(posterior.largest)[0]
+    ratio = float(posterior.line(posterior.largest).tokens(np.exp(log_N)) / np.exp(log_N))
+    if convention == "unknown":
+        said += (
+            "say which parameters N of the own runs counts (--n; convention= in Python): tokens per parameter depend "
+            "on it",
+        )
+    if not posterior.telling:
+        said += (
+            "the own runs say little of the best size: train at least three sizes at one budget, the best of them in "
+            "the middle",
+        )
+    elif abs(np.log(ratio / RATIO)) > UNUSUAL * RATIO_SD:
+        said += (
+            f"{ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the head "
+            "shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. 2024): "
+            "look at 20 tokens per parameter too",
+        )
+    if posterior.largest * FAR < C:
+        said += (f"extrapolated by a factor of {C / posterior.largest:.2g} in compute",)
+    return said
+
+
+def _answer(
+    question: Question,
+    law: Law,
+    states_loss: bool,
+    method: str,
+    *,
+    besides: tuple[str, ...] = (),
+    rows: tuple[Alternative, ...] = (),
+    notes: tuple[str, ...] = (),
+    minima: tuple[Minimum, ...] = (),
+    rate: float = TRAINING_FLOPS,
+    own: Posterior | None = None,
+    by_line: bool = False,
+) -> Plan:
+    found = question.put_to(law, rate)
+    if question.tokens is not None:
+        free = replace(question, tokens=None).put_to(law, rate)
+        notes += (f"D is fixed; the optimum would be {short(free.N)} parameters on {short(free.D)} tokens",)
+    if not states_loss and (question.inference_tokens or question.unique_tokens is not None):
+        notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
+    others, without = other_laws(question, besides)
+    flops = found.flops if question.inference_tokens else question.flops
+    intervals = None
+    if found.intervals is not None and (states_loss or question.tokens is None):
+        given = {"N": found.N, "D": found.D, "flops": flops, "tokens_per_param": found.tokens_per_param}
+        intervals = {name: found.intervals.get(name, (value, value)) for name, value in given.items()}
+        if states_loss:
+            intervals["L"] = found.intervals.get("loss", (found.loss, found.loss))
+    L = found.loss if states_loss else None
+    if by_line and question.unique_tokens is None:
+        L, between, said = expected_loss(found.N, found.D, own, question.level)
+        notes += (said,)
+        if between is not None:
+            intervals = {**(intervals or {}), "L": between}
+    if not FITTED[0] <= question.flops <= FITTED[1]:
+        notes += (
+            f"no law was fitted to runs of about {question.flops:.2g} FLOPs, and all of these lie out of their range: "
+            "is the budget in FLOPs?",
+        )
+    counted = counted_otherwise(found.N, found.D, found.convention)
+    if not counted and found.convention != "unknown":
+        notes += ("N is not counted otherwise: at this size a usual vocabulary's embeddings alone are more",)
+    return Plan(
+        found.N,
+        found.D,
+        L,
+        flops,
+        found.tokens_per_param,
+        intervals,
+        question.level,
+        method,
+        found.convention,
+        (*counted, *rows, *others),
+        (*notes, *found.notes, *without),
+        found.inference_flops,
+        found.unique_tokens,
+        minima,
+    )

@@ -1,1 +1,0 @@
-"""Which size for a budget, and which of several options."""

@@ -1,0 +1,323 @@
+"""Count one training step of a model: parameters by convention, FLOPs by convention and by module, and how.
+
+FLOPs and parameters of a model by module, as a tree: what `isoflop count` prints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from isoflop.flops.calls import Call, Shape, Uncountable, shapes
+from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
+from isoflop.flops.counter import FlopCount, Phase
+from isoflop.flops.measure import Measurement, measure, run_once
+from isoflop.flops.parameters import Parameters, count_parameters, numel, unwrap
+from isoflop.flops.tokens import looks_like_tokens
+
+
+@dataclass(frozen=True)
+class ModuleCount:
+    """What a module costs, its parts included; `count` alike modules that stand side by side are one, added up."""
+
+    name: str
+    kind: str
+    parameters: int
+    forward: int
+    model: int
+    hardware: int
+    parts: tuple[ModuleCount, ...] = ()
+    count: int = 1
+
+
+_PHASES: tuple[Phase, Phase, Phase] = ("forward", "backward", "recomputed")
+
+
+def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) -> ModuleCount:
+    """FLOPs and parameters by module; a parameter, or a module, that several share counts with the first of them.
+
+    Args:
+        model: the model; wrappers of torch.compile inside it have no row.
+        by_module: FLOPs of each module without its parts (`Measurement.by_module`).
+    """
+    seen: set[int] = set()
+
+    def tree(name: str, path: str, module: nn.Module) -> ModuleCount:
+        module = unwrap(module)
+        if id(module) in seen:
+            return ModuleCount(name, type(module).__name__, 0, 0, 0, 0)
+        seen.add(id(module))
+        size = 0
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                size += numel(parameter)
+        parts = [tree(inner, f"{path}.{inner}" if path else inner, child) for inner, child in module.named_children()]
+        forward, backward, again = (by_module.get((path, phase), 0) for phase in _PHASES)
+        return ModuleCount(
+            name,
+            type(module).__name__,
+            size + sum(part.parameters for part in parts),
+            forward + sum(part.forward for part in parts),
+            forward + backward + sum(part.model for part in parts),
+            forward + backward + again + sum(part.hardware for part in parts),
+            tuple(_together(parts)),
+        )
+
+    return tree("", "", model)
+
+
+def _together(parts: list[ModuleCount]) -> list[ModuleCount]:
+    """Neighbours that differ in name alone as one, added up: the layers of a stack."""
+    result: list[ModuleCount] = []
+    runs: list[list[ModuleCount]] = []
+    for part in parts:
+        if runs and part.name.isdigit() and _unnamed(runs[-1][0]) == _unnamed(part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    for run in runs:
+        first, n = run[0], len(run)
+        name = first.name if n == 1 else f"{first.name}–{run[-1].name}"
+        result.append(_times(first, n, name))
+    return result
+
+
+def _unnamed(part: ModuleCount) -> Any:
+    return (part.kind, part.parameters, part.forward, part.model, part.hardware, part.parts)
+
+
+def _times(part: ModuleCount, n: int, name: str) -> ModuleCount:
+    if n == 1:
+        return part
+    parts = tuple(_times(inner, n, inner.name) for inner in part.parts)
+    sums = (part.parameters * n, part.forward * n, part.model * n, part.hardware * n)
+    return ModuleCount(name, part.kind, *sums, parts, part.count * n)
+
+
+RUN_AT_MOST = 2e13
+"""FLOPs of a step that is run for real where it can't be measured on the meta device: a minute on two cores …"""
+RUN_AT_MOST_PARAMETERS = 1e9
+"""… and parameters: 4 GB, and as much again for a copy and for gradients."""
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """One training step of a model, forward and backward.
+
+    Attributes:
+        parameters: N in every convention.
+        flops: model FLOPs, hardware FLOPs, of these in attention; None where nothing could be measured.
+        estimate: model FLOPs by a formula, where they could not be measured.
+        six_nd: 6·N·D with N non-embedding (of experts the active); None where the inputs are no tokens.
+        tokens: D, positions processed.
+        method: how the FLOPs were counted (`isoflop.flops.config_shape`).
+        reason: why not in a better way, or "".
+        uncounted: heavy or custom operators without a formula, counted 0.
+        modules: FLOPs by module; None where they are not measured.
+        by_operator: FLOPs by operator and phase.
+    """
+
+    parameters: Parameters
+    flops: FlopCount | None
+    estimate: int | None
+    six_nd: int | None
+    tokens: int | None
+    method: str
+    reason: str = ""
+    uncounted: tuple[str, ...] = ()
+    modules: ModuleCount | None = None
+    by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)
+
+    @property
+    def model_flops(self) -> int | None:
+        """Measured or, failing that, estimated."""
+        return self.estimate if self.flops is None else self.flops.model
+
+
+def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
+    """Count one training step of `model` on the given inputs, without running or changing it.
+
+    Args:
+        model: on any device (also "meta", where it takes no memory), wrapped and compiled or not.
+        *args: what its forward takes: tensors of the shapes that training has, on any device.
+        **kwargs: likewise.
+
+    Returns:
+        Parameters and FLOPs, and how they were counted: on the meta device; else on one real step with random inputs
+        on a copy (a model with weights, up to 2e13 FLOPs); else by a formula of its configuration; else 6·N·D.
+
+    Raises:
+        ValueError: the model has no parameters, or its inputs can't be described.
+        Uncountable: nothing works, with the reasons.
+
+    >>> import torch
+    >>> model = nn.Linear(4, 5)
+    >>> count(model, torch.empty(3, 4)).flops.model  # 2 · 3·4·5 forward, as much for the weights' gradient
+    240
+    """
+    model = unwrap(model)
+    try:
+        call = Call(model, shapes(args), shapes(kwargs))
+    except Uncountable as reason:
+        raise ValueError(str(reason)) from None
+    try:
+        return count_measured(model, call)
+    except Uncountable as reason:
+        return count_otherwise(model, call, str(reason))
+
+
+def count_measured(model: nn.Module, call: Call, tokens: int | None = None) -> StepCount:
+    """Count a call on the meta device.
+
+    Args:
+        model: what is called is in it.
+        call: of which shapes.
+        tokens: D, where the inputs are no tokens; else it is as many as they are.
+
+    Raises:
+        Uncountable: its code can't run there.
+    """
+    return _counted(model, measure(model, [call], by_module=True), call, tokens, MEASURED)
+
+
+def count_otherwise(
+    model: nn.Module,
+    call: Call,
+    reason: str,
+    build: Callable[[], nn.Module] | None = None,
+    tokens: int | None = None,
+) -> StepCount:
+    """Count a call that the meta device can't run: on one real step, or by a formula where it is too large for that.
+
+    Args:
+        model: what is called is in it.
+        call: of which shapes.
+        reason: why not on the meta device.
+        build: makes the model with weights, where `model` has none.
+        tokens: as above.
+
+    Raises:
+        Uncountable: the inputs are likely not those of training: it does not run on a CPU either, for another reason
+            than that it needs a GPU; or no formula fits.
+    """
+    parameters = count_parameters(model)
+    positions = tokens_of(call) or tokens
+    if build is None and not any(parameter.is_meta for parameter in model.parameters()):
+        build = lambda: model  # noqa: E731
+    work = 6 * parameters.total * (positions or 1)
+    if build is not None and work <= RUN_AT_MOST and parameters.total <= RUN_AT_MOST_PARAMETERS:
+        try:
+            real = unwrap(build())
+            measurement = run_once(real, _same_call(call, model, real), _vocabulary(model))
+            return _counted(model, measurement, call, tokens, WATCHED, reason)
+        except Uncountable as error:
+            if not _NEEDS_GPU.search(str(error)):
+                raise
+            reason = f"{error}; {reason}"
+    elif _LACKS_INPUT.search(reason):
+        raise Uncountable(reason)
+    elif build is not None:
+        reason = f"{reason}; too large to be run for real"
+    estimate, method = estimated(model, parameters, positions, length_of(call))
+    if estimate is None:
+        raise Uncountable(reason)
+    return StepCount(parameters, None, estimate.model, parameters.six_nd(positions), positions, method, reason)
+
+
+_LACKS_INPUT = re.compile(r"\((Value|Index|Key|Type|Attribute|Assertion)Error: (?!.*\bmeta\b)")
+"""What Python code raises on wrong inputs anywhere, of the errors that came up on the meta device."""
+_NEEDS_GPU = re.compile(r"cuda|gpu|nvidia|triton|flash|No module named|ImportError|NotImplementedError", re.IGNORECASE)
+
+
+def estimated(
+    model: nn.Module, parameters: Parameters, tokens: int | None, length: int | None
+) -> tuple[FlopCount | None, str]:
+    """FLOPs of a step that can't be measured, and by which formula: PaLM's where the shape is known, or 6·N·D.
+
+    PaLM's with the matrices alone is exact for a dense transformer but for norms and biases; 6·N·D leaves out
+    attention and the output head.
+    """
+    if tokens is None:
+        return None, ""
+    shape = shape_of(getattr(unwrap(model), "config", None))
+    matrices = parameters.active_matrices
+    if shape is not None and matrices is not None and length:
+        flops = palm(matrices, shape, length) * tokens
+        return FlopCount(flops, flops, flops - six_n(matrices) * tokens), FORMULA
+    six_nd = parameters.six_nd(tokens)
+    return None if six_nd is None else FlopCount(six_nd, six_nd, 0), SIX_ND
+
+
+def _counted(
+    model: nn.Module, measurement: Measurement, call: Call, tokens: int | None, method: str, reason: str = ""
+) -> StepCount:
+    parameters = count_parameters(model, measurement.uses)
+    tokens = tokens_of(call) or tokens
+    return StepCount(
+        parameters=parameters,
+        flops=measurement.flops,
+        estimate=None,
+        six_nd=None if tokens is None else parameters.six_nd(tokens),
+        tokens=tokens,
+        method=method,
+        reason=reason,
+        uncounted=tuple(sorted(measurement.without_formula)),
+        modules=module_tree(unwrap(model), measurement.by_module) if measurement.by_module else None,
+        by_operator=measurement.by_operator,
+    )
+
+
+def tokens_of(call: Call) -> int | None:
+    """Positions that a call processes: of its token ids or embeddings (an encoder–decoder's: the encoder's)."""
+    first = _tokens(call)
+    return None if first is None else first.size[0] * (first.size[1] if len(first.size) > 1 else 1)
+
+
+def length_of(call: Call) -> int | None:
+    """Length of a call's sequences."""
+    first = _tokens(call)
+    return None if first is None else first.size[-1 if not first.dtype.is_floating_point else 1]
+
+
+def _tokens(call: Call) -> Shape | None:
+    # by name, else the first input: a plain module's may be called anything
+    named = [value for name, value in call.kwargs.items() if not _NO_INPUT.search(name)]
+    values = [call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds"), *_flat(call.args), *named]
+    for value in values:
+        if isinstance(value, Shape):
+            if len(value.size) == 3 and value is values[1]:
+                return value
+            return value if value.size and looks_like_tokens(value.meta()) else None
+    return None
+
+
+_NO_INPUT = re.compile("mask|label|target|decoder|position|type")
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for arg in args:
+        if isinstance(arg, Mapping):
+            flat += [arg.get("input_ids"), *arg.values()]
+        elif isinstance(arg, list | tuple):
+            flat += _flat(arg)
+        else:
+            flat.append(arg)
+    return [item for item in flat if item is not None]
+
+
+def _same_call(call: Call, model: nn.Module, real: nn.Module) -> Call:
+    name = next(name for name, module in model.named_modules() if module is call.module)
+    return Call(real.get_submodule(name), call.args, call.kwargs, call.method)
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", None)
+    return size if isinstance(size, int) else max(tables, default=None)

@@ -1,0 +1,439 @@
+"""From what a user types to a model without memory: a Hugging Face config, a function that builds it, a checkpoint.
+
+What a training step of a model is called with: token ids, an image, audio, or what the user says.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isoflop.flops.calls import Call, Shape
+from isoflop.flops.parameters import unwrap
+from isoflop.lookup import CannotOpen, find, library, said
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model on the meta device; `build` makes it with weights; `note`: what the user should know of it."""
+
+    name: str
+    model: nn.Module
+    build: Callable[[], nn.Module]
+    note: str = ""
+
+
+EXPECTED = (
+    "expected a Hugging Face config.json or a folder with one, `module:function` or `file.py:function` that builds a "
+    "model, or a checkpoint of a LightningModule (.ckpt)"
+)
+
+
+def open_model(source: str, module_class: str | None = None, trust: bool = False) -> Opened:
+    """Open MODEL of the command line.
+
+    Args:
+        source: a Hugging Face config.json, a folder with one, or a name on its hub; `module:function` or
+            `file.py:function`, called without arguments; a Lightning checkpoint.
+        module_class: `module:Class` of the LightningModule in a checkpoint that does not name it.
+        trust: unpickle whatever a checkpoint holds and import what lies beside a configuration, which runs their code.
+
+    Raises:
+        CannotOpen: with what was expected, what came and what to do.
+    """
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CannotOpen(f"{EXPECTED}; got the folder {source}, without a config.json")
+        return _from_config(path / "config.json", trust)
+    if path.is_file():
+        if path.suffix == ".json":
+            return _from_config(path, trust)
+        if path.suffix == ".py":
+            raise CannotOpen(f"{EXPECTED}; got {source}: name its function that builds the model, {source}:function")
+        return _from_checkpoint(path, module_class, trust)
+    if ":" in source:
+        build = _builder(source)
+        return Opened(source, _on_meta(build), build)
+    if path.suffix in (".json", ".ckpt", ".pt", ".py") or source.startswith((".", "/", "~")):
+        raise CannotOpen(f"{EXPECTED}; there is no file {source}")
+    return _from_config(source, trust)
+
+
+# -- Hugging Face ------------------------------------------------------------------------------------------------------
+
+
+def _from_config(source: Path | str, trust: bool) -> Opened:
+    transformers = library("transformers", "isoflop[transformers]")
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        place = source.parent if isinstance(source, Path) and source.name == "config.json" else source
+        config = transformers.AutoConfig.from_pretrained(str(place), trust_remote_code=trust)
+    except Exception as error:  # whatever a broken file, an unknown name or no network raises
+        if "trust_remote_code" in str(error):
+            raise CannotOpen(f"{source} brings code of its own: pass --trust if you know where it is from") from None
+        known = json.loads(source.read_text()) if isinstance(source, Path) and _is_json(source) else None
+        if isinstance(known, dict) and "model_type" not in known:
+            raise CannotOpen(f'{source} has no "model_type", by which transformers finds the model\'s code') from None
+        got = f"got {source}" if isinstance(source, Path) else f"there is no file {source}, nor a model on the hub"
+        raise CannotOpen(f"{EXPECTED}; {got} that transformers can open: {said(error)}") from None
+    for token in ("decoder_start_token_id", "pad_token_id"):
+        if getattr(config, "is_encoder_decoder", False) and getattr(config, token, None) is None:
+            setattr(config, token, 0)  # labels are shifted by them; which token it is costs the same
+    make, named = _model_of(transformers, config, trust)
+
+    def build() -> nn.Module:
+        model: Any = make(config)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()  # transformers 5.0 leaves them untied on the meta device
+        return model
+
+    model = _on_meta(build)
+    names = ", ".join(config.architectures or ())
+    why = f"transformers has no {names}" if names else 'the configuration names no "architectures"'
+    note = "" if named else f"{why}: counted as {type(model).__name__}"
+    return Opened(str(source.resolve().parent.name if isinstance(source, Path) else source), model, build, note)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+_BOTH_STACKS = ("AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM")
+_ONE_STACK = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+_NO_TEXT = ("AutoModelForImageClassification", "AutoModelForCTC", "AutoModelForAudioClassification")
+
+
+def _model_of(transformers: Any, config: Any, trust: bool) -> tuple[Callable[[Any], nn.Module], bool]:
+    """The class that the config was saved with, True; else the first task that fits its type, False."""
+    for name in config.architectures or ():
+        kind = getattr(transformers, name, None)
+        if isinstance(kind, type):
+            return kind, True
+    text = _ONE_STACK if getattr(config, "is_decoder", True) else _ONE_STACK[::-1]  # BERT's kind is an encoder
+    first = _BOTH_STACKS if getattr(config, "is_encoder_decoder", False) else ()
+    # two towers (CLIP) are neither of their parts
+    last = () if hasattr(config, "text_config") and hasattr(config, "vision_config") else _NO_TEXT
+    own = getattr(config, "auto_map", None) or {}
+    for name in (*first, *text, *last, "AutoModel"):
+        auto = getattr(transformers, name, None)
+        if auto is not None and (name in own if trust and own else type(config) in auto._model_mapping):
+            return partial(auto.from_config, trust_remote_code=trust), bool(trust and own)
+    raise CannotOpen(f"transformers has no model for a {type(config).__name__}")
+
+
+# -- module:function ---------------------------------------------------------------------------------------------------
+
+
+def _builder(source: str) -> Callable[[], nn.Module]:
+    function = find(source)
+
+    def build() -> nn.Module:
+        model = function if isinstance(function, nn.Module) else function()
+        if not isinstance(model, nn.Module):
+            raise CannotOpen(f"expected {source} to return a torch.nn.Module, got {type(model).__name__}")
+        return model
+
+    if not callable(function):
+        raise CannotOpen(f"expected {source} to be a function that builds a model, got {type(function).__name__}")
+    return build
+
+
+# -- a LightningModule's checkpoint ------------------------------------------------------------------------------------
+
+
+def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opened:
+    library("lightning", "isoflop[lightning]")
+    if not zipfile.is_zipfile(path):
+        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.save did not write, or not to its end")
+    kind = find(module_class) if module_class else None
+    try:
+        checkpoint = torch.load(path, map_location="meta", mmap=True, weights_only=not trust)
+    except Exception as error:  # another zip, objects that torch does not unpickle
+        unknown = re.search(r"GLOBAL (\S+)", str(error))
+        if unknown is not None:
+            raise CannotOpen(
+                f"{path} holds Python objects ({unknown[1]}), and to load them may run code: pass --trust if you know "
+                "where it is from"
+            ) from None
+        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.load can't read: {said(error)}") from None
+    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+        raise CannotOpen(
+            f"{EXPECTED}; {path} was not saved by Lightning: pass module:function, which builds the model that these "
+            "are the weights of"
+        )
+    place = module_class or _class_in(checkpoint)
+    if place is None:
+        raise CannotOpen(
+            f"{path} does not say of which class it is (checkpoints of a run with IsoFLOPMonitor do): pass "
+            "--class module:Class or --class file.py:Class"
+        )
+    if kind is None:
+        try:
+            kind = find(place)
+        except CannotOpen as reason:
+            raise CannotOpen(f"{path} is of the class {place}, but {reason}. Or pass --class file.py:Class") from None
+    if not hasattr(kind, "load_from_checkpoint"):
+        raise CannotOpen(f"expected {place} to be a LightningModule, got {kind!r}")
+
+    # Lightning before 2.6 has no such argument, and unpickles; that the file holds plain values was seen above
+    asked = "weights_only" in inspect.signature(kind.load_from_checkpoint).parameters
+    options: dict[str, Any] = {"weights_only": not trust} if asked else {}
+
+    def load(device: str) -> nn.Module:
+        try:
+            return kind.load_from_checkpoint(path, map_location=device, **options)
+        except Exception as error:  # hyperparameters that were not saved, weights of another class
+            hint = ""
+            if isinstance(error, TypeError) and "argument" in str(error):
+                hint = ". What save_hyperparameters() did not save is not in it: pass module:function instead"
+            raise CannotOpen(f"{path} can't be loaded as {place}: {said(error)}{hint}") from None
+
+    try:
+        with torch.device("meta"):
+            model = load("meta")
+    except CannotOpen:  # a value is read while building
+        model = load("cpu")
+    return Opened(path.name, model.train(), lambda: load("cpu"))
+
+
+def _class_in(checkpoint: dict[str, Any]) -> str | None:
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if "IsoFLOPMonitor" in str(name) and isinstance(state, dict) and "module" in state:
+            return str(state["module"])
+    path = checkpoint.get("hyper_parameters", {}).get("_class_path")  # LightningCLI's
+    if isinstance(path, str) and "." in path:
+        module, _, kind = path.rpartition(".")
+        return f"{module}:{kind}"
+    return None
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build without memory where the code allows it, which most does; else really."""
+    try:
+        with torch.device("meta"):
+            return unwrap(build()).train()
+    except CannotOpen:
+        raise
+    except (Exception, SystemExit):  # a value is read while building
+        pass
+    try:
+        return unwrap(build()).train()
+    except (Exception, SystemExit) as error:
+        hint = ""
+        if isinstance(error, TypeError) and "required" in str(error):
+            hint = "; it is called without arguments: write a function that gives them"
+        raise CannotOpen(f"the model can't be built: {said(error)}{hint}") from None
+
+
+DEFAULT_LENGTH = 1024
+
+_DTYPES = {
+    "long": torch.int64,
+    "int": torch.int32,
+    "float": torch.float32,
+    "half": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+_TARGETS = ("targets", "target", "labels", "label", "y", "tgt")
+_EXPECTED = (
+    "expected --input name=shape:dtype, such as pixel_values=8x3x224x224:float32 (B and S stand for --batch and --seq)"
+)
+
+
+def parse_input(text: str, batch: int, length: int) -> tuple[str, Shape]:
+    """A name and shape of `--input`.
+
+    Raises:
+        ValueError: what was expected and what came.
+
+    >>> parse_input("decoder_input_ids=Bx64:int64", batch=8, length=512)[1].size
+    (8, 64)
+    """
+    match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*([^:]+?)\s*(?::\s*(?:torch\.)?(\w+)\s*)?", text)
+    if match is None:
+        raise ValueError(f"{_EXPECTED}; got {text!r}")
+    name, shape, dtype = match.groups()
+    sizes = []
+    for size in re.split(r"[x×*,\s]+", shape.strip("()[] ,")):
+        value = {"B": batch, "S": length}.get(size.upper(), size)
+        if not str(value).isdecimal() or int(value) < 1:
+            raise ValueError(f"{_EXPECTED}; got the size {size!r} in {text!r}")
+        sizes.append(int(value))
+    kind = _dtype(dtype) if dtype else _usual_dtype(name, len(sizes))
+    if kind is None:
+        raise ValueError(f"{_EXPECTED}; got the dtype {dtype!r} in {text!r}")
+    return name, Shape(tuple(sizes), kind, False)
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    found = _DTYPES.get(name.lower()) or getattr(torch, name.lower(), None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _usual_dtype(name: str, dimensions: int) -> torch.dtype:
+    whole = ("ids", "mask", "label", "token", "target", "idx", "position")
+    return torch.int64 if dimensions <= 2 and any(part in name for part in whole) else torch.float32
+
+
+_CONTEXT = ("n_positions", "max_position_embeddings", "max_target_positions", "max_seq_len", "block_size", "n_ctx")
+
+
+def context_of(model: nn.Module) -> int | None:
+    """Positions that a model was made for, by its configuration."""
+    # a LightningModule's is that of the model in it
+    config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
+    for holder in (config, getattr(config, "text_config", None)):
+        for name in _CONTEXT:
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def candidate_calls(model: nn.Module, batch: int, length: int, given: Mapping[str, Shape]) -> list[Call]:
+    """Calls to try, the likeliest first.
+
+    Raises:
+        ValueError: the model does not eat tokens, and nothing says what it does eat.
+    """
+    if hasattr(model, "training_step") and hasattr(model, "automatic_optimization"):
+        return _lightning(model, batch, length, given)
+    parameters = inspect.signature(model.forward).parameters
+    if getattr(model, "main_input_name", None) is not None and hasattr(model, "config"):
+        calls = _hugging_face(model, batch, length, given)
+    elif given:
+        calls = [Call(model, (), dict(given))]
+    else:
+        calls = _plain(model, batch, length, list(parameters))
+    for call in calls:
+        try:
+            inspect.signature(model.forward).bind(*call.args, **call.kwargs)
+        except TypeError as error:
+            named = ", ".join(name for name in parameters if name not in ("args", "kwargs"))
+            raise ValueError(
+                f"{type(model).__name__}.forward can't be called with {describe_call(call)}: {error}. It takes {named}"
+                ": say with --input name=shape:dtype what training gives"
+            ) from None
+    return calls
+
+
+def _plain(model: nn.Module, batch: int, length: int, names: list[str]) -> list[Call]:
+    tokens = _tokens(batch, length)
+    alone = Call(model, (tokens,), {})
+    if len(names) > 1 and names[1].lower() in _TARGETS:
+        # nanoGPT's forward computes all logits only if it is given targets
+        return [Call(model, (tokens, tokens), {}), alone]
+    return [alone]
+
+
+def unnamed(model: nn.Module, given: Mapping[str, Shape]) -> list[str]:
+    """Inputs that `forward` takes as **kwargs alone: a slip of the pen would count without a word."""
+    if hasattr(model, "training_step"):
+        return []
+    named = inspect.signature(model.forward).parameters
+    return [name for name in given if name not in named]
+
+
+def _hugging_face(model: Any, batch: int, length: int, given: Mapping[str, Shape]) -> list[Call]:
+    config, main = model.config, model.main_input_name
+    names = inspect.signature(model.forward).parameters
+    inputs: dict[str, Any] = dict(given)
+    if main not in inputs and "inputs_embeds" not in inputs:
+        if main == "input_ids":
+            inputs[main] = _tokens(batch, length)
+        elif main == "pixel_values":
+            inputs[main] = _image(config, batch)
+        elif main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+            inputs[main] = Shape((batch, config.num_mel_bins, 2 * config.max_source_positions), torch.float32, False)
+        else:
+            such = {
+                "input_values": "input_values=Bx160000:float32 (10 seconds at 16 kHz)",
+                "input_features": "input_features=Bx3000x80:float32 (30 seconds, 80 mel bins)",
+            }.get(main, f"{main}=BxS:int64")
+            raise ValueError(
+                f"{type(model).__name__} takes {main}, whose shape its configuration does not tell: pass it, such as "
+                f"--input {such}"
+            )
+    if getattr(config, "is_encoder_decoder", False) and not {"labels", "decoder_input_ids"} & inputs.keys():
+        inputs["decoder_input_ids"] = _tokens(batch, length)
+    if "use_cache" in names:
+        inputs.setdefault("use_cache", False)
+    calls = [Call(model, (), inputs)]
+    if "pixel_values" in names and "pixel_values" not in inputs and hasattr(config, "vision_config"):
+        with suppress(ValueError):  # CLIP's kind does nothing without an image
+            calls.append(Call(model, (), {**inputs, "pixel_values": _image(config, batch)}))
+    return calls
+
+
+def _image(config: Any, batch: int) -> Shape:
+    vision = getattr(config, "vision_config", config)
+    size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
+    if size is None:
+        raise ValueError(
+            f"the configuration has no image_size: pass an image's, such as --input pixel_values=Bx{channels}x224x224"
+            ":float32"
+        )
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return Shape((batch, channels, height, width), torch.float32, False)
+
+
+def _lightning(model: Any, batch: int, length: int, given: Mapping[str, Shape]) -> list[Call]:
+    tokens = _tokens(batch, length)
+    if given:
+        batches: list[Any] = [dict(given), tuple(given.values())]
+        if len(given) == 1:
+            batches.append(next(iter(given.values())))
+    else:
+        batches = [(tokens, tokens), {"input_ids": tokens, "labels": tokens, "attention_mask": tokens}, tokens]
+    names = list(inspect.signature(model.training_step).parameters)
+    rest = tuple(0 for _ in names[1:])
+    calls = [Call(model, (one, *rest), {}, "training_step") for one in batches]
+    if "forward" in vars(type(model)):
+        calls += [Call(model, (), dict(given))] if given else [Call(model, (tokens,), {})]
+    return calls
+
+
+def _tokens(batch: int, length: int) -> Shape:
+    return Shape((batch, length), torch.int64, False)
+
+
+def describe_call(call: Call) -> str:
+    """Its inputs, as a user would write them."""
+    function = call.module.forward if call.method == "__call__" else getattr(call.module, call.method)
+    names = inspect.signature(function).parameters
+    inputs = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    return ", ".join(f"{name}={_describe(value)}" for name, value in inputs.items() if not isinstance(value, int))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Shape):
+        return f"{'×'.join(map(str, value.size))}:{str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_describe(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(_describe(item) for item in value) + ")"
+    return repr(value)

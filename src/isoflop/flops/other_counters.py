@@ -1,0 +1,227 @@
+"""What other counters count for the same training step: fvcore, torch's FlopCounterMode, Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from unittest.mock import patch
+from weakref import ref
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
+from isoflop.flops.count import StepCount
+from isoflop.flops.counter import FlopCounter, Phase
+from isoflop.flops.measure import differentiated, eagerly, fake_tensors, said
+from isoflop.flops.parameters import unwrap
+from isoflop.flops.twin import Twin, no_leaks, stand_ins, untouched_randomness
+
+T = TypeVar("T")
+Terms = Mapping[str, int]
+"""Reasons and their FLOPs: what a counter says more (+) or less (−) than we."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one counter makes of a training step.
+
+    Attributes:
+        counter: its name.
+        convention: what it counts.
+        flops: FLOPs (1 multiply-add = 2) of what it counts; None where it gives no count.
+        ours: our count of the same: of the forward pass, or model FLOPs.
+        reasons: where the difference comes from, each with its FLOPs, the largest first; or why there is no count.
+    """
+
+    counter: str
+    convention: str
+    flops: int | None
+    ours: int | None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> float | None:
+        """Its error, if ours is right: −0.13 says 13 % too few."""
+        return None if self.flops is None or not self.ours else self.flops / self.ours - 1
+
+
+def opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion, ...]:
+    """What fvcore, torch's FlopCounterMode (on a CPU) and Hugging Face's Trainer count for a step.
+
+    Nothing is computed or allocated, the live model stays as it is, and nothing is raised.
+
+    Args:
+        model: the model, on any device (also "meta").
+        call: its forward call.
+        counted: our count of the same call.
+    """
+    forward = sum(flops for (_, phase), flops in counted.by_operator.items() if phase == "forward")
+    ours = counted.model_flops
+    return (
+        _opinion("fvcore", "forward only; multiply-adds × 2", forward or None, lambda: by_fvcore(model, call, counted)),
+        _opinion(
+            "torch FlopCounterMode",
+            "forward and backward, as on a CPU",
+            ours,
+            lambda: by_flop_counter_mode(model, call),
+        ),
+        _opinion("Hugging Face floating_point_ops", "6·N·D", ours, lambda: by_huggingface(call, counted)),
+    )
+
+
+def _opinion(counter: str, convention: str, ours: int | None, count: Callable[[], tuple[int, Terms]]) -> Opinion:
+    try:
+        flops, terms = count()
+    except Exception as error:  # whatever running somebody's model may raise: it becomes the reason
+        return Opinion(counter, convention, None, ours, (said(error),))
+    if ours is None:
+        return Opinion(counter, convention, flops, None, ("we have no count of our own to compare with",))
+    terms = {**terms, "everything else": flops - ours - sum(terms.values())}
+    largest = sorted((item for item in terms.items() if item[1]), key=lambda item: -abs(item[1]))
+    return Opinion(counter, convention, flops, ours, tuple(f"{text}: {_signed(number)}" for text, number in largest))
+
+
+def _signed(number: int) -> str:
+    text = f"{number:+,}" if abs(number) < 10**6 else f"{number:+.2e}".replace("e+0", "e").replace("e+", "e")
+    return text.replace("-", "−")
+
+
+# -- one function a counter: FLOPs and why they are not ours ------------------------------------------------------
+
+
+def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
+    """What Hugging Face's Trainer adds to `total_flos`: 6 · parameters without embeddings · elements of the input."""
+    module: Any = unwrap(call.module)
+    if not callable(getattr(module, "num_parameters", None)):
+        raise Uncountable(f"{type(module).__name__} has no num_parameters: the Trainer's total_flos stays 0")
+    inputs = inspect.signature(module.forward).bind_partial(*call.args, **call.kwargs).arguments
+    given = {**inputs, **inputs.pop("kwargs", {})}.get(getattr(module, "main_input_name", "input_ids"))
+    taken = math.prod(given.size) if isinstance(given, Shape) else 0
+    if not taken:
+        return 0, {f"{module.main_input_name} is not among the inputs: nothing is counted": -(counted.model_flops or 0)}
+    idle = counted.parameters.total - (counted.parameters.active or counted.parameters.total)
+    attention = 0 if counted.flops is None else counted.flops.attention
+    terms = {"attention's products are left out": -attention, "all experts count, not the active": 6 * taken * idle}
+    return 6 * taken * module.num_parameters(exclude_embeddings=True), terms
+
+
+def by_flop_counter_mode(model: nn.Module, call: Call) -> tuple[int, Terms]:
+    """What torch's FlopCounterMode reports of a step on a CPU, run on fake CPU tensors: shapes without values."""
+    found, ours = _on_a_copy(lambda: _fake_step(unwrap(model), call))
+    terms: Counter[str] = Counter()
+    for (name, phase), flops in ours.items():
+        if phase == "recomputed":
+            terms[AGAIN] += flops if name in found else 0
+        else:
+            terms[_why(name)] -= flops
+    for name, flops in found.items():
+        terms[_why(name)] += flops - ours.get((name, "recomputed"), 0)
+    return sum(found.values()), terms
+
+
+AGAIN = "activation checkpointing's second forward pass is counted"
+
+
+def _why(name: str) -> str:
+    if name == "aten.convolution_backward":
+        return "a grouped convolution's backward pass is taken for a full one (pytorch#183405)"
+    if "attention" in name:
+        return "scaled_dot_product_attention has no formula there for a CPU (pytorch#195460)"
+    return f"{name} has another formula there, or none"
+
+
+def _fake_step(model: nn.Module, call: Call) -> tuple[dict[str, int], dict[tuple[str, Phase], int]]:
+    """FLOPs by operator as FlopCounterMode counts them, and by operator and phase as we do."""
+    theirs, ours = FlopCounterMode(display=False), FlopCounter()
+    experts = any("Experts" in type(part).__name__ for part in model.modules())
+    floating = torch.bfloat16 if experts else None  # grouped products have a meta kernel for bf16 alone
+    with fake_tensors():
+        twin = Twin(model, floating, device="cpu")
+        args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
+        with ours, theirs:
+            output = getattr(twin[call.module], call.method)(*args, **kwargs)
+            roots = [tensor for tensor in differentiated(output) if tensor.requires_grad]
+            if roots:
+                torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
+    found = theirs.get_flop_counts().get("Global", {})
+    return {str(packet): int(flops) for packet, flops in found.items()}, dict(ours.by_operator)
+
+
+def by_fvcore(model: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
+    """Twice fvcore's multiply-adds of a forward pass, which it traces by TorchScript, here on the meta device."""
+    forward = {name: flops for (name, phase), flops in counted.by_operator.items() if phase == "forward"}
+    forward["aten.scaled_dot_product_attention"] = sum(forward[name] for name in forward if "attention" in name)
+    found, skipped = _on_a_copy(lambda: _traced(unwrap(model), call))
+    # jit records a convolution inside its CPU kernel, which meta tensors do not reach; fvcore's formula is ours
+    found.setdefault("conv", forward.get("aten.convolution", 0) // 2)
+    terms = {f"{name} is skipped": -forward.get(name, 0) for name in skipped}
+    for name in found:
+        if any(part in name for part in ("norm", "upsample", "pool", "grid_sampler")):
+            terms[f"{name} is counted, though it multiplies no matrices"] = 2 * found[name]
+    return 2 * sum(found.values()), terms
+
+
+def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
+    """Multiply-adds by operator, and the operators that fvcore skipped."""
+    from fvcore.nn import FlopCountAnalysis
+
+    guard = "torch.fx.experimental.symbolic_shapes.guard_or_false"  # jit's sizes are tensors, which meta kernels mind
+    twin = Twin(model)
+    twin.root.eval()  # reentrant checkpointing, which training uses, can't be traced
+    leaves, spec = tree_flatten((call.args, {k: v for k, v in call.kwargs.items() if k != "attention_mask"}))
+
+    class TensorsOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = twin[call.module]
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            given = iter(tensors)
+            args, kwargs = tree_unflatten([next(given) if isinstance(x, Shape) else x for x in leaves], spec)
+            if hasattr(getattr(self.module, "config", None), "use_cache"):
+                kwargs["use_cache"] = False
+            return tuple(tensors_in(getattr(self.module, call.method)(*args, **kwargs)))
+
+    tensors = tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape))
+    unchecked = patch.object(torch, "_check", lambda *_, **__: None)
+    with torch.device("meta"), unchecked, patch(guard, bool), stand_ins(twin.root):
+        analysis = FlopCountAnalysis(TensorsOnly(), tensors)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        found = {name: int(flops) for name, flops in analysis.by_operator().items()}
+        return found, {name.replace("::", ".") for name in analysis.unsupported_ops()}
+
+
+def _on_a_copy(run: Callable[[], T]) -> T:
+    """The result of a run: nothing is said, drawn, compiled or cast, and no tensor of it stays in a user's cache."""
+    with no_leaks() as made, untouched_randomness(), warnings.catch_warnings(), eagerly():
+        before = {id(tensor): tensor for tensor in _valueless()}  # held, for their ids stay theirs
+        warnings.simplefilter("ignore")
+        with torch.autocast("cpu", enabled=False), torch.enable_grad():
+            outcome = _outcome(run)
+        made += [ref(tensor) for tensor in _valueless() if id(tensor) not in before]
+    if isinstance(outcome, str):
+        raise Uncountable(outcome)
+    return outcome
+
+
+def _outcome(run: Callable[[], T]) -> T | str:
+    """A result or a text: an exception would hold the tensors in its frames."""
+    try:
+        return run()
+    except Exception as error:  # whatever a user's forward may raise
+        return said(error)
+
+
+def _valueless() -> list[torch.Tensor]:
+    kinds = (torch.Tensor, nn.Parameter, FakeTensor)
+    return [item for item in gc.get_objects() if type(item) in kinds and (item.is_meta or type(item) is FakeTensor)]

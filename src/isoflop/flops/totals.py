@@ -1,0 +1,291 @@
+"""What a run has consumed so far, in exact integers: this process's part, and the sum over all ranks.
+
+Sums over the processes of a job: exact for integers of any size, one small collective at a log step.
+
+How a model is laid out over the processes of a job: which ranks hold the same data, and whether ranks end apart.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from isoflop.flops.counter import FlopCount
+from isoflop.flops.tokens import TokenCount
+
+_LIMB = 2**30
+_LIMBS = 4  # 2^120: a count of FLOPs passes int64 (9.2e18) early
+
+
+def world_size() -> int:
+    """Processes in the job; 1 where nothing is distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(integers: Sequence[int], floats: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Sum each number over all ranks. Every rank must call it at the same step.
+
+    Args:
+        integers: non-negative, below 2^120 / ranks: summed exactly.
+        floats: summed in double precision.
+    """
+    if world_size() == 1:
+        return list(integers), list(floats)
+    device = torch.device("cpu")
+    if dist.get_backend() in ("nccl", "xccl", "hccl"):  # these move no tensors of the CPU
+        device = torch.accelerator.current_accelerator() or device
+    limbs = [(value // _LIMB**i) % _LIMB for value in integers for i in range(_LIMBS)]
+    # a double holds limbs exactly up to 2^53: 8 million ranks; so one collective carries both kinds
+    packed = torch.tensor([*map(float, limbs), *floats], dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    summed = packed.tolist()
+    sums = [
+        sum(int(limb) * _LIMB**i for i, limb in enumerate(summed[start : start + _LIMBS]))
+        for start in range(0, len(limbs), _LIMBS)
+    ]
+    return sums, summed[len(limbs) :]
+
+
+Loss = float | int | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all ranks since the run began. The `without_*` counts tell whether a sum can be given at all."""
+
+    processed: int = 0
+    padding: int = 0
+    loss_tokens: int = 0
+    flops: int = 0
+    flops_hardware: int = 0
+    flops_attention: int = 0
+    without_tokens: int = 0
+    """(Micro-)batches whose tokens could not be told."""
+    without_labels: int = 0
+    without_flops: int = 0
+
+    @property
+    def tokens_known(self) -> int | None:
+        """Processed tokens, or None if some batch's were unknown."""
+        return None if self.without_tokens else self.processed
+
+    @property
+    def loss_tokens_known(self) -> int | None:
+        """Loss tokens, or None if some batch showed no labels."""
+        return None if self.without_tokens or self.without_labels else self.loss_tokens
+
+    @property
+    def flops_known(self) -> int | None:
+        """Model FLOPs, or None if some batch's were unknown."""
+        return None if self.without_flops else self.flops
+
+    @property
+    def data_tokens(self) -> int | None:
+        """D of the laws: processed less padding."""
+        return None if self.without_tokens else self.processed - self.padding
+
+    def state_dict(self) -> dict[str, int]:
+        """Plain integers, for a checkpoint."""
+        return asdict(self)
+
+
+MAX_WAITING = 256
+"""Owned tensors of a `DeviceSum` that wait at most; each is some bytes on its device."""
+
+
+class DeviceSum:
+    """A running sum of numbers and 0-dim tensors; the tensors' part stays on their device, one operation an addition.
+
+    What is added is read at once, in stream order, for a CUDA graph may overwrite it at its next replay; only what
+    nobody else writes to (`owned`) may wait, and costs nothing before the sum is read.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.number: float = 0
+        self.tensor: torch.Tensor | None = None
+        self._dtype = dtype
+        self._waiting: list[tuple[torch.Tensor, float]] = []
+
+    def add(self, value: Loss, scale: float = 1, owned: bool = False) -> None:
+        """Add `scale · value`; `owned`: a tensor without gradient that stays as it is."""
+        if not isinstance(value, torch.Tensor):
+            self.number += value * scale
+        elif owned:
+            self._waiting.append((value, scale))
+            if len(self._waiting) >= MAX_WAITING:
+                self.collect()
+        else:
+            self._add(value.detach(), scale)
+
+    def collect(self) -> None:
+        """Add what has waited."""
+        for value, scale in self._waiting:
+            self._add(value, scale)
+        self._waiting.clear()
+
+    def _add(self, value: torch.Tensor, scale: float) -> None:
+        if self.tensor is None or self.tensor.device != value.device:
+            self.number += 0 if self.tensor is None else self.tensor.item()
+            self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
+        self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
+
+
+class Tally:
+    """This process's part since the last `drain`; device tensors are read there only, with one sync."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._counts = dict.fromkeys((field.name for field in fields(Totals)), 0)
+        self._padding = DeviceSum(torch.int64)
+        self._loss_tokens = DeviceSum(torch.int64)
+        self._loss_sum = DeviceSum(torch.float32)  # a sum in bf16 would stop growing
+        self._losses = 0
+        self.batches = 0
+        """(Micro-)batches since the last `drain`."""
+
+    def add(
+        self, tokens: TokenCount | None, flops: FlopCount | None, count_tokens: bool = True, times: int = 1
+    ) -> None:
+        """One (micro-)batch, or `times` that are alike; None: unknown. Without `count_tokens` its FLOPs alone."""
+        counts = self._counts
+        if flops is None:
+            counts["without_flops"] += times
+        else:
+            counts["flops"] += flops.model * times
+            counts["flops_hardware"] += flops.hardware * times
+            counts["flops_attention"] += flops.attention * times
+        if count_tokens:
+            self.add_tokens(tokens, times)
+
+    def correct(self, flops: FlopCount) -> None:
+        """Add FLOPs, maybe negative, to those of batches that were added before."""
+        self._counts["flops"] += flops.model
+        self._counts["flops_hardware"] += flops.hardware
+        self._counts["flops_attention"] += flops.attention
+
+    def add_tokens(self, count: TokenCount | None, times: int = 1) -> None:
+        """The tokens of one (micro-)batch, or of `times` that are alike; None: unknown."""
+        self.batches += times
+        if count is None:
+            self._counts["without_tokens"] += times
+            return
+        self._counts["processed"] += count.processed * times
+        self._padding.add(count.padding, times, owned=True)
+        if count.loss_tokens is None:
+            self._counts["without_labels"] += times
+        else:
+            self._loss_tokens.add(count.loss_tokens, times, owned=True)
+
+    def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
+        """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
+        placements = getattr(loss, "placements", None)
+        if placements is not None:  # a DTensor, under torch's loss_parallel
+            if not all(placement.is_replicate() for placement in placements):
+                raise ValueError(f"expected a loss that every rank of the mesh holds, got one placed {placements}")
+            loss = loss.to_local()  # type: ignore[union-attr]
+        self._loss_sum.add(loss if isinstance(loss, torch.Tensor) else as_float(loss), scale, owned)
+        self._losses += 1
+
+    def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
+        """Everything since the last call, summed over ranks: (counts, sum of losses, number of losses).
+
+        A collective: every rank must call it at the same step.
+
+        Args:
+            data_parallel: number of ranks with data of their own (tensor-parallel ranks see the same tokens and
+                are not counted twice); None: all.
+        """
+        counts, losses = self._counts, self._losses
+        padding, loss_tokens, loss_sum = read_sums(self._padding, self._loss_tokens, self._loss_sum)
+        counts["padding"], counts["loss_tokens"] = round(padding), round(loss_tokens)
+        self._reset()
+        integers, floats = sum_over_ranks(list(counts.values()), [loss_sum, losses])
+        if data_parallel is not None and data_parallel < world_size():
+            integers = [value * data_parallel // world_size() for value in integers]
+        return Totals(**dict(zip(counts, integers, strict=True))), floats[0], round(floats[1])
+
+
+def as_float(loss: Loss) -> float:
+    """A loss as a float; an integer beyond a float's range is infinite."""
+    try:
+        return float(loss)
+    except OverflowError:
+        return math.inf if loss > 0 else -math.inf
+
+
+def read_sums(*sums: DeviceSum) -> list[float]:
+    """The values of several sums, with one sync for those on one device. Exact up to 2^53."""
+    for item in sums:
+        item.collect()
+    tensors = [item.tensor for item in sums if item.tensor is not None]
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) == 1 and devices.pop().type != "mps":  # which has no doubles
+        read = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
+    else:
+        read = iter([tensor.item() for tensor in tensors])
+    return [item.number + (0 if item.tensor is None else next(read)) for item in sums]
+
+
+def added(total: Totals, part: Totals) -> Totals:
+    """The sum of two."""
+    return Totals(**{field.name: getattr(total, field.name) + getattr(part, field.name) for field in fields(Totals)})
+
+
+# what the dimensions of device meshes are called: torch's tutorials, torchtitan ("tp"), Lightning ("tensor_parallel")
+_TENSOR = re.compile(r"(?<![a-z])(tp|tensor)")
+_DATA = re.compile(r"dp|data|replica|shard|batch|(?<![a-z])(ep|expert)")  # a rank of experts has data of its own
+
+
+def data_parallel_ranks(model: nn.Module | None) -> int | None:
+    """How many ranks have data of their own: all but for tensor parallelism, whose ranks share a batch; None: all.
+
+    Told by the device meshes of the model's parameters (`torch.distributed.tensor`). Pipeline parallelism, and tensor
+    parallelism without DTensors (Megatron), do not show there.
+    """
+    if model is None or world_size() == 1:
+        return None
+    fully_sharded = any("FSDPModule" in (kind.__name__ for kind in type(m).__mro__) for m in model.modules())
+    share = max((_ranks_of_one_batch(p, fully_sharded) for p in model.parameters()), default=1)
+    return world_size() // share if share > 1 and world_size() % share == 0 else None
+
+
+def _ranks_of_one_batch(parameter: Any, fully_sharded: bool) -> int:
+    """Over how many ranks tensor parallelism has split a parameter; 1: it has not, or it is no DTensor."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return 1
+    names = [name.lower() for name in mesh.mesh_dim_names or [""] * mesh.ndim]
+    tensor = [i for i, name in enumerate(names) if _TENSOR.search(name)]
+    if not tensor:
+        split = [not placement.is_replicate() for placement in parameter.placements]
+        # FSDP2 puts its dimension first, and hybrid sharding a replicated one before it
+        data = (1 if split[0] else 2) if fully_sharded else 0
+        tensor = [i for i in range(data, mesh.ndim) if split[i] and not _DATA.search(names[i])]
+    return math.prod(mesh.shape[i] for i in tensor)
+
+
+def ends_apart(model: Any) -> bool:
+    """Whether ranks make different numbers of steps: DDP's `join()` lets those with more batches go on alone.
+
+    Nothing may be summed over ranks at a step then: a rank that has ended answers DDP's collectives and no others.
+    """
+    return bool(getattr(getattr(model, "_join_config", None), "enable", False))
+
+
+def ddp_around(model: Any) -> Any:
+    """While `model` runs: the DistributedDataParallel that runs it; else `model` itself."""
+    return getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) or model

@@ -1,0 +1,152 @@
+"""A learning-rate plan: the rate at every step of a run, past and to come, as straight lines between knots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.arrays import Array
+
+RECORDED = 256
+"""Knots of a plan in a record, at most."""
+CURVE_KNOTS = 256
+"""Knots that stand for a curved decay: a cosine is met to 2e-5 of its peak."""
+
+
+@dataclass(frozen=True, eq=False)
+class LrPlan:
+    """The learning rate of a run, piecewise linear between knots; constant before the first and after the last.
+
+    Args:
+        steps: optimizer steps, strictly ascending, shape (knots,). The last one is the end of the run.
+        lr: learning rate at those steps, shape (knots,), not negative and not all zero. Only its shape and, where
+            it is a real rate, its peak are used.
+
+    Raises:
+        ValueError: if the shapes differ, the steps do not ascend or a rate is negative or not finite.
+    """
+
+    steps: Array
+    lr: Array
+
+    def __post_init__(self) -> None:
+        steps, lr = np.array(self.steps, dtype=float), np.array(self.lr, dtype=float)
+        if steps.ndim != 1 or steps.shape != lr.shape or len(steps) < 2:
+            raise ValueError(
+                f"A plan needs two or more knots with one learning rate each; got steps of shape {steps.shape} and "
+                f"rates of shape {lr.shape}."
+            )
+        if not (np.isfinite(steps).all() and (np.diff(steps) > 0).all()):
+            raise ValueError("The steps of a plan must be finite and ascend; sort them and drop doubles.")
+        if not (np.isfinite(lr).all() and (lr >= 0).all() and lr.max() > 0):
+            raise ValueError("The learning rates of a plan must be finite, not negative, and not all 0.")
+        steps.flags.writeable = lr.flags.writeable = False
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "lr", lr)
+
+    @property
+    def total_steps(self) -> int:
+        """The step at which the run ends."""
+        return round(float(self.steps[-1]))
+
+    @cached_property
+    def peak(self) -> float:
+        """The highest learning rate of the plan."""
+        return float(self.lr.max())
+
+    @cached_property
+    def warmup_steps(self) -> int:
+        """The step at which the rate first comes within 1% of its peak; 0 where it starts there.
+
+        A rate that climbs over more than half of the run has no warm-up in this sense: the climb is the schedule.
+        """
+        first = int(np.argmax(self.lr >= 0.99 * self.peak))
+        return 0 if first == 0 else round(float(self.steps[first]))
+
+    def at(self, steps: ArrayLike) -> Array:
+        """The learning rate at `steps`, any shape."""
+        return np.interp(np.asarray(steps, dtype=float), self.steps, self.lr)
+
+    def spliced(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
+        """This plan from the last of `steps` on, and the rates that were seen before it."""
+        seen, rates = np.asarray(steps, dtype=float), np.asarray(lr, dtype=float)
+        if len(seen) == 0:
+            return self
+        later = self.steps > seen[-1]
+        join = min(float(seen[-1]) + 1, float(self.steps[-1]))
+        extra = np.array([join]) if not later.any() or self.steps[later][0] > join > seen[-1] else np.array([])
+        return LrPlan(
+            np.concatenate([seen, extra, self.steps[later]]), np.concatenate([rates, self.at(extra), self.lr[later]])
+        )
+
+    def stretched(self, total: int) -> LrPlan:
+        """This plan over `total` steps: the warm-up as long as it is, all after it stretched or pressed."""
+        warmup = float(self.warmup_steps)
+        if not warmup < total:
+            raise ValueError(f"A plan with a warm-up of {warmup:.0f} steps cannot end at step {total}.")
+        after = self.steps > self.warmup_steps
+        factor = (total - warmup) / max(self.total_steps - self.warmup_steps, 1)
+        later = warmup + (self.steps[after] - self.warmup_steps) * factor
+        return LrPlan(np.concatenate([self.steps[~after], later]), self.lr)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """Plain values for the record, thinned to `RECORDED` knots: {"steps", "lr"}."""
+        keep = np.arange(len(self.steps))
+        if len(keep) > RECORDED:
+            keep = np.unique(np.linspace(0, len(keep) - 1, RECORDED).round().astype(int))
+        return {"steps": [int(step) for step in self.steps[keep]], "lr": self.lr[keep].tolist()}
+
+    @classmethod
+    def constant(cls, total: int, peak: float, warmup: int = 0) -> LrPlan:
+        """A linear warm-up, then one rate to the end."""
+        return cls._built(total, peak, warmup, np.array([float(total)]), np.array([peak]))
+
+    @classmethod
+    def linear(cls, total: int, peak: float, warmup: int = 0, end: float = 0.0) -> LrPlan:
+        """A linear warm-up, then a line to `end`, a fraction of the peak."""
+        return cls._built(total, peak, warmup, np.array([float(total)]), np.array([end * peak]))
+
+    @classmethod
+    def cosine(cls, total: int, peak: float, warmup: int = 0, end: float = 0.1) -> LrPlan:
+        """A linear warm-up, then half a cosine to `end`, a fraction of the peak."""
+        part = np.linspace(0, 1, CURVE_KNOTS)[1:]
+        rates = peak * (end + (1 - end) * 0.5 * (1 + np.cos(np.pi * part)))
+        return cls._built(total, peak, warmup, warmup + part * (total - warmup), rates)
+
+    @classmethod
+    def wsd(
+        cls, total: int, peak: float, warmup: int, decay_steps: int, end: float = 0.0, shape: str = "linear"
+    ) -> LrPlan:
+        """Warm-up, stable, decay over the last `decay_steps` to `end`, a fraction of the peak.
+
+        `shape` is "linear", "cosine", "sqrt" (1 − √part, Hägele et al. 2024) or "exponential" (`end` > 0).
+        """
+        start, part = float(total - decay_steps), np.linspace(0, 1, CURVE_KNOTS)
+        fall = {
+            "linear": lambda: 1 - part,
+            "cosine": lambda: 0.5 * (1 + np.cos(np.pi * part)),
+            "sqrt": lambda: 1 - np.sqrt(part),
+            "exponential": lambda: (np.power(max(end, 1e-4), part) - end) / (1 - end),
+        }
+        if shape not in fall:
+            raise ValueError(f"The shape of a decay is one of {', '.join(sorted(fall))}; got {shape!r}.")
+        if not 0 < decay_steps <= total - warmup:
+            raise ValueError(
+                f"The decay must take between 1 and {total - warmup} steps (the run less its warm-up); "
+                f"got decay_steps={decay_steps}."
+            )
+        rates = peak * (end + (1 - end) * np.clip(fall[shape](), 0, 1))
+        if shape == "linear":
+            part, rates = part[[0, -1]], rates[[0, -1]]
+        return cls._built(total, peak, warmup, start + part * decay_steps, rates)
+
+    @classmethod
+    def _built(cls, total: int, peak: float, warmup: int, steps: Array, lr: Array) -> LrPlan:
+        if not 0 <= warmup < total:
+            raise ValueError(f"The warm-up must end before the run does: expected 0 <= warmup < {total}, got {warmup}.")
+        head = (np.array([0.0, warmup]), np.array([0.0, peak])) if warmup else (np.array([0.0]), np.array([peak]))
+        new = steps > head[0][-1]
+        return cls(np.concatenate([head[0], steps[new]]), np.concatenate([head[1], lr[new]]))

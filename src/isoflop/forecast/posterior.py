@@ -1,0 +1,228 @@
+"""The posterior of a loss curve without an optimizer: a grid over α and kernels, E, A and C in closed form.
+
+Given α and a kernel the curve is linear in (E, A, C), so that Gaussian priors give a Gaussian posterior and the
+evidence; the grid is averaged with it. E is flat and eliminated: all columns are about their weighted means. The noise
+is not plugged in but averaged over, which makes the evidence that of a Student t.
+
+The posterior under another future: a plan that is left now, or a run of another size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from isoflop.arrays import Array
+from isoflop.forecast.curve import FeaturesPath, Kernel, estimate, falls, path, remembered
+from isoflop.forecast.lr_plan import LrPlan
+
+ALPHAS = 15
+"""Points of the grid in α, over three standard deviations either way."""
+PLACES = np.linspace(-3, 3, ALPHAS)
+TAIL = 4.0
+"""Degrees of freedom of the priors of A and C."""
+FLOOR = 5e-4
+"""The least noise, as a fraction of the loss: a curve is never known better."""
+STEEPEST = 300.0
+"""ln of the most that a curve may have fallen by: numbers stay finite, squares of it too."""
+
+
+class Normal(NamedTuple):
+    """Mean and standard deviation."""
+
+    mean: float
+    sd: float
+
+
+class Grid(NamedTuple):
+    """At each (α, kernel): the log evidence, and mean and (co)variance of (A, C), each of shape (alphas, kernels)."""
+
+    evidence: Array
+    A: Array
+    C: Array
+    var_A: Array
+    var_C: Array
+    both: Array
+    loss: float  # weighted mean of the loss, decay (a,) and fall (k,): what the columns are about
+    decay: Array
+    fall: Array
+    level: float  # variance of that mean
+
+
+class Prediction(NamedTuple):
+    """At each step asked for: mean and variance of the noise-free loss, and of it what A·x^−α and −C·F give."""
+
+    mean: Array
+    variance: Array
+    decay: Array
+    fall: Array
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at `x_ref`."""
+
+    alphas: Array
+    kernels: tuple[Kernel, ...]
+    weight: Array
+    grid: Grid
+    x_ref: float
+    noise: float  # standard deviation of one raw step's loss, nats
+    memory: float  # (1 − ρ)/(1 + ρ) of the residuals: the share of the bins that count as independent
+    steps: Array  # the bins it was made from, their losses, and the precision each was given
+    loss: Array
+    precision: Array
+    residuals: Array  # of the likeliest curve, nats
+
+    def predict(self, road: FeaturesPath, steps: Array) -> Prediction:
+        """The loss at `steps` of a plan."""
+        return self._at(self._decay(road, steps), falls(road, self.kernels, steps))
+
+    def converged(self, road: FeaturesPath, now: float, end: float) -> Prediction:
+        """At step `now` of a plan, and after endless steps with the rate as low as at step `end`: E − C·F."""
+        decay = self._decay(road, np.array([now, end]))
+        decay[:, 1] = 0.0
+        return self._at(decay, falls(road, self.kernels, np.array([now, end])))
+
+    def _decay(self, road: FeaturesPath, steps: Array) -> Array:
+        return np.asarray((road.x(steps)[None] / self.x_ref) ** -self.alphas[:, None])
+
+    def _at(self, decay: Array, fall: Array) -> Prediction:
+        d = (decay - self.grid.decay[:, None])[:, None]
+        f = -(fall - self.grid.fall[:, None])[None]
+        A, C = self.grid.A[..., None], self.grid.C[..., None]
+        each = self.grid.loss + A * d + C * f
+        va, vc, both = (part[..., None] for part in (self.grid.var_A, self.grid.var_C, self.grid.both))
+        spread = self.grid.level + va * d**2 + vc * f**2 + 2 * both * d * f
+        w = self.weight[..., None]
+        mean = (w * each).sum((0, 1))
+        return Prediction(
+            mean,
+            (w * (spread + (each - mean) ** 2)).sum((0, 1)),
+            (w * A * decay[:, None]).sum((0, 1)),
+            -(w * C * fall[None]).sum((0, 1)),
+        )
+
+
+def solve(
+    road: FeaturesPath,
+    steps: Array,
+    loss: Array,
+    count: Array,
+    alpha: Normal,
+    amplitude: Normal,
+    gain: Normal,
+    kernels: tuple[Kernel, ...],
+) -> Posterior:
+    """The posterior from binned losses.
+
+    Args:
+        road: the plan made ready.
+        steps, loss, count: mean step, mean loss in nats and raw steps of each bin, shape (bins,).
+        alpha, amplitude, gain: normal priors of ln α, of ln A at the last bin, of ln C.
+        kernels: kernels of the grid.
+    """
+    x = road.x(steps)
+    fall = falls(road, kernels, steps)
+    # log-normal priors by their first two moments: the curve stays linear
+    height, gains = float(np.exp(amplitude.mean)), np.exp(gain.mean + np.array([k.gain for k in kernels]))
+    prior = np.column_stack([np.full(len(kernels), height), gains])
+    precision = np.column_stack([np.full(len(kernels), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
+    belief = np.log([k.weight for k in kernels])
+    relative = count / np.mean(count)
+    floor = FLOOR * max(float(np.mean(np.abs(loss))), 1e-9)
+
+    def curves(places: Array) -> tuple[Array, Array, Array]:
+        alphas = np.exp(alpha.mean + alpha.sd * places)
+        # (x / last)^−α; far outside of their runs the priors hold exponents of thousands for possible
+        decay = np.exp(np.minimum(-alphas[:, None] * np.log(x[None] / x[-1]), STEEPEST))
+        return alphas, decay, -0.5 * places[:, None] ** 2 + belief
+
+    alphas, decay, before = curves(PLACES)
+    huber, sd = np.ones(len(steps)), 20 * floor
+    residual = np.zeros(len(steps))
+    believed = precision
+    coarse = decay[::2]
+    for _ in range(3):
+        w = huber / (sd**2 / relative + floor**2)
+        grid = _grid(coarse, fall, loss, w, prior, believed)
+        best = np.unravel_index(int(np.argmax(grid.evidence + before[::2])), grid.evidence.shape)
+        A, C = grid.A[best], grid.C[best]
+        residual = loss - grid.loss - A * (coarse[best[0]] - grid.decay[best[0]])
+        residual = residual + C * (fall[best[1]] - grid.fall[best[1]])
+        sd, huber = estimate(residual, relative, sd, floor)
+        # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back
+        away = (np.array([A, C]) - prior[best[1]]) ** 2 * precision[best[1]]
+        believed = precision * np.minimum(1, (TAIL + 1) / (TAIL + away))
+    memory = remembered(residual * np.sqrt(w))
+    w = huber / (sd**2 / relative + floor**2) * memory
+    # a second, narrow grid in α where the first finds the weight
+    first = _weights(_grid(coarse, fall, loss, w, prior, believed), before[::2]).sum(1)
+    places = PLACES[::2]
+    centre = float(first @ places)
+    width = max(float(first @ (places - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
+    alphas, decay, before = curves(centre + width * PLACES)
+    grid = _grid(decay, fall, loss, w, prior, believed)
+    weight = _weights(grid, before)
+    return Posterior(
+        alphas, kernels, weight, grid, float(x[-1]), sd * float(np.mean(count)) ** 0.5, memory, steps, loss, w, residual
+    )
+
+
+def _weights(grid: Grid, before: Array) -> Array:
+    total = grid.evidence + before
+    weight = np.exp(total - total.max())
+    return np.asarray(weight / weight.sum())
+
+
+def _grid(decay: Array, fall: Array, y: Array, w: Array, prior: Array, precision: Array) -> Grid:
+    """The Gaussian posterior at each (α, kernel), its columns about their weighted means."""
+    total = float(w.sum())
+    y_mean, d_mean, f_mean = float(w @ y) / total, decay @ w / total, fall @ w / total
+    y, d, f = y - y_mean, decay - d_mean[:, None], fall - f_mean[:, None]
+    wd, wf = d * w, f * w
+    aa = (wd * d).sum(1)[:, None] + precision[:, 0]
+    cc = (wf * f).sum(1) + precision[:, 1]
+    ac = -(wd @ f.T)
+    ra = (wd @ y)[:, None] + precision[:, 0] * prior[:, 0]
+    rc = -(wf @ y) + precision[:, 1] * prior[:, 1]
+    det = aa * cc - ac**2
+    A, C = (cc * ra - ac * rc) / det, (aa * rc - ac * ra) / det
+    # twice the misfit, data and priors together, and the Occam factor against the priors' own widths
+    misfit = float(w @ y**2) + (precision * prior**2).sum(1) - (A * ra + C * rc)
+    occam = 0.5 * (np.log(precision).sum(1) - np.log(det))
+    freedom = max(len(y) - 3.0, 1.0)
+    evidence = -0.5 * freedom * np.log1p((misfit - misfit.min()) / freedom) + occam
+    return Grid(evidence, A, C, cc / det, aa / det, -ac / det, y_mean, d_mean, f_mean, 1 / total)
+
+
+SIZE, EXPONENT = 482.01, 0.3478
+"""A and α of A/N^α, Besiroglu et al. 2024 (arXiv:2404.10102): how the loss falls with N at the same tokens."""
+DOUBT = 0.3
+"""Relative standard deviation of that change: one run says nothing of it; measured between runs of public ladders."""
+
+SCATTER = 0.007
+"""Of the loss: what two runs of one family differ by at the same N, by their shape (width and depth)."""
+
+
+def diverted(plan: LrPlan, new: LrPlan, now: float, warmup: int) -> FeaturesPath:
+    """The path of a run that follows `plan` to step `now` and `new` after it; rates over the peak of `plan`."""
+    past = plan.steps < now
+    steps, rates = np.append(plan.steps[past], now), np.append(plan.lr[past], plan.at(now))
+    joined = new.spliced(steps, rates)
+    return path(joined, warmup, float(max(joined.total_steps, now)), peak=plan.peak)
+
+
+def resized(
+    posterior: Posterior, plan: LrPlan, new: LrPlan, N: float, other: float, step: int
+) -> tuple[Prediction, float]:
+    """The prediction at the end of `plan` and at `step` of a run with `other` parameters under `new`.
+
+    The curve in tokens is kept and moved by the law of N, whose variance is returned beside it.
+    """
+    road = path(new, new.warmup_steps, float(new.total_steps))
+    old = posterior.predict(road, np.array([float(plan.total_steps), float(step)]))
+    moved = SIZE * (other**-EXPONENT - N**-EXPONENT)
+    return old._replace(mean=old.mean + moved), (DOUBT * moved) ** 2 + (SCATTER * float(old.mean[1])) ** 2

@@ -1,0 +1,337 @@
+"""What is known of a run before its curve is: how steep, how high, and how much a falling learning rate gives.
+
+Priors learnt from finished runs: each curve's own parameters, then a regression over runs and organisations.
+
+A run's ln α, ln A and ln C follow a line in ln N, ln B and ln η, plus an effect of its organisation, plus its own:
+a random-effects model, with the two spreads averaged over a grid. What the base priors know is kept as the prior of the
+line, so that few runs move it little and many decide it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.arrays import Array
+from isoflop.forecast.curve import FeaturesPath, FinishedRun, Kernel, LossBins, path, usable
+from isoflop.forecast.posterior import Normal, Posterior, solve
+
+REFERENCE = (3e8, 5e5, 1e-3, 1e10)
+"""Non-embedding parameters, tokens a batch, peak learning rate and effective tokens at which the intercepts hold."""
+UNKNOWN = (1.5, 1.0, 0.7, 1.5)
+"""Standard deviation, in e-folds, of a size, batch, peak rate or number of tokens that is not known."""
+KERNELS = tuple(Kernel(p, 1.0, T) for p in (0.5, 0.65, 0.8) for T in (40.0, 100.0, 250.0))
+Where = tuple[float | None, float | None, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A quantity's logarithm, normal about a line in ln N, ln B, ln peak rate and ln D.
+
+    Attributes:
+        mean: intercept at `REFERENCE` and slopes in ln N, ln B, ln η, ln D.
+        sd: standard deviations of the five.
+        between: standard deviation between organisations (data, tokenizer, recipe).
+        within: standard deviation between runs of one organisation.
+        centre: where the intercept holds, in logarithms from `REFERENCE`: amid the runs it was learnt from, where
+            intercept and slopes are independent.
+    """
+
+    mean: tuple[float, float, float, float, float]
+    sd: tuple[float, float, float, float, float]
+    between: float
+    within: float
+    centre: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def at(self, where: Where) -> tuple[float, float]:
+        """Mean and standard deviation for a run with these N, B, peak rate and D; None is unknown."""
+        mean, variance = self.mean[0], self.sd[0] ** 2 + self.between**2 + self.within**2
+        parts = zip(where, REFERENCE, self.centre, UNKNOWN, self.mean[1:], self.sd[1:], strict=True)
+        for value, ref, centre, unknown, slope, sd in parts:
+            if value is None:
+                variance += (slope**2 + sd**2) * unknown**2
+            else:
+                away = math.log(value / ref) - centre
+                mean += slope * away
+                variance += (sd * away) ** 2
+        return mean, variance**0.5
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Priors of α, of the amplitude at `EFFECTIVE` tokens and of the gain of a full decay; E is flat.
+
+    D is in effective tokens, Σ lr/peak × batch: so far for α and A, at the end of the plan for C.
+
+    Attributes:
+        alpha: ln α of x^−α.
+        amplitude: ln of A·x^−α now, nats.
+        gain: ln C, the nats that a decay of the rate from its peak to 0 gives in the end.
+        kernels: how a fall of the rate takes effect, each with its own level of ln C and its weight.
+        discrepancy: what the curve's form leaves out, as fractions of the drop still to come by training on and by the
+            falling rate.
+        width: what the posterior's standard deviation is multiplied with; set, as `discrepancy`, so that intervals
+            hold what they should with each organisation left out in turn.
+        own_runs: finished runs of the user's own among what they were learnt from.
+        source: where they are from, in words.
+    """
+
+    alpha: Line
+    amplitude: Line
+    gain: Line
+    kernels: tuple[Kernel, ...] = KERNELS
+    discrepancy: tuple[float, float] = (0.05, 0.05)
+    width: float = 0.6
+    own_runs: int = 0
+    source: str = ""
+
+
+WEAK_PRIORS = Priors(
+    alpha=Line((math.log(0.5), 0.0, 0.0, 0.0, 0.0), (0.25, 0.05, 0.05, 0.05, 0.0), 0.12, 0.15),
+    amplitude=Line((-1.6, 0.14, 0.2, 0.0, -0.5), (0.5, 0.1, 0.2, 0.1, 0.0), 0.2, 0.2),
+    gain=Line((-1.6, 0.1, -0.15, 0.15, 0.0), (0.4, 0.08, 0.15, 0.1, 0.06), 0.09, 0.08),
+    source="weak priors",
+)
+"""Before any curve: slopes about 0, and a factor of 1.3 to 1.7 of doubt on each."""
+
+DEFAULT_PRIORS = Priors(
+    alpha=Line((-0.82, -0.03, 0.02, 0.02, 0.0), (0.07, 0.02, 0.04, 0.04, 0.0), 0.12, 0.14),
+    amplitude=Line((-1.35, 0.17, 0.31, -0.08, -0.5), (0.13, 0.02, 0.10, 0.08, 0.0), 0.22, 0.18),
+    gain=Line((-1.41, 0.11, -0.18, 0.16, -0.09), (0.07, 0.02, 0.06, 0.04, 0.02), 0.12, 0.06),
+    kernels=tuple(
+        Kernel(p, 1.0, T, gain, weight)
+        for p, T, gain, weight in (
+            (0.5, 40.0, -0.06, 0.09),
+            (0.5, 100.0, 0.06, 0.09),
+            (0.5, 250.0, 0.24, 0.07),
+            (0.65, 40.0, -0.15, 0.14),
+            (0.65, 100.0, -0.04, 0.13),
+            (0.65, 250.0, 0.14, 0.10),
+            (0.8, 40.0, -0.19, 0.16),
+            (0.8, 100.0, -0.09, 0.13),
+            (0.8, 250.0, 0.08, 0.09),
+        )
+    ),
+    source="141 public curves of dense language models, 4 organisations",
+)
+"""What ships: `learn_priors` on the public curves of MultiPowerLaw (Luo et al. 2025: 25 to 400M, several plans),
+OLMo-ladder (190M to 1B, cosine), Gemstones (McLeish et al. 2025: 50M to 2B, constant) and modded-nanogpt (124M, linear
+and cosine to 0), from `WEAK_PRIORS`, rounded; the spread of the gain between organisations is rounded up, for three say
+little of a fourth."""
+
+FOREIGN = 0.25
+"""The least standard deviation of ln C with an unknown learning rate or another optimizer than Adam's family."""
+REAL_RATE = 0.2
+"""A peak learning rate above this is taken as relative: its scale says nothing."""
+
+
+def known(value: float | None, most: float = np.inf) -> float | None:
+    """The value where it says something: positive, finite and not above `most`."""
+    return float(value) if value is not None and np.isfinite(value) and 0 < value <= most else None
+
+
+def comparable_peak(peak: float, optimizer: str | None, seen: bool = True) -> float | None:
+    """The peak rate where it can be compared: a real rate of Adam's family."""
+    return known(peak, REAL_RATE) if seen and adam(optimizer) else None
+
+
+def adam(optimizer: str | None) -> bool:
+    """Whether an optimizer is of the family that the priors know."""
+    return optimizer is not None and optimizer.lower().replace("torch.optim.", "") in {"adam", "adamw", "adam(w)"}
+
+
+WIDER = (2.0, 2.0, 2.0)
+"""A run's own parameters are read with priors this much wider than the base's, so that they are the data's."""
+DOUBT = 4.0
+"""Degrees of freedom with which the base's spreads are believed."""
+SPREADS = np.geomspace(0.35, 2.8, 10)
+"""Multiples of the base's spreads that are averaged over."""
+
+
+def learn_priors(
+    runs: Sequence[FinishedRun], base: Priors = DEFAULT_PRIORS, *, own: bool = True, source: str | None = None
+) -> Priors:
+    """`base` updated with finished runs.
+
+    Args:
+        runs: finished runs; those that say nothing of a parameter (no decay, say) leave it alone.
+        base: what was known before.
+        own: the priors are for further runs of the organisation of `runs`, whose effect is then known; False: for a
+            run of another one.
+        source: what the result says it rests on.
+    """
+    read = [reading for run in runs if (reading := read_run(run, base)) is not None]
+    if not read:
+        return base
+    kernels = _kernels(read, base)
+    facts = [_facts(reading, kernels) for reading in read]
+    where = np.array([reading.where for reading in read])
+    organisations = [reading.organisation for reading in read]
+    lines = [
+        _learn(line, where, np.array([fact[i] for fact in facts]), organisations, own)
+        for i, line in enumerate((base.alpha, base.amplitude, base.gain))
+    ]
+    total = base.own_runs + (len(read) if own else 0)
+    said = source or f"{base.source}, updated with {len(facts)} finished run{'s' if len(facts) > 1 else ''}"
+    alpha, amplitude, gain = lines
+    return replace(base, alpha=alpha, amplitude=amplitude, gain=gain, kernels=kernels, source=said, own_runs=total)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run's posterior under wide priors, and where it lies: ln N, ln B, ln η, ln D from the reference."""
+
+    where: tuple[float, ...]
+    posterior: Posterior
+    priors: tuple[Normal, Normal, Normal]
+    organisation: str
+    road: FeaturesPath
+    foreign: bool  # an unknown rate or another optimizer: its gain says less
+
+
+def _kernels(read: Sequence[Reading], base: Priors) -> tuple[Kernel, ...]:
+    """The kernels with their weights and levels of ln C, organisations counting alike; shrunk towards the base's."""
+    shares: dict[str, list[Array]] = {}
+    levels: dict[str, list[Array]] = {}
+    for reading in read:
+        share, value, informed = _gains(reading)
+        if informed.all():
+            shares.setdefault(reading.organisation, []).append(share)
+            levels.setdefault(reading.organisation, []).append(value - value.mean())
+    if not shares:
+        return base.kernels
+    old = np.array([k.weight for k in base.kernels]) / sum(k.weight for k in base.kernels)
+    prior = np.array([k.gain for k in base.kernels])
+    counts = {name: len(each) / (len(each) + 3) for name, each in shares.items()}  # three runs' worth of doubt
+    total = 1 + sum(counts.values())
+    weight = (old + sum(counts[name] * np.mean(each, axis=0) for name, each in shares.items())) / total
+    believed = sum(counts.values()) / (sum(counts.values()) + 0.5)
+    level = sum(counts[name] * np.mean(each, axis=0) for name, each in levels.items()) / sum(counts.values())
+    gain = (1 - believed) * prior + believed * level
+    return tuple(replace(k, weight=float(w), gain=float(g)) for k, w, g in zip(base.kernels, weight, gain, strict=True))
+
+
+def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """By kernel: its posterior share, ln C, and whether the curve says something of C."""
+    posterior, prior = reading.posterior, reading.priors[2]
+    share = posterior.weight.sum(0)
+    each = posterior.weight / np.maximum(share, 1e-300)
+    C, variance = posterior.grid.C, posterior.grid.var_C
+    middle = np.sum(each * C, axis=0)
+    spread = np.sum(each * (variance + (C - middle) ** 2), axis=0)
+    middle = np.maximum(middle, 0.1 * math.exp(prior.mean))
+    return share, np.log(middle), spread / middle**2 < 0.5 * prior.sd**2
+
+
+def read_run(run: FinishedRun, base: Priors) -> Reading | None:
+    """The posterior of a whole run; None where it is too short."""
+    bins, warmup = LossBins(), run.plan.warmup_steps
+    count = np.ones(len(run.steps)) if run.count is None else run.count
+    for step, tokens, loss, n in zip(run.steps, run.tokens, run.loss, count, strict=True):
+        if step >= 1 and usable(loss):
+            bins.add(float(step), float(tokens), None, float(loss), float(n))
+    columns = bins.columns()
+    used = columns["step"] >= max(1.5 * warmup, 0.2 * bins.last_step)
+    if used.sum() < 12:
+        return None
+    steps, loss, n = (columns[name][used] for name in ("step", "loss", "count"))
+    road = path(run.plan, warmup, float(max(run.total_steps, bins.last_step)))
+    peak = comparable_peak(run.plan.peak, run.optimizer, bool(np.isfinite(run.lr).any()))
+    batch = run.batch_tokens or bins.last_tokens / bins.last_step
+    at = (known(run.N), known(run.batch_tokens), peak, float(road.x(steps[-1:])[0]) * batch)
+    alpha, amplitude, gain = (Normal(*p.at(at)) for p in (base.alpha, base.amplitude, base.gain))
+    wide = [Normal(p.mean, max(p.sd * w, 0.3)) for p, w in zip((alpha, amplitude, gain), WIDER, strict=True)]
+    kernels = tuple(replace(k, weight=1.0) for k in base.kernels)
+    posterior = solve(road, steps, loss, n, wide[0], wide[1], wide[2], kernels)
+    place = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
+    foreign = peak is None
+    return Reading(place, posterior, (wide[0], wide[1], wide[2]), run.organisation, road, foreign)
+
+
+def _facts(reading: Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, float]]:
+    """Value and variance of a run's ln α, ln A and ln C: what the curve itself says."""
+    posterior, priors = reading.posterior, reading.priors
+    # what other runs made of the kernels bears on this one
+    weight = posterior.weight * np.array([k.weight for k in kernels])
+    weight = weight / weight.sum()
+    log_alpha = np.log(posterior.alphas)
+    mean = float(weight.sum(1) @ log_alpha)
+    values = [(mean, float(weight.sum(1) @ (log_alpha - mean) ** 2))]
+    grid, levels = posterior.grid, np.exp([k.gain for k in kernels])
+    for i, each, own in ((1, grid.A, grid.var_A), (2, grid.C / levels, grid.var_C / levels**2)):
+        middle = float(np.sum(weight * each))
+        spread = float(np.sum(weight * (own + (each - middle) ** 2)))
+        middle = max(middle, 0.1 * math.exp(priors[i].mean))
+        values.append((math.log(middle), spread / middle**2))
+    found = []
+    for (value, variance), prior in zip(values, priors, strict=True):
+        # the posterior without the prior it was read with
+        gained = 1 / max(variance, 1e-6) - 1 / prior.sd**2
+        if gained <= 0.25 / prior.sd**2:
+            found.append((0.0, math.inf))
+            continue
+        estimate = (value / max(variance, 1e-6) - prior.mean / prior.sd**2) / gained
+        found.append((estimate, 1 / gained))
+    if reading.foreign:
+        found[2] = (found[2][0], found[2][1] + FOREIGN**2)
+    return found
+
+
+def _learn(line: Line, where: Array, found: Array, organisations: list[str], own: bool) -> Line:
+    fine = np.isfinite(found[:, 1])
+    if not fine.any():
+        return line
+    value, error = found[fine, 0], found[fine, 1]
+    centre = np.array(line.centre)
+    design = np.column_stack([np.ones(len(value)), where[fine] - centre])
+    names = [o for o, kept in zip(organisations, fine, strict=True) if kept]
+    groups = sorted(set(names))
+    member = np.array([[name == group for group in groups] for name in names], dtype=float)
+    prior_mean, prior_var = np.array(line.mean), np.array(line.sd) ** 2 + 1e-12
+    size = len(prior_mean)
+    both = np.hstack([design, member])
+    away = value - design @ prior_mean
+    results = []
+    for within in line.within * SPREADS:
+        for between in line.between * SPREADS if line.between else [1e-6]:
+            precision = np.diag(np.concatenate([1 / prior_var, np.full(len(groups), between**-2)]))
+            w = 1 / (error + within**2)
+            precision = precision + (both * w[:, None]).T @ both
+            cov = np.linalg.inv(precision)
+            mean = cov @ (both.T @ (w * away))
+            fit = 0.5 * (np.log(w).sum() - np.linalg.slogdet(precision)[1] - w @ away**2 + mean @ precision @ mean)
+            fit -= len(groups) * math.log(between)
+            fit += _chi(within, line.within) + (_chi(between, line.between) if line.between else 0.0)
+            results.append((fit, within, between, mean, cov))
+    weight = np.exp(np.array([r[0] for r in results]) - max(r[0] for r in results))
+    weight /= weight.sum()
+    mean = sum(w * r[3] for w, r in zip(weight, results, strict=True))
+    cov = sum(w * (r[4] + np.outer(r[3] - mean, r[3] - mean)) for w, r in zip(weight, results, strict=True))
+    within = float(np.sqrt(weight @ np.array([r[1] for r in results]) ** 2))
+    between = float(np.sqrt(weight @ np.array([r[2] for r in results]) ** 2)) if line.between else 0.0
+    if own and len(groups) == 1:
+        fold = np.zeros((size, size + 1))
+        fold[:, :size] = np.eye(size)
+        fold[0, size] = 1
+        mean, cov, between = fold @ mean, fold @ cov @ fold.T, 0.0
+    new, cov = prior_mean + mean[:size], cov[:size, :size]
+    if own:
+        # the intercept amid the runs, where it does not hang on the slopes
+        move = np.append(1.0, where[fine].mean(0) - centre)
+        centre = centre + move[1:]
+        new[0], cov[0, 0] = move @ new, move @ cov @ move
+    sd = np.sqrt(np.diag(cov))
+    return Line(_plain(new), _plain(sd), between, within, _plain(centre))  # type: ignore[arg-type]
+
+
+def _plain(values: Array) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _chi(spread: float, expected: float) -> float:
+    """Log density of a spread by a scaled inverse chi-square about `expected`, per unit of its logarithm."""
+    return DOUBT * (math.log(expected / spread) - 0.5 * (expected / spread) ** 2)

@@ -1,0 +1,255 @@
+"""The joint fit over runs: a finished ladder says where a larger run will end, before it starts and under way.
+
+Each run has its curve E_r + A_r·x^−α − C_r·F; the exponents are shared, E_r follows e0 + e1·N^−γ, A_r and C_r follow
+their priors' lines with a level and a slope of this ladder, and each of the three has its own effect per run. Given (α,
+kernel, γ, size of the effects) all is linear and Gaussian: the grid over those is averaged with its evidence. N is
+non-embedding: the total doubles the error on public ladders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from isoflop.arrays import Array
+from isoflop.forecast.curve import FeaturesPath, FinishedRun, falls, path
+from isoflop.forecast.lr_plan import LrPlan
+from isoflop.forecast.online import NU, Forecast, OnlineForecaster, Silence, forecast_of
+from isoflop.forecast.posterior import Posterior
+from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak, learn_priors, read_run
+
+GAMMA = np.linspace(0.1, 0.55, 7)
+"""Grid of the exponent of N; its prior is normal about .3, sd .12 (published laws lie between .27 and .35)."""
+GAMMA_PRIOR = (0.3, 0.12)
+EFFECTS = (0.004, 0.012, 0.035)
+"""Grid of the standard deviation of E between runs, nats."""
+RELATIVE = 0.07
+"""Standard deviation of A and of C between runs of one ladder, relative."""
+BELIEF = ((1.4, 0.4), (1.0, 1.0), (1.0, 0.3), (0.0, 0.08), (1.0, 0.2), (0.0, 0.06))
+"""Prior mean and sd of e0, e1 (nats), and of level and slope in ln N of A and C over their priors' lines."""
+INDEPENDENT = 12.0
+"""A curve counts as at most this many independent bins: what its form leaves out does not average away."""
+DOUBT = 1.4
+"""What the joint fit's spread is multiplied with beside the run's own, whose spread was calibrated and this not: chosen
+between 1 and 1.4 on three public ladders."""
+LEFT_OUT = 0.002
+"""Of the loss: what the form across sizes leaves out."""
+
+
+class _Member(NamedTuple):
+    """A run's sufficient statistics on the grid of (α, kernel): information and its right-hand side for (E, A, C)."""
+
+    gram: Array  # (alphas·kernels, 3, 3)
+    right: Array  # (alphas·kernels, 3)
+    size: float  # ln N over the ladder's middle
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A fitted ladder; `forecast` gives the loss of another run of it."""
+
+    priors: Priors
+    members: tuple[_Member, ...]
+    alphas: Array
+    middle: float  # geometric mean of N
+    tokens: float  # effective tokens at which A is given
+    optimizer: str | None
+    names: tuple[str, ...]
+
+    def forecast(
+        self,
+        plan: LrPlan,
+        *,
+        N: float,
+        batch_tokens: float,
+        run: OnlineForecaster | None = None,
+        step: int | None = None,
+        level: float = 0.8,
+    ) -> Forecast | Silence:
+        """The loss of a run of N parameters at a step of its plan (by default the end), before it starts or under way.
+
+        Args:
+            plan: its learning-rate plan.
+            N: its non-embedding parameters.
+            batch_tokens: tokens of an optimizer step.
+            run: the run under way: its losses join the ladder's, and its own forecast is averaged in by precision.
+            step: where.
+            level: probability of the interval.
+        """
+        at = plan.total_steps if step is None else step
+        road = path(plan, plan.warmup_steps, float(plan.total_steps))
+        fit = None if run is None else run.fit(plan)
+        own = fit.posterior if fit is not None and not isinstance(fit, Silence) else None
+        mean, sd = self._predict(road, plan, N, batch_tokens, own, float(at))
+        basis = [f"{len(self.names)} finished runs: {', '.join(self.names[:6])}{'…' * (len(self.names) > 6)}"]
+        if run is not None and own is not None:
+            single = run.forecast(plan, at, level)
+            basis.append(f"the run's own losses up to step {run.bins.last_step:,.0f}")
+            if isinstance(single, Forecast):
+                mean, sd = _mixed((mean, DOUBT * sd), (single.loss, single.sd))
+        return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis), nu=NU)
+
+    def _predict(
+        self, road: FeaturesPath, plan: LrPlan, N: float, batch: float, own: Posterior | None, at: float
+    ) -> tuple[float, float]:
+        scale = _scales(self.priors, N, batch, comparable_peak(plan.peak, self.optimizer), self.tokens)
+        size = math.log(N / self.middle)
+        columns = _columns(road, np.array([at]), batch, self.alphas, self.priors, self.tokens, scale)[:, 0]
+        member = None
+        if own is not None:
+            member = _member(own, road, batch, self.alphas, self.priors, self.tokens, scale, size)
+        weights, means, variances = [], [], []
+        for gamma, (evidence, b, cov, spread) in self._fits:
+            Z = _design(size, gamma)
+            theta = b @ Z.T
+            prior = Z @ cov @ Z.T + np.diag(spread)
+            if member is not None:
+                # the run's own curve on top of what the ladder expects of it
+                inverse = np.linalg.inv(prior)
+                precision = member.gram + inverse
+                right = member.right + np.einsum("cij,cj->ci", inverse, theta)
+                posterior = np.linalg.inv(precision)
+                new = np.einsum("cij,cj->ci", posterior, right)
+                evidence = evidence + 0.5 * (
+                    np.einsum("ci,ci->c", new, right)
+                    - np.einsum("ci,cij,cj->c", theta, inverse, theta)
+                    - np.linalg.slogdet(precision)[1]
+                    + np.linalg.slogdet(inverse)[1]
+                )
+                theta, prior = new, posterior
+            weights.append(evidence)
+            means.append(np.einsum("ci,ci->c", columns, theta))
+            variances.append(np.einsum("ci,cij,cj->c", columns, prior, columns))
+        total = np.array(weights)
+        w = np.exp(total - total.max())
+        w /= w.sum()
+        loss = float(np.sum(w * np.array(means)))
+        variance = float(np.sum(w * (np.array(variances) + (np.array(means) - loss) ** 2)))
+        return loss, math.sqrt(variance + (LEFT_OUT * loss) ** 2)
+
+    @cached_property
+    def _fits(self) -> list[tuple[float, tuple[Array, Array, Array, Array]]]:
+        """`_fitted` on the grid of γ and effects: what does not change from one forecast to the next."""
+        return [(float(gamma), self._fitted(float(gamma), effect)) for gamma in GAMMA for effect in EFFECTS]
+
+    def _fitted(self, gamma: float, effect: float) -> tuple[Array, Array, Array, Array]:
+        """Log evidence, mean and covariance of b on the grid of (α, kernel), and the variances of the runs' effects."""
+        spread = np.array([effect**2, RELATIVE**2, RELATIVE**2])
+        mean0, sd0 = np.array(BELIEF).T
+        cells = len(self.members[0].gram)
+        precision = np.tile(np.diag(sd0**-2), (cells, 1, 1))
+        right = np.tile(mean0 / sd0**2, (cells, 1))
+        evidence = np.full(cells, -0.5 * ((gamma - GAMMA_PRIOR[0]) / GAMMA_PRIOR[1]) ** 2)
+        kernels = np.log([k.weight for k in self.priors.kernels])
+        evidence += np.add.outer(_before(self.alphas), kernels).ravel()
+        loose = np.diag(1 / spread)
+        for member in self.members:
+            Z = _design(member.size, gamma)
+            inner = np.linalg.inv(member.gram + loose)
+            precision += Z.T @ (loose - loose @ inner @ loose) @ Z
+            right += np.einsum("ij,cj->ci", Z.T @ loose, np.einsum("cij,cj->ci", inner, member.right))
+            evidence += 0.5 * np.einsum("ci,cij,cj->c", member.right, inner, member.right)
+            evidence += 0.5 * (np.linalg.slogdet(inner)[1] - np.log(spread).sum())
+        cov = np.linalg.inv(precision)
+        b = np.einsum("cij,cj->ci", cov, right)
+        evidence += 0.5 * (np.einsum("ci,ci->c", b, right) - np.linalg.slogdet(precision)[1])
+        return evidence, b, cov, spread
+
+
+def fit_ladder(runs: Sequence[FinishedRun], priors: Priors = DEFAULT_PRIORS) -> Ladder:
+    """The joint fit of finished runs of one family.
+
+    Args:
+        runs: at least two, of two sizes or more; N non-embedding.
+        priors: what was known before; they learn from the runs.
+
+    Raises:
+        ValueError: if there are fewer than two sizes, or a run's N or batch is not known.
+    """
+    for run in runs:
+        if not run.N or not run.batch_tokens:
+            raise ValueError(f"A ladder needs N and batch_tokens of every run; {run.name or 'one'} lacks them.")
+    if len({round(math.log(run.N or 1.0), 2) for run in runs}) < 2:
+        raise ValueError("A ladder needs runs of at least two sizes; add a smaller or larger one.")
+    learnt = learn_priors(runs, priors, own=True)
+    read = [(run, reading) for run in runs if (reading := read_run(run, learnt)) is not None]
+    if len({round(math.log(run.N or 1.0), 2) for run, _ in read}) < 2:
+        raise ValueError("Fewer than two sizes have curves long enough to fit; log more often.")
+    middle = math.exp(float(np.mean([math.log(run.N or 1.0) for run, _ in read])))
+    ends = [float(reading.road.x(reading.posterior.steps[-1:])[0]) * (run.batch_tokens or 1.0) for run, reading in read]
+    tokens = math.exp(float(np.mean(np.log(ends))))
+    alpha = learnt.alpha.at((middle, read[0][0].batch_tokens, None, tokens))
+    alphas = np.exp(alpha[0] + alpha[1] * np.linspace(-2, 2, 9))
+    members = []
+    for run, reading in read:
+        N, batch = float(run.N or 1.0), float(run.batch_tokens or 1.0)
+        scale = _scales(learnt, N, batch, comparable_peak(run.plan.peak, run.optimizer), tokens)
+        members.append(
+            _member(reading.posterior, reading.road, batch, alphas, learnt, tokens, scale, math.log(N / middle))
+        )
+    names = tuple(run.name for run, _ in read)
+    return Ladder(learnt, tuple(members), alphas, middle, tokens, read[0][0].optimizer, names)
+
+
+def _before(alphas: Array) -> Array:
+    """Log prior of the grid in α: two standard deviations either way."""
+    return np.asarray(-0.5 * np.linspace(-2, 2, len(alphas)) ** 2)
+
+
+def _scales(priors: Priors, N: float, batch: float, peak: float | None, tokens: float) -> tuple[float, float]:
+    where = (N, batch, peak, tokens)
+    return math.exp(priors.amplitude.at(where)[0]), math.exp(priors.gain.at(where)[0])
+
+
+def _columns(
+    road: FeaturesPath,
+    steps: Array,
+    batch: float,
+    alphas: Array,
+    priors: Priors,
+    tokens: float,
+    scale: tuple[float, float],
+) -> Array:
+    """1, A's and C's columns at `steps` for each (α, kernel): shape (alphas·kernels, steps, 3)."""
+    decay = scale[0] * (road.x(steps)[None] * batch / tokens) ** -alphas[:, None]
+    level = np.exp([k.gain for k in priors.kernels])[:, None]
+    fall = -scale[1] * level * falls(road, priors.kernels, steps)
+    shape = (len(alphas), len(fall), len(steps))
+    parts = (np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(fall[None], shape))
+    return np.stack(parts, axis=-1).reshape(-1, len(steps), 3)
+
+
+def _member(
+    own: Posterior,
+    road: FeaturesPath,
+    batch: float,
+    alphas: Array,
+    priors: Priors,
+    tokens: float,
+    scale: tuple[float, float],
+    size: float,
+) -> _Member:
+    columns = _columns(road, own.steps, batch, alphas, priors, tokens, scale)
+    w = own.precision * min(1.0, INDEPENDENT / len(own.steps))
+    weighted = columns * w[:, None]
+    return _Member(np.einsum("cni,cnj->cij", weighted, columns), np.einsum("cni,n->ci", weighted, own.loss), size)
+
+
+def _design(size: float, gamma: float) -> Array:
+    """(E, A, C) of a run from b = (e0, e1, level and slope of A, level and slope of C)."""
+    Z = np.zeros((3, 6))
+    Z[0, :2] = 1, math.exp(-gamma * size)
+    Z[1, 2:4] = Z[2, 4:6] = 1, size
+    return Z
+
+
+def _mixed(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """The mean by precision; its spread is no less than the smaller one, for both see the same curve."""
+    wa, wb = a[1] ** -2, b[1] ** -2
+    mean = (wa * a[0] + wb * b[0]) / (wa + wb)
+    return mean, math.hypot(min(a[1], b[1]), 0.5 * abs(a[0] - b[0]))

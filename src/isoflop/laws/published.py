@@ -1,0 +1,288 @@
+"""What a paper states: a law with its constants, or how to split compute, or batch and rate, and where it says so.
+
+Published laws by name: `published("hoffmann2022-approach3")`. Their constants are in `data/published.toml`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from isoflop.laws.forms import FORMS, HOFFMANN, Convention, Law, Values, hoffmann_allocation, values
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """`factor`·Π variable^exponent, variables C (FLOPs), N (parameters), D (tokens).
+
+    >>> float(PowerLaw(0.58, {"D": 0.571})(D=1e11).round(-3))
+    1108000.0
+    """
+
+    factor: float
+    exponents: Mapping[str, float]
+
+    def __call__(self, **variables: ArrayLike | None) -> Values:
+        """Its value; ValueError where a variable it needs is missing. One it does not need is ignored."""
+        missing = [name for name in self.exponents if variables.get(name) is None]
+        if missing:
+            raise ValueError(f"this law is in {', '.join(self.exponents)}: pass {', '.join(f'{m}=' for m in missing)}")
+        result = values(self.factor)
+        for name, exponent in self.exponents.items():
+            result = result * _positive(name, variables[name]) ** exponent
+        return result
+
+    def __str__(self) -> str:
+        return f"{self.factor:.4g}" + "".join(f"·{name}^{e:g}" for name, e in self.exponents.items())
+
+
+@dataclass(frozen=True)
+class PowerAllocation:
+    """Compute-optimal N and D as power laws of C; of one stated alone the other is C/6 over it."""
+
+    parameters: PowerLaw | None = None
+    tokens: PowerLaw | None = None
+
+    def __post_init__(self) -> None:
+        assert self.parameters or self.tokens
+
+    def allocate(self, C: ArrayLike) -> tuple[Values, Values]:
+        """N and D for C FLOPs."""
+        C = _positive("C", C)
+        if self.parameters is None:
+            assert self.tokens is not None
+            D = self.tokens(C=C)
+            return C / (6 * D), D
+        N = self.parameters(C=C)
+        return N, (C / (6 * N) if self.tokens is None else self.tokens(C=C))
+
+    def __str__(self) -> str:
+        given = (("N", self.parameters), ("D", self.tokens))
+        return ", ".join(f"{name} = {law}" for name, law in given if law is not None)
+
+
+@dataclass(frozen=True)
+class TableAllocation:
+    """Compute-optimal N read off a table of (C, N): between rows straight in ln C, beyond them on `exponent`.
+
+    For results whose prefactor was not published. D = C/6N.
+    """
+
+    rows: tuple[tuple[float, float], ...]
+    exponent: float
+
+    def allocate(self, C: ArrayLike) -> tuple[Values, Values]:
+        """N and D for C FLOPs."""
+        C = _positive("C", C)
+        x, (log_C, log_N) = np.log(C), np.log(np.array(self.rows)).T
+        beyond = x - np.clip(x, log_C[0], log_C[-1])
+        N = np.exp(np.interp(x, log_C, log_N) + self.exponent * beyond)
+        return N, C / (6 * N)
+
+    def __str__(self) -> str:
+        return f"N between {len(self.rows)} rows of a table, beyond them ∝ C^{self.exponent:g}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published result, with all it takes to use it rightly.
+
+    Attributes:
+        name: in `published`.
+        paper: authors, year, arXiv number.
+        where: equation, table or section.
+        n_convention: which parameters its N counts.
+        tokenizer: on whose tokens losses and token counts are; None: not known to us.
+        valid: the runs behind it.
+        law: loss (or error) as a function, None where it states none.
+        allocation: its split of compute, None where it states none other than the law's own.
+        batch_law: batch in tokens.
+        learning_rate_law: peak rate.
+        stated: (C, N, D) that the paper itself gives as an example.
+        note: what to know before using it, doubts included.
+    """
+
+    name: str
+    paper: str
+    where: str
+    n_convention: Convention
+    tokenizer: str | None
+    valid: str
+    law: Law | None = None
+    allocation: PowerAllocation | TableAllocation | None = None
+    batch_law: PowerLaw | None = None
+    learning_rate_law: PowerLaw | None = None
+    stated: tuple[tuple[float, float, float], ...] = ()
+    note: str = ""
+
+    @property
+    def allocates(self) -> bool:
+        """Whether `allocate` has an answer."""
+        return self.allocation is not None or (self.law is not None and self.law.form.name == HOFFMANN.name)
+
+    def allocate(self, C: ArrayLike) -> tuple[Values, Values]:
+        """Compute-optimal N (in its convention) and D for C FLOPs.
+
+        Raises:
+            ValueError: it states no split of compute; or C is not positive.
+        """
+        if self.allocation is not None:
+            return self.allocation.allocate(C)
+        if self.law is not None and self.law.form.name == HOFFMANN.name:
+            constants = {name: value for name, value in self.law.constants.items() if name != "E"}
+            return hoffmann_allocation(_positive("C", C), **constants)
+        raise ValueError(self._states_no("split of compute"))
+
+    def batch(self, *, C: ArrayLike | None = None, N: ArrayLike | None = None, D: ArrayLike | None = None) -> Values:
+        """Batch in tokens, from those of C, N, D that its law is in.
+
+        Raises:
+            ValueError: it states no batch; or one that it needs is missing or not positive.
+        """
+        if self.batch_law is None:
+            raise ValueError(self._states_no("batch"))
+        return self.batch_law(C=C, N=N, D=D)
+
+    def learning_rate(
+        self, *, C: ArrayLike | None = None, N: ArrayLike | None = None, D: ArrayLike | None = None
+    ) -> Values:
+        """Peak learning rate, likewise."""
+        if self.learning_rate_law is None:
+            raise ValueError(self._states_no("learning rate"))
+        return self.learning_rate_law(C=C, N=N, D=D)
+
+    def _states_no(self, what: str) -> str:
+        laws = {
+            "law": self.law,
+            "allocate": self.allocates or None,
+            "batch": self.batch_law,
+            "learning_rate": self.learning_rate_law,
+        }
+        has = ", ".join(name for name, value in laws.items() if value is not None)
+        return f"{self.name} ({self.paper}) states no {what}: use what it has ({has}), or another published result"
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.paper}, {self.where}"]
+        if self.law is not None:
+            constants = ", ".join(f"{name} = {value:.7g}" for name, value in self.law.constants.items())
+            lines += [self.law.form.text, constants]
+        if self.allocation is not None:
+            lines.append(str(self.allocation))
+        if self.batch_law is not None:
+            lines.append(f"batch {self.batch_law} tokens")
+        if self.learning_rate_law is not None:
+            lines.append(f"peak learning rate {self.learning_rate_law}")
+        lines.append(f"N {self.n_convention}; tokenizer {self.tokenizer or 'unknown'}; {self.valid}")
+        return "\n  ".join([*lines, self.note] if self.note else lines)
+
+
+def _positive(name: str, x: ArrayLike | None) -> Values:
+    assert x is not None
+    given = values(x)
+    if not np.all((given > 0) & np.isfinite(given)):
+        unit = {"C": "FLOPs", "N": "parameters", "D": "tokens"}[name]
+        raise ValueError(f"{name} must be a positive, finite number of {unit}, got {x}: check its unit and sign")
+    return given
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Published", "published", "published_names"]
+
+_SHARED = ("paper", "n_convention", "tokenizer", "valid")
+"""What an entry takes from the one that its `as` names."""
+_LOGARITHM = "ln "
+
+
+def published(name: str) -> Published:
+    """The published result of that name (`published_names`).
+
+    >>> N, D = published("besiroglu2024").allocate(5.76e23)  # Chinchilla's budget
+    >>> f"{N / 1e9:.1f}B parameters, {D / 1e12:.2f}T tokens"
+    '72.2B parameters, 1.33T tokens'
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    entries = _entries()
+    if name in entries:
+        return entries[name]
+    near = get_close_matches(str(name).lower(), entries, n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ValueError(f"no published law is named {name!r}{hint} Expected one of {', '.join(entries)}")
+
+
+def published_names() -> tuple[str, ...]:
+    """The names that `published` knows, by paper."""
+    return tuple(_entries())
+
+
+@lru_cache(maxsize=1)
+def _entries() -> dict[str, Published]:
+    tables = tomllib.loads(files("isoflop").joinpath("data", "published.toml").read_text(encoding="utf-8"))
+    return {name: _entry(name, table, tables.get(table.get("as"), {})) for name, table in tables.items()}
+
+
+def _entry(name: str, table: dict[str, Any], other: dict[str, Any]) -> Published:
+    table = {key: other[key] for key in _SHARED if key in other} | table
+    convention, source = table.get("n_convention", "unknown"), f"{table['paper']}, {table['where']}"
+    law: Law | None = None
+    allocation: PowerAllocation | TableAllocation | None = None
+    if "form" in table:
+        constants, draws = _constants(table["constants"]), _draws(table["constants"], table.get("draws"))
+        law = Law(FORMS[table["form"]], constants, convention, draws, source)
+    if "table" in table:
+        allocation = TableAllocation(tuple((C, N) for C, N in table["table"]), table["exponent"])
+    elif "parameters" in table or "tokens" in table:
+        allocation = PowerAllocation(_power_law(table.get("parameters")), _power_law(table.get("tokens")))
+    return Published(
+        name,
+        table["paper"],
+        table["where"],
+        convention,
+        table.get("tokenizer"),
+        table["valid"],
+        law,
+        allocation,
+        _power_law(table.get("batch")),
+        _power_law(table.get("learning_rate")),
+        tuple((C, N, D) for C, N, D in table.get("stated", ())),
+        table["note"],
+    )
+
+
+def _constants(given: dict[str, float]) -> dict[str, float]:
+    return {
+        name.removeprefix(_LOGARITHM): math.exp(value) if name.startswith(_LOGARITHM) else value
+        for name, value in given.items()
+    }
+
+
+def _draws(given: dict[str, float], known: dict[str, Any] | None) -> dict[str, np.ndarray] | None:
+    """Normal draws about the constants, on a logarithm where it is the logarithm that is given."""
+    if known is None:
+        return None
+    normal = np.random.default_rng(0).standard_normal((known["number"], len(given)))
+    theta = np.array(list(given.values())) + normal @ np.array(known["factor"]).T
+    return {
+        name.removeprefix(_LOGARITHM): np.exp(column) if name.startswith(_LOGARITHM) else column
+        for name, column in zip(given, theta.T, strict=True)
+    }
+
+
+def _power_law(given: dict[str, float] | None) -> PowerLaw | None:
+    if given is None:
+        return None
+    return PowerLaw(given["factor"], {name: value for name, value in given.items() if name != "factor"})

@@ -1,0 +1,1 @@
+"""One run under way: `Monitor` counts, records, forecasts and advises at log steps."""

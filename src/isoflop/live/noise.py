@@ -1,0 +1,501 @@
+"""Drives the gradient noise scale for one run: source, measured steps, averages, and what is believed of B_crit.
+
+Which steps are measured: as many as a small share of the training time pays for. The same on every rank.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from isoflop.flops.parameters import unwrap
+from isoflop.flops.tokens import TokenCount
+from isoflop.flops.totals import world_size
+from isoflop.guard import Guard, hook
+from isoflop.laws.forms import minimum_steps
+from isoflop.live.run_info import Setup
+from isoflop.noise.critical_batch import Belief, agree, beliefs, bytes_per_token, combine, minimum_tokens
+from isoflop.noise.estimator import (
+    MAX_WAITING,
+    Averages,
+    Measured,
+    NoiseScale,
+    Number,
+    StepEstimate,
+    Unusable,
+    gather,
+    result,
+)
+from isoflop.noise.sources import (
+    HOOKS,
+    Denominator,
+    MicroBatches,
+    choose_source,
+    denominators,
+    keeps_second_moments,
+    settled,
+)
+from isoflop.noise.split import Unsplittable, batch_size, halves, refusal
+
+SHARE = 0.005
+"""Of the training time that measuring may take."""
+GRACE = 0.1
+"""Seconds that it may take beside that: a short run, too, gets a value."""
+DENSEST = 4
+"""At most every 4th step is measured."""
+SPLIT_EVERY = 32
+"""Of split steps, whose rounding differs: they must not depend on the clock."""
+FIRST = 4
+"""Measurements before the first log step, while their cost is not known."""
+
+
+@dataclass
+class Cadence:
+    """Measure each step that is a multiple of `every`.
+
+    Attributes:
+        every: steps between two measurements.
+        fixed: `every` stays.
+        spent: seconds so far.
+    """
+
+    every: int = DENSEST
+    fixed: bool = False
+    spent: float = 0.0
+    known: bool = False
+
+    def due(self, step: int, waiting: int) -> bool:
+        """Whether this step is to be measured; `waiting`: how many were since the last log step."""
+        return step % self.every == 0 and (self.known or self.fixed or waiting < FIRST)
+
+    def adapt(self, seconds: float, measured: int, steps: int, interval: float, elapsed: float) -> None:
+        """At a log step, from numbers that all ranks share.
+
+        Args:
+            seconds: that the interval's measurements took.
+            measured: how many there were.
+            steps: in the interval.
+            interval: seconds of training in it.
+            elapsed: seconds of training since the run began.
+        """
+        self.spent += seconds
+        if self.fixed or measured == 0 or steps <= 0:
+            return
+        self.known = True
+        cost = max(seconds / measured, 1e-9)
+        room = (SHARE * elapsed + GRACE - self.spent) / cost  # measurements that are paid for by now
+        per_step = max(interval, 1e-9) / steps
+        by_share = math.ceil(cost / (SHARE * per_step))
+        by_room = math.ceil(steps / room) if room >= 1 else by_share
+        self.every = max(DENSEST, min(by_share, by_room))
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return {"every": self.every, "spent": self.spent, "known": self.known}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """The inverse of `state_dict`."""
+        self.spent, self.known = float(state["spent"]), bool(state["known"])
+        if not self.fixed:
+            self.every = int(state["every"])
+
+
+class StepTimes:
+    """What a measured step takes longer than the others, on this rank; of the last steps, in constant memory.
+
+    The hooks' own time on the host leaves out what they cost elsewhere: caches, an all-reduce that waits, the device.
+    """
+
+    def __init__(self) -> None:
+        self._measured: deque[float] = deque(maxlen=32)
+        self._others: deque[float] = deque(maxlen=32)
+        self._last: float | None = None
+
+    def step(self, now: float, measured: bool) -> None:
+        """A step is over, at `now` seconds."""
+        if self._last is not None:
+            (self._measured if measured else self._others).append(now - self._last)
+        self._last = now
+
+    def pause(self) -> None:
+        """What follows (logging, evaluation, a checkpoint) is no step's time."""
+        self._last = None
+
+    def cost(self) -> float:
+        """Seconds; 0 while there is nothing to compare."""
+        if not self._measured or not self._others:
+            return 0.0
+        return max(statistics.median(self._measured) - statistics.median(self._others), 0.0)
+
+
+ALONE = (
+    "no gradient noise scale: one micro-batch a step on one device has no parts to compare. Accumulate gradients, "
+    'train on several ranks, or pass noise_scale="split" (see docs/noise-scale.md); the critical batch shown is that '
+    "of published runs"
+)
+UNSPLIT = (
+    'no gradient noise scale: noise_scale="split" in a plain loop needs the batch to go through monitor.split: '
+    "for part, share in monitor.split(batch): (share * loss_of(model(part))).backward()"
+)
+MIN_STEPS = 3  # before it is said that there is one part only: the first window may be a short one
+MAX_UNUSABLE = 3
+IN_VAIN = 60  # measurements without Adam's metric after which the raw one is the headline
+ENOUGH = 20  # measurements before anything is worth a line
+
+
+class Half(NamedTuple):
+    """Half of a step's batch."""
+
+    batch: Any
+    share: float
+    """Of the step's loss, where that is a mean over its tokens."""
+    tokens: Number | None
+
+
+class NoiseDriver:
+    """The noise scale of one run, beside a `Monitor`; every rank makes the same calls at the same steps.
+
+    Args:
+        model: the model that is trained; None: the prior alone.
+        setup: optimizer, scaler, data-parallel size, where to say something.
+        option: `noise_scale=`.
+        speaks: whether this rank says what is missing.
+    """
+
+    def __init__(self, model: nn.Module | None, setup: Setup, option: str, speaks: bool) -> None:
+        self.option = option
+        self.guard: Guard = setup.guard
+        self.preconditioned, self.raw = Averages(), Averages()
+        self.cadence = Cadence(every=SPLIT_EVERY, fixed=True) if option == "split" else Cadence()
+        self.reasons: dict[str, int] = {}
+        """Why measured steps gave no value → how many."""
+        self.batch: float | None = None
+        """Tokens of the last measured step, all ranks, in the unit of B_simple."""
+        self.critical: Belief | None = None
+        """Of B_crit at the last log step."""
+        self._setup, self._speaks = setup, speaks
+        self._model = None if model is None else unwrap(model)
+        self._source: MicroBatches | None = None
+        self._chosen = option == "off" or model is None
+        self._waiting: list[Measured] = []
+        self._micro_batches = 0  # of the step that runs
+        self._expected: int | None = None
+        self._by_tokens = False
+        self._settled = False
+        self._may_split = self._splitting = False
+        self._keeps_v, self._in_vain = False, 0
+        self._unmeasured = self._forwards = 0
+        self._seconds = 0.0  # spent on the host since the last log step
+        self._times = StepTimes()
+        self._logged = (0, 0.0)  # step and tokens of the last log step
+        self._collected = (0, 0.0)  # step and training time likewise
+        self._minimum = [0.0, 0.0]  # S_min and E_min so far
+        self._said: set[str] = set()
+
+    # -- while a step runs ---------------------------------------------------------------------------------------
+
+    @hook("measuring the noise scale", "no gradient noise scale")
+    def begin(self, count: TokenCount | None, by_tokens: bool | None = None) -> None:
+        """A micro-batch goes in.
+
+        Args:
+            count: its tokens on this rank; None: unknown.
+            by_tokens: its loss is its share of a mean over the step's tokens (True), or a mean of its own (False).
+        """
+        self._micro_batches += 1
+        if by_tokens is not None:
+            self._by_tokens = by_tokens
+        if self._source is not None and self._source.armed:
+            self._source.begin(weight(count))
+
+    def by_tokens(self) -> None:
+        """The micro-batches' losses are shares of a mean over the step's tokens."""
+        self._by_tokens = True
+
+    @property
+    def splits(self) -> bool:
+        """Whether this step is to be split: opt-in, due, and without parts of its own."""
+        source = self._source
+        return (
+            self.option == "split"
+            and source is not None
+            and source.armed
+            and source.problem is None
+            and self._expected == 1
+            and self._micro_batches <= 1
+            and world_size() == 1
+        )
+
+    @hook("splitting the step", "no step is split")
+    def halves(self, batch: Any, count: Callable[[Any], TokenCount | None]) -> list[Half] | None:
+        """The batch of a step that is to be split, in two; None: this step is not.
+
+        Args:
+            batch: sequences along the first dimension of each tensor.
+            count: tokens of a batch. Where labels differ their numbers are read here: the one wait outside of a log
+                step, and on split steps alone.
+        """
+        if not self.splits or not self.guard.open(HOOKS):
+            return None
+        assert self._model is not None and self._source is not None
+        if not self._may_split:
+            reason = refusal(self._model)
+            if reason is not None:
+                self.refuse(reason)
+                return None
+            self._may_split = True
+        try:
+            parts = halves(batch)
+        except Unsplittable as reason:
+            self._say(f"a measured step is left out: {reason}")
+            self._source.disarm()
+            return None
+        weights = [weight(count(part)) for part in parts]
+        sizes = [batch_size(part) or 0 for part in parts]
+        known = [float(size if w is None else w) for w, size in zip(weights, sizes, strict=True)]
+        if min(known) <= 0:  # a mean over no labels would be NaN
+            self._source.disarm()
+            return None
+        self._splitting = True
+        shares = [value / sum(known) for value in known]
+        return [Half(part, share, w) for part, share, w in zip(parts, shares, weights, strict=True)]
+
+    def begin_half(self, half: Half, first: bool) -> None:
+        """Where no forward call of the model is seen (Lightning): this half is on its way."""
+        if self._source is not None and self._source.armed:
+            (self._source.restart if first else self._source.begin)(half.tokens)
+
+    def refuse(self, reason: str) -> None:
+        """The step can't be split, or no longer: say why, once, and measure no more."""
+        self._say(f"no gradient noise scale: {reason}")
+        self._drop_source()
+
+    @hook("measuring the noise scale", "no gradient noise scale")
+    def step(self, step: int, tokens: int | TokenCount | None) -> None:
+        """The optimizer has made its step number `step`; the next is made ready for.
+
+        Args:
+            step: it.
+            tokens: of the step on this rank, where the user gave them.
+        """
+        if not self._chosen:
+            self._choose()
+        source, batches = self._source, 1 if self._splitting else self._micro_batches
+        self._micro_batches, was_split, self._splitting = 0, self._splitting, False
+        if source is None:
+            return
+        self._times.step(time.perf_counter(), source.armed)
+        if source.armed:
+            if self.option == "split" and self._setup.framework == "loop" and batches == 1 and not was_split:
+                self._unmeasured += world_size() == 1
+                if self._unmeasured == MIN_STEPS:
+                    self._say(UNSPLIT)
+            given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
+            self._take(source, step, None if given is None else float(given))
+            if was_split:
+                self._by_tokens = True
+        if self._expected is None or batches != self._forwards:
+            self._expected = self._forwards = batches  # until a measured step shows how many were backward
+        if batches and world_size() == 1 and self._expected < 2 and self.option != "split":
+            self._unmeasured += 1
+            if self._unmeasured == MIN_STEPS:
+                self._say(ALONE)
+            return
+        if batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1, len(self._waiting)):
+            split = self.option == "split" and world_size() == 1 and self._expected == 1
+            source.arm(2 if split else self._expected, self._denominators())
+
+    def _take(self, source: MicroBatches, step: int, tokens: float | None) -> None:
+        problem, parts = source.problem, source.parts
+        measured = source.take(step, tokens)
+        if problem is not None:
+            self.refuse(problem)
+        elif measured is not None:
+            self._waiting.append(measured)
+        elif 0 < parts < (self._expected or 0):
+            self._expected = parts  # several forward passes a backward pass
+        self._seconds += source.seconds
+
+    def _denominators(self) -> dict[int, Denominator]:
+        if not self._settled or self._source is None:
+            return {}
+        return denominators(self._setup.optimizer, list(self._source.parameters))
+
+    def _choose(self) -> None:
+        self._chosen = True
+        assert self._model is not None
+        chosen = choose_source(self._model, self.guard, self._scale, self._setup.data_parallel)
+        if isinstance(chosen, str):
+            self._say(f"no gradient noise scale: {chosen}")
+        else:
+            self._source = chosen
+
+    def _scale(self) -> torch.Tensor | None:
+        scaler = self._setup.grad_scaler or getattr(self._setup.optimizer, "scaler", None)
+        if scaler is None or not scaler.is_enabled():
+            return None
+        assert self._source is not None
+        scaled: torch.Tensor = scaler.scale(torch.ones((), device=self._source.parameters[0].device))
+        return scaled
+
+    # -- at a log step -------------------------------------------------------------------------------------------
+
+    def collect(self, step: int, training_time: float) -> None:
+        """Read what was measured and sum it over ranks: a collective, in which a rank that stepped aside takes part."""
+        if self.option == "off" or self._model is None:
+            return
+        waiting, self._waiting = self._waiting, []
+        if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):
+            waiting = []
+            self._drop_source()
+        seconds, self._seconds = max(self._seconds, self._times.cost() * len(waiting)), 0.0
+        self._times.pause()
+        rows, (seconds, training_time) = gather(waiting, [seconds, training_time])
+        self._fold(rows, step, seconds / world_size(), training_time / world_size())
+
+    @hook("the noise scale's averages", "no gradient noise scale")
+    def _fold(self, rows: Sequence[Measured], step: int, seconds: float, elapsed: float) -> None:
+        for row in rows:
+            found = result(row, self._by_tokens)
+            if isinstance(found.raw, StepEstimate):
+                self.batch = found.raw.tokens
+                self.raw.add(found.raw)
+                if isinstance(found.preconditioned, StepEstimate):
+                    self.preconditioned.add(found.preconditioned)
+                self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
+            else:
+                self._unusable(found.raw)
+        before, self._collected = self._collected, (step, elapsed)
+        self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
+        if self._source is not None:
+            self._keeps_v = keeps_second_moments(self._setup.optimizer)
+        self._settled = self._settled or (self._keeps_v and settled(self._setup.optimizer))
+
+    def _unusable(self, why: Unusable) -> None:
+        count = self.reasons[why.name] = self.reasons.get(why.name, 0) + 1
+        if why is Unusable.NOT_FINITE or count > MAX_UNUSABLE:
+            return  # an overflow now and then is mixed precision's way
+        if count == MAX_UNUSABLE and self.raw.run.count < 10 * count:
+            if why is Unusable.NOT_THE_SUM:
+                self.raw, self.preconditioned = Averages(), Averages()
+                self._drop_source()
+            self._say(f"no gradient noise scale from {count} of the measured steps: {why.value}")
+
+    def _drop_source(self) -> None:
+        if self._source is not None:
+            self._source.disarm()
+            self._source = None
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The headline: Adam-preconditioned and averaged over the run; raw where the optimizer keeps no v."""
+        return (self.preconditioned if self.is_preconditioned else self.raw).over_run()
+
+    @property
+    def enough(self) -> bool:
+        """Whether so much was measured that something may be said of it."""
+        scale = self.noise_scale
+        return scale is not None and scale.measurements >= ENOUGH
+
+    @property
+    def measuring(self) -> bool:
+        """Whether measurements may still come: nothing stands against them, as far as is known."""
+        return not self._chosen or (
+            self._source is not None and (self._unmeasured < MIN_STEPS or self.raw.run.count > 0)
+        )
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether the headline is the Adam-preconditioned one."""
+        return self.preconditioned.run.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)
+
+    @hook("the critical batch", "no critical batch size")
+    def scalars(self, step: int, tokens: int | None, loss: float | None) -> dict[str, float]:
+        """What a log step shows (`isoflop.live.scalars`), from numbers that every rank has.
+
+        Args:
+            step: optimizer steps done.
+            tokens: D so far.
+            loss: mean of the interval, nats per token.
+        """
+        if self.option == "off":
+            return {}
+        found: dict[str, float] = {}
+        scale, raw = self.noise_scale, self.raw.over_run()
+        if scale is not None:
+            if scale.value is not None and scale.bounded:
+                found["isoflop/b_simple"], found["isoflop/b_simple_high"] = scale.value, scale.high
+            if scale.low > 0:
+                found["isoflop/b_simple_low"] = scale.low
+        if raw is not None and raw.value is not None:
+            found["isoflop/b_simple_raw"] = raw.value
+        before, self._logged = self._logged, (step, float(tokens or 0))
+        if not tokens:
+            return found
+        known = self.beliefs(tokens, loss)
+        self.critical = combine(known)
+        found["isoflop/b_crit"], found["isoflop/b_crit_sigma"] = self.critical.value, self.critical.sigma
+        steps, spent = step - before[0], tokens - before[1]
+        if steps > 0 and spent > 0:
+            batch = self.batch or spent / steps
+            found["isoflop/batch_over_b_crit"] = batch / self.critical.value
+            self._minimum[0] += float(minimum_steps(steps, batch, self.critical.value))
+            self._minimum[1] += float(minimum_tokens(spent, batch, self.critical.value))
+            found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
+        if self.enough and known[0].source.startswith("measured") and not agree(known[0], known[1]):
+            self._say(f"measured and published critical batch differ: {known[0]}; {known[1]}")
+        return found
+
+    def beliefs(self, tokens: int, loss: float | None) -> list[Belief]:
+        """What is known of B_crit after so many tokens: the measurement first where there is one, then the priors."""
+        return beliefs(tokens, loss, self.noise_scale, self.is_preconditioned, bytes_per_token(self._model))
+
+    # -- around --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint; after a log step or not: what waits for the next one is left out."""
+        return {
+            "raw": self.raw.state_dict(),
+            "preconditioned": self.preconditioned.state_dict(),
+            "cadence": self.cadence.state_dict(),
+            "logged": list(self._logged),
+            "collected": list(self._collected),
+            "minimum": list(self._minimum),
+            "reasons": dict(self.reasons),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.raw.load_state_dict(state["raw"])
+        self.preconditioned.load_state_dict(state["preconditioned"])
+        self.cadence.load_state_dict(state["cadence"])
+        step, tokens = state["logged"]
+        self._logged = (int(step), float(tokens))
+        step, seconds = state["collected"]
+        self._collected = (int(step), float(seconds))
+        self._minimum = [float(value) for value in state["minimum"]]
+        self.reasons = {str(name): int(count) for name, count in state["reasons"].items()}
+
+    def close(self) -> None:
+        """Take every hook away."""
+        self._drop_source()
+
+    def _say(self, text: str) -> None:
+        if self._speaks and text not in self._said:
+            self._said.add(text)
+            self._setup.tell(f"isoflop: {text}")
+
+
+def weight(count: TokenCount | None) -> Number | None:
+    """W of a micro-batch: the labels that count in its loss, or where none were seen its tokens less padding."""
+    if count is None:
+        return None
+    return count.processed - count.padding if count.loss_tokens is None else count.loss_tokens

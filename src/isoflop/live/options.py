@@ -1,0 +1,169 @@
+"""The options that `IsoFLOPMonitor`, `IsoFLOPCallback` and `isoflop.Monitor` share, in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
+
+from isoflop.advice.advice import Advice, Thresholds
+from isoflop.record.paths import check_place
+
+NOISE_SCALE = ("auto", "split", "off")
+
+
+class OptionsDict(TypedDict, total=False):
+    """`Options` as keyword arguments (for type checkers and editors); their meaning is there."""
+
+    record_dir: str | os.PathLike[str] | None
+    log_every: int | None
+    tokens_fn: Callable[[Any], Any] | None
+    flops_per_token: float | None
+    num_params: int | None
+    peak_flops: float | None
+    fit_on: str | None
+    history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+    lr_plan: Callable[[int], float] | None
+    target_loss: float | None
+    inference_tokens: float | None
+    unique_tokens: float | None
+    intent: Literal["optimal", "overtrain"] | None
+    price_per_hour: float | None
+    on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
+    thresholds: Thresholds | None
+    noise_scale: str
+    data_parallel: int | None
+
+
+POSITIVE = (
+    "flops_per_token",
+    "peak_flops",
+    "target_loss",
+    "inference_tokens",
+    "unique_tokens",
+    "price_per_hour",
+)
+"""Options that are positive numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user can set; None: measured or taken from the trainer.
+
+    Attributes:
+        record_dir: folder of the run's record, or its URL, such as s3://bucket/runs (default: beside the trainer's
+            logs; a plain loop: `runs/isoflop`).
+        log_every: optimizer steps between two points (default: the trainer's logging interval; a plain loop: 10).
+        tokens_fn: batch → tokens processed, or a `TokenCount`, where the batch's layout is not one that isoflop
+            reads. Lightning passes the batch; Hugging Face and a plain loop pass what the model is called with: the
+            tuple of its arguments, or a dict if there are keyword arguments.
+        flops_per_token: FLOPs of a training step (forward and backward) per processed token, instead of
+            the measured count: for pipeline, context and expert parallelism and custom kernels.
+        num_params: N, instead of the count of the model's parameters, in every convention: where the model that
+            this process holds is only a part.
+        peak_flops: dense peak of one device in FLOP/s at the run's dtype, instead of the datasheet's.
+        fit_on: the loss that is forecast: `train` (the default), `eval/<name>`, or `off`.
+        history: records of finished runs, or folders of them, that the forecast learns from.
+        lr_plan: optimizer step → learning rate, where the scheduler can't be asked.
+        target_loss: final loss aimed at, in nats per token: the advice says when it is out of reach.
+        inference_tokens: tokens that the model will serve; a small model may then be the right one.
+        unique_tokens: tokens in the data set; more are repeats.
+        intent: "overtrain" where the model is meant to be smaller than compute-optimal; default "optimal".
+        price_per_hour: of all devices together, in your currency.
+        on_advice: "warn" (default); "stop" ends the run where it diverges or its target is out of reach; or a function
+            of an `Advice`, called on the first rank, whose answer "stop" ends the run.
+        thresholds: when something is said (`isoflop.advice.Thresholds`).
+        noise_scale: "auto": measure the gradient noise scale where that changes nothing (gradient accumulation, DDP);
+            "split": also on one device without accumulation, by now and then taking a step's batch in two halves;
+            "off": not at all.
+        data_parallel: ranks with data of their own, where others share a batch with them and that is not seen
+            (default: seen from the parameters' device meshes; else all ranks).
+    """
+
+    record_dir: str | os.PathLike[str] | None = None
+    log_every: int | None = None
+    tokens_fn: Callable[[Any], Any] | None = None
+    flops_per_token: float | None = None
+    num_params: int | None = None
+    peak_flops: float | None = None
+    fit_on: str | None = None
+    history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    lr_plan: Callable[[int], float] | None = None
+    target_loss: float | None = None
+    inference_tokens: float | None = None
+    unique_tokens: float | None = None
+    intent: Literal["optimal", "overtrain"] | None = None
+    price_per_hour: float | None = None
+    on_advice: Literal["warn", "stop"] | Callable[[Advice], Any] = "warn"
+    thresholds: Thresholds | None = None
+    noise_scale: str = "auto"
+    data_parallel: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not (_is_a(value, int | float) and 0 < value < float("inf")):
+                raise ValueError(f"{name}= expects a positive number, got {value!r}")
+        for name in ("log_every", "num_params", "data_parallel"):
+            value = getattr(self, name)
+            if value is not None and not (_is_a(value, int) and value >= 1):
+                raise ValueError(f"{name}= expects a whole number of at least 1, got {value!r}")
+        if self.noise_scale not in NOISE_SCALE:
+            raise ValueError(f"noise_scale= expects one of {', '.join(NOISE_SCALE)}, got {self.noise_scale!r}")
+        if self.tokens_fn is not None and not callable(self.tokens_fn):
+            raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
+        if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
+            raise ValueError(f"record_dir= expects a path or a URL, got {self.record_dir!r}")
+        if self.record_dir is not None:
+            check_place(self.record_dir)
+        if self.fit_on is not None and not _is_loss(self.fit_on):
+            raise ValueError(f"fit_on= expects 'train', 'eval/<name>' or 'off', got {self.fit_on!r}")
+        if self.history is not None and not all(isinstance(path, str | os.PathLike) for path in self.history_paths):
+            raise ValueError(f"history= expects a path or a list of paths, got {self.history!r}")
+        if self.intent not in (None, "optimal", "overtrain"):
+            raise ValueError(f"intent= expects 'optimal' or 'overtrain', got {self.intent!r}")
+        if self.on_advice not in ("warn", "stop") and not callable(self.on_advice):
+            raise ValueError(f"on_advice= expects 'warn', 'stop' or a function, got {self.on_advice!r}")
+        if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
+            raise ValueError(f"thresholds= expects isoflop.advice.Thresholds(…), got {self.thresholds!r}")
+        if self.lr_plan is not None and not callable(self.lr_plan):
+            raise ValueError(f"lr_plan= expects a function of the optimizer step, got {self.lr_plan!r}")
+
+    @property
+    def history_paths(self) -> list[Any]:
+        """`history` as a list; empty where it is not given."""
+        if self.history is None:
+            return []
+        return list(self.history) if isinstance(self.history, list | tuple) else [self.history]
+
+    @classmethod
+    def of(cls, **options: Any) -> Options:
+        """Options from keyword arguments.
+
+        Raises:
+            ValueError: a value that can't be.
+            TypeError: an option that does not exist.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(f"isoflop has no option {', '.join(unknown)}; its options are {', '.join(known)}")
+        return cls(**options)
+
+    def given(self) -> dict[str, Any]:
+        """The options that were set, as plain values for the record's header."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value if isinstance(value, int | float) else str(value)
+            for name, value in values.items()
+            if value is not None and (name, value) not in (("on_advice", "warn"), ("noise_scale", "auto"))
+        }
+
+
+def _is_loss(value: Any) -> bool:
+    return isinstance(value, str) and (value in ("train", "off") or (value.startswith("eval/") and len(value) > 5))
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -1,0 +1,233 @@
+"""Writes one run's record: opens it (new, gone on with, or a branch), thins its points, averages their losses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.guard import Guard, declare
+from isoflop.record.paths import Place
+from isoflop.record.reader import UPDATED
+from isoflop.record.remote import RemoteLog
+from isoflop.record.run import Point, RecordError, Status
+from isoflop.record.writer import RecordLog, due, new_run_id, record_path
+
+RECORD = declare("writing the record", "no further points are recorded")
+
+MAX_EARLY = 100
+
+
+class Recorder:
+    """The record of a run on the rank that writes; on the others it keeps the same books and writes nothing.
+
+    Args:
+        folder: where a new record goes: a folder, or the URL of one.
+        named: the user named `folder`, so an earlier record elsewhere is not gone on with.
+        writes: whether this process writes.
+    """
+
+    def __init__(self, folder: Place, *, named: bool, writes: bool, guard: Guard) -> None:
+        self.folder = folder
+        self._named = named
+        self._writes = writes
+        self._guard = guard
+        self._log: RecordLog | None = None
+        self._earlier: dict[str, Any] | None = None
+        self._counting: dict[str, Any] = {}
+        self._last: Point | None = None
+        self._early: list[Point] = []  # evaluations before the first step, when there is no file yet
+        # since the last point: sum of losses, how many, and its step; and how many log steps there were
+        self._loss_sum, self._losses, self._since, self._intervals = 0.0, 0, 0, 0
+
+    @property
+    def wants_header(self) -> bool:
+        """Whether `open` is still to be called."""
+        return self._writes and self._log is None and self._guard.open(RECORD)
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the record; None before there is one."""
+        return None if self._log is None else self._log.run_id
+
+    def open(self, header: Callable[[], dict[str, Any]], step: int) -> None:
+        """Open the record; `step`: optimizer steps done when this attempt began."""
+        with self._guard.part(RECORD):
+            fields = header()
+            self._log = open_record(
+                self.folder, fields, earlier=self._earlier, step=step, named=self._named, say=self._guard.once
+            )
+            self._counting = fields["counting"]
+            for point in self._early:
+                self._log.point(point)
+            self._early.clear()
+            if self._log.attempt > 1:
+                self._log.event("update", **{key: value for key, value in fields.items() if key in UPDATED})
+
+    def counting(self, counting: dict[str, Any]) -> None:
+        """How FLOPs are counted; written where that has changed."""
+        if self._log is not None and counting != self._counting and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._counting = counting
+                self._log.event("update", counting=counting)
+
+    def planned(self, planned: dict[str, Any]) -> None:
+        """The plan, where more of it is known than when the header was written."""
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._log.event("update", planned=planned)
+
+    def advice(self, fields: dict[str, Any]) -> None:
+        """A new piece of advice."""
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._log.event("advice", **fields)
+
+    def add(self, loss_sum: float, losses: int) -> None:
+        """Losses that belong to the next point."""
+        self._loss_sum += loss_sum
+        self._losses += losses
+
+    def interval(self, point: Point) -> None:
+        """A log step: writes the point, with the mean loss since the last one, if the cadence is due."""
+        self._intervals += 1
+        if due(self._intervals):
+            self._train_point(point)
+
+    def evaluation(self, name: str, loss: float, point: Point) -> None:
+        """The loss of an evaluation set, beside the training loss where that was just recorded."""
+        if self._last is not None and self._last.step == point.step:
+            point = replace(self._last, nonfinite={})
+        self._write(replace(point, losses={f"eval/{name}": loss}))
+
+    def end(self, point: Point, status: Status) -> None:
+        """The last point, unless it is there, and the totals."""
+        if point.step > self._since and self._losses:
+            self._train_point(point)
+        elif self._last is None or point.step > self._last.step:
+            self._write(replace(point, interval_steps=0))
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                totals = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
+                times = ("wall_time", "training_time")
+                self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
+                self._log.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        name = self._earlier
+        if self._log is not None:
+            place = self._log.place
+            name = {"run_id": self._log.run_id, "path": place if isinstance(place, str) else str(place.resolve())}
+            if isinstance(self._log, RemoteLog) and not self._log.closed:
+                name["unsent"] = self._log.unsent()
+        return {"record": name, "window": [self._loss_sum, self._losses, self._since, self._intervals]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`, before `open`."""
+        self._earlier = state["record"]
+        loss_sum, losses, since, intervals = state["window"]
+        self._loss_sum, self._losses = float(loss_sum), int(losses)
+        self._since, self._intervals = int(since), int(intervals)
+
+    def _train_point(self, point: Point) -> None:
+        losses = {"train": self._loss_sum / self._losses} if self._losses else {}
+        # not below 0, where a trainer has gone back to a step before the checkpoint's
+        self._last = replace(point, losses=losses, interval_steps=max(0, point.step - self._since))
+        self._loss_sum, self._losses, self._since = 0.0, 0, point.step
+        self._write(self._last)
+
+    def _write(self, point: Point) -> None:
+        if self._log is not None and self._guard.open(RECORD):
+            with self._guard.part(RECORD):
+                self._log.point(point)
+        elif self.wants_header and len(self._early) < MAX_EARLY:
+            self._early.append(point)
+
+
+def open_record(
+    folder: Place,
+    header: dict[str, Any],
+    *,
+    earlier: dict[str, Any] | None,
+    step: int,
+    named: bool,
+    say: Callable[[str], None],
+) -> RecordLog:
+    """Open a record for writing.
+
+    Args:
+        folder: where a new record goes: a folder, or the URL of one.
+        header: its header.
+        earlier: {"run_id", "path"}, and of a URL what was "unsent", from the checkpoint that training resumed from;
+            None: a new run.
+        step: optimizer steps done in that checkpoint.
+        named: the user named `folder`, so an earlier record elsewhere is not gone on with.
+        say: gets a sentence where the record is not simply gone on with.
+
+    Returns:
+        The earlier record, if it can be gone on with; else a new one, whose header names the earlier run as `parent`
+        (a branch: that run had completed beyond `step`, or another process writes it, or it is of another model, or
+        lies in another folder).
+
+    Raises:
+        RecordError: `folder` can't be written.
+    """
+    if earlier is None:
+        return _create(folder, header, say)
+    try:
+        log = _resume(folder, earlier, step, named=named, expected=header, say=say)
+    except RecordError as error:
+        reason = str(error)
+    else:
+        for message in log.messages:
+            say(message)
+        return log
+    branch = _create(folder, {**header, "parent": {"run_id": earlier["run_id"], "step": step}}, say)
+    say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.place}")
+    return branch
+
+
+def _create(folder: Place, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog:
+    if isinstance(folder, str):
+        return RemoteLog.start(folder, new_run_id(), header, say)
+    return RecordLog.create(folder, new_run_id(), header)
+
+
+def _resume(
+    folder: Place,
+    earlier: dict[str, Any],
+    step: int,
+    *,
+    named: bool,
+    expected: dict[str, Any],
+    say: Callable[[str], None],
+) -> RecordLog:
+    """Go on with the earlier record.
+
+    Raises:
+        RecordError: it is not there, or can't be gone on with.
+    """
+    if isinstance(folder, str):
+        unsent = earlier.get("unsent")
+        return RemoteLog.go_on(folder, earlier["run_id"], step, expected=expected, unsent=unsent, say=say)
+    here, there = record_path(folder, earlier["run_id"]), Path(earlier["path"])
+    candidates = [here, there] if not named and _same_place(there.parent, folder) else [here]
+    path = next((path for path in candidates if os.path.exists(path)), None)
+    if path is None:
+        raise RecordError(f"The checkpoint is of run {earlier['run_id']}, whose record is not in {folder}.")
+    return RecordLog.resume(path, step, expected=expected)
+
+
+def _same_place(old: Path, new: Path) -> bool:
+    """Whether a resumed run logs where it logged before; Lightning's loggers begin a new `version_<n>` beside it.
+
+    Another folder means another run, such as a cool-down that branches off an unfinished one: it must not write
+    into the record of the run that its checkpoint is from.
+    """
+    old, new = old.resolve(), new.resolve()
+    versions = all(re.fullmatch(r"version_\d+", path.name) for path in (old, new))
+    return old == new or (versions and old.parent == new.parent)

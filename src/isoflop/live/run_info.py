@@ -1,0 +1,66 @@
+"""What an adapter tells the `Monitor` about the run: the trainer's plan, and where numbers are to go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from isoflop.guard import Guard
+from isoflop.live.scheduler import Calls
+from isoflop.live.sinks import Sink
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """One run as its trainer describes it.
+
+    Attributes:
+        framework: "lightning", "transformers" or "loop".
+        record_dir: the default folder of the record.
+        log_every: the default interval, in optimizer steps.
+        logs_itself: the trainer decides when to log (it calls `Monitor.log`), not the interval.
+        together: every rank makes the same calls at the same steps, so that an evaluation may sum over ranks.
+        total_steps: planned optimizer steps; None: endless or unknown.
+        dtype: of the matrix products; None: to be seen at the first forward pass.
+        data_parallel: ranks with data of their own; None: all.
+        scheduler: sets the optimizer's learning rate; None: nobody does.
+        scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
+        future_unknown: why the learning rates to come can't be asked for.
+        tensorboard: folder of the run's event files; None: there are none.
+        grad_scaler: AMP's scaler of the loss.
+        say: prints the terminal's line.
+        guard: what has stepped aside.
+    """
+
+    framework: str = "loop"
+    record_dir: Path = Path("runs/isoflop")
+    log_every: int = 10
+    logs_itself: bool = False
+    together: bool = False
+    run_name: str | None = None
+    total_steps: int | None = None
+    optimizer: Any = None
+    schedule: str | None = None
+    scheduler: Any = None
+    scheduler_calls: Calls | None = None
+    future_unknown: str | None = None
+    accumulate: int | None = None
+    dtype: torch.dtype | None = None
+    precision: str | None = None
+    data_parallel: int | None = None
+    grad_scaler: Any = None
+    tokenizer: str | None = None
+    data: str | None = None
+    guard: Guard = field(default_factory=Guard)
+    tensorboard: Path | None = None
+    sinks: list[Sink] = field(default_factory=list)
+    say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
+
+    def tell(self, line: str) -> None:
+        """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""
+        self.guard.tell(self.say, line)

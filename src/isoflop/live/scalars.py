@@ -1,0 +1,181 @@
+"""The scalars that isoflop logs: name, unit, meaning. The README's table is checked against this one.
+
+Loss against compute in TensorBoard, which has neither a log axis nor another x than an integer step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from isoflop.flops.totals import Totals
+
+if TYPE_CHECKING:
+    from isoflop.flops.parameters import Parameters
+
+
+class Scalar(NamedTuple):
+    """A logged number."""
+
+    unit: str
+    meaning: str
+
+
+INTERVAL: dict[str, Scalar] = {
+    "isoflop/loss": Scalar("nats per loss token", "training loss, mean over the interval and all ranks"),
+    "isoflop/flops": Scalar("FLOPs", "model FLOPs so far, measured: forward and backward, attention in full"),
+    "isoflop/flops_6nd": Scalar("FLOPs", "6·N·D so far, N non-embedding (of experts the active), D tokens processed"),
+    "isoflop/tokens": Scalar("tokens", "D of the scaling laws: tokens processed less padding"),
+    "isoflop/tokens_processed": Scalar("tokens", "positions the model computed, padding included"),
+    "isoflop/padding_fraction": Scalar("1", "padding / processed, by the attention mask"),
+    "isoflop/loss_tokens": Scalar("tokens", "labels that counted in the loss"),
+    "isoflop/tokens_per_param": Scalar("tokens/parameter", "D/N with N non-embedding and the output head"),
+    "isoflop/tokens_per_param_non_embedding": Scalar("tokens/parameter", "D/N with N non-embedding"),
+    "isoflop/batch_tokens": Scalar("tokens/step", "processed per optimizer step, all ranks"),
+    "isoflop/tokens_per_second_per_device": Scalar("tokens/s", "processed, over training time"),
+    "isoflop/tflops_per_device": Scalar("TFLOP/s", "model FLOPs over training time, per device"),
+    "isoflop/mfu": Scalar("1", "model FLOPs utilisation: TFLOP/s over the dense peak, attention in full"),
+    "isoflop/mfu_causal": Scalar("1", "the same with attention counted half, as causal kernels compute it"),
+    "isoflop/goodput": Scalar("1", "training time over wall time (less evaluation, checkpoints, compilation)"),
+}
+"""Counted over the interval (`interval_scalars`)."""
+
+ESTIMATED: dict[str, Scalar] = {
+    "isoflop/forecast_loss": Scalar("nats per loss token", "loss forecast for the planned end of the run"),
+    "isoflop/forecast_low": Scalar("nats per loss token", "lower end of the forecast's 80% interval"),
+    "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
+    "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
+    "isoflop/frontier_loss": Scalar("nats per loss token", "least loss for the compute so far, by your own runs' law"),
+    "isoflop/excess_loss": Scalar("nats per loss token", "loss above it; a learning rate that is still high is in it"),
+    "isoflop/b_simple": Scalar("tokens", "gradient noise scale, averaged over the run; under Adam preconditioned"),
+    "isoflop/b_simple_low": Scalar("tokens", "lower end of its 95% interval"),
+    "isoflop/b_simple_high": Scalar("tokens", "upper end; left out, with the value, where it is unbounded"),
+    "isoflop/b_simple_raw": Scalar("tokens", "the same without Adam's preconditioning; under Adam often far too low"),
+    "isoflop/b_crit": Scalar("tokens", "critical batch: noise scale and published runs combined"),
+    "isoflop/b_crit_sigma": Scalar("1", "standard deviation of ln B_crit, model error included"),
+    "isoflop/batch_over_b_crit": Scalar("1", "B/B_crit: the extra tokens that this batch costs, as a share"),
+    "isoflop/s_min": Scalar("steps", "steps so far, had the batch been endless: ΣΔS/(1 + B_crit/B)"),
+    "isoflop/e_min": Scalar("tokens", "tokens so far, had the batch been tiny: ΣΔE/(1 + B/B_crit)"),
+}
+"""Forecast, advised, or from the gradient noise scale."""
+
+SCALARS = {**INTERVAL, **ESTIMATED}
+
+AXES: dict[str, Scalar] = {
+    "isoflop/loss_vs_log10FLOPs_x1000": Scalar(
+        "nats per loss token", "training loss; the step is 1000·log10(FLOPs): 18,000 reads 10^18"
+    ),
+    "isoflop/loss_vs_GFLOPs": Scalar("nats per loss token", "training loss; the step is FLOPs / 10^9"),
+}
+"""In TensorBoard alone: the step is compute, so that runs of different sizes overlay (Hoffmann et al., figure 2)."""
+
+
+class Interval(NamedTuple):
+    """Where a run stood at a log step."""
+
+    steps: int = 0
+    totals: Totals = Totals()
+    training_time: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"steps": self.steps, "totals": self.totals.state_dict(), "training_time": self.training_time}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Interval:
+        """The inverse of `state_dict`."""
+        return cls(int(state["steps"]), Totals(**state["totals"]), float(state["training_time"]))
+
+
+def interval_scalars(
+    *,
+    loss: float | None,
+    before: Interval,
+    now: Interval,
+    parameters: Parameters | None,
+    goodput: float,
+    devices: int,
+    peak: float | None,
+) -> dict[str, float]:
+    """The scalars of a log step; what is unknown is left out.
+
+    Args:
+        loss: mean training loss of the interval.
+        before: the log step before.
+        now: this one.
+        parameters: N by convention.
+        goodput: training time over wall time, of the run so far.
+        devices: number of devices in the job.
+        peak: dense peak of one device in FLOP/s.
+    """
+    totals = now.totals
+    processed, tokens, flops = totals.tokens_known, totals.data_tokens, totals.flops_known
+    values: dict[str, float | None] = {
+        "isoflop/loss": loss,
+        "isoflop/flops": flops,
+        "isoflop/flops_6nd": None if parameters is None else parameters.six_nd(processed),
+        "isoflop/tokens": tokens,
+        "isoflop/tokens_processed": processed,
+        "isoflop/padding_fraction": totals.padding / processed if processed else None,
+        "isoflop/loss_tokens": totals.loss_tokens_known,
+        "isoflop/goodput": goodput,
+    }
+    if parameters is not None and tokens is not None:
+        head, body = parameters.non_embedding_with_head, parameters.non_embedding
+        values["isoflop/tokens_per_param"] = tokens / head if head else None
+        values["isoflop/tokens_per_param_non_embedding"] = tokens / body if body else None
+    steps, seconds = now.steps - before.steps, now.training_time - before.training_time
+    if processed is not None and steps > 0:
+        values["isoflop/batch_tokens"] = (processed - before.totals.processed) / steps
+    if processed is not None and seconds > 0:
+        values["isoflop/tokens_per_second_per_device"] = (processed - before.totals.processed) / seconds / devices
+    if flops is not None and seconds > 0:
+        done = flops - before.totals.flops
+        attention = totals.flops_attention - before.totals.flops_attention
+        values["isoflop/tflops_per_device"] = done / seconds / devices / 1e12
+        if peak:
+            values["isoflop/mfu"] = done / seconds / devices / peak
+            if attention:  # a count by 6·N·D or given by the user doesn't tell it
+                values["isoflop/mfu_causal"] = (done - attention / 2) / seconds / devices / peak
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+MAX_STEP = 2**63 - 1  # a step is an int64 there
+
+
+class AxisPoint(NamedTuple):
+    """A scalar whose step is compute."""
+
+    tag: str
+    value: float
+    step: int
+
+
+class ComputeAxes:
+    """Turns (FLOPs, loss) into scalars on two compute axes, each written only when its integer step has grown.
+
+    So a log axis thins itself: 1,000 points a factor of ten.
+    """
+
+    def __init__(self) -> None:
+        self._last = {"isoflop/loss_vs_log10FLOPs_x1000": -1, "isoflop/loss_vs_GFLOPs": -1}
+
+    def points(self, flops: int | None, loss: float | None) -> list[AxisPoint]:
+        """The scalars to write now."""
+        if not flops or flops < 1 or loss is None or not math.isfinite(loss):
+            return []
+        steps = {
+            "isoflop/loss_vs_log10FLOPs_x1000": round(1000 * math.log10(flops)),
+            "isoflop/loss_vs_GFLOPs": flops // 10**9,
+        }
+        new = [AxisPoint(tag, loss, step) for tag, step in steps.items() if self._last[tag] < step <= MAX_STEP]
+        self._last.update({point.tag: point.step for point in new})
+        return new
+
+    def state_dict(self) -> dict[str, int]:
+        """The last steps written."""
+        return dict(self._last)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state_dict()`."""
+        self._last.update(state)

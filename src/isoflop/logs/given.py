@@ -1,0 +1,189 @@
+"""What the user says of runs whose logs don't: for all of them, for some by name, or in a table.
+
+What a model's configuration tells of its size, counted by whoever may know models: this room does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from isoflop.logs.files import csv_rows, number
+from isoflop.logs.logged import RUNS, SIZES, ImportProblem, Problems, first
+
+EVERY = ""
+"""The name under which an answer is for every run."""
+UNITS = ("nats", "bits", "ppl", "bpb")
+_TABLE = {
+    "tokens_per_step": "tokens_per_step",
+    "batch_tokens": "tokens_per_step",
+    "flops_per_token": "flops_per_token",
+    "devices": "devices",
+    "seq": "seq",
+    "config": "config",
+    "total_steps": "planned_steps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the user says of one run; None: nothing."""
+
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    tokens_per_step: float | None = None
+    flops_per_token: float | None = None
+    devices: float | None = None
+    seq: float | None = None
+    config: str | None = None
+    planned_steps: float | None = None
+    loss: Mapping[str, str] = field(default_factory=dict)
+    loss_unit: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user says of all runs. Each mapping is by run: its name, a pattern such as `small-*`, or `EVERY`.
+
+    Attributes:
+        params, tokens_per_step, flops_per_token, devices, seq: numbers.
+        config: config.json files.
+        loss: column by loss (`train`, `eval/val`).
+        loss_unit: unit by loss; `EVERY` for all: nats, bits, ppl (perplexity) or bpb (bits per byte).
+        table: rows of `read_answers`, by run.
+    """
+
+    params: Mapping[str, float] = field(default_factory=dict)
+    tokens_per_step: Mapping[str, float] = field(default_factory=dict)
+    flops_per_token: Mapping[str, float] = field(default_factory=dict)
+    devices: Mapping[str, float] = field(default_factory=dict)
+    seq: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)
+    loss: Mapping[str, str] = field(default_factory=dict)
+    loss_unit: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, names: Sequence[str]) -> Answers:
+        """What holds for the run of these names: an option that names it, else the table, else the option for all."""
+        row = next((self.table[name] for name in names if name in self.table), {})
+
+        def answer(option: str) -> Any:
+            given: Mapping[str, Any] = getattr(self, option)
+            named = _named(given, names)
+            return named if named is not None else row.get(option, given.get(EVERY))
+
+        params = _named(self.params, names)
+        parameters: dict[str, int] = dict(row.get("parameters", {}))
+        if params is not None or not parameters:
+            params = self.params.get(EVERY) if params is None else params
+            parameters = {} if params is None else {"N": round(params)}
+        return Answers(
+            parameters=parameters,
+            tokens_per_step=answer("tokens_per_step"),
+            flops_per_token=answer("flops_per_token"),
+            devices=answer("devices"),
+            seq=answer("seq"),
+            config=answer("config"),
+            planned_steps=row.get("planned_steps"),
+            loss=self.loss,
+            loss_unit=self.loss_unit,
+        )
+
+    def of_nobody(self, runs: Collection[Sequence[str]]) -> list[str]:
+        """Answers that name no run: a slip of the pen would else go unseen."""
+        told = []
+        for option in ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config"):
+            for pattern in getattr(self, option):
+                if pattern != EVERY and not any(_fits(pattern, names) for names in runs):
+                    some = ", ".join(sorted(names[0] for names in runs)[:5])
+                    told.append(f"--{option.replace('_', '-')} {pattern}=…: no run is called so; there are {some}")
+        return told
+
+
+def _named(given: Mapping[str, Any], names: Sequence[str]) -> Any:
+    exact = next((name for name in names if name in given and name != EVERY), None)
+    if exact is not None:
+        return given[exact]
+    return next((value for pattern, value in given.items() if pattern != EVERY and _fits(pattern, names)), None)
+
+
+def _fits(pattern: str, names: Sequence[str]) -> bool:
+    return any(pattern == name or fnmatchcase(name, pattern) for name in names)
+
+
+def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """A CSV table of answers by run: columns `run`, and of `params`, `tokens_per_step`, … those that are needed.
+
+    Raises:
+        ImportProblem: it can't be read, has no column run, or a value is no number: with file and line.
+    """
+    problems = Problems(os.fspath(path))
+    rows = csv_rows(path, problems)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    run = first(RUNS, header)
+    if run is None:
+        raise ImportProblem(f"{path}: expected a column run, and others such as params, got {header!a:.200}")
+    found: dict[str, dict[str, Any]] = {}
+    for line, row in rows:
+        cells = dict(zip(header, row, strict=False))
+        answers: dict[str, Any] = {}
+        parameters: dict[str, int] = {}
+        for name, text in cells.items():
+            what = _TABLE.get(name)
+            if text.strip() == "" or (what is None and name not in SIZES):
+                continue
+            if what == "config":
+                answers[what] = text.strip()
+                continue
+            value = amount(text)
+            if value is None:
+                raise ImportProblem(f"{path}:{line}: expected {name} to be a positive number, got {text[:60]!a}")
+            if what is None:
+                parameters.setdefault(SIZES[name], round(value))
+            else:
+                answers.setdefault(what, value)
+        if parameters:
+            answers["parameters"] = parameters
+        found[cells[run].strip()] = answers
+    if told := problems.all():
+        raise ImportProblem("; ".join(told[:3]))
+    return found
+
+
+def amount(text: str) -> float | None:
+    """A positive number, with k, M, B or T as everywhere in isoflop; None where it is none.
+
+    >>> amount("124M"), amount("1e9"), amount("many")
+    (124000000.0, 1000000000.0, None)
+    """
+    bare = text.strip().replace("_", "").replace(",", "")
+    factor = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get(bare[-1:].lower())
+    value = number(bare if factor is None else bare[:-1])
+    if value is None or not 0 < value * (factor or 1.0) < 1e30:
+        return None
+    return value * (factor or 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """A model's size.
+
+    Attributes:
+        parameters: N by convention.
+        method: how it was counted.
+        huggingface: N as Hugging Face's total_flos has it: without the tables of nn.Embedding, an untied head in it.
+        flops_per_token: of a training step at a sequence length, where one was given.
+        flops_method: how they were counted.
+    """
+
+    parameters: Mapping[str, int | None]
+    method: str
+    huggingface: int | None = None
+    flops_per_token: float | None = None
+    flops_method: str | None = None
+
+
+Counter = Callable[[str | Mapping[str, Any], int | None], Sized]
+"""(a config.json or its content, tokens a sequence or None) → the model's size; raises ValueError with the reason."""

@@ -1,0 +1,425 @@
+"""|G|², tr Σ and B_simple from one optimizer step's gradient and the parts it is the sum of: pure mathematics.
+
+A step's gradient g = Σ h_j is the sum of its parts' contributions (micro-batches, ranks, halves). Part j holds w_j
+tokens and enters with the coefficient c_j: h_j = c_j · (mean gradient of its tokens), Σ c_j = 1. With G the gradient
+of all data and Σ the covariance of one token's gradient,
+
+    E|g|²     = |G|²         + tr Σ · Σ c_j²/w_j
+    E Σ|h_j|² = |G|² · Σ c_j² + tr Σ · Σ c_j²/w_j
+
+so that without bias
+
+    |G|²  = (|g|² − Σ|h_j|²) / (1 − Σ c_j²)
+    tr Σ  = (|g|² − |G|²) / Σ(c_j²/w_j)
+    B_simple = tr Σ / |G|²        in tokens: McCandlish et al. 2018 (arXiv:1812.06162), eq. 2.9
+
+With c_j = w_j/N (a mean over the step's N tokens) Σ c_j²/w_j is 1/N; with equal parts the pair is their appendix
+A.1's. "A token's" covariance is that of the independent draws, which are sequences, over their length: it holds where
+each part's variance falls with its tokens, not for parts of one sequence.
+
+Divide averages over steps, never the step's own pair: the mean of ratios is biased, and one step's |G|² may be
+negative.
+
+Averages of the estimator's pair over steps, and B_simple from them with its interval. Plain Python numbers.
+
+What a source has measured in one step: numbers that stay on their device until a log step reads and sums them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+import torch
+from scipy.special import stdtrit
+
+from isoflop.flops.totals import sum_over_ranks, world_size
+
+
+class Unusable(Enum):
+    """Why a measured step gives no value; the value is the sentence that a user reads."""
+
+    ONE_PART = "the step's gradient came in one part: there is nothing to compare it with"
+    NOT_FINITE = "the gradient held NaN or infinity (an overflowed step of mixed precision is one)"
+    ZERO = "the gradient was zero"
+    IDENTICAL = "the parts' gradients were the same: their sequences are identical"
+    NO_TOKENS = "the tokens of the parts are unknown or 0: pass tokens_fn=, or monitor.accumulate(tokens=…)"
+    NOT_THE_SUM = (
+        "the optimizer's gradient is not the sum (over ranks: the mean) of the parts that were seen; it was changed "
+        "or reduced in another way, or micro-batches were thrown away (two passes a step, as SAM makes them)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartSums:
+    """What the estimator needs of a step's parts, as sums: those of several ranks add up.
+
+    Attributes:
+        parts: how many, K.
+        squares: Σ|h_j|².
+        tokens: N = Σ w_j.
+        tokens_squared: Σ w_j².
+        inverse_tokens: Σ 1/w_j.
+        by_tokens: c_j = w_j/N, the loss is a mean over the step's tokens; else c_j = 1/K, a mean of the parts' means.
+    """
+
+    parts: float
+    squares: float
+    tokens: float
+    tokens_squared: float
+    inverse_tokens: float
+    by_tokens: bool = False
+
+    @classmethod
+    def of(cls, tokens: Sequence[float], squares: Sequence[float], by_tokens: bool = False) -> PartSums:
+        """From each part's tokens w_j and squared norm |h_j|².
+
+        Raises:
+            ValueError: the two differ in length, or a part has no tokens.
+        """
+        if len(tokens) != len(squares) or not all(w > 0 for w in tokens):
+            raise ValueError(
+                f"expected as many squared norms as token counts, and positive counts; got {len(squares)} squared "
+                f"norms and the counts {list(tokens)}"
+            )
+        inverse = math.fsum(1 / w for w in tokens)
+        squared = math.fsum(w * w for w in tokens)
+        return cls(len(tokens), math.fsum(squares), math.fsum(tokens), squared, inverse, by_tokens)
+
+    @property
+    def coefficients_squared(self) -> float:
+        """Σ c_j²."""
+        return self.tokens_squared / self.tokens**2 if self.by_tokens else 1 / self.parts
+
+    @property
+    def spread(self) -> float:
+        """Σ c_j²/w_j: the variance of g is tr Σ times this."""
+        return 1 / self.tokens if self.by_tokens else self.inverse_tokens / self.parts**2
+
+
+@dataclass(frozen=True, slots=True)
+class StepEstimate:
+    """One step's unbiased pair, each noisy and perhaps negative: average both over steps before dividing.
+
+    Attributes:
+        gradient: |G|², the squared norm of the true gradient, in the gradient's unit squared.
+        variance: tr Σ, the variance of one token's gradient, the same unit.
+        tokens: N, the step's batch.
+    """
+
+    gradient: float
+    variance: float
+    tokens: float
+
+
+def estimate_step(sums: PartSums, whole: float) -> StepEstimate | Unusable:
+    """The pair of one step; or why there is none.
+
+    Args:
+        sums: of the parts.
+        whole: |g|², the squared norm of the step's gradient; of parts that were scaled, scaled alike.
+
+    >>> step = estimate_step(PartSums.of([100, 100], [3.0, 3.0]), 10.0)
+    >>> step.gradient, step.variance  # |G|² = (10 − 6)/(1 − ½)
+    (8.0, 400.0)
+    """
+    if sums.parts < 2:
+        return Unusable.ONE_PART
+    if not (math.isfinite(sums.squares) and math.isfinite(whole)):
+        return Unusable.NOT_FINITE
+    if not (math.isfinite(sums.inverse_tokens) and sums.tokens > 0):
+        return Unusable.NO_TOKENS
+    if whole <= 0 or sums.squares <= 0:
+        return Unusable.ZERO
+    gradient = (whole - sums.squares) / (1 - sums.coefficients_squared)
+    if abs(whole - gradient) < ROUNDING * whole:
+        return Unusable.IDENTICAL
+    return StepEstimate(gradient, (whole - gradient) / sums.spread, sums.tokens)
+
+
+ROUNDING = 1e-5
+"""Relative to |g|²: what norms in single precision leave of a difference that is zero."""
+
+
+WINDOW = 60
+MEMORY = 1.0
+"""Exponent c of the run's average: the i-th measurement weighs i^c. 0 would be the plain mean."""
+MIN_MEASUREMENTS = 5
+"""Below that an interval of two correlated means says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseScale:
+    """B_simple = tr Σ/|G|² with its interval, in tokens.
+
+    Attributes:
+        value: the ratio of the means; None where |G|² came out at 0 or below.
+        low: lower end of the interval, 0 where it is not bounded.
+        high: upper end; infinite where |G|² is not told from 0.
+        measurements: how many steps are behind it.
+        level: of the interval.
+    """
+
+    value: float | None
+    low: float
+    high: float
+    measurements: int
+    level: float = 0.95
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the upper end is known."""
+        return math.isfinite(self.high)
+
+    @property
+    def log_error(self) -> float:
+        """Half the interval in standard errors of ln B; infinite where it is unbounded."""
+        if not self.bounded or self.low <= 0:
+            return math.inf
+        return math.log(self.high / self.low) / (2 * 1.96)
+
+    def __str__(self) -> str:
+        level = f"{self.level:.0%}, {self.measurements} measurements"
+        if not self.bounded or self.value is None:
+            return f"B_noise > {self.low:,.0f} tokens ({level})" if self.low > 0 else f"B_noise unknown ({level})"
+        return f"B_noise {self.value:,.0f} tokens [{self.low:,.0f}, {self.high:,.0f}] ({level})"
+
+
+def fieller(x: float, y: float, xx: float, yy: float, xy: float, quantile: float) -> tuple[float, float]:
+    """Interval of a ratio y/x ≥ 0 of two correlated means (Fieller 1954): every r with (y − rx)² ≤ q²·Var(y − rx).
+
+    Args:
+        x, y: the means.
+        xx, yy, xy: variances and covariance of the means.
+        quantile: q, of Student's distribution.
+
+    Returns:
+        (low, high): low 0 or high infinite where the interval has no end on that side.
+
+    >>> fieller(1.0, 2.0, 0.01, 0.04, 0.0, 2.0)
+    (1.5, 2.666666666666667)
+    >>> fieller(0.1, 2.0, 0.01, 0.04, 0.0, 2.0)  # the denominator may be 0
+    (6.465143735728139, inf)
+    """
+    q2 = quantile * quantile
+    a, b, c = x * x - q2 * xx, x * y - q2 * xy, y * y - q2 * yy  # a·r² − 2b·r + c ≤ 0
+    root = b * b - a * c
+    if root < 0:  # a < 0: every ratio fits
+        return 0.0, math.inf
+    root = math.sqrt(root)
+    if a > 0:
+        low, high = (b - root) / a, (b + root) / a
+        return (max(low, 0.0), high) if high > 0 else (0.0, math.inf)
+    if a == 0:
+        return (max(c / (2 * b), 0.0), math.inf) if b > 0 else (0.0, math.inf)
+    # outside of two roots; the smaller is below 0 unless y, too, may be 0
+    small, large = sorted(((b + root) / a, (b - root) / a))
+    return (large, math.inf) if small <= 0 < large else (0.0, math.inf)
+
+
+@dataclass(slots=True)
+class RunningMoments:
+    """Weighted means of pairs and the (co)variances of those means, in constant memory.
+
+    The i-th pair weighs i^memory: early values, of another order of magnitude, fade as the run goes on.
+    """
+
+    memory: float = MEMORY
+    count: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 12)
+    # of w·(1, x, y), w²·(1, x, y, xx, yy, xy), w·(xx, yy, xy)
+
+    def add(self, x: float, y: float) -> None:
+        """One measured pair."""
+        self.count += 1
+        fade = ((self.count - 1) / self.count) ** self.memory if self.count > 1 else 0.0
+        squares = (x * x, y * y, x * y)
+        once, twice = (1.0, x, y), (1.0, x, y, *squares)
+        for i, value in enumerate(once):
+            self.sums[i] = self.sums[i] * fade + value
+        for i, value in enumerate(twice, 3):
+            self.sums[i] = self.sums[i] * fade * fade + value
+        for i, value in enumerate(squares, 9):
+            self.sums[i] = self.sums[i] * fade + value
+
+    def ratio(self, level: float = 0.95) -> NoiseScale | None:
+        """y/x of the means with Fieller's interval; None with fewer than `MIN_MEASUREMENTS`."""
+        if self.count < MIN_MEASUREMENTS:
+            return None
+        w, x, y, w2, *_ = self.sums
+        x, y = x / w, y / w
+        effective = w * w / w2
+        # deviations from the mean, squared and weighted by w², are the variance of a weighted mean
+        (_, wx, wy, wxx, wyy, wxy) = self.sums[3:9]
+        small = effective / (effective - 1)
+        xx = max(wxx - 2 * x * wx + x * x * w2, 0.0) / (w * w) * small
+        yy = max(wyy - 2 * y * wy + y * y * w2, 0.0) / (w * w) * small
+        xy = (wxy - x * wy - y * wx + x * y * w2) / (w * w) * small
+        low, high = fieller(x, y, xx, yy, xy, float(stdtrit(effective - 1, 0.5 + level / 2)))
+        value = y / x if x > 0 and y > 0 else None
+        return NoiseScale(value, low, high, self.count, level)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"memory": self.memory, "count": self.count, "sums": list(self.sums)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> RunningMoments:
+        """The inverse of `state_dict`."""
+        return cls(float(state["memory"]), int(state["count"]), [float(value) for value in state["sums"]])
+
+
+def ratio_of(pairs: Iterable[tuple[float, float]], level: float = 0.95) -> NoiseScale | None:
+    """B_simple of (|G|², tr Σ) pairs that weigh alike."""
+    moments = RunningMoments(memory=0.0)
+    for x, y in pairs:
+        moments.add(x, y)
+    return moments.ratio(level)
+
+
+class Averages:
+    """One kind of measurement (raw or preconditioned): the last `WINDOW` of them, and the whole run's."""
+
+    def __init__(self) -> None:
+        self.run = RunningMoments()
+        self._window: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+
+    def add(self, step: StepEstimate) -> None:
+        """One measured step."""
+        self.run.add(step.gradient, step.variance)
+        self._window.append((step.gradient, step.variance))
+
+    def over_run(self) -> NoiseScale | None:
+        """Of the run, later steps weighing more (`MEMORY`)."""
+        return self.run.ratio()
+
+    def over_window(self) -> NoiseScale | None:
+        """Of the last `WINDOW` measured steps."""
+        return ratio_of(self._window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"run": self.run.state_dict(), "window": [list(pair) for pair in self._window]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.run = RunningMoments.from_state(state["run"])
+        self._window = deque(((float(x), float(y)) for x, y in state["window"]), maxlen=WINDOW)
+
+
+Number = float | int | torch.Tensor
+
+MAX_WAITING = 32
+"""Measured steps that wait for a log step at most: the collective is of one size whatever a rank has measured."""
+TOLERANCE = 0.05
+"""Of the check that the parts add up to the step's gradient: far above bfloat16's rounding, far below a lost part."""
+
+
+class Measured(NamedTuple):
+    """One measured step on this rank; over ranks every field adds up.
+
+    The check is the sum of one small parameter's gradient, a linear function: over the parts it must come to that of
+    the step's gradient.
+    """
+
+    step: Number
+    raw_squares: Number
+    raw_whole: Number
+    preconditioned_squares: Number  # NaN: not measured
+    preconditioned_whole: Number
+    parts: Number
+    tokens: Number
+    tokens_squared: Number
+    inverse_tokens: Number
+    check_parts: Number
+    check_squares: Number
+    check_whole: Number
+    check_whole_squared: Number  # over ranks its mean, so that ranks that differ are noticed; NaN: ranks hold shards
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A measured step of all ranks: the estimates, or why there are none."""
+
+    step: int
+    raw: StepEstimate | Unusable
+    preconditioned: StepEstimate | Unusable | None
+
+
+def gather(waiting: Sequence[Measured], own: Sequence[float]) -> tuple[list[Measured], list[float]]:
+    """Read what waits and sum it over ranks. A collective of a fixed size; every rank calls it at the same step.
+
+    A step that some rank has not measured is left out.
+
+    Args:
+        waiting: at most `MAX_WAITING`.
+        own: other numbers to sum along.
+    """
+    rows = read(waiting)
+    ranks = world_size()
+    if ranks == 1:
+        return rows, list(own)
+    width = 1 + len(Measured._fields)
+    packed = [number for row in rows for number in (1.0, *map(float, row))]
+    packed += [0.0] * (width * MAX_WAITING - len(packed))
+    _, summed = sum_over_ranks([], [*packed, *own])  # NaN and infinity come through a sum as such
+    together = []
+    for i, row in enumerate(rows):
+        here, step, *rest = summed[i * width : (i + 1) * width]
+        if here == ranks and step == ranks * row.step:
+            together.append(Measured(row.step, *rest))
+    return together, summed[width * MAX_WAITING :]
+
+
+def read(waiting: Sequence[Measured]) -> list[Measured]:
+    """The numbers of measured steps, with one wait a device."""
+    tensors = [value for row in waiting for value in row if isinstance(value, torch.Tensor)]
+    values: dict[int, float] = {}
+    for device in {tensor.device for tensor in tensors}:
+        here = [tensor for tensor in tensors if tensor.device == device]
+        read_out = torch.stack([tensor.detach().to(torch.float32).reshape(()) for tensor in here]).tolist()
+        values.update(zip(map(id, here), read_out, strict=True))
+
+    def number(value: Number) -> float:
+        return values[id(value)] if isinstance(value, torch.Tensor) else value
+
+    return [Measured(*map(number, row)) for row in waiting]
+
+
+def result(row: Measured, by_tokens: bool) -> StepResult:
+    """The estimates of a step that has been read and summed."""
+    numbers = Measured(*map(float, row))
+    step = int(numbers.step)
+    if numbers.parts >= 2 and not math.isfinite(numbers.raw_squares + numbers.raw_whole):
+        return StepResult(step, Unusable.NOT_FINITE, None)
+    if numbers.parts >= 2 and not _adds_up(numbers):
+        return StepResult(step, Unusable.NOT_THE_SUM, None)
+    raw = _estimate(numbers, numbers.raw_squares, numbers.raw_whole, by_tokens)
+    if math.isnan(numbers.preconditioned_squares + numbers.preconditioned_whole):
+        return StepResult(step, raw, None)
+    preconditioned = _estimate(numbers, numbers.preconditioned_squares, numbers.preconditioned_whole, by_tokens)
+    return StepResult(step, raw, preconditioned)
+
+
+def _adds_up(row: Measured) -> bool:
+    allowed = TOLERANCE**2 * max(float(row.check_squares), 0.0)
+    whole = float(row.check_whole)
+    # the second: of a gradient that is not the same on every rank the mean alone would pass
+    apart = float(row.check_whole_squared) - whole**2
+    return (float(row.check_parts) - whole) ** 2 <= allowed and not apart > allowed
+
+
+def _estimate(row: Measured, squares: Number, whole: Number, by_tokens: bool) -> StepEstimate | Unusable:
+    parts = PartSums(
+        float(row.parts),
+        float(squares),
+        float(row.tokens),
+        float(row.tokens_squared),
+        float(row.inverse_tokens),
+        by_tokens,
+    )
+    return estimate_step(parts, float(whole))

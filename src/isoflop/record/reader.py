@@ -1,0 +1,171 @@
+"""The reader of records: what a file says with its resumes applied; what is broken is told, not raised."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of
+from isoflop.record.paths import as_text, is_url, place_of, read_bytes, records_below
+from isoflop.record.provenance import json_safe
+from isoflop.record.run import SCHEMA_VERSION, Point, RecordError, Run
+
+_logger = logging.getLogger(__name__)
+
+
+UPDATED = ("optimizer", "planned", "git", "versions", "device", "counting", "options")
+"""Fields of the header that an `update` line changes: a resumed run may have another plan, machine or counting."""
+
+MOST_ADVICE = 1000
+"""Of one run; a healthy one has a few."""
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read one record.
+
+    A resume line supersedes the points beyond its step. Of two lines of one step the later wins, value by
+    value (its nulls, and the losses it doesn't name, leave the earlier line's). Lines and values that can't
+    be right are skipped and told in `Run.problems`. A last line that is still being written is left alone.
+
+    Args:
+        path: a file `isoflop-<run_id>.jsonl`, or its URL; may be written to meanwhile.
+
+    Raises:
+        RecordError: it can't be opened, is no regular file, or has no header line.
+    """
+    place = place_of(path)
+    text = as_text(path)
+    try:
+        if isinstance(place, str):
+            return read_stream(io.BytesIO(read_bytes(place)), text)
+        if not Path(text).is_file():  # a pipe would wait for ever
+            came = "a folder or device" if os.path.exists(text) else "no such file"
+            raise RecordError(f"Expected a record file at {text}, got {came}.")
+        with open(text, "rb") as stream:
+            return read_stream(stream, text)
+    except OSError as error:
+        raise RecordError(f"Expected a record file that can be read at {text}, got: {error}.") from error
+
+
+def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[str], None] | None = None) -> list[Run]:
+    """Read records: files as given, and of folders all that is below them (`isoflop-*.jsonl`).
+
+    Args:
+        paths_or_folders: each a file or a folder, or the URL of one. Links to folders inside a folder are not followed.
+        on_problem: called with a text for each file that can't be read as a record; default: logs a warning.
+
+    Returns:
+        The runs, oldest first. What is odd inside one is in its `problems`.
+    """
+    runs: dict[str, Run] = {}
+    say = on_problem or _logger.warning
+    for path in record_files(paths_or_folders, say):
+        real = path if is_url(path) else os.path.realpath(path)
+        if real in runs:
+            continue
+        try:
+            runs[real] = read_run(path)
+        except RecordError as error:
+            say(str(error))
+    return sorted(runs.values(), key=lambda run: (run.created, run.run_id))
+
+
+def record_files(
+    paths: tuple[str | os.PathLike[str], ...], say: Callable[[str], None] = _logger.warning
+) -> Iterator[str]:
+    """The files themselves, and of folders all records below them. Links to folders are not followed."""
+    for given in paths:
+        place = place_of(given)
+        if isinstance(place, str):
+            try:
+                yield from records_below(place)
+            except (RecordError, OSError) as error:
+                say(f"Expected records at {place}, got: {error}")
+            continue
+        path = as_text(given)
+        if not os.path.isdir(path):
+            yield path
+            continue
+        for folder, _, names in os.walk(path, followlinks=False):
+            for name in names:
+                if name.startswith("isoflop-") and name.endswith(".jsonl"):
+                    yield os.path.join(folder, name)
+
+
+def read_stream(stream: BinaryIO, path: str) -> Run:
+    """Read one record from an open stream; `path`: what to call it. Otherwise as `read_run`."""
+    problems = Problems(path)
+    first: dict[str, Any] = {}  # the header line
+    header: dict[str, Any] | None = None
+    end: dict[str, Any] | None = None
+    story: list[Point | int] = []  # points, and the steps of resumes, as written
+    advice: list[dict[str, Any]] = []  # of this attempt, and of earlier ones what the resumes left
+    last_step = -1  # of this attempt
+    for raw in split_lines(stream, problems):
+        record, expected = parse(raw)
+        if expected and not raw.endswith(b"\n") and end is None:
+            break  # the last line is still being written, or a kill cut it off
+        event = record.get("event") if isinstance(record, dict) else None
+        if not isinstance(event, str):
+            problems.add(expected or 'an object with an "event"', raw)
+        elif event == "header" and header:
+            problems.add("one header", "a second one: the rest of the file was skipped")
+            break
+        elif event == "header":
+            first = record
+            header = header_fields(first, problems)
+        elif event == "update" and header:
+            changed = {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
+            first = {**first, **changed}
+            header = header_fields(first, Problems(path)) or header
+        elif event == "point" and (point := point_from(record, problems)):
+            if point.step < last_step:
+                problems.add(f"a step from {last_step} on, or a resume line before", point.step)
+            if end and point.step > end["step"]:
+                end = None  # somebody went on without a resume line
+            last_step = point.step
+            story.append(point)
+        elif event == "resume" and (step := step_of(record, problems)) is not None:
+            story.append(step)
+            advice = [each for each in advice if each["step"] <= step]
+            last_step, end = -1, None
+        elif event == "advice" and len(advice) < MOST_ADVICE and (step := step_of(record, problems)) is not None:
+            advice.append({**json_safe(record, hide_secrets=False), "step": step})
+        elif event == "end" and (step := step_of(record, problems)) is not None:
+            if record.get("status") in ("completed", "interrupted"):
+                ahead = {"step": step, "status": record["status"]}  # of what json_safe may cut
+                end = json_safe({**ahead, **record, **ahead}, hide_secrets=False)
+            else:
+                problems.add('status "completed" or "interrupted"', record.get("status"))
+    if header is None:
+        raise RecordError(
+            f'Expected a header line {{"event":"header","isoflop":{SCHEMA_VERSION},…}} in {path}, got none: '
+            "it is no isoflop record, or its run was stopped before it began."
+        )
+    return Run(
+        **header,
+        points=_apply(story),
+        advice=tuple(advice),
+        status=end["status"] if end else "running",
+        end=end,
+        attempts=1 + sum(isinstance(item, int) for item in story),
+        problems=problems.all(),
+        path=path,
+    )
+
+
+def _apply(story: list[Point | int]) -> tuple[Point, ...]:
+    """The points that count, by step: backwards, so that each is held against every resume after it."""
+    points: dict[int, Point] = {}
+    limit = float("inf")
+    for item in reversed(story):
+        if isinstance(item, int):
+            limit = min(limit, item)
+        elif item.step <= limit:
+            later = points.get(item.step)
+            points[item.step] = item.merged(later) if later else item
+    return tuple(points[step] for step in sorted(points))

@@ -1,0 +1,389 @@
+"""All records below the log folders, kept up to date by one thread that works while somebody looks.
+
+Records below a log folder: found without following links, opened only where they really lie inside.
+
+One record followed while it grows: what came since the last look is read, or all of it where it was replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, BinaryIO
+
+from isoflop.record.reader import read_stream
+from isoflop.record.run import Point, RecordError, Run
+from isoflop.record.thinned import SMALL, Digest, glimpse
+
+if TYPE_CHECKING:
+    from isoflop.fit.runs import RunCurve
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file has changed."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds since 1970
+    file: tuple[int, int]  # device and inode: another one was put in its place
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lies below a folder.
+
+    Attributes:
+        files: stamp of each record by its path from the folder, with "/".
+        links: folders and records that are links; never followed.
+        unread: folders that can't be listed.
+    """
+
+    files: dict[str, Stamp]
+    links: int = 0
+    unread: int = 0
+
+
+def scan(root: str, on_first: Callable[[], None] = lambda: None) -> Scan:
+    """Look for `isoflop-*.jsonl` below a folder; nothing raises.
+
+    Args:
+        root: the folder.
+        on_first: called as soon as one is found: a large folder takes a while.
+    """
+    files: dict[str, Stamp] = {}
+    links, unread, folders = 0, 0, [""]
+    while folders:
+        below = folders.pop()
+        try:
+            with os.scandir(os.path.join(root, below) if below else root) as entries:
+                for entry in entries:
+                    path = f"{below}/{entry.name}" if below else entry.name
+                    is_record = entry.name.startswith("isoflop-") and entry.name.endswith(".jsonl")
+                    try:
+                        if entry.is_symlink():
+                            links += is_record or entry.is_dir()
+                        elif entry.is_dir(follow_symlinks=False):
+                            folders.append(path)
+                        elif is_record and entry.is_file(follow_symlinks=False):
+                            if not files:
+                                on_first()
+                            files[path] = stamp_of(entry.stat(follow_symlinks=False))
+                    except OSError:  # it vanished meanwhile
+                        continue
+        except OSError:
+            unread += 1
+    return Scan(files, links, unread)
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file's status."""
+    return Stamp(status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+
+
+def open_inside(root: str, path: str) -> BinaryIO:
+    """Open a regular file that really lies below a folder.
+
+    Args:
+        root: the folder.
+        path: from the folder.
+
+    Raises:
+        OSError: it is a link, a pipe or device, lies elsewhere, or is gone.
+    """
+    full, inside = os.path.join(root, path), os.path.realpath(root)
+    no_link_no_wait = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    stream = os.fdopen(os.open(full, os.O_RDONLY | no_link_no_wait), "rb")
+    try:
+        status, real = os.fstat(stream.fileno()), os.path.realpath(full)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        # what was opened is what lies there, also where a folder on the way was just replaced by a link
+        if os.path.commonpath([inside, real]) != inside or not os.path.samestat(status, os.stat(real)):
+            raise OSError("it lies outside of the log folder")
+    except (OSError, ValueError) as error:
+        stream.close()
+        raise OSError(f"{path}: {error}") from None
+    return stream
+
+
+BLOCK = 1 << 22
+"""Bytes read at once."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of one record.
+
+    Attributes:
+        run: with the points that its end is told by; None: it can't be read as a record.
+        curve: its points, thinned, as columns.
+        problem: why there is no run, or what was left out.
+        whole: whether all of the file was looked at.
+    """
+
+    run: Run | None
+    curve: RunCurve | None = None
+    problem: str | None = None
+    whole: bool = True
+
+
+class Tail:
+    """Reads one file, and later what was added to it."""
+
+    def __init__(self, root: str, path: str) -> None:
+        self.root, self.path = root, path
+        self.stamp: Stamp | None = None  # of the file as it was last read
+        self._digest = Digest()
+        self._before = b""  # the last bytes taken, to tell a file that was written anew in its place
+
+    def glimpse(self, size: int) -> Reading:
+        """A first look at a large file, from a few of its lines."""
+        try:
+            with open_inside(self.root, self.path) as stream:
+                return _reading(glimpse(stream, size), self.path, whole=False)
+        except OSError as error:
+            return Reading(None, problem=_told(error))
+
+    def read(self) -> Reading:
+        """What the file holds now."""
+        try:
+            with open_inside(self.root, self.path) as stream:
+                stamp = stamp_of(os.fstat(stream.fileno()))
+                if not self._goes_on(stream, stamp):
+                    self._digest, self._before = Digest(), b""
+                stream.seek(self._digest.size)
+                for block in _blocks(stream, stamp.size - self._digest.size):
+                    self._digest.feed(block)
+                    self._before = (self._before + block)[-64:]
+                self.stamp = stamp
+        except OSError as error:
+            self.stamp = None
+            return Reading(None, problem=_told(error))
+        return _reading(self._digest.record(), self.path, self._digest.problem)
+
+    def _goes_on(self, stream: BinaryIO, stamp: Stamp) -> bool:
+        """Whether the file is the one that was read so far, with nothing or something added."""
+        if self.stamp is None or stamp.file != self.stamp.file or stamp.size < self._digest.size:
+            return False
+        stream.seek(self._digest.size - len(self._before))
+        return stream.read(len(self._before)) == self._before
+
+
+def is_large(stamp: Stamp) -> bool:
+    """Whether a first look is worth it before all is read."""
+    return stamp.size > SMALL
+
+
+def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """As many bytes as the file had when it was opened, less where it was cut meanwhile."""
+    while size > 0 and (block := stream.read(min(BLOCK, size))):
+        size -= len(block)
+        yield block
+
+
+def _reading(record: bytes, path: str, problem: str | None = None, *, whole: bool = True) -> Reading:
+    from isoflop.fit.runs import curve_of_run  # NumPy and SciPy: not while TensorBoard starts
+
+    try:
+        run = read_stream(io.BytesIO(record), path)
+    except RecordError as error:
+        return Reading(None, problem=str(error), whole=whole)
+    return Reading(replace(run, points=_ends(run)), curve_of_run(run), problem, whole)
+
+
+def _ends(run: Run) -> tuple[Point, ...]:
+    """Points of the last 5% of steps, the last one of each loss, and the last of all: what an end is told by."""
+    from isoflop.fit.runs import at_end  # NumPy
+
+    last = {name: point for point in run.points for name, value in point.losses.items() if value is not None}
+    steps = [point.step for point in run.points]
+    late = [point for point, end in zip(run.points, at_end(steps, "train"), strict=True) if end]
+    kept = {id(point) for point in (*late, *last.values(), *run.points[-1:])}
+    return tuple(point for point in run.points if id(point) in kept)
+
+
+def _told(error: OSError) -> str:
+    return f"it can't be read: {error.strerror or error}"
+
+
+_logger = logging.getLogger("isoflop.tab")
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the files, at the least."""
+SCAN_SHARE = 10
+"""A folder is listed again after that many times the seconds which listing it took: huge ones take a while."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """A log folder; `name` of `--logdir_spec`, or empty."""
+
+    path: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record.
+
+    Attributes:
+        key: names it in requests; a hash of its path, so that no path is ever asked for.
+        path: from the log folder, for people.
+        reading: what is known of it.
+        version: grows with each change.
+    """
+
+    key: str
+    path: str
+    reading: Reading
+    version: int
+
+    @property
+    def run(self) -> Run | None:
+        """What was read."""
+        return self.reading.run
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known at one moment.
+
+    Attributes:
+        version: changes when anything does, and when the server is started anew.
+        entries: by path.
+        found: records that there are.
+        links: links that were not followed.
+        listed: whether the folders were listed once.
+    """
+
+    version: str
+    entries: tuple[Entry, ...] = ()
+    found: int = 0
+    links: int = 0
+    listed: bool = False
+
+    @property
+    def whole(self) -> int:
+        """Records that were read to the end."""
+        return sum(entry.reading.whole for entry in self.entries)
+
+
+class RecordStore:
+    """Follows the records below some folders.
+
+    The thread starts with the first question, and sleeps while none is asked. `any` makes it take a first look alone:
+    somebody opened TensorBoard, and may open the tab.
+    """
+
+    def __init__(self, roots: Sequence[Root]) -> None:
+        self._roots = tuple(roots)
+        self._session = secrets.token_hex(4)
+        self._lock = threading.Lock()
+        self._wake, self._some = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._wanted = False  # by a page of the tab
+        self._tails: dict[tuple[int, str], Tail] = {}
+        self._entries: dict[tuple[int, str], Entry] = {}
+        self._scans: list[Scan] = []
+        self._next_scan = 0.0
+        self._version = 0
+        self._snapshot = Snapshot(self._session)
+
+    def any(self, wait: float = 0.5) -> bool:
+        """Whether there is a record; the first time an answer is waited for, so many seconds at the most."""
+        self._poke()
+        if not self._snapshot.listed:
+            self._some.wait(wait)
+        return bool(self._snapshot.found) or (self._some.is_set() and not self._snapshot.listed)
+
+    def snapshot(self) -> Snapshot:
+        """What is known now; what is new will be in a later one."""
+        self._wanted = True
+        self._poke()
+        return self._snapshot
+
+    def look(self) -> Snapshot:
+        """List the folders and read what has changed, here and now."""
+        with self._lock:
+            while self._look():
+                pass
+        return self._snapshot
+
+    def _poke(self) -> None:
+        self._wake.set()
+        if self._thread is None and self._roots:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="isoflop-tab", daemon=True)
+                    self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                with self._lock:
+                    first = self._look(self._wanted)
+                self._wanted = self._wanted and first  # what was only glimpsed at is read next
+                if self._wanted:
+                    self._wake.set()
+            except Exception:  # a tab must not end TensorBoard; what it knew stays
+                _logger.exception("isoflop: the Scaling tab could not read the records")
+            time.sleep(LOOK_EVERY)
+
+    def _look(self, read: bool = True) -> bool:
+        """Take a first look at what is new; else read on, where that is wanted. Whether there was something new."""
+        files = self._files()
+        for gone in self._tails.keys() - files.keys():
+            del self._tails[gone]
+            self._entries.pop(gone, None)
+            self._version += 1
+        self._publish(len(files))
+        self._some.set()
+        new = [place for place in files if place not in self._tails]
+        self._tails.update({place: Tail(self._roots[place[0]].path, place[1]) for place in new})
+        for place in new:  # a first look at all of them, before any is read to its end
+            tail, large = self._tails[place], is_large(files[place])
+            self._put(place, tail.glimpse(files[place].size) if large else tail.read(), len(files))
+        for place, stamp in files.items() if read and not new else ():
+            if self._tails[place].stamp != stamp:
+                self._put(place, self._tails[place].read(), len(files))
+        return bool(new)
+
+    def _files(self) -> dict[tuple[int, str], Stamp]:
+        """The records' stamps now; the folders are listed again where that is due."""
+        started = time.monotonic()
+        if started >= self._next_scan:
+            self._scans = [scan(root.path, self._some.set) for root in self._roots]
+            self._next_scan = time.monotonic() + SCAN_SHARE * (time.monotonic() - started)
+            return {(i, path): stamp for i, found in enumerate(self._scans) for path, stamp in found.files.items()}
+        found = {}
+        for i, path in self._tails:
+            with suppress(OSError):  # gone
+                found[i, path] = stamp_of(os.lstat(os.path.join(self._roots[i].path, path)))
+        return found
+
+    def _put(self, place: tuple[int, str], reading: Reading, found: int) -> None:
+        old, name = self._entries.get(place), self._roots[place[0]].name
+        if old is not None and old.reading == reading:
+            return
+        self._version += 1
+        path = f"{name}/{place[1]}" if name else place[1]
+        whole = os.path.join(self._roots[place[0]].path, place[1])
+        key = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        self._entries[place] = Entry(key, path, reading, self._version)
+        self._publish(found)
+
+    def _publish(self, found: int) -> None:
+        entries = tuple(sorted(self._entries.values(), key=lambda entry: entry.path))
+        links = sum(each.links for each in self._scans)
+        self._snapshot = Snapshot(f"{self._session}-{self._version}", entries, found, links, True)
