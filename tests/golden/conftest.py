@@ -8,10 +8,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from golden import planted, runs, values
+
+PLAIN: dict[str, Any] = {"target_loss": 1.0, "unique_tokens": 20_000, "price_per_hour": 2.5, "peak_flops": 1e8}
+"""Options of the plain loop."""
 
 
 @contextmanager
@@ -53,14 +57,8 @@ def series(base: Path) -> list[runs.Ran]:
 def plain(base: Path, series: list[runs.Ran]) -> runs.Ran:
     """A plain loop, with all that an option can add to advice."""
     with quiet():
-        return runs.plain(
-            base / "runs" / "plain",
-            history=[ran.folder for ran in series],
-            target_loss=1.0,
-            unique_tokens=20_000,
-            price_per_hour=2.5,
-            peak_flops=1e8,
-        )[0]
+        history = [ran.folder for ran in series]
+        return runs.plain(base / "runs" / "plain", history=history, **PLAIN)[0]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 DATA = ("type", "name", "x", "y", "z", "error_x", "error_y")
-WORDS = ("text", "customdata", "hovertext")
+WORDS = ("text", "hovertext")
 """Of these the first alone: they say what x, y and z say."""
 AXIS = ("title", "type", "range")
 

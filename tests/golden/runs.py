@@ -307,7 +307,7 @@ def lightning(folder: Path, *, stop_after_epoch: int | None = None, resume: bool
         def on_exception(self, trainer: Any, module: Any, error: BaseException) -> None:
             monitor.monitor = None  # a process that is killed ends no record
 
-    saver = pl.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0)
+    saver = pl.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True)
     monitor = IsoFLOPMonitor(record_dir=folder, **options)
     with heard() as said, scripted_clock():
         trainer = pl.Trainer(
