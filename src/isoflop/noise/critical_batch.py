@@ -14,13 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
-from torch import nn
 
 from isoflop.laws.forms import Values, critical_batch, values
-from isoflop.noise.estimator import NoiseScale
+
+if TYPE_CHECKING:  # the mathematics runs without torch
+    from torch import nn
+
+    from isoflop.noise.estimator import NoiseScale
 
 
 @dataclass(frozen=True, slots=True)

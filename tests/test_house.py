@@ -1,0 +1,63 @@
+"""The laws of the house hold, and the checks that hold them can fail (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).parent.parent
+SOURCES = sorted([*HOME.glob("src/**/*.py"), *HOME.glob("integrations/**/*.py")])
+NAMES_TO_AVOID = {
+    *("entries", "named", "place", "setup", "critical", "others", "outermost", "track"),
+    *("said", "fed", "ends", "came", "silence", "desk"),
+}
+
+
+def contracts(tree: Path) -> subprocess.CompletedProcess[str]:
+    """Import-linter's verdict on a tree, by this project's contracts."""
+    environment = {**os.environ, "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree / 'integrations'}"}
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
+    return subprocess.run(
+        [*command, str(HOME / "pyproject.toml"), "--no-cache", "--no-logo"],
+        capture_output=True,
+        text=True,
+        cwd=tree,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        (None, "", None),
+        ("fit/newton.py", "import torch", "The analysis never imports torch"),
+        ("laws/forms.py", "def look():\n    from isoflop.fit import plan", "Rooms import downwards"),
+        ("record/run.py", "from isoflop.cli import app", "Rooms import downwards"),
+        ("flops/device.py", "import transformers", "The core knows no trainer"),
+        ("laws/forms.py", "from isoflop.laws.frontier import optimal_allocation", "No circle inside a room"),
+    ],
+)
+def test_the_contracts_hold_and_a_breach_is_seen(
+    tmp_path: Path, file: str | None, line: str, broken: str | None
+) -> None:
+    for folder in ("src", "integrations"):
+        shutil.copytree(HOME / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "static"))
+    if file is not None:
+        path = tmp_path / "src" / "isoflop" / file
+        path.write_text(path.read_text() + "\n\n" + line + "\n")
+    verdict = contracts(tmp_path)
+    if broken is None:
+        assert verdict.returncode == 0, verdict.stdout
+    else:
+        assert verdict.returncode == 1, verdict.stdout + verdict.stderr
+        assert re.search(re.escape(broken) + ".* BROKEN", verdict.stdout), verdict.stdout
+
+
+def test_every_file_is_named_by_a_noun_of_the_field() -> None:
+    assert not [path for path in SOURCES if path.stem in NAMES_TO_AVOID]
