@@ -108,7 +108,7 @@ def signature(value: Any, top: bool = True) -> Signature:
     or deeper they are data (names, row numbers), with which every batch would have a key of its own.
     """
     kind = type(value)
-    if kind is list and all([type(item) is torch.Tensor for item in value]):  # the usual batches first: no recursion
+    if kind in (list, tuple) and all([type(item) is torch.Tensor for item in value]):  # the usual: no recursion
         return tuple([item.shape for item in value])
     if kind is dict and all([type(item) is torch.Tensor for item in value.values()]):
         return tuple([(key, item.shape) for key, item in value.items()])

@@ -41,6 +41,7 @@ import torch
 from torch import nn
 
 from isoflop.flops.calls import Call, Signature, Uncountable
+from isoflop.flops.clock import Clock
 from isoflop.flops.config_shape import ESTIMATED, FORMULA, GIVEN, MEASURED, SIX_ND, WATCHED
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import FlopCount
@@ -395,6 +396,11 @@ class Watch:
         """Signature → attempts left."""
         self._live: tuple[Signature, LiveCounter, AbstractContextManager[Any]] | None = None
 
+    @property
+    def live(self) -> bool:
+        """Whether a batch is being listened to."""
+        return self._live is not None
+
     def want(self, key: Signature) -> None:
         """Watch the next batch of this signature, unless that can't be done without touching the training.
 
@@ -403,19 +409,20 @@ class Watch:
         if key not in self.wanted and len(self.wanted) < MOST and not _something_is_compiled():
             self.wanted[key] = ATTEMPTS
 
-    def begin(self, key: Signature) -> None:
-        """A (micro-)batch of this signature begins."""
+    def begin(self, key: Signature) -> bool:
+        """A (micro-)batch of this signature begins. Returns whether one is being watched."""
         if self._live is not None or self.wanted.get(key, 0) <= 0:
-            return
+            return self._live is not None
         self.wanted[key] -= 1
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            return
+            return False
         counter, eager = LiveCounter(), eagerly()
         eager.__enter__()
         if counter.enter():
             self._live = key, counter, eager
-        else:
-            eager.__exit__(None, None, None)
+            return True
+        eager.__exit__(None, None, None)
+        return False
 
     def end(self) -> tuple[Signature, LiveCounter] | None:
         """The batch and its backward pass are over. Returns what was counted, if it is a whole step."""
@@ -516,9 +523,9 @@ class Costing:
         if watch and self._whole and key[:1] != ("calls",):  # which are not known before they have been made
             self._watch.want(key)
 
-    def begin(self, key: Signature) -> None:
-        """A batch of unknown FLOPs begins."""
-        self._watch.begin(key)
+    def begin(self, key: Signature) -> bool:
+        """A batch of unknown FLOPs begins. True: it is counted as it runs, until `end`."""
+        return self._watch.begin(key)
 
     def end(self) -> tuple[Signature, FlopCount, FlopCount] | None:
         """A batch is over. If it was watched: its signature, its FLOPs, and by how much totals so far are off."""
@@ -536,22 +543,23 @@ class Costing:
                 self.methods.pop(method, None)
         return key, flops, flops * times + taken_for * -1
 
-    # -- after it ----------------------------------------------------------------------------------------------
-
     @property
-    def to_measure(self) -> bool:
-        """Whether `flops` will measure a shape, which may take seconds."""
-        return bool(self._calls)
+    def watching(self) -> bool:
+        """Whether a batch is being counted as it runs."""
+        return self._watch.live
+
+    # -- after it ----------------------------------------------------------------------------------------------
 
     def is_final(self, key: Signature) -> bool:
         """Whether what `flops` said of a batch will stay."""
         return self._watch.wanted.get(key, 0) <= 0
 
-    def flops(self, key: Signature, processed: int | None, wall_time: float) -> FlopCount | None:
+    def flops(self, key: Signature, processed: int | None, clock: Clock) -> FlopCount | None:
         """FLOPs of a batch of `processed` tokens, in the best way there is; None: unknown."""
         known = self.lookup(key)
         if known is None and key in self._calls:
-            known = self._measure(key, processed, wall_time)
+            with clock.phase("measuring"):  # which may take seconds
+                known = self._measure(key, processed, clock.wall_time)
         if known is not None:
             return known
         return self.by_formula(processed, self._uncountable.get(key, "no forward call of the model was seen"), key)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from isoflop.flops.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
+from isoflop.flops.clock import Clock
 from isoflop.flops.cost import MAX_KNOWN, Costing, first_matrix
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.parameters import unwrap
@@ -50,10 +51,14 @@ class StepObserver:
         flops_per_token: float | None = None,
         num_params: int | None = None,
         whole: bool = True,
+        clock: Clock | None = None,
     ) -> None:
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
         self.costing = Costing(self.model, say, flops_per_token, num_params, whole)
+        self.watching = False
+        """A batch is being counted as it runs: `end_watching` is to be called when it is over."""
+        self._clock = clock or Clock()
         self._tokens_fn = tokens_fn
         self._say = say
         self._shifted = self.model is not None and shifts_labels(self.model)
@@ -72,7 +77,7 @@ class StepObserver:
         That is so for a new shape of batch; now and then for a known one, to see whether the step still calls the same;
         and always, where the batch does not tell.
         """
-        new = self._enter(batch)
+        new = self._enter(signature(batch), batch)
         if self.costing.given is not None or self.model is None:
             return False
         self._batches += 1
@@ -84,12 +89,12 @@ class StepObserver:
         self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
         return new or self._by_calls
 
-    def _enter(self, batch: Any) -> bool:
-        self.end_watching()
+    def _enter(self, key: Signature, batch: Any) -> bool:
+        if self.watching:
+            self.end_watching()
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
-        key = signature(batch)
         counted = self._constant.get(key)
         if counted is not None:
             self._pending.append(counted)
@@ -98,12 +103,12 @@ class StepObserver:
         self._pending.append(Counted(key, self._tokens(batch), flops))
         if flops is not None:
             return False
-        self.costing.begin(key)
+        self.watching = self.costing.begin(key)
         return self.costing.wants(key)
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that goes straight into the model, as its forward hook sees it."""
-        names = self._names(module) if kwargs or len(args) > 1 else []
+        names = self._argument_names or self._names(module) if kwargs or len(args) > 1 else []
         batch: Any = args
         if kwargs or any("mask" in name for name in names[: len(args)]):
             batch = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -111,8 +116,11 @@ class StepObserver:
                 batch.setdefault("attention_mask", batch["mask"])
             if args and self._tokens_fn is None and looks_like_tokens(args[0]):
                 batch.setdefault("input_ids", args[0])
-        if self._enter(batch):
-            key = self._pending[-1].key
+        key = signature(batch)
+        constant = self._constant.get(key)
+        if constant is not None and not self.watching and len(self._pending) < MAX_PENDING:
+            self._pending.append(constant)
+        elif self._enter(key, batch):
             try:
                 self.costing.take(key, [Call(unwrap(module), shapes(args), shapes(kwargs))])
             except Uncountable as reason:
@@ -120,8 +128,7 @@ class StepObserver:
 
     def _names(self, module: nn.Module) -> list[str]:
         """Names of the model's positional arguments."""
-        if not self._argument_names:
-            self._argument_names = list(inspect.signature(unwrap(module).forward).parameters)
+        self._argument_names = list(inspect.signature(unwrap(module).forward).parameters)
         return self._argument_names
 
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
@@ -159,21 +166,17 @@ class StepObserver:
         """Tokens of the last micro-batch that went in."""
         return self._pending[-1].tokens if self._pending else None
 
-    @property
-    def to_measure(self) -> bool:
-        """Whether `settle` will measure a shape, which may take seconds."""
-        return self.costing.to_measure
-
-    def settle(self, tokens: int | TokenCount | None = None, wall_time: float = 0.0) -> None:
+    def settle(self, tokens: int | TokenCount | None = None) -> None:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
-        self.end_watching()
+        if self.watching:
+            self.end_watching()
         for counted in self._pending:
             if counted.times is not None and tokens is None:
                 counted.times += 1  # added up when the tally is drained
                 continue
             flops = counted.flops
             if flops is None:
-                flops = self.costing.flops(counted.key, _processed(counted.tokens), wall_time)
+                flops = self.costing.flops(counted.key, _processed(counted.tokens), self._clock)
             self._keep_if_constant(counted.key, counted.tokens, flops)
             self.tally.add(counted.tokens, flops, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
@@ -239,6 +242,7 @@ class StepObserver:
     def end_watching(self) -> None:
         """If a batch was watched, it is over: what batches like it were taken for until now is put right."""
         watched = self.costing.end()
+        self.watching = self.costing.watching
         if watched is None:
             return
         key, flops, correction = watched

@@ -122,24 +122,23 @@ class DeviceSum:
         """Add `scale · value`; `owned`: a tensor without gradient that stays as it is."""
         if not isinstance(value, torch.Tensor):
             self.number += value * scale
-        elif owned:
+            return
+        if owned:
             self._waiting.append((value, scale))
             if len(self._waiting) >= MAX_WAITING:
                 self.collect()
-        else:
-            self._add(value.detach(), scale)
+            return
+        if self.tensor is None or self.tensor.device != value.device:
+            self.number += 0 if self.tensor is None else self.tensor.item()
+            self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
+        value = value.detach()
+        self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
 
     def collect(self) -> None:
         """Add what has waited."""
         for value, scale in self._waiting:
-            self._add(value, scale)
+            self.add(value, scale)
         self._waiting.clear()
-
-    def _add(self, value: torch.Tensor, scale: float) -> None:
-        if self.tensor is None or self.tensor.device != value.device:
-            self.number += 0 if self.tensor is None else self.tensor.item()
-            self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
-        self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
 
 
 class Tally:

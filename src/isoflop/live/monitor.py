@@ -105,6 +105,7 @@ class Monitor:
         self.guard = self.setup.guard
         self.log_every = self.options.log_every or self.setup.log_every
         self._see_layout(model)
+        self._clock = Clock()
         self.observer = StepObserver(
             model,
             say=self.guard.once,
@@ -112,6 +113,7 @@ class Monitor:
             flops_per_token=self.options.flops_per_token,
             num_params=self.options.num_params,
             whole=self.setup.data_parallel in (None, world_size()),
+            clock=self._clock,
         )
         folder = place_of(self.options.record_dir or self.setup.record_dir)
         self._writes = rank() == 0
@@ -120,7 +122,6 @@ class Monitor:
         )
         self._model = model
         self._ddp: Any = None  # the wrapper around the model, whether or not the user gave us that
-        self._clock = Clock()
         self._device: Device | None = None
         self._lr: Any = None
         self._started = self._finished = self._marked = False
@@ -263,7 +264,8 @@ class Monitor:
         """
         if not self._started:
             self.start()
-        self._end_watching()
+        if self.observer.watching:
+            self._end_watching()
         if loss is not None:
             self.loss(loss)
         self._settle(tokens)
@@ -569,11 +571,7 @@ class Monitor:
     def _settle(self, tokens: int | TokenCount | None) -> None:
         if not self.guard.open(COUNTING):
             return
-        if self.observer.to_measure:
-            with self._clock.phase("measuring"):
-                self.observer.settle(tokens, self._clock.wall_time)
-        else:
-            self.observer.settle(tokens)
+        self.observer.settle(tokens)
 
     def _open_record(self) -> None:
         self._opened = True
