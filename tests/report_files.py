@@ -7,8 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.record import Run
-from isoflop.record.lines import encode, encode_point
+from isoflop.record import Run, encode, encode_point
 from study_runs import planted_run, sweep
 
 HOSTILE = (

@@ -19,7 +19,7 @@ from torch import nn
 
 import isoflop
 from isoflop.record import Point, RecordError, RecordFinished, RecordLog, read_run, read_runs
-from isoflop.record.paths import below, check_place, is_url, last_name, place_of, read_bytes, write_bytes
+from isoflop.record.paths import below, check_location, is_url, last_name, location_of, read_bytes, write_bytes
 from isoflop.record.remote import RemoteLog, Uploader, _whole, spool_of
 from test_record import python
 
@@ -78,10 +78,10 @@ def steps(url: str) -> list[int]:
 
 
 def test_places(tmp_path: Path) -> None:
-    assert place_of("s3://bucket/runs/") == "s3://bucket/runs" and is_url("gs://b") and is_url("simplecache::s3://b")
+    assert location_of("s3://bucket/runs/") == "s3://bucket/runs" and is_url("gs://b") and is_url("simplecache::s3://b")
     for plain in ("runs", "C:/runs", "a:b/c", str(tmp_path)):
-        assert place_of(plain) == Path(plain) and not is_url(plain)
-    assert place_of("file:///a/b%20c") == place_of("file://localhost/a/b c") == Path("/a/b c")
+        assert location_of(plain) == Path(plain) and not is_url(plain)
+    assert location_of("file:///a/b%20c") == location_of("file://localhost/a/b c") == Path("/a/b c")
     assert below("s3://b/r", "x", "y.json") == "s3://b/r/x/y.json" and below(tmp_path, "x") == tmp_path / "x"
     assert last_name("s3://b/runs/") == "runs" and last_name(tmp_path / "a") == "a"
 
@@ -91,7 +91,7 @@ def test_what_can_not_be_opened_is_said_before_training(monkeypatch: pytest.Monk
         isoflop.Monitor(nn.Linear(2, 2), record_dir="nonsense://b/runs")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(RecordError, match=r'pip install "isoflop\[cloud\]"'):
-        check_place("s3://bucket/runs")
+        check_location("s3://bucket/runs")
 
 
 def test_whole_files(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_fit_reads_a_url(tmp_path: Path) -> None:
         "    log.point(Point(step=1, tokens=int(D), padding=0, losses={'train': ladder_trainers.law(N, D)}))\n"
         "    log.end(1, 'completed'); log.close()\n"
         "result = CliRunner().invoke(app, ['fit', 'memory://b', '--draws', '20', '--json'])\n"
-        "print(result.output)\n"
+        "print(result.stdout)\n"
     )
     result = python(code, Path(__file__).parent)
     fitted = json.loads(result.stdout)

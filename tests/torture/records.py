@@ -15,8 +15,7 @@ from isoflop.cli.forecasts import came, forecast_of_curve
 from isoflop.fit.runs import BadData, read_table
 from isoflop.forecast import DEFAULT_PRIORS
 from isoflop.forecast.history import curve_of, history_of, ladder_of, priors_of
-from isoflop.record import Point, RecordError, RecordLog, Run, read_run, read_runs
-from isoflop.record.conventions import COUNTS
+from isoflop.record import COUNTS, Point, RecordError, RecordLog, Run, read_run, read_runs
 from torture.mutations import spoil_text
 
 GOLDEN = Path(__file__).parents[1] / "data" / "record-v1.jsonl"

@@ -15,8 +15,7 @@ from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import final_loss, unfinished
 from isoflop.forecast.history import domain_of
 from isoflop.laws.forms import compute_of
-from isoflop.record.conventions import DEFAULT_N
-from isoflop.record.run import Run
+from isoflop.record.run import DEFAULT_N, Run
 
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""

@@ -22,7 +22,7 @@ from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import PASSING, Forecast
 from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law
 from isoflop.laws.frontier import Waste, interval, waste_of
-from isoflop.record.conventions import DEFAULT_N
+from isoflop.record.run import DEFAULT_N
 
 DRAWS = 101
 EXPONENTS = "exponents of Besiroglu et al. 2024"

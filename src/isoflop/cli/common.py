@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.fit.options import Price
-from isoflop.record.conventions import DEFAULT_N
+from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
     from isoflop.fit.runs import Table

@@ -29,7 +29,7 @@ from isoflop.cli.common import (
     tell_read,
 )
 from isoflop.console import grid, screen
-from isoflop.record.conventions import DEFAULT_N
+from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import Comparison
@@ -76,13 +76,13 @@ def fit(
     from isoflop.fit.fit_law import FITTED, fit_law
     from isoflop.fit.runs import read_table
     from isoflop.laws.forms import FORMS
-    from isoflop.record.paths import place_of
+    from isoflop.record.paths import location_of
 
     with reported("fit"):
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
         table = read_table(
-            [place_of(run) for run in runs],
+            [location_of(run) for run in runs],
             (*FORMS[law].variables, "loss"),
             pairs("--column", column),
             where,

@@ -140,12 +140,12 @@ def read_own(
         raise ValueError("expected --law or --runs, got both: leave one out")
     from isoflop.fit.runs import read_table
     from isoflop.laws.forms import Convention
-    from isoflop.record.paths import place_of
+    from isoflop.record.paths import location_of
 
     if n_convention is not None and n_convention not in get_args(Convention):
         known = ", ".join(name for name in get_args(Convention) if name != "unknown")
         raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
-    sources = [place_of(run) for run in runs]
+    sources = [location_of(run) for run in runs]
     table = read_table(sources, ("N", "D", "loss"), pairs("--column", column), where, n_convention)
     tell_read("plan", table, n_convention or pairs("--column", column).get("N"))
     return table, n_convention or table.convention  # type: ignore[return-value]

@@ -39,8 +39,8 @@ def report(
     """
     from datetime import datetime, timezone
 
-    from isoflop.record.conventions import COUNTS
-    from isoflop.record.paths import place_of
+    from isoflop.record.paths import location_of
+    from isoflop.record.run import COUNTS
     from isoflop.report.page import write_report
     from isoflop.report.report import make_report
     from isoflop.report.runs import read_sources
@@ -50,7 +50,7 @@ def report(
         if n_convention is not None and n_convention not in COUNTS:
             raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
         nominal = None if budgets is None else amounts("--budgets", budgets)
-        sources = read_sources([place_of(run) for run in runs], pairs("--column", column), where)
+        sources = read_sources([location_of(run) for run in runs], pairs("--column", column), where)
         for problem in sources.problems:
             tell("report", f"left out: {problem}")
         made = make_report(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)

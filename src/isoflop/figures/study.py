@@ -31,8 +31,7 @@ from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_
 from isoflop.laws.forms import Law, compute_of, typical_rate
 from isoflop.laws.frontier import PF_DAY, short
 from isoflop.laws.published import Published, published
-from isoflop.record.conventions import common_n
-from isoflop.record.run import Run
+from isoflop.record.run import Run, common_n
 
 OPEN = 4.0
 """A factor between the 5% and the 95% point of an exponent's draws, from which on `fit_law` too calls it open."""

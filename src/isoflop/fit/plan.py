@@ -31,7 +31,7 @@ from isoflop.laws import frontier as check
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.frontier import Allocation, Intervals, allocation_at_tokens, interval, optimal_allocation, short
 from isoflop.laws.published import Published, published, published_names
-from isoflop.record.conventions import DEFAULT_N
+from isoflop.record.run import DEFAULT_N
 
 MAP_LINE_REFERENCE = 1e21
 """FLOPs at which the ratio holds. Published laws that slope differently agree best about there: Hoffmann's approaches 1

@@ -28,10 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.laws.forms import compute_of
-from isoflop.record.conventions import COUNTS, common_n
-from isoflop.record.paths import Place
+from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
-from isoflop.record.run import Point, Run
+from isoflop.record.run import COUNTS, Point, Run, common_n
 
 UNITS = {"N": "parameters", "D": "tokens", "U": "unique tokens", "S": "steps", "C": "FLOPs", "loss": "nats per token"}
 _LEAST = {"N": 1e3, "D": 1e4, "U": 1e4, "C": 6e7}
@@ -337,7 +336,7 @@ class Table:
 
 
 def read_table(
-    sources: Sequence[Place],
+    sources: Sequence[Location],
     wanted: Sequence[str],
     named: Mapping[str, str] | None = None,
     where: str | None = None,
@@ -364,7 +363,7 @@ def read_table(
         if what not in (known := (*wanted, "C") if {"N", "D"} <= {*wanted} else wanted):
             raise BadData(f"--column: expected one of {', '.join(known)} before =, got {what!r}")
     files: list[Path] = []
-    records: list[Place] = []
+    records: list[Location] = []
     for source in sources:
         if isinstance(source, Path) and not source.exists():
             raise BadData(f"expected a CSV file, a record or a folder with records, got {source}, which does not exist")

@@ -26,7 +26,7 @@ from isoflop.ladder.state import (
     records_of,
     write_status,
 )
-from isoflop.record.paths import file_system, place_of
+from isoflop.record.paths import file_system, location_of
 
 ERROR_LINES = 12
 """How much of an error's traceback a status file keeps."""
@@ -63,7 +63,7 @@ class Job:
     @property
     def folders(self) -> Folders:
         """Where the run writes."""
-        return Folders(place_of(self.record), Path(self.work))
+        return Folders(location_of(self.record), Path(self.work))
 
 
 class AttemptFailed(RuntimeError):
@@ -131,7 +131,7 @@ def _put_aside(folders: Folders) -> None:
     """Records of attempts that end without a checkpoint: the run begins anew, and readers see it once."""
     for record in records_of(folders):
         assert record.path is not None
-        place = place_of(record.path)
+        place = location_of(record.path)
         if isinstance(place, Path):
             os.replace(place, f"{place}.superseded")
         else:

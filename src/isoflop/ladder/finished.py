@@ -11,10 +11,9 @@ from pathlib import PurePath
 from isoflop.fit.runs import final_loss, unfinished
 from isoflop.ladder.plan import LadderPlan
 from isoflop.laws.forms import compute_of
-from isoflop.record.conventions import DEFAULT_N
-from isoflop.record.paths import check_place, place_of
+from isoflop.record.paths import check_location, location_of
 from isoflop.record.reader import read_runs
-from isoflop.record.run import Point, Run
+from isoflop.record.run import DEFAULT_N, Point, Run
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def read_finished(
         ValueError: a path does not exist.
         RecordError: a URL needs a package that is not installed, or is of no known kind.
     """
-    sources = [place_of(path) for path in paths]
+    sources = [location_of(path) for path in paths]
     for source in sources:
-        check_place(source)
+        check_location(source)
         if not isinstance(source, str) and not source.exists():
             raise ValueError(f"expected a record or a folder with records, got {source}, which does not exist")
     left_out: list[str] = []

@@ -35,7 +35,7 @@ from isoflop.ladder.finished import Finished, FinishedRun, read_finished
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.frontier import short
 from isoflop.laws.published import published
-from isoflop.record.conventions import DEFAULT_N
+from isoflop.record.run import DEFAULT_N
 
 RUNG = 1.5
 """A factor of the largest budget within which runs are its rung."""

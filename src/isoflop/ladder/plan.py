@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from isoflop.record.conventions import PREFERRED_N
+from isoflop.record.run import PREFERRED_N
 
 PLAN_VERSION = 1
 """Of the file's layout; a reader refuses another."""

@@ -42,7 +42,7 @@ from isoflop.ladder.rules import (
 from isoflop.ladder.sizes import Family, Shape, family_of, nearest, size_grid, size_of
 from isoflop.laws.forms import HOFFMANN, Law
 from isoflop.laws.frontier import short
-from isoflop.record.conventions import DEFAULT_N
+from isoflop.record.run import DEFAULT_N
 
 
 @dataclass(frozen=True)

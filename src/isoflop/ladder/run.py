@@ -12,7 +12,7 @@ from isoflop.ladder.attempt import Job
 from isoflop.ladder.engines import Resources, engine_of
 from isoflop.ladder.plan import LadderPlan, PlannedRun
 from isoflop.ladder.state import Folders, RunState, folders_of, state_of
-from isoflop.record.paths import check_place
+from isoflop.record.paths import check_location
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run_ladder(
     """
     from isoflop.lookup import find
 
-    check_place(out)
+    check_location(out)
     if str(out).startswith("memory://"):
         raise ValueError(f"--out: expected a place that other processes see, got {out}, which ends with this one")
     runs = _chosen(plan, only)

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from isoflop.fit.runs import stopped_early
 from isoflop.ladder.plan import PlannedRun
-from isoflop.record.paths import Place, below, place_of, read_bytes, write_bytes
+from isoflop.record.paths import Location, below, location_of, read_bytes, write_bytes
 from isoflop.record.reader import read_runs
 from isoflop.record.run import Run
 
@@ -77,7 +77,7 @@ class Folders:
         work: on this machine, or on a disk that all machines share: checkpoints, output, lock.
     """
 
-    record: Place
+    record: Location
     work: Path
 
     @property
@@ -99,7 +99,7 @@ def folders_of(name: str, out: str | os.PathLike[str], work: str | os.PathLike[s
         out: the ladder's folder or URL.
         work: folder of this machine for what can't lie at a URL; default: `out`, of a URL `runs/<its last part>`.
     """
-    place = place_of(out)
+    place = location_of(out)
     record = below(place, name)
     if work is None:
         work = place if isinstance(place, Path) else Path("runs") / place.rsplit("/", 1)[-1]

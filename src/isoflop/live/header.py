@@ -16,7 +16,7 @@ from isoflop.flops.step import StepObserver
 from isoflop.flops.totals import Totals, world_size
 from isoflop.live.options import Options
 from isoflop.live.run_info import Setup
-from isoflop.record.paths import Place, last_name
+from isoflop.record.paths import Location, last_name
 from isoflop.record.provenance import git_state, library_versions
 from isoflop.record.run import Point
 
@@ -34,7 +34,7 @@ def run_header(
     device: Device | None,
     options: Options,
     model: nn.Module | None,
-    record_dir: Place,
+    record_dir: Location,
 ) -> dict[str, Any]:
     """Fields of `isoflop.record.Run`, as they are known after the first optimizer step."""
     parameters = observer.costing.parameters

@@ -42,7 +42,7 @@ from isoflop.live.recorder import Recorder
 from isoflop.live.run_info import Setup
 from isoflop.live.scalars import Interval, interval_scalars
 from isoflop.live.sinks import Output, TensorBoardSink
-from isoflop.record.paths import last_name, place_of
+from isoflop.record.paths import last_name, location_of
 from isoflop.record.run import Point
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Monitor:
             whole=self.setup.data_parallel in (None, world_size()),
             clock=self._clock,
         )
-        folder = place_of(self.options.record_dir or self.setup.record_dir)
+        folder = location_of(self.options.record_dir or self.setup.record_dir)
         self._writes = rank() == 0
         self.recorder = Recorder(
             folder, named=self.options.record_dir is not None, writes=self._writes, guard=self.guard

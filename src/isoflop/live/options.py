@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from isoflop.advice.advice import Advice, Thresholds
-from isoflop.record.paths import check_place
+from isoflop.record.paths import check_location
 
 NOISE_SCALE = ("auto", "split", "off")
 
@@ -116,7 +116,7 @@ class Options:
         if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
             raise ValueError(f"record_dir= expects a path or a URL, got {self.record_dir!r}")
         if self.record_dir is not None:
-            check_place(self.record_dir)
+            check_location(self.record_dir)
         if self.fit_on is not None and not _is_loss(self.fit_on):
             raise ValueError(f"fit_on= expects 'train', 'eval/<name>' or 'off', got {self.fit_on!r}")
         if self.history is not None and not all(isinstance(path, str | os.PathLike) for path in self.history_paths):

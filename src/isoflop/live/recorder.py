@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.guard import Guard, declare
-from isoflop.record.paths import Place
+from isoflop.record.paths import Location
 from isoflop.record.reader import UPDATED
 from isoflop.record.remote import RemoteLog
 from isoflop.record.run import Point, RecordError, Status
-from isoflop.record.writer import RecordLog, due, new_run_id, record_path
+from isoflop.record.thinned import due
+from isoflop.record.writer import RecordLog, new_run_id, record_path
 
 RECORD = declare("writing the record", "no further points are recorded")
 
@@ -30,7 +31,7 @@ class Recorder:
         writes: whether this process writes.
     """
 
-    def __init__(self, folder: Place, *, named: bool, writes: bool, guard: Guard) -> None:
+    def __init__(self, folder: Location, *, named: bool, writes: bool, guard: Guard) -> None:
         self.folder = folder
         self._named = named
         self._writes = writes
@@ -120,8 +121,11 @@ class Recorder:
         """Plain values, for a checkpoint."""
         name = self._earlier
         if self._log is not None:
-            place = self._log.place
-            name = {"run_id": self._log.run_id, "path": place if isinstance(place, str) else str(place.resolve())}
+            location = self._log.location
+            name = {
+                "run_id": self._log.run_id,
+                "path": location if isinstance(location, str) else str(location.resolve()),
+            }
             if isinstance(self._log, RemoteLog) and not self._log.closed:
                 name["unsent"] = self._log.unsent()
         return {"record": name, "window": [self._loss_sum, self._losses, self._since, self._intervals]}
@@ -149,7 +153,7 @@ class Recorder:
 
 
 def open_record(
-    folder: Place,
+    folder: Location,
     header: dict[str, Any],
     *,
     earlier: dict[str, Any] | None,
@@ -187,18 +191,18 @@ def open_record(
             say(message)
         return log
     branch = _create(folder, {**header, "parent": {"run_id": earlier["run_id"], "step": step}}, say)
-    say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.place}")
+    say(f"{reason} The run goes on from step {step:,} in a record of its own: {branch.location}")
     return branch
 
 
-def _create(folder: Place, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog:
+def _create(folder: Location, header: dict[str, Any], say: Callable[[str], None]) -> RecordLog:
     if isinstance(folder, str):
         return RemoteLog.start(folder, new_run_id(), header, say)
     return RecordLog.create(folder, new_run_id(), header)
 
 
 def _resume(
-    folder: Place,
+    folder: Location,
     earlier: dict[str, Any],
     step: int,
     *,

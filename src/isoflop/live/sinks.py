@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from isoflop.guard import TERMINAL, Guard, declare
 from isoflop.live.scalars import AxisPoint, ComputeAxes
-from isoflop.record.writer import due
+from isoflop.record.thinned import due
 
 
 def interval_line(step: int, scalars: Mapping[str, float]) -> str:

@@ -43,7 +43,8 @@ from isoflop.logs.logged import Column, ImportProblem, Logged, Track, in_order, 
 from isoflop.record.provenance import json_safe
 from isoflop.record.reader import read_run
 from isoflop.record.run import Point, RecordError, Run
-from isoflop.record.writer import RecordLog, due, record_path
+from isoflop.record.thinned import due
+from isoflop.record.writer import RecordLog, record_path
 
 TRAIN = "train"
 

@@ -30,8 +30,7 @@ from isoflop.logs.logged import (
     is_perplexity,
     track_of,
 )
-from isoflop.record.conventions import COUNTS
-from isoflop.record.run import RecordError
+from isoflop.record.run import COUNTS, RecordError
 
 SETTINGS_TOKENS = ("tokens_per_step", "tokens_per_batch", "batch_tokens", "total_batch_tokens")
 ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")

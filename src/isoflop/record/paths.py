@@ -14,14 +14,14 @@ from isoflop.record.run import RecordError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 
-Place = Path | str
+Location = Path | str
 """A `Path` of this machine, or a URL."""
 
 
-def place_of(given: str | os.PathLike[str]) -> Place:
+def location_of(given: str | os.PathLike[str]) -> Location:
     """A URL as it stands, without a slash at its end; anything else as a `Path`. `file://` is a plain path.
 
-    >>> place_of("s3://bucket/runs/"), str(place_of("file:///data/runs"))
+    >>> location_of("s3://bucket/runs/"), str(location_of("file:///data/runs"))
     ('s3://bucket/runs', '/data/runs')
     """
     text = os.fspath(given)
@@ -37,27 +37,27 @@ def place_of(given: str | os.PathLike[str]) -> Place:
 def as_text(given: str | os.PathLike[str]) -> str:
     """A URL, or a path letter for letter as it was given; of `file://` the path."""
     text = os.fspath(given)
-    return str(place_of(text)) if _URL.match(text) else text
+    return str(location_of(text)) if _URL.match(text) else text
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
     """Whether fsspec is needed to reach it."""
-    return isinstance(place_of(place), str)
+    return isinstance(location_of(place), str)
 
 
-def below(place: str | os.PathLike[str], *names: str) -> Place:
+def below(place: str | os.PathLike[str], *names: str) -> Location:
     """A file or folder inside a place.
 
     >>> below("s3://bucket/runs", "a", "b.json")
     's3://bucket/runs/a/b.json'
     """
-    known = place_of(place)
+    known = location_of(place)
     return "/".join([known, *names]) if isinstance(known, str) else known.joinpath(*names)
 
 
 def last_name(place: str | os.PathLike[str]) -> str:
     """The last part of a place: a folder's own name."""
-    known = place_of(place)
+    known = location_of(place)
     return known.rsplit("/", 1)[-1] if isinstance(known, str) else known.resolve().name
 
 
@@ -78,13 +78,13 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def check_place(given: str | os.PathLike[str]) -> None:
+def check_location(given: str | os.PathLike[str]) -> None:
     """Whether the packages that a URL needs are there; nothing is opened.
 
     Raises:
         RecordError: they are not, or the URL is of a kind that fsspec does not know.
     """
-    place = place_of(given)
+    place = location_of(given)
     if not isinstance(place, str):
         return
     try:
@@ -98,7 +98,7 @@ def check_place(given: str | os.PathLike[str]) -> None:
         raise RecordError(f"Expected a URL that fsspec can open, got {place}: {error}") from error
 
 
-def read_bytes(place: Place) -> bytes:
+def read_bytes(place: Location) -> bytes:
     """A whole file.
 
     Raises:
@@ -132,7 +132,7 @@ def records_below(url: str) -> list[str]:
     return [name for name, last in names if last.startswith("isoflop-") and last.endswith(".jsonl")]
 
 
-def write_bytes(place: Place, content: bytes) -> None:
+def write_bytes(place: Location, content: bytes) -> None:
     """Replace a whole file; whoever reads meanwhile sees the old one or the new one.
 
     Raises:

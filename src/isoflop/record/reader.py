@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of
-from isoflop.record.paths import as_text, is_url, place_of, read_bytes, records_below
+from isoflop.record.paths import as_text, is_url, location_of, read_bytes, records_below
 from isoflop.record.provenance import json_safe
 from isoflop.record.run import SCHEMA_VERSION, Point, RecordError, Run
 
@@ -37,7 +37,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RecordError: it can't be opened, is no regular file, or has no header line.
     """
-    place = place_of(path)
+    place = location_of(path)
     text = as_text(path)
     try:
         if isinstance(place, str):
@@ -79,7 +79,7 @@ def record_files(
 ) -> Iterator[str]:
     """The files themselves, and of folders all records below them. Links to folders are not followed."""
     for given in paths:
-        place = place_of(given)
+        place = location_of(given)
         if isinstance(place, str):
             try:
                 yield from records_below(place)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isoflop.record.paths import below, check_place, read_bytes, write_bytes
+from isoflop.record.paths import below, check_location, read_bytes, write_bytes
 from isoflop.record.reader import read_run
 from isoflop.record.run import RecordError
 from isoflop.record.writer import RecordLog, check_resumable, record_name
@@ -34,7 +34,7 @@ class RemoteLog(RecordLog):
 
     Attributes:
         path: the spool.
-        place: the record's URL.
+        location: the record's URL.
     """
 
     _uploader: Uploader | None = None
@@ -48,7 +48,7 @@ class RemoteLog(RecordLog):
         Raises:
             RecordError: the URL's packages are missing, or the spool can't be written.
         """
-        check_place(folder)
+        check_location(folder)
         log = cls.create(spool_of(folder), run_id, header)
         return log._uploaded_to(str(below(folder, record_name(run_id))), say, 0, every)
 
@@ -72,7 +72,7 @@ class RemoteLog(RecordLog):
         Raises:
             RecordError: of the kinds of `RecordLog.resume`; or neither this machine nor the URL has the record.
         """
-        check_place(folder)
+        check_location(folder)
         url = str(below(folder, record_name(run_id)))
         path = spool_of(folder) / record_name(run_id)
         here = path.read_bytes() if path.is_file() else b""
@@ -92,7 +92,7 @@ class RemoteLog(RecordLog):
         return cls.resume(path, step, expected=expected)._uploaded_to(url, say, len(there), every)
 
     def _uploaded_to(self, url: str, say: Callable[[str], None], uploaded: int, every: float) -> RemoteLog:
-        self.place, self._say, self._process = url, say, os.getpid()
+        self.location, self._say, self._process = url, say, os.getpid()
         self._uploader = Uploader(
             self.path, lambda content: write_bytes(url, content), say, uploaded=uploaded, every=every
         )
@@ -120,7 +120,7 @@ class RemoteLog(RecordLog):
             return
         reason = self._uploader.error
         told = f"it took more than {timeout:g} s" if reason is None else f"{type(reason).__name__}: {reason}"
-        self._say(f"the end of the record is not at {self.place} ({told}): all of it is in {self.path}")
+        self._say(f"the end of the record is not at {self.location} ({told}): all of it is in {self.path}")
 
     def _write(self, line: bytes) -> None:
         super()._write(line)

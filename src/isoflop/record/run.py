@@ -1,11 +1,11 @@
-"""What a record holds: `Run` (one training run), `Point` (one moment of it); and the room's errors."""
+"""What a record holds: `Run` (one training run), `Point` (one moment of it), N by convention; and the room's errors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 SCHEMA_VERSION = 1  # the version this code writes; docs/record.md says what it holds
 
@@ -130,6 +130,30 @@ class Run:
     attempts: int = 1  # 1 + resumes
     problems: tuple[str, ...] = ()  # what the reader had to repair or skip
     path: str | None = None
+
+
+COUNTS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")
+"""Parameter counts of a record (`isoflop.flops.parameters` defines them)."""
+DEFAULT_N: Final = "non_embedding_with_head"
+"""N of every law that is fitted or asked. Without the head's matrix the N of small models shrinks to a fraction of what
+computes, and fitted exponents are off (Porian et al. 2024; Pearce and Song 2024). `non_embedding` stays the N of 6·N·D
+and of Kaplan et al.'s laws."""
+PREFERRED_N = (DEFAULT_N, "total", "non_embedding")
+"""In this order, where runs do not state the default one."""
+
+
+def common_n(runs: Iterable[Mapping[str, int | None]]) -> str:
+    """The first of `PREFERRED_N` that all runs state which state any of them; else the one that most state.
+
+    Args:
+        runs: the parameter counts of each run (`Run.parameters`).
+
+    >>> common_n([{"total": 10, "non_embedding": 6}, {"total": 20, "non_embedding_with_head": 18}, {}])
+    'total'
+    """
+    counts = [each for each in runs if any(each.get(name) for name in PREFERRED_N)]
+    stated = {name: sum(bool(each.get(name)) for each in counts) for name in PREFERRED_N}
+    return max(PREFERRED_N, key=lambda name: stated[name])  # of equals the first
 
 
 def _finite(value: float | None) -> bool:

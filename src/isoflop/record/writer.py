@@ -1,7 +1,4 @@
-"""The append-only writer of one run's record: a line an event, each written whole by one system call.
-
-Which log intervals are recorded: all of them at first, then ever fewer, so that the file stays bounded.
-"""
+"""The append-only writer of one run's record: a line an event, each written whole by one system call."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from isoflop.record.lines import encode, encode_point
-from isoflop.record.paths import Place
+from isoflop.record.paths import Location
 from isoflop.record.reader import read_run
 from isoflop.record.run import (
     SCHEMA_VERSION,
@@ -63,7 +60,7 @@ class RecordLog:
 
     Attributes:
         path: the file.
-        place: where readers find it: the file, or its URL.
+        location: where readers find it: the file, or its URL.
         run_id: the run's name.
         attempt: 1 for a new run, one more with each resume.
         messages: what the log found out of order when it opened, for the caller to say.
@@ -71,7 +68,7 @@ class RecordLog:
 
     def __init__(self, path: Path, run_id: str, attempt: int, descriptor: int) -> None:
         self.path = path
-        self.place: Place = path
+        self.location: Location = path
         self.run_id = run_id
         self.attempt = attempt
         self.messages: list[str] = []
@@ -247,25 +244,3 @@ def _close_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_child)
-
-
-def due(log_index: int, per_doubling: int = 512) -> bool:
-    """Whether the log interval of this index gets a point in the record.
-
-    Every interval up to `2 * per_doubling`, then every 2nd up to twice as many, then every 4th, and so on:
-    `per_doubling` points each time the run doubles, evenly spaced on a logarithmic axis. The strides are
-    powers of two, so the kept indices nest, and being a function of the index alone, a resumed run stays on
-    the grid. n intervals give at most `per_doubling * (log2(n / per_doubling) + 2)` points for n ≥
-    `per_doubling`: with 512 of them, 10^4 intervals give 2,673, and 10^7 give 7,778 (about 3 MB).
-
-    Args:
-        log_index: 1, 2, 3 …: the interval's number since the run began (step // log_every).
-        per_doubling: points each time the run doubles.
-
-    >>> [index for index in range(1, 41) if due(index, per_doubling=4)]
-    [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40]
-    """
-    if log_index < 1 or per_doubling < 1:
-        raise ValueError(f"expected log_index ≥ 1 and per_doubling ≥ 1, got {log_index} and {per_doubling}")
-    stride: int = 1 << ((log_index - 1) // (2 * per_doubling)).bit_length()
-    return log_index % stride == 0

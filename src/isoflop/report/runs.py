@@ -22,13 +22,17 @@ from isoflop.figures.study import Study
 from isoflop.figures.text import counted
 from isoflop.fit.runs import RunEnd, ends_of_table, read_table
 from isoflop.laws.forms import compute_of
-from isoflop.record.paths import Place, is_url
+from isoflop.record.paths import Location, is_url
 from isoflop.record.reader import read_run, read_stream, record_files
 from isoflop.record.run import RecordError, Run
-from isoflop.report.thinned import thinned
+from isoflop.record.thinned import Digest
 
 LARGE = 1 << 20
 """Bytes of a record from which on it is thinned: some 2,000 points, more than a curve among many is drawn with."""
+BLOCK = 1 << 20
+"""Bytes of a large record that are read at once."""
+PER_DOUBLING = 64
+"""Points kept of it each time the run doubles: 210 a decade of a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,16 @@ def read_record(path: str) -> Recorded:
     """
     if is_url(path) or not os.path.isfile(path) or os.path.getsize(path) <= LARGE:
         return Recorded(read_run(path))
+    digest = Digest(PER_DOUBLING)
     try:
         with open(path, "rb", buffering=0) as stream:
-            content = thinned(stream)
+            while block := stream.read(BLOCK):
+                digest.feed(block)
     except OSError as error:
         raise RecordError(f"Expected a record file that can be read at {path}, got: {error}.") from error
-    return Recorded(read_run(path)) if content is None else Recorded(read_stream(io.BytesIO(content), path), True)
+    if digest.problem is not None:
+        return Recorded(read_run(path))
+    return Recorded(read_stream(io.BytesIO(digest.record()), path), True)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,9 @@ class Sources:
     problems: tuple[str, ...] = ()
 
 
-def read_sources(paths: Sequence[Place], named: Mapping[str, str] | None = None, where: str | None = None) -> Sources:
+def read_sources(
+    paths: Sequence[Location], named: Mapping[str, str] | None = None, where: str | None = None
+) -> Sources:
     """Read records, folders of records and CSV tables.
 
     Args:

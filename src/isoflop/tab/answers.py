@@ -18,8 +18,7 @@ from isoflop.figures.palette import ThemeName
 from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.study import Study
 from isoflop.laws.frontier import PF_DAY
-from isoflop.record.conventions import PREFERRED_N
-from isoflop.record.run import Point, Run
+from isoflop.record.run import PREFERRED_N, Point, Run
 from isoflop.tab.records import Entry, Snapshot
 
 MOST_TEXT = 300
