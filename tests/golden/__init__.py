@@ -14,6 +14,7 @@ A full update also drops the values that no test asks for any more.
 - `clock.py`: a clock that stands still but for an optimizer step, so that no value depends on the machine's speed.
 - `runs.py`: scripted runs of tiny models (plain loop, Lightning, Hugging Face).
 - `planted.py`: records and tables with a planted law.
-- `values.py`: comparison and masking. Floats agree to 1e-6 (trainings, fits, bootstraps: 1e-4), integers exactly;
+- `values.py`: comparison and masking. Floats agree to 1e-6 (trainings, fits, bootstraps: 1e-4), integers exactly,
+  what rests on the few real trainings to a tenth;
   numbers in a text to one unit of their last digit; keys may be added to JSON objects, none may go.
 """
