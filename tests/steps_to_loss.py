@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtri, stdtrit
 
-from isoflop.laws.forms import Values, values
+from isoflop.arrays import Array
+from isoflop.laws.forms import values
 from isoflop.noise.critical_batch import Belief
 
 
@@ -75,8 +76,8 @@ def fit_critical_batch(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.9
     if not np.all((B > 0) & (S > 0) & np.isfinite(B) & np.isfinite(S)):
         raise ValueError(f"expected positive, finite batches and steps, got {B.tolist()} and {S.tolist()}")
 
-    def residuals(log_critical: float) -> Values:
-        raw: Values = np.log(S) - np.log1p(np.exp(log_critical) / B)
+    def residuals(log_critical: float) -> Array:
+        raw: Array = np.log(S) - np.log1p(np.exp(log_critical) / B)
         return raw - raw.mean()
 
     def loss(log_critical: float) -> float:

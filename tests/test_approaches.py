@@ -21,7 +21,7 @@ from isoflop.fit.approaches import (
     seed_noise,
 )
 from isoflop.ladder.planning import bias_on_grid
-from isoflop.laws.forms import HOFFMANN, KAPLAN_N, Law
+from isoflop.laws import FORMS, HOFFMANN, Law
 
 CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
 
@@ -569,7 +569,7 @@ def test_draws_without_a_frontier_are_left_out():
     ("bad", "message"),
     [
         (law(alpha=-0.1), "expected positive A, B, α and β, got A=406.4, B=410.7, alpha=-0.1"),
-        (Law(KAPLAN_N, {"N_c": 8.8e13, "alpha_N": 0.076}), "expected a law of Hoffmann's form, got kaplan-n"),
+        (Law(FORMS["kaplan-n"], {"N_c": 8.8e13, "alpha_N": 0.076}), "expected a law of Hoffmann's form, got kaplan-n"),
     ],
 )
 def test_laws_without_a_frontier(bad, message):

@@ -11,8 +11,7 @@ import pytest
 from fits import chinchilla, reference
 from isoflop.figures import Figure, NoFigure, ends_of_table, figures, study
 from isoflop.figures.by_law import FIGURES, nice_levels
-from isoflop.laws.frontier import PF_DAY, cost_of_size
-from isoflop.laws.published import published
+from isoflop.laws import PF_DAY, published, size_factor
 from isoflop.noise.critical_batch import critical_batch_by_tokens
 from study_runs import BATCH, LAW, RATE, optimal_size, planted_run, sweep, with_nan_losses, without
 
@@ -156,9 +155,9 @@ def test_waste_is_kaplans_figure_12(exact):
     (curve,) = of(figure, role="fit")
     points = next(s for s in figure.series if s.labels)
     for k, factor in zip(points.x, points.y, strict=True):
-        assert factor == pytest.approx(cost_of_size(exact.law, 1e20, k).compute_factor, rel=1e-6)
+        assert factor == pytest.approx(size_factor(exact.law, k)[0], rel=1e-6)
     at = int(np.argmin(np.abs(curve.x - 2)))
-    assert curve.y[at] == pytest.approx(cost_of_size(exact.law, 1e20, float(curve.x[at])).compute_factor)
+    assert curve.y[at] == pytest.approx(size_factor(exact.law, float(curve.x[at]))[0])
     kaplan = next(s for s in figure.series if s.name == "kaplan2020-ns")
     # 20% more compute for models between 0.6 and 2.2 times the best: the figure's caption
     assert np.interp([0.6, 2.2], kaplan.x, kaplan.y) == pytest.approx([1.16, 1.20], abs=0.01)

@@ -18,7 +18,7 @@ from isoflop.figures.matplotlib import matplotlib_figure, save
 from isoflop.figures.palette import THEMES, colour_of
 from isoflop.figures.plotly import escaped, packed, plotly_figure
 from isoflop.figures.text import name_of
-from isoflop.laws.frontier import PF_DAY
+from isoflop.laws import PF_DAY
 from study_runs import planted_run, sweep
 from test_packaging import HIDE, heavy_packages_loaded_by, python
 

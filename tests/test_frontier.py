@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from isoflop.advice.own_runs import shape_warning
-from isoflop.laws import frontier as frontier_constrained
-from isoflop.laws.forms import HOFFMANN, Form, Law, hoffmann_loss, muennighoff_loss
-from isoflop.laws.frontier import (
-    Allocation,
-    Cost,
-    allocation_at_loss,
-    allocation_at_tokens,
-    best_at_budget,
-    cost_of_size,
-    minimise,
-    optimal_allocation,
-    root,
-)
+from isoflop.laws import HOFFMANN, Allocation, Form, Frontier, Law, optimal_allocation, size_factor
+from isoflop.laws.forms import hoffmann_loss, muennighoff_loss
+from isoflop.laws.optimum import Cost, best_at_budget, minimise, root
 
 CHINCHILLA = 5.76e23
 
@@ -42,8 +31,8 @@ KAPLAN = hoffmann(0.0, 6.5e13**0.077, 2.1e3**0.76, 0.077, 0.76)
 """His L(N, S), table 3, with S in the place of D."""
 
 # The same formula under another name: no closed form is known for it.
-BLIND = Form("blind", hoffmann_loss, ("N", "D"), HOFFMANN.constants, "")
-MUENNIGHOFF = Form("muennighoff", muennighoff_loss, ("N", "D", "U"), (*HOFFMANN.constants, "R_D_star", "R_N_star"), "")
+BLIND = Form("blind", hoffmann_loss, "")
+MUENNIGHOFF = Form("muennighoff", muennighoff_loss, "")
 
 
 def blind(law: Law) -> Law:
@@ -95,8 +84,8 @@ def test_chinchilla_tokens_per_parameter():
 def test_muennighoffs_notebook():
     """Losses printed in their README, and "227B tokens, 9.1 epochs, 6.8B parameters" by their grid search."""
     few_epochs, C = 6 * 8.67e9 * 178e9, 6 * 6.34e9 * 242e9
-    assert allocation_at_tokens(C4, C, 242e9, unique_tokens=25e9).loss == pytest.approx(2.2256440889984477, rel=1e-9)
-    assert allocation_at_tokens(C4, few_epochs, 178e9, unique_tokens=25e9).loss == pytest.approx(
+    assert Frontier(C4, unique_tokens=25e9).at_tokens(C, 242e9).loss == pytest.approx(2.2256440889984477, rel=1e-9)
+    assert Frontier(C4, unique_tokens=25e9).at_tokens(few_epochs, 178e9).loss == pytest.approx(
         2.2269634075087867, rel=1e-9
     )
     best = optimal_allocation(C4, few_epochs, unique_tokens=25e9)
@@ -108,7 +97,7 @@ def test_muennighoffs_notebook():
 
 def test_kaplans_figure_12():
     """ "Models between 0.6x and 2.2x the optimal size can be trained with a 20% larger compute budget."."""
-    at = {k: cost_of_size(KAPLAN, 1e21, k).compute_factor for k in (0.55, 0.6, 2.2, 2.3)}
+    at = {k: size_factor(KAPLAN, k)[0] for k in (0.55, 0.6, 2.2, 2.3)}
     assert at[0.6] == pytest.approx(1.165, abs=1e-3)
     assert at[2.2] == pytest.approx(1.204, abs=1e-3)  # his 20%, rounded
     assert at[0.55] > 1.2 and at[2.3] > 1.2
@@ -154,9 +143,7 @@ def test_first_order_condition(law, C):
 def test_any_other_size_is_worse(law, C, factor):
     assume(abs(math.log(factor)) > 1e-3)
     best = optimal_allocation(law, C)
-    other = law.loss(N=best.N * factor, D=best.D / factor)
-    assert other > best.loss
-    assert float(other) == pytest.approx(best.loss + cost_of_size(law, C, factor).excess_loss, rel=1e-9)
+    assert law.loss(N=best.N * factor, D=best.D / factor) > best.loss
 
 
 @many
@@ -182,7 +169,7 @@ def test_other_flops_per_parameter_and_token(law, C):
 def test_least_compute_inverts_least_loss(law, C):
     best = optimal_allocation(law, C)
     assume(best.loss - law.constants["E"] > 1e-6)
-    back = allocation_at_loss(law, best.loss)
+    back = Frontier(law).at_loss(best.loss)
     assert (pytest.approx(best.N, rel=1e-6), pytest.approx(best.D, rel=1e-6)) == (back.N, back.D)
     assert back.flops == pytest.approx(C, rel=1e-6)
     assert optimal_allocation(law, back.flops).loss == pytest.approx(best.loss, rel=1e-12)
@@ -193,18 +180,18 @@ def test_least_compute_inverts_least_loss(law, C):
 def test_least_compute_by_the_numerical_path(law, C):
     target = optimal_allocation(law, C).loss
     assume(target - law.constants["E"] > 1e-4)
-    assert allocation_at_loss(blind(law), target).flops == pytest.approx(C, rel=1e-6)
+    assert Frontier(blind(law)).at_loss(target).flops == pytest.approx(C, rel=1e-6)
 
 
 @pytest.mark.parametrize("law", [HUBER, blind(HUBER)])
 def test_a_loss_that_no_compute_reaches(law):
     with pytest.raises(ValueError, match=r"no compute reaches a loss of 1\.8 .* irreducible loss E is 1\.817; ask for"):
-        allocation_at_loss(law, 1.8)
+        Frontier(law).at_loss(1.8)
 
 
 def test_a_stock_that_does_not_suffice():
     with pytest.raises(ValueError, match="100M unique tokens bear only so much repetition"):
-        allocation_at_loss(HUBER, 1.9, unique_tokens=1e8)
+        Frontier(HUBER, unique_tokens=1e8).at_loss(1.9)
 
 
 # -- a given number of tokens ----------------------------------------------------------------------------
@@ -215,7 +202,7 @@ def test_a_stock_that_does_not_suffice():
 def test_given_the_optimum_it_is_the_optimum(law, C):
     best = optimal_allocation(law, C)
     assume(best.N >= 1e3 and best.D >= 1e3)
-    same = allocation_at_tokens(law, C, best.D)
+    same = Frontier(law).at_tokens(C, best.D)
     assert (pytest.approx(best.N), pytest.approx(best.D)) == (same.N, same.D)
     assert (same.loss, same.flops) == (pytest.approx(best.loss), pytest.approx(C))
 
@@ -250,7 +237,7 @@ def test_a_total_budget_is_spent_best(law, C, tokens):
 def test_a_loss_is_reached_with_the_least_total(law, C, tokens):
     target = optimal_allocation(law, C, inference_tokens=tokens)
     assume(target.loss - law.constants["E"] > 1e-6)
-    least = allocation_at_loss(law, target.loss, inference_tokens=tokens)
+    least = Frontier(law, inference_tokens=tokens).at_loss(target.loss)
     assert least.total_flops == pytest.approx(C, rel=1e-5)
     assert pytest.approx(target.N, rel=1e-4) == least.N
     assert float(law.loss(N=least.N, D=least.D)) == pytest.approx(target.loss, rel=1e-10)
@@ -285,11 +272,11 @@ def test_a_short_stock_costs(law, C, share):
     short = optimal_allocation(law, C, unique_tokens=share * best.D)
     assert short.loss > best.loss
     assert short.unique_tokens < short.D
-    loss = frontier_constrained.repeated_loss({k: np.array([v]) for k, v in law.constants.items()}, share * best.D)
+    loss = Frontier(law, unique_tokens=share * best.D).loss
     for factor in (0.5, 0.9, 1.1, 2):
         assert loss(np.array([short.N * factor]), np.array([short.D / factor]))[0] >= short.loss * (1 - 1e-13)
     if short.epochs < 10:  # beyond, more compute hardly lowers the loss: the budget is no function of it to rounding
-        back = allocation_at_loss(law, short.loss, unique_tokens=share * best.D)
+        back = Frontier(law, unique_tokens=share * best.D).at_loss(short.loss)
         assert back.flops == pytest.approx(C, rel=1e-3)
 
 
@@ -342,7 +329,7 @@ def test_each_draw_has_its_own_optimum():
 
 def test_intervals_of_a_loss_some_draws_never_reach():
     law = hoffmann(**HUBER.constants, draws={"E": np.linspace(1.80, 1.84, 101)})
-    best = allocation_at_loss(law, 1.83)
+    best = Frontier(law).at_loss(1.83)
     assert best.intervals["flops"][1] == math.inf and best.intervals["N"][0] < best.N
     assert "26 of the law's 101 draws never reach this loss" in best.notes
     assert "inf" in str(best)
@@ -350,9 +337,8 @@ def test_intervals_of_a_loss_some_draws_never_reach():
 
 def test_intervals_of_what_is_given_are_absent():
     law = around(HUBER)
-    assert set(allocation_at_tokens(law, 1e22, 1e11).intervals) == {"loss"}
-    assert set(allocation_at_loss(law, 2.1).intervals) == {"N", "D", "tokens_per_param", "flops"}
-    assert set(cost_of_size(law, 1e22, 2).intervals) == {"compute_factor", "excess_loss"}
+    assert set(Frontier(law).at_tokens(1e22, 1e11).intervals) == {"loss"}
+    assert set(Frontier(law).at_loss(2.1).intervals) == {"N", "D", "tokens_per_param", "flops"}
 
 
 def test_draws_without_an_optimum_are_counted():
@@ -366,36 +352,25 @@ def test_draws_without_an_optimum_are_counted():
 
 
 @many
-@given(laws, budgets)
-def test_the_optimal_size_costs_nothing(law, C):
-    right = cost_of_size(law, C, 1)
-    assert (right.compute_factor, right.excess_loss) == (1, 0)
-    assert cost_of_size(blind(law), C, 1).compute_factor == pytest.approx(1, abs=1e-9)
-
-
-@many
 @given(laws, budgets, st.floats(0.3, 5))
 def test_the_factor_reaches_the_optimal_loss(law, C, k):
-    off, best = cost_of_size(law, C, k), optimal_allocation(law, C)
-    assert off.compute_factor >= 1 and off.excess_loss >= 0
-    if math.isinf(off.compute_factor):
-        assert law.constants["E"] + law.constants["A"] / off.N ** law.constants["alpha"] >= best.loss
-        assert math.isinf(cost_of_size(blind(law), C, k).compute_factor)
+    factor, best = size_factor(law, k)[0], optimal_allocation(law, C)
+    assert size_factor(law, 1.0)[0] == 1 <= factor
+    N = k * best.N
+    if math.isinf(factor):
+        assert law.constants["E"] + law.constants["A"] / N ** law.constants["alpha"] >= best.loss
     else:
-        D = off.compute_factor * C / 6 / off.N
-        assert float(law.loss(N=off.N, D=D)) == pytest.approx(best.loss, rel=1e-9)
-
-
-def test_the_numerical_factor_equals_the_closed_one():
-    for k in (0.2, 0.5, 2, 10):
-        exact, numerical = cost_of_size(HUBER, 1e22, k), cost_of_size(blind(HUBER), 1e22, k)
-        assert numerical.compute_factor == pytest.approx(exact.compute_factor, rel=1e-5)
+        assert float(law.loss(N=N, D=factor * C / 6 / N)) == pytest.approx(best.loss, rel=1e-9)
 
 
 def test_too_small_a_model_never_gets_there():
-    off = cost_of_size(HUBER, 1e22, 0.05)
-    assert off.compute_factor == math.inf and off.excess_loss > 0
-    assert str(off).startswith("0.05× the optimal size: inf× the compute")
+    assert size_factor(HUBER, 0.05).tolist() == [math.inf]
+
+
+def test_the_factor_of_each_draw():
+    assert size_factor(around(HUBER, number=7), 2.0).shape == (8,)
+    with pytest.raises(ValueError, match=r"k must be a positive, finite number of times the optimal size, got -1"):
+        size_factor(HUBER, -1)
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------
@@ -424,9 +399,9 @@ def test_numbers_must_be_positive_and_finite(wrong):
         lambda: optimal_allocation(HUBER, 1e21, unique_tokens=wrong),
         lambda: optimal_allocation(HUBER, 1e21, flops_per_param_token=wrong),
         lambda: optimal_allocation(HUBER, 1e21, inference_tokens=wrong or -1),
-        lambda: allocation_at_loss(HUBER, wrong),
-        lambda: allocation_at_tokens(HUBER, 1e21, wrong),
-        lambda: cost_of_size(HUBER, 1e21, wrong),
+        lambda: Frontier(HUBER).at_loss(wrong),
+        lambda: Frontier(HUBER).at_tokens(1e21, wrong),
+        lambda: size_factor(HUBER, wrong),
     ):
         with pytest.raises(ValueError, match=r"must be a positive, finite number of .*, got "):
             call()
@@ -434,7 +409,7 @@ def test_numbers_must_be_positive_and_finite(wrong):
 
 def test_units_mixed_up():
     with pytest.raises(ValueError, match=r"D must be counted in tokens, got 300: did you mean millions\? Pass 3e\+08"):
-        allocation_at_tokens(HUBER, 1e21, 300)
+        Frontier(HUBER).at_tokens(1e21, 300)
     with pytest.raises(ValueError, match=r"unique_tokens must be counted in tokens, got 25: did you mean millions\?"):
         optimal_allocation(HUBER, 1e21, unique_tokens=25)
     with pytest.raises(
@@ -446,15 +421,13 @@ def test_units_mixed_up():
 
 
 def test_laws_without_a_frontier():
-    steps = Form("steps", lambda N, S, a: N * S * a, ("N", "S"), ("a",), "")
+    steps = Form("steps", lambda N, S, *, a: N * S * a, "")
     with pytest.raises(ValueError, match=r"the frontier needs a law of N and D, .* steps is one of N, S"):
         optimal_allocation(Law(steps, {"a": 1.0}), 1e21)
-    product = Form("product", lambda N, D, a: a / (N * N * D), ("N", "D"), ("a",), "")
+    product = Form("product", lambda N, D, *, a: a / (N * N * D), "")
     for law in (Law(product, {"a": 1.0}), hoffmann(1.8, 400, 400, -0.3, 0.3)):
         with pytest.raises(ValueError, match="has no optimum"):
             optimal_allocation(law, 1e21)
-        with pytest.raises(ValueError, match="has no optimum"):
-            cost_of_size(law, 1e21, 2)
 
 
 # -- solvers -----------------------------------------------------------------------------------------------------------
@@ -510,10 +483,3 @@ def test_several_reasons_and_refusals():
     assert len(shape_warning(1, 2048, 1, 512)) == 4
     with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
         shape_warning(12, 768, 0)
-
-
-def test_the_frontier_loads_no_torch():
-    files = list(Path(frontier_constrained.__file__).parent.glob("*.py"))
-    assert len(files) > 5
-    for file in files:
-        assert "torch" not in file.read_text(encoding="utf-8")

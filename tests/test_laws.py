@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fits import reference
-from isoflop.laws import FORMS, Law, published
+from isoflop.laws import FORMS, PF_DAY, Law, published
 from isoflop.laws import forms as kaplan
 from isoflop.laws import forms as laws
 
@@ -147,7 +147,7 @@ def test_error_grows_with_loss_to_its_ceiling(L: float) -> None:
 def test_gpt3_by_kaplans_constants() -> None:
     # 175B parameters, 3.14e23 FLOPs: N far below what Kaplan would have spent them on alone
     assert kaplan.kaplan_loss_n(175e9, N_c=8.8e13, alpha_N=0.076) == pytest.approx(1.60, abs=0.01)
-    assert kaplan.kaplan_loss_c(3.14e23, C_c=3.1e8 * kaplan.PF_DAY, alpha_C=0.050) == pytest.approx(1.765, abs=0.005)
+    assert kaplan.kaplan_loss_c(3.14e23, C_c=3.1e8 * PF_DAY, alpha_C=0.050) == pytest.approx(1.765, abs=0.005)
 
 
 def test_the_critical_batch_doubles_for_13_percent_of_loss() -> None:

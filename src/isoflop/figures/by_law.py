@@ -24,7 +24,7 @@ from isoflop.figures.study import Study, compute_axis, size_axis, tokens_axis
 from isoflop.figures.text import counted, parameters, points_each, thin
 from isoflop.fit.runs import RunCurve
 from isoflop.laws.forms import HOFFMANN, Law, compute_of
-from isoflop.laws.frontier import allocation_at_loss, cost_of_size
+from isoflop.laws.frontier import Frontier, interval, size_factor
 from isoflop.laws.published import published
 from isoflop.noise.critical_batch import VALID, prior_critical_batch
 
@@ -119,8 +119,6 @@ WIDEST = 8.0
 """A factor of the best size to either side, at the least."""
 HIGHEST = 8.0
 """Times the compute that the axis reaches; a far too small model never gets there."""
-ANY_C = 1e20
-"""What a size costs depends on k alone under L = E + A/N^α + B/D^β (Kaplan et al. 2020, eq. B.16)."""
 
 
 def waste(study: Study) -> Figure | NoFigure:
@@ -130,17 +128,15 @@ def waste(study: Study) -> Figure | NoFigure:
     sizes = np.geomspace(1 / WIDEST, WIDEST, POINTS)
     series, bands, notes = [], [], []
     if study.law is not None:
-        k, factors = _of_runs(study.law, study)
+        k, taken = _of_runs(study.law, study)
         sizes = np.geomspace(min(1 / WIDEST, float(k.min()) / 1.2), max(WIDEST, float(k.max()) * 1.2), POINTS)
-        costs = [cost_of_size(study.law, ANY_C, float(each), level=study.level) for each in sizes]
-        factor = _capped(np.array([each.compute_factor for each in costs]))
-        ends = np.array([each.intervals["compute_factor"] for each in costs if each.intervals])
-        series.append(Series("by the law of these runs", sizes, factor, role="fit", group="fit"))
-        if len(ends) == len(sizes):
-            low, high = (np.minimum(ends[:, i], HIGHEST) for i in (0, 1))
+        factors = np.array([size_factor(study.law, float(each)) for each in sizes])
+        series.append(Series("by the law of these runs", sizes, _capped(factors[:, 0]), role="fit", group="fit"))
+        if factors.shape[1] > 1:
+            low, high = np.minimum([interval(each[1:], study.level) for each in factors], HIGHEST).T
             bands.append(Band(f"{study.level:.0%} interval", sizes, low, high, group="fit"))
-        shown = [int(i) for i in np.flatnonzero(factors <= HIGHEST)]
-        series.append(ends_series(study, shown, k[shown], factors[shown]))
+        shown = [int(i) for i in np.flatnonzero(taken <= HIGHEST)]
+        series.append(ends_series(study, shown, k[shown], taken[shown]))
         if len(shown) < len(k):
             notes.append(f"{len(k) - len(shown)} of {len(k)} runs took more than {HIGHEST:g} times the least compute.")
         notes.append("Runs lie where the law sees them: at its least compute for the loss that it gives them.")
@@ -165,9 +161,9 @@ def waste(study: Study) -> Figure | NoFigure:
 
 def _of_runs(law: Law, study: Study) -> tuple[Array, Array]:
     """Of each counted run: its N over that of the least compute for its loss, its 6·N·D over that."""
-    point = Law(law.form, law.constants, law.convention)
+    frontier = Frontier(Law(law.form, law.constants, law.convention))
     N, D = study.columns["N"], study.columns["D"]
-    best = [allocation_at_loss(point, float(loss)) for loss in law.loss(N=N, D=D)]
+    best = [frontier.at_loss(float(loss)) for loss in law.loss(N=N, D=D)]
     return N / np.array([each.N for each in best]), compute_of(N, D) / np.array([each.flops for each in best])
 
 
@@ -179,7 +175,7 @@ def _others(sizes: Array) -> list[Series]:
     as_hoffmann = Law(HOFFMANN, {"E": 0.0, "A": 1.0, "B": 1.0, "alpha": alphas["alpha_N"], "beta": alphas["alpha_S"]})
     found = []
     for number, (name, law) in enumerate((("besiroglu2024", besiroglu), ("kaplan2020-ns", as_hoffmann))):
-        factor = np.array([cost_of_size(law, ANY_C, float(each)).compute_factor for each in sizes])
+        factor = np.array([size_factor(law, float(each))[0] for each in sizes])
         found.append(Series(name, sizes, _capped(factor), role="published", number=number, dashed=True))
     return found
 

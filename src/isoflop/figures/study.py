@@ -29,8 +29,8 @@ from isoflop.fit.approaches import (
 from isoflop.fit.fit_law import LawFit, fit_law
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
 from isoflop.laws.forms import Law, compute_of, typical_rate
-from isoflop.laws.frontier import PF_DAY, short
 from isoflop.laws.published import Published, published
+from isoflop.laws.quantities import PF_DAY, short
 from isoflop.record.run import Run, common_n
 
 OPEN = 4.0

@@ -39,8 +39,8 @@ from scipy.special import ndtr, ndtri, stdtrit
 from isoflop.arrays import Array
 from isoflop.fit.posterior import BudgetLine, Posterior
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import check_level as level_of
-from isoflop.laws.frontier import interval
+from isoflop.laws.quantities import check_level as level_of
+from isoflop.laws.quantities import interval
 
 Rows = NDArray[np.intp]
 

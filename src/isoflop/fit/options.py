@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isoflop.laws import frontier as check
+from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
-from isoflop.laws.frontier import Intervals, allocation_at_loss, interval, loss_function, optimal_allocation, short
+from isoflop.laws.frontier import Frontier, Intervals, interval, loss_function, short
 from isoflop.laws.published import Published, published
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -57,7 +57,7 @@ def parse_option(text: str) -> Option:
         raise ValueError(f"expected a whole number of runs before the x, got {count!r} in {text!r}: write {EXPECTED}")
     N, D = _amount(numbers[0], numbers[1], text), _amount(numbers[2], numbers[3], text)
     try:
-        N, D = check.parameters("N", N), check.check_tokens("D", D)
+        N, D = check.check_parameters("N", N), check.check_tokens("D", D)
     except ValueError as error:
         raise ValueError(f"in {text!r}: {error}") from None
     return Option(int(count or 1), N, D)
@@ -183,10 +183,10 @@ def _loss_law(law: str | Law | Published) -> tuple[Law, str]:
 
 def _compared(option: Option, losses: np.ndarray, law: Law, level: float) -> Compared:
     each = option.flops / option.count
-    best = optimal_allocation(law, each)
-    loss = float(losses[0])
-    factor = each / allocation_at_loss(law, loss).flops if loss > best.loss else 1.0
-    in_one = best.loss if option.count == 1 else optimal_allocation(law, option.flops).loss
+    frontier, loss = Frontier(law), float(losses[0])
+    best = frontier.at_budget(each)
+    factor = each / frontier.at_loss(loss).flops if loss > best.loss else 1.0
+    in_one = best.loss if option.count == 1 else frontier.at_budget(option.flops).loss
     between = interval(losses[1:], level) if len(losses) > 1 else None
     excess = max(loss - best.loss, 0.0)
     return Compared(option, option.flops, loss, between, excess, factor, best.N, best.D, in_one)

@@ -27,9 +27,9 @@ from isoflop.fit.approaches import Minimum, isoflop_profiles, profile_minima
 from isoflop.fit.fit_law import fit_law
 from isoflop.fit.posterior import RATIO, RATIO_SD, SPLIT, SPLIT_SD, Posterior, posterior_of_runs
 from isoflop.fit.runs import check_runs
-from isoflop.laws import frontier as check
+from isoflop.laws import quantities as check
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, Intervals, allocation_at_tokens, interval, optimal_allocation, short
+from isoflop.laws.frontier import Allocation, Frontier, Intervals, interval, short
 from isoflop.laws.published import Published, published, published_names
 from isoflop.record.run import DEFAULT_N
 
@@ -122,15 +122,8 @@ class Question:
 
     def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
         """The law's answer."""
-        rest = {
-            "inference_tokens": self.inference_tokens,
-            "unique_tokens": self.unique_tokens,
-            "flops_per_param_token": flops_per_param_token,
-            "level": self.level,
-        }
-        if self.tokens is not None:
-            return allocation_at_tokens(law, self.flops, self.tokens, **rest)  # type: ignore[arg-type]
-        return optimal_allocation(law, self.flops, **rest)  # type: ignore[arg-type]
+        frontier = Frontier(law, self.inference_tokens, self.unique_tokens, flops_per_param_token, self.level)
+        return frontier.at_budget(self.flops) if self.tokens is None else frontier.at_tokens(self.flops, self.tokens)
 
 
 def law_through(

@@ -28,13 +28,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.laws.forms import compute_of
+from isoflop.laws.quantities import LEAST, UNITS
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
 from isoflop.record.run import COUNTS, Point, Run, common_n
 
-UNITS = {"N": "parameters", "D": "tokens", "U": "unique tokens", "S": "steps", "C": "FLOPs", "loss": "nats per token"}
-_LEAST = {"N": 1e3, "D": 1e4, "U": 1e4, "C": 6e7}
-"""Less than this in a run that trained a language model is another unit: millions, billions, PF-days. C: 6·N·D."""
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Half of the runs outside: N or D alone is in millions. Public runs lie between .02 and 1e4."""
 LITTLE = 1e12
@@ -103,7 +101,7 @@ def check_runs(
                 f"{called[bad[0]]}, column {name!r}: expected a positive number of {UNITS.get(name, 'units')}, got "
                 f"{values[bad[0]]}{more}; leave the run out or correct it"
             )
-        least = _LEAST.get(name, 0.0)
+        least = LEAST.get(name, 0.0)
         if np.median(values) < least:
             raise BadData(
                 f"column {name!r}: expected {UNITS[name]}, got values around {np.median(values):.3g}; they look like "

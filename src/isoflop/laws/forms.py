@@ -1,35 +1,37 @@
-"""A law with its constants: what fits return, what papers printed, what the frontier is computed from.
+"""Scaling laws as pure functions, and a law with its constants: what fits return and papers print.
 
-Scaling laws as pure functions. N parameters, D tokens, loss in nats per token; arrays broadcast.
-
-Kaplan et al.'s are in `laws_kaplan`. Which parameters N counts is a matter of the constants: `law.Law` says it.
-
-Kaplan et al. 2020 (arXiv:2001.08361) as pure functions: losses, the critical batch size, overfitting.
-
-N non-embedding parameters, D and B tokens, S optimizer steps, C FLOPs (the paper: PF-days), L nats per token.
+N parameters, D and B tokens, S optimizer steps, C training FLOPs, L nats per token; arrays broadcast. A form's
+constants are its function's keyword arguments. Which parameters N counts is stated by `Law.convention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Values = NDArray[np.float64]
+from isoflop.arrays import Array
 
+Convention = Literal["total", "non_embedding", "non_embedding_with_head", "unknown"]
+"""Which parameters N counts (`isoflop.flops.parameters`)."""
 TRAINING_FLOPS = 6.0
 """Per parameter and token: forward 2, backward 4. Kaplan et al. 2020, section 2.1."""
 
 
-def values(x: ArrayLike) -> Values:
+def values(x: ArrayLike) -> Array:
     """As an array of floats: an integer array would overflow or refuse a negative power."""
     return np.asarray(x, dtype=float)
 
 
-def compute_of(N: ArrayLike, D: ArrayLike, measured: ArrayLike | None = None) -> Values:
+# -- compute -----------------------------------------------------------------------------------------------------------
+
+
+def compute_of(N: ArrayLike, D: ArrayLike, measured: ArrayLike | None = None) -> Array:
     """Training FLOPs of runs or of points of a run: as measured, else 6·N·D. Every compute axis and table shows these.
 
     Args:
@@ -62,10 +64,13 @@ def typical_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> float:
     return float(np.exp(rates.mean())) if rates.size else TRAINING_FLOPS
 
 
+# -- Hoffmann et al. 2022 (arXiv:2203.15556) ---------------------------------------------------------------------------
+
+
 def hoffmann_loss(
     N: ArrayLike, D: ArrayLike, *, E: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
-) -> Values:
-    """L(N,D) = E + A/N^α + B/D^β: Hoffmann et al. 2022, eq. 2.
+) -> Array:
+    """L(N,D) = E + A/N^α + B/D^β: eq. 2.
 
     >>> float(hoffmann_loss(70e9, 1.4e12, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28).round(4))
     1.9366
@@ -75,8 +80,8 @@ def hoffmann_loss(
 
 def hoffmann_allocation(
     C: ArrayLike, *, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
-) -> tuple[Values, Values]:
-    """N and D of the lowest loss at C = 6·N·D FLOPs: N = G·(C/6)^a, D = (C/6)^b/G (Hoffmann et al. 2022, eq. 4).
+) -> tuple[Array, Array]:
+    """N and D of the lowest loss at C = 6·N·D FLOPs: N = G·(C/6)^a, D = (C/6)^b/G, eq. 4.
 
     a = β/(α+β), b = α/(α+β), G = (αA/βB)^(1/(α+β)).
 
@@ -92,18 +97,17 @@ def hoffmann_allocation(
 
 def hoffmann_optimal_parameters(
     D: ArrayLike, *, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
-) -> Values:
-    """The N for which D tokens are compute-optimal.
-
-    At the optimum more parameters and more tokens gain alike per FLOP: αA/N^α = βB/D^β (from Hoffmann et al. 2022,
-    eq. 2 and C = 6·N·D).
-    """
+) -> Array:
+    """The N for which D tokens are compute-optimal: there αA/N^α = βB/D^β (from eq. 2 and C = 6·N·D)."""
     A, B, alpha, beta = values(A), values(B), values(alpha), values(beta)
     return (alpha * A / (beta * B) * values(D) ** beta) ** (1 / alpha)
 
 
-def effective_amount(amount: ArrayLike, base: ArrayLike, R_star: ArrayLike) -> Values:
-    """What x is worth: U + U·R*·(1 − exp(−R/R*)), R = x/U − 1: Muennighoff et al. 2023, eq. 5 (D') and 6 (N').
+# -- Muennighoff et al. 2023 (arXiv:2305.16264) ------------------------------------------------------------------------
+
+
+def effective_amount(amount: ArrayLike, base: ArrayLike, R_star: ArrayLike) -> Array:
+    """What x is worth: U + U·R*·(1 − exp(−R/R*)), R = x/U − 1: eq. 5 (D') and 6 (N').
 
     Up to `base` (U) an amount counts in full; beyond, each repetition counts less, in all never more than R* times U.
 
@@ -127,8 +131,8 @@ def muennighoff_loss(
     beta: ArrayLike,
     R_D_star: ArrayLike,
     R_N_star: ArrayLike,
-) -> Values:
-    """L = E + A/N'^α + B/D'^β with repeated data: Muennighoff et al. 2023, section 3.1, eq. 5, 6 and 17.
+) -> Array:
+    """L = E + A/N'^α + B/D'^β with repeated data: section 3.1, eq. 5, 6 and 17.
 
     D' discounts tokens seen again, N' parameters beyond U_N, the compute-optimal N for the U_D = min(U, D) unique
     tokens seen. So with no token repeated it is Hoffmann's law up to that N; beyond, N' < N and the loss is higher.
@@ -143,15 +147,11 @@ def muennighoff_loss(
     """
     unique = np.minimum(values(U), values(D))
     U_N = hoffmann_optimal_parameters(unique, A=A, B=B, alpha=alpha, beta=beta)
-    return hoffmann_loss(
-        effective_amount(N, U_N, R_N_star),
-        effective_amount(D, unique, R_D_star),
-        E=E,
-        A=A,
-        B=B,
-        alpha=alpha,
-        beta=beta,
-    )
+    effective_N, effective_D = effective_amount(N, U_N, R_N_star), effective_amount(D, unique, R_D_star)
+    return hoffmann_loss(effective_N, effective_D, E=E, A=A, B=B, alpha=alpha, beta=beta)
+
+
+# -- Schaipp 2026 (arXiv:2607.01487), Gadre et al. 2024 (arXiv:2403.08540) ---------------------------------------------
 
 
 def schaipp_loss(
@@ -166,22 +166,17 @@ def schaipp_loss(
     beta: ArrayLike,
     A_S: ArrayLike,
     gamma: ArrayLike,
-) -> Values:
-    """L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ: the three-term law of Schaipp 2026 (arXiv:2607.01487).
+) -> Array:
+    """L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ: three terms. The paper: K and M for S and B, A, B, C for the A_x.
 
-    S optimizer steps, B tokens a batch; the paper writes K and M for them, and A, B, C for A_N, A_B, A_S.
     Doubt: the paper's own text could not be read; the form is as two independent readers give it.
     """
-    return (
-        values(E)
-        + values(A_N) / values(N) ** values(alpha)
-        + values(A_B) / values(B) ** values(beta)
-        + values(A_S) / values(S) ** values(gamma)
-    )
+    by_size, by_batch = values(A_N) / values(N) ** values(alpha), values(A_B) / values(B) ** values(beta)
+    return values(E) + by_size + by_batch + values(A_S) / values(S) ** values(gamma)
 
 
-def gadre_loss(N: ArrayLike, D: ArrayLike, *, E: ArrayLike, a: ArrayLike, b: ArrayLike, eta: ArrayLike) -> Values:
-    """L = E + (a·M^η + b·M^−η)·C^−η with M = D/N and C = 6·N·D: Gadre et al. 2024 (arXiv:2403.08540).
+def gadre_loss(N: ArrayLike, D: ArrayLike, *, E: ArrayLike, a: ArrayLike, b: ArrayLike, eta: ArrayLike) -> Array:
+    """L = E + (a·M^η + b·M^−η)·C^−η with M = D/N and C = 6·N·D.
 
     Hoffmann's law with α = β = 2η, A = a·6^−η, B = b·6^−η: one exponent, so M = (b/a)^(1/2η) is optimal at any budget.
     """
@@ -190,10 +185,8 @@ def gadre_loss(N: ArrayLike, D: ArrayLike, *, E: ArrayLike, a: ArrayLike, b: Arr
     return values(E) + (values(a) * M**eta + values(b) * M**-eta) * (6 * N * D) ** -eta
 
 
-def gadre_error(L: ArrayLike, *, epsilon: ArrayLike, k: ArrayLike, gamma: ArrayLike) -> Values:
-    """Err(L) = ε − k·exp(−γ·L): mean top-1 error of downstream tasks from the loss, Gadre et al. 2024.
-
-    ε is the error where the loss is high: near that of guessing.
+def gadre_error(L: ArrayLike, *, epsilon: ArrayLike, k: ArrayLike, gamma: ArrayLike) -> Array:
+    """Err(L) = ε − k·exp(−γ·L): mean top-1 error of downstream tasks; ε is near that of guessing.
 
     >>> float(gadre_error(3.0, epsilon=0.850, k=2.08, gamma=0.756).round(3))
     0.635
@@ -201,27 +194,26 @@ def gadre_error(L: ArrayLike, *, epsilon: ArrayLike, k: ArrayLike, gamma: ArrayL
     return values(epsilon) - values(k) * np.exp(-values(gamma) * values(L))
 
 
-PF_DAY = 8.64e19
-"""FLOPs of a day at 10^15 FLOP/s."""
+# -- Kaplan et al. 2020 (arXiv:2001.08361); N without embeddings -------------------------------------------------------
 
 B_STAR, ALPHA_B = 2.1e8, 0.21  # table 5; eq. 5.3 rounds B* to 2e8
 ALPHA_N_STEPS, ALPHA_S = 0.077, 0.76  # table 3, the fit of L(N,S)
 
 
-def kaplan_loss_n(N: ArrayLike, *, N_c: ArrayLike, alpha_N: ArrayLike) -> Values:
+def kaplan_loss_n(N: ArrayLike, *, N_c: ArrayLike, alpha_N: ArrayLike) -> Array:
     """L(N) = (N_c/N)^α_N, trained to convergence on enough data: eq. 1.1."""
     return (values(N_c) / values(N)) ** values(alpha_N)
 
 
-def kaplan_loss_d(D: ArrayLike, *, D_c: ArrayLike, alpha_D: ArrayLike) -> Values:
+def kaplan_loss_d(D: ArrayLike, *, D_c: ArrayLike, alpha_D: ArrayLike) -> Array:
     """L(D) = (D_c/D)^α_D, a large model stopped early: eq. 1.2."""
     return (values(D_c) / values(D)) ** values(alpha_D)
 
 
-def kaplan_loss_c(C: ArrayLike, *, C_c: ArrayLike, alpha_C: ArrayLike) -> Values:
+def kaplan_loss_c(C: ArrayLike, *, C_c: ArrayLike, alpha_C: ArrayLike) -> Array:
     """L(C_min) = (C_c/C_min)^α_C, the model of optimal size at a batch far below critical: eq. 1.3. FLOPs.
 
-    >>> float(kaplan_loss_c(1e4 * PF_DAY, C_c=3.1e8 * PF_DAY, alpha_C=0.050).round(2))  # eq. 6.8: about 1.7
+    >>> float(kaplan_loss_c(1e4 * 8.64e19, C_c=3.1e8 * 8.64e19, alpha_C=0.050).round(2))  # eq. 6.8: about 1.7
     1.68
     """
     return (values(C_c) / values(C)) ** values(alpha_C)
@@ -229,7 +221,7 @@ def kaplan_loss_c(C: ArrayLike, *, C_c: ArrayLike, alpha_C: ArrayLike) -> Values
 
 def kaplan_loss_nd(
     N: ArrayLike, D: ArrayLike, *, N_c: ArrayLike, D_c: ArrayLike, alpha_N: ArrayLike, alpha_D: ArrayLike
-) -> Values:
+) -> Array:
     """L(N,D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D, D unique tokens, stopped early: eq. 1.5."""
     alpha_N, alpha_D = values(alpha_N), values(alpha_D)
     return ((values(N_c) / values(N)) ** (alpha_N / alpha_D) + values(D_c) / values(D)) ** alpha_D
@@ -237,12 +229,12 @@ def kaplan_loss_nd(
 
 def kaplan_loss_ns(
     N: ArrayLike, S_min: ArrayLike, *, N_c: ArrayLike, S_c: ArrayLike, alpha_N: ArrayLike, alpha_S: ArrayLike
-) -> Values:
+) -> Array:
     """L(N,S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S, data without end: eq. 1.6 and 5.6. S_min: `minimum_steps`."""
     return (values(N_c) / values(N)) ** values(alpha_N) + (values(S_c) / values(S_min)) ** values(alpha_S)
 
 
-def critical_batch(L: ArrayLike, *, B_star: ArrayLike = B_STAR, alpha_B: ArrayLike = ALPHA_B) -> Values:
+def critical_batch(L: ArrayLike, *, B_star: ArrayLike = B_STAR, alpha_B: ArrayLike = ALPHA_B) -> Array:
     """B_crit(L) = B*/L^(1/α_B) tokens, whatever the size of the model: eq. 5.3, constants of table 5.
 
     >>> float((critical_batch(3.0 * 0.865) / critical_batch(3.0)).round(1))  # doubles for 13% off the loss
@@ -251,12 +243,12 @@ def critical_batch(L: ArrayLike, *, B_star: ArrayLike = B_STAR, alpha_B: ArrayLi
     return values(B_star) / values(L) ** (1 / values(alpha_B))
 
 
-def minimum_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Values:
+def minimum_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
     """S_min = S/(1 + B_crit/B): steps to the same loss at a batch far above critical, eq. 5.4."""
     return values(S) / (1 + values(B_crit) / values(B))
 
 
-def unique_tokens_needed(N: ArrayLike) -> Values:
+def unique_tokens_needed(N: ArrayLike) -> Array:
     """Unique tokens 5e3·N^0.74 that keep overfitting within the noise, about 2% of the loss: eq. 4.4.
 
     It speaks of training to convergence on data seen again and again; a single epoch at 20 tokens a parameter passes.
@@ -264,19 +256,40 @@ def unique_tokens_needed(N: ArrayLike) -> Values:
     return 5e3 * values(N) ** 0.74
 
 
-Convention = Literal["total", "non_embedding", "non_embedding_with_head", "unknown"]
-"""Which parameters N counts (`isoflop.flops.parameters`)."""
+# -- forms and laws ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Form:
-    """A formula: its function, its variables in order, the names of its constants in order."""
+    """A formula.
+
+    Attributes:
+        name: in `FORMS`.
+        function: of its variables, positional, and its constants, keywords.
+        text: the formula, for people.
+    """
 
     name: str
-    function: Any
-    variables: tuple[str, ...]
-    constants: tuple[str, ...]
+    function: Callable[..., Array]
     text: str
+
+    @cached_property
+    def variables(self) -> tuple[str, ...]:
+        """Names of its variables, in order."""
+        return self._arguments(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+    @cached_property
+    def constants(self) -> tuple[str, ...]:
+        """Names of its constants, in order."""
+        return self._arguments(inspect.Parameter.KEYWORD_ONLY)
+
+    def _arguments(self, kind: object) -> tuple[str, ...]:
+        arguments = inspect.signature(self.function).parameters.values()
+        return tuple(argument.name for argument in arguments if argument.kind is kind)
+
+    def at(self, variables: Mapping[str, ArrayLike], constants: Mapping[str, ArrayLike]) -> Array:
+        """Its value; variables that it does not have are ignored."""
+        return np.asarray(self.function(*(variables[name] for name in self.variables), **constants), dtype=float)
 
 
 @dataclass(frozen=True)
@@ -294,7 +307,7 @@ class Law:
     form: Form
     constants: Mapping[str, float]
     convention: Convention = "unknown"
-    draws: Mapping[str, NDArray[np.float64]] | None = field(default=None, repr=False)
+    draws: Mapping[str, Array] | None = field(default=None, repr=False)
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -304,67 +317,30 @@ class Law:
                 f"{', '.join(self.constants) or 'none'}"
             )
 
-    def loss(self, **variables: ArrayLike) -> NDArray[np.float64]:
+    def loss(self, **variables: ArrayLike) -> Array:
         """Loss in nats per token at the formula's variables, which broadcast."""
-        return np.asarray(self.form.function(*(variables[name] for name in self.form.variables), **self.constants))
+        return self.form.at(variables, self.constants)
 
-    def loss_draws(self, **variables: float) -> NDArray[np.float64] | None:
+    def loss_draws(self, **variables: float) -> Array | None:
         """Loss by each draw of the constants, at one point; None where there are none."""
-        if self.draws is None:
-            return None
-        return np.asarray(self.form.function(*(variables[name] for name in self.form.variables), **self.draws))
+        return None if self.draws is None else self.form.at(variables, self.draws)
 
 
-HOFFMANN = Form("hoffmann", hoffmann_loss, ("N", "D"), ("E", "A", "B", "alpha", "beta"), "L(N,D) = E + A/N^α + B/D^β")
-KAPLAN_N = Form("kaplan-n", kaplan_loss_n, ("N",), ("N_c", "alpha_N"), "L(N) = (N_c/N)^α_N")
-KAPLAN_D = Form("kaplan-d", kaplan_loss_d, ("D",), ("D_c", "alpha_D"), "L(D) = (D_c/D)^α_D")
-KAPLAN_C = Form("kaplan-c", kaplan_loss_c, ("C",), ("C_c", "alpha_C"), "L(C_min) = (C_c/C_min)^α_C, both in FLOPs")
-KAPLAN_ND = Form(
-    "kaplan-nd",
-    kaplan_loss_nd,
-    ("N", "D"),
-    ("N_c", "D_c", "alpha_N", "alpha_D"),
-    "L(N,D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D",
-)
-KAPLAN_NS = Form(
-    "kaplan-ns",
-    kaplan_loss_ns,
-    ("N", "S_min"),
-    ("N_c", "S_c", "alpha_N", "alpha_S"),
-    "L(N,S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S",
-)
-MUENNIGHOFF = Form(
-    "muennighoff",
-    muennighoff_loss,
-    ("N", "D", "U"),
-    ("E", "A", "B", "alpha", "beta", "R_D_star", "R_N_star"),
-    "L(N,D,U) = E + A/N'^α + B/D'^β, D' and N' with R_D*, R_N*",
-)
-SCHAIPP = Form(
-    "schaipp",
-    schaipp_loss,
-    ("N", "S", "B"),
-    ("E", "A_N", "alpha", "A_B", "beta", "A_S", "gamma"),
-    "L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ",
-)
-GADRE = Form(
-    "gadre", gadre_loss, ("N", "D"), ("E", "a", "b", "eta"), "L = E + (a·M^η + b·M^−η)·C^−η, M = D/N, C = 6·N·D"
-)
-GADRE_ERROR = Form("gadre-error", gadre_error, ("L",), ("epsilon", "k", "gamma"), "Err(L) = ε − k·exp(−γ·L)")
+HOFFMANN = Form("hoffmann", hoffmann_loss, "L(N,D) = E + A/N^α + B/D^β")
 
-FORMS = {
+FORMS: dict[str, Form] = {
     form.name: form
     for form in (
         HOFFMANN,
-        KAPLAN_N,
-        KAPLAN_D,
-        KAPLAN_C,
-        KAPLAN_ND,
-        KAPLAN_NS,
-        MUENNIGHOFF,
-        SCHAIPP,
-        GADRE,
-        GADRE_ERROR,
+        Form("kaplan-n", kaplan_loss_n, "L(N) = (N_c/N)^α_N"),
+        Form("kaplan-d", kaplan_loss_d, "L(D) = (D_c/D)^α_D"),
+        Form("kaplan-c", kaplan_loss_c, "L(C_min) = (C_c/C_min)^α_C, both in FLOPs"),
+        Form("kaplan-nd", kaplan_loss_nd, "L(N,D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D"),
+        Form("kaplan-ns", kaplan_loss_ns, "L(N,S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S"),
+        Form("muennighoff", muennighoff_loss, "L(N,D,U) = E + A/N'^α + B/D'^β, D' and N' with R_D*, R_N*"),
+        Form("schaipp", schaipp_loss, "L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ"),
+        Form("gadre", gadre_loss, "L = E + (a·M^η + b·M^−η)·C^−η, M = D/N, C = 6·N·D"),
+        Form("gadre-error", gadre_error, "Err(L) = ε − k·exp(−γ·L)"),
     )
 }
 """By name. All give a loss but "gadre-error", which gives a share of wrong answers from one."""

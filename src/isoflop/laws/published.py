@@ -1,6 +1,6 @@
-"""What a paper states: a law with its constants, or how to split compute, or batch and rate, and where it says so.
+"""Published results by name: a law with its constants, a split of compute, a batch or rate law, and the source.
 
-Published laws by name: `published("hoffmann2022-approach3")`. Their constants are in `data/published.toml`.
+Their constants are in `data/published.toml`: `published("hoffmann2022-approach3")` reads them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.laws.forms import FORMS, HOFFMANN, Convention, Law, Values, hoffmann_allocation, values
+from isoflop.arrays import Array
+from isoflop.laws.forms import FORMS, HOFFMANN, Convention, Law, hoffmann_allocation, values
+from isoflop.laws.quantities import UNITS, check_positive
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_SHARED = ("paper", "n_convention", "tokenizer", "valid")
+"""What an entry takes from the one that its `as` names."""
+_LOGARITHM = "ln "
+
+
+def _variable(name: str, x: ArrayLike | None) -> Array:
+    assert x is not None
+    return check_positive(name, x, UNITS[name])
 
 
 @dataclass(frozen=True)
@@ -31,14 +47,14 @@ class PowerLaw:
     factor: float
     exponents: Mapping[str, float]
 
-    def __call__(self, **variables: ArrayLike | None) -> Values:
+    def __call__(self, **variables: ArrayLike | None) -> Array:
         """Its value; ValueError where a variable it needs is missing. One it does not need is ignored."""
         missing = [name for name in self.exponents if variables.get(name) is None]
         if missing:
             raise ValueError(f"this law is in {', '.join(self.exponents)}: pass {', '.join(f'{m}=' for m in missing)}")
         result = values(self.factor)
         for name, exponent in self.exponents.items():
-            result = result * _positive(name, variables[name]) ** exponent
+            result = result * _variable(name, variables[name]) ** exponent
         return result
 
     def __str__(self) -> str:
@@ -52,18 +68,14 @@ class PowerAllocation:
     parameters: PowerLaw | None = None
     tokens: PowerLaw | None = None
 
-    def __post_init__(self) -> None:
-        assert self.parameters or self.tokens
-
-    def allocate(self, C: ArrayLike) -> tuple[Values, Values]:
+    def allocate(self, C: ArrayLike) -> tuple[Array, Array]:
         """N and D for C FLOPs."""
-        C = _positive("C", C)
-        if self.parameters is None:
-            assert self.tokens is not None
-            D = self.tokens(C=C)
+        C = _variable("C", C)
+        N, D = (None if law is None else law(C=C) for law in (self.parameters, self.tokens))
+        if N is None:
+            assert D is not None
             return C / (6 * D), D
-        N = self.parameters(C=C)
-        return N, (C / (6 * N) if self.tokens is None else self.tokens(C=C))
+        return N, C / (6 * N) if D is None else D
 
     def __str__(self) -> str:
         given = (("N", self.parameters), ("D", self.tokens))
@@ -80,9 +92,9 @@ class TableAllocation:
     rows: tuple[tuple[float, float], ...]
     exponent: float
 
-    def allocate(self, C: ArrayLike) -> tuple[Values, Values]:
+    def allocate(self, C: ArrayLike) -> tuple[Array, Array]:
         """N and D for C FLOPs."""
-        C = _positive("C", C)
+        C = _variable("C", C)
         x, (log_C, log_N) = np.log(C), np.log(np.array(self.rows)).T
         beyond = x - np.clip(x, log_C[0], log_C[-1])
         N = np.exp(np.interp(x, log_C, log_N) + self.exponent * beyond)
@@ -129,7 +141,7 @@ class Published:
         """Whether `allocate` has an answer."""
         return self.allocation is not None or (self.law is not None and self.law.form.name == HOFFMANN.name)
 
-    def allocate(self, C: ArrayLike) -> tuple[Values, Values]:
+    def allocate(self, C: ArrayLike) -> tuple[Array, Array]:
         """Compute-optimal N (in its convention) and D for C FLOPs.
 
         Raises:
@@ -139,36 +151,8 @@ class Published:
             return self.allocation.allocate(C)
         if self.law is not None and self.law.form.name == HOFFMANN.name:
             constants = {name: value for name, value in self.law.constants.items() if name != "E"}
-            return hoffmann_allocation(_positive("C", C), **constants)
-        raise ValueError(self._states_no("split of compute"))
-
-    def batch(self, *, C: ArrayLike | None = None, N: ArrayLike | None = None, D: ArrayLike | None = None) -> Values:
-        """Batch in tokens, from those of C, N, D that its law is in.
-
-        Raises:
-            ValueError: it states no batch; or one that it needs is missing or not positive.
-        """
-        if self.batch_law is None:
-            raise ValueError(self._states_no("batch"))
-        return self.batch_law(C=C, N=N, D=D)
-
-    def learning_rate(
-        self, *, C: ArrayLike | None = None, N: ArrayLike | None = None, D: ArrayLike | None = None
-    ) -> Values:
-        """Peak learning rate, likewise."""
-        if self.learning_rate_law is None:
-            raise ValueError(self._states_no("learning rate"))
-        return self.learning_rate_law(C=C, N=N, D=D)
-
-    def _states_no(self, what: str) -> str:
-        laws = {
-            "law": self.law,
-            "allocate": self.allocates or None,
-            "batch": self.batch_law,
-            "learning_rate": self.learning_rate_law,
-        }
-        has = ", ".join(name for name, value in laws.items() if value is not None)
-        return f"{self.name} ({self.paper}) states no {what}: use what it has ({has}), or another published result"
+            return hoffmann_allocation(_variable("C", C), **constants)
+        raise ValueError(f"{self.name} ({self.paper}) states no split of compute: use another published result")
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.paper}, {self.where}"]
@@ -183,27 +167,6 @@ class Published:
             lines.append(f"peak learning rate {self.learning_rate_law}")
         lines.append(f"N {self.n_convention}; tokenizer {self.tokenizer or 'unknown'}; {self.valid}")
         return "\n  ".join([*lines, self.note] if self.note else lines)
-
-
-def _positive(name: str, x: ArrayLike | None) -> Values:
-    assert x is not None
-    given = values(x)
-    if not np.all((given > 0) & np.isfinite(given)):
-        unit = {"C": "FLOPs", "N": "parameters", "D": "tokens"}[name]
-        raise ValueError(f"{name} must be a positive, finite number of {unit}, got {x}: check its unit and sign")
-    return given
-
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["Published", "published", "published_names"]
-
-_SHARED = ("paper", "n_convention", "tokenizer", "valid")
-"""What an entry takes from the one that its `as` names."""
-_LOGARITHM = "ln "
 
 
 def published(name: str) -> Published:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
-from isoflop.laws.forms import Values, critical_batch, values
+from isoflop.arrays import Array
+from isoflop.laws.forms import critical_batch, values
 
 if TYPE_CHECKING:  # the mathematics runs without torch
     from torch import nn
@@ -103,7 +104,7 @@ MODEL_ERROR = {"preconditioned": 0.5, "raw": 1.0}
 double. A judgement from one tiny model; Merrill et al. 2025 (arXiv:2505.23971) found raw values far below B_crit."""
 
 
-def critical_batch_by_tokens(D: float | Values) -> Values:
+def critical_batch_by_tokens(D: float | Array) -> Array:
     """B_crit(D) in tokens: the geometric mean of `GRID_LAW` and `ZHANG_LAW`.
 
     Valid from 1e9 to 1e11 tokens, AdamW, language models of 85M to 1.2B.
@@ -183,17 +184,17 @@ def bytes_per_token(model: nn.Module | None) -> float | None:
     return 1.0 if size <= 300 else 4.3 if size >= 20_000 else None
 
 
-def tokens_over_minimum(B: ArrayLike, B_crit: ArrayLike) -> Values:
+def tokens_over_minimum(B: ArrayLike, B_crit: ArrayLike) -> Array:
     """E/E_min = 1 + B/B_crit: tokens to a loss over those of a batch far below critical."""
     return 1 + values(B) / values(B_crit)
 
 
-def steps_over_minimum(B: ArrayLike, B_crit: ArrayLike) -> Values:
+def steps_over_minimum(B: ArrayLike, B_crit: ArrayLike) -> Array:
     """S/S_min = 1 + B_crit/B: optimizer steps to a loss over those of a batch far above critical."""
     return 1 + values(B_crit) / values(B)
 
 
-def minimum_tokens(E: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Values:
+def minimum_tokens(E: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
     """E_min = E/(1 + B/B_crit); S_min is `laws_kaplan.minimum_steps`."""
     return values(E) / tokens_over_minimum(B, B_crit)
 

@@ -17,7 +17,7 @@ from isoflop.figures.figure import NoFigure
 from isoflop.figures.palette import ThemeName
 from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.study import Study
-from isoflop.laws.frontier import PF_DAY
+from isoflop.laws.quantities import PF_DAY
 from isoflop.record.run import PREFERRED_N, Point, Run
 from isoflop.tab.records import Entry, Snapshot
 
