@@ -22,8 +22,7 @@ from typing import Any
 
 import psutil
 
-from isoflop.ladder import LadderPlan, PlannedRun
-from isoflop.ladder.run import run_ladder
+from isoflop.ladder import LadderPlan, PlannedRun, run_ladder
 from isoflop.record import Point, RecordLog, new_run_id, read_runs
 
 STEPS = 80
@@ -80,9 +79,9 @@ def plan_of(count: int) -> LadderPlan:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether it trains: Ray's own parts have names of this kind too."""
+    """Whether it trains or waits for the next run."""
     try:
-        return " ".join(process.cmdline()).startswith("ray::ImplicitFunc")
+        return " ".join(process.cmdline()).startswith(("ray::train", "ray::IDLE"))
     except psutil.Error:  # it has just ended
         return False
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from tiny_gpt import QUICK, VOCABULARY, fresh_folder
 
 import isoflop
-from isoflop.cli.ladder import Table, summary_lines
-from isoflop.ladder import LadderPlan, PlannedRun, write_plan
-from isoflop.ladder.run import run_ladder
+from isoflop.cli.ladder import following, summary_lines
+from isoflop.ladder import LadderPlan, PlannedRun, run_ladder, write_plan
 from isoflop.report.summary import print_summary
 
 DEPTH, CONTEXT, BATCH = 2, 64, 16
@@ -65,7 +64,7 @@ def train_ladder(script: str, folder: str) -> None:
     out = fresh_folder(folder)
     out.mkdir(parents=True)
     write_plan(tiny_plan(), out / "plan.yaml")
-    result = run_ladder(tiny_plan(), f"{script}:train", out, engine="local", workers=2, watch=Table)
+    result = run_ladder(tiny_plan(), f"{script}:train", out, engine="local", workers=2, watch=following)
     for line in summary_lines(result):
         print(line)
     print_summary(isoflop.read_runs(out))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ from typer.testing import CliRunner
 import ladder_trainers
 from isoflop.cli import app
 from isoflop.cli.ladder import counts, states_table, summary_lines
-from isoflop.ladder import write_plan
-from isoflop.ladder.attempt import AttemptFailed, attempt
-from isoflop.ladder.engines import Resources, _slots, parameters
-from isoflop.ladder.run import LadderRun, job_of, run_ladder
-from isoflop.ladder.state import Folders, Held, folders_of, hold, latest_checkpoint, state_of, write_status
+from isoflop.ladder import LadderRun, run_ladder, write_plan
+from isoflop.ladder.attempt import (
+    AttemptFailed,
+    Folders,
+    Held,
+    attempt,
+    folders_of,
+    hold,
+    job_of,
+    latest_checkpoint,
+    state_of,
+    write_status,
+)
+from isoflop.ladder.run import Resources, local_slots, slurm_parameters
 from isoflop.record import read_runs
 
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's and submitit's processes, as they go
@@ -52,7 +62,7 @@ def test_a_run_is_told_where_to_write_and_what_was_planned(tmp_path: Path, monke
     monkeypatch.setattr(
         ladder_trainers, "finishes", lambda config: (seen.append(config), ladder_trainers.write_record(config))
     )
-    monkeypatch.setattr("isoflop.ladder.attempt._found", lambda train: ladder_trainers.finishes)
+    monkeypatch.setattr("isoflop.ladder.attempt._find", lambda train: ladder_trainers.finishes)
     folders = try_one("finishes", tmp_path)
     (config,) = seen
     assert config == ladder_trainers.a_run("a").as_dict() | {
@@ -156,14 +166,7 @@ def test_ray(tmp_path: Path) -> None:
     run(plan, "finishes", tmp_path, only=["done"])
     ended: list[str] = []
 
-    class Watch:
-        def __init__(self, runs: Any, folders: Any) -> None: ...
-        def ended(self, name: str) -> None:
-            ended.append(name)
-
-        def close(self) -> None: ...
-
-    result = run(plan, "dies_or_fails", tmp_path, engine="ray", watch=Watch)
+    result = run(plan, "dies_or_fails", tmp_path, engine="ray", watch=lambda runs, folders: nullcontext(ended.append))
     assert [(state.stage, state.attempts) for state in result.states] == [
         ("finished", 2),
         ("failed", 2),
@@ -205,7 +208,7 @@ def test_the_generated_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def no_waiting(seconds: float) -> None:
         raise Enough
 
-    monkeypatch.setattr("isoflop.ladder.engines.time.sleep", no_waiting)
+    monkeypatch.setattr("isoflop.ladder.run.time.sleep", no_waiting)
     options = {"partition": "gpu", "time": "90", "account": "laws", "mail-user": "a@b.c", "licenses": "x"}
     for _ in range(2):
         with pytest.raises(Enough):
@@ -235,17 +238,17 @@ def test_the_generated_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_resources() -> None:
     with pytest.raises(ValueError, match=r"expected whole devices with --engine slurm, got 0\.5"):
-        parameters({}, set(), Resources(gpus_per_run=0.5))
-    assert parameters({}, set(), Resources(gpus_per_run=2))["gpus_per_node"] == 2
+        slurm_parameters({}, set(), Resources(gpus_per_run=0.5))
+    assert slurm_parameters({}, set(), Resources(gpus_per_run=2))["gpus_per_node"] == 2
     with pytest.raises(ValueError, match="expected whole devices with --engine local"):
-        _slots(Resources(gpus_per_run=0.5))
+        local_slots(Resources(gpus_per_run=0.5))
 
 
 def test_devices_of_local_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in _slots(Resources(gpus_per_run=2))] == ["3,5", "6,7"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots(Resources(gpus_per_run=2))] == ["3,5", "6,7"]
     with pytest.raises(ValueError, match="expected 6 devices for the runs at one time, got 4"):
-        _slots(Resources(gpus_per_run=2, workers=3))
+        local_slots(Resources(gpus_per_run=2, workers=3))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

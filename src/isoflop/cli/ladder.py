@@ -18,24 +18,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs, print_json, reported, say, tell
 from isoflop.console import grid, screen
-from isoflop.ladder.run import LadderRun, Watching
-from isoflop.ladder.state import Folders, RunState, state_of
+from isoflop.ladder.attempt import Folders, RunState, state_of
 
 if TYPE_CHECKING:
     from isoflop.ladder.design import RungWorth
     from isoflop.ladder.fit import Estimate, LadderFit, LeftOut
     from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
+    from isoflop.ladder.run import LadderRun
 
 
 def fit(
@@ -206,7 +207,7 @@ def ladder_run(
                 only=only or (),
                 slurm=pairs("--slurm", slurm),
                 work=work,
-                watch=Table,
+                watch=following,
             )
     except KeyboardInterrupt:
         tell("ladder run", "interrupted; the same command goes on.")
@@ -368,53 +369,54 @@ LINES = 15  # rows of a ladder with more runs: those under way and those that fa
 _STYLES = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "dim"}
 
 
-class Table(Watching):
-    """A table that follows the runs' own folders, on stderr; where that is no terminal, a line for each that ends."""
+@contextmanager
+def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Iterator[Callable[[str], None]]:
+    """Show a ladder on stderr while its runs are trained: a table, or where that is no terminal a line for each run.
 
-    def __init__(self, runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> None:
-        self._runs, self._folders = {run.name: run for run in runs}, folders
-        self._states = {run.name: state_of(run, folders[run.name]) for run in runs}
-        self._over = {name for name, state in self._states.items() if state.stage == "finished"}
-        self._every = 1 + len(self._runs) // 100  # of many runs, so many lines at most, and those that fail
-        self._stop = threading.Event()
-        console = Console(stderr=True)
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._console = console
-        self._thread = threading.Thread(target=self._follow, name="isoflop-ladder-table", daemon=True)
-        if self._live is not None:
-            self._live.start()
-            self._thread.start()
+    Gives the function that is told a run's name when no further attempt at it is made.
+    """
+    console = Console(stderr=True)
+    states = {run.name: state_of(run, folders[run.name]) for run in runs}
+    over = {name for name, state in states.items() if state.stage == "finished"}
+    every = 1 + len(runs) // 100  # of many runs, so many lines at most, and those that fail
 
-    def ended(self, name: str) -> None:
-        """A run is at its end, or no further attempt is made."""
-        self._over.add(name)
-        self._states[name] = state = state_of(self._runs[name], self._folders[name])
-        if self._live is None and (state.stage != "finished" or len(self._over) % self._every == 0):
-            count = f"{len(self._over)}/{len(self._runs)}"
-            self._console.print(f"{count} {name}: {state.stage}{_at(state)}", highlight=False, soft_wrap=True)
+    def look(names: Iterable[str]) -> None:
+        states.update({run.name: state_of(run, folders[run.name]) for run in runs if run.name in names})
 
-    def close(self) -> None:
-        """The last look."""
-        self._stop.set()
-        if self._live is not None:
-            self._thread.join()
-            self._live.stop()
+    def ended(name: str) -> None:
+        over.add(name)
+        look([name])
+        state = states[name]
+        if not console.is_terminal and (state.stage != "finished" or len(over) % every == 0):
+            text = f"{len(over)}/{len(runs)} {name}: {state.stage}{_at(state)}"
+            console.print(text, highlight=False, soft_wrap=True)
 
-    def _follow(self) -> None:
-        pause = 0.0
-        while not self._stop.wait(pause):
-            began = time.monotonic()
-            for name, run in self._runs.items():
-                if name not in self._over:
-                    self._states[name] = state_of(run, self._folders[name])
-            assert self._live is not None
-            self._live.update(states_table(list(self._states.values())), refresh=True)
-            pause = max(EVERY, (time.monotonic() - began) / SHARE)
+    if not console.is_terminal:
+        yield ended
+        return
+    stop = threading.Event()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def follow() -> None:
+            pause = 0.0
+            while not stop.wait(pause):
+                began = time.monotonic()
+                look(states.keys() - over)
+                live.update(states_table(list(states.values())), refresh=True)
+                pause = max(EVERY, (time.monotonic() - began) / SHARE)
+
+        thread = threading.Thread(target=follow, name="isoflop-ladder-table", daemon=True)
+        thread.start()
+        try:
+            yield ended
+        finally:
+            stop.set()
+            thread.join()
 
 
-def states_table(states: Sequence[RunState]) -> RichTable:
+def states_table(states: Sequence[RunState]) -> Table:
     """The runs' states as a table; of many runs, those that are under way or failed."""
-    table = RichTable(box=None, pad_edge=False, header_style="bold", caption=counts(states), caption_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=counts(states), caption_justify="left")
     table.add_column("run")
     table.add_column("state")
     for name in ("step", "", "loss", "attempts"):

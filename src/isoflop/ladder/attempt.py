@@ -1,35 +1,228 @@
-"""One attempt at one run, in the process that trains it: what every engine calls, wherever it calls it from."""
+"""One run of a ladder: its folder and lock, how far its record is, and an attempt to train it to its planned end.
+
+Everything that is known of a run lies in its folder: the record, a small status file beside it, and a lock. Each engine
+calls `attempt` in the process that trains; `python -m isoflop.ladder.attempt` reads a `Job` as JSON from stdin.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
+from isoflop.fit.runs import stopped_early
 from isoflop.ladder.plan import PlannedRun
-from isoflop.ladder.state import (
-    Folders,
-    Held,
-    hold,
-    is_complete,
-    latest_checkpoint,
-    reached,
-    read_status,
-    records_of,
-    write_status,
-)
-from isoflop.record.paths import file_system, location_of
+from isoflop.lookup import find
+from isoflop.record.paths import Location, below, file_system, location_of, read_bytes, write_bytes
+from isoflop.record.reader import read_runs
+from isoflop.record.run import Run
 
+STATUS = "status.json"
+LOCK = ".lock"
 ERROR_LINES = 12
-"""How much of an error's traceback a status file keeps."""
+"""Last lines of a traceback that a status file keeps."""
+Stage = Literal["waiting", "running", "stopped", "failed", "finished"]
+"""Not begun; held by another process; killed or interrupted; raised an error; at its planned end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The status file: how the last attempt at a run went.
+
+    Attributes:
+        stage: "running", "stopped", "failed" or "finished", as that attempt left it.
+        attempts: of all invocations.
+        error: the last lines of its error.
+        host, process: where it runs or ran.
+        time: unix seconds of the last change.
+    """
+
+    stage: Stage
+    attempts: int = 1
+    error: str | None = None
+    host: str = ""
+    process: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """How far a run of the ladder is.
+
+    Attributes:
+        name: of the run.
+        stage: see `Stage`.
+        step, steps: optimizer steps recorded and planned.
+        attempts: of all invocations.
+        error: the last lines of its last error.
+        loss: the last one in its record, nats per token; an evaluation's if there is one.
+    """
+
+    name: str
+    stage: Stage
+    step: int
+    steps: int
+    attempts: int = 0
+    error: str | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a run of the ladder writes.
+
+    Attributes:
+        record: its record and its status file: a folder or a URL.
+        work: checkpoints, output and lock: a folder of this machine, or of a disk that all machines share.
+    """
+
+    record: Location
+    work: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that `train` gets as `config["checkpoint_dir"]`."""
+        return self.work / "checkpoints"
+
+    @property
+    def output(self) -> Path:
+        """What the run prints, under the local engine."""
+        return self.work / "output.txt"
+
+
+def folders_of(name: str, out: str | os.PathLike[str], work: str | os.PathLike[str] | None = None) -> Folders:
+    """Folders of a run, absolute since workers have other current folders.
+
+    Args:
+        name: of the run.
+        out: the ladder's folder or URL.
+        work: folder of this machine for what can't lie at a URL; default: `out`, of a URL `runs/<its last part>`.
+    """
+    place = location_of(out)
+    record = below(place, name)
+    if work is None:
+        work = place if isinstance(place, Path) else Path("runs") / place.rsplit("/", 1)[-1]
+    return Folders(record.resolve() if isinstance(record, Path) else record, (Path(work) / name).resolve())
+
+
+def state_of(run: PlannedRun, folders: Folders) -> RunState:
+    """How far a run is. Its record decides whether it is finished, whatever the status file says."""
+    status = read_status(folders)
+    # a run without a checkpoint begins anew: the furthest record is its own
+    last = max(_records(folders), key=lambda record: (is_complete(record, run.steps), _reached(record)), default=None)
+    stage: Stage
+    if last is not None and is_complete(last, run.steps):
+        stage = "finished"
+    elif status is None:
+        stage = "waiting" if last is None else "stopped"
+    elif status.stage == "failed":
+        stage = "failed"
+    else:
+        stage = "running" if status.stage == "running" and _is_held(folders) else "stopped"
+    points = () if last is None else last.points
+    losses = {name: loss for name, loss in points[-1].losses.items() if loss is not None} if points else {}
+    return RunState(
+        name=run.name,
+        stage=stage,
+        step=0 if last is None else _reached(last),
+        steps=run.steps,
+        attempts=0 if status is None else status.attempts,
+        error=status.error if status is not None and stage in ("failed", "stopped") else None,
+        loss=next((loss for name, loss in losses.items() if name != "train"), losses.get("train")),
+    )
+
+
+def is_complete(record: Run, steps: int) -> bool:
+    """Whether a record ended in order at its planned end: the rule by which `ladder fit` counts it."""
+    return record.status == "completed" and _reached(record) > 0 and not stopped_early(_reached(record), steps)
+
+
+def _records(folders: Folders) -> list[Run]:
+    return read_runs(folders.record, on_problem=lambda text: None)
+
+
+def _reached(record: Run) -> int:
+    """The last optimizer step of a record."""
+    return max([point.step for point in record.points[-1:]] + [record.end["step"] if record.end else 0])
+
+
+def read_status(folders: Folders) -> Status | None:
+    """The status file; None where there is none that can be read."""
+    with suppress(OSError, ValueError, TypeError):
+        return Status(**json.loads(read_bytes(below(folders.record, STATUS))))
+    return None
+
+
+def write_status(folders: Folders, stage: Stage, attempts: int, error: str | None = None) -> None:
+    """Write the status file of an attempt."""
+    where = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+    status = {"stage": stage, "attempts": attempts, "error": error, **where}
+    write_bytes(below(folders.record, STATUS), json.dumps(status).encode())
+
+
+class Held(RuntimeError):
+    """Another process is at this run."""
+
+
+@contextmanager
+def hold(folders: Folders, patience: float = 1.0) -> Iterator[None]:
+    """Keep other processes from a run until the end of the block, or of this process.
+
+    Args:
+        folders: of the run.
+        patience: seconds to try again in; whoever only looks whether a run is held holds it for a moment too.
+
+    Raises:
+        Held: one has it.
+    """
+    folders.work.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folders.work / LOCK).acquire(timeout=patience, poll_interval=0.02)
+    except Timeout:
+        raise Held(f"another process is at {folders.work}") from None
+    with lock:
+        yield
+
+
+def _is_held(folders: Folders) -> bool:
+    if not (folders.work / LOCK).exists():
+        return False
+    try:
+        with hold(folders, patience=0.0):
+            return False
+    except Held:
+        return True
+
+
+_LOGS = ("runs", "logs", "lightning_logs", "wandb")
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete file or folder in a run's checkpoint folder; None: there is none.
+
+    Names that begin with a point, or end in .tmp or .part, are being written; folders of logs are left out. Of Hugging
+    Face's folders (`checkpoint-<step>`) one without `trainer_state.json`, which is written last, is not complete.
+    """
+    found = [path for path in folder.iterdir() if _is_checkpoint(path)] if folder.is_dir() else []
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.name.startswith((".", "events.out")) or path.suffix in (".tmp", ".part") or path.name in _LOGS:
+        return False
+    return not (path.is_dir() and path.name.startswith("checkpoint-")) or (path / "trainer_state.json").is_file()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +249,22 @@ class Job:
         return str(self.run["name"])
 
     @property
-    def planned(self) -> PlannedRun:
-        """The run as the plan has it."""
-        return PlannedRun(**self.run)
-
-    @property
     def folders(self) -> Folders:
         """Where the run writes."""
         return Folders(location_of(self.record), Path(self.work))
+
+    def as_text(self) -> str:
+        """JSON: what `main` reads."""
+        return json.dumps(asdict(self))
+
+
+def job_of(run: PlannedRun, folders: Folders, train: str) -> Job:
+    """A run as it travels to the process that trains it."""
+    place, _, name = train.rpartition(":")
+    if place.endswith(".py"):  # workers have other current folders
+        train = f"{Path(place).expanduser().resolve()}:{name}"
+    search = tuple(dict.fromkeys([str(Path.cwd()), *(folder for folder in sys.path if folder)]))
+    return Job(run=run.as_dict(), train=train, record=str(folders.record), work=str(folders.work), search=search)
 
 
 class AttemptFailed(RuntimeError):
@@ -77,30 +278,39 @@ def attempt(job: Job) -> None:
         AttemptFailed: `train` raised, or came back without a record of the planned steps.
         Held: another process is at it.
     """
-    folders, steps = job.folders, job.planned.steps
+    folders, steps = job.folders, int(job.run["steps"])
     with hold(folders):
-        if any(is_complete(record, steps) for record in records_of(folders)):
+        if any(is_complete(record, steps) for record in _records(folders)):
             return
         before = read_status(folders)
         attempts = 1 if before is None else before.attempts + 1
         write_status(folders, "running", attempts)
         try:
             _train(job, folders)
-            done = max((reached(record) for record in records_of(folders)), default=None)
-            if not any(is_complete(record, steps) for record in records_of(folders)):
-                came = "no record" if done is None else f"a record of {done:,} steps"
-                raise ValueError(
-                    f"expected {job.train} to leave a completed record of {steps:,} steps in {job.record}, got {came}: "
-                    'pass config["record_dir"] to isoflop\'s callback, and train for config["steps"] optimizer steps'
-                )
+            _check_record(job, steps)
         except BaseException as error:  # SystemExit and Ctrl-C too
-            told = _last_lines(error)
+            lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+            text = "\n".join(lines[-ERROR_LINES:])
             with suppress(OSError):
-                write_status(folders, "stopped" if isinstance(error, KeyboardInterrupt) else "failed", attempts, told)
+                write_status(folders, "stopped" if isinstance(error, KeyboardInterrupt) else "failed", attempts, text)
             if isinstance(error, Exception | SystemExit):
-                raise AttemptFailed(told) from None
+                raise AttemptFailed(text) from None
             raise
         write_status(folders, "finished", attempts)
+
+
+def _check_record(job: Job, steps: int) -> None:
+    records = _records(job.folders)
+    if not any(is_complete(record, steps) for record in records):
+        got = f"a record of {max(map(_reached, records)):,} steps" if records else "no record"
+        raise ValueError(
+            f"expected {job.train} to leave a completed record of {steps:,} steps in {job.record}, got {got}: "
+            'pass config["record_dir"] to isoflop\'s callback, and train for config["steps"] optimizer steps'
+        )
+
+
+_find = cache(find)
+"""A process that trains several runs imports the user's module once."""
 
 
 def _train(job: Job, folders: Folders) -> None:
@@ -115,21 +325,12 @@ def _train(job: Job, folders: Folders) -> None:
         "checkpoint_dir": str(folders.checkpoints),
         "resume": None if resume is None else str(resume),
     }
-    _found(job.train)(config)
-
-
-@cache
-def _found(train: str) -> Callable[[dict[str, Any]], Any]:
-    """The user's function; a process that trains several runs imports its module once."""
-    from isoflop.lookup import find
-
-    function: Callable[[dict[str, Any]], Any] = find(train)
-    return function
+    _find(job.train)(config)
 
 
 def _put_aside(folders: Folders) -> None:
-    """Records of attempts that end without a checkpoint: the run begins anew, and readers see it once."""
-    for record in records_of(folders):
+    """Rename records of attempts that left no checkpoint: the run begins anew, and readers see it once."""
+    for record in _records(folders):
         assert record.path is not None
         place = location_of(record.path)
         if isinstance(place, Path):
@@ -139,27 +340,15 @@ def _put_aside(folders: Folders) -> None:
             system.mv(path, f"{path}.superseded")
 
 
-def _last_lines(error: BaseException) -> str:
-    """The end of the traceback; the frames of isoflop before `train` say nothing to its author."""
-    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
-    return "\n".join(lines[-ERROR_LINES:])
-
-
 def main() -> int:
-    """`python -m isoflop.ladder.attempt`: a job comes as JSON on stdin."""
+    """Train the job on stdin; the exit code is 1 where it fails, `os.EX_TEMPFAIL` where another process is at it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    job = Job(**json.loads(sys.stdin.read()))
     try:
-        attempt(job)
+        attempt(Job(**json.loads(sys.stdin.read())))
     except (AttemptFailed, Held) as error:
         print(error, file=sys.stderr)
-        return 1
+        return os.EX_TEMPFAIL if isinstance(error, Held) else 1
     return 0
-
-
-def as_text(job: Job) -> str:
-    """What `main` reads."""
-    return json.dumps(asdict(job))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,54 @@
-"""Runs a plan's ladder: what is finished is left alone, what was stopped goes on, what fails is tried again."""
+"""Train a ladder's runs by an engine: processes of this machine, Ray, or Slurm through submitit.
+
+Finished runs are skipped, stopped ones go on from their checkpoint, failed ones are tried again. Each engine makes
+attempts at all of its jobs; a run that fails does not stop the others.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
-from isoflop.ladder.attempt import Job
-from isoflop.ladder.engines import Resources, engine_of
+from isoflop.ladder.attempt import (
+    ERROR_LINES,
+    Folders,
+    Job,
+    RunState,
+    attempt,
+    folders_of,
+    job_of,
+    read_status,
+    state_of,
+    write_status,
+)
 from isoflop.ladder.plan import LadderPlan, PlannedRun
-from isoflop.ladder.state import Folders, RunState, folders_of, state_of
+from isoflop.lookup import find
 from isoflop.record.paths import check_location
+
+Ended = Callable[[str], None]
+"""Called with a run's name when no further attempt at it is made; from any thread."""
+Watch = Callable[[Sequence[PlannedRun], Mapping[str, Folders]], AbstractContextManager[Ended]]
+"""Shows how the ladder goes while its block lasts."""
 
 
 @dataclass(frozen=True)
 class LadderRun:
-    """How a ladder stands after `run_ladder`.
-
-    Attributes:
-        states: of the runs that were asked for, in the plan's order.
-        before: the same before.
-    """
+    """The runs that were asked for, in the plan's order: their `states` after `run_ladder`, and `before` it."""
 
     states: tuple[RunState, ...]
     before: tuple[RunState, ...]
@@ -37,14 +63,25 @@ class LadderRun:
         return len(self.of("finished")) == len(self.states)
 
 
-class Watching:
-    """Shows how the ladder goes, or nothing, as this one does. `ended` comes from any thread."""
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the runs may use.
 
-    def ended(self, name: str) -> None:
-        """No further attempt is made at this run."""
+    Attributes:
+        workers: runs at one time; None: as many as there are processors or devices for.
+        cpus_per_run: processors of each.
+        gpus_per_run: devices of each; a part of one under Ray alone.
+        retries: further attempts at a run that fails, or whose process dies.
+        slurm: options of the scheduler by name: partition, time, account …
+        folder: of this machine, for files of submitit.
+    """
 
-    def close(self) -> None:
-        """The engine is done."""
+    workers: int | None = None
+    cpus_per_run: int = 1
+    gpus_per_run: float = 0.0
+    retries: int = 1
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    folder: Path = Path("runs")
 
 
 def run_ladder(
@@ -60,7 +97,7 @@ def run_ladder(
     only: Sequence[str] = (),
     slurm: Mapping[str, str] | None = None,
     work: str | os.PathLike[str] | None = None,
-    watch: Callable[[Sequence[PlannedRun], Mapping[str, Folders]], Watching] | None = None,
+    watch: Watch | None = None,
 ) -> LadderRun:
     """Train the runs of a plan that are not finished.
 
@@ -70,62 +107,350 @@ def run_ladder(
             "record_dir", "checkpoint_dir", and "resume", the latest checkpoint or None.
         out: folder or URL in which each run gets a folder of its own.
         engine: "ray", "slurm" or "local".
-        workers: runs at one time.
-        cpus_per_run, gpus_per_run: of each.
-        retries: further attempts at a run that fails.
+        workers, cpus_per_run, gpus_per_run, retries, slurm: see `Resources`.
         only: names of runs; none: all.
-        slurm: options of the scheduler.
         work: folder of this machine for checkpoints and output; default: `out`, or of a URL `runs/<its last part>`.
         watch: shows how it goes.
 
     Raises:
-        ValueError: an unknown engine, an unknown run, or `train` can't be found.
+        ValueError: an unknown engine, an unknown run, `train` can't be found, a package that is not installed, or an
+            option that the engine can't take.
     """
-    from isoflop.lookup import find
-
     check_location(out)
     if str(out).startswith("memory://"):
         raise ValueError(f"--out: expected a place that other processes see, got {out}, which ends with this one")
-    runs = _chosen(plan, only)
-    carry = engine_of(engine)
-    if not callable(find(train)):
-        raise ValueError(f"--train: expected a function, got {train}, which is none")
-    folders = {run.name: folders_of(run.name, out, work) for run in runs}
-    before = tuple(state_of(run, folders[run.name]) for run in runs)
-    jobs = [
-        job_of(run, folders[run.name], train)
-        for run, state in zip(runs, before, strict=True)
-        if state.stage not in ("finished", "running")
-    ]
-    if jobs:
-        watching = Watching() if watch is None else watch(runs, folders)
-        try:
-            resources = Resources(
-                workers=workers,
-                cpus_per_run=cpus_per_run,
-                gpus_per_run=gpus_per_run,
-                retries=retries,
-                slurm=dict(slurm or {}),
-                folder=folders[runs[0].name].work.parent,
-            )
-            carry(jobs, resources, watching.ended)
-        finally:
-            watching.close()
-    return LadderRun(tuple(state_of(run, folders[run.name]) for run in runs), before)
-
-
-def job_of(run: PlannedRun, folders: Folders, train: str) -> Job:
-    """A run as it travels to the process that trains it."""
-    place, _, name = train.rpartition(":")
-    if place.endswith(".py"):  # workers have other current folders
-        train = f"{Path(place).expanduser().resolve()}:{name}"
-    search = tuple(dict.fromkeys([str(Path.cwd()), *(folder for folder in sys.path if folder)]))
-    return Job(run=run.as_dict(), train=train, record=str(folders.record), work=str(folders.work), search=search)
-
-
-def _chosen(plan: LadderPlan, only: Sequence[str]) -> list[PlannedRun]:
     known = {run.name: run for run in plan.runs}
     for name in only:
         if name not in known:
             raise ValueError(f"--only: expected a run of the plan ({', '.join(known)}), got {name!r}")
-    return [run for run in plan.runs if not only or run.name in only]
+    if engine not in ENGINES:
+        raise ValueError(f"--engine: expected {', '.join(ENGINES)}, got {engine!r}")
+    if not callable(find(train)):
+        raise ValueError(f"--train: expected a function, got {train}, which is none")
+    runs = [run for run in plan.runs if not only or run.name in only]
+    folders = {run.name: folders_of(run.name, out, work) for run in runs}
+    before = tuple(state_of(run, folders[run.name]) for run in runs)
+    left = [run for run, state in zip(runs, before, strict=True) if state.stage not in ("finished", "running")]
+    jobs = [job_of(run, folders[run.name], train) for run in left]
+    if not jobs:
+        return LadderRun(before, before)
+    resources = Resources(
+        workers=workers,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+        retries=retries,
+        slurm=dict(slurm or {}),
+        folder=folders[runs[0].name].work.parent,
+    )
+    with nullcontext(lambda name: None) if watch is None else watch(runs, folders) as ended:
+        ENGINES[engine](jobs, resources, ended)
+    return LadderRun(tuple(state_of(run, folders[run.name]) for run in runs), before)
+
+
+def _record_death(job: Job, text: str) -> None:
+    """Write down what ended a run's process where it could not do so itself."""
+    status = read_status(job.folders)
+    if status is None or status.stage == "running":
+        with suppress(OSError):
+            write_status(job.folders, "failed", 1 if status is None else status.attempts, text)
+
+
+# -- processes of this machine ----------------------------------------------------------------------------------------
+
+
+def train_locally(jobs: Sequence[Job], resources: Resources, ended: Ended) -> None:
+    """Train each job in a process of this machine, so many at one time."""
+    slots = local_slots(resources)
+    free: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+    running: set[subprocess.Popen[str]] = set()
+    stop = threading.Event()
+
+    def train(job: Job) -> None:
+        slot = free.get()
+        try:
+            for _ in range(1 + resources.retries):
+                if stop.is_set() or _run_process(job, slot, running) == 0:
+                    break
+        finally:
+            free.put(slot)
+            ended(job.name)
+
+    with ThreadPoolExecutor(len(slots), thread_name_prefix="isoflop-ladder") as pool:
+        futures = [pool.submit(train, job) for job in jobs]
+        try:
+            wait(futures)
+        except BaseException:  # Ctrl-C: the runs end too, and go on from their checkpoints the next time
+            stop.set()
+            for process in list(running):
+                with suppress(OSError):
+                    process.send_signal(signal.SIGTERM)
+            raise
+    for future in futures:
+        future.result()
+
+
+def local_slots(resources: Resources) -> list[dict[str, str]]:
+    """The environment of each worker: its number of threads, and its devices where runs are to have some.
+
+    Raises:
+        ValueError: a part of a device, or too few devices.
+    """
+    threads = {"OMP_NUM_THREADS": str(resources.cpus_per_run)}
+    if not resources.gpus_per_run:
+        return [threads] * (resources.workers or max(1, (os.cpu_count() or 1) // resources.cpus_per_run))
+    each = int(resources.gpus_per_run)
+    if each != resources.gpus_per_run:
+        given = f"got {resources.gpus_per_run:g}; Ray shares them"
+        raise ValueError(f"--gpus-per-run: expected whole devices with --engine local, {given}")
+    devices = _devices()
+    workers = resources.workers or max(1, len(devices) // each)
+    if len(devices) < workers * each:
+        raise ValueError(f"expected {each * workers} devices for the runs at one time, got {len(devices)}")
+    return [{**threads, "CUDA_VISIBLE_DEVICES": ",".join(devices[i * each : (i + 1) * each])} for i in range(workers)]
+
+
+def _devices() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device]
+    # in a process of its own: what only watches the runs loads no torch, and opens no device
+    code = "import torch; print(torch.cuda.device_count())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return [str(i) for i in range(int(found.stdout or 0))]
+
+
+def _run_process(job: Job, slot: dict[str, str], running: set[subprocess.Popen[str]]) -> int:
+    job.folders.work.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    with open(job.folders.output, "a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "isoflop.ladder.attempt"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **slot, "PYTHONPATH": path},
+            text=True,
+        )
+        running.add(process)
+        with suppress(BrokenPipeError):
+            process.communicate(job.as_text())
+        running.discard(process)
+    code = process.returncode
+    if code not in (0, os.EX_TEMPFAIL):
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        lines = job.folders.output.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        _record_death(job, "\n".join([f"its process {how}; the last of its output:", *lines]))
+    return code
+
+
+# -- Ray --------------------------------------------------------------------------------------------------------------
+
+_RAY_SETTINGS = {
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves next to nothing to training where others use the machine too
+    "RAY_raylet_start_wait_time_s": "120",  # on a busy machine Ray takes its time to start
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, of which it warns
+}
+
+
+def train_on_ray(jobs: Sequence[Job], resources: Resources, ended: Ended) -> None:
+    """Train each job as a task of Ray, on a cluster (RAY_ADDRESS) or, without one, on this machine.
+
+    Ray tries a task again that fails or whose worker dies. Without devices its workers serve many runs: a new process
+    for each of many short runs would cost more than the runs.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError('--engine ray needs Ray: pip install "isoflop[ray]", or take --engine local') from None
+
+    @ray.remote(  # type: ignore[untyped-decorator, unused-ignore]
+        num_cpus=resources.cpus_per_run,
+        num_gpus=resources.gpus_per_run,
+        max_retries=resources.retries,
+        retry_exceptions=True,
+    )
+    def train(job: dict[str, Any]) -> None:
+        attempt(Job(**job))
+
+    with _environment(_RAY_SETTINGS), _ray_cluster(ray, resources):
+        waiting = deque(jobs)
+        running: dict[Any, Job] = {}
+        while waiting or running:
+            while waiting and len(running) < (resources.workers or math.inf):
+                job = waiting.popleft()
+                running[train.remote(asdict(job))] = job
+            (done, *_), _ = ray.wait(list(running))
+            job = running.pop(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayTaskError:
+                pass  # an error of `train`: its status file has it
+            except ray.exceptions.RayError as error:
+                _record_death(job, str(error))
+            ended(job.name)
+
+
+@contextmanager
+def _ray_cluster(ray: Any, resources: Resources) -> Iterator[None]:
+    """Ray, if it is not there already: a cluster's where RAY_ADDRESS names one, else one of our own."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        wanted = (resources.workers or 0) * resources.cpus_per_run
+        cpus = max(os.cpu_count() or 1, wanted)  # --workers may ask for more runs than there are processors
+        with _environment({"PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}, over=True):
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment(values: dict[str, str], over: bool = False) -> Iterator[None]:
+    """Set environment variables that Ray and its workers read; the user's own come first, unless `over` them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if over or before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+# -- Slurm ------------------------------------------------------------------------------------------------------------
+
+POLL = 1.0  # seconds between two looks; submitit itself asks the scheduler less often
+
+
+class SlurmTask:
+    """A task of the array; submitit submits it again where Slurm preempts it or its time is up."""
+
+    def __call__(self, job: Job) -> None:
+        """Train the run."""
+        attempt(job)
+
+    def checkpoint(self, job: Job) -> Any:
+        """Submit the run again: it goes on from its own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+def train_on_slurm(jobs: Sequence[Job], resources: Resources, ended: Ended) -> None:
+    """Submit the jobs as an array job and wait for them.
+
+    What is submitted outlives this process: the next one finds it by the note in each run's folder, and waits for it
+    instead of submitting it again.
+    """
+    executor = _slurm_executor(resources)
+    tries: Counter[str] = Counter()
+    waiting = {job.name: (job, handle) for job in jobs if (handle := _submitted(executor, job)) is not None}
+    new = [job for job in jobs if job.name not in waiting]
+    while new or waiting:
+        if new:
+            for job, handle in zip(new, executor.map_array(SlurmTask(), new), strict=True):
+                waiting[job.name] = job, handle
+                _note(job).write_text(json.dumps({"job_id": handle.job_id, "folder": str(resources.folder / ".slurm")}))
+        new = []
+        for job, handle in list(waiting.values()):
+            if not handle.done():
+                continue
+            del waiting[job.name]
+            _note(job).unlink(missing_ok=True)
+            tries[job.name] += 1
+            error = handle.exception()
+            if error is not None:
+                lines = [*str(error).splitlines(), *(handle.stderr() or "").splitlines()]
+                _record_death(job, "\n".join(lines[-ERROR_LINES:]))
+            if error is None or tries[job.name] > resources.retries:
+                ended(job.name)
+            else:
+                new.append(job)
+        if waiting and not new:
+            time.sleep(POLL)
+
+
+def _slurm_executor(resources: Resources) -> Any:
+    try:
+        import submitit
+    except ImportError:
+        known = 'pip install "isoflop[slurm]", or take --engine local'
+        raise ValueError(f"--engine slurm needs submitit: {known}") from None
+    options = dict(resources.slurm)
+    try:
+        executor = submitit.AutoExecutor(folder=resources.folder / ".slurm", cluster=options.pop("cluster", "slurm"))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--engine slurm: {error}; take --engine local or ray where there is no Slurm") from None
+    executor.update_parameters(**slurm_parameters(options, submitit.SlurmExecutor._valid_parameters(), resources))
+    return executor
+
+
+def slurm_parameters(options: Mapping[str, str], known: set[str], resources: Resources) -> dict[str, Any]:
+    """Parameters of submitit for an array.
+
+    Args:
+        options: of `--slurm`, by the names of sbatch's options; those that submitit does not know go to sbatch as they
+            are.
+        known: names that submitit knows.
+        resources: what each run gets, and how many there may be at one time.
+
+    Raises:
+        ValueError: a part of a device.
+    """
+    gpus = math.ceil(resources.gpus_per_run)
+    if gpus != resources.gpus_per_run:
+        raise ValueError(f"--gpus-per-run: expected whole devices with --engine slurm, got {resources.gpus_per_run:g}")
+    found: dict[str, Any] = {"name": "isoflop-ladder", "cpus_per_task": resources.cpus_per_run}
+    if gpus:
+        found["gpus_per_node"] = gpus
+    if resources.workers is not None:
+        found["slurm_array_parallelism"] = resources.workers
+    others = {}
+    for given, value in options.items():
+        key = given.replace("-", "_")
+        plain = int(value) if value.isdecimal() else value
+        if key == "time" and isinstance(plain, int):
+            found["timeout_min"] = plain
+        elif key in known:
+            found[f"slurm_{key}"] = plain
+        else:
+            others[given] = plain
+    if others:
+        found["slurm_additional_parameters"] = others
+    return found
+
+
+def _note(job: Job) -> Path:
+    job.folders.work.mkdir(parents=True, exist_ok=True)
+    return job.folders.work / "slurm.json"
+
+
+def _submitted(executor: Any, job: Job) -> Any:
+    """The task of an earlier invocation that still waits or runs; None: there is none."""
+    if executor.cluster != "slurm":
+        return None
+    with suppress(OSError, ValueError, KeyError):
+        note = json.loads(_note(job).read_text())
+        from submitit import SlurmJob
+
+        handle: Any = SlurmJob(folder=note["folder"], job_id=note["job_id"])
+        return None if handle.done(force_check=True) else handle
+    return None
+
+
+ENGINES: dict[str, Callable[[Sequence[Job], Resources, Ended], None]] = {
+    "ray": train_on_ray,
+    "slurm": train_on_slurm,
+    "local": train_locally,
+}
+"""By the names on the command line."""
