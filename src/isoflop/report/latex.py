@@ -1,9 +1,4 @@
-"""A report's tables in LaTeX: booktabs, numbers with intervals, strangers' texts escaped.
-
-A study's tables as a LaTeX fragment: the law's constants, the three approaches, the runs.
-
-BibTeX of the papers that a report rests on; only those that were used.
-"""
+"""A study's tables in LaTeX and BibTeX of the papers that a report rests on; strangers' texts are escaped."""
 
 from __future__ import annotations
 
@@ -12,11 +7,16 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import isoflop
 from isoflop.figures.study import Study
 from isoflop.figures.text import parameters
+from isoflop.fit.approaches import Row
+from isoflop.fit.fit_law import LawFit
 from isoflop.laws.frontier import short
 from isoflop.report.runs import RunRow
 
@@ -94,135 +94,82 @@ def interval(ends: tuple[float, float] | None, digits: int = 3) -> str:
     return f"$[{_bare(ends[0], digits)}, {_bare(ends[1], digits)}]$"
 
 
-def table(columns: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
-    """A table of booktabs. Cells are LaTeX already.
-
-    Args:
-        columns: of `tabular`, such as "lrr".
-        head: as many cells as columns, like each of `rows`.
-        rows: of cells.
-        caption: LaTeX.
-        label: to refer to it by.
-    """
-    for row in (head, *rows):
-        assert len(row) == len(columns), row
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{caption}}}",
-        rf"  \label{{{label}}}",
-        rf"  \begin{{tabular}}{{{columns}}}",
-        r"    \toprule",
-        f"    {' & '.join(head)} \\\\",
-        r"    \midrule",
-        *(f"    {' & '.join(row)} \\\\" for row in rows),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 MOST = 60
 """Runs that are written out: more fill no page of a paper."""
 SYMBOLS = {"E": "$E$", "A": "$A$", "B": "$B$", "alpha": r"$\alpha$", "beta": r"$\beta$"}
-HEAD = r"""% Made by isoflop {version}. Needs in the preamble:
-%   \usepackage[T1]{{fontenc}} \usepackage{{amsmath}} \usepackage{{booktabs}}
-% and the entries of {bib}.
-"""
 
 
 def report_tex(study: Study, rows: Sequence[RunRow], bib: str) -> str:
-    """The tables.
+    """The law's constants, the approaches and the runs as tables, from `report.tex.j2`.
 
     Args:
         study: of the runs.
         rows: of `run_rows`.
         bib: the BibTeX file's name.
     """
-    level = rf"{study.level * 100:.0f}\%"
-    parts = [HEAD.format(version=isoflop.__version__, bib=" ".join(bib.split())), _constants(study, level)]
-    parts += [_approaches(study, level), _runs(study, rows)]
-    return "\n".join(part for part in parts if part)
-
-
-def _constants(study: Study, level: str) -> str:
-    fit = study.fit
-    if fit is None:
-        return f"% No law: {escape(study.refused)}\n"
-    rows = [
-        [
-            SYMBOLS.get(name, escape(name)),
-            number(value, 4),
-            number(fit.standard_errors[name]) if math.isfinite(fit.standard_errors[name]) else "--",
-            interval(fit.intervals[name], 4),
-        ]
-        for name, value in fit.parameters.items()
-    ]
-    doubtful = rf" These runs do not determine it: {escape(study.refused)}." if study.refused else ""
-    caption = (
-        r"$L(N,D) = E + A/N^{\alpha} + B/D^{\beta}$~\cite{hoffmann2022}, nats per token, fitted to "
-        rf"{fit.n} runs (Huber loss on $\ln L$, $\delta$ = {number(fit.delta)}; variable "
-        rf"projection~\cite{{czech2026}}). $N$: {escape(parameters(study.convention).removeprefix('N '))}. Intervals: "
-        rf"{level}, {study.draws} resamples of the runs.{doubtful}"
-    )
-    return table("lrrr", ("", "value", "standard error", level), rows, caption, "tab:law")
-
-
-def _approaches(study: Study, level: str) -> str:
-    compared = study.compared()
-    missing = "".join(f"% {escape(str(reason))}\n" for reason in study.without)
-    if compared is None:
-        return missing
-    rows = [
-        [
-            escape(row.name),
-            _with(row.a, row.a_interval),
-            _with(row.b, row.b_interval),
-            _short(row.N, row.N_interval),
-            _short(row.D, row.D_interval),
-        ]
-        for row in compared.rows
-    ]
-    head = (
-        "",
-        r"$a$ in $N \propto C^a$",
-        r"$b$ in $D \propto C^b$",
-        rf"$N$ at {number(compared.C)} FLOPs",
-        "$D$ there",
-    )
-    caption = (
-        rf"Compute-optimal size and tokens by the approaches of Hoffmann et al.~\cite{{hoffmann2022}}, with {level} "
-        rf"intervals; $C = {number(study.rate)}ND$."
-    )
-    return table("lrrrr", head, rows, caption, "tab:approaches") + missing
-
-
-def _with(value: float, ends: tuple[float, float] | None) -> str:
-    return number(value) + ("" if ends is None else f" {interval(ends)}")
-
-
-def _short(value: float, ends: tuple[float, float] | None) -> str:
-    """A count with its letter: 51.1B."""
-    return short(value) + ("" if ends is None else f" [{short(ends[0])}, {short(ends[1])}]")
-
-
-def _runs(study: Study, rows: Sequence[RunRow]) -> str:
-    if not rows or len(rows) > MOST:
-        return f"% {len(rows)} runs: too many for a table here\n" if rows else ""
+    fit, compared = study.fit, study.compared()
     measured = any(row.measured for row in rows)
-    cells = [
-        [
-            escape(row.name),
-            *("--" if value is None else number(value) for value in (row.N, row.D)),
-            "--" if row.C is None else number(row.C) + (" ($6ND$)" if measured and not row.measured else ""),
-            "--" if row.loss is None else number(row.loss, 4),
-            escape(row.left_out) or "yes",
-        ]
-        for row in rows
+    return _template().render(
+        version=isoflop.__version__,
+        bib=bib,
+        study=study,
+        fit=fit,
+        compared=compared,
+        measured=measured,
+        most=MOST,
+        level=rf"{study.level * 100:.0f}\%",
+        convention=parameters(study.convention).removeprefix("N "),
+        constants=[] if fit is None else [_constant(fit, name) for name in fit.parameters],
+        approaches=[] if compared is None else [_approach(row) for row in compared.rows],
+        runs=[_run(row, measured) for row in rows],
+    )
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    marks = {"block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<"}
+    room = jinja2.Environment(
+        **marks,
+        variable_end_string=">>",
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    room.filters |= {
+        "escape": escape,
+        "number": number,
+        "bare": lambda value: _bare(value, 3),
+        "oneline": lambda text: " ".join(text.split()),
+    }
+    return room.get_template("report.tex.j2")
+
+
+def _constant(fit: LawFit, name: str) -> list[str]:
+    error = fit.standard_errors[name]
+    known = number(error) if math.isfinite(error) else "--"
+    return [SYMBOLS.get(name, escape(name)), number(fit.parameters[name], 4), known, interval(fit.intervals[name], 4)]
+
+
+def _approach(row: Row) -> list[str]:
+    exponents = [
+        number(v) + (f" {interval(ends)}" if ends else "")
+        for v, ends in ((row.a, row.a_interval), (row.b, row.b_interval))
     ]
-    head = ("run", "$N$", "$D$", "$C$, measured" if measured else "$C = 6ND$", "$L$", "in the fit")
-    return table("lrrrrl", head, cells, "The runs. $L$ in nats per token.", "tab:runs")
+    counts = [
+        short(v) + (f" [{short(ends[0])}, {short(ends[1])}]" if ends else "")
+        for v, ends in ((row.N, row.N_interval), (row.D, row.D_interval))
+    ]
+    return [escape(row.name), *exponents, *counts]
+
+
+def _run(row: RunRow, measured: bool) -> list[str]:
+    N, D, C = ("--" if value is None else number(value) for value in (row.N, row.D, row.C))
+    formula = " ($6ND$)" if measured and not row.measured and row.C is not None else ""
+    loss = "--" if row.loss is None else number(row.loss, 4)
+    return [escape(row.name), N, D, C + formula, loss, escape(row.left_out) or "yes"]
 
 
 @dataclass(frozen=True)
