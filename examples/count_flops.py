@@ -15,7 +15,7 @@ from tiny_gpt import GPTConfig, TinyGPT
 from torch import nn
 
 import isoflop
-from isoflop.flops.config_shape import TransformerShape, kaplan, palm, six_n
+from isoflop.flops import TransformerShape, kaplan, palm, six_n
 
 
 def small_gpt(layers: int = 4, width: int = 256, context: int = 512) -> nn.Module:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isoflop.flops.counter import FlopCount
-from isoflop.flops.parameters import Parameters
+from isoflop.flops import FlopCount, Parameters
 
 RANK = 4
 """Of LoRA's adapters (Hu et al. 2021): W·x + B·(A·x), with A of RANK rows."""

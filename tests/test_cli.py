@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.flops.open_model import context_of, parse_input
+from isoflop.flops import context_of, parse_input
 from isoflop.lightning import IsoFLOPMonitor
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops
 from tiny import LIGHTNING_NOISE, lightning_trainer

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.flops.clock import Clock, compile_seconds
+from isoflop.flops import Clock
+from isoflop.flops.clock import compile_seconds
 
 
 class Time:

@@ -11,12 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isoflop.flops.calls import Call, shapes, signature
-from isoflop.flops.config_shape import GIVEN, MEASURED, SIX_ND
-from isoflop.flops.cost import BUDGET_SECONDS, KEPT, MAX_KNOWN, StepCost
-from isoflop.flops.counter import FlopCount
-from isoflop.flops.measure import measure
-from isoflop.flops.step import StepObserver
+from isoflop.flops import (
+    GIVEN,
+    MEASURED,
+    SIX_ND,
+    Call,
+    FlopCount,
+    StepCost,
+    StepObserver,
+    measure_flops,
+    shapes,
+    signature,
+)
+from isoflop.flops.cost import BUDGET_SECONDS, KEPT, MAX_KNOWN
 from models import TinyGPT, tokens
 
 
@@ -47,7 +54,7 @@ def test_five_measured_lengths_give_every_other_one_of_a_real_model():
 
     def measured(batch: int, length: int) -> FlopCount:
         ids = tokens(batch, length)
-        return measure(model, [Call(model, shapes((ids, ids)), {})]).flops
+        return measure_flops(model, [Call(model, shapes((ids, ids)), {})]).flops
 
     for batch, length in ((2, 5), (2, 32), (2, 16), (2, 11), (2, 24)):
         assert cost.lookup(key(batch, length)) is None
@@ -208,7 +215,7 @@ def test_predicted_is_what_t5_would_be_measured_at():
 
     def measured(batch: int, length: int, labels: int) -> FlopCount:
         ids = {"input_ids": tokens(batch, length, 24), "labels": tokens(batch, labels, 24)}
-        return measure(model, [Call(model, (), shapes(ids))]).flops
+        return measure_flops(model, [Call(model, (), shapes(ids))]).flops
 
     corners = [(3, s, t) for s in (4, 50) for t in (3, 20)]
     inside = [(3, generator.randint(4, 50), generator.randint(3, 20)) for _ in range(10)]
@@ -326,7 +333,7 @@ def said() -> list[str]:
 def test_a_run_of_many_lengths_measures_few(said: list[str], monkeypatch: pytest.MonkeyPatch):
     measured = []
     monkeypatch.setattr(
-        "isoflop.flops.cost.measure", lambda model, calls: measured.append(calls) or measure(model, calls)
+        "isoflop.flops.cost.measure_flops", lambda model, calls: measured.append(calls) or measure_flops(model, calls)
     )
     model = TinyGPT()
     observer = StepObserver(model, say=said.append)

@@ -15,20 +15,25 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.flops import count as counting
-from isoflop.flops.calls import Call, Shape, Uncountable, shapes
-from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED
-from isoflop.flops.count import (
+from isoflop.flops import (
+    FORMULA,
+    MEASURED,
+    SIX_ND,
+    WATCHED,
+    Call,
+    FlopCount,
     ModuleCount,
+    Shape,
     StepCount,
+    Uncountable,
     count_measured,
     count_otherwise,
-    length_of,
-    module_tree,
-    tokens_of,
+    measure_flops,
+    run_once,
+    shapes,
 )
-from isoflop.flops.counter import FlopCount
-from isoflop.flops.measure import measure, run_once
+from isoflop.flops import count as counting
+from isoflop.flops.count import length_of, module_tree, tokens_of
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
 B, T = 2, 16
@@ -188,7 +193,7 @@ def test_the_tree_adds_up(name: str):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_by_module_and_by_operator_agree_in_every_phase(kind: str | None, attention: str):
     model = TinyGPT(checkpointing=kind, attention=attention)
-    measured = measure(model, [Call(model, shapes((tokens(B, T), tokens(B, T))), {})], by_module=True)
+    measured = measure_flops(model, [Call(model, shapes((tokens(B, T), tokens(B, T))), {})], by_module=True)
     totals: list[Counter[str]] = [Counter(), Counter()]
     for total, counts in zip(totals, (measured.by_module, measured.by_operator), strict=True):
         for (_, phase), value in counts.items():
@@ -200,7 +205,7 @@ def test_by_module_and_by_operator_agree_in_every_phase(kind: str | None, attent
         name = f"blocks.0.{layer}"
         assert measured.by_module[name, "backward"] == 2 * measured.by_module[name, "forward"] > 0
     assert measured.by_module["out", "recomputed"] == 0  # the head is not checkpointed
-    assert not measure(model, [Call(model, shapes((tokens(B, T),)), {})]).by_module  # not asked for
+    assert not measure_flops(model, [Call(model, shapes((tokens(B, T),)), {})]).by_module  # not asked for
 
 
 def test_llamas_modules_by_hand():
@@ -298,7 +303,7 @@ def test_a_branch_on_values_takes_a_real_step():
 def test_a_real_step_counts_what_the_meta_device_does(kind: str):
     model = TinyGPT(checkpointing=kind)
     call = Call(model, shapes((tokens(B, T), tokens(B, T))), {})
-    real, meta = run_once(model, call, 48), measure(model, [call], by_module=True)
+    real, meta = run_once(model, call, 48), measure_flops(model, [call], by_module=True)
     assert (real.flops, real.uses, real.by_module) == (meta.flops, meta.uses, meta.by_module)  # of other kernels
 
 

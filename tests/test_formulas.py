@@ -13,23 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from isoflop.flops.calls import Call, shapes
-from isoflop.flops.config_shape import (
-    DecoderShape,
+from isoflop.flops import (
+    Call,
+    FlopCount,
+    Parameters,
     TransformerShape,
-    hoffmann_appendix_f,
-    hoffmann_params,
-    hoffmann_table_a4,
+    count_parameters,
     kaplan,
-    megatron,
+    measure_flops,
     palm,
     shape_of,
+    shapes,
     six_n,
 )
-from isoflop.flops.counter import FlopCount
-from isoflop.flops.measure import measure
-from isoflop.flops.parameters import Parameters, count_parameters
 from models import TinyGPT, gpt2, llama, tokens
+from published_formulas import DecoderShape, hoffmann_appendix_f, hoffmann_params, hoffmann_table_a4, megatron
 
 
 def decoder(layers: int, width: int, ffw: int, heads: int, head_dim: int, **others: Any) -> DecoderShape:
@@ -135,7 +133,7 @@ def measured() -> dict[str, tuple[FlopCount, Parameters, TransformerShape | None
         with torch.device("meta"):
             model = build()
             ids = torch.empty(1, length, dtype=torch.long)
-        measurement = measure(model, [Call(model, shapes(()), shapes({"input_ids": ids, "use_cache": False}))])
+        measurement = measure_flops(model, [Call(model, shapes(()), shapes({"input_ids": ids, "use_cache": False}))])
         found[name] = (measurement.flops, count_parameters(model, measurement.uses), shape_of(model.config))
     return found
 
@@ -179,7 +177,7 @@ def test_megatron_is_exact_on_a_gpt(measured: Any, model: str):
 def test_megatron_with_recomputation_is_the_hardware_count_under_checkpointing(checkpointing: str):
     model = TinyGPT(checkpointing=checkpointing)
     ids = tokens(3, 32)
-    flops = measure(model, [Call(model, shapes((ids, ids)), shapes({}))]).flops
+    flops = measure_flops(model, [Call(model, shapes((ids, ids)), shapes({}))]).flops
     shape = decoder(2, 16, 64, 2, 8, vocabulary=48)
     assert megatron(shape, 32, recomputed=False) * ids.numel() == flops.model
     # torch's newer checkpointing stops when it has what backward needs: before each block's last product

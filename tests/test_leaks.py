@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.flops.calls import Call, shapes
-from isoflop.flops.measure import measure
+from isoflop.flops import Call, measure_flops, shapes
 
 TABLES: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
@@ -51,7 +50,7 @@ def test_no_meta_tensor_stays_in_a_cache(filled: bool) -> None:
     model, x = Caching(), torch.zeros(2, 5, dtype=torch.long)
     if filled:  # what the live model has cached is of use to the replay, and stays
         model(x)
-    found = measure(model, [Call(model, shapes((x,)), {})]).flops.model
+    found = measure_flops(model, [Call(model, shapes((x,)), {})]).flops.model
     assert found == 3 * 2 * 10 * 4 * 9
     assert bool(TABLES) is filled
     for length in (5, 7):

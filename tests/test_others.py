@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from hand import Entry, adapt, checkpointed
-from isoflop.flops.calls import Call, shapes, tensors_in
+from isoflop.flops import Call, Opinion, opinions, shapes, tensors_in
 from isoflop.flops.count import count
 from isoflop.flops.measure import differentiated
-from isoflop.flops.other_counters import Opinion, by_flop_counter_mode, by_fvcore, by_huggingface, opinions
+from isoflop.flops.other_counters import by_flop_counter_mode, by_fvcore, by_huggingface
 from zoo import ZOO
 
 BATCH = 2

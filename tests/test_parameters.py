@@ -10,15 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isoflop.flops.calls import Call, Uncountable, shapes
-from isoflop.flops.measure import measure
-from isoflop.flops.parameters import Parameters, count_parameters, full_shape, given_parameters, numel, unwrap
-from isoflop.flops.step import StepObserver
+from isoflop.flops import Call, Parameters, StepObserver, Uncountable, count_parameters, measure_flops, shapes, unwrap
+from isoflop.flops.parameters import full_shape, given_parameters, numel
 from models import TinyGPT, gpt2, llama, tokens
 
 
 def by_use(model: nn.Module, *args: Any, **kwargs: Any) -> Parameters:
-    counted = count_parameters(model, measure(model, [Call(model, shapes(args), shapes(kwargs))]).uses)
+    counted = count_parameters(model, measure_flops(model, [Call(model, shapes(args), shapes(kwargs))]).uses)
     assert counted.method == "by use in a traced forward pass"
     return counted
 
@@ -144,7 +142,7 @@ def test_a_head_beside_the_body_in_a_call_of_its_own():
         Call(model["body"], shapes((tokens(2, 4, 20),)), {}),
         Call(model["top"], shapes((torch.randn(2, 4, 5, requires_grad=True),)), {}),
     ]
-    assert three(count_parameters(model, measure(model, calls).uses)) == (120 + 35 + 100, 35, 135)
+    assert three(count_parameters(model, measure_flops(model, calls).uses)) == (120 + 35 + 100, 35, 135)
 
 
 def test_frozen_and_lora_like_layers():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import isoflop
-from isoflop.flops.tokens import TokenCount
+from isoflop.flops import TokenCount
 from tiny import LIGHTNING_NOISE, Rows, batches, losses, model, plain_loop, same_weights, the_run, totals, weights
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from isoflop.flops.parameters import Parameters
-from isoflop.flops.totals import Totals
+from isoflop.flops import Parameters, Totals
 from isoflop.live import sinks as terminal
 from isoflop.live.scalars import AXES, INTERVAL, MAX_STEP, ComputeAxes, Interval, interval_scalars
 from isoflop.live.sinks import TensorBoardSink, interval_line

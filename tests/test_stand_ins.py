@@ -11,15 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, shapes
-from isoflop.flops.counter import FlopCount
-from isoflop.flops.measure import measure
-from isoflop.flops.parameters import count_parameters
+from isoflop.flops import Call, FlopCount, count_parameters, measure_flops, shapes
 from models import gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
 
 def flops(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
-    return measure(model, [Call(model, shapes(args), shapes(kwargs))]).flops
+    return measure_flops(model, [Call(model, shapes(args), shapes(kwargs))]).flops
 
 
 # -- autocast ----------------------------------------------------------------------------------------------------------
@@ -204,7 +201,7 @@ def test_four_bits_count_as_what_they_stand_for():
     whole, packed = nn.Linear(16, 6), Linear4bit(16, 6)
     whole.weight.requires_grad_(False)
     x = torch.randn(3, 8)
-    expected, counted = (measure(m, [Call(m, shapes((x,)), {})]) for m in (Adapted(whole), Adapted(packed)))
+    expected, counted = (measure_flops(m, [Call(m, shapes((x,)), {})]) for m in (Adapted(whole), Adapted(packed)))
     assert counted.flops == expected.flops
     totals = [count_parameters(Adapted(base)).total for base in (whole, packed)]
     assert totals[0] == totals[1] == (8 * 16 + 16) + 2 * (16 * 6 + 6)

@@ -15,9 +15,8 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.flops.counter import FlopCount
-from isoflop.flops.tokens import TokenCount
-from isoflop.flops.totals import MAX_WAITING, DeviceSum, Tally, Totals, added, rank, sum_over_ranks, world_size
+from isoflop.flops import FlopCount, TokenCount, Totals, rank, sum_over_ranks, world_size
+from isoflop.flops.totals import MAX_WAITING, DeviceSum, Tally, added
 
 counts = st.integers(0, 2**90)
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.flops.step import StepObserver
-from isoflop.flops.tokens import TokenCount, count_tokens
+from isoflop.flops import StepObserver, TokenCount, count_tokens
 
 IDS = torch.arange(12).reshape(3, 4)
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]])

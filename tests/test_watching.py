@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import isoflop
-from isoflop.flops.config_shape import FORMULA, SIX_ND, WATCHED
+from isoflop.flops import FORMULA, SIX_ND, WATCHED
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
 from models import TinyGPT, gpt2, gpt2_forward_flops, tokens

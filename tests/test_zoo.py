@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from hand import Entry, adapt, checkpointed, count, linear
-from isoflop.flops.calls import Call, shapes
-from isoflop.flops.measure import Measurement, measure
-from isoflop.flops.parameters import count_parameters
+from isoflop.flops import Call, Measurement, count_parameters, measure_flops, shapes
 from zoo import ZOO
 from zoo_further import FURTHER
 from zoo_mamba import mamba2_products, mamba_products
@@ -29,7 +27,7 @@ VARIANTS = {"llama-tied", "mistral-window", "bert-classifier"}
 
 
 def measured(model: nn.Module, **inputs: Any) -> Measurement:
-    return measure(model, [Call(model, (), shapes(inputs))])
+    return measure_flops(model, [Call(model, (), shapes(inputs))])
 
 
 def built(entry: Entry, attention: str | None = None) -> nn.Module:

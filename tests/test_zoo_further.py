@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Uncountable, shapes
-from isoflop.flops.measure import Measurement, measure
+from isoflop.flops import Call, Measurement, Uncountable, measure_flops, shapes
 from zoo_further import FURTHER, UNCOUNTABLE
 
 
 def measured(model: nn.Module, **inputs: Any) -> Measurement:
-    return measure(model, [Call(model, (), shapes(inputs))])
+    return measure_flops(model, [Call(model, (), shapes(inputs))])
 
 
 PRODUCTS = {"conv", "linear", "matmul", "addmm", "bmm", "einsum"}

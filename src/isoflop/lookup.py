@@ -40,7 +40,7 @@ def _import(place: str) -> Any:
         return importlib.import_module(place) if path is None else _run_file(path)
     except (Exception, SystemExit) as error:  # whatever a user's module raises as it is imported
         hint = "; is it in the current folder? file.py:name works from anywhere" if path is None else ""
-        raise CannotOpen(f"{place} can't be imported: {said(error)}{hint}") from None
+        raise CannotOpen(f"{place} can't be imported: {one_line(error)}{hint}") from None
 
 
 def _run_file(path: Path) -> Any:
@@ -66,6 +66,6 @@ def library(name: str, extra: str) -> Any:
         raise CannotOpen(f'{name} is not installed, and this model needs it: pip install "{extra}"') from None
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Its kind and text, in a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

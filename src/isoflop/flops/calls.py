@@ -1,6 +1,6 @@
-"""Seeing a module's forward calls: on the live model, without a sync, a copy or a graph break inside compiled code.
+"""The forward calls that a training step consists of, by the shapes of their arguments.
 
-The forward calls that a training step consists of, and whether the loss depends on anything beside them.
+They are seen on the live model without a sync, a copy, or a graph break inside compiled code.
 """
 
 from __future__ import annotations
@@ -20,36 +20,23 @@ Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[Any], None]
 Signature = tuple[Any, ...]
 
-_PLAIN = (
-    int,
-    float,
-    complex,
-    bool,
-    str,
-    bytes,
-    type(None),
-    torch.dtype,
-    torch.device,
-    torch.Size,
-    Enum,
-    slice,
-)
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, Enum, slice)
 
 
 class Uncountable(Exception):
-    """Why a forward pass can't be replayed on the meta device."""
+    """The reason why a forward pass can't be replayed on the meta device."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a meta replay needs of a tensor argument."""
+    """A tensor argument without its values."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
 
     def meta(self, floating: torch.dtype | None = None, device: str = "meta") -> torch.Tensor:
-        """An empty tensor like it; `floating`: dtype of a floating-point one instead of its own."""
+        """An empty tensor of this shape; `floating`: dtype of a floating-point one instead of its own."""
         dtype = floating if floating is not None and self.dtype.is_floating_point else self.dtype
         tensor = torch.empty(self.size, dtype=dtype, device=device)
         return tensor.requires_grad_(self.requires_grad)
@@ -57,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: which, and with arguments of which shapes; `method` if it is not called as a whole."""
+    """One call of a module with arguments of these shapes; `method` if it is not called as a whole."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -107,19 +94,23 @@ def signature(value: Any, top: bool = True) -> Signature:
     Numbers and strings belong to it where they may be arguments of the call (a mode, a number of loops). In a list
     or deeper they are data (names, row numbers), with which every batch would have a key of its own.
     """
-    kind = type(value)
-    if kind in (list, tuple) and all([type(item) is torch.Tensor for item in value]):  # the usual: no recursion
-        return tuple([item.shape for item in value])
-    if kind is dict and all([type(item) is torch.Tensor for item in value.values()]):
-        return tuple([(key, item.shape) for key, item in value.items()])
     if isinstance(value, torch.Tensor):
         return value.shape
+    parts: list[Any] = []
     if isinstance(value, Mapping):
-        return tuple([(key, _item(item, top)) for key, item in value.items() if item is not None])
+        for key, item in value.items():
+            if item is not None:
+                parts.append((key, item.shape if isinstance(item, torch.Tensor) else _item(item, top)))
+        return tuple(parts)
     if isinstance(value, list | tuple):
         top = top and isinstance(value, tuple)
-        if top or any(isinstance(item, torch.Tensor | Mapping | list | tuple) for item in value):
-            return tuple([_item(item, top) for item in value])
+        told = top
+        for item in value:
+            tensor = isinstance(item, torch.Tensor)
+            told = told or tensor or isinstance(item, Mapping | list | tuple)
+            parts.append(item.shape if tensor else _item(item, top))
+        if told:
+            return tuple(parts)
     return (type(value).__name__,)
 
 
@@ -130,7 +121,7 @@ def _item(value: Any, top: bool) -> Signature:
 
 
 def is_opaque(key: Any) -> bool:
-    """Whether a signature names something whose size it can't see: a text to be tokenised, an object with tensors."""
+    """Whether a signature holds something whose size it can't see: a text to be tokenised, an object with tensors."""
     if not isinstance(key, tuple):
         return False
     if len(key) == 1 and isinstance(key[0], str):

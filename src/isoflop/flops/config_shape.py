@@ -1,12 +1,8 @@
-"""A transformer's shape by its configuration, for the formulas, where a model itself cannot be measured.
+"""Published FLOPs formulas, and a transformer's shape by its configuration to put into them.
 
-Published FLOPs formulas, for a model that cannot be measured and for a comparison with one that can.
-
-Each gives the training FLOPs of one token in a sequence of `length` tokens: forward and backward, the backward pass
-twice the forward, 1 multiply-add = 2 FLOPs. Times a batch's tokens, they are its model FLOPs (with `recomputed`:
-hardware FLOPs). Causal masks halve nothing, except in Kaplan's formula. All are exact in integers.
-
-The ways to a step's FLOPs, from the best to the last resort, as records and messages name them.
+Each formula gives the training FLOPs of one token in a sequence of `length` tokens: forward and backward, the backward
+pass twice the forward, 1 multiply-add = 2 FLOPs, exact in integers. Causal masks halve nothing, except in Kaplan's.
+They are used where a model cannot be measured; `GIVEN` … `SIX_ND` name the ways to a step's FLOPs, the best first.
 """
 
 from __future__ import annotations
@@ -15,6 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+GIVEN = "flops_per_token given by the user"
+MEASURED = "measured on the meta device"
+WATCHED = "measured on one real step"
+ESTIMATED = "estimated from the nearest measured length"
+FORMULA = "formula 6·N + 12·L·H·Q·T per token (PaLM, appendix B)"
+SIX_ND = "6·N·D, N non-embedding"
 
 
 def _positive(**sizes: Any) -> None:
@@ -25,7 +28,7 @@ def _positive(**sizes: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerShape:
-    """What attention costs depend on: L layers of H heads, each with queries of Q numbers."""
+    """Sizes that attention's FLOPs depend on: L layers of H heads, each with queries of Q numbers."""
 
     layers: int
     heads: int
@@ -38,33 +41,6 @@ class TransformerShape:
     def attention_width(self) -> int:
         """All heads' queries side by side (Kaplan's d_attn)."""
         return self.heads * self.head_dim
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderShape(TransformerShape):
-    """A dense decoder: `width` (d_model, h), `ffw` (the feed-forward's hidden width), `vocabulary` (V).
-
-    `kv_heads`: heads of keys and values where queries share them, else None. `gated`: the feed-forward has three
-    matrices (SwiGLU), not two.
-    """
-
-    width: int
-    ffw: int
-    vocabulary: int
-    kv_heads: int | None = None
-    gated: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        _positive(width=self.width, ffw=self.ffw, vocabulary=self.vocabulary, kv_heads=kv_heads)
-
-    @property
-    def layer_matrices(self) -> int:
-        """Parameters of one layer's matrices: queries, keys, values, output, feed-forward."""
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        attention = 2 * self.width * self.head_dim * (self.heads + kv_heads)
-        return attention + (3 if self.gated else 2) * self.width * self.ffw
 
 
 def six_n(params: int) -> int:
@@ -106,62 +82,6 @@ def palm(params: int, shape: TransformerShape, length: int) -> int:
     _positive(params=params, length=length)
     L, H, Q, T = shape.layers, shape.heads, shape.head_dim, length
     return 6 * params + 12 * L * H * Q * T
-
-
-def hoffmann_appendix_f(shape: DecoderShape, length: int) -> int:
-    """Hoffmann et al. 2022 as the text of appendix F has it: the look-up of a token counted as a matrix product.
-
-    The paper sums over a sequence; this is that sum divided by its length. Grouped queries and gated feed-forwards,
-    which the paper does not know, count by their own sizes.
-    """
-    embeddings_and_logits = 2 * (2 * shape.vocabulary * shape.width)
-    return 3 * embeddings_and_logits + hoffmann_table_a4(shape, length)
-
-
-def hoffmann_table_a4(shape: DecoderShape, length: int) -> int:
-    """Hoffmann et al. 2022, what table A4 was made with: appendix F without embeddings and final logits.
-
-    The paper does not say so: we found that this alone, over 6 · `hoffmann_params`, gives all six of the table's
-    ratios (1.03 … 0.99). The text's sum gives 1.58 … 1.03.
-    """
-    _positive(length=length)
-    projections_and_dense = 2 * shape.layer_matrices
-    logits_and_reduction = 2 * (2 * length * shape.attention_width)
-    softmax = 3 * shape.heads * length
-    return 3 * shape.layers * (projections_and_dense + logits_and_reduction + softmax)
-
-
-def hoffmann_params(shape: DecoderShape) -> int:
-    """N of Hoffmann et al. 2022, table A4: matrices, a tied embedding, and a projection of relative positions a layer.
-
-    The last, d × (heads · key size), is Transformer-XL's (Dai et al. 2019), as in Gopher (Rae et al. 2021).
-    """
-    relative_positions = shape.width * shape.attention_width
-    return shape.vocabulary * shape.width + shape.layers * (shape.layer_matrices + relative_positions)
-
-
-def megatron(shape: DecoderShape, length: int, *, recomputed: bool) -> int:
-    """Narayanan et al. 2021 (arXiv:2104.04473), eq. 3, over B·s tokens.
-
-    Args:
-        shape: a GPT, with 12h² weights in a layer: 4h² of attention, a feed-forward of 4h.
-        length: s, tokens a sequence.
-        recomputed: True, the paper's: every layer's forward pass runs twice (activation recomputation in full),
-            96·B·s·l·h²·(1 + s/6h + V/16lh). False: 72·B·s·l·h²·(1 + s/6h + V/12lh), model FLOPs, as in Korthikanti
-            et al. 2022 (arXiv:2205.05198).
-
-    Raises:
-        ValueError: the layers have more or fewer weights, for which the formula is wrong.
-    """
-    _positive(length=length)
-    l, h, s, V = shape.layers, shape.width, length, shape.vocabulary  # noqa: E741
-    if shape.layer_matrices != 12 * h * h or shape.attention_width != h:
-        raise ValueError(
-            f"Megatron's formula expects layers of 12·width² = {12 * h * h} weights and heads that together are as "
-            f"wide as the model ({h}), got {shape.layer_matrices} and {shape.attention_width}; use palm"
-        )
-    passes = 4 if recomputed else 3
-    return passes * (24 * l * h * h + 4 * l * s * h) + 3 * (2 * h * V)
 
 
 _NAMES = {
@@ -246,11 +166,3 @@ def _is_plain(config: Any) -> bool:
 
 def _get(config: Any, name: str) -> Any:
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
-
-
-GIVEN = "flops_per_token given by the user"
-MEASURED = "measured on the meta device"
-WATCHED = "measured on one real step"
-ESTIMATED = "estimated from the nearest measured length"
-FORMULA = "formula 6·N + 12·L·H·Q·T per token (PaLM, appendix B)"
-SIX_ND = "6·N·D, N non-embedding"

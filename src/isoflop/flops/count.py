@@ -1,13 +1,11 @@
-"""Count one training step of a model: parameters by convention, FLOPs by convention and by module, and how.
-
-FLOPs and parameters of a model by module, as a tree: what `isoflop count` prints.
-"""
+"""Count one training step of a model: parameters, FLOPs in total and by module, and how they were counted."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,14 +13,14 @@ from torch import nn
 from isoflop.flops.calls import Call, Shape, Uncountable, shapes
 from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
 from isoflop.flops.counter import FlopCount, Phase
-from isoflop.flops.measure import Measurement, measure, run_once
+from isoflop.flops.measure import Measurement, measure_flops, run_once
 from isoflop.flops.parameters import Parameters, count_parameters, numel, unwrap
 from isoflop.flops.tokens import looks_like_tokens
 
 
 @dataclass(frozen=True)
 class ModuleCount:
-    """What a module costs, its parts included; `count` alike modules that stand side by side are one, added up."""
+    """Parameters and FLOPs of a module, its parts included; `count` alike neighbours (a stack's layers) are summed."""
 
     name: str
     kind: str
@@ -33,8 +31,11 @@ class ModuleCount:
     parts: tuple[ModuleCount, ...] = ()
     count: int = 1
 
-
-_PHASES: tuple[Phase, Phase, Phase] = ("forward", "backward", "recomputed")
+    def times(self, n: int, name: str) -> ModuleCount:
+        """`n` alike modules as one."""
+        parts = tuple(part.times(n, part.name) for part in self.parts)
+        sums = (self.parameters * n, self.forward * n, self.model * n, self.hardware * n)
+        return ModuleCount(name, self.kind, *sums, parts, self.count * n)
 
 
 def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) -> ModuleCount:
@@ -57,7 +58,8 @@ def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) ->
                 seen.add(id(parameter))
                 size += numel(parameter)
         parts = [tree(inner, f"{path}.{inner}" if path else inner, child) for inner, child in module.named_children()]
-        forward, backward, again = (by_module.get((path, phase), 0) for phase in _PHASES)
+        phases: tuple[Phase, ...] = ("forward", "backward", "recomputed")
+        forward, backward, again = (by_module.get((path, phase), 0) for phase in phases)
         return ModuleCount(
             name,
             type(module).__name__,
@@ -71,32 +73,23 @@ def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) ->
     return tree("", "", model)
 
 
-def _together(parts: list[ModuleCount]) -> list[ModuleCount]:
-    """Neighbours that differ in name alone as one, added up: the layers of a stack."""
-    result: list[ModuleCount] = []
-    runs: list[list[ModuleCount]] = []
+def _together(parts: list[ModuleCount]) -> Iterator[ModuleCount]:
+    """Sum neighbours that differ in name alone: the layers of a stack."""
+    alike: list[ModuleCount] = []
     for part in parts:
-        if runs and part.name.isdigit() and _unnamed(runs[-1][0]) == _unnamed(part):
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    for run in runs:
-        first, n = run[0], len(run)
-        name = first.name if n == 1 else f"{first.name}–{run[-1].name}"
-        result.append(_times(first, n, name))
-    return result
+        if alike and part.name.isdigit() and replace(part, name=alike[0].name) == alike[0]:
+            alike.append(part)
+            continue
+        yield from _summed(alike)
+        alike = [part]
+    yield from _summed(alike)
 
 
-def _unnamed(part: ModuleCount) -> Any:
-    return (part.kind, part.parameters, part.forward, part.model, part.hardware, part.parts)
-
-
-def _times(part: ModuleCount, n: int, name: str) -> ModuleCount:
-    if n == 1:
-        return part
-    parts = tuple(_times(inner, n, inner.name) for inner in part.parts)
-    sums = (part.parameters * n, part.forward * n, part.model * n, part.hardware * n)
-    return ModuleCount(name, part.kind, *sums, parts, part.count * n)
+def _summed(alike: list[ModuleCount]) -> Iterator[ModuleCount]:
+    if len(alike) <= 1:
+        yield from alike
+    else:
+        yield alike[0].times(len(alike), f"{alike[0].name}–{alike[-1].name}")
 
 
 RUN_AT_MOST = 2e13
@@ -107,31 +100,27 @@ RUN_AT_MOST_PARAMETERS = 1e9
 
 @dataclass(frozen=True)
 class StepCount:
-    """One training step of a model, forward and backward.
-
-    Attributes:
-        parameters: N in every convention.
-        flops: model FLOPs, hardware FLOPs, of these in attention; None where nothing could be measured.
-        estimate: model FLOPs by a formula, where they could not be measured.
-        six_nd: 6·N·D with N non-embedding (of experts the active); None where the inputs are no tokens.
-        tokens: D, positions processed.
-        method: how the FLOPs were counted (`isoflop.flops.config_shape`).
-        reason: why not in a better way, or "".
-        uncounted: heavy or custom operators without a formula, counted 0.
-        modules: FLOPs by module; None where they are not measured.
-        by_operator: FLOPs by operator and phase.
-    """
+    """One training step of a model, forward and backward."""
 
     parameters: Parameters
     flops: FlopCount | None
+    """None where nothing could be measured."""
     estimate: int | None
+    """Model FLOPs by a formula, where they could not be measured."""
     six_nd: int | None
+    """6·N·D with N non-embedding (of experts the active); None where the inputs are no tokens."""
     tokens: int | None
+    """D, positions processed."""
     method: str
+    """How the FLOPs were counted (`isoflop.flops.config_shape`)."""
     reason: str = ""
+    """Why not in a better way, or ""."""
     uncounted: tuple[str, ...] = ()
+    """Heavy or custom operators without a formula, counted 0."""
     modules: ModuleCount | None = None
+    """FLOPs by module; None where they are not measured."""
     by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)
+    """FLOPs by operator and phase."""
 
     @property
     def model_flops(self) -> int | None:
@@ -144,7 +133,7 @@ def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
 
     Args:
         model: on any device (also "meta", where it takes no memory), wrapped and compiled or not.
-        *args: what its forward takes: tensors of the shapes that training has, on any device.
+        *args: arguments of its forward: tensors of the shapes that training has, on any device.
         **kwargs: likewise.
 
     Returns:
@@ -175,14 +164,14 @@ def count_measured(model: nn.Module, call: Call, tokens: int | None = None) -> S
     """Count a call on the meta device.
 
     Args:
-        model: what is called is in it.
-        call: of which shapes.
-        tokens: D, where the inputs are no tokens; else it is as many as they are.
+        model: contains the called module.
+        call: the module and the shapes of its arguments.
+        tokens: D, where the inputs are no tokens; else it is their number.
 
     Raises:
         Uncountable: its code can't run there.
     """
-    return _counted(model, measure(model, [call], by_module=True), call, tokens, MEASURED)
+    return _counted(model, measure_flops(model, [call], by_module=True), call, tokens, MEASURED)
 
 
 def count_otherwise(
@@ -195,8 +184,8 @@ def count_otherwise(
     """Count a call that the meta device can't run: on one real step, or by a formula where it is too large for that.
 
     Args:
-        model: what is called is in it.
-        call: of which shapes.
+        model: contains the called module.
+        call: the module and the shapes of its arguments.
         reason: why not on the meta device.
         build: makes the model with weights, where `model` has none.
         tokens: as above.
@@ -262,7 +251,7 @@ def _counted(
         parameters=parameters,
         flops=measurement.flops,
         estimate=None,
-        six_nd=None if tokens is None else parameters.six_nd(tokens),
+        six_nd=parameters.six_nd(tokens),
         tokens=tokens,
         method=method,
         reason=reason,
@@ -275,7 +264,7 @@ def _counted(
 def tokens_of(call: Call) -> int | None:
     """Positions that a call processes: of its token ids or embeddings (an encoder–decoder's: the encoder's)."""
     first = _tokens(call)
-    return None if first is None else first.size[0] * (first.size[1] if len(first.size) > 1 else 1)
+    return None if first is None else math.prod(first.size[:2])
 
 
 def length_of(call: Call) -> int | None:
@@ -287,10 +276,10 @@ def length_of(call: Call) -> int | None:
 def _tokens(call: Call) -> Shape | None:
     # by name, else the first input: a plain module's may be called anything
     named = [value for name, value in call.kwargs.items() if not _NO_INPUT.search(name)]
-    values = [call.kwargs.get("input_ids"), call.kwargs.get("inputs_embeds"), *_flat(call.args), *named]
-    for value in values:
+    embeddings = call.kwargs.get("inputs_embeds")
+    for value in (call.kwargs.get("input_ids"), embeddings, *_flat(call.args), *named):
         if isinstance(value, Shape):
-            if len(value.size) == 3 and value is values[1]:
+            if len(value.size) == 3 and value is embeddings:
                 return value
             return value if value.size and looks_like_tokens(value.meta()) else None
     return None
@@ -313,7 +302,7 @@ def _flat(args: Sequence[Any]) -> list[Any]:
 
 def _same_call(call: Call, model: nn.Module, real: nn.Module) -> Call:
     name = next(name for name, module in model.named_modules() if module is call.module)
-    return Call(real.get_submodule(name), call.args, call.kwargs, call.method)
+    return replace(call, module=real.get_submodule(name))
 
 
 def _vocabulary(model: nn.Module) -> int | None:

@@ -1,11 +1,13 @@
-"""The exact FLOPs of a step's forward and backward pass, measured on the model's meta twin.
+"""Count the exact FLOPs of forward and backward passes: on the model's meta twin, or on a real step.
 
-FLOPs of a step that really runs: for a model whose forward needs values, which the meta device does not have.
+`measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic. A forward that
+needs values cannot run there: `run_once` runs a copy on random inputs, `Watch` counts a live training step.
 """
 
 from __future__ import annotations
 
 import copy
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
+from isoflop.flops.calls import Call, Shape, Signature, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase, current_phase
 from isoflop.flops.operators import Formula
 from isoflop.flops.parameters import Uses, UseTracer
@@ -48,16 +50,16 @@ class Measurement:
         )
 
 
-def measure(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
+def measure_flops(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
     """Replay forward calls and their backward passes on a meta twin of `model`, and count.
 
-    Nothing is allocated or computed, the live model, its gradients, hooks, compiled code and random numbers stay
-    as they are. FLOPs are those of the calls' own matrix products and convolutions, forward and backward.
+    Nothing is allocated or computed; the live model, its gradients, hooks, compiled code and random numbers stay as
+    they are. FLOPs are those of the calls' own matrix products and convolutions, forward and backward.
 
     Args:
         model: the live model (sharded, compiled and wrapped ones are read, not run).
         calls: what the training step called, as `OutermostCalls` or a forward hook saw it.
-        by_module: tell FLOPs by module too.
+        by_module: count FLOPs by module too.
 
     Raises:
         Uncountable: the code can't run without data (it branches on values, or a kernel has no meta version).
@@ -72,48 +74,40 @@ def measure(model: nn.Module, calls: Sequence[Call], by_module: bool = False) ->
 
 
 def _outcome(model: nn.Module, calls: Sequence[Call], made: Made, by_module: bool) -> Measurement | str:
-    """The measurement or why there is none; as a text, for an exception holds on to what its frames hold."""
-    try:
-        return _measure(model, calls, made, by_module)
-    except Uncountable as reason:
-        return str(reason)
-    except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
-        return f"{type(model).__name__} can't be copied to the meta device ({said(error)})"
-
-
-def _measure(model: nn.Module, calls: Sequence[Call], made: Made, by_module: bool) -> Measurement:
+    """The measurement, or the reason as a text: an exception would keep the tensors of its frames alive."""
     replays = _Replays(model, made, by_module)
     total: Measurement | None = None
-    reason: Uncountable | None = None
-    for call in calls:
-        try:
-            part = replays.measure(call)
-        except Uncountable as error:
-            if any(True for _ in call.module.parameters()):
-                raise
-            reason = error  # a metric of the loss, which reads values: without a weight there is little to count
-            continue
-        total = part if total is None else total + part
-    if total is None:
-        assert reason is not None
-        raise reason
-    return total
+    reason = ""
+    try:
+        for call in calls:
+            try:
+                part = replays.run(call)
+            except Uncountable as error:
+                if any(True for _ in call.module.parameters()):
+                    raise
+                reason = str(error)  # a metric, which reads values: without a weight there is little to count
+            else:
+                total = part if total is None else total + part
+    except Uncountable as error:
+        return str(error)
+    except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
+        return f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
+    return reason if total is None else total
 
 
 class _Replays:
-    """Five ways to run a call, from the fastest.
+    """Five ways to run a call, the fastest first.
 
-    Hugging Face's SDPA decoders look into the mask's values (_ignore_causal_mask_sdpa): the same products run without
-    a mask. Or into the positions' (packed sequences), or call a kernel that needs a GPU: the same products again,
-    written out. Fake tensors tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
+    Hugging Face's SDPA decoders read the mask's values (_ignore_causal_mask_sdpa): the same products run without a
+    mask. Or the positions' (packed sequences), or call a kernel that needs a GPU: attention in plain torch has the same
+    products. Fake tensors tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
     """
 
     def __init__(self, model: nn.Module, made: Made, by_module: bool) -> None:
         self._model, self._made, self._by_module = model, made, by_module
         self._twins: dict[tuple[Any, ...], Twin] = {}
 
-    def measure(self, call: Call) -> Measurement:
-        bf16 = torch.bfloat16
+    def run(self, call: Call) -> Measurement:
         unmasked = {**call.kwargs, "attention_mask": None} if "attention_mask" in call.kwargs else None
         reason = ""
         for kwargs, floating, written_out, mode in (
@@ -121,17 +115,17 @@ class _Replays:
             (unmasked, None, False, nullcontext()),
             (call.kwargs, None, True, nullcontext()),
             (call.kwargs, None, False, fake_tensors()),
-            (call.kwargs, bf16, False, fake_tensors()),
+            (call.kwargs, torch.bfloat16, False, fake_tensors()),
         ):
             if kwargs is None:
                 continue
             twin = self._twin(floating, written_out)
             try:
                 with mode:
-                    return _forward_backward(twin, replace(call, kwargs=kwargs), self._made, self._by_module)
+                    return self._replay(twin, replace(call, kwargs=kwargs))
             except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
                 if floating is None and not written_out:
-                    reason = said(error)
+                    reason = describe_error(error)
         raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
 
     def _twin(self, *kind: Any) -> Twin:
@@ -139,44 +133,31 @@ class _Replays:
             self._twins[kind] = Twin(self._model, *kind)
         return self._twins[kind]
 
+    def _replay(self, twin: Twin, call: Call) -> Measurement:
+        # The caller may be inside autocast; FLOPs know no dtype
+        with (
+            untouched_randomness(),
+            warnings.catch_warnings(),
+            torch.autocast("cpu", enabled=False),
+            torch.device("meta"),
+            stand_ins(twin.root),
+        ):
+            warnings.simplefilter("ignore")  # the live model has given the same warnings
+            args, kwargs = metas((call.args, call.kwargs), twin.floating)
+            call = Call(twin[call.module], args, kwargs, call.method)
+            return _count(call, twin.root, twin.parameters, self._made, self._by_module)
 
-@contextmanager
-def fake_tensors() -> Iterator[None]:
-    """Torch's fake tensors, quietly: shapes on any device, and code that asks is told that it is being traced."""
-    from torch._subclasses import fake_tensor
 
-    # it logs a failure with a traceback as an error; ours is caught and told in a sentence
-    disabled, fake_tensor.log.disabled = fake_tensor.log.disabled, True
-    try:
-        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:
-        fake_tensor.log.disabled = disabled
-
-
-def _forward_backward(twin: Twin, call: Call, made: Made, by_module: bool) -> Measurement:
-    tracer = UseTracer(twin.parameters)
+def _count(
+    call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], made: Made | None, by_module: bool
+) -> Measurement:
+    """Run a call whose arguments are tensors, of a module inside `root`, and its backward pass."""
+    tracer = UseTracer(parameters)
+    tracer.arguments(tensors_in((call.args, call.kwargs)))
     owner = ModuleOwner() if by_module else None
     counter = FlopCounter(tracer, made, owner)
-    # The caller may stand inside autocast or no_grad; FLOPs know no dtype, and a backward pass is wanted
-    with (
-        untouched_randomness(),
-        warnings.catch_warnings(),
-        eagerly(),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.device("meta"),
-        stand_ins(twin.root),
-        nullcontext() if owner is None else owner.listening(twin.root),
-    ):
-        warnings.simplefilter("ignore")  # the live model has said the same
-        args, kwargs = metas(call.args, twin.floating), metas(call.kwargs, twin.floating)
-        tracer.arguments(tensors_in((args, kwargs)))
-        with counter:
-            output = getattr(twin[call.module], call.method)(*args, **kwargs)
-            roots = [tensor for tensor in differentiated(output) if tensor.requires_grad]
-            if roots:
-                torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
+    with eagerly(), torch.enable_grad(), nullcontext() if owner is None else owner.listening(root), counter:
+        forward_backward(call)
     return Measurement(
         counter.count,
         tracer.uses,
@@ -186,44 +167,120 @@ def _forward_backward(twin: Twin, call: Call, made: Made, by_module: bool) -> Me
     )
 
 
+def forward_backward(call: Call) -> None:
+    """Run a call whose arguments are tensors, and the backward pass from what training differentiates."""
+    output = getattr(call.module, call.method)(*call.args, **call.kwargs)
+    roots = [tensor for tensor in differentiated(output) if tensor.requires_grad]
+    if roots:
+        torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
+
+
 def differentiated(output: Any) -> list[torch.Tensor]:
     """The tensors that training differentiates: the loss where the model names one, else all it returns.
 
-    (A part of a loss, or logits beside it, hang in the same graph, which is walked once whatever it is entered by.)
+    (A part of a loss, or logits beside it, are in the same graph, which is walked once from whatever root.)
     """
     if isinstance(output, Mapping):
         loss = output.get("loss")
         if isinstance(loss, torch.Tensor):
             return [loss]
-        # a cache hangs in the same graph: it would add nothing but time
+        # a cache is in the same graph: it would add nothing but time
         output = {key: value for key, value in output.items() if key != "past_key_values"}
     return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
 
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Torch's fake tensors, quietly: shapes on any device, and code that asks is told that it is being traced."""
+    from torch._subclasses import fake_tensor
+
+    # it logs a failure with a traceback as an error; ours is caught and reported in a sentence
+    disabled, fake_tensor.log.disabled = fake_tensor.log.disabled, True
+    try:
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        fake_tensor.log.disabled = disabled
+
+
 def eagerly() -> AbstractContextManager[Any]:
     """torch.compile's functions run as they were written; the compiled code is used again afterwards."""
-    import sys
-
     if "torch._dynamo" in sys.modules:
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
-def said(error: Exception) -> str:
-    """What an exception says in a line, and where in the user's code, or a library's, it came up."""
-    text = str(error).strip().splitlines()
+def describe_error(error: Exception) -> str:
+    """An exception in a line, with the place in the user's code, or a library's, where it was raised."""
     if isinstance(error, Uncountable):
         return str(error)
+    text = str(error).strip().splitlines()
     kind = type(error).__name__
     if kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
         kind = f"it depends on values, which shapes do not have; {kind}"
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    places = [
-        f"{Path(frame.filename).name}:{frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__, limit=None)
-        if not frame.filename.startswith((*ours, "<"))
-    ]
-    return f"{kind}: {text[0][:200] if text else ''}{f', at {places[-1]}' if places else ''}"
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    where = f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{kind}: {text[0][:200] if text else ''}{where}"
+
+
+# -- a copy on random inputs -------------------------------------------------------------------------------------------
+
+
+def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Measurement:
+    """Run one forward and backward pass on a copy of `model`, with random inputs, and count.
+
+    Args:
+        model: one with weights; it is copied, and stays as it is.
+        call: of which shapes.
+        vocabulary: token ids are drawn below it.
+
+    Raises:
+        Uncountable: it does not run either, with the reason.
+    """
+    try:
+        twin = copy.deepcopy(model)
+        _drop_hooks(twin)
+        module = twin.get_submodule(next(name for name, m in model.named_modules() if m is call.module))
+        device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
+        with untouched_randomness():
+            torch.manual_seed(0)
+            args, kwargs = (_random(part, vocabulary or 2, device) for part in (call.args, call.kwargs))
+            call = Call(module, args, kwargs, call.method)
+            # a GPU's backward pass runs in a thread with numbers of its own, which name no module
+            return _count(call, twin, dict(twin.named_parameters()), None, by_module=device.type == "cpu")
+    except Exception as error:  # whatever a user's forward may raise
+        raise Uncountable(
+            f"{type(call.module).__name__} does not run on these inputs ({describe_error(error)})"
+        ) from None
+
+
+def _drop_hooks(twin: nn.Module) -> None:
+    """A user's hook on the live model (a recorder, a logger) must not see the copy; torch's own compute weights."""
+    for module in twin.modules():
+        for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            hooks = getattr(module, name)
+            for key, hook in list(hooks.items()):
+                home = str(getattr(hook, "__module__", type(hook).__module__))
+                if not home.startswith("torch.") and not requires_gradients(hook):
+                    del hooks[key]
+
+
+def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _random(item, vocabulary, device, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_random(item, vocabulary, device, name) for item in value)
+    if not isinstance(value, Shape):
+        return value
+    if "mask" in name:
+        return torch.ones(value.size, dtype=value.dtype, device=device)
+    if value.dtype.is_floating_point:
+        return torch.randn(value.size, dtype=value.dtype, device=device)
+    return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)
+
+
+# -- a live training step ----------------------------------------------------------------------------------------------
 
 
 class LiveCounter(FlopCounter):
@@ -240,9 +297,8 @@ class LiveCounter(FlopCounter):
         self._first_node = 0
 
     def enter(self) -> bool:
-        """Begin, unless somebody else listens at the dispatcher: two such modes must be left in the right order."""
+        """Begin, unless another dispatch mode is on: two such modes must be left in the right order."""
         if torch._C._len_torch_dispatch_stack() > 0:
-            self.problem = "another dispatch mode is on"
             return False
         self._first_node = torch.autograd._get_sequence_nr()
         self.__enter__()
@@ -250,7 +306,7 @@ class LiveCounter(FlopCounter):
         return True
 
     def leave(self) -> bool:
-        """End; False if it is not our turn yet, since a mode entered after us is still on."""
+        """End; False if a mode that was entered after us is still on."""
         if not self._entered:
             return True
         top = torch._C._len_torch_dispatch_stack() - 1
@@ -292,74 +348,63 @@ def _trains(arg: Any) -> bool:
     return isinstance(arg, torch.Tensor) and arg.requires_grad
 
 
-def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Measurement:
-    """Run one forward and backward pass on a copy of `model`, with random inputs, and count.
-
-    Args:
-        model: one with weights; it is copied, and stays as it is.
-        call: of which shapes.
-        vocabulary: token ids are drawn below it.
-
-    Raises:
-        Uncountable: it does not run either, with the reason.
-    """
-    try:
-        twin = copy.deepcopy(model)
-        _drop_hooks(twin)
-        module = dict(twin.named_modules())[next(name for name, m in model.named_modules() if m is call.module)]
-        tracer = UseTracer(dict(twin.named_parameters()))
-        device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
-        # a GPU's backward pass runs in a thread with numbers of its own, by which no module can be told
-        owner = ModuleOwner() if device.type == "cpu" else None
-        counter = FlopCounter(tracer, owner=owner)
-        with (
-            untouched_randomness(),
-            eagerly(),
-            torch.enable_grad(),
-            nullcontext() if owner is None else owner.listening(twin),
-        ):
-            torch.manual_seed(0)
-            args, kwargs = (_real(part, vocabulary or 2, device) for part in (call.args, call.kwargs))
-            tracer.arguments(tensors_in((args, kwargs)))
-            with counter:
-                roots = [
-                    tensor
-                    for tensor in differentiated(getattr(module, call.method)(*args, **kwargs))
-                    if tensor.requires_grad
-                ]
-                if roots:
-                    torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
-    except Exception as error:  # whatever a user's forward may raise
-        raise Uncountable(f"{type(call.module).__name__} does not run on these inputs ({said(error)})") from None
-    return Measurement(
-        counter.count,
-        tracer.uses,
-        frozenset(counter.without_formula),
-        Counter(counter.by_operator),
-        Counter(counter.by_module),
-    )
+MOST = 256
+"""Signatures watched: listening costs as much as measuring, 40 µs an operator."""
+ATTEMPTS = 3
+"""A (micro-)batch without its own backward pass tells nothing; after so many the signature is given up."""
 
 
-def _drop_hooks(twin: nn.Module) -> None:
-    """A user's hook on the live model (a recorder, a logger) must not see the copy; torch's own compute weights."""
-    for module in twin.modules():
-        for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
-            hooks = getattr(module, name)
-            for key, hook in list(hooks.items()):
-                home = str(getattr(hook, "__module__", type(hook).__module__))
-                if not home.startswith("torch.") and not requires_gradients(hook):
-                    del hooks[key]
+class Watch:
+    """Counts one live (micro-)batch of each signature that is `wanted`, from `begin` to `end`."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[Signature, int] = {}
+        """Signature → attempts left."""
+        self._live: tuple[Signature, LiveCounter, AbstractContextManager[Any]] | None = None
+
+    @property
+    def live(self) -> bool:
+        """True while a batch is being counted."""
+        return self._live is not None
+
+    def want(self, key: Signature) -> None:
+        """Watch the next batch of this signature, unless that can't be done without touching the training.
+
+        Compiled code would have to run as it was written, which takes more memory and rounds otherwise.
+        """
+        if key not in self.wanted and len(self.wanted) < MOST and not _something_is_compiled():
+            self.wanted[key] = ATTEMPTS
+
+    def begin(self, key: Signature) -> bool:
+        """A (micro-)batch of this signature begins. Returns True if one is being counted."""
+        if self._live is not None or self.wanted.get(key, 0) <= 0:
+            return self._live is not None
+        self.wanted[key] -= 1
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return False
+        counter, eager = LiveCounter(), eagerly()
+        eager.__enter__()
+        if counter.enter():
+            self._live = key, counter, eager
+            return True
+        eager.__exit__(None, None, None)
+        return False
+
+    def end(self) -> tuple[Signature, LiveCounter] | None:
+        """The batch and its backward pass are over. Returns what was counted, if it is a whole step."""
+        if self._live is None:
+            return None
+        key, counter, eager = self._live
+        if not counter.leave():
+            return None
+        self._live = None
+        eager.__exit__(None, None, None)
+        if counter.problem is not None or all(phase != "backward" for _, phase in counter.by_operator):
+            return None
+        self.wanted[key] = 0
+        return key, counter
 
 
-def _real(value: Any, vocabulary: int, device: torch.device, name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {key: _real(item, vocabulary, device, str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_real(item, vocabulary, device, name) for item in value)
-    if not isinstance(value, Shape):
-        return value
-    if "mask" in name:
-        return torch.ones(value.size, dtype=value.dtype, device=device)
-    if value.dtype.is_floating_point:
-        return torch.randn(value.size, dtype=value.dtype, device=device)
-    return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)
+def _something_is_compiled() -> bool:
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and dynamo.counters["frames"]["total"] > 0

@@ -22,7 +22,7 @@ from torch import nn
 
 from isoflop.flops.calls import Call, Shape
 from isoflop.flops.parameters import unwrap
-from isoflop.lookup import CannotOpen, find, library, said
+from isoflop.lookup import CannotOpen, find, library, one_line
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _from_config(source: Path | str, trust: bool) -> Opened:
         if isinstance(known, dict) and "model_type" not in known:
             raise CannotOpen(f'{source} has no "model_type", by which transformers finds the model\'s code') from None
         got = f"got {source}" if isinstance(source, Path) else f"there is no file {source}, nor a model on the hub"
-        raise CannotOpen(f"{EXPECTED}; {got} that transformers can open: {said(error)}") from None
+        raise CannotOpen(f"{EXPECTED}; {got} that transformers can open: {one_line(error)}") from None
     for token in ("decoder_start_token_id", "pad_token_id"):
         if getattr(config, "is_encoder_decoder", False) and getattr(config, token, None) is None:
             setattr(config, token, 0)  # labels are shifted by them; which token it is costs the same
@@ -174,7 +174,7 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
                 f"{path} holds Python objects ({unknown[1]}), and to load them may run code: pass --trust if you know "
                 "where it is from"
             ) from None
-        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.load can't read: {said(error)}") from None
+        raise CannotOpen(f"{EXPECTED}; got {path}, which torch.load can't read: {one_line(error)}") from None
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
         raise CannotOpen(
             f"{EXPECTED}; {path} was not saved by Lightning: pass module:function, which builds the model that these "
@@ -205,7 +205,7 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
             hint = ""
             if isinstance(error, TypeError) and "argument" in str(error):
                 hint = ". What save_hyperparameters() did not save is not in it: pass module:function instead"
-            raise CannotOpen(f"{path} can't be loaded as {place}: {said(error)}{hint}") from None
+            raise CannotOpen(f"{path} can't be loaded as {place}: {one_line(error)}{hint}") from None
 
     try:
         with torch.device("meta"):
@@ -244,7 +244,7 @@ def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         hint = ""
         if isinstance(error, TypeError) and "required" in str(error):
             hint = "; it is called without arguments: write a function that gives them"
-        raise CannotOpen(f"the model can't be built: {said(error)}{hint}") from None
+        raise CannotOpen(f"the model can't be built: {one_line(error)}{hint}") from None
 
 
 DEFAULT_LENGTH = 1024

@@ -1,46 +1,37 @@
-"""What other counters count for the same training step: fvcore, torch's FlopCounterMode, Hugging Face's Trainer."""
+"""The counts of other counters for the same step, and why they differ: fvcore, FlopCounterMode, Hugging Face."""
 
 from __future__ import annotations
 
-import gc
 import inspect
 import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
-from weakref import ref
 
 import torch
 from torch import nn
-from torch._subclasses import FakeTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.count import StepCount
-from isoflop.flops.counter import FlopCounter, Phase
-from isoflop.flops.measure import differentiated, eagerly, fake_tensors, said
+from isoflop.flops.counter import FlopCounter
+from isoflop.flops.measure import describe_error, eagerly, fake_tensors, forward_backward
 from isoflop.flops.parameters import unwrap
 from isoflop.flops.twin import Twin, no_leaks, stand_ins, untouched_randomness
 
-T = TypeVar("T")
 Terms = Mapping[str, int]
-"""Reasons and their FLOPs: what a counter says more (+) or less (−) than we."""
+"""Reasons and their FLOPs: the counter's excess (+) or lack (−)."""
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one counter makes of a training step.
+    """A counter's FLOPs (1 multiply-add = 2) of what it counts, None without a count, and `ours` of the same.
 
-    Attributes:
-        counter: its name.
-        convention: what it counts.
-        flops: FLOPs (1 multiply-add = 2) of what it counts; None where it gives no count.
-        ours: our count of the same: of the forward pass, or model FLOPs.
-        reasons: where the difference comes from, each with its FLOPs, the largest first; or why there is no count.
+    `reasons`: where the difference comes from, each with its FLOPs, the largest first; or why there is no count.
     """
 
     counter: str
@@ -51,31 +42,21 @@ class Opinion:
 
     @property
     def difference(self) -> float | None:
-        """Its error, if ours is right: −0.13 says 13 % too few."""
+        """Its relative error, if ours is right: −0.13 is 13 % too few."""
         return None if self.flops is None or not self.ours else self.flops / self.ours - 1
 
 
 def opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion, ...]:
-    """What fvcore, torch's FlopCounterMode (on a CPU) and Hugging Face's Trainer count for a step.
+    """Compare our count `counted` of a forward call with three other counters'. Never raises.
 
-    Nothing is computed or allocated, the live model stays as it is, and nothing is raised.
-
-    Args:
-        model: the model, on any device (also "meta").
-        call: its forward call.
-        counted: our count of the same call.
+    Nothing is computed or allocated, and the live model, on any device (also "meta"), stays as it is.
     """
-    forward = sum(flops for (_, phase), flops in counted.by_operator.items() if phase == "forward")
-    ours = counted.model_flops
+    forward = sum(flops for (_, phase), flops in counted.by_operator.items() if phase == "forward") or None
+    model_flops, on_a_cpu = counted.model_flops, "forward and backward, as on a CPU"
     return (
-        _opinion("fvcore", "forward only; multiply-adds × 2", forward or None, lambda: by_fvcore(model, call, counted)),
-        _opinion(
-            "torch FlopCounterMode",
-            "forward and backward, as on a CPU",
-            ours,
-            lambda: by_flop_counter_mode(model, call),
-        ),
-        _opinion("Hugging Face floating_point_ops", "6·N·D", ours, lambda: by_huggingface(call, counted)),
+        _opinion("fvcore", "forward only; multiply-adds × 2", forward, lambda: by_fvcore(model, call, counted)),
+        _opinion("torch FlopCounterMode", on_a_cpu, model_flops, lambda: by_flop_counter_mode(model, call)),
+        _opinion("Hugging Face floating_point_ops", "6·N·D", model_flops, lambda: by_huggingface(call, counted)),
     )
 
 
@@ -83,7 +64,7 @@ def _opinion(counter: str, convention: str, ours: int | None, count: Callable[[]
     try:
         flops, terms = count()
     except Exception as error:  # whatever running somebody's model may raise: it becomes the reason
-        return Opinion(counter, convention, None, ours, (said(error),))
+        return Opinion(counter, convention, None, ours, (describe_error(error),))
     if ours is None:
         return Opinion(counter, convention, flops, None, ("we have no count of our own to compare with",))
     terms = {**terms, "everything else": flops - ours - sum(terms.values())}
@@ -94,9 +75,6 @@ def _opinion(counter: str, convention: str, ours: int | None, count: Callable[[]
 def _signed(number: int) -> str:
     text = f"{number:+,}" if abs(number) < 10**6 else f"{number:+.2e}".replace("e+0", "e").replace("e+", "e")
     return text.replace("-", "−")
-
-
-# -- one function a counter: FLOPs and why they are not ours ------------------------------------------------------
 
 
 def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
@@ -117,19 +95,16 @@ def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
 
 def by_flop_counter_mode(model: nn.Module, call: Call) -> tuple[int, Terms]:
     """What torch's FlopCounterMode reports of a step on a CPU, run on fake CPU tensors: shapes without values."""
-    found, ours = _on_a_copy(lambda: _fake_step(unwrap(model), call))
-    terms: Counter[str] = Counter()
-    for (name, phase), flops in ours.items():
-        if phase == "recomputed":
-            terms[AGAIN] += flops if name in found else 0
-        else:
+    theirs, ours = FlopCounterMode(display=False), FlopCounter()
+    _on_a_copy(lambda: _fake_step(unwrap(model), call, theirs, ours))
+    found = {str(packet): int(flops) for packet, flops in theirs.get_flop_counts().get("Global", {}).items()}
+    terms: Counter[str] = Counter({_why(name): flops for name, flops in found.items()})
+    for (name, phase), flops in ours.by_operator.items():
+        if phase != "recomputed" or name in found:
             terms[_why(name)] -= flops
-    for name, flops in found.items():
-        terms[_why(name)] += flops - ours.get((name, "recomputed"), 0)
+        if phase == "recomputed" and name in found:
+            terms["activation checkpointing's second forward pass is counted"] += flops
     return sum(found.values()), terms
-
-
-AGAIN = "activation checkpointing's second forward pass is counted"
 
 
 def _why(name: str) -> str:
@@ -140,21 +115,14 @@ def _why(name: str) -> str:
     return f"{name} has another formula there, or none"
 
 
-def _fake_step(model: nn.Module, call: Call) -> tuple[dict[str, int], dict[tuple[str, Phase], int]]:
-    """FLOPs by operator as FlopCounterMode counts them, and by operator and phase as we do."""
-    theirs, ours = FlopCounterMode(display=False), FlopCounter()
+def _fake_step(model: nn.Module, call: Call, theirs: FlopCounterMode, ours: FlopCounter) -> None:
     experts = any("Experts" in type(part).__name__ for part in model.modules())
     floating = torch.bfloat16 if experts else None  # grouped products have a meta kernel for bf16 alone
     with fake_tensors():
         twin = Twin(model, floating, device="cpu")
         args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
         with ours, theirs:
-            output = getattr(twin[call.module], call.method)(*args, **kwargs)
-            roots = [tensor for tensor in differentiated(output) if tensor.requires_grad]
-            if roots:
-                torch.autograd.backward(roots, [torch.empty_like(root) for root in roots])
-    found = theirs.get_flop_counts().get("Global", {})
-    return {str(packet): int(flops) for packet, flops in found.items()}, dict(ours.by_operator)
+            forward_backward(Call(twin[call.module], args, kwargs, call.method))
 
 
 def by_fvcore(model: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
@@ -180,7 +148,7 @@ def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
     twin.root.eval()  # reentrant checkpointing, which training uses, can't be traced
     leaves, spec = tree_flatten((call.args, {k: v for k, v in call.kwargs.items() if k != "attention_mask"}))
 
-    class TensorsOnly(nn.Module):
+    class Traceable(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.module = twin[call.module]
@@ -192,36 +160,22 @@ def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
                 kwargs["use_cache"] = False
             return tuple(tensors_in(getattr(self.module, call.method)(*args, **kwargs)))
 
-    tensors = tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape))
+    inputs = tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape))
     unchecked = patch.object(torch, "_check", lambda *_, **__: None)
     with torch.device("meta"), unchecked, patch(guard, bool), stand_ins(twin.root):
-        analysis = FlopCountAnalysis(TensorsOnly(), tensors)
+        analysis = FlopCountAnalysis(Traceable(), inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         found = {name: int(flops) for name, flops in analysis.by_operator().items()}
         return found, {name.replace("::", ".") for name in analysis.unsupported_ops()}
 
 
-def _on_a_copy(run: Callable[[], T]) -> T:
-    """The result of a run: nothing is said, drawn, compiled or cast, and no tensor of it stays in a user's cache."""
-    with no_leaks() as made, untouched_randomness(), warnings.catch_warnings(), eagerly():
-        before = {id(tensor): tensor for tensor in _valueless()}  # held, for their ids stay theirs
+def _on_a_copy(run: Callable[[], Any]) -> Any:
+    """The result of a run that prints, draws, compiles and casts nothing, and leaves no tensor in a user's cache."""
+    with no_leaks(scan=True), untouched_randomness(), warnings.catch_warnings(), eagerly():
         warnings.simplefilter("ignore")
-        with torch.autocast("cpu", enabled=False), torch.enable_grad():
-            outcome = _outcome(run)
-        made += [ref(tensor) for tensor in _valueless() if id(tensor) not in before]
-    if isinstance(outcome, str):
-        raise Uncountable(outcome)
-    return outcome
-
-
-def _outcome(run: Callable[[], T]) -> T | str:
-    """A result or a text: an exception would hold the tensors in its frames."""
-    try:
-        return run()
-    except Exception as error:  # whatever a user's forward may raise
-        return said(error)
-
-
-def _valueless() -> list[torch.Tensor]:
-    kinds = (torch.Tensor, nn.Parameter, FakeTensor)
-    return [item for item in gc.get_objects() if type(item) in kinds and (item.is_meta or type(item) is FakeTensor)]
+        try:
+            with torch.autocast("cpu", enabled=False), torch.enable_grad():
+                return run()
+        except Exception as error:  # whatever a user's forward may raise; its frames hold tensors, a text does not
+            reason = describe_error(error)
+    raise Uncountable(reason)

@@ -1,8 +1,7 @@
-"""What a run has consumed so far, in exact integers: this process's part, and the sum over all ranks.
+"""Totals of a run in exact integers: this process's part, and the sum over all ranks.
 
-Sums over the processes of a job: exact for integers of any size, one small collective at a log step.
-
-How a model is laid out over the processes of a job: which ranks hold the same data, and whether ranks end apart.
+A log step costs one small collective, exact for integers of any size. `data_parallel_ranks` tells which ranks hold the
+same data.
 """
 
 from __future__ import annotations
@@ -128,14 +127,14 @@ class DeviceSum:
             if len(self._waiting) >= MAX_WAITING:
                 self.collect()
             return
+        value = value.detach()
         if self.tensor is None or self.tensor.device != value.device:
             self.number += 0 if self.tensor is None else self.tensor.item()
             self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
-        value = value.detach()
         self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
 
     def collect(self) -> None:
-        """Add what has waited."""
+        """Add the owned tensors that wait."""
         for value, scale in self._waiting:
             self.add(value, scale)
         self._waiting.clear()
@@ -160,18 +159,18 @@ class Tally:
         self, tokens: TokenCount | None, flops: FlopCount | None, count_tokens: bool = True, times: int = 1
     ) -> None:
         """One (micro-)batch, or `times` that are alike; None: unknown. Without `count_tokens` its FLOPs alone."""
-        counts = self._counts
         if flops is None:
-            counts["without_flops"] += times
+            self._counts["without_flops"] += times
         else:
-            counts["flops"] += flops.model * times
-            counts["flops_hardware"] += flops.hardware * times
-            counts["flops_attention"] += flops.attention * times
+            self._add_flops(flops * times)
         if count_tokens:
             self.add_tokens(tokens, times)
 
     def correct(self, flops: FlopCount) -> None:
-        """Add FLOPs, maybe negative, to those of batches that were added before."""
+        """Add FLOPs, maybe negative, without a batch."""
+        self._add_flops(flops)
+
+    def _add_flops(self, flops: FlopCount) -> None:
         self._counts["flops"] += flops.model
         self._counts["flops_hardware"] += flops.hardware
         self._counts["flops_attention"] += flops.attention
@@ -244,7 +243,7 @@ def added(total: Totals, part: Totals) -> Totals:
     return Totals(**{field.name: getattr(total, field.name) + getattr(part, field.name) for field in fields(Totals)})
 
 
-# what the dimensions of device meshes are called: torch's tutorials, torchtitan ("tp"), Lightning ("tensor_parallel")
+# names of device meshes' dimensions: torch's tutorials, torchtitan ("tp"), Lightning ("tensor_parallel")
 _TENSOR = re.compile(r"(?<![a-z])(tp|tensor)")
 _DATA = re.compile(r"dp|data|replica|shard|batch|(?<![a-z])(ep|expert)")  # a rank of experts has data of its own
 
@@ -278,7 +277,7 @@ def _ranks_of_one_batch(parameter: Any, fully_sharded: bool) -> int:
 
 
 def ends_apart(model: Any) -> bool:
-    """Whether ranks make different numbers of steps: DDP's `join()` lets those with more batches go on alone.
+    """True if ranks make different numbers of steps: DDP's `join()` lets those with more batches go on alone.
 
     Nothing may be summed over ranks at a step then: a rank that has ended answers DDP's collectives and no others.
     """

@@ -5,16 +5,10 @@ What runs on the twin cannot touch the live model: parameters and buffers are ne
 hold are copied, hooks are left out. The live model is never run, swapped or hooked for it, so a sharded or compiled
 one can be measured too.
 
-During a replay, what can't run on the meta device is taken over: kernels by the same mathematics written out.
-
-Only functions are replaced, for the length of a `with` block, and only where the library that holds them is loaded.
-
-Meta tensors that a replay left in caches outside of the model (`lru_cache`, a global dict), and their removal.
-
-A user's forward may keep what it computes: rotary tables by length, masks by shape. On the twin it computes meta
-tensors, and one of those found by the live model later would end the run. So whatever a replay made and is still alive
-after it is hunted down: the function caches that it filled are cleared, the entries of dicts that hold it are dropped;
-the live model computes them again, as it did the first time.
+Around a replay, `stand_ins` replaces functions that can't run on the meta device by the same mathematics in plain
+torch, only where the library that holds them is loaded; `no_leaks` removes the meta tensors that a user's forward
+keeps outside of the model (rotary tables by length, masks by shape, in an `lru_cache` or a global dict): found by the
+live model later, one would end the run. It computes them again, as it did the first time.
 """
 
 from __future__ import annotations
@@ -38,6 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from isoflop.flops.calls import Uncountable
 from isoflop.flops.parameters import full_shape, original_class, unwrap
@@ -92,7 +87,7 @@ def _attention_in_full(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> 
 
 
 def _reference_implementations(home: ModuleType) -> dict[str, Any]:
-    """Hugging Face wraps a reference in plain torch by whatever kernel is installed (mamba_ssm, fla, causal_conv1d)."""
+    """Plain torch of what Hugging Face replaces by an installed kernel (mamba_ssm, fla, causal_conv1d), by name."""
     found: dict[str, Any] = {}
     for name, function in vars(home).items():
         if not inspect.isfunction(function) or not hasattr(function, "__wrapped__"):
@@ -126,25 +121,12 @@ def _selective_scan(
 
 
 class DequantizedLinear(nn.Linear):
-    """What a layer with 4- or 8-bit weights computes: a product with all of them, in the input's dtype."""
+    """A layer with 4- or 8-bit weights: a product with all of them, in the input's dtype."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From (…, in) to (…, out)."""
+        """(…, in) → (…, out)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
-
-
-def write_out(module: nn.Module) -> None:
-    """Let a copy of a Hugging Face module choose attention and experts that plain torch can compute on meta.
-
-    flash_attention_2, hub kernels and grouped products need a GPU; `eager` and `batched_mm` multiply the same.
-    """
-    config = vars(module).get("config")
-    if config is None:
-        return
-    for name, plain in (("_attn_implementation_internal", "eager"), ("_experts_implementation_internal", "batched_mm")):
-        if name in vars(config):
-            vars(config)[name] = plain
 
 
 _HOOKS = (
@@ -156,6 +138,9 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+_WRITTEN_OUT = {"_attn_implementation_internal": "eager", "_experts_implementation_internal": "batched_mm"}
+"""Hugging Face's attention and experts in plain torch, which multiply as flash_attention_2, hub kernels and grouped
+products do: these need a GPU."""
 # A LightningModule logs through these: `self.log` in a forward would put the twin's loss into the live results
 _LOGGING = ("_trainer", "_fabric")
 # bitsandbytes' linear layers
@@ -201,7 +186,8 @@ class Twin:
         self.parameters: dict[str, nn.Parameter] = {name: self._tensor(parameter) for name, parameter in live.items()}
         if written_out:
             for module in self.root.modules():
-                write_out(module)
+                settings = getattr(vars(module).get("config"), "__dict__", {})
+                settings.update({name: plain for name, plain in _WRITTEN_OUT.items() if name in settings})
 
     def __getitem__(self, module: nn.Module) -> nn.Module:
         twin = self._copies.get(id(unwrap(module)))
@@ -250,7 +236,7 @@ class Twin:
         return self._copies[id(value)]
 
     def _attribute(self, value: Any, in_object: bool = False) -> Any:
-        """Copy of a plain attribute: modules and tensors become their twins, what a forward may change is copied."""
+        """Copy of a plain attribute: modules and tensors become their twins; what a forward may change is copied."""
         if isinstance(value, nn.Module | torch.Tensor):
             return self._module_part(value)
         if id(value) in self._copies:
@@ -301,18 +287,18 @@ class Twin:
 
 
 def requires_gradients(hook: Any) -> bool:
-    """Hugging Face's and PEFT's hook behind a frozen model's embeddings: `output.requires_grad_(True)`.
+    """True for Hugging Face's and PEFT's hook on a frozen model's embeddings: `output.requires_grad_(True)`.
 
-    The one hook that FLOPs hang on, and it touches nothing else: without it reentrant checkpointing gives adapters no
+    The one hook that changes FLOPs, and it touches nothing else: without it reentrant checkpointing gives adapters no
     gradient, and with it the backward pass goes down to the embeddings.
     """
     return getattr(hook, "__qualname__", "").endswith(("make_inputs_require_grads", "make_inputs_require_grad"))
 
 
 def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:
-    """Whether an instance's attribute is a wrapper around the class's method of that name: the twin has the method.
+    """True if an instance's attribute wraps the class's method of that name, which the twin has.
 
-    So are a forward under autocast (accelerate), compiled (`model.forward = torch.compile(model.forward)`) or
+    Such are a forward under autocast (accelerate), compiled (`model.forward = torch.compile(model.forward)`) or
     redirected (Lightning), and torchmetrics' update.
     """
     method = getattr(type(module), name, None)
@@ -328,7 +314,7 @@ def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Whatever runs inside draws no number from the generators that training draws from."""
+    """Restore the random generators of torch, NumPy and Python at the end of the block."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:
@@ -340,20 +326,25 @@ def untouched_randomness() -> Iterator[None]:
 
 
 _CACHE = type(functools.lru_cache(lambda: None))
-
-
 Made = list["ref[torch.Tensor]"]
 """Weak references to the tensors that a replay made."""
 
 
 @contextmanager
-def no_leaks() -> Iterator[Made]:
-    """Around a replay, which enters what it makes into the list and has let go of it at the end of the block."""
+def no_leaks(scan: bool = False) -> Iterator[Made]:
+    """Around a replay, which enters the tensors it makes into the list: at the end nothing outside holds one.
+
+    Function caches that were filled inside the block are cleared, and dict entries that hold such a tensor dropped.
+    `scan`: find the tensors among all objects, for a run that enters none.
+    """
     misses = {id(cache): cache.cache_info().misses for cache in _user_caches()}
+    before = _valueless() if scan else {}  # held, for their ids stay theirs
     made: Made = []
     try:
         yield made
     finally:
+        if scan:
+            made += [ref(tensor) for key, tensor in _valueless().items() if key not in before]
         if _alive(made):
             for cache in _user_caches():
                 if cache.cache_info().misses != misses.get(id(cache), 0):
@@ -362,9 +353,15 @@ def no_leaks() -> Iterator[Made]:
                 _drop(tensor)
 
 
+def _valueless() -> dict[int, torch.Tensor]:
+    kinds = (torch.Tensor, nn.Parameter, FakeTensor)
+    found = [item for item in gc.get_objects() if type(item) in kinds]
+    return {id(item): item for item in found if item.is_meta or type(item) is FakeTensor}
+
+
 def _alive(made: Made) -> list[torch.Tensor]:
     if any(made_ref() is not None for made_ref in made):
-        gc.collect()  # what a reference cycle alone holds goes
+        gc.collect()  # frees what only a reference cycle holds
     return [tensor for made_ref in made if (tensor := made_ref()) is not None]
 
 
