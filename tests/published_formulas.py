@@ -1,7 +1,7 @@
 """FLOPs formulas of papers that nothing but tests needs: Hoffmann et al. 2022 and Narayanan et al. 2021.
 
-They are independent hand counts that measured FLOPs are compared with. As in `isoflop.flops.config_shape` each gives the
-training FLOPs of one token in a sequence of `length` tokens.
+They are independent hand counts that measured FLOPs are compared with. As in `isoflop.flops.config_shape` each gives
+the training FLOPs of one token in a sequence of `length` tokens.
 """
 
 from __future__ import annotations
