@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from isoflop.forecast import LrPlan, path
 from isoflop.forecast.baselines import ESTIMATORS, EXPONENTS, Baseline, fit_separable
-from isoflop.forecast.curve import path
-from isoflop.forecast.lr_plan import LrPlan
 
 Array = NDArray[np.float64]
 STARTS = [(a, c, g) for a in (0.3, 0.6) for c in (0.05, 0.5, 2.0) for g in (0.3, 0.7)]

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 import isoflop
-from isoflop.forecast import Forecast, OnlineForecaster, Silence
+from isoflop.forecast import Forecast, NoForecast, OnlineForecaster
 
 TOKENS, LOG_EVERY = 512, 10
 
@@ -65,7 +65,7 @@ class Row:
     record: float
     events: float
     points: int
-    full: Forecast | Silence | None
+    full: Forecast | NoForecast | None
 
 
 def resident() -> float:
@@ -77,7 +77,7 @@ def resident() -> float:
     return pages * 4096 / 1e6
 
 
-def endure(steps: int, folder: Path, log_every: int = LOG_EVERY) -> tuple[list[Row], Forecast | Silence]:
+def endure(steps: int, folder: Path, log_every: int = LOG_EVERY) -> tuple[list[Row], Forecast | NoForecast]:
     """One run of `steps` optimizer steps, the first half of what it plans."""
     model, ids, noise = Instant(), torch.zeros((1, TOKENS), dtype=torch.long), random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -135,7 +135,7 @@ def measured(steps: int, micros: float, memory: float, folder: Path, monitor: is
     )
 
 
-def from_record(folder: Path, monitor: isoflop.Monitor) -> Forecast | Silence:
+def from_record(folder: Path, monitor: isoflop.Monitor) -> Forecast | NoForecast:
     """The forecast of the run's end from the points of its record."""
     (run,) = isoflop.read_runs(folder)
     thinned = OnlineForecaster(N=10_000_000, batch_tokens=TOKENS, optimizer="AdamW")
@@ -146,7 +146,7 @@ def from_record(folder: Path, monitor: isoflop.Monitor) -> Forecast | Silence:
     return thinned.forecast(monitor._forecasting.plan)
 
 
-def said(forecast: Forecast | Silence | None) -> str:
+def said(forecast: Forecast | NoForecast | None) -> str:
     if isinstance(forecast, Forecast):
         return f"{forecast.loss:.4f} [{forecast.low:.4f}, {forecast.high:.4f}]"
     return "–" if forecast is None else str(forecast)[:30]

@@ -25,18 +25,17 @@ from rich.table import Table
 
 from isoflop.forecast import (
     ESTIMATORS,
-    FinishedRun,
+    WEAK_PRIORS,
     Forecast,
+    LossCurve,
     LrPlan,
     OnlineForecaster,
     Score,
-    Silence,
     backtest,
     fit_ladder,
     learn_priors,
     read_curves,
 )
-from isoflop.forecast.priors import WEAK_PRIORS
 
 FAST = tuple(name for name in ESTIMATORS if name not in ("isoflop", "multi-power-law"))
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "curves"
@@ -49,7 +48,7 @@ def cell(score: Score) -> str:
     return f"{score.median:.2f}/{score.p90:.2f}  {score.coverage:.2f}  {score.spoke:.2f}"
 
 
-def single(console: Console, runs: list[FinishedRun], names: list[str], priors: str) -> None:
+def single(console: Console, runs: list[LossCurve], names: list[str], priors: str) -> None:
     table = Table("estimator", "set", *(f"{100 * float(k):.0f}%: error  cov  spoke" for k in GOALS), title="one run")
     began = time.perf_counter()
     scores = backtest(runs, names, priors=priors)  # type: ignore[arg-type]
@@ -62,13 +61,13 @@ def single(console: Console, runs: list[FinishedRun], names: list[str], priors: 
     console.print(table, f"{len(runs)} runs, priors: {priors}, {time.perf_counter() - began:.0f} s")
 
 
-def fed(run: FinishedRun, fraction: float, **options: Any) -> OnlineForecaster:
+def fed(run: LossCurve, fraction: float, **options: Any) -> OnlineForecaster:
     """A forecaster that has seen a fraction of a run."""
     forecaster = OnlineForecaster(N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, **options)
     return forecaster.feed(run, fraction * run.total_steps)
 
 
-def ladders(console: Console, runs: list[FinishedRun], folder: Path) -> None:
+def ladders(console: Console, runs: list[LossCurve], folder: Path) -> None:
     with (folder / "index.csv").open(newline="") as file:
         total = {row["run"]: float(row["N"]) for row in csv.DictReader(file)}
     asked = {
@@ -100,7 +99,7 @@ def ladders(console: Console, runs: list[FinishedRun], folder: Path) -> None:
     console.print(table)
 
 
-def ranking(console: Console, runs: list[FinishedRun]) -> None:
+def ranking(console: Console, runs: list[LossCurve]) -> None:
     """Pairs of runs of one set, length and batch: is the order of their forecasts right?"""
     table = Table("at", "pairs", "right", "mean probability", title="order of pairs that end more than .3% apart")
     for fraction in (0.25, 0.5):
@@ -109,7 +108,8 @@ def ranking(console: Console, runs: list[FinishedRun]) -> None:
         for i, (a, fa) in enumerate(forecasts):
             for b, fb in forecasts[:i]:
                 alike = a.dataset == b.dataset and a.total_steps == b.total_steps
-                if not alike or isinstance(fa, Silence) or isinstance(fb, Silence) or abs(a.final / b.final - 1) < 3e-3:
+                made = isinstance(fa, Forecast) and isinstance(fb, Forecast)
+                if not (alike and made) or abs(a.final / b.final - 1) < 3e-3:
                     continue
                 right.append((fa.loss < fb.loss) == (a.final < b.final))
                 probability = fa.probability_below(fb)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.forecast import Estimator, FinishedRun, LrPlan, OnlineForecaster
-from isoflop.forecast.curve import Kernel, falls, path
+from isoflop.forecast import Estimator, Kernel, LossCurve, LrPlan, OnlineForecaster, falls, path
 
 BATCH = 5e5
 
@@ -36,10 +35,10 @@ class Planted:
         whole = len(steps) // every * every
         return steps[:whole].reshape(-1, every)[:, -1], loss[:whole].reshape(-1, every).mean(1)
 
-    def run(self, plan: LrPlan, *, N: float = 3e8, seed: int = 0, every: int = 20, name: str = "") -> FinishedRun:
+    def run(self, plan: LrPlan, *, N: float = 3e8, seed: int = 0, every: int = 20, name: str = "") -> LossCurve:
         """The finished run."""
         steps, loss = self.seen(plan, seed, every)
-        return FinishedRun(
+        return LossCurve(
             steps=steps,
             tokens=steps * BATCH,
             lr=plan.at(steps),
@@ -55,7 +54,7 @@ class Planted:
         )
 
 
-def fed(run: FinishedRun, fraction: float = 1.0, **options: object) -> OnlineForecaster:
+def fed(run: LossCurve, fraction: float = 1.0, **options: object) -> OnlineForecaster:
     """A forecaster that has seen a fraction of a run."""
     arguments = {"N": run.N, "batch_tokens": run.batch_tokens, "optimizer": run.optimizer} | options
     forecaster = OnlineForecaster(**arguments)
@@ -63,6 +62,6 @@ def fed(run: FinishedRun, fraction: float = 1.0, **options: object) -> OnlineFor
     return forecaster
 
 
-def feed(forecaster: Estimator, run: FinishedRun, fraction: float = 1.0, start: float = 0.0) -> None:
+def feed(forecaster: Estimator, run: LossCurve, fraction: float = 1.0, start: float = 0.0) -> None:
     """Adds the part of a run between two fractions of it."""
     forecaster.feed(run, fraction * run.total_steps, after=start * run.total_steps)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from isoflop.advice import Advice, Adviser, Quantity, Reason, Severity, Situation, Thresholds
 from isoflop.advice.advice import Missing
-from isoflop.advice.adviser import EVALUATORS, WHILE_TRAINING
+from isoflop.advice.adviser import AT_START, EVALUATORS, WHILE_TRAINING
 from isoflop.advice.curve_rules import diverging, hardware, off_curve, plateau, schedule
 from isoflop.advice.data_rules import batch, epochs, overfitting
 from isoflop.advice.run_state import MOST, Batch, Estimate, Evaluated, Expected, Track, noise
 from isoflop.advice.size_rules import law_at, past_efficient, planned, target
-from isoflop.forecast import Forecast, LrPlan, OnlineForecaster, Silence
+from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster
+from isoflop.forecast import Reason as NoForecastReason
 from isoflop.laws.frontier import optimal_allocation, waste_of
 from isoflop.noise import Belief, combine
 
@@ -25,6 +26,7 @@ THRESHOLDS = Thresholds()
 COSINE = LrPlan.cosine(10_000, 1e-3, 100)
 ENDING = Forecast(2.5, 2.48, 2.52, 0.0135, 0.8, 10_000, "isoflop")
 DECAYED = Forecast(2.6, 2.58, 2.62, 0.0135, 0.8, 4600, "isoflop")
+WARMING_UP = NoForecast(NoForecastReason.WARM_UP, {"needed": 200, "now": 9})
 FALLING = [(100 * i, 3 - 0.01 * i) for i in range(1, 41)]
 LOOK = "the data (order, duplicates, another mix), the precision and the gradient norm"
 PRIOR = "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours; exponents of Besiroglu et al. 2024"
@@ -387,7 +389,11 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("evaluate", "known", "why"),
     [
-        (target, {"target_loss": 2.4, "forecast": Silence("warm-up", "200 steps first.")}, "200 steps first."),
+        (
+            target,
+            {"target_loss": 2.4, "forecast": NoForecast(NoForecastReason.WARM_UP, {"needed": 200, "now": 9})},
+            "A forecast needs 200 steps, twice the warm-up; 9 are done.",
+        ),
         (target, {"target_loss": 2.4}, "there is no forecast yet"),
         (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
         (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
@@ -420,8 +426,12 @@ def test_what_is_missing(evaluate: Any, known: dict[str, Any], why: str) -> None
     ("evaluate", "known", "quiet"),
     [
         (target, {"target_loss": 2.4}, True),
-        (target, {"target_loss": 2.4, "forecast": Silence("interval too wide", "…")}, True),
-        (target, {"target_loss": 2.4, "forecast": Silence("learning rate unknown", "…")}, False),
+        (
+            target,
+            {"target_loss": 2.4, "forecast": WARMING_UP},
+            True,
+        ),
+        (target, {"target_loss": 2.4, "forecast": NoForecast(NoForecastReason.LR_RISES)}, False),
         (batch, {"batch": batch_of(1e6)._replace(measured=None, measuring=True)}, True),
         (batch, {"batch": batch_of(1e6)._replace(measured=None, measurements=7)}, False),
         (batch, {"batch": batch_of(1e6)._replace(measured=None)}, True),  # the noise scale says why itself
@@ -550,7 +560,7 @@ def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest
     def broken(run: Situation, thresholds: Thresholds) -> None:
         raise RuntimeError("broken on purpose")
 
-    group = WHILE_TRAINING if name in WHILE_TRAINING else __import__("isoflop.advice.adviser").advise.adviser.AT_START
+    group = WHILE_TRAINING if name in WHILE_TRAINING else AT_START
     monkeypatch.setitem(group, name, broken)
     failed: list[str] = []
     adviser = Adviser(failed=lambda which, error: failed.append(f"{which}: {error}"))
@@ -575,10 +585,10 @@ def test_the_converged_loss_of_a_planted_curve(shape: str) -> None:
         forecaster.add(step, step * 5e5, float(plan.at(step)), loss, 300)
         if early is None and step > 3000:
             early = forecaster.converged(plan)
-    assert isinstance(early, Silence)
+    assert isinstance(early, NoForecast)
     found = forecaster.converged(plan)
     assert isinstance(found, Forecast) and abs(found.loss - 2) < 2.5 * found.sd < 0.06
-    assert isinstance(forecaster.converged(None), Silence)
+    assert isinstance(forecaster.converged(None), NoForecast)
 
 
 # --- what is kept of the past --------------------------------------------------------------------------------------

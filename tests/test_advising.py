@@ -163,7 +163,7 @@ def test_a_resume_with_another_planned_end_is_judged_anew(
     again.close()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "forecast at step" in line]
     assert int(line.split("step ")[1].split(":")[0].replace(",", "")) >= 2000
-    assert "came 2.69" in line  # of its own last 5%, not those of the old plan's too
+    assert "final loss 2.69" in line  # of its own last 5%, not those of the old plan's too
 
 
 def test_its_own_record_is_no_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

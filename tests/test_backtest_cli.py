@@ -120,7 +120,7 @@ def test_backtest_reads_records_and_leaves_out_the_run_itself(tmp_path: Path) ->
     (estimator,) = json.loads(out).values()
     assert estimator["records"]["0.5"]["n"] == 3 and estimator["records"]["0.5"]["median"] < 1
 
-    from isoflop.forecast.history import finished_runs, priors_without
+    from isoflop.forecast import finished_runs, priors_without
     from isoflop.record import read_runs
 
     own, _ = finished_runs(read_runs(tmp_path))

@@ -15,7 +15,7 @@ from isoflop.advice.own_runs import learn_from
 from isoflop.cli import app
 from isoflop.figures import study
 from isoflop.fit.runs import BadData, final_loss, table_of_runs
-from isoflop.forecast.history import finished_runs
+from isoflop.forecast import finished_runs
 from isoflop.ladder.attempt import is_complete
 from isoflop.ladder.finished import read_finished
 from isoflop.logs import write_run

@@ -9,7 +9,7 @@ import pytest
 
 from curves import fed
 from fits import DATA
-from isoflop.forecast import WEAK_PRIORS, FinishedRun, Forecast, backtest, fit_ladder, learn_priors, read_curves
+from isoflop.forecast import WEAK_PRIORS, Forecast, LossCurve, backtest, fit_ladder, learn_priors, read_curves
 
 CURVES = DATA / "curves"
 pytestmark = [
@@ -19,11 +19,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[FinishedRun]:
+def runs() -> list[LossCurve]:
     return read_curves(CURVES)
 
 
-def test_errors_coverage_and_silence_on_public_curves(runs: list[FinishedRun]) -> None:
+def test_errors_coverage_and_silence_on_public_curves(runs: list[LossCurve]) -> None:
     table = backtest(runs, ["isoflop", "hoffmann", "last-value"])
     goals = {"0.25": (0.5, 1.3, 0.8), "0.5": (0.37, 1.0, 0.9), "0.75": (0.22, 0.8, 0.9)}
     for fraction, (median, p90, spoke) in goals.items():
@@ -36,7 +36,7 @@ def test_errors_coverage_and_silence_on_public_curves(runs: list[FinishedRun]) -
             assert cells[fraction].coverage >= 0.65, (dataset, fraction)
 
 
-def test_what_ships_does_no_worse(runs: list[FinishedRun]) -> None:
+def test_what_ships_does_no_worse(runs: list[LossCurve]) -> None:
     table = backtest(runs, ["isoflop"], priors="default")["isoflop"]["all"]
     for fraction, median in {"0.25": 0.5, "0.5": 0.37, "0.75": 0.22}.items():
         assert table[fraction].median <= median
@@ -52,7 +52,7 @@ def test_what_ships_does_no_worse(runs: list[FinishedRun]) -> None:
     ],
 )
 def test_ladders(
-    runs: list[FinishedRun], dataset: str, most_small: float, least_large: float, medians: tuple[float, ...]
+    runs: list[LossCurve], dataset: str, most_small: float, least_large: float, medians: tuple[float, ...]
 ) -> None:
     with (CURVES / "index.csv").open(newline="") as file:
         total = {row["run"]: float(row["N"]) for row in csv.DictReader(file)}
@@ -74,7 +74,7 @@ def test_ladders(
         assert float(np.median(errors)) <= most
 
 
-def test_the_order_of_runs_is_right_at_a_quarter(runs: list[FinishedRun]) -> None:
+def test_the_order_of_runs_is_right_at_a_quarter(runs: list[LossCurve]) -> None:
     forecasts = [(run, fed(run, 0.25).forecast(run.plan)) for run in runs if run.dataset != "speedrun"]
     right = []
     for i, (a, fa) in enumerate(forecasts):

@@ -16,8 +16,7 @@ import torch
 from torch.optim import lr_scheduler as S
 
 import isoflop
-from isoflop.forecast import Forecast, Silence
-from isoflop.forecast.history import curve_of, finished_runs, plan_of_record, priors_from
+from isoflop.forecast import Forecast, NoForecast, Outcome, Reason, curve_of, finished_runs, history_of
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import forecast as forecasting
 from isoflop.transformers import IsoFLOPCallback
@@ -107,7 +106,7 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
     assert isinstance(half, Forecast) and half.step == TOTAL
     end = 2.5 + 1.2 * (TOTAL / 100) ** -0.5
     assert half.low < end < half.high and half.loss == pytest.approx(end, rel=0.01)
-    assert isinstance(seen[40], Silence) and seen[40].reason in ("warm-up", "too few points")
+    assert isinstance(seen[40], NoForecast) and seen[40].reason.temporary
     assert seen[19] is None
     run = the_run(tmp_path)
     at_half = next(point for point in run.points if point.step == TOTAL // 2)
@@ -121,11 +120,12 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
     for name in FORECASTS:
         values = {event.step: event.value for event in events.Scalars(f"isoflop/{name}")}
         assert values[TOTAL // 2] == pytest.approx(at_half.extra[name], rel=1e-6)
-    came = monitor._forecasting._end
-    assert came.loss == pytest.approx(end, rel=0.005) and 0 < came.error < 0.002
+    final = monitor._forecasting._end
+    assert final.mean == pytest.approx(end, rel=0.005) and 0 < final.error < 0.002
     (line,) = about(told)
     assert line.startswith(
-        f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · came {came}: "
+        f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · final loss "
+        f"{Outcome(half, final.mean, final.error)}"
     )
     assert line.endswith("· inside")
 
@@ -134,7 +134,7 @@ def test_the_record_holds_the_plan_so_that_others_can_forecast_the_run(tmp_path:
     train(tmp_path, last=800, make=lambda o: S.LambdaLR(o, lambda s: min(1, (s + 1) / 50) * (1 - s / TOTAL)))
     run = the_run(tmp_path)
     assert run.planned["steps"] == TOTAL and run.planned["schedule"] == "LambdaLR"
-    plan = plan_of_record(run)
+    plan = curve_of(run).plan
     assert plan.total_steps == TOTAL
     for step in (10, 49, 60, 800, 1500, 2000):
         assert float(plan.at(step)) == pytest.approx(PEAK * min(1, step / 50) * (1 - (step - 1) / TOTAL), rel=0.02)
@@ -223,7 +223,7 @@ def test_what_time_does_not_mend_is_told_once(tmp_path: Path, options: Any, mess
         options["make"] = lambda o: type("ReduceLROnPlateau", (), {"step": lambda self: None})()
     monitor, told = train(tmp_path, last=600, between=between, **options)
     assert about(told) == [f"isoflop: no forecast of the final loss. {message}"]
-    assert isinstance(monitor.forecast, Silence) and not any(name in monitor.scalars for name in FORECASTS)
+    assert isinstance(monitor.forecast, NoForecast) and not any(name in monitor.scalars for name in FORECASTS)
     assert not monitor.guard.aside
 
 
@@ -359,7 +359,7 @@ def test_what_can_not_be_learnt_from_says_why(tmp_path: Path) -> None:
         "few: 5 points with a loss 'train'; at least 12 are needed",
         "short: it ended at step 1,000 of 2,000 planned",
     ]
-    _, problem = priors_from([tmp_path / "nowhere"], forecasting.DEFAULT_PRIORS)
+    _, problem = history_of([tmp_path / "nowhere"])
     assert problem is not None and "no such file" in problem
 
 
@@ -417,9 +417,8 @@ def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
     module.automatic_optimization = False
     trainer.fit(module, batches(Rows(128), 8))
     assert callback.monitor is not None
-    assert callback.monitor.forecast == Silence(
-        "learning rate unknown",
-        "The learning rate to come is unknown: the module has 2 optimizers. Pass lr_plan=, a function of the step.",
+    assert callback.monitor.forecast == NoForecast(
+        Reason.LR_UNKNOWN, {"why": "the module has 2 optimizers", "remedy": "lr_plan=, a function of the step"}
     )
 
 
@@ -445,7 +444,7 @@ def test_the_hugging_face_trainers_scheduler_is_asked(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_and_experts_are_told_to_the_estimator() -> None:
-    from isoflop.forecast.history import domain_of, size_of
+    from isoflop.forecast import domain_of, size_of
 
     dense = {"total": 100, "trainable": 100, "non_embedding": 80, "active": 100}
     assert domain_of(dense, {"config": {}}) == {"moe": False, "finetuning": False}

@@ -1,4 +1,4 @@
-"""Learning-rate plans: builders, functions, what is spliced and stretched, and what they do to the loss."""
+"""Learning-rate plans: builders, functions, what is spliced, and what they do to the loss."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from isoflop.forecast import LrPlan
-from isoflop.forecast.curve import Kernel, falls, path
+from isoflop.forecast import Kernel, LrPlan, falls, path
 
 TOTAL, PEAK, WARMUP = 1000, 2e-3, 100
 
@@ -64,15 +63,6 @@ def test_spliced_is_the_past_as_seen_and_the_plan_from_there() -> None:
     assert joined.at([0, 25, 50]) == pytest.approx(0.5)
     assert joined.at([51, 80, 100]) == pytest.approx(plan.at([51, 80, 100]))
     assert joined.total_steps == 100
-
-
-def test_stretched_keeps_the_warm_up_and_moves_the_end() -> None:
-    plan = LrPlan.cosine(1000, 1.0, 100)
-    longer = plan.stretched(2800)
-    assert longer.total_steps == 2800 and longer.warmup_steps == plan.warmup_steps
-    assert longer.at(100 + 2700 / 2) == pytest.approx(plan.at(550), rel=1e-3)
-    with pytest.raises(ValueError, match="cannot end at step 90"):
-        plan.stretched(90)
 
 
 def test_effective_steps_and_falls_against_a_plain_sum() -> None:

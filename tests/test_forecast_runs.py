@@ -18,11 +18,11 @@ from isoflop.forecast import (
     DEFAULT_PRIORS,
     ESTIMATORS,
     WEAK_PRIORS,
-    FinishedRun,
     Forecast,
     Line,
+    LossCurve,
     LrPlan,
-    Silence,
+    NoForecast,
     backtest,
     baselines,
     fit_ladder,
@@ -35,7 +35,7 @@ COSINE = LrPlan.cosine(4000, PEAK, 200)
 CONSTANT = LrPlan.constant(4000, PEAK, 200)
 
 
-def spoken(result: Forecast | Silence) -> Forecast:
+def spoken(result: Forecast | NoForecast) -> Forecast:
     assert isinstance(result, Forecast), result
     return result
 
@@ -101,22 +101,7 @@ def test_leaving_a_cosine_for_a_plan_to_zero_keeps_its_past() -> None:
     assert abs(told.loss - law.loss(really, np.array([2800.0]))[0]) < 3 * told.sd
 
 
-def test_another_size_at_the_same_compute() -> None:
-    run = Planted().run(COSINE)
-    forecaster = fed(run, 0.6)
-    here = spoken(forecaster.forecast(COSINE))
-    larger, smaller = (spoken(forecaster.what_if(COSINE, N=N)) for N in (3.3e8, 2.7e8))
-    assert larger.step < 4000 < smaller.step
-    assert min(larger.sd, smaller.sd) > here.sd
-    # at 2 tokens a parameter a smaller model on more tokens ends lower
-    assert smaller.loss < larger.loss
-    with pytest.raises(ValueError, match="needs another plan"):
-        forecaster.what_if(COSINE)
-    with pytest.raises(ValueError, match="the run's own"):
-        fed(run, 0.6, N=None).what_if(COSINE, N=1e8)
-
-
-def ladder_runs(sizes: tuple[float, ...], **changes: float) -> list[FinishedRun]:
+def ladder_runs(sizes: tuple[float, ...], **changes: float) -> list[LossCurve]:
     """E = 1.7 + .8·(N/3e8)^−.3, all else as planted."""
     runs = []
     for size in sizes:
@@ -165,8 +150,8 @@ def test_baselines_recover_their_own_law(name: str) -> None:
     forecast = spoken(estimator.forecast(CONSTANT))
     assert forecast.estimator == name
     assert forecast.loss == pytest.approx(law[-1], rel=2e-3)
-    assert isinstance(ESTIMATORS[name]().forecast(CONSTANT), Silence)
-    assert isinstance(estimator.forecast(None), Silence)
+    assert isinstance(ESTIMATORS[name]().forecast(CONSTANT), NoForecast)
+    assert isinstance(estimator.forecast(None), NoForecast)
 
 
 def test_the_peers_of_the_benchmark_recover_a_decay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +181,7 @@ def test_the_peers_of_the_benchmark_recover_a_decay(monkeypatch: pytest.MonkeyPa
     assert spoken(estimator.forecast(COSINE)).loss == pytest.approx(run.final, rel=6e-3)
 
 
-def write_curves(folder: Path, runs: list[FinishedRun], schedules: list[dict[str, object]]) -> None:
+def write_curves(folder: Path, runs: list[LossCurve], schedules: list[dict[str, object]]) -> None:
     names = "dataset,organisation,run,N,N_non_embedding,batch_tokens,total_steps,schedule,peak_lr,final_loss,note"
     with (folder / "index.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -7,8 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from isoflop.forecast.online import Forecast
-from isoflop.forecast.ranking import SURE, forecast_from, rank, scalars_of
+from isoflop.forecast import SURE, Forecast, forecast_from, rank, scalars_of
 
 ATTRIBUTE = "isoflop"
 """User attribute of a trial that holds its newest forecast."""

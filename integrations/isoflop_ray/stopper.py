@@ -6,8 +6,7 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from isoflop.forecast.online import Forecast
-from isoflop.forecast.ranking import SURE, forecast_from, rank
+from isoflop.forecast import SURE, Forecast, forecast_from, rank
 
 
 class ForecastStopper(Stopper):

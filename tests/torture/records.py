@@ -11,10 +11,9 @@ from random import Random
 from typing import Any
 
 from isoflop.advice.own_runs import learn_from
-from isoflop.cli.forecasts import came, forecast_of_curve
+from isoflop.cli.forecasts import final_of, forecast_of_curve
 from isoflop.fit.runs import BadData, read_table
-from isoflop.forecast import DEFAULT_PRIORS
-from isoflop.forecast.history import curve_of, history_of, ladder_of, priors_of
+from isoflop.forecast import DEFAULT_PRIORS, curve_of, history_of, ladder_of, learn_priors
 from isoflop.record import COUNTS, Point, RecordError, RecordLog, Run, read_run, read_runs
 from torture.mutations import spoil_text
 
@@ -111,7 +110,7 @@ def fuzz_learners(random: Random, folder: Path) -> None:
     own, problem = history_of([path], random.choice(["train", "eval/val"]))
     assert bool(own) != bool(problem)
     if own and random.random() < 0.2:
-        priors_of(own, DEFAULT_PRIORS)
+        learn_priors(own)
         ladder_of(own, DEFAULT_PRIORS)
     learn_from(runs, tokenizer="gpt2", data="c4", domain={"moe": False, "finetuning": False})
     if run is not None:
@@ -121,7 +120,7 @@ def fuzz_learners(random: Random, folder: Path) -> None:
             assert str(error)
         else:
             forecast_of_curve(curve, DEFAULT_PRIORS)
-            came(curve)
+            final_of(curve)
 
 
 def fuzz_resuming(random: Random, folder: Path) -> None:

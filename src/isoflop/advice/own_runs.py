@@ -13,7 +13,7 @@ import numpy as np
 
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import final_loss, unfinished
-from isoflop.forecast.history import domain_of
+from isoflop.forecast import domain_of
 from isoflop.laws.forms import compute_of
 from isoflop.record.run import DEFAULT_N, Run
 

@@ -13,9 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from isoflop.fit.posterior import Posterior
-from isoflop.forecast.curve import usable
-from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import Forecast, Silence
+from isoflop.forecast import Forecast, LrPlan, NoForecast, usable
 from isoflop.noise.critical_batch import Belief
 
 Intent = Literal["optimal", "overtrain"]
@@ -123,10 +121,10 @@ class Situation:
     loss: float | None = None
     losses: Sequence[tuple[int, float]] = ()
     nonfinite: int = 0
-    forecast: Forecast | Silence | None = None
+    forecast: Forecast | NoForecast | None = None
     forecast_of: str = "train"
-    decay_now: Callable[[], Forecast | Silence | None] = lambda: None
-    converged: Callable[[], Forecast | Silence | None] = lambda: None
+    decay_now: Callable[[], Forecast | NoForecast | None] = lambda: None
+    converged: Callable[[], Forecast | NoForecast | None] = lambda: None
     expected: Sequence[Expected] = ()
     by_ladder: Expected | None = None
     fall: Estimate | None = None

@@ -18,8 +18,7 @@ from isoflop.advice.run_state import Situation
 from isoflop.arrays import Array
 from isoflop.fit.plan import PriorLine, line_law
 from isoflop.fit.posterior import Posterior
-from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import PASSING, Forecast
+from isoflop.forecast import Forecast, LrPlan
 from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law
 from isoflop.laws.frontier import Waste, interval, waste_of
 from isoflop.record.run import DEFAULT_N
@@ -230,7 +229,7 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         what = "whether the target will be reached"
         if ending is None:
             return Missing(what, "there is no forecast yet", quiet=True)
-        return Missing(what, ending.message, quiet=ending.reason in PASSING)
+        return Missing(what, ending.message, quiet=ending.reason.temporary)
     missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None

@@ -29,7 +29,7 @@ from isoflop.record.run import DEFAULT_N
 if TYPE_CHECKING:
     from isoflop.fit.runs import Table
     from isoflop.flops.device import Peak
-    from isoflop.forecast.curve import FinishedRun
+    from isoflop.forecast import LossCurve
     from isoflop.record.run import Run
 
 
@@ -216,7 +216,7 @@ class Curves:
         problems: what could not be read, and why.
     """
 
-    published: list[FinishedRun] = field(default_factory=list)
+    published: list[LossCurve] = field(default_factory=list)
     records: list[Run] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -227,7 +227,7 @@ def read(paths: Sequence[Path]) -> Curves:
     Raises:
         ValueError, OSError: a path that is not there, or nothing in any of them.
     """
-    from isoflop.forecast.curve import read_curves
+    from isoflop.forecast import read_curves
     from isoflop.record.reader import read_runs
 
     found = Curves()

@@ -1,31 +1,21 @@
-"""`isoflop backtest RUNS…`: finished runs replayed, to see how far their forecasts could be trusted.
-
-`isoflop rank RUNS…`: live runs in the order of their forecast final loss, and which of them can stop.
-
-What `isoflop backtest` prints.
-
-What `isoflop rank` prints.
-"""
+"""`isoflop backtest RUNS…` replays finished runs; `isoflop rank RUNS…` orders runs by their forecast final loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, finite, print_json, reported, tell
+from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, finite, print_json, read, reported, tell
 from isoflop.console import grid, screen
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves
-    from isoflop.forecast.backtest import Score
-    from isoflop.forecast.curve import FinishedRun
-    from isoflop.forecast.online import Forecast, Silence
-    from isoflop.forecast.priors import Priors
-    from isoflop.forecast.ranking import Ranking
+    from isoflop.forecast import Forecast, LossCurve, NoForecast, Priors, Ranking, Score
     from isoflop.record.run import Run
 
 
@@ -52,45 +42,40 @@ def backtest(
     """Replay finished runs: what would have been forecast at a part of each, and how wrong it was."""
     from rich.console import Console
 
-    from isoflop.cli import common as curves
-    from isoflop.forecast.backtest import backtest as replay_all
-    from isoflop.forecast.baselines import ESTIMATORS
+    from isoflop import forecast
 
     with reported("backtest", KeyError):
         fractions = [_fraction(text) for text in at.split(",")]
-        names = estimators(baselines, tuple(ESTIMATORS))
+        names = estimators(baselines, tuple(forecast.ESTIMATORS))
         if priors not in (LEAVE_OUT, SHIPPED):
             raise ValueError(f"--priors: expected {LEAVE_OUT} or {SHIPPED}, got {priors!r}")
-        read = curves.read(runs)
-        finished, chosen = material(read, priors, loss)
-        for problem in read.problems:
+        found = read(runs)
+        finished, chosen = _material(found, priors, loss)
+        for problem in found.problems:
             tell("backtest", f"left out: {problem}")
         if not finished:
             raise ValueError("none of the runs is finished and can be replayed")
         with Console(stderr=True).status(f"replaying {len(finished)} runs …"):
-            table = replay_all(finished, names, fractions, chosen, level)
+            table = forecast.backtest(finished, names, fractions, chosen, level)
     if as_json:
-        print_json(as_object(table))
-        return
+        print_json(_backtest_object(table))
+    else:
+        _print_backtest(table, level, len(finished))
 
-    print_backtest(table, level, len(finished))
 
+def _material(found: Curves, priors: str, loss: str) -> tuple[list[LossCurve], dict[str, Priors]]:
+    """The runs to replay, and the priors for each organisation's; others are added to the problems."""
+    from isoflop.forecast import finished_runs, priors_for, priors_without
 
-def material(read: Curves, priors: str, loss: str) -> tuple[list[FinishedRun], dict[str, Priors]]:
-    """The runs to replay, and the priors for each organisation's."""
-    from isoflop.forecast.backtest import priors_for
-    from isoflop.forecast.history import finished_runs, priors_without
-    from isoflop.forecast.priors import DEFAULT_PRIORS
-
-    published = [run for run in read.published if not run.stopped_early]
-    read.problems.extend(f"{run.name}: {run.stopped_early}" for run in read.published if run.stopped_early)
-    chosen = priors_for(published, "default" if priors == SHIPPED else "leave-one-organisation-out")
-    own, problems = finished_runs(read.records, loss)
-    read.problems.extend(problems)
-    for organisation in {run.organisation for run in own}:
-        # what ships knows nothing of a user's runs, so that it stays; only the run itself has to be left out
-        chosen[organisation] = DEFAULT_PRIORS if priors == SHIPPED else priors_without(organisation, own)
-    return [*published, *own], chosen
+    published = [run for run in found.published if not run.stopped_early]
+    found.problems.extend(f"{run.name}: {run.stopped_early}" for run in found.published if run.stopped_early)
+    own, problems = finished_runs(found.records, loss)
+    found.problems.extend(problems)
+    if priors == SHIPPED:
+        return [*published, *own], priors_for([*published, *own], "default")
+    # the shipped priors were not learnt from a user's runs: only the run itself has to be left out
+    chosen = {run.organisation: priors_without(run.organisation, own) for run in own}
+    return [*published, *own], priors_for(published, "leave-one-organisation-out") | chosen
 
 
 def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:
@@ -108,20 +93,17 @@ def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:
     return [known[0], *dict.fromkeys(wanted)]
 
 
-def as_object(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The object that `--json` prints: estimator → dataset → fraction → figures; null where nothing was forecast."""
+Scores = Mapping[str, Mapping[str, Mapping[str, "Score"]]]
+"""Estimator → dataset → fraction → score."""
+ALL = "all"
+"""The backtest's mean over datasets; not in the JSON, where a reader takes means of their own."""
+
+
+def _backtest_object(table: Scores) -> dict[str, Any]:
+    """The object that `--json` prints; null where there was no forecast."""
     return {
         estimator: {
-            dataset: {
-                fraction: {
-                    "median": finite(score.median),
-                    "p90": finite(score.p90),
-                    "coverage": finite(score.coverage),
-                    "spoke": score.spoke,
-                    "n": score.n,
-                }
-                for fraction, score in scores.items()
-            }
+            dataset: {fraction: _score_object(score) for fraction, score in scores.items()}
             for dataset, scores in datasets.items()
             if dataset != ALL
         }
@@ -129,8 +111,12 @@ def as_object(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str,
     }
 
 
-ALL = "all"
-"""The backtest's mean over datasets; not in the JSON, where a reader takes means of their own."""
+def _score_object(score: Score) -> dict[str, Any]:
+    return {
+        **{name: finite(getattr(score, name)) for name in ("median", "p90", "coverage")},
+        "spoke": score.spoke,
+        "n": score.n,
+    }
 
 
 def _fraction(text: str) -> float:
@@ -163,85 +149,89 @@ def rank(
 
     Runs are compared as they are: the same data, tokenizer and loss are taken for granted.
     """
-    from isoflop.cli import common as curves
-    from isoflop.forecast import ranking
-    from isoflop.forecast.history import priors_from
-    from isoflop.forecast.priors import DEFAULT_PRIORS
+    from isoflop.forecast import DEFAULT_PRIORS, history_of, learn_priors
+    from isoflop.forecast import rank as rank_forecasts
 
     with reported("rank", KeyError):
         if at is not None and not 0 < at < 1:
             raise ValueError(f"--at: expected a fraction between 0 and 1, such as 0.25; got {at}")
         priors = DEFAULT_PRIORS
         if history:
-            priors, problem = priors_from(history, DEFAULT_PRIORS, loss)
+            own, problem = history_of(history, loss)
+            priors = learn_priors(own)
             if problem:
                 tell("rank", f"--history: {problem}")
+        given = read(runs)
         found = Candidates(priors, at)
-        read = curves.read(runs)
-        found.take(read, loss)
-        for problem in (*read.problems, *differences(read.records), *found.cut_short):
+        found.take(given, loss)
+        for problem in (*given.problems, *_differences(given.records), *found.cut_short):
             tell("rank", problem)
-        ranked = ranking.rank(found.forecasts, finished=found.finished, silent=found.silent, keep=keep, sure=sure)
+        ranked = rank_forecasts(found.forecasts, finished=found.finished, silent=found.silent, keep=keep, sure=sure)
     if as_json:
-        print_json(rank_as_object(ranked))
-        return
+        print_json(_ranking_object(ranked))
+    else:
+        _print_ranking(ranked)
 
-    print_ranking(ranked)
 
-
+@dataclass
 class Candidates:
-    """The runs to be ranked: their forecasts by name, which have ended, and which have none and why.
+    """The runs to be ranked.
 
-    Args:
+    Attributes:
         priors: of the forecasts.
         at: the part of each run that is seen; None: all there is.
+        forecasts: by name; of ended runs the final loss.
+        finished: which have ended.
+        silent: why a run has no forecast.
+        cut_short: of the ended runs those that did not come to their planned end.
     """
 
-    def __init__(self, priors: Priors, at: float | None) -> None:
-        self.priors, self.at = priors, at
-        self.forecasts: dict[str, Forecast] = {}
-        self.finished: dict[str, bool] = {}
-        self.silent: dict[str, str] = {}
-        self.cut_short: list[str] = []
-        """Of the ended runs those that did not come to their planned end."""
+    priors: Priors
+    at: float | None
+    forecasts: dict[str, Forecast] = field(default_factory=dict)
+    finished: dict[str, bool] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
+    cut_short: list[str] = field(default_factory=list)
 
-    def take(self, read: Curves, loss: str) -> None:
+    def take(self, given: Curves, loss: str) -> None:
         """Forecast every run that was read."""
         from isoflop.figures.text import unique_names
-        from isoflop.forecast.history import curve_of
 
-        published = [f"{run.dataset}/{run.name}" for run in read.published]
-        names = unique_names([*published, *(run.name or run.run_id for run in read.records)])
-        for name, run in zip(names, read.published, strict=False):
-            self._put(name, run, ended=self.at is None)
-        for name, record in zip(names[len(published) :], read.records, strict=True):
-            ended = record.status == "completed" and self.at is None
-            try:
-                curve = curve_of(record, loss)
-            except ValueError as reason:
-                logged = self._as_logged(record)
-                if logged is None:
-                    self.silent[name] = str(reason)
-                else:
-                    self.forecasts[name] = logged
+        published = [f"{run.dataset}/{run.name}" for run in given.published]
+        names = iter(unique_names([*published, *(run.name or run.run_id for run in given.records)]))
+        for run in given.published:
+            self._put(next(names), run, ended=self.at is None)
+        for record in given.records:
+            self._record(next(names), record, loss)
+
+    def _record(self, name: str, record: Run, loss: str) -> None:
+        from isoflop.forecast import curve_of
+
+        try:
+            curve = curve_of(record, loss)
+        except ValueError as reason:
+            logged = self._as_logged(record)
+            if logged is None:
+                self.silent[name] = str(reason)
             else:
-                self._put(name, curve, ended)
+                self.forecasts[name] = logged
+        else:
+            self._put(name, curve, record.status == "completed" and self.at is None)
 
-    def _put(self, name: str, run: FinishedRun, ended: bool) -> None:
-        from isoflop.forecast.online import Forecast
+    def _put(self, name: str, run: LossCurve, ended: bool) -> None:
+        from isoflop.forecast import NoForecast
 
         if ended and run.stopped_early:
             self.cut_short.append(f"{name}: {run.stopped_early}; its loss there is shown")
-        result = came(run) if ended else forecast_of_curve(run, self.priors, self.at)
-        if isinstance(result, Forecast):
-            self.forecasts[name] = result
-            self.finished[name] = ended
-        else:
+        result = final_of(run) if ended else forecast_of_curve(run, self.priors, self.at)
+        if isinstance(result, NoForecast):
             self.silent[name] = result.message
+        else:
+            self.forecasts[name], self.finished[name] = result, ended
 
     def _as_logged(self, run: Run) -> Forecast | None:
-        """What the run itself forecast last, where its record does not hold its plan."""
-        from isoflop.forecast.ranking import forecast_from
+        """The run's own last forecast, where its record does not hold its plan."""
+        from isoflop.forecast import forecast_from
 
         if self.at is not None or not run.points:
             return None
@@ -249,23 +239,23 @@ class Candidates:
         return forecast_from(named, int(run.planned.get("steps") or 0))
 
 
-def forecast_of_curve(run: FinishedRun, priors: Priors, at: float | None = None) -> Forecast | Silence:
+def forecast_of_curve(run: LossCurve, priors: Priors, at: float | None = None) -> Forecast | NoForecast:
     """The forecast of a curve's end from what is there, or from the part of it up to a fraction of the plan."""
-    from isoflop.forecast.online import OnlineForecaster
+    from isoflop.forecast import OnlineForecaster
 
     until = math.inf if at is None else at * run.total_steps
     return OnlineForecaster.of(run, priors).feed(run, until).forecast(run.plan)
 
 
-def came(run: FinishedRun) -> Forecast:
-    """What a finished run ended with; its error is that of the mean that its final loss is."""
-    from isoflop.forecast.online import forecast_of
+def final_of(run: LossCurve) -> Forecast:
+    """The final loss of a finished run, with the standard error of the mean that it is."""
+    from isoflop.forecast import forecast_of
 
     sd = max(run.final_error, 5e-4 * run.final)
-    return forecast_of(run.final, sd, level=0.8, step=run.total_steps, estimator="finished", basis=("what came",))
+    return forecast_of(run.final, sd, level=0.8, step=run.total_steps, estimator="finished", basis=("its final loss",))
 
 
-def differences(records: Sequence[Run]) -> list[str]:
+def _differences(records: Sequence[Run]) -> list[str]:
     """What makes losses hard to compare."""
     tokenizers = {run.tokenizer for run in records if run.tokenizer}
     if len(tokenizers) > 1:
@@ -273,7 +263,7 @@ def differences(records: Sequence[Run]) -> list[str]:
     return []
 
 
-def rank_as_object(ranked: Ranking) -> dict[str, Any]:
+def _ranking_object(ranked: Ranking) -> dict[str, Any]:
     """The object that `--json` prints."""
     return {
         "runs": [
@@ -298,23 +288,14 @@ def rank_as_object(ranked: Ranking) -> dict[str, Any]:
     }
 
 
-Scores = Mapping[str, Mapping[str, Mapping[str, "Score"]]]
-
-
-def print_backtest(table: Scores, level: float, runs: int) -> None:
-    """Print errors and coverage, the estimators under one another for each dataset.
-
-    Args:
-        table: estimator → dataset → fraction → score.
-        level: of the intervals.
-        runs: how many were replayed.
-    """
+def _print_backtest(table: Scores, level: float, runs: int) -> None:
+    """Print errors and coverage of so many replayed runs, the estimators under one another for each dataset."""
     fractions = list(next(iter(next(iter(table.values())).values())))
     heads = [head for fraction in fractions for head in (f"at {float(fraction):.0%}", "held", "spoke")]
     title = f"Error of the final loss, %: median / 9 of 10 within · held: by the {level:.0%} interval"
     rows = grid("dataset", "estimator", *heads, left=(0, 1), folded=(0, 1), title=title)
-    sets = [name for name in next(iter(table.values())) if name != "all"]
-    for dataset in [*sets, *(["all"] if len(sets) > 1 else [])]:
+    sets = [name for name in next(iter(table.values())) if name != ALL]
+    for dataset in [*sets, *([ALL] if len(sets) > 1 else [])]:
         for place, (estimator, scores) in enumerate(table.items()):
             cells = [part for fraction in fractions for part in _cells(scores[dataset][fraction])]
             style = "bold" if place == 0 else None
@@ -336,7 +317,7 @@ def _percent(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def print_ranking(ranking: Ranking) -> None:
+def _print_ranking(ranking: Ranking) -> None:
     """Print the order of runs, and which of them can stop."""
     console = screen(110)
     best = "best" if ranking.keep == 1 else f"best {ranking.keep}"
@@ -358,21 +339,15 @@ def print_ranking(ranking: Ranking) -> None:
     if ranking.silent and ranking.runs:
         console.print(
             f"Orders and probabilities are among the {len(ranking.runs)} runs above that have a loss; "
-            f"{len(ranking.silent)} without a forecast may end lower.",
-            highlight=False,
+            f"{len(ranking.silent)} without a forecast may end lower."
         )
-    stopping = ranking.can_stop
-    if stopping:
-        console.print(
-            f"Can stop: {', '.join(stopping)}. With {ranking.sure:.0%} or more "
-            + ("it does not end" if len(stopping) == 1 else "each of them does not end")
-            + f" among the {best}.",
-            highlight=False,
-        )
+    if ranking.can_stop:
+        names, each = ", ".join(ranking.can_stop), "it does" if len(ranking.can_stop) == 1 else "each of them does"
+        console.print(f"Can stop: {names}. With {ranking.sure:.0%} or more {each} not end among the {best}.")
     elif all(run.finished for run in ranking.runs):
         console.print("All of them are finished." if ranking.runs else "No run has a forecast.")
     else:
-        console.print(f"None can stop: none is {ranking.sure:.0%} sure not to end among the {best}.", highlight=False)
+        console.print(f"None can stop: none is {ranking.sure:.0%} sure not to end among the {best}.")
 
 
 def _probability(value: float) -> str:

@@ -11,9 +11,7 @@ from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Series
 from isoflop.figures.study import Study, loss_axis
 from isoflop.figures.text import Indices, counted, listed, name_of, points_each, thin
 from isoflop.fit.runs import RunCurve, said
-from isoflop.forecast.curve import FinishedRun
-from isoflop.forecast.history import domain_of, plan_of_record, size_of
-from isoflop.forecast.online import Forecast, OnlineForecaster
+from isoflop.forecast import Forecast, OnlineForecaster, curve_of
 
 KEY, TITLE = "learning-curves", "Learning curves, and where they will end"
 AHEAD = 24
@@ -102,7 +100,7 @@ def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
     """The way to the planned end and its interval; as the run logged it where that can't be told again; or why not."""
     shade = study.shade(curve.run_id)
     try:
-        run = finished_run_of(curve, study.loss)
+        run = curve_of(curve, study.loss)
     except ValueError as reason:
         return _as_logged(study, curve) or str(reason)
     forecaster = OnlineForecaster.of(run).feed(run)
@@ -152,30 +150,3 @@ def _as_logged(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | Non
         hover={"S": float(planned), "L": loss, "low": low, "high": high},
     )
     return series, []
-
-
-def finished_run_of(curve: RunCurve, loss: str) -> FinishedRun:
-    """A curve as the forecast takes it, with its plan.
-
-    Raises:
-        ValueError: what is missing.
-    """
-    values = curve.losses.get(loss, np.full(len(curve.step), np.nan))
-    good = np.isfinite(values) & (curve.tokens > 0) & (curve.step > 0)
-    if good.sum() < 2:
-        raise ValueError(f"{good.sum()} of its points have a loss {loss!r} and tokens; at least 2 are needed")
-    sizes = curve.batch[np.isfinite(curve.batch) & (curve.batch > 0)]
-    return FinishedRun(
-        steps=curve.step[good],
-        tokens=curve.tokens[good],
-        lr=curve.lr[good],
-        loss=values[good],
-        plan=plan_of_record(curve.run),
-        N=size_of(curve.run.parameters),
-        batch_tokens=float(np.median(sizes)) if len(sizes) else None,
-        optimizer=(curve.run.optimizer or {}).get("class"),
-        name=curve.name,
-        count=np.maximum(curve.count[good], 1.0) if loss == "train" else np.ones(int(good.sum())),
-        domain=domain_of(curve.run.parameters, curve.run.model),
-        loss_name=loss,
-    )

@@ -1,30 +1,63 @@
 """The loss at the end of a run that is under way, with its interval; see docs/forecast.md."""
 
-from isoflop.forecast.backtest import Score, backtest
+from isoflop.forecast.backtest import Score, backtest, priors_for, priors_without
 from isoflop.forecast.baselines import ESTIMATORS
-from isoflop.forecast.curve import FinishedRun, read_curves
+from isoflop.forecast.curve import FeaturesPath, Kernel, LossCurve, falls, path, usable
+from isoflop.forecast.forecast import (
+    FinalLoss,
+    Forecast,
+    NoForecast,
+    Outcome,
+    Reason,
+    forecast_from,
+    forecast_of,
+    scalars_of,
+)
+from isoflop.forecast.history import curve_of, domain_of, finished_runs, history_of, ladder_of, read_curves, size_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import PASSING, Estimator, Forecast, OnlineForecaster, Silence
+from isoflop.forecast.online import Estimator, OnlineForecaster
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors, learn_priors
+from isoflop.forecast.ranking import SURE, Ranking, rank
 from isoflop.forecast.sizes import Ladder, fit_ladder
 
 __all__ = [
     "DEFAULT_PRIORS",
     "ESTIMATORS",
-    "PASSING",
+    "SURE",
     "WEAK_PRIORS",
     "Estimator",
-    "FinishedRun",
+    "FeaturesPath",
+    "FinalLoss",
     "Forecast",
+    "Kernel",
     "Ladder",
     "Line",
+    "LossCurve",
     "LrPlan",
+    "NoForecast",
     "OnlineForecaster",
+    "Outcome",
     "Priors",
+    "Ranking",
+    "Reason",
     "Score",
-    "Silence",
     "backtest",
+    "curve_of",
+    "domain_of",
+    "falls",
+    "finished_runs",
     "fit_ladder",
+    "forecast_from",
+    "forecast_of",
+    "history_of",
+    "ladder_of",
     "learn_priors",
+    "path",
+    "priors_for",
+    "priors_without",
+    "rank",
     "read_curves",
+    "scalars_of",
+    "size_of",
+    "usable",
 ]

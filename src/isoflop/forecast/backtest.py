@@ -1,17 +1,18 @@
-"""Replays finished runs: what would have been forecast at a fraction of each, and how wrong it was."""
+"""Backtests: the forecasts of finished runs at fractions of each, and their errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from isoflop.forecast.baselines import ESTIMATORS
-from isoflop.forecast.curve import FinishedRun
-from isoflop.forecast.online import Forecast
+from isoflop.forecast.curve import LossCurve
+from isoflop.forecast.forecast import Forecast
+from isoflop.forecast.history import OWN
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Priors, learn_priors
 
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -38,21 +39,8 @@ class Score:
 Table = dict[str, dict[str, dict[str, Score]]]
 
 
-@dataclass(frozen=True)
-class Replay:
-    """One run's forecasts: by fraction, the forecast or None, and what came."""
-
-    run: FinishedRun
-    forecasts: Mapping[float, Forecast | None]
-
-    def error(self, fraction: float) -> float | None:
-        """Relative error, signed, %."""
-        forecast = self.forecasts[fraction]
-        return None if forecast is None else 100 * (forecast.loss / self.run.final - 1)
-
-
 def backtest(
-    runs: Sequence[FinishedRun],
+    runs: Sequence[LossCurve],
     estimators: Sequence[str] = ("isoflop",),
     fractions: Sequence[float] = FRACTIONS,
     priors: Literal["leave-one-organisation-out", "default"] | Mapping[str, Priors] = "leave-one-organisation-out",
@@ -82,11 +70,15 @@ def backtest(
         name: [replay(run, name, fractions, chosen[run.organisation], level) for run in runs] for name in estimators
     }
     first = replays[estimators[0]] if estimators else []
-    return {name: _table(each, first, fractions) for name, each in replays.items()}
+    return {name: _by_dataset(runs, each, first, fractions) for name, each in replays.items()}
 
 
-def priors_for(runs: Sequence[FinishedRun], priors: str | Mapping[str, Priors]) -> dict[str, Priors]:
-    """The priors for each organisation's runs."""
+def priors_for(runs: Sequence[LossCurve], priors: str | Mapping[str, Priors]) -> dict[str, Priors]:
+    """The priors for each organisation's runs.
+
+    Raises:
+        ValueError: for another text than the two of `backtest`.
+    """
     if isinstance(priors, Mapping):
         return dict(priors)
     names = sorted({run.organisation for run in runs})
@@ -99,55 +91,62 @@ def priors_for(runs: Sequence[FinishedRun], priors: str | Mapping[str, Priors]) 
     }
 
 
-def replay(run: FinishedRun, name: str, fractions: Sequence[float], priors: Priors, level: float = 0.8) -> Replay:
-    """The forecasts of one run's end at fractions of it."""
+def priors_without(organisation: str, runs: Sequence[LossCurve]) -> Priors:
+    """The priors that a user's run would have had: those that ship, and all their other finished runs."""
+    return learn_priors([replace(run, organisation=OWN) for run in runs if run.organisation != organisation])
+
+
+def replay(
+    run: LossCurve, name: str, fractions: Sequence[float], priors: Priors, level: float = 0.8
+) -> dict[float, Forecast | None]:
+    """The forecasts of one run's end, by fraction of it; None where there was none."""
     estimator = ESTIMATORS[name].of(run, priors)
     forecasts: dict[float, Forecast | None] = {}
     seen = -math.inf
     for fraction in sorted(fractions):
-        until = fraction * run.total_steps
-        estimator.feed(run, until, after=seen)
-        seen = until
-        result = estimator.forecast(run.plan, level=level)
+        result = estimator.feed(run, fraction * run.total_steps, after=seen).forecast(run.plan, level=level)
         forecasts[fraction] = result if isinstance(result, Forecast) else None
-    return Replay(run, forecasts)
+        seen = fraction * run.total_steps
+    return forecasts
 
 
-def _table(replays: list[Replay], first: list[Replay], fractions: Sequence[float]) -> dict[str, dict[str, Score]]:
-    sets = sorted({replay.run.dataset for replay in replays})
-    table: dict[str, dict[str, Score]] = {}
-    for dataset in sets:
-        table[dataset] = {
-            f"{fraction:g}": _score(
-                [
-                    (replay, lead.forecasts[fraction] is not None)
-                    for replay, lead in zip(replays, first, strict=True)
-                    if replay.run.dataset == dataset
-                ],
-                fraction,
-            )
-            for fraction in fractions
-        }
-    for key in (f"{fraction:g}" for fraction in fractions):
-        scores = [table[dataset][key] for dataset in sets]
-        median, p90, coverage, spoke = (
-            _mean([getattr(score, name) for score in scores]) for name in ("median", "p90", "coverage", "spoke")
-        )
-        table.setdefault("all", {})[key] = Score(median, p90, coverage, spoke, sum(score.n for score in scores))
+Replays = Sequence[Mapping[float, Forecast | None]]
+
+
+def _by_dataset(
+    runs: Sequence[LossCurve], replays: Replays, first: Replays, fractions: Sequence[float]
+) -> dict[str, dict[str, Score]]:
+    """Scores by dataset and fraction; "all" is the mean over datasets."""
+    sets = sorted({run.dataset for run in runs})
+    table: dict[str, dict[str, Score]] = {name: {} for name in [*sets, *(["all"] if sets else [])]}
+    for fraction in fractions:
+        key = f"{fraction:g}"
+        for name in sets:
+            members = [i for i, run in enumerate(runs) if run.dataset == name]
+            spoke = float(np.mean([replays[i][fraction] is not None for i in members]))
+            scored = [i for i in members if first[i][fraction] is not None]
+            table[name][key] = _score([(runs[i].final, replays[i][fraction]) for i in scored], spoke)
+        if sets:
+            table["all"][key] = _mean([table[name][key] for name in sets])
     return table
 
 
-def _mean(values: list[float]) -> float:
-    fine = [value for value in values if not math.isnan(value)]
-    return sum(fine) / len(fine) if fine else math.nan
-
-
-def _score(rows: list[tuple[Replay, bool]], fraction: float) -> Score:
-    scored = [(replay, replay.forecasts[fraction]) for replay, counts in rows if counts]
-    said = [(replay, forecast) for replay, forecast in scored if forecast is not None]
-    spoke = sum(replay.forecasts[fraction] is not None for replay, _ in rows) / len(rows)
-    if not said:
+def _score(pairs: Sequence[tuple[float, Forecast | None]], spoke: float) -> Score:
+    """Final losses with their forecasts."""
+    made = [(final, forecast) for final, forecast in pairs if forecast is not None]
+    if not made:
         return Score(math.nan, math.nan, math.nan, spoke, 0)
-    errors = np.array([abs(replay.error(fraction) or 0.0) for replay, _ in said])
-    held = [forecast.low <= replay.run.final <= forecast.high for replay, forecast in said]
-    return Score(float(np.median(errors)), float(np.quantile(errors, 0.9)), float(np.mean(held)), spoke, len(said))
+    errors = np.array([abs(100 * (forecast.loss / final - 1)) for final, forecast in made])
+    held = [forecast.low <= final <= forecast.high for final, forecast in made]
+    return Score(float(np.median(errors)), float(np.quantile(errors, 0.9)), float(np.mean(held)), spoke, len(made))
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    """Over datasets, each with the same weight; those without a forecast have no error to count."""
+    known = [score for score in scores if score.n]
+    median, p90, coverage = (
+        sum(getattr(score, name) for score in known) / len(known) if known else math.nan
+        for name in ("median", "p90", "coverage")
+    )
+    spoke = sum(score.spoke for score in scores) / len(scores)
+    return Score(median, p90, coverage, spoke, sum(score.n for score in scores))

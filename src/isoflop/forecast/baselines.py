@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from isoflop.arrays import Array
+from isoflop.forecast.forecast import NO_PLAN, Forecast, NoForecast, Reason, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import Estimator, Forecast, OnlineForecaster, Silence, forecast_of
+from isoflop.forecast.online import FEWEST, Estimator, OnlineForecaster
 
-FEWEST = 6
 EXPONENTS = np.geomspace(0.1, 2, 80)
 """Exponents of a power law that are tried."""
 
@@ -20,19 +20,18 @@ EXPONENTS = np.geomspace(0.1, 2, 80)
 class Baseline(Estimator):
     """A baseline: the window after the warm-up is fitted by `_predict`."""
 
-    def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | Silence:
+    def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | NoForecast:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
         if plan is None:
-            return Silence("learning rate unknown", "The coming learning rate is not known: pass the plan.")
-        columns = self.bins.columns()
-        used = columns["step"] >= max(1.5 * self._warmup(plan), 0.2 * self.bins.last_step)
-        if used.sum() < FEWEST:
-            return Silence("too few points", f"{int(used.sum())} of {FEWEST} bins of loss are filled.")
+            return NO_PLAN
+        columns = self.bins.columns(self._warmup(plan))
+        steps, losses, count = (columns[name] for name in ("step", "loss", "count"))
+        if len(steps) < FEWEST:
+            return NoForecast(Reason.TOO_FEW_POINTS, {"n": len(steps), "needed": FEWEST})
         target = plan.total_steps if step is None else step
-        steps, losses, count = (columns[name][used] for name in ("step", "loss", "count"))
         loss, sd = self._predict(steps, losses, count, plan, float(target))
         if not (math.isfinite(loss) and math.isfinite(sd)):
-            return Silence("no fit", "The least squares found no finite loss.")
+            return NoForecast(Reason.NO_FIT)
         return forecast_of(loss, sd, level=level, step=target, estimator=self.name, nu=1e6)
 
     @abstractmethod

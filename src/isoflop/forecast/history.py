@@ -1,26 +1,32 @@
-"""Records as the forecast's material: a run's curve, its plan and what it was; finished ones for priors."""
+"""Curves to learn from: of isoflop's records, and of folders laid out as index.csv + <dataset>/<run>.csv."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isoflop.fit.runs import unfinished
-from isoflop.forecast.curve import FinishedRun
+from isoflop.arrays import Array
+from isoflop.fit.runs import RunCurve, curve_of_run, unfinished
+from isoflop.forecast.curve import LossCurve
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, learn_priors
+from isoflop.forecast.priors import Priors
 from isoflop.forecast.sizes import Ladder, fit_ladder
 from isoflop.record.reader import read_runs
 from isoflop.record.run import Run
 
 FEWEST_POINTS = 12
+OWN = "own"
+"""The organisation of a user's runs: they share data, tokenizer and recipe."""
 
 
-def curve_of(run: Run, loss: str = "train") -> FinishedRun:
+def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
     """A recorded run, finished or under way, with its plan to the planned end.
 
     Args:
@@ -28,28 +34,30 @@ def curve_of(run: Run, loss: str = "train") -> FinishedRun:
         loss: `train` or eval/<name>.
 
     Raises:
-        ValueError: what is missing.
+        ValueError: what is missing; of a run under way the learning rates to come.
     """
-    points = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens is not None and p.step > 0]
-    if len(points) < 2:
-        raise ValueError(f"{len(points)} of its points have a loss {loss!r} and tokens; at least 2 are needed")
-    steps = np.array([float(p.step) for p in points])
-    sizes = [float(p.batch_tokens) for p in points if p.batch_tokens]
-    return FinishedRun(
-        steps=steps,
-        tokens=np.array([float(p.data_tokens or 0) for p in points]),
-        lr=np.array([np.nan if p.lr is None else p.lr for p in points]),
-        loss=np.array([float(p.losses[loss] or 0) for p in points]),
-        plan=plan_of_record(run),
-        N=size_of(run.parameters),
-        batch_tokens=float(np.median(sizes)) if sizes else None,
-        optimizer=_text((run.optimizer or {}).get("class")),
+    columns = curve_of_run(run) if isinstance(run, Run) else run
+    record = columns.run
+    values = columns.losses.get(loss, np.full(len(columns.step), np.nan))
+    known = np.isfinite(values) & (columns.tokens > 0) & (columns.step > 0)
+    if known.sum() < 2:
+        raise ValueError(f"{known.sum()} of its points have a loss {loss!r} and tokens; at least 2 are needed")
+    sizes = columns.batch[known & (columns.batch > 0)]
+    return LossCurve(
+        steps=columns.step[known],
+        tokens=columns.tokens[known],
+        lr=columns.lr[known],
+        loss=values[known],
+        plan=_plan(columns),
+        N=size_of(record.parameters),
+        batch_tokens=float(np.median(sizes)) if len(sizes) else None,
+        optimizer=_text((record.optimizer or {}).get("class")),
         # a branch knows what its parent knows: they are left out together
-        organisation=_text((run.parent or {}).get("run_id")) or run.run_id,
-        name=run.name or run.run_id,
+        organisation=_text((record.parent or {}).get("run_id")) or record.run_id,
+        name=columns.name,
         dataset="records",
-        count=np.array([float(max(p.interval_steps, 1)) if loss == "train" else 1.0 for p in points]),
-        domain=domain_of(run.parameters, run.model),
+        count=np.maximum(columns.count[known], 1.0) if loss == "train" else None,
+        domain=domain_of(record.parameters, record.model),
         loss_name=loss,
     )
 
@@ -58,24 +66,21 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def plan_of_record(run: Run) -> LrPlan:
-    """The learning rates of a recorded run, past and to come.
-
-    Raises:
-        ValueError: it is still running and its record does not say what the rates to come are.
-    """
-    given = run.planned.get("learning_rates")
+def _plan(columns: RunCurve) -> LrPlan:
+    """The learning rates of a recorded run, past and to come."""
+    given = columns.run.planned.get("learning_rates")
     if isinstance(given, Mapping):
         try:  # a record may be a stranger's
             return LrPlan(*(np.asarray(given.get(name), dtype=float) for name in ("steps", "lr")))
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"its record holds no plan of learning rates that can be read: {error}") from None
-    seen = {p.step: p.lr for p in run.points if p.lr is not None and p.step > 0}
-    if run.status != "completed":
+    if columns.run.status != "completed":
         raise ValueError("it is not finished, and its record does not hold the learning rates to come")
+    known = np.isfinite(columns.lr) & (columns.step > 0)
+    seen = dict(zip(columns.step[known], columns.lr[known], strict=True))
     if len(seen) < 2:
         raise ValueError("its record holds no learning rates")
-    return LrPlan(np.array(list(seen), dtype=float), np.array(list(seen.values()), dtype=float))
+    return LrPlan(np.array(list(seen)), np.array(list(seen.values())))
 
 
 def size_of(parameters: Mapping[str, int | None]) -> int | None:
@@ -97,36 +102,30 @@ def domain_of(parameters: Mapping[str, int | None], model: Mapping[str, Any]) ->
     }
 
 
-def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[FinishedRun], list[str]]:
-    """Those of the runs that were completed and can be learnt from; and of the others, why not."""
+def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[LossCurve], list[str]]:
+    """The completed runs that can be learnt from; and of the others, why not."""
     found, problems = [], []
     for run in runs:
-        name = run.name or run.run_id
         try:
-            if why := unfinished(run, run.points[-1].step if run.points else 0):
-                raise ValueError(why)
-            curve = curve_of(run, loss)
-            if len(curve.steps) < FEWEST_POINTS:
-                raise ValueError(f"{len(curve.steps)} points with a loss {loss!r}; at least {FEWEST_POINTS} are needed")
-            if curve.stopped_early:
-                raise ValueError(curve.stopped_early)
+            found.append(_finished(run, loss))
         except ValueError as reason:
-            problems.append(f"{name}: {reason}")
-        else:
-            found.append(curve)
+            problems.append(f"{run.name or run.run_id}: {reason}")
     return found, problems
 
 
-def priors_from(
-    paths: Iterable[str | os.PathLike[str]], base: Priors, loss: str = "train"
-) -> tuple[Priors, str | None]:
-    """`base` updated with a user's own finished runs, and what `history_of` has to say."""
-    own, problem = history_of(paths, loss)
-    return (priors_of(own, base) if own else base), problem
+def _finished(run: Run, loss: str) -> LossCurve:
+    if why := unfinished(run, run.points[-1].step if run.points else 0):
+        raise ValueError(why)
+    curve = curve_of(run, loss)
+    if len(curve.steps) < FEWEST_POINTS:
+        raise ValueError(f"{len(curve.steps)} points with a loss {loss!r}; at least {FEWEST_POINTS} are needed")
+    if curve.stopped_early:
+        raise ValueError(curve.stopped_early)
+    return curve
 
 
-def history_of(paths: Iterable[str | os.PathLike[str]], loss: str = "train") -> tuple[list[FinishedRun], str | None]:
-    """A user's finished runs, as one organisation's.
+def history_of(paths: Iterable[str | os.PathLike[str]], loss: str = "train") -> tuple[list[LossCurve], str | None]:
+    """A user's finished runs, as one organisation's, for `learn_priors`.
 
     Args:
         paths: records, or folders with some.
@@ -136,34 +135,118 @@ def history_of(paths: Iterable[str | os.PathLike[str]], loss: str = "train") -> 
         The runs, and what the user should know: that none could be used, and why; else None.
     """
     unread: list[str] = []
-    runs = read_runs(*paths, on_problem=unread.append)
-    found, problems = finished_runs(runs, loss)
+    found, problems = finished_runs(read_runs(*paths, on_problem=unread.append), loss)
     if not found:
         reasons = "; ".join([*unread, *problems][:3]) or "there is no record"
         return [], f"no finished run to learn from ({reasons})"
-    return [_as_one(run) for run in found], None  # the same data, tokenizer and recipe
+    return [replace(run, organisation=OWN) for run in found], None
 
 
-def priors_of(own: Sequence[FinishedRun], base: Priors) -> Priors:
-    """`base` updated with runs of one user."""
-    said = f"{base.source}, updated with {len(own)} finished run{'s' if len(own) > 1 else ''} of your own"
-    return learn_priors(own, base, own=True, source=said)
-
-
-def ladder_of(own: Sequence[FinishedRun], base: Priors) -> Ladder | None:
+def ladder_of(own: Sequence[LossCurve], base: Priors) -> Ladder | None:
     """The joint fit of runs of one user; None where they are of one size, or too short."""
-    sized = [run for run in own if run.N and run.batch_tokens]
     try:
-        return fit_ladder(sized, base)
+        return fit_ladder([run for run in own if run.N and run.batch_tokens], base)
     except ValueError:
         return None
 
 
-def _as_one(run: FinishedRun) -> FinishedRun:
-    return replace(run, organisation="own")
+def read_curves(folder: str | Path) -> list[LossCurve]:
+    """The runs of a folder with an index.csv and <dataset>/<run>.csv (step, tokens, lr, loss, n).
+
+    Raises:
+        ValueError: there is no such file, or what is wrong with which run.
+        OSError: a file that can't be read.
+    """
+    folder = Path(folder)
+    index = folder / "index.csv"
+    if not index.exists():
+        raise ValueError(f"Expected a file index.csv in {folder}; there is none.")
+    found: list[LossCurve] = []
+    try:
+        for row in _rows(index):
+            found.append(_published(folder, row))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, csv.Error) as error:  # a stranger's file
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{index}, run {len(found) + 1}: expected columns and values as in docs/forecast-live.md, got {reason}"
+        ) from None
+    return found
 
 
-def priors_without(organisation: str, runs: Sequence[FinishedRun], base: Priors = DEFAULT_PRIORS) -> Priors:
-    """The priors that a user's run would have had: `base` and all their other finished runs."""
-    others = [_as_one(run) for run in runs if run.organisation != organisation]
-    return learn_priors(others, base, own=True) if others else base
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def _published(folder: Path, row: dict[str, str]) -> LossCurve:
+    for name in (row["dataset"], row["run"]):
+        # it must not lead out of the folder
+        if name in ("", ".", "..") or name != Path(name).name or "\\" in name or "\0" in name:
+            raise ValueError(f"{name!r} where the plain name of a folder or file should be")
+    points = _rows(folder / row["dataset"] / f"{row['run']}.csv")
+    table = np.array([[_float(p.get(name)) for name in ("step", "tokens", "lr", "loss", "n")] for p in points])
+    table = table.reshape(-1, 5)
+    step, tokens, lr, loss, n = table[np.isfinite(table[:, 0]) & np.isfinite(table[:, 3])].T
+    note = row.get("note", "")
+    return LossCurve(
+        steps=step,
+        tokens=tokens,
+        lr=lr,
+        loss=loss,
+        plan=_published_plan(row, step, lr),
+        N=_known(row.get("N_non_embedding")) or _known(row.get("N")),
+        batch_tokens=_known(row.get("batch_tokens")),
+        optimizer=row.get("optimizer")
+        or (note.split("optimizer=")[1].split(";")[0] if "optimizer=" in note else "adamw"),
+        organisation=row.get("organisation", "") or row["dataset"],
+        name=row["run"],
+        dataset=row["dataset"],
+        count=np.where(np.isfinite(n), n, 1.0),
+        final_loss=_known(row.get("final_loss")),
+    )
+
+
+def _published_plan(row: dict[str, str], steps: Array, lr: Array) -> LrPlan:
+    """The plan that a row's `schedule` describes, unless the rates that were logged contradict it."""
+    total, seen = int(float(row["total_steps"])), np.isfinite(lr)
+    peak = _known(row.get("peak_lr")) or (float(np.nanmax(lr)) if seen.any() else 1.0)
+    described = _described(json.loads(row.get("schedule") or "{}"), peak, total)
+    steps, rates = steps[seen], lr[seen]
+    if described is None and len(steps) < 2:
+        raise ValueError(f"The run {row['run']} has neither a known schedule nor learning rates.")
+    if described is not None:
+        off = np.abs(described.at(steps) - rates) / described.peak
+        if len(steps) < 2 or np.mean(off > 0.05) < 0.05:
+            return described
+    if steps[-1] < total:
+        steps, rates = np.append(steps, total), np.append(rates, rates[-1])
+    return LrPlan(steps, np.maximum(rates, 0))
+
+
+def _described(schedule: dict[str, Any], peak: float, total: int) -> LrPlan | None:
+    kind, warmup, end = schedule.get("kind"), int(schedule.get("warmup", 0)), float(schedule.get("end", 0.0))
+    if kind == "constant":
+        return LrPlan.constant(total, peak, warmup)
+    if kind == "cosine":
+        return LrPlan.cosine(total, peak, warmup, end)
+    if kind == "linear":
+        return LrPlan.linear(total, peak, warmup, end)
+    decay = int(schedule.get("decay", 0))
+    if kind in ("wsd_lin", "wsd_exp", "wsd") and warmup <= decay < total:
+        return LrPlan.wsd(total, peak, warmup, total - decay, end, "exponential" if kind == "wsd_exp" else "linear")
+    if kind == "two_stage" and warmup < decay < total - 1:
+        head = LrPlan.constant(decay, peak, warmup)
+        return LrPlan(np.append(head.steps, [decay + 1, total]), np.append(head.lr, [end * peak] * 2))
+    return None
+
+
+def _float(text: str | None) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        return float("nan")
+
+
+def _known(text: str | None) -> float | None:
+    value = _float(text)
+    return value if np.isfinite(value) and value > 0 else None

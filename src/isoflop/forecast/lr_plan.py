@@ -1,4 +1,4 @@
-"""A learning-rate plan: the rate at every step of a run, past and to come, as straight lines between knots."""
+"""The learning-rate plan of a run: the rate at every step, past and to come, as straight lines between knots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from isoflop.arrays import Array
 RECORDED = 256
 """Knots of a plan in a record, at most."""
 CURVE_KNOTS = 256
-"""Knots that stand for a curved decay: a cosine is met to 2e-5 of its peak."""
+"""Knots of a curved decay: a cosine is approximated to 2e-5 of its peak."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +82,6 @@ class LrPlan:
             np.concatenate([seen, extra, self.steps[later]]), np.concatenate([rates, self.at(extra), self.lr[later]])
         )
 
-    def stretched(self, total: int) -> LrPlan:
-        """This plan over `total` steps: the warm-up as long as it is, all after it stretched or pressed."""
-        warmup = float(self.warmup_steps)
-        if not warmup < total:
-            raise ValueError(f"A plan with a warm-up of {warmup:.0f} steps cannot end at step {total}.")
-        after = self.steps > self.warmup_steps
-        factor = (total - warmup) / max(self.total_steps - self.warmup_steps, 1)
-        later = warmup + (self.steps[after] - self.warmup_steps) * factor
-        return LrPlan(np.concatenate([self.steps[~after], later]), self.lr)
-
     def as_dict(self) -> dict[str, list[float]]:
         """Plain values for the record, thinned to `RECORDED` knots: {"steps", "lr"}."""
         keep = np.arange(len(self.steps))
@@ -102,19 +92,17 @@ class LrPlan:
     @classmethod
     def constant(cls, total: int, peak: float, warmup: int = 0) -> LrPlan:
         """A linear warm-up, then one rate to the end."""
-        return cls._built(total, peak, warmup, np.array([float(total)]), np.array([peak]))
+        return cls.linear(total, peak, warmup, end=1.0)
 
     @classmethod
     def linear(cls, total: int, peak: float, warmup: int = 0, end: float = 0.0) -> LrPlan:
         """A linear warm-up, then a line to `end`, a fraction of the peak."""
-        return cls._built(total, peak, warmup, np.array([float(total)]), np.array([end * peak]))
+        return cls.wsd(total, peak, warmup, total - warmup, end)
 
     @classmethod
     def cosine(cls, total: int, peak: float, warmup: int = 0, end: float = 0.1) -> LrPlan:
         """A linear warm-up, then half a cosine to `end`, a fraction of the peak."""
-        part = np.linspace(0, 1, CURVE_KNOTS)[1:]
-        rates = peak * (end + (1 - end) * 0.5 * (1 + np.cos(np.pi * part)))
-        return cls._built(total, peak, warmup, warmup + part * (total - warmup), rates)
+        return cls.wsd(total, peak, warmup, total - warmup, end, "cosine")
 
     @classmethod
     def wsd(
@@ -123,14 +111,19 @@ class LrPlan:
         """Warm-up, stable, decay over the last `decay_steps` to `end`, a fraction of the peak.
 
         `shape` is "linear", "cosine", "sqrt" (1 − √part, Hägele et al. 2024) or "exponential" (`end` > 0).
+
+        Raises:
+            ValueError: if the warm-up or the decay does not fit into the run, or the shape is unknown.
         """
-        start, part = float(total - decay_steps), np.linspace(0, 1, CURVE_KNOTS)
+        part = np.array([0.0, 1.0]) if shape == "linear" else np.linspace(0, 1, CURVE_KNOTS)
         fall = {
             "linear": lambda: 1 - part,
             "cosine": lambda: 0.5 * (1 + np.cos(np.pi * part)),
             "sqrt": lambda: 1 - np.sqrt(part),
             "exponential": lambda: (np.power(max(end, 1e-4), part) - end) / (1 - end),
         }
+        if not 0 <= warmup < total:
+            raise ValueError(f"The warm-up must end before the run does: expected 0 <= warmup < {total}, got {warmup}.")
         if shape not in fall:
             raise ValueError(f"The shape of a decay is one of {', '.join(sorted(fall))}; got {shape!r}.")
         if not 0 < decay_steps <= total - warmup:
@@ -139,14 +132,7 @@ class LrPlan:
                 f"got decay_steps={decay_steps}."
             )
         rates = peak * (end + (1 - end) * np.clip(fall[shape](), 0, 1))
-        if shape == "linear":
-            part, rates = part[[0, -1]], rates[[0, -1]]
-        return cls._built(total, peak, warmup, start + part * decay_steps, rates)
-
-    @classmethod
-    def _built(cls, total: int, peak: float, warmup: int, steps: Array, lr: Array) -> LrPlan:
-        if not 0 <= warmup < total:
-            raise ValueError(f"The warm-up must end before the run does: expected 0 <= warmup < {total}, got {warmup}.")
+        steps = float(total - decay_steps) + part * decay_steps
         head = (np.array([0.0, warmup]), np.array([0.0, peak])) if warmup else (np.array([0.0]), np.array([peak]))
-        new = steps > head[0][-1]
-        return cls(np.concatenate([head[0], steps[new]]), np.concatenate([head[1], lr[new]]))
+        later = steps > head[0][-1]
+        return cls(np.concatenate([head[0], steps[later]]), np.concatenate([head[1], rates[later]]))

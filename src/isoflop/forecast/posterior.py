@@ -2,9 +2,7 @@
 
 Given α and a kernel the curve is linear in (E, A, C), so that Gaussian priors give a Gaussian posterior and the
 evidence; the grid is averaged with it. E is flat and eliminated: all columns are about their weighted means. The noise
-is not plugged in but averaged over, which makes the evidence that of a Student t.
-
-The posterior under another future: a plan that is left now, or a run of another size.
+is not plugged in but averaged over, which makes the evidence that of a Student t. Its size comes from robust residuals.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, Kernel, estimate, falls, path, remembered
-from isoflop.forecast.lr_plan import LrPlan
+from isoflop.forecast.curve import FeaturesPath, Kernel, falls
 
 ALPHAS = 15
 """Points of the grid in α, over three standard deviations either way."""
@@ -27,6 +24,8 @@ FLOOR = 5e-4
 """The least noise, as a fraction of the loss: a curve is never known better."""
 STEEPEST = 300.0
 """ln of the most that a curve may have fallen by: numbers stay finite, squares of it too."""
+HUBER = 1.345
+"""Huber's k: 95% efficient on normal residuals."""
 
 
 class Normal(NamedTuple):
@@ -70,7 +69,6 @@ class Posterior:
     grid: Grid
     x_ref: float
     noise: float  # standard deviation of one raw step's loss, nats
-    memory: float  # (1 − ρ)/(1 + ρ) of the residuals: the share of the bins that count as independent
     steps: Array  # the bins it was made from, their losses, and the precision each was given
     loss: Array
     precision: Array
@@ -140,35 +138,29 @@ def solve(
         decay = np.exp(np.minimum(-alphas[:, None] * np.log(x[None] / x[-1]), STEEPEST))
         return alphas, decay, -0.5 * places[:, None] ** 2 + belief
 
-    alphas, decay, before = curves(PLACES)
-    huber, sd = np.ones(len(steps)), 20 * floor
-    residual = np.zeros(len(steps))
-    believed = precision
-    coarse = decay[::2]
+    places = PLACES[::2]
+    _, coarse, before = curves(places)
+    huber, sd, believed = np.ones(len(steps)), 20 * floor, precision
     for _ in range(3):
         w = huber / (sd**2 / relative + floor**2)
         grid = _grid(coarse, fall, loss, w, prior, believed)
-        best = np.unravel_index(int(np.argmax(grid.evidence + before[::2])), grid.evidence.shape)
+        best = np.unravel_index(int(np.argmax(grid.evidence + before)), grid.evidence.shape)
         A, C = grid.A[best], grid.C[best]
         residual = loss - grid.loss - A * (coarse[best[0]] - grid.decay[best[0]])
         residual = residual + C * (fall[best[1]] - grid.fall[best[1]])
-        sd, huber = estimate(residual, relative, sd, floor)
+        sd, huber = _noise(residual, relative, sd, floor)
         # a Student t for the priors of A and C: where the curve contradicts them flatly, they step back
         away = (np.array([A, C]) - prior[best[1]]) ** 2 * precision[best[1]]
         believed = precision * np.minimum(1, (TAIL + 1) / (TAIL + away))
-    memory = remembered(residual * np.sqrt(w))
-    w = huber / (sd**2 / relative + floor**2) * memory
+    w = huber / (sd**2 / relative + floor**2) * _independent(residual * np.sqrt(w))
     # a second, narrow grid in α where the first finds the weight
-    first = _weights(_grid(coarse, fall, loss, w, prior, believed), before[::2]).sum(1)
-    places = PLACES[::2]
+    first = _weights(_grid(coarse, fall, loss, w, prior, believed), before).sum(1)
     centre = float(first @ places)
     width = max(float(first @ (places - centre) ** 2) ** 0.5, float(PLACES[1] - PLACES[0]))
     alphas, decay, before = curves(centre + width * PLACES)
     grid = _grid(decay, fall, loss, w, prior, believed)
-    weight = _weights(grid, before)
-    return Posterior(
-        alphas, kernels, weight, grid, float(x[-1]), sd * float(np.mean(count)) ** 0.5, memory, steps, loss, w, residual
-    )
+    noise = sd * float(np.mean(count)) ** 0.5
+    return Posterior(alphas, kernels, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
 
 
 def _weights(grid: Grid, before: Array) -> Array:
@@ -198,31 +190,27 @@ def _grid(decay: Array, fall: Array, y: Array, w: Array, prior: Array, precision
     return Grid(evidence, A, C, cc / det, aa / det, -ac / det, y_mean, d_mean, f_mean, 1 / total)
 
 
-SIZE, EXPONENT = 482.01, 0.3478
-"""A and α of A/N^α, Besiroglu et al. 2024 (arXiv:2404.10102): how the loss falls with N at the same tokens."""
-DOUBT = 0.3
-"""Relative standard deviation of that change: one run says nothing of it; measured between runs of public ladders."""
+def _noise(residual: Array, relative: Array, before: float, floor: float) -> tuple[float, Array]:
+    """Standard deviation of a bin with the mean number of steps, and each bin's weight by Huber.
 
-SCATTER = 0.007
-"""Of the loss: what two runs of one family differ by at the same N, by their shape (width and depth)."""
-
-
-def diverted(plan: LrPlan, new: LrPlan, now: float, warmup: int) -> FeaturesPath:
-    """The path of a run that follows `plan` to step `now` and `new` after it; rates over the peak of `plan`."""
-    past = plan.steps < now
-    steps, rates = np.append(plan.steps[past], now), np.append(plan.lr[past], plan.at(now))
-    joined = new.spliced(steps, rates)
-    return path(joined, warmup, float(max(joined.total_steps, now)), peak=plan.peak)
-
-
-def resized(
-    posterior: Posterior, plan: LrPlan, new: LrPlan, N: float, other: float, step: int
-) -> tuple[Prediction, float]:
-    """The prediction at the end of `plan` and at `step` of a run with `other` parameters under `new`.
-
-    The curve in tokens is kept and moved by the law of N, whose variance is returned beside it.
+    Args:
+        residual: of the bins, nats.
+        relative: raw steps of each bin over their mean.
+        before: the last estimate: residuals beyond 2.5 of it are clipped.
+        floor: standard deviation that no number of steps reduces.
     """
-    road = path(new, new.warmup_steps, float(new.total_steps))
-    old = posterior.predict(road, np.array([float(plan.total_steps), float(step)]))
-    moved = SIZE * (other**-EXPONENT - N**-EXPONENT)
-    return old._replace(mean=old.mean + moved), (DOUBT * moved) ** 2 + (SCATTER * float(old.mean[1])) ** 2
+    scaled = residual * np.sqrt(relative)
+    median = 1.4826 * float(np.sort(np.abs(scaled))[len(scaled) // 2])
+    square = float(np.sqrt(np.mean(np.minimum(scaled**2, (2.5 * before) ** 2))))
+    sd = max(median, square, 0.02 * floor)
+    z = np.abs(residual) / np.sqrt(sd**2 / relative + floor**2)
+    return sd, np.minimum(1.0, HUBER / np.maximum(z, 1e-12))
+
+
+def _independent(residual: Array) -> float:
+    """(1 − ρ)/(1 + ρ) by the lag-one correlation ρ: the share of the bins that count as independent."""
+    square = float(residual @ residual)
+    if len(residual) < 5 or square == 0:
+        return 1.0
+    rho = min(max(float(residual[1:] @ residual[:-1]) / square, 0.0), 0.9)
+    return (1 - rho) / (1 + rho)

@@ -1,10 +1,8 @@
-"""What is known of a run before its curve is: how steep, how high, and how much a falling learning rate gives.
-
-Priors learnt from finished runs: each curve's own parameters, then a regression over runs and organisations.
+"""Priors of a loss curve: its exponent, its height, and the gain of a falling learning rate; learnt from finished runs.
 
 A run's ln α, ln A and ln C follow a line in ln N, ln B and ln η, plus an effect of its organisation, plus its own:
-a random-effects model, with the two spreads averaged over a grid. What the base priors know is kept as the prior of the
-line, so that few runs move it little and many decide it.
+a random-effects model, with the two spreads averaged over a grid. Each run is read by its own posterior first. The base
+priors are the prior of the line, so that few runs move it little and many decide it.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, FinishedRun, Kernel, LossBins, path, usable
+from isoflop.forecast.curve import FeaturesPath, Kernel, LossBins, LossCurve, path
 from isoflop.forecast.posterior import Normal, Posterior, solve
 
 REFERENCE = (3e8, 5e5, 1e-3, 1e10)
@@ -47,7 +45,7 @@ class Line:
     within: float
     centre: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
-    def at(self, where: Where) -> tuple[float, float]:
+    def at(self, where: Where) -> Normal:
         """Mean and standard deviation for a run with these N, B, peak rate and D; None is unknown."""
         mean, variance = self.mean[0], self.sd[0] ** 2 + self.between**2 + self.within**2
         parts = zip(where, REFERENCE, self.centre, UNKNOWN, self.mean[1:], self.sd[1:], strict=True)
@@ -58,7 +56,7 @@ class Line:
                 away = math.log(value / ref) - centre
                 mean += slope * away
                 variance += (sd * away) ** 2
-        return mean, variance**0.5
+        return Normal(mean, variance**0.5)
 
 
 @dataclass(frozen=True)
@@ -134,35 +132,30 @@ def known(value: float | None, most: float = np.inf) -> float | None:
     return float(value) if value is not None and np.isfinite(value) and 0 < value <= most else None
 
 
-def comparable_peak(peak: float, optimizer: str | None, seen: bool = True) -> float | None:
+def comparable_peak(peak: float, optimizer: str | None) -> float | None:
     """The peak rate where it can be compared: a real rate of Adam's family."""
-    return known(peak, REAL_RATE) if seen and adam(optimizer) else None
+    name = (optimizer or "").lower().removeprefix("torch.optim.")
+    return known(peak, REAL_RATE) if name in {"adam", "adamw", "adam(w)"} else None
 
 
-def adam(optimizer: str | None) -> bool:
-    """Whether an optimizer is of the family that the priors know."""
-    return optimizer is not None and optimizer.lower().replace("torch.optim.", "") in {"adam", "adamw", "adam(w)"}
-
-
-WIDER = (2.0, 2.0, 2.0)
-"""A run's own parameters are read with priors this much wider than the base's, so that they are the data's."""
+WIDER = 2.0
+"""A run's own parameters are read with priors this much wider than the base's, so that the data decide them."""
 DOUBT = 4.0
 """Degrees of freedom with which the base's spreads are believed."""
+FEWEST = 12
+"""Bins of loss that a run needs to be learnt from."""
 SPREADS = np.geomspace(0.35, 2.8, 10)
 """Multiples of the base's spreads that are averaged over."""
 
 
-def learn_priors(
-    runs: Sequence[FinishedRun], base: Priors = DEFAULT_PRIORS, *, own: bool = True, source: str | None = None
-) -> Priors:
-    """`base` updated with finished runs.
+def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, own: bool = True) -> Priors:
+    """`base` updated with finished runs; those that do not determine a parameter (no decay, say) leave it alone.
 
     Args:
-        runs: finished runs; those that say nothing of a parameter (no decay, say) leave it alone.
+        runs: finished runs.
         base: what was known before.
         own: the priors are for further runs of the organisation of `runs`, whose effect is then known; False: for a
             run of another one.
-        source: what the result says it rests on.
     """
     read = [reading for run in runs if (reading := read_run(run, base)) is not None]
     if not read:
@@ -171,14 +164,20 @@ def learn_priors(
     facts = [_facts(reading, kernels) for reading in read]
     where = np.array([reading.where for reading in read])
     organisations = [reading.organisation for reading in read]
-    lines = [
+    alpha, amplitude, gain = (
         _learn(line, where, np.array([fact[i] for fact in facts]), organisations, own)
         for i, line in enumerate((base.alpha, base.amplitude, base.gain))
-    ]
-    total = base.own_runs + (len(read) if own else 0)
-    said = source or f"{base.source}, updated with {len(facts)} finished run{'s' if len(facts) > 1 else ''}"
-    alpha, amplitude, gain = lines
-    return replace(base, alpha=alpha, amplitude=amplitude, gain=gain, kernels=kernels, source=said, own_runs=total)
+    )
+    return replace(
+        base,
+        alpha=alpha,
+        amplitude=amplitude,
+        gain=gain,
+        kernels=kernels,
+        own_runs=base.own_runs + (len(read) if own else 0),
+        source=f"{base.source}, updated with {len(read)} finished run{'s' if len(read) > 1 else ''}"
+        + (" of your own" if own else ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -227,29 +226,24 @@ def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
     return share, np.log(middle), spread / middle**2 < 0.5 * prior.sd**2
 
 
-def read_run(run: FinishedRun, base: Priors) -> Reading | None:
+def read_run(run: LossCurve, base: Priors) -> Reading | None:
     """The posterior of a whole run; None where it is too short."""
     bins, warmup = LossBins(), run.plan.warmup_steps
-    count = np.ones(len(run.steps)) if run.count is None else run.count
-    for step, tokens, loss, n in zip(run.steps, run.tokens, run.loss, count, strict=True):
-        if step >= 1 and usable(loss):
-            bins.add(float(step), float(tokens), None, float(loss), float(n))
-    columns = bins.columns()
-    used = columns["step"] >= max(1.5 * warmup, 0.2 * bins.last_step)
-    if used.sum() < 12:
+    bins.feed(run)
+    columns = bins.columns(warmup)
+    steps, loss, count = (columns[name] for name in ("step", "loss", "count"))
+    if len(steps) < FEWEST:
         return None
-    steps, loss, n = (columns[name][used] for name in ("step", "loss", "count"))
     road = path(run.plan, warmup, float(max(run.total_steps, bins.last_step)))
-    peak = comparable_peak(run.plan.peak, run.optimizer, bool(np.isfinite(run.lr).any()))
+    peak = comparable_peak(run.plan.peak, run.optimizer) if np.isfinite(run.lr).any() else None
     batch = run.batch_tokens or bins.last_tokens / bins.last_step
     at = (known(run.N), known(run.batch_tokens), peak, float(road.x(steps[-1:])[0]) * batch)
-    alpha, amplitude, gain = (Normal(*p.at(at)) for p in (base.alpha, base.amplitude, base.gain))
-    wide = [Normal(p.mean, max(p.sd * w, 0.3)) for p, w in zip((alpha, amplitude, gain), WIDER, strict=True)]
+    lines = (line.at(at) for line in (base.alpha, base.amplitude, base.gain))
+    alpha, amplitude, gain = (Normal(mean, max(WIDER * sd, 0.3)) for mean, sd in lines)
     kernels = tuple(replace(k, weight=1.0) for k in base.kernels)
-    posterior = solve(road, steps, loss, n, wide[0], wide[1], wide[2], kernels)
-    place = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
-    foreign = peak is None
-    return Reading(place, posterior, (wide[0], wide[1], wide[2]), run.organisation, road, foreign)
+    posterior = solve(road, steps, loss, count, alpha, amplitude, gain, kernels)
+    where = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
+    return Reading(where, posterior, (alpha, amplitude, gain), run.organisation, road, foreign=peak is None)
 
 
 def _facts(reading: Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, float]]:

@@ -1,25 +1,21 @@
-"""Ranking of runs by the loss they are forecast to end with: how sure each order is, and which runs can stop.
+"""Ranking of runs by the loss they are forecast to end with: the probability of each order, and which runs can stop.
 
-Errors of different runs are taken as independent. Runs of one user err alike (the same data, the same priors), so
-that an order is rather surer than is said.
+Errors of different runs are taken as independent. Errors of one user's runs are alike (the same data, the same priors),
+so that an order is rather surer than its probability.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from isoflop.arrays import Array
-from isoflop.forecast.online import NU, Forecast
+from isoflop.forecast.forecast import Forecast
 
 SURE = 0.95
 """Probability of not being among the best, from which a run can stop."""
-LOSS, LOW, HIGH = "isoflop/forecast_loss", "isoflop/forecast_low", "isoflop/forecast_high"
 DRAWS = 4_000
 """Joint draws behind the probabilities: their error is below 1%."""
 
@@ -30,9 +26,9 @@ class Ranked:
 
     Attributes:
         name: the run's.
-        forecast: of its final loss; of a finished run what came, with the error of reading it off.
+        forecast: of its final loss; of a finished run that loss itself, with its standard error.
         before_next: probability that it ends below the next in the order; None for the last.
-        among_best: probability that it is one of the `keep` runs that end lowest.
+        among_best: probability that it is one of the `keep` lowest.
         can_stop: that probability is at most 1 − `sure`, and the run is not finished.
         finished: it has ended.
     """
@@ -52,7 +48,7 @@ class Ranking:
     Attributes:
         runs: in order.
         below: matrix (runs, runs) in that order: the probability that run i ends below run j; ½ on the diagonal.
-        silent: name → why a run has no forecast and so no place.
+        silent: name → why a run has no forecast and is not ranked.
         keep, sure: what `can_stop` was decided with.
     """
 
@@ -84,7 +80,7 @@ def rank(
     Args:
         forecasts: run → forecast at its own end, all of the same loss on the same data.
         finished: which have ended already; default: none.
-        silent: runs without a forecast, with the reason: they are told and never stopped.
+        silent: runs without a forecast, with the reason: they are listed and never stopped.
         keep: how many runs are wanted in the end.
         sure: a run can stop when with this probability it is not among them.
 
@@ -131,31 +127,11 @@ def _among_best(forecasts: list[Forecast], keep: int) -> Array:
     """Probability of each to be one of the `keep` lowest, over joint draws from their Student t's."""
     if len(forecasts) <= keep:
         return np.ones(len(forecasts))
+    from scipy.special import stdtrit  # slow to import
+
     # fixed numbers: who asks twice gets the same answer; a lattice in each column instead of chance alone
     generator = np.random.default_rng(0)
     places = (np.arange(DRAWS) + 0.5) / DRAWS
     draws = np.column_stack([f.loss + f.sd * stdtrit(f.nu, generator.permutation(places)) for f in forecasts])
     order = np.argsort(draws, axis=1, kind="stable")[:, :keep]
     return np.bincount(order.ravel(), minlength=len(forecasts)) / DRAWS
-
-
-def scalars_of(forecast: Forecast) -> dict[str, float]:
-    """A forecast as the scalars that a Monitor logs: median, and the ends of its interval."""
-    return {LOSS: forecast.loss, LOW: forecast.low, HIGH: forecast.high}
-
-
-def forecast_from(scalars: Mapping[str, Any], step: int = 0) -> Forecast | None:
-    """The forecast that logged scalars hold, or None where they hold none.
-
-    Args:
-        scalars: as `Monitor.scalars`, with an 80% interval.
-        step: the step that it is for, where that is known.
-    """
-    values = [scalars.get(name) for name in (LOSS, LOW, HIGH)]
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        return None
-    loss, low, high = (float(value) for value in values if value is not None)
-    if not low < high:
-        return None
-    half = float(stdtrit(NU, 0.9))  # of an 80% interval
-    return Forecast(loss, low, high, (high - low) / 2 / half, 0.8, step, "isoflop", ("as logged while it trained",))

@@ -1,4 +1,4 @@
-"""The joint fit over runs: a finished ladder says where a larger run will end, before it starts and under way.
+"""The joint fit over runs of several sizes: it forecasts a larger run, before it starts and under way.
 
 Each run has its curve E_r + A_r·x^−α − C_r·F; the exponents are shared, E_r follows e0 + e1·N^−γ, A_r and C_r follow
 their priors' lines with a level and a slope of this ladder, and each of the three has its own effect per run. Given (α,
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, FinishedRun, falls, path
+from isoflop.forecast.curve import FeaturesPath, LossCurve, falls, path
+from isoflop.forecast.forecast import Forecast, NoForecast, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import NU, Forecast, OnlineForecaster, Silence, forecast_of
+from isoflop.forecast.online import OnlineForecaster
 from isoflop.forecast.posterior import Posterior
 from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak, learn_priors, read_run
 
@@ -39,6 +40,8 @@ DOUBT = 1.4
 between 1 and 1.4 on three public ladders."""
 LEFT_OUT = 0.002
 """Of the loss: what the form across sizes leaves out."""
+PLACES = np.linspace(-2, 2, 9)
+"""Grid of ln α about its prior mean, in its standard deviations."""
 
 
 class _Member(NamedTuple):
@@ -47,6 +50,24 @@ class _Member(NamedTuple):
     gram: Array  # (alphas·kernels, 3, 3)
     right: Array  # (alphas·kernels, 3)
     size: float  # ln N over the ladder's middle
+
+
+class _Sized(NamedTuple):
+    """A run's non-embedding parameters, tokens of a step, and peak rate where it can be compared."""
+
+    N: float
+    batch: float
+    peak: float | None
+
+
+class _Marginal(NamedTuple):
+    """At one (γ, effect), on the grid of (α, kernel): log evidence, mean and covariance of b; variances of effects."""
+
+    gamma: float
+    evidence: Array
+    b: Array
+    cov: Array
+    spread: Array
 
 
 @dataclass(frozen=True)
@@ -70,7 +91,7 @@ class Ladder:
         run: OnlineForecaster | None = None,
         step: int | None = None,
         level: float = 0.8,
-    ) -> Forecast | Silence:
+    ) -> Forecast | NoForecast:
         """The loss of a run of N parameters at a step of its plan (by default the end), before it starts or under way.
 
         Args:
@@ -84,47 +105,49 @@ class Ladder:
         at = plan.total_steps if step is None else step
         road = path(plan, plan.warmup_steps, float(plan.total_steps))
         fit = None if run is None else run.fit(plan)
-        own = fit.posterior if fit is not None and not isinstance(fit, Silence) else None
-        mean, sd = self._predict(road, plan, N, batch_tokens, own, float(at))
+        own = None if fit is None or isinstance(fit, NoForecast) else fit.posterior
+        sized = _Sized(N, batch_tokens, comparable_peak(plan.peak, self.optimizer))
+        mean, sd = self._predict(road, sized, own, float(at))
         basis = [f"{len(self.names)} finished runs: {', '.join(self.names[:6])}{'…' * (len(self.names) > 6)}"]
         if run is not None and own is not None:
             single = run.forecast(plan, at, level)
             basis.append(f"the run's own losses up to step {run.bins.last_step:,.0f}")
             if isinstance(single, Forecast):
                 mean, sd = _mixed((mean, DOUBT * sd), (single.loss, single.sd))
-        return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis), nu=NU)
+        return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
 
-    def _predict(
-        self, road: FeaturesPath, plan: LrPlan, N: float, batch: float, own: Posterior | None, at: float
-    ) -> tuple[float, float]:
-        scale = _scales(self.priors, N, batch, comparable_peak(plan.peak, self.optimizer), self.tokens)
-        size = math.log(N / self.middle)
-        columns = _columns(road, np.array([at]), batch, self.alphas, self.priors, self.tokens, scale)[:, 0]
-        member = None
-        if own is not None:
-            member = _member(own, road, batch, self.alphas, self.priors, self.tokens, scale, size)
+    def member(self, own: Posterior, road: FeaturesPath, sized: _Sized) -> _Member:
+        """The statistics of a run."""
+        columns = self._columns(road, own.steps, sized)
+        w = own.precision * min(1.0, INDEPENDENT / len(own.steps))
+        weighted = columns * w[:, None]
+        gram, right = np.einsum("cni,cnj->cij", weighted, columns), np.einsum("cni,n->ci", weighted, own.loss)
+        return _Member(gram, right, math.log(sized.N / self.middle))
+
+    def _columns(self, road: FeaturesPath, steps: Array, sized: _Sized) -> Array:
+        """1, A's and C's columns at `steps` for each (α, kernel): shape (alphas·kernels, steps, 3)."""
+        where = (*sized, self.tokens)
+        amplitude, gain = (math.exp(line.at(where).mean) for line in (self.priors.amplitude, self.priors.gain))
+        decay = amplitude * (road.x(steps)[None] * sized.batch / self.tokens) ** -self.alphas[:, None]
+        level = np.exp([k.gain for k in self.priors.kernels])[:, None]
+        fall = -gain * level * falls(road, self.priors.kernels, steps)
+        shape = (len(self.alphas), len(fall), len(steps))
+        parts = (np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(fall[None], shape))
+        return np.stack(parts, axis=-1).reshape(-1, len(steps), 3)
+
+    def _predict(self, road: FeaturesPath, sized: _Sized, own: Posterior | None, at: float) -> tuple[float, float]:
+        """Mean and standard deviation of the loss at a step."""
+        columns = self._columns(road, np.array([at]), sized)[:, 0]
+        member = None if own is None else self.member(own, road, sized)
         weights, means, variances = [], [], []
-        for gamma, (evidence, b, cov, spread) in self._fits:
-            Z = _design(size, gamma)
-            theta = b @ Z.T
-            prior = Z @ cov @ Z.T + np.diag(spread)
+        for marginal in self._marginals:
+            evidence, Z = marginal.evidence, _design(math.log(sized.N / self.middle), marginal.gamma)
+            theta, cov = marginal.b @ Z.T, Z @ marginal.cov @ Z.T + np.diag(marginal.spread)
             if member is not None:
-                # the run's own curve on top of what the ladder expects of it
-                inverse = np.linalg.inv(prior)
-                precision = member.gram + inverse
-                right = member.right + np.einsum("cij,cj->ci", inverse, theta)
-                posterior = np.linalg.inv(precision)
-                new = np.einsum("cij,cj->ci", posterior, right)
-                evidence = evidence + 0.5 * (
-                    np.einsum("ci,ci->c", new, right)
-                    - np.einsum("ci,cij,cj->c", theta, inverse, theta)
-                    - np.linalg.slogdet(precision)[1]
-                    + np.linalg.slogdet(inverse)[1]
-                )
-                theta, prior = new, posterior
+                evidence, theta, cov = _joined(member, evidence, theta, cov)
             weights.append(evidence)
             means.append(np.einsum("ci,ci->c", columns, theta))
-            variances.append(np.einsum("ci,cij,cj->c", columns, prior, columns))
+            variances.append(np.einsum("ci,cij,cj->c", columns, cov, columns))
         total = np.array(weights)
         w = np.exp(total - total.max())
         w /= w.sum()
@@ -133,12 +156,11 @@ class Ladder:
         return loss, math.sqrt(variance + (LEFT_OUT * loss) ** 2)
 
     @cached_property
-    def _fits(self) -> list[tuple[float, tuple[Array, Array, Array, Array]]]:
-        """`_fitted` on the grid of γ and effects: what does not change from one forecast to the next."""
-        return [(float(gamma), self._fitted(float(gamma), effect)) for gamma in GAMMA for effect in EFFECTS]
+    def _marginals(self) -> list[_Marginal]:
+        """On the grid of γ and effects: what does not change from one forecast to the next."""
+        return [self._marginal(float(gamma), effect) for gamma in GAMMA for effect in EFFECTS]
 
-    def _fitted(self, gamma: float, effect: float) -> tuple[Array, Array, Array, Array]:
-        """Log evidence, mean and covariance of b on the grid of (α, kernel), and the variances of the runs' effects."""
+    def _marginal(self, gamma: float, effect: float) -> _Marginal:
         spread = np.array([effect**2, RELATIVE**2, RELATIVE**2])
         mean0, sd0 = np.array(BELIEF).T
         cells = len(self.members[0].gram)
@@ -146,7 +168,7 @@ class Ladder:
         right = np.tile(mean0 / sd0**2, (cells, 1))
         evidence = np.full(cells, -0.5 * ((gamma - GAMMA_PRIOR[0]) / GAMMA_PRIOR[1]) ** 2)
         kernels = np.log([k.weight for k in self.priors.kernels])
-        evidence += np.add.outer(_before(self.alphas), kernels).ravel()
+        evidence += np.add.outer(-0.5 * PLACES**2, kernels).ravel()
         loose = np.diag(1 / spread)
         for member in self.members:
             Z = _design(member.size, gamma)
@@ -158,10 +180,10 @@ class Ladder:
         cov = np.linalg.inv(precision)
         b = np.einsum("cij,cj->ci", cov, right)
         evidence += 0.5 * (np.einsum("ci,ci->c", b, right) - np.linalg.slogdet(precision)[1])
-        return evidence, b, cov, spread
+        return _Marginal(gamma, evidence, b, cov, spread)
 
 
-def fit_ladder(runs: Sequence[FinishedRun], priors: Priors = DEFAULT_PRIORS) -> Ladder:
+def fit_ladder(runs: Sequence[LossCurve], priors: Priors = DEFAULT_PRIORS) -> Ladder:
     """The joint fit of finished runs of one family.
 
     Args:
@@ -174,70 +196,46 @@ def fit_ladder(runs: Sequence[FinishedRun], priors: Priors = DEFAULT_PRIORS) -> 
     for run in runs:
         if not run.N or not run.batch_tokens:
             raise ValueError(f"A ladder needs N and batch_tokens of every run; {run.name or 'one'} lacks them.")
-    if len({round(math.log(run.N or 1.0), 2) for run in runs}) < 2:
+    if _sizes(runs) < 2:
         raise ValueError("A ladder needs runs of at least two sizes; add a smaller or larger one.")
     learnt = learn_priors(runs, priors, own=True)
     read = [(run, reading) for run in runs if (reading := read_run(run, learnt)) is not None]
-    if len({round(math.log(run.N or 1.0), 2) for run, _ in read}) < 2:
+    if _sizes([run for run, _ in read]) < 2:
         raise ValueError("Fewer than two sizes have curves long enough to fit; log more often.")
     middle = math.exp(float(np.mean([math.log(run.N or 1.0) for run, _ in read])))
     ends = [float(reading.road.x(reading.posterior.steps[-1:])[0]) * (run.batch_tokens or 1.0) for run, reading in read]
     tokens = math.exp(float(np.mean(np.log(ends))))
     alpha = learnt.alpha.at((middle, read[0][0].batch_tokens, None, tokens))
-    alphas = np.exp(alpha[0] + alpha[1] * np.linspace(-2, 2, 9))
-    members = []
-    for run, reading in read:
-        N, batch = float(run.N or 1.0), float(run.batch_tokens or 1.0)
-        scale = _scales(learnt, N, batch, comparable_peak(run.plan.peak, run.optimizer), tokens)
-        members.append(
-            _member(reading.posterior, reading.road, batch, alphas, learnt, tokens, scale, math.log(N / middle))
-        )
     names = tuple(run.name for run, _ in read)
-    return Ladder(learnt, tuple(members), alphas, middle, tokens, read[0][0].optimizer, names)
+    ladder = Ladder(learnt, (), np.exp(alpha.mean + alpha.sd * PLACES), middle, tokens, read[0][0].optimizer, names)
+    return replace(
+        ladder,
+        members=tuple(ladder.member(reading.posterior, reading.road, _sized(run)) for run, reading in read),
+    )
 
 
-def _before(alphas: Array) -> Array:
-    """Log prior of the grid in α: two standard deviations either way."""
-    return np.asarray(-0.5 * np.linspace(-2, 2, len(alphas)) ** 2)
+def _sizes(runs: Sequence[LossCurve]) -> int:
+    return len({round(math.log(run.N or 1.0), 2) for run in runs})
 
 
-def _scales(priors: Priors, N: float, batch: float, peak: float | None, tokens: float) -> tuple[float, float]:
-    where = (N, batch, peak, tokens)
-    return math.exp(priors.amplitude.at(where)[0]), math.exp(priors.gain.at(where)[0])
+def _sized(run: LossCurve) -> _Sized:
+    return _Sized(float(run.N or 1.0), float(run.batch_tokens or 1.0), comparable_peak(run.plan.peak, run.optimizer))
 
 
-def _columns(
-    road: FeaturesPath,
-    steps: Array,
-    batch: float,
-    alphas: Array,
-    priors: Priors,
-    tokens: float,
-    scale: tuple[float, float],
-) -> Array:
-    """1, A's and C's columns at `steps` for each (α, kernel): shape (alphas·kernels, steps, 3)."""
-    decay = scale[0] * (road.x(steps)[None] * batch / tokens) ** -alphas[:, None]
-    level = np.exp([k.gain for k in priors.kernels])[:, None]
-    fall = -scale[1] * level * falls(road, priors.kernels, steps)
-    shape = (len(alphas), len(fall), len(steps))
-    parts = (np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(fall[None], shape))
-    return np.stack(parts, axis=-1).reshape(-1, len(steps), 3)
-
-
-def _member(
-    own: Posterior,
-    road: FeaturesPath,
-    batch: float,
-    alphas: Array,
-    priors: Priors,
-    tokens: float,
-    scale: tuple[float, float],
-    size: float,
-) -> _Member:
-    columns = _columns(road, own.steps, batch, alphas, priors, tokens, scale)
-    w = own.precision * min(1.0, INDEPENDENT / len(own.steps))
-    weighted = columns * w[:, None]
-    return _Member(np.einsum("cni,cnj->cij", weighted, columns), np.einsum("cni,n->ci", weighted, own.loss), size)
+def _joined(member: _Member, evidence: Array, theta: Array, cov: Array) -> tuple[Array, Array, Array]:
+    """Evidence, mean and covariance of (E, A, C) with a run's own curve on top of what the ladder expects of it."""
+    inverse = np.linalg.inv(cov)
+    precision = member.gram + inverse
+    right = member.right + np.einsum("cij,cj->ci", inverse, theta)
+    posterior = np.linalg.inv(precision)
+    new = np.einsum("cij,cj->ci", posterior, right)
+    gained = 0.5 * (
+        np.einsum("ci,ci->c", new, right)
+        - np.einsum("ci,cij,cj->c", theta, inverse, theta)
+        - np.linalg.slogdet(precision)[1]
+        + np.linalg.slogdet(inverse)[1]
+    )
+    return evidence + gained, new, posterior
 
 
 def _design(size: float, gamma: float) -> Array:

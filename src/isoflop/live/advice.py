@@ -25,10 +25,7 @@ from isoflop.advice.size_rules import BEST_SIZE, planned
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import Parameters, unwrap
 from isoflop.flops.totals import Totals
-from isoflop.forecast.curve import usable
-from isoflop.forecast.history import domain_of
-from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import Forecast, OnlineForecaster, Silence
+from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, domain_of, usable
 from isoflop.guard import Guard, declare, warn
 from isoflop.live.forecast import About, Forecasting
 from isoflop.live.header import describe_model
@@ -38,7 +35,7 @@ from isoflop.live.run_info import Setup
 from isoflop.live.sinks import FRONTIER, draw_frontier
 from isoflop.record.reader import read_runs
 
-Answer = Forecast | Silence | None
+Answer = Forecast | NoForecast | None
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 

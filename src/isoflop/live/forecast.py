@@ -1,6 +1,6 @@
 """Forecasts the loss at a run's planned end while it trains: feeds the estimator, asks the scheduler, costs little.
 
-Runs on the rank that writes, at log steps only. The estimator is `isoflop.fit.forecast.OnlineForecaster`.
+Runs on the rank that writes, at log steps only. The estimator is `isoflop.forecast.OnlineForecaster`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ import numpy as np
 from torch import nn
 
 from isoflop.fit.runs import in_tail
-from isoflop.forecast.history import domain_of, history_of, ladder_of, priors_of, size_of
-from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import PASSING, Forecast, OnlineForecaster, Silence
-from isoflop.forecast.outcome import Came, half_time_line
-from isoflop.forecast.priors import DEFAULT_PRIORS, Priors
-from isoflop.forecast.ranking import scalars_of
-from isoflop.forecast.sizes import Ladder
+from isoflop.forecast import (
+    DEFAULT_PRIORS,
+    FinalLoss,
+    Forecast,
+    Ladder,
+    LrPlan,
+    NoForecast,
+    OnlineForecaster,
+    Outcome,
+    Priors,
+    Reason,
+    domain_of,
+    history_of,
+    ladder_of,
+    learn_priors,
+    scalars_of,
+    size_of,
+)
 from isoflop.guard import Guard, declare
 from isoflop.live.header import describe_model, describe_optimizer
 from isoflop.live.options import Options
@@ -49,7 +60,7 @@ class Forecasting:
     """
 
     def __init__(self, options: Options, setup: Setup, guard: Guard, planned: Callable[[LrPlan], None]) -> None:
-        self.last: Forecast | Silence | None = None
+        self.last: Forecast | NoForecast | None = None
         """The newest answer; None before the first."""
         self.half_time: tuple[int, Forecast] | None = None
         """Step and forecast of the first refit in the second half of the run."""
@@ -60,12 +71,12 @@ class Forecasting:
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._ladder: Ladder | None = None
         self._plan: LrPlan | None = None
-        self._unknown = ""
+        self._unknown: dict[str, str] = {}
         self._asked = False
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
-        self._end = Came()
+        self._end = FinalLoss()
         self._until: int | None = None  # the planned end that all of this is about
 
     @property
@@ -110,9 +121,9 @@ class Forecasting:
             total = self._setup.total_steps
             self._follow(total)
             if total is not None and in_tail(step, total) and math.isfinite(loss):
-                self._end = self._end.with_(loss)
+                self._end = self._end.plus(loss)
             if not tokens:
-                self._silent(Silence("tokens unknown", "The run's tokens are not counted."))
+                self._silent(NoForecast(Reason.TOKENS_UNKNOWN))
                 return
             if self._curve is None:
                 self._curve = self._make(about)
@@ -127,7 +138,7 @@ class Forecasting:
         with self._guard.part(FORECAST):
             self._follow(total)
             if total is None:
-                self._silent(Silence("no planned end", "The run's length is not known: pass total_steps=."))
+                self._silent(NoForecast(Reason.END_UNKNOWN))
                 return
             reserve = self._cost if 2 * step < total else 0.0  # half time shall have its forecast
             if step >= total - 1 or self._spent + self._cost + reserve > SHARE * wall_time:
@@ -142,7 +153,7 @@ class Forecasting:
             self._spent += took
             self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
             self.last = answer
-            if isinstance(answer, Silence):
+            if isinstance(answer, NoForecast):
                 self._silent(answer)
             elif self.half_time is None and 2 * step >= total:
                 self.half_time = (step, answer)
@@ -151,14 +162,14 @@ class Forecasting:
         """A resumed run may have another planned end: what was forecast for the old one says nothing of it."""
         if self._until is not None and total != self._until:
             self.last = self.half_time = None
-            self._end = Came()
+            self._end = FinalLoss()
         self._until = total
 
-    def _silent(self, silence: Silence) -> None:
-        self.last = silence
-        if silence.reason not in PASSING and silence.reason not in self._told:
-            self._told.add(silence.reason)
-            self._setup.tell(f"isoflop: no forecast of the final loss. {silence.message}")
+    def _silent(self, missing: NoForecast) -> None:
+        self.last = missing
+        if not missing.reason.temporary and missing.reason.value not in self._told:
+            self._told.add(missing.reason.value)
+            self._setup.tell(f"isoflop: no forecast of the final loss. {missing.message}")
 
     # -- the estimator and the plan ----------------------------------------------------------------------------
 
@@ -184,18 +195,18 @@ class Forecasting:
             self._guard.once("history= gives the forecast nothing: %s", problem)
             return DEFAULT_PRIORS
         self._ladder = ladder_of(own, DEFAULT_PRIORS)
-        return priors_of(own, DEFAULT_PRIORS)
+        return learn_priors(own)
 
-    def _newest(self) -> Forecast | Silence:
+    def _newest(self) -> Forecast | NoForecast:
         """The curve's own forecast; with a ladder the joint one, which speaks from the start."""
         assert self._curve is not None
         if self._plan is None:
-            return Silence("learning rate unknown", self._unknown)
+            return NoForecast(Reason.LR_UNKNOWN, self._unknown)
         own = self._curve.forecast(self._plan)
         N, batch = self._curve.N, self._curve.batch_tokens
         if self._ladder is None or N is None or batch is None:
             return own
-        if isinstance(own, Silence) and own.reason not in PASSING:
+        if isinstance(own, NoForecast) and not own.reason.temporary:
             return own
         return self._ladder.forecast(self._plan, N=N, batch_tokens=batch, run=self._curve)
 
@@ -213,9 +224,7 @@ class Forecasting:
             found = self._future(step, total)
         if isinstance(found, UnknownFuture):
             remedy = "" if self._setup.framework != "loop" or self._setup.scheduler else "scheduler= or "
-            self._unknown = (
-                f"The learning rate to come is unknown: {found.reason}. Pass {remedy}lr_plan=, a function of the step."
-            )
+            self._unknown = {"why": found.reason, "remedy": f"{remedy}lr_plan=, a function of the step"}
             return
         self._plan = found
         self._planned(found)
@@ -265,7 +274,7 @@ class Forecasting:
             self.half_time = (int(half[0]), answer) if isinstance(answer, Forecast) else None
             self._spent, self._cost = map(float, state["spent"])
             self._told = set(state["told"])
-            self._end = Came(*map(float, state["end"]))
+            self._end = FinalLoss(*map(float, state["end"][:3]))  # earlier versions had four sums
             self._until = state.get("until")  # not in states of earlier versions
 
     def tell_what_came(self) -> None:
@@ -292,14 +301,33 @@ class About:
     batch_tokens: float | None
 
 
-def _plain(answer: Forecast | Silence | None) -> dict[str, Any] | None:
-    return None if answer is None else {"kind": type(answer).__name__, **asdict(answer)}
+def half_time_line(half_time: tuple[int, Forecast] | None, final: FinalLoss) -> str | None:
+    """The forecast of half time beside the final loss, for the terminal; None without either.
 
-
-def _answer(plain: Mapping[str, Any] | None) -> Forecast | Silence | None:
-    if plain is None:
+    >>> forecast = Forecast(2.412, 2.395, 2.429, 0.012, 0.8, 6000, "isoflop")
+    >>> half_time_line((3000, forecast), FinalLoss.of([2.405]))
+    'isoflop: forecast at step 3,000: 2.412 (80%: 2.395 to 2.429) · final loss 2.405: 0.3% below · inside'
+    """
+    if half_time is None or final.mean is None:
         return None
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in plain.items() if key != "kind"
-    }
-    return Forecast(**values) if plain["kind"] == "Forecast" else Silence(**values)
+    step, forecast = half_time
+    between = f"{forecast.level:.0%}: {forecast.low:.3f} to {forecast.high:.3f}"
+    outcome = Outcome(forecast, final.mean, final.error)
+    return f"isoflop: forecast at step {step:,}: {forecast.loss:.3f} ({between}) · final loss {outcome}"
+
+
+def _plain(answer: Forecast | NoForecast | None) -> dict[str, Any] | None:
+    if isinstance(answer, NoForecast):
+        return {"kind": "NoForecast", "reason": answer.reason.value, "details": dict(answer.details)}
+    return None if answer is None else {"kind": "Forecast", **asdict(answer)}
+
+
+def _answer(plain: Mapping[str, Any] | None) -> Forecast | NoForecast | None:
+    """What `_plain` gave; None for a reason of an earlier version, which is asked again at the next refit."""
+    kind = None if plain is None else plain["kind"]
+    if plain is None or kind not in ("Forecast", "NoForecast"):
+        return None
+    if kind == "NoForecast":
+        return NoForecast(Reason(plain["reason"]), plain["details"])  # type: ignore[call-arg]
+    values: dict[str, Any] = {name: value for name, value in plain.items() if name != "kind"}
+    return Forecast(**{**values, "basis": tuple(values["basis"])})

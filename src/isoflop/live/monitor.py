@@ -30,8 +30,7 @@ from isoflop.flops.totals import (
     sum_over_ranks,
     world_size,
 )
-from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import Forecast, Silence
+from isoflop.forecast import Forecast, LrPlan, NoForecast
 from isoflop.guard import declare, hook
 from isoflop.live.advice import Advising, situation
 from isoflop.live.forecast import About, Forecasting
@@ -156,7 +155,7 @@ class Monitor:
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
 
     @property
-    def forecast(self) -> Forecast | Silence | None:
+    def forecast(self) -> Forecast | NoForecast | None:
         """The loss forecast for the planned end, or why there is none; None before the first and on other ranks."""
         return self._forecasting.last
 

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from isoflop.arrays import Array
 from isoflop.flops.totals import world_size
-from isoflop.forecast.lr_plan import LrPlan
+from isoflop.forecast import LrPlan
 
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""

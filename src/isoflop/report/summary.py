@@ -1,4 +1,4 @@
-"""A table of runs for the terminal: N by convention, compute by both counts, tokens, loss."""
+"""Tables of runs for the terminal: N by convention, compute by both counts, tokens, loss; half-time forecasts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from isoflop.console import grid
+from isoflop.fit.runs import at_end, unfinished
+from isoflop.forecast import FinalLoss, Forecast, Outcome, forecast_from
 from isoflop.record.run import Run
 
 
@@ -16,8 +18,6 @@ def print_summary(runs: Iterable[Run]) -> None:
         runs: as `isoflop.read_runs(folder)` gives them; one without a point gets a row of dashes.
     """
     from rich.console import Console
-
-    from isoflop.forecast.outcome import forecast_table
 
     runs = list(runs)
     # in a file or a narrow window whole numbers are worth more than the frame
@@ -101,3 +101,39 @@ def count_cell(value: int | None) -> str:
 def flops_cell(value: int | None) -> str:
     """FLOPs; unknown is a dash."""
     return "–" if value is None else f"{value:.2e}"
+
+
+def forecast_table(runs: Iterable[Run]) -> Any:
+    """A `rich.table.Table` of the runs that forecast at half time, with their final losses; None where none did."""
+    rows = [(run, *made) for run in runs if (made := _half_time(run)) is not None]
+    if not rows:
+        return None
+    table = grid("run", "at step", "forecast", "80% interval", "final loss", left=(0, 4), title="Forecast at half time")
+    for run, step, forecast in rows:
+        final = final_loss_of(run)
+        outcome = "–" if final.mean is None else str(Outcome(forecast, final.mean, final.error))
+        interval = f"{forecast.low:.3f} to {forecast.high:.3f}"
+        table.add_row(run.name or run.run_id, f"{step:,}", f"{forecast.loss:.3f}", interval, outcome)
+    table.caption = (
+        "training loss in nats per token · final loss: mean over the last 5% of the run, ± its standard error"
+    )
+    return table
+
+
+def _half_time(run: Run) -> tuple[int, Forecast] | None:
+    """Step and forecast of the first point in the second half of the planned run that has one."""
+    total = run.planned.get("steps")
+    for point in run.points:
+        scalars = {f"isoflop/{name}": value for name, value in point.extra.items()}
+        if total and 2 * point.step >= total and (forecast := forecast_from(scalars, int(total))) is not None:
+            return point.step, forecast
+    return None
+
+
+def final_loss_of(run: Run) -> FinalLoss:
+    """The training losses that the final loss is the mean of; none of a run that did not come to its planned end."""
+    if unfinished(run, run.points[-1].step):
+        return FinalLoss()
+    known = [(p.step, loss) for p in run.points if (loss := p.losses.get("train")) is not None and p.data_tokens]
+    ends = at_end([step for step, _ in known], "train")
+    return FinalLoss.of(loss for (_, loss), counts in zip(known, ends, strict=True) if counts)

@@ -1,0 +1,226 @@
+"""Forecasts as data: a loss with its interval, or the reason why there is none; compared with the final loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+NU = 5.0
+"""Degrees of freedom of the Student t that a forecast's error is taken to follow (measured: docs/forecast.md)."""
+T80 = 1.4758840488244815
+"""Half-width of the 80% interval over the scale: the t distribution's 90% point."""
+LOSS, LOW, HIGH = "isoflop/forecast_loss", "isoflop/forecast_low", "isoflop/forecast_high"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The loss forecast at a step.
+
+    Attributes:
+        loss: median, nats per token.
+        low, high: the central interval that holds the loss with probability `level`.
+        sd: scale of the Student t with `nu` degrees of freedom that describes the error, nats.
+        level: probability of the interval.
+        step: the optimizer step it is for.
+        estimator: the method's name in `ESTIMATORS`.
+        basis: what it was computed from, in words.
+        nu: degrees of freedom.
+    """
+
+    loss: float
+    low: float
+    high: float
+    sd: float
+    level: float
+    step: int
+    estimator: str
+    basis: tuple[str, ...] = ()
+    nu: float = NU
+
+    @property
+    def normal(self) -> tuple[float, float]:
+        """Mean and standard deviation of the normal nearest to it, for comparing runs."""
+        return self.loss, self.sd * (self.nu / (self.nu - 2)) ** 0.5
+
+    def probability_below(self, other: Forecast | float) -> float:
+        """The probability that this run ends below `other`, taken as independent; a number is a certain loss."""
+        from scipy.special import stdtr  # slow to import
+
+        loss, sd = other.normal if isinstance(other, Forecast) else (float(other), 0.0)
+        scale = (self.normal[1] ** 2 + sd**2) ** 0.5 * ((self.nu - 2) / self.nu) ** 0.5
+        return float(stdtr(self.nu, (loss - self.loss) / scale))
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f} at step {self.step:,} ({self.level:.0%}: {self.low:.4f} to {self.high:.4f})"
+
+
+def forecast_of(
+    loss: float, sd: float, *, level: float, step: int, estimator: str, basis: tuple[str, ...] = (), nu: float = NU
+) -> Forecast:
+    """A forecast from its median and scale, with the interval of a Student t.
+
+    Raises:
+        ValueError: if `level` is no probability.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is the probability of the interval, between 0 and 1; got {level}.")
+    from scipy.special import stdtrit  # slow to import
+
+    half = float(stdtrit(nu, 0.5 + level / 2)) * sd
+    return Forecast(loss, loss - half, loss + half, sd, level, step, estimator, basis, nu)
+
+
+class Reason(str, Enum):
+    """Why there is no forecast: a stable name, the text for people, and whether waiting may help."""
+
+    text: str
+    temporary: bool
+
+    def __new__(cls, name: str, text: str, temporary: bool = False) -> Self:
+        """A member whose value is its name."""
+        member = str.__new__(cls, name)
+        member._value_, member.text, member.temporary = name, text, temporary
+        return member
+
+    WARM_UP = "warm-up", "A forecast needs {needed:,.0f} steps, twice the warm-up; {now:,.0f} are done.", True
+    TOO_FEW_POINTS = (
+        "too few points",
+        "{n} of the {needed} bins of loss that a fit needs are filled: log more often.",
+        True,
+    )
+    TOO_WIDE = "interval too wide", "The 80% interval is ±{half:.1%} of the loss, wider than ±{most:.1%}: wait.", True
+    LR_UNKNOWN = "learning rate unknown", "The learning rate to come is unknown: {why}. Pass {remedy}."
+    LR_OFF_PLAN = (
+        "learning rate left its plan",
+        "At step {step:,.0f} the learning rate is {rate:.3g}, not {planned:.3g}: pass the plan that it follows now.",
+    )
+    LR_RISES = "learning rate rises again", "The learning rate rises again after its warm-up; no such run was tested."
+    OUTSIDE_PRIORS = (
+        "outside the priors",
+        "The priors are of language-model pretraining, this is {kind}: pass your own finished runs as history=.",
+    )
+    NOT_FINITE = "losses not finite", "The last {n} logged losses are not finite."
+    DIVERGING = "diverging", "The loss has risen by {rise:.3f} nats from its lowest."
+    CHANGE_POINT = (
+        "change point",
+        "The loss jumped by {jump:+.3f} nats where the learning rate does not explain it (new data, a restart, a "
+        "spike?). Forecasts resume when the jump is long past.",
+    )
+    BATCH_CHANGED = (
+        "batch size changed",
+        "The tokens per step went from {before:,.0f} to {after:,.0f}: earlier losses do not predict later ones.",
+    )
+    NO_FIT = "no fit", "Least squares found no finite loss."
+    TOKENS_UNKNOWN = "tokens unknown", "The run's tokens are not counted."
+    END_UNKNOWN = "no planned end", "The run's length is not known: pass total_steps=."
+
+
+@dataclass(frozen=True)
+class NoForecast:
+    """No forecast: a stable `reason` to branch on, and the numbers of its `message`."""
+
+    reason: Reason
+    details: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def message(self) -> str:
+        """What is missing, for people."""
+        return self.reason.text.format(**self.details)
+
+    def __str__(self) -> str:
+        return f"no forecast ({self.reason.value}): {self.message}"
+
+
+NO_PLAN = NoForecast(Reason.LR_UNKNOWN, {"why": "no plan was given", "remedy": "the learning-rate plan"})
+
+
+def scalars_of(forecast: Forecast) -> dict[str, float]:
+    """A forecast as the scalars that a Monitor logs: median, and the ends of its interval."""
+    return {LOSS: forecast.loss, LOW: forecast.low, HIGH: forecast.high}
+
+
+def forecast_from(scalars: Mapping[str, Any], step: int = 0) -> Forecast | None:
+    """The forecast that logged scalars hold; None where they hold none.
+
+    Args:
+        scalars: as `Monitor.scalars`, with an 80% interval.
+        step: the step that it is for, where that is known.
+    """
+    values = [scalars.get(name) for name in (LOSS, LOW, HIGH)]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        return None
+    loss, low, high = (float(value) for value in values if value is not None)
+    if not low < high:
+        return None
+    return Forecast(loss, low, high, (high - low) / 2 / T80, 0.8, step, "isoflop", ("as logged during training",))
+
+
+class FinalLoss(NamedTuple):
+    """Sums over the losses in the last part of a run, whose mean is its final loss (`isoflop.fit.runs.in_tail`).
+
+    >>> final = FinalLoss.of([2.40, 2.42, 2.41])
+    >>> f"{final.mean:.3f} ± {final.error:.3f}"
+    '2.410 ± 0.006'
+    """
+
+    n: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, losses: Iterable[float]) -> FinalLoss:
+        """The sums of some losses."""
+        final = cls()
+        for loss in losses:
+            final = final.plus(loss)
+        return final
+
+    def plus(self, loss: float) -> FinalLoss:
+        """With one more loss; all count alike."""
+        return FinalLoss(self.n + 1, self.total + loss, self.squares + loss * loss)
+
+    @property
+    def mean(self) -> float | None:
+        """The final loss in nats per token; None without losses."""
+        return self.total / self.n if self.n else None
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, by the scatter of the losses; 0 with fewer than three."""
+        if self.n < 3:
+            return 0.0
+        mean = self.total / self.n
+        variance = max(0.0, self.squares / self.n - mean * mean)  # `mean**2` would raise beyond 1e154
+        return math.sqrt(variance / (self.n - 1))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A forecast beside the final loss that the run came to."""
+
+    forecast: Forecast
+    final: float
+    error: float
+    """Standard error of `final`."""
+
+    @property
+    def off(self) -> float:
+        """How far the final loss lies above the forecast, relative."""
+        return self.final / self.forecast.loss - 1
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval held the final loss, as well as that is known."""
+        return self.forecast.low - self.error <= self.final <= self.forecast.high + self.error
+
+    def __str__(self) -> str:
+        """For example "0.3% below · inside"."""
+        off, error = self.off, f" ± {self.error:.3f}" if self.error else ""
+        where = "as forecast" if abs(off) < 5e-4 else f"{abs(off):.1%} {'above' if off > 0 else 'below'}"
+        return f"{self.final:.3f}{error}: {where} · {'inside' if self.inside else 'outside the interval'}"
