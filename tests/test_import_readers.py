@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import random
 import struct
+import sys
 import tracemalloc
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -18,12 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.logs import EVERY, Given, ImportResult, Sized, huggingface, runs_of_logs, table, tensorboard
-from isoflop.logs import mlflow as mlflow_api
-from isoflop.logs import mlflow as mlflow_files
-from isoflop.logs import table as lightning
-from isoflop.logs import wandb as wandb_api
-from isoflop.logs.logged import Column, in_order
+from isoflop.logs import EVERY, Given, ImportResult, ModelSize, import_runs
 from isoflop.record import RecordError, Run
 
 # -- files as their tools write them -----------------------------------------------------------------------------------
@@ -78,7 +72,7 @@ def datastore(*rows: dict[str, Any], config: dict[str, Any] | None = None, exit_
         records.append(make())
         records[-1].exit.exit_code = exit_code
         records[-1].exit.SetInParent()
-    file = wandb_api.MAGIC + struct.pack("<HB", 0xBEE1, 0)
+    file = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
     for record in records:
         data, first = record.SerializeToString(), True
         while data or first:
@@ -129,7 +123,7 @@ def curve(run: Run, name: str = "train") -> dict[int, float | None]:
 def test_the_latest_state_that_can_be_read(tmp_path: Path) -> None:
     write(tmp_path / "checkpoint-20" / "trainer_state.json", state(3.0, 2.0, max_steps=30))
     broken = write(tmp_path / "checkpoint-30" / "trainer_state.json", state(3.0, 2.0, 1.0)[:150])
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert curve(one(result)) == {10: 3.0, 20: 2.0}
     assert one(result).status == "interrupted"
     (problem,) = result.problems
@@ -138,7 +132,7 @@ def test_the_latest_state_that_can_be_read(tmp_path: Path) -> None:
 
 def test_a_loss_of_zero_is_a_nan(tmp_path: Path) -> None:
     path = write(tmp_path / "trainer_state.json", state(3.0, 0.0, 2.0))
-    result = runs_of_logs([path])
+    result = import_runs([path])
     points = one(result).points
     assert [point.losses["train"] for point in points] == [3.0, None, 2.0]
     assert points[1].nonfinite == {"train": "nan"}
@@ -147,7 +141,7 @@ def test_a_loss_of_zero_is_a_nan(tmp_path: Path) -> None:
 
 def test_nan_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "trainer_state.json", state(3.0, math.nan, math.inf, 2.0))
-    points = one(runs_of_logs([path])).points
+    points = one(import_runs([path])).points
     assert [dict(point.nonfinite) for point in points] == [{}, {"train": "nan"}, {"train": "inf"}, {}]
 
 
@@ -161,7 +155,7 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
     write(tmp_path / "out" / "trainer_state.json", state(3.0, 2.0))
     write(tmp_path / "out" / "training_args.bin", pickle.dumps(Trap()))
-    assert len(runs_of_logs([tmp_path / "out"]).runs) == 1
+    assert len(import_runs([tmp_path / "out"]).runs) == 1
     assert not (tmp_path / "sprung").exists()
 
 
@@ -169,26 +163,26 @@ def test_the_mean_over_the_run_is_no_point(tmp_path: Path) -> None:
     text = json.loads(state(3.0, 2.0))
     text["log_history"].append({"step": 20, "train_loss": 2.5, "train_runtime": 9.0, "total_flos": 6e9})
     path = write(tmp_path / "trainer_state.json", json.dumps(text))
-    assert curve(one(runs_of_logs([path]))) == {10: 3.0, 20: 2.0}
+    assert curve(one(import_runs([path]))) == {10: 3.0, 20: 2.0}
 
 
 def test_tokens_are_spread_between_states(tmp_path: Path) -> None:
     """total_flos / (6·N) at each state; 20 steps of 100 tokens, then 10 of 200."""
-    sized = Sized(parameters={"non_embedding": 50}, method="by hand", huggingface=50)
+    size = ModelSize(parameters={"non_embedding": 50}, method="by hand", huggingface=50)
     write(tmp_path / "config.json", "{}")
     for step, tokens in ((20, 2000), (30, 4000)):
         text = state(*([3.0] * (step // 10)), max_steps=30, total_flos=6.0 * 50 * tokens)
         write(tmp_path / f"checkpoint-{step}" / "trainer_state.json", text)
-    run = one(runs_of_logs([tmp_path], counter=lambda config, length: sized))
+    run = one(import_runs([tmp_path], size_of=lambda config, length: size))
     assert [(point.step, point.tokens) for point in run.points] == [(10, 1000), (20, 2000), (30, 4000)]
 
 
 def test_a_configuration_of_another_model(tmp_path: Path) -> None:
     """6·N·tokens that is no multiple of 6·N: no tokens are taken from it, and it is said."""
-    sized = Sized(parameters={"non_embedding": 70}, method="by hand", huggingface=70)
+    size = ModelSize(parameters={"non_embedding": 70}, method="by hand", huggingface=70)
     write(tmp_path / "config.json", "{}")
     write(tmp_path / "trainer_state.json", state(3.0, 2.0, total_flos=6.0 * 50 * 2000))
-    result = runs_of_logs([tmp_path], counter=lambda config, length: sized)
+    result = import_runs([tmp_path], size_of=lambda config, length: size)
     assert result.imported[0].missing == ("tokens",)
     assert "Its total_flos is no multiple of 6·N of the config.json" in result.questions[0]
 
@@ -199,7 +193,7 @@ def test_a_configuration_of_another_model(tmp_path: Path) -> None:
 def test_restarts_in_several_files(tmp_path: Path) -> None:
     write(tmp_path / "events.out.tfevents.1.host.1", b"".join(event("train/loss", 10 * i, 4.0) for i in range(1, 6)))
     write(tmp_path / "events.out.tfevents.2.host.1", b"".join(event("train/loss", 10 * i, 2.0) for i in range(3, 5)))
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert curve(one(result)) == {10: 4.0, 20: 4.0, 30: 2.0, 40: 2.0}, "step 50 of the first attempt is superseded"
     assert any("go back once" in note for note in result.imported[0].notes)
 
@@ -207,7 +201,7 @@ def test_restarts_in_several_files(tmp_path: Path) -> None:
 def test_a_truncated_event_file(tmp_path: Path) -> None:
     whole = [event("loss", step, 3.0) for step in range(1, 9)]
     path = write(tmp_path / "events.out.tfevents.1", b"".join(whole)[:-5])
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert list(curve(one(result))) == list(range(1, 8))
     start = sum(map(len, whole[:-1]))
     assert result.problems[0].startswith(f"{path} at byte {start} (event 7): expected ")
@@ -219,7 +213,7 @@ def test_an_event_with_a_flipped_bit(tmp_path: Path) -> None:
     events = [bytearray(event("loss", step, 3.0)) for step in range(1, 5)]
     events[2][20] ^= 1
     path = write(tmp_path / "events.out.tfevents.1", b"".join(map(bytes, events)))
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert list(curve(one(result))) == [1, 2]
     place = f"{path} at byte {2 * len(events[0])} (event 2)"
     assert result.problems[0].startswith(f"{place}: expected a whole event: it is cut off or broken, got ")
@@ -235,7 +229,7 @@ def test_an_event_that_claims_to_be_huge(length: int, tmp_path: Path) -> None:
     write(tmp_path / "events.out.tfevents.1", event("loss", 1, 3.0) + huge)
     tracemalloc.start()
     try:
-        result = runs_of_logs([tmp_path])
+        result = import_runs([tmp_path])
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
@@ -250,11 +244,11 @@ def test_tensorflows_scalars_and_the_trainers_texts(tmp_path: Path) -> None:
         writer.add_image("sample", torch_image(), 1)
         for step in (1, 2):
             writer.add_scalar("train/loss", 3.0 / step, step, new_style=True)
-    sized = Given(seq={EVERY: 128}, devices={EVERY: 8}, params={EVERY: 1e6})
-    run = one(runs_of_logs([tmp_path], sized))
+    size = Given(seq={EVERY: 128}, devices={EVERY: 8}, params={EVERY: 1e6})
+    run = one(import_runs([tmp_path], size))
     assert curve(run) == {1: 3.0, 2: 1.5}
     assert [point.tokens for point in run.points] == [4 * 2 * 8 * 128, 2 * 4 * 2 * 8 * 128]
-    (question,) = runs_of_logs([tmp_path], Given(params={EVERY: 1e6})).questions
+    (question,) = import_runs([tmp_path], Given(params={EVERY: 1e6})).questions
     assert "per_device_train_batch_size 4 × gradient_accumulation_steps 2" in question
     assert "not known: the devices (--devices), the length of a sequence (--seq)." in question
 
@@ -270,13 +264,13 @@ def torch_image() -> Any:
 
 def test_a_truncated_metrics_csv(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n0,x,3.5\n0,2,3.0\n0,3,2.")
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert curve(one(result)) == {1: 4.0, 3: 3.0, 4: 2.0}
-    assert result.problems == (f"{path}:3: expected a step (a whole number from 0), got 'x'",)
+    assert result.problems == (f"{path}:3: expected step to be a whole number from 0, got 'x'",)
     path = write(tmp_path / "metrics.csv", "epoch,step,train_loss,lr\n0,0,4.0,0.1\n0,1,3.")
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert curve(one(result)) == {1: 4.0}, "a value of a row that was cut off may be cut itself"
-    assert result.problems == (f"{path}:3: expected 4 values: it is cut off, got '3 values'",)
+    assert result.problems == (f"{path}:3: expected 4 values, as in the first row, got '3 values'",)
 
 
 def test_hyperparameters_that_are_objects(tmp_path: Path) -> None:
@@ -285,7 +279,7 @@ def test_hyperparameters_that_are_objects(tmp_path: Path) -> None:
         tmp_path / "hparams.yaml",
         "path: !!python/object/apply:os.system ['touch sprung']\nglobal_batch_size: 8\nmodel:\n  block_size: 16\n",
     )
-    run = one(runs_of_logs([tmp_path]))
+    run = one(import_runs([tmp_path]))
     assert run.points[0].tokens == 8 * 16
     assert not Path("sprung").exists()
 
@@ -294,8 +288,8 @@ def test_event_files_beside_a_csv_log_are_left_out(tmp_path: Path) -> None:
     """The CSV has double precision."""
     write(tmp_path / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
     write(tmp_path / "events.out.tfevents.1", event("train_loss", 0, 4.0))
-    assert [one.kind for one in runs_of_logs([tmp_path]).imported] == ["lightning"]
-    assert [one.kind for one in runs_of_logs([tmp_path], kind="tensorboard").imported] == ["tensorboard"]
+    assert [one.kind for one in import_runs([tmp_path]).imported] == ["lightning"]
+    assert [one.kind for one in import_runs([tmp_path], kind="tensorboard").imported] == ["tensorboard"]
 
 
 # -- W&B ---------------------------------------------------------------------------------------------------------------
@@ -306,14 +300,14 @@ def test_an_offline_run_over_several_blocks(tmp_path: Path) -> None:
     folder = tmp_path / "offline-run-1"
     path = write(folder / "run-abc123.wandb", datastore(*rows, config={"global_batch_size": 4, "seq_len": 8}))
     assert path.stat().st_size > 2 * BLOCK
-    run = one(runs_of_logs([tmp_path]))
+    run = one(import_runs([tmp_path]))
     assert (run.name, run.status, run.points[-1].step) == ("offline", "completed", 1499)
     assert run.points[-1].tokens == 1499 * 32 and run.points[0].time == 1.8e9 + 1
     mean = sum(3.0 / step for step in range(1025, 1027)) / 2
     assert curve(run)[1026] == pytest.approx(mean, rel=1e-12), "thinned as isoflop's own record is"
     whole = path.read_bytes()
     write(path, whole[: len(whole) // 2])
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     assert one(result).status == "interrupted" and "expected a whole run of W&B" in result.problems[0]
     assert curve(one(result)) == {
         step: loss for step, loss in curve(run).items() if step <= one(result).points[-1].step
@@ -325,7 +319,7 @@ def test_steps_of_the_trainer_inside_wandb(key: str, more: int, tmp_path: Path) 
     """W&B's own step counts calls of log()."""
     rows = [{"_step": i, key: 10 * i, "train/loss": 3.0, "train/nan": "NaN"} for i in range(3)]
     write(tmp_path / "run-abc123.wandb", datastore(*rows, exit_code=1))
-    run = one(runs_of_logs([tmp_path]))
+    run = one(import_runs([tmp_path]))
     assert list(curve(run)) == [more, 10 + more, 20 + more] and run.status == "interrupted"
 
 
@@ -334,16 +328,16 @@ def test_a_damaged_offline_run(tmp_path: Path) -> None:
     content = bytearray(datastore(*({"_step": step, "val": 1, "train.loss": 3.0} for step in range(1, 5)), config={}))
     content[-30] ^= 1  # in the last row
     path = write(tmp_path / "of-a-friend.bin", bytes(content))
-    result = runs_of_logs([path])
+    result = import_runs([path])
     assert list(curve(one(result))) == [1, 2, 3]
     assert result.problems[0].startswith(f"{path}: expected a whole run of W&B, got ")
-    assert runs_of_logs([write(tmp_path / "run-x.wandb", b":W&Brubbish")]).problems[0].startswith(str(tmp_path))
+    assert import_runs([write(tmp_path / "run-x.wandb", b":W&Brubbish")]).problems[0].startswith(str(tmp_path))
 
 
 def test_an_offline_run_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_api, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     path = write(tmp_path / "run-x.wandb", b":W&B\xe1\xbe\0")
-    (problem,) = runs_of_logs([path]).problems
+    (problem,) = import_runs([path]).problems
     assert problem.startswith(f"{path}: ") and problem.endswith('not installed: pip install "wandb>=0.31"')
 
 
@@ -352,15 +346,15 @@ def test_a_chart_exported_from_wandb(tmp_path: Path) -> None:
         '"Step","big - train/loss","big - train/loss__MIN","big - train/loss__MAX","small - train/loss"\n'
         '"1","4.0","4.0","4.0","5.0"\n"2","3.0","3.0","3.0",""\n'
     )
-    result = runs_of_logs([write(tmp_path / "wandb_export_1.csv", text)])
+    result = import_runs([write(tmp_path / "wandb_export_1.csv", text)])
     assert {run.name: curve(run) for run in result.runs} == {"big": {1: 4.0, 2: 3.0}, "small": {1: 5.0}}
     assert {one.kind for one in result.imported} == {"wandb"}
     wrong = write(tmp_path / "other.csv", text.replace("Step", "Relative Time (Process)"))
-    (problem,) = runs_of_logs([wrong]).problems
+    (problem,) = import_runs([wrong]).problems
     assert problem.endswith("set the chart's x-axis to Step")
 
 
-def test_runs_of_wandbs_api() -> None:
+def test_runs_of_wandbs_api(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"_step": i, "train/loss": 3.0 / i, "isoflop/tokens_processed": 64 * i} for i in (1, 2)]
 
     class Broken:
@@ -379,16 +373,23 @@ def test_runs_of_wandbs_api() -> None:
         scan_history=lambda page_size: rows,
     )
     api = SimpleNamespace(runs=lambda path: [Broken(), good], run=lambda path: good)
-    (logged,) = wandb_api.read("wandb:me/project", api=api)
-    assert (logged.key, logged.status, list(logged.columns["train/loss"].values)) == (
-        "wandb:abc",
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: api))
+    result = import_runs(["wandb:me/project"])
+    run = one(result)
+    assert (run.name, run.status, run.created, curve(run)) == (
+        "a",
         "completed",
-        [3.0, 1.5],
+        "2026-01-02T03:04:05+00:00",
+        {1: 3.0, 2: 1.5},
     )
-    assert logged.problems == ("wandb:me/project: run worse: W&B gave OSError: gone",)
-    assert len(wandb_api.read("wandb:me/project/abc", api=api)) == 1
-    with pytest.raises(RecordError, match="expected wandb:entity/project or wandb:entity/project/run"):
-        wandb_api.read("wandb:me", api=api)
+    assert result.imported[0].source == "wandb:me/project/abc"
+    assert result.problems == ("wandb:me/project: run worse: W&B gave OSError: gone",)
+    assert one(import_runs(["wandb:me/project/abc"])) == run
+    (problem,) = import_runs(["wandb:me"]).problems
+    assert "expected wandb:entity/project or wandb:entity/project/run" in problem
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    (problem,) = import_runs(["wandb:me/project"]).problems
+    assert problem.endswith("wandb is not installed: pip install wandb, then wandb login")
 
 
 # -- MLflow ------------------------------------------------------------------------------------------------------------
@@ -397,7 +398,7 @@ def test_runs_of_wandbs_api() -> None:
 def test_mlflows_files(tmp_path: Path) -> None:
     lines = "1800000001000 3.0 1\n1800000002000 nan 2\nrubbish\n1800000003000 2.0 3\n1800000004000 1."
     run = mlflow_run(tmp_path, {"train/loss": lines, "gpu": "1 2 3\n"}, {"global_batch_size": "4", "seq_len": "8"})
-    result = runs_of_logs([tmp_path])
+    result = import_runs([tmp_path])
     found = one(result)
     assert curve(found) == {1: 3.0, 2: None, 3: 2.0}
     assert (found.name, found.status, found.points[2].tokens) == ("by-hand", "completed", 96)
@@ -408,7 +409,7 @@ def test_mlflows_files(tmp_path: Path) -> None:
     )
 
 
-def test_mlflows_client() -> None:
+def test_mlflows_client(monkeypatch: pytest.MonkeyPatch) -> None:
     class Page(list[Any]):
         token = None
 
@@ -420,10 +421,16 @@ def test_mlflows_client() -> None:
         search_runs=lambda ids, page_token: Page([run]),
         get_metric_history=lambda run_id, name: history,
     )
-    (logged,) = mlflow_api.read("mlflow:http://host", client=client)
-    assert (logged.status, logged.planned_steps, list(logged.columns)) == ("interrupted", 9, ["loss"])
-    with pytest.raises(RecordError, match="expected runs, got none"):
-        mlflow_api.read("mlflow:http://host#other", client=client)
+    module = SimpleNamespace(MlflowClient=lambda tracking_uri: client)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(tracking=module))
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", module)
+    run = one(import_runs(["mlflow:http://host"]))
+    assert (run.name, run.status, run.planned["steps"], curve(run)) == ("n", "interrupted", 9, {1: 3.0, 2: 1.5})
+    (problem,) = import_runs(["mlflow:http://host#other"]).problems
+    assert problem == "mlflow:http://host#other: expected runs, got none"
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
+    (problem,) = import_runs(["mlflow:http://host"]).problems
+    assert problem.endswith("mlflow is not installed: pip install mlflow")
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -431,7 +438,7 @@ def test_mlflows_client() -> None:
 
 def test_curves_of_several_runs(tmp_path: Path) -> None:
     path = write(tmp_path / "runs.csv", "run,step,tokens,loss,val_ppl,lr\na,1,64,4,,0.1\nb,1,64,5,,\na,2,128,3,8,0.2\n")
-    result = runs_of_logs([path])
+    result = import_runs([path])
     first, second = result.runs
     assert (first.name, curve(first), curve(second)) == ("a", {1: 4.0, 2: 3.0}, {1: 5.0})
     assert curve(first, "eval/val") == {2: pytest.approx(math.log(8))}
@@ -441,7 +448,7 @@ def test_curves_of_several_runs(tmp_path: Path) -> None:
 
 def test_ends_of_runs(tmp_path: Path) -> None:
     path = write(tmp_path / "ends.csv", "N,tokens,flops,loss\n1000,20000,1.3e8,3.0\n2000,40000,5e8,2.5\n")
-    runs = runs_of_logs([path]).runs
+    runs = import_runs([path]).runs
     assert [(run.parameters["non_embedding"], run.points[0].tokens, run.points[0].flops) for run in runs] == [
         (1000, 20000, 130_000_000),
         (2000, 40000, 500_000_000),
@@ -454,72 +461,74 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     columns = {"step": [1, 2], "loss": [3.0, None], "val_loss": [None, 2.0]}
     parquet.write_table(arrow.table(columns), tmp_path / "run.parquet")
-    run = one(runs_of_logs([tmp_path / "run.parquet"]))
+    run = one(import_runs([tmp_path / "run.parquet"]))
     assert (curve(run), curve(run, "eval/val")) == ({1: 3.0}, {2: 2.0})
     whole = (tmp_path / "run.parquet").read_bytes()
     write(tmp_path / "run.parquet", whole[:-20])
-    (problem,) = runs_of_logs([tmp_path / "run.parquet"]).problems
+    (problem,) = import_runs([tmp_path / "run.parquet"]).problems
     assert "expected a Parquet file that can be read" in problem
 
 
 def test_units(tmp_path: Path) -> None:
     path = write(tmp_path / "run.csv", "step,train_loss,val_loss\n1,2.0,1.0\n")
-    run = one(runs_of_logs([path], Given(loss_unit={"train": "bits", "eval/val": "bpb"})))
+    run = one(import_runs([path], Given(loss_unit={"train": "bits", "eval/val": "bpb"})))
     assert run.points[0].losses == {"train": pytest.approx(2 * math.log(2)), "eval/val": 1.0}
     assert run.loss_units == {"eval/val": "bits per byte"}
     with pytest.raises(RecordError, match="--loss-unit: expected one of nats, bits, ppl, bpb, got 'dB'"):
-        runs_of_logs([path], Given(loss_unit={EVERY: "dB"}))
+        import_runs([path], Given(loss_unit={EVERY: "dB"}))
 
 
 def test_a_column_of_another_name(tmp_path: Path) -> None:
     path = write(tmp_path / "run.csv", "iter,objective,heldout\n1,3.0,3.5\n2,2.0,2.5\n")
-    (problem,) = runs_of_logs([path]).problems
+    (problem,) = import_runs([path]).problems
     assert problem == (
         f"{path}: no loss is in it; its columns are objective, heldout: name the one with --loss COLUMN (an "
         "evaluation's with --loss eval/val=COLUMN)"
     )
-    run = one(runs_of_logs([path], Given(loss={"train": "objective", "eval/held": "heldout"})))
+    run = one(import_runs([path], Given(loss={"train": "objective", "eval/held": "heldout"})))
     assert (curve(run), curve(run, "eval/held")) == ({1: 3.0, 2: 2.0}, {1: 3.5, 2: 2.5})
 
 
 def test_a_column_of_steps_of_another_name(tmp_path: Path) -> None:
     path = write(tmp_path / "run.csv", "update,loss\n5,3.0\n10,2.0\n")
-    assert list(curve(one(runs_of_logs([path])))) == [1, 2]
-    assert list(curve(one(runs_of_logs([path], step="update")))) == [5, 10]
-    (problem,) = runs_of_logs([path], step="updates").problems
+    assert list(curve(one(import_runs([path])))) == [1, 2]
+    assert list(curve(one(import_runs([path], step="update")))) == [5, 10]
+    (problem,) = import_runs([path], step="updates").problems
     assert problem == f"{path}: --step: expected one of its columns update, loss, got 'updates'"
 
 
 def test_tokens_that_fall_are_no_count_of_the_run(tmp_path: Path) -> None:
     """Some loops begin again at a resume or an epoch."""
     path = write(tmp_path / "run.csv", "step,loss,tokens\n1,3.0,100\n2,2.0,200\n3,1.0,50\n")
-    result = runs_of_logs([path], Given(params={EVERY: 1e6}))
+    result = import_runs([path], Given(params={EVERY: 1e6}))
     assert [point.tokens for point in one(result).points] == [None, None, None]
     assert "Its column tokens is no count of the run" in result.questions[0]
 
 
-def test_steps_that_go_back_and_steps_in_no_order() -> None:
-    def column(*rows: tuple[int, float]) -> Column:
-        made = Column()
-        for row in rows:
-            made.add(*row)
-        return made
-
-    resumed, times, disorder = in_order(column((1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5)))
-    assert (list(resumed.steps), list(resumed.values), times, disorder) == ([1, 2], [1.0, 2.5], 1, False)
-    tidy, times, disorder = in_order(column((3, 3.0), (1, 1.0), (2, 2.0)))
-    assert (list(tidy.steps), list(tidy.values), times, disorder) == ([1, 2, 3], [1.0, 2.0, 3.0], 0, True)
+def rows_of(*rows: tuple[int, float]) -> str:
+    return "".join(["step,loss\n", *(f"{step},{loss!r}\n" for step, loss in rows)])
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0, 9)), max_size=60))
-def test_a_column_in_order_has_each_step_once(rows: list[tuple[int, float]]) -> None:
-    made = Column()
-    for row in rows:
-        made.add(*row)
-    tidy, _, _ = in_order(made)
-    assert list(tidy.steps) == sorted(set(tidy.steps))
-    if rows:  # what was logged last always counts
-        assert dict(zip(tidy.steps, tidy.values, strict=True))[rows[-1][0]] == rows[-1][1]
+@pytest.mark.parametrize(
+    ("rows", "kept", "note"),
+    [
+        ([(1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5)], {1: 1.0, 2: 2.5}, "go back once, as after a resume"),
+        ([(3, 3.0), (1, 1.0), (2, 2.0)], {1: 1.0, 2: 2.0, 3: 3.0}, "are in no order: sorted"),
+    ],
+)
+def test_steps_that_go_back_and_steps_in_no_order(rows: Any, kept: dict[int, float], note: str, tmp_path: Path) -> None:
+    result = import_runs([write(tmp_path / "run.csv", rows_of(*rows))])
+    assert curve(one(result)) == kept
+    assert f"loss: its steps {note}" in " ".join(result.imported[0].notes)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0, 9)), min_size=1, max_size=60))
+def test_each_step_is_there_once(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, float]]) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "run.csv", rows_of(*rows))
+    found = curve(one(import_runs([path])))
+    assert list(found) == sorted(found)
+    assert found[rows[-1][0]] == rows[-1][1], "what was logged last always counts"
 
 
 # -- what is no log ----------------------------------------------------------------------------------------------------
@@ -538,7 +547,7 @@ def test_a_column_in_order_has_each_step_once(rows: list[tuple[int, float]]) -> 
 )
 def test_foreign_files(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, content)
-    result = runs_of_logs([path])
+    result = import_runs([path])
     assert not result.runs
     (problem,) = result.problems
     assert problem.startswith(str(path)) and said in problem
@@ -549,17 +558,17 @@ def test_the_others_are_imported(tmp_path: Path) -> None:
     write(tmp_path / "b" / "metrics.csv", "epoch,step,train_loss\n0,0,4.0\n")
     write(tmp_path / "c" / "events.out.tfevents.1", b"rubbish that is longer than a header")
     write(tmp_path / "d" / "run-x.wandb", b":W&Brubbish")
-    result = runs_of_logs([tmp_path, tmp_path / "nothing"])
+    result = import_runs([tmp_path, tmp_path / "nothing"])
     assert len(result.runs) == 1 and len(result.problems) == 4
 
 
 PUT_IN = (b"\n", b",", b'"', b"nan", b"1e999", b"-1", b"[" * 2000, b"\xff\0", b"9" * 5000)
-READERS: dict[str, Callable[..., Any]] = {
-    "trainer_state.json": huggingface.read,
-    "events.out.tfevents.1": tensorboard.read,
-    "metrics.csv": lightning.lightning_read,
-    "table.csv": table.read,
-    "mlruns": mlflow_files.mlflow_files_read,
+KIND_OF = {
+    "trainer_state.json": "huggingface",
+    "events.out.tfevents.1": "tensorboard",
+    "metrics.csv": "lightning",
+    "table.csv": "table",
+    "mlruns": "mlflow",
 }
 
 
@@ -574,11 +583,11 @@ def example(name: str) -> bytes:
     }[name]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", KIND_OF)
 @settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_the_bytes_a_reader_answers(name: str, data: st.DataObject, tmp_path_factory: Any) -> None:
-    """Bytes changed, cut out or put in: runs, or a RecordError; never another error."""
+    """Bytes changed, cut out or put in: runs, or a problem that is told; never an error."""
     content = bytearray(example(name))
     rng = random.Random(data.draw(st.integers(0, 2**32)))
     for _ in range(rng.randint(1, 5)):
@@ -597,6 +606,6 @@ def test_whatever_the_bytes_a_reader_answers(name: str, data: st.DataObject, tmp
         write(path / "metrics" / "loss", bytes(content))
     else:
         path = write(folder / name, bytes(content))
-    with contextlib.suppress(RecordError):
-        READERS[name](path)
-    runs_of_logs([path])  # raises nothing at all
+    for kind in (None, KIND_OF[name]):
+        result = import_runs([path], kind=kind)
+        assert result.runs or result.problems

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoflop.flops.operators import register_flop_formula
     from isoflop.flops.tokens import TokenCount
     from isoflop.live.monitor import Monitor
-    from isoflop.logs.convert import import_runs
+    from isoflop.logs import import_runs
     from isoflop.record.reader import read_run, read_runs
     from isoflop.record.run import Point, RecordError, Run
 
@@ -47,7 +47,7 @@ _HOME = {
     "Uncountable": "isoflop.flops.calls",
     "count": "isoflop.flops.count",
     "register_flop_formula": "isoflop.flops.operators",
-    "import_runs": "isoflop.logs.convert",
+    "import_runs": "isoflop.logs",
     "Point": "isoflop.record",
     "RecordError": "isoflop.record",
     "Run": "isoflop.record",

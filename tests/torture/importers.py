@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from isoflop.logs import Given, ImportProblem, runs_of_logs, write_run
+from isoflop.logs import Given, ImportProblem, import_runs, write_run
 from isoflop.record import read_run
 from test_import_readers import event, mlflow_run, state
 from torture.mutations import spoil_bytes, spoil_text
@@ -60,7 +60,7 @@ def fuzz_importers(random: Random, folder: Path) -> None:
     target = random.choice([path, place])
     kind = random.choice([None, None, None, "huggingface", "tensorboard", "lightning", "wandb", "mlflow", "table"])
     try:
-        result = runs_of_logs([target], given, kind=kind)
+        result = import_runs([target], given, kind=kind, size_of=None)
     except ImportProblem as error:
         assert str(error)
         return

@@ -1,12 +1,10 @@
-"""`isoflop import PATH… -o runs/`: other tools' logs as isoflop's records.
-
-What `isoflop import` did, as a table, and how each number was obtained.
-"""
+"""`isoflop import PATH… -o runs/`: other tools' logs as isoflop's records."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +15,30 @@ from isoflop.console import grid, screen
 from isoflop.report.summary import count_cell, flops_cell
 
 if TYPE_CHECKING:
-    from isoflop.logs.convert import Imported, ImportResult
-    from isoflop.logs.given import Given
+    from isoflop.logs import Imported, ImportResult
+    from isoflop.record import Point
+
+ROWS = 40
+"""Runs shown; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that was imported, its record, and `written`, `updated` or `unchanged`."""
+
+    one: Imported
+    path: Path
+    action: str
+
+    @property
+    def last(self) -> Point:
+        """The last point."""
+        return self.one.run.points[-1]
+
+    @property
+    def losses(self) -> dict[str, float | None]:
+        """The last value of each loss."""
+        return {name: loss for point in self.one.run.points for name, loss in point.losses.items()}
 
 
 def import_(
@@ -74,17 +94,27 @@ def import_(
     What a log does not hold is asked for; a run without it is imported all the same, with its loss by step. The exit
     code is 1 if no run could be imported.
     """
-    from isoflop.logs.convert import import_runs, write_run
-    from isoflop.record.run import RecordError
+    from isoflop.logs import EVERY, Given, import_runs, read_answers, write_run
+    from isoflop.record import RecordError
 
-    done: list[tuple[Imported, Path, str]] = []
+    done: list[Done] = []
     with reported("import", RecordError):
-        given = given_of(params, config, tokens_per_step, flops_per_token, seq, devices, table, loss, loss_unit)
+        given = Given(
+            params=_numbers("--params", params),
+            tokens_per_step=_numbers("--tokens-per-step", tokens_per_step),
+            flops_per_token=_numbers("--flops-per-token", flops_per_token),
+            seq=_numbers("--seq", seq),
+            devices=_numbers("--devices", devices),
+            config=_by_name(config, EVERY),
+            loss=_by_name(loss, "train"),
+            loss_unit=_by_name(loss_unit, EVERY),
+            table={} if table is None else read_answers(table),
+        )
         result = import_runs(paths, given, kind=kind, step=step, leave_out=[] if table is None else [table])
     failures: list[str] = []
     for one in result.imported:
         try:
-            done.append((one, *write_run(output, one.run)))
+            done.append(Done(one, *write_run(output, one.run)))
         except RecordError as error:
             failures.append(str(error))
     result = replace(result, problems=(*result.problems, *dict.fromkeys(failures)))
@@ -101,37 +131,6 @@ def import_(
         raise typer.Exit(1)
 
 
-def given_of(
-    params: Sequence[str] | None,
-    config: Sequence[str] | None,
-    tokens_per_step: Sequence[str] | None,
-    flops_per_token: Sequence[str] | None,
-    seq: Sequence[str] | None,
-    devices: Sequence[str] | None,
-    table: Path | None,
-    loss: Sequence[str] | None,
-    loss_unit: Sequence[str] | None,
-) -> Given:
-    """The options as `Given`.
-
-    Raises:
-        ValueError: one is no number, or the table can't be read.
-    """
-    from isoflop.logs.given import EVERY, Given, read_answers
-
-    return Given(
-        params=_numbers("--params", params),
-        tokens_per_step=_numbers("--tokens-per-step", tokens_per_step),
-        flops_per_token=_numbers("--flops-per-token", flops_per_token),
-        seq=_numbers("--seq", seq),
-        devices=_numbers("--devices", devices),
-        config=_by_name(config, EVERY),
-        loss=_by_name(loss, "train"),
-        loss_unit=_by_name(loss_unit, EVERY),
-        table={} if table is None else read_answers(table),
-    )
-
-
 def _by_name(texts: Sequence[str] | None, otherwise: str) -> dict[str, str]:
     """NAME=VALUE by name; a bare VALUE under `otherwise`."""
     found = {}
@@ -142,7 +141,7 @@ def _by_name(texts: Sequence[str] | None, otherwise: str) -> dict[str, str]:
 
 
 def _numbers(option: str, texts: Sequence[str] | None) -> dict[str, float]:
-    from isoflop.logs.given import EVERY, amount
+    from isoflop.logs import EVERY, amount
 
     found = {}
     for name, text in _by_name(texts, EVERY).items():
@@ -153,49 +152,36 @@ def _numbers(option: str, texts: Sequence[str] | None) -> dict[str, float]:
     return found
 
 
-def as_object(result: ImportResult, done: Sequence[tuple[Imported, Path, str]]) -> dict[str, Any]:
+def as_object(result: ImportResult, done: Sequence[Done]) -> dict[str, Any]:
     """The object that `--json` prints."""
     return {
         "runs": [
             {
-                "run_id": one.run.run_id,
-                "name": one.run.name,
-                "kind": one.kind,
-                "source": one.source,
-                "record": str(path),
-                "action": action,
-                "status": one.run.status,
-                "points": len(one.run.points),
-                "parameters": dict(one.run.parameters),
-                "step": one.run.points[-1].step,
-                "tokens": one.run.points[-1].tokens,
-                "flops": one.run.points[-1].flops,
-                "losses": last_losses(one),
-                "missing": list(one.missing),
-                "notes": list(one.notes),
+                "run_id": each.one.run.run_id,
+                "name": each.one.run.name,
+                "kind": each.one.kind,
+                "source": each.one.source,
+                "record": str(each.path),
+                "action": each.action,
+                "status": each.one.run.status,
+                "points": len(each.one.run.points),
+                "parameters": dict(each.one.run.parameters),
+                "step": each.last.step,
+                "tokens": each.last.tokens,
+                "flops": each.last.flops,
+                "losses": each.losses,
+                "missing": list(each.one.missing),
+                "notes": list(each.one.notes),
             }
-            for one, path, action in done
+            for each in done
         ],
         "problems": list(result.problems),
         "questions": list(result.questions),
     }
 
 
-def last_losses(one: Imported) -> dict[str, float | None]:
-    """The last value of each loss."""
-    return {name: loss for point in one.run.points for name, loss in point.losses.items()}
-
-
-ROWS = 40
-"""Runs shown; the others are counted."""
-
-
-def print_imported(done: Sequence[tuple[Imported, Path, str]]) -> None:
-    """Print the runs and the notes on them, each note once.
-
-    Args:
-        done: runs, their records, and `written`, `updated` or `unchanged`.
-    """
+def print_imported(done: Sequence[Done]) -> None:
+    """Print the runs and the notes on them, each note once."""
     from rich.markup import escape
 
     if not done:
@@ -203,38 +189,26 @@ def print_imported(done: Sequence[tuple[Imported, Path, str]]) -> None:
     console = screen(110)
     heads = ("run", "from", "N", "tokens", "FLOPs", "steps", "points", "loss", "record")
     table = grid(*heads, left=(0, 1, 8), folded=range(9))
-    for one, _, action in done[:ROWS]:
-        last, parameters = one.run.points[-1], one.run.parameters
-        size = parameters.get("non_embedding") or parameters.get("total")
-        steps = "–" if one.ends else f"{last.step:,}"
-        cells = (one.run.name, one.kind, count_cell(size), count_cell(last.tokens), flops_cell(last.flops), steps)
-        table.add_row(*map(escape, (*cells, f"{len(one.run.points):,}", _losses(one), action)))
+    for each in done[:ROWS]:
+        run, last = each.one.run, each.last
+        size = run.parameters.get("non_embedding") or run.parameters.get("total")
+        steps = "–" if each.one.ends else f"{last.step:,}"
+        cells = (run.name, each.one.kind, count_cell(size), count_cell(last.tokens), flops_cell(last.flops), steps)
+        table.add_row(*map(escape, (*cells, f"{len(run.points):,}", _losses_cell(each.losses), each.action)))
     console.print(table)
     if len(done) > ROWS:
         console.print(f"… and {len(done) - ROWS} more runs")
-    for note, runs in _notes(done):
+    notes = Counter(note for each in done for note in dict.fromkeys(each.one.notes))
+    for note, runs in notes.most_common(30):
         of = "" if runs == len(done) else f" ({runs} of {len(done)} runs)"
         console.print(f"  {note}{of}", markup=False, soft_wrap=True)
-    folder = done[0][1].parent
-    actions = [action for _, _, action in done]
-    counted = ", ".join(f"{actions.count(name)} {name}" for name in dict.fromkeys(actions))
-    console.print(f"{counted}: isoflop fit {folder}", markup=False, soft_wrap=True)
+    counted = ", ".join(f"{many} {action}" for action, many in Counter(each.action for each in done).items())
+    console.print(f"{counted}: isoflop fit {done[0].path.parent}", markup=False, soft_wrap=True)
 
 
-def _notes(done: Sequence[tuple[Imported, Path, str]]) -> list[tuple[str, int]]:
-    found: dict[str, int] = {}
-    for one, _, _ in done:
-        for note in dict.fromkeys(one.notes):
-            found[note] = found.get(note, 0) + 1
-    return sorted(found.items(), key=lambda item: -item[1])[:30]
-
-
-def _losses(one: Imported) -> str:
-    last: dict[str, float | None] = {}
-    for point in one.run.points:
-        last.update(point.losses)
+def _losses_cell(losses: Mapping[str, float | None]) -> str:
     shown = [
         f"{'' if name == 'train' else name + ' '}{'–' if loss is None else f'{loss:.4g}'}"
-        for name, loss in last.items()
+        for name, loss in losses.items()
     ]
     return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")

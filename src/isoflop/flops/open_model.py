@@ -25,6 +25,10 @@ from isoflop.flops.parameters import unwrap
 from isoflop.lookup import CannotOpen, find, library, one_line
 
 
+class BringsCode(CannotOpen):
+    """A configuration whose model is code that lies beside it; it is run only where the user says so."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """A model on the meta device; `build` makes it with weights; `note`: what the user should know of it."""
@@ -85,7 +89,7 @@ def _from_config(source: Path | str, trust: bool) -> Opened:
         config = transformers.AutoConfig.from_pretrained(str(place), trust_remote_code=trust)
     except Exception as error:  # whatever a broken file, an unknown name or no network raises
         if "trust_remote_code" in str(error):
-            raise CannotOpen(f"{source} brings code of its own: pass --trust if you know where it is from") from None
+            raise BringsCode(f"{source} brings code of its own: pass --trust if you know where it is from") from None
         known = json.loads(source.read_text()) if isinstance(source, Path) and _is_json(source) else None
         if isinstance(known, dict) and "model_type" not in known:
             raise CannotOpen(f'{source} has no "model_type", by which transformers finds the model\'s code') from None

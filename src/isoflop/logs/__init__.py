@@ -1,20 +1,21 @@
 """Other tools' logs → `Run`s: Hugging Face, TensorBoard, Lightning, W&B, MLflow, CSV and Parquet. docs/import.md."""
 
-from isoflop.logs.convert import Imported, ImportResult, runs_of_logs, write_run
-from isoflop.logs.find import KINDS
-from isoflop.logs.given import EVERY, Counter, Given, Sized, read_answers
+from isoflop.logs.convert import Imported, write_run
+from isoflop.logs.counts import ModelSize
+from isoflop.logs.given import EVERY, Given, amount, read_answers
+from isoflop.logs.importing import KINDS, ImportResult, import_runs
 from isoflop.logs.logged import ImportProblem
 
 __all__ = [
     "EVERY",
     "KINDS",
-    "Counter",
     "Given",
     "ImportProblem",
     "ImportResult",
     "Imported",
-    "Sized",
+    "ModelSize",
+    "amount",
+    "import_runs",
     "read_answers",
-    "runs_of_logs",
     "write_run",
 ]

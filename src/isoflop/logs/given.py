@@ -1,18 +1,16 @@
-"""What the user says of runs whose logs don't: for all of them, for some by name, or in a table.
-
-What a model's configuration tells of its size, counted by whoever may know models: this room does not.
-"""
+"""Answers of the user to what a log does not hold: for all runs, for some by name, or in a table."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from isoflop.logs.files import csv_rows, number
-from isoflop.logs.logged import RUNS, SIZES, ImportProblem, Problems, first
+from isoflop.logs.files import csv_rows
+from isoflop.logs.logged import RUNS, SIZES, ImportProblem, number
+from isoflop.record.lines import Problems
 
 EVERY = ""
 """The name under which an answer is for every run."""
@@ -75,12 +73,10 @@ class Given:
             return named if named is not None else row.get(option, given.get(EVERY))
 
         params = _named(self.params, names)
-        parameters: dict[str, int] = dict(row.get("parameters", {}))
-        if params is not None or not parameters:
-            params = self.params.get(EVERY) if params is None else params
-            parameters = {} if params is None else {"N": round(params)}
+        if params is None and "parameters" not in row:
+            params = self.params.get(EVERY)
         return Answers(
-            parameters=parameters,
+            parameters=row.get("parameters", {}) if params is None else {"N": round(params)},
             tokens_per_step=answer("tokens_per_step"),
             flops_per_token=answer("flops_per_token"),
             devices=answer("devices"),
@@ -121,32 +117,24 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """
     problems = Problems(os.fspath(path))
     rows = csv_rows(path, problems)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    run = first(RUNS, header)
+    header = [name.strip() for name in next(rows, [])]
+    run = next((name for name in RUNS if name in header), None)
     if run is None:
         raise ImportProblem(f"{path}: expected a column run, and others such as params, got {header!a:.200}")
     found: dict[str, dict[str, Any]] = {}
-    for line, row in rows:
-        cells = dict(zip(header, row, strict=False))
-        answers: dict[str, Any] = {}
-        parameters: dict[str, int] = {}
+    for row in rows:
+        cells = {name: text.strip() for name, text in zip(header, row, strict=False)}
+        answers = found[cells.get(run, "")] = {}
         for name, text in cells.items():
-            what = _TABLE.get(name)
-            if text.strip() == "" or (what is None and name not in SIZES):
+            if not text or name not in {**_TABLE, **SIZES}:
                 continue
-            if what == "config":
-                answers[what] = text.strip()
-                continue
-            value = amount(text)
+            value: Any = text if name == "config" else amount(text)
             if value is None:
-                raise ImportProblem(f"{path}:{line}: expected {name} to be a positive number, got {text[:60]!a}")
-            if what is None:
-                parameters.setdefault(SIZES[name], round(value))
+                raise ImportProblem(f"{path}{problems.at}: expected {name} to be a positive number, got {text[:60]!a}")
+            if name in _TABLE:
+                answers.setdefault(_TABLE[name], value)
             else:
-                answers.setdefault(what, value)
-        if parameters:
-            answers["parameters"] = parameters
-        found[cells[run].strip()] = answers
+                answers.setdefault("parameters", {}).setdefault(SIZES[name], round(value))
     if told := problems.all():
         raise ImportProblem("; ".join(told[:3]))
     return found
@@ -164,26 +152,3 @@ def amount(text: str) -> float | None:
     if value is None or not 0 < value * (factor or 1.0) < 1e30:
         return None
     return value * (factor or 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sized:
-    """A model's size.
-
-    Attributes:
-        parameters: N by convention.
-        method: how it was counted.
-        huggingface: N as Hugging Face's total_flos has it: without the tables of nn.Embedding, an untied head in it.
-        flops_per_token: of a training step at a sequence length, where one was given.
-        flops_method: how they were counted.
-    """
-
-    parameters: Mapping[str, int | None]
-    method: str
-    huggingface: int | None = None
-    flops_per_token: float | None = None
-    flops_method: str | None = None
-
-
-Counter = Callable[[str | Mapping[str, Any], int | None], Sized]
-"""(a config.json or its content, tokens a sequence or None) → the model's size; raises ValueError with the reason."""

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import number, read_json, whole
-from isoflop.logs.logged import Columns, ImportProblem, Logged, Problems, plain, wanted
+from isoflop.logs.files import read_json
+from isoflop.logs.logged import Columns, ImportProblem, Logged, number, whole
+from isoflop.record.lines import Problems
 
 STATE = "trainer_state.json"
 ONCE = ("train_loss", "total_flos", "train_runtime")
 """Of the run's last entry: a mean over the whole run is no point of its curve."""
+SETTINGS = ("train_batch_size", "num_train_epochs", "logging_steps", "max_steps")
 
 
-def looks_like(folder: Path) -> bool:
+def is_output(folder: Path) -> bool:
     """Whether a folder is a Trainer's output: a state in it or in a checkpoint below it."""
-    return (folder / STATE).is_file() or any((one / STATE).is_file() for one in _checkpoints(folder))
+    return any((one / STATE).is_file() for one in (folder, *_checkpoints(folder)))
 
 
-def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> list[Logged]:
+def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
     """Read an output folder, or one state.
 
     Of several states (checkpoints and the folder's own) the one with most steps tells the curve; a broken one is told
@@ -34,46 +36,39 @@ def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> 
     Raises:
         ImportProblem: there is no state that can be read.
     """
-    path = Path(path)
+    path = Path(source)
     folder = path if path.is_dir() else path.parent
-    candidates = [path] if not path.is_dir() else [one / STATE for one in (folder, *_checkpoints(folder))]
+    candidates = [one / STATE for one in (path, *_checkpoints(path))] if path.is_dir() else [path]
     states: list[tuple[Path, dict[str, Any]]] = []
     failures: list[str] = []
     for candidate in candidates:
-        if path.is_dir() and not candidate.is_file():
-            continue
-        try:
-            states.append((candidate, _state(candidate)))
-        except ImportProblem as problem:
-            failures.append(str(problem))
+        if candidate == path or candidate.is_file():
+            try:
+                states.append((candidate, _state(candidate)))
+            except ImportProblem as problem:
+                failures.append(str(problem))
     if not states:
         raise ImportProblem("; ".join(failures) or f"{path}: expected a {STATE} in it or in its checkpoint-*, got none")
-    place, state = max(states, key=lambda item: item[1]["global_step"])
-    if path.name == STATE:  # of a checkpoint: the run is the folder it lies in
-        folder = folder.parent if folder.name.startswith("checkpoint-") else folder
-    notes: list[str] = []
-    problems = Problems(str(place))
-    columns = _columns(state, problems, notes, want)
+    latest, state = max(states, key=lambda item: item[1]["global_step"])
+    if path.name == STATE and folder.name.startswith("checkpoint-"):  # the run is the folder it lies in
+        folder = folder.parent
+    problems = Problems(str(latest))
+    columns, notes = _columns(state, named, problems)
     if len(states) > 1:
-        notes.append(f"of {len(states)} states the latest was read: {place.relative_to(path)}")
-    total, planned = state["global_step"], whole(state.get("max_steps")) or None
-    configs = (place.parent / "config.json", folder / "config.json")
+        notes.append(f"of {len(states)} states the latest was read: {latest.relative_to(path)}")
+    planned = whole(state.get("max_steps"))
+    configs = (latest.parent / "config.json", folder / "config.json")
     return [
         Logged(
             kind="huggingface",
             source=str(path),
             key=os.path.realpath(folder),
-            name=plain(Path(os.path.abspath(folder)).name) or "run",
+            name=Path(os.path.abspath(folder)).name,
             columns=columns,
-            settings={
-                key: state[key]
-                for key in ("train_batch_size", "num_train_epochs", "logging_steps")
-                if isinstance(state.get(key), (int, float))
-            },
+            settings={name: state[name] for name in SETTINGS if isinstance(state.get(name), (int, float))},
             config=next((str(config) for config in configs if config.is_file()), None),
-            total_flos=_flos(states, total),
-            planned_steps=planned,
-            status="completed" if planned is None or total >= planned else "interrupted",
+            total_flos=_flos(states, state["global_step"]),
+            status="completed" if not planned or state["global_step"] >= planned else "interrupted",
             averaged=True,
             notes=tuple(notes),
             problems=(*failures, *problems.all()),
@@ -90,38 +85,35 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _state(path: Path) -> dict[str, Any]:
     state = read_json(path)
-    if not isinstance(state.get("log_history"), list) or whole(state.get("global_step")) is None:
+    step = whole(state.get("global_step"))
+    if not isinstance(state.get("log_history"), list) or step is None:
         raise ImportProblem(f'{path}: expected a Trainer\'s state with "log_history" and "global_step", got neither')
-    state["global_step"] = whole(state["global_step"])
-    return state
+    return {**state, "global_step": step}
 
 
-def _columns(state: dict[str, Any], problems: Problems, notes: list[str], want: Callable[[str], bool]) -> Columns:
-    columns = Columns()
+def _columns(state: dict[str, Any], named: Collection[str], problems: Problems) -> tuple[Columns, list[str]]:
+    """The history's columns, and a note on losses of 0."""
+    columns = Columns(named)
     zeros: list[int] = []
     for index, entry in enumerate(state["log_history"]):
+        problems.at = f", log_history[{index}]"
         step = whole(entry.get("step")) if isinstance(entry, dict) else None
         if step is None:
-            problems.add(f", log_history[{index}]", "an object with a step", entry)
+            problems.add("an object with a step", entry)
             continue
         for name, value in entry.items():
-            if name in ONCE or not want(name):
-                continue
-            if (found := number(value)) is None:
-                problems.add(f", log_history[{index}]", f"{plain(name)} to be a number", value)
-                continue
-            if name in ("loss", "isoflop/loss") and found == 0.0:
-                found = math.nan
-                if name == "loss":
-                    zeros.append(step)
-            columns.add(name, step, found)
-    if zeros:
-        more = f" and {len(zeros) - 5} more" if len(zeros) > 5 else ""
-        notes.append(
-            f"loss 0.0 at step {', '.join(map(str, zeros[:5]))}{more}: the Trainer logs a NaN loss so "
-            "(logging_nan_inf_filter); taken as NaN"
-        )
-    return columns
+            if name in ("loss", "isoflop/loss") and number(value) == 0.0:
+                columns.add(name, step, math.nan)
+                zeros += [step] if name == "loss" else []
+            elif name not in ONCE:
+                columns.read(name, step, value, problems)
+    if not zeros:
+        return columns, []
+    more = f" and {len(zeros) - 5} more" if len(zeros) > 5 else ""
+    return columns, [
+        f"loss 0.0 at step {', '.join(map(str, zeros[:5]))}{more}: the Trainer logs a NaN loss so "
+        "(logging_nan_inf_filter); taken as NaN"
+    ]
 
 
 def _flos(states: list[tuple[Path, dict[str, Any]]], last: int) -> dict[int, float]:
@@ -132,6 +124,6 @@ def _flos(states: list[tuple[Path, dict[str, Any]]], last: int) -> dict[int, flo
         if flos and math.isfinite(flos) and flos > 0 and 0 < state["global_step"] <= last:
             found[state["global_step"]] = max(flos, found.get(state["global_step"], 0.0))
     ordered = sorted(found.items())
-    if any(later[1] < earlier[1] for earlier, later in pairwise(ordered)):
+    if any(later < earlier for (_, earlier), (_, later) in pairwise(ordered)):
         ordered = ordered[-1:]
     return dict(ordered)

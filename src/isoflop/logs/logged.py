@@ -1,11 +1,4 @@
-"""What a reader finds in another tool's log, before anything is made of it: `Column`, `Columns` and `Logged`.
-
-Cumulative counts (tokens, FLOPs) against optimizer steps: exact where they were logged, in between on a line.
-
-What is wrong with another tool's log: `ImportProblem` where nothing can be read, `Problems` for the parts.
-
-What a column's name says: a training loss, an evaluation's, tokens, FLOPs, a learning rate. Nothing else is kept.
-"""
+"""A run as another tool logged it, before anything is made of it: its columns by step, and the names they have."""
 
 from __future__ import annotations
 
@@ -14,11 +7,12 @@ import os
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
+from isoflop.record.lines import Problems
 from isoflop.record.run import RecordError, Status
 
 MAX_STEP = 2**63 - 1
@@ -26,6 +20,40 @@ MAX_COLUMNS = 2000
 """Names kept of one run: a file of random names must not fill the memory."""
 UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
+Value = TypeVar("Value")
+
+
+class ImportProblem(RecordError):
+    """A source can't be imported; the text says what was expected, what came and what to do."""
+
+
+def plain(text: str, limit: int = 200) -> str:
+    """A name from a file as it may be shown and kept: printable, of bounded length."""
+    kept = "".join(letter if letter.isprintable() else "?" for letter in text.strip()[:limit])
+    return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+def why(error: BaseException) -> str:
+    """A library's error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def number(value: object) -> float | None:
+    """A cell's number, NaN and inf as such; None where it is none. A truth value is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def whole(value: object) -> int | None:
+    """A count; None where it is none."""
+    found = number(value)
+    if found is None or not math.isfinite(found) or found < 0 or found % 1 or found >= 2**63:
+        return None
+    return int(found) if not isinstance(value, int) else value
 
 
 class Column:
@@ -50,19 +78,42 @@ class Column:
 
 
 class Columns(dict[str, Column]):
-    """Columns by name, made as they are met."""
+    """The columns of a run that can be of use (`wanted`, or named by the user), made as they are met.
 
-    def add(self, name: str, step: int, value: float, time: float = math.nan) -> bool:
-        """Append a value to a column; False where there are too many columns, or the step can't be one."""
-        column = self.get(name)
-        if column is None:
-            if len(self) >= MAX_COLUMNS:
-                return False
-            column = self[name] = Column()
-        if not 0 <= step <= MAX_STEP:
-            return False
-        column.add(step, value, time)
-        return True
+    Attributes:
+        unused: names of some others, for a question about them.
+    """
+
+    def __init__(self, named: Collection[str] = ()) -> None:
+        super().__init__()
+        self._named = named
+        self.unused: dict[str, None] = {}
+
+    def keeps(self, name: str) -> bool:
+        """Whether a column of this name is kept."""
+        if name in self or name in self._named or (name not in self.unused and wanted(name)):
+            return True
+        if len(self.unused) < 200:
+            self.unused[name] = None
+        return False
+
+    def add(self, name: str, step: int, value: float, time: float = math.nan) -> None:
+        """Append a value to a column that is kept, unless there are too many columns or the step can't be one."""
+        if not self.keeps(name) or not 0 <= step <= MAX_STEP or (name not in self and len(self) >= MAX_COLUMNS):
+            return
+        if name not in self:
+            self[name] = Column()
+        self[name].add(step, value, time)
+
+    def read(self, name: str, step: int, cell: object, problems: Problems, time: float = math.nan) -> None:
+        """Append the number of a cell; an empty cell is none, anything else is told."""
+        if cell in ("", None) or not self.keeps(name):
+            return
+        value = number(cell)
+        if value is None:
+            problems.add(f"{plain(name, 40)} to be a number", cell)
+        else:
+            self.add(name, step, value, time)
 
 
 def in_order(column: Column) -> tuple[Column, int, bool]:
@@ -79,12 +130,11 @@ def in_order(column: Column) -> tuple[Column, int, bool]:
     if all(later > earlier for earlier, later in pairwise(steps)):
         return column, 0, False
     back = sum(later < earlier for earlier, later in pairwise(steps))
+    tidy = Column()
     if back > UNSORTED * len(steps) and len(set(steps)) == len(steps):
-        tidy = Column()
         for row in sorted(column):
             tidy.add(*row)
         return tidy, 0, True
-    tidy = Column()
     for step, value, time in column:
         while tidy.steps and tidy.steps[-1] >= step:
             for kept in (tidy.steps, tidy.values, tidy.times):
@@ -105,11 +155,10 @@ class Logged:
         columns: by name, as logged; steps are optimizer steps done.
         settings: hyperparameters as the tool kept them, flat.
         config: a Hugging Face model configuration: its file, or its content.
-        parameters: N by convention, where the log says so itself.
-        parameters_method: how.
+        parameters: N by convention, where the log says so itself; `N` where it does not say which.
         total_flos: by step, Hugging Face's count.
-        planned_steps: optimizer steps of the plan.
         status: None where the tool does not say.
+        created: unix seconds.
         averaged: losses are means over the steps since the one before.
         single: values are float32.
         ends: its one point is the end of a run, whose steps are not known.
@@ -126,17 +175,19 @@ class Logged:
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: str | Mapping[str, Any] | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
-    parameters_method: str | None = None
     total_flos: Mapping[int, float] = field(default_factory=dict)
-    planned_steps: int | None = None
     status: Status | None = None
     created: float | None = None
     averaged: bool = False
     single: bool = False
     ends: bool = False
-    unused: tuple[str, ...] = ()
+    unused: Iterable[str] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", plain(self.name) or "run")
+        object.__setattr__(self, "unused", tuple(plain(name, 40) for name in self.unused)[:50])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,114 +195,60 @@ class Logged:
         folder = os.path.basename(os.path.dirname(os.path.abspath(self.source)))
         return self.name, f"{folder}/{self.name}", self.name.rpartition("/")[2]
 
+    @property
+    def planned_steps(self) -> int | None:
+        """Optimizer steps of the plan."""
+        return whole(self.settings.get("max_steps")) or None
 
-class Track:
-    """A count by step; 0 at step 0, unknown beyond the last step that is known.
+    def count(self, name: str) -> Count | None:
+        """The count that a column logged; None where it holds none: values that are finite and don't fall."""
+        if name not in self.columns:
+            return None
+        rows = _known(self.columns[name])
+        if not rows or any(later < earlier for (_, earlier), (_, later) in pairwise(rows)):
+            return None
+        return interpolated([step for step, _ in rows], [value for _, value in rows])
+
+    def rates(self) -> Count | None:
+        """Learning rates by step; of several parameter groups the first."""
+        names = sorted(filter(is_rate, self.columns), key=lambda name: (name.startswith("lr-"), name))
+        rows = _known(self.columns[names[0]]) if names else []
+        return interpolated([step for step, _ in rows], [value for _, value in rows], origin=False) if rows else None
+
+
+Count = Callable[[int], float | None]
+"""A quantity by optimizer steps done; None: unknown."""
+
+
+def _known(column: Column) -> list[tuple[int, float]]:
+    tidy, _, _ = in_order(column)
+    return [(step, value) for step, value, _ in tidy if math.isfinite(value) and value >= 0]
+
+
+def interpolated(steps: Sequence[int], values: Sequence[float], *, origin: bool = True) -> Count:
+    """Values by step: exact where they were logged, on a line in between, unknown beyond the last.
 
     Args:
         steps: growing.
         values: at these steps.
+        origin: 0 at step 0; else unknown before the first step.
     """
 
-    def __init__(self, steps: Sequence[int], values: Sequence[float]) -> None:
-        self._steps, self._values = steps, values
-
-    def at(self, step: int) -> float | None:
-        """The count after a step."""
-        index = bisect_left(self._steps, step)
-        if index == len(self._steps):
+    def at(step: int) -> float | None:
+        index = bisect_left(steps, step)
+        if index == len(steps) or (index == 0 and steps[0] != step and not origin):
             return None
-        if self._steps[index] == step:
-            return self._values[index]
-        before, low = (self._steps[index - 1], self._values[index - 1]) if index else (0, 0.0)
-        return low + (self._values[index] - low) * (step - before) / (self._steps[index] - before)
+        if steps[index] == step:
+            return values[index]
+        before, low = (steps[index - 1], values[index - 1]) if index else (0, 0.0)
+        return low + (values[index] - low) * (step - before) / (steps[index] - before)
 
-    def times(self, factor: float) -> Track:
-        """The count scaled."""
-        return Track(self._steps, [value * factor for value in self._values])
-
-    @property
-    def last(self) -> float:
-        """The last count."""
-        return self._values[-1]
+    return at
 
 
-class PerStep(Track):
-    """A count that grows by the same amount each step."""
-
-    def __init__(self, amount: float) -> None:
-        super().__init__((1,), (amount,))
-        self._amount = amount
-
-    def at(self, step: int) -> float | None:
-        """The count after a step."""
-        return self._amount * step
-
-    def times(self, factor: float) -> Track:
-        """The count scaled."""
-        return PerStep(self._amount * factor)
-
-
-def track_of(column: Column | None) -> Track | None:
-    """The count that a column logged; None where it holds none: values that are finite and don't fall."""
-    if column is None:
-        return None
-    tidy, _, _ = in_order(column)
-    rows = [(step, value) for step, value, _ in tidy if math.isfinite(value) and value >= 0]
-    if not rows or any(later[1] < earlier[1] for earlier, later in pairwise(rows)):
-        return None
-    return Track([step for step, _ in rows], [value for _, value in rows])
-
-
-def whole_at(track: Track | None, step: int) -> int | None:
-    """The count after a step as a whole number, as records hold it."""
-    value = None if track is None else track.at(step)
-    return None if value is None or not value < 1e36 else round(value)
-
-
-_MAX_TOLD = 20  # of one source; the others are counted
-
-
-class ImportProblem(RecordError):
-    """A source can't be imported; the text says what was expected, what came and what to do."""
-
-
-class Problems:
-    """What was wrong with a source, place by place; the first ones told, the others counted."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._told: list[str] = []
-        self._count = 0
-
-    def add(self, where: str, expected: str, came: object) -> None:
-        """Tell a place of the source (`:17`, ` at byte 96 (record 3)`), what it should have held and what it holds."""
-        self._count += 1
-        if self._count <= _MAX_TOLD:
-            self._told.append(f"{self.source}{where}: expected {expected}, got {shown(came)}")
-
-    def all(self) -> tuple[str, ...]:
-        """The texts."""
-        more = self._count - len(self._told)
-        return (*self._told, f"{self.source}: and {more} more") if more else tuple(self._told)
-
-
-def shown(value: object) -> str:
-    """A value from a file, short and in ASCII: a stranger's text must not steer the terminal that shows it."""
-    if isinstance(value, (dict, list)):
-        return f"{type(value).__name__} of {len(value)}"
-    return ascii(value[:60] if isinstance(value, (str, bytes)) else value)[:80]
-
-
-def plain(text: str, limit: int = 200) -> str:
-    """A name from a file as it may be shown and kept: printable, of bounded length."""
-    kept = "".join(letter if letter.isprintable() else "?" for letter in text.strip()[:limit])
-    return kept.encode("utf-8", "replace").decode("utf-8")
-
-
-def why(error: BaseException) -> str:
-    """A library's error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def scaled(count: Count, factor: float) -> Count:
+    """The count times a factor."""
+    return lambda step: None if (value := count(step)) is None else value * factor
 
 
 TRAIN = (
@@ -276,23 +273,8 @@ TRAIN = (
 )
 """Training losses in nats, the likeliest first."""
 TRAIN_PERPLEXITY = ("train/perplexity", "train_perplexity", "train/ppl", "train_ppl", "perplexity", "ppl")
-TOKENS = (
-    "num_input_tokens_seen",
-    "train/num_input_tokens_seen",
-    "tokens",
-    "train/tokens",
-    "tokens_seen",
-    "train/tokens_seen",
-    "num_tokens",
-    "train/num_tokens",
-    "n_tokens",
-    "total_tokens",
-    "train/total_tokens",
-    "consumed_tokens",
-    "train_tokens",
-    "training_tokens",
-    "D",
-)
+_SEEN = ("num_input_tokens_seen", "tokens", "tokens_seen", "num_tokens", "n_tokens", "total_tokens", "consumed_tokens")
+TOKENS = (*(f"{prefix}{name}" for name in _SEEN for prefix in ("", "train/")), "train_tokens", "training_tokens", "D")
 """Tokens since the run began."""
 FLOPS = ("flops", "train/flops", "total_flops", "train/total_flops", "compute", "training_flops", "C")
 RATES = ("learning_rate", "train/learning_rate", "lr", "train/lr", "learning-rate", "optimizer/lr", "train/lr_0")
@@ -308,24 +290,19 @@ SIZES = {
 """Names of N, and its convention; `N` where the name does not tell."""
 STEPS = ("step", "global_step", "train/global_step", "trainer/global_step", "_step", "Step", "iteration", "iter", "S")
 RUNS = ("run", "run_id", "run_name", "name", "Name")
+_OWN = ("loss", "tokens", "tokens_processed", "loss_tokens", "flops", "flops_6nd", "batch_tokens", "tokens_per_param")
+OWN = tuple(f"isoflop/{name}" for name in (*_OWN, "tokens_per_param_non_embedding"))
+"""Of isoflop's own scalars those that the record keeps; what they say is exact."""
 
 _EVALUATION = re.compile(r"(^|[/_. -])(eval|evaluation|val|valid|validation|test)\d*([/_. -]|$)", re.I)
 _PERPLEXITY = re.compile(r"(^|[/_. -])(perplexity|ppl)([/_. -]|$)", re.I)
 _LOSS = re.compile(r"loss|perplexity|(^|[/_. -])ppl([/_. -]|$)|nll|cross_entropy", re.I)
-_ISOFLOP = (
-    "loss",
-    "tokens",
-    "tokens_processed",
-    "loss_tokens",
-    "flops",
-    "flops_6nd",
-    "batch_tokens",
-    "tokens_per_param",
-    "tokens_per_param_non_embedding",
-)
-ISOFLOP = tuple(f"isoflop/{name}" for name in _ISOFLOP)
-"""Of isoflop's own scalars those that the record keeps; what they say is exact."""
-_PLAIN = {*TRAIN, *TRAIN_PERPLEXITY, *TOKENS, *FLOPS, *RATES, *ISOFLOP}
+_PLAIN = {*TRAIN, *TRAIN_PERPLEXITY, *TOKENS, *FLOPS, *RATES, *OWN}
+
+
+def first(names: Iterable[str], present: Mapping[str, Value]) -> tuple[str, Value] | None:
+    """The first of some names that is there, and what it stands for."""
+    return next(((name, present[name]) for name in names if name in present), None)
 
 
 def wanted(name: str) -> bool:
@@ -365,9 +342,3 @@ def evaluation(name: str) -> str | None:
     for prefix in ("eval/", "eval_", "eval."):
         rest = rest.removeprefix(prefix)
     return rest or "eval"
-
-
-def first(names: Iterable[str], present: Iterable[str]) -> str | None:
-    """The first of some names that is there."""
-    there = set(present)
-    return next((name for name in names if name in there), None)

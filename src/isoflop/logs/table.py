@@ -1,26 +1,27 @@
-"""Tables, CSV or Parquet: curves of one or several runs, or the end of a run in each row; W&B's exports too.
+"""Tables, CSV or Parquet: curves of one or several runs, or the end of a run in each row.
 
-Lightning's CSV logs: `metrics.csv`, with `hparams.yaml` beside it.
+Lightning's CSV logs (`metrics.csv`) and the charts that W&B's pages export are tables with a layout of their own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import csv_rows, flat, number, read_yaml, stem, whole
-from isoflop.logs.logged import RUNS, SIZES, STEPS, Columns, ImportProblem, Logged, Problems, first, plain, wanted, why
-from isoflop.logs.wandb import exports, read_rows
+from isoflop.logs.files import csv_rows, head, read_hparams, stem
+from isoflop.logs.logged import RUNS, SIZES, STEPS, Columns, ImportProblem, Logged, number, plain, whole, why
+from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
 BATCH = 65_536
-ROWS_OF_PARQUET = b"PAR1"
-
-Row = tuple[int, list[Any]]
+PARQUET = b"PAR1"
+FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
+_EXPORT = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?$")
 
 
 @dataclass
@@ -28,108 +29,82 @@ class _Run:
     """One run while its rows are read."""
 
     columns: Columns
-    parameters: dict[str, int]
+    parameters: dict[str, int] = field(default_factory=dict)
     rows: int = 0
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which column is what: indices."""
+    """Indices of a table's columns.
+
+    Attributes:
+        step: of the steps; None: there are none.
+        run: of the runs' names; None: the rows are of one run.
+        sizes: convention of N by index.
+        values: (run, name) of the others; run is empty where the row tells it.
+    """
 
     step: int | None
     run: int | None
     sizes: dict[int, str]
-    kept: dict[int, str]
+    values: dict[int, tuple[str, str]]
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row is a finished run: it has an N or a name, and no step."""
+        return self.step is None and (bool(self.sizes) or self.run is not None)
 
 
-def read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted, step: str | None = None) -> list[Logged]:
+def read(source: str | os.PathLike[str], named: Collection[str] = (), step: str | None = None) -> list[Logged]:
     """Read a table.
 
     With a column of steps its rows are points of curves, told apart by a column `run`, if there is one. Without: each
     row is a finished run where it has an N or a name of its own; else the rows are one curve, numbered.
 
     Args:
-        path: a CSV or Parquet file with the columns' names in its first row.
-        want: which columns are kept.
+        source: a CSV or Parquet file with the columns' names in its first row.
+        named: columns that are kept whatever their names say.
         step: the column of steps, where it can't be guessed.
 
     Raises:
         ImportProblem: it can't be read, or has no columns' names.
     """
-    path = Path(path)
+    path = Path(source)
     problems = Problems(str(path))
-    rows = iter(_parquet_rows(path) if _is_parquet(path) else csv_rows(path, problems))
-    _, names = next(rows, (0, []))
-    header = [str(name).strip() for name in names]
+    rows = _parquet_rows(path, problems) if head(path, 4) == PARQUET else csv_rows(path, problems)
+    header = [str(name).strip() for name in next(rows, [])]
     if len(header) < 2 or all(number(name) is not None for name in header):
         raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
     if step is not None and step not in header:
-        raise ImportProblem(f"{path}: --step: expected one of its columns {shown_names(header)}, got {step!r}")
+        there = ", ".join([plain(name, 40) for name in header if name][:12]) + (", …" if len(header) > 12 else "")
+        raise ImportProblem(f"{path}: --step: expected one of its columns {there}, got {step!r}")
     exported = exports(header)
-    if exported:
-        return read_rows(path, header, exported, rows, problems, want)
-    return _plain(path, header, rows, problems, want, step)
-
-
-def shown_names(names: list[str]) -> str:
-    """Some of a table's columns, for a message."""
-    kept = [plain(name, 40) for name in names if name][:12]
-    return ", ".join(kept) + (", …" if len(names) > len(kept) else "")
-
-
-def _plain(
-    path: Path,
-    header: list[str],
-    rows: Iterator[Row],
-    problems: Problems,
-    want: Callable[[str], bool],
-    step: str | None,
-) -> list[Logged]:
-    layout = _layout(header, want, step)
-    by_row = layout.step is None and (bool(layout.sizes) or layout.run is not None)
-    runs: dict[str, _Run] = {}
-    crowded = False
-    for line, row in rows:
-        if len(row) != len(header):
-            problems.add(f":{line}", f"{len(header)} values, as in the first row", f"{len(row)} values")
-            continue
-        name = "" if layout.run is None else str(row[layout.run]).strip()
-        if by_row:
-            name = name if name and name not in runs else f"{name or stem(path)}:{line}"
-        if name not in runs:
-            if len(runs) >= MAX_RUNS:
-                crowded = True
-                continue
-            runs[name] = _Run(Columns(), {})
-        run = runs[name]
-        run.rows += 1
-        at = run.rows if layout.step is None else whole(row[layout.step])
-        if at is None:
-            problems.add(f":{line}", f"{header[layout.step or 0]} to be a whole number from 0", row[layout.step or 0])
-            continue
-        _take(run, row, 1 if by_row else at, layout, line, problems)
-    if crowded:
-        problems.add("", f"at most {MAX_RUNS} runs in a file", "more: the others are left out")
+    layout = _Layout(0, None, {}, exported) if exported else _layout(header, step)
+    if exported and header[0] not in STEPS:
+        raise ImportProblem(
+            f"{path}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set the chart's "
+            "x-axis to Step"
+        )
+    runs = _runs(header, layout, rows, problems, named)
     if not runs:
         raise ImportProblem("; ".join(problems.all()) or f"{path}: expected rows, got none")
     notes: tuple[str, ...] = ()
-    if by_row:
+    if exported:
+        notes = (f"steps are the export's {header[0]}",)
+    elif layout.by_row:
         notes = ("the end of a run: the file has no steps, the point is recorded as step 1",)
     elif layout.step is None:
         notes = ("the file has no column of steps: its rows are numbered",)
-    used = {*layout.kept, *layout.sizes, layout.step, layout.run}
-    unused = tuple(plain(name, 40) for index, name in enumerate(header) if index not in used and name)[:50]
     return [
         Logged(
-            kind="table",
+            kind="wandb" if exported else "table",
             source=str(path),
             key=f"{os.path.realpath(path)}#{name}" if name else os.path.realpath(path),
-            name=plain(name) or plain(stem(path)) or "run",
+            name=name or stem(path),
             columns=run.columns,
             parameters=run.parameters,
-            parameters_method="as the file says" if run.parameters else None,
-            ends=by_row,
-            unused=unused,
+            ends=layout.by_row,
+            unused=[name for name in run.columns.unused if name],
             notes=notes,
             problems=problems.all() if index == 0 else (),
         )
@@ -137,44 +112,71 @@ def _plain(
     ]
 
 
-def _layout(header: list[str], want: Callable[[str], bool], step: str | None) -> _Layout:
-    name_of_step = step or first(STEPS, header)
-    name_of_run = first(RUNS, header)
-    at = header.index
+def exports(header: list[str]) -> dict[int, tuple[str, str]]:
+    """Columns of a chart exported from W&B's pages, `run - metric`, as run and metric by index; none: another table."""
+    matches = {index: _EXPORT.match(name) for index, name in enumerate(header) if index}
+    found = {i: (match["run"], match["metric"]) for i, match in matches.items() if match and not match["bound"]}
+    bounds = any(match["bound"] for match in matches.values() if match)
+    return found if bounds or header[0] in STEPS else {}
+
+
+def _layout(header: list[str], step: str | None) -> _Layout:
+    """The layout of a plain table."""
+    step = step or next((name for name in STEPS if name in header), None)
+    run = next((name for name in RUNS if name in header), None)
     return _Layout(
-        step=None if name_of_step is None else at(name_of_step),
-        run=None if name_of_run is None else at(name_of_run),
+        step=None if step is None else header.index(step),
+        run=None if run is None else header.index(run),
         sizes={index: SIZES[name] for index, name in enumerate(header) if name in SIZES},
-        kept={
-            index: name
-            for index, name in enumerate(header)
-            if want(name) and name not in (name_of_step, name_of_run) and name not in SIZES
-        },
+        values={i: ("", name) for i, name in enumerate(header) if name not in (step, run) and name not in SIZES},
     )
 
 
-def _take(run: _Run, row: list[Any], step: int, layout: _Layout, line: int, problems: Problems) -> None:
-    for index, name in layout.kept.items():
-        if row[index] in ("", None):
+def _runs(
+    header: list[str], layout: _Layout, rows: Iterator[list[Any]], problems: Problems, named: Collection[str]
+) -> dict[str, _Run]:
+    """The runs of a table, by name."""
+    runs = {owner: _Run(Columns(named)) for owner, _ in layout.values.values() if owner}
+    by_column = bool(runs)  # a chart's export
+    crowded = False
+    for row in _whole_rows(rows, len(header), problems):
+        name = "" if layout.run is None else str(row[layout.run] or "").strip()
+        if layout.by_row and (not name or name in runs):
+            name = f"{name or stem(problems.source)}{problems.at}"
+        if name not in runs and len(runs) >= MAX_RUNS:
+            crowded = True
             continue
-        value = number(row[index])
-        if value is None:
-            problems.add(f":{line}", f"{plain(name, 40)} to be a number", row[index])
-        else:
-            run.columns.add(name, step, value)
-    for index, convention in layout.sizes.items():
-        size = number(row[index])
-        if convention not in run.parameters and size is not None and 1 <= size < 1e18:
-            run.parameters[convention] = round(size)
+        run = runs.setdefault(name, _Run(Columns(named)))
+        run.rows += 1
+        step = run.rows if layout.step is None else whole(row[layout.step])
+        if step is None:
+            problems.add(f"{header[layout.step or 0]} to be a whole number from 0", row[layout.step or 0])
+            continue
+        for index, (owner, column) in layout.values.items():
+            runs[owner or name].columns.read(column, 1 if layout.by_row else step, row[index], problems)
+        for index, convention in layout.sizes.items():
+            size = number(row[index])
+            if size is not None and 1 <= size < 1e18:
+                run.parameters.setdefault(convention, round(size))
+    if crowded:
+        problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
+    if by_column:
+        runs.pop("", None)
+    return runs
 
 
-def _is_parquet(path: Path) -> bool:
-    from isoflop.logs.files import head
+def _whole_rows(rows: Iterator[list[Any]], length: int, problems: Problems) -> Iterator[list[Any]]:
+    """Rows of one length: of a row that was cut off all but its last value, which may be cut itself."""
+    for row in rows:
+        if len(row) != length:
+            problems.add(f"{length} values, as in the first row", f"{len(row)} values")
+        if len(row) == length:
+            yield row
+        elif len(row) < length:
+            yield [*row[:-1], *[None] * (length - len(row) + 1)]
 
-    return head(path, 4) == ROWS_OF_PARQUET
 
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
     """The columns' names, then the rows, a batch in memory at a time.
 
     Raises:
@@ -186,27 +188,21 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise ImportProblem(f'{path}: pyarrow is not installed: pip install "isoflop[parquet]"') from None
     try:
         with ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            yield 0, list(names)
+            yield list(file.schema_arrow.names)
             line = 0
             for batch in file.iter_batches(batch_size=BATCH):
                 for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     line += 1
-                    yield line, list(values)
+                    problems.at = f":{line}"
+                    yield list(values)
     except Exception as error:  # whatever pyarrow raises for a broken file
         raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {why(error)}") from None
 
 
-FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
-
-
-def looks_like(header: list[str], path: Path) -> bool:
+def is_lightning(header: list[str], path: Path) -> bool:
     """Whether a CSV file is one of Lightning's: its columns, and its name or its neighbour."""
-    names = {name.strip() for name in header}
-    return "step" in names and (
-        (path.name == "metrics.csv" and ("epoch" in names or (path.parent / "hparams.yaml").is_file()))
-        or (path.parent / "hparams.yaml").is_file()
-    )
+    beside = (path.parent / "hparams.yaml").is_file()
+    return "step" in header and (beside or (path.name == "metrics.csv" and "epoch" in header))
 
 
 def one_more(columns: Columns) -> None:
@@ -215,57 +211,35 @@ def one_more(columns: Columns) -> None:
         column.steps = array("q", (min(step, 2**63 - 2) + 1 for step in column.steps))
 
 
-def lightning_read(path: str | os.PathLike[str], want: Callable[[str], bool] = wanted) -> list[Logged]:
-    """Read a `metrics.csv`, or the folder that holds it.
+def read_lightning(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+    """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it.
 
     Raises:
         ImportProblem: it can't be read, or has no step column.
     """
-    path = Path(path)
+    path = Path(source)
     path = path / "metrics.csv" if path.is_dir() else path
     problems = Problems(str(path))
     rows = csv_rows(path, problems)
-    _, header = next(rows, (0, []))
-    header = [name.strip() for name in header]
+    header = [name.strip() for name in next(rows, [])]
     if "step" not in header:
         raise ImportProblem(f"{path}: expected a first row with a column step, as Lightning's CSVLogger writes it")
-    at = header.index("step")
-    used = [(index, name) for index, name in enumerate(header) if want(name)]
-    columns = Columns()
-    for line, row in rows:
-        if len(row) < len(header):
-            problems.add(f":{line}", f"{len(header)} values: it is cut off", f"{len(row)} values")
-        step = whole(row[at]) if at < len(row) else None
-        if step is None:
-            problems.add(f":{line}", "a step (a whole number from 0)", row[at] if at < len(row) else "nothing")
-            continue
-        for index, name in used:
-            if index < len(row) and row[index]:
-                if (value := number(row[index])) is None:
-                    problems.add(f":{line}", f"{plain(name)} to be a number", row[index])
-                elif len(row) == len(header) or index < len(row) - 1:  # the last value of a cut line is cut too
-                    columns.add(name, step, value)
+    values = {i: ("", name) for i, name in enumerate(header) if name != "step"}
+    runs = _runs(header, _Layout(header.index("step"), None, {}, values), rows, problems, named)
+    columns = runs[""].columns if runs else Columns(named)
     one_more(columns)
     told = list(problems.all())
-    settings: dict[str, object] = {}
-    if (path.parent / "hparams.yaml").is_file():
-        try:
-            settings = flat(read_yaml(path.parent / "hparams.yaml"))
-        except ImportProblem as problem:
-            told.append(str(problem))
     folder = Path(os.path.abspath(path.parent))
-    name = f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
-    unused = tuple(plain(name, 40) for name in header if name and not want(name) and name not in ("step", "epoch"))
     return [
         Logged(
             kind="lightning",
             source=str(path),
             key=os.path.realpath(path),
-            name=plain(name) or "run",
+            name=f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name,
             columns=columns,
-            settings=settings,
+            settings=read_hparams(path.parent, told) or {},
+            unused=[name for name in columns.unused if name not in ("", "epoch")],
             notes=(FROM_ZERO,),
             problems=tuple(told),
-            unused=unused[:50],
         )
     ]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from isoflop.record.provenance import MAX_INT, json_safe
 from isoflop.record.run import SCHEMA_VERSION, Point
@@ -54,40 +54,56 @@ def _dump(plain: dict[str, Any]) -> bytes:
 
 
 class Problems:
-    """What was wrong with a file, line by line; the first ones told, the others counted."""
+    """What was wrong with a file, place by place; the first ones told, the others counted.
 
-    def __init__(self, path: str) -> None:
-        self.path, self.line = path, 0
+    Attributes:
+        source: the file.
+        at: the place that is being read, such as `:17`.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source, self.at = source, ""
         self._told: list[str] = []
         self._count = 0
 
-    def add(self, expected: str, came: object) -> None:
-        """Tell what the current line should have held, and what it holds."""
+    def add(self, expected: str, got: object, at: str | None = None) -> None:
+        """Tell what a place (the current one) should have held, and what it holds."""
         self._count += 1
-        if self._count > _MAX_PROBLEMS:
-            return
-        if isinstance(came, (dict, list)):
-            text = f"{type(came).__name__} of {len(came)}"
-        else:  # ascii(): a stranger's text must not steer the terminal that shows it
-            text = ascii(came[:60] if isinstance(came, (str, bytes)) else came)[:80]
-        self._told.append(f"{self.path}:{self.line}: expected {expected}, got {text}")
+        if self._count <= _MAX_PROBLEMS:
+            self._told.append(f"{self.source}{self.at if at is None else at}: expected {expected}, got {shown(got)}")
 
     def all(self) -> tuple[str, ...]:
         """The texts, `file:line: expected …, got …`."""
         more = self._count - len(self._told)
-        return (*self._told, f"{self.path}: and {more} more") if more else tuple(self._told)
+        return (*self._told, f"{self.source}: and {more} more") if more else tuple(self._told)
 
 
-def split_lines(stream: BinaryIO, problems: Problems) -> Iterator[bytes]:
-    """Lines that aren't blank, with their line feed where they have one; each held in bounded memory."""
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
-        problems.line += 1
-        if len(raw) > MAX_LINE_BYTES:
-            problems.add(f"lines of at most {MAX_LINE_BYTES} bytes", "a longer one")
-            while raw and not raw.endswith(b"\n"):
-                raw = stream.readline(MAX_LINE_BYTES)
+def shown(value: object) -> str:
+    """A value from a file, short and in ASCII: a stranger's text must not steer the terminal that shows it."""
+    if isinstance(value, (dict, list)):
+        return f"{type(value).__name__} of {len(value)}"
+    return ascii(value[:60] if isinstance(value, (str, bytes)) else value)[:80]
+
+
+def bounded_lines(stream: IO[bytes], limit: int = MAX_LINE_BYTES) -> Iterator[bytes | None]:
+    """Lines with their line feed, where they have one; None for one of more than `limit` bytes, which is skipped."""
+    while raw := stream.readline(limit + 1):
+        if len(raw) <= limit:
+            yield raw
             continue
-        if problems.line == 1 and raw.startswith(b"\xef\xbb\xbf"):
+        while raw and not raw.endswith(b"\n"):
+            raw = stream.readline(limit)
+        yield None
+
+
+def split_lines(stream: IO[bytes], problems: Problems) -> Iterator[bytes]:
+    """A record's lines that aren't blank, with their line feed where they have one."""
+    for number, raw in enumerate(bounded_lines(stream), 1):
+        problems.at = f":{number}"
+        if raw is None:
+            problems.add(f"lines of at most {MAX_LINE_BYTES} bytes", "a longer one")
+            continue
+        if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
             problems.add("UTF-8 without a byte-order mark", raw)
             raw = raw[3:]
         if raw.strip():
@@ -139,7 +155,7 @@ def header_fields(record: dict[str, Any], problems: Problems) -> dict[str, Any] 
     header["parameters"] = _items("parameters", record.get("parameters"), whole, problems, unknown=True)
     if "run_id" not in header:
         problems.add("a run_id in the header", record.get("run_id"))
-        header["run_id"] = Path(problems.path).stem.removeprefix("isoflop-")
+        header["run_id"] = Path(problems.source).stem.removeprefix("isoflop-")
     return header
 
 
