@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from isoflop.cli import app
 from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
-from isoflop.ladder.fit import LeftOut, Predicted, fit_finished
+from isoflop.ladder.fit import Doubt, LeftOut, Predicted, Verdict, fit_finished
 from isoflop.laws.forms import HOFFMANN, Law
 from isoflop.laws.frontier import optimal_allocation
 from ladders import LAW, planted_loss, record_ladder, record_run
@@ -65,7 +65,6 @@ def test_the_largest_rung_is_predicted(fitted: LadderFit, plan: LadderPlan):
 
 
 def test_approaches_stand_side_by_side(fitted: LadderFit):
-    assert fitted.approaches is not None
     names = [row.name for row in fitted.approaches.rows]
     assert names[0].startswith("ladder") and any(name.startswith("approach 3") for name in names)
     assert len(names) + len(fitted.without) == 4
@@ -74,15 +73,17 @@ def test_approaches_stand_side_by_side(fitted: LadderFit):
 def test_what_a_rung_is_worth_adds_up(fitted: LadderFit):
     rung = fitted.rung
     assert rung is not None
-    assert 0 < rung.waste_after < rung.waste < 0.2 * 1e21
-    assert rung.cost == pytest.approx(len(rung.sizes) * rung.budget)
-    assert rung.go == (rung.saved > rung.cost)
+    assert 0 < rung.waste_flops_after < rung.waste_flops < 0.2 * 1e21
+    assert rung.cost_flops == pytest.approx(len(rung.sizes) * rung.budget)
+    assert rung.go == (rung.saved_flops > rung.cost_flops)
 
 
 def test_a_far_target_makes_a_rung_worth_its_cost(folder: Path, plan: LadderPlan):
     far = fit_ladder_runs([folder], plan=plan, target_flops=1e25)
     assert far.rung is not None and far.rung.go
-    assert any("times the largest run" in text for text in far.warnings)
+    (warning,) = [each for each in far.warnings if each.doubt is Doubt.FAR]
+    assert warning.numbers["reach"] == pytest.approx(1e25 / max(run.flops for run in plan.runs), rel=0.01)
+    assert f"{warning.numbers['reach']:,.0f} times the largest run" in str(warning)
 
 
 def test_runs_that_do_not_count_are_named(tmp_path: Path, plan: LadderPlan):
@@ -109,20 +110,24 @@ def test_records_at_a_url(plan: LadderPlan):
 
 
 def test_an_optimum_that_the_runs_do_not_enclose_is_told(fitted: LadderFit):
-    assert not any("do not enclose" in text for text in fitted.warnings)
+    assert not {Doubt.OPTIMUM_ABOVE, Doubt.OPTIMUM_BELOW} & {warning.doubt for warning in fitted.warnings}
     runs = fitted.finished.runs
-    for side, kept in (
-        ("larger", [run for run in runs if run.D > 25 * run.N]),
-        ("smaller", [run for run in runs if run.D < 10 * run.N]),
+    for doubt, kept in (
+        (Doubt.OPTIMUM_ABOVE, [run for run in runs if run.D > 25 * run.N]),
+        (Doubt.OPTIMUM_BELOW, [run for run in runs if run.D < 10 * run.N]),
     ):
         found = fit_finished(replace(fitted.finished, runs=tuple(kept)), 1e21)
-        assert any(f"is {side} than all runs there" in text for text in found.warnings)
+        (warning,) = [each for each in found.warnings if each.doubt is doubt]
+        best, edge = warning.numbers["best"], warning.numbers["edge"]
+        assert best >= edge if doubt is Doubt.OPTIMUM_ABOVE else best <= edge
 
 
 def test_one_run_outside_its_interval_is_no_verdict():
     run = Predicted("a", 3.0, 2.0, 1.9, 2.1)
-    assert "too few runs" in LeftOut((run,), 8, 3.0, 0.9, chance=0.1).verdict
-    assert "NOT" in LeftOut((run, run), 8, 3.0, 0.9, chance=0.02).verdict
+    assert LeftOut((run,), 8, 3.0, 0.9, chance=0.1).verdict is Verdict.UNDECIDED
+    assert LeftOut((run, run), 8, 3.0, 0.9, chance=0.02).verdict is Verdict.FAILS
+    inside = Predicted("b", 2.0, 2.0, 1.9, 2.1)
+    assert LeftOut((run, inside), 8, 3.0, 0.9, chance=0.2).verdict is Verdict.HOLDS
 
 
 def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):
@@ -132,7 +137,7 @@ def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):
 
 
 def test_a_loss_that_there_is_not(folder: Path, plan: LadderPlan):
-    with pytest.raises(ValueError, match="no loss 'eval/test' with tokens; its losses: eval/val, train"):
+    with pytest.raises(ValueError, match="--loss: expected one of eval/val, train, got 'eval/test'"):
         fit_ladder_runs([folder], plan=plan, loss="eval/test")
 
 

@@ -295,7 +295,7 @@ def print_ladder_fit(fit: LadderFit) -> None:
 
     console = screen()
     runs = fit.finished.runs
-    reach = fit.target_flops / max(run.flops for run in runs)
+    reach = fit.target_flops / fit.posterior.largest
     console.print(
         f"[bold]at {fit.target_flops:.3g} FLOPs[/bold], {reach:,.3g} times the largest of {len(runs)} runs "
         f"({fit.finished.loss_name}), {fit.level:.0%} intervals",
@@ -310,8 +310,7 @@ def print_ladder_fit(fit: LadderFit) -> None:
         if name in fit.exponents:
             what = "N ∝ C^a from the largest run on" if name == "a" else "at the largest budget"
             _row(console, label, fit.exponents[name], lambda value: f"{value:.3f}", what)
-    if fit.approaches is not None:
-        print_approaches(fit.approaches, fit.level)
+    print_approaches(fit.approaches, fit.level)
     for reason in fit.without:
         console.print(f"! {reason}", style="yellow", soft_wrap=True, markup=False)
     if fit.left_out is not None:
@@ -322,8 +321,7 @@ def print_ladder_fit(fit: LadderFit) -> None:
         _print_rung(console, fit.rung, fit.target_flops)
     for line in (*fit.finished.left_out, *(f"{name}: no record" for name in fit.finished.missing)):
         console.print(f"left out: {line}", soft_wrap=True, markup=False)
-    warnings = (*fit.warnings, *(fit.approaches.warnings if fit.approaches is not None else ()))
-    for warning in warnings:
+    for warning in (*fit.warnings, *fit.approaches.warnings):
         console.print(f"! {warning}", style="yellow", soft_wrap=True, markup=False)
 
 
@@ -334,8 +332,8 @@ def _row(console: Console, label: str, value: Estimate, write: Callable[[float],
 
 def _print_check(console: Console, check: LeftOut) -> None:
     console.print(
-        f"largest rung left out and predicted from {check.fitted} runs up to 1/{check.reach:.3g} of its compute: "
-        f"{check.inside} of {len(check.runs)} inside their {check.level:.0%} intervals: {check.verdict}",
+        f"largest rung left out and predicted from {check.fitted_runs} runs up to 1/{check.reach:.3g} of its compute: "
+        f"{check.inside} of {len(check.runs)} inside their {check.level:.0%} intervals: {check.verdict.value}",
         soft_wrap=True,
         markup=False,
     )
@@ -355,9 +353,9 @@ def _print_rung(console: Console, rung: RungWorth, target: float) -> None:
     verdict = "GO: train it" if rung.go else "STOP: train the target"
     sizes = ", ".join(short(size) for size in rung.sizes)
     console.print(
-        f"one more rung ({sizes} parameters at {rung.budget:.3g} FLOPs each) costs {rung.cost:.3g} FLOPs; N's doubt "
-        f"wastes {rung.waste:.3g} FLOPs of the target ({rung.waste / target:.2%}), after the rung "
-        f"{rung.waste_after:.3g}: {verdict}",
+        f"one more rung ({sizes} parameters at {rung.budget:.3g} FLOPs each) costs {rung.cost_flops:.3g} FLOPs; N's "
+        f"doubt wastes {rung.waste_flops:.3g} FLOPs of the target ({rung.waste_flops / target:.2%}), after the rung "
+        f"{rung.waste_flops_after:.3g}: {verdict}",
         soft_wrap=True,
         markup=False,
     )

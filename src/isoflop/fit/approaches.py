@@ -967,7 +967,7 @@ def posterior_approach(posterior: Posterior, target: BudgetLine, level: float, n
     """The posterior's law as power laws through its optima at the largest budget and at the target."""
     at = math.log(target.C)
     from_C = posterior.largest if 1.5 * posterior.largest < target.C else target.C / 10
-    below = BudgetLine(from_C, target.N, target.D * from_C / target.C, target.slope)
+    below = target.at(from_C)
     high, low = posterior.sizes(target), posterior.sizes(below)
     a = (high - low) / math.log(target.C / from_C)
     b = (np.log(target.tokens(np.exp(high))) - np.log(below.tokens(np.exp(low)))) / math.log(target.C / from_C)

@@ -72,6 +72,10 @@ class BudgetLine:
         """D for N parameters."""
         return np.asarray(self.D * (np.asarray(N, dtype=float) / self.N) ** -self.slope)
 
+    def at(self, C: float) -> BudgetLine:
+        """The line of another budget, at the same FLOPs per parameter and token."""
+        return BudgetLine(C, self.N, self.D * C / self.C, self.slope)
+
 
 @dataclass(frozen=True)
 class FlopRate:

@@ -18,7 +18,7 @@ import io
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -502,9 +502,8 @@ def _records(
         ]
     left_out = tuple(f"{run.name or run.run_id}: {why}" for run, why in zip(runs, reasons, strict=True) if why)
     runs = [run for run, why in zip(runs, reasons, strict=True) if not why]
-    names = [list(dict.fromkeys(name for point in run.points for name in _known(point))) for run in runs]
-    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
-    name = loss or next((name for name in common if name.startswith("eval/")), "train")
+    names = [loss_names(run) for run in runs]
+    name = loss or common_loss(runs)
     found = []
     for run, losses in zip(runs, names, strict=True):
         last = next((point for point in reversed(run.points) if name in _known(point)), run.points[-1])
@@ -522,6 +521,18 @@ def _records(
         }
         found.append((f"run {run.name or run.run_id}", dict.fromkeys(row, "") | cells))
     return found, left_out, convention
+
+
+def loss_names(run: Run) -> list[str]:
+    """The losses that a record has, in the order in which they came."""
+    return list(dict.fromkeys(name for point in run.points for name in _known(point)))
+
+
+def common_loss(runs: Iterable[Run]) -> str:
+    """The first evaluation loss that all runs have; else the training loss."""
+    names = [loss_names(run) for run in runs]
+    common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
+    return next((name for name in common if name.startswith("eval/")), "train")
 
 
 def _useless(run: Run) -> str:

@@ -1,17 +1,12 @@
-"""The runs that tell most for a spend: budgets and sizes that make the fit's own covariance smallest at the target.
+"""Design a ladder: the budgets and sizes that tell most about N_opt at the target, and the worth of one more rung.
 
-A Bayesian c-optimal design (Chaloner and Verdinelli 1995): it minimises ln sd(ln N_opt(C_target)), averaged over laws
-from the prior. Rungs are whole isoFLOP profiles: approach 2 has its minima, and the largest rung can be left out.
+**Design.** Bayesian c-optimal (Chaloner and Verdinelli 1995): it minimises the mean of ln sd(ln N_opt(C_target)) over
+laws drawn from the prior, by the Gaussian approximation of the posterior that `ladder fit` computes. Rungs are whole
+isoFLOP profiles: approach 2 finds its minima, and the largest rung can be left out and predicted.
 
-What a design is asked for, and what it is expected to tell: the covariance of the ladder's fit, before any run.
-
-The posterior's Gaussian approximation (`posterior`) for laws drawn from the prior (`belief.prior_laws`).
-
-What one more rung is worth: compute that the target would waste less, against what the rung costs; both in FLOPs.
-
-Value of information (Raiffa and Schlaifer 1961): before the rung its losses are unknown, but how much they narrow N_opt
-is known from where its runs are. A wrong size costs its loss; in FLOPs, what more compute the best size would take less
-to reach that loss.
+**One more rung.** Value of information (Raiffa and Schlaifer 1961): the losses of a rung are unknown before it is
+trained, but how much they narrow N_opt is known from its sizes and budget. A wrong size costs loss; in FLOPs, what less
+compute the best size would take to reach that loss. A rung is worth it if it saves the target more than it costs.
 """
 
 from __future__ import annotations
@@ -44,6 +39,10 @@ LAWS = 32
 """Of the prior, over which a design's worth is averaged."""
 WIDEST = 8.0
 """Largest or smallest size of a budget over its middle: D/N of .3 to 1,300. Beyond, the law is hardly tested."""
+
+
+Prior = tuple[Origin, Array, Array, Array, Array]
+"""By the largest budget: origin, laws, gradients of ln N_opt and ln L at the target, the prior's information."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Problem:
     tokens: float = math.inf
     known_N: Array = field(default_factory=lambda: np.zeros(0))
     known_D: Array = field(default_factory=lambda: np.zeros(0))
-    seen: dict[float, tuple[Origin, Array, tuple[Array, Array, Array]]] = field(default_factory=dict, repr=False)
+    priors: dict[float, Prior] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _log_N(self) -> Array:
@@ -125,40 +124,26 @@ def worth_of(problem: Problem, rungs: Sequence[Rung]) -> Worth:
     """What a design is expected to tell, with the known runs."""
     N = np.array([size.N for rung in rungs for size in rung.sizes])
     D = np.array([rung.budget / size.flops_per_token for rung in rungs for size in rung.sizes])
-    top = max((rung.budget for rung in rungs), default=6 * float((problem.known_N * problem.known_D).max(initial=1.0)))
-    origin, laws, gradients = _seen_from(problem, top)
+    origin, laws, of_size, of_loss, prior = _prior_at(problem, max(rung.budget for rung in rungs))
     N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
-    return _worth(origin, laws, gradients, N, D)
-
-
-def _worth(origin: Origin, laws: Array, gradients: tuple[Array, Array, Array], N: Array, D: Array) -> Worth:
-    of_size, of_loss, prior = gradients
     whiten = np.linalg.inv(np.linalg.cholesky(scatter(N, D))) / NOISE
     rows = whiten @ slopes(laws, origin.x(N), origin.y(D))
     covariance = np.linalg.inv(rows.swapaxes(1, 2) @ rows + prior)
-    spread = [np.sqrt(np.einsum("ri,rij,rj->r", g, covariance, g)) for g in (of_size, of_loss)]
-    return Worth(spread[0], spread[1])
+    return Worth(*(np.sqrt(np.einsum("ri,rij,rj->r", g, covariance, g)) for g in (of_size, of_loss)))
 
 
-def _seen_from(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
-    """Origin, laws, and what does not depend on the runs: gradients at the target and the prior's information.
-
-    Kept by the largest budget, rounded to a factor of 1.22.
-    """
+def _prior_at(problem: Problem, top: float) -> Prior:
+    """The prior by the largest budget, kept by that rounded to a factor of 1.22."""
     rounded = math.exp(round(math.log(top) / 0.2) * 0.2)
-    if rounded not in problem.seen:
-        problem.seen[rounded] = _see(problem, rounded)
-    return problem.seen[rounded]
-
-
-def _see(problem: Problem, top: float) -> tuple[Origin, Array, tuple[Array, Array, Array]]:
-    N = problem.middle(top)
-    origin, laws = Origin(N, 20 * N), prior_laws(LAWS)
-    of_size = gradient(lambda rows: best_size(rows, origin, problem.target), laws)
-    of_loss = gradient(lambda rows: least_loss(rows, origin, problem.target), laws)
-    prior = gradient(pulls, laws)
-    information = prior.swapaxes(1, 2) @ prior + 1e-6 * np.eye(CONSTANTS)
-    return origin, laws, (of_size, of_loss, information)
+    if rounded not in problem.priors:
+        N = problem.middle(rounded)
+        origin, laws = Origin(N, 20 * N), prior_laws(LAWS)
+        of_size = gradient(lambda rows: best_size(rows, origin, problem.target), laws)
+        of_loss = gradient(lambda rows: least_loss(rows, origin, problem.target), laws)
+        prior = gradient(pulls, laws)
+        information = prior.swapaxes(1, 2) @ prior + 1e-6 * np.eye(CONSTANTS)
+        problem.priors[rounded] = origin, laws, of_size, of_loss, information
+    return problem.priors[rounded]
 
 
 RUNGS = (3, 4, 5)
@@ -353,63 +338,58 @@ class RungWorth:
     """One more rung.
 
     Attributes:
-        waste: FLOPs that the target wastes, expected, for N_opt is uncertain.
-        waste_after: the same after the rung.
-        cost: FLOPs of the rung.
-        budget: of each of its runs.
-        sizes: of them, parameters.
+        waste_flops: FLOPs that the target run is expected to waste, as N_opt is uncertain.
+        waste_flops_after: the same after the rung.
+        cost_flops: of the rung.
+        budget: FLOPs of each of its runs.
+        sizes: their parameters.
         narrower: sd of ln N_opt after it over that before.
     """
 
-    waste: float
-    waste_after: float
-    cost: float
+    waste_flops: float
+    waste_flops_after: float
+    cost_flops: float
     budget: float
     sizes: tuple[float, ...]
     narrower: float
 
     @property
-    def saved(self) -> float:
-        """FLOPs that it is expected to save the target."""
-        return self.waste - self.waste_after
+    def saved_flops(self) -> float:
+        """FLOPs that it is expected to save the target run."""
+        return self.waste_flops - self.waste_flops_after
 
     @property
     def go(self) -> bool:
         """Whether it saves more than it costs."""
-        return self.saved > self.cost
+        return self.saved_flops > self.cost_flops
 
 
-def worth_of_a_rung(posterior: Posterior, target: BudgetLine, N: Array, D: Array, C: Array) -> RungWorth | None:
+def worth_of_a_rung(posterior: Posterior, target: BudgetLine, N: Array, D: Array) -> RungWorth | None:
     """The next rung of the greatest saving less cost; None where even the smallest would be as dear as the target.
 
     Args:
         posterior: of the runs.
-        target: whose size is asked for.
-        N, D, C: parameters, tokens and FLOPs of the runs that there are.
+        target: budget line of the target run.
+        N, D: parameters and tokens of the runs.
     """
-    now = expected_waste(posterior, target)
-    largest = float(C.max())
+    waste = _expected_waste(posterior, target)
     found = []
     for ratio in WORTH_RATIOS:
-        budget = largest * ratio
-        if budget > MOST * target.C:
+        line = target.at(posterior.largest * ratio)
+        if line.C > MOST * target.C:
             break
-        line = BudgetLine(budget, target.N, target.D * budget / target.C, target.slope)
-        middle = float(np.exp(np.median(posterior.sizes(line))))
-        sizes = np.array([middle * size for size in SIZES])
-        narrower = _narrower(posterior, target, N, D, sizes, np.asarray(line.tokens(sizes)))
-        after = now * narrower**2  # the waste is of second order in ln N
-        found.append(RungWorth(now, after, len(SIZES) * budget, budget, tuple(sizes.tolist()), narrower))
-    return max(found, key=lambda rung: rung.saved - rung.cost) if found else None
+        sizes = float(np.exp(np.median(posterior.sizes(line)))) * np.array(SIZES)
+        narrower = _narrower(posterior, target, N, D, sizes, line.tokens(sizes))
+        after = waste * narrower**2  # the waste is of second order in ln N
+        found.append(RungWorth(waste, after, len(SIZES) * line.C, line.C, tuple(sizes.tolist()), narrower))
+    return max(found, key=lambda rung: rung.saved_flops - rung.cost_flops) if found else None
 
 
-def expected_waste(posterior: Posterior, target: BudgetLine) -> float:
+def _expected_waste(posterior: Posterior, target: BudgetLine) -> float:
     """FLOPs that a run of the median N_opt is expected to waste at the target."""
-    log_N = float(np.median(posterior.sizes(target)))
-    N = math.exp(log_N)
-    own = posterior.losses(N, float(target.tokens(N)))
-    least = posterior.least(target)
-    more = BudgetLine(1.1 * target.C, target.N, 1.1 * target.D, target.slope)
+    N = math.exp(float(np.median(posterior.sizes(target))))
+    own, least = posterior.losses(N, float(target.tokens(N))), posterior.least(target)
+    more = target.at(1.1 * target.C)
     fall = (least - posterior.least(more)) / math.log(1.1)  # of ln L per ln C along the frontier
     return float(target.C * np.mean(np.maximum(own - least, 0.0) / np.maximum(fall, 1e-6)))
 

@@ -1,18 +1,17 @@
-"""A ladder's plan: its runs, and what it is expected to tell.
+"""A ladder's plan and its YAML file: the runs to train, and how well the ladder is expected to answer.
 
-Plain values to a ladder's plan, strictly: every error names the field's path, what was expected and what came.
-
-The YAML file that carries a ladder's plan to whoever trains its runs.
+Files are read strictly: every error names the field's path, what was expected and what was found.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from isoflop.record.run import PREFERRED_N
 
@@ -20,6 +19,10 @@ PLAN_VERSION = 1
 """Of the file's layout; a reader refuses another."""
 CONVENTIONS = PREFERRED_N
 """Counts of N that every run states (`isoflop.flops.parameters`)."""
+
+
+FROM_ZERO = ("rung", "warmup_steps", "seed", "history_runs")
+"""Whole numbers that may be 0; all others are 1 at least, and all other numbers positive."""
 
 
 class PlanError(ValueError):
@@ -132,21 +135,25 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-T = TypeVar("T")
-Reader = Callable[[str, object], Any]
-
-
 def plan_from(found: object) -> LadderPlan:
     """The plan that plain values hold.
 
     Raises:
         PlanError: a field is missing, unknown or of another kind, or runs contradict themselves.
     """
-    values = dict(_mapping("the plan", found))
+    values = _mapping("the plan", found)
     version = values.pop("version", None)
     if version != PLAN_VERSION:
         raise PlanError(f"version: expected {PLAN_VERSION}, got {version!r}: plan the ladder anew with this isoflop")
-    plan = _object(LadderPlan, "", values, _PLAN)
+    plan: LadderPlan = _object(LadderPlan, "", values)
+    if plan.convention not in CONVENTIONS:
+        raise _refused("convention", f"one of {', '.join(CONVENTIONS)}", plan.convention)
+    if plan.level >= 1:
+        raise _refused("level", "a probability between 0 and 1", plan.level)
+    if not plan.runs:
+        raise _refused("runs", "at least one run", [])
+    for i, run in enumerate(plan.runs):
+        _check_run(f"runs[{i}]", run)
     names = [run.name for run in plan.runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -154,167 +161,81 @@ def plan_from(found: object) -> LadderPlan:
     return plan
 
 
-def _object(kind: type[T], path: str, found: object, readers: Mapping[str, Reader]) -> T:
-    values = _mapping(path or "the plan", found)
-    for name in values:
-        if name not in readers:
-            raise PlanError(f"{_join(path, name)}: unknown field; expected one of {', '.join(readers)}")
-    for each in fields(kind):  # type: ignore[arg-type]
-        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
-            raise PlanError(f"{_join(path, each.name)}: missing")
-    return kind(**{name: readers[name](_join(path, name), value) for name, value in values.items()})
+def _check_run(path: str, run: PlannedRun) -> None:
+    if run.name in (".", "..") or not all(letter.isalnum() or letter in "-_." for letter in run.name):
+        raise _refused(f"{path}.name", "letters, digits, '-', '_' and '.', fit for a folder", run.name)
+    for name in CONVENTIONS:
+        if name not in run.parameters:
+            raise PlanError(f"{path}.parameters.{name}: missing")
+    planned = run.steps * run.batch_tokens
+    if run.tokens != planned:
+        raise _refused(f"{path}.tokens", f"steps · batch_tokens = {planned}", run.tokens, ": change them together")
+    if run.warmup_steps >= run.steps:
+        raise _refused(f"{path}.warmup_steps", f"fewer than the {run.steps} steps", run.warmup_steps)
+
+
+def _refused(path: str, expected: str, found: object, todo: str = "") -> PlanError:
+    text = repr(found)
+    shown = text if len(text) <= 60 else text[:57] + "…"
+    return PlanError(f"{path}: expected {expected}, got {type(found).__name__} {shown}{todo}")
 
 
 def _join(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _mapping(path: str, found: object) -> Mapping[str, object]:
+def _mapping(path: str, found: object) -> dict[str, Any]:
     if not isinstance(found, Mapping):
-        raise PlanError(f"{path}: expected fields by name, got {_shown(found)}")
+        raise _refused(path, "fields by name", found)
     return {str(name): value for name, value in found.items()}
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '…'}"
+def _object(kind: Any, path: str, found: object) -> Any:
+    """Read a dataclass by the types of its fields; those without a default are required."""
+    values, types = _mapping(path or "the plan", found), get_type_hints(kind)
+    for name in values:
+        if name not in types:
+            raise PlanError(f"{_join(path, name)}: unknown field; expected one of {', '.join(types)}")
+    for each in fields(kind):
+        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
+            raise PlanError(f"{_join(path, each.name)}: missing")
+    return kind(**{name: _value(types[name], _join(path, name), value) for name, value in values.items()})
 
 
-def _text(path: str, found: object) -> str:
-    if not isinstance(found, str) or not found:
-        raise PlanError(f"{path}: expected a text, got {_shown(found)}")
-    return found
+def _value(kind: Any, path: str, found: Any) -> Any:
+    """Read a value of a type: a dataclass, `X | None`, tuple[X, ...], Mapping[str, X], str, int, float or Any."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _object(kind, path, found)
+    if origin is UnionType:
+        return None if found is None else _value(inner[0], path, found)
+    if origin is tuple:
+        if not isinstance(found, list | tuple):
+            raise _refused(path, "a list", found)
+        return tuple(_value(inner[0], f"{path}[{i}]", item) for i, item in enumerate(found))
+    if origin is Mapping:
+        return {name: _value(inner[1], _join(path, name), value) for name, value in _mapping(path, found).items()}
+    return found if kind is Any else _plain_value(kind, path, found)
 
 
-def _name(path: str, found: object) -> str:
-    name = _text(path, found)
-    if name in (".", "..") or not all(letter.isalnum() or letter in "-_." for letter in name):
-        raise PlanError(f"{path}: expected letters, digits, '-', '_' and '.', fit for a folder, got {name!r}")
-    return name
-
-
-def _whole(least: int) -> Reader:
-    def read(path: str, found: object) -> int:
-        if isinstance(found, bool) or not isinstance(found, int | float) or found != found // 1 or found < least:
-            raise PlanError(f"{path}: expected a whole number of at least {least}, got {_shown(found)}")
-        return int(found)
-
-    return read
-
-
-def _positive(path: str, found: object) -> float:
-    if isinstance(found, str):  # YAML 1.1 reads 1e21 as a text: it wants 1.0e+21
+def _plain_value(kind: type, path: str, found: Any) -> str | int | float:
+    if kind is str:
+        if not isinstance(found, str) or not found:
+            raise _refused(path, "a text", found)
+        return found
+    number = found
+    if isinstance(found, str) and kind is float:  # YAML 1.1 reads 1e21 as a text: it wants 1.0e+21
         with suppress(ValueError):
-            found = float(found)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise PlanError(f"{path}: expected a positive number, got {_shown(found)}")
-    return float(found)
-
-
-def _share(path: str, found: object) -> float:
-    value = _positive(path, found)
-    if value >= 1:
-        raise PlanError(f"{path}: expected a probability between 0 and 1, got {value!r}")
-    return value
-
-
-def _optional(reader: Reader) -> Reader:
-    return lambda path, found: None if found is None else reader(path, found)
-
-
-def _one_of(*known: str) -> Reader:
-    def read(path: str, found: object) -> str:
-        if found not in known:
-            raise PlanError(f"{path}: expected one of {', '.join(known)}, got {_shown(found)}")
-        return str(found)
-
-    return read
-
-
-def _list(path: str, found: object) -> list[object]:
-    if not isinstance(found, list | tuple):
-        raise PlanError(f"{path}: expected a list, got {_shown(found)}")
-    return list(found)
-
-
-def _texts(path: str, found: object) -> tuple[str, ...]:
-    return tuple(_text(f"{path}[{i}]", item) for i, item in enumerate(_list(path, found)))
-
-
-def _rules(path: str, found: object) -> dict[str, str]:
-    return {name: _text(_join(path, name), value) for name, value in _mapping(path, found).items()}
-
-
-def _parameters(path: str, found: object) -> dict[str, int]:
-    counts = _mapping(path, found)
-    for name in CONVENTIONS:
-        if name not in counts:
-            raise PlanError(f"{_join(path, name)}: missing")
-    return {name: _whole(1)(_join(path, name), value) for name, value in counts.items()}
-
-
-def _run(path: str, found: object) -> PlannedRun:
-    run = _object(PlannedRun, path, found, _RUN)
-    if run.tokens != run.steps * run.batch_tokens:
-        raise PlanError(
-            f"{path}.tokens: expected steps · batch_tokens = {run.steps * run.batch_tokens}, got {run.tokens}: change "
-            "steps and tokens together"
-        )
-    if run.warmup_steps >= run.steps:
-        raise PlanError(f"{path}.warmup_steps: expected fewer than the {run.steps} steps, got {run.warmup_steps}")
-    return run
-
-
-def _runs(path: str, found: object) -> tuple[PlannedRun, ...]:
-    items = _list(path, found)
-    if not items:
-        raise PlanError(f"{path}: expected at least one run, got none")
-    return tuple(_run(f"{path}[{i}]", item) for i, item in enumerate(items))
-
-
-def _interval(path: str, found: object) -> Expected:
-    known: dict[str, Reader] = {
-        "estimate": _positive,
-        "low": _positive,
-        "high": _positive,
-        "even_low": _optional(_positive),
-        "even_high": _optional(_positive),
-    }
-    return _object(Expected, path, found, known)
-
-
-def _expected(path: str, found: object) -> dict[str, Expected]:
-    return {name: _interval(_join(path, name), value) for name, value in _mapping(path, found).items()}
-
-
-_RUN: dict[str, Reader] = {
-    "name": _name,
-    "rung": _whole(0),
-    "config": lambda path, found: dict(_mapping(path, found)),
-    "parameters": _parameters,
-    "tokens": _whole(1),
-    "batch_tokens": _whole(1),
-    "steps": _whole(1),
-    "warmup_steps": _whole(0),
-    "learning_rate": _positive,
-    "flops": _positive,
-    "seed": _whole(0),
-}
-_PLAN: dict[str, Reader] = {
-    "target_flops": _positive,
-    "spend_flops": _positive,
-    "family": _text,
-    "vocab_size": _whole(1),
-    "sequence_length": _whole(1),
-    "convention": _one_of(*CONVENTIONS),
-    "runs": _runs,
-    "level": _share,
-    "expected": _expected,
-    "rules": _rules,
-    "warnings": _texts,
-    "unique_tokens": _optional(_positive),
-    "history_runs": _whole(0),
-}
+            number = float(found)
+    known = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    if kind is float:
+        if not known or number <= 0:
+            raise _refused(path, "a positive number", found)
+        return float(number)
+    least = 0 if path.rsplit(".", 1)[-1] in FROM_ZERO else 1
+    if not known or number != number // 1 or number < least:
+        raise _refused(path, f"a whole number of at least {least}", found)
+    return int(number)
 
 
 def write_plan(plan: LadderPlan, path: Path | str) -> None:

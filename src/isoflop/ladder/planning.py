@@ -1,21 +1,18 @@
-"""`plan_ladder`: a target and a spend to the runs that tell most, as configurations that can be trained.
+"""Plan a ladder: from a target and a spend to the runs that tell most, and to warnings about them.
 
-How far approach 2 is off before any noise: its parabolas stand for profiles that aren't parabolas.
-
-Czech et al. 2026 (arXiv:2603.22339). On an isoFLOP curve of Hoffmann's law, L − E ∝ β·e^{−αu} + α·e^{βu} with
-u = ln(N/N_opt), whatever the budget. So a grid that sits alike around every optimum moves every minimum by the same
-factor: the prefactor is biased, a isn't. A grid whose offset drifts with the budget biases a too. To lowest order a
-dense centred grid of half-width h in ln N moves the minimum by h²(α − β)/10. With α = β an offset δ in ln N moves it by
-α²δ(δ²/3 − h²/35): it grows with the offset from about .3 of the half-width on.
-
-What to know before a ladder is trained: little spend, far targets, odd designs, untested rules, few data.
+Approach 2 is biased without any noise, as isoFLOP profiles are no parabolas (Czech et al. 2026, arXiv:2603.22339). On
+an isoFLOP curve of Hoffmann's law, L − E ∝ β·e^{−αu} + α·e^{βu} with u = ln(N/N_opt), whatever the budget. So a grid
+that sits alike around every optimum moves every minimum by the same factor: the prefactor is biased, a isn't. A grid
+whose offset drifts with the budget biases a too. To lowest order a dense centred grid of half-width h in ln N moves the
+minimum by h²(α − β)/10. With α = β an offset δ in ln N moves it by α²δ(δ²/3 − h²/35): it grows with the offset from
+about .3 of the half-width on.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +21,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from isoflop.arrays import Array
-from isoflop.fit.approaches import approach_3, column, group, parabola, refused
+from isoflop.fit.approaches import approach_3, group, parabola, refused
 from isoflop.fit.posterior import BEYOND, EXPONENT, NOISE, REDUCIBLE, SHARED, BudgetLine
+from isoflop.fit.runs import read_table
 from isoflop.ladder.design import Candidate, Problem, Rung, Worth, best_design, even_grid, worth_of
-from isoflop.ladder.finished import FinishedRun, read_finished
 from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import (
     FEWEST_STEPS,
@@ -42,103 +39,64 @@ from isoflop.ladder.rules import (
 from isoflop.ladder.sizes import Family, Shape, family_of, nearest, size_grid, size_of
 from isoflop.laws.forms import HOFFMANN, Law
 from isoflop.laws.frontier import short
+from isoflop.record.paths import location_of
 from isoflop.record.run import DEFAULT_N
 
 
 @dataclass(frozen=True)
 class ParabolaBias:
-    """What approach 2 would give on noise-free losses of a law, against the law.
+    """Approach 2 on noise-free losses of a law, against the law.
 
     Attributes:
-        a, true_a: exponent found and β/(α+β).
-        N_prefactor, true_N_prefactor: optimal parameters at C = 1 FLOP.
+        a_bias: exponent found less β/(α+β).
+        log_prefactor_ratio: ln of the prefactor found (optimal parameters at C = 1 FLOP) over the law's.
         budgets: FLOPs of the profiles that have a minimum [budgets].
         N_ratio: size found over the true optimum, by profile [budgets].
-        warnings: budgets that were left out.
-        sentence: the bias in words.
     """
 
-    a: float
-    true_a: float
-    N_prefactor: float
-    true_N_prefactor: float
+    a_bias: float
+    log_prefactor_ratio: float
     budgets: Array = field(compare=False)
     N_ratio: Array = field(compare=False)
-    warnings: tuple[str, ...]
-    sentence: str
-
-    @property
-    def a_bias(self) -> float:
-        """Exponent found less the true one."""
-        return self.a - self.true_a
 
     def N_ratio_at(self, C: float) -> float:
-        """Size that approach 2's power law names at C FLOPs, over the true optimum."""
-        return float(np.exp(np.log(self.N_prefactor / self.true_N_prefactor) + self.a_bias * np.log(C)))
+        """Size that approach 2's power law gives at C FLOPs, over the true optimum."""
+        return math.exp(self.log_prefactor_ratio + self.a_bias * math.log(C))
 
 
-def bias_on_grid(
-    law: Law, C: ArrayLike, N: ArrayLike, budgets: ArrayLike | None = None, tolerance: float = 1.25
-) -> ParabolaBias:
-    """The bias of approach 2 on a grid of runs as it is, by a law fitted to them.
+def bias_on_grid(law: Law, C: Array, N: Array, budgets: Sequence[float]) -> ParabolaBias:
+    """The bias of approach 2 on a grid of runs.
 
     Args:
         law: of Hoffmann's form.
         C: training FLOPs of the runs [n]; each is moved to its profile's budget.
         N: parameters [n].
-        budgets, tolerance: how runs belong to profiles, as in `isoflop_profiles`.
+        budgets: of the profiles.
 
     Raises:
-        ValueError: columns that aren't positive or differ in length, fewer than two budgets with a minimum.
+        ValueError: fewer than two budgets with a minimum.
     """
-    C, N = column("C", C, "training FLOPs"), column("N", N, "parameters")
-    if len(C) != len(N):
-        raise ValueError(f"expected columns of one length, got C {len(C)}, N {len(N)}")
-    groups, _ = group(C, budgets, tolerance)
-    return _bias_bias(law, [(value, np.full(len(rows), value), N[rows]) for value, rows in groups])
-
-
-def _bias_bias(law: Law, profiles: list[tuple[float, Array, Array]]) -> ParabolaBias:
     frontier = approach_3(law)
-    at, found, warnings = [], [], []
-    for value, C, N in profiles:
-        x, loss = np.log(N), law.loss(N=N, D=C / (6 * N))
-        why = refused(x, loss, "parabola")
-        if why is None:
+    at, found = [], []
+    for value, rows in group(C, budgets, 1.25)[0]:
+        x, loss = np.log(N[rows]), law.loss(N=N[rows], D=value / (6 * N[rows]))
+        if refused(x, loss, "parabola") is None:
             at.append(value)
             found.append(float(parabola(x, loss)[0]))
-        else:
-            warnings.append(f"the budget {value:.3g} FLOPs is left out: {why}")
     if len(set(at)) < 2:
-        raise ValueError(f"expected at least two budgets with a minimum, got {len(at)}: {'; '.join(warnings)}")
-    budgets = np.array(at)
-    a, log_prefactor = np.polyfit(np.log(budgets), found, 1)
-    ratio = np.exp(found) / np.array([frontier.allocate(C)[0] for C in at])
-    worst = int(np.abs(np.log(ratio)).argmax())
-    off = ratio[worst] - 1
-    sentence = (
-        f"without any noise, approach 2's parabolas on this grid would give a = {a:.4f} where the law has "
-        f"{frontier.a:.4f} ({a - frontier.a:+.4f}), and an N_opt up to {abs(off):.2%} too "
-        f"{'large' if off > 0 else 'small'} (at {budgets[worst]:.3g} FLOPs)"
-    )
-    return ParabolaBias(
-        float(a),
-        frontier.a,
-        float(np.exp(log_prefactor)),
-        frontier.N_prefactor,
-        budgets,
-        ratio,
-        tuple(warnings),
-        sentence,
-    )
+        raise ValueError(f"expected at least two budgets with a minimum, got {len(at)}")
+    a, log_prefactor = np.polyfit(np.log(at), found, 1)
+    N_ratio = np.exp(found) / np.array([frontier.allocate(value)[0] for value in at])
+    ratio = float(log_prefactor) - math.log(frontier.N_prefactor)
+    return ParabolaBias(float(a) - frontier.a, ratio, np.array(at), N_ratio)
 
 
 FAR = 1e3
-"""A factor of compute beyond which an extrapolation is spoken of."""
+"""A factor of compute beyond which an extrapolation is warned of."""
 VAGUE = 2.0
 """A factor each way of N_opt's interval beyond which the ladder hardly says more than 20 tokens per parameter."""
 BIASED = 0.05
-"""Of N at the target: approach 2's own error, without noise, from which on it is spoken of."""
+"""Of N at the target: approach 2's own error, without noise, from which on it is warned of."""
 SMALL = 1e7
 """Parameters below which published exponents, ratios and rules have hardly been tested."""
 
@@ -147,56 +105,42 @@ def warnings_of(
     problem: Problem,
     rungs: Sequence[Rung],
     runs: Sequence[PlannedRun],
-    rules: Mapping[str, Rule],
+    rules: Iterable[Rule],
     worth: Worth,
     level: float,
     unique_tokens: float | None,
-) -> tuple[str, ...]:
-    """In sentences, what matters most first."""
-    said = [*_too_little(worth, level), *_too_far(problem, rungs), *_bias(problem, rungs)]
-    sizes = [float(run.parameters["non_embedding"]) for run in runs]
-    budgets = [rung.budget for rung in rungs]
-    for rule in dict.fromkeys(rules.values()):
-        if (outside := rule.outside(sizes, budgets)) is not None:
-            said.append(outside)
-    if any(run.learning_rate >= HIGHEST_RATE for run in runs):
-        said.append(
-            f"the rate of {_of(runs, lambda run: run.learning_rate >= HIGHEST_RATE)} is cut at {HIGHEST_RATE:g}"
+) -> Iterator[str]:
+    """Reasons to rely less on a plan, the most severe first: the texts of the plan file."""
+    reach = math.exp(float(stats.norm.ppf((1 + level) / 2)) * float(np.median(worth.size)))
+    if reach >= VAGUE:
+        yield (
+            f"the spend is too low for an answer: N_opt is expected to within a factor of {reach:.1f} each way, and 20 "
+            "tokens per parameter alone are about as good: spend more, or allow more runs (--max-runs)"
         )
-    if any(run.steps < FEWEST_STEPS / 2 for run in runs):
-        few = _of(runs, lambda run: run.steps < FEWEST_STEPS / 2)
-        said.append(f"{few}: fewer than {FEWEST_STEPS // 2} steps even at one sequence a step: shorten --seq")
+    if (factor := problem.target.C / rungs[-1].budget) > FAR:
+        yield (
+            f"the target is {factor:,.0f} times the largest rung's compute: beyond about three orders of magnitude "
+            "laws bend and rates miss, and intervals know of it by a prior alone; climb in two ladders"
+        )
+    yield from _bias(problem, rungs)
+    sizes = [float(run.parameters["non_embedding"]) for run in runs]
+    for rule in rules:
+        if not rule.covers(sizes, [rung.budget for rung in rungs]):
+            yield _untested(rule, sizes, [rung.budget for rung in rungs])
+    if cut := [run for run in runs if run.learning_rate >= HIGHEST_RATE]:
+        yield f"the rate of {_names(cut)} is cut at {HIGHEST_RATE:g}"
+    if few := [run for run in runs if run.steps < FEWEST_STEPS / 2]:
+        yield f"{_names(few)}: fewer than {FEWEST_STEPS // 2} steps even at one sequence a step: shorten --seq"
     if min(sizes) < SMALL:
-        said.append(
+        yield (
             f"runs of {short(min(sizes))} to {short(max(sizes))} non-embedding parameters: published exponents and "
             "tokens per parameter come from larger ones, and the law may bend in between"
         )
     if unique_tokens is not None:
-        said += _data(problem, runs, unique_tokens)
-    return tuple(said)
+        yield from _data(problem, runs, unique_tokens)
 
 
-def _too_little(worth: Worth, level: float) -> list[str]:
-    reach = math.exp(float(stats.norm.ppf((1 + level) / 2)) * float(np.median(worth.size)))
-    if reach < VAGUE:
-        return []
-    return [
-        f"the spend is too low for an answer: N_opt is expected to within a factor of {reach:.1f} each way, and 20 "
-        "tokens per parameter alone are about as good: spend more, or allow more runs (--max-runs)"
-    ]
-
-
-def _too_far(problem: Problem, rungs: Sequence[Rung]) -> list[str]:
-    factor = problem.target.C / rungs[-1].budget
-    if factor <= FAR:
-        return []
-    return [
-        f"the target is {factor:,.0f} times the largest rung's compute: beyond about three orders of magnitude laws "
-        "bend and rates miss, and intervals know of it by a prior alone; climb in two ladders"
-    ]
-
-
-def _bias(problem: Problem, rungs: Sequence[Rung]) -> list[str]:
+def _bias(problem: Problem, rungs: Sequence[Rung]) -> Iterator[str]:
     """Approach 2's error on this grid by laws whose exponents differ, at the target (Czech et al. 2026)."""
     N = np.array([size.N for rung in rungs for size in rung.sizes])
     C = np.array([rung.budget for rung in rungs for _ in rung.sizes])
@@ -209,43 +153,49 @@ def _bias(problem: Problem, rungs: Sequence[Rung]) -> list[str]:
         D = rungs[-1].budget / 6 / size
         law = Law(HOFFMANN, {"E": 1.8, "A": A * size**alpha, "B": B * D**beta, "alpha": alpha, "beta": beta})
         try:
-            bias = bias_on_grid(law, C, N, budgets=[rung.budget for rung in rungs])
+            bias = bias_on_grid(law, C, N, [rung.budget for rung in rungs])
         except ValueError:
-            return [
+            yield (
                 "approach 2 will miss profiles of this ladder if the optimum lies a factor of 2 off 20 tokens per "
                 "parameter: rely on the law (approach 3)"
-            ]
+            )
+            return
         worst = max(worst, abs(math.log(bias.N_ratio_at(problem.target.C))))
-    if worst < math.log1p(BIASED):
-        return []
-    return [
-        f"approach 2's parabolas would be off by up to {math.expm1(worst):.0%} in N at the target on this grid, "
-        "without any noise: wide profiles and optima off their middle are no parabolas (Czech et al. 2026). The law "
-        "(approach 3) is not: believe it where they differ"
-    ]
+    if worst >= math.log1p(BIASED):
+        yield (
+            f"approach 2's parabolas would be off by up to {math.expm1(worst):.0%} in N at the target on this grid, "
+            "without any noise: wide profiles and optima off their middle are no parabolas (Czech et al. 2026). The "
+            "law (approach 3) is not: believe it where they differ"
+        )
 
 
-def _data(problem: Problem, runs: Sequence[PlannedRun], unique_tokens: float) -> list[str]:
-    said = []
-    repeated = [run for run in runs if run.tokens > unique_tokens]
-    if repeated:
+def _untested(rule: Rule, sizes: Sequence[float], budgets: Sequence[float]) -> str:
+    assert rule.fitted is not None
+    unit = "non-embedding parameters" if rule.fitted.variable == "N" else "FLOPs"
+    values = rule.fitted.of(sizes, budgets)
+    return (
+        f"{rule.decides}'s rule {rule.name!r} was fitted to {rule.fitted.low:.2g} to {rule.fitted.high:.2g} {unit}, "
+        f"these runs have {min(values):.2g} to {max(values):.2g}: try its value, half and twice it on one small run "
+        "first"
+    )
+
+
+def _data(problem: Problem, runs: Sequence[PlannedRun], unique_tokens: float) -> Iterator[str]:
+    if repeated := [run for run in runs if run.tokens > unique_tokens]:
         epochs = max(run.tokens for run in repeated) / unique_tokens
-        said.append(
+        yield (
             f"{len(repeated)} runs repeat the {short(unique_tokens)} tokens, up to {epochs:.1f} times: up to "
             "four epochs are nearly as good as new data (Muennighoff et al. 2023)"
         )
-    needed = float(problem.target.tokens(problem.target.N))
-    if needed > unique_tokens:
-        said.append(
+    if (needed := float(problem.target.tokens(problem.target.N))) > unique_tokens:
+        yield (
             f"the target wants about {short(needed)} tokens, {needed / unique_tokens:.1f} times the stock: its optimum "
             "is then a larger model than this ladder's law says (isoflop plan --unique-tokens)"
         )
-    return said
 
 
-def _of(runs: Sequence[PlannedRun], holds: Callable[[PlannedRun], bool]) -> str:
-    names = [run.name for run in runs if holds(run)]
-    return names[0] if len(names) == 1 else f"{len(names)} runs"
+def _names(runs: Sequence[PlannedRun]) -> str:
+    return runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
 
 
 SMALLEST, BODY = 1e4, 0.06
@@ -254,6 +204,10 @@ FEWEST, MOST = 12, 16
 """Runs, where the user says nothing; 9 could do, but leave little to tell noise and a wrong form by."""
 REPEATED = 4.0
 """Epochs up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023, figure 5)."""
+DESIGN = (
+    "budgets and sizes of the least expected ln sd of N_opt at the target, by the covariance of the fit that "
+    "`ladder fit` makes, averaged over laws with published exponents (Chaloner and Verdinelli 1995: Bayesian c-optimal)"
+)
 SCHEDULE = (
     "each run is trained from the start with its own schedule: warm-up, then decay (cosine or linear) that ends at its "
     "last step; losses on the way do not count (Hoffmann et al. 2022, section 3.1)"
@@ -299,7 +253,7 @@ def plan_ladder(
     min_runs = min(FEWEST, max_runs) if min_runs is None else min_runs
     _check(flops, spend, level, min_runs, max_runs, sizes)
     family = family_of(model, vocab_size, sequence_length)
-    known = _known(history)
+    known_N, known_D = _known(history)
     problem, grid = ladder_problem(
         family,
         flops,
@@ -308,12 +262,12 @@ def plan_ladder(
         sizes=sizes,
         max_flops_per_run=max_flops_per_run,
         unique_tokens=unique_tokens,
-        known=known,
+        known=(known_N, known_D),
     )
     rungs = best_design(problem)
     runs, rules = _runs(grid, rungs, lr_rule, batch_rule_name)
-    expected_by = worth_of(problem, rungs)
-    even = even_grid(problem, len(runs))
+    worth, even = worth_of(problem, rungs), even_grid(problem, len(runs))
+    even_worth = None if even is None else worth_of(problem, even)
     return LadderPlan(
         target_flops=float(flops),
         spend_flops=float(spend),
@@ -323,31 +277,28 @@ def plan_ladder(
         convention=DEFAULT_N,
         runs=runs,
         level=level,
-        expected=_expected(
-            problem, expected_by, None if even is None else worth_of(problem, even), level, rungs[-1].budget
-        ),
-        rules={"sizes": f"{family.name}: {family.source}", **{k: rule.text for k, rule in rules.items()}}
-        | {"schedule": SCHEDULE, "design": _DESIGN},
-        warnings=warnings_of(problem, rungs, runs, rules, expected_by, level, unique_tokens),
+        expected=_expected(problem, worth, even_worth, level, rungs[-1].budget),
+        rules={
+            "sizes": f"{family.name}: {family.source}",
+            **{name: rule.text for name, rule in rules.items()},
+            "schedule": SCHEDULE,
+            "design": DESIGN,
+        },
+        warnings=tuple(warnings_of(problem, rungs, runs, rules.values(), worth, level, unique_tokens)),
         unique_tokens=unique_tokens,
-        history_runs=len(known),
+        history_runs=len(known_N),
     )
 
 
-def _known(history: Sequence[str | os.PathLike[str]]) -> tuple[FinishedRun, ...]:
+def _known(history: Sequence[str | os.PathLike[str]]) -> tuple[Array, Array]:
+    """N and D of finished runs."""
     if not history:
-        return ()
-    found = read_finished(history, convention=DEFAULT_N)
-    if not found.runs:
-        reasons = "".join(f"\n  {reason}" for reason in found.left_out)
-        raise ValueError(f"--history: expected records of finished runs, got none that counts{reasons}")
-    return found.runs
-
-
-_DESIGN = (
-    "budgets and sizes of the least expected ln sd of N_opt at the target, by the covariance of the fit that "
-    "`ladder fit` makes, averaged over laws with published exponents (Chaloner and Verdinelli 1995: Bayesian c-optimal)"
-)
+        return np.zeros(0), np.zeros(0)
+    try:
+        columns = read_table([location_of(path) for path in history], ("N", "D", "loss"), convention=DEFAULT_N).columns
+    except ValueError as error:
+        raise ValueError(f"--history: {error}") from None
+    return np.array(columns["N"]), np.array(columns["D"])
 
 
 def _check(flops: float, spend: float, level: float, fewest: int, most: int, sizes: tuple[float, float] | None) -> None:
@@ -399,7 +350,7 @@ def ladder_problem(
     sizes: tuple[float, float] | None = None,
     max_flops_per_run: float | None = None,
     unique_tokens: float | None = None,
-    known: Sequence[FinishedRun] = (),
+    known: tuple[ArrayLike, ArrayLike] = ((), ()),
 ) -> tuple[Problem, tuple[Shape, ...]]:
     """What is asked of a design, and the configurations that its candidates stand for. Arguments as `plan_ladder`."""
     grid = _grid(family, spend, sizes)
@@ -411,8 +362,8 @@ def ladder_problem(
         most=runs[1],
         dearest=math.inf if max_flops_per_run is None else max_flops_per_run,
         tokens=math.inf if unique_tokens is None else REPEATED * unique_tokens,
-        known_N=np.array([run.N for run in known]),
-        known_D=np.array([run.D for run in known]),
+        known_N=np.asarray(known[0], dtype=float),
+        known_D=np.asarray(known[1], dtype=float),
     )
     return problem, grid
 
@@ -467,30 +418,22 @@ def _expected(
 ) -> dict[str, Expected]:
     """Medians over laws; the loss as a factor of what it will be, for its level is the data's and the tokenizer's."""
     z = float(stats.norm.ppf((1 + level) / 2))
+    N, slope = problem.target.N, problem.target.slope
+    reach = math.log(problem.target.C / largest)
+    own = math.hypot(NOISE * math.sqrt(1 + SHARED), BEYOND * max(reach, 0.0))  # a run at the target scatters too
 
-    def about(estimate: float, sd: float, even_sd: float | None) -> Expected:
-        reach = math.exp(z * sd)
-        if even_sd is None:
-            return Expected(estimate=estimate, low=estimate / reach, high=estimate * reach)
-        wide = math.exp(z * even_sd)
+    def about(estimate: float, sd: Callable[[Worth], float]) -> Expected:
+        factor, wide = math.exp(z * sd(planned)), None if even is None else math.exp(z * sd(even))
         return Expected(
             estimate=estimate,
-            low=estimate / reach,
-            high=estimate * reach,
-            even_low=estimate / wide,
-            even_high=estimate * wide,
+            low=estimate / factor,
+            high=estimate * factor,
+            even_low=None if wide is None else estimate / wide,
+            even_high=None if wide is None else estimate * wide,
         )
 
-    size, even_size = float(np.median(planned.size)), None if even is None else float(np.median(even.size))
-    # a run at the target scatters too
-    reach = math.log(problem.target.C / largest)
-    own = math.hypot(NOISE * math.sqrt(1 + SHARED), BEYOND * max(reach, 0.0))
-    loss = math.hypot(float(np.median(planned.loss)), own)
-    even_loss = None if even is None else math.hypot(float(np.median(even.loss)), own)
-    slope = problem.target.slope
-    N = problem.target.N
     return {
-        "N_opt": about(N, size, even_size),
-        "D_opt": about(float(problem.target.tokens(N)), slope * size, None if even_size is None else slope * even_size),
-        "loss_relative": about(1.0, loss, even_loss),
+        "N_opt": about(N, lambda worth: float(np.median(worth.size))),
+        "D_opt": about(float(problem.target.tokens(N)), lambda worth: slope * float(np.median(worth.size))),
+        "loss_relative": about(1.0, lambda worth: math.hypot(float(np.median(worth.loss)), own)),
     }

@@ -1,10 +1,14 @@
-"""Batch, learning rate and warm-up of a planned run: named rules with their source, and where they are untested."""
+"""Batch, learning rate and warm-up of planned runs by named rules, each with its source and the range it was fitted to.
+
+The laws' constants are those of `isoflop.laws.published`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from isoflop.ladder.sizes import Shape
 from isoflop.laws.published import PowerLaw, published
@@ -20,122 +24,87 @@ WARMUP = 0.1
 """Share of steps at most; runs differ in length, and a fixed warm-up would cost the short ones (Porian et al. 2024)."""
 WARMUP_STEPS = 2000
 """At most (Li et al. 2025)."""
-OUTSIDE = 3.0
+TOLERATED = 3.0
 """A factor beyond the fitted range up to which a rule goes without a warning."""
 
 
 @dataclass(frozen=True)
+class Range:
+    """What a rule was fitted to: `low` to `high` of "N", non-embedding parameters, or of "C", training FLOPs."""
+
+    variable: Literal["N", "C"]
+    low: float
+    high: float
+
+    def of(self, sizes: Sequence[float], budgets: Sequence[float]) -> Sequence[float]:
+        """The values of the range's variable: non-embedding parameters, or FLOPs of the runs."""
+        return sizes if self.variable == "N" else budgets
+
+
+@dataclass(frozen=True)
 class Rule:
-    """A named rule.
+    """A named rule for the peak rate, or for tokens a step.
 
     Attributes:
         name: as on the command line.
         decides: "the rate" or "the batch".
-        value: (shape, tokens, FLOPs) to the value: a peak rate, or tokens a step.
+        law: of non-embedding parameters N, tokens D and FLOPs C; None: `GPT3_RATE` moved with the width.
         text: the formula and its source.
-        variable: what its fitted range is of: "N", non-embedding parameters, or "C", FLOPs.
-        low, high: the range; None: none is stated.
+        fitted: its range; None: none is stated.
     """
 
     name: str
     decides: str
-    value: Callable[[Shape, float, float], float]
+    law: PowerLaw | None
     text: str
-    variable: str = "N"
-    low: float | None = None
-    high: float | None = None
+    fitted: Range | None = None
 
-    def outside(self, sizes: Sequence[float], budgets: Sequence[float]) -> str | None:
-        """What to say where runs lie beyond the range by more than a factor `OUTSIDE`; None: nothing.
+    def value(self, shape: Shape, tokens: float, flops: float) -> float:
+        """The rate or the batch of a run."""
+        if self.law is None:
+            return GPT3_RATE * GPT3_WIDTH / shape.width
+        return float(self.law(N=shape.parameters["non_embedding"], D=tokens, C=flops))
 
-        Args:
-            sizes: non-embedding parameters of the runs.
-            budgets: their FLOPs.
-        """
-        values = sizes if self.variable == "N" else budgets
-        if self.low is None or self.high is None:
-            return None
-        if min(values) >= self.low / OUTSIDE and max(values) <= self.high * OUTSIDE:
-            return None
-        unit = "non-embedding parameters" if self.variable == "N" else "FLOPs"
-        return (
-            f"{self.decides}'s rule {self.name!r} was fitted to {self.low:.2g} to {self.high:.2g} {unit}, these runs "
-            f"have {min(values):.2g} to {max(values):.2g}: try its value, half and twice it on one small run first"
-        )
+    def covers(self, sizes: Sequence[float], budgets: Sequence[float]) -> bool:
+        """Whether runs of these non-embedding parameters and FLOPs lie in the range, or within `TOLERATED` of it."""
+        if self.fitted is None:
+            return True
+        values = self.fitted.of(sizes, budgets)
+        return self.fitted.low / TOLERATED <= min(values) and max(values) <= self.fitted.high * TOLERATED
 
 
-def _width(shape: Shape, tokens: float, flops: float) -> float:
-    return GPT3_RATE * GPT3_WIDTH / shape.width
+_PAPERS = {
+    "steplaw": ("steplaw2025", "Step Law (Li et al. 2025)", Range("N", 59e6, 1e9)),
+    "deepseek": ("deepseek2024", "DeepSeek LLM 2024, eq. 1", Range("C", 1e17, 2e19)),
+    "porian": ("porian2024", "Porian et al. 2024 (by second sources)", Range("N", 5e6, 9e8)),
+}
 
 
-def _published(law: PowerLaw | None) -> Callable[[Shape, float, float], float]:
-    """A published power law of non-embedding parameters N, tokens D or FLOPs C."""
+def _rate(name: str) -> Rule:
+    entry, source, fitted = _PAPERS[name]
+    law = published(entry).learning_rate_law
     assert law is not None
-    return lambda shape, tokens, flops: float(law(N=shape.parameters["non_embedding"], D=tokens, C=flops))
+    of = ", N non-embedding" if "N" in law.exponents else ""
+    return Rule(name, "the rate", law, f"lr = {law}{of}, at most {HIGHEST_RATE:g}: {source}", fitted)
 
 
-RATES = {
-    "width": Rule(
-        "width",
-        "the rate",
-        _width,
-        f"lr = {GPT3_RATE:g}·{GPT3_WIDTH}/width, at most {HIGHEST_RATE:g}: GPT-3 Small's (Brown et al. 2020, table "
-        "2.1), moved with the width as µP moves Adam's (Yang et al. 2022, table 3)",
-    ),
-    "steplaw": Rule(
-        "steplaw",
-        "the rate",
-        _published(published("steplaw2025").learning_rate_law),
-        f"lr = 1.79·N^−0.713·D^0.307, N non-embedding, at most {HIGHEST_RATE:g}: Step Law (Li et al. 2025)",
-        low=59e6,
-        high=1e9,
-    ),
-    "deepseek": Rule(
-        "deepseek",
-        "the rate",
-        _published(published("deepseek2024").learning_rate_law),
-        f"lr = 0.3118·C^−0.125, at most {HIGHEST_RATE:g}: DeepSeek LLM 2024, eq. 1",
-        "C",
-        1e17,
-        2e19,
-    ),
-    "porian": Rule(
-        "porian",
-        "the rate",
-        _published(published("porian2024").learning_rate_law),
-        f"lr = 3.7·N^−0.36, at most {HIGHEST_RATE:g}: Porian et al. 2024 (by second sources)",
-        low=5e6,
-        high=9e8,
-    ),
-}
+def _batch(name: str) -> Rule:
+    entry, source, fitted = _PAPERS[name]
+    law = published(entry).batch_law
+    assert law is not None
+    return Rule(name, "the batch", law, f"B = {law} tokens: {source}", fitted)
+
+
+BY_WIDTH = Rule(
+    "width",
+    "the rate",
+    None,
+    f"lr = {GPT3_RATE:g}·{GPT3_WIDTH}/width, at most {HIGHEST_RATE:g}: GPT-3 Small's (Brown et al. 2020, table 2.1), "
+    "moved with the width as µP moves Adam's (Yang et al. 2022, table 3)",
+)
+RATES = {"width": BY_WIDTH, **{name: _rate(name) for name in _PAPERS}}
 """Peak learning rates of Adam's kind."""
-BATCHES = {
-    "steplaw": Rule(
-        "steplaw",
-        "the batch",
-        _published(published("steplaw2025").batch_law),
-        "B = 0.58·D^0.571 tokens: Step Law (Li et al. 2025)",
-        low=59e6,
-        high=1e9,
-    ),
-    "deepseek": Rule(
-        "deepseek",
-        "the batch",
-        _published(published("deepseek2024").batch_law),
-        "B = 0.292·C^0.3271 tokens: DeepSeek LLM 2024, eq. 1",
-        "C",
-        1e17,
-        2e19,
-    ),
-    "porian": Rule(
-        "porian",
-        "the batch",
-        _published(published("porian2024").batch_law),
-        "B = 0.7576·N^0.703 tokens: Porian et al. 2024 (by second sources)",
-        low=5e6,
-        high=9e8,
-    ),
-}
+BATCHES = {name: _batch(name) for name in _PAPERS}
 """Tokens an optimizer step."""
 
 
@@ -148,7 +117,7 @@ def rate_rule(name: str, sizes: Sequence[float], budgets: Sequence[float]) -> Ru
         ValueError: an unknown name.
     """
     if name == "auto":
-        return RATES["width"] if RATES["steplaw"].outside(sizes, budgets) else RATES["steplaw"]
+        return RATES["steplaw"] if RATES["steplaw"].covers(sizes, budgets) else BY_WIDTH
     return _named("--lr-rule", RATES, name)
 
 
@@ -174,12 +143,11 @@ def peak_rate(rule: Rule, shape: Shape, tokens: float, flops: float) -> float:
 
 def batch_sequences(rule: Rule, shape: Shape, tokens: float, flops: float) -> int:
     """Sequences an optimizer step: the rule's, in 1, 2, 3, 4, 6, 8, 12, 16 …, leaving the run `FEWEST_STEPS` steps."""
-    length = shape.family.sequence_length
-    wanted = min(rule.value(shape, tokens, flops), tokens / FEWEST_STEPS) / length
-    power = 2 ** max(0, math.floor(math.log2(max(wanted, 1.0))))
+    most = max(1.0, tokens / FEWEST_STEPS / shape.family.sequence_length)
+    wanted = max(1.0, min(rule.value(shape, tokens, flops) / shape.family.sequence_length, most))
+    power = 2 ** math.floor(math.log2(wanted))
     choices = [power, power * 3 // 2, power * 2] if power > 1 else [1, 2]
-    most = max(1.0, tokens / FEWEST_STEPS / length)
-    return min((n for n in choices if n <= most or n == choices[0]), key=lambda n: abs(math.log(n / max(wanted, 1.0))))
+    return min((n for n in choices if n <= most or n == power), key=lambda n: abs(math.log(n / wanted)))
 
 
 def warmup_of(steps: int) -> int:
