@@ -57,7 +57,7 @@ def test_everybody_has_the_same_final_loss(path: Path, loss: str):
     assert 4 < len(late) < len(run.points) / 5
     truth = np.mean(late) if loss == "train" else last.losses[loss]
     in_the_tab = Tail(str(path.parent), path.name).read()
-    (end,) = study([read_record(str(path)).run], loss=loss, convention="non_embedding").ends
+    (end,) = study([read_record(str(path))[0]], loss=loss, convention="non_embedding").ends
     (tab_end,) = study([in_the_tab.curve], loss=loss, convention="non_embedding").ends
     found = {
         "final_loss": final_loss(run.points, loss),

@@ -11,8 +11,8 @@ import pytest
 
 from isoflop.figures import RunEnd, ends_of_table, study
 from isoflop.report.checklist import checklist
-from isoflop.report.report import Report, make_report, said_to
-from isoflop.report.runs import counting, provenance, read_sources, run_rows
+from isoflop.report.report import Report, make_report
+from isoflop.report.runs import facts, latest_advice, read_sources, run_rows
 from isoflop.report.sentences import headline, holdout, power_of_ten
 from report_files import ADVICE, documented_run, write, write_all
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses
@@ -174,18 +174,18 @@ def test_advice_is_shown_by_time_and_odd_values_do_no_harm(tmp_path: Path) -> No
         "basis": "b",
     }
     path = write(tmp_path, replace(run, run_id="a"), {**ADVICE, "time": 1.8e9, "step": 30}, ADVICE, odd)
-    said = said_to([each.run for each in read_sources([path]).records])
+    said = latest_advice(read_sources([path]).runs)
     assert [each.step for each in said] == [20, 10, 30]
-    assert (said[0].time, said[0].severity, said[0].numbers, said[0].basis) == ("", "", (), ())
-    assert said[1].numbers == ("N = 1.3B parameters [1B, 2B]",) and said[1].sure == "93%"
-    assert said[1].time == "2023-11-14 22:13" and said[1].reason == "too large"
+    assert (said[0].time, said[0].severity, said[0].numbers, said[0].basis) == (None, "", (), ())
+    assert [str(each) for each in said[1].numbers] == ["N = 1.3B parameters [1B, 2B]"] and said[1].probability == 0.93
+    assert (said[1].time, said[1].reason) == (1.7e9, "too_large")
 
 
 def test_how_it_was_counted_and_by_what() -> None:
     runs = [documented_run(), documented_run(), planted_run("bare", 1e8, 2e9)]
-    assert ("FLOPs", "measured on the meta device", 2) in [(f.name, f.value, f.runs) for f in counting(runs)]
-    facts = [(f.name, f.value, f.runs) for f in provenance(runs)]
-    assert ("git commit", "0123456789ab", 2) in facts and ("device", "8 × H100, bfloat16", 2) in facts
+    shared = [(fact.name, fact.value, fact.runs) for fact in facts(runs)]
+    assert ("FLOPs", "measured on the meta device", 2) in shared
+    assert ("git commit", "0123456789ab", 2) in shared and ("device", "8 × H100, bfloat16", 2) in shared
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Path
     short = tmp_path / "runs.csv"
     short.write_text("N,tokens,loss\n1e8,2e9\n")
     sources = read_sources([tmp_path, short])
-    assert [each.run.name for each in sources.records] == ["good"]
+    assert [run.name for run in sources.runs] == ["good"]
     assert [str(path) in "".join(sources.problems) for path in (bad, short)] == [True, True]
 
 
@@ -204,7 +204,7 @@ def test_records_and_tables_together_and_none_twice(tmp_path: Path) -> None:
     table = tmp_path / "runs.csv"
     table.write_text("size,tokens,loss\n1e8,2e9,3.1\n2e8,2e9,3.0\n")
     sources = read_sources([path, tmp_path, table], {"N": "size"}, "size>1.5e8")
-    assert len(sources.records) == 1 and [row.N for row in sources.rows] == [2e8]
+    assert len(sources.runs) == 1 and [row.N for row in sources.rows] == [2e8]
     assert sources.taken == {"N": "size", "D": "tokens", "loss": "loss"}
 
 

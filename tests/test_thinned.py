@@ -94,8 +94,7 @@ def test_a_line_without_end_is_left_to_the_reader(tmp_path: Path, monkeypatch: p
     path = tmp_path / "isoflop-a.jsonl"
     path.write_bytes(content)
     monkeypatch.setattr(reading, "LARGE", 1000)
-    recorded = reading.read_record(str(path))
-    assert recorded.run == read_run(path) and not recorded.thinned
+    assert reading.read_record(str(path)) == (read_run(path), False)
 
 
 def test_a_usual_record_is_read_whole_and_a_large_one_in_part(tmp_path: Path) -> None:
@@ -103,8 +102,8 @@ def test_a_usual_record_is_read_whole_and_a_large_one_in_part(tmp_path: Path) ->
     small.write_bytes(HEADER + b"".join(points(100)))
     large.write_bytes(HEADER + b"".join(points(8000)))
     assert large.stat().st_size > reading.LARGE
-    assert reading.read_record(str(small)) == reading.Recorded(read_run(small))
-    recorded = reading.read_record(str(large))
-    assert recorded.thinned and recorded.run.points[-1] == read_run(large).points[-1]
+    assert reading.read_record(str(small)) == (read_run(small), False)
+    run, part = reading.read_record(str(large))
+    assert part and run.points[-1] == read_run(large).points[-1]
     with pytest.raises(RecordError, match="no such file"):
         reading.read_record(str(tmp_path / "isoflop-none.jsonl"))

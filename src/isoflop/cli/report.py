@@ -39,8 +39,7 @@ def report(
     """
     from datetime import datetime, timezone
 
-    from isoflop.record.paths import location_of
-    from isoflop.record.run import COUNTS
+    from isoflop.record import COUNTS, location_of
     from isoflop.report.page import write_report
     from isoflop.report.report import make_report
     from isoflop.report.runs import read_sources

@@ -26,7 +26,7 @@ def isoflop_profiles(study: Study) -> Figure | NoFigure:
     try:
         groups, _ = group(study.C, study.budgets, BUDGET)
     except ValueError as reason:
-        return NoFigure(KEY, TITLE, f"the runs do not share budgets: {_asked(str(reason))}")
+        return NoFigure(KEY, TITLE, f"the runs do not share budgets: {reason}")
     profiles = [(budget, rows) for budget, rows in groups if len(np.unique(N[rows])) >= FEWEST]
     if not profiles:
         sizes = max((len(np.unique(N[rows])) for _, rows in groups), default=0)
@@ -105,7 +105,3 @@ def _vertices(minima: tuple[Minimum, ...]) -> Series:
         right=ends[:, 1],
         hover={"N": N, "D": D, "C": C, "L": L},
     )
-
-
-def _asked(reason: str) -> str:
-    return reason.replace("pass budgets=, or a smaller tolerance", "name the nominal budgets, such as 6e18,1e19")

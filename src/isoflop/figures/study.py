@@ -135,7 +135,13 @@ class Study:
     @cached_property
     def C(self) -> Array:
         """Training FLOPs of the counted ends: as measured, else 6·N·D."""
-        return compute_of(self.columns["N"], self.columns["D"], [end.flops or np.nan for end in self.counted])
+        return self.end_flops[[not end.left_out for end in self.ends]]
+
+    @cached_property
+    def end_flops(self) -> Array:
+        """Training FLOPs of all ends: as measured, else 6·N·D; NaN where neither is known."""
+        N, D, flops = (np.array([getattr(end, name) or np.nan for end in self.ends]) for name in ("N", "D", "flops"))
+        return np.asarray(compute_of(N, D, flops))
 
     @cached_property
     def rate(self) -> float:
@@ -160,6 +166,14 @@ class Study:
     def fit(self) -> LawFit | None:
         """L(N,D) = E + A/N^α + B/D^β fitted to the counted ends; None: `refused` says why."""
         return self._fitted[0]
+
+    @property
+    def scatter(self) -> tuple[float, float] | None:
+        """Distances of the runs from the fitted law, |L/L̂ − 1|: median and 90% quantile; None: no fit."""
+        if self.fit is None:
+            return None
+        half, nine = np.quantile(np.abs(np.expm1(-self.fit.residuals)), [0.5, 0.9])  # residuals are ln L̂ − ln L
+        return float(half), float(nine)
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -20,12 +20,9 @@ from isoflop.laws.frontier import short
 LONGEST = 48
 """Characters of a name."""
 COUNTED = {
-    "total": "N total",
-    "trainable": "N trainable",
-    "non_embedding": "N non-embedding",
-    "non_embedding_with_head": "N non-embedding with head",
-    "active": "N active",
-    "unknown": "N as given",
+    "non_embedding": "non-embedding",
+    "non_embedding_with_head": "non-embedding with head",
+    "unknown": "as given",
 }
 
 
@@ -45,9 +42,14 @@ def name_of(text: str, longest: int = LONGEST) -> str:
     return f"{shown[:half]}…{shown[-half:]}"
 
 
+def counted_as(convention: str) -> str:
+    """Which parameters N counts, in words."""
+    return COUNTED.get(convention, convention.replace("_", " "))
+
+
 def parameters(convention: str) -> str:
-    """Which parameters N counts, for an axis."""
-    return COUNTED.get(convention, f"N {convention.replace('_', ' ')}")
+    """The same with the letter, for an axis."""
+    return f"N {counted_as(convention)}"
 
 
 def loss_label(loss: str) -> str:

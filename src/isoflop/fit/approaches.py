@@ -493,7 +493,8 @@ def group(C: Array, budgets: ArrayLike | None, tolerance: float) -> tuple[list[t
         if np.ptp(log_C[rows]) > 2 * reach:
             raise ValueError(
                 f"expected budgets apart by more than a factor {tolerance:g}, got FLOPs that run on from "
-                f"{C[rows].min():.3g} to {C[rows].max():.3g}: pass budgets=, or a smaller tolerance"
+                f"{C[rows].min():.3g} to {C[rows].max():.3g}: name the nominal budgets (budgets=, "
+                "--budgets), such as 6e18,1e19"
             )
     return [(float(np.exp(log_C[rows].mean())), rows) for rows in parts], 0
 

@@ -1,1 +1,1 @@
-"""The report: `isoflop report RUNS… -o report.html` makes one file of all that the runs say."""
+"""Reports on runs: one HTML page with figures, fits, advice and data; LaTeX tables; a table for the terminal."""

@@ -1,4 +1,4 @@
-"""A study's tables in LaTeX and BibTeX of the papers that a report rests on; strangers' texts are escaped."""
+"""LaTeX tables of a study and BibTeX of the papers that a report cites; recorded texts are escaped."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import isoflop
-from isoflop.figures.study import Study
-from isoflop.figures.text import parameters
-from isoflop.fit.approaches import Row
-from isoflop.fit.fit_law import LawFit
-from isoflop.laws.frontier import short
+from isoflop.figures import Study
+from isoflop.figures.text import counted_as
+from isoflop.laws import short
 from isoflop.report.runs import RunRow
 
 SPECIAL = {
@@ -40,6 +38,8 @@ SPECIAL = {
     "–": "--",
     "…": r"\ldots{}",
 }
+MOST = 60
+"""Runs that are written out: more fill no page of a paper."""
 
 
 def escape(text: str) -> str:
@@ -50,7 +50,7 @@ def escape(text: str) -> str:
     >>> print(escape("run_5%  {x}\n" + chr(0x1F600)))
     run\_5\% \{x\} [U+1F600]
     """
-    return "".join(map(_character, " ".join(text.split())))
+    return "".join(map(_character, " ".join(str(text).split())))
 
 
 def _character(c: str) -> str:
@@ -65,16 +65,17 @@ def _character(c: str) -> str:
     return f"[U+{ord(c):04X}]"
 
 
-def number(value: float, digits: int = 3) -> str:
-    r"""A number in mathematics, in powers of ten where it is large or small.
+def number(value: float | None, digits: int = 3) -> str:
+    r"""A number in mathematics, in powers of ten where it is large or small; a dash for None.
 
     >>> number(0.0123), number(4.2e21), number(482.01, 5), number(math.inf)
     ('$0.0123$', '$4.2 \\times 10^{21}$', '$482.01$', '$\\infty$')
     """
-    return f"${_bare(value, digits)}$"
+    return "--" if value is None else f"${bare(value, digits)}$"
 
 
-def _bare(value: float, digits: int) -> str:
+def bare(value: float, digits: int = 3) -> str:
+    """A number inside of mathematics."""
     if math.isinf(value):
         return r"\infty" if value > 0 else r"-\infty"
     if math.isnan(value):
@@ -91,37 +92,27 @@ def interval(ends: tuple[float, float] | None, digits: int = 3) -> str:
     """An interval in mathematics; a dash where nothing is known."""
     if ends is None or not all(map(math.isfinite, ends)):
         return "--"
-    return f"$[{_bare(ends[0], digits)}, {_bare(ends[1], digits)}]$"
-
-
-MOST = 60
-"""Runs that are written out: more fill no page of a paper."""
-SYMBOLS = {"E": "$E$", "A": "$A$", "B": "$B$", "alpha": r"$\alpha$", "beta": r"$\beta$"}
+    return f"$[{bare(ends[0], digits)}, {bare(ends[1], digits)}]$"
 
 
 def report_tex(study: Study, rows: Sequence[RunRow], bib: str) -> str:
-    """The law's constants, the approaches and the runs as tables, from `report.tex.j2`.
+    """Tables of the law's constants, the approaches and the runs, from `report.tex.j2`.
 
     Args:
         study: of the runs.
         rows: of `run_rows`.
         bib: the BibTeX file's name.
     """
-    fit, compared = study.fit, study.compared()
-    measured = any(row.measured for row in rows)
-    return _template().render(
-        version=isoflop.__version__,
-        bib=bib,
-        study=study,
-        fit=fit,
-        compared=compared,
-        measured=measured,
-        most=MOST,
-        level=rf"{study.level * 100:.0f}\%",
-        convention=parameters(study.convention).removeprefix("N "),
-        constants=[] if fit is None else [_constant(fit, name) for name in fit.parameters],
-        approaches=[] if compared is None else [_approach(row) for row in compared.rows],
-        runs=[_run(row, measured) for row in rows],
+    return str(
+        _template().render(
+            version=isoflop.__version__,
+            bib=" ".join(bib.split()),
+            study=study,
+            compared=study.compared(),
+            runs=rows,
+            measured=any(row.measured for row in rows),
+            most=MOST,
+        )
     )
 
 
@@ -129,47 +120,26 @@ def report_tex(study: Study, rows: Sequence[RunRow], bib: str) -> str:
 def _template() -> Any:
     import jinja2
 
-    marks = {"block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<"}
     room = jinja2.Environment(
-        **marks,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
         variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    room.filters |= {
-        "escape": escape,
-        "number": number,
-        "bare": lambda value: _bare(value, 3),
-        "oneline": lambda text: " ".join(text.split()),
+    filters = (escape, number, bare, interval, short, counted_as)
+    room.filters |= {each.__name__: each for each in filters} | {
+        "finite": lambda value: value if math.isfinite(value) else None,
     }
     return room.get_template("report.tex.j2")
 
 
-def _constant(fit: LawFit, name: str) -> list[str]:
-    error = fit.standard_errors[name]
-    known = number(error) if math.isfinite(error) else "--"
-    return [SYMBOLS.get(name, escape(name)), number(fit.parameters[name], 4), known, interval(fit.intervals[name], 4)]
-
-
-def _approach(row: Row) -> list[str]:
-    exponents = [
-        number(v) + (f" {interval(ends)}" if ends else "")
-        for v, ends in ((row.a, row.a_interval), (row.b, row.b_interval))
-    ]
-    counts = [
-        short(v) + (f" [{short(ends[0])}, {short(ends[1])}]" if ends else "")
-        for v, ends in ((row.N, row.N_interval), (row.D, row.D_interval))
-    ]
-    return [escape(row.name), *exponents, *counts]
-
-
-def _run(row: RunRow, measured: bool) -> list[str]:
-    N, D, C = ("--" if value is None else number(value) for value in (row.N, row.D, row.C))
-    formula = " ($6ND$)" if measured and not row.measured and row.C is not None else ""
-    loss = "--" if row.loss is None else number(row.loss, 4)
-    return [escape(row.name), N, D, C + formula, loss, escape(row.left_out) or "yes"]
+# -- papers ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -177,37 +147,43 @@ class Paper:
     """A paper on arXiv.
 
     Attributes:
-        key: to cite it by.
         entry: BibTeX, as `data/papers.bib` has it.
-        authors: "Last, First" joined by " and ".
-        title: with the capitals that must stay in braces.
+        authors: "Last, First" of each.
+        title: without braces.
         year: of the first version.
         eprint: arXiv number.
     """
 
-    key: str
     entry: str
-    authors: str
+    authors: tuple[str, ...]
     title: str
     year: int
     eprint: str
 
+    @property
+    def cited(self) -> str:
+        """Authors and year, such as "Hoffmann et al. 2022"."""
+        names = [author.partition(",")[0] for author in self.authors]
+        return f"{f'{names[0]} et al.' if len(names) > 2 else ' and '.join(names)} {self.year}"
 
-def _read(text: str) -> dict[str, Paper]:
+
+def _papers(text: str) -> dict[str, Paper]:
     """The entries of a BibTeX file whose fields stand one a line, by key."""
     papers = {}
     for entry, key in re.findall(r"(@misc\{(\w+),\n.*?\n\}\n)", text, re.DOTALL):
         fields = dict(re.findall(r"^  (\w+) += \{(.*)\},?$", entry, re.MULTILINE))
-        papers[key] = Paper(key, entry, fields["author"], fields["title"], int(fields["year"]), fields["eprint"])
+        authors = tuple(re.sub("[{}]", "", author) for author in fields["author"].split(" and "))
+        title = re.sub("[{}]", "", fields["title"])
+        papers[key] = Paper(entry, authors, title, int(fields["year"]), fields["eprint"])
     return papers
 
 
-PAPERS = _read(files("isoflop").joinpath("data", "papers.bib").read_text(encoding="utf-8"))
+PAPERS = _papers(files("isoflop").joinpath("data", "papers.bib").read_text(encoding="utf-8"))
 """By key. Authors, titles and numbers as arXiv has them."""
 
 
 def used_by(study: Study, figures: Iterable[str] = ()) -> tuple[str, ...]:
-    """Keys of the papers that a study's report rests on.
+    """Keys of the papers that a study's report cites.
 
     Args:
         study: its law, approaches and the published laws beside them.

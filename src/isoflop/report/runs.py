@@ -1,9 +1,4 @@
-"""What a report is made from: records, rows of tables; what can't be read is named, and the rest goes on.
-
-One record for the report: all of a usual one; of one with very many points so many each time they double.
-
-The data that a report rests on: a row for each run, and how what is in them was counted and made.
-"""
+"""Sources of a report: records and tables of finished runs, with a row, the shared facts and the advice of the runs."""
 
 from __future__ import annotations
 
@@ -11,21 +6,15 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from isoflop.figures.study import Study
-from isoflop.figures.text import counted
-from isoflop.fit.runs import RunEnd, ends_of_table, read_table
-from isoflop.laws.forms import compute_of
-from isoflop.record.paths import Location, is_url
-from isoflop.record.reader import read_run, read_stream, record_files
-from isoflop.record.run import RecordError, Run
-from isoflop.record.thinned import Digest
+from isoflop.advice import Quantity
+from isoflop.figures import RunCurve, RunEnd, Study, ends_of_table
+from isoflop.fit.runs import read_table
+from isoflop.record import Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
 
 LARGE = 1 << 20
 """Bytes of a record from which on it is thinned: some 2,000 points, more than a curve among many is drawn with."""
@@ -35,27 +24,14 @@ PER_DOUBLING = 64
 """Points kept of it each time the run doubles: 210 a decade of a logarithmic axis."""
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A record as the report takes it.
-
-    Attributes:
-        run: with its points, thinned where there are very many.
-        thinned: whether points were left out.
-    """
-
-    run: Run
-    thinned: bool = False
-
-
-def read_record(path: str) -> Recorded:
-    """Read one.
+def read_record(path: str) -> tuple[Run, bool]:
+    """Read a record, thinned where it is large; and whether it was thinned.
 
     Raises:
         RecordError: as `isoflop.record.read_run`.
     """
     if is_url(path) or not os.path.isfile(path) or os.path.getsize(path) <= LARGE:
-        return Recorded(read_run(path))
+        return read_run(path), False
     digest = Digest(PER_DOUBLING)
     try:
         with open(path, "rb", buffering=0) as stream:
@@ -64,25 +40,27 @@ def read_record(path: str) -> Recorded:
     except OSError as error:
         raise RecordError(f"Expected a record file that can be read at {path}, got: {error}.") from error
     if digest.problem is not None:
-        return Recorded(read_run(path))
-    return Recorded(read_stream(io.BytesIO(digest.record()), path), True)
+        return read_run(path), False
+    return read_stream(io.BytesIO(digest.record()), path), True
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What was read.
+    """Runs read from records and tables.
 
     Attributes:
-        records: oldest first.
+        runs: of the records, oldest first.
         rows: of the tables, each a finished run.
-        taken: which columns of the tables were what; empty without tables.
-        problems: what could not be read, and why.
+        taken: column of the tables by quantity; empty without tables.
+        problems: reasons for files that could not be read.
+        thinned: number of large records, of which some points were left out.
     """
 
-    records: tuple[Recorded, ...] = ()
+    runs: tuple[Run, ...] = ()
     rows: tuple[RunEnd, ...] = ()
     taken: Mapping[str, str] | None = None
     problems: tuple[str, ...] = ()
+    thinned: int = 0
 
 
 def read_sources(
@@ -92,30 +70,25 @@ def read_sources(
 
     Args:
         paths: records (.jsonl), folders with some, or URLs of these; every other file is a table.
-        named: column of the tables by what it is ("N", "D", "loss", "C").
-        where: rows of the tables to take (`fit.fitting.where`).
+        named: column of the tables by quantity ("N", "D", "loss", "C").
+        where: condition on rows of the tables (`isoflop.fit.runs.where`).
 
     Raises:
-        ValueError: a path that does not exist, or nothing that can be read in any.
+        ValueError: a path does not exist, or none of the files can be read.
     """
+    records: dict[str, tuple[Run, bool]] = {}
+    rows: list[RunEnd] = []
+    taken: dict[str, str] = {}
+    problems: list[str] = []
     for path in paths:
         if isinstance(path, Path) and not path.exists():
             raise ValueError(
                 f"expected a record, a folder with records or a CSV file, got {path}, which does not exist"
             )
-    records: dict[str, Recorded] = {}
-    rows: list[RunEnd] = []
-    taken: dict[str, str] = {}
-    problems: list[str] = []
     for path in paths:
         if isinstance(path, str) or path.is_dir() or path.suffix == ".jsonl":
             for file in record_files((path,), problems.append):
-                real = file if is_url(file) else os.path.realpath(file)
-                try:
-                    if real not in records:
-                        records[real] = read_record(file)
-                except RecordError as error:
-                    problems.append(str(error))
+                _add_record(records, file, problems)
             continue
         try:
             found, columns = _table(path, named or {}, where)
@@ -125,13 +98,22 @@ def read_sources(
             rows += found
             taken |= columns
     if not records and not rows:
-        expected = "isoflop's records (isoflop-*.jsonl), folders with some, or CSV tables"
         raise ValueError(
-            f"nothing to report on in {', '.join(map(str, paths))}: expected {expected}"
-            + "".join(f"; {problem}" for problem in problems[:3])
+            f"nothing to report on in {', '.join(map(str, paths))}: expected isoflop's records (isoflop-*.jsonl), "
+            "folders with some, or CSV tables" + "".join(f"; {problem}" for problem in problems[:3])
         )
-    by_age = sorted(records.values(), key=lambda each: (each.run.created, each.run.run_id))
-    return Sources(tuple(by_age), tuple(rows), taken or None, tuple(problems))
+    runs = sorted((run for run, _ in records.values()), key=lambda run: (run.created, run.run_id))
+    thinned = sum(thinned for _, thinned in records.values())
+    return Sources(tuple(runs), tuple(rows), taken or None, tuple(problems), thinned)
+
+
+def _add_record(records: dict[str, tuple[Run, bool]], file: str, problems: list[str]) -> None:
+    real = file if is_url(file) else os.path.realpath(file)
+    try:
+        if real not in records:
+            records[real] = read_record(file)
+    except RecordError as error:
+        problems.append(str(error))
 
 
 def _table(path: Path, named: Mapping[str, str], where: str | None) -> tuple[tuple[RunEnd, ...], Mapping[str, str]]:
@@ -143,19 +125,18 @@ def _table(path: Path, named: Mapping[str, str], where: str | None) -> tuple[tup
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run; unknown is None.
+    """One run in the report's table; unknown is None.
 
     Attributes:
-        name: a stranger's text.
+        name: as recorded: not to be trusted in a page.
         N: parameters, of the study's convention.
         D: tokens processed less padding.
         C: training FLOPs, as measured or 6·N·D.
-        measured: whether C was counted while it trained.
+        measured: whether C was counted during training.
         loss: nats per token, as the fit takes it.
         step, planned: optimizer steps done and planned.
-        status: as its record says; "": a row of a table.
-        left_out: why no law is fitted to it; "": it is.
-        problems: what its record's reader had to skip.
+        status: of its record; "": a row of a table.
+        left_out: reason why no law is fitted to it; "": it is in the fit.
     """
 
     name: str
@@ -168,7 +149,6 @@ class RunRow:
     planned: int | None
     status: str
     left_out: str
-    problems: int = 0
 
     @property
     def ratio(self) -> float | None:
@@ -178,76 +158,67 @@ class RunRow:
 
 def run_rows(study: Study) -> tuple[RunRow, ...]:
     """A row for each run of a study: records first, then tables."""
-    rows = []
-    for i, end in enumerate(study.ends):
-        curve = study.curves[i] if i < len(study.curves) else None
-        planned = None if curve is None else curve.run.planned.get("steps")
-        rows.append(
-            RunRow(
-                name=end.name,
-                N=end.N,
-                D=end.D,
-                C=_finite(compute_of(end.N or math.nan, end.D or math.nan, end.flops or math.nan)),
-                measured=end.flops is not None,
-                loss=end.loss,
-                step=int(curve.step[-1]) if curve is not None and len(curve.step) else None,
-                planned=planned if isinstance(planned, int) else None,
-                status="" if curve is None else curve.run.status,
-                left_out=end.left_out,
-                problems=0 if curve is None else len(curve.run.problems),
-            )
-        )
-    return tuple(rows)
+    curves = [*study.curves, *[None] * (len(study.ends) - len(study.curves))]
+    return tuple(_row(end, C, curve) for end, C, curve in zip(study.ends, study.end_flops, curves, strict=True))
 
 
-def _finite(value: ArrayLike) -> float | None:
-    return float(value) if np.isfinite(value) else None  # type: ignore[arg-type]
+def _row(end: RunEnd, C: float, curve: RunCurve | None) -> RunRow:
+    planned = None if curve is None else curve.run.planned.get("steps")
+    return RunRow(
+        name=end.name,
+        N=end.N,
+        D=end.D,
+        C=C if math.isfinite(C) else None,
+        measured=end.flops is not None,
+        loss=end.loss,
+        step=int(curve.step[-1]) if curve is not None and len(curve.step) else None,
+        planned=planned if isinstance(planned, int) else None,
+        status="" if curve is None else curve.run.status,
+        left_out=end.left_out,
+    )
+
+
+# -- facts -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that runs share: what it is, what it says, how many runs say so."""
+    """Something that runs share: its name, its value, and in how many runs it holds."""
 
     name: str
     value: str
     runs: int
 
 
-def counting(runs: Sequence[Run]) -> tuple[Fact, ...]:
-    """How FLOPs, parameters and tokens were counted."""
-    facts = _shared("FLOPs", (_text(run.counting.get("method")) for run in runs))
-    facts += _shared("FLOPs, convention", (_text(run.counting.get("convention")) for run in runs))
-    facts += _shared("not in a better way because", (reason for run in runs for reason in _reasons(run)))
-    facts += _shared("operators without a formula", (_listed(run.counting.get("uncounted")) for run in runs))
-    facts += _shared("parameters", (run.parameters_method or "" for run in runs))
-    units = (f"{name}: {unit}" for run in runs for name, unit in run.loss_units.items())
-    return tuple(facts + _shared("losses", units))
+def text_of(value: object, longest: int = 4000) -> str:
+    """A recorded value where it is a text, cut; else ""."""
+    return value[:longest] if isinstance(value, str) else ""
 
 
-def provenance(runs: Sequence[Run]) -> tuple[Fact, ...]:
-    """Code, libraries and machines."""
-    facts = _shared("git commit", (_commit(run) for run in runs))
-    facts += _shared("trainer", (run.framework or "" for run in runs))
-    facts += _shared("model", (_text(run.model.get("class")) for run in runs))
-    facts += _shared("tokenizer", (run.tokenizer or "" for run in runs))
-    facts += _shared("data", (run.data or "" for run in runs))
-    facts += _shared("device", (_device(run) for run in runs))
-    names = dict.fromkeys(name for run in runs for name in run.versions)
-    for name in names:
-        facts += _shared(name, (run.versions.get(name, "") for run in runs))
-    return tuple(facts)
+def number_of(value: object) -> float | None:
+    """A recorded value where it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
 
 
-def _shared(name: str, values: Iterable[str]) -> list[Fact]:
-    return [Fact(name, value, runs) for value, runs in Counter(filter(None, values)).most_common()]
+def _items(value: object) -> list[Any]:
+    return value[:50] if isinstance(value, list) else []
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+def commit_of(run: Run) -> str:
+    """The first twelve digits of the git commit, and whether files differed from it; "": unknown."""
+    git = run.git or {}
+    commit = text_of(git.get("commit"))[:12]
+    return f"{commit} with uncommitted changes" if commit and git.get("dirty") else commit
 
 
-def _listed(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else ""
+def device_of(run: Run) -> str:
+    """Number and name of the devices and their precision; "": unknown."""
+    size, name = run.device.get("world_size"), text_of(run.device.get("name"))
+    kind = text_of(run.device.get("precision")) or text_of(run.device.get("dtype"))
+    many = f"{size} × " if isinstance(size, int) and size > 1 else ""
+    return f"{many}{name}{f', {kind}' if kind else ''}" if name else ""
 
 
 def _reasons(run: Run) -> list[str]:
@@ -255,26 +226,112 @@ def _reasons(run: Run) -> list[str]:
     return [f"{method}: {reason}" for method, reason in reasons.items()] if isinstance(reasons, dict) else []
 
 
-def _commit(run: Run) -> str:
-    git = run.git or {}
-    commit = _text(git.get("commit"))
-    return f"{commit[:12]}{' with uncommitted changes' if git.get('dirty') else ''}" if commit else ""
+_FACTS: tuple[tuple[str, Callable[[Run], Sequence[str | None]]], ...] = (
+    ("FLOPs", lambda run: [text_of(run.counting.get("method"))]),
+    ("FLOPs, convention", lambda run: [text_of(run.counting.get("convention"))]),
+    ("not in a better way because", _reasons),
+    ("operators without a formula", lambda run: [", ".join(map(str, _items(run.counting.get("uncounted"))))]),
+    ("parameters", lambda run: [run.parameters_method]),
+    ("losses", lambda run: [f"{name}: {unit}" for name, unit in run.loss_units.items()]),
+    ("git commit", lambda run: [commit_of(run)]),
+    ("trainer", lambda run: [run.framework]),
+    ("model", lambda run: [text_of(run.model.get("class"))]),
+    ("tokenizer", lambda run: [run.tokenizer]),
+    ("data", lambda run: [run.data]),
+    ("device", lambda run: [device_of(run)]),
+)
 
 
-def _device(run: Run) -> str:
-    size = run.device.get("world_size")
-    many = f"{size} × " if isinstance(size, int) and size > 1 else ""
-    kind = _text(run.device.get("dtype")) or _text(run.device.get("precision"))
-    name = _text(run.device.get("name"))
-    return f"{many}{name}{f', {kind}' if kind else ''}" if name else ""
+def facts(runs: Sequence[Run]) -> tuple[Fact, ...]:
+    """How FLOPs, parameters and tokens were counted; the code, libraries and machines."""
+    found = [(name, [value for run in runs for value in values(run)]) for name, values in _FACTS]
+    libraries = dict.fromkeys(name for run in runs for name in run.versions)
+    found += [(name, [run.versions.get(name) for run in runs]) for name in libraries]
+    return tuple(
+        Fact(name, value, number)
+        for name, values in found
+        for value, number in Counter(value for value in values if value).most_common()
+    )
 
 
-def extent(values: Iterable[float | None]) -> tuple[float, float] | None:
-    """Least and most of what is known and positive; None: nothing is."""
-    known = [value for value in values if value is not None and math.isfinite(value) and value > 0]
-    return (min(known), max(known)) if known else None
+# -- advice ------------------------------------------------------------------------------------------------------------
+
+SEVERITIES = ("critical", "warning", "info", "note")
 
 
-def thinned_note(thinned: int) -> str:
-    """What is said of large records."""
-    return f"{counted(thinned, 'large record was', 'large records were')} read in part: evenly by the logarithm of time"
+@dataclass(frozen=True)
+class RecordedAdvice:
+    """A piece of advice from a record: values of the right kinds and of bounded length, texts as recorded.
+
+    Attributes:
+        run: the run's name.
+        step: optimizer steps done.
+        time: seconds since 1970.
+        severity: one of `SEVERITIES`; "": another.
+        reason, what, do: texts.
+        numbers, saves: quantities that it is computed from, and those that following it saves.
+        basis: what it is based on.
+        probability: that it holds, 0 to 1.
+        level: of the intervals.
+    """
+
+    run: str
+    step: int
+    time: float | None
+    severity: str
+    reason: str
+    what: str
+    do: str
+    numbers: tuple[Quantity, ...]
+    saves: tuple[Quantity, ...]
+    basis: tuple[str, ...]
+    probability: float | None
+    level: float | None
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """By time, then by step."""
+        return self.time or 0.0, self.step
+
+
+def recorded_advice(run: Run) -> list[RecordedAdvice]:
+    """The advice that a run got during training."""
+    return [_advice(run, item) for item in run.advice]
+
+
+def _advice(run: Run, item: Mapping[str, Any]) -> RecordedAdvice:
+    severity, probability = text_of(item.get("severity")), number_of(item.get("probability"))
+    return RecordedAdvice(
+        run=run.name or run.run_id,
+        step=int(number_of(item.get("step")) or 0),
+        time=number_of(item.get("time")),
+        severity=severity if severity in SEVERITIES else "",
+        reason=text_of(item.get("reason")),
+        what=text_of(item.get("what")),
+        do=text_of(item.get("do")),
+        numbers=_quantities(item.get("numbers")),
+        saves=_quantities(item.get("saves")),
+        basis=tuple(text for each in _items(item.get("basis")) if (text := text_of(each))),
+        probability=probability if probability is not None and 0 <= probability <= 1 else None,
+        level=number_of(item.get("level")),
+    )
+
+
+def _quantities(given: object) -> tuple[Quantity, ...]:
+    rows = [row for row in _items(given) if isinstance(row, dict)]
+    return tuple(
+        Quantity(
+            text_of(row.get("name")),
+            value,
+            text_of(row.get("unit")),
+            number_of(row.get("low")),
+            number_of(row.get("high")),
+        )
+        for row in rows
+        if (value := number_of(row.get("value"))) is not None
+    )
+
+
+def latest_advice(runs: Iterable[Run], most: int = 200) -> tuple[RecordedAdvice, ...]:
+    """The advice of all runs by time, the latest pieces."""
+    return tuple(sorted((each for run in runs for each in recorded_advice(run)), key=lambda each: each.order)[-most:])

@@ -1,6 +1,6 @@
-"""What the runs say, in plain words: the law and what follows from it, what is sure of that and what is not.
+"""The headline of a report in plain sentences: the law and its optimum, what supports them and what does not.
 
-Does the law reach beyond the runs it is fitted to? Fitted to the smaller ones, it predicts the larger ones.
+Whether the law extrapolates is tested: fitted to the smaller runs, it predicts the larger ones.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.figures.study import BEYOND, Study
-from isoflop.figures.text import counted, name_of
-from isoflop.fit.approaches import approach_3
-from isoflop.fit.fit_law import LawFit
+from isoflop.figures import RunCurve, Study
+from isoflop.figures.study import BEYOND
+from isoflop.figures.text import counted, name_of, sentence
+from isoflop.fit.approaches import Comparison, approach_3
 from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
-from isoflop.fit.runs import RunCurve
 from isoflop.fit.search import FEW
-from isoflop.laws.frontier import optimal_allocation, short
+from isoflop.laws import optimal_allocation, short
 
 ALIKE = 0.03
 """Of an exponent: over a factor of 1000 in compute it makes a fifth of a size."""
-
 NEAR = 0.03
 """Share of the loss: a law that one run in ten lies farther from does not describe them well."""
+PART = 0.7
+"""Share of the runs that the hold-out test fits."""
+CONSTANTS = 5
+"""Of L(N,D) = E + A/N^α + B/D^β."""
+DRAWS = 300
+"""Resamples of the hold-out test: enough to tell whether a run lies inside its interval."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Headline:
 
     Attributes:
         says: the result, the first one by itself.
-        sure: what can be built upon.
-        unsure: what can't, and why.
+        sure: what supports it.
+        unsure: what speaks against relying on it.
     """
 
     says: tuple[str, ...]
@@ -41,25 +45,35 @@ class Headline:
     unsure: tuple[str, ...] = ()
 
 
+def holdout(study: Study) -> Extrapolation | str:
+    """Fit the smaller runs and predict the larger ones; or the reason why that is not possible."""
+    if study.law is None:
+        return "there is no law to hold against runs"
+    C = study.C
+    below = float(np.quantile(C, PART, method="lower"))
+    if (below >= C).sum() < CONSTANTS + FEW or (below < C).sum() < TELLING:
+        return (
+            f"{len(C)} runs are too few to keep some back: it takes {CONSTANTS + FEW} to fit and {TELLING} larger ones"
+        )
+    try:
+        return extrapolation(
+            "hoffmann", {**study.columns, "C": C}, below, level=study.level, draws=DRAWS, convention=study.convention
+        )
+    except ValueError as error:
+        return str(error)
+
+
 def headline(study: Study, held: Extrapolation | str) -> Headline:
     """The headline of a study.
 
     Args:
         study: of the runs.
-        held: what predicting the larger runs from the smaller came to (`holdout`).
+        held: result of `holdout`.
     """
-    if study.fit is None or study.law is None:
+    if study.law is None or study.scatter is None:
         return Headline((*_no_law(study), *_under_way(study.curves)))
-    says, sure, unsure = [_law(study)], [], []
-    exponent = next((each for each in study.approaches if each.name.startswith("approach 3")), None)
-    if exponent is not None and "a" in exponent.intervals:
-        (low, high), D = exponent.intervals["a"], exponent.b
-        says.append(
-            f"With more compute C the best size grows as C^{exponent.a:.3f} ({study.level:.0%} interval {low:.3f} to "
-            f"{high:.3f}), the best number of tokens as C^{D:.3f}: {_leaning(low, high)}"
-        )
-    says.append(_next(study))
-    half, nine = scatter(study.fit)
+    sure, unsure = [], []
+    half, nine = study.scatter
     if nine <= NEAR:
         sure.append(f"Half of the runs lie within {half:.2%} of the law, nine in ten within {nine:.2%}.")
     else:
@@ -67,29 +81,18 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
             f"The law leaves much open: half of the runs lie within {half:.2%} of it, nine in ten within {nine:.2%}."
         )
     if isinstance(held, str):
-        unsure.append(f"It was not tested on larger runs: {_sentence(held, capital=False)}")
+        unsure.append(sentence(f"It was not tested on larger runs: {held}"))
     else:
-        (sure if held.trusted else unsure).append(_sentence(held.verdict))
+        (sure if held.trusted else unsure).append(sentence(held.verdict))
     compared = study.compared()
     if compared is not None and compared.pairs:
-        apart = [pair for pair in compared.pairs if not pair.overlap]
-        names = [_short_name(row.name) for row in compared.rows]
-        if apart:
-            unsure += [
-                f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
-                "their intervals do not overlap."
-                for pair in apart
-            ]
-        else:
-            sure.append(f"The intervals of {_and(names)} for the exponent of N overlap.")
-    unsure += [_sentence(text) for text in study.doubts]
-    return Headline(tuple(says), tuple(sure), tuple(unsure))
-
-
-def scatter(fit: LawFit) -> tuple[float, float]:
-    """How far runs lie off their law, |L/L̂ − 1|: half of them at most the first, nine in ten the second."""
-    half, nine = np.quantile(np.abs(np.expm1(-fit.residuals)), [0.5, 0.9])
-    return float(half), float(nine)
+        disagreements = _disagreements(compared)
+        unsure += disagreements
+        if not disagreements:
+            names = _and([_short_name(row.name) for row in compared.rows])
+            sure.append(f"The intervals of {names} for the exponent of N overlap.")
+    unsure += map(sentence, study.doubts)
+    return Headline((_law(study), *_exponents(study), _next(study)), tuple(sure), tuple(unsure))
 
 
 def power_of_ten(value: float) -> str:
@@ -113,6 +116,17 @@ def _law(study: Study) -> str:
     )
 
 
+def _exponents(study: Study) -> list[str]:
+    law = next((each for each in study.approaches if each.name.startswith("approach 3")), None)
+    if law is None or "a" not in law.intervals:
+        return []
+    low, high = law.intervals["a"]
+    return [
+        f"With more compute C the best size grows as C^{law.a:.3f} ({study.level:.0%} interval {low:.3f} to "
+        f"{high:.3f}), the best number of tokens as C^{law.b:.3f}: {_leaning(low, high)}"
+    ]
+
+
 def _leaning(low: float, high: float) -> str:
     if low > 0.5 - ALIKE and high < 0.5 + ALIKE:
         return "size and data should grow nearly alike."
@@ -131,87 +145,65 @@ def _next(study: Study) -> str:
     best = approach_3(study.law, study.level, study.rate)
     loss = optimal_allocation(study.law, C, level=study.level, flops_per_param_token=study.rate)
     ends = best.allocate_intervals(C)  # as in the table of the approaches
-
-    def within(interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:
-        return "" if interval is None else f" ({write(interval[0])} to {write(interval[1])})"
-
     N, D = best.allocate(C)
     at = (
-        f"At the largest run's compute, {C:.2g} FLOPs," if study.doubts else f"At {BEYOND:g} times that, {C:.2g} FLOPs,"
+        f"At the largest run's compute, {C:.2g} FLOPs,"
+        if study.doubts
+        else f"The largest run took {largest:.2g} FLOPs. At {BEYOND:g} times that, {C:.2g} FLOPs,"
     )
     return (
-        ("" if study.doubts else f"The largest run took {largest:.2g} FLOPs. ")
-        + f"{at} the law's best is a model of {short(N)} parameters{within(ends and ends[0], short)} on {short(D)} "
-        + f"tokens{within(ends and ends[1], short)}, with a loss of {loss.loss:.3f}"
-        + f"{within((loss.intervals or {}).get('loss'), '{:.3f}'.format)}."
+        f"{at} the law's best is a model of {short(N)} parameters{_within(ends and ends[0], short)} on {short(D)} "
+        f"tokens{_within(ends and ends[1], short)}, with a loss of {loss.loss:.3f}"
+        f"{_within((loss.intervals or {}).get('loss'), '{:.3f}'.format)}."
     )
+
+
+def _within(interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:
+    return "" if interval is None else f" ({write(interval[0])} to {write(interval[1])})"
+
+
+def _disagreements(compared: Comparison) -> list[str]:
+    return [
+        f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
+        "their intervals do not overlap."
+        for pair in compared.pairs
+        if not pair.overlap
+    ]
 
 
 def _no_law(study: Study) -> tuple[str, ...]:
     runs, ended = len(study.ends), len(study.counted)
     if not ended:
         return (f"{counted(runs, 'run', 'runs')}, none finished: there is no scaling law to tell yet.",)
-    why = study.refused.removeprefix("the runs do not determine L(N,D): ")
-    return f"{counted(ended, 'finished run does', 'finished runs do')} not determine a scaling law.", _sentence(why)
+    return (
+        f"{counted(ended, 'finished run does', 'finished runs do')} not determine a scaling law.",
+        sentence("; ".join(study.doubts) or study.refused),
+    )
 
 
 def _under_way(curves: Sequence[RunCurve], most: int = 3) -> list[str]:
-    """Where the latest runs that have not ended stand."""
-    said = []
+    """Step and last forecast of the latest runs under way."""
+    told = []
     for curve in [each for each in curves if each.run.status != "completed" and len(each.step)][-most:]:
         planned = curve.run.planned.get("steps")
         of = f" of {planned:,} planned" if isinstance(planned, int) else ""
         text = f"“{name_of(curve.name)}” is at step {int(curve.step[-1]):,}{of}"
-        forecast = [_last(curve, name) for name in ("forecast_loss", "forecast_low", "forecast_high")]
-        if all(value is not None for value in forecast):
-            loss, low, high = forecast
+        loss, low, high = (_last(curve, name) for name in ("forecast_loss", "forecast_low", "forecast_high"))
+        if loss is not None and low is not None and high is not None:
             text += f"; its last forecast for the end is {loss:.3f} ({low:.3f} to {high:.3f}, 80%)"
-        said.append(text + ".")
-    return said
+        told.append(text + ".")
+    return told
 
 
 def _last(curve: RunCurve, name: str) -> float | None:
-    values = curve.extra.get(name)
-    known = [] if values is None else values[~(values != values)]
+    values = curve.extra.get(name, np.empty(0))
+    known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else None
 
 
 def _short_name(name: str) -> str:
-    return name.split(" (")[0]
+    return name.partition(" (")[0]
 
 
 def _and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _sentence(text: str, capital: bool = True) -> str:
-    text = text.strip()
-    text = text[:1].upper() + text[1:] if capital else text
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-PART = 0.7
-"""Share of the runs that is fitted to."""
-CONSTANTS = 5
-"""Of L(N,D) = E + A/N^α + B/D^β."""
-DRAWS = 300
-"""Enough to tell whether a run lies inside its interval."""
-
-
-def holdout(study: Study) -> Extrapolation | str:
-    """The law of the smaller runs held against the larger ones; or why that can't be done."""
-    if study.fit is None or study.law is None:
-        return "there is no law to hold against runs"
-    C = study.C
-    below = float(np.quantile(C, PART, method="lower"))
-    fitted, held = int((below >= C).sum()), int((below < C).sum())
-    if fitted < CONSTANTS + FEW or held < TELLING:
-        return (
-            f"{len(C)} runs are too few to keep some back: it takes {CONSTANTS + FEW} to fit and {TELLING} larger ones"
-        )
-    try:
-        return extrapolation(
-            "hoffmann", {**study.columns, "C": C}, below, level=study.level, draws=DRAWS, convention=study.convention
-        )
-    except ValueError as error:
-        return str(error)

@@ -1,4 +1,4 @@
-"""Tables of runs for the terminal: N by convention, compute by both counts, tokens, loss; half-time forecasts."""
+"""Tables of runs for the terminal: N by convention, tokens, compute by both counts, loss; half-time forecasts."""
 
 from __future__ import annotations
 
@@ -8,34 +8,7 @@ from typing import Any
 from isoflop.console import grid
 from isoflop.fit.runs import at_end, unfinished
 from isoflop.forecast import FinalLoss, Forecast, Outcome, forecast_from
-from isoflop.record.run import Run
-
-
-def print_summary(runs: Iterable[Run]) -> None:
-    """Print a table of recorded runs, the smallest compute first; below it what was forecast at half time.
-
-    Args:
-        runs: as `isoflop.read_runs(folder)` gives them; one without a point gets a row of dashes.
-    """
-    from rich.console import Console
-
-    runs = list(runs)
-    # in a file or a narrow window whole numbers are worth more than the frame
-    console = Console(width=max(Console().width, 110))
-    console.print(summary_table(runs))
-    forecasts = forecast_table(runs)
-    if forecasts is not None:
-        console.print(forecasts)
-
-
-def summary_table(runs: Iterable[Run]) -> Any:
-    """The table as a `rich.table.Table`."""
-    table = grid("run", *COLUMNS, title="Where the compute went")
-    for run in sorted(runs, key=lambda run: (run.points[-1].flops or 0) if run.points else 0):
-        table.add_row(*summary_row(run))
-    table.caption = CAPTION
-    return table
-
+from isoflop.record import Run
 
 COLUMNS = (
     "N\ntotal",
@@ -55,23 +28,48 @@ CAPTION = (
 )
 
 
-def summary_row(run: Run) -> list[str]:
-    """One run's cells; unknown is a dash."""
+def print_summary(runs: Iterable[Run]) -> None:
+    """Print a table of recorded runs, the smallest compute first; below it their forecasts at half time.
+
+    Args:
+        runs: as `isoflop.read_runs(folder)` gives them; one without a point gets a row of dashes.
+    """
+    from rich.console import Console
+
+    runs = list(runs)
+    # in a file or a narrow window whole numbers are worth more than the frame
+    console = Console(width=max(Console().width, 110))
+    console.print(summary_table(runs))
+    forecasts = forecast_table(runs)
+    if forecasts is not None:
+        console.print(forecasts)
+
+
+def summary_table(runs: Iterable[Run]) -> Any:
+    """The table as a `rich.table.Table`."""
+    table = grid("run", *COLUMNS, title="Where the compute went")
+    for run in sorted(runs, key=lambda run: (run.points[-1].flops or 0) if run.points else 0):
+        table.add_row(run.name or run.run_id, *_cells(run))
+    table.caption = CAPTION
+    return table
+
+
+def _cells(run: Run) -> list[str]:
     last = run.points[-1] if run.points else None
-    tokens = None if last is None else last.data_tokens
+    tokens, flops, flops_6nd = (last.data_tokens, last.flops, last.flops_6nd) if last else (None, None, None)
     with_head = run.parameters.get("non_embedding_with_head")
+    mfu = [value for point in run.points if (value := point.extra.get("mfu")) is not None]
     return [
-        run.name or run.run_id,
         count_cell(run.parameters.get("total")),
         count_cell(run.parameters.get("non_embedding")),
         count_cell(with_head),
         count_cell(tokens),
         f"{tokens / with_head:.3g}" if tokens is not None and with_head else "–",
-        flops_cell(None if last is None else last.flops),
-        flops_cell(None if last is None else last.flops_6nd),
+        flops_cell(flops),
+        flops_cell(flops_6nd),
         _loss(run, "train"),
         _loss(run, "eval/"),
-        _share(run, "mfu"),
+        f"{mfu[-1]:.1%}" if mfu else "–",
     ]
 
 
@@ -83,13 +81,8 @@ def _loss(run: Run, prefix: str) -> str:
     return "–"
 
 
-def _share(run: Run, name: str) -> str:
-    values = [value for point in run.points if (value := point.extra.get(name)) is not None]
-    return f"{values[-1]:.1%}" if values else "–"
-
-
 def count_cell(value: int | None) -> str:
-    """A count as papers write it; unknown is a dash."""
+    """A count with three digits and its letter; unknown is a dash."""
     if value is None:
         return "–"
     for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
