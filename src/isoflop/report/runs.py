@@ -216,7 +216,7 @@ def commit_of(run: Run) -> str:
 def device_of(run: Run) -> str:
     """Number and name of the devices and their precision; "": unknown."""
     size, name = run.device.get("world_size"), text_of(run.device.get("name"))
-    kind = text_of(run.device.get("precision")) or text_of(run.device.get("dtype"))
+    kind = text_of(run.device.get("dtype")) or text_of(run.device.get("precision"))
     many = f"{size} × " if isinstance(size, int) and size > 1 else ""
     return f"{many}{name}{f', {kind}' if kind else ''}" if name else ""
 
