@@ -145,7 +145,7 @@ def compare(scale: str, laws: int, seed: int = 0, designs: Sequence[str] | None 
     """Scores by design: "planned", and even grids of as many runs."""
     model, flops, spend, sizes, vocab, length, most = SCALES[scale]
     family = family_of(model, vocab, length)
-    problem, _ = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
+    problem = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
     planned = best_design(problem)
     count = sum(len(rung.sizes) for rung in planned)
     known = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from isoflop.fit.posterior import posterior_of_runs
 from isoflop.ladder.design import Problem, Rung, best_design, even_grid
 from isoflop.ladder.planning import ladder_problem
-from isoflop.ladder.sizes import family_of, size_grid, size_of
+from isoflop.ladder.sizes import family_of, size_grid
 
 Loss = Callable[[Array, Array], Array]
 KINDS = ("bend", "broken", "noise", "count", "rate")
@@ -112,12 +112,12 @@ def compare(scale: str, worlds: int, design: str = "planned") -> dict[str, NDArr
     """Scores by kind [worlds, 5]."""
     model, flops, spend, sizes, vocab, length, most = SCALES[scale]
     family = family_of(model, vocab, length)
-    problem, _ = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
+    problem = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
     rungs = best_design(problem)
     if design == "even":
         rungs = even_grid(problem, sum(len(rung.sizes) for rung in rungs)) or rungs
     shape = size_grid(family, rungs[-1].sizes[0].N / 2, rungs[-1].sizes[-1].N)[0]
-    head = family.vocab_size * shape.width / np.sqrt(size_of(shape))
+    head = family.vocab_size * shape.width / np.sqrt(shape.N)
     return {
         kind: np.array([scored(kind, problem, rungs, head, 100_000 * k + i) for i in range(worlds)], dtype=float)
         for k, kind in enumerate(KINDS)

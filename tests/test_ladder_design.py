@@ -52,7 +52,7 @@ def test_it_expects_more_than_of_an_even_grid(large: LadderPlan):
 
 
 def test_the_even_grid_has_as_many_runs_and_costs_as_much():
-    problem, _ = ladder_problem(family_of("gpt2"), 1e21, 3e19)
+    problem = ladder_problem(family_of("gpt2"), 1e21, 3e19)
     even = even_grid(problem, 15)
     assert even is not None
     assert sum(len(rung.sizes) for rung in even) == 15

@@ -238,8 +238,8 @@ def test_the_generated_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_resources() -> None:
     with pytest.raises(ValueError, match=r"expected whole devices with --engine slurm, got 0\.5"):
-        slurm_parameters({}, set(), Resources(gpus_per_run=0.5))
-    assert slurm_parameters({}, set(), Resources(gpus_per_run=2))["gpus_per_node"] == 2
+        slurm_parameters({}, Resources(gpus_per_run=0.5))
+    assert slurm_parameters({}, Resources(gpus_per_run=2))["gpus_per_node"] == 2
     with pytest.raises(ValueError, match="expected whole devices with --engine local"):
         local_slots(Resources(gpus_per_run=0.5))
 

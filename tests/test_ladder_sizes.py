@@ -21,7 +21,7 @@ from isoflop.ladder.rules import (
     rate_rule,
     warmup_of,
 )
-from isoflop.ladder.sizes import Family, Shape, family_of, size_grid, size_of
+from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
 
 GPT2_SMALL = {
     "model_type": "gpt2",
@@ -103,7 +103,7 @@ def test_the_closed_form_is_what_the_counter_finds(tmp_path: Path, kind: str, mo
 @pytest.mark.parametrize(("name", "vocab", "least", "most"), [("gpt2", 256, 3e4, 5e5), ("llama", 32000, 1e7, 1e10)])
 def test_sizes_are_real_configurations(name: str, vocab: int, least: float, most: float):
     grid = size_grid(family_of(name, vocab, 128), least, most)
-    sizes = [size_of(shape) for shape in grid]
+    sizes = [shape.N for shape in grid]
     assert sizes == sorted(sizes) and least <= sizes[0] and sizes[-1] <= most
     assert all(low * 1.05 < high < low * 1.6 for low, high in pairwise(sizes))
     for shape in grid:

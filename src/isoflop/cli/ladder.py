@@ -1,24 +1,10 @@
-"""`isoflop ladder …`: plan small runs, run them, and learn from them what the large one should be.
-
-`isoflop ladder fit`: from a ladder's finished runs to what the run at the target should be.
-
-`isoflop ladder plan`: which small runs to train, for a target and a spend.
-
-`isoflop ladder run PLAN --train my_pkg:train`: trains a plan's runs, and tells how they went.
-
-What `isoflop ladder plan` and `isoflop ladder fit` print.
-
-What `isoflop ladder fit` prints.
-
-How a ladder's runs go, in the terminal: a table while they do, and what is to be told in the end.
-"""
+"""`isoflop ladder plan`, `run` and `fit`: plan small runs, train them, and size the large run by them."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,14 +17,23 @@ from rich.table import Table
 from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs, print_json, reported, say, tell
 from isoflop.console import grid, screen
 from isoflop.ladder.attempt import Folders, RunState, state_of
+from isoflop.laws.quantities import short
 
 if TYPE_CHECKING:
     from isoflop.ladder.design import RungWorth
     from isoflop.ladder.fit import Estimate, LadderFit, LeftOut
-    from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
+    from isoflop.ladder.plan import LadderPlan, PlannedRun
     from isoflop.ladder.run import LadderRun
 
+ladder = typer.Typer(
+    name="ladder",
+    help="Small runs that size a large one: plan them, run them, fit their law.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
+
+@ladder.command()
 def fit(
     runs: Annotated[list[str], typer.Argument(metavar="RUNS…", help="isoflop's records, folders or URLs with some.")],
     plan: Annotated[
@@ -59,11 +54,11 @@ def fit(
         fitted = fit_ladder_runs(runs, plan=plan, target_flops=flops, loss=loss, level=level)
     if as_json:
         print_json(fitted.as_dict())
-        return
+    else:
+        print_ladder_fit(fitted)
 
-    print_ladder_fit(fitted)
 
-
+@ladder.command()
 def plan(
     flops: Annotated[float, typer.Option(parser=amount, metavar="FLOPS", help="Of the run that is to be sized.")],
     spend: Annotated[
@@ -162,7 +157,8 @@ def _range(text: str) -> tuple[float, float]:
         raise ValueError(f"--sizes: {error.message}") from None
 
 
-def ladder_run(
+@ladder.command()
+def run(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML of `isoflop ladder plan`.")],
     train: Annotated[
         str, typer.Option(metavar="MODULE:FUNCTION", help="Trains one run: module:function or file.py:function.")
@@ -218,21 +214,16 @@ def ladder_run(
         raise typer.Exit(1)
 
 
-ladder = typer.Typer(
-    name="ladder",
-    help="Small runs that size a large one: plan them, run them, fit their law.",
-    no_args_is_help=True,
-    add_completion=False,
-)
-for command in (plan, fit):
-    ladder.command()(command)
-ladder.command("run")(ladder_run)
+def _sentence(console: Console, text: object, style: str | None = None) -> None:
+    console.print(str(text), style=style, soft_wrap=True, markup=False)
+
+
+def _warn(console: Console, text: object) -> None:
+    _sentence(console, f"! {text}", "yellow")
 
 
 def print_plan(plan: LadderPlan) -> None:
     """Print a plan for people; at most 80 columns."""
-    from isoflop.laws.frontier import short
-
     console = screen()
     top = max(run.flops for run in plan.runs)
     console.print(
@@ -245,123 +236,99 @@ def print_plan(plan: LadderPlan) -> None:
     before = -1
     for run in plan.runs:
         N = run.parameters[plan.convention]
-        config = run.config
+        digits, exponent = f"{run.learning_rate:.1e}".split("e")
         table.add_row(
             f"{run.flops:.2e}".replace("e+", "e") if run.rung != before else "",
-            "·".join(str(config[key]) for key in ("depth", "width")),
+            f"{run.config['depth']}·{run.config['width']}",
             short(N),
             short(run.tokens),
             f"{run.tokens / N:.3g}",
             short(run.batch_tokens),
             f"{run.steps:,}",
-            _rate(run.learning_rate),
+            f"{digits}e{int(exponent)}",
         )
         before = run.rung
     console.print(table)
     console.print(f"expected at {plan.target_flops:.3g} FLOPs ({plan.level:.0%}), before a FLOP is spent:")
     for name, label in (("N_opt", "N"), ("D_opt", "D")):
-        if name in plan.expected:
-            _print_expected(console, label, plan.expected[name], short)
-    if "loss_relative" in plan.expected:
-        e = plan.expected["loss_relative"]
+        if (e := plan.expected.get(name)) is not None:
+            text = f"  {label} {short(e.estimate)} × or ÷ {e.high / e.estimate:.2f} [{short(e.low)}, {short(e.high)}]"
+            even = "" if e.even_high is None else f"   an even grid: × or ÷ {e.even_high / e.estimate:.2f}"
+            console.print(text + even, markup=False)
+    if (e := plan.expected.get("loss_relative")) is not None:
         even = "" if e.even_high is None else f"   an even grid: {100 * (e.even_high - 1):.1f}%"
         console.print(f"  loss to within {100 * (e.high - 1):.1f}%{even}")
-    console.print("N counts all parameters but the embeddings, with the head; batch in tokens. By:", soft_wrap=True)
+    _sentence(console, "N counts all parameters but the embeddings, with the head; batch in tokens. By:")
     for what, rule in plan.rules.items():
-        console.print(f"  {what.replace('_', ' ')}: {rule}", soft_wrap=True)
+        _sentence(console, f"  {what.replace('_', ' ')}: {rule}")
     for warning in plan.warnings:
-        console.print(f"! {warning}", style="yellow", soft_wrap=True, markup=False)
-
-
-def _rate(value: float) -> str:
-    """0.0018 as 1.8e-3."""
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits}e{int(exponent)}"
-
-
-def _print_expected(console: Console, label: str, e: Expected, short: object) -> None:
-    write = short  # a count in three digits
-    text = f"  {label} {write(e.estimate)} × or ÷ {e.high / e.estimate:.2f}"  # type: ignore[operator]
-    text += f" [{write(e.low)}, {write(e.high)}]"  # type: ignore[operator]
-    if e.even_high is not None:
-        text += f"   an even grid: × or ÷ {e.even_high / e.estimate:.2f}"
-    console.print(text, markup=False)
+        _warn(console, warning)
 
 
 def print_ladder_fit(fit: LadderFit) -> None:
     """Print a ladder's fit for people; at most 80 columns but for sentences."""
     from isoflop.cli.fit import print_approaches
-    from isoflop.laws.frontier import short
 
     console = screen()
-    runs = fit.finished.runs
-    reach = fit.target_flops / fit.posterior.largest
     console.print(
-        f"[bold]at {fit.target_flops:.3g} FLOPs[/bold], {reach:,.3g} times the largest of {len(runs)} runs "
-        f"({fit.finished.loss_name}), {fit.level:.0%} intervals",
+        f"[bold]at {fit.target_flops:.3g} FLOPs[/bold], {fit.target_flops / fit.posterior.largest:,.3g} times the "
+        f"largest of {len(fit.finished.runs)} runs ({fit.finished.loss_name}), {fit.level:.0%} intervals",
         soft_wrap=True,
     )
-    _row(console, "N", fit.N_opt, short, "parameters, with the head")
-    _row(console, "D", fit.D_opt, short, "tokens")
-    _row(console, "D/N", fit.tokens_per_param, lambda value: f"{value:.3g}", "tokens per parameter")
-    _row(console, "batch", fit.batch, short, "tokens a step, by published rules")
-    _row(console, "loss", fit.loss, lambda value: f"{value:.4f}", "nats per token, its noise included")
-    for name, label in (("alpha", "α"), ("beta", "β"), ("a", "a")):
-        if name in fit.exponents:
-            what = "N ∝ C^a from the largest run on" if name == "a" else "at the largest budget"
-            _row(console, label, fit.exponents[name], lambda value: f"{value:.3f}", what)
+    for label, value, write, what in _answers(fit):
+        text = f"{label:<6}{write(value.value):>9}  [{write(value.low)}, {write(value.high)}]"
+        console.print(f"{text:<40} {what}", markup=False)
     print_approaches(fit.approaches, fit.level)
     for reason in fit.without:
-        console.print(f"! {reason}", style="yellow", soft_wrap=True, markup=False)
-    if fit.left_out is not None:
-        _print_check(console, fit.left_out)
-    else:
+        _warn(console, reason)
+    if fit.left_out is None:
         console.print("leave the largest rung out: too few runs are left below it")
+    else:
+        _print_check(console, fit.left_out)
     if fit.rung is not None:
         _print_rung(console, fit.rung, fit.target_flops)
     for line in (*fit.finished.left_out, *(f"{name}: no record" for name in fit.finished.missing)):
-        console.print(f"left out: {line}", soft_wrap=True, markup=False)
+        _sentence(console, f"left out: {line}")
     for warning in (*fit.warnings, *fit.approaches.warnings):
-        console.print(f"! {warning}", style="yellow", soft_wrap=True, markup=False)
+        _warn(console, warning)
 
 
-def _row(console: Console, label: str, value: Estimate, write: Callable[[float], str], what: str) -> None:
-    text = f"{label:<6}{write(value.value):>9}  [{write(value.low)}, {write(value.high)}]"
-    console.print(f"{text:<40} {what}", markup=False)
+def _answers(fit: LadderFit) -> Iterator[tuple[str, Estimate, Callable[[float], str], str]]:
+    """Label, value, its format and meaning."""
+    yield "N", fit.N_opt, short, "parameters, with the head"
+    yield "D", fit.D_opt, short, "tokens"
+    yield "D/N", fit.tokens_per_param, "{:.3g}".format, "tokens per parameter"
+    yield "batch", fit.batch, short, "tokens a step, by published rules"
+    yield "loss", fit.loss, "{:.4f}".format, "nats per token, its noise included"
+    for name, label in (("alpha", "α"), ("beta", "β"), ("a", "a")):
+        if name in fit.exponents:
+            what = "N ∝ C^a from the largest run on" if name == "a" else "at the largest budget"
+            yield label, fit.exponents[name], "{:.3f}".format, what
 
 
 def _print_check(console: Console, check: LeftOut) -> None:
-    console.print(
+    _sentence(
+        console,
         f"largest rung left out and predicted from {check.fitted_runs} runs up to 1/{check.reach:.3g} of its compute: "
         f"{check.inside} of {len(check.runs)} inside their {check.level:.0%} intervals: {check.verdict.value}",
-        soft_wrap=True,
-        markup=False,
     )
     for run in check.runs:
         mark = " " if run.inside else "!"
-        console.print(
-            f"  {mark} {run.name:<34.34} loss {run.loss:.4f}, expected {run.expected:.4f} "
-            f"[{run.low:.4f}, {run.high:.4f}]",
-            markup=False,
-            soft_wrap=True,
-        )
+        text = f"  {mark} {run.name:<34.34} loss {run.loss:.4f}, expected {run.expected:.4f}"
+        _sentence(console, f"{text} [{run.low:.4f}, {run.high:.4f}]")
 
 
 def _print_rung(console: Console, rung: RungWorth, target: float) -> None:
-    from isoflop.laws.frontier import short
-
-    verdict = "GO: train it" if rung.go else "STOP: train the target"
+    verdict = "worth it: train it" if rung.go else "not worth it: train the target"
     sizes = ", ".join(short(size) for size in rung.sizes)
-    console.print(
-        f"one more rung ({sizes} parameters at {rung.budget:.3g} FLOPs each) costs {rung.cost_flops:.3g} FLOPs; N's "
-        f"doubt wastes {rung.waste_flops:.3g} FLOPs of the target ({rung.waste_flops / target:.2%}), after the rung "
-        f"{rung.waste_flops_after:.3g}: {verdict}",
-        soft_wrap=True,
-        markup=False,
+    _sentence(
+        console,
+        f"uncertainty in N costs the target run about {rung.waste_flops:.3g} FLOPs ({rung.waste_flops / target:.2%}), "
+        f"after one more rung {rung.waste_flops_after:.3g}; the rung ({sizes} parameters at {rung.budget:.3g} FLOPs "
+        f"each) costs {rung.cost_flops:.3g}: {verdict}",
     )
 
 
-EVERY = 1.0  # seconds between two looks at the runs' folders, at least
 SHARE = 0.02  # of the time is spent looking, at most
 LINES = 15  # rows of a ladder with more runs: those under way and those that failed
 _STYLES = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "dim"}
@@ -377,39 +344,30 @@ def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Ite
     states = {run.name: state_of(run, folders[run.name]) for run in runs}
     over = {name for name, state in states.items() if state.stage == "finished"}
     every = 1 + len(runs) // 100  # of many runs, so many lines at most, and those that fail
+    due = 0.0
 
-    def look(names: Iterable[str]) -> None:
+    def look(names: Collection[str]) -> None:
         states.update({run.name: state_of(run, folders[run.name]) for run in runs if run.name in names})
+
+    def table() -> Table:
+        nonlocal due
+        if (began := time.monotonic()) >= due:
+            look(states.keys() - over)
+            due = began + (time.monotonic() - began) / SHARE
+        return states_table(list(states.values()))
 
     def ended(name: str) -> None:
         over.add(name)
         look([name])
-        state = states[name]
-        if not console.is_terminal and (state.stage != "finished" or len(over) % every == 0):
-            text = f"{len(over)}/{len(runs)} {name}: {state.stage}{_at(state)}"
+        if not console.is_terminal and (states[name].stage != "finished" or len(over) % every == 0):
+            text = f"{len(over)}/{len(runs)} {name}: {states[name].stage}{_at(states[name])}"
             console.print(text, highlight=False, soft_wrap=True)
 
     if not console.is_terminal:
         yield ended
         return
-    stop = threading.Event()
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-
-        def follow() -> None:
-            pause = 0.0
-            while not stop.wait(pause):
-                began = time.monotonic()
-                look(states.keys() - over)
-                live.update(states_table(list(states.values())), refresh=True)
-                pause = max(EVERY, (time.monotonic() - began) / SHARE)
-
-        thread = threading.Thread(target=follow, name="isoflop-ladder-table", daemon=True)
-        thread.start()
-        try:
-            yield ended
-        finally:
-            stop.set()
-            thread.join()
+    with Live(console=console, get_renderable=table, refresh_per_second=1, transient=True):
+        yield ended
 
 
 def states_table(states: Sequence[RunState]) -> Table:

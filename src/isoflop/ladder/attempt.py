@@ -38,26 +38,6 @@ Stage = Literal["waiting", "running", "stopped", "failed", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
-    """The status file: how the last attempt at a run went.
-
-    Attributes:
-        stage: "running", "stopped", "failed" or "finished", as that attempt left it.
-        attempts: of all invocations.
-        error: the last lines of its error.
-        host, process: where it runs or ran.
-        time: unix seconds of the last change.
-    """
-
-    stage: Stage
-    attempts: int = 1
-    error: str | None = None
-    host: str = ""
-    process: int = 0
-    time: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunState:
     """How far a run of the ladder is.
 
@@ -125,12 +105,12 @@ def state_of(run: PlannedRun, folders: Folders) -> RunState:
     stage: Stage
     if last is not None and is_complete(last, run.steps):
         stage = "finished"
-    elif status is None:
+    elif not status:
         stage = "waiting" if last is None else "stopped"
-    elif status.stage == "failed":
+    elif status.get("stage") == "failed":
         stage = "failed"
     else:
-        stage = "running" if status.stage == "running" and _is_held(folders) else "stopped"
+        stage = "running" if status.get("stage") == "running" and _is_held(folders) else "stopped"
     points = () if last is None else last.points
     losses = {name: loss for name, loss in points[-1].losses.items() if loss is not None} if points else {}
     return RunState(
@@ -138,8 +118,8 @@ def state_of(run: PlannedRun, folders: Folders) -> RunState:
         stage=stage,
         step=0 if last is None else _reached(last),
         steps=run.steps,
-        attempts=0 if status is None else status.attempts,
-        error=status.error if status is not None and stage in ("failed", "stopped") else None,
+        attempts=status.get("attempts", 0),
+        error=status.get("error") if stage in ("failed", "stopped") else None,
         loss=next((loss for name, loss in losses.items() if name != "train"), losses.get("train")),
     )
 
@@ -158,16 +138,25 @@ def _reached(record: Run) -> int:
     return max([point.step for point in record.points[-1:]] + [record.end["step"] if record.end else 0])
 
 
-def read_status(folders: Folders) -> Status | None:
-    """The status file; None where there is none that can be read."""
-    with suppress(OSError, ValueError, TypeError):
-        return Status(**json.loads(read_bytes(below(folders.record, STATUS))))
-    return None
+def read_status(folders: Folders) -> dict[str, Any]:
+    """The status file, as `write_status` left it; empty where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        found = json.loads(read_bytes(below(folders.record, STATUS)))
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def write_status(folders: Folders, stage: Stage, attempts: int, error: str | None = None) -> None:
-    """Write the status file of an attempt."""
-    where = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+    """Write how an attempt goes.
+
+    Args:
+        folders: of the run.
+        stage: "running", "stopped", "failed" or "finished".
+        attempts: of all invocations.
+        error: the last lines of its error.
+    """
+    where = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}  # unix seconds
     status = {"stage": stage, "attempts": attempts, "error": error, **where}
     write_bytes(below(folders.record, STATUS), json.dumps(status).encode())
 
@@ -282,8 +271,7 @@ def attempt(job: Job) -> None:
     with hold(folders):
         if any(is_complete(record, steps) for record in _records(folders)):
             return
-        before = read_status(folders)
-        attempts = 1 if before is None else before.attempts + 1
+        attempts = read_status(folders).get("attempts", 0) + 1
         write_status(folders, "running", attempts)
         try:
             _train(job, folders)

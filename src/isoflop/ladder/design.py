@@ -34,6 +34,7 @@ from isoflop.fit.posterior import (
     scatter,
     slopes,
 )
+from isoflop.ladder.sizes import Shape
 
 LAWS = 32
 """Of the prior, over which a design's worth is averaged."""
@@ -46,20 +47,11 @@ Prior = tuple[Origin, Array, Array, Array, Array]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A size that can be trained: N with the head, training FLOPs a token, and its place in the grid."""
-
-    N: float
-    flops_per_token: float
-    index: int
-
-
-@dataclass(frozen=True)
 class Rung:
     """Runs of one budget, in FLOPs."""
 
     budget: float
-    sizes: tuple[Candidate, ...]
+    sizes: tuple[Shape, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ class Problem:
     """
 
     target: BudgetLine
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Shape, ...]
     spend: float
     fewest: int
     most: int
@@ -97,7 +89,7 @@ class Problem:
         ratio = np.log(budget / rates) - self._log_N  # ln D/N falls with N
         return float(np.exp(np.interp(-math.log(20.0), -ratio, self._log_N)))
 
-    def allowed(self, budget: float) -> list[Candidate]:
+    def allowed(self, budget: float) -> list[Shape]:
         """Sizes for a budget: those within the widest grid about its middle, with the data that there are."""
         middle = self.middle(budget)
         return [
@@ -221,7 +213,7 @@ def _built(
     return tuple(made)
 
 
-def evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[Candidate, ...] | None:
+def evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[Shape, ...] | None:
     """Sizes evenly spaced in ln N, from middle/width to middle·width; None where there are not as many."""
     middle, allowed = problem.middle(budget), problem.allowed(budget)
     if len(allowed) < count or middle / BESIDE < allowed[0].N or middle * BESIDE > allowed[-1].N:
@@ -306,7 +298,7 @@ def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple
     )
 
 
-def _brackets(row: list[Candidate], middle: float) -> bool:
+def _brackets(row: list[Shape], middle: float) -> bool:
     """Whether a profile has sizes on both sides of its middle and one near it: what approach 2 needs."""
     logs = np.log([size.N for size in row]) - math.log(middle)
     beside = math.log(BESIDE)

@@ -33,8 +33,8 @@ from isoflop.fit.runs import RunCurve, RunEnd, common_loss, curve_of_run, end_of
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of, typical_rate
-from isoflop.laws.frontier import short
 from isoflop.laws.published import published
+from isoflop.laws.quantities import short
 from isoflop.record.paths import check_location, location_of
 from isoflop.record.reader import read_runs
 from isoflop.record.run import DEFAULT_N, Run

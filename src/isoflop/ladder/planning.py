@@ -24,7 +24,7 @@ from isoflop.arrays import Array
 from isoflop.fit.approaches import approach_3, group, parabola, refused
 from isoflop.fit.posterior import BEYOND, EXPONENT, NOISE, REDUCIBLE, SHARED, BudgetLine
 from isoflop.fit.runs import read_table
-from isoflop.ladder.design import Candidate, Problem, Rung, Worth, best_design, even_grid, worth_of
+from isoflop.ladder.design import Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import (
     FEWEST_STEPS,
@@ -36,9 +36,9 @@ from isoflop.ladder.rules import (
     rate_rule,
     warmup_of,
 )
-from isoflop.ladder.sizes import Family, Shape, family_of, nearest, size_grid, size_of
+from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
 from isoflop.laws.forms import HOFFMANN, Law
-from isoflop.laws.frontier import short
+from isoflop.laws.quantities import short
 from isoflop.record.paths import location_of
 from isoflop.record.run import DEFAULT_N
 
@@ -254,7 +254,7 @@ def plan_ladder(
     _check(flops, spend, level, min_runs, max_runs, sizes)
     family = family_of(model, vocab_size, sequence_length)
     known_N, known_D = _known(history)
-    problem, grid = ladder_problem(
+    problem = ladder_problem(
         family,
         flops,
         spend,
@@ -265,7 +265,7 @@ def plan_ladder(
         known=(known_N, known_D),
     )
     rungs = best_design(problem)
-    runs, rules = _runs(grid, rungs, lr_rule, batch_rule_name)
+    runs, rules = _runs(rungs, lr_rule, batch_rule_name)
     worth, even = worth_of(problem, rungs), even_grid(problem, len(runs))
     even_worth = None if even is None else worth_of(problem, even)
     return LadderPlan(
@@ -332,7 +332,7 @@ def _grid(family: Family, spend: float, sizes: tuple[float, float] | None) -> tu
             )
         return grid
     grid = size_grid(family, max(SMALLEST, math.sqrt(spend / 1e5 / 120) / 10), math.sqrt(spend / 120) * 10)
-    grid = tuple(s for s in grid if s.parameters["non_embedding"] > BODY * size_of(s))
+    grid = tuple(s for s in grid if s.parameters["non_embedding"] > BODY * s.N)
     if len(grid) < 5:
         raise ValueError(
             f"--spend: {spend:.3g} FLOPs are too few for models of {family.name} with {family.vocab_size:,} tokens: "
@@ -351,12 +351,12 @@ def ladder_problem(
     max_flops_per_run: float | None = None,
     unique_tokens: float | None = None,
     known: tuple[ArrayLike, ArrayLike] = ((), ()),
-) -> tuple[Problem, tuple[Shape, ...]]:
-    """What is asked of a design, and the configurations that its candidates stand for. Arguments as `plan_ladder`."""
+) -> Problem:
+    """The question to a design. Arguments as `plan_ladder`."""
     grid = _grid(family, spend, sizes)
-    problem = Problem(
+    return Problem(
         target=target_line(family, flops),
-        candidates=tuple(Candidate(float(size_of(s)), s.flops_per_token, i) for i, s in enumerate(grid)),
+        candidates=grid,
         spend=spend,
         fewest=runs[0],
         most=runs[1],
@@ -365,24 +365,20 @@ def ladder_problem(
         known_N=np.asarray(known[0], dtype=float),
         known_D=np.asarray(known[1], dtype=float),
     )
-    return problem, grid
 
 
 def target_line(family: Family, flops: float) -> BudgetLine:
     """A family's sizes at a budget: ln D over ln N, straight around 20 tokens per parameter."""
     guess = max(math.sqrt(flops / 120), 8 * SMALLEST)  # below it there are no models: the nearest line serves
-    around = [shape for shape in size_grid(family, guess / 8, guess * 8)]
-    N = np.array([float(size_of(shape)) for shape in around])
-    rates = np.array([shape.flops_per_token for shape in around])
-    middle = nearest(tuple(around), guess)
+    around = size_grid(family, guess / 8, guess * 8)
+    N, rates = (np.array(column) for column in zip(*((s.N, s.flops_per_token) for s in around), strict=True))
+    middle = min(around, key=lambda shape: abs(math.log(shape.N / guess)))
     slope = float(np.polyfit(np.log(N), np.log(rates), 1)[0]) if len(around) > 2 else 1.0
-    return BudgetLine(flops, float(size_of(middle)), flops / middle.flops_per_token, slope)
+    return BudgetLine(flops, middle.N, flops / middle.flops_per_token, slope)
 
 
-def _runs(
-    grid: tuple[Shape, ...], rungs: Sequence[Rung], lr_rule: str, batch_name: str
-) -> tuple[tuple[PlannedRun, ...], dict[str, Rule]]:
-    chosen = [(k, rung.budget, grid[size.index]) for k, rung in enumerate(rungs) for size in rung.sizes]
+def _runs(rungs: Sequence[Rung], lr_rule: str, batch_name: str) -> tuple[tuple[PlannedRun, ...], dict[str, Rule]]:
+    chosen = [(k, rung.budget, shape) for k, rung in enumerate(rungs) for shape in rung.sizes]
     sizes = [float(shape.parameters["non_embedding"]) for _, _, shape in chosen]
     rules = {
         "learning_rate": rate_rule(lr_rule, sizes, [rung.budget for rung in rungs]),
@@ -400,7 +396,7 @@ def _run(number: int, rung: int, budget: float, shape: Shape, rate: Rule, batch:
     batch_tokens = batch_sequences(batch, shape, tokens, budget) * shape.family.sequence_length
     steps = max(2, round(tokens / batch_tokens))
     return PlannedRun(
-        name=f"{number:02d}-rung{rung}-n{short(size_of(shape))}-d{short(steps * batch_tokens)}",
+        name=f"{number:02d}-rung{rung}-n{short(shape.N)}-d{short(steps * batch_tokens)}",
         rung=rung,
         config=shape.config(),
         parameters=shape.parameters,

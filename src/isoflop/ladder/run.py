@@ -150,9 +150,9 @@ def run_ladder(
 def _record_death(job: Job, text: str) -> None:
     """Write down what ended a run's process where it could not do so itself."""
     status = read_status(job.folders)
-    if status is None or status.stage == "running":
+    if status.get("stage", "running") == "running":
         with suppress(OSError):
-            write_status(job.folders, "failed", 1 if status is None else status.attempts, text)
+            write_status(job.folders, "failed", status.get("attempts", 1), text)
 
 
 # -- processes of this machine ----------------------------------------------------------------------------------------
@@ -391,17 +391,15 @@ def _slurm_executor(resources: Resources) -> Any:
         executor = submitit.AutoExecutor(folder=resources.folder / ".slurm", cluster=options.pop("cluster", "slurm"))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"--engine slurm: {error}; take --engine local or ray where there is no Slurm") from None
-    executor.update_parameters(**slurm_parameters(options, submitit.SlurmExecutor._valid_parameters(), resources))
+    executor.update_parameters(**slurm_parameters(options, resources))
     return executor
 
 
-def slurm_parameters(options: Mapping[str, str], known: set[str], resources: Resources) -> dict[str, Any]:
+def slurm_parameters(options: Mapping[str, str], resources: Resources) -> dict[str, Any]:
     """Parameters of submitit for an array.
 
     Args:
-        options: of `--slurm`, by the names of sbatch's options; those that submitit does not know go to sbatch as they
-            are.
-        known: names that submitit knows.
+        options: of `--slurm`, by the names of sbatch's options; `time` may be a number of minutes.
         resources: what each run gets, and how many there may be at one time.
 
     Raises:
@@ -415,16 +413,9 @@ def slurm_parameters(options: Mapping[str, str], known: set[str], resources: Res
         found["gpus_per_node"] = gpus
     if resources.workers is not None:
         found["slurm_array_parallelism"] = resources.workers
-    others = {}
-    for given, value in options.items():
-        key = given.replace("-", "_")
-        plain = int(value) if value.isdecimal() else value
-        if key == "time" and isinstance(plain, int):
-            found["timeout_min"] = plain
-        elif key in known:
-            found[f"slurm_{key}"] = plain
-        else:
-            others[given] = plain
+    others = dict(options)
+    if others.get("time", "").isdecimal():  # submitit has to know it: a task that is out of time is submitted again
+        found["timeout_min"] = int(others.pop("time"))
     if others:
         found["slurm_additional_parameters"] = others
     return found

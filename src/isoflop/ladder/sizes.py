@@ -1,18 +1,18 @@
-"""Real configurations of a family: depth, width and heads by the field's aspect ratios, from 1e4 parameters up.
+"""Real configurations of a family of models from 1e4 parameters up, their parameters and FLOPs by closed form.
 
-Families of models: parameters and FLOPs of a configuration by closed form, and what its other sizes share.
-
-1 multiply-add = 2 FLOPs; a training step is three forward passes (Kaplan et al. 2020, section 2.1); attention in full.
-The forms are exact for GPT-2 and for Llama's kind (`tests/test_ladder_sizes.py` holds them against the counter).
+Depth, width and heads keep the family's ratios. 1 multiply-add = 2 FLOPs; a training step is three forward passes
+(Kaplan et al. 2020, section 2.1); attention in full. The forms are exact for GPT-2 and for Llama's kind
+(`tests/test_ladder_sizes.py` holds them against the counter).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,25 @@ SHARED = (
     "attention_bias", "attention_dropout", "clip_qkv", "use_sliding_window", "sliding_window",
 )  # fmt: skip
 """What a configuration says beside its size: the planned runs say the same, for their law is to be the target's."""
+HF_NAMES = {
+    "gpt2": {
+        "depth": "n_layer",
+        "width": "n_embd",
+        "heads": "n_head",
+        "mlp_width": "n_inner",
+        "sequence_length": "n_positions",
+    },
+    "llama": {
+        "depth": "num_hidden_layers",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "key_value_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "mlp_width": "intermediate_size",
+        "sequence_length": "max_position_embeddings",
+    },
+}
+"""Keys of Hugging Face's configurations, of GPT-2 and of Llama's kind."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 ONCE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 """GPT-2's own dropout of .1 is for data read many times; a ladder's are read once."""
@@ -71,6 +90,11 @@ class Family:
         """Biases, layer norms, learnt positions, a plain MLP; else Llama's kind."""
         return self.name == "gpt2"
 
+    @property
+    def hf_names(self) -> Mapping[str, str]:
+        """Keys of its Hugging Face configuration."""
+        return HF_NAMES["gpt2" if self.gpt2 else "llama"]
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -93,6 +117,11 @@ class Shape:
         f = self.family
         return max(1, round(f.mlp_ratio * self.width / f.mlp_multiple)) * f.mlp_multiple
 
+    @cached_property
+    def N(self) -> float:
+        """Parameters with the head: what the ladder's laws count."""
+        return float(self.parameters["non_embedding_with_head"])
+
     @property
     def parameters(self) -> dict[str, int]:
         """N by convention (`isoflop.flops.parameters`), the head of a tied model counted once in `total`."""
@@ -113,7 +142,7 @@ class Shape:
             "non_embedding_with_head": body + table,
         }
 
-    @property
+    @cached_property
     def flops_per_token(self) -> float:
         """Training FLOPs of a token in a full sequence: every matrix product, forward and backward."""
         f, d, m = self.family, self.width, self.mlp_width
@@ -123,9 +152,9 @@ class Shape:
         return 6.0 * (self.depth * (weights + attention) + d * f.vocab_size)
 
     def config(self) -> dict[str, Any]:
-        """What a trainer builds the model from: our words, and under "hf" the keys of Hugging Face's configuration."""
+        """Sizes that a trainer builds the model from, and under "hf" the keys of Hugging Face's configuration."""
         f = self.family
-        return {
+        own = {
             "family": f.name,
             "depth": self.depth,
             "width": self.width,
@@ -136,25 +165,9 @@ class Shape:
             "vocab_size": f.vocab_size,
             "sequence_length": f.sequence_length,
             "tied": f.tied,
-            "hf": self._hugging_face(),
         }
-
-    def _hugging_face(self) -> dict[str, Any]:
-        f = self.family
-        common = {"model_type": f.name, "vocab_size": f.vocab_size, "tie_word_embeddings": f.tied, **f.shared}
-        if f.gpt2:
-            own = {"n_layer": self.depth, "n_embd": self.width, "n_head": self.heads, "n_inner": self.mlp_width}
-            return {**common, **own, "n_positions": f.sequence_length}
-        return {
-            **common,
-            "num_hidden_layers": self.depth,
-            "hidden_size": self.width,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.key_value_heads,
-            "head_dim": self.head_dim,
-            "intermediate_size": self.mlp_width,
-            "max_position_embeddings": f.sequence_length,
-        }
+        common = {"model_type": f.name, "vocab_size": f.vocab_size, "tie_word_embeddings": f.tied}
+        return {**own, "hf": {**common, **f.shared, **{theirs: own[ours] for ours, theirs in f.hf_names.items()}}}
 
 
 def family_of(model: str | Path, vocab_size: int | None = None, sequence_length: int | None = None) -> Family:
@@ -204,44 +217,37 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
             )
     if found.get("mlp_bias"):
         raise ValueError("--model: expected a configuration without mlp_bias, which has no closed form here")
-
-    def whole(name: str, default: int | None = None) -> int:
-        value = found.get(name, default)
-        if value is None and default is not None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"--model: expected a whole number for {name!r} in the configuration, got {value!r}")
-        return value
-
-    if kind == "gpt2":
-        depth, width, heads = whole("n_layer", 12), whole("n_embd", 768), whole("n_head", 12)
-        inner, length = whole("n_inner", 4 * width), whole("n_positions", 1024)
-        tied, multiple, groups = bool(found.get("tie_word_embeddings", True)), 1, 1
-        head_dim = width // heads
-    elif kind in LLAMA_LIKE:
-        depth, width = whole("num_hidden_layers"), whole("hidden_size")
-        heads = whole("num_attention_heads")
-        inner, length = whole("intermediate_size"), whole("max_position_embeddings", 2048)
-        tied, multiple = bool(found.get("tie_word_embeddings", False)), 16
-        groups = max(1, heads // whole("num_key_value_heads", heads))
-        head_dim = whole("head_dim", width // heads)
-    else:
+    if kind not in ("gpt2", *LLAMA_LIKE):
         raise ValueError(
             f"--model: expected a configuration of {', '.join(('gpt2', *LLAMA_LIKE))}, whose other sizes have a closed "
             f"form, got model_type {kind!r}: take the nearest known family (--model {' or '.join(KNOWN)}) with your "
             "--vocab and --seq"
         )
+    gpt2 = kind == "gpt2"
+    names = HF_NAMES["gpt2" if gpt2 else "llama"]
+
+    def whole(what: str, default: int | None = None) -> int:
+        name = names.get(what, what)
+        value = default if found.get(name) is None else found[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"--model: expected a whole number for {name!r} in the configuration, got {value!r}")
+        return value
+
+    depth, width, heads = (
+        whole(what, default if gpt2 else None) for what, default in (("depth", 12), ("width", 768), ("heads", 12))
+    )
+    head_dim = width // heads if gpt2 else whole("head_dim", width // heads)
     biased = kind in ("llama", "olmo") and bool(found.get("attention_bias", False))
     return Family(
         str(kind),
-        vocab_size or whole("vocab_size", 50257 if kind == "gpt2" else None),
-        sequence_length or min(length, 4096),
+        vocab_size or whole("vocab_size", 50257 if gpt2 else None),
+        sequence_length or min(whole("sequence_length", 1024 if gpt2 else 2048), 4096),
         width / depth,
         head_dim,
-        inner / width,
-        multiple,
-        groups,
-        tied,
+        mlp_ratio=whole("mlp_width", 4 * width if gpt2 else None) / width,
+        mlp_multiple=1 if gpt2 else 16,
+        query_groups=1 if gpt2 else max(1, heads // whole("key_value_heads", heads)),
+        tied=bool(found.get("tie_word_embeddings", gpt2)),
         qkv_bias=kind == "qwen2" or biased,
         out_bias=biased,
         source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of {head_dim}",
@@ -264,31 +270,18 @@ def size_grid(family: Family, least: float, most: float) -> tuple[Shape, ...]:
     ratio stays.
     """
     shapes: list[Shape] = []
-    depth = LEAST_DEPTH
-    while True:
-        found = [shape for shape in _of_depth(family, depth) if size_of(shape) <= most]
+    for depth in itertools.count(LEAST_DEPTH):
+        found = [shape for shape in _of_depth(family, depth) if most >= shape.N]
         if not found and depth > LEAST_DEPTH:
             break
-        shapes += [shape for shape in found if size_of(shape) >= least]
-        depth += 1
+        shapes += [shape for shape in found if least <= shape.N]
     kept: list[Shape] = []
-    for shape in sorted(shapes, key=size_of):
-        if kept and size_of(shape) < APART * size_of(kept[-1]):
-            if _off(shape) < _off(kept[-1]):
-                kept[-1] = shape
-        else:
+    for shape in sorted(shapes, key=lambda shape: shape.N):
+        if not kept or shape.N >= APART * kept[-1].N:
             kept.append(shape)
+        elif _off(shape) < _off(kept[-1]):
+            kept[-1] = shape
     return tuple(kept)
-
-
-def size_of(shape: Shape) -> int:
-    """N with the head: what the ladder's laws count."""
-    return shape.parameters["non_embedding_with_head"]
-
-
-def nearest(grid: tuple[Shape, ...], N: float) -> Shape:
-    """The configuration nearest to N in ln N."""
-    return min(grid, key=lambda shape: abs(math.log(size_of(shape) / N)))
 
 
 def _of_depth(family: Family, depth: int) -> list[Shape]:
