@@ -274,9 +274,9 @@ def test_writers_without_a_lock_do_not_tear_each_others_lines(tmp_path: Path) ->
     path = a_record(tmp_path)
     code = """if True:
         import sys
-        import isoflop.record.writer as module
-        module.fcntl = None
-        log = module.RecordLog.resume(sys.argv[1], 5)
+        sys.modules["fcntl"] = None
+        from isoflop.record import RecordLog
+        log = RecordLog.resume(sys.argv[1], 5)
         for step in range(1000):
             log.event("note", text=sys.argv[2] * 500)
     """

@@ -18,9 +18,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 import isoflop
-from isoflop.record import Point, RecordError, RecordFinished, RecordLog, read_run, read_runs
-from isoflop.record.paths import below, check_location, is_url, last_name, location_of, read_bytes, write_bytes
-from isoflop.record.remote import RemoteLog, Uploader, _whole, spool_of
+from isoflop.record import (
+    Point,
+    RecordError,
+    RecordFinished,
+    RecordLog,
+    RemoteLog,
+    below,
+    check_location,
+    is_url,
+    last_name,
+    location_of,
+    read_bytes,
+    read_run,
+    read_runs,
+    write_bytes,
+)
+from isoflop.record.remote import whole_record
 from test_record import python
 
 fsspec = pytest.importorskip("fsspec")
@@ -121,7 +135,7 @@ def test_a_record_arrives_whole_and_its_spool_goes() -> None:
     log.close()
     run = read_run("memory://bucket/runs/isoflop-a.jsonl")
     assert (run.run_id, run.status, [point.step for point in run.points]) == ("a", "completed", [1, 2, 3, 4, 5])
-    assert said == [] and list(spool_of("memory://bucket/runs").iterdir()) == []
+    assert said == [] and list(log.path.parent.iterdir()) == []
     with pytest.raises(RecordFinished):
         RemoteLog.go_on("memory://bucket/runs", "a", 3, say=said.append)
 
@@ -142,9 +156,7 @@ def test_readers_take_urls() -> None:
 def killed(log: RemoteLog) -> None:
     """As kill -9 leaves it: no flush, no end line."""
     assert log._uploader is not None
-    log._uploader._stopped.set()
-    log._uploader._ending.set()
-    log._uploader._grown.set()
+    log._uploader.stop()
     RecordLog.close(log)
 
 
@@ -173,10 +185,10 @@ def test_a_killed_run_goes_on_without_gap_or_double(
     assert read_runs("flaky://b")[0].attempts == 2
 
 
-def test_a_lost_record_is_said() -> None:
+def test_a_lost_record_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="got none"):
         RemoteLog.go_on("memory://b", "a", 6, unsent={"offset": 500, "lines": "{}\n"}, say=print)
-    assert not (spool_of("memory://b") / "isoflop-a.jsonl").exists()
+    assert not list(tmp_path.rglob("isoflop-a.jsonl"))
 
 
 @settings(max_examples=200, deadline=None)
@@ -187,15 +199,15 @@ def test_of_one_history_the_longest_is_taken(text: bytes, a: int, b: int, c: int
     here = text[:a] if spooled else b""
     there = text[:b]
     unsent = {"offset": min(b, c), "lines": text[min(b, c) : max(b, c)].decode()}
-    assert _whole(here, there, unsent) == text[: max(len(here), len(there), min(len(text), max(b, c)))]
+    assert whole_record(here, there, unsent) == text[: max(len(here), len(there), min(len(text), max(b, c)))]
 
 
 def test_another_machines_lines_are_not_lost() -> None:
     """Killed here, gone on with there, and now here again: the spool here is of the past."""
-    assert _whole(b"abcXX", b"abcdef", {"offset": 3, "lines": "de"}) == b"abcdef"
-    assert _whole(b"abcXX", b"abcdef", {"offset": 6, "lines": "gh"}) == b"abcdefgh"
-    assert _whole(b"", b"", {"offset": 0, "lines": "abc"}) == b"abc"
-    assert _whole(b"", b"", {"offset": 7, "lines": "abc"}) == b""
+    assert whole_record(b"abcXX", b"abcdef", {"offset": 3, "lines": "de"}) == b"abcdef"
+    assert whole_record(b"abcXX", b"abcdef", {"offset": 6, "lines": "gh"}) == b"abcdefgh"
+    assert whole_record(b"", b"", {"offset": 0, "lines": "abc"}) == b"abc"
+    assert whole_record(b"", b"", {"offset": 7, "lines": "abc"}) == b""
 
 
 # -- failures and slowness ---------------------------------------------------------------------------------------------
@@ -219,8 +231,7 @@ def test_an_end_that_can_not_be_uploaded_is_told_with_the_place_of_all_of_it() -
     points(log, 1, 3)
     log.close(timeout=0.05)
     assert "503 slow down" in said[-1]
-    (spool,) = spool_of("flaky://b").iterdir()
-    assert str(spool) in said[-1] and [point.step for point in read_run(spool).points] == [1, 2, 3]
+    assert str(log.path) in said[-1] and [point.step for point in read_run(log.path).points] == [1, 2, 3]
 
 
 def test_a_store_that_hangs_holds_nothing_up() -> None:
@@ -232,25 +243,22 @@ def test_a_store_that_hangs_holds_nothing_up() -> None:
     assert "took more than 0.01 s" in said[-1]
 
 
-def test_uploads_are_few(tmp_path: Path) -> None:
+def test_uploads_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many lines between two turns are one upload."""
     done: list[int] = []
-    first, path = threading.Event(), tmp_path / "file"
+    first, put = threading.Event(), Flaky.pipe_file
 
-    def put(content: bytes) -> None:
-        done.append(len(content))
+    def counted(self: Flaky, path: str, value: bytes, *arguments: Any, **options: Any) -> None:
+        put(self, path, value, *arguments, **options)
+        done.append(len(value))
         first.set()
 
-    uploader = Uploader(path, put, print, every=3600.0)
-    path.write_bytes(b"x")
-    uploader.grown()
+    monkeypatch.setattr(Flaky, "pipe_file", counted)
+    log = RemoteLog.start("flaky://b", "a", HEADER, print, every=3600.0)
     assert first.wait(60)
-    for size in range(2, 1000):
-        path.write_bytes(b"x" * size)
-        uploader.grown()
-    assert uploader.flush(60)
-    assert done[0] >= 1 and len(done) <= 2 and done[-1] == 999
-    assert uploader.uploaded == 999
+    points(log, 1, 1000)
+    log.close()
+    assert len(done) == 2 and steps("flaky://b") == list(range(1, 1001))
 
 
 # -- under a monitor ---------------------------------------------------------------------------------------------------
@@ -301,7 +309,7 @@ def test_fit_reads_a_url(tmp_path: Path) -> None:
     """The command, in a process of its own, from the records' URL."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import ladder_trainers\n"
-        "from isoflop.record import Point\nfrom isoflop.record.remote import RemoteLog\n"
+        "from isoflop.record import Point, RemoteLog\n"
         "from typer.testing import CliRunner\nfrom isoflop.cli import app\n"
         "for i, (N, D) in enumerate((N, D) for N in (1e6, 3e6, 1e7, 3e7) for D in (1e8, 3e8, 1e9)):\n"
         "    log = RemoteLog.start(f'memory://b/{i}', f'r{i}', {'parameters': {'non_embedding': int(N)}}, print)\n"
@@ -317,7 +325,7 @@ def test_fit_reads_a_url(tmp_path: Path) -> None:
 
 def test_a_script_that_ends_without_closing_uploads_its_record(tmp_path: Path) -> None:
     code = (
-        "import sys, isoflop.record.paths as place\n"
+        "import sys\n"
         "target = open(sys.argv[1], 'wb')\n"
         "import isoflop.record.remote as remote\n"
         "remote.write_bytes = lambda url, content: (target.seek(0), target.write(content), target.flush())\n"

@@ -35,19 +35,21 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Indices of a table's columns.
+    """Which column of a table is what.
 
     Attributes:
-        step: of the steps; None: there are none.
-        run: of the runs' names; None: the rows are of one run.
+        step: index of the steps; None: there are none.
+        run: index of the runs' names; None: the rows are of one run.
         sizes: convention of N by index.
-        values: (run, name) of the others; run is empty where the row tells it.
+        values: (run, name) of the others by index; run is empty where the row tells it.
+        notes: what the user should know.
     """
 
     step: int | None
     run: int | None
     sizes: dict[int, str]
     values: dict[int, tuple[str, str]]
+    notes: tuple[str, ...] = ()
 
     @property
     def by_row(self) -> bool:
@@ -79,22 +81,10 @@ def read(source: str | os.PathLike[str], named: Collection[str] = (), step: str 
         there = ", ".join([plain(name, 40) for name in header if name][:12]) + (", …" if len(header) > 12 else "")
         raise ImportProblem(f"{path}: --step: expected one of its columns {there}, got {step!r}")
     exported = exports(header)
-    layout = _Layout(0, None, {}, exported) if exported else _layout(header, step)
-    if exported and header[0] not in STEPS:
-        raise ImportProblem(
-            f"{path}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set the chart's "
-            "x-axis to Step"
-        )
+    layout = _of_export(path, header, exported) if exported else _of_table(header, step)
     runs = _runs(header, layout, rows, problems, named)
     if not runs:
         raise ImportProblem("; ".join(problems.all()) or f"{path}: expected rows, got none")
-    notes: tuple[str, ...] = ()
-    if exported:
-        notes = (f"steps are the export's {header[0]}",)
-    elif layout.by_row:
-        notes = ("the end of a run: the file has no steps, the point is recorded as step 1",)
-    elif layout.step is None:
-        notes = ("the file has no column of steps: its rows are numbered",)
     return [
         Logged(
             kind="wandb" if exported else "table",
@@ -104,8 +94,8 @@ def read(source: str | os.PathLike[str], named: Collection[str] = (), step: str 
             columns=run.columns,
             parameters=run.parameters,
             ends=layout.by_row,
-            unused=[name for name in run.columns.unused if name],
-            notes=notes,
+            unused=filter(None, run.columns.unused),
+            notes=layout.notes,
             problems=problems.all() if index == 0 else (),
         )
         for index, (name, run) in enumerate(runs.items())
@@ -120,15 +110,30 @@ def exports(header: list[str]) -> dict[int, tuple[str, str]]:
     return found if bounds or header[0] in STEPS else {}
 
 
-def _layout(header: list[str], step: str | None) -> _Layout:
-    """The layout of a plain table."""
+def _of_export(path: Path, header: list[str], exported: dict[int, tuple[str, str]]) -> _Layout:
+    if header[0] not in STEPS:
+        raise ImportProblem(
+            f"{path}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set the chart's "
+            "x-axis to Step"
+        )
+    return _Layout(0, None, {}, exported, (f"steps are the export's {header[0]}",))
+
+
+def _of_table(header: list[str], step: str | None) -> _Layout:
     step = step or next((name for name in STEPS if name in header), None)
     run = next((name for name in RUNS if name in header), None)
+    sizes = {index: SIZES[name] for index, name in enumerate(header) if name in SIZES}
+    notes: tuple[str, ...] = ()
+    if step is None and (sizes or run is not None):
+        notes = ("the end of a run: the file has no steps, the point is recorded as step 1",)
+    elif step is None:
+        notes = ("the file has no column of steps: its rows are numbered",)
     return _Layout(
         step=None if step is None else header.index(step),
         run=None if run is None else header.index(run),
-        sizes={index: SIZES[name] for index, name in enumerate(header) if name in SIZES},
-        values={i: ("", name) for i, name in enumerate(header) if name not in (step, run) and name not in SIZES},
+        sizes=sizes,
+        values={i: ("", name) for i, name in enumerate(header) if i not in sizes and name not in (step, run)},
+        notes=notes,
     )
 
 

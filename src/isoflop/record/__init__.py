@@ -58,6 +58,7 @@ __all__ = [
     "encode_point",
     "git_state",
     "glimpse",
+    "is_record",
     "is_url",
     "json_safe",
     "last_name",

@@ -12,10 +12,12 @@ from urllib.parse import unquote, urlsplit
 
 from isoflop.record.run import RecordError
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
-
 Location = Path | str
 """A `Path` of this machine, or a URL."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
+_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
+"""Protocols of stores where an object appears when it is complete."""
 
 
 def location_of(given: str | os.PathLike[str]) -> Location:
@@ -40,25 +42,40 @@ def as_text(given: str | os.PathLike[str]) -> str:
     return str(location_of(text)) if _URL.match(text) else text
 
 
-def is_url(place: str | os.PathLike[str]) -> bool:
+def is_url(given: str | os.PathLike[str]) -> bool:
     """Whether fsspec is needed to reach it."""
-    return isinstance(location_of(place), str)
+    return isinstance(location_of(given), str)
 
 
-def below(place: str | os.PathLike[str], *names: str) -> Location:
-    """A file or folder inside a place.
+def below(given: str | os.PathLike[str], *names: str) -> Location:
+    """A file or folder inside a folder.
 
     >>> below("s3://bucket/runs", "a", "b.json")
     's3://bucket/runs/a/b.json'
     """
-    known = location_of(place)
-    return "/".join([known, *names]) if isinstance(known, str) else known.joinpath(*names)
+    location = location_of(given)
+    return "/".join([location, *names]) if isinstance(location, str) else location.joinpath(*names)
 
 
-def last_name(place: str | os.PathLike[str]) -> str:
-    """The last part of a place: a folder's own name."""
-    known = location_of(place)
-    return known.rsplit("/", 1)[-1] if isinstance(known, str) else known.resolve().name
+def last_name(given: str | os.PathLike[str]) -> str:
+    """The last part of a location: a folder's own name."""
+    location = location_of(given)
+    return location.rpartition("/")[2] if isinstance(location, str) else location.resolve().name
+
+
+def check_location(given: str | os.PathLike[str]) -> None:
+    """Check that the packages are there which a URL needs; nothing is opened.
+
+    Raises:
+        RecordError: they are not, or the URL is of a kind that fsspec does not know.
+    """
+    location = location_of(given)
+    if isinstance(location, str):
+        with _expected(location):
+            from fsspec import get_filesystem_class
+
+            for protocol in location.split("://")[0].split("::"):
+                get_filesystem_class(protocol)
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -67,50 +84,76 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises:
         RecordError: fsspec, or its package for this kind of URL, is not installed, or there is no such kind.
     """
+    with _expected(url):
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(url)
+        return system, path
+
+
+@contextmanager
+def _expected(url: str) -> Iterator[None]:
     try:
-        import fsspec
+        import fsspec  # noqa: F401
     except ImportError:
         raise RecordError(f'{url} needs fsspec: pip install "isoflop[cloud]", or name a local folder.') from None
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        yield
     except (ImportError, ValueError) as error:
         raise RecordError(f"Expected a URL that fsspec can open, got {url}: {error}") from error
-    return system, path
 
 
-def check_location(given: str | os.PathLike[str]) -> None:
-    """Whether the packages that a URL needs are there; nothing is opened.
-
-    Raises:
-        RecordError: they are not, or the URL is of a kind that fsspec does not know.
-    """
-    place = location_of(given)
-    if not isinstance(place, str):
-        return
+@contextmanager
+def _reached(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system and the path of a URL; file systems have errors of their own kinds, which become OSError."""
     try:
-        from fsspec import get_filesystem_class
-    except ImportError:
-        raise RecordError(f'{place} needs fsspec: pip install "isoflop[cloud]", or name a local folder.') from None
-    try:
-        for protocol in place.split("://")[0].split("::"):
-            get_filesystem_class(protocol)
-    except (ImportError, ValueError) as error:
-        raise RecordError(f"Expected a URL that fsspec can open, got {place}: {error}") from error
+        system, path = file_system(url)
+        system.invalidate_cache()  # another process may have written it
+        yield system, path
+    except (OSError, RecordError):
+        raise
+    except Exception as error:
+        raise OSError(f"{url} can't be reached: {type(error).__name__}: {error}") from error
 
 
-def read_bytes(place: Location) -> bytes:
+def read_bytes(location: Location) -> bytes:
     """A whole file.
 
     Raises:
         FileNotFoundError: there is none.
         OSError: it can't be read.
     """
-    if isinstance(place, Path):
-        return place.read_bytes()
-    with _told_as_os_error(place):
-        system, path = file_system(place)
-        system.invalidate_cache()  # another process may have written it
+    if isinstance(location, Path):
+        return location.read_bytes()
+    with _reached(location) as (system, path):
         return bytes(system.cat_file(path))
+
+
+def write_bytes(location: Location, content: bytes) -> None:
+    """Replace a whole file; whoever reads meanwhile sees the old one or the new one.
+
+    Raises:
+        Exception: it can't be written: OSError, or of the file system's own kind.
+    """
+    if isinstance(location, Path):
+        location.parent.mkdir(parents=True, exist_ok=True)
+        part = location.with_name(f".{location.name}.{os.getpid()}.part")
+        part.write_bytes(content)
+        os.replace(part, location)
+        return
+    system, path = file_system(location)
+    protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
+    if protocols & _ATOMIC:
+        system.pipe_file(path, content)
+        return
+    system.makedirs(path.rpartition("/")[0], exist_ok=True)
+    system.pipe_file(f"{path}.part", content)
+    system.mv(f"{path}.part", path)
+
+
+def is_record(name: str) -> bool:
+    """Whether a file of this name is a record."""
+    return name.startswith("isoflop-") and name.endswith(".jsonl")
 
 
 def records_below(url: str) -> list[str]:
@@ -122,51 +165,8 @@ def records_below(url: str) -> list[str]:
     """
     if url.endswith(".jsonl"):
         return [url]
-    with _told_as_os_error(url):
-        system, path = file_system(url)
-        system.invalidate_cache()
+    with _reached(url) as (system, path):
         if not system.exists(path):
             raise FileNotFoundError(f"no such folder: {url}")
         found = [str(system.unstrip_protocol(name)) for name in sorted(system.find(path))]
-    names = [(name, last_name(name)) for name in found]
-    return [name for name, last in names if last.startswith("isoflop-") and last.endswith(".jsonl")]
-
-
-def write_bytes(place: Location, content: bytes) -> None:
-    """Replace a whole file; whoever reads meanwhile sees the old one or the new one.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    if isinstance(place, Path):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".{place.name}.{os.getpid()}.part")
-        part.write_bytes(content)
-        os.replace(part, place)
-        return
-    system, path = file_system(place)
-    if _protocol(system) in _WHOLE:  # an object appears when it is complete
-        system.pipe_file(path, content)
-        return
-    system.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    system.pipe_file(f"{path}.part", content)
-    system.mv(f"{path}.part", path)
-
-
-@contextmanager
-def _told_as_os_error(url: str) -> Iterator[None]:
-    """File systems have errors of their own kinds."""
-    try:
-        yield
-    except (OSError, RecordError):
-        raise
-    except Exception as error:
-        raise OSError(f"{url} can't be reached: {type(error).__name__}: {error}") from error
-
-
-_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
-
-
-def _protocol(system: Any) -> str:
-    names = system.protocol
-    return names if isinstance(names, str) else str(names[0])
+    return [name for name in found if is_record(last_name(name))]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of
-from isoflop.record.paths import as_text, is_url, location_of, read_bytes, records_below
+from isoflop.record.paths import as_text, is_record, is_url, location_of, read_bytes, records_below
 from isoflop.record.provenance import json_safe
 from isoflop.record.run import SCHEMA_VERSION, Point, RecordError, Run
 
@@ -37,11 +37,11 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RecordError: it can't be opened, is no regular file, or has no header line.
     """
-    place = location_of(path)
+    location = location_of(path)
     text = as_text(path)
     try:
-        if isinstance(place, str):
-            return read_stream(io.BytesIO(read_bytes(place)), text)
+        if isinstance(location, str):
+            return read_stream(io.BytesIO(read_bytes(location)), text)
         if not Path(text).is_file():  # a pipe would wait for ever
             came = "a folder or device" if os.path.exists(text) else "no such file"
             raise RecordError(f"Expected a record file at {text}, got {came}.")
@@ -79,21 +79,19 @@ def record_files(
 ) -> Iterator[str]:
     """The files themselves, and of folders all records below them. Links to folders are not followed."""
     for given in paths:
-        place = location_of(given)
-        if isinstance(place, str):
+        location = location_of(given)
+        if isinstance(location, str):
             try:
-                yield from records_below(place)
+                yield from records_below(location)
             except (RecordError, OSError) as error:
-                say(f"Expected records at {place}, got: {error}")
+                say(f"Expected records at {location}, got: {error}")
             continue
         path = as_text(given)
         if not os.path.isdir(path):
             yield path
             continue
         for folder, _, names in os.walk(path, followlinks=False):
-            for name in names:
-                if name.startswith("isoflop-") and name.endswith(".jsonl"):
-                    yield os.path.join(folder, name)
+            yield from (os.path.join(folder, name) for name in names if is_record(name))
 
 
 def read_stream(stream: BinaryIO, path: str) -> Run:

@@ -27,10 +27,9 @@ READ_SECONDS = 60.0  # how long a resumed run waits for the record that it goes 
 class RemoteLog(RecordLog):
     """`RecordLog` for a folder behind a URL; made by `start` or `go_on`.
 
-    Object stores cannot append. So the record is written to a file of this machine first, as ever (the spool), and a
-    thread replaces the object with it whenever it has grown, at most every ten seconds and a fiftieth of the time: a
-    record is bounded by a few MB. What is not uploaded yet travels in the checkpoint (`unsent`), so a run that goes on
-    elsewhere has all of it. A failed upload is tried again for as long as the run lasts.
+    Object stores cannot append. So the record is written to a file of this machine first (the spool), and a thread
+    replaces the object with it whenever it has grown, at most every ten seconds and a fiftieth of the time. What is not
+    uploaded yet travels in the checkpoint (`unsent`), so a run that goes on elsewhere has all of it.
 
     Attributes:
         path: the spool.
@@ -49,8 +48,7 @@ class RemoteLog(RecordLog):
             RecordError: the URL's packages are missing, or the spool can't be written.
         """
         check_location(folder)
-        log = cls.create(spool_of(folder), run_id, header)
-        return log._uploaded_to(str(below(folder, record_name(run_id))), say, 0, every)
+        return cls.create(spool_of(folder), run_id, header)._uploaded_to(folder, say, 0, every)
 
     @classmethod
     def go_on(
@@ -73,11 +71,10 @@ class RemoteLog(RecordLog):
             RecordError: of the kinds of `RecordLog.resume`; or neither this machine nor the URL has the record.
         """
         check_location(folder)
-        url = str(below(folder, record_name(run_id)))
-        path = spool_of(folder) / record_name(run_id)
+        url, path = str(below(folder, record_name(run_id))), spool_of(folder) / record_name(run_id)
         here = path.read_bytes() if path.is_file() else b""
         there = _read_in_time(url, optional=bool(here) or (unsent or {}).get("offset") == 0)
-        content = _whole(here, there, unsent or {})
+        content = whole_record(here, there, unsent or {})
         if not content:
             raise RecordError(f"Expected a record to resume at {url}, got none. Set record_dir= to its folder.")
         if content != here:
@@ -89,10 +86,11 @@ class RemoteLog(RecordLog):
                 part.unlink()
                 raise
             os.replace(part, path)
-        return cls.resume(path, step, expected=expected)._uploaded_to(url, say, len(there), every)
+        return cls.resume(path, step, expected=expected)._uploaded_to(folder, say, len(there), every)
 
-    def _uploaded_to(self, url: str, say: Callable[[str], None], uploaded: int, every: float) -> RemoteLog:
-        self.location, self._say, self._process = url, say, os.getpid()
+    def _uploaded_to(self, folder: str, say: Callable[[str], None], uploaded: int, every: float) -> RemoteLog:
+        url = self.location = str(below(folder, self.path.name))
+        self._say, self._process = say, os.getpid()
         self._uploader = Uploader(
             self.path, lambda content: write_bytes(url, content), say, uploaded=uploaded, every=every
         )
@@ -101,11 +99,10 @@ class RemoteLog(RecordLog):
         return self
 
     def unsent(self) -> dict[str, Any]:
-        """The lines not yet uploaded: a checkpoint carries them, so that nothing is missing where the run goes on."""
+        """The lines not yet uploaded, for the checkpoint."""
         offset = 0 if self._uploader is None else self._uploader.uploaded
-        with open(self.path, "rb") as stream:
-            stream.seek(offset)
-            return {"offset": offset, "lines": stream.read().decode("utf-8", "replace")}
+        lines = self.path.read_bytes()[offset:]
+        return {"offset": offset, "lines": lines.decode("utf-8", "replace")}
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
         """Close the file and wait for its upload, `timeout` seconds at most; more than once does no harm."""
@@ -118,9 +115,9 @@ class RemoteLog(RecordLog):
         if self._uploader.flush(timeout):
             self.path.unlink(missing_ok=True)
             return
-        reason = self._uploader.error
-        told = f"it took more than {timeout:g} s" if reason is None else f"{type(reason).__name__}: {reason}"
-        self._say(f"the end of the record is not at {self.location} ({told}): all of it is in {self.path}")
+        error = self._uploader.error
+        reason = f"it took more than {timeout:g} s" if error is None else f"{type(error).__name__}: {error}"
+        self._say(f"the end of the record is not at {self.location} ({reason}): all of it is in {self.path}")
 
     def _write(self, line: bytes) -> None:
         super()._write(line)
@@ -134,7 +131,7 @@ class Uploader:
     Args:
         path: the file; only ever appended to.
         put: writes a whole object; may raise and may hang.
-        say: told once that an upload has failed.
+        say: told once that an upload has failed; it is tried again for as long as the run lasts.
         uploaded: bytes that are known to be there already.
         every: seconds between two uploads, at least.
 
@@ -169,8 +166,14 @@ class Uploader:
         self._ending.set()
         self._grown.set()
         self._thread.join(timeout)
-        self._stopped.set()
+        self.stop()
         return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End without waiting, as a kill does."""
+        self._stopped.set()
+        self._ending.set()
+        self._grown.set()
 
     def _run(self) -> None:
         pause, failures = 0.0, 0
@@ -181,33 +184,33 @@ class Uploader:
                 return
             self._grown.clear()
             began = time.monotonic()
-            self.error = self._upload()
-            if self.error is not None:
+            if self._upload():
+                failures, pause = 0, max(self._every, (time.monotonic() - began) / SHARE)
+            else:
                 failures += 1
                 pause = min(BACK_OFF, self._every * 2.0 ** min(failures, 20))
                 self._grown.set()  # tried again
-            else:
-                failures, pause = 0, max(self._every, (time.monotonic() - began) / SHARE)
             if self._ending.is_set():
                 if not self._grown.is_set():
                     return
                 pause = min(1.0, self._every)
 
-    def _upload(self) -> BaseException | None:
+    def _upload(self) -> bool:
         try:
             content = self._path.read_bytes()
             if len(content) > self.uploaded:
                 self._put(content)
                 self.uploaded = len(content)
+            self.error = None
         except BaseException as error:  # whatever it is, it must not reach training
+            self.error = error
             if not self._told:
                 self._told = True
                 self._say(
                     f"the record could not be uploaded ({type(error).__name__}: {error}). Training goes on, and so "
                     f"does the record in {self._path}; uploading it is tried again"
                 )
-            return error
-        return None
+        return self.error is None
 
 
 def spool_of(folder: str) -> Path:
@@ -221,7 +224,7 @@ def spool_of(folder: str) -> Path:
     return top / digest
 
 
-def _whole(here: bytes, there: bytes, unsent: dict[str, Any]) -> bytes:
+def whole_record(here: bytes, there: bytes, unsent: dict[str, Any]) -> bytes:
     """The record with nothing missing, from the spool, the object and the checkpoint; each a beginning of it, or none.
 
     Another machine may have gone on with the object since; then the spool here is no longer a continuation of it.
