@@ -321,7 +321,7 @@ def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.Captur
         monitor = train(tmp_path / "new", history=runs, num_params=50_000)
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
-    assert "of 10 runs of your own" in capsys.readouterr().out
+    assert "Rests on: 10 runs of your own, shrunk towards" in capsys.readouterr().out
     frontier = EventAccumulator(str(tmp_path / "new" / "_frontier"))
     frontier.Reload()
     drawn = frontier.Scalars("isoflop/loss_vs_log10FLOPs_x1000")

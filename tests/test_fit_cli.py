@@ -21,6 +21,7 @@ from isoflop.record import Point, RecordLog
 from study_runs import planted_run
 
 KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "n_convention", "warnings"]
+KEYS.append("best_size")
 CONSTANTS = {"A", "B", "E", "alpha", "beta"}
 
 
@@ -156,6 +157,7 @@ def test_no_frontier_of_a_law_that_the_runs_leave_open(tmp_path: Path) -> None:
     text = run(path, "--draws", 20).stdout
     assert "fitted to 2 runs" in text and "approach 3 (this law) has no opinion" in text
     assert "approach 2 (minima of isoFLOP profiles) has no opinion" in text and "N at" not in text
+    assert "the posterior has no opinion: the runs say little of it" in text
 
 
 def test_priors_from_the_shell(tmp_path: Path) -> None:
@@ -216,12 +218,12 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "records"
     sizes = {"total": 2_000_000, "non_embedding": 1_000_000}
     a_record(folder, "a", sizes, [{"train": 5.0, "eval/val": 4.9}, {"train": 4.5}], 10_000_000)
-    a_record(folder, "b", {"total": 9_000_000, "non_embedding": 8_000_000}, [{"train": 4.0, "eval/val": 3.9}], 10**9)
+    a_record(folder, "b", {"total": 9_000_000, "non_embedding": 8_000_000}, [{"train": 4.0, "eval/val": 3.9}], 10**8)
     a_record(folder / "below", "c", sizes, [], 5)
     found = read_table([folder], ("N", "D", "C", "loss"))
     assert found.rows == ("run run-a", "run run-b")
     # the loss with the tokens and FLOPs at which it was measured, not those of the run's end
-    assert found.columns == {"N": [2e6, 9e6], "D": [1e7, 1e9], "C": [1e15, 1e15], "loss": [4.9, 3.9]}
+    assert found.columns == {"N": [2e6, 9e6], "D": [1e7, 1e8], "C": [1e15, 1e15], "loss": [4.9, 3.9]}
     # no run states N with the head
     assert found.taken == {"N": "N_total", "D": "D", "C": "C", "loss": "eval/val"} and found.convention == "total"
     assert read_table([folder], ("N", "loss"), convention="non_embedding", loss="train").columns == {
@@ -232,6 +234,7 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     assert read_table([folder, tmp_path / "other" / "isoflop-d.jsonl"], ("loss",)).taken == {"loss": "train"}
     assert read_table([folder], ("N",), where="loss<4").columns == {"N": [9e6]}
     json_found = fitted(folder)
+    assert json_found["best_size"] is None
     assert json_found["n"] == 2 and json_found["warnings"][0].startswith("2 runs for 5 constants")
     assert told(folder, "--n", "active").startswith("run run-a, column 'N': expected a number, got nothing")
     assert told(folder, "--loss", "eval/none").startswith("run run-a, column 'loss': expected a number, got nothing")
@@ -246,7 +249,10 @@ def test_one_n_by_default_whoever_is_asked(tmp_path: Path) -> None:
     done = run_command("fit", tmp_path, "--draws", 20, "--json")
     assert "isoflop fit: left out: run-odd: its parameters (non embedding with head) are not known" in done.stderr
     fit = json.loads(done.stdout)
-    plan = json.loads(run_command("plan", "--flops", 1e20, "--runs", tmp_path, "--json").stdout)
+    done = run_command("plan", "--flops", 1e20, "--runs", tmp_path, "--json")
+    # 1e15 FLOPs are written into each record, far from 6·N·D
+    assert "measured FLOPs of run run-r0 and 11 more are not used: 0.006 per parameter and token" in done.stderr
+    plan = json.loads(done.stdout)
     assert fit["n_convention"] == plan["n_convention"] == "non_embedding_with_head" and fit["n"] == 12
     run_command("report", tmp_path, "-o", tmp_path / "report.html")
     assert "N: non-embedding with head." in (tmp_path / "report.html").read_text()
@@ -265,7 +271,7 @@ def test_one_n_by_default_whoever_is_asked(tmp_path: Path) -> None:
         (["--delta", "-1"], 'delta= expects a positive number or "lad", got -1.0'),
         (["--column", "N"], "--column: expected NAME=VALUE, got 'N'"),
         (["--column", "N=size"], "there is no column 'size' for N; there are N, tokens, loss"),
-        (["--column", "n=N"], "--column: expected one of N, D, loss before =, got 'n'"),
+        (["--column", "n=N"], "--column: expected one of N, D, loss, C before =, got 'n'"),
         (["--fix", "gamma=1"], "expected one of the law's constants E, A, alpha, B, beta, got 'gamma'"),
         (["--fix", "E=low"], "--fix E: expected a number, got 'low'"),
         (["--fix", "E=-1"], r"fixed E: expected a positive number, got -1.0"),

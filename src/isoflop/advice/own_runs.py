@@ -58,8 +58,13 @@ class OwnRuns:
 
     @property
     def source(self) -> str:
-        """What the line rests on, for people."""
-        return "" if self.line is None else f"{len(self.points)} runs of your own, shrunk towards published sweeps"
+        """What the best size is based on, for people; "": no own runs."""
+        n = f"{len(self.points)} run{'s' * (len(self.points) > 1)} of your own"
+        if self.line is not None:
+            return f"{n}, shrunk towards published sweeps"
+        return (
+            f"published sweeps: about 20 tokens per parameter; {n} say little of the best size" if self.points else ""
+        )
 
     def least_loss(self, N: float, D: float) -> float | None:
         """Nats per token of the best size and tokens at the compute of N parameters on D tokens.

@@ -6,7 +6,7 @@ What `isoflop fit` prints.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +26,7 @@ from isoflop.cli.common import (
     progress_bar,
     reported,
     say,
+    tell,
     tell_read,
 )
 from isoflop.console import grid, screen
@@ -34,6 +35,7 @@ from isoflop.record.run import DEFAULT_N
 if TYPE_CHECKING:
     from isoflop.fit.approaches import Comparison
     from isoflop.fit.fit_law import LawFit
+    from isoflop.fit.posterior import Posterior
 
 
 AHEAD = 10.0
@@ -107,30 +109,52 @@ def fit(
                 rows=table.rows,
                 progress=progress,
             )
+    size: Posterior | str = "only Hoffmann's law has a best size"
+    if law == "hoffmann":
+        runs_of = {**table.columns, "C": table.C}
+        size = _posterior(runs_of)
     if as_json:
-        told = as_object(fitted)
-        if law == "hoffmann":
-            told["best_size"] = best_size({**table.columns, "C": table.C}, level)
-        print_json(told)
+        if law == "hoffmann" and isinstance(size, str):
+            tell("fit", f"no best size: {size}")
+        print_json({**as_object(fitted), "best_size": None if isinstance(size, str) else best_size(size, level)})
         return
-
     print_fit(fitted, table.taken)
     if law == "hoffmann":
-        _print_approaches({**table.columns, "C": table.C}, fitted, nominal)
+        _print_approaches(runs_of, fitted, nominal, size)
 
 
-def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) -> None:
+def _posterior(columns: Mapping[str, Sequence[float]]) -> Posterior | str:
+    """The posterior behind `plan` and `ladder fit`; or why it names no best size."""
+    import numpy as np
+
+    from isoflop.fit.posterior import posterior_of_runs
+
+    try:
+        N, D, C, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "C", "loss"))
+        found = posterior_of_runs(N, D, C, L)
+    except ValueError as error:
+        return str(error)
+    if not found.telling:
+        return "the runs say little of it; three sizes at one budget, the best of them in the middle, do"
+    return found
+
+
+def _print_approaches(
+    columns: Mapping[str, Sequence[float]], fitted: LawFit, budgets: list[float] | None, size: Posterior | str
+) -> None:
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     import numpy as np
 
     from isoflop.fit.approaches import NoApproach, approach_3, compare_approaches, isoflop_profiles, posterior_approach
-    from isoflop.fit.posterior import posterior_of_runs
     from isoflop.laws.forms import typical_rate
 
     C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
-    posterior = posterior_of_runs(N, D, C, L)
-    target = AHEAD * posterior.largest
-    approaches, said = [posterior_approach(posterior, posterior.line(target), fitted.level)], []
+    target = AHEAD * float(C.max())
+    approaches, said = [], []
+    if isinstance(size, str):
+        said.append(str(NoApproach("the posterior", size)))
+    else:
+        approaches.append(posterior_approach(size, size.line(target), fitted.level))
     try:
         approaches.append(isoflop_profiles(C, N, D, L, budgets=budgets, level=fitted.level))
     except ValueError as reason:
@@ -139,21 +163,18 @@ def _print_approaches(columns: Any, fitted: Any, budgets: list[float] | None) ->
         said.append(str(NoApproach("approach 3 (this law)", "a law that the runs leave open has no frontier")))
     else:
         approaches.append(approach_3(fitted.law, fitted.level, typical_rate(C, N, D)))
-    compared = compare_approaches(approaches, target)
-    print_approaches(compared, fitted.level)
-    said = [*compared.warnings, *said]
+    if approaches:
+        compared = compare_approaches(approaches, target)
+        print_approaches(compared, fitted.level)
+        said = [*compared.warnings, *said]
     for line in said:
         say(f"! {line}", indent=2)
 
 
-def best_size(columns: Any, level: float) -> dict[str, Any]:
+def best_size(posterior: Posterior, level: float) -> dict[str, Any]:
     """The exponent and the best size by the posterior behind `plan` and `ladder fit`, ten times beyond the runs."""
     import numpy as np
 
-    from isoflop.fit.posterior import posterior_of_runs
-
-    N, D, C_runs, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "C", "loss"))
-    posterior = posterior_of_runs(N, D, C_runs, L)
     C = AHEAD * posterior.largest
     log_N, a = posterior.log_sizes(C), posterior.exponents(C)
     N_opt = float(np.exp(np.median(log_N)))

@@ -26,7 +26,7 @@ from isoflop.arrays import Array
 from isoflop.fit.approaches import Minimum, isoflop_profiles, profile_minima
 from isoflop.fit.fit_law import fit_law
 from isoflop.fit.posterior import RATIO, RATIO_SD, SPLIT, SPLIT_SD, Posterior, posterior_of_runs
-from isoflop.fit.runs import check_runs
+from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.frontier import Allocation, Frontier, Intervals, interval, short
@@ -404,8 +404,6 @@ UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
 FITTED = (1e15, 1e27)
 """FLOPs: published laws were fitted to runs of 1e16 to 4e25 (Llama 3), and a decade or so is left beyond."""
-PLAUSIBLE = (0.5, 1000.0)
-"""FLOPs per parameter and token: 6 for dense models; N without the head of a tiny model reaches 100."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
 
@@ -499,7 +497,10 @@ def _by_line(
     runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
     C = runs.variables.get("C", TRAINING_FLOPS * N * D)
-    _check_rate(C / (N * D), called)
+    odd = implausible(C, N, D)
+    if odd.size:
+        labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
+        raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
     posterior = posterior_of_runs(N, D, C, L)
     rate = posterior.flops_per_param_token(question.flops)
     return _answer(
@@ -514,16 +515,6 @@ def _by_line(
         own=posterior,
         by_line=True,
     )
-
-
-def _check_rate(rate: Array, called: Sequence[object] | None) -> None:
-    odd = np.flatnonzero((rate < PLAUSIBLE[0]) | (rate > PLAUSIBLE[1]))
-    if odd.size:
-        row = f"row {odd[0] + 1}" if called is None else str(called[odd[0]])
-        raise ValueError(
-            f"{row}, column 'C': expected about 6 FLOPs per parameter and token, got C/(N·D) = {rate[odd[0]]:.3g}: are "
-            "N and D plain counts and C training FLOPs? Without the column C is 6·N·D"
-        )
 
 
 def _minima(C: Array, N: Array, D: Array, L: Array) -> tuple[Minimum, ...]:

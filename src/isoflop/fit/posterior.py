@@ -35,6 +35,9 @@ DENSE = 6.0
 FLATTEST = 0.03
 """Of a local exponent: one that drifts below counts as this."""
 NEWTON_STEPS = 30
+STEEPEST = 0.7
+"""Of C/(N·D) over N, in logarithms: with attention alone it falls by N^(−2/3), with embeddings alone it rises as much;
+runs of two sizes may show any slope."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def flop_rate(N: Array, D: Array, C: Array) -> FlopRate:
     log_rate, log_N = np.log(C / (N * D)), np.log(N)
     off = log_N - log_N.mean()
     slope = float(off @ log_rate / (off @ off)) if off @ off > 1e-12 else 0.0
-    slope = 0.0 if abs(slope) < 1e-3 else slope
+    slope = 0.0 if abs(slope) < 1e-3 else min(max(slope, -STEEPEST), STEEPEST)
     level = float(log_rate.mean() - slope * log_N.mean())
     if slope == 0:
         return FlopRate(level, 0.0, math.exp(level))

@@ -39,6 +39,10 @@ LITTLE = 1e12
 """FLOPs, 6·N·D: half of the runs below a second of one GPU are toys, or N and D are both in millions."""
 
 
+PLAUSIBLE_RATE = (0.5, 1000.0)
+"""FLOPs per parameter and token: 6 for dense models; N without the head of a tiny model reaches 100."""
+
+
 class BadData(ValueError):
     """Expected runs that a law can be fitted to; the text names row and column."""
 
@@ -321,8 +325,8 @@ class Table:
     """Columns of numbers by what they are ("N", "D", "loss"), and which columns of the file these were.
 
     `rows`: what to call each run in messages. `left_out`: recorded runs that don't count, and why. `convention`: which
-    parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured in
-    records, else 6·N·D, unless C is a wanted column.
+    parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured, else
+    6·N·D. `doubts`: measurements of records that were not taken.
     """
 
     columns: Mapping[str, list[float]]
@@ -331,6 +335,7 @@ class Table:
     left_out: tuple[str, ...] = ()
     convention: str = "unknown"
     C: Sequence[float] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def read_table(
@@ -409,16 +414,61 @@ def _table(
         what: [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
         for what, name in taken.items()
     }
-    C = columns.get("C", [])
+    C: Sequence[float] = columns.get("C", [])
+    doubts: tuple[str, ...] = ()
     if not C and {"N", "D"} <= set(columns):
-        C = compute_of(columns["N"], columns["D"], _measured(rows, labels, present, (named or {}).get("C"))).tolist()
+        measured = _measured(rows, labels, present, (named or {}).get("C"))
+        C, doubts = _compute(columns["N"], columns["D"], measured, rows, labels)
     if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
         meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
         taken = {what: meant.get(name, name) for what, name in taken.items()}
         convention = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
     else:
         convention = "unknown"
-    return Table(columns, taken, tuple(labels), convention=convention, C=C)
+    return Table(columns, taken, tuple(labels), convention=convention, C=C, doubts=doubts)
+
+
+def _compute(
+    N: Sequence[float],
+    D: Sequence[float],
+    measured: Sequence[float],
+    rows: Sequence[Mapping[str, str]],
+    labels: Sequence[str],
+) -> tuple[list[float], tuple[str, ...]]:
+    """Training FLOPs: as measured where that is plausible, else 6·N·D; and which records' were not plausible.
+
+    Raises:
+        BadData: an implausible value of a CSV file.
+    """
+    flops = np.array(measured, dtype=float)
+    odd = implausible(flops, N, D)
+    if by_hand := [i for i in odd if LOSS_NAME not in rows[i]]:
+        raise BadData(describe_rate(flops, N, D, by_hand[0], labels))
+    doubts: tuple[str, ...] = ()
+    if odd.size:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        rate = flops[odd[0]] / (N[odd[0]] * D[odd[0]])
+        doubts = (
+            f"measured FLOPs of {labels[odd[0]]}{more} are not used: {rate:.3g} per parameter and token, where about 6 "
+            "are expected; their C is 6·N·D",
+        )
+        flops[odd] = np.nan
+    return compute_of(N, D, flops).tolist(), doubts
+
+
+def implausible(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> NDArray[np.intp]:
+    """Rows whose C is no training compute of N parameters on D tokens; NaN, not known, is none of them."""
+    rate = np.asarray(C, dtype=float) / (np.asarray(N, dtype=float) * np.asarray(D, dtype=float))
+    return np.flatnonzero((rate < PLAUSIBLE_RATE[0]) | (rate > PLAUSIBLE_RATE[1]))
+
+
+def describe_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike, row: int, labels: Sequence[object]) -> str:
+    """What is wrong with an implausible row."""
+    rate = float(np.asarray(C)[row] / (np.asarray(N)[row] * np.asarray(D)[row]))
+    return (
+        f"{labels[row]}, column 'C': expected about 6 FLOPs per parameter and token, got C/(N·D) = {rate:.3g}: are N "
+        "and D plain counts (not millions), and C in FLOPs? Without the column C is 6·N·D"
+    )
 
 
 def _measured(
