@@ -30,7 +30,9 @@ from rich.table import Table
 from scipy.optimize import minimize
 
 from isoflop.fit.fit_law import DELTA, fit_law
-from isoflop.fit.newton import Problem, huber
+from isoflop.fit.problem import huber, problem_of
+from isoflop.fit.runs import check_runs
+from isoflop.laws import FORMS
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "chinchilla_245.csv"
 BEST = 0.00101827401780
@@ -89,21 +91,23 @@ def objective(columns: Columns, E: float, A: float, B: float, alpha: float, beta
 
 def from_a_grid(columns: Columns, starts: int, exact: bool) -> tuple[float, float]:
     """L-BFGS-B with exact gradients or SciPy's differences: CPU seconds a start, the best objective."""
-    log_n, log_d = np.log(columns["N"]), np.log(columns["D"])
-    design = np.zeros((len(log_n), 3, 5))
-    design[:, 0, 0] = design[:, 1, 1] = design[:, 2, 2] = 1
-    design[:, 1, 3], design[:, 2, 4] = -log_n, -log_d
-    problem = Problem(design, np.zeros((len(log_n), 3)), np.log(columns["loss"]))
+    problem = problem_of(FORMS["hoffmann"], check_runs(columns, ("N", "D")), {})
+    centre = {name: np.log(columns[x]).mean() for name, x in (("a", "N"), ("b", "D"))}
 
     def value(theta: np.ndarray) -> float:
         return float(huber(problem.residuals(theta[None]), DELTA).sum())
 
     def with_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
         state = problem.state(theta[None])
-        slope = problem.slope(state[1][0])
-        return float(huber(state[0], DELTA).sum()), np.clip(state[0][0], -DELTA, DELTA) @ slope
+        return float(huber(state[0], DELTA).sum()), np.clip(state[0][0], -DELTA, DELTA) @ problem.slope(state)
 
-    grid = np.array(list(itertools.product(*GRID.values())))
+    # θ has the coefficients at the runs' centre: ln A − α·mean ln N
+    grid = np.array(
+        [
+            (e, a - alpha * centre["a"], alpha, b - beta * centre["b"], beta)
+            for e, a, b, alpha, beta in itertools.product(*GRID.values())
+        ]
+    )
     chosen = grid[np.random.default_rng(0).choice(len(grid), starts, replace=False)]
     options = {"maxiter": 15_000, "maxfun": 100_000, "ftol": 1e-15, "gtol": 1e-12}
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 from dataclasses import FrozenInstanceError
-from typing import Any
 
 import numpy as np
 import pytest
 
 from fits import reference
-from isoflop.fit.holdout import extrapolation
-from isoflop.fit.runs import BadData
+from isoflop.fit import BadData, extrapolation
 
 
 def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:
@@ -24,7 +22,7 @@ def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.nd
 # --- a law that holds -------------------------------------------------------------------------------------------------
 def test_without_noise_the_prediction_is_exact() -> None:
     result = extrapolation("hoffmann", runs(noise=0.0), below=1e19, draws=50)
-    assert result.largest_error < 1e-7
+    assert np.abs(result.error).max() < 1e-7
     assert result.fit.n == 28 and len(result.loss) == 21
     np.testing.assert_allclose(result.error, result.predicted / result.loss - 1)
     assert result.reach == pytest.approx(6e20 / 6e18)
@@ -45,10 +43,6 @@ def test_it_says_that_the_law_holds() -> None:
     assert result.inside is not None and result.inside > 0.8
     assert "The test runs reach 100 times the largest fitted C, and nothing there speaks against" in result.verdict
     assert "beyond C = 6e+20 nothing was tested" in result.verdict
-    text = str(result)
-    assert "fitted to 28 runs up to C = 1e+19, tested on 21 above" in text
-    assert "(9 more runs between these)" in text and "90% interval" in text
-    assert text.count("…") >= 12
     with pytest.raises(FrozenInstanceError):
         result.below = 1.0  # type: ignore[misc]
 
@@ -61,7 +55,6 @@ def test_a_law_that_bends_is_not_trusted() -> None:
     result = extrapolation("hoffmann", columns, below=1e19)
     assert result.trusted is False
     assert "can't be trusted that far" in result.verdict and "its predictions are too low for" in result.verdict
-    assert " outside" in str(result)
 
 
 def test_few_runs_leave_it_open() -> None:
@@ -77,7 +70,7 @@ def test_few_runs_leave_it_open() -> None:
     result = extrapolation("hoffmann", {name: values[few] for name, values in columns.items()}, below * 1.01)
     assert result.trusted is None and result.inside is None
     assert "6 runs for 5 constants tell nothing of their noise" in result.verdict
-    assert "unknown" in str(result) and np.isinf(result.high).all()
+    assert np.isinf(result.high).all()
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -91,40 +84,11 @@ def test_runs_are_parted_by_any_column() -> None:
     assert given.budget.max() == pytest.approx(8e20)
 
 
-def test_options_by_run_go_with_their_runs() -> None:
-    columns = runs(noise=0.0)
-    names = [f"run{i}" for i in range(49)]
-    weights = np.ones(49)
-    broken = int(np.argmin(columns["N"] * columns["D"]))
-    columns["loss"][broken] *= 2
-    weights[broken] = 0
-    result = extrapolation("hoffmann", columns, below=1e19, rows=names, weights=weights, draws=50)
-    assert result.largest_error < 1e-6
-    assert result.rows[-1] == "run48" and "run48" in str(result)
-
-
-def test_groups_are_predicted_by_their_own_constants() -> None:
-    one, other = runs(noise=0.0), runs(noise=0.0)
-    both = {name: np.concatenate([one[name], other[name]]) for name in one}
-    both["loss"][49:] += 0.2
-    labels = ["c4"] * 49 + ["pile"] * 49
-    options: dict[str, Any] = {"groups": labels, "own": ["E"], "draws": 50}
-    result = extrapolation("hoffmann", both, below=1e19, **options)
-    assert result.largest_error < 1e-6
-    assert result.fit.parameters["E[pile]"] - result.fit.parameters["E[c4]"] == pytest.approx(0.2)
-    large = 6 * both["N"] * both["D"] > 1e19
-    kept = large | (np.array(labels) == "c4")
-    with pytest.raises(ValueError, match="no run of the group 'pile' is small enough to fit its E"):
-        part = {name: values[kept] for name, values in both.items()}
-        options["groups"] = [label for label, keep in zip(labels, kept, strict=True) if keep]
-        extrapolation("hoffmann", part, below=1e19, **options)
-
-
 def test_other_laws() -> None:
     N = np.geomspace(1e6, 1e10, 30)
     loss = (8.8e13 / N) ** 0.076 * np.exp(0.002 * np.random.default_rng(0).normal(size=30))
     result = extrapolation("kaplan-n", {"N": N, "loss": loss}, below=1e8, by="N")
-    assert result.trusted is True and result.largest_error < 0.02
+    assert result.trusted is True and np.abs(result.error).max() < 0.02
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -152,8 +116,6 @@ def test_messages_on_columns_and_laws() -> None:
     columns["loss"][3] = np.nan
     with pytest.raises(BadData, match="row 4, column 'loss'"):
         extrapolation("hoffmann", columns, 1e19)
-    with pytest.raises(ValueError, match="groups= expects a label for each of 49 runs, got 1"):
-        extrapolation("hoffmann", runs(), 1e19, groups=["a"])
 
 
 # --- on real runs -----------------------------------------------------------------------------------------------------
@@ -168,6 +130,6 @@ def test_chinchillas_runs_do_not_extrapolate_as_they_claim() -> None:
     )
     assert (result.fit.n, len(result.loss)) == (136, 104)
     assert result.reach == pytest.approx(129.609, abs=0.01)
-    assert result.median_error == pytest.approx(0.0072, abs=2e-4)
-    assert result.largest_error == pytest.approx(0.0409, abs=5e-4)
+    assert np.median(np.abs(result.error)) == pytest.approx(0.0072, abs=2e-4)
+    assert np.abs(result.error).max() == pytest.approx(0.0409, abs=5e-4)
     assert result.trusted is False and result.inside is not None and result.inside < 0.75

@@ -272,7 +272,7 @@ def test_one_n_by_default_whoever_is_asked(tmp_path: Path) -> None:
         (["--column", "N"], "--column: expected NAME=VALUE, got 'N'"),
         (["--column", "N=size"], "there is no column 'size' for N; there are N, tokens, loss"),
         (["--column", "n=N"], "--column: expected one of N, D, loss, C before =, got 'n'"),
-        (["--fix", "gamma=1"], "expected one of the law's constants E, A, alpha, B, beta, got 'gamma'"),
+        (["--fix", "gamma=1"], "expected one of the law's constants E, A, B, alpha, beta, got 'gamma'"),
         (["--fix", "E=low"], "--fix E: expected a number, got 'low'"),
         (["--fix", "E=-1"], r"fixed E: expected a positive number, got -1.0"),
         (["--prior", "alpha=0.34"], "--prior alpha: expected MEAN:SD, such as 0.34:0.05, got '0.34'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fits import BESIROGLU, grid, hoffmann, spread_out
-from isoflop.fit.fit_law import fit_law
+from isoflop.fit import fit_law
 
 DESIGNS = {20: lambda: grid(5, 4), 40: lambda: grid(8, 5), 240: lambda: spread_out(240, seed=240)}
 

@@ -1,28 +1,36 @@
 """Fit a law to finished runs: the global optimum of Huber's loss on ln L, with its uncertainty.
 
-What a fit returns: the law, how sure it is, and what the runs do not tell.
-
-`fit_law` for a law that is no sum of powers: the same result, from `general`'s search.
+One pipeline for every law: the runs as a problem (`problem`), priors (`prior`), the optimum (`search`, by `newton`),
+draws and what the runs do not tell (`uncertainty`). Only residuals and their derivatives depend on the form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
-from isoflop.fit.newton import Problem, Values
-from isoflop.fit.problem import PowerSum, Term, power_sum, power_sum_exp, prior_of
+from isoflop.fit.newton import Objective
+from isoflop.fit.prior import prior_of
+from isoflop.fit.problem import TERMS, Problem, problem_of
 from isoflop.fit.runs import Runs, check_runs
-from isoflop.fit.search import Optimum, flat_directions, not_identified, optima, optimum, resting, too_few, undetermined
-from isoflop.fit.uncertainty import Progress, draw, influence, nothing
-from isoflop.laws.forms import FORMS, Convention, Form, Law
-from isoflop.laws.frontier import interval
+from isoflop.fit.search import Optimum, optimum
+from isoflop.fit.uncertainty import Progress, Unknown, draw, influence, nothing, unknown
+from isoflop.laws.forms import FORMS, Convention, Law
+from isoflop.laws.quantities import interval
+
+DELTA = 1e-3
+"""Hoffmann et al. 2022, section 3.3."""
+LEAST_ABSOLUTE, SMALL_DELTA = "lad", 1e-6
+"""Least absolute deviations, and the δ of Huber's loss that they start from and are drawn with."""
+MOST_DRAWS = 400
+"""Of laws that are no sums of powers: some milliseconds each."""
+FITTED = (*TERMS, "kaplan-nd", "muennighoff")
+"""Laws that `fit_law` fits."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,9 @@ class LawFit:
         n: runs.
         residuals: ln L̂ − ln L [n].
         warnings: what the runs do not tell, and what is odd about them.
+        draws: of all constants, each [draws].
+        influence: leave one out: () → change of each free constant [n, free] in standard errors, when a run is left
+            out.
     """
 
     law: Law
@@ -57,7 +68,6 @@ class LawFit:
     warnings: tuple[str, ...]
     draws: Mapping[str, Array] = field(repr=False)
     influence: Callable[[], Array] = field(repr=False)
-    """Leave one out: () → change of each free constant [n, free] in standard errors, when a run is left out."""
 
     def __str__(self) -> str:
         lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
@@ -66,109 +76,6 @@ class LawFit:
             error = f"± {self.standard_errors[name]:<10.3g} {self.level:.0%}: {low:.4g} … {high:.4g}"
             lines.append(f"  {name:8} {value:<12.6g} {error}")
         return "\n".join(lines + [f"  ! {warning}" for warning in self.warnings])
-
-
-def described(
-    form: Form,
-    point: Mapping[str, float],
-    draws: Mapping[str, Array],
-    residuals: Array,
-    *,
-    fixed: Collection[str],
-    unknown: Collection[str],
-    level: float,
-    convention: Convention,
-    objective: float,
-    delta: float,
-    warnings: tuple[str, ...],
-    influence: Callable[[], Array],
-) -> LawFit:
-    """A fit from its point and draws, both by constant; of `unknown` ones nothing is known, `fixed` have no error."""
-    group = next((name[name.index("[") :] for name in point if "[" in name), "")
-
-    def of_first(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: values.get(name + group, values.get(name)) for name in form.constants}
-
-    errors = {name: 0.0 if name in fixed else float(values.std()) for name, values in draws.items()}
-    between = {name: interval(values, level) for name, values in draws.items()}
-    source = f"fitted to {len(residuals)} runs"
-    return LawFit(
-        law=Law(form, of_first(point), convention, None if unknown else of_first(draws), source),
-        parameters=point,
-        standard_errors=errors | dict.fromkeys(unknown, np.inf),
-        intervals=between | dict.fromkeys(unknown, (0.0, np.inf)),
-        level=level,
-        covariance=np.cov(np.stack(list(draws.values()))).reshape(len(draws), len(draws)),
-        objective=objective,
-        delta=delta,
-        n=len(residuals),
-        residuals=residuals,
-        warnings=warnings,
-        draws=draws,
-        influence=influence,
-    )
-
-
-SEARCH = 0.7
-"""Share of the time that the search for optima takes."""
-MOST_DRAWS = 400
-"""Some 5 ms each."""
-FARTHEST = 200.0
-"""Draws of ln R_D* run off where nothing holds them: so far that exp still has a value."""
-
-
-def fit_general(
-    form: Form,
-    runs: Runs,
-    delta: float,
-    fixed: Mapping[str, float],
-    level: float,
-    draws: int,
-    seed: int,
-    convention: Convention,
-    progress: Progress = nothing,
-) -> LawFit:
-    """Fit any form by its values; see `fit_law` for the arguments.
-
-    Raises:
-        ValueError: a constant that the form does not have, or none left to fit.
-    """
-    for name in fixed:
-        if name not in form.constants:
-            raise ValueError(f"expected one of the law's constants {', '.join(form.constants)}, got {name!r}")
-    if set(fixed) == set(form.constants):
-        raise ValueError("all constants are fixed: nothing is left to fit")
-    law = Values(form, runs.variables, np.log(runs.loss), dict(fixed))
-    found = optima(law, runs.weights, delta, seed=seed, progress=lambda share: progress(SEARCH * share))
-    theta, objective = found[0]
-    drawn = np.clip(draw(law, theta, runs.weights, delta, min(draws, MOST_DRAWS), seed), -FARTHEST, FARTHEST)
-    flat = flat_directions(law, theta, runs.weights, delta, drawn, found)
-    few = too_few(len(runs), len(theta))
-
-    def whole(values: Array) -> dict[str, Array]:
-        free = dict(zip(law.free, np.exp(values.T), strict=True))
-        return {name: free.get(name, np.full(len(values), fixed.get(name, np.nan))) for name in form.constants}
-
-    said = [f"{len(runs)} runs for {len(theta)} constants: no interval is to be trusted"] if few else []
-    return described(
-        form,
-        {name: float(value[0]) for name, value in whole(theta[None]).items()},
-        whole(drawn),
-        law.residuals(theta),
-        fixed=fixed,
-        unknown={name for name in law.free if few or any(name in text.split(":")[0].split() for text in flat)},
-        level=level,
-        convention=convention,
-        objective=objective,
-        delta=delta,
-        warnings=(*runs.warnings, *said, *flat),
-        influence=partial(influence, law, theta, runs.weights, delta, drawn),
-    )
-
-
-DELTA = 1e-3
-"""Hoffmann et al. 2022, section 3.3."""
-LEAST_ABSOLUTE = "lad"
 
 
 def fit_law(
@@ -197,7 +104,7 @@ def fit_law(
         delta: of Huber's loss on ln L̂ − ln L; "lad": least absolute deviations.
         fixed: constants held at a value.
         priors: (mean, standard deviation) of a Gaussian by constant, such as "alpha" or "E", or by "ln A" for one on a
-            logarithm. They are weighed against the runs by the noise that these show (`prior`).
+            logarithm. They are weighed against the runs by the noise that these show (`isoflop.fit.prior`).
         groups: a label a run (its dataset, its family) …
         own: … and the constants of which each group has its own.
         level: of the intervals.
@@ -220,96 +127,57 @@ def fit_law(
         raise ValueError(f"expected a law that can be fitted ({', '.join(FITTED)}), got {form!r}")
     if not 0 < level < 1:
         raise ValueError(f"level= expects a number between 0 and 1, got {level!r}")
-    if delta != LEAST_ABSOLUTE and not (isinstance(delta, int | float) and 0 < delta < np.inf):
+    absolute = delta == LEAST_ABSOLUTE
+    if not absolute and not (isinstance(delta, int | float) and 0 < delta < np.inf):
         raise ValueError(f'delta= expects a positive number or "lad", got {delta!r}')
     if draws < 2:
         raise ValueError(f"draws= expects at least 2, got {draws!r}")
     runs = check_runs(columns, FORMS[form].variables, weights, rows)
     if groups is not None and len(groups) != len(runs):
         raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
-    if priors and isinstance(delta, str):
+    if priors and absolute:
         raise ValueError(f"priors= expects Huber's loss, got delta={LEAST_ABSOLUTE!r}: take a small one, such as 1e-5")
-    if form in _GENERAL:
-        if priors:
-            raise ValueError(f"{form} is no sum of powers: priors= are not for it; fixed= holds a constant")
-        if groups is not None or own or isinstance(delta, str):
-            raise ValueError(f"{form} is no sum of powers: groups=, own= and delta={LEAST_ABSOLUTE!r} are not for it")
-        return fit_general(FORMS[form], runs, delta, fixed or {}, level, draws, seed, convention, progress)
-    inner_fixed = _to_terms(form, fixed or {})
-    law = power_sum(_TERMS[form], runs.variables, groups, own, inner_fixed)
-    prior = prior_of(law, priors or {}, form in _COEFFICIENTS)
-    problem = law.problem(np.log(runs.loss))
-    best = optimum(law, problem, runs, delta, prior)
-    drawn = draw(
-        problem, best.theta, runs.weights, best.width, draws, seed, best.prior, best.noise, best.constants, progress
-    )
-    return _result(form, law, problem, runs, best, drawn, delta, level, convention)
+    problem = problem_of(FORMS[form], runs, fixed or {}, groups, own)
+    width = SMALL_DELTA if absolute else float(delta)
+    objective = Objective(problem, runs.weights, width, prior_of(problem, priors or {}))
+    best = optimum(objective, absolute=absolute, seed=0)
+    drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
+    return _result(runs, problem, best, drawn, unknown(best, drawn), level, convention, 0.0 if absolute else width)
 
 
 def _result(
-    form: str,
-    law: PowerSum,
-    problem: Problem,
     runs: Runs,
+    problem: Problem,
     best: Optimum,
     drawn: Array,
-    delta: float | str,
+    open_: Unknown,
     level: float,
     convention: Convention,
+    delta: float,
 ) -> LawFit:
-    names, theta, prior = law.names, best.theta, best.prior
-    point = dict(zip(names, _from_terms(form, law, law.constants(theta[None]))[0].tolist(), strict=True))
-    spread = dict(zip(names, _from_terms(form, law, law.constants(drawn)).T, strict=True))
-    inner = dict(zip(law.names, law.constants(drawn).T, strict=True))
-    open_ = undetermined(law, problem, theta, drawn, prior, best.constants)
-    held = () if prior is None else prior.names
-    said = not_identified(law, inner, float(runs.loss.min()), len(runs), open_, best.constants, held)
-    return described(
-        FORMS[form],
-        point,
-        spread,
-        problem.residuals(theta[None])[0],
-        fixed=law.fixed,
-        unknown=set(law.free_names) if too_few(len(runs), best.constants) else set(open_),
+    point = dict(zip(problem.names, problem.constants(best.theta[None])[0].tolist(), strict=True))
+    spread = dict(zip(problem.names, problem.constants(drawn).T, strict=True))
+    errors = {name: 0.0 if name in problem.fixed else float(values.std()) for name, values in spread.items()}
+    between = {name: interval(values, level) for name, values in spread.items()}
+    # where groups have constants of their own, the law is the first group's
+    first = {
+        form_name: next(name for name in point if name.partition("[")[0] == form_name)
+        for form_name in problem.form.constants
+    }
+    chosen = {constant: point[name] for constant, name in first.items()}
+    draws = None if open_.constants else {constant: spread[name] for constant, name in first.items()}
+    return LawFit(
+        law=Law(problem.form, chosen, convention, draws, f"fitted to {len(runs)} runs"),
+        parameters=point,
+        standard_errors=errors | dict.fromkeys(open_.constants, np.inf),
+        intervals=between | dict.fromkeys(open_.constants, (0.0, np.inf)),
         level=level,
-        convention=convention,
-        objective=best.objective,
-        delta=0.0 if isinstance(delta, str) else best.width,
-        warnings=(*runs.warnings, *said, *resting(prior, drawn)),
-        influence=partial(influence, problem, theta, runs.weights, best.width, drawn, prior),
+        covariance=np.cov(np.stack(list(spread.values()))).reshape(len(spread), len(spread)),
+        objective=best.value,
+        delta=delta,
+        n=len(runs),
+        residuals=problem.residuals(best.theta[None])[0],
+        warnings=(*runs.warnings, *open_.told),
+        draws=spread,
+        influence=partial(influence, best, drawn),
     )
-
-
-# -- laws as sums of powers --------------------------------------------------------------------------------------------
-
-_TERMS: dict[str, tuple[Term, ...]] = {
-    "hoffmann": (Term("E"), Term("A", "N", "alpha"), Term("B", "D", "beta")),
-    # Kaplan's (N_c/N)^α_N is one term with the coefficient N_c^α_N
-    "kaplan-n": (Term("N_c", "N", "alpha_N"),),
-    "kaplan-d": (Term("D_c", "D", "alpha_D"),),
-    "kaplan-c": (Term("C_c", "C", "alpha_C"),),
-    "kaplan-ns": (Term("N_c", "N", "alpha_N"), Term("S_c", "S_min", "alpha_S")),
-    "schaipp": (Term("E"), Term("A_N", "N", "alpha"), Term("A_B", "B", "beta"), Term("A_S", "S", "gamma")),
-}
-_COEFFICIENTS = ("hoffmann", "schaipp")
-"""Forms whose constants are the terms' coefficients themselves."""
-_GENERAL = ("kaplan-nd", "muennighoff")
-FITTED = (*_TERMS, *_GENERAL)
-"""Laws that `fit_law` fits."""
-
-
-def _from_terms(form: str, law: PowerSum, constants: Array) -> Array:
-    """From coefficients of terms to the formula's constants: (N_c/N)^α has the coefficient N_c^α."""
-    if form in _COEFFICIENTS:
-        return constants
-    result = constants.copy()
-    for i in np.flatnonzero(~law.is_exponent):
-        run, term = np.argwhere(law.coefficient == i)[0]
-        result[:, i] = power_sum_exp(np.log(constants[:, i]) / constants[:, law.exponent[run, term]])
-    return result
-
-
-def _to_terms(form: str, fixed: Mapping[str, float]) -> dict[str, float]:
-    if form not in _COEFFICIENTS and any(not name.startswith("alpha") for name in fixed):
-        raise ValueError(f"{form}: only the exponent can be fixed, got fixed={dict(fixed)}")
-    return dict(fixed)

@@ -1,24 +1,28 @@
-"""How well a law extrapolates: fitted to the runs below a budget, it predicts those above.
-
-What fitting below a budget and predicting above it found, printed.
-"""
+"""How well a law extrapolates: fitted to the runs below a budget, it predicts those above."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.fit_law import LawFit, fit_law
 from isoflop.fit.runs import BadData, check_runs
-from isoflop.fit.search import FEW
-from isoflop.laws.forms import FORMS, TRAINING_FLOPS
+from isoflop.fit.uncertainty import too_few
+from isoflop.laws.forms import FORMS, compute_of
 
-_PRINTED = 12
+SURPRISING = 0.05
+"""Probability, by the draws, of as few runs inside their intervals from which on it is no accident. A binomial
+distribution would not do: all predictions share the constants' errors, so runs leave their intervals together."""
+TELLING = 5
+"""Test runs below which all being inside says little: by chance 90% intervals hold 4 of 4 in two cases of three."""
+LEANING = 0.75
+"""Share of predictions on one side from which on that is said."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,68 +31,73 @@ class Extrapolation:
 
     Attributes:
         fit: of the runs up to `below`.
-        by: what the runs were parted by.
+        free: constants that were fitted.
+        by: the column that parted the runs.
         below: the largest value that was fitted to.
-        rows: what each test run is called [m], the smallest budget first, like all that follows.
-        budget: of the test runs, in the unit of `by` [m].
+        reach: the largest test budget over the largest fitted one.
+        budget: of the test runs, in the unit of `by` [m], the smallest first, like all that follows.
         loss: what they reached, nats per token [m].
         predicted: what the law expects [m].
         low, high: the prediction's interval at the fit's level, with the noise of single runs [m]; 0 and ∞ where there
             are too few runs to tell their noise.
-        error: predicted/loss − 1 [m].
-        reach: the largest test budget over the largest fitted one.
-        median_error, largest_error: of |error|.
-        inside: share of the test runs inside their intervals; None where there are none.
-        trusted: whether the test runs, and those of the farther half of the way (in ln budget) by themselves, lie
-            inside their intervals as often as the law's draws expect; None where they are too few to tell.
-        verdict: in a sentence or two.
+        chance: of so few test runs inside their intervals, by the law's draws, the less likely of all of them and of
+            those in the farther half of the way (in ln budget); None where there are no intervals.
     """
 
     fit: LawFit
+    free: int
     by: str
     below: float
-    rows: tuple[object, ...] = field(repr=False)
+    reach: float
     budget: Array = field(repr=False)
     loss: Array = field(repr=False)
     predicted: Array = field(repr=False)
     low: Array = field(repr=False)
     high: Array = field(repr=False)
-    error: Array = field(repr=False)
-    reach: float
-    median_error: float
-    largest_error: float
-    inside: float | None
-    trusted: bool | None
-    verdict: str
+    chance: float | None
 
-    def __str__(self) -> str:
-        level = f"{self.fit.level:.0%}"
-        lines = [
-            f"{self.fit.law.form.text}   fitted to {self.fit.n} runs up to {self.by} = {self.below:.4g}, tested on "
-            f"{len(self.loss)} above",
-            f"  {'run':>10} {self.by:>10} {'measured':>9} {'predicted':>9}   {level + ' interval':17} {'error':>8}",
-        ]
-        shown = np.unique(np.linspace(0, len(self.loss) - 1, min(_PRINTED, len(self.loss))).round().astype(int))
-        for i in shown:
-            between = f"{self.low[i]:.4f} … {self.high[i]:.4f}" if self.inside is not None else "unknown"
-            outside = "" if self.low[i] <= self.loss[i] <= self.high[i] else " outside"
-            lines.append(
-                f"  {self.rows[i]!s:>10.10} {self.budget[i]:>10.4g} {self.loss[i]:>9.4f} {self.predicted[i]:>9.4f}   "
-                f"{between:17} {self.error[i]:>+8.2%}{outside}"
+    @cached_property
+    def error(self) -> Array:
+        """predicted/loss − 1 [m]."""
+        return self.predicted / self.loss - 1
+
+    @property
+    def inside(self) -> float | None:
+        """Share of the test runs inside their intervals; None where there are none."""
+        return None if self.chance is None else float(np.mean((self.low <= self.loss) & (self.loss <= self.high)))
+
+    @property
+    def trusted(self) -> bool | None:
+        """Whether test runs lie inside their intervals as often as the draws expect; None: too few runs to tell."""
+        if self.chance is None:
+            return None
+        if self.chance < SURPRISING / 2:  # the less likely of two counts
+            return False
+        return None if len(self.loss) < TELLING else True
+
+    @property
+    def verdict(self) -> str:
+        """That, in a sentence or two."""
+        size, m = np.abs(self.error), len(self.loss)
+        far = f"The test runs reach {self.reach:.3g} times the largest fitted {self.by}"
+        off = f"the law is off by {np.median(size):.2%} in the median, {size.max():.2%} at most"
+        if self.inside is None:
+            return (
+                f"{far}, and there {off}; {self.fit.n} runs for {self.free} constants tell nothing of their noise, so "
+                "there is no interval to hold that against"
             )
-        if len(shown) < len(self.loss):
-            lines.append(f"  ({len(self.loss) - len(shown)} more runs between these)")
-        inside = "" if self.inside is None else f"; {self.inside:.0%} inside the {level} interval"
-        lines.append(f"  |error|: median {self.median_error:.2%}, largest {self.largest_error:.2%}{inside}")
-        lines.append(f"  {self.verdict}")
-        return "\n".join(lines + [f"  ! {warning}" for warning in self.fit.warnings])
-
-
-SURPRISING = 0.05
-"""Probability, by the draws, of as few runs inside their intervals from which on it is no accident. A binomial
-distribution would not do: all predictions share the constants' errors, so runs leave their intervals together."""
-TELLING = 5
-"""Test runs below which all being inside says little: by chance 90% intervals hold 4 of 4 in two cases of three."""
+        claim = f"{round(self.inside * m)} of {m} runs lie inside intervals that claim {self.fit.level:.0%}, and {off}"
+        if self.trusted is False:
+            side = "too high" if np.median(self.error) > 0 else "too low"
+            share = np.mean(np.sign(self.error) == np.sign(np.median(self.error)))
+            lean = f"; its predictions are {side} for {share:.0%} of them" if share > LEANING else ""
+            return f"{far}, and the law can't be trusted that far: {claim}{lean}"
+        if self.trusted is None:
+            return f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can tell: too few to trust the law by"
+        return (
+            f"{far}, and nothing there speaks against the law: {claim}; beyond {self.by} = {self.budget.max():.3g} "
+            "nothing was tested"
+        )
 
 
 def extrapolation(
@@ -97,11 +106,11 @@ def extrapolation(
     """Fit a law to the runs up to a budget and predict those above it.
 
     Args:
-        form: as in `fitting.fit_law`.
+        form: as in `fit_law`.
         columns: the law's variables and "loss", one number a run.
         below: the largest budget that is fitted to.
         by: the column that parts the runs. "C" needs none: without one it is 6·N·D FLOPs.
-        fit_options: of `fitting.fit_law`; what it takes by run (`weights`, `groups`, `rows`) is for all runs.
+        fit_options: of `fit_law`, but those that it takes by run.
 
     Raises:
         ValueError: no runs below or above, or fewer below than the law has free constants; `BadData` names row and
@@ -111,132 +120,72 @@ def extrapolation(
     >>> noise = np.random.default_rng(0).normal(0, 0.003, N.size)
     >>> loss = (1.7 + 400 / N**0.34 + 410 / D**0.28) * np.exp(noise)
     >>> result = extrapolation("hoffmann", {"N": N, "D": D, "loss": loss}, below=1e19)
-    >>> result.fit.n, len(result.loss), result.trusted, bool(result.largest_error < 0.02)
+    >>> result.fit.n, len(result.loss), result.trusted, bool(np.abs(result.error).max() < 0.02)
     (28, 21, True, True)
     """
     if form not in FORMS:
         raise ValueError(f"expected one of the laws {', '.join(FORMS)}, got {form!r}")
     if not np.isfinite(below) or below <= 0:
         raise ValueError(f"below= expects a positive budget in the unit of {by!r}, got {below!r}")
-    columns = dict(columns)
-    if by not in columns and by == "C":
-        if not {"N", "D"} <= set(columns):
-            raise BadData(
-                f"expected a column 'C' (FLOPs), or N and D for 6·N·D, got {', '.join(columns) or 'none'}; "
-                "by= names another column"
-            )
-        both = check_runs(columns, ("N", "D"), rows=fit_options.get("rows")).variables
-        columns["C"] = TRAINING_FLOPS * both["N"] * both["D"]
     names = FORMS[form].variables
-    runs = check_runs(columns, tuple(dict.fromkeys((*names, by))), fit_options.get("weights"), fit_options.get("rows"))
+    runs = check_runs(_with_compute(columns, by), tuple(dict.fromkeys((*names, by))))
     budget = runs.variables[by]
     fitted = budget <= below
-    options, rows = _options(form, fit_options, fitted, runs.weights)
-    _enough(fitted, runs.weights, budget, below, by, _constants(form, options))
-    fit = fit_law(form, {name: runs.variables[name][fitted] for name in names} | {"loss": runs.loss[fitted]}, **options)
-
+    free = len(FORMS[form].constants) - len(fit_options.get("fixed") or {})
+    _check_parts(fitted, budget, below, by, free)
+    fit = fit_law(
+        form, {name: runs.variables[name][fitted] for name in names} | {"loss": runs.loss[fitted]}, **fit_options
+    )
     test = np.flatnonzero(~fitted)
     test = test[np.argsort(budget[test], kind="stable")]
     variables = {name: runs.variables[name][test] for name in names}
-    groups = fit_options.get("groups")
-    labels = None if groups is None else [str(groups[i]) for i in test]
-    predicted, drawn = _predict(form, fit, variables, labels)
-    free = _constants(form, options)
-    knows = fit.n >= free + FEW
-    low, high = np.zeros(len(test)), np.full(len(test), np.inf)
-    loss = runs.loss[test]
-    inside = chance = None
-    if knows:
-        tails = [(1 - fit.level) / 2, (1 + fit.level) / 2]
-        expected = drawn / np.exp(_noise(fit, free, drawn.shape, options.get("seed", 0)))
-        quantiles = np.quantile(expected, tails, axis=0)
-        low, high = quantiles[0], quantiles[1]
-        inside = float(np.mean((low <= loss) & (loss <= high)))
+    loss, low, high, chance = runs.loss[test], np.zeros(len(test)), np.full(len(test), np.inf), None
+    if not too_few(fit.n, free):
+        drawn = FORMS[form].at(variables, {name: draws[:, None] for name, draws in fit.draws.items()})
+        expected = drawn / np.exp(_noise(fit, free, drawn.shape, fit_options.get("seed", 0)))
+        low, high = np.quantile(expected, [(1 - fit.level) / 2, (1 + fit.level) / 2], axis=0)
         hits, expected_hits = (low <= loss) & (loss <= high), (low <= expected) & (expected <= high)
         far = np.log(budget[test]) >= 0.5 * np.log(budget[fitted].max() * budget[test].max())
         chance = min(_chance(hits, expected_hits), _chance(hits[far], expected_hits[:, far]))
-    error = predicted / loss - 1
-    reach = float(budget[test].max() / budget[fitted].max())
-    trusted, verdict = _verdict(fit, free, error, inside, chance, reach, by, float(budget[test].max()))
     return Extrapolation(
         fit=fit,
+        free=free,
         by=by,
         below=float(below),
-        rows=tuple(rows[i] for i in test),
+        reach=float(budget[test].max() / budget[fitted].max()),
         budget=budget[test],
         loss=loss,
-        predicted=predicted,
+        predicted=fit.law.loss(**variables),
         low=low,
         high=high,
-        error=error,
-        reach=reach,
-        median_error=float(np.median(np.abs(error))),
-        largest_error=float(np.abs(error).max()),
-        inside=inside,
-        trusted=trusted,
-        verdict=verdict,
+        chance=chance,
     )
 
 
-def _options(
-    form: str, fit_options: Mapping[str, Any], fitted: Any, weights: Array
-) -> tuple[dict[str, Any], list[object]]:
-    """Options for the runs that are fitted, and what all runs are called."""
-    rows = list(fit_options.get("rows") or range(1, len(fitted) + 1))
-    options = dict(fit_options, rows=_pick(rows, fitted), weights=weights[fitted])
-    groups = fit_options.get("groups")
-    if groups is not None:
-        if len(groups) != len(fitted):
-            raise ValueError(f"groups= expects a label for each of {len(fitted)} runs, got {len(groups)}")
-        options["groups"] = _pick(groups, fitted)
-    return options, rows
+def _with_compute(columns: Mapping[str, ArrayLike], by: str) -> Mapping[str, ArrayLike]:
+    """The columns, with 6·N·D where compute parts the runs and is not given."""
+    if by in columns or by != "C":
+        return columns
+    if not {"N", "D"} <= set(columns):
+        raise BadData(
+            f"expected a column 'C' (FLOPs), or N and D for 6·N·D, got {', '.join(columns) or 'none'}; "
+            "by= names another column"
+        )
+    both = check_runs(columns, ("N", "D")).variables
+    return {**columns, "C": compute_of(both["N"], both["D"])}
 
 
-def _constants(form: str, options: Mapping[str, Any]) -> int:
-    """How many constants are fitted."""
-    own = set(options.get("own") or ())
-    groups = len({str(label) for label in options.get("groups") or [""]})
-    fixed = len(options.get("fixed") or {})
-    return sum(groups if name in own else 1 for name in FORMS[form].constants) - fixed
-
-
-def _enough(fitted: Any, weights: Array, budget: Array, below: float, by: str, free: int) -> None:
+def _check_parts(fitted: NDArray[np.bool_], budget: Array, below: float, by: str, free: int) -> None:
     between = f"the budgets ({by}) run from {budget.min():.4g} to {budget.max():.4g}"
     if not fitted.any():
         raise ValueError(f"no run has {by} ≤ {below:.4g}, so there is nothing to fit: {between}; raise below=")
     if fitted.all():
         raise ValueError(f"no run has {by} > {below:.4g}, so there is nothing to predict: {between}; lower below=")
-    count = int((fitted & (weights > 0)).sum())
-    if count < free:
+    if fitted.sum() < free:
         raise ValueError(
-            f"{count} runs have {by} ≤ {below:.4g}, too few to fit {free} constants: raise below=, or hold constants "
-            "with fixed="
+            f"{fitted.sum()} runs have {by} ≤ {below:.4g}, too few to fit {free} constants: raise below=, or hold "
+            "constants with fixed="
         )
-
-
-def _pick(values: Sequence[Any], which: Any) -> list[Any]:
-    return [value for value, taken in zip(values, which, strict=True) if taken]
-
-
-def _predict(
-    form: str, fit: LawFit, variables: Mapping[str, Array], labels: Sequence[str] | None
-) -> tuple[Array, Array]:
-    """L̂ of the test runs [m], and by each draw of the constants [draws, m]; a group's runs by its own constants."""
-    points = list(variables.values())
-    constants: dict[str, ArrayLike] = {}
-    draws: dict[str, Array] = {}
-    for name in FORMS[form].constants:
-        if name in fit.parameters:
-            constants[name], draws[name] = fit.parameters[name], fit.draws[name][:, None]
-            continue
-        own = [f"{name}[{label}]" for label in labels or ()]
-        missing = next((label for label, key in zip(labels or (), own, strict=True) if key not in fit.parameters), None)
-        if missing is not None:
-            raise ValueError(f"no run of the group {missing!r} is small enough to fit its {name}: raise below=")
-        constants[name] = np.array([fit.parameters[key] for key in own])
-        draws[name] = np.column_stack([fit.draws[key] for key in own])
-    function = FORMS[form].function
-    return np.asarray(function(*points, **constants)), np.asarray(function(*points, **draws))
 
 
 def _noise(fit: LawFit, free: int, shape: tuple[int, ...], seed: int) -> Array:
@@ -245,40 +194,6 @@ def _noise(fit: LawFit, free: int, shape: tuple[int, ...], seed: int) -> Array:
     return np.random.default_rng([seed, 1]).choice(fit.residuals * widen, size=shape)
 
 
-def _chance(hits: Any, expected: Any) -> float:
+def _chance(hits: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float:
     """Share of the draws by which no more runs lie inside their intervals."""
     return float(np.mean(expected.mean(axis=1) <= hits.mean()))
-
-
-def _verdict(
-    fit: LawFit,
-    free: int,
-    error: Array,
-    inside: float | None,
-    chance: float | None,
-    reach: float,
-    by: str,
-    largest: float,
-) -> tuple[bool | None, str]:
-    far = f"The test runs reach {reach:.3g} times the largest fitted {by}"
-    off = f"the law is off by {np.median(np.abs(error)):.2%} in the median, {np.abs(error).max():.2%} at most"
-    if inside is None or chance is None:
-        return None, (
-            f"{far}, and there {off}; {fit.n} runs for {free} constants tell nothing of their noise, so there is "
-            "no interval to hold that against"
-        )
-    count, m = round(inside * len(error)), len(error)
-    if chance < SURPRISING / 2:  # the less likely of two counts
-        side = "too high" if np.median(error) > 0 else "too low"
-        share = np.mean(np.sign(error) == np.sign(np.median(error)))
-        lean = f"; its predictions are {side} for {share:.0%} of them" if share > 0.75 else ""
-        return False, (
-            f"{far}, and the law can't be trusted that far: {count} of {m} runs lie inside intervals that claim "
-            f"{fit.level:.0%}, and {off}{lean}"
-        )
-    if m < TELLING:
-        return None, f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can tell: too few to trust the law by"
-    return True, (
-        f"{far}, and nothing there speaks against the law: {count} of {m} runs lie inside intervals that claim "
-        f"{fit.level:.0%}, and {off}; beyond {by} = {largest:.3g} nothing was tested"
-    )

@@ -15,7 +15,7 @@ from isoflop.figures.study import BEYOND
 from isoflop.figures.text import counted, name_of, sentence
 from isoflop.fit.approaches import Comparison, approach_3
 from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
-from isoflop.fit.search import FEW
+from isoflop.fit.uncertainty import FEW
 from isoflop.laws import optimal_allocation, short
 
 ALIKE = 0.03
