@@ -22,8 +22,8 @@ from isoflop.figures.figure import Series
 from isoflop.record import Point, RecordLog, Run
 from isoflop.report.report import make_report
 from isoflop.report.runs import read_sources
+from isoflop.tab.plugin import Routes
 from isoflop.tab.records import RecordStore, Root
-from isoflop.tab.routes import Routes
 from study_runs import LAW, optimal_size, sweep, without
 
 RATE = 9.0

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from werkzeug.test import Client
 
-from isoflop.tab.answers import figure_keys
+from isoflop.figures import FIGURES
+from isoflop.tab.plugin import Routes
 from isoflop.tab.records import RecordStore, Root
-from isoflop.tab.routes import Routes
 from torture.mutations import TEXTS
 from torture.records import spoilt, whole
 from torture.shell import NUMBERS
@@ -61,7 +61,7 @@ def fuzz_requests(random: Random, folder: Path) -> None:
     at.renew(random)
     route = random.choice([*JSON, *JSON, *JSON, random.choice(STATIC)])
     keys = [entry.key for entry in at.store.snapshot().entries]
-    values: list[Any] = [*keys, ",".join(keys), *figure_keys(), "light", "dark", *NUMBERS, *TEXTS]
+    values: list[Any] = [*keys, ",".join(keys), *FIGURES, "light", "dark", *NUMBERS, *TEXTS]
     asked = [(name, _value(name, values, keys, random)) for name in random.sample(NAMES, random.randrange(5))]
     query = "&".join(f"{name}={quote(str(value), safe='', errors='surrogatepass')}" for name, value in asked)
     if random.random() < 0.1:
@@ -77,7 +77,7 @@ def fuzz_requests(random: Random, folder: Path) -> None:
 
 
 def _value(name: str, values: list[Any], keys: list[str], random: Random) -> Any:
-    likely: dict[str, list[Any]] = {"runs": keys, "without": keys, "key": figure_keys(), "budget": NUMBERS}
+    likely: dict[str, list[Any]] = {"runs": keys, "without": keys, "key": [*FIGURES], "budget": NUMBERS}
     return random.choice(likely.get(name) or values) if random.random() < 0.6 else random.choice(values)
 
 

@@ -1,28 +1,31 @@
-"""What the tab's requests are answered with, as plain values: figures, advice, the fit. Pure functions.
+"""Answers to the tab's requests as plain values: runs, advice, figures, fit, plan.
 
-The list of runs as plain values. Standard library only: it is answered while NumPy and SciPy are still imported.
-
-The planner: a budget as somebody types it, answered as `isoflop plan --runs` answers.
+The list of runs needs the standard library alone: it is answered while NumPy and SciPy are still being imported.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
-from isoflop.figures.by_law import FIGURES
-from isoflop.figures.figure import NoFigure
-from isoflop.figures.palette import ThemeName
-from isoflop.figures.plotly import plotly_figure
-from isoflop.figures.study import Study
-from isoflop.laws.quantities import PF_DAY
-from isoflop.record.run import PREFERRED_N, Point, Run
+from isoflop.record import PREFERRED_N, Point, Run
 from isoflop.tab.records import Entry, Snapshot
 
+if TYPE_CHECKING:
+    from isoflop.figures import Study
+
 MOST_TEXT = 300
-"""Characters of a stranger's name or path."""
+"""Characters of a recorded name or path."""
+MOST_ADVICE = 500
+"""Pieces of advice sent, the latest."""
+EXPECTED = "a budget in FLOPs, such as 1e21, or in PF-days, such as 10 PF-days"
+LONGEST = 40
+"""Characters of a budget."""
+LEVEL = 0.8
+"""Of the planner's intervals, as `isoflop plan` has them."""
 
 
 def runs_answer(snapshot: Snapshot, whole: bool = True) -> dict[str, Any]:
@@ -77,58 +80,20 @@ def _losses(points: Sequence[Point]) -> dict[str, float]:
     return last
 
 
-MOST_ADVICE = 500
-"""Pieces of advice sent, the latest."""
-
-
 def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """All that was said of some runs, oldest first; what is not as isoflop writes it is left out."""
-    found = [_advice(entry, entry.run, item) for entry in entries if entry.run for item in entry.run.advice]
-    return sorted(found, key=lambda item: (item["time"] or 0.0, item["step"]))[-MOST_ADVICE:]
+    """The advice that runs got, oldest first."""
+    from isoflop.report.runs import recorded_advice
+
+    found = [(advice, entry.key) for entry in entries if entry.run for advice in recorded_advice(entry.run)]
+    found.sort(key=lambda each: each[0].order)
+    return [asdict(advice) | {"key": key, "run": advice.run[:MOST_TEXT]} for advice, key in found[-MOST_ADVICE:]]
 
 
-def _advice(entry: Entry, run: Run, item: dict[str, Any]) -> dict[str, Any]:
-    basis = item.get("basis")
-    return {
-        "key": entry.key,
-        "run": (run.name or run.run_id)[:MOST_TEXT],
-        "time": _number(item.get("time")),
-        "step": _number(item.get("step")) or 0,
-        **{name: _text(item.get(name)) for name in ("reason", "severity", "what", "do")},
-        "numbers": _quantities(item.get("numbers")),
-        "saves": _quantities(item.get("saves")),
-        "basis": [_text(each) for each in basis[:20]] if isinstance(basis, list) else [],
-        "probability": _number(item.get("probability")),
-        "level": _number(item.get("level")),
-    }
+def figure_answer(key: str, study: Study, state: str, theme: Literal["light", "dark"]) -> dict[str, Any]:
+    """One figure for plotly, or the reason why there is none."""
+    from isoflop.figures import FIGURES, NoFigure
+    from isoflop.figures.plotly import plotly_figure
 
-
-def _quantities(given: object) -> list[dict[str, Any]]:
-    rows = [row for row in given[:50] if isinstance(row, dict)] if isinstance(given, list) else []
-    return [
-        {name: _text(row.get(name)) for name in ("name", "unit")}
-        | {name: _number(row.get(name)) for name in ("value", "low", "high")}
-        for row in rows
-    ]
-
-
-def _text(value: object) -> str:
-    return value[:4000] if isinstance(value, str) else ""
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if abs(value) < 1e300 else None
-
-
-def figure_keys() -> list[str]:
-    """What figures there are, in the order in which they are shown."""
-    return list(FIGURES)
-
-
-def figure_answer(key: str, study: Study, state: str, theme: ThemeName) -> dict[str, Any]:
-    """One figure as plotly draws it; or why there is none."""
     made = FIGURES[key](study)
     answer: dict[str, Any] = {"key": key, "title": made.title, "state": state}
     if isinstance(made, NoFigure):
@@ -137,7 +102,7 @@ def figure_answer(key: str, study: Study, state: str, theme: ThemeName) -> dict[
 
 
 def fit_answer(study: Study, state: str) -> dict[str, Any]:
-    """The fitted law and the three approaches side by side; or why there are none.
+    """The fitted law and the three approaches side by side, or the reasons why there are none.
 
     Args:
         study: of the chosen runs.
@@ -150,6 +115,7 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
     for end in study.ends:
         if end.left_out:
             left_out.setdefault(end.left_out, []).append(end.name[:MOST_TEXT])
+    constants = () if fit is None else fit.parameters.items()
     return {
         "state": state,
         "counted": len(study.counted),
@@ -161,49 +127,38 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "law": None if fit is None else fit.law.form.text,
         "refused": study.refused,
         "doubts": list(study.doubts),
-        "constants": []
-        if fit is None
-        else [
+        "constants": [
             {
                 "name": name,
                 "value": _finite(value),
-                "error": _finite(fit.standard_errors.get(name, math.nan)),
-                "interval": [_finite(end) for end in fit.intervals.get(name, (math.nan, math.nan))],
+                "error": _finite(fit.standard_errors[name]),
+                "interval": [_finite(end) for end in fit.intervals[name]],
             }
-            for name, value in fit.parameters.items()
+            for name, value in constants
+            if fit is not None
         ],
         "C": None if compared is None else compared.C,
-        "approaches": []
-        if compared is None
-        else [
-            {
-                "name": row.name,
-                **{
-                    name: {"value": _finite(value), "interval": None if ends is None else [_finite(e) for e in ends]}
-                    for name, value, ends in (
-                        ("a", row.a, row.a_interval),
-                        ("b", row.b, row.b_interval),
-                        ("N", row.N, row.N_interval),
-                        ("D", row.D, row.D_interval),
-                    )
-                },
-            }
-            for row in compared.rows
-        ],
-        "without": [{"name": each.name, "reason": each.reason} for each in study.without],
+        "approaches": [_approach(asdict(row)) for row in (() if compared is None else compared.rows)],
+        "without": [asdict(each) for each in study.without],
         "warnings": [*(() if fit is None else fit.warnings), *(() if compared is None else compared.warnings)],
     }
+
+
+def _approach(row: Mapping[str, Any]) -> dict[str, Any]:
+    estimates = {
+        name: {"value": _finite(row[name]), "interval": ends and [_finite(end) for end in ends]}
+        for name in "abND"
+        for ends in (row[f"{name}_interval"],)
+    }
+    return {"name": row["name"], **estimates}
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-EXPECTED = "a budget in FLOPs, such as 1e21, or in PF-days, such as 10 PF-days"
-LONGEST = 40
-"""Characters of a budget."""
-LEVEL = 0.8
-"""Of the intervals, as `isoflop plan` has them."""
+# -- the planner -------------------------------------------------------------------------------------------------------
+
 _BUDGET = re.compile(
     r"(?P<number>\d[\d,_]*\.?\d*(?:e[+-]?\d{1,3})?|\.\d+)\s*(?P<times>[kmbt])?\s*"
     r"(?P<unit>flops?|pf[\s/-]*s?[\s/-]*days?|pfd)?",
@@ -221,6 +176,8 @@ def budget_of(text: str) -> float:
     >>> budget_of("1e21"), budget_of("10 PF-days"), budget_of("2.5 pfd")
     (1e+21, 8.64e+20, 2.16e+20)
     """
+    from isoflop.laws import PF_DAY
+
     shown = text if len(text) <= LONGEST else text[:LONGEST] + "…"
     match = _BUDGET.fullmatch(text.strip()) if len(text) <= LONGEST else None
     if match is None:
@@ -232,14 +189,15 @@ def budget_of(text: str) -> float:
     return flops
 
 
-def plan_for(runs: Sequence[Run], text: str) -> dict[str, Any]:
-    """Parameters and tokens for a budget, by some runs; without any, by what others showed.
+def plan_answer(runs: Sequence[Run], text: str) -> dict[str, Any]:
+    """Parameters and tokens for a budget by some runs, as `isoflop plan` answers; without any, by published sweeps.
 
     Raises:
         ValueError: the text is no budget, or the runs can't be used: which and why.
     """
     from isoflop.fit.plan import plan
     from isoflop.fit.runs import table_of_runs
+    from isoflop.laws import PF_DAY
 
     flops = budget_of(text)
     table = table_of_runs(runs, ("N", "D", "loss")) if runs else None

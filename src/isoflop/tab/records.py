@@ -1,8 +1,8 @@
-"""All records below the log folders, kept up to date by one thread that works while somebody looks.
+"""Records below the log folders, followed while they grow by one thread that works while the tab is looked at.
 
-Records below a log folder: found without following links, opened only where they really lie inside.
-
-One record followed while it grows: what came since the last look is read, or all of it where it was replaced.
+Links are not followed, and a file is opened only where it really lies inside of the log folder. Of a file that
+grew, what was added is read; one that was replaced is read anew. Only the standard library is imported before a record
+is read.
 """
 
 from __future__ import annotations
@@ -18,75 +18,78 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from isoflop.record.reader import read_stream
-from isoflop.record.run import Point, RecordError, Run
-from isoflop.record.thinned import SMALL, Digest, glimpse
+from isoflop.record import SMALL, Digest, Point, RecordError, Run, glimpse, read_stream
 
 if TYPE_CHECKING:
     from isoflop.fit.runs import RunCurve
 
+_logger = logging.getLogger("isoflop.tab")
 
-@dataclass(frozen=True)
-class Stamp:
-    """What tells that a file has changed."""
+BLOCK = 1 << 22
+"""Bytes read at once."""
+LOOK_EVERY = 1.0
+"""Least seconds between two looks at the files."""
+SCAN_SHARE = 10
+"""A folder is listed again after so many times the seconds that listing it took: huge ones take a while."""
 
-    size: int  # bytes
-    modified: int  # nanoseconds since 1970
-    file: tuple[int, int]  # device and inode: another one was put in its place
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+class Stamp(NamedTuple):
+    """Size [bytes], modification [ns since 1970], device and inode of a file: it has changed where they differ."""
+
+    size: int
+    modified: int
+    device: int
+    inode: int
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file's status."""
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What lies below a folder.
+    """The records below a folder.
 
     Attributes:
         files: stamp of each record by its path from the folder, with "/".
-        links: folders and records that are links; never followed.
-        unread: folders that can't be listed.
+        links: number of folders and records that are links; never followed.
     """
 
     files: dict[str, Stamp]
     links: int = 0
-    unread: int = 0
 
 
 def scan(root: str, on_first: Callable[[], None] = lambda: None) -> Scan:
-    """Look for `isoflop-*.jsonl` below a folder; nothing raises.
+    """List `isoflop-*.jsonl` below a folder; what can't be listed is left out.
 
     Args:
         root: the folder.
         on_first: called as soon as one is found: a large folder takes a while.
     """
     files: dict[str, Stamp] = {}
-    links, unread, folders = 0, 0, [""]
+    links, folders = 0, [""]
     while folders:
         below = folders.pop()
-        try:
-            with os.scandir(os.path.join(root, below) if below else root) as entries:
-                for entry in entries:
-                    path = f"{below}/{entry.name}" if below else entry.name
-                    is_record = entry.name.startswith("isoflop-") and entry.name.endswith(".jsonl")
-                    try:
-                        if entry.is_symlink():
-                            links += is_record or entry.is_dir()
-                        elif entry.is_dir(follow_symlinks=False):
-                            folders.append(path)
-                        elif is_record and entry.is_file(follow_symlinks=False):
-                            if not files:
-                                on_first()
-                            files[path] = stamp_of(entry.stat(follow_symlinks=False))
-                    except OSError:  # it vanished meanwhile
-                        continue
-        except OSError:
-            unread += 1
-    return Scan(files, links, unread)
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """The stamp of a file's status."""
-    return Stamp(status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+        with suppress(OSError), os.scandir(os.path.join(root, below) if below else root) as entries:
+            for entry in entries:
+                path = f"{below}/{entry.name}" if below else entry.name
+                is_record = entry.name.startswith("isoflop-") and entry.name.endswith(".jsonl")
+                with suppress(OSError):  # it vanished meanwhile
+                    if entry.is_symlink():
+                        links += is_record or entry.is_dir()
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif is_record and entry.is_file(follow_symlinks=False):
+                        if not files:
+                            on_first()
+                        files[path] = stamp_of(entry.stat(follow_symlinks=False))
+    return Scan(files, links)
 
 
 def open_inside(root: str, path: str) -> BinaryIO:
@@ -115,8 +118,7 @@ def open_inside(root: str, path: str) -> BinaryIO:
     return stream
 
 
-BLOCK = 1 << 22
-"""Bytes read at once."""
+# -- one record --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ class Reading:
     """What is known of one record.
 
     Attributes:
-        run: with the points that its end is told by; None: it can't be read as a record.
+        run: with the points that determine its end; None: it can't be read as a record.
         curve: its points, thinned, as columns.
-        problem: why there is no run, or what was left out.
+        problem: reason why there is no run, or what was left out.
         whole: whether all of the file was looked at.
     """
 
@@ -151,14 +153,14 @@ class Tail:
             with open_inside(self.root, self.path) as stream:
                 return _reading(glimpse(stream, size), self.path, whole=False)
         except OSError as error:
-            return Reading(None, problem=_told(error))
+            return _unread(error)
 
     def read(self) -> Reading:
-        """What the file holds now."""
+        """All that the file holds now."""
         try:
             with open_inside(self.root, self.path) as stream:
                 stamp = stamp_of(os.fstat(stream.fileno()))
-                if not self._goes_on(stream, stamp):
+                if not self._continues(stream, stamp):
                     self._digest, self._before = Digest(), b""
                 stream.seek(self._digest.size)
                 for block in _blocks(stream, stamp.size - self._digest.size):
@@ -167,20 +169,15 @@ class Tail:
                 self.stamp = stamp
         except OSError as error:
             self.stamp = None
-            return Reading(None, problem=_told(error))
+            return _unread(error)
         return _reading(self._digest.record(), self.path, self._digest.problem)
 
-    def _goes_on(self, stream: BinaryIO, stamp: Stamp) -> bool:
+    def _continues(self, stream: BinaryIO, stamp: Stamp) -> bool:
         """Whether the file is the one that was read so far, with nothing or something added."""
-        if self.stamp is None or stamp.file != self.stamp.file or stamp.size < self._digest.size:
+        if self.stamp is None or stamp[2:] != self.stamp[2:] or stamp.size < self._digest.size:
             return False
         stream.seek(self._digest.size - len(self._before))
         return stream.read(len(self._before)) == self._before
-
-
-def is_large(stamp: Stamp) -> bool:
-    """Whether a first look is worth it before all is read."""
-    return stamp.size > SMALL
 
 
 def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
@@ -188,6 +185,10 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
     while size > 0 and (block := stream.read(min(BLOCK, size))):
         size -= len(block)
         yield block
+
+
+def _unread(error: OSError) -> Reading:
+    return Reading(None, problem=f"it can't be read: {error.strerror or error}")
 
 
 def _reading(record: bytes, path: str, problem: str | None = None, *, whole: bool = True) -> Reading:
@@ -201,7 +202,7 @@ def _reading(record: bytes, path: str, problem: str | None = None, *, whole: boo
 
 
 def _ends(run: Run) -> tuple[Point, ...]:
-    """Points of the last 5% of steps, the last one of each loss, and the last of all: what an end is told by."""
+    """Points of the last 5% of steps, the last one of each loss, and the last of all: they determine the end."""
     from isoflop.fit.runs import at_end  # NumPy
 
     last = {name: point for point in run.points for name, value in point.losses.items() if value is not None}
@@ -211,16 +212,7 @@ def _ends(run: Run) -> tuple[Point, ...]:
     return tuple(point for point in run.points if id(point) in kept)
 
 
-def _told(error: OSError) -> str:
-    return f"it can't be read: {error.strerror or error}"
-
-
-_logger = logging.getLogger("isoflop.tab")
-
-LOOK_EVERY = 1.0
-"""Seconds between two looks at the files, at the least."""
-SCAN_SHARE = 10
-"""A folder is listed again after that many times the seconds which listing it took: huge ones take a while."""
+# -- all records -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -260,8 +252,8 @@ class Snapshot:
     Attributes:
         version: changes when anything does, and when the server is started anew.
         entries: by path.
-        found: records that there are.
-        links: links that were not followed.
+        found: number of records that there are.
+        links: number of links that were not followed.
         listed: whether the folders were listed once.
     """
 
@@ -299,14 +291,14 @@ class RecordStore:
         self._snapshot = Snapshot(self._session)
 
     def any(self, wait: float = 0.5) -> bool:
-        """Whether there is a record; the first time an answer is waited for, so many seconds at the most."""
+        """Whether there is a record; the first time it waits for an answer, so many seconds at the most."""
         self._poke()
         if not self._snapshot.listed:
             self._some.wait(wait)
         return bool(self._snapshot.found) or (self._some.is_set() and not self._snapshot.listed)
 
     def snapshot(self) -> Snapshot:
-        """What is known now; what is new will be in a later one."""
+        """What is known now; news will be in a later one."""
         self._wanted = True
         self._poke()
         return self._snapshot
@@ -341,7 +333,7 @@ class RecordStore:
             time.sleep(LOOK_EVERY)
 
     def _look(self, read: bool = True) -> bool:
-        """Take a first look at what is new; else read on, where that is wanted. Whether there was something new."""
+        """Take a first look at new records; else, where wanted, read on. Whether there were new ones."""
         files = self._files()
         for gone in self._tails.keys() - files.keys():
             del self._tails[gone]
@@ -352,8 +344,8 @@ class RecordStore:
         new = [place for place in files if place not in self._tails]
         self._tails.update({place: Tail(self._roots[place[0]].path, place[1]) for place in new})
         for place in new:  # a first look at all of them, before any is read to its end
-            tail, large = self._tails[place], is_large(files[place])
-            self._put(place, tail.glimpse(files[place].size) if large else tail.read(), len(files))
+            tail, size = self._tails[place], files[place].size
+            self._put(place, tail.glimpse(size) if size > SMALL else tail.read(), len(files))
         for place, stamp in files.items() if read and not new else ():
             if self._tails[place].stamp != stamp:
                 self._put(place, self._tails[place].read(), len(files))
@@ -373,14 +365,14 @@ class RecordStore:
         return found
 
     def _put(self, place: tuple[int, str], reading: Reading, found: int) -> None:
-        old, name = self._entries.get(place), self._roots[place[0]].name
+        root, path = self._roots[place[0]], place[1]
+        old = self._entries.get(place)
         if old is not None and old.reading == reading:
             return
         self._version += 1
-        path = f"{name}/{place[1]}" if name else place[1]
-        whole = os.path.join(self._roots[place[0]].path, place[1])
-        key = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-        self._entries[place] = Entry(key, path, reading, self._version)
+        key = hashlib.sha256(os.path.join(root.path, path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        shown = f"{root.name}/{path}" if root.name else path
+        self._entries[place] = Entry(key, shown, reading, self._version)
         self._publish(found)
 
     def _publish(self, found: int) -> None:

@@ -1,4 +1,4 @@
-"""Studies of the runs that somebody chose: drawn at once, fitted beside in one thread, kept until a run ends."""
+"""Studies of the chosen runs: drawn at once, fitted by one thread beside, kept until a run ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from isoflop.figures.study import Study, study
+from isoflop.figures import Study, study
 from isoflop.tab.records import Entry
 
 _logger = logging.getLogger("isoflop.tab")
@@ -18,21 +18,19 @@ _logger = logging.getLogger("isoflop.tab")
 KEPT = 8
 """Choices of runs whose studies are kept."""
 REST = 3.0
-"""A fit is made again after that many times the seconds which it took, while its runs grow."""
-
-
+"""A fit is repeated after so many times the seconds that it took, while its runs grow."""
 FAILED = 10.0
-"""Seconds of rest after a fit that could not be made for a reason nobody thought of."""
+"""Seconds of rest after a fit that failed unexpectedly."""
 WAITS = "the fit is still being made"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What figures are made from now.
+    """The study that figures are made from now.
 
     Attributes:
         study: with the latest curves, and the fit where there is one.
-        state: "fitted"; "fitting": there is none yet, ends and laws are left out; "older": of the runs some time ago.
+        state: "fitted"; "fitting": there is no fit yet, ends and laws are left out; "older": of the runs some time ago.
         version: changes when one of these does.
     """
 
@@ -53,7 +51,7 @@ class _Choice:
     drawn: Study | None = None  # `now` with the fit of `fitted`
 
 
-class Desk:
+class Studies:
     """Makes studies, and fits the one asked for last."""
 
     def __init__(self) -> None:
@@ -68,26 +66,27 @@ class Desk:
 
         Args:
             entries: the runs.
-            may_fit: whether to begin one; not while most runs are still to be read.
+            may_fit: whether to begin a fit; not while most runs are still to be read.
         """
-        entries = [entry for entry in entries if entry.reading.curve is not None]
-        keys, versions = tuple(entry.key for entry in entries), tuple(entry.version for entry in entries)
+        read = [(entry, entry.reading.curve) for entry in entries if entry.reading.curve is not None]
+        keys, versions = tuple(entry.key for entry, _ in read), tuple(entry.version for entry, _ in read)
         with self._lock:
             choice = self._choices.setdefault(keys, _Choice())
             self._choices.move_to_end(keys)
             while len(self._choices) > KEPT:
                 self._choices.popitem(last=False)
             if choice.now is None or choice.versions != versions:
-                choice.now = study([entry.reading.curve for entry in entries if entry.reading.curve is not None])
-                choice.versions, choice.drawn = versions, None
-            now, fitted = choice.now, choice.fitted if choice.fitted and goes_on(choice.now, choice.fitted) else None
+                choice.now, choice.versions, choice.drawn = study([curve for _, curve in read]), versions, None
+            now, fitted = choice.now, choice.fitted
+            if fitted and not {end.run_id for end in fitted.counted} <= {end.run_id for end in now.ends}:
+                fitted = None  # a run that it was fitted to is gone
             if may_fit and now is not fitted and (fitted is None or time.monotonic() >= choice.again):
                 self._ask(choice)
             state = "fitting" if fitted is None else "fitted" if fitted.counted == now.counted else "older"
             if choice.drawn is None:
-                choice.drawn = without_fit(now) if fitted is None else now.with_fit_of(fitted, WAITS)
-            told = hashlib.sha256(repr((keys, versions, choice.fits, state)).encode()).hexdigest()[:16]
-            return Drawn(choice.drawn, state, told)
+                choice.drawn = _unfitted(now) if fitted is None else now.with_fit_of(fitted, WAITS)
+            version = hashlib.sha256(repr((keys, versions, choice.fits, state)).encode()).hexdigest()[:16]
+            return Drawn(choice.drawn, state, version)
 
     def _ask(self, choice: _Choice) -> None:
         self._wanted = choice
@@ -117,11 +116,6 @@ class Desk:
                 choice.again = time.monotonic() + REST * (time.monotonic() - started)
 
 
-def without_fit(now: Study) -> Study:
+def _unfitted(now: Study) -> Study:
     """A study that fits nothing: no run counts yet."""
     return replace(now, ends=tuple(replace(end, left_out=end.left_out or WAITS) for end in now.ends))
-
-
-def goes_on(now: Study, fitted: Study) -> bool:
-    """Whether a study is of the runs that an earlier fit rests on, and of others perhaps."""
-    return {end.run_id for end in fitted.counted} <= {end.run_id for end in now.ends}
