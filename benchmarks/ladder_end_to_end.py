@@ -27,8 +27,7 @@ import psutil
 from _ladder_gpt import BATCH, SEQUENCE, learning_rate
 
 from isoflop.cli.ladder import print_ladder_fit
-from isoflop.ladder import LadderPlan, PlannedRun, read_plan, write_plan
-from isoflop.ladder.fit import fit_ladder_runs
+from isoflop.ladder import LadderPlan, PlannedRun, fit_ladder_runs, read_plan, write_plan
 from isoflop.record import read_runs
 
 HERE = Path(__file__).resolve().parent

@@ -1,4 +1,4 @@
-"""Hoffmann et al.'s approaches 1 and 2, the bias of approach 2, and the three side by side."""
+"""Hoffmann et al.'s approaches 1 and 2, and the three side by side."""
 
 import csv
 import dataclasses
@@ -20,7 +20,6 @@ from isoflop.fit.approaches import (
     parabola,
     seed_noise,
 )
-from isoflop.ladder.planning import bias_on_grid
 from isoflop.laws import FORMS, HOFFMANN, Law
 
 CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
@@ -265,92 +264,6 @@ def test_bad_columns(columns, message):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         isoflop_profiles(*grid(EVEN), **options)
-
-
-# --- the bias of approach 2
-
-
-def parabola_bias(planted, budgets, width, offset=1.0, points=9):
-    """The bias on grids of some width in N, their centres off the optimum by a factor (one, or one a budget)."""
-    u = np.linspace(-0.5, 0.5, points) * np.log(width)
-    centres = [approach_3(planted).allocate(C)[0] for C in budgets] * np.broadcast_to(offset, len(budgets))
-    N = (centres[:, None] * np.exp(u)).ravel()
-    return bias_on_grid(planted, np.repeat(budgets, points), N, budgets=budgets)
-
-
-def shift(planted, width, offset=1.0, points=15):
-    """|ln N̂/N_opt| of a grid that sits alike around every optimum."""
-    bias = parabola_bias(planted, [1e18, 1e20, 1e22], width, offset, points)
-    ratio = np.abs(np.log(bias.N_ratio))
-    assert ratio == pytest.approx(ratio[0], rel=1e-6, abs=1e-9)  # the same at every budget: a is unbiased
-    assert bias.a_bias == pytest.approx(0, abs=1e-9)
-    assert abs(np.log(bias.N_ratio_at(1e24))) == pytest.approx(ratio[0], rel=1e-5, abs=1e-7)
-    return ratio[0]
-
-
-def test_the_bias_grows_with_the_width():
-    shifts = [shift(law(), width) for width in (2, 4, 16, 64, 256)]
-    assert all(np.diff(shifts) > 0) and shifts[0] < 0.001 and shifts[-1] > 0.04
-
-
-def test_the_bias_grows_with_the_offset():
-    """From about .3 of the half-width on: below, the fourth order outweighs the third, α²δ(δ²/3 − h²/35)."""
-    shifts = [shift(EVEN, 4, offset) for offset in (1, 1.3, 1.4, 1.6, 1.8, 1.9)]
-    assert all(np.diff(shifts) > 0) and shifts[-1] > 0.009
-    # α > β: centred parabolas already lie above the optimum, grids shifted to larger sizes come down across it
-    down = [shift(law(), 4, offset) for offset in (0.7, 0.6, 0.55)]
-    assert all(np.diff(down) > 0) and down[-1] > 0.01
-    h, d = np.log(2) / 2, np.log(1.2)
-    dense = parabola_bias(EVEN, [1e18, 1e20], 2, 1.2, 2001)
-    assert np.log(dense.N_ratio) == pytest.approx(0.35**2 * d * (d**2 / 3 - h**2 / 35), rel=5e-3)
-
-
-def test_the_bias_grows_with_the_difference_of_the_exponents():
-    shifts = [shift(law(0.31 + d, 0.31 - d), 16) for d in (0, 0.02, 0.05, 0.1, 0.15)]
-    assert all(np.diff(shifts) > 0)
-    assert shift(law(0.31, 0.31, 300, 700), 64) < 1e-9
-
-
-@pytest.mark.parametrize(("alpha", "beta"), [(0.34, 0.28), (0.2, 0.5)])
-def test_the_bias_of_a_dense_grid_to_lowest_order(alpha, beta):
-    """h²(α − β)/10 with h the half-width in ln N: the cubic term's share in the slope of a least-squares parabola."""
-    bias = parabola_bias(law(alpha, beta), [1e18, 1e20], 1.3, points=2001)
-    h = np.log(1.3) / 2
-    assert np.log(bias.N_ratio) == pytest.approx(h**2 * (alpha - beta) / 10, rel=5e-3)
-
-
-def test_a_drifting_offset_biases_the_exponent():
-    still = parabola_bias(law(), [1e18, 1e20, 1e22], 16)
-    drift = parabola_bias(law(), [1e18, 1e20, 1e22], 16, [0.5, 1, 2])
-    further = parabola_bias(law(), [1e18, 1e20, 1e22], 16, [0.4, 1, 2.5])
-    assert abs(still.a_bias) < 1e-9 < 1e-3 < abs(drift.a_bias) < abs(further.a_bias)
-
-
-def test_the_bias_is_what_approach_2_finds_on_noise_free_runs():
-    N = np.tile(np.geomspace(1e8, 1e10, 12), 3)
-    C = np.repeat([1e19, 1e20, 1e21], 12)
-    bias = bias_on_grid(EVEN, C, N, [1e19, 1e20, 1e21])
-    same = isoflop_profiles(C, N, C / 6 / N, EVEN.loss(N=N, D=C / 6 / N))
-    assert 0.5 + bias.a_bias == pytest.approx(same.a, rel=1e-9) and abs(bias.a_bias) > 0.001
-    assert bias.N_ratio_at(1e24) == pytest.approx(same.allocate(1e24)[0] / approach_3(EVEN).allocate(1e24)[0])
-
-
-def test_a_budget_without_a_minimum_is_left_out():
-    N = np.tile(np.geomspace(1e8, 1e10, 12), 4)
-    budgets = [1e19, 1e20, 1e21, 1e27]
-    assert len(bias_on_grid(EVEN, np.repeat(budgets, 12), N, budgets).budgets) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"width": 4, "points": 2}, "expected at least two budgets with a minimum, got 0"),
-        ({"width": 4, "offset": 50}, "expected at least two budgets with a minimum, got 0"),
-    ],
-)
-def test_bad_grids(options, message):
-    with pytest.raises(ValueError, match=message):
-        parabola_bias(law(), [1e18, 1e20], **options)
 
 
 # --- approach 1

@@ -16,8 +16,8 @@ from isoflop.cli import app
 from isoflop.figures import study
 from isoflop.fit.runs import BadData, final_loss, table_of_runs
 from isoflop.forecast import finished_runs
+from isoflop.ladder import read_finished
 from isoflop.ladder.attempt import is_complete
-from isoflop.ladder.fit import read_finished
 from isoflop.logs import write_run
 from isoflop.record import Run, read_run
 from isoflop.report.runs import read_record

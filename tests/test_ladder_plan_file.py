@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from isoflop.ladder import Expected, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
-from isoflop.ladder.plan import plan_from
 
 COUNTS = {"total": 110, "non_embedding": 50, "non_embedding_with_head": 75}
 
@@ -92,11 +91,12 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "said"), WRONG)
-def test_what_is_wrong_is_named_with_its_place(spoil: Callable[[dict[str, Any]], Any], said: str):
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], said: str):
     values = a_plan().as_dict()
     spoil(values)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(PlanError, match=said):
-        plan_from(values)
+        read_plan(tmp_path / "plan.yaml")
 
 
 @pytest.mark.parametrize("text", ["runs: [", "- 1\n- 2", "", "just text"])

@@ -8,38 +8,47 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isoflop.ladder.fit import LadderFit, fit_ladder_runs
-    from isoflop.ladder.plan import Expected, LadderPlan, PlanError, PlannedRun, plan_text, read_plan, write_plan
+    from isoflop.ladder.fit import (
+        Doubt,
+        FinishedRuns,
+        LadderFit,
+        LeftOut,
+        Predicted,
+        Verdict,
+        fit_ladder_runs,
+        read_finished,
+    )
+    from isoflop.ladder.plan import Expected, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
     from isoflop.ladder.planning import plan_ladder
     from isoflop.ladder.run import LadderRun, run_ladder
 
 __all__ = [
+    "Doubt",
     "Expected",
+    "FinishedRuns",
     "LadderFit",
     "LadderPlan",
     "LadderRun",
+    "LeftOut",
     "PlanError",
     "PlannedRun",
+    "Predicted",
+    "Verdict",
     "fit_ladder_runs",
     "plan_ladder",
-    "plan_text",
+    "read_finished",
     "read_plan",
     "run_ladder",
     "write_plan",
 ]
 
-_HOME = {
-    "LadderFit": "fit",
-    "fit_ladder_runs": "fit",
-    "plan_ladder": "planning",
-    "LadderRun": "run",
-    "run_ladder": "run",
-}
+_IN_PLAN = ("Expected", "LadderPlan", "PlanError", "PlannedRun", "read_plan", "write_plan")
+_HOME = {name: "plan" for name in _IN_PLAN} | {"plan_ladder": "planning", "LadderRun": "run", "run_ladder": "run"}
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if name in __all__:
-        return getattr(import_module(f"isoflop.ladder.{_HOME.get(name, 'plan')}"), name)
+        return getattr(import_module(f"isoflop.ladder.{_HOME.get(name, 'fit')}"), name)
     raise AttributeError(f"module 'isoflop.ladder' has no attribute {name!r}")

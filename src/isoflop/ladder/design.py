@@ -194,8 +194,7 @@ def _counts(problem: Problem) -> list[tuple[int, ...]]:
 
 
 def _arranged(problem: Problem, counts: tuple[int, ...], ratio: float, width: float) -> tuple[Rung, ...] | None:
-    shares = tuple(ratio ** (k - len(counts) + 1) for k in range(len(counts)))
-    return _built(problem, counts, shares, width)
+    return _built(problem, counts, tuple(ratio ** (k - len(counts) + 1) for k in range(len(counts))), width)
 
 
 def _built(
@@ -206,14 +205,14 @@ def _built(
     top = min(top, problem.dearest)
     made = []
     for n, share in zip(counts, shares, strict=True):
-        sizes = evenly(problem, top * share, n, width)
+        sizes = _evenly(problem, top * share, n, width)
         if sizes is None:
             return None
         made.append(Rung(top * share, sizes))
     return tuple(made)
 
 
-def evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[Shape, ...] | None:
+def _evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[Shape, ...] | None:
     """Sizes evenly spaced in ln N, from middle/width to middle·width; None where there are not as many."""
     middle, allowed = problem.middle(budget), problem.allowed(budget)
     if len(allowed) < count or middle / BESIDE < allowed[0].N or middle * BESIDE > allowed[-1].N:
@@ -241,23 +240,20 @@ def _moved(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[flo
 
 
 def _neighbours(problem: Problem, rungs: tuple[Rung, ...]) -> list[tuple[tuple[int, ...], tuple[float, ...], float]]:
-    counts = tuple(len(rung.sizes) for rung in rungs)
+    """Numbers of sizes, shares of the largest budget, and width of arrangements one step away."""
+    counts = np.array([len(rung.sizes) for rung in rungs])
     shares = tuple(rung.budget / rungs[-1].budget for rung in rungs)
-    wide = [math.sqrt(rung.sizes[-1].N / rung.sizes[0].N) for rung in rungs]
+    widest = max(math.sqrt(rung.sizes[-1].N / rung.sizes[0].N) for rung in rungs)
+    unit = np.eye(len(rungs), dtype=int)
     found = []
-    for width in (min(WIDTHS, key=lambda w: abs(w - max(wide))), WIDTHS[-1]):
-        for k in range(len(rungs)):
-            for change in (-1, 1):
-                found.append(((*counts[:k], counts[k] + change, *counts[k + 1 :]), shares, width))
-            for other in range(len(rungs)):
-                if other != k:
-                    moved = list(counts)
-                    moved[k], moved[other] = moved[k] - 1, moved[other] + 1
-                    found.append((tuple(moved), shares, width))
-        for k in range(len(rungs) - 1):
-            for factor in (0.6, 1 / 0.6):
-                # the gap above rung k, all rungs below it with it
-                found.append((counts, tuple(s * factor if i <= k else s for i, s in enumerate(shares)), width))
+    for width in (min(WIDTHS, key=lambda width: abs(width - widest)), WIDTHS[-1]):
+        for k, one in enumerate(unit):
+            for change in (-one, one, *(other - one for other in np.delete(unit, k, axis=0))):
+                found.append((tuple((counts + change).tolist()), shares, width))
+        for k, factor in itertools.product(range(len(rungs) - 1), (0.6, 1 / 0.6)):
+            # the gap above rung k, all rungs below it with it
+            moved = tuple(share * factor if i <= k else share for i, share in enumerate(shares))
+            found.append((tuple(counts.tolist()), moved, width))
     return [
         (new, share, width)
         for new, share, width in found

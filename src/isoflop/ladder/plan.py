@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def plan_from(found: object) -> LadderPlan:
+def _plan_from(found: object) -> LadderPlan:
     """The plan that plain values hold.
 
     Raises:
@@ -240,14 +240,10 @@ def _plain_value(kind: type, path: str, found: Any) -> str | int | float:
 
 def write_plan(plan: LadderPlan, path: Path | str) -> None:
     """Write a plan as YAML."""
-    Path(path).write_text(plan_text(plan), encoding="utf-8")
-
-
-def plan_text(plan: LadderPlan) -> str:
-    """The plan as YAML."""
     import yaml
 
-    return yaml.safe_dump(plan.as_dict(), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(plan.as_dict(), sort_keys=False, allow_unicode=True, width=120)
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def read_plan(path: Path | str) -> LadderPlan:
@@ -265,6 +261,6 @@ def read_plan(path: Path | str) -> LadderPlan:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: expected a ladder's plan in YAML, got something else: {error}") from None
     try:
-        return plan_from(found)
+        return _plan_from(found)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
