@@ -41,7 +41,7 @@ def fit(
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option(parser=amount, metavar="FLOPS", help="Of the run that is to be sized (default: the plan's)."),
+        typer.Option(parser=amount, metavar="FLOPS", help="Compute budget of the target run (default: the plan's)."),
     ] = None,
     loss: FinalLoss = None,
     level: Level = 0.9,
@@ -60,7 +60,7 @@ def fit(
 
 @ladder.command()
 def plan(
-    flops: Annotated[float, typer.Option(parser=amount, metavar="FLOPS", help="Of the run that is to be sized.")],
+    flops: Annotated[float, typer.Option(parser=amount, metavar="FLOPS", help="Compute budget of the target run.")],
     spend: Annotated[
         str, typer.Option(metavar="SHARE|FLOPS", help="Of the whole ladder: a share of --flops, such as 3%, or FLOPs.")
     ] = "3%",
@@ -76,7 +76,7 @@ def plan(
     ] = None,
     max_runs: Annotated[int, typer.Option(help="Most runs.")] = 16,
     max_flops_per_run: Annotated[
-        float | None, typer.Option(parser=amount, metavar="FLOPS", help="Of the dearest run.")
+        float | None, typer.Option(parser=amount, metavar="FLOPS", help="Of the most expensive run.")
     ] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="LEAST:MOST", help="Parameters of a run, with the head: 30k:500k.")
@@ -86,12 +86,12 @@ def plan(
         int | None, typer.Option(min=2, help="Entries of the tokenizer (default: the configuration's).")
     ] = None,
     unique_tokens: Annotated[
-        float | None, typer.Option(parser=amount, metavar="TOKENS", help="The stock of data.")
+        float | None, typer.Option(parser=amount, metavar="TOKENS", help="Tokens of data that there are.")
     ] = None,
     lr_rule: Annotated[str, typer.Option(help="auto, width, steplaw, deepseek or porian.")] = "auto",
     batch_rule: Annotated[str, typer.Option(help="auto, steplaw, deepseek or porian.")] = "auto",
     history: Annotated[
-        list[Path] | None, typer.Option(help="Records of finished runs, which count as told already. Repeatable.")
+        list[Path] | None, typer.Option(help="Records of finished runs that the design counts on. Repeatable.")
     ] = None,
     level: Level = 0.9,
     as_json: AsJson = False,

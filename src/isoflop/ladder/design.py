@@ -56,16 +56,16 @@ class Rung:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is asked of a design.
+    """Target, limits and known runs of a design.
 
     Attributes:
         target: the budget's line at the target.
-        candidates: sizes, smallest first.
+        candidates: configurations, smallest first.
         spend: FLOPs of all runs.
-        fewest, most: runs.
+        fewest, most: number of runs.
         dearest: FLOPs of one run at most.
         tokens: of one run at most.
-        known_N, known_D: runs that are there already.
+        known_N, known_D: parameters and tokens of finished runs.
     """
 
     target: BudgetLine
@@ -113,7 +113,7 @@ class Worth:
 
 
 def worth_of(problem: Problem, rungs: Sequence[Rung]) -> Worth:
-    """What a design is expected to tell, with the known runs."""
+    """Expected standard deviations after the runs of a design and the known ones."""
     N = np.array([size.N for rung in rungs for size in rung.sizes])
     D = np.array([rung.budget / size.flops_per_token for rung in rungs for size in rung.sizes])
     origin, laws, of_size, of_loss, prior = _prior_at(problem, max(rung.budget for rung in rungs))
@@ -302,7 +302,7 @@ def _brackets(row: list[Shape], middle: float) -> bool:
 
 
 def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float = 4.0) -> tuple[Rung, ...] | None:
-    """What one would choose without a design: isoFLOP profiles, budgets and sizes evenly spaced in logarithms.
+    """IsoFLOP profiles chosen without a design: budgets and sizes evenly spaced in logarithms.
 
     Budgets 3 apart (DeepSeek LLM 2024: eight from 1e17 to 3e20) and sizes from a quarter to four times the optimum
     expected (Hoffmann et al. 2022, figure 3; Porian et al. 2024), about five sizes a budget, the same spend and runs.
@@ -314,7 +314,7 @@ def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float =
 
 
 WORTH_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
-"""Budgets of the next rung over the largest that are looked at."""
+"""Budgets of the next rung that are compared, over the largest one."""
 SIZES = (0.25, 1.0, 4.0)
 """Of its runs over the optimum to be expected there."""
 MOST = 0.5

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from isoflop.record.run import PREFERRED_N
 
 PLAN_VERSION = 1
-"""Of the file's layout; a reader refuses another."""
+"""Layout of the file; other versions are refused."""
 CONVENTIONS = PREFERRED_N
 """Counts of N that every run states (`isoflop.flops.parameters`)."""
 
@@ -26,7 +26,7 @@ FROM_ZERO = ("rung", "warmup_steps", "seed", "history_runs")
 
 
 class PlanError(ValueError):
-    """A plan that can't be read; the text names the field, what was expected and what came."""
+    """A plan that can't be read; the text names the field, what was expected and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,10 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the design is expected to tell of one quantity at the target, before a FLOP is spent.
+    """Expected interval of one quantity at the target after the ladder, known before a FLOP is spent.
 
     Attributes:
-        estimate: by what is known before the ladder.
+        estimate: before the ladder.
         low, high: the interval that the ladder's fit is expected to give about it, at the plan's level.
         even_low, even_high: the same for an even grid of sizes and budgets with the same spend and number of runs.
     """
@@ -87,7 +87,7 @@ class LadderPlan:
     """The runs that tell most about the target for the spend.
 
     Attributes:
-        target_flops: budget of the run that is sized.
+        target_flops: compute budget of the target run.
         spend_flops: what the ladder may cost; `flops` is what its runs cost.
         family: of the models, such as "gpt2" or "llama".
         vocab_size: entries of the tokenizer.
@@ -97,7 +97,7 @@ class LadderPlan:
         level: of the expected intervals.
         expected: by quantity, "N_opt", "D_opt" and "loss" (nats per token).
         rules: by what they decide ("sizes", "learning_rate", "batch", "schedule", "design"): the rule and its source.
-        warnings: what to know before relying on it.
+        warnings: reasons to rely less on it.
         unique_tokens: the stock of data; None: unlimited.
         history_runs: finished runs whose information the design counts on.
     """

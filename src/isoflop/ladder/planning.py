@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,29 +42,8 @@ from isoflop.record.paths import location_of
 from isoflop.record.run import DEFAULT_N
 
 
-@dataclass(frozen=True)
-class ParabolaBias:
-    """Approach 2 on noise-free losses of a law, against the law.
-
-    Attributes:
-        a_bias: exponent found less β/(α+β).
-        log_prefactor_ratio: ln of the prefactor found (optimal parameters at C = 1 FLOP) over the law's.
-        budgets: FLOPs of the profiles that have a minimum [budgets].
-        N_ratio: size found over the true optimum, by profile [budgets].
-    """
-
-    a_bias: float
-    log_prefactor_ratio: float
-    budgets: Array = field(compare=False)
-    N_ratio: Array = field(compare=False)
-
-    def N_ratio_at(self, C: float) -> float:
-        """Size that approach 2's power law gives at C FLOPs, over the true optimum."""
-        return math.exp(self.log_prefactor_ratio + self.a_bias * math.log(C))
-
-
-def bias_on_grid(law: Law, C: Array, N: Array, budgets: Sequence[float]) -> ParabolaBias:
-    """The bias of approach 2 on a grid of runs.
+def parabola_bias(law: Law, C: Array, N: Array, budgets: Sequence[float]) -> tuple[Array, Array]:
+    """The bias of approach 2 on noise-free losses of a grid of runs.
 
     Args:
         law: of Hoffmann's form.
@@ -73,22 +51,17 @@ def bias_on_grid(law: Law, C: Array, N: Array, budgets: Sequence[float]) -> Para
         N: parameters [n].
         budgets: of the profiles.
 
-    Raises:
-        ValueError: fewer than two budgets with a minimum.
+    Returns:
+        FLOPs of the budgets that have a minimum, and ln of the size found over the true optimum there.
     """
     frontier = approach_3(law)
-    at, found = [], []
+    at, log_ratio = [], []
     for value, rows in group(C, budgets, 1.25)[0]:
         x, loss = np.log(N[rows]), law.loss(N=N[rows], D=value / (6 * N[rows]))
         if refused(x, loss, "parabola") is None:
             at.append(value)
-            found.append(float(parabola(x, loss)[0]))
-    if len(set(at)) < 2:
-        raise ValueError(f"expected at least two budgets with a minimum, got {len(at)}")
-    a, log_prefactor = np.polyfit(np.log(at), found, 1)
-    N_ratio = np.exp(found) / np.array([frontier.allocate(value)[0] for value in at])
-    ratio = float(log_prefactor) - math.log(frontier.N_prefactor)
-    return ParabolaBias(float(a) - frontier.a, ratio, np.array(at), N_ratio)
+            log_ratio.append(float(parabola(x, loss)[0]) - math.log(frontier.allocate(value)[0]))
+    return np.array(at), np.array(log_ratio)
 
 
 FAR = 1e3
@@ -152,15 +125,15 @@ def _bias(problem: Problem, rungs: Sequence[Rung]) -> Iterator[str]:
         A, B = share * beta / (alpha + beta), share * alpha / (alpha + beta)
         D = rungs[-1].budget / 6 / size
         law = Law(HOFFMANN, {"E": 1.8, "A": A * size**alpha, "B": B * D**beta, "alpha": alpha, "beta": beta})
-        try:
-            bias = bias_on_grid(law, C, N, [rung.budget for rung in rungs])
-        except ValueError:
+        at, log_ratio = parabola_bias(law, C, N, [rung.budget for rung in rungs])
+        if len(at) < 2:
             yield (
                 "approach 2 will miss profiles of this ladder if the optimum lies a factor of 2 off 20 tokens per "
                 "parameter: rely on the law (approach 3)"
             )
             return
-        worst = max(worst, abs(math.log(bias.N_ratio_at(problem.target.C))))
+        at_target = np.polyval(np.polyfit(np.log(at), log_ratio, 1), math.log(problem.target.C))
+        worst = max(worst, abs(float(at_target)))
     if worst >= math.log1p(BIASED):
         yield (
             f"approach 2's parabolas would be off by up to {math.expm1(worst):.0%} in N at the target on this grid, "
@@ -201,7 +174,7 @@ def _names(runs: Sequence[PlannedRun]) -> str:
 SMALLEST, BODY = 1e4, 0.06
 """Parameters, and share of them that are no head, as of the smallest of Porian et al. 2024 (5M with a head of 4.8M)."""
 FEWEST, MOST = 12, 16
-"""Runs, where the user says nothing; 9 could do, but leave little to tell noise and a wrong form by."""
+"""Runs by default; 9 are possible, but hardly show noise or a wrong form of the law."""
 REPEATED = 4.0
 """Epochs up to which repeated tokens are nearly as good as new ones (Muennighoff et al. 2023, figure 5)."""
 DESIGN = (
@@ -234,7 +207,7 @@ def plan_ladder(
     """The runs that tell most about the compute-optimal size at a target.
 
     Args:
-        flops: of the run that is to be sized.
+        flops: compute budget of the target run.
         spend: FLOPs of the whole ladder.
         model: a Hugging Face config.json, a folder with one, or a known family ("gpt2", "llama").
         level: of the expected intervals.
@@ -245,7 +218,7 @@ def plan_ladder(
         unique_tokens: the stock of data; no run takes more than four epochs of it.
         lr_rule: "auto", or one of `rules.RATES`.
         batch_rule_name: "auto", or one of `rules.BATCHES`.
-        history: records of finished runs of the same kind, which count as told already.
+        history: records or tables of finished runs of the same kind, which the design counts on.
 
     Raises:
         ValueError: numbers that can't be, an unknown model or rule, or no ladder that fits.
@@ -322,7 +295,7 @@ def _check(flops: float, spend: float, level: float, fewest: int, most: int, siz
 
 
 def _grid(family: Family, spend: float, sizes: tuple[float, float] | None) -> tuple[Shape, ...]:
-    """Configurations to choose from: those that the user allows, or all that a rung may want."""
+    """Configurations to choose from: those that the user allows, or all that a rung may need."""
     if sizes is not None:
         grid = size_grid(family, *sizes)
         if len(grid) < 5:
@@ -352,7 +325,7 @@ def ladder_problem(
     unique_tokens: float | None = None,
     known: tuple[ArrayLike, ArrayLike] = ((), ()),
 ) -> Problem:
-    """The question to a design. Arguments as `plan_ladder`."""
+    """The problem that a design solves. Arguments as `plan_ladder`."""
     grid = _grid(family, spend, sizes)
     return Problem(
         target=target_line(family, flops),

@@ -26,7 +26,7 @@ SHARED = (
     "scale_attn_by_inverse_layer_idx", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
     "attention_bias", "attention_dropout", "clip_qkv", "use_sliding_window", "sliding_window",
 )  # fmt: skip
-"""What a configuration says beside its size: the planned runs say the same, for their law is to be the target's."""
+"""Settings that do not depend on size: planned runs keep them, as their law is to be the target's."""
 HF_NAMES = {
     "gpt2": {
         "depth": "n_layer",
@@ -47,13 +47,13 @@ HF_NAMES = {
 }
 """Keys of Hugging Face's configurations, of GPT-2 and of Llama's kind."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-ONCE = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-"""GPT-2's own dropout of .1 is for data read many times; a ladder's are read once."""
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+"""No dropout: GPT-2's .1 is for data that are read many times, a ladder reads them once."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What all sizes of a ladder share.
+    """Ratios, vocabulary and settings that all sizes of a ladder share.
 
     Attributes:
         name: the type of the Hugging Face configuration.
@@ -66,7 +66,7 @@ class Family:
         query_groups: attention heads per key-value head.
         tied: whether the head is the embedding.
         qkv_bias: whether q, k and v have biases (all of GPT-2's layers have).
-        out_bias: whether the projection after attention has.
+        out_bias: whether the projection after attention has one.
         shared: other keys of the Hugging Face configuration, the same for all sizes.
         source: where aspect ratio and the rest come from.
     """
@@ -200,7 +200,9 @@ def family_of(model: str | Path, vocab_size: int | None = None, sequence_length:
 def _known(name: str, vocab_size: int | None, sequence_length: int | None) -> Family:
     if name == "gpt2":
         source = "GPT-2 small's shape: width 64 times depth, heads of 64 (Brown et al. 2020, table 2.1)"
-        return Family("gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source, shared=ONCE)
+        return Family(
+            "gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source, shared=NO_DROPOUT
+        )
     source = "Llama 7B's shape: width 128 times depth, heads of 128, MLP 8/3 of the width (Touvron et al. 2023, tab. 2)"
     return Family(
         "llama", vocab_size or 32000, sequence_length or 2048, 128.0, 128, 8 / 3, 16, tied=False, source=source
@@ -256,7 +258,7 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
 
 
 LEAST_DEPTH, LEAST_WIDTH = 2, 16
-"""Less is no transformer of this kind: one layer alone can't copy what it saw (Olsson et al. 2022)."""
+"""A single layer can't copy earlier tokens (Olsson et al. 2022): its loss follows another law."""
 TOLERATED = 1.25
 """A factor of the aspect ratio; loss moves by 3% over a factor of 40 (Kaplan et al. 2020, section 3.1)."""
 APART = 1.12
