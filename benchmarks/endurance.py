@@ -119,7 +119,7 @@ def loop_alone(model: nn.Module, ids: torch.Tensor) -> float:
 
 
 def measured(steps: int, micros: float, memory: float, folder: Path, monitor: isoflop.Monitor) -> Row:
-    forecasting = monitor._forecasting
+    forecasting = monitor._forecast
     curve = forecasting.curve
     (record,) = folder.glob("*.jsonl")
     with record.open("rb") as lines:  # not read_runs: what it takes would be taken for the monitor's
@@ -143,7 +143,7 @@ def from_record(folder: Path, monitor: isoflop.Monitor) -> Forecast | NoForecast
     for point in run.points:
         thinned.add(point.step, point.data_tokens or 0, point.lr, point.losses["train"] or math.nan, point.step - last)
         last = point.step
-    return thinned.forecast(monitor._forecasting.plan)
+    return thinned.forecast(monitor._forecast.plan)
 
 
 def said(forecast: Forecast | NoForecast | None) -> str:

@@ -19,10 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import lr_scheduler as S
 
+from isoflop.flops.parameters import given_parameters
+from isoflop.flops.totals import Totals
 from isoflop.forecast import Forecast, LrPlan
-from isoflop.live.forecast import About, Forecasting
+from isoflop.live.forecast import ForecastPart
+from isoflop.live.log_step import Interval, LogStep
 from isoflop.live.options import Options
-from isoflop.live.run_info import Setup
+from isoflop.live.run_info import RunInfo
 from isoflop.live.scheduler import future_learning_rates
 
 TOTAL = 1_000_000
@@ -80,29 +83,38 @@ def live() -> Table:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     scheduler = S.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 500) * (1 - step / 100_001))
     rate = scheduler.lr_lambdas[0]
-    setup = Setup(optimizer=optimizer, scheduler=scheduler, total_steps=100_000, scheduler_calls=lambda done: done)
-    setup.say = lambda line: None
-    driver = Forecasting(Options(), setup, setup.guard, lambda plan: None)
-    about = About(None, {"non_embedding": 10**8, "total": 10**8, "active": 10**8}, 5e5)
+    run = RunInfo(optimizer=optimizer, scheduler=scheduler, total_steps=100_000, scheduler_calls=lambda done: done)
+    run.say = lambda line: None
+    part, N = ForecastPart(Options(), run), given_parameters(10**8)
     noise, adds, refits = np.random.default_rng(0), [], []
     for step in range(100, 100_000, 100):
         loss = 2.5 + 1.2 * (step / 100) ** -0.5 + 0.004 * noise.normal()
         scheduler.last_epoch, optimizer.param_groups[0]["lr"] = step, 1e-3 * rate(step)
-        began = time.perf_counter()
-        driver.add(step, step * 500_000, 1e-3 * rate(step - 1), loss, 100, about)
-        added = time.perf_counter()
-        spent = driver._spent
-        driver.refit(step, wall_time=step / 10)
-        adds.append(added - began)
-        if driver._spent > spent:
-            refits.append(driver._spent - spent)
-    assert isinstance(driver.last, Forecast), driver.last
+        now = LogStep(
+            step=step,
+            before=Interval(step - 100),
+            totals=Totals(processed=step * 500_000),
+            loss_sum=loss,
+            losses=1,
+            parameters=N,
+            lr=1e-3 * rate(step - 1),
+            wall_time=step / 10,
+            scalars={"isoflop/batch_tokens": 5e5},
+        )
+        began, spent = time.perf_counter(), part._spent
+        part.log(now)
+        took = time.perf_counter() - began
+        if part._spent > spent:
+            refits.append(part._spent - spent)
+        else:
+            adds.append(took)
+    assert isinstance(part.last, Forecast), part.last
     table = Table("live, 10⁵ steps of 0.1 s, logged every 100", "")
     table.add_row("a loss added, µs", f"{1e6 * statistics.median(adds):.0f}")
     table.add_row("a refit, ms", f"{1e3 * statistics.median(refits):.1f}")
     table.add_row("refits, at 999 log steps", str(len(refits)))
     table.add_row("their share of the wall time", f"{sum(refits) / 1e4:.4%}")
-    table.add_row("state in a checkpoint, kB of JSON", f"{len(json.dumps(driver.state_dict())) / 1e3:.1f}")
+    table.add_row("state in a checkpoint, kB of JSON", f"{len(json.dumps(part.state_dict())) / 1e3:.1f}")
     return table
 
 

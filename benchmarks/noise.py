@@ -143,7 +143,7 @@ def compare(source: str, steps: int, rank: int = 0) -> dict[str, float]:
         "every": float(on.monitor.noise.cadence.every),
         "measured": float(late),
         "share": share,
-        "values": float(on.monitor.noise.raw.run.count),
+        "values": float(on.monitor.noise.raw.count),
         "parameters": float(sum(p.numel() for p in on.model.parameters())),
     }
 

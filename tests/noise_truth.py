@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_gpt import GPTConfig, TinyGPT, next_token_loss
 
 from isoflop.guard import Guard
-from isoflop.noise.estimator import StepEstimate, StepResult, read, result
+from isoflop.noise.estimator import NoiseScale, RunningMoments, StepEstimate, StepResult, read, result
 from isoflop.noise.sources import MicroBatches, denominators
 
 LENGTH, POOL = 32, 512
@@ -112,6 +113,14 @@ def measure(
     model.zero_grad()
     assert measured is not None
     return result(read([measured])[0], by_tokens)
+
+
+def ratio_of(pairs: Iterable[tuple[float, float]]) -> NoiseScale | None:
+    """B_simple of (|G|², tr Σ) pairs that weigh alike."""
+    moments = RunningMoments(memory=0.0)
+    for x, y in pairs:
+        moments.add(x, y)
+    return moments.ratio()
 
 
 def pair(estimate: Any) -> tuple[float, float]:

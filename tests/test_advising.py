@@ -422,7 +422,7 @@ def test_what_published_sweeps_do_not_know_is_not_judged_by_them(tmp_path: Path,
         loss.backward()
         monitor.step(loss.detach())
     assert monitor.advice == ()
-    assert "this is fine-tuning" in monitor._advising._missing()["whether the size fits the data"]
+    assert "this is fine-tuning" in monitor._advice.missing["whether the size fits the data"]
 
 
 def test_a_forecast_of_an_evaluation_loss_is_not_held_against_the_training_loss(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from isoflop.noise import (
     combine,
     kaplan_critical_batch,
     measured_critical_batch,
-    minimum_tokens,
     prior_critical_batch,
     steps_over_minimum,
     tokens_over_minimum,
@@ -197,7 +196,6 @@ def test_probabilities_and_agreement() -> None:
 def test_steps_against_tokens(B: float, B_crit: float) -> None:
     """McCandlish et al. 2018, eq. 2.11: (S/S_min − 1)(E/E_min − 1) = 1."""
     assert float((steps_over_minimum(B, B_crit) - 1) * (tokens_over_minimum(B, B_crit) - 1)) == pytest.approx(1)
-    assert float(minimum_tokens(3e9, B, B_crit) * tokens_over_minimum(B, B_crit)) == pytest.approx(3e9)
 
 
 @given(B=batches, new=batches, B_crit=batches)

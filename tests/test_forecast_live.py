@@ -16,9 +16,13 @@ import torch
 from torch.optim import lr_scheduler as S
 
 import isoflop
+from isoflop.flops.totals import Totals
 from isoflop.forecast import Forecast, NoForecast, Outcome, Reason, curve_of, finished_runs, history_of
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import forecast as forecasting
+from isoflop.live.log_step import Interval, LogStep
+from isoflop.live.options import Options
+from isoflop.live.run_info import RunInfo
 from isoflop.transformers import IsoFLOPCallback
 from tiny import (
     LIGHTNING_NOISE,
@@ -76,7 +80,7 @@ def train(
     monitor = isoflop.Monitor(
         None, optimizer=optimizer, scheduler=scheduler, record_dir=folder, **{**defaults, **options}
     )
-    monitor.setup.say = told.append
+    monitor.run.say = told.append
     if state is not None:
         monitor.load_state_dict(state)
         for _ in range(first - 1):
@@ -93,6 +97,12 @@ def train(
     if finish:
         monitor.close()
     return monitor, told
+
+
+def log_step(step: int, lr: float, loss: float, wall_time: float = 0.0) -> LogStep:
+    """One of a run that logs every step."""
+    before, totals = Interval(step - 1), Totals(processed=step * TOKENS)
+    return LogStep(step=step, before=before, totals=totals, loss_sum=loss, losses=1, lr=lr, wall_time=wall_time)
 
 
 def about(told: list[str]) -> list[str]:
@@ -120,7 +130,7 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
     for name in FORECASTS:
         values = {event.step: event.value for event in events.Scalars(f"isoflop/{name}")}
         assert values[TOTAL // 2] == pytest.approx(at_half.extra[name], rel=1e-6)
-    final = monitor._forecasting._end
+    final = monitor._forecast._final
     assert final.mean == pytest.approx(end, rel=0.005) and 0 < final.error < 0.002
     (line,) = about(told)
     assert line.startswith(
@@ -238,7 +248,7 @@ def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path) -> None:
     assert isinstance(told_of.forecast, Forecast) and not about(told)
     # without it the rate is taken to stay as it is, and is asked again whenever it does not
     untold, _ = train(tmp_path / "b", last=1_000, make=None, between=by_hand)
-    plan = untold._forecasting._plan
+    plan = untold._forecast.plan
     assert plan is not None
     assert float(plan.at(TOTAL)) == pytest.approx(rate(1_000), rel=0.05)
 
@@ -272,33 +282,21 @@ def test_refits_stay_under_their_share_of_the_wall_time(tmp_path: Path, monkeypa
             return super().forecast(*args, **kwargs)
 
     monkeypatch.setattr(forecasting, "OnlineForecaster", Costly)
-    driver = forecasting.Forecasting(
-        isoflop.live.monitor.Options(),
-        isoflop.live.monitor.Setup(total_steps=TOTAL, optimizer=SimpleNamespace(param_groups=[{"lr": PEAK}])),
-        isoflop.live.monitor.Setup().guard,
-        lambda plan: None,
-    )
-    who = forecasting.About(None, {}, None)
+    run = RunInfo(total_steps=TOTAL, optimizer=SimpleNamespace(param_groups=[{"lr": PEAK}]))
+    part = forecasting.ForecastPart(Options(), run)
     for step in range(1, TOTAL):
-        driver.add(step, step * TOKENS, PEAK, planted(step), 1, who)
-        driver.refit(step, wall_time=step / 10)
+        part.log(log_step(step, PEAK, planted(step), wall_time=step / 10))
     assert len(made) * 0.005 <= 1e-3 * TOTAL / 10
     assert len(made) >= 30  # and not far under it
 
 
 def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
-    driver = forecasting.Forecasting(
-        isoflop.live.monitor.Options(),
-        isoflop.live.monitor.Setup(),
-        isoflop.live.monitor.Setup().guard,
-        lambda plan: None,
-    )
-    who = forecasting.About(None, {}, None)
+    part = forecasting.ForecastPart(Options(), RunInfo())
     sizes = []
     for step in range(1, 40_001):
-        driver.add(step, step * TOKENS, PEAK / step, planted(step % 977 + 1), 1, who)
+        part.log(log_step(step, PEAK / step, planted(step % 977 + 1)))
         if step in (10_000, 40_000):
-            sizes.append(len(json.dumps(driver.state_dict())))
+            sizes.append(len(json.dumps(part.state_dict())))
     assert sizes[1] < 1.5 * sizes[0]
 
 
@@ -389,11 +387,11 @@ def test_lightnings_scheduler_is_asked_and_training_is_the_same(tmp_path: Path, 
         trainer.fit(lightning_module(package, net, configure_optimizers=configure), batches(Rows(128), 8))
         ended.append(weights(net))
         if callback is not None:
-            driver = callback.monitor._forecasting
+            driver = callback.monitor._forecast
     assert same_weights(*ended)
     assert rates[:64] == rates[64:]
-    assert driver._plan is not None and driver._plan.total_steps == 64
-    np.testing.assert_allclose(driver._plan.at(np.arange(1, 65)), rates[:64], rtol=1e-9)
+    assert driver.plan is not None and driver.plan.total_steps == 64
+    np.testing.assert_allclose(driver.plan.at(np.arange(1, 65)), rates[:64], rtol=1e-9)
 
 
 def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
@@ -435,7 +433,7 @@ def test_the_hugging_face_trainers_scheduler_is_asked(tmp_path: Path) -> None:
     )
     trainer.train()
     assert callback.monitor is not None
-    plan = callback.monitor._forecasting._plan
+    plan = callback.monitor._forecast.plan
     assert plan is not None and plan.total_steps == 32
     logged = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
     assert len(logged) > 10

@@ -202,6 +202,9 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (loop, "isoflop.live.recorder.open_record"),
         (loop, "isoflop.live.monitor.run_header"),
         (loop, "isoflop.record.RecordLog.end"),
+        (loop, "isoflop.live.recorder.point_of"),
+        (lightning_run, "isoflop.live.recorder.Recorder.state_dict"),
+        (transformers_resumed, "isoflop.live.recorder.Recorder.load_state_dict"),
     ],
     "forecasting the loss": [
         (loop, "isoflop.live.forecast.OnlineForecaster.add"),
@@ -227,6 +230,11 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "drawing the frontier": [(advised_loop, "isoflop.live.advice.draw_frontier")],
     "on_advice": [(advised_loop, "test_guard.told")],
     **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in EVALUATORS},
+    "computing the scalars": [(loop, "isoflop.live.scalars.interval_scalars")],
+    "showing the log step": [
+        (loop, "isoflop.live.scalars.ComputeAxes.points"),
+        (lightning_resumed, "isoflop.live.scalars.ComputeAxes.load_state_dict"),
+    ],
     "the terminal's line": [(loop, "isoflop.live.sinks.interval_line")],
     "starting": [(loop, "isoflop.flops.clock.Clock.start")],
     "counting the batch": [
@@ -237,17 +245,17 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "taking the model's calls": [(lightning_run, "isoflop.flops.step.StepObserver.calls")],
     "adding the loss": [(loop, "isoflop.flops.totals.Tally.add_loss")],
     "logging": [
-        (loop, "isoflop.live.monitor.interval_scalars"),
+        (loop, "body of isoflop.live.monitor.Monitor._log"),
         (transformers_run, "isoflop.flops.step.StepObserver.look_for_frozen_layers"),
     ],
-    "evaluation losses": [(lightning_run, "isoflop.live.recorder.Recorder.evaluation")],
+    "evaluation losses": [(lightning_run, "isoflop.live.monitor.as_float")],
     "the clock": [(lightning_run, "body of isoflop.live.monitor.Monitor.enter")],
     "summing over ranks": [(loop, "isoflop.flops.totals.Tally.drain")],
-    "ending the run": [(loop, "isoflop.live.recorder.Recorder.end")],
-    "saving the state": [(lightning_run, "isoflop.live.recorder.Recorder.state_dict")],
+    "ending the run": [(loop, "isoflop.live.noise.Noise.detach")],
+    "saving the state": [(lightning_run, "isoflop.flops.clock.Clock.state_dict")],
     "restoring from the checkpoint": [
-        (lightning_resumed, "isoflop.live.scalars.ComputeAxes.load_state_dict"),
-        (transformers_resumed, "isoflop.live.recorder.Recorder.load_state_dict"),
+        (lightning_resumed, "isoflop.flops.clock.Clock.load_state_dict"),
+        (transformers_resumed, "isoflop.flops.clock.Clock.load_state_dict"),
     ],
     "following the trainer's step": [(lightning_run, "body of isoflop.live.monitor.Monitor.expect")],
     "counting a real step": [(branching_loop, "isoflop.flops.totals.Tally.correct")],
@@ -330,6 +338,7 @@ LOSES: dict[str, set[str]] = {
     "adding the loss": {"loss"},
     "summing over ranks": {"tokens", "flops", "loss"},
     "logging": {"scalars", "terminal"},
+    "showing the log step": {"scalars", "terminal"},
     "ending the run": {"end"},
     "Lightning: on_train_start": WORKS,
     "Lightning: on_train_end": {"end"},
@@ -436,7 +445,7 @@ def test_what_was_not_summed_is_unknown_and_not_less(tmp_path: Path, monkeypatch
 
 
 def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("isoflop.live.monitor.interval_scalars", raiser)
+    monkeypatch.setattr("isoflop.live.scalars.interval_scalars", raiser)
     with caplog.at_level(logging.DEBUG, "isoflop"):
         loop(tmp_path, True)
     (record,) = [record for record in caplog.records if record.levelno == logging.DEBUG and record.name == "isoflop"]

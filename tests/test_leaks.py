@@ -79,9 +79,9 @@ def test_a_run_from_another_folders_checkpoint_has_a_record_of_its_own(tmp_path:
             monitor.step(loss, tokens=10)
 
     def monitor(folder: str) -> isoflop.Monitor:
-        from isoflop.live.run_info import Setup
+        from isoflop.live.run_info import RunInfo
 
-        return isoflop.Monitor(Caching(), setup=Setup(record_dir=tmp_path / folder, log_every=1))
+        return isoflop.Monitor(Caching(), run=RunInfo(record_dir=tmp_path / folder, log_every=1))
 
     trunk = monitor("trunk")
     steps(trunk, 3, 1.0)

@@ -35,7 +35,7 @@ def densely(monitor: Monitor, every: int = 1) -> Monitor:
 
 def results(monitor: Monitor) -> dict[str, Any]:
     averages = {"raw": monitor.noise.raw, "preconditioned": monitor.noise.preconditioned}
-    found: dict[str, Any] = {name: average.run.state_dict()["sums"] for name, average in averages.items()}
+    found: dict[str, Any] = {name: average.state_dict()["sums"] for name, average in averages.items()}
     return found | {"aside": list(monitor.guard.aside), "scalars": noise_scalars(monitor)}
 
 
@@ -121,7 +121,7 @@ def one_rank_fails(folder: Path) -> Any:
     source.raw_square = sometimes
     model = gpt()
     monitor = trained(DistributedDataParallel(model), of_rank, folder, False)
-    return list(monitor.guard.aside), monitor.noise.raw.run.count
+    return list(monitor.guard.aside), monitor.noise.raw.count
 
 
 def test_a_rank_that_steps_aside_does_not_let_the_other_wait(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def reduced_by_hand(folder: Path) -> Any:
     monitor = densely(isoflop.Monitor(model, record_dir=folder, log_every=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     said: list[str] = []
-    monitor.setup.say = said.append
+    monitor.run.say = said.append
     for step in range(STEPS):
         loss_of(model, torch.cat(of_rank(step))).backward()
         for p in model.parameters():
@@ -148,7 +148,7 @@ def reduced_by_hand(folder: Path) -> Any:
     monitor.close()
     return (
         list(noise_scalars(monitor)),
-        monitor.noise.raw.run.count,
+        monitor.noise.raw.count,
         [text for text in said if "noise scale" in text and "not judged" not in text],
     )
 
@@ -167,7 +167,7 @@ def sharded(folder: Path) -> list[str]:
     fully_shard(model)
     said: list[str] = []
     monitor = isoflop.Monitor(model, record_dir=folder, log_every=2)
-    monitor.setup.say = said.append
+    monitor.run.say = said.append
     for _ in range(4):
         loss_of(model, DATA[:4]).backward()
         monitor.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,21 @@ from hypothesis import strategies as st
 from isoflop.live.noise import DENSEST, GRACE, SHARE, Cadence, StepTimes
 from isoflop.noise.estimator import (
     MIN_MEASUREMENTS,
-    Averages,
-    PartSums,
     RunningMoments,
     StepEstimate,
     Unusable,
     estimate_step,
     fieller,
-    ratio_of,
 )
+from noise_truth import ratio_of
 
 sizes = st.lists(st.integers(1, 10_000), min_size=2, max_size=8)
+
+
+def estimated(tokens: list[Any], squares: list[float], whole: float, by_tokens: bool = False) -> Any:
+    """The pair from each part's tokens w_j and squared norm |h_j|²."""
+    sums = sum(tokens), sum(w * w for w in tokens), sum(1 / w for w in tokens)
+    return estimate_step(len(tokens), math.fsum(squares), whole, *sums, by_tokens=by_tokens)
 
 
 def expectation(tokens: list[int], by_tokens: bool, gradient: float, variance: float) -> tuple[list[float], float]:
@@ -38,7 +43,7 @@ def expectation(tokens: list[int], by_tokens: bool, gradient: float, variance: f
 def test_in_expectation_it_is_the_truth(tokens: list[int], by_tokens: bool, gradient: float, b_simple: float) -> None:
     variance = gradient * b_simple
     squares, whole = expectation(tokens, by_tokens, gradient, variance)
-    found = estimate_step(PartSums.of(tokens, squares, by_tokens), whole)
+    found = estimated(tokens, squares, whole, by_tokens)
     if found is Unusable.IDENTICAL:
         assert b_simple / min(tokens) < 1e-3
         return
@@ -55,7 +60,7 @@ def test_equal_parts_are_mccandlishs_pair() -> None:
     """Appendix A.1: |G|² = (B_b|G_b|² − B_s|G_s|²)/(B_b − B_s), S = (|G_s|² − |G_b|²)/(1/B_s − 1/B_b)."""
     small, big, parts = 64.0, 256.0, 4
     G_s, G_b = 3.7, 1.9  # mean |G|² of the parts, and of the whole
-    found = estimate_step(PartSums.of([small] * parts, [G_s / parts**2] * parts), G_b)
+    found = estimated([small] * parts, [G_s / parts**2] * parts, G_b)
     assert isinstance(found, StepEstimate)
     assert found.gradient == pytest.approx((big * G_b - small * G_s) / (big - small))
     assert found.variance == pytest.approx((G_s - G_b) / (1 / small - 1 / big))
@@ -69,7 +74,7 @@ def test_unbiased_on_drawn_gradients(by_tokens: bool) -> None:
     pairs = []
     for _ in range(10_000):
         h = c[:, None] * (G + rng.normal(size=(3, 3)) * 2 / np.sqrt(tokens)[:, None])
-        found = estimate_step(PartSums.of(tokens.tolist(), (h**2).sum(1).tolist(), by_tokens), (h.sum(0) ** 2).sum())
+        found = estimated(tokens.tolist(), (h**2).sum(1).tolist(), (h.sum(0) ** 2).sum(), by_tokens)
         if isinstance(found, StepEstimate):  # but for one in 10^5, taken for identical by chance
             pairs.append((found.gradient, found.variance))
     assert len(pairs) >= 9_995
@@ -89,22 +94,15 @@ def test_unbiased_on_drawn_gradients(by_tokens: bool) -> None:
     ],
 )
 def test_no_value_and_why(tokens: list[float], squares: list[float], whole: float, why: Unusable | None) -> None:
-    found = estimate_step(PartSums.of(tokens, squares), whole)
+    found = estimated(tokens, squares, whole)
     assert found is why or (why is None and isinstance(found, StepEstimate))
-    by_tokens = estimate_step(PartSums.of(tokens, squares, True), whole)
+    by_tokens = estimated(tokens, squares, whole, True)
     assert by_tokens is (Unusable.IDENTICAL if why is None else why)  # parts of 1/4 and 3/4 of one gradient
 
 
 def test_unknown_tokens_give_no_value() -> None:
-    assert estimate_step(PartSums(2, 1.0, math.nan, math.nan, math.nan), 1.5) is Unusable.NO_TOKENS
-    assert estimate_step(PartSums(2, 1.0, 0.0, 0.0, math.inf), 1.5) is Unusable.NO_TOKENS
-
-
-def test_what_can_not_be_a_part() -> None:
-    with pytest.raises(ValueError, match=r"expected as many squared norms as token counts, and positive counts; got 1"):
-        PartSums.of([10, 20], [1.0])
-    with pytest.raises(ValueError, match=r"got 2 squared norms and the counts \[10, 0\]"):
-        PartSums.of([10, 0], [1.0, 1.0])
+    assert estimate_step(2, 1.0, 1.5, math.nan, math.nan, math.nan) is Unusable.NO_TOKENS
+    assert estimate_step(2, 1.0, 1.5, 0.0, 0.0, math.inf) is Unusable.NO_TOKENS
 
 
 def test_every_reason_is_a_sentence_for_the_reader() -> None:
@@ -187,16 +185,16 @@ def test_weights_of_the_run_average() -> None:
     assert found is not None and found.value == pytest.approx((w * y).sum() / (w * x).sum())
 
 
-def test_state_goes_through_json() -> None:
-    one = Averages()
+@pytest.mark.parametrize("nested", [False, True])
+def test_state_goes_through_json(nested: bool) -> None:
+    one = RunningMoments()
     for i in range(80):
-        one.add(StepEstimate(1 + 0.1 * (i % 7), 5 + 0.2 * (i % 5), 100.0))
-    two = Averages()
-    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    for averages in (one, two):
-        averages.add(StepEstimate(1.3, 4.8, 100.0))
-    assert one.over_run() == two.over_run() and one.over_window() == two.over_window()
-    assert one.over_window().measurements == 60  # type: ignore[union-attr]
+        one.add(1 + 0.1 * (i % 7), 5 + 0.2 * (i % 5))
+    state = json.loads(json.dumps(one.state_dict()))
+    two = RunningMoments.from_state({"run": state, "window": [[1.0, 2.0]]} if nested else state)  # as of version 0.1.0
+    for moments in (one, two):
+        moments.add(1.3, 4.8)
+    assert one.ratio() == two.ratio() is not None
 
 
 # -- cadence -----------------------------------------------------------------------------------------------------------
@@ -232,10 +230,11 @@ def test_a_measurements_cost_is_what_its_steps_take_longer() -> None:
     now = 0.0
     for step in range(100):
         now += 0.5 if step == 50 else 0.013 if step % 4 == 0 else 0.010  # one step had an evaluation after it
-        times.step(now, step % 4 == 0)
+        if step % 4 != 1:  # the step after a measured one goes by unseen
+            times.add(step, now, step % 4 == 0)
     assert times.cost() == pytest.approx(0.003)
     times.pause()
-    times.step(now + 100, True)  # the first after a pause does not count
+    times.add(100, now + 100, True)  # the first after a pause does not count
     assert times.cost() == pytest.approx(0.003)
 
 

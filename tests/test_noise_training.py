@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import isoflop
+from isoflop.flops.totals import Totals
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.live.log_step import LogStep
 from isoflop.live.noise import Cadence
 from isoflop.transformers import IsoFLOPCallback
 from syncs import counted_syncs
@@ -110,8 +112,8 @@ def test_accumulation_is_measured_and_not_changed_by_a_bit(train: Train, every_s
     assert same_weights(found, unobserved)
     assert not monitor.guard.aside and not monitor.noise.reasons
     # the first step shows how many micro-batches there are; log step 20 finds v settled, after step 21 was prepared
-    assert monitor.noise.raw.run.count == STEPS - 1
-    assert monitor.noise.preconditioned.run.count == STEPS - 21
+    assert monitor.noise.raw.count == STEPS - 1
+    assert monitor.noise.preconditioned.count == STEPS - 21
     last = the_run(tmp_path / "a").points[-1].extra
     assert last["b_crit"] is not None and last["b_crit_sigma"] is not None and last["b_simple_low"] is not None
     labels = 8 * 9  # of 8 sequences of 16, about half of the positions
@@ -126,10 +128,10 @@ def test_split_steps_leave_the_weights_as_they_were_to_rounding(train: Train, ev
     unobserved, _ = train(model(), tmp_path / "b", 1, None)
     assert not monitor.guard.aside and not monitor.noise.reasons
     if train is with_loop:  # which has no `monitor.split` around its batch
-        assert monitor.noise.raw.run.count == 0
+        assert monitor.noise.raw.count == 0
         return
-    assert monitor.noise.raw.run.count >= STEPS - 10  # but the first ones, and where shapes are looked at
-    assert monitor.noise.preconditioned.run.count >= STEPS - 30
+    assert monitor.noise.raw.count >= STEPS - 10  # but the first ones, and where shapes are looked at
+    assert monitor.noise.preconditioned.count >= STEPS - 30
     for name, tensor in unobserved.items():
         assert torch.allclose(found[name], tensor, atol=2e-4), name
     run = the_run(tmp_path / "a")
@@ -154,7 +156,7 @@ def test_a_plain_loop_splits_by_itself(every_step: None, tmp_path: Path) -> None
 
     found, monitor = trained(True)
     expected, _ = trained(False)
-    assert monitor.noise.raw.run.count == STEPS - 1 and not monitor.guard.aside
+    assert monitor.noise.raw.count == STEPS - 1 and not monitor.guard.aside
     assert all(torch.allclose(found[name], tensor, atol=2e-4) for name, tensor in expected.items())
 
 
@@ -175,7 +177,7 @@ def test_accelerate(every_step: None, tmp_path: Path) -> None:
                 optimizer.zero_grad()
             if accelerator.sync_gradients:
                 monitor.step()
-    assert monitor.noise.raw.run.count == 19 and not monitor.noise.reasons
+    assert monitor.noise.raw.count == 19 and not monitor.noise.reasons
 
 
 def test_accumulate_takes_tokens_and_weights(every_step: None, tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_accumulate_takes_tokens_and_weights(every_step: None, tmp_path: Path) -
         monitor.step()
         net.zero_grad()
     monitor.close()
-    assert monitor.noise.batch == 400 and monitor.noise._by_tokens and monitor.noise.raw.run.count == 9
+    assert monitor.noise.batch == 400 and monitor.noise._by_tokens and monitor.noise.raw.count == 9
 
 
 def test_nothing_is_read_between_log_steps(every_step: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +206,7 @@ def test_nothing_is_read_between_log_steps(every_step: None, tmp_path: Path, mon
         plain_loop(
             net, batches(Rows(128), 4), monitor=monitor, optimizer=optimizer, accumulate=2, after_step=found.mark
         )
-    assert set(found.steps()) <= {4, 8, 12, 16} and monitor.noise.preconditioned.run.count > 4
+    assert set(found.steps()) <= {4, 8, 12, 16} and monitor.noise.preconditioned.count > 4
 
 
 def test_a_resumed_run_goes_on(every_step: None, tmp_path: Path) -> None:
@@ -226,14 +228,14 @@ def test_a_resumed_run_goes_on(every_step: None, tmp_path: Path) -> None:
     state = json.loads(json.dumps(first.state_dict()))
     second = piece(net, state, 12, 24)
     # the step after a resume is not measured: how many micro-batches it has is not known
-    assert whole.noise.raw.run.count == 23 and second.noise.raw.run.count == 22
+    assert whole.noise.raw.count == 23 and second.noise.raw.count == 22
     assert second.noise.noise_scale is not None
     assert second.noise._minimum[1] == pytest.approx(whole.noise._minimum[1], rel=0.5)
 
 
 def test_off_measures_and_shows_nothing(every_step: None, tmp_path: Path) -> None:
     _, monitor = with_loop(model(), tmp_path, 4, {"noise_scale": "off"})
-    assert monitor.noise.raw.run.count == 0
+    assert monitor.noise.raw.count == 0
     assert not [name for name in monitor.scalars if "b_" in name or "_min" in name]
 
 
@@ -246,7 +248,7 @@ def measured_steps(net: nn.Module, tmp_path: Path, loss_of: Any = None, steps: i
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2)
     monitor.noise.cadence = Cadence(every=1, fixed=True)
     monitor.said = []  # type: ignore[attr-defined]
-    monitor.setup.say = monitor.said.append  # type: ignore[attr-defined]
+    monitor.run.say = monitor.said.append  # type: ignore[attr-defined]
     data = iter(batches(Rows(8 * steps), 4))
     for _ in range(steps):
         for _ in range(2):
@@ -265,13 +267,13 @@ def test_frozen_parameters(tmp_path: Path) -> None:
     for part in (net.embedding, net.qkv, net.up):
         part.requires_grad_(False)
     monitor = measured_steps(net, tmp_path)
-    assert monitor.noise.raw.run.count == 7
+    assert monitor.noise.raw.count == 7
     assert len(monitor.noise._source is None and [1]) == 1  # closed
     nothing = model()
     nothing.requires_grad_(False)
     said: list[str] = []
     monitor = isoflop.Monitor(nothing, record_dir=tmp_path / "b")
-    monitor.setup.say = said.append
+    monitor.run.say = said.append
     for batch in batches(Rows(16), 4):
         nothing(**batch)
         monitor.step()
@@ -299,7 +301,7 @@ def test_gradient_checkpointing(reentrant: bool, tmp_path: Path) -> None:
     found = []
     for kind in (Checkpointed, Plain):
         torch.manual_seed(0)
-        found.append(measured_steps(kind(), tmp_path / kind.__name__).noise.raw.run)
+        found.append(measured_steps(kind(), tmp_path / kind.__name__).noise.raw)
     assert found[0].count == found[1].count == 7
     assert found[0].sums == pytest.approx(found[1].sums, rel=1e-4)
 
@@ -311,7 +313,7 @@ def test_torch_compile_is_measured_without_compiling_anew(tmp_path: Path) -> Non
     monitor = measured_steps(compiled, tmp_path / "a")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     expected = measured_steps(model(), tmp_path / "b")
-    assert monitor.noise.raw.run.sums == pytest.approx(expected.noise.raw.run.sums, rel=1e-3)
+    assert monitor.noise.raw.sums == pytest.approx(expected.noise.raw.sums, rel=1e-3)
 
 
 def test_loss_scaling_is_divided_out(tmp_path: Path) -> None:
@@ -322,7 +324,7 @@ def test_loss_scaling_is_divided_out(tmp_path: Path) -> None:
         optimizer = torch.optim.SGD(net.parameters(), 0.05)
         monitor = isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, log_every=2)
         monitor.noise.cadence = Cadence(every=1, fixed=True)
-        monitor.setup.grad_scaler = scaler
+        monitor.run.grad_scaler = scaler
         data = iter(batches(Rows(64), 4))
         for _ in range(8):
             for _ in range(2):
@@ -338,8 +340,8 @@ def test_loss_scaling_is_divided_out(tmp_path: Path) -> None:
 
     on = trained(torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2), tmp_path / "a")
     off = trained(torch.amp.GradScaler("cpu", enabled=False), tmp_path / "b")
-    assert on.setup.grad_scaler.get_scale() > 30
-    assert on.noise.raw.run.sums == pytest.approx(off.noise.raw.run.sums, rel=1e-3)
+    assert on.run.grad_scaler.get_scale() > 30
+    assert on.noise.raw.sums == pytest.approx(off.noise.raw.sums, rel=1e-3)
 
 
 # -- no value, and why -------------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def test_one_part_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     _, monitor = with_loop(model(), tmp_path, 1, {})
     out = capsys.readouterr().out
     assert out.count("no gradient noise scale: one micro-batch a step on one device has no parts to compare.") == 1
-    assert monitor.noise.raw.run.count == 0 and "isoflop/b_simple_raw" not in monitor.scalars
+    assert monitor.noise.raw.count == 0 and "isoflop/b_simple_raw" not in monitor.scalars
     low, high = monitor.noise.critical.interval()
     assert monitor.noise.critical.source.startswith("prior") and high / low > 30  # far outside of what it was fitted to
 
@@ -358,7 +360,7 @@ def test_a_plain_loop_that_splits_nothing_is_told_how(
     every_step: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monitor = with_loop(model(), tmp_path, 1, {"noise_scale": "split"})[1]
-    assert monitor.noise.raw.run.count == 0 and not monitor.noise.measuring
+    assert monitor.noise.raw.count == 0 and not monitor.noise.measuring
     assert capsys.readouterr().out.count("needs the batch to go through monitor.split: for part, share in") == 1
 
 
@@ -373,13 +375,13 @@ def test_nan_and_overflow_are_left_out(tmp_path: Path) -> None:
     before = copy.deepcopy(net)
     net.register_forward_hook(lambda *_: None)
     optimizer_steps = measured_steps(net, tmp_path, now_and_then, steps=4)
-    assert optimizer_steps.noise.reasons == {"NOT_FINITE": 1} and optimizer_steps.noise.raw.run.count == 2
+    assert optimizer_steps.noise.reasons == {"NOT_FINITE": 1} and optimizer_steps.noise.raw.count == 2
     assert before is not net
 
 
 def test_zero_gradients(tmp_path: Path) -> None:
     monitor = measured_steps(model(), tmp_path, lambda net, batch: net(**batch)["loss"] * 0)
-    assert monitor.noise.reasons == {"ZERO": 7} and monitor.noise.raw.run.count == 0
+    assert monitor.noise.reasons == {"ZERO": 7} and monitor.noise.raw.count == 0
     assert monitor.said == ["isoflop: no gradient noise scale from 3 of the measured steps: the gradient was zero"]
 
 
@@ -387,7 +389,7 @@ def test_identical_sequences(tmp_path: Path) -> None:
     same = Rows(4)[0]
     batch = {name: tensor.repeat(4, 1) for name, tensor in same.items()}
     monitor = measured_steps(model(), tmp_path, lambda net, _: net(**batch)["loss"])
-    assert monitor.noise.reasons == {"IDENTICAL": 7} and monitor.noise.raw.run.count == 0
+    assert monitor.noise.reasons == {"IDENTICAL": 7} and monitor.noise.raw.count == 0
     assert "the parts' gradients were the same: their sequences are identical" in monitor.said[0]
 
 
@@ -396,7 +398,7 @@ def test_two_passes_a_step_as_sam_makes_them(tmp_path: Path) -> None:
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2)
     monitor.noise.cadence = Cadence(every=1, fixed=True)
     said: list[str] = []
-    monitor.setup.say = said.append
+    monitor.run.say = said.append
     for batch in batches(Rows(64), 4):
         net(**batch)["loss"].backward()
         net.zero_grad()
@@ -404,7 +406,7 @@ def test_two_passes_a_step_as_sam_makes_them(tmp_path: Path) -> None:
         monitor.step()
         net.zero_grad()
     monitor.close()
-    assert monitor.noise.raw.run.count == 0 and monitor.noise.reasons["NOT_THE_SUM"] >= 3
+    assert monitor.noise.raw.count == 0 and monitor.noise.reasons["NOT_THE_SUM"] >= 3
     assert "micro-batches were thrown away (two passes a step, as SAM makes them)" in "".join(said)
 
 
@@ -415,7 +417,7 @@ def test_two_backward_passes_of_one_micro_batch(tmp_path: Path) -> None:
         return loss
 
     monitor = measured_steps(model(), tmp_path, twice)
-    assert monitor.noise.raw.run.count == 0
+    assert monitor.noise.raw.count == 0
     assert monitor.said[0].startswith(
         "isoflop: no gradient noise scale: a parameter got its gradient twice in one micro-batch"
     )
@@ -441,7 +443,7 @@ def test_unknown_tokens(tmp_path: Path) -> None:
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2)
     monitor.noise.cadence = Cadence(every=1, fixed=True)
     said: list[str] = []
-    monitor.setup.say = said.append
+    monitor.run.say = said.append
     torch.manual_seed(0)
     for _ in range(8):
         for _ in range(2):
@@ -475,7 +477,7 @@ def test_batch_norm_refuses_to_be_split(
 
     found, monitor = train(made(), tmp_path / "a", 1, {"noise_scale": "split"})
     expected, _ = train(made(), tmp_path / "b", 1, None)
-    assert same_weights(found, expected) and monitor.noise.raw.run.count == 0
+    assert same_weights(found, expected) and monitor.noise.raw.count == 0
     out = capsys.readouterr().out
     assert out.count("norm normalises over the batch (BatchNorm1d), so halves have another gradient") == 1
 
@@ -498,7 +500,7 @@ def test_a_loss_over_the_whole_batch_refuses_to_be_split(
 
     found, monitor = train(made(), tmp_path / "a", 1, {"noise_scale": "split"})
     expected, _ = train(made(), tmp_path / "b", 1, None)
-    assert same_weights(found, expected) and monitor.noise.raw.run.count == 0
+    assert same_weights(found, expected) and monitor.noise.raw.count == 0
     out = capsys.readouterr().out
     assert out.count("a step can't be split: the batch's loss is") == 1 and "its halves' come to" in out
 
@@ -522,15 +524,13 @@ def test_manual_optimization_can_not_be_split(
 
 
 def test_disagreement_with_published_runs_is_printed_with_both(tmp_path: Path) -> None:
-    from isoflop.noise.estimator import StepEstimate
-
     net = model()
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=1)
     said: list[str] = []
-    monitor.setup.say = said.append
+    monitor.run.say = said.append
     for i in range(20):
-        monitor.noise.raw.add(StepEstimate(1.0 + 0.01 * (i % 3), 1e9, 100.0))
-    scalars = monitor.noise.scalars(1, 10**10, None)
+        monitor.noise.raw.add(1.0 + 0.01 * (i % 3), 1e9)
+    scalars = monitor.noise.log(LogStep(step=1, totals=Totals(processed=10**10))).scalars
     assert scalars["isoflop/b_simple"] == pytest.approx(1e9, rel=0.05)
     (text,) = [text for text in said if "differ" in text]
     assert "measured, raw" in text and "prior by tokens" in text
@@ -538,14 +538,12 @@ def test_disagreement_with_published_runs_is_printed_with_both(tmp_path: Path) -
 
 
 def test_an_unbounded_interval_is_said_as_such(tmp_path: Path) -> None:
-    from isoflop.noise.estimator import StepEstimate
-
     monitor = isoflop.Monitor(model(), record_dir=tmp_path)
     for i in range(10):
-        monitor.noise.raw.add(StepEstimate((-1.0) ** i + 0.1, 100.0 + i % 3, 10.0))
+        monitor.noise.raw.add((-1.0) ** i + 0.1, 100.0 + i % 3)
     scale = monitor.noise.noise_scale
     assert scale is not None and not scale.bounded and str(scale).startswith("B_noise > ")
-    scalars = monitor.noise.scalars(1, 1000, None)
+    scalars = monitor.noise.log(LogStep(step=1, totals=Totals(processed=1000))).scalars
     assert "isoflop/b_simple_low" in scalars
     assert "isoflop/b_simple" not in scalars and "isoflop/b_simple_high" not in scalars
     monitor.close()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from isoflop.guard import Guard
-from isoflop.noise.estimator import ratio_of, read, result
+from isoflop.noise.estimator import read, result
 from isoflop.noise.sources import MicroBatches
 from isoflop.noise.split import halves
-from noise_truth import LENGTH, POOL, gpt, loss_of, measure, metric, pair, per_sequence, pool, train, truth
+from noise_truth import LENGTH, POOL, gpt, loss_of, measure, metric, pair, per_sequence, pool, ratio_of, train, truth
 
 WINDOWS, MEASURED = 50, 12
 DATA = pool()

@@ -155,7 +155,7 @@ def train(folder: Path, layout: str, options: dict[str, Any]) -> dict[str, Any]:
             unique_tokens=100,
             **options,
         )
-        monitor.setup.say = said.append
+        monitor.run.say = said.append
         for step, batch in enumerate(shares(number, of), 1):
             before = len(called)
             loss = trained(**batch)["loss"]
@@ -255,7 +255,7 @@ def test_the_user_says_which_ranks_share_a_batch(tmp_path: Path) -> None:
 def test_more_than_there_are_is_all(tmp_path: Path) -> None:
     """A script for a cluster that is tried on one process."""
     monitor = isoflop.Monitor(TinyLM(), record_dir=tmp_path, data_parallel=64)
-    assert monitor.setup.data_parallel == 1
+    assert monitor.run.data_parallel == 1
     monitor.close()
 
 

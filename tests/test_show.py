@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from isoflop.flops import Parameters, Totals
 from isoflop.live import sinks as terminal
-from isoflop.live.scalars import AXES, INTERVAL, MAX_STEP, ComputeAxes, Interval, interval_scalars
+from isoflop.live.log_step import Interval, LogStep
+from isoflop.live.scalars import AXES, INTERVAL, MAX_STEP, ComputeAxes, interval_scalars
 from isoflop.live.sinks import TensorBoardSink, interval_line
 from isoflop.record import due
 
@@ -87,16 +88,20 @@ NOW = Interval(
 
 
 def scalars(**changes: Any) -> dict[str, float]:
+    now, loss = changes.pop("now", NOW), changes.pop("loss", 2.0)
     arguments: dict[str, Any] = {
-        "loss": 2.0,
+        "step": now.steps,
+        "totals": now.totals,
+        "training_time": now.training_time,
+        "wall_time": now.training_time / 0.9,
         "before": BEFORE,
-        "now": NOW,
+        "loss_sum": loss or 0.0,
+        "losses": int(loss is not None),
         "parameters": N,
-        "goodput": 0.9,
         "devices": 2,
         "peak": 1e6,
     }
-    return interval_scalars(**{**arguments, **changes})
+    return interval_scalars(LogStep(**{**arguments, **changes}))
 
 
 def test_every_scalar_by_hand():

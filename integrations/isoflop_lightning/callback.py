@@ -64,7 +64,7 @@ class IsoFLOPMonitor(LightningCallback):
             return
         self.guard.aside.clear()
         self._module_class = module_class(pl_module)
-        monitor = Monitor(pl_module, setup=describe_trainer(trainer, self.guard), **self._options)
+        monitor = Monitor(pl_module, run=describe_trainer(trainer, self.guard), **self._options)
         # a second fit() goes on with the first, even if test(ckpt_path=…) has restored another state in between
         states = [self._restored, None if self.monitor is None else self.monitor.state_dict()]
         fitting = [state for state in states if state and state.get("steps") == trainer.global_step]

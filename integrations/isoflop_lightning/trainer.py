@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
-from isoflop.live.run_info import Setup
+from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
 
 LOGGERS = declare("Lightning's loggers", "no further scalars in the trainer's loggers")
 
 
-def describe_trainer(trainer: Any, guard: Guard) -> Setup:
+def describe_trainer(trainer: Any, guard: Guard) -> RunInfo:
     """Read the run's plan from a Trainer that is about to train. Every rank calls it."""
     loggers = list(trainer.loggers)
     if not loggers:
@@ -29,7 +29,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> Setup:
     sampler = (
         trainer.strategy.distributed_sampler_kwargs if hasattr(trainer.strategy, "distributed_sampler_kwargs") else None
     )
-    return Setup(
+    return RunInfo(
         framework="lightning",
         guard=guard,
         record_dir=Path(folder),

@@ -61,8 +61,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         stored = state.stateful_callbacks.get(name)
         # without an entry the Trainer's next save raises a KeyError when the checkpoint it resumed had none
         state.stateful_callbacks.setdefault(name, self.state())
-        setup = describe_training(args, state, kwargs, self.guard)
-        monitor = Monitor(model, setup=setup, **self.options)
+        monitor = Monitor(model, run=describe_training(args, state, kwargs, self.guard), **self.options)
         if state.global_step:
             stored = stored[0] if isinstance(stored, list) and stored else stored
             restored = self.restored or (stored or {}).get("attributes", {}).get("restored")

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 
 from isoflop.guard import Guard, declare
-from isoflop.live.run_info import Setup
+from isoflop.live.run_info import RunInfo, Sink
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import by_epoch
-from isoflop.live.sinks import Sink, TensorBoardSink
+from isoflop.live.sinks import TensorBoardSink
 
 WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")
 MLFLOW = declare("MLflow", "no further scalars in MLflow")
 
 
-def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Guard) -> Setup:
+def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Guard) -> RunInfo:
     """Read the run's plan from `TrainingArguments`, `TrainerState` and what callbacks are given."""
     folder = Path(args.output_dir)
     scheduler = given.get("lr_scheduler")
-    return Setup(
+    return RunInfo(
         framework="transformers",
         guard=guard,
         record_dir=folder,

@@ -15,7 +15,7 @@ import torch
 
 import isoflop
 from isoflop.advice import Reason
-from isoflop.live.run_info import Setup
+from isoflop.live.run_info import RunInfo
 from isoflop.record import read_run
 
 ODD: list[Any] = [
@@ -65,7 +65,7 @@ def fuzz_monitor(random: Random, folder: Path) -> None:
     shutil.rmtree(folder / "runs", ignore_errors=True)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     total = random.choice([None, 1, 40, 40, 200])
-    setup = Setup(optimizer=optimizer, total_steps=total, record_dir=folder / "runs", say=lambda line: None)
+    setup = RunInfo(optimizer=optimizer, total_steps=total, record_dir=folder / "runs", say=lambda line: None)
     on_advice: list[Any] = []
     monitor = isoflop.Monitor(
         setup=setup,

@@ -1,18 +1,23 @@
-"""`Monitor` drives the rooms for one run, whatever the trainer: observe every step, record and show at log steps."""
+"""`Monitor` observes one run, whatever the trainer, and passes each log step through its parts.
+
+The way of one loss value: `step(loss)` adds it to the observer's tally, on its device. Every `log_every` steps `log`
+sums the tally over ranks, makes a `LogStep` of it and passes that through `parts`: the scalars, the noise scale, the
+forecast, the advice, the record, and the sinks, which write it to TensorBoard.
+"""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from isoflop.advice.advice import Advice
-from isoflop.advice.run_state import Situation
 from isoflop.flops.calls import Call, watch
 from isoflop.flops.clock import Clock, Phase
 from isoflop.flops.device import Device, model_device
@@ -30,19 +35,19 @@ from isoflop.flops.totals import (
     sum_over_ranks,
     world_size,
 )
-from isoflop.forecast import Forecast, LrPlan, NoForecast
+from isoflop.forecast import Forecast, NoForecast
 from isoflop.guard import declare, hook
-from isoflop.live.advice import Advising, situation
-from isoflop.live.forecast import About, Forecasting
-from isoflop.live.header import describe_counting, run_header, run_plan, run_point
-from isoflop.live.noise import NoiseDriver
+from isoflop.live.advice import AdvicePart
+from isoflop.live.forecast import ForecastPart
+from isoflop.live.header import describe_counting, run_header
+from isoflop.live.log_step import Interval, LogStep, Part
+from isoflop.live.noise import Noise
 from isoflop.live.options import Options
 from isoflop.live.recorder import Recorder
-from isoflop.live.run_info import Setup
-from isoflop.live.scalars import Interval, interval_scalars
-from isoflop.live.sinks import Output, TensorBoardSink
+from isoflop.live.run_info import RunInfo
+from isoflop.live.scalars import Scalars
+from isoflop.live.sinks import Sinks, TensorBoardSink
 from isoflop.record.paths import last_name, location_of
-from isoflop.record.run import Point
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,7 +75,7 @@ class Monitor:
         scheduler: of torch, stepped once an optimizer step: the forecast asks it for the learning rates to come.
         total_steps: planned optimizer steps of the run.
         run_name: shown in tables; default: the record folder's name.
-        setup: what a trainer's adapter knows; takes the place of the four before.
+        run: what a trainer's adapter knows; takes the place of the four before.
         **options: see `isoflop.live.options.Options`.
 
     Raises:
@@ -85,7 +90,7 @@ class Monitor:
         scheduler: Any = None,
         total_steps: int | None = None,
         run_name: str | None = None,
-        setup: Setup | None = None,
+        run: RunInfo | None = None,
         **options: Unpack[OptionsDict],
     ) -> None:
         self.options = Options.of(**options)
@@ -95,74 +100,71 @@ class Monitor:
         """Optimizer steps done."""
         self.totals = Totals()
         """Sums over all ranks, as of the last log step."""
-        self.scalars: dict[str, float] = {}
-        """What was logged last, by name (`isoflop.live.scalars.SCALARS`)."""
-        plain = setup is None
-        self.setup = setup or Setup(
-            optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, run_name=run_name
-        )
-        self.guard = self.setup.guard
-        self.log_every = self.options.log_every or self.setup.log_every
-        self._see_layout(model)
+        self.should_stop = False
+        """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
+        self.run = run or RunInfo(optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, run_name=run_name)
+        self.guard = self.run.guard
+        self.log_every = self.options.log_every or self.run.log_every
+        self.run.data_parallel = self._data_parallel(model)
+        self._model = model
+        self._ddp: Any = None  # the wrapper around the model, whether or not the user gave us that
         self._clock = Clock()
+        self._device: Device | None = None
+        self._lr: Any = None
+        self._started = self._finished = self._opened = False
+        self._marked = False  # inside of `accumulate`, which says what this micro-batch's tokens are
+        self._attempt_began_at = 0
+        self._uncounted = False  # steps of this run that nothing was counted of
+        self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
+        self._logged = Interval()
+        self._logged_at = 0  # the last log step, whether or not logging has worked
+        self._latest = LogStep(step=0)  # what came of it
+        self._asks_to_stop = False  # this rank's advice
         self.observer = StepObserver(
             model,
             say=self.guard.once,
             tokens_fn=self.options.tokens_fn,
             flops_per_token=self.options.flops_per_token,
             num_params=self.options.num_params,
-            whole=self.setup.data_parallel in (None, world_size()),
+            whole=self.run.data_parallel in (None, world_size()),
             clock=self._clock,
         )
-        folder = location_of(self.options.record_dir or self.setup.record_dir)
-        self._writes = rank() == 0
-        self.recorder = Recorder(
-            folder, named=self.options.record_dir is not None, writes=self._writes, guard=self.guard
-        )
-        self._model = model
-        self._ddp: Any = None  # the wrapper around the model, whether or not the user gave us that
-        self._device: Device | None = None
-        self._lr: Any = None
-        self._started = self._finished = self._marked = False
-        self._opened = False
-        self._attempt_began_at = 0
-        self._uncounted = False  # steps of this run that nothing was counted of
-        self._logged = Interval()
-        self._logged_at = 0  # the last log step, whether or not logging has worked
-        self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
-        self.noise = NoiseDriver(model, self.setup, self.options.noise_scale, speaks=self._writes)
-        """The gradient noise scale and the critical batch."""
         self._unwatch = lambda: None
-        if plain and self._writes:
+        if run is None and model is not None:
+            self._unwatch = watch(model, partial(self.forward, model))
+        self._make_parts(plain=run is None)
+
+    def _make_parts(self, plain: bool) -> None:
+        """What a log step is passed through; forecast, advice and sinks on the rank that writes."""
+        options, run, model, writes = self.options, self.run, self._model, rank() == 0
+        folder = location_of(options.record_dir or run.record_dir)
+        if plain and writes:
             # TensorBoard's files are appended to, which object stores cannot: they stay on this machine
-            events = folder if isinstance(folder, Path) else self.setup.record_dir / last_name(folder)
-            self.setup.sinks.append(TensorBoardSink(events))
-            self.setup.tensorboard = events
-        if plain and model is not None:
-            self._unwatch = watch(model, self._forward)
-        self._output = Output(self.setup.sinks, self.setup.say, self.guard)
-        self._forecasting = Forecasting(self.options, self.setup, self.guard, self._keep_plan)
-        self._advising = Advising(
-            self.options,
-            self.setup,
-            self.guard,
-            self._forecasting,
-            self._put_advice,
-            self._about,
-            lambda: self.recorder.run_id,
-        )
-        self.should_stop = False
-        """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
+            run.tensorboard = folder if isinstance(folder, Path) else run.record_dir / last_name(folder)
+            run.sinks.append(TensorBoardSink(run.tensorboard))
+        self.noise = Noise(model, run, options.noise_scale, speaks=writes)
+        """The gradient noise scale and the critical batch."""
+        self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
+        self._forecast = ForecastPart(options, run, model)
+        self._advice = AdvicePart(options, run, model)
+        self.parts: list[Part] = [Scalars(), self.noise, self.recorder]
+        if writes:
+            self.parts = [Scalars(), self.noise, self._forecast, self._advice, self.recorder, Sinks(run)]
+
+    @property
+    def scalars(self) -> Mapping[str, float]:
+        """What was logged last, by name (`isoflop.live.scalars.SCALARS`)."""
+        return self._latest.scalars
 
     @property
     def forecast(self) -> Forecast | NoForecast | None:
         """The loss forecast for the planned end, or why there is none; None before the first and on other ranks."""
-        return self._forecasting.last
+        return self._forecast.last
 
     @property
     def advice(self) -> tuple[Advice, ...]:
-        """What was said and still holds, the gravest first; on the first rank."""
-        return self._advising.current
+        """Active advice, most severe first (rank 0 only)."""
+        return self._advice.current
 
     # -- what a step brings ------------------------------------------------------------------------------------
 
@@ -176,19 +178,27 @@ class Monitor:
     @hook(COUNTING, _UNKNOWN)
     def batch(self, batch: Any) -> bool:
         """A micro-batch goes in. True: its shape is new, and `calls` wants what the model is called with."""
-        self._before_batch()
+        if self._device is None:
+            self._see_first_batch()
+        self._read_learning_rate()
         wanted = self.observer.batch(batch)
-        self.noise.begin(self.observer.last_tokens)
+        self.noise.micro_batches += 1
+        if self.noise.armed:
+            self.noise.begin(self.observer.last_tokens)
         return wanted
 
     @hook(COUNTING, _UNKNOWN)
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that is the model's own forward call."""
-        self._before_batch()
+        if self._device is None:
+            self._see_first_batch()
+        self._read_learning_rate()
         self.observer.forward(module, args, kwargs)
         if not self._marked:
-            # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
-            self.noise.begin(self.observer.last_tokens, "num_items_in_batch" in kwargs or None)
+            self.noise.micro_batches += 1
+            if self.noise.armed:
+                # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
+                self.noise.begin(self.observer.last_tokens, "num_items_in_batch" in kwargs or None)
 
     @contextmanager
     def accumulate(self, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
@@ -201,22 +211,17 @@ class Monitor:
             by_tokens: the loss is this micro-batch's share of a mean over all tokens of the step; default: it is the
                 micro-batch's own mean, divided by the number of micro-batches.
         """
-        count = TokenCount(tokens) if isinstance(tokens, int) else tokens
-        if count is not None:
-            self._marked = True
-            self.noise.begin(count, by_tokens)
+        self._marked = tokens is not None
+        if self._marked:
+            self.noise.micro_batches += 1
+            if self.noise.armed:
+                self.noise.begin(TokenCount(tokens) if isinstance(tokens, int) else tokens, by_tokens)
         elif by_tokens:
             self.noise.by_tokens()
         try:
             yield
         finally:
             self._marked = False
-
-    def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._model is not None
-        if self._ddp is None:
-            self._ddp = ddp_around(self._model)
-        self.forward(self._model, args, kwargs)
 
     def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
         """A step's batch in parts, for `noise_scale="split"` in a plain loop: mostly one, on measured steps two halves.
@@ -263,7 +268,7 @@ class Monitor:
         """
         if not self._started:
             self.start()
-        if self.observer.watching:
+        if self.observer.watching:  # behind a boundary of its own: whatever steps aside, this has to end
             self._end_watching()
         if loss is not None:
             self.loss(loss)
@@ -271,9 +276,12 @@ class Monitor:
         if not self._opened:
             self._open_record()
         before, self.steps = self.steps, self.steps + advance
-        self.noise.step(self.steps, tokens)
-        last = self.setup.total_steps is not None and before < self.setup.total_steps <= self.steps
-        if not self.setup.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
+        noise = self.noise
+        if noise.active and (self.steps >= noise.next_step or noise.micro_batches != noise.forwards):
+            noise.step(self.steps, tokens)
+        noise.micro_batches = 0
+        last = self.run.total_steps is not None and before < self.run.total_steps <= self.steps
+        if not self.run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
             if ends_apart(self._ddp) and world_size() > 1:
                 self.guard.once(
                     "DDP's join() is on: ranks make different numbers of steps, so nothing is summed over them on the "
@@ -290,123 +298,104 @@ class Monitor:
         return self._logged_at == self.steps
 
     def log(self, train_loss: float | None = None) -> None:
-        """Sum over ranks, compute the scalars, write them everywhere. Every rank calls it at the same step.
+        """Sum over ranks and pass the log step through the parts. Every rank calls it at the same step.
 
         By itself every `log_every` steps; to be called in a plain loop only after DDP's `join()`.
 
         Args:
             train_loss: mean over the interval, where the trainer has it; default: the mean of what `loss` was given.
         """
-        if self._finished or (self.logged_now and not ends_apart(self._ddp)):
+        if self._finished or (self._logged_at == self.steps and not ends_apart(self._ddp)):
             return
         self._logged_at = self.steps
-        self.sync()  # even if this rank's logging has stepped aside: the others wait in this sum
-        self.noise.collect(self.steps, self._clock.training_time)  # and in this
+        # three collectives, in which a rank whose logging has stepped aside takes part: the others wait there
+        self.sync()
+        self.noise.collect(self.steps, self._clock.training_time)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            asked, _ = sum_over_ranks([int(self._advising.wants_stop)], [])
+            asked, _ = sum_over_ranks([int(self._asks_to_stop)], [])
             self.should_stop = asked[0] > 0
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
+        if self._model is None:
+            self._see_device()
+            self._read_learning_rate()
+        step = self._now(*self._interval_loss(train_loss))
+        self._loss, self._logged = (0.0, 0), Interval(self.steps, self.totals, step.training_time)
+        self._latest = step
+        with self._clock.phase("measuring"):
+            for part in self.parts:
+                if self.guard.open(part.boundary):
+                    with self.guard.part(part.boundary):
+                        self._latest = part.log(self._latest)
+        self._asks_to_stop = self._asks_to_stop or self._latest.stop
+        self.observer.look_for_frozen_layers()
+
+    def _interval_loss(self, train_loss: float | None) -> tuple[float, int]:
+        """Sum and number of the losses since the last log step; of a trainer's own mean, where that is given."""
         total, count = self._loss
         if train_loss is not None and math.isfinite(total):
             # a trainer does not keep, through a resume, the losses since its last log step
             count = self.steps - max(self._logged.steps, self._attempt_began_at)
             total = train_loss * count
-        self._loss = (0.0, 0)
-        self.recorder.add(total, count)
-        loss = total / count if count else None
-        if loss is not None and not math.isfinite(loss):
+        if count and not math.isfinite(total / count):
             self.guard.once(
                 "the training loss is %s in the interval that ends at step %d; recorded as null. Training goes on",
-                loss,
+                total / count,
                 self.steps,
             )
-        if self._model is None:
-            self._see_device()
-            self._read_learning_rate()
-        self.observer.look_for_frozen_layers()
-        now = Interval(self.steps, self.totals, self._clock.training_time)
-        self.scalars = interval_scalars(
-            loss=loss,
+        return total, count
+
+    def _now(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
+        """The run as it stands, without what the parts add."""
+        return LogStep(
+            step=self.steps,
+            loss_sum=loss_sum,
+            losses=losses,
             before=self._logged,
-            now=now,
+            totals=self.totals,
+            summed=summed,
+            whole=not self._uncounted,
+            run_id=self.recorder.run_id,
             parameters=self.observer.costing.parameters,
-            goodput=now.training_time / max(self._clock.wall_time, 1e-9),
+            lr=None if self._lr is None else float(self._lr),
+            wall_time=self._clock.wall_time,
+            training_time=self._clock.training_time,
             devices=world_size(),
             peak=None if self._device is None else self._device.peak,
+            counting=describe_counting(self.observer),
         )
-        noise = self.noise.scalars(now.steps, now.totals.data_tokens, loss)
-        self.scalars.update(noise or {})
-        steps, self._logged = now.steps - self._logged.steps, now
-        if self._writes:
-            with self._clock.phase("measuring"):
-                self._forecast(loss, steps)
-                self._advise(loss)
-                self._output.show(self.steps, self.scalars, self.totals.flops_known, loss)
-                self.recorder.counting(describe_counting(self.observer))
-                self.recorder.interval(self._point())
-
-    def _situation(self, loss: float | None = None) -> Situation:
-        return situation(
-            step=self.steps,
-            totals=self.totals,
-            parameters=self.observer.costing.parameters,
-            scalars=self.scalars,
-            training_time=self._clock.training_time,
-            loss=loss,
-            noise=self.noise,
-            whole=not self._uncounted,
-        )
-
-    def _advise(self, loss: float | None) -> None:
-        speed = self.scalars.get("isoflop/tokens_per_second_per_device")
-        self._advising.log(self._situation(loss), speed, self._clock.wall_time)
-        self.scalars.update(self._advising.scalars)
-
-    def _put_advice(self, advice: Advice) -> None:
-        self.recorder.advice(advice.as_dict())
-        self._output.text(self.steps, "isoflop/advice", advice.markdown())
-
-    def _forecast(self, loss: float | None, steps: int) -> None:
-        if loss is not None and self._forecasting.on == "train":
-            self._feed_forecast(loss, steps)
-        self._forecasting.refit(self.steps, self._clock.wall_time)
-        self.scalars.update(self._forecasting.scalars)
-
-    def _feed_forecast(self, loss: float, steps: int) -> None:
-        self._forecasting.add(self.steps, self.totals.data_tokens, self._lr, loss, steps, self._about())
-
-    def _about(self) -> About:
-        parameters = self.observer.costing.parameters
-        sizes = {} if parameters is None else parameters.by_convention()
-        return About(self._model, sizes, self.scalars.get("isoflop/batch_tokens"))
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
         """Record the loss of an evaluation set under `eval/<name>`, at the steps done so far.
 
-        One rank may call it alone; under a trainer (`Setup.together`) every rank calls `sync()` before.
+        One rank may call it alone; under a trainer (`RunInfo.together`) every rank calls `sync()` before.
         """
         if self._finished:
             return
         value = as_float(loss)
         if not math.isfinite(value):
             self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
-        point = Point(step=self.steps, time=time.time())
         if world_size() == 1:
             self.sync()
-        if self.setup.together or world_size() == 1:
-            point = self._point()
-        # else another rank may not be here, and what is counted since the last log step can't be summed
-        self.recorder.evaluation(name, value, point)
-        if self._writes and self._forecasting.on == f"eval/{name}":
-            if self._model is None:
-                self._read_learning_rate()
-            self._feed_forecast(value, 1)
-        if self._writes:
-            self._advising.evaluation(name, self.steps, value)
+        if self._model is None:
+            self._read_learning_rate()
+        # on several ranks of a plain loop the others may not be here: what is counted since the last log step is theirs
+        step = self._between(summed=self.run.together or world_size() == 1)
+        for part in self.parts:
+            if self.guard.open(part.boundary):
+                with self.guard.part(part.boundary):
+                    part.evaluate(name, value, step)
+
+    def _between(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
+        """The run as it stands, with what the parts made of the last log step."""
+        now, latest = self._now(loss_sum, losses, summed), self._latest
+        found = {
+            name: getattr(latest, name) for name in ("scalars", "batch", "forecaster", "ladder", "plan", "forecast")
+        }
+        return replace(now, **found)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -439,7 +428,7 @@ class Monitor:
             return
         if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):
             self.observer.tally.add(None, None)
-        part, loss_sum, losses = self.observer.drain(self.setup.data_parallel)
+        part, loss_sum, losses = self.observer.drain(self.run.data_parallel)
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + losses)
 
@@ -452,22 +441,20 @@ class Monitor:
             return
         self._end_watching()
         self._unwatch()
-        self.noise.close()
-        if world_size() == 1 or (completed and self.setup.together):
+        self.noise.detach()
+        loss = (0.0, 0)
+        if world_size() == 1 or (completed and self.run.together):
             self.sync()
-            if not self.setup.logs_itself:
-                self.recorder.add(*self._loss)
-        total = self.setup.total_steps
+            loss = loss if self.run.logs_itself else self._loss
+        total = self.run.total_steps
         if completed and not self._opened and total is not None and self.steps >= total:
             self._open_record()  # resumed at its planned end: killed before its record was told so
         self._finished = True
-        self.recorder.end(self._point(), "completed" if completed else "interrupted")
-        self._output.close()
-        if completed and self._writes:
-            self._forecasting.tell_what_came()
-        if self._writes and self.steps:
-            for line in self._advising.close(self._situation(), self.totals, self.scalars.get("isoflop/goodput")):
-                self.setup.tell(line)
+        step = self._between(*loss)
+        for part in self.parts:
+            if self.guard.open(part.boundary):
+                with self.guard.part(part.boundary):
+                    part.close(step, completed)
 
     def close(self) -> None:
         """`finish()` for a plain loop."""
@@ -489,7 +476,7 @@ class Monitor:
                 "the state was saved between log steps: what other ranks counted since the last one is not in it. Call "
                 "monitor.sync() on every rank before saving"
             )
-        return {
+        state: dict[str, Any] = {
             "version": 1,
             "steps": self.steps,
             "uncounted": self._uncounted,
@@ -497,12 +484,11 @@ class Monitor:
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
             "clock": self._clock.state_dict(),
-            "axes": self._output.axes.state_dict(),
-            "recorder": self.recorder.state_dict(),
-            "forecast": self._forecasting.state_dict(),
-            "advice": self._advising.state_dict(),
-            "noise": self.noise.state_dict(),
         }
+        for part in self.parts:
+            with self.guard.part(part.boundary):  # a part's fault must not lose the run's counts
+                state[part.name] = part.state_dict()
+        return state
 
     @hook("restoring from the checkpoint", "tokens and FLOPs begin at 0")
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -514,12 +500,11 @@ class Monitor:
         self._logged = Interval.from_state(state["logged"])
         self._logged_at = self._logged.steps
         self._clock.load_state_dict(state["clock"])
-        self._output.axes.load_state_dict(state["axes"])
-        self.recorder.load_state_dict(state["recorder"])
-        self._forecasting.load_state_dict(state.get("forecast"))  # not in states of earlier versions
-        self._advising.load_state_dict(state.get("advice"))  # likewise
-        if "noise" in state:  # not in a checkpoint of an earlier version
-            self.noise.load_state_dict(state["noise"])
+        for part in self.parts:
+            stored = state.get(part.name)  # None: of an earlier version, or of another rank
+            if stored is not None and self.guard.open(part.boundary):
+                with self.guard.part(part.boundary):
+                    part.load_state_dict(stored)
 
     @hook("following the trainer's step", "points carry other steps than the trainer's")
     def expect(self, step: int) -> None:
@@ -536,41 +521,39 @@ class Monitor:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _see_layout(self, model: nn.Module | None) -> None:
+    def _data_parallel(self, model: nn.Module | None) -> int | None:
         """Ranks with data of their own: as the user says, as the trainer knows, or as the parameters show."""
         given = self.options.data_parallel
-        if given is not None:
-            if given < world_size() and world_size() % given:
-                raise ValueError(
-                    f"data_parallel= expects a number that divides the job's {world_size()} ranks, got {given}"
-                )
-            self.setup.data_parallel = min(given, world_size())
-        elif self.setup.data_parallel is None:
+        if given is None and self.run.data_parallel is None:
             with self.guard.part(LAYOUT):
-                self.setup.data_parallel = data_parallel_ranks(model)
+                return data_parallel_ranks(model)
+        if given is None:
+            return self.run.data_parallel
+        if given < world_size() and world_size() % given:
+            raise ValueError(
+                f"data_parallel= expects a number that divides the job's {world_size()} ranks, got {given}"
+            )
+        return min(given, world_size())
 
-    def _before_batch(self) -> None:
+    def _see_first_batch(self) -> None:
         if not self._started:
             self.start()
-        if self._device is None:
-            self._see_device()
-        self._read_learning_rate()
+        self._see_device()
+        self._ddp = ddp_around(self._model)
 
     def _read_learning_rate(self) -> None:
-        groups = getattr(self.setup.optimizer, "param_groups", None)
+        groups = getattr(self.run.optimizer, "param_groups", None)
         if groups:
             self._lr = groups[0].get("lr")
 
     @hook("counting a real step", "FLOPs fall back to a formula")
     def _end_watching(self) -> None:
-        # here too, not in the observer's own hooks alone: whatever steps aside, this has to end
         self.observer.end_watching()
 
     @hook(SETTLING, _UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:
-        if not self.guard.open(COUNTING):
-            return
-        self.observer.settle(tokens)
+        if COUNTING not in self.guard.aside:
+            self.observer.settle(tokens)
 
     def _open_record(self) -> None:
         self._opened = True
@@ -579,22 +562,16 @@ class Monitor:
             self.recorder.open(self._header, self._attempt_began_at)
             self.leave("measuring")
 
-    def _keep_plan(self, plan: LrPlan) -> None:
-        self.recorder.planned({**run_plan(self.setup), "learning_rates": plan.as_dict()})
-
     def _header(self) -> dict[str, Any]:
-        return run_header(self.setup, self.observer, self._device, self.options, self._model, self.recorder.folder)
+        return run_header(self.run, self.observer, self._device, self.options, self._model, self.recorder.folder)
 
     @hook("seeing the device", "MFU is unknown")
     def _see_device(self) -> None:
-        self._device = model_device(self._model, self.setup.dtype, self.options.peak_flops)
-        if self._device.peak is None and self._writes:
+        self._device = model_device(self._model, self.run.dtype, self.options.peak_flops)
+        if self._device.peak is None and rank() == 0:
             self.guard.once(
                 "no datasheet peak is known for %s in %s, so there is no MFU; pass peak_flops= (dense FLOP/s of one "
                 "device) to get it",
                 self._device.name,
                 self._device.dtype,
             )
-
-    def _point(self) -> Point:
-        return run_point(self.steps, self.totals, self.observer.costing.parameters, self.scalars, self._lr, self._clock)

@@ -1,6 +1,7 @@
-"""Drives the gradient noise scale for one run: source, measured steps, averages, and what is believed of B_crit.
+"""Measures the gradient noise scale of one run, on as many steps as a small share of the training time pays for.
 
-Which steps are measured: as many as a small share of the training time pays for. The same on every rank.
+The same steps on every rank. What is measured is averaged over the run and compared with what published runs say of
+the critical batch.
 """
 
 from __future__ import annotations
@@ -16,33 +17,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from isoflop.advice.run_state import Batch
 from isoflop.flops.parameters import unwrap
 from isoflop.flops.tokens import TokenCount
 from isoflop.flops.totals import world_size
-from isoflop.guard import Guard, hook
-from isoflop.laws.forms import minimum_steps
-from isoflop.live.run_info import Setup
-from isoflop.noise.critical_batch import Belief, agree, beliefs, bytes_per_token, combine, minimum_tokens
+from isoflop.guard import Guard, declare, hook
+from isoflop.live.log_step import LogStep, Part
+from isoflop.live.run_info import RunInfo
+from isoflop.noise.critical_batch import (
+    Belief,
+    agree,
+    beliefs,
+    bytes_per_token,
+    combine,
+    steps_over_minimum,
+    tokens_over_minimum,
+)
 from isoflop.noise.estimator import (
     MAX_WAITING,
-    Averages,
     Measured,
     NoiseScale,
     Number,
+    RunningMoments,
     StepEstimate,
     Unusable,
     gather,
     result,
 )
-from isoflop.noise.sources import (
-    HOOKS,
-    Denominator,
-    MicroBatches,
-    choose_source,
-    denominators,
-    keeps_second_moments,
-    settled,
-)
+from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, keeps_second_moments, settled
 from isoflop.noise.split import Unsplittable, batch_size, halves, refusal
 
 SHARE = 0.005
@@ -109,7 +111,7 @@ class Cadence:
 
 
 class StepTimes:
-    """What a measured step takes longer than the others, on this rank; of the last steps, in constant memory.
+    """What a measured step takes longer than the one before it, on this rank; of the last steps, in constant memory.
 
     The hooks' own time on the host leaves out what they cost elsewhere: caches, an all-reduce that waits, the device.
     """
@@ -117,17 +119,17 @@ class StepTimes:
     def __init__(self) -> None:
         self._measured: deque[float] = deque(maxlen=32)
         self._others: deque[float] = deque(maxlen=32)
-        self._last: float | None = None
+        self._last = (-1, 0.0)
 
-    def step(self, now: float, measured: bool) -> None:
-        """A step is over, at `now` seconds."""
-        if self._last is not None:
-            (self._measured if measured else self._others).append(now - self._last)
-        self._last = now
+    def add(self, step: int, now: float, measured: bool) -> None:
+        """Optimizer step number `step` is over, at `now` seconds."""
+        before, self._last = self._last, (step, now)
+        if before[0] == step - 1:
+            (self._measured if measured else self._others).append(now - before[1])
 
     def pause(self) -> None:
         """What follows (logging, evaluation, a checkpoint) is no step's time."""
-        self._last = None
+        self._last = (-1, 0.0)
 
     def cost(self) -> float:
         """Seconds; 0 while there is nothing to compare."""
@@ -160,20 +162,37 @@ class Half(NamedTuple):
     tokens: Number | None
 
 
-class NoiseDriver:
-    """The noise scale of one run, beside a `Monitor`; every rank makes the same calls at the same steps.
+class Noise(Part):
+    """The noise scale of one run; every rank makes the same calls at the same steps.
+
+    Most steps are not measured, and those cost nothing: `begin` is called only where the step is `armed`, and `step`
+    only where it is `active` and `next_step` has come, or `micro_batches` differ from `forwards`.
 
     Args:
         model: the model that is trained; None: the prior alone.
-        setup: optimizer, scaler, data-parallel size, where to say something.
+        run: optimizer, scaler, data-parallel size, where to say something.
         option: `noise_scale=`.
         speaks: whether this rank says what is missing.
     """
 
-    def __init__(self, model: nn.Module | None, setup: Setup, option: str, speaks: bool) -> None:
+    name = "noise"
+    boundary = declare("the critical batch", "no critical batch size")
+
+    def __init__(self, model: nn.Module | None, run: RunInfo, option: str, speaks: bool) -> None:
         self.option = option
-        self.guard: Guard = setup.guard
-        self.preconditioned, self.raw = Averages(), Averages()
+        self.guard: Guard = run.guard
+        self.active = option != "off" and model is not None
+        """Steps may be measured: nothing stands against it, as far as is known."""
+        self.armed = False
+        """This step is measured."""
+        self.micro_batches = 0
+        """Of the step that runs, so far."""
+        self.forwards = -1
+        """Of the last step that `step` was called for."""
+        self.next_step: float = 0
+        """The optimizer step after which `step` is to be called again."""
+        self.raw, self.preconditioned = RunningMoments(), RunningMoments()
+        """(|G|², tr Σ) of the measured steps; in Adam's metric."""
         self.cadence = Cadence(every=SPLIT_EVERY, fixed=True) if option == "split" else Cadence()
         self.reasons: dict[str, int] = {}
         """Why measured steps gave no value → how many."""
@@ -181,39 +200,38 @@ class NoiseDriver:
         """Tokens of the last measured step, all ranks, in the unit of B_simple."""
         self.critical: Belief | None = None
         """Of B_crit at the last log step."""
-        self._setup, self._speaks = setup, speaks
+        self._run, self._speaks = run, speaks
         self._model = None if model is None else unwrap(model)
+        self._token_bytes = bytes_per_token(self._model)
         self._source: MicroBatches | None = None
-        self._chosen = option == "off" or model is None
+        self._chosen = not self.active
         self._waiting: list[Measured] = []
-        self._micro_batches = 0  # of the step that runs
-        self._expected: int | None = None
+        self._expected: int | None = None  # backward passes a step
         self._by_tokens = False
         self._settled = False
         self._may_split = self._splitting = False
         self._keeps_v, self._in_vain = False, 0
-        self._unmeasured = self._forwards = 0
+        self._unmeasured = 0
         self._seconds = 0.0  # spent on the host since the last log step
         self._times = StepTimes()
         self._logged = (0, 0.0)  # step and tokens of the last log step
         self._collected = (0, 0.0)  # step and training time likewise
         self._minimum = [0.0, 0.0]  # S_min and E_min so far
-        self._said: set[str] = set()
+        self._told: set[str] = set()
 
     # -- while a step runs ---------------------------------------------------------------------------------------
 
     @hook("measuring the noise scale", "no gradient noise scale")
     def begin(self, count: TokenCount | None, by_tokens: bool | None = None) -> None:
-        """A micro-batch goes in.
+        """A micro-batch of a measured step goes in.
 
         Args:
             count: its tokens on this rank; None: unknown.
             by_tokens: its loss is its share of a mean over the step's tokens (True), or a mean of its own (False).
         """
-        self._micro_batches += 1
         if by_tokens is not None:
             self._by_tokens = by_tokens
-        if self._source is not None and self._source.armed:
+        if self._source is not None:
             self._source.begin(weight(count))
 
     def by_tokens(self) -> None:
@@ -223,14 +241,13 @@ class NoiseDriver:
     @property
     def splits(self) -> bool:
         """Whether this step is to be split: opt-in, due, and without parts of its own."""
-        source = self._source
         return (
             self.option == "split"
-            and source is not None
-            and source.armed
-            and source.problem is None
+            and self.armed
+            and self._source is not None
+            and self._source.problem is None
             and self._expected == 1
-            and self._micro_batches <= 1
+            and self.micro_batches <= 1
             and world_size() == 1
         )
 
@@ -245,7 +262,7 @@ class NoiseDriver:
         """
         if not self.splits or not self.guard.open(HOOKS):
             return None
-        assert self._model is not None and self._source is not None
+        assert self._model is not None
         if not self._may_split:
             reason = refusal(self._model)
             if reason is not None:
@@ -256,13 +273,13 @@ class NoiseDriver:
             parts = halves(batch)
         except Unsplittable as reason:
             self._say(f"a measured step is left out: {reason}")
-            self._source.disarm()
+            self._disarm()
             return None
         weights = [weight(count(part)) for part in parts]
         sizes = [batch_size(part) or 0 for part in parts]
         known = [float(size if w is None else w) for w, size in zip(weights, sizes, strict=True)]
         if min(known) <= 0:  # a mean over no labels would be NaN
-            self._source.disarm()
+            self._disarm()
             return None
         self._splitting = True
         shares = [value / sum(known) for value in known]
@@ -270,7 +287,7 @@ class NoiseDriver:
 
     def begin_half(self, half: Half, first: bool) -> None:
         """Where no forward call of the model is seen (Lightning): this half is on its way."""
-        if self._source is not None and self._source.armed:
+        if self._source is not None and self.armed:
             (self._source.restart if first else self._source.begin)(half.tokens)
 
     def refuse(self, reason: str) -> None:
@@ -288,34 +305,56 @@ class NoiseDriver:
         """
         if not self._chosen:
             self._choose()
-        source, batches = self._source, 1 if self._splitting else self._micro_batches
-        self._micro_batches, was_split, self._splitting = 0, self._splitting, False
-        if source is None:
+        batches = 1 if self._splitting else self.micro_batches
+        was_split, self._splitting = self._splitting, False
+        if self._source is None:
             return
-        self._times.step(time.perf_counter(), source.armed)
-        if source.armed:
-            if self.option == "split" and self._setup.framework == "loop" and batches == 1 and not was_split:
-                self._unmeasured += world_size() == 1
-                if self._unmeasured == MIN_STEPS:
-                    self._say(UNSPLIT)
+        self._times.add(step, time.perf_counter(), self.armed)
+        if self.armed:
+            if self.option == "split" and self._run.framework == "loop" and batches == 1 and not was_split:
+                self._miss(UNSPLIT, world_size() == 1)
             given = weight(tokens) if isinstance(tokens, TokenCount) else tokens
-            self._take(source, step, None if given is None else float(given))
+            self._take(step, None if given is None else float(given))
             if was_split:
                 self._by_tokens = True
-        if self._expected is None or batches != self._forwards:
-            self._expected = self._forwards = batches  # until a measured step shows how many were backward
-        if batches and world_size() == 1 and self._expected < 2 and self.option != "split":
-            self._unmeasured += 1
-            if self._unmeasured == MIN_STEPS:
-                self._say(ALONE)
-            return
-        if batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1, len(self._waiting)):
-            split = self.option == "split" and world_size() == 1 and self._expected == 1
-            source.arm(2 if split else self._expected, self._denominators())
+        if self._expected is None or batches != self.forwards:
+            self._expected = self.forwards = batches  # until a measured step shows how many were backward
+        alone = batches > 0 and world_size() == 1 and self._expected < 2 and self.option != "split"
+        if alone:
+            self._miss(ALONE)
+        elif batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1, len(self._waiting)):
+            self._arm()
+        self._sleep(step, math.inf if alone and self._unmeasured >= MIN_STEPS else 0)
 
-    def _take(self, source: MicroBatches, step: int, tokens: float | None) -> None:
+    def _sleep(self, step: int, least: float = 0) -> None:
+        """Until two steps before the next that may be measured: of these the first is timed, too."""
+        every = self.cadence.every
+        self.next_step = max(least, step + 1, (step // every + 1) * every - 2)
+
+    def _miss(self, why: str, counts: bool = True) -> None:
+        self._unmeasured += counts
+        if self._unmeasured == MIN_STEPS:
+            self._say(why)
+
+    def _arm(self) -> None:
+        assert self._source is not None
+        alone = self.option == "split" and world_size() == 1 and self._expected == 1
+        parameters = list(self._source.parameters)
+        by = denominators(self._run.optimizer, parameters) if self._settled else {}
+        self._source.arm(2 if alone else self._expected or 0, by)
+        self.armed = True
+
+    def _disarm(self) -> None:
+        self.armed = False
+        if self._source is not None:
+            self._source.disarm()
+
+    def _take(self, step: int, tokens: float | None) -> None:
+        source = self._source
+        assert source is not None
         problem, parts = source.problem, source.parts
         measured = source.take(step, tokens)
+        self.armed = False
         if problem is not None:
             self.refuse(problem)
         elif measured is not None:
@@ -324,27 +363,26 @@ class NoiseDriver:
             self._expected = parts  # several forward passes a backward pass
         self._seconds += source.seconds
 
-    def _denominators(self) -> dict[int, Denominator]:
-        if not self._settled or self._source is None:
-            return {}
-        return denominators(self._setup.optimizer, list(self._source.parameters))
-
     def _choose(self) -> None:
         self._chosen = True
         assert self._model is not None
-        chosen = choose_source(self._model, self.guard, self._scale, self._setup.data_parallel)
+        chosen = choose_source(self._model, self.guard, self._scale, self._run.data_parallel)
         if isinstance(chosen, str):
-            self._say(f"no gradient noise scale: {chosen}")
+            self.refuse(chosen)
         else:
             self._source = chosen
 
     def _scale(self) -> torch.Tensor | None:
-        scaler = self._setup.grad_scaler or getattr(self._setup.optimizer, "scaler", None)
+        scaler = self._run.grad_scaler or getattr(self._run.optimizer, "scaler", None)
         if scaler is None or not scaler.is_enabled():
             return None
         assert self._source is not None
         scaled: torch.Tensor = scaler.scale(torch.ones((), device=self._source.parameters[0].device))
         return scaled
+
+    def _drop_source(self) -> None:
+        self._disarm()
+        self._source, self._chosen, self.active = None, True, False
 
     # -- at a log step -------------------------------------------------------------------------------------------
 
@@ -367,101 +405,90 @@ class NoiseDriver:
             found = result(row, self._by_tokens)
             if isinstance(found.raw, StepEstimate):
                 self.batch = found.raw.tokens
-                self.raw.add(found.raw)
+                self.raw.add(found.raw.gradient, found.raw.variance)
                 if isinstance(found.preconditioned, StepEstimate):
-                    self.preconditioned.add(found.preconditioned)
+                    self.preconditioned.add(found.preconditioned.gradient, found.preconditioned.variance)
                 self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
             else:
                 self._unusable(found.raw)
         before, self._collected = self._collected, (step, elapsed)
         self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
-        if self._source is not None:
-            self._keeps_v = keeps_second_moments(self._setup.optimizer)
-        self._settled = self._settled or (self._keeps_v and settled(self._setup.optimizer))
+        if self._source is not None and not self._settled:
+            self._keeps_v = keeps_second_moments(self._run.optimizer)
+            self._settled = self._keeps_v and settled(self._run.optimizer)
+        if rows:  # the cadence is another
+            self._sleep(step)
 
     def _unusable(self, why: Unusable) -> None:
         count = self.reasons[why.name] = self.reasons.get(why.name, 0) + 1
         if why is Unusable.NOT_FINITE or count > MAX_UNUSABLE:
             return  # an overflow now and then is mixed precision's way
-        if count == MAX_UNUSABLE and self.raw.run.count < 10 * count:
+        if count == MAX_UNUSABLE and self.raw.count < 10 * count:
             if why is Unusable.NOT_THE_SUM:
-                self.raw, self.preconditioned = Averages(), Averages()
+                self.raw, self.preconditioned = RunningMoments(), RunningMoments()
                 self._drop_source()
             self._say(f"no gradient noise scale from {count} of the measured steps: {why.value}")
-
-    def _drop_source(self) -> None:
-        if self._source is not None:
-            self._source.disarm()
-            self._source = None
 
     @property
     def noise_scale(self) -> NoiseScale | None:
         """The headline: Adam-preconditioned and averaged over the run; raw where the optimizer keeps no v."""
-        return (self.preconditioned if self.is_preconditioned else self.raw).over_run()
-
-    @property
-    def enough(self) -> bool:
-        """Whether so much was measured that something may be said of it."""
-        scale = self.noise_scale
-        return scale is not None and scale.measurements >= ENOUGH
-
-    @property
-    def measuring(self) -> bool:
-        """Whether measurements may still come: nothing stands against them, as far as is known."""
-        return not self._chosen or (
-            self._source is not None and (self._unmeasured < MIN_STEPS or self.raw.run.count > 0)
-        )
+        return (self.preconditioned if self.is_preconditioned else self.raw).ratio()
 
     @property
     def is_preconditioned(self) -> bool:
         """Whether the headline is the Adam-preconditioned one."""
-        return self.preconditioned.run.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)
+        return self.preconditioned.count > 0 or (self._keeps_v and self._in_vain < IN_VAIN)
 
-    @hook("the critical batch", "no critical batch size")
-    def scalars(self, step: int, tokens: int | None, loss: float | None) -> dict[str, float]:
-        """What a log step shows (`isoflop.live.scalars`), from numbers that every rank has.
+    @property
+    def measuring(self) -> bool:
+        """Whether measurements may still come: nothing stands against them, as far as is known."""
+        return self.active and (not self._chosen or self._unmeasured < MIN_STEPS or self.raw.count > 0)
 
-        Args:
-            step: optimizer steps done.
-            tokens: D so far.
-            loss: mean of the interval, nats per token.
-        """
+    def log(self, step: LogStep) -> LogStep:
+        """Adds B_simple, B_crit, what the batch costs, and the batch against the critical one."""
         if self.option == "off":
-            return {}
+            return step
+        scale, raw = self.noise_scale, self.raw.ratio()
         found: dict[str, float] = {}
-        scale, raw = self.noise_scale, self.raw.over_run()
-        if scale is not None:
-            if scale.value is not None and scale.bounded:
-                found["isoflop/b_simple"], found["isoflop/b_simple_high"] = scale.value, scale.high
-            if scale.low > 0:
-                found["isoflop/b_simple_low"] = scale.low
+        if scale is not None and scale.value is not None and scale.bounded:
+            found |= {"isoflop/b_simple": scale.value, "isoflop/b_simple_high": scale.high}
+        if scale is not None and scale.low > 0:
+            found["isoflop/b_simple_low"] = scale.low
         if raw is not None and raw.value is not None:
             found["isoflop/b_simple_raw"] = raw.value
-        before, self._logged = self._logged, (step, float(tokens or 0))
+        tokens = step.totals.data_tokens
+        before, self._logged = self._logged, (step.step, float(tokens or 0))
         if not tokens:
-            return found
-        known = self.beliefs(tokens, loss)
-        self.critical = combine(known)
-        found["isoflop/b_crit"], found["isoflop/b_crit_sigma"] = self.critical.value, self.critical.sigma
-        steps, spent = step - before[0], tokens - before[1]
+            return step.having(found)
+        known = beliefs(tokens, step.loss, scale, self.is_preconditioned, self._token_bytes)
+        critical = self.critical = combine(known)
+        found |= {"isoflop/b_crit": critical.value, "isoflop/b_crit_sigma": critical.sigma}
+        steps, spent = step.step - before[0], tokens - before[1]
         if steps > 0 and spent > 0:
             batch = self.batch or spent / steps
-            found["isoflop/batch_over_b_crit"] = batch / self.critical.value
-            self._minimum[0] += float(minimum_steps(steps, batch, self.critical.value))
-            self._minimum[1] += float(minimum_tokens(spent, batch, self.critical.value))
+            self._minimum[0] += steps / steps_over_minimum(batch, critical.value)
+            self._minimum[1] += spent / tokens_over_minimum(batch, critical.value)
+            found["isoflop/batch_over_b_crit"] = batch / critical.value
             found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
-        if self.enough and known[0].source.startswith("measured") and not agree(known[0], known[1]):
-            self._say(f"measured and published critical batch differ: {known[0]}; {known[1]}")
-        return found
+        return step.having(found, batch=self._judged(step, scale, known))
 
-    def beliefs(self, tokens: int, loss: float | None) -> list[Belief]:
-        """What is known of B_crit after so many tokens: the measurement first where there is one, then the priors."""
-        return beliefs(tokens, loss, self.noise_scale, self.is_preconditioned, bytes_per_token(self._model))
+    def _judged(self, step: LogStep, scale: NoiseScale | None, known: Sequence[Belief]) -> Batch | None:
+        """The batch against the critical one. A measurement counts once there are `ENOUGH`."""
+        assert self.critical is not None
+        count = 0 if scale is None else scale.measurements
+        measured = known[0] if known[0].source.startswith("measured") else None
+        prior = known[0] if measured is None else known[1]
+        if count < ENOUGH:
+            measured = None
+        elif measured is not None and not agree(measured, prior):
+            self._say(f"measured and published critical batch differ: {measured}; {prior}")
+        size = self.batch or step.scalars.get("isoflop/batch_tokens")
+        return Batch(size, self.critical, measured, prior, count, self.measuring) if size else None
 
     # -- around --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint; after a log step or not: what waits for the next one is left out."""
+        """The averages; after a log step or not: what waits for the next one is left out."""
         return {
             "raw": self.raw.state_dict(),
             "preconditioned": self.preconditioned.state_dict(),
@@ -474,8 +501,8 @@ class NoiseDriver:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self.raw.load_state_dict(state["raw"])
-        self.preconditioned.load_state_dict(state["preconditioned"])
+        self.raw = RunningMoments.from_state(state["raw"])
+        self.preconditioned = RunningMoments.from_state(state["preconditioned"])
         self.cadence.load_state_dict(state["cadence"])
         step, tokens = state["logged"]
         self._logged = (int(step), float(tokens))
@@ -484,14 +511,14 @@ class NoiseDriver:
         self._minimum = [float(value) for value in state["minimum"]]
         self.reasons = {str(name): int(count) for name, count in state["reasons"].items()}
 
-    def close(self) -> None:
+    def detach(self) -> None:
         """Take every hook away."""
         self._drop_source()
 
     def _say(self, text: str) -> None:
-        if self._speaks and text not in self._said:
-            self._said.add(text)
-            self._setup.tell(f"isoflop: {text}")
+        if self._speaks and text not in self._told:
+            self._told.add(text)
+            self._run.tell(f"isoflop: {text}")
 
 
 def weight(count: TokenCount | None) -> Number | None:

@@ -1,15 +1,19 @@
-"""Writes one run's record: opens it (new, gone on with, or a branch), thins its points, averages their losses."""
+"""Writes one run's record: opens it (new, resumed, or a branch), thins its points, averages their losses."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.guard import Guard, declare
+from isoflop.forecast import LrPlan
+from isoflop.guard import declare
+from isoflop.live.log_step import LogStep, Part
+from isoflop.live.run_info import RunInfo
 from isoflop.record.paths import Location
 from isoflop.record.reader import UPDATED
 from isoflop.record.remote import RemoteLog
@@ -20,25 +24,34 @@ from isoflop.record.writer import RecordLog, new_run_id, record_path
 RECORD = declare("writing the record", "no further points are recorded")
 
 MAX_EARLY = 100
+KEPT = (
+    *("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high"),
+    *("b_simple", "b_simple_low", "b_simple_high", "b_simple_raw", "b_crit", "b_crit_sigma", "batch_over_b_crit"),
+    *("s_min", "e_min"),
+)
+"""Scalars that a point keeps, as logged last."""
 
 
-class Recorder:
+class Recorder(Part):
     """The record of a run on the rank that writes; on the others it keeps the same books and writes nothing.
 
     Args:
         folder: where a new record goes: a folder, or the URL of one.
         named: the user named `folder`, so an earlier record elsewhere is not gone on with.
+        run: what the plan says beside the learning rates.
         writes: whether this process writes.
     """
 
-    def __init__(self, folder: Location, *, named: bool, writes: bool, guard: Guard) -> None:
+    name = "recorder"
+    boundary = RECORD
+
+    def __init__(self, folder: Location, *, named: bool, run: RunInfo, writes: bool) -> None:
         self.folder = folder
-        self._named = named
-        self._writes = writes
-        self._guard = guard
+        self._named, self._run, self._writes, self._guard = named, run, writes, run.guard
         self._log: RecordLog | None = None
         self._earlier: dict[str, Any] | None = None
-        self._counting: dict[str, Any] = {}
+        self._counting: Mapping[str, Any] = {}
+        self._plan: LrPlan | None = None
         self._last: Point | None = None
         self._early: list[Point] = []  # evaluations before the first step, when there is no file yet
         # since the last point: sum of losses, how many, and its step; and how many log steps there were
@@ -68,57 +81,47 @@ class Recorder:
             if self._log.attempt > 1:
                 self._log.event("update", **{key: value for key, value in fields.items() if key in UPDATED})
 
-    def counting(self, counting: dict[str, Any]) -> None:
-        """How FLOPs are counted; written where that has changed."""
-        if self._log is not None and counting != self._counting and self._guard.open(RECORD):
-            with self._guard.part(RECORD):
-                self._counting = counting
-                self._log.event("update", counting=counting)
-
-    def planned(self, planned: dict[str, Any]) -> None:
-        """The plan, where more of it is known than when the header was written."""
-        if self._log is not None and self._guard.open(RECORD):
-            with self._guard.part(RECORD):
-                self._log.event("update", planned=planned)
-
-    def advice(self, fields: dict[str, Any]) -> None:
-        """A new piece of advice."""
-        if self._log is not None and self._guard.open(RECORD):
-            with self._guard.part(RECORD):
-                self._log.event("advice", **fields)
-
-    def add(self, loss_sum: float, losses: int) -> None:
-        """Losses that belong to the next point."""
-        self._loss_sum += loss_sum
-        self._losses += losses
-
-    def interval(self, point: Point) -> None:
-        """A log step: writes the point, with the mean loss since the last one, if the cadence is due."""
+    def log(self, step: LogStep) -> LogStep:
+        """Write what is new and, if the cadence is due, the point with the mean loss since the last one."""
+        self._add(step)
         self._intervals += 1
+        if self._log is not None:
+            if step.plan is not None and step.plan is not self._plan:
+                self._plan = step.plan
+                self._log.event("update", planned={**self._run.planned, "learning_rates": step.plan.as_dict()})
+            for advice in step.advice:
+                self._log.event("advice", **advice.as_dict())
+            if step.counting != self._counting:
+                self._counting = step.counting
+                self._log.event("update", counting=step.counting)
         if due(self._intervals):
-            self._train_point(point)
+            self._train_point(step)
+        return step
 
-    def evaluation(self, name: str, loss: float, point: Point) -> None:
-        """The loss of an evaluation set, beside the training loss where that was just recorded."""
-        if self._last is not None and self._last.step == point.step:
+    def evaluate(self, name: str, loss: float, step: LogStep) -> None:
+        """Write the loss of an evaluation set, beside the training loss where that was just recorded."""
+        point = point_of(step) if step.summed else Point(step=step.step, time=time.time())
+        if self._last is not None and self._last.step == step.step:
             point = replace(self._last, nonfinite={})
         self._write(replace(point, losses={f"eval/{name}": loss}))
 
-    def end(self, point: Point, status: Status) -> None:
-        """The last point, unless it is there, and the totals."""
+    def close(self, step: LogStep, completed: bool) -> None:
+        """Write the last point, unless it is there, and the totals."""
+        self._add(step)
+        point = point_of(step)
         if point.step > self._since and self._losses:
-            self._train_point(point)
+            self._train_point(step)
         elif self._last is None or point.step > self._last.step:
-            self._write(replace(point, interval_steps=0))
-        if self._log is not None and self._guard.open(RECORD):
-            with self._guard.part(RECORD):
-                totals = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
-                times = ("wall_time", "training_time")
-                self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
-                self._log.close()
+            self._write(point)
+        if self._log is not None:
+            totals = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
+            times = ("wall_time", "training_time")
+            status: Status = "completed" if completed else "interrupted"
+            self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
+            self._log.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Which record it is, and the losses of its next point."""
         name = self._earlier
         if self._log is not None:
             location = self._log.location
@@ -137,19 +140,44 @@ class Recorder:
         self._loss_sum, self._losses = float(loss_sum), int(losses)
         self._since, self._intervals = int(since), int(intervals)
 
-    def _train_point(self, point: Point) -> None:
+    def _add(self, step: LogStep) -> None:
+        self._loss_sum += step.loss_sum
+        self._losses += step.losses
+
+    def _train_point(self, step: LogStep) -> None:
         losses = {"train": self._loss_sum / self._losses} if self._losses else {}
         # not below 0, where a trainer has gone back to a step before the checkpoint's
-        self._last = replace(point, losses=losses, interval_steps=max(0, point.step - self._since))
-        self._loss_sum, self._losses, self._since = 0.0, 0, point.step
+        self._last = point_of(step, losses=losses, interval_steps=max(0, step.step - self._since))
+        self._loss_sum, self._losses, self._since = 0.0, 0, step.step
         self._write(self._last)
 
     def _write(self, point: Point) -> None:
-        if self._log is not None and self._guard.open(RECORD):
-            with self._guard.part(RECORD):
-                self._log.point(point)
+        if self._log is not None:
+            self._log.point(point)
         elif self.wants_header and len(self._early) < MAX_EARLY:
             self._early.append(point)
+
+
+def point_of(step: LogStep, losses: Mapping[str, float | None] | None = None, interval_steps: int = 0) -> Point:
+    """A point of the record as the run stands."""
+    totals, scalars = step.totals, step.scalars
+    return Point(
+        step=step.step,
+        tokens=totals.tokens_known,
+        padding=None if totals.without_tokens else totals.padding,
+        loss_tokens=totals.loss_tokens_known,
+        flops=totals.flops_known,
+        flops_hardware=None if totals.without_flops else totals.flops_hardware,
+        flops_6nd=None if step.parameters is None else step.parameters.six_nd(totals.tokens_known),
+        lr=step.lr,
+        batch_tokens=scalars.get("isoflop/batch_tokens"),
+        losses=dict(losses or {}),
+        interval_steps=interval_steps,
+        time=time.time(),
+        wall_time=step.wall_time,
+        training_time=step.training_time,
+        extra={name: scalars[f"isoflop/{name}"] for name in KEPT if f"isoflop/{name}" in scalars},
+    )
 
 
 def open_record(

@@ -1,22 +1,37 @@
-"""What an adapter tells the `Monitor` about the run: the trainer's plan, and where numbers are to go."""
+"""`RunInfo`: what a trainer's adapter knows of the run: its plan, and where numbers are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from isoflop.guard import Guard
+from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import Calls
-from isoflop.live.sinks import Sink
+
+
+class Sink(Protocol):
+    """Where scalars go. `boundary` is its name in `guard.BOUNDARIES`."""
+
+    boundary: str
+
+    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        """Scalars against the optimizer step, and the points on compute axes (TensorBoard's alone)."""
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text at the optimizer step, where the sink shows texts."""
+
+    def close(self) -> None:
+        """The run has ended."""
 
 
 @dataclass(kw_only=True)
-class Setup:
+class RunInfo:
     """One run as its trainer describes it.
 
     Attributes:
@@ -60,6 +75,12 @@ class Setup:
     tensorboard: Path | None = None
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
+
+    @property
+    def planned(self) -> dict[str, Any]:
+        """`Run.planned` of the record, as it is known before the first forecast."""
+        schedule = self.schedule or (None if self.scheduler is None else type(self.scheduler).__name__)
+        return {"steps": self.total_steps, "schedule": schedule, "accumulate": self.accumulate}
 
     def tell(self, line: str) -> None:
         """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""

@@ -6,12 +6,10 @@ Loss against compute in TensorBoard, which has neither a log axis nor another x 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from isoflop.flops.totals import Totals
-
-if TYPE_CHECKING:
-    from isoflop.flops.parameters import Parameters
+from isoflop.guard import declare
+from isoflop.live.log_step import LogStep, Part
 
 
 class Scalar(NamedTuple):
@@ -70,73 +68,48 @@ AXES: dict[str, Scalar] = {
 """In TensorBoard alone: the step is compute, so that runs of different sizes overlay (Hoffmann et al., figure 2)."""
 
 
-class Interval(NamedTuple):
-    """Where a run stood at a log step."""
+class Scalars(Part):
+    """The scalars that are counted over the interval."""
 
-    steps: int = 0
-    totals: Totals = Totals()
-    training_time: float = 0.0
+    name = "scalars"
+    boundary = declare("computing the scalars", "loss, speed and MFU of the intervals are not shown")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return {"steps": self.steps, "totals": self.totals.state_dict(), "training_time": self.training_time}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Interval:
-        """The inverse of `state_dict`."""
-        return cls(int(state["steps"]), Totals(**state["totals"]), float(state["training_time"]))
+    def log(self, step: LogStep) -> LogStep:
+        """Adds the `INTERVAL` scalars that are known."""
+        return step.having(interval_scalars(step))
 
 
-def interval_scalars(
-    *,
-    loss: float | None,
-    before: Interval,
-    now: Interval,
-    parameters: Parameters | None,
-    goodput: float,
-    devices: int,
-    peak: float | None,
-) -> dict[str, float]:
-    """The scalars of a log step; what is unknown is left out.
-
-    Args:
-        loss: mean training loss of the interval.
-        before: the log step before.
-        now: this one.
-        parameters: N by convention.
-        goodput: training time over wall time, of the run so far.
-        devices: number of devices in the job.
-        peak: dense peak of one device in FLOP/s.
-    """
-    totals = now.totals
+def interval_scalars(step: LogStep) -> dict[str, float]:
+    """The scalars of a log step; what is unknown is left out."""
+    totals, before, parameters = step.totals, step.before, step.parameters
     processed, tokens, flops = totals.tokens_known, totals.data_tokens, totals.flops_known
     values: dict[str, float | None] = {
-        "isoflop/loss": loss,
+        "isoflop/loss": step.loss,
         "isoflop/flops": flops,
         "isoflop/flops_6nd": None if parameters is None else parameters.six_nd(processed),
         "isoflop/tokens": tokens,
         "isoflop/tokens_processed": processed,
         "isoflop/padding_fraction": totals.padding / processed if processed else None,
         "isoflop/loss_tokens": totals.loss_tokens_known,
-        "isoflop/goodput": goodput,
+        "isoflop/goodput": step.training_time / max(step.wall_time, 1e-9),
     }
     if parameters is not None and tokens is not None:
         head, body = parameters.non_embedding_with_head, parameters.non_embedding
         values["isoflop/tokens_per_param"] = tokens / head if head else None
         values["isoflop/tokens_per_param_non_embedding"] = tokens / body if body else None
-    steps, seconds = now.steps - before.steps, now.training_time - before.training_time
+    steps, seconds = step.step - before.steps, step.training_time - before.training_time
     if processed is not None and steps > 0:
         values["isoflop/batch_tokens"] = (processed - before.totals.processed) / steps
     if processed is not None and seconds > 0:
-        values["isoflop/tokens_per_second_per_device"] = (processed - before.totals.processed) / seconds / devices
+        values["isoflop/tokens_per_second_per_device"] = (processed - before.totals.processed) / seconds / step.devices
     if flops is not None and seconds > 0:
-        done = flops - before.totals.flops
-        attention = totals.flops_attention - before.totals.flops_attention
-        values["isoflop/tflops_per_device"] = done / seconds / devices / 1e12
-        if peak:
-            values["isoflop/mfu"] = done / seconds / devices / peak
+        done = (flops - before.totals.flops) / seconds / step.devices
+        attention = (totals.flops_attention - before.totals.flops_attention) / seconds / step.devices
+        values["isoflop/tflops_per_device"] = done / 1e12
+        if step.peak:
+            values["isoflop/mfu"] = done / step.peak
             if attention:  # a count by 6·N·D or given by the user doesn't tell it
-                values["isoflop/mfu_causal"] = (done - attention / 2) / seconds / devices / peak
+                values["isoflop/mfu_causal"] = (done - attention / 2) / step.peak
     return {name: float(value) for name, value in values.items() if value is not None}
 
 

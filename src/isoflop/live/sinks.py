@@ -1,21 +1,16 @@
-"""Where a log step is shown: the sinks (a trainer's loggers, TensorBoard) and the terminal.
-
-One line an interval for the terminal.
-
-TensorBoard scalars by a writer of our own, where the trainer's can't be reached (plain loops, Hugging Face).
-
-The frontier of the user's finished runs as a TensorBoard run of its own, drawn under every run on the same axes.
-"""
+"""Where a log step is shown: the trainer's loggers, TensorBoard, the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from isoflop.guard import TERMINAL, Guard, declare
+from isoflop.guard import TERMINAL, declare
+from isoflop.live.log_step import LogStep, Part
+from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import AxisPoint, ComputeAxes
 from isoflop.record.thinned import due
 
@@ -56,52 +51,42 @@ def _rate(tera: float) -> str:
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
-class Sink(Protocol):
-    """Where scalars go. `boundary` is its name in `guard.BOUNDARIES`."""
+class Sinks(Part):
+    """All places where a run is shown, each behind a boundary of its own."""
 
-    boundary: str
+    name = "axes"  # all that it keeps
+    boundary = declare("showing the log step", "nothing is shown in loggers and in the terminal")
 
-    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        """Scalars against the optimizer step, and the points on compute axes (TensorBoard's alone)."""
+    def __init__(self, run: RunInfo) -> None:
+        self._run, self._guard = run, run.guard
+        self._axes = ComputeAxes()
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text at the optimizer step, where the sink shows texts."""
-
-    def close(self) -> None:
-        """The run has ended."""
-
-
-class Output:
-    """All places where a run shows, each behind a boundary of its own."""
-
-    def __init__(self, sinks: Sequence[Sink], say: Callable[[str], None], guard: Guard) -> None:
-        self.axes = ComputeAxes()
-        self._sinks = list(sinks)
-        self._say = say
-        self._guard = guard
-
-    def show(self, step: int, scalars: Mapping[str, float], flops: int | None, loss: float | None) -> None:
-        """A log step."""
-        axes = self.axes.points(flops, loss)
-        for sink in self._sinks:
+    def log(self, step: LogStep) -> LogStep:
+        """Write the scalars, the loss against compute and new advice; print a line."""
+        axes = self._axes.points(step.totals.flops_known, step.loss)
+        for sink in self._run.sinks:
             if self._guard.open(sink.boundary):
                 with self._guard.part(sink.boundary):
-                    sink.write(step, scalars, axes)
+                    for advice in step.advice:
+                        sink.text(step.step, "isoflop/advice", advice.markdown())
+                    sink.write(step.step, step.scalars, axes)
         with self._guard.part(TERMINAL):
-            self._guard.tell(self._say, interval_line(step, scalars))
+            self._run.tell(interval_line(step.step, step.scalars))
+        return step
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text, wherever texts are shown."""
-        for sink in self._sinks:
-            if self._guard.open(sink.boundary):
-                with self._guard.part(sink.boundary):
-                    sink.text(step, tag, markdown)
-
-    def close(self) -> None:
-        """The run has ended."""
-        for sink in self._sinks:
+    def close(self, step: LogStep, completed: bool) -> None:
+        """Close every sink."""
+        for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()
+
+    def state_dict(self) -> dict[str, int]:
+        """The last steps on the compute axes."""
+        return self._axes.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state_dict()`."""
+        self._axes.load_state_dict(state)
 
 
 TENSORBOARD = declare("TensorBoard", "no further scalars in TensorBoard")

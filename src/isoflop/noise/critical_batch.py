@@ -1,12 +1,8 @@
-"""What a run and published runs say of the critical batch: the measured noise scale and the priors, side by side.
+"""The critical batch size B_crit: what published runs and a measured noise scale say of it, and what a batch costs.
 
-A batch size that is known up to a factor: a log-normal belief; several combined, and whether they agree.
-
-What is believed of the critical batch: by the tokens trained on, by the loss reached, by a measured noise scale.
-
-What a batch size costs in tokens and steps: McCandlish et al. 2018 (arXiv:1812.06162), eq. 2.11; Kaplan 2020, 5.1.
-
-To one loss: E/E_min = 1 + B/B_crit tokens, S/S_min = 1 + B_crit/B steps, so (S/S_min − 1)(E/E_min − 1) = 1.
+Reaching one loss takes E/E_min = 1 + B/B_crit tokens and S/S_min = 1 + B_crit/B steps, so that
+(S/S_min − 1)(E/E_min − 1) = 1: McCandlish et al. 2018 (arXiv:1812.06162), eq. 2.11; Kaplan et al. 2020, section 5.1.
+B_crit is known up to a factor: a log-normal `Belief`, and independent ones combined.
 """
 
 from __future__ import annotations
@@ -14,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
-from isoflop.arrays import Array
-from isoflop.laws.forms import critical_batch, values
+from isoflop.laws.forms import critical_batch
 
 if TYPE_CHECKING:  # the mathematics runs without torch
     from torch import nn
@@ -104,12 +98,11 @@ MODEL_ERROR = {"preconditioned": 0.5, "raw": 1.0}
 double. A judgement from one tiny model; Merrill et al. 2025 (arXiv:2505.23971) found raw values far below B_crit."""
 
 
-def critical_batch_by_tokens(D: float | Array) -> Array:
-    """B_crit(D) in tokens: the geometric mean of `GRID_LAW` and `ZHANG_LAW`.
+def critical_batch_by_tokens(D: Any) -> Any:
+    """B_crit(D) in tokens, of a number or an array: the geometric mean of `GRID_LAW` and `ZHANG_LAW`.
 
     Valid from 1e9 to 1e11 tokens, AdamW, language models of 85M to 1.2B.
     """
-    D = values(D)
     (a, alpha), (b, beta) = GRID_LAW, ZHANG_LAW
     return (a * b) ** 0.5 * D ** ((alpha + beta) / 2)
 
@@ -184,19 +177,14 @@ def bytes_per_token(model: nn.Module | None) -> float | None:
     return 1.0 if size <= 300 else 4.3 if size >= 20_000 else None
 
 
-def tokens_over_minimum(B: ArrayLike, B_crit: ArrayLike) -> Array:
+def tokens_over_minimum(B: float, B_crit: float) -> float:
     """E/E_min = 1 + B/B_crit: tokens to a loss over those of a batch far below critical."""
-    return 1 + values(B) / values(B_crit)
+    return 1 + B / B_crit
 
 
-def steps_over_minimum(B: ArrayLike, B_crit: ArrayLike) -> Array:
+def steps_over_minimum(B: float, B_crit: float) -> float:
     """S/S_min = 1 + B_crit/B: optimizer steps to a loss over those of a batch far above critical."""
-    return 1 + values(B_crit) / values(B)
-
-
-def minimum_tokens(E: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
-    """E_min = E/(1 + B/B_crit); S_min is `laws_kaplan.minimum_steps`."""
-    return values(E) / tokens_over_minimum(B, B_crit)
+    return 1 + B_crit / B
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +219,6 @@ def change_batch(B: float, new: float, B_crit: float) -> BatchChange:
     """
     if not all(0 < value < float("inf") for value in (B, new, B_crit)):
         raise ValueError(f"expected three positive, finite batches in tokens, got {B!r}, {new!r} and B_crit {B_crit!r}")
-    steps = float(steps_over_minimum(new, B_crit) / steps_over_minimum(B, B_crit))
-    tokens = float(tokens_over_minimum(new, B_crit) / tokens_over_minimum(B, B_crit))
+    steps = steps_over_minimum(new, B_crit) / steps_over_minimum(B, B_crit)
+    tokens = tokens_over_minimum(new, B_crit) / tokens_over_minimum(B, B_crit)
     return BatchChange(B, new, steps, tokens)

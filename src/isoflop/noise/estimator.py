@@ -20,16 +20,14 @@ each part's variance falls with its tokens, not for parts of one sequence.
 Divide averages over steps, never the step's own pair: the mean of ratios is biased, and one step's |G|² may be
 negative.
 
-Averages of the estimator's pair over steps, and B_simple from them with its interval. Plain Python numbers.
-
-What a source has measured in one step: numbers that stay on their device until a log step reads and sums them.
+`Measured` holds what a source has seen of one step, on its device until a log step reads it and sums it over ranks
+(`gather`); `result` is that step's pair, and `RunningMoments` the averages with the interval of their ratio.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -55,53 +53,6 @@ class Unusable(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class PartSums:
-    """What the estimator needs of a step's parts, as sums: those of several ranks add up.
-
-    Attributes:
-        parts: how many, K.
-        squares: Σ|h_j|².
-        tokens: N = Σ w_j.
-        tokens_squared: Σ w_j².
-        inverse_tokens: Σ 1/w_j.
-        by_tokens: c_j = w_j/N, the loss is a mean over the step's tokens; else c_j = 1/K, a mean of the parts' means.
-    """
-
-    parts: float
-    squares: float
-    tokens: float
-    tokens_squared: float
-    inverse_tokens: float
-    by_tokens: bool = False
-
-    @classmethod
-    def of(cls, tokens: Sequence[float], squares: Sequence[float], by_tokens: bool = False) -> PartSums:
-        """From each part's tokens w_j and squared norm |h_j|².
-
-        Raises:
-            ValueError: the two differ in length, or a part has no tokens.
-        """
-        if len(tokens) != len(squares) or not all(w > 0 for w in tokens):
-            raise ValueError(
-                f"expected as many squared norms as token counts, and positive counts; got {len(squares)} squared "
-                f"norms and the counts {list(tokens)}"
-            )
-        inverse = math.fsum(1 / w for w in tokens)
-        squared = math.fsum(w * w for w in tokens)
-        return cls(len(tokens), math.fsum(squares), math.fsum(tokens), squared, inverse, by_tokens)
-
-    @property
-    def coefficients_squared(self) -> float:
-        """Σ c_j²."""
-        return self.tokens_squared / self.tokens**2 if self.by_tokens else 1 / self.parts
-
-    @property
-    def spread(self) -> float:
-        """Σ c_j²/w_j: the variance of g is tr Σ times this."""
-        return 1 / self.tokens if self.by_tokens else self.inverse_tokens / self.parts**2
-
-
-@dataclass(frozen=True, slots=True)
 class StepEstimate:
     """One step's unbiased pair, each noisy and perhaps negative: average both over steps before dividing.
 
@@ -116,36 +67,49 @@ class StepEstimate:
     tokens: float
 
 
-def estimate_step(sums: PartSums, whole: float) -> StepEstimate | Unusable:
-    """The pair of one step; or why there is none.
+def estimate_step(
+    parts: float,
+    squares: float,
+    whole: float,
+    tokens: float,
+    tokens_squared: float,
+    inverse_tokens: float,
+    *,
+    by_tokens: bool = False,
+) -> StepEstimate | Unusable:
+    """The pair of one step, or why there is none. Arguments are sums over the parts, so those of ranks add up.
 
     Args:
-        sums: of the parts.
+        parts: how many, K.
+        squares: Σ|h_j|².
         whole: |g|², the squared norm of the step's gradient; of parts that were scaled, scaled alike.
+        tokens, tokens_squared, inverse_tokens: N = Σ w_j, Σ w_j², Σ 1/w_j.
+        by_tokens: c_j = w_j/N, the loss is a mean over the step's tokens; else c_j = 1/K, a mean of the parts' means.
 
-    >>> step = estimate_step(PartSums.of([100, 100], [3.0, 3.0]), 10.0)
+    >>> step = estimate_step(2, 6.0, 10.0, 200, 20_000, 0.02)
     >>> step.gradient, step.variance  # |G|² = (10 − 6)/(1 − ½)
     (8.0, 400.0)
     """
-    if sums.parts < 2:
+    if parts < 2:
         return Unusable.ONE_PART
-    if not (math.isfinite(sums.squares) and math.isfinite(whole)):
+    if not (math.isfinite(squares) and math.isfinite(whole)):
         return Unusable.NOT_FINITE
-    if not (math.isfinite(sums.inverse_tokens) and sums.tokens > 0):
+    if not (math.isfinite(inverse_tokens) and tokens > 0):
         return Unusable.NO_TOKENS
-    if whole <= 0 or sums.squares <= 0:
+    if whole <= 0 or squares <= 0:
         return Unusable.ZERO
-    gradient = (whole - sums.squares) / (1 - sums.coefficients_squared)
+    coefficients_squared = tokens_squared / tokens**2 if by_tokens else 1 / parts  # Σ c_j²
+    spread = 1 / tokens if by_tokens else inverse_tokens / parts**2  # Σ c_j²/w_j
+    gradient = (whole - squares) / (1 - coefficients_squared)
     if abs(whole - gradient) < ROUNDING * whole:
         return Unusable.IDENTICAL
-    return StepEstimate(gradient, (whole - gradient) / sums.spread, sums.tokens)
+    return StepEstimate(gradient, (whole - gradient) / spread, tokens)
 
 
 ROUNDING = 1e-5
 """Relative to |g|²: what norms in single precision leave of a difference that is zero."""
 
 
-WINDOW = 60
 MEMORY = 1.0
 """Exponent c of the run's average: the i-th measurement weighs i^c. 0 would be the plain mean."""
 MIN_MEASUREMENTS = 5
@@ -223,7 +187,7 @@ def fieller(x: float, y: float, xx: float, yy: float, xy: float, quantile: float
 
 @dataclass(slots=True)
 class RunningMoments:
-    """Weighted means of pairs and the (co)variances of those means, in constant memory.
+    """Weighted means of (|G|², tr Σ) and the (co)variances of those means, in constant memory.
 
     The i-th pair weighs i^memory: early values, of another order of magnitude, fade as the run goes on.
     """
@@ -234,7 +198,7 @@ class RunningMoments:
     # of w·(1, x, y), w²·(1, x, y, xx, yy, xy), w·(xx, yy, xy)
 
     def add(self, x: float, y: float) -> None:
-        """One measured pair."""
+        """One measured step's |G|² and tr Σ."""
         self.count += 1
         fade = ((self.count - 1) / self.count) ** self.memory if self.count > 1 else 0.0
         squares = (x * x, y * y, x * y)
@@ -270,45 +234,8 @@ class RunningMoments:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> RunningMoments:
         """The inverse of `state_dict`."""
+        state = state.get("run", state)  # as earlier versions nest it
         return cls(float(state["memory"]), int(state["count"]), [float(value) for value in state["sums"]])
-
-
-def ratio_of(pairs: Iterable[tuple[float, float]], level: float = 0.95) -> NoiseScale | None:
-    """B_simple of (|G|², tr Σ) pairs that weigh alike."""
-    moments = RunningMoments(memory=0.0)
-    for x, y in pairs:
-        moments.add(x, y)
-    return moments.ratio(level)
-
-
-class Averages:
-    """One kind of measurement (raw or preconditioned): the last `WINDOW` of them, and the whole run's."""
-
-    def __init__(self) -> None:
-        self.run = RunningMoments()
-        self._window: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-
-    def add(self, step: StepEstimate) -> None:
-        """One measured step."""
-        self.run.add(step.gradient, step.variance)
-        self._window.append((step.gradient, step.variance))
-
-    def over_run(self) -> NoiseScale | None:
-        """Of the run, later steps weighing more (`MEMORY`)."""
-        return self.run.ratio()
-
-    def over_window(self) -> NoiseScale | None:
-        """Of the last `WINDOW` measured steps."""
-        return ratio_of(self._window)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return {"run": self.run.state_dict(), "window": [list(pair) for pair in self._window]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.run = RunningMoments.from_state(state["run"])
-        self._window = deque(((float(x), float(y)) for x, y in state["window"]), maxlen=WINDOW)
 
 
 Number = float | int | torch.Tensor
@@ -392,17 +319,20 @@ def read(waiting: Sequence[Measured]) -> list[Measured]:
 
 def result(row: Measured, by_tokens: bool) -> StepResult:
     """The estimates of a step that has been read and summed."""
-    numbers = Measured(*map(float, row))
-    step = int(numbers.step)
-    if numbers.parts >= 2 and not math.isfinite(numbers.raw_squares + numbers.raw_whole):
-        return StepResult(step, Unusable.NOT_FINITE, None)
-    if numbers.parts >= 2 and not _adds_up(numbers):
-        return StepResult(step, Unusable.NOT_THE_SUM, None)
-    raw = _estimate(numbers, numbers.raw_squares, numbers.raw_whole, by_tokens)
-    if math.isnan(numbers.preconditioned_squares + numbers.preconditioned_whole):
-        return StepResult(step, raw, None)
-    preconditioned = _estimate(numbers, numbers.preconditioned_squares, numbers.preconditioned_whole, by_tokens)
-    return StepResult(step, raw, preconditioned)
+    row = Measured(*map(float, row))
+    if row.parts >= 2 and not math.isfinite(row.raw_squares + row.raw_whole):
+        return StepResult(int(row.step), Unusable.NOT_FINITE, None)
+    if row.parts >= 2 and not _adds_up(row):
+        return StepResult(int(row.step), Unusable.NOT_THE_SUM, None)
+    counts = (float(row.tokens), float(row.tokens_squared), float(row.inverse_tokens))
+
+    def estimate(squares: Number, whole: Number) -> StepEstimate | Unusable:
+        return estimate_step(float(row.parts), float(squares), float(whole), *counts, by_tokens=by_tokens)
+
+    raw = estimate(row.raw_squares, row.raw_whole)
+    if math.isnan(row.preconditioned_squares + row.preconditioned_whole):
+        return StepResult(int(row.step), raw, None)
+    return StepResult(int(row.step), raw, estimate(row.preconditioned_squares, row.preconditioned_whole))
 
 
 def _adds_up(row: Measured) -> bool:
@@ -411,15 +341,3 @@ def _adds_up(row: Measured) -> bool:
     # the second: of a gradient that is not the same on every rank the mean alone would pass
     apart = float(row.check_whole_squared) - whole**2
     return (float(row.check_parts) - whole) ** 2 <= allowed and not apart > allowed
-
-
-def _estimate(row: Measured, squares: Number, whole: Number, by_tokens: bool) -> StepEstimate | Unusable:
-    parts = PartSums(
-        float(row.parts),
-        float(squares),
-        float(row.tokens),
-        float(row.tokens_squared),
-        float(row.inverse_tokens),
-        by_tokens,
-    )
-    return estimate_step(parts, float(whole))

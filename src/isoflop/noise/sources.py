@@ -1,12 +1,9 @@
-"""Source: each micro-batch's gradient before it accumulates, and before ranks are reduced (accumulation, DDP).
+"""Measures single steps: each micro-batch's gradient before it accumulates, and before ranks are reduced.
 
 Only on a measured step, and only while a backward pass runs: a hook before each parameter's `AccumulateGrad` node sees
 the gradient of one micro-batch on one rank; a callback at the end of the backward pass, after DDP's own, sees the sum
-in `.grad`, scaled as the parts are (by AMP) and not yet clipped. Neither changes what it sees.
-
-Squared norms of gradients as 0-dim tensors on their device: raw, and as Adam sees them. Nothing here waits.
-
-Whether the hooks see what the noise scale needs, by the model and how it is trained; else in a sentence why not.
+in `.grad`, scaled as the parts are (by AMP) and not yet clipped. Neither changes what it sees, and none waits for the
+device: squared norms stay there as 0-dim tensors, raw and as Adam sees the gradient.
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""`LogStep`: a run as it stands at a log step, and `Part`, what it is passed through.
+
+Each part of a `Monitor` takes the step, does its work and returns it with what it found out: scalars, the batch
+against the critical one, a forecast, advice. A later part needs nothing but the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+from isoflop.advice.advice import Advice
+from isoflop.advice.run_state import Batch
+from isoflop.flops.parameters import Parameters
+from isoflop.flops.totals import Totals
+from isoflop.forecast import Forecast, Ladder, LrPlan, NoForecast, OnlineForecaster
+
+
+class Interval(NamedTuple):
+    """Where a run stood at a log step."""
+
+    steps: int = 0
+    totals: Totals = Totals()
+    training_time: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"steps": self.steps, "totals": self.totals.state_dict(), "training_time": self.training_time}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Interval:
+        """The inverse of `state_dict`."""
+        return cls(int(state["steps"]), Totals(**state["totals"]), float(state["training_time"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogStep:
+    """A run at a log step. Unknown is None.
+
+    Attributes:
+        step: optimizer steps done.
+        loss_sum, losses: sum and number of the training losses since the last log step, over all ranks; nats.
+        before: the last log step.
+        totals: tokens and FLOPs since the run began, over all ranks.
+        summed: they hold all up to this step; False: up to the last log step.
+        whole: they hold all of the run; False: some of its steps were not counted.
+        run_id: of the run's record; None: there is none.
+        parameters: N by convention.
+        lr: the learning rate of the step just done.
+        wall_time, training_time: seconds since the run began.
+        devices: in the job.
+        peak: dense peak of one of them in FLOP/s.
+        counting: how FLOPs are counted, for the record.
+        scalars: what is shown, by name (`isoflop.live.scalars.SCALARS`).
+        batch: against the critical batch.
+        forecaster: fed up to this step.
+        ladder: the user's earlier sizes.
+        plan: the learning rates of the whole run.
+        forecast: of the loss at the planned end, or why there is none.
+        advice: what is new.
+        stop: `on_advice` asks for the run's end.
+    """
+
+    step: int
+    loss_sum: float = 0.0
+    losses: int = 0
+    before: Interval = field(default_factory=Interval)
+    totals: Totals = field(default_factory=Totals)
+    summed: bool = True
+    whole: bool = True
+    run_id: str | None = None
+    parameters: Parameters | None = None
+    lr: float | None = None
+    wall_time: float = 0.0
+    training_time: float = 0.0
+    devices: int = 1
+    peak: float | None = None
+    counting: Mapping[str, Any] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    batch: Batch | None = None
+    forecaster: OnlineForecaster | None = None
+    ladder: Ladder | None = None
+    plan: LrPlan | None = None
+    forecast: Forecast | NoForecast | None = None
+    advice: tuple[Advice, ...] = ()
+    stop: bool = False
+
+    @property
+    def loss(self) -> float | None:
+        """Mean training loss since the last log step, nats per token."""
+        return self.loss_sum / self.losses if self.losses else None
+
+    def having(self, scalars: Mapping[str, float], **fields: Any) -> LogStep:
+        """This step with further scalars, and other values of some fields."""
+        return replace(self, scalars={**self.scalars, **scalars}, **fields)
+
+
+class Part:
+    """A part of a `Monitor`; an error in it makes this part step aside and no other.
+
+    Attributes:
+        name: key of its state in a checkpoint.
+        boundary: its name in `isoflop.guard.BOUNDARIES`.
+    """
+
+    name: ClassVar[str]
+    boundary: ClassVar[str]
+
+    def log(self, step: LogStep) -> LogStep:
+        """A log step; returns it with what this part adds."""
+        raise NotImplementedError
+
+    def evaluate(self, name: str, loss: float, step: LogStep) -> None:
+        """The loss of the evaluation set `name`, in nats per token, as of `step`."""
+
+    def close(self, step: LogStep, completed: bool) -> None:
+        """The run has ended at `step`: completed, or interrupted."""
+
+    def state_dict(self) -> Any:
+        """Plain values, for a checkpoint."""
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from `state_dict()`, before the first step."""
