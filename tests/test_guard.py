@@ -338,6 +338,7 @@ LOSES: dict[str, set[str]] = {
     "adding the loss": {"loss"},
     "summing over ranks": {"tokens", "flops", "loss"},
     "logging": {"scalars", "terminal"},
+    "computing the scalars": {"terminal"},  # which then has nothing to show
     "showing the log step": {"scalars", "terminal"},
     "ending the run": {"end"},
     "Lightning: on_train_start": WORKS,

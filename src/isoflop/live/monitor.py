@@ -192,7 +192,9 @@ class Monitor:
         """A micro-batch that is the model's own forward call."""
         if self._device is None:
             self._see_first_batch()
-        self._read_learning_rate()
+        groups = getattr(self.run.optimizer, "param_groups", None)
+        if groups:  # now, for after the step it may be the next one's
+            self._lr = groups[0].get("lr")
         self.observer.forward(module, args, kwargs)
         if not self._marked:
             self.noise.micro_batches += 1
