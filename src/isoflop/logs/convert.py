@@ -54,8 +54,8 @@ class Imported:
         kind: the tool.
         source: where it was read.
         notes: what was derived, converted or repaired.
-        missing: `params`, `tokens`: what it has not and can't be told.
-        hint: what its log says towards the tokens.
+        missing: of `params` and `tokens` those that are unknown.
+        hint: the part of what the tokens need that the log does hold.
         ends: it is the end of a run, without a curve.
     """
 
@@ -146,7 +146,7 @@ def _iso_time(seconds: float | None) -> str:
 
 
 def _config(logged: Logged) -> Any:
-    """The configuration's content, for the record; what is not readable was told when it was counted."""
+    """The configuration's content, for the record; None if it can't be read, which is a problem already."""
     if not isinstance(logged.config, str):
         return logged.config
     try:

@@ -1,6 +1,6 @@
 """N, tokens and FLOPs of an imported run: from its log, its model's configuration or the user; or unknown.
 
-Each is had by the first of several ways that applies; in which, is kept in words.
+Each is taken from the first source that has it; the source is recorded in words.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _counted(text: str, length: int | None) -> ModelSize:
         model = _open(text)
         theirs = model.num_parameters(exclude_embeddings=True) if hasattr(model, "num_parameters") else None
         calls: list[Any] = []
-        with suppress(ValueError):  # a model that does not eat tokens: N is told by module type
+        with suppress(ValueError):  # a model without tokens as input: N is counted by module type
             calls = candidate_calls(model, 1, length or 16, {})
         for call in calls:
             with suppress(Uncountable):
@@ -127,7 +127,7 @@ def _open(text: str) -> Any:
 
 @dataclass
 class Counts:
-    """What is known of a run's compute, and how.
+    """Compute of a run: N, tokens, FLOPs, and how each was obtained.
 
     Attributes:
         parameters: N by convention.
@@ -137,8 +137,8 @@ class Counts:
         flops: model FLOPs.
         flops_6nd: 6·N·tokens with N non-embedding.
         how: in words, by quantity.
-        missing: `params`, `tokens`: what could not be told.
-        hint: what the log says towards the tokens.
+        missing: of `params` and `tokens` those that are unknown.
+        hint: the part of what the tokens need that the log does hold.
         problems: what could not be read.
     """
 
@@ -193,7 +193,7 @@ def _size(logged: Logged, answers: Answers, size_of: SizeOf | None, counts: Coun
 
 
 def _own(logged: Logged) -> str:
-    """How a number came of isoflop's own scalars."""
+    """Source of a number: isoflop's own scalars."""
     return f"isoflop's own scalars{_digits(logged)}"
 
 
@@ -225,7 +225,7 @@ def _count_tokens(logged: Logged, answers: Answers, size: ModelSize | None, coun
 def _token_counts(
     logged: Logged, answers: Answers, size: ModelSize | None, batch: float | None, text: str
 ) -> Iterator[tuple[Count, str]]:
-    """Tokens by step, padding not known, and how they came about."""
+    """Ways to the tokens by step, padding unknown, each with its source; the most reliable first."""
     given, named = answers.tokens_per_step, first(TOKENS, logged.columns)
     if given is not None:
         yield _per_step(given), f"{given:,.15g} a step, given"
@@ -290,7 +290,7 @@ def tokens_per_step(settings: Mapping[str, Any], answers: Answers) -> tuple[floa
 def _sizes(
     logged: Logged, answers: Answers, size: ModelSize | None, tokens: Count | None
 ) -> Iterator[tuple[Mapping[str, int | None], str]]:
-    """N by convention, and how it came about."""
+    """Ways to N by convention, each with its source; the most reliable first."""
     if answers.parameters:
         alone = set(answers.parameters) == {"N"}
         yield spread(answers.parameters), "given; it stands for every convention" if alone else "given"
@@ -366,7 +366,7 @@ def _count_flops(logged: Logged, answers: Answers, size: ModelSize | None, count
 def _flop_counts(
     logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts
 ) -> Iterator[tuple[Count, float | None, str]]:
-    """FLOPs by step, those of a token where these are known, and how they came about."""
+    """Ways to the FLOPs by step, with FLOPs per token where known and the source; the most reliable first."""
     tokens, given, named = counts.tokens, answers.flops_per_token, first(FLOPS, logged.columns)
     if given is not None and tokens is not None:
         yield scaled(tokens, given), given, "flops_per_token, given"

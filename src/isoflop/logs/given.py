@@ -28,7 +28,7 @@ _TABLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What the user says of one run; None: nothing."""
+    """Answers for one run; None: not given."""
 
     parameters: Mapping[str, int] = field(default_factory=dict)
     tokens_per_step: float | None = None
@@ -43,7 +43,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user says of all runs. Each mapping is by run: its name, a pattern such as `small-*`, or `EVERY`.
+    """Answers for all runs. Each mapping is by run: its name, a pattern such as `small-*`, or `EVERY`.
 
     Attributes:
         params, tokens_per_step, flops_per_token, devices, seq: numbers.
@@ -64,7 +64,7 @@ class Given:
     table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, names: Sequence[str]) -> Answers:
-        """What holds for the run of these names: an option that names it, else the table, else the option for all."""
+        """Answers for the run of these names: an option that names it, else the table, else the option for all."""
         row = next((self.table[name] for name in names if name in self.table), {})
 
         def answer(option: str) -> Any:

@@ -23,15 +23,15 @@ SETTINGS = ("train_batch_size", "num_train_epochs", "logging_steps", "max_steps"
 
 
 def is_output(folder: Path) -> bool:
-    """Whether a folder is a Trainer's output: a state in it or in a checkpoint below it."""
+    """True for a Trainer's output folder: a state in it or in a checkpoint below it."""
     return any((one / STATE).is_file() for one in (folder, *_checkpoints(folder)))
 
 
 def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
     """Read an output folder, or one state.
 
-    Of several states (checkpoints and the folder's own) the one with most steps tells the curve; a broken one is told
-    and passed over. The others tell at which step how many FLOPs were done.
+    Of several states (checkpoints and the folder's own) the one with most steps gives the curve, the others give FLOPs
+    at their steps. A broken one is a problem, and is skipped.
 
     Raises:
         ImportProblem: there is no state that can be read.

@@ -1,6 +1,6 @@
 """Import of other tools' logs: found below the paths, read, completed with what the user says.
 
-Which tool wrote a file is told from its content, so that files may be called as they like.
+The tool that wrote a file is recognised by the content, so files may have any name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ READERS: dict[str, Callable[..., list[Logged]]] = {
     "table": table.read,
 }
 KINDS = tuple(reader for reader in READERS if "-" not in reader)
-"""What a user may call a log."""
+"""Kinds of logs, as `--from` names them."""
 Source = tuple[str, str]
 """A reader and what it is to read."""
 EXPECTED = (
@@ -54,12 +54,12 @@ QUESTIONS = {
         "the loss is known by step alone: fit, plan, backtest and rank can't use",
     ),
 }
-"""What is asked for: its subject, the option, the option by name, what can't be done without."""
+"""Missing quantity → its subject, the option, the option by run, and what can't be done without it."""
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What was found.
+    """Runs, problems and questions of an import.
 
     Attributes:
         imported: the runs, with what there is to say of each.
@@ -100,7 +100,7 @@ def import_runs(
         The runs; those that lack N or tokens too, if they have a loss. What is broken is in `problems`.
 
     Raises:
-        RecordError: `kind` or a unit that there is not, or a config.json of the user's that can't be counted.
+        ImportProblem: `kind` or a unit that there is not.
     """
     given = given or Given()
     if kind is not None and kind not in KINDS:
@@ -134,7 +134,7 @@ def _logs(
     leave_out: Sequence[Path],
     problems: list[str],
 ) -> Iterable[Logged]:
-    """The runs that the readers find; what they can't read is told."""
+    """Runs that the readers find; a source that they can't read is a problem."""
     named = frozenset(given.loss.values())
     for path in paths:
         try:
@@ -165,7 +165,7 @@ def _named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
 
 
 def _questions(found: tuple[Imported, ...]) -> tuple[str, ...]:
-    """What is asked for, of all runs that lack it together; without N or tokens a run has its loss by step alone."""
+    """One question a missing quantity, for all runs that lack it."""
     asked = []
     for what, (subject, option, by_name, without) in QUESTIONS.items():
         lacking = [one for one in found if what in one.missing]
@@ -256,7 +256,7 @@ def _reader_of_text(path: Path, start: bytes) -> str:
 
 
 def _is_events(start: bytes) -> bool:
-    """Whether a file begins with a record of TensorBoard's: its length and the length's checksum."""
+    """True if a file begins with a record of TensorBoard's: a length and the length's checksum."""
     if len(start) < 12:
         return False
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c

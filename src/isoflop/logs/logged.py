@@ -1,4 +1,4 @@
-"""A run as another tool logged it, before anything is made of it: its columns by step, and the names they have."""
+"""A run as another tool logged it: columns of values by step, and what their names mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -24,7 +24,32 @@ Value = TypeVar("Value")
 
 
 class ImportProblem(RecordError):
-    """A source can't be imported; the text says what was expected, what came and what to do."""
+    """A source can't be imported; the text says what was expected, what was found and what to do."""
+
+
+def read_each(
+    source: str, tool: str, runs: Iterable[tuple[str, Value]], read: Callable[[Value], Logged]
+) -> list[Logged]:
+    """Read the runs that a tool's client gives; a broken one is a problem of the first that can be read.
+
+    Args:
+        source: the address, for messages.
+        tool: its name, for messages.
+        runs: (id, run).
+        read: reads one; may raise anything.
+
+    Raises:
+        ImportProblem: there is none that can be read.
+    """
+    found, failures = [], []
+    for run_id, run in runs:
+        try:
+            found.append(read(run))
+        except Exception as error:  # of a broken run; the others are imported
+            failures.append(f"{source}: run {plain(run_id)}: {tool} gave {why(error)}")
+    if not found:
+        raise ImportProblem("; ".join(failures[:3]) or f"{source}: expected runs, got none")
+    return [replace(found[0], problems=tuple(failures)), *found[1:]]
 
 
 def plain(text: str, limit: int = 200) -> str:
@@ -90,7 +115,7 @@ class Columns(dict[str, Column]):
         self.unused: dict[str, None] = {}
 
     def keeps(self, name: str) -> bool:
-        """Whether a column of this name is kept."""
+        """True if a column of this name is kept; else its name is noted."""
         if name in self or name in self._named or (name not in self.unused and wanted(name)):
             return True
         if len(self.unused) < 200:
@@ -106,7 +131,7 @@ class Columns(dict[str, Column]):
         self[name].add(step, value, time)
 
     def read(self, name: str, step: int, cell: object, problems: Problems, time: float = math.nan) -> None:
-        """Append the number of a cell; an empty cell is none, anything else is told."""
+        """Append the number of a cell; an empty cell is skipped, any other text is a problem."""
         if cell in ("", None) or not self.keeps(name):
             return
         value = number(cell)
@@ -191,7 +216,7 @@ class Logged:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the user may call it: its name, that with the folder it lies in, its last part."""
+        """Names by which the user may refer to it: its name, that with its folder, its last part."""
         folder = os.path.basename(os.path.dirname(os.path.abspath(self.source)))
         return self.name, f"{folder}/{self.name}", self.name.rpartition("/")[2]
 
@@ -306,7 +331,7 @@ def first(names: Iterable[str], present: Mapping[str, Value]) -> tuple[str, Valu
 
 
 def wanted(name: str) -> bool:
-    """Whether a column of this name can be of use.
+    """True for names of losses, counts of tokens or FLOPs, learning rates, and isoflop's own scalars.
 
     >>> [wanted(name) for name in ("train/loss", "val_ppl", "lr-AdamW/pg1", "isoflop/flops", "isoflop/mfu")]
     [True, True, True, True, False]
@@ -315,12 +340,12 @@ def wanted(name: str) -> bool:
 
 
 def is_rate(name: str) -> bool:
-    """Whether a column holds learning rates; Lightning's LearningRateMonitor calls them lr-<optimizer>."""
+    """True for names of learning rates; Lightning's LearningRateMonitor calls them lr-<optimizer>."""
     return name in RATES or (name.startswith("lr-") and not name.endswith("-momentum"))
 
 
 def is_perplexity(name: str) -> bool:
-    """Whether a column holds exp(loss)."""
+    """True for names of exp(loss)."""
     return bool(_PERPLEXITY.search(name))
 
 

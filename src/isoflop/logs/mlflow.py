@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.logs.files import open_bytes, read_yaml
-from isoflop.logs.logged import Columns, ImportProblem, Logged, number, plain, whole, why
+from isoflop.logs.logged import Columns, ImportProblem, Logged, number, read_each, whole, why
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -26,7 +26,7 @@ MAX_PARAMS = 2000
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run of the file store."""
+    """True for a run's folder of the file store."""
     return (folder / "meta.yaml").is_file() and (folder / "metrics").is_dir()
 
 
@@ -127,21 +127,13 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
         from mlflow.tracking import MlflowClient
     except ImportError:
         raise ImportProblem(f"{text}: mlflow is not installed: pip install mlflow") from None
-    found: list[Logged] = []
-    failures: list[str] = []
     try:
         client = MlflowClient(tracking_uri=uri)
         experiments = [one.experiment_id for one in _pages(client.search_experiments) if only in ("", one.name)]
-        for run in (run for one in experiments for run in _pages(client.search_runs, [one])):
-            try:
-                found.append(_fetched(client, run, text, named))
-            except Exception as error:  # of a broken run; the others are imported
-                failures.append(f"{text}: run {plain(str(run.info.run_id))}: MLflow gave {why(error)}")
+        runs = [(str(run.info.run_id), run) for one in experiments for run in _pages(client.search_runs, [one])]
     except Exception as error:  # whatever its client raises: no server, another schema, no SQLAlchemy
         raise ImportProblem(f"{text}: MLflow gave {why(error)}") from None
-    if not found:
-        raise ImportProblem("; ".join(failures[:3]) or f"{text}: expected runs, got none")
-    return [replace(found[0], problems=tuple(failures)), *found[1:]]
+    return read_each(text, "MLflow", runs, lambda run: _fetched(client, run, text, named))
 
 
 def _pages(search: Any, *arguments: Any) -> list[Any]:

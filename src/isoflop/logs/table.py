@@ -35,7 +35,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which column of a table is what.
+    """Roles of a table's columns.
 
     Attributes:
         step: index of the steps; None: there are none.
@@ -53,7 +53,7 @@ class _Layout:
 
     @property
     def by_row(self) -> bool:
-        """Whether each row is a finished run: it has an N or a name, and no step."""
+        """True if each row is a finished run: it has an N or a name, and no step."""
         return self.step is None and (bool(self.sizes) or self.run is not None)
 
 
@@ -205,7 +205,7 @@ def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
 
 
 def is_lightning(header: list[str], path: Path) -> bool:
-    """Whether a CSV file is one of Lightning's: its columns, and its name or its neighbour."""
+    """True for Lightning's CSV logs, by their columns and their name or neighbour."""
     beside = (path.parent / "hparams.yaml").is_file()
     return "step" in header and (beside or (path.name == "metrics.csv" and "epoch" in header))
 

@@ -26,7 +26,7 @@ FLOAT32 = "TensorBoard keeps values as float32: 7 digits of a token or FLOP coun
 
 
 def is_event_file(name: str) -> bool:
-    """By its name, as TensorBoard tells them."""
+    """True for names of event files, as TensorBoard tells them."""
     return "tfevents" in name
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.logs.files import flat
-from isoflop.logs.logged import Columns, ImportProblem, Logged, number, plain, whole, why
+from isoflop.logs.logged import Columns, ImportProblem, Logged, number, read_each, whole, why
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -74,7 +74,7 @@ def read_offline(source: str | os.PathLike[str], named: Collection[str] = ()) ->
 
 
 def _records(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Kind and content of each record, as W&B's own command prints them; what it complains of is told."""
+    """Kind and content of each record, as W&B's own command prints them; its complaints are problems."""
     if find_spec("wandb") is None:
         raise ImportProblem(f"{path}: a run of W&B is read by wandb, which is not installed: {PACKAGE}")
     with _with_suffix(path) as file, tempfile.TemporaryFile() as complaints:
@@ -140,15 +140,9 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
         runs = [api.run("/".join(parts))] if len(parts) == 3 else list(api.runs("/".join(parts)))
     except Exception as error:  # whatever its client raises: no network, no login, no such run
         raise ImportProblem(f"{address}: W&B gave {why(error)}; is `wandb login` done?") from None
-    found, failures = [], []
-    for run in runs:
-        try:
-            found.append(_fetched(run, f"{PREFIX}{parts[0]}/{parts[1]}", named))
-        except Exception as error:  # of a broken run; the others are imported
-            failures.append(f"{address}: run {plain(str(getattr(run, 'id', '?')))}: W&B gave {why(error)}")
-    if not found:
-        raise ImportProblem("; ".join(failures[:3]) or f"{address}: expected runs, got none")
-    return [replace(found[0], problems=tuple(failures)), *found[1:]]
+    project = f"{PREFIX}{parts[0]}/{parts[1]}"
+    ids = [(str(getattr(run, "id", "?")), run) for run in runs]
+    return read_each(address, "W&B", ids, lambda run: _fetched(run, project, named))
 
 
 def _fetched(run: Any, project: str, named: Collection[str]) -> Logged:
@@ -163,7 +157,7 @@ TRAINERS = {
     "trainer/global_step": (1, "steps are trainer/global_step, which Lightning counts from 0: one is added"),
     "train/global_step": (0, "steps are train/global_step"),
 }
-"""Keys of the trainer's own step, what is added to it, and what is said of it."""
+"""Key of the trainer's own step → what is added to it, and the note on it."""
 
 
 def _columns(rows: Iterable[Mapping[str, Any]], named: Collection[str]) -> tuple[Columns, str]:

@@ -1,4 +1,4 @@
-"""One line of a record, to bytes and back: strict when written, forgiving and bounded when read."""
+"""Lines of a record: strict JSON when written; parsed in bounded memory, with problems noted, when read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from isoflop.record.provenance import MAX_INT, json_safe
 from isoflop.record.run import SCHEMA_VERSION, Point
 
 MAX_LINE_BYTES = 1 << 20
-_MAX_PROBLEMS = 20  # told one by one; the others are counted
+_MAX_PROBLEMS = 20
 _MAX_STEP = 2**63 - 1
 _MAX_SECONDS = 2.5e11  # the year 9892: later ones overflow what shows dates
 
@@ -26,7 +26,7 @@ _KNOWN = {"event", "isoflop", "versions", "loss_units", "parameters", *_TEXTS, *
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """One line of strict JSON (UTF-8, no NaN, at most `MAX_LINE_BYTES`) of a record, whatever it holds."""
+    """Any event as a line of strict JSON: UTF-8, no NaN, at most `MAX_LINE_BYTES`."""
     for max_items in (1000, 100, 10):
         plain = {
             key: json_safe(value, max_items=max_items, hide_secrets=key not in _BY_LOSS)
@@ -54,7 +54,7 @@ def _dump(plain: dict[str, Any]) -> bytes:
 
 
 class Problems:
-    """What was wrong with a file, place by place; the first ones told, the others counted.
+    """Problems found in a file, with their places: the first 20 as texts, a count of the others.
 
     Attributes:
         source: the file.
@@ -63,19 +63,19 @@ class Problems:
 
     def __init__(self, source: str) -> None:
         self.source, self.at = source, ""
-        self._told: list[str] = []
+        self._texts: list[str] = []
         self._count = 0
 
     def add(self, expected: str, got: object, at: str | None = None) -> None:
-        """Tell what a place (the current one) should have held, and what it holds."""
+        """Note what was expected at a place (the current one), and what is there."""
         self._count += 1
         if self._count <= _MAX_PROBLEMS:
-            self._told.append(f"{self.source}{self.at if at is None else at}: expected {expected}, got {shown(got)}")
+            self._texts.append(f"{self.source}{self.at if at is None else at}: expected {expected}, got {shown(got)}")
 
     def all(self) -> tuple[str, ...]:
         """The texts, `file:line: expected …, got …`."""
-        more = self._count - len(self._told)
-        return (*self._told, f"{self.source}: and {more} more") if more else tuple(self._told)
+        more = self._count - len(self._texts)
+        return (*self._texts, f"{self.source}: and {more} more") if more else tuple(self._texts)
 
 
 def shown(value: object) -> str:
@@ -133,7 +133,7 @@ def _finite(text: str) -> float:
 
 
 def header_fields(record: dict[str, Any], problems: Problems) -> dict[str, Any] | None:
-    """The arguments of `Run` that a header line gives; None, and told, where it has no schema version."""
+    """Arguments of `Run` from a header line; None, with a problem, if it has no schema version."""
     schema = whole(record.get("isoflop"))
     if not schema:
         problems.add('a schema version in the header\'s "isoflop"', record.get("isoflop"))
@@ -160,7 +160,7 @@ def header_fields(record: dict[str, Any], problems: Problems) -> dict[str, Any] 
 
 
 def point_from(record: dict[str, Any], problems: Problems) -> Point | None:
-    """A line's point without the values that can't be right, each told; None without a step."""
+    """A line's point without its invalid values, each a problem; None without a step."""
     step = step_of(record, problems)
     if step is None:
         return None
@@ -181,7 +181,7 @@ def point_from(record: dict[str, Any], problems: Problems) -> Point | None:
 
 
 def step_of(record: dict[str, Any], problems: Problems) -> int | None:
-    """The line's step; None, and told, where it has none."""
+    """A line's step; None, with a problem, if it has none."""
     step = whole(record.get("step"))
     if step is None or step > _MAX_STEP:
         problems.add("a step (a whole number from 0)", record.get("step"))
@@ -232,7 +232,7 @@ _CONVERT: dict[str, Callable[[object], Any]] = {
 def _items(
     name: str, given: object, convert: Callable[[object], Any], problems: Problems, *, unknown: bool = False
 ) -> dict[str, Any]:
-    """The items of an object whose values convert, the others told; nulls stay where `unknown`."""
+    """Items of an object whose values convert, each other one a problem; nulls stay if `unknown`."""
     if not isinstance(given, dict):
         if given is not None:
             problems.add(f"{name} to be an object", given)

@@ -1,4 +1,4 @@
-"""Where a record lies: a folder of this machine, or a URL that fsspec opens (s3://, gs://, memory:// …)."""
+"""Locations of records: paths of this machine, and URLs that fsspec opens (s3://, gs://, memory:// …)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_text(given: str | os.PathLike[str]) -> str:
 
 
 def is_url(given: str | os.PathLike[str]) -> bool:
-    """Whether fsspec is needed to reach it."""
+    """True for a URL, which fsspec is needed for."""
     return isinstance(location_of(given), str)
 
 
@@ -152,7 +152,7 @@ def write_bytes(location: Location, content: bytes) -> None:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file of this name is a record."""
+    """True for the file names of records, `isoflop-<run_id>.jsonl`."""
     return name.startswith("isoflop-") and name.endswith(".jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Where a run came from: git, library versions, and any configuration as plain, bounded JSON values."""
+"""Provenance of a run: git commit, library versions, and any configuration as plain, bounded JSON values."""
 
 from __future__ import annotations
 

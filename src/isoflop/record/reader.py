@@ -1,4 +1,4 @@
-"""The reader of records: what a file says with its resumes applied; what is broken is told, not raised."""
+"""Reader of records: applies resumes and updates; broken lines become `Run.problems`, not exceptions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     A resume line supersedes the points beyond its step. Of two lines of one step the later wins, value by
     value (its nulls, and the losses it doesn't name, leave the earlier line's). Lines and values that can't
-    be right are skipped and told in `Run.problems`. A last line that is still being written is left alone.
+    be right are skipped and listed in `Run.problems`. A last line that is still being written is left alone.
 
     Args:
         path: a file `isoflop-<run_id>.jsonl`, or its URL; may be written to meanwhile.
@@ -43,8 +43,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         if isinstance(location, str):
             return read_stream(io.BytesIO(read_bytes(location)), text)
         if not Path(text).is_file():  # a pipe would wait for ever
-            came = "a folder or device" if os.path.exists(text) else "no such file"
-            raise RecordError(f"Expected a record file at {text}, got {came}.")
+            found = "a folder or device" if os.path.exists(text) else "no such file"
+            raise RecordError(f"Expected a record file at {text}, got {found}.")
         with open(text, "rb") as stream:
             return read_stream(stream, text)
     except OSError as error:

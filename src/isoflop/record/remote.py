@@ -126,12 +126,12 @@ class RemoteLog(RecordLog):
 
 
 class Uploader:
-    """Uploads a growing file in a thread. Nothing here raises or waits but `flush`, which waits as long as it is told.
+    """Uploads a growing file in a thread. Nothing here raises or waits but `flush`, for the time given.
 
     Args:
         path: the file; only ever appended to.
         put: writes a whole object; may raise and may hang.
-        say: told once that an upload has failed; it is tried again for as long as the run lasts.
+        say: called once if an upload has failed; it is tried again for as long as the run lasts.
         uploaded: bytes that are known to be there already.
         every: seconds between two uploads, at least.
 

@@ -1,4 +1,4 @@
-"""What a record holds: `Run` (one training run), `Point` (one moment of it), N by convention; and the room's errors."""
+"""`Run` (one training run as its record holds it), `Point` (one moment of it), conventions of N, errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["running", "completed", "interrupted"]
 
 
 class RecordError(ValueError):
-    """A record can't be written or read; the text says what was expected, what came and what to do."""
+    """A record can't be written or read; the text says what was expected, what was found and what to do."""
 
 
 class RecordBusy(RecordError):

@@ -2,9 +2,9 @@
 
 With P points a doubling, point k is kept where k is a multiple of its stride 2^b, b = ⌈log2(k / 2P)⌉: every point up to
 2P, every 2nd up to 4P, every 4th up to 8P. The strides are powers of two, so the kept points nest, and they follow from
-k alone: a resumed run goes on as it began. `due` says so of one point, for the writer. `Digest` keeps such lines of a
-record that is already written, and all of the last ones, for readers of large records; of 100,000 lines 2,900 are left
-to be parsed.
+k alone: a resumed run goes on as it began. The writer asks `due` for each
+point. Readers of large records use `Digest`, which thins the lines of a file in the same way and keeps all of the last
+ones: of 100,000 lines 2,900 are left to be parsed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WRITTEN = b'{"event":"point"'  # as isoflop writes it
 
 
 def due(log_index: int, per_doubling: int = 512) -> bool:
-    """Whether the log interval of this index gets a point in the record.
+    """Decide if the log interval of this index gets a point in the record.
 
     n intervals give at most `per_doubling * (log2(n / per_doubling) + 2)` points for n ≥ `per_doubling`: with 512 of
     them, 10^4 intervals give 2,673, and 10^7 give 7,778 (about 3 MB).
@@ -145,7 +145,7 @@ class Digest:
                 )
 
     def record(self) -> bytes:
-        """What was kept, as a record, with the line that is still being written."""
+        """The kept lines as a record, with the line that is still being written."""
         lines = {**self._events, **self._train.lines(), **self._evaluations.lines()}
         return b"".join(lines[number] + b"\n" for number in sorted(lines)) + self._rest
 

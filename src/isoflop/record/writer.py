@@ -156,7 +156,7 @@ class RecordLog:
 
     @property
     def closed(self) -> bool:
-        """Whether the log is closed; a forked child (a DataLoader's worker) finds it closed."""
+        """True after `close`, and in a forked child (a DataLoader's worker)."""
         return not self._finalizer.alive
 
     def point(self, point: Point) -> None:
@@ -194,7 +194,7 @@ class RecordLog:
 
 
 def check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:
-    """Whether this record can be gone on with; see `RecordLog.resume` for what it raises."""
+    """Check that a record can be resumed at a step; raises as `RecordLog.resume` does."""
     if run.schema > SCHEMA_VERSION:
         raise RecordError(f"{run.path} is of schema {run.schema}, expected {SCHEMA_VERSION}: upgrade isoflop to go on.")
     for part, key in (("model", "class"), ("parameters", "total")):
