@@ -23,7 +23,6 @@ from isoflop.flops import (
     tensors_in,
     watch,
 )
-from isoflop.flops.calls import metas
 from models import TinyGPT, tokens
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -254,10 +253,9 @@ def test_shapes_keep_nothing_alive_and_metas_are_like_them():
     taken = shapes((Point(live, UserDict(c=X)),))
     assert taken[0].x["a"] == Shape((2, 3), torch.int32, False)
     assert taken[0].y == {"c": Shape((3, 4), torch.float32, False)}
-    (point,) = metas(taken)
-    assert (point.x["a"].device.type, point.x["a"].dtype, point.x["b"][0].requires_grad) == ("meta", torch.int32, True)
-    assert point.x["b"][1:] == [1, "two", None, True]
-    assert metas(shapes(torch.device("cpu"))) == torch.device("meta")
+    a, (b, *rest) = (taken[0].x[name] for name in "ab")
+    assert (a.meta().device.type, a.meta().dtype, b.meta().requires_grad) == ("meta", torch.int32, True)
+    assert rest == [1, "two", None, True]
     with pytest.raises(Uncountable, match="an argument of type object can't be copied"):
         shapes([object()])
 

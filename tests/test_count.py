@@ -29,11 +29,11 @@ from isoflop.flops import (
     count_measured,
     count_otherwise,
     measure_flops,
+    palm,
     run_once,
+    shape_of,
     shapes,
 )
-from isoflop.flops import count as counting
-from isoflop.flops.count import length_of, module_tree, tokens_of
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
 B, T = 2, 16
@@ -254,9 +254,20 @@ def test_rows_inside_of_alike_rows_are_added_up_too():
 
 
 def test_named_modules_stay_apart_however_alike():
-    twins = nn.ModuleDict({"one": nn.Linear(4, 4), "two": nn.Linear(4, 4)})
-    tree = module_tree(twins, {("one", "forward"): 7, ("two", "forward"): 7})
-    assert [(part.name, part.forward, part.count) for part in tree.parts] == [("one", 7, 1), ("two", 7, 1)]
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twins = nn.ModuleDict({"one": nn.Linear(4, 4), "two": nn.Linear(4, 4)})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.twins["one"](x)
+            y: torch.Tensor = self.twins["two"](x)
+            return y
+
+    tree = isoflop.count(Both(), torch.zeros(2, 4)).modules
+    assert tree is not None
+    (twins,) = tree.parts
+    assert [(part.name, part.forward, part.count) for part in twins.parts] == [("one", 64, 1), ("two", 64, 1)]
 
 
 # -- fallbacks ---------------------------------------------------------------------------------------------------------
@@ -362,7 +373,7 @@ def test_a_step_that_is_too_large_is_not_run(monkeypatch: pytest.MonkeyPatch):
     model.config = CONFIG  # type: ignore[assignment]
     for limit in ("RUN_AT_MOST", "RUN_AT_MOST_PARAMETERS"):
         with monkeypatch.context() as patch:
-            patch.setattr(counting, limit, 100)
+            patch.setattr(f"isoflop.flops.count.{limit}", 100)
             counted = isoflop.count(model, tokens(B, T))
         assert counted.method == FORMULA
         assert counted.reason.endswith("too large to be run for real")
@@ -386,7 +397,7 @@ def test_wrong_inputs_are_an_error_and_no_estimate(config: Any, monkeypatch: pyt
         Uncountable, match=r"Picky does not run on these inputs \(ValueError: expected a batch with lab"
     ):
         isoflop.count(model, tokens(B, T))
-    monkeypatch.setattr(counting, "RUN_AT_MOST", 0)
+    monkeypatch.setattr("isoflop.flops.count.RUN_AT_MOST", 0)
     with pytest.raises(Uncountable, match=r"can't run on the meta device \(ValueError: expected a batch with labels"):
         isoflop.count(model, tokens(B, T))
 
@@ -482,8 +493,27 @@ FRAMES = Shape((2, 80, 16), torch.float32, False)
     ],
 )
 def test_the_positions_of_a_call(args: Any, kwargs: Any, expected: Any):
-    call = Call(nn.Identity(), args, kwargs)
-    assert (tokens_of(call), length_of(call)) == expected
+    class Anything(nn.Linear):
+        """Takes whatever it is given, can't be measured, and has a shape that PaLM's formula needs the length for."""
+
+        config = CONFIG
+
+        def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            raise RuntimeError("no meta kernel")
+
+    with torch.device("meta"):
+        model = Anything(4, 5)
+    call = Call(model, args, kwargs)
+    if expected == (None, None):
+        with pytest.raises(Uncountable):
+            count_otherwise(model, call, "because")
+        return
+    positions, length = expected
+    counted = count_otherwise(model, call, "because")
+    N = counted.parameters.active_matrices
+    assert N is not None and counted.method == FORMULA
+    assert counted.tokens == positions
+    assert counted.estimate == palm(N, shape_of(CONFIG), length) * positions
 
 
 # -- the live model ----------------------------------------------------------------------------------------------------

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+import isoflop
 from hand import Entry, adapt, checkpointed
 from isoflop.flops import Call, Opinion, opinions, shapes, tensors_in
-from isoflop.flops.count import count
-from isoflop.flops.measure import differentiated
-from isoflop.flops.other_counters import by_flop_counter_mode, by_fvcore, by_huggingface
 from zoo import ZOO
 
 BATCH = 2
@@ -39,7 +37,7 @@ def call_of(model: nn.Module, inputs: dict[str, Any]) -> Call:
 
 def asked(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Opinion]:
     call = call_of(model, inputs)
-    return {opinion.counter.split()[0]: opinion for opinion in opinions(model, call, count(model, **inputs))}
+    return {opinion.counter.split()[0]: opinion for opinion in opinions(model, call, isoflop.count(model, **inputs))}
 
 
 @pytest.fixture
@@ -63,6 +61,7 @@ REAL = [
 ]
 
 
+@without_fvcore
 @pytest.mark.parametrize(("name", "attention", "checkpointing"), REAL)
 def test_flop_counter_mode_says_the_same_of_a_real_step_on_a_cpu(name: str, attention: str, checkpointing: str | None):
     from torch.utils.flop_counter import FlopCounterMode
@@ -70,13 +69,11 @@ def test_flop_counter_mode_says_the_same_of_a_real_step_on_a_cpu(name: str, atte
     _, model, inputs = built(name, attention)
     model = checkpointed(model, checkpointing)
     with FlopCounterMode(display=False) as theirs:
-        (root,) = differentiated(model(**inputs))
-        root.backward()
-    flops, terms = by_flop_counter_mode(model, call_of(model, inputs))
-    assert flops == theirs.get_total_flops()
-    ours = count(model, **inputs).flops
-    assert ours is not None
-    assert flops - ours.model == sum(terms.values())
+        output = model(**inputs)
+        output["loss" if "loss" in output else "logits"].sum().backward()
+    found = asked(model, inputs)["torch"]
+    assert found.flops == theirs.get_total_flops()
+    assert not any(reason.startswith("everything else") for reason in found.reasons)
 
 
 @without_fvcore
@@ -143,9 +140,7 @@ def test_fvcore_says_the_same_of_real_tensors(name: str):
     from fvcore.nn import FlopCountAnalysis
 
     _, model, inputs = built(name)
-    call = call_of(model, inputs)
-    counted = count(model, **inputs)
-    flops, _ = by_fvcore(model, call, counted)
+    flops = asked(model, inputs)["fvcore"].flops
     real = FlopCountAnalysis(Tensors(model, list(inputs)), tuple(inputs.values()))
     real.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     assert flops == 2 * real.total()
@@ -172,16 +167,14 @@ EXPLAINED = [
 ]
 
 
+@without_fvcore
 @pytest.mark.parametrize(("name", "lora"), EXPLAINED)
 def test_total_flos_is_the_trainers(name: str, lora: bool):
     from transformers import Trainer
 
     entry, model, inputs = built(name)
     model = adapt(model, entry.adapted) if lora else model
-    call = call_of(model, inputs)
-    counted = count(model, **inputs)
-    flops, _ = by_huggingface(call, counted)
-    assert flops == Trainer.floating_point_ops(SimpleNamespace(model=model), inputs)  # type: ignore[arg-type]
+    assert asked(model, inputs)["Hugging"].flops == Trainer.floating_point_ops(SimpleNamespace(model=model), inputs)  # type: ignore[arg-type]
 
 
 @without_fvcore
@@ -230,7 +223,7 @@ class Choosy(nn.Linear):
 def test_whatever_fails_is_a_reason():
     model = Choosy(4, 5)
     call = call_of(model, {"x": torch.zeros(3, 4)})
-    counted = count(model, torch.zeros(3, 4))  # on one real step
+    counted = isoflop.count(model, torch.zeros(3, 4))  # on one real step
     fvcore, theirs, huggingface = opinions(model, call, counted)
     assert fvcore.flops is theirs.flops is huggingface.flops is None
     assert theirs.ours == counted.model_flops == 240

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from isoflop.flops.totals import _ranks_of_one_batch
+from isoflop.flops import data_parallel_ranks
 from tiny import (
     Rows,
     TinyLM,
@@ -410,5 +410,10 @@ class Placed:
         (Placed((2, 2, 2), "SSS", ("dp", "ep", "tp")), True, 2),
     ],
 )
-def test_a_parameter_shows_how_many_ranks_share_a_batch(parameter: Any, fully_sharded: bool, ranks: int) -> None:
-    assert _ranks_of_one_batch(parameter, fully_sharded) == ranks
+def test_a_parameter_shows_how_many_ranks_share_a_batch(
+    parameter: Any, fully_sharded: bool, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isoflop.flops.totals.world_size", lambda: 64)
+    modules = [type("FSDPModule", (), {})()] if fully_sharded else []
+    model: Any = SimpleNamespace(parameters=lambda: iter([parameter]), modules=lambda: iter(modules))
+    assert data_parallel_ranks(model) == (None if ranks == 1 else 64 // ranks)

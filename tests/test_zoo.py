@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import pytest
@@ -12,9 +14,9 @@ import torch
 from torch import nn
 
 from hand import Entry, adapt, checkpointed, count, linear
-from isoflop.flops import Call, Measurement, count_parameters, measure_flops, shapes
+from isoflop.flops import Call, Measurement, Uncountable, count_parameters, measure_flops, shapes
 from zoo import ZOO
-from zoo_further import FURTHER
+from zoo_further import FURTHER, UNCOUNTABLE
 from zoo_mamba import mamba2_products, mamba_products
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
@@ -193,3 +195,89 @@ def test_torchs_counter_sees_as_much_in_a_real_step(name: str, checkpointing: st
     products = entry.products(BATCH, length)
     expected = count(products, lora=lora, checkpointing=checkpointing, inputs_require_grad=hooked)
     assert counter.get_total_flops() == expected.hardware
+
+
+# -- fvcore's opinion of further architectures: TorchScript's trace against torch's dispatcher ------------------------
+
+PRODUCTS = {"conv", "linear", "matmul", "addmm", "bmm", "einsum"}
+
+
+class Positional(nn.Module):
+    """fvcore traces with positional tensors."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.tensors = [key for key, value in inputs.items() if isinstance(value, torch.Tensor)]
+        self.others = {key: value for key, value in inputs.items() if key not in self.tensors}
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.model(**dict(zip(self.tensors, tensors, strict=True)), **self.others).loss
+
+
+def by_fvcore(model: Any, inputs: dict[str, Any]) -> int:
+    """FLOPs of the forward pass's products: fvcore counts multiply-adds, in a TorchScript trace of a real run."""
+    from fvcore.nn import FlopCountAnalysis
+
+    if isinstance(getattr(model.config, "num_experts_per_tok", None), int):
+        model.set_experts_implementation("batched_mm")  # it does not know the grouped product
+    tensors = tuple(value for value in inputs.values() if isinstance(value, torch.Tensor))
+    analysis = FlopCountAnalysis(Positional(model, inputs), tensors)
+    analysis.unsupported_ops_warnings(False).tracer_warnings("none")
+    return round(2 * sum(flops for operator, flops in analysis.by_operator().items() if operator in PRODUCTS))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", FURTHER)
+def test_agrees_with_fvcore(name: str):
+    further = FURTHER[name]
+    model, inputs = further.build(), further.inputs()
+    found = measured(model, **inputs)
+    # a backward pass costs two forward ones, but for gradients of what is no activation
+    assert found.flops.model == found.flops.hardware == 3 * by_fvcore(model, inputs) - further.unneeded
+    assert found.without_formula == frozenset()
+
+
+@pytest.mark.parametrize("name", UNCOUNTABLE)
+def test_what_needs_its_datas_values_says_so(name: str):
+    further = UNCOUNTABLE[name]
+    with pytest.raises(Uncountable) as caught:
+        measured(further.build(), **further.inputs())
+    assert str(caught.value).startswith(f"{further.model} can't run on the meta device (")
+
+
+class Encoder(nn.Module):
+    """A block with attention written out (fvcore counts fused attention 0), after a grouped and a plain convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv1d(6, 32, kernel_size=4, stride=4)
+        self.mixing = nn.Conv1d(32, 32, kernel_size=3, padding=1, groups=8)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 128), nn.Linear(128, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mixing(self.patches(x)).transpose(1, 2)
+        b, t, d = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(torch.matmul(q, k.transpose(2, 3)) / math.sqrt(8), dim=-1)
+        x = x + self.out(torch.matmul(weights, v).transpose(1, 2).reshape(b, t, d))
+        return x + self.down(torch.relu(self.up(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_forward_flops_are_twice_fvcores_multiply_adds() -> None:
+    from fvcore.nn import FlopCountAnalysis
+
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    model, x = Encoder().requires_grad_(False), torch.randn(2, 6, 64)
+    forward_alone = measure_flops(model, [Call(model, shapes((x,)), {})]).flops
+    assert forward_alone.model == 2 * FlopCountAnalysis(model, x).total() > 0
+
+
+def test_backward_is_twice_the_forward_less_the_inputs_gradient() -> None:
+    model, x = Encoder(), torch.randn(2, 6, 64)
+    both = measure_flops(model, [Call(model, shapes((x,)), {})]).flops.model
+    forward = measure_flops(model.requires_grad_(False), [Call(model, shapes((x,)), {})]).flops.model
+    first = 2 * (6 * 4 * 32) * 2 * 16  # nobody needs the gradient of x
+    assert both == 3 * forward - first

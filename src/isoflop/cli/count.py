@@ -1,28 +1,23 @@
-"""`isoflop count MODEL`: parameters by convention and FLOPs of one training step by module, allocating nothing.
-
-What `isoflop count` prints: parameters and FLOPs by convention, the tree by module, other counters' opinions.
-"""
+"""`isoflop count`: parameters and FLOPs of one training step by convention and by module, beside other counters."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, print_json, tell
+from isoflop.cli.common import AsJson, print_json, reported, tell
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from isoflop.flops.calls import Call
-    from isoflop.flops.count import ModuleCount, StepCount
-    from isoflop.flops.open_model import Opened
+    from isoflop.flops import Call, ModuleCount, Opened, Opinion, StepCount
 
 
 def count(
@@ -72,11 +67,10 @@ def count(
     # what a user's code prints is no part of the output
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
-        from isoflop.flops.calls import Uncountable
+        from isoflop.flops import Uncountable, describe_call, opinions
         from isoflop.flops.open_model import open_model
-        from isoflop.lookup import CannotOpen
 
-        try:
+        with reported("count", Uncountable):
             opened = open_model(model, module_class, trust)
             if opened.note:
                 tell("count", opened.note)
@@ -84,56 +78,38 @@ def count(
                 build = opened.build
                 opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
             call, counted = _count(opened, batch, seq, inputs or [])
-        except (CannotOpen, Uncountable, ValueError) as error:
-            tell("count", error)
-            raise typer.Exit(1) from None
-        opinions: tuple[Any, ...] = ()
-        if compare:
-            from isoflop.flops.other_counters import opinions as others
-
-            opinions = others(opened.model, call, counted)
+        others = opinions(opened.model, call, counted) if compare else ()
     if as_json:
-        print_json(as_object(counted, opinions if compare else None))
-        return
-    from isoflop.flops.open_model import describe_call
-
-    print_count(opened.name, describe_call(call), counted, opinions, depth)
+        print_json(as_object(counted, others if compare else None))
+    else:
+        print_count(opened.name, describe_call(call), counted, others, depth)
 
 
 def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str]) -> tuple[Call, StepCount]:
-    from isoflop.flops.calls import Uncountable
-    from isoflop.flops.count import count_measured, count_otherwise
-    from isoflop.flops.open_model import (
-        DEFAULT_LENGTH,
-        candidate_calls,
-        context_of,
-        describe_call,
-        parse_input,
-        unnamed,
-    )
+    from isoflop.flops import Uncountable, candidate_calls, context_of, count_measured, count_otherwise, parse_input
+    from isoflop.flops.open_model import DEFAULT_LENGTH, describe_call, unnamed
 
-    context = context_of(opened.model)
+    model = opened.model
+    context = context_of(model)
     length = seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if context is not None and length > context:
-        tell(
-            "count",
-            f"the model is made for {context:,} positions, fewer than --seq {length:,}; counted as if it had them",
-        )
+        fewer = f"the model is made for {context:,} positions, fewer than --seq {length:,}"
+        tell("count", f"{fewer}; counted as if it had them")
     given = dict(parse_input(text, batch, length) for text in inputs)
-    calls = candidate_calls(opened.model, batch, length, given)
-    for name in unnamed(opened.model, given):
-        tell("count", f"{type(opened.model).__name__}.forward names no input {name!r}: it may do nothing with it")
+    calls = candidate_calls(model, batch, length, given)
+    for name in unnamed(model, given):
+        tell("count", f"{type(model).__name__}.forward names no input {name!r}: it may do nothing with it")
     tokens = batch * seq if seq is not None else None
     reasons: list[str] = []
     for call in calls:
         try:
-            return call, count_measured(opened.model, call, tokens)
+            return call, count_measured(model, call, tokens)
         except Uncountable as reason:
             reasons.append(str(reason))
     failures: list[str] = []
     for call, why in zip(calls, reasons, strict=True):
         try:
-            return call, count_otherwise(opened.model, call, why, opened.build, tokens)
+            return call, count_otherwise(model, call, why, opened.build, tokens)
         except Uncountable as failure:
             failures.append(f"with {describe_call(call)}: {failure}")
     tried = "\n  ".join(failures)
@@ -151,7 +127,7 @@ def _checkpointed(model: nn.Module) -> nn.Module:
     return model
 
 
-def as_object(counted: StepCount, opinions: tuple[Any, ...] | None = None) -> dict[str, Any]:
+def as_object(counted: StepCount, opinions: Sequence[Opinion] | None = None) -> dict[str, Any]:
     """The object that `--json` prints: exact integers, null for what is unknown."""
     flops = counted.flops
     result: dict[str, Any] = {
@@ -166,42 +142,24 @@ def as_object(counted: StepCount, opinions: tuple[Any, ...] | None = None) -> di
         "uncounted": list(counted.uncounted),
     }
     if opinions is not None:
-        result["compare"] = [
-            {
-                "counter": opinion.counter,
-                "convention": opinion.convention,
-                "flops": opinion.flops,
-                "ours": opinion.ours,
-                "difference": opinion.difference,
-                "reasons": list(opinion.reasons),
-            }
-            for opinion in opinions
-        ]
+        keys = ("counter", "convention", "flops", "ours", "difference", "reasons")
+        result["compare"] = [{key: getattr(opinion, key) for key in keys} for opinion in opinions]
     return result
 
 
-_N = (
-    ("total", "every parameter once"),
-    ("trainable", "with requires_grad"),
-    ("non_embedding", "no embeddings, no head (Kaplan 2020)"),
-    ("non_embedding_with_head", "head counted (Porian 2024)"),
-    ("active", "what a token passes through"),
-)
+# -- for people --------------------------------------------------------------------------------------------------------
 
-_BY_MODULE = "By module (step: forward and backward)"
-_LISTS = ("ModuleList", "ModuleDict", "Sequential")
+_CONVENTIONS = {
+    "total": "every parameter once",
+    "trainable": "with requires_grad",
+    "non_embedding": "no embeddings, no head (Kaplan 2020)",
+    "non_embedding_with_head": "head counted (Porian 2024)",
+    "active": "what a token passes through",
+}
 
 
-def print_count(name: str, inputs: str, counted: StepCount, opinions: Iterable[Any] = (), depth: int = 4) -> None:
-    """Print a step's count for people; numbers for machines are in `--json`.
-
-    Args:
-        name: the model's.
-        inputs: of the step, as text.
-        counted: what was counted.
-        opinions: other counters' (`isoflop.flops.other_counters`).
-        depth: levels of the module tree.
-    """
+def print_count(name: str, inputs: str, counted: StepCount, opinions: Sequence[Opinion], depth: int) -> None:
+    """Print the count of a step of the model `name` on `inputs`, with `depth` levels of its modules."""
     from rich.console import Console
     from rich.text import Text
 
@@ -217,12 +175,11 @@ def print_count(name: str, inputs: str, counted: StepCount, opinions: Iterable[A
     console.print(_flops_table(counted))
     if counted.modules is not None and depth:
         console.print(_module_table(counted.modules, depth, console.width))
-    opinions = tuple(opinions)
     if opinions:
         console.print(_opinion_table(opinions))
-        for opinion in opinions:
-            for reason in opinion.reasons:
-                console.print(Text(f"  {opinion.counter}: {reason}"), soft_wrap=True)
+    for opinion in opinions:
+        for reason in opinion.reasons:
+            note(f"  {opinion.counter}: {reason}", "")
     note(f"Counted by: {counted.method}", "dim")
     if counted.reason:
         note(f"Not in a better way, because: {counted.reason}")
@@ -233,35 +190,33 @@ def print_count(name: str, inputs: str, counted: StepCount, opinions: Iterable[A
         note(f"Counted 0, for no formula is known: {names}. isoflop.register_flop_formula adds one")
 
 
-def _table(title: str, *columns: str, right: int = 1) -> Any:
+def _table(title: str, words: Sequence[str], numbers: Sequence[str], remark: bool = False) -> Any:
+    """Columns of words (the first is never cut), of numbers, and of a remark."""
     from rich import box
     from rich.table import Table
 
     # at 80 columns the spare spaces of rich's own layout are needed
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if right <= i else "left", no_wrap=right <= i)
+    for i, column in enumerate(words):
+        table.add_column(column, no_wrap=i == 0)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    if remark:
+        table.add_column("")
     return table
 
 
-def _in_words(table: Any) -> None:
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
-
-
 def _parameter_table(counted: StepCount) -> Any:
-    table = _table(f"Parameters N, counted {counted.parameters.method}", "convention", "N", "")
-    _in_words(table)
-    counts = counted.parameters.by_convention()
-    for name, meaning in _N:
-        table.add_row(name, _whole(counts[name]), meaning)
+    table = _table(f"Parameters N, counted {counted.parameters.method}", ["convention"], ["N"], remark=True)
+    for name, count in counted.parameters.by_convention().items():
+        table.add_row(name, _whole(count), _CONVENTIONS[name])
     return table
 
 
 def _flops_table(counted: StepCount) -> Any:
     title = "FLOPs of the step, forward and backward (1 multiply-add = 2)"
-    a_token = ("a token",) if counted.tokens else ()
-    table = _table(title, "convention", "FLOPs", *a_token, "to model", "")
-    _in_words(table)
+    a_token = ["a token"] if counted.tokens else []
+    table = _table(title, ["convention"], ["FLOPs", *a_token, "to model"], remark=True)
     model, flops = counted.model_flops, counted.flops
     rows = [("model", model, "attention in full, nothing twice" if flops else "estimated")]
     if flops is not None:
@@ -269,52 +224,55 @@ def _flops_table(counted: StepCount) -> Any:
         rows.append(("causal", flops.causal, "attention counted half"))
     rows.append(("6·N·D", counted.six_nd, "N non-embedding, active"))
     for name, value, meaning in rows:
-        each = (_flops(None if value is None else value / counted.tokens),) if counted.tokens else ()
+        each = [_flops(None if value is None else value / counted.tokens)] if counted.tokens else []
         ratio = "–" if value is None or not model else f"{value / model:.1%}"
         table.add_row(name, _flops(value), *each, ratio, meaning)
     return table
 
 
 def _module_table(root: ModuleCount, depth: int, width: int) -> Any:
-    rows = list(_rows(root, depth))
+    """The tree; where `width` is short, first without forward FLOPs, then without the modules' kinds."""
+    names, kinds, modules = zip(*_rows(root, depth), strict=True)
     columns = {
-        "parameters": [_whole(module.parameters) for *_, module in rows],
-        "forward": [_flops(module.forward) for *_, module in rows],
-        "step": [_flops(module.model) for *_, module in rows],
-        "hardware": [_flops(module.hardware) for *_, module in rows],
-        "share": [f"{module.model / root.model:.1%}" if root.model else "–" for *_, module in rows],
+        "parameters": [_whole(module.parameters) for module in modules],
+        "forward": [_flops(module.forward) for module in modules],
+        "step": [_flops(module.model) for module in modules],
+        "hardware": [_flops(module.hardware) for module in modules],
+        "share": [f"{module.model / root.model:.1%}" if root.model else "–" for module in modules],
     }
     if root.hardware == root.model:
         del columns["hardware"]
 
-    names, kinds = [name for name, *_ in rows], [kind for _, kind, _ in rows]
-    widest = max(map(len, kinds))
-
-    def left() -> int:  # for the kinds
+    def room() -> int:  # for the kinds
         widths = [max(map(len, (title, *cells))) for title, cells in columns.items()]
         return width - sum(size + 2 for size in (max(map(len, names)), *widths)) - 3
 
-    if left() < min(widest, 16):
+    widest = max(map(len, kinds))
+    if room() < min(widest, 16):
         del columns["forward"]
-    room = left()
-    cells = list(zip(*columns.values(), strict=True))
-    if room < min(widest, 8):
-        table = _table(_BY_MODULE, "module", *columns)
-    else:
-        table = _table(_BY_MODULE, "module", "", *columns, right=2)
-        table.columns[1].no_wrap = True
-        cells = [
-            (kind if len(kind) <= room else f"{kind[: room - 1]}…", *row)
-            for kind, row in zip(kinds, cells, strict=True)
-        ]
-    table.columns[0].no_wrap = True
-    for name, row in zip(names, cells, strict=True):
-        table.add_row(name, *row)
+    with_kinds = room() >= min(widest, 8)
+    title = "By module (step: forward and backward)"
+    table = _table(title, ["module", ""] if with_kinds else ["module"], list(columns))
+    if with_kinds:
+        table.columns[1].no_wrap, table.columns[1].max_width = True, room()
+    for name, kind, *cells in zip(names, kinds, *columns.values(), strict=True):
+        table.add_row(name, *([kind] if with_kinds else []), *cells)
     return table
 
 
 def _rows(module: ModuleCount, depth: int, lead: str = "", branch: str = "") -> Iterator[tuple[str, str, ModuleCount]]:
-    name, kind, module, parts = _chain(module)
+    """Name with its branches of the tree, kind, and module, a row each; a list and its layers are one row."""
+    name, kind = module.name, module.kind
+    while True:
+        # what neither computes nor holds anything (dropout, activations) would hide what does
+        parts = [part for part in module.parts if part.parameters or part.model]
+        if not name or len(parts) != 1 or _sums(parts[0]) != _sums(module):
+            break
+        (part,) = parts
+        lists = ("ModuleList", "ModuleDict", "Sequential")
+        if module.kind not in lists and part.kind not in lists:
+            break
+        name, kind, module = f"{name}.{part.name}", kind if part.kind in lists else part.kind, part
     times = f"{module.count}× " if module.count > 1 else ""
     yield f"{lead}{branch}{name or '(model)'}", times + kind, module
     if depth == 0:
@@ -324,26 +282,12 @@ def _rows(module: ModuleCount, depth: int, lead: str = "", branch: str = "") -> 
         yield from _rows(part, depth - 1, lead, "└ " if i == len(parts) - 1 else "├ ")
 
 
-def _chain(module: ModuleCount) -> tuple[str, str, ModuleCount, list[ModuleCount]]:
-    """A module as one row with its only part, where one of the two is a mere list: `layers.0–31`."""
-    name, kind = module.name, module.kind
-    while True:
-        # what neither computes nor holds anything (dropout, activations) would hide what does
-        parts = [part for part in module.parts if part.parameters or part.model]
-        alone = len(parts) == 1 and _sums(parts[0]) == _sums(module)
-        if not name or not alone or not {module.kind, parts[0].kind} & {*_LISTS}:
-            return name, kind, module, parts
-        module = parts[0]
-        name = f"{name}.{module.name}"
-        kind = kind if module.kind in _LISTS else module.kind
-
-
 def _sums(module: ModuleCount) -> tuple[int, ...]:
     return module.parameters, module.forward, module.model, module.hardware
 
 
-def _opinion_table(opinions: tuple[Any, ...]) -> Any:
-    table = _table("Other counters, each in its own scope", "counter", "scope", "theirs", "ours", "difference", right=2)
+def _opinion_table(opinions: Sequence[Opinion]) -> Any:
+    table = _table("Other counters, each in its own scope", ["counter", "scope"], ["theirs", "ours", "difference"])
     for opinion in opinions:
         difference = "–" if opinion.difference is None else f"{opinion.difference:+.2%}"
         table.add_row(opinion.counter, opinion.convention, _flops(opinion.flops), _flops(opinion.ours), difference)

@@ -1,14 +1,11 @@
-"""FLOPs of what runs inside a `with` block, counted at torch's dispatcher, matrix products and convolutions.
+"""FLOPs of what runs inside a `with` block, counted at torch's dispatcher: matrix products and convolutions.
 
 The formulas are in `operators`. torch's `FlopCounterMode` itself is not used: it counts recomputation under activation
 checkpointing as model FLOPs, SDPA on CPU as 0, and switches torch.compile off for good (pytorch#190286).
 
-Which products of two activations are attention: QKᵀ, whose result meets a softmax, and AV, which multiplies that.
-
-A causal mask would need half of these. A state-space model's scan or a linear attention multiplies two activations
-too, but masks nothing away: what meets no softmax is no attention here.
-
-Which module of a model computes: forward passes by what is being called, backward passes by what built the graph.
+Attention is counted apart, for a causal mask needs half of it: QKᵀ, a product of two activations whose result meets a
+softmax, and AV, which multiplies that. A state-space model's scan or a linear attention meets no softmax, and masks
+nothing away.
 """
 
 from __future__ import annotations
@@ -35,6 +32,7 @@ from isoflop.flops.operators import (
     is_attention_kernel,
     operator_name,
 )
+from isoflop.flops.parameters import storage_number
 from isoflop.flops.twin import Made
 
 aten = torch.ops.aten
@@ -43,11 +41,11 @@ _SOFTMAX = {aten._softmax, aten._safe_softmax, aten._sparse_softmax}
 
 
 class AttentionProducts:
-    """Follows the results of such products through a forward pass; says what is known to be attention."""
+    """Follows the results of products of two activations through a forward pass, to the softmax or not."""
 
     def __init__(self) -> None:
-        # storage → the products it comes from, and whether a softmax has been passed. No tensor is kept alive: a
-        # freed storage's number is given out again, by an operator that is seen here and forgets the old one.
+        # storage → the products it comes from, True past a softmax. No tensor is kept alive: a freed storage's
+        # number is given out again, by an operator that is seen here and forgets the old one.
         self._followed: dict[int, tuple[frozenset[int], bool]] = {}
         self._waiting: dict[int, int] = {}  # product → its FLOPs, until it is known to be attention
         self._number = 0
@@ -89,20 +87,16 @@ class AttentionProducts:
     def _of(self, tensor: Any) -> tuple[frozenset[int], bool]:
         if not isinstance(tensor, torch.Tensor):
             return frozenset(), False
-        return self._followed.get(_storage(tensor), (frozenset(), False))
+        return self._followed.get(storage_number(tensor), (frozenset(), False))
 
     def _follow(self, outputs: Iterable[Any], products: frozenset[int], passed: bool) -> None:
         for output in outputs:
             if not isinstance(output, torch.Tensor):
                 continue
             if products or passed:
-                self._followed[_storage(output)] = (products, passed)
+                self._followed[storage_number(output)] = (products, passed)
             else:
-                self._followed.pop(_storage(output), None)
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+                self._followed.pop(storage_number(output), None)
 
 
 Phase = Literal["forward", "backward", "recomputed"]
@@ -113,8 +107,8 @@ Phase = Literal["forward", "backward", "recomputed"]
 class FlopCount:
     """FLOPs of one forward and backward pass, exact integers.
 
-    `model`: what the mathematics needs (Chowdhery et al. 2022: "model FLOPs"), attention in full.
-    `hardware`: with what activation checkpointing computes again.
+    `model`: without recomputation (Chowdhery et al. 2022: "model FLOPs"), attention in full.
+    `hardware`: with the forward passes that activation checkpointing repeats.
     `attention`: the part of `model` in products of two activations (QKᵀ, AV and their gradients); a causal mask
     would need half of it.
     """
@@ -136,7 +130,7 @@ class FlopCount:
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts the FLOPs of the operators that run inside it; changes nothing of what they compute.
+    """Counts the FLOPs of the operators that run inside it, and changes none of their results.
 
     `on_operator(packet, args, kwargs, output, is_forward)`, if given, sees every operator (the parameters' tracer
     listens there); it may return True to say that the operator's operands hold a parameter. `made`, if given, gets a
@@ -164,7 +158,7 @@ class FlopCounter(TorchDispatchMode):
 
     @property
     def count(self) -> FlopCount:
-        """What has been counted so far."""
+        """FLOPs so far."""
         hardware = sum(self.by_operator.values())
         model = sum(flops for (_, phase), flops in self.by_operator.items() if phase != "recomputed")
         return FlopCount(model, hardware, self._attention)
@@ -224,7 +218,7 @@ class FlopCounter(TorchDispatchMode):
 
 
 def current_phase() -> Phase:
-    """What the operator under way belongs to.
+    """Phase of the operator under way.
 
     Inside a backward pass only activation checkpointing's second forward runs with gradients enabled.
     """

@@ -1,6 +1,7 @@
-"""From what a user types to a model without memory: a Hugging Face config, a function that builds it, a checkpoint.
+"""Open the MODEL of a command line without memory, and guess the inputs of its training step.
 
-What a training step of a model is called with: token ids, an image, audio, or what the user says.
+A model is a Hugging Face config, a function that builds it, or a Lightning checkpoint; its inputs are token ids, an
+image, audio, or what `--input` says.
 """
 
 from __future__ import annotations
@@ -88,13 +89,7 @@ def _from_config(source: Path | str, trust: bool) -> Opened:
         place = source.parent if isinstance(source, Path) and source.name == "config.json" else source
         config = transformers.AutoConfig.from_pretrained(str(place), trust_remote_code=trust)
     except Exception as error:  # whatever a broken file, an unknown name or no network raises
-        if "trust_remote_code" in str(error):
-            raise BringsCode(f"{source} brings code of its own: pass --trust if you know where it is from") from None
-        known = json.loads(source.read_text()) if isinstance(source, Path) and _is_json(source) else None
-        if isinstance(known, dict) and "model_type" not in known:
-            raise CannotOpen(f'{source} has no "model_type", by which transformers finds the model\'s code') from None
-        got = f"got {source}" if isinstance(source, Path) else f"there is no file {source}, nor a model on the hub"
-        raise CannotOpen(f"{EXPECTED}; {got} that transformers can open: {one_line(error)}") from None
+        raise _no_config(source, error) from None
     for token in ("decoder_start_token_id", "pad_token_id"):
         if getattr(config, "is_encoder_decoder", False) and getattr(config, token, None) is None:
             setattr(config, token, 0)  # labels are shifted by them; which token it is costs the same
@@ -113,12 +108,18 @@ def _from_config(source: Path | str, trust: bool) -> Opened:
     return Opened(str(source.resolve().parent.name if isinstance(source, Path) else source), model, build, note)
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True
+def _no_config(source: Path | str, error: Exception) -> CannotOpen:
+    if "trust_remote_code" in str(error):
+        return BringsCode(f"{source} brings code of its own: pass --trust if you know where it is from")
+    if not isinstance(source, Path):
+        got = f"there is no file {source}, nor a model on the hub"
+    else:
+        got = f"got {source}"
+        with suppress(ValueError):
+            settings = json.loads(source.read_text())
+            if isinstance(settings, dict) and "model_type" not in settings:
+                return CannotOpen(f'{source} has no "model_type", by which transformers finds the model\'s code')
+    return CannotOpen(f"{EXPECTED}; {got} that transformers can open: {one_line(error)}")
 
 
 _BOTH_STACKS = ("AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM")

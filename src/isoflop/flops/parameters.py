@@ -5,12 +5,11 @@ trainable                those with `requires_grad`
 non_embedding            without token and position embeddings and without the output head
                          (Kaplan et al. 2020, section 1.3)
 non_embedding_with_head  the head's matrix counted, tied or not (Pearce & Song 2024, Porian et al. 2024)
-active                   what one token passes through in a mixture of experts; the total where there are no experts
+active                   parameters that one token passes in a mixture of experts; the total where there are no experts
 
-What a forward pass does with each parameter: multiplies by it, looks rows up in it, adds it.
-
-Names lie (`shared`, `wte`, `embed_out`); use does not. A tracer listens to the operators of a forward pass on the
-twin, follows parameters through casts, transposes, slices and concatenations, and notes which operator consumes them.
+Embeddings and heads are told by use, for names lie (`shared`, `wte`, `embed_out`): `UseTracer` listens to the operators
+of a forward pass on the twin, follows parameters through casts, transposes, slices and concatenations, and notes which
+operator consumes them. Before the first measured step they are told by module type.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameter counts by convention (see the module); `method` says how embeddings were told from the rest.
-
-    A convention that could not be told is None.
-    """
+    """Parameter counts by convention (see the module), None where unknown; `method` of telling embeddings apart."""
 
     total: int
     trainable: int
@@ -43,21 +39,19 @@ class Parameters:
     method: str
 
     def six_nd(self, tokens: int | None) -> int | None:
-        """6·N·D with N non-embedding and D tokens processed (Kaplan et al. 2020, section 2.1).
-
-        Of a mixture of experts N is what a token passes through.
-        """
+        """6·N·D with N non-embedding, of experts the active, and D tokens processed (Kaplan et al. 2020, sec. 2.1)."""
         if tokens is None or self.non_embedding is None:
             return None
-        idle = 0 if self.active is None else self.total - self.active
-        return 6 * (self.non_embedding - idle) * tokens
+        return 6 * (self.non_embedding - self._idle) * tokens
 
     @property
     def active_matrices(self) -> int | None:
-        """Non-embedding with head, of experts the active: what a token is multiplied with, but for norms and biases."""
-        if self.non_embedding_with_head is None:
-            return None
-        return self.non_embedding_with_head - (0 if self.active is None else self.total - self.active)
+        """Non-embedding with head, of experts the active: a token's matrices, and norms and biases."""
+        return None if self.non_embedding_with_head is None else self.non_embedding_with_head - self._idle
+
+    @property
+    def _idle(self) -> int:
+        return 0 if self.active is None else self.total - self.active
 
     def by_convention(self) -> dict[str, int | None]:
         """The counts alone, by name."""
@@ -80,7 +74,7 @@ def numel(parameter: torch.Tensor) -> int:
 
 
 def given_parameters(count: int) -> Parameters:
-    """The user's `num_params=`: it stands for every convention, for nobody else can tell them apart."""
+    """The user's `num_params=`, used for every convention."""
     return Parameters(count, count, count, count, count, "num_params given by the user")
 
 
@@ -89,8 +83,8 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
 
     Args:
         model: the model before or after sharding; torch.compile's and DDP's wrappers are fine.
-        uses: what a forward pass did with the parameters (`isoflop.flops.measure`); without it embeddings are
-            told by module type and by Hugging Face's `get_input_embeddings`.
+        uses: of the parameters in a forward pass (`isoflop.flops.measure`); without it embeddings are told by module
+            type and by Hugging Face's `get_input_embeddings`.
 
     Raises:
         ValueError: the model has no parameters.
@@ -302,7 +296,7 @@ class UseTracer:
 
     def _give(self, tensor: torch.Tensor) -> None:
         if not tensor.is_floating_point():
-            self._given.add(_storage(tensor))
+            self._given.add(storage_number(tensor))
             self._alive.append(tensor)
 
     def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
@@ -313,7 +307,7 @@ class UseTracer:
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         named = [self._parameter_names(tensor) for tensor in inputs]
         names = frozenset().union(*named)
-        chain = frozenset().union(*(self._last.get(_storage(tensor), frozenset()) for tensor in inputs))
+        chain = frozenset().union(*(self._last.get(storage_number(tensor), frozenset()) for tensor in inputs))
         matrices: frozenset[str] = frozenset()
         if packet in _PRODUCTS:
             matrices = frozenset().union(*map(self._parameter_names, args[_PRODUCTS[packet]]))
@@ -324,7 +318,7 @@ class UseTracer:
                 for name in matrices:
                     self.uses.last[name] = outputs[0].shape[1 if packet is aten.convolution else -1]
                 chain = matrices
-        if any(_storage(tensor) in self._given for tensor in inputs):
+        if any(storage_number(tensor) in self._given for tensor in inputs):
             for tensor in outputs:
                 self._give(tensor)
         if names - matrices:
@@ -340,30 +334,31 @@ class UseTracer:
         if packet in _LOOKUPS and named[0] and inputs[0].dim() >= 3:  # whole matrices: the experts of a token
             for tensor in outputs:
                 self._tag(self._names, tensor, named[0])
-        elif packet in _LOOKUPS and named[0] and any(_storage(tensor) in self._last for tensor in inputs[1:]):
+        elif packet in _LOOKUPS and named[0] and any(storage_number(tensor) in self._last for tensor in inputs[1:]):
             self.uses.other |= named[0]  # rows that a matrix product chose: biases of a token's experts
         elif packet in _LOOKUPS and named[0]:
             self.uses.lookup |= named[0]
-            if any(_storage(tensor) in self._given for tensor in inputs[1:]):
+            if any(storage_number(tensor) in self._given for tensor in inputs[1:]):
                 self.uses.vocabulary |= named[0]
         elif packet in _ADDITIONS:
             self.uses.added |= names
         elif packet in _SAME and all(named):
             for tensor in outputs:
                 self._tag(self._names, tensor, names)
-        elif not all(_storage(tensor) in self._names for tensor in outputs):  # no mere view of the parameter
+        elif not all(storage_number(tensor) in self._names for tensor in outputs):  # no mere view of the parameter
             self.uses.other |= names
 
     def _parameter_names(self, tensor: Any) -> frozenset[str]:
         if not isinstance(tensor, torch.Tensor):
             return frozenset()
-        return self._names.get(_storage(tensor), frozenset())
+        return self._names.get(storage_number(tensor), frozenset())
 
     def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]) -> None:
-        storage = _storage(tensor)
+        storage = storage_number(tensor)
         tags[storage] = tags.get(storage, frozenset()) | names
         self._alive.append(tensor)  # a freed storage's number would be given out again
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def storage_number(tensor: torch.Tensor) -> int:
+    """Identity of a tensor's storage; a freed one's number is given out again."""
     return int(tensor.untyped_storage()._cdata)
