@@ -100,3 +100,4 @@ def test_least_absolute_deviations_of_any_law() -> None:
     assert np.sum(np.abs(found.residuals) < 1e-8) == 4
     assert found.objective == pytest.approx(np.abs(found.residuals).sum())
     assert found.objective < np.abs(near.residuals).sum()
+    assert found.warnings == () and all(0 < low < high < np.inf for low, high in found.intervals.values())

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from isoflop.advice.own_runs import shape_warning
-from isoflop.laws import HOFFMANN, Allocation, Form, Frontier, Law, optimal_allocation, size_factor
-from isoflop.laws.forms import hoffmann_loss, muennighoff_loss
-from isoflop.laws.optimum import Cost, best_at_budget, minimise, root
+from isoflop.laws import FORMS, HOFFMANN, Allocation, Form, Frontier, Law, optimal_allocation, short, size_factor
 
 CHINCHILLA = 5.76e23
 
@@ -31,8 +29,7 @@ KAPLAN = hoffmann(0.0, 6.5e13**0.077, 2.1e3**0.76, 0.077, 0.76)
 """His L(N, S), table 3, with S in the place of D."""
 
 # The same formula under another name: no closed form is known for it.
-BLIND = Form("blind", hoffmann_loss, "")
-MUENNIGHOFF = Form("muennighoff", muennighoff_loss, "")
+BLIND = Form("blind", HOFFMANN.function, "")
 
 
 def blind(law: Law) -> Law:
@@ -290,7 +287,7 @@ def test_inference_and_a_short_stock_together():
 
 
 def test_a_law_that_knows_unique_tokens():
-    law = Law(MUENNIGHOFF, {**C4.constants, "R_D_star": 15.387756, "R_N_star": 5.309743})
+    law = Law(FORMS["muennighoff"], {**C4.constants, "R_D_star": 15.387756, "R_N_star": 5.309743})
     C = 6 * 8.67e9 * 178e9
     own, applied = optimal_allocation(law, C, unique_tokens=25e9), optimal_allocation(C4, C, unique_tokens=25e9)
     assert (own.N, own.loss) == (pytest.approx(applied.N, rel=1e-6), pytest.approx(applied.loss, rel=1e-12))
@@ -386,6 +383,7 @@ def test_prints_with_units_and_intervals():
 
 @pytest.mark.parametrize(("count", "text"), [(73.2e9, "73.2B"), (999.7e9, "1T"), (124e6, "124M"), (1.31e12, "1.31T")])
 def test_counts_in_three_digits(count, text):
+    assert short(count) == text
     assert str(Allocation(count, 1e12, 2.0, 1e23, 1.0)).splitlines()[0] == f"N      {text:>9}  parameters"
 
 
@@ -430,26 +428,18 @@ def test_laws_without_a_frontier():
             optimal_allocation(law, 1e21)
 
 
-# -- solvers -----------------------------------------------------------------------------------------------------------
-
-
-def test_minima_and_roots_by_row():
-    centre = np.array([1.0, 2.5, -3.0, 50.0])
-    low, high = np.full(4, -10.0), np.full(4, 10.0)
-    found = minimise(lambda x: (x - centre) ** 2, low, high)
-    assert found[:3] == pytest.approx(centre[:3], abs=1e-8) and np.isnan(found[3])
-    found = root(lambda x: x - centre, low, high)
-    assert found[:3] == pytest.approx(centre[:3]) and np.isnan(found[3])
-    assert root(lambda x: centre - x, low, high)[:3] == pytest.approx(centre[:3])
+# -- a law with two minima ---------------------------------------------------------------------------------------------
 
 
 def test_the_lower_of_two_minima_is_found():
-    def loss(N, D):
+    def loss(N, D, *, depth):
         x = np.log(N)
-        return np.minimum((x - 10) ** 2, 0.5 * (x - 30) ** 2 - 1)
+        return 3 + np.minimum((x - 10) ** 2, 0.5 * (x - 30) ** 2 - depth)
 
-    N, _ = best_at_budget(loss, np.array([1e21]), Cost())
-    assert math.log(N[0]) == pytest.approx(30, abs=1e-6)
+    two = Law(Form("two", loss, ""), {"depth": 1.0}, draws={"depth": np.array([1.0, -1.0])})
+    best = Frontier(two).at_budget(1e21)
+    assert math.log(best.N) == pytest.approx(30, abs=1e-6)
+    assert math.log(best.intervals["N"][0]) < 29  # of one draw the other one
 
 
 # -- shape -------------------------------------------------------------------------------------------------------------

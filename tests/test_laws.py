@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from fits import reference
 from isoflop.laws import FORMS, PF_DAY, Law, published
-from isoflop.laws import forms as kaplan
 from isoflop.laws import forms as laws
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
@@ -146,42 +145,42 @@ def test_error_grows_with_loss_to_its_ceiling(L: float) -> None:
 # --- Kaplan: what the paper prints ------------------------------------------------------------------------------------
 def test_gpt3_by_kaplans_constants() -> None:
     # 175B parameters, 3.14e23 FLOPs: N far below what Kaplan would have spent them on alone
-    assert kaplan.kaplan_loss_n(175e9, N_c=8.8e13, alpha_N=0.076) == pytest.approx(1.60, abs=0.01)
-    assert kaplan.kaplan_loss_c(3.14e23, C_c=3.1e8 * PF_DAY, alpha_C=0.050) == pytest.approx(1.765, abs=0.005)
+    assert laws.kaplan_loss_n(175e9, N_c=8.8e13, alpha_N=0.076) == pytest.approx(1.60, abs=0.01)
+    assert laws.kaplan_loss_c(3.14e23, C_c=3.1e8 * PF_DAY, alpha_C=0.050) == pytest.approx(1.765, abs=0.005)
 
 
 def test_the_critical_batch_doubles_for_13_percent_of_loss() -> None:
     assert pytest.approx(0.13, abs=0.006) == 1 - 2**-0.21
-    assert kaplan.critical_batch(3.0 * 2**-0.21) / kaplan.critical_batch(3.0) == pytest.approx(2)
-    assert kaplan.critical_batch(1.0) == pytest.approx(2.1e8)
+    assert laws.critical_batch(3.0 * 2**-0.21) / laws.critical_batch(3.0) == pytest.approx(2)
+    assert laws.critical_batch(1.0) == pytest.approx(2.1e8)
 
 
 def test_overfitting_bound() -> None:
     # section 4.2: models under 1e9 on WebText2's 22B tokens overfit hardly, by the 2% noise between seeds
-    assert kaplan.unique_tokens_needed(1e9) == pytest.approx(2.29e10, rel=0.01)
+    assert laws.unique_tokens_needed(1e9) == pytest.approx(2.29e10, rel=0.01)
     for N in (1e7, 1e9, 1e11):
-        endless = kaplan.kaplan_loss_nd(N, math.inf, **ND)
-        enough = kaplan.kaplan_loss_nd(N, kaplan.unique_tokens_needed(N), **ND)
+        endless = laws.kaplan_loss_nd(N, math.inf, **ND)
+        enough = laws.kaplan_loss_nd(N, laws.unique_tokens_needed(N), **ND)
         assert enough / endless - 1 == pytest.approx(0.022, abs=0.002)
-    assert kaplan.unique_tokens_needed(7e9) > 20 * 7e9 / 2 and kaplan.unique_tokens_needed(1e11) < 20 * 1e11
+    assert laws.unique_tokens_needed(7e9) > 20 * 7e9 / 2 and laws.unique_tokens_needed(1e11) < 20 * 1e11
 
 
 # --- Kaplan: relations ------------------------------------------------------------------------------------------------
 @fewer
 @given(N=sizes, D=tokens)
 def test_endless_data_gives_the_law_of_size(N: float, D: float) -> None:
-    endless = kaplan.kaplan_loss_nd(N, math.inf, **ND)
-    assert endless == pytest.approx(float(kaplan.kaplan_loss_n(N, N_c=6.4e13, alpha_N=0.076)))
-    assert kaplan.kaplan_loss_nd(math.inf, D, **ND) == pytest.approx(
-        float(kaplan.kaplan_loss_d(D, D_c=1.8e13, alpha_D=0.103))
+    endless = laws.kaplan_loss_nd(N, math.inf, **ND)
+    assert endless == pytest.approx(float(laws.kaplan_loss_n(N, N_c=6.4e13, alpha_N=0.076)))
+    assert laws.kaplan_loss_nd(math.inf, D, **ND) == pytest.approx(
+        float(laws.kaplan_loss_d(D, D_c=1.8e13, alpha_D=0.103))
     )
-    assert kaplan.kaplan_loss_ns(N, math.inf, **NS) == pytest.approx((6.5e13 / N) ** 0.077)
+    assert laws.kaplan_loss_ns(N, math.inf, **NS) == pytest.approx((6.5e13 / N) ** 0.077)
 
 
 @fewer
 @given(N=sizes, D=tokens, S=step_counts)
 def test_kaplans_losses_fall(N: float, D: float, S: float) -> None:
-    assert kaplan.kaplan_loss_nd(2 * N, D, **ND) < kaplan.kaplan_loss_nd(N, D, **ND)
-    assert kaplan.kaplan_loss_nd(N, 2 * D, **ND) < kaplan.kaplan_loss_nd(N, D, **ND)
-    assert kaplan.kaplan_loss_ns(2 * N, S, **NS) < kaplan.kaplan_loss_ns(N, S, **NS)
-    assert kaplan.kaplan_loss_ns(N, 2 * S, **NS) < kaplan.kaplan_loss_ns(N, S, **NS)
+    assert laws.kaplan_loss_nd(2 * N, D, **ND) < laws.kaplan_loss_nd(N, D, **ND)
+    assert laws.kaplan_loss_nd(N, 2 * D, **ND) < laws.kaplan_loss_nd(N, D, **ND)
+    assert laws.kaplan_loss_ns(2 * N, S, **NS) < laws.kaplan_loss_ns(N, S, **NS)
+    assert laws.kaplan_loss_ns(N, 2 * S, **NS) < laws.kaplan_loss_ns(N, S, **NS)

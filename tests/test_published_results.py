@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from fits import huber, reference
 from isoflop.fit import LawFit, fit_law
-from isoflop.laws import FORMS, published
-from isoflop.laws.forms import unique_tokens_needed
+from isoflop.laws import FORMS, published, unique_tokens_needed
 
 DELTA = 1e-3
 

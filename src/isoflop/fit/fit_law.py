@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 from isoflop.arrays import Array
 from isoflop.fit.newton import Objective
 from isoflop.fit.prior import prior_of
-from isoflop.fit.problem import TERMS, Problem, problem_of
+from isoflop.fit.problem import TERMS, Problem, is_of, problem_of
 from isoflop.fit.runs import Runs, check_runs
-from isoflop.fit.search import Optimum, optimum
+from isoflop.fit.search import BOUNDS, Optimum, optimum
 from isoflop.fit.uncertainty import Progress, Unknown, draw, influence, nothing, unknown
 from isoflop.laws.forms import FORMS, Convention, Law
 from isoflop.laws.quantities import interval
@@ -29,7 +29,7 @@ LEAST_ABSOLUTE, SMALL_DELTA = "lad", 1e-6
 """Least absolute deviations, and the δ of Huber's loss that they start from and are drawn with."""
 MOST_DRAWS = 400
 """Of laws that are no sums of powers: some milliseconds each."""
-FITTED = (*TERMS, "kaplan-nd", "muennighoff")
+FITTED = (*TERMS, *(name for name, form in FORMS.items() if name not in TERMS and set(form.constants) <= set(BOUNDS)))
 """Laws that `fit_law` fits."""
 
 
@@ -140,7 +140,7 @@ def fit_law(
     problem = problem_of(FORMS[form], runs, fixed or {}, groups, own)
     width = SMALL_DELTA if absolute else float(delta)
     objective = Objective(problem, runs.weights, width, prior_of(problem, priors or {}))
-    best = optimum(objective, absolute=absolute, seed=0)
+    best = optimum(objective, absolute=absolute)
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
     return _result(runs, problem, best, drawn, unknown(best, drawn), level, convention, 0.0 if absolute else width)
 
@@ -160,10 +160,7 @@ def _result(
     errors = {name: 0.0 if name in problem.fixed else float(values.std()) for name, values in spread.items()}
     between = {name: interval(values, level) for name, values in spread.items()}
     # where groups have constants of their own, the law is the first group's
-    first = {
-        form_name: next(name for name in point if name.partition("[")[0] == form_name)
-        for form_name in problem.form.constants
-    }
+    first = {constant: next(name for name in point if is_of(constant, name)) for constant in problem.form.constants}
     chosen = {constant: point[name] for constant, name in first.items()}
     draws = None if open_.constants else {constant: spread[name] for constant, name in first.items()}
     return LawFit(

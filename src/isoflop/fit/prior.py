@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.fit.problem import PowerSum, Problem
+from isoflop.fit.problem import PowerSum, Problem, is_of
 
 FIRST_NOISE, LEAST_NOISE = 1e-2, 1e-6
 """Of ln L. The noise is looked for from above: from below, a fit through every run would confirm that there is none."""
@@ -106,7 +106,7 @@ def prior_of(problem: Problem, given: Mapping[str, tuple[float, float]]) -> Prio
 def _gaussians(problem: PowerSum, key: str, pair: object) -> list[tuple[str, str, Array, float, bool, float, float]]:
     """The fields of `Prior` for each constant that a prior is for."""
     name, in_logarithm = key.removeprefix(LOGARITHM), key.startswith(LOGARITHM)
-    mine = [i for i, full in enumerate(problem.names) if name in (full, full.partition("[")[0])]
+    mine = [i for i, full in enumerate(problem.names) if full == name or is_of(name, full)]
     if not mine:
         each = zip(problem.names, problem.is_exponent, strict=True)
         known = ", ".join(full if is_exponent else f"{full}, ln {full}" for full, is_exponent in each)

@@ -91,9 +91,14 @@ class Problem(ABC):
         return (weights * huber(self.residuals(theta), delta)).sum(axis=1)
 
 
+def is_of(constant: str, name: str) -> bool:
+    """Whether a name is that of a form's constant, or of a group's own: "E[c4]" is of "E"."""
+    return name == constant or (name.startswith(f"{constant}[") and name.endswith("]"))
+
+
 def check_constant(form: Form, name: str) -> None:
     """ValueError unless the form has this constant, which may be a group's own."""
-    if name.partition("[")[0] not in form.constants:
+    if not any(is_of(constant, name) for constant in form.constants):
         raise ValueError(f"expected one of the law's constants {', '.join(form.constants)}, got {name!r}")
 
 

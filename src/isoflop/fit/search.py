@@ -27,6 +27,9 @@ GRID = {1: 64, 2: 20, 3: 11}
 """Points of an axis by number of exponents; of more a Sobol sequence."""
 DRAWS = 2048
 FEWEST = 64
+"""Rows of the grid that go on after the first round, at the least."""
+SEED = 0
+"""Of Sobol sequences and of the runs that are looked at: the same runs have the same fit."""
 APART = 0.45
 """Of ln of an exponent, between two starts."""
 SAME = 1e-3
@@ -65,40 +68,41 @@ class Optimum:
     noise: float = 0.0
     minima: tuple[tuple[Array, float], ...] = ()
 
+    @property
+    def least(self) -> float:
+        """The least objective known."""
+        return min([float(self.objective.value(self.theta[None])[0]), *(value for _, value in self.minima)])
 
-def optimum(objective: Objective, *, absolute: bool = False, seed: int = 0) -> Optimum:
+
+def optimum(objective: Objective, *, absolute: bool = False) -> Optimum:
     """Find it.
 
     Args:
         objective: with a prior that is not weighed yet.
         absolute: least absolute deviations in place of Huber's loss, from its optimum at a small δ.
-        seed: of the starts.
-
-    Raises:
-        ValueError: a constant without bounds to look between.
     """
     if objective.prior is not None:
-        return _under_prior(objective, objective.prior, seed)
-    found = minima(objective, seed)
+        return _under_prior(objective, objective.prior)
+    found = minima(objective)
     theta, value = found[0]
     if np.abs(objective.problem.residuals(theta[None])).max() < NOISELESS:
-        theta, value = _to_the_last_digit(objective, theta, seed)
+        theta, value = _to_the_last_digit(objective, theta)
     if absolute:
         theta, value = least_absolute(objective, theta)
     return Optimum(theta, objective, value, len(theta), minima=found)
 
 
-def minima(objective: Objective, seed: int = 0) -> tuple[tuple[Array, float], ...]:
+def minima(objective: Objective) -> tuple[tuple[Array, float], ...]:
     """Minima found, the best first: θ and objective. Others than the first are local, or say that little is known."""
-    theta, values = minimise(objective, starts(objective, seed=seed), merge=SAME)
-    again = _restarts(objective, theta[values.argmin()], seed)
+    theta, values = minimise(objective, starts(objective), merge=SAME)
+    again = _restarts(objective, theta[values.argmin()])
     if len(again):
         more, their_values = minimise(objective, again, widest=0.0)
         theta, values = np.concatenate([theta, more]), np.concatenate([values, their_values])
     return tuple((theta[i], float(values[i])) for i in apart(theta, values, SAME, MINIMA))
 
 
-def starts(objective: Objective, *, around: Array | None = None, keep: int = 0, seed: int = 0) -> Array:
+def starts(objective: Objective, *, around: Array | None = None, keep: int = 0) -> Array:
     """θ to begin with, the best first: [≤ keep, free].
 
     Args:
@@ -106,35 +110,34 @@ def starts(objective: Objective, *, around: Array | None = None, keep: int = 0, 
         around: θ [free] of a fit of a sum of powers: exponents are tried one at a time, the others as there. A term
             that moves the loss by 1e-5 is lost in what a coarse grid leaves of the others.
         keep: how many; default: 5, or 32 of a law that is no sum of powers.
-        seed: for a draw of the runs, and of the points where there are more dimensions than a grid has.
     """
     if isinstance(objective.problem, PowerSum):
-        return _projected(objective, objective.problem, around, keep or 5, seed)
-    return _between_bounds(replace(objective, delta=max(objective.delta, WIDE)), 12, keep or 32, seed)
+        return _projected(objective, objective.problem, around, keep or 5)
+    return _between_bounds(replace(objective, delta=max(objective.delta, WIDE)), 12, keep or 32)
 
 
-def _restarts(objective: Objective, theta: Array, seed: int) -> Array:
+def _restarts(objective: Objective, theta: Array) -> Array:
     """θ for a second search, at the final δ, once the best is known: minima that the continuation in δ passes by."""
     problem = objective.problem
     if not isinstance(problem, PowerSum):
-        return _between_bounds(objective, 24, 32, seed)
+        return _between_bounds(objective, 24, 32)
     share = problem.state(theta[None])[1][0].max(axis=1)
     # Where the best E is 0, ln E runs off, and Newton's way there over Huber's kinks is long: a term that is small at
     # all runs is tried as good as gone.
     small = [np.isin(problem.free, problem.coefficient[:, k]) for k in np.flatnonzero(share < SMALL)]
     rows = [np.where(mine, theta - GONE, theta)[None] for mine in small if mine.any()]
     if share.min() < LOST and problem.is_exponent[problem.free].any():
-        rows.append(starts(objective, around=theta, seed=seed))
+        rows.append(starts(objective, around=theta))
     return np.concatenate(rows) if rows else np.empty((0, len(theta)))
 
 
-def _under_prior(objective: Objective, prior: Prior, seed: int) -> Optimum:
+def _under_prior(objective: Objective, prior: Prior) -> Optimum:
     """The optimum under a prior, which the noise weighs, which comes from the residuals at the optimum."""
     problem, weights, delta = objective.problem, objective.weights, objective.delta
     noise = FIRST_NOISE
     for _ in range(ROUNDS):
         mine = replace(objective, prior=prior.weighed(noise, delta, weights))
-        found, values = minimise(mine, starts(mine, seed=seed), merge=SAME)
+        found, values = minimise(mine, starts(mine), merge=SAME)
         theta = found[values.argmin()]
         constants = fitted_by_runs(problem, theta, weights, prior, noise, delta)
         before, noise = noise, noise_of(problem.residuals(theta[None])[0], weights, constants)
@@ -146,14 +149,14 @@ def _under_prior(objective: Objective, prior: Prior, seed: int) -> Optimum:
 # -- starts ------------------------------------------------------------------------------------------------------------
 
 
-def _projected(objective: Objective, problem: PowerSum, around: Array | None, keep: int, seed: int) -> Array:
+def _projected(objective: Objective, problem: PowerSum, around: Array | None, keep: int) -> Array:
     """Starts of a sum of powers by variable projection over its exponents."""
     delta, prior = objective.delta, objective.prior
     runs = np.arange(len(problem.log_loss))
     if len(runs) > MOST_RUNS:
-        runs = np.sort(np.random.default_rng(seed).choice(runs, MOST_RUNS, replace=False))
+        runs = np.sort(np.random.default_rng(SEED).choice(runs, MOST_RUNS, replace=False))
     is_exponent = problem.is_exponent[problem.free]
-    grid = _grid(int(is_exponent.sum()), seed) if around is None else _lines(around[is_exponent])
+    grid = _grid(int(is_exponent.sum())) if around is None else _lines(around[is_exponent])
     if prior is not None:
         grid = np.concatenate([grid, _at_means(grid, prior, np.array(problem.free_names)[is_exponent].tolist())])
     log_loss, w = problem.log_loss[runs], objective.weights[runs]
@@ -177,13 +180,13 @@ def _projected(objective: Objective, problem: PowerSum, around: Array | None, ke
     return theta[apart(np.log(np.abs(grid)), values, APART, keep)]
 
 
-def _grid(dimensions: int, seed: int) -> Array:
+def _grid(dimensions: int) -> Array:
     """Exponents [rows, dimensions] that cover their range."""
     low, high = np.log(LOWEST), np.log(HIGHEST)
     if dimensions == 0:
         return np.zeros((1, 0))
     if dimensions not in GRID:
-        return np.exp(_sobol(np.full(dimensions, low), np.full(dimensions, high), DRAWS, seed))
+        return np.exp(_sobol(np.full(dimensions, low), np.full(dimensions, high), DRAWS))
     return np.exp(_mesh([np.linspace(low, high, GRID[dimensions])] * dimensions))
 
 
@@ -191,10 +194,10 @@ def _mesh(axes: Sequence[Array]) -> Array:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def _sobol(low: Array, high: Array, points: int, seed: int) -> Array:
+def _sobol(low: Array, high: Array, points: int) -> Array:
     from scipy.stats import qmc  # takes .4 s, which who only draws figures need not wait for
 
-    return qmc.scale(qmc.Sobol(len(low), seed=seed).random(points), low, high)
+    return qmc.scale(qmc.Sobol(len(low), seed=SEED).random(points), low, high)
 
 
 def _lines(exponents: Array) -> Array:
@@ -259,20 +262,17 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "R_D_star": (0.1, 1e4),
     "R_N_star": (0.1, 1e4),
 }
-"""Where a constant of a law that is no sum of powers is looked for."""
+"""Where a constant of a law that is no sum of powers is looked for: a form of these constants alone can be fitted."""
 
 
-def _between_bounds(objective: Objective, cells: int, keep: int, seed: int) -> Array:
+def _between_bounds(objective: Objective, cells: int, keep: int) -> Array:
     """Starts of any law: the best of a grid or a Sobol sequence, a cell of each range apart."""
     names = objective.problem.free_names
-    unknown = [name for name in names if name not in BOUNDS]
-    if unknown:
-        raise ValueError(f"{objective.problem.form.name}: {', '.join(unknown)} can't be fitted; hold it with fixed=")
     low, high = np.log([BOUNDS[name] for name in names]).T
     if len(names) <= 2:
         points = _mesh([np.linspace(a, b, 40) for a, b in zip(low, high, strict=True)])
     else:
-        points = _sobol(low, high, 2 * DRAWS, seed)
+        points = _sobol(low, high, 2 * DRAWS)
     values = np.concatenate([objective.value(part) for part in np.array_split(points, 32)])
     return points[apart(points, values, (high - low) / cells, keep)]
 
@@ -291,7 +291,7 @@ def apart(points: Array, values: Array, distance: Array | float, keep: int) -> l
 # -- the finish --------------------------------------------------------------------------------------------------------
 
 
-def _to_the_last_digit(objective: Objective, theta: Array, seed: int) -> tuple[Array, float]:
+def _to_the_last_digit(objective: Objective, theta: Array) -> tuple[Array, float]:
     """Of runs without noise: a term of 1e-5 of the loss is told by digits that Newton's squares of them lose.
 
     Levenberg and Marquardt's method works on the residuals themselves; from many starts, for such a term's basin is
@@ -308,7 +308,7 @@ def _to_the_last_digit(objective: Objective, theta: Array, seed: int) -> tuple[A
         return root[:, None] * problem.slope(problem.state(x[None]))
 
     best, least = theta, float(objective.value(theta[None])[0])
-    for x in _narrow_starts(objective, theta, seed):
+    for x in _narrow_starts(objective, theta):
         if len(x) > len(root) or least < EXACT * float(objective.weights.sum()):
             break
         found = least_squares(residuals, x, slope, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=300).x
@@ -318,11 +318,11 @@ def _to_the_last_digit(objective: Objective, theta: Array, seed: int) -> tuple[A
     return best, least
 
 
-def _narrow_starts(objective: Objective, theta: Array, seed: int) -> Array:
+def _narrow_starts(objective: Objective, theta: Array) -> Array:
     problem = objective.problem
-    rows = [theta[None], starts(objective, keep=STARTS, seed=seed)]
+    rows = [theta[None], starts(objective, keep=STARTS)]
     if isinstance(problem, PowerSum) and problem.is_exponent[problem.free].any():
-        rows.append(starts(objective, around=theta, keep=STARTS, seed=seed))
+        rows.append(starts(objective, around=theta, keep=STARTS))
     return np.concatenate(rows)
 
 

@@ -333,8 +333,7 @@ def _held(objective: Objective, theta: Array, i: int, times: float) -> float:
 
 def _as_good(best: Optimum) -> float:
     """The objective up to which no other fit is worse."""
-    weights = best.objective.weights
-    return best.value * (1 + ALIKE_OBJECTIVES) + 0.5 * ROUNDING**2 * float(weights.sum())
+    return best.least * (1 + ALIKE_OBJECTIVES) + 0.5 * ROUNDING**2 * float(best.objective.weights.sum())
 
 
 def _differing_minima(best: Optimum, problem: Problem) -> dict[str, str]:
@@ -352,5 +351,5 @@ def _differing_minima(best: Optimum, problem: Problem) -> dict[str, str]:
 
 def _excess(value: float, best: Optimum) -> str:
     """How far an objective is above the best; nothing where it is the best, or both are 0 but for rounding."""
-    relative = value / max(best.value, 1e-300) - 1
+    relative = value / max(best.least, 1e-300) - 1
     return f" ({relative:+.2%})" if 1e-6 < relative <= ALIKE_OBJECTIVES else ""
