@@ -16,9 +16,7 @@ from werkzeug.test import Client
 
 import isoflop
 from isoflop.cli import app
-from isoflop.figures import study
-from isoflop.figures.by_law import FIGURES
-from isoflop.figures.figure import Series
+from isoflop.figures import FIGURES, Series, study
 from isoflop.record import Point, RecordLog, Run
 from isoflop.report.report import make_report
 from isoflop.report.runs import read_sources

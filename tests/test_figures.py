@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fits import chinchilla, reference
-from isoflop.figures import Figure, NoFigure, ends_of_table, figures, study
-from isoflop.figures.by_law import FIGURES, nice_levels
+from isoflop.figures import FIGURES, Figure, NoFigure, ends_of_table, figures, study
+from isoflop.figures.by_law import nice_levels
 from isoflop.laws import PF_DAY, published, size_factor
 from isoflop.noise.critical_batch import critical_batch_by_tokens
 from study_runs import BATCH, LAW, RATE, optimal_size, planted_run, sweep, with_nan_losses, without

@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.figures import Axis, Contours, Figure, Series, figures, study
-from isoflop.figures.by_law import FIGURES
+from isoflop.figures import FIGURES, Axis, Contours, Figure, Series, figures, study
 from isoflop.figures.matplotlib import matplotlib_figure, save
 from isoflop.figures.palette import THEMES, colour_of
 from isoflop.figures.plotly import escaped, packed, plotly_figure

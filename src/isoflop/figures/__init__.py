@@ -1,9 +1,33 @@
-"""Figures as data: `figures(study(runs))`, drawn by `draw_plotly` for a browser and by `draw_matplotlib` for paper."""
+"""Figures as data: `figures(study(runs))`; `plotly.plotly_figure` is for a browser, `matplotlib.save` for paper."""
 
-from isoflop.figures.by_law import FIGURES, figures
+from collections.abc import Callable, Mapping
+
+from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_tokens
+from isoflop.figures.by_law import contours, residuals, waste
+from isoflop.figures.curves import batch, learning_curves
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Scale, Series
+from isoflop.figures.profiles import profiles
 from isoflop.figures.study import Study, study
 from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run, ends_of_table
+
+FIGURES: Mapping[str, Callable[[Study], Figure | NoFigure]] = {
+    "loss-flops": loss_flops,
+    "learning-curves": learning_curves,
+    "isoflop-profiles": profiles,
+    "optimal-parameters": optimal_parameters,
+    "optimal-tokens": optimal_tokens,
+    "contours": contours,
+    "waste": waste,
+    "batch": batch,
+    "residuals": residuals,
+}
+"""By key, in the order in which they are shown: `FIGURES[key](study)` makes one alone."""
+
+
+def figures(study: Study) -> tuple[Figure | NoFigure, ...]:
+    """All figures of a study; in place of one that can't be made, the reason."""
+    return tuple(make(study) for make in FIGURES.values())
+
 
 __all__ = [
     "FIGURES",

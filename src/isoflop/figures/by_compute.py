@@ -1,28 +1,29 @@
-"""Loss against compute of all runs, with the fitted frontier: Hoffmann et al. 2022, figure 2; Kaplan et al. 2020, 1.
+"""Figures against compute: loss of all runs with the fitted frontier, and the compute-optimal size and tokens.
 
-The compute-optimal frontier of a law as lines with bands: loss, N and D against C, within the runs and beyond.
-
-The compute-optimal size and tokens against compute, by each approach, beside published laws: Hoffmann et al., 2.
+Hoffmann et al. 2022, figures 2 and 3; Kaplan et al. 2020, figure 1; beside published laws, as in Porian et al. 2024.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from isoflop.arrays import Array
+from isoflop.figures.curves import broken, ends_series, loss_series
 from isoflop.figures.figure import Band, Figure, NoFigure, Role, Series
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
-from isoflop.figures.text import counted, listed, parameters, points_each, thin
+from isoflop.figures.text import counted, listed, parameters
 from isoflop.fit.approaches import Approach
-from isoflop.fit.runs import RunCurve
-from isoflop.laws.forms import TRAINING_FLOPS, Law
-from isoflop.laws.frontier import optimal_allocation
-from isoflop.laws.published import Published
+from isoflop.laws import Law, Published, optimal_allocation
+from isoflop.laws.forms import TRAINING_FLOPS
 
+LOSS_FLOPS = ("loss-flops", "Loss against training compute")
+OPTIMAL = {
+    "N": ("optimal-parameters", "Compute-optimal parameters"),
+    "D": ("optimal-tokens", "Compute-optimal tokens"),
+}
+ROLES: tuple[Role, ...] = ("approach 1", "approach 2", "approach 3")
 POINTS = 60
 
 
@@ -37,6 +38,11 @@ class FrontierLine:
     values: dict[str, Array]
     low: dict[str, Array]
     high: dict[str, Array]
+
+    @property
+    def hover(self) -> dict[str, Array | float]:
+        """Columns for the reader."""
+        return {"N": self.values["N"], "D": self.values["D"], "C": self.C, "L": self.values["loss"]}
 
 
 def frontier_line(
@@ -65,158 +71,64 @@ def frontier_line(
     return FrontierLine(C, values, ends[0] if drawn else {}, ends[1] if drawn else {})
 
 
-KEY, TITLE = "loss-flops", "Loss against training compute"
+# -- loss --------------------------------------------------------------------------------------------------------------
 
 
 def loss_flops(study: Study) -> Figure | NoFigure:
     """Curves of all runs, their ends, the least loss that compute buys by the law fitted to the ends."""
-    curves, without = run_curves(study)
-    ends = end_points(study)
-    if not curves and not ends:
-        return NoFigure(KEY, TITLE, "no run has both a loss and its compute: " + (without or "there are no runs"))
-    fitted, bands, notes = fitted_frontier(study)
+    curves, missing = loss_series(study, study.flops)
+    rows = [i for i, end in enumerate(study.counted) if end.run_id is None]  # of tables: they have no curve
+    without = (
+        f"{counted(len(missing), 'run is', 'runs are')} not drawn, for want of a loss with measured FLOPs, or with "
+        f"tokens and parameters: {listed(missing)}."
+    )
+    if not curves and not rows:
+        return NoFigure(
+            *LOSS_FLOPS,
+            "no run has both a loss and its compute: " + (without if missing else "there are no runs"),
+        )
+    ends = [ends_series(study, rows, study.C[rows], study.columns["loss"][rows])] if rows else []
+    fitted, bands, notes = _fitted_frontier(study)
     return Figure(
-        KEY,
-        TITLE,
+        *LOSS_FLOPS,
         compute_axis(study),
         loss_axis(study),
         (*curves, *ends, *fitted, *broken(study, study.flops)),
         bands,
         shades=study.sizes(),
-        notes=tuple(text for text in (*notes, study.left_out, without) if text),
+        notes=(*notes, *([study.left_out] if study.left_out else []), *([without] if missing else [])),
     )
 
 
-def run_curves(study: Study) -> tuple[tuple[Series, ...], str]:
-    """A line for each run; and which runs have none, and why."""
-    found, missing = [], []
-    most = points_each(len(study.curves))
-    for curve in study.curves:
-        C = study.flops(curve)
-        known = np.flatnonzero(curve.known(study.loss, C))
-        if not np.isfinite(curve.losses.get(study.loss, np.empty(0))[known]).any():
-            missing.append(curve.name)
-            continue
-        loss = curve.losses[study.loss]
-        kept = known[thin(C[known], loss[known], most)]
-        x, y = C[kept], loss[kept]
-        found.append(
-            Series(
-                curve.name,
-                x,
-                y,
-                run_id=curve.run_id,
-                shade=study.shade(curve.run_id),
-                kind="line" if len(kept) > 1 else "points",
-                hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], x, y),
-            )
-        )
-    if not missing:
-        return tuple(found), ""
-    which = counted(len(missing), "run is", "runs are")
-    need = "a loss with measured FLOPs, or with tokens and parameters"
-    return tuple(found), f"{which} not drawn, for want of {need}: {listed(missing)}."
-
-
-def broken(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[Series, ...]:
-    """Crosses where losses stopped being numbers, at the last one before."""
-    x, y, names = [], [], []
-    for curve in study.curves:
-        at = np.flatnonzero(curve.known(study.loss, x_of(curve)))
-        loss = curve.losses.get(study.loss, np.empty(0))[at] if len(at) else np.empty(0)
-        first = np.flatnonzero(np.isfinite(loss[:-1]) & ~np.isfinite(loss[1:]))
-        x += list(x_of(curve)[at[first]])
-        y += list(loss[first])
-        names += [curve.name] * len(first)
-    if not x:
-        return ()
-    many = Series("the loss became NaN or infinite", np.array(x), np.array(y), "bad", "points", labels=tuple(names))
-    return (replace(many, hover={"L": many.y}),)
-
-
-def run_hover(study: Study, N: float | None, D: Array, C: Array, L: Array) -> dict[str, Array | float]:
-    """The columns that a reader sees over a run."""
-    known: dict[str, Array | float] = {} if N is None else {"N": N}
-    if np.isfinite(D).any():
-        known["D"] = D
-    return {**known, "C": C, "L": L}
-
-
-def end_points(study: Study) -> tuple[Series, ...]:
-    """Ends of tables' rows, which have no curve."""
-    at = [i for i, end in enumerate(study.counted) if end.run_id is None]
-    return (ends_series(study, at, study.C[at], study.columns["loss"][at]),) if at else ()
-
-
-def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, **others: Any) -> Series:
-    """Counted ends as points, each in its run's shade.
-
-    Args:
-        study: of the runs.
-        at: which of the counted ends.
-        x, y: of each.
-        others: further fields of `Series`.
-    """
-    shades = dict(zip(map(id, study.ends), study.shades, strict=True))
-    return Series(
-        counted(len(at), "finished run", "finished runs"),
-        x,
-        y,
-        kind="points",
-        shades=np.array([shades[id(study.counted[i])] for i in at]),
-        labels=tuple(study.counted[i].name for i in at),
-        hover={
-            "N": study.columns["N"][at],
-            "D": study.columns["D"][at],
-            "C": study.C[at],
-            "L": study.columns["loss"][at],
-        },
-        **others,
-    )
-
-
-def fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...], tuple[str, ...]]:
-    """The frontier's line within the runs and beyond, its band, and what to say of them."""
+def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...], tuple[str, ...]]:
+    """The frontier's line within the runs and beyond, its band, and notes on them."""
     if not any(end.N for end in study.ends):
         return (), (), ("No frontier: it is a law of N, and no run tells its parameters.",)
     if study.law is None or study.fit is None:
         return (), (), (f"No frontier: {study.refused}.",)
-    C = study.C
-    far = 1.0 if study.doubts else BEYOND
+    largest = float(study.C.max())
+    pieces = [("least loss by the fitted law", float(study.C.min()), largest, False)]
+    pieces += [] if study.doubts else [("the same, beyond the runs", largest, largest * BEYOND, True)]
     lines, bands = [], []
-    pieces = [("least loss by the fitted law", float(C.min()), float(C.max()), False)]
-    if far > 1:
-        pieces.append(("the same, beyond the runs", float(C.max()), float(C.max()) * far, True))
     for name, least, most, dashed in pieces:
         line = frontier_line(study.law, least, most, study.level, rate=study.rate)
         lines.append(
-            Series(
-                name,
-                line.C,
-                line.values["loss"],
-                role="fit",
-                dashed=dashed,
-                hover={"N": line.values["N"], "D": line.values["D"], "C": line.C, "L": line.values["loss"]},
-                group="fit",
-            )
+            Series(name, line.C, line.values["loss"], role="fit", dashed=dashed, hover=line.hover, group="fit")
         )
         if line.low:
             bands.append(Band(f"{study.level:.0%} interval", line.C, line.low["loss"], line.high["loss"], group="fit"))
-    notes = [
+    notes = (
         f"Frontier: L(N,D) = E + A/N^α + B/D^β fitted to {counted(study.fit.n, 'finished run', 'finished runs')}, at "
         f"the best N and D for C = {study.rate:.3g}·N·D; band: {study.level:.0%} interval by {study.draws:,} "
-        "resamples of the runs."
-    ]
-    if study.doubts:
-        notes.append("It is not drawn beyond the runs: " + "; ".join(study.doubts) + ".")
-    else:
-        notes.append(f"Dashed: extrapolated, up to {BEYOND:g} times the compute of the largest run.")
-    return tuple(lines), tuple(bands), tuple(notes)
+        "resamples of the runs.",
+        "It is not drawn beyond the runs: " + "; ".join(study.doubts) + "."
+        if study.doubts
+        else f"Dashed: extrapolated, up to {BEYOND:g} times the compute of the largest run.",
+    )
+    return tuple(lines), tuple(bands), notes
 
 
-ROLES: tuple[Role, ...] = ("approach 1", "approach 2", "approach 3")
-TITLES = {"N": "Compute-optimal parameters", "D": "Compute-optimal tokens"}
-KEYS = {"N": "optimal-parameters", "D": "optimal-tokens"}
+# -- the optimum -------------------------------------------------------------------------------------------------------
 
 
 def optimal_parameters(study: Study) -> Figure | NoFigure:
@@ -230,16 +142,26 @@ def optimal_tokens(study: Study) -> Figure | NoFigure:
 
 
 def _optimal(study: Study, what: str) -> Figure | NoFigure:
-    key, title = KEYS[what], TITLES[what]
     if study.nothing:
-        return NoFigure(key, title, study.nothing)
+        return NoFigure(*OPTIMAL[what], study.nothing)
     least, most = float(study.C.min()), float(study.C.max())
-    series, bands = [], []
-    for approach in study.approaches:
-        lines, band = _approach(study, approach, what, least, most)
-        series += lines
-        bands += band
-    published = [_published(each, number, what, least, most * BEYOND) for number, each in enumerate(study.published)]
+    runs = ends_series(
+        study, range(len(study.counted)), study.C, study.columns[what], "finished runs", role="guide", shades=None
+    )
+    C: Array = np.geomspace(least, most * BEYOND, POINTS)
+    published = [_published(each, number, what, C) for number, each in enumerate(study.published)]
+    drawn = [_approach(study, approach, what, least, most) for approach in study.approaches]
+    return Figure(
+        *OPTIMAL[what],
+        compute_axis(study),
+        size_axis(study) if what == "N" else tokens_axis(),
+        (runs, *published, *(line for lines, _ in drawn for line in lines)),
+        tuple(band for _, bands in drawn for band in bands),
+        notes=_optimal_notes(study),
+    )
+
+
+def _optimal_notes(study: Study) -> tuple[str, ...]:
     notes = [
         *(_exponents(approach) for approach in study.approaches),
         *(f"{text}." for text in study.without),
@@ -254,48 +176,30 @@ def _optimal(study: Study, what: str) -> Figure | NoFigure:
     if any(each.n_convention != study.convention for each in study.published):
         conventions = "; ".join(f"{each.name}: {parameters(each.n_convention)}" for each in study.published)
         notes.append(f"Published laws count N each in its own way ({conventions}); they are not converted.")
-    at = np.arange(len(study.counted))
-    runs = Series(
-        "finished runs",
-        study.C,
-        study.columns[what],
-        role="guide",
-        kind="points",
-        labels=tuple(study.counted[i].name for i in at),
-        hover={"N": study.columns["N"], "D": study.columns["D"], "C": study.C, "L": study.columns["loss"]},
-    )
-    return Figure(
-        key,
-        title,
-        compute_axis(study),
-        size_axis(study) if what == "N" else tokens_axis(),
-        (runs, *published, *series),
-        tuple(bands),
-        notes=tuple(notes),
-    )
+    return tuple(notes)
 
 
 def _approach(
     study: Study, approach: Approach, what: str, least: float, most: float
 ) -> tuple[list[Series], list[Band]]:
     role = next(role for role in ROLES if approach.name.startswith(role))
-    far = 1.0 if study.doubts and role == "approach 3" else BEYOND
+    name = "approach 3 (fitted law)" if role == "approach 3" else approach.name
+    pieces = [(least, most, False)] if most > least else []
+    pieces += [] if study.doubts and role == "approach 3" else [(most, most * BEYOND, True)]
     lines, bands = [], []
-    for low, high, dashed in ((least, most, False), (most, most * far, True)):
-        if high <= low:
-            continue
+    for low, high, dashed in pieces:
         C = np.geomspace(low, high, POINTS)
         N, D = np.array([approach.allocate(float(each)) for each in C]).T
-        name = approach.name.replace("approach 3 (parametric)", "approach 3 (fitted law)")
+        optimum = {"N": N, "D": D}
         lines.append(
             Series(
                 name,
                 C,
-                N if what == "N" else D,
+                optimum[what],
                 role=role,
                 dashed=dashed,
                 legend=not dashed,
-                hover={"N": N, "D": D, "C": C},
+                hover={**optimum, "C": C},
                 group=role,
             )
         )
@@ -311,11 +215,10 @@ def _approach(
 def _minima(approach: Approach, role: Role, what: str) -> Series:
     N, D, C, L = (np.array([getattr(each, name) for each in approach.minima]) for name in ("N", "D", "C", "L"))
     low, high = np.array([each.interval or (np.nan, np.nan) for each in approach.minima]).T
-    y = N if what == "N" else D
     return Series(
         "its minima",
         C,
-        y,
+        N if what == "N" else D,
         role=role,
         kind="points",
         low=low if what == "N" else N * D / high,
@@ -326,18 +229,10 @@ def _minima(approach: Approach, role: Role, what: str) -> Series:
     )
 
 
-def _published(each: Published, number: int, what: str, least: float, most: float) -> Series:
-    C: Array = np.geomspace(least, most, POINTS)
+def _published(each: Published, number: int, what: str, C: Array) -> Series:
     N, D = each.allocate(C)
-    return Series(
-        each.name,
-        C,
-        N if what == "N" else D,
-        role="published",
-        number=number,
-        dashed=True,
-        hover={"N": N, "D": D, "C": C},
-    )
+    optimum = {"N": N, "D": D}
+    return Series(each.name, C, optimum[what], role="published", number=number, dashed=True, hover={**optimum, "C": C})
 
 
 def _exponents(approach: Approach) -> str:

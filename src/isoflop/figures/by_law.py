@@ -1,67 +1,66 @@
-"""Loss over size and tokens by the fitted law, with the runs and the frontier: Hoffmann et al. 2022, figure 4.
+"""Figures of the fitted law: loss over size and tokens, compute wasted by other sizes, residuals of the runs.
 
-Compute wasted by a model larger or smaller than the best: Kaplan et al. 2020, figure 12 (left).
-
-How far each run's loss lies from the fitted law.
-
-Batch against the critical batch, over the tokens seen: McCandlish et al. 2018; Kaplan et al. 2020, section 5.1.
-
-Every figure of a study, in the order in which they are shown.
+Hoffmann et al. 2022, figure 4; Kaplan et al. 2020, figure 12 (left).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.figures.by_compute import ends_series, frontier_line, loss_flops, optimal_parameters, optimal_tokens
-from isoflop.figures.curves import learning_curves
+from isoflop.figures.by_compute import frontier_line
+from isoflop.figures.curves import ends_series
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Series
-from isoflop.figures.profiles import isoflop_profiles
 from isoflop.figures.study import Study, compute_axis, size_axis, tokens_axis
-from isoflop.figures.text import counted, parameters, points_each, thin
-from isoflop.fit.runs import RunCurve
-from isoflop.laws.forms import HOFFMANN, Law, compute_of
-from isoflop.laws.frontier import Frontier, interval, size_factor
-from isoflop.laws.published import published
-from isoflop.noise.critical_batch import VALID, prior_critical_batch
+from isoflop.figures.text import parameters
+from isoflop.laws import HOFFMANN, Frontier, Law, interval, published, size_factor
+from isoflop.laws.forms import compute_of
 
-KEY, TITLE = "contours", "Loss over size and tokens"
+CONTOURS = ("contours", "Loss over size and tokens")
 CELLS = 72
 LEVELS = 12
 """Lines, about."""
 AROUND = 1.5
 """A factor of N and of D around the runs."""
 
+WASTE = ("waste", "Compute wasted by a size that is not the best")
+POINTS = 81
+WIDEST = 8.0
+"""A factor of the best size to either side, at the least."""
+HIGHEST = 8.0
+"""Times the compute that the axis reaches; a far too small model never gets there."""
+
+RESIDUALS = ("residuals", "Residuals of the fitted law")
+
+
+# -- contours ----------------------------------------------------------------------------------------------------------
+
 
 def contours(study: Study) -> Figure | NoFigure:
     """Lines of equal loss, lines of equal compute, the frontier and the runs."""
     if study.law is None or study.fit is None:
-        return NoFigure(KEY, TITLE, study.nothing or f"no law is fitted: {study.refused}")
+        return NoFigure(*CONTOURS, study.nothing or f"no law is fitted: {study.refused}")
     N, D = study.columns["N"], study.columns["D"]
     y = np.geomspace(N.min() / AROUND, N.max() * AROUND, CELLS)
     x = np.geomspace(D.min() / AROUND, D.max() * AROUND, CELLS)
     z = study.law.loss(N=y[:, None], D=x[None, :])
     line = frontier_line(study.law, float(study.C.min()), float(study.C.max()), study.level, rate=study.rate)
-    inside = (line.values["N"] >= y[0]) & (line.values["N"] <= y[-1])
-    inside &= (line.values["D"] >= x[0]) & (line.values["D"] <= x[-1])
-    best = {name: np.where(inside, values, np.nan) for name, values in line.values.items()}
+    best_N, best_D = line.values["N"], line.values["D"]
+    inside = (best_N >= y[0]) & (best_N <= y[-1]) & (best_D >= x[0]) & (best_D <= x[-1])
     frontier = Series(
         "compute-optimal",
-        best["D"],
-        best["N"],
+        np.where(inside, best_D, np.nan),
+        np.where(inside, best_N, np.nan),
         role="fit",
-        hover={"N": line.values["N"], "D": line.values["D"], "C": line.C, "L": line.values["loss"]},
+        hover=line.hover,
     )
-    runs = ends_series(study, range(len(N)), D, N)
     return Figure(
-        KEY,
-        TITLE,
-        _ending(tokens_axis(), x),
-        _ending(size_axis(study), y),
-        (*_equal_compute(x, y, study.rate), runs, frontier),
+        *CONTOURS,
+        replace(tokens_axis(), low=float(x[0]), high=float(x[-1])),
+        replace(size_axis(study), low=float(y[0]), high=float(y[-1])),
+        (*_equal_compute(x, y, study.rate), ends_series(study, range(len(N)), D, N), frontier),
         contours=(Contours("loss by the fitted law", x, y, z, nice_levels(z), "nats per token"),),
         shades=study.sizes(),
         notes=(
@@ -73,7 +72,7 @@ def contours(study: Study) -> Figure | NoFigure:
 
 
 def nice_levels(z: Array, about: int = LEVELS) -> Array:
-    """Round values, evenly spaced, that cut what the runs' middle spans into about so many.
+    """Round values, evenly spaced, that cut the range of z into about so many.
 
     >>> nice_levels(np.array([2.03, 3.4]), 7)
     array([2.2, 2.4, 2.6, 2.8, 3. , 3.2, 3.4])
@@ -86,22 +85,17 @@ def nice_levels(z: Array, about: int = LEVELS) -> Array:
     return np.asarray(np.round(np.arange(first, last + 1) * step, 10))
 
 
-def _ending(axis: Axis, values: Array) -> Axis:
-    return Axis(axis.label, axis.unit, low=float(values[0]), high=float(values[-1]))
-
-
 def _equal_compute(x: Array, y: Array, rate: float) -> list[Series]:
     low, high = (np.log10(rate * x[i] * y[i]) for i in (0, -1))
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
     lines: list[Series] = []
     for power in powers[:: max(1, len(powers) // 8)]:
         N = 10.0**power / (rate * x)
-        N = np.where((y[0] <= N) & (y[-1] >= N), N, np.nan)
         lines.append(
             Series(
                 "equal compute",
                 x,
-                N,
+                np.where((y[0] <= N) & (y[-1] >= N), N, np.nan),
                 role="guide",
                 number=1,
                 dashed=True,
@@ -113,18 +107,13 @@ def _equal_compute(x: Array, y: Array, rate: float) -> list[Series]:
     return lines
 
 
-WASTE_KEY, WASTE_TITLE = "waste", "Compute wasted by a size that is not the best"
-POINTS = 81
-WIDEST = 8.0
-"""A factor of the best size to either side, at the least."""
-HIGHEST = 8.0
-"""Times the compute that the axis reaches; a far too small model never gets there."""
+# -- waste -------------------------------------------------------------------------------------------------------------
 
 
 def waste(study: Study) -> Figure | NoFigure:
     """Compute for the same loss over the least, against size over the best size; where each run lies."""
     if study.nothing:
-        return NoFigure(WASTE_KEY, WASTE_TITLE, study.nothing)
+        return NoFigure(*WASTE, study.nothing)
     sizes = np.geomspace(1 / WIDEST, WIDEST, POINTS)
     series, bands, notes = [], [], []
     if study.law is not None:
@@ -143,16 +132,14 @@ def waste(study: Study) -> Figure | NoFigure:
         notes += study.doubts
     else:
         notes.append(f"Your runs are not in it: {study.refused}.")
-    series += _others(sizes)
     notes.append(
         "Kaplan et al.: exponents of L(N,S), steps at a batch far below critical in place of tokens (eq. B.16)."
     )
     return Figure(
-        WASTE_KEY,
-        WASTE_TITLE,
+        *WASTE,
         Axis(f"N over the compute-optimal N, {parameters(study.convention)}"),
         Axis("compute for the same loss over the least", low=0.96, high=HIGHEST),
-        tuple(series),
+        (*series, *_published_waste(sizes)),
         tuple(bands),
         shades=None if study.law is None else study.sizes(),
         notes=tuple(notes),
@@ -167,7 +154,7 @@ def _of_runs(law: Law, study: Study) -> tuple[Array, Array]:
     return N / np.array([each.N for each in best]), compute_of(N, D) / np.array([each.flops for each in best])
 
 
-def _others(sizes: Array) -> list[Series]:
+def _published_waste(sizes: Array) -> list[Series]:
     kaplan = published("kaplan2020-ns").law
     besiroglu = published("besiroglu2024").law
     assert kaplan is not None and besiroglu is not None
@@ -184,18 +171,17 @@ def _capped(factor: Array) -> Array:
     return np.where(factor <= HIGHEST, factor, np.nan)
 
 
-RESIDUALS_KEY, RESIDUALS_TITLE = "residuals", "Residuals of the fitted law"
+# -- residuals ---------------------------------------------------------------------------------------------------------
 
 
 def residuals(study: Study) -> Figure | NoFigure:
     """Loss over the law's loss, less 1, against compute."""
-    if study.fit is None or study.law is None:
-        return NoFigure(RESIDUALS_KEY, RESIDUALS_TITLE, study.nothing or f"no law is fitted: {study.refused}")
+    if study.fit is None or study.law is None or study.scatter is None:
+        return NoFigure(*RESIDUALS, study.nothing or f"no law is fitted: {study.refused}")
     off = np.expm1(-study.fit.residuals)  # residuals are ln L̂ − ln L
-    half, nine = np.quantile(np.abs(off), [0.5, 0.9])
+    half, nine = study.scatter
     return Figure(
-        RESIDUALS_KEY,
-        RESIDUALS_TITLE,
+        *RESIDUALS,
         compute_axis(study),
         Axis("loss above the law", log=False, percent=True),
         (
@@ -208,140 +194,3 @@ def residuals(study: Study) -> Figure | NoFigure:
             *study.doubts,
         ),
     )
-
-
-BATCH_KEY, BATCH_TITLE = "batch", "Batch against the critical batch"
-LEVEL = 0.95
-"""Of beliefs about a batch, as everywhere in isoflop."""
-Z = 1.959964
-"""Standard deviations that hold it."""
-BANDS = 3
-"""Runs whose intervals are drawn; of more they hide one another."""
-BATCH_POINTS = 40
-
-
-def batch(study: Study) -> Figure | NoFigure:
-    """Tokens a step of each run, its critical batch as it was measured, and what published runs say of it."""
-    most = points_each(3 * len(study.curves))
-    series: list[Series] = []
-    bands: list[Band] = []
-    measured = [curve for curve in study.curves if _some(curve, "b_crit")]
-    for curve in study.curves:
-        line = _line(study, curve, curve.batch, most, curve.name)
-        if line is not None:
-            series.append(line)
-    if not series:
-        return NoFigure(BATCH_KEY, BATCH_TITLE, "no record says how many tokens its runs took a step")
-    for curve in measured:
-        line = _line(study, curve, curve.extra["b_crit"], most, f"{curve.name}: B_crit", dashed=True)
-        if line is None:
-            continue
-        series.append(line)
-        if len(measured) <= BANDS and _some(curve, "b_crit_sigma"):
-            bands.append(_band(study, curve, most))
-    D = np.concatenate([each.x for each in series])
-    prior, around = _published(float(np.nanmin(D)), float(np.nanmax(D)))
-    notes = [
-        "Solid: tokens processed a step. Beyond the critical batch a loss costs more tokens: E/E_min = 1 + B/B_crit."
-    ]
-    if measured:
-        notes.append(
-            f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, by the gradient noise scale where it was "
-            f"measured and published runs{f'; band: {LEVEL:.0%} interval' if bands else ''}."
-        )
-    else:
-        notes.append("No run has a critical batch of its own in its record.")
-    low, high = VALID
-    notes.append(
-        f"Published: B_crit(D) of language models, known from {low:.0e} to {high:.0e} tokens; {LEVEL:.0%} interval, "
-        "wider outside."
-    )
-    return Figure(
-        BATCH_KEY,
-        BATCH_TITLE,
-        tokens_axis(),
-        Axis("tokens a step", "tokens"),
-        (prior, *series),
-        (around, *bands),
-        shades=study.sizes(),
-        notes=tuple(notes),
-    )
-
-
-def _some(curve: RunCurve, name: str) -> bool:
-    return name in curve.extra and bool(np.isfinite(curve.extra[name]).any())
-
-
-def _line(study: Study, curve: RunCurve, values: Array, most: int, name: str, dashed: bool = False) -> Series | None:
-    known = np.flatnonzero(np.isfinite(values) & (values > 0) & np.isfinite(curve.tokens) & (curve.tokens > 0))
-    if not len(known):
-        return None
-    kept = known[thin(curve.tokens[known], values[known], most)]
-    N = curve.size(study.convention)
-    loss = curve.losses.get(study.loss)
-    return Series(
-        name,
-        curve.tokens[kept],
-        values[kept],
-        run_id=curve.run_id,
-        shade=study.shade(curve.run_id),
-        kind="line" if len(kept) > 1 else "points",
-        dashed=dashed,
-        legend=not dashed,
-        hover={
-            **({} if N is None else {"N": N}),
-            "D": curve.tokens[kept],
-            "B": values[kept],
-            **({} if loss is None else {"L": loss[kept]}),
-        },
-    )
-
-
-def _band(study: Study, curve: RunCurve, most: int) -> Band:
-    value, sigma = curve.extra["b_crit"], curve.extra["b_crit_sigma"]
-    known = np.flatnonzero(np.isfinite(value) & np.isfinite(sigma) & (curve.tokens > 0))
-    kept = known[thin(curve.tokens[known], value[known], most)]
-    reach = np.exp(Z * sigma[kept])
-    return Band(
-        f"{LEVEL:.0%} interval",
-        curve.tokens[kept],
-        value[kept] / reach,
-        value[kept] * reach,
-        role="run",
-        run_id=curve.run_id,
-        shade=study.shade(curve.run_id),
-    )
-
-
-def _published(least: float, most: float) -> tuple[Series, Band]:
-    D = np.geomspace(least, max(most, least * 1.01), BATCH_POINTS)
-    known = [prior_critical_batch(float(each)) for each in D]
-    ends = np.array([each.interval(LEVEL) for each in known])
-    line = Series(
-        "B_crit(D), published runs",
-        D,
-        np.array([each.value for each in known]),
-        role="published",
-        dashed=True,
-        group="published",
-    )
-    return line, Band(f"{LEVEL:.0%} interval", D, ends[:, 0], ends[:, 1], role="published", group="published")
-
-
-FIGURES: Mapping[str, Callable[[Study], Figure | NoFigure]] = {
-    "loss-flops": loss_flops,
-    "learning-curves": learning_curves,
-    "isoflop-profiles": isoflop_profiles,
-    "optimal-parameters": optimal_parameters,
-    "optimal-tokens": optimal_tokens,
-    "contours": contours,
-    "waste": waste,
-    "batch": batch,
-    "residuals": residuals,
-}
-"""By key: `FIGURES[key](study)` makes one alone."""
-
-
-def figures(study: Study) -> tuple[Figure | NoFigure, ...]:
-    """All of them; in place of one that can't be made, why."""
-    return tuple(make(study) for make in FIGURES.values())

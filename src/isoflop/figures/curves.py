@@ -1,104 +1,194 @@
-"""L(N,S): loss against optimizer steps of runs of each size, with the forecast of where runs under way will end."""
+"""Curves of runs: loss against steps, L(N,S), with forecasts of the runs under way; batch against the critical batch.
+
+The batch figure follows McCandlish et al. 2018 and Kaplan et al. 2020, section 5.1. `run_series`, `broken` and
+`ends_series` make the series of runs in other figures too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from isoflop.figures.by_compute import broken, run_hover
+from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Series
-from isoflop.figures.study import Study, loss_axis
+from isoflop.figures.study import Study, loss_axis, tokens_axis
 from isoflop.figures.text import Indices, counted, listed, name_of, points_each, thin
 from isoflop.fit.runs import RunCurve, said
 from isoflop.forecast import Forecast, OnlineForecaster, curve_of
+from isoflop.noise.critical_batch import VALID, prior_critical_batch
 
-KEY, TITLE = "learning-curves", "Learning curves, and where they will end"
+LEARNING_CURVES = ("learning-curves", "Learning curves, and where they will end")
 AHEAD = 24
 """Steps at which a run under way is forecast."""
-MOST = 12
+FORECAST = 12
 """Runs under way that are forecast, the newest: each costs the time of reading its curve once more."""
-LEVEL = 0.8
+FORECAST_LEVEL = 0.8
 """Of forecasts, as everywhere in isoflop."""
+
+BATCH = ("batch", "Batch against the critical batch")
+BATCH_LEVEL, Z = 0.95, 1.959964
+"""Of beliefs about a batch, as everywhere in isoflop; standard deviations of that interval."""
+BANDS = 3
+"""Runs whose intervals are drawn; of more they hide one another."""
+POINTS = 40
+
+
+# -- series of runs ----------------------------------------------------------------------------------------------------
+
+
+def run_series(
+    study: Study, curve: RunCurve, known: Indices, x: Array, y: Array, hover: Mapping[str, Array], **options: Any
+) -> Series:
+    """A run's points, thinned, in its shade.
+
+    Args:
+        study: of the runs.
+        curve: the run.
+        known: indices of the points that can be drawn.
+        x, y: columns of the run [points].
+        hover: further columns; those without a number are left out.
+        options: `most`, the points at the most; and further fields of `Series`.
+    """
+    kept = known[thin(x[known], y[known], options.pop("most", points_each(len(study.curves))))]
+    N, at, values = curve.size(study.convention), x[kept], y[kept]
+    columns = {name: at if column is x else values if column is y else column[kept] for name, column in hover.items()}
+    return Series(
+        options.pop("name", curve.name),
+        at,
+        values,
+        run_id=curve.run_id,
+        shade=study.shade(curve.run_id),
+        kind="line" if len(kept) > 1 else "points",
+        hover={
+            **({} if N is None else {"N": N}),
+            **{name: column for name, column in columns.items() if np.isfinite(column).any()},
+        },
+        **options,
+    )
+
+
+def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[Series], list[str]]:
+    """The loss of each run against x, and the names of those that lack a loss with an x."""
+    found, missing = [], []
+    for curve in study.curves:
+        x = x_of(curve)
+        known = np.flatnonzero(curve.known(study.loss, x))
+        loss = curve.losses.get(study.loss, np.full(len(x), np.nan))
+        if np.isfinite(loss[known]).any():
+            hover = {"D": curve.tokens, "C": study.flops(curve), "L": loss}
+            found.append(run_series(study, curve, known, x, loss, hover))
+        else:
+            missing.append(curve.name)
+    return found, missing
+
+
+def broken(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[Series, ...]:
+    """Crosses where losses stopped being numbers, at the last one before."""
+    x, y, names = [], [], []
+    for curve in study.curves:
+        at = np.flatnonzero(curve.known(study.loss, x_of(curve)))
+        loss = curve.losses.get(study.loss, np.empty(0))[at] if len(at) else np.empty(0)
+        first = np.flatnonzero(np.isfinite(loss[:-1]) & ~np.isfinite(loss[1:]))
+        x += list(x_of(curve)[at[first]])
+        y += list(loss[first])
+        names += [curve.name] * len(first)
+    if not x:
+        return ()
+    many = Series("the loss became NaN or infinite", np.array(x), np.array(y), "bad", "points", labels=tuple(names))
+    return (replace(many, hover={"L": many.y}),)
+
+
+def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, name: str = "", **options: Any) -> Series:
+    """Counted ends as points, each in its run's shade.
+
+    Args:
+        study: of the runs.
+        at: which of the counted ends.
+        x, y: of each.
+        name: for the legend; default: their number.
+        options: further fields of `Series`.
+    """
+    hover = {"N": study.columns["N"], "D": study.columns["D"], "C": study.C, "L": study.columns["loss"]}
+    return Series(
+        name or counted(len(at), "finished run", "finished runs"),
+        x,
+        y,
+        kind="points",
+        labels=tuple(study.counted[i].name for i in at),
+        hover={name: column[list(at)] for name, column in hover.items()},
+        **{"shades": study.counted_shades[list(at)], **options},
+    )
+
+
+# -- learning curves ---------------------------------------------------------------------------------------------------
 
 
 def learning_curves(study: Study) -> Figure | NoFigure:
     """A curve for each run; of those under way the forecast and its interval up to the planned end."""
-    series, bands, silent, missing = [], [], [], []
-    most = points_each(len(study.curves))
+    curves, missing = loss_series(study, lambda curve: curve.step)
+    if not curves:
+        why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
+        return NoFigure(*LEARNING_CURVES, why if study.ends else "there are no runs")
     live = [curve for curve in study.curves if curve.run.status != "completed"]
-    newest = {curve.run_id for curve in live[-MOST:]}
-    for curve in study.curves:
-        known = np.flatnonzero(curve.known(study.loss, curve.step))
-        if not np.isfinite(curve.losses.get(study.loss, np.empty(0))[known]).any():
-            missing.append(curve.name)
-            continue
-        series.append(_curve(study, curve, known, most))
-        if curve.run_id not in newest:
-            continue
-        ahead = _forecast(study, curve)
+    forecasts = {curve.run_id: _forecast(study, curve) for curve in live[-FORECAST:] if curve.name not in missing}
+    series, bands, silent = [], [], []
+    for drawn in curves:
+        series.append(drawn)
+        ahead = forecasts.get(drawn.run_id or "")
         if isinstance(ahead, str):
-            silent.append(f"{name_of(curve.name)}: {ahead}")
-        else:
+            silent.append(f"{name_of(drawn.name)}: {ahead}")
+        elif ahead is not None:
             series.append(ahead[0])
             bands += ahead[1]
-    if not series:
-        why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
-        return NoFigure(KEY, TITLE, why if study.ends else "there are no runs")
     if all(each.kind == "points" for each in series):
-        if study.loss == "train":
-            return NoFigure(KEY, TITLE, "no run has more than one point")
-        trained = learning_curves(replace(study, loss="train"))
-        once = f"The training loss: no run has more than one point of {said(study.loss)}."
-        return replace(trained, notes=(once, *trained.notes)) if isinstance(trained, Figure) else trained
-    forecast = any(each.dashed for each in series)
-    series += broken(study, lambda curve: curve.step)
-    drawn = len(study.curves) - len(missing)
-    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
-    notes = [f"{counted(drawn, 'run', 'runs')} of {counted(len(sizes), 'size', 'sizes')}, as logged."]
-    if not sizes:
-        notes = [f"{counted(drawn, 'run', 'runs')} of unknown size, as logged."]
-    if forecast:
-        notes.append(
-            f"Dashed: forecast up to the planned end, with its {LEVEL:.0%} interval, from the curve so far, the "
-            "learning rates to come and what public runs have shown."
-        )
-    if live and len(newest) < len(live):
-        notes.append(f"Forecast: the {len(newest)} newest of {len(live)} runs under way.")
-    if silent:
-        notes.append("No forecast of " + "; ".join(silent) + ".")
-    if missing:
-        notes.append(f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}.")
+        return _of_training(study)
     return Figure(
-        KEY,
-        TITLE,
+        *LEARNING_CURVES,
         Axis("S, optimizer steps"),
         loss_axis(study),
-        tuple(series),
+        (*series, *broken(study, lambda curve: curve.step)),
         tuple(bands),
         shades=study.sizes(),
-        notes=tuple(notes),
+        notes=(
+            _drawn_note(study, len(curves)),
+            *([_FORECAST_NOTE] if any(each.dashed for each in series) else []),
+            *([f"Forecast: the {FORECAST} newest of {len(live)} runs under way."] if len(live) > FORECAST else []),
+            *(["No forecast of " + "; ".join(silent) + "."] if silent else []),
+            *(
+                [f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}."]
+                if missing
+                else []
+            ),
+        ),
     )
 
 
-def _curve(study: Study, curve: RunCurve, known: Indices, most: int) -> Series:
-    loss, C = curve.losses[study.loss], study.flops(curve)
-    kept = known[thin(curve.step[known], loss[known], most)]
-    y = loss[kept]
-    return Series(
-        curve.name,
-        curve.step[kept],
-        y,
-        run_id=curve.run_id,
-        shade=study.shade(curve.run_id),
-        kind="line" if len(kept) > 1 else "points",
-        hover=run_hover(study, curve.size(study.convention), curve.tokens[kept], C[kept], y),
-    )
+_FORECAST_NOTE = (
+    f"Dashed: forecast up to the planned end, with its {FORECAST_LEVEL:.0%} interval, from the curve so far, the "
+    "learning rates to come and what public runs have shown."
+)
+
+
+def _drawn_note(study: Study, drawn: int) -> str:
+    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
+    which = counted(len(sizes), "size", "sizes") if sizes else "unknown size"
+    return f"{counted(drawn, 'run', 'runs')} of {which}, as logged."
+
+
+def _of_training(study: Study) -> Figure | NoFigure:
+    """The training curves of runs that were evaluated once."""
+    if study.loss == "train":
+        return NoFigure(*LEARNING_CURVES, "no run has more than one point")
+    trained = learning_curves(replace(study, loss="train"))
+    once = f"The training loss: no run has more than one point of {said(study.loss)}."
+    return replace(trained, notes=(once, *trained.notes)) if isinstance(trained, Figure) else trained
 
 
 def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
-    """The way to the planned end and its interval; as the run logged it where that can't be told again; or why not."""
-    shade = study.shade(curve.run_id)
+    """The loss up to the planned end; the forecast that the run logged where there is none now; or the reason why."""
     try:
         run = curve_of(curve, study.loss)
     except ValueError as reason:
@@ -106,12 +196,13 @@ def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
     forecaster = OnlineForecaster.of(run).feed(run)
     now, end = float(run.steps[-1]), float(run.total_steps)
     told = [forecaster.forecast(run.plan, round(step)) for step in np.geomspace(min(now + 1, end), end, AHEAD)]
-    said = [each for each in told if isinstance(each, Forecast)]
     if not isinstance(told[-1], Forecast):
         return _as_logged(study, curve) or told[-1].message.rstrip(".")
+    known = [each for each in told if isinstance(each, Forecast)]
     S, L, low, high = (
-        np.array([getattr(each, name) for each in said], dtype=float) for name in ("step", "loss", "low", "high")
+        np.array([getattr(each, name) for each in known], dtype=float) for name in ("step", "loss", "low", "high")
     )
+    shade = study.shade(curve.run_id)
     line = Series(
         f"{curve.name}: forecast",
         S,
@@ -122,7 +213,7 @@ def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
         legend=False,
         hover={"S": S, "L": L, "low": low, "high": high},
     )
-    return line, [Band(f"{LEVEL:.0%} interval", S, low, high, role="run", run_id=curve.run_id, shade=shade)]
+    return line, [Band(f"{FORECAST_LEVEL:.0%} interval", S, low, high, role="run", run_id=curve.run_id, shade=shade)]
 
 
 def _as_logged(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | None:
@@ -150,3 +241,84 @@ def _as_logged(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | Non
         hover={"S": float(planned), "L": loss, "low": low, "high": high},
     )
     return series, []
+
+
+# -- batch -------------------------------------------------------------------------------------------------------------
+
+
+def batch(study: Study) -> Figure | NoFigure:
+    """Tokens a step of each run, its critical batch as measured, and that of published runs."""
+    own = [line for curve in study.curves if (line := _batch_series(study, curve, curve.batch))]
+    if not own:
+        return NoFigure(*BATCH, "no record says how many tokens its runs took a step")
+    measured = [curve for curve in study.curves if np.isfinite(curve.extra.get("b_crit", np.nan)).any()]
+    critical = [
+        line
+        for curve in measured
+        if (
+            line := _batch_series(
+                study, curve, curve.extra["b_crit"], name=f"{curve.name}: B_crit", dashed=True, legend=False
+            )
+        )
+    ]
+    bands = [_batch_band(study, curve) for curve in measured if "b_crit_sigma" in curve.extra]
+    bands = [band for band in bands if len(band.x)] if len(measured) <= BANDS else []
+    D = np.concatenate([each.x for each in (*own, *critical)])
+    prior, around = _published_batch(float(np.nanmin(D)), float(np.nanmax(D)))
+    measures = (
+        f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, by the gradient noise scale where it was measured "
+        f"and published runs{f'; band: {BATCH_LEVEL:.0%} interval' if bands else ''}."
+        if measured
+        else "No run has a critical batch of its own in its record."
+    )
+    return Figure(
+        *BATCH,
+        tokens_axis(),
+        Axis("tokens a step", "tokens"),
+        (prior, *own, *critical),
+        (around, *bands),
+        shades=study.sizes(),
+        notes=(
+            "Solid: tokens processed a step. Beyond the critical batch a loss costs more tokens: "
+            "E/E_min = 1 + B/B_crit.",
+            measures,
+            f"Published: B_crit(D) of language models, known from {VALID[0]:.0e} to {VALID[1]:.0e} tokens; "
+            f"{BATCH_LEVEL:.0%} interval, wider outside.",
+        ),
+    )
+
+
+def _batch_series(study: Study, curve: RunCurve, values: Array, **options: Any) -> Series | None:
+    known = np.flatnonzero(np.isfinite(values) & (values > 0) & np.isfinite(curve.tokens) & (curve.tokens > 0))
+    if not len(known):
+        return None
+    loss = {"L": curve.losses[study.loss]} if study.loss in curve.losses else {}
+    most = points_each(3 * len(study.curves))
+    return run_series(
+        study, curve, known, curve.tokens, values, {"D": curve.tokens, "B": values, **loss}, most=most, **options
+    )
+
+
+def _batch_band(study: Study, curve: RunCurve) -> Band:
+    value, sigma = curve.extra["b_crit"], curve.extra["b_crit_sigma"]
+    known = np.flatnonzero(np.isfinite(value) & np.isfinite(sigma) & (curve.tokens > 0))
+    kept = known[thin(curve.tokens[known], value[known], points_each(3 * len(study.curves)))]
+    reach = np.exp(Z * sigma[kept])
+    return Band(
+        f"{BATCH_LEVEL:.0%} interval",
+        curve.tokens[kept],
+        value[kept] / reach,
+        value[kept] * reach,
+        role="run",
+        run_id=curve.run_id,
+        shade=study.shade(curve.run_id),
+    )
+
+
+def _published_batch(least: float, most: float) -> tuple[Series, Band]:
+    D = np.geomspace(least, max(most, least * 1.01), POINTS)
+    known = [prior_critical_batch(float(each)) for each in D]
+    ends = np.array([each.interval(BATCH_LEVEL) for each in known])
+    values = np.array([each.value for each in known])
+    line = Series("B_crit(D), published runs", D, values, role="published", dashed=True, group="published")
+    return line, Band(f"{BATCH_LEVEL:.0%} interval", D, ends[:, 0], ends[:, 1], role="published", group="published")

@@ -1,6 +1,6 @@
-"""What a figure is before anything draws it: axes with units, series, bands, contours, and what it rests on.
+"""Figures as data: axes with units, series, bands, contours and notes; and how far the axes reach.
 
-How far a figure's axes reach: all that is drawn, and a margin; on a logarithmic axis in powers of ten.
+The axes reach all that is drawn and a margin; a logarithmic axis counts in powers of ten.
 """
 
 from __future__ import annotations
@@ -98,6 +98,19 @@ class Series:
     legend: bool = True
     group: str = ""
 
+    @property
+    def errors(self) -> dict[Literal["x", "y"], tuple[Array, Array]]:
+        """Lengths of the error bars to either side, by axis."""
+        ends: dict[Literal["x", "y"], tuple[Array, Array | None, Array | None]] = {
+            "y": (self.y, self.low, self.high),
+            "x": (self.x, self.left, self.right),
+        }
+        return {
+            axis: (centre - low, high - centre)
+            for axis, (centre, low, high) in ends.items()
+            if low is not None and high is not None
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Band:
@@ -159,6 +172,11 @@ class Figure:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(dict.fromkeys(map(sentence, self.notes))))
+
+    @property
+    def runs(self) -> int:
+        """Number of runs that have a series of their own."""
+        return len({series.run_id for series in self.series} - {None})
 
 
 @dataclass(frozen=True)

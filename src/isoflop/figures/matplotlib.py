@@ -1,7 +1,4 @@
-"""A figure for paper, by matplotlib: PDF and SVG with text as text, PNG at 300 dpi; a column or the text's width.
-
-Axes of a figure for matplotlib: where they end, their ticks, the second scale; texts without mathematics.
-"""
+"""A figure for paper, by matplotlib: PDF and SVG with text as text, PNG at 300 dpi; a column or the text's width."""
 
 from __future__ import annotations
 
@@ -176,8 +173,7 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
     for axis, which in ((figure.x, "x"), (figure.y, "y")):
         if axis.log:
             getattr(axes, f"set_{which}scale")("log")
-    runs = {series.run_id for series in figure.series if series.run_id is not None}
-    many = len(runs) > NAMED
+    many = figure.runs > NAMED
     handles, names, seen = [], [], set()
     for contours in figure.contours:
         _contours(axes, contours, theme)
@@ -188,7 +184,7 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
             names.append(series.name)
     if many:
         handles.append(axes.plot([], [], color=colour_of("run", 0, 0.5, theme))[0])
-        names.append(f"{len(runs):,} runs")
+        names.append(f"{figure.runs:,} runs")
     for band in figure.bands:
         colour = colour_of(band.role, band.number, band.shade, theme)
         handle = axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0, zorder=1)
@@ -202,7 +198,7 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
     plain(axes.set_xlabel(name_of(figure.x.title, 90)))
     plain(axes.set_ylabel(name_of(figure.y.title, 60)))
     set_second(axes, figure.x)
-    if figure.shades is not None and (many or not runs):
+    if figure.shades is not None and (many or not figure.runs):
         _shades(figure, drawn, axes, theme)
     if title:
         plain(axes.set_title(name_of(figure.title, 90)))
@@ -210,48 +206,26 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
 
 
 def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
-    colour = colour_of(series.role, series.number, series.shade, theme)
     zorder = {"guide": 2, "published": 3, "run": 3, "bad": 6}.get(series.role, 4)
-    points = series.kind != "line"
+    if series.shades is not None:
+        scale: dict[str, Any] = {"c": series.shades, "cmap": _colour_map(theme), "vmin": 0, "vmax": 1}
+        return axes.scatter(series.x, series.y, **scale, s=9, linewidths=0, zorder=zorder)
+    colour = colour_of(series.role, series.number, series.shade, theme)
     look: dict[str, Any] = {"color": colour, "zorder": zorder}
     if series.kind == "points":
         look |= {"linestyle": "none"}
     else:
         dash = DASHES[series.number % len(DASHES)] if series.dashed else "-"
         look |= {"linestyle": dash, "linewidth": WIDTHS.get(series.role, 0.6 if many else 1.0)}
-    if points:
+    if series.kind != "line":
         marker = {"bad": "x", "published": "D", "approach 2": "D"}.get(series.role, "o")
         look |= {"marker": marker, "markersize": 3.6 if marker == "D" else 3.0}
         if marker != "x":
             look |= {"markeredgewidth": 0.5 if marker == "D" else 0, "markeredgecolor": theme.text}
-    if series.shades is not None:
-        return _shaded(axes, series, theme, zorder)
-    bars: dict[str, Any] = {
-        name: np.abs(np.stack([centre - low, high - centre]))
-        for name, centre, low, high in (
-            ("yerr", series.y, series.low, series.high),
-            ("xerr", series.x, series.left, series.right),
-        )
-        if low is not None and high is not None
-    }
+    bars: dict[str, Any] = {f"{axis}err": np.abs(np.stack(ends)) for axis, ends in series.errors.items()}
     if bars:
         return axes.errorbar(series.x, series.y, **bars, **look, elinewidth=0.8, capsize=1.5)
     return axes.plot(series.x, series.y, **look)[0]
-
-
-def _shaded(axes: Axes, series: Series, theme: Theme, zorder: int) -> Any:
-    assert series.shades is not None
-    return axes.scatter(
-        series.x,
-        series.y,
-        c=series.shades,
-        cmap=_colour_map(theme),
-        vmin=0,
-        vmax=1,
-        s=9,
-        linewidths=0,
-        zorder=zorder,
-    )
 
 
 def _contours(axes: Axes, contours: Contours, theme: Theme) -> None:

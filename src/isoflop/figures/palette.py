@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from isoflop.figures.figure import Role
 
 ThemeName = Literal["light", "dark"]
 
-VIRIDIS = (
-    "#440154",
-    "#482878",
-    "#3e4989",
-    "#31688e",
-    "#26828e",
-    "#1f9e89",
-    "#35b779",
-    "#6ece58",
-    "#b5de2b",
-    "#fde725",
-)
+VIRIDIS = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"]
 """Of matplotlib (CC0): even steps for the eye, and in grey."""
+_CHANNELS = np.array([list(bytes.fromhex(colour)) for colour in VIRIDIS]).T
 
 ROLES: Mapping[Role, tuple[str, ...]] = {
     "run": ("#56B4E9",),
@@ -49,7 +41,7 @@ class Theme:
     dark: bool = False
 
 
-THEMES: Mapping[ThemeName, Theme] = {
+THEMES: Mapping[str, Theme] = {
     "light": Theme("#ffffff", "#1f2328", "#e4e7eb", "#7d8ea3", (0.0, 0.86)),
     "dark": Theme("#14171c", "#d8dde3", "#2e343c", "#71849b", (0.22, 1.0), dark=True),
 }
@@ -57,41 +49,29 @@ THEMES: Mapping[ThemeName, Theme] = {
 
 def theme_of(name: str) -> Theme:
     """A theme by name; ValueError for another."""
-    for known, theme in THEMES.items():
-        if name == known:
-            return theme
-    raise ValueError(f"expected the theme light or dark, got {name!r}")
+    if name not in THEMES:
+        raise ValueError(f"expected the theme light or dark, got {name!r}")
+    return THEMES[name]
 
 
 def colour_of(role: Role, number: int, shade: float | None, theme: Theme) -> str:
     """#rrggbb of a series."""
     if shade is not None:
         low, high = theme.shades
-        return _viridis(low + shade * (high - low))
+        at, steps = low + shade * (high - low), np.linspace(0, 1, len(VIRIDIS))
+        return "#" + "".join(f"{round(float(np.interp(at, steps, channel))):02x}" for channel in _CHANNELS)
     colours = ROLES[role]
     if role == "published":
         return colours[number % len(colours)]
     return colours[-1] if theme.dark else colours[0]
 
 
-def colour_scale(theme: Theme, steps: int = 9) -> list[tuple[float, str]]:
-    """(shade, colour) from 0 to 1."""
-    return [(i / (steps - 1), colour_of("run", 0, i / (steps - 1), theme)) for i in range(steps)]
+def colour_scale(theme: Theme, steps: int = 9) -> list[list[Any]]:
+    """[shade, colour] from 0 to 1."""
+    return [[i / (steps - 1), colour_of("run", 0, i / (steps - 1), theme)] for i in range(steps)]
 
 
 def see_through(colour: str, opacity: float) -> str:
     """#rrggbb as rgba(…)."""
-    red, green, blue = _rgb(colour)
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
     return f"rgba({red},{green},{blue},{opacity:g})"
-
-
-def _viridis(at: float) -> str:
-    place = min(max(at, 0.0), 1.0) * (len(VIRIDIS) - 1)
-    below = min(int(place), len(VIRIDIS) - 2)
-    share = place - below
-    mixed = (round(a + share * (b - a)) for a, b in zip(_rgb(VIRIDIS[below]), _rgb(VIRIDIS[below + 1]), strict=True))
-    return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

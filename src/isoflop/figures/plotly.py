@@ -2,10 +2,6 @@
 
 Columns of numbers go as base64 of float32 (plotly.js ≥ 2.35), a third of the text and no parsing. Every text passes
 through `escaped`: plotly reads a subset of HTML in names, `%{…}` in templates and MathJax between dollars.
-
-Texts for plotly, which reads HTML, `%{…}` and MathJax in them: every text goes through here.
-
-Axes, legend and page of a figure for plotly.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Band, Contours, Figure, Series, extent_of, round_ticks
 from isoflop.figures.palette import Theme, ThemeName, colour_of, colour_scale, see_through, theme_of
 from isoflop.figures.text import name_of
-from isoflop.laws.frontier import short
+from isoflop.laws import short
 
 
 def escaped(text: str) -> str:
@@ -138,18 +134,17 @@ def plotly_figure(figure: Figure, theme: ThemeName = "light") -> dict[str, Any]:
         theme: light or dark.
     """
     look = theme_of(theme)
-    runs = [series for series in figure.series if series.run_id is not None]
-    many = len({series.run_id for series in runs}) > NAMED
+    many = figure.runs > NAMED
     named: set[str] = set()  # a band's kind is in the legend once
     data: list[dict[str, Any]] = []
     for band in figure.bands:
         data.append(_band(band, look, band.name not in named))
         named.add(band.name)
-    data += [trace for contours in figure.contours for trace in _contours(contours, look)]
+    data += [_contours(contours, look) for contours in figure.contours]
     data += [_series(series, figure, look, many) for series in figure.series]
     if many:
-        data.append(_all_runs(len({series.run_id for series in runs}), look))
-    if figure.shades is not None and (many or not runs):  # few runs are in the legend by name
+        data.append(_all_runs(figure.runs, look))
+    if figure.shades is not None and (many or not figure.runs):  # few runs are in the legend by name
         data.append(_shades(figure, look))
     x, y = extent_of(figure)
     layout = layout_of(figure, look, x, y)
@@ -196,15 +191,12 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
         if symbol == "diamond":  # seen among points of any colour
             trace["marker"] |= {"size": 9, "opacity": 1, "line": {"color": theme.text, "width": 1.2}}
         if series.shades is not None:
-            scale = {"color": packed(series.shades), "cmin": 0, "cmax": 1, "colorscale": _scale(theme)}
+            scale = {"color": packed(series.shades), "cmin": 0, "cmax": 1, "colorscale": colour_scale(theme)}
             trace["marker"] |= scale
-    for name, centre, low, high in (
-        ("error_y", series.y, series.low, series.high),
-        ("error_x", series.x, series.left, series.right),
-    ):
-        if low is not None and high is not None:
-            ends = {"array": packed(high - centre), "arrayminus": packed(centre - low)}
-            trace[name] = {"type": "data", "symmetric": False, **ends, "color": colour, "thickness": 1.3, "width": 3}
+    for axis, (below, above) in series.errors.items():
+        ends = {"array": packed(above), "arrayminus": packed(below)}
+        look = {"color": colour, "thickness": 1.3, "width": 3}
+        trace[f"error_{axis}"] = {"type": "data", "symmetric": False, **ends, **look}
     return trace
 
 
@@ -268,29 +260,26 @@ def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
     return trace
 
 
-def _contours(contours: Contours, theme: Theme) -> list[dict[str, Any]]:
-    step = float(np.diff(contours.levels).min()) if len(contours.levels) > 1 else 1.0
-    return [
-        {
-            "type": "contour",
-            "name": escaped(contours.name),
-            "x": packed(contours.x),
-            "y": packed(contours.y),
-            "z": packed(contours.z),
-            "contours": {
-                "coloring": "lines",
-                "start": float(contours.levels[0]),
-                "end": float(contours.levels[-1]),
-                "size": step,
-                "showlabels": True,
-                "labelfont": {"size": 10, "color": theme.text},
-            },
-            "line": {"width": 1},
-            "colorscale": [[0, theme.contour], [1, theme.contour]],
-            "showscale": False,
-            "hovertemplate": f"%{{z:.3f}} {escaped(contours.unit)}<extra></extra>",
-        }
-    ]
+def _contours(contours: Contours, theme: Theme) -> dict[str, Any]:
+    return {
+        "type": "contour",
+        "name": escaped(contours.name),
+        "x": packed(contours.x),
+        "y": packed(contours.y),
+        "z": packed(contours.z),
+        "contours": {
+            "coloring": "lines",
+            "start": float(contours.levels[0]),
+            "end": float(contours.levels[-1]),
+            "size": float(np.diff(contours.levels).min()) if len(contours.levels) > 1 else 1.0,
+            "showlabels": True,
+            "labelfont": {"size": 10, "color": theme.text},
+        },
+        "line": {"width": 1},
+        "colorscale": [[0, theme.contour], [1, theme.contour]],
+        "showscale": False,
+        "hovertemplate": f"%{{z:.3f}} {escaped(contours.unit)}<extra></extra>",
+    }
 
 
 def _all_runs(number: int, theme: Theme) -> dict[str, Any]:
@@ -321,7 +310,7 @@ def _shades(figure: Figure, theme: Theme) -> dict[str, Any]:
             "color": [0, 1],
             "cmin": 0,
             "cmax": 1,
-            "colorscale": _scale(theme),
+            "colorscale": colour_scale(theme),
             "showscale": True,
             "colorbar": {
                 "title": {"text": escaped(figure.shades.label), "side": "right"},
@@ -332,7 +321,3 @@ def _shades(figure: Figure, theme: Theme) -> dict[str, Any]:
             },
         },
     }
-
-
-def _scale(theme: Theme) -> list[list[Any]]:
-    return [[at, colour] for at, colour in colour_scale(theme)]

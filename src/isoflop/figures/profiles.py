@@ -11,32 +11,32 @@ from isoflop.figures.text import counted
 from isoflop.fit.approaches import Minimum, group, profile_minima, refused
 from isoflop.fit.plan import BUDGET
 
-KEY, TITLE = "isoflop-profiles", "isoFLOP profiles: loss against size at equal compute"
+PROFILES = ("isoflop-profiles", "isoFLOP profiles: loss against size at equal compute")
 FEWEST = 3
 """Sizes that make a profile."""
 NAMED = 10
 """Budgets that the legend names; of more a colour scale tells."""
 
 
-def isoflop_profiles(study: Study) -> Figure | NoFigure:
+def profiles(study: Study) -> Figure | NoFigure:
     """Runs of about equal compute, a parabola through each budget, its minimum with its interval."""
     if study.nothing:
-        return NoFigure(KEY, TITLE, study.nothing)
+        return NoFigure(*PROFILES, study.nothing)
     N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
     try:
         groups, _ = group(study.C, study.budgets, BUDGET)
     except ValueError as reason:
-        return NoFigure(KEY, TITLE, f"the runs do not share budgets: {reason}")
-    profiles = [(budget, rows) for budget, rows in groups if len(np.unique(N[rows])) >= FEWEST]
-    if not profiles:
+        return NoFigure(*PROFILES, f"the runs do not share budgets: {reason}")
+    found = [(budget, rows) for budget, rows in groups if len(np.unique(N[rows])) >= FEWEST]
+    if not found:
         sizes = max((len(np.unique(N[rows])) for _, rows in groups), default=0)
         return NoFigure(
-            KEY, TITLE, f"a profile needs {FEWEST} sizes at one budget; {counted(sizes, 'size', 'sizes')} at the most"
+            *PROFILES, f"a profile needs {FEWEST} sizes at one budget; {counted(sizes, 'size', 'sizes')} at the most"
         )
     minima, notes = _minima(study)
     series: list[Series] = []
-    for number, (budget, rows) in enumerate(profiles):
-        shade = number / max(len(profiles) - 1, 1)
+    for number, (budget, rows) in enumerate(found):
+        shade = number / max(len(found) - 1, 1)
         order = rows[np.argsort(N[rows])]
         label = f"{budget:.3g} FLOPs"
         series.append(
@@ -46,7 +46,7 @@ def isoflop_profiles(study: Study) -> Figure | NoFigure:
                 L[order],
                 kind="points",
                 shade=shade,
-                legend=len(profiles) <= NAMED,
+                legend=len(found) <= NAMED,
                 labels=tuple(study.counted[i].name for i in order),
                 hover={"N": N[order], "D": D[order], "C": study.C[order], "L": L[order]},
                 group=label,
@@ -57,15 +57,14 @@ def isoflop_profiles(study: Study) -> Figure | NoFigure:
             series.append(Series(label, x, y, shade=shade, legend=False, group=label))
     if minima:
         series.append(_vertices(minima))
-    every = max(1, len(profiles) // 6)
-    ticks = tuple((i / max(len(profiles) - 1, 1), f"{profiles[i][0]:.2g}") for i in range(0, len(profiles), every))
+    every = max(1, len(found) // 6)
+    ticks = tuple((i / max(len(found) - 1, 1), f"{found[i][0]:.2g}") for i in range(0, len(found), every))
     return Figure(
-        KEY,
-        TITLE,
+        *PROFILES,
         size_axis(study),
         loss_axis(study),
         tuple(series),
-        shades=Shades("budget, FLOPs", ticks) if len(profiles) > NAMED else None,
+        shades=Shades("budget, FLOPs", ticks) if len(found) > NAMED else None,
         notes=(
             "Each line: a parabola in ln N, least squares through all runs of a budget.",
             *([f"Diamonds: minima, with their {study.level:.0%} interval by the losses' noise."] if minima else []),

@@ -1,8 +1,6 @@
-"""What figures, tab and report are made from: the runs, where they ended, and what is fitted to that, or why not.
+"""A study of runs, which figures, tab and report are made from: the runs' ends, the law fitted to them, the approaches.
 
-L(N,D) fitted to the ends of runs, and whether it may be drawn: not where the runs leave it open.
-
-The axes that figures share: compute, parameters, tokens, loss, each with its unit and convention.
+L(N,D) is drawn only where the runs determine it. The axes that figures share are here too.
 """
 
 from __future__ import annotations
@@ -28,10 +26,9 @@ from isoflop.fit.approaches import (
 )
 from isoflop.fit.fit_law import LawFit, fit_law
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
-from isoflop.laws.forms import Law, compute_of, typical_rate
-from isoflop.laws.published import Published, published
-from isoflop.laws.quantities import PF_DAY, short
-from isoflop.record.run import Run, common_n
+from isoflop.laws import PF_DAY, Law, Published, published, short
+from isoflop.laws.forms import compute_of, typical_rate
+from isoflop.record import Run, common_n
 
 OPEN = 4.0
 """A factor between the 5% and the 95% point of an exponent's draws, from which on `fit_law` too calls it open."""
@@ -41,7 +38,7 @@ OPEN = 4.0
 def law_of(
     ends: tuple[RunEnd, ...], convention: str, level: float, draws: int
 ) -> tuple[LawFit | None, tuple[str, ...], str]:
-    """The law, what is doubtful about it, why there is none. Kept: while runs train, those that ended stay."""
+    """The law, doubts about it, the reason why there is none. Cached: while runs train, those that ended stay."""
     if not ends:
         return None, (), "there is no finished run with its size, its tokens and a loss"
     columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
@@ -59,15 +56,11 @@ def law_of(
     except ValueError as reason:
         return None, (), str(reason)
     doubts = tuple(text for text in fitted.warnings if text not in odd)
-    if fitted.law.draws is None or any(_open(fitted, name) for name in ("alpha", "beta")):
-        return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
-    return fitted, doubts, ""
-
-
-def _open(fitted: LawFit, exponent: str) -> bool:
-    """Whether the draws of an exponent spread so far that the frontier is anybody's guess."""
-    low, high = np.quantile(fitted.draws[exponent], [0.05, 0.95])
-    return bool(high > OPEN * low)
+    if fitted.law.draws is not None:
+        low, high = np.quantile([fitted.draws[name] for name in ("alpha", "beta")], [0.05, 0.95], axis=1)
+        if (high <= OPEN * low).all():
+            return fitted, doubts, ""
+    return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
 
 
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
@@ -247,13 +240,18 @@ class Study:
             found[i] = rank / (len(order) - 1)
         return tuple(found)
 
+    def shade(self, run_id: str) -> float:
+        """Of a run."""
+        return self._by_run[run_id]
+
     @cached_property
     def _by_run(self) -> dict[str | None, float]:
         return {end.run_id: shade for end, shade in zip(self.ends, self.shades, strict=True)}
 
-    def shade(self, run_id: str) -> float:
-        """Of a run."""
-        return self._by_run[run_id]
+    @cached_property
+    def counted_shades(self) -> Array:
+        """Of the counted ends."""
+        return np.array([shade for end, shade in zip(self.ends, self.shades, strict=True) if not end.left_out])
 
     def sizes(self) -> Shades | None:
         """What the shades stand for: sizes, at five of them."""

@@ -1,9 +1,8 @@
-"""Names, counts and conventions as figures write them; strangers' names made fit to be shown at all.
+"""Names, counts and conventions as figures write them; curves in fewer points that look the same.
 
-A curve in fewer points that looks the same: of each column of the screen its first, last, lowest and highest point.
-
-At as many columns as the screen has pixels a line through these four is drawn exactly as the line through all (Jugel et
-al. 2014, "M4: A Visualization-Oriented Time Series Data Aggregation"). Spikes stay.
+Of each column of the screen the first, last, lowest and highest point are kept. At as many columns as the screen has
+pixels a line through these four is drawn exactly as the line through all (Jugel et al. 2014, "M4: A
+Visualization-Oriented Time Series Data Aggregation"). Spikes stay.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.laws.frontier import short
 
 LONGEST = 48
 """Characters of a name."""
@@ -97,9 +95,6 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     """A few names, and how many more."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(name_of, names[:most])) + more
-
-
-__all__ = ["counted", "listed", "loss_label", "name_of", "parameters", "sentence", "short", "unique_names"]
 
 
 MOST = 1000
