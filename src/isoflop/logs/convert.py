@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,16 +27,15 @@ from isoflop.logs.logged import (
     is_perplexity,
     plain,
 )
+from isoflop.record.lines import MAX_SECONDS
 from isoflop.record.provenance import json_safe, library_versions
 from isoflop.record.reader import read_run
 from isoflop.record.run import Point, RecordError, Run
 from isoflop.record.thinned import due
-from isoflop.record.writer import RecordLog, record_path
+from isoflop.record.writer import RecordLog, iso_time, record_path
 
 CONVENTION = "1 multiply-add = 2 FLOPs"
 FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning"}
-MAX_SECONDS = 2.5e11
-"""Unix time, in the year 9892: later ones overflow what shows dates."""
 CONVERTED = {
     "bits": "bits per token, as declared: × ln 2",
     "ppl": "perplexity: its natural logarithm",
@@ -101,7 +99,7 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     run = Run(
         run_id=_run_id(logged),
         name=logged.name,
-        created=_iso_time(logged.created if logged.created is not None else _modified(logged.source)),
+        created=_created(logged),
         framework=FRAMEWORKS.get(logged.kind, logged.kind),
         model={"config": json_safe(_config(logged))} if logged.config is not None else {},
         parameters=dict(counts.parameters),
@@ -138,13 +136,6 @@ def _run_id(logged: Logged) -> str:
     return f"{slug or 'run'}-{digest}"
 
 
-def _iso_time(seconds: float | None) -> str:
-    """A unix time as records write it; empty where there is none."""
-    if seconds is None or not 0 <= seconds < MAX_SECONDS:
-        return ""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
-
-
 def _config(logged: Logged) -> Any:
     """The configuration's content, for the record; None if it can't be read, which is a problem already."""
     if not isinstance(logged.config, str):
@@ -155,12 +146,15 @@ def _config(logged: Logged) -> Any:
         return None
 
 
-def _modified(source: str) -> float | None:
-    """When a file was last written; a folder's newest file is not looked for."""
-    try:
-        return os.stat(source).st_mtime
-    except (OSError, ValueError):
-        return None
+def _created(logged: Logged) -> str:
+    """When the run began, as records write it; else when its file was last written (a folder's files are not asked)."""
+    seconds = logged.created
+    if seconds is None:
+        try:
+            seconds = os.stat(logged.source).st_mtime
+        except (OSError, ValueError):
+            return ""
+    return iso_time(seconds) if 0 <= seconds < MAX_SECONDS else ""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _runs(
     runs = {owner: _Run(Columns(named)) for owner, _ in layout.values.values() if owner}
     by_column = bool(runs)  # a chart's export
     crowded = False
-    for row in _whole_rows(rows, len(header), problems):
+    for row, cut in _padded(rows, len(header), problems):
         name = "" if layout.run is None else str(row[layout.run] or "").strip()
         if layout.by_row and (not name or name in runs):
             name = f"{name or stem(problems.source)}{problems.at}"
@@ -154,6 +154,8 @@ def _runs(
         run = runs.setdefault(name, _Run(Columns(named)))
         run.rows += 1
         step = run.rows if layout.step is None else whole(row[layout.step])
+        if step is None and cut:
+            continue
         if step is None:
             problems.add(f"{header[layout.step or 0]} to be a whole number from 0", row[layout.step or 0])
             continue
@@ -170,15 +172,15 @@ def _runs(
     return runs
 
 
-def _whole_rows(rows: Iterator[list[Any]], length: int, problems: Problems) -> Iterator[list[Any]]:
-    """Rows of one length: of a row that was cut off all but its last value, which may be cut itself."""
+def _padded(rows: Iterator[list[Any]], length: int, problems: Problems) -> Iterator[tuple[list[Any], bool]]:
+    """Rows of one length, and whether a row was cut off: then all but its last value, which may be cut itself."""
     for row in rows:
         if len(row) != length:
             problems.add(f"{length} values, as in the first row", f"{len(row)} values")
         if len(row) == length:
-            yield row
+            yield row, False
         elif len(row) < length:
-            yield [*row[:-1], *[None] * (length - len(row) + 1)]
+            yield [*row[:-1], *[None] * (length - len(row) + 1)], True
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:

@@ -16,7 +16,7 @@ from isoflop.record.run import SCHEMA_VERSION, Point
 MAX_LINE_BYTES = 1 << 20
 _MAX_PROBLEMS = 20
 _MAX_STEP = 2**63 - 1
-_MAX_SECONDS = 2.5e11  # the year 9892: later ones overflow what shows dates
+MAX_SECONDS = 2.5e11  # the year 9892: later ones overflow what shows dates
 
 _POINT_KEYS = tuple(field.name for field in fields(Point))
 _BY_LOSS = ("losses", "nonfinite", "loss_units", "extra")  # their names are no secrets: "eval/nll_per_token"
@@ -209,7 +209,7 @@ def _mean(value: object) -> int | float | None:
 
 def _seconds(value: object) -> float | None:
     number = _number(value)
-    return number if number is not None and 0 <= number <= _MAX_SECONDS else None
+    return number if number is not None and 0 <= number <= MAX_SECONDS else None
 
 
 def _text(value: object) -> str | None:

@@ -96,7 +96,7 @@ class RecordLog:
             raise RecordError(f"Expected a local folder, got {folder!s}: set record_dir= to one.")
         path = record_path(folder, run_id)
         fixed = {"event": "header", "isoflop": SCHEMA_VERSION, "run_id": run_id}
-        line = encode({**fixed, "created": _utc_now(), **header, **fixed})
+        line = encode({**fixed, "created": iso_time(time.time()), **header, **fixed})
         try:
             os.makedirs(folder, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
@@ -231,8 +231,9 @@ def _lock(descriptor: int, path: Path) -> None:
             ) from error
 
 
-def _utc_now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def iso_time(seconds: float) -> str:
+    """A unix time as records write it: ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
 
 
 def _close_in_child() -> None:
