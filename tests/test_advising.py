@@ -15,12 +15,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import isoflop
-from isoflop.advice import Advice, Reason, Severity, Situation
-from isoflop.advice.own_runs import frontier_of, learn_from
+from isoflop.advice import Advice, Adviser, Reason, Severity, Situation, frontier_of, learn_from
 from isoflop.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import advice as advising
-from isoflop.live.advice import RunAdviser
 from isoflop.record import Point, RecordLog, read_runs
 from isoflop.transformers import IsoFLOPCallback
 from tiny import LIGHTNING_NOISE, Rows, TinyLM, batches, hf_trainer, lightning_module, lightning_trainer, model
@@ -183,7 +181,7 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path) -> None:
 
 def test_an_evaluations_ladder_is_not_held_against_the_training_loss() -> None:
     """With `fit_on="eval/…"` the earlier sizes' losses are of another kind."""
-    adviser = RunAdviser()
+    adviser = Adviser()
     put_at = Forecast(1.0, 0.99, 1.01, 0.01, 0.8, 2000, "joint")
 
     def log(step: int, of: str) -> list[Advice]:
@@ -321,7 +319,7 @@ def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.Captur
         monitor = train(tmp_path / "new", history=runs, num_params=50_000)
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
-    assert "Rests on: 10 runs of your own, shrunk towards" in capsys.readouterr().out
+    assert "Based on: 10 runs of your own" in capsys.readouterr().out
     frontier = EventAccumulator(str(tmp_path / "new" / "_frontier"))
     frontier.Reload()
     drawn = frontier.Scalars("isoflop/loss_vs_log10FLOPs_x1000")
@@ -413,7 +411,9 @@ def test_a_batch_that_grows_is_judged_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fit_on", ["train", "off", "eval/c4"])
-def test_what_published_sweeps_do_not_know_is_not_judged_by_them(tmp_path: Path, fit_on: str) -> None:
+def test_what_published_sweeps_do_not_know_is_not_judged_by_them(
+    tmp_path: Path, fit_on: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     net = model()
     next(net.parameters()).requires_grad_(False)
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2, total_steps=50, fit_on=fit_on)
@@ -422,7 +422,8 @@ def test_what_published_sweeps_do_not_know_is_not_judged_by_them(tmp_path: Path,
         loss.backward()
         monitor.step(loss.detach())
     assert monitor.advice == ()
-    assert "this is fine-tuning" in monitor._advice.missing["whether the size fits the data"]
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "whether the size fits the data" in each]
+    assert "this is fine-tuning" in line
 
 
 def test_a_forecast_of_an_evaluation_loss_is_not_held_against_the_training_loss(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isoflop.advice.own_runs import learn_from
+from isoflop.advice import learn_from
 from isoflop.cli import app
 from isoflop.figures import study
 from isoflop.fit.runs import BadData, final_loss, table_of_runs

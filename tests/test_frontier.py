@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from isoflop.advice.own_runs import shape_warning
+from isoflop.advice import shape_warning
 from isoflop.laws import FORMS, HOFFMANN, Allocation, Form, Frontier, Law, optimal_allocation, short, size_factor
 
 CHINCHILLA = 5.76e23

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import isoflop
-from isoflop.advice.adviser import AT_START, EVALUATORS, WHILE_TRAINING
+from isoflop.advice import RULES
 from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_run
@@ -220,16 +221,16 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (transformers_run, "isoflop.live.sinks.TensorBoardSink.close"),
     ],
     "advising": [
-        (loop, "isoflop.live.advice.RunAdviser.log"),
-        (advised_loop, "isoflop.live.advice.RunAdviser.start"),
+        (loop, "isoflop.live.advice.Adviser.log"),
+        (advised_loop, "isoflop.live.advice.Adviser.start"),
         (loop, "isoflop.live.advice.closing_lines"),
-        (lightning_run, "isoflop.live.advice.RunAdviser.state_dict"),
-        (lightning_resumed, "isoflop.live.advice.RunAdviser.load_state_dict"),
+        (lightning_run, "isoflop.live.advice.Adviser.state_dict"),
+        (lightning_resumed, "isoflop.live.advice.Adviser.load_state_dict"),
     ],
     "reading the earlier runs": [(advised_loop, "isoflop.live.advice.learn_from")],
     "drawing the frontier": [(advised_loop, "isoflop.live.advice.draw_frontier")],
     "on_advice": [(advised_loop, "test_guard.told")],
-    **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in EVALUATORS},
+    **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in RULES},
     "computing the scalars": [(loop, "isoflop.live.scalars.interval_scalars")],
     "showing the log step": [
         (loop, "isoflop.live.scalars.ComputeAxes.points"),
@@ -360,7 +361,7 @@ def raiser(*_: Any, **__: Any) -> Any:
 def break_it(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     if target.startswith("evaluator "):
         name = target.removeprefix("evaluator ")
-        monkeypatch.setitem(AT_START if name in AT_START else WHILE_TRAINING, name, raiser)
+        monkeypatch.setitem(RULES, name, replace(RULES[name], judge=raiser))
         return
     if not target.startswith("body of "):
         monkeypatch.setattr(target, raiser)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isoflop.advice.own_runs import learn_from
+from isoflop.advice import learn_from
 from isoflop.cli import app
 from isoflop.ladder import fit_ladder_runs
 from isoflop.laws.forms import HOFFMANN, Law

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isoflop.advice import Reason, Situation, Thresholds
-from isoflop.advice.size_rules import planned
+from isoflop.advice import Reason, Situation, Thresholds, planned
 from worlds import live_through, right, world
 
 RESIZE = {Reason.TOO_LARGE, Reason.TOO_SMALL}

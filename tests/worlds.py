@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isoflop.advice import Advice, Reason, Situation
-from isoflop.advice.run_state import Batch
+from isoflop.advice import Advice, Adviser, Batch, Reason, Situation
 from isoflop.forecast import LrPlan, OnlineForecaster
 from isoflop.laws.forms import HOFFMANN, Law
 from isoflop.laws.frontier import waste_of
-from isoflop.live.advice import RunAdviser
 from isoflop.noise import Belief, combine
 
 LOG_STEPS = 60
@@ -91,7 +89,7 @@ def plan_of(w: World) -> LrPlan:
 
 def live_through(w: World, rng: np.random.Generator) -> list[Advice]:
     """Everything that is said over the run."""
-    plan, adviser = plan_of(w), RunAdviser()
+    plan, adviser = plan_of(w), Adviser()
     measured = math.exp(w.log_critical + MODEL_SD * rng.normal()) / critical_by_papers(w.D)  # over the papers'
     per_step = w.D / w.steps
     batch = w.batch_over_critical * math.exp(w.log_critical)

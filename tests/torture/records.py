@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from isoflop.advice.own_runs import learn_from
+from isoflop.advice import learn_from
 from isoflop.cli.forecasts import final_of, forecast_of_curve
 from isoflop.fit.runs import BadData, read_table
 from isoflop.forecast import DEFAULT_PRIORS, curve_of, history_of, ladder_of, learn_priors

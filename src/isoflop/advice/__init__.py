@@ -1,7 +1,33 @@
 """Advice during training: stop, train on, resize, change the batch, something is wrong; with numbers and intervals."""
 
-from isoflop.advice.advice import Advice, Quantity, Reason, Severity, Thresholds
-from isoflop.advice.adviser import Adviser
-from isoflop.advice.run_state import Situation
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, share
+from isoflop.advice.adviser import RULES, Adviser
+from isoflop.advice.own_runs import OwnRuns, frontier_of, learn_from, shape_warning
+from isoflop.advice.run_state import Batch, Estimate, Evaluated, Expected, Rule, Situation, Thresholds, scatter
+from isoflop.advice.size_rules import BEST_SIZE, planned
 
-__all__ = ["Advice", "Adviser", "Quantity", "Reason", "Severity", "Situation", "Thresholds"]
+__all__ = [
+    "BEST_SIZE",
+    "RULES",
+    "Advice",
+    "Adviser",
+    "Batch",
+    "Estimate",
+    "Evaluated",
+    "Expected",
+    "Missing",
+    "OwnRuns",
+    "Quantity",
+    "Reason",
+    "Rule",
+    "Severity",
+    "Situation",
+    "Thresholds",
+    "count",
+    "frontier_of",
+    "learn_from",
+    "planned",
+    "scatter",
+    "shape_warning",
+    "share",
+]

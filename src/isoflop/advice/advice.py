@@ -1,18 +1,14 @@
-"""`Advice`: why, how bad, the numbers with units and intervals, what to do about it, and what it rests on.
-
-Every threshold of the advice, in one place; `thresholds=` changes them.
-"""
+"""`Advice`: why, how severe, the numbers with units and intervals, what to do, and what it is based on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum, IntEnum
 from typing import Any
 
 
 class Reason(str, Enum):
-    """Why something is said. The value is the name in records and scalars."""
+    """Why advice is given. The value is for people, the name in small letters for records."""
 
     FRONTIER = "frontier"
     TOO_LARGE = "model too large for its data"
@@ -31,7 +27,7 @@ class Reason(str, Enum):
 
 
 class Severity(IntEnum):
-    """NOTE: a neutral fact; INFO: something could be had; WARNING: something is lost; CRITICAL: the run is."""
+    """NOTE: a neutral fact; INFO: an opportunity; WARNING: a loss; CRITICAL: the run is lost."""
 
     NOTE = 0
     INFO = 1
@@ -49,8 +45,8 @@ class Quantity:
 
     >>> print(Quantity("N", 2.9e9, "parameters", 1.6e9, 5.1e9))
     N = 2.9B parameters [1.6B, 5.1B]
-    >>> print(Quantity("time", 0.0022, "hours"))
-    time = 7.92 seconds
+    >>> print(Quantity("time", 0.25, "hours"))
+    time = 15 minutes
     """
 
     name: str
@@ -60,46 +56,32 @@ class Quantity:
     high: float | None = None
 
     def __str__(self) -> str:
-        shown = self._in_fitting_unit()
-        unit = "" if shown.unit == "%" else f" {shown.unit}".rstrip()
-        text = f"{shown.name} = {shown._short(shown.value)}{unit}"
-        if shown.low is None or shown.high is None:
-            return text
-        return f"{text} [{shown._short(shown.low)}, {shown._short(shown.high)}]"
+        interval = f" {self.interval_text}" if self.interval_text else ""
+        return f"{self.name} = {self.value_text}{interval}"
 
-    def _in_fitting_unit(self) -> Quantity:
+    @property
+    def value_text(self) -> str:
+        """The value with its unit; hours in the unit of time that fits."""
+        return f"{self._short(self.value)}{'' if self.unit == '%' else ' ' + self._scale()[1]}".rstrip()
+
+    @property
+    def interval_text(self) -> str:
+        """The interval in brackets; "": there is none."""
+        return "" if self.low is None or self.high is None else f"[{self._short(self.low)}, {self._short(self.high)}]"
+
+    def _scale(self) -> tuple[float, str]:
+        """What values are multiplied with, and the unit then."""
         if self.unit != "hours":
-            return self
+            return 1.0, self.unit
         seconds, unit = next(((s, unit) for s, unit in TIMES if 3600 * abs(self.value) >= s), TIMES[-1])
-        low, high = (None if end is None else 3600 * end / seconds for end in (self.low, self.high))
-        return Quantity(self.name, 3600 * self.value / seconds, unit, low, high)
+        return 3600 / seconds, unit
 
     def _short(self, value: float) -> str:
         if self.unit == "%":
             return f"{100 * value:.3g}%"
         if self.unit.startswith("nats"):
             return nats(value) if abs(value) >= 0.0995 else f"{value:.2g}"
-        return count(value)
-
-
-def nats(loss: float) -> str:
-    """A loss in a sentence; one that has exploded in few digits.
-
-    >>> nats(2.4131), nats(-1e30)
-    ('2.413', '-1e+30')
-    """
-    return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
-
-
-def duration(name: str, hours: float, low: float | None = None, high: float | None = None) -> Quantity:
-    """In hours, or in minutes where it is less than one.
-
-    >>> print(duration("time", 0.25))
-    time = 15 minutes
-    """
-    if hours >= 1:
-        return Quantity(name, hours, "hours", low, high)
-    return Quantity(name, 60 * hours, "minutes", None if low is None else 60 * low, None if high is None else 60 * high)
+        return count(self._scale()[0] * value)
 
 
 @dataclass(frozen=True)
@@ -108,14 +90,14 @@ class Advice:
 
     Attributes:
         reason: why.
-        severity: how bad.
+        severity: how severe.
         step: optimizer steps done when it was given.
         what: what was found, a sentence.
         do: what to do, a sentence; empty: nothing needs doing.
         numbers: what it was computed from; intervals at `level`.
-        saves: what following it saves or buys: FLOPs, hours, loss.
-        basis: what it rests on: own runs, this run's curve, papers, by name.
-        probability: that what it says is so, given its basis; None: no such number.
+        saves: what following it saves: FLOPs, hours, loss.
+        basis: what it is based on: own runs, this run's curve, papers, by name.
+        probability: that it is right, given its basis; None: no such number.
         level: of the intervals.
         stops: whether `on_advice="stop"` ends the run for it.
     """
@@ -133,47 +115,41 @@ class Advice:
     stops: bool = False
 
     def __str__(self) -> str:
-        """What the terminal shows: one line a thought, so that it reads in any width."""
-        rests = f"Rests on: {'; '.join(self.basis)}."
+        """The terminal's message: what was found, what to do and what that saves, what it is based on."""
+        based = f"Based on: {'; '.join(self.basis)}."
         if self.severity is Severity.NOTE:
-            return f"{self.what} {rests}"
-        parts = [self.what]
-        if self.numbers:
-            parts.append(f"Numbers: {_listed(self.numbers, self.level)}.")
+            return f"{self.what} {based}"
+        lines = [self.what]
         if self.do:
-            parts.append(f"Do: {self.do}")
-        if self.saves:
-            parts.append(f"Worth: {_listed(self.saves, self.level)}.")
+            saves = f" Saves: {_listed(self.saves, self.level)}." if self.saves else ""
+            lines.append(f"Do: {self.do}{saves}")
         sure = "" if self.probability is None else f" Probability: {share(self.probability)}."
-        parts.append(rests + sure)
-        return "\n  ".join(parts)
+        return "\n  ".join([*lines, based + sure])
 
     def markdown(self) -> str:
-        """What TensorBoard's text tab shows."""
+        """The text of TensorBoard's text tab, with the numbers as a table."""
         lines = [f"**{self.reason.value}** · step {self.step:,} · {self.severity.name.lower()}", "", self.what, ""]
-        rows = [*self.numbers, *self.saves]
+        rows = [("", row) for row in self.numbers] + [("saves: ", row) for row in self.saves]
         if rows:
             lines += ["| | value | interval |", "|---|---|---|"]
-            for i, row in enumerate(rows):
-                name, value = str(row).rsplit(" = ", 1)
-                value, _, rest = value.partition(" [")
-                worth = "worth: " if i >= len(self.numbers) else ""
-                lines.append(f"| {worth}{name} | {value} | {'[' + rest if rest else '–'} |")
+            lines += [f"| {mark}{row.name} | {row.value_text} | {row.interval_text or '–'} |" for mark, row in rows]
             lines.append("")
-        if any(row.low is not None for row in rows):
+        if any(row.interval_text for _, row in rows):
             lines += [f"Intervals: {self.level:.0%}.", ""]
-        lines += [f"**Do:** {self.do}", ""] if self.do else []
+        if self.do:
+            lines += [f"**Do:** {self.do}", ""]
         if self.probability is not None:
             lines += [f"Probability {share(self.probability)}.", ""]
-        return "\n".join([*lines, *(f"*Rests on: {'; '.join(self.basis)}.*" for _ in self.basis[:1])])
+        if self.basis:
+            lines.append(f"*Based on: {'; '.join(self.basis)}.*")
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the record."""
 
-        def plain(quantities: tuple[Quantity, ...]) -> list[Mapping[str, Any]]:
-            kept = ("name", "value", "unit", "low", "high")
+        def plain(quantities: tuple[Quantity, ...]) -> list[dict[str, Any]]:
             return [
-                {key: value for key in kept if (value := getattr(each, key)) not in (None, "")} for each in quantities
+                {key: value for key, value in asdict(each).items() if value not in (None, "")} for each in quantities
             ]
 
         return {
@@ -192,17 +168,26 @@ class Advice:
 
 @dataclass(frozen=True)
 class Missing:
-    """No advice, for want of something.
+    """No advice, because something is missing.
 
     Attributes:
         what: what can't be judged.
         why: what is missing, and how to give it.
-        quiet: not worth a line while the run goes on: time may mend it, or it is said elsewhere.
+        quiet: not worth a line while the run goes on: time may provide it, or another line says it.
     """
 
     what: str
     why: str
     quiet: bool = False
+
+
+def nats(loss: float) -> str:
+    """A loss in a sentence; one that has exploded in few digits.
+
+    >>> nats(2.4131), nats(-1e30)
+    ('2.413', '-1e+30')
+    """
+    return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
 
 
 def count(value: float) -> str:
@@ -231,53 +216,3 @@ def share(value: float) -> str:
 def _listed(quantities: tuple[Quantity, ...], level: float) -> str:
     text = ", ".join(map(str, quantities))
     return f"{text} ({level:.0%} intervals)" if any(each.low is not None for each in quantities) else text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """When something is said. Attributes:
-
-    sure: probability that a warning needs: of a direction (too large, too small), of a batch beyond its bound.
-    waste: extra compute over what the same loss would cost at the best size, from which a size is worth a warning.
-        .2 is about a factor of 2 in N …
-    waste_sure: … surely: the lower bound of a 70% interval. By the prior's width that takes D/N off by a factor of 7.
-    frontier_steps: share of the planned run that must be left for advice about the rest of it.
-    target: probability that the final loss misses the target.
-    divergence: how far the loss must lie above its own best, in standard deviations of a logged loss …
-    divergence_share: … and as a share of the best loss …
-    divergence_span: … for this share of the steps done.
-    off_curve: standard deviations between a logged loss and what was forecast for it …
-    off_curve_share: … and the share of the loss. On 141 public curves of healthy runs 99.5% of pairs of forecasts miss
-        by less than 4.2 standard deviations, and by less than 2.7%.
-    plateau: share of the fall expected over the last doubling of tokens, below which the loss has stopped falling.
-    in_a_row: log steps in a row at which a finding must stand before it is said.
-    batch_large: B/B_crit above which compute is wasted: 2 is 2/3 of it (E/E_min = 1 + B/B_crit).
-    batch_small: B/B_crit below which steps are wasted. Between .16 and .2 lies the batch of least loss.
-    epoch_worth: worth of the next repeated token in new ones (Muennighoff et al. 2023) below which epochs are too many.
-    overfitting: rise of an evaluation loss above its best, as a share of it (and beyond its scatter), that counts.
-    schedule_over: how much longer than the run a decay may be planned: 25%, Hoffmann et al. 2022 (appendix B).
-    slow: share of this run's own best speed …
-    slow_hours: … where that would cost so much of the time that is left.
-    stop_past_efficient: whether on_advice="stop" ends a run past its efficient stopping point too.
-    """
-
-    sure: float = 0.9
-    waste: float = 0.2
-    waste_sure: float = 0.85
-    frontier_steps: float = 0.1
-    target: float = 0.95
-    divergence: float = 8.0
-    divergence_share: float = 0.05
-    divergence_span: float = 0.01
-    off_curve: float = 5.0
-    off_curve_share: float = 0.03
-    plateau: float = 0.15
-    in_a_row: int = 3
-    batch_large: float = 2.0
-    batch_small: float = 0.25
-    epoch_worth: float = 0.25
-    overfitting: float = 0.01
-    schedule_over: float = 1.25
-    slow: float = 0.7
-    slow_hours: float = 0.1
-    stop_past_efficient: bool = False

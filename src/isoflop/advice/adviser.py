@@ -1,113 +1,282 @@
-"""Runs the evaluators at a log step and says a thing once: when it begins to hold, not while it holds."""
+"""Judges a run at each log step by the rules of advice, and gives each finding once: when it begins to hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isoflop.advice import curve_rules as curve
-from isoflop.advice import curve_rules as hardware
-from isoflop.advice import curve_rules as schedule
-from isoflop.advice import data_rules as batch
-from isoflop.advice import data_rules as data
-from isoflop.advice import size_rules as frontier
-from isoflop.advice import size_rules as stopping
-from isoflop.advice.advice import Advice, Missing, Reason, Severity, Thresholds
-from isoflop.advice.run_state import Situation
+import numpy as np
 
-Evaluator = Callable[[Situation, Thresholds], "Advice | Missing | None"]
+from isoflop.advice.advice import Advice, Missing, Severity
+from isoflop.advice.curve_rules import diverging, hardware, off_curve, plateau, schedule
+from isoflop.advice.data_rules import batch, epochs, overfitting
+from isoflop.advice.run_state import Estimate, Expected, Rule, Situation, Thresholds, scatter
+from isoflop.advice.size_rules import past_efficient, planned, target
+from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, usable
 
-AT_START: dict[str, Evaluator] = {"the frontier": frontier.planned}
-"""Judged from the plan: once, and again where that changes."""
-WHILE_TRAINING: dict[str, Evaluator] = {
-    "the schedule": schedule.schedule,  # the learning rates to come are known after some log steps only
-    "divergence": curve.diverging,
-    "the curve": curve.off_curve,
-    "the plateau": curve.plateau,
-    "the target": stopping.target,
-    "the stopping point": stopping.past_efficient,
-    "the batch": batch.batch,
-    "the epochs": data.epochs,
-    "overfitting": data.overfitting,
-    "the hardware": hardware.hardware,
+RULES: dict[str, Rule] = {
+    each.name: each
+    for each in (
+        planned,
+        schedule,
+        diverging,
+        off_curve,
+        plateau,
+        target,
+        past_efficient,
+        batch,
+        epochs,
+        overfitting,
+        hardware,
+    )
 }
-EVALUATORS = {**AT_START, **WHILE_TRAINING}
-PLANNED = (*AT_START, "the target", "the stopping point")
-"""What rests on the planned end."""
-AT_ONCE = (Reason.EPOCHS, Reason.SCHEDULE, Reason.FRONTIER, Reason.TOO_LARGE, Reason.TOO_SMALL, Reason.OVERFITTING)
-"""Reasons from the plan, or that count a row of findings themselves."""
-AGAIN = 0.1
-"""Share of the planned run (or 20 log steps) before a reason that had gone is said again."""
-AGAIN_LOGS = 20
+"""All rules by name, in the order in which they are asked."""
+AGAIN, AGAIN_LOGS = 0.1, 20
+"""Share of the planned run, or steps of one without an end, before a finding that had gone is given again."""
+DECAY_NOW = 0.15
+"""Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
+MOST = 96
+"""Losses kept; when there are more, every second of the older half goes."""
+AVERAGED = 5
+"""Log steps whose mean is compared with a forecast."""
+EVERY, AHEAD = 1.15, 1.3
+"""A forecast is made whenever the steps have grown by the first factor, for the step the second times as far."""
+DOUBLED = 2.0
+
+Ahead = Callable[[int], "Estimate | None"]
+"""Step → forecast loss; None: there is none."""
+
+
+class Track:
+    """The past of a run in a fixed size: its losses, forecasts that fall due, its speed."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, float]] = []
+        self.nonfinite = 0
+        self.speeds: deque[float] = deque(maxlen=16)
+        self.best_speed: float | None = None
+        self.fall: Estimate | None = None
+        self.fell: Estimate | None = None
+        self._settled: deque[Expected] = deque(maxlen=2)
+        self._due: list[tuple[int, int, float, float]] = []  # due, made at, mean, sd
+        self._doubling: list[tuple[int, float, float | None, float | None]] = []  # due, loss then, forecast, sd
+        self._next = 0.0
+
+    def loss(self, step: int, loss: float | None, ahead: Ahead) -> None:
+        """Add the mean loss of a log step; forecasts are made with `ahead`."""
+        if loss is None:
+            return
+        if not usable(loss):
+            self.nonfinite += 1
+            return
+        self.nonfinite = 0
+        self.losses.append((step, float(loss)))
+        if len(self.losses) > MOST:
+            self.losses = self.losses[: MOST // 2 : 2] + self.losses[MOST // 2 :]
+        self._settle(step)
+        if step >= self._next and len(self.losses) >= 2 * AVERAGED:
+            self._promise(step, ahead)
+
+    def speed(self, tokens_per_second: float | None) -> None:
+        """Add the tokens a second per device over the interval."""
+        if tokens_per_second is None or not tokens_per_second > 0:
+            return
+        if len(self.speeds) >= 8:  # the best stretch of five, the first ones warm up and compile
+            stretch = float(np.median(list(self.speeds)[-5:]))
+            self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
+        self.speeds.append(float(tokens_per_second))
+
+    def forget_forecasts(self) -> None:
+        """Drop the forecasts of a plan that has changed."""
+        self._due, self._doubling = [], []
+        self._settled.clear()
+        self.fall = self.fell = None
+
+    @property
+    def expected(self) -> tuple[Expected, ...]:
+        """The last two forecasts that fell due."""
+        return tuple(self._settled)
+
+    def now(self) -> Estimate | None:
+        """Mean of the last log steps, with its standard error."""
+        recent = [loss for _, loss in self.losses[-AVERAGED:]]
+        if len(recent) < AVERAGED:
+            return None
+        sd = scatter(np.array([loss for _, loss in self.losses[-30:]]))
+        return Estimate(float(np.mean(recent)), sd / len(recent) ** 0.5)
+
+    def _settle(self, step: int) -> None:
+        now = self.now()
+        if now is None:
+            return
+        while self._due and self._due[0][0] <= step:
+            due, made, mean, sd = self._due.pop(0)
+            self._settled.append(Expected(due, made, Estimate(mean, sd), now.mean, now.sd))
+        while self._doubling and self._doubling[0][0] <= step:
+            _, then, forecast, error = self._doubling.pop(0)
+            self.fall = None if forecast is None or error is None else Estimate(then - forecast, error)
+            self.fell = Estimate(then - now.mean, now.sd * 2**0.5)
+
+    def _promise(self, step: int, ahead: Ahead) -> None:
+        self._next = step * EVERY
+        now = self.now()
+        due, doubled = ahead(round(step * AHEAD)), ahead(round(step * DOUBLED))
+        if due is not None:
+            self._due.append((round(step * AHEAD), step, *due))
+        if now is not None:
+            self._doubling.append((round(step * DOUBLED), now.mean, *(doubled or (None, None))))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {
+            "losses": [list(each) for each in self.losses],
+            "nonfinite": self.nonfinite,
+            "speeds": list(self.speeds),
+            "best_speed": self.best_speed,
+            "due": [list(each) for each in self._due],
+            "doubling": [list(each) for each in self._doubling],
+            "next": self._next,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self.nonfinite = int(state["nonfinite"])
+        self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
+        self.best_speed = state["best_speed"]
+        self._due = [(int(due), int(made), float(mean), float(sd)) for due, made, mean, sd in state["due"]]
+        self._doubling = [(int(due), float(then), mean, sd) for due, then, mean, sd in state["doubling"]]
+        self._next = float(state["next"])
 
 
 @dataclass
 class _Standing:
-    """One evaluator's findings so far."""
+    """One rule's findings so far."""
 
     held: int = 0  # log steps in a row
     gone: int = 0
-    said_at: int | None = None
+    given_at: int | None = None
     advice: Advice | None = None
-    stood: int | None = None  # severity of what stood when the run was interrupted
+    before: int | None = None  # severity of what held when the run was interrupted
 
 
 class Adviser:
-    """What stands now, and what is new.
+    """What holds now, and what is new.
 
     Args:
-        thresholds: when something is said.
-        failed: told of an evaluator that raised; it is not asked again.
+        thresholds: when advice is given.
+        failed: called with a rule that raised and its error; the rule is not asked again.
     """
 
     def __init__(
         self, thresholds: Thresholds | None = None, failed: Callable[[str, Exception], None] | None = None
     ) -> None:
         self.thresholds = thresholds or Thresholds()
+        self.track = Track()
         self._missing: dict[str, Missing] = {}
         self._failed = failed
         self._aside: set[str] = set()
-        self._standing: dict[str, _Standing] = {name: _Standing() for name in EVALUATORS}
+        self._standing: dict[str, _Standing] = {name: _Standing() for name in RULES}
+        self._asked: dict[str, tuple[int, Forecast | NoForecast | None]] = {}
 
     @property
-    def missing(self) -> dict[str, str]:
-        """What can't be judged → why."""
-        return {each.what: each.why for each in self._missing.values()}
-
-    @property
-    def missing_aloud(self) -> dict[str, str]:
-        """Of these what is worth a line while the run goes on."""
-        return {each.what: each.why for each in self._missing.values() if not each.quiet}
+    def missing(self) -> tuple[Missing, ...]:
+        """What can't be judged, and why."""
+        return tuple(self._missing.values())
 
     @property
     def current(self) -> tuple[Advice, ...]:
-        """What has been said and still holds, the gravest first."""
+        """Active advice, most severe first."""
         standing = [each.advice for each in self._standing.values() if each.advice is not None]
         return tuple(sorted(standing, key=lambda advice: (-advice.severity, advice.step)))
 
     def start(self, run: Situation) -> list[Advice]:
-        """Judge the plan: returns what to say."""
-        return self._ask(AT_START, run)
+        """Judge the plan, when the batch is known: returns what is new."""
+        return self._ask_rules(run, of_plan=True)
 
-    def look(self, run: Situation) -> list[Advice]:
-        """Judge the run at a log step: returns what is new."""
-        return self._ask(WHILE_TRAINING, run)
+    def judge(self, run: Situation) -> list[Advice]:
+        """Judge a complete state: returns what is new."""
+        return self._ask_rules(run, of_plan=False)
 
-    def forget(self, evaluators: Iterable[str]) -> None:
-        """What these have said holds no longer, and may be said again."""
-        for name in evaluators:
-            self._standing[name] = _Standing()
-            self._missing.pop(name, None)
+    def log(
+        self,
+        run: Situation,
+        forecaster: OnlineForecaster | None = None,
+        speed: float | None = None,
+        ladder: Callable[[int], Forecast | None] = lambda step: None,
+    ) -> list[Advice]:
+        """Judge a log step: returns what is new.
 
-    def _ask(self, evaluators: dict[str, Evaluator], run: Situation) -> list[Advice]:
+        Args:
+            run: its state; losses, expectations and speeds are filled in here.
+            forecaster: fed up to this step.
+            speed: tokens/s per device over the interval.
+            ladder: step → the forecast of earlier sizes for the loss there.
+        """
+        plan, track = run.rates, self.track
+        trained = run.forecast_of == "train"  # what forecasts are compared with is the training loss
+
+        def ahead(step: int) -> Estimate | None:
+            found = forecaster.forecast(plan, step) if forecaster is not None and trained else None
+            return Estimate(*found.normal) if isinstance(found, Forecast) else None
+
+        def converged() -> Forecast | NoForecast | None:
+            return None if forecaster is None else forecaster.converged(plan)
+
+        track.loss(run.step, run.loss, ahead)
+        track.speed(speed)
+        now = track.now()
+        return self.judge(
+            replace(
+                run,
+                loss=run.loss if now is None else now.mean,
+                warmup_steps=run.warmup_steps if plan is None else plan.warmup_steps,
+                losses=tuple(track.losses),
+                nonfinite=track.nonfinite,
+                expected=track.expected,
+                by_ladder=self._by_ladder(ladder, run.step, now) if trained else None,
+                fall=track.fall,
+                fell=track.fell,
+                speeds=tuple(track.speeds),
+                best_speed=track.best_speed,
+                decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
+                converged=lambda: self._ask("end", run.step, converged),
+            )
+        )
+
+    def replanned(self) -> None:
+        """The planned end has moved: findings and forecasts that depend on it are forgotten."""
+        for name, each in RULES.items():
+            if each.of_end:
+                self._standing[name] = _Standing()
+                self._missing.pop(name, None)
+        self.track.forget_forecasts()
+        self._asked.clear()
+
+    def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Estimate | None) -> Expected | None:
+        found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
+        if now is None or not isinstance(found, Forecast):
+            return None
+        return Expected(step, 0, Estimate(*found.normal), now.mean, now.sd)
+
+    def _ask(
+        self, what: str, step: int, ask: Callable[[], Forecast | NoForecast | None]
+    ) -> Forecast | NoForecast | None:
+        """The last answer; asked again when the steps have grown by a tenth."""
+        if step > 1.1 * self._asked.get(what, (0, None))[0]:
+            self._asked[what] = (step, ask())
+        return self._asked[what][1]
+
+    def _ask_rules(self, run: Situation, of_plan: bool) -> list[Advice]:
         new = []
-        for name, evaluate in evaluators.items():
-            if name in self._aside:
+        for name, each in RULES.items():
+            if name in self._aside or each.of_plan is not of_plan:
                 continue
             try:
-                found = evaluate(run, self.thresholds)
-            except Exception as error:  # one failing evaluator takes no other along
+                found = each(run, self.thresholds)
+            except Exception as error:  # a rule that fails takes no other along
                 self._aside.add(name)
                 self._standing[name].advice = None
                 if self._failed is None:
@@ -117,47 +286,58 @@ class Adviser:
             self._missing.pop(name, None)
             if isinstance(found, Missing):
                 self._missing[name] = found
-                found = None
-            if self._takes(self._standing[name], found, run):
-                assert found is not None
+            if not isinstance(found, Advice):
+                self._gone(self._standing[name])
+            elif self._is_new(self._standing[name], each, found, run):
                 new.append(found)
         return new
 
-    def _takes(self, standing: _Standing, found: Advice | None, run: Situation) -> bool:
-        if found is None:
-            standing.held, standing.gone = 0, standing.gone + 1
-            if standing.gone >= self.thresholds.in_a_row:
-                standing.advice = standing.stood = None
-            return False
+    def _gone(self, standing: _Standing) -> None:
+        standing.held, standing.gone = 0, standing.gone + 1
+        if standing.gone >= self.thresholds.in_a_row:
+            standing.advice = standing.before = None
+
+    def _is_new(self, standing: _Standing, each: Rule, found: Advice, run: Situation) -> bool:
         standing.held, standing.gone = standing.held + 1, 0
-        if standing.stood is not None:
-            worse = found.severity > standing.stood
-            standing.advice, standing.stood = found, None
+        if standing.before is not None:
+            worse = found.severity > standing.before
+            standing.advice, standing.before = found, None
             return worse
         if standing.advice is not None:
             worse = found.severity > standing.advice.severity
             standing.advice = found if worse else replace(found, step=standing.advice.step)
             return worse
-        counted = found.reason in AT_ONCE or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
-        if standing.held < self.thresholds.in_a_row and not counted:
+        at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
+        if standing.held < self.thresholds.in_a_row and not at_once:
             return False
         again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
-        if standing.said_at is not None and run.step - standing.said_at < again:
-            standing.advice = found
+        standing.advice = found
+        if standing.given_at is not None and run.step - standing.given_at < again:
             return False
-        standing.advice, standing.said_at = found, run.step
+        standing.given_at = run.step
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What was said, for a checkpoint: a resumed run does not say it again."""
-        said = {name: each.said_at for name, each in self._standing.items() if each.said_at is not None}
-        stands = {name: each.stood for name, each in self._standing.items() if each.stood is not None}
+        """Plain values, for a checkpoint: a resumed run gets nothing twice."""
+        stands = {name: each.before for name, each in self._standing.items() if each.before is not None}
         stands |= {name: int(each.advice.severity) for name, each in self._standing.items() if each.advice is not None}
-        return {"said": said, "stands": stands}
+        given = {name: each.given_at for name, each in self._standing.items() if each.given_at is not None}
+        return {"adviser": {"said": given, "stands": stands}, "track": self.track.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        for name, step in state["said"].items():
+        given, stands = state["adviser"]["said"], state["adviser"]["stands"]
+        for name, step in given.items():
             if name in self._standing:
-                self._standing[name].said_at = int(step)
-                self._standing[name].stood = state["stands"].get(name)
+                self._standing[name].given_at = int(step)
+                self._standing[name].before = stands.get(name)
+        self.track.load_state_dict(state["track"])
+
+
+def decay_now(forecaster: OnlineForecaster | None, plan: LrPlan | None, step: int) -> Forecast | NoForecast | None:
+    """The loss after a linear decay to 0 that begins now."""
+    rate = 0.0 if plan is None else float(plan.at(step))
+    if forecaster is None or plan is None or not rate > 0:
+        return None
+    end = step + max(round(DECAY_NOW * step), 2)
+    return forecaster.what_if(plan, LrPlan(np.array([step, end], dtype=float), np.array([rate, 0.0])))

@@ -1,9 +1,4 @@
-"""Off its own curve: a loss that diverges, that has stopped falling, or that leaves what was forecast for it.
-
-A learning-rate schedule that does not end with the run (Hoffmann et al. 2022, appendix B and figure A1).
-
-Throughput far below what this run itself reached.
-"""
+"""Rules on a run's own curves: its loss, its learning-rate schedule (Hoffmann et al. 2022, appendix B), its speed."""
 
 from __future__ import annotations
 
@@ -11,26 +6,35 @@ import statistics
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Quantity, Reason, Severity, Thresholds, count, duration, nats
-from isoflop.advice.run_state import Estimate, Expected, Situation, noise
+from isoflop.advice.advice import Advice, Quantity, Reason, Severity, count, nats
+from isoflop.advice.run_state import Estimate, Expected, Situation, Thresholds, rule, scatter
 from isoflop.laws.published import published
 
 FEW = 8
 """Log steps below which a run's noise is not known."""
 LEAST_NOISE = 1e-3
-"""Of the loss: no logged loss is surer than that."""
+"""Of the loss: the least noise of a logged loss."""
 LAW = "besiroglu2024"
-"""Whose data term says what a doubling of tokens brings."""
+"""The law whose data term gives the fall over a doubling of tokens."""
 FULL = 20.0
 """Tokens per parameter up to which a model is short of data."""
 MOST_FALL = 0.05
 """Of the loss: small models on small data fall by less than the law, which was fitted from 1e9 tokens on."""
 MOST_NATS = 100
 """Per token: beyond it a loss is no cross-entropy of a model that learns."""
+FLAT = 0.02
+"""Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
+IDLE = 1e-3
+"""Of the peak: a rate below it does nothing."""
+ENDED = 0.12
+"""Of the peak: where a decay may end (Hoffmann et al.: a tenth)."""
+SLOW_STEPS = 5
+"""Log steps, each of which must be slow: a single validation or checkpoint in between does not count."""
 OTHERS = "the data (order, duplicates, another mix), the precision and the gradient norm"
 CHECK = f"the learning rate, {OTHERS}"
 
 
+@rule("divergence")
 def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     """NaN, or far above its own best for several log steps.
 
@@ -55,7 +59,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     at = int(medians.argmin())
     lately = sum(step > (1 - thresholds.divergence_span) * run.step for step, _ in run.losses)
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
-    sd = max(noise(losses), LEAST_NOISE * abs(best))
+    sd = max(scatter(losses), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
     if not (now > far).all():
         return None
@@ -77,12 +81,9 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
+@rule("the curve", after_warmup=True)
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Above what was forecast for this step: by two forecasts of this run's own, made at different steps, or by the
-    ladder of the user's earlier sizes.
-    """
-    if run.warming_up:
-        return None
+    """Above what was forecast: twice by this run, at different steps, or by the ladder of the user's earlier sizes."""
     if run.by_ladder is not None and _beyond(run.by_ladder, thresholds):
         last, basis = run.by_ladder, "your earlier sizes (history=)"
         said, since = f"your earlier sizes put it at {nats(last.loss.mean)}", "compare with them"
@@ -101,10 +102,7 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         f"The loss has left its curve: {nats(last.came)} nats per token, where {said}, "
         f"{(last.came - last.loss.mean) / sd:.0f} standard deviations below.",
         f"look at {CHECK}; {since}.",
-        (
-            Quantity("loss", last.came, "nats per token"),
-            _within("forecast", Estimate(last.loss.mean, sd)),
-        ),
+        (Quantity("loss", last.came, "nats per token"), _within("forecast", Estimate(last.loss.mean, sd))),
         basis=(basis,),
         level=0.95,
     )
@@ -119,20 +117,21 @@ def _beyond(each: Expected, thresholds: Thresholds) -> bool:
     return missed > thresholds.off_curve * _spread(each) and missed > thresholds.off_curve_share * each.came
 
 
+@rule("the plateau", after_warmup=True)
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Over the last doubling of tokens the loss fell by almost nothing, though more was to be expected.
 
     Expected by a forecast made before; and, while a model has seen fewer tokens than are optimal for its size, by
     Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss.
     """
-    if run.fell is None or run.warming_up:
+    if run.fell is None:
         return None
     expected, basis = run.fall, "this run's curve"
     if expected is not None and expected.mean < 4 * expected.sd:
         expected = None  # not a sure forecast
-    lawful = _lawful_fall(run)
-    if lawful is not None and (expected is None or expected.mean < lawful):
-        expected, basis = Estimate(lawful, lawful / 4), f"this run's curve; B and β of {LAW}"
+    by_law = _fall_by_law(run)
+    if by_law is not None and (expected is None or expected.mean < by_law):
+        expected, basis = Estimate(by_law, by_law / 4), f"this run's curve; B and β of {LAW}"
     if expected is None or run.fell.mean + 2 * run.fell.sd > thresholds.plateau * expected.mean:
         return None
     return Advice(
@@ -142,16 +141,13 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
         f"The loss has stopped falling: it {'fell' if run.fell.mean >= 0 else 'rose'} by {nats(abs(run.fell.mean))} "
         f"nats per token over the last doubling of steps, where a fall of {nats(expected.mean)} was to be expected.",
         f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
-        (
-            _within("fall", run.fell),
-            _within("expected", expected),
-        ),
+        (_within("fall", run.fell), _within("expected", expected)),
         basis=(basis,),
         level=0.95,
     )
 
 
-def _lawful_fall(run: Situation) -> float | None:
+def _fall_by_law(run: Situation) -> float | None:
     """What a doubling of tokens brings a model that has seen fewer than are optimal, nats per token."""
     if run.unlike or run.N is None or not run.tokens or run.loss is None or run.tokens > FULL * run.N:
         return None
@@ -169,17 +165,10 @@ def _within(name: str, estimate: Estimate) -> Quantity:
     return Quantity(name, mean, "nats per token", mean - 2 * sd, mean + 2 * sd)
 
 
-FLAT = 0.02
-"""Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
-IDLE = 1e-3
-"""Of the peak: a rate below it does nothing."""
-ENDED = 0.12
-"""Of the peak: where a decay may end (Hoffmann et al.: a tenth)."""
-
-
+@rule("the schedule", at_once=True, early=True)
 def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
-    if run.rates is None or not run.total_steps or (run.left or 0.0) < thresholds.frontier_steps:
+    if run.rates is None or not run.total_steps:
         return None
     steps = np.linspace(0, run.total_steps, 401)
     lr = run.rates.at(steps)
@@ -235,14 +224,11 @@ def _advice(run: Situation, what: str, do: str, share: np.ndarray) -> Advice:
     return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
 
 
-HARDWARE_FEW = 5
-"""Log steps, each of which must be slow: one validation or checkpoint in between is none."""
-
-
+@rule("the hardware", after_warmup=True)
 def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The last log steps, each, below a share of the run's best stretch."""
-    recent = list(run.speeds)[-HARDWARE_FEW:]
-    if run.best_speed is None or len(recent) < HARDWARE_FEW or run.warming_up:
+    recent = list(run.speeds)[-SLOW_STEPS:]
+    if run.best_speed is None or len(recent) < SLOW_STEPS:
         return None
     if max(recent) >= thresholds.slow * run.best_speed:
         return None
@@ -253,7 +239,7 @@ def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
         lost = hours * (run.best_speed / now - 1)
         if lost < thresholds.slow_hours:
             return None
-        saves = (duration("time, if it stays so slow", lost),)
+        saves = (Quantity("time, if it stays so slow", lost, "hours"),)
     return Advice(
         Reason.HARDWARE,
         Severity.WARNING,
@@ -261,10 +247,7 @@ def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
         f"Training runs at {now / run.best_speed:.0%} of the speed that this run has reached: {count(now)} tokens/s "
         f"per device now, {count(run.best_speed)} before.",
         "look at the data loader, a slow or throttled device, another job on the machine, longer sequences or padding.",
-        (
-            Quantity("now", now, "tokens/s per device"),
-            Quantity("best", run.best_speed, "tokens/s per device"),
-        ),
+        (Quantity("now", now, "tokens/s per device"), Quantity("best", run.best_speed, "tokens/s per device")),
         saves=saves,
         basis=("this run's throughput",),
     )

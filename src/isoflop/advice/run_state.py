@@ -1,19 +1,16 @@
-"""What the evaluators look at: one run as it stands at a log step. Unknown is None.
-
-What the evaluators need of a run's past, in a fixed size: its losses, forecasts that fall due, its speed.
-"""
+"""The state of a run at a log step, as the rules of advice see it; thresholds; and what a rule is."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from isoflop.advice.advice import Advice, Missing
 from isoflop.fit.posterior import Posterior
-from isoflop.forecast import Forecast, LrPlan, NoForecast, usable
+from isoflop.forecast import Forecast, LrPlan, NoForecast
 from isoflop.noise.critical_batch import Belief
 
 Intent = Literal["optimal", "overtrain"]
@@ -55,7 +52,7 @@ class Evaluated(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What was forecast for a step some way ahead, and what came."""
+    """What was forecast for a step some way ahead (`loss`, at step `made_at`), and the loss there with its noise."""
 
     step: int
     made_at: int
@@ -66,7 +63,7 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """One run as it stands.
+    """One run at a log step. Unknown is None.
 
     Attributes:
         step, total_steps, warmup_steps: optimizer steps done, planned, and until the learning rate's peak.
@@ -78,9 +75,9 @@ class Situation:
         flops_per_token: measured, of a training step.
         seconds: training time so far.
         price_per_hour: of all devices, in the user's currency.
-        unlike: why published sweeps say nothing of this run (experts, fine-tuning); empty: they do.
+        unlike: why published sweeps do not apply to this run (experts, fine-tuning); empty: they do.
         line: N_opt(C): the prior's, or the user's own runs' too.
-        line_source: what the line rests on.
+        line_source: what the line is based on.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
         loss: mean of the last interval, nats per token.
         losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
@@ -89,10 +86,10 @@ class Situation:
         forecast_of: whose loss that is: `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
         converged: asks for the loss that this size would come to in endless training.
-        expected: forecasts that fell due at this step.
-        by_ladder: what the user's earlier sizes had forecast for this step, before the run began, and what came.
+        expected: the last two forecasts that fell due.
+        by_ladder: the forecast of the user's earlier sizes for this step, and the loss there.
         fall: expected fall of the loss over the last doubling of steps, by a forecast made before it, with its sd.
-        fell: the fall that came, with its sd.
+        fell: the fall itself, with its sd.
         rates: the learning-rate plan.
         batch: against the critical size.
         batch_wanted: the user wants it judged.
@@ -161,121 +158,101 @@ class Situation:
         return self.seconds / self.step * steps / 3600
 
 
-MOST = 96
-"""Losses kept; when there are more, every second of the older half goes."""
-AVERAGED = 5
-"""Log steps whose mean is compared with a forecast."""
-EVERY, AHEAD = 1.15, 1.3
-"""A forecast is made whenever the steps have grown by the first factor, for the step the second times as far."""
-DOUBLED = 2.0
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """When advice is given. Attributes:
 
-Forecaster = Callable[[int], "Estimate | None"]
-"""Step → forecast loss, None where there is none."""
+    sure: probability that a warning needs: of a direction (too large, too small), of a batch beyond its bound.
+    waste: extra compute over what the same loss would cost at the best size, from which a size is worth a warning.
+        .2 is about a factor of 2 in N …
+    waste_sure: … surely: the lower bound of a 70% interval. By the prior's width that takes D/N off by a factor of 7.
+    frontier_steps: share of the planned run that must be left for advice about the rest of it.
+    target: probability that the final loss misses the target.
+    divergence: how far the loss must lie above its own best, in standard deviations of a logged loss …
+    divergence_share: … and as a share of the best loss …
+    divergence_span: … for this share of the steps done.
+    off_curve: standard deviations between a logged loss and what was forecast for it …
+    off_curve_share: … and the share of the loss. On 141 public curves of healthy runs 99.5% of pairs of forecasts miss
+        by less than 4.2 standard deviations, and by less than 2.7%.
+    plateau: share of the fall expected over the last doubling of tokens, below which the loss has stopped falling.
+    in_a_row: log steps in a row at which a finding must stand before it is said.
+    batch_large: B/B_crit above which compute is wasted: 2 is 2/3 of it (E/E_min = 1 + B/B_crit).
+    batch_small: B/B_crit below which steps are wasted. Between .16 and .2 lies the batch of least loss.
+    epoch_worth: worth of the next repeated token in new ones (Muennighoff et al. 2023) below which epochs are too many.
+    overfitting: rise of an evaluation loss above its best, as a share of it (and beyond its scatter), that counts.
+    schedule_over: how much longer than the run a decay may be planned: 25%, Hoffmann et al. 2022 (appendix B).
+    slow: share of this run's own best speed …
+    slow_hours: … where that would cost so much of the time that is left.
+    stop_past_efficient: whether on_advice="stop" ends a run past its efficient stopping point too.
+    """
+
+    sure: float = 0.9
+    waste: float = 0.2
+    waste_sure: float = 0.85
+    frontier_steps: float = 0.1
+    target: float = 0.95
+    divergence: float = 8.0
+    divergence_share: float = 0.05
+    divergence_span: float = 0.01
+    off_curve: float = 5.0
+    off_curve_share: float = 0.03
+    plateau: float = 0.15
+    in_a_row: int = 3
+    batch_large: float = 2.0
+    batch_small: float = 0.25
+    epoch_worth: float = 0.25
+    overfitting: float = 0.01
+    schedule_over: float = 1.25
+    slow: float = 0.7
+    slow_hours: float = 0.1
+    stop_past_efficient: bool = False
 
 
-class Track:
-    """Fed at each log step."""
+Judge = Callable[[Situation, Thresholds], "Advice | Missing | None"]
 
-    def __init__(self) -> None:
-        self.losses: list[tuple[int, float]] = []
-        self.nonfinite = 0
-        self.speeds: deque[float] = deque(maxlen=16)
-        self.best_speed: float | None = None
-        self.fall: Estimate | None = None
-        self.fell: Estimate | None = None
-        self._came: deque[Expected] = deque(maxlen=2)
-        self._due: list[tuple[int, int, float, float]] = []  # due, made at, mean, sd
-        self._doubling: list[tuple[int, float, float | None, float | None]] = []  # due, loss then, forecast, sd
-        self._next = 0.0
 
-    def loss(self, step: int, loss: float | None, forecast: Forecaster) -> None:
-        """A log step's mean loss."""
-        if loss is None:
-            return
-        if not usable(loss):
-            self.nonfinite += 1
-            return
-        self.nonfinite = 0
-        self.losses.append((step, float(loss)))
-        if len(self.losses) > MOST:
-            self.losses = self.losses[: MOST // 2 : 2] + self.losses[MOST // 2 :]
-        self._settle(step)
-        if step >= self._next and len(self.losses) >= 2 * AVERAGED:
-            self._promise(step, forecast)
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A pure function from a run's state to advice, and the domain in which it holds; outside it gives no advice.
 
-    def speed(self, tokens_per_second: float | None) -> None:
-        """Tokens a second per device over the interval."""
-        if tokens_per_second is None or not tokens_per_second > 0:
-            return
-        if len(self.speeds) >= 8:  # the best stretch of five, the first ones warm up and compile
-            stretch = float(np.median(list(self.speeds)[-5:]))
-            self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
-        self.speeds.append(float(tokens_per_second))
+    Attributes:
+        name: what it judges; the key in checkpoints and of its fault boundary.
+        judge: the function; None: nothing to advise.
+        of_plan: judges the plan, once and when it changes; the others judge every log step.
+        of_end: depends on the planned end: its findings are forgotten when that moves.
+        at_once: a finding need not stand for `Thresholds.in_a_row` log steps.
+        after_warmup: holds after the warm-up only.
+        early: holds while `Thresholds.frontier_steps` of the planned run are left.
+        sweeps: what it judges by published sweeps; they are of dense pretraining from scratch, so that another run
+            needs a line of its own sizes. "": it uses none.
+    """
 
-    def forget_forecasts(self) -> None:
-        """The plan that they were made for is another now; nothing of them will fall due."""
-        self._due, self._doubling = [], []
-        self._came.clear()
-        self.fall = self.fell = None
+    name: str
+    judge: Judge
+    of_plan: bool = False
+    of_end: bool = False
+    at_once: bool = False
+    after_warmup: bool = False
+    early: bool = False
+    sweeps: str = ""
 
-    @property
-    def expected(self) -> tuple[Expected, ...]:
-        """The last two forecasts that fell due."""
-        return tuple(self._came)
-
-    def now(self) -> Estimate | None:
-        """Mean of the last log steps, with its standard error."""
-        recent = [loss for _, loss in self.losses[-AVERAGED:]]
-        if len(recent) < AVERAGED:
+    def __call__(self, run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
+        """The advice; or why the run can't be judged; or None."""
+        if self.after_warmup and run.warming_up:
             return None
-        sd = noise(np.array([loss for _, loss in self.losses[-30:]]))
-        return Estimate(float(np.mean(recent)), sd / len(recent) ** 0.5)
-
-    def _settle(self, step: int) -> None:
-        now = self.now()
-        if now is None:
-            return
-        while self._due and self._due[0][0] <= step:
-            due, made, mean, sd = self._due.pop(0)
-            self._came.append(Expected(due, made, Estimate(mean, sd), now.mean, now.sd))
-        while self._doubling and self._doubling[0][0] <= step:
-            _, then, forecast, error = self._doubling.pop(0)
-            self.fall = None if forecast is None or error is None else Estimate(then - forecast, error)
-            self.fell = Estimate(then - now.mean, now.sd * 2**0.5)
-
-    def _promise(self, step: int, forecast: Forecaster) -> None:
-        self._next = step * EVERY
-        now = self.now()
-        ahead, doubled = forecast(round(step * AHEAD)), forecast(round(step * DOUBLED))
-        if ahead is not None:
-            self._due.append((round(step * AHEAD), step, *ahead))
-        if now is not None:
-            self._doubling.append((round(step * DOUBLED), now.mean, *(doubled or (None, None))))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return {
-            "losses": [list(each) for each in self.losses],
-            "nonfinite": self.nonfinite,
-            "speeds": list(self.speeds),
-            "best_speed": self.best_speed,
-            "due": [list(each) for each in self._due],
-            "doubling": [list(each) for each in self._doubling],
-            "next": self._next,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
-        self.nonfinite = int(state["nonfinite"])
-        self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
-        self.best_speed = state["best_speed"]
-        self._due = [(int(due), int(made), float(mean), float(sd)) for due, made, mean, sd in state["due"]]
-        self._doubling = [(int(due), float(then), mean, sd) for due, then, mean, sd in state["doubling"]]
-        self._next = float(state["next"])
+        if self.early and (run.left or 0.0) < thresholds.frontier_steps:
+            return None
+        if self.sweeps and run.unlike and run.line is None:
+            return Missing(self.sweeps, run.unlike)
+        return self.judge(run, thresholds)
 
 
-def noise(losses: np.ndarray) -> float:
+def rule(name: str, **domain: Any) -> Callable[[Judge], Rule]:
+    """Decorate the function of a rule with its name and its domain, by the attributes of `Rule`."""
+    return lambda judge: Rule(name=name, judge=judge, **domain)
+
+
+def scatter(losses: np.ndarray) -> float:
     """Standard deviation of a logged loss about its trend, by second differences (median absolute deviation)."""
     second = np.diff(losses, 2)
     return float(1.4826 * np.median(np.abs(second - np.median(second))) / np.sqrt(6)) if len(second) else 0.0

@@ -1,9 +1,7 @@
-"""Off the frontier: the planned size and data against the compute-optimal ones, before the first step and at log steps.
+"""Rules on the size of a run: the planned N and D, the efficient stopping point, a target that will be missed.
 
-The line N_opt(C) is the prior's (ln D/N ~ N(ln 20, .45), a ~ N(.50, .06)) or the posterior of the user's own runs. What
-a size k times the optimum wastes follows from Hoffmann's law with the exponents of Besiroglu et al. 2024.
-
-Past the efficient stopping point, and a target that will not be reached: what the rest of the run still buys.
+The line N_opt(C) is the prior's (ln D/N ~ N(ln 20, .45), a ~ N(.50, .06)) or the posterior of the user's own runs. The
+waste of a size k times the optimum follows from Hoffmann's law with the exponents of Besiroglu et al. 2024.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, Thresholds, count, duration
-from isoflop.advice.run_state import Situation
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
+from isoflop.advice.run_state import Situation, Thresholds, rule
 from isoflop.arrays import Array
 from isoflop.fit.plan import PriorLine, line_law
 from isoflop.fit.posterior import Posterior
@@ -24,12 +22,20 @@ from isoflop.laws.frontier import Waste, interval, waste_of
 from isoflop.record.run import DEFAULT_N
 
 DRAWS = 101
-EXPONENTS = "exponents of Besiroglu et al. 2024"
 LEVEL = 0.8
+PRIOR = "published scaling sweeps (about 20 tokens per parameter, ±57%), none of your own runs"
+EXPONENTS = "exponents of Besiroglu et al. 2024"
 BEST_SIZE = "N of least compute"
 """Name of the number that `isoflop/n_opt` shows."""
 FAR = 20.0
 """A factor between the ends of the best size's interval beyond which it is not named."""
+KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
+"""α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
+CLOSE = 0.3
+"""ln of the factor below the best size within which there is no waste whatever the exponents."""
+DECAYED = 0.5
+"""Share of the peak learning rate below which the decay counts as begun."""
+MEANT = " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'."
 
 
 def law_at(line: Posterior | None, C: float) -> Law:
@@ -40,76 +46,73 @@ def law_at(line: Posterior | None, C: float) -> Law:
     return replace(law, draws={name: values[middle] for name, values in law.draws.items()})
 
 
+@rule("the frontier", of_plan=True, of_end=True, at_once=True, sweeps="whether the size fits the data")
 def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     """One neutral line; a warning only where the waste is clear and can't be meant."""
-    D = run.planned_tokens
-    if run.N is None or not D:
-        what = "the model's parameters are" if run.N is None else "the planned tokens are"
+    N, D = run.N, run.planned_tokens
+    if N is None or not D:
+        what = "the model's parameters are" if N is None else "the planned tokens are"
         return Missing("whether the size fits the data", f"{what} unknown (total_steps=, tokens_fn=, num_params=)")
-    if run.unlike and run.line is None:
-        return Missing("whether the size fits the data", run.unlike)
-    line = run.line or PriorLine()
-    C = line.flops(run.N, D)
-    formula = f"C = {C / (run.N * D):.3g}·N·D"
-    waste = waste_of(law_at(run.line, C), run.N, D, run.inference_tokens or 0.0)
-    numbers = _numbers(run, D, Quantity(formula, C, "FLOPs"), waste)
-    saved, low, high = waste.saved(LEVEL)
-    basis = (run.line_source or "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours", EXPONENTS)
-    larger = float(np.mean(waste.N[1:] < run.N))  # probability that the model is larger than it should be
+    C = (run.line or PriorLine()).flops(N, D)
+    waste = waste_of(law_at(run.line, C), N, D, run.inference_tokens or 0.0)
+    ratio, formula = f"{count(D / N)} tokens per parameter", f"C = {C / (N * D):.3g}·N·D"
+    plan = f"{ratio}: N = {count(N)} with the head, D = {count(D)} tokens, {formula} = {count(C)} FLOPs."
     low_N, high_N = interval(waste.N[1:], LEVEL)
     if run.line is None and high_N > FAR * low_N:
-        text = (
-            f"{count(D / run.N)} tokens per parameter: N = {count(run.N)} with the head, D = {count(D)} tokens, "
-            f"{formula} = {count(C)} FLOPs. Published sweeps, of 1e17 FLOPs and more, do not tell which size is best "
-            "so far away; three of your own sizes at one budget do (history=)."
+        unknown = (
+            "Published sweeps, of 1e17 FLOPs and more, do not determine the best size so far away; three of your own "
+            "sizes at one budget do (history=)."
         )
-        return Advice(Reason.FRONTIER, Severity.NOTE, run.step, text, basis=basis[:1])
+        return Advice(Reason.FRONTIER, Severity.NOTE, run.step, f"{plan} {unknown}", basis=_basis(run)[:1])
+    saved, low, high = waste.saved(LEVEL)
     serving = ", serving included," if run.inference_tokens else ""
     less = f"The same loss{serving} would cost {saved:.0%} [{low:.0%}, {high:.0%}] less compute"
     neutral = Advice(
         Reason.FRONTIER,
         Severity.NOTE,
         run.step,
-        f"{count(D / run.N)} tokens per parameter: N = {count(run.N)} with the head, D = {count(D)} tokens, "
-        f"{formula} = {count(C)} FLOPs. {less} at {_range(waste.N)} parameters and {_range(waste.D)} tokens.",
-        numbers=numbers,
-        basis=basis,
+        f"{plan} {less} at {_range(waste.N)} parameters and {_range(waste.D)} tokens.",
+        numbers=(
+            Quantity("N", N, "parameters"),
+            Quantity("D", D, "tokens"),
+            Quantity(formula, C, "FLOPs"),
+            _estimate(BEST_SIZE, waste.N, "parameters"),
+            _estimate("D of least compute", waste.D, "tokens"),
+            _estimate("its D/N", waste.D / waste.N, "tokens per parameter"),
+        ),
+        basis=(*_basis(run), EXPONENTS),
         level=LEVEL,
     )
-    least = waste.at_least(thresholds.waste_sure)
-    repeats = run.unique_tokens is not None and run.unique_tokens < max(D, float(waste.D[0]))
-    if least < thresholds.waste or repeats or (run.left or 0.0) < thresholds.frontier_steps:
-        return neutral  # with repeated data the law of single epochs does not tell the waste
-    if larger < thresholds.sure and 1 - larger < thresholds.sure:
+    larger = float(np.mean(waste.N[1:] < N))
+    if not _clear(run, waste, larger, thresholds):
         return neutral
-    too_large = larger >= 0.5
-    if not too_large and run.intent == "overtrain" and run.inference_tokens is None:
-        return neutral
+    too_large, least = larger >= 0.5, waste.at_least(thresholds.waste_sure)
     served = f" and serve {count(run.inference_tokens)} tokens" if run.inference_tokens else ""
-    if too_large:
-        do = (
-            f"train about {count(waste.N[0])} parameters on {count(waste.D[0])} tokens instead{served}, or this model "
-            f"on more tokens."
-        )
-    else:
-        do = f"train about {count(waste.N[0])} parameters on {count(waste.D[0])} tokens instead{served}." + (
-            ""
-            if run.inference_tokens
-            else " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'."
-        )
-    return Advice(
-        Reason.TOO_LARGE if too_large else Reason.TOO_SMALL,
-        Severity.WARNING,
-        run.step,
-        f"The model is too {'large' if too_large else 'small'} for its data: {count(D / run.N)} tokens per parameter. "
-        f"{less}, at least {1 - 1 / (1 + least):.0%} ({thresholds.waste_sure:.0%} sure).",
-        do,
-        numbers,
-        saves=_saves(run, waste),
-        basis=basis,
+    instead = f"train about {count(waste.N[0])} parameters on {count(waste.D[0])} tokens instead{served}"
+    return replace(
+        neutral,
+        reason=Reason.TOO_LARGE if too_large else Reason.TOO_SMALL,
+        severity=Severity.WARNING,
+        what=f"The model is too {'large' if too_large else 'small'} for its data: {ratio}. {less}, at least "
+        f"{1 - 1 / (1 + least):.0%} ({thresholds.waste_sure:.0%} sure).",
+        do=f"{instead}, or this model on more tokens." if too_large else f"{instead}.{'' if served else MEANT}",
+        saves=_saves_of(run, waste),
         probability=larger if too_large else 1 - larger,
-        level=LEVEL,
     )
+
+
+def _clear(run: Situation, waste: Waste, larger: float, thresholds: Thresholds) -> bool:
+    """Whether a size surely wastes compute, in a known direction, by a law that holds, and can't be meant."""
+    if waste.at_least(thresholds.waste_sure) < thresholds.waste or (run.left or 0.0) < thresholds.frontier_steps:
+        return False
+    if run.unique_tokens is not None and run.unique_tokens < max(run.planned_tokens or 0.0, float(waste.D[0])):
+        return False  # the law is of single epochs
+    meant = larger < 0.5 and run.intent == "overtrain" and run.inference_tokens is None
+    return max(larger, 1 - larger) >= thresholds.sure and not meant
+
+
+def _basis(run: Situation) -> tuple[str, ...]:
+    return (run.line_source or PRIOR,)
 
 
 def _range(values: Array) -> str:
@@ -117,40 +120,29 @@ def _range(values: Array) -> str:
     return f"{count(float(values[0]))} [{count(low)}, {count(high)}]"
 
 
-def _numbers(run: Situation, D: float, C: Quantity, waste: Waste) -> tuple[Quantity, ...]:
-    assert run.N is not None
-    best = [Quantity("N", run.N, "parameters"), Quantity("D", D, "tokens"), C]
-    ratio = waste.D / waste.N
-    for name, values, unit in (
-        (BEST_SIZE, waste.N, "parameters"),
-        ("D of least compute", waste.D, "tokens"),
-        ("its D/N", ratio, "tokens per parameter"),
-    ):
-        best.append(Quantity(name, float(values[0]), unit, *interval(values[1:], LEVEL)))
-    return tuple(best)
+def _estimate(name: str, values: Array, unit: str) -> Quantity:
+    return Quantity(name, float(values[0]), unit, *interval(values[1:], LEVEL))
 
 
-def _saves(run: Situation, waste: Waste) -> tuple[Quantity, ...]:
+def _saves_of(run: Situation, waste: Waste) -> tuple[Quantity, ...]:
+    """What the cheapest way to the same loss saves of the whole run."""
     part = waste.saved(LEVEL)
-    name = "compute to train and serve" if run.inference_tokens else "compute"
-    saves = [Quantity(name, waste.cost * part[0], "FLOPs", *(waste.cost * each for each in part[1:]))]
-    whole = None if run.total_steps is None else run.hours(run.total_steps)
-    if whole is not None and not run.inference_tokens:  # of hours that are served nothing is known
-        saves.append(duration("time", whole * part[0], *(whole * each for each in part[1:])))
+    if run.inference_tokens:  # hours of serving are not known
+        return (Quantity("compute to train and serve", *_scaled(waste.cost, part, "FLOPs")),)
+    hours = None if run.total_steps is None else run.hours(run.total_steps)
+    saves = [Quantity("compute", *_scaled(waste.cost, part, "FLOPs"))]
+    if hours is not None:
+        saves.append(Quantity("time", *_scaled(hours, part, "hours")))
         if run.price_per_hour:
-            price = whole * run.price_per_hour
-            saves.append(Quantity("price", price * part[0], "", *(price * each for each in part[1:])))
+            saves.append(Quantity("price", *_scaled(hours * run.price_per_hour, part, "")))
     return tuple(saves)
 
 
-KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
-"""α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
-CLOSE = 0.3
-"""ln of the factor below the best size within which nothing is worth saying whatever the exponents."""
-DECAYED = 0.5
-"""Share of the peak learning rate below which the decay counts as begun."""
+def _scaled(whole: float, part: tuple[float, float, float], unit: str) -> tuple[float, str, float, float]:
+    return whole * part[0], unit, whole * part[1], whole * part[2]
 
 
+@rule("the stopping point", of_end=True, after_warmup=True, sweeps="the efficient stopping point")
 def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """From here on a larger model gives more loss per FLOP: stop, or begin the decay.
 
@@ -159,11 +151,9 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     """
     if run.N is None or not run.tokens:
         return Missing("the efficient stopping point", "parameters or tokens are unknown")
-    if run.unlike and run.line is None:
-        return Missing("the efficient stopping point", run.unlike)
-    if run.intent == "overtrain" or run.inference_tokens or run.warming_up:
-        return None  # judged against serving by the frontier's own evaluator
-    if run.left is None or run.left < thresholds.frontier_steps:
+    if run.intent == "overtrain" or run.inference_tokens:
+        return None  # judged against serving by `planned`
+    if run.total_steps is None or (run.left or 0.0) < thresholds.frontier_steps:
         return None
     if run.unique_tokens is not None and run.unique_tokens < run.tokens:
         return None  # the law is of single epochs
@@ -175,75 +165,76 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     larger = float(np.mean(waste.N[1:] > run.N))
     if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:
         return None
-    assert run.total_steps is not None
-    steps = run.total_steps - run.step
-    saves = _rest(run, steps)
-    now = run.decay_now() if not decaying(run.rates, run.step) else None
-    numbers = [
-        Quantity("tokens per parameter", run.tokens / run.N),
-        Quantity("done", C, f"FLOPs ({C / (run.N * run.tokens):.3g}·N·D)"),
-    ]
-    still, whose = "", _whose(run)
-    if isinstance(run.forecast, Forecast):
-        numbers.append(_loss(f"loss{whose} at the planned end", run.forecast))
-        if run.loss is not None and run.forecast_of == "train":
-            still = f", and the rest buys {_gain(run.loss, run.forecast)}"
-    if isinstance(now, Forecast):
-        numbers.append(_loss(f"loss{whose} if the decay began now, at step {now.step:,}", now))
-    converged = run.converged()
-    if isinstance(converged, Forecast):
-        numbers.append(_kaplan(converged, whose))
-    if run.rates is None:
-        do = "stop here, or train a larger model; if the learning rate has not decayed yet, decay it first."
-    elif decaying(run.rates, run.step):
-        do = "let the decay that has begun finish, or stop; the next run should be larger."
-    else:
-        do = "start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on."
+    ending = run.forecast if isinstance(run.forecast, Forecast) else None
+    still = ""
+    if ending is not None and run.loss is not None and run.forecast_of == "train":
+        gain, low, high = (run.loss - loss for loss in (ending.loss, ending.high, ending.low))
+        still = f", and the rest buys {gain:.3f} nats per token [{low:.3f}, {high:.3f}]"
     return Advice(
         Reason.PAST_EFFICIENT,
         Severity.INFO,
         run.step,
         f"Past the efficient stopping point: {count(run.N)} parameters have seen {count(run.tokens)} tokens; a model "
-        f"of about {count(waste.N[0])} parameters would have reached this loss with "
-        f"{waste.saved(LEVEL)[0]:.0%} less compute{still}.",
-        do + " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'.",
-        tuple(numbers),
-        saves=saves,
-        basis=(
-            run.line_source or "published sweeps: ln(D/N) ~ N(ln 20, .45), no run of yours",
-            EXPONENTS,
-            *(("this run's forecast",) if isinstance(run.forecast, Forecast) else ()),
+        f"of about {count(waste.N[0])} parameters would have reached this loss with {waste.saved(LEVEL)[0]:.0%} less "
+        f"compute{still}.",
+        _remedy(run) + MEANT,
+        (
+            Quantity("tokens per parameter", run.tokens / run.N),
+            Quantity("done", C, f"FLOPs ({C / (run.N * run.tokens):.3g}·N·D)"),
+            *_losses_ahead(run, ending),
         ),
+        saves=_rest(run, run.total_steps),
+        basis=(*_basis(run), EXPONENTS, *(("this run's forecast",) if ending is not None else ())),
         probability=larger,
         level=LEVEL,
         stops=thresholds.stop_past_efficient,
     )
 
 
+def _remedy(run: Situation) -> str:
+    if run.rates is None:
+        return "stop here, or train a larger model; if the learning rate has not decayed yet, decay it first."
+    if decaying(run.rates, run.step):
+        return "let the decay that has begun finish, or stop; the next run should be larger."
+    return "start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on."
+
+
+def _losses_ahead(run: Situation, ending: Forecast | None) -> list[Quantity]:
+    """Losses at the planned end, after a decay that begins now, and where Kaplan et al. would stop."""
+    numbers = [] if ending is None else [_loss(f"loss{_whose(run)} at the planned end", ending)]
+    now = None if decaying(run.rates, run.step) else run.decay_now()
+    if isinstance(now, Forecast):
+        numbers.append(_loss(f"loss{_whose(run)} if the decay began now, at step {now.step:,}", now))
+    converged = run.converged()
+    if isinstance(converged, Forecast):
+        name = f"loss{_whose(run)} at which Kaplan et al. 2020 would stop"
+        numbers.append(_loss(name, converged, factor=1 + KAPLAN_STOP))
+    return numbers
+
+
+@rule("the target", of_end=True)
 def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """The forecast's interval lies above the target."""
+    ending, what = run.forecast, "whether the target will be reached"
     if run.target_loss is None:
         return None
-    ending = run.forecast
+    if ending is None:
+        return Missing(what, "there is no forecast yet", quiet=True)
     if not isinstance(ending, Forecast):
-        what = "whether the target will be reached"
-        if ending is None:
-            return Missing(what, "there is no forecast yet", quiet=True)
         return Missing(what, ending.message, quiet=ending.reason.temporary)
     missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None
     assert run.total_steps is not None
-    whose = _whose(run)
     return Advice(
         Reason.TARGET,
         Severity.WARNING,
         run.step,
-        f"The run will not reach the target of {run.target_loss:.3f} nats per token{whose}: it is on its way to "
+        f"The run will not reach the target of {run.target_loss:.3f} nats per token{_whose(run)}: the forecast is "
         f"{ending.loss:.3f} at step {ending.step:,}.",
         "stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.",
-        (_loss(f"loss{whose} at the planned end", ending),),
-        saves=_rest(run, run.total_steps - run.step),
+        (_loss(f"loss{_whose(run)} at the planned end", ending),),
+        saves=_rest(run, run.total_steps),
         basis=("this run's forecast",),
         probability=missed,
         level=LEVEL,
@@ -256,31 +247,22 @@ def decaying(rates: LrPlan | None, step: int) -> bool:
     return rates is not None and step > rates.warmup_steps and float(rates.at(step)) < DECAYED * rates.peak
 
 
-def _kaplan(converged: Forecast, whose: str) -> Quantity:
-    """Shown beside it, triggers nothing."""
-    stop, low, high = ((1 + KAPLAN_STOP) * loss for loss in (converged.loss, converged.low, converged.high))
-    return Quantity(f"loss{whose} at which Kaplan et al. 2020 would stop", stop, "nats per token", low, high)
-
-
 def _whose(run: Situation) -> str:
     return "" if run.forecast_of == "train" else f" on {run.forecast_of}"
 
 
-def _loss(name: str, at: Forecast) -> Quantity:
-    return Quantity(name, at.loss, "nats per token", at.low, at.high)
+def _loss(name: str, at: Forecast, factor: float = 1.0) -> Quantity:
+    return Quantity(name, factor * at.loss, "nats per token", factor * at.low, factor * at.high)
 
 
-def _gain(loss: float, ending: Forecast) -> str:
-    return f"{loss - ending.loss:.3f} nats per token [{loss - ending.high:.3f}, {loss - ending.low:.3f}]"
-
-
-def _rest(run: Situation, steps: int) -> tuple[Quantity, ...]:
-    saves = []
+def _rest(run: Situation, total_steps: int) -> tuple[Quantity, ...]:
+    """What the rest of the planned run costs."""
+    steps, saves = total_steps - run.step, []
     if run.flops_per_token and run.tokens_per_step:
         saves.append(Quantity("compute", steps * run.tokens_per_step * run.flops_per_token, "FLOPs"))
     hours = run.hours(steps)
     if hours is not None and math.isfinite(hours):
-        saves.append(duration("time", hours))
+        saves.append(Quantity("time", hours, "hours"))
         if run.price_per_hour:
             saves.append(Quantity("price", hours * run.price_per_hour))
     return tuple(saves)

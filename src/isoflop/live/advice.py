@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from isoflop.advice.advice import Advice, Quantity, Severity, Thresholds, count
-from isoflop.advice.adviser import EVALUATORS, PLANNED, Adviser
-from isoflop.advice.own_runs import OwnRuns, frontier_of, learn_from, shape_warning
-from isoflop.advice.run_state import Estimate, Evaluated, Expected, Situation, Track
-from isoflop.advice.size_rules import BEST_SIZE, planned
+from isoflop.advice import (
+    BEST_SIZE,
+    RULES,
+    Advice,
+    Adviser,
+    Evaluated,
+    Missing,
+    OwnRuns,
+    Quantity,
+    Severity,
+    Situation,
+    Thresholds,
+    count,
+    frontier_of,
+    learn_from,
+    planned,
+    shape_warning,
+)
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
-from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, domain_of, usable
+from isoflop.forecast import Forecast, domain_of, usable
 from isoflop.guard import declare, warn
 from isoflop.live.header import describe_model
 from isoflop.live.log_step import LogStep, Part
@@ -32,10 +45,8 @@ from isoflop.record.reader import read_runs
 ADVICE = declare("advising", "no further advice")
 HISTORY = declare("reading the earlier runs", "advice rests on published sweeps alone")
 CALLBACK = declare("on_advice", "your function is not called again")
-JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in EVALUATORS}
+JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in RULES}
 
-DECAY_NOW = 0.15
-"""Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 ANOTHER_PLAN = 1.25
 """A factor of the planned tokens beyond which the size is judged anew."""
 SHARE, FREE = 1e-3, 0.1
@@ -62,7 +73,7 @@ class AdvicePart(Part):
         self.own = OwnRuns()
         """What the user's earlier runs say."""
         self._options, self._run, self._guard, self._model = options, run, run.guard, model
-        self._judge = RunAdviser(options.thresholds, lambda name, error: run.guard.failed(JUDGING[name], error))
+        self._judge = Adviser(options.thresholds, lambda name, error: run.guard.failed(JUDGING[name], error))
         self._spent = 0.0
         self._started = False
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
@@ -76,12 +87,12 @@ class AdvicePart(Part):
     @property
     def current(self) -> tuple[Advice, ...]:
         """Active advice, most severe first."""
-        return self._judge.adviser.current
+        return self._judge.current
 
     @property
-    def missing(self) -> Mapping[str, str]:
+    def missing(self) -> tuple[Missing, ...]:
         """What can't be judged → why."""
-        return self._judge.adviser.missing
+        return self._judge.missing
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
@@ -246,8 +257,9 @@ class AdvicePart(Part):
         if self._told_missing or run.warming_up or run.left is None or run.left > 0.9:
             return
         self._told_missing = True
-        for what, why in self._judge.adviser.missing_aloud.items():
-            self._run.tell(f"isoflop: no advice on {what}: {why}")
+        for each in self.missing:
+            if not each.quiet:
+                self._run.tell(f"isoflop: no advice on {each.what}: {each.why}")
 
     def _shape(self) -> tuple[str, ...]:
         """Where the configuration tells layers, width and heads."""
@@ -290,123 +302,11 @@ def _by_ladder(step: LogStep, at: int) -> Forecast | None:
     return found if isinstance(found, Forecast) else None
 
 
-class RunAdviser:
-    """One run's adviser: completes the situation with the run's past and its forecasts, and asks the rules.
-
-    Args:
-        thresholds: when something is said.
-        failed: told of an evaluator that raised.
-    """
-
-    def __init__(
-        self, thresholds: Thresholds | None = None, failed: Callable[[str, Exception], None] | None = None
-    ) -> None:
-        self.adviser = Adviser(thresholds, failed)
-        self.track = Track()
-        self._asked: dict[str, tuple[int, Forecast | NoForecast | None]] = {}
-
-    def start(self, run: Situation) -> list[Advice]:
-        """Judge the plan; after the first step, when the batch is known."""
-        return self.adviser.start(run)
-
-    def replanned(self) -> None:
-        """The run has another planned end than was judged: what rested on the old one is forgotten."""
-        self.adviser.forget(PLANNED)
-        self.track.forget_forecasts()
-        self._asked.clear()
-
-    def log(
-        self,
-        run: Situation,
-        forecaster: OnlineForecaster | None = None,
-        speed: float | None = None,
-        ladder: Callable[[int], Forecast | None] = lambda step: None,
-    ) -> list[Advice]:
-        """Judge a log step.
-
-        Args:
-            run: what is known of it; losses, expectations and speeds are filled in here.
-            forecaster: fed up to this step.
-            speed: tokens/s per device over the interval.
-            ladder: step → what earlier sizes say of the loss there.
-
-        Returns:
-            What is new.
-        """
-        plan = run.rates
-
-        def ahead(step: int) -> Estimate | None:
-            if forecaster is None or plan is None or run.forecast_of != "train":
-                return None  # what is compared with it is the training loss
-            found = forecaster.forecast(plan, step)
-            return Estimate(*found.normal) if isinstance(found, Forecast) else None
-
-        self.track.loss(run.step, run.loss, ahead)
-        self.track.speed(speed)
-        track = self.track
-        now = track.now()
-        return self.adviser.look(
-            replace(
-                run,
-                loss=now.mean if now is not None else run.loss,
-                warmup_steps=run.warmup_steps if plan is None else plan.warmup_steps,
-                losses=tuple(track.losses),
-                nonfinite=track.nonfinite,
-                expected=track.expected,
-                by_ladder=self._by_ladder(ladder, run.step, now) if run.forecast_of == "train" else None,
-                fall=track.fall,
-                fell=track.fell,
-                speeds=tuple(track.speeds),
-                best_speed=track.best_speed,
-                decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
-                converged=lambda: self._ask(
-                    "end", run.step, lambda: forecaster.converged(plan) if forecaster else None
-                ),
-            )
-        )
-
-    def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Estimate | None) -> Expected | None:
-        """In between, what was said then stands for now."""
-        found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
-        if now is None or not isinstance(found, Forecast):
-            return None
-        return Expected(step, 0, Estimate(*found.normal), now.mean, now.sd)
-
-    def _ask(
-        self, what: str, step: int, ask: Callable[[], Forecast | NoForecast | None]
-    ) -> Forecast | NoForecast | None:
-        """Asked anew when the steps have grown by a tenth."""
-        if step > 1.1 * self._asked.get(what, (0, None))[0]:
-            self._asked[what] = (step, ask())
-        return self._asked[what][1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return {"adviser": self.adviser.state_dict(), "track": self.track.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        self.adviser.load_state_dict(state["adviser"])
-        self.track.load_state_dict(state["track"])
-
-
-def decay_now(forecaster: OnlineForecaster | None, plan: LrPlan | None, step: int) -> Forecast | NoForecast | None:
-    """The loss after a linear decay to 0 that begins now."""
-    if forecaster is None or plan is None:
-        return None
-    steps = max(round(DECAY_NOW * step), 2)
-    rate = float(plan.at(step))
-    if not rate > 0:
-        return None
-    new = LrPlan([step, step + steps], [rate, 0.0])  # type: ignore[arg-type]
-    return forecaster.what_if(plan, new)
-
-
 def closing_lines(
     run: Situation,
     step: LogStep,
     advice: Sequence[Advice],
-    missing: Mapping[str, str],
+    missing: Sequence[Missing],
     shape: Sequence[str] = (),
 ) -> list[str]:
     """Lines for the terminal; empty where tokens or parameters are unknown.
@@ -438,5 +338,5 @@ def closing_lines(
     if held:
         lines.append("isoflop: stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
     if missing:
-        lines.append("isoflop: not judged: " + "; ".join(f"{what} ({why})" for what, why in missing.items()) + ".")
+        lines.append("isoflop: not judged: " + "; ".join(f"{each.what} ({each.why})" for each in missing) + ".")
     return lines

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from isoflop.advice.advice import Advice
+from isoflop.advice import Advice
 from isoflop.flops.calls import Call, watch
 from isoflop.flops.clock import Clock, Phase
 from isoflop.flops.device import Device, model_device

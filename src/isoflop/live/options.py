@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
-from isoflop.advice.advice import Advice, Thresholds
+from isoflop.advice import Advice, Thresholds
 from isoflop.record.paths import check_location
 
 NOISE_SCALE = ("auto", "split", "off")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import isoflop
-from isoflop.advice.advice import share
+from isoflop.advice import share
 from isoflop.figures import Figure
 from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.text import counted, counted_as, name_of
