@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
-from isoflop.laws.frontier import Frontier, Intervals, interval, loss_function, short
+from isoflop.laws.frontier import Frontier, Intervals, interval, short
 from isoflop.laws.published import Published, published
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -154,8 +154,8 @@ def compare_options(options: Sequence[str | Option], law: str | Law | Published,
         raise ValueError(f"expected different options, got {twice} twice: leave one out")
     law, source = _loss_law(law)
     point = Law(law.form, law.constants, law.convention)
-    loss = loss_function(law)
-    losses = [np.atleast_1d(loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
+    frontier = Frontier(law)
+    losses = [np.atleast_1d(frontier.loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
     rows = [_compared(item, values, point, level) for item, values in zip(parsed, losses, strict=True)]
     best = min(range(len(rows)), key=lambda i: (rows[i].loss, rows[i].flops))
     for i, values in enumerate(losses):

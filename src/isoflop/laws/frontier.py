@@ -8,20 +8,19 @@ own optimum: the intervals are percentiles of these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law, muennighoff_loss
+from isoflop.laws.forms import FORMS, HOFFMANN, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.optimum import (
     Cost,
-    Loss,
     best_at_budget,
     best_at_loss,
     hoffmann_at_budget,
     hoffmann_at_reducible,
-    loss_function,
     rows,
 )
 from isoflop.laws.quantities import (
@@ -39,6 +38,7 @@ Intervals = Mapping[str, tuple[float, float]]
 INFERENCE_FLOPS = 2.0
 """Per parameter and token: forward alone. Sardana et al. 2023."""
 R_D_STAR, R_N_STAR = 15.387756, 5.309743
+REPETITION = {"R_D_star": np.array(R_D_STAR), "R_N_star": np.array(R_N_STAR)}
 """How fast repeated tokens and excess parameters lose value: Muennighoff et al. 2023, digits of their repository."""
 REPEATED = (
     f"repeated tokens are worth less after Muennighoff et al. 2023 (R_D* = {R_D_STAR:.4f}, R_N* = {R_N_STAR:.4f}): "
@@ -130,25 +130,44 @@ class Frontier:
     unique_tokens: float | None = None
     flops_per_param_token: float = TRAINING_FLOPS
     level: float = 0.9
-    cost: Cost = field(init=False, repr=False)
-    constants: Mapping[str, Array] = field(init=False, repr=False)
-    loss: Loss = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_level(self.level)
-        train = positive("flops_per_param_token", self.flops_per_param_token, "FLOPs per parameter and token")
-        stock = None if self.unique_tokens is None else check_tokens("unique_tokens", self.unique_tokens)
-        cost = Cost(train, INFERENCE_FLOPS * check_inference_tokens(self.inference_tokens))
-        constants, loss = rows(self.law), loss_function(self.law, stock)
-        if stock is not None and self._closed:
-            loss = repeated_loss(constants, stock)
-        elif stock is not None and "U" not in self.law.form.variables:
+        positive("flops_per_param_token", self.flops_per_param_token, "FLOPs per parameter and token")
+        check_inference_tokens(self.inference_tokens)
+        variables = self.law.form.variables
+        if set(variables) not in ({"N", "D"}, {"N", "D", "U"}):
+            raise ValueError(
+                f"the frontier needs a law of N and D, or of N, D and U; {self.law.form.name} is one of "
+                f"{', '.join(variables)}: fit or choose a law such as besiroglu2024"
+            )
+        if self.unique_tokens is None:
+            return
+        check_tokens("unique_tokens", self.unique_tokens)
+        if not self._closed and "U" not in variables:
             raise ValueError(
                 f"the law {self.law.form.name} does not know unique tokens: leave out unique_tokens, or pass a law of "
                 f"N, D and U, or a hoffmann law, to which Muennighoff's effective N and D are applied"
             )
-        for name, value in (("cost", cost), ("constants", constants), ("loss", loss)):
-            object.__setattr__(self, name, value)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Price of N parameters on D tokens, serving included."""
+        return Cost(float(self.flops_per_param_token), INFERENCE_FLOPS * self.inference_tokens)
+
+    @cached_property
+    def constants(self) -> Mapping[str, Array]:
+        """Of the law and its draws [1 + draws]."""
+        return rows(self.law)
+
+    def loss(self, N: Array, D: Array) -> Array:
+        """Nats per token [1 + draws] at N, D [1 + draws]; U is D, a single epoch, where the stock does not run out."""
+        form, constants = self.law.form, self.constants
+        U = D if self.unique_tokens is None else np.minimum(self.unique_tokens, D)
+        if self._closed and self.unique_tokens is not None:
+            form, constants = FORMS["muennighoff"], {**constants, **REPETITION}
+        with np.errstate(all="ignore"):
+            return form.at({"N": N, "D": D, "U": U}, constants)
 
     @property
     def _closed(self) -> bool:
@@ -290,16 +309,6 @@ def optimal_allocation(
     FLOPs   5.76e+23  to train
     """
     return Frontier(law, inference_tokens, unique_tokens, flops_per_param_token, level).at_budget(C)
-
-
-def repeated_loss(constants: Mapping[str, Array], unique_tokens: float) -> Loss:
-    """L(N', D') [rows] of a Hoffmann law where only so many unique tokens are in stock: `muennighoff_loss`."""
-
-    def loss(N: Array, D: Array) -> Array:
-        with np.errstate(all="ignore"):
-            return muennighoff_loss(N, D, unique_tokens, **constants, R_D_star=R_D_STAR, R_N_star=R_N_STAR)
-
-    return loss
 
 
 # -- off the frontier --------------------------------------------------------------------------------------------------

@@ -59,23 +59,6 @@ def rows(law: Law) -> dict[str, Array]:
     }
 
 
-def loss_function(law: Law, unique_tokens: float | None = None) -> Loss:
-    """L(N, D) [rows] of a law of N and D, or of N, D and U: U is D, a single epoch, where the stock is unlimited."""
-    constants, variables = rows(law), law.form.variables
-    if set(variables) not in ({"N", "D"}, {"N", "D", "U"}):
-        raise ValueError(
-            f"the frontier needs a law of N and D, or of N, D and U; {law.form.name} is one of {', '.join(variables)}: "
-            f"fit or choose a law such as besiroglu2024"
-        )
-    stock = np.inf if unique_tokens is None else unique_tokens
-
-    def loss(N: Array, D: Array) -> Array:
-        with np.errstate(all="ignore"):
-            return law.form.at({"N": N, "D": D, "U": np.minimum(stock, D)}, constants)
-
-    return loss
-
-
 # -- any law -----------------------------------------------------------------------------------------------------------
 
 
