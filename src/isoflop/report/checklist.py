@@ -1,20 +1,22 @@
 """Checklist of what a scaling-law paper must report, answered from the records and the fit as far as they tell it.
 
 The questions follow the checklist of Li, Kudugunta and Zettlemoyer 2025, "(Mis)Fitting: A Survey of Scaling Laws"
-(arXiv:2502.18969), in our own words and in its four parts: the law, the training, the measurements, the fit.
+(arXiv:2502.18969), in our own words and in its four parts: the law, the training, the measurements, the fit. They stand
+in `checklist.yaml`; this module answers those that each run's record answers for itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 import isoflop
-from isoflop.arrays import Array
 from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import compute_label
 from isoflop.figures.text import counted, counted_as, loss_label, parameters
@@ -26,8 +28,6 @@ from isoflop.report.runs import commit_of, device_of, number_of, text_of
 
 SOURCE = "Li, Kudugunta, Zettlemoyer 2025 (arXiv:2502.18969)"
 State = Literal["answered", "partly", "open"]
-Answer = tuple[str, str, State]
-"""A question, its answer and state."""
 
 
 @dataclass(frozen=True)
@@ -54,94 +54,95 @@ def checklist(study: Study, held: Extrapolation | str) -> tuple[Item, ...]:
         study: of the runs.
         held: result of `holdout`.
     """
-    parts = {
-        "The law": _law(study),
-        "The training": _training(study),
-        "The measurements": _measurements(study),
-        "The fit": _fit(study, held),
+    values = {
+        "study": study,
+        "held": held,
+        "compared": study.compared(),
+        "left": len(study.ends) - len(study.counted),
+        "ranges": _ranges(study),
+        "epochs": _epochs(study.curves),
+        "commits": [commit for curve in study.curves if (commit := commit_of(curve.run))],
+        "delta": DELTA,
+        "bins": BINS,
+        "version": isoflop.__version__,
     }
-    return tuple(Item(part, *answer) for part, answers in parts.items() for answer in answers)
-
-
-# -- the law -----------------------------------------------------------------------------------------------------------
-
-
-def _law(study: Study) -> list[Answer]:
-    variables = (
-        f"N: parameters, {counted_as(study.convention)}; D: training tokens, processed less padding; "
-        f"L: {loss_label(study.loss)}, nats per token"
+    asked = [(part, entry) for part, entries in _questions().items() for entry in entries]
+    return tuple(
+        Item(part, entry["question"], *_answer(study, entry, values))
+        for part, entry in asked
+        if "when" not in entry or _jinja().compile_expression(entry["when"])(**values)
     )
-    in_table = "N, D and L as the table has them: state which parameters N counts, and L of what"
-    return [
-        ("Form of the law", "L(N,D) = E + A/N^α + B/D^β (Hoffmann et al. 2022, eq. 2)", "answered"),
-        ("Variables", variables, "answered") if study.curves else ("Variables", in_table, "partly"),
-        ("Constants that are fitted", "E, A, B, α, β; none is held fixed", "answered"),
-        (
-            "What the form assumes",
-            "an irreducible loss, and one term each for finite size and finite data that do not interact; no learning "
-            "rate, batch size or repeated data in it",
-            "answered",
-        ),
-    ]
 
 
-# -- the training ------------------------------------------------------------------------------------------------------
+def _answer(study: Study, entry: Mapping[str, str], values: Mapping[str, Any]) -> tuple[str, State]:
+    answer, missing = (
+        _jinja().from_string(entry.get(name, "")).render(values).strip() for name in ("answer", "missing")
+    )
+    if "runs" in entry:
+        return _of_runs([_OF_RUNS[entry["runs"]](study, curve) for curve in study.curves], answer, missing)
+    if "state" in entry:
+        return answer, _jinja().compile_expression(entry["state"])(**values)
+    if not answer:
+        return f"Not recorded. Please state {missing}.", "open"
+    return (f"{answer}. Please state {missing}.", "partly") if missing else (answer, "answered")
 
 
-def _training(study: Study) -> list[Answer]:
-    known: State = "answered" if study.counted else "open"
-    return [
-        ("Number of models and runs", _how_many(study), known),
-        ("Range of sizes, data and compute", _ranges(study), known),
-        *(_of_runs(study, *question) for question in _OF_RUNS[:1]),
-        _repeats(study.curves),
-        *(_of_runs(study, *question) for question in _OF_RUNS[1:]),
-        _code(study.curves),
-    ]
+def _of_runs(found: Sequence[str | None], always: str, missing: str) -> tuple[str, State]:
+    """An answer from what each record says, and what is known without them."""
+    told = [value for value in found if value]
+    stated = [text for text in (always, summed(told, len(found))) if text]
+    if told and len(told) == len(found):
+        return ". ".join(stated), "answered"
+    if not stated:
+        return f"Not recorded. Please state {missing}.", "open"
+    which = f" for {len(found) - len(told)} of {len(found)} runs" if told else ""
+    return ". ".join([*stated, f"Not recorded{which}: please state {missing}."]), "partly"
 
 
-def _how_many(study: Study) -> str:
-    if not study.counted:
-        return "no run has finished"
-    sizes = len({end.N for end in study.counted})
-    left = len(study.ends) - len(study.counted)
-    more = f"; {counted(left, 'further run is', 'further runs are')} left out (see the data)" if left else ""
-    return f"{counted(len(study.counted), 'finished run', 'finished runs')} of {counted(sizes, 'size', 'sizes')}{more}"
+def summed(values: Sequence[str], of: int, most: int = 4) -> str:
+    """What several runs say: the text where it is one, else the commonest with their numbers."""
+    ranked = Counter(values).most_common()
+    if len(ranked) <= 1:
+        return "".join(values[:1]) + (f" ({len(values)} of {of} runs)" if 0 < len(values) < of else "")
+    more = f"; and {len(ranked) - most} more" if len(ranked) > most else ""
+    return "; ".join(f"{value} ({counted(n, 'run', 'runs')})" for value, n in ranked[:most]) + more
+
+
+@cache
+def _questions() -> dict[str, list[dict[str, str]]]:
+    import yaml
+
+    return dict(yaml.safe_load(Path(__file__).with_name("checklist.yaml").read_text(encoding="utf-8")))
+
+
+@cache
+def _jinja() -> Any:
+    import jinja2
+
+    room = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    room.filters |= {each.__name__: each for each in (counted, counted_as, loss_label, compute_label, summed)}
+    return room
+
+
+# -- answers from the runs ---------------------------------------------------------------------------------------------
 
 
 def _ranges(study: Study) -> str:
-    N, D = study.columns["N"], study.columns["D"]
-    columns: tuple[tuple[str, Array, str, Callable[[float], str]], ...] = (
-        ("N", N, "parameters", short),
-        ("D", D, "tokens", short),
-        ("D/N", D / N, "tokens per parameter", short),
-        ("C", study.C, "FLOPs", "{:.3g}".format),
-    )
-    told = [
-        f"{name} {write(values.min())} to {write(values.max())} {unit}"
-        for name, values, unit, write in columns
-        if len(values)
-    ]
-    return "; ".join(told) or "no run has finished"
+    """Least and most of N, D, D/N and C of the counted runs; "": there are none."""
+    if not study.counted:
+        return ""
+    N, D, C = study.columns["N"], study.columns["D"], study.C
+    columns = (("N", N, "parameters"), ("D", D, "tokens"), ("D/N", D / N, "tokens per parameter"))
+    ranges = [f"{name} {short(values.min())} to {short(values.max())} {unit}" for name, values, unit in columns]
+    return "; ".join([*ranges, f"C {C.min():.3g} to {C.max():.3g} FLOPs"])
 
 
-def _repeats(curves: Sequence[RunCurve]) -> Answer:
-    question = "Is data repeated?"
+def _epochs(curves: Sequence[RunCurve]) -> float | None:
+    """Most passes of a run over its data; None: not all records tell."""
     unique = [number_of(curve.run.options.get("unique_tokens")) for curve in curves]
-    if not curves or not all(unique):
-        return _unanswered(question, "how many tokens are unique (unique_tokens= records it)")
     seen = [float(curve.tokens[-1]) if len(curve.tokens) else 0.0 for curve in curves]
-    most = max(tokens / value for tokens, value in zip(seen, unique, strict=True) if value)
-    return question, f"at most {most:.3g} epochs" if most > 1 else "no: every run saw less than one epoch", "answered"
-
-
-def _code(curves: Sequence[RunCurve]) -> Answer:
-    """A commit says which code, not where it can be had."""
-    question, missing = "Training code", "where the training code can be had"
-    commits = [commit for curve in curves if (commit := commit_of(curve.run))]
-    if not commits:
-        return _unanswered(question, missing)
-    return question, f"git commit {_summed(commits, len(curves))}. Please state {missing}.", "partly"
+    passes = [tokens / value for tokens, value in zip(seen, unique, strict=True) if value]
+    return max(passes) if passes and len(passes) == len(curves) else None
 
 
 def _counting(study: Study, curve: RunCurve) -> str | None:
@@ -205,125 +206,16 @@ def _shape(study: Study, curve: RunCurve) -> str:
     return ", ".join(text.format(value) for text, value in values if value is not None)
 
 
-_OF_RUNS: tuple[tuple[str, str, Callable[[Study, RunCurve], str | None]], ...] = (
-    ("Training data", "the data set, its version and mixture", lambda _, curve: curve.run.data),
-    ("Tokenizer", "the tokenizer and its vocabulary", lambda _, curve: curve.run.tokenizer),
-    (
-        "How parameters are counted",
-        "which parameters N counts (with embeddings? with the output head?)",
-        _counting,
-    ),
-    ("How compute is counted", "whether attention, embeddings and recomputation are in it", _compute),
-    ("Optimizer and its settings", "optimizer, betas, weight decay, gradient clipping", _optimizer),
-    ("Learning rates", "peak, warm-up and final learning rate of each run", _rate),
-    ("Schedule", "the learning-rate schedule", _schedule),
-    ("Batch size", "tokens a step, and whether it changes with scale", _batch),
-    ("Shape of the models", "depth, width, heads, context length", _shape),
-    ("Precision and hardware", "precision and hardware", lambda _, curve: device_of(curve.run)),
-)
-"""Questions that each record answers for its run: the question, what to state where it does not, the answer."""
-
-
-def _of_runs(study: Study, question: str, what: str, answer: Callable[[Study, RunCurve], str | None]) -> Answer:
-    found = [answer(study, curve) for curve in study.curves]
-    told = [value for value in found if value]
-    stated = [_summed(told, len(found))] if told else []
-    if answer is _compute:  # the axes tell it without a record too
-        stated.insert(0, f"compute on every axis: {compute_label(study)}; the law itself is of N and D")
-    if told and len(told) == len(found):
-        return question, ". ".join(stated), "answered"
-    if not stated:
-        return _unanswered(question, what)
-    which = f" for {len(found) - len(told)} of {len(found)} runs" if told else ""
-    return question, ". ".join([*stated, f"Not recorded{which}: please state {what}."]), "partly"
-
-
-def _unanswered(question: str, what: str) -> Answer:
-    return question, f"Not recorded. Please state {what}.", "open"
-
-
-def _summed(values: Sequence[str], of: int, most: int = 4) -> str:
-    """What several runs say: the text where it is one, else the commonest with their numbers."""
-    ranked = Counter(values).most_common()
-    if len(ranked) == 1:
-        return values[0] + (f" ({len(values)} of {of} runs)" if len(values) < of else "")
-    more = f"; and {len(ranked) - most} more" if len(ranked) > most else ""
-    return "; ".join(f"{value} ({counted(n, 'run', 'runs')})" for value, n in ranked[:most]) + more
-
-
-# -- the measurements --------------------------------------------------------------------------------------------------
-
-
-def _measurements(study: Study) -> list[Answer]:
-    metric, points = "Metric, and on what data", "Points of each run"
-    done = "the law is fitted to ln L; nothing is interpolated or centred"
-    if study.curves:
-        how = "the mean over the last 5% of its steps" if study.loss == "train" else "its last evaluation"
-        answers: list[Answer] = [
-            (metric, f"{loss_label(study.loss)}, nats per token. Please state on what data.", "partly"),
-            (points, f"one, at its end: {how}; approach 1 uses whole curves, of unfinished runs too", "answered"),
-        ]
-        done += f"; approach 1 takes means of each curve in {BINS} bins, even in ln C"
-    else:
-        answers = [
-            _unanswered(metric, "which loss the table holds, and on what data it was evaluated"),
-            (points, "one row a run, as the table has it: state which checkpoint", "partly"),
-        ]
-    return [
-        *answers,
-        ("What is done to the measurements", done, "answered"),
-        _unanswered("Are checkpoints and raw measurements open?", "where they can be had"),
-    ]
-
-
-# -- the fit -----------------------------------------------------------------------------------------------------------
-
-
-def _fit(study: Study, held: Extrapolation | str) -> list[Answer]:
-    left = len(study.ends) - len(study.counted)
-    used = f"no: {counted(left, 'run is', 'runs are')} left out, with the reason in the data" if left else "yes"
-    answers: list[Answer] = [
-        ("Objective", f"Σ Huber(ln L̂ − ln L), δ = {DELTA:g}; all runs weigh alike", "answered"),
-        (
-            "Algorithm",
-            "variable projection over the exponents (Czech et al. 2026), then Newton's method with exact derivatives "
-            f"on all five constants, δ lowered step by step; isoflop {isoflop.__version__}",
-            "answered",
-        ),
-        (
-            "Initialisation",
-            "a grid of 20 × 20 exponents from 0.02 to 3, the coefficients by weighted least squares; Newton starts "
-            "from the best five that lie apart",
-            "answered",
-        ),
-        ("Are all runs used?", used, "answered"),
-    ]
-    if study.fit is None or study.scatter is None:
-        return [*answers, ("Uncertainty, goodness of fit, validation", f"no law: {study.refused}", "open")]
-    return [
-        *answers,
-        _uncertainty(study),
-        (
-            "Goodness of fit",
-            f"objective {study.fit.objective:.4g}; half of the runs within {study.scatter[0]:.2%} of the law, nine in "
-            f"ten within {study.scatter[1]:.2%}",
-            "answered",
-        ),
-        _other_approaches(study),
-        ("Prediction of runs that were held back", f"not made: {held}", "open")
-        if isinstance(held, str)
-        else ("Prediction of runs that were held back", held.verdict, "answered"),
-    ]
-
-
-def _uncertainty(study: Study) -> Answer:
-    if study.law is None:
-        return "Uncertainty", f"the runs do not determine the constants: {study.refused}", "partly"
-    return "Uncertainty", f"{study.level:.0%} intervals from {study.draws:,} fits to resampled runs", "answered"
-
-
-def _other_approaches(study: Study) -> Answer:
-    compared = study.compared()
-    having = counted(len(study.approaches), "has an opinion", "have an opinion")
-    others = "; ".join([f"of Hoffmann et al.'s three approaches {having}", *(compared.warnings if compared else ())])
-    return "Other ways to the same exponents", others, "answered" if len(study.approaches) > 1 else "partly"
+_OF_RUNS: Mapping[str, Callable[[Study, RunCurve], str | None]] = {
+    "data": lambda _, curve: curve.run.data,
+    "tokenizer": lambda _, curve: curve.run.tokenizer,
+    "counting": _counting,
+    "compute": _compute,
+    "optimizer": _optimizer,
+    "rate": _rate,
+    "schedule": _schedule,
+    "batch": _batch,
+    "shape": _shape,
+    "device": lambda _, curve: device_of(curve.run),
+}
+"""Answers of each record for its run, by their name in `checklist.yaml`."""
