@@ -138,7 +138,7 @@ UNKNOWN = [
     ("NVIDIA H100 80GB HBM3", ""),
 ]
 
-ROWS = peaks.datasheets()
+ROWS = peaks.DATASHEETS
 
 
 @pytest.mark.parametrize(("name", "dtype", "tflops"), KNOWN)

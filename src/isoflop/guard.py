@@ -1,8 +1,8 @@
 """The boundary between isoflop and the training run: an error inside costs one log line, never the run.
 
-Every place where a trainer calls us, and every part that can fail on its own, is a boundary; `BOUNDARIES` lists them
-all with what steps aside when they fail. Only `logging` speaks here: a warning under an error filter would raise. Nor
-may speaking itself fail: a user's log handler may raise, and standard output may be closed.
+Every hook that a trainer calls, and every part that can fail on its own, is a boundary; `BOUNDARIES` lists them all
+with what is missing after a failure. Messages go through `logging`, for a warning under an error filter would raise.
+Logging may fail too: a user's handler may raise, and standard output may be closed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ logger = logging.getLogger("isoflop")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 BOUNDARIES: dict[str, str] = {}
-"""Name of each boundary → what is missing from the run when it has stepped aside."""
+"""Name of each boundary → what is missing from the run after it has failed."""
 
 
 def declare(boundary: str, missing: str) -> str:
-    """Enter a boundary into the registry; returns its name."""
+    """Register a boundary; returns its name."""
     BOUNDARIES[boundary] = missing
     return boundary
 
@@ -32,18 +32,18 @@ TERMINAL = declare("the terminal's line", "no line is printed")
 
 
 class Guard:
-    """Which boundaries of one monitor have stepped aside, and why."""
+    """The boundaries of one monitor that have failed and stepped aside, each with its error (`aside`)."""
 
     def __init__(self) -> None:
         self.aside: dict[str, str] = {}
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def failed(self, boundary: str, error: Exception) -> None:
-        """Step aside: one warning, with the traceback at debug level.
+        """Step aside after an error: one warning, with the traceback at debug level.
 
         Raises:
-            Exception: `error` itself, where a signal's handler has raised it: it is meant for the training that the
-                signal came into, like a time limit's.
+            Exception: `error` itself, where a signal's handler raised it: it is meant for the training that the signal
+                interrupted, such as a time limit's.
         """
         if _raised_by_a_signal(error):
             raise error
@@ -62,9 +62,9 @@ class Guard:
         _log(logging.DEBUG, "the error in %s", boundary, exc_info=error)
 
     def once(self, text: str, *args: object) -> None:
-        """Warn of something the user should know, the first time only."""
-        if text not in self._said:
-            self._said.add(text)
+        """Warn the first time only."""
+        if text not in self._warned:
+            self._warned.add(text)
             warn(text, *args)
 
     def tell(self, say: Callable[[str], None], line: str) -> None:
@@ -75,26 +75,26 @@ class Guard:
 
     @contextmanager
     def part(self, boundary: str) -> Iterator[None]:
-        """Run a part of ours that may fail without taking the others along."""
+        """Run a part that may fail: an error makes it step aside and goes no further."""
         try:
             yield
         except Exception as error:  # the boundary: whatever it is, it must not reach training
             self.failed(boundary, error)
 
     def open(self, boundary: str) -> bool:
-        """Whether the part has not failed yet."""
+        """True unless the part has failed."""
         return boundary not in self.aside
 
 
 def warn(text: str, *args: object) -> None:
-    """Warn of something the user should know."""
+    """Log a warning."""
     _log(logging.WARNING, text, *args)
 
 
 def _log(level: int, text: str, *args: object, exc_info: Exception | None = None) -> None:
     try:
         logger.log(level, "isoflop: " + text, *args, exc_info=exc_info)
-    except Exception as error:  # a user's handler, a closed stderr: there is nobody left to tell
+    except Exception as error:  # a user's handler, a closed stderr: nothing can be reported
         if _raised_by_a_signal(error):
             raise
 
@@ -107,9 +107,9 @@ def _print(say: Callable[[str], None], line: str) -> None:
 
 
 def _raised_by_a_signal(error: BaseException) -> bool:
-    """Whether an error came out of a signal's handler, and not out of our own code.
+    """True if a signal's handler raised the error, not our own code.
 
-    A user's time limit raises TimeoutError so; a DataLoader's worker that dies is told by torch's SIGCHLD handler.
+    A user's time limit raises TimeoutError this way; torch's SIGCHLD handler reports a dead DataLoader worker.
     """
     codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     traceback = error.__traceback__

@@ -1,4 +1,4 @@
-"""What `module:name` or `file.py:name` on the command line names, and how it is said that something is not there."""
+"""Find the object that `module:name` or `file.py:name` on the command line names, or say what is missing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class CannotOpen(ValueError):
-    """Expected a model, got something else: what to do is in the text."""
+    """Something on the command line can't be opened; the text says what to do."""
 
 
 def find(source: str) -> Any:
-    """What `module:name` or `file.py:name` names.
+    """The object that `module:name` or `file.py:name` names.
 
     Raises:
         CannotOpen: it does not exist, or its module can't be imported.

@@ -121,7 +121,7 @@ def _item(value: Any, top: bool) -> Signature:
 
 
 def is_opaque(key: Any) -> bool:
-    """Whether a signature holds something whose size it can't see: a text to be tokenised, an object with tensors."""
+    """True if a signature holds something whose size it can't see: a text to tokenise, an object with tensors."""
     if not isinstance(key, tuple):
         return False
     if len(key) == 1 and isinstance(key[0], str):
@@ -143,7 +143,7 @@ def sizes(value: Any) -> Signature:
 def watch(module: nn.Module, before: Before, after: After | None = None) -> Callable[[], None]:
     """Call `before(args, kwargs)` ahead of each forward call of `module` and `after(output)` behind it.
 
-    Only calls that train (`module.training`, gradients enabled) are seen. Returns what takes the watch off again.
+    Only calls that train (`module.training`, gradients enabled) are seen. Returns the function that ends it.
     A module compiled in place (`module.compile()`) is wrapped from outside, for hooks would be compiled with it and
     a graph break in it is an error under `fullgraph=True`.
     """
@@ -161,7 +161,7 @@ def watch(module: nn.Module, before: Before, after: After | None = None) -> Call
 
 
 def attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool = False) -> Callable[[], None]:
-    """Hooks on a module, or around the call of one compiled in place; returns what removes them.
+    """Add hooks to a module, or around the call of one compiled in place; returns the function that removes them.
 
     `always`: the hook behind the call is called, with None, after an exception too.
     """
@@ -249,25 +249,25 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
 
 
 class OutermostCalls:
-    """The calls of a model's modules that no other of its modules made, from `start()` until its return is called.
+    """Calls of a model's modules that no other of its modules made: together they are the forward pass.
 
-    A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`: those calls
-    together are the forward pass. Compiled modules are seen from outside only. Metrics (modules without parameters
-    and without a differentiable output) are left out.
+    A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`. Compiled
+    modules are seen from outside only. Metrics (modules without parameters and without a differentiable output) are
+    left out.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[Call] = []
         self.inputs: list[Any] = []
-        """Autograd nodes of what went into the calls; nodes, for tensors would keep the logits' memory."""
+        """Autograd nodes of the calls' inputs; nodes, for tensors would keep the logits' memory."""
         self.outputs: list[Any] = []
-        """… and of what came out."""
+        """Autograd nodes of their outputs."""
         self.problem: str | None = None
         self._model = model
         self._open: list[_Open] = []
 
     def start(self) -> Callable[[], None]:
-        """Listen; returns what ends it."""
+        """Begin to collect calls; returns the function that ends it."""
         removers = [self._listen(module) for module in _reachable(self._model)]
 
         def stop() -> None:
@@ -352,14 +352,14 @@ def _redirected(module: nn.Module) -> bool:
 
 
 def parameters_used_outside(loss: torch.Tensor, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> int:
-    """How many matrices the loss depends on other than through the calls that were seen; 0: the calls were all.
+    """Number of matrices that the loss depends on other than through the calls that were seen.
 
     Args:
-        loss: what `backward` will be called on.
-        outputs: autograd nodes of what the calls returned (`OutermostCalls.outputs`): the walk from the loss back
-            through the graph does not enter the calls.
-        inputs: … and of what went into them: it goes on from there, since between two calls there may be a product
-            too (a tied head by hand between the model and `nn.CrossEntropyLoss`).
+        loss: `backward` will be called on it.
+        outputs: autograd nodes of the calls' outputs (`OutermostCalls.outputs`): the walk from the loss back through
+            the graph does not enter the calls.
+        inputs: those of their inputs: the walk goes on from there, since between two calls there may be a product too
+            (a tied head by hand between the model and `nn.CrossEntropyLoss`).
     """
     seen = set(outputs)
     stack, found = [loss.grad_fn, *inputs], 0

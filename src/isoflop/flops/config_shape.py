@@ -91,7 +91,7 @@ _NAMES = {
     "width": ("hidden_size", "n_embd", "d_model", "dim"),
     "vocabulary": ("vocab_size",),
 }
-"""What Hugging Face's configurations, nanoGPT's and their like call a size."""
+"""Names of a size in Hugging Face's configurations, nanoGPT's and their like."""
 
 _NOT_PLAIN = re.compile(
     r"mamba|ssm|rwkv|retnet|hyena|lstm|lru_|recurrent|d_state|state_size|state_dim|time_step|(^|_)conv\d*_|linear_"

@@ -219,7 +219,7 @@ def count_otherwise(
 
 
 _LACKS_INPUT = re.compile(r"\((Value|Index|Key|Type|Attribute|Assertion)Error: (?!.*\bmeta\b)")
-"""What Python code raises on wrong inputs anywhere, of the errors that came up on the meta device."""
+"""Errors on the meta device that wrong inputs would raise on any device."""
 _NEEDS_GPU = re.compile(r"cuda|gpu|nvidia|triton|flash|No module named|ImportError|NotImplementedError", re.IGNORECASE)
 
 

@@ -11,9 +11,8 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,18 +58,16 @@ class Datasheet:
         return None if math.isnan(rate) else Peak(self.device, dtype, float(round(rate * 1e12)), self.source)
 
 
-@cache
-def datasheets() -> tuple[Datasheet, ...]:
-    """The whole table."""
+def _read_datasheets() -> Iterator[Datasheet]:
     text = files("isoflop").joinpath("data", "peaks.toml").read_text(encoding="utf-8")
-    return tuple(_rows(tomllib.loads(text)["vendors"]))
-
-
-def _rows(vendors: list[dict[str, Any]]) -> Iterator[Datasheet]:
-    for vendor in vendors:
+    for vendor in tomllib.loads(text)["vendors"]:
         for model, pattern, tflops, source in vendor["devices"]:
             rates = dict(zip(DTYPES, tflops, strict=True))
             yield Datasheet(f"{vendor['name']} {model}", model, f"{vendor['prefix']}({pattern})", rates, source)
+
+
+DATASHEETS = tuple(_read_datasheets())
+"""The table; read with the module, for a run may have no more file descriptors later."""
 
 
 def lookup_peak(device_name: str, dtype: str) -> Peak | None:
@@ -97,7 +94,7 @@ def lookup_peak(device_name: str, dtype: str) -> Peak | None:
     if dtype.startswith(("float8_e4m3", "float8_e5m2")):
         dtype = "float8"
     name = device_name.strip()
-    for sheet in datasheets():
+    for sheet in DATASHEETS:
         if re.fullmatch(sheet.pattern, name, re.IGNORECASE | re.ASCII):
             return sheet.peak(dtype)
     return None
@@ -112,7 +109,7 @@ def peak_by_short_name(name: str) -> Peak | None:
     'float16'
     """
     wanted = name.lower().replace("-", "").replace(" ", "")
-    for sheet in datasheets():
+    for sheet in DATASHEETS:
         words = sheet.model.lower().replace("(", "").split()
         parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
         peak = sheet.peak("bfloat16") or sheet.peak("float16")
@@ -123,7 +120,7 @@ def peak_by_short_name(name: str) -> Peak | None:
 
 def known_devices() -> list[str]:
     """Names of the devices in the table, for messages and documentation."""
-    return [sheet.device for sheet in datasheets()]
+    return [sheet.device for sheet in DATASHEETS]
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,6 @@ def _vector_product(matrix: Any, *_: Any, **__: Any) -> int:
     return int(2 * matrix.numel())
 
 
-def _added_vector_product(_bias: Any, matrix: Any, *_: Any, **__: Any) -> int:
-    return int(2 * matrix.numel())
-
-
 def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     # (M, K) × (G, K, N): every row meets one group. (M, K) × (K, N), cut along K: the weights' gradient.
     # (G, M, K) × (K, N), cut along N. (G, M, K) × (G, K, N): a batch.
@@ -78,12 +74,13 @@ def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     return int(2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1])
 
 
-def _added_batch_product(_sum: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
-    return _grouped_product(a, b)
-
-
 def _outer_product(_sum: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
     return int(2 * a.numel() * b.numel())
+
+
+def _with_sum(product: Formula) -> Formula:
+    """The formula of an operator that adds a product to its first argument."""
+    return lambda _sum, *args, **kwargs: product(*args, **kwargs)
 
 
 FORMULAS: dict[Any, Formula] = {
@@ -98,9 +95,9 @@ FORMULAS: dict[Any, Formula] = {
     aten.mv: _vector_product,
     aten.dot: _vector_product,
     aten.vdot: _vector_product,
-    aten.addmv: _added_vector_product,
+    aten.addmv: _with_sum(_vector_product),
     aten.addr: _outer_product,
-    aten.addbmm: _added_batch_product,
+    aten.addbmm: _with_sum(_grouped_product),
     aten._grouped_mm: _grouped_product,
     aten._scaled_grouped_mm: _grouped_product,
     aten._int_mm: _grouped_product,
@@ -118,21 +115,11 @@ _NAMED: dict[str, Formula] = {
 """Formulas by operator name: ours for well-known libraries, and the user's."""
 
 WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler", "inductor"}
-"""Namespaces of torch's own operators: what has no formula there multiplies nothing to speak of …"""
+"""Namespaces of torch's own operators, which multiply next to nothing where they have no formula …"""
 HEAVY = {
-    "mkldnn_rnn_layer",
-    "_cudnn_rnn",
-    "miopen_rnn",
-    "_trilinear",
-    "_cdist_forward",
-    "_fft_r2c",
-    "_fft_c2r",
-    "_fft_c2c",
-    "_fused_sdp_choice_nested",
-    "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd",
-    "_weight_int8pack_mm",
-    "_weight_int4pack_mm",
+    *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_trilinear", "_cdist_forward"),
+    *("_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int8pack_mm", "_weight_int4pack_mm"),
+    *("_fused_sdp_choice_nested", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
 }
 """… but for these."""
 
@@ -214,10 +201,10 @@ def _four_products(formula: Formula, packet: Any) -> Formula:
 
 
 def counted_for_nothing(packet: Any, namespace: str) -> bool:
-    """Whether an operator without a formula may compute much: it is custom, or one of torch's heavy ones."""
+    """True if an operator without a formula may compute much: it is custom, or one of torch's heavy ones."""
     return namespace not in WITHOUT_PRODUCTS or packet.__name__ in HEAVY
 
 
 def is_attention_kernel(packet: Any) -> bool:
-    """Whether an operator with a formula is a whole attention: two products of activations at once."""
+    """True if an operator with a formula is a whole attention: two products of activations at once."""
     return any(word in str(packet) for word in ("attention", "flash_attn", "varlen_attn"))

@@ -78,7 +78,7 @@ def _signed(number: int) -> str:
 
 
 def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
-    """What Hugging Face's Trainer adds to `total_flos`: 6 · parameters without embeddings · elements of the input."""
+    """Hugging Face's Trainer adds this to `total_flos`: 6 · parameters without embeddings · elements of the input."""
     module: Any = unwrap(call.module)
     if not callable(getattr(module, "num_parameters", None)):
         raise Uncountable(f"{type(module).__name__} has no num_parameters: the Trainer's total_flos stays 0")
@@ -94,11 +94,23 @@ def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
 
 
 def by_flop_counter_mode(model: nn.Module, call: Call) -> tuple[int, Terms]:
-    """What torch's FlopCounterMode reports of a step on a CPU, run on fake CPU tensors: shapes without values."""
+    """FLOPs that torch's FlopCounterMode reports of a step on a CPU, run on fake CPU tensors: shapes, no values."""
     theirs, ours = FlopCounterMode(display=False), FlopCounter()
-    _on_a_copy(lambda: _fake_step(unwrap(model), call, theirs, ours))
+    experts = any("Experts" in type(part).__name__ for part in model.modules())
+    floating = torch.bfloat16 if experts else None  # grouped products have a meta kernel for bf16 alone
+
+    def step() -> None:
+        with fake_tensors():
+            twin = Twin(unwrap(model), floating, device="cpu")
+            args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
+            with ours, theirs:
+                forward_backward(Call(twin[call.module], args, kwargs, call.method))
+
+    _on_a_copy(step)
     found = {str(packet): int(flops) for packet, flops in theirs.get_flop_counts().get("Global", {}).items()}
-    terms: Counter[str] = Counter({_why(name): flops for name, flops in found.items()})
+    terms: Counter[str] = Counter()
+    for name, flops in found.items():
+        terms[_why(name)] += flops
     for (name, phase), flops in ours.by_operator.items():
         if phase != "recomputed" or name in found:
             terms[_why(name)] -= flops
@@ -113,16 +125,6 @@ def _why(name: str) -> str:
     if "attention" in name:
         return "scaled_dot_product_attention has no formula there for a CPU (pytorch#195460)"
     return f"{name} has another formula there, or none"
-
-
-def _fake_step(model: nn.Module, call: Call, theirs: FlopCounterMode, ours: FlopCounter) -> None:
-    experts = any("Experts" in type(part).__name__ for part in model.modules())
-    floating = torch.bfloat16 if experts else None  # grouped products have a meta kernel for bf16 alone
-    with fake_tensors():
-        twin = Twin(model, floating, device="cpu")
-        args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
-        with ours, theirs:
-            forward_backward(Call(twin[call.module], args, kwargs, call.method))
 
 
 def by_fvcore(model: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
@@ -143,27 +145,27 @@ def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
     """Multiply-adds by operator, and the operators that fvcore skipped."""
     from fvcore.nn import FlopCountAnalysis
 
-    guard = "torch.fx.experimental.symbolic_shapes.guard_or_false"  # jit's sizes are tensors, which meta kernels mind
     twin = Twin(model)
     twin.root.eval()  # reentrant checkpointing, which training uses, can't be traced
-    leaves, spec = tree_flatten((call.args, {k: v for k, v in call.kwargs.items() if k != "attention_mask"}))
+    module: Any = twin[call.module]
+    kwargs = {name: value for name, value in call.kwargs.items() if name != "attention_mask"}
+    if hasattr(getattr(module, "config", None), "use_cache"):
+        kwargs["use_cache"] = False
+    leaves, spec = tree_flatten((call.args, kwargs))
+    inputs = tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape))
 
     class Traceable(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = twin[call.module]
-
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             given = iter(tensors)
             args, kwargs = tree_unflatten([next(given) if isinstance(x, Shape) else x for x in leaves], spec)
-            if hasattr(getattr(self.module, "config", None), "use_cache"):
-                kwargs["use_cache"] = False
-            return tuple(tensors_in(getattr(self.module, call.method)(*args, **kwargs)))
+            return tuple(tensors_in(getattr(module, call.method)(*args, **kwargs)))
 
-    inputs = tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape))
+    guard = "torch.fx.experimental.symbolic_shapes.guard_or_false"  # jit's sizes are tensors, which meta kernels mind
     unchecked = patch.object(torch, "_check", lambda *_, **__: None)
+    traceable = Traceable()
+    traceable.add_module("module", module)
     with torch.device("meta"), unchecked, patch(guard, bool), stand_ins(twin.root):
-        analysis = FlopCountAnalysis(Traceable(), inputs)
+        analysis = FlopCountAnalysis(traceable, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         found = {name: int(flops) for name, flops in analysis.by_operator().items()}
         return found, {name.replace("::", ".") for name in analysis.unsupported_ops()}

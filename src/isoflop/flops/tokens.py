@@ -66,7 +66,7 @@ def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss predicts label i+1 at position i, as Hugging Face's causal models compute it.
+    """True if the model's loss predicts label i+1 at position i, as Hugging Face's causal models compute it.
 
     A LightningModule is judged by the model inside it: its batches' labels are taken to go there.
     """
