@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.fit.posterior import BudgetLine, posterior_of_runs
+from isoflop.fit.drifting_law import BudgetLine
+from isoflop.fit.posterior import posterior_of_runs
 from isoflop.ladder.design import Problem, Rung, best_design, even_grid
 from isoflop.ladder.planning import ladder_problem
 from isoflop.ladder.sizes import family_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.fit.posterior import (
+from isoflop.fit.drifting_law import (
     BudgetLine,
     Origin,
     best_size,
@@ -15,11 +15,11 @@ from isoflop.fit.posterior import (
     gradient,
     least_loss,
     log_loss,
-    posterior_of_runs,
     prior_laws,
     pulls,
     slopes,
 )
+from isoflop.fit.posterior import posterior_of_runs
 from isoflop.laws.forms import HOFFMANN, Law
 from isoflop.laws.frontier import optimal_allocation
 

@@ -13,10 +13,10 @@ from scipy.interpolate import Akima1DInterpolator
 
 from fits import reference
 from isoflop.fit.approaches import akima, isoflop_profiles, one_per_size
+from isoflop.fit.drifting_law import RATIO_SD, SPLIT_SD
 from isoflop.fit.fit_law import fit_law
 from isoflop.fit.options import Option, Price, compare_options, parse_option
 from isoflop.fit.plan import Plan, PriorLine, law_through, plan
-from isoflop.fit.posterior import RATIO_SD, SPLIT_SD
 from isoflop.laws import FORMS, Law, published
 from isoflop.laws.frontier import optimal_allocation
 
@@ -66,7 +66,8 @@ def test_one_budget_moves_the_ratio_and_leaves_the_exponent() -> None:
     law = law_through(np.log(np.sqrt(1e18 / 6 / 40)), 1e18, 0.5)  # 40 tokens per parameter
     runs = sweep(law, [1e18])
     near, far = plan(1e18, own=runs), plan(1e22, own=runs)
-    assert 30 < near.tokens_per_param < 45
+    assert 25 < near.tokens_per_param < 45
+    assert near.tokens_per_param > far.tokens_per_param > 20  # small sweeps' ratios do not last
     assert np.log(far.N / near.N) / np.log(1e4) == pytest.approx(0.5, abs=0.04)
     for answer in (near, far):
         assert answer.intervals is not None
@@ -191,8 +192,10 @@ def test_a_stock_that_suffices_changes_nothing_and_one_that_does_not_shifts() ->
 def test_own_runs_overrule_the_prior_where_they_are_clear() -> None:
     low = law_through(np.log(np.sqrt(1e18 / 6 / 60)), 1e18, 0.5)  # 60 tokens per parameter
     answer = plan(1e21, own=sweep(low, [5e17, 2e18]), convention="total")
-    assert answer.tokens_per_param == pytest.approx(60, rel=0.1)
+    assert 30 < answer.tokens_per_param < 60  # all budgets may be off alike, and two tell little of the law's form
     assert len(answer.minima) == 2
+    many = plan(1e21, own=sweep(low, list(np.geomspace(1e17, 1e20, 6))), convention="total")
+    assert many.tokens_per_param == pytest.approx(60, rel=0.1)
     assert {"own approach 2, raw", "own approach 3, raw"} <= {row.name for row in answer.alternatives}
     assert any("unusual" in note for note in answer.notes)
     assert answer.convention == "total"
@@ -299,21 +302,21 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
 @pytest.mark.parametrize(
     ("config", "budgets", "best", "known"),
     [  # medians over the four smallest budgets, or pairs of neighbours; % of loss
-        (TUNED, 1, "20:1", {"20:1": 0.113, "own": 0.125, "raw 3": 4.106}),
-        (TUNED, 2, "own", {"20:1": 0.113, "own": 0.063, "raw 2": 3.582, "raw 3": 0.726}),
-        (TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.063, "raw 3": 2.730}),
+        (TUNED, 1, "own", {"20:1": 0.113, "own": 0.017, "raw 3": 4.106}),
+        (TUNED, 2, "own", {"20:1": 0.113, "own": 0.039, "raw 2": 3.582, "raw 3": 0.726}),
+        (TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.115, "raw 3": 2.730}),
         (
             "rw/tuned/short/const/attention/train",
             2,
             "own",
-            {"20:1": 0.330, "own": 0.019, "raw 2": 0.213, "raw 3": 1.624},
+            {"20:1": 0.330, "own": 0.138, "raw 2": 0.213, "raw 3": 1.624},
         ),
-        (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.267, "raw 3": 6.622}),
+        (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.046, "raw 3": 6.622}),
         (
             "rw/base/short/chinchilla/standard/val",
             2,
             "20:1",
-            {"20:1": 0.024, "own": 0.076, "raw 2": 0.545, "raw 3": 2.570},
+            {"20:1": 0.024, "own": 0.025, "raw 2": 0.545, "raw 3": 2.570},
         ),
     ],
 )
@@ -334,8 +337,8 @@ def test_four_budgets_and_more_come_from_the_data() -> None:
     budgets = list(data)
     own = {key: np.concatenate([data[C][key] for C in budgets[:8]]) for key in ("N", "D", "loss", "C")}
     few = {key: np.concatenate([data[C][key] for C in budgets[:2]]) for key in ("N", "D", "loss", "C")}
-    assert "a = 0.44" in plan(budgets[-1], own=few).method
-    assert "a = 0.61" in plan(budgets[-1], own=own).method
+    assert "a = 0.49" in plan(budgets[-1], own=few).method
+    assert "a = 0.60" in plan(budgets[-1], own=own).method
 
 
 # -- money and time ----------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def _posterior(columns: Mapping[str, Sequence[float]]) -> Posterior | str:
         return str(error)
     if not found.telling:
         return "the runs say little of it; three sizes at one budget, the best of them in the middle, do"
-    return found
+    return found.towards(AHEAD * found.largest)
 
 
 def _print_approaches(

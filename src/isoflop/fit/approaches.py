@@ -37,7 +37,8 @@ from scipy.interpolate import Akima1DInterpolator
 from scipy.special import ndtr, ndtri, stdtrit
 
 from isoflop.arrays import Array
-from isoflop.fit.posterior import BudgetLine, Posterior
+from isoflop.fit.drifting_law import BudgetLine
+from isoflop.fit.posterior import Posterior
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
 from isoflop.laws.quantities import check_level as level_of
 from isoflop.laws.quantities import interval

@@ -24,8 +24,9 @@ from scipy.special import ndtri
 
 from isoflop.arrays import Array
 from isoflop.fit.approaches import Minimum, isoflop_profiles, profile_minima
+from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD
 from isoflop.fit.fit_law import fit_law
-from isoflop.fit.posterior import RATIO, RATIO_SD, SPLIT, SPLIT_SD, Posterior, posterior_of_runs
+from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
@@ -501,7 +502,7 @@ def _by_line(
     if odd.size:
         labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
-    posterior = posterior_of_runs(N, D, C, L)
+    posterior = posterior_of_runs(N, D, C, L).towards(question.flops)
     rate = posterior.flops_per_param_token(question.flops)
     return _answer(
         question,

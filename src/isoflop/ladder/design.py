@@ -20,20 +20,18 @@ from functools import cached_property
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.posterior import (
+from isoflop.fit.drifting_law import (
     CONSTANTS,
-    NOISE,
     BudgetLine,
     Origin,
-    Posterior,
     best_size,
     gradient,
     least_loss,
     prior_laws,
     pulls,
-    scatter,
     slopes,
 )
+from isoflop.fit.posterior import NOISE, Posterior, run_covariance
 from isoflop.ladder.sizes import Shape
 
 LAWS = 32
@@ -118,7 +116,7 @@ def worth_of(problem: Problem, rungs: Sequence[Rung]) -> Worth:
     D = np.array([rung.budget / size.flops_per_token for rung in rungs for size in rung.sizes])
     origin, laws, of_size, of_loss, prior = _prior_at(problem, max(rung.budget for rung in rungs))
     N, D = np.append(N, problem.known_N), np.append(D, problem.known_D)
-    whiten = np.linalg.inv(np.linalg.cholesky(scatter(N, D))) / NOISE
+    whiten = np.linalg.inv(np.linalg.cholesky(run_covariance(N, D, NOISE)))
     rows = whiten @ slopes(laws, origin.x(N), origin.y(D))
     covariance = np.linalg.inv(rows.swapaxes(1, 2) @ rows + prior)
     return Worth(*(np.sqrt(np.einsum("ri,rij,rj->r", g, covariance, g)) for g in (of_size, of_loss)))
@@ -390,9 +388,9 @@ def _narrower(posterior: Posterior, target: BudgetLine, N: Array, D: Array, new_
     both_N, both_D = np.append(new_N, N), np.append(new_D, D)
     k = len(new_N)
     # what runs of one size share is known in part from the runs that there are: the new ones' own part counts
-    own = scatter(both_N, both_D)
+    own = run_covariance(both_N, both_D, float(np.median(posterior.noise)))
     conditional = own[:k, :k] - own[:k, k:] @ np.linalg.solve(own[k:, k:], own[k:, :k])
     rows = slopes(theta, origin.x(new_N), origin.y(new_D))[0]
-    information = rows.T @ np.linalg.solve(conditional, rows) / float(np.median(posterior.noise)) ** 2
+    information = rows.T @ np.linalg.solve(conditional, rows)
     after = np.linalg.inv(np.linalg.inv(covariance) + information)
     return float(math.sqrt((g @ after @ g) / (g @ covariance @ g)))

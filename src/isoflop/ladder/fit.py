@@ -27,8 +27,9 @@ from isoflop.fit.approaches import (
     isoflop_profiles,
     posterior_approach,
 )
+from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.fit_law import fit_law
-from isoflop.fit.posterior import BudgetLine, Posterior, posterior_of_runs
+from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import RunCurve, RunEnd, common_loss, curve_of_run, end_of_curve, loss_names, unfinished
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
@@ -393,7 +394,7 @@ def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.9
             f"expected at least {FEWEST} finished runs of {SEVERAL} sizes, got {len(N)} of {len(set(N))}"
             + "".join(f"\n  {reason}" for reason in reasons)
         )
-    posterior = posterior_of_runs(N, D, C, L)
+    posterior = posterior_of_runs(N, D, C, L).towards(target_flops)
     target = posterior.line(target_flops)
     log_N = posterior.sizes(target)
     sizes = np.exp(log_N)

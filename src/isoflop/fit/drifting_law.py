@@ -1,0 +1,253 @@
+"""A scaling law whose exponents may drift: its slopes, its optimum on a compute budget, and the prior of its constants.
+
+**Law.** L(N, D) = E + (A^(1/ρ) + B^(1/ρ))^ρ with ln A = p − α·x − κ_A·x²/2, x = ln(N/N₀), and
+ln B = q − β·y − κ_B·y²/2, y = ln(D/D₀). With κ = 0 and ρ = 1 it is Hoffmann et al. 2022, eq. 10; without E a form of
+Kaplan et al. 2020, eq. 1.5. No form holds over all scales: κ and ln ρ, small by their prior, carry what Hoffmann's
+leaves out, so that an extrapolation is less sure the farther it goes. Constants are rows
+θ = (ln E, p, q, ln α, ln β, κ_A, κ_B, ln ρ), [rows, 8]; (N₀, D₀) lies at the largest budget, 20 tokens per parameter.
+
+**Optimum.** On a budget's line, ln D = ln D_line − slope·(ln N − ln N_line), the loss is least where
+α(x)·A^(1/ρ) = slope·β(y)·B^(1/ρ), with the local exponents α(x) = α + κ_A·x and β(y) = β + κ_B·y.
+
+**Prior.** Independent Gaussians: `pulls`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from isoflop.arrays import Array
+
+E, P, Q, ALPHA, BETA, KAPPA_A, KAPPA_B, RHO = range(8)
+CONSTANTS = 8
+DENSE = 6.0
+"""FLOPs per parameter and token without attention."""
+FLATTEST = 0.03
+"""Of a local exponent: one that drifts below counts as this."""
+NEWTON_STEPS = 30
+STEEPEST = 0.7
+"""Of C/(N·D) over N, in logarithms: with attention alone it falls by N^(−2/3), with embeddings alone it rises as much;
+runs of two sizes may show any slope."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """N₀ parameters and D₀ tokens."""
+
+    N: float
+    D: float
+
+    def x(self, N: Array | float) -> Array:
+        """Ln N/N₀."""
+        return np.log(np.asarray(N, dtype=float) / self.N)
+
+    def y(self, D: Array | float) -> Array:
+        """Ln D/D₀."""
+        return np.log(np.asarray(D, dtype=float) / self.D)
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """The sizes that a budget allows: ln D falls by `slope` per ln N around (N, D).
+
+    Attributes:
+        C: FLOPs.
+        N, D: a point of it.
+        slope: 1 where C = 6·N·D; less for small models, whose attention is a larger part.
+    """
+
+    C: float
+    N: float
+    D: float
+    slope: float = 1.0
+
+    def tokens(self, N: Array | float) -> Array:
+        """D for N parameters."""
+        return np.asarray(self.D * (np.asarray(N, dtype=float) / self.N) ** -self.slope)
+
+    def at(self, C: float) -> BudgetLine:
+        """The line of another budget, at the same FLOPs per parameter and token."""
+        return BudgetLine(C, self.N, self.D * C / self.C, self.slope)
+
+    def size_of_ratio(self, ratio: float) -> float:
+        """N at which D/N is `ratio`."""
+        return self.N * (self.D / self.N / ratio) ** (1 / (1 + self.slope))
+
+
+@dataclass(frozen=True)
+class FlopRate:
+    """C/(N·D) ≈ exp(level)·N^slope, and where that crosses `DENSE` on the way up, `limit` from there on.
+
+    Small models spend more on attention beside their parameters; a line in logarithms carries that on. Where N counts
+    embeddings the rate of small models is below 6, and rises.
+    """
+
+    level: float
+    slope: float
+    limit: float
+
+    def at(self, N: float) -> float:
+        """FLOPs per parameter and token of N parameters."""
+        value = math.exp(self.level + self.slope * math.log(N))
+        return max(value, self.limit) if self.slope <= 0 else min(value, self.limit)
+
+    def line(self, C: float) -> BudgetLine:
+        """The line of C FLOPs about 20 tokens per parameter."""
+        rate = DENSE
+        for _ in range(20):
+            size = math.sqrt(C / rate / RATIO)
+            rate = self.at(size)
+        size = math.sqrt(C / rate / RATIO)
+        return BudgetLine(C, size, C / rate / size, 1.0 + (0.0 if rate == self.limit else self.slope))
+
+
+def flop_rate(N: Array, D: Array, C: Array) -> FlopRate:
+    """Of runs with N parameters, D tokens and C training FLOPs each [n]."""
+    log_rate, log_N = np.log(C / (N * D)), np.log(N)
+    off = log_N - log_N.mean()
+    slope = float(off @ log_rate / (off @ off)) if off @ off > 1e-12 else 0.0
+    slope = 0.0 if abs(slope) < 1e-3 else min(max(slope, -STEEPEST), STEEPEST)
+    level = float(log_rate.mean() - slope * log_N.mean())
+    if slope == 0:
+        return FlopRate(level, 0.0, math.exp(level))
+    ends = float(np.exp(log_rate).min()), float(np.exp(log_rate).max())
+    return FlopRate(level, slope, min(DENSE, ends[0]) if slope < 0 else max(DENSE, ends[1]))
+
+
+def _terms(theta: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Ln A(N), ln B(D) and the logarithm of both mixed [rows, runs]."""
+    t = theta[:, :, None]
+    log_A = t[:, P] - np.exp(t[:, ALPHA]) * x - t[:, KAPPA_A] * x * x / 2
+    log_B = t[:, Q] - np.exp(t[:, BETA]) * y - t[:, KAPPA_B] * y * y / 2
+    rho = np.exp(t[:, RHO])
+    return log_A, log_B, rho * np.logaddexp(log_A / rho, log_B / rho)
+
+
+def log_loss(theta: Array, x: Array, y: Array) -> Array:
+    """Ln L [rows, runs]."""
+    return np.logaddexp(theta[:, E, None], _terms(theta, x, y)[2])
+
+
+def slopes(theta: Array, x: Array, y: Array) -> Array:
+    """∂ ln L/∂θ [rows, runs, 8]."""
+    log_A, log_B, mixed = _terms(theta, x, y)
+    t = theta[:, :, None]
+    above = 1 / (1 + np.exp(t[:, E] - mixed))  # share of the loss that is above E
+    w = np.exp((log_A - mixed) / np.exp(t[:, RHO]))
+    a, b = above * w, above * (1 - w)
+    terms = (
+        1 - above,
+        a,
+        b,
+        -a * np.exp(t[:, ALPHA]) * x,
+        -b * np.exp(t[:, BETA]) * y,
+        -a * x * x / 2,
+        -b * y * y / 2,
+        above * (mixed - w * log_A - (1 - w) * log_B),
+    )
+    return np.stack(terms, axis=-1)
+
+
+def best_size(theta: Array, origin: Origin, line: BudgetLine) -> Array:
+    """Ln N of the least loss on a budget's line [rows].
+
+    Where −∂L/∂ln N of both terms balance: α(x)·A^(1/ρ) = slope·β(y)·B^(1/ρ), the local exponents α(x) = α + κ_A·x,
+    likewise β(y). The difference of the logarithms falls in x, so Newton's method with steps of at most 2 finds it.
+    """
+    alpha, beta, rho = np.exp(theta[:, ALPHA]), np.exp(theta[:, BETA]), np.exp(theta[:, RHO])
+    x_line, y_line = float(origin.x(line.N)), float(origin.y(line.D))
+    x = np.full(len(theta), x_line)
+    for _ in range(NEWTON_STEPS):
+        y = y_line - line.slope * (x - x_line)
+        steep_a = np.maximum(alpha + theta[:, KAPPA_A] * x, FLATTEST)
+        steep_b = np.maximum(beta + theta[:, KAPPA_B] * y, FLATTEST)
+        log_A = theta[:, P] - alpha * x - theta[:, KAPPA_A] * x * x / 2
+        log_B = theta[:, Q] - beta * y - theta[:, KAPPA_B] * y * y / 2
+        gap = np.log(steep_a / (line.slope * steep_b)) + (log_A - log_B) / rho
+        step = np.clip(gap * rho / (steep_a + line.slope * steep_b), -2.0, 2.0)
+        x = x + step
+        if np.abs(step).max() < 1e-9:
+            break
+    return np.asarray(x + math.log(origin.N))
+
+
+def least_loss(theta: Array, origin: Origin, line: BudgetLine) -> Array:
+    """Ln L at `best_size` [rows]."""
+    N = np.exp(best_size(theta, origin, line))
+    return log_loss(theta, origin.x(N)[:, None], origin.y(line.tokens(N))[:, None])[:, 0]
+
+
+def gradient(function: Callable[[Array], Array], theta: Array, step: float = 1e-4) -> Array:
+    """∂ function/∂θ by central differences [rows, …, 8]; `function` maps [rows, 8] to [rows, …]."""
+    columns = []
+    for k in range(CONSTANTS):
+        move = np.zeros(CONSTANTS)
+        move[k] = step
+        columns.append((function(theta + move) - function(theta - move)) / (2 * step))
+    return np.stack(columns, axis=-1)
+
+
+# -- what is known before any run -------------------------------------------------------------------------------------
+
+RATIO, RATIO_SD = 20.0, 0.45
+"""ln(D/N) ~ N(ln 20, .45), N with the head. Measured: 12–20 (Llama 3, Chinchilla, tuned Porian), 7–54 over all sets."""
+SPLIT, SPLIT_SD = 0.50, 0.06
+"""a in N_opt ∝ C^a: .38–.62 are 2 sd; well-tuned sweeps lie within (Hoffmann .46–.50, DeepSeek .52, Porian .50)."""
+EXPONENT, EXPONENT_SD = 0.35, 0.17
+"""Median of α and of β, and standard deviation of their logarithms: published ones lie in .28–.37 (Hoffmann et al.
+2022; Besiroglu et al. 2024; Muennighoff et al. 2023). Then a = β/(α+β) is `SPLIT` ± `SPLIT_SD`."""
+SIZE_SD = RATIO_SD / 2
+"""Of ln N_opt at the largest budget about 20 tokens per parameter."""
+REDUCIBLE, REDUCIBLE_SD = 0.4, 0.8
+"""Share of the loss above E at the largest budget, and standard deviation of its logit: .12 to .77 are 2 of them."""
+DRIFT_SD = 0.015
+"""Of κ, the change of an exponent per e-fold: over a factor of 100 in size .07 of .35; a then changes by .008 per
+e-fold of compute. Public frontiers bend as much: tuned sweeps of Porian et al. 2024 by +.013 ± .002 and +.016 ± .003
+(`fit.frontier.bend`, 1e16 to 2e19 FLOPs). With .006 N_opt's 90% intervals held in 64% of 50 worlds of other forms, with
+.015 in 84%, and the designs that it asks for miss by less (`benchmarks/ladder_misfits.py`)."""
+MIXING_SD = 0.08
+"""Of ln ρ, how the terms of size and data combine: 1 in Hoffmann's form. Doubt: a cautious choice."""
+
+
+def pulls(theta: Array) -> Array:
+    """The prior as residuals of standard deviation 1 [rows, 7], θ's origin at 20 tokens per parameter."""
+    alpha, beta, rho = np.exp(theta[:, ALPHA]), np.exp(theta[:, BETA]), np.exp(theta[:, RHO])
+    size = (rho * (theta[:, ALPHA] - theta[:, BETA]) + theta[:, P] - theta[:, Q]) / (alpha + beta)
+    logit = rho * np.logaddexp(theta[:, P] / rho, theta[:, Q] / rho) - theta[:, E]
+    return np.stack(
+        [
+            (theta[:, ALPHA] - math.log(EXPONENT)) / EXPONENT_SD,
+            (theta[:, BETA] - math.log(EXPONENT)) / EXPONENT_SD,
+            size / SIZE_SD,
+            (logit - math.log(REDUCIBLE / (1 - REDUCIBLE))) / REDUCIBLE_SD,
+            theta[:, KAPPA_A] / DRIFT_SD,
+            theta[:, KAPPA_B] / DRIFT_SD,
+            theta[:, RHO] / MIXING_SD,
+        ],
+        axis=-1,
+    )
+
+
+def prior_laws(count: int, level: float = 3.0, seed: int = 0) -> Array:
+    """Laws drawn from the prior, of Hoffmann's form, evenly spread (a scrambled Sobol sequence) [count, 8].
+
+    Args:
+        count: how many; a power of two.
+        level: loss at the origin, nats per token: of no matter for what runs tell.
+        seed: of the scrambling.
+    """
+    from scipy import stats  # imported here: it takes longer than all else, and only designs need it
+
+    z = stats.norm.ppf(stats.qmc.Sobol(4, seed=seed).random(count))
+    log_alpha, log_beta = (math.log(EXPONENT) + EXPONENT_SD * z[:, k] for k in (0, 1))
+    share = 1 / (1 + np.exp(-math.log(REDUCIBLE / (1 - REDUCIBLE)) - REDUCIBLE_SD * z[:, 3]))
+    alpha, beta = np.exp(log_alpha), np.exp(log_beta)
+    log_odds = SIZE_SD * z[:, 2] * (alpha + beta) - log_alpha + log_beta  # p − q
+    A = share * level / (1 + np.exp(-log_odds))
+    zero = np.zeros(count)
+    rows = (np.log((1 - share) * level), np.log(A), np.log(share * level - A), log_alpha, log_beta, zero, zero, zero)
+    return np.stack(rows, axis=-1)
