@@ -308,14 +308,14 @@ def write(
 
 
 def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = earlier(tmp_path / "runs")
+    runs = earlier(tmp_path / "runs", ratio=10.0)
     own = learn_from(read_runs(runs))
     assert own.line is not None
     planted = 4e12 / 6 / math.exp(2 * own.line.at(4e12)[0])  # tokens per parameter, 20 without the runs
-    assert planted == pytest.approx(5, rel=0.2)
+    assert planted == pytest.approx(10, rel=0.2)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     try:
-        # 20 tokens per parameter are four times what is best here: said to be off, by runs of one's own
+        # 20 tokens per parameter are twice what is best here: said to be off, by runs of one's own
         monitor = train(tmp_path / "new", history=runs, num_params=50_000)
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)

@@ -49,10 +49,9 @@ MISFIT, MISFIT_SD, MOST_MISFIT = 0.008, 1.0, 32.0
 standard deviation of its logarithm. It grows by the third power of the distance, to the third number times as much.
 Fitted apart from the noise: a multiple of the noise let planted runs' noise be found a third of what it was. .008 is of
 .004, .008 and .016 the one of least waste on ten public sweeps (Porian et al. 2024; `benchmarks/sizes.py`)."""
-BIAS, BIAS_DOF = 0.005, 2.0
-"""Scale and degrees of freedom of b, ln L per ln N: .10 of ln N_opt where the loss bends as in Hoffmann et al. 2022.
-The scale was chosen before it was tried, as the scatter of public isoFLOP minima about lines; twice as much does as
-well on Porian et al.'s sweeps."""
+BIAS, BIAS_DOF = 0.003, 2.0
+"""Scale and degrees of freedom of b, ln L per ln N: .06 of ln N_opt where the loss bends as in Hoffmann et al. 2022.
+.003, .005 and .01 do equally well on Porian et al.'s sweeps; the least one lets clear runs of other ratios speak."""
 FAR_OUT = 1.5
 """Distance in ln N beyond which b acts no more: profiles level off."""
 TARGET_SD = 0.3
