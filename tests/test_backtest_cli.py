@@ -98,7 +98,9 @@ def record(folder: Path, name: str, level: float, *, until: int = 4_000, plan: b
 
 def test_backtest_prints_one_object_of_figures(tmp_path: Path) -> None:
     folder = folder_of_curves(tmp_path, {"a/1": 2.5, "a/2": 2.6, "b/1": 2.7})
-    code, out, _ = shell("backtest", folder, "--json", "--baselines", "power-law,hoffmann", "--priors", "default")
+    code, out, _ = shell(
+        "backtest", folder, "--json", "--baselines", "power-law, hoffmann,hoffmann", "--priors", "default"
+    )
     assert code == 0
     found = json.loads(out)
     assert list(found) == ["isoflop", "power-law", "hoffmann"]
@@ -174,17 +176,6 @@ def test_nothing_to_read(tmp_path: Path, command: str) -> None:
     assert code == 1 and "it does not exist" in err
 
 
-def test_the_estimators_that_are_compared() -> None:
-    from isoflop.cli.forecasts import estimators
-    from isoflop.forecast import ESTIMATORS
-
-    known = tuple(ESTIMATORS)
-    assert known == ("isoflop", "last-value", "power-law", "kaplan", "hoffmann")
-    assert estimators(None, known) == list(known)
-    assert estimators("hoffmann, kaplan,kaplan", known) == ["isoflop", "hoffmann", "kaplan"]
-    assert estimators("none", known) == ["isoflop"]
-
-
 # -- rank --------------------------------------------------------------------------------------------------------------
 
 
@@ -247,14 +238,13 @@ def test_rank_says_what_does_not_compare(tmp_path: Path) -> None:
 @pytest.mark.skipif(not CURVES.is_dir(), reason="../shared/data/curves is absent")
 def test_orders_that_are_said_at_a_quarter_of_published_runs_are_right() -> None:
     """Within each set of one loss: of pairs that differ by more than 0.3%, and of what is said to be sure."""
-    from isoflop.cli.forecasts import forecast_of_curve
-    from isoflop.forecast import DEFAULT_PRIORS, Forecast, read_curves
+    from isoflop.forecast import Forecast, OnlineForecaster, read_curves
 
     right: list[bool] = []
     sure: list[bool] = []
     by_set: dict[str, list[tuple[Any, Any]]] = {}
     for run in read_curves(CURVES):
-        forecast = forecast_of_curve(run, DEFAULT_PRIORS, 0.25)
+        forecast = OnlineForecaster.of(run).feed(run, 0.25 * run.total_steps).forecast(run.plan)
         if isinstance(forecast, Forecast):
             by_set.setdefault(run.dataset, []).append((run, forecast))
     for members in by_set.values():

@@ -11,9 +11,16 @@ from random import Random
 from typing import Any
 
 from isoflop.advice import learn_from
-from isoflop.cli.forecasts import final_of, forecast_of_curve
 from isoflop.fit.runs import BadData, read_table
-from isoflop.forecast import DEFAULT_PRIORS, curve_of, history_of, ladder_of, learn_priors
+from isoflop.forecast import (
+    DEFAULT_PRIORS,
+    OnlineForecaster,
+    curve_of,
+    forecast_of,
+    history_of,
+    ladder_of,
+    learn_priors,
+)
 from isoflop.record import COUNTS, Point, RecordError, RecordLog, Run, read_run, read_runs
 from torture.mutations import spoil_text
 
@@ -119,8 +126,8 @@ def fuzz_learners(random: Random, folder: Path) -> None:
         except ValueError as error:
             assert str(error)
         else:
-            forecast_of_curve(curve, DEFAULT_PRIORS)
-            final_of(curve)
+            OnlineForecaster.of(curve).feed(curve).forecast(curve.plan)
+            forecast_of(curve.final, max(curve.final_error, 1e-9), level=0.8, step=curve.total_steps, estimator="")
 
 
 def fuzz_resuming(random: Random, folder: Path) -> None:

@@ -15,7 +15,7 @@ from isoflop.console import grid, screen
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves
-    from isoflop.forecast import Forecast, LossCurve, NoForecast, Priors, Ranking, Score
+    from isoflop.forecast import Forecast, LossCurve, Priors, Ranking, Score
     from isoflop.record.run import Run
 
 
@@ -219,11 +219,13 @@ class Candidates:
             self._put(name, curve, record.status == "completed" and self.at is None)
 
     def _put(self, name: str, run: LossCurve, ended: bool) -> None:
-        from isoflop.forecast import NoForecast
+        from isoflop.forecast import NoForecast, OnlineForecaster
 
         if ended and run.stopped_early:
             self.cut_short.append(f"{name}: {run.stopped_early}; its loss there is shown")
-        result = final_of(run) if ended else forecast_of_curve(run, self.priors, self.at)
+        until = math.inf if self.at is None else self.at * run.total_steps
+        live = OnlineForecaster.of(run, self.priors).feed(run, until)
+        result = _final_loss(run) if ended else live.forecast(run.plan)
         if isinstance(result, NoForecast):
             self.silent[name] = result.message
         else:
@@ -239,15 +241,7 @@ class Candidates:
         return forecast_from(named, int(run.planned.get("steps") or 0))
 
 
-def forecast_of_curve(run: LossCurve, priors: Priors, at: float | None = None) -> Forecast | NoForecast:
-    """The forecast of a curve's end from what is there, or from the part of it up to a fraction of the plan."""
-    from isoflop.forecast import OnlineForecaster
-
-    until = math.inf if at is None else at * run.total_steps
-    return OnlineForecaster.of(run, priors).feed(run, until).forecast(run.plan)
-
-
-def final_of(run: LossCurve) -> Forecast:
+def _final_loss(run: LossCurve) -> Forecast:
     """The final loss of a finished run, with the standard error of the mean that it is."""
     from isoflop.forecast import forecast_of
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
-from isoflop.advice.advice import Advice
-from isoflop.advice.run_state import Batch
+from isoflop.advice import Advice, Batch
 from isoflop.flops.parameters import Parameters
 from isoflop.flops.totals import Totals
 from isoflop.forecast import Forecast, Ladder, LrPlan, NoForecast, OnlineForecaster

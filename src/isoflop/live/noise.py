@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from isoflop.advice.run_state import Batch
+from isoflop.advice import Batch
 from isoflop.flops.parameters import unwrap
 from isoflop.flops.tokens import TokenCount
 from isoflop.flops.totals import world_size
