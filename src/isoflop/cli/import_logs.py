@@ -12,7 +12,6 @@ import typer
 
 from isoflop.cli.common import AsJson, print_json, reported, tell
 from isoflop.console import grid, screen
-from isoflop.report.summary import count_cell, flops_cell
 
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult
@@ -183,6 +182,8 @@ def as_object(result: ImportResult, done: Sequence[Done]) -> dict[str, Any]:
 def print_imported(done: Sequence[Done]) -> None:
     """Print the runs and the notes on them, each note once."""
     from rich.markup import escape
+
+    from isoflop.report.summary import count_cell, flops_cell
 
     if not done:
         return
