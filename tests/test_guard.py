@@ -275,7 +275,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "the noise scale's averages": [(accumulating_loop, "isoflop.live.noise.result")],
     "the critical batch": [(accumulating_loop, "isoflop.noise.critical_batch.prior_critical_batch")],
     "splitting the step": [(splitting_loop, "isoflop.live.noise.halves")],
-    "seeing which ranks share a batch": [(loop, "isoflop.live.monitor.data_parallel_ranks")],
+    "seeing which ranks share a batch": [(loop, "isoflop.live.run_info.data_parallel_ranks")],
     "seeing the device": [(loop, "isoflop.live.monitor.model_device")],
     "Lightning's loggers": [
         (lightning_run, "isoflop_lightning.trainer.LoggersSink.write"),

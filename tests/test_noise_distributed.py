@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
 from isoflop.live.monitor import Monitor
-from isoflop.live.noise import Cadence
+from isoflop.noise.cadence import Cadence
 from noise_truth import gpt, loss_of, pool
 from workers import run
 

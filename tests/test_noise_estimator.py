@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.live.noise import DENSEST, GRACE, SHARE, Cadence, StepTimes
+from isoflop.noise.cadence import DENSEST, GRACE, SHARE, Cadence, StepTimes
 from isoflop.noise.estimator import (
     MIN_MEASUREMENTS,
     RunningMoments,

@@ -18,7 +18,7 @@ import isoflop
 from isoflop.flops.totals import Totals
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live.log_step import LogStep
-from isoflop.live.noise import Cadence
+from isoflop.noise.cadence import Cadence
 from isoflop.transformers import IsoFLOPCallback
 from syncs import counted_syncs
 from tiny import (

@@ -36,6 +36,11 @@ def test_import_isoflop_loads_neither_a_trainer_nor_torch():
     assert heavy_packages_loaded_by("import isoflop") == set()
 
 
+def test_every_name_of_the_face_is_there():
+    done = python("import isoflop\nfor name in isoflop.__all__: getattr(isoflop, name)")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_import_check_can_fail():
     assert heavy_packages_loaded_by("import isoflop, numpy") == {"numpy"}
 

@@ -205,7 +205,7 @@ class Adviser:
         run: Situation,
         forecaster: OnlineForecaster | None = None,
         speed: float | None = None,
-        ladder: Callable[[int], Forecast | None] = lambda step: None,
+        ladder: Callable[[int], Forecast | None] | None = None,
     ) -> list[Advice]:
         """Judge a log step: returns what is new.
 
@@ -213,7 +213,7 @@ class Adviser:
             run: its state; losses, expectations and speeds are filled in here.
             forecaster: fed up to this step.
             speed: tokens/s per device over the interval.
-            ladder: step → the forecast of earlier sizes for the loss there.
+            ladder: step → the forecast of earlier sizes for the loss there; None: there are none.
         """
         plan, track = run.rates, self.track
         trained = run.forecast_of == "train"  # what forecasts are compared with is the training loss
@@ -236,7 +236,7 @@ class Adviser:
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
                 expected=track.expected,
-                by_ladder=self._by_ladder(ladder, run.step, now) if trained else None,
+                by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
                 fall=track.fall,
                 fell=track.fell,
                 speeds=tuple(track.speeds),

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -116,9 +117,10 @@ class AdvicePart(Part):
                 run,
                 step.forecaster,
                 step.scalars.get("isoflop/tokens_per_second_per_device"),
-                lambda at: _by_ladder(step, at),
+                None if step.ladder is None else partial(_by_ladder, step),
             )
-            self._tell_missing(run)
+            if not self._told_missing:
+                self._tell_missing(run)
         self._spent += time.perf_counter() - began
         stop = [self._say(advice) for advice in new]
         return step.having(self._scalars, advice=tuple(new), stop=any(stop))
@@ -254,7 +256,7 @@ class AdvicePart(Part):
 
     def _tell_missing(self, run: Situation) -> None:
         """Once, a tenth into the run: what can't be judged, and why; what is quiet waits for the run's end."""
-        if self._told_missing or run.warming_up or run.left is None or run.left > 0.9:
+        if run.warming_up or run.left is None or run.left > 0.9:
             return
         self._told_missing = True
         for each in self.missing:

@@ -8,8 +8,7 @@ forecast, the advice, the record, and the sinks, which write it to TensorBoard.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,6 @@ from isoflop.flops.totals import (
     Totals,
     added,
     as_float,
-    data_parallel_ranks,
     ddp_around,
     ends_apart,
     rank,
@@ -36,13 +34,14 @@ from isoflop.flops.totals import (
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import declare, hook
+from isoflop.guard import hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
 from isoflop.live.log_step import Interval, LogStep, Part
 from isoflop.live.noise import Noise
 from isoflop.live.options import Options
+from isoflop.live.plain_loop import PlainLoop
 from isoflop.live.recorder import Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
@@ -56,11 +55,10 @@ if TYPE_CHECKING:
 
 
 COUNTING, SETTLING, SUMMING = "counting the batch", "settling the step", "summing over ranks"
-LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
 
 
-class Monitor:
+class Monitor(PlainLoop):
     """Observes one training run: `Monitor(model, optimizer=…, total_steps=…)` in a plain loop, Accelerate or Fabric.
 
     It sees the model's forward calls by itself; after each optimizer step call `step(loss)`, on every rank. Under
@@ -105,14 +103,13 @@ class Monitor:
         self.run = run or RunInfo(optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, run_name=run_name)
         self.guard = self.run.guard
         self.log_every = self.options.log_every or self.run.log_every
-        self.run.data_parallel = self._data_parallel(model)
+        self.run.see_layout(model, self.options.data_parallel)
         self._model = model
         self._ddp: Any = None  # the wrapper around the model, whether or not the user gave us that
         self._clock = Clock()
         self._device: Device | None = None
         self._lr: Any = None
         self._started = self._finished = self._opened = False
-        self._marked = False  # inside of `accumulate`, which says what this micro-batch's tokens are
         self._attempt_began_at = 0
         self._uncounted = False  # steps of this run that nothing was counted of
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
@@ -147,9 +144,9 @@ class Monitor:
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
         self._forecast = ForecastPart(options, run, model)
         self._advice = AdvicePart(options, run, model)
-        self.parts: list[Part] = [Scalars(), self.noise, self.recorder]
+        self.parts: list[Part] = [Scalars(run.guard), self.noise, self.recorder]
         if writes:
-            self.parts = [Scalars(), self.noise, self._forecast, self._advice, self.recorder, Sinks(run)]
+            self.parts = [Scalars(run.guard), self.noise, self._forecast, self._advice, self.recorder, Sinks(run)]
 
     @property
     def scalars(self) -> Mapping[str, float]:
@@ -201,48 +198,6 @@ class Monitor:
             if self.noise.armed:
                 # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
                 self.noise.begin(self.observer.last_tokens, "num_items_in_batch" in kwargs or None)
-
-    @contextmanager
-    def accumulate(self, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
-        """Around one micro-batch's forward and backward pass in a plain loop: a part of the step's gradient.
-
-        Needed only where that is not one forward call of the model each, or for what these arguments say.
-
-        Args:
-            tokens: of the micro-batch on this rank; default: what the model is given.
-            by_tokens: the loss is this micro-batch's share of a mean over all tokens of the step; default: it is the
-                micro-batch's own mean, divided by the number of micro-batches.
-        """
-        self._marked = tokens is not None
-        if self._marked:
-            self.noise.micro_batches += 1
-            if self.noise.armed:
-                self.noise.begin(TokenCount(tokens) if isinstance(tokens, int) else tokens, by_tokens)
-        elif by_tokens:
-            self.noise.by_tokens()
-        try:
-            yield
-        finally:
-            self._marked = False
-
-    def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
-        """A step's batch in parts, for `noise_scale="split"` in a plain loop: mostly one, on measured steps two halves.
-
-            for part, share in monitor.split(batch):
-                (share * loss_of(model(part))).backward()
-
-        Args:
-            batch: sequences along the first dimension of each tensor; its loss is a mean over their tokens.
-
-        Yields:
-            The part, and its share of the step's loss.
-        """
-        parts = self.noise.halves(batch, self.observer.count)
-        if parts is None:
-            yield batch, 1.0
-        else:
-            for half in parts:
-                yield half.batch, half.share
 
     @hook("taking the model's calls", "FLOPs fall back to 6·N·D")
     def calls(self, calls: list[Call], problem: str | None = None) -> None:
@@ -341,12 +296,6 @@ class Monitor:
             # a trainer does not keep, through a resume, the losses since its last log step
             count = self.steps - max(self._logged.steps, self._attempt_began_at)
             total = train_loss * count
-        if count and not math.isfinite(total / count):
-            self.guard.once(
-                "the training loss is %s in the interval that ends at step %d; recorded as null. Training goes on",
-                total / count,
-                self.steps,
-            )
         return total, count
 
     def _now(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
@@ -386,10 +335,13 @@ class Monitor:
             self._read_learning_rate()
         # on several ranks of a plain loop the others may not be here: what is counted since the last log step is theirs
         step = self._between(summed=self.run.together or world_size() == 1)
+        self._each_part(lambda part: part.evaluate(name, value, step))
+
+    def _each_part(self, act: Callable[[Part], None]) -> None:
         for part in self.parts:
             if self.guard.open(part.boundary):
                 with self.guard.part(part.boundary):
-                    part.evaluate(name, value, step)
+                    act(part)
 
     def _between(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
         """The run as it stands, with what the parts made of the last log step."""
@@ -398,15 +350,6 @@ class Monitor:
             name: getattr(latest, name) for name in ("scalars", "batch", "forecaster", "ladder", "plan", "forecast")
         }
         return replace(now, **found)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Around an evaluation in a plain loop: its time is no training time."""
-        self.enter("evaluation")
-        try:
-            yield
-        finally:
-            self.leave("evaluation")
 
     @hook("the clock", "goodput is wrong")
     def enter(self, phase: Phase) -> None:
@@ -453,20 +396,7 @@ class Monitor:
             self._open_record()  # resumed at its planned end: killed before its record was told so
         self._finished = True
         step = self._between(*loss)
-        for part in self.parts:
-            if self.guard.open(part.boundary):
-                with self.guard.part(part.boundary):
-                    part.close(step, completed)
-
-    def close(self) -> None:
-        """`finish()` for a plain loop."""
-        self.finish()
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.finish(completed=kind is None)
+        self._each_part(lambda part: part.close(step, completed))
 
     @hook("saving the state", "a run resumed from this checkpoint counts from 0")
     def state_dict(self) -> dict[str, Any]:
@@ -523,20 +453,6 @@ class Monitor:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _data_parallel(self, model: nn.Module | None) -> int | None:
-        """Ranks with data of their own: as the user says, as the trainer knows, or as the parameters show."""
-        given = self.options.data_parallel
-        if given is None and self.run.data_parallel is None:
-            with self.guard.part(LAYOUT):
-                return data_parallel_ranks(model)
-        if given is None:
-            return self.run.data_parallel
-        if given < world_size() and world_size() % given:
-            raise ValueError(
-                f"data_parallel= expects a number that divides the job's {world_size()} ranks, got {given}"
-            )
-        return min(given, world_size())
-
     def _see_first_batch(self) -> None:
         if not self._started:
             self.start()
@@ -561,11 +477,9 @@ class Monitor:
         self._opened = True
         if self.recorder.wants_header:
             self.enter("measuring")
-            self.recorder.open(self._header, self._attempt_began_at)
+            known = self.run, self.observer, self._device, self.options, self._model, self.recorder.folder
+            self.recorder.open(partial(run_header, *known), self._attempt_began_at)
             self.leave("measuring")
-
-    def _header(self) -> dict[str, Any]:
-        return run_header(self.run, self.observer, self._device, self.options, self._model, self.recorder.folder)
 
     @hook("seeing the device", "MFU is unknown")
     def _see_device(self) -> None:

@@ -7,11 +7,8 @@ the critical batch.
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +21,7 @@ from isoflop.flops.totals import world_size
 from isoflop.guard import Guard, declare, hook
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
+from isoflop.noise.cadence import Cadence, StepTimes
 from isoflop.noise.critical_batch import (
     Belief,
     agree,
@@ -47,96 +45,8 @@ from isoflop.noise.estimator import (
 from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, keeps_second_moments, settled
 from isoflop.noise.split import Unsplittable, batch_size, halves, refusal
 
-SHARE = 0.005
-"""Of the training time that measuring may take."""
-GRACE = 0.1
-"""Seconds that it may take beside that: a short run, too, gets a value."""
-DENSEST = 4
-"""At most every 4th step is measured."""
 SPLIT_EVERY = 32
 """Of split steps, whose rounding differs: they must not depend on the clock."""
-FIRST = 4
-"""Measurements before the first log step, while their cost is not known."""
-
-
-@dataclass
-class Cadence:
-    """Measure each step that is a multiple of `every`.
-
-    Attributes:
-        every: steps between two measurements.
-        fixed: `every` stays.
-        spent: seconds so far.
-    """
-
-    every: int = DENSEST
-    fixed: bool = False
-    spent: float = 0.0
-    known: bool = False
-
-    def due(self, step: int, waiting: int) -> bool:
-        """Whether this step is to be measured; `waiting`: how many were since the last log step."""
-        return step % self.every == 0 and (self.known or self.fixed or waiting < FIRST)
-
-    def adapt(self, seconds: float, measured: int, steps: int, interval: float, elapsed: float) -> None:
-        """At a log step, from numbers that all ranks share.
-
-        Args:
-            seconds: that the interval's measurements took.
-            measured: how many there were.
-            steps: in the interval.
-            interval: seconds of training in it.
-            elapsed: seconds of training since the run began.
-        """
-        self.spent += seconds
-        if self.fixed or measured == 0 or steps <= 0:
-            return
-        self.known = True
-        cost = max(seconds / measured, 1e-9)
-        room = (SHARE * elapsed + GRACE - self.spent) / cost  # measurements that are paid for by now
-        per_step = max(interval, 1e-9) / steps
-        by_share = math.ceil(cost / (SHARE * per_step))
-        by_room = math.ceil(steps / room) if room >= 1 else by_share
-        self.every = max(DENSEST, min(by_share, by_room))
-
-    def state_dict(self) -> dict[str, float]:
-        """Plain values."""
-        return {"every": self.every, "spent": self.spent, "known": self.known}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """The inverse of `state_dict`."""
-        self.spent, self.known = float(state["spent"]), bool(state["known"])
-        if not self.fixed:
-            self.every = int(state["every"])
-
-
-class StepTimes:
-    """What a measured step takes longer than the one before it, on this rank; of the last steps, in constant memory.
-
-    The hooks' own time on the host leaves out what they cost elsewhere: caches, an all-reduce that waits, the device.
-    """
-
-    def __init__(self) -> None:
-        self._measured: deque[float] = deque(maxlen=32)
-        self._others: deque[float] = deque(maxlen=32)
-        self._last = (-1, 0.0)
-
-    def add(self, step: int, now: float, measured: bool) -> None:
-        """Optimizer step number `step` is over, at `now` seconds."""
-        before, self._last = self._last, (step, now)
-        if before[0] == step - 1:
-            (self._measured if measured else self._others).append(now - before[1])
-
-    def pause(self) -> None:
-        """What follows (logging, evaluation, a checkpoint) is no step's time."""
-        self._last = (-1, 0.0)
-
-    def cost(self) -> float:
-        """Seconds; 0 while there is nothing to compare."""
-        if not self._measured or not self._others:
-            return 0.0
-        return max(statistics.median(self._measured) - statistics.median(self._others), 0.0)
-
 
 ALONE = (
     "no gradient noise scale: one micro-batch a step on one device has no parts to compare. Accumulate gradients, "
@@ -389,6 +299,10 @@ class Noise(Part):
     def collect(self, step: int, training_time: float) -> None:
         """Read what was measured and sum it over ranks: a collective, in which a rank that stepped aside takes part."""
         if self.option == "off" or self._model is None:
+            return
+        if not self._waiting and world_size() == 1 and self._settled:
+            self._times.pause()
+            self._collected = (step, training_time)
             return
         waiting, self._waiting = self._waiting, []
         if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from isoflop.guard import Guard
+from isoflop.flops.totals import data_parallel_ranks, world_size
+from isoflop.guard import Guard, declare
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import Calls
+
+LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 
 
 class Sink(Protocol):
@@ -81,6 +85,21 @@ class RunInfo:
         """`Run.planned` of the record, as it is known before the first forecast."""
         schedule = self.schedule or (None if self.scheduler is None else type(self.scheduler).__name__)
         return {"steps": self.total_steps, "schedule": schedule, "accumulate": self.accumulate}
+
+    def see_layout(self, model: nn.Module | None, given: int | None) -> None:
+        """Set `data_parallel`: as the user says (`given`), as the trainer knows, or as the parameters show.
+
+        Raises:
+            ValueError: a number that does not divide the job's ranks.
+        """
+        ranks = world_size()
+        if given is not None and given < ranks and ranks % given:
+            raise ValueError(f"data_parallel= expects a number that divides the job's {ranks} ranks, got {given}")
+        if given is not None:
+            self.data_parallel = min(given, ranks)
+        elif self.data_parallel is None:
+            with self.guard.part(LAYOUT):
+                self.data_parallel = data_parallel_ranks(model)
 
     def tell(self, line: str) -> None:
         """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""

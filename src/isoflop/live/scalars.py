@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from isoflop.guard import declare
+from isoflop.guard import Guard, declare
 from isoflop.live.log_step import LogStep, Part
 
 
@@ -74,8 +74,17 @@ class Scalars(Part):
     name = "scalars"
     boundary = declare("computing the scalars", "loss, speed and MFU of the intervals are not shown")
 
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
     def log(self, step: LogStep) -> LogStep:
         """Adds the `INTERVAL` scalars that are known."""
+        if step.loss is not None and not math.isfinite(step.loss):
+            self._guard.once(
+                "the training loss is %s in the interval that ends at step %d; recorded as null. Training goes on",
+                step.loss,
+                step.step,
+            )
         return step.having(interval_scalars(step))
 
 

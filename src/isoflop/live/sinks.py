@@ -71,7 +71,7 @@ class Sinks(Part):
                         sink.text(step.step, "isoflop/advice", advice.markdown())
                     sink.write(step.step, step.scalars, axes)
         with self._guard.part(TERMINAL):
-            self._run.tell(interval_line(step.step, step.scalars))
+            self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
         return step
 
     def close(self, step: LogStep, completed: bool) -> None:

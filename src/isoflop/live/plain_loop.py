@@ -1,0 +1,94 @@
+"""What a plain loop calls beside `Monitor.step`: context managers, and the halves of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from isoflop.flops.clock import Phase
+from isoflop.flops.step import StepObserver
+from isoflop.flops.tokens import TokenCount
+from isoflop.live.noise import Noise
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class PlainLoop:
+    """Base of `Monitor`."""
+
+    noise: Noise
+    observer: StepObserver
+    _marked = False
+    """Inside of `accumulate`, which says what this micro-batch's tokens are."""
+
+    def enter(self, phase: Phase) -> None:
+        """Evaluation or a checkpoint begins."""
+
+    def leave(self, phase: Phase) -> None:
+        """Training goes on."""
+
+    def finish(self, completed: bool = True) -> None:
+        """Training has ended."""
+
+    @contextmanager
+    def accumulate(self, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
+        """Around one micro-batch's forward and backward pass in a plain loop: a part of the step's gradient.
+
+        Needed only where that is not one forward call of the model each, or for what these arguments say.
+
+        Args:
+            tokens: of the micro-batch on this rank; default: what the model is given.
+            by_tokens: the loss is this micro-batch's share of a mean over all tokens of the step; default: it is the
+                micro-batch's own mean, divided by the number of micro-batches.
+        """
+        self._marked = tokens is not None
+        if self._marked:
+            self.noise.micro_batches += 1
+            if self.noise.armed:
+                self.noise.begin(TokenCount(tokens) if isinstance(tokens, int) else tokens, by_tokens)
+        elif by_tokens:
+            self.noise.by_tokens()
+        try:
+            yield
+        finally:
+            self._marked = False
+
+    def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
+        """A step's batch in parts, for `noise_scale="split"` in a plain loop: mostly one, on measured steps two halves.
+
+            for part, share in monitor.split(batch):
+                (share * loss_of(model(part))).backward()
+
+        Args:
+            batch: sequences along the first dimension of each tensor; its loss is a mean over their tokens.
+
+        Yields:
+            The part, and its share of the step's loss.
+        """
+        parts = self.noise.halves(batch, self.observer.count)
+        if parts is None:
+            yield batch, 1.0
+        else:
+            for half in parts:
+                yield half.batch, half.share
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation in a plain loop: its time is no training time."""
+        self.enter("evaluation")
+        try:
+            yield
+        finally:
+            self.leave("evaluation")
+
+    def close(self) -> None:
+        """`finish()` for a plain loop."""
+        self.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(completed=kind is None)
