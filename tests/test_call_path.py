@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 OURS = (str(ROOT / "src"), str(ROOT / "integrations"))
 LOG_EVERY, STEPS = 10, 120
 LOG_FUNCTIONS, LOG_FILES = 160, 36
-"""Measured: 145 to 155 in 32 to 34. The aim is 80 in 20; most of the rest are the rules of advice and the sums over tokens and FLOPs."""
+"""Measured: 145 to 155 in 32 to 34. The aim is 80 in 20; most of the rest are
+the rules of advice and the sums over tokens and FLOPs."""
 
 
 def functions_of(act: Callable[[], Any]) -> set[CodeType]:
