@@ -65,10 +65,10 @@ def fuzz_monitor(random: Random, folder: Path) -> None:
     shutil.rmtree(folder / "runs", ignore_errors=True)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     total = random.choice([None, 1, 40, 40, 200])
-    setup = RunInfo(optimizer=optimizer, total_steps=total, record_dir=folder / "runs", say=lambda line: None)
+    run = RunInfo(optimizer=optimizer, total_steps=total, record_dir=folder / "runs", say=lambda line: None)
     on_advice: list[Any] = []
     monitor = isoflop.Monitor(
-        setup=setup,
+        run=run,
         log_every=random.choice([1, 1, 2, 5]),
         num_params=1000,
         flops_per_token=6000.0,
