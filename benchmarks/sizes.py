@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
-from isoflop.fit.approaches import akima, one_per_size
 from isoflop.fit.plan import plan
+from isoflop.fit.profiles import akima, one_per_size
 
 Array = NDArray[np.float64]
 Sweep = dict[float, Array]

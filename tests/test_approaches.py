@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 
 from fits import reference
-from isoflop.fit.approaches import (
-    Approach,
-    Curve,
-    akima,
-    approach_3,
-    compare_approaches,
-    envelope,
-    isoflop_profiles,
-    one_per_size,
-    parabola,
-    seed_noise,
-)
+from isoflop.fit.approaches import Approach, approach_3, compare_approaches
+from isoflop.fit.envelope import Curve, envelope
+from isoflop.fit.profiles import akima, isoflop_profiles, one_per_size, parabola, seed_noise
 from isoflop.laws import FORMS, HOFFMANN, Law
 
 CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
@@ -321,7 +312,7 @@ def test_an_envelope_of_noisy_curves_lies_below_the_truth():
 
 def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
     """30 sets of 25 runs whose losses differ by .003: the mean of a, and 90% intervals that cover."""
-    monkeypatch.setattr("isoflop.fit.approaches.DRAWS", 100)
+    monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 100)
     rng = np.random.default_rng(0)
     found = {2.0: [], 1.0: []}
     for _ in range(30):
@@ -374,8 +365,8 @@ def test_an_envelope_that_falls_has_no_opinion():
 
 def test_without_enough_resampled_envelopes_there_is_no_interval(monkeypatch):
     runs = curves(law(), np.geomspace(1e7, 1e10, 12))
-    monkeypatch.setattr("isoflop.fit.approaches.DRAWS", 4)
-    monkeypatch.setattr("isoflop.fit.approaches.np.random.default_rng", lambda seed: OneRun())
+    monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 4)
+    monkeypatch.setattr("isoflop.fit.envelope.np.random.default_rng", lambda seed: OneRun())
     found = envelope(runs)
     assert found.intervals == {} and found.allocate_intervals(1e20) is None
     assert "no intervals: 4 of 4 resampled sets of runs have no envelope" in found.warnings

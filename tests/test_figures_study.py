@@ -9,7 +9,7 @@ import pytest
 
 from isoflop.figures import curve_of_run, ends_of_table, study
 from isoflop.figures.by_compute import frontier_line
-from isoflop.fit.approaches import averaged, envelope_of
+from isoflop.fit.envelope import averaged, envelope_of
 from isoflop.fit.fit_law import fit_law
 from isoflop.record import read_runs
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses, without

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from isoflop.advice import learn_from
 from isoflop.cli import app
 from isoflop.figures import study
-from isoflop.fit.runs import BadData, final_loss, table_of_runs
+from isoflop.fit.runs import BadData, final_loss
+from isoflop.fit.table import table_of_runs
 from isoflop.forecast import finished_runs
 from isoflop.ladder import read_finished
 from isoflop.ladder.attempt import is_complete

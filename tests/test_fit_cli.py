@@ -213,7 +213,7 @@ def a_record(
 
 
 def test_records_of_a_folder(tmp_path: Path) -> None:
-    from isoflop.fit.runs import read_table
+    from isoflop.fit.table import read_table
 
     folder = tmp_path / "records"
     sizes = {"total": 2_000_000, "non_embedding": 1_000_000}

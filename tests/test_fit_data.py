@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fits import grid, hoffmann
 from isoflop.fit.fit_law import fit_law
-from isoflop.fit.runs import BadData, check_runs, parse_where, read_table
+from isoflop.fit.runs import BadData, check_runs
+from isoflop.fit.table import parse_where, read_table
 
 WANTED = ("N", "D", "loss")
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isoflop.fit.approaches import approach_3, isoflop_profiles
+from isoflop.fit.approaches import approach_3
+from isoflop.fit.profiles import isoflop_profiles
 from isoflop.ladder import LadderPlan, plan_ladder
 from isoflop.ladder.design import even_grid, worth_of
 from isoflop.ladder.planning import ladder_problem, parabola_bias

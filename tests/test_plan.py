@@ -12,11 +12,13 @@ import pytest
 from scipy.interpolate import Akima1DInterpolator
 
 from fits import reference
-from isoflop.fit.approaches import akima, isoflop_profiles, one_per_size
+from isoflop.fit.alternatives import law_through
 from isoflop.fit.drifting_law import RATIO_SD, SPLIT_SD
 from isoflop.fit.fit_law import fit_law
 from isoflop.fit.options import Option, Price, compare_options, parse_option
-from isoflop.fit.plan import Plan, PriorLine, law_through, plan
+from isoflop.fit.plan import Plan, plan
+from isoflop.fit.posterior import PriorLine
+from isoflop.fit.profiles import akima, isoflop_profiles, one_per_size
 from isoflop.laws import FORMS, Law, published
 from isoflop.laws.frontier import optimal_allocation
 

@@ -11,7 +11,8 @@ from random import Random
 from typing import Any
 
 from isoflop.advice import learn_from
-from isoflop.fit.runs import BadData, read_table
+from isoflop.fit.runs import BadData
+from isoflop.fit.table import read_table
 from isoflop.forecast import (
     DEFAULT_PRIORS,
     OnlineForecaster,

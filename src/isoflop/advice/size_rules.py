@@ -14,8 +14,8 @@ import numpy as np
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
 from isoflop.advice.run_state import Situation, Thresholds, rule
 from isoflop.arrays import Array
-from isoflop.fit.plan import PriorLine, line_law
-from isoflop.fit.posterior import Posterior
+from isoflop.fit.alternatives import line_law
+from isoflop.fit.posterior import Posterior, PriorLine
 from isoflop.forecast import Forecast, LrPlan
 from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law
 from isoflop.laws.frontier import Waste, interval, waste_of

@@ -27,7 +27,7 @@ from isoflop.fit.options import Price
 from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
-    from isoflop.fit.runs import Table
+    from isoflop.fit.table import Table
     from isoflop.flops.device import Peak
     from isoflop.forecast import LossCurve
     from isoflop.record.run import Run

@@ -76,7 +76,7 @@ def fit(
     Columns N, D or tokens, and loss are taken without being told.
     """
     from isoflop.fit.fit_law import FITTED, fit_law
-    from isoflop.fit.runs import read_table
+    from isoflop.fit.table import read_table
     from isoflop.laws.forms import FORMS
     from isoflop.record.paths import location_of
 
@@ -145,7 +145,8 @@ def _print_approaches(
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     import numpy as np
 
-    from isoflop.fit.approaches import NoApproach, approach_3, compare_approaches, isoflop_profiles, posterior_approach
+    from isoflop.fit.approaches import NoApproach, approach_3, compare_approaches, posterior_approach
+    from isoflop.fit.profiles import isoflop_profiles
     from isoflop.laws.forms import typical_rate
 
     C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))

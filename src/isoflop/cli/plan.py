@@ -29,9 +29,10 @@ from isoflop.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from isoflop.fit.alternatives import Alternative
     from isoflop.fit.options import Price
-    from isoflop.fit.plan import Alternative, Plan
-    from isoflop.fit.runs import Table
+    from isoflop.fit.plan import Plan
+    from isoflop.fit.table import Table
     from isoflop.laws.forms import Convention
 
 
@@ -138,7 +139,7 @@ def read_own(
         return None
     if law is not None:
         raise ValueError("expected --law or --runs, got both: leave one out")
-    from isoflop.fit.runs import read_table
+    from isoflop.fit.table import read_table
     from isoflop.laws.forms import Convention
     from isoflop.record.paths import location_of
 

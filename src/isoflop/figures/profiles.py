@@ -8,8 +8,9 @@ from isoflop.arrays import Array
 from isoflop.figures.figure import Figure, NoFigure, Series, Shades
 from isoflop.figures.study import Study, loss_axis, size_axis
 from isoflop.figures.text import counted
-from isoflop.fit.approaches import Minimum, group, profile_minima, refused
-from isoflop.fit.plan import BUDGET
+from isoflop.fit.alternatives import BUDGET
+from isoflop.fit.approaches import Minimum
+from isoflop.fit.profiles import group, profile_minima, refused
 
 PROFILES = ("isoflop-profiles", "isoFLOP profiles: loss against size at equal compute")
 FEWEST = 3

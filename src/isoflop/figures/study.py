@@ -15,16 +15,10 @@ from numpy.typing import ArrayLike
 from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import counted, listed, loss_label, parameters, unique_names
-from isoflop.fit.approaches import (
-    Approach,
-    Comparison,
-    NoApproach,
-    approach_3,
-    compare_approaches,
-    envelope_of,
-    isoflop_profiles,
-)
+from isoflop.fit.approaches import Approach, Comparison, NoApproach, approach_3, compare_approaches
+from isoflop.fit.envelope import envelope_of
 from isoflop.fit.fit_law import LawFit, fit_law
+from isoflop.fit.profiles import isoflop_profiles
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate

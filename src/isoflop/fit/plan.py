@@ -1,15 +1,7 @@
 """Which size for a budget: parameters and tokens by a law, by the user's own small runs, or by what others found.
 
-N_opt(C) before any run of one's own: a line from what published sweeps showed of D/N and of the exponent.
-
-ln N_opt = ln N₀ + a·(ln C − ln C₀), with ln N₀ = ½·(ln(C₀/6) − ln(D/N)), Gaussian in (ln N₀, a). With own runs
-`isoflop.fit.posterior` answers instead.
-
-How an allocation moves with the law and with what N counts: one question, put to every published law.
-
-The answer to "which size?": parameters and tokens with their intervals, whose advice it is, and what others say.
-
-The loss to expect of a planned run: by own runs, else by the published law of another corpus, widely.
+By own runs the posterior of `isoflop.fit.posterior` answers, without any its prior (`PriorLine`). The loss to expect is
+the posterior's, else that of the published law of another corpus, widely.
 """
 
 from __future__ import annotations
@@ -19,244 +11,28 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.special import ndtri
 
 from isoflop.arrays import Array
-from isoflop.fit.approaches import Minimum, isoflop_profiles, profile_minima
+from isoflop.fit.alternatives import (
+    SHAPE,
+    Alternative,
+    Question,
+    counted_otherwise,
+    law_of,
+    line_law,
+    other_laws,
+    own_fits,
+)
+from isoflop.fit.approaches import Minimum
 from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD
-from isoflop.fit.fit_law import fit_law
-from isoflop.fit.posterior import Posterior, posterior_of_runs
+from isoflop.fit.posterior import Posterior, PriorLine, posterior_of_runs
+from isoflop.fit.profiles import profile_minima
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
-from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, Frontier, Intervals, interval, short
-from isoflop.laws.published import Published, published, published_names
+from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
+from isoflop.laws.frontier import Allocation, Intervals, interval, short
+from isoflop.laws.published import Published, published
 from isoflop.record.run import DEFAULT_N
-
-MAP_LINE_REFERENCE = 1e21
-"""FLOPs at which the ratio holds. Published laws that slope differently agree best about there: Hoffmann's approaches 1
-and 2, Besiroglu, DeepSeek and Llama 3 (anchored) all give 19.5–21.6 tokens per parameter."""
-QUANTILES = 2001
-"""Of ln N_opt: as draws of one Gaussian they need no chance."""
-
-
-@dataclass(frozen=True)
-class PriorLine:
-    """20 tokens per parameter at `reference` FLOPs, less surely away from there; asked as a `Posterior` is."""
-
-    reference: float = MAP_LINE_REFERENCE
-
-    def at(self, C: float) -> tuple[float, float]:
-        """Mean and standard deviation of ln N_opt at C FLOPs.
-
-        >>> mean, sd = PriorLine().at(5.76e23)  # Chinchilla's budget
-        >>> f"{np.exp(mean) / 1e9:.1f}B parameters, times or over {np.exp(sd):.2f}"
-        '69.3B parameters, times or over 1.56'
-        """
-        far = float(np.log(C / self.reference))
-        mean = 0.5 * float(np.log(self.reference / TRAINING_FLOPS / RATIO)) + SPLIT * far
-        return mean, float(np.hypot(RATIO_SD / 2, SPLIT_SD * far))
-
-    def flops(self, N: float, D: float) -> float:
-        """Training FLOPs of N parameters on D tokens."""
-        return TRAINING_FLOPS * N * D
-
-    def log_sizes(self, C: float) -> Array:
-        """Ln N_opt at C FLOPs, sorted [draws]."""
-        mean, sd = self.at(C)
-        return np.asarray(mean + sd * ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES))
-
-    def exponent(self, C: float) -> float:
-        """A in N_opt ∝ C^a, everywhere the same."""
-        return SPLIT
-
-    def flops_per_param_token(self, C: float) -> float:
-        """C/(N·D)."""
-        return TRAINING_FLOPS
-
-
-SHAPE = "besiroglu2024"
-"""Whose α + β says how an optimum shifts under inference or repetition, where a source states the optimum alone."""
-FEWEST = 8
-"""Own runs for a fit of five constants."""
-BUDGET = 1.25
-"""A factor of C within which runs share a budget."""
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """One more answer to the same question.
-
-    Attributes:
-        name: whose.
-        N, D: parameters, training tokens.
-        tokens_per_param: D/N.
-        L: nats per token, on the source's own data and tokenizer; None where it states no loss.
-        convention: which parameters N counts.
-        note: what to know before comparing.
-    """
-
-    name: str
-    N: float
-    D: float
-    tokens_per_param: float
-    L: float | None = None
-    convention: Convention = "unknown"
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked: FLOPs (training, and inference where tokens are served), a fixed D, tokens to serve, a stock."""
-
-    flops: float
-    tokens: float | None = None
-    inference_tokens: float = 0.0
-    unique_tokens: float | None = None
-    level: float = 0.8
-
-    @property
-    def plain(self) -> bool:
-        """Whether the answer is the optimum at a training budget."""
-        return self.tokens is None and not self.inference_tokens and self.unique_tokens is None
-
-    def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
-        """The law's answer."""
-        frontier = Frontier(law, self.inference_tokens, self.unique_tokens, flops_per_param_token, self.level)
-        return frontier.at_budget(self.flops) if self.tokens is None else frontier.at_tokens(self.flops, self.tokens)
-
-
-def law_through(
-    log_N: float,
-    C: float,
-    exponent: float,
-    *,
-    draws: Array | None = None,
-    flops_per_param_token: float = TRAINING_FLOPS,
-    convention: Convention = "unknown",
-) -> Law:
-    """A law whose optimum is N at C FLOPs and ∝ C^exponent around: its losses mean nothing, its trade-offs do.
-
-    E, B and α + β are `SHAPE`'s; the exponent splits the sum, since a = β/(α+β), and A sets the level, since
-    N = G·(C/6)^a with G^(α+β) = αA/βB (Hoffmann et al. 2022, eq. 4).
-
-    Args:
-        log_N: ln N_opt at C.
-        C: training FLOPs.
-        exponent: a, kept within .05 to .95.
-        draws: of ln N_opt; draws of A carry them.
-        flops_per_param_token: C/(N·D).
-        convention: which parameters N counts.
-    """
-    shape = published(SHAPE).law
-    assert shape is not None
-    total = shape.constants["alpha"] + shape.constants["beta"]
-    beta = min(max(exponent, 0.05), 0.95) * total
-    alpha, B = total - beta, shape.constants["B"]
-    z = np.concatenate([[log_N], [] if draws is None else draws])
-    log_G = z - beta / total * np.log(C / flops_per_param_token)
-    A = beta * B / alpha * np.exp(total * log_G)
-    constants = {"E": shape.constants["E"], "A": float(A[0]), "B": B, "alpha": alpha, "beta": beta}
-    if draws is None:
-        return Law(HOFFMANN, constants, convention)
-    drawn = {name: np.full(len(draws), value) for name, value in constants.items()} | {"A": A[1:]}
-    return Law(HOFFMANN, constants, convention, drawn)
-
-
-def law_of(source: Published, C: float) -> tuple[Law, bool]:
-    """A law that allocates as the source does around C FLOPs, and whether its losses are the source's own.
-
-    Raises:
-        ValueError: the source states neither a split of compute nor a law.
-    """
-    if source.allocation is not None or source.law is None:
-        here, above = (float(np.log(source.allocate(at)[0])) for at in (C, 1.01 * C))
-        exponent = (above - here) / float(np.log(1.01))
-        return law_through(here, C, exponent, convention=source.n_convention), False
-    return source.law, True
-
-
-def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> Law:
-    """A law whose optimum around C FLOPs is that of the published sweeps or of own runs, with its draws at C."""
-    return law_through(
-        line.at(C)[0],
-        C,
-        line.exponent(C),
-        draws=line.log_sizes(C),
-        flops_per_param_token=line.flops_per_param_token(C),
-        convention=convention,
-    )
-
-
-def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
-    """The published laws' answers, 20 tokens per parameter first; and why some have none."""
-    prior = line_law(PriorLine(question.flops), question.flops, DEFAULT_N)
-    sources: list[tuple[str, Law, bool, str]] = [("D = 20·N", prior, False, "")]
-    for name in published_names():
-        entry = published(name)
-        if entry.allocates or (entry.law is not None and set(entry.law.form.variables) == {"N", "D", "U"}):
-            sources.append((name, *law_of(entry, question.flops), entry.note))
-    rows, without = [], []
-    for name, law, states_loss, note in sources:
-        if name in besides or (question.tokens is not None and not states_loss):
-            continue  # where D is fixed so is N: only losses differ
-        try:
-            rows.append(alternative(name, law, question, states_loss, note))
-        except ValueError as error:
-            without.append(f"{name} has no answer here: {error}")
-    return tuple(rows), tuple(without)
-
-
-def own_fits(
-    question: Question, C: Array, N: Array, D: Array, L: Array, flops_per_param_token: float, convention: Convention
-) -> tuple[Alternative, ...]:
-    """What fits to own runs by themselves say, to compare; one that can't be had is left out.
-
-    Doubt of approach 3 even where it is sure of itself: on Porian et al. 2024's sweeps, the eight smallest budgets of
-    six sweeps fitted, the largest planned, it loses 0 to 8% of the loss, median 2.9%, shrunk to the prior still 1.2%;
-    20 tokens per parameter lose .2%, the line through the eight minima .07%.
-    """
-    rows: list[Alternative] = []
-    if len(N) < FEWEST or np.ptp(np.log(C)) < np.log(BUDGET):
-        return ()
-    for name in ("own approach 2, raw", "own approach 3, raw"):
-        states_loss = name == "own approach 3, raw"
-        try:
-            if states_loss:
-                law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, draws=2, convention=convention).law
-            else:
-                fit = isoflop_profiles(C, N, D, L)
-                log_N = float(np.log(fit.allocate(question.flops)[0]))
-                rate = flops_per_param_token
-                law = law_through(log_N, question.flops, fit.a, flops_per_param_token=rate, convention=convention)
-            note = "not shrunk: from few small budgets worse than 20 tokens per parameter"
-            rows.append(alternative(name, law, question, states_loss, note, flops_per_param_token))
-        except ValueError:
-            continue
-    return tuple(rows)
-
-
-def alternative(
-    name: str,
-    law: Law,
-    question: Question,
-    states_loss: bool,
-    note: str = "",
-    flops_per_param_token: float = TRAINING_FLOPS,
-) -> Alternative:
-    """A row from a law, without its draws."""
-    point = Law(law.form, law.constants, law.convention)
-    found = question.put_to(point, flops_per_param_token)
-    loss = found.loss if states_loss else None
-    return Alternative(name, found.N, found.D, found.tokens_per_param, loss, law.convention, note)
-
-
-VOCABULARY, ASPECT = 50_257, 100
-"""Assumed to count a model's N otherwise: GPT-2's vocabulary, width over depth as in Chinchilla and Llama (100–128)."""
-
-NARROWEST = 16
-"""Width below which a model with that vocabulary is none that anyone trains."""
 
 
 @dataclass(frozen=True)
@@ -319,37 +95,6 @@ class Plan:
             numbers = f"{short(row.N):>8}{short(row.D):>8}{row.tokens_per_param:>8.3g}{loss_text:>8}"
             lines.append(f"{row.name:33}{numbers}  {row.convention.replace('_', ' ')}")
         return "\n".join(lines)
-
-
-def counted_otherwise(N: float, D: float, convention: Convention) -> tuple[Alternative, ...]:
-    """The same model with its N counted by the other conventions, estimated.
-
-    None where the convention is unknown, or the model is narrower than `NARROWEST`: it would be all embeddings.
-
-    Non-embedding N = 12·d³/ASPECT (12·layers·d², Kaplan et al. 2020, eq. 2.1); the head and the input embedding, not
-    tied, have VOCABULARY·d each.
-    """
-    tables = {"non_embedding": 0, "non_embedding_with_head": 1, "total": 2}
-    if convention not in tables:
-        return ()
-
-    def count(width: float, embeddings: int) -> float:
-        return 12 * width**3 / ASPECT + embeddings * VOCABULARY * width
-
-    width = brentq(lambda d: count(d, tables[convention]) - N, 1e-6, np.cbrt(N * ASPECT / 12) + 1)
-    if width < NARROWEST:
-        return ()
-    note = f"the same model; assumed: vocabulary {VOCABULARY:,}, width {ASPECT} times depth, embeddings not tied"
-    return tuple(
-        Alternative(
-            f"N counted {other.replace('_', '-')}",
-            *(n := count(width, k), D, D / n),
-            convention=other,  # type: ignore[arg-type]
-            note=note,
-        )
-        for other, k in tables.items()
-        if other != convention
-    )
 
 
 REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")

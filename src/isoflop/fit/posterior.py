@@ -21,12 +21,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.linalg import block_diag
 from scipy.optimize import least_squares, minimize
+from scipy.special import ndtri
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import (
     CONSTANTS,
+    DENSE,
     RATIO,
+    RATIO_SD,
     SIZE_SD,
+    SPLIT,
+    SPLIT_SD,
     BudgetLine,
     FlopRate,
     Origin,
@@ -64,6 +69,11 @@ a bend). Doubt: a choice; over a factor of 300 it is .9%, where Gadre et al. 202
 TELLING = 0.7
 """Standard deviation of ln N_opt at the largest budget over the prior's, above which the runs say little of it."""
 
+REFERENCE = 1e21
+"""FLOPs at which the ratio holds. Published laws that slope differently agree best about there: Hoffmann's approaches 1
+and 2, Besiroglu, DeepSeek and Llama 3 (anchored) all give 19.5–21.6 tokens per parameter."""
+QUANTILES = 2001
+"""Of ln N_opt: as draws of one Gaussian they need no chance."""
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
 CHAINS, STEPS, KEPT_FROM, EVERY = 120, 1000, 600, 40
@@ -103,6 +113,41 @@ def run_covariance(N: Array, D: Array, noise: float) -> Array:
     """Covariance of runs' ln L about a law, with b's of standard deviation `BIAS` in it [n, n]."""
     off = tilt(N, D)
     return noise**2 * _shared(N) + MISFIT**2 * np.diag(misfit(N, D)) + BIAS**2 * off[:, None] * off
+
+
+@dataclass(frozen=True)
+class PriorLine:
+    """20 tokens per parameter at `reference` FLOPs, less surely away from there; asked as a `Posterior` is."""
+
+    reference: float = REFERENCE
+
+    def at(self, C: float) -> tuple[float, float]:
+        """Mean and standard deviation of ln N_opt at C FLOPs.
+
+        >>> mean, sd = PriorLine().at(5.76e23)  # Chinchilla's budget
+        >>> f"{np.exp(mean) / 1e9:.1f}B parameters, times or over {np.exp(sd):.2f}"
+        '69.3B parameters, times or over 1.56'
+        """
+        far = float(np.log(C / self.reference))
+        mean = 0.5 * float(np.log(self.reference / DENSE / RATIO)) + SPLIT * far
+        return mean, float(np.hypot(RATIO_SD / 2, SPLIT_SD * far))
+
+    def flops(self, N: float, D: float) -> float:
+        """Training FLOPs of N parameters on D tokens."""
+        return DENSE * N * D
+
+    def log_sizes(self, C: float) -> Array:
+        """Ln N_opt at C FLOPs, sorted [draws]."""
+        mean, sd = self.at(C)
+        return np.asarray(mean + sd * ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES))
+
+    def exponent(self, C: float) -> float:
+        """A in N_opt ∝ C^a, everywhere the same."""
+        return SPLIT
+
+    def flops_per_param_token(self, C: float) -> float:
+        """C/(N·D)."""
+        return DENSE
 
 
 @dataclass(frozen=True)

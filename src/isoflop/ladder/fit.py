@@ -23,14 +23,22 @@ from isoflop.fit.approaches import (
     NoApproach,
     approach_3,
     compare_approaches,
-    envelope_of,
-    isoflop_profiles,
     posterior_approach,
 )
 from isoflop.fit.drifting_law import BudgetLine
+from isoflop.fit.envelope import envelope_of
 from isoflop.fit.fit_law import fit_law
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.runs import RunCurve, RunEnd, common_loss, curve_of_run, end_of_curve, loss_names, unfinished
+from isoflop.fit.profiles import isoflop_profiles
+from isoflop.fit.runs import (
+    RunCurve,
+    RunEnd,
+    common_loss,
+    curve_of_run,
+    end_of_curve,
+    loss_names,
+    unfinished,
+)
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of, typical_rate

@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from isoflop.arrays import Array
-from isoflop.fit.approaches import approach_3, group, parabola, refused
+from isoflop.fit.approaches import approach_3
 from isoflop.fit.drifting_law import EXPONENT, REDUCIBLE, BudgetLine
 from isoflop.fit.posterior import BEYOND, NOISE, SHARED
-from isoflop.fit.runs import read_table
+from isoflop.fit.profiles import group, parabola, refused
+from isoflop.fit.table import read_table
 from isoflop.ladder.design import Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
 from isoflop.ladder.rules import (

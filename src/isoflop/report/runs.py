@@ -13,7 +13,7 @@ from typing import Any
 
 from isoflop.advice import Quantity
 from isoflop.figures import RunCurve, RunEnd, Study, ends_of_table
-from isoflop.fit.runs import read_table
+from isoflop.fit.table import read_table
 from isoflop.record import Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
 
 LARGE = 1 << 20
@@ -71,7 +71,7 @@ def read_sources(
     Args:
         paths: records (.jsonl), folders with some, or URLs of these; every other file is a table.
         named: column of the tables by quantity ("N", "D", "loss", "C").
-        where: condition on rows of the tables (`isoflop.fit.runs.where`).
+        where: condition on rows of the tables (`isoflop.fit.table.parse_where`).
 
     Raises:
         ValueError: a path does not exist, or none of the files can be read.

@@ -196,7 +196,7 @@ def plan_answer(runs: Sequence[Run], text: str) -> dict[str, Any]:
         ValueError: the text is no budget, or the runs can't be used: which and why.
     """
     from isoflop.fit.plan import plan
-    from isoflop.fit.runs import table_of_runs
+    from isoflop.fit.table import table_of_runs
     from isoflop.laws import PF_DAY
 
     flops = budget_of(text)
