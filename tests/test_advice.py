@@ -29,8 +29,7 @@ from isoflop.advice import (
 )
 from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster
 from isoflop.forecast import Reason as NoForecastReason
-from isoflop.laws.frontier import optimal_allocation, waste_of
-from isoflop.laws.published import published
+from isoflop.laws import optimal_allocation, published, waste_of
 from isoflop.noise import Belief, combine
 
 planned, past_efficient, target = (RULES[name] for name in ("the frontier", "the stopping point", "the target"))

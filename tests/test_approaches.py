@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from fits import reference
-from isoflop.fit.approaches import Approach, approach_3, compare_approaches
-from isoflop.fit.envelope import Curve, envelope
-from isoflop.fit.profiles import akima, isoflop_profiles, one_per_size, parabola, seed_noise
+from isoflop.fit import Approach, Curve, approach_3, compare_approaches, isoflop_profiles, loss_envelope
 from isoflop.laws import FORMS, HOFFMANN, Law
 
 CHINCHILLA_BUDGETS = [6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21]
@@ -122,35 +120,10 @@ def test_the_same_seed_gives_the_same_interval():
     assert one.a == other.a and one.minima[0].interval != other.minima[0].interval
 
 
-def test_seed_noise():
-    assert seed_noise(np.array([2.0, 3.0, 6.0, 9.0])) == pytest.approx([0.005, 0.005, 0.1, 0.1])
-
-
 def test_akima_takes_the_best_run_of_a_size():
     C, N, D, L = grid(EVEN)
     doubled = isoflop_profiles(np.r_[C, C], np.r_[N, N], np.r_[D, D], np.r_[L + 0.3, L], minimum="akima", noise=0.001)
     assert doubled.a == pytest.approx(isoflop_profiles(C, N, D, L, minimum="akima", noise=0.001).a, rel=1e-12)
-    assert one_per_size(np.array([2.0, 1.0, 2.0]), np.array([5.0, 4.0, 3.0])).tolist() == [1, 2]
-
-
-def test_akima_is_exact_against_a_fine_search():
-    from scipy.interpolate import Akima1DInterpolator
-
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        x = np.sort(rng.uniform(0, 5, 8))
-        loss = np.exp(1 + 0.1 * (x - 2.5) ** 2 + 0.1 * rng.standard_normal(8))
-        place, least = akima(x, loss)
-        fine = np.linspace(x[0], x[-1], 20001)
-        values = Akima1DInterpolator(x, np.log(loss))(fine)
-        assert np.log(least) <= values.min() + 1e-12
-        assert np.log(least) == pytest.approx(values.min(), abs=1e-5)
-        assert abs(place - fine[values.argmin()]) < 2e-3
-
-
-def test_parabola_is_exact():
-    x = np.array([18.0, 19, 20, 22])
-    assert parabola(x, 3 + 0.2 * (x - 19.7) ** 2) == pytest.approx((19.7, 3, 0.2))
 
 
 # --- approach 2: what is refused
@@ -273,7 +246,7 @@ def curves(planted, sizes, longest=400, points=200, noise=0.0, seed=0, explicit=
 @pytest.mark.parametrize(("alpha", "beta"), [(0.34, 0.28), (0.35, 0.35), (0.3478, 0.3658)])
 def test_the_envelope_of_planted_curves(alpha, beta):
     planted = law(alpha, beta, 482.01, 2085.43) if beta > alpha else law(alpha, beta)
-    found = envelope(curves(planted, np.geomspace(1e7, 1e10, 40)))
+    found = loss_envelope(curves(planted, np.geomspace(1e7, 1e10, 40)))
     truth = approach_3(planted)
     assert found.a == pytest.approx(truth.a, abs=0.01)
     assert found.b == pytest.approx(truth.b, abs=0.01)
@@ -288,7 +261,7 @@ def test_the_envelope_of_planted_curves(alpha, beta):
 
 def test_tokens_may_be_given():
     sizes = np.geomspace(1e7, 1e10, 12)
-    assert envelope(curves(law(), sizes, explicit=True)).b == pytest.approx(envelope(curves(law(), sizes)).b)
+    assert loss_envelope(curves(law(), sizes, explicit=True)).b == pytest.approx(loss_envelope(curves(law(), sizes)).b)
 
 
 TWENTY = law(0.35, 0.35, 450, 1284)
@@ -307,7 +280,7 @@ def excess(found, planted):
 
 def test_an_envelope_of_noisy_curves_lies_below_the_truth():
     noisy = curves(TWENTY, np.geomspace(1e7, 1e10, 30), noise=0.003, points=300)
-    assert excess(envelope(noisy), TWENTY) < -0.001
+    assert excess(loss_envelope(noisy), TWENTY) < -0.001
 
 
 def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
@@ -322,7 +295,7 @@ def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
             for c in curves(TWENTY, sizes, points=60)
         ]
         for margin, into in found.items():
-            into.append(envelope(runs, points=150, margin=margin))
+            into.append(loss_envelope(runs, points=150, margin=margin))
     bias = {margin: abs(np.mean([f.a for f in all_]) - 0.5) for margin, all_ in found.items()}
     assert bias[2.0] < 0.005 and bias[2.0] < bias[1.0]
     assert sum(f.intervals["a"][0] < 0.5 < f.intervals["a"][1] for f in found[2.0]) >= 26
@@ -331,13 +304,13 @@ def test_a_margin_keeps_noise_at_the_ends_from_flattening_the_line(monkeypatch):
 def test_an_envelope_of_two_sizes_has_no_opinion():
     """Through two sizes any line goes, and resampled runs repeat it: an interval would be narrow without reason."""
     with pytest.raises(ValueError, match=r"at least 3 sizes .* lead in turn, got 2 \(.*\): add sizes"):
-        envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
+        loss_envelope(curves(law(), np.geomspace(1e8, 4e8, 4), longest=2000))
 
 
 def test_an_envelope_whose_best_size_lies_beyond_the_runs_has_no_opinion():
     runs = [Curve(N, 6 * N * D, TWENTY.loss(N=N, D=D)) for N in np.geomspace(1e9, 1e11, 12) for D in [SHORT]]
     with pytest.raises(ValueError, match=r"lead in turn, got 0 .*the best run is the smallest that reaches them"):
-        envelope(runs)
+        loss_envelope(runs)
 
 
 @pytest.mark.parametrize("tokens", [(1e-3, 60), (0.5, 4000)])
@@ -348,7 +321,7 @@ def test_budgets_that_tell_nothing_say_nothing_against_the_others(tokens):
         for N in np.geomspace(1e7, 1e10, 24)
         for D in [np.geomspace(tokens[0] * N, tokens[1] * N, 300)]
     ]
-    found = envelope(runs)
+    found = loss_envelope(runs)
     assert found.intervals["a"][0] < 0.5 < found.intervals["a"][1] and found.a == pytest.approx(0.5, abs=0.02)
 
 
@@ -360,14 +333,14 @@ def test_an_envelope_that_falls_has_no_opinion():
         for N in np.geomspace(1e8, 1e10, 15)
     ]
     with pytest.raises(ValueError, match=r"expected a best size that grows with compute, .* got a = -0\.3"):
-        envelope(runs)
+        loss_envelope(runs)
 
 
 def test_without_enough_resampled_envelopes_there_is_no_interval(monkeypatch):
     runs = curves(law(), np.geomspace(1e7, 1e10, 12))
     monkeypatch.setattr("isoflop.fit.envelope.DRAWS", 4)
     monkeypatch.setattr("isoflop.fit.envelope.np.random.default_rng", lambda seed: OneRun())
-    found = envelope(runs)
+    found = loss_envelope(runs)
     assert found.intervals == {} and found.allocate_intervals(1e20) is None
     assert "no intervals: 4 of 4 resampled sets of runs have no envelope" in found.warnings
 
@@ -406,7 +379,7 @@ class OneRun:
 )
 def test_bad_curves(runs, message):
     with pytest.raises(ValueError, match=message):
-        envelope(runs)
+        loss_envelope(runs)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +392,7 @@ def test_bad_curves(runs, message):
 )
 def test_bad_envelope_options(options, message):
     with pytest.raises(ValueError, match=message):
-        envelope(curves(law(), np.geomspace(1e7, 1e9, 5)), **options)
+        loss_envelope(curves(law(), np.geomspace(1e7, 1e9, 5)), **options)
 
 
 # --- approach 3, and the three side by side
@@ -473,7 +446,7 @@ def test_laws_without_a_frontier(bad, message):
 
 def test_side_by_side():
     planted = drawn(alpha=0.35, beta=0.35, A=450, B=450)
-    one = envelope(curves(EVEN, np.geomspace(1e7, 1e10, 40)))
+    one = loss_envelope(curves(EVEN, np.geomspace(1e7, 1e10, 40)))
     two = isoflop_profiles(*grid(EVEN, noise=0.003))
     comparison = compare_approaches([one, two, approach_3(planted)], C=1e21)
     assert [row.name for row in comparison.rows] == [one.name, two.name, "approach 3 (parametric)"]

@@ -10,9 +10,8 @@ import pytest
 
 from fits import chinchilla, reference
 from isoflop.figures import FIGURES, Figure, NoFigure, ends_of_table, figures, study
-from isoflop.figures.by_law import nice_levels
 from isoflop.laws import PF_DAY, published, size_factor
-from isoflop.noise.critical_batch import critical_batch_by_tokens
+from isoflop.noise import critical_batch_by_tokens
 from study_runs import BATCH, LAW, RATE, optimal_size, planted_run, sweep, with_nan_losses, without
 
 
@@ -144,10 +143,6 @@ def test_contours(exact):
     for line in of(figure, role="guide"):
         fine = np.isfinite(line.y)
         assert 6 * (line.x * line.y)[fine] == pytest.approx(line.hover["C"])
-
-
-def test_levels_are_round():
-    assert nice_levels(np.array([[2.013, 2.98]]), 5).tolist() == [2.2, 2.4, 2.6, 2.8]
 
 
 def test_waste_is_kaplans_figure_12(exact):

@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isoflop.figures import curve_of_run, ends_of_table, study
-from isoflop.figures.by_compute import frontier_line
-from isoflop.fit.envelope import averaged, envelope_of
-from isoflop.fit.fit_law import fit_law
+from isoflop.figures import FIGURES, curve_of_run, ends_of_table, study
+from isoflop.fit import envelope_of, fit_law
 from isoflop.record import read_runs
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses, without
 
@@ -142,14 +140,15 @@ def test_the_frontier_line_is_the_planted_optimum():
     N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(3e7, 1e10, 6), np.geomspace(1e9, 3e11, 6)))
     loss = LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
     made = study(table=table(N, D, loss), convention="total", draws=60)
-    line = frontier_line(made.law, 1e19, 1e22, 0.9, 7)
-    best = np.array([optimal_size(C) for C in line.C])
-    assert line.values["N"] == pytest.approx(best, rel=1e-4)
-    assert line.values["D"] == pytest.approx(line.C / 6 / best, rel=1e-4)
-    rest = LAW["A"] / best ** LAW["alpha"] + LAW["B"] / (line.C / 6 / best) ** LAW["beta"]
-    assert line.values["loss"] == pytest.approx(LAW["E"] + rest, rel=1e-6)
-    assert (line.low["loss"] <= line.values["loss"] * (1 + 1e-9)).all()
-    assert (line.high["loss"] >= line.values["loss"] * (1 - 1e-9)).all()
+    figure = FIGURES["loss-flops"](made)
+    line = next(each for each in figure.series if each.role == "fit" and not each.dashed)
+    best = np.array([optimal_size(C) for C in line.x])
+    assert line.hover["N"] == pytest.approx(best, rel=1e-4)
+    assert line.hover["D"] == pytest.approx(line.x / 6 / best, rel=1e-4)
+    rest = LAW["A"] / best ** LAW["alpha"] + LAW["B"] / (line.x / 6 / best) ** LAW["beta"]
+    assert line.y == pytest.approx(LAW["E"] + rest, rel=1e-6)
+    band = figure.bands[0]
+    assert (band.low <= line.y * (1 + 1e-9)).all() and (band.high >= line.y * (1 - 1e-9)).all()
 
 
 def test_noise_does_not_pull_the_envelope_of_long_curves():
@@ -162,13 +161,6 @@ def test_noise_does_not_pull_the_envelope_of_long_curves():
         runs.append((float(N), 6 * N * D, loss * np.exp(0.01 * rng.standard_normal(len(D))), D))
     found = envelope_of(runs, 0.9, "total")
     assert found.a == pytest.approx(LAW["beta"] / (LAW["alpha"] + LAW["beta"]), abs=0.02)
-
-
-def test_averages_are_means_in_their_bins():
-    C = np.geomspace(1, 1e6, 601)
-    x, loss, tokens = averaged(C, np.full(601, 2.5), C / 6, bins=60)
-    assert len(x) == 60 and (np.diff(x) > 0).all()
-    assert loss == pytest.approx(2.5) and tokens == pytest.approx(x / 6)
 
 
 def test_advice_is_read_and_resumes_take_theirs_back(tmp_path):

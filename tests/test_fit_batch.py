@@ -15,13 +15,13 @@ from isoflop.noise import (
     agree,
     change_batch,
     combine,
+    critical_batch_by_tokens,
     kaplan_critical_batch,
     measured_critical_batch,
     prior_critical_batch,
     steps_over_minimum,
     tokens_over_minimum,
 )
-from isoflop.noise.critical_batch import critical_batch_by_tokens
 from steps_to_loss import fit_critical_batch, steps_to_loss
 
 ZHANG_STEPS = (46000, 23000, 13282, 7000, 3840, 2500, 1800, 1600, 1600)

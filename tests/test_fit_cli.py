@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
-from isoflop.fit.fit_law import fit_law
+from isoflop.fit import fit_law, read_table
 from isoflop.record import Point, RecordLog
 from study_runs import planted_run
 
@@ -213,8 +213,6 @@ def a_record(
 
 
 def test_records_of_a_folder(tmp_path: Path) -> None:
-    from isoflop.fit.table import read_table
-
     folder = tmp_path / "records"
     sizes = {"total": 2_000_000, "non_embedding": 1_000_000}
     a_record(folder, "a", sizes, [{"train": 5.0, "eval/val": 4.9}, {"train": 4.5}], 10_000_000)

@@ -13,9 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fits import grid, hoffmann
-from isoflop.fit.fit_law import fit_law
-from isoflop.fit.runs import BadData, check_runs
-from isoflop.fit.table import parse_where, read_table
+from isoflop.fit import BadData, check_runs, fit_law, parse_where, read_table
 
 WANTED = ("N", "D", "loss")
 

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from isoflop.advice import learn_from
 from isoflop.cli import app
 from isoflop.ladder import fit_ladder_runs
-from isoflop.laws.forms import HOFFMANN, Law
-from isoflop.laws.frontier import optimal_allocation
+from isoflop.laws import HOFFMANN, Law, optimal_allocation
 from isoflop.record import Point, RecordLog, read_runs
 
 LAW = Law(HOFFMANN, {"E": 1.8, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.36}, "non_embedding_with_head")

@@ -12,15 +12,9 @@ import pytest
 from scipy.interpolate import Akima1DInterpolator
 
 from fits import reference
-from isoflop.fit.alternatives import law_through
-from isoflop.fit.drifting_law import RATIO_SD, SPLIT_SD
-from isoflop.fit.fit_law import fit_law
-from isoflop.fit.options import Option, Price, compare_options, parse_option
-from isoflop.fit.plan import Plan, plan
-from isoflop.fit.posterior import PriorLine
-from isoflop.fit.profiles import akima, isoflop_profiles, one_per_size
-from isoflop.laws import FORMS, Law, published
-from isoflop.laws.frontier import optimal_allocation
+from isoflop import plan
+from isoflop.fit import Option, Plan, Price, compare_options, fit_law, isoflop_profiles, parse_option
+from isoflop.laws import FORMS, HOFFMANN, Law, optimal_allocation, published
 
 PORIAN = "porian_refinedweb.csv"
 Columns = dict[str, np.ndarray]
@@ -42,6 +36,16 @@ def besiroglu() -> Law:
     return law
 
 
+def law_of(C: float, tokens_per_param: float, a: float) -> Law:
+    """A law of Hoffmann's form with this ratio at C FLOPs and N_opt ∝ C^a (Hoffmann et al. 2022, eq. 4)."""
+    besiroglus = besiroglu().constants
+    total = besiroglus["alpha"] + besiroglus["beta"]
+    alpha, beta = (1 - a) * total, a * total
+    G = np.sqrt(C / 6 / tokens_per_param) / (C / 6) ** a
+    A = G**total * beta * besiroglus["B"] / alpha
+    return Law(HOFFMANN, {"E": besiroglus["E"], "A": float(A), "B": besiroglus["B"], "alpha": alpha, "beta": beta})
+
+
 def drawn() -> Law:
     """Besiroglu's law with draws of A alone."""
     law = besiroglu()
@@ -55,17 +59,18 @@ def drawn() -> Law:
 
 def test_the_prior_is_twenty_to_one_and_widens_away_from_its_reference() -> None:
     for C in (1e18, 1e21, 1e24):
-        mean, _ = PriorLine().at(C)
-        assert C / 6 * np.exp(-2 * mean) == pytest.approx(20)
-    assert PriorLine().at(1e21)[1] == pytest.approx(RATIO_SD / 2)
-    assert PriorLine().at(1e24)[1] == pytest.approx(np.hypot(RATIO_SD / 2, SPLIT_SD * np.log(1e3)))
+        assert plan(C).tokens_per_param == pytest.approx(20)
+    reference_width = 2 * 1.2816 * 0.45 / 2  # ln(D/N) ~ N(ln 20, .45), so ln N has half of that
+    assert width(plan(1e21)) == pytest.approx(reference_width, rel=1e-2)
+    wider = np.hypot(1, 0.06 * np.log(1e3) / 0.225)  # the exponent's .06 over three decades
+    assert width(plan(1e24)) == pytest.approx(reference_width * wider, rel=2e-2)
 
 
 # -- own runs: the posterior -------------------------------------------------------------------------------------------
 
 
 def test_one_budget_moves_the_ratio_and_leaves_the_exponent() -> None:
-    law = law_through(np.log(np.sqrt(1e18 / 6 / 40)), 1e18, 0.5)  # 40 tokens per parameter
+    law = law_of(1e18, 40, 0.5)  # 40 tokens per parameter
     runs = sweep(law, [1e18])
     near, far = plan(1e18, own=runs), plan(1e22, own=runs)
     assert 25 < near.tokens_per_param < 45
@@ -77,7 +82,7 @@ def test_one_budget_moves_the_ratio_and_leaves_the_exponent() -> None:
 
 
 def test_many_budgets_overrule_the_prior() -> None:
-    law = law_through(np.log(np.sqrt(1e19 / 6 / 12)), 1e19, 0.6)
+    law = law_of(1e19, 12, 0.6)
     runs = sweep(law, list(np.geomspace(1e17, 1e20, 6)), noise=0.001)
     answer = plan(1e22, own=runs, convention="total")
     assert pytest.approx(optimal_allocation(law, 1e22).N, rel=0.25) == answer.N
@@ -114,7 +119,7 @@ def test_without_anything_it_is_the_prior() -> None:
     assert pytest.approx(1e21) == answer.N * answer.D * 6
     assert answer.intervals is not None
     low, high = answer.intervals["N"]
-    assert np.log(high / answer.N) == pytest.approx(1.2816 * RATIO_SD / 2, rel=1e-2)
+    assert np.log(high / answer.N) == pytest.approx(1.2816 * 0.45 / 2, rel=1e-2)
     assert low * high == pytest.approx(answer.N**2, rel=1e-2)
     assert answer.intervals["flops"] == (1e21, 1e21)
     assert "1e+21 FLOPs" in answer.method
@@ -192,7 +197,7 @@ def test_a_stock_that_suffices_changes_nothing_and_one_that_does_not_shifts() ->
 
 
 def test_own_runs_overrule_the_prior_where_they_are_clear() -> None:
-    low = law_through(np.log(np.sqrt(1e18 / 6 / 60)), 1e18, 0.5)  # 60 tokens per parameter
+    low = law_of(1e18, 60, 0.5)  # 60 tokens per parameter
     answer = plan(1e21, own=sweep(low, [5e17, 2e18]), convention="total")
     assert 30 < answer.tokens_per_param < 60  # all budgets may be off alike, and two tell little of the law's form
     assert len(answer.minima) == 2
@@ -276,12 +281,12 @@ def porian(config: str) -> dict[float, Columns]:
 
 def regret(profile: Columns, N: float) -> float:
     """% of loss above the measured minimum, Akima in ln N; beyond the sizes measured along the end's slope."""
-    rows = one_per_size(np.log(profile["N"]), profile["loss"])
-    x, loss = np.log(profile["N"][rows]), profile["loss"][rows]
+    x = np.unique(np.log(profile["N"]))
+    loss = np.array([profile["loss"][np.log(profile["N"]) == size].min() for size in x])
     curve, u = Akima1DInterpolator(x, np.log(loss)), np.log(N)
     end = np.clip(u, x[0], x[-1])
     log_loss = float(curve(end)) + (u - end) * (float(curve(end, 1)) if u != end else 0.0)
-    return float(100 * (np.exp(log_loss) / akima(x, loss)[1] - 1))
+    return float(100 * np.expm1(log_loss - curve(np.linspace(x[0], x[-1], 20_001)).min()))
 
 
 def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]]:

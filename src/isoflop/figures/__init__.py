@@ -1,4 +1,4 @@
-"""Figures as data: `figures(study(runs))`; `plotly.plotly_figure` is for a browser, `matplotlib.save` for paper."""
+"""Figures as data: `figures(study(runs))`; `plotly_figure` is for a browser, `save` for paper."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,6 +6,8 @@ from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_t
 from isoflop.figures.by_law import contours, residuals, waste
 from isoflop.figures.curves import batch, learning_curves
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Scale, Series
+from isoflop.figures.matplotlib import matplotlib_figure, save
+from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.profiles import profiles
 from isoflop.figures.study import Study, study
 from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run, ends_of_table
@@ -44,5 +46,8 @@ __all__ = [
     "curve_of_run",
     "ends_of_table",
     "figures",
+    "matplotlib_figure",
+    "plotly_figure",
+    "save",
     "study",
 ]

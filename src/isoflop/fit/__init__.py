@@ -1,7 +1,64 @@
-"""Fits of scaling laws to finished runs, their uncertainty, the three approaches, hold-out and plans."""
+"""Fits of scaling laws to finished runs, their uncertainty, the three approaches, hold-out and plans.
+
+Fitting a law is imported at once; what needs SciPy or reads tables, when it is first used. `isoflop.plan` plans.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from isoflop.fit.fit_law import FITTED, LawFit, fit_law
 from isoflop.fit.holdout import Extrapolation, extrapolation
-from isoflop.fit.runs import BadData
+from isoflop.fit.runs import BadData, check_runs, final_loss
 
-__all__ = ["FITTED", "BadData", "Extrapolation", "LawFit", "extrapolation", "fit_law"]
+if TYPE_CHECKING:
+    from isoflop.fit.approaches import Approach, approach_3, compare_approaches
+    from isoflop.fit.envelope import Curve, envelope_of, loss_envelope
+    from isoflop.fit.options import Option, Price, compare_options, parse_option
+    from isoflop.fit.plan import Plan
+    from isoflop.fit.profiles import isoflop_profiles
+    from isoflop.fit.table import parse_where, read_table, table_of_runs
+
+__all__ = [
+    "FITTED",
+    "Approach",
+    "BadData",
+    "Curve",
+    "Extrapolation",
+    "LawFit",
+    "Option",
+    "Plan",
+    "Price",
+    "approach_3",
+    "check_runs",
+    "compare_approaches",
+    "compare_options",
+    "envelope_of",
+    "extrapolation",
+    "final_loss",
+    "fit_law",
+    "isoflop_profiles",
+    "loss_envelope",
+    "parse_option",
+    "parse_where",
+    "read_table",
+    "table_of_runs",
+]
+
+_LAZY = {
+    "approaches": ("Approach", "approach_3", "compare_approaches"),
+    "envelope": ("Curve", "envelope_of", "loss_envelope"),
+    "options": ("Option", "Price", "compare_options", "parse_option"),
+    "plan": ("Plan",),
+    "profiles": ("isoflop_profiles",),
+    "table": ("parse_where", "read_table", "table_of_runs"),
+}
+_HOME = {name: module for module, names in _LAZY.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _HOME:
+        return getattr(import_module(f"isoflop.fit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'isoflop.fit' has no attribute {name!r}")

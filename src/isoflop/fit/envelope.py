@@ -43,7 +43,7 @@ class Curve:
     tokens: ArrayLike | None = None
 
 
-def envelope(
+def loss_envelope(
     curves: Sequence[Curve],
     *,
     points: int = BUDGETS,
@@ -246,7 +246,7 @@ def envelope_of(runs: Iterable[tuple[float, Array, Array, Array]], level: float,
             curves.append(Curve(N, *averaged(C[rises], loss[rises], tokens[rises])))
     if not curves:
         raise ValueError(f"curves of several sizes, each with {SHORTEST} points of this loss, are needed")
-    found = envelope(curves, level=level, convention=convention)
+    found = loss_envelope(curves, level=level, convention=convention)
     if not found.intervals:  # steps between two or three sizes
         raise ValueError("; ".join(found.warnings[-2:]))
     return found

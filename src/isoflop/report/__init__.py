@@ -1,1 +1,43 @@
-"""Reports on runs: one HTML page with figures, fits, advice and data; LaTeX tables; a table for the terminal."""
+"""Reports on runs: one HTML page with figures, fits, advice and data; LaTeX tables; a table for the terminal.
+
+Nothing is imported before it is used: the table for the terminal needs no figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isoflop.report.latex import bibtex, report_tex
+    from isoflop.report.page import render, write_report
+    from isoflop.report.report import Report, make_report
+    from isoflop.report.runs import Sources, read_record, read_sources, run_rows
+
+__all__ = [
+    "Report",
+    "Sources",
+    "bibtex",
+    "make_report",
+    "read_record",
+    "read_sources",
+    "render",
+    "report_tex",
+    "run_rows",
+    "write_report",
+]
+
+_LAZY = {
+    "latex": ("bibtex", "report_tex"),
+    "page": ("render", "write_report"),
+    "report": ("Report", "make_report"),
+    "runs": ("Sources", "read_record", "read_sources", "run_rows"),
+}
+_HOME = {name: module for module, names in _LAZY.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _HOME:
+        return getattr(import_module(f"isoflop.report.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'isoflop.report' has no attribute {name!r}")
