@@ -167,7 +167,7 @@ def _optimal_notes(study: Study) -> tuple[str, ...]:
         *(f"{text}." for text in study.without),
         *(f"{approach.name}: {text}." for approach in study.approaches for text in approach.warnings),
     ]
-    if any(each.name.startswith(ROLES[0]) for each in study.approaches):
+    if any(each.number == 1 for each in study.approaches):
         notes.append(
             "Approach 1 reads every run where it stands: rates that fall at the end, and noise of the losses, bias it."
         )
@@ -182,7 +182,7 @@ def _optimal_notes(study: Study) -> tuple[str, ...]:
 def _approach(
     study: Study, approach: Approach, what: str, least: float, most: float
 ) -> tuple[list[Series], list[Band]]:
-    role = next(role for role in ROLES if approach.name.startswith(role))
+    role = ROLES[approach.number - 1]
     name = "approach 3 (fitted law)" if role == "approach 3" else approach.name
     pieces = [(least, most, False)] if most > least else []
     pieces += [] if study.doubts and role == "approach 3" else [(most, most * BEYOND, True)]

@@ -76,7 +76,7 @@ def profiles(study: Study) -> Figure | NoFigure:
 
 def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
     """By approach 2; of a single budget, where it has no opinion, the minimum alone."""
-    found = next((each for each in study.approaches if each.name.startswith("approach 2")), None)
+    found = next((each for each in study.approaches if each.number == 2), None)
     if found is not None:
         return found.minima, found.warnings
     N, D, L = (study.columns[name] for name in ("N", "D", "loss"))

@@ -100,6 +100,7 @@ class Approach:
         convention: which parameters N counts.
         covariances: of (ln prefactor, exponent), of N and of D, each [2, 2].
         dof: degrees of freedom of the standard errors; infinite: normal.
+        number: 1, 2 or 3 of Hoffmann et al.; 0: the posterior.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Approach:
     convention: Convention = "unknown"
     covariances: tuple[Array, Array] | None = field(default=None, repr=False, compare=False)
     dof: float = np.inf
+    number: int = 0
 
     def allocate(self, C: float) -> tuple[float, float]:
         """Optimal parameters and tokens for a budget of C FLOPs, each by its own power law.
@@ -342,6 +344,7 @@ def approach_3(law: Law, level: float = 0.9, flops_per_param_token: float = TRAI
         warnings=tuple(warnings),
         n=0 if draws is None else len(draws),
         convention=law.convention,
+        number=3,
     )
 
 

@@ -145,6 +145,7 @@ def loss_envelope(
         warnings=tuple(warnings),
         n=len(N),
         convention=convention,
+        number=1,
     )
 
 

@@ -255,6 +255,7 @@ def isoflop_profiles(
         warnings=(*warnings, *reasons),
         n=found.rows,
         convention=convention,
+        number=2,
     )
 
 

@@ -117,7 +117,7 @@ def _law(study: Study) -> str:
 
 
 def _exponents(study: Study) -> list[str]:
-    law = next((each for each in study.approaches if each.name.startswith("approach 3")), None)
+    law = next((each for each in study.approaches if each.number == 3), None)
     if law is None or "a" not in law.intervals:
         return []
     low, high = law.intervals["a"]
