@@ -115,10 +115,12 @@ def test_steps_to_a_loss() -> None:
 
 
 def test_published_batches_from_their_constants() -> None:
-    assert published("steplaw2025").batch(D=1e11) == pytest.approx(0.58 * 1e11**0.571)
-    assert float(published("steplaw2025").batch(D=1e11)) == pytest.approx(1.108e6, rel=1e-3)
-    assert float(published("deepseek2024").batch(C=1e20)) == pytest.approx(0.2920 * 1e20**0.3271)
-    assert float(published("deepseek2024").batch(C=1e20)) == pytest.approx(1.0171e6, rel=1e-3)
+    step_law, deepseek = published("steplaw2025").batch_law, published("deepseek2024").batch_law
+    assert step_law is not None and deepseek is not None
+    assert float(step_law(D=1e11)) == pytest.approx(0.58 * 1e11**0.571)
+    assert float(step_law(D=1e11)) == pytest.approx(1.108e6, rel=1e-3)
+    assert float(deepseek(C=1e20)) == pytest.approx(0.2920 * 1e20**0.3271)
+    assert float(deepseek(C=1e20)) == pytest.approx(1.0171e6, rel=1e-3)
 
 
 def test_kaplan_doubles_for_13_percent_of_loss() -> None:

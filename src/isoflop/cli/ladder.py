@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs, print_json, reported, say, tell
 from isoflop.console import grid, screen
@@ -20,6 +17,9 @@ from isoflop.ladder.attempt import Folders, RunState, state_of
 from isoflop.laws.quantities import short
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from isoflop.ladder.design import RungWorth
     from isoflop.ladder.fit import Estimate, LadderFit, LeftOut
     from isoflop.ladder.plan import LadderPlan, PlannedRun
@@ -340,6 +340,9 @@ def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Ite
 
     Gives the function that is told a run's name when no further attempt at it is made.
     """
+    from rich.console import Console
+    from rich.live import Live
+
     console = Console(stderr=True)
     states = {run.name: state_of(run, folders[run.name]) for run in runs}
     over = {name for name, state in states.items() if state.stage == "finished"}
@@ -372,6 +375,8 @@ def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Ite
 
 def states_table(states: Sequence[RunState]) -> Table:
     """The runs' states as a table; of many runs, those that are under way or failed."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold", caption=counts(states), caption_justify="left")
     table.add_column("run")
     table.add_column("state")

@@ -227,13 +227,14 @@ def final_loss(points: Sequence[Point], loss: str) -> float | None:
 
 def implausible(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> NDArray[np.intp]:
     """Rows whose C is no training compute of N parameters on D tokens; NaN, not known, is none of them."""
-    rate = np.asarray(C, dtype=float) / (np.asarray(N, dtype=float) * np.asarray(D, dtype=float))
+    with np.errstate(over="ignore"):  # a product beyond 1e308 is no run's
+        rate = np.asarray(C, dtype=float) / (np.asarray(N, dtype=float) * np.asarray(D, dtype=float))
     return np.flatnonzero((rate < PLAUSIBLE_RATE[0]) | (rate > PLAUSIBLE_RATE[1]))
 
 
 def describe_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike, row: int, labels: Sequence[object]) -> str:
     """What is wrong with an implausible row."""
-    rate = float(np.asarray(C)[row] / (np.asarray(N)[row] * np.asarray(D)[row]))
+    rate = float(np.asarray(C)[row]) / float(np.asarray(N)[row]) / float(np.asarray(D)[row])
     return (
         f"{labels[row]}, column 'C': expected about 6 FLOPs per parameter and token, got C/(N·D) = {rate:.3g}: are N "
         "and D plain counts (not millions), and C in FLOPs? Without the column C is 6·N·D"

@@ -239,7 +239,7 @@ def _compute(
     doubts: tuple[str, ...] = ()
     if odd.size:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        rate = flops[odd[0]] / (N[odd[0]] * D[odd[0]])
+        rate = flops[odd[0]] / N[odd[0]] / D[odd[0]]
         doubts = (
             f"measured FLOPs of {labels[odd[0]]}{more} are not used: {rate:.3g} per parameter and token, where about 6 "
             "are expected; their C is 6·N·D",

@@ -44,6 +44,10 @@ def check_tokens(name: str, value: float) -> float:
     return _counted(name, value, "tokens")
 
 
+MOST_FLOPS = 1e40
+"""The largest trainings took 1e26 FLOPs; far beyond this, sizes overflow."""
+
+
 def check_budget(name: str, value: float) -> float:
     """A compute budget in FLOPs; ValueError where it is likely in PF-days or petaFLOPs."""
     number = positive(name, value, "FLOPs")
@@ -51,6 +55,10 @@ def check_budget(name: str, value: float) -> float:
         raise ValueError(
             f"{name} must be in FLOPs, got {number:g}, less than a thousand parameters on a thousand tokens: "
             f"did you mean PF-days? Multiply by {PF_DAY:g}"
+        )
+    if number > MOST_FLOPS:
+        raise ValueError(
+            f"{name} must be in FLOPs, got {number:g}, more than {MOST_FLOPS:g}: no training comes near it"
         )
     return number
 
