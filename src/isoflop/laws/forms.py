@@ -45,7 +45,8 @@ def compute_of(N: ArrayLike, D: ArrayLike, measured: ArrayLike | None = None) ->
     >>> compute_of(1e8, [1e9, 2e9], [9e17, np.nan])
     array([9.0e+17, 1.2e+18])
     """
-    nominal = TRAINING_FLOPS * values(N) * values(D)
+    with np.errstate(over="ignore"):  # a product beyond 1e308 is no run's
+        nominal = TRAINING_FLOPS * values(N) * values(D)
     if measured is None:
         return nominal
     counted = values(measured)
