@@ -36,6 +36,7 @@ from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
 from isoflop.forecast import Forecast, domain_of, usable
 from isoflop.guard import declare, warn
+from isoflop.laws import published_names
 from isoflop.live.header import describe_model
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
@@ -43,6 +44,7 @@ from isoflop.live.run_info import RunInfo
 from isoflop.live.sinks import FRONTIER, draw_frontier
 from isoflop.record.reader import read_runs
 
+published_names()  # reads their file with the module, as code is read: in a training there may be no file handle left
 ADVICE = declare("advising", "no further advice")
 HISTORY = declare("reading the earlier runs", "advice rests on published sweeps alone")
 CALLBACK = declare("on_advice", "your function is not called again")
