@@ -61,3 +61,7 @@ def test_the_contracts_hold_and_a_breach_is_seen(
 
 def test_every_file_is_named_by_a_noun_of_the_field() -> None:
     assert not [path for path in SOURCES if path.stem in NAMES_TO_AVOID]
+
+
+def test_no_file_is_too_long_to_be_one_concept() -> None:
+    assert not [path for path in SOURCES if len(path.read_text().splitlines()) > 520]
