@@ -328,11 +328,11 @@ def test_a_folder_replaced_by_a_link_after_it_was_listed_is_refused(tmp_path: Pa
         (folder / "isoflop-a.jsonl").write_bytes(HEADER + line(1))
     asked = Asked(logs)
     assert asked("runs")["runs"][0]["run_id"] == "a"
-    store = asked.store
+    with asked.store._lock:  # not in the middle of the following thread's own scan
+        asked.store._next_scan = float("inf")  # it isn't listed again yet
     (logs / "run" / "isoflop-a.jsonl").unlink()
     (logs / "run").rmdir()
     (logs / "run").symlink_to(outside)
-    store._next_scan = float("inf")  # it isn't listed again yet
     with (outside / "isoflop-a.jsonl").open("ab") as stream:
         stream.write(line(9))
     (row,) = asked("runs")["runs"]

@@ -17,7 +17,7 @@ from golden.values import condensed, differences
 
 GONE = STEPS // 2
 """Optimizer steps before the end of the first process."""
-BY_PROCESS = {"run_id", "created", "name", "path", "attempts", "options", "points", "advice", "end", "status"}
+BY_PROCESS = {"run_id", "created", "git", "name", "path", "attempts", "options", "points", "advice", "end", "status"}
 """Fields of a run that differ, or that are compared by themselves."""
 SAME = 1e-5
 """Relative tolerance: a float32 training need not be the same to the bit in another process."""
