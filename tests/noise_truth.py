@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_gpt import GPTConfig, TinyGPT, next_token_loss
 
 from isoflop.guard import Guard
-from isoflop.noise.estimator import NoiseScale, RunningMoments, StepEstimate, StepResult, read, result
-from isoflop.noise.sources import MicroBatches, denominators
+from isoflop.noise import MicroBatches, NoiseScale, RunningMoments, StepEstimate, StepResult, denominators, read, result
 
 LENGTH, POOL = 32, 512
 

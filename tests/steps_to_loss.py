@@ -11,8 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import ndtri, stdtrit
 
 from isoflop.arrays import Array
-from isoflop.laws.forms import values
-from isoflop.noise.critical_batch import Belief
+from isoflop.noise import Belief
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def fit_critical_batch(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.9
     Raises:
         ValueError: fewer than three runs, one batch size only, or values that are not positive.
     """
-    B, S = np.broadcast_arrays(values(batch), values(steps))
+    B, S = np.broadcast_arrays(np.asarray(batch, dtype=float), np.asarray(steps, dtype=float))
     if B.ndim != 1 or len(B) < 3 or len(np.unique(B)) < 2:
         raise ValueError(
             f"expected at least 3 runs at 2 or more batch sizes, got batches {B.tolist()}: S_min and B_crit are two "
@@ -121,7 +120,7 @@ def steps_to_loss(steps: ArrayLike, losses: ArrayLike, target: float) -> float |
         losses: of a validation set, or smoothed: a noisy curve crosses too early.
         target: the same unit.
     """
-    S, L = values(steps), values(losses)
+    S, L = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
     if S.shape != L.shape or S.ndim != 1:
         raise ValueError(f"expected as many losses as steps, got {L.shape} and {S.shape}")
     below = np.flatnonzero(target >= L)

@@ -21,7 +21,8 @@ from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import advice as advising
 from isoflop.record import Point, RecordLog, read_runs
 from isoflop.transformers import IsoFLOPCallback
-from tiny import LIGHTNING_NOISE, Rows, TinyLM, batches, hf_trainer, lightning_module, lightning_trainer, model
+from tiny import Rows, TinyLM, batches, model
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer
 from workers import run as on_ranks
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]

@@ -24,7 +24,7 @@ from isoflop.cli import app
 from isoflop.flops import context_of, parse_input
 from isoflop.lightning import IsoFLOPMonitor
 from models import TinyGPT, gpt2, gpt2_forward_flops, llama, llama_forward_flops
-from tiny import LIGHTNING_NOISE, lightning_trainer
+from trainers import LIGHTNING_NOISE, lightning_trainer
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

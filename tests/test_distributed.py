@@ -8,19 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tiny import (
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    losses,
-    model,
-    plain_loop,
-    the_run,
-    totals,
-    unpickling,
-)
+from tiny import Rows, batches, losses, model, the_run, totals
+from trainers import hf_trainer, lightning_module, lightning_trainer, plain_loop, unpickling
 from workers import kill_me, run
 
 ROWS = 64

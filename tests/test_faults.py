@@ -18,18 +18,8 @@ import torch
 import isoflop
 from isoflop.guard import BOUNDARIES, Guard, hook
 from isoflop.record import RecordError, read_runs
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    model,
-    plain_loop,
-    same_weights,
-    weights,
-)
+from tiny import Rows, batches, model, same_weights, weights
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 from workers import run
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]

@@ -16,26 +16,14 @@ import torch
 from torch.optim import lr_scheduler as S
 
 import isoflop
-from isoflop.flops.totals import Totals
+from isoflop.flops import Totals
 from isoflop.forecast import Forecast, NoForecast, Outcome, Reason, curve_of, finished_runs, history_of
 from isoflop.lightning import IsoFLOPMonitor
+from isoflop.live import Interval, LogStep, Options, RunInfo
 from isoflop.live import forecast as forecasting
-from isoflop.live.log_step import Interval, LogStep
-from isoflop.live.options import Options
-from isoflop.live.run_info import RunInfo
 from isoflop.transformers import IsoFLOPCallback
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    model,
-    same_weights,
-    the_run,
-    weights,
-)
+from tiny import Rows, batches, model, same_weights, the_run, weights
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 TOTAL, TOKENS, PEAK = 2_000, 500_000, 1e-3

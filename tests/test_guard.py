@@ -20,19 +20,8 @@ from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import Point, RecordLog, read_run
 from isoflop.transformers import IsoFLOPCallback
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    model,
-    plain_loop,
-    same_weights,
-    unpickling,
-    weights,
-)
+from tiny import Rows, batches, model, same_weights, weights
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop, unpickling
 
 LIGHTNINGS_OWN = "ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*LIGHTNING_NOISE, LIGHTNINGS_OWN)]

@@ -17,17 +17,8 @@ from isoflop.logs import EVERY, Given
 from isoflop.record import Run
 from isoflop.transformers import IsoFLOPCallback
 from models import llama, tokens
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    model,
-    plain_loop,
-    the_run,
-)
+from tiny import Rows, batches, model, the_run
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 ROWS = Rows(64)

@@ -9,9 +9,10 @@ import pytest
 
 from isoflop.record import Run
 from test_resume import ROWS
-from tiny import LIGHTNING_NOISE, totals
+from tiny import totals
 from torture import kills
 from torture.kills import Moment, any_moment, attempt, check, in_one_piece, one_run, records
+from trainers import LIGHTNING_NOISE
 from workers import run
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]

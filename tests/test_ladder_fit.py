@@ -22,8 +22,7 @@ from isoflop.ladder import (
     read_plan,
     write_plan,
 )
-from isoflop.laws.forms import HOFFMANN, Law
-from isoflop.laws.frontier import optimal_allocation
+from isoflop.laws import HOFFMANN, Law, optimal_allocation
 from ladders import LAW, planted_loss, record_ladder, record_run
 
 FIT_KEYS = {

@@ -20,8 +20,7 @@ from isoflop.fit.drifting_law import (
     slopes,
 )
 from isoflop.fit.posterior import posterior_of_runs
-from isoflop.laws.forms import HOFFMANN, Law
-from isoflop.laws.frontier import optimal_allocation
+from isoflop.laws import HOFFMANN, Law, optimal_allocation
 
 ORIGIN = Origin(1e8, 2e9)
 LAW = {"E": 1.7, "A": 410.0, "B": 1100.0, "alpha": 0.34, "beta": 0.33}

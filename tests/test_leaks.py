@@ -79,7 +79,7 @@ def test_a_run_from_another_folders_checkpoint_has_a_record_of_its_own(tmp_path:
             monitor.step(loss, tokens=10)
 
     def monitor(folder: str) -> isoflop.Monitor:
-        from isoflop.live.run_info import RunInfo
+        from isoflop.live import RunInfo
 
         return isoflop.Monitor(Caching(), run=RunInfo(record_dir=tmp_path / folder, log_every=1))
 

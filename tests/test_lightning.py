@@ -12,23 +12,11 @@ import pytorch_lightning
 import torch
 
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.live.scalars import AXES
+from isoflop.live import AXES
 from isoflop.record import Run
 from isoflop_lightning.callback import evaluation_name
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    lightning_module,
-    lightning_trainer,
-    losses,
-    model,
-    same_weights,
-    the_run,
-    totals,
-    unpickling,
-    weights,
-)
+from tiny import Rows, batches, losses, model, same_weights, the_run, totals, weights
+from trainers import LIGHTNING_NOISE, lightning_module, lightning_trainer, unpickling
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

@@ -16,21 +16,8 @@ import isoflop
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.record import read_runs
 from isoflop.transformers import IsoFLOPCallback
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    losses,
-    model,
-    plain_loop,
-    same_weights,
-    the_run,
-    totals,
-    weights,
-)
+from tiny import Rows, batches, losses, model, same_weights, the_run, totals, weights
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from isoflop.live.monitor import Monitor
-from isoflop.noise.cadence import Cadence
+from isoflop.live import Monitor
+from isoflop.noise import Cadence
 from noise_truth import gpt, loss_of, pool
 from workers import run
 

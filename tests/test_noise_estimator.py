@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.noise.cadence import DENSEST, GRACE, SHARE, Cadence, StepTimes
-from isoflop.noise.estimator import (
+from isoflop.noise import (
+    DENSEST,
+    GRACE,
     MIN_MEASUREMENTS,
+    SHARE,
+    Cadence,
     RunningMoments,
     StepEstimate,
+    StepTimes,
     Unusable,
     estimate_step,
     fieller,

@@ -17,8 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_gpt import GPTConfig, TinyGPT, next_token_loss, stdlib_text
 
 from isoflop.guard import Guard
-from isoflop.noise.estimator import RunningMoments, StepEstimate, read, result
-from isoflop.noise.sources import MicroBatches, denominators, settled
+from isoflop.noise import MicroBatches, RunningMoments, StepEstimate, denominators, read, result, settled
 from steps_to_loss import fit_critical_batch, steps_to_loss
 
 LENGTH = 64

@@ -15,25 +15,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import isoflop
-from isoflop.flops.totals import Totals
+from isoflop.flops import Totals
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.live.log_step import LogStep
-from isoflop.noise.cadence import Cadence
+from isoflop.live import LogStep
+from isoflop.noise import Cadence
 from isoflop.transformers import IsoFLOPCallback
 from syncs import counted_syncs
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    model,
-    plain_loop,
-    same_weights,
-    the_run,
-    weights,
-)
+from tiny import Rows, batches, model, same_weights, the_run, weights
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from isoflop.guard import Guard
-from isoflop.noise.estimator import read, result
-from isoflop.noise.sources import MicroBatches
-from isoflop.noise.split import halves
+from isoflop.noise import MicroBatches, halves, read, result
 from noise_truth import LENGTH, POOL, gpt, loss_of, measure, metric, pair, per_sequence, pool, ratio_of, train, truth
 
 WINDOWS, MEASURED = 50, 12

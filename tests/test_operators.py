@@ -16,12 +16,13 @@ from isoflop.flops import (
     Call,
     FlopCount,
     FlopCounter,
+    formula_of,
     measure_flops,
+    operator_name,
     operators,
     register_flop_formula,
     shapes,
 )
-from isoflop.flops.operators import formula_of, operator_name
 
 aten = torch.ops.aten
 

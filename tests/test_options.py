@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from isoflop.live.options import Options, OptionsDict
+from isoflop.live import Options, OptionsDict
 
 
 def test_nothing_is_set_by_itself():

@@ -19,17 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
 from isoflop.flops import data_parallel_ranks
-from tiny import (
-    Rows,
-    TinyLM,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    losses,
-    the_run,
-    totals,
-)
+from tiny import Rows, TinyLM, batches, losses, the_run, totals
+from trainers import hf_trainer, lightning_module, lightning_trainer
 from workers import kill_me, run
 
 ROWS, GLOBAL_BATCH, LOG_EVERY = 61, 8, 3  # the last of 8 steps has 5 rows; 8 is no multiple of 3

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.flops import Peak, known_devices, lookup_peak, peak_by_short_name
+from isoflop.flops import DTYPES, Peak, known_devices, lookup_peak, peak_by_short_name
 from isoflop.flops import device as peaks
-from isoflop.flops.device import DTYPES
 
 # (reported name, dtype, dense TFLOP/s). A figure that the vendor prints with sparsity, or for two devices,
 # stands here as it is printed, and is halved in sight.

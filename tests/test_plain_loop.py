@@ -10,7 +10,8 @@ import torch
 
 import isoflop
 from isoflop.flops import TokenCount
-from tiny import LIGHTNING_NOISE, Rows, batches, losses, model, plain_loop, same_weights, the_run, totals, weights
+from tiny import Rows, batches, losses, model, same_weights, the_run, totals, weights
+from trainers import LIGHTNING_NOISE, plain_loop
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

@@ -21,7 +21,7 @@ from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss, stdlib_text
 from isoflop.advice import Reason, Severity
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
-from tiny import LIGHTNING_NOISE, hf_arguments, lightning_trainer
+from trainers import LIGHTNING_NOISE, hf_arguments, lightning_trainer
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE)]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler as S
 
 from isoflop.forecast import LrPlan
-from isoflop.live.scheduler import UnknownFuture, by_batch, by_epoch, future_learning_rates
+from isoflop.live import UnknownFuture, by_batch, by_epoch, future_learning_rates
 
 PEAK = 1e-3
 

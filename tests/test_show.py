@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from isoflop.flops import Parameters, Totals
+from isoflop.live import (
+    AXES,
+    INTERVAL,
+    MAX_STEP,
+    ComputeAxes,
+    Interval,
+    LogStep,
+    TensorBoardSink,
+    interval_line,
+    interval_scalars,
+)
 from isoflop.live import sinks as terminal
-from isoflop.live.log_step import Interval, LogStep
-from isoflop.live.scalars import AXES, INTERVAL, MAX_STEP, ComputeAxes, interval_scalars
-from isoflop.live.sinks import TensorBoardSink, interval_line
 from isoflop.record import due
 
 LOG, GIGA = "isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs"

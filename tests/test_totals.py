@@ -12,19 +12,8 @@ from torch import nn
 
 import isoflop
 from isoflop.record import Run
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    losses,
-    model,
-    plain_loop,
-    the_run,
-    totals,
-)
+from tiny import Rows, batches, losses, model, the_run, totals
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

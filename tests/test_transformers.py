@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.live.scalars import AXES, SCALARS
+from isoflop.live import AXES, SCALARS
 from isoflop.record import Run
 from isoflop.transformers import IsoFLOPCallback
-from tiny import Rows, hf_trainer, losses, model, same_weights, the_run, totals, weights
+from tiny import Rows, losses, model, same_weights, the_run, totals, weights
+from trainers import hf_trainer
 
 ROWS = Rows(64)
 
@@ -279,7 +280,7 @@ def test_own_interval(tmp_path: Path) -> None:
 def test_a_users_own_log_call_is_no_log_step(tmp_path: Path) -> None:
     from transformers import Trainer
 
-    from tiny import hf_arguments
+    from trainers import hf_arguments
 
     class Talkative(Trainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

@@ -20,19 +20,8 @@ from isoflop.flops import FORMULA, SIX_ND, WATCHED
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
 from models import TinyGPT, gpt2, gpt2_forward_flops, tokens
-from tiny import (
-    LIGHTNING_NOISE,
-    Rows,
-    batches,
-    hf_trainer,
-    lightning_module,
-    lightning_trainer,
-    model,
-    same_weights,
-    the_run,
-    totals,
-    weights,
-)
+from tiny import Rows, batches, model, same_weights, the_run, totals, weights
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from isoflop.advice import Advice, Adviser, Batch, Reason, Situation
 from isoflop.forecast import LrPlan, OnlineForecaster
-from isoflop.laws.forms import HOFFMANN, Law
-from isoflop.laws.frontier import waste_of
+from isoflop.laws import HOFFMANN, Law, waste_of
 from isoflop.noise import Belief, combine
 
 LOG_STEPS = 60

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isoflop.lookup import face
+
 if TYPE_CHECKING:
     from isoflop.figures import study
     from isoflop.fit import fit_law
@@ -51,31 +53,20 @@ __all__ = [
     "write_report",
 ]
 
-_HOME = {
-    "Monitor": "isoflop.live.monitor",
-    "TokenCount": "isoflop.flops.tokens",
-    "StepCount": "isoflop.flops.count",
-    "Uncountable": "isoflop.flops.calls",
-    "count": "isoflop.flops.count",
-    "register_flop_formula": "isoflop.flops.operators",
-    "Point": "isoflop.record",
-    "RecordError": "isoflop.record",
-    "Run": "isoflop.record",
-    "read_run": "isoflop.record",
-    "read_runs": "isoflop.record",
-    "import_runs": "isoflop.logs",
-    "fit_law": "isoflop.fit",
-    "plan": "isoflop.fit.plan",
-    "optimal_allocation": "isoflop.laws",
-    "published": "isoflop.laws",
-    "study": "isoflop.figures",
-    "write_report": "isoflop.report.page",
-}
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'isoflop' has no attribute {name!r}")
+__getattr__ = face(
+    __name__,
+    {
+        "figures": "study",
+        "fit": "fit_law",
+        "fit.plan": "plan",
+        "flops.calls": "Uncountable",
+        "flops.count": "StepCount count",
+        "flops.operators": "register_flop_formula",
+        "flops.tokens": "TokenCount",
+        "laws": "optimal_allocation published",
+        "live.monitor": "Monitor",
+        "logs": "import_runs",
+        "record": "Point RecordError Run read_run read_runs",
+        "report.page": "write_report",
+    },
+)

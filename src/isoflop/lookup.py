@@ -1,17 +1,39 @@
-"""Find the object that `module:name` or `file.py:name` on the command line names, or say what is missing."""
+"""Find objects by name: those that `module:name` or `file.py:name` names on the command line, and those of a face.
+
+A face, the `__init__` of a room, imports a module of the room when one of its names is asked for, not before.
+"""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 class CannotOpen(ValueError):
     """Something on the command line can't be opened; the text says what to do."""
+
+
+def face(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
+    """A package's `__getattr__`, which imports a name's module when the name is first asked for.
+
+    Args:
+        package: the package's full name.
+        modules: the names, separated by blanks, of each of its modules.
+    """
+    home = {name: module for module, names in modules.items() for name in names.split()}
+
+    def __getattr__(name: str) -> object:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+
+    return __getattr__
 
 
 def find(source: str) -> Any:
@@ -20,6 +42,8 @@ def find(source: str) -> Any:
     Raises:
         CannotOpen: it does not exist, or its module can't be imported.
     """
+    import difflib
+
     place, _, name = source.rpartition(":")
     if not place or not name:
         raise CannotOpen(f"expected module:name or file.py:name, got {source!r}")

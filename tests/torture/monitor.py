@@ -15,7 +15,7 @@ import torch
 
 import isoflop
 from isoflop.advice import Reason
-from isoflop.live.run_info import RunInfo
+from isoflop.live import RunInfo
 from isoflop.record import read_run
 
 ODD: list[Any] = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from isoflop.fit.fit_law import FITTED, LawFit, fit_law
 from isoflop.fit.holdout import Extrapolation, extrapolation
 from isoflop.fit.runs import BadData, check_runs, final_loss
+from isoflop.lookup import face
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import Approach, approach_3, compare_approaches
@@ -45,20 +46,14 @@ __all__ = [
     "table_of_runs",
 ]
 
-_LAZY = {
-    "approaches": ("Approach", "approach_3", "compare_approaches"),
-    "envelope": ("Curve", "envelope_of", "loss_envelope"),
-    "options": ("Option", "Price", "compare_options", "parse_option"),
-    "plan": ("Plan",),
-    "profiles": ("isoflop_profiles",),
-    "table": ("parse_where", "read_table", "table_of_runs"),
-}
-_HOME = {name: module for module, names in _LAZY.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name in _HOME:
-        return getattr(import_module(f"isoflop.fit.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'isoflop.fit' has no attribute {name!r}")
+__getattr__ = face(
+    __name__,
+    {
+        "approaches": "Approach approach_3 compare_approaches",
+        "envelope": "Curve envelope_of loss_envelope",
+        "options": "Option Price compare_options parse_option",
+        "plan": "Plan",
+        "profiles": "isoflop_profiles",
+        "table": "parse_where read_table table_of_runs",
+    },
+)

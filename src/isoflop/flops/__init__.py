@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isoflop.lookup import face
+
 if TYPE_CHECKING:
     from isoflop.flops.calls import Call, OutermostCalls, Shape, Uncountable, parameters_used_outside
     from isoflop.flops.calls import shapes, signature, tensors_in, watch
@@ -18,40 +20,34 @@ if TYPE_CHECKING:
     from isoflop.flops.cost import StepCost
     from isoflop.flops.count import ModuleCount, StepCount, count_measured, count_otherwise
     from isoflop.flops.counter import FlopCount, FlopCounter
-    from isoflop.flops.device import Device, Peak, known_devices, lookup_peak, model_device, peak_by_short_name
+    from isoflop.flops.device import DTYPES, Device, Peak, known_devices, lookup_peak, model_device, peak_by_short_name
     from isoflop.flops.measure import Measurement, measure_flops, run_once
     from isoflop.flops.open_model import Opened, candidate_calls, context_of, describe_call, parse_input
-    from isoflop.flops.operators import register_flop_formula
+    from isoflop.flops.operators import formula_of, operator_name, register_flop_formula
     from isoflop.flops.other_counters import Opinion, opinions
     from isoflop.flops.parameters import Parameters, count_parameters, original_class, unwrap
     from isoflop.flops.step import StepObserver
     from isoflop.flops.tokens import TokenCount, count_tokens
     from isoflop.flops.totals import Totals, data_parallel_ranks, rank, sum_over_ranks, world_size
 
-_NAMES = {
-    "calls": "Call OutermostCalls Shape Uncountable parameters_used_outside shapes signature tensors_in watch",
-    "clock": "Clock Phase",
-    "config_shape": "ESTIMATED FORMULA GIVEN MEASURED SIX_ND WATCHED TransformerShape "
-    "kaplan palm shape_of six_n width_of",
-    "cost": "StepCost",
-    "count": "ModuleCount StepCount count_measured count_otherwise",
-    "counter": "FlopCount FlopCounter",
-    "device": "Device Peak known_devices lookup_peak model_device peak_by_short_name",
-    "measure": "Measurement measure_flops run_once",
-    "open_model": "Opened candidate_calls context_of describe_call parse_input",
-    "operators": "register_flop_formula",
-    "other_counters": "Opinion opinions",
-    "parameters": "Parameters count_parameters original_class unwrap",
-    "step": "StepObserver",
-    "tokens": "TokenCount count_tokens",
-    "totals": "Totals data_parallel_ranks rank sum_over_ranks world_size",
-}
-_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name in _MODULES:
-        return getattr(import_module(f"isoflop.flops.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'isoflop.flops' has no attribute {name!r}")
+__getattr__ = face(
+    __name__,
+    {
+        "calls": "Call OutermostCalls Shape Uncountable parameters_used_outside shapes signature tensors_in watch",
+        "clock": "Clock Phase",
+        "config_shape": "ESTIMATED FORMULA GIVEN MEASURED SIX_ND WATCHED TransformerShape "
+        "kaplan palm shape_of six_n width_of",
+        "cost": "StepCost",
+        "count": "ModuleCount StepCount count_measured count_otherwise",
+        "counter": "FlopCount FlopCounter",
+        "device": "DTYPES Device Peak known_devices lookup_peak model_device peak_by_short_name",
+        "measure": "Measurement measure_flops run_once",
+        "open_model": "Opened candidate_calls context_of describe_call parse_input",
+        "operators": "formula_of operator_name register_flop_formula",
+        "other_counters": "Opinion opinions",
+        "parameters": "Parameters count_parameters original_class unwrap",
+        "step": "StepObserver",
+        "tokens": "TokenCount count_tokens",
+        "totals": "Totals data_parallel_ranks rank sum_over_ranks world_size",
+    },
+)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isoflop.lookup import face
+
 if TYPE_CHECKING:
     from isoflop.ladder.fit import (
         Doubt,
@@ -42,13 +44,12 @@ __all__ = [
     "write_plan",
 ]
 
-_IN_PLAN = ("Expected", "LadderPlan", "PlanError", "PlannedRun", "read_plan", "write_plan")
-_HOME = {name: "plan" for name in _IN_PLAN} | {"plan_ladder": "planning", "LadderRun": "run", "run_ladder": "run"}
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name in __all__:
-        return getattr(import_module(f"isoflop.ladder.{_HOME.get(name, 'fit')}"), name)
-    raise AttributeError(f"module 'isoflop.ladder' has no attribute {name!r}")
+__getattr__ = face(
+    __name__,
+    {
+        "fit": "Doubt FinishedRuns LadderFit LeftOut Predicted Verdict fit_ladder_runs read_finished",
+        "plan": "Expected LadderPlan PlanError PlannedRun read_plan write_plan",
+        "planning": "plan_ladder",
+        "run": "LadderRun run_ladder",
+    },
+)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from isoflop.lookup import face
+
 if TYPE_CHECKING:
     from isoflop.report.latex import bibtex, report_tex
     from isoflop.report.page import render, write_report
@@ -26,18 +28,12 @@ __all__ = [
     "write_report",
 ]
 
-_LAZY = {
-    "latex": ("bibtex", "report_tex"),
-    "page": ("render", "write_report"),
-    "report": ("Report", "make_report"),
-    "runs": ("Sources", "read_record", "read_sources", "run_rows"),
-}
-_HOME = {name: module for module, names in _LAZY.items() for name in names}
-
-
-def __getattr__(name: str) -> object:
-    from importlib import import_module
-
-    if name in _HOME:
-        return getattr(import_module(f"isoflop.report.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'isoflop.report' has no attribute {name!r}")
+__getattr__ = face(
+    __name__,
+    {
+        "latex": "bibtex report_tex",
+        "page": "render write_report",
+        "report": "Report make_report",
+        "runs": "Sources read_record read_sources run_rows",
+    },
+)
