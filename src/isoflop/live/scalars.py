@@ -1,4 +1,4 @@
-"""The scalars that isoflop logs: name, unit, meaning. The README's table is checked against this one.
+"""The scalars that isoflop logs: name, unit, meaning. The reference's table is checked against this one.
 
 Loss against compute in TensorBoard, which has neither a log axis nor another x than an integer step.
 """

@@ -1,0 +1,151 @@
+"""What the documentation shows runs as printed: its Python blocks and its commands; its tables are the code's."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from isoflop.cli import app
+from isoflop.guard import BOUNDARIES
+from isoflop.live import AXES, SCALARS, Options, OptionsDict
+from report_files import write_all
+from study_runs import sweep
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+MODELS = {
+    "config.json": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 256, **TINY},
+    "vit/config.json": {"model_type": "vit", "architectures": ["ViTForImageClassification"], **TINY},
+    "t5/config.json": {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "d_model": 64,
+        "num_layers": 2,
+    },
+}
+ELSEWHERE = {
+    "isoflop ladder run": "trains a ladder: test_ladder_run",
+    "isoflop ladder fit": "needs a trained ladder: test_ladder_fit",
+    "isoflop count my_models": "the reader's own module: test_cli",
+    "isoflop count runs/last.ckpt": "the reader's own checkpoint: test_cli",
+    "isoflop backtest curves/": "a folder of curves: test_backtest_cli",
+}
+"""What the documentation shows and this file does not run, and the tests that run its like."""
+
+
+def blocks(language: str) -> dict[str, str]:
+    """The fenced blocks of a language, by page and number."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return {
+        f"{page.stem}-{i}": text
+        for page in PAGES
+        for i, text in enumerate(fence.findall(page.read_text(encoding="utf-8")), 1)
+    }
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  #")[0].strip() for text in blocks("sh").values() for line in text.splitlines()]
+    return [line for line in dict.fromkeys(lines) if line.startswith("isoflop ")]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the reader has: records, a table of runs, configurations, logs of another trainer."""
+    desk = tmp_path_factory.mktemp("desk")
+    runs = sweep((1e18, 1e19, 1e20), 5, noise=0.002)
+    write_all(desk / "runs", runs[:10])
+    (desk / "runs/isoflop-20261122-051233-a1b2c3.jsonl").write_bytes(next((desk / "runs").glob("*.jsonl")).read_bytes())
+    with (desk / "runs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("N", "D", "loss", "outlier"))
+        for run in runs:
+            last = run.points[-1]
+            table.writerow((run.parameters["non_embedding_with_head"], last.tokens, last.losses["train"], 0))
+    log = "step,tokens,train_loss\n" + "".join(f"{n},{n * 4096},{3 + 9 / n}\n" for n in range(10, 500, 10))
+    named = {
+        "llama-70b/config.json": "config.json",
+        "path/to/config.json": "config.json",
+        "outputs/config.json": "config.json",
+    }
+    texts = {name: json.dumps(model) for name, model in MODELS.items()}
+    texts |= {name: texts[source] for name, source in named.items()}
+    texts |= {"outputs/metrics.csv": log, "lightning_logs/version_0/metrics.csv": log}
+    for name, text in texts.items():
+        (desk / name).parent.mkdir(parents=True, exist_ok=True)
+        (desk / name).write_text(text)
+    return desk
+
+
+@pytest.mark.parametrize("name", blocks("python"))
+def test_python_in_the_documentation_runs_as_printed(name: str, desk: Path) -> None:
+    code = blocks("python")[name]
+    for package in ("optuna", "ray", "matplotlib", "plotly", "pandas"):
+        if re.search(rf"(import|from|isoflop\.|figures\.) ?{package}\b", code):
+            pytest.importorskip(package)
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "integrations")])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=desk, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "steps aside" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_documentation_run(command: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = next((place for start, place in ELSEWHERE.items() if command.startswith(start)), None)
+    if elsewhere is not None:
+        pytest.skip(elsewhere)
+    monkeypatch.chdir(desk)
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert done.exit_code == 0, (done.output, done.exception)
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The other cells by the first, of all rows whose first cell is code."""
+    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", text, re.MULTILINE)
+    return {name: rest.split(" | ") for name, rest in rows}
+
+
+def test_every_scalar_is_in_the_reference_with_its_unit_and_meaning() -> None:
+    rows = table(REFERENCE)
+    for name, scalar in {**SCALARS, **AXES}.items():
+        assert rows[name] == [scalar.unit, scalar.meaning]
+    assert {name for name in rows if name.startswith("isoflop/")} == {*SCALARS, *AXES}
+
+
+def test_every_option_is_in_the_reference_and_in_the_typed_keywords() -> None:
+    names = [field.name for field in fields(Options)]
+    assert [name for name in table(REFERENCE) if "/" not in name] == names
+    assert list(OptionsDict.__annotations__) == names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert (ROOT / "docs/tensorboard.png").stat().st_size < 300_000
+
+
+def test_boundaries_say_what_is_missing() -> None:
+    import isoflop_lightning
+    import isoflop_transformers
+
+    assert isoflop_lightning.IsoFLOPMonitor and isoflop_transformers.IsoFLOPCallback  # they name boundaries too
+    assert len(BOUNDARIES) > 20
+    assert all(name and missing for name, missing in BOUNDARIES.items())
