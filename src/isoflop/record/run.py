@@ -140,6 +140,8 @@ computes, and fitted exponents are off (Porian et al. 2024; Pearce and Song 2024
 and of Kaplan et al.'s laws."""
 PREFERRED_N = (DEFAULT_N, "total", "non_embedding")
 """In this order, where runs do not state the default one."""
+SEVERITIES = ("critical", "warning", "info", "note")
+"""Of advice, the highest first."""
 
 
 def common_n(runs: Iterable[Mapping[str, int | None]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from isoflop.advice import Quantity
 from isoflop.figures import RunCurve, RunEnd, Study, ends_of_table
 from isoflop.fit.table import read_table
-from isoflop.record import Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
+from isoflop.record import SEVERITIES, Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
 
 LARGE = 1 << 20
 """Bytes of a record from which on it is thinned: some 2,000 points, more than a curve among many is drawn with."""
@@ -255,8 +255,6 @@ def facts(runs: Sequence[Run]) -> tuple[Fact, ...]:
 
 
 # -- advice ------------------------------------------------------------------------------------------------------------
-
-SEVERITIES = ("critical", "warning", "info", "note")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from isoflop.record import PREFERRED_N, Point, Run
+from isoflop.record import PREFERRED_N, SEVERITIES, Point, Run
 from isoflop.tab.records import Entry, Snapshot
 
 if TYPE_CHECKING:
@@ -65,11 +65,34 @@ def _row(entry: Entry) -> dict[str, Any]:
         "planned": planned if isinstance(planned, int | float) and math.isfinite(planned) else None,
         "D": last and last.data_tokens,
         "C": last and last.flops,
+        "mfu": last and last.extra.get("mfu"),
+        "forecast": last and _forecast(last),
+        "time": last and last.time,
+        "every": _seconds_between(run.points[-2:]),
         "losses": _losses(run.points),
         "created": run.created[:MOST_TEXT],
         "problems": len(run.problems),
         "advice": len(run.advice),
+        "worst": _worst(run),
     }
+
+
+def _forecast(point: Point) -> list[float] | None:
+    """Loss at the planned end, and the ends of its interval."""
+    found = [point.extra.get(f"forecast_{name}") for name in ("loss", "low", "high")]
+    return [value for value in found if value is not None] if None not in found else None
+
+
+def _seconds_between(points: Sequence[Point]) -> float | None:
+    """Of the last log interval: a run that is silent for many of them has been lost."""
+    times = [point.time for point in points if point.time is not None]
+    return times[1] - times[0] if len(times) == 2 else None
+
+
+def _worst(run: Run) -> str | None:
+    """The highest severity among the run's advice."""
+    given = {item.get("severity") for item in run.advice if isinstance(item.get("severity"), str)}
+    return next((severity for severity in SEVERITIES if severity in given), None)
 
 
 def _losses(points: Sequence[Point]) -> dict[str, float]:

@@ -1,12 +1,12 @@
-// What was said while the runs trained, as a timeline: the latest first.
+// The advice that runs got while they trained, as a timeline: the latest first.
 
 import {counted, moment, quantity} from './text.js';
 import {element, list, show, table} from './dom.js';
 
-/** Show advice; `whole` is how many runs it is of. */
+/** Show advice; `runs` is how many runs were asked about. */
 export function showAdvice(place, advice, runs) {
   if (!advice.length) {
-    show(place, element('p', {class: 'small'}, `Nothing was said of ${counted(runs, 'run')}: no finding held.`));
+    show(place, element('p', {class: 'small'}, `No rule of advice applied to the ${counted(runs, 'chosen run')}.`));
     return;
   }
   show(place, element('ol', {class: 'timeline'}, ...[...advice].reverse().map(item)));

@@ -18,8 +18,10 @@ const CONFIG = {
 const FIRST = 'isoflop first figure'; // a mark in the page's timeline, for benchmarks/tab.py
 
 export class Figures {
-  constructor(place, parameters) {
+  /** `painted` gets the colour of each run's line, by run_id, when the first figure is drawn. */
+  constructor(place, parameters, painted) {
     this.place = place;
+    this.painted = painted;
     this.parameters = parameters; // which runs, when it is asked
     this.cards = new Map();
     this.watcher = new IntersectionObserver((seen) => {
@@ -35,7 +37,7 @@ export class Figures {
   update(keys, wanted, urgent) {
     for (const key of keys) {
       if (this.cards.has(key)) continue;
-      const card = new Card(key, this.parameters);
+      const card = new Card(key, this.parameters, this.cards.size ? null : this.painted);
       this.cards.set(key, card);
       this.place.append(card.top);
       this.watcher.observe(card.top);
@@ -53,8 +55,9 @@ export class Figures {
 }
 
 class Card {
-  constructor(key, parameters) {
+  constructor(key, parameters, painted) {
     this.key = key;
+    this.painted = painted;
     this.parameters = parameters;
     this.visible = false;
     this.wanted = null;
@@ -65,7 +68,8 @@ class Card {
     this.plot = element('div', {class: 'plot'});
     this.reason = element('p', {class: 'reason', hidden: true});
     this.notes = element('div', {class: 'notes'});
-    this.top = element('section', {class: 'card figure'}, this.title, this.plot, this.reason, this.notes);
+    this.csv = element('button', {type: 'button', class: 'csv', title: 'the points of this figure', onclick: () => this.save()}, 'CSV');
+    this.top = element('section', {class: 'card figure'}, this.csv, this.title, this.plot, this.reason, this.notes);
     this.top.dataset.key = key;
   }
 
@@ -99,6 +103,7 @@ class Card {
     await window.Plotly.react(this.plot, answer.plot.data, this.zoomed(answer.plot.layout), CONFIG);
     if (!performance.getEntriesByName(FIRST).length) requestAnimationFrame(() => performance.mark(FIRST));
     this.top.dataset.drawn = answer.digest;
+    this.painted?.(new Map(this.plot._fullData.filter((line) => line.meta?.run_id).map((line) => [line.meta.run_id, line.line?.color ?? line.marker?.color])));
   }
 
   /** A layout with the ends of axes that somebody zoomed to. What was hidden in the legend stays by uirevision. */
@@ -113,6 +118,16 @@ class Card {
       if (left) made[axis] = {...layout[axis], range: [...now]};
     }
     return made;
+  }
+
+  /** Save the points that the figure shows, one a line. */
+  save() {
+    const quoted = (text) => `"${String(text ?? '').replaceAll('"', '""')}"`;
+    const lines = (this.plot._fullData ?? []).flatMap(({name, x, y}) => [...(x ?? [])].map((at, i) => [quoted(name), at, y?.[i]].join(',')));
+    const link = element('a', {download: `${this.key}.csv`});
+    link.href = URL.createObjectURL(new Blob([['series,x,y', ...lines, ''].join('\n')], {type: 'text/csv'}));
+    link.click();
+    URL.revokeObjectURL(link.href);
   }
 
   say(text) {

@@ -57,7 +57,7 @@ function approaches({approaches: found, without, C, level}) {
     {},
     element('h3', {}, `The three approaches of Hoffmann et al. 2022, ${percent(level)} intervals`),
     found.length ? table(heads, rows, {class: 'numbers approaches'}) : null,
-    list(without.map(({name, reason}) => `${name} has no opinion: ${reason}`), {class: 'without'}),
+    list(without.map(({name, reason}) => `${name} gives no estimate: ${reason}`), {class: 'without'}),
   );
 }
 

@@ -7,6 +7,8 @@ import {Figures} from './figures.js';
 import {followTheme} from './theme.js';
 import {Paced} from './paced.js';
 import {Planner} from './planner.js';
+import {pressing, showNow} from './now.js';
+import {RunTable} from './runtable.js';
 import {showAdvice} from './advice.js';
 import {showFit} from './fit.js';
 
@@ -42,14 +44,20 @@ class Tab {
     const advice = panel('advice', 'Advice');
     fit.append(this.fit);
     advice.append(this.advice);
-    const parts = [['Figures', figures], ['Fit', fit], ['Plan', planner], ['Advice', advice]];
-    const go = ([name, part]) =>
-      element('button', {type: 'button', onclick: () => part.scrollIntoView({block: 'start'})}, name);
-    const head = element('nav', {class: 'head'}, ...parts.map(go), this.said);
+    const now = panel('now', 'What to do now');
+    const runs = panel('runs-table', 'Runs');
+    this.now = element('div');
+    now.append(this.now);
+    this.table = new RunTable(runs);
+    const parts = [['Now', now], ['Figures', figures], ['Runs', runs], ['Fit', fit], ['Plan', planner], ['Advice', advice]];
+    const buttons = parts.map(([name, part]) =>
+      element('button', {type: 'button', onclick: () => part.scrollIntoView({block: 'start'})}, name));
+    const toAdvice = buttons.at(-1);
+    const head = element('nav', {class: 'head'}, ...buttons, this.said);
     body.append(
-      element('div', {class: 'page'}, this.list.top, element('main', {}, head, figures, fit, planner, advice)),
+      element('div', {class: 'page'}, this.list.top, element('main', {}, head, now, figures, runs, fit, planner, advice)),
     );
-    this.figures = new Figures(figures, parameters);
+    this.figures = new Figures(figures, parameters, (colours) => this.list.paint(colours));
     this.planner = new Planner(planner, parameters);
     this.parameters = parameters;
     this.panels = [
@@ -57,7 +65,11 @@ class Tab {
       new Paced((signal) => this.planner.update(signal)),
       new Paced(async (signal) => {
         const {advice: said} = await ask('./advice', parameters(), signal);
-        showAdvice(this.advice, said, this.choice.chosen(this.told.runs).length);
+        const chosen = this.choice.chosen(this.told.runs);
+        showAdvice(this.advice, said, chosen.length);
+        showNow(this.now, said, chosen, () => toAdvice.click());
+        const open = pressing(said).length;
+        toAdvice.textContent = open ? `Advice (${open})` : 'Advice';
       }),
     ];
     followTheme(() => this.update(true));
@@ -83,6 +95,7 @@ class Tab {
       const told = await ask('./runs', {...this.parameters(), have: this.told.version ?? ''});
       this.told = {...this.told, ...told};
       this.list.show(this.told.runs);
+      this.table.show(this.choice.chosen(this.told.runs));
       progress(this.said, this.told);
       this.update(now);
     } catch (error) {

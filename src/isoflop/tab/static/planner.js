@@ -70,7 +70,7 @@ function plan({N, D, L, budget, pf_days, tokens_per_param, intervals, level, run
     element('p', {class: 'small'}, runs ? `From ${counted(runs, 'chosen run')}. ` : 'Without runs. ', `By: ${method}`),
     list(notes, {class: 'warnings'}),
     others.length
-      ? element('details', {}, element('summary', {}, 'what others say'), table(['', 'N', 'D', 'D/N', 'loss', 'N counts'], others))
+      ? element('details', {}, element('summary', {}, 'other laws'), table(['', 'N', 'D', 'D/N', 'loss', 'N counts'], others))
       : null,
   ];
 }

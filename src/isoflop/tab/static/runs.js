@@ -5,7 +5,20 @@ import {element, show} from './dom.js';
 
 const KEPT = 'isoflop.scaling';
 const MOST_KEPT = 5000; // unchecked runs of all folders
-const STATUS = {running: 'not ended: still running, or killed', completed: 'completed', interrupted: 'interrupted'};
+const STATUS = {running: 'running', completed: 'completed', interrupted: 'interrupted', lost: 'no news: killed?'};
+const SILENT = 10; // log intervals without news
+const LEAST_SILENT = 120; // seconds: an interval may be short
+const natural = new Intl.Collator('en', {numeric: true}).compare;
+
+/** Whether a run that has not ended has sent nothing for several of its log intervals. */
+export function isLost({status, time, every}) {
+  return status === 'running' && !!time && Date.now() / 1000 - time > Math.max(LEAST_SILENT, SILENT * (every ?? 0));
+}
+
+/** What a run is doing, in a word. */
+export function stateOf(run) {
+  return run.run_id ? (isLost(run) ? 'lost' : run.status) : 'problem';
+}
 
 /** Which runs are unchecked, and the filter; kept in the browser. Runs that appear later are checked. */
 export class Choice {
@@ -64,6 +77,7 @@ export class RunList {
     this.changed = changed;
     this.runs = [];
     this.rows = new Map(); // by key: element and what it shows
+    this.colours = new Map(); // by run_id: of its line in the first figure
     this.input = element('input', {
       type: 'search',
       class: 'filter',
@@ -111,18 +125,24 @@ export class RunList {
     this.changed();
   }
 
+  /** Give each run the colour of its line. */
+  paint(colours) {
+    this.colours = colours;
+    this.show(this.runs);
+  }
+
   show(runs) {
     this.runs = runs;
     const bad = this.choice.expression() === null;
     this.input.classList.toggle('bad', bad);
-    const matching = this.choice.matching(runs);
+    const matching = this.choice.matching(runs).sort((a, b) => natural(a.path, b.path));
     const chosen = this.choice.chosen(runs).length;
     this.said.textContent = bad
       ? 'not a regular expression'
       : `${chosen} of ${counted(runs.length, 'run')} chosen`;
     const kept = new Map();
     const items = matching.map((run) => {
-      const told = JSON.stringify(run);
+      const told = JSON.stringify([run, isLost(run), this.colours.get(run.run_id)]);
       const old = this.rows.get(run.key);
       const row = old && old.told === told ? old : {told, item: this.row(run)};
       row.item.querySelector('input').checked = !this.choice.unchecked.has(run.key);
@@ -132,6 +152,14 @@ export class RunList {
     this.rows = kept;
     const same = items.length === this.list.children.length && items.every((item, i) => item === this.list.children[i]);
     if (!same) this.list.replaceChildren(...items);
+  }
+
+  swatch({run_id: id}) {
+    const colour = this.colours.get(id);
+    if (!colour) return null;
+    const made = element('span', {class: 'swatch'});
+    made.style.background = colour;
+    return made;
   }
 
   row(run) {
@@ -153,14 +181,23 @@ export class RunList {
         element(
           'span',
           {class: 'name'},
+          this.swatch(run),
           run.name,
           folder && folder !== run.name ? element('span', {class: 'folder'}, ` ${folder}`) : null,
         ),
-        element('span', {class: `status ${run.status ?? 'problem'}`, title: STATUS[run.status] ?? 'not readable'}),
+        badge(run),
         element('span', {class: 'facts'}, facts(run)),
       ),
     );
   }
+}
+
+/** The worst advice that the run got, else its state: a run with a warning is never green. */
+function badge(run) {
+  const state = stateOf(run);
+  const worst = ['critical', 'warning'].includes(run.worst) ? run.worst : '';
+  const title = [STATUS[state] ?? 'not readable', worst && `advice: ${worst}`].filter(Boolean).join('; ');
+  return element('span', {class: `status ${state} ${worst}`, title});
 }
 
 function facts(run) {
@@ -181,7 +218,7 @@ function tip(run) {
   if (!run.run_id) return run.problem ?? '';
   const lines = [
     run.path,
-    `${STATUS[run.status]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
+    `${STATUS[stateOf(run)]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
     `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
     ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats`),
     run.whole ? '' : 'read in part so far',
