@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +468,31 @@ def test_without_enough_runs_the_reason_is_told(tmp_path: Path):
     told = fit_answer(study([planted_run("a", 1e8, 2e9)]), "fitted")
     assert told["approaches"] == [] and told["refused"] and len(told["without"]) == 3
     assert all(row["name"] and row["reason"] for row in told["without"])
+
+
+def test_the_first_figure_can_be_drawn_against_other_axes(tmp_path: Path):
+    runs = [replace(run, points=tuple(replace(p, training_time=2.0 * p.step) for p in run.points)) for run in GRID[:2]]
+    for run in runs:
+        write(tmp_path / run.name, run)
+    asked, last = Asked(tmp_path), runs[0].points[-1]
+    N = runs[0].parameters["non_embedding_with_head"]
+    ends = {"flops": last.flops, "6nd": 6 * N * last.tokens, "tokens": last.tokens, "step": last.step}
+    for axis, end in {**ends, "hours": last.step / 1800}.items():
+        plot = asked("figure", key="loss-flops", x=axis, loss="train")["plot"]
+        (line,) = [trace for trace in plot["data"] if trace["name"] == runs[0].name]
+        x = np.frombuffer(base64.b64decode(line["x"]["bdata"]), line["x"]["dtype"])
+        assert x[-1] == pytest.approx(end, rel=1e-6)
+    assert "expected one of flops, 6nd, tokens" in asked.refused("figure", key="loss-flops", x="colour")
+    assert "expected one of" in asked.refused("figure", key="waste", x="tokens")
+    assert asked("figure", key="loss-flops", x="tokens", loss="eval/none")["plot"] is None
+
+
+def test_a_row_tells_what_the_list_shows(tmp_path: Path):
+    scalars = {"mfu": 0.4, "forecast_loss": 2.0, "forecast_low": 1.9, "forecast_high": 2.1}
+    points = tuple(replace(p, time=1e9 + 30 * i, extra=scalars) for i, p in enumerate(GRID[0].points))
+    write(tmp_path, replace(GRID[0], points=points), advice={"step": 3, "severity": "warning", "reason": "x"})
+    (row,) = Asked(tmp_path)("runs")["runs"]
+    assert (row["mfu"], row["forecast"], row["every"], row["worst"]) == (0.4, [2.0, 1.9, 2.1], 30.0, "warning")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -168,6 +168,49 @@ def test_the_fit_the_advice_and_the_planner_are_shown(chromium: Any, tmp_path: P
         assert errors == []
 
 
+SAID = {"step": 7, "time": 1.7e9, "what": "The loss diverges.", "do": "stop.", "numbers": [], "saves": [], "basis": []}
+
+
+def test_what_to_do_comes_first_and_a_run_with_a_warning_is_not_green(chromium: Any, tmp_path: Path):
+    for number, severity in ((10, "warning"), (9, "note"), (2, "critical")):
+        advice = {**SAID, "severity": severity, "reason": severity, "what": f"This is {severity}."}
+        write(tmp_path / f"run {number}", planted_run(f"run {number}", 1e8 * number, 2e9), advice=advice)
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url)
+        until(chromium, "return document.querySelectorAll('.now li').length === 2")
+        now = chromium.execute_script("return [...document.querySelectorAll('.now li')].map(each => each.innerText)")
+        assert "CRITICAL run 2: This is critical." in now[0] and "Do: stop." in now[0] and "WARNING run 10" in now[1]
+        assert chromium.execute_script("return document.querySelector('main > .card').classList.contains('now')")
+        names = (
+            "return [...document.querySelectorAll('.runs .name')].map(each => each.firstChild.nextSibling.textContent)"
+        )
+        assert until(chromium, names)[:3] == ["run 2", "run 9", "run 10"]
+        badges = chromium.execute_script("return [...document.querySelectorAll('.runs .status')].map(e => e.className)")
+        assert badges == ["status completed critical", "status completed ", "status completed warning"]
+        assert until(chromium, "return document.querySelectorAll('.runs .swatch').length === 3")
+        buttons = chromium.execute_script("return document.querySelector('.head').innerText")
+        assert "Advice (2)" in buttons and console(chromium) == []
+
+
+def test_the_table_sorts_and_the_axis_can_be_changed(chromium: Any, tmp_path: Path):
+    for run in GRID[:4]:
+        write(tmp_path / run.name, run)
+    cells = "return [...document.querySelectorAll('.runtable tbody tr')].map(row => row.children[3].textContent)"
+    with tensorboard(tmp_path) as url:
+        opened(chromium, url)
+        until(chromium, "return document.querySelectorAll('.runtable tbody tr').length === 4")
+        chromium.execute_script("document.querySelectorAll('.runtable th button')[3].click()")
+        up = chromium.execute_script(cells)
+        chromium.execute_script("document.querySelectorAll('.runtable th button')[3].click()")
+        assert chromium.execute_script(cells) == up[::-1] and len(set(up)) > 1
+        choose = "const box = document.querySelector('.switches select'); box.value = 'tokens'; "
+        choose += "box.dispatchEvent(new Event('change'))"
+        chromium.execute_script(choose)
+        title = "return document.querySelector('.figure .plot').layout.xaxis.title.text"
+        assert until(chromium, f"{title}?.includes('tokens')")
+        assert until(chromium, f"return {RUNS} === 4") and console(chromium) == []
+
+
 def test_hostile_names_are_shown_as_texts(chromium: Any, tmp_path: Path):
     said = {"step": 1, "reason": HOSTILE, "severity": HOSTILE, "what": HOSTILE, "do": HOSTILE, "basis": [HOSTILE]}
     write(tmp_path / HOSTILE.replace("/", ""), planted_run(HOSTILE, 1e8, 2e9), advice=said)

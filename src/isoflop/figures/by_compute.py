@@ -5,16 +5,18 @@ Hoffmann et al. 2022, figures 2 and 3; Kaplan et al. 2020, figure 1; beside publ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.figures.curves import broken, ends_series, loss_series
-from isoflop.figures.figure import Band, Figure, NoFigure, Role, Series
+from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
 from isoflop.figures.text import counted, listed, parameters
 from isoflop.fit.approaches import Approach
+from isoflop.fit.runs import RunCurve
 from isoflop.laws import Law, Published, optimal_allocation
 from isoflop.laws.forms import TRAINING_FLOPS
 
@@ -126,6 +128,40 @@ def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...]
         else f"Dashed: extrapolated, up to {BEYOND:g} times the compute of the largest run.",
     )
     return tuple(lines), tuple(bands), notes
+
+
+def _six_n_d(study: Study, curve: RunCurve) -> Array:
+    return 6 * (curve.size(study.convention) or np.nan) * curve.tokens
+
+
+X_AXES: Mapping[str, tuple[str, str, Callable[[Study, RunCurve], Array]]] = {
+    "flops": ("training compute C, measured", "FLOPs", lambda study, curve: curve.flops),
+    "6nd": ("training compute C = 6·N·D", "FLOPs", _six_n_d),
+    "tokens": ("D, processed less padding", "tokens", lambda study, curve: curve.tokens),
+    "step": ("optimizer steps", "", lambda study, curve: curve.step),
+    "hours": ("training time", "hours", lambda study, curve: curve.seconds / 3600),
+}
+"""What the losses of runs can be drawn against: label, unit, and the values of a run."""
+
+
+def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
+    """The curves of all runs against another axis, or of another loss, without a law.
+
+    Args:
+        study: of the runs.
+        axis: of `X_AXES`.
+        loss: `train` or eval/<name>; "": the study's.
+    """
+    label, unit, values = X_AXES[axis]
+    shown = replace(study, loss=loss or study.loss)
+    curves, missing = loss_series(shown, lambda curve: values(shown, curve))
+    if not curves:
+        return NoFigure(*LOSS_FLOPS, f"no run has this loss with its {label}")
+    crosses = broken(shown, lambda curve: values(shown, curve))
+    notes = [f"Not drawn, for want of this loss or axis: {listed(missing)}."] if missing else []
+    return Figure(
+        *LOSS_FLOPS, Axis(label, unit), loss_axis(shown), (*curves, *crosses), shades=shown.sizes(), notes=tuple(notes)
+    )
 
 
 # -- the optimum -------------------------------------------------------------------------------------------------------

@@ -265,6 +265,7 @@ class RunCurve:
     Attributes:
         run: the record without its points.
         step, tokens, flops, batch: optimizer steps, D, measured FLOPs, tokens processed a step.
+        seconds: of training, evaluation and checkpoints left out.
         lr, count: learning rate, and optimizer steps averaged into the training loss.
         losses: by name, nats per token.
         nonfinite: by name of the loss, where it was recorded and was no number.
@@ -279,6 +280,7 @@ class RunCurve:
     lr: Array
     count: Array
     losses: Mapping[str, Array]
+    seconds: Array
     nonfinite: Mapping[str, Array] = field(default_factory=dict)
     extra: Mapping[str, Array] = field(default_factory=dict)
 
@@ -324,6 +326,7 @@ def curve_of_run(run: Run) -> RunCurve:
         lr=_column(points, "lr"),
         count=_column(points, "interval_steps"),
         losses={name: _numbers([point.losses.get(name) for point in points]) for name in names},
+        seconds=_column(points, "training_time"),
         nonfinite=nonfinite,
         extra={name: _numbers([point.extra.get(name) for point in points]) for name in extra},
     )

@@ -112,12 +112,15 @@ def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [asdict(advice) | {"key": key, "run": advice.run[:MOST_TEXT]} for advice, key in found[-MOST_ADVICE:]]
 
 
-def figure_answer(key: str, study: Study, state: str, theme: Literal["light", "dark"]) -> dict[str, Any]:
-    """One figure for plotly, or the reason why there is none."""
+def figure_answer(
+    key: str, study: Study, state: str, theme: Literal["light", "dark"], axis: str = "", loss: str = ""
+) -> dict[str, Any]:
+    """One figure for plotly, or the reason why there is none; `axis` and `loss` as of `loss_against`; "": default."""
     from isoflop.figures import FIGURES, NoFigure
+    from isoflop.figures.by_compute import loss_against
     from isoflop.figures.plotly import plotly_figure
 
-    made = FIGURES[key](study)
+    made = loss_against(study, axis, loss) if axis else FIGURES[key](study)
     answer: dict[str, Any] = {"key": key, "title": made.title, "state": state}
     if isinstance(made, NoFigure):
         return answer | {"reason": made.reason, "notes": [], "plot": None}

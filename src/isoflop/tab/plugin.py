@@ -135,19 +135,23 @@ class Routes:
     def figure(self, asked: Mapping[str, str]) -> dict[str, Any] | bytes:
         """One figure, unless `have` is its digest."""
         from isoflop.figures import FIGURES
+        from isoflop.figures.by_compute import LOSS_FLOPS, X_AXES
         from isoflop.tab.answers import figure_answer
 
         key, dark = asked.get("key", ""), asked.get("theme", "light") == "dark"
         if key not in FIGURES:
             raise BadRequest(f"key: expected one of {', '.join(FIGURES)}")
+        axis, loss = asked.get("x", ""), asked.get("loss", "")
+        if axis and (axis not in X_AXES or key != LOSS_FLOPS[0]):
+            raise BadRequest(f"x: expected one of {', '.join(X_AXES)}, of the figure {LOSS_FLOPS[0]}")
         if not dark and asked.get("theme", "light") != "light":
             raise BadRequest("theme: expected light or dark")
         theme: Literal["light", "dark"] = "dark" if dark else "light"
         snapshot = self._store.snapshot()
         drawn = self._study(snapshot, chosen(snapshot, asked))
-        name = (key, theme, drawn.version)
+        name = (f"{key} {axis} {loss}", theme, drawn.version)
         if name not in self._drawn:
-            text = _json(figure_answer(key, drawn.study, drawn.state, theme))
+            text = _json(figure_answer(key, drawn.study, drawn.state, theme, axis, loss))
             self._drawn[name] = (hashlib.sha256(text).hexdigest()[:16], text)
             while len(self._drawn) > DRAWN_KEPT:
                 self._drawn.popitem(last=False)

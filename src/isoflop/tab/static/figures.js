@@ -15,6 +15,7 @@ const CONFIG = {
   plotlyServerURL: '',
   modeBarButtonsToRemove: ['lasso2d', 'select2d'],
 };
+const FIGURE_OF_LOSS = 'loss-flops';
 const FIRST = 'isoflop first figure'; // a mark in the page's timeline, for benchmarks/tab.py
 
 export class Figures {
@@ -34,7 +35,7 @@ export class Figures {
   }
 
   /** What there is to draw: figures' keys, and the version of what they would show. */
-  update(keys, wanted, urgent) {
+  update(keys, wanted, urgent, losses) {
     for (const key of keys) {
       if (this.cards.has(key)) continue;
       const card = new Card(key, this.parameters, this.cards.size ? null : this.painted);
@@ -44,6 +45,7 @@ export class Figures {
     }
     for (const card of this.cards.values()) {
       card.wanted = wanted;
+      if (card.key === FIGURE_OF_LOSS) card.offer(losses);
       if (card.visible) card.update(urgent);
     }
   }
@@ -69,7 +71,10 @@ class Card {
     this.reason = element('p', {class: 'reason', hidden: true});
     this.notes = element('div', {class: 'notes'});
     this.csv = element('button', {type: 'button', class: 'csv', title: 'the points of this figure', onclick: () => this.save()}, 'CSV');
-    this.top = element('section', {class: 'card figure'}, this.csv, this.title, this.plot, this.reason, this.notes);
+    this.switches = element('div', {class: 'switches', hidden: key !== FIGURE_OF_LOSS});
+    this.x = this.select('against', [['', 'compute, with the fitted frontier'], ['flops', 'FLOPs, measured'], ['6nd', '6·N·D'], ['tokens', 'tokens'], ['step', 'steps'], ['hours', 'training hours']]);
+    this.loss = this.select('loss', [['', 'by default']]);
+    this.top = element('section', {class: 'card figure'}, this.csv, this.title, this.switches, this.plot, this.reason, this.notes);
     this.top.dataset.key = key;
   }
 
@@ -82,11 +87,30 @@ class Card {
   }
 
   version() {
-    return this.wanted && `${this.wanted} ${theme()}`;
+    return this.wanted && [this.wanted, theme(), this.x.value, this.loss.value].join(' ');
+  }
+
+  /** A labelled choice above the figure. */
+  select(name, options) {
+    const made = element('select', {onchange: () => this.update(true), 'aria-label': name}, ...options.map(([value, text]) => element('option', {value}, text)));
+    this.switches.append(element('label', {}, `${name} `, made));
+    return made;
+  }
+
+  /** The losses that the runs have. */
+  offer(losses) {
+    const known = [...this.loss.options].map(({value}) => value);
+    for (const name of losses) if (!known.includes(name)) this.loss.append(element('option', {value: name}, name));
+  }
+
+  /** The chosen axis and loss; nothing where both are the default. A loss alone is drawn against measured FLOPs. */
+  switched() {
+    const [x, loss] = [this.x.value, this.loss.value];
+    return x || loss ? {x: x || 'flops', loss} : {};
   }
 
   async ask(signal) {
-    const answer = await ask('./figure', {...this.parameters(), key: this.key, theme: theme(), have: this.digest}, signal);
+    const answer = await ask('./figure', {...this.parameters(), ...this.switched(), key: this.key, theme: theme(), have: this.digest}, signal);
     if (answer.unchanged) return;
     this.title.textContent = answer.title;
     const fitting = answer.state === 'fitting'; // then notes would say that no run counts

@@ -13,7 +13,7 @@ export function showFit(place, fit) {
     place,
     element('p', {class: 'small'}, rests(fit)),
     fit.refused ? element('p', {class: 'reason'}, `No law: ${fit.refused}.`) : null,
-    fit.law && fit.constants.length ? law(fit) : null,
+    fit.law && fit.constants.length && !fit.refused ? law(fit) : null,
     fit.approaches.length || fit.without.length ? approaches(fit) : null,
     list([...new Set([...fit.doubts, ...fit.warnings])], {class: 'warnings'}),
     fit.left_out.length ? leftOut(fit.left_out) : null,

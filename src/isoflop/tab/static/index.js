@@ -116,7 +116,8 @@ class Tab {
   update(urgent = false) {
     const {drawn, figures} = this.told;
     if (!drawn) return; // nothing was read yet
-    this.figures.update(figures, drawn, urgent);
+    const losses = new Set(this.told.runs.flatMap((run) => Object.keys(run.losses ?? {})));
+    this.figures.update(figures, drawn, urgent, losses);
     for (const panel of this.panels) {
       panel.want(drawn, urgent).catch((error) => console.warn(`isoflop: ${error.message}`));
     }
