@@ -546,3 +546,13 @@ def test_budgets_are_numbers_or_refused(text: str):
         assert 0 < budget_of(text) < float("inf")
     except ValueError as error:
         assert "expected a budget" in str(error)
+
+
+def test_the_shipped_example_has_three_finished_runs_that_cross(tmp_path: Path):
+    done = CliRunner().invoke(app, ["demo", "--no-serve", "-o", str(tmp_path / "demo")])
+    assert done.exit_code == 0 and "isoflop report" in done.output
+    rows = Asked(tmp_path / "demo")("runs")["runs"]
+    assert sorted(row["path"].partition("/")[0] for row in rows) == ["25k", "6k", "98k"]
+    assert all(row["status"] == "completed" and row["problem"] is None for row in rows)
+    losses = [row["losses"]["train"] for row in sorted(rows, key=lambda row: row["N"])]
+    assert losses == sorted(losses, reverse=True)  # each size has trained past the point where the smaller one leads

@@ -8,6 +8,7 @@ import typer
 
 from isoflop.cli.compare import compare, laws
 from isoflop.cli.count import count
+from isoflop.cli.demo import demo
 from isoflop.cli.fit import fit
 from isoflop.cli.forecasts import backtest, rank
 from isoflop.cli.import_logs import import_
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (count, fit, plan, compare, laws, backtest, rank, report):
+for command in (demo, count, fit, plan, compare, laws, backtest, rank, report):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(ladder)
