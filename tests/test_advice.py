@@ -64,6 +64,8 @@ def situation(**known: Any) -> Situation:
         "rates": COSINE,
         "warmup_steps": 100,
     }
+    if "N" in known:
+        healthy["flops_per_token"] = 6 * (known["N"] or 0)
     return Situation(**{**healthy, **known})
 
 
@@ -95,7 +97,7 @@ Saves: compute = 1.1e+20 FLOPs, time = 10 hours.
         f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
 would have reached this loss with 53% less compute, and the rest buys 0.300 nats per token [0.280, 0.320].
   Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED} \
-Saves: compute = 1.33e+20 FLOPs, time = 15 hours.
+Saves: compute = 9.36e+18 FLOPs, time = 15 hours.
   Based on: {PRIOR}; this run's forecast. Probability: over 99%.
   Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss at the planned end = 2.500 nats per token \
 [2.480, 2.520], loss if the decay began now, at step 4,600 = 2.600 nats per token [2.580, 2.620] (80% intervals).""",
@@ -127,7 +129,7 @@ Saves: compute = 1.1e+20 FLOPs, time = 10 hours.
         f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
 would have reached this loss with 53% less compute.
   Do: let the decay that has begun finish, or stop; the next run should be larger.{SERVED} \
-Saves: compute = 4.42e+19 FLOPs, time = 2.5 hours.
+Saves: compute = 3.12e+18 FLOPs, time = 2.5 hours.
   Based on: {PRIOR}; this run's forecast. Probability: over 99%.
   Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss on eval/c4 at the planned end = 2.500 nats \
 per token [2.480, 2.520] (80% intervals).""",
@@ -139,7 +141,7 @@ per token [2.480, 2.520] (80% intervals).""",
         f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
 would have reached this loss with 53% less compute.
   Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED} \
-Saves: compute = 1.33e+20 FLOPs, time = 15 hours.
+Saves: compute = 9.36e+18 FLOPs, time = 15 hours.
   Based on: {PRIOR}. Probability: over 99%.
   Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss at which Kaplan et al. 2020 would stop = \
 2.533 nats per token [2.500, 2.566] (80% intervals).""",
@@ -151,7 +153,7 @@ Saves: compute = 1.33e+20 FLOPs, time = 15 hours.
         f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
 would have reached this loss with 53% less compute.
   Do: let the decay that has begun finish, or stop; the next run should be larger.{SERVED} \
-Saves: compute = 4.42e+19 FLOPs, time = 2.5 hours.
+Saves: compute = 3.12e+18 FLOPs, time = 2.5 hours.
   Based on: {PRIOR}. Probability: over 99%.
   Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D).""",
     ),
@@ -326,7 +328,7 @@ Saves: compute = 7.48e+18 FLOPs [3.62e+18, 1.14e+19] (80% intervals).
         {},
         Severity.NOTE,
         f"""20 tokens per parameter: N = 1.3B with the head, D = 26B tokens, C = 6·N·D = 2.03e+20 FLOPs. The same loss \
-would cost 0% [0%, 5%] less compute at 1.3B [939M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. Based on: \
+would cost under 1% [under 1%, 5%] less compute at 1.3B [939M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. Based on: \
 {PRIOR}.""",
     ),
 ]

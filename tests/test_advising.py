@@ -19,7 +19,7 @@ from isoflop.advice import Advice, Adviser, Reason, Severity, Situation, frontie
 from isoflop.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import advice as advising
-from isoflop.record import Point, RecordLog, read_runs
+from isoflop.record import Point, RecordLog, Task, read_runs
 from isoflop.transformers import IsoFLOPCallback
 from tiny import Rows, TinyLM, batches, model
 from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer
@@ -40,8 +40,9 @@ def planted(step: int) -> float:
 
 
 def train(folder: Path, *, last: int = 2000, first: int = 1, state: Any = None, **options: Any) -> isoflop.Monitor:
-    """A run of planted losses at 20 tokens per parameter, one log step in 20."""
-    options = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20, "record_dir": folder, **options}
+    """A run of planted losses at 20 tokens per parameter and 3e17 FLOPs, one log step in 20."""
+    N = options.get("num_params", 50_000_000)
+    options = {"num_params": N, "flops_per_token": 6.0 * N, "log_every": 20, "record_dir": folder, **options}
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3)
     total = options.pop("total_steps", 2000)
@@ -50,7 +51,7 @@ def train(folder: Path, *, last: int = 2000, first: int = 1, state: Any = None, 
     if state is not None:
         monitor.load_state_dict(state)
     for step in range(first, last + 1):
-        monitor.step(loss(step), tokens=500)
+        monitor.step(loss(step), tokens=N // 100)
         if monitor.should_stop:
             break
     return monitor
@@ -99,11 +100,11 @@ def test_a_healthy_run_hears_nothing_but_the_neutral_line(
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
     assert not [r for r in caplog.records if "no datasheet peak" not in r.getMessage()]
     printed = capsys.readouterr().out
-    assert "isoflop: 20 tokens per parameter: N = 50k with the head, D = 1M tokens" in printed
+    assert "isoflop: 20 tokens per parameter: N = 50M with the head, D = 1B tokens" in printed
     assert (
-        "isoflop: the run is over: 1M tokens through 50k parameters (N with the head), 300B FLOPs measured" in printed
+        "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
     )
-    assert "isoflop: not judged: the batch size (" in printed
+    assert "isoflop: training from scratch: model with adam." in printed
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_resume_with_another_planned_end_is_judged_anew(
     caplog.clear()
     capsys.readouterr()
     again = train(tmp_path, first=2001, last=2020, total_steps=4000, state=state, target_loss=2.4)
-    assert "40 tokens per parameter: N = 50k with the head, D = 2M tokens" in capsys.readouterr().out
+    assert "40 tokens per parameter: N = 50M with the head, D = 2B tokens" in capsys.readouterr().out
     assert Reason.TARGET not in {advice.reason for advice in again.advice}
     for step in range(2021, 4001):
         again.step(planted(step), tokens=500)
@@ -339,7 +340,7 @@ def test_what_is_unlike_is_left_out_with_the_reason(tmp_path: Path) -> None:
     write(runs, "stopped", 1000, 1000, 9.0, planned={"steps": 200})
     write(runs, "experts", 1000, 1000, 9.0, parameters={"total": 8000, "active": 2000})
     write(runs, "me", 1000, 1000, 9.0)
-    own = learn_from(read_runs(runs), tokenizer="gpt2", domain={"moe": False, "finetuning": False}, itself="me")
+    own = learn_from(read_runs(runs), tokenizer="gpt2", task=Task(), itself="me")
     assert len(own.points) == 10
     assert sorted(own.left_out) == [
         "bytes: another tokenizer (bytes, not gpt2)",
@@ -406,7 +407,7 @@ def test_a_batch_that_grows_is_judged_again(tmp_path: Path) -> None:
     options: dict[str, Any] = {"num_params": 10**8, "flops_per_token": 6e8, "log_every": 20, "record_dir": tmp_path}
     monitor = isoflop.Monitor(None, total_steps=2000, on_advice=told.append, **options)
     for step in range(1, 1201):
-        monitor.step(planted(step), tokens=50_000 if step <= 100 else 1_000_000)
+        monitor.step(planted(step), tokens=100_000 if step <= 100 else 2_000_000)
     assert [advice.reason for advice in told] == [Reason.TOO_LARGE]
     assert [advice.reason for advice in monitor.advice] == [Reason.FRONTIER]  # taken back
 
@@ -423,8 +424,9 @@ def test_what_published_sweeps_do_not_know_is_not_judged_by_them(
         loss.backward()
         monitor.step(loss.detach())
     assert monitor.advice == ()
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if "whether the size fits the data" in each]
-    assert "this is fine-tuning" in line
+    monitor.close()
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "fine-tuning" in each]
+    assert line.startswith("isoflop: fine-tuning")
 
 
 def test_a_forecast_of_an_evaluation_loss_is_not_held_against_the_training_loss(tmp_path: Path) -> None:
@@ -456,7 +458,8 @@ def ladder(folder: Path, budgets: tuple[float, ...]) -> Path:
 
 def test_the_loss_is_held_against_the_law_of_ones_own_runs(tmp_path: Path) -> None:
     runs = ladder(tmp_path / "runs", (5e10, 2e11, 8e11))
-    monitor = train(tmp_path / "new", history=runs, loss=lambda step: own_law(5e4, 500 * step) + 0.02)
+    law = lambda step: own_law(5e4, 500 * step) + 0.02  # noqa: E731
+    monitor = train(tmp_path / "new", history=runs, loss=law, num_params=50_000)
     C = 6 * 5e4 * 1e6
     N = np.geomspace(1e3, 1e7, 2000)
     least = float(own_law(N, C / 6 / N).min())  # type: ignore[arg-type, attr-defined]

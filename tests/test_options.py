@@ -65,7 +65,7 @@ def test_an_option_that_does_not_exist():
         Options.of(peak_flop=1e12, log_evry=3)
     assert str(caught.value) == (
         "isoflop has no option log_evry, peak_flop; its options are record_dir, log_every, tokens_fn, flops_per_token, "
-        "num_params, peak_flops, fit_on, history, lr_plan, target_loss, inference_tokens, unique_tokens, intent, "
+        "num_params, peak_flops, fit_on, history, lr_plan, target_loss, inference_tokens, unique_tokens, intent, task, "
         "price_per_hour, on_advice, thresholds, noise_scale, data_parallel"
     )
 

@@ -15,6 +15,7 @@ from isoflop.live.run_info import RunInfo, Sink
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import by_epoch
 from isoflop.live.sinks import TensorBoardSink
+from isoflop_transformers.split import find_trainer
 
 WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")
 MLFLOW = declare("MLflow", "no further scalars in MLflow")
@@ -40,6 +41,8 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         accumulate=args.gradient_accumulation_steps,
         dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        trainer=tuple(type(each).__name__ for each in (find_trainer(), args) if each is not None),
+        label_smoothing=float(getattr(args, "label_smoothing_factor", 0) or 0),
         tokenizer=_tokenizer_name(given.get("processing_class")),
         data=_dataset_name(given.get("train_dataloader")),
         sinks=_sinks(args) if state.is_world_process_zero else [],

@@ -196,9 +196,9 @@ class Adviser:
         """Judge the plan, when the batch is known: returns what is new."""
         return self._ask_rules(run, of_plan=True)
 
-    def judge(self, run: Situation) -> list[Advice]:
-        """Judge a complete state: returns what is new."""
-        return self._ask_rules(run, of_plan=False)
+    def judge(self, run: Situation, dear: bool = True) -> list[Advice]:
+        """Judge a complete state: returns what is new. `dear`: rules that take their time too."""
+        return self._ask_rules(run, of_plan=False, dear=dear)
 
     def log(
         self,
@@ -206,6 +206,7 @@ class Adviser:
         forecaster: OnlineForecaster | None = None,
         speed: float | None = None,
         ladder: Callable[[int], Forecast | None] | None = None,
+        dear: bool = True,
     ) -> list[Advice]:
         """Judge a log step: returns what is new.
 
@@ -214,8 +215,10 @@ class Adviser:
             forecaster: fed up to this step.
             speed: tokens/s per device over the interval.
             ladder: step → the forecast of earlier sizes for the loss there; None: there are none.
+            dear: there is time for forecasts and for rules that take a millisecond or more.
         """
         plan, track = run.rates, self.track
+        forecaster, ladder = (forecaster, ladder) if dear else (None, None)
         trained = run.forecast_of == "train"  # what forecasts are compared with is the training loss
 
         def ahead(step: int) -> Estimate | None:
@@ -243,7 +246,8 @@ class Adviser:
                 best_speed=track.best_speed,
                 decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
                 converged=lambda: self._ask("end", run.step, converged),
-            )
+            ),
+            dear,
         )
 
     def replanned(self) -> None:
@@ -269,10 +273,10 @@ class Adviser:
             self._asked[what] = (step, ask())
         return self._asked[what][1]
 
-    def _ask_rules(self, run: Situation, of_plan: bool) -> list[Advice]:
+    def _ask_rules(self, run: Situation, of_plan: bool, dear: bool = True) -> list[Advice]:
         new = []
         for name, each in RULES.items():
-            if name in self._aside or each.of_plan is not of_plan:
+            if name in self._aside or each.of_plan is not of_plan or (each.dear and not dear):
                 continue
             try:
                 found = each(run, self.thresholds)

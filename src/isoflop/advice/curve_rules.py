@@ -7,7 +7,16 @@ import statistics
 import numpy as np
 
 from isoflop.advice.advice import Advice, Quantity, Reason, Severity, count, nats
-from isoflop.advice.run_state import Estimate, Expected, Situation, Thresholds, rule, scatter
+from isoflop.advice.run_state import (
+    Estimate,
+    Expected,
+    Situation,
+    Thresholds,
+    anything,
+    falling_loss,
+    rule,
+    scatter,
+)
 from isoflop.laws.published import published
 
 FEW = 8
@@ -34,7 +43,7 @@ OTHERS = "the data (order, duplicates, another mix), the precision and the gradi
 CHECK = f"the learning rate, {OTHERS}"
 
 
-@rule("divergence")
+@rule("divergence", anything, at_once=True)
 def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     """NaN, or far above its own best for several log steps.
 
@@ -53,7 +62,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
             stops=True,
         )
     losses = np.array([loss for _, loss in run.losses])
-    if run.step < (run.warmup_steps or 0) or len(losses) < FEW:
+    if run.step < (run.warmup_steps or 0) or len(losses) < FEW or falling_loss(run):
         return None
     medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
     at = int(medians.argmin())
@@ -81,7 +90,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-@rule("the curve", after_warmup=True)
+@rule("the curve", falling_loss, after_warmup=True)
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Above what was forecast: twice by this run, at different steps, or by the ladder of the user's earlier sizes."""
     if run.by_ladder is not None and _beyond(run.by_ladder, thresholds):
@@ -117,7 +126,7 @@ def _beyond(each: Expected, thresholds: Thresholds) -> bool:
     return missed > thresholds.off_curve * _spread(each) and missed > thresholds.off_curve_share * each.came
 
 
-@rule("the plateau", after_warmup=True)
+@rule("the plateau", falling_loss, after_warmup=True)
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Over the last doubling of tokens the loss fell by almost nothing, though more was to be expected.
 
@@ -165,7 +174,7 @@ def _within(name: str, estimate: Estimate) -> Quantity:
     return Quantity(name, mean, "nats per token", mean - 2 * sd, mean + 2 * sd)
 
 
-@rule("the schedule", at_once=True, early=True)
+@rule("the schedule", anything, at_once=True, early=True)
 def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
     if run.rates is None or not run.total_steps:
@@ -224,7 +233,7 @@ def _advice(run: Situation, what: str, do: str, share: np.ndarray) -> Advice:
     return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
 
 
-@rule("the hardware", after_warmup=True)
+@rule("the hardware", anything, after_warmup=True)
 def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The last log steps, each, below a share of the run's best stretch."""
     recent = list(run.speeds)[-SLOW_STEPS:]

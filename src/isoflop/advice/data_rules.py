@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
-from isoflop.advice.run_state import Evaluated, Situation, Thresholds, rule, scatter
+from isoflop.advice.run_state import (
+    Evaluated,
+    Situation,
+    Thresholds,
+    falling_loss,
+    pretraining,
+    rule,
+    scatter,
+)
 from isoflop.laws.forms import unique_tokens_needed
 from isoflop.laws.published import published
 from isoflop.noise.critical_batch import Belief, agree, change_batch, critical_batch_by_tokens
@@ -31,7 +39,7 @@ LEVEL = 0.8
 """Of the intervals of critical batches."""
 
 
-@rule("the epochs", at_once=True, early=True)
+@rule("the epochs", pretraining, at_once=True, early=True)
 def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     """More epochs are planned than repeated data is worth: the next token's worth is exp(−R_D/R_D*) new ones.
 
@@ -65,7 +73,7 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-@rule("overfitting", at_once=True, after_warmup=True)
+@rule("overfitting", falling_loss, at_once=True, after_warmup=True)
 def overfitting(run: Situation, thresholds: Thresholds) -> Advice | None:
     """An evaluation loss that rises while the training loss falls, past the first epoch where the stock is known."""
     if run.unique_tokens is not None and (run.tokens or 0.0) <= run.unique_tokens:
@@ -114,13 +122,13 @@ def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
     )
 
 
-@rule("the batch")
+@rule("the batch", pretraining, subject="the batch size")
 def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice the critical size of the planned end, or below a quarter of the present one, surely."""
     if not run.batch_wanted:
         return None
     b, measured = run.batch, None if run.batch is None else run.batch.measured
-    if run.unlike or b is None or measured is None:
+    if b is None or measured is None:
         return _unmeasured(run)
     if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
         return None
@@ -153,8 +161,8 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
 def _unmeasured(run: Situation) -> Missing:
     """Why the batch can't be judged."""
     b, what = run.batch, "the batch size"
-    if run.unlike or b is None:
-        return Missing(what, run.unlike or "the run's tokens are not known")
+    if b is None:
+        return Missing(what, "the run's tokens are not known")
     if b.measurements or b.measuring:
         times = f"{b.measurements} step{'s' * (b.measurements != 1)}"
         why = f"the gradient noise scale was measured at {times}, which is not enough"

@@ -5,7 +5,7 @@ Whether a transformer's shape lies outside what Kaplan et al. 2020 tried and fou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import final_loss, unfinished
-from isoflop.forecast import domain_of
 from isoflop.laws.forms import compute_of
 from isoflop.record.run import DEFAULT_N, Run
+from isoflop.record.task import Task, task_of
 
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
@@ -25,7 +25,6 @@ BEYOND = 30.0
 """A factor of compute over the largest own run to which the least loss is told."""
 LEVEL, WIDEST = 0.8, 0.025
 """An 80% half-width above this fraction of the loss is no frontier, as it is no forecast."""
-KINDS = {"moe": "a mixture of experts", "finetuning": "fine-tuning"}
 
 
 class OwnRun(NamedTuple):
@@ -55,6 +54,12 @@ class OwnRuns:
     def line(self) -> Posterior | None:
         """N_opt(C) by the runs and the prior; None: the runs say little of it."""
         return self.posterior if self.posterior is not None and self.posterior.telling else None
+
+    @property
+    def flops(self) -> tuple[float, float] | None:
+        """Of the smallest and the largest run; None: no runs."""
+        spent = [point.C for point in self.points]
+        return (min(spent), max(spent)) if spent else None
 
     @property
     def source(self) -> str:
@@ -87,7 +92,7 @@ def learn_from(
     loss: str = "train",
     tokenizer: str | None = None,
     data: str | None = None,
-    domain: Mapping[str, bool] | None = None,
+    task: Task | None = None,
     itself: str | None = None,
 ) -> OwnRuns:
     """The law of finished runs.
@@ -97,14 +102,14 @@ def learn_from(
         loss: which of their losses.
         tokenizer: of the run that learns; a run known to have another one is left out.
         data: likewise.
-        domain: likewise whether it has experts or is fine-tuning, as `domain_of` says; None: not compared.
+        task: likewise; None: not compared.
         itself: run_id of the run that learns, which is none of them.
     """
     points, left_out = [], []
     for run in runs:
         if run.run_id == itself:
             continue
-        why = _unlike(run, tokenizer, data, domain)
+        why = _unlike(run, tokenizer, data, task)
         point = None if why else _point(run, loss)
         if point is None:
             left_out.append(
@@ -128,14 +133,11 @@ def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
     ]
 
 
-def _unlike(run: Run, tokenizer: str | None, data: str | None, domain: Mapping[str, bool] | None) -> str | None:
+def _unlike(run: Run, tokenizer: str | None, data: str | None, task: Task | None) -> str | None:
     if why := unfinished(run, run.points[-1].step if run.points else 0):
         return why
-    if domain is not None:
-        theirs = domain_of(run.parameters, run.model)
-        for kind, text in KINDS.items():
-            if theirs.get(kind, False) != domain.get(kind, False):
-                return f"{text}, and this one not" if theirs.get(kind) else f"not {text}, and this one is"
+    if task is not None and (why := task.differs(task_of(run.task, run.parameters, run.model))):
+        return why
     for what, its, ours in (("tokenizer", run.tokenizer, tokenizer), ("data", run.data, data)):
         if its and ours and its != ours:
             return f"another {what} ({its}, not {ours})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -9,9 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing
-from isoflop.fit.posterior import Posterior
+from isoflop.fit.drifting_law import RATIO, RATIO_SD
+from isoflop.fit.posterior import Posterior, PriorLine
 from isoflop.forecast import Forecast, LrPlan, NoForecast
 from isoflop.noise.critical_batch import Belief
+from isoflop.record.task import Task
 
 Intent = Literal["optimal", "overtrain"]
 
@@ -75,9 +78,10 @@ class Situation:
         flops_per_token: measured, of a training step.
         seconds: training time so far.
         price_per_hour: of all devices, in the user's currency.
-        unlike: why published sweeps do not apply to this run (experts, fine-tuning); empty: they do.
-        line: N_opt(C): the prior's, or the user's own runs' too.
+        task: what is trained.
+        line: N_opt(C) by the user's own runs; None: they say little of it.
         line_source: what the line is based on.
+        own_flops: FLOPs of the smallest and the largest own run that the line is based on.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
         loss: mean of the last interval, nats per token.
         losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
@@ -108,9 +112,10 @@ class Situation:
     flops_per_token: float | None = None
     seconds: float | None = None
     price_per_hour: float | None = None
-    unlike: str = ""
+    task: Task = field(default_factory=Task)
     line: Posterior | None = None
     line_source: str = ""
+    own_flops: tuple[float, float] | None = None
     inference_tokens: float | None = None
     unique_tokens: float | None = None
     target_loss: float | None = None
@@ -150,6 +155,17 @@ class Situation:
     def warming_up(self) -> bool:
         """Still in warm-up, or not clearly out of it."""
         return self.step < 2 * (self.warmup_steps or 0)
+
+    @property
+    def unlike(self) -> str:
+        """Why results on pretraining do not apply to this run; "": they do."""
+        return self.task.unlike_pretraining
+
+    @property
+    def sizes(self) -> Posterior | PriorLine:
+        """N_opt(C): the user's own runs' or the prior, which is wider where no sweep is of the optimizer."""
+        widened = 0.0 if self.task.optimizer in (None, "adam") else math.log(RATIO / MUON_RATIO)
+        return self.line or PriorLine(ratio_sd=math.hypot(RATIO_SD, widened))
 
     def hours(self, steps: float) -> float | None:
         """Wall-clock hours of training for so many steps, at the speed so far."""
@@ -208,6 +224,57 @@ class Thresholds:
     stop_past_efficient: bool = False
 
 
+MUON_RATIO = 10.5
+"""Tokens per parameter that a public ladder of Muon's found best."""
+LEAST_FLOPS = 1e17
+"""Of published sweeps' runs (DeepSeek LLM 2024 and Porian et al. 2024 begin there)."""
+LEAST_STEPS = 200
+"""After the warm-up; of shorter runs the warm-up decides the loss."""
+OFF_COUNT = 3.0
+"""A factor between the measured FLOPs and 6·N·D beyond which N is not what computes."""
+OWN_REACH = 30.0
+"""A factor of compute beyond own runs to which they speak."""
+
+Domain = Callable[[Situation], str]
+"""Why a rule does not hold for a run; "": it does."""
+
+
+def anything(run: Situation) -> str:
+    """The domain of rules that hold for any training."""
+    return ""
+
+
+def falling_loss(run: Situation) -> str:
+    """The domain of rules on curves: the loss measures progress, and falls."""
+    no_measure = run.task.objective in ("reinforcement", "generative") and "objective" not in run.task.given
+    return "its loss is no measure of progress" if no_measure else ""
+
+
+def pretraining(run: Situation) -> str:
+    """The domain of published results on pretraining."""
+    return run.unlike
+
+
+def sized(run: Situation) -> str:
+    """The domain of advice on sizes: published sweeps' pretraining and scale, or own runs of the same task."""
+    steps = None if run.total_steps is None else run.total_steps - (run.warmup_steps or 0)
+    C = None if run.N is None or not run.planned_tokens else 6 * run.N * run.planned_tokens
+    if run.line is not None:
+        low, high = run.own_flops or (0.0, math.inf)
+        far = C is not None and not low / OWN_REACH <= C <= high * OWN_REACH
+        return "your own runs are too far from its compute" if far else ""
+    if run.unlike:
+        return run.unlike
+    if C is not None and C < LEAST_FLOPS:
+        return "published sweeps begin at 1e17 FLOPs; runs of three of your own sizes tell (history=)"
+    if steps is not None and steps < LEAST_STEPS:
+        return f"a run of fewer than {LEAST_STEPS} steps after its warm-up is none of a published sweep"
+    over = run.flops_per_token / (6 * run.N) if run.flops_per_token and run.N else 1.0
+    if not 1 / OFF_COUNT <= over <= OFF_COUNT:
+        return f"the measured FLOPs are {over:.2g} times 6·N·D, so that N is not what computes"
+    return ""
+
+
 Judge = Callable[[Situation, Thresholds], "Advice | Missing | None"]
 
 
@@ -223,18 +290,21 @@ class Rule:
         at_once: a finding need not stand for `Thresholds.in_a_row` log steps.
         after_warmup: holds after the warm-up only.
         early: holds while `Thresholds.frontier_steps` of the planned run are left.
-        sweeps: what it judges by published sweeps; they are of dense pretraining from scratch, so that another run
-            needs a line of its own sizes. "": it uses none.
+        domain: where it holds, as a reason why not.
+        subject: what can't be judged outside of the domain, for people; "": nobody asks for it.
+        dear: takes a millisecond or more, and is skipped where the time for advice is spent.
     """
 
     name: str
     judge: Judge
+    domain: Domain
     of_plan: bool = False
     of_end: bool = False
     at_once: bool = False
     after_warmup: bool = False
     early: bool = False
-    sweeps: str = ""
+    subject: str = ""
+    dear: bool = False
 
     def __call__(self, run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         """The advice; or why the run can't be judged; or None."""
@@ -242,14 +312,14 @@ class Rule:
             return None
         if self.early and (run.left or 0.0) < thresholds.frontier_steps:
             return None
-        if self.sweeps and run.unlike and run.line is None:
-            return Missing(self.sweeps, run.unlike)
+        if why := self.domain(run):
+            return Missing(self.subject, why, quiet=True) if self.subject else None
         return self.judge(run, thresholds)
 
 
-def rule(name: str, **domain: Any) -> Callable[[Judge], Rule]:
-    """Decorate the function of a rule with its name and its domain, by the attributes of `Rule`."""
-    return lambda judge: Rule(name=name, judge=judge, **domain)
+def rule(name: str, domain: Domain, **how: Any) -> Callable[[Judge], Rule]:
+    """Decorate the function of a rule with the attributes of `Rule`."""
+    return lambda judge: Rule(name=name, judge=judge, domain=domain, **how)
 
 
 def scatter(losses: np.ndarray) -> float:

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
-from isoflop.advice.run_state import Situation, Thresholds, rule
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, share
+from isoflop.advice.run_state import Situation, Thresholds, anything, rule, sized
 from isoflop.arrays import Array
 from isoflop.fit.alternatives import line_law
 from isoflop.fit.posterior import Posterior, PriorLine
@@ -29,6 +29,8 @@ BEST_SIZE = "N of least compute"
 """Name of the number that `isoflop/n_opt` shows."""
 FAR = 20.0
 """A factor between the ends of the best size's interval beyond which it is not named."""
+NARROW = 1e-3
+"""Relative width of the best size's interval below which it lies on the edge of a search."""
 KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
 """α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
 CLOSE = 0.3
@@ -38,35 +40,32 @@ DECAYED = 0.5
 MEANT = " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'."
 
 
-def law_at(line: Posterior | None, C: float) -> Law:
+def law_at(line: Posterior | PriorLine, C: float) -> Law:
     """A law whose optimum at C FLOPs is the line's, with few draws: these are computed beside training."""
-    law = line_law(line or PriorLine(), C, DEFAULT_N)
+    law = line_law(line, C, DEFAULT_N)
     assert law.draws is not None
     middle = slice(len(next(iter(law.draws.values()))) // (2 * DRAWS), None, len(law.draws["A"]) // DRAWS)
     return replace(law, draws={name: values[middle] for name, values in law.draws.items()})
 
 
-@rule("the frontier", of_plan=True, of_end=True, at_once=True, sweeps="whether the size fits the data")
+@rule("the frontier", sized, of_plan=True, of_end=True, at_once=True, subject="whether the size fits the data")
 def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     """One neutral line; a warning only where the waste is clear and can't be meant."""
     N, D = run.N, run.planned_tokens
     if N is None or not D:
         what = "the model's parameters are" if N is None else "the planned tokens are"
         return Missing("whether the size fits the data", f"{what} unknown (total_steps=, tokens_fn=, num_params=)")
-    C = (run.line or PriorLine()).flops(N, D)
-    waste = waste_of(law_at(run.line, C), N, D, run.inference_tokens or 0.0)
+    C = run.sizes.flops(N, D)
+    waste = waste_of(law_at(run.sizes, C), N, D, run.inference_tokens or 0.0)
+    low_N, high_N = interval(waste.N[1:], LEVEL)
+    saved, low, high = waste.saved(LEVEL)
+    if not 1 + NARROW < high_N / low_N < (math.inf if run.line else FAR) or (low == high and saved > 0):
+        why = "published sweeps do not determine the best size so far away; three of your own sizes do (history=)"
+        return Missing("whether the size fits the data", why, quiet=True)
     ratio, formula = f"{count(D / N)} tokens per parameter", f"C = {C / (N * D):.3g}·N·D"
     plan = f"{ratio}: N = {count(N)} with the head, D = {count(D)} tokens, {formula} = {count(C)} FLOPs."
-    low_N, high_N = interval(waste.N[1:], LEVEL)
-    if run.line is None and high_N > FAR * low_N:
-        unknown = (
-            "Published sweeps, of 1e17 FLOPs and more, do not determine the best size so far away; three of your own "
-            "sizes at one budget do (history=)."
-        )
-        return Advice(Reason.FRONTIER, Severity.NOTE, run.step, f"{plan} {unknown}", basis=_basis(run)[:1])
-    saved, low, high = waste.saved(LEVEL)
     serving = ", serving included," if run.inference_tokens else ""
-    less = f"The same loss{serving} would cost {saved:.0%} [{low:.0%}, {high:.0%}] less compute"
+    less = f"The same loss{serving} would cost {share(saved)} [{share(low)}, {share(high)}] less compute"
     neutral = Advice(
         Reason.FRONTIER,
         Severity.NOTE,
@@ -94,7 +93,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         reason=Reason.TOO_LARGE if too_large else Reason.TOO_SMALL,
         severity=Severity.WARNING,
         what=f"The model is too {'large' if too_large else 'small'} for its data: {ratio}. {less}, at least "
-        f"{1 - 1 / (1 + least):.0%} ({thresholds.waste_sure:.0%} sure).",
+        f"{share(1 - 1 / (1 + least))} ({thresholds.waste_sure:.0%} sure).",
         do=f"{instead}, or this model on more tokens." if too_large else f"{instead}.{'' if served else MEANT}",
         saves=_saves_of(run, waste),
         probability=larger if too_large else 1 - larger,
@@ -112,7 +111,9 @@ def _clear(run: Situation, waste: Waste, larger: float, thresholds: Thresholds) 
 
 
 def _basis(run: Situation) -> tuple[str, ...]:
-    return (run.line_source or PRIOR,)
+    if run.line_source or run.task.optimizer in (None, "adam"):
+        return (run.line_source or PRIOR,)
+    return (f"{PRIOR}; they are of AdamW, and with Muon a public ladder found 10.5: wider for {run.task.optimizer}",)
 
 
 def _range(values: Array) -> str:
@@ -142,7 +143,7 @@ def _scaled(whole: float, part: tuple[float, float, float], unit: str) -> tuple[
     return whole * part[0], unit, whole * part[1], whole * part[2]
 
 
-@rule("the stopping point", of_end=True, after_warmup=True, sweeps="the efficient stopping point")
+@rule("the stopping point", sized, of_end=True, after_warmup=True, subject="the efficient stopping point", dear=True)
 def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """From here on a larger model gives more loss per FLOP: stop, or begin the decay.
 
@@ -157,11 +158,10 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return None
     if run.unique_tokens is not None and run.unique_tokens < run.tokens:
         return None  # the law is of single epochs
-    line = run.line or PriorLine()
-    C = line.flops(run.N, run.tokens)
-    if math.log(run.N) > line.at(C)[0] - CLOSE:
+    C = run.sizes.flops(run.N, run.tokens)
+    if math.log(run.N) > run.sizes.at(C)[0] - CLOSE:
         return None  # cheap to see, and the rule
-    waste = waste_of(law_at(run.line, C), run.N, run.tokens)
+    waste = waste_of(law_at(run.sizes, C), run.N, run.tokens)
     larger = float(np.mean(waste.N[1:] > run.N))
     if waste.at_least(thresholds.waste_sure) < thresholds.waste or larger < thresholds.sure:
         return None
@@ -212,7 +212,7 @@ def _losses_ahead(run: Situation, ending: Forecast | None) -> list[Quantity]:
     return numbers
 
 
-@rule("the target", of_end=True)
+@rule("the target", anything, of_end=True)
 def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """The forecast's interval lies above the target."""
     ending, what = run.forecast, "whether the target will be reached"

@@ -117,9 +117,10 @@ def run_covariance(N: Array, D: Array, noise: float) -> Array:
 
 @dataclass(frozen=True)
 class PriorLine:
-    """20 tokens per parameter at `reference` FLOPs, less surely away from there; asked as a `Posterior` is."""
+    """20 tokens per parameter at `reference` FLOPs, sd of its ln `ratio_sd`, less sure away; asked as a `Posterior`."""
 
     reference: float = REFERENCE
+    ratio_sd: float = RATIO_SD
 
     def at(self, C: float) -> tuple[float, float]:
         """Mean and standard deviation of ln N_opt at C FLOPs.
@@ -130,7 +131,7 @@ class PriorLine:
         """
         far = float(np.log(C / self.reference))
         mean = 0.5 * float(np.log(self.reference / DENSE / RATIO)) + SPLIT * far
-        return mean, float(np.hypot(RATIO_SD / 2, SPLIT_SD * far))
+        return mean, float(np.hypot(self.ratio_sd / 2, SPLIT_SD * far))
 
     def flops(self, N: float, D: float) -> float:
         """Training FLOPs of N parameters on D tokens."""

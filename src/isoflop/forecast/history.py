@@ -20,6 +20,7 @@ from isoflop.forecast.priors import Priors
 from isoflop.forecast.sizes import Ladder, fit_ladder
 from isoflop.record.reader import read_runs
 from isoflop.record.run import Run
+from isoflop.record.task import task_of
 
 FEWEST_POINTS = 12
 OWN = "own"
@@ -57,7 +58,7 @@ def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
         name=columns.name,
         dataset="records",
         count=np.maximum(columns.count[known], 1.0) if loss == "train" else None,
-        domain=domain_of(record.parameters, record.model),
+        domain=domain_of(record.parameters, record.model, record.task),
         loss_name=loss,
     )
 
@@ -91,15 +92,12 @@ def size_of(parameters: Mapping[str, int | None]) -> int | None:
     return body - (total - active if total and active else 0)
 
 
-def domain_of(parameters: Mapping[str, int | None], model: Mapping[str, Any]) -> dict[str, bool]:
-    """What kind of training it is, as far as sizes and configuration tell: `moe`, `finetuning`."""
-    total, active, trainable = (parameters.get(name) for name in ("total", "active", "trainable"))
-    config = model.get("config")
-    loaded = bool(config.get("_name_or_path")) if isinstance(config, Mapping) else False
-    return {
-        "moe": bool(total and active and active < total),
-        "finetuning": loaded or bool(total and trainable is not None and trainable < total),
-    }
+def domain_of(
+    parameters: Mapping[str, int | None], model: Mapping[str, Any], task: Mapping[str, Any] | None = None
+) -> dict[str, bool]:
+    """What kind of training it is, by the recorded task, or what sizes and configuration tell: `moe`, `finetuning`."""
+    known = task_of(task or {}, parameters, model)
+    return {"moe": known.experts, "finetuning": known.tuned}
 
 
 def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[LossCurve], list[str]]:

@@ -34,15 +34,16 @@ from isoflop.advice import (
 )
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
-from isoflop.forecast import Forecast, domain_of, usable
+from isoflop.forecast import Forecast, usable
 from isoflop.guard import declare, warn
 from isoflop.laws import published_names
-from isoflop.live.header import describe_model
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
 from isoflop.live.sinks import FRONTIER, draw_frontier
+from isoflop.live.task import look_again
 from isoflop.record.reader import read_runs
+from isoflop.record.task import Task
 
 published_names()  # reads their file with the module, as code is read: in a training there may be no file handle left
 ADVICE = declare("advising", "no further advice")
@@ -52,12 +53,10 @@ JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in 
 
 ANOTHER_PLAN = 1.25
 """A factor of the planned tokens beyond which the size is judged anew."""
+SHORT = 0.05
+"""Of the planned steps: a run that ended with more of them left says nothing of the next one's size."""
 SHARE, FREE = 1e-3, 0.1
-"""Of the wall time, and seconds besides, that judging a run may take."""
-UNLIKE = {
-    "moe": "published sweeps are of dense models, and this one has experts: pass history= of your own runs",
-    "finetuning": "published sweeps are of training from scratch, and this is fine-tuning",
-}
+"""Of the wall time, and seconds besides, that forecasts and dear rules may take; the others judge every log step."""
 
 
 class AdvicePart(Part):
@@ -79,8 +78,8 @@ class AdvicePart(Part):
         self._judge = Adviser(options.thresholds, lambda name, error: run.guard.failed(JUDGING[name], error))
         self._spent = 0.0
         self._started = False
+        self._said_task: dict[str, Any] | None = None
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
-        self._domain: dict[str, bool] | None = None
         self._told_missing = False
         self._until: int | None = None  # the planned end that was judged
         self._evaluations: dict[str, list[Evaluated]] = {}
@@ -101,31 +100,39 @@ class AdvicePart(Part):
 
     def log(self, step: LogStep) -> LogStep:
         """Judge the run as it stands, say what is new and act on it."""
-        began = time.perf_counter()
+        first = not self._started
+        if first:
+            self._start(step)
+        began, dear = time.perf_counter(), self._spent <= FREE + SHARE * step.wall_time
         run = self._situation(step)
-        if not self._started:
-            self._started = True
-            self._read_history(run.forecast_of, step.run_id)
-            self._draw_frontier()
-            began = time.perf_counter()  # once, however long it takes to read
-            run = self._situation(step)
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
             self._judge.replanned()
         self._until = run.total_steps
         new = self._judge.start(run) if self._plan_changed(run.planned_tokens) else []
         self._hold_against_frontier(run)
-        if self._spent <= FREE + SHARE * step.wall_time:
-            new += self._judge.log(
-                run,
-                step.forecaster,
-                step.scalars.get("isoflop/tokens_per_second_per_device"),
-                None if step.ladder is None else partial(_by_ladder, step),
-            )
-            if not self._told_missing:
-                self._tell_missing(run)
-        self._spent += time.perf_counter() - began
+        new += self._judge.log(
+            run,
+            step.forecaster,
+            step.scalars.get("isoflop/tokens_per_second_per_device"),
+            None if step.ladder is None else partial(_by_ladder, step),
+            dear,
+        )
+        if dear and not first:  # the first judgement pays for imports
+            self._spent += time.perf_counter() - began
+        if not self._told_missing:
+            self._tell_missing(run)
         stop = [self._say(advice) for advice in new]
         return step.having(self._scalars, advice=tuple(new), stop=any(stop))
+
+    def _start(self, step: LogStep) -> None:
+        """Once in a process, however long it takes: the task and earlier runs."""
+        self._started = True
+        if self._said_task is None:
+            self._run.task = look_again(self._run.task, step, self._model, self._run.accumulate)
+            self._said_task = self._run.task.as_dict()
+            self._run.tell(f"isoflop: {self._run.task}.")
+        self._read_history(self._options.fit_on or "train", step.run_id)
+        self._draw_frontier()
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """The loss of an evaluation set; of many the middle ones go."""
@@ -162,7 +169,8 @@ class AdvicePart(Part):
             flops_per_token=flops / totals.processed if flops and totals.tokens_known else None,
             seconds=step.training_time if step.whole else None,
             price_per_hour=options.price_per_hour,
-            unlike=next((text for kind, text in UNLIKE.items() if self._kind(step).get(kind)), ""),
+            task=self._run.task,
+            own_flops=self.own.flops,
             line=self.own.line,
             line_source=self.own.source,
             inference_tokens=options.inference_tokens,
@@ -177,12 +185,6 @@ class AdvicePart(Part):
             batch_wanted=options.noise_scale != "off",
             evaluations=self._evaluations,
         )
-
-    def _kind(self, step: LogStep) -> dict[str, bool]:
-        """Of the model itself, not of the forecast: that may be off, or wait for an evaluation."""
-        if self._domain is None and step.parameters is not None:
-            self._domain = domain_of(step.parameters.by_convention(), describe_model(self._model))
-        return self._domain or {}
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""
@@ -204,7 +206,7 @@ class AdvicePart(Part):
                 loss="train" if loss == "off" else loss,
                 tokenizer=self._run.tokenizer,
                 data=self._run.data,
-                domain=self._domain,
+                task=self._run.task,
                 itself=run_id,
             )
             if self.own.left_out:
@@ -282,6 +284,7 @@ class AdvicePart(Part):
             "evaluations": {name: [list(point) for point in points] for name, points in self._evaluations.items()},
             "spent": self._spent,
             "scalars": dict(self._scalars),
+            "task": self._said_task,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -295,6 +298,8 @@ class AdvicePart(Part):
         }
         self._spent = float(state["spent"])
         self._scalars = {name: float(value) for name, value in state["scalars"].items()}
+        if (said := state.get("task")) is not None:  # a resumed run's first loss says nothing of where it began
+            self._said_task, self._run.task = said, Task.from_dict(said)
 
 
 def _by_ladder(step: LogStep, at: int) -> Forecast | None:
@@ -332,15 +337,20 @@ def closing_lines(
         spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
     lines = [f"isoflop: the run is over: {', '.join(spent)}."]
     # judged as done: what this compute could have bought, and so the next run's size
-    done = replace(run, total_steps=run.step, tokens_per_step=run.tokens / max(run.step, 1))
-    verdict = planned(done, Thresholds(waste=float("inf")))
-    if isinstance(verdict, Advice) and verdict.numbers:  # without, it says that the size can't be judged
+    done = replace(run, tokens_per_step=run.tokens / max(run.step, 1))
+    verdict = planned(done, Thresholds(waste=float("inf"))) if (run.left or 0.0) <= SHORT else None
+    if isinstance(verdict, Advice):
         lines.append(f"isoflop: for the next run: {verdict}")
     if shape:
         lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
     held = [each for each in advice if each.severity >= Severity.INFO]
     if held:
         lines.append("isoflop: stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
-    if missing:
-        lines.append("isoflop: not judged: " + "; ".join(f"{each.what} ({each.why})" for each in missing) + ".")
+    reasons: dict[str, list[str]] = {}
+    for each in missing:
+        if not each.quiet:
+            reasons.setdefault(each.why, []).append(each.what)
+    if reasons:
+        each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
+        lines.append(f"isoflop: not judged: {'; '.join(each_why)}.")
     return lines

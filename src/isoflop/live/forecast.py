@@ -34,7 +34,7 @@ from isoflop.forecast import (
     size_of,
 )
 from isoflop.guard import declare
-from isoflop.live.header import describe_model, describe_optimizer
+from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
@@ -170,7 +170,7 @@ class ForecastPart(Part):
             N=size_of(sizes),
             batch_tokens=step.scalars.get("isoflop/batch_tokens"),
             optimizer=(describe_optimizer(self._run.optimizer) or {}).get("class"),
-            domain=domain_of(sizes, describe_model(self._model)),
+            domain=domain_of(sizes, {}, self._run.task.as_dict()),
             priors=self._priors(),
         )
         if self._restored is not None:

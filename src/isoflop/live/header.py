@@ -15,8 +15,10 @@ from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
 from isoflop.record.paths import Location, last_name
 from isoflop.record.provenance import git_state, library_versions
+from isoflop.record.task import PLAIN
 
 CONVENTION = "1 multiply-add = 2 FLOPs; matrix products and convolutions, forward and backward, attention in full"
+UNITS = "nats per loss token, as the trainer reports it"
 
 
 def run_header(
@@ -36,6 +38,7 @@ def run_header(
         "parameters": {} if parameters is None else parameters.by_convention(),
         "parameters_method": None if parameters is None else parameters.method,
         "optimizer": describe_optimizer(run.optimizer),
+        "task": run.task.as_dict(),
         "planned": run.planned,
         "tokenizer": run.tokenizer,
         "data": run.data,
@@ -51,7 +54,7 @@ def run_header(
             "data_parallel": run.data_parallel or world_size(),
         },
         "counting": describe_counting(observer),
-        "loss_units": {"train": "nats per loss token, as the trainer reports it"},
+        "loss_units": {"train": UNITS if run.task.loss == PLAIN else run.task.loss},
         "options": options.given(),
     }
 

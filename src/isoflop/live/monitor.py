@@ -34,7 +34,7 @@ from isoflop.flops.totals import (
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import hook
+from isoflop.guard import declare, hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -46,6 +46,7 @@ from isoflop.live.recorder import Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
 from isoflop.live.sinks import Sinks, TensorBoardSink
+from isoflop.live.task import describe_task
 from isoflop.record.paths import last_name, location_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 
 COUNTING, SETTLING, SUMMING = "counting the batch", "settling the step", "summing over ranks"
+TASK = declare("recognising the task", "the run counts as pretraining from scratch")
 _UNKNOWN = "tokens and FLOPs are unknown from here on"
 
 
@@ -144,6 +146,8 @@ class Monitor(PlainLoop):
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
         self._forecast = ForecastPart(options, run, model)
         self._advice = AdvicePart(options, run, model)
+        with run.guard.part(TASK):
+            run.task = describe_task(run, model, options.task)
         self.parts: list[Part] = [Scalars(run.guard), self.noise, self.recorder]
         if writes:
             self.parts = [Scalars(run.guard), self.noise, self._forecast, self._advice, self.recorder, Sinks(run)]

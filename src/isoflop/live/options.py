@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from isoflop.advice import Advice, Thresholds
 from isoflop.record.paths import check_location
+from isoflop.record.task import task_words
 
 NOISE_SCALE = ("auto", "split", "off")
 
@@ -29,6 +30,7 @@ class OptionsDict(TypedDict, total=False):
     inference_tokens: float | None
     unique_tokens: float | None
     intent: Literal["optimal", "overtrain"] | None
+    task: str | Sequence[str] | None
     price_per_hour: float | None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
     thresholds: Thresholds | None
@@ -70,6 +72,9 @@ class Options:
         inference_tokens: tokens that the model will serve; a small model may then be the right one.
         unique_tokens: tokens in the data set; more are repeats.
         intent: "overtrain" where the model is meant to be smaller than compute-optimal; default "optimal".
+        task: what is trained, where isoflop does not see it: "pretraining", or words for the start (scratch, continued,
+            finetuning, adapter), the objective (causal, masked, seq2seq, contrastive, preference, reinforcement,
+            classification, regression, generative) and the modality (text, image, audio, other).
         price_per_hour: of all devices together, in your currency.
         on_advice: "warn" (default); "stop" ends the run where it diverges or its target is out of reach; or a function
             of an `Advice`, called on the first rank, whose answer "stop" ends the run.
@@ -94,6 +99,7 @@ class Options:
     inference_tokens: float | None = None
     unique_tokens: float | None = None
     intent: Literal["optimal", "overtrain"] | None = None
+    task: str | Sequence[str] | None = None
     price_per_hour: float | None = None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any] = "warn"
     thresholds: Thresholds | None = None
@@ -123,6 +129,10 @@ class Options:
             raise ValueError(f"history= expects a path or a list of paths, got {self.history!r}")
         if self.intent not in (None, "optimal", "overtrain"):
             raise ValueError(f"intent= expects 'optimal' or 'overtrain', got {self.intent!r}")
+        if self.task is not None:
+            if not isinstance(self.task, str) and not all(isinstance(word, str) for word in self.task):
+                raise ValueError(f"task= expects words such as 'finetuning causal', got {self.task!r}")
+            task_words(self.task)
         if self.on_advice not in ("warn", "stop") and not callable(self.on_advice):
             raise ValueError(f"on_advice= expects 'warn', 'stop' or a function, got {self.on_advice!r}")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):

@@ -51,6 +51,7 @@ class Recorder(Part):
         self._log: RecordLog | None = None
         self._earlier: dict[str, Any] | None = None
         self._counting: Mapping[str, Any] = {}
+        self._task = run.task
         self._plan: LrPlan | None = None
         self._last: Point | None = None
         self._early: list[Point] = []  # evaluations before the first step, when there is no file yet
@@ -74,7 +75,7 @@ class Recorder(Part):
             self._log = open_record(
                 self.folder, fields, earlier=self._earlier, step=step, named=self._named, say=self._guard.once
             )
-            self._counting = fields["counting"]
+            self._counting, self._task = fields["counting"], self._run.task
             for point in self._early:
                 self._log.point(point)
             self._early.clear()
@@ -89,6 +90,9 @@ class Recorder(Part):
             if step.plan is not None and step.plan is not self._plan:
                 self._plan = step.plan
                 self._log.event("update", planned={**self._run.planned, "learning_rates": step.plan.as_dict()})
+            if self._run.task != self._task:
+                self._task = self._run.task
+                self._log.event("update", task=self._task.as_dict())
             for advice in step.advice:
                 self._log.event("advice", **advice.as_dict())
             if step.counting != self._counting:

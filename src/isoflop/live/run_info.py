@@ -15,6 +15,7 @@ from isoflop.flops.totals import data_parallel_ranks, world_size
 from isoflop.guard import Guard, declare
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import Calls
+from isoflop.record.task import Task
 
 LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
 
@@ -50,6 +51,9 @@ class RunInfo:
         scheduler: sets the optimizer's learning rate; None: nobody does.
         scheduler_calls: optimizer steps done → steps that the scheduler has made; None: one each.
         future_unknown: why the learning rates to come can't be asked for.
+        trainer: names of its class and of its arguments'.
+        label_smoothing: of the trainer's loss.
+        task: what is trained, as it was recognised.
         tensorboard: folder of the run's event files; None: there are none.
         grad_scaler: AMP's scaler of the loss.
         say: prints the terminal's line.
@@ -75,6 +79,9 @@ class RunInfo:
     grad_scaler: Any = None
     tokenizer: str | None = None
     data: str | None = None
+    trainer: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+    task: Task = field(default_factory=Task)
     guard: Guard = field(default_factory=Guard)
     tensorboard: Path | None = None
     sinks: list[Sink] = field(default_factory=list)

@@ -29,6 +29,7 @@ from isoflop.record.run import (
     Status,
     common_n,
 )
+from isoflop.record.task import MODALITIES, OBJECTIVES, STARTS, Task, recognise, task_of, task_words
 from isoflop.record.thinned import LAST, SMALL, Digest, due, glimpse
 from isoflop.record.writer import RecordLog, new_run_id, record_path
 
@@ -36,10 +37,13 @@ __all__ = [
     "COUNTS",
     "DEFAULT_N",
     "LAST",
+    "MODALITIES",
+    "OBJECTIVES",
     "PREFERRED_N",
     "SCHEMA_VERSION",
     "SEVERITIES",
     "SMALL",
+    "STARTS",
     "UPDATED",
     "Digest",
     "Location",
@@ -52,6 +56,7 @@ __all__ = [
     "RemoteLog",
     "Run",
     "Status",
+    "Task",
     "below",
     "check_location",
     "common_n",
@@ -71,7 +76,10 @@ __all__ = [
     "read_run",
     "read_runs",
     "read_stream",
+    "recognise",
     "record_files",
     "record_path",
+    "task_of",
+    "task_words",
     "write_bytes",
 ]

@@ -21,7 +21,7 @@ MAX_SECONDS = 2.5e11  # the year 9892: later ones overflow what shows dates
 _POINT_KEYS = tuple(field.name for field in fields(Point))
 _BY_LOSS = ("losses", "nonfinite", "loss_units", "extra")  # their names are no secrets: "eval/nll_per_token"
 _TEXTS = ("run_id", "name", "created", "framework", "parameters_method", "tokenizer", "data")
-_OBJECTS = ("model", "optimizer", "planned", "git", "device", "counting", "parent", "options")
+_OBJECTS = ("model", "optimizer", "task", "planned", "git", "device", "counting", "parent", "options")
 _KNOWN = {"event", "isoflop", "versions", "loss_units", "parameters", *_TEXTS, *_OBJECTS}
 
 

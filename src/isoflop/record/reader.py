@@ -17,7 +17,7 @@ from isoflop.record.run import SCHEMA_VERSION, Point, RecordError, Run
 _logger = logging.getLogger(__name__)
 
 
-UPDATED = ("optimizer", "planned", "git", "versions", "device", "counting", "options")
+UPDATED = ("optimizer", "task", "planned", "git", "versions", "device", "counting", "options")
 """Fields of the header that an `update` line changes: a resumed run may have another plan, machine or counting."""
 
 MOST_ADVICE = 1000

@@ -112,6 +112,7 @@ class Run:
     parameters: dict[str, int | None] = field(default_factory=dict)  # N by convention: total, non_embedding …
     parameters_method: str | None = None  # how N was counted
     optimizer: dict[str, Any] | None = None
+    task: dict[str, Any] = field(default_factory=dict)  # what it trains (record.task.Task); of earlier versions empty
     planned: dict[str, Any] = field(default_factory=dict)  # steps, tokens, schedule …
     tokenizer: str | None = None
     data: str | None = None
