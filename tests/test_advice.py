@@ -328,8 +328,8 @@ Saves: compute = 7.48e+18 FLOPs [3.62e+18, 1.14e+19] (80% intervals).
         {},
         Severity.NOTE,
         f"""20 tokens per parameter: N = 1.3B with the head, D = 26B tokens, C = 6·N·D = 2.03e+20 FLOPs. The same loss \
-would cost under 1% [under 1%, 5%] less compute at 1.3B [939M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. Based on: \
-{PRIOR}.""",
+would cost under 1% [under 1%, 5%] less compute at 1.3B [939M, 1.73B] parameters and 26B [18.9B, 34.8B] tokens. \
+Based on: {PRIOR}.""",
     ),
 ]
 

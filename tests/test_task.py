@@ -1,0 +1,134 @@
+"""What a run trains: recognised by classes, parameters and the first loss; the user's word comes first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from isoflop.live.run_info import RunInfo
+from isoflop.live.task import describe_task, vocabulary_of
+from isoflop.record import Task, recognise, task_of, task_words
+
+CAUSAL, MASKED = ["GPT2LMHeadModel"], ["BertForMaskedLM"]
+SEEN = [
+    (["TrainingArguments", *CAUSAL], {"inputs": "input_ids"}, "scratch causal text"),
+    (CAUSAL, {"loaded": 1.0, "inputs": "input_ids"}, "finetuning causal text"),
+    (["LitModule", *CAUSAL], {}, "scratch causal"),
+    (MASKED, {"inputs": "input_ids"}, "scratch masked text"),
+    (["BertForPreTraining"], {"loaded": 0.9}, "finetuning masked"),
+    (["T5ForConditionalGeneration"], {"config": {"is_encoder_decoder": True}}, "scratch seq2seq"),
+    (["WhisperForConditionalGeneration"], {"config": {"is_encoder_decoder": True}, "inputs": "input_features"},
+     "scratch seq2seq audio"),
+    (["LlavaForConditionalGeneration"], {"config": {"vision_config": {}}, "inputs": "input_ids"},
+     "scratch causal other"),
+    (["ViTForImageClassification"], {"inputs": "pixel_values"}, "scratch classification image"),
+    (["BertForSequenceClassification"], {"loaded": 0.99}, "finetuning classification"),
+    (["Wav2Vec2ForCTC"], {"inputs": "input_values"}, "scratch classification audio"),
+    (["CLIPModel"], {}, "scratch contrastive"),
+    (["SentenceTransformerTrainer", "BertModel"], {}, "scratch contrastive"),
+    (["DPOTrainer", "DPOConfig", *CAUSAL], {}, "finetuning preference"),
+    (["RewardTrainer", "LlamaForSequenceClassification"], {}, "finetuning preference"),
+    (["GRPOTrainer", *CAUSAL], {}, "finetuning reinforcement"),
+    (["SFTTrainer", "SFTConfig", *CAUSAL], {}, "finetuning causal"),
+    (["PeftModelForCausalLM"], {"adapter": True, "frozen": 0.99}, "adapter causal"),
+    (CAUSAL, {"frozen": 0.3}, "finetuning causal"),
+    (["DiTPipeline"], {"convolutions": True, "table": False}, "scratch generative image"),
+    (["ResNet"], {"convolutions": True, "table": False}, "scratch image"),
+    (["GPT"], {"table": True}, "scratch text"),
+    (["CharRNN"], {"table": True, "given": task_words("finetuning, classification")}, "finetuning classification text"),
+    ([], {}, "scratch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "known", "words"), SEEN)
+def test_what_is_recognised(names: list[str], known: dict[str, Any], words: str) -> None:
+    found = recognise(names, **known)
+    assert " ".join(word for word in (found.start, found.objective, found.modality) if word) == words
+    again = Task.from_dict(json.loads(json.dumps(found.as_dict())))
+    assert again == found
+    applies = set(words.split()) <= {"scratch", "causal", "text"}
+    assert (found.unlike_pretraining == "") is applies
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "family"),
+    [
+        (["AdamW"], "adam"), (["PagedAdamW8bit"], "adam"), (["Muon"], "muon"), (["AdamW", "Muon"], "muon"),
+        (["DistributedShampoo"], "second-order"), (["SOAP"], "second-order"), (["Lion"], "sign"),
+        (["Adafactor"], "adafactor"), (["SGD"], "sgd"), (["Mine"], "other"), ([], None), (["Lamb"], "adam"),
+    ],
+)  # fmt: skip
+def test_families_of_optimizers(optimizers: list[str], family: str | None) -> None:
+    assert recognise([], optimizers=optimizers).optimizer == family
+
+
+@pytest.mark.parametrize(
+    ("task", "known", "found"),
+    [
+        (Task(), (10.4, 50_000, 1.0), Task()),
+        (Task(), (3.1, 50_000, 1.0), Task(start="continued")),  # weights that have learnt
+        (Task(start="scratch", given=("start",)), (3.1, 50_000, 1.0), Task(start="scratch", given=("start",))),
+        (Task(), (1.0, 64, 1.0), Task()),  # of so few tokens the frequencies are learnt at once
+        (Task(), (10.4, 50_000, 0.15), Task(partial=True)),
+        (Task(objective="classification"), (0.7, 50_000, 0.01), Task(objective="classification")),
+        (Task(), (40.0, 50_000, 1.0), Task()),  # a bad initialisation
+        (Task(), (None, None, None), Task()),
+    ],
+)
+def test_the_first_log_step_tells_more(task: Task, known: tuple[Any, ...], found: Task) -> None:
+    assert task.seen(*known) == found
+
+
+@pytest.mark.parametrize(("first", "accumulate"), [(8 * 10.7, 8), (10.8 * 4096, None)])
+def test_a_sum_is_no_mean_over_tokens(first: float, accumulate: int | None) -> None:
+    found = Task().seen(first, 50_000, 1.0, accumulate)
+    assert "a sum" in found.loss and "nats per token" in found.unlike_pretraining
+    assert Task().differs(found).startswith("its loss is not in nats per token")
+
+
+def test_words_that_are_none_are_refused() -> None:
+    for given in ("fine", "causal masked", ""):
+        with pytest.raises(ValueError, match=r"task= expects"):
+            task_words(given)
+    assert task_words(["fine-tuning", "text"]) == {"start": "finetuning", "modality": "text"}
+    assert task_words("pretraining") == {"start": "scratch", "objective": "causal", "modality": "text"}
+
+
+def test_records_of_earlier_versions_have_a_task_too() -> None:
+    sizes: dict[str, int | None] = {"total": 100, "active": 40, "trainable": 100}
+    assert task_of({}, sizes, {"class": "transformers.GPT2LMHeadModel"}) == Task(
+        start="scratch", objective="causal", experts=True
+    )
+    assert task_of({}, {**sizes, "trainable": 3}, {}).start == "finetuning"
+    assert task_of({"start": "adapter", "given": 3, "experts": "x"}, sizes, {}) == Task(start="adapter")
+
+
+class Tied(nn.Module):
+    """A table of positions that never trains, as a Whisper's sinusoids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.positions = nn.Embedding(300, 8), nn.Embedding(1000, 8)
+        self.positions.weight.requires_grad_(False)
+        self.head = nn.Linear(8, 300, bias=False)
+
+
+def test_frozen_sinusoids_are_no_fine_tuning() -> None:
+    net = Tied()
+    optimizers = [torch.optim.SGD([net.head.weight], 0.1), torch.optim.AdamW([net.wte.weight])]
+    found = describe_task(RunInfo(optimizer=optimizers), net)
+    assert (found.start, found.modality, found.optimizer) == ("scratch", "text", "sgd")
+    assert vocabulary_of(net) == 300 and vocabulary_of(nn.Linear(2, 2)) is None
+    net.wte.weight.requires_grad_(False)
+    assert describe_task(RunInfo(), net).start == "finetuning"
+    assert describe_task(RunInfo(), net, "scratch").start == "scratch"
+
+
+def test_smoothed_labels_are_a_loss_of_their_own() -> None:
+    net = nn.Sequential(nn.Embedding(300, 8), nn.Linear(8, 300), nn.CrossEntropyLoss(label_smoothing=0.1))
+    assert "smoothed by 0.1" in describe_task(RunInfo(), net).unlike_pretraining
+    assert "smoothed by 0.2" in describe_task(RunInfo(label_smoothing=0.2), nn.Linear(2, 2)).loss
