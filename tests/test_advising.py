@@ -404,10 +404,10 @@ def test_steps_that_were_not_counted_leave_the_size_unjudged(tmp_path: Path, cap
 
 def test_a_batch_that_grows_is_judged_again(tmp_path: Path) -> None:
     told: list[Advice] = []
-    options: dict[str, Any] = {"num_params": 10**8, "flops_per_token": 6e8, "log_every": 20, "record_dir": tmp_path}
+    options: dict[str, Any] = {"num_params": 10**9, "flops_per_token": 6e9, "log_every": 20, "record_dir": tmp_path}
     monitor = isoflop.Monitor(None, total_steps=2000, on_advice=told.append, **options)
     for step in range(1, 1201):
-        monitor.step(planted(step), tokens=100_000 if step <= 100 else 2_000_000)
+        monitor.step(planted(step), tokens=10**6 if step <= 100 else 2 * 10**7)
     assert [advice.reason for advice in told] == [Reason.TOO_LARGE]
     assert [advice.reason for advice in monitor.advice] == [Reason.FRONTIER]  # taken back
 

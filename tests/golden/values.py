@@ -156,6 +156,7 @@ def _near(one: str, two: str, rel: float) -> bool:
 
 # -- masks -----------------------------------------------------------------------------------------------------------
 
+_COMMIT = re.compile(r"\b[0-9a-f]{12}\b( with uncommitted changes)?")
 _RUN_ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{6}\b")
 VOLATILE = {"run_id", "created", "versions", "git", "host", "pid", "fingerprint"}
 """Keys whose values differ from process to process."""
@@ -178,4 +179,4 @@ def mask_text(text: str, *folders: Path) -> str:
     for folder in folders:
         for path in (str(folder.resolve()), str(folder)):
             text = text.replace(path, "<folder>")
-    return _RUN_ID.sub("<run>", text)
+    return _COMMIT.sub("<commit>", _RUN_ID.sub("<run>", text))
