@@ -47,15 +47,42 @@ def test_products_that_torch_has_no_formula_for():
     assert count(torch._int_mm, *int8) == 2 * 32 * 16 * 8
 
 
+@pytest.fixture(scope="module")
+def flash_attn() -> Any:
+    """Operators with the schemas of Dao-AILab's flash-attn (their arguments up to what matters here)."""
+    library = torch.library.Library("flash_attn", "FRAGMENT")
+    qkv, rest = (
+        "Tensor q, Tensor k, Tensor v",
+        "float dropout_p, bool causal, int window_size_left, int window_size_right",
+    )
+    library.define(f"_flash_attn_forward({qkv}, {rest}) -> Tensor")
+    library.define(f"_flash_attn_backward(Tensor dout, {qkv}, Tensor out, {rest}) -> Tensor")
+    bounds = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_seqlen_q, int max_seqlen_k"
+    library.define(f"_flash_attn_varlen_forward({qkv}, {bounds}, {rest}) -> Tensor")
+    yield torch.ops.flash_attn
+    library._destroy()
+
+
 @pytest.mark.parametrize("width", [4, 7])
-def test_flash_attention_of_dao_ailab(width: int):
-    """(B, T, H, K), as its operators have it; QKᵀ and AV forward, twice that backward."""
+@pytest.mark.parametrize("window, keys", [((-1, -1), 8), ((2, 0), 3), ((20, 0), 8)])
+def test_flash_attention_of_dao_ailab(flash_attn: Any, width: int, window: tuple[int, int], keys: int):
+    """(B, T, H, K), as its operators have it; QKᵀ and AV forward, twice that backward; a window's keys alone."""
     query, key = t(2, 8, 6, width), t(2, 8, 3, width)
-    forward = formula_of_name("flash_attn::_flash_attn_forward")
-    backward = formula_of_name("flash_attn::_flash_attn_backward")
-    products = 2 * (2 * 2 * 6 * 8 * 8 * width)
-    assert forward(query, key, key, out_val=query) == products
-    assert backward(query, query, key, key, out_val=query) == 2 * products
+    products = 2 * (2 * 2 * 6 * 8 * keys * width)
+    assert formula_of(flash_attn._flash_attn_forward)(query, key, key, 0.0, True, *window) == products
+    backward = formula_of(flash_attn._flash_attn_backward)
+    assert backward(query, query, key, key, query, 0.0, True, *window) == 2 * products
+
+
+def test_packed_documents_of_flash_attention(flash_attn: Any):
+    """Documents of 5 and 11 tokens in a row of 16, with a window of 8 or none; bounds without values: the longest."""
+    query, bounds = t(16, 4, 8), torch.tensor([0, 5, 16], dtype=torch.int32)
+    formula = formula_of(flash_attn._flash_attn_varlen_forward)
+    pair = 2 * 4 * (8 + 8)
+    ends = bounds, bounds, 11, 11, 0.0, True
+    assert formula(query, query, query, *ends, -1, -1) == pair * (5 * 5 + 11 * 11)
+    assert formula(query, query, query, *ends, 7, 0) == pair * (5 * 5 + 11 * 8)
+    assert formula(query, query, query, bounds.to("meta"), *ends[1:], -1, -1) == pair * 16 * 11
 
 
 @pytest.mark.parametrize("name", ["_flash_attention", "_efficient_attention", "flex_attention"])
@@ -65,9 +92,8 @@ def test_fused_attention_counts_four_products_backward(name: str):
     products = 2 * (2 * 2 * 4 * 16 * 16 * 8)
     if name == "flex_attention":
         home = torch.ops.higher_order
-        masked = {"_node_meta": {"custom": {"sparsity_hint": 0.5}}}
-        assert formula_of(home.flex_attention)(q, q, q, **masked) == products
-        assert formula_of(home.flex_attention_backward)(q, q, q, q, None, q, **masked) == 2 * products
+        assert formula_of(home.flex_attention)(q, q, q) == products
+        assert formula_of(home.flex_attention_backward)(q, q, q, q, None, q) == 2 * products
         return
     forward, backward = getattr(aten, f"{name}_forward"), getattr(aten, f"{name}_backward")
     efficient = [None] if name == "_efficient_attention" else []  # a bias
@@ -79,10 +105,6 @@ def test_fused_attention_counts_four_products_backward(name: str):
     bounds = torch.tensor([0, 16, 32], device="meta", dtype=torch.int32)
     assert formula_of(forward)(q, q, q, *efficient, bounds, bounds, 16, 16, out_val=q) == products
     assert formula_of(backward)(q, q, q, q, *rest[:2], bounds, bounds, 16, 16, out_val=q) == 2 * products
-
-
-def formula_of_name(name: str) -> Any:
-    return operators._NAMED[name]
 
 
 def test_heavy_operators_without_a_formula_are_named():

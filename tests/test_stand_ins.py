@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import isoflop
 from isoflop.flops import Call, FlopCount, count_parameters, measure_flops, shapes
 from models import gpt2, gpt2_forward_flops, llama, llama_forward_flops, tokens
 
@@ -65,7 +64,7 @@ class Flexible(nn.Module):
             from torch.nn.attention.flex_attention import create_block_mask
 
             def near(b: Any, h: Any, i: Any, j: Any) -> Any:
-                return i - j < self.window
+                return (i - j < self.window) & (i >= j)
 
             t = x.shape[1]
             block_mask = create_block_mask(near, None, None, t, t, device=x.device)
@@ -74,27 +73,36 @@ class Flexible(nn.Module):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("window", [None, 16])
-def test_flex_attention_counts_in_full(window: int | None, compiled: bool):
+def test_flex_attention_meets_the_keys_of_its_window(window: int | None, compiled: bool):
     from torch.nn.attention import flex_attention as home
 
     before = dict(vars(home))
     attention = torch.compile(home.flex_attention, backend="eager") if compiled else home.flex_attention
     b, t = 2, 128
-    products, in_attention = 2 * b * t * 2 * 32 * 32, 2 * (2 * b * t * t * 32)
+    products, in_attention = 2 * b * t * 2 * 32 * 32, 2 * (2 * b * t * (window or t) * 32)
     first = 2 * b * t * 2 * 32 * 32  # nobody wants the gradient of x
     counted = flops(Flexible(attention, window), torch.randn(b, t, 32))
     model = 3 * (products + in_attention) - first
-    assert counted == FlopCount(model, model, 3 * in_attention)
+    left_out = 3 * 2 * (2 * b * t * (t - (window or t)) * 32)
+    assert counted == FlopCount(model, model, 3 * in_attention, left_out=left_out)
     changed = [name for name, value in before.items() if vars(home)[name] is not value]
     assert changed == []
 
 
 def test_a_block_mask_as_an_argument():
+    """Causal, and within documents of 48 and 80 tokens: Σ s² of 128²."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cpu")
-    x = torch.randn(1, 128, 32)
-    assert flops(Flexible(flex_attention), x, mask) == flops(Flexible(flex_attention), x)
+    document = (torch.arange(128) >= 48).int()
+    causal = create_block_mask(lambda b, h, i, j: i >= j, None, None, 128, 128, device="cpu")
+    packed = create_block_mask(
+        lambda b, h, i, j: (i >= j) & (document[i] == document[j]), None, None, 128, 128, device="cpu"
+    )
+    model, x = Flexible(flex_attention), torch.randn(1, 128, 32)
+    in_full, whole, apart = (isoflop.count(model, x, mask).flops for mask in (None, causal, packed))
+    assert whole == in_full
+    assert apart.attention * 128**2 == in_full.attention * (48**2 + 80**2)
+    assert apart.full == in_full.model
 
 
 # -- state-space models of Hugging Face -------------------------------------------------------------------------------
@@ -157,18 +165,16 @@ def test_hugging_face_attention_that_cannot_run_here(build: Any, by_hand: Any, n
     assert model.config._attn_implementation_internal == name
 
 
-def test_packed_sequences_need_no_fake_tensors(monkeypatch: pytest.MonkeyPatch):
-    """Positions that begin anew make SDPA models look into them; written out they do not."""
-
-    @contextmanager
-    def no_fake_tensors() -> Iterator[None]:
-        pytest.fail("fake tensors")
-        yield
-
-    monkeypatch.setattr("isoflop.flops.measure.fake_tensors", no_fake_tensors)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_packed_documents_attend_to_themselves(implementation: str):
+    """Positions that begin anew tell documents of 6 and 10 tokens apart: Σ s², less than 16²."""
     positions = torch.cat([torch.arange(6), torch.arange(10)])[None].expand(2, -1)
-    expected = 3 * llama_forward_flops(2, 16)
-    assert flops(llama(), input_ids=tokens(2, 16, 96), position_ids=positions).model == expected
+    call = shapes({"input_ids": tokens(2, 16, 96), "position_ids": positions}, values=True)
+    left_out = 3 * 2 * 4 * 2 * (16**2 - 6**2 - 10**2) * 32
+    model = llama(implementation)
+    counted = measure_flops(model, [Call(model, (), call)]).flops
+    assert counted.full == 3 * llama_forward_flops(2, 16)
+    assert counted.left_out == left_out
 
 
 # -- 4 and 8 bits ------------------------------------------------------------------------------------------------------

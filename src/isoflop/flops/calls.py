@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from isoflop.flops.values import LARGEST, with_values
+
 Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[Any], None]
 Signature = tuple[Any, ...]
@@ -34,12 +36,14 @@ class Shape:
     size: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
+    values: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """Those of integers, on the CPU, where a count depends on them: documents, windows, places of images."""
 
     def meta(self, floating: torch.dtype | None = None, device: str = "meta") -> torch.Tensor:
         """An empty tensor of this shape; `floating`: dtype of a floating-point one instead of its own."""
         dtype = floating if floating is not None and self.dtype.is_floating_point else self.dtype
         tensor = torch.empty(self.size, dtype=dtype, device=device)
-        return tensor.requires_grad_(self.requires_grad)
+        return with_values(tensor.requires_grad_(self.requires_grad), self.values)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Call:
     method: str = "__call__"
 
 
-def shapes(value: Any) -> Any:
-    """Arguments with `Shape`s for tensors, nothing of the live step kept alive.
+def shapes(value: Any, values: bool = False) -> Any:
+    """Arguments with `Shape`s for tensors, nothing of the live step kept alive; `values`: with those of integers.
 
     Raises:
         Uncountable: an argument is an object that the replay could change (a cache, a graph …).
@@ -65,13 +69,15 @@ def shapes(value: Any) -> Any:
         if isinstance(item, torch.Tensor):
             if item.is_nested or item.layout != torch.strided:
                 raise Uncountable("an argument is a sparse or nested tensor: a dense twin would be multiplied in full")
-            return Shape(tuple(item.shape), item.dtype, item.requires_grad)
+            kept = values and not (item.is_meta or item.is_floating_point()) and item.numel() <= LARGEST
+            own = item.detach().cpu() if kept else None
+            return Shape(tuple(item.shape), item.dtype, item.requires_grad, own)
         if isinstance(item, _PLAIN):
             return item
         if isinstance(item, Mapping):
-            return {key: shapes(inner) for key, inner in item.items()}
+            return {key: shapes(inner, values) for key, inner in item.items()}
         if type(item).__name__ == "BlockMask":
-            return None  # flex_attention's mask: attention counts in full
+            return item if values else None  # flex_attention's; without it attention counts in full
         raise Uncountable(f"an argument of type {type(item).__name__} can't be copied to the meta device")
 
     return tree_map(leaf, value)
@@ -83,6 +89,8 @@ def metas(value: Any, floating: torch.dtype | None = None, device: str = "meta")
     def leaf(item: Any) -> Any:
         if isinstance(item, torch.device):
             return torch.device(device)
+        if type(item).__name__ == "BlockMask":
+            return item.to(device)
         return item.meta(floating, device) if isinstance(item, Shape) else item
 
     return tree_map(leaf, value)

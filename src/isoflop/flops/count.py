@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from isoflop.flops.calls import Call, Shape, Uncountable, shapes
@@ -150,14 +151,15 @@ def count(model: nn.Module, *args: Any, **kwargs: Any) -> StepCount:
     240
     """
     model = unwrap(model)
-    try:
-        call = Call(model, shapes(args), shapes(kwargs))
-    except Uncountable as reason:
-        raise ValueError(str(reason)) from None
-    try:
-        return count_measured(model, call)
-    except Uncountable as reason:
-        return count_otherwise(model, call, str(reason))
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            call = Call(model, shapes(args, values=True), shapes(kwargs, values=True))
+        except Uncountable as reason:
+            raise ValueError(str(reason)) from None
+        try:
+            return count_measured(model, call)
+        except Uncountable as reason:
+            return count_otherwise(model, call, str(reason))
 
 
 def count_measured(model: nn.Module, call: Call, tokens: int | None = None) -> StepCount:

@@ -3,27 +3,27 @@
 The formulas are in `operators`. torch's `FlopCounterMode` itself is not used: it counts recomputation under activation
 checkpointing as model FLOPs, SDPA on CPU as 0, and switches torch.compile off for good (pytorch#190286).
 
-Attention is counted apart, for a causal mask needs half of it: QKᵀ, a product of two activations whose result meets a
-softmax, and AV, which multiplies that. A state-space model's scan or a linear attention meets no softmax, and masks
-nothing away.
+Attention is counted apart (`isoflop.flops.attention`), for windows and documents leave a part of it, and a causal mask
+needs half: QKᵀ, a product of two activations whose result meets a softmax, and AV, which multiplies that. A
+state-space model's scan or a linear attention meets no softmax, and masks nothing away.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from fractions import Fraction
 from typing import Any, Literal
 from weakref import ref
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from isoflop.flops.attention import AttentionProducts, kernel_flops
 from isoflop.flops.operators import (
     BATCHED_PRODUCTS,
     Formula,
@@ -31,73 +31,11 @@ from isoflop.flops.operators import (
     formula_of,
     is_attention_kernel,
     operator_name,
+    takes_qkv,
 )
-from isoflop.flops.parameters import storage_number
 from isoflop.flops.twin import Made
 
 aten = torch.ops.aten
-
-_SOFTMAX = {aten._softmax, aten._safe_softmax, aten._sparse_softmax}
-
-
-class AttentionProducts:
-    """Follows the results of products of two activations through a forward pass, to the softmax or not."""
-
-    def __init__(self) -> None:
-        # storage → the products it comes from, True past a softmax. No tensor is kept alive: a freed storage's
-        # number is given out again, by an operator that is seen here and forgets the old one.
-        self._followed: dict[int, tuple[frozenset[int], bool]] = {}
-        self._waiting: dict[int, int] = {}  # product → its FLOPs, until it is known to be attention
-        self._number = 0
-
-    def product(self, operands: Iterable[Any], output: torch.Tensor, flops: int) -> int:
-        """A product of two activations. Returns FLOPs now known to be attention's."""
-        if any(self._of(operand)[1] for operand in operands):  # AV
-            self._follow([output], frozenset(), False)
-            return flops
-        self._number += 1
-        self._waiting[self._number] = flops
-        self._follow([output], frozenset({self._number}), False)
-        return 0
-
-    def other(self, packet: Any, args: tuple[Any, ...], outputs: Iterable[Any], is_product: bool) -> int:
-        """Any other operator. Returns FLOPs now known to be attention's."""
-        if not self._followed:
-            return 0
-        products: frozenset[int] = frozenset()
-        passed = False
-        if not is_product:
-            for arg in args:
-                for item in arg if isinstance(arg, list | tuple) else (arg,):
-                    found, after = self._of(item)
-                    products, passed = products | found, passed or after
-        known = 0
-        if packet in _SOFTMAX and products:
-            known = sum(self._waiting.pop(product, 0) for product in products)
-            products, passed = frozenset(), True
-        self._follow(outputs, products, passed)
-        return known
-
-    def backward(self) -> None:
-        """A backward pass is under way, whose operators are not shown here."""
-        if self._followed:
-            self._followed.clear()
-            self._waiting.clear()
-
-    def _of(self, tensor: Any) -> tuple[frozenset[int], bool]:
-        if not isinstance(tensor, torch.Tensor):
-            return frozenset(), False
-        return self._followed.get(storage_number(tensor), (frozenset(), False))
-
-    def _follow(self, outputs: Iterable[Any], products: frozenset[int], passed: bool) -> None:
-        for output in outputs:
-            if not isinstance(output, torch.Tensor):
-                continue
-            if products or passed:
-                self._followed[storage_number(output)] = (products, passed)
-            else:
-                self._followed.pop(storage_number(output), None)
-
 
 Phase = Literal["forward", "backward", "recomputed"]
 """`recomputed`: activation checkpointing's second forward pass, which is part of hardware FLOPs alone."""
@@ -107,26 +45,34 @@ Phase = Literal["forward", "backward", "recomputed"]
 class FlopCount:
     """FLOPs of one forward and backward pass, exact integers.
 
-    `model`: without recomputation (Chowdhery et al. 2022: "model FLOPs"), attention in full.
+    `model`: without recomputation (Chowdhery et al. 2022: "model FLOPs"), attention to the keys that a query's window
+    and document let it meet.
     `hardware`: with the forward passes that activation checkpointing repeats.
     `attention`: the part of `model` in products of two activations (QKᵀ, AV and their gradients); a causal mask
     would need half of it.
+    `left_out`: what windows and documents take away from attention in full.
     """
 
     model: int
     hardware: int
     attention: int
+    left_out: int = 0
 
     @property
     def causal(self) -> int:
         """Model FLOPs with attention counted half: what a causal kernel that skips the masked blocks computes."""
         return self.model - self.attention // 2
 
+    @property
+    def full(self) -> int:
+        """Model FLOPs with attention in full: every position of a row meets every other."""
+        return self.model + self.left_out
+
     def __add__(self, other: FlopCount) -> FlopCount:
-        return FlopCount(self.model + other.model, self.hardware + other.hardware, self.attention + other.attention)
+        return FlopCount(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: int) -> FlopCount:
-        return FlopCount(self.model * times, self.hardware * times, self.attention * times)
+        return FlopCount(*(part * times for part in astuple(self)))
 
 
 class FlopCounter(TorchDispatchMode):
@@ -149,19 +95,21 @@ class FlopCounter(TorchDispatchMode):
         self._made = made
         self._on_operator = on_operator
         self._owner = owner
-        self._attention_products = AttentionProducts()
+        self._products = AttentionProducts()
         self.without_formula: set[str] = set()
         """Custom operators (a fused attention or loss), counted 0 because nobody has said what they compute."""
         self.by_operator: dict[tuple[str, Phase], int] = defaultdict(int)
         self.by_module: dict[tuple[str, Phase], int] = defaultdict(int)
-        self._attention = 0
+        self._scores: dict[int, tuple[int, str, Phase, str | None]] = {}
+        """Products that may be QKᵀ: FLOPs, operator, phase and module, until a softmax tells."""
+        self._attention = self._left_out = 0
 
     @property
     def count(self) -> FlopCount:
         """FLOPs so far."""
         hardware = sum(self.by_operator.values())
         model = sum(flops for (_, phase), flops in self.by_operator.items() if phase != "recomputed")
-        return FlopCount(model, hardware, self._attention)
+        return FlopCount(model, hardware, self._attention, self._left_out)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -169,8 +117,6 @@ class FlopCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions about a tensor, which the dispatcher does not know
             return func(*args, **kwargs)
-        if self._made is not None:
-            args, kwargs = _without_values((args, kwargs))
         higher_order = isinstance(func, torch._ops.HigherOrderOperator)
         packet = func if higher_order else func._overloadpacket
         formula = formula_of(packet)
@@ -199,22 +145,48 @@ class FlopCounter(TorchDispatchMode):
         on_parameter = self._on_operator is not None and self._on_operator(
             packet, args, kwargs, out, phase == "forward"
         )
+        share = None
         if formula is not None:
             flops = int(formula(*args, **kwargs, out_val=out))
-            self.by_operator[str(packet), phase] += flops
-            if self._owner is not None:
-                self.by_module[self._owner(phase), phase] += flops
-            if is_attention_kernel(packet):
-                self._attention += 0 if phase == "recomputed" else flops
-            elif packet in BATCHED_PRODUCTS and not on_parameter and phase != "backward":
-                operands = args[1:3] if packet is aten.baddbmm else args[:2]
-                part = with_gradients(operands, flops, phase)
-                self._attention += self._attention_products.product(operands, out, part)
+            owner = None if self._owner is None else self._owner(phase)
+            kernel = is_attention_kernel(packet)
+            if packet in BATCHED_PRODUCTS and not on_parameter:
+                if phase == "backward":
+                    node = torch._C._current_autograd_node()
+                    share = None if node is None else self._products.shares.get(node._sequence_nr())
+                else:
+                    number, share = self._products.product(args[1:3] if packet is aten.baddbmm else args[:2], out)
+                    if share is None:
+                        self._scores[number] = flops, str(packet), phase, owner
+            self._add(flops, str(packet), phase, owner)
+            if kernel:
+                self._is_attention(flops, phase, takes_qkv(packet) and kernel_flops(packet, args, kwargs).full - flops)
+            elif share is not None:
+                self._leave(flops, share, str(packet), phase, owner)
+            if packet in BATCHED_PRODUCTS and not on_parameter and phase != "backward":
                 return
         if phase == "backward":
-            self._attention_products.backward()
-        else:
-            self._attention += self._attention_products.other(packet, args, outputs, formula is not None)
+            self._products.backward()
+            return
+        for number, share in self._products.other(packet, args, outputs, formula is not None).items():
+            counted, operator, its_phase, owner = self._scores.pop(number)
+            self._leave(counted, share, operator, its_phase, owner)
+
+    def _add(self, flops: int, operator: str, phase: Phase, owner: str | None) -> None:
+        self.by_operator[operator, phase] += flops
+        if owner is not None:
+            self.by_module[owner, phase] += flops
+
+    def _leave(self, flops: int, share: Fraction, operator: str, phase: Phase, owner: str | None) -> None:
+        """A product that was counted in full is attention's, and a mask leaves a share of it."""
+        left = int(flops * share)
+        self._add(left - flops, operator, phase, owner)
+        self._is_attention(left, phase, flops - left)
+
+    def _is_attention(self, flops: int, phase: Phase, left_out: int) -> None:
+        if phase != "recomputed":
+            self._attention += flops
+            self._left_out += left_out
 
 
 def current_phase() -> Phase:
@@ -225,38 +197,6 @@ def current_phase() -> Phase:
     if torch._C._current_graph_task_id() == -1:
         return "forward"
     return "recomputed" if torch.is_grad_enabled() else "backward"
-
-
-def _without_values(args: Any) -> Any:
-    """In a replay: a tensor that the live model keeps outside of itself (a table of angles) as a meta tensor.
-
-    Only where it meets a meta tensor: what is computed of real ones alone may decide a branch (LayerDrop).
-    """
-    leaves, spec = tree_flatten(args)
-    real = [isinstance(leaf, torch.Tensor) and not _is_meta(leaf) for leaf in leaves]
-    if not any(real) or not any(isinstance(leaf, torch.Tensor) and _is_meta(leaf) for leaf in leaves):
-        return args
-    for i, leaf in enumerate(leaves):
-        if real[i]:
-            leaves[i] = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
-    return tree_unflatten(leaves, spec)
-
-
-def _is_meta(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
-
-
-def with_gradients(operands: Any, flops: int, phase: Phase) -> int:
-    """FLOPs of a product of two activations and of its gradients, two products of the same size.
-
-    Both are counted at the forward pass, where activations can still be told from weights. Reentrant checkpointing
-    runs that without gradients, and only its second forward knows which operands need them.
-    """
-    gradients = flops * sum(bool(operand.requires_grad) for operand in operands)
-    if phase == "recomputed":
-        node = torch._C._current_autograd_node()
-        return gradients if node is not None and "CheckpointFunction" in node.name() else 0
-    return flops + (gradients if torch.is_grad_enabled() else 0)
 
 
 class ModuleOwner:

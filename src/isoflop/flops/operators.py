@@ -6,6 +6,7 @@ normalisation and look-ups count 0, as in Kaplan et al. 2020 (table 1) and Chowd
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,35 +14,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from isoflop.flops.attention import arguments_of, kernel_flops
+
 aten = torch.ops.aten
 
 Formula = Callable[..., int]
 """(*args, out_val, **kwargs) of the operator, with its tensors → FLOPs."""
 
 
-def attention_forward_flops(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """FLOPs of QKᵀ and AV in full; query (…, H, T, K), key (…, H or fewer, S, K), value (…, S, V)."""
-    *batch_heads, t, k = query.shape
-    s, v = value.shape[-2], value.shape[-1]
-    return 2 * math.prod(batch_heads) * t * s * (k + v)
-
-
-def _sdpa_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return attention_forward_flops(query, key, value)
-
-
-def _sdpa_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    # Two products for each of the forward's two. A fused kernel computes QKᵀ once more (2.5×, as torch's formula
-    # for CUDA has it): that is recomputation, no model FLOPs.
-    return 2 * attention_forward_flops(query, key, value)
-
-
-def _flash_attn_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return attention_forward_flops(*(part.transpose(1, 2) for part in (query, key, value)))  # (B, T, H, K)
-
-
-def _flash_attn_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return 2 * _flash_attn_forward(query, key, value)
+def _attention(packet: Any) -> Formula:
+    return lambda *args, out_val=None, **kwargs: kernel_flops(packet, args, kwargs).flops
 
 
 def _convolution_backward(
@@ -84,12 +66,6 @@ def _with_sum(product: Formula) -> Formula:
 
 
 FORMULAS: dict[Any, Formula] = {
-    # torch has no formula for attention on CPU (pytorch#195460)
-    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_forward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-    aten._scaled_dot_product_flash_attention_backward: _sdpa_backward,
-    aten._scaled_dot_product_efficient_attention_backward: _sdpa_backward,
-    aten._scaled_dot_product_cudnn_attention_backward: _sdpa_backward,
     aten.convolution_backward: _convolution_backward,
     # torch has none for these
     aten.mv: _vector_product,
@@ -107,12 +83,8 @@ for _name in ("_scaled_mm_v2", "_scaled_grouped_mm_v2"):  # from torch 2.10 on
     if hasattr(aten, _name):
         FORMULAS[getattr(aten, _name)] = _grouped_product
 
-_NAMED: dict[str, Formula] = {
-    # Dao-AILab's flash-attn 2.7+; its packed kernels (varlen) take lengths that only a real tensor knows
-    "flash_attn::_flash_attn_forward": _flash_attn_forward,
-    "flash_attn::_flash_attn_backward": _flash_attn_backward,
-}
-"""Formulas by operator name: ours for well-known libraries, and the user's."""
+_NAMED: dict[str, Formula] = {}
+"""Formulas of the user's, by operator name."""
 
 WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler", "inductor"}
 """Namespaces of torch's own operators, which multiply next to nothing where they have no formula …"""
@@ -173,31 +145,10 @@ def formula_of(packet: Any) -> Formula | None:
             return formula
     formula = FORMULAS.get(packet)
     if formula is None:
-        formula = flop_registry.get(packet)
-        if formula is not None and is_attention_kernel(packet):
-            formula = FORMULAS[packet] = _four_products(formula, packet)
+        formula = _attention(packet) if takes_qkv(packet) else flop_registry.get(packet)
+        if formula is not None:
+            FORMULAS[packet] = formula
     return formula
-
-
-def _four_products(formula: Formula, packet: Any) -> Formula:
-    """Torch's formula of a fused attention, put right for our conventions.
-
-    A backward pass counts five products there: QKᵀ again, which is recomputation, and the four of the gradients. A
-    compiled flex_attention's mask takes a part away, where attention counts in full. And the kernels themselves take
-    (B, T, H, K), which torch reads as (B, H, T, K); but for packed sequences, given by their bounds.
-    """
-    backward = "backward" in str(packet)
-    kernel = "_flash_attention" in str(packet) or "_efficient_attention" in str(packet)
-
-    def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-        kwargs.pop("_node_meta", None)
-        parts, rest = args[backward : backward + 3], args[backward + 3 :]
-        if kernel and parts[0].dim() == 4 and not any(isinstance(a, torch.Tensor) and a.dim() == 1 for a in rest):
-            return attention_forward_flops(*(part.transpose(1, 2) for part in parts)) * (2 if backward else 1)
-        counted = formula(*args, out_val=out_val, **kwargs)
-        return counted * 4 // 5 if backward else counted
-
-    return flops
 
 
 def counted_for_nothing(packet: Any, namespace: str) -> bool:
@@ -208,3 +159,9 @@ def counted_for_nothing(packet: Any, namespace: str) -> bool:
 def is_attention_kernel(packet: Any) -> bool:
     """True if an operator with a formula is a whole attention: two products of activations at once."""
     return any(word in str(packet) for word in ("attention", "flash_attn", "varlen_attn"))
+
+
+@functools.cache
+def takes_qkv(packet: Any) -> bool:
+    """True if an operator of torch or another library is an attention whose schema names a query, a key and a value."""
+    return is_attention_kernel(packet) and {"query", "key", "value"} <= set(arguments_of(packet))

@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from isoflop.flops.values import storage_number
+
 _TOP_K = ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts", "moe_topk", "moe_k")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -357,8 +359,3 @@ class UseTracer:
         storage = storage_number(tensor)
         tags[storage] = tags.get(storage, frozenset()) | names
         self._alive.append(tensor)  # a freed storage's number would be given out again
-
-
-def storage_number(tensor: torch.Tensor) -> int:
-    """Identity of a tensor's storage; a freed one's number is given out again."""
-    return int(tensor.untyped_storage()._cdata)

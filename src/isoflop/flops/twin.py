@@ -34,8 +34,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses import FakeTensor
 
+from isoflop.flops.attention import pairs_of_blocks
 from isoflop.flops.calls import Uncountable
 from isoflop.flops.parameters import full_shape, original_class, unwrap
+from isoflop.flops.values import WrittenOutAttention
 
 
 @contextmanager
@@ -44,6 +46,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
+        stack.enter_context(WrittenOutAttention())
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None:
             # it refuses the meta device, and compiles itself
@@ -51,7 +54,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
                 patch.multiple(
                     flex,
                     _validate_device=lambda *_: None,
-                    flex_attention_hop=_attention_in_full,
+                    flex_attention_hop=_flex_attention,
                     _FLEX_ATTENTION_DISABLE_COMPILE_DEBUG=True,
                 )
             )
@@ -78,11 +81,14 @@ def _is_autocast_enabled(*device_type: str) -> bool:
     return device_type != ("meta",) and _IS_AUTOCAST_ENABLED(*device_type)
 
 
-def _attention_in_full(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[Any, Any, Any]:
-    """flex_attention: whatever its masks leave out, attention counts in full. (…, H, T, K), grouped queries or not."""
+def _flex_attention(query: Any, key: Any, value: Any, _: Any, block_mask: Any, *__: Any, **___: Any) -> tuple[Any, ...]:
+    """flex_attention with its block mask, (…, H, T, K), grouped queries or not."""
     groups = query.shape[-3] // key.shape[-3]
     key, value = (part.repeat_interleave(groups, dim=-3) if groups > 1 else part for part in (key, value))
     scores = query @ key.mT
+    allowed = pairs_of_blocks(block_mask, query.shape[-2], key.shape[-2], "cpu")
+    if allowed is not None:
+        scores = torch.where(allowed, scores, float("-inf"))
     return scores.softmax(-1) @ value, scores[..., 0], scores[..., 0]
 
 
@@ -138,6 +144,8 @@ _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+_TRAINING = {"use_cache": False}
+"""As Hugging Face's Trainer has it: with a cache, documents that positions tell apart are not told apart."""
 _WRITTEN_OUT = {"_attn_implementation_internal": "eager", "_experts_implementation_internal": "batched_mm"}
 """Hugging Face's attention and experts in plain torch, which multiply as flash_attention_2, hub kernels and grouped
 products do: these need a GPU."""
@@ -184,10 +192,10 @@ class Twin:
         live = dict(unwrap(model).named_parameters())
         # by the live model's names: the twin has no wrappers of torch.compile and DDP in them
         self.parameters: dict[str, nn.Parameter] = {name: self._tensor(parameter) for name, parameter in live.items()}
-        if written_out:
-            for module in self.root.modules():
-                settings = getattr(vars(module).get("config"), "__dict__", {})
-                settings.update({name: plain for name, plain in _WRITTEN_OUT.items() if name in settings})
+        for module in self.root.modules():
+            settings = getattr(vars(module).get("config"), "__dict__", {})
+            other = {**_TRAINING, **(_WRITTEN_OUT if written_out else {})}
+            settings.update({name: value for name, value in other.items() if name in settings})
 
     def __getitem__(self, module: nn.Module) -> nn.Module:
         twin = self._copies.get(id(unwrap(module)))

@@ -1,0 +1,214 @@
+"""Values on the meta device, for the tensors whose values are known: the user's integers, and what follows from them.
+
+A replay has shapes alone, but masks, positions, image places and the branches that depend on them follow from the
+call's integers, from `torch.arange` and its like, and from small buffers. `Values` keeps a real tensor beside each such
+meta tensor, carries every operator out on both, and answers where code asks for a value. What depends on a weight or
+an activation is unknown, and to ask for it raises, as on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+aten = torch.ops.aten
+
+LARGEST = 2**26
+"""Elements of a tensor whose values are kept: masks up to a length of 8,192."""
+LARGEST_RANDOM = 2**12
+"""… and of random numbers, of which a few decide a branch (LayerDrop) and many are a dropout."""
+
+_EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+_BY_SHAPE = {aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full, *_EMPTY}
+"""Operators that take a tensor for its shape alone."""
+_INDEXED = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_ASKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def storage_number(tensor: torch.Tensor) -> int:
+    """Identity of a tensor's storage; a freed one's number is given out again."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def values_of(tensor: Any) -> torch.Tensor | None:
+    """Values of a tensor: a real one's are itself, a meta tensor's those that `Values` knows; None: unknown."""
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    return getattr(tensor, "_isoflop_values", None) if tensor.is_meta else tensor
+
+
+def with_values(tensor: torch.Tensor, values: torch.Tensor | None) -> torch.Tensor:
+    """The meta tensor `tensor`, which holds these values from now on."""
+    tensor._isoflop_values = values  # type: ignore[attr-defined]
+    return tensor
+
+
+def same_on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """A real tensor (a table that code keeps outside of the model) as a meta tensor with its values."""
+    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    small = tensor.device.type == "cpu" and tensor.numel() <= LARGEST and not tensor.requires_grad
+    return with_values(meta, tensor.detach()) if small else meta
+
+
+class Values(TorchDispatchMode):
+    """Around a replay on meta tensors; see the module."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost: list[torch.Tensor] = []
+        """Values that something unknown was written into; held, for a freed storage's number is given out again."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors((*args, *kwargs.values())))
+        metas = [tensor for tensor in tensors if tensor.is_meta]
+        if len(metas) < len(tensors):
+            if not metas or isinstance(func, torch._ops.HigherOrderOperator):
+                return self._real(func, args, kwargs)
+            # only where it meets a meta tensor: what is computed of real ones alone may decide a branch
+            args, kwargs = tree_map(_on_meta, (args, kwargs))
+            metas = list(_tensors((*args, *kwargs.values())))
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return func(*args, **kwargs)
+        packet = func._overloadpacket
+        if packet in _INDEXED and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in metas[1:]):
+            args = self._with_numbers(args)
+        known = packet in _BY_SHAPE or all(self._known(tensor) is not None for tensor in metas)
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if random and metas:
+            known = False
+        if not known:
+            out = func(*args, **kwargs)
+            if func._schema.is_mutable:
+                self._forget(args)
+            return out
+        if packet is aten._local_scalar_dense:
+            return self._known(metas[0]).item()  # type: ignore[union-attr]
+        if _ASKS & set(func.tags):
+            real = self._compute(func, args, kwargs)
+            return tree_map(_on_meta, real)
+        if metas and torch.device(kwargs.get("device") or "meta").type == "cpu":  # x.cpu(), x.tolist()
+            return self._compute(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if self._worth(out, random):
+            _remember(out, self._compute(func, args, kwargs))
+        elif func._schema.is_mutable:
+            self._forget(args)
+        return out
+
+    def _real(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        if isinstance(out, torch.Tensor) and out.is_meta and args and isinstance(args[0], torch.Tensor):
+            return with_values(out, args[0]) if out.shape == args[0].shape else out  # x.to("meta")
+        return out
+
+    def _known(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        values = values_of(tensor)
+        if values is not None and self._lost:
+            storage = storage_number(values)
+            if any(storage_number(lost) == storage for lost in self._lost):
+                return None
+        return values
+
+    def _forget(self, args: Any) -> None:
+        for tensor in _tensors(args[:1]):
+            values = values_of(tensor)
+            if values is not None:
+                self._lost.append(values)
+
+    def _worth(self, out: Any, random: bool) -> bool:
+        return all(t.is_meta and t.numel() <= (LARGEST_RANDOM if random else LARGEST) for t in _tensors((out,)))
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator on the real tensors."""
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        args, kwargs = tree_map(_to_real, (args, kwargs))
+        if func._overloadpacket in _EMPTY:  # what it holds is written before it is read
+            return func(*args, **kwargs).zero_()
+        return func(*args, **kwargs)
+
+    def _with_numbers(self, args: Any) -> Any:
+        """Masks among the indices as row numbers, whose shape is known."""
+        indices: list[Any] = []
+        for index in args[1]:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                indices.append(index)
+                continue
+            values = self._known(index)
+            if values is None:
+                return args
+            indices += [same_on_meta(rows) for rows in values.nonzero().unbind(1)]
+        return (args[0], indices, *args[2:])
+
+
+def _tensors(items: Iterable[Any]) -> Iterable[torch.Tensor]:
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif isinstance(item, list | tuple):
+            yield from _tensors(item)
+
+
+def _on_meta(item: Any) -> Any:
+    return same_on_meta(item) if isinstance(item, torch.Tensor) and not item.is_meta else item
+
+
+def _to_real(item: Any) -> Any:
+    if isinstance(item, torch.device):
+        return torch.device("cpu")
+    if not isinstance(item, torch.Tensor) or not item.is_meta:
+        return item
+    values = values_of(item)
+    # an operator that takes a tensor for its shape
+    return torch.zeros(item.shape, dtype=item.dtype, device="cpu") if values is None else values
+
+
+def _remember(out: Any, values: Any) -> None:
+    if isinstance(out, torch.Tensor):
+        with_values(out, values)
+    elif isinstance(out, list | tuple):
+        for item, value in zip(out, values, strict=True):
+            _remember(item, value)
+
+
+class WrittenOutAttention(TorchFunctionMode):
+    """`scaled_dot_product_attention` as QKᵀ, a softmax and AV: on the meta device there is no kernel for it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *_: Any,
+    enable_gqa: bool = False,
+    **__: Any,
+) -> torch.Tensor:
+    """Tensors (…, H, T, K), with `enable_gqa` keys and values of fewer heads; a causal mask takes nothing away."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = query @ key.transpose(-2, -1)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = torch.where(attn_mask, scores, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
