@@ -25,7 +25,7 @@ from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase, cu
 from isoflop.flops.operators import Formula
 from isoflop.flops.parameters import Uses, UseTracer
 from isoflop.flops.twin import Made, Twin, no_leaks, requires_gradients, stand_ins, untouched_randomness
-from isoflop.flops.values import Values
+from isoflop.flops.values import Values, WrittenOutAttention
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class _Replays:
             torch.autocast("cpu", enabled=False),
             torch.device("meta"),
             stand_ins(twin.root),
+            WrittenOutAttention(),
             Values(),
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings

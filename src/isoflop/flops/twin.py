@@ -37,7 +37,6 @@ from torch._subclasses import FakeTensor
 from isoflop.flops.attention import pairs_of_blocks
 from isoflop.flops.calls import Uncountable
 from isoflop.flops.parameters import full_shape, original_class, unwrap
-from isoflop.flops.values import WrittenOutAttention
 
 
 @contextmanager
@@ -46,7 +45,6 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
-        stack.enter_context(WrittenOutAttention())
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None:
             # it refuses the meta device, and compiles itself
@@ -194,7 +192,7 @@ class Twin:
         self.parameters: dict[str, nn.Parameter] = {name: self._tensor(parameter) for name, parameter in live.items()}
         for module in self.root.modules():
             settings = getattr(vars(module).get("config"), "__dict__", {})
-            other = {**_TRAINING, **(_WRITTEN_OUT if written_out else {})}
+            other = {**(_TRAINING if device == "meta" else {}), **(_WRITTEN_OUT if written_out else {})}
             settings.update({name: value for name, value in other.items() if name in settings})
 
     def __getitem__(self, module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -38,7 +39,7 @@ def storage_number(tensor: torch.Tensor) -> int:
 
 def values_of(tensor: Any) -> torch.Tensor | None:
     """Values of a tensor: a real one's are itself, a meta tensor's those that `Values` knows; None: unknown."""
-    if not isinstance(tensor, torch.Tensor):
+    if not isinstance(tensor, torch.Tensor) or isinstance(tensor, FakeTensor):
         return None
     return getattr(tensor, "_isoflop_values", None) if tensor.is_meta else tensor
 
