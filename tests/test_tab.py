@@ -556,3 +556,21 @@ def test_the_shipped_example_has_three_finished_runs_that_cross(tmp_path: Path):
     assert all(row["status"] == "completed" and row["problem"] is None for row in rows)
     losses = [row["losses"]["train"] for row in sorted(rows, key=lambda row: row["N"])]
     assert losses == sorted(losses, reverse=True)  # each size has trained past the point where the smaller one leads
+
+
+def test_runs_of_another_folder_or_data_set_are_drawn_not_fitted(tmp_path: Path):
+    for run in GRID:
+        write(tmp_path / "sweep" / run.name, run)
+    for run in GRID[:3]:
+        write(tmp_path / "other" / run.name, replace(run, run_id=f"other-{run.run_id}"))
+    asked = Asked(tmp_path)
+    assert asked("runs")["groups"] == ["other", "sweep"]
+    entries = asked.store.look().entries
+    for group, expected in ((None, len(GRID) + 3), ("sweep", len(GRID)), ("other", 3)):
+        studies = Studies()
+        drawn = studies.drawn(entries, may_fit=False, group=group)
+        (choice,) = studies._choices.values()
+        assert choice.now is not None and len(choice.now.counted) == expected
+        assert len(drawn.study.curves) == len(GRID) + 3
+    assert asked("plan", budget="1e20")["runs"] == len(GRID)
+    assert asked("plan", budget="1e20", group="*")["runs"] == len(GRID) + 3

@@ -129,8 +129,9 @@ class Routes:
             return answer
         from isoflop.figures import FIGURES
 
-        drawn = self._study(snapshot, entries)
-        return answer | {"figures": list(FIGURES), "state": drawn.state, "drawn": drawn.version}
+        drawn = self._study(snapshot, entries, asked)
+        groups = self._groups(entries)
+        return answer | {"figures": list(FIGURES), "state": drawn.state, "drawn": drawn.version, "groups": groups}
 
     def figure(self, asked: Mapping[str, str]) -> dict[str, Any] | bytes:
         """One figure, unless `have` is its digest."""
@@ -148,7 +149,7 @@ class Routes:
             raise BadRequest("theme: expected light or dark")
         theme: Literal["light", "dark"] = "dark" if dark else "light"
         snapshot = self._store.snapshot()
-        drawn = self._study(snapshot, chosen(snapshot, asked))
+        drawn = self._study(snapshot, chosen(snapshot, asked), asked)
         name = (f"{key} {axis} {loss}", theme, drawn.version)
         if name not in self._drawn:
             text = _json(figure_answer(key, drawn.study, drawn.state, theme, axis, loss))
@@ -171,25 +172,34 @@ class Routes:
         from isoflop.tab.answers import fit_answer
 
         snapshot = self._store.snapshot()
-        drawn = self._study(snapshot, chosen(snapshot, asked))
+        drawn = self._study(snapshot, chosen(snapshot, asked), asked)
         return fit_answer(drawn.study, drawn.state)
 
     def plan(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """Parameters and tokens for a budget, by the chosen runs."""
         from isoflop.tab.answers import plan_answer
+        from isoflop.tab.studies import fitted_group, group_of
 
         entries = chosen(self._store.snapshot(), asked)
+        group = fitted_group(entries, asked)
+        runs = [entry.run for entry in entries if entry.run is not None and group in (None, group_of(entry))]
         try:
-            return plan_answer([entry.run for entry in entries if entry.run is not None], asked.get("budget", ""))
+            return plan_answer(runs, asked.get("budget", ""))
         except (ValueError, OverflowError) as error:
             raise BadRequest(str(error)) from None
 
-    def _study(self, snapshot: Snapshot, entries: Sequence[Entry]) -> Drawn:
-        from isoflop.tab.studies import Studies
+    def _groups(self, entries: Sequence[Entry]) -> list[str]:
+        from isoflop.tab.studies import group_of
+
+        return list(dict.fromkeys(map(group_of, entries)))
+
+    def _study(self, snapshot: Snapshot, entries: Sequence[Entry], asked: Mapping[str, str]) -> Drawn:
+        from isoflop.tab.studies import Studies, fitted_group
 
         if self._studies is None:
             self._studies = Studies()
-        return self._studies.drawn(entries, may_fit=snapshot.listed and snapshot.whole >= snapshot.found)
+        whole = snapshot.listed and snapshot.whole >= snapshot.found
+        return self._studies.drawn(entries, may_fit=whole, group=fitted_group(entries, asked))
 
 
 def chosen(snapshot: Snapshot, asked: Mapping[str, str]) -> list[Entry]:

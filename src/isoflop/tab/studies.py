@@ -6,8 +6,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from isoflop.figures import Study, study
@@ -22,6 +22,10 @@ REST = 3.0
 FAILED = 10.0
 """Seconds of rest after a fit that failed unexpectedly."""
 WAITS = "the fit is still being made"
+APART = "of another folder or data set"
+TOGETHER = "*"
+MOST_GROUP = 200
+"""Characters of a group's name."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,30 @@ class Studies:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._choices: OrderedDict[tuple[str, ...], _Choice] = OrderedDict()
+        self._choices: OrderedDict[tuple[tuple[str, ...], tuple[bool, ...]], _Choice] = OrderedDict()
         self._wanted: _Choice | None = None
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def drawn(self, entries: Sequence[Entry], may_fit: bool = True) -> Drawn:
+    def drawn(self, entries: Sequence[Entry], may_fit: bool = True, group: str | None = None) -> Drawn:
         """The study of some runs, without waiting for a fit.
 
         Args:
             entries: the runs.
             may_fit: whether to begin a fit; not while most runs are still to be read.
+            group: which runs are fitted together (`group_of`); the others are drawn. None: all.
         """
         read = [(entry, entry.reading.curve) for entry in entries if entry.reading.curve is not None]
         keys, versions = tuple(entry.key for entry, _ in read), tuple(entry.version for entry, _ in read)
+        apart = tuple(group is not None and group_of(entry) != group for entry, _ in read)
         with self._lock:
-            choice = self._choices.setdefault(keys, _Choice())
-            self._choices.move_to_end(keys)
+            choice = self._choices.setdefault((keys, apart), _Choice())
+            self._choices.move_to_end((keys, apart))
             while len(self._choices) > KEPT:
                 self._choices.popitem(last=False)
             if choice.now is None or choice.versions != versions:
-                choice.now, choice.versions, choice.drawn = study([curve for _, curve in read]), versions, None
+                choice.now = _left_out(study([curve for _, curve in read]), APART, apart)
+                choice.versions, choice.drawn = versions, None
             now, fitted = choice.now, choice.fitted
             if fitted and not {end.run_id for end in fitted.counted} <= {end.run_id for end in now.ends}:
                 fitted = None  # a run that it was fitted to is gone
@@ -84,8 +91,8 @@ class Studies:
                 self._ask(choice)
             state = "fitting" if fitted is None else "fitted" if fitted.counted == now.counted else "older"
             if choice.drawn is None:
-                choice.drawn = _unfitted(now) if fitted is None else now.with_fit_of(fitted, WAITS)
-            version = hashlib.sha256(repr((keys, versions, choice.fits, state)).encode()).hexdigest()[:16]
+                choice.drawn = _left_out(now, WAITS) if fitted is None else now.with_fit_of(fitted, WAITS)
+            version = hashlib.sha256(repr((keys, apart, versions, choice.fits, state)).encode()).hexdigest()[:16]
             return Drawn(choice.drawn, state, version)
 
     def _ask(self, choice: _Choice) -> None:
@@ -116,6 +123,26 @@ class Studies:
                 choice.again = time.monotonic() + REST * (time.monotonic() - started)
 
 
-def _unfitted(now: Study) -> Study:
-    """A study that fits nothing: no run counts yet."""
-    return replace(now, ends=tuple(replace(end, left_out=end.left_out or WAITS) for end in now.ends))
+def _left_out(now: Study, why: str, which: Sequence[bool] | None = None) -> Study:
+    """A study in which some ends, or all, don't count, for a reason."""
+    chosen = which or [True] * len(now.ends)
+    ends = [
+        replace(end, left_out=end.left_out or why) if out else end for end, out in zip(now.ends, chosen, strict=True)
+    ]
+    return replace(now, ends=tuple(ends))
+
+
+def group_of(entry: Entry) -> str:
+    """What a run is compared with by default: the runs on the same data in the same folder of runs."""
+    folder = entry.path.rsplit("/", 2)[0] if entry.path.count("/") > 1 else "."
+    data = entry.run.data if entry.run is not None else None
+    return f"{folder} · {data}"[:MOST_GROUP] if data else folder[:MOST_GROUP]
+
+
+def fitted_group(entries: Sequence[Entry], asked: Mapping[str, str]) -> str | None:
+    """The group that a request names with `group`, else that of the most runs; None: all are fitted together."""
+    groups = Counter(map(group_of, entries))
+    named = asked.get("group", "")
+    if named == TOGETHER or len(groups) < 2:
+        return None
+    return named if named in groups else groups.most_common(1)[0][0]

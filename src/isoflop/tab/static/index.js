@@ -42,7 +42,9 @@ class Tab {
     this.advice = element('div');
     const fit = panel('fit', 'What is fitted');
     const advice = panel('advice', 'Advice');
-    fit.append(this.fit);
+    this.groups = element('select', {'aria-label': 'which runs are fitted together', onchange: () => this.regroup()});
+    this.grouping = element('p', {class: 'small', hidden: true}, 'fitted together ', this.groups);
+    fit.append(this.grouping, this.fit);
     advice.append(this.advice);
     const now = panel('now', 'What to do now');
     const runs = panel('runs-table', 'Runs');
@@ -78,6 +80,23 @@ class Tab {
     this.poll();
   }
 
+  /** Offer the groups of runs: folders and data sets. One alone is no choice. */
+  offer(groups) {
+    this.grouping.hidden = groups.length < 2;
+    const names = [['', 'the largest group'], ...groups.map((name) => [name, name]), ['*', 'all chosen runs']];
+    const told = JSON.stringify(names);
+    if (told === this.offered) return;
+    this.offered = told;
+    this.groups.replaceChildren(...names.map(([value, text]) => element('option', {value}, text)));
+    this.groups.value = groups.includes(this.choice.group) || this.choice.group === '*' ? this.choice.group : '';
+  }
+
+  regroup() {
+    this.choice.group = this.groups.value;
+    this.choice.keep();
+    this.poll(true);
+  }
+
   /** Ask for what is new, now and then again. `urgent`: somebody chose other runs. */
   async poll(urgent = false) {
     this.urgent ||= urgent;
@@ -97,6 +116,7 @@ class Tab {
       this.list.show(this.told.runs);
       this.table.show(this.choice.chosen(this.told.runs));
       progress(this.said, this.told);
+      this.offer(this.told.groups ?? []);
       this.update(now);
     } catch (error) {
       show(this.said, element('span', {class: 'reason'}, `TensorBoard does not answer: ${error.message}`));

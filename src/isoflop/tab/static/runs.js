@@ -31,12 +31,13 @@ export class Choice {
     }
     this.unchecked = new Set(Array.isArray(kept.unchecked) ? kept.unchecked : []);
     this.filter = typeof kept.filter === 'string' ? kept.filter : '';
+    this.group = typeof kept.group === 'string' ? kept.group : ''; // which runs are fitted together
   }
 
   keep() {
     try {
       const unchecked = [...this.unchecked].slice(-MOST_KEPT);
-      localStorage.setItem(KEPT, JSON.stringify({unchecked, filter: this.filter}));
+      localStorage.setItem(KEPT, JSON.stringify({unchecked, filter: this.filter, group: this.group}));
     } catch {
       // the choice lasts as long as the page
     }
@@ -65,8 +66,9 @@ export class Choice {
     const keys = this.chosen(runs).map((run) => run.key);
     const inside = new Set(keys);
     const out = runs.map((run) => run.key).filter((key) => !inside.has(key));
-    if (!runs.length) return {without: [...this.unchecked].slice(-200).join(',')};
-    return out.length > keys.length ? {runs: keys.join(',')} : {without: out.join(',')};
+    const group = this.group ? {group: this.group} : {};
+    if (!runs.length) return {...group, without: [...this.unchecked].slice(-200).join(',')};
+    return {...group, ...(out.length > keys.length ? {runs: keys.join(',')} : {without: out.join(',')})};
   }
 }
 
