@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import resource
@@ -373,31 +374,81 @@ def test_no_handler_of_a_signal_is_ours(tmp_path: Path) -> None:
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
 
 
-@pytest.mark.parametrize("as_object", [False, True])
-def test_an_error_of_a_users_signal_handler_ends_the_run_from_inside_our_code_too(
-    as_object: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Handler:
-        def __call__(self, number: int, frame: Any) -> None:
-            raise TimeIsUp
-
-    def handler(number: int, frame: Any) -> None:
+class Handler:
+    def __call__(self, number: int, frame: Any) -> None:
         raise TimeIsUp
 
+    def method(self, number: int, frame: Any) -> None:
+        self(number, frame)
+
+
+def ignores_further_ones(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise TimeIsUp
+
+
+def restores_the_default(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise TimeIsUp
+
+
+def wraps(*given: Any) -> None:
+    restores_the_default(*given)
+
+
+def of_anything(event: str, number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise TimeIsUp(event)
+
+
+HANDLERS = {
+    "function": restores_the_default,
+    "ignores": ignores_further_ones,
+    "object": Handler(),
+    "method": Handler().method,
+    "partial": functools.partial(of_anything, "preempted"),
+    "lambda": lambda number, frame: ignores_further_ones(number, frame),
+    "wrapper": wraps,
+}
+
+
+@pytest.mark.parametrize("caught", [False, True])
+@pytest.mark.parametrize("kind", HANDLERS)
+def test_an_error_of_a_users_signal_handler_ends_the_run_from_inside_our_code_too(
+    kind: str, caught: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where code in between has made another error of it."""
     original = isoflop.record.RecordLog.point
 
     def slow(self: Any, point: Any) -> None:
         if point.step == 4:
-            signal.raise_signal(signal.SIGUSR1)
+            try:
+                signal.raise_signal(signal.SIGUSR1)
+            except TimeIsUp as error:
+                if caught:
+                    raise KeyError("a library's own") from error
+                raise
         original(self, point)
 
     monkeypatch.setattr(isoflop.record.RecordLog, "point", slow)
-    before = signal.signal(signal.SIGUSR1, Handler() if as_object else handler)
+    before = signal.signal(signal.SIGUSR1, HANDLERS[kind])
     try:
-        with pytest.raises(TimeIsUp):
+        with pytest.raises(KeyError if caught else TimeIsUp):
             plain(tmp_path, True, lambda step: None)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_error_of_ours_while_the_user_handles_a_signals_is_ours(tmp_path: Path) -> None:
+    guard, before = Guard(), signal.signal(signal.SIGUSR1, ignores_further_ones)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    except TimeIsUp:
+        with guard.part("the terminal's line"):
+            raise ValueError("ours") from None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert list(guard.aside) == ["the terminal's line"]
 
 
 # -- errors of every kind, at any depth -------------------------------------------------------------------------------

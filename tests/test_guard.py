@@ -168,6 +168,13 @@ def accumulating_loop(folder: Path, observed: bool, **options: Any) -> Weights:
     return weights(net)
 
 
+def loop_of_ranks(folder: Path, observed: bool) -> Weights:
+    """As one of several ranks, whose sums are its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isoflop.live.ranks.Ranks.several", True)
+        return loop(folder, observed)
+
+
 def splitting_loop(folder: Path, observed: bool) -> Weights:
     net = model()
     monitor = isoflop.Monitor(net, record_dir=folder, log_every=4, noise_scale="split")
@@ -240,7 +247,8 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "evaluation losses": [(lightning_run, "isoflop.live.monitor.as_float")],
     "the clock": [(lightning_run, "body of isoflop.live.monitor.Monitor.enter")],
-    "summing over ranks": [(loop, "isoflop.flops.totals.Tally.drain")],
+    "reading the counts": [(loop, "isoflop.flops.totals.Tally.drain")],
+    "summing over ranks": [(loop_of_ranks, "isoflop.live.ranks.sum_over_ranks")],
     "ending the run": [(loop, "isoflop.live.noise.Noise.detach")],
     "saving the state": [(lightning_run, "isoflop.flops.clock.Clock.state_dict")],
     "restoring from the checkpoint": [
@@ -277,10 +285,13 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "Lightning: on_exception": [(lightning_fails, "isoflop.live.monitor.Monitor.finish")],
     "Lightning: a training step": [
-        (lightning_run, "isoflop.live.monitor.Monitor.batch"),
         (lightning_run, "isoflop.live.monitor.Monitor.step"),
+    ],
+    "Lightning: seeing a batch": [
+        (lightning_run, "isoflop.live.monitor.Monitor.batch"),
         (lightning_run, "isoflop_lightning.callback.OutermostCalls.start"),
     ],
+    "Lightning: a batch's end": [(lightning_run, "isoflop.live.monitor.Monitor.loss")],
     "Lightning: on_before_backward": [(lightning_run, "isoflop_lightning.callback.parameters_used_outside")],
     "Lightning: on_validation_start": [
         (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_validation_start")
@@ -299,10 +310,10 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "Hugging Face: on_train_end": [(transformers_run, "isoflop.live.monitor.Monitor.finish")],
     "Hugging Face: the model's output": [(transformers_run, "isoflop.live.monitor.Monitor.loss")],
     "Hugging Face: on_step_end": [(transformers_run, "isoflop.live.monitor.Monitor.step")],
-    "Hugging Face: on_epoch_end": [
-        (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_epoch_end")
-    ],
     "Hugging Face: on_log": [(transformers_run, "isoflop.live.monitor.Monitor.log")],
+    "Hugging Face: the log's history": [
+        (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback._show")
+    ],
     "Hugging Face: on_prediction_step": [
         (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback.on_prediction_step")
     ],
@@ -326,7 +337,10 @@ LOSES: dict[str, set[str]] = {
     "counting the batch": {"tokens", "flops"},
     "settling the step": {"tokens", "flops"},
     "adding the loss": {"loss"},
-    "summing over ranks": {"tokens", "flops", "loss"},
+    "reading the counts": {"tokens", "flops", "loss"},
+    "summing over ranks": {"tokens", "flops"},
+    "Lightning: seeing a batch": {"tokens", "flops"},
+    "Lightning: a batch's end": {"tokens", "flops", "loss"},
     "logging": {"scalars", "terminal"},
     "computing the scalars": {"terminal"},  # which then has nothing to show
     "showing the log step": {"scalars", "terminal"},

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from isoflop.flops import FlopCount, TokenCount, Totals, rank, sum_over_ranks, world_size
 from isoflop.flops.totals import MAX_WAITING, DeviceSum, Tally, added
+from isoflop.guard import Guard
+from isoflop.live.ranks import Ranks, Settings
 
 counts = st.integers(0, 2**90)
 
@@ -178,17 +180,19 @@ def _rank(number: int, ranks: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=ranks)
     assert (rank(), world_size()) == (number, ranks)
     sums, floats = sum_over_ranks(integers(number), [0.25 + number, math.pi])
-    tally = Tally()
+    tally, ranks_of_one_run = Tally(), Ranks(Guard(), Settings(10, None, "auto", False))
     tally.add(TokenCount(10**18, torch.tensor(number)), FlopCount(2**64 + number, 2**65, 2))
     tally.add_loss(torch.tensor(1.0 + number))
-    together = tally.drain()
+    part, *loss = tally.drain()
+    together = ranks_of_one_run.total(part, loss, 1, None)
     tally.add(TokenCount(10), FlopCount(100, 100, 0))
-    tensor_parallel = tally.drain(data_parallel=1)
+    tensor_parallel = ranks_of_one_run.total(tally.drain()[0], [], 2, 1)
+    assert together is not None and tensor_parallel is not None
     results = {
         "sums": sums,
         "floats": floats,
         "totals": together[0].state_dict(),
-        "loss": together[1:],
+        "loss": together[1],
         "tensor_parallel": tensor_parallel[0].state_dict(),
     }
     Path(folder, f"{number}.json").write_text(json.dumps(results))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isoflop.flops.calls import OutermostCalls, parameters_used_outside
-from isoflop.guard import Guard, hook
+from isoflop.guard import UNKNOWN, Guard, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
 from isoflop_lightning.base import LightningCallback
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
+_BATCH = "Lightning: seeing a batch"
 _STEP = "Lightning: a training step"
 _EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
 
@@ -49,7 +50,7 @@ class IsoFLOPMonitor(LightningCallback):
         self._calls: OutermostCalls | None = None
         self._split: SplitStep | None = None
         self._step_before = 0
-        self._saving = False
+        self._saving = self._monitored = False
         self._module_class = ""
         self.guard = Guard()
         self.monitor: Monitor | None = None
@@ -74,6 +75,8 @@ class IsoFLOPMonitor(LightningCallback):
         monitor.expect(trainer.global_step)
         self._restored = None
         self._step_before = trainer.global_step
+        watching = [*trainer.callbacks, *trainer.lr_scheduler_configs]
+        self._monitored = any(str(getattr(each, "monitor", "")).startswith("isoflop/") for each in watching)
         self._split = SplitStep(monitor) if monitor.options.noise_scale == "split" else None
         self.monitor = monitor
         monitor.start()
@@ -104,7 +107,10 @@ class IsoFLOPMonitor(LightningCallback):
 
     # -- a training step -----------------------------------------------------------------------------------------
 
-    @hook(_STEP, _UNSEEN)
+    # Every rank calls `Monitor.step` and `sync` as often as the others, which wait there: what may fail before is
+    # behind a boundary of its own.
+
+    @hook(_BATCH, UNKNOWN)
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch; for a new shape, see what the step calls."""
         monitor = self.monitor
@@ -136,14 +142,16 @@ class IsoFLOPMonitor(LightningCallback):
         if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs, calls.inputs):
             calls.problem = "training_step multiplies by parameters outside of its modules' forward passes"
 
-    @hook(_STEP, _UNSEEN)
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
-        monitor = self.monitor
+        if self.monitor is not None:
+            self._end_batch(self.monitor, trainer, pl_module, outputs)
+            self._step(self.monitor, trainer)
+
+    @hook("Lightning: a batch's end", UNKNOWN)
+    def _end_batch(self, monitor: Monitor, trainer: Any, pl_module: Any, outputs: Any) -> None:
         if self._split is not None:
             self._split.end(pl_module)
-        if monitor is None:
-            return
         if self._calls is not None:
             self._stop_listening()
             monitor.calls(self._calls.calls, self._calls.problem)
@@ -155,14 +163,23 @@ class IsoFLOPMonitor(LightningCallback):
                 monitor.loss(loss, float(trainer.accumulate_grad_batches), owned=True)
             else:
                 monitor.loss(loss)
+
+    @hook(_STEP, _UNSEEN)
+    def _step(self, monitor: Monitor, trainer: Any) -> None:
         step = trainer.global_step
         if step > self._step_before:
             monitor.step(advance=step - self._step_before)
             self._step_before = step
+            if self._monitored and trainer.is_last_batch:
+                monitor.log()  # the epoch's end looks at our scalars
             if monitor.logged_now:
-                trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitor.scalars.items()})
-                if monitor.should_stop:
-                    trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
+                self._show(monitor, trainer)
+
+    def _show(self, monitor: Monitor, trainer: Any) -> None:
+        """Our scalars for what monitors a metric, and whether to end."""
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitor.scalars.items()})
+        if monitor.should_stop:
+            trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
 
     def _stop_listening(self) -> None:
         if self._listening is not None:
@@ -175,19 +192,24 @@ class IsoFLOPMonitor(LightningCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluation is no training time."""
         if self.monitor is not None and not trainer.sanity_checking:
+            if self._monitored and self.monitor.steps and not self.monitor.logged_now:
+                self.monitor.log()  # the evaluation's end looks at our scalars
+                self._show(self.monitor, trainer)
             self.monitor.enter("evaluation")
 
-    @hook("Lightning: on_validation_end", "losses of evaluation sets are not recorded")
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the losses that validation has logged."""
-        if self.monitor is None or trainer.sanity_checking:
-            return
-        self.monitor.leave("evaluation")
-        self.monitor.sync()  # here every rank is; a metric may be logged on one alone
+        if self.monitor is not None and not trainer.sanity_checking:
+            self.monitor.leave("evaluation")
+            self.monitor.sync()  # here every rank is; a metric may be logged on one alone
+            self._record_evaluation(self.monitor, trainer)
+
+    @hook("Lightning: on_validation_end", "losses of evaluation sets are not recorded")
+    def _record_evaluation(self, monitor: Monitor, trainer: Any) -> None:
         for name, value in trainer.callback_metrics.items():
             evaluation = evaluation_name(name)
             if evaluation is not None:
-                self.monitor.evaluate(evaluation, value)
+                monitor.evaluate(evaluation, value)
 
     @hook("Lightning: on_save_checkpoint", "goodput is wrong")
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -196,13 +218,16 @@ class IsoFLOPMonitor(LightningCallback):
             self._saving = True
             self.monitor.enter("checkpoint")
 
-    @hook("Lightning: state_dict", "a resumed run counts from 0")
     def state_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint. Every rank is here: Lightning's saving is collective."""
         if self.monitor is None:
             return {}
         self.monitor.sync()
-        state = self.monitor.state_dict()  # None if saving has stepped aside
+        return self._state(self.monitor) or {}
+
+    @hook("Lightning: state_dict", "a resumed run counts from 0")
+    def _state(self, monitor: Monitor) -> dict[str, Any]:
+        state = monitor.state_dict()  # None if saving has stepped aside
         return {**state, "module": self._module_class} if state else {}
 
     @hook("Lightning: load_state_dict", "a resumed run counts from 0")

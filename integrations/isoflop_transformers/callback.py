@@ -106,44 +106,53 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); what it logs is believed unless these say NaN
             monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
 
-    @hook(_STEP, _UNSEEN)
+    # Every rank calls `Monitor.step`, `log` and `sync` as often as the others, which wait there: what may fail is
+    # behind a boundary of its own.
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimizer step is done; evaluation and saving may follow."""
-        monitor = self.monitor
-        if monitor is None:
-            return
+        if self.monitor is not None:
+            self._step(self.monitor, state, control)
+            self._what_follows(self.monitor, control)
+
+    @hook(_STEP, _UNSEEN)
+    def _step(self, monitor: Monitor, state: Any, control: Any) -> None:
         monitor.step()
-        every = monitor.options.log_every
+        every = None if monitor.options.log_every is None else monitor.log_every
         if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
             control.should_log = True  # the last interval's loss would not be logged otherwise
-        self._what_follows(control)
 
-    @hook("Hugging Face: on_epoch_end", "goodput is wrong")
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluation and saving by epoch follow."""
-        self._what_follows(control)
+        if self.monitor is not None:
+            self._what_follows(self.monitor, control)
 
-    def _what_follows(self, control: Any) -> None:
-        if self.monitor is None:
-            return
+    def _what_follows(self, monitor: Monitor, control: Any) -> None:
         if control.should_save:
-            self.monitor.sync()  # rank 0 alone is asked for its state; here are all ranks
+            monitor.sync()  # rank 0 alone is asked for its state; here are all ranks
         if control.should_evaluate:
-            self._enter_evaluation(self.monitor)
+            self._enter_evaluation(monitor)
         elif control.should_save:
-            self.monitor.enter("checkpoint")
+            monitor.enter("checkpoint")
 
-    @hook("Hugging Face: on_log", "nothing more is recorded or shown")
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """The interval's mean loss, gathered over ranks by the Trainer."""
         if self.monitor is None or logs is None or "loss" not in logs or "learning_rate" not in logs:
             return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
-        self.monitor.log(float(logs["loss"]))
-        if self.monitor.should_stop:
+        self._log(self.monitor, logs)
+        self._show(self.monitor, args, state, control)
+
+    @hook("Hugging Face: on_log", "nothing more is recorded or shown")
+    def _log(self, monitor: Monitor, logs: dict[str, Any]) -> None:
+        monitor.log(float(logs["loss"]))
+
+    @hook("Hugging Face: the log's history", "trainer_state.json does not show isoflop's scalars")
+    def _show(self, monitor: Monitor, args: Any, state: Any, control: Any) -> None:
+        if monitor.should_stop:
             control.should_training_stop = True
             control.should_save = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
         if state.log_history:  # what `logs` becomes in trainer_state.json
-            finite = {name: value for name, value in self.monitor.scalars.items() if math.isfinite(value)}
+            finite = {name: value for name, value in monitor.scalars.items() if math.isfinite(value)}
             state.log_history[-1].update(finite)
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------
@@ -159,7 +168,6 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if self.monitor is not None:
             self._enter_evaluation(self.monitor)
 
-    @hook("Hugging Face: on_evaluate", "losses of evaluation sets are not recorded")
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
@@ -169,11 +177,15 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self._evaluating = False
         self.monitor.leave("evaluation")
         self.monitor.sync()
-        for name, value in (metrics or {}).items():
-            if name.startswith("eval_") and name.endswith("loss"):
-                self.monitor.evaluate(name.removeprefix("eval_").removesuffix("loss").strip("_") or "eval", value)
+        self._record_evaluation(self.monitor, metrics or {})
         if control.should_save:
             self.monitor.enter("checkpoint")
+
+    @hook("Hugging Face: on_evaluate", "losses of evaluation sets are not recorded")
+    def _record_evaluation(self, monitor: Monitor, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            if name.startswith("eval_") and name.endswith("loss"):
+                monitor.evaluate(name.removeprefix("eval_").removesuffix("loss").strip("_") or "eval", value)
 
     @hook("Hugging Face: on_save", "goodput is wrong")
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

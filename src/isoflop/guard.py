@@ -7,11 +7,14 @@ Logging may fail too: a user's handler may raise, and standard output may be clo
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 logger = logging.getLogger("isoflop")
@@ -29,6 +32,10 @@ def declare(boundary: str, missing: str) -> str:
 
 
 TERMINAL = declare("the terminal's line", "no line is printed")
+UNKNOWN = "tokens and FLOPs are unknown from here on"
+"""What is missing after a failure in counting."""
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""Errors of which one is the cause of the others that follow it: they cost one warning in all."""
 
 
 class Guard:
@@ -36,7 +43,7 @@ class Guard:
 
     def __init__(self) -> None:
         self.aside: dict[str, str] = {}
-        self._warned: set[str] = set()
+        self._warned: set[str | int] = set()
 
     def failed(self, boundary: str, error: Exception) -> None:
         """Step aside after an error: one warning, with the traceback at debug level.
@@ -45,20 +52,19 @@ class Guard:
             Exception: `error` itself, where a signal's handler raised it: it is meant for the training that the signal
                 interrupted, such as a time limit's.
         """
-        if _raised_by_a_signal(error):
-            raise error
+        pass_on(error)
         if boundary in self.aside:
             return
         try:
             self.aside[boundary] = f"{type(error).__name__}: {error}"
         except Exception:  # an error that can't even be printed
             self.aside[boundary] = type(error).__name__
-        warn(
-            "%s failed (%s) and steps aside: %s. Training goes on.",
-            boundary,
-            self.aside[boundary],
-            BOUNDARIES[boundary],
-        )
+        code = getattr(error, "errno", None)
+        level = logging.INFO if code in _OF_THE_DISK and code in self._warned else logging.WARNING
+        if isinstance(code, int):
+            self._warned.add(code)
+        text = "%s failed (%s) and steps aside: %s. Training goes on."
+        _log(level, text, boundary, self.aside[boundary], BOUNDARIES[boundary])
         _log(logging.DEBUG, "the error in %s", boundary, exc_info=error)
 
     def once(self, text: str, *args: object) -> None:
@@ -85,6 +91,11 @@ class Guard:
         """True unless the part has failed."""
         return boundary not in self.aside
 
+    @property
+    def counts(self) -> bool:
+        """True unless something has failed without which tokens and FLOPs are unknown."""
+        return not any(BOUNDARIES[boundary] == UNKNOWN for boundary in self.aside)
+
 
 def warn(text: str, *args: object) -> None:
     """Log a warning."""
@@ -95,8 +106,7 @@ def _log(level: int, text: str, *args: object, exc_info: Exception | None = None
     try:
         logger.log(level, "isoflop: " + text, *args, exc_info=exc_info)
     except Exception as error:  # a user's handler, a closed stderr: nothing can be reported
-        if _raised_by_a_signal(error):
-            raise
+        pass_on(error)
 
 
 def _print(say: Callable[[str], None], line: str) -> None:
@@ -106,21 +116,58 @@ def _print(say: Callable[[str], None], line: str) -> None:
         say(line.encode("ascii", "replace").decode())
 
 
-def _raised_by_a_signal(error: BaseException) -> bool:
-    """True if a signal's handler raised the error, not our own code.
+def pass_on(error: Exception) -> None:
+    """Raise an error on that a signal's handler has raised: it is meant for the training that the signal interrupted.
 
-    A user's time limit raises TimeoutError this way; torch's SIGCHLD handler reports a dead DataLoader worker.
+    A preemption's handler raises so that the loop saves; a user's time limit raises TimeoutError; torch's SIGCHLD
+    handler reports a dead DataLoader worker. To be called wherever an exception of any kind is caught.
     """
-    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    frames: set[FrameType] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        through = [traceback.tb_frame for traceback in _entries(cause)]
+        # code on the way may have made another error of it; what was caught further out is another story
+        if frames and not (through and through[0] in frames):
+            return
+        if _is_handlers(through):
+            raise error
+        frames.update(through)
+        cause = cause.__cause__ or cause.__context__
+
+
+def attempt(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns that runs the user's code (a model's `config`, a data set's `info`); None if it fails."""
+    try:
+        return function(*args)
+    except Exception as error:
+        pass_on(error)
+        return None
+
+
+def _entries(error: BaseException) -> Iterator[TracebackType]:
     traceback = error.__traceback__
     while traceback is not None:
-        if traceback.tb_frame.f_code in codes:
-            return True
+        yield traceback
         traceback = traceback.tb_next
-    return False
+
+
+def _is_handlers(frames: list[FrameType]) -> bool:
+    """True if one of the functions that an error came through is a signal's handler, though it may be one no longer."""
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    return any(frame.f_code in codes for frame in frames) or any(_was_given(*two) for two in pairwise(frames))
+
+
+def _was_given(caller: FrameType, frame: FrameType) -> bool:
+    """True if a function was called with its caller's frame, as Python calls handlers of signals, and no one else."""
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 0x04)]  # 0x04: *args
+    given = [frame.f_locals.get(name) for name in names]
+    return any(value is caller or (isinstance(value, tuple) and any(v is caller for v in value)) for value in given)
 
 
 def _code(handler: Any) -> Any:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
     called = vars(type(handler)).get("__call__")  # Lightning's handlers are objects
     return getattr(handler, "__code__", None) or getattr(called, "__code__", None)
 

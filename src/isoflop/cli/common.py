@@ -124,9 +124,16 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+MOST_SAID = 1500
+"""Characters of a message on stderr."""
+
+
 def tell(command: str, text: object) -> None:
     """Print a line on stderr in a command's name."""
-    typer.echo(f"isoflop {command}: {text}", err=True)
+    message = str(text)
+    if len(message) > MOST_SAID:  # a message may quote a file
+        message = f"{message[: MOST_SAID * 2 // 3]} … {message[-MOST_SAID // 3 :]}"
+    typer.echo(f"isoflop {command}: {message}", err=True)
 
 
 @contextmanager
@@ -135,6 +142,9 @@ def reported(command: str, *more: type[Exception], code: int = 1) -> Iterator[No
     faults: tuple[type[Exception], ...] = (ValueError, OSError, *more)
     try:
         yield
+    except RecursionError:
+        tell(command, "the input is nested too deeply to be read")
+        raise typer.Exit(code) from None
     except faults as error:
         tell(command, error)
         raise typer.Exit(code) from None

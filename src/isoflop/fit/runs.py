@@ -66,7 +66,7 @@ def check_runs(
     for name in (*names, "loss"):
         if name not in columns:
             raise BadData(
-                f"expected a column {name!r} ({UNITS.get(name, 'numbers')}), got {', '.join(columns) or 'none'}"
+                f"expected a column {name!r} ({UNITS.get(name, 'numbers')}), got {', '.join([*columns][:30]) or 'none'}"
             )
     taken: dict[str, Array] = {}
     for name in (*names, "loss"):

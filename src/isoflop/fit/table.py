@@ -10,6 +10,7 @@ import io
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
             )
         column, comparison, single, double, bare = match.groups()
         if column not in columns:
-            raise ValueError(f"--where: there is no column {column!r}; there are {', '.join(columns)}")
+            raise ValueError(f"--where: there is no column {column!r}; there are {_listed(columns)}")
         quoted = bare is None
         value = next(item for item in (bare, single, double) if item is not None)
         if not quoted and comparison not in ("==", "!=") and _as_number(value) is None:
@@ -262,15 +263,21 @@ def _measured(
 def _column(what: str, present: Sequence[str], named: str | None) -> str:
     if named is not None:
         if named not in present:
-            raise BadData(f"there is no column {named!r} for {what}; there are {', '.join(present)}")
+            raise BadData(f"there is no column {named!r} for {what}; there are {_listed(present)}")
         return named
     for guess in GUESSES.get(what, (what,)):
         if guess in present:
             return guess
     raise BadData(
         f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
-        f"{', '.join(present)}: say which with --column {what}=…"
+        f"{_listed(present)}: say which with --column {what}=…"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence; of very many the first ones."""
+    some = ", ".join(name[:40] for name in names[:30])
+    return some if len(names) <= 30 else f"{some} and {len(names) - 30:,} more"
 
 
 def _number(text: str | None, column: str, label: str) -> float:
@@ -297,8 +304,8 @@ def _cells(source: Path, reader: Any) -> list[tuple[str, dict[str, str]]]:
     names = [name.strip() for name in next(reader, [])]
     if not any(names):
         raise BadData(f"{source} is empty: expected a first row with the columns' names")
-    for name in names:
-        if name and names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if name and times > 1:
             raise BadData(f"{source}: expected columns of different names, got {name!r} twice")
     found = []
     for values in reader:

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from isoflop.flops.values import storage_number
+from isoflop.guard import attempt
 
 _TOP_K = ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts", "moe_topk", "moe_k")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -205,7 +206,7 @@ def _idle_experts(model: nn.Module, sizes: dict[str, int]) -> int:
     idle = 0
     seen: set[str] = set()
     for prefix, module in model.named_modules():
-        config = getattr(module, "config", None)
+        config = attempt(getattr, module, "config", None)
         config = getattr(config, "text_config", config)
         experts = next((getattr(config, key) for key in _EXPERTS if getattr(config, key, None)), None)
         active = next((getattr(config, key) for key in _TOP_K if getattr(config, key, None)), None)

@@ -238,13 +238,13 @@ class StepObserver:
         if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
             self._alike[key] = Counted(key, count, flops, times=0)
 
-    def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
+    def drain(self) -> tuple[Totals, float, int]:
         """`Tally.drain`, with the batches that were alike."""
         for counted in self._alike.values():
             if counted.times:
                 self.tally.add(counted.tokens, counted.flops, times=counted.times)
                 counted.times = 0
-        return self.tally.drain(data_parallel)
+        return self.tally.drain()
 
     @property
     def holds_counts(self) -> bool:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import nn
 
+from isoflop.guard import attempt
+
 IGNORED_LABEL = -100
 """torch's default `ignore_index` of cross-entropy, and Hugging Face's."""
 
@@ -74,7 +76,7 @@ def shifts_labels(model: nn.Module) -> bool:
     if losses is None:
         return False
     inner = next((module for module in model.modules() if "loss_type" in vars(module)), None)
-    if inner is None or getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+    if inner is None or getattr(attempt(getattr, inner, "config", None), "is_encoder_decoder", False):
         return False
     kind: Any = inner.loss_type
     if kind is None:  # GPT2LMHeadModel and its like have no type and get the causal loss by default

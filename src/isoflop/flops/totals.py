@@ -198,23 +198,15 @@ class Tally:
         self._loss_sum.add(loss if isinstance(loss, torch.Tensor) else as_float(loss), scale, owned)
         self._losses += 1
 
-    def drain(self, data_parallel: int | None = None) -> tuple[Totals, float, int]:
-        """Everything since the last call, summed over ranks: (counts, sum of losses, number of losses).
-
-        A collective: every rank must call it at the same step.
-
-        Args:
-            data_parallel: number of ranks with data of their own (tensor-parallel ranks see the same tokens and
-                are not counted twice); None: all.
-        """
+    def drain(self) -> tuple[Totals, float, int]:
+        """Everything since the last call, of this process: (counts, sum of losses, number of losses)."""
         counts, losses = self._counts, self._losses
-        padding, loss_tokens, loss_sum = read_sums(self._padding, self._loss_tokens, self._loss_sum)
+        try:
+            padding, loss_tokens, loss_sum = read_sums(self._padding, self._loss_tokens, self._loss_sum)
+        finally:
+            self._reset()
         counts["padding"], counts["loss_tokens"] = round(padding), round(loss_tokens)
-        self._reset()
-        integers, floats = sum_over_ranks(list(counts.values()), [loss_sum, losses])
-        if data_parallel is not None and data_parallel < world_size():
-            integers = [value * data_parallel // world_size() for value in integers]
-        return Totals(**dict(zip(counts, integers, strict=True))), floats[0], round(floats[1])
+        return Totals(**counts), loss_sum, losses
 
 
 def as_float(loss: Loss) -> float:

@@ -258,7 +258,9 @@ def read_plan(path: Path | str) -> LadderPlan:
 
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise PlanError(f"{path}: expected a ladder's plan in YAML, got brackets nested too deeply") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise PlanError(f"{path}: expected a ladder's plan in YAML, got something else: {error}") from None
     try:
         return _plan_from(found)

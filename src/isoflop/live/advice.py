@@ -35,7 +35,7 @@ from isoflop.advice import (
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
 from isoflop.forecast import Forecast, usable
-from isoflop.guard import declare, warn
+from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
@@ -269,7 +269,7 @@ class AdvicePart(Part):
 
     def _shape(self) -> tuple[str, ...]:
         """Where the configuration tells layers, width and heads."""
-        config = None if self._model is None else getattr(unwrap(self._model), "config", None)
+        config = None if self._model is None else attempt(getattr, unwrap(self._model), "config", None)
         shape, width = (None, None) if config is None else (shape_of(config), width_of(config))
         return () if shape is None or width is None else shape_warning(shape.layers, width, shape.heads)
 

@@ -11,6 +11,7 @@ from isoflop.flops.device import Device
 from isoflop.flops.parameters import original_class, unwrap
 from isoflop.flops.step import StepObserver
 from isoflop.flops.totals import world_size
+from isoflop.guard import attempt
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
 from isoflop.record.paths import Location, last_name
@@ -34,16 +35,16 @@ def run_header(
     return {
         "name": run.run_name or last_name(record_dir),
         "framework": run.framework,
-        "model": describe_model(model),
+        "model": attempt(describe_model, model) or {"class": None},
         "parameters": {} if parameters is None else parameters.by_convention(),
         "parameters_method": None if parameters is None else parameters.method,
-        "optimizer": describe_optimizer(run.optimizer),
+        "optimizer": attempt(describe_optimizer, run.optimizer),
         "task": run.task.as_dict(),
         "planned": run.planned,
         "tokenizer": run.tokenizer,
         "data": run.data,
-        "git": git_state(),
-        "versions": library_versions(),
+        "git": attempt(git_state),
+        "versions": attempt(library_versions) or {},
         "device": {
             "name": None if device is None else device.name,
             "dtype": None if device is None else device.dtype,
@@ -75,15 +76,16 @@ def describe_model(model: nn.Module | None) -> dict[str, Any]:
     if model is None:
         return {"class": None}
     model = unwrap(model)
+    kind = original_class(model)
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "config": attempt(_configuration, model)}
+
+
+def _configuration(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     if config is None:
         config = getattr(model, "hparams", None)
     to_dict = getattr(config, "to_diff_dict", None) or getattr(config, "to_dict", None)
-    kind = original_class(model)
-    return {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "config": to_dict() if callable(to_dict) else config,
-    }
+    return to_dict() if callable(to_dict) else config
 
 
 def describe_optimizer(optimizer: Any) -> dict[str, Any] | None:

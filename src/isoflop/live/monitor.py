@@ -8,7 +8,8 @@ forecast, the advice, the record, and the sinks, which write it to TensorBoard.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,10 @@ from isoflop.flops.totals import (
     ddp_around,
     ends_apart,
     rank,
-    sum_over_ranks,
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import declare, hook
+from isoflop.guard import UNKNOWN, declare, hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -42,6 +42,7 @@ from isoflop.live.log_step import Interval, LogStep, Part
 from isoflop.live.noise import Noise
 from isoflop.live.options import Options
 from isoflop.live.plain_loop import PlainLoop
+from isoflop.live.ranks import Ranks, Settings
 from isoflop.live.recorder import Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 
-COUNTING, SETTLING, SUMMING = "counting the batch", "settling the step", "summing over ranks"
+COUNTING, SETTLING = "counting the batch", "settling the step"
 TASK = declare("recognising the task", "the run counts as pretraining from scratch")
-_UNKNOWN = "tokens and FLOPs are unknown from here on"
+UNCOUNTED = Totals(without_tokens=1, without_labels=1, without_flops=1)
 
 
 class Monitor(PlainLoop):
@@ -119,6 +120,11 @@ class Monitor(PlainLoop):
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._latest = LogStep(step=0)  # what came of it
         self._asks_to_stop = False  # this rank's advice
+        asks = self.options.on_advice != "warn"
+        settings = Settings(self.log_every, self.run.total_steps, self.options.noise_scale, asks)
+        self._ranks = Ranks(self.guard, settings)
+        self._apart = False  # ranks make different numbers of steps
+        self._handled = id(sys.exc_info()[1])  # of an error in whose handling all of the training runs
         self.observer = StepObserver(
             model,
             say=self.guard.once,
@@ -176,7 +182,7 @@ class Monitor(PlainLoop):
             self._started = True
             self._clock.start()
 
-    @hook(COUNTING, _UNKNOWN)
+    @hook(COUNTING, UNKNOWN)
     def batch(self, batch: Any) -> bool:
         """A micro-batch goes in. True: its shape is new, and `calls` wants what the model is called with."""
         if self._device is None:
@@ -188,7 +194,7 @@ class Monitor(PlainLoop):
             self.noise.begin(self.observer.last_tokens)
         return wanted
 
-    @hook(COUNTING, _UNKNOWN)
+    @hook(COUNTING, UNKNOWN)
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that is the model's own forward call."""
         if self._device is None:
@@ -235,6 +241,7 @@ class Monitor(PlainLoop):
             self.loss(loss)
         self._settle(tokens)
         if not self._opened:
+            self._agree()
             self._open_record()
         before, self.steps = self.steps, self.steps + advance
         noise = self.noise
@@ -244,6 +251,7 @@ class Monitor(PlainLoop):
         last = self.run.total_steps is not None and before < self.run.total_steps <= self.steps
         if not self.run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
             if ends_apart(self._ddp) and world_size() > 1:
+                self._apart = True
                 self.guard.once(
                     "DDP's join() is on: ranks make different numbers of steps, so nothing is summed over them on the "
                     "way. Call monitor.log() on every rank after the join, for a point of all ranks"
@@ -269,13 +277,13 @@ class Monitor(PlainLoop):
         if self._finished or (self._logged_at == self.steps and not ends_apart(self._ddp)):
             return
         self._logged_at = self.steps
-        # three collectives, in which a rank whose logging has stepped aside takes part: the others wait there
-        self.sync()
-        self.noise.collect(self.steps, self._clock.training_time)
+        # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
+        summed = self._sum(self.noise.row(self._clock.training_time))
+        if summed is not None:
+            self.noise.fold(summed, self.steps)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            asked, _ = sum_over_ranks([int(self._asks_to_stop)], [])
-            self.should_stop = asked[0] > 0
+            self.should_stop = self._ranks.any(self._asks_to_stop)
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
@@ -367,19 +375,34 @@ class Monitor(PlainLoop):
 
     def sync(self) -> None:
         """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
-        self._sum()
-        if not self.guard.open(SUMMING) and not self.totals.without_flops:
-            self.totals = added(self.totals, Totals(without_tokens=1, without_labels=1, without_flops=1))
+        if not self._finished:
+            self._sum(self.noise.nothing)
 
-    @hook(SUMMING, _UNKNOWN)
-    def _sum(self) -> None:
-        if self._finished:
-            return
-        if not (self.guard.open(COUNTING) and self.guard.open(SETTLING)):
-            self.observer.tally.add(None, None)
-        part, loss_sum, losses = self.observer.drain(self.run.data_parallel)
+    def _sum(self, noise: Sequence[float]) -> list[float] | None:
+        """Add what every rank has counted to the totals; returns the sums of `noise`. Every rank is here."""
+        part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
+        if not self.guard.counts:
+            part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
+        step = 0 if self._apart else self.steps
+        summed = self._ranks.total(part, [loss_sum, losses, *noise], step, self.run.data_parallel)
+        part, (loss_sum, number, *rest) = summed or (UNCOUNTED, [loss_sum, losses])  # of this rank's loss alone
         self.totals = added(self.totals, part)
-        self._loss = (self._loss[0] + loss_sum, self._loss[1] + losses)
+        self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(number))
+        return None if summed is None else rest
+
+    @hook("reading the counts", UNKNOWN)
+    def _drain(self) -> tuple[Totals, float, int]:
+        return self.observer.drain()
+
+    def _agree(self) -> None:
+        """Before the first sum: go by the settings of the first rank."""
+        self._ranks.agree()
+        settings = self._ranks.settings
+        if not self._ranks.several:
+            return
+        self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
+        if settings.noise_scale == "off" and self.noise.option != "off":
+            self.noise.detach()
 
     # -- its end, and a checkpoint in between ------------------------------------------------------------------
 
@@ -389,12 +412,12 @@ class Monitor(PlainLoop):
         if self._finished:
             return
         self._end_watching()
-        self._unwatch()
-        self.noise.detach()
         loss = (0.0, 0)
         if world_size() == 1 or (completed and self.run.together):
-            self.sync()
+            self.sync()  # first, for the other ranks wait there
             loss = loss if self.run.logs_itself else self._loss
+        self._unwatch()
+        self.noise.detach()
         total = self.run.total_steps
         if completed and not self._opened and total is not None and self.steps >= total:
             self._open_record()  # resumed at its planned end: killed before its record was told so
@@ -472,7 +495,7 @@ class Monitor(PlainLoop):
     def _end_watching(self) -> None:
         self.observer.end_watching()
 
-    @hook(SETTLING, _UNKNOWN)
+    @hook(SETTLING, UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:
         if COUNTING not in self.guard.aside:
             self.observer.settle(tokens)

@@ -33,18 +33,22 @@ from isoflop.noise.critical_batch import (
 )
 from isoflop.noise.estimator import (
     MAX_WAITING,
+    WIDTH,
     Measured,
     NoiseScale,
     Number,
     RunningMoments,
     StepEstimate,
     Unusable,
-    gather,
+    packed,
+    read,
     result,
+    unpacked,
 )
 from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, keeps_second_moments, settled
 from isoflop.noise.split import Unsplittable, batch_size, halves, refusal
 
+MEASURING = "measuring the noise scale"
 SPLIT_EVERY = 32
 """Of split steps, whose rounding differs: they must not depend on the clock."""
 
@@ -116,6 +120,7 @@ class Noise(Part):
         self._source: MicroBatches | None = None
         self._chosen = not self.active
         self._waiting: list[Measured] = []
+        self._rows: list[Measured] = []  # those that are being summed
         self._expected: int | None = None  # backward passes a step
         self._by_tokens = False
         self._settled = False
@@ -131,7 +136,7 @@ class Noise(Part):
 
     # -- while a step runs ---------------------------------------------------------------------------------------
 
-    @hook("measuring the noise scale", "no gradient noise scale")
+    @hook(MEASURING, "no gradient noise scale")
     def begin(self, count: TokenCount | None, by_tokens: bool | None = None) -> None:
         """A micro-batch of a measured step goes in.
 
@@ -205,7 +210,7 @@ class Noise(Part):
         self._say(f"no gradient noise scale: {reason}")
         self._drop_source()
 
-    @hook("measuring the noise scale", "no gradient noise scale")
+    @hook(MEASURING, "no gradient noise scale")
     def step(self, step: int, tokens: int | TokenCount | None) -> None:
         """The optimizer has made its step number `step`; the next is made ready for.
 
@@ -296,25 +301,36 @@ class Noise(Part):
 
     # -- at a log step -------------------------------------------------------------------------------------------
 
-    def collect(self, step: int, training_time: float) -> None:
-        """Read what was measured and sum it over ranks: a collective, in which a rank that stepped aside takes part."""
-        if self.option == "off" or self._model is None:
-            return
-        if not self._waiting and world_size() == 1 and self._settled:
-            self._times.pause()
-            self._collected = (step, training_time)
-            return
+    @property
+    def nothing(self) -> list[float]:
+        """A row without measurements, for sums between log steps: every sum over ranks is of one size."""
+        return [0.0] * (2 + WIDTH * MAX_WAITING) if world_size() > 1 else []
+
+    def row(self, training_time: float) -> list[float]:
+        """What was measured since the last log step, as numbers that add up over ranks: as many on each rank."""
+        self._rows = []
+        head = self._read(training_time) or [0.0, 0.0]
+        numbers = head + packed(self._rows)
+        return numbers + self.nothing[len(numbers) :]
+
+    @hook(MEASURING, "no gradient noise scale")
+    def _read(self, training_time: float) -> list[float]:
+        """Seconds that measuring took, and of training. One wait a device."""
         waiting, self._waiting = self._waiting, []
-        if not (self.guard.open("measuring the noise scale") and self.guard.open(HOOKS)):
-            waiting = []
-            self._drop_source()
         seconds, self._seconds = max(self._seconds, self._times.cost() * len(waiting)), 0.0
         self._times.pause()
-        rows, (seconds, training_time) = gather(waiting, [seconds, training_time])
-        self._fold(rows, step, seconds / world_size(), training_time / world_size())
+        if self.guard.open(HOOKS):
+            self._rows = read(waiting)
+        return [seconds, training_time]
 
     @hook("the noise scale's averages", "no gradient noise scale")
-    def _fold(self, rows: Sequence[Measured], step: int, seconds: float, elapsed: float) -> None:
+    def fold(self, summed: Sequence[float], step: int) -> None:
+        """Take what all ranks have measured: the sums of their rows."""
+        ranks = world_size()
+        seconds, elapsed = summed[0] / ranks, summed[1] / ranks
+        rows = unpacked(summed[2:], self._rows, ranks)
+        if not (self.guard.open(MEASURING) and self.guard.open(HOOKS)):
+            self._drop_source()
         for row in rows:
             found = result(row, self._by_tokens)
             if isinstance(found.raw, StepEstimate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ class PlainLoop:
 
     noise: Noise
     observer: StepObserver
+    _handled: int
     _marked = False
     """Inside of `accumulate`, which says what this micro-batch's tokens are."""
 
@@ -84,8 +86,9 @@ class PlainLoop:
             self.leave("evaluation")
 
     def close(self) -> None:
-        """`finish()` for a plain loop."""
-        self.finish()
+        """End a plain loop: the last point and the totals are written. In a `finally` after an error: interrupted."""
+        error = sys.exc_info()[1]
+        self.finish(completed=error is None or id(error) == self._handled or isinstance(error, StopIteration))
 
     def __enter__(self) -> Self:
         return self

@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 from isoflop.arrays import Array
 from isoflop.flops.totals import world_size
 from isoflop.forecast import LrPlan
+from isoflop.guard import pass_on
 
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""
@@ -86,6 +87,7 @@ def future_learning_rates(
     except Unknown as reason:
         return UnknownFuture(str(reason))
     except Exception as error:  # a user's function
+        pass_on(error)
         return UnknownFuture(f"asking {_name(scheduler)} failed ({type(error).__name__}: {error})")
     if not np.isfinite(lr).all() or (lr < 0).any():
         return UnknownFuture(f"{source} gives a rate that is negative or not finite")
@@ -283,6 +285,7 @@ def _stepped(scheduler: Any) -> Calls:
     try:
         twin = copy.deepcopy(scheduler, {id(scheduler.optimizer): alone})
     except Exception as error:  # whatever the user's function objects hold
+        pass_on(error)
         raise Unknown(f"{has} no closed form and can't be copied ({type(error).__name__}: {error})") from error
     seen = [number(alone.param_groups[0]["lr"])]
 

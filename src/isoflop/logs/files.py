@@ -131,7 +131,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ImportProblem(f"{os.fspath(path)}: expected plain YAML, got more than 100 aliases")
         try:
             value = yaml.load(raw, Loader=Plain)  # a SafeLoader
-        except (yaml.YAMLError, TypeError, AttributeError) as error:
+        except (yaml.YAMLError, TypeError, AttributeError, ValueError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
             line = f":{mark.line + 1}" if mark is not None else ""
             raise ImportProblem(f"{os.fspath(path)}{line}: expected YAML, got {why(error)[:120]}") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.special import ndtr, ndtri
 
+from isoflop.guard import attempt
 from isoflop.laws.forms import critical_batch
 
 if TYPE_CHECKING:  # the mathematics runs without torch
@@ -171,7 +172,7 @@ def beliefs(
 
 def bytes_per_token(model: nn.Module | None) -> float | None:
     """Of the model's tokenizer, by its vocabulary: bytes, or BPE; None: not known, or in between."""
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    size = attempt(lambda: model.config.vocab_size)  # type: ignore[union-attr]
     if not isinstance(size, int):
         return None
     return 1.0 if size <= 300 else 4.3 if size >= 20_000 else None

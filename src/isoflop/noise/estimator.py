@@ -20,8 +20,9 @@ each part's variance falls with its tokens, not for parts of one sequence.
 Divide averages over steps, never the step's own pair: the mean of ratios is biased, and one step's |G|² may be
 negative.
 
-`Measured` holds what a source has seen of one step, on its device until a log step reads it and sums it over ranks
-(`gather`); `result` is that step's pair, and `RunningMoments` the averages with the interval of their ratio.
+`Measured` holds what a source has seen of one step, on its device until a log step reads it (`read`) and sums it over
+ranks (`packed`, `unpacked`); `result` is that step's pair, and `RunningMoments` the averages with the interval of their
+ratio.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ from typing import Any, NamedTuple
 
 import torch
 from scipy.special import stdtrit
-
-from isoflop.flops.totals import sum_over_ranks, world_size
 
 
 class Unusable(Enum):
@@ -277,29 +276,23 @@ class StepResult:
     preconditioned: StepEstimate | Unusable | None
 
 
-def gather(waiting: Sequence[Measured], own: Sequence[float]) -> tuple[list[Measured], list[float]]:
-    """Read what waits and sum it over ranks. A collective of a fixed size; every rank calls it at the same step.
+WIDTH = 1 + len(Measured._fields)
+"""Numbers of a measured step in a sum over ranks."""
 
-    A step that some rank has not measured is left out.
 
-    Args:
-        waiting: at most `MAX_WAITING`.
-        own: other numbers to sum along.
-    """
-    rows = read(waiting)
-    ranks = world_size()
-    if ranks == 1:
-        return rows, list(own)
-    width = 1 + len(Measured._fields)
-    packed = [number for row in rows for number in (1.0, *map(float, row))]
-    packed += [0.0] * (width * MAX_WAITING - len(packed))
-    _, summed = sum_over_ranks([], [*packed, *own])  # NaN and infinity come through a sum as such
+def packed(rows: Sequence[Measured]) -> list[float]:
+    """Measured steps, `MAX_WAITING` at most, as numbers that add up over ranks: each begins with a 1."""
+    return [number for row in rows for number in (1.0, *map(float, row))]
+
+
+def unpacked(summed: Sequence[float], rows: Sequence[Measured], ranks: int) -> list[Measured]:
+    """This rank's steps as summed over ranks; one that some rank has not measured is left out."""
     together = []
     for i, row in enumerate(rows):
-        here, step, *rest = summed[i * width : (i + 1) * width]
+        here, step, *rest = summed[i * WIDTH : (i + 1) * WIDTH]
         if here == ranks and step == ranks * row.step:
             together.append(Measured(row.step, *rest))
-    return together, summed[width * MAX_WAITING :]
+    return together
 
 
 def read(waiting: Sequence[Measured]) -> list[Measured]:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from isoflop.guard import attempt, pass_on
+
 Batch = TypeVar("Batch")
 
 CONTRASTIVE = re.compile("^CLIP|Clip(Model|Loss)|SigLIP|Siglip|SimCLR|InfoNCE|Contrastive|BarlowTwins|VICReg")
@@ -41,7 +43,7 @@ def refusal(model: nn.Module) -> str | None:
                 f"a step can't be split: {type(module).__name__} contrasts the sequences of a batch with each other, "
                 "so halves have another gradient. Accumulate gradients or use several ranks"
             )
-    config = getattr(model, "config", None)
+    config = attempt(getattr, model, "config", None)
     if getattr(config, "router_aux_loss_coef", 0) and getattr(config, "output_router_logits", False):
         return (
             "a step can't be split: the load-balancing loss of the mixture of experts is over the whole batch, so "
@@ -109,7 +111,8 @@ def _part(batch: Any, start: int, stop: int, size: int) -> Any:
             return parts
         try:
             return type(batch)(parts)  # type: ignore[call-arg]  # BatchEncoding and its like
-        except Exception:
+        except Exception as error:
+            pass_on(error)
             return parts
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_part(item, start, stop, size) for item in batch))

@@ -18,6 +18,8 @@ from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
 
+from isoflop.guard import pass_on
+
 _DISTRIBUTIONS = (
     "isoflop",
     "torch",
@@ -87,8 +89,8 @@ def library_versions() -> dict[str, str]:
     for name in _DISTRIBUTIONS:
         try:
             versions[name] = str(metadata.version(name))
-        except Exception:  # not installed, or its metadata is broken: either way unknown
-            continue
+        except Exception as error:  # not installed, or its metadata is broken: either way unknown
+            pass_on(error)
     return versions
 
 
@@ -130,7 +132,8 @@ def json_safe(
             if isinstance(inner, (set, frozenset)):
                 values.sort(key=str)  # the order of a set differs between processes
             return [*values, CUT] if len(values) < len(inner) else values
-        except Exception:  # a foreign object's own code failed: its name will do
+        except Exception as error:  # a foreign object's own code failed: its name will do
+            pass_on(error)
             return f"<{type(item).__qualname__}>"
 
     def pairs(items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
