@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def told(*arguments: object) -> str:
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr.startswith("isoflop fit: ")
     return result.stderr.removeprefix("isoflop fit: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("fault", ["no column is known", "twice", "--where"])
+def test_a_table_of_very_many_columns_gets_a_short_answer_soon(fault: str, tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(20_000)] + (["c0"] if fault == "twice" else [])
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(names), ",".join("1" for _ in names)]))
+    named = ["--column", "N=c1", "--column", "D=c2", "--column", "loss=c3", "--where", "x>1"]
+    began = time.process_time()
+    done = run(tmp_path / "wide.csv", *(named if fault == "--where" else []))
+    assert done.exit_code == 1 and fault in done.output and len(done.output) < 2000
+    assert time.process_time() - began < 4
 
 
 def test_one_json_object(tmp_path: Path) -> None:

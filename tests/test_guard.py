@@ -171,7 +171,7 @@ def accumulating_loop(folder: Path, observed: bool, **options: Any) -> Weights:
 def loop_of_ranks(folder: Path, observed: bool) -> Weights:
     """As one of several ranks, whose sums are its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("isoflop.live.ranks.Ranks.several", True)
+        patch.setattr("isoflop.live.ranks.world_size", lambda: 2)
         return loop(folder, observed)
 
 

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, spoil: Callable[[
         read_plan(tmp_path / "plan.yaml")
 
 
-@pytest.mark.parametrize("text", ["runs: [", "- 1\n- 2", "", "just text"])
+@pytest.mark.parametrize("text", ["runs: [", "- 1\n- 2", "", "just text", "[" * 100_000, "a: 2026-99-99"])
 def test_a_file_that_is_no_plan(tmp_path: Path, text: str):
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(PlanError, match=r"plan\.yaml: .*expected"):

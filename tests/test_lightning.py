@@ -247,6 +247,41 @@ def test_early_stopping_and_checkpoints_monitor_it(tmp_path: Path) -> None:
     assert the_run(tmp_path).status == "completed"
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches .8. is smaller than the logging interval")
+@pytest.mark.parametrize("where", ["an epoch's end", "a validation's end", "a scheduler"])
+def test_what_monitors_isoflops_loss_finds_the_newest_between_log_steps(where: str, tmp_path: Path) -> None:
+    """Epochs of 8 steps, a log step every 20: each look is at another value, and the first one finds one."""
+    seen: list[float] = []
+
+    class Stop(package.callbacks.EarlyStopping):
+        def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str | None]:
+            seen.append(float(current))
+            return super()._evaluate_stopping_criteria(current)
+
+    def configure(self: Any) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        plateau.step = lambda metrics: seen.append(float(metrics))  # type: ignore[method-assign, assignment]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "isoflop/loss"}}
+
+    stop = Stop("isoflop/loss", patience=2, min_delta=-1.0, check_on_train_epoch_end=where == "an epoch's end")
+    scheduled = where == "a scheduler"
+    trainer = lightning_trainer(
+        package,
+        tmp_path,
+        max_epochs=3,
+        log_every_n_steps=20,
+        val_check_interval=4 if where == "a validation's end" else None,
+        callbacks=[*([] if scheduled else [stop]), IsoFLOPMonitor()],
+    )
+    parts: dict[str, Any] = {"configure_optimizers": configure} if scheduled else {}
+    module = lightning_module(package, model(), validate=where == "a validation's end", **parts)
+    loaders = [batches(ROWS, 8), *([batches(Rows(16, seed=5), 8)] if where == "a validation's end" else [])]
+    trainer.fit(module, *loaders)
+    assert len(seen) == len(set(seen)) == (6 if where == "a validation's end" else 3)
+    assert trainer.global_step == 24
+
+
 def test_fast_dev_run_does_nothing(tmp_path: Path) -> None:
     watch = IsoFLOPMonitor(record_dir=tmp_path)
     trainer = lightning_trainer(package, tmp_path, fast_dev_run=True, callbacks=[watch])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,59 @@ def test_an_error_in_the_loop_is_an_interrupted_run(tmp_path: Path) -> None:
     run = the_run(tmp_path)
     assert run.status == "interrupted" and run.end is not None
     assert (run.end["step"], run.end["tokens"], run.points[-1].tokens) == (5, 640, 640)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [(None, "completed"), (ValueError("CUDA error"), "interrupted"), (StopIteration(), "completed")],
+)
+@pytest.mark.parametrize("around", [False, True])
+def test_closed_in_a_finally(ends: Exception | None, status: str, around: bool, tmp_path: Path) -> None:
+    """Also where all of the training runs while an earlier error is handled."""
+
+    def train() -> None:
+        net = torch.nn.Embedding(9, 4)
+        monitor = isoflop.Monitor(net, record_dir=tmp_path, total_steps=100, log_every=2)
+        try:
+            for _ in range(4):
+                net(torch.zeros(2, 4, dtype=torch.long)).sum().backward()
+                monitor.step(1.0)
+            if ends is not None:
+                raise ends
+        finally:
+            monitor.close()
+
+    try:
+        if around:
+            raise ImportError("flash attention")
+        train()
+    except ImportError:
+        with contextlib.suppress(ValueError, StopIteration):
+            train()
+    except (ValueError, StopIteration):
+        pass
+    assert the_run(tmp_path).status == status
+
+
+class Stubborn(torch.nn.Embedding):
+    """Whatever is asked of it beside its parameters raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("config", "hparams", "loss_type"):
+            raise RuntimeError("no settings")
+        return super().__getattr__(name)
+
+
+def test_a_model_whose_configuration_raises_costs_nothing_else(tmp_path: Path, caplog: Any) -> None:
+    net = Stubborn(9, 4)
+    with isoflop.Monitor(net, record_dir=tmp_path, total_steps=4, log_every=2, noise_scale="split") as monitor:
+        for _ in range(4):
+            for part, share in monitor.split(torch.zeros(2, 4, dtype=torch.long)):
+                (share * net(part).sum()).backward()
+            monitor.step(1.0)
+    record = the_run(tmp_path)
+    assert not monitor.guard.aside and record.status == "completed" and record.points[-1].tokens == 4 * 8
+    assert record.model["class"].endswith("Stubborn") and record.model["config"] is None
 
 
 def test_after_close_the_model_is_as_it_was(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from isoflop.live import (
     ComputeAxes,
     Interval,
     LogStep,
+    RunInfo,
+    Sinks,
     TensorBoardSink,
     interval_line,
     interval_scalars,
@@ -189,6 +191,17 @@ def test_the_line_leaves_out_what_is_unknown(values: dict[str, float], line: str
 
 def test_large_steps():
     assert interval_line(1_234_567, {}) == "step 1,234,567"
+
+
+def test_the_terminal_of_a_long_run_is_thinned_like_its_record_and_ends_with_its_last_line() -> None:
+    lines: list[str] = []
+    sinks = Sinks(RunInfo(say=lines.append))
+    for step in range(1, 30_001):
+        sinks.log(LogStep(step=step, scalars={"isoflop/loss": 2.0}))
+    sinks.close(LogStep(step=30_001), completed=True)
+    due_ones = sum(due(step) for step in range(1, 30_001))
+    assert due_ones <= len(lines) <= due_ones + 1 and lines[-1] == "step 30,000 · loss 2.000"
+    assert lines[:1024] == [f"step {step:,} · loss 2.000" for step in range(1, 1025)]
 
 
 def test_an_event_file_of_our_own_is_thinned_and_ends_where_the_run_does(tmp_path: Path) -> None:

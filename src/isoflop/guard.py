@@ -34,7 +34,7 @@ def declare(boundary: str, missing: str) -> str:
 TERMINAL = declare("the terminal's line", "no line is printed")
 UNKNOWN = "tokens and FLOPs are unknown from here on"
 """What is missing after a failure in counting."""
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 """Errors of which one is the cause of the others that follow it: they cost one warning in all."""
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoflop.live.run_info import RunInfo
     from isoflop.live.scalars import AXES, INTERVAL, MAX_STEP, SCALARS, ComputeAxes, interval_scalars
     from isoflop.live.scheduler import UnknownFuture, by_batch, by_epoch, future_learning_rates
-    from isoflop.live.sinks import TensorBoardSink, interval_line
+    from isoflop.live.sinks import Sinks, TensorBoardSink, interval_line
 
 __getattr__ = face(
     __name__,
@@ -29,6 +29,6 @@ __getattr__ = face(
         "run_info": "RunInfo",
         "scalars": "AXES INTERVAL MAX_STEP SCALARS ComputeAxes interval_scalars",
         "scheduler": "UnknownFuture by_batch by_epoch future_learning_rates",
-        "sinks": "TensorBoardSink interval_line",
+        "sinks": "Sinks TensorBoardSink interval_line",
     },
 )

@@ -282,7 +282,9 @@ class Monitor(PlainLoop):
         if summed is not None:
             self.noise.fold(summed, self.steps)
         self._log(train_loss)
-        if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
+        if not self.should_stop and not self._ranks.several:
+            self.should_stop = self._asks_to_stop
+        elif not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
             self.should_stop = self._ranks.any(self._asks_to_stop)
 
     @hook("logging", "nothing more is recorded or shown")
@@ -341,12 +343,12 @@ class Monitor(PlainLoop):
         value = as_float(loss)
         if not math.isfinite(value):
             self.guard.once("the loss of evaluation set %s is %s; it is recorded as null", name, value)
-        if world_size() == 1:
+        if not self._ranks.several:
             self.sync()
         if self._model is None:
             self._read_learning_rate()
         # on several ranks of a plain loop the others may not be here: what is counted since the last log step is theirs
-        step = self._between(summed=self.run.together or world_size() == 1)
+        step = self._between(summed=self.run.together or not self._ranks.several)
         self._each_part(lambda part: part.evaluate(name, value, step))
 
     def _each_part(self, act: Callable[[Part], None]) -> None:
@@ -381,24 +383,28 @@ class Monitor(PlainLoop):
     def _sum(self, noise: Sequence[float]) -> list[float] | None:
         """Add what every rank has counted to the totals; returns the sums of `noise`. Every rank is here."""
         part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
-        if not self.guard.counts:
+        if self.guard.aside and not self.guard.counts:
             part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
-        step = 0 if self._apart else self.steps
-        summed = self._ranks.total(part, [loss_sum, losses, *noise], step, self.run.data_parallel)
-        part, (loss_sum, number, *rest) = summed or (UNCOUNTED, [loss_sum, losses])  # of this rank's loss alone
+        rest: list[float] | None = list(noise)
+        if self._ranks.several:
+            step = 0 if self._apart else self.steps
+            summed = self._ranks.total(part, [loss_sum, losses, *noise], step, self.run.data_parallel)
+            if summed is None:
+                part, rest = UNCOUNTED, None  # and the loss is that of this rank alone
+            else:
+                part, (loss_sum, losses, *rest) = summed
         self.totals = added(self.totals, part)
-        self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(number))
-        return None if summed is None else rest
+        self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(losses))
+        return rest
 
     @hook("reading the counts", UNKNOWN)
-    def _drain(self) -> tuple[Totals, float, int]:
+    def _drain(self) -> tuple[Totals, float, float]:
         return self.observer.drain()
 
     def _agree(self) -> None:
         """Before the first sum: go by the settings of the first rank."""
-        self._ranks.agree()
-        settings = self._ranks.settings
-        if not self._ranks.several:
+        settings = self._ranks.agree()
+        if settings is None:
             return
         self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
         if settings.noise_scale == "off" and self.noise.option != "off":
@@ -413,7 +419,7 @@ class Monitor(PlainLoop):
             return
         self._end_watching()
         loss = (0.0, 0)
-        if world_size() == 1 or (completed and self.run.together):
+        if not self._ranks.several or (completed and self.run.together):
             self.sync()  # first, for the other ranks wait there
             loss = loss if self.run.logs_itself else self._loss
         self._unwatch()
@@ -428,7 +434,7 @@ class Monitor(PlainLoop):
     @hook("saving the state", "a run resumed from this checkpoint counts from 0")
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run goes on from, in plain Python values. On several ranks `sync()` first."""
-        if world_size() == 1:
+        if not self._ranks.several:
             self.sync()
         elif self.observer.holds_counts:
             self.guard.once(

@@ -311,7 +311,7 @@ class Noise(Part):
         self._rows = []
         head = self._read(training_time) or [0.0, 0.0]
         numbers = head + packed(self._rows)
-        return numbers + self.nothing[len(numbers) :]
+        return numbers + self.nothing[len(numbers) :] if world_size() > 1 else numbers
 
     @hook(MEASURING, "no gradient noise scale")
     def _read(self, training_time: float) -> list[float]:

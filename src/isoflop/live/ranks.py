@@ -47,31 +47,30 @@ class Ranks:
 
     Attributes:
         settings: of all ranks, once `agree` was called.
+        several: more than one process trains.
     """
 
     def __init__(self, guard: Guard, settings: Settings) -> None:
         self.settings = settings
+        self.several = world_size() > 1
         self._guard = guard
         self._key, self._agreed = f"isoflop/{next(_NUMBERS)}", False
-
-    @property
-    def several(self) -> bool:
-        """More than one process trains."""
-        return world_size() > 1
 
     @property
     def open(self) -> bool:
         """Sums are possible."""
         return self._guard.open(SUMMING)
 
-    def agree(self) -> None:
-        """Take over the first rank's settings, before the first sum; where some rank has no Monitor, sum nothing."""
-        if not self._agreed:
+    def agree(self) -> Settings | None:
+        """The settings of all ranks, before the first sum; None: there is one rank. Where one is missing, no sums."""
+        self.several = world_size() > 1
+        if self.several and not self._agreed:
             self._agreed = True
-            store = attempt(_store) if self.several else None
+            store = attempt(_store)
             if store is not None:
                 with self._guard.part(SUMMING):
                     self._compare(store)
+        return self.settings if self.several else None
 
     def _compare(self, store: Any) -> None:
         keys = [f"{self._key}/{number}" for number in range(world_size())]
@@ -115,11 +114,11 @@ class Ranks:
             data_parallel: ranks with data of their own, where others share a batch with them; None: all.
         """
         self.agree()
-        if not self.several:
-            return part, list(floats)
         ranks = world_size()
         if self.open:
             with self._guard.part(SUMMING):
+                if ranks == 1:
+                    raise RuntimeError("the process group has ended")
                 integers, (steps, *sums) = sum_over_ranks(astuple(part), [step, *floats])
                 if steps != step * ranks:
                     self._guard.once(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
+import os
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -60,9 +65,11 @@ class Sinks(Part):
     def __init__(self, run: RunInfo) -> None:
         self._run, self._guard = run, run.guard
         self._axes = ComputeAxes()
+        self._log_steps = 0
+        self._unprinted: LogStep | None = None
 
     def log(self, step: LogStep) -> LogStep:
-        """Write the scalars, the loss against compute and new advice; print a line."""
+        """Write the scalars, the loss against compute and new advice; print a line, of a long run ever fewer."""
         axes = self._axes.points(step.totals.flops_known, step.loss)
         for sink in self._run.sinks:
             if self._guard.open(sink.boundary):
@@ -70,12 +77,21 @@ class Sinks(Part):
                     for advice in step.advice:
                         sink.text(step.step, "isoflop/advice", advice.markdown())
                     sink.write(step.step, step.scalars, axes)
-        with self._guard.part(TERMINAL):
-            self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
+        self._log_steps += 1
+        self._unprinted = step
+        if due(self._log_steps):
+            self._print()
         return step
 
+    def _print(self) -> None:
+        step, self._unprinted = self._unprinted, None
+        if step is not None:
+            with self._guard.part(TERMINAL):
+                self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
+
     def close(self, step: LogStep, completed: bool) -> None:
-        """Close every sink."""
+        """Close every sink, and print the last line."""
+        self._print()
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()
@@ -102,7 +118,7 @@ class TensorBoardSink:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writer: Any = None
+        self._file: EventFile | None = None
         self._log_steps = 0
         self._left_out: tuple[int, Mapping[str, float], Sequence[AxisPoint]] | None = None
 
@@ -116,31 +132,84 @@ class TensorBoardSink:
             self._left_out = step, dict(scalars), tuple(axes)
 
     def _put(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        writer = self._open()
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, step)
+        file = self._file or self._open()
+        file.scalars(step, scalars)
         for point in axes:
-            writer.add_scalar(point.tag, point.value, point.step)
+            file.scalars(point.step, {point.tag: point.value})
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For the text tab."""
-        self._open().add_text(tag, markdown, step)
+        self._open().text(step, tag, markdown)
 
-    def _open(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # the default queue of 10 makes every log step wait for the disk
-            self._writer = SummaryWriter(str(self._folder), max_queue=1000, flush_secs=5)
-        return self._writer
+    def _open(self) -> EventFile:
+        self._file = self._file or EventFile(self._folder)
+        return self._file
 
     def close(self) -> None:
         """Close the event file; a curve ends where the run does."""
         if self._left_out is not None:
             self._put(*self._left_out)
             self._left_out = None
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
+
+
+class EventFile:
+    """An event file that TensorBoard reads, written by the thread that calls: an error comes out here, and once.
+
+    torch's SummaryWriter writes from a thread of its own, which prints a traceback where the disk is full.
+    """
+
+    FLUSH_EVERY = 5.0
+    """Seconds between two writes to the file, at least."""
+    _files = itertools.count()
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary, self._writer = Event, Summary, RecordWriter
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(self._files)}"
+        self._file = (folder / name).open("wb", buffering=0)
+        self._begin()
+        self._add(0, file_version="brain.Event:2")
+        self.flush()
+
+    def _begin(self) -> None:
+        self._waiting, self._flushed = io.BytesIO(), time.monotonic()
+        self._records = self._writer(self._waiting)
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
+        if time.monotonic() - self._flushed > self.FLUSH_EVERY:
+            self.flush()
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Numbers at one step, by tag."""
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(step, summary=self._summary(value=values))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text for the text tab."""
+        from torch.utils.tensorboard.summary import text
+
+        self._add(step, summary=text(tag, markdown))
+
+    def flush(self) -> None:
+        """Write what waits; what could not be written is dropped."""
+        content = self._waiting.getvalue()
+        self._begin()
+        while content:  # one call, but for a disk that fills up
+            content = content[self._file.write(content) :]
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 FRONTIER = declare("drawing the frontier", "TensorBoard does not show the frontier of earlier runs")
@@ -157,16 +226,14 @@ def draw_frontier(folder: Path, frontier: Sequence[tuple[float, float]]) -> None
         folder: of the run; the frontier goes into its `_frontier`.
         frontier: (FLOPs, loss in nats per token) by FLOPs, at least two.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     target = folder / NAME
     if len(frontier) < 2 or target.exists():
         return
-    writer, axes = SummaryWriter(str(target)), ComputeAxes()
+    file, axes = EventFile(target), ComputeAxes()
     for (C0, L0), (C1, L1) in pairwise(frontier):
         for i in range(BETWEEN + 1):
             part = i / BETWEEN
             C = math.exp(math.log(C0) + part * math.log(C1 / C0))
             for point in axes.points(int(C), L0 + part * (L1 - L0)):
-                writer.add_scalar(point.tag, point.value, point.step)
-    writer.close()
+                file.scalars(point.step, {point.tag: point.value})
+    file.close()
