@@ -59,7 +59,7 @@ class Guard:
             self.aside[boundary] = f"{type(error).__name__}: {error}"
         except Exception:  # an error that can't even be printed
             self.aside[boundary] = type(error).__name__
-        code = getattr(error, "errno", None)
+        code = getattr(error, "errno", None) or getattr(error.__cause__, "errno", None)
         level = logging.INFO if code in _OF_THE_DISK and code in self._warned else logging.WARNING
         if isinstance(code, int):
             self._warned.add(code)

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -169,17 +170,16 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._summary, self._writer = Event, Summary, RecordWriter
+        self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(self._files)}"
-        self._file = (folder / name).open("wb", buffering=0)
-        self._begin()
+        self._descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._waiting, self._flushed = io.BytesIO(), time.monotonic()
+        self._records = RecordWriter(self._waiting)
+        self.close = weakref.finalize(self, _end_file, self._descriptor, self._waiting)
+        """Write what waits, and close the file."""
         self._add(0, file_version="brain.Event:2")
         self.flush()
-
-    def _begin(self) -> None:
-        self._waiting, self._flushed = io.BytesIO(), time.monotonic()
-        self._records = self._writer(self._waiting)
 
     def _add(self, step: int, **content: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
@@ -199,17 +199,23 @@ class EventFile:
 
     def flush(self) -> None:
         """Write what waits; what could not be written is dropped."""
-        content = self._waiting.getvalue()
-        self._begin()
-        while content:  # one call, but for a disk that fills up
-            content = content[self._file.write(content) :]
+        self._flushed = time.monotonic()
+        _write(self._descriptor, self._waiting)
 
-    def close(self) -> None:
-        """Write what waits, and close the file."""
-        try:
-            self.flush()
-        finally:
-            self._file.close()
+
+def _write(descriptor: int, waiting: io.BytesIO) -> None:
+    content = waiting.getvalue()
+    waiting.seek(0)
+    waiting.truncate()
+    while content:  # one call, but for a disk that fills up
+        content = content[os.write(descriptor, content) :]
+
+
+def _end_file(descriptor: int, waiting: io.BytesIO) -> None:
+    try:
+        _write(descriptor, waiting)
+    finally:
+        os.close(descriptor)
 
 
 FRONTIER = declare("drawing the frontier", "TensorBoard does not show the frontier of earlier runs")
