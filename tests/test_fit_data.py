@@ -241,8 +241,8 @@ def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
             "correct it or leave the run out (--where)",
         ),
         (
-            "N,D,loss\n1e9,2e10,2.5\n7B,2e10,2.5\n",
-            "line 3 of runs.csv, column 'N': expected a number, got '7B'; correct it or leave the run out (--where)",
+            "N,D,loss\n1e9,2e10,2.5\n7x,2e10,2.5\n",
+            "line 3 of runs.csv, column 'N': expected a number, got '7x'; correct it or leave the run out (--where)",
         ),
         ("N,D,loss\n1e9,2e10,2.5\n1e9,2e10\n", "{path}, line 3: expected 3 values, as in the first row, got 2"),
         ("N,D,loss\n1e9,2e10,2.5,7\n", "{path}, line 2: expected 3 values, as in the first row, got 4"),
@@ -250,8 +250,7 @@ def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
         ("N,D,loss,N\n1e9,2e10,2.5,3\n", "{path}: expected columns of different names, got 'N' twice"),
         (
             b"N,D,loss\xe9\n1e9,2e10,2.5\n",
-            "{path}: expected a CSV file in UTF-8, got 'utf-8' codec can't decode byte 0xe9 in position 8: invalid "
-            "continuation byte",
+            "{path}:1: expected UTF-8, got b'N,D,loss\\xe9\\n'",
         ),
     ],
 )

@@ -23,10 +23,10 @@ ROWS = 40
 
 @dataclass(frozen=True)
 class Done:
-    """A run that was imported, its record, and `written`, `updated` or `unchanged`."""
+    """A run that was imported, its record, and `written`, `updated`, `unchanged` or, of a dry run, `not written`."""
 
     one: Imported
-    path: Path
+    path: Path | None
     action: str
 
     @property
@@ -49,10 +49,14 @@ def import_(
             r"wandb:entity/project\[/run] or mlflow:<tracking URI>\[#experiment].",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the records.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the records.")] = None,
     kind: Annotated[
         str | None,
-        typer.Option("--from", metavar="KIND", help="huggingface, tensorboard, lightning, wandb, mlflow or table."),
+        typer.Option(
+            "--from",
+            metavar="KIND",
+            help="huggingface, tensorboard, lightning, wandb, mlflow, trackio, table or lines.",
+        ),
     ] = None,
     params: Annotated[
         list[str] | None, typer.Option(metavar="[RUN=]N", help="Parameters, such as 124M or small=124M. Repeatable.")
@@ -85,7 +89,16 @@ def import_(
         list[str] | None,
         typer.Option(metavar="[LOSS=]UNIT", help="nats (default), bits, ppl or bpb (bits per byte). Repeatable."),
     ] = None,
-    step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of steps of a plain table.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of tokens since the run began.")
+    ] = None,
+    step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of optimizer steps.")] = None,
+    run: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A column that tells runs of one file apart. Repeatable.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Show what would be imported, and write nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Import finished runs from other tools' logs, for fit, plan, backtest, rank and report.
@@ -96,6 +109,8 @@ def import_(
     from isoflop.logs import EVERY, Given, import_runs, read_answers, write_run
     from isoflop.record import RecordError
 
+    if output is None and not dry_run:
+        raise typer.BadParameter("expected a folder for the records, -o runs/; or -n, to look without writing")
     done: list[Done] = []
     with reported("import", RecordError):
         given = Given(
@@ -107,13 +122,18 @@ def import_(
             config=_by_name(config, EVERY),
             loss=_by_name(loss, "train"),
             loss_unit=_by_name(loss_unit, EVERY),
+            step=step,
+            tokens=tokens,
+            run=run or (),
             table={} if table is None else read_answers(table),
         )
-        result = import_runs(paths, given, kind=kind, step=step, leave_out=[] if table is None else [table])
+        result = import_runs(paths, given, kind=kind, leave_out=[] if table is None else [table])
     failures: list[str] = []
     for one in result.imported:
         try:
-            done.append(Done(one, *write_run(output, one.run)))
+            done.append(
+                Done(one, *write_run(output, one.run)) if output and not dry_run else Done(one, None, "not written")
+            )
         except RecordError as error:
             failures.append(str(error))
     result = replace(result, problems=(*result.problems, *dict.fromkeys(failures)))
@@ -160,7 +180,7 @@ def as_object(result: ImportResult, done: Sequence[Done]) -> dict[str, Any]:
                 "name": each.one.run.name,
                 "kind": each.one.kind,
                 "source": each.one.source,
-                "record": str(each.path),
+                "record": None if each.path is None else str(each.path),
                 "action": each.action,
                 "status": each.one.run.status,
                 "points": len(each.one.run.points),
@@ -204,7 +224,8 @@ def print_imported(done: Sequence[Done]) -> None:
         of = "" if runs == len(done) else f" ({runs} of {len(done)} runs)"
         console.print(f"  {note}{of}", markup=False, soft_wrap=True)
     counted = ", ".join(f"{many} {action}" for action, many in Counter(each.action for each in done).items())
-    console.print(f"{counted}: isoflop fit {done[0].path.parent}", markup=False, soft_wrap=True)
+    then = "" if done[0].path is None else f": isoflop fit {done[0].path.parent}"
+    console.print(f"{counted}{then}", markup=False, soft_wrap=True)
 
 
 def _losses_cell(losses: Mapping[str, float | None]) -> str:

@@ -5,8 +5,6 @@ Conditions such as 'epoch_outlier==0 and N>1e8' are parsed, never evaluated.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import operator
 import re
@@ -29,6 +27,8 @@ from isoflop.fit.runs import (
     unfinished,
 )
 from isoflop.laws.forms import compute_of
+from isoflop.logs.cells import cell_number, csv_rows
+from isoflop.record.lines import Problems
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
 from isoflop.record.run import COUNTS, Run, common_n
@@ -59,7 +59,7 @@ class Condition:
         """Whether a row of texts fulfils it."""
         compare = _COMPARISONS[self.comparison]
         mine = row[self.column].strip()
-        ours, theirs = (None, None) if self.quoted else (_as_number(mine), _as_number(self.value))
+        ours, theirs = (None, None) if self.quoted else (cell_number(mine), cell_number(self.value))
         if ours is not None and theirs is not None:
             return compare(ours, theirs)
         if self.comparison not in ("==", "!="):
@@ -89,17 +89,10 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
             raise ValueError(f"--where: there is no column {column!r}; there are {_listed(columns)}")
         quoted = bare is None
         value = next(item for item in (bare, single, double) if item is not None)
-        if not quoted and comparison not in ("==", "!=") and _as_number(value) is None:
+        if not quoted and comparison not in ("==", "!=") and cell_number(value) is None:
             raise ValueError(f"--where: {column} {comparison} expects a number, got {value!r}")
         conditions.append(Condition(column, comparison, value, quoted))
     return conditions
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 GUESSES: dict[str, tuple[str, ...]] = {
@@ -281,42 +274,34 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _number(text: str | None, column: str, label: str) -> float:
-    try:
-        return float(text or "")
-    except ValueError:
+    value = cell_number(text or "")
+    if value is None:
         came = "nothing" if text is None or not text.strip() else repr(text)
         raise BadData(
             f"{label}, column {column!r}: expected a number, got {came}; correct it or leave the run out (--where)"
-        ) from None
+        )
+    return value
 
 
 def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-        return _cells(source, csv.reader(io.StringIO(text, newline=""), skipinitialspace=True))
-    except UnicodeDecodeError as error:
-        raise BadData(f"{source}: expected a CSV file in UTF-8, got {error}") from None
-    except csv.Error as error:  # a NUL, a quote that never ends
-        raise BadData(f"{source}: expected a CSV file, got {error}") from None
-
-
-def _cells(source: Path, reader: Any) -> list[tuple[str, dict[str, str]]]:
-    names = [name.strip() for name in next(reader, [])]
+    problems = Problems(str(source))
+    rows = csv_rows(source, problems)
+    names = [name.strip() for name in next(rows, [])]
     if not any(names):
-        raise BadData(f"{source} is empty: expected a first row with the columns' names")
+        raise BadData(next(iter(problems.all()), f"{source} is empty: expected a first row with the columns' names"))
     for name, times in Counter(names).items():
         if name and times > 1:
             raise BadData(f"{source}: expected columns of different names, got {name!r} twice")
     found = []
-    for values in reader:
-        if not any(value.strip() for value in values):
-            continue
+    for values in rows:
+        line = problems.at[1:]
         if len(values) != len(names):
             raise BadData(
-                f"{source}, line {reader.line_num}: expected {len(names)} values, as in the first row, got "
-                f"{len(values)}"
+                f"{source}, line {line}: expected {len(names)} values, as in the first row, got {len(values)}"
             )
-        found.append((f"line {reader.line_num} of {source.name}", dict(zip(names, values, strict=True))))
+        found.append((f"line {line} of {source.name}", dict(zip(names, values, strict=True))))
+    if told := problems.all():
+        raise BadData("; ".join(told[:3]))
     return found
 
 

@@ -1,10 +1,11 @@
 """Other tools' logs → `Run`s: Hugging Face, TensorBoard, Lightning, W&B, MLflow, CSV and Parquet. docs/import.md."""
 
+from isoflop.logs.cells import amount
 from isoflop.logs.convert import Imported, write_run
-from isoflop.logs.counts import ModelSize
-from isoflop.logs.given import EVERY, Given, amount, read_answers
+from isoflop.logs.given import EVERY, Given, read_answers
 from isoflop.logs.importing import KINDS, ImportResult, import_runs
 from isoflop.logs.logged import ImportProblem
+from isoflop.logs.size import ModelSize
 
 __all__ = [
     "EVERY",

@@ -8,25 +8,17 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from isoflop.logs.checks import Claims, Doubt, doubts_of
 from isoflop.logs.counts import Counts, SizeOf, counts_of
 from isoflop.logs.files import read_json
-from isoflop.logs.given import EVERY, Answers
-from isoflop.logs.logged import (
-    TRAIN,
-    TRAIN_PERPLEXITY,
-    Column,
-    Count,
-    ImportProblem,
-    Logged,
-    evaluation,
-    in_order,
-    is_perplexity,
-    plain,
-)
+from isoflop.logs.given import Answers
+from isoflop.logs.logged import Column, Count, ImportProblem, Logged, number, plain
+from isoflop.logs.losses import Losses, losses_of
 from isoflop.record.lines import MAX_SECONDS
 from isoflop.record.provenance import json_safe, library_versions
 from isoflop.record.reader import read_run
@@ -36,11 +28,6 @@ from isoflop.record.writer import RecordLog, iso_time, record_path
 
 CONVENTION = "1 multiply-add = 2 FLOPs"
 FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning"}
-CONVERTED = {
-    "bits": "bits per token, as declared: × ln 2",
-    "ppl": "perplexity: its natural logarithm",
-    "bpb": "bits per byte, as declared: kept so",
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,10 @@ class Imported:
         notes: what was derived, converted or repaired.
         missing: of `params` and `tokens` those that are unknown.
         hint: the part of what the tokens need that the log does hold.
+        doubts: what of it can't be, and was left out.
         ends: it is the end of a run, without a curve.
+        single: its values are float32.
+        curve: the losses by which a second log of the same run is told.
     """
 
     run: Run
@@ -63,18 +53,22 @@ class Imported:
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     hint: str = ""
+    doubts: tuple[Doubt, ...] = ()
     ends: bool = False
+    single: bool = False
+    curve: Column = field(default_factory=Column, compare=False)
 
 
 def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: list[str]) -> Imported:
-    """A run of what was logged and given; what of it can't be read goes to `problems`.
+    """A run of what was logged, by optimizer step, and given; what of it can't be read goes to `problems`.
 
     Raises:
         RecordError: it has no loss.
     """
     losses = losses_of(logged, answers)
     if not any(len(column) for column in losses.columns.values()):
-        there = ", ".join([*logged.columns, *logged.unused][:20]) or "none"
+        names = [*logged.columns, *logged.labels, *logged.columns.unused]
+        there = ", ".join([plain(name, 40) for name in names if name][:20]) or "none"
         raise ImportProblem(
             f"{logged.source}: no loss is in it; its columns are {there}: name the one with --loss COLUMN (an "
             "evaluation's with --loss eval/val=COLUMN)"
@@ -82,6 +76,11 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     counts = counts_of(logged, answers, size_of)
     problems.extend(counts.problems)
     points = points_of(logged, losses, counts)
+    doubts = [*(Doubt(("loss",), text, "") for text in losses.doubts)]
+    found = list(doubts_of(_claims(logged, answers, losses, counts), points))
+    if wrong := {what for doubt in found for what in doubt.of}:
+        counts = counts.without(wrong)
+        points = points_of(logged, losses, counts)
     status = logged.status or "completed"
     notes = [*logged.notes, *losses.notes]
     if logged.status is None:
@@ -93,7 +92,7 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         "from": logged.kind,
         "source": logged.source,
         "precision": "float32" if logged.single else "float64",
-        "how": {**{f"loss {name}": column for name, column in losses.taken.items()}, **counts.how},
+        "how": {**{f"loss {name}": plain(column) for name, column in losses.taken.items()}, **counts.how},
         "notes": notes,
     }
     run = Run(
@@ -125,7 +124,28 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         notes=(*notes, *(f"{what}: {text}" for what, text in counts.how.items())),
         missing=tuple(counts.missing),
         hint=counts.hint,
+        doubts=(*doubts, *found),
         ends=logged.ends,
+        single=logged.single,
+        curve=next((losses.columns[name] for name in ("train", *losses.columns) if name in losses.columns), Column()),
+    )
+
+
+def _claims(logged: Logged, answers: Answers, losses: Losses, counts: Counts) -> Claims:
+    """What the run claims, for the checks."""
+    size = counts.parameters
+    N = size.get("active") or size.get("non_embedding_with_head") or size.get("total") or size.get("non_embedding")
+    told = {"params": answers.parameters, "tokens": answers.tokens_per_step, "flops": answers.flops_per_token}
+    given = {what for what, value in told.items() if value}
+    given |= {what for what, how in counts.how.items() if how.startswith(("isoflop's own", "config.json"))}
+    config = logged.config if isinstance(logged.config, Mapping) else _config(logged) or {}
+    vocabulary = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
+    return Claims(
+        size=N,
+        given=frozenset(given),
+        logged_flops="as logged" in counts.how.get("flops", "") or "total_flos" in counts.how.get("flops", ""),
+        vocabulary=vocabulary if vocabulary and vocabulary > 1 else None,
+        units=losses.units,
     )
 
 
@@ -155,72 +175,6 @@ def _created(logged: Logged) -> str:
         except (OSError, ValueError):
             return ""
     return iso_time(seconds) if 0 <= seconds < MAX_SECONDS else ""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of a run by name, in order; `units` where they are not nats; the column that each was `taken` from."""
-
-    columns: dict[str, Column] = field(default_factory=dict)
-    units: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    taken: dict[str, str] = field(default_factory=dict)
-
-
-def losses_of(logged: Logged, answers: Answers) -> Losses:
-    """The training loss and those of evaluations: the columns that the user names, else those whose names tell.
-
-    Of several columns for one loss that with most values is taken (a mean over the run is logged once), isoflop's own
-    before any other, a loss before a perplexity.
-    """
-    chosen: dict[str, str] = {}
-    for column in sorted(logged.columns, key=lambda column: _rank(logged, column)):
-        evaluated = evaluation(column)
-        if column in TRAIN or column in TRAIN_PERPLEXITY:
-            chosen.setdefault("train", column)
-        elif evaluated is not None:
-            chosen.setdefault(f"eval/{evaluated}", column)
-    for name, column in answers.loss.items():
-        if column in logged.columns:
-            chosen = {loss: other for loss, other in chosen.items() if other != column} | {name: column}
-    losses = Losses(taken=chosen)
-    for name in sorted(chosen, key=lambda one: (one != "train", one)):
-        column = chosen[name]
-        tidy, resumed, disorder = in_order(logged.columns[column])
-        if resumed:
-            times = "once" if resumed == 1 else f"{resumed} times"
-            losses.notes.append(f"{column}: its steps go back {times}, as after a resume: the later values count")
-        if disorder:
-            losses.notes.append(f"{column}: its steps are in no order: sorted")
-        unit = _unit(column, name, answers)
-        if unit == "bpb":
-            losses.units[name] = "bits per byte"
-        if unit != "nats":
-            losses.notes.append(f"{name} ({column}) is {CONVERTED[unit]}")
-        losses.columns[name] = _converted(tidy, unit)
-    return losses
-
-
-def _rank(logged: Logged, column: str) -> tuple[bool, bool, int, int]:
-    order = TRAIN.index(column) if column in TRAIN else len(TRAIN)
-    return (column != "isoflop/loss", is_perplexity(column), -len(logged.columns[column]), order)
-
-
-def _unit(column: str, name: str, answers: Answers) -> str:
-    if column == "isoflop/loss":
-        return "nats"
-    return "ppl" if is_perplexity(column) else answers.loss_unit.get(name, answers.loss_unit.get(EVERY, "nats"))
-
-
-def _converted(column: Column, unit: str) -> Column:
-    """A column of losses in nats per token (of bits per byte: as they are)."""
-    if unit in ("nats", "bpb"):
-        return column
-    result = Column()
-    for step, value, time in column:
-        nats = value * math.log(2) if unit == "bits" else math.log(value) if value > 0 else math.nan
-        result.add(step, nats, time)
-    return result
 
 
 def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ...]:

@@ -1,8 +1,7 @@
-"""Text files of strangers: CSV row by row in bounded memory, JSON and YAML without surprises."""
+"""Files of strangers: opened with care, JSON and YAML without surprises."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from isoflop.logs.logged import ImportProblem, why
-from isoflop.record.lines import MAX_LINE_BYTES, Problems, bounded_lines
 
 MAX_YAML = 1 << 20
 """Bytes; hyperparameters are small, and PyYAML is slow."""
@@ -52,44 +50,6 @@ def head(path: str | os.PathLike[str], size: int = 4096) -> bytes:
             return stream.read(size)
     except ImportProblem:
         return b""
-
-
-def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[str]]:
-    """Rows of a CSV file that aren't blank, `problems` at their line; a broken one is told and left out.
-
-    Raises:
-        ImportProblem: it can't be read, or is no text.
-    """
-    with open_bytes(path) as stream:
-        reader = csv.reader(_texts(stream, problems), skipinitialspace=True)
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                problems.add("a row of a CSV file", str(error))
-                continue
-            if any(cell.strip() for cell in row):
-                yield row
-
-
-def _texts(stream: BinaryIO, problems: Problems) -> Iterator[str]:
-    """Lines as text, a broken one as an empty line."""
-    for number, raw in enumerate(bounded_lines(stream), 1):
-        problems.at = f":{number}"
-        text = "\n"
-        if raw is None:
-            problems.add(f"lines of at most {MAX_LINE_BYTES} bytes", "a longer one")
-        elif b"\0" in raw:
-            problems.add("text", raw)
-        else:
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                problems.add("UTF-8", raw)
-                text = raw.decode("utf-8", "replace")
-        yield text
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

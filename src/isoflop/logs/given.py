@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from isoflop.logs.files import csv_rows
-from isoflop.logs.logged import RUNS, SIZES, ImportProblem, number
+from isoflop.logs.cells import amount, csv_rows
+from isoflop.logs.logged import ImportProblem
+from isoflop.logs.names import RUNS, role_of
+from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems
 
 EVERY = ""
@@ -37,6 +39,7 @@ class Answers:
     seq: float | None = None
     config: str | None = None
     planned_steps: float | None = None
+    tokens: str | None = None
     loss: Mapping[str, str] = field(default_factory=dict)
     loss_unit: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,6 +53,8 @@ class Given:
         config: config.json files.
         loss: column by loss (`train`, `eval/val`).
         loss_unit: unit by loss; `EVERY` for all: nats, bits, ppl (perplexity) or bpb (bits per byte).
+        step, tokens: the columns of optimizer steps and of tokens since the run began.
+        run: columns that together tell runs apart.
         table: rows of `read_answers`, by run.
     """
 
@@ -61,7 +66,16 @@ class Given:
     config: Mapping[str, str] = field(default_factory=dict)
     loss: Mapping[str, str] = field(default_factory=dict)
     loss_unit: Mapping[str, str] = field(default_factory=dict)
+    step: str | None = None
+    tokens: str | None = None
+    run: Sequence[str] = ()
     table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        """What readers need of it."""
+        named = {*self.loss.values(), *([self.step] if self.step else []), *([self.tokens] if self.tokens else [])}
+        return Options(frozenset(named), tuple(self.run))
 
     def of(self, names: Sequence[str]) -> Answers:
         """Answers for the run of these names: an option that names it, else the table, else the option for all."""
@@ -83,6 +97,7 @@ class Given:
             seq=answer("seq"),
             config=answer("config"),
             planned_steps=row.get("planned_steps"),
+            tokens=self.tokens,
             loss=self.loss,
             loss_unit=self.loss_unit,
         )
@@ -126,29 +141,16 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         cells = {name: text.strip() for name, text in zip(header, row, strict=False)}
         answers = found[cells.get(run, "")] = {}
         for name, text in cells.items():
-            if not text or name not in {**_TABLE, **SIZES}:
+            role = role_of(name)
+            if not text or (name not in _TABLE and (role is None or role.kind != "size")):
                 continue
             value: Any = text if name == "config" else amount(text)
             if value is None:
                 raise ImportProblem(f"{path}{problems.at}: expected {name} to be a positive number, got {text[:60]!a}")
             if name in _TABLE:
                 answers.setdefault(_TABLE[name], value)
-            else:
-                answers.setdefault("parameters", {}).setdefault(SIZES[name], round(value))
+            elif role is not None and isinstance(role.unit, float):
+                answers.setdefault("parameters", {}).setdefault(role.name, round(value * role.unit))
     if told := problems.all():
         raise ImportProblem("; ".join(told[:3]))
     return found
-
-
-def amount(text: str) -> float | None:
-    """A positive number, with k, M, B or T as everywhere in isoflop; None where it is none.
-
-    >>> amount("124M"), amount("1e9"), amount("many")
-    (124000000.0, 1000000000.0, None)
-    """
-    bare = text.strip().replace("_", "").replace(",", "")
-    factor = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get(bare[-1:].lower())
-    value = number(bare if factor is None else bare[:-1])
-    if value is None or not 0 < value * (factor or 1.0) < 1e30:
-        return None
-    return value * (factor or 1.0)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from isoflop.logs.files import read_json
 from isoflop.logs.logged import Columns, ImportProblem, Logged, number, whole
+from isoflop.logs.rows import NO_OPTIONS, Options
 from isoflop.record.lines import Problems
 
 STATE = "trainer_state.json"
@@ -27,7 +27,7 @@ def is_output(folder: Path) -> bool:
     return any((one / STATE).is_file() for one in (folder, *_checkpoints(folder)))
 
 
-def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read an output folder, or one state.
 
     Of several states (checkpoints and the folder's own) the one with most steps gives the curve, the others give FLOPs
@@ -53,7 +53,7 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
     if path.name == STATE and folder.name.startswith("checkpoint-"):  # the run is the folder it lies in
         folder = folder.parent
     problems = Problems(str(latest))
-    columns, notes = _columns(state, named, problems)
+    columns, notes = _columns(state, options, problems)
     if len(states) > 1:
         notes.append(f"of {len(states)} states the latest was read: {latest.relative_to(path)}")
     planned = whole(state.get("max_steps"))
@@ -91,21 +91,24 @@ def _state(path: Path) -> dict[str, Any]:
     return {**state, "global_step": step}
 
 
-def _columns(state: dict[str, Any], named: Collection[str], problems: Problems) -> tuple[Columns, list[str]]:
+def _columns(state: dict[str, Any], options: Options, problems: Problems) -> tuple[Columns, list[str]]:
     """The history's columns, and a note on losses of 0."""
-    columns = Columns(named)
+    columns = Columns(options.named)
     zeros: list[int] = []
     for index, entry in enumerate(state["log_history"]):
         problems.at = f", log_history[{index}]"
         step = whole(entry.get("step")) if isinstance(entry, dict) else None
         if step is None:
-            problems.add("an object with a step", entry)
+            if not isinstance(entry, dict) or "loss" in entry:  # predictions after the run have no step
+                problems.add("an object with a step", entry)
             continue
+        norm = number(entry.get("grad_norm"))
+        hidden = norm is None or not math.isfinite(norm)  # a loss that rounds to 0 has a gradient
         for name, value in entry.items():
-            if name in ("loss", "isoflop/loss") and number(value) == 0.0:
+            if name in ("loss", "isoflop/loss") and number(value) == 0.0 and hidden:
                 columns.add(name, step, math.nan)
                 zeros += [step] if name == "loss" else []
-            elif name not in ONCE:
+            elif name not in ONCE and not name.startswith("predict_"):
                 columns.read(name, step, value, problems)
     if not zeros:
         return columns, []

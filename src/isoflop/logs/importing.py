@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from isoflop.logs import huggingface, mlflow, table, tensorboard, wandb
+import numpy as np
+
+from isoflop.logs import huggingface, mlflow, table, tensorboard, text, trackio, wandb
+from isoflop.logs.cells import csv_rows, dialect_of
 from isoflop.logs.convert import Imported, assembled
-from isoflop.logs.counts import SizeOf, size_of_config
-from isoflop.logs.files import csv_rows, head
+from isoflop.logs.files import head
 from isoflop.logs.given import UNITS, Given
 from isoflop.logs.logged import ImportProblem, Logged
+from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.logs.size import SizeOf, size_of_config
+from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
 from isoflop.record.run import RecordError, Run
 
@@ -27,19 +32,24 @@ READERS: dict[str, Callable[..., list[Logged]]] = {
     "lightning": table.read_lightning,
     "wandb": wandb.read_offline,
     "wandb-api": wandb.read,
-    "wandb-export": table.read,
     "mlflow": mlflow.read_folder,
     "mlflow-api": mlflow.read,
+    "trackio": trackio.read,
     "table": table.read,
+    "lines": text.read,
 }
 KINDS = tuple(reader for reader in READERS if "-" not in reader)
 """Kinds of logs, as `--from` names them."""
 Source = tuple[str, str]
 """A reader and what it is to read."""
+TABLES, LINES = (".csv", ".tsv", ".parquet", ".db"), (".jsonl", ".log", ".txt", ".out", ".ndjson")
 EXPECTED = (
     "expected a Trainer's output or trainer_state.json, TensorBoard's event files, Lightning's metrics.csv, an offline "
-    "run or a CSV export of W&B, MLflow's mlruns, a CSV or Parquet table, or a folder with some"
+    "run or a CSV export of W&B, MLflow's mlruns, trackio's database, a CSV or Parquet table, lines of JSON or a "
+    "trainer's output with steps and losses, or a folder with some"
 )
+TELLING = 5
+"""Equal values at equal steps that are no chance."""
 QUESTIONS = {
     "params": (
         "N is",
@@ -82,7 +92,6 @@ def import_runs(
     given: Given | None = None,
     *,
     kind: str | None = None,
-    step: str | None = None,
     leave_out: Sequence[Path] = (),
     size_of: SizeOf | None = size_of_config,
 ) -> ImportResult:
@@ -91,8 +100,7 @@ def import_runs(
     Args:
         paths: files, folders that are searched, `wandb:entity/project[/run]`, `mlflow:<tracking URI>[#experiment]`.
         given: what the user says of runs whose logs don't.
-        kind: huggingface, tensorboard, lightning, wandb, mlflow or table, where the content is not to be asked.
-        step: the column of steps of a plain table.
+        kind: one of `KINDS`, where the content is not to be asked.
         leave_out: files that are no runs, such as a table of answers.
         size_of: counts a model by its config.json; None: no config.json is read.
 
@@ -111,45 +119,93 @@ def import_runs(
     imported: dict[str, Imported] = {}
     names: set[tuple[str, ...]] = set()
     problems: list[str] = []
-    for logged in _logs(paths, given, kind, step, leave_out, problems):
+    for logged in _logs(paths, given, kind, leave_out, problems):
         names.add(logged.names)
         problems.extend(logged.problems)
         try:
-            one = assembled(logged, given.of(logged.names), size_of, problems)
+            one = assembled(by_step(logged, given.step), given.of(logged.names), size_of, problems)
         except RecordError as problem:
             problems.append(str(problem))
         else:
             imported.setdefault(one.run.run_id, one)
     if names:
         problems.extend(given.of_nobody(names))
-    found = _named_apart(tuple(imported.values()))
-    return ImportResult(found, tuple(dict.fromkeys(problems)), _questions(found))
+    found = _named_apart(without_copies(tuple(imported.values())))
+    return ImportResult(found, tuple(dict.fromkeys(problems)), (*_questions(found), *_doubts(found)))
 
 
 def _logs(
     paths: Iterable[str | os.PathLike[str]],
     given: Given,
     kind: str | None,
-    step: str | None,
     leave_out: Sequence[Path],
     problems: list[str],
 ) -> Iterable[Logged]:
     """Runs that the readers find; a source that they can't read is a problem."""
-    named = frozenset(given.loss.values())
     for path in paths:
         try:
-            sources = find(os.fspath(path), kind, leave_out)
+            sources = find(os.fspath(path), kind, leave_out, given.options)
         except ImportProblem as problem:
             problems.append(str(problem))
             continue
         for reader, source in sources:
-            read = READERS[reader]
             try:
-                yield from read(source, named, step) if read is table.read else read(source, named)
+                yield from READERS[reader](source, given.options)
             except RecordError as problem:
                 problems.append(str(problem))
             except OSError as error:
                 problems.append(f"{source}: expected to be able to read it, got {error}")
+
+
+def without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
+    """Each run once: of logs with the same values at the same steps the one with most of them, and most digits.
+
+    A log that begins like another and goes on otherwise is a fork of it: both stay, and it is said.
+    """
+    kept: list[Imported] = []
+    by_start: dict[tuple[float, ...], list[int]] = {}
+    for one in sorted(found, key=lambda one: (-len(one.curve), one.single, len(one.missing))):
+        values = one.curve.arrays()[1]
+        start = tuple(float(np.float32(f"{value:.5g}")) for value in values[:2])
+        same = by_start.setdefault(start, [])
+        for index in same if len(values) >= TELLING else ():
+            other = kept[index]
+            shared = _shared(one, other)
+            if shared == len(values):
+                note = f"{one.source} is a copy or another logger's log of it, left out"
+                kept[index] = replace(other, notes=(*other.notes, note))
+                break
+            if shared >= TELLING:
+                fork = f"shares its first {shared} values with {other.run.name}: forked from it, or a second attempt"
+                one = replace(one, notes=(*one.notes, fork))
+        else:
+            same.append(len(kept))
+            kept.append(one)
+    order = {one.run.run_id: index for index, one in enumerate(found)}
+    return tuple(sorted(kept, key=lambda one: order[one.run.run_id]))
+
+
+def _shared(one: Imported, other: Imported) -> int:
+    """How many values at the start two curves have in common, to the digits of the poorer."""
+    (steps, values, _), (their_steps, theirs, _) = one.curve.arrays(), other.curve.arrays()
+    n = min(len(steps), len(their_steps))
+    close = np.isclose(values[:n], theirs[:n], rtol=2e-7 if one.single or other.single else 0, atol=0, equal_nan=True)
+    same = (steps[:n] == their_steps[:n]) & close
+    return n if same.all() else int(np.argmin(same))
+
+
+def _doubts(found: tuple[Imported, ...]) -> Iterator[str]:
+    """One question a kind of doubt, with the first run that it is about."""
+    by_kind: dict[tuple[str, ...], list[tuple[Imported, str, str]]] = {}
+    for one in found:
+        for doubt in one.doubts:
+            by_kind.setdefault((*doubt.of, doubt.answer), []).append((one, doubt.text, doubt.answer))
+    for (*what, _), told in by_kind.items():
+        one, text, answer = told[0]
+        more = f" (and {len(told) - 1} more runs)" if len(told) > 1 else ""
+        kept = "the loss is kept as it is" if what == ["loss"] else f"left out: {', '.join(what)}"
+        how = f" If it is not so, say it with {answer}." if answer else ""
+        yield f"{one.source}, run {one.run.name}: {text}{more}; {kept}.{how}"
 
 
 def _named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
@@ -158,8 +214,11 @@ def _named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     result = []
     for one in found:
         if names[one.run.name] > 1 and os.path.exists(one.source):
-            parent = Path(os.path.abspath(one.source)).parent.name
-            one = replace(one, run=replace(one.run, name=f"{parent}/{one.run.name}"))
+            source = Path(os.path.abspath(one.source))
+            of_file = source.suffix and source.stem != one.run.name and not one.run.name.startswith("version_")
+            one = replace(
+                one, run=replace(one.run, name=f"{source.stem if of_file else source.parent.name}/{one.run.name}")
+            )
         result.append(one)
     return tuple(result)
 
@@ -185,13 +244,16 @@ def _questions(found: tuple[Imported, ...]) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def find(path: str, kind: str | None = None, leave_out: Sequence[Path] = ()) -> list[Source]:
+def find(
+    path: str, kind: str | None = None, leave_out: Sequence[Path] = (), options: Options = NO_OPTIONS
+) -> list[Source]:
     """The runs at a path.
 
     Args:
         path: a file, a folder that is searched (links to folders in it are not followed), `wandb:…` or `mlflow:…`.
         kind: take it for this, whatever it looks like; of a folder, only such runs in it.
         leave_out: files that are no runs.
+        options: what the user says of the columns.
 
     Raises:
         ImportProblem: nothing is there, or nothing that is known.
@@ -203,56 +265,60 @@ def find(path: str, kind: str | None = None, leave_out: Sequence[Path] = ()) -> 
     if not top.exists():
         raise ImportProblem(f"{path}: {EXPECTED}; it does not exist")
     if not top.is_dir():
-        return [(reader_of(top, kind), path)]
+        return [(reader_of(top, kind, options), path)]
     hidden = {os.path.realpath(one) for one in leave_out}
-    found = [source for source in _below(top, kind) if os.path.realpath(source[1]) not in hidden]
+    found = [source for source in _below(top, kind, options) if os.path.realpath(source[1]) not in hidden]
     if not found:
         of_kind = f" of the kind {kind}" if kind else ""
         raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it")
     return found
 
 
-def reader_of(path: Path, kind: str | None = None) -> str:
+def reader_of(path: Path, kind: str | None = None, options: Options = NO_OPTIONS) -> str:
     """The reader of a file, by the kind that the user calls it or by its content.
 
     Raises:
         ImportProblem: it is none of those known.
     """
     start = head(path)
-    if start.startswith(mlflow.SQLITE) and kind in (None, "mlflow"):
-        return "mlflow-api"
+    if start.startswith(mlflow.SQLITE) and kind in (None, "mlflow", "trackio"):
+        return "trackio" if kind == "trackio" or (kind is None and trackio.is_database(path)) else "mlflow-api"
     if kind == "wandb" and not start.startswith(wandb.MAGIC) and path.suffix.lower() == ".csv":
-        return "wandb-export"
+        return "table"
     if kind is not None:
         return kind
     if start.startswith(wandb.MAGIC):
         return "wandb"
     if start.startswith(table.PARQUET):
         return "table"
-    return "tensorboard" if _is_events(start) else _reader_of_text(path, start)
+    return "tensorboard" if _is_events(start) else _reader_of_text(path, start, options)
 
 
-def _reader_of_text(path: Path, start: bytes) -> str:
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+def _reader_of_text(path: Path, start: bytes, options: Options) -> str:
+    text_ = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     got = None
-    if text.startswith(b"{"):
-        if path.name == huggingface.STATE or b'"log_history"' in start or b'"global_step"' in start:
+    if text_.startswith(b"{"):
+        if path.name == huggingface.STATE or b'"log_history"' in start:
             return "huggingface"
         if b'"isoflop"' in start and b'"header"' in start:
             raise ImportProblem(f"{path}: is a record of isoflop's own: the commands read it as it is")
         got = "JSON of another kind"
     elif not start:
         got = "an empty file"
-    elif b"\0" in start:
+    elif b"\0" in start and dialect_of(start).encoding != "utf-16":
         got = "a file of another kind"
-    elif b"," not in start.split(b"\n", 1)[0]:
-        got = "text whose first line has no commas"
-    if got is not None:
-        raise ImportProblem(f"{path}: {EXPECTED}; got {got}")
-    header = [name.strip() for name in next(csv_rows(path, Problems(str(path))), [""])]
-    if table.is_lightning(header, path):
-        return "lightning"
-    return "wandb-export" if table.exports(header) else "table"
+    elif _is_table(path, start):
+        return "lightning" if table.is_lightning(path) else "table"
+    if got in (None, "JSON of another kind") and text.is_lines(path, options):
+        return "lines"
+    raise ImportProblem(f"{path}: {EXPECTED}; got {got or 'text that is no table, without lines of steps and losses'}")
+
+
+def _is_table(path: Path, start: bytes) -> bool:
+    """True for text whose first rows have the same number of cells, more than one."""
+    rows = [len(row) for row, _ in zip(csv_rows(path, Problems(str(path))), range(5), strict=False)]
+    by_ending = path.suffix.lower() in (".csv", ".tsv")
+    return bool(rows) and rows[0] > 1 and (by_ending or len(set(rows)) == 1)
 
 
 def _is_events(start: bytes) -> bool:
@@ -265,12 +331,12 @@ def _is_events(start: bytes) -> bool:
     return length < tensorboard.MAX_RECORD and bool(masked_crc32c(start[:8]) == checksum)
 
 
-def _below(top: Path, only: str | None) -> Iterator[Source]:
+def _below(top: Path, only: str | None, options: Options) -> Iterator[Source]:
     """The runs in a folder and the folders below it, in the order of their names."""
     folders: list[tuple[Path, bool]] = [(top, False)]
     while folders:
         folder, of_trainer = folders.pop()
-        inside = list(_in(folder, of_trainer, only))
+        inside = list(_in(folder, of_trainer, only, options))
         yield from inside
         if any(reader in ("mlflow", "wandb") for reader, _ in inside):
             continue
@@ -280,12 +346,14 @@ def _below(top: Path, only: str | None) -> Iterator[Source]:
                 deeper = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
             continue
+        parts = tensorboard.parts_of(folder) if any(reader == "tensorboard" for reader, _ in inside) else {}
+        deeper = [name for name in deeper if not name.startswith(".") and folder / name not in parts]
         if of_trainer:
             deeper = [name for name in deeper if not name.startswith("checkpoint-")]
         folders += [(folder / name, of_trainer) for name in sorted(deeper, reverse=True)]
 
 
-def _in(folder: Path, of_trainer: bool, only: str | None) -> Iterator[Source]:
+def _in(folder: Path, of_trainer: bool, only: str | None, options: Options) -> Iterator[Source]:
     """The runs that a folder itself holds. Event files beside a better source of the same run are left out."""
     if only in (None, "huggingface") and huggingface.is_output(folder):
         yield "huggingface", str(folder)
@@ -302,13 +370,18 @@ def _in(folder: Path, of_trainer: bool, only: str | None) -> Iterator[Source]:
         return
     better = of_trainer
     for file in files if not of_trainer else ():
-        if file.suffix.lower() in (".csv", ".parquet", ".db"):
+        ending = file.suffix.lower()
+        if ending in TABLES or ending in LINES:
             try:
-                reader = reader_of(file)
+                reader = reader_of(file, None, options)
             except ImportProblem:
+                if ending in LINES:
+                    continue  # a folder holds many texts that are no logs
                 reader = "table"  # which says what is wrong
             if only in (None, reader.partition("-")[0]):
                 yield reader, str(file)
                 better = better or reader == "lightning"
-    if any(tensorboard.is_event_file(file.name) for file in files) and only in (None, "tensorboard") and not better:
+    if better or only not in (None, "tensorboard"):
+        return
+    if any(tensorboard.is_event_file(file.name) for file in files) or tensorboard.parts_of(folder):
         yield "tensorboard", str(folder)

@@ -1,25 +1,29 @@
-"""A run as another tool logged it: columns of values by step, and what their names mean."""
+"""A run as another tool logged it: columns of values by the tool's own index, and counts by optimizer step."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, TypeVar
+from itertools import repeat
+from typing import Any, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.arrays import Array
+from isoflop.logs.names import Kind, role_of
 from isoflop.record.lines import Problems
 from isoflop.record.run import RecordError, Status
 
 MAX_STEP = 2**63 - 1
+MAX_WORDS = 10_000
+"""Different words of a column; a column with more of them tells no runs apart."""
 MAX_COLUMNS = 2000
 """Names kept of one run: a file of random names must not fill the memory."""
-UNSORTED = 0.1
-"""Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
 Value = TypeVar("Value")
 
 
@@ -95,6 +99,29 @@ class Column:
         self.values.append(value)
         self.times.append(time)
 
+    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Append values whose times are not known."""
+        self.steps.extend(steps)
+        self.values.extend(values)
+        self.times.extend(repeat(math.nan, len(steps)))
+
+    def arrays(self) -> tuple[NDArray[np.int64], Array, Array]:
+        """Views of the steps, values and times."""
+        return (
+            np.frombuffer(self.steps, dtype=np.int64),
+            np.frombuffer(self.values, dtype=float),
+            np.frombuffer(self.times, dtype=float),
+        )
+
+    def taken(self, rows: NDArray[Any], steps: NDArray[np.int64] | None = None) -> Column:
+        """The values of some rows (indices or a mask), at their own or other steps."""
+        result = Column()
+        own, values, times = self.arrays()
+        result.steps.frombytes(np.ascontiguousarray(own[rows] if steps is None else steps, dtype=np.int64).tobytes())
+        result.values.frombytes(values[rows].tobytes())
+        result.times.frombytes(times[rows].tobytes())
+        return result
+
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -103,7 +130,7 @@ class Column:
 
 
 class Columns(dict[str, Column]):
-    """The columns of a run that can be of use (`wanted`, or named by the user), made as they are met.
+    """The columns of a run whose names tell a role, or that the user named, made as they are met.
 
     Attributes:
         unused: names of some others, for a question about them.
@@ -116,7 +143,7 @@ class Columns(dict[str, Column]):
 
     def keeps(self, name: str) -> bool:
         """True if a column of this name is kept; else its name is noted."""
-        if name in self or name in self._named or (name not in self.unused and wanted(name)):
+        if name in self or name in self._named or (name not in self.unused and role_of(name) is not None):
             return True
         if len(self.unused) < 200:
             self.unused[name] = None
@@ -124,11 +151,16 @@ class Columns(dict[str, Column]):
 
     def add(self, name: str, step: int, value: float, time: float = math.nan) -> None:
         """Append a value to a column that is kept, unless there are too many columns or the step can't be one."""
-        if not self.keeps(name) or not 0 <= step <= MAX_STEP or (name not in self and len(self) >= MAX_COLUMNS):
-            return
+        if self.keeps(name) and 0 <= step <= MAX_STEP and (column := self.column(name)) is not None:
+            column.add(step, value, time)
+
+    def column(self, name: str) -> Column | None:
+        """The column of this name, made where there is none yet; None: there are too many."""
         if name not in self:
+            if len(self) >= MAX_COLUMNS:
+                return None
             self[name] = Column()
-        self[name].add(step, value, time)
+        return self[name]
 
     def read(self, name: str, step: int, cell: object, problems: Problems, time: float = math.nan) -> None:
         """Append the number of a cell; an empty cell is skipped, any other text is a problem."""
@@ -140,32 +172,36 @@ class Columns(dict[str, Column]):
         else:
             self.add(name, step, value, time)
 
+    def like(self, columns: Mapping[str, Column]) -> Columns:
+        """Other columns of the same run, or of a part of it."""
+        result = Columns(self._named)
+        result.update(columns)
+        result.unused = self.unused
+        return result
 
-def in_order(column: Column) -> tuple[Column, int, bool]:
-    """A column by step, each step once.
 
-    Where the steps go back, a run was resumed: what was logged at that step and beyond before is superseded, as by a
-    resume line in a record. Of two values of one step the later wins. A file in another order is sorted: one whose
-    steps go back all the time and never repeat.
+class Labels:
+    """A column of words by row; dropped, where there are too many of them to tell runs apart."""
 
-    Returns:
-        The column, how often the run was resumed, and whether it was sorted.
-    """
-    steps = column.steps
-    if all(later > earlier for earlier, later in pairwise(steps)):
-        return column, 0, False
-    back = sum(later < earlier for earlier, later in pairwise(steps))
-    tidy = Column()
-    if back > UNSORTED * len(steps) and len(set(steps)) == len(steps):
-        for row in sorted(column):
-            tidy.add(*row)
-        return tidy, 0, True
-    for step, value, time in column:
-        while tidy.steps and tidy.steps[-1] >= step:
-            for kept in (tidy.steps, tidy.values, tidy.times):
-                kept.pop()
-        tidy.add(step, value, time)
-    return tidy, back, False
+    __slots__ = ("codes", "rows", "words")
+
+    def __init__(self) -> None:
+        self.rows, self.codes = array("q"), array("q")
+        self.words: dict[str, int] = {}
+
+    def add(self, row: int, word: str) -> None:
+        """Append the word of a row."""
+        if len(self.words) <= MAX_WORDS:
+            self.rows.append(row)
+            self.codes.append(self.words.setdefault(word, len(self.words)))
+
+    def at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The code of each of these rows; -1: it has none."""
+        own, codes = np.frombuffer(self.rows, dtype=np.int64), np.frombuffer(self.codes, dtype=np.int64)
+        if len(own) == len(rows) and np.array_equal(own, rows):
+            return codes
+        place = np.minimum(np.searchsorted(own, rows), max(len(own) - 1, 0))
+        return np.where(own[place] == rows, codes[place], -1) if len(own) else np.full(len(rows), -1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -177,7 +213,12 @@ class Logged:
         source: where it was read, for messages and for the record.
         key: what the run is known by: a second import of the same key is the same run.
         name: what its owner calls it.
-        columns: by name, as logged; steps are optimizer steps done.
+        columns: by name, as logged.
+        index: what the steps of the columns are: `steps` (optimizer steps done), `calls` (of a tracker's log(), or what
+            the loop gave it as step) or `rows` of a file.
+        numbered: the steps are numbers of rows, for lack of better ones.
+        more: what is added to a column of steps, for a trainer that counts from 0.
+        labels: columns of words or small numbers by row, that may tell runs or splits apart.
         settings: hyperparameters as the tool kept them, flat.
         config: a Hugging Face model configuration: its file, or its content.
         parameters: N by convention, where the log says so itself; `N` where it does not say which.
@@ -187,7 +228,6 @@ class Logged:
         averaged: losses are means over the steps since the one before.
         single: values are float32.
         ends: its one point is the end of a run, whose steps are not known.
-        unused: names of columns that were not kept, for a question about them.
         notes: what the user should know of how it was read.
         problems: what could not be read.
     """
@@ -196,7 +236,11 @@ class Logged:
     source: str
     key: str
     name: str
-    columns: Mapping[str, Column]
+    columns: Columns
+    index: Literal["steps", "calls", "rows"] = "steps"
+    more: int = 0
+    numbered: bool = False
+    labels: Mapping[str, Labels] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: str | Mapping[str, Any] | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
@@ -206,13 +250,11 @@ class Logged:
     averaged: bool = False
     single: bool = False
     ends: bool = False
-    unused: Iterable[str] = ()
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", plain(self.name) or "run")
-        object.__setattr__(self, "unused", tuple(plain(name, 40) for name in self.unused)[:50])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -225,29 +267,39 @@ class Logged:
         """Optimizer steps of the plan."""
         return whole(self.settings.get("max_steps")) or None
 
+    def best(self, kind: Kind) -> list[str]:
+        """Names of the columns of a kind, the likeliest first."""
+        ranked = [(role.rank, name) for name in self.columns if (role := role_of(name)) and role.kind == kind]
+        return [name for _, name in sorted(ranked, key=lambda one: one[0])]
+
     def count(self, name: str) -> Count | None:
-        """The count that a column logged; None where it holds none: values that are finite and don't fall."""
+        """The count that a column logged, in ones; None where it holds none: values that are finite and don't fall."""
         if name not in self.columns:
             return None
-        rows = _known(self.columns[name])
-        if not rows or any(later < earlier for (_, earlier), (_, later) in pairwise(rows)):
+        steps, values = _known(self.columns[name])
+        if not len(steps) or (np.diff(values) < 0).any():
             return None
-        return interpolated([step for step, _ in rows], [value for _, value in rows])
+        role = role_of(name)
+        unit = role.unit if role is not None and isinstance(role.unit, float) else 1.0
+        return interpolated(steps.tolist(), (values * unit).tolist())
 
     def rates(self) -> Count | None:
         """Learning rates by step; of several parameter groups the first."""
-        names = sorted(filter(is_rate, self.columns), key=lambda name: (name.startswith("lr-"), name))
-        rows = _known(self.columns[names[0]]) if names else []
-        return interpolated([step for step, _ in rows], [value for _, value in rows], origin=False) if rows else None
+        for name in self.best("rate")[:1]:
+            steps, values = _known(self.columns[name])
+            if len(steps):
+                return interpolated(steps.tolist(), values.tolist(), origin=False)
+        return None
 
 
 Count = Callable[[int], float | None]
 """A quantity by optimizer steps done; None: unknown."""
 
 
-def _known(column: Column) -> list[tuple[int, float]]:
-    tidy, _, _ = in_order(column)
-    return [(step, value) for step, value, _ in tidy if math.isfinite(value) and value >= 0]
+def _known(column: Column) -> tuple[NDArray[np.int64], Array]:
+    steps, values, _ = column.arrays()
+    known = np.isfinite(values) & (values >= 0)
+    return steps[known], values[known]
 
 
 def interpolated(steps: Sequence[int], values: Sequence[float], *, origin: bool = True) -> Count:
@@ -276,94 +328,6 @@ def scaled(count: Count, factor: float) -> Count:
     return lambda step: None if (value := count(step)) is None else value * factor
 
 
-TRAIN = (
-    "isoflop/loss",
-    "train/loss",
-    "train_loss",
-    "loss/train",
-    "loss",
-    "training_loss",
-    "training/loss",
-    "train/loss_step",
-    "train_loss_step",
-    "train/lm_loss",
-    "train/ce_loss",
-    "train/cross_entropy",
-    "lm loss",
-    "train/train_loss",
-    "train_loss_epoch",
-    "train/loss_epoch",
-    "final_loss",
-    "L",
-)
-"""Training losses in nats, the likeliest first."""
-TRAIN_PERPLEXITY = ("train/perplexity", "train_perplexity", "train/ppl", "train_ppl", "perplexity", "ppl")
-_SEEN = ("num_input_tokens_seen", "tokens", "tokens_seen", "num_tokens", "n_tokens", "total_tokens", "consumed_tokens")
-TOKENS = (*(f"{prefix}{name}" for name in _SEEN for prefix in ("", "train/")), "train_tokens", "training_tokens", "D")
-"""Tokens since the run began."""
-FLOPS = ("flops", "train/flops", "total_flops", "train/total_flops", "compute", "training_flops", "C")
-RATES = ("learning_rate", "train/learning_rate", "lr", "train/lr", "learning-rate", "optimizer/lr", "train/lr_0")
-SIZES = {
-    **dict.fromkeys(("N", "params", "parameters", "n_params", "num_params", "num_parameters", "model_size"), "N"),
-    **dict.fromkeys(("n_parameters", "total_params", "total_parameters"), "total"),
-    **dict.fromkeys(("N_non_embedding", "N_noembed", "non_embedding", "params_non_embedding"), "non_embedding"),
-    "non_embedding_with_head": "non_embedding_with_head",
-    "total": "total",
-    "active": "active",
-    "model/num_parameters": "total",  # Hugging Face's callback in W&B
-}
-"""Names of N, and its convention; `N` where the name does not tell."""
-STEPS = ("step", "global_step", "train/global_step", "trainer/global_step", "_step", "Step", "iteration", "iter", "S")
-RUNS = ("run", "run_id", "run_name", "name", "Name")
-_OWN = ("loss", "tokens", "tokens_processed", "loss_tokens", "flops", "flops_6nd", "batch_tokens", "tokens_per_param")
-OWN = tuple(f"isoflop/{name}" for name in (*_OWN, "tokens_per_param_non_embedding"))
-"""Of isoflop's own scalars those that the record keeps; what they say is exact."""
-
-_EVALUATION = re.compile(r"(^|[/_. -])(eval|evaluation|val|valid|validation|test)\d*([/_. -]|$)", re.I)
-_PERPLEXITY = re.compile(r"(^|[/_. -])(perplexity|ppl)([/_. -]|$)", re.I)
-_LOSS = re.compile(r"loss|perplexity|(^|[/_. -])ppl([/_. -]|$)|nll|cross_entropy", re.I)
-_PLAIN = {*TRAIN, *TRAIN_PERPLEXITY, *TOKENS, *FLOPS, *RATES, *OWN}
-
-
 def first(names: Iterable[str], present: Mapping[str, Value]) -> tuple[str, Value] | None:
     """The first of some names that is there, and what it stands for."""
     return next(((name, present[name]) for name in names if name in present), None)
-
-
-def wanted(name: str) -> bool:
-    """True for names of losses, counts of tokens or FLOPs, learning rates, and isoflop's own scalars.
-
-    >>> [wanted(name) for name in ("train/loss", "val_ppl", "lr-AdamW/pg1", "isoflop/flops", "isoflop/mfu")]
-    [True, True, True, True, False]
-    """
-    return name in _PLAIN or is_rate(name) or evaluation(name) is not None
-
-
-def is_rate(name: str) -> bool:
-    """True for names of learning rates; Lightning's LearningRateMonitor calls them lr-<optimizer>."""
-    return name in RATES or (name.startswith("lr-") and not name.endswith("-momentum"))
-
-
-def is_perplexity(name: str) -> bool:
-    """True for names of exp(loss)."""
-    return bool(_PERPLEXITY.search(name))
-
-
-def evaluation(name: str) -> str | None:
-    """The evaluation set that a column is the loss of, or None; named as isoflop's callbacks name it.
-
-    >>> [evaluation(name) for name in ("eval_loss", "eval/math_loss", "val/ppl", "loss/valid", "value_loss")]
-    ['eval', 'math', 'val', 'valid', None]
-    """
-    lowered = name.lower()
-    if "train" in lowered or lowered.startswith("isoflop/") or not _LOSS.search(lowered):
-        return None
-    if not _EVALUATION.search(lowered):
-        return None
-    rest = _PERPLEXITY.sub("/", lowered.replace("cross_entropy", "").replace("nll", "").replace("loss", ""))
-    for double in ("//", "__", "/_", "_/", "--"):
-        rest = rest.replace(double, "/")
-    rest = rest.removesuffix("epoch").strip("/_-. ")
-    for prefix in ("eval/", "eval_", "eval."):
-        rest = rest.removeprefix(prefix)
-    return rest or "eval"

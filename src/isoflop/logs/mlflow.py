@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isoflop.logs.files import open_bytes, read_yaml
 from isoflop.logs.logged import Columns, ImportProblem, Logged, number, read_each, whole, why
+from isoflop.logs.rows import NO_OPTIONS, Options
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -30,7 +30,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "meta.yaml").is_file() and (folder / "metrics").is_dir()
 
 
-def read_folder(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+def read_folder(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read a run's folder of the file store: `meta.yaml`, `metrics/`, `params/`, `tags/`.
 
     Raises:
@@ -45,7 +45,7 @@ def read_folder(source: str | os.PathLike[str], named: Collection[str] = ()) -> 
         meta = read_yaml(folder / "meta.yaml")
     except ImportProblem as problem:
         told.append(str(problem))
-    columns = Columns(named)
+    columns = Columns(options.named)
     for name, file in _files(folder / "metrics"):
         if columns.keeps(name):
             problems = Problems(str(file))
@@ -105,16 +105,15 @@ def _logged(source: str, run_id: str, name: object, columns: Columns, settings: 
         columns=columns,
         settings=settings,
         status=STATES.get(state) if isinstance(state, (int, str)) else None,
-        unused=columns.unused,
     )
 
 
-def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read all runs of a tracking server, a database file, or one experiment of it, by MLflow's client.
 
     Args:
         source: `mlflow:` and a tracking URI, with `#experiment` if only one is meant; or a SQLite file.
-        named: columns that are kept whatever their names say.
+        options: what the user says of its metrics.
 
     Raises:
         ImportProblem: mlflow is not installed, can't reach it, or there is no run.
@@ -133,7 +132,7 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
         runs = [(str(run.info.run_id), run) for one in experiments for run in _pages(client.search_runs, [one])]
     except Exception as error:  # whatever its client raises: no server, another schema, no SQLAlchemy
         raise ImportProblem(f"{text}: MLflow gave {why(error)}") from None
-    return read_each(text, "MLflow", runs, lambda run: _fetched(client, run, text, named))
+    return read_each(text, "MLflow", runs, lambda run: _fetched(client, run, text, options))
 
 
 def _pages(search: Any, *arguments: Any) -> list[Any]:
@@ -146,8 +145,8 @@ def _pages(search: Any, *arguments: Any) -> list[Any]:
             return found
 
 
-def _fetched(client: Any, run: Any, source: str, named: Collection[str]) -> Logged:
-    columns = Columns(named)
+def _fetched(client: Any, run: Any, source: str, options: Options) -> Logged:
+    columns = Columns(options.named)
     for name in filter(columns.keeps, run.data.metrics):
         history = client.get_metric_history(run.info.run_id, name)
         for metric in sorted(history, key=lambda one: one.timestamp):  # a stable sort: as logged

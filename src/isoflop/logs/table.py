@@ -7,66 +7,35 @@ from __future__ import annotations
 
 import os
 import re
-from array import array
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import csv_rows, head, read_hparams, stem
-from isoflop.logs.logged import RUNS, SIZES, STEPS, Columns, ImportProblem, Logged, number, plain, whole, why
+from isoflop.logs.cells import cell_number, csv_rows
+from isoflop.logs.files import head, read_hparams, stem
+from isoflop.logs.logged import Columns, ImportProblem, Logged, plain, why
+from isoflop.logs.names import role_of, words
+from isoflop.logs.rows import NO_OPTIONS, Options, Part, Rows
 from isoflop.record.lines import Problems
 
-MAX_RUNS = 10_000
-BATCH = 65_536
+CHUNK = 4096
 PARQUET = b"PAR1"
-FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
 _EXPORT = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?$")
+_TAG = re.compile(r"run-(?P<run>.+)-tag-(?P<tag>.+)")
+_OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
+"""Columns of W&B's table of runs, whose names may come several times."""
 
 
-@dataclass
-class _Run:
-    """One run while its rows are read."""
-
-    columns: Columns
-    parameters: dict[str, int] = field(default_factory=dict)
-    rows: int = 0
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Roles of a table's columns.
-
-    Attributes:
-        step: index of the steps; None: there are none.
-        run: index of the runs' names; None: the rows are of one run.
-        sizes: convention of N by index.
-        values: (run, name) of the others by index; run is empty where the row tells it.
-        notes: what the user should know.
-    """
-
-    step: int | None
-    run: int | None
-    sizes: dict[int, str]
-    values: dict[int, tuple[str, str]]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def by_row(self) -> bool:
-        """True if each row is a finished run: it has an N or a name, and no step."""
-        return self.step is None and (bool(self.sizes) or self.run is not None)
-
-
-def read(source: str | os.PathLike[str], named: Collection[str] = (), step: str | None = None) -> list[Logged]:
+def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read a table.
 
-    With a column of steps its rows are points of curves, told apart by a column `run`, if there is one. Without: each
-    row is a finished run where it has an N or a name of its own; else the rows are one curve, numbered.
+    With a column of steps its rows are points of curves, told apart by a column that names runs, if there is one.
+    Without: each row is a finished run where it has an N or a name of its own; else the rows are one curve, numbered.
 
     Args:
         source: a CSV or Parquet file with the columns' names in its first row.
-        named: columns that are kept whatever their names say.
-        step: the column of steps, where it can't be guessed.
+        options: what the user says of its columns.
 
     Raises:
         ImportProblem: it can't be read, or has no columns' names.
@@ -75,31 +44,67 @@ def read(source: str | os.PathLike[str], named: Collection[str] = (), step: str 
     problems = Problems(str(path))
     rows = _parquet_rows(path, problems) if head(path, 4) == PARQUET else csv_rows(path, problems)
     header = [str(name).strip() for name in next(rows, [])]
-    if len(header) < 2 or all(number(name) is not None for name in header):
+    if len(header) < 2 or all(cell_number(name) is not None for name in header):
         raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
-    if step is not None and step not in header:
-        there = ", ".join([plain(name, 40) for name in header if name][:12]) + (", …" if len(header) > 12 else "")
-        raise ImportProblem(f"{path}: --step: expected one of its columns {there}, got {step!r}")
-    exported = exports(header)
-    layout = _of_export(path, header, exported) if exported else _of_table(header, step)
-    runs = _runs(header, layout, rows, problems, named)
-    if not runs:
+    if exported := exports(header):
+        return _read_export(path, header, exported, rows, problems, options)
+    tag = _TAG.fullmatch(path.stem)
+    if tag and "Value" in header:  # a chart that TensorBoard's page saved
+        header = [tag["tag"] if name == "Value" else name for name in header]
+    long = any({*words(name)} & {"metric", "tag", "variable"} for name in header)
+    named = options.named | ({"value", "Value", "metric_value"} if long else set())
+    kept = read_rows(header, rows, problems, Options(frozenset(named), options.run))
+    for name in options.run:
+        if name not in header:
+            there = ", ".join(plain(one, 40) for one in header[:12])
+            raise ImportProblem(f"{path}: --run: expected one of its columns {there}, got {name!r}")
+    if not len(kept):
         raise ImportProblem("; ".join(problems.all()) or f"{path}: expected rows, got none")
+    of_wandb = "Name" in header and bool(_OF_WANDB & {*header})
+    called = tag["run"] if tag else stem(path)
+    return logged_of(kept.runs(called, of_wandb), "table", str(path), called, problems, kept)
+
+
+def logged_of(parts: list[Part], kind: str, source: str, called: str, problems: Problems, rows: Rows) -> list[Logged]:
+    """The runs of a file, as logged; `called` where they have no name."""
+    notes = ("the end of a run: the file has no steps, the point is recorded as step 1",)
     return [
         Logged(
-            kind="wandb" if exported else "table",
-            source=str(path),
-            key=f"{os.path.realpath(path)}#{name}" if name else os.path.realpath(path),
-            name=name or stem(path),
-            columns=run.columns,
-            parameters=run.parameters,
-            ends=layout.by_row,
-            unused=filter(None, run.columns.unused),
-            notes=layout.notes,
+            kind=kind,
+            source=source,
+            key=f"{os.path.realpath(source)}#{part.name}" if part.name else os.path.realpath(source),
+            name=part.name or called,
+            columns=part.columns,
+            index="rows",
+            labels=rows.labels,
+            parameters=part.parameters,
+            ends=part.ends,
+            notes=notes if part.ends else (),
             problems=problems.all() if index == 0 else (),
         )
-        for index, (name, run) in enumerate(runs.items())
+        for index, part in enumerate(parts)
     ]
+
+
+def read_rows(header: list[str], rows: Iterator[list[Any]], problems: Problems, options: Options) -> Rows:
+    """All rows of a table, in columns."""
+    kept = Rows(problems, options)
+    padded = _padded(rows, len(header), problems)
+    while chunk := list(islice(padded, CHUNK)):
+        kept.extend(header, [row for row, _ in chunk], [line for _, line in chunk])
+    return kept
+
+
+def _padded(rows: Iterator[list[Any]], length: int, problems: Problems) -> Iterator[tuple[list[Any], int]]:
+    """Rows of one length with their lines; of one that was cut off all but its last value, which may be cut itself."""
+    for row in rows:
+        line = int(problems.at[1:] or 0)
+        if len(row) == length:
+            yield row, line
+            continue
+        problems.add(f"{length} values, as in the first row", f"{len(row)} values")
+        if len(row) < length:
+            yield [*row[:-1], *[None] * (length - len(row) + 1)], line
 
 
 def exports(header: list[str]) -> dict[int, tuple[str, str]]:
@@ -107,80 +112,43 @@ def exports(header: list[str]) -> dict[int, tuple[str, str]]:
     matches = {index: _EXPORT.match(name) for index, name in enumerate(header) if index}
     found = {i: (match["run"], match["metric"]) for i, match in matches.items() if match and not match["bound"]}
     bounds = any(match["bound"] for match in matches.values() if match)
-    return found if bounds or header[0] in STEPS else {}
+    return found if bounds or _is_step(header[0]) else {}
 
 
-def _of_export(path: Path, header: list[str], exported: dict[int, tuple[str, str]]) -> _Layout:
-    if header[0] not in STEPS:
+def _is_step(name: str) -> bool:
+    role = role_of(name)
+    return role is not None and role.kind == "step"
+
+
+def _read_export(
+    path: Path,
+    header: list[str],
+    exported: dict[int, tuple[str, str]],
+    rows: Iterator[list[Any]],
+    problems: Problems,
+    options: Options,
+) -> list[Logged]:
+    if not _is_step(header[0]):
         raise ImportProblem(
             f"{path}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set the chart's "
             "x-axis to Step"
         )
-    return _Layout(0, None, {}, exported, (f"steps are the export's {header[0]}",))
-
-
-def _of_table(header: list[str], step: str | None) -> _Layout:
-    step = step or next((name for name in STEPS if name in header), None)
-    run = next((name for name in RUNS if name in header), None)
-    sizes = {index: SIZES[name] for index, name in enumerate(header) if name in SIZES}
-    notes: tuple[str, ...] = ()
-    if step is None and (sizes or run is not None):
-        notes = ("the end of a run: the file has no steps, the point is recorded as step 1",)
-    elif step is None:
-        notes = ("the file has no column of steps: its rows are numbered",)
-    return _Layout(
-        step=None if step is None else header.index(step),
-        run=None if run is None else header.index(run),
-        sizes=sizes,
-        values={i: ("", name) for i, name in enumerate(header) if i not in sizes and name not in (step, run)},
-        notes=notes,
-    )
-
-
-def _runs(
-    header: list[str], layout: _Layout, rows: Iterator[list[Any]], problems: Problems, named: Collection[str]
-) -> dict[str, _Run]:
-    """The runs of a table, by name."""
-    runs = {owner: _Run(Columns(named)) for owner, _ in layout.values.values() if owner}
-    by_column = bool(runs)  # a chart's export
-    crowded = False
-    for row, cut in _padded(rows, len(header), problems):
-        name = "" if layout.run is None else str(row[layout.run] or "").strip()
-        if layout.by_row and (not name or name in runs):
-            name = f"{name or stem(problems.source)}{problems.at}"
-        if name not in runs and len(runs) >= MAX_RUNS:
-            crowded = True
-            continue
-        run = runs.setdefault(name, _Run(Columns(named)))
-        run.rows += 1
-        step = run.rows if layout.step is None else whole(row[layout.step])
-        if step is None and cut:
-            continue
-        if step is None:
-            problems.add(f"{header[layout.step or 0]} to be a whole number from 0", row[layout.step or 0])
-            continue
-        for index, (owner, column) in layout.values.items():
-            runs[owner or name].columns.read(column, 1 if layout.by_row else step, row[index], problems)
-        for index, convention in layout.sizes.items():
-            size = number(row[index])
-            if size is not None and 1 <= size < 1e18:
-                run.parameters.setdefault(convention, round(size))
-    if crowded:
-        problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
-    if by_column:
-        runs.pop("", None)
-    return runs
-
-
-def _padded(rows: Iterator[list[Any]], length: int, problems: Problems) -> Iterator[tuple[list[Any], bool]]:
-    """Rows of one length, and whether a row was cut off: then all but its last value, which may be cut itself."""
-    for row in rows:
-        if len(row) != length:
-            problems.add(f"{length} values, as in the first row", f"{len(row)} values")
-        if len(row) == length:
-            yield row, False
-        elif len(row) < length:
-            yield [*row[:-1], *[None] * (length - len(row) + 1)], True
+    wanted = {header[i] for i, (_, metric) in exported.items() if metric in options.named or role_of(metric)}
+    kept = read_rows(header, rows, problems, Options(frozenset(wanted | {header[0]}), (" ",)))
+    found = []
+    for run in dict.fromkeys(run for run, _ in exported.values()):
+        columns = Columns(options.named)
+        for index, (owner, metric) in exported.items():
+            if owner == run and header[index] in kept.columns:
+                columns[metric] = kept.columns[header[index]]
+            elif owner == run:
+                columns.unused[metric] = None
+        if columns:
+            columns[header[0]] = kept.columns[header[0]]
+            found += logged_of([Part(run, columns)], "wandb", str(path), run, Problems(""), kept)
+    if not found:
+        raise ImportProblem("; ".join(problems.all()) or f"{path}: expected rows, got none")
+    return found
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
@@ -197,7 +165,7 @@ def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
         with ParquetFile(path) as file:
             yield list(file.schema_arrow.names)
             line = 0
-            for batch in file.iter_batches(batch_size=BATCH):
+            for batch in file.iter_batches(batch_size=CHUNK):
                 for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     line += 1
                     problems.at = f":{line}"
@@ -206,19 +174,24 @@ def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
         raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {why(error)}") from None
 
 
-def is_lightning(header: list[str], path: Path) -> bool:
-    """True for Lightning's CSV logs, by their columns and their name or neighbour."""
-    beside = (path.parent / "hparams.yaml").is_file()
-    return "step" in header and (beside or (path.name == "metrics.csv" and "epoch" in header))
+def is_lightning(path: Path) -> bool:
+    """True for Lightning's CSV logs: by the neighbour, the folder, or a first step of a trainer that counts from 0."""
+    rows = csv_rows(path, Problems(str(path)))
+    header = [name.strip() for name in next(rows, [])]
+    if "step" not in header:
+        return False
+    if (path.parent / "hparams.yaml").is_file():
+        return True
+    if path.name != "metrics.csv" or "epoch" not in header:
+        return False
+    if path.parent.name.startswith("version_"):
+        return True
+    index = header.index("step")
+    steps = [cell_number(row[index]) if index < len(row) else None for row in islice(rows, 2)]
+    return steps[:1] == [0.0] or (len(steps) == 2 and None not in steps and steps[1] - steps[0] == steps[0] + 1)  # type: ignore[operator]
 
 
-def one_more(columns: Columns) -> None:
-    """From Lightning's index of a step to optimizer steps done."""
-    for column in columns.values():
-        column.steps = array("q", (min(step, 2**63 - 2) + 1 for step in column.steps))
-
-
-def read_lightning(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+def read_lightning(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it.
 
     Raises:
@@ -231,22 +204,21 @@ def read_lightning(source: str | os.PathLike[str], named: Collection[str] = ()) 
     header = [name.strip() for name in next(rows, [])]
     if "step" not in header:
         raise ImportProblem(f"{path}: expected a first row with a column step, as Lightning's CSVLogger writes it")
-    values = {i: ("", name) for i, name in enumerate(header) if name != "step"}
-    runs = _runs(header, _Layout(header.index("step"), None, {}, values), rows, problems, named)
-    columns = runs[""].columns if runs else Columns(named)
-    one_more(columns)
-    told = list(problems.all())
+    kept = read_rows(header, rows, problems, options)
+    told: list[str] = []
+    settings = read_hparams(path.parent, told) or {}
     folder = Path(os.path.abspath(path.parent))
+    kept.columns.unused.pop("epoch", None)
     return [
         Logged(
             kind="lightning",
             source=str(path),
             key=os.path.realpath(path),
             name=f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name,
-            columns=columns,
-            settings=read_hparams(path.parent, told) or {},
-            unused=[name for name in columns.unused if name not in ("", "epoch")],
-            notes=(FROM_ZERO,),
-            problems=tuple(told),
+            columns=kept.columns,
+            index="rows",
+            more=1,
+            settings=settings,
+            problems=(*problems.all(), *told),
         )
     ]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isoflop.logs.files import flat, open_bytes, read_hparams
 from isoflop.logs.logged import Columns, ImportProblem, Logged, why
-from isoflop.logs.table import FROM_ZERO, one_more
+from isoflop.logs.names import SPLITS, words
+from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.logs.steps import FROM_ZERO
 from isoflop.record.lines import Problems
 
 MAX_RECORD = 1 << 26
@@ -30,26 +34,52 @@ def is_event_file(name: str) -> bool:
     return "tfevents" in name
 
 
-def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
-    """Read a folder's event files, or one file, in the order in which they were begun.
+def parts_of(folder: Path) -> dict[Path, str]:
+    """Folders in a run's that hold a part of it, and what to put before their tags: splits, and add_scalars' keys."""
+    found = {}
+    try:
+        inside = sorted(one for one in folder.iterdir() if one.is_dir())
+        for one in inside:
+            events = [file for file in one.iterdir() if is_event_file(file.name)]
+            if events and {*words(one.name)} <= SPLITS:
+                found[one] = f"{one.name}/"
+            elif events and "_" in one.name and (tag := _only_tag(events[0])) is not None:
+                main = tag.replace("/", "_") + "_"
+                if one.name.startswith(main):
+                    found[one] = f"{one.name.removeprefix(main)}/"
+    except OSError:
+        return {}
+    return found
+
+
+def _only_tag(path: Path) -> str | None:
+    scalars = _scalars(path, Problems(""), {})
+    tags = {tag for _, (_, _, tag, _) in zip(range(20), scalars, strict=False)}
+    return tags.pop() if len(tags) == 1 else None
+
+
+def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read a folder's event files, or one file, in the order in which they were begun; with the folders of its parts.
 
     Raises:
         ImportProblem: none can be read.
     """
     path = Path(source)
     folder = path if path.is_dir() else path.parent
-    files = sorted(one for one in path.iterdir() if is_event_file(one.name)) if path.is_dir() else [path]
+    parts = {folder: "", **(parts_of(path) if path.is_dir() else {})}
+    files = [(file, prefix) for part, prefix in parts.items() for file in _event_files(part)]
+    files = files if path.is_dir() else [(path, "")]
     if not files:
         raise ImportProblem(f"{path}: expected event files (events.out.tfevents.*), got none")
-    columns, began = Columns(named), math.inf
+    columns, began = Columns(options.named), math.inf
     texts: dict[str, str] = {}
     told: list[str] = []
-    for file in files:
+    for file, prefix in files:
         problems = Problems(str(file))
         try:
             for time, step, tag, value in _scalars(file, problems, texts):
                 began = min(began, time)
-                columns.add(tag, step, value, time)
+                columns.add(prefix + tag, step, value, time)
         except ImportProblem as problem:
             told.append(str(problem))
         told.extend(problems.all())
@@ -57,7 +87,9 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
         raise ImportProblem("; ".join(told[:5]))
     lightning = read_hparams(folder, told)
     if lightning is not None:
-        one_more(columns)
+        columns = columns.like(
+            {name: column.taken(np.arange(len(column)), column.arrays()[0] + 1) for name, column in columns.items()}
+        )
     return [
         Logged(
             kind="tensorboard",
@@ -70,11 +102,14 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
             created=began if math.isfinite(began) else None,
             averaged="train/epoch" in columns.unused,  # the Trainer's own tag
             single=True,
-            unused=sorted(columns.unused),
             notes=(FLOAT32,) if lightning is None else (FROM_ZERO, FLOAT32),
             problems=tuple(told),
         )
     ]
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if is_event_file(one.name))
 
 
 def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[tuple[float, int, str, float]]:

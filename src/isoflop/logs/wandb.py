@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +22,7 @@ from typing import Any
 
 from isoflop.logs.files import flat
 from isoflop.logs.logged import Columns, ImportProblem, Logged, number, read_each, whole, why
+from isoflop.logs.rows import NO_OPTIONS, Options
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -36,7 +37,7 @@ PRIVATE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
 """Environment of its command: it sends nothing anywhere."""
 
 
-def read_offline(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+def read_offline(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read an offline run: its file, or its folder.
 
     Raises:
@@ -64,11 +65,11 @@ def read_offline(source: str | os.PathLike[str], named: Collection[str] = ()) ->
             elif kind == "exit":
                 codes.append(record.get("exit_code", 0))
 
-    columns, steps = _columns(history(), named)
+    columns = _columns(history(), options)
     if not run and not columns:
         raise ImportProblem("; ".join(problems.all()) or f"{path}: expected a run of W&B, got a file without one")
     run_id = str(run.get("run_id") or path.stem)
-    logged = _logged(str(path), run_id, run.get("display_name"), config, columns, steps)
+    logged = _logged(str(path), run_id, run.get("display_name"), config, columns)
     status: Status = "completed" if codes[-1:] == [0] else "interrupted"
     return [replace(logged, status=status, created=_time(run.get("start_time")), problems=problems.all())]
 
@@ -117,12 +118,12 @@ def _object(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Logged]:
+def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
     """Read a run, or all runs of a project, by W&B's API.
 
     Args:
         source: `wandb:entity/project` or `wandb:entity/project/run`.
-        named: columns that are kept whatever their names say.
+        options: what the user says of its keys.
 
     Raises:
         ImportProblem: wandb is not installed, not logged in, or knows no such run.
@@ -142,45 +143,34 @@ def read(source: str | os.PathLike[str], named: Collection[str] = ()) -> list[Lo
         raise ImportProblem(f"{address}: W&B gave {why(error)}; is `wandb login` done?") from None
     project = f"{PREFIX}{parts[0]}/{parts[1]}"
     ids = [(str(getattr(run, "id", "?")), run) for run in runs]
-    return read_each(address, "W&B", ids, lambda run: _fetched(run, project, named))
+    return read_each(address, "W&B", ids, lambda run: _fetched(run, project, options))
 
 
-def _fetched(run: Any, project: str, named: Collection[str]) -> Logged:
-    columns, steps = _columns(run.scan_history(page_size=10_000), named)  # every row; history() is a sample of 500
-    logged = _logged(f"{project}/{run.id}", str(run.id), getattr(run, "name", ""), dict(run.config), columns, steps)
+def _fetched(run: Any, project: str, options: Options) -> Logged:
+    columns = _columns(run.scan_history(page_size=10_000), options)  # every row; history() is a sample of 500
+    logged = _logged(f"{project}/{run.id}", str(run.id), getattr(run, "name", ""), dict(run.config), columns)
     states: dict[str, Status] = {"finished": "completed", "running": "running"}
     status = states.get(str(run.state), "interrupted")
     return replace(logged, status=status, created=_time(getattr(run, "created_at", None)))
 
 
-TRAINERS = {
-    "trainer/global_step": (1, "steps are trainer/global_step, which Lightning counts from 0: one is added"),
-    "train/global_step": (0, "steps are train/global_step"),
-}
-"""Key of the trainer's own step → what is added to it, and the note on it."""
-
-
-def _columns(rows: Iterable[Mapping[str, Any]], named: Collection[str]) -> tuple[Columns, str]:
-    """The columns of a history, and the key of its steps; "": W&B's own, which counts calls of log()."""
-    columns, steps = Columns(named), ""
-    step: int | None = None
+def _columns(rows: Iterable[Mapping[str, Any]], options: Options) -> Columns:
+    """The columns of a history by W&B's own step, the trainer's steps among them."""
+    columns = Columns(options.named)
     for row in rows:
-        for key, (more, _) in TRAINERS.items():
-            if (trainers := whole(row.get(key))) is not None:
-                steps, step = key, trainers + more
-                break
-        # a row that does not say the trainer's step belongs to the one before
-        at = step if step is not None else whole(row.get("_step")) or 0
+        at = whole(row.get("_step")) or 0
         time = number(row.get("_timestamp"))
         for key, value in row.items():
+            if key == "_step":
+                continue
             name = _column(str(key), columns)
             is_number = not isinstance(value, str) or value in ("NaN", "Infinity", "-Infinity")
             if is_number and (found := number(value)) is not None:
                 columns.add(name, at, found, math.nan if time is None else time)
-    return columns, steps
+    return columns
 
 
-def _logged(source: str, run_id: str, name: object, config: dict[str, Any], columns: Columns, steps: str) -> Logged:
+def _logged(source: str, run_id: str, name: object, config: dict[str, Any], columns: Columns) -> Logged:
     config.pop("_wandb", None)
     return Logged(
         kind="wandb",
@@ -188,11 +178,9 @@ def _logged(source: str, run_id: str, name: object, config: dict[str, Any], colu
         key=f"wandb:{run_id}",
         name=str(name or run_id),
         columns=columns,
+        index="calls",
         settings=flat(config),
         config=config if "model_type" in config else None,
-        averaged=steps == "train/global_step",
-        unused=sorted(columns.unused),
-        notes=(TRAINERS[steps][1] if steps else "steps are W&B's own: what log(step=) was given, else its calls",),
     )
 
 

@@ -1,0 +1,123 @@
+"""The losses of a run: which columns they are, and their unit, held against the perplexity where both were logged."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from isoflop.logs.given import EVERY, Answers
+from isoflop.logs.logged import Column, Logged, plain
+from isoflop.logs.names import Role, part_words, role_of
+
+CONVERTED = {
+    "bits": "bits per token: × ln 2",
+    "ppl": "perplexity: its natural logarithm",
+    "bpb": "bits per byte: kept so",
+}
+CLOSE = 0.02
+"""Relative distance of a loss from its perplexity's logarithm, both printed with few digits."""
+
+
+@dataclass
+class Losses:
+    """The losses of a run by name, in order.
+
+    Attributes:
+        columns: values; in nats per token but where `units` says otherwise.
+        taken: the column that each was taken from.
+        notes: what the user should know; `doubts`: what must be asked.
+    """
+
+    columns: dict[str, Column] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    taken: dict[str, str] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+
+
+def losses_of(logged: Logged, answers: Answers) -> Losses:
+    """The training loss and those of evaluations: the columns that the user names, else those whose names tell.
+
+    Of several columns for one loss that with most values is taken (a mean over the run is logged once), isoflop's own
+    before any other, a loss before a perplexity, a cross-entropy before a sum of losses.
+    """
+    by_loss = _candidates(logged)
+    chosen = {name: columns[0] for name, columns in by_loss.items()}
+    for name, column in answers.loss.items():
+        if column in logged.columns:
+            chosen = {loss: other for loss, other in chosen.items() if other != column} | {name: column}
+    losses = Losses()
+    for name in sorted(chosen, key=lambda one: (one != "train", one)):
+        column = chosen[name]
+        unit = _unit(name, column, answers) or _by_perplexity(logged, column, by_loss.get(name, ()), losses)
+        if unit == "bpb":
+            losses.units[name] = "bits per byte"
+        if unit != "nats":
+            losses.notes.append(f"{name} ({plain(column, 40)}) is {CONVERTED[unit]}")
+        losses.columns[name] = _converted(logged.columns[column], unit)
+        losses.taken[name] = column
+    return losses
+
+
+def _candidates(logged: Logged) -> dict[str, list[str]]:
+    """Columns by loss, the best first; parts of a loss that training logged too are none."""
+    parts = {word for name in logged.columns.unused for word in part_words(name)}
+    ranked: dict[str, list[tuple[tuple[bool, bool, int, int], str]]] = defaultdict(list)
+    for column, values in logged.columns.items():
+        role = Role("loss", "train") if column == "isoflop/loss" else role_of(column)
+        if role is None or role.kind != "loss" or not len(values) or (role.parts and role.parts <= parts):
+            continue
+        rank = (column != "isoflop/loss", role.unit != 1.0, -len(values), role.rank)
+        ranked[role.name].append((rank, column))
+    return {name: [column for _, column in sorted(columns)] for name, columns in ranked.items()}
+
+
+def _unit(name: str, column: str, answers: Answers) -> str | None:
+    """The unit that the user or the column's name tells; None: neither."""
+    if column == "isoflop/loss":
+        return "nats"
+    role = role_of(column)
+    told = role.unit if role is not None and isinstance(role.unit, str) else None
+    given = answers.loss_unit.get(name, answers.loss_unit.get(EVERY))
+    return given if given is not None and told is None else answers.loss_unit.get(name, told)
+
+
+def _by_perplexity(logged: Logged, column: str, others: Sequence[str], losses: Losses) -> str:
+    """The base of a loss's logarithm, by the perplexity that was logged beside it; nats where there is none."""
+    beside = next((name for name in others if (role := role_of(name)) and role.unit == "ppl" and name != column), None)
+    if beside is None:
+        return "nats"
+    steps, values, _ = logged.columns[column].arrays()
+    at, ppl, _ = logged.columns[beside].arrays()
+    common, mine, theirs = np.intersect1d(steps, at, return_indices=True)
+    with np.errstate(all="ignore"):
+        ratio = np.log(ppl[theirs]) / values[mine]
+        ratio = ratio[np.isfinite(ratio) & (values[mine] > 0.1)]
+    if not len(common) or not len(ratio):
+        return "nats"
+    middle = float(np.median(ratio))
+    if abs(middle - 1) < CLOSE:
+        return "nats"
+    if abs(middle / math.log(2) - 1) < CLOSE:
+        losses.notes.append(f"{plain(beside, 40)} is 2 to the power of {plain(column, 40)}")
+        return "bits"
+    losses.doubts.append(
+        f"ln {plain(beside, 40)} is {middle:.3g} times {plain(column, 40)}: another loss, or no mean per token? "
+        "Name the loss with --loss COLUMN, its unit with --loss-unit nats, bits or ppl"
+    )
+    return "nats"
+
+
+def _converted(column: Column, unit: str) -> Column:
+    """A column of losses in nats per token (of bits per byte: as they are)."""
+    if unit in ("nats", "bpb"):
+        return column
+    result = Column()
+    for step, value, time in column:
+        nats = value * math.log(2) if unit == "bits" else math.log(value) if value > 0 else math.nan
+        result.add(step, nats, time)
+    return result

@@ -1,0 +1,277 @@
+"""What the name of a logged quantity says: a loss, tokens, FLOPs, a learning rate, a step, a size; or nothing of use.
+
+Names are split into words, whatever their case and separators; a role needs its head word, and no word that says
+something else. A word that nobody knows makes a training loss a part of it (`box loss`), and names an evaluation set.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["loss", "tokens", "step tokens", "samples", "flops", "rate", "step", "size", "own"]
+
+_WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_UNITS = {
+    **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
+    **dict.fromkeys(("m", "million", "millions"), 1e6),
+    **dict.fromkeys(("b", "billion", "billions"), 1e9),
+    **dict.fromkeys(("t", "trillion", "trillions"), 1e12),
+}
+_TRAIN = {"train", "training", "trn"}
+_EVAL = {"eval", "evaluation", "evaluate", "val", "valid", "validation", "validate", "test", "dev", "heldout"}
+_PURE = {"nll", "ce", "xent", "crossentropy", "lm"}
+"""Of several losses of one kind these leave out what is added to the cross-entropy."""
+_PERPLEXITY = {"ppl", "perplexity"}
+_LOSS = {"loss", "losses", "bpb", *_PURE - {"lm"}, *_PERPLEXITY}
+_COMMON = {
+    *("lm", "clm", "mlm", "language", "model", "modeling", "causal", "cross", "entropy", "mean", "avg", "average"),
+    *("global", "total", "final", "step", "epoch", "batch", "iter", "iteration", "metrics", "metric", "token"),
+    *("raw", "main", "all", "reduced", "micro", "macro", "trainer", "log", "logs", "scalars", "inner", "at", "data"),
+}
+"""Words of a loss's name that name no part of it."""
+_OTHER = {
+    *("per", "sec", "second", "seconds", "vs", "max", "min", "std", "best", "lowest", "scale", "scaler", "samples"),
+    *("runtime", "time", "grad", "norm", "weight", "coef", "ratio", "accuracy", "acc", "diff", "delta", "improvement"),
+    *("count", "predict", "target", "smoothing", "steps", "samples", "patience", "threshold", "spike", "spikes"),
+}
+_PARTS = {
+    *("z", "aux", "auxiliary", "kl", "box", "cls", "dfl", "mtp", "balance", "balancing", "router", "policy", "reg"),
+    *("regularization", "recon", "reconstruction", "commit", "actor", "critic", "contrastive", "mse", "mae", "giou"),
+    *("g", "d", "bce", "load", "pg", "vf", "rpn", "mask", "bbox", "obj"),
+}
+"""Words of losses that are a part of another, or no cross-entropy of tokens."""
+_TOKEN = {"token", "tokens", "tok", "toks"}
+_COUNTED = {
+    *("n", "num", "nb", "number", "of", "total", "seen", "consumed", "processed", "input", "in", "so", "far", "all"),
+    *(
+        "cumulative",
+        "cum",
+        "global",
+        "throughput",
+        "count",
+        "the",
+        "state",
+        "data",
+        "progress",
+        "time",
+        "trainer",
+        "so",
+    ),
+    *(*_TRAIN, "trained", "ntokens", "now", "until", "since", "start", "overall", "accumulated"),
+}
+_A_STEP = {"step", "batch", "iteration", "iter", "update"}
+_CUMULATIVE = {"total", "cumulative", "cum", "global", "consumed", "seen", "far", "accumulated", "overall"}
+_SAMPLE = {"sample", "samples", "sequences", "examples"}
+_FLOP = {"flop": 1.0, "flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "petaflops": 1e15, "eflops": 1e18}
+_STEP = {"step", "steps", "iter", "iters", "iteration", "iterations", "update", "updates"}
+_STEPPED = {*_TRAIN, "trainer", "global", "optimizer", "opt", "optim", "num", "n", "current", "completed", "the"}
+_PARAMETER = {"params", "parameters", "param", "parameter"}
+_SIZED = {"n", "num", "nb", "number", "of", "model", "count", "size", "total", "all", "with", "head", "active"}
+_SIZED |= {"activated", "non", "embedding", "embeddings", "embed", "no", "noembed", "without", "excluding", "the"}
+_NOT_A_RATE = {"momentum", "mult", "multiplier", "scale", "ratio", "decay", "warmup", "min", "max", "peak", "base"}
+_NOT_A_RATE |= {"initial", "end", "final", "scheduler", "type", "rate" + "s"}
+SPLITS = _TRAIN | _EVAL
+RUNS = ("run", "run_id", "run_name", "name", "Name")
+"""Columns that name runs, as people write them by hand."""
+_RUN = {"run", "name", "id", "hash", "experiment", "exp", "trial", "model", "variant", "seed", "arm", "config", "job"}
+_RUN |= {
+    "size",
+    "width",
+    "depth",
+    "arch",
+    "architecture",
+    "optimizer",
+    "dataset",
+    "corpus",
+    "scale",
+    "label",
+    "replicate",
+}
+_RUN |= {"layers", "d", "hidden", "dim", "group", "method", "setting", "key", "random", "ID", "checkpoint", "tag"}
+OWN = tuple(
+    f"isoflop/{name}"
+    for name in (
+        *("loss", "tokens", "tokens_processed", "loss_tokens", "flops", "flops_6nd", "batch_tokens"),
+        *("tokens_per_param", "tokens_per_param_non_embedding"),
+    )
+)
+"""Of isoflop's own scalars those that the record keeps; what they say is exact."""
+_LETTERS: dict[str, Kind] = {"N": "size", "D": "tokens", "C": "flops", "L": "loss", "S": "step"}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a column is.
+
+    Attributes:
+        kind: of quantity.
+        name: of a loss `train` or `eval/<set>`; of a size its convention (`N`: not told).
+        rank: of several columns for the same, the lowest is taken.
+        unit: factor of a count; of a loss `ppl` or `bpb`, where the name says so.
+        parts: words of an evaluation's name that nobody knows: a set of data, or a part of the loss.
+    """
+
+    kind: Kind
+    name: str = ""
+    rank: int = 0
+    unit: float | str = 1.0
+    parts: frozenset[str] = frozenset()
+
+
+def words(name: str) -> list[str]:
+    """The words of a name, in lower case.
+
+    >>> words("train/CE loss"), words("metrics/eval/LanguageCrossEntropy")
+    (['train', 'ce', 'loss'], ['metrics', 'eval', 'language', 'cross', 'entropy'])
+    """
+    return [word.lower() for word in _WORDS.findall(name)]
+
+
+@functools.lru_cache(maxsize=10_000)
+def role_of(name: str) -> Role | None:
+    """The role of a column by its name; None: of no use.
+
+    >>> [role_of(name).name for name in ("Train Loss", "eval/math_loss", "loss/valid", "val/ppl")]
+    ['train', 'eval/math', 'eval/valid', 'eval/val']
+    >>> [role_of(name) for name in ("value_loss", "tokens/s", "lm loss vs samples", "loss_scale")]
+    [None, None, None, None]
+    """
+    if name.startswith("isoflop/"):
+        return Role("own") if name in OWN else None
+    if name in _LETTERS:
+        return Role(_LETTERS[name], {"N": "N", "L": "train"}.get(name, ""), 5)
+    found = words(name)
+    if not found or len(found) > 24:
+        return None
+    for rule in (_step, _rate, _tokens, _size, _flops):
+        if (role := rule(name, found)) is not None:
+            return role
+    return _loss(name, found)
+
+
+def run_rank(name: str) -> int | None:
+    """How likely a column tells runs apart, 0 the likeliest; None: it is not one that does."""
+    if name in RUNS:
+        return 0
+    found = set(words(name))
+    return 1 if found and found <= _RUN | {"name", "id", "n", "num", "of"} and found & _RUN else None
+
+
+def _loss(name: str, found: list[str]) -> Role | None:
+    heads = {*found} & _LOSS | ({"ce"} if {"cross", "entropy"} <= {*found} else set())
+    if not heads or (found[0] == "epoch" and len(found) > 1) or {*found} & _OTHER:
+        return None
+    unit = "bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else 1.0
+    rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON
+    if found[-1] == "value":  # Megatron's `lm loss value`; a value loss is an agent's
+        rest.discard("value")
+    pure = bool({*found} & _PURE or "cross" in found)
+    rank = 3 * (unit != 1.0) + (0 if pure else 2 if "total" in found else 1)
+    if rest & _EVAL and not rest & _TRAIN:
+        return None if rest & _PARTS else Role("loss", f"eval/{_set_of(name)}", rank, unit, frozenset(rest - _EVAL))
+    parts = rest - _TRAIN
+    return None if parts else Role("loss", "train", rank, unit)
+
+
+def _set_of(name: str) -> str:
+    """The evaluation set in the name of its loss, as isoflop's callbacks name it."""
+    droppable = (_LOSS | _COMMON) - {"test", "final"}
+    rest = _WORDS.sub(lambda word: "" if word[0].lower() in droppable else word[0].lower(), name)
+    rest = re.sub(r"[\s/_.:()-]*/[\s/_.:()-]*", "/", rest).strip("/_-. :()")
+    rest = re.sub(r"([_ .-])[_ .-]+", r"\1", rest)
+    while (shorter := re.sub(r"^(eval|evaluation)[/_. -]+", "", rest)) != rest:
+        rest = shorter
+    return rest.strip("/_-. :()") or "eval"
+
+
+def _tokens(name: str, found: list[str]) -> Role | None:
+    there = {*found}
+    if not there & _TOKEN and "ntokens" not in there:
+        return _samples(there)
+    if {"loss", "trainable", "label", "target"} & there:
+        return None
+    unit, left = _unit(found)
+    left -= _TOKEN
+    if left & _A_STEP and left <= _A_STEP | {"per", "global", "total", "in", "train", "n", "num"}:
+        return Role("step tokens", unit=unit)
+    if not left <= _COUNTED:
+        return None
+    return Role("tokens", rank=0 if left & _CUMULATIVE else 1, unit=unit)
+
+
+def _samples(there: set[str]) -> Role | None:
+    if there & _SAMPLE and there & {"consumed", "seen", "time", "total"} and there - _SAMPLE <= _COUNTED - {"per"}:
+        return Role("samples")
+    return None
+
+
+def _unit(found: list[str]) -> tuple[float, set[str]]:
+    """The factor that the name tells (`tokens (B)`, `n_params_M`), and the other words."""
+    for index in (-1, 0):
+        if len(found) > 1 and found[index] in _UNITS:
+            return _UNITS[found[index]], {*found[:-1]} if index else {*found[1:]}
+    return 1.0, {*found}
+
+
+def _flops(name: str, found: list[str]) -> Role | None:
+    there = {*found}
+    heads = [word for word in found if word in _FLOP]
+    if not heads:
+        return Role("flops", rank=2) if name.lower() == "compute" else None
+    rest = there - set(heads)
+    if not rest <= _COUNTED | {"model", "hardware", "spent", "compute", "estimated"}:
+        return None
+    if _FLOP[heads[0]] != 1.0 and not rest & _CUMULATIVE:
+        return None  # TFLOPs alone are a rate
+    return Role("flops", rank=0 if rest & _CUMULATIVE else 1, unit=_FLOP[heads[0]])
+
+
+def _rate(name: str, found: list[str]) -> Role | None:
+    there = {*found}
+    told = "lr" in there or ("learning" in there and "rate" in there)
+    if not told or there & (_NOT_A_RATE | _LOSS) or {"mup", "factor"} & there:
+        return None
+    return Role("rate", rank=len(name) + (100 if "group" in there or name.startswith("lr-") else 0))
+
+
+def _step(name: str, found: list[str]) -> Role | None:
+    there = {*found}
+    if name == "time/batch":  # Composer's
+        return Role("step", rank=1)
+    if not there & _STEP or not there <= _STEP | _STEPPED:
+        return None
+    if name in ("_step", "Step"):  # of W&B and TensorBoard: what log() was given, else its calls
+        return Role("step", rank=9)
+    if "global" in there or "optim" in there or "optimizer" in there or "opt" in there:
+        return Role("step", rank=0)
+    return Role("step", rank=1 if there & {"step", "steps"} else 2 if there & {"update", "updates"} else 3)
+
+
+def _size(name: str, found: list[str]) -> Role | None:
+    there = {*found}
+    unit, left = _unit(found)
+    body = {"non", "noembed", "excluding", "without", "no"} & there
+    if there & _PARAMETER or there == {"model", "size"} or (body and there & {"embedding", "noembed", "embed"}):
+        left -= _PARAMETER
+        if not left <= _SIZED:
+            return None
+        if body:
+            with_head = {"with", "head"} <= left
+            return Role("size", "non_embedding_with_head" if with_head else "non_embedding", unit=unit)
+        if left & {"active", "activated"}:
+            return Role("size", "active", unit=unit)
+        return Role("size", "total" if "total" in left or "/" in name or name == "n_parameters" else "N", unit=unit)
+    if name in ("total", "active"):
+        return Role("size", name)
+    return None
+
+
+def part_words(name: str) -> set[str]:
+    """Words that make a column of training no loss but a part of one (`train/box_loss`: box); empty: it is none."""
+    found = {*words(name)}
+    if "loss" not in found or found & _EVAL:
+        return set()
+    return {word for word in found if not word.isdigit()} - _LOSS - _COMMON - _TRAIN

@@ -1,0 +1,217 @@
+"""The optimizer steps of what was logged: which column counts them, what a resume superseded; or a question."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.logs.logged import MAX_STEP, Column, Columns, ImportProblem, Logged, plain
+from isoflop.logs.names import role_of
+
+UNSORTED = 0.1
+"""Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
+LOST = 0.5
+"""Share of superseded values beyond which it is asked whether the steps are those of one run."""
+STANDS = 3
+"""Values of one step that are a curve logged without steps."""
+FROM_ZERO = "the trainer counts steps from 0 (step 9 is the tenth): one is added"
+ASK = "Say which column counts optimizer steps with --step COLUMN, or tells runs apart with --run COLUMN"
+
+
+def by_step(logged: Logged, step: str | None = None) -> Logged:
+    """A run whose columns are by optimizer step, each step once.
+
+    Where the steps go back, a run was resumed: what was logged at that step and beyond before is superseded, as by a
+    resume line in a record, counted and told. Of two values of one step the later wins.
+
+    Args:
+        logged: a run as its tool has it.
+        step: the column of steps, if the user names one.
+
+    Raises:
+        ImportProblem: the steps can't be told, with what to say.
+    """
+    if not any(logged.columns.values()):
+        return logged
+    notes = list(logged.notes)
+    chosen = _chosen(logged, step)
+    columns = logged.columns
+    if chosen is None or logged.index == "steps":
+        columns = _by_index(logged, notes, told=chosen is None)
+    if chosen is not None:
+        columns = _by_column(replace(logged, columns=columns), chosen, notes)
+    averaged = logged.averaged or chosen == "train/global_step"  # the Trainer's own key
+    numbered = chosen is None and (logged.index == "rows" or NUMBERED in notes)
+    told = tuple(dict.fromkeys(notes))
+    return replace(logged, columns=columns, notes=told, averaged=averaged, numbered=numbered)
+
+
+def _chosen(logged: Logged, step: str | None) -> str | None:
+    """The column of steps: the user's, else the first by name that counts; None: the tool's own index."""
+    columns = logged.columns
+    if step is not None:
+        if step not in columns:
+            there = ", ".join([plain(name, 40) for name in [*columns, *logged.labels, *columns.unused]][:12])
+            raise ImportProblem(f"{logged.source}: --step: expected one of its columns {there}, got {step!r}")
+        if (fault := _fault(columns[step])) == NO_COUNT:
+            raise ImportProblem(f"{logged.source}: --step {step}: expected whole numbers from 0, but it {fault}")
+        return step
+    if logged.index == "steps":
+        return None
+    told = []
+    for name in logged.best("step"):
+        fault = _fault(columns[name])
+        if not fault:
+            return name
+        told += [f"{plain(name, 40)} {fault}"] if fault != STILL else []
+    if told:
+        raise ImportProblem(f"{logged.source}: its steps can't be told: {'; '.join(told)}. {ASK}{_others(logged)}")
+    return None
+
+
+def _others(logged: Logged) -> str:
+    there = [plain(name, 40) for name in [*logged.labels, *logged.columns.unused] if name][:12]
+    return f"; columns that are not used: {', '.join(there)}" if there else ""
+
+
+NUMBERED = "metrics were logged without a step: their values are numbered in the order of their times"
+STILL = "stands still"
+NO_COUNT = "holds other numbers"
+
+
+def _fault(column: Column) -> str:
+    """Why a column can't be the steps of one run; "": it can."""
+    values = column.arrays()[1]
+    if not ((values >= 0) & (values <= MAX_STEP / 2) & (values % 1 == 0)).all():
+        return NO_COUNT
+    if len(values) > 1 and (values == values[0]).all():
+        return STILL
+    falls, least, kept = _superseded(values)
+    lost = len(values) - int(kept.sum())
+    if falls and lost > LOST * len(values) and not _is_disorder(values):
+        return f"goes back {falls} times, down to {least:,.0f}: {lost:,} of {len(values):,} rows would be lost"
+    return ""
+
+
+def _superseded(steps: NDArray[Any]) -> tuple[int, float, NDArray[np.bool_]]:
+    """How often the steps fall, the least to which they do, and which values no later step supersedes."""
+    later = np.minimum.accumulate(steps[::-1])[::-1]
+    kept = np.append(steps[:-1] < later[1:], True)
+    down = np.flatnonzero(steps[1:] < steps[:-1]) + 1
+    return len(down), float(steps[down].min()) if len(down) else 0.0, kept
+
+
+def _is_disorder(steps: NDArray[Any]) -> bool:
+    falls = int((steps[1:] < steps[:-1]).sum())
+    return bool(falls > UNSORTED * len(steps) and len(np.unique(steps)) == len(steps))
+
+
+def _by_index(logged: Logged, notes: list[str], told: bool) -> Columns:
+    """The columns by the tool's own index; numbered, where that is of no use."""
+    columns = logged.columns
+    if logged.index == "rows":
+        rows = np.unique(np.concatenate([column.arrays()[0] for column in columns.values()]))
+        columns = columns.like({name: _numbered(column, rows) for name, column in columns.items()})
+        notes += ["the file has no column of steps: its rows are numbered"] if not logged.ends else []
+    elif logged.index == "calls":
+        notes.append("steps are W&B's own: what log(step=) was given, else its calls")
+    else:
+        columns = _numbered_where_still(columns, notes)
+    tidy = {}
+    for name, column in columns.items():
+        role = role_of(name)
+        told_of = notes if told and (role is None or role.kind in ("loss", "own")) else []
+        tidy[name] = _in_order(name, column, logged, told_of)
+    return columns.like(tidy)
+
+
+def _numbered(column: Column, rows: NDArray[np.int64]) -> Column:
+    """A column by the number of its row among those with values, from 1."""
+    own = column.arrays()[0]
+    return column.taken(np.arange(len(own)), np.searchsorted(rows, own) + 1)
+
+
+def _numbered_where_still(columns: Columns, notes: list[str]) -> Columns:
+    """Metrics logged without a step have one step in common: a curve in the order of their times."""
+    losses = {name: column for name, column in columns.items() if (role := role_of(name)) and role.kind == "loss"}
+    still = {name: column for name, column in losses.items() if _stands_still(column)}
+    if not still:
+        return columns
+    if any(len(column) > 1 and name not in still for name, column in losses.items()):
+        names = ", ".join(plain(name, 40) for name in still)
+        notes.append(f"{names}: logged without a step, beside others with one: left out")
+        return columns.like({name: column for name, column in columns.items() if name not in still})
+    notes.append(NUMBERED)
+    return columns.like(
+        {name: _by_time(column) if _stands_still(column) else column for name, column in columns.items()}
+    )
+
+
+def _stands_still(column: Column) -> bool:
+    steps = column.arrays()[0]
+    return len(steps) >= STANDS and bool((steps == steps[0]).all())
+
+
+def _by_time(column: Column) -> Column:
+    return column.taken(np.argsort(column.arrays()[2], kind="stable"), np.arange(1, len(column) + 1))
+
+
+def _in_order(name: str, column: Column, logged: Logged, notes: list[str]) -> Column:
+    """A column with rising steps, each once."""
+    steps = column.arrays()[0]
+    if (np.diff(steps) > 0).all():
+        return column
+    if _is_disorder(steps):
+        notes.append(f"{plain(name, 40)}: its steps are in no order: sorted")
+        return column.taken(np.argsort(steps, kind="stable"))
+    falls, least, kept = _superseded(steps)
+    lost = len(steps) - int(kept.sum())
+    if falls and lost > LOST * len(steps):
+        raise ImportProblem(
+            f"{logged.source}: the steps of {plain(name, 40)} go back {falls} times, down to {least:,.0f}; {lost:,} "
+            f"of {len(steps):,} values would be lost: several runs in it, or steps that begin again. {ASK}"
+        )
+    notes.append(_lost(name, falls, lost, len(steps)))
+    return column.taken(kept)
+
+
+def _lost(name: str, falls: int, lost: int, total: int) -> str:
+    if not falls:
+        return f"{plain(name, 40)}: {lost:,} of {total:,} values have the step of a later one, which counts"
+    times = "once" if falls == 1 else f"{falls} times"
+    return (
+        f"{plain(name, 40)}: its steps go back {times}, as after a resume: the later values count, {lost:,} of "
+        f"{total:,} are superseded"
+    )
+
+
+def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
+    """The columns at the steps that one of them holds; of calls without one at the last before."""
+    more = logged.more or (1 if chosen == "trainer/global_step" else 0)  # Lightning's key in W&B
+    notes.append(f"steps are {plain(chosen, 40)}" + (f"; {FROM_ZERO}" if more else ""))
+    rows, values, _ = logged.columns[chosen].arrays()
+    steps = values.astype(np.int64)
+    falls, _, kept = _superseded(steps)
+    if _is_disorder(steps):
+        notes.append(f"{plain(chosen, 40)} is in no order: sorted")
+        kept = np.ones(len(steps), dtype=bool)
+    elif falls:
+        notes.append(_lost(chosen, falls, len(steps) - int(kept.sum()), len(steps)))
+    elif logged.index == "rows" and not kept.all():
+        kept[:] = True  # columns of rows that share a step complete each other
+    moved = {}
+    for name, column in logged.columns.items():
+        if name == chosen:
+            continue
+        own = column.arrays()[0]
+        place = np.searchsorted(rows, own, side="right") - 1
+        fits = (place >= 0) & (kept[place]) & ((rows[place] == own) | (logged.index != "rows"))
+        order = np.flatnonzero(fits)
+        order = order[np.argsort(steps[place[order]], kind="stable")]
+        there = column.taken(order, steps[place[order]] + more)
+        if len(there):
+            moved[name] = there.taken(_superseded(there.arrays()[0])[2])
+    return logged.columns.like(moved)
