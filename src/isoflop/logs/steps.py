@@ -17,7 +17,7 @@ LOST = 0.5
 """Share of superseded values beyond which it is asked whether the steps are those of one run."""
 STANDS = 3
 """Values of one step that are a curve logged without steps."""
-FROM_ZERO = "the trainer counts steps from 0 (step 9 is the tenth): one is added"
+FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
 ASK = "Say which column counts optimizer steps with --step COLUMN, or tells runs apart with --run COLUMN"
 
 
@@ -191,7 +191,10 @@ def _lost(name: str, falls: int, lost: int, total: int) -> str:
 def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
     """The columns at the steps that one of them holds; of calls without one at the last before."""
     more = logged.more or (1 if chosen == "trainer/global_step" else 0)  # Lightning's key in W&B
-    notes.append(f"steps are {plain(chosen, 40)}" + (f"; {FROM_ZERO}" if more else ""))
+    if chosen not in ("step", "Step"):
+        notes.append(f"steps are {plain(chosen, 40)}")
+    if more:
+        notes.append(FROM_ZERO)
     rows, values, _ = logged.columns[chosen].arrays()
     steps = values.astype(np.int64)
     falls, _, kept = _superseded(steps)
