@@ -46,7 +46,7 @@ class Forecast:
     @property
     def normal(self) -> tuple[float, float]:
         """Mean and standard deviation of the normal nearest to it, for comparing runs."""
-        return self.loss, self.sd * (self.nu / (self.nu - 2)) ** 0.5
+        return self.loss, self.sd * math.sqrt(self.nu / (self.nu - 2))
 
     def probability_below(self, other: Forecast | float) -> float:
         """The probability that this run ends below `other`, taken as independent; a number is a certain loss."""
@@ -63,7 +63,7 @@ class Forecast:
 def forecast_of(
     loss: float, sd: float, *, level: float, step: int, estimator: str, basis: tuple[str, ...] = (), nu: float = NU
 ) -> Forecast:
-    """A forecast from its median and scale, with the interval of a Student t.
+    """A forecast from its median and standard deviation, with the interval of a Student t.
 
     Raises:
         ValueError: if `level` is no probability.
@@ -72,6 +72,7 @@ def forecast_of(
         raise ValueError(f"level is the probability of the interval, between 0 and 1; got {level}.")
     from scipy.special import stdtrit  # slow to import
 
+    sd *= math.sqrt((nu - 2) / nu)
     half = float(stdtrit(nu, 0.5 + level / 2)) * sd
     return Forecast(loss, loss - half, loss + half, sd, level, step, estimator, basis, nu)
 

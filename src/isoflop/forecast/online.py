@@ -45,6 +45,9 @@ WIDEST = 0.025
 """An 80% half-width above this fraction of the loss is no forecast."""
 UNTESTED = 1.5
 """Mixtures of experts: no public curve was seen, so the priors are this much wider."""
+DISCREPANCY = (0.065, 0.1)
+"""Standard deviation of what the curve's form leaves out, as fractions of the drop still to come by training on and by
+the falling rate; chosen with each of five organisations left out in turn."""
 READ = 0.02
 """A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty. Intervals were
 calibrated with it on public curves; the final loss of a record is a mean over more (`isoflop.fit.runs.TAIL`)."""
@@ -227,7 +230,7 @@ class OnlineForecaster(Estimator):
             return missing
         road = self._path(plan, warmup, *seen)
         step, loss, count = (columns[name] for name in ("step", "loss", "count"))
-        posterior = solve(road, step, loss, count, *self._priors(plan, road, step), self.priors.kernels)
+        posterior = solve(road, step, loss, count, *self._priors(plan, road, step))
         missing = _check_residuals(posterior.residuals, loss)
         return missing or Fit(posterior, road, plan, now, float(count.sum() / max(now - step[0], 1)))
 
@@ -263,15 +266,15 @@ class OnlineForecaster(Estimator):
         """The forecast from a posterior: its spread, and what the curve's form leaves out."""
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss, far = float(seen.mean[1]), self._far()
-        variance = self.priors.width**2 * float(seen.variance[1])
-        for part, drop in zip(self.priors.discrepancy, (seen.decay, seen.fall), strict=True):
+        variance = float(seen.variance[1])
+        for part, drop in zip(DISCREPANCY, (seen.decay, seen.fall), strict=True):
             variance += (part * float(np.ptp(drop))) ** 2
         variance += (FLOOR * loss) ** 2
         variance += fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
         sd = far * math.sqrt(variance)
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
-        if T80 * sd > WIDEST * far * loss:
-            return NoForecast(Reason.TOO_WIDE, {"half": T80 * sd / loss, "most": WIDEST * far})
+        if T80 * result.sd > WIDEST * far * loss:
+            return NoForecast(Reason.TOO_WIDE, {"half": T80 * result.sd / loss, "most": WIDEST * far})
         return result
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, Kernel, falls
+from isoflop.forecast.curve import KERNELS, FeaturesPath, falls, kernel_gains, kernel_weights
 
 ALPHAS = 15
 """Points of the grid in α, over three standard deviations either way."""
@@ -64,7 +64,6 @@ class Posterior:
     """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at `x_ref`."""
 
     alphas: Array
-    kernels: tuple[Kernel, ...]
     weight: Array
     grid: Grid
     x_ref: float
@@ -76,13 +75,13 @@ class Posterior:
 
     def predict(self, road: FeaturesPath, steps: Array) -> Prediction:
         """The loss at `steps` of a plan."""
-        return self._at(self._decay(road, steps), falls(road, self.kernels, steps))
+        return self._at(self._decay(road, steps), falls(road, KERNELS, steps))
 
     def converged(self, road: FeaturesPath, now: float, end: float) -> Prediction:
         """At step `now` of a plan, and after endless steps with the rate as low as at step `end`: E − C·F."""
         decay = self._decay(road, np.array([now, end]))
         decay[:, 1] = 0.0
-        return self._at(decay, falls(road, self.kernels, np.array([now, end])))
+        return self._at(decay, falls(road, KERNELS, np.array([now, end])))
 
     def _decay(self, road: FeaturesPath, steps: Array) -> Array:
         return np.asarray((road.x(steps)[None] / self.x_ref) ** -self.alphas[:, None])
@@ -112,7 +111,6 @@ def solve(
     alpha: Normal,
     amplitude: Normal,
     gain: Normal,
-    kernels: tuple[Kernel, ...],
 ) -> Posterior:
     """The posterior from binned losses.
 
@@ -120,15 +118,14 @@ def solve(
         road: the plan made ready.
         steps, loss, count: mean step, mean loss in nats and raw steps of each bin, shape (bins,).
         alpha, amplitude, gain: normal priors of ln α, of ln A at the last bin, of ln C.
-        kernels: kernels of the grid.
     """
     x = road.x(steps)
-    fall = falls(road, kernels, steps)
-    # log-normal priors by their first two moments: the curve stays linear
-    height, gains = float(np.exp(amplitude.mean)), np.exp(gain.mean + np.array([k.gain for k in kernels]))
-    prior = np.column_stack([np.full(len(kernels), height), gains])
-    precision = np.column_stack([np.full(len(kernels), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
-    belief = np.log([k.weight for k in kernels])
+    fall = falls(road, KERNELS, steps)
+    belief = kernel_weights(road)
+    # normal priors with the log-normal ones' medians and relative spreads: the curve stays linear
+    height, gains = float(np.exp(amplitude.mean)), np.exp(gain.mean) * kernel_gains()
+    prior = np.column_stack([np.full(len(gains), height), gains])
+    precision = np.column_stack([np.full(len(gains), (height * amplitude.sd) ** -2), (gains * gain.sd) ** -2])
     relative = count / np.mean(count)
     floor = FLOOR * max(float(np.mean(np.abs(loss))), 1e-9)
 
@@ -160,7 +157,7 @@ def solve(
     alphas, decay, before = curves(centre + width * PLACES)
     grid = _grid(decay, fall, loss, w, prior, believed)
     noise = sd * float(np.mean(count)) ** 0.5
-    return Posterior(alphas, kernels, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
+    return Posterior(alphas, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
 
 
 def _weights(grid: Grid, before: Array) -> Array:

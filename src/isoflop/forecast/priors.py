@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, Kernel, LossBins, LossCurve, path
+from isoflop.forecast.curve import FeaturesPath, LossBins, LossCurve, kernel_gains, path
 from isoflop.forecast.posterior import Normal, Posterior, solve
 
 REFERENCE = (3e8, 5e5, 1e-3, 1e10)
 """Non-embedding parameters, tokens a batch, peak learning rate and effective tokens at which the intercepts hold."""
 UNKNOWN = (1.5, 1.0, 0.7, 1.5)
 """Standard deviation, in e-folds, of a size, batch, peak rate or number of tokens that is not known."""
-KERNELS = tuple(Kernel(p, 1.0, T) for p in (0.5, 0.65, 0.8) for T in (40.0, 100.0, 250.0))
 Where = tuple[float | None, float | None, float | None, float | None]
 
 
@@ -69,11 +67,6 @@ class Priors:
         alpha: ln α of x^−α.
         amplitude: ln of A·x^−α now, nats.
         gain: ln C, the nats that a decay of the rate from its peak to 0 gives in the end.
-        kernels: how a fall of the rate takes effect, each with its own level of ln C and its weight.
-        discrepancy: what the curve's form leaves out, as fractions of the drop still to come by training on and by the
-            falling rate.
-        width: what the posterior's standard deviation is multiplied with; set, as `discrepancy`, so that intervals
-            hold what they should with each organisation left out in turn.
         own_runs: finished runs of the user's own among what they were learnt from.
         source: where they are from, in words.
     """
@@ -81,9 +74,6 @@ class Priors:
     alpha: Line
     amplitude: Line
     gain: Line
-    kernels: tuple[Kernel, ...] = KERNELS
-    discrepancy: tuple[float, float] = (0.05, 0.05)
-    width: float = 0.6
     own_runs: int = 0
     source: str = ""
 
@@ -91,7 +81,7 @@ class Priors:
 WEAK_PRIORS = Priors(
     alpha=Line((math.log(0.5), 0.0, 0.0, 0.0, 0.0), (0.25, 0.05, 0.05, 0.05, 0.0), 0.12, 0.15),
     amplitude=Line((-1.6, 0.14, 0.2, 0.0, -0.5), (0.5, 0.1, 0.2, 0.1, 0.0), 0.2, 0.2),
-    gain=Line((-1.6, 0.1, -0.15, 0.15, 0.0), (0.4, 0.08, 0.15, 0.1, 0.06), 0.09, 0.08),
+    gain=Line((-1.5, 0.0, 0.0, 0.15, 0.0), (0.4, 0.03, 0.03, 0.1, 0.03), 0.15, 0.08),
     source="weak priors",
 )
 """Before any curve: slopes about 0, and a factor of 1.3 to 1.7 of doubt on each."""
@@ -100,20 +90,6 @@ DEFAULT_PRIORS = Priors(
     alpha=Line((-0.82, -0.03, 0.02, 0.02, 0.0), (0.07, 0.02, 0.04, 0.04, 0.0), 0.12, 0.14),
     amplitude=Line((-1.35, 0.17, 0.31, -0.08, -0.5), (0.13, 0.02, 0.10, 0.08, 0.0), 0.22, 0.18),
     gain=Line((-1.41, 0.11, -0.18, 0.16, -0.09), (0.07, 0.02, 0.06, 0.04, 0.02), 0.12, 0.06),
-    kernels=tuple(
-        Kernel(p, 1.0, T, gain, weight)
-        for p, T, gain, weight in (
-            (0.5, 40.0, -0.06, 0.09),
-            (0.5, 100.0, 0.06, 0.09),
-            (0.5, 250.0, 0.24, 0.07),
-            (0.65, 40.0, -0.15, 0.14),
-            (0.65, 100.0, -0.04, 0.13),
-            (0.65, 250.0, 0.14, 0.10),
-            (0.8, 40.0, -0.19, 0.16),
-            (0.8, 100.0, -0.09, 0.13),
-            (0.8, 250.0, 0.08, 0.09),
-        )
-    ),
     source="141 public curves of dense language models, 4 organisations",
 )
 """What ships: `learn_priors` on the public curves of MultiPowerLaw (Luo et al. 2025: 25 to 400M, several plans),
@@ -160,8 +136,7 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
     read = [reading for run in runs if (reading := read_run(run, base)) is not None]
     if not read:
         return base
-    kernels = _kernels(read, base)
-    facts = [_facts(reading, kernels) for reading in read]
+    facts = [_facts(reading) for reading in read]
     where = np.array([reading.where for reading in read])
     organisations = [reading.organisation for reading in read]
     alpha, amplitude, gain = (
@@ -173,7 +148,6 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
         alpha=alpha,
         amplitude=amplitude,
         gain=gain,
-        kernels=kernels,
         own_runs=base.own_runs + (len(read) if own else 0),
         source=f"{base.source}, updated with {len(read)} finished run{'s' if len(read) > 1 else ''}"
         + (" of your own" if own else ""),
@@ -192,40 +166,6 @@ class Reading:
     foreign: bool  # an unknown rate or another optimizer: its gain says less
 
 
-def _kernels(read: Sequence[Reading], base: Priors) -> tuple[Kernel, ...]:
-    """The kernels with their weights and levels of ln C, organisations counting alike; shrunk towards the base's."""
-    shares: dict[str, list[Array]] = {}
-    levels: dict[str, list[Array]] = {}
-    for reading in read:
-        share, value, informed = _gains(reading)
-        if informed.all():
-            shares.setdefault(reading.organisation, []).append(share)
-            levels.setdefault(reading.organisation, []).append(value - value.mean())
-    if not shares:
-        return base.kernels
-    old = np.array([k.weight for k in base.kernels]) / sum(k.weight for k in base.kernels)
-    prior = np.array([k.gain for k in base.kernels])
-    counts = {name: len(each) / (len(each) + 3) for name, each in shares.items()}  # three runs' worth of doubt
-    total = 1 + sum(counts.values())
-    weight = (old + sum(counts[name] * np.mean(each, axis=0) for name, each in shares.items())) / total
-    believed = sum(counts.values()) / (sum(counts.values()) + 0.5)
-    level = sum(counts[name] * np.mean(each, axis=0) for name, each in levels.items()) / sum(counts.values())
-    gain = (1 - believed) * prior + believed * level
-    return tuple(replace(k, weight=float(w), gain=float(g)) for k, w, g in zip(base.kernels, weight, gain, strict=True))
-
-
-def _gains(reading: Reading) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """By kernel: its posterior share, ln C, and whether the curve says something of C."""
-    posterior, prior = reading.posterior, reading.priors[2]
-    share = posterior.weight.sum(0)
-    each = posterior.weight / np.maximum(share, 1e-300)
-    C, variance = posterior.grid.C, posterior.grid.var_C
-    middle = np.sum(each * C, axis=0)
-    spread = np.sum(each * (variance + (C - middle) ** 2), axis=0)
-    middle = np.maximum(middle, 0.1 * math.exp(prior.mean))
-    return share, np.log(middle), spread / middle**2 < 0.5 * prior.sd**2
-
-
 def read_run(run: LossCurve, base: Priors) -> Reading | None:
     """The posterior of a whole run; None where it is too short."""
     bins, warmup = LossBins(), run.plan.warmup_steps
@@ -240,22 +180,18 @@ def read_run(run: LossCurve, base: Priors) -> Reading | None:
     at = (known(run.N), known(run.batch_tokens), peak, float(road.x(steps[-1:])[0]) * batch)
     lines = (line.at(at) for line in (base.alpha, base.amplitude, base.gain))
     alpha, amplitude, gain = (Normal(mean, max(WIDER * sd, 0.3)) for mean, sd in lines)
-    kernels = tuple(replace(k, weight=1.0) for k in base.kernels)
-    posterior = solve(road, steps, loss, count, alpha, amplitude, gain, kernels)
+    posterior = solve(road, steps, loss, count, alpha, amplitude, gain)
     where = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
     return Reading(where, posterior, (alpha, amplitude, gain), run.organisation, road, foreign=peak is None)
 
 
-def _facts(reading: Reading, kernels: tuple[Kernel, ...]) -> list[tuple[float, float]]:
+def _facts(reading: Reading) -> list[tuple[float, float]]:
     """Value and variance of a run's ln α, ln A and ln C: what the curve itself says."""
     posterior, priors = reading.posterior, reading.priors
-    # what other runs made of the kernels bears on this one
-    weight = posterior.weight * np.array([k.weight for k in kernels])
-    weight = weight / weight.sum()
-    log_alpha = np.log(posterior.alphas)
+    weight, log_alpha = posterior.weight, np.log(posterior.alphas)
     mean = float(weight.sum(1) @ log_alpha)
     values = [(mean, float(weight.sum(1) @ (log_alpha - mean) ** 2))]
-    grid, levels = posterior.grid, np.exp([k.gain for k in kernels])
+    grid, levels = posterior.grid, kernel_gains()
     for i, each, own in ((1, grid.A, grid.var_A), (2, grid.C / levels, grid.var_C / levels**2)):
         middle = float(np.sum(weight * each))
         spread = float(np.sum(weight * (own + (each - middle) ** 2)))

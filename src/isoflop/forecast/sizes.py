@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, LossCurve, falls, path
+from isoflop.forecast.curve import KERNELS, FeaturesPath, LossCurve, falls, kernel_gains, kernel_weights, path
 from isoflop.forecast.forecast import Forecast, NoForecast, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import OnlineForecaster
@@ -77,6 +77,7 @@ class Ladder:
     priors: Priors
     members: tuple[_Member, ...]
     alphas: Array
+    kernels: Array  # their log prior weights
     middle: float  # geometric mean of N
     tokens: float  # effective tokens at which A is given
     optimizer: str | None
@@ -113,7 +114,7 @@ class Ladder:
             single = run.forecast(plan, at, level)
             basis.append(f"the run's own losses up to step {run.bins.last_step:,.0f}")
             if isinstance(single, Forecast):
-                mean, sd = _mixed((mean, DOUBT * sd), (single.loss, single.sd))
+                mean, sd = _mixed((mean, DOUBT * sd), single.normal)
         return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
 
     def member(self, own: Posterior, road: FeaturesPath, sized: _Sized) -> _Member:
@@ -129,8 +130,7 @@ class Ladder:
         where = (*sized, self.tokens)
         amplitude, gain = (math.exp(line.at(where).mean) for line in (self.priors.amplitude, self.priors.gain))
         decay = amplitude * (road.x(steps)[None] * sized.batch / self.tokens) ** -self.alphas[:, None]
-        level = np.exp([k.gain for k in self.priors.kernels])[:, None]
-        fall = -gain * level * falls(road, self.priors.kernels, steps)
+        fall = -gain * kernel_gains()[:, None] * falls(road, KERNELS, steps)
         shape = (len(self.alphas), len(fall), len(steps))
         parts = (np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(fall[None], shape))
         return np.stack(parts, axis=-1).reshape(-1, len(steps), 3)
@@ -167,8 +167,7 @@ class Ladder:
         precision = np.tile(np.diag(sd0**-2), (cells, 1, 1))
         right = np.tile(mean0 / sd0**2, (cells, 1))
         evidence = np.full(cells, -0.5 * ((gamma - GAMMA_PRIOR[0]) / GAMMA_PRIOR[1]) ** 2)
-        kernels = np.log([k.weight for k in self.priors.kernels])
-        evidence += np.add.outer(-0.5 * PLACES**2, kernels).ravel()
+        evidence += np.add.outer(-0.5 * PLACES**2, self.kernels).ravel()
         loose = np.diag(1 / spread)
         for member in self.members:
             Z = _design(member.size, gamma)
@@ -207,7 +206,8 @@ def fit_ladder(runs: Sequence[LossCurve], priors: Priors = DEFAULT_PRIORS) -> La
     tokens = math.exp(float(np.mean(np.log(ends))))
     alpha = learnt.alpha.at((middle, read[0][0].batch_tokens, None, tokens))
     names = tuple(run.name for run, _ in read)
-    ladder = Ladder(learnt, (), np.exp(alpha.mean + alpha.sd * PLACES), middle, tokens, read[0][0].optimizer, names)
+    kernels = np.mean([kernel_weights(reading.road) for _, reading in read], axis=0)
+    ladder = Ladder(learnt, (), np.exp(alpha.mean + alpha.sd * PLACES), kernels, middle, tokens, read[0][0].optimizer, names)
     return replace(
         ladder,
         members=tuple(ladder.member(reading.posterior, reading.road, _sized(run)) for run, reading in read),
