@@ -20,7 +20,7 @@ class Planted:
     alpha: float = 0.44
     C: float = 0.22
     noise: float = 0.03
-    kernel: Kernel = Kernel(0.65, 1.0, 100.0)  # noqa: RUF009
+    kernel: Kernel = Kernel(0.65, 100.0)  # noqa: RUF009
 
     def loss(self, plan: LrPlan, steps: np.ndarray) -> np.ndarray:
         """The loss without noise."""

@@ -46,6 +46,7 @@ def train(folder: Path, *, last: int = 2000, first: int = 1, state: Any = None, 
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=1e-3)
     total = options.pop("total_steps", 2000)
+    options.setdefault("lr_plan", "constant")
     loss = options.pop("loss", planted)
     monitor = isoflop.Monitor(None, optimizer=optimizer, total_steps=total, **options)
     if state is not None:

@@ -168,10 +168,15 @@ def test_a_plan_whose_past_was_another_survives_a_checkpoint(tmp_path: Path) -> 
 
     whole: dict[int, Any] = {}
     parts: dict[int, Any] = {}
+    options: dict[str, Any] = {"lr_plan": lambda step: PEAK / 2}  # as it is from now on
     train(
-        tmp_path / "a", make=None, last=1_500, between=lambda *at: (halve(*at), whole.update({at[0]: at[1].forecast}))
+        tmp_path / "a",
+        make=None,
+        last=1_500,
+        between=lambda *at: (halve(*at), whole.update({at[0]: at[1].forecast})),
+        **options,
     )
-    first, _ = train(tmp_path / "b", make=None, last=1_000, between=halve, finish=False)
+    first, _ = train(tmp_path / "b", make=None, last=1_000, between=halve, finish=False, **options)
     state = json.loads(json.dumps(first.state_dict()))
     train(
         tmp_path / "b",
@@ -180,6 +185,7 @@ def test_a_plan_whose_past_was_another_survives_a_checkpoint(tmp_path: Path) -> 
         state=state,
         make=lambda o: halve(700, None, o),  # as the optimizer's own checkpoint would
         between=lambda step, monitor, _: parts.update({step: monitor.forecast}),
+        **options,
     )
     assert isinstance(parts[1_500], Forecast)
     assert parts == {step: whole[step] for step in parts}
@@ -200,12 +206,12 @@ def test_a_state_of_an_earlier_version_restores(tmp_path: Path) -> None:
         (
             {"make": lambda o: S.ReduceLROnPlateau(o, patience=10**6), "loop": True},
             "The learning rate to come is unknown: ReduceLROnPlateau sets the learning rate by losses still to come. "
-            "Pass lr_plan=, a function of the step.",
+            f"Pass {forecasting.GIVEN}.",
         ),
         (
             {"make": None, "hidden": True},
             "The learning rate to come is unknown: the optimizer has a scheduler that isoflop was not told of. Pass "
-            "scheduler= or lr_plan=, a function of the step.",
+            f"scheduler= or {forecasting.GIVEN}.",
         ),
     ],
 )
@@ -225,20 +231,50 @@ def test_what_time_does_not_mend_is_told_once(tmp_path: Path, options: Any, mess
     assert not monitor.guard.aside
 
 
-def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path) -> None:
-    def by_hand(step: int, monitor: Any, optimizer: Any) -> None:
-        optimizer.param_groups[0]["lr"] = rate(step + 1)
+def decaying(step: int) -> float:
+    return PEAK * min(1.0, step / 50) * (1 - max(step - 50, 0) / (TOTAL - 50))
 
-    def rate(step: int) -> float:
-        return PEAK * min(1.0, step / 50) * (1 - step / (TOTAL + 1))
 
-    told_of, told = train(tmp_path / "a", last=1_000, make=None, between=by_hand, lr_plan=rate)
-    assert isinstance(told_of.forecast, Forecast) and not about(told)
-    # without it the rate is taken to stay as it is, and is asked again whenever it does not
-    untold, _ = train(tmp_path / "b", last=1_000, make=None, between=by_hand)
-    plan = untold._forecast.plan
-    assert plan is not None
-    assert float(plan.at(TOTAL)) == pytest.approx(rate(1_000), rel=0.05)
+def by_hand(step: int, monitor: Any, optimizer: Any) -> None:
+    optimizer.param_groups[0]["lr"] = decaying(step + 1)
+
+
+@pytest.mark.parametrize("plan", [decaying, lambda step: decaying(step) / PEAK, "linear:warmup=50,end=0"])
+def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path, plan: Any) -> None:
+    """A function of the step, one of the fraction of the peak, and a name come to one plan."""
+    told_of, told = train(tmp_path, last=1_000, make=None, between=by_hand, lr_plan=plan)
+    assert isinstance(told_of.forecast, Forecast) and not told_of.forecast.rate_assumed and not about(told)
+    assert told_of._forecast.plan.at([500, 1_500, TOTAL]) == pytest.approx(
+        [decaying(500), decaying(1_500), 0], abs=2e-2 * PEAK
+    )
+    assert "learning_rates" in the_run(tmp_path).planned
+
+
+def test_a_rate_that_moved_by_another_hand_is_unknown(tmp_path: Path) -> None:
+    monitor, told = train(tmp_path, last=1_000, make=None, between=by_hand)
+    assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Reason.LR_UNKNOWN
+    assert about(told)[-1].endswith(f"was not told of a scheduler. Pass scheduler= or {forecasting.GIVEN}.")
+    assert "learning_rates" not in the_run(tmp_path).planned
+
+
+def test_a_rate_that_has_stayed_is_said_to_be_assumed(tmp_path: Path) -> None:
+    """The interval holds the end of a run that stays at its rate and that of one that decays to 0 after all."""
+
+    def warm(step: int, monitor: Any, optimizer: Any) -> None:
+        optimizer.param_groups[0]["lr"] = PEAK * min(1.0, (step + 1) / 50)
+
+    monitor, told = train(tmp_path / "a", last=1_000, make=None, between=warm, target_loss=1.0)
+    known, _ = train(tmp_path / "known", last=1_000, make=None, between=warm, lr_plan="constant:warmup=50")
+    assumed, constant = monitor.forecast, known.forecast
+    assert assumed.rate_assumed and not constant.rate_assumed
+    assert assumed.loss == pytest.approx(constant.loss, rel=1e-3) and assumed.high == pytest.approx(
+        constant.high, rel=1e-3
+    )
+    decays = monitor._forecast.curve.forecast(monitor._forecast.plan.decayed(1_000))
+    assert assumed.low == decays.low < constant.low
+    assert len([line for line in told if "takes it to stay" in line]) == 1
+    assert "learning_rates" not in the_run(tmp_path / "a").planned
+    assert not any(advice.reason.value == "target out of reach" for advice in monitor.advice)
 
 
 def test_off_says_and_does_nothing(tmp_path: Path) -> None:
@@ -404,7 +440,7 @@ def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
     trainer.fit(module, batches(Rows(128), 8))
     assert callback.monitor is not None
     assert callback.monitor.forecast == NoForecast(
-        Reason.LR_UNKNOWN, {"why": "the module has 2 optimizers", "remedy": "lr_plan=, a function of the step"}
+        Reason.LR_UNKNOWN, {"why": "the module has 2 optimizers", "remedy": forecasting.GIVEN}
     )
 
 

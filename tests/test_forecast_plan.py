@@ -67,7 +67,7 @@ def test_spliced_is_the_past_as_seen_and_the_plan_from_there() -> None:
 
 def test_effective_steps_and_falls_against_a_plain_sum() -> None:
     """The nodes of a path stand for a sum over every step."""
-    kernel = Kernel(0.65, 1.0, 100.0)
+    kernel = Kernel(0.65, 100.0)
     for plan in (
         LrPlan.cosine(4000, 3e-4, 300),
         LrPlan.wsd(4000, 3e-4, 300, 900),
@@ -87,4 +87,43 @@ def test_effective_steps_and_falls_against_a_plain_sum() -> None:
 
 def test_a_constant_rate_has_no_falls() -> None:
     plan = LrPlan.constant(1000, 1.0, 10)
-    assert not falls(path(plan, 10, 1000.0), (Kernel(1, 1, 50),), np.array([500.0, 1000])).any()
+    assert not falls(path(plan, 10, 1000.0), (Kernel(1, 50),), np.array([500.0, 1000])).any()
+
+
+def test_a_plan_by_name_is_the_one_with_its_constants() -> None:
+    steps = np.array([50, 300, 900, 1200, 1800, 2000])
+    for text, plan in {
+        "cosine:warmup=100,end=0.1": LrPlan.cosine(2000, 1.0, 100, 0.1),
+        "linear: warmup=100, end=0": LrPlan.linear(2000, 1.0, 100),
+        "wsd:warmup=100,decay=400,end=0.2": LrPlan.wsd(2000, 1.0, 100, 400, 0.2),
+        "wsd:decay=0.2,end=0": LrPlan.wsd(2000, 1.0, 0, 400),
+        "constant:warmup=100": LrPlan.constant(2000, 1.0, 100),
+        "cosine:end=0.1,steps=1500": LrPlan.cosine(1500, 1.0, 0, 0.1),  # nanoGPT's lr_decay_iters
+    }.items():
+        assert LrPlan.named(text, 2000).at(steps) == pytest.approx(plan.at(steps), abs=1e-4)
+        assert LrPlan.named(text, 2000).total_steps == 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cosin:end=0", "expected a schedule named cosine, linear, wsd, constant"),
+        ("cosine:warmup=100", "cosine needs end"),
+        ("cosine:end=6e-5,min_lr=1", "got 'min_lr=1'"),
+        ("cosine:end=10%", "got 'end=10%'"),
+        ("linear:end=3", "end as a fraction of the peak"),
+        ("wsd:end=0", "wsd needs decay"),
+        ("cosine:warmup=3000,end=0", "The warm-up must end before the run does"),
+    ],
+)
+def test_a_name_that_is_no_plan_is_said(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LrPlan.named(text, 2000)
+
+
+def test_a_plan_takes_the_unit_of_the_rates_seen() -> None:
+    plan, seen = LrPlan.cosine(2000, 1.0, 100), np.array([50.0, 500, 900])
+    assert plan.scaled_to(seen, 3e-4 * plan.at(seen)).peak == pytest.approx(3e-4)
+    assert plan.scaled_to(seen[:0], seen[:0]) is plan
+    past = np.array([2.0, 2.0, float(plan.at(900))])  # another past; it is on the plan now
+    assert plan.scaled_to(seen, past) is plan

@@ -10,6 +10,7 @@ import pytest
 from curves import BATCH, Planted, fed, feed
 from isoflop.forecast import (
     DEFAULT_PRIORS,
+    Earlier,
     Forecast,
     LossCurve,
     LrPlan,
@@ -91,6 +92,31 @@ def test_a_jump_is_a_change_point_and_no_fit(by: float) -> None:
     assert reason.reason is Reason.CHANGE_POINT and "nats" in reason.message
 
 
+@pytest.mark.parametrize("level", [np.log(50_257), 7.5])
+def test_a_loss_that_does_not_fall_is_stuck(level: float) -> None:
+    """At ln of the vocabulary from the first step on, or where it learnt how often each token comes and no more."""
+    run = changed()
+    noise = 0.02 * np.random.default_rng(0).normal(size=len(run.steps))
+    early = 3 * np.exp(-run.steps / 50) * (level < 10)
+    for fraction in (0.2, 0.5, 0.9):
+        assert silent(fed(dataclasses.replace(run, loss=level + early + noise), fraction)).reason is Reason.STUCK
+
+
+def test_a_forecast_far_from_an_earlier_one_is_none() -> None:
+    """A slow divergence from half time on: the loss bends up by 5% until the end, and never jumps."""
+    run = Planted().run(LrPlan.constant(20_000, 1e-3, 400))
+    drift = 1 + 0.1 * np.clip(run.steps / 20_000 - 0.5, 0, None)
+    answers, earlier = [], Earlier()
+    forecaster = OnlineForecaster(N=3e8, batch_tokens=BATCH)
+    bent = dataclasses.replace(run, loss=run.loss * drift)
+    for part in np.arange(0.05, 0.96, 0.05):
+        forecaster.feed(bent, part * 20_000, after=forecaster.bins.last_step)
+        answers.append(earlier.check(forecaster.forecast(run.plan), part * 20_000))
+    spoke = [isinstance(answer, Forecast) for answer in answers]
+    assert all(spoke[2:10]) and not any(spoke[16:])
+    assert answers[-1].reason is Reason.DRIFTED and "far outside" in answers[-1].message
+
+
 def test_a_falling_learning_rate_is_no_change_point() -> None:
     two = LrPlan(np.array([0.0, 400, 2400, 2401, 6000]), np.array([0.0, 1e-3, 1e-3, 2e-4, 2e-4]))
     run = Planted().run(two)
@@ -107,7 +133,7 @@ def test_a_change_of_batch() -> None:
 
 
 def test_an_interval_too_wide_to_be_of_use() -> None:
-    wide = dataclasses.replace(DEFAULT_PRIORS, gain=dataclasses.replace(DEFAULT_PRIORS.gain, within=1.5), width=1.0)
+    wide = dataclasses.replace(DEFAULT_PRIORS, gain=dataclasses.replace(DEFAULT_PRIORS.gain, within=1.5))
     reason = silent(fed(changed(), 0.2, priors=wide))
     assert reason.reason is Reason.TOO_WIDE and "±2.5%" in reason.message
 
@@ -137,6 +163,7 @@ def test_silence_lifts_when_its_reason_is_gone() -> None:
 @pytest.mark.parametrize("reason", Reason)
 def test_each_reason_has_a_stable_name_and_a_text_of_its_numbers(reason: Reason) -> None:
     numbers = dict.fromkeys(("needed", "now", "n", "half", "most", "step", "rate", "planned", "rise", "jump"), 2.0)
+    numbers |= dict.fromkeys(("fell", "since", "expected", "loss", "low", "high"), 2.0)
     words = dict.fromkeys(("why", "remedy", "kind"), "words")
     told = NoForecast(reason, {**numbers, **words, "before": 1e5, "after": 2e5})
     assert reason == reason.value and str(told) == f"no forecast ({reason.value}): {told.message}"

@@ -50,7 +50,12 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("intent", "small", "intent= expects 'optimal' or 'overtrain', got 'small'"),
         ("on_advice", "raise", "on_advice= expects 'warn', 'stop' or a function, got 'raise'"),
         ("thresholds", {"waste": 0.5}, "thresholds= expects isoflop.advice.Thresholds(…), got {'waste': 0.5}"),
-        ("lr_plan", 1e-3, "lr_plan= expects a function of the optimizer step, got 0.001"),
+        (
+            "lr_plan",
+            1e-3,
+            "lr_plan= expects a function of the optimizer step or a schedule by name, such as "
+            "'cosine:warmup=2000,end=0.1'; got 0.001",
+        ),
         ("noise_scale", "on", "noise_scale= expects one of auto, split, off, got 'on'"),
     ],
 )

@@ -222,6 +222,8 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         return Missing(what, "there is no forecast yet", quiet=True)
     if not isinstance(ending, Forecast):
         return Missing(what, ending.message, quiet=ending.reason.temporary)
+    if ending.rate_assumed:
+        return Missing(what, "the learning rate to come is only assumed to stay as it is; pass lr_plan=")
     missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None

@@ -4,6 +4,7 @@ from isoflop.forecast.backtest import Score, backtest, priors_for, priors_withou
 from isoflop.forecast.baselines import ESTIMATORS
 from isoflop.forecast.curve import FeaturesPath, Kernel, LossCurve, falls, path, usable
 from isoflop.forecast.forecast import (
+    Earlier,
     FinalLoss,
     Forecast,
     NoForecast,
@@ -25,6 +26,7 @@ __all__ = [
     "ESTIMATORS",
     "SURE",
     "WEAK_PRIORS",
+    "Earlier",
     "Estimator",
     "FeaturesPath",
     "FinalLoss",

@@ -11,7 +11,7 @@ import numpy as np
 
 from isoflop.forecast.baselines import ESTIMATORS
 from isoflop.forecast.curve import LossCurve
-from isoflop.forecast.forecast import Forecast
+from isoflop.forecast.forecast import Earlier, Forecast
 from isoflop.forecast.history import OWN
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Priors, learn_priors
 
@@ -102,9 +102,10 @@ def replay(
     """The forecasts of one run's end, by fraction of it; None where there was none."""
     estimator = ESTIMATORS[name].of(run, priors)
     forecasts: dict[float, Forecast | None] = {}
-    seen = -math.inf
+    seen, earlier = -math.inf, Earlier()
     for fraction in sorted(fractions):
         result = estimator.feed(run, fraction * run.total_steps, after=seen).forecast(run.plan, level=level)
+        result = earlier.check(result, fraction * run.total_steps)
         forecasts[fraction] = result if isinstance(result, Forecast) else None
         seen = fraction * run.total_steps
     return forecasts

@@ -72,7 +72,8 @@ def _plan(columns: RunCurve) -> LrPlan:
     given = columns.run.planned.get("learning_rates")
     if isinstance(given, Mapping):
         try:  # a record may be a stranger's
-            return LrPlan(*(np.asarray(given.get(name), dtype=float) for name in ("steps", "lr")))
+            steps, lr = (np.asarray(given.get(name), dtype=float) for name in ("steps", "lr"))
+            return LrPlan(steps, lr)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"its record holds no plan of learning rates that can be read: {error}") from None
     if columns.run.status != "completed":

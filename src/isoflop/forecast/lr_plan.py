@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,11 @@ RECORDED = 256
 """Knots of a plan in a record, at most."""
 CURVE_KNOTS = 256
 """Knots of a curved decay: a cosine is approximated to 2e-5 of its peak."""
+TO_COME = 0.25
+"""A decay that may still come takes the last quarter of the run, or what is left of it."""
+NAMED = {"cosine": {"end"}, "linear": {"end"}, "wsd": {"decay", "end"}, "constant": set()}
+"""Schedules that can be given by name, and the constants that each needs."""
+EXAMPLE = "cosine:warmup=2000,end=0.1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +30,7 @@ class LrPlan:
         steps: optimizer steps, strictly ascending, shape (knots,). The last one is the end of the run.
         lr: learning rate at those steps, shape (knots,), not negative and not all zero. Only its shape and, where
             it is a real rate, its peak are used.
+        assumed: nobody has said what the rate will be; it is the present one until the end.
 
     Raises:
         ValueError: if the shapes differ, the steps do not ascend or a rate is negative or not finite.
@@ -31,6 +38,7 @@ class LrPlan:
 
     steps: Array
     lr: Array
+    assumed: bool = False
 
     def __post_init__(self) -> None:
         steps, lr = np.array(self.steps, dtype=float), np.array(self.lr, dtype=float)
@@ -81,6 +89,21 @@ class LrPlan:
         return LrPlan(
             np.concatenate([seen, extra, self.steps[later]]), np.concatenate([rates, self.at(extra), self.lr[later]])
         )
+
+    def scaled_to(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
+        """This plan in the unit of the rates seen, by their median ratio; as it is where the last one lies on it."""
+        planned, seen = self.at(steps), np.asarray(lr, dtype=float)
+        known = (planned > 0) & (seen > 0)
+        ratio = seen[known] / planned[known]
+        return self if not len(ratio) or abs(ratio[-1] - 1) < 0.05 else replace(self, lr=self.lr * np.median(ratio))
+
+    def decayed(self, now: float) -> LrPlan:
+        """This plan with a line to 0 over its last quarter, or over what is left after step `now`."""
+        end = float(self.steps[-1])
+        begin = min(max(now, (1 - TO_COME) * end), end - 1)
+        kept = self.steps < begin
+        rates = [float(self.at(begin)), 0.0]
+        return LrPlan(np.append(self.steps[kept], [begin, end]), np.append(self.lr[kept], rates))
 
     def as_dict(self) -> dict[str, list[float]]:
         """Plain values for the record, thinned to `RECORDED` knots: {"steps", "lr"}."""
@@ -136,3 +159,56 @@ class LrPlan:
         head = (np.array([0.0, warmup]), np.array([0.0, peak])) if warmup else (np.array([0.0]), np.array([peak]))
         later = steps > head[0][-1]
         return cls(np.concatenate([head[0], steps[later]]), np.concatenate([head[1], rates[later]]))
+
+    @classmethod
+    def named(cls, text: str, total: int, peak: float = 1.0) -> LrPlan:
+        """The plan that a name and its constants say, such as "cosine:warmup=2000,end=0.1".
+
+        Args:
+            text: cosine, linear, wsd or constant, and of it `warmup` (steps), `end` (the last rate over the peak),
+                `steps` (of the whole schedule, if not `total`), and for wsd `decay` (steps; below 1 their part).
+            total: planned steps of the run.
+            peak: the highest rate.
+
+        Raises:
+            ValueError: what is wrong with the text, or it does not fit into the run.
+        """
+        kind, given = parse_named(text)
+        steps, warmup = round(given.get("steps", total)), round(given.get("warmup", 0))
+        if kind == "constant":
+            plan = cls.constant(steps, peak, warmup)
+        elif kind == "wsd":
+            decay = given["decay"] if given["decay"] >= 1 else given["decay"] * steps
+            plan = cls.wsd(steps, peak, warmup, round(decay), given["end"])
+        else:
+            plan = cls.wsd(steps, peak, warmup, steps - warmup, given["end"], kind)
+        return plan if total <= steps else cls(np.append(plan.steps, total), np.append(plan.lr, plan.lr[-1]))
+
+
+def parse_named(text: str) -> tuple[str, Mapping[str, float]]:
+    """Kind and constants of a schedule by name (`LrPlan.named`).
+
+    >>> parse_named("wsd:warmup=500,decay=0.2,end=0")
+    ('wsd', {'warmup': 500.0, 'decay': 0.2, 'end': 0.0})
+
+    Raises:
+        ValueError: what was expected and what came.
+    """
+    kind, _, rest = text.replace(" ", "").partition(":")
+    if kind not in NAMED:
+        raise ValueError(f"expected a schedule named {', '.join(NAMED)}, such as {EXAMPLE!r}, got {text!r}")
+    known, given = {"warmup", "steps", *NAMED[kind]}, {}
+    for part in filter(None, rest.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            given[name] = -1.0
+        if name not in known or not 0 <= given[name] < np.inf or (name == "end" and given[name] > 1):
+            raise ValueError(
+                f"{kind} takes {', '.join(sorted(known))} as numbers (warmup and steps in optimizer steps, end as a "
+                f"fraction of the peak), got {part!r} in {text!r}"
+            )
+    if missing := sorted(NAMED[kind] - set(given)):
+        raise ValueError(f"{kind} needs {' and '.join(missing)}, such as {EXAMPLE!r}, got {text!r}")
+    return kind, given

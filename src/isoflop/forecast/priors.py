@@ -87,15 +87,15 @@ WEAK_PRIORS = Priors(
 """Before any curve: slopes about 0, and a factor of 1.3 to 1.7 of doubt on each."""
 
 DEFAULT_PRIORS = Priors(
-    alpha=Line((-0.82, -0.03, 0.02, 0.02, 0.0), (0.07, 0.02, 0.04, 0.04, 0.0), 0.12, 0.14),
-    amplitude=Line((-1.35, 0.17, 0.31, -0.08, -0.5), (0.13, 0.02, 0.10, 0.08, 0.0), 0.22, 0.18),
-    gain=Line((-1.41, 0.11, -0.18, 0.16, -0.09), (0.07, 0.02, 0.06, 0.04, 0.02), 0.12, 0.06),
-    source="141 public curves of dense language models, 4 organisations",
+    alpha=Line((-0.80, -0.03, 0.03, 0.09, 0.0), (0.06, 0.02, 0.03, 0.03, 0.0), 0.13, 0.13),
+    amplitude=Line((-1.46, 0.18, 0.29, -0.32, -0.5), (0.10, 0.02, 0.06, 0.05, 0.0), 0.20, 0.18),
+    gain=Line((-1.37, 0.02, -0.02, 0.31, -0.07), (0.07, 0.02, 0.03, 0.03, 0.02), 0.17, 0.09),
+    source="264 public curves of dense language models, 5 organisations",
 )
 """What ships: `learn_priors` on the public curves of MultiPowerLaw (Luo et al. 2025: 25 to 400M, several plans),
-OLMo-ladder (190M to 1B, cosine), Gemstones (McLeish et al. 2025: 50M to 2B, constant) and modded-nanogpt (124M, linear
-and cosine to 0), from `WEAK_PRIORS`, rounded; the spread of the gain between organisations is rounded up, for three say
-little of a fourth."""
+OLMo-ladder (190M to 3B, cosine), Gemstones (McLeish et al. 2025: 50M to 2B, constant and cooled), Hägele et al. 2024
+and Schaipp et al. 2025 (14M to 308M, cosine and WSD) and modded-nanogpt (124M, linear and cosine to 0), from
+`WEAK_PRIORS`, rounded; the spreads of the gain are rounded up, for five organisations say little of a sixth."""
 
 FOREIGN = 0.25
 """The least standard deviation of ln C with an unknown learning rate or another optimizer than Adam's family."""

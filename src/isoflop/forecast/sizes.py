@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from isoflop.arrays import Array
 from isoflop.forecast.curve import KERNELS, FeaturesPath, LossCurve, falls, kernel_gains, kernel_weights, path
 from isoflop.forecast.forecast import Forecast, NoForecast, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import OnlineForecaster
+from isoflop.forecast.online import OnlineForecaster, covered
 from isoflop.forecast.posterior import Posterior
 from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak, learn_priors, read_run
 
@@ -104,6 +104,10 @@ class Ladder:
             level: probability of the interval.
         """
         at = plan.total_steps if step is None else step
+        if plan.assumed:
+            now = 0.0 if run is None else run.bins.last_step
+            ask = partial(self.forecast, N=N, batch_tokens=batch_tokens, run=run, step=at, level=level)
+            return covered(ask, plan, now)
         road = path(plan, plan.warmup_steps, float(plan.total_steps))
         fit = None if run is None else run.fit(plan)
         own = None if fit is None or isinstance(fit, NoForecast) else fit.posterior
@@ -207,7 +211,9 @@ def fit_ladder(runs: Sequence[LossCurve], priors: Priors = DEFAULT_PRIORS) -> La
     alpha = learnt.alpha.at((middle, read[0][0].batch_tokens, None, tokens))
     names = tuple(run.name for run, _ in read)
     kernels = np.mean([kernel_weights(reading.road) for _, reading in read], axis=0)
-    ladder = Ladder(learnt, (), np.exp(alpha.mean + alpha.sd * PLACES), kernels, middle, tokens, read[0][0].optimizer, names)
+    ladder = Ladder(
+        learnt, (), np.exp(alpha.mean + alpha.sd * PLACES), kernels, middle, tokens, read[0][0].optimizer, names
+    )
     return replace(
         ladder,
         members=tuple(ladder.member(reading.posterior, reading.road, _sized(run)) for run, reading in read),

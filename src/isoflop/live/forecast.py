@@ -17,6 +17,7 @@ from torch import nn
 from isoflop.fit.runs import in_tail
 from isoflop.forecast import (
     DEFAULT_PRIORS,
+    Earlier,
     FinalLoss,
     Forecast,
     Ladder,
@@ -38,7 +39,13 @@ from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scheduler import UnknownFuture, future_learning_rates
+from isoflop.live.scheduler import (
+    OFF_PLAN,
+    UnknownFuture,
+    constant_so_far,
+    future_learning_rates,
+    named_learning_rates,
+)
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 
@@ -46,8 +53,11 @@ SHARE = 1e-3
 """Of the wall time, that refits may take in all."""
 FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
-OFF_PLAN = 0.02
-"""Of the peak: how far a learning rate may lie from its plan."""
+GIVEN = 'lr_plan= as a function of the step or by name, such as lr_plan="cosine:warmup=2000,end=0.1"'
+ASSUMED = (
+    "isoflop: nobody says what the learning rate will be. The forecast takes it to stay as it is; its interval holds a "
+    f"decay to 0 as well. Pass {GIVEN}."
+)
 
 
 class ForecastPart(Part):
@@ -81,7 +91,7 @@ class ForecastPart(Part):
         self._rate: float | None = None
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
-        self._final = FinalLoss()
+        self._earlier, self._final = Earlier(), FinalLoss()
         self._until: int | None = None  # the planned end that all of this is about
 
     # -- log steps ---------------------------------------------------------------------------------------------
@@ -133,7 +143,7 @@ class ForecastPart(Part):
             self._ask(step.step, total)
             if not self._asked:  # once a run; if it has to be done again and again, that counts
                 self._asked, began = True, time.perf_counter()
-        answer = self._newest()
+        answer = self._earlier.check(self._newest(), step.step)
         took = time.perf_counter() - began
         self._spent += took
         self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
@@ -147,7 +157,7 @@ class ForecastPart(Part):
         """A resumed run may have another planned end: what was forecast for the old one says nothing of it."""
         if self._until is not None and total != self._until:
             self.last = self.half_time = None
-            self._final = FinalLoss()
+            self._earlier, self._final = Earlier(), FinalLoss()
         self._until = total
 
     def _silent(self, missing: NoForecast) -> None:
@@ -213,17 +223,27 @@ class ForecastPart(Part):
         if isinstance(found, UnknownFuture):  # some know no past
             found = self._future(step, total)
         self.plan = found if isinstance(found, LrPlan) else None
+        if self.plan is not None and self.plan.assumed and "assumed" not in self._told:
+            self._told.add("assumed")
+            self._run.tell(ASSUMED)
         if isinstance(found, UnknownFuture):
             remedy = "" if self._run.framework != "loop" or self._run.scheduler else "scheduler= or "
-            self._unknown = {"why": found.reason, "remedy": f"{remedy}lr_plan=, a function of the step"}
+            self._unknown = {"why": found.reason, "remedy": remedy + GIVEN}
 
     def _future(self, step: int, total: int, since: int | None = None) -> LrPlan | UnknownFuture:
         run, given = self._run, self._options.lr_plan
+        assert self.curve is not None
+        seen = self.curve.bins.seen_rates()
+        if isinstance(given, str):
+            return named_learning_rates(given, total, seen)
         if run.future_unknown and given is None:
             return UnknownFuture(run.future_unknown)
-        return future_learning_rates(
+        found = future_learning_rates(
             given or run.scheduler, total, step=step, optimizer=run.optimizer, calls=run.scheduler_calls, since=since
         )
+        if isinstance(found, UnknownFuture) or not (given is not None or run.scheduler is None):
+            return found
+        return constant_so_far(found, *seen) if given is None else found.scaled_to(*seen)
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 
@@ -238,6 +258,7 @@ class ForecastPart(Part):
             "spent": [self._spent, self._cost],
             "told": sorted(self._told),
             "end": list(self._final),
+            "earlier": self._earlier.state,
             "until": self._until,
         }
 
@@ -254,6 +275,7 @@ class ForecastPart(Part):
         self._spent, self._cost = map(float, state["spent"])
         self._told = set(state["told"])
         self._final = FinalLoss(*map(float, state["end"][:3]))  # earlier versions had four sums
+        self._earlier = Earlier(state.get("earlier", ()))
         self._until = state.get("until")  # not in states of earlier versions
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from isoflop.advice import Advice, Thresholds
+from isoflop.forecast import LrPlan
 from isoflop.record.paths import check_location
 from isoflop.record.task import task_words
 
@@ -25,7 +26,7 @@ class OptionsDict(TypedDict, total=False):
     peak_flops: float | None
     fit_on: str | None
     history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-    lr_plan: Callable[[int], float] | None
+    lr_plan: Callable[[int], float] | str | None
     target_loss: float | None
     inference_tokens: float | None
     unique_tokens: float | None
@@ -67,7 +68,8 @@ class Options:
         peak_flops: dense peak of one device in FLOP/s at the run's dtype, instead of the datasheet's.
         fit_on: the loss that is forecast: `train` (the default), `eval/<name>`, or `off`.
         history: records of finished runs, or folders of them, that the forecast learns from.
-        lr_plan: optimizer step → learning rate, where the scheduler can't be asked.
+        lr_plan: where the scheduler can't be asked, a function optimizer step → learning rate (or its fraction of the
+            peak), or a schedule by name: "cosine:warmup=2000,end=0.1", linear, wsd, constant (docs/forecast-live.md).
         target_loss: final loss aimed at, in nats per token: the advice says when it is out of reach.
         inference_tokens: tokens that the model will serve; a small model may then be the right one.
         unique_tokens: tokens in the data set; more are repeats.
@@ -94,7 +96,7 @@ class Options:
     peak_flops: float | None = None
     fit_on: str | None = None
     history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
-    lr_plan: Callable[[int], float] | None = None
+    lr_plan: Callable[[int], float] | str | None = None
     target_loss: float | None = None
     inference_tokens: float | None = None
     unique_tokens: float | None = None
@@ -137,8 +139,16 @@ class Options:
             raise ValueError(f"on_advice= expects 'warn', 'stop' or a function, got {self.on_advice!r}")
         if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
             raise ValueError(f"thresholds= expects isoflop.advice.Thresholds(…), got {self.thresholds!r}")
-        if self.lr_plan is not None and not callable(self.lr_plan):
-            raise ValueError(f"lr_plan= expects a function of the optimizer step, got {self.lr_plan!r}")
+        if isinstance(self.lr_plan, str):
+            try:
+                LrPlan.named(self.lr_plan, 10**9)
+            except ValueError as error:
+                raise ValueError(f"lr_plan={self.lr_plan!r}: {error}") from None
+        elif self.lr_plan is not None and not callable(self.lr_plan):
+            raise ValueError(
+                f"lr_plan= expects a function of the optimizer step or a schedule by name, such as "
+                f"'cosine:warmup=2000,end=0.1'; got {self.lr_plan!r}"
+            )
 
     @property
     def history_paths(self) -> list[Any]:

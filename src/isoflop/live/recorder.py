@@ -87,7 +87,7 @@ class Recorder(Part):
         self._add(step)
         self._intervals += 1
         if self._log is not None:
-            if step.plan is not None and step.plan is not self._plan:
+            if step.plan is not None and step.plan is not self._plan and not step.plan.assumed:
                 self._plan = step.plan
                 self._log.event("update", planned={**self._run.planned, "learning_rates": step.plan.as_dict()})
             if self._run.task != self._task:

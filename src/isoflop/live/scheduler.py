@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,8 @@ FEWEST_KNOTS = 256
 MOST_KNOTS = 4_096
 TOLERANCE = 1e-3
 """Of the peak: how far the line between two knots may lie from the rate in between."""
+OFF_PLAN = 0.02
+"""Of the peak: how far a learning rate may lie from its plan."""
 MOST_CALLS = 20_000
 """Steps that a copy takes, at most, where there is no closed form: some tenths of a second, once a run."""
 
@@ -96,6 +98,30 @@ def future_learning_rates(
     return LrPlan(steps, lr)
 
 
+def named_learning_rates(text: str, total_steps: int, seen: tuple[Array, Array]) -> LrPlan | UnknownFuture:
+    """The plan that `lr_plan=` names, its peak by the rates seen."""
+    try:
+        return LrPlan.named(text, total_steps).scaled_to(*seen)
+    except ValueError as error:
+        return UnknownFuture(f"lr_plan={text!r} does not fit into the run: {error}")
+
+
+def constant_so_far(plan: LrPlan, steps: Array, lr: Array) -> LrPlan | UnknownFuture:
+    """A rate that nobody plans: assumed to stay as long as it has not moved since its warm-up, else unknown.
+
+    Args:
+        plan: of the present rate.
+        steps, lr: what was seen.
+    """
+    if len(steps) == 0:
+        return replace(plan, assumed=True)
+    peak, now = float(lr.max()), float(lr[-1])
+    after = lr[int(np.argmax(lr >= (1 - OFF_PLAN) * peak)) :]
+    if peak > 0 and float(after.min()) < (1 - OFF_PLAN) * peak:
+        return UnknownFuture(f"it went from {peak:.3g} to {now:.3g}, and isoflop was not told of a scheduler")
+    return replace(plan.spliced(steps, lr), assumed=True)
+
+
 def by_epoch(steps_per_epoch: int, every: int = 1) -> Calls:
     """A scheduler that is stepped at the end of every `every`-th epoch."""
     return lambda done: done // steps_per_epoch // every
@@ -132,6 +158,8 @@ def _constant(optimizer: Any) -> Calls:
     groups = getattr(optimizer, "param_groups", None)
     if not groups:
         raise Unknown("neither a scheduler nor an optimizer is known")
+    if groups[0].get("lr") is None:
+        raise Unknown("the optimizer sets its rate itself")
     if "initial_lr" in groups[0]:  # every scheduler of torch leaves it there
         raise Unknown("the optimizer has a scheduler that isoflop was not told of")
     now = number(groups[0]["lr"])

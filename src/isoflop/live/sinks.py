@@ -48,7 +48,11 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
         parts.append(f"goodput {goodput:.0%}")
     forecast, high = scalars.get("isoflop/forecast_loss"), scalars.get("isoflop/forecast_high")
     if forecast is not None and high is not None:
-        parts.append(f"ends at {forecast:.3f} ± {high - forecast:.3f}")
+        low = scalars.get("isoflop/forecast_low", 2 * forecast - high)
+        even = forecast - low < 1.01 * (high - forecast)  # it is not where a decay of the learning rate may still come
+        parts.append(
+            f"ends at {forecast:.3f} " + (f"± {high - forecast:.3f}" if even else f"({low:.3f} to {high:.3f})")
+        )
     return " · ".join(parts)
 
 
