@@ -129,11 +129,13 @@ def test_backtest_reads_records_and_leaves_out_the_run_itself(tmp_path: Path) ->
     assert "2 finished runs" in priors_without("run-1", own).source
 
 
-def test_backtest_leaves_out_curves_that_were_broken_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [False, True])
+def test_backtest_leaves_out_curves_that_were_broken_off(tmp_path: Path, stated: bool) -> None:
+    """Also where the source states a final loss: it is not that of the planned end."""
     folder = folder_of_curves(tmp_path, {"a/1": 2.5, "a/2": 2.6, "b/1": 2.7})
     index = folder / "index.csv"
     with index.open(newline="") as file:
-        rows = [{**row, "final_loss": ""} for row in csv.DictReader(file)]
+        rows = [{**row, "final_loss": row["final_loss"] if stated else ""} for row in csv.DictReader(file)]
     with index.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()

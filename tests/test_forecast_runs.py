@@ -79,6 +79,13 @@ def test_no_runs_or_too_short_ones_change_nothing() -> None:
     assert learn_priors([Planted().run(COSINE, every=500)]) is DEFAULT_PRIORS
 
 
+def test_a_run_that_decayed_before_its_plan_did_has_no_final_loss_of_it() -> None:
+    run = Planted().run(COSINE)
+    assert not run.stopped_early
+    early = dataclasses.replace(run, lr=np.where(run.steps > 0.8 * run.total_steps, 0.0, run.lr))
+    assert early.stopped_early.startswith("its learning rate left its plan at step 3,2")
+
+
 def test_another_schedule_from_here_against_the_run_that_took_it() -> None:
     law = Planted()
     seen = fed(law.run(CONSTANT), 0.75)

@@ -30,6 +30,8 @@ POWER, SHORTER, POWER_SD = 0.65, -0.07, 0.12
 """The power p is normal about `POWER` at 10,000 effective steps, `SHORTER` for each e-fold more, with this spread:
 chosen with each of five organisations left out in turn (a power that does not fall with the length overrates the drop
 that is left to long cosine runs)."""
+OFF_PLAN = 0.05
+"""A rate this far off its plan, as a fraction of the peak, has left it."""
 CELLS = 160
 """Pieces that the falls of the rate are summed over."""
 
@@ -91,8 +93,17 @@ class LossCurve:
 
     @property
     def stopped_early(self) -> str:
-        """Why it has no final loss, because it did not come to its planned end; "": it did."""
-        return "" if self.final_loss is not None else stopped_early(float(self.steps[-1]), self.total_steps)
+        """Why its last loss is not that of its plan: it ended before, or its rate decayed to another; "": it is."""
+        last = float(self.steps[-1])
+        # where the source states the final loss, it may have been logged between the last point and the end
+        spacing = last - float(self.steps[-2]) if self.final_loss is not None and len(self.steps) > 1 else 0.0
+        if early := stopped_early(min(last + spacing, max(last, self.total_steps)), self.total_steps):
+            return early
+        known = np.isfinite(self.lr)
+        off = np.abs(self.plan.at(self.steps[known]) - self.lr[known]) > OFF_PLAN * self.plan.peak
+        if off.mean() <= OFF_PLAN if len(off) else True:
+            return ""
+        return f"its learning rate left its plan at step {self.steps[known][off][0]:,.0f}"
 
     @property
     def _last(self) -> Array:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import FeaturesPath, LossBins, LossCurve, path
+from isoflop.forecast.curve import OFF_PLAN, FeaturesPath, LossBins, LossCurve, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Reason, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
@@ -27,8 +27,6 @@ DOMAINS = ("moe", "finetuning", "vision", "reinforcement_learning")
 """Flags of what the priors do not cover; experts get wider ones, the others no forecast without own runs."""
 FEWEST = 6
 """Bins of loss after the warm-up that a fit needs."""
-OFF_PLAN = 0.05
-"""A rate this far off its plan, as a fraction of the peak, has left it."""
 BATCH = 0.2
 """Tokens per step that change by this fraction in the window are another batch."""
 REWARMED = 0.25
