@@ -13,6 +13,7 @@ from isoflop.forecast.baselines import ESTIMATORS
 from isoflop.forecast.curve import LossCurve
 from isoflop.forecast.forecast import Earlier, Forecast
 from isoflop.forecast.history import OWN
+from isoflop.forecast.online import OnlineForecaster
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Priors, learn_priors
 
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -105,7 +106,8 @@ def replay(
     seen, earlier = -math.inf, Earlier()
     for fraction in sorted(fractions):
         result = estimator.feed(run, fraction * run.total_steps, after=seen).forecast(run.plan, level=level)
-        result = earlier.check(result, fraction * run.total_steps)
+        if isinstance(estimator, OnlineForecaster):
+            result = earlier.check(result, fraction * run.total_steps)
         forecasts[fraction] = result if isinstance(result, Forecast) else None
         seen = fraction * run.total_steps
     return forecasts

@@ -143,7 +143,7 @@ class ForecastPart(Part):
             self._ask(step.step, total)
             if not self._asked:  # once a run; if it has to be done again and again, that counts
                 self._asked, began = True, time.perf_counter()
-        answer = self._earlier.check(self._newest(), step.step)
+        answer = self._newest(step.step)
         took = time.perf_counter() - began
         self._spent += took
         self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
@@ -199,12 +199,12 @@ class ForecastPart(Part):
         self._ladder = ladder_of(own, DEFAULT_PRIORS)
         return learn_priors(own)
 
-    def _newest(self) -> Forecast | NoForecast:
-        """The curve's own forecast; with a ladder the joint one, which speaks from the start."""
+    def _newest(self, step: int) -> Forecast | NoForecast:
+        """The curve's own forecast, if it is not far from earlier ones; with a ladder the joint one, from the start."""
         assert self.curve is not None
         if self.plan is None:
             return NoForecast(Reason.LR_UNKNOWN, self._unknown)
-        own = self.curve.forecast(self.plan)
+        own = self._earlier.check(self.curve.forecast(self.plan), step)
         N, batch = self.curve.N, self.curve.batch_tokens
         if self._ladder is None or N is None or batch is None:
             return own
