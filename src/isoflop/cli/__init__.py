@@ -14,7 +14,7 @@ from isoflop.cli.forecasts import backtest, rank
 from isoflop.cli.import_logs import import_
 from isoflop.cli.ladder import ladder
 from isoflop.cli.plan import plan
-from isoflop.cli.report import report
+from isoflop.cli.report import passport, report
 
 app = typer.Typer(
     name="isoflop",
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, count, fit, plan, compare, laws, backtest, rank, report):
+for command in (demo, count, fit, plan, compare, laws, backtest, rank, report, passport):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(ladder)

@@ -1,13 +1,26 @@
-"""`isoflop report RUNS… -o report.html`: what runs say, in one file for the browser; figures and tables for a paper."""
+"""`isoflop report RUNS… -o report.html`: runs in one file for the browser; `isoflop passport RUN`: for a model card."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isoflop.cli.common import Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs, reported, tell
+from isoflop.cli.common import (
+    AsJson,
+    Budgets,
+    Column,
+    FinalLoss,
+    Level,
+    RunFiles,
+    Where,
+    amounts,
+    pairs,
+    reported,
+    tell,
+)
 
 
 def report(
@@ -56,3 +69,26 @@ def report(
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
         for path in write_report(made, output, formats=formats, latex=latex, made=now):
             typer.echo(path)
+
+
+def passport(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="isoflop's record (.jsonl), or its URL.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Write isoflop-passport.json and .md there.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's passport for its model card: parameters, tokens, FLOPs and their method, hours, MFU, losses."""
+    from isoflop.live.passport import markdown, write_passport
+    from isoflop.live.passport import passport as passport_of
+    from isoflop.record import location_of, read_run
+
+    with reported("passport"):
+        read = read_run(location_of(run))
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            for path in write_passport(read, output):
+                typer.echo(path)
+            return
+    known = passport_of(read)
+    typer.echo(json.dumps(known) if as_json else markdown(known))

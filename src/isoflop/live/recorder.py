@@ -15,13 +15,16 @@ from isoflop.guard import declare
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
 from isoflop.record.paths import Location
-from isoflop.record.reader import UPDATED
+from isoflop.record.reader import UPDATED, read_run
 from isoflop.record.remote import RemoteLog
 from isoflop.record.run import Point, RecordError, Status
 from isoflop.record.thinned import due
 from isoflop.record.writer import RecordLog, new_run_id, record_path
 
 RECORD = declare("writing the record", "no further points are recorded")
+PASSPORT = declare(
+    "the passport", "isoflop-passport.json and .md are not written; `isoflop passport` makes them of the record"
+)
 
 MAX_EARLY = 100
 KEPT = (
@@ -123,6 +126,16 @@ class Recorder(Part):
             status: Status = "completed" if completed else "interrupted"
             self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
             self._log.close()
+            if completed:
+                self._write_passport()
+
+    def _write_passport(self) -> None:
+        if self._log is None or isinstance(self._log, RemoteLog):
+            return
+        with self._guard.part(PASSPORT):
+            from isoflop.live.passport import write_passport
+
+            write_passport(read_run(self._log.path), self._log.path.parent)
 
     def state_dict(self) -> dict[str, Any]:
         """Which record it is, and the losses of its next point."""

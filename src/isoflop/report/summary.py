@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from isoflop.console import grid
-from isoflop.fit.runs import at_end, unfinished
-from isoflop.forecast import FinalLoss, Forecast, Outcome, forecast_from
+from isoflop.forecast import Outcome
+from isoflop.live.passport import final_training_loss, half_time
 from isoflop.record import Run
 
 COLUMNS = (
@@ -98,12 +98,12 @@ def flops_cell(value: int | None) -> str:
 
 def forecast_table(runs: Iterable[Run]) -> Any:
     """A `rich.table.Table` of the runs that forecast at half time, with their final losses; None where none did."""
-    rows = [(run, *made) for run in runs if (made := _half_time(run)) is not None]
+    rows = [(run, *made) for run in runs if (made := half_time(run)) is not None]
     if not rows:
         return None
     table = grid("run", "at step", "forecast", "80% interval", "final loss", left=(0, 4), title="Forecast at half time")
     for run, step, forecast in rows:
-        final = final_loss_of(run)
+        final = final_training_loss(run)
         outcome = "–" if final.mean is None else str(Outcome(forecast, final.mean, final.error))
         interval = f"{forecast.low:.3f} to {forecast.high:.3f}"
         table.add_row(run.name or run.run_id, f"{step:,}", f"{forecast.loss:.3f}", interval, outcome)
@@ -111,22 +111,3 @@ def forecast_table(runs: Iterable[Run]) -> Any:
         "training loss in nats per token · final loss: mean over the last 5% of the run, ± its standard error"
     )
     return table
-
-
-def _half_time(run: Run) -> tuple[int, Forecast] | None:
-    """Step and forecast of the first point in the second half of the planned run that has one."""
-    total = run.planned.get("steps")
-    for point in run.points:
-        scalars = {f"isoflop/{name}": value for name, value in point.extra.items()}
-        if total and 2 * point.step >= total and (forecast := forecast_from(scalars, int(total))) is not None:
-            return point.step, forecast
-    return None
-
-
-def final_loss_of(run: Run) -> FinalLoss:
-    """The training losses that the final loss is the mean of; none of a run that did not come to its planned end."""
-    if unfinished(run, run.points[-1].step):
-        return FinalLoss()
-    known = [(p.step, loss) for p in run.points if (loss := p.losses.get("train")) is not None and p.data_tokens]
-    ends = at_end([step for step, _ in known], "train")
-    return FinalLoss.of(loss for (_, loss), counts in zip(known, ends, strict=True) if counts)

@@ -1,0 +1,146 @@
+"""A run's passport: what it cost and what came of it, as JSON and as a block for a model card.
+
+What the record leaves open is None in the JSON and a dash in the block.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from isoflop.fit.runs import at_end, final_loss, unfinished
+from isoflop.forecast import FinalLoss, Forecast, forecast_from
+from isoflop.laws import short
+from isoflop.record import COUNTS, DEFAULT_N, Run
+
+FILE = "isoflop-passport"
+"""Name of both files, without the suffix."""
+
+
+def half_time(run: Run) -> tuple[int, Forecast] | None:
+    """Step and forecast of the first point in the second half of the planned run that has one."""
+    total = run.planned.get("steps")
+    for point in run.points:
+        scalars = {f"isoflop/{name}": value for name, value in point.extra.items()}
+        if total and 2 * point.step >= total and (forecast := forecast_from(scalars, int(total))) is not None:
+            return point.step, forecast
+    return None
+
+
+def final_training_loss(run: Run) -> FinalLoss:
+    """The training losses that the final loss is the mean of; none of a run that did not come to its planned end."""
+    if not run.points or unfinished(run, run.points[-1].step):
+        return FinalLoss()
+    known = [(p.step, loss) for p in run.points if (loss := p.losses.get("train")) is not None and p.data_tokens]
+    ends = at_end([step for step, _ in known], "train")
+    return FinalLoss.of(loss for (_, loss), counts in zip(known, ends, strict=True) if counts)
+
+
+def passport(run: Run) -> dict[str, Any]:
+    """What a run was, cost and reached, as plain values; unknown is None.
+
+    Args:
+        run: as `isoflop.read_run` gives it.
+
+    Returns:
+        `parameters` by convention; `tokens` (processed, data, repeats: passes over the data set); `flops` (model,
+        hardware, six_n_d, with method and convention); `time` in hours (training, wall) and device-hours; `device`;
+        `mfu`, the mean of the intervals; `loss` in nats per token (final by name, forecast at half time).
+    """
+    last = run.points[-1] if run.points else None
+    devices = run.device.get("world_size")
+    hours = last.training_time / 3600 if last is not None and last.training_time is not None else None
+    mfu = [value for point in run.points if (value := point.extra.get("mfu")) is not None]
+    unique, data = run.options.get("unique_tokens"), last.data_tokens if last is not None else None
+    forecast = half_time(run)
+    names = dict.fromkeys(name for point in run.points for name in point.losses)
+    return {
+        "run_id": run.run_id,
+        "name": run.name,
+        "status": run.status,
+        "created": run.created,
+        "isoflop": run.versions.get("isoflop"),
+        "model": run.model.get("class"),
+        "parameters": {name: run.parameters.get(name) for name in COUNTS},
+        "tokens": {
+            "processed": last and last.tokens,
+            "data": data,
+            "repeats": data / unique if data and unique else None,
+        },
+        "flops": {
+            "model": last and last.flops,
+            "hardware": last and last.flops_hardware,
+            "six_n_d": last and last.flops_6nd,
+            "method": run.counting.get("method"),
+            "convention": run.counting.get("convention"),
+        },
+        "time": {
+            "training_hours": hours,
+            "wall_hours": last.wall_time / 3600 if last is not None and last.wall_time is not None else None,
+            "device_hours": hours * devices if hours is not None and devices else None,
+        },
+        "device": {"name": run.device.get("name"), "number": devices, "dtype": run.device.get("dtype")},
+        "mfu": sum(mfu) / len(mfu) if mfu else None,
+        "loss": {
+            "final": {name: final_loss(run.points, name) for name in names},
+            "forecast_at_half_time": forecast
+            and {"step": forecast[0], **{name: getattr(forecast[1], name) for name in ("loss", "low", "high")}},
+        },
+    }
+
+
+def markdown(known: dict[str, Any]) -> str:
+    """The passport as a table for a model card."""
+    N, tokens, flops = known["parameters"], known["tokens"], known["flops"]
+    device, forecast = known["device"], known["loss"]["forecast_at_half_time"]
+    rows = [
+        ("Parameters", f"{_short(N['total'])} in all, {_short(N[DEFAULT_N])} without tables, with the output head"),
+        ("Tokens", _short(tokens["data"])),
+        ("Passes over the data", "–" if tokens["repeats"] is None else f"{tokens['repeats']:.2f}"),
+        ("Training compute", f"{_power(flops['model'])} FLOPs ({flops['method'] or 'method unknown'})"),
+        ("6·N·D", f"{_power(flops['six_n_d'])} FLOPs"),
+        ("Devices", f"{device['number'] or '–'} × {device['name'] or 'unknown'}, {device['dtype'] or 'unknown'}"),
+        ("Training time", _hours(known["time"]["training_hours"])),
+        ("Device time", _hours(known["time"]["device_hours"])),
+        ("MFU", "–" if known["mfu"] is None else f"{known['mfu']:.1%}"),
+        *((f"Final loss, {name}", f"{_loss(value)} nats per token") for name, value in known["loss"]["final"].items()),
+    ]
+    if forecast is not None:
+        interval = f"{forecast['loss']:.3f} [{forecast['low']:.3f}, {forecast['high']:.3f}] (80%)"
+        rows.append(("Forecast at half time", f"{interval}, at step {forecast['step']:,}"))
+    lines = [f"| {name} | {' '.join(str(value).replace('|', '/').split())} |" for name, value in rows]
+    heading = f"Training compute of `{known['name'] or known['run_id']}`, counted by isoflop"
+    return "\n".join([f"### {' '.join(heading.split())}", "", "| | |", "|---|---|", *lines, ""])
+
+
+def write_passport(run: Run, folder: Path) -> list[Path]:
+    """Write `isoflop-passport.json` and `.md` into a folder; older ones there are replaced.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    known = passport(run)
+    texts = {".json": json.dumps(known, indent=2, ensure_ascii=False) + "\n", ".md": markdown(known)}
+    written = []
+    for suffix, text in texts.items():
+        path = folder / f"{FILE}{suffix}"
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else short(value)
+
+
+def _power(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _hours(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g} hours"
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
