@@ -107,7 +107,7 @@ def test_what_is_odd_is_a_warning() -> None:
         "row 6, column 'N': 7e+03 beside a median of 8.25e+08: is it in the same unit?",
     )
     assert check_runs(columns(N=N / 1e3, D=D / 1e3), ("N", "D")).warnings == ()
-    assert check_runs(columns(N=N / 1e5, D=D / 1e6), ("N", "D")).warnings == (
+    assert check_runs(columns(N=N / 1e5, D=D / 1e6, loss=np.linspace(1.2, 0.4, 12)), ("N", "D")).warnings == (
         "half of the runs took less than 5.7e+08 FLOPs (6·N·D): are N and D multiplied out?",
     )
     assert check_runs(columns(N=np.full(12, 1e9)), ("N", "D")).warnings == (
@@ -232,17 +232,21 @@ def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
         ("N,D,loss\n", "expected runs, got none in {path}"),
         (
             "N,D\n1e9,2e10\n",
-            "no column is known to be loss (looked for loss, L, final_loss, val_loss, eval_loss, validation_loss, "
-            "train_loss); there are N, D: say which with --column loss=…",
+            "no column is known to be loss (looked for loss, L, final_loss, val_loss, eval_loss, valid_loss, "
+            "validation_loss, train_loss); there are N, D: say which with --column loss=…",
         ),
         (
-            "N,tokens,loss\n1e9,2e10,2.5\n1e9,,2.5\n",
-            "line 3 of runs.csv, column 'tokens': expected a number, got nothing; "
-            "correct it or leave the run out (--where)",
+            "N,D,loss\n1e9,2e10,2.5\nbig,2e10,2.5\n",
+            "line 3 of runs.csv, column 'N': expected a number, got 'big'; correct it or leave the run out (--where)",
         ),
         (
-            "N,D,loss\n1e9,2e10,2.5\n7x,2e10,2.5\n",
-            "line 3 of runs.csv, column 'N': expected a number, got '7x'; correct it or leave the run out (--where)",
+            "N,tokens,loss\n1e9,,2.5\n",
+            "expected runs with numbers in N, tokens, loss, got none; line 2 of runs.csv: nothing in tokens",
+        ),
+        (
+            "N,D,loss\n1e9,2e10,19\n",
+            "column 'loss': expected nats per token, got values around 19, more than a guess among all "
+            "tokens has; are they perplexities? Then name them: --column perplexity=loss",
         ),
         ("N,D,loss\n1e9,2e10,2.5\n1e9,2e10\n", "{path}, line 3: expected 3 values, as in the first row, got 2"),
         ("N,D,loss\n1e9,2e10,2.5,7\n", "{path}, line 2: expected 3 values, as in the first row, got 4"),

@@ -316,7 +316,7 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
             "rw/tuned/short/const/attention/train",
             2,
             "own",
-            {"20:1": 0.330, "own": 0.108, "raw 2": 0.213, "raw 3": 1.624},
+            {"20:1": 0.330, "own": 0.108, "raw 2": 0.213, "raw 3": 1.789},
         ),
         (CHINCHILLA_WARMUP, 1, "20:1", {"20:1": 0.024, "own": 0.084, "raw 3": 6.622}),
         (

@@ -47,6 +47,9 @@ Budgets = Annotated[
     str | None,
     typer.Option(metavar="FLOPS,…", help="Nominal budgets of isoFLOP profiles, for approach 2: 6e18,1e19."),
 ]
+KeepOutliers = Annotated[
+    bool, typer.Option("--keep-outliers", help="Use runs that lie far off the law too; default: left out and named.")
+]
 FinalLoss = Annotated[
     str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
 ]
@@ -62,7 +65,6 @@ RunFiles = Annotated[
     list[str],
     typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
 ]
-SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def amount(text: str) -> float:
@@ -97,14 +99,10 @@ def amounts(option: str, text: str) -> list[float]:
 
 
 def _number(text: str) -> float:
-    # Some versions of Typer give an option's default, a number, to its parser too
-    bare = str(text).strip().replace(",", "").replace("_", "")
-    factor = next((value for key, value in SUFFIXES.items() if bare[-1:].lower() == key.lower()), None)
-    try:
-        number = float(bare) if factor is None else float(bare[:-1]) * factor
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    from isoflop.logs.cells import cell_number
+
+    number = cell_number(str(text))  # some versions of Typer give an option's default, a number, to its parser too
+    if number is None or not math.isfinite(number):
         raise typer.BadParameter(f"expected a number, such as 2e11 or 200B (k, M, B, T); got {text!r}.")
     return number
 

@@ -16,6 +16,7 @@ from isoflop.cli.common import (
     Column,
     Dollars,
     Gpu,
+    KeepOutliers,
     Level,
     Mfu,
     Where,
@@ -50,6 +51,7 @@ def compare(
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
+    keep_outliers: KeepOutliers = False,
     gpu: Gpu = None,
     mfu: Mfu = None,
     price: Dollars = None,
@@ -74,7 +76,14 @@ def compare(
             from isoflop.fit.fit_law import fit_law
 
             table, convention = own
-            fitted = fit_law("hoffmann", table.columns, rows=table.rows, convention=convention)
+            fitted = fit_law(
+                "hoffmann",
+                table.columns,
+                rows=table.rows,
+                convention=convention,
+                keep_outliers=keep_outliers,
+                labels=table.labels,
+            )
             chosen, warnings = fitted.law, fitted.warnings
         compared = compare_options(options, chosen, level=level)
         if own is not None and chosen.draws is None:

@@ -16,6 +16,7 @@ from isoflop.cli.common import (
     Budgets,
     Column,
     FinalLoss,
+    KeepOutliers,
     Level,
     RunFiles,
     Where,
@@ -69,6 +70,7 @@ def fit(
     ] = None,
     loss: FinalLoss = None,
     budgets: Budgets = None,
+    keep_outliers: KeepOutliers = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a scaling law to finished runs.
@@ -107,12 +109,14 @@ def fit(
                 draws=draws,
                 convention=table.convention,  # type: ignore[arg-type]
                 rows=table.rows,
+                keep_outliers=keep_outliers,
+                labels=table.labels,
                 progress=progress,
             )
     size: Posterior | str = "only Hoffmann's law has a best size"
     if law == "hoffmann":
         runs_of = {**table.columns, "C": table.C}
-        size = _posterior(runs_of)
+        size = _posterior(runs_of, keep_outliers)
     if as_json:
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")
@@ -123,7 +127,7 @@ def fit(
         _print_approaches(runs_of, fitted, nominal, size)
 
 
-def _posterior(columns: Mapping[str, Sequence[float]]) -> Posterior | str:
+def _posterior(columns: Mapping[str, Sequence[float]], keep_outliers: bool) -> Posterior | str:
     """The posterior behind `plan` and `ladder fit`; or why it names no best size."""
     import numpy as np
 
@@ -131,7 +135,7 @@ def _posterior(columns: Mapping[str, Sequence[float]]) -> Posterior | str:
 
     try:
         N, D, C, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "C", "loss"))
-        found = posterior_of_runs(N, D, C, L)
+        found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers)
     except ValueError as error:
         return str(error)
     if not found.telling:

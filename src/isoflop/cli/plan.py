@@ -13,6 +13,7 @@ from isoflop.cli.common import (
     Column,
     Dollars,
     Gpu,
+    KeepOutliers,
     Level,
     Mfu,
     Where,
@@ -61,6 +62,7 @@ def plan(
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
+    keep_outliers: KeepOutliers = False,
     tokens: Annotated[
         float | None,
         typer.Option(metavar="TOKENS", parser=amount, help="Tokens to train on, fixed (100B); the size follows."),
@@ -113,6 +115,7 @@ def plan(
             level=level,
             convention=convention,
             rows=None if own is None else own.rows,
+            keep_outliers=keep_outliers,
         )
     if as_json:
         print_json(as_object(answer, cost))

@@ -7,19 +7,30 @@ draws and what the runs do not tell (`uncertainty`). Only residuals and their de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.newton import Objective
 from isoflop.fit.prior import prior_of
-from isoflop.fit.problem import TERMS, Problem, is_of, problem_of
+from isoflop.fit.problem import TERMS, is_of, problem_of
+from isoflop.fit.robust import (
+    MOST,
+    POOR,
+    Outlier,
+    describe_misfit,
+    describe_outliers,
+    explaining,
+    misfit_of,
+    outlying,
+    scatter,
+)
 from isoflop.fit.runs import Runs, check_runs
 from isoflop.fit.search import BOUNDS, Optimum, optimum
-from isoflop.fit.uncertainty import Progress, Unknown, draw, influence, nothing, unknown
+from isoflop.fit.uncertainty import Progress, Unknown, draw, influence, nothing, too_few, unknown
 from isoflop.laws.forms import FORMS, Convention, Law
 from isoflop.laws.quantities import interval
 
@@ -47,12 +58,14 @@ class LawFit:
         covariance: of the draws, in the order of `parameters`; fixed ones have none (0).
         objective: Σ w·huber(ln L̂ − ln L), or Σ w·|ln L̂ − ln L|.
         delta: of Huber's loss; 0: absolute deviations.
-        n: runs.
-        residuals: ln L̂ − ln L [n].
+        n: runs fitted.
+        residuals: ln L̂ − ln L of these [n].
         warnings: what the runs do not tell, and what is odd about them.
         draws: of all constants, each [draws].
         influence: leave one out: () → change of each free constant [n, free] in standard errors, when a run is left
             out.
+        left_out: runs that lie far off the law.
+        misfit: scatter of the residuals over what seeds alone give; None: too few runs to tell.
     """
 
     law: Law
@@ -68,6 +81,8 @@ class LawFit:
     warnings: tuple[str, ...]
     draws: Mapping[str, Array] = field(repr=False)
     influence: Callable[[], Array] = field(repr=False)
+    left_out: tuple[Outlier, ...] = ()
+    misfit: float | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
@@ -93,6 +108,8 @@ def fit_law(
     seed: int = 0,
     convention: Convention = "unknown",
     rows: Sequence[object] | None = None,
+    keep_outliers: bool = False,
+    labels: Mapping[str, Sequence[str]] | None = None,
     progress: Progress = nothing,
 ) -> LawFit:
     """Fit a law.
@@ -112,6 +129,8 @@ def fit_law(
         seed: of the draws.
         convention: which parameters the column N counts.
         rows: what to call each row in messages.
+        keep_outliers: fit all runs; default: those that lie far off the law (`isoflop.fit.robust`) are left out, named.
+        labels: other columns of the runs, which may explain why one law does not describe them all.
         progress: told now and then what share of the work is done, 0 to 1.
 
     Raises:
@@ -137,17 +156,72 @@ def fit_law(
         raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
     if priors and absolute:
         raise ValueError(f"priors= expects Huber's loss, got delta={LEAST_ABSOLUTE!r}: take a small one, such as 1e-5")
-    problem = problem_of(FORMS[form], runs, fixed or {}, groups, own)
     width = SMALL_DELTA if absolute else float(delta)
-    objective = Objective(problem, runs.weights, width, prior_of(problem, priors or {}))
-    best = optimum(objective, absolute=absolute)
+
+    def best_of(kept: NDArray[np.bool_]) -> Optimum:
+        mine = None if groups is None else [group for group, keeps in zip(groups, kept, strict=True) if keeps]
+        problem = problem_of(FORMS[form], runs.taken(kept), fixed or {}, mine, own)
+        objective = Objective(problem, runs.weights[kept], width, prior_of(problem, priors or {}))
+        return optimum(objective, absolute=absolute)
+
+    kept, best, left_out = _without_outliers(runs, best_of, keep_outliers)
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
-    return _result(runs, problem, best, drawn, unknown(best, drawn), level, convention, 0.0 if absolute else width)
+    result = _result(runs.taken(kept), best, drawn, unknown(best, drawn), level, convention, 0.0 if absolute else width)
+    called = [f"row {i + 1}" for i in range(len(runs))] if rows is None else rows
+    others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in (labels or {}).items()}
+    return _judged(replace(result, left_out=left_out), runs.loss[kept], best, called, others)
+
+
+ROUNDS = 4
+"""Of leaving outliers out and fitting again."""
+
+
+def _without_outliers(
+    runs: Runs, best_of: Callable[[NDArray[np.bool_]], Optimum], keep: bool
+) -> tuple[NDArray[np.bool_], Optimum, tuple[Outlier, ...]]:
+    """Which runs the fit keeps [n], their optimum, and the others."""
+    everything = np.ones(len(runs), dtype=bool)
+    whole = best = best_of(everything)
+    kept, found = everything, []
+    if keep or len(runs) < 2 * best.constants:
+        return everything, whole, ()
+    for _ in range(ROUNDS):
+        residuals = best.objective.problem.residuals(best.theta[None])[0]
+        out = outlying(residuals, scatter(residuals, best.constants))
+        if not out.any():
+            break
+        rows = np.flatnonzero(kept)[out]
+        found += [
+            Outlier(int(i), float(runs.loss[i]), float(runs.loss[i] * np.exp(r)))
+            for i, r in zip(rows, residuals[out], strict=True)
+        ]
+        if len(found) > MOST * len(runs):
+            return everything, whole, ()
+        kept = kept.copy()
+        kept[rows] = False
+        best = best_of(kept)
+    return kept, best, tuple(sorted(found, key=lambda run: run.row))
+
+
+def _judged(
+    fitted: LawFit, loss: Array, best: Optimum, called: Sequence[object], labels: Mapping[str, Sequence[str]]
+) -> LawFit:
+    """The fit with the names of what it left out, and whether the law describes the rest."""
+    misfit, said = None, list(fitted.warnings)
+    if fitted.left_out:
+        said.append(describe_outliers(fitted.left_out, called))
+    if not too_few(fitted.n, best.constants):
+        spread = scatter(fitted.residuals, best.constants)
+        misfit = misfit_of(spread, loss)
+        if misfit > POOR:
+            problem = best.objective.problem
+            columns = explaining(fitted.residuals, problem.slope(problem.state(best.theta[None])), labels)
+            said.append(describe_misfit(spread, misfit, columns))
+    return replace(fitted, misfit=misfit, warnings=tuple(said))
 
 
 def _result(
     runs: Runs,
-    problem: Problem,
     best: Optimum,
     drawn: Array,
     open_: Unknown,
@@ -155,6 +229,7 @@ def _result(
     convention: Convention,
     delta: float,
 ) -> LawFit:
+    problem = best.objective.problem
     point = dict(zip(problem.names, problem.constants(best.theta[None])[0].tolist(), strict=True))
     spread = dict(zip(problem.names, problem.constants(drawn).T, strict=True))
     errors = {name: 0.0 if name in problem.fixed else float(values.std()) for name, values in spread.items()}

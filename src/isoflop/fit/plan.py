@@ -27,6 +27,7 @@ from isoflop.fit.approaches import Minimum
 from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD
 from isoflop.fit.posterior import Posterior, PriorLine, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
+from isoflop.fit.robust import POOR, describe_misfit, describe_outliers
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
@@ -165,6 +166,7 @@ def plan(
     level: float = 0.8,
     convention: Convention = "unknown",
     rows: Sequence[object] | None = None,
+    keep_outliers: bool = False,
 ) -> Plan:
     """Parameters and tokens for a budget.
 
@@ -184,6 +186,7 @@ def plan(
         level: of the intervals.
         convention: which parameters the N of `own` counts.
         rows: what to call each of the own runs in messages.
+        keep_outliers: use all own runs; default: those far off the law are left out and named.
 
     Raises:
         ValueError: numbers that aren't positive, or in another unit; an unknown law, or one that says nothing of sizes;
@@ -208,7 +211,7 @@ def plan(
         None if unique_tokens is None else check.check_tokens("unique_tokens", unique_tokens),
         level,
     )
-    return _by_law(question, law) if law is not None else _by_line(question, own, convention, rows)
+    return _by_law(question, law) if law is not None else _by_line(question, own, convention, rows, keep_outliers)
 
 
 def _by_law(question: Question, law: str | Law | Published) -> Plan:
@@ -232,6 +235,7 @@ def _by_line(
     own: Mapping[str, ArrayLike] | None,
     convention: Convention,
     called: Sequence[object] | None,
+    keep_outliers: bool,
 ) -> Plan:
     if own is None:
         line = PriorLine()
@@ -243,11 +247,12 @@ def _by_line(
     runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
     C = runs.variables.get("C", TRAINING_FLOPS * N * D)
+    labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
     odd = implausible(C, N, D)
     if odd.size:
-        labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
-    posterior = posterior_of_runs(N, D, C, L).towards(question.flops)
+    posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers).towards(question.flops)
+    C, N, D, L = (np.delete(column, [run.row for run in posterior.left_out]) for column in (C, N, D, L))
     rate = posterior.flops_per_param_token(question.flops)
     return _answer(
         question,
@@ -255,7 +260,7 @@ def _by_line(
         False,
         _by_runs(posterior, question.flops),
         rows=own_fits(question, C, N, D, L, rate, convention),
-        notes=(*runs.warnings, *_doubts(posterior, question.flops, convention)),
+        notes=(*runs.warnings, *_doubts(posterior, question.flops, convention, labels)),
         minima=_minima(C, N, D, L),
         rate=rate,
         own=posterior,
@@ -281,8 +286,12 @@ def _by_runs(posterior: Posterior, C: float) -> str:
     )
 
 
-def _doubts(posterior: Posterior, C: float, convention: Convention) -> tuple[str, ...]:
+def _doubts(posterior: Posterior, C: float, convention: Convention, called: Sequence[object]) -> tuple[str, ...]:
     said: tuple[str, ...] = ()
+    if posterior.left_out:
+        said += (describe_outliers(posterior.left_out, called),)
+    if posterior.misfit is not None and posterior.misfit > POOR:
+        said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit),)
     log_N = posterior.at(posterior.largest)[0]
     ratio = float(posterior.line(posterior.largest).tokens(np.exp(log_N)) / np.exp(log_N))
     if convention == "unknown":

@@ -43,6 +43,7 @@ from isoflop.fit.drifting_law import (
     pulls,
     slopes,
 )
+from isoflop.fit.robust import LEAST_SCATTER, Outlier, misfit_of, outlying, scatter
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
@@ -66,6 +67,8 @@ sweeps wastes 25% for 18% with one budget, and N's 80% interval holds in 55% for
 BEYOND = 0.0015
 """Standard deviation of ln L per e-fold of compute beyond the largest budget that no law foresees (a rate rule's miss,
 a bend). Doubt: a choice; over a factor of 300 it is .9%, where Gadre et al. 2024's predictions were off by .7%."""
+FEWEST_TO_JUDGE = 6
+"""Runs from which on one can be told for an outlier, and noise from the law's misfit."""
 TELLING = 0.7
 """Standard deviation of ln N_opt at the largest budget over the prior's, above which the runs say little of it."""
 
@@ -166,6 +169,8 @@ class Posterior:
         largest: FLOPs of the largest run.
         n: runs.
         target: FLOPs of the budget that draws are held to 20 tokens per parameter at; None: not yet.
+        left_out: runs far off the law.
+        misfit: scatter of ln L over what seeds alone give; None: too few runs to tell.
     """
 
     origin: Origin
@@ -177,6 +182,8 @@ class Posterior:
     largest: float
     n: int
     target: float | None = None
+    left_out: tuple[Outlier, ...] = ()
+    misfit: float | None = None
 
     def line(self, C: float) -> BudgetLine:
         """The sizes that C FLOPs allow, at the runs' own FLOPs per parameter and token."""
@@ -250,7 +257,9 @@ class Posterior:
         return least_loss(self.draws, self.origin, line)
 
 
-def posterior_of_runs(N: Array, D: Array, C: Array, loss: Array, seed: int = 0) -> Posterior:
+def posterior_of_runs(
+    N: Array, D: Array, C: Array, loss: Array, seed: int = 0, *, keep_outliers: bool = False
+) -> Posterior:
     """The posterior of the drifting law, its origin at the largest budget and 20 tokens per parameter.
 
     Args:
@@ -259,20 +268,53 @@ def posterior_of_runs(N: Array, D: Array, C: Array, loss: Array, seed: int = 0) 
         C: training FLOPs [n].
         loss: nats per token [n].
         seed: of the chains.
+        keep_outliers: use all runs; default: those that lie far off the law are left out (`isoflop.fit.robust`).
 
     Raises:
         ValueError: no runs, columns of different lengths, values that are not positive and finite.
     """
     N, D, C, loss = _checked(N, D, C, loss)
-    largest = int(np.argmax(C))
-    middle = math.sqrt(N[largest] * D[largest] / RATIO)
-    origin = Origin(middle, RATIO * middle)
+    left_out = () if keep_outliers else _outliers(N, D, C, loss)
+    if left_out:
+        N, D, C, loss = (np.delete(column, [run.row for run in left_out]) for column in (N, D, C, loss))
+    origin = _origin(N, D, C)
     model = _Model.of(N, D, loss, origin)
     modes = [_mode(model, width) for width in (1.0, BIASED)]
     rows = _chains(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
     draws, noise, form = rows[:, :CONSTANTS], np.exp(rows[:, NOISE_AT]), np.exp(rows[:, FORM_AT])
-    return Posterior(origin, best[:CONSTANTS], draws, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
+    spread = float(np.median(noise))
+    misfit = misfit_of(spread, loss) if len(N) >= FEWEST_TO_JUDGE else None
+    return Posterior(
+        origin,
+        best[:CONSTANTS],
+        draws,
+        noise,
+        form,
+        flop_rate(N, D, C),
+        float(C.max()),
+        len(N),
+        left_out=left_out,
+        misfit=misfit,
+    )
+
+
+def _origin(N: Array, D: Array, C: Array) -> Origin:
+    largest = int(np.argmax(C))
+    middle = math.sqrt(N[largest] * D[largest] / RATIO)
+    return Origin(middle, RATIO * middle)
+
+
+def _outliers(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...]:
+    """Runs far off the law that the others follow: its mode by a robust loss, so that they do not draw it to them."""
+    if len(N) < FEWEST_TO_JUDGE:
+        return ()
+    model = _Model.of(N, D, loss, _origin(N, D, C), apart=True)
+    mode = _mode(model, BIASED, robust=True)
+    residuals = model.residuals(mode[None, :CONSTANTS], mode[BIAS_AT : BIAS_AT + 1])[0]
+    spread = np.sqrt(math.exp(2 * mode[NOISE_AT]) + math.exp(2 * mode[FORM_AT]) * model.form)
+    rows = np.flatnonzero(outlying(residuals, np.maximum(spread, LEAST_SCATTER)))
+    return tuple(Outlier(int(i), float(loss[i]), float(loss[i] * math.exp(residuals[i]))) for i in rows)
 
 
 def _checked(*columns: Array) -> list[Array]:
@@ -303,7 +345,11 @@ class _Model:
     form: Array
 
     @classmethod
-    def of(cls, N: Array, D: Array, loss: Array, origin: Origin) -> _Model:
+    def of(cls, N: Array, D: Array, loss: Array, origin: Origin, apart: bool = False) -> _Model:
+        """`apart`: runs of one size share no noise, and each keeps its residual."""
+        if apart:
+            seen, each = np.log(loss), np.eye(len(N))
+            return cls(origin.x(N), origin.y(D), seen, float(np.median(seen)), tilt(N, D), each, misfit(N, D))
         root = np.linalg.inv(np.linalg.cholesky(_shared(N)))
         form, axes = np.linalg.eigh(root @ np.diag(misfit(N, D)) @ root.T)
         seen = np.log(loss)
@@ -362,8 +408,11 @@ class _Model:
         return np.asarray(block_diag(np.linalg.inv(information), np.diag(scales)))
 
 
-def _mode(model: _Model, width: float) -> Array:
-    """(θ, b, ln s, ln τ) [11] by least squares and the scales in turn, b Gaussian of `width` times its scale."""
+def _mode(model: _Model, width: float, robust: bool = False) -> Array:
+    """(θ, b, ln s, ln τ) [11] by least squares and the scales in turn, b Gaussian of `width` times its scale.
+
+    `robust`: squares of residuals beyond 3 times the scatter count less (Huber's ½r² to |r|, smooth).
+    """
     least, n = math.exp(model.seen.min()), len(model.seen)
     exponent = math.log(0.35)
     start = [math.log(0.6 * least), *([math.log(0.2 * least)] * 2), exponent, exponent, 0.0, 0.0, 0.0, 0.0]
@@ -383,8 +432,11 @@ def _mode(model: _Model, width: float) -> Array:
             whole[-1, -1] = 1.0
             return whole
 
-        at = least_squares(residuals, at, jacobian, method="trf", x_scale="jac", max_nfev=100).x
+        loss = {"loss": "soft_l1", "f_scale": 2.0} if robust else {}
+        at = least_squares(residuals, at, jacobian, method="trf", x_scale="jac", max_nfev=100, **loss).x
         squares = model.residuals(at[None, :CONSTANTS], scale[-1] * at[-1:])[0] ** 2
+        if robust:
+            squares = np.minimum(squares, (3 * scatter(np.sqrt(squares))) ** 2)
         before, scales = scales, model.log_scales(squares, scales)
         if np.abs(before - scales).max() < 0.05:
             break

@@ -15,6 +15,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from isoflop.arrays import Array
 from isoflop.fit.approaches import Approach, Minimum, around, column, from_lines, line, quantile
+from isoflop.fit.robust import seed_noise
 from isoflop.laws.forms import Convention
 from isoflop.laws.quantities import check_level as level_of
 
@@ -179,14 +180,6 @@ COPIES = 1000
 
 PRIOR = 4
 """Degrees of freedom that the typical budget lends to each: few residuals alone tell little of their variance."""
-
-
-def seed_noise(loss: Array) -> Array:
-    """Standard deviation of losses between seeds, nats per token: .005 up to L = 3, .1 from L = 6, a power law between.
-
-    The numbers in Porian et al. 2024's code (`get_noise_for_loss`), read as thresholds on the loss.
-    """
-    return np.exp(np.interp(np.log(loss), np.log([3.0, 6.0]), np.log([0.005, 0.1])))
 
 
 def isoflop_profiles(

@@ -22,6 +22,9 @@ TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Half of the runs outside: N or D alone is in millions. Public runs lie between .02 and 1e4."""
 LITTLE = 1e12
 """FLOPs, 6·N·D: half of the runs below a second of one GPU are toys, or N and D are both in millions."""
+NEAR, ALIKE = 0.35, 0.06
+"""Of ln L: median distance from Chinchilla's law a million times further out, and scatter of that distance, up to which
+runs of so little compute are taken for ones in millions. A toy's losses lie elsewhere, and fall much faster."""
 
 
 PLAUSIBLE_RATE = (0.5, 1000.0)
@@ -43,6 +46,11 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    def taken(self, rows: NDArray[np.bool_]) -> Runs:
+        """Some of the runs."""
+        variables = {name: values[rows] for name, values in self.variables.items()}
+        return replace(self, variables=variables, loss=self.loss[rows], weights=self.weights[rows])
 
 
 def check_runs(
@@ -104,12 +112,28 @@ def check_runs(
                 f"column {small!r}: expected {UNITS[small]}, got values around {np.median(taken[small]):.3g}, which "
                 f"makes {ratio:.3g} tokens a parameter; they look like millions: multiply them out"
             )
+        if _in_millions(taken["N"], taken["D"], taken["loss"]):
+            raise BadData(
+                f"columns 'N' and 'D': expected parameters and tokens, got values around {np.median(taken['N']):.3g} "
+                f"and {np.median(taken['D']):.3g}, with losses of models a million times larger; they look like "
+                "millions: multiply both out"
+            )
     return Runs(
         {name: taken[name] for name in names},
         taken["loss"],
         _weights(weights, n),
         tuple(_oddities(taken, names, called)),
     )
+
+
+def _in_millions(N: Array, D: Array, loss: Array) -> bool:
+    """Whether N and D are both in millions: runs of next to no compute with the losses of large models."""
+    if np.median(6 * N * D) >= LITTLE:
+        return False
+    expected = 1.8172 + 482.01 / (1e6 * N) ** 0.3478 + 2085.43 / (1e6 * D) ** 0.3658  # Besiroglu et al. 2024
+    off = np.log(loss / expected)
+    middle = float(np.median(off))
+    return abs(middle) < NEAR and 1.4826 * float(np.median(np.abs(off - middle))) < ALIKE
 
 
 def _weights(weights: ArrayLike | None, n: int) -> Array:

@@ -10,7 +10,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from isoflop.fit.runs import (
     loss_names,
     unfinished,
 )
-from isoflop.laws.forms import compute_of
+from isoflop.laws.forms import TRAINING_FLOPS, compute_of
 from isoflop.logs.cells import cell_number, csv_rows
 from isoflop.record.lines import Problems
 from isoflop.record.paths import Location
@@ -96,23 +96,29 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
 
 
 GUESSES: dict[str, tuple[str, ...]] = {
-    "N": ("N", "n", "params", "parameters", "n_params", "num_params", "model_size", "non_embedding"),
-    "D": ("D", "tokens", "d", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen"),
-    "C": ("C", "flops", "compute", "training_flops", "C_min"),
+    "N": ("N", "params", "parameters", "n_params", "num_params", "model_size", "size", "non_embedding"),
+    "D": ("D", "tokens", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "data"),
+    "C": ("C", "flops", "compute", "training_flops", "train_flops", "total_flops", "C_min"),
     "U": ("U", "unique_tokens"),
-    "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "validation_loss", "train_loss"),
+    "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
+    "perplexity": ("perplexity", "ppl", "val_ppl", "eval_ppl", "val_perplexity", "validation_perplexity"),
 }
-"""Names of columns that are taken without being told, the likeliest first."""
+"""Names of columns that are taken without being told, in any case and with any separators, the likeliest first."""
 LOSS_NAME = "loss name"
+BLANK = ("", "nan", "none", "null", "na", "n/a", "-")
+"""Cells that hold nothing."""
+MOST_LOSS = 13.0
+"""Nats per token: a uniform guess among 440,000 tokens. Half of the runs above: these are perplexities, or sums."""
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns of numbers by what they are ("N", "D", "loss"), and which columns of the file these were.
 
-    `rows`: what to call each run in messages. `left_out`: recorded runs that don't count, and why. `convention`: which
+    `rows`: what to call each run in messages. `left_out`: runs that don't count, and why. `convention`: which
     parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured, else
-    6·N·D. `doubts`: measurements of records that were not taken.
+    6·N·D. `doubts`: how cells were understood, where that is not plain. `labels`: cells of other columns that tell runs
+    apart by kind (corpus, optimizer).
     """
 
     columns: Mapping[str, list[float]]
@@ -122,6 +128,7 @@ class Table:
     convention: str = "unknown"
     C: Sequence[float] = ()
     doubts: tuple[str, ...] = ()
+    labels: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def read_table(
@@ -149,7 +156,7 @@ def read_table(
     if convention is not None and convention not in COUNTS:
         raise BadData(f"--n: expected one of {', '.join(COUNTS)}, got {convention!r}")
     for what in named or {}:
-        if what not in (known := (*wanted, "C") if {"N", "D"} <= {*wanted} else wanted):
+        if what not in (known := (*wanted, "perplexity", *(["C"] if {"N", "D"} <= {*wanted} else []))):
             raise BadData(f"--column: expected one of {', '.join(known)} before =, got {what!r}")
     files: list[Path] = []
     records: list[Location] = []
@@ -167,7 +174,8 @@ def read_table(
         kind = "finished runs" if left_out else "runs"
         told = "".join(f"; {text}" for text in left_out)
         raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}")
-    return replace(_table(found, wanted, named, where, counted), left_out=left_out)
+    table = _table(found, wanted, named, where, counted)
+    return replace(table, left_out=(*left_out, *table.left_out))
 
 
 def table_of_runs(
@@ -187,31 +195,89 @@ def _table(
     where: str | None,
     convention: str,
 ) -> Table:
+    named = named or {}
     rows, labels = [row for _, row in found], [label for label, _ in found]
     present = list(dict.fromkeys(name for row in rows for name in row))
-    taken = {what: _column(what, present, (named or {}).get(what)) for what in wanted}
+    taken = _taken(wanted, present, named)
     if where is not None:
         conditions = parse_where(where, present)
         kept = [i for i, row in enumerate(rows) if all(c.column in row and c.holds(row) for c in conditions)]
         if not kept:
             raise BadData(f"--where {where!r} leaves none of {len(rows)} runs")
         rows, labels = [rows[i] for i in kept], [labels[i] for i in kept]
-    columns = {
+    cells = {
         what: [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
         for what, name in taken.items()
     }
+    blanks = [_blank(label, i, cells, taken) for i, label in enumerate(labels)]
+    full = [i for i, said in enumerate(blanks) if not said]
+    if not full:
+        raise BadData(f"expected runs with numbers in {', '.join(taken.values())}, got none; {blanks[0]}")
+    rows, labels = [rows[i] for i in full], [labels[i] for i in full]
+    columns, doubts = _derived({what: [column[i] for i in full] for what, column in cells.items()}, taken, wanted)
     C: Sequence[float] = columns.get("C", [])
-    doubts: tuple[str, ...] = ()
     if not C and {"N", "D"} <= set(columns):
-        measured = _measured(rows, labels, present, (named or {}).get("C"))
-        C, doubts = _compute(columns["N"], columns["D"], measured, rows, labels)
+        measured = _measured(rows, labels, present, named.get("C"))
+        C, more = _compute(columns["N"], columns["D"], measured, rows, labels)
+        doubts += more
     if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
         meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
         taken = {what: meant.get(name, name) for what, name in taken.items()}
         convention = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
     else:
         convention = "unknown"
-    return Table(columns, taken, tuple(labels), convention=convention, C=C, doubts=doubts)
+    others = {name: [row.get(name, "").strip() for row in rows] for name in present if name not in taken.values()}
+    kinds = {name: values for name, values in others.items() if 1 < len(set(values)) <= len(rows) / 4}
+    columns = {what: columns[what] for what in wanted}
+    return Table(columns, taken, tuple(labels), tuple(filter(None, blanks)), convention, C, doubts, kinds)
+
+
+def _blank(label: str, row: int, cells: Mapping[str, list[float]], taken: Mapping[str, str]) -> str:
+    """Which cells of a row hold nothing; "": none."""
+    names = [taken[what] for what, column in cells.items() if math.isnan(column[row])]
+    return f"{label}: nothing in {' and '.join(names)}" if names else ""
+
+
+def _taken(wanted: Sequence[str], present: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
+    """Which column is what; one of N and D may be missing where C is there, and the loss where the perplexity is."""
+    taken = {}
+    for what in wanted:
+        stand_in = {"N": "C", "D": "C", "loss": "perplexity"}.get(what)
+        missing = what not in named and _guess(what, present) is None
+        if missing and stand_in is not None and (stand_in in named or _guess(stand_in, present)):
+            what = stand_in
+        taken[what] = _column(what, present, named.get(what))
+    if {"N", "D"} <= {*wanted} and not {"N", "D"} & {*taken}:
+        _column("N", present, None)  # C alone: raises
+    return taken
+
+
+def _derived(
+    columns: dict[str, list[float]], taken: Mapping[str, str], wanted: Sequence[str]
+) -> tuple[dict[str, list[float]], tuple[str, ...]]:
+    """Columns that follow from others, and that in words.
+
+    Raises:
+        BadData: losses that are none.
+    """
+    said: tuple[str, ...] = ()
+    for what, other in (("N", "D"), ("D", "N")):
+        if what in wanted and what not in columns:
+            flops, known = np.array(columns["C"]), np.array(columns[other])
+            columns[what] = (flops / TRAINING_FLOPS / np.where(known > 0, known, np.nan)).tolist()
+            said = (f"{what} is C/(6·{other}): there is no column for it",)
+    if "perplexity" in columns:
+        values = np.array(columns["perplexity"])
+        if not (values > 1).all():
+            raise BadData(f"column {taken['perplexity']!r}: expected perplexities, above 1, got {values.min():.4g}")
+        columns["loss"] = np.log(values).tolist()
+        said += (f"the loss is the logarithm of column {taken['perplexity']!r}",)
+    elif "loss" in columns and (middle := float(np.median(columns["loss"]))) > MOST_LOSS:
+        raise BadData(
+            f"column {taken['loss']!r}: expected nats per token, got values around {middle:.3g}, more than a guess "
+            f"among all tokens has; are they perplexities? Then name them: --column perplexity={taken['loss']}"
+        )
+    return columns, said
 
 
 def _compute(
@@ -246,25 +312,37 @@ def _measured(
     rows: Sequence[Mapping[str, str]], labels: Sequence[str], present: Sequence[str], named: str | None
 ) -> list[float]:
     """Training FLOPs from the column that holds them; NaN where it is blank or there is none."""
-    if named is None and not set(GUESSES["C"]) & set(present):
+    if named is None and _guess("C", present) is None:
         return [math.nan] * len(rows)
     name = _column("C", present, named)
-    cells = [(row.get(name) or "").strip() for row in rows]
-    return [_number(cell, name, label) if cell else math.nan for cell, label in zip(cells, labels, strict=True)]
+    return [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _guess(what: str, present: Sequence[str]) -> str | None:
+    """The column that is known to be something; None: none is."""
+    guesses = GUESSES.get(what, (what,))
+    plain = {_plain(name): name for name in reversed(present)}
+    exact = next((guess for guess in guesses if guess in present), None)
+    return exact or next((plain[_plain(guess)] for guess in guesses if _plain(guess) in plain), None)
 
 
 def _column(what: str, present: Sequence[str], named: str | None) -> str:
     if named is not None:
-        if named not in present:
+        found = named if named in present else next((name for name in present if _plain(name) == _plain(named)), None)
+        if found is None:
             raise BadData(f"there is no column {named!r} for {what}; there are {_listed(present)}")
-        return named
-    for guess in GUESSES.get(what, (what,)):
-        if guess in present:
-            return guess
-    raise BadData(
-        f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
-        f"{_listed(present)}: say which with --column {what}=…"
-    )
+        return found
+    found = _guess(what, present)
+    if found is None:
+        raise BadData(
+            f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
+            f"{_listed(present)}: say which with --column {what}=…"
+        )
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -274,13 +352,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _number(text: str | None, column: str, label: str) -> float:
-    value = cell_number(text or "")
-    if value is None:
-        came = "nothing" if text is None or not text.strip() else repr(text)
+    """A cell's number, such as 1e9, 543M or 1,000; NaN where it holds nothing."""
+    if text is None or text.strip().lower() in BLANK:
+        return math.nan
+    number = cell_number(text)
+    if number is None:
         raise BadData(
-            f"{label}, column {column!r}: expected a number, got {came}; correct it or leave the run out (--where)"
+            f"{label}, column {column!r}: expected a number, got {text!r}; correct it or leave the run out (--where)"
         )
-    return value
+    return number
 
 
 def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:

@@ -1,0 +1,106 @@
+"""Runs that a law does not describe: single outliers, and fits that are poor as a whole.
+
+A run that diverged, a typing error, an evaluation on other data: its residual is many times the scatter of the others,
+and it says nothing of sizes. Where all runs scatter far more than seeds do, the law itself is at fault, or the table
+holds several laws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoflop.arrays import Array
+
+OUTLYING, LARGE, FAR = 6.0, 0.06, 20.0
+"""Of the scatter of the others: a run beyond is left out if it is off by `LARGE` in ln L, or by `FAR` scatters. Three
+of Hoffmann et al. 2022's 240 runs, read off a figure, lie 7 to 11 times the scatter off, by 3 to 5%: they stay."""
+LEAST_SCATTER = 1e-3
+"""Of ln L: seeds alone give more (Porian et al. 2024)."""
+MOST = 0.2
+"""Share of the runs beyond which they are no outliers: then the law does not describe the runs."""
+POOR = 3.0
+"""Scatter over that of seeds from which on a fit is poor."""
+APART = 0.5
+"""Scatter within the groups of a column, over that of all, below which the column explains it."""
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A run that a fit left out: which row (from 0), its loss and what the law expects, nats per token."""
+
+    row: int
+    loss: float
+    expected: float
+
+
+def scatter(residuals: Array, constants: float = 0.0) -> float:
+    """Standard deviation of ln L by the median of |r|, those left out that a fit of `constants` passes through."""
+    size = np.sort(np.abs(residuals))
+    return max(1.4826 * float(np.median(size[min(round(constants), len(size) - 1) :])), LEAST_SCATTER)
+
+
+def outlying(residuals: Array, spread: Array | float) -> NDArray[np.bool_]:
+    """Which residuals of ln L are outliers beside a scatter; none where they are many [n]."""
+    size = np.abs(residuals)
+    far = (size > OUTLYING * spread) & ((size > LARGE) | (size > FAR * spread))
+    return far if far.mean() <= MOST else np.zeros(len(far), dtype=bool)
+
+
+def seed_noise(loss: Array) -> Array:
+    """Standard deviation of losses between seeds, nats per token: .005 up to L = 3, .1 from L = 6, a power law between.
+
+    The numbers in Porian et al. 2024's code (`get_noise_for_loss`), read as thresholds on the loss.
+    """
+    return np.exp(np.interp(np.log(loss), np.log([3.0, 6.0]), np.log([0.005, 0.1])))
+
+
+def misfit_of(spread: float, loss: Array) -> float:
+    """A scatter of ln L over what seeds alone give at these losses."""
+    return spread / float(np.median(seed_noise(loss) / loss))
+
+
+def describe_outliers(found: Sequence[Outlier], called: Sequence[object]) -> str:
+    """Which runs are left out, for people."""
+    named = "; ".join(f"{called[run.row]}: loss {run.loss:.4g}, {run.expected:.4g} by the law" for run in found[:5])
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    are = "runs are left out: they lie" if len(found) > 1 else "run is left out: it lies"
+    return f"{len(found)} {are} beyond {OUTLYING:g} times the scatter of the others ({named}{more})"
+
+
+def describe_misfit(spread: float, ratio: float, groups: Sequence[str] = ()) -> str:
+    """That a law does not describe the runs, for people; `groups`: columns that explain it."""
+    said = (
+        f"the law does not describe the runs: residuals scatter by {spread:.1%}, {ratio:.0f} times what seeds alone "
+        "give; its constants and intervals are not to be trusted"
+    )
+    if groups:
+        return f"{said}. Runs of one {groups[0]!r} lie together: fit them apart with --group {groups[0]!r}"
+    return f"{said}. Several corpora, tokenizers or recipes in one table look so: fit each by itself (--where)"
+
+
+def explaining(residuals: Array, slope: Array, labels: Mapping[str, Sequence[str]]) -> list[str]:
+    """Columns that explain residuals: with a level for each group of runs they scatter much less. The best first.
+
+    Args:
+        residuals: of ln L [n].
+        slope: of ln L by the law's constants [n, constants]: these may move with the levels, to first order.
+        labels: cells by column, each [n].
+    """
+
+    def left(design: Array) -> float:
+        off = residuals - design @ np.linalg.lstsq(design, residuals, rcond=1e-10)[0]
+        return float(np.sqrt((off**2).sum() / max(len(off) - design.shape[1], 1)))
+
+    whole, found = left(slope), []
+    for name, cells in labels.items():
+        levels = np.array(cells)[:, None] == np.array(list(dict.fromkeys(cells)))
+        if (
+            1 < levels.shape[1] <= len(residuals) / 4
+            and (within := left(np.column_stack([slope, levels]))) < APART * whole
+        ):
+            found.append((within, name))
+    return [name for _, name in sorted(found)]

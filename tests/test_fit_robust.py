@@ -1,0 +1,130 @@
+"""Runs that a law does not describe are left out and named; tables as people write them; the optimum at every δ."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from fits import hoffmann, reference
+from isoflop.arrays import Array
+from isoflop.fit import BadData, fit_law, read_table
+from isoflop.fit.posterior import posterior_of_runs
+from isoflop.fit.problem import huber
+from isoflop.fit.robust import outlying, scatter
+
+WANTED = ("N", "D", "loss")
+
+
+def sweep(noise: float = 1e-3, budgets: int = 6, seed: int = 0) -> tuple[Array, Array, Array]:
+    """IsoFLOP profiles of a planted law: N, D, loss."""
+    C = np.repeat(1e18 * 2.0 ** np.arange(budgets), 7)
+    N = np.sqrt(C / 120) * np.tile([0.2, 0.35, 0.6, 1.0, 1.7, 2.8, 5.0], budgets)
+    loss = hoffmann(N, C / 6 / N) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(N)))
+    return N, C / 6 / N, loss
+
+
+@pytest.mark.parametrize("factor", [1.3, 3.0, 0.7])
+@pytest.mark.parametrize("row", [0, 17, 41])
+def test_one_run_far_off_moves_neither_fit_nor_size(row: int, factor: float) -> None:
+    N, D, loss = sweep()
+    off = loss * np.where(np.arange(len(N)) == row, factor, 1.0)
+    clean, found = (posterior_of_runs(N, D, 6 * N * D, y) for y in (loss, off))
+    assert [run.row for run in found.left_out] == [row] and clean.left_out == ()
+    assert found.at(1e21)[0] == pytest.approx(clean.at(1e21)[0], abs=0.1)
+    fitted = fit_law("hoffmann", {"N": N, "D": D, "loss": off}, draws=20)
+    assert [run.row for run in fitted.left_out] == [row] and fitted.n == len(N) - 1
+    assert any(f"row {row + 1}: loss {off[row]:.4g}" in warning for warning in fitted.warnings)
+    kept = fit_law("hoffmann", {"N": N, "D": D, "loss": off}, draws=20, keep_outliers=True)
+    assert kept.n == len(N) and kept.left_out == ()
+
+
+def test_heavy_tails_of_good_runs_stay() -> None:
+    """Student's t with three degrees of freedom at .3%: a wide residual is no outlier; nor are many of them."""
+    residuals = 3e-3 * np.random.default_rng(0).standard_t(3, size=2000)
+    assert outlying(residuals, scatter(residuals)).sum() <= 2
+    assert not outlying(np.where(np.arange(20) % 3 == 0, 0.5, 0.0), 1e-3).any()
+
+
+def test_a_law_that_does_not_describe_the_runs_says_so_and_which_column_explains_it() -> None:
+    N, D, loss = sweep()
+    corpus = ["c4" if i % 2 else "code" for i in range(len(N))]
+    mixed = loss + np.where(np.array(corpus) == "c4", 0.6, 0.0)
+    labels = {"seed": [str(i % 3) for i in range(len(N))], "corpus": corpus}
+    fitted = fit_law("hoffmann", {"N": N, "D": D, "loss": mixed}, draws=20, labels=labels)
+    assert fitted.misfit is not None and fitted.misfit > 20
+    assert any("does not describe" in warning and "--group 'corpus'" in warning for warning in fitted.warnings)
+    found = posterior_of_runs(N, D, 6 * N * D, mixed)
+    assert found.misfit is not None and found.misfit > 20
+    plain = fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, draws=20)
+    assert plain.misfit is not None and plain.misfit < 1.5 and plain.warnings == ()
+
+
+@pytest.mark.parametrize("level", [0.8, 1.0, 1.2])
+def test_sizes_and_tokens_both_in_millions_are_refused(level: float) -> None:
+    N, D, _ = sweep()
+    with pytest.raises(BadData, match="millions: multiply both out"):
+        fit_law("hoffmann", {"N": 30 * N / 1e6, "D": 30 * D / 1e6, "loss": level * hoffmann(30 * N, 30 * D)}, draws=2)
+
+
+def test_a_toy_is_no_table_of_millions() -> None:
+    """Characters of a small text: 5,000 to 200,000 parameters, losses from 2.6 to 1.5."""
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(5e3, 2e5, 5), np.geomspace(1e5, 3e6, 4)))
+    loss = 1.2 + 20 / N**0.4 + 40 / D**0.35
+    assert fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, draws=2).n == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "said"),
+    [
+        ("params;Tokens;Val Loss\n543M;1.2B;2,5\n", ([543e6], [1.2e9], [2.5]), ""),
+        ("n_params\ttrain-tokens\tLOSS\n1_000_000\t2e7\t4.5\n", ([1e6], [2e7], [4.5]), ""),
+        ('N,D,loss\n"1,000,000",20M,4.5\n', ([1e6], [2e7], [4.5]), ""),
+        (
+            "N,D,loss\n1e6,2e7,4.5\n2e6,2e7,\n3e6,NaN,4.2\n",
+            ([1e6], [2e7], [4.5]),
+            "line 3 of runs.csv: nothing in loss",
+        ),
+        ("N,C,loss\n1e9,1.2e20,2.5\n", ([1e9], [2e10], [2.5]), "D is C/(6·N)"),
+        ("tokens,FLOPs,loss\n2e10,1.2e20,2.5\n", ([1e9], [2e10], [2.5]), "N is C/(6·D)"),
+        ("N,D,ppl\n1e9,2e10,12.5\n", ([1e9], [2e10], [math.log(12.5)]), "logarithm of column 'ppl'"),
+    ],
+)
+def test_tables_as_people_write_them(
+    tmp_path: Path, text: str, columns: tuple[list[float], list[float], list[float]], said: str
+) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    table = read_table([path], WANTED)
+    assert [table.columns[name] for name in WANTED] == [pytest.approx(column) for column in columns]
+    assert said in " ".join((*table.left_out, *table.doubts))
+
+
+def independent(N: Array, D: Array, loss: Array, delta: float, rng: np.random.Generator) -> float:
+    """The least objective of a quasi-Newton search from 64 random starts, the best of them by a simplex."""
+    x, y, seen = np.log(N), np.log(D), np.log(loss)
+
+    def objective(p: Array) -> float:
+        parts = np.logaddexp(np.logaddexp(p[0], p[1] - p[2] * x), p[3] - p[4] * y)
+        return float(huber(parts - seen, delta).sum())
+
+    low, high = np.array([-1.0, 0.0, 0.0, 0.0, 0.0]), np.array([1.0, 25.0, 2.0, 25.0, 2.0])
+    starts = sorted(rng.uniform(low, high, (512, 5)), key=objective)[:64]
+    ends = sorted((minimize(objective, start, method="L-BFGS-B") for start in starts), key=lambda end: end.fun)
+    options = {"maxfev": 2000, "xatol": 1e-9, "fatol": 1e-15}
+    return min(minimize(objective, end.x, method="Nelder-Mead", options=options).fun for end in ends[:4])
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-4])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_better_optimum_is_found_by_another_search(seed: int, delta: float) -> None:
+    """`benchmarks/fit.py --subsets 200` does so on 200 subsets."""
+    rng = np.random.default_rng(seed)
+    table = np.genfromtxt(reference("chinchilla_245.csv"), delimiter=",", names=True)
+    table = table[rng.choice(np.flatnonzero(table["epoch_outlier"] == 0), rng.integers(8, 40), replace=False)]
+    N, D, loss = (np.asarray(table[name]) for name in ("N", "tokens", "loss"))
+    ours = fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, delta=delta, draws=2, keep_outliers=True)
+    assert ours.objective <= independent(N, D, loss, delta, rng) * (1 + 1e-9)
