@@ -15,7 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import isoflop
-from isoflop.advice import Advice, Adviser, Reason, Severity, Situation, frontier_of, learn_from
+from isoflop.advice import Advice, Adviser, Reason, Severity, Situation
+from isoflop.fit.own_runs import frontier_of, learn_from
 from isoflop.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import advice as advising
@@ -105,7 +106,7 @@ def test_a_healthy_run_hears_nothing_but_the_neutral_line(
     assert (
         "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
     )
-    assert "isoflop: training from scratch: model with adam." in printed
+    assert "isoflop: training from scratch: model with adam" in printed
 
 
 @pytest.mark.parametrize(

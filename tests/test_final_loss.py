@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isoflop.advice import learn_from
 from isoflop.cli import app
 from isoflop.figures import study
 from isoflop.fit import BadData, final_loss, table_of_runs
+from isoflop.fit.own_runs import learn_from
 from isoflop.forecast import finished_runs
 from isoflop.ladder import read_finished
 from isoflop.ladder.attempt import is_complete

@@ -10,18 +10,9 @@ from typing import Any
 
 import pytest
 
-from isoflop.ladder.rules import (
-    BATCHES,
-    FEWEST_STEPS,
-    HIGHEST_RATE,
-    RATES,
-    batch_rule,
-    batch_sequences,
-    peak_rate,
-    rate_rule,
-    warmup_of,
-)
+from isoflop.ladder.rules import FEWEST_STEPS, batch_rule, batch_sequences, peak_rate, rate_rule
 from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
+from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, warmup_of
 
 GPT2_SMALL = {
     "model_type": "gpt2",
@@ -158,7 +149,7 @@ def test_rules_give_what_their_papers_print():
     assert peak_rate(RATES["steplaw"], SMALL, 1e10, 1e19) == pytest.approx(1.79 * N**-0.713 * 1e10**0.307, rel=1e-2)
     assert peak_rate(RATES["deepseek"], SMALL, 1e10, 1e19) == pytest.approx(0.3118 * 1e19**-0.125, rel=1e-2)
     assert peak_rate(RATES["width"], SMALL, 1e10, 1e19) == 6e-4  # GPT-3 Small's own
-    assert BATCHES["steplaw"].value(SMALL, 1e11, 1e20) == pytest.approx(0.58 * 1e11**0.571)
+    assert BATCHES["steplaw"].value(N=5e7, D=1e11, C=1e20, width=512) == pytest.approx(0.58 * 1e11**0.571)
 
 
 def test_rates_of_tiny_models_are_cut():

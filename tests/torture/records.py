@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from isoflop.advice import learn_from
+from isoflop.fit.own_runs import learn_from
 from isoflop.fit.runs import BadData
 from isoflop.fit.table import read_table
 from isoflop.forecast import (
@@ -120,7 +120,7 @@ def fuzz_learners(random: Random, folder: Path) -> None:
     if own and random.random() < 0.2:
         learn_priors(own)
         ladder_of(own, DEFAULT_PRIORS)
-    learn_from(runs, tokenizer="gpt2", data="c4", domain={"moe": False, "finetuning": False})
+    learn_from(runs, tokenizer="gpt2", data="c4")
     if run is not None:
         try:
             curve = curve_of(run)

@@ -2,7 +2,8 @@
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, share
 from isoflop.advice.adviser import RULES, Adviser
-from isoflop.advice.own_runs import OwnRuns, frontier_of, learn_from, shape_warning
+from isoflop.advice.data_rules import offsets
+from isoflop.advice.recipe_rules import recipe_line
 from isoflop.advice.run_state import Batch, Estimate, Evaluated, Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import BEST_SIZE, planned
 
@@ -16,7 +17,6 @@ __all__ = [
     "Evaluated",
     "Expected",
     "Missing",
-    "OwnRuns",
     "Quantity",
     "Reason",
     "Rule",
@@ -24,10 +24,9 @@ __all__ = [
     "Situation",
     "Thresholds",
     "count",
-    "frontier_of",
-    "learn_from",
+    "offsets",
     "planned",
+    "recipe_line",
     "scatter",
-    "shape_warning",
     "share",
 ]

@@ -23,6 +23,9 @@ class Reason(str, Enum):
     EPOCHS = "more epochs than repeated data is worth"
     OVERFITTING = "overfitting"
     SCHEDULE = "the learning rate does not end with the run"
+    RATE_HIGH = "learning rate far above what works"
+    RATE_LOW = "learning rate far below what works"
+    OFFSET = "an evaluation set drifts from the training data"
     HARDWARE = "slower than this run was"
 
 

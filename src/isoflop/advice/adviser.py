@@ -11,7 +11,8 @@ import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Severity
 from isoflop.advice.curve_rules import diverging, hardware, off_curve, plateau, schedule
-from isoflop.advice.data_rules import batch, epochs, overfitting
+from isoflop.advice.data_rules import batch, epochs, offset, overfitting
+from isoflop.advice.recipe_rules import learning_rate, own_sizes
 from isoflop.advice.run_state import Estimate, Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import past_efficient, planned, target
 from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, usable
@@ -20,6 +21,8 @@ RULES: dict[str, Rule] = {
     each.name: each
     for each in (
         planned,
+        own_sizes,
+        learning_rate,
         schedule,
         diverging,
         off_curve,
@@ -29,6 +32,7 @@ RULES: dict[str, Rule] = {
         batch,
         epochs,
         overfitting,
+        offset,
         hardware,
     )
 }

@@ -9,6 +9,7 @@ already.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
 from isoflop.advice.run_state import (
+    Batch,
     Evaluated,
     Situation,
     Thresholds,
@@ -26,7 +28,7 @@ from isoflop.advice.run_state import (
 )
 from isoflop.laws.forms import unique_tokens_needed
 from isoflop.laws.published import published
-from isoflop.noise.critical_batch import Belief, agree, change_batch, critical_batch_by_tokens
+from isoflop.noise.critical_batch import Belief, agree, change_batch, combine, critical_batch_by_tokens
 
 LAW = "muennighoff2023"
 """The law whose R_D* gives how fast epochs lose their worth."""
@@ -37,6 +39,14 @@ RISING = 3
 """Evaluations in a row above the best one, while the training loss falls."""
 LEVEL = 0.8
 """Of the intervals of critical batches."""
+STABLE, STABLE_SD = (0.95, 0.5), 0.5
+"""A rate above this share of its peak for this share of the run is held stable; ln B_crit is less sure there."""
+RAW_BELOW = 5.0
+"""How far below B_crit the noise scale lies without Adam's metric. Doubt: a choice; Merrill et al. 2025 say "far"."""
+RAMP_FROM, RAMP_LEFT = 8.0, 0.3
+"""A batch so many times the critical size of now is worth a ramp, where this share of the run is left."""
+FEW_OFFSETS = 8
+"""Evaluations that tell whether an offset drifts."""
 
 
 @rule("the epochs", pretraining, at_once=True, early=True)
@@ -122,21 +132,58 @@ def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
     )
 
 
+def offsets(points: Sequence[Evaluated]) -> list[float]:
+    """An evaluation set's loss less the training loss of the time, where both are known."""
+    return [point.loss - point.train for point in points if point.train is not None]
+
+
+@rule("the offset", falling_loss, after_warmup=True)
+def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """The offset of an evaluation set to the training loss moves; it stays as it is in Kaplan et al. 2020, figure 8.
+
+    Not where data is repeated: there it grows by what is learnt by heart.
+    """
+    if run.unique_tokens is not None and (run.tokens or 0.0) > run.unique_tokens:
+        return None
+    for name, points in run.evaluations.items():
+        known = offsets(points)
+        if len(known) < FEW_OFFSETS:
+            continue
+        before, lately = known[len(known) // 4 : -RISING], known[-RISING:]
+        then, now, sd = float(np.median(before)), float(np.median(lately)), float(np.std(before))
+        least = max(thresholds.offset * abs(points[-1].loss), 3 * sd)
+        if min(abs(each - then) for each in lately) > least:
+            return Advice(
+                Reason.OFFSET,
+                Severity.INFO,
+                run.step,
+                f"The loss on {name} lay {then:+.3f} nats per token from the training loss and lies {now:+.3f} now: "
+                "the offset of a set stays as it is while both learn from the same data.",
+                "look whether the training data has changed (its order, its mix), or the evaluation.",
+                (Quantity("offset before", then, "nats per token"), Quantity("offset now", now, "nats per token")),
+                basis=("this run's losses", "Kaplan et al. 2020, figure 8"),
+            )
+    return None
+
+
 @rule("the batch", pretraining, subject="the batch size")
 def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice the critical size of the planned end, or below a quarter of the present one, surely."""
     if not run.batch_wanted:
         return None
-    b, measured = run.batch, None if run.batch is None else run.batch.measured
-    if b is None or measured is None:
-        return _unmeasured(run)
+    b = run.batch
+    ramp = None if b is None or run.warming_up or b.measured else _ramp(run, b, _by_raw(b), thresholds)
+    if b is None or b.measured is None:
+        return ramp or _unmeasured(run)
     if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
         return None
+    measured = b.measured
     if not agree(measured, b.prior):
         return Missing(
             "the batch size",
             f"the measured critical batch ({_text(measured)}) and published fits ({_text(b.prior)}) are too far apart",
         )
+    b = b._replace(critical=_widened(b.critical, run))
     common: dict[str, Any] = {
         "step": run.step,
         "numbers": (
@@ -152,10 +199,68 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     above = 0.0 if later is None else later.probability_below(b.tokens / thresholds.batch_large)
     if later and fits_later and above > thresholds.sure and b.tokens > fits_later.value:
         return _too_large(b.tokens, later, above, common)
+    if ramp := _ramp(run, b, b.critical, thresholds):
+        return ramp
     below = 1 - b.critical.probability_below(b.tokens / thresholds.batch_small)
     if below > thresholds.sure and b.tokens < b.prior.value:
         return _too_small(b.tokens, b.critical.value, below, common)
     return None
+
+
+def _widened(critical: Belief, run: Situation) -> Belief:
+    """E/E_min = 1 + B/B_crit fails under warm-up–stable–decay (arXiv:2601.05034): wider there."""
+    if run.rates is None or not run.total_steps:
+        return critical
+    share = np.asarray(run.rates.at(np.linspace(0, run.total_steps, 101))) / max(run.rates.peak, 1e-300)
+    stable = (share > STABLE[0]).mean() > STABLE[1] and share[-1] < STABLE[0]
+    return replace(critical, sigma=math.hypot(critical.sigma, STABLE_SD)) if stable else critical
+
+
+def _by_raw(b: Batch) -> Belief | None:
+    """B_crit by the noise scale without Adam's metric, which lies below it, and the published fits."""
+    return None if b.raw is None else combine([replace(b.raw, value=RAW_BELOW * b.raw.value), b.prior])
+
+
+def _ramp(run: Situation, b: Batch, critical: Belief | None, thresholds: Thresholds) -> Advice | None:
+    """A batch that is far above the critical size now, and over the run costs more than one that grows with it.
+
+    At B = B_crit(D) all the way E/E_min = 2; at a constant B it is 1 + B·mean(1/B_crit(D)) over the tokens to come.
+    """
+    if critical is None or not run.tokens or not run.planned_tokens or run.planned_tokens <= run.tokens:
+        return None
+    if (run.left or 0.0) < RAMP_LEFT:
+        return None
+    critical = _widened(critical, run)
+    D = np.linspace(run.tokens, run.planned_tokens, 200)
+    shrinking = float((critical_batch_by_tokens(run.tokens) / critical_batch_by_tokens(D)).mean())
+    surely = critical.probability_below(b.tokens * shrinking / (1 + 2 * thresholds.batch_now))
+    now = critical.probability_below(b.tokens / RAMP_FROM)
+    if min(surely, now) <= thresholds.sure:
+        return None
+    low, high = critical.interval(LEVEL)
+    cost, least, most = ((1 + b.tokens * shrinking / at) / 2 for at in (critical.value, high, low))
+    first = 2 ** round(math.log2(critical.value))
+    growth = math.log(critical_batch_by_tokens(4.0) / critical_batch_by_tokens(2.0)) / math.log(2)
+    at = [run.tokens * 2 ** (k / growth) for k in range(1, 5)]
+    steps = ", ".join(count(tokens) for tokens in at if tokens < run.planned_tokens)
+    return Advice(
+        Reason.BATCH_LARGE,
+        Severity.WARNING,
+        run.step,
+        f"The batch of {count(b.tokens)} tokens is {b.tokens / critical.value:.2g} times the critical size of now; "
+        f"held constant it takes {cost:.2g} [{least:.2g}, {most:.2g}] times the tokens of a batch that grows with it.",
+        f"begin with about {count(first)} tokens a step and double it at {steps} tokens and so on; tune the learning "
+        "rate again with the batch. In a decay, double the batch and divide the rate by √2 in place of halving the "
+        "rate (Seesaw, arXiv:2510.14717).",
+        (
+            Quantity("batch", b.tokens, "tokens"),
+            Quantity("critical batch now", critical.value, "tokens", low, high),
+            Quantity("tokens over those of a batch that grows", cost, "", least, most),
+        ),
+        basis=("this run's gradient noise scale", "published fits of B_crit over D"),
+        probability=min(surely, now),
+        level=LEVEL,
+    )
 
 
 def _unmeasured(run: Situation) -> Missing:

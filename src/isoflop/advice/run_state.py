@@ -34,6 +34,7 @@ class Batch(NamedTuple):
         critical: B_crit, measured and published together.
         measured: B_crit as this run's noise scale says, its model error included; None: not measured, or too little.
         prior: B_crit by published fits over D.
+        raw: likewise without Adam's metric, wide for that; where that is not measured yet.
         measurements: steps at which the noise scale was measured.
         measuring: more may come.
     """
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     critical: Belief
     measured: Belief | None
     prior: Belief
+    raw: Belief | None = None
     measurements: int = 0
     measuring: bool = False
 
@@ -82,6 +84,12 @@ class Situation:
         line: N_opt(C) by the user's own runs; None: they say little of it.
         line_source: what the line is based on.
         own_flops: FLOPs of the smallest and the largest own run that the line is based on.
+        own_rates: least and highest peak rate of own runs of about this size.
+        own_edge: N of the end towards which own runs of one budget only get better, −1 (smallest) or +1, how many
+            sizes, and FLOPs of the budget.
+        width: d_model.
+        peak_rate: the schedule's, or the highest learning rate so far.
+        weight_decay: of the optimizer.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
         loss: mean of the last interval, nats per token.
         losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
@@ -116,6 +124,11 @@ class Situation:
     line: Posterior | None = None
     line_source: str = ""
     own_flops: tuple[float, float] | None = None
+    own_rates: tuple[float, float] | None = None
+    own_edge: tuple[float, int, int, float] | None = None
+    width: float | None = None
+    peak_rate: float | None = None
+    weight_decay: float | None = None
     inference_tokens: float | None = None
     unique_tokens: float | None = None
     target_loss: float | None = None
@@ -197,6 +210,9 @@ class Thresholds:
     epoch_worth: worth of the next repeated token in new ones (Muennighoff et al. 2023) below which epochs are too many.
     overfitting: rise of an evaluation loss above its best, as a share of it (and beyond its scatter), that counts.
     schedule_over: how much longer than the run a decay may be planned: 25%, Hoffmann et al. 2022 (appendix B).
+    rate: factor beyond the learning rates that are known to work.
+    batch_now: extra tokens that a constant batch costs over one that grows with the critical size, as a share.
+    offset: drift of an evaluation set's loss against the training loss, as a share of it.
     slow: share of this run's own best speed …
     slow_hours: … where that would cost so much of the time that is left.
     stop_past_efficient: whether on_advice="stop" ends a run past its efficient stopping point too.
@@ -219,6 +235,9 @@ class Thresholds:
     epoch_worth: float = 0.25
     overfitting: float = 0.01
     schedule_over: float = 1.25
+    rate: float = 3.0
+    batch_now: float = 1.0
+    offset: float = 0.03
     slow: float = 0.7
     slow_hours: float = 0.1
     stop_past_efficient: bool = False

@@ -27,19 +27,11 @@ from isoflop.fit.profiles import group, parabola, refused
 from isoflop.fit.table import read_table
 from isoflop.ladder.design import Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
-from isoflop.ladder.rules import (
-    FEWEST_STEPS,
-    HIGHEST_RATE,
-    Rule,
-    batch_rule,
-    batch_sequences,
-    peak_rate,
-    rate_rule,
-    warmup_of,
-)
+from isoflop.ladder.rules import FEWEST_STEPS, batch_rule, batch_sequences, peak_rate, rate_rule
 from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
 from isoflop.laws.forms import HOFFMANN, Law
 from isoflop.laws.quantities import short
+from isoflop.laws.recipes import HIGHEST_RATE, Recipe, warmup_of
 from isoflop.record.paths import location_of
 from isoflop.record.run import DEFAULT_N
 
@@ -80,7 +72,7 @@ def warnings_of(
     problem: Problem,
     rungs: Sequence[Rung],
     runs: Sequence[PlannedRun],
-    rules: Iterable[Rule],
+    rules: Iterable[Recipe],
     worth: Worth,
     level: float,
     unique_tokens: float | None,
@@ -144,7 +136,7 @@ def _bias(problem: Problem, rungs: Sequence[Rung]) -> Iterator[str]:
         )
 
 
-def _untested(rule: Rule, sizes: Sequence[float], budgets: Sequence[float]) -> str:
+def _untested(rule: Recipe, sizes: Sequence[float], budgets: Sequence[float]) -> str:
     assert rule.fitted is not None
     unit = "non-embedding parameters" if rule.fitted.variable == "N" else "FLOPs"
     values = rule.fitted.of(sizes, budgets)
@@ -352,7 +344,7 @@ def target_line(family: Family, flops: float) -> BudgetLine:
     return BudgetLine(flops, middle.N, flops / middle.flops_per_token, slope)
 
 
-def _runs(rungs: Sequence[Rung], lr_rule: str, batch_name: str) -> tuple[tuple[PlannedRun, ...], dict[str, Rule]]:
+def _runs(rungs: Sequence[Rung], lr_rule: str, batch_name: str) -> tuple[tuple[PlannedRun, ...], dict[str, Recipe]]:
     chosen = [(k, rung.budget, shape) for k, rung in enumerate(rungs) for shape in rung.sizes]
     sizes = [float(shape.parameters["non_embedding"]) for _, _, shape in chosen]
     rules = {
@@ -366,7 +358,7 @@ def _runs(rungs: Sequence[Rung], lr_rule: str, batch_name: str) -> tuple[tuple[P
     return runs, rules
 
 
-def _run(number: int, rung: int, budget: float, shape: Shape, rate: Rule, batch: Rule) -> PlannedRun:
+def _run(number: int, rung: int, budget: float, shape: Shape, rate: Recipe, batch: Recipe) -> PlannedRun:
     tokens = budget / shape.flops_per_token
     batch_tokens = batch_sequences(batch, shape, tokens, budget) * shape.family.sequence_length
     steps = max(2, round(tokens / batch_tokens))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from isoflop.advice import (
@@ -21,22 +22,23 @@ from isoflop.advice import (
     Adviser,
     Evaluated,
     Missing,
-    OwnRuns,
     Quantity,
     Severity,
     Situation,
     Thresholds,
     count,
-    frontier_of,
-    learn_from,
+    offsets,
     planned,
-    shape_warning,
+    recipe_line,
 )
+from isoflop.fit.own_runs import OwnRuns, frontier_of, learn_from
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
 from isoflop.forecast import Forecast, usable
 from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
+from isoflop.laws.recipes import shape_warning
+from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
@@ -53,6 +55,10 @@ JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in 
 
 ANOTHER_PLAN = 1.25
 """A factor of the planned tokens beyond which the size is judged anew."""
+OFFSET = "isoflop/offset/"
+"""Scalars of evaluation sets: their loss less the training loss."""
+MOST_SPENT = 8
+"""Numbers in the line of a run's end."""
 SHORT = 0.05
 """Of the planned steps: a run that ended with more of them left says nothing of the next one's size."""
 SHARE, FREE = 1e-3, 0.1
@@ -78,6 +84,9 @@ class AdvicePart(Part):
         self._judge = Adviser(options.thresholds, lambda name, error: run.guard.failed(JUDGING[name], error))
         self._spent = 0.0
         self._started = False
+        self._own_edge: tuple[float, int, int, float] | None = None
+        self._settings = describe_optimizer(run.optimizer) or {}
+        self._highest = 0.0
         self._said_task: dict[str, Any] | None = None
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
         self._told_missing = False
@@ -130,7 +139,8 @@ class AdvicePart(Part):
         if self._said_task is None:
             self._run.task = look_again(self._run.task, step, self._model, self._run.accumulate)
             self._said_task = self._run.task.as_dict()
-            self._run.tell(f"isoflop: {self._run.task}.")
+            recipe = recipe_line(self._situation(step))
+            self._run.tell(f"isoflop: {self._run.task}{'; ' + recipe if recipe else ''}.")
         self._read_history(self._options.fit_on or "train", step.run_id)
         self._draw_frontier()
 
@@ -143,6 +153,8 @@ class AdvicePart(Part):
         points.append(Evaluated(step.step, loss, None if now is None else now.mean))
         if len(points) > 64:
             del points[1:-8:2]
+        if (apart := offsets(points)) and step.step:
+            self._scalars[f"{OFFSET}{name}"] = float(np.median(apart[-5:]))
 
     def close(self, step: LogStep, completed: bool) -> None:
         """Print where the compute went and what the next run should be."""
@@ -157,11 +169,12 @@ class AdvicePart(Part):
         """The run as the rules see it. Of a run that was counted in part, tokens and hours are not known."""
         options, parameters, totals = self._options, step.parameters, step.totals
         tokens, flops = totals.data_tokens if step.whole else None, totals.flops_known
+        # a model of embeddings alone has no place in laws of N
+        N = None if parameters is None else parameters.non_embedding_with_head or None
         return Situation(
             step=step.step,
             total_steps=self._run.total_steps,
-            # a model of embeddings alone has no place in laws of N
-            N=None if parameters is None else parameters.non_embedding_with_head or None,
+            N=N,
             N_non_embedding=None if parameters is None else parameters.non_embedding or None,
             tokens=None if tokens is None else float(tokens),
             tokens_per_step=tokens / step.step if tokens and step.step else None,
@@ -171,6 +184,11 @@ class AdvicePart(Part):
             price_per_hour=options.price_per_hour,
             task=self._run.task,
             own_flops=self.own.flops,
+            own_rates=None if N is None else self.own.rates(N),
+            own_edge=self._own_edge,
+            width=self._width(),
+            peak_rate=self._peak(step),
+            weight_decay=self._settings.get("weight_decay"),
             line=self.own.line,
             line_source=self.own.source,
             inference_tokens=options.inference_tokens,
@@ -185,6 +203,11 @@ class AdvicePart(Part):
             batch_wanted=options.noise_scale != "off",
             evaluations=self._evaluations,
         )
+
+    def _peak(self, step: LogStep) -> float | None:
+        """Peak learning rate: of the plan, or the highest so far where there is none."""
+        self._highest = max(self._highest, step.lr or 0.0)
+        return step.plan.peak if step.plan is not None else self._highest or None
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""
@@ -209,6 +232,8 @@ class AdvicePart(Part):
                 task=self._run.task,
                 itself=run_id,
             )
+            if (edge := self.own.edge) is not None:
+                self._own_edge = (edge[0].N, edge[1], edge[2], edge[0].C)
             if self.own.left_out:
                 shown = "; ".join(self.own.left_out[:3])
                 more = f"; and {len(self.own.left_out) - 3} more" if len(self.own.left_out) > 3 else ""
@@ -267,10 +292,16 @@ class AdvicePart(Part):
             if not each.quiet:
                 self._run.tell(f"isoflop: no advice on {each.what}: {each.why}")
 
+    @property
+    def _config(self) -> Any:
+        return None if self._model is None else attempt(getattr, unwrap(self._model), "config", None)
+
+    def _width(self) -> int | None:
+        return None if self._config is None else width_of(self._config)
+
     def _shape(self) -> tuple[str, ...]:
         """Where the configuration tells layers, width and heads."""
-        config = None if self._model is None else attempt(getattr, unwrap(self._model), "config", None)
-        shape, width = (None, None) if config is None else (shape_of(config), width_of(config))
+        shape, width = None if self._config is None else shape_of(self._config), self._width()
         return () if shape is None or width is None else shape_warning(shape.layers, width, shape.heads)
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
@@ -335,7 +366,11 @@ def closing_lines(
         spent.append(str(Quantity("", run.seconds / 3600, "hours")).removeprefix(" = ") + " of training")
     if "isoflop/goodput" in step.scalars:
         spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
-    lines = [f"isoflop: the run is over: {', '.join(spent)}."]
+    apart = {name: value for name, value in step.scalars.items() if name.startswith("isoflop/offset/")}
+    spent += [
+        f"{name.removeprefix('isoflop/offset/')} {value:+.3f} from the training loss" for name, value in apart.items()
+    ]
+    lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, tokens_per_step=run.tokens / max(run.step, 1))
     verdict = planned(done, Thresholds(waste=float("inf"))) if (run.left or 0.0) <= SHORT else None

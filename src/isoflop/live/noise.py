@@ -28,6 +28,7 @@ from isoflop.noise.critical_batch import (
     beliefs,
     bytes_per_token,
     combine,
+    measured_critical_batch,
     steps_over_minimum,
     tokens_over_minimum,
 )
@@ -413,7 +414,15 @@ class Noise(Part):
         elif measured is not None and not agree(measured, prior):
             self._say(f"measured and published critical batch differ: {measured}; {prior}")
         size = self.batch or step.scalars.get("isoflop/batch_tokens")
-        return Batch(size, self.critical, measured, prior, count, self.measuring) if size else None
+        raw = None if measured is not None or not self.is_preconditioned else self._raw()
+        return Batch(size, self.critical, measured, prior, raw, count, self.measuring) if size else None
+
+    def _raw(self) -> Belief | None:
+        """B_crit by the noise scale without Adam's metric, which waits for 2/(1−β₂) steps."""
+        raw = self.raw.ratio()
+        if raw is None or raw.value is None or not raw.bounded or raw.measurements < ENOUGH:
+            return None
+        return measured_critical_batch(raw.value, raw.log_error, preconditioned=False)
 
     # -- around --------------------------------------------------------------------------------------------------
 

@@ -193,7 +193,11 @@ def point_of(step: LogStep, losses: Mapping[str, float | None] | None = None, in
         time=time.time(),
         wall_time=step.wall_time,
         training_time=step.training_time,
-        extra={name: scalars[f"isoflop/{name}"] for name in KEPT if f"isoflop/{name}" in scalars},
+        extra={
+            name.removeprefix("isoflop/"): value
+            for name, value in scalars.items()
+            if name.removeprefix("isoflop/") in KEPT or name.startswith("isoflop/offset/")
+        },
     )
 
 

@@ -1,10 +1,8 @@
-"""What the user's earlier runs say of the best size and of the least loss at a budget: by `isoflop.fit.posterior`.
-
-Whether a transformer's shape lies outside what Kaplan et al. 2020 tried and found to matter little.
-"""
+"""What the user's earlier runs say of the best size, the least loss at a budget, and the learning rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +17,10 @@ from isoflop.record.task import Task, task_of
 
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
+BUDGET = 1.1
+"""A factor of C within which runs of several sizes are an isoFLOP profile."""
+FEWEST_SIZES, NEAR = 3, 4.0
+"""Own runs that say something together; and the factor of N within which their learning rates say something."""
 FEWEST = 8
 """Own runs whose law names a least loss."""
 BEYOND = 30.0
@@ -28,12 +30,16 @@ LEVEL, WIDEST = 0.8, 0.025
 
 
 class OwnRun(NamedTuple):
-    """A finished run: parameters with the head, tokens, final loss in nats per token, FLOPs as measured or 6·N·D."""
+    """A finished run: parameters with the head, tokens, final loss in nats per token, FLOPs as measured or 6·N·D.
+
+    `rate`: the highest learning rate; NaN: not recorded.
+    """
 
     N: float
     D: float
     loss: float
     C: float
+    rate: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,28 @@ class OwnRuns:
         return (
             f"published sweeps: about 20 tokens per parameter; {n} say little of the best size" if self.points else ""
         )
+
+    def rates(self, N: float) -> tuple[float, float] | None:
+        """Least and highest peak rate of runs of about N parameters; None: fewer than `FEWEST_SIZES`."""
+        known = [p.rate for p in self.points if p.rate > 0 and 1 / NEAR < p.N / N < NEAR]
+        return (min(known), max(known)) if len(known) >= FEWEST_SIZES else None
+
+    @property
+    def edge(self) -> tuple[OwnRun, int, int] | None:
+        """Where the runs of the largest budget with three sizes or more get only better towards one end.
+
+        The best run, −1 (it is the smallest) or +1 (the largest), and the number of sizes.
+        """
+        for C in sorted({point.C for point in self.points}, reverse=True):
+            best = {p.N: p for p in sorted(self.points, key=lambda p: -p.loss) if 1 / BUDGET < p.C / C < BUDGET}
+            runs = [best[N] for N in sorted(best)]
+            if len(runs) < FEWEST_SIZES:
+                continue
+            losses = np.diff([run.loss for run in runs])
+            if (losses > 0).all() or (losses < 0).all():
+                return (runs[0], -1, len(runs)) if losses[0] > 0 else (runs[-1], 1, len(runs))
+            return None
+        return None
 
     def least_loss(self, N: float, D: float) -> float | None:
         """Nats per token of the best size and tokens at the compute of N parameters on D tokens.
@@ -119,7 +147,7 @@ def learn_from(
             points.append(point)
     if not points:
         return OwnRuns(left_out=tuple(left_out))
-    N, D, L, C = np.array(points, dtype=float).T
+    N, D, L, C, _ = np.array(points, dtype=float).T
     return OwnRuns(posterior_of_runs(N, D, C, L), tuple(points), tuple(left_out))
 
 
@@ -151,62 +179,5 @@ def _point(run: Run, loss: str) -> OwnRun | None:
     if not N or final is None:
         return None
     D = float(seen[-1].data_tokens or 0)
-    return OwnRun(float(N), D, final, float(compute_of(N, D, seen[-1].flops or np.nan)))
-
-
-ASPECT_RATIO = (768 / 207, 4288 / 6)
-"""d_model/n_layer: the shapes (n_layer, d_model) = (207, 768) and (6, 4288) between which section 3.2 names its largest
-models; (6, 4288) is within 3% of the loss of (48, 1600), and a factor of 40 has a slight effect (caption of figure 5).
-Doubt: the text states no range. The figure marks a narrower one, about 10 to 300, as "similar performance"."""
-
-FEED_FORWARD_RATIO = (0.5, 10.0)
-"""d_ff/d_model. Doubt: read off figure 5 (50M parameters) at second hand: below 2% more loss from 0.5 to 8, about 5% at
-20, 8% at 40; the text states no range. Their feed-forward layers have no gate."""
-
-HEAD_DIMENSION = (16.0, 256.0)
-"""d_model/n_head. Doubt: the ends of figure 5's runs (25M parameters, less than 2% more loss), read at second hand."""
-
-LAYERS = 2
-"""Fewer deviate from the common trend: caption of figure 6."""
-
-
-def shape_warning(layers: int, width: int, heads: int, feed_forward: int | None = None) -> tuple[str, ...]:
-    """Why a shape's loss may differ from that of others of its non-embedding size; empty where it should not.
-
-    Inside these ranges the loss varies by a few percent at most; 1% is worth 22% of compute (Kaplan et al. 2020,
-    section 3.1 and figure 5). Outside nothing is known from that paper: a warning, no verdict.
-
-    Args:
-        layers: n_layer, transformer blocks.
-        width: d_model, of the residual stream.
-        heads: n_head, query heads of an attention layer.
-        feed_forward: d_ff, inner width of the feed-forward layer; None: not looked at.
-
-    Raises:
-        ValueError: a number that is not positive.
-
-    >>> shape_warning(48, 1600, 25, 6400)
-    ()
-    >>> shape_warning(1, 512, 8)
-    ('1 layer: fewer than 2 deviate from the trend of deeper models (Kaplan et al. 2020, figure 6)',)
-    """
-    for name, value in (("layers", layers), ("width", width), ("heads", heads), ("feed_forward", feed_forward)):
-        if value is not None and not value >= 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}: pass the model's own number")
-    ratios = [
-        ("aspect ratio d_model/n_layer", width / layers, ASPECT_RATIO),
-        ("attention head dimension d_model/n_head", width / heads, HEAD_DIMENSION),
-    ]
-    if feed_forward is not None:
-        ratios.append(("feed-forward ratio d_ff/d_model", feed_forward / width, FEED_FORWARD_RATIO))
-    reasons = [
-        f"{name} = {value:.3g}: Kaplan et al. 2020 found the shape to matter little from {low:.3g} to {high:.3g}"
-        for name, value, (low, high) in ratios
-        if not low <= value <= high
-    ]
-    if layers < LAYERS:
-        reasons.append(
-            f"{layers} layer: fewer than {LAYERS} deviate from the trend of deeper models "
-            f"(Kaplan et al. 2020, figure 6)"
-        )
-    return tuple(reasons)
+    rate = max((p.lr for p in run.points if p.lr is not None), default=math.nan)
+    return OwnRun(float(N), D, final, float(compute_of(N, D, seen[-1].flops or np.nan)), rate)

@@ -1,0 +1,119 @@
+"""Rules on a run's recipe: its peak learning rate against published recipes and the user's own runs.
+
+And the line at the start that shows published batch, rate, warm-up and weight decay beside the run's own.
+"""
+
+from __future__ import annotations
+
+import math
+
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
+from isoflop.advice.run_state import Situation, Thresholds, rule, sized
+from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
+
+TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
+"""τ = B/(η·λ·D) = 1.084·(D/N)^−.527 (Bergsma et al. 2025, arXiv:2505.13738; the exponent read at second hand, the
+factor from memory): AdamW's timescale over the run, which gives the weight decay λ."""
+ADAM = (None, "adam")
+
+
+def _adam(run: Situation) -> str:
+    """The domain of learning rates: Adam's, of models that are trained from scratch on token losses."""
+    if run.task.optimizer not in ADAM or run.task.tuned or run.task.experts:
+        return "published learning rates are of Adam and dense models from scratch"
+    likely = run.task.objective in (None, "causal", "masked", "seq2seq") and run.task.modality in (None, "text")
+    return "" if likely else "published learning rates are of language models"
+
+
+def _published(recipes: dict[str, Recipe], run: Situation) -> dict[str, float]:
+    N, D = run.N_non_embedding or run.N, run.planned_tokens
+    return published_values(recipes, N=N, D=D, C=6 * N * D, width=run.width) if N and D else {}
+
+
+@rule("the learning rate", _adam, early=True)
+def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """The peak rate lies far outside of what own runs of about this size, or published recipes, take.
+
+    Own runs come first: within their rates, times or over `thresholds.rate`, nothing is said.
+    """
+    peak, off = run.peak_rate, thresholds.rate
+    if not peak:
+        return None
+    if run.own_rates is not None:
+        (low, high), whose = run.own_rates, "your own finished runs of about this size"
+    elif rates := {} if sized(run) else _published(RATES, run):
+        low, high, whose = min(rates.values()), max(rates.values()), ", ".join(rates)
+    elif peak > off * HIGHEST_RATE:  # so high for any size
+        low, high, whose = 0.0, HIGHEST_RATE, "trials with tiny models: above .02 Adam got worse at every size"
+    else:
+        return None
+    if low / off <= peak <= high * off:
+        return None
+    above = peak > high
+    most = f"{peak / high:.3g} times the highest" if above else f"{peak / low:.2g} of the lowest"
+    middle = math.sqrt(low * high) if low else high
+    return Advice(
+        Reason.RATE_HIGH if above else Reason.RATE_LOW,
+        Severity.WARNING,
+        run.step,
+        f"The peak learning rate of {peak:.3g} is {most} ({high if above else low:.2g}) that is known to work here.",
+        f"try about {middle:.1g} in a short run, and compare the losses after its warm-up.",
+        (
+            Quantity("peak learning rate", peak),
+            Quantity(f"known to work, times or over {off:g}", middle, "", low / off, high * off),
+        ),
+        basis=(whose,),
+    )
+
+
+@rule("own sizes", sized, of_plan=True, at_once=True)
+def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
+    """The user's runs of one budget get better all the way to their smallest (largest) size: the best lies beyond.
+
+    Where they determine a line, that judges instead.
+    """
+    if run.line is not None or run.own_edge is None or run.N is None:
+        return None
+    N, side, sizes, C = run.own_edge
+    if (run.N < 2 * N if side < 0 else run.N > N / 2) or not run.planned_tokens:
+        return None
+    word, end = ("below", "smallest") if side < 0 else ("above", "largest")
+    return Advice(
+        Reason.TOO_LARGE if side < 0 else Reason.TOO_SMALL,
+        Severity.INFO,
+        run.step,
+        f"Your own {sizes} sizes at {count(C)} FLOPs get better all the way to the {end}: at that budget the best lies "
+        f"{word} {count(N)} parameters; this model has {count(run.N)} for {count(6 * run.N * run.planned_tokens)} "
+        "FLOPs.",
+        f"train a size {word} {count(N)} parameters at that budget before you scale up.",
+        (Quantity("N", run.N, "parameters"), Quantity(f"{end} own size", N, "parameters")),
+        basis=(f"{sizes} runs of your own",),
+    )
+
+
+def recipe_line(run: Situation) -> str:
+    """Published batch, peak rate, warm-up, weight decay and tokens for a run, its own in brackets; "": none reaches it.
+
+    For pretraining from scratch with Adam at the scale of published sweeps.
+    """
+    N, D, steps = run.N, run.planned_tokens, run.total_steps
+    rates, batches = _published(RATES, run), _published(BATCHES, run)
+    if sized(run) or run.line or run.task.optimizer not in ADAM or not (N and D and steps and rates and batches):
+        return ""
+    own_batch, rate = D / steps, math.sqrt(min(rates.values()) * max(rates.values()))
+    decay = (own_batch / D) / ((run.peak_rate or rate) * TIMESCALE * (D / N) ** TIMESCALE_POWER)
+    parts = (
+        _part("batch", batches, own_batch, " tokens"),
+        _part("peak rate", rates, run.peak_rate),
+        f"warm-up {warmup_of(steps):,} steps" + (f" (yours {run.warmup_steps:,})" if run.warmup_steps else ""),
+        f"weight decay {decay:.1g}" + ("" if run.weight_decay is None else f" (yours {run.weight_decay:g})"),
+        f"{count(20 * N)} tokens (yours {count(D)})",
+    )
+    return f"published recipes for {count(N)} parameters: {', '.join(parts)}; `isoflop plan` gives the reasons"
+
+
+def _part(name: str, values: dict[str, float], own: float | None, unit: str = "") -> str:
+    low, high = min(values.values()), max(values.values())
+    text = count if unit else "{:.2g}".format
+    between = text(low) if high < 1.01 * low else f"{text(low)} to {text(high)}"
+    return f"{name} {between}{unit}" + (f" (yours {text(own)})" if own else "")

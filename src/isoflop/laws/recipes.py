@@ -1,0 +1,178 @@
+"""Batch and peak learning rate of a run by published recipes, each with its source and the range it was fitted to.
+
+The laws' constants are those of `isoflop.laws.published`; the rates are of Adam's kind. And shapes beyond those that
+Kaplan et al. 2020 found to matter little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from isoflop.laws.published import PowerLaw, published
+
+GPT3_WIDTH, GPT3_RATE = 768, 6e-4
+"""GPT-3 Small (Brown et al. 2020, table 2.1). Its rate times 768/width gives the table's others within a third up to
+width 4096, and likewise the rates that were tried out for byte-level GPTs of width 16 to 64 (`examples/demo.py`)."""
+HIGHEST_RATE = 2e-2
+"""Above it Adam's tiny models got worse in our trials, whatever a power law says."""
+TOLERATED = 3.0
+"""A factor beyond the fitted range up to which a recipe goes without a warning."""
+WARMUP = 0.1
+"""Share of steps at most; runs differ in length, and a fixed warm-up would cost the short ones (Porian et al. 2024)."""
+WARMUP_STEPS = 2000
+"""At most (Li et al. 2025)."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a recipe was fitted to: `low` to `high` of "N", non-embedding parameters, or of "C", training FLOPs."""
+
+    variable: Literal["N", "C"]
+    low: float
+    high: float
+
+    def of(self, sizes: Sequence[float], budgets: Sequence[float]) -> Sequence[float]:
+        """The values of the range's variable: non-embedding parameters, or FLOPs of the runs."""
+        return sizes if self.variable == "N" else budgets
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published rule for the peak rate, or for tokens a step.
+
+    Attributes:
+        name: as on the command line.
+        decides: "the rate" or "the batch".
+        law: of non-embedding parameters N, tokens D and FLOPs C; None: `GPT3_RATE` moved with the width.
+        text: the formula and its source.
+        fitted: its range; None: none is stated.
+        source: authors and year.
+    """
+
+    name: str
+    decides: str
+    law: PowerLaw | None
+    text: str
+    fitted: Range | None = None
+    source: str = ""
+
+    def value(self, *, N: float, D: float, C: float, width: float) -> float:
+        """The rate or the batch of a run of N non-embedding parameters on D tokens, C FLOPs in all."""
+        return GPT3_RATE * GPT3_WIDTH / width if self.law is None else float(self.law(N=N, D=D, C=C))
+
+    def covers(self, sizes: Sequence[float], budgets: Sequence[float]) -> bool:
+        """Whether runs of these non-embedding parameters and FLOPs lie in the range, or within `TOLERATED` of it."""
+        if self.fitted is None:
+            return True
+        values = self.fitted.of(sizes, budgets)
+        return self.fitted.low / TOLERATED <= min(values) and max(values) <= self.fitted.high * TOLERATED
+
+
+_PAPERS = {
+    "steplaw": ("steplaw2025", "Step Law (Li et al. 2025)", Range("N", 59e6, 1e9)),
+    "deepseek": ("deepseek2024", "DeepSeek LLM 2024, eq. 1", Range("C", 1e17, 2e19)),
+    "porian": ("porian2024", "Porian et al. 2024 (by second sources)", Range("N", 5e6, 9e8)),
+}
+
+
+def _rate(name: str) -> Recipe:
+    entry, source, fitted = _PAPERS[name]
+    law = published(entry).learning_rate_law
+    assert law is not None
+    of = ", N non-embedding" if "N" in law.exponents else ""
+    return Recipe(name, "the rate", law, f"lr = {law}{of}, at most {HIGHEST_RATE:g}: {source}", fitted, source)
+
+
+def _batch(name: str) -> Recipe:
+    entry, source, fitted = _PAPERS[name]
+    law = published(entry).batch_law
+    assert law is not None
+    return Recipe(name, "the batch", law, f"B = {law} tokens: {source}", fitted, source)
+
+
+BY_WIDTH = Recipe(
+    "width",
+    "the rate",
+    None,
+    f"lr = {GPT3_RATE:g}·{GPT3_WIDTH}/width, at most {HIGHEST_RATE:g}: GPT-3 Small's (Brown et al. 2020, table 2.1), "
+    "moved with the width as µP moves Adam's (Yang et al. 2022, table 3)",
+    source="GPT-3 (Brown et al. 2020)",
+)
+RATES = {"width": BY_WIDTH, **{name: _rate(name) for name in _PAPERS}}
+"""Peak learning rates of Adam's kind."""
+BATCHES = {name: _batch(name) for name in _PAPERS}
+"""Tokens an optimizer step."""
+
+
+def published_values(
+    recipes: dict[str, Recipe], *, N: float, D: float, C: float, width: float | None
+) -> dict[str, float]:
+    """What the recipes whose range reaches a run say of it → by source; rates at most `HIGHEST_RATE`."""
+    known = [each for each in recipes.values() if each.covers([N], [C]) and (width or each.law is not None)]
+    found = {each.source: each.value(N=N, D=D, C=C, width=width or 1.0) for each in known}
+    return {k: min(v, HIGHEST_RATE) if recipes is RATES else v for k, v in found.items()}
+
+
+def warmup_of(steps: int) -> int:
+    """Steps of warm-up."""
+    return min(max(1, int(WARMUP * steps)), WARMUP_STEPS, steps - 1)
+
+
+ASPECT_RATIO = (768 / 207, 4288 / 6)
+"""d_model/n_layer: the shapes (n_layer, d_model) = (207, 768) and (6, 4288) between which section 3.2 names its largest
+models; (6, 4288) is within 3% of the loss of (48, 1600), and a factor of 40 has a slight effect (caption of figure 5).
+Doubt: the text states no range. The figure marks a narrower one, about 10 to 300, as "similar performance"."""
+
+FEED_FORWARD_RATIO = (0.5, 10.0)
+"""d_ff/d_model. Doubt: read off figure 5 (50M parameters) at second hand: below 2% more loss from 0.5 to 8, about 5% at
+20, 8% at 40; the text states no range. Their feed-forward layers have no gate."""
+
+HEAD_DIMENSION = (16.0, 256.0)
+"""d_model/n_head. Doubt: the ends of figure 5's runs (25M parameters, less than 2% more loss), read at second hand."""
+
+LAYERS = 2
+"""Fewer deviate from the common trend: caption of figure 6."""
+
+
+def shape_warning(layers: int, width: int, heads: int, feed_forward: int | None = None) -> tuple[str, ...]:
+    """Why a shape's loss may differ from that of others of its non-embedding size; empty where it should not.
+
+    Inside these ranges the loss varies by a few percent at most; 1% is worth 22% of compute (Kaplan et al. 2020,
+    section 3.1 and figure 5). Outside nothing is known from that paper: a warning, no verdict.
+
+    Args:
+        layers: n_layer, transformer blocks.
+        width: d_model, of the residual stream.
+        heads: n_head, query heads of an attention layer.
+        feed_forward: d_ff, inner width of the feed-forward layer; None: not looked at.
+
+    Raises:
+        ValueError: a number that is not positive.
+
+    >>> shape_warning(48, 1600, 25, 6400)
+    ()
+    >>> shape_warning(1, 512, 8)
+    ('1 layer: fewer than 2 deviate from the trend of deeper models (Kaplan et al. 2020, figure 6)',)
+    """
+    for name, value in (("layers", layers), ("width", width), ("heads", heads), ("feed_forward", feed_forward)):
+        if value is not None and not value >= 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}: pass the model's own number")
+    ratios = [
+        ("aspect ratio d_model/n_layer", width / layers, ASPECT_RATIO),
+        ("attention head dimension d_model/n_head", width / heads, HEAD_DIMENSION),
+    ]
+    if feed_forward is not None:
+        ratios.append(("feed-forward ratio d_ff/d_model", feed_forward / width, FEED_FORWARD_RATIO))
+    reasons = [
+        f"{name} = {value:.3g}: Kaplan et al. 2020 found the shape to matter little from {low:.3g} to {high:.3g}"
+        for name, value, (low, high) in ratios
+        if not low <= value <= high
+    ]
+    if layers < LAYERS:
+        reasons.append(
+            f"{layers} layer: fewer than {LAYERS} deviate from the trend of deeper models "
+            f"(Kaplan et al. 2020, figure 6)"
+        )
+    return tuple(reasons)
