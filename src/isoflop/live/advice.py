@@ -366,10 +366,8 @@ def closing_lines(
         spent.append(str(Quantity("", run.seconds / 3600, "hours")).removeprefix(" = ") + " of training")
     if "isoflop/goodput" in step.scalars:
         spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
-    apart = {name: value for name, value in step.scalars.items() if name.startswith("isoflop/offset/")}
-    spent += [
-        f"{name.removeprefix('isoflop/offset/')} {value:+.3f} from the training loss" for name, value in apart.items()
-    ]
+    apart = {name: value for name, value in step.scalars.items() if name.startswith(OFFSET)}
+    spent += [f"{name.removeprefix(OFFSET)} {value:+.3f} from the training loss" for name, value in apart.items()]
     lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, tokens_per_step=run.tokens / max(run.step, 1))
