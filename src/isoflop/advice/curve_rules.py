@@ -21,6 +21,8 @@ from isoflop.laws.published import published
 
 FEW = 8
 """Log steps below which a run's noise is not known."""
+LATELY = 30
+"""Log steps whose scatter is the noise: earlier ones scatter by the fall of the loss."""
 LEAST_NOISE = 1e-3
 """Of the loss: the least noise of a logged loss."""
 LAW = "besiroglu2024"
@@ -68,7 +70,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     at = int(medians.argmin())
     lately = sum(step > (1 - thresholds.divergence_span) * run.step for step, _ in run.losses)
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
-    sd = max(scatter(losses), LEAST_NOISE * abs(best))
+    sd = max(scatter(losses[-LATELY : -thresholds.in_a_row]), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
     if not (now > far).all():
         return None

@@ -149,7 +149,8 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
         known = offsets(points)
         if len(known) < FEW_OFFSETS:
             continue
-        before, lately = known[len(known) // 4 : -RISING], known[-RISING:]
+        quarter = len(known) // 4
+        before, lately = known[quarter : 2 * quarter + 2], known[-RISING:]
         then, now, sd = float(np.median(before)), float(np.median(lately)), float(np.std(before))
         least = max(thresholds.offset * abs(points[-1].loss), 3 * sd)
         if min(abs(each - then) for each in lately) > least:

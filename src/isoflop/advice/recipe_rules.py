@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
-from isoflop.advice.run_state import Situation, Thresholds, rule, sized
+from isoflop.advice.run_state import OWN_REACH, Situation, Thresholds, anything, rule, sized
 from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
 
 TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
@@ -66,7 +66,7 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-@rule("own sizes", sized, of_plan=True, at_once=True)
+@rule("own sizes", anything, of_plan=True, at_once=True)
 def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """The user's runs of one budget get better all the way to their smallest (largest) size: the best lies beyond.
 
@@ -75,7 +75,10 @@ def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None
     if run.line is not None or run.own_edge is None or run.N is None:
         return None
     N, side, sizes, C = run.own_edge
-    if (run.N < 2 * N if side < 0 else run.N > N / 2) or not run.planned_tokens:
+    over = 6 * run.N * (run.planned_tokens or 0.0) / C
+    if not 1 / OWN_REACH <= over <= OWN_REACH:
+        return None
+    if (run.N / N / math.sqrt(over)) ** -side < 2:  # the best size grows about with the root of the compute
         return None
     word, end = ("below", "smallest") if side < 0 else ("above", "largest")
     return Advice(
@@ -83,8 +86,7 @@ def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None
         Severity.INFO,
         run.step,
         f"Your own {sizes} sizes at {count(C)} FLOPs get better all the way to the {end}: at that budget the best lies "
-        f"{word} {count(N)} parameters; this model has {count(run.N)} for {count(6 * run.N * run.planned_tokens)} "
-        "FLOPs.",
+        f"{word} {count(N)} parameters; this model has {count(run.N)} for {count(over * C)} FLOPs.",
         f"train a size {word} {count(N)} parameters at that budget before you scale up.",
         (Quantity("N", run.N, "parameters"), Quantity(f"{end} own size", N, "parameters")),
         basis=(f"{sizes} runs of your own",),

@@ -12,7 +12,7 @@ from typing import Literal
 
 from isoflop.laws.published import PowerLaw, published
 
-GPT3_WIDTH, GPT3_RATE = 768, 6e-4
+GPT3_SIZE, GPT3_WIDTH, GPT3_RATE = 85e6, 768, 6e-4
 """GPT-3 Small (Brown et al. 2020, table 2.1). Its rate times 768/width gives the table's others within a third up to
 width 4096, and likewise the rates that were tried out for byte-level GPTs of width 16 to 64 (`examples/demo.py`)."""
 HIGHEST_RATE = 2e-2
@@ -109,9 +109,13 @@ BATCHES = {name: _batch(name) for name in _PAPERS}
 def published_values(
     recipes: dict[str, Recipe], *, N: float, D: float, C: float, width: float | None
 ) -> dict[str, float]:
-    """What the recipes whose range reaches a run say of it → by source; rates at most `HIGHEST_RATE`."""
-    known = [each for each in recipes.values() if each.covers([N], [C]) and (width or each.law is not None)]
-    found = {each.source: each.value(N=N, D=D, C=C, width=width or 1.0) for each in known}
+    """What the recipes whose range reaches a run say of it → by source; rates at most `HIGHEST_RATE`.
+
+    `width`: None: GPT-3's of that size, N ∝ width³ from 85M at 768.
+    """
+    width = width or GPT3_WIDTH * (N / GPT3_SIZE) ** (1 / 3)
+    known = [each for each in recipes.values() if each.covers([N], [C])]
+    found = {each.source: each.value(N=N, D=D, C=C, width=width) for each in known}
     return {k: min(v, HIGHEST_RATE) if recipes is RATES else v for k, v in found.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from isoflop.flops.parameters import numel, original_class, unwrap
+from isoflop.guard import attempt
 from isoflop.live.log_step import LogStep
 from isoflop.live.run_info import RunInfo
 from isoflop.record.task import Task, recognise, task_words
@@ -108,12 +109,12 @@ def _optimizers(optimizer: Any) -> Iterator[str]:
 
 def _config(model: nn.Module) -> Any:
     """Of the model, or of the first module in it that has one."""
-    found = (getattr(m, "config", None) for name, m in model.named_modules() if name.count(".") < DEPTH - 1)
+    found = (attempt(getattr, m, "config", None) for name, m in model.named_modules() if name.count(".") < DEPTH - 1)
     return next((config for config in found if config is not None), None)
 
 
 def _get(config: Any, name: str) -> Any:
-    return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+    return config.get(name) if isinstance(config, dict) else attempt(getattr, config, name, None)
 
 
 def _number(value: Any) -> int | None:

@@ -1,0 +1,223 @@
+"""Rules on the recipe: learning rate, a batch that should grow, own sizes, offsets; and the limits of certainty."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isoflop.advice import RULES, Advice, Batch, Evaluated, Missing, Reason, Situation, Thresholds, recipe_line
+from isoflop.fit.own_runs import OwnRun, OwnRuns
+from isoflop.forecast import LrPlan
+from isoflop.laws.recipes import RATES, published_values
+from isoflop.noise import Belief, combine
+from isoflop.record import Task, recognise
+
+THRESHOLDS = Thresholds()
+rate, own_sizes, batch, planned, offset = (
+    RULES[name] for name in ("the learning rate", "own sizes", "the batch", "the frontier", "the offset")
+)
+
+
+def run(**known: Any) -> Situation:
+    """1.3B parameters on 26B tokens, a tenth done."""
+    given: dict[str, Any] = {"step": 1000, "total_steps": 10_000, "N": 1.3e9, "N_non_embedding": 1.2e9, "tokens": 2.6e9}
+    given |= {"tokens_per_step": 2.6e6, "peak_rate": 1e-3, "warmup_steps": 100, **known}
+    return Situation(flops_per_token=6 * (given["N"] or 0.0), **given)
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        ({}, None),
+        ({"peak_rate": 0.1}, Reason.RATE_HIGH),
+        ({"peak_rate": 1e-5}, Reason.RATE_LOW),
+        ({"peak_rate": None}, None),
+        ({"peak_rate": 0.1, "task": Task(optimizer="muon")}, None),  # no recipe is of it
+        ({"peak_rate": 0.1, "task": Task(optimizer="sgd")}, None),
+        ({"peak_rate": 1e-5, "task": Task(start="finetuning")}, None),
+        ({"peak_rate": 0.3, "task": Task(start="adapter")}, None),  # prompts are tuned at such rates
+        ({"peak_rate": 0.3, "task": Task(objective="classification")}, None),
+        ({"peak_rate": 1e-5, "task": Task(objective="masked")}, None),  # no published range, but one bound:
+        ({"peak_rate": 1.0, "task": Task(objective="masked")}, Reason.RATE_HIGH),
+        ({"peak_rate": 0.03, "N": 1e4, "N_non_embedding": 1e4, "tokens": 1e5, "tokens_per_step": 1e3}, None),
+        ({"peak_rate": 1.4, "N": 1e4, "N_non_embedding": 1e4, "tokens": 1e5, "tokens_per_step": 1e3}, Reason.RATE_HIGH),
+        ({"peak_rate": 1e-5, "N": 1e4, "N_non_embedding": 1e4, "tokens": 1e5, "tokens_per_step": 1e3}, None),
+        ({"peak_rate": 0.1, "own_rates": (0.05, 0.2)}, None),  # the user's own runs come first
+        ({"peak_rate": 1e-4, "own_rates": (0.01, 0.02)}, Reason.RATE_LOW),
+        ({"peak_rate": 1.0, "own_rates": (0.01, 0.02)}, Reason.RATE_HIGH),
+        ({"peak_rate": 0.1, "step": 9500}, None),  # too late to change it
+    ],
+)  # fmt: skip
+def test_learning_rates(known: dict[str, Any], reason: Reason | None) -> None:
+    found = rate(run(**known), THRESHOLDS)
+    assert (found.reason if isinstance(found, Advice) else None) is reason
+    if isinstance(found, Advice):
+        told = found.numbers[1]
+        assert told.low is not None and told.high is not None and told.low < told.high
+        assert not told.low <= found.numbers[0].value <= told.high
+
+
+@pytest.mark.parametrize("off", [0.1, 10.0])
+@pytest.mark.parametrize("N", [3e7, 1e8, 1e9])
+def test_learning_rates_that_papers_used_are_left_alone(N: float, off: float) -> None:
+    """GPT-3's and Llama's at their sizes; ten times the highest recipe's is told at every size."""
+    used = {3e7: 1e-3, 1e8: 6e-4, 1e9: 2e-4}[N]
+    shape: dict[str, Any] = {"N": 1.2 * N, "N_non_embedding": N, "tokens": 2 * N, "tokens_per_step": 2e-3 * N}
+    assert rate(run(peak_rate=used, **shape), THRESHOLDS) is None
+    D = 20 * N
+    values = published_values(RATES, N=N, D=D, C=6 * N * D, width=None)
+    edge = max(values.values()) if off > 1 else min(values.values())
+    assert isinstance(rate(run(peak_rate=off * edge, **shape), THRESHOLDS), Advice)
+
+
+# -- the batch --------------------------------------------------------------------
+def batch_of(tokens: float, critical: float, prior: float, raw: float | None = None) -> Batch:
+    known = [Belief(critical, 0.5), Belief(prior, 0.5)]
+    if raw is None:
+        return Batch(tokens, combine(known), *known)
+    return Batch(tokens, known[1], None, Belief(prior, 2.0), Belief(raw, 1.0))
+
+
+EARLY: dict[str, Any] = {"step": 100, "warmup_steps": 10, "tokens": 2.6e8}
+WSD = LrPlan.wsd(10_000, 1e-3, 100, 2000)
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"batch": batch_of(3.2e4, 4e3, 16e3, raw=86.0), "tokens": 3.2e7, "tokens_per_step": 3.2e4}, True),
+        ({"batch": batch_of(500, 4e3, 16e3, raw=86.0), "tokens": 1e6, "tokens_per_step": 500.0}, False),
+        ({"batch": batch_of(3.4e6, 9e4, 1.1e5), **EARLY}, True),
+        ({"batch": batch_of(2e6, 2e4, 3e4), "tokens": 2e8, "tokens_per_step": 2e6, "step": 9000}, False),
+        ({"batch": batch_of(1e5, 2e4, 3e4), "tokens": 2e8, "tokens_per_step": 2e6}, False),
+    ],
+)
+def test_a_batch_that_should_grow(known: dict[str, Any], said: bool) -> None:
+    found = batch(run(**known), THRESHOLDS)
+    assert (isinstance(found, Advice) and "begin with about" in found.do) is said
+    if isinstance(found, Advice):
+        cost = next(each for each in found.numbers if each.name.startswith("tokens over"))
+        assert cost.low is not None and cost.high is not None and 1 < cost.low < cost.value < cost.high
+
+
+def test_a_stable_rate_makes_the_trade_off_less_sure() -> None:
+    near = {"batch": batch_of(3.4e6, 9e4, 1.1e5), **EARLY}
+    told = [batch(run(rates=plan, **near), THRESHOLDS) for plan in (LrPlan.cosine(10_000, 1e-3, 10), WSD)]
+    assert isinstance(told[0], Advice) and told[0].reason is Reason.BATCH_LARGE and told[1] is None
+
+
+# -- own sizes --------------------------------------------------------------------
+def own(losses: list[float]) -> OwnRuns:
+    sizes = [1e6 * 2**k for k in range(len(losses))]
+    return OwnRuns(points=tuple(OwnRun(N, 1e15 / N, loss, 6e15, 1e-2) for N, loss in zip(sizes, losses, strict=True)))
+
+
+def test_runs_that_only_get_better_towards_one_end() -> None:
+    smallest, largest = own([2.0, 2.1, 2.2, 2.4]).edge, own([2.4, 2.2, 2.1, 2.0]).edge
+    assert smallest is not None and (smallest[0].N, *smallest[1:]) == (1e6, -1, 4)
+    assert largest is not None and (largest[0].N, *largest[1:]) == (8e6, 1, 4)
+    assert own([2.1, 2.0, 2.2]).edge is None and own([2.0, 2.1]).edge is None
+    assert own([2.0, 2.1, 2.2]).rates(2e6) == (1e-2, 1e-2) and own([2.0, 2.1]).rates(2e6) is None
+
+
+@pytest.mark.parametrize(
+    ("N", "side", "reason"),
+    [(1e7, -1, Reason.TOO_LARGE), (1e6, -1, None), (1e5, 1, Reason.TOO_SMALL), (1e7, 1, None)],
+)
+def test_a_model_on_the_wrong_side_of_ones_own_sizes(N: float, side: int, reason: Reason | None) -> None:
+    found = own_sizes(
+        run(N=N, N_non_embedding=N, own_edge=(1e6, side, 4, 6e15), tokens=1e14 / N, tokens_per_step=1e11 / N),
+        THRESHOLDS,
+    )
+    assert (found.reason if isinstance(found, Advice) else None) is reason
+    assert reason is None or ("smallest" in found.what) is (side < 0)  # type: ignore[union-attr]
+
+
+# -- offsets ----------------------------------------------------------------------
+@pytest.mark.parametrize(("drift", "said"), [(0.0, False), (0.3, True), (-0.3, True), (0.03, False)])
+def test_an_offset_that_moves(drift: float, said: bool) -> None:
+    points = [Evaluated(100 * i, 3.0 + 0.02 * math.sin(i) + drift * (i > 9), 2.9) for i in range(1, 15)]
+    found = offset(run(evaluations={"c4": points}), THRESHOLDS)
+    assert isinstance(found, Advice) is said
+    assert offset(run(evaluations={"c4": points}, unique_tokens=1e9), THRESHOLDS) is None  # learnt by heart
+
+
+# -- limits -----------------------------------------------------------------------
+LARGE: dict[str, Any] = {"tokens_per_step": 2.6e5, "tokens": 2.6e8}
+"""2 tokens per parameter: told where it may be."""
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        ({"task": Task(start="finetuning")}, "fine-tuning"),
+        ({"task": recognise(["BertForMaskedLM"])}, "masked"),
+        ({"task": recognise(["T5ForConditionalGeneration"], config={"is_encoder_decoder": True})}, "sequence"),
+        ({"task": recognise(["ViTForImageClassification"], inputs="pixel_values")}, "classification"),
+        ({"task": Task(experts=True)}, "experts"),
+        ({"task": Task(partial=True)}, "a part of the tokens"),
+        ({"task": Task(loss="a sum")}, "nats per token"),
+        ({"N": 5e6, "N_non_embedding": 5e6, "tokens_per_step": 1e3, "tokens": 1e6}, "1e17"),
+        ({"total_steps": 250, "tokens_per_step": 1.04e7, "step": 20}, "fewer than 200 steps"),
+    ],
+)
+def test_no_size_where_no_sweep_reaches(known: dict[str, Any], why: str) -> None:
+    told = planned(run(**LARGE), THRESHOLDS)
+    assert isinstance(told, Advice) and told.reason is Reason.TOO_LARGE
+    found = planned(run(**{**LARGE, **known}), THRESHOLDS)
+    assert isinstance(found, Missing) and why in found.why and found.quiet
+
+
+def test_no_size_where_n_is_not_what_computes() -> None:
+    found = planned(dataclasses.replace(run(**LARGE), flops_per_token=6 * 1.3e9 * 4), THRESHOLDS)
+    assert isinstance(found, Missing) and "6·N·D" in found.why
+
+
+@pytest.mark.parametrize("log_N", np.linspace(6, 13, 8))
+@pytest.mark.parametrize("ratio", [1e-4, 0.1, 20, 1e4])
+def test_no_interval_has_zero_width(log_N: float, ratio: float) -> None:
+    N = 10**log_N
+    shape: dict[str, Any] = {
+        "N": N,
+        "N_non_embedding": N,
+        "tokens": 0.1 * ratio * N,
+        "tokens_per_step": 1e-4 * ratio * N,
+    }
+    for each in RULES.values():
+        found = each(run(**shape), THRESHOLDS)
+        if isinstance(found, Advice):
+            assert all(q.low is None or q.high is None or q.low < q.high for q in (*found.numbers, *found.saves)), found
+
+
+def test_other_optimizers_have_a_wider_ratio() -> None:
+    def ratio(task: Task) -> tuple[float, float]:
+        found = planned(run(tokens=2.6e9, task=task), THRESHOLDS)
+        assert isinstance(found, Advice)
+        assert ("Muon" in found.basis[0]) is (task.optimizer not in (None, "adam"))
+        told = next(each for each in found.numbers if each.name == "its D/N")
+        assert told.low is not None and told.high is not None
+        return told.low, told.high
+
+    adam, muon = ratio(Task(optimizer="adam")), ratio(Task(optimizer="muon"))
+    assert muon[0] < 10.5 < adam[1] and muon[1] / muon[0] > 1.5 * adam[1] / adam[0]
+
+
+def test_every_rule_declares_its_domain() -> None:
+    foreign = run(
+        task=Task(start="finetuning", objective="reinforcement"), batch=batch_of(2e9, 1e5, 1e5), peak_rate=9.0
+    )
+    for name, each in RULES.items():
+        found = each(foreign, THRESHOLDS)
+        assert not isinstance(found, Advice), name
+
+
+def test_the_line_of_recipes() -> None:
+    assert recipe_line(run(task=Task(optimizer="adam"), weight_decay=0.1)).startswith("published recipes for 1.3B")
+    assert "(yours 0.1)" in recipe_line(run(weight_decay=0.1)) and "(yours 0.001)" in recipe_line(run())
+    for task in (Task(optimizer="muon"), Task(start="finetuning"), Task(objective="masked")):
+        assert recipe_line(run(task=task)) == ""
+    assert recipe_line(run(N=1e5, N_non_embedding=1e5, tokens=1e5, tokens_per_step=100.0)) == ""
