@@ -184,10 +184,9 @@ def _rank(number: int, ranks: int, folder: str) -> None:
     tally.add(TokenCount(10**18, torch.tensor(number)), FlopCount(2**64 + number, 2**65, 2))
     tally.add_loss(torch.tensor(1.0 + number))
     part, *loss = tally.drain()
-    together = ranks_of_one_run.total(part, loss, 1, None)
+    together = ranks_of_one_run.total(part, loss, [], 1, None)
     tally.add(TokenCount(10), FlopCount(100, 100, 0))
-    tensor_parallel = ranks_of_one_run.total(tally.drain()[0], [], 2, 1)
-    assert together is not None and tensor_parallel is not None
+    tensor_parallel = ranks_of_one_run.total(tally.drain()[0], [], [], 2, 1)
     results = {
         "sums": sums,
         "floats": floats,

@@ -42,7 +42,7 @@ from isoflop.live.log_step import Interval, LogStep, Part
 from isoflop.live.noise import Noise
 from isoflop.live.options import Options
 from isoflop.live.plain_loop import PlainLoop
-from isoflop.live.ranks import Ranks, Settings
+from isoflop.live.ranks import UNCOUNTED, Ranks, Settings
 from isoflop.live.recorder import Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 COUNTING, SETTLING = "counting the batch", "settling the step"
 TASK = declare("recognising the task", "the run counts as pretraining from scratch")
-UNCOUNTED = Totals(without_tokens=1, without_labels=1, without_flops=1)
 
 
 class Monitor(PlainLoop):
@@ -279,12 +278,10 @@ class Monitor(PlainLoop):
         self._logged_at = self.steps
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
         summed = self._sum(self.noise.row(self._clock.training_time))
-        if summed is not None:
+        if summed:
             self.noise.fold(summed, self.steps)
         self._log(train_loss)
-        if not self.should_stop and not self._ranks.several:
-            self.should_stop = self._asks_to_stop
-        elif not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
+        if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
             self.should_stop = self._ranks.any(self._asks_to_stop)
 
     @hook("logging", "nothing more is recorded or shown")
@@ -380,19 +377,15 @@ class Monitor(PlainLoop):
         if not self._finished:
             self._sum(self.noise.nothing)
 
-    def _sum(self, noise: Sequence[float]) -> list[float] | None:
-        """Add what every rank has counted to the totals; returns the sums of `noise`. Every rank is here."""
+    def _sum(self, noise: Sequence[float]) -> list[float]:
+        """Add what every rank has counted to the totals; returns the sums of `noise`, none if that failed."""
         part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
         if self.guard.aside and not self.guard.counts:
             part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
-        rest: list[float] | None = list(noise)
-        if self._ranks.several:
-            step = 0 if self._apart else self.steps
-            summed = self._ranks.total(part, [loss_sum, losses, *noise], step, self.run.data_parallel)
-            if summed is None:
-                part, rest = UNCOUNTED, None  # and the loss is that of this rank alone
-            else:
-                part, (loss_sum, losses, *rest) = summed
+        step = 0 if self._apart else self.steps
+        part, (loss_sum, losses, *rest) = self._ranks.total(
+            part, [loss_sum, losses], noise, step, self.run.data_parallel
+        )
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(losses))
         return rest

@@ -25,6 +25,7 @@ SUMMING = declare("summing over ranks", UNKNOWN)
 PATIENCE = 10.0
 """Seconds that a rank waits for the others' settings, once: ranks that train together are at most a step apart."""
 
+UNCOUNTED = Totals(without_tokens=1, without_labels=1, without_flops=1)
 _NUMBERS = itertools.count()  # of the Monitors of this process: the same on every rank
 
 
@@ -101,25 +102,27 @@ class Ranks:
                 )
 
     def total(
-        self, part: Totals, floats: Sequence[float], step: int, data_parallel: int | None
-    ) -> tuple[Totals, list[float]] | None:
-        """This rank's counts and further numbers, summed over ranks; None: that has failed, now or before.
+        self, part: Totals, loss: Sequence[float], more: Sequence[float], step: int, data_parallel: int | None
+    ) -> tuple[Totals, list[float]]:
+        """This rank's counts, loss and further numbers, summed over ranks.
 
-        A collective: every rank calls it at the same step, with as many numbers.
+        A collective: every rank calls it at the same step, with as many numbers. Where it fails, now or before, the
+        counts are unknown, the loss is this rank's own, and there are no further numbers.
 
         Args:
             part: what this rank has counted.
-            floats: summed in double precision.
+            loss, more: summed in double precision.
             step: optimizer steps done, to see that ranks are at the same one.
             data_parallel: ranks with data of their own, where others share a batch with them; None: all.
         """
-        self.agree()
+        if self.agree() is None:
+            return part, [*loss, *more]
         ranks = world_size()
         if self.open:
             with self._guard.part(SUMMING):
                 if ranks == 1:
                     raise RuntimeError("the process group has ended")
-                integers, (steps, *sums) = sum_over_ranks(astuple(part), [step, *floats])
+                integers, (steps, *sums) = sum_over_ranks(astuple(part), [step, *loss, *more])
                 if steps != step * ranks:
                     self._guard.once(
                         "ranks sum at different steps (%d here, %g on average): call monitor.step() as often on each "
@@ -130,7 +133,7 @@ class Ranks:
                     integers = [value * data_parallel // ranks for value in integers]
                 names = [field.name for field in fields(Totals)]
                 return Totals(**dict(zip(names, integers, strict=True))), sums
-        return None
+        return UNCOUNTED, list(loss)
 
     def any(self, asked: bool) -> bool:
         """Whether some rank asks: a collective, in which all take part or none."""
