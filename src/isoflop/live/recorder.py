@@ -6,9 +6,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from isoflop.forecast import LrPlan
 from isoflop.guard import declare

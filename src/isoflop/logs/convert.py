@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from msgspec import structs
+
 from isoflop.logs.checks import Claims, Doubt, doubts_of
 from isoflop.logs.counts import Counts, SizeOf, counts_of
 from isoflop.logs.files import read_json
@@ -242,7 +244,7 @@ def _with_batches(points: list[Point], logged: Logged) -> tuple[Point, ...]:
         batch = logged_batch.get(point.step)
         if batch is None and point.tokens is not None and point.step > step and point.tokens >= tokens:
             batch = (point.tokens - tokens) / (point.step - step)
-        result.append(point if batch is None or batch < 0 else replace(point, batch_tokens=batch))
+        result.append(point if batch is None or batch < 0 else structs.replace(point, batch_tokens=batch))
         if point.tokens is not None:
             step, tokens = point.step, point.tokens
     return tuple(result)

@@ -1,4 +1,4 @@
-"""The record of a run: `Run` and `Point`, the append-only log, its reader. Standard library only."""
+"""The record of a run: `Run` and `Point`, the append-only log, its reader. Standard library and msgspec."""
 
 from isoflop.record.lines import encode, encode_point
 from isoflop.record.paths import (
@@ -65,7 +65,6 @@ __all__ = [
     "encode_point",
     "git_state",
     "glimpse",
-    "is_record",
     "is_url",
     "json_safe",
     "last_name",

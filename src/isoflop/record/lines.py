@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
-from isoflop.record.provenance import MAX_INT, json_safe
-from isoflop.record.run import SCHEMA_VERSION, Point
+import msgspec
+
+from isoflop.record.provenance import json_safe
+from isoflop.record.run import MAX_INT, MAX_SECONDS, MAX_STEP, POINT_FIELDS, SCHEMA_VERSION, Point
 
 MAX_LINE_BYTES = 1 << 20
 _MAX_PROBLEMS = 20
-_MAX_STEP = 2**63 - 1
-MAX_SECONDS = 2.5e11  # the year 9892: later ones overflow what shows dates
+IS_POINT = re.compile(rb'\s*\{\s*"event"\s*:\s*"point"')
+_point_of_line = msgspec.json.Decoder(Point).decode
+_json_of_point = msgspec.json.Encoder().encode
 
-_POINT_KEYS = tuple(field.name for field in fields(Point))
 _BY_LOSS = ("losses", "nonfinite", "loss_units", "extra")  # their names are no secrets: "eval/nll_per_token"
 _TEXTS = ("run_id", "name", "created", "framework", "parameters_method", "tokenizer", "data")
 _OBJECTS = ("model", "optimizer", "task", "planned", "git", "device", "counting", "parent", "options")
@@ -40,12 +42,28 @@ def encode(record: dict[str, Any]) -> bytes:
 
 def encode_point(point: Point, attempt: int) -> bytes:
     """A point's line."""
-    record = {"event": "point", "attempt": attempt} | {key: getattr(point, key) for key in _POINT_KEYS}
     try:
-        line = _dump(record)  # a point holds plain finite numbers: a tenth of the time of `encode`
-    except (TypeError, ValueError):  # but for NumPy's, say
-        return encode(record)
-    return line if len(line) <= MAX_LINE_BYTES else encode(record)
+        line = b'{"event":"point","attempt":%d,%b\n' % (attempt, _json_of_point(point)[1:])
+        if len(line) <= MAX_LINE_BYTES:
+            return line
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError):  # a number of NumPy's, say
+        pass
+    return encode({"event": "point", "attempt": attempt} | {key: getattr(point, key) for key in POINT_FIELDS})
+
+
+def whole_point(raw: bytes) -> Point | None:
+    """A line's point; None where it is no point, or not all of it is as it should be: `point_from` tells what."""
+    if not IS_POINT.match(raw):
+        return None
+    try:
+        point = _point_of_line(raw)
+    except (ValueError, RecursionError):  # msgspec's errors, too
+        return None
+    counts = (point.tokens, point.padding, point.loss_tokens, point.flops, point.flops_hardware, point.flops_6nd)
+    for count in (*counts, point.interval_steps):
+        if count is not None and count > MAX_INT:
+            return None
+    return point
 
 
 def _dump(plain: dict[str, Any]) -> bytes:
@@ -183,7 +201,7 @@ def point_from(record: dict[str, Any], problems: Problems) -> Point | None:
 def step_of(record: dict[str, Any], problems: Problems) -> int | None:
     """A line's step; None, with a problem, if it has none."""
     step = whole(record.get("step"))
-    if step is None or step > _MAX_STEP:
+    if step is None or step > MAX_STEP:
         problems.add("a step (a whole number from 0)", record.get("step"))
         return None
     return step

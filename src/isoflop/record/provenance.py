@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from isoflop.guard import pass_on
+from isoflop.record.run import MAX_INT
 
 _DISTRIBUTIONS = (
     "isoflop",
@@ -35,7 +36,6 @@ _GIT_TIMEOUT_S = 2.0  # each of two calls: a huge work tree on a network disk mu
 _GIT_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set inside a git hook
 
 CUT = "…"  # stands for what was cut or hidden
-MAX_INT = 10**36  # beyond any count here (a run of 1e30 FLOPs is out of this world)
 
 # A name ending in key or token hides a string, except for a tokenizer's own tokens; the others hide anywhere.
 _SECRET = re.compile(r"passw|passphrase|secret|credential|authorization|api_?keys|(key|token)$", re.I)

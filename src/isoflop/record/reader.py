@@ -6,10 +6,11 @@ import io
 import logging
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of
+from isoflop.record.lines import Problems, header_fields, parse, point_from, split_lines, step_of, whole_point
 from isoflop.record.paths import as_text, is_record, is_url, location_of, read_bytes, records_below
 from isoflop.record.provenance import json_safe
 from isoflop.record.run import SCHEMA_VERSION, Point, RecordError, Run
@@ -20,6 +21,7 @@ _logger = logging.getLogger(__name__)
 UPDATED = ("optimizer", "task", "planned", "git", "versions", "device", "counting", "options")
 """Fields of the header that an `update` line changes: a resumed run may have another plan, machine or counting."""
 
+POINT = {"event": "point"}
 MOST_ADVICE = 1000
 """Of one run; a healthy one has a few."""
 
@@ -103,8 +105,10 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
     story: list[Point | int] = []  # points, and the steps of resumes, as written
     advice: list[dict[str, Any]] = []  # of this attempt, and of earlier ones what the resumes left
     last_step = -1  # of this attempt
+    changed: dict[str, Any] = {}  # by updates of the header
     for raw in split_lines(stream, problems):
-        record, expected = parse(raw)
+        point = whole_point(raw)
+        record, expected = (POINT, None) if point is not None else parse(raw)
         if expected and not raw.endswith(b"\n") and end is None:
             break  # the last line is still being written, or a kill cut it off
         event = record.get("event") if isinstance(record, dict) else None
@@ -117,10 +121,8 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
             first = record
             header = header_fields(first, problems)
         elif event == "update" and header:
-            changed = {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
-            first = {**first, **changed}
-            header = header_fields(first, Problems(path)) or header
-        elif event == "point" and (point := point_from(record, problems)):
+            changed |= {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
+        elif event == "point" and (point := point or point_from(record, problems)):
             if point.step < last_step:
                 problems.add(f"a step from {last_step} on, or a resume line before", point.step)
             if end and point.step > end["step"]:
@@ -144,6 +146,8 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
             f'Expected a header line {{"event":"header","isoflop":{SCHEMA_VERSION},…}} in {path}, got none: '
             "it is no isoflop record, or its run was stopped before it began."
         )
+    if changed:
+        header = header_fields({**first, **changed}, Problems(path)) or header
     return Run(
         **header,
         points=_apply(story),
@@ -158,6 +162,9 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
 
 def _apply(story: list[Point | int]) -> tuple[Point, ...]:
     """The points that count, by step: backwards, so that each is held against every resume after it."""
+    steps = [item if isinstance(item, int) else item.step for item in story]
+    if not any(isinstance(item, int) for item in story) and all(a < b for a, b in pairwise(steps)):
+        return tuple(story)  # type: ignore[arg-type]
     points: dict[int, Point] = {}
     limit = float("inf")
     for item in reversed(story):

@@ -9,11 +9,10 @@ ones: of 100,000 lines 2,900 are left to be parsed.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from typing import BinaryIO
 
-from isoflop.record.lines import MAX_LINE_BYTES
+from isoflop.record.lines import IS_POINT, MAX_LINE_BYTES
 
 LAST = 256
 """Points at the end that are all kept: a final loss is a mean over the last ones."""
@@ -29,7 +28,6 @@ MOST_EVENTS, MOST_BYTES = 20_000, 8 << 20
 """Other lines than points that are kept, and their bytes: a record holds a few dozen."""
 TOO_LONG = f"lines of more than {MAX_LINE_BYTES:,} bytes were skipped"
 
-_POINT = re.compile(rb'\s*\{\s*"event"\s*:\s*"point"')
 _WRITTEN = b'{"event":"point"'  # as isoflop writes it
 
 
@@ -133,7 +131,7 @@ class Digest:
         self._number += len(lines)
 
     def _other(self, number: int, line: bytes) -> None:
-        if line.startswith(_WRITTEN) or _POINT.match(line):
+        if line.startswith(_WRITTEN) or IS_POINT.match(line):
             (self._evaluations if b'"eval/' in line else self._train).add(number, [line])
         elif line:
             self._bytes += len(line)
@@ -167,7 +165,7 @@ def glimpse(stream: BinaryIO, size: int) -> bytes:
         if start < at < size - edge:
             stream.seek(at)
             found = stream.read(4096).split(b"\n")
-            if len(found) > 2 and _POINT.match(found[1]):
+            if len(found) > 2 and IS_POINT.match(found[1]):
                 lines.append(found[1] + b"\n")
                 start = at + len(found[0]) + len(found[1])
     stream.seek(max(start, size - edge))
