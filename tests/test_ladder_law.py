@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isoflop.fit import posterior
 from isoflop.fit.drifting_law import (
     BudgetLine,
     Origin,
@@ -98,6 +99,21 @@ def test_a_planted_law_is_recovered_and_less_noise_says_more():
 def test_the_same_runs_give_the_same_posterior():
     first, second = (posterior_of_runs(*runs(0.003)) for _ in range(2))
     assert (first.draws == second.draws).all()
+
+
+def test_very_many_runs_are_as_likely_by_the_sparse_matrix(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    N = np.repeat(np.exp(rng.uniform(16, 22, 20)), 5)[rng.permutation(100)]
+    D = 20 * N * np.exp(rng.normal(0, 1, 100))
+    columns = N, D, 2 + 400 / N**0.34 + rng.normal(0, 0.01, 100), posterior.Origin(1e9, 2e10)
+    rows = np.array([0, 0, 0, -1, -1, 0, 0, 0, 0.01, -4, -5]) + 0.01 * rng.normal(size=(3, 11))
+    dense = posterior._Model.of(*columns)
+    monkeypatch.setattr(posterior, "MANY", 10)
+    by_size = posterior._Model.of(*columns)
+    assert type(by_size.turn) is not type(dense.turn)
+    np.testing.assert_allclose(by_size.log_density(rows), dense.log_density(rows), rtol=1e-9)
+    one, two = (model.slopes(rows[0, :8]) for model in (dense, by_size))
+    np.testing.assert_allclose(one.T @ one, two.T @ two, rtol=1e-9, atol=1e-9)
 
 
 def test_farther_targets_are_less_sure():

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 from scipy.linalg import block_diag
 from scipy.optimize import least_squares, minimize
 from scipy.special import ndtri
@@ -85,6 +87,8 @@ WIDER = 1.6
 """Chains begin at draws of the Gaussian about a mode, this much wider: skewed tails are reached sooner so."""
 BIASED = 6.0
 """Half of the chains begin at the mode for a b this many times wider: there is one for each reading of the runs."""
+MANY = 300
+"""Runs from which on the shared errors are kept as a sparse matrix."""
 LEVEL_SD = 3.0
 """Of ln L at the origin about the runs' mean: no information."""
 
@@ -328,6 +332,22 @@ def _checked(*columns: Array) -> list[Array]:
     return table
 
 
+def _turned(N: Array, D: Array) -> tuple[Array, Array]:
+    """`turn` and `form` of a `_Model`: [n, n], [n]."""
+    root = np.linalg.inv(np.linalg.cholesky(_shared(N)))
+    form, axes = np.linalg.eigh(root @ np.diag(misfit(N, D)) @ root.T)
+    return np.asarray(axes.T @ root), form
+
+
+def _turned_by_size(N: Array, D: Array) -> tuple[Any, Array]:
+    """The same of very many runs: those of different sizes share no error, so `turn` is sparse."""
+    order = np.argsort(N, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(np.log(N[order])) >= 1e-6) + 1)
+    blocks = [_turned(N[group], D[group]) for group in groups]
+    turn = sparse.block_diag([block for block, _ in blocks], format="csr")[:, np.argsort(order)]
+    return turn, np.concatenate([form for _, form in blocks])
+
+
 @dataclass(frozen=True)
 class _Model:
     """Likelihood and prior of rows (θ, b, ln s, ln τ) [rows, 11].
@@ -341,7 +361,7 @@ class _Model:
     seen: Array
     level: float
     off: Array
-    turn: Array
+    turn: Any
     form: Array
 
     @classmethod
@@ -350,10 +370,8 @@ class _Model:
         if apart:
             seen, each = np.log(loss), np.eye(len(N))
             return cls(origin.x(N), origin.y(D), seen, float(np.median(seen)), tilt(N, D), each, misfit(N, D))
-        root = np.linalg.inv(np.linalg.cholesky(_shared(N)))
-        form, axes = np.linalg.eigh(root @ np.diag(misfit(N, D)) @ root.T)
         seen = np.log(loss)
-        turn = np.asarray(axes.T @ root)
+        turn, form = _turned(N, D) if len(N) <= MANY else _turned_by_size(N, D)
         return cls(origin.x(N), origin.y(D), seen, float(seen.mean()), tilt(N, D), turn, np.maximum(form, 0.0))
 
     def residuals(self, theta: Array, bias: Array) -> Array:
