@@ -15,6 +15,8 @@ import csv
 import json
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,17 @@ from isoflop.forecast import (
     backtest,
     fit_ladder,
     learn_priors,
+    priors_for,
     read_curves,
 )
+from isoflop.forecast.backtest import replay
 
 FAST = tuple(name for name in ESTIMATORS if name not in ("isoflop", "multi-power-law"))
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "curves"
 GOALS = {"0.25": (0.5, 1.8, 0.8), "0.5": (0.3, 1.2, 0.9), "0.75": (0.2, 0.9, 0.9)}
 """Median, 90th percentile, share of runs with a forecast."""
+SAID = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Lower ends of the bins of a stated probability."""
 LADDER_GOALS = {0.0: 0.7, 0.25: 0.35, 0.5: 0.15}
 
 
@@ -65,6 +71,115 @@ def fed(run: LossCurve, fraction: float, **options: Any) -> OnlineForecaster:
     """A forecaster that has seen a fraction of a run."""
     forecaster = OnlineForecaster(N=run.N, batch_tokens=run.batch_tokens, optimizer=run.optimizer, **options)
     return forecaster.feed(run, fraction * run.total_steps)
+
+
+Scored = tuple[LossCurve, float, Forecast | None]
+"""A run, the part of it that was seen, and what was forecast."""
+
+
+def replayed(runs: list[LossCurve]) -> list[Scored]:
+    """All runs at each fraction, with priors learnt from the other organisations."""
+    chosen = priors_for(runs, "leave-one-organisation-out")
+    fractions = [float(key) for key in GOALS]
+    return [
+        (run, part, found)
+        for run in runs
+        for part, found in replay(run, "isoflop", fractions, chosen[run.organisation]).items()
+    ]
+
+
+def organisations(console: Console, scored: list[Scored]) -> None:
+    """Errors and coverage by what a stranger's run may differ in: nothing here was learnt from the organisation."""
+    kinds: dict[str, Callable[[LossCurve], str]] = {
+        "organisation": lambda run: run.organisation,
+        "steps": lambda run: _within(run.total_steps, (5e3, 2e4, 5e4)),
+        "schedule": schedule,
+        "parameters": lambda run: _within(run.N or 0, (5e7, 2e8, 1e9)),
+    }
+    for kind, name in kinds.items():
+        table = Table(kind, *(f"{100 * float(k):.0f}%: error  cov  spoke  n" for k in GOALS))
+        for value in sorted({name(run) for run, _, _ in scored}):
+            table.add_row(
+                value, *(_cell([s for s in scored if name(s[0]) == value and s[1] == float(k)]) for k in GOALS)
+            )
+        console.print(table)
+    table = Table("stated half-width, %", "forecasts", "cov", "90th percentile of the error, %")
+    for low, high in ((0, 0.3), (0.3, 0.6), (0.6, 1.0), (1.0, 1.5), (1.5, 2.6)):
+        found = [(run, f) for run, _, f in scored if f is not None and low <= 100 * (f.high / f.loss - 1) < high]
+        if found:
+            held, errors = zip(*((f.low <= run.final <= f.high, _error(run, f)) for run, f in found), strict=True)
+            row = (str(len(found)), f"{np.mean(held):.2f}", f"{np.quantile(errors, 0.9):.2f}")
+            table.add_row(f"{low} to {high}", *row)
+    console.print(table)
+
+
+def schedule(run: LossCurve) -> str:
+    """The shape of a run's plan after the warm-up."""
+    plan = run.plan
+    third, end = plan.at([(2 * plan.warmup_steps + plan.total_steps) / 3, plan.total_steps]) / plan.peak
+    return "constant" if end > 0.98 else "constant, then a decay" if third > 0.98 else "decays throughout"
+
+
+def _within(value: float, bounds: tuple[float, ...]) -> str:
+    place = sum(value >= bound for bound in bounds)
+    return f"{place + 1}: " + (f"below {bounds[0]:.0e}" if not place else f"{bounds[place - 1]:.0e} and more")
+
+
+def _error(run: LossCurve, forecast: Forecast) -> float:
+    return 100 * abs(forecast.loss / run.final - 1)
+
+
+def _cell(scored: list[Scored]) -> str:
+    made = [(run, f) for run, _, f in scored if f is not None]
+    if not made:
+        return "–"
+    errors = [_error(run, f) for run, f in made]
+    held = np.mean([f.low <= run.final <= f.high for run, f in made])
+    spoke = len(made) / len(scored)
+    return f"{np.median(errors):.2f}/{np.quantile(errors, 0.9):.2f}  {held:.2f}  {spoke:.2f}  {len(made)}"
+
+
+def what_ifs(console: Console, runs: list[LossCurve]) -> None:
+    """Runs at a constant rate asked what a cooldown from here would give, against the cooldowns that were made."""
+    constant = {run.name: run for run in runs if run.dataset == "gemstones"}
+    chosen = priors_for(runs, "leave-one-organisation-out")
+    table = Table("parameters", "cooldowns", "error  cov", title="what if the rate fell to 0 from here")
+    found: dict[str, list[tuple[float, bool]]] = {}
+    for cooled in (run for run in runs if run.dataset == "gemstones_cool"):
+        run = constant.get(cooled.name.rsplit("_", 1)[0])
+        if run is not None:
+            begin = float(cooled.plan.steps[cooled.plan.lr > 0.999 * cooled.plan.peak][-1])
+            forecaster = OnlineForecaster.of(run, chosen[run.organisation]).feed(run, begin)
+            new = LrPlan(np.array([begin, cooled.total_steps]), np.array([run.plan.peak, 0.0]))
+            answer = forecaster.what_if(run.plan, new)
+            if isinstance(answer, Forecast):
+                held = answer.low <= cooled.final <= answer.high
+                found.setdefault(_within(run.N or 0, (1e8, 3e8)), []).append((_error(cooled, answer), held))
+    for size, each in sorted(found.items()):
+        errors, held = zip(*each, strict=True)
+        table.add_row(
+            size, str(len(each)), f"{np.median(errors):.2f}/{np.quantile(errors, 0.9):.2f}  {np.mean(held):.2f}"
+        )
+    console.print(table)
+
+
+def histories(console: Console, runs: list[LossCurve]) -> None:
+    """The rest of a set, forecast at each fraction without and with some of its runs as history."""
+    chosen = priors_for(runs, "leave-one-organisation-out")
+    table = Table("set", "own runs", *(f"{100 * float(k):.0f}%: error  cov  spoke  n" for k in GOALS), title="history")
+    rng = np.random.default_rng(0)
+    for dataset in sorted({run.dataset for run in runs}):
+        members = [run for run in runs if run.dataset == dataset]
+        base = chosen[members[0].organisation]
+        own = [members[i] for i in rng.permutation(len(members))]
+        rest = own[8:]
+        for known in (0, 1, 3, 8):
+            priors = learn_priors([replace(run, organisation="own") for run in own[:known]], base) if known else base
+            fractions = [float(key) for key in GOALS]
+            scored = [(run, k, f) for run in rest for k, f in replay(run, "isoflop", fractions, priors).items()]
+            cells = (_cell([s for s in scored if s[1] == k]) for k in fractions)
+            table.add_row("" if known else dataset, str(known), *cells)
+    console.print(table)
 
 
 def ladders(console: Console, runs: list[LossCurve], folder: Path) -> None:
@@ -99,22 +214,26 @@ def ladders(console: Console, runs: list[LossCurve], folder: Path) -> None:
     console.print(table)
 
 
-def ranking(console: Console, runs: list[LossCurve]) -> None:
-    """Pairs of runs of one set, length and batch: is the order of their forecasts right?"""
-    table = Table("at", "pairs", "right", "mean probability", title="order of pairs that end more than .3% apart")
-    for fraction in (0.25, 0.5):
-        forecasts = [(run, fed(run, fraction).forecast(run.plan)) for run in runs]
-        right, sure = [], []
-        for i, (a, fa) in enumerate(forecasts):
-            for b, fb in forecasts[:i]:
+def ranking(console: Console, scored: list[Scored]) -> None:
+    """Pairs of runs of one set and length: is the order of their forecasts right as often as is said?"""
+    heads = ("at", "set", "pairs", "right", *(f"said {low:.0%}+" for low in SAID))
+    table = Table(*heads, title="order of pairs that end more than .3% apart")
+    for part in (0.25, 0.5):
+        every: list[tuple[str, bool, float]] = []
+        made = [(run, f) for run, k, f in scored if k == part and f is not None]
+        for i, (a, fa) in enumerate(made):
+            for b, fb in made[:i]:
                 alike = a.dataset == b.dataset and a.total_steps == b.total_steps
-                made = isinstance(fa, Forecast) and isinstance(fb, Forecast)
-                if not (alike and made) or abs(a.final / b.final - 1) < 3e-3:
-                    continue
-                right.append((fa.loss < fb.loss) == (a.final < b.final))
-                probability = fa.probability_below(fb)
-                sure.append(max(probability, 1 - probability))
-        table.add_row(f"{fraction:.0%}", str(len(right)), f"{np.mean(right):.1%}", f"{np.mean(sure):.1%}")
+                if alike and abs(a.final / b.final - 1) >= 3e-3:
+                    below = fa.probability_below(fb)
+                    every.append((a.dataset, (fa.loss < fb.loss) == (a.final < b.final), max(below, 1 - below)))
+        for dataset in [*sorted({name for name, _, _ in every}), "all"]:
+            pairs = [(right, said) for name, right, said in every if dataset in (name, "all")]
+            row = [f"{np.mean([right for right, _ in pairs]):.1%}"]
+            for low in SAID:
+                inside = [right for right, said in pairs if low <= said < low + 0.1]
+                row.append(f"{np.mean(inside):.2f} ({len(inside)})" if inside else "–")
+            table.add_row(f"{part:.0%}", dataset, str(len(pairs)), *row)
     console.print(table)
 
 
@@ -168,9 +287,13 @@ def main() -> None:
     runs = read_curves(options.folder)
     priors = "default" if options.default_priors else "leave-one-organisation-out"
     single(console, runs, ["isoflop", *filter(None, options.baselines.split(","))], priors)
+    scored = replayed(runs)
+    organisations(console, scored)
+    ranking(console, scored)
+    what_ifs(console, runs)
+    histories(console, runs)
     if not options.no_ladders:
         ladders(console, runs, options.folder)
-        ranking(console, runs)
 
 
 if __name__ == "__main__":

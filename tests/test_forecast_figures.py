@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from curves import fed
 from fits import DATA
-from isoflop.forecast import WEAK_PRIORS, Forecast, LossCurve, backtest, fit_ladder, learn_priors, read_curves
+from isoflop.forecast import (
+    WEAK_PRIORS,
+    Forecast,
+    LossCurve,
+    LrPlan,
+    OnlineForecaster,
+    backtest,
+    fit_ladder,
+    learn_priors,
+    priors_for,
+    read_curves,
+)
+from isoflop.forecast.backtest import replay
 
 CURVES = DATA / "curves"
 pytestmark = [
@@ -23,24 +36,57 @@ def runs() -> list[LossCurve]:
     return read_curves(CURVES)
 
 
-def test_errors_coverage_and_silence_on_public_curves(runs: list[LossCurve]) -> None:
-    table = backtest(runs, ["isoflop", "hoffmann", "last-value"])
-    goals = {"0.25": (0.5, 1.3, 0.8), "0.5": (0.37, 1.0, 0.9), "0.75": (0.22, 0.8, 0.9)}
-    for fraction, (median, p90, spoke) in goals.items():
+GOALS = {"0.25": (0.55, 1.6, 0.8), "0.5": (0.35, 1.1, 0.9), "0.75": (0.22, 0.8, 0.9)}
+"""Median and 90th percentile of the error, %, means over organisations; share of runs that get a forecast."""
+
+
+def test_errors_coverage_and_silence_by_organisation(runs: list[LossCurve]) -> None:
+    """Nothing was learnt from the organisation that is scored."""
+    table = backtest([replace(run, dataset=run.organisation) for run in runs], ["isoflop", "hoffmann", "last-value"])
+    for fraction, (median, p90, spoke) in GOALS.items():
         score = table["isoflop"]["all"][fraction]
         assert score.median <= median and score.p90 <= p90 and score.spoke >= spoke
-        assert 0.75 <= score.coverage <= 0.92
+        assert score.coverage <= 0.93
         assert table["hoffmann"]["all"][fraction].median > 2.5 * score.median
         assert table["last-value"]["all"][fraction].median > 8 * score.median
-        for dataset, cells in table["isoflop"].items():
-            assert cells[fraction].coverage >= 0.65, (dataset, fraction)
+        for organisation, cells in table["isoflop"].items():
+            assert cells[fraction].coverage >= 0.75, (organisation, fraction)
+
+
+def test_each_bin_of_stated_half_widths_holds(runs: list[LossCurve]) -> None:
+    priors = priors_for(runs, "leave-one-organisation-out")
+    half, held = [], []
+    for run in runs:
+        for found in replay(run, "isoflop", (0.25, 0.5, 0.75), priors[run.organisation]).values():
+            if found is not None:
+                half.append(100 * (found.high / found.loss - 1))
+                held.append(found.low <= run.final <= found.high)
+    for low, high in ((0, 0.3), (0.3, 0.6), (0.6, 1), (1, 1.5), (1.5, 2.6)):
+        inside = [h for w, h in zip(half, held, strict=True) if low <= w < high]
+        assert len(inside) > 50 and np.mean(inside) >= 0.7, (low, high)
 
 
 def test_what_ships_does_no_worse(runs: list[LossCurve]) -> None:
-    table = backtest(runs, ["isoflop"], priors="default")["isoflop"]["all"]
-    for fraction, median in {"0.25": 0.5, "0.5": 0.37, "0.75": 0.22}.items():
+    table = backtest([replace(run, dataset=run.organisation) for run in runs], priors="default")["isoflop"]["all"]
+    for fraction, (median, _, _) in GOALS.items():
         assert table[fraction].median <= median
-        assert 0.75 <= table[fraction].coverage <= 0.95
+        assert 0.75 <= table[fraction].coverage <= 0.96
+
+
+def test_a_cooldown_from_here_is_forecast_as_those_that_were_made(runs: list[LossCurve]) -> None:
+    """What-if of Gemstones' runs at a constant rate, small and large, against their own cooldowns."""
+    priors = priors_for(runs, "leave-one-organisation-out")
+    constant = {run.name: run for run in runs if run.dataset == "gemstones"}
+    held: dict[bool, list[bool]] = {False: [], True: []}
+    for cooled in (run for run in runs if run.dataset == "gemstones_cool"):
+        run = constant[cooled.name.rsplit("_", 1)[0]]
+        begin = float(cooled.plan.steps[cooled.plan.lr > 0.999 * cooled.plan.peak][-1])
+        forecaster = OnlineForecaster.of(run, priors[run.organisation]).feed(run, begin)
+        new = LrPlan(np.array([begin, cooled.total_steps]), np.array([run.plan.peak, 0.0]))
+        answer = forecaster.what_if(run.plan, new)
+        assert isinstance(answer, Forecast) and run.N
+        held[run.N > 1e8].append(answer.low <= cooled.final <= answer.high)
+    assert all(len(each) > 25 and np.mean(each) >= 0.8 for each in held.values())
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_priors_learn_the_gain_of_own_runs_and_know_it_better() -> None:
     run = strange.run(LrPlan.wsd(4000, PEAK, 200, 800), seed=9)
     old, new = (spoken(fed(run, 0.7, priors=priors).forecast(run.plan)) for priors in (DEFAULT_PRIORS, learnt))
     assert abs(new.loss - run.final) < 0.5 * abs(old.loss - run.final)
-    assert new.sd < old.sd
+    assert new.sd / 0.34 < old.sd / math.exp(before[0])  # of the drop still to come, which is larger
     assert new.low <= run.final <= new.high
 
 

@@ -314,21 +314,17 @@ class OnlineForecaster(Estimator):
         return tuple(basis)
 
     def what_if(self, plan: LrPlan, new: LrPlan, level: float = 0.8) -> Forecast | NoForecast:
-        """The loss at the end of another plan, from the same posterior: more steps, another decay.
+        """The loss at the end of another plan: more steps, another decay.
 
         Args:
             plan: the plan so far.
             new: the plan from now on; its past is not used.
             level: probability of the interval.
         """
-        fit = self.fit(plan)
-        if isinstance(fit, NoForecast):
-            return fit
-        past = plan.steps < fit.now
-        seen = np.append(plan.steps[past], fit.now), np.append(plan.lr[past], plan.at(fit.now))
-        joined = new.spliced(*seen)
-        road = path(joined, self._warmup(plan), float(max(joined.total_steps, fit.now)), peak=plan.peak)
-        return self._at(replace(fit, road=road, plan=new), new.total_steps, level)
+        now = self.bins.last_step
+        past = plan.steps < now
+        seen = np.append(plan.steps[past], now), np.append(plan.lr[past], plan.at(now))
+        return self.forecast(new.spliced(*seen), level=level)
 
     def converged(self, plan: LrPlan | None, level: float = 0.8) -> Forecast | NoForecast:
         """The loss of this size after endless training: the curve's E, with the rate as low as at the plan's end.

@@ -78,10 +78,14 @@ class Priors:
     source: str = ""
 
 
+UNSHARED = (0.08, 0.05)
+"""Standard deviation, between organisations, of the slopes of ln C in ln N and ln B: of either sign (.06 in N with four
+organisations, −.16 in the fifth), so that what some teach is no guide for another."""
+
 WEAK_PRIORS = Priors(
     alpha=Line((math.log(0.5), 0.0, 0.0, 0.0, 0.0), (0.25, 0.05, 0.05, 0.05, 0.0), 0.12, 0.15),
     amplitude=Line((-1.6, 0.14, 0.2, 0.0, -0.5), (0.5, 0.1, 0.2, 0.1, 0.0), 0.2, 0.2),
-    gain=Line((-1.5, 0.0, 0.0, 0.15, 0.0), (0.4, 0.03, 0.03, 0.1, 0.03), 0.15, 0.08),
+    gain=Line((-1.5, 0.0, 0.0, 0.15, 0.0), (0.4, *UNSHARED, 0.1, 0.03), 0.15, 0.08),
     source="weak priors",
 )
 """Before any curve: slopes about 0, and a factor of 1.3 to 1.7 of doubt on each."""
@@ -89,7 +93,7 @@ WEAK_PRIORS = Priors(
 DEFAULT_PRIORS = Priors(
     alpha=Line((-0.80, -0.03, 0.03, 0.09, 0.0), (0.06, 0.02, 0.03, 0.03, 0.0), 0.13, 0.13),
     amplitude=Line((-1.46, 0.18, 0.29, -0.32, -0.5), (0.10, 0.02, 0.06, 0.05, 0.0), 0.20, 0.18),
-    gain=Line((-1.37, 0.02, -0.02, 0.31, -0.07), (0.07, 0.02, 0.03, 0.03, 0.02), 0.17, 0.09),
+    gain=Line((-1.41, 0.0, 0.0, 0.30, -0.07), (0.07, *UNSHARED, 0.03, 0.02), 0.17, 0.09),
     source="264 public curves of dense language models, 5 organisations",
 )
 """What ships: `learn_priors` on the public curves of MultiPowerLaw (Luo et al. 2025: 25 to 400M, several plans),
@@ -120,6 +124,8 @@ DOUBT = 4.0
 """Degrees of freedom with which the base's spreads are believed."""
 FEWEST = 12
 """Bins of loss that a run needs to be learnt from."""
+APART = 0.5
+"""Of the spread between organisations, that a user's own runs may have among themselves (other recipes, other data)."""
 SPREADS = np.geomspace(0.35, 2.8, 10)
 """Multiples of the base's spreads that are averaged over."""
 
@@ -139,10 +145,12 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
     facts = [_facts(reading) for reading in read]
     where = np.array([reading.where for reading in read])
     organisations = [reading.organisation for reading in read]
+    lines = (base.alpha, base.amplitude, base.gain if own else _with_slopes(base.gain, 0.0, 0.0))
     alpha, amplitude, gain = (
-        _learn(line, where, np.array([fact[i] for fact in facts]), organisations, own)
-        for i, line in enumerate((base.alpha, base.amplitude, base.gain))
+        _learn(line, where, np.array([fact[i] for fact in facts]), organisations, own) for i, line in enumerate(lines)
     )
+    if not own:
+        gain = _with_slopes(gain, *UNSHARED)
     return replace(
         base,
         alpha=alpha,
@@ -152,6 +160,12 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
         source=f"{base.source}, updated with {len(read)} finished run{'s' if len(read) > 1 else ''}"
         + (" of your own" if own else ""),
     )
+
+
+def _with_slopes(line: Line, size: float, batch: float) -> Line:
+    """A line with these standard deviations of its slopes in ln N and ln B."""
+    intercept, _, _, *others = line.sd
+    return replace(line, sd=(intercept, size, batch, *others))
 
 
 @dataclass(frozen=True)
@@ -215,6 +229,8 @@ def _learn(line: Line, where: Array, found: Array, organisations: list[str], own
     fine = np.isfinite(found[:, 1])
     if not fine.any():
         return line
+    if own:  # a user's few runs may lie further apart than those of a published sweep: theirs is to show
+        line = replace(line, within=math.hypot(line.within, APART * line.between))
     value, error = found[fine, 0], found[fine, 1]
     centre = np.array(line.centre)
     design = np.column_stack([np.ones(len(value)), where[fine] - centre])

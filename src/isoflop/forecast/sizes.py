@@ -35,9 +35,9 @@ BELIEF = ((1.4, 0.4), (1.0, 1.0), (1.0, 0.3), (0.0, 0.08), (1.0, 0.2), (0.0, 0.0
 """Prior mean and sd of e0, e1 (nats), and of level and slope in ln N of A and C over their priors' lines."""
 INDEPENDENT = 12.0
 """A curve counts as at most this many independent bins: what its form leaves out does not average away."""
-DOUBT = 1.4
-"""What the joint fit's spread is multiplied with beside the run's own, whose spread was calibrated and this not: chosen
-between 1 and 1.4 on three public ladders."""
+DOUBT, ALONE = 1.8, 0.7
+"""What the joint fit's spread is multiplied with beside the run's own, and where it stands alone (before a run it
+was two to three times too wide): each of four public ladders left out, the others choose the same."""
 LEFT_OUT = 0.002
 """Of the loss: what the form across sizes leaves out."""
 PLACES = np.linspace(-2, 2, 9)
@@ -114,11 +114,14 @@ class Ladder:
         sized = _Sized(N, batch_tokens, comparable_peak(plan.peak, self.optimizer))
         mean, sd = self._predict(road, sized, own, float(at))
         basis = [f"{len(self.names)} finished runs: {', '.join(self.names[:6])}{'…' * (len(self.names) > 6)}"]
+        single = None
         if run is not None and own is not None:
             single = run.forecast(plan, at, level)
             basis.append(f"the run's own losses up to step {run.bins.last_step:,.0f}")
-            if isinstance(single, Forecast):
-                mean, sd = _mixed((mean, DOUBT * sd), single.normal)
+        if isinstance(single, Forecast):
+            mean, sd = _mixed((mean, DOUBT * sd), single.normal)
+        else:
+            sd *= ALONE
         return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
 
     def member(self, own: Posterior, road: FeaturesPath, sized: _Sized) -> _Member:
