@@ -309,3 +309,41 @@ def test_experts_and_a_configuration(tmp_path: Path) -> None:
     config.write_text("{")
     result = call("import", source, "-o", tmp_path / "runs", "--config", config)
     assert result.exit_code == 1 and f"--config {config}: expected a Hugging Face config.json" in result.stderr
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    source = csv_run(tmp_path)
+    (found,) = imported(source, "-n")["runs"]
+    assert (found["action"], found["record"], found["points"]) == ("not written", None, 3)
+    assert call("import", source, "-n", "-o", tmp_path / "runs").exit_code == 0
+    assert not (tmp_path / "runs").exists()
+    assert call("import", source).exit_code == 2
+
+
+def test_a_fit_leaves_out_runs_without_the_loss_of_most(tmp_path: Path) -> None:
+    """Eight runs with a training loss, two with an evaluation's alone."""
+    N, D = grid(3, 3)
+    rows = [f"{n:.17g},{d:.17g},{loss:.17g}," for n, d, loss in zip(N, D, hoffmann(N, D), strict=True)]
+    path = tmp_path / "ends.csv"
+    path.write_text("\n".join(["N,tokens,loss,val_loss", *rows, "1e9,2e10,,2.5", "2e9,4e10,,2.4"]))
+    imported(path, "-o", tmp_path / "runs")
+    result = call("fit", tmp_path / "runs", "--json", "--draws", 20)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["n"] == 9
+    assert "ends:11: it has no loss 'train' with its tokens" in result.stderr
+
+
+def test_a_question_names_an_answer_that_works(tmp_path: Path) -> None:
+    """Each option that a question or problem names is pasted, and it is gone."""
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "epoch,step,objective\n" + "".join(f"{e},{s},{4 - s / 50}\n" for e in range(3) for s in range(1, 9))
+    )
+    first = call("import", path, "-o", tmp_path / "runs")
+    assert first.exit_code == 1 and "--run COLUMN" in first.stderr and "objective" in first.stderr
+    second = call("import", path, "-o", tmp_path / "runs", "--run", "epoch")
+    assert second.exit_code == 1 and "--loss COLUMN" in second.stderr
+    answers = ("--run", "epoch", "--loss", "objective", "--params", "124M", "--tokens-per-step", "524288")
+    found = imported(path, "-o", tmp_path / "runs", *answers)
+    assert len(found["runs"]) == 3 and found["questions"] == found["problems"] == []
+    assert {run["tokens"] for run in found["runs"]} == {8 * 524_288}

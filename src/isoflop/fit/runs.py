@@ -7,6 +7,7 @@ are done; its final training loss is the mean over the last 5% of its steps, tha
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -271,10 +272,13 @@ def loss_names(run: Run) -> list[str]:
 
 
 def common_loss(runs: Iterable[Run]) -> str:
-    """The first evaluation loss that all runs have; else the training loss."""
+    """The first evaluation loss that all runs have; else of all losses that most runs have, the training loss first."""
     names = [loss_names(run) for run in runs]
     common = [name for name in (names[0] if names else ()) if all(name in others for others in names)]
-    return next((name for name in common if name.startswith("eval/")), "train")
+    if evaluated := next((name for name in common if name.startswith("eval/")), None):
+        return evaluated
+    counted = Counter(name for those in names for name in those)
+    return max(counted, key=lambda name: (counted[name], name == "train"), default="train")
 
 
 def known_losses(point: Point) -> dict[str, float]:

@@ -390,7 +390,8 @@ def _records(
 ) -> tuple[list[tuple[str, dict[str, str]]], tuple[str, ...], str]:
     """Each finished run at its end, why others are left out, and which parameters N counts.
 
-    The loss is by default one that all runs have, an evaluation's if there is one; N likewise by `common_n`.
+    The loss is by default one that all runs have, an evaluation's if there is one, else that of most runs; N likewise
+    by `common_n`.
     """
     reasons = [_useless(run) for run in runs]
     if convention is None:
@@ -399,10 +400,14 @@ def _records(
         reasons = [
             why or ("" if run.parameters.get(convention) else unknown) for run, why in zip(runs, reasons, strict=True)
         ]
+    name = loss or common_loss(run for run, why in zip(runs, reasons, strict=True) if not why)
+    reasons = [
+        why or ("" if final_loss(run.points, name) is not None else f"it has no loss {name!r} with its tokens")
+        for run, why in zip(runs, reasons, strict=True)
+    ]
     left_out = tuple(f"{run.name or run.run_id}: {why}" for run, why in zip(runs, reasons, strict=True) if why)
     runs = [run for run, why in zip(runs, reasons, strict=True) if not why]
     names = [loss_names(run) for run in runs]
-    name = loss or common_loss(runs)
     found = []
     for run, losses in zip(runs, names, strict=True):
         last = next((point for point in reversed(run.points) if name in known_losses(point)), run.points[-1])

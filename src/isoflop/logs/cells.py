@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[
             except csv.Error as error:
                 problems.add("a row of a CSV file", str(error))
                 continue
-            if not any(cell and not cell.isspace() for cell in row):
+            if not "".join(row).strip():
                 continue
             yield [_pointed(cell) for cell in row] if dialect.decimal_comma else row
 
@@ -130,7 +130,7 @@ def _pointed(cell: str) -> str:
 def _texts(stream: BinaryIO, dialect: Dialect, problems: Problems) -> Iterator[str]:
     """Lines as text, a broken one as an empty line."""
     if dialect.encoding == "utf-16":
-        for number, text in enumerate(io.TextIOWrapper(stream, encoding="utf-16", newline=""), 1):
+        for number, text in enumerate(codecs.getreader("utf-16")(stream), 1):
             problems.at = f":{number}"
             yield text if number > dialect.skip else "\n"
         return

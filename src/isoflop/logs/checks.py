@@ -57,8 +57,11 @@ def doubts_of(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
     N, D, C = claims.size, last.tokens, last.flops
     trusted = {"params", "tokens"} <= claims.given
     if N is not None and N < FEWEST_PARAMETERS and "params" not in claims.given:
-        yield Doubt(("params", "flops"), f"N is {N:,}, fewer than a model has", "--params 124M")
-        N = None
+        text = f"N is {N:,}, fewer than a model has, as if in millions"
+        yield Doubt(
+            ("params", "tokens", "flops"), text, "a column's name that tells the unit (params_M, tokens_B), --params"
+        )
+        N = D = None
     if N and D is not None and not trusted and not TOKENS_A_PARAMETER[0] <= D / N <= TOKENS_A_PARAMETER[1]:
         text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"
         yield Doubt(("params", "tokens", "flops"), text, "--params 124M --tokens-per-step 524288")

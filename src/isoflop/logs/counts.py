@@ -54,6 +54,7 @@ class Counts:
         if "params" in wrong:
             counts = replace(counts, parameters={}, flops_6nd=None)
         if "tokens" in wrong:
+            counts.how.pop("padding", None)
             counts = replace(counts, tokens=None, data_tokens=None, loss_tokens=None, flops_6nd=None)
         return replace(counts, flops=None, flops_per_token=None) if wrong - {"loss"} else counts
 

@@ -170,6 +170,8 @@ def without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
         same = by_start.setdefault(start, [])
         for index in same if len(values) >= TELLING else ():
             other = kept[index]
+            if other.source == one.source:  # what tells runs of one file apart is known
+                continue
             shared = _shared(one, other)
             if shared == len(values):
                 note = f"{one.source} is a copy or another logger's log of it, left out"
@@ -307,18 +309,18 @@ def _reader_of_text(path: Path, start: bytes, options: Options) -> str:
         got = "an empty file"
     elif b"\0" in start and dialect_of(start).encoding != "utf-16":
         got = "a file of another kind"
-    elif _is_table(path, start):
-        return "lightning" if table.is_lightning(path) else "table"
-    if got in (None, "JSON of another kind") and text.is_lines(path, options):
+    by_ending = path.suffix.lower() in TABLES
+    if got in (None, "JSON of another kind") and not by_ending and text.is_lines(path, options):
         return "lines"
+    if got is None and (by_ending or _is_table(path)):
+        return "lightning" if table.is_lightning(path) else "table"
     raise ImportProblem(f"{path}: {EXPECTED}; got {got or 'text that is no table, without lines of steps and losses'}")
 
 
-def _is_table(path: Path, start: bytes) -> bool:
+def _is_table(path: Path) -> bool:
     """True for text whose first rows have the same number of cells, more than one."""
     rows = [len(row) for row, _ in zip(csv_rows(path, Problems(str(path))), range(5), strict=False)]
-    by_ending = path.suffix.lower() in (".csv", ".tsv")
-    return bool(rows) and rows[0] > 1 and (by_ending or len(set(rows)) == 1)
+    return bool(rows) and rows[0] > 1 and len(set(rows)) == 1
 
 
 def _is_events(start: bytes) -> bool:

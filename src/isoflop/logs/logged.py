@@ -86,7 +86,7 @@ def whole(value: object) -> int | None:
 
 
 class Column:
-    """One logged quantity: steps, values and unix times (NaN where unknown), 24 bytes a value, as logged."""
+    """One logged quantity: steps, values and unix times (NaN where unknown; none: all are), as logged."""
 
     __slots__ = ("steps", "times", "values")
 
@@ -97,20 +97,21 @@ class Column:
         """Append a value."""
         self.steps.append(step)
         self.values.append(value)
-        self.times.append(time)
+        if self.times or time == time:
+            self.times.extend(repeat(math.nan, len(self.values) - 1 - len(self.times)))
+            self.times.append(time)
 
     def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
         """Append values whose times are not known."""
         self.steps.extend(steps)
         self.values.extend(values)
-        self.times.extend(repeat(math.nan, len(steps)))
 
     def arrays(self) -> tuple[NDArray[np.int64], Array, Array]:
         """Views of the steps, values and times."""
         return (
             np.frombuffer(self.steps, dtype=np.int64),
             np.frombuffer(self.values, dtype=float),
-            np.frombuffer(self.times, dtype=float),
+            np.frombuffer(self.times, dtype=float) if self.times else np.broadcast_to(math.nan, len(self.values)),
         )
 
     def taken(self, rows: NDArray[Any], steps: NDArray[np.int64] | None = None) -> Column:
@@ -119,14 +120,15 @@ class Column:
         own, values, times = self.arrays()
         result.steps.frombytes(np.ascontiguousarray(own[rows] if steps is None else steps, dtype=np.int64).tobytes())
         result.values.frombytes(values[rows].tobytes())
-        result.times.frombytes(times[rows].tobytes())
+        if self.times:
+            result.times.frombytes(times[rows].tobytes())
         return result
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[tuple[int, float, float]]:
-        return zip(self.steps, self.values, self.times, strict=True)
+        return zip(self.steps, self.values, self.times or repeat(math.nan, len(self.values)), strict=True)
 
 
 class Columns(dict[str, Column]):

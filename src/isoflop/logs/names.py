@@ -178,7 +178,7 @@ def _loss(name: str, found: list[str]) -> Role | None:
 
 def _set_of(name: str) -> str:
     """The evaluation set in the name of its loss, as isoflop's callbacks name it."""
-    droppable = (_LOSS | _COMMON) - {"test", "final"}
+    droppable = (_LOSS | _COMMON | {"value"}) - {"final"}
     rest = _WORDS.sub(lambda word: "" if word[0].lower() in droppable else word[0].lower(), name)
     rest = re.sub(r"[\s/_.:()-]*/[\s/_.:()-]*", "/", rest).strip("/_-. :()")
     rest = re.sub(r"([_ .-])[_ .-]+", r"\1", rest)
@@ -195,7 +195,7 @@ def _tokens(name: str, found: list[str]) -> Role | None:
         return None
     unit, left = _unit(found)
     left -= _TOKEN
-    if left & _A_STEP and left <= _A_STEP | {"per", "global", "total", "in", "train", "n", "num"}:
+    if left & _A_STEP and left <= _A_STEP | {"per", "global", "total", "in", "train", "n", "num", "will", "be"}:
         return Role("step tokens", unit=unit)
     if not left <= _COUNTED:
         return None

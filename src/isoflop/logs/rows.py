@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ class Part:
     columns: Columns
     parameters: dict[str, int] = field(default_factory=dict)
     ends: bool = False
+    index: Literal["rows", "steps"] = "rows"
 
 
 class Rows:
@@ -53,6 +54,7 @@ class Rows:
         self.columns = Columns(options.named)
         self.labels: dict[str, Labels] = {}
         self.lines = array("q")
+        self.pivots: list[str] = []
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -110,8 +112,9 @@ class Rows:
             stem: what to call a run that has no name.
             ends: each row is a finished run of its own.
         """
-        self._pivot()
         step = next((name for name in sorted(self.columns, key=_step_rank) if _step_rank(name) < 100), None)
+        self._pivot()
+        by_column = self.columns.get(step or "") if self.pivots else None
         sizes = [name for name in self.columns if (role := role_of(name)) and role.kind == "size"]
         every = np.arange(len(self.lines))
         keys = self._keys(step, sizes, every)
@@ -124,9 +127,13 @@ class Rows:
             codes = every
         if len(names) > MAX_RUNS:
             self.problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
-        if len(names) == 1:
-            return [self._part(names[0], self.columns, sizes, ends and step is None)]
-        return self._parts(codes, names[:MAX_RUNS], sizes, ends and step is None)
+        ends = ends and step is None
+        one = [self._part(names[0], self.columns, sizes, ends)] if len(names) == 1 else None
+        parts = one or self._parts(codes, names[:MAX_RUNS], sizes, ends)
+        if by_column is not None and step is not None:
+            for part in parts:
+                _move(part, step, by_column)
+        return parts
 
     def _parts(self, codes: Codes, names: list[str], sizes: list[str], ends: bool) -> list[Part]:
         columns: list[dict[str, Column]] = [{} for _ in names]
@@ -154,15 +161,17 @@ class Rows:
         values = next((name for name in ("value", "Value", "metric_value") if name in self.columns), None)
         metric = next((name for name in self.labels if {*words(name)} & _METRIC), None)
         if values is not None and metric is not None:
-            self._split(self.labels.pop(metric), [values], lambda word, name: word)
+            self._split(metric, [values], lambda word, name: word)
         for label in list(self.labels):
             found = self.labels[label].words
             told = [word for word in found if {*words(word)} & SPLITS]
             if told and run_rank(label) is None and label not in self.options.run and len(found) <= 12:
                 losses = [name for name in self.columns if (role := role_of(name)) and role.kind == "loss"]
-                self._split(self.labels.pop(label), losses, _of_split)
+                self._split(label, losses, _of_split)
 
-    def _split(self, label: Labels, names: list[str], called: Any) -> None:
+    def _split(self, of: str, names: list[str], called: Any) -> None:
+        label = self.labels[of]
+        self.pivots.append(of)
         for name in names:
             column = self.columns.pop(name)
             codes = label.at(column.arrays()[0])
@@ -180,7 +189,8 @@ class Rows:
         keys = [next(name for name in RUNS if name in self.labels)] if {*RUNS} & {*self.labels} else []
         if step is None or self._fault(step, keys, every) == 0:
             return keys
-        further = [name for name in self.labels if run_rank(name) is not None and name not in keys]
+        taken = {*keys, *self.pivots}
+        further = [name for name in self.labels if run_rank(name) is not None and name not in taken]
         tried = list(keys)
         for name in [*sorted(further, key=lambda name: run_rank(name) or 0), *sizes]:
             if len(self._grouped([*tried, name], every)[1]) > len(self._grouped(tried, every)[1]):
@@ -192,7 +202,7 @@ class Rows:
     def _fault(self, step: str, keys: list[str], every: Codes) -> int:
         """0: the steps of each run rise; 1: they don't fall; 2: they do."""
         rows, values, _ = self.columns[step].arrays()
-        codes = self._grouped(keys, every)[0][rows]
+        codes = self._grouped([*keys, *self.pivots], every)[0][rows]
         order = np.argsort(codes, kind="stable")
         rise = np.diff(values[order])[np.diff(codes[order]) == 0]
         return 2 if (rise < 0).any() else 1 if (rise == 0).any() else 0
@@ -237,6 +247,18 @@ class Rows:
         return codes, [f"{value:.6g}" for value in distinct]
 
 
+def _move(part: Part, step: str, axis: Column) -> None:
+    """The columns of a part at the steps of their rows: rows of another metric or split lie in between."""
+    rows, values, _ = axis.arrays()
+    for name, column in list(part.columns.items()):
+        own = column.arrays()[0]
+        place = np.minimum(np.searchsorted(rows, own), len(rows) - 1)
+        fits = np.flatnonzero((rows[place] == own) & (values[place] >= 0) & (values[place] % 1 == 0))
+        part.columns[name] = column.taken(fits, values[place[fits]].astype(np.int64))
+    part.columns.pop(step, None)
+    part.index = "steps"
+
+
 def _unit(role: Any) -> float:
     return role.unit if role is not None and isinstance(role.unit, float) else 1.0
 
@@ -265,7 +287,8 @@ def json_cells(value: Mapping[str, Any], prefix: str = "", depth: int = 3) -> di
 
 _PAIR = re.compile(
     r"([A-Za-z][A-Za-z0-9_ ()/%.-]*?)\s*[:= ]\s*"
-    r"([+-]?\d[\d,]*(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)\b)(?![A-Za-z]*/[A-Za-z])"
+    r"([+-]?\d[\d,]*(?:\.\d*)?(?:[eE][+-]?\d+)?(?:[kMBT](?![A-Za-z]))?|[+-]?(?:nan|inf)\b(?! [A-Za-z]))"
+    r"(?![A-Za-z]*/[A-Za-z])"
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -278,5 +301,5 @@ def printed_cells(text: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name, value in _PAIR.findall(_COLOUR.sub("", text)[:4000]):
-        found.setdefault(name.strip(), value.replace(",", ""))
+        found.setdefault(name.rpartition(" - ")[2].strip(), value.replace(",", ""))
     return found

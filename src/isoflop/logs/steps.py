@@ -206,15 +206,23 @@ def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
     elif logged.index == "rows" and not kept.all():
         kept[:] = True  # columns of rows that share a step complete each other
     moved = {}
-    for name, column in logged.columns.items():
-        if name == chosen:
-            continue
+    for name in [name for name in logged.columns if name != chosen]:
+        column = logged.columns.pop(name)  # of a million rows there is room for one copy
         own = column.arrays()[0]
         place = np.searchsorted(rows, own, side="right") - 1
         fits = (place >= 0) & (kept[place]) & ((rows[place] == own) | (logged.index != "rows"))
         order = np.flatnonzero(fits)
         order = order[np.argsort(steps[place[order]], kind="stable")]
         there = column.taken(order, steps[place[order]] + more)
-        if len(there):
-            moved[name] = there.taken(_superseded(there.arrays()[0])[2])
+        if not len(there):
+            continue
+        moved[name] = there.taken(_superseded(there.arrays()[0])[2])
+        role, lost = role_of(name), len(there) - len(moved[name])
+        if logged.index == "rows" and lost and role is not None and role.kind == "loss":
+            if lost > LOST * len(there):
+                raise ImportProblem(
+                    f"{logged.source}: {lost + 1:,} of {len(there):,} values of {plain(name, 40)} share their step "
+                    f"with another. {ASK}{_others(logged)}"
+                )
+            notes.append(_lost(name, 0, lost, len(there)))
     return logged.columns.like(moved)

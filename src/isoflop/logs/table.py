@@ -75,7 +75,7 @@ def logged_of(parts: list[Part], kind: str, source: str, called: str, problems: 
             key=f"{os.path.realpath(source)}#{part.name}" if part.name else os.path.realpath(source),
             name=part.name or called,
             columns=part.columns,
-            index="rows",
+            index=part.index,
             labels=rows.labels,
             parameters=part.parameters,
             ends=part.ends,

@@ -84,9 +84,16 @@ def _cells(raw: bytes) -> dict[str, Any] | None:
             return None
     cells = dict(printed_cells(raw.decode("utf-8", "replace")))
     told = next((word for name in cells if _is_step_of(name) for word in words(name) if word in _EVALUATES), None)
+    first = next((name for name in cells if _plain_step(name) != name or _is_step_role(name)), None)
+    named = {("step" if name == first else name): cell for name, cell in cells.items()}
     if told is None:
-        return {_plain_step(name): cell for name, cell in cells.items()} if cells else None
-    return {_as_evaluated(_plain_step(name), told): cell for name, cell in cells.items()}
+        return named or None
+    return {_as_evaluated(name, told): cell for name, cell in named.items()}
+
+
+def _is_step_role(name: str) -> bool:
+    role = role_of(name)
+    return role is not None and role.kind == "step"
 
 
 def _is_step_of(name: str) -> bool:
@@ -107,7 +114,7 @@ def _as_evaluated(name: str, told: str) -> str:
 
 
 def _has_step(cells: dict[str, Any]) -> bool:
-    return any((role := role_of(name)) is not None and role.kind == "step" for name in cells)
+    return any(map(_is_step_role, cells))
 
 
 def _is_point(cells: dict[str, Any], options: Options) -> bool:
