@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.posterior import posterior_of_runs
-from isoflop.ladder.design import Problem, Rung, best_design, even_grid
-from isoflop.ladder.planning import ladder_problem
+from isoflop.ladder.design import Bounds, Problem, Rung, even_grid
+from isoflop.ladder.planning import designed, ladder_problem
+from isoflop.ladder.rules import FEWEST_STEPS, all_steps, batch_rule
 from isoflop.ladder.sizes import family_of
 
 Array = NDArray[np.float64]
@@ -135,32 +136,41 @@ def scored(w: World, problem: Problem, rungs: Sequence[Rung], seed: int) -> Scor
     )
 
 
-SCALES = {
+SCALES: dict[str, tuple[str, float, float, tuple[float, float] | None, int | None, int | None, int]] = {
     "GPT-2, 3% of 1e21": ("gpt2", 1e21, 3e19, None, None, None, 16),
     "Llama, 1% of 1e23": ("llama", 1e23, 1e21, None, None, None, 16),
     "bytes, 40% of 2e13": ("gpt2", 2e13, 8e12, (20e3, 1e6), 256, 128, 12),
 }
 
 
-def compare(scale: str, laws: int, seed: int = 0, designs: Sequence[str] | None = None) -> dict[str, list[Score]]:
-    """Scores by design: "planned", and even grids of as many runs."""
+def designs_of(scale: str) -> tuple[Problem, dict[str, tuple[Rung, ...]]]:
+    """The problem of a scale and its designs: "planned", with branches, and even grids of as many runs."""
     model, flops, spend, sizes, vocab, length, most = SCALES[scale]
     family = family_of(model, vocab, length)
-    problem = ladder_problem(family, flops, spend, runs=(9, most), sizes=sizes)
-    planned = best_design(problem)
+    least = all_steps(FEWEST_STEPS) * family.sequence_length
+    bounds = Bounds(runs=(9, most), sizes=sizes, tokens=(least, float("inf")))
+    problem = ladder_problem(family, flops, spend, bounds)
+    planned = designed(problem, batch_rule("auto"))
     count = sum(len(rung.sizes) for rung in planned)
-    known = {
+    found = {
         "planned": planned,
+        "branches": designed(replace(problem, branches=True), batch_rule("auto")),
         "even": even_grid(problem, count),
-        "even, ×÷8": even_grid(problem, count, width=8.0),
-        "even, 10 apart": even_grid(problem, count, ratio=10.0),
+        "even, narrow": even_grid(problem, count, width=0.6),
+        "even, 6 apart": even_grid(problem, count, ratio=6.0),
     }
+    return problem, {name: rungs for name, rungs in found.items() if rungs is not None}
+
+
+def compare(scale: str, laws: int, seed: int = 0, designs: Sequence[str] | None = None) -> dict[str, list[Score]]:
+    """Scores by design."""
+    problem, known = designs_of(scale)
     rng = np.random.default_rng(seed)
-    worlds = [world(rng, planned[-1].budget) for _ in range(laws)]
+    worlds = [world(rng, known["planned"][-1].budget) for _ in range(laws)]
     return {
         name: [scored(w, problem, rungs, seed=1000 * seed + i) for i, w in enumerate(worlds)]
         for name, rungs in known.items()
-        if rungs is not None and (designs is None or name in designs)
+        if designs is None or name in designs
     }
 
 
@@ -184,7 +194,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--laws", type=int)
     parser.add_argument("--scale", choices=list(SCALES))
-    parser.add_argument("--designs", nargs="+", help="of planned; even; even, ×÷8; even, 10 apart")
+    parser.add_argument("--designs", nargs="+", help="of planned; branches; even; even, narrow; …")
     options = parser.parse_args()
     laws = options.laws or (16 if options.quick else 200)
     for scale in [options.scale] if options.scale else SCALES:

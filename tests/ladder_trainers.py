@@ -68,6 +68,21 @@ def finishes(config: dict[str, Any]) -> None:
     write_record(config, first=first)
 
 
+def branches(config: dict[str, Any]) -> None:
+    """A run that leaves a checkpoint for each that branches off it; these begin their own record there."""
+    for branch in config["branches"]:
+        (Path(branch["checkpoint_dir"]) / "trunk").write_text(str(branch["step"]))
+    if config["resume"] is None:
+        return finishes(config)
+    steps, first = config["steps"], int(Path(config["resume"]).read_text())
+    header = {"name": config["name"], "parameters": config["parameters"], "planned": {"steps": steps}}
+    log = RecordLog.create(Path(config["record_dir"]), config["name"], header)
+    for step in range(first + 1, steps + 1):
+        log.point(Point(step=step, tokens=step * config["batch_tokens"], padding=0, losses={"train": 3.0}))
+    log.end(steps, "completed")
+    log.close()
+
+
 def dies_half_way(config: dict[str, Any]) -> None:
     """The first time, after a checkpoint at half of the steps and some more that are lost."""
     if config["resume"] is None:

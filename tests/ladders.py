@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,14 @@ def planted_loss(N: float, D: float) -> float:
     return LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
 
 
-def record_run(folder: Path, run: PlannedRun, noise: float = 0.0, share: float = 1.0, points: int = 24) -> None:
+def record_run(
+    folder: Path,
+    run: PlannedRun,
+    noise: float = 0.0,
+    share: float = 1.0,
+    points: int = 24,
+    law: Callable[[float, float], float] = planted_loss,
+) -> None:
     """Write the record of a planned run that went to `share` of its steps; its losses are the law's on the way.
 
     `noise`: of the final loss's logarithm.
@@ -27,7 +35,7 @@ def record_run(folder: Path, run: PlannedRun, noise: float = 0.0, share: float =
     last = round(share * run.steps)
     for step in np.unique(np.geomspace(max(1, last // 50), last, points).astype(int)):
         tokens = int(step) * run.batch_tokens
-        loss = float(planted_loss(run.parameters["non_embedding_with_head"], tokens) * np.exp(noise))
+        loss = float(law(run.parameters["non_embedding_with_head"], tokens) * np.exp(noise))
         losses = {"train": loss, "eval/val": loss} if step == last else {"train": loss}
         flops = round(run.flops * int(step) / run.steps)
         log.point(Point(step=int(step), tokens=tokens, padding=0, flops=flops, losses=losses))
@@ -35,8 +43,14 @@ def record_run(folder: Path, run: PlannedRun, noise: float = 0.0, share: float =
     log.close()
 
 
-def record_ladder(folder: Path, plan: LadderPlan, noise: float = 0.003, seed: int = 0) -> None:
+def record_ladder(
+    folder: Path,
+    plan: LadderPlan,
+    noise: float = 0.002,
+    seed: int = 0,
+    law: Callable[[float, float], float] = planted_loss,
+) -> None:
     """All runs of a plan."""
     rng = np.random.default_rng(seed)
     for run in plan.runs:
-        record_run(folder, run, float(noise * rng.normal()))
+        record_run(folder, run, float(noise * rng.normal()), law=law)

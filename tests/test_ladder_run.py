@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,24 @@ from typer.testing import CliRunner
 import ladder_trainers
 from isoflop.cli import app
 from isoflop.cli.ladder import counts, states_table, summary_lines
-from isoflop.ladder import LadderRun, run_ladder, write_plan
-from isoflop.ladder.attempt import (
+from isoflop.ladder import (
     AttemptFailed,
     Folders,
     Held,
+    LadderRun,
+    Resources,
     attempt,
     folders_of,
     hold,
     job_of,
     latest_checkpoint,
+    local_slots,
+    run_ladder,
+    slurm_parameters,
     state_of,
+    write_plan,
     write_status,
 )
-from isoflop.ladder.run import Resources, local_slots, slurm_parameters
 from isoflop.record import read_runs
 
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's and submitit's processes, as they go
@@ -69,6 +74,7 @@ def test_a_run_is_told_where_to_write_and_what_was_planned(tmp_path: Path, monke
         "record_dir": str(tmp_path / "a"),
         "checkpoint_dir": str(tmp_path / "a" / "checkpoints"),
         "resume": None,
+        "branches": [],
     }
     assert (config["name"], config["seed"], config["steps"]) == ("a", 0, ladder_trainers.STEPS)
     state = state_of(ladder_trainers.a_run("a"), folders)
@@ -85,6 +91,17 @@ def test_an_attempt_without_a_checkpoint_begins_anew_and_is_there_once(tmp_path:
     try_one("fails_once", tmp_path)
     assert steps(tmp_path, "a") == WHOLE
     assert len(list((tmp_path / "a").glob("*.superseded"))) == 1
+
+
+def test_branches_go_on_from_the_run_that_they_branch_off(tmp_path: Path) -> None:
+    trunk = replace(ladder_trainers.a_run("long", steps=40), decay_steps=8)
+    branch = replace(ladder_trainers.a_run("short"), decay_steps=4, branch_of="long")
+    plan = replace(ladder_trainers.a_plan(), runs=(branch, trunk))
+    assert run(plan, "branches", tmp_path).done
+    assert steps(tmp_path, "short") == [17, 18, 19, 20] and len(steps(tmp_path, "long")) == 40
+    assert plan.flops == trunk.flops + branch.flops / 5
+    with pytest.raises(AttemptFailed, match=r"expected a checkpoint of long at step 16 in .*config\[.branches"):
+        attempt(job_of(branch, folders_of("alone", tmp_path), "ladder_trainers:branches"))
 
 
 def test_a_run_that_comes_back_too_early_is_no_finished_one(tmp_path: Path) -> None:

@@ -6,13 +6,23 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from isoflop.ladder.rules import FEWEST_STEPS, batch_rule, batch_sequences, peak_rate, rate_rule
-from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
-from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, warmup_of
+from isoflop.ladder import (
+    Family,
+    Shape,
+    batch_rule,
+    batch_sequences,
+    covers,
+    family_of,
+    peak_rate,
+    rate_rule,
+    size_grid,
+)
+from isoflop.laws.recipes import BATCHES, RATES, warmup_of
 
 GPT2_SMALL = {
     "model_type": "gpt2",
@@ -153,27 +163,34 @@ def test_rules_give_what_their_papers_print():
 
 
 def test_rates_of_tiny_models_are_cut():
-    assert peak_rate(RATES["steplaw"], TINY, 1e7, 1e12) == HIGHEST_RATE
+    assert peak_rate(RATES["steplaw"], TINY, 1e7, 1e12) == 0.02
+
+
+def planned(*runs: tuple[float, float, float]) -> list[Any]:
+    """Runs of N non-embedding parameters, D tokens and C FLOPs."""
+    return [(SimpleNamespace(parameters={"non_embedding": N}), D, C) for N, D, C in runs]
 
 
 def test_one_rule_for_a_ladder_and_words_where_it_was_never_tested():
-    assert rate_rule("auto", [5e7, 1e9], [1e18]).name == "steplaw"
-    assert rate_rule("auto", [1e5, 1e9], [1e12]).name == "width"
-    assert RATES["steplaw"].covers([5e7, 1e9], [1e18]) and not RATES["steplaw"].covers([1e5, 1e9], [1e18])
-    assert RATES["width"].covers([1e3, 1e12], [1e10])
-    assert RATES["deepseek"].covers([1e3], [1e17]) and not RATES["deepseek"].covers([1e8], [1e12])
-    assert not BATCHES["steplaw"].covers([1e5], [1e12])
+    large, tiny = (5e7, 1e9, 1e18), (1e5, 1e6, 1e12)
+    assert rate_rule("auto", planned(large, (1e9, 1e10, 1e20))).name == "steplaw"
+    assert rate_rule("auto", planned(large, tiny)).name == "width"
+    assert covers(RATES["steplaw"], planned(large)) and not covers(RATES["steplaw"], planned(large, tiny))
+    assert covers(RATES["width"], planned((1e3, 1e3, 1e10), (1e12, 1e13, 1e26)))
+    assert covers(RATES["deepseek"], planned((1e3, 1e9, 1e17))) and not covers(RATES["deepseek"], planned(tiny))
+    assert covers(BATCHES["steplaw"], planned(large)) and not covers(BATCHES["steplaw"], planned(tiny))
     with pytest.raises(ValueError, match="--lr-rule: expected one of auto, width"):
-        rate_rule("best", [1e8], [1e18])
+        rate_rule("best", planned(large))
     with pytest.raises(ValueError, match="--batch-rule"):
         batch_rule("width")
 
 
 @pytest.mark.parametrize("tokens", [2e5, 1e6, 1e8, 1e10, 1e12])
 def test_batches_leave_steps_and_are_near_the_rule(tokens: float):
-    sequences = batch_sequences(BATCHES["steplaw"], TINY, tokens, 1e15)
-    wanted = max(min(0.58 * tokens**0.571, tokens / FEWEST_STEPS) / 128, 1)
-    assert sequences == 1 or tokens / (sequences * 128) >= FEWEST_STEPS
+    most = tokens / 2200 / 128
+    sequences = batch_sequences(BATCHES["steplaw"], TINY, tokens, 1e15, most)
+    wanted = max(min(0.58 * tokens**0.571 / 128, most), 1)
+    assert sequences == 1 or sequences <= most
     assert sequences / wanted < 1.3 and wanted / sequences < 1.5
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from isoflop.ladder.check import LeftOut
     from isoflop.ladder.design import RungWorth
-    from isoflop.ladder.fit import Estimate, LadderFit, LeftOut
+    from isoflop.ladder.fit import Estimate, LadderFit
     from isoflop.ladder.plan import LadderPlan, PlannedRun
     from isoflop.ladder.run import LadderRun
 
@@ -81,6 +82,14 @@ def plan(
     sizes: Annotated[
         str | None, typer.Option(metavar="LEAST:MOST", help="Parameters of a run, with the head: 30k:500k.")
     ] = None,
+    max_sizes: Annotated[int, typer.Option(help="Most different sizes.")] = 8,
+    tokens_per_param: Annotated[
+        str, typer.Option(metavar="LEAST:MOST", help="D/N of a run; published sweeps support no law beyond 5:200.")
+    ] = "5:200",
+    min_steps: Annotated[int, typer.Option(help="Steps of each run beyond its warm-up.")] = 2000,
+    branches: Annotated[
+        bool, typer.Option("--branches", help="Warm-up, stable, decay: shorter runs branch off a size's longest one.")
+    ] = False,
     seq: Annotated[int | None, typer.Option(min=1, help="Tokens a sequence (default: the configuration's).")] = None,
     vocab: Annotated[
         int | None, typer.Option(min=2, help="Entries of the tokenizer (default: the configuration's).")
@@ -109,7 +118,11 @@ def plan(
             min_runs=min_runs,
             max_runs=max_runs,
             max_flops_per_run=max_flops_per_run,
-            sizes=None if sizes is None else _range(sizes),
+            sizes=None if sizes is None else _range("--sizes", sizes),
+            max_sizes=max_sizes,
+            tokens_per_param=_range("--tokens-per-param", tokens_per_param),
+            min_steps=min_steps,
+            branches=branches,
             vocab_size=vocab,
             sequence_length=seq,
             unique_tokens=unique_tokens,
@@ -147,14 +160,14 @@ def _spend(text: str, flops: float) -> float:
     return value
 
 
-def _range(text: str) -> tuple[float, float]:
+def _range(option: str, text: str) -> tuple[float, float]:
     least, separator, most = text.partition(":")
     if not separator:
-        raise ValueError(f"--sizes: expected LEAST:MOST, such as 30k:500k, got {text!r}")
+        raise ValueError(f"{option}: expected LEAST:MOST, such as 30k:500k, got {text!r}")
     try:
         return amount(least), amount(most)
     except typer.BadParameter as error:
-        raise ValueError(f"--sizes: {error.message}") from None
+        raise ValueError(f"{option}: {error.message}") from None
 
 
 @ladder.command()
@@ -226,8 +239,9 @@ def print_plan(plan: LadderPlan) -> None:
     """Print a plan for people; at most 80 columns."""
     console = screen()
     top = max(run.flops for run in plan.runs)
+    sizes = len({run.parameters[plan.convention] for run in plan.runs})
     console.print(
-        f"[bold]{len(plan.runs)} runs of {plan.family}[/bold] for {plan.flops:.3g} FLOPs, "
+        f"[bold]{len(plan.runs)} runs of {plan.family}[/bold] in {sizes} sizes for {plan.flops:.3g} FLOPs, "
         f"{100 * plan.flops / plan.target_flops:.2g}% of the target's {plan.target_flops:.3g} "
         f"({plan.target_flops / top:,.0f} times the largest run)",
         soft_wrap=True,
@@ -278,18 +292,19 @@ def print_ladder_fit(fit: LadderFit) -> None:
     for label, value, write, what in _answers(fit):
         text = f"{label:<6}{write(value.value):>9}  [{write(value.low)}, {write(value.high)}]"
         console.print(f"{text:<40} {what}", markup=False)
-    print_approaches(fit.approaches, fit.level)
-    for reason in fit.without:
+    compared, without = fit.approaches
+    print_approaches(compared, fit.level)
+    for reason in without:
         _warn(console, reason)
-    if fit.left_out is None:
+    if fit.check.left_out is None:
         console.print("leave the largest rung out: too few runs are left below it")
     else:
-        _print_check(console, fit.left_out)
+        _print_check(console, fit.check.left_out)
     if fit.rung is not None:
         _print_rung(console, fit.rung, fit.target_flops)
     for line in (*fit.finished.left_out, *(f"{name}: no record" for name in fit.finished.missing)):
         _sentence(console, f"left out: {line}")
-    for warning in (*fit.warnings, *fit.approaches.warnings):
+    for warning in (*fit.warnings, *compared.warnings):
         _warn(console, warning)
 
 

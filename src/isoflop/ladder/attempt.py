@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -224,6 +224,7 @@ class Job:
         record: the folder or URL of its record.
         work: the folder of its checkpoints.
         search: folders in which modules are looked for.
+        branches: where runs that branch off this one expect a checkpoint of it: {"step", "checkpoint_dir"} each.
     """
 
     run: Mapping[str, Any]
@@ -231,6 +232,7 @@ class Job:
     record: str
     work: str
     search: tuple[str, ...] = ()
+    branches: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -247,13 +249,20 @@ class Job:
         return json.dumps(asdict(self))
 
 
-def job_of(run: PlannedRun, folders: Folders, train: str) -> Job:
-    """A run as it travels to the process that trains it."""
+def job_of(run: PlannedRun, folders: Folders, train: str, branches: Iterable[tuple[int, Folders]] = ()) -> Job:
+    """A run as it travels to the process that trains it; `branches` are the first steps of those off it."""
     place, _, name = train.rpartition(":")
     if place.endswith(".py"):  # workers have other current folders
         train = f"{Path(place).expanduser().resolve()}:{name}"
     search = tuple(dict.fromkeys([str(Path.cwd()), *(folder for folder in sys.path if folder)]))
-    return Job(run=run.as_dict(), train=train, record=str(folders.record), work=str(folders.work), search=search)
+    return Job(
+        run=run.as_dict(),
+        train=train,
+        record=str(folders.record),
+        work=str(folders.work),
+        search=search,
+        branches=tuple({"step": step, "checkpoint_dir": str(other.checkpoints)} for step, other in branches),
+    )
 
 
 class AttemptFailed(RuntimeError):
@@ -305,13 +314,22 @@ def _train(job: Job, folders: Folders) -> None:
     sys.path[:0] = [folder for folder in job.search if folder not in sys.path]
     folders.checkpoints.mkdir(parents=True, exist_ok=True)
     resume = latest_checkpoint(folders.checkpoints)
+    trunk = job.run.get("branch_of")
+    if resume is None and trunk is not None:
+        raise ValueError(
+            f"expected a checkpoint of {trunk} at step {job.run['steps'] - job.run['decay_steps']:,} in "
+            f'{folders.checkpoints}, got none: train must save one for each of its config["branches"]'
+        )
     if resume is None:
         _put_aside(folders)
+    for branch in job.branches:
+        Path(branch["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
     config = {
         **job.run,
         "record_dir": job.record,
         "checkpoint_dir": str(folders.checkpoints),
         "resume": None if resume is None else str(resume),
+        "branches": list(job.branches),
     }
     _find(job.train)(config)
 

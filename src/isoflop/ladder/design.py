@@ -2,7 +2,8 @@
 
 **Design.** Bayesian c-optimal (Chaloner and Verdinelli 1995): it minimises the mean of ln sd(ln N_opt(C_target)) over
 laws drawn from the prior, by the Gaussian approximation of the posterior that `ladder fit` computes. Rungs are whole
-isoFLOP profiles: approach 2 finds its minima, and the largest rung can be left out and predicted.
+isoFLOP profiles: approach 2 finds its minima, and the largest rung can be left out and predicted. Left alone, such a
+design puts its runs into the far corners of what it may choose; `Bounds` keep it to runs that people train.
 
 **One more rung.** Value of information (Raiffa and Schlaifer 1961): the losses of a rung are unknown before it is
 trained, but how much they narrow N_opt is known from its sizes and budget. A wrong size costs loss; in FLOPs, what less
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import (
     CONSTANTS,
+    RATIO,
     BudgetLine,
     Origin,
     best_size,
@@ -32,13 +34,20 @@ from isoflop.fit.drifting_law import (
     slopes,
 )
 from isoflop.fit.posterior import NOISE, Posterior, run_covariance
-from isoflop.ladder.sizes import Shape
+from isoflop.ladder.rules import covers
+from isoflop.ladder.sizes import Family, Shape, size_grid
+from isoflop.laws.quantities import short
+from isoflop.laws.recipes import Recipe
 
 LAWS = 32
 """Of the prior, over which a design's worth is averaged."""
-WIDEST = 8.0
-"""Largest or smallest size of a budget over its middle: D/N of .3 to 1,300. Beyond, the law is hardly tested."""
-
+DECAY = 0.2
+"""Share of a run's steps in which its rate decays after a constant one (Hägele et al. 2024, arXiv:2405.18392, figure 4:
+as good as a cosine). A shorter run that branches off a longer one of its size costs that share alone."""
+SMALLEST, BODY = 1e4, 0.06
+"""Parameters, and share of them that are no head, as of the smallest of Porian et al. 2024 (5M with a head of 4.8M)."""
+SEVERAL = 5
+"""Configurations to choose from, at least."""
 
 Prior = tuple[Origin, Array, Array, Array, Array]
 """By the largest budget: origin, laws, gradients of ln N_opt and ln L at the target, the prior's information."""
@@ -53,29 +62,96 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """Limits of a ladder's runs.
+
+    Attributes:
+        runs: least and most.
+        different: sizes at most: each needs its own configuration, and with `branches` its own long run.
+        ratio: least and most tokens per parameter (with the head). No published sweep supports a law beyond 5 to 200.
+        sizes: least and most parameters, with the head; None: what the spend asks for.
+        flops: of a run at most.
+        tokens: least and most of a run.
+        batch: the rule whose range runs keep to; None: none.
+    """
+
+    runs: tuple[int, int] = (12, 16)
+    different: int = 8
+    ratio: tuple[float, float] = (5.0, 200.0)
+    sizes: tuple[float, float] | None = None
+    flops: float = math.inf
+    tokens: tuple[float, float] = (0.0, math.inf)
+    batch: Recipe | None = None
+
+    def relaxed(self) -> Iterator[tuple[str, Bounds]]:
+        """By option: the bounds without it."""
+        yield "--max-sizes", replace(self, different=99)
+        yield "--tokens-per-param", replace(self, ratio=(0.1 * self.ratio[0], 10 * self.ratio[1]))
+        yield "--min-steps", replace(self, tokens=(0.0, self.tokens[1]))
+        yield "--unique-tokens", replace(self, tokens=(self.tokens[0], math.inf))
+        yield "--max-flops-per-run", replace(self, flops=math.inf)
+        yield "--sizes", replace(self, sizes=None)
+        yield "--min-runs and --max-runs", replace(self, runs=(9, 24))
+
+
+@dataclass(frozen=True)
 class Problem:
     """Target, limits and known runs of a design.
 
     Attributes:
-        target: the budget's line at the target.
-        candidates: configurations, smallest first.
+        family: of the models.
+        flops: of the target run.
         spend: FLOPs of all runs.
-        fewest, most: number of runs.
-        dearest: FLOPs of one run at most.
-        tokens: of one run at most.
+        bounds: of the runs.
+        branches: whether shorter runs of a size branch off its longest one, whose rate is constant until its decay.
         known_N, known_D: parameters and tokens of finished runs.
     """
 
-    target: BudgetLine
-    candidates: tuple[Shape, ...]
+    family: Family
+    flops: float
     spend: float
-    fewest: int
-    most: int
-    dearest: float = math.inf
-    tokens: float = math.inf
+    bounds: Bounds = field(default_factory=Bounds)
+    branches: bool = False
     known_N: Array = field(default_factory=lambda: np.zeros(0))
     known_D: Array = field(default_factory=lambda: np.zeros(0))
     priors: dict[float, Prior] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def candidates(self) -> tuple[Shape, ...]:
+        """Configurations to choose from, smallest first: those that the user allows, or all that a rung may need.
+
+        Raises:
+            ValueError: too few.
+        """
+        f, sizes = self.family, self.bounds.sizes
+        if sizes is not None:
+            grid = size_grid(f, *sizes)
+            reason = (
+                f"--sizes: {len(grid)} configurations of {f.name} with {f.vocab_size:,} tokens lie between "
+                f"{short(sizes[0])} and {short(sizes[1])} parameters (with the head); a ladder needs {SEVERAL}: widen "
+                "the range"
+            )
+        else:
+            least = max(SMALLEST, math.sqrt(self.spend / 1e5 / 120) / 10)
+            grid = size_grid(f, least, math.sqrt(self.spend / 120) * 10)
+            grid = tuple(s for s in grid if s.parameters["non_embedding"] > BODY * s.N)
+            reason = (
+                f"--spend: {self.spend:.3g} FLOPs are too few for models of {f.name} with {f.vocab_size:,} tokens: "
+                "spend more (3% is a share, 3 are three FLOPs), or take a smaller tokenizer (--vocab 256: bytes)"
+            )
+        if len(grid) < SEVERAL:
+            raise ValueError(reason)
+        return grid
+
+    @cached_property
+    def target(self) -> BudgetLine:
+        """The target's budget: ln D over ln N, straight around 20 tokens per parameter."""
+        guess = max(math.sqrt(self.flops / 6 / RATIO), 8 * SMALLEST)  # no models below: the nearest line serves
+        around = size_grid(self.family, guess / 8, guess * 8)
+        N, rates = (np.array(column) for column in zip(*((s.N, s.flops_per_token) for s in around), strict=True))
+        middle = min(around, key=lambda shape: abs(math.log(shape.N / guess)))
+        slope = float(np.polyfit(np.log(N), np.log(rates), 1)[0]) if len(around) > 2 else 1.0
+        return BudgetLine(self.flops, middle.N, self.flops / middle.flops_per_token, slope)
 
     @cached_property
     def _log_N(self) -> Array:
@@ -85,16 +161,31 @@ class Problem:
         """N of 20 tokens per parameter."""
         rates = np.array([candidate.flops_per_token for candidate in self.candidates])
         ratio = np.log(budget / rates) - self._log_N  # ln D/N falls with N
-        return float(np.exp(np.interp(-math.log(20.0), -ratio, self._log_N)))
+        return float(np.exp(np.interp(-math.log(RATIO), -ratio, self._log_N)))
 
-    def allowed(self, budget: float) -> list[Shape]:
-        """Sizes for a budget: those within the widest grid about its middle, with the data that there are."""
-        middle = self.middle(budget)
-        return [
-            c
-            for c in self.candidates
-            if abs(math.log(c.N / middle)) <= math.log(WIDEST) + 0.1 and budget / c.flops_per_token <= self.tokens
-        ]
+    def allowed(self, budget: float, gap: float = 1.0) -> list[Shape]:
+        """Sizes within the bounds for a budget, of those that are a factor of `gap` apart."""
+        b = self.bounds
+        found, least = [], 0.0
+        for shape in self.candidates:
+            if least > shape.N:
+                continue
+            least, D = gap * shape.N, budget / shape.flops_per_token
+            if not (b.tokens[0] <= D <= b.tokens[1] and b.ratio[0] <= D / shape.N <= b.ratio[1]):
+                continue
+            if b.batch is None or covers(b.batch, [(shape, D, budget)]):
+                found.append(shape)
+        return found
+
+    def cost(self, rungs: Sequence[Rung]) -> float:
+        """FLOPs of all runs; what branches share is trained once."""
+        if not self.branches:
+            return sum(rung.budget * len(rung.sizes) for rung in rungs)
+        spent: dict[Shape, list[float]] = {}
+        for rung in rungs:
+            for size in rung.sizes:
+                spent.setdefault(size, []).append(rung.budget)
+        return sum((1 - DECAY) * max(budgets) + DECAY * sum(budgets) for budgets in spent.values())
 
 
 @dataclass(frozen=True)
@@ -127,7 +218,7 @@ def _prior_at(problem: Problem, top: float) -> Prior:
     rounded = math.exp(round(math.log(top) / 0.2) * 0.2)
     if rounded not in problem.priors:
         N = problem.middle(rounded)
-        origin, laws = Origin(N, 20 * N), prior_laws(LAWS)
+        origin, laws = Origin(N, RATIO * N), prior_laws(LAWS)
         of_size = gradient(lambda rows: best_size(rows, origin, problem.target), laws)
         of_loss = gradient(lambda rows: least_loss(rows, origin, problem.target), laws)
         prior = gradient(pulls, laws)
@@ -142,9 +233,11 @@ RATIOS = (2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 30.0)
 SPAN = 1000.0
 """Largest budget over the smallest at most: published ladders span 500 to 2,000 (Hoffmann et al. 2022; Llama 3 2024;
 Porian et al. 2024), and a law over more scales than that is hardly one law."""
-WIDTHS = (3.0, 4.0, 6.0, WIDEST)
-"""Largest or smallest size of a rung over its middle."""
-SPACED = math.log(1.3)
+WIDTHS = (0.6, 1.0)
+"""Of the bounds' range of sizes in logarithms, about the middle, that a rung takes up."""
+GAPS = (1.0, 1.5, 2.0)
+"""Factor between sizes that are chosen from: with wider ones more rungs share a size."""
+SPACED = math.log(1.25)
 """Least ln between sizes of a rung: closer ones repeat a run, and tell nothing of the profile's form."""
 BESIDE, NEAR = 1.15, math.log(3)
 """A rung has sizes at least this factor below and above its middle, and one within the ln of 3 of it."""
@@ -155,160 +248,186 @@ LEAST_BELOW = 6
 SWEEPS = 3
 
 
-def best_design(problem: Problem) -> tuple[Rung, ...]:
-    """The rungs of the least score, smallest first.
+@dataclass(frozen=True)
+class _Arrangement:
+    """Sizes by rung, smallest rung first, budgets over the largest one, share of the width, gap between sizes."""
 
-    All arrangements of rungs, ratios, widths and numbers of runs first, their sizes evenly spaced; then the best one's
-    rungs are moved and its sizes exchanged, one by one, while that helps.
+    counts: tuple[int, ...]
+    shares: tuple[float, ...]
+    width: float
+    gap: float
 
-    Raises:
-        ValueError: no arrangement fits the spend, the sizes and the limits.
-    """
-    found: list[tuple[float, tuple[Rung, ...]]] = []
-    for counts, ratio, width in itertools.product(_counts(problem), RATIOS, WIDTHS):
-        if ratio ** (len(counts) - 1) > SPAN * 1.01:
-            continue
-        rungs = _arranged(problem, counts, ratio, width)
-        if rungs is not None:
-            found.append((worth_of(problem, rungs).score, rungs))
-    if not found:
-        raise ValueError(
-            f"no ladder of {problem.fewest} to {problem.most} runs fits {problem.spend:.3g} FLOPs with these sizes and "
-            "limits: raise the spend, allow smaller models (--sizes) or more tokens (--unique-tokens)"
-        )
-    score, rungs = min(found, key=lambda item: item[0])
-    score, rungs = _moved(problem, rungs, score)
-    return _exchanged(problem, rungs, score)
+    def rungs(self, problem: Problem) -> tuple[Rung, ...] | None:
+        """Rungs that take the whole spend, or as much of it as the dearest run may; None where sizes do not suffice."""
+        top = problem.spend / sum(n * share for n, share in zip(self.counts, self.shares, strict=True))
+        made = self._below(problem, min(top, problem.bounds.flops))
+        for _ in range(4 if problem.branches else 0):  # what branches save depends on the sizes, these on the budgets
+            if made is None:
+                break
+            top = min(top * problem.spend / problem.cost(made), problem.bounds.flops)
+            made = self._below(problem, top)
+        return made if made is None or _fits(problem, made) else None
 
+    def _below(self, problem: Problem, top: float) -> tuple[Rung, ...] | None:
+        made = []
+        for n, share in zip(self.counts, self.shares, strict=True):
+            sizes = self._spread(problem, top * share, n)
+            if sizes is None:
+                return None
+            made.append(Rung(top * share, sizes))
+        return tuple(made)
 
-def _counts(problem: Problem) -> list[tuple[int, ...]]:
-    """Sizes by rung, smallest rung first: the lower rungs alike, the top one as many or fewer."""
-    found = []
-    for rungs, lower, top in itertools.product(RUNGS, range(LEAST_A_RUNG, 8), range(LEAST_A_RUNG, 8)):
-        runs = (rungs - 1) * lower + top
-        if problem.fewest <= runs <= problem.most and top <= lower + 1 and (rungs - 1) * lower >= LEAST_BELOW:
-            found.append((*([lower] * (rungs - 1)), top))
-    return found
-
-
-def _arranged(problem: Problem, counts: tuple[int, ...], ratio: float, width: float) -> tuple[Rung, ...] | None:
-    return _built(problem, counts, tuple(ratio ** (k - len(counts) + 1) for k in range(len(counts))), width)
-
-
-def _built(
-    problem: Problem, counts: tuple[int, ...], shares: tuple[float, ...], width: float
-) -> tuple[Rung, ...] | None:
-    """Rungs that take the whole spend, or as much of it as the dearest run may; None where sizes do not suffice."""
-    top = problem.spend / sum(n * share for n, share in zip(counts, shares, strict=True))
-    top = min(top, problem.dearest)
-    made = []
-    for n, share in zip(counts, shares, strict=True):
-        sizes = _evenly(problem, top * share, n, width)
-        if sizes is None:
+    def _spread(self, problem: Problem, budget: float, count: int) -> tuple[Shape, ...] | None:
+        """Sizes evenly spaced in ln N over the width; None where there are not as many."""
+        allowed = problem.allowed(budget, self.gap)
+        if len(allowed) < count:
             return None
-        made.append(Rung(top * share, sizes))
-    return tuple(made)
+        logs, middle = np.log([c.N for c in allowed]), math.log(problem.middle(budget))
+        low, high = (middle + self.width * (edge - middle) for edge in (logs[0], logs[-1]))
+        taken: list[int] = []
+        for at in np.linspace(low, high, count):
+            taken.append(next(int(i) for i in np.argsort(np.abs(logs - at)) if i not in taken))
+        row = [allowed[i] for i in sorted(taken)]
+        return tuple(row) if _brackets(row, middle) else None
 
-
-def _evenly(problem: Problem, budget: float, count: int, width: float) -> tuple[Shape, ...] | None:
-    """Sizes evenly spaced in ln N, from middle/width to middle·width; None where there are not as many."""
-    middle, allowed = problem.middle(budget), problem.allowed(budget)
-    if len(allowed) < count or middle / BESIDE < allowed[0].N or middle * BESIDE > allowed[-1].N:
-        return None
-    logs = np.log([c.N for c in allowed])
-    wanted = np.linspace(max(math.log(middle / width), logs[0]), min(math.log(middle * width), logs[-1]), count)
-    taken: list[int] = []
-    for at in wanted:
-        free = [i for i in np.argsort(np.abs(logs - at)) if i not in taken]
-        taken.append(int(free[0]))
-    return tuple(allowed[i] for i in sorted(taken))
-
-
-def _moved(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
-    """Budgets nearer or farther apart and sizes moved from rung to rung, one step at a time, while that helps."""
-    while True:
-        best = None
-        for counts, shares, width in _neighbours(problem, rungs):
-            other = _built(problem, counts, shares, width)
-            if other is not None and (new := worth_of(problem, other).score) < score - 1e-3:
-                best, score = other, new
-        if best is None:
-            return score, rungs
-        rungs = best
-
-
-def _neighbours(problem: Problem, rungs: tuple[Rung, ...]) -> list[tuple[tuple[int, ...], tuple[float, ...], float]]:
-    """Numbers of sizes, shares of the largest budget, and width of arrangements one step away."""
-    counts = np.array([len(rung.sizes) for rung in rungs])
-    shares = tuple(rung.budget / rungs[-1].budget for rung in rungs)
-    widest = max(math.sqrt(rung.sizes[-1].N / rung.sizes[0].N) for rung in rungs)
-    unit = np.eye(len(rungs), dtype=int)
-    found = []
-    for width in (min(WIDTHS, key=lambda width: abs(width - widest)), WIDTHS[-1]):
+    def neighbours(self, bounds: Bounds) -> Iterator[_Arrangement]:
+        """Arrangements one step away: a size more, less or in another rung, a budget moved with all below it."""
+        unit = np.eye(len(self.counts), dtype=int)
         for k, one in enumerate(unit):
             for change in (-one, one, *(other - one for other in np.delete(unit, k, axis=0))):
-                found.append((tuple((counts + change).tolist()), shares, width))
-        for k, factor in itertools.product(range(len(rungs) - 1), (0.6, 1 / 0.6)):
-            # the gap above rung k, all rungs below it with it
-            moved = tuple(share * factor if i <= k else share for i, share in enumerate(shares))
-            found.append((tuple(counts.tolist()), moved, width))
-    return [
-        (new, share, width)
-        for new, share, width in found
-        if min(new) >= LEAST_A_RUNG
-        and problem.fewest <= sum(new) <= problem.most
-        and sum(new[:-1]) >= LEAST_BELOW
-        and share[0] * SPAN >= 0.99
-        and all(high >= 2 * low for low, high in itertools.pairwise(share))
-    ]
+                counts = tuple((np.array(self.counts) + change).tolist())
+                if _enough(counts, bounds):
+                    yield replace(self, counts=counts)
+        for k, factor in itertools.product(range(len(self.counts) - 1), (0.6, 1 / 0.6)):
+            shares = tuple(share * factor if i <= k else share for i, share in enumerate(self.shares))
+            if shares[0] * SPAN >= 0.99 and all(high >= 2 * low for low, high in itertools.pairwise(shares)):
+                yield replace(self, shares=shares)
+        yield from (replace(self, width=width, gap=gap) for width, gap in itertools.product(WIDTHS, GAPS))
 
 
-def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[Rung, ...]:
-    """Each run's size replaced by the best other one of its budget, run by run, until nothing helps."""
-    allowed = [problem.allowed(rung.budget) for rung in rungs]
-    middles = [problem.middle(rung.budget) for rung in rungs]
-    sizes = [list(rung.sizes) for rung in rungs]
-
-    def scored() -> float:
-        made = [Rung(rung.budget, tuple(row)) for rung, row in zip(rungs, sizes, strict=True)]
-        return worth_of(problem, made).score
-
-    for _ in range(SWEEPS):
-        before = score
-        for k, row in enumerate(sizes):
-            for i, own in enumerate(row):
-                best = own
-                for other in allowed[k]:
-                    if any(abs(math.log(other.N / row[j].N)) < SPACED for j in range(len(row)) if j != i):
-                        continue
-                    row[i] = other
-                    if _brackets(row, middles[k]) and (new := scored()) < score - 1e-6:
-                        best, score = other, new
-                row[i] = best
-        if before - score < 1e-3:
-            break
-    return tuple(
-        Rung(rung.budget, tuple(sorted(row, key=lambda size: size.N))) for rung, row in zip(rungs, sizes, strict=True)
-    )
+def _fits(problem: Problem, rungs: Sequence[Rung]) -> bool:
+    different = len({size for rung in rungs for size in rung.sizes})
+    return different <= problem.bounds.different and problem.cost(rungs) <= 1.001 * problem.spend
 
 
-def _brackets(row: list[Shape], middle: float) -> bool:
-    """Whether a profile has sizes on both sides of its middle and one near it: what approach 2 needs."""
-    logs = np.log([size.N for size in row]) - math.log(middle)
+def _enough(counts: tuple[int, ...], bounds: Bounds) -> bool:
+    least, most = bounds.runs
+    return min(counts) >= LEAST_A_RUNG and least <= sum(counts) <= most and sum(counts[:-1]) >= LEAST_BELOW
+
+
+def _brackets(row: Sequence[Shape], middle: float) -> bool:
+    """Whether a profile has sizes on both sides of its middle, ln N, and one near it: what approach 2 needs."""
+    logs = np.log([size.N for size in row]) - middle
     beside = math.log(BESIDE)
     return bool(logs.min() <= -beside and logs.max() >= beside and np.abs(logs).min() < NEAR)
 
 
-def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float = 4.0) -> tuple[Rung, ...] | None:
-    """IsoFLOP profiles chosen without a design: budgets and sizes evenly spaced in logarithms.
+def _arrangements(bounds: Bounds) -> Iterator[_Arrangement]:
+    """Evenly spaced ones: the lower rungs alike, the top one as many sizes or fewer."""
+    for rungs, lower, top in itertools.product(RUNGS, range(LEAST_A_RUNG, 8), range(LEAST_A_RUNG, 8)):
+        counts = (*([lower] * (rungs - 1)), top)
+        if top > lower + 1 or not _enough(counts, bounds):
+            continue
+        for ratio, width, gap in itertools.product(RATIOS, WIDTHS, GAPS):
+            if ratio ** (rungs - 1) <= SPAN * 1.01:
+                yield _Arrangement(counts, tuple(ratio ** (k - rungs + 1) for k in range(rungs)), width, gap)
 
-    Budgets 3 apart (DeepSeek LLM 2024: eight from 1e17 to 3e20) and sizes from a quarter to four times the optimum
-    expected (Hoffmann et al. 2022, figure 3; Porian et al. 2024), about five sizes a budget, the same spend and runs.
+
+def best_design(problem: Problem) -> tuple[Rung, ...]:
+    """The rungs of the least score, smallest first.
+
+    All even arrangements of rungs, ratios, widths and numbers of runs first; then the best one's rungs are moved and
+    its sizes exchanged, one by one, while that helps.
+
+    Raises:
+        ValueError: no arrangement fits the spend and the bounds; the text names those that bind.
+    """
+    found = [
+        (worth_of(problem, rungs).score, k, rungs, made)
+        for k, made in enumerate(_arrangements(problem.bounds))
+        if (rungs := made.rungs(problem)) is not None
+    ]
+    if not found:
+        raise ValueError(_binding(problem))
+    score, _, rungs, made = min(found, key=lambda item: item[:2])
+    moving = True
+    while moving:
+        moving = False
+        for other in made.neighbours(problem.bounds):
+            moved = other.rungs(problem)
+            if moved is not None and (new := worth_of(problem, moved).score) < score - 1e-3:
+                made, score, rungs, moving = other, new, moved, True
+    return _exchanged(problem, rungs, score)
+
+
+def _feasible(problem: Problem) -> bool:
+    try:
+        return any(made.rungs(problem) is not None for made in _arrangements(problem.bounds))
+    except ValueError:
+        return False
+
+
+def _binding(problem: Problem) -> str:
+    """Why nothing fits: the bounds without which something would."""
+    binding = [
+        name
+        for name, bounds in problem.bounds.relaxed()
+        if bounds != problem.bounds and _feasible(replace(problem, bounds=bounds, priors={}))
+    ]
+    if _feasible(replace(problem, spend=30 * problem.spend, priors={})):
+        binding.insert(0, "--spend")
+    least, most = problem.bounds.runs
+    which = f"{' or '.join(binding)} binds: widen it" if binding else "several of them bind together: widen them"
+    return f"no ladder of {least} to {most} runs for {problem.spend:.3g} FLOPs lies within the bounds: {which}"
+
+
+def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[Rung, ...]:
+    """Sizes replaced by better ones, run by run and everywhere at once, until nothing helps."""
+    allowed = [problem.allowed(rung.budget) for rung in rungs]
+    middles = [math.log(problem.middle(rung.budget)) for rung in rungs]
+
+    def tried(k_of_old: Sequence[tuple[int, Shape]], new: Shape) -> None:
+        nonlocal rungs, score
+        rows = [list(rung.sizes) for rung in rungs]
+        for k, old in k_of_old:
+            if new in rows[k] or new not in allowed[k]:
+                return
+            rows[k][rows[k].index(old)] = new
+            logs = np.sort(np.log([size.N for size in rows[k]]))
+            if np.diff(logs).min() < SPACED or not _brackets(rows[k], middles[k]):
+                return
+        made = tuple(
+            Rung(rung.budget, tuple(sorted(row, key=lambda size: size.N)))
+            for rung, row in zip(rungs, rows, strict=True)
+        )
+        if _fits(problem, made) and (value := worth_of(problem, made).score) < score - 1e-6:
+            rungs, score = made, value
+
+    for _ in range(SWEEPS):
+        before = score
+        for k, rung in enumerate(rungs):
+            for old, new in itertools.product(rung.sizes, allowed[k]):
+                if old in rungs[k].sizes:
+                    tried([(k, old)], new)
+        for old, new in itertools.product(sorted({s for r in rungs for s in r.sizes}, key=lambda s: s.N), allowed[-1]):
+            places = [(k, old) for k, rung in enumerate(rungs) if old in rung.sizes]
+            if places and 0.4 < new.N / old.N < 2.5:
+                tried(places, new)
+        if before - score < 1e-3:
+            break
+    return rungs
+
+
+def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float = 1.0) -> tuple[Rung, ...] | None:
+    """IsoFLOP profiles chosen without a design, within the same bounds: budgets and sizes evenly spaced in logarithms.
+
+    Budgets 3 apart (DeepSeek LLM 2024: eight from 1e17 to 3e20), about five sizes a budget, the same spend and runs.
     None where the sizes do not suffice.
     """
     rungs = max(3, round(runs / 5))
-    counts = [runs // rungs + (k < runs % rungs) for k in range(rungs)]
-    return _arranged(problem, tuple(counts), ratio, width)
+    counts = tuple(runs // rungs + (k < runs % rungs) for k in range(rungs))
+    free = replace(problem, bounds=replace(problem.bounds, different=99), branches=False, priors=problem.priors)
+    return _Arrangement(counts, tuple(ratio ** (k - rungs + 1) for k in range(rungs)), width, 1.0).rungs(free)
 
 
 WORTH_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)

@@ -31,7 +31,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """One run of the ladder, trained from the start with a learning-rate schedule that ends at its own last step.
+    """One run of the ladder, with a learning-rate schedule that ends at its own last step.
 
     Attributes:
         name: unique in the plan, fit for a folder's name.
@@ -46,6 +46,8 @@ class PlannedRun:
         learning_rate: peak, of Adam's kind of optimizer.
         flops: model FLOPs of its training, forward and backward, attention in full.
         seed: of its weights and its order of data.
+        decay_steps: last steps in which the rate decays after a constant one; None: from warm-up on.
+        branch_of: the longer run of this size whose steps it shares until its decay begins; None: it starts anew.
     """
 
     name: str
@@ -59,6 +61,13 @@ class PlannedRun:
     learning_rate: float
     flops: float
     seed: int = 0
+    decay_steps: int | None = None
+    branch_of: str | None = None
+
+    @property
+    def first_step(self) -> int:
+        """Steps that it shares with the run that it branches off; 0 where it starts anew."""
+        return 0 if self.branch_of is None else self.steps - (self.decay_steps or 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: what the YAML holds, and what `train(config)` is called with."""
@@ -118,8 +127,8 @@ class LadderPlan:
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of all runs."""
-        return math.fsum(run.flops for run in self.runs)
+        """Training FLOPs of all runs; steps that branches share count once."""
+        return math.fsum(run.flops * (1 - run.first_step / run.steps) for run in self.runs)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the object in the YAML file and of `--json`."""
@@ -158,6 +167,14 @@ def _plan_from(found: object) -> LadderPlan:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise PlanError(f"runs: expected a name of its own for each, got {twice[0]!r} more than once")
+    longest = {run.name: run for run in plan.runs if run.branch_of is None}
+    for i, run in enumerate(plan.runs):
+        if run.branch_of is None:
+            continue
+        trunk = longest.get(run.branch_of)
+        if trunk is None or run.decay_steps is None or run.first_step > trunk.steps - (trunk.decay_steps or 0):
+            expected = "a run that starts anew and has not decayed where this one's decay_steps begin"
+            raise _refused(f"runs[{i}].branch_of", expected, run.branch_of)
     return plan
 
 
@@ -170,8 +187,9 @@ def _check_run(path: str, run: PlannedRun) -> None:
     planned = run.steps * run.batch_tokens
     if run.tokens != planned:
         raise _refused(f"{path}.tokens", f"steps · batch_tokens = {planned}", run.tokens, ": change them together")
-    if run.warmup_steps >= run.steps:
-        raise _refused(f"{path}.warmup_steps", f"fewer than the {run.steps} steps", run.warmup_steps)
+    for name, steps in (("warmup_steps", run.warmup_steps), ("decay_steps", run.decay_steps or 0)):
+        if steps >= run.steps:
+            raise _refused(f"{path}.{name}", f"fewer than the {run.steps} steps", steps)
 
 
 def _refused(path: str, expected: str, found: object, todo: str = "") -> PlanError:

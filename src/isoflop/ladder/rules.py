@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from isoflop.ladder.sizes import Shape
-from isoflop.laws.recipes import BATCHES, BY_WIDTH, HIGHEST_RATE, RATES, Recipe
+from isoflop.laws.recipes import BATCHES, BY_WIDTH, HIGHEST_RATE, RATES, TOLERATED, WARMUP, WARMUP_STEPS, Recipe
 
-FEWEST_STEPS = 400
-"""Steps that a run has at least: warm-up and decay need some, so small budgets get smaller batches."""
+FEWEST_STEPS = 2000
+"""Steps beyond warm-up that a run has at least: with fewer, warm-up and a batch too large for it are part of the loss
+(Porian et al. 2024, sections 3.3 and 3.5), and it follows another law than the target."""
+BATCH_TOKENS = {"steplaw": (2e9, 1e11)}
+"""Tokens that a batch rule was fitted to which depends on them alone (Li et al. 2025)."""
+
+Planned = tuple[Shape, float, float]
+"""A run: its size, tokens D and FLOPs C."""
 
 
-def rate_rule(name: str, sizes: Sequence[float], budgets: Sequence[float]) -> Recipe:
-    """By name; "auto": Step Law where all sizes (non-embedding) lie in its range or near, else by width alone.
+def fitted_to(rule: Recipe) -> tuple[Literal["N", "D", "C"], float, float] | None:
+    """The variable and the range that a rule was fitted to; None: none is stated."""
+    if rule.decides == "the batch" and rule.name in BATCH_TOKENS:
+        return ("D", *BATCH_TOKENS[rule.name])
+    return None if rule.fitted is None else (rule.fitted.variable, rule.fitted.low, rule.fitted.high)
+
+
+def reach(variable: str, runs: Sequence[Planned]) -> tuple[float, float]:
+    """Least and most of a variable in runs; N without embeddings."""
+    values = [{"N": shape.parameters["non_embedding"], "D": D, "C": C}[variable] for shape, D, C in runs]
+    return min(values), max(values)
+
+
+def covers(rule: Recipe, runs: Sequence[Planned]) -> bool:
+    """Whether runs lie in a rule's range, or within `TOLERATED` of it."""
+    if (fitted := fitted_to(rule)) is None:
+        return True
+    low, high = reach(fitted[0], runs)
+    return fitted[1] / TOLERATED <= low and high <= fitted[2] * TOLERATED
+
+
+def rate_rule(name: str, runs: Sequence[Planned]) -> Recipe:
+    """By name; "auto": Step Law where all runs lie in its range or near, else by width alone.
 
     One rule for the whole ladder: a change of rules between runs would look like a change of the law.
 
@@ -21,7 +49,7 @@ def rate_rule(name: str, sizes: Sequence[float], budgets: Sequence[float]) -> Re
         ValueError: an unknown name.
     """
     if name == "auto":
-        return RATES["steplaw"] if RATES["steplaw"].covers(sizes, budgets) else BY_WIDTH
+        return RATES["steplaw"] if covers(RATES["steplaw"], runs) else BY_WIDTH
     return _named("--lr-rule", RATES, name)
 
 
@@ -49,10 +77,14 @@ def peak_rate(rule: Recipe, shape: Shape, tokens: float, flops: float) -> float:
     return float(f"{min(_value(rule, shape, tokens, flops), HIGHEST_RATE):.3g}")
 
 
-def batch_sequences(rule: Recipe, shape: Shape, tokens: float, flops: float) -> int:
-    """Sequences an optimizer step: the rule's, in 1, 2, 3, 4, 6, 8, 12, 16 …, leaving the run `FEWEST_STEPS` steps."""
-    most = max(1.0, tokens / FEWEST_STEPS / shape.family.sequence_length)
+def batch_sequences(rule: Recipe, shape: Shape, tokens: float, flops: float, most: float) -> int:
+    """Sequences an optimizer step: the rule's, in 1, 2, 3, 4, 6, 8, 12, 16 …, and at most so many."""
     wanted = max(1.0, min(_value(rule, shape, tokens, flops) / shape.family.sequence_length, most))
     power = 2 ** math.floor(math.log2(wanted))
     choices = [power, power * 3 // 2, power * 2] if power > 1 else [1, 2]
     return min((n for n in choices if n <= most or n == power), key=lambda n: abs(math.log(n / wanted)))
+
+
+def all_steps(beyond: float) -> float:
+    """Steps of a run that has so many beyond its warm-up."""
+    return min(beyond / (1 - WARMUP), beyond + WARMUP_STEPS)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -104,7 +104,8 @@ def run_ladder(
     Args:
         plan: the ladder.
         train: `module:function` or `file.py:function`; called with the planned run's dict, and in it where to write:
-            "record_dir", "checkpoint_dir", and "resume", the latest checkpoint or None.
+            "record_dir", "checkpoint_dir", "resume", the latest checkpoint or None, and "branches", at which steps
+            to save another checkpoint, and in which folders.
         out: folder or URL in which each run gets a folder of its own.
         engine: "ray", "slurm" or "local".
         workers, cpus_per_run, gpus_per_run, retries, slurm: see `Resources`.
@@ -131,7 +132,11 @@ def run_ladder(
     folders = {run.name: folders_of(run.name, out, work) for run in runs}
     before = tuple(state_of(run, folders[run.name]) for run in runs)
     left = [run for run, state in zip(runs, before, strict=True) if state.stage not in ("finished", "running")]
-    jobs = [job_of(run, folders[run.name], train) for run in left]
+    off: dict[str, list[tuple[int, Folders]]] = defaultdict(list)
+    for run in left:
+        if run.branch_of is not None:
+            off[run.branch_of].append((run.first_step, folders[run.name]))
+    jobs = [job_of(run, folders[run.name], train, off[run.name]) for run in left]
     if not jobs:
         return LadderRun(before, before)
     resources = Resources(
@@ -143,7 +148,9 @@ def run_ladder(
         folder=folders[runs[0].name].work.parent,
     )
     with nullcontext(lambda name: None) if watch is None else watch(runs, folders) as ended:
-        ENGINES[engine](jobs, resources, ended)
+        for branching in (False, True):  # what branches off another run goes on from its checkpoint
+            if now := [job for job in jobs if (job.run["branch_of"] is not None) == branching]:
+                ENGINES[engine](now, resources, ended)
     return LadderRun(tuple(state_of(run, folders[run.name]) for run in runs), before)
 
 
