@@ -22,7 +22,6 @@ from isoflop.ladder import (
     Held,
     LadderRun,
     Resources,
-    attempt,
     folders_of,
     hold,
     job_of,
@@ -34,6 +33,7 @@ from isoflop.ladder import (
     write_plan,
     write_status,
 )
+from isoflop.ladder.attempt import attempt  # the face has no name that is also a module
 from isoflop.record import read_runs
 
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's and submitit's processes, as they go

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         Folders,
         Held,
         RunState,
-        attempt,
         folders_of,
         hold,
         job_of,
@@ -90,8 +89,7 @@ __all__ = [
 __getattr__ = face(
     __name__,
     {
-        "attempt": "AttemptFailed Folders Held RunState attempt folders_of hold job_of latest_checkpoint state_of "
-        "write_status",
+        "attempt": "AttemptFailed Folders Held RunState folders_of hold job_of latest_checkpoint state_of write_status",
         "check": "Described LeftOut Predicted Verdict",
         "design": "Bounds Problem Rung best_design even_grid worth_of",
         "fit": "Doubt FinishedRuns LadderFit fit_finished fit_ladder_runs read_finished",
