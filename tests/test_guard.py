@@ -223,6 +223,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (lightning_run, "isoflop.live.advice.Adviser.state_dict"),
         (lightning_resumed, "isoflop.live.advice.Adviser.load_state_dict"),
     ],
+    "recognising the task": [(loop, "isoflop.live.monitor.describe_task")],
     "reading the earlier runs": [(advised_loop, "isoflop.live.advice.learn_from")],
     "drawing the frontier": [(advised_loop, "isoflop.live.advice.draw_frontier")],
     "on_advice": [(advised_loop, "test_guard.told")],

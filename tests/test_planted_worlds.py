@@ -9,10 +9,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isoflop.advice import Reason, Situation, Thresholds, planned
-from worlds import live_through, right, world
+from isoflop.advice import Advice, Missing, Reason, Situation, Thresholds, planned
+from isoflop.advice.run_state import LEAST_FLOPS
+from isoflop.record import Task
+from worlds import World, live_through, right, world
 
 RESIZE = {Reason.TOO_LARGE, Reason.TOO_SMALL}
+
+
+def told(w: World, advice: Advice | Missing | None) -> bool | None:
+    """Whether the size was said to be off; None: the run is below the scale of published sweeps."""
+    return advice.reason in RESIZE if isinstance(advice, Advice) else None
 
 
 @pytest.mark.parametrize("worlds", [40, pytest.param(500, marks=pytest.mark.slow)])
@@ -23,8 +30,9 @@ def test_advice_agrees_with_the_truth(worlds: int) -> None:
         w = world(rng)
         said = live_through(w, rng)
         verdicts += [verdict for advice in said if (verdict := right(w, advice)) is not None]
-        clear += w.waste > 0.2
-        spoke += w.waste > 0.2 and bool(RESIZE & {advice.reason for advice in said})
+        large = 6 * w.N * w.D >= LEAST_FLOPS  # of published sweeps
+        clear += large and w.waste > 0.2
+        spoke += large and w.waste > 0.2 and bool(RESIZE & {advice.reason for advice in said})
     assert len(verdicts) > worlds / 2 and np.mean(verdicts) >= 0.95
     assert spoke >= 0.6 * clear
 
@@ -39,17 +47,19 @@ def test_at_the_optimum_nothing_is_said(worlds: int) -> None:
     assert np.mean(silent) >= 0.97
 
 
-def test_sizes_alone_in_many_worlds() -> None:
+@pytest.mark.parametrize(("optimizer", "ratios"), [("adam", (10, 60)), ("muon", (7, 15))])
+def test_sizes_alone_in_many_worlds(optimizer: str, ratios: tuple[float, float]) -> None:
     rng = np.random.default_rng(2)
     right_when_said, clear, at_optimum = [], [], []
     for _ in range(600):
         for best in (False, True):
-            w = world(rng, at_optimum=best)
+            w = world(rng, at_optimum=best, ratios=ratios)
             step = w.D / w.steps
-            advice = planned(
-                Situation(step=1, total_steps=w.steps, N=w.N, tokens=step, tokens_per_step=step), Thresholds()
-            )
-            said = advice.reason in RESIZE  # type: ignore[union-attr]
+            plan = {"step": 1, "total_steps": w.steps, "N": w.N, "tokens": step, "tokens_per_step": step}
+            advice = planned(Situation(**plan, task=Task(optimizer=optimizer)), Thresholds())  # type: ignore[arg-type]
+            said = told(w, advice)
+            if said is None:
+                continue
             if best:
                 at_optimum.append(not said)
                 continue
@@ -58,5 +68,5 @@ def test_sizes_alone_in_many_worlds() -> None:
             if w.waste > 0.2:
                 clear.append(said)
     assert np.mean(right_when_said) >= 0.99
-    assert np.mean(clear) >= 0.6
+    assert optimizer == "muon" or np.mean(clear) >= 0.6  # of other optimizers less is known
     assert np.mean(at_optimum) >= 0.97

@@ -42,10 +42,10 @@ class World:
         return float(waste_of(self.law, self.N, D).N[0])
 
 
-def world(rng: np.random.Generator, at_optimum: bool = False) -> World:
-    """D/N of the optimum log-uniform in 10–60, N in 1e7–1e10, k in 1/8–8, batch .05–20 times critical."""
+def world(rng: np.random.Generator, at_optimum: bool = False, ratios: tuple[float, float] = (10, 60)) -> World:
+    """D/N of the optimum log-uniform in `ratios`, N in 1e7–1e10, k in 1/8–8, batch .05–20 times critical."""
     alpha, beta = rng.uniform(0.28, 0.42, 2)
-    ratio, N = np.exp(rng.uniform(np.log(10), np.log(60))), 10 ** rng.uniform(7, 10)
+    ratio, N = np.exp(rng.uniform(np.log(ratios[0]), np.log(ratios[1]))), 10 ** rng.uniform(7, 10)
     k = 1.0 if at_optimum else float(np.exp(rng.uniform(-np.log(8), np.log(8))))
     best_N = N / k
     best_D = ratio * best_N

@@ -302,7 +302,9 @@ class AdvicePart(Part):
     def _shape(self) -> tuple[str, ...]:
         """Where the configuration tells layers, width and heads."""
         shape, width = None if self._config is None else shape_of(self._config), self._width()
-        return () if shape is None or width is None else shape_warning(shape.layers, width, shape.heads)
+        if shape is None or width is None or self._run.task.unlike_pretraining:
+            return ()
+        return shape_warning(shape.layers, width, shape.heads)
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ _FAMILIES = (
     ("adafactor", r"adafactor|came"),
     ("sgd", r"sgd|momentum|rmsprop"),
 )
+_SHOWN = {"adam": "Adam", "muon": "Muon", "sgd": "SGD", "sign": "a sign optimizer", "adafactor": "Adafactor"}
 LOADED, FROZEN = 0.5, 0.02
 """Shares of the elements from which a model counts as loaded, or as tuned in part. Tables of sinusoids are left out
 before; what else is frozen in models from scratch (buffers kept as parameters) stays below."""
@@ -104,8 +105,10 @@ class Task:
         what = NAMES.get(self.objective or "", "model")
         kind = f"{'mixture-of-experts ' if self.experts else ''}{what}"
         on = "" if self.modality in (None, "other") else f" on {self.modality}"
-        by = f" with {self.optimizer}" if self.optimizer and self.optimizer != "other" else ""
-        return f"{START_NAMES[self.start or 'scratch']}: {kind}{on}{by}"
+        by = f" with {_SHOWN.get(self.optimizer, self.optimizer)}" if self.optimizer not in (None, "other") else ""
+        of = " (the loss is of a part of the tokens)" if self.partial else ""
+        odd = "" if self.loss == PLAIN else f"; its loss is not in nats per token: {self.loss}"
+        return f"{START_NAMES[self.start or 'scratch']}: {kind}{on}{by}{of}{odd}"
 
     @property
     def tuned(self) -> bool:
@@ -246,7 +249,10 @@ def recognise(
         modality = "other"
     elif modality is None and table is not None:
         modality = "text" if table else "image" if convolutions else None
-    tuned = objective in ("preference", "reinforcement") or any(re.search(_TUNING, name) for name in names)
+    words: dict[str, Any] = dict(given or {})
+    tuned = words.get("objective", objective) in ("preference", "reinforcement") or any(
+        re.search(_TUNING, name) for name in names
+    )
     start = "adapter" if adapter else "finetuning" if tuned or frozen >= FROZEN or (loaded or 0.0) >= LOADED else None
     found = Task(
         start=start or "scratch",
@@ -256,7 +262,6 @@ def recognise(
         experts=experts,
         loss=f"labels are smoothed by {smoothing:g}" if smoothing else PLAIN,
     )
-    words: dict[str, Any] = dict(given or {})
     return replace(found, **words, given=tuple(words))
 
 
