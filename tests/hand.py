@@ -30,6 +30,7 @@ class Product:
     `adapter`: FLOPs of A·x and of B·(A·x) where LoRA adapts this weight.
     `block`: inside what activation checkpointing computes again.
     `last`: nothing in its block keeps what it returns, so that torch's early stop leaves it out.
+    `left_out`: FLOPs of the pairs that a window leaves out.
     """
 
     flops: int
@@ -38,6 +39,7 @@ class Product:
     adapter: tuple[int, int] | None = None
     block: bool = True
     last: bool = False
+    left_out: int = 0
 
 
 Products = list[Product]
@@ -53,16 +55,20 @@ def scan(flops: int) -> Product:
     return Product(flops, kind="scan")
 
 
-def attention(batch: int, queries: int, keys: int, width: int) -> Products:
-    """QKᵀ and AV in full, over all heads: `width` = heads × their size."""
-    return [Product(2 * batch * queries * keys * width, kind="attention")] * 2
+def attention(batch: int, queries: int, keys: int, width: int, window: int | None = None) -> Products:
+    """QKᵀ and AV of each query with the keys in its window, over all heads: `width` = heads × their size."""
+    met = min(keys, window or keys)
+    one = 2 * batch * queries * width
+    return [Product(one * met, kind="attention", left_out=one * (keys - met))] * 2
 
 
-def self_attention(batch: int, length: int, d: int, width: int, of_keys: int, needs: str = "all") -> Products:
+def self_attention(
+    batch: int, length: int, d: int, width: int, of_keys: int, needs: str = "all", window: int | None = None
+) -> Products:
     """Q, K, V, the two products and O; `width` = heads × their size, `of_keys` the same of keys and values."""
     rows = batch * length
     qkv = [weight(rows, d, outputs, adapted=True, needs=needs) for outputs in (width, of_keys, of_keys)]
-    return [*qkv, *attention(batch, length, length, width), weight(rows, width, d, adapted=True)]
+    return [*qkv, *attention(batch, length, length, width, window), weight(rows, width, d, adapted=True)]
 
 
 def cross_attention(batch: int, queries: int, keys: int, d: int, width: int) -> Products:
@@ -117,7 +123,8 @@ def count(
         model += step
         if product.block and not (checkpointing == "modern" and product.last):
             again += forward
-    return FlopCount(model, model + (again if checkpointing else 0), in_attention)
+    left_out = sum(3 * product.left_out for product in products)
+    return FlopCount(model, model + (again if checkpointing else 0), in_attention, left_out=left_out)
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------

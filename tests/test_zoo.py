@@ -29,7 +29,7 @@ VARIANTS = {"llama-tied", "mistral-window", "bert-classifier"}
 
 
 def measured(model: nn.Module, **inputs: Any) -> Measurement:
-    return measure_flops(model, [Call(model, (), shapes(inputs))])
+    return measure_flops(model, [Call(model, (), shapes(inputs, values=True))])
 
 
 def built(entry: Entry, attention: str | None = None) -> nn.Module:
@@ -146,7 +146,7 @@ def test_chunks(length: int):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_padding_and_packing_change_nothing(name: str):
+def test_autocast_and_padding_change_nothing(name: str):
     entry, length = BY_NAME[name], BY_NAME[name].lengths[0]
     model, inputs = built(entry), entry.inputs(BATCH, length)
     expected = count(entry.products(BATCH, length))
@@ -158,7 +158,10 @@ def test_autocast_padding_and_packing_change_nothing(name: str):
         assert measured(model, **padded).flops == expected
     if entry.packed:
         positions = (torch.arange(length) % (length // 2)).expand(BATCH, length)
-        assert measured(model, **inputs, position_ids=positions).flops == expected
+        apart = measured(model, **inputs, position_ids=positions).flops
+        assert apart.full == expected.full
+        if expected.left_out == 0:
+            assert 2 * apart.attention == expected.attention
 
 
 @pytest.mark.parametrize("products", [mamba_products, mamba2_products])
@@ -194,7 +197,8 @@ def test_torchs_counter_sees_as_much_in_a_real_step(name: str, checkpointing: st
     hooked = lora and checkpointing is not None and name != "nanogpt"
     products = entry.products(BATCH, length)
     expected = count(products, lora=lora, checkpointing=checkpointing, inputs_require_grad=hooked)
-    assert counter.get_total_flops() == expected.hardware
+    left_out = expected.left_out * (4 if checkpointing else 3) // 3
+    assert counter.get_total_flops() == expected.hardware + left_out
 
 
 # -- fvcore's opinion of further architectures: TorchScript's trace against torch's dispatcher ------------------------
@@ -234,7 +238,8 @@ def test_agrees_with_fvcore(name: str):
     model, inputs = further.build(), further.inputs()
     found = measured(model, **inputs)
     # a backward pass costs two forward ones, but for gradients of what is no activation
-    assert found.flops.model == found.flops.hardware == 3 * by_fvcore(model, inputs) - further.unneeded
+    assert found.flops.full == 3 * by_fvcore(model, inputs) - further.unneeded
+    assert found.flops.model == found.flops.hardware
     assert found.without_formula == frozenset()
 
 

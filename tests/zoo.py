@@ -5,6 +5,7 @@ The letters: d width, f feed-forward width, V vocabulary, L layers, H heads; row
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,12 +132,22 @@ def from_configuration(family: str, **overrides: Any) -> Any:
     return build
 
 
-def llama_products(batch: int, length: int, width: int = D, of_keys: int = KV, last: bool = True) -> Products:
-    rows = batch * length
+WINDOW = 8
+
+
+def llama_products(
+    batch: int,
+    length: int,
+    width: int = D,
+    of_keys: int = KV,
+    last: bool = True,
+    windows: tuple[int | None, ...] = (None,) * L,
+) -> Products:
+    rows, each = batch * length, iter(windows)
 
     def layer(needs: str) -> Products:
         inner = feed_forward(rows, D, F, gated=True, last=last)
-        return [*self_attention(batch, length, D, width, of_keys, needs), *inner]
+        return [*self_attention(batch, length, D, width, of_keys, needs, next(each)), *inner]
 
     return [*stack(L, layer), *head(batch, length)]
 
@@ -156,7 +167,7 @@ def llama(name: str, family: str, tied: bool, **overrides: Any) -> Entry:
         name,
         from_configuration(family, tie_word_embeddings=tied, **overrides),
         labelled,
-        llama_products,
+        partial(llama_products, windows=(overrides.get("sliding_window"),) * L),
         Sizes(body, tables=V * D, head=V * D, tied=tied),
         adapted=PROJECTIONS,
         adapters=of_adapters(),
@@ -169,9 +180,9 @@ def gemma_2() -> Entry:
     width, of_keys = H * 16, 2 * 16
     return Entry(
         "gemma2",
-        from_configuration("Gemma2", head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
+        from_configuration("Gemma2", head_dim=16, sliding_window=WINDOW, query_pre_attn_scalar=16),
         labelled,
-        lambda batch, length: llama_products(batch, length, width, of_keys, last=False),
+        lambda batch, length: llama_products(batch, length, width, of_keys, last=False, windows=(WINDOW, None)),
         Sizes(L * (projections(width, of_keys) + 3 * D * F + 4 * D) + D, tables=V * D, head=V * D, tied=True),
         adapted=PROJECTIONS,
         adapters=of_adapters(width, of_keys),
@@ -217,7 +228,7 @@ ZOO: list[Entry] = [
     NANO_GPT,
     llama("llama", "Llama", tied=False),
     llama("llama-tied", "Llama", tied=True),
-    llama("mistral-window", "Mistral", tied=False, sliding_window=8),
+    llama("mistral-window", "Mistral", tied=False, sliding_window=WINDOW),
     gemma_2(),
     moe("mixtral", "Mixtral", extra=0, shared=False, num_local_experts=EXPERTS),
     moe(

@@ -245,7 +245,6 @@ UNCOUNTABLE: dict[str, Further] = {
     ),
     # asks the mask whether any token attends to all
     "longformer": Further("LongformerConfig", "LongformerForMaskedLM", {**ENCODER, "attention_window": [8, 8]}),
-    "led": Further("LEDConfig", "LEDForConditionalGeneration", {**ENCODER_DECODER, "attention_window": 8}),
     # look whether a label is beyond the vocabulary
     "wav2vec2": Further("Wav2Vec2Config", "Wav2Vec2ForCTC", SPEECH, waves),
     "hubert": Further("HubertConfig", "HubertForCTC", SPEECH, waves),

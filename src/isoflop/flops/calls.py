@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from typing import Any
 from weakref import WeakValueDictionary
@@ -80,7 +80,13 @@ def shapes(value: Any, values: bool = False) -> Any:
             return item if values else None  # flex_attention's; without it attention counts in full
         raise Uncountable(f"an argument of type {type(item).__name__} can't be copied to the meta device")
 
-    return tree_map(leaf, value)
+    found = tree_map(leaf, value)
+    mask = found.get("attention_mask") if isinstance(found, dict) else None
+    if isinstance(mask, Shape) and mask.values is not None and len(mask.size) == 2 and bool((mask.values <= 1).all()):
+        found["attention_mask"] = replace(
+            mask, values=torch.ones_like(mask.values)
+        )  # padding is computed like the rest
+    return found
 
 
 def metas(value: Any, floating: torch.dtype | None = None, device: str = "meta") -> Any:

@@ -23,8 +23,9 @@ from isoflop.flops.config_shape import ESTIMATED, FORMULA, GIVEN, MEASURED, SIX_
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.measure import Watch, measure_flops
-from isoflop.flops.parameters import Parameters, Uses, count_parameters, given_parameters
+from isoflop.flops.parameters import Parameters, count_parameters, given_parameters
 from isoflop.flops.polynomial import KEPT, Law
+from isoflop.flops.uses import Uses
 
 BUDGET_SECONDS = 30.0
 """Measuring takes 0.2–2 s a shape; a run with more shapes than this buys gets estimates …"""

@@ -166,7 +166,8 @@ class FlopCounter(TorchDispatchMode):
             if packet in BATCHED_PRODUCTS and not on_parameter and phase != "backward":
                 return
         if phase == "backward":
-            self._products.backward()
+            if formula is not None:  # (checkpointing keeps tensors without gradients while it computes anew)
+                self._products.backward()
             return
         for number, share in self._products.other(packet, args, outputs, formula is not None).items():
             counted, operator, its_phase, owner = self._scores.pop(number)

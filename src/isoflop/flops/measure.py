@@ -23,8 +23,8 @@ from torch import nn
 from isoflop.flops.calls import Call, Shape, Signature, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase, current_phase
 from isoflop.flops.operators import Formula
-from isoflop.flops.parameters import Uses, UseTracer
 from isoflop.flops.twin import Made, Twin, no_leaks, requires_gradients, stand_ins, untouched_randomness
+from isoflop.flops.uses import Uses, UseTracer
 from isoflop.flops.values import Values, WrittenOutAttention
 
 

@@ -5,29 +5,27 @@ trainable                those with `requires_grad`
 non_embedding            without token and position embeddings and without the output head
                          (Kaplan et al. 2020, section 1.3)
 non_embedding_with_head  the head's matrix counted, tied or not (Pearce & Song 2024, Porian et al. 2024)
-active                   parameters that one token passes in a mixture of experts; the total where there are no experts
+active                   parameters that one token passes in a mixture of experts; the total where there are no experts;
+                         unknown where it is nowhere told how many of them a token passes
 
-Embeddings and heads are told by use, for names lie (`shared`, `wte`, `embed_out`): `UseTracer` listens to the operators
-of a forward pass on the twin, follows parameters through casts, transposes, slices and concatenations, and notes which
-operator consumes them. Before the first measured step they are told by module type.
+Embeddings and heads are told by use in a forward pass (`isoflop.flops.uses`), for names lie (`shared`, `wte`,
+`embed_out`); before there was one, by module type. Parameters of a frozen model that runs without gradients beside the
+trained one (a teacher, a reference) are in the total alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from isoflop.flops.values import storage_number
+from isoflop.flops.uses import Uses
 from isoflop.guard import attempt
-
-_TOP_K = ("num_experts_per_tok", "moe_top_k", "top_k_experts", "num_selected_experts", "moe_topk", "moe_k")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
@@ -40,26 +38,26 @@ class Parameters:
     non_embedding_with_head: int | None
     active: int | None
     method: str
+    idle: int | None = field(default=0, compare=False)
+    """Parameters of experts that a token does not pass; None: unknown."""
 
     def six_nd(self, tokens: int | None) -> int | None:
         """6·N·D with N non-embedding, of experts the active, and D tokens processed (Kaplan et al. 2020, sec. 2.1)."""
-        if tokens is None or self.non_embedding is None:
+        if tokens is None or self.non_embedding is None or self.idle is None:
             return None
-        return 6 * (self.non_embedding - self._idle) * tokens
+        return 6 * (self.non_embedding - self.idle) * tokens
 
     @property
     def active_matrices(self) -> int | None:
         """Non-embedding with head, of experts the active: a token's matrices, and norms and biases."""
-        return None if self.non_embedding_with_head is None else self.non_embedding_with_head - self._idle
-
-    @property
-    def _idle(self) -> int:
-        return 0 if self.active is None else self.total - self.active
+        if self.non_embedding_with_head is None or self.idle is None:
+            return None
+        return self.non_embedding_with_head - self.idle
 
     def by_convention(self) -> dict[str, int | None]:
         """The counts alone, by name."""
         counts = asdict(self)
-        del counts["method"]
+        del counts["method"], counts["idle"]
         return counts
 
 
@@ -113,16 +111,29 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
     sizes = {name: numel(parameter) for name, parameter in named.items()}
     total = sum(sizes.values())
     trainable = sum(sizes[name] for name, parameter in named.items() if parameter.requires_grad)
-    embeddings, heads = _by_type(model, named) if uses is None else _by_use(uses, named)
-    without = total - sum(sizes[name] for name in embeddings | heads)
+    embeddings, heads = _by_type(model, named) if uses is None else _by_use(model, uses, named)
+    others = set() if uses is None else _of_a_teacher(uses, named)
+    without = total - sum(sizes[name] for name in embeddings | heads | others)
+    idle = _idle_experts(model, sizes, uses)
     return Parameters(
         total=total,
         trainable=trainable,
         non_embedding=without,
-        non_embedding_with_head=without + sum(sizes[name] for name in heads),
-        active=total - _idle_experts(model, sizes),
+        non_embedding_with_head=without + sum(sizes[name] for name in heads - others),
+        active=None if idle is None else total - idle - sum(sizes[name] for name in others),
         method="by module type" if uses is None else "by use in a traced forward pass",
+        idle=idle,
     )
+
+
+def _of_a_teacher(uses: Uses, named: Mapping[str, nn.Parameter]) -> set[str]:
+    """Parameters of the outermost modules that are frozen and multiply without gradients only."""
+
+    def inside(name: str) -> str:
+        return name.partition(".")[0]
+
+    taught = {inside(name) for name in uses.with_gradients} | {inside(n) for n, p in named.items() if p.requires_grad}
+    return {name for name in named if inside(name) in {inside(used) for used in uses.product} - taught}
 
 
 _FEW = 16
@@ -157,18 +168,27 @@ def original_class(module: nn.Module) -> Any:
     return line[last + 1]
 
 
-def _by_use(uses: Uses, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
+def _by_use(model: nn.Module, uses: Uses, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
     """(embeddings, output heads); a tied matrix is in both."""
     lookups = {name for name in uses.lookup if len(full_shape(named[name])) >= 2}
+    # tables that this pass had no use for (it was given embeddings), and those it used as a head alone
+    tables = _names((m for m in model.modules() if isinstance(m, nn.Embedding)), {id(p): n for n, p in named.items()})
+    idle = {name for name in tables if name not in uses.lookup | uses.added | uses.other}
     # BERT's two token types are no vocabulary that a classifier of two classes would be the head of
-    rows = {full_shape(named[name])[0] for name in uses.vocabulary}
+    rows = {full_shape(named[name])[0] for name in uses.vocabulary or idle}
     vocabularies = {size for size in rows if size > _FEW or size == max(rows)}
     # the head: a matrix onto a vocabulary, after which no other matrix comes. The second condition is what tells it
     # apart where the model is as wide as its vocabulary.
     heads = {name for name, size in uses.last.items() if size in vocabularies}
+    if not heads:  # a table may have some rows more than the head (special tokens, padding), or fewer
+        heads = {name for name, size in uses.last.items() if any(_nearly(size, rows) for rows in vocabularies)}
     only_added = uses.added - uses.product - uses.lookup - uses.other
     positions = {name for name in only_added if len(full_shape(named[name])) >= 2}
-    return lookups | positions, heads
+    return lookups | idle | positions, heads
+
+
+def _nearly(size: int, rows: int) -> bool:
+    return rows > _FEW and abs(size - rows) <= rows / 4
 
 
 def _by_type(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
@@ -201,162 +221,77 @@ def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
     return {name_of[id(weight)] for weight in weights if id(weight) in name_of and len(full_shape(weight)) == 2}
 
 
-def _idle_experts(model: nn.Module, sizes: dict[str, int]) -> int:
-    """Parameters of the experts that one token does not pass: stacked weights or a list of modules per expert."""
+# -- mixtures of experts -----------------------------------------------------------------------------------------------
+
+_COUNT = re.compile(r"^(n|num|moe|moe_num|num_moe)?_?(local_|routed_)?experts?$")
+"""Names of the number of experts: num_experts, n_routed_experts, num_local_experts, n_expert, moe_num_experts."""
+_CHOSEN = re.compile(
+    r"experts?_(per_tok|per_token|used|top_?k)|(selected|active|activated|top_?k)_experts?"
+    r"|^moe_?(router_)?(top_?)?k$|^router_top_?k$|^(experts?_)?top_?k$"
+)
+"""Names of how many a token passes: num_experts_per_tok, n_expert_per_token, moe_top_k, num_selected_experts."""
+
+
+def _idle_experts(model: nn.Module, sizes: dict[str, int], uses: Uses | None) -> int | None:
+    """Parameters of the experts that one token does not pass; None: it is nowhere told how many it passes.
+
+    Experts are told by structure: parts of a module list, or weights stacked along their first dimension, below a
+    module that is named after experts. How many a token passes is told by the configuration of the module that they
+    are in, or of one around it, or by what a router chose in the traced forward pass.
+    """
+    groups = list(_groups_of_experts(model))
     idle = 0
-    seen: set[str] = set()
-    for prefix, module in model.named_modules():
-        config = attempt(getattr, module, "config", None)
-        config = getattr(config, "text_config", config)
-        experts = next((getattr(config, key) for key in _EXPERTS if getattr(config, key, None)), None)
-        active = next((getattr(config, key) for key in _TOP_K if getattr(config, key, None)), None)
-        if not experts or not active or experts <= active:
-            continue
-        for name in _expert_weights(module, prefix, int(experts)) - seen:
-            seen.add(name)
-            idle += sizes.get(name, 0) * (experts - active) // experts
+    for experts, chosen, names in groups:
+        if chosen is None and uses is not None:
+            alike = sum(1 for group in groups if group[0] == experts)
+            each, rest = divmod(uses.chosen[experts], alike)
+            chosen = each if each and not rest else None
+        if chosen is None:
+            return None
+        if chosen < experts:
+            idle += sum(sizes[name] for name in names) * (experts - chosen) // experts
     return idle
 
 
-def _expert_weights(module: nn.Module, prefix: str, experts: int) -> set[str]:
-    names: set[str] = set()
-    for path, inner in module.named_modules(prefix=prefix):
-        dot = f"{path}." if path else ""
-        if isinstance(inner, nn.ModuleList) and len(inner) == experts and "expert" in path:
-            names |= {f"{dot}{name}" for name, _ in inner.named_parameters()}
-        for name, parameter in inner.named_parameters(recurse=False):
-            shape = full_shape(parameter)
-            if len(shape) >= 2 and shape[0] == experts and "expert" in f"{dot}{name}":
-                names.add(f"{dot}{name}")
-    return names
+def _groups_of_experts(model: nn.Module) -> Iterator[tuple[int, int | None, list[str]]]:
+    """Number of experts, how many a token passes by the configuration, and their parameters' names."""
+    told: dict[str, Mapping[str, Any]] = {}
+    seen: set[str] = set()
+    for path, module in model.named_modules():
+        parent = path.rpartition(".")[0]
+        told[path] = {**told.get(parent, {}), **_settings(attempt(getattr, module, "config", None))}
+        if not _is_of_experts(path, module) or any(f"{path}.".startswith(f"{other}.") for other in seen):
+            continue
+        many, chosen = _told(told[path], _COUNT), _told(told[path], _CHOSEN)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            many = len(module) if len(module) > 1 else None
+        names = [f"{path}.{name}" for name, p in module.named_parameters() if many and _is_stacked(module, p, many)]
+        if many is not None and many > 1 and names:
+            seen.add(path)
+            yield many, chosen, names
 
 
-aten = torch.ops.aten
-
-# which positional arguments of a product can be a weight (a bias is none)
-_PRODUCTS: dict[Any, slice] = {
-    aten.mm: slice(0, 2),
-    aten.bmm: slice(0, 2),
-    aten.mv: slice(0, 2),
-    aten.addmm: slice(1, 3),
-    aten.baddbmm: slice(1, 3),
-    aten.convolution: slice(1, 2),
-    aten._scaled_mm: slice(0, 2),
-}
-if hasattr(aten, "_grouped_mm"):
-    _PRODUCTS[aten._grouped_mm] = slice(0, 2)
-_LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten._embedding_bag}
-_ADDITIONS = {aten.add, aten.add_}
-# the parameter is still itself after these
-_SAME = {aten._to_copy, aten.clone, aten.cat, aten.stack, aten.contiguous, aten.repeat, aten.mul, aten.copy_}
-# and after views: most share its storage, but fake tensors (measure.py's third way) do not
-_SAME |= {aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape, aten.expand}
-_SAME |= {aten.detach, aten.alias, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind}
-_SAME |= {aten.unsqueeze, aten.squeeze}
+def _is_of_experts(path: str, module: nn.Module) -> bool:
+    name, kind = path.rpartition(".")[2].lower(), type(module).__name__.lower()
+    if "shared" in name or "shared" in kind:
+        return False
+    return "experts" in kind or bool(re.search(r"(^|_)experts?$", name) and not name.startswith("num"))
 
 
-@dataclass
-class Uses:
-    """Names of parameters by what a forward pass did with them."""
-
-    product: set[str] = field(default_factory=set)
-    lookup: set[str] = field(default_factory=set)
-    vocabulary: set[str] = field(default_factory=set)
-    """Of `lookup`: by the call's arguments (token ids), not by positions that the forward pass made itself."""
-    added: set[str] = field(default_factory=set)
-    other: set[str] = field(default_factory=set)
-    last: dict[str, int] = field(default_factory=dict)
-    """Matrices whose product no other matrix multiplies again: name → size of what comes out."""
-
-    def __or__(self, other: Uses) -> Uses:
-        return Uses(
-            self.product | other.product,
-            self.lookup | other.lookup,
-            self.vocabulary | other.vocabulary,
-            self.added | other.added,
-            self.other | other.other,
-            {**self.last, **other.last},
-        )
+def _is_stacked(module: nn.Module, parameter: torch.Tensor, many: int) -> bool:
+    shape = full_shape(parameter)
+    return isinstance(module, nn.ModuleList | nn.ModuleDict) or (len(shape) >= 2 and shape[0] % many == 0)
 
 
-class UseTracer:
-    """Listens to a `FlopCounter` on the twin; `uses` is the result."""
+def _settings(config: Any, depth: int = 0) -> dict[str, Any]:
+    """Numbers of a configuration and of those inside it; an outer one's go before."""
+    held = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    inner = [value for name, value in held.items() if str(name).endswith("config") and depth < 2]
+    found: dict[str, Any] = {}
+    for value in inner:
+        found |= _settings(value, depth + 1)
+    return found | {str(name): value for name, value in held.items() if type(value) is int}
 
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
-        self.uses = Uses()
-        # storage → (its names as a parameter, names of the matrices it is a last product of)
-        self._names: dict[int, frozenset[str]] = {}
-        self._last: dict[int, frozenset[str]] = {}
-        self._given: set[int] = set()  # storages of the call's integers, and of what is computed from them
-        self._alive: list[Any] = []
-        for name, parameter in parameters.items():
-            self._tag(self._names, parameter, {name})
 
-    def arguments(self, tensors: list[torch.Tensor]) -> None:
-        """The call's own tensors, before the forward pass."""
-        for tensor in tensors:
-            self._give(tensor)
-
-    def _give(self, tensor: torch.Tensor) -> None:
-        if not tensor.is_floating_point():
-            self._given.add(storage_number(tensor))
-            self._alive.append(tensor)
-
-    def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
-        """Note one operator; True if an operand of a product is a parameter."""
-        if not is_forward:
-            return any(self._parameter_names(operand) for operand in args[_PRODUCTS.get(packet, slice(0, 0))])
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        named = [self._parameter_names(tensor) for tensor in inputs]
-        names = frozenset().union(*named)
-        chain = frozenset().union(*(self._last.get(storage_number(tensor), frozenset()) for tensor in inputs))
-        matrices: frozenset[str] = frozenset()
-        if packet in _PRODUCTS:
-            matrices = frozenset().union(*map(self._parameter_names, args[_PRODUCTS[packet]]))
-            if matrices:
-                self.uses.product |= matrices
-                for earlier in chain:
-                    self.uses.last.pop(earlier, None)
-                for name in matrices:
-                    self.uses.last[name] = outputs[0].shape[1 if packet is aten.convolution else -1]
-                chain = matrices
-        if any(storage_number(tensor) in self._given for tensor in inputs):
-            for tensor in outputs:
-                self._give(tensor)
-        if names - matrices:
-            self._note(packet, names - matrices, inputs, named, outputs)
-        if chain:
-            for tensor in outputs:
-                self._tag(self._last, tensor, chain)
-        return bool(matrices)
-
-    def _note(
-        self, packet: Any, names: frozenset[str], inputs: list[Any], named: list[Any], outputs: list[Any]
-    ) -> None:
-        if packet in _LOOKUPS and named[0] and inputs[0].dim() >= 3:  # whole matrices: the experts of a token
-            for tensor in outputs:
-                self._tag(self._names, tensor, named[0])
-        elif packet in _LOOKUPS and named[0] and any(storage_number(tensor) in self._last for tensor in inputs[1:]):
-            self.uses.other |= named[0]  # rows that a matrix product chose: biases of a token's experts
-        elif packet in _LOOKUPS and named[0]:
-            self.uses.lookup |= named[0]
-            if any(storage_number(tensor) in self._given for tensor in inputs[1:]):
-                self.uses.vocabulary |= named[0]
-        elif packet in _ADDITIONS:
-            self.uses.added |= names
-        elif packet in _SAME and all(named):
-            for tensor in outputs:
-                self._tag(self._names, tensor, names)
-        elif not all(storage_number(tensor) in self._names for tensor in outputs):  # no mere view of the parameter
-            self.uses.other |= names
-
-    def _parameter_names(self, tensor: Any) -> frozenset[str]:
-        if not isinstance(tensor, torch.Tensor):
-            return frozenset()
-        return self._names.get(storage_number(tensor), frozenset())
-
-    def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]) -> None:
-        storage = storage_number(tensor)
-        tags[storage] = tags.get(storage, frozenset()) | names
-        self._alive.append(tensor)  # a freed storage's number would be given out again
+def _told(settings: Mapping[str, Any], pattern: re.Pattern[str]) -> int | None:
+    return next((value for name, value in settings.items() if pattern.search(name) and value > 0), None)

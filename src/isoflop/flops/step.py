@@ -15,7 +15,7 @@ from isoflop.flops.clock import Clock
 from isoflop.flops.cost import MAX_KNOWN, Costing, first_matrix
 from isoflop.flops.counter import FlopCount
 from isoflop.flops.parameters import unwrap
-from isoflop.flops.tokens import TokenCount, TokensFn, count_tokens, looks_like_tokens, shifts_labels
+from isoflop.flops.tokens import TokenCount, TokensFn, count_tokens, looks_integers_up, looks_like_tokens, shifts_labels
 from isoflop.flops.totals import Tally, Totals
 
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
@@ -65,6 +65,7 @@ class StepObserver:
         self._tokens_fn = tokens_fn
         self._say = say
         self._shifted = self.model is not None and shifts_labels(self.model)
+        self._embeds = self.model is None or looks_integers_up(self.model)
         self._pending: list[Counted] = []
         self._alike: dict[Signature, Counted] = {}
         """Batches whose tokens and FLOPs their signature determines."""
@@ -141,7 +142,7 @@ class StepObserver:
         batch: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
         if "mask" in batch:
             batch.setdefault("attention_mask", batch["mask"])
-        if args and self._tokens_fn is None and looks_like_tokens(args[0]):
+        if args and self._tokens_fn is None and self._embeds and looks_like_tokens(args[0]):
             batch.setdefault("input_ids", args[0])
         return batch
 
@@ -177,7 +178,7 @@ class StepObserver:
             counted = self._tokens_fn(batch)
             given = counted if isinstance(counted, TokenCount) else TokenCount(counted)
             return given._replace(processed=int(given.processed))
-        count = count_tokens(batch, self._shifted)
+        count = count_tokens(batch, self._shifted, self._embeds)
         if count is None:
             self._say(
                 "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "

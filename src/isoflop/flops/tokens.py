@@ -7,8 +7,9 @@ loss tokens  labels that count (not −100); recorded beside D, never shrinking 
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -37,34 +38,56 @@ TokensFn = Callable[[Any], "int | TokenCount"]
 """`tokens_fn=`: a batch (Hugging Face: the forward call's keyword arguments) → processed tokens, or all three."""
 
 
-def count_tokens(batch: Any, shifted_labels: bool = False) -> TokenCount | None:
+def count_tokens(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> TokenCount | None:
     """Count the tokens of a batch.
 
     Args:
         batch: a mapping with `input_ids` (int, [batch, time]) or `inputs_embeds` ([batch, time, width]), and
-            optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; a tuple or list whose
-            first item is an integer tensor of tokens ([batch, time] or [time]), and the second of two, if integers
-            of that shape, the labels; or such a tensor.
+            optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; the same with a prefix
+            (`chosen_input_ids`); a tuple or list whose first item is an integer tensor of tokens ([batch, time]), and
+            the second of two, if integers of that shape, the labels; such a tensor, or one of tokens alone ([time]);
+            mappings, tuples and lists of these, whose tokens are summed (Lightning's CombinedLoader).
         shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
             sequence is then no target.
+        embeds: the model looks integers up in a table (`looks_integers_up`); else those without a name are no tokens.
 
     Returns:
-        The counts, or None if there are no tokens to be seen (images, audio, an unknown layout).
+        The counts, or None if there are no tokens to be seen (images, audio, ids of a table's rows, an unknown layout).
     """
     if isinstance(batch, Mapping):
-        return _count_mapping(batch, shifted_labels)
+        return _count_mapping(batch, shifted_labels, embeds)
     if isinstance(batch, list | tuple) and batch:
-        if isinstance(batch[0], Mapping):
-            return _count_mapping(batch[0], shifted_labels)
+        if isinstance(batch[0], Mapping | list | tuple):
+            nested = [item for item in batch if isinstance(item, Mapping | list | tuple)]
+            return _sum(count_tokens(item, shifted_labels, embeds) for item in nested)
         tokens = batch[0]
-        if not looks_like_tokens(tokens):
-            return None
-        if tokens.dim() == 1 and any(isinstance(item, torch.Tensor) and item.dim() > 1 for item in batch[1:]):
-            return None  # classes, and then what they are the classes of
+        if not (embeds and looks_like_tokens(tokens)) or tokens.dim() < 2 <= len(batch):
+            return None  # one number a sample is a class, or the row of a table (users and items)
         labels = batch[1] if len(batch) == 2 else None  # of three the second may be a mask
         aligned = _holds_tokens(labels) and labels.shape == tokens.shape
         return TokenCount(tokens.numel(), 0, _loss_tokens(labels) if aligned else None)
-    return TokenCount(batch.numel()) if looks_like_tokens(batch) else None
+    return TokenCount(batch.numel()) if embeds and looks_like_tokens(batch) else None
+
+
+def _sum(counts: Iterable[TokenCount | None]) -> TokenCount | None:
+    """Counts of several batches at once; those without tokens (images beside the texts) are left out."""
+    found = [count for count in counts if count is not None]
+    if not found:
+        return None
+    labels = [count.loss_tokens for count in found if count.loss_tokens is not None]
+    processed, padding = (sum(part) for part in list(zip(*found, strict=True))[:2])
+    return TokenCount(processed, padding, sum(labels) if len(labels) == len(found) else None)
+
+
+def looks_integers_up(model: nn.Module) -> bool:
+    """True if a model may look integers up: it has an embedding, or a matrix of its own beside torch's layers."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            return True
+        own = not type(module).__module__.startswith("torch.")
+        if own and any(parameter.dim() == 2 for parameter in module.parameters(recurse=False)):
+            return True
+    return False
 
 
 def shifts_labels(model: nn.Module) -> bool:
@@ -84,22 +107,35 @@ def shifts_labels(model: nn.Module) -> bool:
     return bool(losses.LOSS_MAPPING.get(kind) is losses.ForCausalLMLoss)
 
 
-def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool) -> TokenCount | None:
-    tokens = batch.get("input_ids")
-    if _holds_tokens(tokens):
+_IDS = re.compile(r"^(?!decoder_)(.*?)(input_ids|inputs_embeds|token_ids|tokens)$")
+
+
+def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool, embeds: bool) -> TokenCount | None:
+    prefixes = {found[1]: None for name in batch if isinstance(name, str) and (found := _IDS.match(name))}
+    counts = [_count_named(batch, prefix, shifted_labels) for prefix in prefixes]
+    if any(count is not None for count in counts):
+        return _sum(counts)
+    nested = (item for item in batch.values() if isinstance(item, Mapping | list | tuple))
+    return _sum(count_tokens(item, shifted_labels, embeds) for item in nested)
+
+
+def _count_named(batch: Mapping[str, Any], prefix: str, shifted_labels: bool) -> TokenCount | None:
+    names = (f"{prefix}{name}" for name in ("input_ids", "token_ids", "tokens"))
+    tokens = next((value for name in names if _holds_tokens(value := batch.get(name))), None)
+    if tokens is not None:
         processed = tokens.numel()
     else:
-        embeds = batch.get("inputs_embeds")
+        embeds = batch.get(f"{prefix}inputs_embeds")
         if not isinstance(embeds, torch.Tensor) or embeds.dim() != 3:
             return None
         processed = embeds.shape[0] * embeds.shape[1]
     padding: Count = 0
-    mask = batch.get("attention_mask")
+    mask = batch.get(f"{prefix}attention_mask")
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == processed:
         padding = processed - torch.count_nonzero(mask)
-    labels = batch.get("shift_labels")
+    labels = batch.get(f"{prefix}shift_labels")
     if labels is None:
-        labels = batch.get("labels", batch.get("targets"))
+        labels = batch.get(f"{prefix}labels", batch.get(f"{prefix}targets"))
         if shifted_labels and _holds_tokens(labels) and labels.dim() == 2:
             labels = labels[:, 1:]
     return TokenCount(processed, padding, _loss_tokens(labels) if _holds_tokens(labels) else None)
