@@ -656,11 +656,30 @@ def lit_flops(batch: int, length: int, width: int = 16) -> int:
 
 
 def test_a_watched_run_knows_its_class(lit: str):
-    found = counted("watched.ckpt", "--batch", 2, "--seq", 8)
+    message = failed("watched.ckpt", "--batch", 2, "--seq", 8)
+    assert "is of the class lit_of_the_cli:Lit" in message and "--class lit_of_the_cli:Lit" in message
+    found = counted("watched.ckpt", "--batch", 2, "--seq", 8, "--trust")
     assert found["flops"]["model"] == lit_flops(2, 8)
     assert found["parameters"]["total"] == 40 * 16 + 16 * 40 + 40
-    text = shown("watched.ckpt", "--batch", 2, "--seq", 8)
+    text = shown("watched.ckpt", "--batch", 2, "--seq", 8, "--class", "lit_of_the_cli:Lit")
     assert "one training step on batch=(2×8:int64, 2×8:int64)" in text
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_file_that_a_checkpoint_names_is_never_run(tmp_path: Path, trust: bool):
+    planted = tmp_path / "planted.py"
+    planted.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    state = {"IsoFLOPMonitor": {"module": f"{planted}:Model"}}
+    torch.save({"pytorch-lightning_version": "2.6", "state_dict": {}, "callbacks": state}, tmp_path / "model.ckpt")
+    assert "names a file" in failed(tmp_path / "model.ckpt", *(["--trust"] if trust else []))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_absurd_model_ends_with_a_sentence(tmp_path: Path):
+    (tmp_path / "endless.py").write_text("def build():\n    while True:\n        pass\n")
+    (tmp_path / "huge.py").write_text("def build():\n    return bytearray(10**15)\n")
+    assert "not counted within 2 s" in failed(f"{tmp_path}/endless.py:build", "--limit", 2)
+    assert "memory" in failed(f"{tmp_path}/huge.py:build").lower()
 
 
 def test_another_run_asks_for_it(lit: str):
@@ -672,7 +691,7 @@ def test_another_run_asks_for_it(lit: str):
 def test_a_class_that_is_elsewhere(checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
     lit = "lit_of_the_cli"
     monkeypatch.delitem(sys.modules, lit)
-    message = failed(checkpoints / "watched.ckpt")
+    message = failed(checkpoints / "watched.ckpt", "--trust")
     assert f"is of the class {lit}:Lit, but {lit} can't be imported" in message
     assert "pass --class file.py:Class" in message
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +59,7 @@ def count(
         bool,
         typer.Option("--trust", help="Run code that comes with the model: a checkpoint's objects, a hub's files."),
     ] = False,
+    limit: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Give up after so long.")] = 600,
 ) -> None:
     """Count a model: parameters by convention, FLOPs of one training step (not multiply-adds) as a tree by module.
 
@@ -64,28 +67,113 @@ def count(
     values is run once with random inputs, if it is small; the output says so.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with reported("count"):
+        done = _apart(
+            lambda: _counted(model, batch, seq, inputs or [], checkpointing, compare, module_class, trust), limit
+        )
+    typer.echo(done.printed, err=True, nl=False)
+    for note in done.notes:
+        tell("count", note)
+    if as_json:
+        print_json(as_object(done.counted, done.others if compare else None))
+    else:
+        print_count(done.name, done.inputs, done.counted, done.others, depth)
+
+
+@dataclass
+class _Done:
+    """What the process that counted sends back."""
+
+    name: str
+    inputs: str
+    counted: StepCount
+    others: Sequence[Opinion]
+    notes: list[str]
+    printed: str
+    """By the user's code."""
+
+
+def _counted(
+    model: str,
+    batch: int,
+    seq: int | None,
+    inputs: list[str],
+    checkpointing: bool,
+    compare: bool,
+    module_class: str | None,
+    trust: bool,
+) -> _Done:
     # what a user's code prints is no part of the output
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+    with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
-        from isoflop.flops import Uncountable, describe_call, opinions
+        from isoflop.flops import describe_call, opinions
         from isoflop.flops.open_model import open_model
 
-        with reported("count", Uncountable):
-            opened = open_model(model, module_class, trust)
-            if opened.note:
-                tell("count", opened.note)
-            if checkpointing:
-                build = opened.build
-                opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
-            call, counted = _count(opened, batch, seq, inputs or [])
+        opened = open_model(model, module_class, trust)
+        notes = [opened.note] if opened.note else []
+        if checkpointing:
+            build = opened.build
+            opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
+        call, counted = _count(opened, batch, seq, inputs, notes)
         others = opinions(opened.model, call, counted) if compare else ()
-    if as_json:
-        print_json(as_object(counted, others if compare else None))
-    else:
-        print_count(opened.name, describe_call(call), counted, others, depth)
+        return _Done(opened.name, describe_call(call), counted, others, notes, printed.getvalue())
 
 
-def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str]) -> tuple[Call, StepCount]:
+def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
+    """Count in a process of its own, which a configuration of absurd size can't outlive.
+
+    Raises:
+        ValueError: the fault in it; or it took too long or too much memory.
+    """
+    if not hasattr(os, "fork") or sys.platform == "darwin":
+        return _answer(count)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_send, args=(count, sender))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(seconds):
+            raise ValueError(
+                f"not counted within {seconds:,.0f} s: a smaller model or step, or --limit with more seconds"
+            )
+        done, fault = receiver.recv()
+    except EOFError:
+        raise ValueError(
+            "the process that counts ended before it had counted: the model takes too much memory"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+    if fault:
+        raise ValueError(fault)
+    return done
+
+
+def _send(count: Callable[[], _Done], sender: Any) -> None:
+    import resource
+
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    try:
+        sender.send((_answer(count), None))
+    except MemoryError:
+        sender.send((None, "the model takes more memory than this machine has"))
+    except RecursionError:
+        sender.send((None, "the input is nested too deeply to be read"))
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as fault:
+        sender.send((None, str(fault)))
+
+
+def _answer(count: Callable[[], _Done]) -> _Done:
+    from isoflop.flops import Uncountable
+
+    try:
+        return count()
+    except Uncountable as fault:
+        raise ValueError(str(fault)) from None
+
+
+def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str], notes: list[str]) -> tuple[Call, StepCount]:
     from isoflop.flops import Uncountable, candidate_calls, context_of, count_measured, count_otherwise, parse_input
     from isoflop.flops.open_model import DEFAULT_LENGTH, describe_call, unnamed
 
@@ -94,11 +182,11 @@ def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str]) -> tu
     length = seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if context is not None and length > context:
         fewer = f"the model is made for {context:,} positions, fewer than --seq {length:,}"
-        tell("count", f"{fewer}; counted as if it had them")
+        notes.append(f"{fewer}; counted as if it had them")
     given = dict(parse_input(text, batch, length) for text in inputs)
     calls = candidate_calls(model, batch, length, given)
     for name in unnamed(model, given):
-        tell("count", f"{type(model).__name__}.forward names no input {name!r}: it may do nothing with it")
+        notes.append(f"{type(model).__name__}.forward names no input {name!r}: it may do nothing with it")
     tokens = batch * seq if seq is not None else None
     reasons: list[str] = []
     for call in calls:

@@ -185,12 +185,7 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
             f"{EXPECTED}; {path} was not saved by Lightning: pass module:function, which builds the model that these "
             "are the weights of"
         )
-    place = module_class or _class_in(checkpoint)
-    if place is None:
-        raise CannotOpen(
-            f"{path} does not say of which class it is (checkpoints of a run with IsoFLOPMonitor do): pass "
-            "--class module:Class or --class file.py:Class"
-        )
+    place = module_class or _place_to_import(path, _class_in(checkpoint), trust)
     if kind is None:
         try:
             kind = find(place)
@@ -218,6 +213,26 @@ def _from_checkpoint(path: Path, module_class: str | None, trust: bool) -> Opene
     except CannotOpen:  # a value is read while building
         model = load("cpu")
     return Opened(path.name, model.train(), lambda: load("cpu"))
+
+
+def _place_to_import(path: Path, place: str | None, trust: bool) -> str:
+    """The class that a checkpoint names, if the user lets it be imported; a stranger's may name anything."""
+    if place is None:
+        raise CannotOpen(
+            f"{path} does not say of which class it is (checkpoints of a run with IsoFLOPMonitor do): pass "
+            "--class module:Class or --class file.py:Class"
+        )
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", place) or place.partition(":")[0].endswith(".py"):
+        raise CannotOpen(
+            f"{path} names a file, {place}, which is not run, with or without --trust: if you know it, pass "
+            "--class file.py:Class"
+        )
+    if not trust:
+        raise CannotOpen(
+            f"{path} is of the class {place}, and to import it runs its module: if you know it, pass --class {place}, "
+            "or --trust"
+        )
+    return place
 
 
 def _class_in(checkpoint: dict[str, Any]) -> str | None:
