@@ -224,6 +224,7 @@ def as_object(counted: StepCount, opinions: Sequence[Opinion] | None = None) -> 
             "model": counted.model_flops,
             "hardware": None if flops is None else flops.hardware,
             "causal": None if flops is None else flops.causal,
+            "full": None if flops is None else flops.full,
             "6nd": counted.six_nd,
         },
         "method": f"{counted.method} ({counted.reason})" if counted.reason else counted.method,
@@ -306,10 +307,12 @@ def _flops_table(counted: StepCount) -> Any:
     a_token = ["a token"] if counted.tokens else []
     table = _table(title, ["convention"], ["FLOPs", *a_token, "to model"], remark=True)
     model, flops = counted.model_flops, counted.flops
-    rows = [("model", model, "attention in full, nothing twice" if flops else "estimated")]
+    rows = [("model", model, "windows, documents; nothing twice" if flops else "estimated")]
     if flops is not None:
         rows.append(("hardware", flops.hardware, "with recomputed activations"))
         rows.append(("causal", flops.causal, "attention counted half"))
+        if flops.left_out:
+            rows.append(("full", flops.full, "attention in full"))
     rows.append(("6·N·D", counted.six_nd, "N non-embedding, active"))
     for name, value, meaning in rows:
         each = [_flops(None if value is None else value / counted.tokens)] if counted.tokens else []
