@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from tiny_gpt import GPTConfig, TinyGPT, next_token_loss
 
 from isoflop.guard import Guard
-from isoflop.noise import MicroBatches, NoiseScale, RunningMoments, StepEstimate, StepResult, denominators, read, result
+from isoflop.noise import MicroBatches, NoiseScale, RunningMoments, StepEstimate, denominators, read, result
 
 LENGTH, POOL = 32, 512
 
@@ -96,7 +96,7 @@ def measure(
     masks: list[torch.Tensor] | None = None,
     by_tokens: bool = False,
     source: MicroBatches | None = None,
-) -> StepResult:
+) -> tuple[Any, Any]:
     """One measured step of accumulation by the source itself; the weights stay."""
     source = source or MicroBatches(list(model.parameters()), Guard())
     parameters = list(model.parameters())

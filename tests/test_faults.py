@@ -239,7 +239,7 @@ def tensorboard_fails_at(method: str) -> Fault:
     return fault
 
 
-TENSORBOARD = {method: tensorboard_fails_at(method) for method in ("__init__", "scalars", "_add")}
+TENSORBOARD = {method: tensorboard_fails_at(method) for method in ("__init__", "scalars", "flush")}
 
 
 def tensorboard_constructor(folder: Path, later: Any) -> None:
@@ -250,8 +250,8 @@ def tensorboard_write(folder: Path, later: Any) -> None:
     TENSORBOARD["scalars"](folder, later)
 
 
-def tensorboard_add(folder: Path, later: Any) -> None:
-    TENSORBOARD["_add"](folder, later)
+def tensorboard_flush(folder: Path, later: Any) -> None:
+    TENSORBOARD["flush"](folder, later)
 
 
 def deaf_handler(folder: Path, later: Any) -> None:
@@ -311,7 +311,7 @@ FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
     no_tensorboard: ({TB}, set()),
     tensorboard_constructor: ({TB}, set()),
     tensorboard_write: ({TB}, set()),
-    tensorboard_add: ({TB}, set()),
+    tensorboard_flush: ({TB}, set()),
     deaf_handler: ({RECORD}, set()),
     closed_streams: ({RECORD, TERMINAL}, set()),
     ascii_terminal: (set(), set()),

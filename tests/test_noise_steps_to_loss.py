@@ -72,7 +72,7 @@ def run(data: Data, sequences: int, rate: float, lowest: float, longest: int, me
             assert measured is not None
             found = result(read([measured])[0], by_tokens=False)
             for (kind, _), moment in moments.items():
-                estimate = getattr(found, kind)
+                estimate = found[kind == "preconditioned"]
                 if isinstance(estimate, StepEstimate):
                     moment.add(estimate.gradient, estimate.variance)
         else:

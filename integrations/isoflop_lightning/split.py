@@ -12,7 +12,7 @@ import torch
 
 from isoflop.live.monitor import Monitor
 from isoflop.live.noise import Half
-from isoflop.noise.split import same_loss
+from isoflop.noise.split import compare
 
 MANUAL = 'noise_scale="split" needs automatic optimization: in a step that calls backward itself use monitor.split'
 
@@ -72,20 +72,16 @@ class SplitStep:
     def _compare(
         self, pl_module: Any, batch: Any, parts: list[Half], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> str | None:
-        """Once, without dropout, gradients and logging: do the halves' losses make up the batch's?"""
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
+        """`compare` without logging."""
         pl_module.log = pl_module.log_dict = lambda *_, **__: None
+        batches = (batch, *(half.batch for half in parts))
         try:
-            with torch.no_grad(), torch.random.fork_rng():
-                batches = (batch, *(half.batch for half in parts))
-                whole, first, second = (float(loss_of(self._original(b, *args, **kwargs))) for b in batches)
+            return compare(
+                pl_module, lambda: [loss_of(self._original(b, *args, **kwargs)) for b in batches], parts[0].share
+            )
         finally:
             for name in ("log", "log_dict"):
                 vars(pl_module).pop(name, None)
-            for module, mode in modes.items():
-                module.training = mode
-        return same_loss(whole, first, second, parts[0].share)
 
 
 def loss_of(outputs: Any) -> Any:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
-
 from isoflop.live.monitor import Monitor
 from isoflop.live.noise import Half
-from isoflop.noise.split import same_loss
+from isoflop.noise.split import compare
 
 NO_TRAINER = 'the Trainer was not found: noise_scale="split" needs transformers.Trainer.train() to be what trains'
 
@@ -67,14 +65,8 @@ class SplitSteps:
         return losses[0] + losses[1]
 
     def _compare(self, model: Any, inputs: Any, parts: list[Half]) -> str | None:
-        """Once, without dropout and gradients: do the halves' losses make up the batch's?"""
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                prepared = [self._trainer._prepare_inputs(batch) for batch in (inputs, *(half.batch for half in parts))]
-                whole, first, second = (float(self._loss(model, batch)) for batch in prepared)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        return same_loss(whole, first, second, parts[0].share)
+        def losses() -> list[Any]:
+            prepared = [self._trainer._prepare_inputs(batch) for batch in (inputs, *(half.batch for half in parts))]
+            return [self._loss(model, batch) for batch in prepared]
+
+        return compare(model, losses, parts[0].share)

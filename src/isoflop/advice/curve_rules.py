@@ -37,7 +37,7 @@ FLAT = 0.02
 """Of the peak: a rate that changes by less over the run's last tenth has ended, or never decays."""
 IDLE = 1e-3
 """Of the peak: a rate below it does nothing."""
-ENDED = 0.12
+DECAYED = 0.12
 """Of the peak: where a decay may end (Hoffmann et al.: a tenth)."""
 SLOW_STEPS = 5
 """Log steps, each of which must be slow: a single validation or checkpoint in between does not count."""
@@ -197,7 +197,7 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
             "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one.",
             share,
         )
-    if before - last > FLAT and last > ENDED:
+    if before - last > FLAT and last > DECAYED:
         longer = _length(share)
         if longer < thresholds.schedule_over:
             return None

@@ -149,7 +149,7 @@ PRIOR = (
 )
 UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
-FITTED = (1e15, 1e27)
+BUDGETS = (1e15, 1e27)
 """FLOPs: published laws were fitted to runs of 1e16 to 4e25 (Llama 3), and a decade or so is left beyond."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is spoken of."""
@@ -349,7 +349,7 @@ def _answer(
         notes += (said,)
         if between is not None:
             intervals = {**(intervals or {}), "L": between}
-    if not FITTED[0] <= question.flops <= FITTED[1]:
+    if not BUDGETS[0] <= question.flops <= BUDGETS[1]:
         notes += (
             f"no law was fitted to runs of about {question.flops:.2g} FLOPs, and all of these lie out of their range: "
             "is the budget in FLOPs?",

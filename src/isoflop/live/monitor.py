@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -249,7 +249,7 @@ class Monitor(PlainLoop):
         noise.micro_batches = 0
         last = self.run.total_steps is not None and before < self.run.total_steps <= self.steps
         if not self.run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
-            if ends_apart(self._ddp) and world_size() > 1:
+            if self._ranks.several and ends_apart(self._ddp):
                 self._apart = True
                 self.guard.once(
                     "DDP's join() is on: ranks make different numbers of steps, so nothing is summed over them on the "
@@ -277,12 +277,12 @@ class Monitor(PlainLoop):
             return
         self._logged_at = self.steps
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
-        summed = self._sum(self.noise.row(self._clock.training_time))
+        summed = self._sum(self.noise.row(self._clock.training_time) or self.noise.nothing)
         if summed:
             self.noise.fold(summed, self.steps)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            self.should_stop = self._ranks.any(self._asks_to_stop)
+            self.should_stop = self._ranks.any(self._asks_to_stop) if self._ranks.several else self._asks_to_stop
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
@@ -377,18 +377,19 @@ class Monitor(PlainLoop):
         if not self._finished:
             self._sum(self.noise.nothing)
 
-    def _sum(self, noise: Sequence[float]) -> list[float]:
+    def _sum(self, noise: list[float]) -> list[float]:
         """Add what every rank has counted to the totals; returns the sums of `noise`, none if that failed."""
         part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
         if self.guard.aside and not self.guard.counts:
             part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
-        step = 0 if self._apart else self.steps
-        part, (loss_sum, losses, *rest) = self._ranks.total(
-            part, [loss_sum, losses], noise, step, self.run.data_parallel
-        )
+        if self._ranks.several:
+            step = 0 if self._apart else self.steps
+            part, (loss_sum, losses, *noise) = self._ranks.total(
+                part, [loss_sum, losses], noise, step, self.run.data_parallel
+            )
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(losses))
-        return rest
+        return noise
 
     @hook("reading the counts", UNKNOWN)
     def _drain(self) -> tuple[Totals, float, float]:

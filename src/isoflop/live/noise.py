@@ -305,43 +305,42 @@ class Noise(Part):
     @property
     def nothing(self) -> list[float]:
         """A row without measurements, for sums between log steps: every sum over ranks is of one size."""
-        return [0.0] * (2 + WIDTH * MAX_WAITING) if world_size() > 1 else []
-
-    def row(self, training_time: float) -> list[float]:
-        """What was measured since the last log step, as numbers that add up over ranks: as many on each rank."""
-        self._rows = []
-        head = self._read(training_time) or [0.0, 0.0]
-        numbers = head + packed(self._rows)
-        return numbers + self.nothing[len(numbers) :] if world_size() > 1 else numbers
+        return [0.0] * (2 + WIDTH * MAX_WAITING if world_size() > 1 else 2)
 
     @hook(MEASURING, "no gradient noise scale")
-    def _read(self, training_time: float) -> list[float]:
-        """Seconds that measuring took, and of training. One wait a device."""
-        waiting, self._waiting = self._waiting, []
+    def row(self, training_time: float) -> list[float]:
+        """What was measured since the last log step, as numbers that add up over ranks; of several as many on each.
+
+        The first two: seconds that it took, and of training. One wait a device.
+        """
+        waiting, self._waiting, self._rows = self._waiting, [], []
         seconds, self._seconds = max(self._seconds, self._times.cost() * len(waiting)), 0.0
-        self._times.pause()
-        if self.guard.open(HOOKS):
+        self._times.last = None
+        if waiting and self.guard.open(HOOKS):
             self._rows = read(waiting)
-        return [seconds, training_time]
+        if world_size() == 1:
+            return [seconds, training_time]
+        numbers = [seconds, training_time, *packed(self._rows)]
+        return numbers + self.nothing[len(numbers) :]
 
     @hook("the noise scale's averages", "no gradient noise scale")
     def fold(self, summed: Sequence[float], step: int) -> None:
         """Take what all ranks have measured: the sums of their rows."""
         ranks = world_size()
         seconds, elapsed = summed[0] / ranks, summed[1] / ranks
-        rows = unpacked(summed[2:], self._rows, ranks)
+        rows = self._rows if ranks == 1 else unpacked(summed[2:], self._rows, ranks)
         if not (self.guard.open(MEASURING) and self.guard.open(HOOKS)):
             self._drop_source()
         for row in rows:
-            found = result(row, self._by_tokens)
-            if isinstance(found.raw, StepEstimate):
-                self.batch = found.raw.tokens
-                self.raw.add(found.raw.gradient, found.raw.variance)
-                if isinstance(found.preconditioned, StepEstimate):
-                    self.preconditioned.add(found.preconditioned.gradient, found.preconditioned.variance)
-                self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
-            else:
-                self._unusable(found.raw)
+            raw, preconditioned = result(row, self._by_tokens)
+            if isinstance(raw, Unusable):
+                self._unusable(raw)
+                continue
+            self.batch = raw.tokens
+            self.raw.add(raw.gradient, raw.variance)
+            if isinstance(preconditioned, StepEstimate):
+                self.preconditioned.add(preconditioned.gradient, preconditioned.variance)
+            self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
         before, self._collected = self._collected, (step, elapsed)
         self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
         if self._source is not None and not self._settled:
@@ -379,7 +378,8 @@ class Noise(Part):
         """Adds B_simple, B_crit, what the batch costs, and the batch against the critical one."""
         if self.option == "off":
             return step
-        scale, raw = self.noise_scale, self.raw.ratio()
+        preconditioned, raw = self.is_preconditioned, self.raw.ratio()
+        scale = self.preconditioned.ratio() if preconditioned else raw
         found: dict[str, float] = {}
         if scale is not None and scale.value is not None and scale.bounded:
             found |= {"isoflop/b_simple": scale.value, "isoflop/b_simple_high": scale.high}
@@ -391,7 +391,7 @@ class Noise(Part):
         before, self._logged = self._logged, (step.step, float(tokens or 0))
         if not tokens:
             return step.having(found)
-        known = beliefs(tokens, step.loss, scale, self.is_preconditioned, self._token_bytes)
+        known = beliefs(tokens, step.loss, scale, preconditioned, self._token_bytes)
         critical = self.critical = combine(known)
         found |= {"isoflop/b_crit": critical.value, "isoflop/b_crit_sigma": critical.sigma}
         steps, spent = step.step - before[0], tokens - before[1]

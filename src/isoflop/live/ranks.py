@@ -115,8 +115,7 @@ class Ranks:
             step: optimizer steps done, to see that ranks are at the same one.
             data_parallel: ranks with data of their own, where others share a batch with them; None: all.
         """
-        if self.agree() is None:
-            return part, [*loss, *more]
+        self.agree()
         ranks = world_size()
         if self.open:
             with self._guard.part(SUMMING):
@@ -137,7 +136,7 @@ class Ranks:
 
     def any(self, asked: bool) -> bool:
         """Whether some rank asks: a collective, in which all take part or none."""
-        if self.several and self.settings.asks and self.open:
+        if self.settings.asks and self.open:
             with self._guard.part(SUMMING):
                 return sum_over_ranks([int(asked)], [])[0][0] > 0
         return asked

@@ -88,7 +88,7 @@ class Recorder(Part):
 
     def log(self, step: LogStep) -> LogStep:
         """Write what is new and, if the cadence is due, the point with the mean loss since the last one."""
-        self._add(step)
+        self._loss_sum, self._losses = self._loss_sum + step.loss_sum, self._losses + step.losses
         self._intervals += 1
         if self._log is not None:
             if step.plan is not None and step.plan is not self._plan and not step.plan.assumed:
@@ -115,7 +115,7 @@ class Recorder(Part):
 
     def close(self, step: LogStep, completed: bool) -> None:
         """Write the last point, unless it is there, and the totals."""
-        self._add(step)
+        self._loss_sum, self._losses = self._loss_sum + step.loss_sum, self._losses + step.losses
         point = point_of(step)
         if point.step > self._since and self._losses:
             self._train_point(step)
@@ -157,10 +157,6 @@ class Recorder(Part):
         loss_sum, losses, since, intervals = state["window"]
         self._loss_sum, self._losses = float(loss_sum), int(losses)
         self._since, self._intervals = int(since), int(intervals)
-
-    def _add(self, step: LogStep) -> None:
-        self._loss_sum += step.loss_sum
-        self._losses += step.losses
 
     def _train_point(self, step: LogStep) -> None:
         losses = {"train": self._loss_sum / self._losses} if self._losses else {}

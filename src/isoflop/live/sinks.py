@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from isoflop.guard import TERMINAL, declare
 from isoflop.live.log_step import LogStep, Part
@@ -85,18 +84,18 @@ class Sinks(Part):
         self._log_steps += 1
         self._unprinted = step
         if due(self._log_steps):
-            self._print()
+            self._unprinted = None
+            self._print(step)
         return step
 
-    def _print(self) -> None:
-        step, self._unprinted = self._unprinted, None
-        if step is not None:
-            with self._guard.part(TERMINAL):
-                self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
+    def _print(self, step: LogStep) -> None:
+        with self._guard.part(TERMINAL):
+            self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
 
     def close(self, step: LogStep, completed: bool) -> None:
         """Close every sink, and print the last line."""
-        self._print()
+        if self._unprinted is not None:
+            self._print(self._unprinted)
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()
@@ -182,24 +181,23 @@ class EventFile:
         self._records = RecordWriter(self._waiting)
         self.close = weakref.finalize(self, _end_file, self._descriptor, self._waiting)
         """Write what waits, and close the file."""
-        self._add(0, file_version="brain.Event:2")
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         self.flush()
-
-    def _add(self, step: int, **content: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
-        if time.monotonic() - self._flushed > self.FLUSH_EVERY:
-            self.flush()
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Numbers at one step, by tag."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._add(step, summary=self._summary(value=values))
+        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
+        self._records.write(event.SerializeToString())
+        if time.monotonic() - self._flushed > self.FLUSH_EVERY:
+            self.flush()
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text for the text tab."""
         from torch.utils.tensorboard.summary import text
 
-        self._add(step, summary=text(tag, markdown))
+        event = self._event(wall_time=time.time(), step=step, summary=text(tag, markdown))
+        self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Write what waits; what could not be written is dropped."""

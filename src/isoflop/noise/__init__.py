@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         NoiseScale,
         RunningMoments,
         StepEstimate,
-        StepResult,
         Unusable,
         estimate_step,
         fieller,
@@ -42,7 +41,7 @@ __getattr__ = face(
     __name__,
     {
         "cadence": "Cadence DENSEST GRACE SHARE StepTimes",
-        "estimator": "MIN_MEASUREMENTS NoiseScale RunningMoments StepEstimate StepResult Unusable "
+        "estimator": "MIN_MEASUREMENTS NoiseScale RunningMoments StepEstimate Unusable "
         "estimate_step fieller read result",
         "sources": "MicroBatches denominators settled",
         "split": "halves",

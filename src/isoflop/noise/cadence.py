@@ -77,17 +77,14 @@ class StepTimes:
     def __init__(self) -> None:
         self._measured: deque[float] = deque(maxlen=32)
         self._others: deque[float] = deque(maxlen=32)
-        self._last = (-1, 0.0)
+        self.last: tuple[int, float] | None = None
+        """Number and end of the last step; None: what came since (logging, evaluation) is no step's time."""
 
     def add(self, step: int, now: float, measured: bool) -> None:
         """Optimizer step number `step` is over, at `now` seconds."""
-        before, self._last = self._last, (step, now)
-        if before[0] == step - 1:
+        before, self.last = self.last, (step, now)
+        if before is not None and before[0] == step - 1:
             (self._measured if measured else self._others).append(now - before[1])
-
-    def pause(self) -> None:
-        """What follows (logging, evaluation, a checkpoint) is no step's time."""
-        self._last = (-1, 0.0)
 
     def cost(self) -> float:
         """Seconds; 0 while there is nothing to compare."""

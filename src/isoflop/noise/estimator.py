@@ -267,15 +267,6 @@ class Measured(NamedTuple):
     check_whole_squared: Number  # over ranks its mean, so that ranks that differ are noticed; NaN: ranks hold shards
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """A measured step of all ranks: the estimates, or why there are none."""
-
-    step: int
-    raw: StepEstimate | Unusable
-    preconditioned: StepEstimate | Unusable | None
-
-
 WIDTH = 1 + len(Measured._fields)
 """Numbers of a measured step in a sum over ranks."""
 
@@ -304,33 +295,21 @@ def read(waiting: Sequence[Measured]) -> list[Measured]:
         read_out = torch.stack([tensor.detach().to(torch.float32).reshape(()) for tensor in here]).tolist()
         values.update(zip(map(id, here), read_out, strict=True))
 
-    def number(value: Number) -> float:
-        return values[id(value)] if isinstance(value, torch.Tensor) else value
-
-    return [Measured(*map(number, row)) for row in waiting]
+    return [Measured(*[values[id(v)] if isinstance(v, torch.Tensor) else v for v in row]) for row in waiting]
 
 
-def result(row: Measured, by_tokens: bool) -> StepResult:
-    """The estimates of a step that has been read and summed."""
-    row = Measured(*map(float, row))
-    if row.parts >= 2 and not math.isfinite(row.raw_squares + row.raw_whole):
-        return StepResult(int(row.step), Unusable.NOT_FINITE, None)
-    if row.parts >= 2 and not _adds_up(row):
-        return StepResult(int(row.step), Unusable.NOT_THE_SUM, None)
-    counts = (float(row.tokens), float(row.tokens_squared), float(row.inverse_tokens))
-
-    def estimate(squares: Number, whole: Number) -> StepEstimate | Unusable:
-        return estimate_step(float(row.parts), float(squares), float(whole), *counts, by_tokens=by_tokens)
-
-    raw = estimate(row.raw_squares, row.raw_whole)
-    if math.isnan(row.preconditioned_squares + row.preconditioned_whole):
-        return StepResult(int(row.step), raw, None)
-    return StepResult(int(row.step), raw, estimate(row.preconditioned_squares, row.preconditioned_whole))
-
-
-def _adds_up(row: Measured) -> bool:
-    allowed = TOLERANCE**2 * max(float(row.check_squares), 0.0)
-    whole = float(row.check_whole)
+def result(row: Measured, by_tokens: bool) -> tuple[StepEstimate | Unusable, StepEstimate | Unusable | None]:
+    """The raw and the preconditioned estimate of a step that has been read and summed; None: not measured."""
+    _, raw, raw_whole, adams, adams_whole, parts, tokens, squared, inverse, *check = map(float, row)
+    if parts >= 2 and not math.isfinite(raw + raw_whole):
+        return Unusable.NOT_FINITE, None
+    check_parts, check_squares, whole, whole_squared = check
+    allowed = TOLERANCE**2 * max(check_squares, 0.0)
     # the second: of a gradient that is not the same on every rank the mean alone would pass
-    apart = float(row.check_whole_squared) - whole**2
-    return (float(row.check_parts) - whole) ** 2 <= allowed and not apart > allowed
+    if parts >= 2 and not ((check_parts - whole) ** 2 <= allowed and not whole_squared - whole**2 > allowed):
+        return Unusable.NOT_THE_SUM, None
+    counts = (tokens, squared, inverse)
+    estimate = estimate_step(parts, raw, raw_whole, *counts, by_tokens=by_tokens)
+    if math.isnan(adams + adams_whole):
+        return estimate, None
+    return estimate, estimate_step(parts, adams, adams_whole, *counts, by_tokens=by_tokens)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -122,6 +122,25 @@ def _part(batch: Any, start: int, stop: int, size: int) -> Any:
         names = [field.name for field in dataclasses.fields(batch)]
         return dataclasses.replace(batch, **{n: _part(getattr(batch, n), start, stop, size) for n in names})
     return batch
+
+
+def compare(model: nn.Module, losses: Callable[[], Sequence[Any]], share: float) -> str | None:
+    """Once, without dropout and gradients: why the halves' losses do not make up the batch's; None: they do.
+
+    Args:
+        model: put into evaluation mode meanwhile.
+        losses: of the batch and its halves.
+        share: of the first half.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            whole, first, second = map(float, losses())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return same_loss(whole, first, second, share)
 
 
 def same_loss(whole: float, first: float, second: float, share: float) -> str | None:

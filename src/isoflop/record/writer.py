@@ -176,7 +176,7 @@ class RecordLog:
         self._finalizer()
 
     def _write(self, line: bytes) -> None:
-        if self.closed:
+        if not self._finalizer.alive:
             raise RecordError(f"Expected an open record to write to, but {self.path} was closed.")
         found = os.fstat(self._descriptor)
         if found.st_nlink == 0:
