@@ -106,7 +106,7 @@ def test_a_healthy_run_hears_nothing_but_the_neutral_line(
     assert (
         "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
     )
-    assert "isoflop: training from scratch: model with adam" in printed
+    assert "isoflop: training from scratch: model with Adam" in printed
 
 
 @pytest.mark.parametrize(

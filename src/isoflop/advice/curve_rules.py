@@ -21,6 +21,8 @@ from isoflop.laws.published import published
 
 FEW = 8
 """Log steps below which a run's noise is not known."""
+LOST = 0.05
+"""Of the best loss: a rise by more is critical, and ends a run under `on_advice="stop"`."""
 LATELY = 30
 """Log steps whose scatter is the noise: earlier ones scatter by the fall of the loss."""
 LEAST_NOISE = 1e-3
@@ -74,12 +76,13 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
     if not (now > far).all():
         return None
+    lost = bool((now > best + LOST * abs(best)).all())
     return Advice(
         Reason.DIVERGING,
-        Severity.CRITICAL,
+        Severity.CRITICAL if lost else Severity.WARNING,
         run.step,
-        f"The loss diverges: {nats(float(np.median(now)))} nats per token, after {nats(best)} around step "
-        f"{run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
+        f"The loss {'diverges' if lost else 'rises'}: {nats(float(np.median(now)))} nats per token, after {nats(best)} around "
+        f"step {run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
         f"stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip the "
         f"data; look at {OTHERS} too.",
         (
@@ -88,7 +91,7 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
             Quantity("scatter", sd, "nats per token"),
         ),
         basis=("this run's loss",),
-        stops=True,
+        stops=lost,
     )
 
 

@@ -199,7 +199,7 @@ class Thresholds:
     target: probability that the final loss misses the target.
     divergence: how far the loss must lie above its own best, in standard deviations of a logged loss …
     divergence_share: … and as a share of the best loss …
-    divergence_span: … for this share of the steps done.
+    divergence_span: … for this share of the steps done. None of 264 public curves of healthy runs rises so far.
     off_curve: standard deviations between a logged loss and what was forecast for it …
     off_curve_share: … and the share of the loss. On 141 public curves of healthy runs 99.5% of pairs of forecasts miss
         by less than 4.2 standard deviations, and by less than 2.7%.
@@ -224,7 +224,7 @@ class Thresholds:
     frontier_steps: float = 0.1
     target: float = 0.95
     divergence: float = 8.0
-    divergence_share: float = 0.05
+    divergence_share: float = 0.03
     divergence_span: float = 0.01
     off_curve: float = 5.0
     off_curve_share: float = 0.03
