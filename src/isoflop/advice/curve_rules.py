@@ -81,8 +81,8 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.DIVERGING,
         Severity.CRITICAL if lost else Severity.WARNING,
         run.step,
-        f"The loss {'diverges' if lost else 'rises'}: {nats(float(np.median(now)))} nats per token, after {nats(best)} around "
-        f"step {run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
+        f"The loss {'diverges' if lost else 'rises'}: {nats(float(np.median(now)))} nats per token, after "
+        f"{nats(best)} around step {run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
         f"stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip the "
         f"data; look at {OTHERS} too.",
         (
