@@ -62,14 +62,14 @@ BIAS, BIAS_DOF = 0.003, 2.0
 .003, .005 and .01 do equally well on Porian et al.'s sweeps; the least one lets clear runs of other ratios speak."""
 FAR_OUT = 1.5
 """Distance in ln N beyond which b acts no more: profiles level off."""
-TARGET, TARGET_DOF = 0.18, 3.0
+TARGET, TARGET_DOF = 0.2, 4.0
 """Scale and degrees of freedom of ln N_opt about 20 tokens per parameter at the budget that is asked for. Published
 optima lie within a factor of two in D/N; those of small untuned sweeps do not, and do not last (Porian et al. 2024).
 Heavy tails let clear runs speak. Against a Gaussian of .3 the worst tenth of the sweeps wastes 14% for 19% with one
 budget, and a clear optimum at 3 or 60 tokens per parameter is missed by 3% of N for 6%."""
 SCATTER = 0.055
 """Standard deviation of ln N_opt per e-fold of compute beyond the runs that neither they nor the prior foresee: a rate
-rule, a schedule, a data mix of the large run. With it N's 80% interval holds in .80 to .85 of the sweeps, from one budget
+rule, a schedule, a data mix of the large run. With it N's 80% interval holds in .80 to .88 of the sweeps, by one budget
 to four, for .50 to .70 without. Leaving out each sweep of ten in turn, .80 of the others ask for .045 to .055."""
 BEYOND = 0.0015
 """Standard deviation of ln L per e-fold of compute beyond the largest budget that no law foresees (a rate rule's miss,
