@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import textwrap
 import time
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.fit.options import Price
+from isoflop.fit.price import Price
 from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
@@ -257,6 +258,23 @@ def read(paths: Sequence[Path]) -> Curves:
 
 
 USUAL_MFU = 0.4
+_DEVICES = re.compile(r"(?:(\d+)\s*[x×*]\s*)?(\S.*)")
+
+
+def devices_of(text: str) -> tuple[int, str]:
+    """How many devices, and which: 64xH100.
+
+    Raises:
+        ValueError: something else.
+
+    >>> devices_of("64xH100"), devices_of("a100")
+    ((64, 'H100'), (1, 'a100'))
+    """
+    found = _DEVICES.fullmatch(text.strip())
+    if found is None or int(found[1] or 1) < 1:
+        raise ValueError(f"--devices: expected COUNTxDEVICE, such as 64xH100, got {text!r}")
+    return int(found[1] or 1), found[2]
+
 
 Gpu = Annotated[str | None, typer.Option(help="Device, such as h100: its dense 16-bit peak is looked up.")]
 Mfu = Annotated[

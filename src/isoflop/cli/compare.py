@@ -31,7 +31,8 @@ from isoflop.cli.common import (
 from isoflop.cli.plan import Counted, Runs, read_own
 
 if TYPE_CHECKING:
-    from isoflop.fit.options import Comparison, Price
+    from isoflop.fit.options import Comparison
+    from isoflop.fit.price import Price
     from isoflop.laws.published import Published
 
 

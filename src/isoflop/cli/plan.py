@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -19,21 +19,25 @@ from isoflop.cli.common import (
     Where,
     amount,
     amount_or_none,
+    describe,
     describe_cost,
+    devices_of,
     finite,
     pairs,
     price_of,
     print_json,
     reported,
     say,
+    tell,
     tell_read,
 )
 
 if TYPE_CHECKING:
     from isoflop.fit.alternatives import Alternative
-    from isoflop.fit.options import Price
     from isoflop.fit.plan import Plan
+    from isoflop.fit.price import Price
     from isoflop.fit.table import Table
+    from isoflop.ladder.recipe import TrainingRecipe
     from isoflop.laws.forms import Convention
 
 
@@ -91,19 +95,38 @@ def plan(
         float | None,
         typer.Option(metavar="HOURS", parser=amount, help="The budget in hours of one device; needs --gpu."),
     ] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
+    ] = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(metavar="HOURS", parser=amount, help="The most hours that --devices train; alone: the budget."),
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="Of the recipe: adamw or muon.")] = "adamw",
+    experts: Annotated[int, typer.Option(min=1, help="Experts of each MLP; 1: dense.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Experts that a token visits.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="Family of the configuration: gpt2, llama, or a Hugging Face config.json.")
+    ] = "llama",
     level: Level = 0.8,
     as_json: AsJson = False,
 ) -> None:
     """Parameters and tokens for a budget, with intervals, and how the answer moves with the law.
 
+    What to train comes first, the law's own answer and what other laws say below it.
+
     Without --law and --runs, and with few runs: a line shrunk to what other families of models showed (about 20 tokens
     per parameter), which advised better than a raw fit to two small budgets.
     """
     from isoflop.fit.plan import plan as planned
+    from isoflop.ladder.recipe import recipe_of
 
     with reported("plan"):
-        cost = price_of(gpu, mfu, price)
-        budget = _budget(flops, cost, budget_usd, gpu_hours)
+        count, device = (1, gpu) if devices is None else devices_of(devices)
+        if gpu is not None and devices is not None:
+            raise ValueError("expected --gpu or --devices, got both: --devices says how many, too")
+        cost = price_of(device, mfu, price)
+        budget = _budget(flops, cost, budget_usd, gpu_hours, None if max_hours is None else max_hours * count)
         own, convention = read_own(runs, column, where, n_convention, law) or (None, "unknown")
         answer = planned(
             budget,
@@ -117,10 +140,99 @@ def plan(
             rows=None if own is None else own.rows,
             keep_outliers=keep_outliers,
         )
+        recipe = None
+        if answer.convention in ("non_embedding_with_head", "unknown"):
+            options = {"model": model, "optimizer": optimizer, "experts": experts, "top_k": top_k}
+            recipe = recipe_of(answer.N, answer.flops, tokens, **options)  # type: ignore[arg-type]
     if as_json:
-        print_json(as_object(answer, cost))
-    else:
-        _print(answer, cost)
+        print_json(as_object(answer, cost) | {"recipe": None if recipe is None else recipe_as_object(recipe)})
+        return
+    if recipe is not None:
+        _print_recipe(recipe, answer, cost, count)
+    _print(answer, cost)
+
+
+def recipe_as_object(recipe: TrainingRecipe) -> dict[str, Any]:
+    """What `--json` prints of it."""
+    shape = recipe.shape.config()
+    return {
+        "config": {key: value for key, value in shape.items() if key != "hf"},
+        "N": recipe.N,
+        "total_parameters": recipe.total,
+        "D": recipe.tokens,
+        "batch_tokens": recipe.batch,
+        "batch_range": list(recipe.batch_range),
+        "steps": recipe.steps,
+        "warmup_steps": recipe.warmup,
+        "peak_lr": recipe.rate,
+        "lr_range": list(recipe.rate_range),
+        "weight_decay": recipe.weight_decay,
+        "timescale": recipe.timescale,
+        "optimizer": recipe.optimizer,
+    }
+
+
+def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, count: int) -> None:
+    """What to train, in at most twelve lines."""
+    from isoflop.ladder.recipe import MUON, MUON_GAIN
+    from isoflop.laws.frontier import short
+
+    shape, between = recipe.shape, answer.intervals or {}
+
+    def ends(name: str, write: Callable[[float], str]) -> str:
+        return " [{}, {}]".format(*map(write, between[name])) if name in between else ""
+
+    family = "GPT-2" if shape.family.gpt2 else shape.family.name.capitalize()
+    kind = f"{shape.depth} layers, width {shape.width:,}, {shape.heads} heads, MLP {shape.mlp_width:,}"
+    size = f"{short(recipe.N)} parameters with the head{ends('N', short)}"
+    if recipe.experts > 1:
+        kind += f" in {recipe.experts} experts of {max(1, shape.mlp_width // recipe.top_k):,}, top {recipe.top_k}"
+        size = f"{short(recipe.N)} of {short(recipe.total)} parameters active"
+    stock = answer.unique_tokens
+    epochs = "" if stock is None else f", {recipe.tokens / stock:.3g} epochs of {short(stock)} unique"
+    reach = "" if recipe.within else "; beyond the range of them all"
+    rows = [
+        ("model", f"{family}: {kind}"),
+        ("size", size),
+        ("data", f"{short(recipe.tokens)} tokens, {recipe.tokens / recipe.N:.3g} per parameter{epochs}"),
+        (
+            "batch",
+            f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
+            f"{shape.family.sequence_length:,} (published rules: {short(recipe.batch_range[0])} to "
+            f"{short(recipe.batch_range[1])}{reach})",
+        ),
+        (
+            "rate",
+            f"{recipe.rate:.2g} at its peak, AdamW (published rules: {recipe.rate_range[0]:.2g} to "
+            f"{recipe.rate_range[1]:.2g})",
+        ),
+        ("steps", f"{recipe.steps:,}, {recipe.warmup:,} of them warm-up; then decay the rate to 0 by the last"),
+        (
+            "decay",
+            f"weight decay {recipe.weight_decay:g}; τ = B/(η·λ·D) = {recipe.timescale:.2g}: keep it "
+            "where B or η change",
+        ),
+    ]
+    if answer.L is not None:
+        rows.append(("loss", f"{answer.L:.3f}{ends('L', '{:.3f}'.format)} nats per token at {answer.level:.0%}"))
+    if cost is not None and (hours := cost.gpu_hours(answer.total_flops)) is not None:
+        dollars = cost.usd(answer.total_flops)
+        time = f"{hours / count:,.3g} hours on {count} × " if count > 1 else f"{hours:,.3g} hours on one "
+        rows.append(("cost", f"{time}{describe(cost)}" + ("" if dollars is None else f": ${dollars:,.0f}")))
+    if recipe.optimizer == MUON:
+        low, high = MUON_GAIN
+        rows.append(
+            (
+                "Muon",
+                f"the same loss for {low:g} to {high:g} times less compute than AdamW's, by published "
+                "comparisons; the rate above holds where its updates are scaled to AdamW's size",
+            )
+        )
+    if recipe.experts > 1:
+        rows.append(("experts", "the loss is that of a dense model of the active size: the experts lower it"))
+    for name, text in rows:
+        say(f"{name:8}{text}", indent=8)
+    typer.echo()
 
 
 def read_own(
@@ -210,7 +322,24 @@ def _print_others(rows: Sequence[Alternative]) -> None:
         typer.echo(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>9.3g}{loss:>7}  {counts}")
 
 
-def _budget(flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None) -> float:
+def _budget(
+    flops: float | None,
+    cost: Price | None,
+    usd: float | None,
+    gpu_hours: float | None,
+    most_hours: float | None = None,
+) -> float:
+    """FLOPs of the budget, at most what `most_hours` of one device do."""
+    if most_hours is not None:
+        if cost is None:
+            raise ValueError("--max-hours needs --devices, whose hours they are: add it, such as --devices 64xh100")
+        allowed = cost.flops_for(gpu_hours=most_hours)
+        if flops is None and usd is None and gpu_hours is None:
+            return allowed
+        budget = _budget(flops, cost, usd, gpu_hours)
+        if allowed < budget:
+            tell("plan", f"the budget is what --max-hours allow, {allowed:.3g} of {budget:.3g} FLOPs")
+        return min(allowed, budget)
     given = {"--flops": flops, "--budget-usd": usd, "--gpu-hours": gpu_hours}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:

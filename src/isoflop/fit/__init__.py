@@ -15,8 +15,9 @@ from isoflop.lookup import face
 if TYPE_CHECKING:
     from isoflop.fit.approaches import Approach, approach_3, compare_approaches
     from isoflop.fit.envelope import Curve, envelope_of, loss_envelope
-    from isoflop.fit.options import Option, Price, compare_options, parse_option
+    from isoflop.fit.options import Option, compare_options, parse_option
     from isoflop.fit.plan import Plan
+    from isoflop.fit.price import Price
     from isoflop.fit.profiles import isoflop_profiles
     from isoflop.fit.table import parse_where, read_table, table_of_runs
 
@@ -51,8 +52,9 @@ __getattr__ = face(
     {
         "approaches": "Approach approach_3 compare_approaches",
         "envelope": "Curve envelope_of loss_envelope",
-        "options": "Option Price compare_options parse_option",
+        "options": "Option compare_options parse_option",
         "plan": "Plan",
+        "price": "Price",
         "profiles": "isoflop_profiles",
         "table": "parse_where read_table table_of_runs",
     },

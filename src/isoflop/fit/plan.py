@@ -344,7 +344,7 @@ def _answer(
         if states_loss:
             intervals["L"] = found.intervals.get("loss", (found.loss, found.loss))
     L = found.loss if states_loss else None
-    if by_line and question.unique_tokens is None:
+    if by_line and (question.unique_tokens or np.inf) >= found.D:  # no token is repeated
         L, between, said = expected_loss(found.N, found.D, own, question.level)
         notes += (said,)
         if between is not None:

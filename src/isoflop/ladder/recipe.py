@@ -1,0 +1,136 @@
+"""A plan's recipe: a real configuration of a family, its tokens, batch, peak rate, weight decay, warm-up and steps.
+
+Batch and rate are the geometric mean of the published rules whose range reaches the run (of all where none does), with
+what all of them say beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from isoflop.ladder.sizes import Shape, family_of, size_grid
+from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
+
+WEIGHT_DECAY = 0.1
+"""Of AdamW, decoupled: GPT-3, Llama (Brown et al. 2020; Touvron et al. 2023), and the runs behind Li et al. 2025."""
+MUON_GAIN = (1.1, 1.4)
+"""AdamW's compute over Muon's at one loss: 1.4 falling to 1.1 at 1.2B (2509.02046), 1.4 that stays (2512.05620)."""
+ADAMW, MUON = "adamw", "muon"
+AROUND = 1.6
+"""A factor about N within which a configuration is looked for."""
+
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What to train.
+
+    Attributes:
+        shape: the configuration nearest to the plan's N.
+        N: its parameters: with the head, and of a mixture of experts those that are active.
+        total: parameters in all.
+        tokens: D.
+        batch: tokens a step.
+        steps, warmup: optimizer steps, and those of warm-up among them.
+        rate: peak learning rate, of AdamW.
+        batch_range, rate_range: least and most that published rules say.
+        within: whether a rule's range reaches the run, for the batch.
+        weight_decay: decoupled.
+        timescale: τ = B/(η·λ·D), the share of the run that AdamW's average of its updates spans.
+        optimizer: "adamw" or "muon".
+        experts, top_k: of the MLPs; 1: dense.
+    """
+
+    shape: Shape
+    N: float
+    total: float
+    tokens: float
+    batch: int
+    steps: int
+    warmup: int
+    rate: float
+    batch_range: Ends
+    rate_range: Ends
+    within: bool
+    weight_decay: float
+    timescale: float
+    optimizer: str = ADAMW
+    experts: int = 1
+    top_k: int = 1
+
+
+def recipe_of(
+    N: float,
+    flops: float,
+    tokens: float | None = None,
+    *,
+    model: str = "llama",
+    optimizer: str = ADAMW,
+    experts: int = 1,
+    top_k: int = 1,
+) -> TrainingRecipe | None:
+    """The recipe of N parameters (with the head) for `flops` of training; None: the family has no such size.
+
+    Args:
+        N: parameters, with the head; of a mixture of experts those that are active.
+        flops: training FLOPs; attention is counted in.
+        tokens: D where it is fixed; default: what the FLOPs allow.
+        model: a known family, or a Hugging Face config.json.
+        optimizer: "adamw" or "muon".
+        experts, top_k: experts of each MLP, and how many a token visits, each 1/top_k of the dense MLP wide.
+
+    Raises:
+        ValueError: an unknown optimizer or family, more experts visited than there are.
+
+    >>> recipe = recipe_of(2.9e9, 1e21)
+    >>> recipe.shape.width, recipe.shape.depth, recipe.steps > 10_000
+    (3072, 24, True)
+    """
+    if optimizer not in (ADAMW, MUON):
+        raise ValueError(f"--optimizer: expected {ADAMW} or {MUON}, got {optimizer!r}")
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"--top-k: expected 1 to {experts}, the number of experts, got {top_k}")
+    shapes = size_grid(family_of(model), N / AROUND, N * AROUND)
+    if not shapes:
+        return None
+    shape = min(shapes, key=lambda each: abs(math.log(each.N / N)))
+    D = tokens or flops / shape.flops_per_token
+    at = {"N": float(shape.parameters["non_embedding"]), "D": D, "C": flops, "width": float(shape.width)}
+    batch, batches, within = _ruled(BATCHES, at)
+    rate, rates, _ = _ruled(RATES, at)
+    length = shape.family.sequence_length
+    sequences = max(1, round(batch / length))
+    sequences = max(1, round(sequences / 8)) * 8 if sequences >= 8 else sequences
+    steps = max(2, round(D / (sequences * length)))
+    mlp = (2 if shape.family.gpt2 else 3) * shape.width * shape.mlp_width * shape.depth
+    return TrainingRecipe(
+        shape=shape,
+        N=shape.N,
+        total=shape.N + mlp * (experts / top_k - 1),
+        tokens=D,
+        batch=sequences * length,
+        steps=steps,
+        warmup=warmup_of(steps),
+        rate=rate,
+        batch_range=batches,
+        rate_range=rates,
+        within=within,
+        weight_decay=WEIGHT_DECAY,
+        timescale=1 / (rate * WEIGHT_DECAY * steps),
+        optimizer=optimizer,
+        experts=experts,
+        top_k=top_k,
+    )
+
+
+def _ruled(rules: dict[str, Recipe], at: Mapping[str, float]) -> tuple[float, Ends, bool]:
+    """The geometric mean of the rules that reach a run, what all of them say, and whether one reaches it."""
+    reaching = published_values(rules, **at)
+    every = [each.value(**at) for each in rules.values()]
+    every = [min(value, HIGHEST_RATE) for value in every] if rules is RATES else every
+    within = any(each.fitted is not None and each.source in reaching for each in rules.values())
+    used = list(reaching.values()) if within else every
+    return math.exp(sum(map(math.log, used)) / len(used)), (min(every), max(every)), within
