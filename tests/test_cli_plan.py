@@ -17,7 +17,7 @@ from isoflop.cli import app
 
 CHINCHILLA = 5.76e23
 PLAN_KEYS = {
-    "N", "D", "L", "flops", "intervals", "level", "tokens_per_param", "n_convention", "inference_flops",
+    "N", "D", "L", "flops", "intervals", "level", "tokens_per_param", "n_convention", "inference_flops", "recipe",
     "unique_tokens", "method", "warnings", "alternatives",
 }  # fmt: skip
 COMPARE_KEYS = {"options", "best", "sure", "reason", "level", "law", "warnings"}

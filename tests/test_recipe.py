@@ -1,0 +1,87 @@
+"""The recipe of a plan: sizes, steps and tokens agree with each other, and with the budget."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from isoflop.cli import app
+from isoflop.ladder.recipe import recipe_of
+
+
+@pytest.mark.parametrize(("N", "flops"), [(2.9e8, 1e19), (2.9e9, 1e21), (9.1e9, 1e22), (7e10, 6e23)])
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_recipe_spends_the_budget_on_a_real_configuration(N: float, flops: float, model: str) -> None:
+    found = recipe_of(N, flops, model=model)
+    assert found is not None
+    assert abs(math.log(found.N / N)) < 0.1 and found.N == found.total
+    assert found.shape.flops_per_token * found.tokens == pytest.approx(flops)
+    assert found.batch * found.steps == pytest.approx(found.tokens, rel=1e-3)
+    assert 0 < found.warmup < 0.11 * found.steps
+    assert found.rate_range[0] <= found.rate <= found.rate_range[1]
+    assert found.batch_range[0] * 0.9 <= found.batch <= found.batch_range[1] * 1.1
+    assert found.timescale == pytest.approx(found.batch / (found.rate * found.weight_decay * found.tokens), rel=1e-3)
+
+
+def test_experts_add_parameters_that_are_not_active() -> None:
+    dense, sparse = recipe_of(2.9e9, 1e21), recipe_of(2.9e9, 1e21, experts=64, top_k=8)
+    assert dense is not None and sparse is not None
+    mlp = 3 * dense.shape.width * dense.shape.mlp_width * dense.shape.depth
+    assert sparse.N == dense.N and sparse.total == pytest.approx(dense.N + 7 * mlp)
+    with pytest.raises(ValueError, match="--top-k: expected 1 to 4"):
+        recipe_of(2.9e9, 1e21, experts=4, top_k=8)
+    with pytest.raises(ValueError, match="--optimizer: expected adamw or muon"):
+        recipe_of(2.9e9, 1e21, optimizer="sgd")
+
+
+def test_one_command_says_what_to_train_in_twelve_lines() -> None:
+    asked = [
+        "plan",
+        "--flops",
+        "1e22",
+        "--devices",
+        "64xH100",
+        "--mfu",
+        "0.4",
+        "--price",
+        "2.5",
+        "--unique-tokens",
+        "500B",
+    ]
+    done = CliRunner().invoke(app, asked, env={"COLUMNS": "100"})
+    recipe = done.stdout.split("\n\n")[0].splitlines()
+    assert len(recipe) <= 12
+    for word in (
+        "model",
+        "size",
+        "data",
+        "batch",
+        "rate",
+        "steps",
+        "decay",
+        "loss",
+        "cost",
+        "$17,5",
+        "110 hours on 64",
+    ):
+        assert any(word in line for line in recipe), word
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["recipe"]
+    assert found["D"] < 500e9 and found["steps"] > 10_000
+
+
+def test_hours_are_the_budget_or_limit_it() -> None:
+    def flops(*asked: str) -> float:
+        done = CliRunner().invoke(app, ["plan", *asked, "--json"])
+        assert done.exit_code == 0, done.output
+        return float(json.loads(done.stdout)["flops"])
+
+    hours = ("--max-hours", "100", "--devices", "64xh100", "--mfu", "0.4")
+    allowed = 100 * 64 * 3600 * 989.4e12 * 0.4
+    assert flops(*hours) == pytest.approx(allowed)
+    assert flops(*hours, "--flops", "1e23") == pytest.approx(allowed)
+    assert flops(*hours, "--flops", "1e20") == pytest.approx(1e20)
+    done = CliRunner().invoke(app, ["plan", "--max-hours", "5"])
+    assert done.exit_code == 1 and "--max-hours needs --devices" in done.stderr
