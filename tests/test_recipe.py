@@ -17,7 +17,7 @@ from isoflop.ladder.recipe import recipe_of
 def test_a_recipe_spends_the_budget_on_a_real_configuration(N: float, flops: float, model: str) -> None:
     found = recipe_of(N, flops, model=model)
     assert found is not None
-    assert abs(math.log(found.N / N)) < 0.1 and found.N == found.total
+    assert abs(math.log(found.N / N)) < 0.1 and found.total == found.N
     assert found.shape.flops_per_token * found.tokens == pytest.approx(flops)
     assert found.batch * found.steps == pytest.approx(found.tokens, rel=1e-3)
     assert 0 < found.warmup < 0.11 * found.steps
