@@ -73,6 +73,7 @@ TAGS = [
     # Keras, Ultralytics, tutorials
     ("val_loss", "loss", "eval/val"),
     ("epoch_loss", None, ""),
+    ("validation/epoch_loss", None, ""),
     ("train/box_loss", None, ""),
     ("lr/pg0", "rate", ""),
     ("Loss/train", "loss", "train"),
@@ -254,6 +255,7 @@ def test_parts_of_a_loss_are_no_loss(tmp_path: Path) -> None:
         ("params,tokens,loss\n124000000,2.5,3.3\n", "tokens a parameter"),
         ("params,tokens,flops,loss\n1000000,20000000,1.2e17,3.3\n", "are 1e+03 times 6·N·D"),
         ("step,loss\n10,6000.0\n20,5000.0\n", "train never falls below 5000 nats"),
+        ("step,student_loss,total_loss\n10,3.0,6.0\n20,2.0,4.0\n", "total_loss may be a sum: there are student_loss"),
         ("step,loss\n10,0.5\n20,-0.5\n", "no cross-entropy is below 0"),
         ("step,train_loss,train_ppl\n10,8.0,100.0\n20,7.0,50.0\n", "ln train_ppl is"),
     ],

@@ -20,7 +20,8 @@ FLOPS_OVER_6ND = 3.0
 TOKENS_A_SECOND = 1e10
 FLOPS_A_SECOND = 1e21
 """More than the largest cluster computes."""
-LARGEST_VOCABULARY = 1_000_000
+UNTRAINED = 11.0
+"""Nats per token: ln V of the usual vocabularies, which a run that learned anything falls below."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _too_fast(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
 
 
 def _losses(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
-    highest = math.log(claims.vocabulary or LARGEST_VOCABULARY) + 1
+    highest = UNTRAINED if claims.vocabulary is None else math.log(claims.vocabulary) + 1
     names = dict.fromkeys(name for point in points for name in point.losses if name not in claims.units)
     for name in names:
         values = [value for point in points if (value := point.losses.get(name)) is not None]
@@ -104,8 +105,6 @@ def _losses(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
         if min(values) < 0:
             yield Doubt(("loss",), f"{name} falls to {min(values):.4g}: no cross-entropy is below 0", "--loss COLUMN")
         elif min(values) > highest:
-            vocabulary = f"ln {claims.vocabulary:,.0f} + 1" if claims.vocabulary else "that of any vocabulary"
-            text = (
-                f"{name} never falls below {min(values):.4g} nats, above {vocabulary} = {highest:.4g}: it may be a sum"
-            )
+            bound = f"ln {claims.vocabulary:,.0f} + 1 = {highest:.4g}" if claims.vocabulary else f"{highest:.4g}"
+            text = f"{name} never falls below {min(values):.4g} nats, above {bound}: it may be a sum"
             yield Doubt(("loss",), f"{text}, a perplexity, or in bits", "--loss-unit bits (or ppl), or --loss COLUMN")

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +78,14 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     counts = counts_of(logged, answers, size_of)
     problems.extend(counts.problems)
     points = points_of(logged, losses, counts)
-    doubts = [*(Doubt(("loss",), text, "") for text in losses.doubts)]
-    found = list(doubts_of(_claims(logged, answers, losses, counts), points))
-    if wrong := {what for doubt in found for what in doubt.of}:
+    doubts = [Doubt(("loss",), text, "") for text in losses.doubts]
+    claims = _claims(logged, answers, losses, counts)
+    found = [
+        replace(doubt, of=tuple(what for what in doubt.of if what not in claims.given))
+        for doubt in doubts_of(claims, points)
+    ]
+    wrong = {what for doubt in found for what in doubt.of}
+    if wrong:
         counts = counts.without(wrong)
         points = points_of(logged, losses, counts)
     status = logged.status or "completed"
@@ -124,7 +129,7 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         kind=logged.kind,
         source=logged.source,
         notes=(*notes, *(f"{what}: {text}" for what, text in counts.how.items())),
-        missing=tuple(counts.missing),
+        missing=tuple(dict.fromkeys([*counts.missing, *(what for what in ("params", "tokens") if what in wrong)])),
         hint=counts.hint,
         doubts=(*doubts, *found),
         ends=logged.ends,

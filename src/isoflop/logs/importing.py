@@ -229,7 +229,7 @@ def _questions(found: tuple[Imported, ...]) -> tuple[str, ...]:
     """One question a missing quantity, for all runs that lack it."""
     asked = []
     for what, (subject, option, by_name, without) in QUESTIONS.items():
-        lacking = [one for one in found if what in one.missing]
+        lacking = [one for one in found if what in one.missing and all(what not in doubt.of for doubt in one.doubts)]
         if not lacking:
             continue
         hints = list(dict.fromkeys(one.hint for one in lacking if what == "tokens" and one.hint))[:2]

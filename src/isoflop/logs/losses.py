@@ -58,9 +58,22 @@ def losses_of(logged: Logged, answers: Answers) -> Losses:
             losses.units[name] = "bits per byte"
         if unit != "nats":
             losses.notes.append(f"{name} ({plain(column, 40)}) is {CONVERTED[unit]}")
+        if name == "train" and name not in answers.loss:
+            _doubt_sum(logged, column, losses)
         losses.columns[name] = _converted(logged.columns[column], unit)
         losses.taken[name] = column
     return losses
+
+
+def _doubt_sum(logged: Logged, column: str, losses: Losses) -> None:
+    """A loss that is no cross-entropy by its name, beside parts of a loss, may be their sum."""
+    role = role_of(column)
+    beside = [plain(name, 40) for name in logged.columns.unused if part_words(name)][:5]
+    if beside and role is not None and role.kind == "loss" and role.rank % 3:
+        losses.doubts.append(
+            f"{plain(column, 40)} may be a sum: there are {', '.join(beside)} beside it. Name the cross-entropy with "
+            "--loss COLUMN"
+        )
 
 
 def _candidates(logged: Logged) -> dict[str, list[str]]:

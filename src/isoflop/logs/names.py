@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 Kind = Literal["loss", "tokens", "step tokens", "samples", "flops", "rate", "step", "size", "own"]
@@ -37,6 +38,7 @@ _OTHER = {
     *("runtime", "time", "grad", "norm", "weight", "coef", "ratio", "accuracy", "acc", "diff", "delta", "improvement"),
     *("count", "predict", "target", "smoothing", "steps", "samples", "patience", "threshold", "spike", "spikes"),
 }
+_SMOOTHED = {"ema", "smooth", "smoothed", "running", "moving", "scaled", "epoch"}
 _PARTS = {
     *("z", "aux", "auxiliary", "kl", "box", "cls", "dfl", "mtp", "balance", "balancing", "router", "policy", "reg"),
     *("regularization", "recon", "reconstruction", "commit", "actor", "critic", "contrastive", "mse", "mae", "giou"),
@@ -162,7 +164,8 @@ def run_rank(name: str) -> int | None:
 
 def _loss(name: str, found: list[str]) -> Role | None:
     heads = {*found} & _LOSS | ({"ce"} if {"cross", "entropy"} <= {*found} else set())
-    if not heads or (found[0] == "epoch" and len(found) > 1) or {*found} & _OTHER:
+    by_epoch = ("epoch", "loss") in pairwise(found)  # Keras logs `epoch_loss` by epochs
+    if not heads or by_epoch or {*found} & _OTHER:
         return None
     unit = "bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else 1.0
     rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON
@@ -272,6 +275,6 @@ def _size(name: str, found: list[str]) -> Role | None:
 def part_words(name: str) -> set[str]:
     """Words that make a column of training no loss but a part of one (`train/box_loss`: box); empty: it is none."""
     found = {*words(name)}
-    if "loss" not in found or found & _EVAL:
+    if "loss" not in found or found & (_EVAL | _OTHER | _SMOOTHED):
         return set()
     return {word for word in found if not word.isdigit()} - _LOSS - _COMMON - _TRAIN

@@ -11,7 +11,7 @@ import numpy as np
 from isoflop.logs.cells import cell_number
 from isoflop.logs.given import Answers
 from isoflop.logs.logged import Count, Logged, first, interpolated, number, plain, scaled
-from isoflop.logs.names import role_of
+from isoflop.logs.names import role_of, words
 from isoflop.logs.size import ModelSize
 
 ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")
@@ -76,6 +76,8 @@ def token_counts(
             yield scaled(seen, length), f"{plain(name, 40)} × {length:,.15g} tokens a sequence, each full"
         else:
             hints.append(f"Its column {plain(name, 40)} counts sequences: --seq gives their length.")
+    if unused := [plain(name, 40) for name in logged.columns.unused if {*words(name)} & {"token", "tokens"}]:
+        hints.append(f"Columns that are not used: {', '.join(unused[:5])} (--tokens COLUMN).")
     batch, text = tokens_per_step(logged.settings, answers)
     if batch is not None and not logged.numbered:
         yield _per_step(batch), f"{batch:,.15g} a step: {text}"
