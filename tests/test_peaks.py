@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.flops import DTYPES, Peak, known_devices, lookup_peak, peak_by_short_name
+from isoflop.flops import DTYPES, Peak, known_devices, lookup_peak, model_device, peak_by_short_name
 from isoflop.flops import device as peaks
 
 # (reported name, dtype, dense TFLOP/s). A figure that the vendor prints with sparsity, or for two devices,
@@ -260,3 +261,10 @@ def test_what_people_call_a_device(short: str, device: str, tflops: float) -> No
 
 def test_a_part_of_a_name_is_no_device() -> None:
     assert [peak_by_short_name(name) for name in ("", "h", "100", "h10", "pcie100", "geforce 1080")] == [None] * 6
+
+
+def test_layers_in_float8_choose_its_peak():
+    """torchao replaces a model's linear layers by its own class; the trainer still says bfloat16."""
+    kind = type("Float8Linear", (torch.nn.Linear,), {})
+    assert model_device(torch.nn.Sequential(kind(2, 2)), torch.bfloat16, None).dtype == "float8_e4m3fn"
+    assert model_device(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.bfloat16, None).dtype == "bfloat16"

@@ -146,12 +146,24 @@ def model_device(model: nn.Module | None, dtype: torch.dtype | None, peak_flops:
 
     parameter = None if model is None else next(iter(model.parameters()), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    dtype = dtype or _wrappers_dtype(model)
+    dtype = torch.float8_e4m3fn if _multiplies_in_float8(model) else dtype or _wrappers_dtype(model)
     if dtype is None and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if dtype is None:
         dtype = torch.float32 if parameter is None else parameter.dtype
     return _describe(_device_name(device), device, dtype, peak_flops)
+
+
+def _multiplies_in_float8(model: nn.Module | None) -> bool:
+    """True if layers replaced by torchao's (`Float8Linear`) or Transformer Engine's fp8 autocast multiply."""
+    if model is None:
+        return False
+    engine = sys.modules.get("transformer_engine.pytorch.fp8")
+    manager = getattr(engine, "FP8GlobalStateManager", None)
+    kinds = {type(module) for module in model.modules()}
+    if manager is not None and any(kind.__module__.startswith("transformer_engine.") for kind in kinds):
+        return bool(manager.is_fp8_enabled())
+    return any(kind.__name__.lower().startswith("float8") for kind in kinds)
 
 
 def _wrappers_dtype(model: nn.Module | None) -> torch.dtype | None:
