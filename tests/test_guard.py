@@ -203,6 +203,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (lightning_run, "isoflop.live.recorder.Recorder.state_dict"),
         (transformers_resumed, "isoflop.live.recorder.Recorder.load_state_dict"),
     ],
+    "the passport": [(loop, "isoflop.live.passport.write_passport")],
     "forecasting the loss": [
         (loop, "isoflop.live.forecast.OnlineForecaster.add"),
         (loop, "isoflop.live.forecast.half_time_line"),
