@@ -1,7 +1,8 @@
-"""The calls of a training step: which they are, what they were called with, and what they do not show."""
+"""The calls of a training step: which they are, and what they were called with."""
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict, namedtuple
 from typing import Any
 
@@ -16,8 +17,8 @@ from isoflop.flops import (
     OutermostCalls,
     Shape,
     Uncountable,
+    listen,
     measure_flops,
-    parameters_used_outside,
     shapes,
     signature,
     tensors_in,
@@ -39,19 +40,19 @@ class Pair(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-def seen(model: nn.Module, step: Any) -> tuple[list[nn.Module], int | None, str | None]:
-    """(modules called, matrices used outside of them, problem) of one step that returns a loss or None."""
+def seen(model: nn.Module, step: Any) -> tuple[list[nn.Module], str | None]:
+    """(modules called, problem) of one step; the model is as it was, within and afterwards."""
+    before = [dict(vars(module)) for module in model.modules()]
+    calls = [type(module).__call__ for module in model.modules()]
     outermost = OutermostCalls(model)
-    stop = outermost.start()
+    assert [dict(vars(module)) for module in model.modules()] == before
     try:
-        loss = step()
+        step()
     finally:
-        stop()
-    outside = None if loss is None else parameters_used_outside(loss, outermost.outputs, outermost.inputs)
-    for module in model.modules():
-        assert not module._forward_hooks and not module._forward_pre_hooks
-    assert outermost._open == []
-    return [call.module for call in outermost.calls], outside, outermost.problem
+        outermost.stop()
+    assert [type(module).__call__ for module in model.modules()] == calls
+    assert outermost._open == 0
+    return [call.module for call in outermost.calls], outermost.problem
 
 
 # -- which calls -------------------------------------------------------------------------------------------------------
@@ -59,53 +60,37 @@ def seen(model: nn.Module, step: Any) -> tuple[list[nn.Module], int | None, str 
 
 def test_the_whole_model():
     model = Pair()
-    assert seen(model, lambda: model(X).sum()) == ([model], 0, None)
+    assert seen(model, lambda: model(X).sum()) == ([model], None)
 
 
 def test_its_parts_one_after_another():
     model = Pair()
-    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([model.encoder, model.decoder], 0, None)
+    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([model.encoder, model.decoder], None)
 
 
 def test_parts_in_containers_and_the_same_part_twice():
     model = Pair()
     inner = model.parts["list"][0]
-    assert seen(model, lambda: inner(inner(X)).sum()) == ([inner, inner], 0, None)
+    assert seen(model, lambda: inner(inner(X)).sum()) == ([inner, inner], None)
 
 
 def test_a_loss_module_belongs_to_it():
     model = Pair()
-    assert seen(model, lambda: model.criterion(model(X), X)) == ([model, model.criterion], 0, None)
+    assert seen(model, lambda: model.criterion(model(X), X)) == ([model, model.criterion], None)
 
 
 def test_evaluation_and_no_grad_are_no_training():
     model = Pair()
     with torch.no_grad():
-        assert seen(model, lambda: (model(X), None)[1]) == ([], None, None)
+        assert seen(model, lambda: (model(X), None)[1]) == ([], None)
     model.eval()
-    assert seen(model, lambda: (model(X), None)[1]) == ([], None, None)
-
-
-def test_a_metric_is_no_part_of_it():
-    class Accuracy(nn.Module):
-        def forward(self, x: torch.Tensor, cache: Any) -> torch.Tensor:
-            return (x > 0).float().mean()
-
-    model = Pair()
-    model.accuracy = Accuracy()
-
-    def step() -> torch.Tensor:
-        y = model(X)
-        model.accuracy(y, object())
-        return y.sum()
-
-    assert seen(model, step) == ([model], 0, None)
+    assert seen(model, lambda: (model(X), None)[1]) == ([], None)
 
 
 def test_a_frozen_part_is_a_part():
     model = Pair()
     model.encoder.requires_grad_(False)
-    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([model.encoder, model.decoder], 0, None)
+    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([model.encoder, model.decoder], None)
 
 
 def test_a_redirected_forward_is_none():
@@ -118,13 +103,13 @@ def test_a_redirected_forward_is_none():
 
     model = Steps()
     redirected = strategy._ForwardRedirection()
-    assert seen(model, lambda: redirected(model, model, "training_step", X)) == ([model, model.criterion], 0, None)
+    assert seen(model, lambda: redirected(model, model, "training_step", X)) == ([model, model.criterion], None)
 
 
 def test_a_forward_that_was_wrapped_is_one():
     model = Pair()
     model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
-    assert seen(model, lambda: model(X).sum()) == ([model], 0, None)
+    assert seen(model, lambda: model(X).sum()) == ([model], None)
 
 
 def test_exceptions_do_not_hide_later_calls():
@@ -144,15 +129,15 @@ def test_exceptions_do_not_hide_later_calls():
             model.fails(X)
         return model(X).sum()
 
-    modules, outside, problem = seen(model, step)
-    assert modules[-1] is model and (outside, problem) == (0, None)
+    modules, problem = seen(model, step)
+    assert modules[-1] is model and problem is None
 
 
-def test_an_exception_leaves_no_hook_behind():
+def test_an_exception_leaves_nothing_behind():
     model = Pair()
     with pytest.raises(RuntimeError):
         seen(model, lambda: model(torch.randn(3, 9)))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert "__call__" not in vars(Pair)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
@@ -174,8 +159,7 @@ def test_compiled_parts_are_seen_from_outside_and_not_compiled_again():
     model.decoder.compile(backend=backend, fullgraph=True)
     model.decoder(model.encoder(X))
     assert len(graphs) == 2
-    modules, outside, problem = seen(model, lambda: model.decoder(model.encoder(X)).sum())
-    assert (modules, outside, problem) == ([encoder, model.decoder], 0, None)
+    assert seen(model, lambda: model.decoder(model.encoder(X)).sum()) == ([encoder, model.decoder], None)
     assert measure_flops(model, [Call(encoder, shapes((X,)), {})]).flops.model == 2 * (2 * 3 * 4 * 5)
     model.decoder(model.encoder(X))
     assert len(graphs) == 2
@@ -186,36 +170,7 @@ def test_a_compiled_function_around_a_module_is_not_broken():
     torch._dynamo.reset()
     model = Pair()
     step = torch.compile(lambda x: model(x).sum(), backend="eager", fullgraph=True)
-    modules, outside, _ = seen(model, lambda: step(X))
-    assert modules == [] and outside  # not seen, but noticed
-
-
-# -- what the calls do not show ----------------------------------------------------------------------------------------
-
-
-class Functional(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.body, self.criterion = nn.Embedding(9, 4), nn.Linear(4, 4), nn.CrossEntropyLoss()
-        self.rest = nn.Dropout(0.0)
-
-
-def test_parameters_used_outside_of_the_calls():
-    model, ids = Functional(), tokens(1, 6, 9)[0]
-
-    def logits() -> torch.Tensor:
-        return F.linear(model.body(model.words(ids)), model.words.weight)
-
-    assert seen(model, lambda: F.cross_entropy(logits(), ids))[1] == 1
-    assert seen(model, lambda: model.criterion(logits(), ids))[1] == 1  # the loss is itself a call's output
-    assert seen(model, lambda: model.criterion(model.rest(logits()), ids))[1] == 1
-    assert seen(model, lambda: F.cross_entropy(model.body(model.words(ids)), ids % 4))[1] == 0
-    assert seen(model, lambda: torch.zeros((), requires_grad=True) * 1)[1] == 0
-
-
-def test_regularisation_of_biases_alone_is_no_product():
-    model = Pair()
-    assert seen(model, lambda: model(X).sum() + model.encoder.bias.sum())[1] == 0
+    assert seen(model, lambda: step(X)) == ([], None)
 
 
 def test_arguments_that_can_not_be_replayed():
@@ -228,7 +183,7 @@ def test_arguments_that_can_not_be_replayed():
 
     model = Cached(4, 4)
     text = "an argument of type Cache can't be copied to the meta device"
-    assert seen(model, lambda: model(X, cache=Cache()).sum()) == ([], 0, text)
+    assert seen(model, lambda: model(X, cache=Cache()).sum()) == ([], text)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -239,8 +194,8 @@ def test_nothing_is_raised_in_the_live_step():
 
     model = Nested(4, 4)
     ragged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
-    assert seen(model, lambda: model(ragged).sum())[2].startswith("an argument is a sparse or nested tensor")
-    assert seen(model, lambda: model(X.to_sparse()).sum())[2].startswith("an argument is a sparse or nested tensor")
+    assert seen(model, lambda: model(ragged).sum())[1].startswith("an argument is a sparse or nested tensor")
+    assert seen(model, lambda: model(X.to_sparse()).sum())[1].startswith("an argument is a sparse or nested tensor")
 
 
 # -- a call's arguments ------------------------------------------------------------------------------------------------
@@ -272,6 +227,8 @@ def test_data_beside_the_tensors_makes_no_key_of_its_own():
     ids = tokens(2, 3)
     assert signature({"ids": ids, "name": ["a", "b"]}) == signature({"ids": ids, "name": ["c", "d", "e"]})
     assert signature([ids, [1, 2], "a"]) == signature([ids, [3, 4], "b"])
+    documents = {"cu_seq_lens_q": torch.zeros(3), "max_length_q": 7}  # of a packed row of one length
+    assert signature({"ids": ids, **documents}) == signature({"ids": ids})
     assert signature({"ids": ids, "meta": {"row": 1}}) == signature({"ids": ids, "meta": {"row": 2}})
     assert signature(["a", "b"]) == signature(["c"])
 
@@ -318,3 +275,44 @@ def test_a_watched_module_compiled_before_or_after(when: str, in_place: bool):
     unwatch()
     called(ids)
     assert said == [1, tuple] * 2
+
+
+def test_watching_leaves_a_model_what_it_is():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs) * 2
+
+    said: list[Any] = []
+    for model in (nn.Sequential(nn.Linear(4, 4)), Own()):
+        call = type(model).__call__
+        expected = model(X)
+        unwatch = watch(model, lambda args, kwargs: said.append(args))
+        twin = copy.deepcopy(model)
+        assert torch.equal(model(X), expected) and len(said) == 1 and torch.equal(twin(X), expected)
+        assert torch.equal(torch.jit.script(nn.Sequential(model.eval()))(X), torch.jit.script(model)(X))
+        torch.export.export(model.train(), (X,))
+        assert len(said) == 1  # neither the copy nor code that is exported is training
+        unwatch()
+        assert type(model).__call__ is call
+        said.clear()
+
+
+def test_two_who_listen_to_one_class_do_not_mind_each_other():
+    first, second, said = nn.Linear(4, 4), nn.Linear(4, 4), []
+    ends = [listen([module], lambda module, *_: said.append(module)) for module in (first, second, first)]
+    first(X), second(X)
+    assert said == [first, first, second]
+    ends[0]()
+    ends[0]()
+    first(X)
+    assert said[3:] == [first]
+    for end in ends[1:]:
+        end()
+    assert "__call__" not in vars(nn.Linear)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from isoflop.flops import (
+    ESTIMATED,
     GIVEN,
-    MEASURED,
-    SIX_ND,
+    OBSERVED,
     Call,
     FlopCount,
     StepCost,
@@ -22,11 +23,12 @@ from isoflop.flops import (
     measure_flops,
     shapes,
     signature,
+    tensors_in,
 )
 from models import TinyGPT, tokens
 
 # limits of `isoflop.flops.cost` and of the points that a law keeps
-BUDGET_SECONDS, MAX_KNOWN, KEPT = 30.0, 10_000, 64
+MAX_KNOWN, KEPT = 10_000, 64
 
 
 def key(batch: int, length: int) -> Any:
@@ -263,18 +265,13 @@ def test_nor_those_of_two_lengths(draw: random.Random, kind: str):
     run(f, pair, [(draw.choice(batches), draw.randint(1, 16), draw.randint(1, 9)) for _ in range(60)])
 
 
-# -- the budget --------------------------------------------------------------------------------------------------------
+# -- estimates ---------------------------------------------------------------------------------------------------------
 
 
-def test_measuring_has_a_budget_and_estimates_come_after():
+def test_an_estimate_is_in_proportion_to_the_nearest_length():
     cost = StepCost()
-    assert cost.may_measure(0.0)
-    cost.learn(key(2, 10), FlopCount(2000, 2200, 20), seconds=BUDGET_SECONDS + 1)
-    assert not cost.may_measure(100.0)
-    assert cost.may_measure((BUDGET_SECONDS + 1) / 0.002 + 1)
-    assert cost.estimate(key(4, 11)) == FlopCount(4400, 4840, 44)  # in proportion to the tokens of the nearest length
-    assert cost.estimated == 1
-    assert cost.lookup(key(4, 11)) == FlopCount(4400, 4840, 44)
+    cost.learn(key(2, 10), FlopCount(2000, 2200, 20))
+    assert cost.estimate(key(4, 11)) == FlopCount(4400, 4840, 44)
     assert cost.estimate(("another", (2, 10))) is None
     cost.forget()
     assert cost.lookup(key(2, 10)) is None and cost.estimate(key(4, 11)) is None
@@ -298,7 +295,6 @@ def test_an_estimate_is_from_the_nearest_in_all_lengths():
     assert cost.estimate(pair(4, 60, 12)) == alike(432)  # three a token
     assert cost.estimate(pair(2, 500, 500)) is not None
     assert cost.estimate(pair(0, 0, 0)) == alike(0)
-    assert cost.estimated == 4
 
 
 def test_memory_is_bounded():
@@ -319,8 +315,13 @@ def test_memory_is_bounded():
 
 
 def observe(observer: StepObserver, model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount | None:
+    """One step: the forward call, its backward pass, and what was counted of it."""
     observer.forward(model, args, kwargs)
+    for output in tensors_in(model(*args, **kwargs))[-1:]:
+        output.sum().backward()
     observer.settle()
+    if observer.due:
+        observer.observe_next()
     totals, _, _ = observer.drain()
     if totals.without_flops:
         return None
@@ -328,77 +329,76 @@ def observe(observer: StepObserver, model: nn.Module, *args: Any, **kwargs: Any)
 
 
 @pytest.fixture
+def steps() -> Iterator[Callable[..., StepObserver]]:
+    """Makes a `StepObserver`; none observes when the test ends."""
+    made: list[StepObserver] = []
+
+    def make(*args: Any, **kwargs: Any) -> StepObserver:
+        made.append(StepObserver(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for observer in made:
+        observer.end_observing()
+
+
+@pytest.fixture
 def said() -> list[str]:
     return []
 
 
-def test_a_run_of_many_lengths_measures_few(said: list[str], monkeypatch: pytest.MonkeyPatch):
-    measured = []
-    monkeypatch.setattr(
-        "isoflop.flops.cost.measure_flops", lambda model, calls: measured.append(calls) or measure_flops(model, calls)
-    )
+def test_a_run_of_many_lengths_observes_few(said: list[str], steps: Any):
     model = TinyGPT()
-    observer = StepObserver(model, say=said.append)
+    observer = steps(model, say=said.append)
     lengths = [5, 32, 16, 10, 24, *range(5, 33)]
     for length in lengths:
         ids = tokens(2, length)
         forward, attention = model.forward_flops(2, length)
         assert observe(observer, model, ids, ids) == FlopCount(3 * forward, 3 * forward, 3 * attention)
-    assert len(measured) == 5
-    assert (said, observer.costing.methods) == ([], {MEASURED: ""})
+    assert observer.costing.observed == 5 + 3  # the lengths that the law needs, and steps 8, 13 and 21
+    assert (said, observer.costing.methods) == ([], {OBSERVED: ""})
     assert observer.costing.parameters.method == "by use in a traced forward pass"
 
 
-def test_past_the_budget_nothing_is_measured_and_it_is_said(said: list[str]):
-    model = TinyGPT()
-    observer = StepObserver(model, say=said.append)
-    observer.costing.known.seconds = BUDGET_SECONDS + 1
-    ids = tokens(2, 8)
-    assert observe(observer, model, ids).model == 6 * model.block_parameters() * 16
-    assert said == [
-        "the step's FLOPs are taken as 6·N·D, which leaves attention and the output head out: more batch shapes, or "
-        "longer measurements, than training has the time for. Pass flops_per_token= to set them"
-    ]
-    assert list(observer.costing.methods) == [SIX_ND]
+def test_past_the_budget_nothing_is_observed_and_it_is_said(said: list[str], steps: Any):
+    """One number of steps for all runs, whatever the clock says: equal runs have equal totals."""
+    model, totals = TinyGPT(), []
+    lengths = [length for length in range(2, 33) if length % 3]
+    random.Random(0).shuffle(lengths)
+    for _ in range(2):
+        observer, total = steps(model, say=said.append), 0
+        observer.costing.observed = 60
+        observer.costing._bodies.learn(signature((tokens(2, 4),)), FlopCount(1000, 1000, 10))
+        for length in lengths[:12]:
+            total += observe(observer, model, tokens(2, length)).model
+        assert observer.costing.observed <= 64 and ESTIMATED in observer.costing.methods
+        totals.append(total)
+        observer.end_observing()
+    assert totals[0] == totals[1]
+    assert said[0] == "more batch shapes than are observed: FLOPs of others are estimated from the nearest length"
 
 
 @pytest.mark.parametrize("beside", [{}, {"text": ["a"]}, {"source": "c4"}])
-def test_texts_beside_the_tokens_do_not_make_every_step_be_listened_to(beside: dict[str, Any]):
-    observer = StepObserver(TinyGPT(), say=lambda text: None)
-    wanted = []
-    for _ in range(40):
-        wanted.append(observer.batch({"input_ids": tokens(2, 8), **beside}))
-        if wanted[-1]:
-            observer.calls([Call(observer.model, shapes((tokens(2, 8),)), {})])
-        observer.settle()
-    assert [i for i, listened in enumerate(wanted, 1) if listened] == [1, 2, 3, 5, 8, 13, 21, 34]
-    texts_alone = StepObserver(TinyGPT(), say=lambda text: None)
-    assert all(texts_alone.batch(["a text", "another"]) for _ in range(40))
+def test_texts_beside_the_tokens_do_not_make_every_step_be_listened_to(beside: dict[str, Any], steps: Any):
+    def listened(batch: Any) -> list[int]:
+        model = TinyGPT()
+        observer, found = steps(model, say=lambda text: None), []
+        for step in range(1, 41):
+            observer.batch(batch)
+            if observer.observation is not None or observer._outermost is not None:
+                found.append(step)
+            model(tokens(2, 8))[0].sum().backward()
+            observer.end_batch()
+            observer.settle()
+        return found
+
+    assert listened({"input_ids": tokens(2, 8), **beside}) == [1, 2, 3, 5, 8, 13, 21, 34]
+    assert listened(["a text", "another"]) == list(range(1, 41))
 
 
-def test_what_can_not_be_measured_is_tried_once_a_shape_and_costs_budget(said: list[str]):
-    class Branches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.layer = nn.Embedding(9, 4), nn.Linear(4, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.layer(self.words(x))
-            return x if x.sum() > 0 else -x
-
-    model = Branches()
-    observer = StepObserver(model, say=said.append)
-    for _ in range(5):
-        assert observe(observer, model, tokens(2, 8, 9)) == FlopCount(6 * 20 * 16, 6 * 20 * 16, 0)
-    assert observer.costing.known.seconds > 0
-    # five, for the batches are watched in vain three times: no backward pass follows them
-    assert len(said) == 1 and "Branches can't run on the meta device" in said[0]
-    assert "Branches" in observer.costing.methods[SIX_ND]
-
-
-def test_freezing_one_layer_for_another_is_noticed(said: list[str]):
+def test_freezing_one_layer_for_another_is_noticed(said: list[str], steps: Any):
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5), nn.Linear(5, 6))
-    observer, ids = StepObserver(model, say=said.append), tokens(2, 8, 9)
+    observer, ids = steps(model, say=said.append), tokens(2, 8, 9)
     first, second = 2 * 16 * 4 * 5, 2 * 16 * 5 * 6
     model[1].requires_grad_(False)
     model[0].requires_grad_(False)
@@ -406,21 +406,21 @@ def test_freezing_one_layer_for_another_is_noticed(said: list[str]):
     assert observe(observer, model, ids).model == first + 2 * second
     model[1].requires_grad_(True)
     model[2].requires_grad_(False)  # as many as before train
-    assert observe(observer, model, ids).model == first + 2 * second  # not before a log step
+    assert observe(observer, model, ids).model == 2 * first + 2 * second  # each step is observed, so far
     observer.look_for_frozen_layers()
     assert observe(observer, model, ids).model == 2 * first + 2 * second
 
 
-def test_flops_per_token_given(said: list[str]):
+def test_flops_per_token_given(said: list[str], steps: Any):
     model = TinyGPT()
-    observer = StepObserver(model, say=said.append, flops_per_token=1e6 + 0.4, num_params=10)
+    observer = steps(model, say=said.append, flops_per_token=1e6 + 0.4, num_params=10)
     assert observe(observer, model, tokens(2, 8)) == FlopCount(16 * 10**6, 16 * 10**6, 0)
     assert (list(observer.costing.methods), observer.costing.parameters.total, said) == ([GIVEN], 10, [])
 
 
-def test_no_tokens_in_the_batch_is_said_once_and_unknown(said: list[str]):
+def test_no_tokens_in_the_batch_is_said_once_and_unknown(said: list[str], steps: Any):
     model = nn.Linear(4, 4)
-    observer = StepObserver(model, say=said.append)
+    observer = steps(model, say=said.append)
     assert not observer.holds_counts
     assert observe(observer, model, torch.randn(3, 4)) is not None  # FLOPs are measured all the same
     assert said == [
@@ -429,8 +429,8 @@ def test_no_tokens_in_the_batch_is_said_once_and_unknown(said: list[str]):
     ]
 
 
-def test_a_model_that_is_not_called_is_said(said: list[str]):
-    observer = StepObserver(TinyGPT(), say=said.append)
+def test_a_model_that_is_not_called_is_said(said: list[str], steps: Any):
+    observer = steps(TinyGPT(), say=said.append)
     observer.settle()
     assert said == ["no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)"]
     totals, _, _ = observer.drain()

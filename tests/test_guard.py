@@ -241,7 +241,6 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (lightning_run, "isoflop.flops.step.signature"),
         (transformers_run, "isoflop.flops.step.signature"),
     ],
-    "taking the model's calls": [(lightning_run, "isoflop.flops.step.StepObserver.calls")],
     "adding the loss": [(loop, "isoflop.flops.totals.Tally.add_loss")],
     "logging": [
         (loop, "body of isoflop.live.monitor.Monitor._log"),
@@ -258,10 +257,10 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (transformers_resumed, "isoflop.flops.clock.Clock.load_state_dict"),
     ],
     "following the trainer's step": [(lightning_run, "body of isoflop.live.monitor.Monitor.expect")],
-    "counting a real step": [(branching_loop, "isoflop.flops.totals.Tally.correct")],
+    "ending an observation": [(loop, "isoflop.flops.step.StepObserver.end_observing")],
     "settling the step": [
         (loop, "isoflop.flops.step.StepObserver.settle"),
-        (lightning_run, "isoflop.flops.cost.StepCost.learn"),
+        (loop, "isoflop.flops.cost.StepCost.learn"),
     ],
     "measuring the noise scale": [
         (accumulating_loop, "isoflop.live.noise.choose_source"),
@@ -291,10 +290,12 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "Lightning: seeing a batch": [
         (lightning_run, "isoflop.live.monitor.Monitor.batch"),
-        (lightning_run, "isoflop_lightning.callback.OutermostCalls.start"),
+        (lightning_run, "isoflop.flops.observe.Observation.start"),
     ],
-    "Lightning: a batch's end": [(lightning_run, "isoflop.live.monitor.Monitor.loss")],
-    "Lightning: on_before_backward": [(lightning_run, "isoflop_lightning.callback.parameters_used_outside")],
+    "Lightning: a batch's end": [
+        (lightning_run, "isoflop.live.monitor.Monitor.loss"),
+        (lightning_run, "isoflop.flops.cost.StepCost.learn"),
+    ],
     "Lightning: on_validation_start": [
         (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_validation_start")
     ],

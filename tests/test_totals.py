@@ -96,7 +96,7 @@ def test_the_same_totals_however_it_is_trained(train: Train, accumulate: int, tm
     assert [point.step for point in run.points] == [2, 4, 6, 8]
     assert [point.tokens for point in run.points] == [256, 512, 768, 1024]
     assert (run.status, run.problems) == ("completed", ())
-    assert run.counting["method"] == "measured on the meta device"
+    assert run.counting["method"] == "observed in training"
     assert run.points[-1].batch_tokens == 128
 
 

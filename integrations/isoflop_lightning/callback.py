@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isoflop.flops.calls import OutermostCalls, parameters_used_outside
 from isoflop.guard import UNKNOWN, Guard, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
@@ -46,8 +45,6 @@ class IsoFLOPMonitor(LightningCallback):
         Options.of(**options)  # a wrong option is told here, before training
         self._options = options
         self._restored: dict[str, Any] | None = None
-        self._listening: Any = None
-        self._calls: OutermostCalls | None = None
         self._split: SplitStep | None = None
         self._step_before = 0
         self._saving = self._monitored = False
@@ -101,7 +98,6 @@ class IsoFLOPMonitor(LightningCallback):
     @hook("Lightning: on_exception", "the record has no end line")
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """An interrupted run is recorded as such."""
-        self._stop_listening()
         if self.monitor is not None:
             self.monitor.finish(completed=False)
 
@@ -112,35 +108,21 @@ class IsoFLOPMonitor(LightningCallback):
 
     @hook(_BATCH, UNKNOWN)
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Count the batch; for a new shape, see what the step calls."""
+        """Count the batch; for a new shape, observe the step."""
         monitor = self.monitor
         if monitor is None:
             return
         if self._saving:
             self._saving = False
             monitor.leave("checkpoint")
-        if monitor.batch(batch):
-            self._calls = OutermostCalls(pl_module)
-            if getattr(pl_module, "_compiler_ctx", None) is not None:
-                # torch.compile(LightningModule): hooks inside its compiled training_step would break the graph
-                self._calls.problem = "the LightningModule is compiled as a whole; compile its model instead"
-            else:
-                self._listening = self._calls.start()
-        elif self._split is not None:
+        monitor.batch(batch)
+        if self._split is not None and monitor.observer.observation is None:
             self._split.begin(pl_module, batch)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Of a split step, the first half's backward pass; behind no boundary, for it is a part of training."""
         if self._split is not None:
             self._split.before_backward(trainer)
-        self._look_at_backward(loss)
-
-    @hook("Lightning: on_before_backward", "FLOPs outside of the model's modules are not noticed")
-    def _look_at_backward(self, loss: Any) -> None:
-        """For a new shape: was everything that the loss depends on computed in the calls that were seen?"""
-        calls = self._calls
-        if calls is not None and calls.problem is None and parameters_used_outside(loss, calls.outputs, calls.inputs):
-            calls.problem = "training_step multiplies by parameters outside of its modules' forward passes"
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
@@ -152,10 +134,7 @@ class IsoFLOPMonitor(LightningCallback):
     def _end_batch(self, monitor: Monitor, trainer: Any, pl_module: Any, outputs: Any) -> None:
         if self._split is not None:
             self._split.end(pl_module)
-        if self._calls is not None:
-            self._stop_listening()
-            monitor.calls(self._calls.calls, self._calls.problem)
-            self._calls = None
+        monitor.end_batch()
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             if pl_module.automatic_optimization:
@@ -180,11 +159,6 @@ class IsoFLOPMonitor(LightningCallback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitor.scalars.items()})
         if monitor.should_stop:
             trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
-
-    def _stop_listening(self) -> None:
-        if self._listening is not None:
-            self._listening()
-            self._listening = None
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from typing import TYPE_CHECKING, Any
+from weakref import finalize, ref
 
 import torch
 from transformers import TrainerCallback
@@ -69,11 +70,25 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
                 monitor.load_state_dict(restored)
             monitor.expect(state.global_step)
         self.restored = None
-        self._unwatch = watch(
-            model,
-            lambda args, kwargs: monitor.forward(model, args, kwargs) if self.guard.open(_STEP) else None,
-            lambda output: self._look_at_loss(monitor, output),
-        )
+        weakly = ref(self)  # a class that knows its listeners must not keep an abandoned run alive
+
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            callback = weakly()
+            if callback is not None and callback.monitor is not None and callback.guard.open(_STEP):
+                callback.monitor.forward(model, args, kwargs)
+
+        def after(output: Any) -> None:
+            callback = weakly()
+            if callback is not None and callback.monitor is not None:
+                callback._look_at_loss(callback.monitor, output)
+
+        def evaluating(begins: bool) -> None:
+            callback = weakly()
+            if callback is not None and callback.monitor is not None:
+                callback.monitor.evaluates(begins)
+
+        self._unwatch = watch(model, before, after, evaluating)
+        finalize(self, self._unwatch)
         self.monitor = monitor
         if monitor.options.noise_scale == "split":
             self._unsplit()

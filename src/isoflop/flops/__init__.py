@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from isoflop.lookup import face
 
 if TYPE_CHECKING:
-    from isoflop.flops.calls import Call, OutermostCalls, Shape, Uncountable, parameters_used_outside
+    from isoflop.flops.apart import run_apart
+    from isoflop.flops.calls import Call, OutermostCalls, Shape, Uncountable, listen
     from isoflop.flops.calls import shapes, signature, tensors_in, watch
     from isoflop.flops.clock import Clock, Phase
-    from isoflop.flops.config_shape import ESTIMATED, FORMULA, GIVEN, MEASURED, SIX_ND, WATCHED, TransformerShape
+    from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, MEASURED, OBSERVED, SIX_ND, WATCHED
+    from isoflop.flops.config_shape import TransformerShape
     from isoflop.flops.config_shape import kaplan, palm, shape_of, six_n, width_of
     from isoflop.flops.cost import StepCost
     from isoflop.flops.count import ModuleCount, StepCount, count_measured, count_otherwise
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
 __getattr__ = face(
     __name__,
     {
-        "calls": "Call OutermostCalls Shape Uncountable parameters_used_outside shapes signature tensors_in watch",
+        "apart": "run_apart",
+        "calls": "Call OutermostCalls Shape Uncountable listen shapes signature tensors_in watch",
         "clock": "Clock Phase",
-        "config_shape": "ESTIMATED FORMULA GIVEN MEASURED SIX_ND WATCHED TransformerShape "
+        "config_shape": "APART ESTIMATED FORMULA GIVEN MEASURED OBSERVED SIX_ND WATCHED TransformerShape "
         "kaplan palm shape_of six_n width_of",
         "cost": "StepCost",
         "count": "ModuleCount StepCount count_measured count_otherwise",

@@ -21,6 +21,21 @@ from isoflop.flops.values import LARGEST, storage_number, values_of
 aten = torch.ops.aten
 
 
+class Reading:
+    """Whether masks and bounds of a training's own tensors may be read, which waits for the device."""
+
+    allowed = True
+    refused = False
+    """Something was not read."""
+
+    @classmethod
+    def refuses(cls, tensor: Any) -> bool:
+        """True if this tensor must not be read."""
+        refused = not cls.allowed and isinstance(tensor, torch.Tensor) and not tensor.is_meta
+        cls.refused = cls.refused or refused
+        return refused
+
+
 def keys_met(allowed: torch.Tensor, queries: int, keys: int) -> Fraction:
     """The share of all pairs of a query and a key that windows and documents leave.
 
@@ -144,6 +159,8 @@ def kernel_flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def share_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> Fraction:
     """`keys_met` of flex_attention's block mask."""
+    if Reading.refuses(block_mask[2] if isinstance(block_mask, tuple) else getattr(block_mask, "kv_num_blocks", None)):
+        return Fraction(1)
     with _disable_current_modes(), torch.no_grad():
         allowed = pairs_of_blocks(block_mask, queries, keys, device)
         return Fraction(1) if allowed is None else keys_met(allowed, queries, keys)
@@ -170,7 +187,7 @@ def _documents(found: dict[str, Any], T: int, S: int) -> list[tuple[int, int]]:
     """Tokens and keys of each document of a packed row, by their bounds; as long as the longest where these have no
     values.
     """
-    bounds = values_of(found["documents"])
+    bounds = None if Reading.refuses(found["documents"]) else values_of(found["documents"])
     if bounds is None and found["documents"] is not None:
         return [(T, min(S, found["longest_key"] or S))]
     if bounds is None or bounds.numel() < 2:
@@ -205,7 +222,7 @@ def share_met(mask: Any, queries: int, keys: int, inverted: bool = False) -> Fra
 
     `inverted`: True stands for a pair that is masked away.
     """
-    values = values_of(mask)
+    values = None if Reading.refuses(mask) else values_of(mask)
     if values is None or mask.requires_grad or tuple(values.shape[-2:]) != (queries, keys):
         return Fraction(1)
     key = (

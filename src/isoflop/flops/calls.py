@@ -1,16 +1,15 @@
 """The forward calls that a training step consists of, by the shapes of their arguments.
 
-They are seen on the live model without a sync, a copy, or a graph break inside compiled code.
+They are seen on the live model without a sync, a copy, a hook on it, or a graph break inside compiled code.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -102,18 +101,22 @@ def metas(value: Any, floating: torch.dtype | None = None, device: str = "meta")
     return tree_map(leaf, value)
 
 
+_OF_DOCUMENTS = ("cu_seq", "cum_seq", "max_length", "max_seqlen", "max_seq_len")
+
+
 def signature(value: Any, top: bool = True) -> Signature:
     """A hashable key of a batch: the shapes of its tensors, in order. Costs a few µs and no sync.
 
     Numbers and strings belong to it where they may be arguments of the call (a mode, a number of loops). In a list
-    or deeper they are data (names, row numbers), with which every batch would have a key of its own.
+    or deeper they are data (names, row numbers), with which every batch would have a key of its own. So would it with
+    the bounds of a packed row's documents.
     """
     if isinstance(value, torch.Tensor):
         return value.shape
     parts: list[Any] = []
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if item is not None:
+            if item is not None and not str(key).startswith(_OF_DOCUMENTS):
                 parts.append((key, item.shape if isinstance(item, torch.Tensor) else _item(item, top)))
         return tuple(parts)
     if isinstance(value, list | tuple):
@@ -146,7 +149,7 @@ def is_opaque(key: Any) -> bool:
 def sizes(value: Any) -> Signature:
     """A hashable key of a call's arguments as `shapes` gives them."""
     if isinstance(value, Shape):
-        return value.size
+        return torch.Size(value.size)
     if isinstance(value, Mapping):
         return tuple([(key, sizes(item)) for key, item in value.items()])
     if isinstance(value, list | tuple):
@@ -154,99 +157,136 @@ def sizes(value: Any) -> Signature:
     return (repr(value),)
 
 
-def watch(module: nn.Module, before: Before, after: After | None = None) -> Callable[[], None]:
-    """Call `before(args, kwargs)` ahead of each forward call of `module` and `after(output)` behind it.
+Ended = Callable[[Any], None]
+Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "Ended | None"]
+"""Called ahead of a call; what it returns is called behind it, with the output, None after an exception."""
 
-    Only calls that train (`module.training`, gradients enabled) are seen. Returns the function that ends it.
-    A module compiled in place (`module.compile()`) is wrapped from outside, for hooks would be compiled with it and
-    a graph break in it is an error under `fullgraph=True`.
+
+def watch(
+    module: nn.Module, before: Before, after: After | None = None, evaluating: Callable[[bool], None] | None = None
+) -> Callable[[], None]:
+    """Call `before(args, kwargs)` ahead of each training call of `module` and `after(output)` behind it.
+
+    A training call is one with `module.training` and gradients enabled. `evaluating(True)` and `evaluating(False)`
+    come around a call in evaluation mode without gradients. Returns the function that ends it.
     """
 
-    def pre_hook(hooked: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # a deep copy of the module (a teacher, an average of weights) has the hook too
-        if hooked is module and hooked.training and torch.is_grad_enabled():
+    def heard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
+        if module.training:
+            if not torch.is_grad_enabled():
+                return None
             before(args, kwargs)
+            return after
+        if evaluating is None or torch.is_grad_enabled():
+            return None
+        evaluating(True)
+        return lambda output: evaluating(False)
 
-    def post_hook(hooked: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if after is not None and hooked is module and hooked.training and torch.is_grad_enabled():
-            after(output)
-
-    return attach(module, _not_compiled(pre_hook), None if after is None else _not_compiled(post_hook))
+    return listen([module], heard)
 
 
-def attach(module: nn.Module, pre_hook: Any, post_hook: Any = None, always: bool = False) -> Callable[[], None]:
-    """Add hooks to a module, or around the call of one compiled in place; returns the function that removes them.
+def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
+    """Call `heard(module, args, kwargs)` ahead of each call of these modules; see `Heard`.
 
-    `always`: the hook behind the call is called, with None, after an exception too.
+    The modules stay as they are: no hook stands on them that `torch.save`, `copy.deepcopy`, `torch.jit.script` or
+    `torch.compile` would meet. Their classes get a `__call__` that knows them. Calls inside a graph that is being
+    compiled are not heard. Returns the function that ends it.
     """
-    compiled = getattr(module, "_compiled_call_impl", None)
-    if compiled is not None:
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            pre_hook(module, args, kwargs)
-            output = None
-            try:
-                output = compiled(*args, **kwargs)
-            except BaseException:  # as always_call hooks do: whatever ended the call, and it is raised on
-                if post_hook is not None and always:
-                    post_hook(module, args, None)
-                raise
-            if post_hook is not None:
-                post_hook(module, args, output)
-            return output
-
-        module._compiled_call_impl = wrapped
-
-        def restore() -> None:
-            module._compiled_call_impl = compiled
-
-        return restore
-
-    handles = [module.register_forward_pre_hook(_picklable(pre_hook), with_kwargs=True)]
-    if post_hook is not None:
-        handles.append(module.register_forward_hook(_picklable(post_hook), always_call=always))
+    _not_compiled(heard, called=True)
+    kept: list[nn.Module] = []  # for an id is given out again
+    wrapper = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    kinds: list[tuple[type, int]] = []
+    for module in modules:
+        module = getattr(module, "_orig_mod", module)
+        kinds += [(kind, id(module)) for kind in (type(module), wrapper) if kind is not None]
+        kept.append(module)
+    for kind, number in kinds:
+        _listeners(kind).setdefault(number, []).append(heard)
 
     def remove() -> None:
-        for handle in handles:
-            handle.remove()
+        for kind, number in kinds:
+            listeners = _LISTENED[kind][0] if kind in _LISTENED else {}
+            here = listeners.get(number, [])
+            if heard in here:
+                here.remove(heard)
+            if not here:
+                listeners.pop(number, None)
+        for kind in {kind for kind, _ in kinds} & _LISTENED.keys():
+            _leave_alone(kind)
+        kept.clear()
 
     return remove
 
 
-_HOOKS: WeakValueDictionary[str, Any] = WeakValueDictionary()
-_NUMBERS = itertools.count()
+_LISTENED: dict[type, tuple[dict[int, list[Heard]], Any]] = {}
+"""Class → (id of a module → who listens to it; the class's own `__call__`, None where it inherits one)."""
+_WRAPPED: list[int] = []
+"""Modules that are being called through torch.compile's wrapper, which is heard instead of them."""
 
 
-def _picklable(hook: Any) -> Any:
-    """Let `torch.save(model)` go on working while the hook is on: pickle finds it as `calls.hook_<n>`.
+def _listeners(kind: type) -> dict[int, list[Heard]]:
+    if kind in _LISTENED:
+        return _LISTENED[kind][0]
+    original: Any = kind.__call__
+    listeners: dict[int, list[Heard]] = {}
+    wraps = kind.__name__ == "OptimizedModule"
 
-    It must stay a plain function, for dynamo looks into anything else. Loaded again, it does nothing: `attach` ties a
-    hook to one module, and in another process `__getattr__` below stands in.
-    """
-    hook.__name__ = hook.__qualname__ = f"hook_{next(_NUMBERS)}"
-    hook.__module__ = __name__
-    _HOOKS[hook.__name__] = hook
-    return hook
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        number = id(self._orig_mod if wraps else self)
+        listening = None if torch.compiler.is_compiling() or number in _WRAPPED else listeners.get(number)
+        if listening is None:
+            return original(self, *args, **kwargs)
+        waiting: list[Ended] = []
+        for heard in listening:
+            ended = heard(self, args, kwargs)
+            if ended is not None:
+                waiting.append(ended)
+        output = None
+        if wraps:
+            _WRAPPED.append(number)
+        try:
+            output = original(self, *args, **kwargs)
+            return output
+        finally:
+            if wraps:
+                _WRAPPED.remove(number)
+            if waiting:
+                _end(waiting, output)
+
+    _not_compiled(__call__)
+    _LISTENED[kind] = listeners, vars(kind).get("__call__")
+    kind.__call__ = __call__  # type: ignore[method-assign]
+    return listeners
 
 
-def _no_hook(*_: Any) -> None:
-    pass
+def _end(waiting: list[Ended], output: Any) -> None:
+    for ended in waiting:
+        ended(output)
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("hook_"):
-        return _HOOKS.get(name, _no_hook)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _leave_alone(kind: Any) -> None:
+    listeners, own = _LISTENED[kind]
+    if not listeners:
+        del _LISTENED[kind]
+        if own is None:
+            del kind.__call__
+        else:
+            kind.__call__ = own
 
 
-def _not_compiled(function: Any) -> Any:
-    # torch.compiler.disable(function) without its import of dynamo (1.7 s), needed by nobody who does not compile
-    import sys
+def _not_compiled(function: Any, called: bool = False) -> None:
+    """Let dynamo pass over a function as over `nn.Module.__call__`, and over what it calls too if `called`."""
+    try:  # not public; as `torch._dynamo.eval_frame.skip_code` without its import of 1.7 s
+        from torch._C._dynamo import eval_frame
 
-    if "torch._dynamo" in sys.modules:
-        return torch.compiler.disable(function)
-    function._torchdynamo_disable = True
-    return function
+        skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
+        strategy = eval_frame._FrameExecStrategy(skip, skip if called else default)
+        eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    except (ImportError, AttributeError):  # another version of torch: a compiled model has some frames more
+        pass
+
+
+_not_compiled(_end, called=True)
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:
@@ -263,93 +303,38 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
 
 
 class OutermostCalls:
-    """Calls of a model's modules that no other of its modules made: together they are the forward pass.
+    """Calls of a model's modules that no other of its modules made, while it trains: `calls`, in order.
 
     A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`. Compiled
-    modules are seen from outside only. Metrics (modules without parameters and without a differentiable output) are
-    left out.
+    modules are seen from outside only.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, heard: Callable[[Call], None] | None = None) -> None:
         self.calls: list[Call] = []
-        self.inputs: list[Any] = []
-        """Autograd nodes of the calls' inputs; nodes, for tensors would keep the logits' memory."""
-        self.outputs: list[Any] = []
-        """Autograd nodes of their outputs."""
         self.problem: str | None = None
-        self._model = model
-        self._open: list[_Open] = []
+        """Why the calls can't be repeated on the meta device."""
+        self._heard = heard
+        self._open = 0  # calls under way
+        self.stop = listen(list(_reachable(model)), self._before)
+        """Ends it."""
 
-    def start(self) -> Callable[[], None]:
-        """Begin to collect calls; returns the function that ends it."""
-        removers = [self._listen(module) for module in _reachable(self._model)]
-
-        def stop() -> None:
-            for remove in removers:
-                remove()
-
-        return stop
-
-    def _listen(self, module: nn.Module) -> Callable[[], None]:
-        # These hooks stand on the live model: nothing may be raised in them. Inside a graph that is being compiled
-        # (a compiled function that calls the module) they must be nothing at all: a break there can be an error.
-        def pre_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not torch.compiler.is_compiling():
-                self._before(module, args, kwargs)
-
-        def post_hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not torch.compiler.is_compiling():
-                self._after(module, output)
-
-        return attach(module, pre_hook, post_hook, always=True)
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        opened = _Open(module, forward=not _redirected(module))
-        outermost = opened.forward and not any(other.forward for other in self._open)
-        self._open.append(opened)
-        if outermost and module.training and torch.is_grad_enabled():
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
+        if _redirected(module):
+            return None
+        if not self._open and module.training and torch.is_grad_enabled():
             try:
-                opened.inputs = _nodes((args, kwargs))
-                opened.call = Call(module, shapes(args), shapes(kwargs))
+                self.calls.append(Call(module, shapes(args), shapes(kwargs)))
+                if self._heard is not None:
+                    self._heard(self.calls[-1])
             except Uncountable as reason:
-                opened.problem = str(reason)
-            except Exception as error:
-                opened.problem = f"the arguments can't be read ({type(error).__name__}: {error})"
+                self.problem = str(reason)
+            except Exception as error:  # nothing may be raised into the training step
+                self.problem = f"the arguments can't be read ({type(error).__name__}: {error})"
+        self._open += 1
+        return self._after
 
-    def _after(self, module: nn.Module, output: Any) -> None:
-        while self._open:
-            done = self._open.pop()
-            if done.module is module:
-                break
-        else:
-            return
-        try:
-            # what passes a call unchanged (a dropout at rest) was computed outside
-            outputs = [node for node in _nodes(output) if node not in done.inputs]
-        except Exception as error:
-            outputs, done.problem = [], f"the output can't be read ({type(error).__name__}: {error})"
-        if (done.call is None and done.problem is None) or not (outputs or any(True for _ in module.parameters())):
-            return
-        if done.call is not None:
-            self.calls.append(done.call)
-        self.problem = self.problem or done.problem
-        self.inputs += done.inputs
-        self.outputs += outputs
-
-
-@dataclass(eq=False)
-class _Open:
-    """A call under way; `forward` is False for one that is no forward pass."""
-
-    module: nn.Module
-    forward: bool
-    call: Call | None = None
-    problem: str | None = None
-    inputs: list[Any] = field(default_factory=list)
-
-
-def _nodes(value: Any) -> list[Any]:
-    return [tensor.grad_fn for tensor in tensors_in(value) if tensor.grad_fn is not None]
+    def _after(self, output: Any) -> None:
+        self._open -= 1
 
 
 def _reachable(module: nn.Module) -> Iterator[nn.Module]:
@@ -363,27 +348,3 @@ def _redirected(module: nn.Module) -> bool:
     # Under DDP Lightning calls the module with `forward` swapped for `training_step` (its _ForwardRedirection).
     # Others swap it too (torch.compile's wrapper, autocast), and that is a forward pass.
     return "_ForwardRedirection" in getattr(vars(module).get("forward"), "__qualname__", "")
-
-
-def parameters_used_outside(loss: torch.Tensor, outputs: Sequence[Any], inputs: Sequence[Any] = ()) -> int:
-    """Number of matrices that the loss depends on other than through the calls that were seen.
-
-    Args:
-        loss: `backward` will be called on it.
-        outputs: autograd nodes of the calls' outputs (`OutermostCalls.outputs`): the walk from the loss back through
-            the graph does not enter the calls.
-        inputs: those of their inputs: the walk goes on from there, since between two calls there may be a product too
-            (a tied head by hand between the model and `nn.CrossEntropyLoss`).
-    """
-    seen = set(outputs)
-    stack, found = [loss.grad_fn, *inputs], 0
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)  # AccumulateGrad: a leaf
-        if variable is not None and variable.dim() >= 2:
-            found += 1
-        stack += [following for following, _ in node.next_functions]
-    return found

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 GIVEN = "flops_per_token given by the user"
+OBSERVED = "observed in training"
+APART = "measured apart from the training, on the meta device"
 MEASURED = "measured on the meta device"
 WATCHED = "measured on one real step"
-ESTIMATED = "estimated from the nearest measured length"
+ESTIMATED = "estimated from the nearest counted length"
 FORMULA = "formula 6·N + 12·L·H·Q·T per token (PaLM, appendix B)"
 SIX_ND = "6·N·D, N non-embedding"
 

@@ -10,18 +10,19 @@ state-space model's scan or a linear attention meets no softmax, and masks nothi
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from fractions import Fraction
 from typing import Any, Literal
-from weakref import ref
+from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from isoflop.flops.attention import AttentionProducts, kernel_flops
 from isoflop.flops.operators import (
@@ -33,7 +34,6 @@ from isoflop.flops.operators import (
     operator_name,
     takes_qkv,
 )
-from isoflop.flops.twin import Made
 
 aten = torch.ops.aten
 
@@ -43,20 +43,24 @@ Phase = Literal["forward", "backward", "recomputed"]
 
 @dataclass(frozen=True)
 class FlopCount:
-    """FLOPs of one forward and backward pass, exact integers.
+    """FLOPs of a training step, or of a part of it, exact integers.
 
-    `model`: without recomputation (Chowdhery et al. 2022: "model FLOPs"), attention to the keys that a query's window
+    `model`: all but recomputation (Chowdhery et al. 2022: "model FLOPs"), attention to the keys that a query's window
     and document let it meet.
     `hardware`: with the forward passes that activation checkpointing repeats.
     `attention`: the part of `model` in products of two activations (QKᵀ, AV and their gradients); a causal mask
     would need half of it.
     `left_out`: what windows and documents take away from attention in full.
+    `no_grad`: the part of `model` computed without gradients (a teacher, a reference, generation).
+    `optimizer`: the part of `model` in the optimizer's own matrix products (Muon, Shampoo, SOAP).
     """
 
     model: int
     hardware: int
     attention: int
     left_out: int = 0
+    no_grad: int = 0
+    optimizer: int = 0
 
     @property
     def causal(self) -> int:
@@ -71,16 +75,22 @@ class FlopCount:
     def __add__(self, other: FlopCount) -> FlopCount:
         return FlopCount(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def __sub__(self, other: FlopCount) -> FlopCount:
+        return self + other * -1
+
     def __mul__(self, times: int) -> FlopCount:
         return FlopCount(*(part * times for part in astuple(self)))
+
+
+NOTHING = FlopCount(0, 0, 0)
 
 
 class FlopCounter(TorchDispatchMode):
     """Counts the FLOPs of the operators that run inside it, and changes none of their results.
 
     `on_operator(packet, args, kwargs, output, is_forward)`, if given, sees every operator (the parameters' tracer
-    listens there); it may return True to say that the operator's operands hold a parameter. `made`, if given, gets a
-    weak reference to every tensor that an operator returns. `owner(phase)`, if given, names the module that computes.
+    listens there); it may return True to say that the operator's operands hold a parameter. `owner(phase)`, if given,
+    names the module that computes.
     """
 
     supports_higher_order_operators = True
@@ -88,11 +98,9 @@ class FlopCounter(TorchDispatchMode):
     def __init__(
         self,
         on_operator: Callable[..., bool] | None = None,
-        made: Made | None = None,
         owner: Callable[[Phase], str] | None = None,
     ) -> None:
         super().__init__()
-        self._made = made
         self._on_operator = on_operator
         self._owner = owner
         self._products = AttentionProducts()
@@ -103,6 +111,19 @@ class FlopCounter(TorchDispatchMode):
         self._scores: dict[int, tuple[int, str, Phase, str | None]] = {}
         """Products that may be QKᵀ: FLOPs, operator, phase and module, until a softmax tells."""
         self._attention = self._left_out = 0
+        self._seeing = ExitStack()
+
+    def __enter__(self) -> Any:
+        if not _create_graph:  # else around this block, or a composite operator's parts, it is seen already
+            _create_graph.append(False)
+            self._seeing.callback(_create_graph.clear)
+            self._seeing.enter_context(patch.object(torch.autograd, "_engine_run_backward", _run_backward))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self not in _get_current_dispatch_mode_stack():
+            self._seeing.close()
 
     @property
     def count(self) -> FlopCount:
@@ -126,7 +147,7 @@ class FlopCounter(TorchDispatchMode):
         if formula is None and func._can_decompose():
             # a composite operator reaches us whole only without autograd; its parts are what has formulas
             with self:
-                parts = func.decompose(*args, **kwargs)
+                parts = self._parts(func, args, kwargs)
             if parts is not NotImplemented:
                 return parts
         if formula is None and counted_for_nothing(packet, func.namespace):
@@ -135,12 +156,14 @@ class FlopCounter(TorchDispatchMode):
         self._note(packet, formula, args, kwargs, out)
         return out
 
+    def _parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a composite operator by its parts."""
+        return func.decompose(*args, **kwargs)
+
     def _note(
         self, packet: Any, formula: Formula | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
         outputs = out if isinstance(out, tuple | list) else (out,)
-        if self._made is not None:
-            self._made += [ref(item) for item in outputs if isinstance(item, torch.Tensor)]
         phase = current_phase()
         on_parameter = self._on_operator is not None and self._on_operator(
             packet, args, kwargs, out, phase == "forward"
@@ -190,14 +213,40 @@ class FlopCounter(TorchDispatchMode):
             self._left_out += left_out
 
 
+_create_graph: list[bool] = []
+"""While a `FlopCounter` is on: whether each backward pass under way builds a graph, the innermost last."""
+_engine = torch.autograd._engine_run_backward
+
+
+def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool, *args: Any, **kwargs: Any) -> Any:
+    _create_graph.append(create_graph)
+    try:
+        return _engine(outputs, gradients, retains, create_graph, *args, **kwargs)
+    finally:
+        if _create_graph:  # the counter may have been left in between
+            _create_graph.pop()
+
+
 def current_phase() -> Phase:
     """Phase of the operator under way.
 
-    Inside a backward pass only activation checkpointing's second forward runs with gradients enabled.
+    Inside a backward pass gradients are enabled in activation checkpointing's second forward, and where a graph of the
+    backward pass is built for a second derivative (`create_graph`).
     """
     if torch._C._current_graph_task_id() == -1:
         return "forward"
-    return "recomputed" if torch.is_grad_enabled() else "backward"
+    if not torch.is_grad_enabled() or (_create_graph and _create_graph[-1] and not _in_checkpoint()):
+        return "backward"
+    return "recomputed"
+
+
+def _in_checkpoint() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not _run_backward.__code__:
+        if "checkpoint" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 class ModuleOwner:

@@ -1,7 +1,7 @@
-"""Count the exact FLOPs of forward and backward passes: on the model's meta twin, or on a real step.
+"""Count the exact FLOPs of forward and backward passes without training: on the model's meta twin, or on a copy.
 
-`measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic. A forward that
-needs values cannot run there: `run_once` runs a copy on random inputs, `Watch` counts a live training step.
+`measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic, in a process of
+its own. A forward that needs values cannot run there: `run_once` runs a copy on random inputs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Shape, Signature, Uncountable, metas, tensors_in
-from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase, current_phase
-from isoflop.flops.operators import Formula
-from isoflop.flops.twin import Made, Twin, no_leaks, requires_gradients, stand_ins, untouched_randomness
+from isoflop.flops.apart import can_fork, run_apart
+from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
+from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
+from isoflop.flops.twin import Twin, stand_ins
 from isoflop.flops.uses import Uses, UseTracer
 from isoflop.flops.values import Values, WrittenOutAttention
 
@@ -54,8 +54,9 @@ class Measurement:
 def measure_flops(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
     """Replay forward calls and their backward passes on a meta twin of `model`, and count.
 
-    Nothing is allocated or computed; the live model, its gradients, hooks, compiled code and random numbers stay as
-    they are. FLOPs are those of the calls' own matrix products and convolutions, forward and backward.
+    It happens in a process of its own, which ends with the measurement: nothing is allocated or computed, and the
+    live model and all that its code changes stay as they are. FLOPs are those of the calls' own matrix products and
+    convolutions, forward and backward.
 
     Args:
         model: the live model (sharded, compiled and wrapped ones are read, not run).
@@ -67,16 +68,14 @@ def measure_flops(model: nn.Module, calls: Sequence[Call], by_module: bool = Fal
     """
     if not calls:
         raise Uncountable("no forward call of the model was seen in the training step")
-    with no_leaks() as made:
-        outcome = _outcome(model, calls, made, by_module)
-    if isinstance(outcome, str):
-        raise Uncountable(outcome)
-    return outcome
+    if not can_fork():
+        return measured_here(model, calls, by_module)
+    return run_apart(lambda: measured_here(model, calls, by_module))
 
 
-def _outcome(model: nn.Module, calls: Sequence[Call], made: Made, by_module: bool) -> Measurement | str:
-    """The measurement, or the reason as a text: an exception would keep the tensors of its frames alive."""
-    replays = _Replays(model, made, by_module)
+def measured_here(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
+    """`measure_flops` in this process, where the user's code may leave traces of meta tensors."""
+    replays = _Replays(model, by_module)
     total: Measurement | None = None
     reason = ""
     try:
@@ -89,11 +88,13 @@ def _outcome(model: nn.Module, calls: Sequence[Call], made: Made, by_module: boo
                 reason = str(error)  # a metric, which reads values: without a weight there is little to count
             else:
                 total = part if total is None else total + part
-    except Uncountable as error:
-        return str(error)
+    except Uncountable:
+        raise
     except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
-        return f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
-    return reason if total is None else total
+        reason = f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
+    if total is None:
+        raise Uncountable(reason)
+    return total
 
 
 class _Replays:
@@ -104,8 +105,8 @@ class _Replays:
     products. Fake tensors tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
     """
 
-    def __init__(self, model: nn.Module, made: Made, by_module: bool) -> None:
-        self._model, self._made, self._by_module = model, made, by_module
+    def __init__(self, model: nn.Module, by_module: bool) -> None:
+        self._model, self._by_module = model, by_module
         self._twins: dict[tuple[Any, ...], Twin] = {}
 
     def run(self, call: Call) -> Measurement:
@@ -137,7 +138,6 @@ class _Replays:
     def _replay(self, twin: Twin, call: Call) -> Measurement:
         # The caller may be inside autocast; FLOPs know no dtype
         with (
-            untouched_randomness(),
             warnings.catch_warnings(),
             torch.autocast("cpu", enabled=False),
             torch.device("meta"),
@@ -148,17 +148,15 @@ class _Replays:
             warnings.simplefilter("ignore")  # the live model has given the same warnings
             args, kwargs = metas((call.args, call.kwargs), twin.floating)
             call = Call(twin[call.module], args, kwargs, call.method)
-            return _count(call, twin.root, twin.parameters, self._made, self._by_module)
+            return _count(call, twin.root, twin.parameters, self._by_module)
 
 
-def _count(
-    call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], made: Made | None, by_module: bool
-) -> Measurement:
+def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_module: bool) -> Measurement:
     """Run a call whose arguments are tensors, of a module inside `root`, and its backward pass."""
     tracer = UseTracer(parameters)
     tracer.arguments(tensors_in((call.args, call.kwargs)))
     owner = ModuleOwner() if by_module else None
-    counter = FlopCounter(tracer, made, owner)
+    counter = FlopCounter(tracer, owner)
     with eagerly(), torch.enable_grad(), nullcontext() if owner is None else owner.listening(root), counter:
         forward_backward(call)
     return Measurement(
@@ -241,32 +239,27 @@ def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Mea
     Raises:
         Uncountable: it does not run either, with the reason.
     """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    if on_cpu and can_fork():
+        return run_apart(lambda: _run_a_copy(model, call, vocabulary))
+    return _run_a_copy(model, call, vocabulary)
+
+
+def _run_a_copy(model: nn.Module, call: Call, vocabulary: int | None) -> Measurement:
     try:
         twin = copy.deepcopy(model)
-        _drop_hooks(twin)
         module = twin.get_submodule(next(name for name, m in model.named_modules() if m is call.module))
         device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
-        with untouched_randomness():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             args, kwargs = (_random(part, vocabulary or 2, device) for part in (call.args, call.kwargs))
             call = Call(module, args, kwargs, call.method)
             # a GPU's backward pass runs in a thread with numbers of its own, which name no module
-            return _count(call, twin, dict(twin.named_parameters()), None, by_module=device.type == "cpu")
+            return _count(call, twin, dict(twin.named_parameters()), by_module=device.type == "cpu")
     except Exception as error:  # whatever a user's forward may raise
         raise Uncountable(
             f"{type(call.module).__name__} does not run on these inputs ({describe_error(error)})"
         ) from None
-
-
-def _drop_hooks(twin: nn.Module) -> None:
-    """A user's hook on the live model (a recorder, a logger) must not see the copy; torch's own compute weights."""
-    for module in twin.modules():
-        for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
-            hooks = getattr(module, name)
-            for key, hook in list(hooks.items()):
-                home = str(getattr(hook, "__module__", type(hook).__module__))
-                if not home.startswith("torch.") and not requires_gradients(hook):
-                    del hooks[key]
 
 
 def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -> Any:
@@ -281,133 +274,3 @@ def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -
     if value.dtype.is_floating_point:
         return torch.randn(value.size, dtype=value.dtype, device=device)
     return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)
-
-
-# -- a live training step ----------------------------------------------------------------------------------------------
-
-
-class LiveCounter(FlopCounter):
-    """Counts a live training step between `enter()` and `leave()`, which may lie in different hooks of a trainer.
-
-    What nobody differentiates after a backward pass is no part of the step's model (an optimizer that multiplies
-    matrices, a metric, the next batch's augmentation). Nothing is raised: `problem` says why there is no count.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.problem: str | None = None
-        self._entered = self._past_backward = self._recomputed = False
-        self._first_node = 0
-
-    def enter(self) -> bool:
-        """Begin, unless another dispatch mode is on: two such modes must be left in the right order."""
-        if torch._C._len_torch_dispatch_stack() > 0:
-            return False
-        self._first_node = torch.autograd._get_sequence_nr()
-        self.__enter__()
-        self._entered = True
-        return True
-
-    def leave(self) -> bool:
-        """End; False if a mode that was entered after us is still on."""
-        if not self._entered:
-            return True
-        top = torch._C._len_torch_dispatch_stack() - 1
-        if top < 0 or torch._C._get_dispatch_stack_at(top) is not self:
-            return False
-        self.__exit__(None, None, None)
-        self._entered = False
-        return True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if current_phase() != "forward":
-            self._past_backward = True
-        elif self._past_backward and not (torch.is_grad_enabled() and any(_trains(arg) for arg in args)):
-            return func(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _note(
-        self, packet: Any, formula: Formula | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
-        if self.problem is not None:
-            return
-        phase = current_phase()
-        self._recomputed = self._recomputed or phase == "recomputed"
-        if phase == "backward" and formula is not None and not self._recomputed:
-            # (what reentrant checkpointing runs again is numbered anew by autograd's own threads)
-            node = torch._C._current_autograd_node()
-            if node is not None and node._sequence_nr() < self._first_node:
-                self.problem = "the backward pass reaches into an earlier forward pass"
-                return
-        try:
-            super()._note(packet, formula, args, kwargs, out)
-        except Exception as error:  # a user's formula, an operand of an unknown kind: training goes on
-            self.problem = f"{packet}: {type(error).__name__}: {error}"
-
-
-def _trains(arg: Any) -> bool:
-    return isinstance(arg, torch.Tensor) and arg.requires_grad
-
-
-MOST = 256
-"""Signatures watched: listening costs as much as measuring, 40 µs an operator."""
-ATTEMPTS = 3
-"""A (micro-)batch without its own backward pass tells nothing; after so many the signature is given up."""
-
-
-class Watch:
-    """Counts one live (micro-)batch of each signature that is `wanted`, from `begin` to `end`."""
-
-    def __init__(self) -> None:
-        self.wanted: dict[Signature, int] = {}
-        """Signature → attempts left."""
-        self._live: tuple[Signature, LiveCounter, AbstractContextManager[Any]] | None = None
-
-    @property
-    def live(self) -> bool:
-        """True while a batch is being counted."""
-        return self._live is not None
-
-    def want(self, key: Signature) -> None:
-        """Watch the next batch of this signature, unless that can't be done without touching the training.
-
-        Compiled code would have to run as it was written, which takes more memory and rounds otherwise.
-        """
-        if key not in self.wanted and len(self.wanted) < MOST and not _something_is_compiled():
-            self.wanted[key] = ATTEMPTS
-
-    def begin(self, key: Signature) -> bool:
-        """A (micro-)batch of this signature begins. Returns True if one is being counted."""
-        if self._live is not None or self.wanted.get(key, 0) <= 0:
-            return self._live is not None
-        self.wanted[key] -= 1
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            return False
-        counter, eager = LiveCounter(), eagerly()
-        eager.__enter__()
-        if counter.enter():
-            self._live = key, counter, eager
-            return True
-        eager.__exit__(None, None, None)
-        return False
-
-    def end(self) -> tuple[Signature, LiveCounter] | None:
-        """The batch and its backward pass are over. Returns what was counted, if it is a whole step."""
-        if self._live is None:
-            return None
-        key, counter, eager = self._live
-        if not counter.leave():
-            return None
-        self._live = None
-        eager.__exit__(None, None, None)
-        if counter.problem is not None or all(phase != "backward" for _, phase in counter.by_operator):
-            return None
-        self.wanted[key] = 0
-        return key, counter
-
-
-def _something_is_compiled() -> bool:
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and dynamo.counters["frames"]["total"] > 0

@@ -16,12 +16,13 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
+from isoflop.flops.apart import can_fork, run_apart
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.count import StepCount
 from isoflop.flops.counter import FlopCounter
 from isoflop.flops.measure import describe_error, eagerly, fake_tensors, forward_backward
 from isoflop.flops.parameters import unwrap
-from isoflop.flops.twin import Twin, no_leaks, stand_ins, untouched_randomness
+from isoflop.flops.twin import Twin, stand_ins
 
 Terms = Mapping[str, int]
 """Reasons and their FLOPs: the counter's excess (+) or lack (−)."""
@@ -51,6 +52,12 @@ def opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion,
 
     Nothing is computed or allocated, and the live model, on any device (also "meta"), stays as it is.
     """
+    if can_fork():
+        return run_apart(lambda: _opinions(model, call, counted))
+    return _opinions(model, call, counted)
+
+
+def _opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion, ...]:
     forward = sum(flops for (_, phase), flops in counted.by_operator.items() if phase == "forward") or None
     model_flops, on_a_cpu = counted.model_flops, "forward and backward, as on a CPU"
     return (
@@ -172,8 +179,8 @@ def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
 
 
 def _on_a_copy(run: Callable[[], Any]) -> Any:
-    """The result of a run that prints, draws, compiles and casts nothing, and leaves no tensor in a user's cache."""
-    with no_leaks(scan=True), untouched_randomness(), warnings.catch_warnings(), eagerly():
+    """The result of a run that prints, compiles and casts nothing."""
+    with warnings.catch_warnings(), eagerly():
         warnings.simplefilter("ignore")
         try:
             with torch.autocast("cpu", enabled=False), torch.enable_grad():

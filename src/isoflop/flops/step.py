@@ -1,4 +1,4 @@
-"""Tokens and FLOPs of a training step: counts the batches that go in, and the calls they lead to, into a `Tally`."""
+"""Tokens and FLOPs of a training run: counts the batches that go in, and observes the steps that they lead to."""
 
 from __future__ import annotations
 
@@ -10,37 +10,53 @@ from typing import Any
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Signature, Uncountable, is_opaque, shapes, signature, sizes
+from isoflop.flops.calls import (
+    Call,
+    OutermostCalls,
+    Signature,
+    Uncountable,
+    is_opaque,
+    shapes,
+    signature,
+    sizes,
+    tensors_in,
+)
 from isoflop.flops.clock import Clock
-from isoflop.flops.cost import MAX_KNOWN, Costing, first_matrix
-from isoflop.flops.counter import FlopCount
+from isoflop.flops.cost import MAX_KNOWN, first_matrix
+from isoflop.flops.costing import Costing, joined
+from isoflop.flops.counter import NOTHING, FlopCount
+from isoflop.flops.observe import COMPILED, Observation
 from isoflop.flops.parameters import unwrap
 from isoflop.flops.tokens import TokenCount, TokensFn, count_tokens, looks_integers_up, looks_like_tokens, shifts_labels
 from isoflop.flops.totals import Tally, Totals
+from isoflop.flops.uses import UseTracer
 
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
+
+PATIENCE = 8
+"""Steps that are observed in vain for what came once before."""
 
 
 @dataclass(slots=True)
 class Counted:
-    """A (micro-)batch: its signature, tokens and FLOPs (None: unknown yet, or for good).
+    """A (micro-)batch: its signature, tokens and FLOPs.
 
     `times`: how often it came since the last log step, where all batches of its signature are alike.
     """
 
     key: Signature
     tokens: TokenCount | None
-    flops: FlopCount | None
+    flops: FlopCount | None = None
     times: int | None = None
 
 
 class StepObserver:
-    """Counts the (micro-)batches of a run into a `Tally`.
+    """Counts the (micro-)batches of a run into a `Tally`, and observes the steps that they lead to.
 
-    `batch()` when a micro-batch goes in, `forward()` or `calls()` with what the model was called with (wanted when
-    `batch()` returned True), `settle()` after the optimizer step. A batch like an earlier one costs one look-up by its
-    signature. `costing` knows the FLOPs; `say` gets a sentence wherever a user should know more. `whole`: a step runs
-    whole on a rank, not split over several that share its batch.
+    `forward()` when the model is called, or `batch()` and `end_batch()` around a trainer's step; `settle()` after the
+    optimizer's. A batch like an earlier one costs one look-up by its signature. `costing` knows the FLOPs; `say` gets a
+    sentence wherever a user should know more. `whole`: a step runs whole on a rank, not split over several that share
+    its batch.
     """
 
     def __init__(
@@ -56,11 +72,16 @@ class StepObserver:
     ) -> None:
         self.model = None if model is None else unwrap(model)
         self.tally = Tally()
-        self.costing = Costing(self.model, say, flops_per_token, num_params, whole)
-        self.watching = False
-        """A batch is being counted as it runs: `end_watching` is to be called when it is over."""
+        self.costing = Costing(self.model, say, flops_per_token, num_params)
+        if not whole:
+            self.costing.blocked = "ranks share a batch, of which each runs a part"
+        self.observation: Observation | None = None
+        """Under way: `settle` or `end_batch` ends it."""
+        self.due = False
+        """The next step is to be observed from its beginning on, by `observe_next`."""
         self.last_tokens: TokenCount | None = None
         """Tokens of the last micro-batch that went in."""
+        self._given = model
         self._clock = clock or Clock()
         self._tokens_fn = tokens_fn
         self._say = say
@@ -70,65 +91,108 @@ class StepObserver:
         self._alike: dict[Signature, Counted] = {}
         """Batches whose tokens and FLOPs their signature determines."""
         self._argument_names: list[str] = []
+        self._by_batch = False  # a trainer's steps are seen, not the model's forward calls
+        self._by_parts = False
+        """FLOPs are counted by groups of micro-batches or whole steps."""
         self._by_calls = False
         """FLOPs are counted by the calls of each step, for its batches do not determine them."""
-        self._calls_of: dict[Signature, Signature] = {}
-        self._batches, self._look_again = 0, (1, 2)
-        self._trainable = self._which_trainable()
+        self._outermost: OutermostCalls | None = None
+        self._calls: list[Call] = []  # that the step under way makes, where its FLOPs are not known
+        self._problem: str | None = None
+        self._looked = False
+        self._steps = 0  # whose optimizer's FLOPs are still to be added
+        self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
+        self._in_vain = 0
+        self._trainable: int | None = None
+        self.look_for_frozen_layers()
 
     # -- while a step runs -------------------------------------------------------------------------------------
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A micro-batch that goes straight into the model, as its forward hook sees it."""
+        """A micro-batch that goes straight into the model, as its forward call shows it."""
         key = (signature(args), signature(kwargs)) if kwargs else signature(args)
-        if self._is_like_another(key) or not self._enter(key, self._named(module, args, kwargs)):
-            return
-        try:
-            self.costing.take(key, [Call(unwrap(module), shapes(args), shapes(kwargs))])
-        except Uncountable as reason:
-            self.costing.give_up(key, str(reason))
-
-    def batch(self, batch: Any) -> bool:
-        """A micro-batch goes into a training step. Returns True if `calls` is wanted: what the step calls.
-
-        That is so for a new shape of batch; now and then for a known one, to see whether the step still calls the same;
-        and always, where the batch does not determine the calls.
-        """
-        key = signature(batch)
-        new = not self._is_like_another(key) and self._enter(key, batch)
-        if self.costing.given is not None or self.model is None:
-            return False
-        self._batches += 1
-        if self._batches >= self._look_again[1]:  # Fibonacci's numbers: seldom, and in step with no period
-            self._look_again = (self._look_again[1], sum(self._look_again))
-            new = True
-        # texts beside a matrix of tokens are what every corpus carries along; alone they hide the step's size
-        self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
-        return new or self._by_calls
-
-    def _is_like_another(self, key: Signature) -> bool:
-        """Add a batch that an earlier one was exactly like; False: there was none."""
-        if self.watching:
-            self.end_watching()
+        if self.observation is not None:
+            self.observation.forward(key)
         alike = self._alike.get(key)
-        if alike is None or len(self._pending) >= MAX_PENDING:
-            return False
-        self._pending.append(alike)
-        self.last_tokens = alike.tokens
-        return True
+        if alike is not None and len(self._pending) < MAX_PENDING:
+            self._pending.append(alike)
+            self.last_tokens = alike.tokens
+            return
+        self._enter(key, self._named(module, args, kwargs))
+        if not self.costing.wants([counted.key for counted in self._pending]):
+            return
+        self._hear(module, args, kwargs)
+        if self.observation is not None:
+            self.observation.reads = True
+        else:
+            self._observe(whole=False, given=(args, kwargs))
+            if self.observation is not None:
+                self.observation.forward(key)
+        if self.costing.blocked is not None:
+            self.costing.learn_calls(key, self._calls, self._problem)
 
-    def _enter(self, key: Signature, batch: Any) -> bool:
-        """Add a batch whose tokens have to be counted. Returns True if its calls are wanted."""
+    def batch(self, batch: Any) -> None:
+        """A micro-batch goes into a trainer's step, which `end_batch` ends."""
+        key = signature(batch)
+        self._by_batch = True
+        self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
+        self._enter(key, batch)
+        wanted = self.costing.wants([key])
+        if (wanted and not self._by_calls) or self._begun >= self._check[1] or self.costing.waiting:
+            self._check_passed()
+            self._observe(whole=True, given=batch if wanted else None)
+        self._begun += 1
+        heard = self.observation is not None or self._by_calls or (wanted and self.costing.blocked is not None)
+        if heard and self.model is not None:
+            self._calls, self._problem = [], None
+            self._outermost = OutermostCalls(self.model, self._heard)
+
+    def end_batch(self) -> None:
+        """The trainer's step is over."""
+        outermost, self._outermost = self._outermost, None
+        last = self._pending[-1]
+        keys = [last.key]
+        if outermost is not None:
+            outermost.stop()
+            self._problem = self._problem or outermost.problem
+            if self._by_calls:
+                keys = [_of_call(call) for call in self._calls]
+                self._pending[-1] = last = Counted(joined(keys), last.tokens)
+        self._end_observation(keys)
+        if outermost is not None and self.costing.blocked is not None:
+            self.costing.learn_calls(last.key, self._calls, self._problem)
+
+    def _heard(self, call: Call) -> None:
+        """One of the calls that a trainer's step makes."""
+        self._calls.append(call)
+        if self.costing.blocked is not None:
+            self._measure()
+        elif self.observation is None and self._by_calls and self.costing.wants(list(map(_of_call, self._calls))):
+            self._observe(whole=False)
+
+    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The call of a micro-batch whose FLOPs are not known."""
+        self._calls, self._problem = [], None
+        try:
+            self._calls = [Call(unwrap(module), shapes(args), shapes(kwargs))]
+        except Uncountable as reason:
+            self._problem = str(reason)
+        if self.costing.blocked is not None:
+            self._measure()
+
+    def _measure(self) -> None:
+        with self._clock.phase("measuring"):  # which may take seconds
+            for call in self._calls:
+                self.costing.measure(call)
+
+    def _enter(self, key: Signature, batch: Any) -> None:
+        """Add a batch whose tokens have to be counted."""
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
-        flops = self.costing.lookup(key)
-        self.last_tokens = self.count(batch)
-        self._pending.append(Counted(key, self.last_tokens, flops))
-        if flops is not None:
-            return False
-        self.watching = self.costing.watch.begin(key)
-        return self.costing.wants(key)
+        alike = None if self._by_calls else self._alike.get(key)
+        self.last_tokens = self.count(batch) if alike is None else alike.tokens
+        self._pending.append(alike or Counted(key, self.last_tokens))
 
     def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's arguments by name, or as they are where no name tells more."""
@@ -146,32 +210,6 @@ class StepObserver:
             batch.setdefault("input_ids", args[0])
         return batch
 
-    def calls(self, calls: list[Call], problem: str | None = None) -> None:
-        """The calls that the last micro-batch led to, or why they can't tell its FLOPs."""
-        last = self._pending[-1]
-        known = last.times is not None or self.costing.lookup(last.key) is not None
-        if problem is not None:
-            if not known and self.costing.wants(last.key):
-                self.costing.give_up(last.key, problem)
-            return
-        key = ("calls", tuple([(id(call.module), sizes(call.args), sizes(call.kwargs)) for call in calls]))
-        if not self._by_calls:
-            if self._calls_of.setdefault(last.key, key) == key:
-                if not known:
-                    self.costing.take(last.key, calls)
-                return
-            self._by_calls = True
-            self.costing.methods["by the calls of each step"] = (
-                f"steps differed; up to micro-batch {self._batches} by batch shape"
-            )
-            self._say(
-                "batches of one shape led to forward calls of different shapes (a step that varies, or trims its "
-                "batch): from here on the calls themselves are counted; FLOPs so far may be off"
-            )
-        self._pending[-1] = Counted(key, last.tokens, self.costing.lookup(key))
-        if self._pending[-1].flops is None:
-            self.costing.take(key, calls)
-
     def count(self, batch: Any) -> TokenCount | None:
         """Tokens of a batch, which is not added."""
         if self._tokens_fn is not None:
@@ -186,37 +224,143 @@ class StepObserver:
             )
         return count
 
-    def end_watching(self) -> None:
-        """If a batch was watched, it is over: correct the FLOPs that batches like it were counted as until now."""
-        watched = self.costing.end()
-        self.watching = self.costing.watch.live
-        if watched is None:
+    # -- observing ---------------------------------------------------------------------------------------------
+
+    def _check_passed(self) -> None:
+        if self._begun >= self._check[1]:  # Fibonacci's numbers: seldom, and in step with no period
+            self._check = (self._check[1], sum(self._check))
+
+    def observe_next(self) -> None:
+        """The step that is `due` begins."""
+        self.due = False
+        self._check_passed()
+        self._observe(whole=True)
+
+    def _observe(self, whole: bool, given: Any = None) -> None:
+        """Begin to observe; `given`: what goes into the model, where that is known."""
+        costing = self.costing
+        if not self._looked and costing.blocked is None:
+            self._looked = True
+            if self._given is not None and is_compiled(self._given):
+                whole = vars(self._given).get("_compiler_ctx") is not None
+                self._block(
+                    "the LightningModule is compiled as a whole; compile its model instead" if whole else COMPILED
+                )
+        if not costing.observes or self.observation is not None:
             return
-        key, flops, correction = watched
-        self.tally.correct(correction)
-        for counted in self._pending:
-            if counted.key == key:
-                counted.flops = flops
+        tracer = None
+        if costing.observed == 0 and given is not None and self.model is not None:
+            tracer = UseTracer(dict(self.model.named_parameters()))
+            tracer.arguments(tensors_in(given))
+        # a check of what is known must not wait for the device
+        observation = Observation(whole, tracer, reads=not whole or given is not None or bool(costing.waiting))
+        if observation.start():
+            observation.blocked = self._blocked
+            self.observation = observation
+        elif observation.for_good:
+            self._block(observation.problem or "")
+
+    def _blocked(self) -> None:
+        """While a step is observed it turns out that it can't be."""
+        if self.observation is not None and self.observation.for_good:
+            self._block(self.observation.problem or "")
+
+    def _block(self, reason: str) -> None:
+        self.costing.blocked = reason
+        self._measure()  # now: after a backward pass a process with a GPU can't be copied
+        if self._calls and self._pending and not self._by_batch:
+            self.costing.learn_calls(self._pending[-1].key, self._calls, self._problem)
+
+    def _end_observation(self, keys: list[Signature] | None = None) -> None:
+        """Take what was observed; `keys`: of a trainer's step, which is one part."""
+        observation = self.observation
+        if observation is None or not observation.stop():
+            return  # a mode that was entered after ours is still on
+        self.observation = None
+        if observation.problem is not None:
+            self.costing.observed += 1
+            if not observation.for_good:
+                self.costing.waiting.update(counted.key for counted in self._pending)
+            return
+        self.look_for_frozen_layers()
+        costing = self.costing
+        if keys is not None and not self._by_calls and costing.differs(observation, keys):
+            self._by_calls = True
+            keys = self._price_by_calls()
+        before, waited = (costing.one_by_one, costing.varying), len(costing.waiting)
+        self.tally.correct(costing.learn(observation, keys))
+        self._in_vain = self._in_vain + 1 if len(costing.waiting) >= waited > 0 else 0
+        if self._in_vain >= PATIENCE:
+            costing.waiting.clear()
+        self._by_parts = not costing.one_by_one
+        if (costing.one_by_one, costing.varying) != before:
+            self._flush_alike()
+
+    def _price_by_calls(self) -> list[Signature]:
+        self._say(
+            "batches of one shape led to forward calls of different shapes (a step that varies, or trims its batch): "
+            "from here on the calls themselves are counted; FLOPs so far may be off"
+        )
+        self.costing.note_change("steps of one batch shape differed: by the calls of each step")
+        keys = [_of_call(call) for call in self._calls]
+        self._pending[-1] = Counted(joined(keys), self._pending[-1].tokens)
+        self._flush_alike()
+        return keys
+
+    def end_observing(self) -> None:
+        """The run is over, or what observes it is broken: nothing is observed any more."""
+        if self.observation is not None and self.observation.stop():
+            self.observation = None
+        if self._outermost is not None:
+            self._outermost.stop()
+            self._outermost = None
+
+    def pause(self, paused: bool) -> None:
+        """An evaluation begins or ends: it is no part of a step."""
+        if self.observation is not None:
+            self.observation.paused = paused
 
     # -- after it ----------------------------------------------------------------------------------------------
 
     def settle(self, tokens: int | TokenCount | None = None) -> None:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
-        if self.watching:
-            self.end_watching()
+        if self.observation is not None and not self._by_batch:
+            self._end_observation()
         for counted in self._pending:
-            if counted.times is not None and tokens is None:
+            if counted.times is not None and tokens is None and self._alike.get(counted.key) is counted:
                 counted.times += 1  # added up when the tally is drained
-                continue
-            flops = counted.flops
-            if flops is None:
-                flops = self.costing.flops(counted.key, _processed(counted.tokens), self._clock)
-            self._keep_if_alike(counted.key, counted.tokens, flops)
-            self.tally.add(counted.tokens, flops, count_tokens=tokens is None)
+            else:
+                self._add(counted, count_tokens=tokens is None)
         if tokens is not None or not self._pending:
             self._settle_given(tokens)
+        elif self._by_parts:
+            self._add_parts()
+        self.costing.seen += len(self._pending) or 1
+        self._steps += 1
         self._pending.clear()
         self.last_tokens = None
+        if not self._by_batch:
+            self._begun += 1
+            self.due = self._begun >= self._check[1] or bool(self.costing.waiting)
+
+    def _add(self, counted: Counted, count_tokens: bool) -> None:
+        if self._by_parts:  # which the FLOPs are added by
+            self.tally.add(counted.tokens, NOTHING, count_tokens)
+            return
+        flops = self.costing.flops(counted.key, _processed(counted.tokens))
+        self._keep_if_alike(counted.key, counted.tokens, flops)
+        self.tally.add(counted.tokens, flops, count_tokens)
+
+    def _add_parts(self) -> None:
+        known = [counted.tokens.processed for counted in self._pending if counted.tokens is not None]
+        parts = self.costing.cut([counted.key for counted in self._pending])
+        share = sum(known) // len(parts) if len(known) == len(self._pending) else None
+        for key in parts:
+            flops = self.costing.flops(key, share)
+            if flops is None:
+                self.tally.add(None, None, count_tokens=False)
+            else:
+                self.tally.correct(flops)
 
     def _settle_given(self, tokens: int | TokenCount | None) -> None:
         given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
@@ -226,7 +370,7 @@ class StepObserver:
         if self._pending:
             self.tally.add_tokens(given)
         else:
-            self.tally.add(given, self.costing.by_formula(_processed(given), "no forward call of the model was seen"))
+            self.tally.add(given, self.costing.flops((), _processed(given)))
         if given is None:
             self._say("no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)")
 
@@ -239,12 +383,21 @@ class StepObserver:
         if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
             self._alike[key] = Counted(key, count, flops, times=0)
 
+    def _flush_alike(self) -> None:
+        for counted in self._alike.values():
+            if counted.times:
+                self.tally.add(counted.tokens, counted.flops, times=counted.times)
+        self._alike.clear()
+
     def drain(self) -> tuple[Totals, float, int]:
-        """`Tally.drain`, with the batches that were alike."""
+        """`Tally.drain`, with the batches that were alike and the optimizer's part of the steps."""
         for counted in self._alike.values():
             if counted.times:
                 self.tally.add(counted.tokens, counted.flops, times=counted.times)
                 counted.times = 0
+        if self.costing.optimizer.model:
+            self.tally.correct(self.costing.optimizer * self._steps)
+        self._steps = 0
         return self.tally.drain()
 
     @property
@@ -253,15 +406,29 @@ class StepObserver:
         return self.tally.batches > 0 or any(counted.times for counted in self._alike.values())
 
     def look_for_frozen_layers(self) -> None:
-        """Measure anew if layers were frozen or thawed; for log steps, since it reads every parameter's flag."""
-        trainable = self._which_trainable()
-        if trainable != self._trainable:
-            self._trainable = trainable
+        """Count anew if layers were frozen or thawed; not at each step, since it reads every parameter's flag."""
+        if self.model is None:
+            return
+        trainable = hash(tuple(parameter.requires_grad for parameter in self.model.parameters()))
+        if self._trainable not in (None, trainable):
             self.costing.forget()
-            self._alike.clear()
+            self._flush_alike()
+        self._trainable = trainable
 
-    def _which_trainable(self) -> int:
-        return 0 if self.model is None else hash(tuple(p.requires_grad for p in self.model.parameters()))
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a part of the model is in torch.compile's hands."""
+    return any(
+        "_orig_mod" in vars(module).get("_modules", ())
+        or vars(module).get("_compiled_call_impl") is not None
+        or vars(module).get("_compiler_ctx") is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+def _of_call(call: Call) -> Signature:
+    return id(call.module), sizes(call.args), sizes(call.kwargs)
 
 
 def _processed(count: TokenCount | None) -> int | None:

@@ -70,6 +70,10 @@ class Totals:
     flops: int = 0
     flops_hardware: int = 0
     flops_attention: int = 0
+    flops_no_grad: int = 0
+    """Of `flops`: without gradients (a teacher, a reference, generation)."""
+    flops_optimizer: int = 0
+    """Of `flops`: the optimizer's own matrix products."""
     without_tokens: int = 0
     """(Micro-)batches whose tokens could not be told."""
     without_labels: int = 0
@@ -162,18 +166,17 @@ class Tally:
         if flops is None:
             self._counts["without_flops"] += times
         else:
-            self._add_flops(flops * times)
+            self.correct(flops * times)
         if count_tokens:
             self.add_tokens(tokens, times)
 
     def correct(self, flops: FlopCount) -> None:
         """Add FLOPs, maybe negative, without a batch."""
-        self._add_flops(flops)
-
-    def _add_flops(self, flops: FlopCount) -> None:
         self._counts["flops"] += flops.model
         self._counts["flops_hardware"] += flops.hardware
         self._counts["flops_attention"] += flops.attention
+        self._counts["flops_no_grad"] += flops.no_grad
+        self._counts["flops_optimizer"] += flops.optimizer
 
     def add_tokens(self, count: TokenCount | None, times: int = 1) -> None:
         """The tokens of one (micro-)batch, or of `times` that are alike; None: unknown."""

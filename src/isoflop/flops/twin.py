@@ -2,20 +2,17 @@
 
 What runs on the twin cannot touch the live model: parameters and buffers are new meta tensors (tied ones stay tied,
 `requires_grad` is kept, a sharded one gets its whole shape), containers, generators and plain objects that modules
-hold are copied, hooks are left out. The live model is never run, swapped or hooked for it, so a sharded or compiled
+hold are copied. The live model is never run, swapped or hooked for it, so a sharded or compiled
 one can be measured too.
 
 Around a replay, `stand_ins` replaces functions that can't run on the meta device by the same mathematics in plain
-torch, only where the library that holds them is loaded; `no_leaks` removes the meta tensors that a user's forward
-keeps outside of the model (rotary tables by length, masks by shape, in an `lru_cache` or a global dict): found by the
-live model later, one would end the run. It computes them again, as it did the first time.
+torch, only where the library that holds them is loaded. What a user's forward keeps outside of the model is changed by
+a replay: it belongs into a process of its own (`isoflop.flops.apart`).
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import gc
 import inspect
 import random
 import sys
@@ -26,13 +23,11 @@ from functools import partial
 from types import MethodType, ModuleType
 from typing import Any
 from unittest.mock import patch
-from weakref import ref
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses import FakeTensor
 
 from isoflop.flops.attention import pairs_of_blocks
 from isoflop.flops.calls import Uncountable
@@ -219,7 +214,7 @@ class Twin:
         for name in _HOOKS:
             if name in state:
                 hooks = state.pop(name)
-                kept = {key: hook for key, hook in hooks.items() if requires_gradients(hook)}
+                kept = {key: hook for key, hook in hooks.items() if not _shards(hook)}
                 object.__setattr__(twin, name, type(hooks)(kept))
         state["_compiled_call_impl"] = None
         state.update(dict.fromkeys(_LOGGING & state.keys()))
@@ -292,13 +287,14 @@ class Twin:
         self._alive.append(original)
 
 
-def requires_gradients(hook: Any) -> bool:
-    """True for Hugging Face's and PEFT's hook on a frozen model's embeddings: `output.requires_grad_(True)`.
+def _shards(hook: Any) -> bool:
+    """True for a hook that gathers a sharded module's parameters, which the twin has whole.
 
-    The one hook that changes FLOPs, and it touches nothing else: without it reentrant checkpointing gives adapters no
-    gradient, and with it the backward pass goes down to the embeddings.
+    The user's and a library's hooks stay: they choose what is computed with (features, hidden states, a frozen model's
+    embeddings that need a gradient).
     """
-    return getattr(hook, "__qualname__", "").endswith(("make_inputs_require_grads", "make_inputs_require_grad"))
+    home = str(getattr(inspect.unwrap(hook), "__module__", None) or type(hook).__module__)
+    return home.startswith(("torch.distributed", "deepspeed", "accelerate"))
 
 
 def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:
@@ -316,76 +312,3 @@ def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:
     if isinstance(value, MethodType | partial) or name != "forward":
         return False
     raise Uncountable(f"{type(module).__name__}.forward is replaced by a function that can't be bound to a copy of it")
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Restore the random generators of torch, NumPy and Python at the end of the block."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-_CACHE = type(functools.lru_cache(lambda: None))
-Made = list["ref[torch.Tensor]"]
-"""Weak references to the tensors that a replay made."""
-
-
-@contextmanager
-def no_leaks(scan: bool = False) -> Iterator[Made]:
-    """Around a replay, which enters the tensors it makes into the list: at the end nothing outside holds one.
-
-    Function caches that were filled inside the block are cleared, and dict entries that hold such a tensor dropped.
-    `scan`: find the tensors among all objects, for a run that enters none.
-    """
-    misses = {id(cache): cache.cache_info().misses for cache in _user_caches()}
-    before = _valueless() if scan else {}  # held, for their ids stay theirs
-    made: Made = []
-    try:
-        yield made
-    finally:
-        if scan:
-            made += [ref(tensor) for key, tensor in _valueless().items() if key not in before]
-        if _alive(made):
-            for cache in _user_caches():
-                if cache.cache_info().misses != misses.get(id(cache), 0):
-                    cache.cache_clear()
-            for tensor in _alive(made):
-                _drop(tensor)
-
-
-def _valueless() -> dict[int, torch.Tensor]:
-    kinds = (torch.Tensor, nn.Parameter, FakeTensor)
-    found = [item for item in gc.get_objects() if type(item) in kinds]
-    return {id(item): item for item in found if item.is_meta or type(item) is FakeTensor}
-
-
-def _alive(made: Made) -> list[torch.Tensor]:
-    if any(made_ref() is not None for made_ref in made):
-        gc.collect()  # frees what only a reference cycle holds
-    return [tensor for made_ref in made if (tensor := made_ref()) is not None]
-
-
-def _user_caches() -> list[Any]:
-    # torch's own caches hold no tensors of a model, and clearing them costs compilations
-    found = [item for item in gc.get_referrers(_CACHE) if type(item) is _CACHE]  # each refers to its type
-    return [cache for cache in found if not str(getattr(cache, "__module__", "")).startswith("torch.")]
-
-
-def _drop(tensor: torch.Tensor) -> None:
-    """Remove the dict entries that hold a tensor, alone or in a tuple or list."""
-    holders: list[Any] = [tensor]
-    for referrer in gc.get_referrers(tensor):
-        if type(referrer) in (tuple, list):
-            holders.append(referrer)
-    held = {id(holder) for holder in holders}
-    for holder in holders:
-        for referrer in gc.get_referrers(holder):
-            if isinstance(referrer, dict):
-                for key in [key for key, value in list(referrer.items()) if id(value) in held]:
-                    referrer.pop(key, None)

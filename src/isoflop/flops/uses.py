@@ -81,7 +81,6 @@ class UseTracer:
         self._names: dict[int, frozenset[str]] = {}
         self._last: dict[int, frozenset[str]] = {}
         self._given: set[int] = set()  # storages of the call's integers, and of what is computed from them
-        self._alive: list[Any] = []
         for name, parameter in parameters.items():
             self._tag(self._names, parameter, {name})
 
@@ -93,7 +92,6 @@ class UseTracer:
     def _give(self, tensor: torch.Tensor) -> None:
         if not tensor.is_floating_point():
             self._given.add(storage_number(tensor))
-            self._alive.append(tensor)
 
     def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
         """Note one operator; True if an operand of a product is a parameter."""
@@ -105,6 +103,11 @@ class UseTracer:
         self._choice(packet, args)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        # no tensor is kept alive: a freed storage's number is given out again, to one that an operator returns
+        for number in set(map(storage_number, outputs)) - set(map(storage_number, inputs)):
+            self._names.pop(number, None)
+            self._last.pop(number, None)
+            self._given.discard(number)
         named = [self._parameter_names(tensor) for tensor in inputs]
         names = frozenset().union(*named)
         chain = frozenset().union(*(self._last.get(storage_number(tensor), frozenset()) for tensor in inputs))
@@ -163,4 +166,3 @@ class UseTracer:
     def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]) -> None:
         storage = storage_number(tensor)
         tags[storage] = tags.get(storage, frozenset()) | names
-        self._alive.append(tensor)  # a freed storage's number would be given out again

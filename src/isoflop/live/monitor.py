@@ -14,11 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod, finalize
 
 from torch import nn
 
 from isoflop.advice import Advice
-from isoflop.flops.calls import Call, watch
+from isoflop.flops.calls import watch
 from isoflop.flops.clock import Clock, Phase
 from isoflop.flops.device import Device, model_device
 from isoflop.flops.step import StepObserver
@@ -135,7 +136,22 @@ class Monitor(PlainLoop):
         )
         self._unwatch = lambda: None
         if run is None and model is not None:
-            self._unwatch = watch(model, partial(self.forward, model))
+            # weakly: a class that knows its listeners must not keep a Monitor, and the lock of its record, alive
+            forward, evaluates = WeakMethod(self.forward), WeakMethod(self.evaluates)
+
+            def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                living = forward()
+                if living is not None:
+                    living(model, args, kwargs)
+
+            def evaluating(begins: bool) -> None:
+                living = evaluates()
+                if living is not None:
+                    living(begins)
+
+            self._unwatch = watch(model, before, evaluating=evaluating)
+            finalize(self, self._unwatch)
+        finalize(self, self.observer.end_observing)
         self._make_parts(plain=run is None)
 
     def _make_parts(self, plain: bool) -> None:
@@ -182,16 +198,20 @@ class Monitor(PlainLoop):
             self._clock.start()
 
     @hook(COUNTING, UNKNOWN)
-    def batch(self, batch: Any) -> bool:
-        """A micro-batch goes in. True: its shape is new, and `calls` wants what the model is called with."""
+    def batch(self, batch: Any) -> None:
+        """A micro-batch goes into a trainer's step, which `end_batch` ends."""
         if self._device is None:
             self._see_first_batch()
         self._read_learning_rate()
-        wanted = self.observer.batch(batch)
         self.noise.micro_batches += 1
         if self.noise.armed:
-            self.noise.begin(self.observer.last_tokens)
-        return wanted
+            self.noise.begin(self.observer.count(batch))
+        self.observer.batch(batch)  # last, for it begins to observe what the step computes
+
+    @hook(COUNTING, UNKNOWN)
+    def end_batch(self) -> None:
+        """The step that `batch` began is over."""
+        self.observer.end_batch()
 
     @hook(COUNTING, UNKNOWN)
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -207,11 +227,6 @@ class Monitor(PlainLoop):
             if self.noise.armed:
                 # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
                 self.noise.begin(self.observer.last_tokens, "num_items_in_batch" in kwargs or None)
-
-    @hook("taking the model's calls", "FLOPs fall back to 6·N·D")
-    def calls(self, calls: list[Call], problem: str | None = None) -> None:
-        """What the model was called with for the last batch, or why that does not tell the FLOPs."""
-        self.observer.calls(calls, problem)
 
     @hook("adding the loss", "the training loss is not recorded")
     def loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
@@ -234,11 +249,11 @@ class Monitor(PlainLoop):
         """
         if not self._started:
             self.start()
-        if self.observer.watching:  # behind a boundary of its own: whatever steps aside, this has to end
-            self._end_watching()
         if loss is not None:
             self.loss(loss)
         self._settle(tokens)
+        if self.observer.observation is not None:  # what should have ended it has stepped aside
+            self._end_observing()
         if not self._opened:
             self._agree()
             self._open_record()
@@ -257,6 +272,8 @@ class Monitor(PlainLoop):
                 )
             else:
                 self.log()
+        if self.observer.due and not self._finished:
+            self._observe_next()  # last, for it counts what runs from here on
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
@@ -365,12 +382,18 @@ class Monitor(PlainLoop):
     @hook("the clock", "goodput is wrong")
     def enter(self, phase: Phase) -> None:
         """Evaluation or a checkpoint begins."""
+        self.observer.pause(True)
         self._clock.enter(phase)
 
     @hook("the clock", "goodput is wrong")
     def leave(self, phase: Phase) -> None:
         """… and ends."""
         self._clock.leave(phase)
+        self.observer.pause(False)
+
+    def evaluates(self, begins: bool) -> None:
+        """The model is called in evaluation mode without gradients: that is no part of a training step."""
+        self.observer.pause(begins)
 
     def sync(self) -> None:
         """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
@@ -411,7 +434,7 @@ class Monitor(PlainLoop):
         """Training has ended: the last point and the totals are written. More calls do nothing."""
         if self._finished:
             return
-        self._end_watching()
+        self._end_observing()
         loss = (0.0, 0)
         if not self._ranks.several or (completed and self.run.together):
             self.sync()  # first, for the other ranks wait there
@@ -491,9 +514,13 @@ class Monitor(PlainLoop):
         if groups:
             self._lr = groups[0].get("lr")
 
-    @hook("counting a real step", "FLOPs fall back to a formula")
-    def _end_watching(self) -> None:
-        self.observer.end_watching()
+    @hook(SETTLING, UNKNOWN)
+    def _observe_next(self) -> None:
+        self.observer.observe_next()
+
+    @hook("ending an observation", "later steps may be slower")
+    def _end_observing(self) -> None:
+        self.observer.end_observing()
 
     @hook(SETTLING, UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:

@@ -31,7 +31,7 @@ MAX_EARLY = 100
 KEPT = (
     *("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high"),
     *("b_simple", "b_simple_low", "b_simple_high", "b_simple_raw", "b_crit", "b_crit_sigma", "batch_over_b_crit"),
-    *("s_min", "e_min"),
+    *("s_min", "e_min", "flops_no_grad", "flops_optimizer"),
 )
 """Scalars that a point keeps, as logged last."""
 

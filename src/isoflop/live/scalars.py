@@ -23,6 +23,8 @@ INTERVAL: dict[str, Scalar] = {
     "isoflop/loss": Scalar("nats per loss token", "training loss, mean over the interval and all ranks"),
     "isoflop/flops": Scalar("FLOPs", "model FLOPs so far, measured: forward and backward, attention in full"),
     "isoflop/flops_6nd": Scalar("FLOPs", "6·N·D so far, N non-embedding (of experts the active), D tokens processed"),
+    "isoflop/flops_no_grad": Scalar("FLOPs", "of them without gradients: a teacher, a reference, generation"),
+    "isoflop/flops_optimizer": Scalar("FLOPs", "of them the optimizer's own matrix products (Muon, Shampoo, SOAP)"),
     "isoflop/tokens": Scalar("tokens", "D of the scaling laws: tokens processed less padding"),
     "isoflop/tokens_processed": Scalar("tokens", "positions the model computed, padding included"),
     "isoflop/padding_fraction": Scalar("1", "padding / processed, by the attention mask"),
@@ -95,6 +97,8 @@ def interval_scalars(step: LogStep) -> dict[str, float]:
     values: dict[str, float | None] = {
         "isoflop/loss": step.loss,
         "isoflop/flops": flops,
+        "isoflop/flops_no_grad": totals.flops_no_grad or None,
+        "isoflop/flops_optimizer": totals.flops_optimizer or None,
         "isoflop/flops_6nd": None if parameters is None else parameters.six_nd(processed),
         "isoflop/tokens": tokens,
         "isoflop/tokens_processed": processed,

@@ -1,4 +1,4 @@
-"""A model that the meta device can't run is counted on a step that it trains anyway; the training stays the same."""
+"""Steps are counted as they run: all that they compute, and the training stays the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import isoflop
-from isoflop.flops import FORMULA, SIX_ND, WATCHED
+from isoflop.flops import APART, FORMULA, OBSERVED, SIX_ND
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
 from models import TinyGPT, gpt2, gpt2_forward_flops, tokens
@@ -71,7 +71,7 @@ def test_totals_are_exact_and_weights_the_same(train: Callable[..., None], optio
     assert same_weights(*found)
     run = the_run(tmp_path / "True")
     assert totals(run) == ROWS.totals()
-    assert run.counting["method"] == WATCHED and "Branches can't run on the meta" in run.counting["reasons"][WATCHED]
+    assert run.counting["method"] == OBSERVED and not run.counting["reasons"]
 
 
 class Peeks(TinyGPT):
@@ -116,28 +116,99 @@ def loop(net: nn.Module, folder: Path, steps: int = 4, length: int = 16) -> Any:
 
 @pytest.mark.parametrize("kind", [None, "reentrant", "modern"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_count_is_that_of_the_meta_device(attention: str, kind: str | None, tmp_path: Path) -> None:
-    """With an optimizer that multiplies matrices, which are no part of the model's step."""
-    real, _ = loop(Peeks(attention=attention, checkpointing=kind), tmp_path / "a")
-    meta, _ = loop(TinyGPT(attention=attention, checkpointing=kind), tmp_path / "b")
-    assert list(real.observer.costing.methods) == [WATCHED]
-    assert real.totals == meta.totals
+def test_all_that_a_step_computes(attention: str, kind: str | None, tmp_path: Path) -> None:
+    """The model's own part, as on the meta device; the optimizer's products, 2·m·n·(m + m) a matrix; a metric's."""
+    net = Peeks(attention=attention, checkpointing=kind)
+    matrices = [parameter.shape for parameter in net.parameters() if parameter.dim() == 2]
+    optimizer = sum(2 * m * n * m + 2 * m * m * n for m, n in matrices)
+    monitor, _ = loop(net, tmp_path)
+    assert monitor.observer.costing.methods == {OBSERVED: ""} and monitor.observer.costing.observed < 5
+    totals = monitor.totals
+    assert totals.flops == 4 * (3 * net.forward_flops(2, 16)[0] + optimizer + 2 * 5**3)
+    assert (totals.flops_optimizer, totals.flops_no_grad) == (4 * optimizer, 0)
+    assert (totals.flops_hardware > totals.flops) is (kind is not None)
+    point = the_run(tmp_path).points[-1]
+    assert point.extra["flops_optimizer"] == 4 * optimizer and "flops_no_grad" not in point.extra
 
 
-def test_every_shape_is_watched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, watched = Peeks(), []
-    from isoflop.flops.measure import LiveCounter
+def test_a_teacher_before_the_model_in_batches_of_many_lengths(tmp_path: Path) -> None:
+    """What runs ahead of the forward call belongs to the step, also where a shape is new; so does its part without
+    gradients.
+    """
+    net, teacher = TinyGPT(), TinyGPT()
+    lengths = [16, 8, 12, 16, 8, 12, 20, 20, 20]
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for length in lengths:
+            ids = tokens(2, length)
+            with torch.no_grad():
+                teacher(ids)
+            net(ids, ids)[1].backward()
+            monitor.step()
+    forward = sum(net.forward_flops(2, length)[0] for length in lengths)
+    assert (monitor.totals.flops, monitor.totals.flops_no_grad) == (4 * forward, forward)
+    assert list(monitor.observer.costing.methods) == [OBSERVED]
 
-    enter = LiveCounter.enter
-    monkeypatch.setattr(LiveCounter, "enter", lambda self: watched.append(1) or enter(self))
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    with isoflop.Monitor(net, optimizer=optimizer, record_dir=tmp_path, log_every=3) as monitor:
-        for step in range(12):
+
+def test_every_shape_is_observed_and_few_steps_again(tmp_path: Path) -> None:
+    net = Peeks()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=3) as monitor:
+        for step in range(60):
             ids = tokens(2, (8, 16, 24)[step % 3])
             net(ids, ids)[1].backward()
             monitor.step()
-    assert monitor.totals.flops == sum(4 * 3 * net.forward_flops(2, length)[0] for length in (8, 16, 24))
-    assert len(watched) == 3
+    assert monitor.totals.flops == sum(20 * 3 * net.forward_flops(2, length)[0] for length in (8, 16, 24))
+    assert monitor.observer.costing.observed <= 3 + 8  # Fibonacci's numbers up to 60
+
+
+def test_turns_of_one_batch_and_two_forward_calls_a_backward_pass(tmp_path: Path) -> None:
+    """A forward call with its backward pass, and one whose output is detached: equal shapes, different costs."""
+    net = TinyGPT()
+    forward = net.forward_flops(2, 16)[0]
+    ids = tokens(2, 16)
+    with isoflop.Monitor(net, record_dir=tmp_path / "turns", log_every=1) as monitor:
+        for _ in range(5):
+            net(ids, ids)[1].backward()
+            net(ids)[0].detach()
+            monitor.step()
+    assert monitor.totals.flops == 5 * 4 * forward
+    with isoflop.Monitor(net, record_dir=tmp_path / "two", log_every=1) as monitor:
+        for _ in range(8):
+            (net(ids, ids)[1] + net(ids, ids)[1]).backward()
+            monitor.step()
+    assert monitor.totals.flops == 8 * 2 * 3 * forward
+
+
+def test_an_evaluation_between_two_steps_is_none_of_theirs(tmp_path: Path) -> None:
+    net, ids = TinyGPT(), tokens(2, 16)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(5):
+            net(ids, ids)[1].backward()
+            monitor.step()
+            net.eval()
+            with torch.no_grad():
+                net(ids)
+            net.train()
+    assert monitor.totals.flops == 5 * 3 * net.forward_flops(2, 16)[0]
+
+
+def test_steps_that_differ_without_a_sign_are_averaged_and_it_is_said(tmp_path: Path) -> None:
+    class Drops(TinyGPT):
+        calls = 0
+
+        def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+            self.calls += 1
+            if self.calls % 2:
+                torch.ones(50, 50) @ torch.ones(50, 50)
+            return super().forward(tokens, targets)
+
+    net, ids = Drops(), tokens(2, 16)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(40):
+            net(ids, ids)[1].backward()
+            monitor.step()
+    least = 40 * 3 * net.forward_flops(2, 16)[0]
+    assert least < monitor.totals.flops < least + 40 * 2 * 50**3
+    assert "mean" in the_run(tmp_path).counting["reasons"][OBSERVED]
 
 
 def test_a_users_dispatch_mode_is_left_in_peace(tmp_path: Path) -> None:
@@ -148,11 +219,11 @@ def test_a_users_dispatch_mode_is_left_in_peace(tmp_path: Path) -> None:
     net = Peeks()
     net.around = Mode
     monitor, _ = loop(net, tmp_path / "inside")
-    assert list(monitor.observer.costing.methods) == [WATCHED]
+    assert list(monitor.observer.costing.methods) == [OBSERVED]
     with Mode():
-        monitor, _ = loop(Peeks(), tmp_path / "around")
+        monitor, _ = loop(TinyGPT(), tmp_path / "around")
         assert torch._C._len_torch_dispatch_stack() == 1
-    assert list(monitor.observer.costing.methods) == [SIX_ND]
+    assert list(monitor.observer.costing.methods) == [APART]
     # one that is entered before our end and left after it
     net = Peeks()
     with isoflop.Monitor(net, record_dir=tmp_path / "across", log_every=1) as monitor:
@@ -162,28 +233,31 @@ def test_a_users_dispatch_mode_is_left_in_peace(tmp_path: Path) -> None:
             with Mode() if step == 1 else nullcontext():
                 monitor.step()
     assert torch._C._len_torch_dispatch_stack() == 0
-    forward, _ = net.forward_flops(2, 16)
-    assert monitor.totals.flops == 5 * 3 * forward
-
-
-def test_a_batch_without_its_own_backward_pass_tells_nothing(tmp_path: Path) -> None:
-    net = Peeks()
-    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
-        for _ in range(8):
-            ids = tokens(2, 16)
-            (net(ids, ids)[1] + net(ids, ids)[1]).backward()  # two forward calls, one backward pass
-            monitor.step()
-    # the second of a pair is followed by the backward pass of both, the first by none: its count would be wrong
-    assert list(monitor.observer.costing.methods) == [SIX_ND]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 def test_nothing_compiled_runs_as_written(tmp_path: Path) -> None:
     torch._dynamo.reset()
-    net = Peeks()
+    net = TinyGPT()
     net.blocks[0] = torch.compile(net.blocks[0], backend="eager")
-    monitor, _ = loop(net, tmp_path)
-    assert list(monitor.observer.costing.methods) == [SIX_ND]
+    monitor, _ = loop(net, tmp_path / "model")
+    assert list(monitor.observer.costing.methods) == [APART]
+    assert monitor.totals.flops == 4 * 3 * net.forward_flops(2, 16)[0]
+
+    class Calls(TinyGPT):
+        """Compiled code that no module shows."""
+
+        inner = staticmethod(torch.compile(lambda x: x * 2, backend="eager"))
+
+        def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+            self.inner(torch.ones(3))
+            return super().forward(tokens, targets)
+
+    torch._dynamo.utils.counters.clear()
+    monitor, _ = loop(Calls(), tmp_path / "function")
+    assert list(monitor.observer.costing.methods) == [APART]
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 1  # it was compiled, once
+    assert monitor.totals.flops == 4 * 3 * net.forward_flops(2, 16)[0]
 
 
 def test_a_formula_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,19 +275,18 @@ def test_a_formula_that_fails_ends_no_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(expected) == 4
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 def test_the_formula_stands_in_where_the_shape_is_known(tmp_path: Path) -> None:
-    """A Hugging Face model in code that is compiled: PaLM's formula, with the matrices alone."""
-    net = gpt2()
-    net.forward_ = net.forward
+    """A Hugging Face model under a dispatch mode that does not run apart: PaLM's formula, with the matrices alone."""
 
-    class Reads(type(net)):  # type: ignore[misc]
+    class Reads(type(gpt2())):  # type: ignore[misc]
         def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
-            assert input_ids.sum().item() >= 0
+            assert self.transformer.wte.weight.sum().item() < 1e9
             return super().forward(input_ids=input_ids, labels=labels)
 
+    net = gpt2()
     net.__class__ = Reads
-    del net.forward_
-    torch._dynamo.utils.counters["frames"]["total"] = 1
+    net.transformer.h[0] = torch.compile(net.transformer.h[0], backend="eager")
     ids = tokens(2, 16, 96)
     with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
         net(input_ids=ids, labels=ids).loss.backward()
@@ -223,25 +296,6 @@ def test_the_formula_stands_in_where_the_shape_is_known(tmp_path: Path) -> None:
     norms_and_biases = 6 * 32 * (2 * (13 * 32 + 0) + 64)  # of GPT-2: 9d biases and 4d norms a layer, 2d at the end
     assert monitor.totals.flops == exact + norms_and_biases
     assert monitor.totals.flops_attention == 3 * 2 * 4 * 2 * 16**2 * 32
-
-
-def test_an_argument_that_can_not_be_copied(tmp_path: Path) -> None:
-    class Cache:
-        def __init__(self) -> None:
-            self.seen: list[torch.Tensor] = []
-
-    class Caches(TinyGPT):
-        def forward(self, tokens: torch.Tensor, targets: Any = None, cache: Any = None) -> Any:
-            cache.seen.append(tokens)
-            return super().forward(tokens, targets)
-
-    net = Caches()
-    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
-        for _ in range(3):
-            net(tokens(2, 16), tokens(2, 16), Cache())[1].backward()
-            monitor.step()
-    assert monitor.observer.costing.methods == {WATCHED: "an argument of type Cache can't be copied to the meta device"}
-    assert monitor.totals.flops == 3 * 3 * net.forward_flops(2, 16)[0]
 
 
 def test_freezing_begins_anew(tmp_path: Path) -> None:
@@ -254,9 +308,9 @@ def test_freezing_begins_anew(tmp_path: Path) -> None:
             monitor.step()
     forward, _ = net.forward_flops(2, 16)
     head = 2 * 2 * 16 * 16 * 48
-    # noticed at the log step after: the fifth still counts as the fourth
-    assert monitor.totals.flops == 5 * 3 * forward + 3 * (3 * forward - head)
-    assert list(monitor.observer.costing.methods) == [WATCHED]
+    # the fifth step is observed, as each whose number is Fibonacci's: it is noticed there
+    assert monitor.totals.flops == 4 * 3 * forward + 4 * (3 * forward - head)
+    assert monitor.observer.costing.methods == {OBSERVED: ""}
 
 
 def test_checkpointed_functions_are_told_apart(tmp_path: Path) -> None:
@@ -265,6 +319,10 @@ def test_checkpointed_functions_are_told_apart(tmp_path: Path) -> None:
             assert tokens.sum().item() >= 0
             return checkpoint(super().forward, tokens, targets, use_reentrant=False)
 
-    monitor, _ = loop(Inside(), tmp_path)
-    forward, _ = Inside().forward_flops(2, 16)
+    net = Inside()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(4):
+            net(tokens(2, 16), tokens(2, 16))[1].backward()
+            monitor.step()
+    forward, _ = net.forward_flops(2, 16)
     assert monitor.totals.flops == 4 * 3 * forward and monitor.totals.flops_hardware > monitor.totals.flops

@@ -1,0 +1,375 @@
+"""What the steps of one run cost, by their signatures: observed as they run, measured apart, or by a formula.
+
+A step is priced by its segments, a micro-batch each; where these do not determine it (a GAN's turns), as a whole; where
+not even that does (a number of generated tokens, layers that are dropped at random), by the mean of what was observed.
+Each way that was used is in `Costing.methods`. What is counted does not depend on the clock, so that equal runs have
+equal totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import astuple
+
+from torch import nn
+
+from isoflop.flops.apart import run_apart
+from isoflop.flops.calls import Call, Signature, Uncountable, sizes
+from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
+from isoflop.flops.cost import MAX_KNOWN, StepCost, first_matrix
+from isoflop.flops.count import estimated
+from isoflop.flops.counter import NOTHING, FlopCount
+from isoflop.flops.measure import Measurement, measured_here
+from isoflop.flops.observe import Observation, Segment
+from isoflop.flops.parameters import Parameters, count_parameters, given_parameters
+from isoflop.flops.uses import Uses
+
+FREE = 64
+"""Parts of steps that may be observed in any run …"""
+SHARE = 50
+"""… and further ones, one in so many: to observe a step takes some tenths of its time more."""
+APART_AT_MOST = 48
+"""Shapes measured apart, .2 to 2 s each."""
+
+
+class Costing:
+    """FLOPs of the steps of one run. `say` gets a sentence wherever a user should know more."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        say: Callable[[str], None],
+        flops_per_token: float | None = None,
+        num_params: int | None = None,
+    ) -> None:
+        self.model = model
+        self.methods: dict[str, str] = {}
+        """Each method that was used → why not a better one, or what it leaves open."""
+        self.uncounted: set[str] = set()
+        """Heavy or custom operators that were counted 0."""
+        self.flops_per_token: float | None = flops_per_token
+        """Of the first batch that was counted; or as given."""
+        # whole FLOPs a token: totals then do not depend on how a batch was split
+        self.given = None if flops_per_token is None else max(1, round(flops_per_token))
+        if self.given is not None:
+            self.methods[GIVEN] = ""
+        self.blocked: str | None = None
+        """Why no step of this run can be observed."""
+        self.whole_steps = False
+        """The same micro-batch costs another amount elsewhere in a step."""
+        self.waiting: set[Signature] = set()
+        """What came and was not observed from its beginning on."""
+        self.observed = self.seen = 0
+        """Parts of steps, observed and in all."""
+        self.optimizer = NOTHING
+        """The optimizer's FLOPs of one step, on average."""
+        self._num_params = num_params
+        self._say = say
+        self._bodies, self._heads = StepCost(), StepCost()
+        self._exact: set[Signature] = set()
+        """Observed, not by a law."""
+        self._has_heads: bool | None = None
+        """Something runs before the model's forward call (a teacher); None: no step was seen from its beginning on."""
+        self._varying: dict[Signature, tuple[int, FlopCount]] = {}  # number and sum of what was observed
+        self._optimizer = (0, NOTHING)
+        self._group: int | None = None  # forward calls a backward pass
+        self._beginnings: set[Signature] = set()  # of parts with several calls
+        self._provisional: dict[Signature, tuple[int, FlopCount]] = {}  # how many, and what they were counted as
+        self._apart: dict[Signature, FlopCount | str] = {}
+        self._told: set[str] = set()
+        self.parameters = self._parameters()
+
+    def _parameters(self, uses: Uses | None = None) -> Parameters | None:
+        if self._num_params is not None:
+            return given_parameters(self._num_params)
+        if self.model is None:
+            return None
+        try:
+            return count_parameters(self.model, uses)
+        except ValueError as error:
+            self._say(str(error))
+        except Exception as error:  # lazy parameters, not there before the first forward pass
+            self._say(f"the model's parameters can't be counted yet ({type(error).__name__}: {error})")
+        return None
+
+    # -- what is known -----------------------------------------------------------------------------------------
+
+    @property
+    def observes(self) -> bool:
+        """True if steps can be observed, and one more is within the budget."""
+        return (
+            self.model is not None
+            and self.given is None
+            and self.blocked is None
+            and self.observed < FREE + self.seen // SHARE
+        )
+
+    def wants(self, keys: Sequence[Signature]) -> bool:
+        """True if what a step with these micro-batches so far costs is not known."""
+        if self.model is None or self.given is not None:
+            return False
+        key = self.cut(keys)[-1]
+        return key not in self._beginnings and self.lookup(key) is None
+
+    def cut(self, keys: Sequence[Signature]) -> list[Signature]:
+        """The parts that a step of these micro-batches is priced by."""
+        size = len(keys) if self.whole_steps else self._group or 1
+        return [joined(keys[i : i + size]) for i in range(0, len(keys), size)]
+
+    def is_final(self, key: Signature) -> bool:
+        """True if the price of a part stays as it is."""
+        return key not in self._provisional and key not in self._varying and self.lookup(key) is not None
+
+    @property
+    def varying(self) -> int:
+        """Number of parts whose signature does not determine their cost."""
+        return len(self._varying)
+
+    @property
+    def one_by_one(self) -> bool:
+        """True if each micro-batch has its price."""
+        return not self.whole_steps and self._group in (None, 1)
+
+    def lookup(self, key: Signature) -> FlopCount | None:
+        """FLOPs of a part of a step without the optimizer's, if they are known."""
+        if self.given is not None:
+            return None
+        varying = self._varying.get(key)
+        if varying is not None:
+            return _mean(*varying)
+        body = self._bodies.lookup(key)
+        if body is None or not self._has_heads:
+            return body
+        head = self._heads.lookup(key)
+        return None if head is None else body + head
+
+    # -- observed ----------------------------------------------------------------------------------------------
+
+    def learn(self, observation: Observation, keys: Sequence[Signature] | None = None) -> FlopCount:
+        """Take what was observed. Returns the correction of what was counted before.
+
+        Args:
+            observation: it has ended without a problem.
+            keys: of a trainer's step, which is one part; None: each micro-batch is one.
+        """
+        segments = observation.segments
+        self.observed += len(segments)
+        if observation.unread:
+            return NOTHING  # a check that does not tell
+        if keys is not None:
+            segments = [_together(segments)._replace(keys=tuple(keys))]
+        else:
+            self._see_groups(segments)
+            if len(segments) > 1 and not self.whole_steps and any(map(self._conflicts, segments)):
+                self._price_whole_steps("the same micro-batch costs another amount at another place of a step")
+        if self.whole_steps:
+            segments = [_together(segments)]
+        for segment in segments:
+            self._learn_segment(segment)
+        if observation.optimizer_stepped:
+            number, total = self._optimizer
+            self._optimizer = number + 1, total + observation.optimizer
+            self.optimizer = _mean(*self._optimizer)
+        self._use(OBSERVED, observation.uses, observation.without_formula)
+        return sum((self._corrected(joined(segment.keys)) for segment in segments), NOTHING)
+
+    def differs(self, observation: Observation, keys: Sequence[Signature]) -> bool:
+        """True if a trainer's step cost another amount than is known of its signature."""
+        return not observation.unread and self._conflicts(_together(observation.segments)._replace(keys=tuple(keys)))
+
+    def _see_groups(self, segments: Sequence[Segment]) -> None:
+        found = {len(segment.keys) for segment in segments if segment.keys}
+        if self._group is None and found:
+            self._group = max(found)
+        if found - {self._group}:
+            self._price_whole_steps("numbers of forward calls a backward pass differ")
+
+    def _price_whole_steps(self, why: str) -> None:
+        if not self.whole_steps:
+            self.whole_steps = True
+            self._forget_prices()
+            self.note_change(f"{why}: whole steps are looked up")
+
+    def _conflicts(self, segment: Segment) -> bool:
+        known = self._bodies.lookup(joined(segment.keys))
+        return known is not None and (known.model, known.hardware) != (segment.body.model, segment.body.hardware)
+
+    def _learn_segment(self, segment: Segment) -> None:
+        key = joined(segment.keys)
+        if len(self._beginnings) < MAX_KNOWN:
+            self._beginnings.update(joined(segment.keys[:i]) for i in range(1, len(segment.keys)))
+        if key in self._varying or self._conflicts(segment):
+            self._varies(key, segment)
+            return
+        self._bodies.learn(key, segment.body)
+        self._exact.add(key)
+        if segment.head is not None:
+            self._heads.learn(key, segment.head)
+            self._see_head(segment.head.model > 0)
+            self.waiting.discard(key)
+        elif self._has_heads and self._heads.lookup(key) is None:
+            self.waiting.add(key)
+
+    def _see_head(self, found: bool) -> None:
+        if self._has_heads is None and not found:  # what was seen from the forward call on is all there was
+            self._provisional = {key: item for key, item in self._provisional.items() if key not in self._exact}
+        elif self._has_heads is None:
+            self.waiting.update(self._provisional)
+        self._has_heads = self._has_heads or found
+
+    def _varies(self, key: Signature, segment: Segment) -> None:
+        """A part whose signature does not determine its cost: the mean of what was observed."""
+        if key not in self._varying:
+            before = self._bodies.lookup(key) if key in self._exact else None
+            self._varying[key] = (0, NOTHING) if before is None else (1, before + (self._heads.lookup(key) or NOTHING))
+            self.note_change("steps of the same shapes cost different amounts; their mean")
+        number, total = self._varying[key]
+        self._varying[key] = number + 1, total + segment.body + (segment.head or self._heads.lookup(key) or NOTHING)
+        self.waiting.discard(key)
+
+    def note_change(self, why: str) -> None:
+        """The signatures do not tell all: say so once, in the record too."""
+        self.methods.setdefault(OBSERVED, "")
+        self.methods[OBSERVED] = "; ".join(filter(None, (self.methods[OBSERVED], why)))
+
+    # -- measured apart ----------------------------------------------------------------------------------------
+
+    def measure(self, call: Call) -> None:
+        """Measure a call apart from the training, once a shape."""
+        key = _of_call(call)
+        if key in self._apart or self.model is None or self.given is not None:
+            return
+        if len(self._apart) >= APART_AT_MOST:
+            self._apart[key] = "more batch shapes than are measured apart"
+            return
+        model = self.model
+        try:
+            measurement: Measurement = run_apart(lambda: measured_here(model, [call]))
+        except Uncountable as reason:
+            self._apart[key] = str(reason)
+        else:
+            self._apart[key] = measurement.flops
+            self._use(APART, measurement.uses, measurement.without_formula, self.blocked or "")
+
+    def learn_calls(self, key: Signature, calls: Sequence[Call], problem: str | None) -> None:
+        """These calls, which `measure` has seen, are all that a part of a step is known to compute."""
+        found = [self._apart.get(_of_call(call), "it was not measured") for call in calls]
+        reasons = [part for part in found if isinstance(part, str)] + ([problem] if problem else [])
+        if not calls or reasons:
+            self._apart.setdefault(key, "; ".join(dict.fromkeys(reasons)) or self.blocked or "no call was seen")
+        else:
+            self._bodies.learn(key, sum((part for part in found if isinstance(part, FlopCount)), NOTHING))
+
+    # -- priced ------------------------------------------------------------------------------------------------
+
+    def flops(self, key: Signature, processed: int | None) -> FlopCount | None:
+        """FLOPs of a part of a step of `processed` tokens, in the best way there is; None: unknown."""
+        known = self.lookup(key)
+        if known is None and self.given is None:
+            known = self._estimate(key)
+        if known is not None:
+            if processed and self.flops_per_token is None:
+                self.flops_per_token = known.model / processed
+            if self._has_heads is None and key in self._exact:
+                self._is_provisional(key, known, waits=False)
+            return known
+        flops = self._by_formula(key, processed)
+        if self.given is None and self.blocked is None:
+            self._is_provisional(key, flops or NOTHING)
+        return flops
+
+    def _estimate(self, key: Signature) -> FlopCount | None:
+        body = self._bodies.lookup(key) or self._bodies.estimate(key)
+        if body is None:
+            return None
+        head = (self._heads.lookup(key) or self._heads.estimate(key) or NOTHING) if self._has_heads else NOTHING
+        self.methods.setdefault(ESTIMATED, "many batch shapes")
+        if self.observes:
+            self._is_provisional(key, body + head)
+        elif ESTIMATED not in self._told:
+            self._told.add(ESTIMATED)
+            self._say("more batch shapes than are observed: FLOPs of others are estimated from the nearest length")
+        return body + head
+
+    def _is_provisional(self, key: Signature, counted: FlopCount, waits: bool = True) -> None:
+        times, total = self._provisional.get(key, (0, NOTHING))
+        self._provisional[key] = times + 1, total + counted
+        if waits:
+            self.waiting.add(key)
+
+    def _corrected(self, key: Signature) -> FlopCount:
+        price = self.lookup(key)
+        if price is None or key not in self._provisional:
+            return NOTHING
+        self.waiting.discard(key)
+        times, counted = self._provisional.pop(key)
+        if not self._provisional:
+            for method in {ESTIMATED, FORMULA, SIX_ND} - self._told:  # nothing is left that was counted that way
+                self.methods.pop(method, None)
+        return price * times - counted
+
+    def _by_formula(self, key: Signature, processed: int | None) -> FlopCount | None:
+        """As the user gave them, by the model's shape, or 6·N·D; None: not even that."""
+        if processed is None:
+            return None
+        if self.given is not None:
+            return FlopCount(self.given * processed, self.given * processed, 0)
+        if self.model is None or self.parameters is None:
+            return None
+        matrix = first_matrix(key)
+        flops, method = estimated(self.model, self.parameters, processed, None if matrix is None else matrix[1])
+        if flops is None:
+            return None
+        apart = self._apart.get(key)
+        reason = apart if isinstance(apart, str) else self.blocked or "no forward call of the model was seen"
+        self.methods.setdefault(method, reason)
+        if self.blocked is not None and method not in self._told:
+            self._told.add(method)
+            by = "as 6·N·D, which leaves attention and the output head out" if method == SIX_ND else f"by the {method}"
+            self._say(f"the step's FLOPs are taken {by}: {reason}. Pass flops_per_token= to set them")
+        return flops
+
+    def forget(self) -> None:
+        """The model has changed (layers frozen or thawed): count anew."""
+        self._forget_prices()
+        for of_shapes in (self._provisional, self._apart, self.waiting):
+            of_shapes.clear()
+
+    def _forget_prices(self) -> None:
+        for costs in (self._bodies, self._heads):
+            costs.forget()
+        for of_shapes in (self._varying, self._exact, self._beginnings):
+            of_shapes.clear()
+
+    def _use(self, method: str, uses: Uses | None, without_formula: Collection[str], reason: str = "") -> None:
+        self.methods.setdefault(method, reason)
+        if uses is not None and (uses.product or self.parameters is None):
+            self.parameters = self._parameters(uses)
+        if without_formula:
+            names = ", ".join(sorted(without_formula))
+            self.uncounted |= set(without_formula)
+            self._say(
+                f"operators without a FLOPs formula, counted 0: {names}. Say what they compute with "
+                "isoflop.register_flop_formula, or pass flops_per_token="
+            )
+            self.methods[method] = f"without a FLOPs formula, counted 0: {names}"
+
+
+def _mean(number: int, total: FlopCount) -> FlopCount:
+    return FlopCount(*(part // number for part in astuple(total))) if number else NOTHING
+
+
+def joined(keys: Sequence[Signature]) -> Signature:
+    """One signature for several: of one, itself."""
+    return keys[0] if len(keys) == 1 else tuple(keys)
+
+
+def _together(segments: Sequence[Segment]) -> Segment:
+    """A step as one segment."""
+    first = segments[0]
+    body = first.body + sum((part.body + (part.head or NOTHING) for part in segments[1:]), NOTHING)
+    return Segment(tuple(key for part in segments for key in part.keys), first.head, body)
+
+
+def _of_call(call: Call) -> Signature:
+    return id(call.module), sizes(call.args), sizes(call.kwargs)
