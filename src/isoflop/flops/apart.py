@@ -97,6 +97,7 @@ def _answer(act: Callable[[], Any], pipe: int) -> NoReturn:
     """Run `act`, write its result or the reason why there is none, and end without what a process does at its end."""
     try:
         _shut(pipe)
+        warnings.simplefilter("ignore")  # the real run says them, where anybody listens; as errors they would end this
         try:
             answer: tuple[Any, str | None] = act(), None
         except Exception as error:  # whatever a user's code may raise

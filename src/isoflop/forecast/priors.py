@@ -164,8 +164,8 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
 
 def _with_slopes(line: Line, size: float, batch: float) -> Line:
     """A line with these standard deviations of its slopes in ln N and ln B."""
-    intercept, _, _, *others = line.sd
-    return replace(line, sd=(intercept, size, batch, *others))
+    intercept, _, _, fourth, fifth = line.sd
+    return replace(line, sd=(intercept, size, batch, fourth, fifth))
 
 
 @dataclass(frozen=True)
