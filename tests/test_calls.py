@@ -260,7 +260,7 @@ def test_a_watched_module_compiled_before_or_after(when: str, in_place: bool):
 
     if when == "before":
         called = compile_it()
-    unwatch = watch(called, lambda args, kwargs: said.append(len(args)), lambda output: said.append(type(output)))
+    unwatch = watch(called, lambda _, args, kwargs: said.append(len(args)), lambda output: said.append(type(output)))
     if when == "after":
         called = compile_it()
     for _ in range(2):
@@ -293,7 +293,7 @@ def test_watching_leaves_a_model_what_it_is():
     for model in (nn.Sequential(nn.Linear(4, 4)), Own()):
         call = type(model).__call__
         expected = model(X)
-        unwatch = watch(model, lambda args, kwargs: said.append(args))
+        unwatch = watch(model, lambda _, args, kwargs: said.append(args))
         twin = copy.deepcopy(model)
         assert torch.equal(model(X), expected) and len(said) == 1 and torch.equal(twin(X), expected)
         assert torch.equal(torch.jit.script(nn.Sequential(model.eval()))(X), torch.jit.script(model)(X))

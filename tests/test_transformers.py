@@ -269,7 +269,7 @@ def test_what_is_read_between_log_steps(accumulate: int, tmp_path: Path, monkeyp
     sizes = {"per_device_train_batch_size": 8 // accumulate, "gradient_accumulation_steps": accumulate}
     with counted_syncs(monkeypatch) as found:
         train(tmp_path, logging_steps=4, callbacks=[Mark()], **sizes)
-    assert found.reads and set(found.steps()) <= {4, 8}, found.reads
+    assert found.reads and set(found.steps()) <= {4, 8}, [r for r in found.reads if r[0] not in (4, 8)]
 
 
 def test_own_interval(tmp_path: Path) -> None:

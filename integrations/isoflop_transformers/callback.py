@@ -72,7 +72,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self.restored = None
         weakly = ref(self)  # a class that knows its listeners must not keep an abandoned run alive
 
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             callback = weakly()
             if callback is not None and callback.monitor is not None and callback.guard.open(_STEP):
                 callback.monitor.forward(model, args, kwargs)
@@ -85,7 +85,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         def evaluating(begins: bool) -> None:
             callback = weakly()
             if callback is not None and callback.monitor is not None:
-                callback.monitor.evaluates(begins)
+                callback.monitor.observer.pause(begins)
 
         self._unwatch = watch(model, before, after, evaluating)
         finalize(self, self._unwatch)

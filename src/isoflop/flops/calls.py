@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
+from types import MethodType
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from isoflop.flops.values import LARGEST, with_values
 
-Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[Any], None]
 Signature = tuple[Any, ...]
 
@@ -165,22 +167,29 @@ Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "Ended | None"]
 def watch(
     module: nn.Module, before: Before, after: After | None = None, evaluating: Callable[[bool], None] | None = None
 ) -> Callable[[], None]:
-    """Call `before(args, kwargs)` ahead of each training call of `module` and `after(output)` behind it.
+    """Call `before(module, args, kwargs)` ahead of each training call of `module` and `after(output)` behind it.
 
     A training call is one with `module.training` and gradients enabled. `evaluating(True)` and `evaluating(False)`
-    come around a call in evaluation mode without gradients. Returns the function that ends it.
+    come around a call in evaluation mode without gradients. Methods are kept weakly: a class that knows its listeners
+    must not keep what they belong to alive. Returns the function that ends it.
     """
+    weak = WeakMethod(before) if isinstance(before, MethodType) else None
+    weakly = WeakMethod(evaluating) if isinstance(evaluating, MethodType) else None
+    strong, loud = (None if weak else before), (None if weakly else evaluating)
+    del before, evaluating  # this frame's cells would keep them
 
-    def heard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
-        if module.training:
-            if not torch.is_grad_enabled():
+    def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
+        if called.training:
+            listener = weak() if weak else strong
+            if listener is None or not torch.is_grad_enabled():
                 return None
-            before(args, kwargs)
+            listener(module, args, kwargs)
             return after
-        if evaluating is None or torch.is_grad_enabled():
+        told = weakly() if weakly else loud
+        if told is None or torch.is_grad_enabled():
             return None
-        evaluating(True)
-        return lambda output: evaluating(False)
+        told(True)
+        return lambda output: told(False)
 
     return listen([module], heard)
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8")
 """Columns of the table. "float32" is without TF32: ask for "tf32" where torch multiplies float32 in it."""
 
+NO_PEAK = (
+    "no datasheet peak is known for %s in %s, so there is no MFU; "
+    "pass peak_flops= (dense FLOP/s of one device) to get it"
+)
+"""Of a device's name and dtype."""
+
 
 @dataclass(frozen=True)
 class Peak:

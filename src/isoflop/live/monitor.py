@@ -14,14 +14,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakMethod, finalize
+from weakref import finalize
 
 from torch import nn
 
 from isoflop.advice import Advice
 from isoflop.flops.calls import watch
 from isoflop.flops.clock import Clock, Phase
-from isoflop.flops.device import Device, model_device
+from isoflop.flops.device import NO_PEAK, Device, model_device
 from isoflop.flops.step import StepObserver
 from isoflop.flops.tokens import TokenCount
 from isoflop.flops.totals import (
@@ -44,7 +44,7 @@ from isoflop.live.noise import Noise
 from isoflop.live.options import Options
 from isoflop.live.plain_loop import PlainLoop
 from isoflop.live.ranks import UNCOUNTED, Ranks, Settings
-from isoflop.live.recorder import Recorder
+from isoflop.live.recorder import NOT_COUNTED, Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
 from isoflop.live.sinks import Sinks, TensorBoardSink
@@ -97,10 +97,8 @@ class Monitor(PlainLoop):
         self.options = Options.of(**options)
         if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
             raise ValueError(f"total_steps= expects a whole number of at least 1, or None, got {total_steps!r}")
-        self.steps = 0
-        """Optimizer steps done."""
-        self.totals = Totals()
-        """Sums over all ranks, as of the last log step."""
+        self.steps = 0  # optimizer steps done
+        self.totals = Totals()  # sums over all ranks, as of the last log step
         self.should_stop = False
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
         self.run = run or RunInfo(optimizer=optimizer, scheduler=scheduler, total_steps=total_steps, run_name=run_name)
@@ -119,11 +117,10 @@ class Monitor(PlainLoop):
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._latest = LogStep(step=0)  # what came of it
-        self._asks_to_stop = False  # this rank's advice
         asks = self.options.on_advice != "warn"
         settings = Settings(self.log_every, self.run.total_steps, self.options.noise_scale, asks)
         self._ranks = Ranks(self.guard, settings)
-        self._apart = False  # ranks make different numbers of steps
+        self._apart = self._asks_to_stop = False  # ranks make different numbers of steps; this rank's advice
         self._handled = id(sys.exc_info()[1])  # of an error in whose handling all of the training runs
         self.observer = StepObserver(
             model,
@@ -136,20 +133,7 @@ class Monitor(PlainLoop):
         )
         self._unwatch = lambda: None
         if run is None and model is not None:
-            # weakly: a class that knows its listeners must not keep a Monitor, and the lock of its record, alive
-            forward, evaluates = WeakMethod(self.forward), WeakMethod(self.evaluates)
-
-            def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                living = forward()
-                if living is not None:
-                    living(model, args, kwargs)
-
-            def evaluating(begins: bool) -> None:
-                living = evaluates()
-                if living is not None:
-                    living(begins)
-
-            self._unwatch = watch(model, before, evaluating=evaluating)
+            self._unwatch = watch(model, self.forward, evaluating=self.observer.pause)
             finalize(self, self._unwatch)
         finalize(self, self.observer.end_observing)
         self._make_parts(plain=run is None)
@@ -391,10 +375,6 @@ class Monitor(PlainLoop):
         self._clock.leave(phase)
         self.observer.pause(False)
 
-    def evaluates(self, begins: bool) -> None:
-        """The model is called in evaluation mode without gradients: that is no part of a training step."""
-        self.observer.pause(begins)
-
     def sync(self) -> None:
         """Sum what has been counted over all ranks; before a checkpoint, on every rank."""
         if not self._finished:
@@ -492,12 +472,7 @@ class Monitor(PlainLoop):
     def expect(self, step: int) -> None:
         """The trainer goes on from this step; say so if the checkpoint held our counts for another one."""
         if self.steps != step:
-            self.guard.once(
-                "training goes on from step %d, but the checkpoint holds isoflop's counts up to step %d: tokens and "
-                "FLOPs in between are not counted",
-                step,
-                self.steps,
-            )
+            self.guard.once(NOT_COUNTED, step, self.steps)
             self.steps = self._attempt_began_at = step
             self._uncounted = True
 
@@ -537,11 +512,6 @@ class Monitor(PlainLoop):
 
     @hook("seeing the device", "MFU is unknown")
     def _see_device(self) -> None:
-        self._device = model_device(self._model, self.run.dtype, self.options.peak_flops)
-        if self._device.peak is None and rank() == 0:
-            self.guard.once(
-                "no datasheet peak is known for %s in %s, so there is no MFU; pass peak_flops= (dense FLOP/s of one "
-                "device) to get it",
-                self._device.name,
-                self._device.dtype,
-            )
+        device = self._device = model_device(self._model, self.run.dtype, self.options.peak_flops)
+        if device.peak is None and rank() == 0:
+            self.guard.once(NO_PEAK, device.name, device.dtype)

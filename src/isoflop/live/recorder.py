@@ -27,6 +27,10 @@ PASSPORT = declare(
     "the passport", "isoflop-passport.json and .md are not written; `isoflop passport` makes them of the record"
 )
 
+NOT_COUNTED = (
+    "training goes on from step %d, but the checkpoint holds isoflop's counts up to step %d: "
+    "tokens and FLOPs in between are not counted"
+)
 MAX_EARLY = 100
 KEPT = (
     *("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high"),
