@@ -438,3 +438,18 @@ def test_flops_follow_the_calls_where_the_batch_does_not_tell_them(
     assert ours.guard.aside == {}
     assert ours.monitor.totals.flops == sum(2 * length for length in lengths) * FORWARD_BACKWARD
     assert ("led to forward calls of different shapes" in caplog.text) is (kind == "trimmed")
+
+
+def test_manual_optimization_that_returns_no_loss_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def training_step(self: Any, batch: Any, batch_idx: int) -> None:
+        self.optimizers().zero_grad()
+        self.manual_backward(self.net(**batch)["loss"])
+        self.optimizers().step()
+
+    module = lightning_module(package, model(), training_step=training_step)
+    module.automatic_optimization = False
+    trainer = lightning_trainer(package, tmp_path, callbacks=[IsoFLOPMonitor(record_dir=tmp_path)], log_every_n_steps=2)
+    trainer.fit(module, batches(Rows(16), 2))
+    assert sum("training_step returns none" in record.message for record in caplog.records) == 1

@@ -142,6 +142,11 @@ class IsoFLOPMonitor(LightningCallback):
                 monitor.loss(loss, float(trainer.accumulate_grad_batches), owned=True)
             else:
                 monitor.loss(loss)
+        elif not pl_module.automatic_optimization:
+            monitor.guard.once(
+                "no training loss: training_step returns none, as manual optimization may. Return the loss from "
+                "training_step to have it recorded, forecast and judged"
+            )
 
     @hook(_STEP, _UNSEEN)
     def _step(self, monitor: Monitor, trainer: Any) -> None:
