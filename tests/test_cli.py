@@ -169,7 +169,7 @@ def test_the_object_for_machines(build: Any, by_hand: Any, tmp_path: Path):
     attention = 3 * 2 * 4 * 3 * 20**2 * 32
     assert list(found) == ["parameters", "flops", "method", "uncounted"]
     assert list(found["parameters"]) == CONVENTIONS
-    assert list(found["flops"]) == ["model", "hardware", "causal", "6nd"]
+    assert list(found["flops"]) == ["model", "hardware", "causal", "full", "6nd"]
     tables = 96 * 32 + (64 * 32 if build is gpt2 else 96 * 32)  # tokens and positions; tokens and the head
     without = total - tables
     expected = [total, total, without, without + 96 * 32, total]
@@ -178,6 +178,7 @@ def test_the_object_for_machines(build: Any, by_hand: Any, tmp_path: Path):
         "model": 3 * forward,
         "hardware": 3 * forward,
         "causal": 3 * forward - attention // 2,
+        "full": 3 * forward,
         "6nd": 6 * without * 60,
     }
     assert all(type(value) is int for value in [*found["flops"].values(), *found["parameters"].values()])

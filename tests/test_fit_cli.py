@@ -250,7 +250,9 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     assert (
         told(folder, "--n", "active") == "expected runs with numbers in N, D, loss, got none; run run-a: nothing in N"
     )
-    assert told(folder, "--loss", "eval/none").endswith("run run-a: nothing in loss")
+    missing = told(folder, "--loss", "eval/none")  # which was asked for, of which run, and what there is instead
+    assert missing.startswith(f"expected finished runs, got none in {folder}; run-a: it has no loss 'eval/none'")
+    assert "run-b: it has no loss 'eval/none' with its tokens (it has eval/val, train)" in missing
 
 
 def test_one_n_by_default_whoever_is_asked(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_records_and_tables_together_and_none_twice(tmp_path: Path) -> None:
         ("nothing", None, "which does not exist"),
         ("isoflop-a.jsonl", b"", "expected isoflop's records"),
         ("runs.csv", b"a,b\n1,2\n", "no column is known to be N"),
-        ("runs.csv", b"\xff\xfe\x00", "expected a CSV file in UTF-8"),
+        ("runs.csv", b"\xff\xfe\x00", "expected text in UTF-16, as its first bytes say, or UTF-8"),
     ],
 )
 def test_nothing_that_can_be_read_is_an_error_that_says_so(

@@ -402,7 +402,7 @@ def _records(
         ]
     name = loss or common_loss(run for run, why in zip(runs, reasons, strict=True) if not why)
     reasons = [
-        why or ("" if final_loss(run.points, name) is not None else f"it has no loss {name!r} with its tokens")
+        why or ("" if final_loss(run.points, name) is not None else _without(name, loss_names(run)))
         for run, why in zip(runs, reasons, strict=True)
     ]
     left_out = tuple(f"{run.name or run.run_id}: {why}" for run, why in zip(runs, reasons, strict=True) if why)
@@ -425,6 +425,10 @@ def _records(
         }
         found.append((f"run {run.name or run.run_id}", dict.fromkeys(row, "") | cells))
     return found, left_out, convention
+
+
+def _without(name: str, losses: Sequence[str]) -> str:
+    return f"it has no loss {name!r} with its tokens (it has {', '.join(sorted(losses))})"
 
 
 def _useless(run: Run) -> str:

@@ -80,7 +80,12 @@ def _sum(counts: Iterable[TokenCount | None]) -> TokenCount | None:
 
 
 def looks_integers_up(model: nn.Module) -> bool:
-    """True if a model may look integers up: it has an embedding, or a matrix of its own beside torch's layers."""
+    """True if a model may look integers up: it has an embedding, or a matrix of its own beside torch's layers.
+
+    So may one without any parameters, whose weights are kept elsewhere.
+    """
+    if next(model.parameters(), None) is None:
+        return True
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return True

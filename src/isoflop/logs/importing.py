@@ -163,10 +163,10 @@ def without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     A log that begins like another and goes on otherwise is a fork of it: both stay, and it is said.
     """
     kept: list[Imported] = []
-    by_start: dict[tuple[float, ...], list[int]] = {}
+    by_start: dict[tuple[str, ...], list[int]] = {}
     for one in sorted(found, key=lambda one: (-len(one.curve), one.single, len(one.missing))):
         values = one.curve.arrays()[1]
-        start = tuple(float(np.float32(f"{value:.5g}")) for value in values[:2])
+        start = tuple(f"{value:.5g}" for value in values[:2])
         same = by_start.setdefault(start, [])
         for index in same if len(values) >= TELLING else ():
             other = kept[index]
