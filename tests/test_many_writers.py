@@ -105,6 +105,5 @@ def test_eight_writers_and_readers_in_one_folder(tmp_path: Path) -> None:
         log.close()
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.out.tfevents")}
     left -= {"isoflop-passport.md", "isoflop-passport.json"}  # of the runs that ended
-    assert all(name.startswith("isoflop-") and name.endswith(".jsonl") for name in left), (
-        left
-    )  # no lock, no temporary file
+    # no lock, no temporary file
+    assert all(name.startswith("isoflop-") and name.endswith(".jsonl") for name in left), left

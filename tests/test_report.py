@@ -46,10 +46,12 @@ def test_the_headline_tells_a_planted_law(planted: Report) -> None:
 def test_what_supports_a_law_and_what_does_not(planted: Report) -> None:
     assert any("nothing there speaks against the law" in text for text in planted.headline.sure)
     N, D = np.meshgrid(np.geomspace(1e7, 1e10, 7), np.geomspace(1e9, 1e12, 7))
-    L = LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
-    L.flat[::6] *= 1.15  # a sixth of the runs went wrong
-    rough = study(table=ends_of_table({"N": N.ravel(), "D": D.ravel(), "loss": L.ravel()}), convention="unknown")
-    assert any("leaves much open" in text for text in headline(rough, holdout(rough)).unsure)
+    # a sixth of the runs went wrong: outliers, left out and named; a third: no fit may leave out so many
+    for every, said in ((6, "9 runs are left out"), (3, "leaves much open")):
+        L = LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
+        L.flat[::every] *= 1.15
+        rough = study(table=ends_of_table({"N": N.ravel(), "D": D.ravel(), "loss": L.ravel()}), convention="unknown")
+        assert any(said in text for text in headline(rough, holdout(rough)).unsure)
 
 
 def test_headline_and_table_give_the_same_interval(planted: Report) -> None:
