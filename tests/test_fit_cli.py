@@ -311,3 +311,27 @@ def test_bad_values_by_line(tmp_path: Path) -> None:
     path.write_text("")
     assert told(path) == f"{path} is empty: expected a first row with the columns' names"
     assert told(tmp_path / "none.csv").endswith("none.csv, which does not exist")
+
+
+def test_a_law_for_each_group_of_a_column(tmp_path: Path) -> None:
+    rows = ["N,D,loss,corpus"]
+    for corpus, E in (("web", 1.7), ("code", 0.9)):
+        for N, D in itertools.product((1e7, 1e8, 1e9, 1e10), (1e9, 1e10, 1e11, 1e12)):
+            rows.append(f"{N},{D},{E + 400 / N**0.34 + 410 / D**0.28},{corpus}")
+    path = tmp_path / "two.csv"
+    path.write_text("\n".join(rows))
+    (warning,) = [text for text in fitted(path)["warnings"] if "does not describe" in text]
+    assert warning.endswith("fit them apart with --group 'corpus'")
+    apart = fitted(path, "--group", "corpus")
+    planted = {"E[web]": 1.7, "E[code]": 0.9, "A[web]": 400, "A[code]": 400, "B[web]": 410, "B[code]": 410}
+    assert apart["parameters"] == pytest.approx({**planted, "alpha": 0.34, "beta": 0.28}, rel=1e-3)
+    assert apart["warnings"] == [] and apart["best_size"] is None
+    only = fitted(path, "--group", "corpus", "--own", "E")["parameters"]
+    assert set(only) == {"E[web]", "E[code]", "A", "B", "alpha", "beta"} and only["A"] == pytest.approx(400, rel=1e-3)
+    shown = run(path, "--group", "corpus", "--draws", 20)
+    assert shown.exit_code == 0 and "E[web]" in shown.stdout and "E[code]" in shown.stdout
+    assert told(path, "--group", "nothing").startswith(
+        "--group: expected a column that tells groups of runs apart (corpus"
+    )
+    assert told(path, "--own", "E").startswith("--own: expected --group COLUMN")
+    assert "expected" in told(path, "--group", "corpus", "--own", "F")

@@ -70,6 +70,20 @@ def fit(
     ] = None,
     loss: FinalLoss = None,
     budgets: Budgets = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="One law for each value of a column, such as a corpus; they share what --own does not name.",
+        ),
+    ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONSTANTS",
+            help="With --group: the constants of each group, such as E,B; default: all but exponents.",
+        ),
+    ] = None,
     keep_outliers: KeepOutliers = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,6 +108,7 @@ def fit(
             loss,
         )
         tell_read("fit", table, n_convention or pairs("--column", column).get("N"))
+        labels = None if group is None else _groups(table.labels, group)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
         nominal = None if budgets is None else amounts("--budgets", budgets)
@@ -105,6 +120,8 @@ def fit(
                 delta=width,
                 fixed=fixed,
                 priors=known,
+                groups=labels,
+                own=_own(law, group, own),
                 level=level,
                 draws=draws,
                 convention=table.convention,  # type: ignore[arg-type]
@@ -114,7 +131,9 @@ def fit(
                 progress=progress,
             )
     size: Posterior | str = "only Hoffmann's law has a best size"
-    if law == "hoffmann":
+    if labels is not None:
+        size = "groups have best sizes of their own: name one with --where"
+    elif law == "hoffmann":
         runs_of = {**table.columns, "C": table.C}
         size = _posterior(runs_of, keep_outliers)
     if as_json:
@@ -123,8 +142,32 @@ def fit(
         print_json({**as_object(fitted), "best_size": None if isinstance(size, str) else best_size(size, level)})
         return
     print_fit(fitted, table.taken)
-    if law == "hoffmann":
+    if labels is not None:
+        say(f"! {size}", indent=2)
+    elif law == "hoffmann":
         _print_approaches(runs_of, fitted, nominal, size)
+
+
+def _groups(labels: Mapping[str, Sequence[str]], group: str) -> list[str]:
+    """The group of each run."""
+    if group not in labels:
+        there = ", ".join(labels) or "none with a few different values"
+        raise ValueError(f"--group: expected a column that tells groups of runs apart ({there}), got {group!r}")
+    return list(labels[group])
+
+
+def _own(law: str, group: str | None, own: str | None) -> tuple[str, ...]:
+    """The constants that each group has for itself: by default all but exponents."""
+    from isoflop.fit.problem import EXPONENTS
+    from isoflop.laws.forms import FORMS
+
+    if own is not None and group is None:
+        raise ValueError("--own: expected --group COLUMN beside it, which tells groups of runs apart")
+    if group is None:
+        return ()
+    if own is not None:
+        return tuple(name.strip() for name in own.split(",") if name.strip())
+    return tuple(name for name in FORMS[law].constants if not name.startswith(EXPONENTS))
 
 
 def _posterior(columns: Mapping[str, Sequence[float]], keep_outliers: bool) -> Posterior | str:
@@ -232,6 +275,7 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         fitted: the fit.
         taken: which columns of the table were what.
     """
+    from rich.markup import escape
     from rich.text import Text
 
     console = screen()
@@ -243,7 +287,7 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         low, high = fitted.intervals[name]
         known = math.isfinite(high)
         error = f"{fitted.standard_errors[name]:.3g}" if known else "unknown"
-        table.add_row(name, f"{value:.5g}", error, f"{low:.4g} … {high:.4g}" if known else "unknown")
+        table.add_row(escape(name), f"{value:.5g}", error, f"{low:.4g} … {high:.4g}" if known else "unknown")
     console.print(table)
     off = sorted(abs(residual) for residual in fitted.residuals)
     loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -130,15 +130,16 @@ def _pointed(cell: str) -> str:
 def _texts(stream: BinaryIO, dialect: Dialect, problems: Problems) -> Iterator[str]:
     """Lines as text, a broken one as an empty line."""
     if dialect.encoding == "utf-16":
-        texts = io.TextIOWrapper(stream, "utf-16", newline="")
+        texts = codecs.getreader("utf-16")(stream)
         try:
             for number, text in enumerate(texts, 1):
                 problems.at = f":{number}"
                 yield text if number > dialect.skip else "\n"
-        except UnicodeDecodeError as error:  # torn, or no text
-            problems.add("text in UTF-16, as its first bytes say, or UTF-8", error.object[error.start : error.end])
-        finally:
-            texts.detach()
+            torn = texts.bytebuffer
+        except UnicodeDecodeError as error:
+            torn = error.object[error.start : error.end]
+        if torn:
+            problems.add("text in UTF-16, as its first bytes say, or UTF-8", torn)
         return
     for number, raw in enumerate(bounded_lines(stream), 1):
         problems.at = f":{number}"
