@@ -290,7 +290,7 @@ def earlier(folder: Path, *, ratio: float = 5.0, budgets: tuple[float, ...] = (1
         best = math.sqrt(C / 6 / ratio)
         for k in (0.25, 0.5, 1.0, 2.0, 4.0):
             N, loss = round(best * k), 2 + 3 * (C / 1e12) ** -0.1 + 0.1 * math.log(k) ** 2
-            write(folder, f"C{C / 1e12:.0f}e12-k{k}", N, round(C / 6 / N), loss)
+            write(folder, f"C{C / 1e12:g}e12-k{k}", N, round(C / 6 / N), loss)
     return folder
 
 
@@ -312,7 +312,8 @@ def write(
 
 
 def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = earlier(tmp_path / "runs", ratio=10.0)
+    # of four budgets: ten runs of two leave the prior of 20 at the target some weight (12.4 tokens per parameter)
+    runs = earlier(tmp_path / "runs", ratio=10.0, budgets=(1e12, 1.6e12, 2.5e12, 4e12))
     own = learn_from(read_runs(runs))
     assert own.line is not None
     planted = 4e12 / 6 / math.exp(2 * own.line.at(4e12)[0])  # tokens per parameter, 20 without the runs
@@ -323,7 +324,7 @@ def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.Captur
         monitor = train(tmp_path / "new", history=runs, num_params=50_000)
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
-    assert "Based on: 10 runs of your own" in capsys.readouterr().out
+    assert "Based on: 20 runs of your own" in capsys.readouterr().out
     frontier = EventAccumulator(str(tmp_path / "new" / "_frontier"))
     frontier.Reload()
     drawn = frontier.Scalars("isoflop/loss_vs_log10FLOPs_x1000")
