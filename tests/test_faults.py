@@ -169,7 +169,16 @@ def full_disk(folder: Path, later: Any) -> None:
 def disk_that_fills_up(folder: Path, later: Any) -> None:
     own_namespace()
     mount("tmpfs", folder, "tmpfs", 0, "size=64k")
-    later(4, lambda: fill(folder))
+
+    def act() -> None:
+        page, note = resource.getpagesize(), '{"event":"note","text":"%s"}\n'
+        with the_record(folder).open("a") as file:  # to the end of its page, of which the rest is free for it alone
+            room = -file.tell() % page
+            room += page if room < len(note) else 0
+            file.write(note % ("x" * (room - len(note % ""))))
+        fill(folder)
+
+    later(4, act)
 
 
 def read_only_folder(folder: Path, later: Any) -> None:
@@ -178,7 +187,7 @@ def read_only_folder(folder: Path, later: Any) -> None:
 
 
 def file_size_limit(folder: Path, later: Any) -> None:
-    later(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+    later(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (the_record(folder).stat().st_size,) * 2))
 
 
 def no_more_files(folder: Path, later: Any) -> None:
@@ -296,6 +305,7 @@ def no_home(folder: Path, later: Any) -> None:
 
 
 RECORD, TB, TERMINAL = "writing the record", "TensorBoard", "the terminal's line"
+PASSPORT = "the passport"
 FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
     # what steps aside where isoflop writes TensorBoard itself; what may besides
     full_disk: ({RECORD, TB}, set()),
@@ -307,7 +317,7 @@ FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
     vanished: ({RECORD}, set()),
     cut_short: ({RECORD}, set()),
     replaced: ({RECORD}, set()),
-    moved: (set(), set()),
+    moved: ({PASSPORT}, set()),  # the record is whole, and is no longer where the passport reads it
     no_tensorboard: ({TB}, set()),
     tensorboard_constructor: ({TB}, set()),
     tensorboard_write: ({TB}, set()),
@@ -340,7 +350,7 @@ def test_a_fault_of_the_world_costs_what_it_hits_and_no_more(trainer: str, fault
         must, may = must - {TB}, may - {TB}
     heard = set(came["aside"])
     assert came["threads"] == [], "a thread of ours prints a traceback"
-    one_cause = fault in (full_disk, disk_that_fills_up, read_only_folder, no_more_files)
+    one_cause = fault in (full_disk, disk_that_fills_up, read_only_folder, file_size_limit, no_more_files)
     assert len(came["warned"]) == (1 if one_cause else len(heard)), came["warned"]
     assert must <= heard <= must | may, came["aside"]
     # the other parts go on: what was counted is whole, whatever could be written

@@ -35,7 +35,7 @@ from isoflop.flops.totals import (
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import UNKNOWN, declare, hook
+from isoflop.guard import UNKNOWN, attempt, declare, hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -135,7 +135,7 @@ class Monitor(PlainLoop):
         if run is None and model is not None:
             self._unwatch = watch(model, self.forward, evaluating=self.observer.pause)
             finalize(self, self._unwatch)
-        finalize(self, self.observer.end_observing)
+        finalize(self, attempt, self.observer.end_observing)
         self._make_parts(plain=run is None)
 
     def _make_parts(self, plain: bool) -> None:
