@@ -19,9 +19,9 @@ import isoflop
 from isoflop.advice import RULES
 from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.record import Point, RecordLog, read_run
+from isoflop.record import Point, read_run
 from isoflop.transformers import IsoFLOPCallback
-from tiny import Rows, batches, model, same_weights, weights
+from tiny import Rows, batches, earlier_runs, model, same_weights, weights
 from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop, unpickling
 
 LIGHTNINGS_OWN = "ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"
@@ -113,12 +113,9 @@ def told(advice: Any) -> None:
 
 
 def advised_loop(folder: Path, observed: bool) -> Weights:
-    """With an earlier run to learn from and a function that is called."""
+    """With earlier runs to learn from and a function that is called."""
     if observed:
-        log = RecordLog.create(folder / "earlier", "earlier", {"parameters": {"non_embedding_with_head": 1000}})
-        log.point(Point(step=8, tokens=1000, padding=0, losses={"train": 3.0}))
-        log.end(8, "completed")
-        log.close()
+        earlier_runs(folder / "earlier")
     net = model(dropout=0.1)
     options: dict[str, Any] = {"history": folder / "earlier", "on_advice": told}
     monitor = isoflop.Monitor(net, record_dir=folder, log_every=2, total_steps=8, **options) if observed else None

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
 from isoflop.flops import data_parallel_ranks
-from tiny import Rows, TinyLM, batches, losses, the_run, totals
+from tiny import Rows, TinyLM, batches, earlier_runs, losses, the_run, totals
 from trainers import hf_trainer, lightning_module, lightning_trainer
 from workers import kill_me, run
 
@@ -185,13 +185,19 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("layout", "ranks"), LAYOUTS)
 def test_a_layout_counts_like_one_process(layout: str, ranks: int, tmp_path: Path) -> None:
-    alone = train(tmp_path / "alone", "one process", {"noise_scale": "off"})
-    results = run(train, tmp_path / "ranks", layout, {}, ranks=ranks)
+    history = {"history": earlier_runs(tmp_path / "earlier")}
+    alone = train(tmp_path / "alone", "one process", {"noise_scale": "off", **history})
+    results = run(train, tmp_path / "ranks", layout, history, ranks=ranks)
     first, *others = results
     record, expected = the_run(tmp_path / "ranks"), the_run(tmp_path / "alone")
     assert totals(record) == totals(expected) == Rows(ROWS).totals()
     assert record.parameters == expected.parameters  # N is that of the whole model
-    assert record.model == expected.model and record.counting == expected.counting
+    assert record.model == expected.model
+    if layout.startswith("tensor"):  # what is seen on a rank is a part of the batch's work
+        (why,) = record.counting["reasons"].values()
+        assert record.counting["method"].startswith("measured apart") and "ranks share a batch" in why
+    else:
+        assert record.counting == expected.counting
     assert record.status == "completed" and not record.problems
     split = 2 if layout.startswith("tensor") else 1
     assert record.device["world_size"] == ranks and record.device["data_parallel"] == ranks // split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from isoflop.record import Run, read_runs
+from isoflop.record import Point, RecordLog, Run, read_runs
 
 LENGTH, VOCABULARY, WIDTH = 16, 32, 16
 TOTALS = ("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd")
@@ -100,6 +101,19 @@ def totals(run: Run) -> dict[str, int | None]:
 
 def losses(run: Run, name: str = "train") -> dict[int, float | None]:
     return {point.step: point.losses[name] for point in run.points if name in point.losses}
+
+
+def earlier_runs(folder: Path) -> Path:
+    """Records of runs about as small as `TinyLM`'s, of which advice can speak: published sweeps do not reach there."""
+    for C in (1e7, 4e7):
+        for k in (0.25, 0.5, 1.0, 2.0, 4.0):
+            N = round(k * math.sqrt(C / 6 / 10))
+            log = RecordLog.create(folder, f"{C:.0f}-{k}", {"parameters": {"non_embedding_with_head": N}})
+            loss = 2 + 3 * (C / 1e7) ** -0.1 + 0.1 * math.log(k) ** 2
+            log.point(Point(step=8, tokens=round(C / 6 / N), padding=0, losses={"train": loss}))
+            log.end(8, "completed")
+            log.close()
+    return folder
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
