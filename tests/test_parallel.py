@@ -110,7 +110,8 @@ def collectives_of_ours() -> Iterator[list[str]]:
             frame: Any = sys._getframe(1)
             while frame is not None and not (
                 str(frame.f_globals.get("__name__")).startswith("isoflop")
-                and frame.f_code.co_name != "__call__"  # of a class that is listened to: passes the user's own call on
+                # what passes the user's own call on: of a class that is listened to, of a mode that observes
+                and frame.f_code.co_name not in ("__call__", "__torch_function__", "__torch_dispatch__")
             ):
                 frame = frame.f_back
             if frame is not None:
