@@ -111,7 +111,7 @@ def collectives_of_ours() -> Iterator[list[str]]:
             while frame is not None and not (
                 str(frame.f_globals.get("__name__")).startswith("isoflop")
                 # what passes the user's own call on: of a class that is listened to, of a mode that observes
-                and frame.f_code.co_name not in ("__call__", "__torch_function__", "__torch_dispatch__")
+                and frame.f_code.co_name not in ("__call__", "__torch_function__", "_run_backward")
             ):
                 frame = frame.f_back
             if frame is not None:
