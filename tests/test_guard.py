@@ -237,6 +237,8 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "counting the batch": [
         (loop, "isoflop.flops.step.count_tokens"),
         (lightning_run, "isoflop.flops.step.signature"),
+        (lightning_run, "isoflop.flops.observe.Observation.start"),
+        (lightning_run, "isoflop.flops.cost.StepCost.learn"),
         (transformers_run, "isoflop.flops.step.signature"),
     ],
     "adding the loss": [(loop, "isoflop.flops.totals.Tally.add_loss")],
@@ -288,11 +290,9 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "Lightning: seeing a batch": [
         (lightning_run, "isoflop.live.monitor.Monitor.batch"),
-        (lightning_run, "isoflop.flops.observe.Observation.start"),
     ],
     "Lightning: a batch's end": [
         (lightning_run, "isoflop.live.monitor.Monitor.loss"),
-        (lightning_run, "isoflop.flops.cost.StepCost.learn"),
     ],
     "Lightning: on_validation_start": [
         (lightning_run, "body of isoflop_lightning.callback.IsoFLOPMonitor.on_validation_start")

@@ -139,7 +139,6 @@ def transformers_rank(folder: Path, target: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("train", "target", "aside"),
     [
-        (lightning_rank, "OutermostCalls", "Lightning: seeing a batch"),
         (lightning_rank, "batch", "Lightning: seeing a batch"),
         (lightning_rank, "loss", "Lightning: a batch's end"),
         (lightning_rank, "evaluation_name", "Lightning: on_validation_end"),

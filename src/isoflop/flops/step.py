@@ -104,7 +104,6 @@ class StepObserver:
         self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
         self._in_vain = 0
         self._trainable: int | None = None
-        self.look_for_frozen_layers()
 
     # -- while a step runs -------------------------------------------------------------------------------------
 
@@ -150,6 +149,10 @@ class StepObserver:
     def end_batch(self) -> None:
         """The trainer's step is over."""
         outermost, self._outermost = self._outermost, None
+        if not self._pending:  # the batch was not seen: what sees it has stepped aside
+            if outermost is not None:
+                outermost.stop()
+            return
         last = self._pending[-1]
         keys = [last.key]
         if outermost is not None:
