@@ -244,7 +244,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "adding the loss": [(loop, "isoflop.flops.totals.Tally.add_loss")],
     "logging": [
         (loop, "body of isoflop.live.monitor.Monitor._log"),
-        (transformers_run, "isoflop.flops.step.StepObserver.look_for_frozen_layers"),
+        (transformers_run, "body of isoflop.live.monitor.Monitor._log"),
     ],
     "evaluation losses": [(lightning_run, "isoflop.live.monitor.as_float")],
     "the clock": [(lightning_run, "body of isoflop.live.monitor.Monitor.enter")],
