@@ -244,7 +244,6 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "adding the loss": [(loop, "isoflop.flops.totals.Tally.add_loss")],
     "logging": [
         (loop, "body of isoflop.live.monitor.Monitor._log"),
-        (transformers_run, "body of isoflop.live.monitor.Monitor._log"),
     ],
     "evaluation losses": [(lightning_run, "isoflop.live.monitor.as_float")],
     "the clock": [(lightning_run, "body of isoflop.live.monitor.Monitor.enter")],
