@@ -12,7 +12,7 @@ from torch import nn
 
 import isoflop
 from isoflop.flops import (
-    MEASURED,
+    OBSERVED,
     Call,
     FlopCount,
     FlopCounter,
@@ -201,7 +201,7 @@ def test_a_run_names_what_it_did_not_count(cube: Any, tmp_path: Path, caplog: py
             monitor.step()
     (run,) = isoflop.read_runs(tmp_path)
     names = ["isoflop_test::cube", "isoflop_test::cube_backward"]
-    assert run.counting["uncounted"] == names and run.counting["method"] == MEASURED
+    assert run.counting["uncounted"] == names and run.counting["method"] == OBSERVED
     said = [record.getMessage() for record in caplog.records if "without a FLOPs formula" in record.getMessage()]
     assert said == [
         f"isoflop: operators without a FLOPs formula, counted 0: {', '.join(names)}. Say what they compute with "
