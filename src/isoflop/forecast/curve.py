@@ -247,7 +247,7 @@ def path(plan: LrPlan, warmup: float, end: float, peak: float | None = None) -> 
 def falls(road: FeaturesPath, kernels: tuple[Kernel, ...], steps: Array) -> Array:
     """F of each kernel at `steps`: shape (kernels, steps)."""
     out = np.zeros((len(kernels), len(steps)))
-    shape = road.shape[road.first :]
+    shape = np.maximum(road.shape[road.first :], 0)  # the end of a cosine is 0 but for rounding
     moved = np.flatnonzero(np.diff(shape) != 0)
     if len(moved) == 0:
         return out
