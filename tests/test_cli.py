@@ -830,7 +830,12 @@ def test_as_a_command(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("code", "absent"), [("import isoflop", {"torch", "typer", "rich"}), ("import isoflop.cli", {"torch", "rich"})]
+    ("code", "absent"),
+    [
+        ("import isoflop", {"torch", "typer", "rich", "numpy"}),
+        ("import isoflop.cli", {"torch", "rich", "numpy", "msgspec"}),
+        ("from isoflop.fit.plan import plan\nplan(1e21)", {"torch", "scipy", "rich"}),
+    ],
 )
 def test_what_is_not_needed_is_not_loaded(code: str, absent: set[str]):
     done = python("-c", f"{code}\nimport sys\nprint(*sys.modules)")

@@ -190,7 +190,7 @@ def test_priors_from_the_shell(tmp_path: Path) -> None:
 def test_a_bar_only_for_who_sees_it_and_only_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from isoflop.cli import common as progress
+    from isoflop import console as progress
 
     def shown(terminal: bool, seconds: float, wanted: bool = True) -> str:
         stream = io.StringIO()

@@ -1,8 +1,15 @@
-"""Tables and the console of every command."""
+"""What commands print: tables, lines, errors, JSON, and a progress bar for what takes more than a second."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+import math
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -30,3 +37,83 @@ def screen(least: int = 0) -> Any:
 
     console = Console(highlight=False)
     return console if console.is_terminal or not least else Console(width=max(console.width, least), highlight=False)
+
+
+MOST_SAID = 1500
+"""Characters of a message on stderr."""
+
+
+def tell(command: str, text: object) -> None:
+    """Print a line on stderr in a command's name."""
+    message = str(text)
+    if len(message) > MOST_SAID:  # a message may quote a file
+        message = f"{message[: MOST_SAID * 2 // 3]} … {message[-MOST_SAID // 3 :]}"
+    print(f"isoflop {command}: {message}", file=sys.stderr)
+
+
+@contextmanager
+def reported(command: str, *more: type[Exception], code: int = 1) -> Iterator[None]:
+    """End the command with one line on stderr where the block raises ValueError, OSError or one of `more`."""
+    faults: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+    try:
+        yield
+    except RecursionError:
+        tell(command, "the input is nested too deeply to be read")
+        raise SystemExit(code) from None
+    except faults as error:
+        tell(command, error)
+        raise SystemExit(code) from None
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print the one JSON object of `--json`."""
+    print(json.dumps(values, allow_nan=False), flush=True)
+
+
+def finite(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def say(text: str, indent: int = 4) -> None:
+    """Print a line, broken between words at the terminal's width; what follows the first is indented."""
+    width = max(shutil.get_terminal_size().columns, 40)
+    rest = " " * indent
+    print(
+        textwrap.fill(text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False), flush=True
+    )
+
+
+PATIENCE = 1.0
+"""Seconds without a bar."""
+
+
+@contextmanager
+def progress_bar(text: str, wanted: bool = True) -> Iterator[Callable[[float], None]]:
+    """Yield a function that takes the share done, 0 to 1; the bar is removed at the end.
+
+    Args:
+        text: beside the bar.
+        wanted: False: never a bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda share: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bar, began = Progress(*columns, console=console, transient=True), time.monotonic()
+    task = bar.add_task(text, total=1.0)
+
+    def tell(share: float) -> None:
+        if not bar.live.is_started and time.monotonic() - began > PATIENCE:
+            bar.start()
+        bar.update(task, completed=share)
+
+    try:
+        yield tell
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -1,32 +1,61 @@
-"""The rooms from the shell: `isoflop count`, `fit`, `plan`, `compare`, `laws`, `backtest`, `rank`, `import` …"""
+"""The rooms from the shell: `isoflop count`, `fit`, `plan` …; a command's module is imported when it is run."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from isoflop.cli.compare import compare, laws
-from isoflop.cli.count import count
-from isoflop.cli.demo import demo
-from isoflop.cli.fit import fit
-from isoflop.cli.forecasts import backtest, rank
-from isoflop.cli.import_logs import import_
-from isoflop.cli.ladder import ladder
-from isoflop.cli.plan import plan
-from isoflop.cli.report import passport, report
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "demo": ("demo.demo", "Open three finished runs in TensorBoard."),
+    "count": ("count.count", "Count a model's parameters, and the FLOPs of one training step by module."),
+    "plan": ("plan.plan", "Find the size, tokens and loss for a compute budget, with intervals."),
+    "fit": ("fit.fit", "Fit a scaling law to finished runs."),
+    "compare": ("compare.compare", "Compare uses of compute by the loss that a law expects of them."),
+    "laws": ("compare.laws", "List published scaling laws: constants, source, convention of N, validity."),
+    "import": ("import_logs.import_", "Import logs of other trainers and trackers as records."),
+    "backtest": ("forecasts.backtest", "Replay finished runs, and score the forecasts at a part of each."),
+    "rank": ("forecasts.rank", "Order runs by the loss they will end with, with probabilities."),
+    "ladder": ("ladder.ladder", "Plan small runs that size a large one, train them, fit their law."),
+    "report": ("report.report", "Make a report of runs: one HTML file with figures, fits, advice and data."),
+    "passport": ("report.passport", "Print what a run cost and reached, for its model card."),
+}
+"""Module and object below `isoflop.cli`, and the line in the list of commands."""
+
+
+class Commands(TyperGroup):
+    """Lists commands without importing them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself, imported now."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is None or name not in COMMANDS:
+            return name, command, rest
+        module, _, attribute = COMMANDS[name][0].partition(".")
+        found = getattr(importlib.import_module(f"isoflop.cli.{module}"), attribute)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(add_completion=False)
+            alone.command(name)(found)
+            found = alone
+        return name, typer.main.get_command(found), rest
+
 
 app = typer.Typer(
     name="isoflop",
+    cls=Commands,
     help="Scaling laws in your Trainer: where a run's compute goes and whether it is well spent.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, count, fit, plan, compare, laws, backtest, rank, report, passport):
-    app.command()(command)
-app.command("import")(import_)
-app.add_typer(ladder)
 
 
 @app.callback()

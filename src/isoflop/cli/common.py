@@ -1,33 +1,20 @@
-"""What the commands share: options, amounts and pairs read; errors, JSON and lines printed.
-
-A progress bar on stderr for what takes more than a second; none where stderr is no terminal.
-
-Training curves for the commands: isoflop's records, and folders with an index.csv and a file a run.
-
-Compute as the user counts it: FLOPs, GPU-hours or dollars, by a device's datasheet peak and an MFU.
-"""
+"""Options that commands share, amounts and pairs as users write them, curves to read, and the price of compute."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import shutil
-import textwrap
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.fit.price import Price
-from isoflop.record.run import DEFAULT_N
+from isoflop.console import tell
 
 if TYPE_CHECKING:
+    from isoflop.fit.price import Price
     from isoflop.fit.table import Table
     from isoflop.flops.device import Peak
     from isoflop.forecast import LossCurve
@@ -123,49 +110,6 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
-MOST_SAID = 1500
-"""Characters of a message on stderr."""
-
-
-def tell(command: str, text: object) -> None:
-    """Print a line on stderr in a command's name."""
-    message = str(text)
-    if len(message) > MOST_SAID:  # a message may quote a file
-        message = f"{message[: MOST_SAID * 2 // 3]} … {message[-MOST_SAID // 3 :]}"
-    typer.echo(f"isoflop {command}: {message}", err=True)
-
-
-@contextmanager
-def reported(command: str, *more: type[Exception], code: int = 1) -> Iterator[None]:
-    """End the command with one line on stderr where the block raises ValueError, OSError or one of `more`."""
-    faults: tuple[type[Exception], ...] = (ValueError, OSError, *more)
-    try:
-        yield
-    except RecursionError:
-        tell(command, "the input is nested too deeply to be read")
-        raise typer.Exit(code) from None
-    except faults as error:
-        tell(command, error)
-        raise typer.Exit(code) from None
-
-
-def print_json(values: Mapping[str, Any]) -> None:
-    """Print the one JSON object of `--json`."""
-    typer.echo(json.dumps(values, allow_nan=False))
-
-
-def finite(value: float) -> float | None:
-    """For JSON, which has no infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
-def say(text: str, indent: int = 4) -> None:
-    """Print a line, broken between words at the terminal's width; what follows the first is indented."""
-    width = max(shutil.get_terminal_size().columns, 40)
-    rest = " " * indent
-    typer.echo(textwrap.fill(text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False))
-
-
 def tell_read(command: str, table: Table, asked: str | None) -> None:
     """Which records a table leaves out, and that its N is not the default one, on stderr.
 
@@ -174,47 +118,14 @@ def tell_read(command: str, table: Table, asked: str | None) -> None:
         table: as read.
         asked: the convention or column of N that the user named.
     """
+    from isoflop.record.run import DEFAULT_N
+
     for text in table.left_out:
         tell(command, f"left out: {text}")
     for text in table.doubts:
         tell(command, text)
     if asked is None and table.convention not in (DEFAULT_N, "unknown"):
         tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")
-
-
-PATIENCE = 1.0
-"""Seconds without a bar."""
-
-
-@contextmanager
-def progress_bar(text: str, wanted: bool = True) -> Iterator[Callable[[float], None]]:
-    """Gives what is to be told the share that is done, 0 to 1; the bar goes when the work is over.
-
-    Args:
-        text: beside the bar.
-        wanted: False: never a bar.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
-        yield lambda share: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar, began = Progress(*columns, console=console, transient=True), time.monotonic()
-    task = bar.add_task(text, total=1.0)
-
-    def tell(share: float) -> None:
-        if not bar.live.is_started and time.monotonic() - began > PATIENCE:
-            bar.start()
-        bar.update(task, completed=share)
-
-    try:
-        yield tell
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 @dataclass
@@ -300,6 +211,9 @@ def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None)
             if value is not None:
                 raise ValueError(f"{option} needs --gpu, {whose}: add one, such as --gpu h100")
         return None
+    from difflib import get_close_matches
+
+    from isoflop.fit.price import Price
     from isoflop.flops.device import known_devices
 
     peak, known = _peak(gpu), known_devices()

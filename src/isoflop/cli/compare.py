@@ -23,12 +23,9 @@ from isoflop.cli.common import (
     describe,
     hours_and_dollars,
     price_of,
-    print_json,
-    reported,
-    say,
-    tell,
 )
 from isoflop.cli.plan import Counted, Runs, read_own
+from isoflop.console import print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import Comparison

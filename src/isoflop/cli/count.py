@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, print_json, reported, tell
+from isoflop.cli.common import AsJson
+from isoflop.console import print_json, reported, tell
 
 if TYPE_CHECKING:
     from torch import nn

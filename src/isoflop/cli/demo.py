@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.common import reported
+from isoflop.console import reported
 
 
 def unpack(folder: Path) -> None:

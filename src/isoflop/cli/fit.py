@@ -21,16 +21,10 @@ from isoflop.cli.common import (
     RunFiles,
     Where,
     amounts,
-    finite,
     pairs,
-    print_json,
-    progress_bar,
-    reported,
-    say,
-    tell,
     tell_read,
 )
-from isoflop.console import grid, screen
+from isoflop.console import finite, grid, print_json, progress_bar, reported, say, screen, tell
 from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, finite, print_json, read, reported, tell
-from isoflop.console import grid, screen
+from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, read
+from isoflop.console import finite, grid, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves

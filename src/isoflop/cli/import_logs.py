@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, print_json, reported, tell
-from isoflop.console import grid, screen
+from isoflop.cli.common import AsJson
+from isoflop.console import grid, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult

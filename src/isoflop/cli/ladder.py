@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs, print_json, reported, say, tell
-from isoflop.console import grid, screen
+from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs
+from isoflop.console import grid, print_json, reported, say, screen, tell
 from isoflop.ladder.attempt import Folders, RunState, state_of
 from isoflop.laws.quantities import short
 

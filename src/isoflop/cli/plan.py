@@ -22,15 +22,11 @@ from isoflop.cli.common import (
     describe,
     describe_cost,
     devices_of,
-    finite,
     pairs,
     price_of,
-    print_json,
-    reported,
-    say,
-    tell,
     tell_read,
 )
+from isoflop.console import finite, print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.alternatives import Alternative

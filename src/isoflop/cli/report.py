@@ -8,19 +8,8 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.common import (
-    AsJson,
-    Budgets,
-    Column,
-    FinalLoss,
-    Level,
-    RunFiles,
-    Where,
-    amounts,
-    pairs,
-    reported,
-    tell,
-)
+from isoflop.cli.common import AsJson, Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs
+from isoflop.console import reported, tell
 
 
 def report(

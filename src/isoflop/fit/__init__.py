@@ -1,6 +1,6 @@
 """Fits of scaling laws to finished runs, their uncertainty, the three approaches, hold-out and plans.
 
-Fitting a law is imported at once; what needs SciPy or reads tables, when it is first used. `isoflop.plan` plans.
+`fit_law`, whose module has its name, is imported at once; all else when it is first used. `isoflop.plan` plans.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from isoflop.fit.fit_law import FITTED, LawFit, fit_law
-from isoflop.fit.holdout import Extrapolation, extrapolation
-from isoflop.fit.runs import BadData, check_runs, final_loss
 from isoflop.lookup import face
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import Approach, approach_3, compare_approaches
     from isoflop.fit.envelope import Curve, envelope_of, loss_envelope
+    from isoflop.fit.holdout import Extrapolation, extrapolation
     from isoflop.fit.options import Option, compare_options, parse_option
     from isoflop.fit.plan import Plan
     from isoflop.fit.price import Price
     from isoflop.fit.profiles import isoflop_profiles
+    from isoflop.fit.runs import BadData, check_runs, final_loss
     from isoflop.fit.table import parse_where, read_table, table_of_runs
 
 __all__ = [
@@ -52,10 +52,12 @@ __getattr__ = face(
     {
         "approaches": "Approach approach_3 compare_approaches",
         "envelope": "Curve envelope_of loss_envelope",
+        "holdout": "Extrapolation extrapolation",
         "options": "Option compare_options parse_option",
         "plan": "Plan",
         "price": "Price",
         "profiles": "isoflop_profiles",
+        "runs": "BadData check_runs final_loss",
         "table": "parse_where read_table table_of_runs",
     },
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from isoflop.arrays import Array
 from isoflop.fit.fit_law import fit_law
@@ -217,7 +216,8 @@ def counted_otherwise(N: float, D: float, convention: Convention) -> tuple[Alter
     def count(width: float, embeddings: int) -> float:
         return 12 * width**3 / ASPECT + embeddings * VOCABULARY * width
 
-    width = brentq(lambda d: count(d, tables[convention]) - N, 1e-6, np.cbrt(N * ASPECT / 12) + 1)
+    roots = np.roots([12 / ASPECT, 0, tables[convention] * VOCABULARY, -N])
+    width = float(roots[np.argmax(roots.real)].real)  # the others are no widths
     if width < NARROWEST:
         return ()
     note = f"the same model; assumed: vocabulary {VOCABULARY:,}, width {ASPECT} times depth, embeddings not tied"

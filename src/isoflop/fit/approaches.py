@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri, stdtrit
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import BudgetLine
@@ -147,7 +147,11 @@ class Approach:
 
 def quantile(level: float, dof: float = np.inf) -> float:
     """Standard errors to either side that hold `level` of Student's t."""
-    return float(ndtri(0.5 + level / 2) if np.isinf(dof) else stdtrit(dof, 0.5 + level / 2))
+    if np.isinf(dof):
+        return NormalDist().inv_cdf(0.5 + level / 2)
+    from scipy.special import stdtrit
+
+    return float(stdtrit(dof, 0.5 + level / 2))
 
 
 def around(value: float, reach: float) -> Interval:
@@ -405,7 +409,7 @@ def _pair(x: Approach, y: Approach) -> Pair:
     error = float(np.hypot(x.standard_errors["a"], y.standard_errors["a"]))
     gap = x.a - y.a
     z = gap / error if error > 0 else float(np.sign(gap)) * np.inf if gap else 0.0
-    return Pair(x.name, y.name, float(z), float(2 * ndtr(-abs(z))), max(l1, l2) <= min(h1, h2))
+    return Pair(x.name, y.name, float(z), 2 * NormalDist().cdf(-abs(z)), max(l1, l2) <= min(h1, h2))
 
 
 def posterior_approach(posterior: Posterior, target: BudgetLine, level: float, name: str = POSTERIOR) -> Approach:

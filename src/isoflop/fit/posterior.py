@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.linalg import block_diag
-from scipy.optimize import least_squares, minimize
-from scipy.special import ndtri
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import (
@@ -127,6 +125,12 @@ def run_covariance(N: Array, D: Array, noise: float) -> Array:
     return noise**2 * _shared(N) + MISFIT**2 * np.diag(misfit(N, D)) + BIAS**2 * off[:, None] * off
 
 
+@cache
+def _standard_normal() -> Array:
+    """Its quantiles, evenly spaced in probability [QUANTILES]."""
+    return np.array([NormalDist().inv_cdf((i + 0.5) / QUANTILES) for i in range(QUANTILES)])
+
+
 @dataclass(frozen=True)
 class PriorLine:
     """20 tokens per parameter at `reference` FLOPs, sd of its ln `ratio_sd`, less sure away; asked as a `Posterior`."""
@@ -152,7 +156,7 @@ class PriorLine:
     def log_sizes(self, C: float) -> Array:
         """Ln N_opt at C FLOPs, sorted [draws]."""
         mean, sd = self.at(C)
-        return np.asarray(mean + sd * ndtri((np.arange(QUANTILES) + 0.5) / QUANTILES))
+        return np.asarray(mean + sd * _standard_normal())
 
     def exponent(self, C: float) -> float:
         """A in N_opt ∝ C^a, everywhere the same."""
@@ -352,6 +356,8 @@ def _turned(N: Array, D: Array) -> tuple[Array, Array]:
 
 def _turned_by_size(N: Array, D: Array) -> tuple[Any, Array]:
     """The same of very many runs: those of different sizes share no error, so `turn` is sparse."""
+    from scipy import sparse
+
     order = np.argsort(N, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(np.log(N[order])) >= 1e-6) + 1)
     blocks = [_turned(N[group], D[group]) for group in groups]
@@ -416,6 +422,8 @@ class _Model:
 
     def log_scales(self, squares: Array, start: Array) -> Array:
         """(ln s, ln τ) of greatest posterior probability given squared residuals [n]."""
+        from scipy.optimize import minimize
+
         share = max(len(squares) - 5, 1) / len(squares)  # constants that the runs fit take their share of the squares
 
         def off(at: Array) -> float:
@@ -427,6 +435,8 @@ class _Model:
 
     def covariance(self, mode: Array) -> Array:
         """Of the Gaussian about a mode [11, 11]."""
+        from scipy.linalg import block_diag
+
         theta = mode[:CONSTANTS]
         variance = math.exp(2 * mode[NOISE_AT]) + math.exp(2 * mode[FORM_AT]) * self.form
         rows, prior = self.slopes(theta) / np.sqrt(variance)[:, None], self.prior_slopes(theta)
@@ -442,6 +452,8 @@ def _mode(model: _Model, width: float, robust: bool = False) -> Array:
 
     `robust`: squares of residuals beyond 3 times the scatter count less (Huber's ½r² to |r|, smooth).
     """
+    from scipy.optimize import least_squares  # SciPy takes longer to import than a plan without runs takes
+
     least, n = math.exp(model.seen.min()), len(model.seen)
     exponent = math.log(0.35)
     start = [math.log(0.6 * least), *([math.log(0.2 * least)] * 2), exponent, exponent, 0.0, 0.0, 0.0, 0.0]

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import Akima1DInterpolator
 
 from isoflop.arrays import Array
 from isoflop.fit.approaches import Approach, Minimum, around, column, from_lines, line, quantile
@@ -112,6 +111,8 @@ def akima(x: Array, loss: Array) -> tuple[Array, Array]:
     Returns:
         ln N and loss there, each [copies] or scalar; at an end of x where the loss still falls towards it.
     """
+    from scipy.interpolate import Akima1DInterpolator
+
     y = np.log(loss)
     copies = y.reshape(len(x), -1)
     c3, c2, c1, c0 = Akima1DInterpolator(x, copies).c
