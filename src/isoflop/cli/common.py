@@ -87,7 +87,7 @@ def amounts(option: str, text: str) -> list[float]:
 
 
 def _number(text: str) -> float:
-    from isoflop.logs.cells import cell_number
+    from isoflop.logs.files import cell_number
 
     number = cell_number(str(text))  # some versions of Typer give an option's default, a number, to its parser too
     if number is None or not math.isfinite(number):

@@ -13,7 +13,7 @@ from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
 from isoflop.laws.frontier import Frontier, Intervals, interval, short
 from isoflop.laws.published import Published, published
-from isoflop.logs.cells import SUFFIXES
+from isoflop.logs.files import SUFFIXES
 
 _NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)([a-z]?)"
 _OPTION = re.compile(rf"(?:([^x×*:]+)[x×*])?{_NUMBER}:{_NUMBER}", re.IGNORECASE)

@@ -27,7 +27,7 @@ from isoflop.fit.runs import (
     unfinished,
 )
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of
-from isoflop.logs.cells import cell_number, csv_rows
+from isoflop.logs.files import cell_number, csv_rows
 from isoflop.record.lines import Problems
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs

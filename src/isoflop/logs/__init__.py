@@ -1,10 +1,9 @@
 """Other tools' logs → `Run`s: Hugging Face, TensorBoard, Lightning, W&B, MLflow, CSV and Parquet. docs/import.md."""
 
-from isoflop.logs.cells import amount
 from isoflop.logs.convert import Imported, write_run
+from isoflop.logs.files import ImportProblem, amount
 from isoflop.logs.given import EVERY, Given, read_answers
 from isoflop.logs.importing import KINDS, ImportResult, import_runs
-from isoflop.logs.logged import ImportProblem
 from isoflop.logs.size import ModelSize
 
 __all__ = [

@@ -6,10 +6,17 @@ What is not is asked, and left out of the record until it is answered. What the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from isoflop.logs.counts import Counts
+from isoflop.logs.files import number
+from isoflop.logs.given import Answers
+from isoflop.logs.logged import Logged
+from isoflop.logs.losses import Losses
 from isoflop.record.run import Point
+
+ALL = ("params", "tokens", "flops")
 
 FEWEST_PARAMETERS = 1000
 """Fewer are millions or billions."""
@@ -33,78 +40,73 @@ class Doubt:
     answer: str
 
 
-@dataclass(frozen=True)
-class Claims:
-    """What is claimed of a run.
+def doubts_of(
+    logged: Logged, answers: Answers, losses: Losses, counts: Counts, points: Sequence[Point]
+) -> tuple[Doubt, ...]:
+    """What of a run can't be, one doubt a quantity; of what the user gave, or isoflop counted, nothing is doubted."""
+    told = {"params": answers.parameters, "tokens": answers.tokens_per_step, "flops": answers.flops_per_token}
+    given = {what for what, value in told.items() if value}
+    given |= {what for what, how in counts.how.items() if how.startswith(("isoflop's own", "config.json"))}
+    size = counts.parameters
+    names = ("active", "non_embedding_with_head", "total", "non_embedding")
+    N = next((size[name] for name in names if size.get(name)), None)
+    how = counts.how.get("flops", "")
+    found = [Doubt(("loss",), text, "") for text in losses.doubts]
+    found += _impossible(N, given, "as logged" in how or "total_flos" in how, points[-1])
+    if "tokens" not in given:
+        found += _too_fast(N, points)
+    found += _losses(losses, _vocabulary(logged), points)
+    return tuple(replace(doubt, of=tuple(what for what in doubt.of if what not in given)) for doubt in found)
 
-    Attributes:
-        size: N, with the output head where that is known.
-        given: of `params`, `tokens`, `flops` those that the user gave, or that isoflop counted itself.
-        logged_flops: whether C was logged, not computed from N and D.
-        vocabulary: tokens in the vocabulary.
-        units: of losses that are not in nats.
-    """
 
-    size: int | None
-    given: frozenset[str]
-    logged_flops: bool
-    vocabulary: float | None
-    units: Mapping[str, str]
+def _vocabulary(logged: Logged) -> float | None:
+    config = logged.model
+    found = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
+    return found if found and found > 1 else None
 
 
-def doubts_of(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
-    """What of a run can't be, one doubt a quantity."""
-    last = points[-1]
-    N, D, C = claims.size, last.tokens, last.flops
-    trusted = {"params", "tokens"} <= claims.given
-    if N is not None and N < FEWEST_PARAMETERS and "params" not in claims.given:
+def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point) -> Iterator[Doubt]:
+    """N, D and C held against each other."""
+    D, C = last.tokens, last.flops
+    trusted = {"params", "tokens"} <= given
+    if N is not None and N < FEWEST_PARAMETERS and "params" not in given:
         text = f"N is {N:,}, fewer than a model has, as if in millions"
-        yield Doubt(
-            ("params", "tokens", "flops"), text, "a column's name that tells the unit (params_M, tokens_B), --params"
-        )
-        N = D = None
+        yield Doubt(ALL, text, "a column's name that tells the unit (params_M, tokens_B), --params")
+        return
     if N and D is not None and not trusted and not TOKENS_A_PARAMETER[0] <= D / N <= TOKENS_A_PARAMETER[1]:
         text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"
-        yield Doubt(("params", "tokens", "flops"), text, "--params 124M --tokens-per-step 524288")
-        D = None
-    if N and D and C and claims.logged_flops and "flops" not in claims.given:
+        yield Doubt(ALL, text, "--params 124M --tokens-per-step 524288")
+        return
+    if N and D and C and logged_flops and "flops" not in given:
         rate = C / (6 * N * D)
         if not 1 / FLOPS_OVER_6ND <= rate <= FLOPS_OVER_6ND:
             text = f"FLOPs {C:.3g} as logged are {rate:.3g} times 6·N·D with N {N:.3g}, D {D:.3g}: one of them is wrong"
             wrong = ("flops",) if trusted else ("tokens", "flops")
             yield Doubt(wrong, text, "--tokens-per-step 524288 --params 124M, or --flops-per-token")
-    yield from _too_fast(claims, points)
-    yield from _losses(claims, points)
 
 
-def _too_fast(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
-    timed = [point for point in points if point.time is not None and point.tokens is not None]
-    if len(timed) < 2 or "tokens" in claims.given:
+def _too_fast(N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:
+    timed = [(point.time, point.tokens) for point in points if point.time is not None and point.tokens is not None]
+    if len(timed) < 2:
         return
-    first, last = timed[0], timed[-1]
-    seconds = (last.time or 0.0) - (first.time or 0.0)
-    tokens = (last.tokens or 0) - (first.tokens or 0)
+    seconds, tokens = timed[-1][0] - timed[0][0], timed[-1][1] - timed[0][1]
     if seconds <= 1.0 or tokens <= 0:
         return
     speed = tokens / seconds
-    if speed > TOKENS_A_SECOND or speed * 6 * (claims.size or 0) > FLOPS_A_SECOND:
-        yield Doubt(
-            ("tokens", "flops"),
-            f"{speed:.3g} tokens a second is more than any cluster trains on",
-            "--tokens-per-step 524288",
-        )
+    if speed > TOKENS_A_SECOND or speed * 6 * (N or 0) > FLOPS_A_SECOND:
+        text = f"{speed:.3g} tokens a second is more than any cluster trains on"
+        yield Doubt(("tokens", "flops"), text, "--tokens-per-step 524288")
 
 
-def _losses(claims: Claims, points: Sequence[Point]) -> Iterator[Doubt]:
-    highest = UNTRAINED if claims.vocabulary is None else math.log(claims.vocabulary) + 1
-    names = dict.fromkeys(name for point in points for name in point.losses if name not in claims.units)
-    for name in names:
+def _losses(losses: Losses, vocabulary: float | None, points: Sequence[Point]) -> Iterator[Doubt]:
+    highest = UNTRAINED if vocabulary is None else math.log(vocabulary) + 1
+    for name in losses.columns:
         values = [value for point in points if (value := point.losses.get(name)) is not None]
-        if not values:
+        if not values or name in losses.units:
             continue
         if min(values) < 0:
             yield Doubt(("loss",), f"{name} falls to {min(values):.4g}: no cross-entropy is below 0", "--loss COLUMN")
         elif min(values) > highest:
-            bound = f"ln {claims.vocabulary:,.0f} + 1 = {highest:.4g}" if claims.vocabulary else f"{highest:.4g}"
+            bound = f"ln {vocabulary:,.0f} + 1 = {highest:.4g}" if vocabulary else f"{highest:.4g}"
             text = f"{name} never falls below {min(values):.4g} nats, above {bound}: it may be a sum"
             yield Doubt(("loss",), f"{text}, a perplexity, or in bits", "--loss-unit bits (or ppl), or --loss COLUMN")

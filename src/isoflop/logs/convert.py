@@ -8,19 +8,19 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import structs
 
-from isoflop.logs.checks import Claims, Doubt, doubts_of
-from isoflop.logs.counts import Counts, SizeOf, counts_of
-from isoflop.logs.files import read_json
+from isoflop.logs.checks import Doubt, doubts_of
+from isoflop.logs.counts import Counts, counts_of
+from isoflop.logs.files import ImportProblem, plain
 from isoflop.logs.given import Answers
-from isoflop.logs.logged import Column, Count, ImportProblem, Logged, number, plain
+from isoflop.logs.logged import Column, Count, Logged
 from isoflop.logs.losses import Losses, losses_of
+from isoflop.logs.size import SizeOf
 from isoflop.record.lines import MAX_SECONDS
 from isoflop.record.provenance import json_safe, library_versions
 from isoflop.record.reader import read_run
@@ -69,31 +69,40 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     """
     losses = losses_of(logged, answers)
     if not any(len(column) for column in losses.columns.values()):
-        names = [*logged.columns, *logged.labels, *logged.columns.unused]
-        there = ", ".join([plain(name, 40) for name in names if name][:20]) or "none"
         raise ImportProblem(
-            f"{logged.source}: no loss is in it; its columns are {there}: name the one with --loss COLUMN (an "
-            "evaluation's with --loss eval/val=COLUMN)"
+            f"{logged.source}: no loss is in it; its columns are {logged.shown(20) or 'none'}: name the one with "
+            "--loss COLUMN (an evaluation's with --loss eval/val=COLUMN)"
         )
     counts = counts_of(logged, answers, size_of)
     problems.extend(counts.problems)
     points = points_of(logged, losses, counts)
-    doubts = [Doubt(("loss",), text, "") for text in losses.doubts]
-    claims = _claims(logged, answers, losses, counts)
-    found = [
-        replace(doubt, of=tuple(what for what in doubt.of if what not in claims.given))
-        for doubt in doubts_of(claims, points)
-    ]
-    wrong = {what for doubt in found for what in doubt.of}
-    if wrong:
+    doubts = doubts_of(logged, answers, losses, counts, points)
+    if wrong := {what for doubt in doubts for what in doubt.of}:
         counts = counts.without(wrong)
         points = points_of(logged, losses, counts)
-    status = logged.status or "completed"
     notes = [*logged.notes, *losses.notes]
     if logged.status is None:
         notes.append("the log does not say whether the run was finished: taken as finished")
     if not answers.loss_unit and "isoflop/loss" not in losses.taken.values():
         notes.append("losses are taken as nats per token (--loss-unit says otherwise)")
+    return Imported(
+        run=_run_of(logged, answers, losses, counts, points, notes),
+        kind=logged.kind,
+        source=logged.source,
+        notes=(*notes, *(f"{what}: {text}" for what, text in counts.how.items())),
+        missing=tuple(dict.fromkeys(counts.missing)),
+        hint=counts.hint,
+        doubts=doubts,
+        ends=logged.ends,
+        single=logged.single,
+        curve=next(iter(losses.columns.values())),
+    )
+
+
+def _run_of(
+    logged: Logged, answers: Answers, losses: Losses, counts: Counts, points: tuple[Point, ...], notes: list[str]
+) -> Run:
+    status = logged.status or "completed"
     steps = answers.planned_steps or logged.planned_steps
     imported = {
         "from": logged.kind,
@@ -101,13 +110,14 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         "precision": "float32" if logged.single else "float64",
         "how": {**{f"loss {name}": plain(column) for name, column in losses.taken.items()}, **counts.how},
         "notes": notes,
+        **({"groups": dict(logged.groups)} if logged.groups else {}),
     }
-    run = Run(
+    return Run(
         run_id=_run_id(logged),
         name=logged.name,
         created=_created(logged),
         framework=FRAMEWORKS.get(logged.kind, logged.kind),
-        model={"config": json_safe(_config(logged))} if logged.config is not None else {},
+        model={"config": json_safe(logged.model)} if logged.config is not None else {},
         parameters=dict(counts.parameters),
         parameters_method=counts.how.get("params"),
         optimizer={"class": plain(str(logged.settings["optim"]))} if logged.settings.get("optim") else None,
@@ -124,36 +134,6 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         status=status,
         end={"step": points[-1].step, "status": status} if status != "running" else None,
     )
-    return Imported(
-        run=run,
-        kind=logged.kind,
-        source=logged.source,
-        notes=(*notes, *(f"{what}: {text}" for what, text in counts.how.items())),
-        missing=tuple(dict.fromkeys([*counts.missing, *(what for what in ("params", "tokens") if what in wrong)])),
-        hint=counts.hint,
-        doubts=(*doubts, *found),
-        ends=logged.ends,
-        single=logged.single,
-        curve=next((losses.columns[name] for name in ("train", *losses.columns) if name in losses.columns), Column()),
-    )
-
-
-def _claims(logged: Logged, answers: Answers, losses: Losses, counts: Counts) -> Claims:
-    """What the run claims, for the checks."""
-    size = counts.parameters
-    N = size.get("active") or size.get("non_embedding_with_head") or size.get("total") or size.get("non_embedding")
-    told = {"params": answers.parameters, "tokens": answers.tokens_per_step, "flops": answers.flops_per_token}
-    given = {what for what, value in told.items() if value}
-    given |= {what for what, how in counts.how.items() if how.startswith(("isoflop's own", "config.json"))}
-    config = logged.config if isinstance(logged.config, Mapping) else _config(logged) or {}
-    vocabulary = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
-    return Claims(
-        size=N,
-        given=frozenset(given),
-        logged_flops="as logged" in counts.how.get("flops", "") or "total_flos" in counts.how.get("flops", ""),
-        vocabulary=vocabulary if vocabulary and vocabulary > 1 else None,
-        units=losses.units,
-    )
 
 
 def _run_id(logged: Logged) -> str:
@@ -161,16 +141,6 @@ def _run_id(logged: Logged) -> str:
     digest = hashlib.sha256(f"{logged.kind}\n{logged.key}".encode("utf-8", "replace")).hexdigest()[:10]
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", logged.name).strip("-.")[:60]
     return f"{slug or 'run'}-{digest}"
-
-
-def _config(logged: Logged) -> Any:
-    """The configuration's content, for the record; None if it can't be read, which is a problem already."""
-    if not isinstance(logged.config, str):
-        return logged.config
-    try:
-        return read_json(logged.config)
-    except ImportProblem:
-        return None
 
 
 def _created(logged: Logged) -> str:

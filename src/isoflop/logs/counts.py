@@ -5,18 +5,37 @@ Each is taken from the first source that has it; the source is recorded in words
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from isoflop.logs.cells import cell_number
+import numpy as np
+
+from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
-from isoflop.logs.logged import Count, Logged, interpolated, number, scaled
-from isoflop.logs.names import role_of
+from isoflop.logs.logged import Count, Logged, interpolated, scaled
+from isoflop.logs.names import role_of, words
 from isoflop.logs.size import ModelSize, SizeOf
-from isoflop.logs.tokens import token_counts
 from isoflop.record.run import COUNTS, RecordError
 
 NO_PADDING = "not logged: D is taken as all tokens"
+AMBIGUOUS = ("N", "total", "active", "params", "parameters")
+"""Names of N in a table that mean other things among hyperparameters."""
+ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")
+"""Sequences of a step, on all devices and with accumulation."""
+EACH = ("per_device_train_batch_size", "micro_batch_size", "batch_size", "train_batch_size")
+"""Sequences of a micro-batch on one device."""
+ACCUMULATE = ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum_steps")
+LENGTH = (
+    *("seq_len", "seq_length", "sequence_length", "block_size", "context_length"),
+    *("max_seq_length", "max_seq_len", "max_length", "seq"),
+)
+DEVICES = ("world_size", "num_devices", "n_gpus", "num_gpus", "devices")
+MOST_SEQUENCES = 32_768
+"""A batch of more is one of tokens, or rare."""
+VARIES = 0.2
+"""Share of steps from which on a count that falls is one of each step, not of a run that began again."""
 
 
 @dataclass
@@ -51,6 +70,7 @@ class Counts:
     def without(self, wrong: set[str]) -> Counts:
         """Less what can't be: of `params`, `tokens` and `flops`."""
         counts = replace(self, how={what: how for what, how in self.how.items() if what not in wrong})
+        counts.missing = [what for what in ("params", "tokens") if what in wrong or what in self.missing]
         if "params" in wrong:
             counts = replace(counts, parameters={}, flops_6nd=None)
         if "tokens" in wrong:
@@ -60,7 +80,7 @@ class Counts:
 
 
 def counts_of(logged: Logged, answers: Answers, size_of: SizeOf | None) -> Counts:
-    """N, tokens and FLOPs of a run, each by the first of the ways that applies.
+    """N, tokens and FLOPs of a run, by optimizer step, each by the first of the ways that applies.
 
     N: the user's; isoflop's own scalars; the configuration, counted; the log's; Hugging Face's total_flos over tokens.
     Tokens: the user's; isoflop's own; the log's; total_flos over N; batch × accumulation × devices × length.
@@ -96,29 +116,7 @@ def _size(logged: Logged, answers: Answers, size_of: SizeOf | None, counts: Coun
         return None
 
 
-def _own(logged: Logged) -> str:
-    """Source of a number: isoflop's own scalars."""
-    return f"isoflop's own scalars{_digits(logged)}"
-
-
-def _digits(logged: Logged) -> str:
-    return " (float32)" if logged.single else ""
-
-
-def _count_tokens(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:
-    counts.loss_tokens = logged.count("isoflop/loss_tokens")
-    processed, data = logged.count("isoflop/tokens_processed"), logged.count("isoflop/tokens")
-    if answers.tokens_per_step is None and (processed is not None or data is not None):
-        counts.tokens, counts.data_tokens, counts.how["tokens"] = processed or data, data, _own(logged)
-        return
-    hints: list[str] = []
-    found = next(token_counts(logged, answers, size, hints), None)
-    if found is not None:
-        counts.tokens = counts.data_tokens = found[0]
-        counts.how |= {"tokens": found[1], "padding": NO_PADDING}
-        return
-    counts.missing.append("tokens")
-    counts.hint = " ".join(hints)
+# -- N -----------------------------------------------------------------------------------------------------------------
 
 
 def _sizes(
@@ -131,8 +129,8 @@ def _sizes(
     if own := _own_sizes(logged):
         counted = {} if size is None else size.parameters
         agree = all(counted.get(name) == amount for name, amount in own.items())
-        parameters = counted if counted and agree else own
-        yield parameters, f"isoflop's own scalars: tokens over tokens per parameter{_digits(logged)}"
+        how = f"isoflop's own scalars: tokens over tokens per parameter{logged.digits}"
+        yield counted if counted and agree else own, how
     if size is not None:
         yield size.parameters, f"config.json, counted {size.method}"
     if logged.parameters:
@@ -148,24 +146,17 @@ def _sizes(
             yield {"total": next(iter(stated.values()))}, f"{name} of its settings, taken as the total"
     takes_tokens = size is None or size.takes_tokens
     if takes_tokens and logged.total_flos and tokens is not None and (there := tokens(max(logged.total_flos))):
-        yield (
-            {"non_embedding": round(logged.total_flos[max(logged.total_flos)] / (6 * there))},
-            "total_flos / (6·tokens): without embedding tables; of an untied output head the parameters are in it",
-        )
+        how = "total_flos / (6·tokens): without embedding tables; of an untied output head the parameters are in it"
+        yield {"non_embedding": round(logged.total_flos[max(logged.total_flos)] / (6 * there))}, how
 
 
 def _stated(name: str, value: object) -> dict[str, int] | None:
     """N by convention, as a quantity of this name states it."""
-    role = role_of(name)
-    amount = cell_number(value) if isinstance(value, str) else number(value)
-    if role is None or role.kind != "size" or amount is None or not isinstance(role.unit, float):
+    role, amount = role_of(name), cell_number(value)
+    if role is None or role.kind != "size" or amount is None:
         return None
-    amount *= role.unit
+    amount *= role.factor
     return {role.name: int(amount)} if 1 <= amount < 1e18 and amount % 1 == 0 else None
-
-
-AMBIGUOUS = ("N", "total", "active", "params", "parameters")
-"""Names of N in a table that mean other things among hyperparameters."""
 
 
 def spread(given: Mapping[str, int]) -> dict[str, int | None]:
@@ -190,13 +181,154 @@ def _own_sizes(logged: Logged) -> dict[str, int]:
             continue
         counted = dict(zip(many.steps, many.values, strict=True))
         pairs = [(counted[step], value) for step, value, _ in few if step in counted]
-        if not pairs or not pairs[-1][0] > 0 or not pairs[-1][1] > 0:
+        if not pairs or not min(pairs[-1]) > 0:
             continue
         total, value = pairs[-1]
         size = value / (6 * total) if over == "flops_6nd" else total / value
         if 0.5 <= size < 1e18:
             found[convention] = round(size)
     return found
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def _count_tokens(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:
+    counts.loss_tokens = logged.count("isoflop/loss_tokens")
+    processed, data = logged.count("isoflop/tokens_processed"), logged.count("isoflop/tokens")
+    if answers.tokens_per_step is None and (processed is not None or data is not None):
+        counts.tokens, counts.data_tokens = processed or data, data
+        counts.how["tokens"] = f"isoflop's own scalars{logged.digits}"
+        return
+    hints: list[str] = []
+    found = next(_token_counts(logged, answers, size, hints), None)
+    if found is not None:
+        counts.tokens = counts.data_tokens = found[0]
+        counts.how |= {"tokens": found[1], "padding": NO_PADDING}
+        return
+    counts.missing.append("tokens")
+    counts.hint = " ".join(hints)
+
+
+def _token_counts(
+    logged: Logged, answers: Answers, size: ModelSize | None, hints: list[str]
+) -> Iterator[tuple[Count, str]]:
+    """Ways to the tokens, padding unknown, each with its source; the most reliable first. `hints`: what is known."""
+    if answers.tokens_per_step is not None:
+        yield _per_step(answers.tokens_per_step), f"{answers.tokens_per_step:,.15g} a step, given"
+    given = answers.tokens
+    names = [given] if given is not None and given in logged.columns else logged.best("tokens")
+    for name in names:
+        if (seen := logged.count(name)) is not None and not logged.columns[name].stands():
+            yield seen, f"{plain(name, 40)}, as logged{logged.digits}"
+    for name in [*names, *logged.best("step tokens")]:
+        each, why = _of_each_step(logged, name)
+        if each is not None:
+            yield each, f"{plain(name, 40)}, {why}{logged.digits}"
+        else:
+            hints.append(f"Its column {plain(name, 40)} is no count of the run: {why}.")
+    if (from_flos := _from_total_flos(logged, size)) is not None:
+        how = "total_flos / (6·N), N as Hugging Face counts it (without embedding tables); spread evenly over the steps"
+        yield from_flos, f"{how} between two states"
+    if logged.total_flos and size is not None:
+        other = "is no multiple of 6·N of the config.json, which may be of another model"
+        hints.append(f"Its total_flos {other if size.takes_tokens else 'counts what are no tokens'}.")
+    factors = _factors(logged.settings)
+    length = answers.seq or next((factors[name] for name in LENGTH if name in factors), None)
+    for name in logged.best("samples"):
+        if length and (seen := logged.count(name)) is not None and not logged.columns[name].stands():
+            yield scaled(seen, length), f"{plain(name, 40)} × {length:,.15g} tokens a sequence, each full"
+        else:
+            hints.append(f"Its column {plain(name, 40)} counts sequences: --seq gives their length.")
+    if unused := [plain(name, 40) for name in logged.columns.unused if {*words(name)} & {"token", "tokens"}]:
+        hints.append(f"Columns that are not used: {', '.join(unused[:5])} (--tokens COLUMN).")
+    batch, text = _of_settings(logged.settings, factors, answers)
+    if batch is not None and not logged.numbered:
+        yield _per_step(batch), f"{batch:,.15g} a step: {text}"
+    elif text:
+        hints.append(text)
+    if logged.numbered and not logged.ends:
+        hints.append("Its rows are numbered for lack of a column of steps: a step is a row, unless --step names one.")
+
+
+def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
+    """Tokens of each step, added up, if each step was logged or all are the same; or why not."""
+    steps, values, _ = logged.columns[name].arrays()
+    role = role_of(name)
+    factor, told = (1.0, False) if role is None else (role.factor, role.kind == "step tokens")
+    known = np.isfinite(values) & (values > 0)
+    if not known.all() or len(values) < 2:
+        return None, "it falls, or is empty"
+    alone = bool((np.diff(steps) == 1).all())
+    if logged.columns[name].stands():
+        if told or alone:
+            return _per_step(float(values[0]) * factor), f"{values[0] * factor:,.15g} a step"
+        return None, f"it is {values[0]:,.15g} in each row, of a step or of the {steps[1] - steps[0]:,} between two"
+    falls = float((np.diff(values) < 0).mean())
+    if alone and steps[0] <= 1 and (told or (falls >= VARIES and len(values) > 9)):
+        return interpolated(steps.tolist(), (np.cumsum(values) * factor).tolist()), "of each step, added up"
+    return None, "it falls, or is empty" if falls else "it is of single steps, not all of which were logged"
+
+
+def _per_step(amount: float) -> Count:
+    return lambda step: amount * step
+
+
+def _from_total_flos(logged: Logged, size: ModelSize | None) -> Count | None:
+    """Tokens where a state was saved; None where they are no whole numbers: then N is another model's."""
+    if size is None or not size.huggingface or not size.takes_tokens or not logged.total_flos:
+        return None
+    steps = sorted(logged.total_flos)
+    tokens = [logged.total_flos[step] / (6 * size.huggingface) for step in steps]
+    whole = all(abs(count - round(count)) <= 0.01 for count in tokens)
+    return interpolated(steps, tokens) if whole else None
+
+
+def _factors(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The whole numbers among hyperparameters, by the last part of their names."""
+    found: dict[str, float] = {}
+    for key, value in settings.items():
+        amount = cell_number(value)
+        if amount is not None and 0 < amount < 1e15 and amount % 1 == 0:
+            found.setdefault(key.rpartition("/")[2].replace("-", "_").lower(), amount)
+    return found
+
+
+def _of_settings(
+    settings: Mapping[str, Any], factors: Mapping[str, float], answers: Answers
+) -> tuple[float | None, str]:
+    """Tokens of a step: batch × accumulation × devices × length, and which they are; or None, and what is known.
+
+    All four must be known: nothing is assumed.
+    """
+    for key in factors:
+        role = role_of(key)
+        if role is not None and role.kind == "step tokens":
+            return factors[key] * role.factor, f"{plain(key, 40)} of its settings"
+    if "init_from" in settings and "block_size" in settings:  # nanoGPT divides its accumulation by the devices
+        return None, "Its gradient_accumulation_steps are those of all devices together, or of each."
+
+    def first(names: tuple[str, ...], given: float | None = None) -> tuple[str, float] | None:
+        if given is not None:
+            return f"{names[-1]} (given)", given
+        return next(((name, factors[name]) for name in names if name in factors), None)
+
+    needed = {"the batch size": first(ALL)}
+    if needed["the batch size"] is None:
+        needed = {"the batch size": first(EACH), "the accumulation": first(ACCUMULATE)}
+        needed["the devices (--devices)"] = first(DEVICES, answers.devices)
+    needed["the length of a sequence (--seq)"] = first(LENGTH, answers.seq)
+    if (batch := needed["the batch size"]) is not None and batch[1] >= MOST_SEQUENCES:
+        return None, f"Its settings say {batch[0]} {batch[1]:,.15g}, which may be tokens or sequences."
+    known = [factor for factor in needed.values() if factor is not None]
+    text = " × ".join(f"{name} {value:,.15g}" for name, value in known)
+    lacking = [what for what, factor in needed.items() if factor is None]
+    if not lacking:
+        return math.prod(value for _, value in known), f"{text}, each sequence full"
+    return None, f"Its settings say {text}; not known: {', '.join(lacking)}." if known else ""
+
+
+# -- FLOPs -------------------------------------------------------------------------------------------------------------
 
 
 def _count_flops(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:
@@ -219,11 +351,11 @@ def _flop_counts(
     if given is not None and tokens is not None:
         yield scaled(tokens, given), given, "flops_per_token, given"
     if (own := logged.count("isoflop/flops")) is not None:
-        yield own, None, _own(logged)
+        yield own, None, f"isoflop's own scalars{logged.digits}"
     for name in logged.best("flops"):
         column = logged.columns[name]
-        if (seen := logged.count(name)) is not None and (len(column) == 1 or min(column.values) < max(column.values)):
-            yield seen, None, f"{name}, as logged{_digits(logged)}"
+        if (seen := logged.count(name)) is not None and (len(column) == 1 or not column.stands()):
+            yield seen, None, f"{name}, as logged{logged.digits}"
     if size is not None and size.flops_per_token is not None and tokens is not None:
         yield scaled(tokens, size.flops_per_token), size.flops_per_token, f"config.json, {size.flops_method}"
     if logged.total_flos and (tokens is not None or (size is not None and size.takes_tokens)):

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from isoflop.logs.cells import amount, csv_rows
-from isoflop.logs.logged import ImportProblem
+from isoflop.logs.files import ImportProblem, amount, csv_rows
 from isoflop.logs.names import RUNS, role_of
 from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems
@@ -17,15 +16,10 @@ from isoflop.record.lines import Problems
 EVERY = ""
 """The name under which an answer is for every run."""
 UNITS = ("nats", "bits", "ppl", "bpb")
-_TABLE = {
-    "tokens_per_step": "tokens_per_step",
-    "batch_tokens": "tokens_per_step",
-    "flops_per_token": "flops_per_token",
-    "devices": "devices",
-    "seq": "seq",
-    "config": "config",
-    "total_steps": "planned_steps",
-}
+BY_RUN = ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config")
+"""Answers that may differ by run."""
+_TABLE = {name: name for name in BY_RUN[1:]} | {"batch_tokens": "tokens_per_step", "total_steps": "planned_steps"}
+"""Columns of a table of answers, but for N, and what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +49,7 @@ class Given:
         loss_unit: unit by loss; `EVERY` for all: nats, bits, ppl (perplexity) or bpb (bits per byte).
         step, tokens: the columns of optimizer steps and of tokens since the run began.
         run: columns that together tell runs apart.
+        group: columns or hyperparameters whose values are kept of each run, for `isoflop fit --group`.
         table: rows of `read_answers`, by run.
     """
 
@@ -69,43 +64,36 @@ class Given:
     step: str | None = None
     tokens: str | None = None
     run: Sequence[str] = ()
+    group: Sequence[str] = ()
     table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def options(self) -> Options:
         """What readers need of it."""
-        named = {*self.loss.values(), *([self.step] if self.step else []), *([self.tokens] if self.tokens else [])}
-        return Options(frozenset(named), tuple(self.run))
+        named = {*self.loss.values(), self.step or "", self.tokens or ""} - {""}
+        return Options(frozenset(named), tuple(self.run), tuple(self.group))
 
     def of(self, names: Sequence[str]) -> Answers:
         """Answers for the run of these names: an option that names it, else the table, else the option for all."""
         row = next((self.table[name] for name in names if name in self.table), {})
-
-        def answer(option: str) -> Any:
+        found: dict[str, Any] = {"parameters": row.get("parameters", {})}
+        for option in BY_RUN:
             given: Mapping[str, Any] = getattr(self, option)
-            named = _named(given, names)
-            return named if named is not None else row.get(option, given.get(EVERY))
-
-        params = _named(self.params, names)
-        if params is None and "parameters" not in row:
-            params = self.params.get(EVERY)
-        return Answers(
-            parameters=row.get("parameters", {}) if params is None else {"N": round(params)},
-            tokens_per_step=answer("tokens_per_step"),
-            flops_per_token=answer("flops_per_token"),
-            devices=answer("devices"),
-            seq=answer("seq"),
-            config=answer("config"),
-            planned_steps=row.get("planned_steps"),
-            tokens=self.tokens,
-            loss=self.loss,
-            loss_unit=self.loss_unit,
-        )
+            answer = _named(given, names)
+            there = "parameters" if option == "params" else option
+            if answer is None:
+                answer = row.get(there, given.get(EVERY))
+            if option != "params":
+                found[option] = answer
+            elif isinstance(answer, float | int):
+                found["parameters"] = {"N": round(answer)}
+        planned = row.get("planned_steps")
+        return Answers(**found, planned_steps=planned, tokens=self.tokens, loss=self.loss, loss_unit=self.loss_unit)
 
     def of_nobody(self, runs: Collection[Sequence[str]]) -> list[str]:
         """Answers that name no run: a slip of the pen would else go unseen."""
         told = []
-        for option in ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config"):
+        for option in BY_RUN:
             for pattern in getattr(self, option):
                 if pattern != EVERY and not any(_fits(pattern, names) for names in runs):
                     some = ", ".join(sorted(names[0] for names in runs)[:5])
@@ -149,8 +137,8 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
                 raise ImportProblem(f"{path}{problems.at}: expected {name} to be a positive number, got {text[:60]!a}")
             if name in _TABLE:
                 answers.setdefault(_TABLE[name], value)
-            elif role is not None and isinstance(role.unit, float):
-                answers.setdefault("parameters", {}).setdefault(role.name, round(value * role.unit))
+            elif role is not None:
+                answers.setdefault("parameters", {}).setdefault(role.name, round(value * role.factor))
     if told := problems.all():
         raise ImportProblem("; ".join(told[:3]))
     return found

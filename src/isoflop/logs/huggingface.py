@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import read_json
-from isoflop.logs.logged import Columns, ImportProblem, Logged, number, whole
+from isoflop.logs.files import ImportProblem, number, read_json, whole
+from isoflop.logs.logged import Columns, Logged
 from isoflop.logs.rows import NO_OPTIONS, Options
 from isoflop.record.lines import Problems
 

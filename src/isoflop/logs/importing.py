@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.logs import huggingface, mlflow, table, tensorboard, text, trackio, wandb
-from isoflop.logs.cells import csv_rows, dialect_of
+from isoflop.logs import huggingface, table, tensorboard, text, trackers
 from isoflop.logs.convert import Imported, assembled
-from isoflop.logs.files import head
+from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head
 from isoflop.logs.given import UNITS, Given
-from isoflop.logs.logged import ImportProblem, Logged
+from isoflop.logs.logged import Logged
 from isoflop.logs.rows import NO_OPTIONS, Options
 from isoflop.logs.size import SizeOf, size_of_config
 from isoflop.logs.steps import by_step
@@ -30,11 +29,11 @@ READERS: dict[str, Callable[..., list[Logged]]] = {
     "huggingface": huggingface.read,
     "tensorboard": tensorboard.read,
     "lightning": table.read_lightning,
-    "wandb": wandb.read_offline,
-    "wandb-api": wandb.read,
-    "mlflow": mlflow.read_folder,
-    "mlflow-api": mlflow.read,
-    "trackio": trackio.read,
+    "wandb": trackers.read_wandb_file,
+    "wandb-api": trackers.read_wandb,
+    "mlflow": trackers.read_mlflow_folder,
+    "mlflow-api": trackers.read_mlflow,
+    "trackio": trackers.read_trackio,
     "table": table.read,
     "lines": text.read,
 }
@@ -260,7 +259,7 @@ def find(
     Raises:
         ImportProblem: nothing is there, or nothing that is known.
     """
-    for prefix, reader in ((wandb.PREFIX, "wandb-api"), (mlflow.PREFIX, "mlflow-api")):
+    for prefix, reader in ((trackers.WANDB, "wandb-api"), (trackers.MLFLOW, "mlflow-api")):
         if path.startswith(prefix):
             return [(reader, path)]
     top = Path(path)
@@ -283,13 +282,13 @@ def reader_of(path: Path, kind: str | None = None, options: Options = NO_OPTIONS
         ImportProblem: it is none of those known.
     """
     start = head(path)
-    if start.startswith(mlflow.SQLITE) and kind in (None, "mlflow", "trackio"):
-        return "trackio" if kind == "trackio" or (kind is None and trackio.is_database(path)) else "mlflow-api"
-    if kind == "wandb" and not start.startswith(wandb.MAGIC) and path.suffix.lower() == ".csv":
+    if start.startswith(trackers.SQLITE) and kind in (None, "mlflow", "trackio"):
+        return "trackio" if kind == "trackio" or (kind is None and trackers.is_trackio(path)) else "mlflow-api"
+    if kind == "wandb" and not start.startswith(trackers.MAGIC) and path.suffix.lower() == ".csv":
         return "table"
     if kind is not None:
         return kind
-    if start.startswith(wandb.MAGIC):
+    if start.startswith(trackers.MAGIC):
         return "wandb"
     if start.startswith(table.PARQUET):
         return "table"
@@ -360,7 +359,7 @@ def _in(folder: Path, of_trainer: bool, only: str | None, options: Options) -> I
     if only in (None, "huggingface") and huggingface.is_output(folder):
         yield "huggingface", str(folder)
         of_trainer = only is None
-    if only in (None, "mlflow") and mlflow.is_run(folder):
+    if only in (None, "mlflow") and trackers.is_mlflow_run(folder):
         yield "mlflow", str(folder)
         return
     try:

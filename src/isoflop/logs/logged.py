@@ -6,83 +6,25 @@ import math
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
+from isoflop.logs.files import ImportProblem, number, plain, read_json, whole
 from isoflop.logs.names import Kind, role_of
 from isoflop.record.lines import Problems
-from isoflop.record.run import RecordError, Status
+from isoflop.record.run import Status
 
 MAX_STEP = 2**63 - 1
 MAX_WORDS = 10_000
 """Different words of a column; a column with more of them tells no runs apart."""
 MAX_COLUMNS = 2000
 """Names kept of one run: a file of random names must not fill the memory."""
-Value = TypeVar("Value")
-
-
-class ImportProblem(RecordError):
-    """A source can't be imported; the text says what was expected, what was found and what to do."""
-
-
-def read_each(
-    source: str, tool: str, runs: Iterable[tuple[str, Value]], read: Callable[[Value], Logged]
-) -> list[Logged]:
-    """Read the runs that a tool's client gives; a broken one is a problem of the first that can be read.
-
-    Args:
-        source: the address, for messages.
-        tool: its name, for messages.
-        runs: (id, run).
-        read: reads one; may raise anything.
-
-    Raises:
-        ImportProblem: there is none that can be read.
-    """
-    found, failures = [], []
-    for run_id, run in runs:
-        try:
-            found.append(read(run))
-        except Exception as error:  # of a broken run; the others are imported
-            failures.append(f"{source}: run {plain(run_id)}: {tool} gave {why(error)}")
-    if not found:
-        raise ImportProblem("; ".join(failures[:3]) or f"{source}: expected runs, got none")
-    return [replace(found[0], problems=tuple(failures)), *found[1:]]
-
-
-def plain(text: str, limit: int = 200) -> str:
-    """A name from a file as it may be shown and kept: printable, of bounded length."""
-    kept = "".join(letter if letter.isprintable() else "?" for letter in text.strip()[:limit])
-    return kept.encode("utf-8", "replace").decode("utf-8")
-
-
-def why(error: BaseException) -> str:
-    """A library's error in a line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def number(value: object) -> float | None:
-    """A cell's number, NaN and inf as such; None where it is none. A truth value is none."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def whole(value: object) -> int | None:
-    """A count; None where it is none."""
-    found = number(value)
-    if found is None or not math.isfinite(found) or found < 0 or found % 1 or found >= 2**63:
-        return None
-    return int(found) if not isinstance(value, int) else value
 
 
 class Column:
@@ -123,6 +65,11 @@ class Column:
         if self.times:
             result.times.frombytes(times[rows].tobytes())
         return result
+
+    def stands(self) -> bool:
+        """True where several values are all the same."""
+        values = self.arrays()[1]
+        return len(values) > 1 and bool((values == values[0]).all())
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -182,28 +129,19 @@ class Columns(dict[str, Column]):
         return result
 
 
-class Labels:
-    """A column of words by row; dropped, where there are too many of them to tell runs apart."""
+class Words(Column):
+    """A column of words by row, coded; of more than `MAX_WORDS` different ones the further are dropped."""
 
-    __slots__ = ("codes", "rows", "words")
+    __slots__ = ("codes",)
 
     def __init__(self) -> None:
-        self.rows, self.codes = array("q"), array("q")
-        self.words: dict[str, int] = {}
+        super().__init__()
+        self.codes: dict[str, int] = {}
 
-    def add(self, row: int, word: str) -> None:
+    def word(self, row: int, word: str) -> None:
         """Append the word of a row."""
-        if len(self.words) <= MAX_WORDS:
-            self.rows.append(row)
-            self.codes.append(self.words.setdefault(word, len(self.words)))
-
-    def at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The code of each of these rows; -1: it has none."""
-        own, codes = np.frombuffer(self.rows, dtype=np.int64), np.frombuffer(self.codes, dtype=np.int64)
-        if len(own) == len(rows) and np.array_equal(own, rows):
-            return codes
-        place = np.minimum(np.searchsorted(own, rows), max(len(own) - 1, 0))
-        return np.where(own[place] == rows, codes[place], -1) if len(own) else np.full(len(rows), -1)
+        if word in self.codes or len(self.codes) < MAX_WORDS:
+            self.add(row, self.codes.setdefault(word, len(self.codes)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -229,6 +167,7 @@ class Logged:
         created: unix seconds.
         averaged: losses are means over the steps since the one before.
         single: values are float32.
+        groups: words of the columns by which the user groups runs.
         ends: its one point is the end of a run, whose steps are not known.
         notes: what the user should know of how it was read.
         problems: what could not be read.
@@ -242,7 +181,7 @@ class Logged:
     index: Literal["steps", "calls", "rows"] = "steps"
     more: int = 0
     numbered: bool = False
-    labels: Mapping[str, Labels] = field(default_factory=dict)
+    labels: Mapping[str, Words] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: str | Mapping[str, Any] | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
@@ -253,6 +192,7 @@ class Logged:
     single: bool = False
     ends: bool = False
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -263,6 +203,26 @@ class Logged:
         """Names by which the user may refer to it: its name, that with its folder, its last part."""
         folder = os.path.basename(os.path.dirname(os.path.abspath(self.source)))
         return self.name, f"{folder}/{self.name}", self.name.rpartition("/")[2]
+
+    def shown(self, most: int = 12, *, unused: bool = False) -> str:
+        """Names of its columns, for messages; `unused`: of those alone that say nothing of use."""
+        names = [*([] if unused else self.columns), *self.labels, *self.columns.unused]
+        return ", ".join([plain(name, 40) for name in names if name][:most])
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The configuration's content; empty where there is none, or it can't be read."""
+        if isinstance(self.config, str):
+            try:
+                return read_json(self.config)
+            except ImportProblem:  # which is a problem already
+                return {}
+        return self.config or {}
+
+    @property
+    def digits(self) -> str:
+        """How exact its values are, in words; "": as they were."""
+        return " (float32)" if self.single else ""
 
     @property
     def planned_steps(self) -> int | None:
@@ -282,8 +242,7 @@ class Logged:
         if not len(steps) or (np.diff(values) < 0).any():
             return None
         role = role_of(name)
-        unit = role.unit if role is not None and isinstance(role.unit, float) else 1.0
-        return interpolated(steps.tolist(), (values * unit).tolist())
+        return interpolated(steps.tolist(), (values * (role.factor if role else 1.0)).tolist())
 
     def rates(self) -> Count | None:
         """Learning rates by step; of several parameter groups the first."""
@@ -328,8 +287,3 @@ def interpolated(steps: Sequence[int], values: Sequence[float], *, origin: bool 
 def scaled(count: Count, factor: float) -> Count:
     """The count times a factor."""
     return lambda step: None if (value := count(step)) is None else value * factor
-
-
-def first(names: Iterable[str], present: Mapping[str, Value]) -> tuple[str, Value] | None:
-    """The first of some names that is there, and what it stands for."""
-    return next(((name, present[name]) for name in names if name in present), None)

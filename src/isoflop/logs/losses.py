@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from isoflop.logs.files import plain
 from isoflop.logs.given import EVERY, Answers
-from isoflop.logs.logged import Column, Logged, plain
+from isoflop.logs.logged import Column, Logged
 from isoflop.logs.names import Role, part_words, role_of
 
 CONVERTED = {
@@ -84,7 +85,7 @@ def _candidates(logged: Logged) -> dict[str, list[str]]:
         role = Role("loss", "train") if column == "isoflop/loss" else role_of(column)
         if role is None or role.kind != "loss" or not len(values) or (role.parts and role.parts <= parts):
             continue
-        rank = (column != "isoflop/loss", role.unit != 1.0, -len(values), role.rank)
+        rank = (column != "isoflop/loss", bool(role.unit), -len(values), role.rank)
         ranked[role.name].append((rank, column))
     return {name: [column for _, column in sorted(columns)] for name, columns in ranked.items()}
 
@@ -94,7 +95,7 @@ def _unit(name: str, column: str, answers: Answers) -> str | None:
     if column == "isoflop/loss":
         return "nats"
     role = role_of(column)
-    told = role.unit if role is not None and isinstance(role.unit, str) else None
+    told = (role.unit or None) if role is not None else None
     given = answers.loss_unit.get(name, answers.loss_unit.get(EVERY))
     return given if given is not None and told is None else answers.loss_unit.get(name, told)
 

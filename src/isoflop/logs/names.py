@@ -112,14 +112,16 @@ class Role:
         kind: of quantity.
         name: of a loss `train` or `eval/<set>`; of a size its convention (`N`: not told).
         rank: of several columns for the same, the lowest is taken.
-        unit: factor of a count; of a loss `ppl` or `bpb`, where the name says so.
+        factor: what one of a count is, such as 1e9.
+        unit: of a loss `ppl` or `bpb`, where the name says so.
         parts: words of an evaluation's name that nobody knows: a set of data, or a part of the loss.
     """
 
     kind: Kind
     name: str = ""
     rank: int = 0
-    unit: float | str = 1.0
+    factor: float = 1.0
+    unit: str = ""
     parts: frozenset[str] = frozenset()
 
 
@@ -167,16 +169,19 @@ def _loss(name: str, found: list[str]) -> Role | None:
     by_epoch = ("epoch", "loss") in pairwise(found)  # Keras logs `epoch_loss` by epochs
     if not heads or by_epoch or {*found} & _OTHER:
         return None
-    unit = "bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else 1.0
+    unit = "bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else ""
     rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON
     if found[-1] == "value":  # Megatron's `lm loss value`; a value loss is an agent's
         rest.discard("value")
     pure = bool({*found} & _PURE or "cross" in found)
-    rank = 3 * (unit != 1.0) + (0 if pure else 2 if "total" in found else 1)
+    rank = 3 * bool(unit) + (0 if pure else 2 if "total" in found else 1)
     if rest & _EVAL and not rest & _TRAIN:
-        return None if rest & _PARTS else Role("loss", f"eval/{_set_of(name)}", rank, unit, frozenset(rest - _EVAL))
-    parts = rest - _TRAIN
-    return None if parts else Role("loss", "train", rank, unit)
+        return (
+            None
+            if rest & _PARTS
+            else Role("loss", f"eval/{_set_of(name)}", rank, unit=unit, parts=frozenset(rest - _EVAL))
+        )
+    return None if rest - _TRAIN else Role("loss", "train", rank, unit=unit)
 
 
 def _set_of(name: str) -> str:
@@ -196,13 +201,13 @@ def _tokens(name: str, found: list[str]) -> Role | None:
         return _samples(there)
     if {"loss", "trainable", "label", "target"} & there:
         return None
-    unit, left = _unit(found)
+    factor, left = _unit(found)
     left -= _TOKEN
     if left & _A_STEP and left <= _A_STEP | {"per", "global", "total", "in", "train", "n", "num", "will", "be"}:
-        return Role("step tokens", unit=unit)
+        return Role("step tokens", factor=factor)
     if not left <= _COUNTED:
         return None
-    return Role("tokens", rank=0 if left & _CUMULATIVE else 1, unit=unit)
+    return Role("tokens", rank=0 if left & _CUMULATIVE else 1, factor=factor)
 
 
 def _samples(there: set[str]) -> Role | None:
@@ -229,7 +234,7 @@ def _flops(name: str, found: list[str]) -> Role | None:
         return None
     if _FLOP[heads[0]] != 1.0 and not rest & _CUMULATIVE:
         return None  # TFLOPs alone are a rate
-    return Role("flops", rank=0 if rest & _CUMULATIVE else 1, unit=_FLOP[heads[0]])
+    return Role("flops", rank=0 if rest & _CUMULATIVE else 1, factor=_FLOP[heads[0]])
 
 
 def _rate(name: str, found: list[str]) -> Role | None:
@@ -255,7 +260,7 @@ def _step(name: str, found: list[str]) -> Role | None:
 
 def _size(name: str, found: list[str]) -> Role | None:
     there = {*found}
-    unit, left = _unit(found)
+    factor, left = _unit(found)
     body = {"non", "noembed", "excluding", "without", "no"} & there
     if there & _PARAMETER or there == {"model", "size"} or (body and there & {"embedding", "noembed", "embed"}):
         left -= _PARAMETER
@@ -263,10 +268,10 @@ def _size(name: str, found: list[str]) -> Role | None:
             return None
         if body:
             with_head = {"with", "head"} <= left
-            return Role("size", "non_embedding_with_head" if with_head else "non_embedding", unit=unit)
+            return Role("size", "non_embedding_with_head" if with_head else "non_embedding", factor=factor)
         if left & {"active", "activated"}:
-            return Role("size", "active", unit=unit)
-        return Role("size", "total" if "total" in left or "/" in name or name == "n_parameters" else "N", unit=unit)
+            return Role("size", "active", factor=factor)
+        return Role("size", "total" if "total" in left or "/" in name or name == "n_parameters" else "N", factor=factor)
     if name in ("total", "active"):
         return Role("size", name)
     return None

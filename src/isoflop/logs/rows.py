@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import math
-import re
+import os
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.logs.cells import cell_number
-from isoflop.logs.logged import Column, Columns, Labels, plain
+from isoflop.logs.files import cell_number, plain
+from isoflop.logs.logged import Column, Columns, Logged, Words
 from isoflop.logs.names import RUNS, SPLITS, role_of, run_rank, words
 from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
 BLANK = ("", None, "NA", "N/A", "n/a", "null", "None", "-", "–")
-_METRIC = {"metric", "tag", "key", "variable", "series", "scalar"}
+METRIC = {"metric", "tag", "key", "variable", "series", "scalar"}
+VALUES = ("value", "Value", "metric_value")
+AN_END = "the end of a run: the file has no steps, the point is recorded as step 1"
 Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says before anything is read: columns that are kept (`named`), and those that name runs (`run`)."""
+    """What the user says before anything is read.
+
+    Attributes:
+        named: columns that are kept.
+        run: columns that tell runs apart.
+        group: columns, or hyperparameters, by whose values runs are told by kind.
+    """
 
     named: frozenset[str] = frozenset()
     run: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
 
 
 NO_OPTIONS = Options()
-
-
-@dataclass
-class Part:
-    """The rows of one run."""
-
-    name: str
-    columns: Columns
-    parameters: dict[str, int] = field(default_factory=dict)
-    ends: bool = False
-    index: Literal["rows", "steps"] = "rows"
 
 
 class Rows:
@@ -52,7 +50,7 @@ class Rows:
     def __init__(self, problems: Problems, options: Options) -> None:
         self.problems, self.options = problems, options
         self.columns = Columns(options.named)
-        self.labels: dict[str, Labels] = {}
+        self.labels: dict[str, Words] = {}
         self.lines = array("q")
         self.pivots: list[str] = []
 
@@ -87,30 +85,31 @@ class Rows:
                     self._cell(name, row, cell, lines[row - start], math.nan)
 
     def _is_label(self, name: str) -> bool:
-        told = name in self.options.run or (name not in self.options.named and run_rank(name) is not None)
-        return told and (name in self.options.run or role_of(name) is None)
+        if name in self.options.run or name in self.options.group:
+            return True
+        return name not in self.options.named and run_rank(name) is not None and role_of(name) is None
 
     def _cell(self, name: str, row: int, cell: Any, line: int, time: float) -> None:
         if cell in BLANK or isinstance(cell, (bool, dict, list)):
             return
-        if self._is_label(name):
-            self.labels.setdefault(name, Labels()).add(row, str(cell).strip()[:200])
-            return
-        value = cell_number(cell) if isinstance(cell, str) else float(cell) if isinstance(cell, (int, float)) else None
-        if self.columns.keeps(name):
+        label = self._is_label(name)
+        value = None if label else cell_number(cell)
+        if not label and self.columns.keeps(name):
             if value is None:
                 self.problems.add(f"{plain(name, 40)} to be a number", cell, at=f":{line}")
             else:
                 self.columns.add(name, row, value, time)
-        elif value is None and isinstance(cell, str):
-            self.labels.setdefault(name, Labels()).add(row, cell.strip()[:200])
+        elif label or (value is None and isinstance(cell, str)):
+            self.labels.setdefault(name, Words()).word(row, str(cell).strip()[:200])
 
-    def runs(self, stem: str, ends: bool = False) -> list[Part]:
+    def runs(self, kind: str, source: str, called: str, *, ends: bool = False, **more: Any) -> list[Logged]:
         """The runs, in the order in which they begin.
 
         Args:
-            stem: what to call a run that has no name.
+            kind: of log; `source`: the file.
+            called: what to call a run that has no name.
             ends: each row is a finished run of its own.
+            more: further fields of each.
         """
         step = next((name for name in sorted(self.columns, key=_step_rank) if _step_rank(name) < 100), None)
         self._pivot()
@@ -119,63 +118,78 @@ class Rows:
         every = np.arange(len(self.lines))
         keys = self._keys(step, sizes, every)
         codes, names = self._grouped(keys, every)
-        ends = ends or (step is None and bool(sizes or keys)) or self._all_stand(step, codes, every)
+        ends = ends or (step is None and bool(sizes or keys)) or self._all_stand(step, codes)
         if ends:
-            names = [f"{names[code] or stem}" for code in codes]
+            names = [f"{names[code] or called}" for code in codes]
             twice = {name for name in names if names.count(name) > 1} if len(names) <= MAX_RUNS else set(names)
             names = [f"{name}:{line}" if name in twice else name for name, line in zip(names, self.lines, strict=True)]
             codes = every
         if len(names) > MAX_RUNS:
             self.problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
         ends = ends and step is None
-        one = [self._part(names[0], self.columns, sizes, ends)] if len(names) == 1 else None
-        parts = one or self._parts(codes, names[:MAX_RUNS], sizes, ends)
-        if by_column is not None and step is not None:
-            for part in parts:
-                _move(part, step, by_column)
-        return parts
+        found: list[Logged] = []
+        path, told = os.path.realpath(source), (*self.problems.all(), *more.pop("problems", ()))
+        for name, columns, groups in self._parts(codes, names[:MAX_RUNS]):
+            parameters = _sizes_of(columns, sizes)
+            if by_column is not None and step is not None:
+                _move(columns, step, by_column)
+            one = Logged(
+                kind=kind,
+                source=source,
+                key=f"{path}#{name}" if name else path,
+                name=name or called,
+                columns=columns,
+                index="rows" if by_column is None else "steps",
+                labels=self.labels,
+                parameters=parameters,
+                groups=groups,
+                ends=ends,
+                notes=(AN_END,) if ends else (),
+                problems=() if found else told,
+                **more,
+            )
+            found.append(one)
+        return found
 
-    def _parts(self, codes: Codes, names: list[str], sizes: list[str], ends: bool) -> list[Part]:
+    def _parts(self, codes: Codes, names: list[str]) -> list[tuple[str, Columns, dict[str, str]]]:
+        """Name, columns and groups of each run."""
+        if len(names) == 1:
+            return [(names[0], self.columns, {name: next(iter(self.labels[name].codes)) for name in self._of_groups()})]
         columns: list[dict[str, Column]] = [{} for _ in names]
-        for name, column in self.columns.items():
+        groups: list[dict[str, str]] = [{} for _ in names]
+        for name, column in [*self.columns.items(), *((key, self.labels[key]) for key in self._of_groups())]:
             of = codes[column.arrays()[0]]
             order = np.argsort(of, kind="stable")
             bounds = np.searchsorted(of[order], np.arange(len(names) + 1))
             for code, (low, high) in enumerate(pairwise(bounds)):
-                if high > low:
+                if high > low and isinstance(column, Words):
+                    groups[code][name] = list(column.codes)[int(column.values[order[low]])]
+                elif high > low:
                     columns[code][name] = column.taken(order[low:high])
-        parts = zip(names, columns, strict=True)
-        return [self._part(name, self.columns.like(one), sizes, ends) for name, one in parts if one]
+        each = zip(names, columns, groups, strict=True)
+        return [(name, self.columns.like(one), mine) for name, one, mine in each if one]
 
-    def _part(self, name: str, columns: Columns, sizes: list[str], ends: bool) -> Part:
-        parameters: dict[str, int] = {}
-        for size in sizes:
-            role, column = role_of(size), columns.pop(size, None)
-            values = [] if column is None else [value for value in column.values if value * _unit(role) >= 1]
-            if values and role is not None and values[0] * _unit(role) < 1e18 and min(values) == max(values):
-                parameters.setdefault(role.name, round(values[0] * _unit(role)))
-        return Part(name, columns, parameters, ends)
+    def _of_groups(self) -> list[str]:
+        return [name for name in self.options.group if name in self.labels]
 
     def _pivot(self) -> None:
         """Columns by metric where a row holds one metric's value; losses by split where a row says its split."""
-        values = next((name for name in ("value", "Value", "metric_value") if name in self.columns), None)
-        metric = next((name for name in self.labels if {*words(name)} & _METRIC), None)
+        values = next((name for name in VALUES if name in self.columns), None)
+        metric = next((name for name in self.labels if {*words(name)} & METRIC), None)
         if values is not None and metric is not None:
             self._split(metric, [values], lambda word, name: word)
-        for label in list(self.labels):
-            found = self.labels[label].words
-            told = [word for word in found if {*words(word)} & SPLITS]
-            if told and run_rank(label) is None and label not in self.options.run and len(found) <= 12:
+        for label, column in list(self.labels.items()):
+            told = any({*words(word)} & SPLITS for word in column.codes)
+            if told and run_rank(label) is None and label not in self.options.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if (role := role_of(name)) and role.kind == "loss"]
                 self._split(label, losses, _of_split)
 
-    def _split(self, of: str, names: list[str], called: Any) -> None:
-        label = self.labels[of]
-        self.pivots.append(of)
+    def _split(self, label: str, names: list[str], called: Callable[[str, str], str]) -> None:
+        self.pivots.append(label)
         for name in names:
             column = self.columns.pop(name)
-            codes = label.at(column.arrays()[0])
-            for word, code in label.words.items():
+            codes = _at(self.labels[label], column.arrays()[0])
+            for word, code in self.labels[label].codes.items():
                 inner = called(word, name)
                 if (codes == code).any() and self.columns.keeps(inner):
                     self.columns[inner] = column.taken(codes == code)
@@ -184,9 +198,10 @@ class Rows:
 
     def _keys(self, step: str | None, sizes: list[str], every: Codes) -> list[str]:
         """The columns that tell runs apart: the user's, one that names runs, and those that make steps rise in each."""
+        groups = self._of_groups()
         if self.options.run:
-            return [name for name in self.options.run if name in self.labels]
-        keys = [next(name for name in RUNS if name in self.labels)] if {*RUNS} & {*self.labels} else []
+            return [*(name for name in self.options.run if name in self.labels), *groups]
+        keys = [*[name for name in RUNS if name in self.labels][:1], *groups]
         if step is None or self._fault(step, keys, every) == 0:
             return keys
         taken = {*keys, *self.pivots}
@@ -201,21 +216,20 @@ class Rows:
 
     def _fault(self, step: str, keys: list[str], every: Codes) -> int:
         """0: the steps of each run rise; 1: they don't fall; 2: they do."""
-        rows, values, _ = self.columns[step].arrays()
-        codes = self._grouped([*keys, *self.pivots], every)[0][rows]
-        order = np.argsort(codes, kind="stable")
-        rise = np.diff(values[order])[np.diff(codes[order]) == 0]
+        rise = self._rises(step, self._grouped([*keys, *self.pivots], every)[0])
         return 2 if (rise < 0).any() else 1 if (rise == 0).any() else 0
 
-    def _all_stand(self, step: str | None, codes: Codes, every: Codes) -> bool:
+    def _all_stand(self, step: str | None, codes: Codes) -> bool:
         """True where several rows of a name have one step: each is a run."""
-        if step is None or len(self.columns[step]) < 2:
-            return False
+        rise = self._rises(step, codes) if step is not None and self.labels else np.empty(0)
+        return len(rise) > 0 and not rise.any()
+
+    def _rises(self, step: str, codes: Codes) -> NDArray[np.float64]:
+        """From one step of a run to its next."""
         rows, values, _ = self.columns[step].arrays()
         of = codes[rows]
-        order = np.argsort(of, kind="stable")
-        same = np.diff(of[order]) == 0
-        return bool(same.any() and (np.diff(values[order])[same] == 0).all() and self.labels)
+        order = np.argsort(of, kind="stable") if of.any() else slice(None)
+        return np.diff(values[order])[np.diff(of[order]) == 0]
 
     def _grouped(self, keys: Sequence[str], every: Codes) -> tuple[Codes, list[str]]:
         """The run of each row, and the runs' names."""
@@ -229,17 +243,14 @@ class Rows:
         place[order] = np.arange(len(order))
         names = []
         for row in found[order]:
-            parts = [
-                told[code] if name in RUNS else f"{name} {told[code]}"
-                for name, code, (_, told) in zip(keys, row, columns, strict=True)
-                if code >= 0
-            ]
-            names.append(", ".join(parts))
+            told = [(key, of[code]) for key, code, (_, of) in zip(keys, row, columns, strict=True) if code >= 0]
+            names.append(", ".join(value if key in RUNS else f"{key} {value}" for key, value in told))
         return place[inverse.reshape(-1)], names
 
     def _codes(self, key: str, every: Codes) -> tuple[Codes, list[str]]:
+        """A code of each row by a column of words or of numbers (-1: it has none), and what it stands for."""
         if key in self.labels:
-            return self.labels[key].at(every), list(self.labels[key].words)
+            return _at(self.labels[key], every), list(self.labels[key].codes)
         rows, values, _ = self.columns[key].arrays()
         distinct, inverse = np.unique(values, return_inverse=True)
         codes = np.full(len(every), -1)
@@ -247,20 +258,34 @@ class Rows:
         return codes, [f"{value:.6g}" for value in distinct]
 
 
-def _move(part: Part, step: str, axis: Column) -> None:
-    """The columns of a part at the steps of their rows: rows of another metric or split lie in between."""
+def _at(words: Words, rows: Codes) -> Codes:
+    """The code of each of these rows; -1: it has none."""
+    own, codes, _ = words.arrays()
+    place = np.minimum(np.searchsorted(own, rows), len(own) - 1)
+    return np.where(own[place] == rows, codes[place], -1).astype(np.int64)
+
+
+def _sizes_of(columns: Columns, sizes: list[str]) -> dict[str, int]:
+    """N by convention, of columns that hold one number; they are taken out."""
+    found: dict[str, int] = {}
+    for name in sizes:
+        role, column = role_of(name), columns.pop(name, None)
+        if role is not None and column is not None:
+            values = {value * role.factor for value in column.values if value * role.factor >= 1}
+            if len(values) == 1 and (value := values.pop()) < 1e18:
+                found.setdefault(role.name, round(value))
+    return found
+
+
+def _move(columns: Columns, step: str, axis: Column) -> None:
+    """Columns at the steps of their rows: rows of another metric or split lie in between."""
     rows, values, _ = axis.arrays()
-    for name, column in list(part.columns.items()):
+    for name, column in list(columns.items()):
         own = column.arrays()[0]
         place = np.minimum(np.searchsorted(rows, own), len(rows) - 1)
         fits = np.flatnonzero((rows[place] == own) & (values[place] >= 0) & (values[place] % 1 == 0))
-        part.columns[name] = column.taken(fits, values[place[fits]].astype(np.int64))
-    part.columns.pop(step, None)
-    part.index = "steps"
-
-
-def _unit(role: Any) -> float:
-    return role.unit if role is not None and isinstance(role.unit, float) else 1.0
+        columns[name] = column.taken(fits, values[place[fits]].astype(np.int64))
+    columns.pop(step, None)
 
 
 def _step_rank(name: str) -> int:
@@ -271,35 +296,3 @@ def _step_rank(name: str) -> int:
 def _of_split(word: str, name: str) -> str:
     told = next((one for one in words(word) if one in SPLITS), word)
     return f"{told}/{name}"
-
-
-def json_cells(value: Mapping[str, Any], prefix: str = "", depth: int = 3) -> dict[str, Any]:
-    """The cells of a JSON object, nested names joined by a slash."""
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{prefix}{key}"[:200]
-        if isinstance(inner, dict) and depth > 1:
-            found |= json_cells(inner, f"{name}/", depth - 1)
-        elif isinstance(inner, (str, int, float)) and not isinstance(inner, bool):
-            found[name] = inner
-    return found
-
-
-_PAIR = re.compile(
-    r"([A-Za-z][A-Za-z0-9_ ()/%.-]*?)\s*[:= ]\s*"
-    r"([+-]?\d[\d,]*(?:\.\d*)?(?:[eE][+-]?\d+)?(?:[kMBT](?![A-Za-z]))?|[+-]?(?:nan|inf)\b(?! [A-Za-z]))"
-    r"(?![A-Za-z]*/[A-Za-z])"
-)
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def printed_cells(text: str) -> dict[str, str]:
-    """The quantities that a line of a program's output tells, `name: value` or `name value` with anything between.
-
-    >>> printed_cells("iter 100: loss 3.25, time 120.5ms")
-    {'iter': '100', 'loss': '3.25', 'time': '120.5'}
-    """
-    found: dict[str, str] = {}
-    for name, value in _PAIR.findall(_COLOUR.sub("", text)[:4000]):
-        found.setdefault(name.rpartition(" - ")[2].strip(), value.replace(",", ""))
-    return found

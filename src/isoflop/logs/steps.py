@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.logs.logged import MAX_STEP, Column, Columns, ImportProblem, Logged, plain
+from isoflop.logs.files import ImportProblem, plain
+from isoflop.logs.logged import MAX_STEP, Column, Columns, Logged
 from isoflop.logs.names import role_of
 
 UNSORTED = 0.1
@@ -43,10 +44,13 @@ def by_step(logged: Logged, step: str | None = None) -> Logged:
         columns = _by_index(logged, notes, told=chosen is None)
     if chosen is not None:
         columns = _by_column(replace(logged, columns=columns), chosen, notes)
-    averaged = logged.averaged or chosen == "train/global_step"  # the Trainer's own key
-    numbered = chosen is None and (logged.index == "rows" or NUMBERED in notes)
-    told = tuple(dict.fromkeys(notes))
-    return replace(logged, columns=columns, notes=told, averaged=averaged, numbered=numbered)
+    return replace(
+        logged,
+        columns=columns,
+        notes=tuple(dict.fromkeys(notes)),
+        averaged=logged.averaged or chosen == "train/global_step",  # the Trainer's own key
+        numbered=chosen is None and (logged.index == "rows" or NUMBERED in notes),
+    )
 
 
 def _chosen(logged: Logged, step: str | None) -> str | None:
@@ -54,7 +58,7 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
     columns = logged.columns
     if step is not None:
         if step not in columns:
-            there = ", ".join([plain(name, 40) for name in [*columns, *logged.labels, *columns.unused]][:12])
+            there = logged.shown()
             raise ImportProblem(f"{logged.source}: --step: expected one of its columns {there}, got {step!r}")
         if (fault := _fault(columns[step])) == NO_COUNT:
             raise ImportProblem(f"{logged.source}: --step {step}: expected whole numbers from 0, but it {fault}")
@@ -73,8 +77,8 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
 
 
 def _others(logged: Logged) -> str:
-    there = [plain(name, 40) for name in [*logged.labels, *logged.columns.unused] if name][:12]
-    return f"; columns that are not used: {', '.join(there)}" if there else ""
+    there = logged.shown(unused=True)
+    return f"; columns that are not used: {there}" if there else ""
 
 
 NUMBERED = "metrics were logged without a step: their values are numbered in the order of their times"
@@ -87,7 +91,7 @@ def _fault(column: Column) -> str:
     values = column.arrays()[1]
     if not ((values >= 0) & (values <= MAX_STEP / 2) & (values % 1 == 0)).all():
         return NO_COUNT
-    if len(values) > 1 and (values == values[0]).all():
+    if column.stands():
         return STILL
     falls, least, kept = _superseded(values)
     lost = len(values) - int(kept.sum())
@@ -136,23 +140,16 @@ def _numbered(column: Column, rows: NDArray[np.int64]) -> Column:
 
 def _numbered_where_still(columns: Columns, notes: list[str]) -> Columns:
     """Metrics logged without a step have one step in common: a curve in the order of their times."""
-    losses = {name: column for name, column in columns.items() if (role := role_of(name)) and role.kind == "loss"}
-    still = {name: column for name, column in losses.items() if _stands_still(column)}
-    if not still:
+    still = {name for name, column in columns.items() if len(column) >= STANDS and len({*column.steps}) == 1}
+    losses = {name for name in columns if (role := role_of(name)) and role.kind == "loss"}
+    if not still & losses:
         return columns
-    if any(len(column) > 1 and name not in still for name, column in losses.items()):
-        names = ", ".join(plain(name, 40) for name in still)
+    if any(len(columns[name]) > 1 for name in losses - still):
+        names = ", ".join(plain(name, 40) for name in columns if name in still & losses)
         notes.append(f"{names}: logged without a step, beside others with one: left out")
-        return columns.like({name: column for name, column in columns.items() if name not in still})
+        return columns.like({name: column for name, column in columns.items() if name not in still & losses})
     notes.append(NUMBERED)
-    return columns.like(
-        {name: _by_time(column) if _stands_still(column) else column for name, column in columns.items()}
-    )
-
-
-def _stands_still(column: Column) -> bool:
-    steps = column.arrays()[0]
-    return len(steps) >= STANDS and bool((steps == steps[0]).all())
+    return columns.like({name: _by_time(column) if name in still else column for name, column in columns.items()})
 
 
 def _by_time(column: Column) -> Column:

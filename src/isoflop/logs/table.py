@@ -1,6 +1,7 @@
 """Tables, CSV or Parquet: curves of one or several runs, or the end of a run in each row.
 
-Lightning's CSV logs (`metrics.csv`) and the charts that W&B's pages export are tables with a layout of their own.
+Lightning's CSV logs (`metrics.csv`) and the charts that the pages of W&B, SwanLab and TensorBoard export are tables
+with a layout of their own.
 """
 
 from __future__ import annotations
@@ -8,15 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.cells import cell_number, csv_rows
-from isoflop.logs.files import head, read_hparams, stem
-from isoflop.logs.logged import Columns, ImportProblem, Logged, plain, why
+from isoflop.logs.files import ImportProblem, cell_number, csv_rows, head, plain, read_hparams, stem, why
+from isoflop.logs.logged import Logged
 from isoflop.logs.names import role_of, words
-from isoflop.logs.rows import NO_OPTIONS, Options, Part, Rows
+from isoflop.logs.rows import METRIC, NO_OPTIONS, VALUES, Options, Rows
 from isoflop.record.lines import Problems
 
 CHUNK = 4096
@@ -25,6 +26,7 @@ _EXPORT = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<bound>__MIN|__MAX)?$")
 _TAG = re.compile(r"run-(?P<run>.+)-tag-(?P<tag>.+)")
 _OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
 """Columns of W&B's table of runs, whose names may come several times."""
+Cells = Iterator[list[Any]]
 
 
 def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
@@ -42,60 +44,84 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
     """
     path = Path(source)
     problems = Problems(str(path))
-    rows = _parquet_rows(path, problems) if head(path, 4) == PARQUET else csv_rows(path, problems)
-    header = [str(name).strip() for name in next(rows, [])]
-    if len(header) < 2 or all(cell_number(name) is not None for name in header):
-        raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
-    if exported := exports(header):
-        return _read_export(path, header, exported, rows, problems, options)
+    header, rows = _opened(path, problems)
+    exported = exports(header)
+    if exported:
+        header, rows = _by_run(header, rows, exported, problems)
     tag = _TAG.fullmatch(path.stem)
     if tag and "Value" in header:  # a chart that TensorBoard's page saved
         header = [tag["tag"] if name == "Value" else name for name in header]
-    long = any({*words(name)} & {"metric", "tag", "variable"} for name in header)
-    named = options.named | ({"value", "Value", "metric_value"} if long else set())
-    kept = read_rows(header, rows, problems, Options(frozenset(named), options.run))
+    if any({*words(name)} & METRIC for name in header):
+        options = replace(options, named=options.named | {*VALUES})
     for name in options.run:
         if name not in header:
             there = ", ".join(plain(one, 40) for one in header[:12])
             raise ImportProblem(f"{path}: --run: expected one of its columns {there}, got {name!r}")
-    if not len(kept):
-        raise ImportProblem("; ".join(problems.all()) or f"{path}: expected rows, got none")
+    kept = _kept(header, rows, problems, options)
     of_wandb = "Name" in header and bool(_OF_WANDB & {*header})
-    called = tag["run"] if tag else stem(path)
-    return logged_of(kept.runs(called, of_wandb), "table", str(path), called, problems, kept)
+    kind = "wandb" if exported else "table"
+    return kept.runs(kind, str(path), tag["run"] if tag else stem(path), ends=of_wandb)
 
 
-def logged_of(parts: list[Part], kind: str, source: str, called: str, problems: Problems, rows: Rows) -> list[Logged]:
-    """The runs of a file, as logged; `called` where they have no name."""
-    notes = ("the end of a run: the file has no steps, the point is recorded as step 1",)
-    return [
-        Logged(
-            kind=kind,
-            source=source,
-            key=f"{os.path.realpath(source)}#{part.name}" if part.name else os.path.realpath(source),
-            name=part.name or called,
-            columns=part.columns,
-            index=part.index,
-            labels=rows.labels,
-            parameters=part.parameters,
-            ends=part.ends,
-            notes=notes if part.ends else (),
-            problems=problems.all() if index == 0 else (),
-        )
-        for index, part in enumerate(parts)
-    ]
+def read_lightning(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it.
+
+    Raises:
+        ImportProblem: it can't be read, or has no step column.
+    """
+    path = Path(source)
+    path = path / "metrics.csv" if path.is_dir() else path
+    problems = Problems(str(path))
+    header, rows = _opened(path, problems)
+    if "step" not in header:
+        raise ImportProblem(f"{path}: expected a first row with a column step, as Lightning's CSVLogger writes it")
+    kept = _kept(header, rows, problems, options)
+    kept.columns.unused.pop("epoch", None)
+    told: list[str] = []
+    settings = read_hparams(path.parent, told) or {}
+    folder = Path(os.path.abspath(path.parent))
+    name = f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
+    return kept.runs("lightning", str(path), name, more=1, settings=settings, problems=told)
 
 
-def read_rows(header: list[str], rows: Iterator[list[Any]], problems: Problems, options: Options) -> Rows:
+def is_lightning(path: Path) -> bool:
+    """True for Lightning's CSV logs: by the neighbour, the folder, or a first step of a trainer that counts from 0."""
+    rows = csv_rows(path, Problems(str(path)))
+    header = [name.strip() for name in next(rows, [])]
+    if "step" not in header:
+        return False
+    if (path.parent / "hparams.yaml").is_file():
+        return True
+    if path.name != "metrics.csv" or "epoch" not in header:
+        return False
+    if path.parent.name.startswith("version_"):
+        return True
+    index = header.index("step")
+    steps = [cell_number(row[index]) if index < len(row) else None for row in islice(rows, 2)]
+    return steps[:1] == [0.0] or (len(steps) == 2 and None not in steps and steps[1] - steps[0] == steps[0] + 1)  # type: ignore[operator]
+
+
+def _opened(path: Path, problems: Problems) -> tuple[list[str], Cells]:
+    """The columns' names, and the rows."""
+    rows = _parquet_rows(path, problems) if head(path, 4) == PARQUET else csv_rows(path, problems)
+    header = [str(name).strip() for name in next(rows, [])]
+    if len(header) < 2 or all(cell_number(name) is not None for name in header):
+        raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
+    return header, rows
+
+
+def _kept(header: list[str], rows: Cells, problems: Problems, options: Options) -> Rows:
     """All rows of a table, in columns."""
     kept = Rows(problems, options)
     padded = _padded(rows, len(header), problems)
     while chunk := list(islice(padded, CHUNK)):
         kept.extend(header, [row for row, _ in chunk], [line for _, line in chunk])
+    if not len(kept):
+        raise ImportProblem("; ".join(problems.all()) or f"{problems.source}: expected rows, got none")
     return kept
 
 
-def _padded(rows: Iterator[list[Any]], length: int, problems: Problems) -> Iterator[tuple[list[Any], int]]:
+def _padded(rows: Cells, length: int, problems: Problems) -> Iterator[tuple[list[Any], int]]:
     """Rows of one length with their lines; of one that was cut off all but its last value, which may be cut itself."""
     for row in rows:
         line = int(problems.at[1:] or 0)
@@ -120,38 +146,34 @@ def _is_step(name: str) -> bool:
     return role is not None and role.kind == "step"
 
 
-def _read_export(
-    path: Path,
-    header: list[str],
-    exported: dict[int, tuple[str, str]],
-    rows: Iterator[list[Any]],
-    problems: Problems,
-    options: Options,
-) -> list[Logged]:
+def _by_run(
+    header: list[str], rows: Cells, exported: dict[int, tuple[str, str]], problems: Problems
+) -> tuple[list[str], Cells]:
+    """The table of a chart with a row for each run at each step."""
     if not _is_step(header[0]):
         raise ImportProblem(
-            f"{path}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set the chart's "
-            "x-axis to Step"
+            f"{problems.source}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set "
+            "the chart's x-axis to Step"
         )
-    wanted = {header[i] for i, (_, metric) in exported.items() if metric in options.named or role_of(metric)}
-    kept = read_rows(header, rows, problems, Options(frozenset(wanted | {header[0]}), (" ",)))
-    found = []
-    for run in dict.fromkeys(run for run, _ in exported.values()):
-        columns = Columns(options.named)
-        for index, (owner, metric) in exported.items():
-            if owner == run and header[index] in kept.columns:
-                columns[metric] = kept.columns[header[index]]
-            elif owner == run:
-                columns.unused[metric] = None
-        if columns:
-            columns[header[0]] = kept.columns[header[0]]
-            found += logged_of([Part(run, columns)], "wandb", str(path), run, Problems(""), kept)
-    if not found:
-        raise ImportProblem("; ".join(problems.all()) or f"{path}: expected rows, got none")
-    return found
+    metrics = list(dict.fromkeys(metric for _, metric in exported.values()))
+    places: dict[str, list[int | None]] = {run: [None] * len(metrics) for run, _ in exported.values()}
+    for index, (run, metric) in exported.items():
+        places[run][metrics.index(metric)] = index
+
+    def by_run() -> Cells:
+        for row in rows:
+            if len(row) != len(header):
+                problems.add(f"{len(header)} values, as in the first row", f"{len(row)} values")
+                continue
+            for run, mine in places.items():
+                cells = [None if place is None else row[place] for place in mine]
+                if any(cell not in ("", None) for cell in cells):
+                    yield [run, row[0], *cells]
+
+    return ["run", header[0], *metrics], by_run()
 
 
-def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
+def _parquet_rows(path: Path, problems: Problems) -> Cells:
     """The columns' names, then the rows, a batch in memory at a time.
 
     Raises:
@@ -172,53 +194,3 @@ def _parquet_rows(path: Path, problems: Problems) -> Iterator[list[Any]]:
                     yield list(values)
     except Exception as error:  # whatever pyarrow raises for a broken file
         raise ImportProblem(f"{path}: expected a Parquet file that can be read, got {why(error)}") from None
-
-
-def is_lightning(path: Path) -> bool:
-    """True for Lightning's CSV logs: by the neighbour, the folder, or a first step of a trainer that counts from 0."""
-    rows = csv_rows(path, Problems(str(path)))
-    header = [name.strip() for name in next(rows, [])]
-    if "step" not in header:
-        return False
-    if (path.parent / "hparams.yaml").is_file():
-        return True
-    if path.name != "metrics.csv" or "epoch" not in header:
-        return False
-    if path.parent.name.startswith("version_"):
-        return True
-    index = header.index("step")
-    steps = [cell_number(row[index]) if index < len(row) else None for row in islice(rows, 2)]
-    return steps[:1] == [0.0] or (len(steps) == 2 and None not in steps and steps[1] - steps[0] == steps[0] + 1)  # type: ignore[operator]
-
-
-def read_lightning(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it.
-
-    Raises:
-        ImportProblem: it can't be read, or has no step column.
-    """
-    path = Path(source)
-    path = path / "metrics.csv" if path.is_dir() else path
-    problems = Problems(str(path))
-    rows = csv_rows(path, problems)
-    header = [name.strip() for name in next(rows, [])]
-    if "step" not in header:
-        raise ImportProblem(f"{path}: expected a first row with a column step, as Lightning's CSVLogger writes it")
-    kept = read_rows(header, rows, problems, options)
-    told: list[str] = []
-    settings = read_hparams(path.parent, told) or {}
-    folder = Path(os.path.abspath(path.parent))
-    kept.columns.unused.pop("epoch", None)
-    return [
-        Logged(
-            kind="lightning",
-            source=str(path),
-            key=os.path.realpath(path),
-            name=f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name,
-            columns=kept.columns,
-            index="rows",
-            more=1,
-            settings=settings,
-            problems=(*problems.all(), *told),
-        )
-    ]

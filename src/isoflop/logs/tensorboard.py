@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.logs.files import flat, open_bytes, read_hparams
-from isoflop.logs.logged import Columns, ImportProblem, Logged, why
+from isoflop.logs.files import ImportProblem, flat, open_bytes, read_hparams, why
+from isoflop.logs.logged import Columns, Logged
 from isoflop.logs.names import SPLITS, words
 from isoflop.logs.rows import NO_OPTIONS, Options
 from isoflop.logs.steps import FROM_ZERO

@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import head, open_bytes, stem
-from isoflop.logs.logged import ImportProblem, Logged
+from isoflop.logs.files import Dialect, ImportProblem, decoded, dialect_of, flat, head, open_bytes, stem
+from isoflop.logs.logged import Logged
 from isoflop.logs.names import role_of, words
-from isoflop.logs.rows import NO_OPTIONS, Options, Rows, json_cells, printed_cells
-from isoflop.logs.table import logged_of
-from isoflop.record.lines import Problems, bounded_lines
+from isoflop.logs.rows import NO_OPTIONS, Options, Rows
+from isoflop.record.lines import Problems
 
 JSON = ""
 """A name in the cells of a JSON object, whose losses may have no step."""
 _EVALUATES = {"validation", "validate", "valid", "val", "eval", "evaluation", "test"}
 CALLED = ("trainer_log", "log", "metrics", "train", "train_log", "logs", "output", "stdout", "history", "results")
 """Names of files that say nothing of the run: its folder does."""
+_PAIR = re.compile(
+    r"([A-Za-z][A-Za-z0-9_ ()/%.-]*?)\s*[:= ]\s*"
+    r"([+-]?\d[\d,]*(?:\.\d*)?(?:[eE][+-]?\d+)?(?:[kMBT](?![A-Za-z]))?|[+-]?(?:nan|inf)\b(?! [A-Za-z]))"
+    r"(?![A-Za-z]*/[A-Za-z])"
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+SAMPLE = 1 << 18
 
 
 def is_lines(path: Path, options: Options = NO_OPTIONS) -> bool:
     """True if one of the first lines of a file tells a step and a loss."""
-    for raw in head(path, 1 << 18).splitlines():
-        cells = _cells(raw)
-        if cells is not None and _is_point(cells, options):
-            return True
-    return False
+    start = head(path, SAMPLE)
+    lines = start.decode(dialect_of(start).encoding, "replace").splitlines()
+    return any((cells := _cells(line)) is not None and _is_point(cells, options) for line in lines)
 
 
 def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
@@ -41,8 +46,7 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
         ImportProblem: it can't be read, or none of its lines tells a step and a loss.
     """
     path = Path(source)
-    problems = Problems(str(path))
-    rows = Rows(problems, options)
+    rows = Rows(Problems(str(path)), options)
     settings: dict[str, Any] = {}
     for line, cells in _lines(path):
         if _is_point(cells, options) or (len(rows) and _has_step(cells)):
@@ -53,45 +57,53 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
     if not len(rows):
         raise ImportProblem(f"{path}: expected lines with a step and a loss, got none")
     called = stem(path) if stem(path) not in CALLED else Path(os.path.abspath(path)).parent.name
-    found = logged_of(rows.runs(called), "lines", str(path), called, problems, rows)
-    for logged in found:
-        object.__setattr__(logged, "settings", settings)
-    return found
+    return rows.runs("lines", str(path), called, settings=settings)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    dialect = Dialect(dialect_of(head(path)).encoding)
+    problems = Problems("")  # bytes that are no text are passed over, as are lines that say nothing
     with open_bytes(path) as stream:
-        for number, raw in enumerate(bounded_lines(stream), 1):
-            for part in (raw or b"").split(b"\r"):
+        for number, line in enumerate(decoded(stream, dialect, problems), 1):
+            for part in line.split("\r"):
                 if (cells := _cells(part)) is not None:
                     yield number, cells
 
 
-def _cells(raw: bytes) -> dict[str, Any] | None:
+def _cells(line: str) -> dict[str, Any] | None:
     """The quantities of a line: of a JSON object, alone or behind a prefix, or as printed."""
-    start = raw.find(b"{")
+    start = line.find("{")
     if start >= 0:
         try:
-            value = json.loads(raw[start:])
+            value = json.loads(line[start:])
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
-            cells = {**json_cells(value), JSON: None}
-            prefix = raw[:start].decode("utf-8", "replace")
-            told = next((word for word in words(prefix)[-3:] if word in _EVALUATES), None)
-            return {_as_evaluated(name, told): cell for name, cell in cells.items()} if told else cells
+            cells = {**flat(value), JSON: None}
+            told = next((word for word in words(line[:start])[-3:] if word in _EVALUATES), None)
+            return {_as_evaluated(name, told): cell for name, cell in cells.items()}
         if start == 0:
             return None
-    cells = dict(printed_cells(raw.decode("utf-8", "replace")))
+    cells = dict(printed_cells(line))
     told = next((word for name in cells if _is_step_of(name) for word in words(name) if word in _EVALUATES), None)
-    first = next((name for name in cells if _plain_step(name) != name or _is_step_role(name)), None)
+    first = next((name for name in cells if _plain_step(name) != name or _is_step(name)), None)
     named = {("step" if name == first else name): cell for name, cell in cells.items()}
-    if told is None:
-        return named or None
-    return {_as_evaluated(name, told): cell for name, cell in named.items()}
+    return {_as_evaluated(name, told): cell for name, cell in named.items()} or None
 
 
-def _is_step_role(name: str) -> bool:
+def printed_cells(text: str) -> dict[str, str]:
+    """The quantities that a line of a program's output tells, `name: value` or `name value` with anything between.
+
+    >>> printed_cells("iter 100: loss 3.25, time 120.5ms")
+    {'iter': '100', 'loss': '3.25', 'time': '120.5'}
+    """
+    found: dict[str, str] = {}
+    for name, value in _PAIR.findall(_COLOUR.sub("", text)[:4000]):
+        found.setdefault(name.rpartition(" - ")[2].strip(), value.replace(",", ""))
+    return found
+
+
+def _is_step(name: str) -> bool:
     role = role_of(name)
     return role is not None and role.kind == "step"
 
@@ -108,13 +120,13 @@ def _plain_step(name: str) -> str:
     return name
 
 
-def _as_evaluated(name: str, told: str) -> str:
-    role = role_of(name)
+def _as_evaluated(name: str, told: str | None) -> str:
+    role = role_of(name) if told else None
     return f"{told}/{name}" if role is not None and role.kind == "loss" and role.name == "train" else name
 
 
 def _has_step(cells: dict[str, Any]) -> bool:
-    return any(map(_is_step_role, cells))
+    return any(map(_is_step, cells))
 
 
 def _is_point(cells: dict[str, Any], options: Options) -> bool:
@@ -128,6 +140,4 @@ def _is_point(cells: dict[str, Any], options: Options) -> bool:
 def _setting(name: str) -> str:
     """The name of a setting as printed, in a form that other loggers use."""
     role = role_of(name)
-    if role is not None and role.kind == "size":
-        return "total_params"
-    return "_".join(words(name))[:100]
+    return "total_params" if role is not None and role.kind == "size" else "_".join(words(name))[:100]

@@ -1,0 +1,398 @@
+"""Runs of experiment trackers: W&B, MLflow and trackio, from their files or by their clients.
+
+W&B's format is known to the wandb package alone: offline runs (`run-<id>.wandb`) are read by `wandb leet inspect`,
+online ones by its API (`wandb:entity/project`). MLflow's file store and trackio's database are read directly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from isoflop.logs.files import ImportProblem, flat, number, open_bytes, plain, read_yaml, whole, why
+from isoflop.logs.logged import Columns, Logged
+from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.record.lines import Problems, bounded_lines
+from isoflop.record.run import Status
+
+WANDB, MLFLOW = "wandb:", "mlflow:"
+"""Prefixes of addresses."""
+MAGIC = b":W&B"
+"""First bytes of an offline run's file of W&B."""
+SQLITE = b"SQLite format 3\0"
+MAX_RECORD = 1 << 26
+"""Bytes of a record as JSON; a longer one is passed over."""
+MAX_PARAMS = 2000
+PACKAGE = 'pip install "wandb>=0.31"'
+"""The first version whose `wandb leet inspect` prints JSON."""
+PRIVATE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+"""Environment of its command: it sends nothing anywhere."""
+STATES: dict[object, Status] = {
+    **dict.fromkeys((1, 2, "RUNNING", "SCHEDULED", "running"), "running"),
+    **dict.fromkeys((3, "FINISHED", "finished"), "completed"),
+    **dict.fromkeys((4, 5, "FAILED", "KILLED", "failed", "crashed", "killed"), "interrupted"),
+}
+"""A run's states, by number in MLflow's files and by name in the clients."""
+Theirs = TypeVar("Theirs")
+
+
+def _run(kind: str, source: str, run_id: str, name: object, columns: Columns, **more: Any) -> Logged:
+    """A tracker's run, known by its id wherever it is read."""
+    name = str(name or run_id)
+    return Logged(kind=kind, source=source, key=f"{kind}:{run_id}", name=name, columns=columns, **more)
+
+
+def _read_each(
+    address: str, tool: str, runs: Iterable[tuple[str, Theirs]], read: Callable[[Theirs], Logged]
+) -> list[Logged]:
+    """Read the runs that a tool's client gives; a broken one is a problem of the first that can be read."""
+    found, failures = [], []
+    for run_id, run in runs:
+        try:
+            found.append(read(run))
+        except Exception as error:  # of a broken run; the others are imported
+            failures.append(f"{address}: run {plain(run_id)}: {tool} gave {why(error)}")
+    if not found:
+        raise ImportProblem("; ".join(failures[:3]) or f"{address}: expected runs, got none")
+    return [replace(found[0], problems=tuple(failures)), *found[1:]]
+
+
+def _add(columns: Columns, step: int, time: float | None, values: Mapping[str, Any]) -> None:
+    """Add what one call of a tracker's log() holds; nested names are joined by a slash, W&B joins them by points."""
+    for key, value in flat(values).items():
+        is_number = not isinstance(value, str) or value in ("NaN", "Infinity", "-Infinity")
+        if is_number and (found := number(value)) is not None:
+            name = key if columns.keeps(key) else key.replace(".", "/")
+            columns.add(name, step, found, math.nan if time is None else time)
+
+
+def _seconds(stamp: object) -> float | None:
+    try:
+        return datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+# -- W&B ---------------------------------------------------------------------------------------------------------------
+
+
+def read_wandb_file(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read an offline run: its file, or its folder.
+
+    Raises:
+        ImportProblem: it can't be read, or is none; or wandb is not installed.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = min(path.glob("run-*.wandb"), default=path)
+    if path.is_dir():
+        raise ImportProblem(f"{path}: expected an offline run of W&B (run-<id>.wandb), got none")
+    problems = Problems(str(path))
+    run: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    codes: list[object] = []
+    columns = Columns(options.named)
+    for kind, record in _records(path, problems):
+        if kind == "history":
+            item = _object(record, "item")
+            _add(columns, whole(_object(record, "step").get("num", 0)) or 0, number(item.get("_timestamp")), item)
+        elif kind == "run":
+            run.update(record)
+            config.update(_object(record, "config", "update"))
+        elif kind == "config":
+            config.update(_object(record, "update"))
+        elif kind == "exit":
+            codes.append(record.get("exit_code", 0))
+    if not run and not columns:
+        raise ImportProblem("; ".join(problems.all()) or f"{path}: expected a run of W&B, got a file without one")
+    logged = _of_wandb(str(path), str(run.get("run_id") or path.stem), run.get("display_name"), config, columns)
+    status: Status = "completed" if codes[-1:] == [0] else "interrupted"
+    return [replace(logged, status=status, created=_seconds(run.get("start_time")), problems=problems.all())]
+
+
+def _of_wandb(source: str, run_id: str, name: object, config: dict[str, Any], columns: Columns) -> Logged:
+    config.pop("_wandb", None)
+    columns.pop("_step", None)
+    model = config if "model_type" in config else None
+    return _run("wandb", source, run_id, name, columns, settings=flat(config), index="calls", config=model)
+
+
+def _records(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and content of each record, as W&B's own command prints them; its complaints are problems."""
+    if find_spec("wandb") is None:
+        raise ImportProblem(f"{path}: a run of W&B is read by wandb, which is not installed: {PACKAGE}")
+    with _with_suffix(path) as file, tempfile.TemporaryFile() as complaints:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env={**os.environ, **PRIVATE}
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for index, line in enumerate(bounded_lines(process.stdout, MAX_RECORD)):
+                    try:
+                        record = json.loads(line or b"")
+                        yield record["type"], _object(record, record["type"])
+                    except (ValueError, KeyError, TypeError, RecursionError) as error:
+                        problems.add("a record of W&B", why(error), at=f" (record {index})")
+            finally:
+                process.kill()
+        complaints.seek(0)
+        for complaint in complaints.read(1 << 16).decode("utf-8", "replace").splitlines():
+            if "No such option" in complaint or "No such command" in complaint:
+                raise ImportProblem(f"{path}: this wandb can't read it: {PACKAGE}")
+            if complaint.strip():
+                problems.add("a whole run of W&B", complaint.removeprefix("wandb leet inspect: "))
+
+
+@contextmanager
+def _with_suffix(path: Path) -> Iterator[Path]:
+    """The file under a name that W&B's command takes."""
+    if path.suffix == ".wandb":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="isoflop-") as folder:
+        yield Path(shutil.copyfile(path, Path(folder) / "run-import.wandb"))
+
+
+def _object(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    value: Any = record
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, dict) else {}
+
+
+def read_wandb(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read a run, or all runs of a project, by W&B's API.
+
+    Args:
+        source: `wandb:entity/project` or `wandb:entity/project/run`.
+        options: what the user says of its keys.
+
+    Raises:
+        ImportProblem: wandb is not installed, not logged in, or knows no such run.
+    """
+    address = os.fspath(source)
+    parts = address.removeprefix(WANDB).strip("/").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ImportProblem(f"{address}: expected wandb:entity/project or wandb:entity/project/run")
+    try:
+        import wandb
+    except ImportError:
+        raise ImportProblem(f"{address}: wandb is not installed: pip install wandb, then wandb login") from None
+    try:
+        api = wandb.Api()
+        runs = [api.run("/".join(parts))] if len(parts) == 3 else list(api.runs("/".join(parts)))
+    except Exception as error:  # whatever its client raises: no network, no login, no such run
+        raise ImportProblem(f"{address}: W&B gave {why(error)}; is `wandb login` done?") from None
+
+    def fetched(run: Any) -> Logged:
+        columns = Columns(options.named)
+        for row in run.scan_history(page_size=10_000):  # every row; history() is a sample of 500
+            _add(columns, whole(row.get("_step")) or 0, number(row.get("_timestamp")), row)
+        place = f"{WANDB}{parts[0]}/{parts[1]}/{run.id}"
+        logged = _of_wandb(place, str(run.id), getattr(run, "name", ""), dict(run.config), columns)
+        created = _seconds(getattr(run, "created_at", None))
+        return replace(logged, status=STATES.get(str(run.state), "interrupted"), created=created)
+
+    return _read_each(address, "W&B", ((str(getattr(run, "id", "?")), run) for run in runs), fetched)
+
+
+# -- MLflow ------------------------------------------------------------------------------------------------------------
+
+
+def is_mlflow_run(folder: Path) -> bool:
+    """True for a run's folder of the file store."""
+    return (folder / "meta.yaml").is_file() and (folder / "metrics").is_dir()
+
+
+def read_mlflow_folder(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read a run's folder of the file store: `meta.yaml`, `metrics/`, `params/`, `tags/`.
+
+    Raises:
+        ImportProblem: it is none.
+    """
+    folder = Path(source)
+    if not is_mlflow_run(folder):
+        raise ImportProblem(f"{folder}: expected a run of MLflow's file store (meta.yaml and metrics/), got none")
+    told: list[str] = []
+    meta: dict[str, Any] = {}
+    try:
+        meta = read_yaml(folder / "meta.yaml")
+    except ImportProblem as problem:
+        told.append(str(problem))
+    columns = Columns(options.named)
+    for name, file in _files(folder / "metrics"):
+        if columns.keeps(name):
+            problems = Problems(str(file))
+            _read_metric(file, name, columns, problems)
+            told.extend(problems.all())
+    run_id = str(meta.get("run_id") or folder.name)
+    called = meta.get("run_name") or _texts(folder / "tags").get("mlflow.runName")
+    return [_of_mlflow(str(folder), run_id, called, columns, _texts(folder / "params"), meta, problems=tuple(told))]
+
+
+def _of_mlflow(
+    source: str, run_id: str, name: object, columns: Columns, params: Any, meta: Mapping[str, Any], **more: Any
+) -> Logged:
+    start, state = number(meta.get("start_time")), meta.get("status")
+    status = STATES.get(state) if isinstance(state, (int, str)) else None
+    created = None if start is None else start / 1000
+    return _run("mlflow", source, run_id, name, columns, settings=params, status=status, created=created, **more)
+
+
+def _read_metric(path: Path, name: str, columns: Columns, problems: Problems) -> None:
+    """Lines `milliseconds value step`."""
+    try:
+        with open_bytes(path) as stream:
+            for line, raw in enumerate(bounded_lines(stream), 1):
+                fields = (raw or b"-").split()
+                if not fields:
+                    continue
+                time, value = number(fields[0]), number(fields[1]) if fields[1:] else None
+                step = whole(fields[2].decode("ascii", "replace")) if fields[2:] else 0
+                if step is None or value is None or raw is None or not raw.endswith(b"\n"):
+                    problems.add("`milliseconds value step`", raw or "a longer line", at=f":{line}")
+                else:
+                    columns.add(name, step, value, math.nan if time is None else time / 1000)
+    except ImportProblem as problem:
+        problems.add("a metric's file that can be read", str(problem), at="")
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """The files below a folder by their paths in it."""
+    try:
+        return [(one.relative_to(folder).as_posix(), one) for one in sorted(folder.rglob("*")) if one.is_file()]
+    except OSError:
+        return []
+
+
+def _texts(folder: Path) -> dict[str, Any]:
+    """Parameters or tags: a file each."""
+    found: dict[str, Any] = {}
+    for name, file in _files(folder)[:MAX_PARAMS]:
+        try:
+            with open_bytes(file) as stream:
+                found[name] = stream.read(1000).decode("utf-8", "replace").strip()
+        except ImportProblem:
+            continue
+    return found
+
+
+def read_mlflow(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read all runs of a tracking server, a database file, or one experiment of it, by MLflow's client.
+
+    Args:
+        source: `mlflow:` and a tracking URI, with `#experiment` if only one is meant; or a SQLite file.
+        options: what the user says of its metrics.
+
+    Raises:
+        ImportProblem: mlflow is not installed, can't reach it, or there is no run.
+    """
+    text = os.fspath(source)
+    uri, _, only = text.removeprefix(MLFLOW).partition("#")
+    if not text.startswith(MLFLOW):
+        uri, only = f"sqlite:///{os.path.abspath(text)}", ""
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError:
+        raise ImportProblem(f"{text}: mlflow is not installed: pip install mlflow") from None
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiments = [one.experiment_id for one in _pages(client.search_experiments) if only in ("", one.name)]
+        runs = [(str(run.info.run_id), run) for one in experiments for run in _pages(client.search_runs, [one])]
+    except Exception as error:  # whatever its client raises: no server, another schema, no SQLAlchemy
+        raise ImportProblem(f"{text}: MLflow gave {why(error)}") from None
+
+    def fetched(run: Any) -> Logged:
+        columns, info = Columns(options.named), run.info
+        for name in filter(columns.keeps, run.data.metrics):
+            history = client.get_metric_history(info.run_id, name)
+            for metric in sorted(history, key=lambda one: one.timestamp):  # a stable sort: as logged
+                columns.add(name, metric.step, metric.value, metric.timestamp / 1000)
+        meta = {"start_time": info.start_time, "status": info.status}
+        place = f"{text} run {info.run_id}"
+        return _of_mlflow(place, info.run_id, info.run_name, columns, dict(run.data.params), meta)
+
+    return _read_each(text, "MLflow", runs, fetched)
+
+
+def _pages(search: Any, *arguments: Any) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = search(*arguments, page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+# -- trackio -----------------------------------------------------------------------------------------------------------
+
+
+def is_trackio(path: Path) -> bool:
+    """True for a database with trackio's tables."""
+    try:
+        with closing(_database(path)) as database:
+            return {"run_name", "step", "metrics"} <= {row[1] for row in database.execute("PRAGMA table_info(metrics)")}
+    except sqlite3.Error:
+        return False
+
+
+def _database(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    return sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)
+
+
+def read_trackio(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+    """Read all runs of a project's database: `metrics` (run_name, step, timestamp, JSON), `configs` (run_name, JSON).
+
+    Raises:
+        ImportProblem: it is no database of trackio's, or broken.
+    """
+    problems = Problems(os.fspath(source))
+    runs: dict[str, Columns] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    try:
+        with closing(_database(source)) as database:
+            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "configs" in tables:
+                for run, text in database.execute("SELECT run_name, config FROM configs"):
+                    configs[str(run)] = flat(_parsed(text))
+            query = "SELECT run_name, step, timestamp, metrics FROM metrics ORDER BY id"
+            for index, (run, step, stamp, text) in enumerate(database.execute(query)):
+                columns = runs.setdefault(str(run), Columns(options.named))
+                at, cells = whole(step), _parsed(text)
+                if at is None or not cells:
+                    problems.add("a row with a step and a JSON object", text, at=f" (row {index})")
+                else:
+                    _add(columns, at, _seconds(stamp), cells)
+    except sqlite3.Error as error:
+        raise ImportProblem(f"{source}: expected trackio's database, got {why(error)}") from None
+    if not runs:
+        raise ImportProblem("; ".join(problems.all()) or f"{source}: expected runs, got none")
+    path, place, told = os.fspath(source), os.path.realpath(source), problems.all()
+    found = [
+        _run("trackio", path, f"{place}#{run}", plain(run), columns, settings=configs.get(run, {}), index="calls")
+        for run, columns in runs.items()
+    ]
+    return [replace(found[0], problems=told), *found[1:]]
+
+
+def _parsed(text: object) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if isinstance(text, (str, bytes)) else None
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {}
