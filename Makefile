@@ -1,5 +1,5 @@
 # Every target sets up what it needs: Python >= 3.10, make and git are enough.
-#   make demo | test | slow | lint | format | examples | bench | gpu | matrix | torture | clean
+#   make demo | test | slow | lint | format | examples | bench | figures | gpu | matrix | torture | clean
 # ARGS goes to pytest: make test ARGS="tests/test_packaging.py -x"
 
 # The first interpreter that really runs (a pyenv shim may exist and not run), is new enough and can make
@@ -12,11 +12,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXAMPLES = $(filter-out examples/demo.py examples/_%,$(sort $(wildcard examples/*.py)))
 # These take an hour, or write gigabytes for a while: to be run by name.
-LONG = benchmarks/gpu.py benchmarks/ladder_end_to_end.py benchmarks/ladder_scale.py benchmarks/report.py benchmarks/tab.py
+LONG = benchmarks/figures.py benchmarks/gpu.py benchmarks/ladder_end_to_end.py benchmarks/ladder_scale.py benchmarks/report.py benchmarks/tab.py
 BENCHMARKS = $(filter-out benchmarks/_% $(LONG),$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := test
-.PHONY: demo test slow lint format examples bench gpu matrix torture clean
+.PHONY: demo test slow lint format examples bench figures gpu matrix torture clean
 
 # The stamp goes first and comes back last: an install that fails half-way is done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -52,6 +52,10 @@ examples: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@set -e; for f in $(BENCHMARKS); do echo "== $$f"; $(BIN)/python $$f; done
+
+# All of them again, into docs/figures.md: hours. ARGS="--only fit sizes": these alone.
+figures: $(INSTALLED)
+	$(BIN)/python benchmarks/figures.py $(ARGS)
 
 # On one GPU, five minutes at most: what no CPU can show. ARGS="--json gpu.json" keeps the figures.
 gpu: $(INSTALLED)
