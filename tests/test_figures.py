@@ -10,7 +10,8 @@ import pytest
 
 from fits import chinchilla, reference
 from isoflop.figures import FIGURES, Figure, NoFigure, ends_of_table, figures, study
-from isoflop.laws import PF_DAY, published, size_factor
+from isoflop.figures.text import law_label
+from isoflop.laws import PF_DAY, size_factor
 from isoflop.noise import critical_batch_by_tokens
 from study_runs import BATCH, LAW, RATE, optimal_size, planted_run, sweep, with_nan_losses, without
 
@@ -89,16 +90,16 @@ def test_optimal_size_and_tokens(exact):
         figure = FIGURES[key](exact)
         for line in of(figure, role="approach 3"):
             assert line.y == pytest.approx([value(C) for C in line.x], rel=1e-3)
-        for line, name in zip(of(figure, role="published"), [each.name for each in exact.published], strict=True):
-            assert line.name == name and line.dashed
-            N, D = published(name).allocate(line.x)
+        for line, law in zip(of(figure, role="published"), exact.published, strict=True):
+            assert line.name == law_label(law) and line.dashed
+            N, D = law.allocate(line.x)
             assert line.y == pytest.approx(N if key == "optimal-parameters" else D)
         said = " ".join(figure.notes)
         assert (
             "Approach 1 (envelope) has no opinion: curves of several sizes, each with 8 points of this loss, are needed"
             in said
         )
-        assert "kaplan2020-allocation: N non-embedding" in said
+        assert "Kaplan et al. 2020, allocation: N non-embedding" in said
 
 
 def test_approach_2s_intervals_are_turned_over_for_tokens(noisy):
@@ -153,9 +154,23 @@ def test_waste_is_kaplans_figure_12(exact):
         assert factor == pytest.approx(size_factor(exact.law, k)[0], rel=1e-6)
     at = int(np.argmin(np.abs(curve.x - 2)))
     assert curve.y[at] == pytest.approx(size_factor(exact.law, float(curve.x[at]))[0])
-    kaplan = next(s for s in figure.series if s.name == "kaplan2020-ns")
+    kaplan = next(s for s in figure.series if s.name == "Kaplan et al. 2020, L(N,S)")
     # 20% more compute for models between 0.6 and 2.2 times the best: the figure's caption
     assert np.interp([0.6, 2.2], kaplan.x, kaplan.y) == pytest.approx([1.16, 1.20], abs=0.01)
+
+
+def test_an_outlier_is_in_no_residual_and_its_weight_is_known(exact):
+    columns = {name: values.copy() for name, values in exact.columns.items()}
+    columns["loss"][7] *= 1.5
+    rough = study(table=ends_of_table(columns), convention="total", draws=60)
+    assert [run.row for run in rough.fit.left_out] == [7] and exact.with_outliers is None
+    for key, x in (("residuals", rough.C), ("residuals-ratio", columns["D"] / columns["N"])):
+        points = next(s for s in FIGURES[key](rough).series if s.labels)
+        assert points.x == pytest.approx(np.delete(x, 7))
+        assert np.abs(points.y).max() < 1e-3
+        assert points.labels == tuple(end.name for i, end in enumerate(rough.counted) if i != 7)
+    assert "row 8" not in next(s for s in FIGURES["waste"](rough).series if s.labels).labels
+    assert rough.with_outliers.n == 36 and abs(rough.with_outliers.parameters["E"] - LAW["E"]) > 1e-4
 
 
 def test_residuals(noisy):

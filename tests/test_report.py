@@ -52,6 +52,18 @@ def test_what_supports_a_law_and_what_does_not(planted: Report) -> None:
         L.flat[::every] *= 1.15
         rough = study(table=ends_of_table({"N": N.ravel(), "D": D.ravel(), "loss": L.ravel()}), convention="unknown")
         assert any(said in text for text in headline(rough, holdout(rough)).unsure)
+        moved = [text for text in headline(rough, "not tested").unsure if text.startswith("With the ")]
+        assert (len(moved) == 1 and "9 outliers" in moved[0] and "α 0.3" in moved[0]) if every == 6 else not moved
+
+
+def test_only_a_law_that_predicts_larger_runs_is_followed(planted: Report) -> None:
+    assert planted.headline.says[0].endswith("which predicted the larger of them from the smaller.")
+    columns, C = planted.study.columns, planted.study.C
+    bent = columns["loss"] + 0.2 * np.maximum(np.log(C / np.quantile(C, 0.7)), 0)  # the largest are worse than the law
+    made = study(table=ends_of_table({**columns, "loss": bent}), convention="unknown", draws=100)
+    assert made.law is not None
+    assert headline(made, holdout(made)).says[0].endswith("which fails on the larger runs: do not extrapolate it.")
+    assert headline(made, "too few").says[0].endswith("not tested on larger runs.")
 
 
 def test_headline_and_table_give_the_same_interval(planted: Report) -> None:

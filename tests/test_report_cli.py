@@ -82,6 +82,30 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(runs: Path) -> None:
     assert "isoflop-bad.jsonl" in Path("report.html").read_text(encoding="utf-8")
 
 
+def test_one_figure_for_a_paper(runs: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = CliRunner().invoke(app, ["figure", "runs", "--style", "neurips", "--width", "12.7cm", "-o", "fig.png"])
+    assert result.exit_code == 0 and result.stdout.strip() == "fig.png"
+    assert "isoflop figure: No frontier" in result.stderr
+    content = Path("fig.png").read_bytes()
+    assert int.from_bytes(content[16:20], "big") == 5 * 300  # the IHDR chunk's width: 5 inches at 300 dpi
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--kind", "pie"], "--kind: expected one of loss-flops"),
+        (["--width", "5"], "--width: expected a length between 1in and 40in"),
+        (["--style", "nature"], "expected a style of plain, neurips"),
+        (["-o", "fig.bmp"], "ends in .pdf, .svg, .png"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn(runs: Path, options: list[str], expected: str) -> None:
+    pytest.importorskip("matplotlib")
+    result = CliRunner().invoke(app, ["figure", "runs", *options])
+    assert result.exit_code == 1 and expected in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

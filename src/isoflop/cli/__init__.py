@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rank": ("forecasts.rank", "Order runs by the loss they will end with, with probabilities."),
     "ladder": ("ladder.ladder", "Plan small runs that size a large one, train them, fit their law."),
     "report": ("report.report", "Make a report of runs: one HTML file with figures, fits, advice and data."),
+    "figure": ("report.figure", "Draw one figure of runs as PDF, SVG or PNG, in a venue's style."),
     "passport": ("report.passport", "Print what a run cost and reached, for its model card."),
 }
 """Module and object below `isoflop.cli`, and the line in the list of commands."""

@@ -1,15 +1,24 @@
-"""`isoflop report RUNS… -o report.html`: runs in one file for the browser; `isoflop passport RUN`: for a model card."""
+"""Reports and figures of runs (`isoflop report`, `isoflop figure`), and a run's passport for its model card."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoflop.cli.common import AsJson, Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs
 from isoflop.console import reported, tell
+
+if TYPE_CHECKING:
+    from isoflop.report import Sources
+
+Counted = Annotated[
+    str | None,
+    typer.Option("--n", help="Parameters that N counts: total, non_embedding, … (default: one that all runs state)."),
+]
 
 
 def report(
@@ -19,12 +28,7 @@ def report(
     ] = Path("report.html"),
     column: Column = None,
     where: Where = None,
-    n_convention: Annotated[
-        str | None,
-        typer.Option(
-            "--n", help="Which parameters N counts (total, non_embedding, …; default: one that all runs tell)."
-        ),
-    ] = None,
+    n_convention: Counted = None,
     loss: FinalLoss = None,
     budgets: Budgets = None,
     level: Level = 0.9,
@@ -37,27 +41,90 @@ def report(
 ) -> None:
     """Make a report of runs: one HTML file with figures, fits, advice, data and what a paper must state.
 
-    It opens in any browser and asks for nothing from outside. Runs that train still are shown, not fitted.
+    It opens in any browser and loads nothing from outside. Runs that are still training are shown, not fitted.
     """
     from datetime import datetime, timezone
 
-    from isoflop.record import COUNTS, location_of
-    from isoflop.report.page import write_report
-    from isoflop.report.report import make_report
-    from isoflop.report.runs import read_sources
+    from isoflop.report import make_report, write_report
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
     with reported("report"):
-        if n_convention is not None and n_convention not in COUNTS:
-            raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
-        nominal = None if budgets is None else amounts("--budgets", budgets)
-        sources = read_sources([location_of(run) for run in runs], pairs("--column", column), where)
-        for problem in sources.problems:
-            tell("report", f"left out: {problem}")
+        sources, nominal = _sources("report", runs, column, where, n_convention, budgets)
         made = make_report(sources, loss=loss, convention=n_convention, level=level, budgets=nominal)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
         for path in write_report(made, output, formats=formats, latex=latex, made=now):
             typer.echo(path)
+
+
+def figure(
+    runs: RunFiles,
+    kind: Annotated[
+        str, typer.Option(help="loss-flops, learning-curves, isoflop-profiles, optimal-parameters, residuals, …")
+    ] = "loss-flops",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Ends in .pdf, .svg or .png (default: KIND.pdf)."),
+    ] = None,
+    style: Annotated[str, typer.Option(help="plain, neurips, iclr, icml, acl (fonts, width) or slides.")] = "plain",
+    width: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="5.5in, 14cm or 240pt (default: the style's column).")
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Light on dark, for slides.")] = False,
+    column: Column = None,
+    where: Where = None,
+    n_convention: Counted = None,
+    loss: FinalLoss = None,
+    budgets: Budgets = None,
+    level: Level = 0.9,
+) -> None:
+    """Draw one figure of runs for a paper; its notes, such as what is extrapolated, are printed for the caption."""
+    from isoflop.figures import FIGURES, NoFigure, save
+    from isoflop.report import study_of
+
+    with reported("figure", ImportError):
+        if kind not in FIGURES:
+            raise ValueError(f"--kind: expected one of {', '.join(FIGURES)}, got {kind!r}")
+        sources, nominal = _sources("figure", runs, column, where, n_convention, budgets)
+        drawn = FIGURES[kind](study_of(sources, loss=loss, convention=n_convention, level=level, budgets=nominal))
+        if isinstance(drawn, NoFigure):
+            raise ValueError(f"{kind} can't be drawn: {drawn.reason}")
+        inches = None if width is None else _inches(width)
+        target = Path(f"{kind}.pdf") if output is None else output
+        path = save(drawn, target, "dark" if dark else "light", style=style, width=inches)
+    typer.echo(path)
+    for note in drawn.notes:
+        tell("figure", note)
+
+
+INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
+"""Of a length's unit; pt as TeX has them."""
+
+
+def _inches(text: str) -> float:
+    found = re.fullmatch(r"([0-9.]+)\s*(in|cm|mm|pt)", text.strip())
+    if found is None or not 1 <= (length := float(found[1]) * INCHES[found[2]]) <= 40:
+        raise ValueError(f"--width: expected a length between 1in and 40in, such as 5.5in, 14cm or 240pt; got {text!r}")
+    return length
+
+
+def _sources(
+    command: str,
+    runs: list[str],
+    column: list[str] | None,
+    where: str | None,
+    n_convention: str | None,
+    budgets: str | None,
+) -> tuple[Sources, list[float] | None]:
+    """The runs, and nominal budgets of isoFLOP profiles."""
+    from isoflop.record import COUNTS, location_of
+    from isoflop.report import read_sources
+
+    if n_convention is not None and n_convention not in COUNTS:
+        raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
+    sources = read_sources([location_of(run) for run in runs], pairs("--column", column), where)
+    for problem in sources.problems:
+        tell(command, f"left out: {problem}")
+    return sources, None if budgets is None else amounts("--budgets", budgets)
 
 
 def passport(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_tokens
-from isoflop.figures.by_law import contours, residuals, waste
+from isoflop.figures.by_law import contours, residuals, residuals_by_ratio, waste
 from isoflop.figures.curves import batch, learning_curves
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Scale, Series
 from isoflop.figures.matplotlib import matplotlib_figure, save
@@ -22,6 +22,7 @@ FIGURES: Mapping[str, Callable[[Study], Figure | NoFigure]] = {
     "waste": waste,
     "batch": batch,
     "residuals": residuals,
+    "residuals-ratio": residuals_by_ratio,
 }
 """By key, in the order in which they are shown: `FIGURES[key](study)` makes one alone."""
 

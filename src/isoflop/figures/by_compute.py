@@ -14,7 +14,7 @@ from isoflop.arrays import Array
 from isoflop.figures.curves import broken, ends_series, loss_series
 from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
-from isoflop.figures.text import counted, listed, parameters
+from isoflop.figures.text import counted, law_label, listed, parameters
 from isoflop.fit.approaches import Approach
 from isoflop.fit.runs import RunCurve
 from isoflop.laws import Law, Published, optimal_allocation
@@ -210,7 +210,7 @@ def _optimal_notes(study: Study) -> tuple[str, ...]:
     if not study.approaches:
         notes.insert(0, "Published laws alone: these runs determine no frontier of their own.")
     if any(each.n_convention != study.convention for each in study.published):
-        conventions = "; ".join(f"{each.name}: {parameters(each.n_convention)}" for each in study.published)
+        conventions = "; ".join(f"{law_label(each)}: {parameters(each.n_convention)}" for each in study.published)
         notes.append(f"Published laws count N each in its own way ({conventions}); they are not converted.")
     return tuple(notes)
 
@@ -268,7 +268,8 @@ def _minima(approach: Approach, role: Role, what: str) -> Series:
 def _published(each: Published, number: int, what: str, C: Array) -> Series:
     N, D = each.allocate(C)
     optimum = {"N": N, "D": D}
-    return Series(each.name, C, optimum[what], role="published", number=number, dashed=True, hover={**optimum, "C": C})
+    hover = {**optimum, "C": C}
+    return Series(law_label(each), C, optimum[what], role="published", number=number, dashed=True, hover=hover)
 
 
 def _exponents(approach: Approach) -> str:

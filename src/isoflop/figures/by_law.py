@@ -14,7 +14,7 @@ from isoflop.figures.by_compute import frontier_line
 from isoflop.figures.curves import ends_series
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Series
 from isoflop.figures.study import Study, compute_axis, size_axis, tokens_axis
-from isoflop.figures.text import parameters
+from isoflop.figures.text import Indices, counted, law_label, parameters
 from isoflop.laws import HOFFMANN, Frontier, Law, interval, published, size_factor
 from isoflop.laws.forms import compute_of
 
@@ -32,7 +32,8 @@ WIDEST = 8.0
 HIGHEST = 8.0
 """Times the compute that the axis reaches; a far too small model never gets there."""
 
-RESIDUALS = ("residuals", "Residuals of the fitted law")
+RESIDUALS = ("residuals", "Residuals of the fitted law against compute")
+BY_RATIO = ("residuals-ratio", "Residuals of the fitted law against tokens per parameter")
 
 
 # -- contours ----------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def waste(study: Study) -> Figure | NoFigure:
     sizes = np.geomspace(1 / WIDEST, WIDEST, POINTS)
     series, bands, notes = [], [], []
     if study.law is not None:
-        k, taken = _of_runs(study.law, study)
+        k, taken, rows = _of_runs(study.law, study)
         sizes = np.geomspace(min(1 / WIDEST, float(k.min()) / 1.2), max(WIDEST, float(k.max()) * 1.2), POINTS)
         factors = np.array([size_factor(study.law, float(each)) for each in sizes])
         series.append(Series("by the law of these runs", sizes, _capped(factors[:, 0]), role="fit", group="fit"))
@@ -125,10 +126,13 @@ def waste(study: Study) -> Figure | NoFigure:
             low, high = np.minimum([interval(each[1:], study.level) for each in factors], HIGHEST).T
             bands.append(Band(f"{study.level:.0%} interval", sizes, low, high, group="fit"))
         shown = [int(i) for i in np.flatnonzero(taken <= HIGHEST)]
-        series.append(ends_series(study, shown, k[shown], taken[shown]))
-        if len(shown) < len(k):
-            notes.append(f"{len(k) - len(shown)} of {len(k)} runs took more than {HIGHEST:g} times the least compute.")
-        notes.append("Runs lie where the law sees them: at its least compute for the loss that it gives them.")
+        series.append(ends_series(study, rows[shown].tolist(), k[shown], taken[shown]))
+        runs = len(study.counted)
+        if len(shown) < runs:
+            notes.append(f"{runs - len(shown)} of {runs} runs took more than {HIGHEST:g} times the least compute.")
+        notes.append(
+            "Points: a run's N and C over those with which the law reaches the run's measured loss at least C."
+        )
         notes += study.doubts
     else:
         notes.append(f"Your runs are not in it: {study.refused}.")
@@ -146,12 +150,13 @@ def waste(study: Study) -> Figure | NoFigure:
     )
 
 
-def _of_runs(law: Law, study: Study) -> tuple[Array, Array]:
-    """Of each counted run: its N over that of the least compute for its loss, its 6·N·D over that."""
+def _of_runs(law: Law, study: Study) -> tuple[Array, Array, Indices]:
+    """N over that of the least compute for a run's measured loss, 6·N·D over that compute, and which counted runs."""
     frontier = Frontier(Law(law.form, law.constants, law.convention))
-    N, D = study.columns["N"], study.columns["D"]
-    best = [frontier.at_loss(float(loss)) for loss in law.loss(N=N, D=D)]
-    return N / np.array([each.N for each in best]), compute_of(N, D) / np.array([each.flops for each in best])
+    rows = study.fitted_rows[study.columns["loss"][study.fitted_rows] > law.constants["E"]]
+    N, D, L = (study.columns[name][rows] for name in ("N", "D", "loss"))
+    best = [frontier.at_loss(float(loss)) for loss in L]
+    return N / np.array([each.N for each in best]), compute_of(N, D) / np.array([each.flops for each in best]), rows
 
 
 def _published_waste(sizes: Array) -> list[Series]:
@@ -161,7 +166,8 @@ def _published_waste(sizes: Array) -> list[Series]:
     alphas = kaplan.constants
     as_hoffmann = Law(HOFFMANN, {"E": 0.0, "A": 1.0, "B": 1.0, "alpha": alphas["alpha_N"], "beta": alphas["alpha_S"]})
     found = []
-    for number, (name, law) in enumerate((("besiroglu2024", besiroglu), ("kaplan2020-ns", as_hoffmann))):
+    names = [law_label(published(name)) for name in ("besiroglu2024", "kaplan2020-ns")]
+    for number, (name, law) in enumerate(zip(names, (besiroglu, as_hoffmann), strict=True)):
         factor = np.array([size_factor(law, float(each))[0] for each in sizes])
         found.append(Series(name, sizes, _capped(factor), role="published", number=number, dashed=True))
     return found
@@ -176,21 +182,36 @@ def _capped(factor: Array) -> Array:
 
 def residuals(study: Study) -> Figure | NoFigure:
     """Loss over the law's loss, less 1, against compute."""
+    return _residuals(RESIDUALS, study, compute_axis(study), study.C)
+
+
+def residuals_by_ratio(study: Study) -> Figure | NoFigure:
+    """The same against D/N: a trend there says that the law misjudges small models on much data, or large on little."""
+    if study.nothing:
+        return NoFigure(*BY_RATIO, study.nothing)
+    axis = Axis(f"D/N, {parameters(study.convention)}", "tokens per parameter")
+    return _residuals(BY_RATIO, study, axis, study.columns["D"] / study.columns["N"])
+
+
+def _residuals(title: tuple[str, str], study: Study, axis: Axis, x: Array) -> Figure | NoFigure:
     if study.fit is None or study.law is None or study.scatter is None:
-        return NoFigure(*RESIDUALS, study.nothing or f"no law is fitted: {study.refused}")
+        return NoFigure(*title, study.nothing or f"no law is fitted: {study.refused}")
+    rows = study.fitted_rows
     off = np.expm1(-study.fit.residuals)  # residuals are ln L̂ − ln L
     half, nine = study.scatter
+    left = study.fit.left_out
+    outliers = f"; not drawn: {counted(len(left), 'outlier', 'outliers')} left out of the fit" if left else ""
     return Figure(
-        *RESIDUALS,
-        compute_axis(study),
+        *title,
+        axis,
         Axis("loss above the law", log=False, percent=True),
         (
-            Series("the law", np.array([study.C.min(), study.C.max()]), np.zeros(2), role="guide", legend=False),
-            ends_series(study, range(len(off)), study.C, off),
+            Series("the law", np.array([x.min(), x.max()]), np.zeros(2), role="guide", legend=False),
+            ends_series(study, rows.tolist(), x[rows], off),
         ),
         shades=study.sizes(),
         notes=(
-            f"Half of the {study.fit.n} runs lie within {half:.2%} of the law, nine in ten within {nine:.2%}.",
+            f"Half of {study.fit.n} runs lie within {half:.2%} of the law, nine in ten within {nine:.2%}{outliers}.",
             *study.doubts,
         ),
     )

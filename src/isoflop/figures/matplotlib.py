@@ -93,6 +93,16 @@ STYLE = {
     "text.usetex": False,
     "axes.unicode_minus": True,
 }
+TIMES = {"font.family": "serif", "font.serif": ["Times New Roman", "Times", "Liberation Serif", "STIXGeneral"]}
+STYLES: dict[str, tuple[float, dict[str, Any]]] = {
+    "plain": (WIDTH, {}),
+    "neurips": (5.5, TIMES),
+    "iclr": (5.5, TIMES),
+    "icml": (3.25, TIMES),
+    "acl": (3.03, TIMES),
+    "slides": (9.0, {"font.size": 14, "legend.fontsize": 12}),
+}
+"""By name: inches of the column or text, and what differs from `STYLE`, as the venues' LaTeX classes have it."""
 METADATA: dict[str, dict[str, Any]] = {
     ".pdf": {"CreationDate": None},
     ".svg": {"Date": None},
@@ -100,20 +110,25 @@ METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-def matplotlib_figure(figure: Figure, theme: ThemeName = "light", width: float = WIDTH, title: bool = False) -> Drawn:
+def matplotlib_figure(
+    figure: Figure, theme: ThemeName = "light", width: float | None = None, title: bool = False, style: str = "plain"
+) -> Drawn:
     """The figure drawn, to be saved or changed.
 
     Args:
         figure: as `figures` makes it.
         theme: light for paper; dark for slides.
-        width: inches.
+        width: inches; default: the style's.
         title: whether its title stands above it; papers say it in the caption.
+        style: of `STYLES`.
 
     Raises:
+        ValueError: another style.
         ImportError: matplotlib is not installed, with how to get it.
     """
     matplotlib = _matplotlib()
-    look = theme_of(theme)
+    look, (inches, differs) = theme_of(theme), _style(style)
+    width = inches if width is None else width
     colours = {
         "text.color": look.text,
         "axes.labelcolor": look.text,
@@ -124,7 +139,7 @@ def matplotlib_figure(figure: Figure, theme: ThemeName = "light", width: float =
         "ytick.color": look.text,
         "grid.color": look.grid,
     }
-    with matplotlib.rc_context({**STYLE, **colours}):
+    with matplotlib.rc_context({**STYLE, **differs, **colours}):
         from matplotlib.figure import Figure as Canvas
 
         drawn = Canvas(figsize=(width, HEIGHT * width / WIDTH), layout="constrained")
@@ -142,7 +157,7 @@ def save(figure: Figure, path: str | Path, theme: ThemeName = "light", **options
         options: of `matplotlib_figure`.
 
     Raises:
-        ValueError: another ending.
+        ValueError: another ending, or another style.
         ImportError: matplotlib is not installed, with how to get it.
     """
     target = Path(path)
@@ -152,10 +167,17 @@ def save(figure: Figure, path: str | Path, theme: ThemeName = "light", **options
     matplotlib = _matplotlib()
     drawn = matplotlib_figure(figure, theme, **options)
     about = {"Title": figure.title, ("Description" if kind != ".pdf" else "Subject"): " ".join(figure.notes)}
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    differs = _style(options.get("style", "plain"))[1]
+    with matplotlib.rc_context({**STYLE, **differs}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a run's name in a script that the font lacks
         drawn.savefig(target, dpi=300, metadata={**about, **METADATA[kind]})
     return target
+
+
+def _style(name: str) -> tuple[float, dict[str, Any]]:
+    if name not in STYLES:
+        raise ValueError(f"expected a style of {', '.join(STYLES)}, got {name!r}")
+    return STYLES[name]
 
 
 def _matplotlib() -> Any:

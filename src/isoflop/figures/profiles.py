@@ -13,6 +13,8 @@ from isoflop.fit.approaches import Minimum
 from isoflop.fit.profiles import group, profile_minima, refused
 
 PROFILES = ("isoflop-profiles", "isoFLOP profiles: loss against size at equal compute")
+NEAR = 5.0
+"""A factor of the best size within which a parabola is drawn: farther out a law of sizes is no parabola."""
 FEWEST = 3
 """Sizes that make a profile."""
 NAMED = 10
@@ -36,6 +38,7 @@ def profiles(study: Study) -> Figure | NoFigure:
         )
     minima, notes = _minima(study)
     series: list[Series] = []
+    misfits: list[tuple[float, str]] = []
     for number, (budget, rows) in enumerate(found):
         shade = number / max(len(found) - 1, 1)
         order = rows[np.argsort(N[rows])]
@@ -54,8 +57,9 @@ def profiles(study: Study) -> Figure | NoFigure:
             )
         )
         if refused(np.log(N[order]), L[order], "parabola") is None:
-            x, y = _parabola(N[order], L[order])
+            x, y, off = _parabola(N[order], L[order])
             series.append(Series(label, x, y, shade=shade, legend=False, group=label))
+            misfits.append((off, label))
     if minima:
         series.append(_vertices(minima))
     every = max(1, len(found) // 6)
@@ -67,7 +71,8 @@ def profiles(study: Study) -> Figure | NoFigure:
         tuple(series),
         shades=Shades("budget, FLOPs", ticks) if len(found) > NAMED else None,
         notes=(
-            "Each line: a parabola in ln N, least squares through all runs of a budget.",
+            f"Lines: parabolas in ln N through all runs of a budget, drawn within a factor {NEAR:g} of their minimum.",
+            *([_misfit(misfits)] if misfits else []),
             *([f"Diamonds: minima, with their {study.level:.0%} interval by the losses' noise."] if minima else []),
             *notes,
         ),
@@ -75,7 +80,7 @@ def profiles(study: Study) -> Figure | NoFigure:
 
 
 def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
-    """By approach 2; of a single budget, where it has no opinion, the minimum alone."""
+    """By approach 2; of a single budget, for which there is no line, the minimum alone."""
     found = next((each for each in study.approaches if each.number == 2), None)
     if found is not None:
         return found.minima, found.warnings
@@ -87,9 +92,18 @@ def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
     return one.minima, (*one.warnings, *one.reasons)
 
 
-def _parabola(N: Array, L: Array) -> tuple[Array, Array]:
-    x = np.linspace(np.log(N[0]), np.log(N[-1]), 60)
-    return np.exp(x), np.polynomial.Polynomial.fit(np.log(N), L, 2)(x)
+def _parabola(N: Array, L: Array) -> tuple[Array, Array, float]:
+    """Near its minimum; and the root mean square of the runs' relative distances from it."""
+    line = np.polynomial.Polynomial.fit(np.log(N), L, 2)
+    vertex = float(line.deriv().roots()[0])
+    x = np.linspace(max(np.log(N[0]), vertex - np.log(NEAR)), min(np.log(N[-1]), vertex + np.log(NEAR)), 60)
+    return np.exp(x), line(x), float(np.sqrt(np.mean((line(np.log(N)) / L - 1) ** 2)))
+
+
+def _misfit(found: list[tuple[float, str]]) -> str:
+    off, worst = max(found)
+    typical = float(np.median([each for each, _ in found]))
+    return f"The runs lie {typical:.2%} off their parabola (root mean square, median budget), {off:.2%} at {worst}."
 
 
 def _vertices(minima: tuple[Minimum, ...]) -> Series:

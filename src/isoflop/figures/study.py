@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Scale, Shades
-from isoflop.figures.text import counted, listed, loss_label, parameters, unique_names
+from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
 from isoflop.fit.approaches import Approach, Comparison, NoApproach, approach_3, compare_approaches
 from isoflop.fit.envelope import envelope_of
 from isoflop.fit.fit_law import LawFit, fit_law
@@ -153,6 +153,20 @@ class Study:
     def fit(self) -> LawFit | None:
         """L(N,D) = E + A/N^α + B/D^β fitted to the counted ends; None: `refused` says why."""
         return self._fitted[0]
+
+    @cached_property
+    def fitted_rows(self) -> Indices:
+        """Which counted ends the fit kept, in the order of its residuals."""
+        left = {run.row for run in self.fit.left_out} if self.fit is not None else set()
+        return np.array([i for i in range(len(self.counted)) if i not in left], dtype=int)
+
+    @cached_property
+    def with_outliers(self) -> LawFit | None:
+        """The fit of all counted ends; None: none was left out as an outlier."""
+        if self.fit is None or not self.fit.left_out:
+            return None
+        columns = {name: tuple(values.tolist()) for name, values in self.columns.items()}
+        return fit_law("hoffmann", columns, draws=2, convention=self.fit.law.convention, keep_outliers=True)
 
     @property
     def scatter(self) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
+from isoflop.laws import Published
 
 LONGEST = 48
 """Characters of a name."""
@@ -57,6 +58,21 @@ def loss_label(loss: str) -> str:
     return "training loss" if loss == "train" else name_of(loss)
 
 
+def law_label(law: Published) -> str:
+    """A published law as a paper cites it, with the variant that its name tells.
+
+    >>> from isoflop.laws import published
+    >>> law_label(published("hoffmann2022-approach1")), law_label(published("kaplan2020-ns"))
+    ('Hoffmann et al. 2022, approach 1', 'Kaplan et al. 2020, L(N,S)')
+    """
+    if law.name == "chinchilla-refit":
+        return "Chinchilla runs, refitted"
+    variant = law.name.partition("-")[2].replace("approach", "approach ").replace("-", ", ")
+    if law.name.startswith("kaplan") and variant in ("n", "d", "c", "nd", "ns"):
+        variant = f"L({','.join(variant.upper())})"
+    return law.paper.partition(" (")[0] + (f", {variant}" if variant else "")
+
+
 def counted(n: int, one: str, many: str) -> str:
     """A number with its noun.
 
@@ -81,10 +97,10 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def sentence(text: str) -> str:
-    """A note with a capital and a full stop, however the room that said it writes.
+    """A note with a capital and a full stop.
 
-    >>> sentence("approach 1 has no opinion: too few sizes")
-    'Approach 1 has no opinion: too few sizes.'
+    >>> sentence("approach 1 needs loss curves of three sizes")
+    'Approach 1 needs loss curves of three sizes.'
     """
     text = text.strip()
     first = text[:1].upper() if text[:2].islower() or text[1:2] == " " else text[:1]

@@ -12,7 +12,7 @@ from isoflop.lookup import face
 if TYPE_CHECKING:
     from isoflop.report.latex import bibtex, report_tex
     from isoflop.report.page import render, write_report
-    from isoflop.report.report import Report, make_report
+    from isoflop.report.report import Report, make_report, study_of
     from isoflop.report.runs import Sources, read_record, read_sources, run_rows
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "render",
     "report_tex",
     "run_rows",
+    "study_of",
     "write_report",
 ]
 
@@ -33,7 +34,7 @@ __getattr__ = face(
     {
         "latex": "bibtex report_tex",
         "page": "render write_report",
-        "report": "Report make_report",
+        "report": "Report make_report study_of",
         "runs": "Sources read_record read_sources run_rows",
     },
 )

@@ -56,13 +56,39 @@ def make_report(
     level: float = LEVEL,
     budgets: Sequence[float] | None = None,
 ) -> Report:
-    """Make a report.
+    """Make a report. Arguments and errors as `study_of`."""
+    made = study_of(sources, loss=loss, convention=convention, level=level, budgets=budgets)
+    held = holdout(made)
+    drawn = figures(made)
+    return Report(
+        sources=sources,
+        study=made,
+        held=held,
+        headline=headline(made, held),
+        figures=drawn,
+        rows=run_rows(made),
+        facts=facts(sources.runs),
+        advice=latest_advice(sources.runs),
+        checklist=checklist(made, held),
+        papers=used_by(made, [figure.key for figure in drawn if isinstance(figure, Figure)]),
+    )
+
+
+def study_of(
+    sources: Sources,
+    *,
+    loss: str | None = None,
+    convention: str | None = None,
+    level: float = LEVEL,
+    budgets: Sequence[float] | None = None,
+) -> Study:
+    """The study of what was read.
 
     Args:
         sources: what was read.
         loss: of records which, `train` or eval/<name>; default: an evaluation's that all have, else `train`; `train`
-            too where no run has finished, for its curve tells more than a few evaluations.
-        convention: of records which parameters N counts; default: one that all tell. Of tables N is as given.
+            too where no run has finished: its curve has more points than a few evaluations.
+        convention: of records which parameters N counts; default: one that all state. Of tables N is as given.
         level: of the intervals.
         budgets: nominal budgets of isoFLOP profiles, FLOPs.
 
@@ -78,17 +104,4 @@ def make_report(
     made = study(runs, table=sources.rows, loss=loss, convention=convention, level=level, budgets=budgets)
     if loss is None and not made.counted and any("train" in curve.losses for curve in made.curves):
         made = study(made.curves, loss="train", convention=convention, level=level, budgets=budgets)
-    held = holdout(made)
-    drawn = figures(made)
-    return Report(
-        sources=sources,
-        study=made,
-        held=held,
-        headline=headline(made, held),
-        figures=drawn,
-        rows=run_rows(made),
-        facts=facts(runs),
-        advice=latest_advice(runs),
-        checklist=checklist(made, held),
-        papers=used_by(made, [figure.key for figure in drawn if isinstance(figure, Figure)]),
-    )
+    return made

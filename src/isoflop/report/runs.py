@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,14 @@ class RunRow:
 def run_rows(study: Study) -> tuple[RunRow, ...]:
     """A row for each run of a study: records first, then tables."""
     curves = [*study.curves, *[None] * (len(study.ends) - len(study.curves))]
-    return tuple(_row(end, C, curve) for end, C, curve in zip(study.ends, study.end_flops, curves, strict=True))
+    far = {id(study.counted[run.row]): run for run in (study.fit.left_out if study.fit is not None else ())}
+    ends = [
+        replace(end, left_out=f"outlier: the law expects a loss of {far[id(end)].expected:.4g}")
+        if id(end) in far
+        else end
+        for end in study.ends
+    ]
+    return tuple(_row(end, C, curve) for end, C, curve in zip(ends, study.end_flops, curves, strict=True))
 
 
 def _row(end: RunEnd, C: float, curve: RunCurve | None) -> RunRow:

@@ -12,7 +12,7 @@ import numpy as np
 
 from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import BEYOND
-from isoflop.figures.text import counted, name_of, sentence
+from isoflop.figures.text import counted, listed, name_of, sentence
 from isoflop.fit.approaches import Comparison, approach_3
 from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
 from isoflop.fit.uncertainty import FEW
@@ -92,7 +92,9 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
             names = _and([_short_name(row.name) for row in compared.rows])
             sure.append(f"The intervals of {names} for the exponent of N overlap.")
     unsure += map(sentence, study.doubts)
-    return Headline((_law(study), *_exponents(study), _next(study)), tuple(sure), tuple(unsure))
+    if (without := _outliers(study)) is not None:
+        unsure.append(without)
+    return Headline((_law(study, held), *_exponents(study), _next(study)), tuple(sure), tuple(unsure))
 
 
 def power_of_ten(value: float) -> str:
@@ -107,13 +109,33 @@ def power_of_ten(value: float) -> str:
     return f"{mantissa}·10^{int(exponent)}"
 
 
-def _law(study: Study) -> str:
+def _law(study: Study, held: Extrapolation | str) -> str:
+    """The law, and how it fared on larger runs than it was fitted to: only one that predicted them is followed."""
     assert study.fit is not None
-    c = study.fit.parameters
-    return (
-        f"{counted(study.fit.n, 'finished run follows', 'finished runs follow')} L(N,D) = {c['E']:.3f} + "
-        f"{power_of_ten(c['A'])}/N^{c['alpha']:.3f} + {power_of_ten(c['B'])}/D^{c['beta']:.3f} nats per token."
+    c, runs = study.fit.parameters, counted(study.fit.n, "finished run", "finished runs")
+    law = (
+        f"L(N,D) = {c['E']:.3f} + {power_of_ten(c['A'])}/N^{c['alpha']:.3f} + {power_of_ten(c['B'])}/D^{c['beta']:.3f} "
+        "nats per token"
     )
+    if isinstance(held, str) or held.trusted is None:
+        return f"{runs} fitted by {law}; not tested on larger runs."
+    if not held.trusted:
+        return f"{runs} fitted by {law}, which fails on the larger runs: do not extrapolate it."
+    return f"{runs} follow {law}, which predicted the larger of them from the smaller."
+
+
+def _outliers(study: Study) -> str | None:
+    """What the constants would be with the runs that the fit left out."""
+    fit, whole = study.fit, study.with_outliers
+    if fit is None or whole is None:
+        return None
+    exponents = {"alpha": "α", "beta": "β"}
+    moved = [
+        f"{exponents.get(name, name)} {power_of_ten(value)} becomes {power_of_ten(whole.parameters[name])}"
+        for name, value in fit.parameters.items()
+    ]
+    names = listed([study.counted[run.row].name for run in fit.left_out])
+    return f"With the {counted(len(fit.left_out), 'outlier', 'outliers')} ({names}) in the fit, {', '.join(moved)}."
 
 
 def _exponents(study: Study) -> list[str]:
