@@ -31,6 +31,7 @@ class Product:
     `block`: inside what activation checkpointing computes again.
     `last`: nothing in its block keeps what it returns, so that torch's early stop leaves it out.
     `left_out`: FLOPs of the pairs that a window leaves out.
+    `trains`: the loss depends on it; else its forward pass alone is computed.
     """
 
     flops: int
@@ -40,6 +41,7 @@ class Product:
     block: bool = True
     last: bool = False
     left_out: int = 0
+    trains: bool = True
 
 
 Products = list[Product]
@@ -111,11 +113,13 @@ def count(
     for product in products:
         needed = product.needs == "all" or (product.needs == "embeddings" and (not lora or inputs_require_grad))
         forward = product.flops
-        if product.kind == "weight":
+        if not product.trains:
+            step = forward
+        elif product.kind == "weight":
             step = (1 + (not lora) + needed) * forward
         else:
             step = 3 * forward
-            in_attention += step if product.kind == "attention" else 0
+        in_attention += step if product.kind == "attention" else 0
         if lora and product.adapter:
             a, b = product.adapter
             step += (2 + needed) * a + 3 * b

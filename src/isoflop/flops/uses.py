@@ -95,12 +95,6 @@ class UseTracer:
 
     def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
         """Note one operator; True if an operand of a product is a parameter."""
-        if not is_forward:
-            found = [self._parameter_names(operand) for operand in args[_PRODUCTS.get(packet, slice(0, 0))]]
-            if torch.is_grad_enabled():  # what checkpointing runs again
-                self.uses.with_gradients |= frozenset().union(*found)
-            return any(found)
-        self._choice(packet, args)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         # no tensor is kept alive: a freed storage's number is given out again, to one that an operator returns
@@ -108,6 +102,12 @@ class UseTracer:
             self._names.pop(number, None)
             self._last.pop(number, None)
             self._given.discard(number)
+        if not is_forward:
+            found = [self._parameter_names(operand) for operand in args[_PRODUCTS.get(packet, slice(0, 0))]]
+            if torch.is_grad_enabled():  # what checkpointing runs again
+                self.uses.with_gradients |= frozenset().union(*found)
+            return any(found)
+        self._choice(packet, args)
         named = [self._parameter_names(tensor) for tensor in inputs]
         names = frozenset().union(*named)
         chain = frozenset().union(*(self._last.get(storage_number(tensor), frozenset()) for tensor in inputs))

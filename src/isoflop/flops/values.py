@@ -62,11 +62,6 @@ class Values(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._lost: list[torch.Tensor] = []
-        """Values that something unknown was written into; held, for a freed storage's number is given out again."""
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -88,7 +83,9 @@ class Values(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         if random and metas:
             known = False
-        if not known:
+        # a backward pass asks for values of masks among indices at most, and makes zeros as large as activations
+        wanted = torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1 or bool(_ASKS & set(func.tags))
+        if not (known and wanted):
             out = func(*args, **kwargs)
             if func._schema.is_mutable:
                 self._forget(args)
@@ -115,17 +112,14 @@ class Values(TorchDispatchMode):
 
     def _known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         values = values_of(tensor)
-        if values is not None and self._lost:
-            storage = storage_number(values)
-            if any(storage_number(lost) == storage for lost in self._lost):
-                return None
-        return values
+        return None if values is None or hasattr(values.untyped_storage(), "_isoflop_lost") else values
 
     def _forget(self, args: Any) -> None:
+        """Something unknown was written into the first argument, and so into whatever shares its storage."""
         for tensor in _tensors(args[:1]):
             values = values_of(tensor)
             if values is not None:
-                self._lost.append(values)
+                values.untyped_storage()._isoflop_lost = True  # type: ignore[attr-defined]
 
     def _worth(self, out: Any, random: bool) -> bool:
         return all(t.is_meta and t.numel() <= (LARGEST_RANDOM if random else LARGEST) for t in _tensors((out,)))
