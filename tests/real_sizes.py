@@ -13,8 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from hand import Products, Sizes, attention, cross_attention, feed_forward, layer_norm, linear, outside, scan, stack
-from hand import self_attention, weight
+from hand import (
+    Products,
+    Sizes,
+    attention,
+    cross_attention,
+    feed_forward,
+    layer_norm,
+    linear,
+    outside,
+    scan,
+    self_attention,
+    stack,
+    weight,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,9 @@ class Real:
         import transformers
 
         settings = {
-            key: getattr(transformers, value.pop("config"))(**value) if key in ("text_config", "vision_config") else value
+            key: getattr(transformers, value.pop("config"))(**value)
+            if key in ("text_config", "vision_config")
+            else value
             for key, value in copy.deepcopy(self.settings).items()
         }
         with torch.device("meta"):
@@ -353,9 +367,7 @@ REAL: dict[str, Real] = {
     "Qwen3 32B": qwen_3(64, 5120, 25_600, 64, tied=False),
     "Qwen3 30B-A3B": Decoder(
         L=48, d=2048, f=6144, H=32, G=4, K=128, V=151_936, experts=(128, 8, 768), biases=2 * 128
-    ).real(
-        "Qwen3Moe", 4096, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768
-    ),
+    ).real("Qwen3Moe", 4096, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768),
     "gpt-oss 20B": gpt_oss(24, 32),
     "gpt-oss 120B": gpt_oss(36, 128),
     "DBRX": dbrx(),

@@ -234,18 +234,7 @@ FURTHER: dict[str, Further] = {
         pairs,
         PATCHING,
     ),
-}
-
-UNCOUNTABLE: dict[str, Further] = {
-    # slices a table by a number that it keeps in a tensor
-    "deberta": Further(
-        "DebertaConfig",
-        "DebertaForMaskedLM",
-        {**ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-    ),
-    # asks the mask whether any token attends to all
-    "longformer": Further("LongformerConfig", "LongformerForMaskedLM", {**ENCODER, "attention_window": [8, 8]}),
-    # look whether a label is beyond the vocabulary
+    # their loss has no meta kernel (the first convolution's input is made to need a gradient)
     "wav2vec2": Further("Wav2Vec2Config", "Wav2Vec2ForCTC", SPEECH, waves),
     "hubert": Further("HubertConfig", "HubertForCTC", SPEECH, waves),
     # loops over the experts that have tokens
@@ -267,4 +256,15 @@ UNCOUNTABLE: dict[str, Further] = {
             "pad_token_id": 0,
         },
     ),
+}
+
+UNCOUNTABLE: dict[str, Further] = {
+    # slices a table by a number that it keeps in a tensor
+    "deberta": Further(
+        "DebertaConfig",
+        "DebertaForMaskedLM",
+        {**ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    ),
+    # asks the mask whether any token attends to all
+    "longformer": Further("LongformerConfig", "LongformerForMaskedLM", {**ENCODER, "attention_window": [8, 8]}),
 }

@@ -25,7 +25,7 @@ from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.twin import Twin, stand_ins
 from isoflop.flops.uses import Uses, UseTracer
-from isoflop.flops.values import Values, WrittenOutAttention
+from isoflop.flops.values import Values, WrittenOut
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,12 @@ def measured_here(model: nn.Module, calls: Sequence[Call], by_module: bool = Fal
 
 
 class _Replays:
-    """Five ways to run a call, the fastest first.
+    """Six ways to run a call, the fastest first.
 
     Hugging Face's SDPA decoders read the mask's values (_ignore_causal_mask_sdpa): the same products run without a
     mask. Or the positions' (packed sequences), or call a kernel that needs a GPU: attention in plain torch has the same
-    products. Fake tensors tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
+    products. A loop over the experts that have tokens multiplies as many rows however the tokens choose. Fake tensors
+    tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
     """
 
     def __init__(self, model: nn.Module, by_module: bool) -> None:
@@ -112,19 +113,20 @@ class _Replays:
     def run(self, call: Call) -> Measurement:
         unmasked = {**call.kwargs, "attention_mask": None} if "attention_mask" in call.kwargs else None
         reason = ""
-        for kwargs, floating, written_out, mode in (
-            (call.kwargs, None, False, nullcontext()),
-            (unmasked, None, False, nullcontext()),
-            (call.kwargs, None, True, nullcontext()),
-            (call.kwargs, None, False, fake_tensors()),
-            (call.kwargs, torch.bfloat16, False, fake_tensors()),
+        for kwargs, floating, written_out, values, mode in (
+            (call.kwargs, None, False, Values(), nullcontext()),
+            (unmasked, None, False, Values(), nullcontext()),
+            (call.kwargs, None, True, Values(), nullcontext()),
+            (call.kwargs, None, True, Values(chosen=True), nullcontext()),
+            (call.kwargs, None, False, Values(), fake_tensors()),
+            (call.kwargs, torch.bfloat16, False, Values(), fake_tensors()),
         ):
             if kwargs is None:
                 continue
             twin = self._twin(floating, written_out)
             try:
                 with mode:
-                    return self._replay(twin, replace(call, kwargs=kwargs))
+                    return self._replay(twin, replace(call, kwargs=kwargs), values)
             except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
                 if floating is None and not written_out:
                     reason = describe_error(error)
@@ -135,15 +137,15 @@ class _Replays:
             self._twins[kind] = Twin(self._model, *kind)
         return self._twins[kind]
 
-    def _replay(self, twin: Twin, call: Call) -> Measurement:
+    def _replay(self, twin: Twin, call: Call, values: Values) -> Measurement:
         # The caller may be inside autocast; FLOPs know no dtype
         with (
             warnings.catch_warnings(),
             torch.autocast("cpu", enabled=False),
             torch.device("meta"),
             stand_ins(twin.root),
-            WrittenOutAttention(),
-            Values(),
+            WrittenOut(),
+            values,
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings
             args, kwargs = metas((call.args, call.kwargs), twin.floating)

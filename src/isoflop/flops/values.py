@@ -29,6 +29,7 @@ _EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.
 _BY_SHAPE = {aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full, *_EMPTY}
 """Operators that take a tensor for its shape alone."""
 _INDEXED = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_CHOICES = {aten.topk, aten.argmax}
 _ASKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -58,9 +59,17 @@ def same_on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Values(TorchDispatchMode):
-    """Around a replay on meta tensors; see the module."""
+    """Around a replay on meta tensors; see the module.
+
+    `chosen`: where a choice of the largest depends on what is unknown, as a router's of experts, the rows choose in
+    turn, so that a loop over the experts' tokens can run: it multiplies as many rows however they are spread.
+    """
 
     supports_higher_order_operators = True
+
+    def __init__(self, chosen: bool = False) -> None:
+        super().__init__()
+        self._chosen = chosen
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -89,6 +98,8 @@ class Values(TorchDispatchMode):
             out = func(*args, **kwargs)
             if func._schema.is_mutable:
                 self._forget(args)
+            if self._chosen and wanted and packet in _CHOICES:
+                _choose_in_turn(packet, args, out)
             return out
         if packet is aten._local_scalar_dense:
             return self._known(metas[0]).item()  # type: ignore[union-attr]
@@ -147,6 +158,15 @@ class Values(TorchDispatchMode):
         return (args[0], indices, *args[2:])
 
 
+def _choose_in_turn(packet: Any, args: Any, out: Any) -> None:
+    """Values for the indices that `topk` or `argmax` finds along the last dimension of its first argument."""
+    indices, place = (out, 1) if packet is aten.argmax else (out[1], 2)
+    along = args[place] if len(args) > place else -1
+    if along in (-1, args[0].dim() - 1) and indices.numel() <= LARGEST:
+        in_turn = torch.arange(indices.numel(), device="cpu") % args[0].shape[-1]
+        with_values(indices, in_turn.view(indices.shape))
+
+
 def _tensors(items: Iterable[Any]) -> Iterable[torch.Tensor]:
     for item in items:
         if isinstance(item, torch.Tensor):
@@ -177,14 +197,20 @@ def _remember(out: Any, values: Any) -> None:
             _remember(item, value)
 
 
-class WrittenOutAttention(TorchFunctionMode):
-    """`scaled_dot_product_attention` as QKᵀ, a softmax and AV: on the meta device there is no kernel for it."""
+class WrittenOut(TorchFunctionMode):
+    """What the meta device has no kernel for: `scaled_dot_product_attention` as QKᵀ, a softmax and AV; a CTC loss,
+    which multiplies no matrices, as a sum; and a number in a text (`self[f"expert_{i}"]`) as its value.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
+        if func is F.ctc_loss:
+            return args[0].sum()
+        if func is torch.Tensor.__format__ and args[0].dim() == 0 and (values := values_of(args[0])) is not None:
+            return format(values.item(), *args[1:])
         return func(*args, **(kwargs or {}))
 
 
