@@ -13,9 +13,10 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "values"
 UPDATE = os.environ.get("ISOFLOP_UPDATE_GOLDEN", "") not in ("", "0")
-EXACT, FITTED, REAL = 1e-6, 1e-4, 0.1
-"""Relative tolerances: of what is computed, of what an optimiser or a bootstrap found, and of what was found from the
-real trainings, whose few runs pass on the float32 of their processor many times over."""
+EXACT, FITTED, REAL = 1e-6, 1e-3, 0.1
+"""Relative tolerances: of what is computed, of what an optimiser or a bootstrap found (quantiles of refitted resamples
+differ by up to 2e-4 from one processor to another), and of what was found from the real trainings, whose few runs pass
+on the float32 of their processor many times over."""
 NO_NUMBER = ("nan", "inf", "-inf")
 LONG, LONG_TEXTS, ROWS, PICKED = 8, 400, 3, 4
 """Longer lists of numbers and of texts are kept by their length, their sum of magnitudes and a few items; longer lists
