@@ -256,7 +256,6 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (transformers_resumed, "isoflop.flops.clock.Clock.load_state_dict"),
     ],
     "following the trainer's step": [(lightning_run, "body of isoflop.live.monitor.Monitor.expect")],
-    "ending an observation": [(loop, "isoflop.flops.step.StepObserver.end_observing")],
     "settling the step": [
         (loop, "isoflop.flops.step.StepObserver.settle"),
         (loop, "isoflop.flops.cost.StepCost.learn"),

@@ -43,6 +43,8 @@ class Guard:
 
     def __init__(self) -> None:
         self.aside: dict[str, str] = {}
+        self.on_failure: Callable[[], Callable[[], None] | None] = lambda: None
+        """A weak reference to what lets go of the training when a boundary fails."""
         self._warned: set[str | int] = set()
 
     def failed(self, boundary: str, error: Exception) -> None:
@@ -52,6 +54,9 @@ class Guard:
             Exception: `error` itself, where a signal's handler raised it: it is meant for the training that the signal
                 interrupted, such as a time limit's.
         """
+        release = self.on_failure()
+        if release is not None:
+            release()
         pass_on(error)
         if boundary in self.aside:
             return

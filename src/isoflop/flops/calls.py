@@ -227,6 +227,8 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
     return remove
 
 
+INTERRUPTED_CALLS: list[Callable[[], None]] = []
+"""Called when an exception goes through a call that is listened to."""
 _LISTENED: dict[type, tuple[dict[int, list[Heard]], Any]] = {}
 """Class → (id of a module → who listens to it; the class's own `__call__`, None where it inherits one)."""
 _WRAPPED: list[int] = []
@@ -256,6 +258,9 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
         try:
             output = original(self, *args, **kwargs)
             return output
+        except BaseException:
+            _interrupted()
+            raise
         finally:
             if wraps:
                 _WRAPPED.remove(number)
@@ -266,6 +271,11 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
     _LISTENED[kind] = listeners, vars(kind).get("__call__")
     kind.__call__ = __call__  # type: ignore[method-assign]
     return listeners
+
+
+def _interrupted() -> None:
+    for told in list(INTERRUPTED_CALLS):
+        told()
 
 
 def _end(waiting: list[Ended], output: Any) -> None:
@@ -296,6 +306,7 @@ def _not_compiled(function: Any, called: bool = False) -> None:
 
 
 _not_compiled(_end, called=True)
+_not_compiled(_interrupted, called=True)
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:

@@ -14,15 +14,14 @@ import sys
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from fractions import Fraction
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isoflop.flops.attention import AttentionProducts, kernel_flops
 from isoflop.flops.operators import (
@@ -111,19 +110,17 @@ class FlopCounter(TorchDispatchMode):
         self._scores: dict[int, tuple[int, str, Phase, str | None]] = {}
         """Products that may be QKᵀ: FLOPs, operator, phase and module, until a softmax tells."""
         self._attention = self._left_out = 0
-        self._seeing = ExitStack()
 
     def __enter__(self) -> Any:
-        if not _create_graph:  # else around this block, or a composite operator's parts, it is seen already
-            _create_graph.append(False)
-            self._seeing.callback(_create_graph.clear)
-            self._seeing.enter_context(patch.object(torch.autograd, "_engine_run_backward", _run_backward))
+        watch_backward(self)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        if self not in _get_current_dispatch_mode_stack():
-            self._seeing.close()
+        unwatch_backward(self)
+
+    def interrupted(self) -> None:
+        """An exception goes through a backward pass."""
 
     @property
     def count(self) -> FlopCount:
@@ -213,18 +210,39 @@ class FlopCounter(TorchDispatchMode):
             self._left_out += left_out
 
 
+_counters: list[FlopCounter] = []
+"""Those that are on; one twice where a composite operator's parts run under it."""
 _create_graph: list[bool] = []
-"""While a `FlopCounter` is on: whether each backward pass under way builds a graph, the innermost last."""
-_engine = torch.autograd._engine_run_backward
+"""While one is: whether each backward pass under way builds a graph, the innermost last."""
+_engine: Any = None
+
+
+def watch_backward(counter: FlopCounter) -> None:
+    """Notice the backward passes, until `unwatch_backward`."""
+    global _engine
+    if not _counters:
+        _engine, torch.autograd._engine_run_backward = torch.autograd._engine_run_backward, _run_backward  # type: ignore[attr-defined]
+    _counters.append(counter)
+
+
+def unwatch_backward(counter: FlopCounter) -> None:
+    """Undo `watch_backward`."""
+    if counter in _counters:
+        _counters.remove(counter)
+        if not _counters:
+            torch.autograd._engine_run_backward = _engine  # type: ignore[attr-defined]
 
 
 def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool, *args: Any, **kwargs: Any) -> Any:
     _create_graph.append(create_graph)
     try:
         return _engine(outputs, gradients, retains, create_graph, *args, **kwargs)
+    except BaseException:
+        for counter in list(_counters):
+            counter.interrupted()
+        raise
     finally:
-        if _create_graph:  # the counter may have been left in between
-            _create_graph.pop()
+        _create_graph.pop()
 
 
 def current_phase() -> Phase:

@@ -1,17 +1,24 @@
 """Count a training step as it runs: forward, backward, and whatever else the step does on the way to the update.
 
-An `Observation` is a dispatch mode around a real step, or a part of one. It changes no result, runs nothing by itself,
-and is left in peace by the training: where code that is compiled, or a CUDA graph, takes over it ends at once, for
-under a dispatch mode such code would run otherwise. The step is cut into segments, one for the forward calls that
-share a backward pass, each with what leads up to them (a teacher's forward). What the optimizer multiplies is apart.
+An `Observation` is a dispatch mode around a real step, or a part of one. It changes no result and calls nothing itself.
+Where code that is compiled, or a CUDA graph, takes over it ends at once, for under a dispatch mode such code would run
+otherwise. The step is cut into segments, one for the forward calls that share a backward pass, each with what leads up
+to them (a teacher's forward). What the optimizer multiplies is apart.
+
+The mode is entered and left in different hooks of a trainer, so no `with` block bounds it. Instead it can be taken off
+the dispatcher's stack from any depth (`leave`), and is: by its normal end, by an exception in the forward or backward
+pass, by a failure inside isoflop, by the end of its Monitor. Where that is noticed while it handles an operator, or in
+another thread, it only passes operators on from then, and is taken off as soon as the main thread runs Python again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from threading import RLock, get_ident, main_thread
 from types import FrameType
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -21,14 +28,26 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from isoflop.flops.attention import Reading
-from isoflop.flops.calls import Signature
-from isoflop.flops.counter import NOTHING, FlopCount, FlopCounter, Phase, current_phase
+from isoflop.flops.calls import INTERRUPTED_CALLS, Signature
+from isoflop.flops.counter import (
+    NOTHING,
+    FlopCount,
+    FlopCounter,
+    Phase,
+    current_phase,
+    unwatch_backward,
+    watch_backward,
+)
 from isoflop.flops.operators import Formula
 from isoflop.flops.uses import Uses, UseTracer
 
 COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
+INTERRUPTED = "the step ended in an exception"
+ENDLESS = "no forward call of the model followed"
+LONGEST = 5_000_000
+"""Operators without a forward call of the model, after which a step is over: nobody has closed the Monitor."""
 
 
 class Segment(NamedTuple):
@@ -48,8 +67,6 @@ class Observation(FlopCounter):
         whole: it starts where the step does, not at a forward call.
         tracer: sees the operators up to the first backward pass.
     """
-
-    _live = True
 
     def __init__(self, whole: bool, tracer: UseTracer | None = None, reads: bool = True) -> None:
         super().__init__(tracer)
@@ -71,19 +88,24 @@ class Observation(FlopCounter):
         self._keys: list[Signature] = []
         self._began = self._called = NOTHING  # at the start of the segment, and at its first forward call
         self._after: FlopCount | None = None  # at the end of its last backward pass so far
-        self._backward = self._recomputed = self._entered = False
+        self._backward = self._recomputed = False
         self._no_grad = self._optimizer = 0
         self._optimizers = 0  # optimizers' steps under way
         self._closure = False  # … and the closure of the loss has still to run in it
         self._differentiable = 0  # custom autograd functions under way, whose forward runs without gradients
         self._first_node = 0
-        self._patches = ExitStack()
+        self.over = False
+        """Nothing is counted any more."""
+        self._thread, self._on = get_ident(), False
+        self._handling = 0  # operators under way, one inside the other
+        self._since = 0  # operators since the last forward call
 
     # -- its bounds --------------------------------------------------------------------------------------------
 
     def start(self) -> bool:
-        """Begin, unless another dispatch mode is on: two such modes must be left in the right order."""
-        if torch._C._len_torch_dispatch_stack() > 0:
+        """Begin, unless a dispatch mode of others is on, which takes what is on top off at its end."""
+        sweep()
+        if not all(isinstance(mode, Observation) for mode in _stack()):
             self._give_up(FOREIGN, for_good=not self._whole)
             return False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -97,33 +119,53 @@ class Observation(FlopCounter):
         # a step of an optimizer has called its closure
         self._closure = any(frame.f_code.co_filename.endswith("torch/optim/optimizer.py") for frame in frames)
         self._optimizers = int(self._closure)
-        self._look_around()
+        self._thread = get_ident()
+        self._on = True
+        watch_backward(self)
+        _add_observer(self)
         self.__enter__()
-        self._entered = True
         return True
 
-    def stop(self) -> bool:
-        """End, and close the last segment; False if a mode that was entered after us is still on: try again later."""
-        if not self._exit():
-            self._give_up("another dispatch mode was entered in the step and not left")
-            return False
-        if self.problem is None:
+    def stop(self) -> None:
+        """End, and close the last segment."""
+        if self.problem is None and not self.over:
             self._close(self._now())
-        return True
+        self.leave()
 
-    def _exit(self) -> bool:
-        if not self._entered:
-            return True
-        top = torch._C._len_torch_dispatch_stack() - 1
-        if top < 0 or torch._C._get_dispatch_stack_at(top) is not self:
-            return False
-        self.__exit__(None, None, None)
-        self._patches.close()
-        self._entered = False
+    def leave(self) -> None:
+        """End, at any time and in any thread: nothing is counted any more, and the mode is taken off."""
+        self.over = True
+        _remove_observer(self)
+        unwatch_backward(self)
+        if self in _stack():
+            self.__exit__()
+        elif self._on and not self._handling:
+            _take_off_later(self)
+
+    # (torch's own two set flags of the whole process, by which its compiler goes, and expect to be left in order)
+
+    def __enter__(self) -> Any:
+        torch._C._push_on_torch_dispatch_stack(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        above = []
+        while self in _stack():
+            above.append(torch._C._pop_torch_dispatch_stack(None))
+            if above[-1] is self:
+                self._on = not self.over
+                break
+        for mode in reversed(above[:-1]):
+            torch._C._push_on_torch_dispatch_stack(mode)
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Whatever compiles while the mode is on compiles as if it were not."""
         return True
 
     def forward(self, key: Signature) -> None:
         """A training call of the model begins; after a backward pass it begins a segment."""
+        self._since = 0
         now = self._now()
         if self._keys and self._backward:
             self._close(self._after or now)
@@ -156,18 +198,34 @@ class Observation(FlopCounter):
     def _give_up(self, problem: str, for_good: bool = False) -> None:
         if self.problem is None:
             self.problem, self.for_good = problem, for_good
-            self._exit()
+            self.leave()
             if self.blocked is not None:
                 self.blocked()
+
+    def interrupted(self) -> None:
+        """An exception goes through a forward call or a backward pass."""
+        if self._thread == get_ident():
+            self._give_up(INTERRUPTED)
 
     # -- what runs ---------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.paused or self.problem is not None:
+        if self.paused and not self.over:
             return func(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        self._handling += 1
+        try:
+            if self.over:
+                return func(*args, **(kwargs or {}))
+            self._since += 1
+            if self._since > LONGEST:
+                self._give_up(ENDLESS)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._handling -= 1
+            if self.over and not self._handling:
+                _take_off_later(self)
 
     def _parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # by the kernel that would run without us: a decomposition in Python may round otherwise
@@ -210,80 +268,191 @@ class Observation(FlopCounter):
             elif not self._differentiable:
                 self._no_grad += flops
 
-    # -- what the mode itself does not see ---------------------------------------------------------------------
+    # -- what the mode itself does not see (see `_look_around`) ------------------------------------------------
 
-    def _look_around(self) -> None:
-        """Notice, until `stop`, the optimizer's step, data loaders, custom functions, compiled code, CUDA graphs."""
-        for hook in (
-            register_optimizer_step_pre_hook(self._optimizer_begins),
-            register_optimizer_step_post_hook(self._optimizer_ends),
-        ):
-            self._patches.callback(hook.remove)
-        compiler = sys.modules.get("torch._dynamo.eval_frame")
-        for home, name, around in (
-            (_BaseDataLoaderIter, "__next__", self._loading),
-            (torch.autograd.Function, "apply", self._applying),
-            (torch.cuda.CUDAGraph, "replay", self._replaying),
-            (torch if compiler is None else None, "compile", self._compiling),
-            (compiler, "_is_skip_guard_eval_unsafe_stance", self._running_compiled),
-        ):
-            original = getattr(home, "__dict__", {}).get(name)
-            if original is not None:
-                self._patches.enter_context(patch.object(home, name, around(original)))
-
-    def _optimizer_begins(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def optimizer_begins(self, closure: bool) -> None:
+        """An optimizer's step; `closure`: it computes the loss in it."""
         self._optimizers += 1
-        self._closure = any(map(callable, (*args, *kwargs.values())))
+        self._closure = closure
 
-    def _optimizer_ends(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def optimizer_ends(self) -> None:
+        """… is done."""
         self._optimizers = max(0, self._optimizers - 1)
         self.optimizer_stepped = True
 
-    def _loading(self, original: Any) -> Any:
-        def load(loader: Any) -> Any:
-            paused, self.paused = self.paused, True
-            try:
-                return original(loader)
-            finally:
-                self.paused = paused
+    def differentiates(self, change: int) -> None:
+        """A custom autograd function begins or ends."""
+        self._differentiable += change
 
-        return load
+    def meets_compiled(self) -> None:
+        """Compiled code is about to run."""
+        if self._optimizers and self._backward and not self._closure:
+            if not self.over:
+                self._close(self._now())  # a compiled optimizer: what came before it is counted
+            self.leave()
+        else:
+            self.compiles()
 
-    def _applying(self, original: Any) -> Any:
-        def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-            inside = int(torch.is_grad_enabled())
-            self._differentiable += inside
-            try:
-                return original.__func__(kind, *args, **kwargs)
-            finally:
-                self._differentiable -= inside
+    def compiles(self) -> None:
+        """Something is about to be compiled."""
+        self._give_up(COMPILED, for_good=True)
+        self.leave()
 
-        return classmethod(apply)
+    def replays(self) -> None:
+        """A CUDA graph is about to run."""
+        self._give_up(GRAPH, for_good=True)
+        self.leave()
 
-    def _replaying(self, original: Any) -> Any:
-        def replay(graph: Any) -> Any:
-            self._give_up(GRAPH, for_good=True)
-            return original(graph)
 
-        return replay
+# -- observations that are on ------------------------------------------------------------------------------------------
 
-    def _compiling(self, original: Any) -> Any:
-        def compiled(*args: Any, **kwargs: Any) -> Any:
-            self._give_up(COMPILED, for_good=True)
-            return original(*args, **kwargs)
+_OBSERVERS: list[Observation] = []
+_around = ExitStack()
+_lock = RLock()
 
-        return compiled
 
-    def _running_compiled(self, original: Any) -> Any:
-        def stance() -> Any:  # what dynamo's wrapper asks before it looks at the dispatcher's state
-            if _is_compiled(sys._getframe(1)):
-                if self._optimizers and self._backward and not self._closure:
-                    self._exit()  # a compiled optimizer: what came before it is counted
-                else:
-                    self._give_up(COMPILED, for_good=True)
-            return original()
+def _here() -> list[Observation]:
+    """Those of this thread."""
+    return [observation for observation in _OBSERVERS if observation._thread == get_ident()]
 
-        return stance
+
+def _stack() -> list[Any]:
+    """The dispatch modes of this thread, the innermost last."""
+    return [torch._C._get_dispatch_stack_at(depth) for depth in range(torch._C._len_torch_dispatch_stack())]
+
+
+def sweep() -> None:
+    """Take every observation that is over off this thread's stack."""
+    for mode in _stack():
+        if isinstance(mode, Observation) and mode.over:
+            mode.__exit__()
+
+
+_leaving: list[Observation] = []
+
+
+def _take_off_later(observation: Observation) -> None:
+    """Take it off when the handler of an operator that it is in has returned: the main thread looks between calls."""
+    if observation._thread == main_thread().ident and observation not in _leaving:
+        _leaving.append(observation)
+        ctypes.pythonapi.Py_AddPendingCall(_take_off, None)
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+def _take_off(_: Any) -> int:
+    sweep()
+    _leaving[:] = [observation for observation in _leaving if observation._on]
+    if _leaving:
+        ctypes.pythonapi.Py_AddPendingCall(_take_off, None)
+    return 0
+
+
+def _add_observer(observation: Observation) -> None:
+    with _lock:
+        _OBSERVERS.append(observation)
+        if len(_OBSERVERS) == 1:
+            _look_around()
+
+
+def _remove_observer(observation: Observation) -> None:
+    with _lock:
+        if observation in _OBSERVERS:
+            _OBSERVERS.remove(observation)
+            if not _OBSERVERS:
+                _around.close()
+
+
+def _look_around() -> None:
+    """Notice the optimizer's step, data loaders, custom functions, compiled code, CUDA graphs and exceptions."""
+    for hook in (
+        register_optimizer_step_pre_hook(_optimizer_begins),
+        register_optimizer_step_post_hook(_optimizer_ends),
+    ):
+        _around.callback(hook.remove)
+    INTERRUPTED_CALLS.append(_interrupted)
+    _around.callback(INTERRUPTED_CALLS.remove, _interrupted)
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    for home, name, around in (
+        (_BaseDataLoaderIter, "__next__", _loading),
+        (torch.autograd.Function, "apply", _applying),
+        (torch.cuda.CUDAGraph, "replay", _replaying),
+        (torch if compiler is None else None, "compile", _compiling),
+        (compiler, "_is_skip_guard_eval_unsafe_stance", _running_compiled),
+    ):
+        original = getattr(home, "__dict__", {}).get(name)
+        if original is not None:
+            _around.enter_context(patch.object(home, name, around(original)))
+
+
+def _interrupted() -> None:
+    for observation in _here():
+        observation.interrupted()
+
+
+def _optimizer_begins(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for observation in _here():
+        observation.optimizer_begins(closure=any(map(callable, (*args, *kwargs.values()))))
+
+
+def _optimizer_ends(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for observation in _here():
+        observation.optimizer_ends()
+
+
+def _loading(original: Any) -> Any:
+    def load(loader: Any) -> Any:
+        pausing = [observation for observation in _here() if not observation.paused]
+        for observation in pausing:
+            observation.paused = True
+        try:
+            return original(loader)
+        finally:
+            for observation in pausing:
+                observation.paused = False
+
+    return load
+
+
+def _applying(original: Any) -> Any:
+    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        around = _here() if torch.is_grad_enabled() else []
+        for observation in around:
+            observation.differentiates(1)
+        try:
+            return original.__func__(kind, *args, **kwargs)
+        finally:
+            for observation in around:
+                observation.differentiates(-1)
+
+    return classmethod(apply)
+
+
+def _replaying(original: Any) -> Any:
+    def replay(graph: Any) -> Any:
+        for observation in _here():
+            observation.replays()
+        return original(graph)
+
+    return replay
+
+
+def _compiling(original: Any) -> Any:
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        for observation in _here():
+            observation.compiles()
+        return original(*args, **kwargs)
+
+    return compiled
+
+
+def _running_compiled(original: Any) -> Any:
+    def stance() -> Any:  # what dynamo's wrapper asks before it looks at the dispatcher's state
+        if _is_compiled(sys._getframe(1)):
+            for observation in _here():
+                observation.meets_compiled()
+        return original()
+
+    return stance
 
 
 def _of_optimizer(flops: int) -> FlopCount:

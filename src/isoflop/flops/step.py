@@ -277,9 +277,10 @@ class StepObserver:
     def _end_observation(self, keys: list[Signature] | None = None) -> None:
         """Take what was observed; `keys`: of a trainer's step, which is one part."""
         observation = self.observation
-        if observation is None or not observation.stop():
-            return  # a mode that was entered after ours is still on
+        if observation is None:
+            return
         self.observation = None
+        observation.stop()
         if observation.problem is not None:
             self.costing.observed += 1
             if not observation.for_good:
@@ -311,12 +312,13 @@ class StepObserver:
         return keys
 
     def end_observing(self) -> None:
-        """The run is over, or what observes it is broken: nothing is observed any more."""
-        if self.observation is not None and self.observation.stop():
-            self.observation = None
-        if self._outermost is not None:
-            self._outermost.stop()
-            self._outermost = None
+        """The run is over, or what observes it is broken: nothing more of this step is observed."""
+        observation, self.observation = self.observation, None
+        outermost, self._outermost = self._outermost, None
+        if observation is not None:
+            observation.leave()
+        if outermost is not None:
+            outermost.stop()
 
     def pause(self, paused: bool) -> None:
         """An evaluation begins or ends: it is no part of a step."""

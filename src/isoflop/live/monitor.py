@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import finalize
+from weakref import WeakMethod, finalize
 
 from torch import nn
 
@@ -35,7 +35,7 @@ from isoflop.flops.totals import (
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import UNKNOWN, attempt, declare, hook
+from isoflop.guard import UNKNOWN, declare, hook
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -135,7 +135,8 @@ class Monitor(PlainLoop):
         if run is None and model is not None:
             self._unwatch = watch(model, self.forward, evaluating=self.observer.pause)
             finalize(self, self._unwatch)
-        finalize(self, attempt, self.observer.end_observing)
+        self.guard.on_failure = WeakMethod(self.observer.end_observing)
+        finalize(self, self.observer.end_observing)
         self._make_parts(plain=run is None)
 
     def _make_parts(self, plain: bool) -> None:
@@ -237,7 +238,7 @@ class Monitor(PlainLoop):
             self.loss(loss)
         self._settle(tokens)
         if self.observer.observation is not None:  # what should have ended it has stepped aside
-            self._end_observing()
+            self.observer.end_observing()
         if not self._opened:
             self._agree()
             self._open_record()
@@ -256,7 +257,7 @@ class Monitor(PlainLoop):
                 )
             else:
                 self.log()
-        if self.observer.due and not self._finished:
+        if self.observer.due and not (self._finished or last):
             self._observe_next()  # last, for it counts what runs from here on
 
     # -- log steps ---------------------------------------------------------------------------------------------
@@ -414,7 +415,7 @@ class Monitor(PlainLoop):
         """Training has ended: the last point and the totals are written. More calls do nothing."""
         if self._finished:
             return
-        self._end_observing()
+        self.observer.end_observing()
         loss = (0.0, 0)
         if not self._ranks.several or (completed and self.run.together):
             self.sync()  # first, for the other ranks wait there
@@ -492,10 +493,6 @@ class Monitor(PlainLoop):
     @hook(SETTLING, UNKNOWN)
     def _observe_next(self) -> None:
         self.observer.observe_next()
-
-    @hook("ending an observation", "later steps may be slower")
-    def _end_observing(self) -> None:
-        self.observer.end_observing()
 
     @hook(SETTLING, UNKNOWN)
     def _settle(self, tokens: int | TokenCount | None) -> None:
