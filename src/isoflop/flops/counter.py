@@ -221,7 +221,8 @@ def watch_backward(counter: FlopCounter) -> None:
     """Notice the backward passes, until `unwatch_backward`."""
     global _engine
     if not _counters:
-        _engine, torch.autograd._engine_run_backward = torch.autograd._engine_run_backward, _run_backward  # type: ignore[attr-defined]
+        _engine = torch.autograd._engine_run_backward
+        torch.autograd._engine_run_backward = _run_backward  # type: ignore[assignment]
     _counters.append(counter)
 
 
@@ -230,7 +231,7 @@ def unwatch_backward(counter: FlopCounter) -> None:
     if counter in _counters:
         _counters.remove(counter)
         if not _counters:
-            torch.autograd._engine_run_backward = _engine  # type: ignore[attr-defined]
+            torch.autograd._engine_run_backward = _engine
 
 
 def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool, *args: Any, **kwargs: Any) -> Any:
