@@ -90,7 +90,8 @@ def train(
 def log_step(step: int, lr: float, loss: float, wall_time: float = 0.0) -> LogStep:
     """One of a run that logs every step."""
     before, totals = Interval(step - 1), Totals(processed=step * TOKENS)
-    return LogStep(step=step, before=before, totals=totals, loss_sum=loss, losses=1, lr=lr, wall_time=wall_time)
+    values = {"totals": totals, "loss_sum": loss, "losses": 1, "lr": lr, "wall_time": wall_time}
+    return LogStep(step=step, updates=step, before=before, **values)
 
 
 def about(told: list[str]) -> list[str]:

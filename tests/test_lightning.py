@@ -135,7 +135,7 @@ def test_a_module_compiled_as_a_whole_falls_back_to_six_nd(tmp_path: Path, caplo
 
 
 def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
-    """A GAN's two networks: Lightning counts two steps a batch, we count each batch once."""
+    """A GAN's two networks: Lightning counts two steps a batch, we count each batch once, as one update."""
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
         one, two = self.optimizers()
@@ -156,6 +156,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path: Path) -> None:
     assert [point.step for point in run.points] == [4, 8, 12, 16]
     expected = ROWS.totals()
     assert totals(run) == {**expected, "flops": 2 * expected["flops"], "flops_hardware": 2 * expected["flops_hardware"]}
+    assert {point.batch_tokens for point in run.points} == {expected["tokens"] / 8}
     by_hand = manual_losses()
     assert list(losses(run).values()) == pytest.approx([sum(by_hand[i : i + 2]) / 2 for i in (0, 2, 4, 6)], rel=1e-5)
 

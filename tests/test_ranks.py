@@ -39,6 +39,7 @@ OPTIONS: dict[str, Any] = {
     "another end": lambda rank: {"log_every": 3, "total_steps": STEPS - rank},
     "advice on one": lambda rank: {"log_every": 2, "on_advice": ("warn", "stop")[rank]},
     "step() on rank 0": lambda rank: {"log_every": 2},
+    "rank 1 late": lambda rank: {"log_every": 1 + rank},
 }
 
 
@@ -49,14 +50,18 @@ def trained(folder: Path, kind: str | None) -> dict[str, Any]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     options = None if kind is None else OPTIONS[kind](rank)
     monitor = None if options is None else isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, **options)
+    late, store = kind == "rank 1 late", dist.group.WORLD.get_group_store()
     for batch in batches(Rows(4 * STEPS), 4):
         loss = net(**batch)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if late and rank and not monitor.steps:
+            store.wait(["rank 0 went on"])
         if monitor is not None and not (rank and kind == "step() on rank 0"):
             odd = kind == "NaN padding" and monitor.steps == 4 and rank
             monitor.step(loss, tokens=isoflop.TokenCount(32, padding=float("nan")) if odd else None)  # type: ignore[arg-type]
+            store.set("rank 0 went on" if rank == 0 else "rank 1 did", "")
     if monitor is not None:
         monitor.close()
     found = {name: value.numpy() for name, value in weights(net.module).items()}
@@ -72,6 +77,7 @@ SAID = {
     "another noise scale": "ranks differ in noise_scale: auto on rank 0, off on rank 1. off is taken on all",
     "another end": "ranks differ in total_steps: 8 on rank 0, 7 on rank 1. 8 is taken on all",
     "advice on one": None,
+    "rank 1 late": "only 1 of 2 ranks called their Monitor's step()",
     "step() on rank 0": "only 1 of 2 ranks called their Monitor's step()",
 }
 OPTIONS["NaN padding"] = OPTIONS["alike"]
@@ -94,9 +100,12 @@ def test_ranks_that_differ(kind: str, without: list[dict[str, Any]], tmp_path: P
         return
     record = the_run(tmp_path)
     known = "alone" not in kind and "on rank 0" not in kind and kind != "NaN padding"
-    every = 3 if kind == "another end" else 2
+    every = {"another end": 3, "rank 1 late": 1}.get(kind, 2)
     assert list(losses(record)) == [*range(every, STEPS + 1, every)] + ([STEPS] if STEPS % every else [])
     assert record.points[-1].tokens == (2 * 16 * 4 * STEPS if known else None)
+    if kind == "rank 1 late":  # what was counted before the ranks agreed is in their first sum
+        assert {point.step: point.tokens for point in record.points if point.tokens} == {7: 896, 8: 1024}
+        assert [point.batch_tokens for point in record.points] == [None] * 6 + [128.0] * 2
 
 
 # -- a part of an adapter fails on one rank: it takes part in every sum all the same -----------------------------------

@@ -92,9 +92,9 @@ def test_a_log_axis_thins_itself():
 # -- the scalars of an interval ----------------------------------------------------------------------------------------
 
 N = Parameters(total=130, trainable=130, non_embedding=50, non_embedding_with_head=100, active=130, method="by hand")
-BEFORE = Interval(10, Totals(processed=1000, padding=100, loss_tokens=800, flops=10**6, flops_attention=10**5), 5.0)
+BEFORE = Interval(10, Totals(processed=1000, padding=100, loss_tokens=800, flops=10**6, flops_attention=10**5), 5.0, 10)
 NOW = Interval(
-    20, Totals(processed=3000, padding=300, loss_tokens=2400, flops=4 * 10**6, flops_attention=5 * 10**5), 9.0
+    20, Totals(processed=3000, padding=300, loss_tokens=2400, flops=4 * 10**6, flops_attention=5 * 10**5), 9.0, 20
 )
 
 
@@ -102,6 +102,7 @@ def scalars(**changes: Any) -> dict[str, float]:
     now, loss = changes.pop("now", NOW), changes.pop("loss", 2.0)
     arguments: dict[str, Any] = {
         "step": now.steps,
+        "updates": now.updates,
         "totals": now.totals,
         "training_time": now.training_time,
         "wall_time": now.training_time / 0.9,

@@ -152,7 +152,8 @@ class IsoFLOPMonitor(LightningCallback):
     def _step(self, monitor: Monitor, trainer: Any) -> None:
         step = trainer.global_step
         if step > self._step_before:
-            monitor.step(advance=step - self._step_before)
+            advance = step - self._step_before
+            monitor.step(advance=advance, updates=-(-advance // max(len(trainer.optimizers), 1)))
             self._step_before = step
             if self._monitored and trainer.is_last_batch:
                 monitor.log()  # the epoch's end looks at our scalars

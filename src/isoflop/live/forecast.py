@@ -123,7 +123,8 @@ class ForecastPart(Part):
         if total is not None and in_tail(step.step, total) and math.isfinite(loss):
             self._final = self._final.plus(loss)
         if not tokens:
-            self._silent(NoForecast(Reason.TOKENS_UNKNOWN))
+            if step.summed:
+                self._silent(NoForecast(Reason.TOKENS_UNKNOWN))
             return
         if self.curve is None:
             self.curve = self._make(step)

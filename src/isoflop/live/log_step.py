@@ -22,15 +22,18 @@ class Interval(NamedTuple):
     steps: int = 0
     totals: Totals = Totals()
     training_time: float = 0.0
+    updates: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {"steps": self.steps, "totals": self.totals.state_dict(), "training_time": self.training_time}
+        return {**self._asdict(), "totals": self.totals.state_dict()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Interval:
         """The inverse of `state_dict`."""
-        return cls(int(state["steps"]), Totals(**state["totals"]), float(state["training_time"]))
+        steps, updates = int(state["steps"]), state.get("updates")  # not in states of earlier versions
+        updates = steps if updates is None else int(updates)
+        return cls(steps, Totals(**state["totals"]), float(state["training_time"]), updates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +41,12 @@ class LogStep:
     """A run at a log step. Unknown is None.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps done, as the trainer counts them.
+        updates: of the weights, of which one is several steps where several optimizers step together.
         loss_sum, losses: sum and number of the training losses since the last log step, over all ranks; nats.
         before: the last log step.
         totals: tokens and FLOPs since the run began, over all ranks.
-        summed: they hold all up to this step; False: up to the last log step.
+        summed: they hold all up to this step; False: up to the last log step, or other ranks' are still to come.
         whole: they hold all of the run; False: some of its steps were not counted.
         run_id: of the run's record; None: there is none.
         parameters: N by convention.
@@ -62,6 +66,7 @@ class LogStep:
     """
 
     step: int
+    updates: int = 0
     loss_sum: float = 0.0
     losses: int = 0
     before: Interval = field(default_factory=Interval)

@@ -97,7 +97,8 @@ class Monitor(PlainLoop):
         self.options = Options.of(**options)
         if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
             raise ValueError(f"total_steps= expects a whole number of at least 1, or None, got {total_steps!r}")
-        self.steps = 0  # optimizer steps done
+        self.steps = 0  # optimizer steps done, as the trainer counts them
+        self.updates = 0  # of the weights: of several optimizers that step together, one
         self.totals = Totals()  # sums over all ranks, as of the last log step
         self.should_stop = False
         """`on_advice` asks for the end of the run; the same on all ranks. A trainer is told; a plain loop looks."""
@@ -113,6 +114,7 @@ class Monitor(PlainLoop):
         self._started = self._finished = self._opened = False
         self._attempt_began_at = 0
         self._uncounted = False  # steps of this run that nothing was counted of
+        self._held: Totals | None = None  # counted here, of which the ranks' sum is still to come
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
@@ -224,13 +226,16 @@ class Monitor(PlainLoop):
         """
         self.observer.tally.add_loss(loss, scale, owned)
 
-    def step(self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1) -> None:
+    def step(
+        self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1, updates: int = 1
+    ) -> None:
         """One optimizer step is done.
 
         Args:
             loss: mean training loss of the step on this rank, in nats per token. A tensor stays on its device.
             tokens: tokens processed by this rank in this step, where the model's inputs do not show them.
             advance: by how much the trainer's step counter grew, where several optimizers stepped.
+            updates: how often the weights were updated: once, where each of them stepped once.
         """
         if not self._started:
             self.start()
@@ -243,9 +248,10 @@ class Monitor(PlainLoop):
             self._agree()
             self._open_record()
         before, self.steps = self.steps, self.steps + advance
+        self.updates += updates
         noise = self.noise
-        if noise.active and (self.steps >= noise.next_step or noise.micro_batches != noise.forwards):
-            noise.step(self.steps, tokens)
+        if noise.active and (self.updates >= noise.next_step or noise.micro_batches != noise.forwards):
+            noise.step(self.updates, tokens)
         noise.micro_batches = 0
         last = self.run.total_steps is not None and before < self.run.total_steps <= self.steps
         if not self.run.logs_itself and (last or self.steps // self.log_every > before // self.log_every):
@@ -281,10 +287,11 @@ class Monitor(PlainLoop):
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
         summed = self._sum(self.noise.row(self._clock.training_time) or self.noise.nothing)
         if summed:
-            self.noise.fold(summed, self.steps)
+            self.noise.fold(summed, self.updates)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            self.should_stop = self._ranks.any(self._asks_to_stop) if self._ranks.several else self._asks_to_stop
+            several, asks = self._ranks.several, self._asks_to_stop
+            self.should_stop = self._ranks.any(asks, self.steps) if several else asks
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
@@ -292,7 +299,9 @@ class Monitor(PlainLoop):
             self._see_device()
             self._read_learning_rate()
         step = self._now(*self._interval_loss(train_loss))
-        self._loss, self._logged = (0.0, 0), Interval(self.steps, self.totals, step.training_time)
+        self._loss = (0.0, 0)
+        if self._held is None:  # else the interval goes on until the ranks' sum
+            self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)
         self._latest = step
         with self._clock.phase("measuring"):
             for part in self.parts:
@@ -315,11 +324,12 @@ class Monitor(PlainLoop):
         """The run as it stands, without what the parts add."""
         return LogStep(
             step=self.steps,
+            updates=self.updates,
             loss_sum=loss_sum,
             losses=losses,
             before=self._logged,
-            totals=self.totals,
-            summed=summed,
+            totals=self._known,
+            summed=summed and self._held is None,
             whole=not self._uncounted,
             run_id=self.recorder.run_id,
             parameters=self.observer.costing.parameters,
@@ -330,6 +340,11 @@ class Monitor(PlainLoop):
             peak=None if self._device is None else self._device.peak,
             counting=describe_counting(self.observer),
         )
+
+    @property
+    def _known(self) -> Totals:
+        """The totals; unknown where other ranks' counts are still to come."""
+        return self.totals if self._held is None else added(self.totals, UNCOUNTED)
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -386,7 +401,11 @@ class Monitor(PlainLoop):
         part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
         if self.guard.aside and not self.guard.counts:
             part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
-        if self._ranks.several:
+        if self._held is not None:
+            part, self._held = added(self._held, part), None
+        if self._ranks.several and not self._agree():
+            self._held, part, noise = part, Totals(), []
+        elif self._ranks.several:
             step = 0 if self._apart else self.steps
             part, (loss_sum, losses, *noise) = self._ranks.total(
                 part, [loss_sum, losses], noise, step, self.run.data_parallel
@@ -399,14 +418,14 @@ class Monitor(PlainLoop):
     def _drain(self) -> tuple[Totals, float, float]:
         return self.observer.drain()
 
-    def _agree(self) -> None:
-        """Before the first sum: go by the settings of the first rank."""
-        settings = self._ranks.agree()
-        if settings is None:
-            return
-        self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
-        if settings.noise_scale == "off" and self.noise.option != "off":
-            self.noise.detach()
+    def _agree(self) -> bool:
+        """Whether the ranks sum now: not before all are here, and go by the settings of the first."""
+        sums, settings = self._ranks.agree(self.steps), self._ranks.settings
+        if self._ranks.several:
+            self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
+            if settings.noise_scale == "off" and self.noise.option != "off":
+                self.noise.detach()
+        return sums
 
     # -- its end, and a checkpoint in between ------------------------------------------------------------------
 
@@ -442,8 +461,9 @@ class Monitor(PlainLoop):
         state: dict[str, Any] = {
             "version": 1,
             "steps": self.steps,
+            "updates": self.updates,
             "uncounted": self._uncounted,
-            "totals": self.totals.state_dict(),
+            "totals": self._known.state_dict(),
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
             "clock": self._clock.state_dict(),
@@ -457,6 +477,7 @@ class Monitor(PlainLoop):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`; before the first step."""
         self.steps = self._attempt_began_at = int(state["steps"])
+        self.updates = int(state.get("updates", self.steps))  # not in states of earlier versions
         self._uncounted = bool(state.get("uncounted", False))
         self.totals = Totals(**state["totals"])
         self._loss = (float(state["loss"][0]), int(state["loss"][1]))

@@ -130,8 +130,8 @@ class Noise(Part):
         self._unmeasured = 0
         self._seconds = 0.0  # spent on the host since the last log step
         self._times = StepTimes()
-        self._logged = (0, 0.0)  # step and tokens of the last log step
-        self._collected = (0, 0.0)  # step and training time likewise
+        self._logged = (0, 0.0)  # updates and tokens of the last log step
+        self._collected = (0, 0.0)  # updates and training time likewise
         self._minimum = [0.0, 0.0]  # S_min and E_min so far
         self._told: set[str] = set()
 
@@ -388,13 +388,13 @@ class Noise(Part):
         if raw is not None and raw.value is not None:
             found["isoflop/b_simple_raw"] = raw.value
         tokens = step.totals.data_tokens
-        before, self._logged = self._logged, (step.step, float(tokens or 0))
+        before, self._logged = self._logged, (step.updates, float(tokens or 0))
         if not tokens:
             return step.having(found)
         known = beliefs(tokens, step.loss, scale, preconditioned, self._token_bytes)
         critical = self.critical = combine(known)
         found |= {"isoflop/b_crit": critical.value, "isoflop/b_crit_sigma": critical.sigma}
-        steps, spent = step.step - before[0], tokens - before[1]
+        steps, spent = step.updates - before[0], tokens - before[1]
         if steps > 0 and spent > 0:
             batch = self.batch or spent / steps
             self._minimum[0] += steps / steps_over_minimum(batch, critical.value)

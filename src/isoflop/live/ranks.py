@@ -1,9 +1,10 @@
 """The ranks of one run: the settings that they share, and their one sum at a log step.
 
 Ranks that sum at different steps, or of which some have no Monitor, meet each other's other collectives: the job dies
-of an error that names nobody. So at its first step each rank tells its settings through the process group's store,
-where a rank can look without waiting for ever. Each sum is of one size and every rank takes part in it, also one whose
-counting has failed: its row says so.
+of an error that names nobody. So at its first step each rank puts its settings into the process group's store, where a
+rank can look without waiting for ever. Where one is missing then, the others keep what they count and look again
+whenever they would sum: once all are there they agree on a step to come, from which all sum. Each sum is of one size
+and every rank takes part in it, also one whose counting has failed: its row says so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from isoflop.guard import UNKNOWN, Guard, attempt, declare
 SUMMING = declare("summing over ranks", UNKNOWN)
 PATIENCE = 10.0
 """Seconds that a rank waits for the others' settings, once: ranks that train together are at most a step apart."""
+NEVER = 2**62
+"""A step that no rank reaches."""
 
 UNCOUNTED = Totals(without_tokens=1, without_labels=1, without_flops=1)
 _NUMBERS = itertools.count()  # of the Monitors of this process: the same on every rank
@@ -47,7 +50,7 @@ class Ranks:
         settings: of this rank.
 
     Attributes:
-        settings: of all ranks, once `agree` was called.
+        settings: of all ranks, once they have agreed; of this rank before.
         several: more than one process trains.
     """
 
@@ -55,45 +58,59 @@ class Ranks:
         self.settings = settings
         self.several = world_size() > 1
         self._guard = guard
-        self._key, self._agreed = f"isoflop/{next(_NUMBERS)}", False
+        self._key = f"isoflop/{next(_NUMBERS)}"
+        self._store: Any = None
+        self._looked = False
+        self._first = 0  # step from which all ranks sum; `NEVER` as long as they have not agreed
 
     @property
     def open(self) -> bool:
         """Sums are possible."""
         return self._guard.open(SUMMING)
 
-    def agree(self) -> Settings | None:
-        """The settings of all ranks, before the first sum; None: there is one rank. Where one is missing, no sums."""
-        self.several = world_size() > 1
-        if self.several and not self._agreed:
-            self._agreed = True
-            store = attempt(_store)
-            if store is not None:
-                with self._guard.part(SUMMING):
-                    self._compare(store)
-        return self.settings if self.several else None
+    def agree(self, step: int) -> bool:
+        """Whether all ranks sum at this step. They have agreed on that, or do so where all of them are here by now."""
+        self.several = self.several or world_size() > 1
+        if self.several and self.open and (not self._looked or self._first == NEVER):
+            with self._guard.part(SUMMING):
+                self._look(step)
+        return step >= self._first
 
-    def _compare(self, store: Any) -> None:
+    def _look(self, step: int) -> None:
+        first, self._looked = not self._looked, True
+        store = self._store = self._store or attempt(_store)
+        if store is None:
+            return
         keys = [f"{self._key}/{number}" for number in range(world_size())]
-        store.set(keys[rank()], json.dumps(self.settings))
-        with suppress(RuntimeError):  # it took too long
-            store.wait(keys, timedelta(seconds=PATIENCE))
-        here = [number for number, name in enumerate(keys) if store.check([name])]
-        # whoever is first decides for all: a late rank must not sum where the others have given up
-        found = json.dumps(here)
-        here = json.loads(store.compare_set(f"{self._key}/here", "", found))
-        if len(here) < len(keys):
-            raise RuntimeError(
-                f"only {len(here)} of {len(keys)} ranks called their Monitor's step() within {PATIENCE:g} s: make a "
-                "Monitor on every rank and call it there, too"
+        store.set(keys[rank()], json.dumps([step, *self.settings]))
+        if first:
+            with suppress(RuntimeError):  # it took too long
+                store.wait(keys, timedelta(seconds=PATIENCE))
+        here = len(keys) if store.check(keys) else sum(store.check([name]) for name in keys)
+        # whoever is first decides for all: a late rank must not sum where the others have begun without it
+        together = store.compare_set(f"{self._key}/here", "", str(here)) == str(len(keys)).encode()
+        self._first = 0 if together else NEVER
+        if here == len(keys):
+            every = [json.loads(store.get(name)) for name in keys]
+            settings = [Settings(*values) for _, *values in every]
+            if not together:  # ranks look at their own log steps: so far ahead that each will have looked
+                ahead = str(max(at for at, *_ in every) + 2 + 2 * max(each.log_every for each in settings))
+                self._first = int(store.compare_set(f"{self._key}/first", "", ahead))
+            self._compare(settings)
+        elif first:
+            self._guard.once(
+                "only %d of %d ranks called their Monitor's step() within %g s: tokens and FLOPs are unknown until all "
+                "do. Make a Monitor on every rank and call it there, too",
+                *(here, len(keys), PATIENCE),
             )
-        told = [Settings(*json.loads(store.get(name))) for name in keys]
-        self.settings = told[0]._replace(
-            asks=any(each.asks for each in told),
-            noise_scale=told[0].noise_scale if len({each.noise_scale for each in told}) == 1 else "off",
+
+    def _compare(self, every: Sequence[Settings]) -> None:
+        self.settings = every[0]._replace(
+            asks=any(each.asks for each in every),
+            noise_scale=every[0].noise_scale if len({each.noise_scale for each in every}) == 1 else "off",
         )
         for name in ("log_every", "total_steps", "noise_scale"):
-            values = [getattr(each, name) for each in told]
+            values = [getattr(each, name) for each in every]
             other = next((number for number, value in enumerate(values) if value != values[0]), None)
             if other is not None and rank() == 0:
                 self._guard.once(
@@ -115,7 +132,6 @@ class Ranks:
             step: optimizer steps done, to see that ranks are at the same one.
             data_parallel: ranks with data of their own, where others share a batch with them; None: all.
         """
-        self.agree()
         ranks = world_size()
         if self.open:
             with self._guard.part(SUMMING):
@@ -134,9 +150,9 @@ class Ranks:
                 return Totals(**dict(zip(names, integers, strict=True))), sums
         return UNCOUNTED, list(loss)
 
-    def any(self, asked: bool) -> bool:
+    def any(self, asked: bool, step: int) -> bool:
         """Whether some rank asks: a collective, in which all take part or none."""
-        if self.settings.asks and self.open:
+        if self.settings.asks and self.open and step >= self._first:
             with self._guard.part(SUMMING):
                 return sum_over_ranks([int(asked)], [])[0][0] > 0
         return asked

@@ -110,9 +110,9 @@ def interval_scalars(step: LogStep) -> dict[str, float]:
         head, body = parameters.non_embedding_with_head, parameters.non_embedding
         values["isoflop/tokens_per_param"] = tokens / head if head else None
         values["isoflop/tokens_per_param_non_embedding"] = tokens / body if body else None
-    steps, seconds = step.step - before.steps, step.training_time - before.training_time
-    if processed is not None and steps > 0:
-        values["isoflop/batch_tokens"] = (processed - before.totals.processed) / steps
+    updates, seconds = step.updates - before.updates, step.training_time - before.training_time
+    if processed is not None and updates > 0:
+        values["isoflop/batch_tokens"] = (processed - before.totals.processed) / updates
     if processed is not None and seconds > 0:
         values["isoflop/tokens_per_second_per_device"] = (processed - before.totals.processed) / seconds / step.devices
     if flops is not None and seconds > 0:
