@@ -114,7 +114,6 @@ class Monitor(PlainLoop):
         self._started = self._finished = self._opened = False
         self._attempt_began_at = 0
         self._uncounted = False  # steps of this run that nothing was counted of
-        self._held: Totals | None = None  # counted here, of which the ranks' sum is still to come
         self._loss = (0.0, 0)  # sum and number of losses since the last log step, over all ranks
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
@@ -197,7 +196,7 @@ class Monitor(PlainLoop):
 
     @hook(COUNTING, UNKNOWN)
     def end_batch(self) -> None:
-        """The step that `batch` began is over."""
+        """… and is over."""
         self.observer.end_batch()
 
     @hook(COUNTING, UNKNOWN)
@@ -290,17 +289,20 @@ class Monitor(PlainLoop):
             self.noise.fold(summed, self.updates)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            several, asks = self._ranks.several, self._asks_to_stop
-            self.should_stop = self._ranks.any(asks, self.steps) if several else asks
+            self.should_stop = self._ranks.any(self._asks_to_stop, self.steps)
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
         if self._model is None:
             self._see_device()
             self._read_learning_rate()
-        step = self._now(*self._interval_loss(train_loss))
-        self._loss = (0.0, 0)
-        if self._held is None:  # else the interval goes on until the ranks' sum
+        loss_sum, losses = self._loss
+        if train_loss is not None and math.isfinite(loss_sum):
+            # a trainer does not keep, through a resume, the losses since its last log step
+            losses = self.steps - max(self._logged.steps, self._attempt_began_at)
+            loss_sum = train_loss * losses
+        step, self._loss = self._now(loss_sum, losses), (0.0, 0)
+        if not self._ranks.held:  # else the interval goes on until the ranks' sum
             self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)
         self._latest = step
         with self._clock.phase("measuring"):
@@ -311,15 +313,6 @@ class Monitor(PlainLoop):
         self._asks_to_stop = self._asks_to_stop or self._latest.stop
         self.observer.look_for_frozen_layers()
 
-    def _interval_loss(self, train_loss: float | None) -> tuple[float, int]:
-        """Sum and number of the losses since the last log step; of a trainer's own mean, where that is given."""
-        total, count = self._loss
-        if train_loss is not None and math.isfinite(total):
-            # a trainer does not keep, through a resume, the losses since its last log step
-            count = self.steps - max(self._logged.steps, self._attempt_began_at)
-            total = train_loss * count
-        return total, count
-
     def _now(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
         """The run as it stands, without what the parts add."""
         return LogStep(
@@ -328,8 +321,8 @@ class Monitor(PlainLoop):
             loss_sum=loss_sum,
             losses=losses,
             before=self._logged,
-            totals=self._known,
-            summed=summed and self._held is None,
+            totals=self._ranks.known(self.totals),
+            summed=summed and not self._ranks.held,
             whole=not self._uncounted,
             run_id=self.recorder.run_id,
             parameters=self.observer.costing.parameters,
@@ -340,11 +333,6 @@ class Monitor(PlainLoop):
             peak=None if self._device is None else self._device.peak,
             counting=describe_counting(self.observer),
         )
-
-    @property
-    def _known(self) -> Totals:
-        """The totals; unknown where other ranks' counts are still to come."""
-        return self.totals if self._held is None else added(self.totals, UNCOUNTED)
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")
     def evaluate(self, name: str, loss: Loss) -> None:
@@ -373,11 +361,9 @@ class Monitor(PlainLoop):
 
     def _between(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
         """The run as it stands, with what the parts made of the last log step."""
-        now, latest = self._now(loss_sum, losses, summed), self._latest
-        found = {
-            name: getattr(latest, name) for name in ("scalars", "batch", "forecaster", "ladder", "plan", "forecast")
-        }
-        return replace(now, **found)
+        kept = ("scalars", "batch", "forecaster", "ladder", "plan", "forecast")
+        found = {name: getattr(self._latest, name) for name in kept}
+        return replace(self._now(loss_sum, losses, summed), **found)
 
     @hook("the clock", "goodput is wrong")
     def enter(self, phase: Phase) -> None:
@@ -401,11 +387,8 @@ class Monitor(PlainLoop):
         part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
         if self.guard.aside and not self.guard.counts:
             part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
-        if self._held is not None:
-            part, self._held = added(self._held, part), None
-        if self._ranks.several and not self._agree():
-            self._held, part, noise = part, Totals(), []
-        elif self._ranks.several:
+        if self._ranks.several:
+            self._agree()
             step = 0 if self._apart else self.steps
             part, (loss_sum, losses, *noise) = self._ranks.total(
                 part, [loss_sum, losses], noise, step, self.run.data_parallel
@@ -418,14 +401,13 @@ class Monitor(PlainLoop):
     def _drain(self) -> tuple[Totals, float, float]:
         return self.observer.drain()
 
-    def _agree(self) -> bool:
-        """Whether the ranks sum now: not before all are here, and go by the settings of the first."""
-        sums, settings = self._ranks.agree(self.steps), self._ranks.settings
-        if self._ranks.several:
+    def _agree(self) -> None:
+        """Go by the settings of the first rank, once all are here."""
+        settings = self._ranks.agree(self.steps)
+        if settings is not None:
             self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
             if settings.noise_scale == "off" and self.noise.option != "off":
                 self.noise.detach()
-        return sums
 
     # -- its end, and a checkpoint in between ------------------------------------------------------------------
 
@@ -463,7 +445,7 @@ class Monitor(PlainLoop):
             "steps": self.steps,
             "updates": self.updates,
             "uncounted": self._uncounted,
-            "totals": self._known.state_dict(),
+            "totals": self._ranks.known(self.totals).state_dict(),
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
             "clock": self._clock.state_dict(),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from isoflop.flops.totals import Totals, rank, sum_over_ranks, world_size
+from isoflop.flops.totals import Totals, added, rank, sum_over_ranks, world_size
 from isoflop.guard import UNKNOWN, Guard, attempt, declare
 
 SUMMING = declare("summing over ranks", UNKNOWN)
@@ -52,6 +52,7 @@ class Ranks:
     Attributes:
         settings: of all ranks, once they have agreed; of this rank before.
         several: more than one process trains.
+        held: counted here since the run began, where the ranks' first sum is still to come.
     """
 
     def __init__(self, guard: Guard, settings: Settings) -> None:
@@ -61,6 +62,7 @@ class Ranks:
         self._key = f"isoflop/{next(_NUMBERS)}"
         self._store: Any = None
         self._looked = False
+        self.held: Totals | None = None
         self._first = 0  # step from which all ranks sum; `NEVER` as long as they have not agreed
 
     @property
@@ -68,13 +70,17 @@ class Ranks:
         """Sums are possible."""
         return self._guard.open(SUMMING)
 
-    def agree(self, step: int) -> bool:
-        """Whether all ranks sum at this step. They have agreed on that, or do so where all of them are here by now."""
+    def agree(self, step: int) -> Settings | None:
+        """Look whether all ranks are here; returns their settings, or None where one is missing or there is but one."""
         self.several = self.several or world_size() > 1
         if self.several and self.open and (not self._looked or self._first == NEVER):
             with self._guard.part(SUMMING):
                 self._look(step)
-        return step >= self._first
+        return self.settings if self.several and self._first < NEVER else None
+
+    def known(self, totals: Totals) -> Totals:
+        """The totals; unknown while this rank's counts are held."""
+        return added(totals, UNCOUNTED) if self.held else totals
 
     def _look(self, step: int) -> None:
         first, self._looked = not self._looked, True
@@ -124,7 +130,8 @@ class Ranks:
         """This rank's counts, loss and further numbers, summed over ranks.
 
         A collective: every rank calls it at the same step, with as many numbers. Where it fails, now or before, the
-        counts are unknown, the loss is this rank's own, and there are no further numbers.
+        counts are unknown, the loss is this rank's own, and there are no further numbers. Before the ranks have agreed
+        to sum the counts are held.
 
         Args:
             part: what this rank has counted.
@@ -132,7 +139,11 @@ class Ranks:
             step: optimizer steps done, to see that ranks are at the same one.
             data_parallel: ranks with data of their own, where others share a batch with them; None: all.
         """
-        ranks = world_size()
+        ranks, held = world_size(), self.held or Totals()
+        if step < self._first and self.open:
+            self.held = added(held, part)
+            return Totals(), list(loss)
+        part, self.held = added(held, part), None
         if self.open:
             with self._guard.part(SUMMING):
                 if ranks == 1:
@@ -151,11 +162,13 @@ class Ranks:
         return UNCOUNTED, list(loss)
 
     def any(self, asked: bool, step: int) -> bool:
-        """Whether some rank asks: a collective, in which all take part or none."""
+        """Whether some rank asks: a collective, in which all take part or none. A rank that stops alone hangs the others."""
+        if not self.several:
+            return asked
         if self.settings.asks and self.open and step >= self._first:
             with self._guard.part(SUMMING):
                 return sum_over_ranks([int(asked)], [])[0][0] > 0
-        return asked
+        return False
 
 
 def _store() -> Any:
