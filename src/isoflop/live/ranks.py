@@ -162,7 +162,7 @@ class Ranks:
         return UNCOUNTED, list(loss)
 
     def any(self, asked: bool, step: int) -> bool:
-        """Whether some rank asks: a collective, in which all take part or none. A rank that stops alone hangs the others."""
+        """Whether some rank asks: a collective of all ranks or none. One that stopped alone would hang the others."""
         if not self.several:
             return asked
         if self.settings.asks and self.open and step >= self._first:
