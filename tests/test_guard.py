@@ -303,14 +303,13 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "Lightning: load_state_dict": [
         (lightning_resumed, "body of isoflop_lightning.callback.IsoFLOPMonitor.load_state_dict")
     ],
-    "Weights & Biases": [(transformers_run, "isoflop_transformers.trainer.WandbSink.write")],
-    "MLflow": [(transformers_run, "isoflop_transformers.trainer.MLflowSink.write")],
+    "Weights & Biases": [(transformers_run, "isoflop_transformers.callback.flops_axis_in_wandb")],
     "Hugging Face: on_train_begin": [(transformers_run, "isoflop_transformers.callback.describe_training")],
     "Hugging Face: on_train_end": [(transformers_run, "isoflop.live.monitor.Monitor.finish")],
     "Hugging Face: the model's output": [(transformers_run, "isoflop.live.monitor.Monitor.loss")],
     "Hugging Face: on_step_end": [(transformers_run, "isoflop.live.monitor.Monitor.step")],
     "Hugging Face: on_log": [(transformers_run, "isoflop.live.monitor.Monitor.log")],
-    "Hugging Face: the log's history": [
+    "Hugging Face: the trainer's log": [
         (transformers_run, "body of isoflop_transformers.callback.IsoFLOPCallback._show")
     ],
     "Hugging Face: on_prediction_step": [
@@ -329,8 +328,6 @@ LOSES: dict[str, set[str]] = {
     "writing the record": {"points", "end", "tokens", "flops", "loss"},
     "TensorBoard": {"scalars"},
     "Lightning's loggers": {"scalars"},
-    "Weights & Biases": {"scalars"},  # there is no other place in these scenarios
-    "MLflow": {"scalars"},
     "the terminal's line": {"terminal"},
     "splitting the step": {"loss"},  # its scenario gives none
     "counting the batch": {"tokens", "flops"},
@@ -427,10 +424,6 @@ def test_a_failure_inside_costs_one_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, expected = unobserved(scenario)
-    if name in ("Weights & Biases", "MLflow"):
-        from isoflop_transformers.trainer import MLflowSink, WandbSink
-
-        monkeypatch.setattr("isoflop_transformers.trainer._sinks", lambda args: [WandbSink(), MLflowSink()])
     break_it(monkeypatch, target)
     resumes = scenario in (lightning_resumed, transformers_resumed)
     found = scenario(folder if resumes else tmp_path, True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
+import pickle
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,17 +245,55 @@ def test_a_model_in_torch_compiles_wrapper(tmp_path: Path) -> None:
     assert plain.points[-1].loss_tokens == int((ROWS.labels[:, 1:] != -100).sum())
 
 
-def test_wandb_gets_flops_as_an_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from isoflop_transformers.trainer import WandbSink
+def test_what_reports_gets_the_scalars_with_the_trainers_own_log(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A reporter of one's own and MLflow's, W&B's axis; what prints the log leaves them out."""
+    from transformers import TrainerCallback
 
-    defined, logged = [], []
-    fake = SimpleNamespace(define_metric=lambda *names, **how: defined.append((names, how)), log=logged.append)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    logged: list[dict[str, Any]] = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            logged.append(dict(logs))
+
+    defined: list[Any] = []
+    fake = SimpleNamespace(define_metric=lambda *names, **how: defined.append((names, how)))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=fake))
-    monkeypatch.setattr("isoflop_transformers.trainer._sinks", lambda args: [WandbSink()])
-    train(tmp_path)
-    assert (("isoflop/loss",), {"step_metric": "isoflop/flops"}) in defined
-    assert [entry["train/global_step"] for entry in logged] == [2, 4, 6, 8]
+    mlflow = pytest.importorskip("mlflow")
+    train(tmp_path, callbacks=[Reporter()], report_to=["mlflow"])
+    flops = [ROWS.totals()["flops"] / 8 * step for step in (2, 4, 6, 8)]
+    assert [entry["isoflop/flops"] for entry in logged[:4]] == flops and "train_runtime" in logged[4]
     assert not any(set(entry) & set(AXES) for entry in logged)
+    client = mlflow.MlflowClient()
+    run = client.search_runs([client.get_experiment_by_name("Default").experiment_id])[0].info.run_id
+    assert [each.value for each in client.get_metric_history(run, "isoflop/flops")] == flops
+    assert defined == [(("train/isoflop/loss",), {"step_metric": "train/isoflop/flops"})]
+    assert "'loss'" in (printed := capsys.readouterr().out) and "isoflop/" not in printed
+
+
+def test_copies_and_pickles_carry_options_and_counts(tmp_path: Path) -> None:
+    """As for processes that are spawned: what observes this process's model stays here."""
+    watch = IsoFLOPCallback(log_every=3)
+    assert pickle.loads(pickle.dumps(watch)).options == {"log_every": 3}
+    train(tmp_path, watch=watch)
+    for copy in (pickle.loads(pickle.dumps(watch)), deepcopy(watch)):
+        assert copy.monitor is None and copy.restored["steps"] == 8
+
+
+def test_a_trainer_that_fails_and_goes_is_an_interrupted_run(tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Fails(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, callbacks=[Fails()])
+    gc.collect()
+    run = the_run(tmp_path)
+    assert run.status == "interrupted" and [point.step for point in run.points] == [2, 4, 5]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

@@ -53,6 +53,11 @@ class IsoFLOPMonitor(LightningCallback):
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes into another process or a copy: options and counts, not what observes this one's model."""
+        state = self._restored if self.monitor is None else self.monitor.state_dict()
+        return {**vars(self), **vars(type(self)(**self._options)), "_restored": state}
+
     # -- start and end -------------------------------------------------------------------------------------------
 
     @hook("Lightning: on_train_start", _UNSEEN)

@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize, ref
 
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from isoflop.flops.calls import watch
-from isoflop.guard import Guard, hook
+from isoflop.guard import Guard, attempt, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
+from isoflop.record.thinned import due
 from isoflop_transformers.split import NO_TRAINER, SplitSteps, find_trainer
-from isoflop_transformers.trainer import describe_training
+from isoflop_transformers.trainer import describe_training, flops_axis_in_wandb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Unpack
 
     from isoflop.live.options import OptionsDict
 
+_OURS = "isoflop/"
 _UNSEEN = "the run is not observed from here on"
 _STEP = "Hugging Face: on_step_end"
 
@@ -45,9 +49,17 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         self.guard = Guard()
         self.monitor: Monitor | None = None
         """The `Monitor` of the run, from the start of training on."""
-        self._unwatch = lambda: None
+        self._unwatch: Callable[[], None] = _nothing
+        self._unended: finalize[Any, Any] | None = None
         self._evaluating = False
         self._split: SplitSteps | None = None
+        self._shown = self._shown_at = 0  # log steps in the trainer's own log, and the last of them
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes into another process or a copy: options and counts, not what observes this one's model."""
+        state = None if self.monitor is None else self.monitor.state_dict()
+        fresh = vars(type(self)(restored=state or self.restored, **self.options))
+        return {**vars(self), **fresh}
 
     # -- start and end -------------------------------------------------------------------------------------------
 
@@ -56,8 +68,8 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         """The plan is known and a checkpoint is loaded."""
         self.guard.aside.clear()
         self._unwatch()
-        if self.monitor is not None:
-            self.monitor.finish(completed=False)  # a run that was interrupted: the Trainer has no hook for that
+        if self._unended is not None:
+            self._unended()  # a run that was interrupted: the Trainer has no hook for that
         name = type(self).__name__
         stored = state.stateful_callbacks.get(name)
         # without an entry the Trainer's next save raises a KeyError when the checkpoint it resumed had none
@@ -89,10 +101,19 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
 
         self._unwatch = watch(model, before, after, evaluating)
         finalize(self, self._unwatch)
+        self._unended = finalize(self, _interrupt, monitor, os.getpid())  # as late as at the process's end
         self.monitor = monitor
+        trainer = find_trainer()
+        if trainer is not None:
+            self._go_before_reporters(trainer.callback_handler)
+        strategy = getattr(args.logging_strategy, "value", args.logging_strategy)
+        if strategy == "no" and self.options.get("log_every") is None:
+            self.guard.once(
+                'logging_strategy="no": the Trainer logs no loss, so the record gets one point, at the end. Pass '
+                "log_every= for more"
+            )
         if monitor.options.noise_scale == "split":
             self._unsplit()
-            trainer = find_trainer()
             if trainer is None:
                 monitor.noise.refuse(NO_TRAINER)
             else:
@@ -102,10 +123,25 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     @hook("Hugging Face: on_train_end", "the record has no end line")
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The last point and the totals."""
+        if self._unended is not None:
+            self._unended.detach()
         self._unwatch()
         self._unsplit()
         if self.monitor is not None:
             self.monitor.finish()
+
+    def _go_before_reporters(self, handler: Any) -> None:
+        """Let what reports get our scalars with the trainer's own log, and what prints that log leave them out.
+
+        TensorBoard's own writer has no need of them, for the event files have them by their own names.
+        """
+        others = [each for each in handler.callbacks if not (isinstance(each, _Relay) and each.callback is self)]
+        first = [each for each in others if isinstance(each, DefaultFlowCallback)]
+        first += [each for each in others if type(each).__name__ == "TensorBoardCallback"]
+        last = [each for each in others if isinstance(each, PrinterCallback | ProgressCallback)]
+        between = [each for each in others if each not in first and each not in last]
+        # a new list, for the Trainer is going through the old one
+        handler.callbacks = [*first, _Relay(self, adds=True), *between, _Relay(self, adds=False), *last]
 
     def _unsplit(self) -> None:
         if self._split is not None:
@@ -151,24 +187,34 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             monitor.enter("checkpoint")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """The interval's mean loss, gathered over ranks by the Trainer."""
+        """The interval's mean loss, gathered over ranks by the Trainer. Called by a `_Relay` first."""
         if self.monitor is None or logs is None or "loss" not in logs or "learning_rate" not in logs:
             return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
         self._log(self.monitor, logs)
-        self._show(self.monitor, args, state, control)
+        if self._shown_at != state.global_step:
+            self._shown_at = state.global_step
+            self._show(self.monitor, args, state, control, logs)
+            self._draw_against_flops()
 
     @hook("Hugging Face: on_log", "nothing more is recorded or shown")
     def _log(self, monitor: Monitor, logs: dict[str, Any]) -> None:
         monitor.log(float(logs["loss"]))
 
-    @hook("Hugging Face: the log's history", "trainer_state.json does not show isoflop's scalars")
-    def _show(self, monitor: Monitor, args: Any, state: Any, control: Any) -> None:
+    @hook("Hugging Face: the trainer's log", "reporters and trainer_state.json do not get isoflop's scalars")
+    def _show(self, monitor: Monitor, args: Any, state: Any, control: Any, logs: dict[str, Any]) -> None:
         if monitor.should_stop:
             control.should_training_stop = True
             control.should_save = str(getattr(args.save_strategy, "value", args.save_strategy)) != "no"
-        if state.log_history:  # what `logs` becomes in trainer_state.json
-            finite = {name: value for name, value in monitor.scalars.items() if math.isfinite(value)}
+        finite = {name: value for name, value in monitor.scalars.items() if math.isfinite(value)}
+        logs.update(finite)
+        self._shown += 1
+        if state.log_history and due(self._shown):  # which trainer_state.json holds, anew in each checkpoint
             state.log_history[-1].update(finite)
+
+    @hook("Weights & Biases", "no loss against FLOPs there")
+    def _draw_against_flops(self) -> None:
+        if self._shown == 1:
+            flops_axis_in_wandb()
 
     # -- evaluation and checkpoints ------------------------------------------------------------------------------
 
@@ -217,3 +263,29 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
     @hook("Hugging Face: state", "a resumed run counts from 0")
     def _state(self) -> dict[str, Any] | None:
         return None if self.monitor is None else self.monitor.state_dict()
+
+
+class _Relay(TrainerCallback):
+    """A place in the Trainer's list of callbacks: from here on its log has our scalars, or has them no longer."""
+
+    def __init__(self, callback: IsoFLOPCallback, adds: bool) -> None:
+        self.callback, self._adds = callback, adds
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Before the reporters, or after them."""
+        if self._adds:
+            self.callback.on_log(args, state, control, logs, **kwargs)
+        else:
+            logs = {} if logs is None else logs
+            for name in [name for name in logs if name.startswith(_OURS)]:
+                del logs[name]
+
+
+def _nothing() -> None:
+    """Stands for what is to be undone where nothing was done."""
+
+
+def _interrupt(monitor: Monitor, process: int) -> None:
+    """End an abandoned run; a forked child has its parent's exit functions."""
+    if os.getpid() == process:
+        attempt(monitor.finish, False)

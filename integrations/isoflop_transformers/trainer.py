@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isoflop.guard import Guard, declare
-from isoflop.live.run_info import RunInfo, Sink
-from isoflop.live.scalars import AxisPoint
+from isoflop.guard import Guard
+from isoflop.live.run_info import RunInfo
 from isoflop.live.scheduler import by_epoch
 from isoflop.live.sinks import TensorBoardSink
 from isoflop_transformers.split import find_trainer
 
-WANDB = declare("Weights & Biases", "no further scalars in Weights & Biases")
-MLFLOW = declare("MLflow", "no further scalars in MLflow")
-
 
 def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Guard) -> RunInfo:
     """Read the run's plan from `TrainingArguments`, `TrainerState` and what callbacks are given."""
-    folder = Path(args.output_dir)
+    output, folder = Path(args.output_dir), _tensorboard_folder(args)
     scheduler = given.get("lr_scheduler")
     return RunInfo(
         framework="transformers",
         guard=guard,
-        record_dir=folder,
+        record_dir=output,
         log_every=max(1, int(state.logging_steps or 1)),
         logs_itself=True,
         together=True,
-        run_name=getattr(args, "run_name", None) or folder.resolve().name,
+        run_name=getattr(args, "run_name", None) or output.resolve().name,
         total_steps=state.max_steps if state.max_steps and state.max_steps > 0 else None,
         optimizer=given.get("optimizer"),
         schedule=None if scheduler is None else str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
@@ -45,8 +41,8 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         label_smoothing=float(getattr(args, "label_smoothing_factor", 0) or 0),
         tokenizer=_tokenizer_name(given.get("processing_class")),
         data=_dataset_name(given.get("train_dataloader")),
-        sinks=_sinks(args) if state.is_world_process_zero else [],
-        tensorboard=_tensorboard_folder(args),
+        sinks=[TensorBoardSink(folder)] if state.is_world_process_zero else [],
+        tensorboard=folder,
     )
 
 
@@ -62,16 +58,6 @@ def _dataset_name(loader: Any) -> str | None:
     return getattr(info, "dataset_name", None) or (None if dataset is None else type(dataset).__name__)
 
 
-def _sinks(args: Any) -> list[Sink]:
-    sinks: list[Sink] = [TensorBoardSink(_tensorboard_folder(args))]
-    reports = args.report_to or []
-    if "wandb" in reports:
-        sinks.append(WandbSink())
-    if "mlflow" in reports:
-        sinks.append(MLflowSink())
-    return sinks
-
-
 def _tensorboard_folder(args: Any) -> Path:
     """The Trainer's own TensorBoard folder, where it writes one; else the output folder."""
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
@@ -84,45 +70,8 @@ def _tensorboard_folder(args: Any) -> Path:
     return Path(args.output_dir)
 
 
-class WandbSink:
-    """The Trainer's W&B run. What a callback adds to `logs` comes too late for the Trainer's own reporters."""
-
-    boundary = WANDB
-
-    def __init__(self) -> None:
-        self._defined = False
-
-    def text(self, step: int, tag: str, markdown: str) -> None:
-        """Texts are not sent there: the record and the terminal have them."""
-
-    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        """Log beside the Trainer, on its axis; the loss also against FLOPs."""
-        run = getattr(sys.modules.get("wandb"), "run", None)
-        if run is None:
-            return
-        if not self._defined:
-            self._defined = True
-            run.define_metric("isoflop/flops")
-            run.define_metric("isoflop/loss", step_metric="isoflop/flops")
-        run.log({**scalars, "train/global_step": step})
-
-    def close(self) -> None:
-        """The run is the Trainer's."""
-
-
-class MLflowSink:
-    """The Trainer's MLflow run."""
-
-    boundary = MLFLOW
-
-    def text(self, step: int, tag: str, markdown: str) -> None:
-        """Texts are not sent there: the record and the terminal have them."""
-
-    def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        """Log beside the Trainer."""
-        mlflow = sys.modules.get("mlflow")
-        if mlflow is not None and mlflow.active_run() is not None:
-            mlflow.log_metrics(dict(scalars), step=step)
-
-    def close(self) -> None:
-        """The run is the Trainer's."""
+def flops_axis_in_wandb() -> None:
+    """Let the Trainer's W&B run draw the loss against FLOPs; what the Trainer logs is "train/…" there."""
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is not None:
+        run.define_metric("train/isoflop/loss", step_metric="train/isoflop/flops")

@@ -11,8 +11,9 @@ import errno
 import functools
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -109,9 +110,16 @@ def warn(text: str, *args: object) -> None:
 
 def _log(level: int, text: str, *args: object, exc_info: Exception | None = None) -> None:
     try:
-        logger.log(level, "isoflop: " + text, *args, exc_info=exc_info)
+        with _beside_progress_bars():
+            logger.log(level, "isoflop: " + text, *args, exc_info=exc_info)
     except Exception as error:  # a user's handler, a closed stderr: nothing can be reported
         pass_on(error)
+
+
+def _beside_progress_bars() -> Any:
+    """Takes tqdm's bars off the terminal for as long as something else is written there."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    return nullcontext() if tqdm is None else tqdm.external_write_mode(file=sys.stderr)
 
 
 def _print(say: Callable[[str], None], line: str) -> None:

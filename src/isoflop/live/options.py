@@ -35,7 +35,7 @@ class OptionsDict(TypedDict, total=False):
     price_per_hour: float | None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
     thresholds: Thresholds | None
-    noise_scale: str
+    noise_scale: str | bool
     data_parallel: int | None
 
 
@@ -165,6 +165,8 @@ class Options:
             ValueError: a value that can't be.
             TypeError: an option that does not exist.
         """
+        if isinstance(given := options.get("noise_scale"), bool):  # YAML reads a plain off as False
+            options["noise_scale"] = "auto" if given else "off"
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:

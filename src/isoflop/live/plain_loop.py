@@ -85,6 +85,10 @@ class PlainLoop:
         finally:
             self.leave("evaluation")
 
+    def __reduce__(self) -> Any:
+        """A copy, or what arrives in another process, observes nothing: a run has one Monitor a process."""
+        return _ended_copy, (type(self),)
+
     def close(self) -> None:
         """End a plain loop: the last point and the totals are written. In a `finally` after an error: interrupted."""
         error = sys.exc_info()[1]
@@ -95,3 +99,9 @@ class PlainLoop:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(completed=kind is None)
+
+
+def _ended_copy(kind: Any) -> Any:
+    copy = kind()
+    copy._opened = copy._finished = True
+    return copy
