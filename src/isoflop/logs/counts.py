@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
-from isoflop.logs.logged import Count, Logged, interpolated, scaled
+from isoflop.logs.logged import Column, Count, Logged, interpolated, scaled
 from isoflop.logs.names import role_of, words
 from isoflop.logs.size import ModelSize, SizeOf
 from isoflop.record.run import COUNTS, RecordError
@@ -34,6 +34,8 @@ LENGTH = (
 DEVICES = ("world_size", "num_devices", "n_gpus", "num_gpus", "devices")
 MOST_SEQUENCES = 32_768
 """A batch of more is one of tokens, or rare."""
+SLOWER = 0.25
+"""Growth of a count over its first value a step, below which it does not go on as it began."""
 VARIES = 0.2
 """Share of steps from which on a count that falls is one of each step, not of a run that began again."""
 
@@ -219,7 +221,7 @@ def _token_counts(
     given = answers.tokens
     names = [given] if given is not None and given in logged.columns else logged.best("tokens")
     for name in names:
-        if (seen := logged.count(name)) is not None and not logged.columns[name].stands():
+        if (seen := logged.count(name)) is not None and _accumulates(logged.columns[name]):
             yield seen, f"{plain(name, 40)}, as logged{logged.digits}"
     for name in [*names, *logged.best("step tokens")]:
         each, why = _of_each_step(logged, name)
@@ -251,6 +253,14 @@ def _token_counts(
         hints.append("Its rows are numbered for lack of a column of steps: a step is a row, unless --step names one.")
 
 
+def _accumulates(column: Column) -> bool:
+    """True for a count that grows from 0 at step 0, at about one rate; one of single steps grows slower, or not."""
+    steps, values, _ = column.arrays()
+    if len(values) < 2 or not values[0] > 0 or not steps[0] > 0:
+        return not column.stands()
+    return bool((values[-1] - values[0]) / (steps[-1] - steps[0]) >= SLOWER * values[0] / steps[0])
+
+
 def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
     """Tokens of each step, added up, if each step was logged or all are the same; or why not."""
     steps, values, _ = logged.columns[name].arrays()
@@ -265,7 +275,8 @@ def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
             return _per_step(float(values[0]) * factor), f"{values[0] * factor:,.15g} a step"
         return None, f"it is {values[0]:,.15g} in each row, of a step or of the {steps[1] - steps[0]:,} between two"
     falls = float((np.diff(values) < 0).mean())
-    if alone and steps[0] <= 1 and (told or (falls >= VARIES and len(values) > 9)):
+    varies = falls >= VARIES or (not falls and not _accumulates(logged.columns[name]))
+    if alone and steps[0] <= 1 and (told or (varies and len(values) > 9)):
         return interpolated(steps.tolist(), (np.cumsum(values) * factor).tolist()), "of each step, added up"
     return None, "it falls, or is empty" if falls else "it is of single steps, not all of which were logged"
 

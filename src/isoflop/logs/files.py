@@ -24,7 +24,8 @@ SAMPLE = 1 << 16
 """Bytes from which a file's dialect is told."""
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
-_DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+(?:,\d+)?|[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?|[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -121,16 +122,15 @@ def dialect_of(start: bytes) -> Dialect:
 
 
 def _has_decimal_comma(lines: list[str], separator: str) -> bool:
-    """True where numbers have commas, and none has a point as its decimal mark."""
+    """True where a comma is the decimal mark: numbers have one, and none has a point as its mark.
+
+    `81.920` has a point that may be either: it is no evidence.
+    """
     if separator == ",":
         return False
     cells = [cell.strip().strip('"') for line in lines[1:-1] or lines[1:] for cell in line.split(separator)]
-    pointed = any(re.fullmatch(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?", cell) and not _is_grouped(cell) for cell in cells)
-    return not pointed and any(_DECIMAL_COMMA.fullmatch(cell) and "," in cell for cell in cells)
-
-
-def _is_grouped(cell: str) -> bool:
-    return bool(re.fullmatch(r"[+-]?\d{1,3}(\.\d{3}){2,}", cell))
+    pointed = any(_DECIMAL_POINT.fullmatch(cell) and not _DECIMAL_COMMA.fullmatch(cell) for cell in cells)
+    return not pointed and any("," in cell and _DECIMAL_COMMA.fullmatch(cell) for cell in cells)
 
 
 def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[str]]:

@@ -306,6 +306,10 @@ def _reader_of_text(path: Path, start: bytes, options: Options) -> str:
         got = "JSON of another kind"
     elif not start:
         got = "an empty file"
+    elif text_[:15].lower().startswith((b"<!doctype html", b"<html")):
+        got = "a web page"
+    elif start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        got = "a compressed file: unpack it"
     elif b"\0" in start and dialect_of(start).encoding != "utf-16":
         got = "a file of another kind"
     by_ending = path.suffix.lower() in TABLES

@@ -73,6 +73,7 @@ _STEPPED = {*_TRAIN, "trainer", "global", "optimizer", "opt", "optim", "num", "n
 _PARAMETER = {"params", "parameters", "param", "parameter"}
 _SIZED = {"n", "num", "nb", "number", "of", "model", "count", "size", "total", "all", "with", "head", "active"}
 _SIZED |= {"activated", "non", "embedding", "embeddings", "embed", "no", "noembed", "without", "excluding", "the"}
+_SIZED |= {"emb", "nonemb", "nonembed", "nonembedding"}
 _NOT_A_RATE = {"momentum", "mult", "multiplier", "scale", "ratio", "decay", "warmup", "min", "max", "peak", "base"}
 _NOT_A_RATE |= {"initial", "end", "final", "scheduler", "type", "rate" + "s"}
 SPLITS = _TRAIN | _EVAL
@@ -167,7 +168,8 @@ def run_rank(name: str) -> int | None:
 def _loss(name: str, found: list[str]) -> Role | None:
     heads = {*found} & _LOSS | ({"ce"} if {"cross", "entropy"} <= {*found} else set())
     by_epoch = ("epoch", "loss") in pairwise(found)  # Keras logs `epoch_loss` by epochs
-    if not heads or by_epoch or {*found} & _OTHER:
+    logarithm = any(word == "log" and base.isdigit() for word, base in pairwise(found))  # log10_loss
+    if not heads or by_epoch or logarithm or {*found} & _OTHER:
         return None
     unit = "bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else ""
     rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON
@@ -261,8 +263,8 @@ def _step(name: str, found: list[str]) -> Role | None:
 def _size(name: str, found: list[str]) -> Role | None:
     there = {*found}
     factor, left = _unit(found)
-    body = {"non", "noembed", "excluding", "without", "no"} & there
-    if there & _PARAMETER or there == {"model", "size"} or (body and there & {"embedding", "noembed", "embed"}):
+    body = {"non", "noembed", "nonemb", "nonembed", "nonembedding", "excluding", "without", "no"} & there
+    if there & _PARAMETER or there == {"model", "size"} or (body and any("emb" in word for word in there)):
         left -= _PARAMETER
         if not left <= _SIZED:
             return None

@@ -20,8 +20,7 @@ from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
 BLANK = ("", None, "NA", "N/A", "n/a", "null", "None", "-", "–")
-METRIC = {"metric", "tag", "key", "variable", "series", "scalar"}
-VALUES = ("value", "Value", "metric_value")
+METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
 AN_END = "the end of a run: the file has no steps, the point is recorded as step 1"
 Codes = NDArray[np.int64]
 
@@ -118,7 +117,8 @@ class Rows:
         every = np.arange(len(self.lines))
         keys = self._keys(step, sizes, every)
         codes, names = self._grouped(keys, every)
-        ends = ends or (step is None and bool(sizes or keys)) or self._all_stand(step, codes)
+        by_epoch = "epoch" in self.columns.unused
+        ends = ends or (step is None and bool(sizes or keys) and not by_epoch) or self._all_stand(step, codes)
         if ends:
             names = [f"{names[code] or called}" for code in codes]
             twice = {name for name in names if names.count(name) > 1} if len(names) <= MAX_RUNS else set(names)
@@ -174,8 +174,8 @@ class Rows:
 
     def _pivot(self) -> None:
         """Columns by metric where a row holds one metric's value; losses by split where a row says its split."""
-        values = next((name for name in VALUES if name in self.columns), None)
-        metric = next((name for name in self.labels if {*words(name)} & METRIC), None)
+        values = next(filter(is_value, self.columns), None)
+        metric = next((name for name in self.labels if {*words(name)} & METRIC and run_rank(name) is None), None)
         if values is not None and metric is not None:
             self._split(metric, [values], lambda word, name: word)
         for label, column in list(self.labels.items()):
@@ -202,6 +202,10 @@ class Rows:
         if self.options.run:
             return [*(name for name in self.options.run if name in self.labels), *groups]
         keys = [*[name for name in RUNS if name in self.labels][:1], *groups]
+        if step is None and not keys:
+            return [
+                name for name, column in self.labels.items() if run_rank(name) is not None and len(column.codes) > 1
+            ]
         if step is None or self._fault(step, keys, every) == 0:
             return keys
         taken = {*keys, *self.pivots}
@@ -256,6 +260,12 @@ class Rows:
         codes = np.full(len(every), -1)
         codes[rows] = inverse
         return codes, [f"{value:.6g}" for value in distinct]
+
+
+def is_value(name: str) -> bool:
+    """True for the column of values where another one names the metric."""
+    found = words(name)
+    return found[-1:] == ["value"] and {*found} <= {"metric", "float", "value"}
 
 
 def _at(words: Words, rows: Codes) -> Codes:

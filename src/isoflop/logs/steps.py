@@ -16,6 +16,8 @@ UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
 LOST = 0.5
 """Share of superseded values beyond which it is asked whether the steps are those of one run."""
+TIMES = 1e9
+"""No run has so many steps before its first value: seconds since 1970."""
 STANDS = 3
 """Values of one step that are a curve logged without steps."""
 FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
@@ -93,6 +95,8 @@ def _fault(column: Column) -> str:
         return NO_COUNT
     if column.stands():
         return STILL
+    if len(values) and values.min() >= TIMES:
+        return f"begins at {values.min():,.0f}, as times do"
     falls, least, kept = _superseded(values)
     lost = len(values) - int(kept.sum())
     if falls and lost > LOST * len(values) and not _is_disorder(values):
@@ -211,11 +215,15 @@ def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
         order = np.flatnonzero(fits)
         order = order[np.argsort(steps[place[order]], kind="stable")]
         there = column.taken(order, steps[place[order]] + more)
+        role = role_of(name)
+        loss = logged.index == "rows" and role is not None and role.kind == "loss"
+        if loss and (without := int((rows[place] != own).sum())):
+            notes.append(f"{plain(name, 40)}: {without:,} of {len(own):,} values have no {plain(chosen, 40)}: left out")
         if not len(there):
             continue
         moved[name] = there.taken(_superseded(there.arrays()[0])[2])
-        role, lost = role_of(name), len(there) - len(moved[name])
-        if logged.index == "rows" and lost and role is not None and role.kind == "loss":
+        lost = len(there) - len(moved[name])
+        if loss and lost:
             if lost > LOST * len(there):
                 raise ImportProblem(
                     f"{logged.source}: {lost + 1:,} of {len(there):,} values of {plain(name, 40)} share their step "

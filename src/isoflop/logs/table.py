@@ -17,7 +17,7 @@ from typing import Any
 from isoflop.logs.files import ImportProblem, cell_number, csv_rows, head, plain, read_hparams, stem, why
 from isoflop.logs.logged import Logged
 from isoflop.logs.names import role_of, words
-from isoflop.logs.rows import METRIC, NO_OPTIONS, VALUES, Options, Rows
+from isoflop.logs.rows import METRIC, NO_OPTIONS, Options, Rows, is_value
 from isoflop.record.lines import Problems
 
 CHUNK = 4096
@@ -52,11 +52,18 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
     if tag and "Value" in header:  # a chart that TensorBoard's page saved
         header = [tag["tag"] if name == "Value" else name for name in header]
     if any({*words(name)} & METRIC for name in header):
-        options = replace(options, named=options.named | {*VALUES})
+        options = replace(options, named=options.named | {*filter(is_value, header)})
     for name in options.run:
         if name not in header:
             there = ", ".join(plain(one, 40) for one in header[:12])
             raise ImportProblem(f"{path}: --run: expected one of its columns {there}, got {name!r}")
+    told = words(path.stem)
+    if (
+        "samples" in told
+        and any(_is_step(name) for name in header)
+        and any(told[-len(words(n)) :] == words(n) for n in header)
+    ):
+        raise ImportProblem(f"{path}: its steps count samples (DeepSpeed): divide them by the batch size")
     kept = _kept(header, rows, problems, options)
     of_wandb = "Name" in header and bool(_OF_WANDB & {*header})
     kind = "wandb" if exported else "table"
@@ -107,6 +114,8 @@ def _opened(path: Path, problems: Problems) -> tuple[list[str], Cells]:
     header = [str(name).strip() for name in next(rows, [])]
     if len(header) < 2 or all(cell_number(name) is not None for name in header):
         raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
+    if twice := {name for name in header if header.count(name) > 1 and role_of(name) is not None}:
+        raise ImportProblem(f"{path}: several columns are called {', '.join(sorted(twice)[:5])}: rename them")
     return header, rows
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isoflop.logs.files import Dialect, ImportProblem, decoded, dialect_of, flat, head, open_bytes, stem
-from isoflop.logs.logged import Logged
+from isoflop.logs.logged import Column, Columns, Logged
 from isoflop.logs.names import role_of, words
 from isoflop.logs.rows import NO_OPTIONS, Options, Rows
 from isoflop.record.lines import Problems
@@ -23,12 +25,18 @@ JSON = ""
 _EVALUATES = {"validation", "validate", "valid", "val", "eval", "evaluation", "test"}
 CALLED = ("trainer_log", "log", "metrics", "train", "train_log", "logs", "output", "stdout", "history", "results")
 """Names of files that say nothing of the run: its folder does."""
-_PAIR = re.compile(
-    r"([A-Za-z][A-Za-z0-9_ ()/%.-]*?)\s*[:= ]\s*"
-    r"([+-]?\d[\d,]*(?:\.\d*)?(?:[eE][+-]?\d+)?(?:[kMBT](?![A-Za-z]))?|[+-]?(?:nan|inf)\b(?! [A-Za-z]))"
-    r"(?![A-Za-z]*/[A-Za-z])"
-)
+_NUMBER = r"[+-]?\d[\d,]*(?:\.\d*)?(?:[eE][+-]?\d+)?(?:[kKMBT](?![A-Za-z]))?|[+-]?(?:nan|inf)\b(?! [A-Za-z])"
+_PAIR = re.compile(rf"([A-Za-z][A-Za-z0-9_ ()/%.-]*?)\s*[:= ]\s*({_NUMBER})(?![A-Za-z]*/[A-Za-z])")
+_INNER = re.compile(rf"\s+([A-Za-z][\w /().-]*?)\s*[:=]\s*({_NUMBER})\s*")
+"""A line of a block (OLMo): indented, one quantity."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LLM_C = {"tel": "val_loss", "trl": "train_loss"}
+_FORMS = (
+    (re.compile(r"^s:(\d+) (t[er]l):"), lambda found: f"|step {found[1]} {_LLM_C[found[2]]} "),
+    (re.compile(r"^(\d+) (train|val) (?=\d+\.\d+$)"), lambda found: f"|step {found[1]} {found[2]}_loss "),
+    (re.compile(r"\bon:train (\d+)(?:\.0)?it/\S+"), lambda found: f"|step {found[1]}|"),
+)
+"""Of llm.c's main.log, build-nanogpt, levanter: lines that don't say what they tell, as lines that do."""
 SAMPLE = 1 << 18
 
 
@@ -36,7 +44,7 @@ def is_lines(path: Path, options: Options = NO_OPTIONS) -> bool:
     """True if one of the first lines of a file tells a step and a loss."""
     start = head(path, SAMPLE)
     lines = start.decode(dialect_of(start).encoding, "replace").splitlines()
-    return any((cells := _cells(line)) is not None and _is_point(cells, options) for line in lines)
+    return any(_is_point(cells, options) for _, cells in _quantities(lines))
 
 
 def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
@@ -48,47 +56,76 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
     path = Path(source)
     rows = Rows(Problems(str(path)), options)
     settings: dict[str, Any] = {}
-    for line, cells in _lines(path):
-        if _is_point(cells, options) or (len(rows) and _has_step(cells)):
-            rows.add(cells, line)
-        elif not _has_step(cells):
-            for name, value in cells.items():
-                settings.setdefault(_setting(name), value)
+    dialect = Dialect(dialect_of(head(path)).encoding)
+    with open_bytes(path) as stream:
+        lines = decoded(stream, dialect, Problems(""))  # bytes that are no text are passed over
+        for line, cells in _quantities(lines):
+            if _is_point(cells, options) or (len(rows) and _has_step(cells)):
+                rows.add(cells, line)
+            elif not _has_step(cells):
+                for name, value in cells.items():
+                    settings.setdefault(_setting(name), value)
     if not len(rows):
         raise ImportProblem(f"{path}: expected lines with a step and a loss, got none")
+    _join_steps(rows.columns)
     called = stem(path) if stem(path) not in CALLED else Path(os.path.abspath(path)).parent.name
     return rows.runs("lines", str(path), called, settings=settings)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    dialect = Dialect(dialect_of(head(path)).encoding)
-    problems = Problems("")  # bytes that are no text are passed over, as are lines that say nothing
-    with open_bytes(path) as stream:
-        for number, line in enumerate(decoded(stream, dialect, problems), 1):
-            for part in line.split("\r"):
-                if (cells := _cells(part)) is not None:
-                    yield number, cells
+def _join_steps(columns: Columns) -> None:
+    """One column of steps, where lines of one kind call it otherwise than lines of another."""
+    names = [name for name in columns if _is_step(name) and not (columns[name].arrays()[1] % 1).any()]
+    rows = np.concatenate([columns[name].arrays()[0] for name in names]) if len(names) > 1 else np.empty(0)
+    if len(rows) and len(np.unique(rows)) == len(rows):
+        steps = np.concatenate([columns.pop(name).arrays()[1] for name in names])
+        columns["step"] = joined = Column()
+        order = np.argsort(rows)
+        joined.extend(rows[order].tolist(), steps[order].tolist())
 
 
-def _cells(line: str) -> dict[str, Any] | None:
-    """The quantities of a line: of a JSON object, alone or behind a prefix, or as printed."""
+def _quantities(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers of lines, or of the first of a block, with what they tell."""
+    block: tuple[int, dict[str, Any]] | None = None
+    for number, line in enumerate(lines, 1):
+        for part in line.split("\r"):
+            if block is not None and (inner := _INNER.fullmatch(_COLOUR.sub("", part))):
+                block[1][inner[1]] = inner[2].replace(",", "")
+                continue
+            if block is not None:
+                yield block
+            block, cells = None, _cells(part)
+            if cells and part.rstrip().endswith("]") and _has_step(cells):
+                block = number, cells
+            elif cells:
+                yield number, cells
+    if block is not None:
+        yield block
+
+
+def _cells(line: str) -> dict[str, Any]:
+    """The quantities of a line: of a JSON object, alone or behind a prefix, or as printed; none: it tells none."""
     start = line.find("{")
-    if start >= 0:
+    value = _object(line[start:]) if start >= 0 else None
+    if value is not None:
+        cells = {**flat(value), JSON: None}
+        told = next((word for word in words(line[:start])[-3:] if word in _EVALUATES), None)
+    elif start == 0:
+        return {}
+    else:
+        cells = dict(printed_cells(line))
+        told = next((word for name in cells if _is_step_of(name) for word in words(name) if word in _EVALUATES), None)
+    return {_as_evaluated(_plain_step(name), told): cell for name, cell in cells.items()}
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """The object of JSON, or of Python as the Trainer prints it."""
+    for form in (text, text.replace("'", '"').replace(": nan", ": NaN")) if text.startswith("{'") else (text,):
         try:
-            value = json.loads(line[start:])
+            value = json.loads(form)
         except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            cells = {**flat(value), JSON: None}
-            told = next((word for word in words(line[:start])[-3:] if word in _EVALUATES), None)
-            return {_as_evaluated(name, told): cell for name, cell in cells.items()}
-        if start == 0:
-            return None
-    cells = dict(printed_cells(line))
-    told = next((word for name in cells if _is_step_of(name) for word in words(name) if word in _EVALUATES), None)
-    first = next((name for name in cells if _plain_step(name) != name or _is_step(name)), None)
-    named = {("step" if name == first else name): cell for name, cell in cells.items()}
-    return {_as_evaluated(name, told): cell for name, cell in named.items()} or None
+            continue
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def printed_cells(text: str) -> dict[str, str]:
@@ -97,8 +134,11 @@ def printed_cells(text: str) -> dict[str, str]:
     >>> printed_cells("iter 100: loss 3.25, time 120.5ms")
     {'iter': '100', 'loss': '3.25', 'time': '120.5'}
     """
+    text = _COLOUR.sub("", text)[:4000]
+    for form, told in _FORMS:
+        text = form.sub(told, text)
     found: dict[str, str] = {}
-    for name, value in _PAIR.findall(_COLOUR.sub("", text)[:4000]):
+    for name, value in _PAIR.findall(text):
         found.setdefault(name.rpartition(" - ")[2].strip(), value.replace(",", ""))
     return found
 
@@ -113,9 +153,9 @@ def _is_step_of(name: str) -> bool:
 
 
 def _plain_step(name: str) -> str:
-    """`validation loss at iteration` and `validate step` are steps."""
+    """`validation loss at iteration`, `validate step` and `valid_num_updates` are steps."""
     found = words(name)
-    if found and found[-1] in ("step", "iteration", "iter") and {*found} & _EVALUATES:
+    if found and found[-1] in ("step", "iteration", "iter", "updates") and {*found} & _EVALUATES:
         return found[-1]
     return name
 
