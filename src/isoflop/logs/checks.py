@@ -18,8 +18,8 @@ from isoflop.record.run import Point
 
 ALL = ("params", "tokens", "flops")
 
-FEWEST_PARAMETERS = 1000
-"""Fewer are millions or billions."""
+FEWEST_PARAMETERS = 100_000
+"""Fewer are millions or billions, or a toy."""
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Public runs lie between .02 and 1e4; outside N or D alone is in millions, or D counts samples or bytes of media."""
 FLOPS_OVER_6ND = 3.0
@@ -69,7 +69,9 @@ def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point)
     """N, D and C held against each other."""
     D, C = last.tokens, last.flops
     trusted = {"params", "tokens"} <= given
-    if N is not None and N < FEWEST_PARAMETERS and "params" not in given:
+    rate = C / (6 * N * D) if logged_flops and N and D and C else None
+    agree = rate is not None and 1 / FLOPS_OVER_6ND <= rate <= FLOPS_OVER_6ND
+    if N is not None and N < FEWEST_PARAMETERS and "params" not in given and not agree:
         text = f"N is {N:,}, fewer than a model has, as if in millions"
         yield Doubt(ALL, text, "a column's name that tells the unit (params_M, tokens_B), --params")
         return
@@ -77,12 +79,10 @@ def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point)
         text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"
         yield Doubt(ALL, text, "--params 124M --tokens-per-step 524288")
         return
-    if N and D and C and logged_flops and "flops" not in given:
-        rate = C / (6 * N * D)
-        if not 1 / FLOPS_OVER_6ND <= rate <= FLOPS_OVER_6ND:
-            text = f"FLOPs {C:.3g} as logged are {rate:.3g} times 6·N·D with N {N:.3g}, D {D:.3g}: one of them is wrong"
-            wrong = ("flops",) if trusted else ("tokens", "flops")
-            yield Doubt(wrong, text, "--tokens-per-step 524288 --params 124M, or --flops-per-token")
+    if rate is not None and not agree and "flops" not in given:
+        text = f"FLOPs {C:.3g} as logged are {rate:.3g} times 6·N·D with N {N:.3g}, D {D:.3g}: one of them is wrong"
+        wrong = ("flops",) if trusted else ("tokens", "flops")
+        yield Doubt(wrong, text, "--tokens-per-step 524288 --params 124M, or --flops-per-token")
 
 
 def _too_fast(N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:

@@ -8,10 +8,12 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from msgspec import structs
 
 from isoflop.logs.checks import Doubt, doubts_of
@@ -159,28 +161,31 @@ def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ..
     rates = logged.rates()
     found: dict[int, Point] = {}
     for name, column in losses.columns.items():
-        if name == "train":
-            averaged = logged.averaged or losses.taken[name] == "isoflop/loss"
-            rows = _averaged(column, averaged)
-        else:
-            rows = [(*row, 0) for index, row in enumerate(column, 1) if due(index) or index == len(column)]
-        for step, loss, time, covered in rows:
+        averaged = logged.averaged or losses.taken[name] == "isoflop/loss"
+        for step, loss, time, covered in _thinned(column, averaged) if name == "train" else _thinned(column, None):
             point = _point(step, {name: loss}, covered, time, counts, rates)
             found[step] = found[step].merged(point) if step in found else point
     return _with_batches([found[step] for step in sorted(found)], logged)
 
 
-def _averaged(column: Column, averaged: bool) -> list[tuple[int, float, float, int]]:
-    """(step, mean loss, time, optimizer steps in it) at the log steps that are due, and the last."""
-    found: list[tuple[int, float, float, int]] = []
-    total, count, since = 0.0, 0, 0
-    for index, (step, loss, time) in enumerate(column, 1):
-        total, count = total + loss, count + 1
-        if due(index) or index == len(column):
-            covered = max(step - since, 1) if averaged else count
-            found.append((step, total / count if count > 1 else loss, time, covered))
-            total, count, since = 0.0, 0, step
-    return found
+def _thinned(column: Column, averaged: bool | None) -> Iterable[tuple[int, float, float, int]]:
+    """(step, loss, time, optimizer steps in it) at the log steps that are due, and the last.
+
+    Args:
+        column: of losses.
+        averaged: each is a mean over the steps since the one before; None: it is no training loss.
+    """
+    steps, values, times = column.arrays()
+    n = len(steps)
+    kept = np.array([index - 1 for index in range(1, n + 1) if due(index) or index == n], dtype=np.int64)
+    counts = np.diff(kept, prepend=-1)
+    covered = np.maximum(np.diff(steps[kept], prepend=0), 1) if averaged else counts
+    if averaged is None:
+        losses, covered = values[kept], np.zeros_like(counts)
+    else:
+        with np.errstate(all="ignore"):  # infinite losses
+            losses = np.add.reduceat(values, kept - counts + 1) / counts
+    return zip(steps[kept].tolist(), losses.tolist(), times[kept].tolist(), covered.tolist(), strict=True)
 
 
 def _point(

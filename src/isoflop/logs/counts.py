@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
-from isoflop.logs.logged import Column, Count, Logged, interpolated, scaled
+from isoflop.logs.logged import Count, Logged, interpolated, scaled
 from isoflop.logs.names import role_of, words
 from isoflop.logs.size import ModelSize, SizeOf
 from isoflop.record.run import COUNTS, RecordError
@@ -34,6 +34,10 @@ LENGTH = (
 DEVICES = ("world_size", "num_devices", "n_gpus", "num_gpus", "devices")
 MOST_SEQUENCES = 32_768
 """A batch of more is one of tokens, or rare."""
+LARGE = 1e7
+"""A count beyond this is one of ones, whatever its fractions."""
+FEWEST = 16.0
+"""Tokens a step below which a count is in other units."""
 SLOWER = 0.25
 """Growth of a count over its first value a step, below which it does not go on as it began."""
 VARIES = 0.2
@@ -221,7 +225,7 @@ def _token_counts(
     given = answers.tokens
     names = [given] if given is not None and given in logged.columns else logged.best("tokens")
     for name in names:
-        if (seen := logged.count(name)) is not None and _accumulates(logged.columns[name]):
+        if (seen := logged.count(name)) is not None and not _no_count(logged, name, FEWEST):
             yield seen, f"{plain(name, 40)}, as logged{logged.digits}"
     for name in [*names, *logged.best("step tokens")]:
         each, why = _of_each_step(logged, name)
@@ -238,7 +242,7 @@ def _token_counts(
     factors = _factors(logged.settings)
     length = answers.seq or next((factors[name] for name in LENGTH if name in factors), None)
     for name in logged.best("samples"):
-        if length and (seen := logged.count(name)) is not None and not logged.columns[name].stands():
+        if length and (seen := logged.count(name)) is not None and not _no_count(logged, name):
             yield scaled(seen, length), f"{plain(name, 40)} × {length:,.15g} tokens a sequence, each full"
         else:
             hints.append(f"Its column {plain(name, 40)} counts sequences: --seq gives their length.")
@@ -253,12 +257,21 @@ def _token_counts(
         hints.append("Its rows are numbered for lack of a column of steps: a step is a row, unless --step names one.")
 
 
-def _accumulates(column: Column) -> bool:
-    """True for a count that grows from 0 at step 0, at about one rate; one of single steps grows slower, or not."""
+def _no_count(logged: Logged, name: str, fewest: float = 0.0) -> str:
+    """Why a column that does not fall is no count since the run began; "": it is one. `fewest`: a step has."""
+    column, role = logged.columns[name], role_of(name)
     steps, values, _ = column.arrays()
+    factor = role.factor if role else 1.0
+    if factor == 1.0 and (values[np.isfinite(values)] % 1).any() and np.nanmax(values) < LARGE:
+        return "it holds fractions, as if in thousands, millions or billions"
+    if column.stands():
+        return f"it is {values[0]:,.15g} in each row"
     if len(values) < 2 or not values[0] > 0 or not steps[0] > 0:
-        return not column.stands()
-    return bool((values[-1] - values[0]) / (steps[-1] - steps[0]) >= SLOWER * values[0] / steps[0])
+        return ""
+    if values[-1] * factor < fewest * steps[-1]:
+        return f"it makes {values[-1] * factor / steps[-1]:.3g} a step, as if in thousands or millions"
+    slow = (values[-1] - values[0]) / (steps[-1] - steps[0]) < SLOWER * values[0] / steps[0]
+    return "it does not grow as it began: of single steps, or of a part of the run" if slow else ""
 
 
 def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
@@ -266,19 +279,21 @@ def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
     steps, values, _ = logged.columns[name].arrays()
     role = role_of(name)
     factor, told = (1.0, False) if role is None else (role.factor, role.kind == "step tokens")
+    total = role is not None and role.kind == "tokens" and role.rank == 0  # a total that stands still is the plan's
     known = np.isfinite(values) & (values > 0)
+    no_count = _no_count(logged, name, FEWEST)
     if not known.all() or len(values) < 2:
-        return None, "it falls, or is empty"
+        return None, no_count or "it falls, or is empty"
     alone = bool((np.diff(steps) == 1).all())
     if logged.columns[name].stands():
-        if told or alone:
+        if told or (alone and not total):
             return _per_step(float(values[0]) * factor), f"{values[0] * factor:,.15g} a step"
         return None, f"it is {values[0]:,.15g} in each row, of a step or of the {steps[1] - steps[0]:,} between two"
     falls = float((np.diff(values) < 0).mean())
-    varies = falls >= VARIES or (not falls and not _accumulates(logged.columns[name]))
+    varies = falls >= VARIES or (not falls and "began" in no_count)
     if alone and steps[0] <= 1 and (told or (varies and len(values) > 9)):
-        return interpolated(steps.tolist(), (np.cumsum(values) * factor).tolist()), "of each step, added up"
-    return None, "it falls, or is empty" if falls else "it is of single steps, not all of which were logged"
+        return interpolated(steps, np.cumsum(values) * factor), "of each step, added up"
+    return None, "it falls, or is empty" if falls else no_count or "it is of single steps, not all of which were logged"
 
 
 def _per_step(amount: float) -> Count:
@@ -364,8 +379,7 @@ def _flop_counts(
     if (own := logged.count("isoflop/flops")) is not None:
         yield own, None, f"isoflop's own scalars{logged.digits}"
     for name in logged.best("flops"):
-        column = logged.columns[name]
-        if (seen := logged.count(name)) is not None and (len(column) == 1 or not column.stands()):
+        if (seen := logged.count(name)) is not None and not _no_count(logged, name):
             yield seen, None, f"{name}, as logged{logged.digits}"
     if size is not None and size.flops_per_token is not None and tokens is not None:
         yield scaled(tokens, size.flops_per_token), size.flops_per_token, f"config.json, {size.flops_method}"

@@ -152,7 +152,7 @@ def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[
             except csv.Error as error:
                 problems.add("a row of a CSV file", str(error))
                 continue
-            if not "".join(row).strip():
+            if not any(row):
                 continue
             yield [_pointed(cell) for cell in row] if dialect.decimal_comma else row
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.logs.files import ImportProblem, number, plain, read_json, whole
@@ -82,17 +81,18 @@ class Columns(dict[str, Column]):
     """The columns of a run whose names tell a role, or that the user named, made as they are met.
 
     Attributes:
+        named: by the user.
         unused: names of some others, for a question about them.
     """
 
     def __init__(self, named: Collection[str] = ()) -> None:
         super().__init__()
-        self._named = named
+        self.named = named
         self.unused: dict[str, None] = {}
 
     def keeps(self, name: str) -> bool:
         """True if a column of this name is kept; else its name is noted."""
-        if name in self or name in self._named or (name not in self.unused and role_of(name) is not None):
+        if name in self or name in self.named or (name not in self.unused and role_of(name) is not None):
             return True
         if len(self.unused) < 200:
             self.unused[name] = None
@@ -123,7 +123,7 @@ class Columns(dict[str, Column]):
 
     def like(self, columns: Mapping[str, Column]) -> Columns:
         """Other columns of the same run, or of a part of it."""
-        result = Columns(self._named)
+        result = Columns(self.named)
         result.update(columns)
         result.unused = self.unused
         return result
@@ -242,14 +242,14 @@ class Logged:
         if not len(steps) or (np.diff(values) < 0).any():
             return None
         role = role_of(name)
-        return interpolated(steps.tolist(), (values * (role.factor if role else 1.0)).tolist())
+        return interpolated(steps, values * (role.factor if role else 1.0))
 
     def rates(self) -> Count | None:
         """Learning rates by step; of several parameter groups the first."""
         for name in self.best("rate")[:1]:
             steps, values = _known(self.columns[name])
             if len(steps):
-                return interpolated(steps.tolist(), values.tolist(), origin=False)
+                return interpolated(steps, values, origin=False)
         return None
 
 
@@ -263,25 +263,26 @@ def _known(column: Column) -> tuple[NDArray[np.int64], Array]:
     return steps[known], values[known]
 
 
-def interpolated(steps: Sequence[int], values: Sequence[float], *, origin: bool = True) -> Count:
+def interpolated(steps: ArrayLike, values: ArrayLike, *, origin: bool = True) -> Count:
     """Values by step: exact where they were logged, on a line in between, unknown beyond the last.
 
     Args:
-        steps: growing.
-        values: at these steps.
+        steps: growing [n].
+        values: at these steps [n].
         origin: 0 at step 0; else unknown before the first step.
     """
+    at, there = np.asarray(steps), np.asarray(values, dtype=float)
 
-    def at(step: int) -> float | None:
-        index = bisect_left(steps, step)
-        if index == len(steps) or (index == 0 and steps[0] != step and not origin):
+    def count(step: int) -> float | None:
+        index = int(np.searchsorted(at, step))
+        if index == len(at) or (index == 0 and at[0] != step and not origin):
             return None
-        if steps[index] == step:
-            return values[index]
-        before, low = (steps[index - 1], values[index - 1]) if index else (0, 0.0)
-        return low + (values[index] - low) * (step - before) / (steps[index] - before)
+        if at[index] == step:
+            return float(there[index])
+        before, low = (int(at[index - 1]), float(there[index - 1])) if index else (0, 0.0)
+        return low + (float(there[index]) - low) * (step - before) / (int(at[index]) - before)
 
-    return at
+    return count
 
 
 def scaled(count: Count, factor: float) -> Count:

@@ -126,6 +126,7 @@ class Role:
     parts: frozenset[str] = frozenset()
 
 
+@functools.lru_cache(maxsize=10_000)
 def words(name: str) -> list[str]:
     """The words of a name, in lower case.
 
@@ -157,6 +158,7 @@ def role_of(name: str) -> Role | None:
     return _loss(name, found)
 
 
+@functools.lru_cache(maxsize=10_000)
 def run_rank(name: str) -> int | None:
     """How likely a column tells runs apart, 0 the likeliest; None: it is not one that does."""
     if name in RUNS:
@@ -166,12 +168,13 @@ def run_rank(name: str) -> int | None:
 
 
 def _loss(name: str, found: list[str]) -> Role | None:
+    found, told = _without_unit(found)
     heads = {*found} & _LOSS | ({"ce"} if {"cross", "entropy"} <= {*found} else set())
     by_epoch = ("epoch", "loss") in pairwise(found)  # Keras logs `epoch_loss` by epochs
     logarithm = any(word == "log" and base.isdigit() for word, base in pairwise(found))  # log10_loss
     if not heads or by_epoch or logarithm or {*found} & _OTHER:
         return None
-    unit = "bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else ""
+    unit = told or ("bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else "")
     rest = {word for word in found if not word.isdigit()} - _LOSS - _COMMON
     if found[-1] == "value":  # Megatron's `lm loss value`; a value loss is an agent's
         rest.discard("value")
@@ -186,9 +189,20 @@ def _loss(name: str, found: list[str]) -> Role | None:
     return None if rest - _TRAIN else Role("loss", "train", rank, unit=unit)
 
 
+def _without_unit(found: list[str]) -> tuple[list[str], str]:
+    """The words of a loss's name but for those of its unit (`loss (bits/token)`, `nll_per_token`), and this unit."""
+    there = {*found}
+    if {"bits", "per", "byte"} <= there:
+        return ["bpb", *(word for word in found if word not in ("bits", "per", "byte"))], ""
+    if not there & {"nats", "bits"} and ("per", "token") not in pairwise(found):
+        return found, ""
+    left = [word for word in found if word not in ("nats", "bits", "per", "token")]
+    return ["loss", *left] if "bits" in there else left, "bits" if "bits" in there else ""
+
+
 def _set_of(name: str) -> str:
     """The evaluation set in the name of its loss, as isoflop's callbacks name it."""
-    droppable = (_LOSS | _COMMON | {"value"}) - {"final"}
+    droppable = (_LOSS | _COMMON | {"value", "nats", "bits", "per", "byte"}) - {"final"}
     rest = _WORDS.sub(lambda word: "" if word[0].lower() in droppable else word[0].lower(), name)
     rest = re.sub(r"[\s/_.:()-]*/[\s/_.:()-]*", "/", rest).strip("/_-. :()")
     rest = re.sub(r"([_ .-])[_ .-]+", r"\1", rest)
@@ -203,7 +217,7 @@ def _tokens(name: str, found: list[str]) -> Role | None:
         return _samples(there)
     if {"loss", "trainable", "label", "target"} & there:
         return None
-    factor, left = _unit(found)
+    factor, left = unit_of(found)
     left -= _TOKEN
     if left & _A_STEP and left <= _A_STEP | {"per", "global", "total", "in", "train", "n", "num", "will", "be"}:
         return Role("step tokens", factor=factor)
@@ -218,7 +232,7 @@ def _samples(there: set[str]) -> Role | None:
     return None
 
 
-def _unit(found: list[str]) -> tuple[float, set[str]]:
+def unit_of(found: list[str]) -> tuple[float, set[str]]:
     """The factor that the name tells (`tokens (B)`, `n_params_M`), and the other words."""
     for index in (-1, 0):
         if len(found) > 1 and found[index] in _UNITS:
@@ -262,7 +276,7 @@ def _step(name: str, found: list[str]) -> Role | None:
 
 def _size(name: str, found: list[str]) -> Role | None:
     there = {*found}
-    factor, left = _unit(found)
+    factor, left = unit_of(found)
     body = {"non", "noembed", "nonemb", "nonembed", "nonembedding", "excluding", "without", "no"} & there
     if there & _PARAMETER or there == {"model", "size"} or (body and any("emb" in word for word in there)):
         left -= _PARAMETER

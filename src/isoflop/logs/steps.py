@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from isoflop.logs.files import ImportProblem, plain
 from isoflop.logs.logged import MAX_STEP, Column, Columns, Logged
-from isoflop.logs.names import role_of
+from isoflop.logs.names import role_of, unit_of, words
 
 UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
@@ -18,6 +19,8 @@ LOST = 0.5
 """Share of superseded values beyond which it is asked whether the steps are those of one run."""
 TIMES = 1e9
 """No run has so many steps before its first value: seconds since 1970."""
+EPOCHS = 10
+"""Steps of training to one of an evaluation whose steps are epochs."""
 STANDS = 3
 """Values of one step that are a curve logged without steps."""
 FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
@@ -73,6 +76,10 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
         if not fault:
             return name
         told += [f"{plain(name, 40)} {fault}"] if fault != STILL else []
+    for name in [*columns.unused, *logged.labels] if logged.index == "rows" else ():
+        factor, left = unit_of(words(name))
+        role = role_of(" ".join(left)) if factor != 1.0 and left else None
+        told += [f"{plain(name, 40)} counts in thousands or more"] if role is not None and role.kind == "step" else []
     if told:
         raise ImportProblem(f"{logged.source}: its steps can't be told: {'; '.join(told)}. {ASK}{_others(logged)}")
     return None
@@ -91,7 +98,7 @@ NO_COUNT = "holds other numbers"
 def _fault(column: Column) -> str:
     """Why a column can't be the steps of one run; "": it can."""
     values = column.arrays()[1]
-    if not ((values >= 0) & (values <= MAX_STEP / 2) & (values % 1 == 0)).all():
+    if not ((values >= 0) & (values <= MAX_STEP / 2)).all() or (values % 1).any():
         return NO_COUNT
     if column.stands():
         return STILL
@@ -133,7 +140,25 @@ def _by_index(logged: Logged, notes: list[str], told: bool) -> Columns:
         role = role_of(name)
         told_of = notes if told and (role is None or role.kind in ("loss", "own")) else []
         tidy[name] = _in_order(name, column, logged, told_of)
-    return columns.like(tidy)
+    return columns.like(_without_epochs(tidy, columns.named, notes))
+
+
+def _without_epochs(columns: dict[str, Column], named: Collection[str], notes: list[str]) -> dict[str, Column]:
+    """Less evaluations whose steps are 0, 1, 2 … epochs, beside a training loss by steps."""
+    losses = {name: role.name for name in columns if (role := role_of(name)) and role.kind == "loss" and columns[name]}
+    last = max((columns[name].steps[-1] for name, loss in losses.items() if loss == "train"), default=0)
+    by_epoch = []
+    for name, loss in losses.items():
+        steps = columns[name].arrays()[0]
+        if loss != "train" and name not in named and steps[0] <= 1 and len(steps) > 2 and EPOCHS * steps[-1] <= last:
+            by_epoch += [name] if (np.diff(steps) == 1).all() else []
+    for name in by_epoch:
+        to = f"{columns[name].steps[0]} to {columns[name].steps[-1]}"
+        notes.append(
+            f"{plain(name, 40)}: its steps {to} look like epochs, beside {last:,} steps of training: left out (--loss "
+            f"{losses[name]}={name} keeps it)"
+        )
+    return {name: column for name, column in columns.items() if name not in by_epoch}
 
 
 def _numbered(column: Column, rows: NDArray[np.int64]) -> Column:
@@ -144,7 +169,7 @@ def _numbered(column: Column, rows: NDArray[np.int64]) -> Column:
 
 def _numbered_where_still(columns: Columns, notes: list[str]) -> Columns:
     """Metrics logged without a step have one step in common: a curve in the order of their times."""
-    still = {name for name, column in columns.items() if len(column) >= STANDS and len({*column.steps}) == 1}
+    still = {name for name, column in columns.items() if len(column) >= STANDS and not np.ptp(column.arrays()[0])}
     losses = {name for name in columns if (role := role_of(name)) and role.kind == "loss"}
     if not still & losses:
         return columns
@@ -163,6 +188,10 @@ def _by_time(column: Column) -> Column:
 def _in_order(name: str, column: Column, logged: Logged, notes: list[str]) -> Column:
     """A column with rising steps, each once."""
     steps = column.arrays()[0]
+    if len(steps) and steps.min() >= TIMES:
+        raise ImportProblem(
+            f"{logged.source}: the steps of {plain(name, 40)} begin at {steps.min():,}, as times do. {ASK}"
+        )
     if (np.diff(steps) > 0).all():
         return column
     if _is_disorder(steps):
@@ -224,7 +253,7 @@ def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
         moved[name] = there.taken(_superseded(there.arrays()[0])[2])
         lost = len(there) - len(moved[name])
         if loss and lost:
-            if lost > LOST * len(there):
+            if lost >= LOST * len(there):
                 raise ImportProblem(
                     f"{logged.source}: {lost + 1:,} of {len(there):,} values of {plain(name, 40)} share their step "
                     f"with another. {ASK}{_others(logged)}"

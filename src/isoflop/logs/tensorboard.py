@@ -20,8 +20,8 @@ from isoflop.record.lines import Problems
 
 MAX_RECORD = 1 << 26
 """Bytes of an event that is read; a scalar's is some fifty."""
-FRAME = 16
-"""Bytes around an event: its length and two checksums."""
+LENGTH, CHECKSUM = 12, 4
+"""Bytes around an event: before it its length with a checksum, behind it its own."""
 FLOATS = (1, 2)
 """`DT_FLOAT` and `DT_DOUBLE` of TensorFlow's `types.proto`."""
 ARGUMENTS, CONFIG = "args/text_summary", "model_config/text_summary"
@@ -135,28 +135,28 @@ def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[
 
 
 def _events(path: Path, problems: Problems) -> Iterator[bytes]:
-    """The serialized events of a file, by TensorBoard's loader, which stops in silence where the file is broken.
+    """The serialized events of a file, up to where it is cut off or broken, which is a problem.
 
     Raises:
         ImportProblem: it can't be read.
     """
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     with open_bytes(path) as stream:
-        events = iter(RawEventFileLoader(str(path)).Load())
         size, at, index = os.fstat(stream.fileno()).st_size, 0, 0
         while at < size:
-            stream.seek(at)
-            if int.from_bytes(stream.read(8), "little") > min(MAX_RECORD, size):  # the loader would allocate it
-                break
-            data = next(events, None)
-            if data is None:
-                break
+            start = stream.read(LENGTH)
+            length = int.from_bytes(start[:8], "little")
+            body = stream.read(length + CHECKSUM) if length <= min(MAX_RECORD, size) else b""
+            data, checksum = body[:length], int.from_bytes(body[length:], "little")
+            if len(body) < length + CHECKSUM or masked_crc32c(data) != checksum:
+                place = f" at byte {at} (event {index})"
+                problems.add(
+                    "a whole event: it is cut off or broken", f"{size - at} bytes that can't be read", at=place
+                )
+                return
             yield data
-            at, index = at + len(data) + FRAME, index + 1
-        if at < size:
-            place = f" at byte {at} (event {index})"
-            problems.add("a whole event: it is cut off or broken", f"{size - at} bytes that can't be read", at=place)
+            at, index = at + LENGTH + len(body), index + 1
 
 
 def _of_tensor(tensor: Any) -> float | None:
