@@ -347,3 +347,29 @@ def test_a_question_names_an_answer_that_works(tmp_path: Path) -> None:
     found = imported(path, "-o", tmp_path / "runs", *answers)
     assert len(found["runs"]) == 3 and found["questions"] == found["problems"] == []
     assert {run["tokens"] for run in found["runs"]} == {8 * 524_288}
+
+
+def test_groups_reach_a_fit(tmp_path: Path) -> None:
+    """--group keeps a column of a table and a hyperparameter of a tracker's run; fit --group takes it."""
+    N, D = grid(3, 3)
+    path = tmp_path / "ends.csv"
+    rows = [
+        f"{corpus},{n:.17g},{d:.17g},{loss + more:.17g}"
+        for corpus, more in (("c4", 0.0), ("pile", 0.3))
+        for n, d, loss in zip(N, D, hoffmann(N, D), strict=True)
+    ]
+    path.write_text("\n".join(["corpus,N,tokens,loss", *rows]))
+    imported(path, "-o", tmp_path / "runs", "--group", "corpus")
+    assert {run.extra["imported"]["groups"]["corpus"] for run in records(tmp_path / "runs")} == {"c4", "pile"}
+    result = call("fit", tmp_path / "runs", "--group", "corpus", "--own", "E", "--json", "--draws", 20)
+    assert result.exit_code == 0, result.output
+    own = json.loads(result.stdout)["parameters"]
+    assert own["E[pile]"] - own["E[c4]"] == pytest.approx(0.3, abs=1e-3)
+    run = tmp_path / "mlruns" / "0" / "abc"
+    for name, text in {"meta.yaml": "run_id: abc\n", "metrics/loss": "1 3.0 1\n", "params/corpus": "c4"}.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+    imported(run, "-o", tmp_path / "tracked", "--group", "corpus")
+    assert records(tmp_path / "tracked")[0].extra["imported"]["groups"] == {"corpus": "c4"}
+    result = call("import", run, "-o", tmp_path / "no", "--group", "dataset")
+    assert result.exit_code == 1 and "--group: expected a column or hyperparameter of abc (loss" in result.stderr

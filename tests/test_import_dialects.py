@@ -132,6 +132,67 @@ def as_trainer(folder: Path, rows: list[dict[str, float]]) -> Path:
     return folder
 
 
+def as_lightning(folder: Path, rows: list[dict[str, float]]) -> Path:
+    """Its steps count from 0."""
+    step = next(iter(rows[0]))
+    moved = [{"epoch": 0, "step": row[step] - 1, **{n: v for n, v in row.items() if n != step}} for row in rows]
+    (folder / "version_0").mkdir()
+    as_csv(folder / "version_0", moved, "metrics")
+    return folder
+
+
+def as_wandb_chart(folder: Path, rows: list[dict[str, float]]) -> Path:
+    step = next(iter(rows[0]))
+    exported = [
+        {"Step": row[step], **{f"run - {n}{end}": v for n, v in row.items() if n != step for end in ("", "__MIN")}}
+        for row in rows
+    ]
+    return as_csv(folder, exported, "wandb_export")
+
+
+def as_aim(folder: Path, rows: list[dict[str, float]]) -> Path:
+    lines = [f"a1,{tag},{s},{value!r}" for tag, values in by_tag(rows).items() for s, value in values]
+    path = folder / "aim.csv"
+    path.write_text("\n".join(["run.hash,metric.name,step,value", *lines]))
+    return path
+
+
+def as_swanlab(folder: Path, rows: list[dict[str, float]]) -> Path:
+    """The table of its API: an index, the step, the metrics, their times."""
+    step = next(iter(rows[0]))
+    table = [
+        {
+            "Unnamed: 0": i,
+            "step": row[step],
+            **{n: v for n, v in row.items() if n != step},
+            "loss_timestamp": 1.7e12 + i,
+        }
+        for i, row in enumerate(rows)
+    ]
+    return as_csv(folder, table, "swanlab")
+
+
+def as_megatron(folder: Path, rows: list[dict[str, float]]) -> Path:
+    path = folder / "stdout.txt"
+    step = next(iter(rows[0]))
+    path.write_text(
+        "\n".join(
+            f" [2025-01-01 10:00:00] iteration {row[step]:8d}/ 90000 | elapsed time per iteration (ms): 512.3 | "
+            + " | ".join(f"{name}: {value:.12E}" for name, value in row.items() if name != step)
+            + " | number of nan iterations:   0 |"
+            for row in rows
+        )
+    )
+    return path
+
+
+def as_python(folder: Path, rows: list[dict[str, float]]) -> Path:
+    """As the Trainer prints its logs."""
+    path = folder / "out.log"
+    path.write_text("\n".join(map(repr, rows)))
+    return path
+
+
 WRITERS: tuple[Callable[[Path, list[dict[str, float]]], Path], ...] = (
     lambda folder, rows: as_csv(folder, rows, "table"),
     as_csv_of_europe,
@@ -142,12 +203,18 @@ WRITERS: tuple[Callable[[Path, list[dict[str, float]]], Path], ...] = (
     as_events,
     as_mlflow,
     as_trainer,
+    as_lightning,
+    as_wandb_chart,
+    as_aim,
+    as_swanlab,
+    as_megatron,
+    as_python,
 )
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.step)
 @pytest.mark.parametrize("write", range(len(WRITERS)))
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     every=st.sampled_from([1, 10, 250]),
     batch=st.integers(1000, 10_000_000),

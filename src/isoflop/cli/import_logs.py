@@ -96,6 +96,12 @@ def import_(
     run: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="A column that tells runs of one file apart. Repeatable.")
     ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="A column or hyperparameter to keep of each run, for fit --group. Repeatable."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Show what would be imported, and write nothing.")
     ] = False,
@@ -125,6 +131,7 @@ def import_(
             step=step,
             tokens=tokens,
             run=run or (),
+            group=group or (),
             table={} if table is None else read_answers(table),
         )
         result = import_runs(paths, given, kind=kind, leave_out=[] if table is None else [table])

@@ -411,7 +411,10 @@ def _records(
     found = []
     for run, losses in zip(runs, names, strict=True):
         last = next((point for point in reversed(run.points) if name in known_losses(point)), run.points[-1])
+        imported = run.extra.get("imported")
+        groups = imported.get("groups") if isinstance(imported, dict) else None  # of isoflop import --group
         row: dict[str, object] = {
+            **(groups if isinstance(groups, dict) else {}),
             **{f"N_{key}": value for key, value in run.parameters.items()},
             **{f"loss_{key}": final_loss(run.points, key) for key in losses},
             "N": run.parameters.get(convention),

@@ -16,7 +16,7 @@ import numpy as np
 
 from isoflop.logs import huggingface, table, tensorboard, text, trackers
 from isoflop.logs.convert import Imported, assembled
-from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head
+from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
 from isoflop.logs.given import UNITS, Given
 from isoflop.logs.logged import Logged
 from isoflop.logs.rows import NO_OPTIONS, Options
@@ -122,7 +122,8 @@ def import_runs(
         names.add(logged.names)
         problems.extend(logged.problems)
         try:
-            one = assembled(by_step(logged, given.step), given.of(logged.names), size_of, problems)
+            logged = _with_groups(by_step(logged, given.step), given.group)
+            one = assembled(logged, given.of(logged.names), size_of, problems)
         except RecordError as problem:
             problems.append(str(problem))
         else:
@@ -154,6 +155,17 @@ def _logs(
                 problems.append(str(problem))
             except OSError as error:
                 problems.append(f"{source}: expected to be able to read it, got {error}")
+
+
+def _with_groups(logged: Logged, names: Sequence[str]) -> Logged:
+    """The run with what it is grouped by: columns of its file, or hyperparameters."""
+    known = {**logged.settings, **logged.groups}
+    for name in names:
+        if name not in known:
+            there = ", ".join([logged.shown(), *(plain(one, 40) for one in logged.settings)][:12])
+            expected = f"expected a column or hyperparameter of {logged.name} ({there})"
+            raise ImportProblem(f"{logged.source}: --group: {expected}, got {name!r}")
+    return replace(logged, groups={name: plain(str(known[name])) for name in names})
 
 
 def without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:

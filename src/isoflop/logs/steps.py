@@ -17,6 +17,8 @@ UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
 LOST = 0.5
 """Share of superseded values beyond which it is asked whether the steps are those of one run."""
+SHARED = 0.2
+"""Share of values with the step of another, unequal one, from which on they are of several runs or ranks."""
 TIMES = 1e9
 """No run has so many steps before its first value: seconds since 1970."""
 EPOCHS = 10
@@ -253,9 +255,11 @@ def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
         moved[name] = there.taken(_superseded(there.arrays()[0])[2])
         lost = len(there) - len(moved[name])
         if loss and lost:
-            if lost >= LOST * len(there):
+            at, values, _ = there.arrays()
+            differ = int(((np.diff(at) == 0) & (np.diff(values) != 0)).sum())
+            if differ >= SHARED * len(there):
                 raise ImportProblem(
-                    f"{logged.source}: {lost + 1:,} of {len(there):,} values of {plain(name, 40)} share their step "
+                    f"{logged.source}: {differ + 1:,} of {len(there):,} values of {plain(name, 40)} share their step "
                     f"with another. {ASK}{_others(logged)}"
                 )
             notes.append(_lost(name, 0, lost, len(there)))

@@ -1,0 +1,245 @@
+"""Logs as real projects write them: each comes back right, or is asked about; and each question's answer works."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from isoflop.cli import app
+from isoflop.logs import import_runs
+from test_import_names import loss_at as loss
+from test_import_readers import event
+
+STEPS = range(10, 201, 10)
+LAST, BATCH = loss(200), 8192
+
+
+def lines(of: Callable[[int], str], *more: str, first: Sequence[str] = (), steps: Sequence[int] = STEPS) -> str:
+    return "\n".join([*first, *map(of, steps), *more, ""])
+
+
+def curve(header: str, of: Callable[[int], str], steps: Sequence[int] = STEPS) -> str:
+    return lines(of, first=[header], steps=steps)
+
+
+READ: list[tuple[str, str, dict[str, Any]]] = [
+    # nanotron logging/base.py: human_format with K, M, B
+    (
+        "nanotron.log",
+        lines(
+            lambda s: f"[INFO|DP=0] iteration: {s} / 200 | consumed_tokens: {s * BATCH // 1000}K | lm_loss: {loss(s)}"
+        ),
+        {"train": LAST, "tokens": 1638_000},
+    ),
+    # OLMo-core train/callbacks/console_logger.py: a block a step
+    (
+        "olmo.log",
+        lines(
+            lambda s: (
+                f"INFO [step={s}/200,epoch=1]\n    throughput/total tokens={s * BATCH:,d}\n    train/CE loss={loss(s)}"
+            )
+        ),
+        {"train": LAST, "tokens": 200 * BATCH},
+    ),
+    # Megatron-LM training.py: arguments, lines, validation
+    (
+        "megatron.txt",
+        lines(
+            lambda s: (
+                f" iteration {s:6d}/   200 | consumed samples: {16 * s:12d} | lm loss: {loss(s):.6E} | grad norm: 1 |"
+            ),
+            " validation loss at iteration 200 | lm loss value: 3.500000E+00 | lm loss PPL: 3.311545E+01 | ",
+            first=["  seq_length ...................................... 512"],
+        ),
+        {"train": LAST, "eval/validation": 3.5, "tokens": 200 * 16 * 512},
+    ),
+    # karpathy/llm.c train_gpt2.cu: main.log; karpathy/build-nanogpt train_gpt2.py: log.txt
+    (
+        "main.log",
+        lines(lambda s: f"s:{s} trl:{loss(s):.4f} lr:0.000300 norm:1.20", "s:200 tel:3.5000", "s:200 eval:0.2950"),
+        {"train": LAST, "eval/val": 3.5},
+    ),
+    (
+        "log.txt",
+        lines(lambda s: f"{s} train {loss(s):.6f}", "200 val 3.5000", "200 hella 0.2463"),
+        {"train": LAST, "eval/val": 3.5},
+    ),
+    # KellerJordan/modded-nanogpt: a loss at validations alone
+    (
+        "record.txt",
+        lines(lambda s: f"step:{s}/200 {'' if s % 50 else f'val_loss:{loss(s)} '}train_time:{s}ms step_avg:98.76ms"),
+        {"eval/val": LAST},
+    ),
+    # stanford-crfm/levanter callbacks: tqdm's rate behind the step
+    (
+        "levanter.log",
+        lines(
+            lambda s: f"INFO :: Progress on:train {s}.0it/200.0it rate:1.2it/s remaining:01:00 postfix:loss={loss(s)}"
+        ),
+        {"train": LAST},
+    ),
+    # Lightning-AI/litgpt pretrain.py: an iteration is a micro-batch
+    (
+        "litgpt.log",
+        lines(lambda s: f"Epoch 1 | iter {4 * s} step {s} | loss train: {loss(s)}, val: n/a | iter time: 350.12 ms"),
+        {"train": LAST},
+    ),
+    # fairseq progress_bar.py, JSON: bits, and an epoch's part beside the step
+    (
+        "fairseq.log",
+        lines(
+            lambda s: (
+                "INFO | train_inner | "
+                + json.dumps(
+                    {"update": s / 1000, "loss": loss(s) / math.log(2), "ppl": math.exp(loss(s)), "num_updates": s}
+                )
+            ),
+            "INFO | valid | " + json.dumps({"valid_loss": 5.0, "valid_ppl": 32.0, "valid_num_updates": 200}),
+        ),
+        {"train": LAST, "eval/valid": 5 * math.log(2)},
+    ),
+    # DeepSpeed runtime/engine.py, PaddleNLP trainer.py, MaxText metric_logger.py
+    ("ds.log", lines(lambda s: f"steps: {s} loss: {loss(s)} iter time (s): 0.312 samples/sec: 51.2"), {"train": LAST}),
+    (
+        "paddle.log",
+        lines(lambda s: f"[INFO] - loss: {loss(s)}, learning_rate: 3e-05, global_step: {s}"),
+        {"train": LAST},
+    ),
+    (
+        "maxtext.log",
+        lines(lambda s: f"completed step: {s}, seconds: 0.5, TFLOP/s/device: 9.1, loss: {loss(s)}"),
+        {"train": LAST},
+    ),
+    # exports: comet-ml get_metrics, neptune's exporter, SwanLab's API, a sweep with epochs
+    (
+        "comet.csv",
+        curve("experimentKey,metricName,metricValue,step", lambda s: f"a,train_loss,{loss(s)},{s}"),
+        {"train": LAST},
+    ),
+    (
+        "neptune.csv",
+        curve("run_id,attribute_path,step,float_value", lambda s: f"r,train/loss,{s},{loss(s)}"),
+        {"train": LAST},
+    ),
+    ("swanlab.csv", curve(",step,train/loss,loss_timestamp", lambda s: f"{s},{s},{loss(s)},1.7e12"), {"train": LAST}),
+    # units in names and marks of spreadsheets
+    (
+        "bits.csv",
+        curve("step,loss (bits/token)", lambda s: f"{s},{loss(s) / math.log(2)!r}"),
+        {"train": LAST},
+    ),
+    ("nats.csv", curve("step,nll_per_token", lambda s: f"{s},{loss(s)}"), {"train": LAST}),
+    ("bpb.csv", curve("step,loss,val_bits_per_byte", lambda s: f"{s},{loss(s)},1.1"), {"train": LAST, "eval/val": 1.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "right"), READ, ids=[name for name, _, _ in READ])
+def test_what_projects_write(name: str, text: str, right: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (run,) = import_runs([tmp_path / name]).runs
+    losses = {of: value for point in run.points for of, value in point.losses.items()}
+    assert run.points[-1].step == 200
+    assert run.points[-1].tokens == right.pop("tokens", None)
+    assert losses == {of: pytest.approx(value, rel=1e-6) for of, value in right.items()}
+
+
+def test_grouping_points_beside_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("step;loss;tokens\n1.000;3,100;8.192.000\n2.000;3,050;16.384.000\n")
+    (run,) = import_runs([tmp_path / "table.csv"]).runs
+    assert [(point.step, point.losses["train"], point.tokens) for point in run.points] == [
+        (1000, 3.1, 8_192_000),
+        (2000, 3.05, 16_384_000),
+    ]
+
+
+ASKED: list[tuple[str, str, str]] = [
+    (
+        "times.csv",
+        curve("step,loss", lambda s: f"{1_700_000_000 + s},{loss(s)}"),
+        "begins at 1,700,000,010, as times do",
+    ),
+    # deepspeed/monitor/csv_monitor.py: a file a tag, its steps are samples
+    ("Train_Samples_train_loss.csv", curve("step,train_loss", lambda s: f"{16 * s},{loss(s)}"), "count samples"),
+    ("thousands.csv", curve("step (k),loss", lambda s: f"{s / 10},{loss(s)}"), "counts in thousands"),
+    ("twice.csv", curve("step,loss,loss", lambda s: f"{s},{loss(s)},3.0"), "several columns are called loss"),
+    (
+        "ranks.jsonl",
+        lines(lambda s: f'{{"rank": {s // 10 % 2}, "step": {s // 20}, "loss": {loss(s)}}}'),
+        "share their step",
+    ),
+    # flairNLP/flair training.log, mmdet 2: iterations begin again each epoch
+    ("flair.log", lines(lambda s: f"epoch {1 + s // 70} - iter {s % 70 or 70}/70 - loss {loss(s)}"), "goes back"),
+    ("page.csv", "<!DOCTYPE html><html><body>step: 1 loss: 2.0</body></html>", "got a web page"),
+    ("table.xlsx", "PK\x03\x04", "got a compressed file"),
+    ("log10.csv", curve("step,log10_loss", lambda s: f"{s},{loss(s)}"), "no loss is in it"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "said"), ASKED, ids=[name for name, _, _ in ASKED])
+def test_what_is_refused_with_its_cause(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    result = import_runs([tmp_path / name])
+    assert not result.runs
+    assert said in result.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "of", "said"),
+    [
+        ("step,loss,tokens", lambda s: f"{s},3.0,{s * 8.1925}", "it holds fractions"),
+        ("step,loss,tokens", lambda s: f"{s},3.0,{s // 2}", "a step, as if in thousands or millions"),
+        ("step,loss,num_tokens", lambda s: f"{s},3.0,{BATCH + s}", "it does not grow as it began"),
+        ("step,loss,total_tokens", lambda s: f"{s},3.0,{BATCH * 200}", "in each row"),
+        ("step,loss,tokens_per_gpu", lambda s: f"{s},3.0,{BATCH * s}", "Columns that are not used: tokens_per_gpu"),
+    ],
+)
+def test_tokens_that_are_no_count(header: str, of: Callable[[int], str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(curve(header, of))
+    result = import_runs([tmp_path / "log.csv"])
+    assert result.runs[0].points[-1].tokens is None
+    assert any(said in question for question in result.questions), result.questions
+
+
+def test_flops_in_other_units_or_of_each_step_are_no_compute(tmp_path: Path) -> None:
+    for name, of in (("units", lambda s: s * 0.0123), ("each", lambda s: 5e12 + s)):
+        (tmp_path / f"{name}.csv").write_text(curve("step,loss,flops", lambda s, of=of: f"{s},3.0,{of(s)!r}"))
+        assert import_runs([tmp_path / f"{name}.csv"]).runs[0].points[-1].flops is None
+
+
+def test_an_evaluation_by_epochs_beside_steps_is_left_out(tmp_path: Path) -> None:
+    events = [event("Loss/train", s, loss(s)) for s in STEPS] + [event("Loss/val", e, 3.0) for e in range(1, 11)]
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"".join(events))
+    result = import_runs([tmp_path])
+    assert {name for point in result.runs[0].points for name in point.losses} == {"train"}
+    assert any("Loss/val: its steps 1 to 10 look like epochs" in note for note in result.imported[0].notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "answers"),
+    [
+        ("epoch,it,loss\n1,1,3.0\n2,2,2.9\n", "--step names one", ("--step", "it")),
+        ("step,objective\n1,3.0\n2,2.9\n", "--loss COLUMN", ("--loss", "objective")),
+        ("step,loss\n1,33.0\n2,29.5\n", "--loss-unit bits (or ppl)", ("--loss-unit", "ppl")),
+        ("step,loss,mytok\n1,3.0,512\n2,2.9,1024\n", "--tokens-per-step 524288", ("--tokens-per-step", "524288")),
+        ("step,loss,tokens_ours\n1,3.0,512\n2,2.9,1024\n", "(--tokens COLUMN)", ("--tokens", "tokens_ours")),
+        ("step,loss,consumed samples\n1,3.0,16\n2,2.9,32\n", "--seq gives their length", ("--seq", "2048")),
+        ("w,lr,step,loss\n" + "".join(f"{w},{r},{s},3.0\n" for w in (1, 2) for r in (1, 2) for s in (1, 2)),
+         "--run COLUMN", ("--run", "w", "--run", "lr")),
+        ("step,loss\n1,3.0\n2,2.9\n", "--params 124M", ("--params", "124M")),
+    ],
+)  # fmt: skip
+def test_the_answer_that_a_question_names_works(
+    text: str, asked: str, answers: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    command = ["import", str(tmp_path / "log.csv"), "-n"]
+    before, after = (CliRunner().invoke(app, [*command, *more]) for more in ((), answers))
+    assert asked in before.stderr
+    assert after.exit_code == 0
+    assert asked not in after.stderr
