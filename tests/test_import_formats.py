@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from isoflop.cli import app
 from isoflop.logs import import_runs
 from test_import_names import loss_at as loss
-from test_import_readers import event
+from test_import_readers import event, mlflow_run
 
 STEPS = range(10, 201, 10)
 LAST, BATCH = loss(200), 8192
@@ -204,6 +204,26 @@ def test_tokens_that_are_no_count(header: str, of: Callable[[int], str], said: s
     result = import_runs([tmp_path / "log.csv"])
     assert result.runs[0].points[-1].tokens is None
     assert any(said in question for question in result.questions), result.questions
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        # DeepSpeed's train_batch_size is of all devices; a Trainer's batch_size may be of one
+        ({"train_batch_size": 256, "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 4}, 256 * 2048),
+        ({"train_batch_size": 256, "gradient_accumulation_steps": 4}, None),
+        ({"batch_size": 8, "gradient_accumulation_steps": 4}, None),
+        ({"micro_batch_size": 8, "gradient_accumulation_steps": 4}, 8 * 4 * 8 * 2048),
+        ({"micro_batch_size": 8, "gradient_accumulation_steps": 4, "tensor_parallel_size": 2}, None),
+        ({"total_batch_size": 16384}, None),  # nanochat's are tokens
+        ({"global_batch_size": 64}, 64 * 2048),
+    ],
+)
+def test_tokens_of_settings(settings: dict[str, int], tokens: int | None, tmp_path: Path) -> None:
+    params = {"seq_length": "2048", "world_size": "8", **{name: str(value) for name, value in settings.items()}}
+    mlflow_run(tmp_path, {"loss": "1800000000000 3.0 1\n"}, params)
+    (run,) = import_runs([tmp_path]).runs
+    assert run.points[-1].tokens == tokens
 
 
 def test_flops_in_other_units_or_of_each_step_are_no_compute(tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ AMBIGUOUS = ("N", "total", "active", "params", "parameters")
 """Names of N in a table that mean other things among hyperparameters."""
 ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")
 """Sequences of a step, on all devices and with accumulation."""
-EACH = ("per_device_train_batch_size", "micro_batch_size", "batch_size", "train_batch_size")
+EACH = ("per_device_train_batch_size", "micro_batch_size", "device_batch_size", "train_micro_batch_size_per_gpu")
 """Sequences of a micro-batch on one device."""
+EITHER = ("batch_size", "train_batch_size")
+"""Sequences of a micro-batch to some, of a step to others."""
 ACCUMULATE = ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum_steps")
 LENGTH = (
     *("seq_len", "seq_length", "sequence_length", "block_size", "context_length"),
-    *("max_seq_length", "max_seq_len", "max_length", "seq"),
+    *("max_seq_length", "max_seq_len", "seq"),
 )
 DEVICES = ("world_size", "num_devices", "n_gpus", "num_gpus", "devices")
 MOST_SEQUENCES = 32_768
@@ -334,18 +336,30 @@ def _of_settings(
     if "init_from" in settings and "block_size" in settings:  # nanoGPT divides its accumulation by the devices
         return None, "Its gradient_accumulation_steps are those of all devices together, or of each."
 
-    def first(names: tuple[str, ...], given: float | None = None) -> tuple[str, float] | None:
-        if given is not None:
-            return f"{names[-1]} (given)", given
+    def first(names: tuple[str, ...]) -> tuple[str, float] | None:
         return next(((name, factors[name]) for name in names if name in factors), None)
 
-    needed = {"the batch size": first(ALL)}
-    if needed["the batch size"] is None:
-        needed = {"the batch size": first(EACH), "the accumulation": first(ACCUMULATE)}
-        needed["the devices (--devices)"] = first(DEVICES, answers.devices)
-    needed["the length of a sequence (--seq)"] = first(LENGTH, answers.seq)
-    if (batch := needed["the batch size"]) is not None and batch[1] >= MOST_SEQUENCES:
-        return None, f"Its settings say {batch[0]} {batch[1]:,.15g}, which may be tokens or sequences."
+    split = any("parallel" in name and "data" not in name and value > 1 for name, value in factors.items())
+    accumulation = first(ACCUMULATE)
+    devices = ("devices (given)", answers.devices) if answers.devices else None if split else first(DEVICES)
+    length = ("seq (given)", answers.seq) if answers.seq else first(LENGTH)
+    batch = first(ALL) or (first(("train_batch_size",)) if "train_micro_batch_size_per_gpu" in factors else None)
+    needed = {"the batch size": batch}
+    if batch is None:
+        needed = {"the batch size": first(EACH) or first(EITHER), "the accumulation": accumulation}
+        needed["the devices (--devices)"] = devices
+    needed["the length of a sequence (--seq)"] = length
+    if (batch := needed["the batch size"]) is not None:
+        name, size = batch
+        tokens = name == "total_batch_size" and length is not None and size >= length[1] and size % length[1] == 0
+        if size >= MOST_SEQUENCES or tokens:
+            return None, f"Its settings say {name} {size:,.15g}, which may be tokens or sequences."
+        if (
+            name in EITHER
+            and "the accumulation" in needed
+            and any(one and one[1] > 1 for one in (accumulation, devices))
+        ):
+            return None, f"Its settings say {name} {size:,.15g}, which may be of a device or of all."
     known = [factor for factor in needed.values() if factor is not None]
     text = " × ".join(f"{name} {value:,.15g}" for name, value in known)
     lacking = [what for what, factor in needed.items() if factor is None]

@@ -102,6 +102,7 @@ OWN = tuple(
     )
 )
 """Of isoflop's own scalars those that the record keeps; what they say is exact."""
+_LETTER = re.compile(r"([NDCLS])(?:\s*[(\[/_]\s*([kMBT])[)\]]?)?")
 _LETTERS: dict[str, Kind] = {"N": "size", "D": "tokens", "C": "flops", "L": "loss", "S": "step"}
 
 
@@ -147,8 +148,9 @@ def role_of(name: str) -> Role | None:
     """
     if name.startswith("isoflop/"):
         return Role("own") if name in OWN else None
-    if name in _LETTERS:
-        return Role(_LETTERS[name], {"N": "N", "L": "train"}.get(name, ""), 5)
+    if letter := _LETTER.fullmatch(name):  # `N`, `D (B)`
+        factor = _UNITS[letter[2].lower()] if letter[2] else 1.0
+        return Role(_LETTERS[letter[1]], {"N": "N", "L": "train"}.get(letter[1], ""), 5, factor)
     found = words(name)
     if not found or len(found) > 24:
         return None
