@@ -15,7 +15,7 @@ import numpy as np
 from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
 from isoflop.logs.logged import Count, Logged, interpolated, scaled
-from isoflop.logs.names import role_of, words
+from isoflop.logs.names import factor_of, kind_of, role_of, words
 from isoflop.logs.size import ModelSize, SizeOf
 from isoflop.record.run import COUNTS, RecordError
 
@@ -261,9 +261,8 @@ def _token_counts(
 
 def _no_count(logged: Logged, name: str, fewest: float = 0.0) -> str:
     """Why a column that does not fall is no count since the run began; "": it is one. `fewest`: a step has."""
-    column, role = logged.columns[name], role_of(name)
+    column, factor = logged.columns[name], factor_of(name)
     steps, values, _ = column.arrays()
-    factor = role.factor if role else 1.0
     if factor == 1.0 and (values[np.isfinite(values)] % 1).any() and np.nanmax(values) < LARGE:
         return "it holds fractions, as if in thousands, millions or billions"
     if column.stands():
@@ -330,9 +329,8 @@ def _of_settings(
     All four must be known: nothing is assumed.
     """
     for key in factors:
-        role = role_of(key)
-        if role is not None and role.kind == "step tokens":
-            return factors[key] * role.factor, f"{plain(key, 40)} of its settings"
+        if kind_of(key) == "step tokens":
+            return factors[key] * factor_of(key), f"{plain(key, 40)} of its settings"
     if "init_from" in settings and "block_size" in settings:  # nanoGPT divides its accumulation by the devices
         return None, "Its gradient_accumulation_steps are those of all devices together, or of each."
 

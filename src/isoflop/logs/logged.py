@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.logs.files import ImportProblem, number, plain, read_json, whole
-from isoflop.logs.names import Kind, role_of
+from isoflop.logs.names import Kind, factor_of, role_of
 from isoflop.record.lines import Problems
 from isoflop.record.run import Status
 
@@ -241,8 +241,7 @@ class Logged:
         steps, values = _known(self.columns[name])
         if not len(steps) or (np.diff(values) < 0).any():
             return None
-        role = role_of(name)
-        return interpolated(steps, values * (role.factor if role else 1.0))
+        return interpolated(steps, values * factor_of(name))
 
     def rates(self) -> Count | None:
         """Learning rates by step; of several parameter groups the first."""

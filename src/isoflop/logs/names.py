@@ -21,79 +21,62 @@ _UNITS = {
     **dict.fromkeys(("b", "billion", "billions"), 1e9),
     **dict.fromkeys(("t", "trillion", "trillions"), 1e12),
 }
-_TRAIN = {"train", "training", "trn"}
-_EVAL = {"eval", "evaluation", "evaluate", "val", "valid", "validation", "validate", "test", "dev", "heldout"}
-_PURE = {"nll", "ce", "xent", "crossentropy", "lm"}
-"""Of several losses of one kind these leave out what is added to the cross-entropy."""
-_PERPLEXITY = {"ppl", "perplexity"}
-_LOSS = {"loss", "losses", "bpb", *_PURE - {"lm"}, *_PERPLEXITY}
-_COMMON = {
-    *("lm", "clm", "mlm", "language", "model", "modeling", "causal", "cross", "entropy", "mean", "avg", "average"),
-    *("global", "total", "final", "step", "epoch", "batch", "iter", "iteration", "metrics", "metric", "token"),
-    *("raw", "main", "all", "reduced", "micro", "macro", "trainer", "log", "logs", "scalars", "inner", "at", "data"),
-}
-"""Words of a loss's name that name no part of it."""
-_OTHER = {
-    *("per", "sec", "second", "seconds", "vs", "max", "min", "std", "best", "lowest", "scale", "scaler", "samples"),
-    *("runtime", "time", "grad", "norm", "weight", "coef", "ratio", "accuracy", "acc", "diff", "delta", "improvement"),
-    *("count", "predict", "target", "smoothing", "steps", "samples", "patience", "threshold", "spike", "spikes"),
-}
-_SMOOTHED = {"ema", "smooth", "smoothed", "running", "moving", "scaled", "epoch"}
-_PARTS = {
-    *("z", "aux", "auxiliary", "kl", "box", "cls", "dfl", "mtp", "balance", "balancing", "router", "policy", "reg"),
-    *("regularization", "recon", "reconstruction", "commit", "actor", "critic", "contrastive", "mse", "mae", "giou"),
-    *("g", "d", "bce", "load", "pg", "vf", "rpn", "mask", "bbox", "obj"),
-}
-"""Words of losses that are a part of another, or no cross-entropy of tokens."""
-_TOKEN = {"token", "tokens", "tok", "toks"}
-_COUNTED = {
-    *("n", "num", "nb", "number", "of", "total", "seen", "consumed", "processed", "input", "in", "so", "far", "all"),
-    *(
-        "cumulative",
-        "cum",
-        "global",
-        "throughput",
-        "count",
-        "the",
-        "state",
-        "data",
-        "progress",
-        "time",
-        "trainer",
-        "so",
-    ),
-    *(*_TRAIN, "trained", "ntokens", "now", "until", "since", "start", "overall", "accumulated"),
-}
-_A_STEP = {"step", "batch", "iteration", "iter", "update"}
-_CUMULATIVE = {"total", "cumulative", "cum", "global", "consumed", "seen", "far", "accumulated", "overall"}
-_SAMPLE = {"sample", "samples", "sequences", "examples"}
-_FLOP = {"flop": 1.0, "flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "petaflops": 1e15, "eflops": 1e18}
-_STEP = {"step", "steps", "iter", "iters", "iteration", "iterations", "update", "updates"}
-_STEPPED = {*_TRAIN, "trainer", "global", "optimizer", "opt", "optim", "num", "n", "current", "completed", "the"}
-_PARAMETER = {"params", "parameters", "param", "parameter"}
-_SIZED = {"n", "num", "nb", "number", "of", "model", "count", "size", "total", "all", "with", "head", "active"}
-_SIZED |= {"activated", "non", "embedding", "embeddings", "embed", "no", "noembed", "without", "excluding", "the"}
-_SIZED |= {"emb", "nonemb", "nonembed", "nonembedding"}
-_NOT_A_RATE = {"momentum", "mult", "multiplier", "scale", "ratio", "decay", "warmup", "min", "max", "peak", "base"}
-_NOT_A_RATE |= {"initial", "end", "final", "scheduler", "type", "rate" + "s"}
+
+
+def _words_of(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TRAIN = _words_of("train training trn")
+_EVAL = _words_of("eval evaluation evaluate val valid validation validate test dev heldout")
 SPLITS = _TRAIN | _EVAL
+_PURE = _words_of("nll ce xent crossentropy lm")
+"""Of several losses of one kind these leave out what is added to the cross-entropy."""
+_PERPLEXITY = _words_of("ppl perplexity")
+_LOSS = _words_of("loss losses bpb") | _PURE - {"lm"} | _PERPLEXITY
+_COMMON = _words_of(
+    "lm clm mlm language model modeling causal cross entropy mean avg average global total final step epoch batch iter "
+    "iteration metrics metric token raw main all reduced micro macro trainer log logs scalars inner at data"
+)
+"""Words of a loss's name that name no part of it."""
+_OTHER = _words_of(
+    "per sec second seconds vs max min std best lowest scale scaler samples runtime time grad norm weight coef ratio "
+    "accuracy acc diff delta improvement count predict target smoothing steps patience threshold spike spikes"
+)
+_SMOOTHED = _words_of("ema smooth smoothed running moving scaled epoch")
+_PARTS = _words_of(
+    "z aux auxiliary kl box cls dfl mtp balance balancing router policy reg regularization recon reconstruction commit "
+    "actor critic contrastive mse mae giou g d bce load pg vf rpn mask bbox obj"
+)
+"""Words of losses that are a part of another, or no cross-entropy of tokens."""
+_TOKEN = _words_of("token tokens tok toks")
+_CUMULATIVE = _words_of("total cumulative cum global consumed seen far accumulated overall")
+_COUNTED = SPLITS - _EVAL | _CUMULATIVE
+_COUNTED |= _words_of(
+    "n num nb number of processed input in so all throughput count the state data progress time trainer trained "
+    "ntokens now until since start"
+)
+_A_STEP = _words_of("step batch iteration iter update")
+_SAMPLE = _words_of("sample samples sequences examples")
+_FLOP = {"flop": 1.0, "flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "petaflops": 1e15, "eflops": 1e18}
+_STEP = _words_of("step steps iter iters iteration iterations update updates")
+_STEPPED = _TRAIN | _words_of("trainer global optimizer opt optim num n current completed the")
+_PARAMETER = _words_of("params parameters param parameter")
+_BODY = _words_of("non noembed nonemb nonembed nonembedding excluding without no")
+_SIZED = _BODY | _words_of(
+    "n num nb number of model count size total all with head active activated embedding embeddings embed emb the"
+)
+_NOT_A_RATE = _words_of(
+    "momentum mult multiplier scale ratio decay warmup min max peak base initial end final scheduler type rates mup "
+    "factor"
+)
 RUNS = ("run", "run_id", "run_name", "name", "Name")
 """Columns that name runs, as people write them by hand."""
-_RUN = {"run", "name", "id", "hash", "experiment", "exp", "trial", "model", "variant", "seed", "arm", "config", "job"}
-_RUN |= {
-    "size",
-    "width",
-    "depth",
-    "arch",
-    "architecture",
-    "optimizer",
-    "dataset",
-    "corpus",
-    "scale",
-    "label",
-    "replicate",
-}
-_RUN |= {"layers", "d", "hidden", "dim", "group", "method", "setting", "key", "random", "ID", "checkpoint", "tag"}
+_OF_RUN = _words_of("name id n num of")
+_RUN = _words_of(
+    "run name id hash experiment exp trial model variant seed arm config job size width depth arch architecture "
+    "optimizer dataset corpus scale label replicate layers d hidden dim group method setting key random checkpoint tag"
+)
 OWN = tuple(
     f"isoflop/{name}"
     for name in (
@@ -160,13 +143,25 @@ def role_of(name: str) -> Role | None:
     return _loss(name, found)
 
 
+def kind_of(name: str) -> Kind | None:
+    """The kind of quantity that a column is by its name; None: of no use."""
+    role = role_of(name)
+    return None if role is None else role.kind
+
+
+def factor_of(name: str) -> float:
+    """What one of a count is by the name of its column."""
+    role = role_of(name)
+    return 1.0 if role is None else role.factor
+
+
 @functools.lru_cache(maxsize=10_000)
 def run_rank(name: str) -> int | None:
     """How likely a column tells runs apart, 0 the likeliest; None: it is not one that does."""
     if name in RUNS:
         return 0
     found = set(words(name))
-    return 1 if found and found <= _RUN | {"name", "id", "n", "num", "of"} and found & _RUN else None
+    return 1 if found & _RUN and found <= _RUN | _OF_RUN else None
 
 
 def _loss(name: str, found: list[str]) -> Role | None:
@@ -258,7 +253,7 @@ def _flops(name: str, found: list[str]) -> Role | None:
 def _rate(name: str, found: list[str]) -> Role | None:
     there = {*found}
     told = "lr" in there or ("learning" in there and "rate" in there)
-    if not told or there & (_NOT_A_RATE | _LOSS) or {"mup", "factor"} & there:
+    if not told or there & (_NOT_A_RATE | _LOSS):
         return None
     return Role("rate", rank=len(name) + (100 if "group" in there or name.startswith("lr-") else 0))
 
@@ -279,7 +274,7 @@ def _step(name: str, found: list[str]) -> Role | None:
 def _size(name: str, found: list[str]) -> Role | None:
     there = {*found}
     factor, left = unit_of(found)
-    body = {"non", "noembed", "nonemb", "nonembed", "nonembedding", "excluding", "without", "no"} & there
+    body = _BODY & there
     if there & _PARAMETER or there == {"model", "size"} or (body and any("emb" in word for word in there)):
         left -= _PARAMETER
         if not left <= _SIZED:

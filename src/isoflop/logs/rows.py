@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from isoflop.logs.files import cell_number, plain
 from isoflop.logs.logged import Column, Columns, Logged, Words
-from isoflop.logs.names import RUNS, SPLITS, role_of, run_rank, words
+from isoflop.logs.names import RUNS, SPLITS, kind_of, role_of, run_rank, words
 from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
@@ -113,7 +113,7 @@ class Rows:
         step = next((name for name in sorted(self.columns, key=_step_rank) if _step_rank(name) < 100), None)
         self._pivot()
         by_column = self.columns.get(step or "") if self.pivots else None
-        sizes = [name for name in self.columns if (role := role_of(name)) and role.kind == "size"]
+        sizes = [name for name in self.columns if kind_of(name) == "size"]
         every = np.arange(len(self.lines))
         keys = self._keys(step, sizes, every)
         codes, names = self._grouped(keys, every)
@@ -181,7 +181,7 @@ class Rows:
         for label, column in list(self.labels.items()):
             told = any({*words(word)} & SPLITS for word in column.codes)
             if told and run_rank(label) is None and label not in self.options.run and len(column.codes) <= 12:
-                losses = [name for name in self.columns if (role := role_of(name)) and role.kind == "loss"]
+                losses = [name for name in self.columns if kind_of(name) == "loss"]
                 self._split(label, losses, _of_split)
 
     def _split(self, label: str, names: list[str], called: Callable[[str, str], str]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isoflop.logs.files import ImportProblem, plain
 from isoflop.logs.logged import MAX_STEP, Column, Columns, Logged
-from isoflop.logs.names import role_of, unit_of, words
+from isoflop.logs.names import kind_of, role_of, unit_of, words
 
 UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
@@ -80,8 +80,8 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
         told += [f"{plain(name, 40)} {fault}"] if fault != STILL else []
     for name in [*columns.unused, *logged.labels] if logged.index == "rows" else ():
         factor, left = unit_of(words(name))
-        role = role_of(" ".join(left)) if factor != 1.0 and left else None
-        told += [f"{plain(name, 40)} counts in thousands or more"] if role is not None and role.kind == "step" else []
+        if factor != 1.0 and kind_of(" ".join(left)) == "step":
+            told.append(f"{plain(name, 40)} counts in thousands or more")
     if told:
         raise ImportProblem(f"{logged.source}: its steps can't be told: {'; '.join(told)}. {ASK}{_others(logged)}")
     return None
@@ -139,8 +139,7 @@ def _by_index(logged: Logged, notes: list[str], told: bool) -> Columns:
         columns = _numbered_where_still(columns, notes)
     tidy = {}
     for name, column in columns.items():
-        role = role_of(name)
-        told_of = notes if told and (role is None or role.kind in ("loss", "own")) else []
+        told_of = notes if told and kind_of(name) in (None, "loss", "own") else []
         tidy[name] = _in_order(name, column, logged, told_of)
     return columns.like(_without_epochs(tidy, columns.named, notes))
 
@@ -172,7 +171,7 @@ def _numbered(column: Column, rows: NDArray[np.int64]) -> Column:
 def _numbered_where_still(columns: Columns, notes: list[str]) -> Columns:
     """Metrics logged without a step have one step in common: a curve in the order of their times."""
     still = {name for name, column in columns.items() if len(column) >= STANDS and not np.ptp(column.arrays()[0])}
-    losses = {name for name in columns if (role := role_of(name)) and role.kind == "loss"}
+    losses = {name for name in columns if kind_of(name) == "loss"}
     if not still & losses:
         return columns
     if any(len(columns[name]) > 1 for name in losses - still):
@@ -246,8 +245,7 @@ def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
         order = np.flatnonzero(fits)
         order = order[np.argsort(steps[place[order]], kind="stable")]
         there = column.taken(order, steps[place[order]] + more)
-        role = role_of(name)
-        loss = logged.index == "rows" and role is not None and role.kind == "loss"
+        loss = logged.index == "rows" and kind_of(name) == "loss"
         if loss and (without := int((rows[place] != own).sum())):
             notes.append(f"{plain(name, 40)}: {without:,} of {len(own):,} values have no {plain(chosen, 40)}: left out")
         if not len(there):
@@ -255,8 +253,8 @@ def _by_column(logged: Logged, chosen: str, notes: list[str]) -> Columns:
         moved[name] = there.taken(_superseded(there.arrays()[0])[2])
         lost = len(there) - len(moved[name])
         if loss and lost:
-            at, values, _ = there.arrays()
-            differ = int(((np.diff(at) == 0) & (np.diff(values) != 0)).sum())
+            at, of, _ = there.arrays()
+            differ = int(((np.diff(at) == 0) & (np.diff(of) != 0)).sum())
             if differ >= SHARED * len(there):
                 raise ImportProblem(
                     f"{logged.source}: {differ + 1:,} of {len(there):,} values of {plain(name, 40)} share their step "

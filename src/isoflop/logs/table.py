@@ -16,7 +16,7 @@ from typing import Any
 
 from isoflop.logs.files import ImportProblem, cell_number, csv_rows, head, plain, read_hparams, stem, why
 from isoflop.logs.logged import Logged
-from isoflop.logs.names import role_of, words
+from isoflop.logs.names import kind_of, words
 from isoflop.logs.rows import METRIC, NO_OPTIONS, Options, Rows, is_value
 from isoflop.record.lines import Problems
 
@@ -60,7 +60,7 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
     told = words(path.stem)
     if (
         "samples" in told
-        and any(_is_step(name) for name in header)
+        and any(kind_of(name) == "step" for name in header)
         and any(told[-len(words(n)) :] == words(n) for n in header)
     ):
         raise ImportProblem(f"{path}: its steps count samples (DeepSpeed): divide them by the batch size")
@@ -114,7 +114,7 @@ def _opened(path: Path, problems: Problems) -> tuple[list[str], Cells]:
     header = [str(name).strip() for name in next(rows, [])]
     if len(header) < 2 or all(cell_number(name) is not None for name in header):
         raise ImportProblem(f"{path}: expected a table whose first row names two columns or more, got {header!a:.80}")
-    if twice := {name for name in header if header.count(name) > 1 and role_of(name) is not None}:
+    if twice := {name for name in header if header.count(name) > 1 and kind_of(name)}:
         raise ImportProblem(f"{path}: several columns are called {', '.join(sorted(twice)[:5])}: rename them")
     return header, rows
 
@@ -147,19 +147,14 @@ def exports(header: list[str]) -> dict[int, tuple[str, str]]:
     matches = {index: _EXPORT.match(name) for index, name in enumerate(header) if index}
     found = {i: (match["run"], match["metric"]) for i, match in matches.items() if match and not match["bound"]}
     bounds = any(match["bound"] for match in matches.values() if match)
-    return found if bounds or _is_step(header[0]) else {}
-
-
-def _is_step(name: str) -> bool:
-    role = role_of(name)
-    return role is not None and role.kind == "step"
+    return found if bounds or kind_of(header[0]) == "step" else {}
 
 
 def _by_run(
     header: list[str], rows: Cells, exported: dict[int, tuple[str, str]], problems: Problems
 ) -> tuple[list[str], Cells]:
     """The table of a chart with a row for each run at each step."""
-    if not _is_step(header[0]):
+    if kind_of(header[0]) != "step":
         raise ImportProblem(
             f"{problems.source}: expected W&B's export of a chart over Step, got one over {plain(header[0], 40)}: set "
             "the chart's x-axis to Step"

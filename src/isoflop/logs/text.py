@@ -16,7 +16,7 @@ import numpy as np
 
 from isoflop.logs.files import Dialect, ImportProblem, decoded, dialect_of, flat, head, open_bytes, stem
 from isoflop.logs.logged import Column, Columns, Logged
-from isoflop.logs.names import role_of, words
+from isoflop.logs.names import kind_of, role_of, words
 from isoflop.logs.rows import NO_OPTIONS, Options, Rows
 from isoflop.record.lines import Problems
 
@@ -74,7 +74,7 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
 
 def _join_steps(columns: Columns) -> None:
     """One column of steps, where lines of one kind call it otherwise than lines of another."""
-    names = [name for name in columns if _is_step(name) and not (columns[name].arrays()[1] % 1).any()]
+    names = [name for name in columns if kind_of(name) == "step" and not (columns[name].arrays()[1] % 1).any()]
     rows = np.concatenate([columns[name].arrays()[0] for name in names]) if len(names) > 1 else np.empty(0)
     if len(rows) and len(np.unique(rows)) == len(rows):
         steps = np.concatenate([columns.pop(name).arrays()[1] for name in names])
@@ -143,11 +143,6 @@ def printed_cells(text: str) -> dict[str, str]:
     return found
 
 
-def _is_step(name: str) -> bool:
-    role = role_of(name)
-    return role is not None and role.kind == "step"
-
-
 def _is_step_of(name: str) -> bool:
     return bool({*words(name)} & {"step", "iter", "iteration", "updates"})
 
@@ -166,18 +161,14 @@ def _as_evaluated(name: str, told: str | None) -> str:
 
 
 def _has_step(cells: dict[str, Any]) -> bool:
-    return any(map(_is_step, cells))
+    return any(kind_of(name) == "step" for name in cells)
 
 
 def _is_point(cells: dict[str, Any], options: Options) -> bool:
-    losses = any(
-        name in options.named or ((role := role_of(name)) is not None and role.kind in ("loss", "own"))
-        for name in cells
-    )
+    losses = any(name in options.named or kind_of(name) in ("loss", "own") for name in cells)
     return losses and (_has_step(cells) or JSON in cells or bool(options.named & {*cells}))
 
 
 def _setting(name: str) -> str:
     """The name of a setting as printed, in a form that other loggers use."""
-    role = role_of(name)
-    return "total_params" if role is not None and role.kind == "size" else "_".join(words(name))[:100]
+    return "total_params" if kind_of(name) == "size" else "_".join(words(name))[:100]
