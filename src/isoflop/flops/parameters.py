@@ -202,7 +202,8 @@ def _by_type(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[set[str]
     rows = {full_shape(named[name])[0] for name in embeddings}
     if not outputs:
         # a plain module: a Linear with one output for each row of an embedding table, the last such
-        onto = [m for m in model.modules() if isinstance(m, nn.Linear) and full_shape(m.weight)[0] in rows]
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        onto = [m for m in linear if (weight := _weight(m)) is not None and full_shape(weight)[0] in rows]
         outputs = onto[-1:]
     return embeddings, _names(outputs, name_of)
 
@@ -215,8 +216,13 @@ def _from_getter(module: nn.Module, getter: str) -> list[Any]:
     return [found] if found is not None else []
 
 
+def _weight(module: Any) -> Any:
+    """A module's own weight; one that is computed when it is read (spectral norm, which counts reads) is left alone."""
+    return vars(module).get("_parameters", {}).get("weight") if isinstance(module, nn.Module) else None
+
+
 def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
-    weights: Iterable[Any] = (getattr(module, "weight", None) for module in modules)
+    weights = map(_weight, modules)
     # get_input_embeddings may give a convolution over patches or a spectrogram: that multiplies
     return {name_of[id(weight)] for weight in weights if id(weight) in name_of and len(full_shape(weight)) == 2}
 

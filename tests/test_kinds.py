@@ -1,0 +1,37 @@
+"""A forward runs as often as without isoflop and the weights are the same to the bit, whatever it does (`kinds`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kinds import KINDS, LOOPS, gathering, results
+from workers import run
+
+A_FEW = list(KINDS)[::6]
+
+
+def same(loop: str, folder: Path, names: list[str]) -> None:
+    (without,) = run(results, loop, False, folder, names, timeout=500)
+    (watched,) = run(results, loop, True, folder, names, timeout=500)
+    broken = {name: text for name, text in without.items() if isinstance(text, str)}
+    assert not broken, "these don't train without isoflop either"
+    differ = [name for name in names if watched[name] != without[name]]
+    assert not differ, [(name, watched[name], without[name]) for name in differ[:3]]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_few_kinds_of_forward_train_as_without(loop: str, tmp_path: Path) -> None:
+    same(loop, tmp_path, list(KINDS) if loop == "plain" else A_FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", LOOPS)
+def test_every_kind_of_forward_trains_as_without(loop: str, tmp_path: Path) -> None:
+    assert len(KINDS) >= 60
+    same(loop, tmp_path, list(KINDS))
+
+
+def test_a_forward_that_talks_to_other_ranks(tmp_path: Path) -> None:
+    assert run(gathering, True, tmp_path / "with", ranks=2) == run(gathering, False, tmp_path / "without", ranks=2)

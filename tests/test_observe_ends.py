@@ -1,0 +1,169 @@
+"""Whatever ends a step that is observed, nothing of it stays on; and what compiles, compiles as it would without."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import isoflop
+from tiny import Rows, batches, model
+
+BATCH = next(iter(batches(Rows(8), 8)))
+
+
+def modes() -> int:
+    return torch._C._len_torch_dispatch_stack()
+
+
+def observed(folder: Path, net: nn.Module | None = None, **options: Any) -> tuple[isoflop.Monitor, nn.Module]:
+    net = net or model()
+    return isoflop.Monitor(net, record_dir=folder, **options), net
+
+
+def mid_step(folder: Path) -> tuple[isoflop.Monitor, nn.Module]:
+    """A Monitor whose first step is under way."""
+    monitor, net = observed(folder)
+    net(**BATCH)["loss"]
+    assert modes() == 1
+    return monitor, net
+
+
+class Fails(torch.autograd.Function):
+    """The backward pass fails."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise KeyError("the user's own")
+
+
+def in_forward(net: nn.Module) -> None:
+    with pytest.raises((RuntimeError, IndexError)):
+        net(input_ids=BATCH["input_ids"] + 10**6, labels=BATCH["labels"])
+
+
+def in_backward(net: nn.Module) -> None:
+    with pytest.raises(KeyError):
+        Fails.apply(net(**BATCH)["loss"]).backward()
+
+
+@pytest.mark.parametrize("fails", [in_forward, in_backward])
+def test_an_exception_in_a_step(fails: Callable[[nn.Module], None], tmp_path: Path) -> None:
+    monitor, net = observed(tmp_path)
+    fails(net)
+    assert modes() == 0
+    net(**BATCH)["loss"].backward()  # the user's loop leaves that batch out and goes on
+    monitor.step()
+    monitor.close()
+    assert not monitor.guard.aside
+
+
+def test_a_monitor_that_nobody_closes(tmp_path: Path) -> None:
+    monitor, net = mid_step(tmp_path)
+    del monitor
+    gc.collect()
+    assert modes() == 0
+
+
+def test_one_that_goes_while_it_handles_an_operator(tmp_path: Path) -> None:
+    """Its collection comes inside of an operator, where a mode can't be taken off."""
+    held = [mid_step(tmp_path)]
+
+    class Collects(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    library = torch.library.Library("isoflop_ends", "DEF")
+    library.define("collect(Tensor x) -> Tensor")
+
+    def collect(x: torch.Tensor) -> torch.Tensor:
+        held.clear()
+        gc.collect()
+        return x.clone()
+
+    library.impl("collect", collect, "CPU")
+    torch.ops.isoflop_ends.collect(torch.ones(1))
+    for _ in range(3):  # the main thread runs Python again
+        assert not held
+    assert modes() == 0
+    library._destroy()
+
+
+def test_one_that_goes_in_another_thread(tmp_path: Path) -> None:
+    held = [mid_step(tmp_path)]
+
+    def let_go() -> None:
+        held.clear()
+        gc.collect()
+
+    thread = Thread(target=let_go)
+    thread.start()
+    thread.join()
+    for _ in range(3):
+        assert not held
+    assert modes() == 0
+
+
+def test_two_monitors_that_begin_and_end_in_turn(tmp_path: Path) -> None:
+    (one, net), (two, other) = observed(tmp_path / "1", log_every=1), observed(tmp_path / "2", log_every=1)
+    for _ in range(3):
+        first, second = net(**BATCH)["loss"], other(**BATCH)["loss"]
+        first.backward()
+        one.step()  # the first to begin is the first to end
+        second.backward()
+        two.step()
+    one.close()
+    two.close()
+    assert modes() == 0
+
+
+def test_a_users_mode_is_entered_in_the_step_and_left_after_it(tmp_path: Path) -> None:
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    monitor, _ = mid_step(tmp_path)
+    with Mode() as mode:
+        monitor.close()
+        assert [torch._C._get_dispatch_stack_at(0)] == [mode] and modes() == 1
+    assert modes() == 0
+
+
+@pytest.fixture
+def backend() -> Iterator[Any]:
+    torch._dynamo.reset()
+    yield torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo's own
+@pytest.mark.parametrize("when", ["before", "in the step", "in its middle", "after the last step"])
+def test_what_compiles_is_one_graph_as_without(when: str, backend: Any, tmp_path: Path) -> None:
+    compile_ = torch.compile
+    loss_of = compile_(nn.functional.mse_loss, fullgraph=True, backend=backend) if when == "before" else None
+    monitor, net = observed(tmp_path, nn.Linear(4, 4))
+    for length in (2, 3, 5):
+        torch._dynamo.mark_dynamic(x := torch.ones(length, 4), 0)
+        out = net(x)
+        if loss_of is None and when != "after the last step":
+            loss_of = torch.compile(nn.functional.mse_loss, fullgraph=True, backend=backend)
+        loss = (nn.functional.mse_loss if loss_of is None else loss_of)(out, torch.zeros_like(out))
+        loss.backward()
+        monitor.step(tokens=length)
+    if loss_of is None:
+        loss_of = torch.compile(nn.functional.mse_loss, fullgraph=True, backend=backend)
+        loss_of(net(torch.ones(7, 4)), torch.zeros(7, 4))
+    assert len(backend.graphs) == 1
+    monitor.close()
