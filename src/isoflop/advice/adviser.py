@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class Track:
         if tokens_per_second is None or not tokens_per_second > 0:
             return
         if len(self.speeds) >= 8:  # the best stretch of five, the first ones warm up and compile
-            stretch = float(np.median(list(self.speeds)[-5:]))
+            stretch = median(list(self.speeds)[-5:])
             self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
         self.speeds.append(float(tokens_per_second))
 
@@ -109,7 +110,7 @@ class Track:
         if len(recent) < AVERAGED:
             return None
         sd = scatter(np.array([loss for _, loss in self.losses[-30:]]))
-        return Estimate(float(np.mean(recent)), sd / len(recent) ** 0.5)
+        return Estimate(sum(recent) / len(recent), sd / len(recent) ** 0.5)
 
     def _settle(self, step: int) -> None:
         now = self.now()

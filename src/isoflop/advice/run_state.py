@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -343,5 +344,8 @@ def rule(name: str, domain: Domain, **how: Any) -> Callable[[Judge], Rule]:
 
 def scatter(losses: np.ndarray) -> float:
     """Standard deviation of a logged loss about its trend, by second differences (median absolute deviation)."""
-    second = np.diff(losses, 2)
-    return float(1.4826 * np.median(np.abs(second - np.median(second))) / np.sqrt(6)) if len(second) else 0.0
+    second = np.diff(losses, 2).tolist()
+    if not second:
+        return 0.0
+    middle = median(second)  # of 30 numbers: NumPy's takes ten times as long
+    return 1.4826 * median(abs(value - middle) for value in second) / math.sqrt(6)

@@ -85,6 +85,8 @@ class AdvicePart(Part):
         self._spent = 0.0
         self._started = False
         self._own_edge: tuple[float, int, int, float] | None = None
+        self._config = None if model is None else attempt(getattr, unwrap(model), "config", None)
+        self._width = None if self._config is None else attempt(width_of, self._config)
         self._settings = describe_optimizer(run.optimizer) or {}
         self._highest = 0.0
         self._said_task: dict[str, Any] | None = None
@@ -186,7 +188,7 @@ class AdvicePart(Part):
             own_flops=self.own.flops,
             own_rates=None if N is None else self.own.rates(N),
             own_edge=self._own_edge,
-            width=self._width(),
+            width=self._width,
             peak_rate=self._peak(step),
             weight_decay=self._settings.get("weight_decay"),
             line=self.own.line,
@@ -292,16 +294,9 @@ class AdvicePart(Part):
             if not each.quiet:
                 self._run.tell(f"isoflop: no advice on {each.what}: {each.why}")
 
-    @property
-    def _config(self) -> Any:
-        return None if self._model is None else attempt(getattr, unwrap(self._model), "config", None)
-
-    def _width(self) -> int | None:
-        return None if self._config is None else width_of(self._config)
-
     def _shape(self) -> tuple[str, ...]:
         """Where the configuration tells layers, width and heads."""
-        shape, width = None if self._config is None else shape_of(self._config), self._width()
+        shape, width = None if self._config is None else shape_of(self._config), self._width
         if shape is None or width is None or self._run.task.unlike_pretraining:
             return ()
         return shape_warning(shape.layers, width, shape.heads)

@@ -284,12 +284,12 @@ class Monitor(PlainLoop):
             return
         self._logged_at = self.steps
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
-        summed = self._sum(self.noise.row(self._clock.training_time) or self.noise.nothing)
-        if summed:
+        if summed := self._sum(self.noise.row(self._clock.training_time) or self.noise.nothing):
             self.noise.fold(summed, self.updates)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            self.should_stop = self._ranks.any(self._asks_to_stop, self.steps)
+            ranks, asks = self._ranks, self._asks_to_stop
+            self.should_stop = ranks.any(asks, self.steps) if ranks.several else asks
 
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
@@ -305,11 +305,14 @@ class Monitor(PlainLoop):
         if not self._ranks.held:  # else the interval goes on until the ranks' sum
             self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)
         self._latest = step
-        with self._clock.phase("measuring"):
-            for part in self.parts:
-                if self.guard.open(part.boundary):
-                    with self.guard.part(part.boundary):
-                        self._latest = part.log(self._latest)
+        self._clock.enter("measuring")
+        for part in self.parts:
+            if part.boundary not in self.guard.aside:
+                try:
+                    self._latest = part.log(self._latest)
+                except Exception as error:  # the boundary: a part that fails takes no other along
+                    self.guard.failed(part.boundary, error)
+        self._clock.leave("measuring")
         self._asks_to_stop = self._asks_to_stop or self._latest.stop
         self.observer.look_for_frozen_layers()
 
@@ -321,7 +324,7 @@ class Monitor(PlainLoop):
             loss_sum=loss_sum,
             losses=losses,
             before=self._logged,
-            totals=self._ranks.known(self.totals),
+            totals=self._ranks.known(self.totals) if self._ranks.held else self.totals,
             summed=summed and not self._ranks.held,
             whole=not self._uncounted,
             run_id=self.recorder.run_id,

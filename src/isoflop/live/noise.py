@@ -314,10 +314,11 @@ class Noise(Part):
         The first two: seconds that it took, and of training. One wait a device.
         """
         waiting, self._waiting, self._rows = self._waiting, [], []
-        seconds, self._seconds = max(self._seconds, self._times.cost() * len(waiting)), 0.0
-        self._times.last = None
-        if waiting and self.guard.open(HOOKS):
-            self._rows = read(waiting)
+        seconds, self._seconds, self._times.last = self._seconds, 0.0, None
+        if waiting:
+            seconds = max(seconds, self._times.cost() * len(waiting))
+            if self.guard.open(HOOKS):
+                self._rows = read(waiting)
         if world_size() == 1:
             return [seconds, training_time]
         numbers = [seconds, training_time, *packed(self._rows)]
@@ -342,7 +343,8 @@ class Noise(Part):
                 self.preconditioned.add(preconditioned.gradient, preconditioned.variance)
             self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
         before, self._collected = self._collected, (step, elapsed)
-        self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
+        if seconds or rows:
+            self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
         if self._source is not None and not self._settled:
             self._keeps_v = keeps_second_moments(self._run.optimizer)
             self._settled = self._keeps_v and settled(self._run.optimizer)

@@ -163,8 +163,6 @@ class Ranks:
 
     def any(self, asked: bool, step: int) -> bool:
         """Whether some rank asks: a collective of all ranks or none. One that stopped alone would hang the others."""
-        if not self.several:
-            return asked
         if self.settings.asks and self.open and step >= self._first:
             with self._guard.part(SUMMING):
                 return sum_over_ranks([int(asked)], [])[0][0] > 0

@@ -76,11 +76,13 @@ class Sinks(Part):
         """Write the scalars, the loss against compute and new advice; print a line, of a long run ever fewer."""
         axes = self._axes.points(step.totals.flops_known, step.loss)
         for sink in self._run.sinks:
-            if self._guard.open(sink.boundary):
-                with self._guard.part(sink.boundary):
+            if sink.boundary not in self._guard.aside:
+                try:
                     for advice in step.advice:
                         sink.text(step.step, "isoflop/advice", advice.markdown())
                     sink.write(step.step, step.scalars, axes)
+                except Exception as error:  # the boundary: a sink that fails takes no other along
+                    self._guard.failed(sink.boundary, error)
         self._log_steps += 1
         self._unprinted = step
         if due(self._log_steps):
