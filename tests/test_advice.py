@@ -426,8 +426,8 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
             "A forecast needs 200 steps, twice the warm-up; 9 are done.",
         ),
         (target, {"target_loss": 2.4}, "there is no forecast yet"),
-        (planned, {"N": None}, "the model's parameters are unknown (total_steps=, tokens_fn=, num_params=)"),
-        (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, tokens_fn=, num_params=)"),
+        (planned, {"N": None}, "the model's parameters are unknown (num_params=)"),
+        (planned, {"total_steps": None}, "the planned tokens are unknown (total_steps=, or max_steps of a Trainer)"),
         (past_efficient, {"tokens": None}, "parameters or tokens are unknown"),
         (batch, {}, "the run's tokens are not known"),
         (

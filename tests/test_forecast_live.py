@@ -203,7 +203,7 @@ def test_a_state_of_an_earlier_version_restores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": None}, "The run's length is not known: pass total_steps=."),
+        ({"total_steps": None}, "The run's length is not known: pass total_steps=, or max_steps to a Trainer."),
         (
             {"make": lambda o: S.ReduceLROnPlateau(o, patience=10**6), "loop": True},
             "The learning rate to come is unknown: ReduceLROnPlateau sets the learning rate by losses still to come. "

@@ -53,8 +53,10 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     """One neutral line; a warning only where the waste is clear and can't be meant."""
     N, D = run.N, run.planned_tokens
     if N is None or not D:
-        what = "the model's parameters are" if N is None else "the planned tokens are"
-        return Missing("whether the size fits the data", f"{what} unknown (total_steps=, tokens_fn=, num_params=)")
+        what, option = ("the planned tokens are", "tokens_fn=") if N else ("the model's parameters are", "num_params=")
+        if N and run.total_steps is None:
+            option = "total_steps=, or max_steps of a Trainer"
+        return Missing("whether the size fits the data", f"{what} unknown ({option})")
     C = run.sizes.flops(N, D)
     waste = waste_of(law_at(run.sizes, C), N, D, run.inference_tokens or 0.0)
     low_N, high_N = interval(waste.N[1:], LEVEL)

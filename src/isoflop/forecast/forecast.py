@@ -139,7 +139,7 @@ class Reason(str, Enum):
     )
     NO_FIT = "no fit", "Least squares found no finite loss."
     TOKENS_UNKNOWN = "tokens unknown", "The run's tokens are not counted."
-    END_UNKNOWN = "no planned end", "The run's length is not known: pass total_steps=."
+    END_UNKNOWN = "no planned end", "The run's length is not known: pass total_steps=, or max_steps to a Trainer."
 
 
 @dataclass(frozen=True)
