@@ -325,9 +325,9 @@ def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.Captur
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
     assert "Based on: 20 runs of your own" in capsys.readouterr().out
-    frontier = EventAccumulator(str(tmp_path / "new" / "_frontier"))
-    frontier.Reload()
-    drawn = frontier.Scalars("isoflop/loss_vs_log10FLOPs_x1000")
+    events = EventAccumulator(str(tmp_path / "new"))
+    events.Reload()
+    drawn = events.Scalars("isoflop/frontier_vs_log10FLOPs_x1000")
     assert drawn[0].step == 12_000 and drawn[-1].step == pytest.approx(12_602, abs=2)
     assert drawn[0].value == pytest.approx(5.0) and drawn[-1].value < 4.7
     assert monitor.scalars["isoflop/n_opt"] > 50_000

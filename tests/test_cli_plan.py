@@ -304,8 +304,8 @@ def test_few_own_runs_change_little_and_it_is_said(tmp_path: Path) -> None:
     two = table(tmp_path / "two.csv", [{"N": n, "D": 1e18 / 6 / n, "loss": 3.1} for n in (1e7, 2e7)])
     found = read("plan", "--flops", "1e20", "--runs", two)
     assert 0.5 < found["N"] / read("plan", "--flops", "1e20")["N"] < 2
-    assert any("say little of the best size" in warning for warning in found["warnings"])
-    assert "say little of the best size" in shown("plan", "--flops", "1e20", "--runs", two)
+    assert any("do not determine the best size" in warning for warning in found["warnings"])
+    assert "do not determine the best size" in shown("plan", "--flops", "1e20", "--runs", two)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_optimal_size_and_tokens(exact):
             assert line.y == pytest.approx(N if key == "optimal-parameters" else D)
         said = " ".join(figure.notes)
         assert (
-            "Approach 1 (envelope) has no opinion: curves of several sizes, each with 8 points of this loss, are needed"
+            "Approach 1 (envelope) is left out: curves of several sizes, each with 8 points of this loss, are needed"
             in said
         )
         assert "Kaplan et al. 2020, allocation: N non-embedding" in said
@@ -251,7 +251,7 @@ def test_a_law_with_doubts_is_not_drawn_beyond_the_runs():
     made = study(
         table=ends_of_table({name: [float(row[name]) for row in rows] for name in ("N", "D", "loss")}), draws=100
     )
-    assert not made.refused and "E can't be told from 0" in made.doubts[0]
+    assert not made.refused and "E can't be distinguished from 0" in made.doubts[0]
     figure = FIGURES["loss-flops"](made)
     (line,) = of(figure, role="fit")
     assert not line.dashed and line.x[-1] == pytest.approx(made.C.max())

@@ -168,9 +168,9 @@ def test_no_frontier_of_a_law_that_the_runs_leave_open(tmp_path: Path) -> None:
     path = table(tmp_path / "runs.csv")
     path.write_text("\n".join(path.read_text().splitlines()[:3]))
     text = run(path, "--draws", 20).stdout
-    assert "fitted to 2 runs" in text and "approach 3 (this law) has no opinion" in text
-    assert "approach 2 (minima of isoFLOP profiles) has no opinion" in text and "N at" not in text
-    assert "the posterior has no opinion: the runs say little of it" in text
+    assert "fitted to 2 runs" in text and "approach 3 (this law) is left out" in text
+    assert "approach 2 (minima of isoFLOP profiles) is left out" in text and "N at" not in text
+    assert "the posterior is left out: the runs do not determine it" in text
 
 
 def test_priors_from_the_shell(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_priors_from_the_shell(tmp_path: Path) -> None:
     held = fitted(path, "--prior", "alpha=0.3478:0.001", "--prior", "ln B=7.64:0.01")
     assert held["parameters"]["alpha"] == pytest.approx(0.3478, abs=2e-3)
     assert held["standard_errors"]["B"] < 0.1 * alone["standard_errors"]["B"]
-    assert any(line.startswith("alpha rests on its prior") for line in held["warnings"])
+    assert any(line.startswith("alpha is determined by its prior") for line in held["warnings"])
 
 
 def test_a_bar_only_for_who_sees_it_and_only_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +331,7 @@ def test_a_law_for_each_group_of_a_column(tmp_path: Path) -> None:
     shown = run(path, "--group", "corpus", "--draws", 20)
     assert shown.exit_code == 0 and "E[web]" in shown.stdout and "E[code]" in shown.stdout
     assert told(path, "--group", "nothing").startswith(
-        "--group: expected a column that tells groups of runs apart (corpus"
+        "--group: expected a column that separates groups of runs (corpus"
     )
     assert told(path, "--own", "E").startswith("--own: expected --group COLUMN")
     assert "expected" in told(path, "--group", "corpus", "--own", "F")

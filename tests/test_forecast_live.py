@@ -211,7 +211,7 @@ def test_a_state_of_an_earlier_version_restores(tmp_path: Path) -> None:
         ),
         (
             {"make": None, "hidden": True},
-            "The learning rate to come is unknown: the optimizer has a scheduler that isoflop was not told of. Pass "
+            "The learning rate to come is unknown: the optimizer has a scheduler that was not passed to isoflop. Pass "
             f"scheduler= or {forecasting.GIVEN}.",
         ),
     ],
@@ -254,7 +254,7 @@ def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path, plan: Any) -
 def test_a_rate_that_moved_by_another_hand_is_unknown(tmp_path: Path) -> None:
     monitor, told = train(tmp_path, last=1_000, make=None, between=by_hand)
     assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Reason.LR_UNKNOWN
-    assert about(told)[-1].endswith(f"was not told of a scheduler. Pass scheduler= or {forecasting.GIVEN}.")
+    assert about(told)[-1].endswith(f"no scheduler was passed to isoflop. Pass scheduler= or {forecasting.GIVEN}.")
     assert "learning_rates" not in the_run(tmp_path).planned
 
 

@@ -224,7 +224,6 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "recognising the task": [(loop, "isoflop.live.monitor.describe_task")],
     "reading the earlier runs": [(advised_loop, "isoflop.live.advice.learn_from")],
-    "drawing the frontier": [(advised_loop, "isoflop.live.advice.draw_frontier")],
     "on_advice": [(advised_loop, "test_guard.told")],
     **{f"judging {name}": [(advised_loop, f"evaluator {name}")] for name in RULES},
     "computing the scalars": [(loop, "isoflop.live.scalars.interval_scalars")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -65,3 +66,41 @@ def test_every_file_is_named_by_a_noun_of_the_field() -> None:
 
 def test_no_file_is_too_long_to_be_one_concept() -> None:
     assert not [path for path in SOURCES if len(path.read_text().splitlines()) > 520]
+
+
+IDIOMS = re.compile(
+    r"\b(told|tells?|telling|said|hears?|heard|(no|an) opinion|speaks?|spoke|rests? on|stands? beside|"
+    r"in silence|knows? nothing|says? (nothing|little)|gravest|for want of|unsaid|asks? for nothing)\b",
+    re.IGNORECASE,
+)
+"""Not plain technical English: what people do, of programs; each was found hard to read."""
+PAGES = [HOME / "README.md", *sorted(HOME.glob("docs/*.md")), *HOME.glob("src/isoflop/report/*.html")]
+
+
+def messages(path: Path) -> list[str]:
+    """The texts of a module that users may read: its strings of several words, but for docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+    documentation = {id(line.value) for body in bodies for line in body if isinstance(line, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documentation]
+    return [node.value for node in constants if isinstance(node.value, str) and " " in node.value.strip()]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("the runs tell nothing of it", True),
+        ("approach 1 has no opinion", True),
+        ("approach 1 needs three sizes", False),
+    ],
+)
+def test_the_idioms_are_seen(text: str, found: bool) -> None:
+    assert bool(IDIOMS.search(text)) == found
+
+
+def test_messages_and_documentation_are_plain_english() -> None:
+    texts = [(path, text) for path in SOURCES for text in messages(path)]
+    texts += [(path, re.sub(r"`[^`\n]*`|{[{%].*?[%}]}", "", path.read_text(encoding="utf-8"))) for path in PAGES]
+    found = {f"{path.relative_to(HOME)}: …{text[max(0, at.start() - 30) : at.end() + 20]}…"
+             for path, text in texts for at in IDIOMS.finditer(text)}  # fmt: skip
+    assert not found

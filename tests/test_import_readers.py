@@ -528,7 +528,7 @@ def test_each_step_is_there_once(tmp_path_factory: pytest.TempPathFactory, rows:
     path = write(tmp_path_factory.getbasetemp() / "run.csv", rows_of(*rows))
     result = import_runs([path])
     if not result.runs:
-        told = ("its steps can't be told: step goes back", "share their step with another")
+        told = ("its steps are not clear: step goes back", "share their step with another")
         assert any(text in result.problems[0] for text in told)
         return
     if len({step for step, _ in rows}) == 1 < len(rows):

@@ -92,7 +92,7 @@ def test_a_single_run_moves_little_and_is_said_to() -> None:
     answer = plan(1e21, own={"N": [1e8], "D": [2e9], "loss": [3.3]})
     assert answer.tokens_per_param == pytest.approx(20, rel=0.2)
     assert width(answer) > width(plan(1e21))
-    assert any("say little of the best size" in note for note in answer.notes)
+    assert any("do not determine the best size" in note for note in answer.notes)
 
 
 def test_the_budget_is_spent_at_the_runs_own_flops() -> None:
@@ -213,7 +213,7 @@ def test_runs_along_one_ratio_say_little_and_it_is_said() -> None:
     own = {"N": N, "D": 20 * N, "loss": [4.2, 3.8, 3.4]}
     answer = plan(1e21, own=own)
     assert answer.tokens_per_param == pytest.approx(20, rel=0.3)
-    assert any("say little of the best size: train at least three sizes" in note for note in answer.notes)
+    assert any("do not determine the best size: train at least three sizes" in note for note in answer.notes)
     assert answer.minima == ()
 
 

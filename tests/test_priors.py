@@ -42,7 +42,7 @@ def test_a_strong_prior_moves_the_estimate_to_it_and_is_said() -> None:
     assert strong.standard_errors["B"] == pytest.approx(math.exp(7) * 1e-5, rel=0.15)
     assert strong.objective > fit(columns).objective
     for name, text in (("alpha", "alpha = 0.5 ± 1e-05"), ("E", "E = 1.5 ± 1e-05"), ("B", "ln B = 7 ± 1e-05")):
-        assert any(line.startswith(f"{name} rests on its prior ({text})") for line in strong.warnings), strong.warnings
+        assert any(line.startswith(f"{name} is determined by its prior ({text})") for line in strong.warnings), strong.warnings
 
 
 def test_between_prior_and_runs_by_their_precisions() -> None:
@@ -69,7 +69,7 @@ def test_what_the_runs_leave_open_the_prior_closes_and_that_is_said() -> None:
     found = fit(columns, priors=priors, draws=400)
     assert all(math.isfinite(error) for error in found.standard_errors.values()) and found.law.draws is not None
     assert found.standard_errors["alpha"] == pytest.approx(0.03, rel=0.15)
-    assert any(line.startswith("alpha rests on its prior (alpha = 0.35 ± 0.03)") for line in found.warnings)
+    assert any(line.startswith("alpha is determined by its prior (alpha = 0.35 ± 0.03)") for line in found.warnings)
     for name, truth in BESIROGLU.items():
         low, high = found.intervals[name]
         assert low <= truth <= high
@@ -85,7 +85,7 @@ def test_six_runs_for_fewer_constants_than_five() -> None:
     assert all(math.isfinite(error) for error in held.standard_errors.values())
     four = {name: values[:4] for name, values in columns.items()}
     few = fit(four, priors={"alpha": (0.348, 1e-3), "beta": (0.366, 1e-3)})
-    assert any("constants that rest on no prior: the residuals tell nothing" in line for line in few.warnings)
+    assert any("constants without a prior: the residuals do not show the noise" in line for line in few.warnings)
     assert set(few.standard_errors.values()) == {np.inf}
 
 

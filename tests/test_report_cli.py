@@ -138,7 +138,7 @@ def test_a_run_under_way_alone(tmp_path: Path) -> None:
     write(tmp_path / "runs", replace(planted_run("live", 1e8, 2e9, status="running", until=0.4), run_id="live"))
     result = report("runs")
     assert result.exit_code == 0
-    assert "none finished: there is no scaling law to tell yet" in Path("report.html").read_text(encoding="utf-8")
+    assert "none finished: there is no scaling law yet" in Path("report.html").read_text(encoding="utf-8")
 
 
 def test_records_at_a_url(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_lightnings_frequency_counts_batches_of_the_epoch(
         ),
         (
             lambda o: type("Mine", (S.CosineAnnealingLR,), {"get_lr": lambda self: [1e-4, 1e-4]})(o, 10),
-            "Mine is no scheduler of torch, so what it will do can't be told without stepping it",
+            "Mine is no scheduler of torch, so its future rates can't be read without stepping it",
         ),
         (
             lambda o: S.LambdaLR(o, lambda step: 1.0 if step == 0 else {}[step]),
@@ -219,7 +219,7 @@ def test_lightnings_frequency_counts_batches_of_the_epoch(
         ),
         (
             lambda o: SimpleNamespace(step=None),
-            "SimpleNamespace is no scheduler of torch, so what it will do can't be told without stepping it",
+            "SimpleNamespace is no scheduler of torch, so its future rates can't be read without stepping it",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def test_without_a_scheduler_the_rate_stays_unless_one_is_hidden() -> None:
     np.testing.assert_allclose(found.lr, [PEAK] * 3, rtol=1e-6)
     S.StepLR(optimizer, 1)
     assert future_learning_rates(None, 5, optimizer=optimizer) == UnknownFuture(
-        "the optimizer has a scheduler that isoflop was not told of"
+        "the optimizer has a scheduler that was not passed to isoflop"
     )
     assert future_learning_rates(None, 5) == UnknownFuture("neither a scheduler nor an optimizer is known")
     assert future_learning_rates(None, 5, step=5) == UnknownFuture("no step is left of the planned 5")

@@ -11,7 +11,7 @@ import torch
 
 from isoflop.guard import Guard, declare
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scalars import AxisPoint
+from isoflop.live.scalars import CHARTS, AxisPoint, tensorboard_tag
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
 
 LOGGERS = declare("Lightning's loggers", "no further scalars in the trainer's loggers")
@@ -100,13 +100,20 @@ class LoggersSink:
         self._loggers = list(loggers)
         for logger in self._loggers:
             _compute_axis_in_wandb(logger)
+            if _is_tensorboard(logger):
+                logger.experiment.add_custom_scalars(CHARTS)
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log to each, at the step that Lightning itself gives what it logs now (it counts from 0)."""
         own = getattr(self._trainer.fit_loop.epoch_loop, "_batches_that_stepped", step)
         for logger in self._loggers:
-            logger.log_metrics(dict(scalars), step=own)
-            if _is_tensorboard(logger):
+            in_tensorboard = _is_tensorboard(logger)
+            if scalars:
+                logger.log_metrics(
+                    {tensorboard_tag(name) if in_tensorboard else name: value for name, value in scalars.items()},
+                    step=own,
+                )
+            if in_tensorboard:
                 for point in axes:
                     logger.experiment.add_scalar(point.tag, point.value, point.step)
 

@@ -146,7 +146,7 @@ def _groups(labels: Mapping[str, Sequence[str]], group: str) -> list[str]:
     """The group of each run."""
     if group not in labels:
         there = ", ".join(labels) or "none with a few different values"
-        raise ValueError(f"--group: expected a column that tells groups of runs apart ({there}), got {group!r}")
+        raise ValueError(f"--group: expected a column that separates groups of runs ({there}), got {group!r}")
     return list(labels[group])
 
 
@@ -156,7 +156,7 @@ def _own(law: str, group: str | None, own: str | None) -> tuple[str, ...]:
     from isoflop.laws.forms import FORMS
 
     if own is not None and group is None:
-        raise ValueError("--own: expected --group COLUMN beside it, which tells groups of runs apart")
+        raise ValueError("--own: expected --group COLUMN beside it, which separates groups of runs")
     if group is None:
         return ()
     if own is not None:
@@ -176,7 +176,7 @@ def _posterior(columns: Mapping[str, Sequence[float]], keep_outliers: bool) -> P
     except ValueError as error:
         return str(error)
     if not found.telling:
-        return "the runs say little of it; three sizes at one budget, the best of them in the middle, do"
+        return "the runs do not determine it: train three sizes at one budget, the best of them in the middle"
     return found.towards(AHEAD * found.largest)
 
 

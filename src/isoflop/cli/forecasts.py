@@ -285,7 +285,7 @@ def _ranking_object(ranked: Ranking) -> dict[str, Any]:
 def _print_backtest(table: Scores, level: float, runs: int) -> None:
     """Print errors and coverage of so many replayed runs, the estimators under one another for each dataset."""
     fractions = list(next(iter(next(iter(table.values())).values())))
-    heads = [head for fraction in fractions for head in (f"at {float(fraction):.0%}", "held", "spoke")]
+    heads = [head for fraction in fractions for head in (f"at {float(fraction):.0%}", "held", "forecast")]
     title = f"Error of the final loss, %: median / 9 of 10 within · held: by the {level:.0%} interval"
     rows = grid("dataset", "estimator", *heads, left=(0, 1), folded=(0, 1), title=title)
     sets = [name for name in next(iter(table.values())) if name != ALL]
@@ -295,7 +295,7 @@ def _print_backtest(table: Scores, level: float, runs: int) -> None:
             style = "bold" if place == 0 else None
             rows.add_row("" if place else dataset, estimator, *cells, style=style, end_section=place == len(table) - 1)
     rows.caption = (
-        f"{runs} runs, each replayed as it was logged · spoke: share of the runs that got a forecast; baselines are "
+        f"{runs} runs, each replayed as it was logged · forecast: share of the runs with one; baselines are "
         "scored on those that isoflop's own forecast"
     )
     screen(40 + 30 * len(fractions)).print(rows)

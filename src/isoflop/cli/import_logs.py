@@ -94,7 +94,8 @@ def import_(
     ] = None,
     step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of optimizer steps.")] = None,
     run: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN", help="A column that tells runs of one file apart. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="A column that separates the runs of one file. Repeatable."),
     ] = None,
     group: Annotated[
         list[str] | None,

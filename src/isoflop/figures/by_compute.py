@@ -81,8 +81,8 @@ def loss_flops(study: Study) -> Figure | NoFigure:
     curves, missing = loss_series(study, study.flops)
     rows = [i for i, end in enumerate(study.counted) if end.run_id is None]  # of tables: they have no curve
     without = (
-        f"{counted(len(missing), 'run is', 'runs are')} not drawn, for want of a loss with measured FLOPs, or with "
-        f"tokens and parameters: {listed(missing)}."
+        f"{counted(len(missing), 'run is', 'runs are')} not drawn: no loss with measured FLOPs, or with tokens and "
+        f"parameters: {listed(missing)}."
     )
     if not curves and not rows:
         return NoFigure(
@@ -105,7 +105,7 @@ def loss_flops(study: Study) -> Figure | NoFigure:
 def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...], tuple[str, ...]]:
     """The frontier's line within the runs and beyond, its band, and notes on them."""
     if not any(end.N for end in study.ends):
-        return (), (), ("No frontier: it is a law of N, and no run tells its parameters.",)
+        return (), (), ("No frontier: it is a law of N, and no run states its parameters.",)
     if study.law is None or study.fit is None:
         return (), (), (f"No frontier: {study.refused}.",)
     largest = float(study.C.max())
@@ -158,7 +158,7 @@ def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
     if not curves:
         return NoFigure(*LOSS_FLOPS, f"no run has this loss with its {label}")
     crosses = broken(shown, lambda curve: values(shown, curve))
-    notes = [f"Not drawn, for want of this loss or axis: {listed(missing)}."] if missing else []
+    notes = [f"Not drawn, without this loss or axis: {listed(missing)}."] if missing else []
     return Figure(
         *LOSS_FLOPS, Axis(label, unit), loss_axis(shown), (*curves, *crosses), shades=shown.sizes(), notes=tuple(notes)
     )

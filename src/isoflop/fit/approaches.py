@@ -60,7 +60,7 @@ class NoApproach:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name} has no opinion: {self.reason}"
+        return f"{self.name} is left out: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ def loss_envelope(
 
 def _too_few(sizes: int, left_out: list[str]) -> str:
     return (
-        f"expected an envelope on which at least {FEWEST} sizes between the smallest and the largest lead in turn, got "
-        f"{sizes} ({'; '.join(left_out)}): add sizes, or longer curves"
+        f"{sizes} sizes between the smallest and the largest lead in turn, {FEWEST} are needed: add sizes, or "
+        f"longer curves ({'; '.join(left_out)})"
     )
 
 
@@ -193,13 +193,13 @@ def _edges(at: Array, log_N: Array, losses: Array) -> list[str]:
     alone = smallest >= largest
     told = []
     for why, where in (
-        ("one size or none reaches them", alone),
-        ("the best run is the smallest that reaches them", ~alone & (size <= smallest)),
-        ("the best run is the largest that reaches them", ~alone & (size >= largest)),
+        ("fewer than two sizes reach them", alone),
+        ("the smallest size is the best", ~alone & (size <= smallest)),
+        ("the largest size is the best", ~alone & (size >= largest)),
     ):
         C = np.exp(at[where])
         if C.size:
-            told.append(f"{C.size} of {len(at)} budgets from {C[0]:.3g} to {C[-1]:.3g} FLOPs are left out: {why}")
+            told.append(f"{C.size / len(at):.0%} of the budgets, {C[0]:.3g} to {C[-1]:.3g} FLOPs, left out: {why}")
     return told
 
 

@@ -83,7 +83,7 @@ class Extrapolation:
         off = f"the law is off by {np.median(size):.2%} in the median, {size.max():.2%} at most"
         if self.inside is None:
             return (
-                f"{far}, and there {off}; {self.fit.n} runs for {self.free} constants tell nothing of their noise, so "
+                f"{far}, and there {off}; {self.fit.n} runs for {self.free} constants do not show their noise, so "
                 "there is no interval to hold that against"
             )
         claim = f"{round(self.inside * m)} of {m} runs lie inside intervals that claim {self.fit.level:.0%}, and {off}"
@@ -93,11 +93,8 @@ class Extrapolation:
             lean = f"; its predictions are {side} for {share:.0%} of them" if share > LEANING else ""
             return f"{far}, and the law can't be trusted that far: {claim}{lean}"
         if self.trusted is None:
-            return f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can tell: too few to trust the law by"
-        return (
-            f"{far}, and nothing there speaks against the law: {claim}; beyond {self.by} = {self.budget.max():.3g} "
-            "nothing was tested"
-        )
+            return f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can show: too few to trust the law by"
+        return f"{far}, and the law holds there: {claim}; beyond {self.by} = {self.budget.max():.3g} nothing was tested"
 
 
 def extrapolation(

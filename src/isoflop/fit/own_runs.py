@@ -74,7 +74,9 @@ class OwnRuns:
         if self.line is not None:
             return f"{n}, shrunk towards published sweeps"
         return (
-            f"published sweeps: about 20 tokens per parameter; {n} say little of the best size" if self.points else ""
+            f"published sweeps: about 20 tokens per parameter; {n} do not determine the best size"
+            if self.points
+            else ""
         )
 
     def rates(self, N: float) -> tuple[float, float] | None:

@@ -301,7 +301,7 @@ def _doubts(posterior: Posterior, C: float, convention: Convention, called: Sequ
         )
     if not posterior.telling:
         said += (
-            "the own runs say little of the best size: train at least three sizes at one budget, the best of them in "
+            "your runs do not determine the best size: train at least three sizes at one budget, the best of them in "
             "the middle",
         )
     elif abs(np.log(ratio / RATIO)) > UNUSUAL * RATIO_SD:

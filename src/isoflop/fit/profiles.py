@@ -6,6 +6,7 @@ N_opt ∝ C^a and D_opt ∝ C^b by a line through these in logarithms. Parabolas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,7 +137,7 @@ def refused(x: Array, loss: Array, method: Method) -> str | None:
     rows = one_per_size(x, loss)
     sizes = len(rows)
     if sizes < NEEDED[method]:
-        return f"it has {sizes} size{'s' * (sizes != 1)}, a minimum by {method} needs {NEEDED[method]}"
+        return f"fewer than {NEEDED[method]} sizes, which a minimum by {method} needs"
     if method == "parabola":
         vertex, _, curvature = parabola(x, loss)
         if curvature <= 0:
@@ -236,7 +237,7 @@ def isoflop_profiles(
         told = "; ".join(reasons) or f"all rows have about {minima[0].C:.3g} FLOPs"
         raise ValueError(f"expected at least two budgets with a minimum, got {len(minima)}: {told}")
     if len(minima) == 2:
-        warnings.append("two budgets: nothing tells whether the minima lie on a line")
+        warnings.append("two budgets: whether the minima lie on a line can't be tested")
     at = np.log([m.C for m in minima])
     spread = np.array([m.standard_error for m in minima])
     sizes, tokens = np.log([m.N for m in minima]), np.log([m.D for m in minima])
@@ -289,13 +290,13 @@ def profile_minima(
     if left:
         warnings.append(f"{left} of {len(C)} rows left out: more than a factor {tolerance:g} from the nearest budget")
     kept: list[tuple[float, Rows]] = []
-    reasons = []
+    left_out: list[tuple[float, str]] = []
     for value, rows in groups:
         why = refused(np.log(N[rows]), L[rows], minimum)
         if why is None:
             kept.append((value, rows))
         else:
-            reasons.append(f"the budget {value:.3g} FLOPs is left out: {why}")
+            left_out.append((value, why))
     sd, sd_dof = _noise(noise, minimum, [(np.log(N[rows]), L[rows]) for _, rows in kept])
     rng = np.random.default_rng(seed)
     minima = []
@@ -304,9 +305,21 @@ def profile_minima(
         if isinstance(found, Minimum):
             minima.append(found)
         else:
-            reasons.append(f"the budget {value:.3g} FLOPs is left out: {found}")
+            left_out.append((value, found))
     rows_used = sum(len(rows) for _, rows in kept)
-    return ProfileMinima(tuple(minima), tuple(reasons), tuple(warnings), sd_dof, rows_used)
+    return ProfileMinima(tuple(minima), _by_cause(left_out), tuple(warnings), sd_dof, rows_used)
+
+
+def _by_cause(left_out: Sequence[tuple[float, str]]) -> tuple[str, ...]:
+    """Why budgets are left out, one line for each cause."""
+    causes: dict[str, list[str]] = {}
+    for value, why in left_out:
+        causes.setdefault(why, []).append(f"{value:.3g}")
+    return tuple(
+        f"the budget{'s' * (len(at) > 1)} {', '.join(at[:3])}{f' and {len(at) - 3} more' if len(at) > 3 else ''} FLOPs "
+        f"{'are' if len(at) > 1 else 'is'} left out: {why}"
+        for why, at in causes.items()
+    )
 
 
 def _noise(noise: float | None, method: Method, profiles: list[tuple[Array, Array]]) -> tuple[list[Array], float]:

@@ -175,10 +175,10 @@ def unknown(best: Optimum, drawn: Array) -> Unknown:
     few = too_few(n, best.constants)
     told = []
     if few:
-        beside = "" if best.constants > len(free) - 0.05 else " that rest on no prior"
+        beside = "" if best.constants > len(free) - 0.05 else " without a prior"
         told.append(
             f"{n} run{'s' if n > 1 else ''} for {best.constants:.2g} constants{beside}: the residuals "
-            "tell nothing about the noise, so no interval is to be trusted"
+            "do not show the noise, so no interval is to be trusted"
         )
     if isinstance(problem, PowerSum):
         reasons = undetermined(best, problem, drawn)
@@ -274,7 +274,7 @@ def _wide(best: Optimum, problem: PowerSum, drawn: Array, reasons: Mapping[str, 
             if high > EXPONENT_SPAN * max(low, 1e-12):
                 said.append(f"{name} is not identified: 90% of its draws run from {low:.2g} to {high:.2g}")
         elif problem.slopes[i] < 0 and low < 0.01 * least_loss:
-            said.append(f"{name} can't be told from 0: the runs do not show where the loss levels off")
+            said.append(f"{name} can't be distinguished from 0: the runs do not show where the loss levels off")
         elif high > COEFFICIENT_SPAN * max(low, 1e-300):
             said.append(
                 f"{name} is not identified by itself: its draws run from {low:.2g} to {high:.2g}, with its exponent"
@@ -289,7 +289,7 @@ def _resting(best: Optimum, drawn: Array) -> list[str]:
         return []
     rests = prior.values(drawn)[0].std(axis=0) > RESTS * prior.sd
     return [
-        f"{name} rests on its prior ({label} = {mean:.4g} ± {sd:.3g}): the runs add next to nothing"
+        f"{name} is determined by its prior ({label} = {mean:.4g} ± {sd:.3g}): the runs add next to nothing"
         for name, label, mean, sd, resting in zip(prior.names, prior.labels, prior.mean, prior.sd, rests, strict=True)
         if resting
     ]

@@ -395,7 +395,7 @@ def _hugging_face(model: Any, batch: int, length: int, given: Mapping[str, Shape
                 "input_features": "input_features=Bx3000x80:float32 (30 seconds, 80 mel bins)",
             }.get(main, f"{main}=BxS:int64")
             raise ValueError(
-                f"{type(model).__name__} takes {main}, whose shape its configuration does not tell: pass it, such as "
+                f"{type(model).__name__} takes {main}, whose shape its configuration does not state: pass it, such as "
                 f"--input {such}"
             )
     if getattr(config, "is_encoder_decoder", False) and not {"labels", "decoder_input_ids"} & inputs.keys():

@@ -57,7 +57,7 @@ class Verdict(Enum):
     """Whether the law extrapolates to the largest rung."""
 
     HOLDS = "the law extrapolates there"
-    UNDECIDED = "too few runs to tell a law that does not extrapolate from chance"
+    UNDECIDED = "too few runs to distinguish a law that does not extrapolate from chance"
     FAILS = "the law does NOT extrapolate: do not rely on it"
 
 

@@ -202,13 +202,13 @@ class Doubt(Enum):
     )
     OPTIMUM_ABOVE = (
         "the optimum at the largest budget, about {short[best]} parameters, is larger than all runs there (up to "
-        "{short[edge]}): the runs do not enclose it, and the prior tells much of where it is: add larger models"
+        "{short[edge]}): the runs do not enclose it, and the answer relies on the prior: add larger models"
     )
     OPTIMUM_BELOW = (
         "the optimum at the largest budget, about {short[best]} parameters, is smaller than all runs there (from "
-        "{short[edge]} on): the runs do not enclose it, and the prior tells much of where it is: add smaller models"
+        "{short[edge]} on): the runs do not enclose it, and the answer relies on the prior: add smaller models"
     )
-    FAR = "the target is {reach:,.0f} times the largest run's compute: the intervals know of bends by a prior alone"
+    FAR = "the target is {reach:,.0f} times the largest run's compute: its bend on the way is by a prior alone"
     BELOW = "the target is smaller than the largest run: this is no extrapolation, look at the runs around it"
     TRAINING_LOSS = (
         "the loss is the training loss at each run's end, noise and repeated data in it: an evaluation is better"

@@ -215,7 +215,7 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
         if isinstance(found.get(name), int) and found[name] > 1:
             raise ValueError(
                 f"--model: expected a dense model, got {name} = {found[name]}: a law of mixtures of experts has other "
-                "terms, which a ladder can't tell; plan with the dense configuration"
+                "terms, which a ladder can't identify; plan with the dense configuration"
             )
     if found.get("mlp_bias"):
         raise ValueError("--model: expected a configuration without mlp_bias, which has no closed form here")

@@ -42,14 +42,14 @@ from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
-from isoflop.live.sinks import FRONTIER, draw_frontier
+from isoflop.live.sinks import frontier_points
 from isoflop.live.task import look_again
 from isoflop.record.reader import read_runs
 from isoflop.record.task import Task
 
 published_names()  # reads their file with the module, as code is read: in a training there may be no file handle left
 ADVICE = declare("advising", "no further advice")
-HISTORY = declare("reading the earlier runs", "advice rests on published sweeps alone")
+HISTORY = declare("reading the earlier runs", "advice is based on published sweeps alone")
 CALLBACK = declare("on_advice", "your function is not called again")
 JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in RULES}
 
@@ -144,7 +144,7 @@ class AdvicePart(Part):
             recipe = recipe_line(self._situation(step))
             self._run.tell(f"isoflop: {self._run.task}{'; ' + recipe if recipe else ''}.")
         self._read_history(self._options.fit_on or "train", step.run_id)
-        self._draw_frontier()
+        self._run.draw(step.step, frontier_points(frontier_of(self.own.points)))
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """The loss of an evaluation set; of many the middle ones go."""
@@ -240,12 +240,6 @@ class AdvicePart(Part):
                 shown = "; ".join(self.own.left_out[:3])
                 more = f"; and {len(self.own.left_out) - 3} more" if len(self.own.left_out) > 3 else ""
                 self._run.tell(f"isoflop: earlier runs left out: {shown}{more}")
-
-    def _draw_frontier(self) -> None:
-        frontier = frontier_of(self.own.points)
-        if frontier and self._run.tensorboard is not None and self._guard.open(FRONTIER):
-            with self._guard.part(FRONTIER):
-                draw_frontier(self._run.tensorboard, frontier)
 
     def _hold_against_frontier(self, run: Situation) -> None:
         """At the compute so far; the loss is of the kind that the own runs were fitted on."""

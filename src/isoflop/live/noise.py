@@ -395,14 +395,17 @@ class Noise(Part):
             return step.having(found)
         known = beliefs(tokens, step.loss, scale, preconditioned, self._token_bytes)
         critical = self.critical = combine(known)
-        found |= {"isoflop/b_crit": critical.value, "isoflop/b_crit_sigma": critical.sigma}
+        measured = raw is not None  # else it is the published runs' alone, and no number of this run's
+        if measured:
+            found |= {"isoflop/b_crit": critical.value, "isoflop/b_crit_sigma": critical.sigma}
         steps, spent = step.updates - before[0], tokens - before[1]
         if steps > 0 and spent > 0:
             batch = self.batch or spent / steps
             self._minimum[0] += steps / steps_over_minimum(batch, critical.value)
             self._minimum[1] += spent / tokens_over_minimum(batch, critical.value)
-            found["isoflop/batch_over_b_crit"] = batch / critical.value
-            found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
+            if measured:
+                found["isoflop/batch_over_b_crit"] = batch / critical.value
+                found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
         return step.having(found, batch=self._judged(step, scale, known))
 
     def _judged(self, step: LogStep, scale: NoiseScale | None, known: Sequence[Belief]) -> Batch | None:

@@ -108,6 +108,13 @@ class RunInfo:
             with self.guard.part(LAYOUT):
                 self.data_parallel = data_parallel_ranks(model)
 
+    def draw(self, step: int, points: Sequence[AxisPoint]) -> None:
+        """Write points on compute axes alone."""
+        for sink in self.sinks if points else ():
+            if self.guard.open(sink.boundary):
+                with self.guard.part(sink.boundary):
+                    sink.write(step, {}, points)
+
     def tell(self, line: str) -> None:
         """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""
         self.guard.tell(self.say, line)

@@ -46,7 +46,9 @@ ESTIMATED: dict[str, Scalar] = {
     "isoflop/forecast_high": Scalar("nats per loss token", "upper end of the forecast's 80% interval"),
     "isoflop/n_opt": Scalar("parameters", "size (with head) at which the planned run's loss costs least compute"),
     "isoflop/frontier_loss": Scalar("nats per loss token", "least loss for the compute so far, by your own runs' law"),
-    "isoflop/excess_loss": Scalar("nats per loss token", "loss above it; a learning rate that is still high is in it"),
+    "isoflop/excess_loss": Scalar(
+        "nats per loss token", "training loss minus frontier_loss; overstated until the rate has decayed"
+    ),
     "isoflop/b_simple": Scalar("tokens", "gradient noise scale, averaged over the run; under Adam preconditioned"),
     "isoflop/b_simple_low": Scalar("tokens", "lower end of its 95% interval"),
     "isoflop/b_simple_high": Scalar("tokens", "upper end; left out, with the value, where it is unbounded"),
@@ -61,13 +63,50 @@ ESTIMATED: dict[str, Scalar] = {
 
 SCALARS = {**INTERVAL, **ESTIMATED}
 
+LOG, GIGA = "isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs"
+FRONTIER = "isoflop/frontier_vs_log10FLOPs_x1000"
 AXES: dict[str, Scalar] = {
-    "isoflop/loss_vs_log10FLOPs_x1000": Scalar(
-        "nats per loss token", "training loss; the step is 1000·log10(FLOPs): 18,000 reads 10^18"
-    ),
-    "isoflop/loss_vs_GFLOPs": Scalar("nats per loss token", "training loss; the step is FLOPs / 10^9"),
+    LOG: Scalar("nats per loss token", "training loss; the step is 1000·log10(FLOPs): 18,000 reads 10^18"),
+    GIGA: Scalar("nats per loss token", "training loss; the step is FLOPs / 10^9"),
+    FRONTIER: Scalar("nats per loss token", "lower envelope of your finished runs (`history=`), on the first axis"),
+    "isoflop/eval_<name>_vs_log10FLOPs_x1000": Scalar("nats per loss token", "an evaluation's loss, on the first axis"),
 }
 """In TensorBoard alone: the step is compute, so that runs of different sizes overlay (Hoffmann et al., figure 2)."""
+
+
+_GROUPS: dict[str, str] = {
+    "batch": "b_simple b_simple_low b_simple_high b_simple_raw b_crit b_crit_sigma batch_over_b_crit s_min e_min",
+    "counts": "flops flops_6nd flops_no_grad flops_optimizer tokens tokens_processed padding_fraction loss_tokens "
+    "tokens_per_param_non_embedding batch_tokens n_opt",
+    "speed": "goodput tokens_per_second_per_device tflops_per_device mfu_causal",
+}
+_GROUP_OF = {f"isoflop/{name}": f"isoflop_{group}/{name}" for group, names in _GROUPS.items() for name in names.split()}
+
+
+def tensorboard_tag(name: str) -> str:
+    """A scalar's tag in TensorBoard, which shows the group before the slash as a section, twelve charts of it at once.
+
+    The group `isoflop` keeps the headline: losses, against compute too, forecast, tokens per parameter, MFU.
+
+    >>> tensorboard_tag("isoflop/b_crit"), tensorboard_tag("isoflop/forecast_loss")
+    ('isoflop_batch/b_crit', 'isoflop/forecast_loss')
+    """
+    return _GROUP_OF.get(name, name)
+
+
+_BAND = ["isoflop/forecast_loss", "isoflop/forecast_low", "isoflop/forecast_high"]
+CHARTS = {
+    "isoflop": {
+        "loss against compute, x = 1000·log10(FLOPs)": [
+            "Multiline",
+            ["isoflop/(loss|frontier|eval_.*)_vs_log10FLOPs.*"],
+        ],
+        "final loss: forecast, 80%": ["Margin", _BAND],
+        "tokens per parameter D/N": ["Multiline", ["isoflop/tokens_per_param"]],
+        "model FLOPs utilisation (MFU)": ["Multiline", ["isoflop/mfu"]],
+    }
+}
+"""Of TensorBoard's tab Custom Scalars, as `SummaryWriter.add_custom_scalars` takes it."""
 
 
 class Scalars(Part):
@@ -129,6 +168,11 @@ def interval_scalars(step: LogStep) -> dict[str, float]:
 MAX_STEP = 2**63 - 1  # a step is an int64 there
 
 
+def log_step(flops: float) -> int:
+    """The step on the logarithmic axis."""
+    return round(1000 * math.log10(flops))
+
+
 class AxisPoint(NamedTuple):
     """A scalar whose step is compute."""
 
@@ -144,16 +188,13 @@ class ComputeAxes:
     """
 
     def __init__(self) -> None:
-        self._last = {"isoflop/loss_vs_log10FLOPs_x1000": -1, "isoflop/loss_vs_GFLOPs": -1}
+        self._last = {LOG: -1, GIGA: -1}
 
     def points(self, flops: int | None, loss: float | None) -> list[AxisPoint]:
         """The scalars to write now."""
         if not flops or flops < 1 or loss is None or not math.isfinite(loss):
             return []
-        steps = {
-            "isoflop/loss_vs_log10FLOPs_x1000": round(1000 * math.log10(flops)),
-            "isoflop/loss_vs_GFLOPs": flops // 10**9,
-        }
+        steps = {LOG: log_step(flops), GIGA: flops // 10**9}
         new = [AxisPoint(tag, loss, step) for tag, step in steps.items() if self._last[tag] < step <= MAX_STEP]
         self._last.update({point.tag: point.step for point in new})
         return new

@@ -118,7 +118,7 @@ def constant_so_far(plan: LrPlan, steps: Array, lr: Array) -> LrPlan | UnknownFu
     peak, now = float(lr.max()), float(lr[-1])
     after = lr[int(np.argmax(lr >= (1 - OFF_PLAN) * peak)) :]
     if peak > 0 and float(after.min()) < (1 - OFF_PLAN) * peak:
-        return UnknownFuture(f"it went from {peak:.3g} to {now:.3g}, and isoflop was not told of a scheduler")
+        return UnknownFuture(f"it went from {peak:.3g} to {now:.3g}, and no scheduler was passed to isoflop")
     return replace(plan.spliced(steps, lr), assumed=True)
 
 
@@ -161,7 +161,7 @@ def _constant(optimizer: Any) -> Calls:
     if groups[0].get("lr") is None:
         raise Unknown("the optimizer sets its rate itself")
     if "initial_lr" in groups[0]:  # every scheduler of torch leaves it there
-        raise Unknown("the optimizer has a scheduler that isoflop was not told of")
+        raise Unknown("the optimizer has a scheduler that was not passed to isoflop")
     now = number(groups[0]["lr"])
     return lambda steps: np.full(len(steps), now)
 
@@ -252,7 +252,7 @@ def _check(scheduler: Any) -> None:
         raise Unknown(f"{name} sets the learning rate by losses still to come")
     kind = next(known, None)
     if kind is None or any(getattr(type(scheduler), n) is not getattr(kind, n) for n in ("get_lr", "step")):
-        raise Unknown(f"{name} is no scheduler of torch, so what it will do can't be told without stepping it")
+        raise Unknown(f"{name} is no scheduler of torch, so its future rates can't be read without stepping it")
 
 
 _KNOWN = {kind for kind in vars(torch_schedulers).values() if isinstance(kind, type)} - {

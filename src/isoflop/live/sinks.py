@@ -16,7 +16,7 @@ from pathlib import Path
 from isoflop.guard import TERMINAL, declare
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scalars import AxisPoint, ComputeAxes
+from isoflop.live.scalars import CHARTS, FRONTIER, AxisPoint, ComputeAxes, log_step, tensorboard_tag
 from isoflop.record.thinned import due
 
 
@@ -90,6 +90,13 @@ class Sinks(Part):
             self._print(step)
         return step
 
+    def evaluate(self, name: str, loss: float, step: LogStep) -> None:
+        """Write an evaluation's loss against compute."""
+        if step.totals.flops_known and math.isfinite(loss):
+            at = log_step(step.totals.flops_known)
+            tag = f"isoflop/eval_{name.replace('/', '_')}_vs_log10FLOPs_x1000"
+            self._run.draw(step.step, [AxisPoint(tag, loss, at)])
+
     def _print(self, step: LogStep) -> None:
         with self._guard.part(TERMINAL):
             self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
@@ -130,6 +137,9 @@ class TensorBoardSink:
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Scalars against the optimizer step, losses against compute."""
+        if not scalars:
+            self._put(step, scalars, axes)
+            return
         self._log_steps += 1
         if due(self._log_steps):
             self._left_out = None
@@ -174,6 +184,7 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import custom_scalars
 
         self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,11 +195,13 @@ class EventFile:
         self.close = weakref.finalize(self, _end_file, self._descriptor, self._waiting)
         """Write what waits, and close the file."""
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        layout = custom_scalars(CHARTS)
+        self._records.write(Event(wall_time=time.time(), summary=layout).SerializeToString())
         self.flush()
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Numbers at one step, by tag."""
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        values = [self._summary.Value(tag=tensorboard_tag(tag), simple_value=value) for tag, value in scalars.items()]
         event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
         self._records.write(event.SerializeToString())
         if time.monotonic() - self._flushed > self.FLUSH_EVERY:
@@ -222,28 +235,19 @@ def _end_file(descriptor: int, waiting: io.BytesIO) -> None:
         os.close(descriptor)
 
 
-FRONTIER = declare("drawing the frontier", "TensorBoard does not show the frontier of earlier runs")
-NAME = "_frontier"
-"""Folder beside the run's event file; TensorBoard shows it as a run."""
 BETWEEN = 20
 """Points drawn between two runs, straight in ln C."""
 
 
-def draw_frontier(folder: Path, frontier: Sequence[tuple[float, float]]) -> None:
-    """Write the frontier's event file.
+def frontier_points(frontier: Sequence[tuple[float, float]]) -> list[AxisPoint]:
+    """Points of a lower envelope on the logarithmic compute axis.
 
     Args:
-        folder: of the run; the frontier goes into its `_frontier`.
-        frontier: (FLOPs, loss in nats per token) by FLOPs, at least two.
+        frontier: (FLOPs, loss in nats per token) by FLOPs.
     """
-    target = folder / NAME
-    if len(frontier) < 2 or target.exists():
-        return
-    file, axes = EventFile(target), ComputeAxes()
+    points: dict[int, float] = {}
     for (C0, L0), (C1, L1) in pairwise(frontier):
         for i in range(BETWEEN + 1):
             part = i / BETWEEN
-            C = math.exp(math.log(C0) + part * math.log(C1 / C0))
-            for point in axes.points(int(C), L0 + part * (L1 - L0)):
-                file.scalars(point.step, {point.tag: point.value})
-    file.close()
+            points[log_step(C0 * (C1 / C0) ** part)] = L0 + part * (L1 - L0)
+    return [AxisPoint(FRONTIER, loss, step) for step, loss in points.items()]

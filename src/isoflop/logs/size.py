@@ -98,7 +98,9 @@ def _open(text: str) -> Any:
         try:
             return open_model(str(path)).model
         except BringsCode:
-            reason = "it brings code of its own, which is not run here: `isoflop count --trust` tells N, for --params"
+            reason = (
+                "it brings code of its own, which is not run here: take N from `isoflop count --trust`, for --params"
+            )
             raise ValueError(reason) from None
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), "config.json")) from None

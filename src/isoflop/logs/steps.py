@@ -26,7 +26,7 @@ EPOCHS = 10
 STANDS = 3
 """Values of one step that are a curve logged without steps."""
 FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
-ASK = "Say which column counts optimizer steps with --step COLUMN, or tells runs apart with --run COLUMN"
+ASK = "Say which column counts optimizer steps with --step COLUMN, or separates runs with --run COLUMN"
 
 
 def by_step(logged: Logged, step: str | None = None) -> Logged:
@@ -83,7 +83,7 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
         if factor != 1.0 and kind_of(" ".join(left)) == "step":
             told.append(f"{plain(name, 40)} counts in thousands or more")
     if told:
-        raise ImportProblem(f"{logged.source}: its steps can't be told: {'; '.join(told)}. {ASK}{_others(logged)}")
+        raise ImportProblem(f"{logged.source}: its steps are not clear: {'; '.join(told)}. {ASK}{_others(logged)}")
     return None
 
 

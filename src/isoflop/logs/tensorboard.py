@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,15 @@ def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[
             problems.add("an event of TensorBoard", why(error), at=f" (event {index})")
             continue
         for value in event.summary.value:
+            tag = re.sub(r"^isoflop_[a-z]+/", "isoflop/", value.tag)  # a group of isoflop's own scalars
             kind = value.WhichOneof("value")
             if kind == "simple_value":
-                yield event.wall_time, event.step, value.tag, value.simple_value
+                yield event.wall_time, event.step, tag, value.simple_value
             elif kind == "tensor":
                 if value.tag in (ARGUMENTS, CONFIG) and value.tensor.string_val:
                     texts[value.tag] = value.tensor.string_val[0].decode("utf-8", "replace")
                 elif (scalar := _of_tensor(value.tensor)) is not None:
-                    yield event.wall_time, event.step, value.tag, scalar
+                    yield event.wall_time, event.step, tag, scalar
 
 
 def _events(path: Path, problems: Problems) -> Iterator[bytes]:

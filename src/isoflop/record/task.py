@@ -165,7 +165,7 @@ class Task:
             return replace(found, start="continued")
         summed = (accumulate or 1) > 1 and abs(share / (accumulate or 1) - 1) < NEAR
         if summed or share > SUM:
-            what = f"its first value, {first_loss:.3g}, is {share:.3g} times ln V of a model that knows nothing"
+            what = f"its first value, {first_loss:.3g}, is {share:.3g} times ln V, the loss of an untrained model"
             return replace(found, loss=f"{what}{': a sum over micro-batches' if summed else ': a sum'}")
         return found
 

@@ -196,7 +196,7 @@ def _disagreements(compared: Comparison) -> list[str]:
 def _no_law(study: Study) -> tuple[str, ...]:
     runs, ended = len(study.ends), len(study.counted)
     if not ended:
-        return (f"{counted(runs, 'run', 'runs')}, none finished: there is no scaling law to tell yet.",)
+        return (f"{counted(runs, 'run', 'runs')}, none finished: there is no scaling law yet.",)
     return (
         f"{counted(ended, 'finished run does', 'finished runs do')} not determine a scaling law.",
         sentence("; ".join(study.doubts) or study.refused),

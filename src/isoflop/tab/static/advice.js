@@ -23,7 +23,7 @@ function item({key, run, time, step, reason, severity, what, do: todo, numbers, 
   const details = element(
     'details',
     {},
-    element('summary', {}, 'numbers, and what it rests on'),
+    element('summary', {}, 'numbers, and what it is based on'),
     rows.length ? table(['', estimated ? `value [${share(level)} interval]` : 'value'], rows) : null,
     sure && element('p', {}, sure),
     list(basis, {class: 'basis'}),
