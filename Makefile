@@ -1,5 +1,5 @@
 # Every target sets up what it needs: Python >= 3.10, make and git are enough.
-#   make demo | test | slow | lint | format | examples | bench | figures | gpu | matrix | torture | clean
+#   make demo | docs | test | slow | lint | format | examples | bench | figures | gpu | matrix | torture | clean
 # ARGS goes to pytest: make test ARGS="tests/test_packaging.py -x"
 
 # The first interpreter that really runs (a pyenv shim may exist and not run), is new enough and can make
@@ -16,7 +16,7 @@ LONG = benchmarks/figures.py benchmarks/gpu.py benchmarks/ladder_end_to_end.py b
 BENCHMARKS = $(filter-out benchmarks/_% $(LONG),$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := test
-.PHONY: demo test slow lint format examples bench figures gpu matrix torture clean
+.PHONY: demo docs test slow lint format examples bench figures gpu matrix torture clean
 
 # The stamp goes first and comes back last: an install that fails half-way is done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -30,6 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/build.py site
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -123,7 +123,7 @@ def main() -> None:
     print(f"""
 See the runs:   tensorboard --logdir runs/{folder}    the tab Scaling: figures, fit, advice, a planner
 A report:       isoflop report runs/{folder} -o report.html
-Among the scalars isoflop/loss_vs_log10FLOPs_x1000 has 1000 · log10(FLOPs) on its x-axis: 12,000 reads 10^12 FLOPs.""")
+Among the scalars isoflop/1000log10C_loss has 1000 · log10(FLOPs) on its x-axis: 12,000 reads 10^12 FLOPs.""")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main() -> None:
         train(size, folder, texts, steps, arguments.report_to)
 
     print_summary(isoflop.read_runs(f"runs/{folder}"))
-    print(f"See the curves:  tensorboard --logdir runs/{folder}  (chart isoflop/loss_vs_log10FLOPs_x1000)")
+    print(f"See the curves:  tensorboard --logdir runs/{folder}  (chart isoflop/1000log10C_loss)")
 
 
 if __name__ == "__main__":

@@ -327,7 +327,7 @@ def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.Captur
     assert "Based on: 20 runs of your own" in capsys.readouterr().out
     events = EventAccumulator(str(tmp_path / "new"))
     events.Reload()
-    drawn = events.Scalars("isoflop/frontier_vs_log10FLOPs_x1000")
+    drawn = events.Scalars("isoflop/1000log10C_frontier")
     assert drawn[0].step == 12_000 and drawn[-1].step == pytest.approx(12_602, abs=2)
     assert drawn[0].value == pytest.approx(5.0) and drawn[-1].value < 4.7
     assert monitor.scalars["isoflop/n_opt"] > 50_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -110,6 +112,34 @@ def test_commands_in_the_documentation_run(command: str, desk: Path, monkeypatch
     monkeypatch.chdir(desk)
     done = CliRunner().invoke(app, shlex.split(command)[1:])
     assert done.exit_code == 0, (done.output, done.exception)
+
+
+def builder() -> Any:
+    spec = importlib.util.spec_from_file_location("documentation", ROOT / "docs/build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_site_has_every_page_and_no_link_is_dead(tmp_path: Path) -> None:
+    site = builder()
+    named = [page for pages in site.SECTIONS.values() for page in pages]
+    assert sorted(named) == sorted(["README", *(page.stem for page in (ROOT / "docs").glob("*.md"))])
+    site.build(tmp_path)
+    pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    assert len(pages) == len(named)
+    dead = []
+    for page, text in pages.items():
+        for address in re.findall(r'(?:href|src)="([^"]+)"', text):
+            assert not (address.startswith("http") and f'src="{address}"' in text)  # nothing is fetched from outside
+            path, _, anchor = address.partition("#")
+            if address.startswith("http"):
+                continue
+            there = not path or (tmp_path / path).exists() or (ROOT / "docs" / path).exists() or (ROOT / path).exists()
+            if not there or (anchor and f'id="{anchor}"' not in pages[path or page]):
+                dead.append((page, address))
+    assert not dead
 
 
 def table(text: str) -> dict[str, list[str]]:

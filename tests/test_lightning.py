@@ -199,7 +199,7 @@ def test_tensorboard_logger(tmp_path: Path) -> None:
     events = EventAccumulator(str(path.parent)).Reload()
     flops = events.Scalars("isoflop/flops")
     assert [event.value for event in flops] == [ROWS.totals()["flops"] / 4 * i for i in (1, 2, 3, 4)]
-    steps = [event.step for event in events.Scalars("isoflop/loss_vs_log10FLOPs_x1000")]
+    steps = [event.step for event in events.Scalars("isoflop/1000log10C_loss")]
     assert steps == [6771, 7072, 7248, 7373] and steps == sorted(set(steps))
     assert "isoflop/tokens_per_param_non_embedding" in events.Tags()["scalars"]
 

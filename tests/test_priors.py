@@ -42,7 +42,9 @@ def test_a_strong_prior_moves_the_estimate_to_it_and_is_said() -> None:
     assert strong.standard_errors["B"] == pytest.approx(math.exp(7) * 1e-5, rel=0.15)
     assert strong.objective > fit(columns).objective
     for name, text in (("alpha", "alpha = 0.5 ± 1e-05"), ("E", "E = 1.5 ± 1e-05"), ("B", "ln B = 7 ± 1e-05")):
-        assert any(line.startswith(f"{name} is determined by its prior ({text})") for line in strong.warnings), strong.warnings
+        assert any(line.startswith(f"{name} is determined by its prior ({text})") for line in strong.warnings), (
+            strong.warnings
+        )
 
 
 def test_between_prior_and_runs_by_their_precisions() -> None:

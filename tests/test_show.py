@@ -31,7 +31,7 @@ from isoflop.live import (
 from isoflop.live import sinks as terminal
 from isoflop.record import due
 
-LOG, GIGA = "isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs"
+LOG, GIGA = "isoflop/1000log10C_loss", "isoflop/GFLOPs_loss"
 
 
 # -- compute as the step -----------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_tensorboard_shows_the_headline_in_one_group_and_evaluations_against_com
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
     tags = set(events.Tags()["scalars"])
     assert {tag for tag in tags if not tag.startswith("isoflop/")} == {"isoflop_batch/b_crit", "isoflop_speed/goodput"}
-    (evaluated,) = events.Scalars("isoflop/eval_val_c4_vs_log10FLOPs_x1000")
+    (evaluated,) = events.Scalars("isoflop/1000log10C_eval_val_c4")
     assert (evaluated.step, evaluated.value) == (12_000, 2.5)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 

@@ -75,7 +75,7 @@ def test_tensorboard_with_or_without_the_trainers_own_writer(report_to: Any, tmp
     for tag in AXES:
         steps = [event.step for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
         assert steps == sorted(set(steps))
-    assert [event.step for event in events.Scalars("isoflop/loss_vs_log10FLOPs_x1000")] == [6771, 7072, 7248, 7373]
+    assert [event.step for event in events.Scalars("isoflop/1000log10C_loss")] == [6771, 7072, 7248, 7373]
 
 
 def test_the_history_gets_the_scalars(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 
@@ -117,3 +118,25 @@ def progress_bar(text: str, wanted: bool = True) -> Iterator[Callable[[float], N
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class Shown:
+    """A result that a notebook shows as its text, columns in line."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def html_table(title: str, rows: Mapping[str, str], notes: Sequence[str] = ()) -> str:
+    """A table of two columns for notebooks, every text escaped.
+
+    Args:
+        title: above it.
+        rows: value by name.
+        notes: below it.
+    """
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items()
+    )
+    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return f"<b>{escape(title)}</b><table>{cells}</table>{below}"

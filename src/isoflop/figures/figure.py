@@ -5,6 +5,8 @@ The axes reach all that is drawn and a margin; a logarithmic axis counts in powe
 
 from __future__ import annotations
 
+import importlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -172,6 +174,16 @@ class Figure:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(dict.fromkeys(map(sentence, self.notes))))
+
+    def _repr_svg_(self) -> str | None:
+        """For notebooks, by matplotlib where it is installed."""
+        try:
+            draw = importlib.import_module("isoflop.figures.matplotlib").matplotlib_figure  # it imports this module
+            drawn, text = draw(self, title=True), io.StringIO()
+        except ImportError:
+            return None
+        drawn.savefig(text, format="svg")
+        return text.getvalue()
 
     @property
     def runs(self) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
+from isoflop.console import Shown
 from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.posterior import Posterior
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
@@ -277,7 +278,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Approaches side by side at a budget of C FLOPs; `str()` is a table."""
 
     C: float

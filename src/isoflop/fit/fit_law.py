@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
+from isoflop.console import Shown
 from isoflop.fit.newton import Objective
 from isoflop.fit.prior import prior_of
 from isoflop.fit.problem import TERMS, is_of, problem_of
@@ -45,7 +46,7 @@ FITTED = (*TERMS, *(name for name, form in FORMS.items() if name not in TERMS an
 
 
 @dataclass(frozen=True)
-class LawFit:
+class LawFit(Shown):
     """A law fitted to runs.
 
     Attributes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from isoflop.console import Shown
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
 from isoflop.laws.frontier import Frontier, Intervals, interval, short
@@ -96,7 +97,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Options in the order given; `best` has the least expected loss; `sentence` says how sure that is.
 
     `sure`: whether the paired differences to all others exclude 0 at `level`; None where the law has no draws.

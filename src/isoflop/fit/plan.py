@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
+from isoflop.console import Shown
 from isoflop.fit.alternatives import (
     SHAPE,
     Alternative,
@@ -37,7 +38,7 @@ from isoflop.record.run import DEFAULT_N
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """So many parameters on so many tokens.
 
     Attributes:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from isoflop.console import Shown
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -19,7 +21,7 @@ LOSS, LOW, HIGH = "isoflop/forecast_loss", "isoflop/forecast_low", "isoflop/fore
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Shown):
     """The loss forecast at a step.
 
     Attributes:

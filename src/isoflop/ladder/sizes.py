@@ -199,11 +199,11 @@ def family_of(model: str | Path, vocab_size: int | None = None, sequence_length:
 
 def _known(name: str, vocab_size: int | None, sequence_length: int | None) -> Family:
     if name == "gpt2":
-        source = "GPT-2 small's shape: width 64 times depth, heads of 64 (Brown et al. 2020, table 2.1)"
+        source = "GPT-2 small's shape: width 64 times depth, heads of about 64 (Brown et al. 2020, table 2.1)"
         return Family(
             "gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source, shared=NO_DROPOUT
         )
-    source = "Llama 7B's shape: width 128 times depth, heads of 128, MLP 8/3 of the width (Touvron et al. 2023, tab. 2)"
+    source = "Llama 7B's shape: width 128 times depth, heads of about 128, MLP 8/3 of the width (Touvron et al. 2023)"
     return Family(
         "llama", vocab_size or 32000, sequence_length or 2048, 128.0, 128, 8 / 3, 16, tied=False, source=source
     )
@@ -252,7 +252,7 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
         tied=bool(found.get("tie_word_embeddings", gpt2)),
         qkv_bias=kind == "qwen2" or biased,
         out_bias=biased,
-        source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of {head_dim}",
+        source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of about {head_dim}",
         shared={name: found[name] for name in SHARED if name in found},
     )
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from isoflop.arrays import Array
+from isoflop.console import Shown
 from isoflop.laws.forms import FORMS, HOFFMANN, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.optimum import (
     Cost,
@@ -47,7 +48,7 @@ REPEATED = (
 
 
 @dataclass(frozen=True)
-class Allocation:
+class Allocation(Shown):
     """So many parameters, so many tokens, and what they give.
 
     Attributes:

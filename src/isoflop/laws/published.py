@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
+from isoflop.console import Shown
 from isoflop.laws.forms import FORMS, HOFFMANN, Convention, Law, hoffmann_allocation, values
 from isoflop.laws.quantities import UNITS, check_positive
 
@@ -105,7 +106,7 @@ class TableAllocation:
 
 
 @dataclass(frozen=True)
-class Published:
+class Published(Shown):
     """A published result, with all it takes to use it rightly.
 
     Attributes:

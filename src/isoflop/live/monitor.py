@@ -47,7 +47,7 @@ from isoflop.live.ranks import UNCOUNTED, Ranks, Settings
 from isoflop.live.recorder import NOT_COUNTED, Recorder
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import Scalars
-from isoflop.live.sinks import Sinks, TensorBoardSink
+from isoflop.live.sinks import Display, Sinks, TensorBoardSink
 from isoflop.live.task import describe_task
 from isoflop.record.paths import last_name, location_of
 
@@ -61,7 +61,7 @@ COUNTING, SETTLING = "counting the batch", "settling the step"
 TASK = declare("recognising the task", "the run counts as pretraining from scratch")
 
 
-class Monitor(PlainLoop):
+class Monitor(PlainLoop, Display):
     """Observes one training run: `Monitor(model, optimizer=…, total_steps=…)` in a plain loop, Accelerate or Fabric.
 
     It sees the model's forward calls by itself; after each optimizer step call `step(loss)`, on every rank. Under

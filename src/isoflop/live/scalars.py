@@ -63,13 +63,13 @@ ESTIMATED: dict[str, Scalar] = {
 
 SCALARS = {**INTERVAL, **ESTIMATED}
 
-LOG, GIGA = "isoflop/loss_vs_log10FLOPs_x1000", "isoflop/loss_vs_GFLOPs"
-FRONTIER = "isoflop/frontier_vs_log10FLOPs_x1000"
+LOG, GIGA = "isoflop/1000log10C_loss", "isoflop/GFLOPs_loss"
+FRONTIER = "isoflop/1000log10C_frontier"
 AXES: dict[str, Scalar] = {
     LOG: Scalar("nats per loss token", "training loss; the step is 1000·log10(FLOPs): 18,000 reads 10^18"),
     GIGA: Scalar("nats per loss token", "training loss; the step is FLOPs / 10^9"),
     FRONTIER: Scalar("nats per loss token", "lower envelope of your finished runs (`history=`), on the first axis"),
-    "isoflop/eval_<name>_vs_log10FLOPs_x1000": Scalar("nats per loss token", "an evaluation's loss, on the first axis"),
+    "isoflop/1000log10C_eval_<name>": Scalar("nats per loss token", "an evaluation's loss, on the first axis"),
 }
 """In TensorBoard alone: the step is compute, so that runs of different sizes overlay (Hoffmann et al., figure 2)."""
 
@@ -99,7 +99,7 @@ CHARTS = {
     "isoflop": {
         "loss against compute, x = 1000·log10(FLOPs)": [
             "Multiline",
-            ["isoflop/(loss|frontier|eval_.*)_vs_log10FLOPs.*"],
+            ["isoflop/1000log10C_.*"],
         ],
         "final loss: forecast, 80%": ["Margin", _BAND],
         "tokens per parameter D/N": ["Multiline", ["isoflop/tokens_per_param"]],

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from isoflop.advice import Advice
+from isoflop.console import html_table
 from isoflop.guard import TERMINAL, declare
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
@@ -60,6 +62,20 @@ def _rate(tera: float) -> str:
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
+class Display:
+    """What a notebook shows of a Monitor: the last interval, the forecast and the active advice."""
+
+    steps: int
+    scalars: Mapping[str, float]
+    forecast: object
+    advice: tuple[Advice, ...]
+
+    def _repr_html_(self) -> str:
+        rows = {name.removeprefix("isoflop/"): f"{value:,.5g}" for name, value in self.scalars.items()}
+        rows |= {} if self.forecast is None else {"forecast": str(self.forecast)}
+        return html_table(f"isoflop, step {self.steps:,}", rows, [str(each) for each in self.advice])
+
+
 class Sinks(Part):
     """All places where a run is shown, each behind a boundary of its own."""
 
@@ -94,7 +110,7 @@ class Sinks(Part):
         """Write an evaluation's loss against compute."""
         if step.totals.flops_known and math.isfinite(loss):
             at = log_step(step.totals.flops_known)
-            tag = f"isoflop/eval_{name.replace('/', '_')}_vs_log10FLOPs_x1000"
+            tag = f"isoflop/1000log10C_eval_{name.replace('/', '_')}"
             self._run.draw(step.step, [AxisPoint(tag, loss, at)])
 
     def _print(self, step: LogStep) -> None:

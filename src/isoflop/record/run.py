@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr, replace
 
+from isoflop.console import html_table
+
 SCHEMA_VERSION = 1  # the version this code writes; docs/record.md says what it holds
 
 MAX_INT = 10**36  # beyond any count here (a run of 1e30 FLOPs is out of this world)
@@ -153,6 +155,24 @@ class Run:
     attempts: int = 1  # 1 + resumes
     problems: tuple[str, ...] = ()  # what the reader had to repair or skip
     path: str | None = None
+
+    def __str__(self) -> str:
+        last = self.points[-1].step if self.points else 0
+        return f"{self.name or self.run_id}: {self.status}, {last:,} steps, {len(self.points):,} points"
+
+    def _repr_html_(self) -> str:
+        last = self.points[-1] if self.points else None
+        losses = {name: loss for point in self.points for name, loss in point.losses.items()}
+        rows = {
+            "status": self.status,
+            "steps": f"{last.step if last else 0:,} of {self.planned.get('steps') or 'unknown'}",
+            **{f"N {name.replace('_', ' ')}": f"{count:,}" for name, count in self.parameters.items() if count},
+            "D, tokens": f"{last.data_tokens:,}" if last and last.data_tokens else "unknown",
+            "C, training FLOPs": f"{last.flops:.4g}" if last and last.flops else "unknown",
+            **{f"loss, {name}": "unknown" if loss is None else f"{loss:.4f}" for name, loss in losses.items()},
+            "advice": f"{len(self.advice)}",
+        }
+        return html_table(self.name or self.run_id, rows, self.problems[:3])
 
 
 COUNTS = ("total", "trainable", "non_embedding", "non_embedding_with_head", "active")
