@@ -197,11 +197,11 @@ def test_tensorboard_logger(tmp_path: Path) -> None:
     fit(tmp_path, logger=package.loggers.TensorBoardLogger(tmp_path))
     (path,) = tmp_path.rglob("events.*")
     events = EventAccumulator(str(path.parent)).Reload()
-    flops = events.Scalars("isoflop/flops")
+    flops = events.Scalars("isoflop_counts/flops")
     assert [event.value for event in flops] == [ROWS.totals()["flops"] / 4 * i for i in (1, 2, 3, 4)]
     steps = [event.step for event in events.Scalars("isoflop/1000log10C_loss")]
     assert steps == [6771, 7072, 7248, 7373] and steps == sorted(set(steps))
-    assert "isoflop/tokens_per_param_non_embedding" in events.Tags()["scalars"]
+    assert "isoflop_counts/tokens_per_param_non_embedding" in events.Tags()["scalars"]
 
 
 def test_wandb_gets_flops_as_an_axis_and_no_pseudo_steps(tmp_path: Path) -> None:

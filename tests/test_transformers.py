@@ -68,7 +68,7 @@ def test_tensorboard_with_or_without_the_trainers_own_writer(report_to: Any, tmp
     train(tmp_path, report_to=report_to)
     events = events_below(tmp_path)
     assert ("train/loss" in events.Tags()["scalars"]) == (report_to != "none")
-    flops = events.Scalars("isoflop/flops")
+    flops = events.Scalars("isoflop_counts/flops")
     assert [(event.step, event.value) for event in flops] == [
         (step, ROWS.totals()["flops"] / 8 * step) for step in (2, 4, 6, 8)
     ]

@@ -32,6 +32,13 @@ def grid(*columns: str, left: Collection[int] = (0,), folded: Collection[int] = 
     return table
 
 
+def cell(value: float | None, write: str | Callable[[float], str]) -> str:
+    """A number for a table, by a format specification or a function; a dash for None."""
+    if value is None:
+        return "–"
+    return format(value, write) if isinstance(write, str) else write(value)
+
+
 def screen(least: int = 0) -> Any:
     """A `rich.console.Console` on stdout, in a file at least so wide."""
     from rich.console import Console

@@ -119,7 +119,7 @@ def shown(folder: Path) -> Any:
         for tag in sorted(events.Tags()["scalars"]):
             scalars = events.Scalars(tag)
             tags[tag] = {"steps": [each.step for each in scalars], "values": [each.value for each in scalars]}
-        for tag in sorted(events.Tags()["tensors"]):
+        for tag in sorted(set(events.Tags()["tensors"]) - {"custom_scalars__config__"}):
             texts = [each.tensor_proto.string_val for each in events.Tensors(tag)]
             tags[tag] = [text.decode() for each in texts for text in each]
         yield place.relative_to(folder).as_posix(), tags

@@ -55,20 +55,20 @@ RunFiles = Annotated[
 ]
 
 
-def amount(text: str) -> float:
+def amount(text: str, least: float = 5e-324) -> float:
     """A positive number, with k, M, B or T as in `isoflop compare`; else Typer's refusal, which names the option."""
-    number = _number(text)
-    if not number > 0:
-        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B; got {text!r}.")
+    from isoflop.logs.files import cell_number
+
+    number = cell_number(str(text))  # some versions of Typer give an option's default, a number, to its parser too
+    if number is None or not least <= number < math.inf:
+        zero = "" if least else ", or 0"
+        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B (k, M, B, T){zero}; got {text!r}.")
     return number
 
 
 def amount_or_none(text: str) -> float:
     """The same, or 0."""
-    number = _number(text)
-    if number < 0:
-        raise typer.BadParameter(f"expected a positive number, such as 2e11 or 200B, or 0; got {text!r}.")
-    return number
+    return amount(text, 0.0)
 
 
 def amounts(option: str, text: str) -> list[float]:
@@ -77,22 +77,10 @@ def amounts(option: str, text: str) -> list[float]:
     Raises:
         ValueError: something else.
     """
-    found = []
-    for part in text.split(","):
-        try:
-            found.append(amount(part))
-        except typer.BadParameter:
-            raise ValueError(f"{option}: expected positive numbers between commas, got {part!r} in {text!r}") from None
-    return found
-
-
-def _number(text: str) -> float:
-    from isoflop.logs.files import cell_number
-
-    number = cell_number(str(text))  # some versions of Typer give an option's default, a number, to its parser too
-    if number is None or not math.isfinite(number):
-        raise typer.BadParameter(f"expected a number, such as 2e11 or 200B (k, M, B, T); got {text!r}.")
-    return number
+    try:
+        return [amount(part) for part in text.split(",")]
+    except typer.BadParameter:
+        raise ValueError(f"{option}: expected positive numbers between commas, got {text!r}") from None
 
 
 def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:

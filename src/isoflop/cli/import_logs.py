@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.common import AsJson
-from isoflop.console import grid, print_json, reported, screen, tell
+from isoflop.console import cell, grid, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult
@@ -211,7 +211,7 @@ def print_imported(done: Sequence[Done]) -> None:
     """Print the runs and the notes on them, each note once."""
     from rich.markup import escape
 
-    from isoflop.report.summary import count_cell, flops_cell
+    from isoflop.laws import short
 
     if not done:
         return
@@ -222,7 +222,7 @@ def print_imported(done: Sequence[Done]) -> None:
         run, last = each.one.run, each.last
         size = run.parameters.get("non_embedding") or run.parameters.get("total")
         steps = "–" if each.one.ends else f"{last.step:,}"
-        cells = (run.name, each.one.kind, count_cell(size), count_cell(last.tokens), flops_cell(last.flops), steps)
+        cells = (run.name, each.one.kind, cell(size, short), cell(last.tokens, short), cell(last.flops, ".2e"), steps)
         table.add_row(*map(escape, (*cells, f"{len(run.points):,}", _losses_cell(each.losses), each.action)))
     console.print(table)
     if len(done) > ROWS:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from isoflop.console import cell
 from isoflop.fit.runs import at_end, final_loss, unfinished
 from isoflop.forecast import FinalLoss, Forecast, forecast_from
 from isoflop.laws import short
@@ -95,16 +96,22 @@ def markdown(known: dict[str, Any]) -> str:
     N, tokens, flops = known["parameters"], known["tokens"], known["flops"]
     device, forecast = known["device"], known["loss"]["forecast_at_half_time"]
     rows = [
-        ("Parameters", f"{_short(N['total'])} in all, {_short(N[DEFAULT_N])} without tables, with the output head"),
-        ("Tokens", _short(tokens["data"])),
-        ("Passes over the data", "–" if tokens["repeats"] is None else f"{tokens['repeats']:.2f}"),
-        ("Training compute", f"{_power(flops['model'])} FLOPs ({flops['method'] or 'method unknown'})"),
-        ("6·N·D", f"{_power(flops['six_n_d'])} FLOPs"),
+        (
+            "Parameters",
+            f"{cell(N['total'], short)}; {cell(N[DEFAULT_N], short)} without tables, with the output head",
+        ),
+        ("Tokens", cell(tokens["data"], short)),
+        ("Passes over the data", cell(tokens["repeats"], ".2f")),
+        ("Training compute", f"{cell(flops['model'], '.3g')} FLOPs ({flops['method'] or 'method unknown'})"),
+        ("6·N·D", f"{cell(flops['six_n_d'], '.3g')} FLOPs"),
         ("Devices", f"{device['number'] or '–'} × {device['name'] or 'unknown'}, {device['dtype'] or 'unknown'}"),
-        ("Training time", _hours(known["time"]["training_hours"])),
-        ("Device time", _hours(known["time"]["device_hours"])),
-        ("MFU", "–" if known["mfu"] is None else f"{known['mfu']:.1%}"),
-        *((f"Final loss, {name}", f"{_loss(value)} nats per token") for name, value in known["loss"]["final"].items()),
+        ("Training time", cell(known["time"]["training_hours"], "{:.3g} hours".format)),
+        ("Device time", cell(known["time"]["device_hours"], "{:.3g} hours".format)),
+        ("MFU", cell(known["mfu"], ".1%")),
+        *(
+            (f"Final loss, {name}", f"{cell(value, '.4f')} nats per token")
+            for name, value in known["loss"]["final"].items()
+        ),
     ]
     if forecast is not None:
         interval = f"{forecast['loss']:.3f} [{forecast['low']:.3f}, {forecast['high']:.3f}] (80%)"
@@ -128,19 +135,3 @@ def write_passport(run: Run, folder: Path) -> list[Path]:
         path.write_text(text, encoding="utf-8")
         written.append(path)
     return written
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else short(value)
-
-
-def _power(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _hours(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g} hours"
-
-
-def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -103,7 +103,7 @@ CHARTS = {
         ],
         "final loss: forecast, 80%": ["Margin", _BAND],
         "tokens per parameter D/N": ["Multiline", ["isoflop/tokens_per_param"]],
-        "model FLOPs utilisation (MFU)": ["Multiline", ["isoflop/mfu"]],
+        "TFLOP/s per device": ["Multiline", ["isoflop_speed/tflops_per_device"]],
     }
 }
 """Of TensorBoard's tab Custom Scalars, as `SummaryWriter.add_custom_scalars` takes it."""

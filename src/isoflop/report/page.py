@@ -19,6 +19,7 @@ from typing import Any
 
 import isoflop
 from isoflop.advice import share
+from isoflop.console import cell
 from isoflop.figures import Figure
 from isoflop.figures.plotly import plotly_figure
 from isoflop.figures.text import counted, counted_as, name_of
@@ -145,9 +146,7 @@ def powers(text: str) -> Any:
 
 def number(value: float | None, spec: str = "") -> str:
     """A number by a format specification, by default short with a letter; a dash for None."""
-    if value is None:
-        return "–"
-    return format(value, spec) if spec else short(value)
+    return cell(value, spec or short)
 
 
 def interval(ends: tuple[float, float], spec: str = "") -> str:

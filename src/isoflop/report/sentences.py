@@ -112,15 +112,15 @@ def power_of_ten(value: float) -> str:
 def _law(study: Study, held: Extrapolation | str) -> str:
     """The law, and how it fared on larger runs than it was fitted to: only one that predicted them is followed."""
     assert study.fit is not None
-    c, runs = study.fit.parameters, counted(study.fit.n, "finished run", "finished runs")
+    c, runs = study.fit.parameters, f"{study.fit.n:,} finished runs"
     law = (
         f"L(N,D) = {c['E']:.3f} + {power_of_ten(c['A'])}/N^{c['alpha']:.3f} + {power_of_ten(c['B'])}/D^{c['beta']:.3f} "
         "nats per token"
     )
     if isinstance(held, str) or held.trusted is None:
-        return f"{runs} fitted by {law}; not tested on larger runs."
+        return f"{runs} are fitted by {law}; not tested on larger runs."
     if not held.trusted:
-        return f"{runs} fitted by {law}, which fails on the larger runs: do not extrapolate it."
+        return f"{runs} are fitted by {law}, which fails on the larger runs: do not extrapolate it."
     return f"{runs} follow {law}, which predicted the larger of them from the smaller."
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from isoflop.console import grid
+from isoflop.console import cell, grid
 from isoflop.forecast import Outcome
+from isoflop.laws import short
 from isoflop.live.passport import final_training_loss, half_time
 from isoflop.record import Run
 
@@ -60,16 +61,16 @@ def _cells(run: Run) -> list[str]:
     with_head = run.parameters.get("non_embedding_with_head")
     mfu = [value for point in run.points if (value := point.extra.get("mfu")) is not None]
     return [
-        count_cell(run.parameters.get("total")),
-        count_cell(run.parameters.get("non_embedding")),
-        count_cell(with_head),
-        count_cell(tokens),
-        f"{tokens / with_head:.3g}" if tokens is not None and with_head else "–",
-        flops_cell(flops),
-        flops_cell(flops_6nd),
+        cell(run.parameters.get("total"), short),
+        cell(run.parameters.get("non_embedding"), short),
+        cell(with_head, short),
+        cell(tokens, short),
+        cell(tokens / with_head if tokens is not None and with_head else None, ".3g"),
+        cell(flops, ".2e"),
+        cell(flops_6nd, ".2e"),
         _loss(run, "train"),
         _loss(run, "eval/"),
-        f"{mfu[-1]:.1%}" if mfu else "–",
+        cell(mfu[-1] if mfu else None, ".1%"),
     ]
 
 
@@ -77,23 +78,8 @@ def _loss(run: Run, prefix: str) -> str:
     for point in reversed(run.points):
         for name, loss in point.losses.items():
             if name.startswith(prefix):
-                return "–" if loss is None else f"{loss:.3f}"
+                return cell(loss, ".3f")
     return "–"
-
-
-def count_cell(value: int | None) -> str:
-    """A count with three digits and its letter; unknown is a dash."""
-    if value is None:
-        return "–"
-    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return str(value)
-
-
-def flops_cell(value: int | None) -> str:
-    """FLOPs; unknown is a dash."""
-    return "–" if value is None else f"{value:.2e}"
 
 
 def forecast_table(runs: Iterable[Run]) -> Any:
