@@ -46,7 +46,8 @@ def assert_same(whole: Ran, resumed: Ran, *, batches: float = SAME) -> None:
     assert [point["step"] for point in one["points"]] == [point["step"] for point in two["points"]]
     for old, new in zip(one["points"], two["points"], strict=True):
         for name in BATCHES:
-            assert new["extra"].pop(name, None) == pytest.approx(old["extra"].pop(name, None), rel=batches)
+            before, after = old["extra"].pop(name, None), new["extra"].pop(name, None)
+            assert after is None if before is None else after == pytest.approx(before, rel=batches)
     for name in one:
         pairs = zip(one[name], two[name], strict=True) if name == "points" else [(one[name], two[name])]
         found = [line for old, new in pairs for line in differences(condensed(old), condensed(new), SAME, False, name)]
