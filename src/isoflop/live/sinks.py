@@ -12,8 +12,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from isoflop.advice import Advice
 from isoflop.console import html_table
 from isoflop.guard import TERMINAL, declare
 from isoflop.live.log_step import LogStep, Part
@@ -65,12 +65,7 @@ def _rate(tera: float) -> str:
 class Display:
     """What a notebook shows of a Monitor: the last interval, the forecast and the active advice."""
 
-    steps: int
-    scalars: Mapping[str, float]
-    forecast: object
-    advice: tuple[Advice, ...]
-
-    def _repr_html_(self) -> str:
+    def _repr_html_(self: Any) -> str:
         rows = {name.removeprefix("isoflop/"): f"{value:,.5g}" for name, value in self.scalars.items()}
         rows |= {} if self.forecast is None else {"forecast": str(self.forecast)}
         return html_table(f"isoflop, step {self.steps:,}", rows, [str(each) for each in self.advice])
