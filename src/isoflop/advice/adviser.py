@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Severity
-from isoflop.advice.curve_rules import diverging, hardware, off_curve, plateau, schedule
+from isoflop.advice.curve_rules import AVERAGED, diverging, hardware, off_curve, plateau, schedule, stuck
 from isoflop.advice.data_rules import batch, epochs, offset, overfitting
 from isoflop.advice.recipe_rules import learning_rate, own_sizes
 from isoflop.advice.run_state import Estimate, Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import past_efficient, planned, target
-from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, usable
+from isoflop.forecast import Fit, Forecast, LrPlan, NoForecast, OnlineForecaster, usable
 
 RULES: dict[str, Rule] = {
     each.name: each
@@ -28,6 +29,7 @@ RULES: dict[str, Rule] = {
         diverging,
         off_curve,
         plateau,
+        stuck,
         target,
         past_efficient,
         batch,
@@ -44,33 +46,39 @@ DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 MOST = 96
 """Losses kept; when there are more, every second of the older half goes."""
-AVERAGED = 5
-"""Log steps whose mean is compared with a forecast."""
-EVERY, AHEAD = 1.15, 1.3
-"""A forecast is made whenever the steps have grown by the first factor, for the step the second times as far."""
-DOUBLED = 2.0
+BLOCK, SPIKE = 0.01, 32
+"""A block of log steps takes this part of the steps done, or so many steps: spikes of some tens come and go."""
+REFIT, KEPT = 1.1, 1.5
+"""The curve is fitted whenever the steps have grown by the first factor, and held against until by the second."""
+STEPPED, WINDOW = 0.3, 0.2
+"""A learning rate that falls by this part of its peak within a sixteenth of an e-fold falls in a step; how far back,
+as a part of the steps done, that counts."""
 
-Ahead = Callable[[int], "Estimate | None"]
-"""Step → forecast loss; None: there is none."""
+
+class _Block(NamedTuple):
+    """Some log steps in a row: mean step and loss, and the steps that they lie between."""
+
+    step: float
+    loss: float
+    since: float
+    until: float
 
 
 class Track:
-    """The past of a run in a fixed size: its losses, forecasts that fall due, its speed."""
+    """The past of a run in a fixed size: its losses, fits of its curve, its speed."""
 
     def __init__(self) -> None:
         self.losses: list[tuple[int, float]] = []
         self.nonfinite = 0
         self.speeds: deque[float] = deque(maxlen=16)
         self.best_speed: float | None = None
-        self.fall: Estimate | None = None
-        self.fell: Estimate | None = None
-        self._settled: deque[Expected] = deque(maxlen=2)
-        self._due: list[tuple[int, int, float, float]] = []  # due, made at, mean, sd
-        self._doubling: list[tuple[int, float, float | None, float | None]] = []  # due, loss then, forecast, sd
+        self.expected: tuple[Expected, ...] = ()
+        self.rate_stepped = False
+        self._fits: list[Fit] = []
         self._next = 0.0
 
-    def loss(self, step: int, loss: float | None, ahead: Ahead) -> None:
-        """Add the mean loss of a log step; forecasts are made with `ahead`."""
+    def loss(self, step: int, loss: float | None) -> None:
+        """Add the mean loss of a log step."""
         if loss is None:
             return
         if not usable(loss):
@@ -80,9 +88,43 @@ class Track:
         self.losses.append((step, float(loss)))
         if len(self.losses) > MOST:
             self.losses = self.losses[: MOST // 2 : 2] + self.losses[MOST // 2 :]
-        self._settle(step)
-        if step >= self._next and len(self.losses) >= 2 * AVERAGED:
-            self._promise(step, ahead)
+
+    def hold_against_fits(self, step: int, forecaster: OnlineForecaster, plan: LrPlan | None) -> None:
+        """Compare the last losses with what earlier fits of the curve expect, and fit it anew now and then.
+
+        Args:
+            step: the present one.
+            forecaster: fed up to it.
+            plan: of the learning rates, for runs whose rates are not seen.
+        """
+        rates, last = forecaster.rates_so_far(plan), self._last_two(step)
+        if rates is None:
+            return
+        self._fits = [fit for fit in self._fits if fit.now < step <= KEPT * fit.now]
+        if last is not None:
+            known = [fit for fit in self._fits if fit.now <= last[0].since]
+            self.expected = tuple(_expected(forecaster, fit, rates, last) for fit in known)
+        lately = rates.steps >= WINDOW * step
+        self.rate_stepped = bool((np.diff(rates.lr[lately]) < -STEPPED * rates.peak).any())
+        if step >= self._next:
+            self._next = REFIT * step
+            fit = forecaster.fit(rates)
+            self._fits += [fit] if isinstance(fit, Fit) else []
+
+    def _last_two(self, step: int) -> tuple[_Block, _Block] | None:
+        """The last two blocks of log steps, the older first; of one log step each where these are far apart."""
+        if not self.losses:
+            return None
+        (steps, losses), width, found = np.array(self.losses).T, max(BLOCK * step, SPIKE), []
+        end = len(steps)
+        for _ in range(2):
+            begin = min(int(np.searchsorted(steps, steps[end - 1] - width, side="right")), end - 1)
+            if begin == 0:
+                return None
+            part = slice(begin, end)
+            found.append(_Block(steps[part].mean(), losses[part].mean(), steps[begin - 1], steps[end - 1]))
+            end = begin
+        return found[1], found[0]
 
     def speed(self, tokens_per_second: float | None) -> None:
         """Add the tokens a second per device over the interval."""
@@ -93,17 +135,6 @@ class Track:
             self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
         self.speeds.append(float(tokens_per_second))
 
-    def forget_forecasts(self) -> None:
-        """Drop the forecasts of a plan that has changed."""
-        self._due, self._doubling = [], []
-        self._settled.clear()
-        self.fall = self.fell = None
-
-    @property
-    def expected(self) -> tuple[Expected, ...]:
-        """The last two forecasts that fell due."""
-        return tuple(self._settled)
-
     def now(self) -> Estimate | None:
         """Mean of the last log steps, with its standard error."""
         recent = [loss for _, loss in self.losses[-AVERAGED:]]
@@ -112,27 +143,6 @@ class Track:
         sd = scatter(np.array([loss for _, loss in self.losses[-30:]]))
         return Estimate(sum(recent) / len(recent), sd / len(recent) ** 0.5)
 
-    def _settle(self, step: int) -> None:
-        now = self.now()
-        if now is None:
-            return
-        while self._due and self._due[0][0] <= step:
-            due, made, mean, sd = self._due.pop(0)
-            self._settled.append(Expected(due, made, Estimate(mean, sd), now.mean, now.sd))
-        while self._doubling and self._doubling[0][0] <= step:
-            _, then, forecast, error = self._doubling.pop(0)
-            self.fall = None if forecast is None or error is None else Estimate(then - forecast, error)
-            self.fell = Estimate(then - now.mean, now.sd * 2**0.5)
-
-    def _promise(self, step: int, ahead: Ahead) -> None:
-        self._next = step * EVERY
-        now = self.now()
-        due, doubled = ahead(round(step * AHEAD)), ahead(round(step * DOUBLED))
-        if due is not None:
-            self._due.append((round(step * AHEAD), step, *due))
-        if now is not None:
-            self._doubling.append((round(step * DOUBLED), now.mean, *(doubled or (None, None))))
-
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
         return {
@@ -140,20 +150,29 @@ class Track:
             "nonfinite": self.nonfinite,
             "speeds": list(self.speeds),
             "best_speed": self.best_speed,
-            "due": [list(each) for each in self._due],
-            "doubling": [list(each) for each in self._doubling],
-            "next": self._next,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Go on from `state_dict()`, also of earlier versions; the curve is fitted anew."""
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
         self.nonfinite = int(state["nonfinite"])
         self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
         self.best_speed = state["best_speed"]
-        self._due = [(int(due), int(made), float(mean), float(sd)) for due, made, mean, sd in state["due"]]
-        self._doubling = [(int(due), float(then), mean, sd) for due, then, mean, sd in state["doubling"]]
-        self._next = float(state["next"])
+
+
+def _expected(forecaster: OnlineForecaster, fit: Fit, rates: LrPlan, last: tuple[_Block, _Block]) -> Expected:
+    """Two blocks of log steps against an earlier fit."""
+    mean, sd = forecaster.expected(fit, rates, np.array([block.step for block in last]))
+    raw = [max(fit.rate * (block.until - block.since), 1.0) for block in last]
+    noise = fit.posterior.noise / np.sqrt(raw)
+    return Expected(
+        round(fit.now),
+        float(mean[0]),
+        (float(mean[1]), float(mean[2])),
+        float(sd[-1]),
+        (last[0].loss, last[1].loss),
+        (float(noise[0]), float(noise[1])),
+    )
 
 
 @dataclass
@@ -224,16 +243,14 @@ class Adviser:
         """
         plan, track = run.rates, self.track
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
-        trained = run.forecast_of == "train"  # what forecasts are compared with is the training loss
-
-        def ahead(step: int) -> Estimate | None:
-            found = forecaster.forecast(plan, step) if forecaster is not None and trained else None
-            return Estimate(*found.normal) if isinstance(found, Forecast) else None
+        trained = run.forecast_of == "train"  # what is expected is the training loss
 
         def converged() -> Forecast | NoForecast | None:
             return None if forecaster is None else forecaster.converged(plan)
 
-        track.loss(run.step, run.loss, ahead)
+        track.loss(run.step, run.loss)
+        if forecaster is not None and trained and not track.nonfinite:
+            track.hold_against_fits(run.step, forecaster, plan)
         track.speed(speed)
         now = track.now()
         return self.judge(
@@ -245,8 +262,7 @@ class Adviser:
                 nonfinite=track.nonfinite,
                 expected=track.expected,
                 by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
-                fall=track.fall,
-                fell=track.fell,
+                rate_stepped=track.rate_stepped,
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
                 decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
@@ -261,14 +277,14 @@ class Adviser:
             if each.of_end:
                 self._standing[name] = _Standing()
                 self._missing.pop(name, None)
-        self.track.forget_forecasts()
         self._asked.clear()
 
     def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Estimate | None) -> Expected | None:
         found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
         if now is None or not isinstance(found, Forecast):
             return None
-        return Expected(step, 0, Estimate(*found.normal), now.mean, now.sd)
+        mean, sd = found.normal
+        return Expected(0, math.nan, (mean, mean), sd, (now.mean, now.mean), (now.sd, now.sd))
 
     def _ask(
         self, what: str, step: int, ask: Callable[[], Forecast | NoForecast | None]
@@ -295,11 +311,23 @@ class Adviser:
             self._missing.pop(name, None)
             if isinstance(found, Missing):
                 self._missing[name] = found
-            if not isinstance(found, Advice):
+            if not isinstance(found, Advice) or self._covered(name, found, run):
                 self._gone(self._standing[name])
             elif self._is_new(self._standing[name], each, found, run):
                 new.append(found)
         return new
+
+    def _covered(self, name: str, found: Advice, run: Situation) -> bool:
+        """Whether another rule has given a finding of the same cause that holds, or not long ago."""
+        others = [self._standing[other] for other, each in RULES.items() if each.cause == RULES[name].cause != ""]
+        others = [each for each in others if each is not self._standing[name]]
+        if found.severity is Severity.CRITICAL:
+            return any(each.advice is not None and each.advice.severity >= found.severity for each in others)
+        return any(each.advice is not None or self._lately(each, run) for each in others)
+
+    def _lately(self, standing: _Standing, run: Situation) -> bool:
+        again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
+        return standing.given_at is not None and run.step - standing.given_at < again
 
     def _gone(self, standing: _Standing) -> None:
         standing.held, standing.gone = 0, standing.gone + 1
@@ -319,9 +347,8 @@ class Adviser:
         at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
         if standing.held < self.thresholds.in_a_row and not at_once:
             return False
-        again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
         standing.advice = found
-        if standing.given_at is not None and run.step - standing.given_at < again:
+        if self._lately(standing, run):
             return False
         standing.given_at = run.step
         return True

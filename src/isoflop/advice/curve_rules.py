@@ -23,6 +23,8 @@ FEW = 8
 """Log steps below which a run's noise is not known."""
 LOST = 0.05
 """Of the best loss: a rise by more is critical, and ends a run under `on_advice="stop"`."""
+AVERAGED = 5
+"""Log steps whose mean is a loss without most of its noise."""
 LATELY = 30
 """Log steps whose scatter is the noise: earlier ones scatter by the fall of the loss."""
 LEAST_NOISE = 1e-3
@@ -47,7 +49,7 @@ OTHERS = "the data (order, duplicates, another mix), the precision and the gradi
 CHECK = f"the learning rate, {OTHERS}"
 
 
-@rule("divergence", anything, at_once=True)
+@rule("divergence", anything, at_once=True, cause="loss")
 def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     """NaN, or far above its own best for several log steps.
 
@@ -95,67 +97,114 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-@rule("the curve", falling_loss, after_warmup=True)
+@rule("the curve", falling_loss, after_warmup=True, at_once=True, cause="loss")
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Above what was forecast: twice by this run, at different steps, or by the ladder of the user's earlier sizes."""
-    if run.by_ladder is not None and _beyond(run.by_ladder, thresholds):
-        last, basis = run.by_ladder, "your earlier sizes (history=)"
-        said, since = f"your earlier sizes put it at {nats(last.loss.mean)}", "compare with them"
-    elif len(run.expected) == 2 and all(_beyond(each, thresholds) for each in run.expected):
-        last = run.expected[-1]
-        basis = f"this run's curve up to step {last.made_at:,}"
-        said = f"{nats(last.loss.mean)} was forecast at step {last.made_at:,}"
-        since = f"compare with the last checkpoint before step {last.made_at:,}"
-    else:
+    """Twice in a row above what this run's curve, or the ladder of the user's earlier sizes, lets expect."""
+    found = [each for each in (run.by_ladder, *run.expected) if each is not None and _beyond(each, thresholds)]
+    if not found:
         return None
-    sd = _spread(last)
+    worst = max(found, key=_deviation)
+    if worst.made_at:
+        basis, since = (
+            f"this run's curve up to step {worst.made_at:,}",
+            f"compare with a checkpoint of step {worst.made_at:,}",
+        )
+    else:
+        basis, since = "your earlier sizes (history=)", "compare with them"
+    expected = Estimate(worst.loss[1], float(np.hypot(worst.sd, worst.noise[1])))
     return Advice(
         Reason.OFF_CURVE,
         Severity.WARNING,
         run.step,
-        f"The loss has left its curve: {nats(last.came)} nats per token, where {said}, "
-        f"{(last.came - last.loss.mean) / sd:.0f} standard deviations below.",
+        f"The loss has left its curve: {nats(worst.came[1])} nats per token, where {nats(worst.loss[1])} was expected, "
+        f"{_deviation(worst):.0f} standard deviations below.",
         f"look at {CHECK}; {since}.",
-        (Quantity("loss", last.came, "nats per token"), _within("forecast", Estimate(last.loss.mean, sd))),
+        (Quantity("loss", worst.came[1], "nats per token"), _within("expected", expected)),
         basis=(basis,),
         level=0.95,
     )
 
 
-def _spread(each: Expected) -> float:
-    return max(float(np.hypot(each.loss.sd, each.noise)), 1e-12)
+def _missed(each: Expected) -> tuple[np.ndarray, np.ndarray]:
+    """How far the two blocks lie above what was expected, and the standard deviation of each."""
+    return np.subtract(each.came, each.loss), np.maximum(np.hypot(each.sd, each.noise), 1e-12)
+
+
+def _deviation(each: Expected) -> float:
+    missed, sd = _missed(each)
+    return float((missed / sd).min())
 
 
 def _beyond(each: Expected, thresholds: Thresholds) -> bool:
-    missed = each.came - each.loss.mean
-    return missed > thresholds.off_curve * _spread(each) and missed > thresholds.off_curve_share * each.came
+    missed, _ = _missed(each)
+    share = thresholds.off_curve_share * np.abs(each.came)
+    return _deviation(each) > thresholds.off_curve and bool((missed > share).all())
 
 
-@rule("the plateau", falling_loss, after_warmup=True)
+@rule("the plateau", falling_loss, after_warmup=True, at_once=True, cause="loss")
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """Over the last doubling of tokens the loss fell by almost nothing, though more was to be expected.
+    """The loss stays where an earlier fit left it, though the fit lets a fall be expected; and no fit saw it rise."""
+    if run.rate_stepped or any(_risen(each) for each in run.expected):
+        return None
+    flat = [each for each in run.expected if _flat(each, thresholds) > thresholds.plateau_sure]
+    if not flat:
+        return None
+    worst = max(flat, key=lambda each: _flat(each, thresholds))
+    fall = Estimate(worst.then - worst.loss[1], worst.sd)
+    return _stopped(
+        run,
+        Estimate(worst.then - worst.came[1], worst.noise[1]),
+        fall,
+        f"since step {worst.made_at:,}",
+        f"this run's curve up to step {worst.made_at:,}",
+    )
 
-    Expected by a forecast made before; and, while a model has seen fewer tokens than are optimal for its size, by
-    Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss.
+
+def _risen(each: Expected) -> bool:
+    """Above the level at which the fit was made: a spike, or a rise; the other rules are of these."""
+    missed, _ = _missed(each)
+    level = 1.2 * np.maximum(np.subtract(each.then, each.loss), 0.0)
+    return bool((missed > level + 3 * np.array(each.noise) + LEAST_NOISE / 2 * abs(each.came[1])).any())
+
+
+def _flat(each: Expected, thresholds: Thresholds) -> float:
+    """Standard deviations by which the loss lies above the curve, where it fell by less than a share of the fall."""
+    missed, fall = _missed(each)[0], np.subtract(each.then, each.loss)
+    if not (fall > 0).all() or (missed < (1 - thresholds.plateau) * fall).any():
+        return 0.0
+    noise = float(np.linalg.norm(each.noise)) / 2
+    return float(missed.mean() / max(np.hypot(each.sd, noise), 1e-12))
+
+
+@rule("learning at all", falling_loss, after_warmup=True, cause="loss")
+def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """Over the last doubling of steps the loss fell by almost nothing, while the model is short of data.
+
+    By Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss. No curve needs to be fitted for it.
     """
-    if run.fell is None:
+    losses = np.array([loss for _, loss in run.losses])
+    before = np.array([loss for step, loss in run.losses if step <= run.step / 2])[-AVERAGED:]
+    fall = _fall_by_law(run)
+    if fall is None or len(before) < AVERAGED or len(losses) < 2 * AVERAGED:
         return None
-    expected, basis = run.fall, "this run's curve"
-    if expected is not None and expected.mean < 4 * expected.sd:
-        expected = None  # not a sure forecast
-    by_law = _fall_by_law(run)
-    if by_law is not None and (expected is None or expected.mean < by_law):
-        expected, basis = Estimate(by_law, by_law / 4), f"this run's curve; B and β of {LAW}"
-    if expected is None or run.fell.mean + 2 * run.fell.sd > thresholds.plateau * expected.mean:
+    fell = float(before.mean() - losses[-AVERAGED:].mean())
+    sd = scatter(losses[-LATELY:]) * (2 / AVERAGED) ** 0.5
+    if fell + 2 * sd > thresholds.stuck * fall:
         return None
+    return _stopped(
+        run, Estimate(fell, sd), Estimate(fall, fall / 4), "over the last doubling of steps", f"B and β of {LAW}"
+    )
+
+
+def _stopped(run: Situation, fell: Estimate, expected: Estimate, since: str, basis: str) -> Advice:
     return Advice(
         Reason.PLATEAU,
         Severity.WARNING,
         run.step,
-        f"The loss has stopped falling: it {'fell' if run.fell.mean >= 0 else 'rose'} by {nats(abs(run.fell.mean))} "
-        f"nats per token over the last doubling of steps, where a fall of {nats(expected.mean)} was to be expected.",
+        f"The loss has stopped falling: it {'fell' if fell.mean >= 0 else 'rose'} by {nats(abs(fell.mean))} nats per "
+        f"token {since}, where a fall of {nats(expected.mean)} was to be expected.",
         f"a model that learns falls on: look at {CHECK}; if the loss is as low as this data allows, stop.",
-        (_within("fall", run.fell), _within("expected", expected)),
+        (_within("fall", fell), _within("expected", expected)),
         basis=(basis,),
         level=0.95,
     )

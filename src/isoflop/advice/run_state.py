@@ -58,13 +58,23 @@ class Evaluated(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What was forecast for a step some way ahead (`loss`, at step `made_at`), and the loss there with its noise."""
+    """The last two blocks of log steps against a curve that was fitted before them.
 
-    step: int
+    Attributes:
+        made_at: the step up to which the fit saw the curve; 0: earlier runs were fitted, not this one.
+        then: the loss there by the fit; NaN: not known.
+        loss: expected in the two blocks, the older first.
+        sd: of these.
+        came: the mean losses of the two blocks.
+        noise: standard error of each.
+    """
+
     made_at: int
-    loss: Estimate
-    came: float
-    noise: float
+    then: float
+    loss: tuple[float, float]
+    sd: float
+    came: tuple[float, float]
+    noise: tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +109,9 @@ class Situation:
         forecast_of: whose loss that is: `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
         converged: asks for the loss that this size would come to in endless training.
-        expected: the last two forecasts that fell due.
-        by_ladder: the forecast of the user's earlier sizes for this step, and the loss there.
-        fall: expected fall of the loss over the last doubling of steps, by a forecast made before it, with its sd.
-        fell: the fall itself, with its sd.
+        expected: the last losses against this run's curve as it was fitted at earlier steps.
+        by_ladder: the same against the forecast of the user's earlier sizes.
+        rate_stepped: the learning rate has fallen in a step not long ago: what a curve does after that is not known.
         rates: the learning-rate plan.
         batch: against the critical size.
         batch_wanted: the user wants it judged.
@@ -143,8 +152,7 @@ class Situation:
     converged: Callable[[], Forecast | NoForecast | None] = lambda: None
     expected: Sequence[Expected] = ()
     by_ladder: Expected | None = None
-    fall: Estimate | None = None
-    fell: Estimate | None = None
+    rate_stepped: bool = False
     rates: LrPlan | None = None
     batch: Batch | None = None
     batch_wanted: bool = True
@@ -201,10 +209,12 @@ class Thresholds:
     divergence: how far the loss must lie above its own best, in standard deviations of a logged loss …
     divergence_share: … and as a share of the best loss …
     divergence_span: … for this share of the steps done. None of 264 public curves of healthy runs rises so far.
-    off_curve: standard deviations between a logged loss and what was forecast for it …
-    off_curve_share: … and the share of the loss. On 141 public curves of healthy runs 99.5% of pairs of forecasts miss
-        by less than 4.2 standard deviations, and by less than 2.7%.
-    plateau: share of the fall expected over the last doubling of tokens, below which the loss has stopped falling.
+    off_curve: standard deviations between the loss of two blocks of log steps in a row and what was expected …
+    off_curve_share: … and the share of the loss. Of 264 public curves of healthy runs none comes to both.
+    plateau: share of the expected fall below which the loss has stopped falling …
+    plateau_sure: … by so many standard deviations. With each of five organisations left out, the others' healthy
+        curves stay below it.
+    stuck: likewise of the fall that published laws expect over the last doubling of tokens.
     in_a_row: log steps in a row at which a finding must stand before it is said.
     batch_large: B/B_crit above which compute is wasted: 2 is 2/3 of it (E/E_min = 1 + B/B_crit).
     batch_small: B/B_crit below which steps are wasted. Between .16 and .2 lies the batch of least loss.
@@ -229,7 +239,9 @@ class Thresholds:
     divergence_span: float = 0.01
     off_curve: float = 5.0
     off_curve_share: float = 0.03
-    plateau: float = 0.15
+    plateau: float = 0.4
+    plateau_sure: float = 5.5
+    stuck: float = 0.15
     in_a_row: int = 3
     batch_large: float = 2.0
     batch_small: float = 0.25
@@ -313,6 +325,7 @@ class Rule:
         domain: where it holds, as a reason why not.
         subject: what can't be judged outside of the domain, for people; "": nobody asks for it.
         dear: takes a millisecond or more, and is skipped where the time for advice is spent.
+        cause: what it looks at; of rules with the same cause one finding is given, another only if it is more severe.
     """
 
     name: str
@@ -325,6 +338,7 @@ class Rule:
     early: bool = False
     subject: str = ""
     dear: bool = False
+    cause: str = ""
 
     def __call__(self, run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         """The advice; or why the run can't be judged; or None."""

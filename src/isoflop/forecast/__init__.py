@@ -16,7 +16,7 @@ from isoflop.forecast.forecast import (
 )
 from isoflop.forecast.history import curve_of, domain_of, finished_runs, history_of, ladder_of, read_curves, size_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.online import Estimator, OnlineForecaster
+from isoflop.forecast.online import Estimator, Fit, OnlineForecaster
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors, learn_priors
 from isoflop.forecast.ranking import SURE, Ranking, rank
 from isoflop.forecast.sizes import Ladder, fit_ladder
@@ -30,6 +30,7 @@ __all__ = [
     "Estimator",
     "FeaturesPath",
     "FinalLoss",
+    "Fit",
     "Forecast",
     "Kernel",
     "Ladder",

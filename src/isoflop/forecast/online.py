@@ -48,6 +48,8 @@ UNTESTED = 1.5
 DISCREPANCY = (0.065, 0.1)
 """Standard deviation of what the curve's form leaves out, as fractions of the drop still to come by training on and by
 the falling rate; chosen with each of five organisations left out in turn."""
+CURVE_FLOOR = 2e-4
+"""Of the loss: how near to its fit the curve of a healthy run stays at best."""
 READ = 0.02
 """A loss at a step is read as the mean over this last part of the steps: a noisy log's own uncertainty. Intervals were
 calibrated with it on public curves; the final loss of a record is a mean over more (`isoflop.fit.runs.TAIL`)."""
@@ -212,6 +214,12 @@ class Estimator(ABC):
         return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
 
 
+def _variance(seen: Prediction) -> Array:
+    """Of the curve at each step: its posterior's, and of what its form leaves out since the first step."""
+    left_out = zip(DISCREPANCY, (seen.decay, seen.fall), strict=True)
+    return np.asarray(seen.variance + sum((part * (drop - drop[0])) ** 2 for part, drop in left_out))
+
+
 def covered(ask: Callable[[LrPlan], Forecast | NoForecast], plan: LrPlan, now: float) -> Forecast | NoForecast:
     """The forecast for a plan that is assumed: of a rate that stays, with an interval that holds a decay to come."""
     stays = ask(replace(plan, assumed=False))
@@ -286,9 +294,7 @@ class OnlineForecaster(Estimator):
         """The forecast from a posterior: its spread, and what the curve's form leaves out."""
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss, far = float(seen.mean[1]), self._far()
-        variance = float(seen.variance[1])
-        for part, drop in zip(DISCREPANCY, (seen.decay, seen.fall), strict=True):
-            variance += (part * float(np.ptp(drop))) ** 2
+        variance = float(_variance(seen)[1])
         variance += (FLOOR * loss) ** 2
         variance += fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
         sd = far * math.sqrt(variance)
@@ -296,6 +302,22 @@ class OnlineForecaster(Estimator):
         if T80 * result.sd > WIDEST * far * loss:
             return NoForecast(Reason.TOO_WIDE, {"half": T80 * result.sd / loss, "most": WIDEST * far})
         return result
+
+    def rates_so_far(self, plan: LrPlan | None = None) -> LrPlan | None:
+        """The learning rates that were seen, which need no plan; `plan` where fewer than two were."""
+        steps, rates = self.bins.seen_rates()
+        if len(steps) < 2 or not rates.max() > 0:
+            return plan
+        return LrPlan(steps, np.maximum(rates, 0))
+
+    def expected(self, fit: Fit, rates: LrPlan, steps: Array) -> tuple[Array, Array]:
+        """What an earlier `fit` expects at `fit.now` and at later `steps`, given the rates since: means and sd.
+
+        The standard deviation is of the curve, without the noise of a logged loss.
+        """
+        at = np.append(fit.now, steps)
+        seen = fit.posterior.predict(path(rates, self._warmup(rates), float(at[-1])), at)
+        return seen.mean, self._far() * np.sqrt(_variance(seen) + (CURVE_FLOOR * seen.mean) ** 2)
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:
         basis = [
