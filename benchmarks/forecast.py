@@ -40,6 +40,7 @@ from isoflop.forecast import (
     read_curves,
 )
 from isoflop.forecast.backtest import replay
+from isoflop.forecast.ranking import ALIKE
 
 FAST = tuple(name for name in ESTIMATORS if name not in ("isoflop", "multi-power-law"))
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "curves"
@@ -225,7 +226,7 @@ def ranking(console: Console, scored: list[Scored]) -> None:
             for b, fb in made[:i]:
                 alike = a.dataset == b.dataset and a.total_steps == b.total_steps
                 if alike and abs(a.final / b.final - 1) >= 3e-3:
-                    below = fa.probability_below(fb)
+                    below = fa.probability_below(fb, ALIKE)
                     every.append((a.dataset, (fa.loss < fb.loss) == (a.final < b.final), max(below, 1 - below)))
         for dataset in [*sorted({name for name, _, _ in every}), "all"]:
             pairs = [(right, said) for name, right, said in every if dataset in (name, "all")]

@@ -51,7 +51,7 @@ def test_a_longer_warm_up_can_be_said() -> None:
 def test_with_too_few_points() -> None:
     run = Planted().run(PLAN, every=750)
     reason = silent(fed(run, 0.5))
-    assert reason.reason is Reason.TOO_FEW_POINTS and "4 of the 6" in reason.message
+    assert reason.reason is Reason.TOO_FEW_POINTS and "4 of the 5" in reason.message
 
 
 def test_a_learning_rate_that_left_its_plan_and_one_that_came_back() -> None:

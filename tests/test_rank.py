@@ -22,17 +22,19 @@ def at(loss: float, sd: float = 0.01, nu: float = 1e6) -> Forecast:
 def test_probabilities_by_hand() -> None:
     found = rank({"b": at(3.01), "a": at(3.0), "c": at(3.1)})
     assert [run.name for run in found.runs] == ["a", "b", "c"]
-    sure = norm.cdf(0.01 / (0.01 * 2**0.5))
+    sure = norm.cdf(0.01 / (0.01 * (2 - 2 * 0.75) ** 0.5))  # their errors are alike
     assert found["a"].before_next == pytest.approx(sure, abs=1e-4)
     assert found["a"].among_best == pytest.approx(sure, abs=0.015)
     assert found["b"].among_best == pytest.approx(1 - sure, abs=0.015)
+    ended = rank({"b": at(3.01), "a": at(3.0)}, finished={"a": True})
+    assert ended["a"].before_next == pytest.approx(norm.cdf(0.01 / (0.01 * 2**0.5)), abs=1e-4)
     assert found["c"].before_next is None and found["c"].among_best == 0
     assert found.can_stop == ("c",)
     np.testing.assert_allclose(found.below + found.below.T, 1)
 
 
 def test_who_can_stop_depends_on_how_many_are_wanted_and_how_sure() -> None:
-    forecasts = {"a": at(3.0), "b": at(3.02), "c": at(3.1)}
+    forecasts = {"a": at(3.0), "b": at(3.011), "c": at(3.1)}
     assert rank(forecasts, sure=0.9).can_stop == ("b", "c")
     assert rank(forecasts, sure=0.99).can_stop == ("c",)
     assert rank(forecasts, keep=2).can_stop == ("c",)
@@ -62,14 +64,16 @@ def test_laws_that_hold_for_all_forecasts(losses: list[tuple[float, float]], kee
 
 
 def test_said_probabilities_come_true() -> None:
-    """Truths drawn from the forecasts themselves: of the orders said to be 80% sure, 80% are right."""
+    """Truths drawn from the forecasts themselves, whose errors are alike."""
     generator = np.random.default_rng(1)
     said, right = [], []
     for _ in range(400):
         truth = 3 + 0.02 * generator.standard_normal(2)
         seen = truth + 0.02 * generator.standard_normal(2)
-        # prior and measurement of one width: the posterior's mean lies half-way, its variance is half
-        found = rank({str(i): at(3 + (seen[i] - 3) / 2, 0.02 / 2**0.5) for i in range(2)})
+        # prior and measurement of one width: the posterior's mean lies half-way, its variance is half; what errs
+        # alike is three times that, and moves both
+        both = 0.02 * 1.5**0.5 * generator.standard_normal()
+        found = rank({str(i): at(3 + (seen[i] - 3) / 2 + both, 0.02 * 2**0.5) for i in range(2)})
         said.append(found.runs[0].before_next)
         right.append(truth[int(found.runs[0].name)] < truth[int(found.runs[1].name)])
     assert np.mean(right) == pytest.approx(np.mean(said), abs=0.05)

@@ -28,8 +28,8 @@ MOST = 1e30
 """A loss beyond it counts as infinite: squares, and sums of them, stay within a float's range."""
 POWER, SHORTER, POWER_SD = 0.65, -0.07, 0.12
 """The power p is normal about `POWER` at 10,000 effective steps, `SHORTER` for each e-fold more, with this spread:
-chosen with each of five organisations left out in turn (a power that does not fall with the length overrates the drop
-that is left to long cosine runs)."""
+chosen on an earlier version with each of five organisations left out in turn, the grid of powers with all in view (a
+power that does not fall with the length overrates the drop that is left to long cosine runs)."""
 OFF_PLAN = 0.05
 """A rate this far off its plan, as a fraction of the peak, has left it."""
 CELLS = 160

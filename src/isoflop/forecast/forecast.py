@@ -53,12 +53,13 @@ class Forecast(Shown):
         """Mean and standard deviation of the normal nearest to it, for comparing runs."""
         return self.loss, self.sd * math.sqrt(self.nu / (self.nu - 2))
 
-    def probability_below(self, other: Forecast | float) -> float:
-        """The probability that this run ends below `other`, taken as independent; a number is a certain loss."""
+    def probability_below(self, other: Forecast | float, correlation: float = 0.0) -> float:
+        """The probability that this run ends below `other`, whose error correlates so; a number is a certain loss."""
         from scipy.special import stdtr  # slow to import
 
         loss, sd = other.normal if isinstance(other, Forecast) else (float(other), 0.0)
-        scale = (self.normal[1] ** 2 + sd**2) ** 0.5 * ((self.nu - 2) / self.nu) ** 0.5
+        mine = self.normal[1]
+        scale = (mine**2 + sd**2 - 2 * correlation * mine * sd) ** 0.5 * ((self.nu - 2) / self.nu) ** 0.5
         return float(stdtr(self.nu, (loss - self.loss) / scale))
 
     def covering(self, other: Forecast) -> Forecast:

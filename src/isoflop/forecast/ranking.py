@@ -1,7 +1,6 @@
 """Ranking of runs by the loss they are forecast to end with: the probability of each order, and which runs can stop.
 
-Errors of different runs are taken as independent. Errors of one user's runs are alike (the same data, the same priors),
-so that an order is rather surer than its probability.
+Errors of one user's runs are alike, for they share data and priors: forecasts of runs under way are correlated.
 """
 
 from __future__ import annotations
@@ -14,6 +13,9 @@ import numpy as np
 from isoflop.arrays import Array
 from isoflop.forecast.forecast import Forecast
 
+ALIKE = 0.75
+"""Correlation of the errors of two runs under way: of the values that are likeliest for the orders of pairs of public
+runs with each of the organisations left out (.75 to .95) the least."""
 SURE = 0.95
 """Probability of not being among the best, from which a run can stop."""
 DRAWS = 4_000
@@ -97,8 +99,11 @@ def rank(
     names = sorted(forecasts, key=lambda name: (forecasts[name].loss, name))
     ordered = [forecasts[name] for name in names]
     ended = dict(finished or {})
-    below = np.array([[_below(a, b) for b in ordered] for a in ordered]).reshape(len(names), len(names))
-    among = _among_best(ordered, keep)
+    alike = np.array([0.0 if ended.get(name) else ALIKE**0.5 for name in names])
+    below = np.array(
+        [[_below(a, b, alike[i] * alike[j]) for j, b in enumerate(ordered)] for i, a in enumerate(ordered)]
+    ).reshape(len(names), len(names))
+    among = _among_best(ordered, alike, keep)
     # a run without a forecast can only push others out, so that who can stop now still can when it has one
     return Ranking(
         runs=tuple(
@@ -119,11 +124,11 @@ def rank(
     )
 
 
-def _below(one: Forecast, other: Forecast) -> float:
-    return 0.5 if one is other else one.probability_below(other)
+def _below(one: Forecast, other: Forecast, correlation: float) -> float:
+    return 0.5 if one is other else one.probability_below(other, correlation)
 
 
-def _among_best(forecasts: list[Forecast], keep: int) -> Array:
+def _among_best(forecasts: list[Forecast], alike: Array, keep: int) -> Array:
     """Probability of each to be one of the `keep` lowest, over joint draws from their Student t's."""
     if len(forecasts) <= keep:
         return np.ones(len(forecasts))
@@ -132,6 +137,8 @@ def _among_best(forecasts: list[Forecast], keep: int) -> Array:
     # fixed numbers: who asks twice gets the same answer; a lattice in each column instead of chance alone
     generator = np.random.default_rng(0)
     places = (np.arange(DRAWS) + 0.5) / DRAWS
-    draws = np.column_stack([f.loss + f.sd * stdtrit(f.nu, generator.permutation(places)) for f in forecasts])
+    shared, *own = (stdtrit(f.nu, generator.permutation(places)) for f in [forecasts[0], *forecasts])
+    errors = np.column_stack([a * shared + (1 - a**2) ** 0.5 * each for a, each in zip(alike, own, strict=True)])
+    draws = np.array([f.loss for f in forecasts]) + np.array([f.sd for f in forecasts]) * errors
     order = np.argsort(draws, axis=1, kind="stable")[:, :keep]
     return np.bincount(order.ravel(), minlength=len(forecasts)) / DRAWS
