@@ -102,6 +102,9 @@ def test_a_healthy_run_hears_nothing_but_the_neutral_line(
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
     assert not [r for r in caplog.records if "no datasheet peak" not in r.getMessage()]
     printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if not line.startswith("step ")]
+    ending = next(i for i, line in enumerate(lines) if "forecast at step" in line or "the run is over" in line)
+    assert ending <= 3 and len(lines) - ending <= 12, lines
     assert "isoflop: 20 tokens per parameter: N = 50M with the head, D = 1B tokens" in printed
     assert (
         "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
