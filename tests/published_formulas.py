@@ -1,4 +1,4 @@
-"""FLOPs formulas of papers that nothing but tests needs: Hoffmann et al. 2022 and Narayanan et al. 2021.
+"""FLOPs formulas of papers and of trainers that nothing but tests needs.
 
 They are independent hand counts that measured FLOPs are compared with. As in `isoflop.flops.config_shape` each gives
 the training FLOPs of one token in a sequence of `length` tokens.
@@ -6,6 +6,7 @@ the training FLOPs of one token in a sequence of `length` tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isoflop.flops import TransformerShape
@@ -98,3 +99,34 @@ def megatron(shape: DecoderShape, length: int, *, recomputed: bool) -> int:
         )
     passes = 4 if recomputed else 3
     return passes * (24 * l * h * h + 4 * l * s * h) + 3 * (2 * h * V)
+
+
+def nanochat(matrices: int, shape: TransformerShape, length: int, windows: Sequence[int | None]) -> int:
+    """What nanochat's `estimate_flops` prints (2025): attention in each layer over min(window, T) keys.
+
+    `matrices`: all parameters but embeddings and scalars, so with the head; `windows`: None is no window.
+    """
+    met = sum(min(length, window or length) for window in windows)
+    return 6 * matrices + 12 * shape.heads * shape.head_dim * met
+
+
+def olmo_core(non_embedding: int, shape: TransformerShape, length: int) -> int:
+    """OLMo-core's `num_flops_per_token` (2024): all but the token table, so with the head; no window, no mask."""
+    return nanochat(non_embedding, shape, length, [None] * shape.layers)
+
+
+def megatron_bridge(
+    shape: DecoderShape, length: int, experts: tuple[int, int] = (0, 0), shared: int = 0, dense: int | None = None
+) -> int:
+    """Megatron-Bridge's `transformer_flops` (2025), for grouped queries: the causal half of attention, no router.
+
+    `experts`: those a token passes, and their width; `shared`: width of the shared one; `dense`: layers without
+    experts, all if None.
+    """
+    top, width = experts
+    kv_heads = shape.heads if shape.kv_heads is None else shape.kv_heads
+    projections = shape.layers * 2 * shape.width * shape.head_dim * (shape.heads + kv_heads)
+    core = shape.layers * shape.attention_width * length  # QKᵀ and AV, each half
+    dense = shape.layers if dense is None else dense
+    inner = dense * shape.ffw + (shape.layers - dense) * (top * width + shared)
+    return 6 * (projections + core + (3 if shape.gated else 2) * shape.width * inner + shape.width * shape.vocabulary)

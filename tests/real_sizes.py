@@ -40,6 +40,8 @@ class Real:
     sizes: Sizes
     inputs: dict[str, tuple[int, ...]]
     image_tokens: int = 0
+    shape: Decoder | None = None
+    """Where it is a plain decoder."""
 
     def build(self) -> nn.Module:
         import transformers
@@ -129,7 +131,13 @@ class Decoder:
             **settings,
         }
         return Real(
-            f"{family}Config", model or f"{family}ForCausalLM", named, self.products(length), self.sizes, text(length)
+            f"{family}Config",
+            model or f"{family}ForCausalLM",
+            named,
+            self.products(length),
+            self.sizes,
+            text(length),
+            shape=self,
         )
 
 
@@ -378,3 +386,5 @@ REAL: dict[str, Real] = {
     "Mamba-2 2.7B": mamba_2(),
     "Jamba 0.1": jamba(),
 }
+
+DECODERS: dict[str, Decoder] = {name: real.shape for name, real in REAL.items() if real.shape is not None}

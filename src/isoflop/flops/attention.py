@@ -9,14 +9,14 @@ names in its schema.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from isoflop.flops.values import LARGEST, storage_number, values_of
+from isoflop.flops.values import LARGEST_IN_STRIPS, Strips, storage_number, values_of
 
 aten = torch.ops.aten
 
@@ -36,7 +36,11 @@ class Reading:
         return refused
 
 
-def keys_met(allowed: torch.Tensor, queries: int, keys: int) -> Fraction:
+_AT_ONCE = 2**25
+"""Pairs of a query and a key that are looked at together (from 32 MB on, glibc gives freed memory back at once)."""
+
+
+def keys_met(allowed: torch.Tensor | Strips, queries: int, keys: int) -> Fraction:
     """The share of all pairs of a query and a key that windows and documents leave.
 
     Rows fall into documents where no pair crosses a boundary. In each, a query meets as many keys as the one that meets
@@ -47,26 +51,41 @@ def keys_met(allowed: torch.Tensor, queries: int, keys: int) -> Fraction:
         queries: T.
         keys: S.
     """
-    if allowed.dim() < 2 or allowed.shape[-2:] != (queries, keys):
+    if len(allowed.shape) < 2 or allowed.shape[-2:] != (queries, keys):
         return Fraction(1)  # a mask of keys alone: padding
-    for dim in range(allowed.dim() - 2):
-        if allowed.stride(dim) == 0:
-            allowed = allowed.narrow(dim, 0, 1)
-    matrices = allowed.reshape(-1, queries, keys)
-    met = sum(_met(matrix) for matrix in matrices)
-    return Fraction(met, len(matrices) * queries * keys)
+    found = [_extents(part) for part in _strips(allowed, queries, keys)]
+    counts, first, last = (torch.cat(parts, 1) for parts in list(zip(*found, strict=True))[:3])
+    unmet = ~torch.stack([part[3] for part in found]).any(0)
+    met = sum(_met(*matrix) for matrix in zip(counts, first, last, unmet, strict=True))
+    return Fraction(met, len(counts) * queries * keys)
 
 
-def _met(allowed: torch.Tensor) -> int:
-    queries, keys = allowed.shape
-    bits = allowed.to(torch.uint8)
-    counts, unmet = allowed.sum(1), ~allowed.any(0)
+def _strips(allowed: torch.Tensor | Strips, queries: int, keys: int) -> Iterator[torch.Tensor]:
+    """Some rows after others of each different matrix, (matrices, rows, keys)."""
+    step = max(1, _AT_ONCE // (keys * math.prod(allowed.shape[:-2])))
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        part = allowed.rows(start, stop) if isinstance(allowed, Strips) else allowed.narrow(-2, start, stop - start)
+        for dim in range(part.dim() - 2):
+            if part.stride(dim) == 0:
+                part = part.narrow(dim, 0, 1)
+        yield part.reshape(-1, stop - start, keys)
+
+
+def _extents(allowed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of rows: how many keys each meets, the first of them and the last; and the keys that some row meets."""
+    bits, keys = allowed.to(torch.uint8), allowed.shape[-1]
+    counts = allowed.sum(-1)
+    first = torch.where(counts == 0, keys, bits.argmax(-1))
+    last = torch.where(counts == 0, -1, keys - 1 - bits.flip(-1).argmax(-1))
+    return counts, first, last, allowed.any(-2)
+
+
+def _met(counts: torch.Tensor, first: torch.Tensor, last: torch.Tensor, unmet: torch.Tensor) -> int:
+    queries, keys = len(counts), len(unmet)
     if queries != keys:
         return queries * min(keys, int(counts.max()) + int(unmet.sum()))
-    numbers = torch.arange(keys, device=allowed.device)
-    empty = counts == 0
-    first = torch.where(empty, keys, bits.argmax(1))
-    last = torch.where(empty, -1, keys - 1 - bits.flip(1).argmax(1))
+    numbers = torch.arange(keys, device=counts.device)
     before, behind = last.cummax(0).values, first.flip(0).cummin(0).values.flip(0)
     starts = (before[:-1] < numbers[1:]) & (behind[1:] >= numbers[1:])
     document = torch.cat([starts.new_zeros(1), starts]).cumsum(0)
@@ -166,21 +185,27 @@ def share_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> Fr
         return Fraction(1) if allowed is None else keys_met(allowed, queries, keys)
 
 
-def pairs_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> torch.Tensor | None:
+def pairs_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> Strips | None:
     """Pairs that a block mask allows, bool (B or 1, 1, T, S): a `BlockMask`'s, or of the tuple that the operator takes.
 
     None: there is no mask, or its function does not run on a grid of indices.
     """
     mask_mod = getattr(block_mask, "mask_mod", None) or (block_mask[-1] if isinstance(block_mask, tuple) else None)
-    if not callable(mask_mod) or queries * keys > LARGEST:
+    if not callable(mask_mod):
         return None
     batch = len(block_mask[2] if isinstance(block_mask, tuple) else block_mask.kv_num_blocks)
-    sizes = (batch, 1, queries, keys)
-    grid = torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
+    if batch * queries * keys > LARGEST_IN_STRIPS:
+        return None
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        sides = ((0, batch), (0, 1), (start, stop), (0, keys))
+        return mask_mod(*torch.meshgrid(*(torch.arange(*side, device=device) for side in sides), indexing="ij"))
+
     try:
-        return mask_mod(*grid)
+        rows(0, 1)
     except Exception:  # whatever a user's function may raise
         return None
+    return Strips(torch.Size((batch, 1, queries, keys)), rows)
 
 
 def _documents(found: dict[str, Any], T: int, S: int) -> list[tuple[int, int]]:
@@ -190,15 +215,12 @@ def _documents(found: dict[str, Any], T: int, S: int) -> list[tuple[int, int]]:
     bounds = None if Reading.refuses(found["documents"]) else values_of(found["documents"])
     if bounds is None and found["documents"] is not None:
         return [(T, min(S, found["longest_key"] or S))]
-    if bounds is None or bounds.numel() < 2:
+    if not isinstance(bounds, torch.Tensor) or bounds.numel() < 2:
         return [(T, S)]
     of_keys = values_of(found["of_keys"])
-    return list(zip(_steps(bounds), _steps(bounds if of_keys is None else of_keys), strict=True))
-
-
-def _steps(bounds: torch.Tensor) -> list[int]:
+    of_keys = of_keys if isinstance(of_keys, torch.Tensor) else bounds
     with _disable_current_modes():
-        return bounds.diff().tolist()
+        return list(zip(bounds.diff().tolist(), of_keys.diff().tolist(), strict=True))
 
 
 def _window(found: dict[str, Any]) -> int | None:
@@ -213,7 +235,7 @@ def _window(found: dict[str, Any]) -> int | None:
     return int(left) + 1 + (0 if found["causal"] else max(0, int(right or 0)))
 
 
-_SHARES: dict[tuple[Any, ...], tuple[torch.Tensor, Fraction]] = {}
+_SHARES: dict[tuple[Any, ...], tuple[torch.Tensor | Strips, Fraction]] = {}
 """Shares of the masks seen last: a model's layers have one between them."""
 
 
@@ -225,28 +247,42 @@ def share_met(mask: Any, queries: int, keys: int, inverted: bool = False) -> Fra
     values = None if Reading.refuses(mask) else values_of(mask)
     if values is None or mask.requires_grad or tuple(values.shape[-2:]) != (queries, keys):
         return Fraction(1)
-    key = (
-        values.untyped_storage()._cdata,
-        values.storage_offset(),
-        values.shape,
-        values.stride(),
-        values._version,
-        inverted,
-    )
+    key = (*_identity(values), inverted)
     if key not in _SHARES:
         with _disable_current_modes(), torch.no_grad():
-            allowed = values if values.dtype == torch.bool else _not_least(values)
-            share = Fraction(1) if allowed is None else keys_met(~allowed if inverted else allowed, queries, keys)
+            allowed = _allowed(values, mask.dtype, inverted)
+            share = Fraction(1) if allowed is None else keys_met(allowed, queries, keys)
         if len(_SHARES) >= 8:
             del _SHARES[next(iter(_SHARES))]
         _SHARES[key] = values, share
     return _SHARES[key][1]
 
 
-def _not_least(bias: torch.Tensor) -> torch.Tensor | None:
-    """Where an added mask lets a pair be: it holds 0 there and −1e4, the least number or −∞ elsewhere."""
-    least = bias.min() if bias.numel() and bias.is_floating_point() else None
-    return None if least is None or float(least) > -9999 else bias > least
+def _identity(values: torch.Tensor | Strips) -> tuple[Any, ...]:
+    if isinstance(values, Strips):
+        return (id(values),)
+    place = values.untyped_storage()._cdata, values.storage_offset()
+    return (*place, values.shape, values.stride(), values._version)
+
+
+def _allowed(values: torch.Tensor | Strips, dtype: torch.dtype, inverted: bool) -> torch.Tensor | Strips | None:
+    """Pairs that a mask lets be, by its values of a dtype; None where it is none: added to all scores, a bias."""
+    if dtype != torch.bool:
+        least = _least(values) if dtype.is_floating_point else 0.0
+        if least > -9999:  # a mask holds 0 where a pair may be, and −1e4, the least number or −∞ elsewhere
+            return None
+        return values > least if isinstance(values, torch.Tensor) else _each(values, lambda part: part > least)
+    if not inverted:
+        return values
+    return ~values if isinstance(values, torch.Tensor) else _each(values, torch.logical_not)
+
+
+def _least(values: torch.Tensor | Strips) -> float:
+    return min((float(part.min()) for part in _strips(values, *values.shape[-2:])), default=0.0)
+
+
+def _each(values: Strips, function: Callable[[torch.Tensor], torch.Tensor]) -> Strips:
+    return Strips(values.shape, lambda start, stop: function(values.rows(start, stop)))
 
 
 # -- written out: QKᵀ, a softmax, AV -----------------------------------------------------------------------------------

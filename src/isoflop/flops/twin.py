@@ -32,6 +32,7 @@ from torch import nn
 from isoflop.flops.attention import pairs_of_blocks
 from isoflop.flops.calls import Uncountable
 from isoflop.flops.parameters import full_shape, original_class, unwrap
+from isoflop.flops.values import with_values
 
 
 @contextmanager
@@ -81,7 +82,8 @@ def _flex_attention(query: Any, key: Any, value: Any, _: Any, block_mask: Any, *
     scores = query @ key.mT
     allowed = pairs_of_blocks(block_mask, query.shape[-2], key.shape[-2], "cpu")
     if allowed is not None:
-        scores = torch.where(allowed, scores, float("-inf"))
+        mask = with_values(torch.empty(allowed.shape, dtype=torch.bool, device="meta"), allowed)
+        scores = torch.where(mask, scores, float("-inf"))
     return scores.softmax(-1) @ value, scores[..., 0], scores[..., 0]
 
 

@@ -8,7 +8,7 @@ an activation is unknown, and to ask for it raises, as on the meta device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ aten = torch.ops.aten
 
 LARGEST = 2**26
 """Elements of a tensor whose values are kept: masks up to a length of 8,192."""
+LARGEST_IN_STRIPS = 2**31
+"""… of one whose values are computed some rows at a time, when they are asked for: up to a length of 46,340."""
 LARGEST_RANDOM = 2**12
 """… and of random numbers, of which a few decide a branch (LayerDrop) and many are a dropout."""
 
@@ -29,6 +31,8 @@ _EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.
 _BY_SHAPE = {aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full, *_EMPTY}
 """Operators that take a tensor for its shape alone."""
 _INDEXED = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+_SAME = {aten.slice, aten.expand, aten.alias, aten.detach, aten.view, aten.unsqueeze, aten.clone, aten.contiguous}
+"""Operators that change nothing but leading dimensions where they leave the number of rows and columns."""
 _CHOICES = {aten.topk, aten.argmax}
 _ASKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -38,14 +42,24 @@ def storage_number(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def values_of(tensor: Any) -> torch.Tensor | None:
+class Strips:
+    """Values of a tensor that is too large to be kept.
+
+    `rows(start, stop)` computes those of some rows, [..., stop − start, last dimension] or broadcast to it.
+    """
+
+    def __init__(self, shape: torch.Size, rows: Callable[[int, int], torch.Tensor]) -> None:
+        self.shape, self.rows = shape, rows
+
+
+def values_of(tensor: Any) -> torch.Tensor | Strips | None:
     """Values of a tensor: a real one's are itself, a meta tensor's those that `Values` knows; None: unknown."""
     if not isinstance(tensor, torch.Tensor) or isinstance(tensor, FakeTensor):
         return None
     return getattr(tensor, "_isoflop_values", None) if tensor.is_meta else tensor
 
 
-def with_values(tensor: torch.Tensor, values: torch.Tensor | None) -> torch.Tensor:
+def with_values(tensor: torch.Tensor, values: torch.Tensor | Strips | None) -> torch.Tensor:
     """The meta tensor `tensor`, which holds these values from now on."""
     tensor._isoflop_values = values  # type: ignore[attr-defined]
     return tensor
@@ -88,6 +102,8 @@ class Values(TorchDispatchMode):
         packet = func._overloadpacket
         if packet in _INDEXED and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in metas[1:]):
             args = self._with_numbers(args)
+        if any(isinstance(values_of(tensor), Strips) for tensor in metas):
+            return self._of_strips(func, args, kwargs)
         known = packet in _BY_SHAPE or all(self._known(tensor) is not None for tensor in metas)
         random = torch.Tag.nondeterministic_seeded in func.tags
         if random and metas:
@@ -113,7 +129,44 @@ class Values(TorchDispatchMode):
             _remember(out, self._compute(func, args, kwargs))
         elif func._schema.is_mutable:
             self._forget(args)
+        elif metas:
+            self._in_strips(func, args, kwargs, out)
         return out
+
+    def _of_strips(self, func: Any, args: Any, kwargs: Any) -> Any:
+        out = func(*args, **kwargs)
+        if all(self._known(tensor) is not None for tensor in _tensors((*args, *kwargs.values()))):
+            self._in_strips(func, args, kwargs, out)
+        return out
+
+    def _in_strips(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Remember how to compute the rows of what an operator returns, if it works element by element."""
+        if not isinstance(out, torch.Tensor) or out.dim() < 2 or out.numel() > LARGEST_IN_STRIPS:
+            return
+        packet, (*leading, many, columns) = func._overloadpacket, out.shape
+        by_element = torch.Tag.pointwise in func.tags and not func._schema.is_mutable
+        unchanged = packet in _SAME and args[0].shape[-2:] == out.shape[-2:]
+        if not by_element and not (unchanged and (packet is aten.expand or args[0].numel() == out.numel())):
+            return
+
+        def rows(start: int, stop: int) -> torch.Tensor:
+            def part(item: Any) -> Any:
+                values = values_of(item)
+                if isinstance(values, Strips):
+                    return values.rows(start, stop)
+                if values is not None and values.dim() > 1 and values.shape[-2] == many > 1:
+                    return values.narrow(-2, start, stop - start)
+                return item if values is None else values
+
+            if by_element:
+                return self._compute(func, *tree_map(part, (args, kwargs)))
+            found = part(args[0])
+            if packet is aten.expand:
+                return found
+            size = (stop - start, columns)
+            return found.expand(*args[0].shape[:-2], *size).reshape(*leading, *size)
+
+        with_values(out, Strips(out.shape, rows))
 
     def _real(self, func: Any, args: Any, kwargs: Any) -> Any:
         out = func(*args, **kwargs)
@@ -121,15 +174,19 @@ class Values(TorchDispatchMode):
             return with_values(out, args[0]) if out.shape == args[0].shape else out  # x.to("meta")
         return out
 
-    def _known(self, tensor: torch.Tensor) -> torch.Tensor | None:
+    def _known(self, tensor: torch.Tensor) -> torch.Tensor | Strips | None:
         values = values_of(tensor)
+        if isinstance(values, Strips):
+            return values
         return None if values is None or hasattr(values.untyped_storage(), "_isoflop_lost") else values
 
     def _forget(self, args: Any) -> None:
         """Something unknown was written into the first argument, and so into whatever shares its storage."""
         for tensor in _tensors(args[:1]):
             values = values_of(tensor)
-            if values is not None:
+            if isinstance(values, Strips):
+                with_values(tensor, None)
+            elif values is not None:
                 values.untyped_storage()._isoflop_lost = True  # type: ignore[attr-defined]
 
     def _worth(self, out: Any, random: bool) -> bool:
@@ -154,7 +211,7 @@ class Values(TorchDispatchMode):
             values = self._known(index)
             if values is None:
                 return args
-            indices += [same_on_meta(rows) for rows in values.nonzero().unbind(1)]
+            indices += [same_on_meta(rows) for rows in values.nonzero().unbind(1)]  # type: ignore[union-attr]
         return (args[0], indices, *args[2:])
 
 
@@ -210,7 +267,7 @@ class WrittenOut(TorchFunctionMode):
         if func is F.ctc_loss:
             return args[0].sum()
         if func is torch.Tensor.__format__ and args[0].dim() == 0 and (values := values_of(args[0])) is not None:
-            return format(values.item(), *args[1:])
+            return format(values.item(), *args[1:])  # type: ignore[union-attr]
         return func(*args, **(kwargs or {}))
 
 
