@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from isoflop.cli import app
 from isoflop.flops import DTYPES, Peak, known_devices, lookup_peak, model_device, peak_by_short_name
 from isoflop.flops import device as peaks
 
@@ -51,7 +57,18 @@ KNOWN = [
     ("NVIDIA GH200 144G HBM3e", "tf32", 989 / 2),
     ("NVIDIA B200", "bfloat16", 4500 / 2),
     ("NVIDIA B200", "float8", 9000 / 2),
+    ("NVIDIA B200", "float4", 72_000 / 8),
     ("NVIDIA B300 SXM6 AC", "bfloat16", 4500 / 2),
+    ("NVIDIA B300 SXM6 AC", "float4", 108_000 / 8),
+    ("NVIDIA GB200", "float4", 10_000),
+    ("NVIDIA RTX 6000 Ada Generation", "bfloat16", 1457 / 4),
+    ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "bfloat16", 503.8),
+    ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "float4", 2015.2),
+    ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "bfloat16", 438.9),
+    ("NVIDIA GeForce RTX 3080", "bfloat16", 59.5),
+    ("NVIDIA GeForce RTX 4080", "bfloat16", 97.5),
+    ("NVIDIA GeForce RTX 5080", "bfloat16", 112.6),
+    ("Intel(R) Data Center GPU Max 1550", "bfloat16", 839 / 2),
     ("NVIDIA GB200", "bfloat16", 5000 / 2),
     ("NVIDIA GB300", "float8", 10000 / 2),
     ("NVIDIA L4", "bfloat16", 242 / 2),
@@ -95,7 +112,10 @@ UNKNOWN = [
     ("NVIDIA GeForce RTX 3090 Ti", "bfloat16"),
     ("NVIDIA GeForce RTX 4090 D", "bfloat16"),
     ("NVIDIA GeForce RTX 5090 D v2", "bfloat16"),
-    ("NVIDIA RTX 6000 Ada Generation", "bfloat16"),  # not an RTX A6000
+    ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "bfloat16"),
+    ("NVIDIA RTX 5000 Ada Generation", "bfloat16"),
+    ("NVIDIA GeForce RTX 4080 SUPER", "bfloat16"),
+    ("NVIDIA H200", "float4"),
     ("NVIDIA RTX A5000", "bfloat16"),
     ("Quadro RTX 6000", "float16"),
     ("NVIDIA A100-SXM-64GB", "bfloat16"),  # Leonardo's own part
@@ -180,9 +200,9 @@ def test_row_has_a_source_and_sane_figures(row: peaks.Datasheet) -> None:
     assert any(word in row.source for word in ("dense", "halved", "per chip"))
     rates = [row.peak(dtype) for dtype in DTYPES]
     assert all(peak.flops_per_second > 0 for peak in rates if peak is not None) and any(rates)
-    float32, tf32, float16, bfloat16, float8 = (peak and peak.flops_per_second for peak in rates)
+    float32, tf32, float16, bfloat16, float8, float4 = (peak and peak.flops_per_second for peak in rates)
     assert float16 in (bfloat16, None) or bfloat16 is None  # no device listed here runs them at two rates
-    ascending = [rate for rate in (float32, tf32, bfloat16 or float16, float8) if rate is not None]
+    ascending = [rate for rate in (float32, tf32, bfloat16 or float16, float8, float4) if rate is not None]
     assert ascending == sorted(ascending)
     if float8 is not None and "v5p" not in row.device and "v6e" not in row.device:
         assert float8 == pytest.approx(2 * bfloat16, rel=0.02)  # 2%: L40S's datasheet disagrees with itself
@@ -220,6 +240,7 @@ NAMES = st.one_of(
 )
 
 
+@settings(max_examples=30)
 @given(name=NAMES, dtype=st.one_of(st.text(), st.sampled_from(DTYPES)))
 def test_arbitrary_text_never_raises(name: str, dtype: str) -> None:
     peak = lookup_peak(name, dtype)
@@ -263,8 +284,95 @@ def test_a_part_of_a_name_is_no_device() -> None:
     assert [peak_by_short_name(name) for name in ("", "h", "100", "h10", "pcie100", "geforce 1080")] == [None] * 6
 
 
-def test_layers_in_float8_choose_its_peak():
-    """torchao replaces a model's linear layers by its own class; the trainer still says bfloat16."""
-    kind = type("Float8Linear", (torch.nn.Linear,), {})
-    assert model_device(torch.nn.Sequential(kind(2, 2)), torch.bfloat16, None).dtype == "float8_e4m3fn"
-    assert model_device(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.bfloat16, None).dtype == "bfloat16"
+# -- the dtype that layers multiply in ---------------------------------------------------------------------------------
+
+
+def layer(kind: str, *sizes: int, **attributes: Any) -> torch.nn.Linear:
+    """Of a class as torchao's, which replaces a model's linear layers by its own."""
+    return type(kind, (torch.nn.Linear,), attributes)(*sizes)
+
+
+@pytest.fixture
+def on_a_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.usefixtures("on_a_h100")
+def test_a_model_in_float8_has_its_peak():
+    device = model_device(torch.nn.Sequential(layer("Float8Linear", 2, 2)), torch.bfloat16, None)
+    assert (device.dtype, device.peak) == ("float8", 1978.9e12)
+    plain = model_device(torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.bfloat16, None)
+    assert (plain.dtype, plain.peak) == ("bfloat16", 989.4e12)
+
+
+@pytest.mark.usefixtures("on_a_h100")
+def test_a_mixed_step_has_a_weighted_peak():
+    """Three quarters of the weights in float8, one in bfloat16: the times of both parts add up."""
+    model = torch.nn.Sequential(layer("Float8Linear", 16, 48), torch.nn.Linear(16, 16))
+    device = model_device(model, torch.bfloat16, None)
+    assert device.dtype == "float8 and bfloat16"
+    assert device.peak == pytest.approx(1 / (0.75 / 1978.9e12 + 0.25 / 989.4e12))
+    assert "75% in float8, 25% in bfloat16" in str(device.peak_source)
+
+
+@pytest.mark.usefixtures("on_a_h100")
+@pytest.mark.parametrize("kind", ["NVFP4Linear", "MXLinear"])
+def test_a_part_without_a_rate_makes_the_peak_unknown(kind: str):
+    """Hopper does not multiply 4-bit numbers."""
+    config = type("Config", (), {"elem_dtype": "torch.float4_e2m1fn_x2"})
+    model = torch.nn.Sequential(layer(kind, 4, 4, config=config), torch.nn.Linear(4, 4))
+    device = model_device(model, torch.bfloat16, None)
+    assert (device.dtype, device.peak) == ("float4 and bfloat16", None)
+    assert model_device(model, torch.bfloat16, 1e12).peak == 1e12
+
+
+@pytest.mark.usefixtures("on_a_h100")
+@pytest.mark.parametrize(("recipe", "dtype"), [("DelayedScaling", "float8"), ("NVFP4BlockScaling", "float4")])
+def test_transformer_engine_multiplies_as_its_recipe_says(monkeypatch: pytest.MonkeyPatch, recipe: str, dtype: str):
+    class FP8GlobalStateManager:
+        on = True
+
+        @classmethod
+        def is_fp8_enabled(cls) -> bool:
+            return cls.on
+
+        @classmethod
+        def get_fp8_recipe(cls) -> Any:
+            return type(recipe, (), {})()
+
+    module = SimpleNamespace(FP8GlobalStateManager=FP8GlobalStateManager)
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.quantization", module)
+    model = torch.nn.Sequential(layer("LayerNormMLP", 4, 4, __module__="transformer_engine.pytorch.module"))
+    assert model_device(model, torch.bfloat16, None).dtype == dtype
+    FP8GlobalStateManager.on = False
+    assert model_device(model, torch.bfloat16, None).dtype == "bfloat16"
+
+
+# -- isoflop peak ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_measured_is_used_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = torch.nn.Linear(2, 2)
+    assert model_device(model, None, "measured").peak is None
+    done = CliRunner().invoke(app, ["peak", "--device", "cpu", "--seconds", "0.05", "--store", "--json"])
+    measured = json.loads(done.stdout)["measured"]
+    assert {"float32", "bfloat16"} <= measured.keys()
+    assert all(1e8 < rate < 1e15 for rate in measured.values())
+    device = model_device(model, None, "measured")
+    assert device.peak == measured["float32"]
+    assert str(device.peak_source).startswith("measured by `isoflop peak`")
+    assert model_device(model, None, None).peak is None
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"cpu": 3}', '{"cpu": {"float32": "fast"}}'])
+def test_a_torn_file_of_rates_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "isoflop").mkdir()
+    (tmp_path / "isoflop" / "peaks.json").write_text(text)
+    assert model_device(torch.nn.Linear(2, 2), None, "measured").peak is None
+
+
+def test_a_device_that_is_not_there():
+    done = CliRunner().invoke(app, ["peak", "--device", "cuda:7"])
+    assert done.exit_code != 0 and "--device cuda:7" in done.stderr

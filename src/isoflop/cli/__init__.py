@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("demo.demo", "Open three finished runs in TensorBoard."),
     "count": ("count.count", "Count a model's parameters, and the FLOPs of one training step by module."),
+    "peak": ("count.peak", "Measure the matrix products a second that this device reaches, by dtype."),
     "plan": ("plan.plan", "Find the size, tokens and loss for a compute budget, with intervals."),
     "fit": ("fit.fit", "Fit a scaling law to finished runs."),
     "compare": ("compare.compare", "Compare uses of compute by the loss that a law expects of them."),

@@ -237,6 +237,53 @@ def as_object(counted: StepCount, opinions: Sequence[Opinion] | None = None) -> 
     return result
 
 
+def peak(
+    device: Annotated[
+        str, typer.Option(help="As torch names it: cuda, cuda:1, cpu (default: a GPU if there is one).")
+    ] = "",
+    seconds: Annotated[float, typer.Option(min=0.05, help="Time for each dtype, about.")] = 1.0,
+    store: Annotated[bool, typer.Option("--store", help='Keep the rates for peak_flops="measured".')] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the FLOP/s that dense matrix products reach on this device, in each dtype that it multiplies.
+
+    For devices without a datasheet. It is what is reached, less than the peak that a vendor prints: an MFU against it
+    is higher, and the record says so.
+    """
+    with reported("peak"):
+        import torch
+
+        from isoflop.flops.device import device_name, lookup_peak, measure_rates, store_measured
+
+        try:
+            where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.ones((), device=where)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        name, rates = device_name(where), measure_rates(where, seconds)
+        path = store_measured(where, rates) if store else None
+        found = {dtype: lookup_peak(name, dtype) for dtype in rates}
+        sheets = {dtype: None if sheet is None else sheet.flops_per_second for dtype, sheet in found.items()}
+    if as_json:
+        print_json({"device": name, "measured": rates, "datasheet": sheets, "stored": path and str(path)})
+        return
+    from rich.console import Console
+
+    table = _table(
+        f"{name}: FLOP/s of dense matrix products, measured", ["dtype"], ["measured", "datasheet", "reached"]
+    )
+    for dtype, rate in rates.items():
+        printed = sheets[dtype]
+        table.add_row(dtype, _flops(rate), _flops(printed), "–" if printed is None else f"{rate / printed:.0%}")
+    Console().print(table)
+    kept = (
+        f'Kept in {path}, for peak_flops="measured"'
+        if path
+        else 'Not kept; --store keeps them for peak_flops="measured"'
+    )
+    tell("peak", kept)
+
+
 # -- for people --------------------------------------------------------------------------------------------------------
 
 _CONVENTIONS = {

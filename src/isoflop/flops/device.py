@@ -5,14 +5,17 @@ Unknown is None, never a guess. Only what describes a live model imports torch.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8")
+DTYPES = ("float32", "tf32", "float16", "bfloat16", "float8", "float4")
 """Columns of the table. "float32" is without TF32: ask for "tf32" where torch multiplies float32 in it."""
 
 NO_PEAK = (
@@ -68,7 +71,7 @@ def _read_datasheets() -> Iterator[Datasheet]:
     text = files("isoflop").joinpath("data", "peaks.toml").read_text(encoding="utf-8")
     for vendor in tomllib.loads(text)["vendors"]:
         for model, pattern, tflops, source in vendor["devices"]:
-            rates = dict(zip(DTYPES, tflops, strict=True))
+            rates = dict(zip(DTYPES, tflops, strict=False))
             yield Datasheet(f"{vendor['name']} {model}", model, f"{vendor['prefix']}({pattern})", rates, source)
 
 
@@ -80,7 +83,7 @@ def lookup_peak(device_name: str, dtype: str) -> Peak | None:
     """Dense peak of a device in a dtype.
 
     Args:
-        device_name: as `torch.cuda.get_device_name()` reports it; for a TPU JAX's device_kind or Google's
+        device_name: as `torch.cuda.getdevice_name()` reports it; for a TPU JAX's device_kind or Google's
             accelerator type. Upper or lower case.
         dtype: one of `DTYPES`, or torch's name of it ("torch.bfloat16", "torch.float8_e4m3fn").
 
@@ -96,14 +99,18 @@ def lookup_peak(device_name: str, dtype: str) -> Peak | None:
     >>> lookup_peak("Tesla T4", "bfloat16") is None  # Turing emulates it
     True
     """
-    dtype = dtype.removeprefix("torch.")
-    if dtype.startswith(("float8_e4m3", "float8_e5m2")):
-        dtype = "float8"
+    dtype = _column(dtype)
     name = device_name.strip()
     for sheet in DATASHEETS:
         if re.fullmatch(sheet.pattern, name, re.IGNORECASE | re.ASCII):
             return sheet.peak(dtype)
     return None
+
+
+def _column(dtype: str) -> str:
+    """The table's name of a dtype's rate; a scale (float8_e8m0fnu) is no operand."""
+    kind = re.match(r"(float8)_e[45]m|(float4)_e2m1", dtype := dtype.removeprefix("torch."))
+    return dtype if kind is None else kind[1] or kind[2]
 
 
 def peak_by_short_name(name: str) -> Peak | None:
@@ -140,36 +147,73 @@ class Device:
     peak_source: str | None
 
 
-def model_device(model: nn.Module | None, dtype: torch.dtype | None, peak_flops: float | None) -> Device:
+def model_device(model: nn.Module | None, dtype: torch.dtype | None, peak_flops: float | str | None) -> Device:
     """Describe the device that a model computes on; called during its forward pass.
 
     Args:
         model: its first parameter tells; None: the CPU.
         dtype: of its matrix products, where the trainer knows; None: autocast's, or the parameters'.
-        peak_flops: the user's `peak_flops=`, preferred to the table.
+        peak_flops: the user's `peak_flops=`, preferred to the table; "measured": what `isoflop peak` has measured here.
     """
     import torch
 
     parameter = None if model is None else next(iter(model.parameters()), None)
     device = torch.device("cpu") if parameter is None else parameter.device
-    dtype = torch.float8_e4m3fn if _multiplies_in_float8(model) else dtype or _wrappers_dtype(model)
+    dtype = dtype or _wrappers_dtype(model)
     if dtype is None and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if dtype is None:
         dtype = torch.float32 if parameter is None else parameter.dtype
-    return _describe(_device_name(device), device, dtype, peak_flops)
+    return _describe(device_name(device), device, _shares(model, dtype), peak_flops)
 
 
-def _multiplies_in_float8(model: nn.Module | None) -> bool:
-    """True if layers replaced by torchao's (`Float8Linear`) or Transformer Engine's fp8 autocast multiply."""
-    if model is None:
-        return False
-    engine = sys.modules.get("transformer_engine.pytorch.fp8")
-    manager = getattr(engine, "FP8GlobalStateManager", None)
-    kinds = {type(module) for module in model.modules()}
-    if manager is not None and any(kind.__module__.startswith("transformer_engine.") for kind in kinds):
-        return bool(manager.is_fp8_enabled())
-    return any(kind.__name__.lower().startswith("float8") for kind in kinds)
+def _shares(model: nn.Module | None, dtype: torch.dtype) -> dict[str, float]:
+    """The dtypes that layers multiply in, each with its share of the layers' weights; the rest is in `dtype`."""
+    from torch import nn
+
+    sizes: dict[str, int] = {}
+    engine = _engine_dtype()
+    for module in () if model is None else model.modules():
+        weight = getattr(module, "weight", None)
+        low = _low_dtype(module, engine)
+        if low is not None or isinstance(module, nn.Linear):
+            # Transformer Engine's fused layers have several matrices
+            parameters = list(module.parameters(recurse=False)) if low is not None else [weight]
+            kind = low or str(dtype).removeprefix("torch.")
+            sizes[kind] = sizes.get(kind, 0) + sum(p.numel() for p in parameters if p is not None and p.dim() >= 2)
+    total = sum(sizes.values())
+    if not total:
+        return {str(dtype).removeprefix("torch."): 1.0}
+    return {kind: size / total for kind, size in sizes.items() if size}
+
+
+def _engine_dtype() -> str | None:
+    """What Transformer Engine multiplies in now: within its autocast in float8, or in NVFP4 by its recipe."""
+    for name in ("transformer_engine.pytorch.quantization", "transformer_engine.pytorch.fp8"):
+        manager = getattr(sys.modules.get(name), "FP8GlobalStateManager", None)
+        if manager is not None and (manager.is_fp8_enabled() or _accelerates() == "fp8"):
+            recipe = manager.get_fp8_recipe() if hasattr(manager, "get_fp8_recipe") else None
+            return "float4" if "NVFP4" in type(recipe).__name__ else "float8"
+    return None
+
+
+def _low_dtype(module: nn.Module, engine: str | None) -> str | None:
+    """The dtype of a layer that multiplies in fewer than 16 bits: torchao's and Transformer Engine's; else None."""
+    kind = type(module)
+    if kind.__module__.startswith("transformer_engine."):
+        return engine
+    name = kind.__name__.lower()
+    if name.startswith("nvfp4"):
+        return "float4"
+    if name.startswith("mx"):  # its configuration tells the elements' dtype
+        return "float4" if "4" in str(getattr(getattr(module, "config", None), "elem_dtype", "float8_e8")) else "float8"
+    return "float8" if name.startswith("float8") else None
+
+
+def _accelerates() -> str:
+    """Accelerate's mixed precision, "" where it is not used."""
+    state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
+    return "" if state is None else str(state._shared_state.get("_mixed_precision", ""))
 
 
 def _wrappers_dtype(model: nn.Module | None) -> torch.dtype | None:
@@ -178,35 +222,158 @@ def _wrappers_dtype(model: nn.Module | None) -> torch.dtype | None:
 
     fabrics = getattr(getattr(model, "_strategy", None), "precision", None)
     precision = str(getattr(fabrics, "precision", ""))
-    accelerate = sys.modules.get("accelerate.state")
-    if accelerate is not None and hasattr(model, "_original_forward"):
-        precision = precision or str(accelerate.AcceleratorState._shared_state.get("_mixed_precision", ""))
-    if precision.startswith("bf16"):
+    if hasattr(model, "_original_forward"):
+        precision = precision or _accelerates()
+    if precision.startswith(("bf16", "fp8")):  # beside float8 layers accelerate computes in bfloat16
         return torch.bfloat16
     return torch.float16 if precision.startswith(("16", "fp16")) else None
 
 
-def _describe(name: str, device: torch.device, dtype: torch.dtype, peak_flops: float | None) -> Device:
+def _describe(name: str, device: torch.device, shares: dict[str, float], peak_flops: float | str | None) -> Device:
     import torch
 
-    product = str(dtype).removeprefix("torch.")
-    if device.type == "cuda" and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        product = "tf32"
-    if peak_flops is not None:
-        return Device(name, device.type, product, float(peak_flops), "peak_flops given by the user")
-    peak = lookup_peak(name, product)
-    if peak is None and product == "tf32":  # torch may use TF32, but the device has none
-        product = "float32"
-        peak = lookup_peak(name, product)
-    rate, source = (None, None) if peak is None else (peak.flops_per_second, peak.source)
-    return Device(name, device.type, product, rate, source)
+    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    kinds: dict[str, float] = {}
+    for dtype, share in shares.items():
+        product = "tf32" if tf32 and dtype == "float32" else dtype
+        if product == "tf32" and lookup_peak(name, product) is None:  # torch may use TF32, but the device has none
+            product = "float32"
+        kinds[product] = kinds.get(product, 0.0) + share
+    dtypes = " and ".join(kinds)
+    if peak_flops is not None and peak_flops != MEASURED_PEAK:
+        return Device(name, device.type, dtypes, float(peak_flops), "peak_flops given by the user")
+    find = lookup_peak if peak_flops is None else measured_peak
+    peaks = {dtype: peak for dtype in kinds if (peak := find(name, dtype)) is not None}
+    if not peaks or len(peaks) < len(kinds):
+        return Device(name, device.type, dtypes, None, None)
+    source = next(iter(peaks.values())).source
+    if len(kinds) == 1:
+        return Device(name, device.type, dtypes, next(iter(peaks.values())).flops_per_second, source)
+    # the time of a step is the sum of its parts' times
+    rate = 1 / sum(share / peaks[dtype].flops_per_second for dtype, share in kinds.items())
+    told = ", ".join(f"{share:.0%} in {dtype}" for dtype, share in kinds.items())
+    return Device(name, device.type, dtypes, rate, f"{source}; weighted by the layers' weights: {told}")
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
+# -- what a device reaches ---------------------------------------------------------------------------------------------
+
+MEASURED_PEAK = "measured"
+"""`peak_flops="measured"`."""
+
+
+def measure_rates(device: torch.device, seconds: float = 1.0) -> dict[str, float]:
+    """The highest rate of a product of two square matrices, by dtype; a dtype that the device refuses is left out.
+
+    Sizes double from 256 on, until one product takes a fifth of `seconds` or the memory is used up.
+
+    Args:
+        device: of this machine.
+        seconds: for each dtype, about.
+
+    Returns:
+        FLOP/s by the names in `DTYPES`: what is reached, less than a datasheet's peak.
+    """
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    kinds = {
+        "float32": (torch.float32, "highest"),
+        "tf32": (torch.float32, "high"),
+        "float16": (torch.float16, precision),
+        "bfloat16": (torch.bfloat16, precision),
+        "float8": (torch.float8_e4m3fn, precision),
+    }
+    if device.type != "cuda":
+        del kinds["tf32"], kinds["float8"]
+    rates: dict[str, float] = {}
+    try:
+        for name, (dtype, multiplied) in kinds.items():
+            torch.set_float32_matmul_precision(multiplied)
+            rate = _best_rate(device, dtype, seconds)
+            if rate is not None:
+                rates[name] = rate
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return rates
+
+
+def _best_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float | None:
+    best, size, took = None, 256, 0.0
+    while took < seconds / 5 and size <= 2**15:
+        try:
+            took = _seconds_a_product(device, dtype, size, seconds / 10)
+        except (RuntimeError, NotImplementedError):  # no kernel, or no memory
+            break
+        best = max(best or 0.0, 2 * size**3 / took)
+        size *= 2
+    return best
+
+
+def _seconds_a_product(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:
+    """Time of one product of some that take about `seconds`, the first left out."""
+    import torch
+
+    def wait() -> None:
+        if device.type in ("cuda", "xpu", "mps"):
+            getattr(torch, device.type).synchronize()
+
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype).t()  # float8 is multiplied so alone
+    one = torch.ones((), device=device)
+    low = dtype.itemsize == 1
+    repeats, took = 0, 0.0
+    while took < seconds:
+        repeats = max(1, 2 * repeats)
+        wait()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            _ = torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16) if low else a @ b
+        wait()
+        if repeats > 1 or time.perf_counter() - began > seconds:
+            took = time.perf_counter() - began
+    return took / repeats
+
+
+def store_measured(device: torch.device, rates: dict[str, float]) -> Path:
+    """Keep the rates of a device for `peak_flops="measured"`; returns the file.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    path, known = _measured_file(), _measured()
+    known[device_name(device)] = rates
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    return path
+
+
+def measured_peak(name: str, dtype: str) -> Peak | None:
+    """What `isoflop peak` measured on this machine for a device's name and a dtype; None where it did not."""
+    rates = _measured().get(name)
+    rate = rates.get(_column(dtype)) if isinstance(rates, dict) else None
+    if not isinstance(rate, int | float) or not rate > 0:
+        return None
+    return Peak(name, _column(dtype), float(rate), "measured by `isoflop peak` on this machine, not a datasheet's")
+
+
+def _measured_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isoflop" / "peaks.json"
+
+
+def _measured() -> dict[str, Any]:
+    try:
+        found = json.loads(_measured_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # no file, another's, no home
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def device_name(device: torch.device) -> str:
+    """As torch reports it; a CPU's model is not reported: "cpu"."""
+    if device.type in ("cuda", "xpu"):
         import torch
 
-        return torch.cuda.get_device_name(device)
+        return str(getattr(torch, device.type).getdevice_name(device))
     if device.type == "xla":
         # Google Cloud's accelerator type ("v5litepod-8"), which torch_xla itself reads here
         return os.environ.get("TPU_ACCELERATOR_TYPE") or os.environ.get("ACCELERATOR_TYPE") or "xla"

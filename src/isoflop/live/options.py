@@ -23,7 +23,7 @@ class OptionsDict(TypedDict, total=False):
     tokens_fn: Callable[[Any], Any] | None
     flops_per_token: float | None
     num_params: int | None
-    peak_flops: float | None
+    peak_flops: float | Literal["measured"] | None
     fit_on: str | None
     history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
     lr_plan: Callable[[int], float] | str | None
@@ -65,7 +65,8 @@ class Options:
             the measured count: for pipeline, context and expert parallelism and custom kernels.
         num_params: N, instead of the count of the model's parameters, in every convention: where the model that
             this process holds is only a part.
-        peak_flops: dense peak of one device in FLOP/s at the run's dtype, instead of the datasheet's.
+        peak_flops: dense peak of one device in FLOP/s at the run's dtype, instead of the datasheet's; "measured": what
+            `isoflop peak` reached on this machine.
         fit_on: the loss that is forecast: `train` (the default), `eval/<name>`, or `off`.
         history: records of finished runs, or folders of them, that the forecast learns from.
         lr_plan: where the scheduler can't be asked, a function optimizer step → learning rate (or its fraction of the
@@ -93,7 +94,7 @@ class Options:
     tokens_fn: Callable[[Any], Any] | None = None
     flops_per_token: float | None = None
     num_params: int | None = None
-    peak_flops: float | None = None
+    peak_flops: float | Literal["measured"] | None = None
     fit_on: str | None = None
     history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
     lr_plan: Callable[[int], float] | str | None = None
@@ -111,6 +112,8 @@ class Options:
     def __post_init__(self) -> None:
         for name in POSITIVE:
             value = getattr(self, name)
+            if (name, value) == ("peak_flops", "measured"):
+                continue
             if value is not None and not (_is_a(value, int | float) and 0 < value < float("inf")):
                 raise ValueError(f"{name}= expects a positive number, got {value!r}")
         for name in ("log_every", "num_params", "data_parallel"):
