@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isoflop.flops import Call, Parameters, StepObserver, Uncountable, count_parameters, measure_flops, shapes, unwrap
+import isoflop
+from isoflop.flops import Call, Parameters, StepObserver, count_parameters, measure_flops, shapes, unwrap
 from models import TinyGPT, gpt2, llama, tokens
 
 
@@ -204,7 +205,6 @@ def test_num_params_given_stands_for_every_convention():
 @pytest.mark.parametrize("implementation", ["batched_mm", "grouped_mm"])
 def test_mixtral_active_parameters(implementation: str):
     from transformers import MixtralConfig, MixtralForCausalLM
-    from transformers.models.mixtral import modeling_mixtral
 
     d, ffw, vocabulary, layers, experts, active = 32, 64, 96, 2, 4, 2
     config = MixtralConfig(
@@ -225,11 +225,92 @@ def test_mixtral_active_parameters(implementation: str):
     total = body + 2 * vocabulary * d
     expected = Parameters(total, total, body, body + vocabulary * d, total - idle, "by use in a traced forward pass")
     assert by_type(model).by_convention() == expected.by_convention()
-    if hasattr(modeling_mixtral, "MixtralExperts"):
-        assert by_use(model, input_ids=tokens(2, 8)) == expected
-    else:  # transformers 4 takes each expert's tokens by the router's values: there is no replay, and by type it is
-        with pytest.raises(Uncountable, match="values"):
-            by_use(model, input_ids=tokens(2, 8))
+    assert by_use(model, input_ids=tokens(2, 8)) == expected
+
+
+D, INNER, E = 64, 96, 8
+DECODER = {
+    "hidden_size": D,
+    "intermediate_size": INNER,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "pad_token_id": 0,
+}
+TWO = {"num_experts_per_tok": 2}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+NLLB = {
+    **{
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in [("layers", 2), ("ffn_dim", INNER)]
+    },
+    "encoder_sparse_step": 2,
+    "decoder_sparse_step": 2,
+    "d_model": D,
+    "vocab_size": 128,
+}
+MIXTURES: list[tuple[str, str, dict[str, Any], int]] = [
+    # prefix and suffix of the classes, settings, parameters of the experts that a token does not pass
+    ("Qwen3Moe", "ForCausalLM", {**TWO, "num_experts": E, "moe_intermediate_size": 32}, 2 * 6 * 3 * D * 32),
+    ("Olmoe", "ForCausalLM", {**TWO, "num_experts": E}, 2 * 6 * 3 * D * INNER),
+    ("Phimoe", "ForCausalLM", {**TWO, "num_local_experts": E}, 2 * 6 * 3 * D * INNER),
+    # the class of its experts is GraniteMoeSharedExperts
+    (
+        "GraniteMoeShared",
+        "ForCausalLM",
+        {**TWO, "num_local_experts": E, "shared_intermediate_size": 32},
+        2 * 6 * 3 * D * INNER,
+    ),
+    (
+        "DeepseekV2",
+        "ForCausalLM",
+        {
+            **{**TWO, **LATENT, "n_routed_experts": E, "n_group": 2, "topk_group": 1, "num_key_value_heads": 4},
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+        },
+        6 * 3 * D * 32,
+    ),
+    (
+        "Ernie4_5_Moe",
+        "ForCausalLM",
+        {"moe_num_experts": E, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1},
+        6 * 3 * D * 32,
+    ),
+    ("HunYuanMoEV1", "ForCausalLM", {"num_experts": E, "moe_topk": 2, "head_dim": 16}, 2 * 6 * 3 * D * INNER),
+    # a list that holds a dropout too, and a router that takes two by design; layers with biases
+    ("NllbMoe", "ForConditionalGeneration", {**NLLB, "num_experts": E}, 2 * 6 * (2 * D * INNER + D + INNER)),
+]
+
+
+@pytest.mark.parametrize(("prefix", "suffix", "settings", "idle"), MIXTURES, ids=[prefix for prefix, *_ in MIXTURES])
+def test_active_parameters_by_many_names(prefix: str, suffix: str, settings: dict[str, Any], idle: int):
+    import transformers
+
+    settings = settings if "d_model" in settings else {**DECODER, **settings}
+    with torch.device("meta"):
+        model = getattr(transformers, prefix + suffix)(getattr(transformers, f"{prefix}Config")(**settings))
+    counted = by_use(model, input_ids=tokens(1, 8), labels=tokens(1, 8))
+    assert counted.active is not None and counted.total - counted.active == idle
+
+
+def test_experts_that_are_computed_densely_are_named():
+    """Llama 4 in transformers multiplies every token by all experts."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    moe = {
+        "num_local_experts": E,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": INNER,
+        "interleave_moe_layer_step": 1,
+    }
+    with torch.device("meta"):
+        model = Llama4ForCausalLM(Llama4TextConfig(**DECODER, **moe, head_dim=16))
+    counted = isoflop.count(model, input_ids=tokens(1, 8))
+    assert [note[:59] for note in counted.notes] == ["experts are computed for 8.0× as many tokens as choose them"]
+    assert counted.parameters.total - counted.parameters.active == 2 * 7 * 3 * D * INNER
 
 
 # -- what cannot be counted --------------------------------------------------------------------------------------------

@@ -230,6 +230,7 @@ def as_object(counted: StepCount, opinions: Sequence[Opinion] | None = None) -> 
         },
         "method": f"{counted.method} ({counted.reason})" if counted.reason else counted.method,
         "uncounted": list(counted.uncounted),
+        "notes": list(counted.notes),
     }
     if opinions is not None:
         keys = ("counter", "convention", "flops", "ours", "difference", "reasons")
@@ -320,6 +321,8 @@ def print_count(name: str, inputs: str, counted: StepCount, opinions: Sequence[O
     note(f"Counted by: {counted.method}", "dim")
     if counted.reason:
         note(f"Not in a better way, because: {counted.reason}")
+    for text in counted.notes:
+        note(text[0].upper() + text[1:])
     if counted.six_nd is None and counted.tokens is None:
         note("6·N·D is unknown, for the inputs are no tokens: --seq says how many an input is", "dim")
     if counted.uncounted:

@@ -15,7 +15,7 @@ from isoflop.flops.calls import Call, Shape, Uncountable, shapes
 from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
 from isoflop.flops.counter import FlopCount, Phase
 from isoflop.flops.measure import Measurement, measure_flops, run_once
-from isoflop.flops.parameters import Parameters, count_parameters, numel, unwrap
+from isoflop.flops.parameters import Parameters, count_parameters, groups_of_experts, numel, unwrap
 from isoflop.flops.tokens import looks_like_tokens
 
 
@@ -122,6 +122,8 @@ class StepCount:
     """FLOPs by module; None where they are not measured."""
     by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)
     """FLOPs by operator and phase."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know: experts that are computed for tokens that did not choose them."""
 
     @property
     def model_flops(self) -> int | None:
@@ -260,7 +262,30 @@ def _counted(
         uncounted=tuple(sorted(measurement.without_formula)),
         modules=module_tree(unwrap(model), measurement.by_module) if measurement.by_module else None,
         by_operator=measurement.by_operator,
+        notes=tuple(_dense_experts(unwrap(model), measurement, tokens)),
     )
+
+
+def _dense_experts(model: nn.Module, measurement: Measurement, tokens: int | None) -> Iterator[str]:
+    """A sentence where experts multiply more than their tokens' rows: all tokens by all experts, or padding."""
+    done = needed = 0
+    kind = ""
+    for path, many, chosen, names in groups_of_experts(model):
+        weights = sum(numel(model.get_parameter(name)) for name in names if model.get_parameter(name).dim() >= 2)
+        if tokens is None or chosen is None or not measurement.by_module:
+            return
+        done += sum(
+            flops
+            for (module, phase), flops in measurement.by_module.items()
+            if phase == "forward" and (module == path or module.startswith(f"{path}."))
+        )
+        needed += 2 * tokens * weights * chosen // many
+        kind = kind or f"{chosen} of {many}"
+    if needed and done > 1.5 * needed:
+        yield (
+            f"experts are computed for {done / needed:.1f}× as many tokens as choose them ({kind}): the FLOPs are what "
+            "this code computes, 6·N·D what the choice needs"
+        )
 
 
 def tokens_of(call: Call) -> int | None:

@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -245,11 +245,11 @@ def _idle_experts(model: nn.Module, sizes: dict[str, int], uses: Uses | None) ->
     module that is named after experts. How many a token passes is told by the configuration of the module that they
     are in, or of one around it, or by what a router chose in the traced forward pass.
     """
-    groups = list(_groups_of_experts(model))
+    groups = list(groups_of_experts(model))
     idle = 0
-    for experts, chosen, names in groups:
+    for _, experts, chosen, names in groups:
         if chosen is None and uses is not None:
-            alike = sum(1 for group in groups if group[0] == experts)
+            alike = sum(1 for group in groups if group.many == experts)
             each, rest = divmod(uses.chosen[experts], alike)
             chosen = each if each and not rest else None
         if chosen is None:
@@ -259,8 +259,19 @@ def _idle_experts(model: nn.Module, sizes: dict[str, int], uses: Uses | None) ->
     return idle
 
 
-def _groups_of_experts(model: nn.Module) -> Iterator[tuple[int, int | None, list[str]]]:
-    """Number of experts, how many a token passes by the configuration, and their parameters' names."""
+class ExpertGroup(NamedTuple):
+    """Experts of one layer: the path of the module that holds them, how many there are, how many a token passes by the
+    configuration (None: unknown), and their parameters' names.
+    """
+
+    path: str
+    many: int
+    chosen: int | None
+    names: list[str]
+
+
+def groups_of_experts(model: nn.Module) -> Iterator[ExpertGroup]:
+    """The experts of a model, told by structure; see `_idle_experts`."""
     told: dict[str, Mapping[str, Any]] = {}
     seen: set[str] = set()
     for path, module in model.named_modules():
@@ -268,25 +279,29 @@ def _groups_of_experts(model: nn.Module) -> Iterator[tuple[int, int | None, list
         told[path] = {**told.get(parent, {}), **_settings(attempt(getattr, module, "config", None))}
         if not _is_of_experts(path, module) or any(f"{path}.".startswith(f"{other}.") for other in seen):
             continue
-        many, chosen = _told(told[path], _COUNT), _told(told[path], _CHOSEN)
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            many = len(module) if len(module) > 1 else None
-        names = [f"{path}.{name}" for name, p in module.named_parameters() if many and _is_stacked(module, p, many)]
+        many = _told(told[path], _COUNT)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):  # a dropout may be among them
+            many = sum(1 for part in module.children() if next(part.parameters(), None) is not None)
+        names = [
+            f"{path}.{name}" for name, p in module.named_parameters() if many and _is_experts(module, name, p, many)
+        ]
         if many is not None and many > 1 and names:
             seen.add(path)
-            yield many, chosen, names
+            yield ExpertGroup(path, many, _told(told[path], _CHOSEN), names)
 
 
 def _is_of_experts(path: str, module: nn.Module) -> bool:
     name, kind = path.rpartition(".")[2].lower(), type(module).__name__.lower()
-    if "shared" in name or "shared" in kind:
+    if "shared" in name:
         return False
     return "experts" in kind or bool(re.search(r"(^|_)experts?$", name) and not name.startswith("num"))
 
 
-def _is_stacked(module: nn.Module, parameter: torch.Tensor, many: int) -> bool:
+def _is_experts(module: nn.Module, name: str, parameter: torch.Tensor, many: int) -> bool:
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return True
     shape = full_shape(parameter)
-    return isinstance(module, nn.ModuleList | nn.ModuleDict) or (len(shape) >= 2 and shape[0] % many == 0)
+    return len(shape) >= 2 and shape[0] % many == 0 and not re.search(r"(^|\.)router(\.|$)", name)
 
 
 def _settings(config: Any, depth: int = 0) -> dict[str, Any]:
