@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from isoflop.flops.values import LARGEST_IN_STRIPS, Strips, storage_number, values_of
+from isoflop.guard import pass_on
 
 aten = torch.ops.aten
 
@@ -203,7 +204,8 @@ def pairs_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> St
 
     try:
         rows(0, 1)
-    except Exception:  # whatever a user's function may raise
+    except Exception as error:  # whatever a user's function may raise
+        pass_on(error)
         return None
     return Strips(torch.Size((batch, 1, queries, keys)), rows)
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isoflop.flops.values import LARGEST, with_values
+from isoflop.guard import pass_on
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[Any], None]
@@ -349,6 +350,7 @@ class OutermostCalls:
             except Uncountable as reason:
                 self.problem = str(reason)
             except Exception as error:  # nothing may be raised into the training step
+                pass_on(error)
                 self.problem = f"the arguments can't be read ({type(error).__name__}: {error})"
         self._open += 1
         return self._after

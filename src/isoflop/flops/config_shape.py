@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from isoflop.guard import pass_on
+
 GIVEN = "flops_per_token given by the user"
 OBSERVED = "observed in training"
 APART = "measured apart from the training, on the meta device"
@@ -127,7 +129,8 @@ def shape_of(config: Any) -> TransformerShape | None:
         if text is None:
             return _shape(config)
         return _shape(text) if _is_plain(config) else None
-    except Exception:  # whatever a user's properties raise; transformers' do where a size differs by layer
+    except Exception as error:  # whatever a user's properties raise; transformers' do where a size differs by layer
+        pass_on(error)
         return None
 
 

@@ -23,6 +23,7 @@ from isoflop.flops.measure import Measurement, measured_here
 from isoflop.flops.observe import Observation, Segment
 from isoflop.flops.parameters import Parameters, count_parameters, given_parameters
 from isoflop.flops.uses import Uses
+from isoflop.guard import pass_on
 
 FREE = 64
 """Parts of steps that may be observed in any run …"""
@@ -89,6 +90,7 @@ class Costing:
         except ValueError as error:
             self._say(str(error))
         except Exception as error:  # lazy parameters, not there before the first forward pass
+            pass_on(error)
             self._say(f"the model's parameters can't be counted yet ({type(error).__name__}: {error})")
         return None
 

@@ -26,6 +26,7 @@ from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.twin import Twin, stand_ins
 from isoflop.flops.uses import Uses, UseTracer
 from isoflop.flops.values import Values, WrittenOut
+from isoflop.guard import pass_on
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def measured_here(model: nn.Module, calls: Sequence[Call], by_module: bool = Fal
     except Uncountable:
         raise
     except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
+        pass_on(error)
         reason = f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
     if total is None:
         raise Uncountable(reason)
@@ -128,6 +130,7 @@ class _Replays:
                 with mode:
                     return self._replay(twin, replace(call, kwargs=kwargs), values)
             except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
+                pass_on(error)
                 if floating is None and not written_out:
                     reason = describe_error(error)
         raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
@@ -259,6 +262,7 @@ def _run_a_copy(model: nn.Module, call: Call, vocabulary: int | None) -> Measure
             # a GPU's backward pass runs in a thread with numbers of its own, which name no module
             return _count(call, twin, dict(twin.named_parameters()), by_module=device.type == "cpu")
     except Exception as error:  # whatever a user's forward may raise
+        pass_on(error)
         raise Uncountable(
             f"{type(call.module).__name__} does not run on these inputs ({describe_error(error)})"
         ) from None

@@ -40,6 +40,7 @@ from isoflop.flops.counter import (
 )
 from isoflop.flops.operators import Formula
 from isoflop.flops.uses import Uses, UseTracer
+from isoflop.guard import pass_on
 
 COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
@@ -255,6 +256,7 @@ class Observation(FlopCounter):
         try:
             super()._note(packet, formula, args, kwargs, out)
         except Exception as error:  # a user's formula, an operand of an unknown kind: training goes on
+            pass_on(error)
             self._give_up(f"{packet}: {type(error).__name__}: {error}", for_good=True)
         finally:
             self.unread = self.unread or Reading.refused

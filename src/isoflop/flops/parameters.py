@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from isoflop.flops.uses import Uses
-from isoflop.guard import attempt
+from isoflop.guard import attempt, pass_on
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,8 @@ def _by_type(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[set[str]
 def _from_getter(module: nn.Module, getter: str) -> list[Any]:
     try:
         found = getattr(module, getter)()
-    except Exception:  # Hugging Face's base class raises where a model has no such table; any other reason is alike
+    except Exception as error:  # Hugging Face's base class raises where a model has no such table, and so may others
+        pass_on(error)
         return []
     return [found] if found is not None else []
 
