@@ -364,13 +364,6 @@ KINDS: dict[str, dict[str, str]] = {
         loss="told(torch._dynamo.utils.counters['stats'].get('unique_graphs', 0))",
         end="torch._dynamo.reset(); torch._dynamo.utils.counters.clear()",
     ),
-    "flex attention": dict(
-        world="from torch.nn.attention.flex_attention import flex_attention, create_block_mask\nN = [0]\ndef causal(b, h, q, k): N[0] += 1; return q >= k",
-        body="q = h.view(*h.shape[:2], 2, 8).transpose(1, 2); T = h.shape[1]; mask = create_block_mask(causal, None, None, T, T, device='cpu')\n"
-        "with torch.no_grad(): h2 = flex_attention(q, q, q, block_mask=mask)\nh = h + h2.transpose(1, 2).reshape_as(h)",
-        loss="told(N[0])",
-        end="import torch._dynamo; torch._dynamo.reset(); torch._dynamo.utils.counters.clear()",
-    ),
     "dtype of the loss": dict(loss="told(str(loss.dtype), loss.grad_fn is not None)"),
 }
 
