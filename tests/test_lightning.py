@@ -191,6 +191,17 @@ def test_csv_logger(tmp_path: Path) -> None:
     assert the_run(tmp_path).path == str(next(path.parent.glob("isoflop-*.jsonl")))
 
 
+def test_a_logger_that_fails_takes_no_other_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(package.loggers.CSVLogger):  # type: ignore[misc,name-defined]
+        def log_metrics(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("offline")
+
+    fit(tmp_path, logger=[Failing(tmp_path / "failing"), package.loggers.CSVLogger(tmp_path / "csv")])
+    (path,) = (tmp_path / "csv").rglob("metrics.csv")
+    assert "isoflop/flops" in path.read_text()
+    assert caplog.text.count("Failing failed (offline): no further scalars there") == 1
+
+
 def test_tensorboard_logger(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
+from isoflop.live import monitor as monitor_of_a_run
 from isoflop.live import ranks as ranks_of_a_run
 from tiny import Rows, TinyLM, batches, losses, the_run, weights
 from trainers import hf_trainer, lightning_module, lightning_trainer
@@ -39,6 +40,7 @@ OPTIONS: dict[str, Any] = {
     "another end": lambda rank: {"log_every": 3, "total_steps": STEPS - rank},
     "advice on one": lambda rank: {"log_every": 2, "on_advice": ("warn", "stop")[rank]},
     "step() on rank 0": lambda rank: {"log_every": 2},
+    "before the group": lambda rank: {"log_every": 2},
     "rank 1 late": lambda rank: {"log_every": 1 + rank},
 }
 
@@ -49,7 +51,12 @@ def trained(folder: Path, kind: str | None) -> dict[str, Any]:
     net = DistributedDataParallel(TinyLM())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     options = None if kind is None else OPTIONS[kind](rank)
-    monitor = None if options is None else isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, **options)
+    early = {"rank": lambda: 0, "world_size": lambda: 1} if kind == "before the group" else {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in early.items():
+            patch.setattr(monitor_of_a_run, name, value)
+            patch.setattr(ranks_of_a_run, name, value)
+        monitor = None if options is None else isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, **options)
     late, store = kind == "rank 1 late", dist.group.WORLD.get_group_store()
     for batch in batches(Rows(4 * STEPS), 4):
         loss = net(**batch)["loss"]
@@ -77,6 +84,7 @@ SAID = {
     "another noise scale": "ranks differ in noise_scale: auto on rank 0, off on rank 1. off is taken on all",
     "another end": "ranks differ in total_steps: 8 on rank 0, 7 on rank 1. 8 is taken on all",
     "advice on one": None,
+    "before the group": None,
     "rank 1 late": "only 1 of 2 ranks called their Monitor's step()",
     "step() on rank 0": "only 1 of 2 ranks called their Monitor's step()",
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isoflop.guard import Guard, declare
+from isoflop.guard import Guard, declare, pass_on
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import CHARTS, AxisPoint, tensorboard_tag
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
@@ -47,7 +47,7 @@ def describe_trainer(trainer: Any, guard: Guard) -> RunInfo:
         precision=str(trainer.precision),
         grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
         data_parallel=(sampler or {}).get("num_replicas"),
-        sinks=[LoggersSink(trainer, loggers)] if loggers else [],
+        sinks=[LoggersSink(trainer, loggers, guard)] if loggers else [],
         tensorboard=next((Path(logger.log_dir) for logger in loggers if _is_tensorboard(logger)), None),
         say=print if bar is None else bar.print,
     )
@@ -91,12 +91,15 @@ def _dtype(precision: str) -> torch.dtype | None:
 
 
 class LoggersSink:
-    """All of the trainer's loggers, against the ordinary step; TensorBoard's also against compute."""
+    """All of the trainer's loggers, against the ordinary step; TensorBoard's also against compute.
+
+    One that fails is left out from then on.
+    """
 
     boundary = LOGGERS
 
-    def __init__(self, trainer: Any, loggers: Sequence[Any]) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, loggers: Sequence[Any], guard: Guard) -> None:
+        self._trainer, self._guard = trainer, guard
         self._loggers = list(loggers)
         for logger in self._loggers:
             _compute_axis_in_wandb(logger)
@@ -106,16 +109,24 @@ class LoggersSink:
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log to each, at the step that Lightning itself gives what it logs now (it counts from 0)."""
         own = getattr(self._trainer.fit_loop.epoch_loop, "_batches_that_stepped", step)
-        for logger in self._loggers:
-            in_tensorboard = _is_tensorboard(logger)
-            if scalars:
-                logger.log_metrics(
-                    {tensorboard_tag(name) if in_tensorboard else name: value for name, value in scalars.items()},
-                    step=own,
-                )
-            if in_tensorboard:
-                for point in axes:
-                    logger.experiment.add_scalar(point.tag, point.value, point.step)
+        for logger in list(self._loggers):
+            try:
+                self._write(logger, own, scalars, axes)
+            except Exception as error:
+                pass_on(error)
+                self._loggers.remove(logger)
+                if not self._loggers:
+                    raise
+                self._guard.once("%s failed (%s): no further scalars there", type(logger).__name__, error)
+
+    def _write(self, logger: Any, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
+        in_tensorboard = _is_tensorboard(logger)
+        if scalars:
+            tags = {tensorboard_tag(name) if in_tensorboard else name: value for name, value in scalars.items()}
+            logger.log_metrics(tags, step=step)
+        if in_tensorboard:
+            for point in axes:
+                logger.experiment.add_scalar(point.tag, point.value, point.step)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For TensorBoard's text tab."""

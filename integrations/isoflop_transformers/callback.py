@@ -191,7 +191,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if self.monitor is None or logs is None or "loss" not in logs or "learning_rate" not in logs:
             return  # not a log step: the totals of the end, or a call by the user's own code, perhaps on one rank
         self._log(self.monitor, logs)
-        if self._shown_at != state.global_step:
+        if self._shown_at != state.global_step == self.monitor.steps:  # else of a training that is not observed
             self._shown_at = state.global_step
             self._show(self.monitor, args, state, control, logs)
             self._draw_against_flops()

@@ -48,6 +48,10 @@ class Guard:
         """A weak reference to what lets go of the training when a boundary fails."""
         self._warned: set[str | int] = set()
 
+    def __reduce__(self) -> tuple[type[Guard], tuple[()]]:
+        """In a copy, or another process, nothing has failed yet."""
+        return type(self), ()
+
     def failed(self, boundary: str, error: Exception) -> None:
         """Step aside after an error: one warning, with the traceback at debug level.
 

@@ -392,9 +392,8 @@ class Monitor(PlainLoop, Display):
             part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
         if self._ranks.several:
             self._agree()
-            step = 0 if self._apart else self.steps
             part, (loss_sum, losses, *noise) = self._ranks.total(
-                part, [loss_sum, losses], noise, step, self.run.data_parallel
+                part, [loss_sum, losses], noise, 0 if self._apart else self.steps, self.run.data_parallel
             )
         self.totals = added(self.totals, part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(losses))
@@ -407,6 +406,8 @@ class Monitor(PlainLoop, Display):
     def _agree(self) -> None:
         """Go by the settings of the first rank, once all are here."""
         settings = self._ranks.agree(self.steps)
+        if rank() != 0 and len(self.parts) > 3:  # made before the process group, as if this rank were the first
+            self._make_parts(plain=False)
         if settings is not None:
             self.log_every, self.run.total_steps = settings.log_every, settings.total_steps
             if settings.noise_scale == "off" and self.noise.option != "off":
@@ -486,8 +487,7 @@ class Monitor(PlainLoop, Display):
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _see_first_batch(self) -> None:
-        if not self._started:
-            self.start()
+        self.start()
         self._see_device()
         self._ddp = ddp_around(self._model)
 
