@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isoflop.guard import Guard, declare, pass_on
+from isoflop.guard import Guard, attempt, declare, pass_on
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scalars import CHARTS, AxisPoint, tensorboard_tag
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
@@ -102,9 +102,7 @@ class LoggersSink:
         self._trainer, self._guard = trainer, guard
         self._loggers = list(loggers)
         for logger in self._loggers:
-            _compute_axis_in_wandb(logger)
-            if _is_tensorboard(logger):
-                logger.experiment.add_custom_scalars(CHARTS)
+            attempt(_prepare, logger)
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log to each, at the step that Lightning itself gives what it logs now (it counts from 0)."""
@@ -144,8 +142,10 @@ def _is_tensorboard(logger: Any) -> bool:
     return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
 
 
-def _compute_axis_in_wandb(logger: Any) -> None:
-    """Let W&B draw the loss against FLOPs: its own x-axes need no pseudo-steps."""
+def _prepare(logger: Any) -> None:
+    """Charts in TensorBoard; let W&B draw the loss against FLOPs: its own x-axes need no pseudo-steps."""
+    if _is_tensorboard(logger):
+        logger.experiment.add_custom_scalars(CHARTS)
     if type(logger).__name__ == "WandbLogger":
         logger.experiment.define_metric("isoflop/flops")
         logger.experiment.define_metric("isoflop/loss", step_metric="isoflop/flops")
