@@ -48,7 +48,6 @@ def describe_trainer(trainer: Any, guard: Guard) -> RunInfo:
         grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
         data_parallel=(sampler or {}).get("num_replicas"),
         sinks=[LoggersSink(trainer, loggers, guard)] if loggers else [],
-        tensorboard=next((Path(logger.log_dir) for logger in loggers if _is_tensorboard(logger)), None),
         say=print if bar is None else bar.print,
     )
 

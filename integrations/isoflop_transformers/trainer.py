@@ -42,7 +42,6 @@ def describe_training(args: Any, state: Any, given: Mapping[str, Any], guard: Gu
         tokenizer=_tokenizer_name(given.get("processing_class")),
         data=_dataset_name(given.get("train_dataloader")),
         sinks=[TensorBoardSink(folder)] if state.is_world_process_zero else [],
-        tensorboard=folder,
     )
 
 

@@ -146,8 +146,8 @@ class Monitor(PlainLoop, Display):
         folder = location_of(options.record_dir or run.record_dir)
         if plain and writes:
             # TensorBoard's files are appended to, which object stores cannot: they stay on this machine
-            run.tensorboard = folder if isinstance(folder, Path) else run.record_dir / last_name(folder)
-            run.sinks.append(TensorBoardSink(run.tensorboard))
+            events = folder if isinstance(folder, Path) else run.record_dir / last_name(folder)
+            run.sinks.append(TensorBoardSink(events))
         self.noise = Noise(model, run, options.noise_scale, speaks=writes)
         """The gradient noise scale and the critical batch."""
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)

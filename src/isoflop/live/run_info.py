@@ -54,7 +54,6 @@ class RunInfo:
         trainer: names of its class and of its arguments'.
         label_smoothing: of the trainer's loss.
         task: what is trained, as it was recognised.
-        tensorboard: folder of the run's event files; None: there are none.
         grad_scaler: AMP's scaler of the loss.
         say: prints the terminal's line.
         guard: what has stepped aside.
@@ -83,7 +82,6 @@ class RunInfo:
     label_smoothing: float = 0.0
     task: Task = field(default_factory=Task)
     guard: Guard = field(default_factory=Guard)
-    tensorboard: Path | None = None
     sinks: list[Sink] = field(default_factory=list)
     say: Callable[[str], None] = tqdm.write  # leaves a progress bar whole
 

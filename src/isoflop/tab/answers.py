@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+from isoflop.console import finite
 from isoflop.record import PREFERRED_N, SEVERITIES, Point, Run
 from isoflop.tab.records import Entry, Snapshot
 
@@ -156,9 +157,9 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "constants": [
             {
                 "name": name,
-                "value": _finite(value),
-                "error": _finite(fit.standard_errors[name]),
-                "interval": [_finite(end) for end in fit.intervals[name]],
+                "value": finite(value),
+                "error": finite(fit.standard_errors[name]),
+                "interval": [finite(end) for end in fit.intervals[name]],
             }
             for name, value in constants
             if fit is not None
@@ -172,15 +173,11 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
 
 def _approach(row: Mapping[str, Any]) -> dict[str, Any]:
     estimates = {
-        name: {"value": _finite(row[name]), "interval": ends and [_finite(end) for end in ends]}
+        name: {"value": finite(row[name]), "interval": ends and [finite(end) for end in ends]}
         for name in "abND"
         for ends in (row[f"{name}_interval"],)
     }
     return {"name": row["name"], **estimates}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 # -- the planner -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ export function showNow(place, advice, runs, open) {
     place,
     found.length
       ? element('ul', {class: 'pressing'}, ...found.slice(0, MOST).map(item))
-      : element('p', {}, runs.length ? `Nothing to change: no rule of advice applies to the ${counted(runs.length, 'chosen run')}.` : 'No run is chosen.'),
+      : element('p', {}, runs.length ? `No warnings in the records of ${counted(runs.length, 'chosen run')}.` : 'No run is chosen.'),
     live.length ? element('ul', {class: 'live'}, ...live.slice(0, MOST).map(state)) : null,
     runs.some(isLost) ? element('p', {class: 'reason'}, lost(runs.filter(isLost))) : null,
   );
