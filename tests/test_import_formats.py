@@ -243,7 +243,8 @@ def test_an_evaluation_by_epochs_beside_steps_is_left_out(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "asked", "answers"),
     [
-        ("epoch,it,loss\n1,1,3.0\n2,2,2.9\n", "--step names one", ("--step", "it")),
+        ("epoch,batch_no,loss\n1,1,3.0\n2,2,2.9\n", "--step names one", ("--step", "batch_no")),
+        ("n_m,tokens,loss\n8,3e9,3.0\n4,2e9,2.9\n", "--run COLUMN", ("--run", "n_m")),
         ("step,objective\n1,3.0\n2,2.9\n", "--loss COLUMN", ("--loss", "objective")),
         ("step,loss\n1,33.0\n2,29.5\n", "--loss-unit bits (or ppl)", ("--loss-unit", "ppl")),
         ("step,loss,mytok\n1,3.0,512\n2,2.9,1024\n", "--tokens-per-step 524288", ("--tokens-per-step", "524288")),

@@ -253,7 +253,8 @@ def test_parts_of_a_loss_are_no_loss(tmp_path: Path) -> None:
     [
         ("params,tokens,loss\n124,2.5,3.3\n355,7.1,3.0\n", "N is 124, fewer than a model has"),
         ("params,tokens,loss\n124000000,2.5,3.3\n", "it holds fractions, as if in thousands, millions"),
-        ("params,tokens,loss\n124000000,25,3.3\n", "tokens a parameter"),
+        ("params,tokens,loss\n124000000,25,3.3\n", "D is 25, fewer tokens than a run has"),
+        ("params,tokens,loss\n1000000,20000000000000,3.3\n", "tokens a parameter"),
         ("params,tokens,flops,loss\n1000000,20000000,1.2e17,3.3\n", "are 1e+03 times 6·N·D"),
         ("step,loss\n10,6000.0\n20,5000.0\n", "train never falls below 5000 nats"),
         ("step,student_loss,total_loss\n10,3.0,6.0\n20,2.0,4.0\n", "total_loss may be a sum: there are student_loss"),

@@ -20,6 +20,7 @@ ALL = ("params", "tokens", "flops")
 
 FEWEST_PARAMETERS = 100_000
 """Fewer are millions or billions, or a toy."""
+FEWEST_TOKENS = 1_000_000
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Public runs lie between .02 and 1e4; outside N or D alone is in millions, or D counts samples or bytes of media."""
 FLOPS_OVER_6ND = 3.0
@@ -52,7 +53,7 @@ def doubts_of(
     N = next((size[name] for name in names if size.get(name)), None)
     how = counts.how.get("flops", "")
     found = [Doubt(("loss",), text, "") for text in losses.doubts]
-    found += _impossible(N, given, "as logged" in how or "total_flos" in how, points[-1])
+    found += _impossible(N, given, "as logged" in how or "total_flos" in how, points[-1], logged.ends)
     if "tokens" not in given:
         found += _too_fast(N, points)
     found += _losses(losses, _vocabulary(logged), points)
@@ -65,8 +66,8 @@ def _vocabulary(logged: Logged) -> float | None:
     return found if found and found > 1 else None
 
 
-def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point) -> Iterator[Doubt]:
-    """N, D and C held against each other."""
+def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point, ends: bool) -> Iterator[Doubt]:
+    """N, D and C held against each other; `ends`: the point is the end of a run."""
     D, C = last.tokens, last.flops
     trusted = {"params", "tokens"} <= given
     rate = C / (6 * N * D) if logged_flops and N and D and C else None
@@ -74,6 +75,10 @@ def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point)
     if N is not None and N < FEWEST_PARAMETERS and "params" not in given and not agree:
         text = f"N is {N:,}, fewer than a model has, as if in millions"
         yield Doubt(ALL, text, "a column's name that states the unit (params_M, tokens_B), --params")
+        return
+    if ends and D is not None and D < FEWEST_TOKENS and "tokens" not in given and not agree:
+        text = f"D is {D:,}, fewer tokens than a run has, as if in millions or billions"
+        yield Doubt(("tokens", "flops"), text, "a column's name that tells the unit (tokens_B), or cells such as 8.2B")
         return
     if N and D is not None and not trusted and not TOKENS_A_PARAMETER[0] <= D / N <= TOKENS_A_PARAMETER[1]:
         text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"

@@ -285,12 +285,16 @@ def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
     no_count = _no_count(logged, name, FEWEST)
     if not known.all() or len(values) < 2:
         return None, no_count or "it falls, or is empty"
+    if logged.numbered:
+        return None, "a row may be of several steps"
     alone = bool((np.diff(steps) == 1).all())
-    if logged.columns[name].stands():
+    if logged.columns[name].stands() and values[0] * factor >= FEWEST:
         if told or (alone and not total):
             return _per_step(float(values[0]) * factor), f"{values[0] * factor:,.15g} a step"
         return None, f"it is {values[0]:,.15g} in each row, of a step or of the {steps[1] - steps[0]:,} between two"
     falls = float((np.diff(values) < 0).mean())
+    if told and not falls and ("fractions" in no_count or not no_count):
+        return None, no_count or "it grows as a total does"
     varies = falls >= VARIES or (not falls and "began" in no_count)
     if alone and steps[0] <= 1 and (told or (varies and len(values) > 9)):
         return interpolated(steps, np.cumsum(values) * factor), "of each step, added up"

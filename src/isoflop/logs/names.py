@@ -59,8 +59,8 @@ _COUNTED |= _words_of(
 _A_STEP = _words_of("step batch iteration iter update")
 _SAMPLE = _words_of("sample samples sequences examples")
 _FLOP = {"flop": 1.0, "flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "petaflops": 1e15, "eflops": 1e18}
-_STEP = _words_of("step steps iter iters iteration iterations update updates")
-_STEPPED = _TRAIN | _words_of("trainer global optimizer opt optim num n current completed the")
+_STEP = _words_of("step steps iter iters iteration iterations update updates it")
+_STEPPED = _TRAIN | _words_of("trainer global optimizer opt optim num n current completed the done progress")
 _PARAMETER = _words_of("params parameters param parameter")
 _BODY = _words_of("non noembed nonemb nonembed nonembedding excluding without no")
 _SIZED = _BODY | _words_of(
@@ -275,7 +275,12 @@ def _size(name: str, found: list[str]) -> Role | None:
     there = {*found}
     factor, left = unit_of(found)
     body = _BODY & there
-    if there & _PARAMETER or there == {"model", "size"} or (body and any("emb" in word for word in there)):
+    if (
+        there & _PARAMETER
+        or there == {"model", "size"}
+        or name.startswith(("N_", "N "))
+        or (body and any("emb" in word for word in there))
+    ):
         left -= _PARAMETER
         if not left <= _SIZED:
             return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isoflop.logs.files import cell_number, plain
+from isoflop.logs.files import ImportProblem, cell_number, plain
 from isoflop.logs.logged import Column, Columns, Logged, Words
 from isoflop.logs.names import RUNS, SPLITS, kind_of, role_of, run_rank, words
 from isoflop.record.lines import Problems
@@ -119,6 +119,11 @@ class Rows:
         codes, names = self._grouped(keys, every)
         by_epoch = "epoch" in self.columns.unused
         ends = ends or (step is None and bool(sizes or keys) and not by_epoch) or self._all_stand(step, codes)
+        if step is None and not ends and (fallen := self._falling(codes)):
+            raise ImportProblem(
+                f"{source}: it has no column of steps, and {plain(fallen, 40)} falls: if each row is a run, say which "
+                f"column tells them apart with --run COLUMN; else name the steps with --step COLUMN"
+            )
         if ends:
             names = [f"{names[code] or called}" for code in codes]
             twice = {name for name in names if names.count(name) > 1} if len(names) <= MAX_RUNS else set(names)
@@ -227,6 +232,11 @@ class Rows:
         """True where several rows of a name have one step: each is a run."""
         rise = self._rises(step, codes) if step is not None and self.labels else np.empty(0)
         return len(rise) > 0 and not rise.any()
+
+    def _falling(self, codes: Codes) -> str:
+        """A count of tokens that falls from row to row of a run; "": none does."""
+        counts = [name for name in self.columns if kind_of(name) == "tokens" and len(self.columns[name]) > 1]
+        return next((name for name in counts if (self._rises(name, codes) < 0).any()), "")
 
     def _rises(self, step: str, codes: Codes) -> NDArray[np.float64]:
         """From one step of a run to its next."""
