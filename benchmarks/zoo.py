@@ -1,22 +1,25 @@
-"""Every model type of the installed transformers at tiny size: `isoflop.count` beside what a real step computes.
+"""Every model type of the installed transformers at tiny size: `isoflop.count` and a Monitor beside a real step.
 
-    python benchmarks/zoo.py [--only llama,bert] [--every 5] [--seconds 60]
+    python benchmarks/zoo.py [--only llama,bert] [--every 5] [--part 1/2] [--seconds 60]
 
 The second counter is below and shares no code with isoflop's: it adds up 2mnk over the products and convolutions of a
-real training step on the CPU, attention in full. Types whose defaults can't be shrunk, or that don't train on made-up
-inputs, are listed as not tried. Prints the table of docs/flops.md in Markdown, and each case that is not exact.
+real training step on the CPU, attention in full. Defaults are shrunk by rule, where that does not train more gently,
+and made-up inputs are tried until a step runs; types with which none does are listed as not tried. Prints the table of
+docs/flops.md in Markdown, and each case that is not exact.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import signal
+import tempfile
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -24,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.auto import modeling_auto
 
 import isoflop
-from isoflop.flops import Uncountable, candidate_calls
+from isoflop.flops import OBSERVED, Shape, Uncountable, candidate_calls
 
 TASKS = {
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -35,21 +38,41 @@ TASKS = {
     "speech to text": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "images and text": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
 }
-SIZES = {
-    r"(num_hidden_layers|n_layers?|num_layers|encoder_layers|decoder_layers|num_decoder_layers|num_encoder_layers)": 2,
+DEPTHS = {
+    r"(num_hidden_layers|n_layers?|num_layers|(num_)?(encoder|decoder)_layers)": 2,
+    r"vocab_size": 512,
+    r"image_size": 32,
+    r"(layerdrop|encoder_layerdrop|decoder_layerdrop|mask_time_prob|mask_feature_prob)": 0.0,
+}
+HEADS = {
     r"(num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads)": 4,
     r"(num_key_value_heads|kv_n_heads|n_kv_heads)": 2,
-    r"(hidden_size|n_embd|d_model|embed_dim|dim|hidden_dim)": 32,
-    r"(intermediate_size|d_ff|n_inner|ffn_dim|encoder_ffn_dim|decoder_ffn_dim|moe_intermediate_size)": 64,
     r"(head_dim|d_kv|kv_channels)": 8,
-    r"vocab_size": 512,
+}
+WIDTHS = {
+    r"(hidden_size|n_embd|d_model|embed_dim|dim|hidden_dim|embedding_size)": 32,
+    r"(intermediate_size|d_ff|n_inner|ffn_dim|encoder_ffn_dim|decoder_ffn_dim|moe_intermediate_size)": 64,
     r"(max_position_embeddings|n_positions|max_seq_len)": 256,
     r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)": 4,
     r"(num_experts_per_tok|moe_top_k|moe_topk)": 2,
-    r"image_size": 32,
     r"patch_size": 8,
-    r"(layerdrop|encoder_layerdrop|decoder_layerdrop|mask_time_prob|mask_feature_prob)": 0.0,
 }
+LATENT = {r"qk_nope_head_dim|v_head_dim|qk_head_dim": 8, r"qk_rope_head_dim": 8, r"(q|kv)_lora_rank": 16}
+RULES = (
+    {**DEPTHS, **HEADS, **WIDTHS},
+    {**DEPTHS, **WIDTHS, **HEADS, **LATENT},
+    {**DEPTHS, **WIDTHS},
+    {**DEPTHS, r"patch_size": 8},
+    DEPTHS,
+    {key: size for key, size in DEPTHS.items() if key != r"image_size"},
+)
+"""Of each, patterns of configuration keys and what they are set to; tried in this order."""
+WAVES = [{"input_values": Shape((2, length), torch.float32, False)} for length in (3200, 16000)]
+SPECTRA = [
+    {"input_features": Shape(size, torch.float32, False)}
+    for size in ((2, 64, 80), (2, 64, 160), (2, 80, 64), (2, 128, 64), (2, 80, 3000), (2, 128, 3000))
+]
+PICTURES = [{"pixel_values": Shape((2, 3, side, side), torch.float32, False)} for side in (32, 64, 224)]
 aten = torch.ops.aten
 
 
@@ -88,16 +111,28 @@ class Products(TorchDispatchMode):
         return 0
 
 
-def shrink(config: Any) -> None:
-    """Set the sizes of a configuration, and of those inside it, to tiny ones."""
-    import re
+class Trained(NamedTuple):
+    """A model that trains, what it is given, and what a step of it computes."""
 
+    model: Any
+    inputs: dict[str, Any]
+    truth: int
+
+
+def shrink(config: Any, rules: dict[str, Any]) -> None:
+    """Set the sizes of a configuration, and of those inside it, to tiny ones."""
     for name, value in list(vars(config).items()):
         if hasattr(value, "model_type"):
-            shrink(value)
-        for pattern, size in SIZES.items():
-            if re.fullmatch(pattern, name) and isinstance(value, int | float) and not isinstance(value, bool):
+            shrink(value, rules)
+        for pattern, size in rules.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if re.fullmatch(pattern, name) and (number or (name == "head_dim" and value is None)):
                 setattr(config, name, size)
+    vocabulary = getattr(config, "vocab_size", None)
+    for place, (name, value) in enumerate(list(vars(config).items())):
+        special = re.fullmatch(r".*(_token_id|_token_index|_start_id|_end_id)", name) and isinstance(value, int)
+        if special and isinstance(vocabulary, int) and value >= vocabulary:
+            setattr(config, name, vocabulary - 1 - place % 100)
     layers = getattr(config, "layer_types", None)
     if isinstance(layers, list) and len(layers) > 2:
         config.layer_types = [layers[0], next((kind for kind in layers if kind != layers[0]), layers[0])]
@@ -116,85 +151,183 @@ def within(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def real(shape: Any, name: str, vocabulary: int) -> Any:
-    if not isinstance(shape, isoflop.flops.Shape):
+def real(shape: Any, name: str) -> Any:
+    if not isinstance(shape, Shape):
         return shape
     if shape.values is not None:
         return shape.values
     if shape.dtype.is_floating_point:
         return torch.randn(shape.size)
-    return torch.ones(shape.size, dtype=shape.dtype) if "mask" in name else torch.randint(3, vocabulary - 1, shape.size)
+    return torch.ones(shape.size, dtype=shape.dtype) if "mask" in name else torch.randint(3, 200, shape.size)
 
 
-def step(model: Any, inputs: dict[str, Any]) -> int:
-    """FLOPs of one real step."""
-    with Products() as counter:
-        output = model(**inputs)
-        loss = output.get("loss")
-        if loss is None:
-            parts = [value for key, value in output.items() if isinstance(value, torch.Tensor) and value.requires_grad]
-            loss = sum(part.float().sum() for part in parts)
-        loss.backward()
-    return counter.total
+def step(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """One forward and backward pass."""
+    output = model(**inputs)
+    loss = output.get("loss")
+    if loss is None:
+        parts = [value for key, value in output.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+        loss = sum(part.float().sum() for part in parts)
+    loss.backward()
+    return loss.detach()
 
 
-def try_one(kind: str, family: str, seconds: int) -> tuple[str, str]:
-    """(outcome, remark) of a model type."""
+def images_among(inputs: dict[str, Any], config: Any, number: int) -> dict[str, Any]:
+    """The ids with `number` placeholders of an image in each row, and the image."""
+    place = next(
+        (
+            value
+            for name in ("image_token_id", "image_token_index", "img_token_id", "image_soft_token_id")
+            if isinstance(value := getattr(config, name, None), int)
+        ),
+        None,
+    )
+    if place is None:
+        raise ValueError("no placeholder of images")
+    ids = torch.randint(3, 200, (2, 16 + number))
+    ids[:, 4 : 4 + number] = place
+    return {**inputs, "input_ids": ids, "labels": ids}
+
+
+def inputs_for(model: Any) -> Iterator[dict[str, Any]]:
+    """Made-up inputs to try, one after another."""
+    given: list[dict[str, Any]] = [{}]
+    main = getattr(model, "main_input_name", "")
+    given += {"input_values": WAVES, "input_features": SPECTRA, "pixel_values": PICTURES}.get(main, [])
+    for shapes in given:
+        try:
+            call = candidate_calls(model, 2, 16, shapes)[-1]
+        except ValueError:
+            continue
+        yield {name: real(shape, name) for name, shape in call.kwargs.items()}
+
+
+def trained(kind: str, family: str, rules: dict[str, Any], task: str) -> Trained:
+    """A model of this type that has made a step."""
+    config = transformers.CONFIG_MAPPING[kind]()
+    own = getattr(transformers, family).config_class  # of several in one
+    config = config if own is None or isinstance(config, own) else own()
+    shrink(config, rules)
+    if hasattr(config, "is_decoder") and task == "causal":
+        config.is_decoder = True
+    with torch.device("meta"):
+        numbers = sum(parameter.numel() for parameter in getattr(transformers, family)(config).parameters())
+    if numbers > 6e8:
+        raise ValueError(f"too large at its smallest ({numbers:,} parameters)")
+    torch.manual_seed(0)
+    model = getattr(transformers, family)(config).float().train()
+    problem: Exception = ValueError("no inputs to try")
+    for inputs in inputs_for(model):
+        numbers_of_images = [0]
+        while numbers_of_images:
+            images = numbers_of_images.pop()
+            try:
+                tried = images_among(inputs, config, images) if images else inputs
+                with Products() as counter:
+                    step(model, tried)
+                return Trained(model, tried, counter.total)
+            except Exception as error:
+                problem = problem if images else error
+                features = re.search(r"features:?\s*\(?(\d+)", str(error))
+                if features and not images:
+                    found, width = int(features[1]), getattr(config.get_text_config(), "hidden_size", 1)
+                    numbers_of_images = [
+                        n for n in (found // width // 2, found // width, found // 2, found) if 0 < n < 2000
+                    ]
+    raise problem
+
+
+def by_count(tried: Trained, seconds: int) -> tuple[str, str]:
+    """(outcome, remark) of `isoflop.count`."""
     try:
         with within(seconds):
-            config = transformers.CONFIG_MAPPING[kind]()
-            shrink(config)
-            torch.manual_seed(0)
-            model = getattr(transformers, family)(config).float().train()
-            if sum(parameter.numel() for parameter in model.parameters()) > 3e8:
-                return "not tried", "too large at its smallest"
-            vocabulary = getattr(config.get_text_config(), "vocab_size", None) or 512
-            call = candidate_calls(model, 2, 16, {})[-1]
-            inputs = {name: real(shape, name, vocabulary) for name, shape in call.kwargs.items()}
-            truth = step(model, inputs)
-    except BaseException as error:
-        return "not tried", f"{type(error).__name__}: {str(error)[:80]}"
-    try:
-        with within(seconds):
-            counted = isoflop.count(model, **inputs)
+            counted = isoflop.count(tried.model, **tried.inputs)
     except (Uncountable, ValueError) as error:
         return "refused", str(error)[:160]
     except BaseException as error:
         return "crashed", f"{type(error).__name__}: {str(error)[:160]}"
     if counted.flops is None:
         return "by stated fallback", f"{counted.method} ({counted.reason[:80]})"
-    off = counted.flops.full / truth - 1 if truth else 0.0
-    if abs(off) > 2e-4:
-        return "wrong", f"{off:+.2%} ({counted.method}; {', '.join(counted.uncounted)})"
-    if "meta" in counted.method:
-        return "exact", ""
-    return "by stated fallback", f"{counted.method} ({counted.reason[:80]})"
+    remark = f"{counted.method}; {counted.reason[:80]}; {', '.join(counted.uncounted)}"
+    return judged(counted.flops.full, tried.truth, "meta" in counted.method, remark)
+
+
+def by_monitor(tried: Trained) -> tuple[str, str]:
+    """(outcome, remark) of a Monitor around one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            monitor = isoflop.Monitor(tried.model, record_dir=folder, log_every=1, tokens_fn=lambda _: 32)
+            loss = step(tried.model, tried.inputs)
+            observation = monitor.observer.observation
+            left_out = 0 if observation is None else observation.count.left_out
+            monitor.step(loss)
+            monitor.close()
+        except BaseException as error:
+            return "crashed", f"{type(error).__name__}: {str(error)[:160]}"
+    methods = monitor.observer.costing.methods
+    remark = f"{methods}; {', '.join(monitor.observer.costing.uncounted)}; {monitor.guard.aside or ''}"
+    return judged(monitor.totals.flops + left_out, tried.truth, list(methods) == [OBSERVED], remark)
+
+
+def judged(flops: int, truth: int, stated_exact: bool, remark: str) -> tuple[str, str]:
+    off = flops / truth - 1 if truth else 0.0
+    if not stated_exact or "without a FLOPs formula" in remark:
+        return "by stated fallback", f"{off:+.2%} ({remark})"
+    return ("wrong", f"{off:+.2%} ({remark})") if abs(off) > 2e-4 else ("exact", "")
+
+
+OUTCOMES = ("exact", "by stated fallback", "refused", "crashed", "wrong")
+
+
+def show(table: dict[str, dict[str, Counter[str]]], missing: Counter[str]) -> None:
+    print(f"\ntransformers {transformers.__version__}, torch {torch.__version__}\n")
+    heads = [f"{how}: {outcome}" for how in ("Monitor", "count") for outcome in OUTCOMES]
+    print("| task | tried | " + " | ".join(heads) + " | not tried |\n|---|" + "---|" * (len(heads) + 2))
+    for task in TASKS:
+        cells = [table[task][how][outcome] for how in ("Monitor", "count") for outcome in OUTCOMES]
+        print(f"| {task} | {sum(cells[:5])} | {' | '.join(map(str, cells))} | {missing[task]} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--part", default="1/1")
     parser.add_argument("--seconds", type=int, default=60)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
-    outcomes = ("exact", "by stated fallback", "refused", "crashed", "wrong", "not tried")
-    table: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(outcomes, 0))
+    isoflop.guard.logger.setLevel("ERROR")
+    part, parts = map(int, options.part.split("/"))
+    table: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    missing: Counter[str] = Counter()
     for task, mapping in TASKS.items():
-        kinds = sorted(getattr(modeling_auto, mapping).items())[:: options.every]
+        kinds = sorted(getattr(modeling_auto, mapping).items())[:: options.every][part - 1 :: parts]
         for kind, family in kinds:
             if options.only and kind not in options.only.split(","):
                 continue
-            outcome, remark = try_one(kind, family if isinstance(family, str) else family[0], options.seconds)
-            table[task][outcome] += 1
-            if outcome != "exact":
-                print(f"{outcome:20} {task:20} {kind:28} {remark}", flush=True)
-    print(f"\ntransformers {transformers.__version__}, torch {torch.__version__}\n")
-    print("| task | tried | " + " | ".join(outcomes) + " |\n|---|" + "---|" * (len(outcomes) + 1))
-    for task, counts in table.items():
-        tried = sum(counts.values()) - counts["not tried"]
-        print(f"| {task} | {tried} | " + " | ".join(str(counts[outcome]) for outcome in outcomes) + " |")
+            tried, problem = None, "too large at its smallest"
+            for rules in RULES:
+                try:
+                    with within(options.seconds):
+                        tried = trained(kind, family if isinstance(family, str) else family[0], rules, task)
+                    break
+                except BaseException as error:
+                    problem = (
+                        f"{type(error).__name__}: {str(error)[:120]}" if "too large" not in str(error) else problem
+                    )
+            if tried is None:
+                missing[task] += 1
+                print(f"{'not tried':20} {'':8} {task:20} {kind:28} {problem}", flush=True)
+                continue
+            for how, (outcome, remark) in (
+                ("Monitor", by_monitor(tried)),
+                ("count", by_count(tried, options.seconds)),
+            ):
+                table[task][how][outcome] += 1
+                if outcome != "exact":
+                    print(f"{outcome:20} {how:8} {task:20} {kind:28} {remark}", flush=True)
+    show(table, missing)
 
 
 if __name__ == "__main__":
