@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize, ref
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from isoflop.flops.calls import watch
@@ -138,7 +138,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         others = [each for each in handler.callbacks if not (isinstance(each, _Relay) and each.callback is self)]
         first = [each for each in others if isinstance(each, DefaultFlowCallback)]
         first += [each for each in others if type(each).__name__ == "TensorBoardCallback"]
-        last = [each for each in others if isinstance(each, PrinterCallback | ProgressCallback)]
+        last = [each for each in others if type(each).__name__.endswith(("PrinterCallback", "ProgressCallback"))]
         between = [each for each in others if each not in first and each not in last]
         # a new list, for the Trainer is going through the old one
         handler.callbacks = [*first, _Relay(self, adds=True), *between, _Relay(self, adds=False), *last]
