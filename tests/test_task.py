@@ -13,6 +13,7 @@ from isoflop.live.run_info import RunInfo
 from isoflop.live.task import describe_task, vocabulary_of
 from isoflop.record import Task, recognise, task_of, task_words
 
+GUESS = 'its first loss is 0.29 of ln V; if it is in bits per byte or the like, pass task="pretraining"'
 CAUSAL, MASKED = ["GPT2LMHeadModel"], ["BertForMaskedLM"]
 SEEN = [
     (["TrainingArguments", *CAUSAL], {"inputs": "input_ids"}, "scratch causal text"),
@@ -41,6 +42,52 @@ SEEN = [
     (["GPT"], {"table": True}, "scratch text"),
     (["CharRNN"], {"table": True, "given": task_words("finetuning, classification")}, "finetuning classification text"),
     ([], {}, "scratch"),
+    # what strangers train
+    (["KTOTrainer", *CAUSAL], {}, "finetuning preference"),
+    (["ORPOTrainer", *CAUSAL], {}, "finetuning preference"),
+    (["CPOTrainer", *CAUSAL], {}, "finetuning preference"),
+    (["BCOTrainer", *CAUSAL], {}, "finetuning preference"),
+    (["PRMTrainer", "Qwen2ForTokenClassification"], {}, "finetuning preference"),
+    (["OnlineDPOTrainer", *CAUSAL], {}, "finetuning reinforcement"),
+    (["RLOOTrainer", *CAUSAL], {}, "finetuning reinforcement"),
+    (["NashMDTrainer", *CAUSAL], {}, "finetuning reinforcement"),
+    (["GKDTrainer", *CAUSAL], {}, "finetuning causal"),
+    (["ActorModel", *CAUSAL], {"table": True}, "finetuning reinforcement text"),
+    (["CriticModel"], {"table": True}, "finetuning reinforcement text"),
+    (["PolicyNet"], {"table": False}, "finetuning reinforcement other"),
+    (["PreferenceModel"], {"table": True}, "finetuning preference text"),
+    (["CrossEncoderTrainer", "BertForSequenceClassification"], {}, "scratch contrastive"),
+    (["TripletNet"], {"table": False, "convolutions": True}, "scratch contrastive image"),
+    (["DualEncoder"], {"table": True}, "scratch contrastive text"),
+    (["SiglipModel"], {"config": {"vision_config": {}}}, "scratch contrastive other"),
+    (["UNet2DConditionModel"], {"table": False, "convolutions": True}, "scratch generative image"),
+    (["Unet"], {"table": False, "convolutions": True}, "scratch generative image"),
+    (["GaussianDDPM"], {"table": False, "convolutions": True}, "scratch generative image"),
+    (["DenoisingTransformer"], {"table": False}, "scratch generative other"),
+    (["FlowMatchingModel"], {"table": False}, "scratch generative other"),
+    (["DiT"], {"table": True, "convolutions": True}, "scratch generative text"),
+    (["VisionTransformer"], {"table": False, "convolutions": True}, "scratch image"),
+    (["ViTMAEForPreTraining"], {"inputs": "pixel_values"}, "scratch masked image"),
+    (["MAE"], {"table": False, "convolutions": True}, "scratch masked image"),
+    (["Dinov2ForImageClassification"], {"inputs": "pixel_values"}, "scratch classification image"),
+    (["SegformerForSemanticSegmentation"], {"inputs": "pixel_values"}, "scratch classification image"),
+    (["DetrForObjectDetection"], {"inputs": "pixel_values"}, "scratch classification image"),
+    (["Wav2Vec2ForPreTraining"], {"inputs": "input_values"}, "scratch masked audio"),
+    (["HubertForCTC"], {"inputs": "input_values", "loaded": 0.99}, "finetuning classification audio"),
+    (["WhisperForConditionalGeneration"],
+     {"config": {"is_encoder_decoder": True}, "inputs": "input_features", "loaded": 1.0}, "finetuning seq2seq audio"),
+    (["T5ForConditionalGeneration"], {"config": {"is_encoder_decoder": True}, "adapter": True, "frozen": 0.9},
+     "adapter seq2seq"),
+    (["ElectraForPreTraining"], {"inputs": "input_ids"}, "scratch masked text"),
+    (["ElectraForMaskedLM"], {"inputs": "input_ids"}, "scratch masked text"),
+    (["MarianMTModel"], {"config": {"is_encoder_decoder": True}, "inputs": "input_ids"}, "scratch seq2seq text"),
+    (["BertForQuestionAnswering"], {"loaded": 0.98, "inputs": "input_ids"}, "finetuning classification text"),
+    (["PatchTSTForPrediction"], {"inputs": "past_values"}, "scratch regression other"),
+    (["TimeSeriesTransformer"], {"table": False}, "scratch regression other"),
+    (["MLP"], {"table": False}, "scratch other"),
+    (["LightningModule", "LlamaForCausalLM"], {"inputs": "input_ids", "given": task_words("continued")},
+     "continued causal text"),
+    (["GPTModel"], {"table": True}, "scratch text"),
 ]  # fmt: skip
 
 
@@ -70,7 +117,7 @@ def test_families_of_optimizers(optimizers: list[str], family: str | None) -> No
     ("task", "known", "found"),
     [
         (Task(), (10.4, 50_000, 1.0), Task()),
-        (Task(), (3.1, 50_000, 1.0), Task(start="continued")),  # weights that have learnt
+        (Task(), (3.1, 50_000, 1.0), Task(start="continued", guess=GUESS)),  # weights that have learnt
         (Task(start="scratch", given=("start",)), (3.1, 50_000, 1.0), Task(start="scratch", given=("start",))),
         (Task(), (1.0, 64, 1.0), Task()),  # of so few tokens the frequencies are learnt at once
         (Task(), (10.4, 50_000, 0.15), Task(partial=True)),

@@ -23,7 +23,7 @@ from isoflop.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DOMAINS = ("moe", "finetuning", "vision", "reinforcement_learning")
+DOMAINS = ("moe", "finetuning", "vision", "reinforcement_learning", "another_task")
 """Flags of what the priors do not cover; experts get wider ones, the others no forecast without own runs."""
 FEWEST = 5
 """Bins of loss after the warm-up that a fit needs."""
@@ -149,7 +149,8 @@ class Estimator(ABC):
         N: non-embedding parameters; None where unknown (wider priors).
         batch_tokens: tokens of an optimizer step; None where unknown.
         optimizer: its name; other than Adam's family widens the priors.
-        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`.
+        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`,
+            `another_task`.
         priors: what is known beforehand.
         warmup_steps: steps of warm-up; by default read off the plan.
 

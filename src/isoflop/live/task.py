@@ -16,6 +16,8 @@ from isoflop.record.task import Task, recognise, task_words
 
 _TABLES = re.compile(r"pos|rotary|sinus|freq")
 """Names of frozen tables that nobody trains, as a Whisper from scratch has."""
+_TABLE = re.compile(r"(Vocab|Token|Word|Parallel)\w*Embedding")
+"""Classes of tables that are not torch's, as Megatron's VocabParallelEmbedding."""
 _ADAPTERS = re.compile(r"lora_|adapter|prompt_encoder|\.ia3_|hada_|vera_lambda|oft_")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _READ = ("is_encoder_decoder", "vision_config", "audio_config", "speech_config", *_EXPERTS)
@@ -51,7 +53,7 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
             (str(m.main_input_name) for m in model.modules() if isinstance(_get(m, "main_input_name"), str)), None
         ),
         config={name: _get(config, name) for name in _READ},
-        table=any(isinstance(m, nn.Embedding) for m in model.modules()),
+        table=any(isinstance(m, nn.Embedding) or _TABLE.search(type(m).__name__) for m in model.modules()),
         convolutions=any(isinstance(m, nn.Conv2d) for m in model.modules()),
         loaded=loaded / total,
         frozen=sum(size for name, size in fixed if not _TABLES.search(name.lower())) / total,

@@ -26,12 +26,18 @@ WORDS = {
 """What `task=` may name → the field that it sets."""
 
 _OBJECTIVE = (
-    ("reinforcement", r"(?<![A-Z])(GRPO|PPO|RLOO|OnlineDPO|NashMD|XPO|DQN|A2C|SAC)|Reinforce"),
-    ("preference", r"(?<![A-Z])(DPO|CPO|KTO|ORPO|BCO|PRM|IPO)|SimPO|Reward"),
+    ("reinforcement", r"(?<![A-Z])(GRPO|PPO|RLOO|OnlineDPO|NashMD|XPO|DQN|A2C|SAC)|Reinforce|Actor|Critic|Policy"),
+    ("preference", r"(?<![A-Z])(DPO|CPO|KTO|ORPO|BCO|PRM|IPO)|SimPO|Reward|Preference"),
     ("classification", r"Classif|QuestionAnswering|MultipleChoice|ForCTC|Detection|Segmentation|NextSentence"),
-    ("contrastive", r"SentenceTransformer|Contrastive|(?<![A-Z])CLIP|SimCLR|Siglip|SigLIP|MoCo|DINO|BYOL|CrossEncoder"),
+    (
+        "contrastive",
+        r"SentenceTransformer|Contrastive|(?<![A-Z])CLIP|SimCLR|Siglip|SigLIP|MoCo|DINO|BYOL|CrossEncoder|BiEncoder|DualEncoder|Triplet|InfoNCE",
+    ),
     ("masked", r"MaskedLM|ForPreTraining|MaskedImage|MaskedAuto|(?<![A-Z])MAE(?![a-z])"),
-    ("generative", r"Diffusion|UNet|(?<![A-Z])DiT(?![a-z])|(?<![A-Z])GAN(?![a-z])|VAE|AutoEncoder|Autoencoder"),
+    (
+        "generative",
+        r"Diffusion|U[Nn]et|DDPM|Denois|FlowMatch|(?<![A-Z])DiT(?![a-z])|(?<![A-Z])GAN(?![a-z])|VAE|AutoEncoder|Autoencoder",
+    ),
     ("regression", r"Regress|TimeSeries|ForPrediction"),
     ("seq2seq", r"Seq2Seq|EncoderDecoder"),
     ("causal", r"CausalLM|LMHead|ForConditionalGeneration|NextToken"),
@@ -89,6 +95,7 @@ class Task:
         experts: a mixture of experts.
         loss: its unit: `PLAIN`, or why it is another.
         partial: the loss is of a part of the tokens alone.
+        guess: what the start was concluded from, and what else that may be.
         given: fields that the user named.
     """
 
@@ -99,6 +106,7 @@ class Task:
     experts: bool = False
     loss: str = PLAIN
     partial: bool = False
+    guess: str = ""
     given: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -108,7 +116,8 @@ class Task:
         by = f" with {_SHOWN.get(self.optimizer, self.optimizer)}" if self.optimizer not in (None, "other") else ""
         of = " (the loss is of a part of the tokens)" if self.partial else ""
         odd = "" if self.loss == PLAIN else f"; its loss is not in nats per token: {self.loss}"
-        return f"{START_NAMES[self.start or 'scratch']}: {kind}{on}{by}{of}{odd}"
+        guess = f" ({self.guess})" if self.guess else ""
+        return f"{START_NAMES[self.start or 'scratch']}{guess}: {kind}{on}{by}{of}{odd}"
 
     @property
     def tuned(self) -> bool:
@@ -162,7 +171,10 @@ class Task:
             return found
         share = first_loss / math.log(vocabulary or 0)
         if share < KNOWS and not self.tuned and "start" not in self.given:
-            return replace(found, start="continued")
+            guess = (
+                f'its first loss is {share:.2g} of ln V; if it is in bits per byte or the like, pass task="pretraining"'
+            )
+            return replace(found, start="continued", guess=guess)
         summed = (accumulate or 1) > 1 and abs(share / (accumulate or 1) - 1) < NEAR
         if summed or share > SUM:
             what = f"its first value, {first_loss:.3g}, is {share:.3g} times ln V, the loss of an untrained model"
@@ -248,7 +260,7 @@ def recognise(
     if any(config.get(part) is not None for part in _OTHER_INPUTS):
         modality = "other"
     elif modality is None and table is not None:
-        modality = "text" if table else "image" if convolutions else None
+        modality = "text" if table else "image" if convolutions else "other"
     words: dict[str, Any] = dict(given or {})
     tuned = words.get("objective", objective) in ("preference", "reinforcement") or any(
         re.search(_TUNING, name) for name in names
