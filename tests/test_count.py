@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import isoflop
+from isoflop.cli import app
 from isoflop.flops import (
     FORMULA,
     MEASURED,
@@ -563,3 +567,74 @@ def test_the_live_model_is_left_as_it_is(branches: bool):
     assert model.embed.weight.grad is None
     assert (model.calls, model.seen, model.training) == (0, [], False)
     assert called == []
+
+
+# -- images before the text --------------------------------------------------------------------------------------------
+
+
+def vision_language(kind: str) -> Any:
+    import transformers
+
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 200,
+    }
+    sides = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if kind == "llava":
+        vision = transformers.CLIPVisionConfig(**sides, image_size=32, patch_size=8, projection_dim=32)
+        return transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**text), vision_config=vision, image_token_id=100
+        )
+    rotary = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    return transformers.Qwen2VLConfig(
+        text_config={**text, "rope_parameters": rotary, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={"depth": 2, "embed_dim": 32, "num_heads": 4, "hidden_size": 64, "patch_size": 4, "mlp_ratio": 2},
+        image_token_id=100,
+        vision_start_token_id=101,
+        video_token_id=102,
+    )
+
+
+def test_images_in_isoflop_count(tmp_path: Path):
+    """LLaVA: 16 places for an image's patches before the text, by the model's own code."""
+    from transformers import LlavaForConditionalGeneration
+
+    config = vision_language("llava")
+    config.save_pretrained(tmp_path)
+    done = CliRunner().invoke(app, ["count", str(tmp_path), "--images", "2", "--batch", "2", "--seq", "8", "--json"])
+    printed = json.loads(done.stdout)
+    ids = torch.zeros(2, 2 * 16 + 8, dtype=torch.long)
+    ids[:, :32] = 100
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    expected = isoflop.count(model, input_ids=ids, labels=ids, pixel_values=torch.empty(4, 3, 32, 32))
+    assert printed["method"] == "measured on the meta device"
+    assert printed["flops"]["model"] == expected.flops.model
+    assert printed["flops"]["6nd"] == 6 * expected.parameters.non_embedding * ids.numel()
+
+
+def test_images_of_any_size(tmp_path: Path):
+    """Qwen2-VL: 32 pixels are 8 × 8 patches, four of which are a token."""
+    vision_language("qwen").save_pretrained(tmp_path)
+    options = ["--images", "1", "--image-size", "32", "--seq", "8", "--json"]
+    printed = json.loads(CliRunner().invoke(app, ["count", str(tmp_path), *options]).stdout)
+    assert printed["method"] == "measured on the meta device"
+    d, side, tokens = 64, 32, 8 * 8 // 4 + 8
+    layer = 2 * d * d + 2 * d * (d // 2) + 3 * d * 96
+    text = tokens * (6 * (2 * layer + d * 200) + 2 * 3 * 4 * tokens * d)
+    block = 64 * (2 * (4 * side**2 + 2 * side * 2 * side) + 4 * 64 * side)
+    merger = 16 * 2 * ((4 * side) ** 2 + 4 * side * d)
+    patches = 64 * 2 * (3 * 2 * 4 * 4) * side  # whose pixels need no gradient
+    assert printed["flops"]["model"] == text + 3 * (2 * block + merger) + 2 * patches
+
+
+def test_images_for_a_model_without(tmp_path: Path):
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32).save_pretrained(tmp_path)
+    done = CliRunner().invoke(app, ["count", str(tmp_path), "--images", "1"])
+    assert done.exit_code != 0 and "places for images" in done.stderr

@@ -45,6 +45,12 @@ def count(
             "pixel_values=8x3x224x224:float32; B and S stand for --batch and --seq. Repeatable.",
         ),
     ] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="Images before the --seq tokens of each sequence (vision-language models).")
+    ] = 0,
+    side: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Pixels of an image's side (default: the model's).")
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="With activation checkpointing (Hugging Face models).")
     ] = False,
@@ -69,9 +75,8 @@ def count(
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with reported("count"):
-        done = _apart(
-            lambda: _counted(model, batch, seq, inputs or [], checkpointing, compare, module_class, trust), limit
-        )
+        step = _Step(batch, seq, inputs or [], images, side)
+        done = _apart(lambda: _counted(model, step, checkpointing, compare, module_class, trust), limit)
     typer.echo(done.printed, err=True, nl=False)
     for note in done.notes:
         tell("count", note)
@@ -94,11 +99,20 @@ class _Done:
     """By the user's code."""
 
 
+@dataclass
+class _Step:
+    """What the options say of a training step."""
+
+    batch: int
+    seq: int | None
+    inputs: list[str]
+    images: int
+    side: int | None
+
+
 def _counted(
     model: str,
-    batch: int,
-    seq: int | None,
-    inputs: list[str],
+    step: _Step,
     checkpointing: bool,
     compare: bool,
     module_class: str | None,
@@ -115,7 +129,7 @@ def _counted(
         if checkpointing:
             build = opened.build
             opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
-        call, counted = _count(opened, batch, seq, inputs, notes)
+        call, counted = _count(opened, step, notes)
         others = opinions(opened.model, call, counted) if compare else ()
         return _Done(opened.name, describe_call(call), counted, others, notes, printed.getvalue())
 
@@ -174,21 +188,21 @@ def _answer(count: Callable[[], _Done]) -> _Done:
         raise ValueError(str(fault)) from None
 
 
-def _count(opened: Opened, batch: int, seq: int | None, inputs: list[str], notes: list[str]) -> tuple[Call, StepCount]:
+def _count(opened: Opened, step: _Step, notes: list[str]) -> tuple[Call, StepCount]:
     from isoflop.flops import Uncountable, candidate_calls, context_of, count_measured, count_otherwise, parse_input
-    from isoflop.flops.open_model import DEFAULT_LENGTH, describe_call, unnamed
+    from isoflop.flops.inputs import DEFAULT_LENGTH, describe_call, unnamed
 
     model = opened.model
     context = context_of(model)
-    length = seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    length = step.seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if context is not None and length > context:
         fewer = f"the model is made for {context:,} positions, fewer than --seq {length:,}"
         notes.append(f"{fewer}; counted as if it had them")
-    given = dict(parse_input(text, batch, length) for text in inputs)
-    calls = candidate_calls(model, batch, length, given)
+    given = dict(parse_input(text, step.batch, length) for text in step.inputs)
+    calls = candidate_calls(model, step.batch, length, given, step.images, step.side)
     for name in unnamed(model, given):
         notes.append(f"{type(model).__name__}.forward names no input {name!r}: it may do nothing with it")
-    tokens = batch * seq if seq is not None else None
+    tokens = step.batch * step.seq if step.seq is not None else None
     reasons: list[str] = []
     for call in calls:
         try:

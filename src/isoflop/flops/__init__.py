@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from isoflop.flops.counter import FlopCount, FlopCounter
     from isoflop.flops.device import DTYPES, Device, Peak, known_devices, lookup_peak, model_device, peak_by_short_name
     from isoflop.flops.measure import Measurement, measure_flops, run_once
-    from isoflop.flops.open_model import Opened, candidate_calls, context_of, describe_call, parse_input
+    from isoflop.flops.inputs import candidate_calls, context_of, describe_call, parse_input
+    from isoflop.flops.open_model import Opened
     from isoflop.flops.operators import formula_of, operator_name, register_flop_formula
     from isoflop.flops.other_counters import Opinion, opinions
     from isoflop.flops.parameters import Parameters, count_parameters, original_class, unwrap
@@ -45,7 +46,8 @@ __getattr__ = face(
         "counter": "FlopCount FlopCounter",
         "device": "DTYPES Device Peak known_devices lookup_peak model_device peak_by_short_name",
         "measure": "Measurement measure_flops run_once",
-        "open_model": "Opened candidate_calls context_of describe_call parse_input",
+        "inputs": "candidate_calls context_of describe_call parse_input",
+        "open_model": "Opened",
         "operators": "formula_of operator_name register_flop_formula",
         "other_counters": "Opinion opinions",
         "parameters": "Parameters count_parameters original_class unwrap",

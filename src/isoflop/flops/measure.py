@@ -190,9 +190,13 @@ def differentiated(output: Any) -> list[torch.Tensor]:
         loss = output.get("loss")
         if isinstance(loss, torch.Tensor):
             return [loss]
-        # a cache is in the same graph: it would add nothing but time
-        output = {key: value for key, value in output.items() if key != "past_key_values"}
+        # a cache is in the same graph: it would add nothing but time; states beside logits are no part of a loss
+        aside = _ASIDE if isinstance(output.get("logits"), torch.Tensor) else ("past_key_values",)
+        output = {key: value for key, value in output.items() if not key.endswith(aside)}
     return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+
+
+_ASIDE = ("past_key_values", "_outputs", "hidden_state", "hidden_states", "attentions")
 
 
 @contextmanager
@@ -275,6 +279,8 @@ def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -
         return type(value)(_random(item, vocabulary, device, name) for item in value)
     if not isinstance(value, Shape):
         return value
+    if value.values is not None:
+        return value.values.to(device)
     if "mask" in name:
         return torch.ones(value.size, dtype=value.dtype, device=device)
     if value.dtype.is_floating_point:

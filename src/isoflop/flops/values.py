@@ -256,7 +256,8 @@ def _remember(out: Any, values: Any) -> None:
 
 class WrittenOut(TorchFunctionMode):
     """What the meta device has no kernel for: `scaled_dot_product_attention` as QKᵀ, a softmax and AV; a CTC loss,
-    which multiplies no matrices, as a sum; and a number in a text (`self[f"expert_{i}"]`) as its value.
+    which multiplies no matrices, as a sum; a number in a text (`self[f"expert_{i}"]`) as its value; and the
+    values of a list that is made a tensor there.
     """
 
     def __torch_function__(
@@ -264,11 +265,23 @@ class WrittenOut(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor):
+            data = tree_map(_number, args[0])
+            out = func(data, *args[1:], **(kwargs or {}))
+            if not out.is_meta or out.numel() > LARGEST:
+                return out
+            return with_values(out, func(data, *args[1:], **{**(kwargs or {}), "device": "cpu"}))
         if func is F.ctc_loss:
             return args[0].sum()
-        if func is torch.Tensor.__format__ and args[0].dim() == 0 and (values := values_of(args[0])) is not None:
-            return format(values.item(), *args[1:])  # type: ignore[union-attr]
+        if func is torch.Tensor.__format__ and args[0].dim() == 0:
+            return format(_number(args[0]), *args[1:])
         return func(*args, **(kwargs or {}))
+
+
+def _number(item: Any) -> Any:
+    """A number that a tensor is known to hold; what is none, as it is."""
+    values = values_of(item)
+    return values.item() if isinstance(values, torch.Tensor) and values.numel() == 1 else item
 
 
 def _attention(

@@ -60,7 +60,7 @@ def size_of_config(config: str | Mapping[str, Any], length: int | None = None) -
 def _counted(text: str, length: int | None) -> ModelSize:
     from isoflop.flops.calls import Uncountable
     from isoflop.flops.count import count_measured
-    from isoflop.flops.open_model import candidate_calls
+    from isoflop.flops.inputs import candidate_calls
     from isoflop.flops.parameters import count_parameters
 
     with redirect_stdout(stderr), warnings.catch_warnings():
