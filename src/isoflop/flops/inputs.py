@@ -235,7 +235,7 @@ def _patches(vision: Any, images: int, side: int) -> tuple[dict[str, Shape], int
     """Qwen-VL's inputs: all images' patches in a row, their grid (time, height, width); and tokens of an image."""
     patch, merge = vision.patch_size, getattr(vision, "spatial_merge_size", 2)
     across = max(1, round(side / (patch * merge))) * merge
-    channels: int = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    channels = int(getattr(vision, "in_channels", None) or getattr(vision, "in_chans", None) or 3)
     pixels = channels * getattr(vision, "temporal_patch_size", 1) * patch**2
     grid = torch.tensor([[1, across, across]] * images)
     inputs = {

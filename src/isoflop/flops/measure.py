@@ -279,10 +279,10 @@ def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -
         return type(value)(_random(item, vocabulary, device, name) for item in value)
     if not isinstance(value, Shape):
         return value
-    if value.values is not None:
-        return value.values.to(device)
     if "mask" in name:
         return torch.ones(value.size, dtype=value.dtype, device=device)
+    if value.values is not None and bool((value.values != value.values.flatten()[:1]).any()):
+        return value.values.to(device)  # places of images, positions; not what stands for any ids
     if value.dtype.is_floating_point:
         return torch.randn(value.size, dtype=value.dtype, device=device)
     return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)
