@@ -74,11 +74,11 @@ def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point,
     agree = rate is not None and 1 / FLOPS_OVER_6ND <= rate <= FLOPS_OVER_6ND
     if N is not None and N < FEWEST_PARAMETERS and "params" not in given and not agree:
         text = f"N is {N:,}, fewer than a model has, as if in millions"
-        yield Doubt(ALL, text, "a column's name that states the unit (params_M, tokens_B), --params")
+        yield Doubt(ALL, text, "columns named with their unit (params_M, tokens_B), or --params 124M")
         return
     if ends and D is not None and D < FEWEST_TOKENS and "tokens" not in given and not agree:
         text = f"D is {D:,}, fewer tokens than a run has, as if in millions or billions"
-        yield Doubt(("tokens", "flops"), text, "a column's name that tells the unit (tokens_B), or cells such as 8.2B")
+        yield Doubt(("tokens", "flops"), text, "a column named with its unit (tokens_B), or cells such as 8.2B")
         return
     if N and D is not None and not trusted and not TOKENS_A_PARAMETER[0] <= D / N <= TOKENS_A_PARAMETER[1]:
         text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"

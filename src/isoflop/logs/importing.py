@@ -215,9 +215,9 @@ def _doubts(found: tuple[Imported, ...]) -> Iterator[str]:
             by_kind.setdefault((*doubt.of, doubt.answer), []).append((one, doubt.text, doubt.answer))
     for (*what, _), told in by_kind.items():
         one, text, answer = told[0]
-        more = f" (and {len(told) - 1} more runs)" if len(told) > 1 else ""
+        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
         kept = "the loss is kept as it is" if what == ["loss"] else f"left out: {', '.join(what)}"
-        how = f" If it is not so, say it with {answer}." if answer else ""
+        how = f" To answer: {answer}." if answer else ""
         yield f"{one.source}, run {one.run.name}: {text}{more}; {kept}.{how}"
 
 
