@@ -202,7 +202,7 @@ def test_plan_writes_what_run_reads(tmp_path: Path):
         (["--spend", "lots"], "--spend: expected a share of --flops"),
         (["--spend", "0.03"], "write 3% for a share"),
         (["--sizes", "30k"], "--sizes: expected LEAST:MOST"),
-        (["--sizes", "a:b"], "--sizes: expected a number"),
+        (["--sizes", "a:b"], "--sizes: expected a positive number"),
         (["--lr-rule", "best"], "--lr-rule: expected one of auto"),
         (["--history", "nowhere"], "got nowhere, which does not exist"),
     ],

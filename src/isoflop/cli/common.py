@@ -77,10 +77,13 @@ def amounts(option: str, text: str) -> list[float]:
     Raises:
         ValueError: something else.
     """
-    try:
-        return [amount(part) for part in text.split(",")]
-    except typer.BadParameter:
-        raise ValueError(f"{option}: expected positive numbers between commas, got {text!r}") from None
+    found = []
+    for part in text.split(","):
+        try:
+            found.append(amount(part))
+        except typer.BadParameter:
+            raise ValueError(f"{option}: expected positive numbers between commas, got {part!r} in {text!r}") from None
+    return found
 
 
 def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
