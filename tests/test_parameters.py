@@ -163,6 +163,28 @@ def test_frozen_and_lora_like_layers():
     assert (counted.total, counted.trainable, counted.non_embedding) == (160 + 72 + 32, 32, 72 + 32)
 
 
+class Probe(nn.Module):
+    """A frozen TinyGPT without gradients: "teacher" beside a trained one, or "backbone" of a trained head."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role, self.frozen = role, TinyGPT().requires_grad_(False)
+        self.trained = nn.Linear(48, 3, bias=False) if role == "backbone" else TinyGPT()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            given = self.frozen(ids, ids)[0]
+        return self.trained(given) if self.role == "backbone" else (self.trained(ids, ids)[0] - given).pow(2).mean()
+
+
+def test_a_teacher_is_no_part_of_n_but_a_backbone_is():
+    alone = by_use(TinyGPT(), tokens(2, 8), tokens(2, 8))
+    assert alone.non_embedding is not None
+    taught, probed = (by_use(Probe(role), tokens(2, 8)) for role in ("teacher", "backbone"))
+    assert (taught.total, taught.non_embedding, taught.active) == (2 * alone.total, alone.non_embedding, alone.total)
+    assert (probed.non_embedding, probed.active) == (alone.non_embedding + 3 * 48, alone.total + 3 * 48)
+
+
 def test_shared_layers_count_once():
     layer = nn.Linear(6, 6)
     model = nn.Sequential(nn.Embedding(9, 6), *[layer] * 4)

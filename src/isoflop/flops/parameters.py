@@ -127,13 +127,17 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
 
 
 def _of_a_teacher(uses: Uses, named: Mapping[str, nn.Parameter]) -> set[str]:
-    """Parameters of the outermost modules that are frozen and multiply without gradients only."""
+    """Parameters of the outermost modules that are frozen, multiply without gradients only, and feed no other matrix.
+
+    (A frozen backbone feeds the head that trains: it is a part of the model.)
+    """
 
     def inside(name: str) -> str:
         return name.partition(".")[0]
 
     taught = {inside(name) for name in uses.with_gradients} | {inside(n) for n, p in named.items() if p.requires_grad}
-    return {name for name in named if inside(name) in {inside(used) for used in uses.product} - taught}
+    ends = {inside(name) for name in uses.last}
+    return {name for name in named if inside(name) in ({inside(used) for used in uses.product} & ends) - taught}
 
 
 _FEW = 16
