@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
 
-from isoflop.fit.fit_law import DELTA, fit_law
+from isoflop.fit.law_fit import DELTA, fit_law
 from isoflop.fit.problem import huber, problem_of
 from isoflop.fit.runs import check_runs
 from isoflop.laws import FORMS

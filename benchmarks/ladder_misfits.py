@@ -141,13 +141,15 @@ def scored(kind: str, problem: Problem, rungs: tuple[Rung, ...], expected: float
     )
 
 
-def compare(scale: str, worlds: int, kinds: tuple[str, ...] = KINDS, design: str = "planned") -> dict[str, list[Score]]:
-    """Scores by kind."""
+def compare(
+    scale: str, worlds: int, kinds: tuple[str, ...] = KINDS, design: str = "planned", seed: int = 0
+) -> dict[str, list[Score]]:
+    """Scores by kind; worlds are drawn by seeds from `seed` on."""
     problem, known = designs_of(scale)
     rungs = known[design]
     expected = 1.645 * float(np.median(worth_of(problem, rungs).size))
     return {
-        kind: [scored(kind, problem, rungs, expected, 100_000 * KINDS.index(kind) + i) for i in range(worlds)]
+        kind: [scored(kind, problem, rungs, expected, 100_000 * KINDS.index(kind) + seed + i) for i in range(worlds)]
         for kind in kinds
     }
 
@@ -158,10 +160,11 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES))
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--design", default="planned")
+    parser.add_argument("--seed", type=int, default=0, help="of the first world")
     options = parser.parse_args()
     kinds = (options.kind,) if options.kind else KINDS
     for scale in [options.scale] if options.scale else ("GPT-2, 3% of 1e21", "bytes, 40% of 2e13"):
-        found = compare(scale, -(-options.worlds // len(kinds)), kinds, options.design)
+        found = compare(scale, -(-options.worlds // len(kinds)), kinds, options.design, options.seed)
         print(f"\n{scale}: {LEVEL:.0%} intervals, noise of a plain run {NOISE:.1%} by the prior")
         names = ("N", "loss", "told", "× or ÷", "|error|", "as planned", "excess", "9 in 10")
         print(f"{'world':14}{'worlds':>7}" + "".join(f"{name:>11}" for name in names))

@@ -18,7 +18,7 @@ TRUE = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 
 def main() -> None:
     """Write runs.csv, fit it, and ask what to do with 1e21 FLOPs."""
-    from isoflop.fit.fit_law import fit_law
+    from isoflop.fit.law_fit import fit_law
     from isoflop.fit.options import compare_options
     from isoflop.fit.plan import plan
     from isoflop.laws.forms import hoffmann_loss

@@ -453,9 +453,6 @@ def test_side_by_side():
     assert two.allocate(1e21)[0] == comparison.rows[1].N and comparison.rows[1].a_interval == two.intervals["a"]
     assert len(comparison.pairs) == 3 and all(pair.overlap for pair in comparison.pairs)
     assert not any("disagree" in w for w in comparison.warnings)
-    head, *lines = str(comparison).splitlines()
-    assert re.split(r"  +", head) == ["approach", "a", "b", "N at 1e+21", "D at 1e+21"]
-    assert lines[2].startswith("approach 3 (parametric)  0.500 (0.4")
 
 
 def test_disagreement_is_said_with_its_z():
@@ -475,7 +472,6 @@ def test_disagreement_is_said_with_its_z():
 def test_approaches_without_intervals_are_compared_by_their_values():
     comparison = compare_approaches([approach_3(law()), approach_3(EVEN)])
     assert comparison.pairs == () and comparison.rows[0].a_interval is None
-    assert "(0." not in str(comparison).splitlines()[1]
 
 
 def test_nothing_to_compare():

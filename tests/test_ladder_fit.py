@@ -97,7 +97,8 @@ def test_runs_that_the_law_does_not_describe_are_told(
 
 
 def test_approaches_stand_side_by_side(fitted: LadderFit):
-    compared, without = fitted.approaches
+    compared = fitted.approaches
+    without = compared.without
     names = [row.name for row in compared.rows]
     assert names[0].startswith("ladder") and any(name.startswith("approach 3") for name in names)
     assert len(names) + len(without) == 4

@@ -101,19 +101,24 @@ def test_the_same_runs_give_the_same_posterior():
     assert (first.draws == second.draws).all()
 
 
-def test_very_many_runs_are_as_likely_by_the_sparse_matrix(monkeypatch: pytest.MonkeyPatch):
+def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
     rng = np.random.default_rng(0)
     N = np.repeat(np.exp(rng.uniform(16, 22, 20)), 5)[rng.permutation(100)]
     D = 20 * N * np.exp(rng.normal(0, 1, 100))
     columns = N, D, 2 + 400 / N**0.34 + rng.normal(0, 0.01, 100), posterior.Origin(1e9, 2e10)
-    rows = np.array([0, 0, 0, -1, -1, 0, 0, 0, 0.01, -4, -5]) + 0.01 * rng.normal(size=(3, 11))
-    dense = posterior._Model.of(*columns)
-    monkeypatch.setattr(posterior, "MANY", 10)
-    by_size = posterior._Model.of(*columns)
-    assert type(by_size.turn) is not type(dense.turn)
-    np.testing.assert_allclose(by_size.log_density(rows), dense.log_density(rows), rtol=1e-9)
-    one, two = (model.slopes(rows[0, :8]) for model in (dense, by_size))
-    np.testing.assert_allclose(one.T @ one, two.T @ two, rtol=1e-9, atol=1e-9)
+    model, order = posterior._Model.of(*columns), np.argsort(N, kind="stable")
+    residuals, flat = rng.normal(0, 0.01, (3, 100)), np.zeros(2)
+    found = model.unlikely(residuals, np.log([[0.005, 0.01]] * 3)) - model.unlikely(residuals, flat[None])
+    by_hand = []
+    for s, tau in ((0.005, 0.01), (1.0, 1.0)):
+        whole = posterior.run_covariance(N, D, s) - posterior.run_covariance(N, D, 0.0)
+        whole = (whole + tau**2 * np.diag(posterior.misfit(N, D)))[np.ix_(order, order)]
+        prior = (((np.log([s, tau]) - posterior.SCALES) / posterior.SCALES_SD) ** 2).sum()
+        squares = np.einsum("ri,ij,rj->r", residuals, np.linalg.inv(whole), residuals)
+        by_hand.append(0.5 * (squares + np.linalg.slogdet(whole)[1] + prior))
+        white = model.whitened(residuals.T, np.log([s, tau]))
+        np.testing.assert_allclose((white**2).sum(axis=0), squares, rtol=1e-9)
+    np.testing.assert_allclose(found, by_hand[0] - by_hand[1], rtol=1e-9)
 
 
 def test_farther_targets_are_less_sure():

@@ -311,7 +311,7 @@ def regrets(config: str, budgets: int, starts: int = 4) -> dict[str, list[float]
     [  # medians over the four smallest budgets, or pairs of neighbours; % of loss
         (TUNED, 1, "own", {"20:1": 0.113, "own": 0.049, "raw 3": 4.106}),
         (TUNED, 2, "own", {"20:1": 0.113, "own": 0.039, "raw 2": 3.582, "raw 3": 0.726}),
-        (TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.195, "raw 3": 2.730}),
+        (TUNED_ATTENTION, 1, "own", {"20:1": 0.330, "own": 0.172, "raw 3": 2.730}),
         (
             "rw/tuned/short/const/attention/train",
             2,

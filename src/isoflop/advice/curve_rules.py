@@ -17,7 +17,7 @@ from isoflop.advice.run_state import (
     rule,
     scatter,
 )
-from isoflop.laws.published import published
+from isoflop.laws.papers import published
 
 FEW = 8
 """Log steps below which a run's noise is not known."""

@@ -27,7 +27,7 @@ from isoflop.advice.run_state import (
     scatter,
 )
 from isoflop.laws.forms import unique_tokens_needed
-from isoflop.laws.published import published
+from isoflop.laws.papers import published
 from isoflop.noise.critical_batch import Belief, agree, change_batch, combine, critical_batch_by_tokens
 
 LAW = "muennighoff2023"

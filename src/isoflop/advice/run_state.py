@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing
-from isoflop.fit.drifting_law import RATIO, RATIO_SD
-from isoflop.fit.posterior import Posterior, PriorLine
+from isoflop.fit.drifting_law import RATIO, RATIO_SD, PriorLine
+from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan, NoForecast
 from isoflop.noise.critical_batch import Belief
 from isoflop.record.task import Task

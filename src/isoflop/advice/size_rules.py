@@ -15,7 +15,8 @@ from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, c
 from isoflop.advice.run_state import Situation, Thresholds, anything, rule, sized
 from isoflop.arrays import Array
 from isoflop.fit.alternatives import line_law
-from isoflop.fit.posterior import Posterior, PriorLine
+from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan
 from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law
 from isoflop.laws.frontier import Waste, interval, waste_of

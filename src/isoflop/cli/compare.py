@@ -28,9 +28,9 @@ from isoflop.cli.plan import Counted, Runs, read_own
 from isoflop.console import print_json, reported, say, tell
 
 if TYPE_CHECKING:
-    from isoflop.fit.options import Comparison
+    from isoflop.fit.options import OptionComparison
     from isoflop.fit.price import Price
-    from isoflop.laws.published import Published
+    from isoflop.laws.papers import Published
 
 
 DEFAULT_LAW = "chinchilla-refit"
@@ -61,7 +61,7 @@ def compare(
     With --runs a law is fitted to these first.
     """
     from isoflop.fit.options import compare_options
-    from isoflop.laws.published import published
+    from isoflop.laws.papers import published
 
     warnings: Sequence[str] = ()
     with reported("compare"):
@@ -71,7 +71,7 @@ def compare(
         if own is None:
             chosen = published(law or DEFAULT_LAW)
         else:
-            from isoflop.fit.fit_law import fit_law
+            from isoflop.fit.law_fit import fit_law
 
             table, convention = own
             fitted = fit_law(
@@ -94,7 +94,7 @@ def compare(
         _print(compared, cost)
 
 
-def as_object(compared: Comparison, cost: Price | None = None) -> dict[str, Any]:
+def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str, Any]:
     """The object that `--json` prints."""
     return {
         "options": [
@@ -122,7 +122,7 @@ def as_object(compared: Comparison, cost: Price | None = None) -> dict[str, Any]
     }
 
 
-def _print(compared: Comparison, cost: Price | None) -> None:
+def _print(compared: OptionComparison, cost: Price | None) -> None:
     cells = [["option", "FLOPs", "loss", f"{compared.level:.0%}", "above best", "compute"]]
     for row in compared.rows:
         between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
@@ -161,7 +161,7 @@ def laws(
     as_json: AsJson = False,
 ) -> None:
     """Published scaling laws: constants, source, convention of N, range of validity."""
-    from isoflop.laws.published import published, published_names
+    from isoflop.laws.papers import published, published_names
 
     with reported("laws"):
         chosen = [published(each) for each in (published_names() if name is None else (name,))]
@@ -199,17 +199,33 @@ def _commands(entry: Published) -> list[str]:
     return [*(["plan"] if has_loss or entry.allocates else []), *(["compare"] if has_loss else [])]
 
 
+FAMILIES = ("kaplan2020", "clark-refit")
+"""Papers with many laws, which share a heading."""
+
+
 def _print_all(entries: list[Published]) -> None:
-    """Two lines each or a few more, since formulas do not fit beside their names."""
+    """By use; two lines each or a few more, since formulas do not fit beside their names, and Kaplan's six in one."""
+    families: dict[str, list[Published]] = {}
+    for entry in sorted(entries, key=lambda entry: -len(_commands(entry))):
+        family = next((name for name in FAMILIES if entry.name.startswith(name)), entry.name)
+        families.setdefault(family, []).append(entry)
     typer.echo(f"{'name':34}{'--law of':15}paper")
-    for entry in entries:
-        states = [] if entry.law is None else [entry.law.form.text]
-        states += [
-            f"{what}{law}"
-            for what, law in (("", entry.allocation), ("batch ", entry.batch_law), ("rate ", entry.learning_rate_law))
-            if law is not None
-        ]
-        say(f"{entry.name:34}{', '.join(_commands(entry)):15}{entry.paper.split(' (')[0]}", indent=49)
-        counts = "" if entry.n_convention == "unknown" else f"  (N {entry.n_convention.replace('_', ' ')})"
-        say(f"    {'; '.join(states)}{counts}", indent=6)
+    for name, mine in families.items():
+        if len(mine) > 1:
+            say(f"{name:49}{mine[0].paper.split(' (')[0]}, {len(mine)} laws", indent=49)
+        for entry in mine:
+            start = f"{entry.name:34}{', '.join(_commands(entry)):15}"
+            counts = "" if entry.n_convention == "unknown" else f"  (N {entry.n_convention.replace('_', ' ')})"
+            if len(mine) > 1:
+                say(f"{start}{'; '.join(_statements(entry))}", indent=49)
+            else:
+                say(f"{start}{entry.paper.split(' (')[0]}", indent=49)
+                say(f"    {'; '.join(_statements(entry))}{counts}", indent=6)
     typer.echo("\nisoflop laws NAME shows constants, validity and notes.")
+
+
+def _statements(entry: Published) -> list[str]:
+    """Formulas of loss, allocation, batch and rate."""
+    laws = (("", entry.allocation), ("batch ", entry.batch_law), ("rate ", entry.learning_rate_law))
+    states = [] if entry.law is None else [entry.law.form.text]
+    return [*states, *(f"{what}{law}" for what, law in laws if law is not None)]

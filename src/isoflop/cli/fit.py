@@ -28,8 +28,8 @@ from isoflop.console import finite, grid, print_json, progress_bar, reported, sa
 from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
-    from isoflop.fit.approaches import Comparison
-    from isoflop.fit.fit_law import LawFit
+    from isoflop.fit.approaches import ApproachComparison
+    from isoflop.fit.law_fit import LawFit
     from isoflop.fit.posterior import Posterior
 
 
@@ -40,7 +40,10 @@ AHEAD = 10.0
 def fit(
     runs: RunFiles,
     law: Annotated[
-        str, typer.Option(help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp or muennighoff.")
+        str,
+        typer.Option(
+            help="hoffmann, kaplan-n, -d, -c, -ns, -nd, schaipp, muennighoff, clark (experts) or gadre-error."
+        ),
     ] = "hoffmann",
     column: Column = None,
     where: Where = None,
@@ -85,7 +88,7 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from isoflop.fit.fit_law import FITTED, fit_law
+    from isoflop.fit.law_fit import FITTED, fit_law
     from isoflop.fit.table import read_table
     from isoflop.laws.forms import FORMS
     from isoflop.record.paths import location_of
@@ -186,27 +189,35 @@ def _print_approaches(
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     import numpy as np
 
-    from isoflop.fit.approaches import NoApproach, approach_3, compare_approaches, posterior_approach
+    from isoflop.fit.approaches import Approach, approach_3, approaches_of, compare_approaches, posterior_approach
     from isoflop.fit.profiles import isoflop_profiles
     from isoflop.laws.forms import typical_rate
 
     C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
     target = AHEAD * float(C.max())
-    approaches, said = [], []
-    if isinstance(size, str):
-        said.append(str(NoApproach("the posterior", size)))
-    else:
-        approaches.append(posterior_approach(size, size.line(target), fitted.level))
-    try:
-        approaches.append(isoflop_profiles(C, N, D, L, budgets=budgets, level=fitted.level))
-    except ValueError as reason:
-        said.append(str(NoApproach("approach 2 (minima of isoFLOP profiles)", str(reason))))
-    if fitted.law.draws is None:
-        said.append(str(NoApproach("approach 3 (this law)", "a law that the runs leave open has no frontier")))
-    else:
-        approaches.append(approach_3(fitted.law, fitted.level, typical_rate(C, N, D)))
-    if approaches:
-        compared = compare_approaches(approaches, target)
+
+    def by_posterior() -> Approach:
+        if isinstance(size, str):
+            raise ValueError(size)
+        return posterior_approach(size, size.line(target), fitted.level)
+
+    def by_law() -> Approach:
+        if fitted.law.draws is None:
+            raise ValueError("a law that the runs leave open has no frontier")
+        return approach_3(fitted.law, fitted.level, typical_rate(C, N, D))
+
+    found, without = approaches_of(
+        {
+            "posterior": by_posterior,
+            "approach 2 (minima of isoFLOP profiles)": lambda: isoflop_profiles(
+                C, N, D, L, budgets=budgets, level=fitted.level
+            ),
+            "approach 3 (this law)": by_law,
+        }
+    )
+    said = list(map(str, without))
+    if found:
+        compared = compare_approaches(found, target)
         print_approaches(compared, fitted.level)
         said = [*compared.warnings, *said]
     for line in said:
@@ -293,7 +304,7 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
 
 
-def print_approaches(compared: Comparison, level: float) -> None:
+def print_approaches(compared: ApproachComparison, level: float) -> None:
     """Print what the approaches say of the frontier, for people; at most 80 columns.
 
     Args:

@@ -13,13 +13,13 @@ import typer
 
 from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs
 from isoflop.console import grid, print_json, reported, say, screen, tell
-from isoflop.ladder.attempt import Folders, RunState, state_of
 from isoflop.laws.quantities import short
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from isoflop.ladder.attempt import Folders, RunState
     from isoflop.ladder.check import LeftOut
     from isoflop.ladder.design import RungWorth
     from isoflop.ladder.fit import Estimate, LadderFit
@@ -292,9 +292,9 @@ def print_ladder_fit(fit: LadderFit) -> None:
     for label, value, write, what in _answers(fit):
         text = f"{label:<6}{write(value.value):>9}  [{write(value.low)}, {write(value.high)}]"
         console.print(f"{text:<40} {what}", markup=False)
-    compared, without = fit.approaches
+    compared = fit.approaches
     print_approaches(compared, fit.level)
-    for reason in without:
+    for reason in compared.without:
         _warn(console, reason)
     if fit.check.left_out is None:
         console.print("leave the largest rung out: too few runs are left below it")
@@ -357,6 +357,8 @@ def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Ite
     """
     from rich.console import Console
     from rich.live import Live
+
+    from isoflop.ladder.attempt import state_of
 
     console = Console(stderr=True)
     states = {run.name: state_of(run, folders[run.name]) for run in runs}

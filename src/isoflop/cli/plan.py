@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from isoflop.cli.common import (
     AsJson,
+    Budgets,
     Column,
     Dollars,
     Gpu,
@@ -19,6 +19,7 @@ from isoflop.cli.common import (
     Where,
     amount,
     amount_or_none,
+    amounts,
     describe,
     describe_cost,
     devices_of,
@@ -29,7 +30,6 @@ from isoflop.cli.common import (
 from isoflop.console import finite, print_json, reported, say, tell
 
 if TYPE_CHECKING:
-    from isoflop.fit.alternatives import Alternative
     from isoflop.fit.plan import Plan
     from isoflop.fit.price import Price
     from isoflop.fit.table import Table
@@ -50,8 +50,6 @@ Counted = Annotated[
     ),
 ]
 
-COUNTED = {"non_embedding": "non-emb.", "non_embedding_with_head": "non-emb. + head"}
-
 
 def plan(
     flops: Annotated[
@@ -63,6 +61,7 @@ def plan(
     where: Where = None,
     n_convention: Counted = None,
     keep_outliers: KeepOutliers = False,
+    budgets: Budgets = None,
     tokens: Annotated[
         float | None,
         typer.Option(metavar="TOKENS", parser=amount, help="Tokens to train on, fixed (100B); the size follows."),
@@ -121,6 +120,8 @@ def plan(
         count, device = (1, gpu) if devices is None else devices_of(devices)
         if gpu is not None and devices is not None:
             raise ValueError("expected --gpu or --devices, got both: --devices says how many, too")
+        if budgets is not None and not runs:
+            raise ValueError("--budgets needs --runs, whose budgets they are: name a CSV file or records")
         cost = price_of(device, mfu, price)
         budget = _budget(flops, cost, budget_usd, gpu_hours, None if max_hours is None else max_hours * count)
         own, convention = read_own(runs, column, where, n_convention, law) or (None, "unknown")
@@ -135,6 +136,8 @@ def plan(
             convention=convention,
             rows=None if own is None else own.rows,
             keep_outliers=keep_outliers,
+            budgets=None if budgets is None else amounts("--budgets", budgets),
+            labels=None if own is None else own.labels,
         )
         recipe = None
         if answer.convention in ("non_embedding_with_head", "unknown"):
@@ -145,7 +148,7 @@ def plan(
         return
     if recipe is not None:
         _print_recipe(recipe, answer, cost, count)
-    _print(answer, cost)
+    _print(answer, cost, recipe is not None)
 
 
 def recipe_as_object(recipe: TrainingRecipe) -> dict[str, Any]:
@@ -185,8 +188,8 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         kind += f" in {recipe.experts} experts of {max(1, shape.mlp_width // recipe.top_k):,}, top {recipe.top_k}"
         size = f"{short(recipe.N)} of {short(recipe.total)} parameters active"
     stock = answer.unique_tokens
-    epochs = "" if stock is None else f", {recipe.tokens / stock:.3g} epochs of {short(stock)} unique"
-    reach = "" if recipe.within else "; beyond the range of them all"
+    epochs = "" if stock is None else f", {_share(recipe.tokens / stock)} the {short(stock)} unique ones"
+    reach = "" if recipe.within else "; this run is larger or smaller than those that they come from"
     rows = [
         ("model", f"{family}: {kind}"),
         ("size", size),
@@ -225,10 +228,25 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
             )
         )
     if recipe.experts > 1:
-        rows.append(("experts", "the loss is that of a dense model of the active size: the experts lower it"))
+        rows.append(("experts", _gain_of_experts(recipe)))
     for name, text in rows:
         say(f"{name:8}{text}", indent=8)
     typer.echo()
+
+
+def _gain_of_experts(recipe: TrainingRecipe) -> str:
+    """What the loss above, a dense model's, leaves out."""
+    from isoflop.ladder.recipe import gain_of_experts
+
+    gains = gain_of_experts(recipe.N, recipe.experts / recipe.top_k)
+    said = "the loss is that of a dense model of the active size; "
+    if gains is None:
+        return f"{said}how much experts lower it at this size no public sweep says"
+    return f"{said}these experts are worth one {gains[0]:.2g} to {gains[1]:.2g} times as large (Clark et al. 2022)"
+
+
+def _share(epochs: float) -> str:
+    return f"{epochs:.0%} of" if epochs <= 1 else f"{epochs:.3g} passes over"
 
 
 def read_own(
@@ -293,29 +311,20 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
     return result
 
 
-def _print(answer: Plan, cost: Price | None) -> None:
-    sentence = describe_cost(cost, answer.total_flops)
-    for line in str(replace(answer, alternatives=())).split("\n"):
-        if line.startswith("by: ") and sentence is not None:
-            say(f"cost: {sentence}")
-        if line.startswith(("by: ", "note: ")):
-            say(line)
-        else:
-            typer.echo(line)  # a row of the table: its gaps stay
-    _print_others(answer.alternatives)
+def _print(answer: Plan, cost: Price | None, recipe: bool) -> None:
+    """The law's own answer, whose it is, what to know, and what other laws say."""
+    from isoflop.fit.alternatives import table_of
 
-
-def _print_others(rows: Sequence[Alternative]) -> None:
-    """At most 80 columns."""
-    from isoflop.laws.frontier import short
-
-    if not rows:
-        return
-    typer.echo(f"\n{'others':33}{'N':>7}{'D':>7}{'D/N':>9}{'loss':>7}  N counts")
-    for row in rows:
-        loss = "" if row.L is None else f"{row.L:.3f}"
-        counts = COUNTED.get(row.convention, row.convention)
-        typer.echo(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>9.3g}{loss:>7}  {counts}")
+    if recipe:
+        typer.echo("by the law alone, before a configuration is chosen and its attention counted:")
+    typer.echo(str(answer.allocation))
+    if (sentence := describe_cost(cost, answer.total_flops)) is not None:
+        say(f"cost: {sentence}")
+    say(f"by: {answer.method}")
+    for note in answer.notes:
+        say(f"note: {note}")
+    if answer.alternatives:
+        typer.echo("\n".join(["", *table_of(answer.alternatives)]))
 
 
 def _budget(

@@ -15,9 +15,16 @@ from numpy.typing import ArrayLike
 from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
-from isoflop.fit.approaches import Approach, Comparison, NoApproach, approach_3, compare_approaches
+from isoflop.fit.approaches import (
+    Approach,
+    ApproachComparison,
+    NoApproach,
+    approach_3,
+    approaches_of,
+    compare_approaches,
+)
 from isoflop.fit.envelope import envelope_of
-from isoflop.fit.fit_law import LawFit, fit_law
+from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.profiles import isoflop_profiles
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
 from isoflop.laws import PF_DAY, Law, Published, published, short
@@ -193,17 +200,13 @@ class Study:
 
     @cached_property
     def _approaches(self) -> tuple[tuple[Approach, ...], tuple[NoApproach, ...]]:
-        found, reasons = [], []
-        for name, make in (
-            ("approach 1 (envelope)", self._envelope),
-            ("approach 2 (isoFLOP minima)", self._profiles),
-            ("approach 3 (this law)", self._parametric),
-        ):
-            try:
-                found.append(make())
-            except ValueError as reason:
-                reasons.append(NoApproach(name, str(reason)))
-        return tuple(found), tuple(reasons)
+        return approaches_of(
+            {
+                "approach 1 (envelope)": self._envelope,
+                "approach 2 (isoFLOP minima)": self._profiles,
+                "approach 3 (this law)": self._parametric,
+            }
+        )
 
     @property
     def approaches(self) -> tuple[Approach, ...]:
@@ -233,7 +236,7 @@ class Study:
         vars(made).update(_fitted=earlier._fitted, _approaches=earlier._approaches)
         return made
 
-    def compared(self, C: float | None = None) -> Comparison | None:
+    def compared(self, C: float | None = None) -> ApproachComparison | None:
         """The approaches side by side, at ten times the largest run's compute by default."""
         if not self.approaches:
             return None

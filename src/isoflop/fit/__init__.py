@@ -1,19 +1,19 @@
 """Fits of scaling laws to finished runs, their uncertainty, the three approaches, hold-out and plans.
 
-`fit_law`, whose module has its name, is imported at once; all else when it is first used. `isoflop.plan` plans.
+A module is imported when one of its names is first used. `isoflop.plan` plans.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from isoflop.fit.fit_law import FITTED, LawFit, fit_law
 from isoflop.lookup import face
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import Approach, approach_3, compare_approaches
     from isoflop.fit.envelope import Curve, envelope_of, loss_envelope
     from isoflop.fit.holdout import Extrapolation, extrapolation
+    from isoflop.fit.law_fit import FITTED, LawFit, fit_law
     from isoflop.fit.options import Option, compare_options, parse_option
     from isoflop.fit.plan import Plan
     from isoflop.fit.price import Price
@@ -52,6 +52,7 @@ __getattr__ = face(
     {
         "approaches": "Approach approach_3 compare_approaches",
         "envelope": "Curve envelope_of loss_envelope",
+        "law_fit": "FITTED LawFit fit_law",
         "holdout": "Extrapolation extrapolation",
         "options": "Option compare_options parse_option",
         "plan": "Plan",

@@ -5,17 +5,20 @@ A source that states only an optimum is asked through a law of Hoffmann's form w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
-from isoflop.fit.fit_law import fit_law
-from isoflop.fit.posterior import Posterior, PriorLine
+from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.law_fit import fit_law
+from isoflop.fit.posterior import Posterior
 from isoflop.fit.profiles import isoflop_profiles
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, Frontier
-from isoflop.laws.published import Published, published, published_names
+from isoflop.laws.frontier import Allocation, Frontier, short
+from isoflop.laws.papers import Published, published, published_names
 from isoflop.record.run import DEFAULT_N
 
 SHAPE = "besiroglu2024"
@@ -46,6 +49,19 @@ class Alternative:
     L: float | None = None
     convention: Convention = "unknown"
     note: str = ""
+
+
+COUNTED = {"non_embedding": "non-emb.", "non_embedding_with_head": "non-emb. + head"}
+
+
+def table_of(rows: Sequence[Alternative]) -> list[str]:
+    """Lines of at most 80 columns, the first with heads; none without rows."""
+    lines = [f"{'others':33}{'N':>7}{'D':>7}{'D/N':>9}{'loss':>7}  N counts"] if rows else []
+    for row in rows:
+        loss = "" if row.L is None else f"{row.L:.3f}"
+        counts = COUNTED.get(row.convention, row.convention)
+        lines.append(f"{row.name:33}{short(row.N):>7}{short(row.D):>7}{row.tokens_per_param:>9.3g}{loss:>7}  {counts}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -151,7 +167,14 @@ def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple
 
 
 def own_fits(
-    question: Question, C: Array, N: Array, D: Array, L: Array, flops_per_param_token: float, convention: Convention
+    question: Question,
+    C: Array,
+    N: Array,
+    D: Array,
+    L: Array,
+    flops_per_param_token: float,
+    convention: Convention,
+    budgets: ArrayLike | None = None,
 ) -> tuple[Alternative, ...]:
     """What fits to own runs by themselves say, to compare; one that can't be had is left out.
 
@@ -168,7 +191,7 @@ def own_fits(
             if states_loss:
                 law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, draws=2, convention=convention).law
             else:
-                fit = isoflop_profiles(C, N, D, L)
+                fit = isoflop_profiles(C, N, D, L, budgets=budgets)
                 log_N = float(np.log(fit.allocate(question.flops)[0]))
                 rate = flops_per_param_token
                 law = law_through(log_N, question.flops, fit.a, flops_per_param_token=rate, convention=convention)

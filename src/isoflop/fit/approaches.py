@@ -7,7 +7,7 @@ approach 2 `isoflop.fit.profiles`; approach 3 follows from a fitted law (eq. 4),
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -150,7 +150,7 @@ def quantile(level: float, dof: float = np.inf) -> float:
     """Standard errors to either side that hold `level` of Student's t."""
     if np.isinf(dof):
         return NormalDist().inv_cdf(0.5 + level / 2)
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # slow to import
 
     return float(stdtrit(dof, 0.5 + level / 2))
 
@@ -278,13 +278,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Comparison(Shown):
-    """Approaches side by side at a budget of C FLOPs; `str()` is a table."""
+class ApproachComparison(Shown):
+    """Approaches side by side at a budget of C FLOPs, and those that the runs do not allow; `str()` is a table."""
 
     C: float
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     warnings: tuple[str, ...]
+    without: tuple[NoApproach, ...] = ()
 
     def __str__(self) -> str:
         head = ("approach", "a", "b", f"N at {self.C:.3g}", f"D at {self.C:.3g}")
@@ -304,6 +305,19 @@ class Comparison(Shown):
 
 def _cell(value: float, interval: Interval | None, form: str) -> str:
     return f"{value:{form}}" + (f" ({interval[0]:{form}}–{interval[1]:{form}})" if interval else "")
+
+
+def approaches_of(
+    makers: Mapping[str, Callable[[], Approach]],
+) -> tuple[tuple[Approach, ...], tuple[NoApproach, ...]]:
+    """The approaches that runs allow, and why they do not allow the others: those whose maker raises ValueError."""
+    found, without = [], []
+    for name, make in makers.items():
+        try:
+            found.append(make())
+        except ValueError as reason:
+            without.append(NoApproach(name, str(reason)))
+    return tuple(found), tuple(without)
 
 
 def approach_3(law: Law, level: float = 0.9, flops_per_param_token: float = TRAINING_FLOPS) -> Approach:
@@ -361,12 +375,15 @@ def _frontier(constants: Array, rate: float) -> Array:
     return np.stack([log_G - a * np.log(rate), a, -log_G - b * np.log(rate), b], axis=1)
 
 
-def compare_approaches(approaches: Sequence[Approach], C: float = CHINCHILLA) -> Comparison:
+def compare_approaches(
+    approaches: Sequence[Approach], C: float = CHINCHILLA, without: Sequence[NoApproach] = ()
+) -> ApproachComparison:
     """Approaches in one table, with a warning where two intervals for a don't overlap.
 
     Args:
         approaches: at least one.
         C: FLOPs at which N and D are compared.
+        without: approaches that the runs do not allow.
 
     Raises:
         ValueError: no approach, intervals at different levels, or C not positive.
@@ -402,7 +419,7 @@ def compare_approaches(approaches: Sequence[Approach], C: float = CHINCHILLA) ->
                     f"{x.name} and {y.name} disagree: a = {x.a:.3f} ({l1:.3f}–{h1:.3f}) against {y.a:.3f} "
                     f"({l2:.3f}–{h2:.3f}), z = {pair.z:.1f}, p = {pair.p:.2g}"
                 )
-    return Comparison(C, tuple(rows), tuple(pairs), tuple(warnings))
+    return ApproachComparison(C, tuple(rows), tuple(pairs), tuple(warnings), tuple(without))
 
 
 def _pair(x: Approach, y: Approach) -> Pair:

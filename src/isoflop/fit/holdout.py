@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
-from isoflop.fit.fit_law import LawFit, fit_law
+from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.runs import BadData, check_runs
 from isoflop.fit.uncertainty import too_few
 from isoflop.laws.forms import FORMS, compute_of

@@ -13,7 +13,7 @@ from isoflop.console import Shown
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
 from isoflop.laws.frontier import Frontier, Intervals, interval, short
-from isoflop.laws.published import Published, published
+from isoflop.laws.papers import Published, published
 from isoflop.logs.files import SUFFIXES
 
 _NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)([a-z]?)"
@@ -97,7 +97,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Comparison(Shown):
+class OptionComparison(Shown):
     """Options in the order given; `best` has the least expected loss; `sentence` says how sure that is.
 
     `sure`: whether the paired differences to all others exclude 0 at `level`; None where the law has no draws.
@@ -126,7 +126,9 @@ class Comparison(Shown):
         return "\n".join([*lines, self.sentence, f"by: {self.law}"])
 
 
-def compare_options(options: Sequence[str | Option], law: str | Law | Published, *, level: float = 0.8) -> Comparison:
+def compare_options(
+    options: Sequence[str | Option], law: str | Law | Published, *, level: float = 0.8
+) -> OptionComparison:
     """Compare options by a law: loss of each run, and how far from the best use of the same compute.
 
     Differences are taken draw by draw: options share the law's errors, so their order can be sure while their intervals
@@ -164,7 +166,7 @@ def compare_options(options: Sequence[str | Option], law: str | Law | Published,
     drawn = len(losses[best]) > 1
     close = [row for row in rows if row.behind and row.behind[1] and row.behind[1][0] <= 0]
     sure = not close if drawn else None
-    return Comparison(tuple(rows), parsed[best], sure, _sentence(rows, best, close, drawn, level), level, source)
+    return OptionComparison(tuple(rows), parsed[best], sure, _sentence(rows, best, close, drawn, level), level, source)
 
 
 def _loss_law(law: str | Law | Published) -> tuple[Law, str]:

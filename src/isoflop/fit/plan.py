@@ -7,6 +7,7 @@ the posterior's, else that of the published law of another corpus, widely.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,17 +24,18 @@ from isoflop.fit.alternatives import (
     line_law,
     other_laws,
     own_fits,
+    table_of,
 )
 from isoflop.fit.approaches import Minimum
-from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD
-from isoflop.fit.posterior import Posterior, PriorLine, posterior_of_runs
-from isoflop.fit.profiles import profile_minima
-from isoflop.fit.robust import POOR, describe_misfit, describe_outliers
+from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine
+from isoflop.fit.posterior import Posterior, posterior_of_runs
+from isoflop.fit.profiles import ProfileMinima, profile_minima
+from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
 from isoflop.laws.frontier import Allocation, Intervals, interval, short
-from isoflop.laws.published import Published, published
+from isoflop.laws.papers import Published, published
 from isoflop.record.run import DEFAULT_N
 
 
@@ -78,25 +80,28 @@ class Plan(Shown):
         """Training and inference FLOPs."""
         return self.flops + self.inference_flops
 
-    def __str__(self) -> str:
+    @property
+    def allocation(self) -> Allocation:
+        """Sizes, loss and FLOPs without their source."""
         bounds = {"loss" if name == "L" else name: value for name, value in (self.intervals or {}).items()}
         if self.inference_flops == 0:
             bounds.pop("flops", None)  # given, not estimated
-        loss = np.nan if self.L is None else self.L
-        stock = {"inference_flops": self.inference_flops, "unique_tokens": self.unique_tokens}
-        base = Allocation(self.N, self.D, loss, self.flops, self.tokens_per_param, bounds, self.level, **stock)  # type: ignore[arg-type]
-        lines = str(replace(base, convention=self.convention)).split("\n")
-        if self.L is None:
-            lines = [text for text in lines if not text.startswith("loss")]
-        lines.append(f"by: {self.method}")
-        lines += [f"note: {note}" for note in self.notes]
-        if self.alternatives:
-            lines.append(f"{'others':33}{'N':>8}{'D':>8}{'D/N':>8}{'loss':>8}  N counts")
-        for row in self.alternatives:
-            loss_text = "" if row.L is None else f"{row.L:.3f}"
-            numbers = f"{short(row.N):>8}{short(row.D):>8}{row.tokens_per_param:>8.3g}{loss_text:>8}"
-            lines.append(f"{row.name:33}{numbers}  {row.convention.replace('_', ' ')}")
-        return "\n".join(lines)
+        return Allocation(
+            self.N,
+            self.D,
+            np.nan if self.L is None else self.L,
+            self.flops,
+            self.tokens_per_param,
+            bounds,
+            self.level,
+            self.inference_flops,
+            self.unique_tokens,
+            self.convention,
+        )
+
+    def __str__(self) -> str:
+        lines = [str(self.allocation), f"by: {self.method}", *(f"note: {note}" for note in self.notes)]
+        return "\n".join([*lines, *table_of(self.alternatives)])
 
 
 REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")
@@ -168,6 +173,8 @@ def plan(
     convention: Convention = "unknown",
     rows: Sequence[object] | None = None,
     keep_outliers: bool = False,
+    budgets: ArrayLike | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Parameters and tokens for a budget.
 
@@ -188,6 +195,8 @@ def plan(
         convention: which parameters the N of `own` counts.
         rows: what to call each of the own runs in messages.
         keep_outliers: use all own runs; default: those far off the law are left out and named.
+        budgets: nominal budgets of the own runs, FLOPs, for their isoFLOP minima; default: by the runs' compute.
+        labels: other columns of the own runs, which may explain why one law does not describe them all.
 
     Raises:
         ValueError: numbers that aren't positive, or in another unit; an unknown law, or one that says nothing of sizes;
@@ -212,7 +221,9 @@ def plan(
         None if unique_tokens is None else check.check_tokens("unique_tokens", unique_tokens),
         level,
     )
-    return _by_law(question, law) if law is not None else _by_line(question, own, convention, rows, keep_outliers)
+    if law is not None:
+        return _by_law(question, law)
+    return _by_line(question, own, convention, rows, keep_outliers, budgets, labels or {})
 
 
 def _by_law(question: Question, law: str | Law | Published) -> Plan:
@@ -237,6 +248,8 @@ def _by_line(
     convention: Convention,
     called: Sequence[object] | None,
     keep_outliers: bool,
+    budgets: ArrayLike | None,
+    kinds: Mapping[str, Sequence[str]],
 ) -> Plan:
     if own is None:
         line = PriorLine()
@@ -253,27 +266,37 @@ def _by_line(
     if odd.size:
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
     posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers).towards(question.flops)
-    C, N, D, L = (np.delete(column, [run.row for run in posterior.left_out]) for column in (C, N, D, L))
+    out = {run.row for run in posterior.left_out}
+    C, N, D, L = (np.delete(column, list(out)) for column in (C, N, D, L))
+    kinds = {name: [cell for i, cell in enumerate(cells) if i not in out] for name, cells in kinds.items()}
+    poor = posterior.misfit is not None and posterior.misfit > POOR
+    columns = explaining(*posterior.residuals(N, D, L), kinds) if poor and kinds else []
     rate = posterior.flops_per_param_token(question.flops)
+    found = _minima(C, N, D, L, budgets)
     return _answer(
         question,
         line_law(posterior, question.flops, convention),
         False,
         _by_runs(posterior, question.flops),
-        rows=own_fits(question, C, N, D, L, rate, convention),
-        notes=(*runs.warnings, *_doubts(posterior, question.flops, convention, labels)),
-        minima=_minima(C, N, D, L),
+        rows=own_fits(question, C, N, D, L, rate, convention, budgets),
+        notes=(
+            *runs.warnings,
+            *(found.warnings if found is not None else ()),
+            *_doubts(posterior, question.flops, convention, labels, columns),
+        ),
+        minima=found.minima if found is not None else (),
         rate=rate,
         own=posterior,
         by_line=True,
     )
 
 
-def _minima(C: Array, N: Array, D: Array, L: Array) -> tuple[Minimum, ...]:
-    try:
-        return profile_minima(C, N, D, L).minima
-    except ValueError:  # the runs share no budgets
-        return ()
+def _minima(C: Array, N: Array, D: Array, L: Array, budgets: ArrayLike | None) -> ProfileMinima | None:
+    if budgets is not None:
+        return profile_minima(C, N, D, L, budgets=budgets)
+    with suppress(ValueError):  # the runs share no budgets
+        return profile_minima(C, N, D, L)
+    return None
 
 
 def _by_runs(posterior: Posterior, C: float) -> str:
@@ -287,12 +310,14 @@ def _by_runs(posterior: Posterior, C: float) -> str:
     )
 
 
-def _doubts(posterior: Posterior, C: float, convention: Convention, called: Sequence[object]) -> tuple[str, ...]:
+def _doubts(
+    posterior: Posterior, C: float, convention: Convention, called: Sequence[object], columns: Sequence[str]
+) -> tuple[str, ...]:
     said: tuple[str, ...] = ()
     if posterior.left_out:
         said += (describe_outliers(posterior.left_out, called),)
     if posterior.misfit is not None and posterior.misfit > POOR:
-        said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit),)
+        said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit, columns),)
     log_N = posterior.at(posterior.largest)[0]
     ratio = float(posterior.line(posterior.largest).tokens(np.exp(log_N)) / np.exp(log_N))
     if convention == "unknown":
@@ -334,7 +359,8 @@ def _answer(
     if question.tokens is not None:
         free = replace(question, tokens=None).put_to(law, rate)
         notes += (f"D is fixed; the optimum would be {short(free.N)} parameters on {short(free.D)} tokens",)
-    if not states_loss and (question.inference_tokens or question.unique_tokens is not None):
+    repeats = question.unique_tokens is not None and question.unique_tokens < found.D
+    if not states_loss and (question.inference_tokens or repeats):
         notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
     others, without = other_laws(question, besides)
     flops = found.flops if question.inference_tokens else question.flops

@@ -16,22 +16,17 @@ What is asked of a budget is also held to 20 tokens per parameter there: `Poster
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
-from statistics import NormalDist
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import (
     CONSTANTS,
-    DENSE,
     RATIO,
-    RATIO_SD,
     SIZE_SD,
-    SPLIT,
-    SPLIT_SD,
     BudgetLine,
     FlopRate,
     Origin,
@@ -77,21 +72,18 @@ FEWEST_TO_JUDGE = 6
 TELLING = 0.7
 """Standard deviation of ln N_opt at the largest budget over the prior's, above which the runs say little of it."""
 
-REFERENCE = 1e21
-"""FLOPs at which the ratio holds. Published laws that slope differently agree best about there: Hoffmann's approaches 1
-and 2, Besiroglu, DeepSeek and Llama 3 (anchored) all give 19.5–21.6 tokens per parameter."""
-QUANTILES = 2001
-"""Of ln N_opt: as draws of one Gaussian they need no chance."""
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
 CHAINS, STEPS, KEPT_FROM, EVERY = 120, 1000, 600, 20
 """Each half of the chains moves every other step; they are kept when they have forgotten where they began."""
+SCALES, SCALES_SD = np.log([NOISE, MISFIT]), np.array([NOISE_SD, MISFIT_SD])
+"""Prior of (ln s, ln τ)."""
 WIDER = 1.6
 """Chains begin at draws of the Gaussian about a mode, this much wider: skewed tails are reached sooner so."""
 BIASED = 6.0
 """Half of the chains begin at the mode for a b this many times wider: there is one for each reading of the runs."""
-MANY = 300
-"""Runs from which on the shared errors are kept as a sparse matrix."""
+SAME_SIZE = 1e-6
+"""Of ln N, within which runs are of one size."""
 LEVEL_SD = 3.0
 """Of ln L at the origin about the runs' mean: no information."""
 
@@ -115,7 +107,7 @@ def misfit(N: Array, D: Array) -> Array:
 
 def _shared(N: Array) -> Array:
     """Covariance of runs' noise over s² [n, n]."""
-    same = np.abs(np.log(N)[:, None] - np.log(N)[None]) < 1e-6
+    same = np.abs(np.log(N)[:, None] - np.log(N)[None]) < SAME_SIZE
     return np.eye(len(N)) + SHARED * same
 
 
@@ -123,48 +115,6 @@ def run_covariance(N: Array, D: Array, noise: float) -> Array:
     """Covariance of runs' ln L about a law, with b's of standard deviation `BIAS` in it [n, n]."""
     off = tilt(N, D)
     return noise**2 * _shared(N) + MISFIT**2 * np.diag(misfit(N, D)) + BIAS**2 * off[:, None] * off
-
-
-@cache
-def _standard_normal() -> Array:
-    """Its quantiles, evenly spaced in probability [QUANTILES]."""
-    return np.array([NormalDist().inv_cdf((i + 0.5) / QUANTILES) for i in range(QUANTILES)])
-
-
-@dataclass(frozen=True)
-class PriorLine:
-    """20 tokens per parameter at `reference` FLOPs, sd of its ln `ratio_sd`, less sure away; asked as a `Posterior`."""
-
-    reference: float = REFERENCE
-    ratio_sd: float = RATIO_SD
-
-    def at(self, C: float) -> tuple[float, float]:
-        """Mean and standard deviation of ln N_opt at C FLOPs.
-
-        >>> mean, sd = PriorLine().at(5.76e23)  # Chinchilla's budget
-        >>> f"{np.exp(mean) / 1e9:.1f}B parameters, times or over {np.exp(sd):.2f}"
-        '69.3B parameters, times or over 1.56'
-        """
-        far = float(np.log(C / self.reference))
-        mean = 0.5 * float(np.log(self.reference / DENSE / RATIO)) + SPLIT * far
-        return mean, float(np.hypot(self.ratio_sd / 2, SPLIT_SD * far))
-
-    def flops(self, N: float, D: float) -> float:
-        """Training FLOPs of N parameters on D tokens."""
-        return DENSE * N * D
-
-    def log_sizes(self, C: float) -> Array:
-        """Ln N_opt at C FLOPs, sorted [draws]."""
-        mean, sd = self.at(C)
-        return np.asarray(mean + sd * _standard_normal())
-
-    def exponent(self, C: float) -> float:
-        """A in N_opt ∝ C^a, everywhere the same."""
-        return SPLIT
-
-    def flops_per_param_token(self, C: float) -> float:
-        """C/(N·D)."""
-        return DENSE
 
 
 @dataclass(frozen=True)
@@ -186,6 +136,7 @@ class Posterior:
             [draws]; 0: not asked for a budget yet.
         left_out: runs far off the law.
         misfit: scatter of ln L over what seeds alone give; None: too few runs to tell.
+        telling: whether the runs say much more than the prior of the best size at the largest budget.
     """
 
     origin: Origin
@@ -200,6 +151,7 @@ class Posterior:
     turn: Array | float = field(default=0.0, repr=False)
     left_out: tuple[Outlier, ...] = ()
     misfit: float | None = None
+    telling: bool = True
 
     def line(self, C: float) -> BudgetLine:
         """The sizes that C FLOPs allow, at the runs' own FLOPs per parameter and token."""
@@ -226,11 +178,6 @@ class Posterior:
         return replace(
             self, draws=self.draws[taken], noise=self.noise[taken], form=self.form[taken], target=C, turn=turn
         )
-
-    @property
-    def telling(self) -> bool:
-        """Whether the runs say much more than the prior of the best size at the largest budget."""
-        return float(self.sizes(self.line(self.largest)).std()) < TELLING * SIZE_SD
 
     def log_sizes(self, C: float) -> Array:
         """Ln N_opt at C FLOPs, sorted [draws]."""
@@ -259,6 +206,11 @@ class Posterior:
     def sizes(self, line: BudgetLine) -> Array:
         """Ln N of the least loss on a budget's line, by draw."""
         return best_size(self.draws, self.origin, line) + self.turn * max(0.0, math.log(line.C / self.largest))
+
+    def residuals(self, N: Array, D: Array, loss: Array) -> tuple[Array, Array]:
+        """Ln L̂ − ln L of runs by the mode [n], and the slope of ln L̂ by its constants [n, 8]."""
+        x, y, theta = self.origin.x(N), self.origin.y(D), self.mode[None]
+        return log_loss(theta, x, y)[0] - np.log(loss), slopes(theta, x, y)[0]
 
     def losses(self, N: float, D: float) -> Array:
         """Ln L of a law's run of that size, without its noise, by draw."""
@@ -304,7 +256,7 @@ def posterior_of_runs(
     draws, noise, form = rows[:, :CONSTANTS], np.exp(rows[:, NOISE_AT]), np.exp(rows[:, FORM_AT])
     spread = float(np.median(noise))
     misfit = misfit_of(spread, loss) if len(N) >= FEWEST_TO_JUDGE else None
-    return Posterior(
+    found = Posterior(
         origin,
         best[:CONSTANTS],
         draws,
@@ -316,6 +268,7 @@ def posterior_of_runs(
         left_out=left_out,
         misfit=misfit,
     )
+    return replace(found, telling=float(found.sizes(found.line(found.largest)).std()) < TELLING * SIZE_SD)
 
 
 def _origin(N: Array, D: Array, C: Array) -> Origin:
@@ -330,9 +283,9 @@ def _outliers(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...]:
         return ()
     model = _Model.of(N, D, loss, _origin(N, D, C), apart=True)
     mode = _mode(model, BIASED, robust=True)
-    residuals = model.residuals(mode[None, :CONSTANTS], mode[BIAS_AT : BIAS_AT + 1])[0]
-    spread = np.sqrt(math.exp(2 * mode[NOISE_AT]) + math.exp(2 * mode[FORM_AT]) * model.form)
-    rows = np.flatnonzero(outlying(residuals, np.maximum(spread, LEAST_SCATTER)))
+    residuals = model.residuals(mode[None])[0]
+    spread = np.maximum(np.sqrt(model.variances(mode[None, NOISE_AT:])[0]), LEAST_SCATTER)
+    rows = np.flatnonzero(outlying(residuals, spread))
     return tuple(Outlier(int(i), float(loss[i]), float(loss[i] * math.exp(residuals[i]))) for i in rows)
 
 
@@ -347,30 +300,19 @@ def _checked(*columns: Array) -> list[Array]:
     return table
 
 
-def _turned(N: Array, D: Array) -> tuple[Array, Array]:
-    """`turn` and `form` of a `_Model`: [n, n], [n]."""
-    root = np.linalg.inv(np.linalg.cholesky(_shared(N)))
-    form, axes = np.linalg.eigh(root @ np.diag(misfit(N, D)) @ root.T)
-    return np.asarray(axes.T @ root), form
-
-
-def _turned_by_size(N: Array, D: Array) -> tuple[Any, Array]:
-    """The same of very many runs: those of different sizes share no error, so `turn` is sparse."""
-    from scipy import sparse
-
-    order = np.argsort(N, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(np.log(N[order])) >= 1e-6) + 1)
-    blocks = [_turned(N[group], D[group]) for group in groups]
-    turn = sparse.block_diag([block for block, _ in blocks], format="csr")[:, np.argsort(order)]
-    return turn, np.concatenate([form for _, form in blocks])
-
-
 @dataclass(frozen=True)
 class _Model:
-    """Likelihood and prior of rows (θ, b, ln s, ln τ) [rows, 11].
+    """Likelihood and prior of rows (θ, b, ln s, ln τ) [rows, 11], runs sorted by size [n].
 
-    In the coordinates of `turn`, in which s²·noise + τ²·misfit is diagonal for all s and τ, residuals have the
-    variances s² + τ²·`form`.
+    Runs of one size share noise, so a size's covariance is diag(d) + `shared`·s²·11ᵀ with d = s² + τ²·`form`: its
+    inverse and determinant have closed forms (Sherman and Morrison 1950).
+
+    Attributes:
+        x, y: ln N/N₀ and ln D/D₀ [n].
+        seen: ln L [n]; `level` is its middle.
+        off, form: what b and τ² are multiplied with [n].
+        first: the first run of each size [sizes].
+        shared: variance that runs of one size share, over s².
     """
 
     x: Array
@@ -378,73 +320,103 @@ class _Model:
     seen: Array
     level: float
     off: Array
-    turn: Any
     form: Array
+    first: NDArray[np.intp]
+    shared: float = SHARED
 
     @classmethod
     def of(cls, N: Array, D: Array, loss: Array, origin: Origin, apart: bool = False) -> _Model:
-        """`apart`: runs of one size share no noise, and each keeps its residual."""
-        if apart:
-            seen, each = np.log(loss), np.eye(len(N))
-            return cls(origin.x(N), origin.y(D), seen, float(np.median(seen)), tilt(N, D), each, misfit(N, D))
+        """`apart`: runs of one size share no noise, and keep their order."""
         seen = np.log(loss)
-        turn, form = _turned(N, D) if len(N) <= MANY else _turned_by_size(N, D)
-        return cls(origin.x(N), origin.y(D), seen, float(seen.mean()), tilt(N, D), turn, np.maximum(form, 0.0))
+        if apart:
+            level, first = float(np.median(seen)), np.arange(len(N))
+            return cls(origin.x(N), origin.y(D), seen, level, tilt(N, D), misfit(N, D), first, 0.0)
+        order = np.argsort(N, kind="stable")
+        N, D, seen = N[order], D[order], seen[order]
+        first = np.flatnonzero(np.diff(np.log(N), prepend=-np.inf) >= SAME_SIZE)
+        return cls(origin.x(N), origin.y(D), seen, float(seen.mean()), tilt(N, D), misfit(N, D), first)
 
-    def residuals(self, theta: Array, bias: Array) -> Array:
-        """Turned, not yet divided by their standard deviations [rows, n]."""
-        return np.asarray((log_loss(theta, self.x, self.y) + bias[:, None] * self.off - self.seen) @ self.turn.T)
+    def residuals(self, rows: Array) -> Array:
+        """Ln L̂ − ln L of rows (θ, b, …) [rows, n]."""
+        value = log_loss(rows[:, :CONSTANTS], self.x, self.y)
+        value += rows[:, BIAS_AT, None] * self.off
+        value -= self.seen
+        return value
+
+    def variances(self, scales: Array) -> Array:
+        """Of each run's own noise and of the form's misfit, by rows (ln s, ln τ) [rows, n]."""
+        squares = np.exp(2 * scales)
+        return np.asarray(squares[:, :1] + squares[:, 1:] * self.form)
+
+    def unlikely(self, residuals: Array, scales: Array, share: float = 1.0) -> Array:
+        """−ln likelihood but for a constant, of residuals [rows or 1, n] at (ln s, ln τ) [rows, 2]: [rows].
+
+        `share`: weight of the determinant.
+        """
+        variance = self.variances(scales)
+        weighted = residuals / variance
+        value, logs = (residuals * weighted).sum(axis=1), np.log(variance).sum(axis=1)
+        if self.shared:
+            common = self.shared * np.exp(2 * scales[:, :1])
+            inflated = 1 + common * np.add.reduceat(1 / variance, self.first, axis=1)
+            value -= (common * np.add.reduceat(weighted, self.first, axis=1) ** 2 / inflated).sum(axis=1)
+            logs += np.log(inflated).sum(axis=1)
+        return np.asarray(0.5 * (value + share * logs + (((scales - SCALES) / SCALES_SD) ** 2).sum(axis=1)))
+
+    def whitened(self, table: Array, scales: Array) -> Array:
+        """Columns [n, k] divided by a root of the covariance at (ln s, ln τ): of residuals, independent of sd 1."""
+        root = 1 / np.sqrt(self.variances(scales[None])[0])[:, None]
+        table = root * table
+        if not self.shared:
+            return table
+        squares = np.add.reduceat(root**2, self.first)
+        factor = (1 - (1 + self.shared * math.exp(2 * scales[0]) * squares) ** -0.5) / squares
+        sums = factor * np.add.reduceat(root * table, self.first)
+        return np.asarray(table - root * np.repeat(sums, np.diff([*self.first, len(root)]), axis=0))
 
     def prior(self, theta: Array) -> Array:
         """The prior of θ as residuals of standard deviation 1 [rows, 8]."""
         level = np.log(np.exp(theta[:, :3]).sum(axis=1)) - self.level
         return np.concatenate([pulls(theta), level[:, None] / LEVEL_SD], axis=1)
 
-    def prior_slopes(self, theta: Array) -> Array:
-        """Of one θ [8, 8]."""
-        return np.asarray(gradient(self.prior, theta[None])[0])
-
-    def slopes(self, theta: Array) -> Array:
-        """Of the residuals of one θ by θ and b [n, 9]."""
-        return np.asarray(self.turn @ np.column_stack([slopes(theta[None], self.x, self.y)[0], self.off]))
+    def slopes(self, mode: Array) -> Array:
+        """Of the whitened residuals by θ and b, and of the prior's, at a mode [n + 8, 9]."""
+        theta = mode[None, :CONSTANTS]
+        of_runs = self.whitened(np.column_stack([slopes(theta, self.x, self.y)[0], self.off]), mode[NOISE_AT:])
+        return np.concatenate([of_runs, np.pad(gradient(self.prior, theta)[0], ((0, 0), (0, 1)))])
 
     def log_density(self, rows: Array) -> Array:
         """Ln posterior probability, but for a constant [rows]."""
-        theta, bias, s, tau = rows[:, :CONSTANTS], rows[:, BIAS_AT], rows[:, NOISE_AT], rows[:, FORM_AT]
         with np.errstate(over="ignore", invalid="ignore"):
-            variance = np.exp(2 * s)[:, None] + np.exp(2 * tau)[:, None] * self.form
-            value = -0.5 * (self.residuals(theta, bias) ** 2 / variance + np.log(variance)).sum(axis=1)
-            value -= 0.5 * ((s - math.log(NOISE)) / NOISE_SD) ** 2
-            value -= 0.5 * ((tau - math.log(MISFIT)) / MISFIT_SD) ** 2
-            value -= (BIAS_DOF + 1) / 2 * np.log1p((bias / BIAS) ** 2 / BIAS_DOF)
-            value -= 0.5 * (self.prior(theta) ** 2).sum(axis=1)
+            value = -self.unlikely(self.residuals(rows), rows[:, NOISE_AT:])
+            value -= (BIAS_DOF + 1) / 2 * np.log1p((rows[:, BIAS_AT] / BIAS) ** 2 / BIAS_DOF)
+            value -= 0.5 * (self.prior(rows[:, :CONSTANTS]) ** 2).sum(axis=1)
         return np.where(np.isfinite(value), value, -np.inf)
 
-    def log_scales(self, squares: Array, start: Array) -> Array:
-        """(ln s, ln τ) of greatest posterior probability given squared residuals [n]."""
-        from scipy.optimize import minimize
-
-        share = max(len(squares) - 5, 1) / len(squares)  # constants that the runs fit take their share of the squares
-
-        def off(at: Array) -> float:
-            variance = math.exp(2 * at[0]) + math.exp(2 * at[1]) * self.form
-            prior = ((at[0] - math.log(NOISE)) / NOISE_SD) ** 2 + ((at[1] - math.log(MISFIT)) / MISFIT_SD) ** 2
-            return float((squares / variance + share * np.log(variance)).sum()) + prior
-
-        return np.asarray(minimize(off, start, method="Nelder-Mead", options={"xatol": 1e-2, "fatol": 1e-2}).x)
+    def scales(self, residuals: Array, at: Array) -> Array:
+        """(ln s, ln τ) of greatest posterior probability given residuals [n], by Newton's method from `at`."""
+        share = max(len(residuals) - 5, 1) / len(residuals)  # constants that the runs fit take a share of the squares
+        stencil = 1e-3 * np.array([(i, k) for i in (-1, 0, 1) for k in (-1, 0, 1)])
+        for _ in range(30):
+            f = self.unlikely(residuals[None], at + stencil, share).reshape(3, 3)
+            down = np.array([f[2, 1] - f[0, 1], f[1, 2] - f[1, 0]]) / 2e-3
+            mixed = (f[2, 2] - f[2, 0] - f[0, 2] + f[0, 0]) / 4e-6
+            curve = np.array([[f[2, 1] + f[0, 1] - 2 * f[1, 1], 0], [0, f[1, 2] + f[1, 0] - 2 * f[1, 1]]]) / 1e-6
+            size, axes = np.linalg.eigh(curve + mixed * (1 - np.eye(2)))
+            step = -axes @ ((axes.T @ down) / np.maximum(np.abs(size), 1e-3))
+            at = at + step * min(1.0, 1 / max(np.abs(step).max(), 1e-9))
+            if np.abs(step).max() < 1e-3:
+                break
+        return np.asarray(at)
 
     def covariance(self, mode: Array) -> Array:
         """Of the Gaussian about a mode [11, 11]."""
-        from scipy.linalg import block_diag
-
-        theta = mode[:CONSTANTS]
-        variance = math.exp(2 * mode[NOISE_AT]) + math.exp(2 * mode[FORM_AT]) * self.form
-        rows, prior = self.slopes(theta) / np.sqrt(variance)[:, None], self.prior_slopes(theta)
+        rows, n, whole = self.slopes(mode), len(self.seen), np.zeros((len(mode), len(mode)))
         information = rows.T @ rows
-        information[:CONSTANTS, :CONSTANTS] += prior.T @ prior
         information[BIAS_AT, BIAS_AT] += BIAS**-2
-        scales = [1 / (2 * len(self.seen) + NOISE_SD**-2), 1 / (len(self.seen) + MISFIT_SD**-2)]
-        return np.asarray(block_diag(np.linalg.inv(information), np.diag(scales)))
+        whole[:NOISE_AT, :NOISE_AT] = np.linalg.inv(information)
+        whole[NOISE_AT:, NOISE_AT:] = np.diag(1 / (np.array([2 * n, n]) + SCALES_SD**-2))
+        return whole
 
 
 def _mode(model: _Model, width: float, robust: bool = False) -> Array:
@@ -452,36 +424,56 @@ def _mode(model: _Model, width: float, robust: bool = False) -> Array:
 
     `robust`: squares of residuals beyond 3 times the scatter count less (Huber's ½r² to |r|, smooth).
     """
-    from scipy.optimize import least_squares  # SciPy takes longer to import than a plan without runs takes
-
-    least, n = math.exp(model.seen.min()), len(model.seen)
-    exponent = math.log(0.35)
+    least, exponent = math.exp(model.seen.min()), math.log(0.35)
     start = [math.log(0.6 * least), *([math.log(0.2 * least)] * 2), exponent, exponent, 0.0, 0.0, 0.0, 0.0]
-    at, scales = np.array(start), np.array([math.log(0.02), math.log(MISFIT)])
-    scale = np.append(np.ones(CONSTANTS), width * BIAS)
+    mode, scale = np.array([*start, math.log(0.02), math.log(MISFIT)]), width * BIAS
     for _ in range(12):
-        sd = np.sqrt(math.exp(2 * scales[0]) + math.exp(2 * scales[1]) * model.form)
+        scales = mode[NOISE_AT:]
 
-        def residuals(u: Array, sd: Array = sd) -> Array:
-            theta, bias = u[None, :CONSTANTS], scale[-1] * u[-1:]
-            return np.concatenate([model.residuals(theta, bias)[0] / sd, model.prior(theta)[0], u[-1:]])
+        def residuals(u: Array, scales: Array = scales) -> Array:
+            of_runs = model.whitened(model.residuals(u[None])[0][:, None], scales)[:, 0]
+            return np.concatenate([of_runs, model.prior(u[None, :CONSTANTS])[0], u[BIAS_AT:NOISE_AT] / scale])
 
-        def jacobian(u: Array, sd: Array = sd) -> Array:
-            whole = np.zeros((n + CONSTANTS + 1, CONSTANTS + 1))
-            whole[:n] = model.slopes(u[:CONSTANTS]) * scale / sd[:, None]
-            whole[n:-1, :-1] = model.prior_slopes(u[:CONSTANTS])
-            whole[-1, -1] = 1.0
-            return whole
+        def jacobian(u: Array) -> Array:
+            return np.concatenate([model.slopes(u), np.eye(1, NOISE_AT, BIAS_AT) / scale])
 
-        loss = {"loss": "soft_l1", "f_scale": 2.0} if robust else {}
-        at = least_squares(residuals, at, jacobian, method="trf", x_scale="jac", max_nfev=100, **loss).x
-        squares = model.residuals(at[None, :CONSTANTS], scale[-1] * at[-1:])[0] ** 2
+        mode = np.append(_least_squares(residuals, jacobian, mode, robust), scales)
+        left = model.residuals(mode[None])[0]
         if robust:
-            squares = np.minimum(squares, (3 * scatter(np.sqrt(squares))) ** 2)
-        before, scales = scales, model.log_scales(squares, scales)
-        if np.abs(before - scales).max() < 0.05:
+            left = np.clip(left, -(most := 3 * scatter(left)), most)
+        mode[NOISE_AT:] = model.scales(left, scales)
+        if np.abs(scales - mode[NOISE_AT:]).max() < 0.05:
             break
-    return np.concatenate([at * scale, scales])
+    return mode
+
+
+def _least_squares(
+    residuals: Callable[[Array], Array], jacobian: Callable[[Array], Array], mode: Array, robust: bool
+) -> Array:
+    """(θ, b) of the least Σr², of `robust` Σ8·(√(1 + r²/4) − 1), by Levenberg and Marquardt's method from a mode."""
+
+    def cost(r: Array) -> float:
+        return float((8 * (np.sqrt(1 + r * r / 4) - 1) if robust else r * r).sum())
+
+    at, damping, r = mode, 1e-3, residuals(mode)
+    for _ in range(100):
+        rows, weights = jacobian(at), 1 / np.sqrt(1 + r * r / 4) if robust else np.ones(len(r))
+        normal, pull = rows.T @ (weights[:, None] * rows), rows.T @ (weights * r)
+        while True:
+            step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal)), pull)
+            tried = np.append(at[:NOISE_AT] + np.clip(step, -2, 2), at[NOISE_AT:])
+            with np.errstate(over="ignore", invalid="ignore"):
+                new = residuals(tried)
+                gain = cost(r) - cost(new)
+            if gain > 0 or damping > 1e8:
+                break
+            damping *= 6
+        if not gain > 0:
+            break
+        at, r, damping = tried, new, max(damping / 5, 1e-12)
+        if gain < 1e-9 * (1 + cost(r)):
+            break
+    return np.asarray(at[:NOISE_AT])
 
 
 def _chains(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:

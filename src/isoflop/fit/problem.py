@@ -8,6 +8,7 @@ constants, and derivatives are differences. Everything after this module is the 
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -228,19 +229,22 @@ class PowerSum(Problem):
         ]
         self.offset = whole[:, :, held] @ np.array(known) if held else np.zeros((n, terms))
         self.design = np.ascontiguousarray(whole[:, :, self.free])
-        # runs last: NumPy is fast along long contiguous axes
         self._offset = np.ascontiguousarray(self.offset.T)
         self._by_term = np.ascontiguousarray(np.swapaxes(self.design, 0, 1))
-        self._flat = self._by_term.reshape(terms * n, -1)
-        # Xₖ ⊗ Xₘ of each pair of terms: the Hessian is one matrix product with these
-        self._pairs = [(k, m) for k in range(terms) for m in range(k, terms)]
-        outer = [np.einsum("np,nq->npq", self.design[:, k], self.design[:, m]) for k, m in self._pairs]
-        outer = [o if k == m else o + np.swapaxes(o, 1, 2) for o, (k, m) in zip(outer, self._pairs, strict=True)]
-        self._outer = np.stack(outer).reshape(len(self._pairs) * n, -1)
+        # each term has few constants: small products, which BLAS does not spread over threads
+        self._own = [np.flatnonzero(each.any(axis=0)) for each in self._by_term]
+        self._slopes = [each[:, own] for each, own in zip(self._by_term, self._own, strict=True)]
+        self._pairs = []
+        for k, m in itertools.combinations_with_replacement(range(terms), 2):
+            pairs = [(p, q) for p in self._own[k] for q in self._own[m] if k != m or p <= q]
+            P, Q = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+            self._pairs.append((k, m, P, Q, self._by_term[k][:, P] * self._by_term[m][:, Q]))
 
     def state(self, theta: Array) -> State:
         """Residuals [rows, n] and the terms' shares of L̂ [rows, terms, n]."""
-        share = (theta @ self._flat.T).reshape(len(theta), *self._offset.shape)
+        share = np.empty((len(theta), *self._offset.shape))
+        for k, own in enumerate(self._own):
+            np.matmul(theta[:, own], self._slopes[k].T, out=share[:, k])
         share += self._offset
         highest = share.max(axis=1, keepdims=True)
         share -= highest
@@ -256,17 +260,22 @@ class PowerSum(Problem):
     def derivatives(self, state: State, weights: Array, delta: float) -> tuple[Array, Array]:
         """Gradient [rows, free] and Hessian [rows, free, free] of Σ w·huber."""
         residuals, share = state
-        p = len(self.free)
         pull = weights * np.clip(residuals, -delta, delta)
-        pulled = pull[:, None] * share
-        gradient = pulled.reshape(len(share), -1) @ self._flat
-        curved = (weights * (np.abs(residuals) < delta) - pull)[:, None] * share
-        parts = np.empty((len(share), len(self._pairs), len(self.log_loss)))
-        for i, (k, m) in enumerate(self._pairs):
-            np.multiply(curved[:, k], share[:, m], out=parts[:, i])
+        curve = weights * (np.abs(residuals) < delta) - pull
+        gradient = np.zeros((len(share), len(self.free)))
+        hessian = np.zeros((*gradient.shape, len(self.free)))
+        for k, own in enumerate(self._own):
+            gradient[:, own] += (pull * share[:, k]) @ self._slopes[k]
+        for k, m, P, Q, products in self._pairs:
+            part = curve * share[:, m]
             if k == m:
-                parts[:, i] += pulled[:, k]
-        return gradient, (parts.reshape(len(share), -1) @ self._outer).reshape(-1, p, p)
+                part += pull
+            part *= share[:, k]
+            values = part @ products
+            hessian[:, P, Q] += values
+            mirrored = (k != m) | (P < Q)
+            hessian[:, Q[mirrored], P[mirrored]] += values[:, mirrored]
+        return gradient, hessian
 
     def constants(self, theta: Array) -> Array:
         """All constants in the formula's units [rows, constants], from θ [rows, free]."""

@@ -6,9 +6,10 @@ N_opt ∝ C^a and D_opt ∝ C^b by a line through these in logarithms. Parabolas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,15 +56,33 @@ def group(C: Array, budgets: ArrayLike | None, tolerance: float) -> tuple[list[t
         found = [(float(b), np.flatnonzero(nearest == i)) for i, b in enumerate(known)]
         return found, int((nearest < 0).sum())
     order = np.argsort(log_C)
-    parts = np.split(order, np.flatnonzero(np.diff(log_C[order]) > reach) + 1)
-    for rows in parts:
+    parts = []
+    for rows in np.split(order, np.flatnonzero(np.diff(log_C[order]) > reach) + 1):
         if np.ptp(log_C[rows]) > 2 * reach:
             raise ValueError(
                 f"expected budgets apart by more than a factor {tolerance:g}, got FLOPs that run on from "
                 f"{C[rows].min():.3g} to {C[rows].max():.3g}: name the nominal budgets (budgets=, "
                 "--budgets), such as 6e18,1e19"
             )
+        parts += _apart(rows, log_C)
     return [(float(np.exp(log_C[rows].mean())), rows) for rows in parts], 0
+
+
+MERGED = math.log(1.2)
+"""Of ln C of the runs of one budget, beyond which that they are merged is told."""
+CLEAR = 5.0
+"""Gaps of ln C this many times wider than all others part budgets, though they are close."""
+
+
+def _apart(rows: Rows, log_C: Array) -> list[Rows]:
+    """Rows of neighbouring budgets [n], by ln C, at clear gaps between them."""
+    gaps = np.diff(log_C[rows])
+    steps = np.append(1e-3, np.sort(gaps[gaps > 1e-3]))
+    jump = int(np.argmax(steps[1:] / steps[:-1])) if len(steps) > 1 else 0
+    if len(steps) < 2 or steps[jump + 1] < CLEAR * steps[jump]:
+        return [rows]
+    parts = np.split(rows, np.flatnonzero(gaps > steps[jump]) + 1)
+    return parts if min(map(len, parts)) >= NEEDED["parabola"] else [rows]
 
 
 Method = Literal["parabola", "akima"]
@@ -112,7 +131,7 @@ def akima(x: Array, loss: Array) -> tuple[Array, Array]:
     Returns:
         ln N and loss there, each [copies] or scalar; at an end of x where the loss still falls towards it.
     """
-    from scipy.interpolate import Akima1DInterpolator
+    from scipy.interpolate import Akima1DInterpolator  # slow to import, and approach 2 is by parabolas unless asked
 
     y = np.log(loss)
     copies = y.reshape(len(x), -1)
@@ -184,81 +203,11 @@ PRIOR = 4
 """Degrees of freedom that the typical budget lends to each: few residuals alone tell little of their variance."""
 
 
-def isoflop_profiles(
-    C: ArrayLike,
-    N: ArrayLike,
-    D: ArrayLike,
-    L: ArrayLike,
-    *,
-    budgets: ArrayLike | None = None,
-    tolerance: float = 1.25,
-    minimum: Method = "parabola",
-    noise: float | None = None,
-    level: float = 0.9,
-    seed: int = 0,
-    convention: Convention = "unknown",
-) -> Approach:
-    """Approach 2: the exponents of the compute-optimal size and tokens from isoFLOP profiles.
-
-    A parabola is fitted to L over ln N through all rows of a budget. An Akima interpolant goes through ln L over ln N
-    of the best run of each size.
-
-    The minima's intervals come from copies of each profile with noise added to its losses, as Porian et al. 2024 do:
-    resampling the runs instead would leave holes in grids of five to ten sizes, and an interpolant has no residuals.
-    The exponents' standard errors are the larger of what this noise and what the scatter about the line say.
-
-    Args:
-        C: training FLOPs [n].
-        N: parameters [n].
-        D: tokens [n].
-        L: losses, nats per token [n].
-        budgets: nominal budgets; rows go to the nearest in ln C, those farther than `tolerance` from it are left out.
-            None: ln C is split at gaps wider than `tolerance`.
-        tolerance: a factor of C.
-        minimum: "parabola" or "akima".
-        noise: standard deviation of a loss in nats per token. None: for parabolas their residuals, each budget's drawn
-            towards the median of all; for Akima, or where there are no residuals, `seed_noise`.
-        level: of the intervals.
-        seed: of the noise.
-        convention: which parameters N counts.
-
-    Returns:
-        The exponents, prefactors and minima; budgets without a minimum are left out and named in `warnings`.
-
-    Raises:
-        ValueError: a column with values that aren't positive, columns of different lengths, units mixed up, budgets
-            that run into each other, fewer than two budgets with a minimum.
-    """
-    found = profile_minima(
-        C, N, D, L, budgets=budgets, tolerance=tolerance, minimum=minimum, noise=noise, level=level, seed=seed
-    )
-    minima, reasons, warnings, sd_dof = found.minima, found.reasons, list(found.warnings), found.dof
-    if len(minima) < 2:
-        told = "; ".join(reasons) or f"all rows have about {minima[0].C:.3g} FLOPs"
-        raise ValueError(f"expected at least two budgets with a minimum, got {len(minima)}: {told}")
-    if len(minima) == 2:
-        warnings.append("two budgets: whether the minima lie on a line can't be tested")
-    at = np.log([m.C for m in minima])
-    spread = np.array([m.standard_error for m in minima])
-    sizes, tokens = np.log([m.N for m in minima]), np.log([m.D for m in minima])
-    return from_lines(
-        f"approach 2 ({'parabola' if minimum == 'parabola' else 'Akima'})",
-        line(at, sizes, spread, sd_dof),
-        line(at, tokens, spread, sd_dof),
-        level_of(level),
-        minima=minima,
-        warnings=(*warnings, *reasons),
-        n=found.rows,
-        convention=convention,
-        number=2,
-    )
-
-
 @dataclass(frozen=True)
 class ProfileMinima:
     """The sizes of least loss at the budgets that show one; why others don't, and what is odd about the rows.
 
-    `dof`: degrees of freedom behind the noise. `rows`: in the profiles.
+    `dof`: degrees of freedom behind the noise. `rows`: in the profiles. `level`: of the minima's intervals.
     """
 
     minima: tuple[Minimum, ...]
@@ -266,6 +215,8 @@ class ProfileMinima:
     warnings: tuple[str, ...]
     dof: float
     rows: int
+    method: Method
+    level: float
 
 
 def profile_minima(
@@ -281,7 +232,29 @@ def profile_minima(
     level: float = 0.9,
     seed: int = 0,
 ) -> ProfileMinima:
-    """The minima alone, of one budget too. Arguments and errors as `isoflop_profiles`."""
+    """The sizes of least loss, of one budget too.
+
+    A parabola is fitted to L over ln N through all rows of a budget. An Akima interpolant goes through ln L over ln N
+    of the best run of each size.
+
+    The minima's intervals come from copies of each profile with noise added to its losses, as Porian et al. 2024 do:
+    resampling the runs instead would leave holes in grids of five to ten sizes, and an interpolant has no residuals.
+
+    Args:
+        C, N, D, L: as `isoflop_profiles`.
+        budgets: nominal budgets; rows go to the nearest in ln C, those farther than `tolerance` from it are left out.
+            None: ln C is split at gaps wider than `tolerance`.
+        tolerance: a factor of C.
+        minimum: "parabola" or "akima".
+        noise: standard deviation of a loss in nats per token. None: for parabolas their residuals, each budget's drawn
+            towards the median of all; for Akima, or where there are no residuals, `seed_noise`.
+        level: of the intervals.
+        seed: of the noise.
+
+    Raises:
+        ValueError: a column with values that aren't positive, columns of different lengths, units mixed up, budgets
+            that run into each other.
+    """
     level, warnings = level_of(level), []
     if minimum not in ("parabola", "akima"):
         raise ValueError(f'expected minimum "parabola" or "akima", got {minimum!r}')
@@ -289,6 +262,12 @@ def profile_minima(
     groups, left = group(C, budgets, tolerance)
     if left:
         warnings.append(f"{left} of {len(C)} rows left out: more than a factor {tolerance:g} from the nearest budget")
+    warnings += [
+        f"runs of {C[rows].min():.3g} to {C[rows].max():.3g} FLOPs are taken for one budget: if they are several, name "
+        "them (budgets=, --budgets)"
+        for _, rows in groups
+        if budgets is None and np.ptp(np.log(C[rows])) > MERGED
+    ]
     kept: list[tuple[float, Rows]] = []
     left_out: list[tuple[float, str]] = []
     for value, rows in groups:
@@ -307,7 +286,7 @@ def profile_minima(
         else:
             left_out.append((value, found))
     rows_used = sum(len(rows) for _, rows in kept)
-    return ProfileMinima(tuple(minima), _by_cause(left_out), tuple(warnings), sd_dof, rows_used)
+    return ProfileMinima(tuple(minima), _by_cause(left_out), tuple(warnings), sd_dof, rows_used, minimum, level)
 
 
 def _by_cause(left_out: Sequence[tuple[float, str]]) -> tuple[str, ...]:
@@ -362,3 +341,46 @@ def _minimum(
     error = float(draws.std()) * COPIES / len(draws)
     tokens = float(budget / (rate * size))
     return Minimum(budget, size, tokens, float(least), len(best), error, around(size, reach * error))
+
+
+def isoflop_profiles(
+    C: ArrayLike, N: ArrayLike, D: ArrayLike, L: ArrayLike, *, convention: Convention = "unknown", **options: Any
+) -> Approach:
+    """Approach 2: the exponents of the compute-optimal size and tokens from isoFLOP profiles.
+
+    The exponents' standard errors are the larger of what the minima's noise and what their scatter about the line say.
+
+    Args:
+        C: training FLOPs [n].
+        N: parameters [n].
+        D: tokens [n].
+        L: losses, nats per token [n].
+        convention: which parameters N counts.
+        options: of `profile_minima`.
+
+    Returns:
+        The exponents, prefactors and minima; budgets without a minimum are left out and named in `warnings`.
+
+    Raises:
+        ValueError: as `profile_minima`; or fewer than two budgets with a minimum.
+    """
+    found = profile_minima(C, N, D, L, **options)
+    minima, warnings = found.minima, list(found.warnings)
+    if len(minima) < 2:
+        told = "; ".join(found.reasons) or f"all rows have about {minima[0].C:.3g} FLOPs"
+        raise ValueError(f"expected at least two budgets with a minimum, got {len(minima)}: {told}")
+    if len(minima) == 2:
+        warnings.append("two budgets: whether the minima lie on a line can't be tested")
+    at = np.log([m.C for m in minima])
+    spread = np.array([m.standard_error for m in minima])
+    return from_lines(
+        f"approach 2 ({'Akima' if found.method == 'akima' else 'parabola'})",
+        line(at, np.log([m.N for m in minima]), spread, found.dof),
+        line(at, np.log([m.D for m in minima]), spread, found.dof),
+        found.level,
+        minima=minima,
+        warnings=(*warnings, *found.reasons),
+        n=found.rows,
+        convention=convention,
+        number=2,
+    )

@@ -168,7 +168,7 @@ def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence
                 f"{called[odd[0]]}, column {name!r}: {values[odd[0]]:.3g} beside a median of {typical:.3g}: is it "
                 "in the same unit?"
             )
-        if np.ptp(np.log(values)) < 1e-9:
+        if len(values) > 1 and np.ptp(np.log(values)) < 1e-9:
             said.append(f"all runs have the same {name} ({values[0]:.4g}): what depends on it is not identified")
     if (taken["loss"] > 20).any():
         row = int(np.argmax(taken["loss"]))

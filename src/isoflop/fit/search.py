@@ -284,6 +284,11 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "D_c": (1e6, 1e18),
     "alpha_N": (0.01, 1.0),
     "alpha_D": (0.01, 1.0),
+    "gamma": (1e-4, 3.0),
+    "epsilon": (0.05, 2.0),
+    "k": (1e-2, 1e3),
+    "X_start": (1.01, 10.0),
+    "X_max": (20.0, 5000.0),
     "R_D_star": (0.1, 1e4),
     "R_N_star": (0.1, 1e4),
 }

@@ -98,9 +98,24 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
 GUESSES: dict[str, tuple[str, ...]] = {
     "N": ("N", "params", "parameters", "n_params", "num_params", "model_size", "size", "non_embedding"),
     "D": ("D", "tokens", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "data"),
-    "C": ("C", "flops", "compute", "training_flops", "train_flops", "total_flops", "C_min"),
+    "C": (
+        "C",
+        "flops",
+        "compute",
+        "training_flops",
+        "train_flops",
+        "total_flops",
+        "C_min",
+        "budget",
+        "flops_budget",
+        "compute_budget",
+        "flop_budget",
+    ),
     "U": ("U", "unique_tokens"),
+    "X": ("X", "experts", "num_experts", "n_experts", "num_local_experts", "n_routed_experts"),
     "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
+    "L": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
+    "error": ("error", "err", "downstream_error", "top1_error", "mean_error", "error_rate"),
     "perplexity": ("perplexity", "ppl", "val_ppl", "eval_ppl", "val_perplexity", "validation_perplexity"),
 }
 """Names of columns that are taken without being told, in any case and with any separators, the likeliest first."""
@@ -241,6 +256,8 @@ def _blank(label: str, row: int, cells: Mapping[str, list[float]], taken: Mappin
 def _taken(wanted: Sequence[str], present: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
     """Which column is what; one of N and D may be missing where C is there, and the loss where the perplexity is."""
     taken = {}
+    if "L" in wanted and "loss" not in named:  # an error by the loss: Gadre et al. 2024
+        named = {**named, "loss": _column("error", present, None)}
     for what in wanted:
         stand_in = {"N": "C", "D": "C", "loss": "perplexity"}.get(what)
         missing = what not in named and _guess(what, present) is None

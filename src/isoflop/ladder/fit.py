@@ -20,15 +20,15 @@ import numpy as np
 from isoflop.arrays import Array
 from isoflop.fit.approaches import (
     Approach,
-    Comparison,
-    NoApproach,
+    ApproachComparison,
     approach_3,
+    approaches_of,
     compare_approaches,
     posterior_approach,
 )
 from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.envelope import envelope_of
-from isoflop.fit.fit_law import fit_law
+from isoflop.fit.law_fit import fit_law
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import isoflop_profiles
 from isoflop.fit.runs import (
@@ -44,7 +44,7 @@ from isoflop.ladder.check import Described, described, run_losses
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of, typical_rate
-from isoflop.laws.published import published
+from isoflop.laws.papers import published
 from isoflop.laws.quantities import short
 from isoflop.record.paths import check_location, location_of
 from isoflop.record.reader import read_runs
@@ -268,7 +268,7 @@ class LadderFit:
         return _loss(self.posterior, N, D, self.level)
 
     @cached_property
-    def approaches(self) -> tuple[Comparison, tuple[NoApproach, ...]]:
+    def approaches(self) -> ApproachComparison:
         """This law's and Hoffmann et al.'s three, side by side at the target; and why some of these are missing."""
         return compare_all(self.finished, self.posterior, self.target, self.level)
 
@@ -277,7 +277,7 @@ class LadderFit:
         answers = ("N_opt", "D_opt", "tokens_per_param", "batch", "loss", "noise")
         row_keys = ("name", "a", "a_interval", "N", "N_interval", "D", "D_interval")
         check, rung = self.check.left_out, self.rung
-        compared, without = self.approaches
+        compared = self.approaches
         runs = [{key: getattr(run, key) for key in ("name", "N", "D", "flops", "loss")} for run in self.finished.runs]
         return {
             "target_flops": self.target_flops,
@@ -285,7 +285,7 @@ class LadderFit:
             **{name: asdict(getattr(self, name)) for name in answers},
             "exponents": {name: asdict(value) for name, value in self.exponents.items()},
             "approaches": [{key: getattr(row, key) for key in row_keys} for row in compared.rows],
-            "without_opinion": [str(each) for each in without],
+            "without_opinion": [str(each) for each in compared.without],
             "described": {
                 **{name: getattr(self.check, name) for name in ("well", "moving", "noisy", "odds", "moves", "noise")}
             },
@@ -399,9 +399,7 @@ def _exponents(posterior: Posterior, target: BudgetLine, log_N: Array, level: fl
     return found
 
 
-def compare_all(
-    finished: FinishedRuns, posterior: Posterior, target: BudgetLine, level: float
-) -> tuple[Comparison, tuple[NoApproach, ...]]:
+def compare_all(finished: FinishedRuns, posterior: Posterior, target: BudgetLine, level: float) -> ApproachComparison:
     """The ladder's law and Hoffmann et al.'s approaches at the target; and why some of these are missing."""
     N, D, C, L = finished.columns
 
@@ -422,17 +420,15 @@ def compare_all(
             raise ValueError("these runs alone leave constants of the law open")
         return approach_3(law, level, typical_rate(C, N, D))
 
-    found, without = [posterior_approach(posterior, target, level, NAME)], []
-    for name, make in (
-        ("approach 1 (envelope of curves)", by_curves),
-        ("approach 2 (minima of isoFLOP profiles)", lambda: isoflop_profiles(C, N, D, L, level=level)),
-        ("approach 3 (the law without a prior)", by_law),
-    ):
-        try:
-            found.append(make())
-        except ValueError as reason:
-            without.append(NoApproach(name, str(reason)))
-    return compare_approaches(found, target.C), tuple(without)
+    found, without = approaches_of(
+        {
+            NAME: lambda: posterior_approach(posterior, target, level, NAME),
+            "approach 1 (envelope of curves)": by_curves,
+            "approach 2 (minima of isoFLOP profiles)": lambda: isoflop_profiles(C, N, D, L, level=level),
+            "approach 3 (the law without a prior)": by_law,
+        }
+    )
+    return compare_approaches(found, target.C, without)
 
 
 def _warnings(

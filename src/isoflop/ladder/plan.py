@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
 
 from isoflop.record.run import PREFERRED_N
 
@@ -21,16 +20,17 @@ CONVENTIONS = PREFERRED_N
 """Counts of N that every run states (`isoflop.flops.parameters`)."""
 
 
-FROM_ZERO = ("rung", "warmup_steps", "seed", "history_runs")
-"""Whole numbers that may be 0; all others are 1 at least, and all other numbers positive."""
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)]
+CountFromZero = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e300)]
 
 
 class PlanError(ValueError):
     """A plan that can't be read; the text names the field, what was expected and what was found."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
+class PlannedRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run of the ladder, with a learning-rate schedule that ends at its own last step.
 
     Attributes:
@@ -50,19 +50,19 @@ class PlannedRun:
         branch_of: the longer run of this size whose steps it shares until its decay begins; None: it starts anew.
     """
 
-    name: str
-    rung: int
+    name: Text
+    rung: CountFromZero
     config: Mapping[str, Any]
-    parameters: Mapping[str, int]
-    tokens: int
-    batch_tokens: int
-    steps: int
-    warmup_steps: int
-    learning_rate: float
-    flops: float
-    seed: int = 0
-    decay_steps: int | None = None
-    branch_of: str | None = None
+    parameters: Mapping[str, Count]
+    tokens: Count
+    batch_tokens: Count
+    steps: Count
+    warmup_steps: CountFromZero
+    learning_rate: Positive
+    flops: Positive
+    seed: CountFromZero = 0
+    decay_steps: Count | None = None
+    branch_of: Text | None = None
 
     @property
     def first_step(self) -> int:
@@ -71,11 +71,10 @@ class PlannedRun:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: what the YAML holds, and what `train(config)` is called with."""
-        return _plain(asdict(self))
+        return _plain(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expected:
+class Expected(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Expected interval of one quantity at the target after the ladder, known before a FLOP is spent.
 
     Attributes:
@@ -84,15 +83,14 @@ class Expected:
         even_low, even_high: the same for an even grid of sizes and budgets with the same spend and number of runs.
     """
 
-    estimate: float
-    low: float
-    high: float
-    even_low: float | None = None
-    even_high: float | None = None
+    estimate: Positive
+    low: Positive
+    high: Positive
+    even_low: Positive | None = None
+    even_high: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class LadderPlan:
+class LadderPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The runs that tell most about the target for the spend.
 
     Attributes:
@@ -111,19 +109,19 @@ class LadderPlan:
         history_runs: finished runs whose information the design counts on.
     """
 
-    target_flops: float
-    spend_flops: float
-    family: str
-    vocab_size: int
-    sequence_length: int
-    convention: str
+    target_flops: Positive
+    spend_flops: Positive
+    family: Text
+    vocab_size: Count
+    sequence_length: Count
+    convention: Text
     runs: tuple[PlannedRun, ...]
-    level: float
+    level: Positive
     expected: Mapping[str, Expected]
-    rules: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    unique_tokens: float | None = None
-    history_runs: int = 0
+    rules: Mapping[str, Text] = field(default_factory=dict)
+    warnings: tuple[Text, ...] = ()
+    unique_tokens: Positive | None = None
+    history_runs: CountFromZero = 0
 
     @property
     def flops(self) -> float:
@@ -132,16 +130,12 @@ class LadderPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the object in the YAML file and of `--json`."""
-        return {"version": PLAN_VERSION, **_plain(asdict(self))}
+        return {"version": PLAN_VERSION, **_plain(self)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Struct) -> Any:
     """Without tuples and numpy's numbers, which YAML's safe dialect does not know."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
+    return to_builtins(to_builtins(value, enc_hook=lambda number: number.item()), builtin_types=())
 
 
 def _plan_from(found: object) -> LadderPlan:
@@ -150,11 +144,15 @@ def _plan_from(found: object) -> LadderPlan:
     Raises:
         PlanError: a field is missing, unknown or of another kind, or runs contradict themselves.
     """
-    values = _mapping("the plan", found)
-    version = values.pop("version", None)
+    values = dict(found) if isinstance(found, dict) else found
+    version = values.pop("version", None) if isinstance(values, dict) else PLAN_VERSION
     if version != PLAN_VERSION:
         raise PlanError(f"version: expected {PLAN_VERSION}, got {version!r}: plan the ladder anew with this isoflop")
-    plan: LadderPlan = _object(LadderPlan, "", values)
+    try:
+        plan = convert(values, LadderPlan, strict=False)  # numbers may be texts: YAML 1.1 reads 1e21 as one
+    except ValidationError as error:
+        text, _, place = str(error).partition(" - at `$")
+        raise PlanError(f"{place.strip('.`') or 'the plan'}: {text[0].lower()}{text[1:]}") from None
     if plan.convention not in CONVENTIONS:
         raise _refused("convention", f"one of {', '.join(CONVENTIONS)}", plan.convention)
     if plan.level >= 1:
@@ -196,64 +194,6 @@ def _refused(path: str, expected: str, found: object, todo: str = "") -> PlanErr
     text = repr(found)
     shown = text if len(text) <= 60 else text[:57] + "…"
     return PlanError(f"{path}: expected {expected}, got {type(found).__name__} {shown}{todo}")
-
-
-def _join(path: str, name: object) -> str:
-    return f"{path}.{name}" if path else str(name)
-
-
-def _mapping(path: str, found: object) -> dict[str, Any]:
-    if not isinstance(found, Mapping):
-        raise _refused(path, "fields by name", found)
-    return {str(name): value for name, value in found.items()}
-
-
-def _object(kind: Any, path: str, found: object) -> Any:
-    """Read a dataclass by the types of its fields; those without a default are required."""
-    values, types = _mapping(path or "the plan", found), get_type_hints(kind)
-    for name in values:
-        if name not in types:
-            raise PlanError(f"{_join(path, name)}: unknown field; expected one of {', '.join(types)}")
-    for each in fields(kind):
-        if each.name not in values and each.default is MISSING and each.default_factory is MISSING:
-            raise PlanError(f"{_join(path, each.name)}: missing")
-    return kind(**{name: _value(types[name], _join(path, name), value) for name, value in values.items()})
-
-
-def _value(kind: Any, path: str, found: Any) -> Any:
-    """Read a value of a type: a dataclass, `X | None`, tuple[X, ...], Mapping[str, X], str, int, float or Any."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _object(kind, path, found)
-    if origin is UnionType:
-        return None if found is None else _value(inner[0], path, found)
-    if origin is tuple:
-        if not isinstance(found, list | tuple):
-            raise _refused(path, "a list", found)
-        return tuple(_value(inner[0], f"{path}[{i}]", item) for i, item in enumerate(found))
-    if origin is Mapping:
-        return {name: _value(inner[1], _join(path, name), value) for name, value in _mapping(path, found).items()}
-    return found if kind is Any else _plain_value(kind, path, found)
-
-
-def _plain_value(kind: type, path: str, found: Any) -> str | int | float:
-    if kind is str:
-        if not isinstance(found, str) or not found:
-            raise _refused(path, "a text", found)
-        return found
-    number = found
-    if isinstance(found, str) and kind is float:  # YAML 1.1 reads 1e21 as a text: it wants 1.0e+21
-        with suppress(ValueError):
-            number = float(found)
-    known = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    if kind is float:
-        if not known or number <= 0:
-            raise _refused(path, "a positive number", found)
-        return float(number)
-    least = 0 if path.rsplit(".", 1)[-1] in FROM_ZERO else 1
-    if not known or number != number // 1 or number < least:
-        raise _refused(path, f"a whole number of at least {least}", found)
-    return int(number)
 
 
 def write_plan(plan: LadderPlan, path: Path | str) -> None:

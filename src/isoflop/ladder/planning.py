@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec.structs
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
@@ -288,7 +289,7 @@ def _branched(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     found = []
     for run in runs:
         trunk = longest[tuple(run.parameters.values())]
-        found.append(run if trunk is run else replace(run, branch_of=trunk.name))
+        found.append(run if trunk is run else msgspec.structs.replace(run, branch_of=trunk.name))
     return tuple(found)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from isoflop.ladder.sizes import Shape, family_of, size_grid
+from isoflop.laws.forms import dense_equivalent
+from isoflop.laws.papers import published
 from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
 
 WEIGHT_DECAY = 0.1
@@ -124,6 +126,26 @@ def recipe_of(
         experts=experts,
         top_k=top_k,
     )
+
+
+EXPERT_LAWS = ("clark-refit-rlr", "clark-refit-sbase", "clark-refit-hash")
+LARGEST_OF_EXPERTS = 4e9
+"""Active parameters: three times the largest of Clark et al. 2022's runs."""
+
+
+def gain_of_experts(N: float, X: float) -> Ends | None:
+    """Least and most size of a dense model over N with the loss of N active parameters and X experts of full width.
+
+    By three routers of Clark et al. 2022; None: beyond the sizes of their runs.
+    """
+    if N > LARGEST_OF_EXPERTS:
+        return None
+    laws = [law for name in EXPERT_LAWS if (law := published(name).law) is not None]
+    gains = []
+    for law in laws:
+        constants = {name: value for name, value in law.constants.items() if name != "A"}
+        gains.append(float(dense_equivalent(N, X, **constants)) / N)
+    return min(gains), max(gains)
 
 
 def _ruled(rules: dict[str, Recipe], at: Mapping[str, float]) -> tuple[float, Ends, bool]:

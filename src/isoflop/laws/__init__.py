@@ -1,20 +1,27 @@
-"""Scaling laws: formulas, published constants, the compute-optimal frontier."""
+"""Scaling laws: formulas, published constants, the compute-optimal frontier. Modules are imported when used."""
 
-from isoflop.laws.forms import (
-    FORMS,
-    HOFFMANN,
-    Convention,
-    Form,
-    Law,
-    compute_of,
-    critical_batch,
-    minimum_steps,
-    typical_rate,
-    unique_tokens_needed,
-)
-from isoflop.laws.frontier import Allocation, Frontier, optimal_allocation, size_factor, waste_of
-from isoflop.laws.published import PowerLaw, Published, published, published_names
-from isoflop.laws.quantities import PF_DAY, interval, short
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from isoflop.lookup import face
+
+if TYPE_CHECKING:
+    from isoflop.laws.forms import (
+        FORMS,
+        HOFFMANN,
+        Convention,
+        Form,
+        Law,
+        compute_of,
+        critical_batch,
+        minimum_steps,
+        typical_rate,
+        unique_tokens_needed,
+    )
+    from isoflop.laws.frontier import Allocation, Frontier, optimal_allocation, size_factor, waste_of
+    from isoflop.laws.papers import PowerLaw, Published, published, published_names
+    from isoflop.laws.quantities import PF_DAY, interval, short
 
 __all__ = [
     "FORMS",
@@ -40,3 +47,14 @@ __all__ = [
     "unique_tokens_needed",
     "waste_of",
 ]
+
+__getattr__ = face(
+    __name__,
+    {
+        "forms": "FORMS HOFFMANN Convention Form Law compute_of critical_batch minimum_steps typical_rate "
+        "unique_tokens_needed",
+        "frontier": "Allocation Frontier optimal_allocation size_factor waste_of",
+        "papers": "PowerLaw Published published published_names",
+        "quantities": "PF_DAY interval short",
+    },
+)

@@ -152,6 +152,51 @@ def muennighoff_loss(
     return hoffmann_loss(effective_N, effective_D, E=E, A=A, B=B, alpha=alpha, beta=beta)
 
 
+# -- Clark et al. 2022 (arXiv:2202.01169): mixtures of experts ---------------------------------------------------------
+
+
+def saturated(X: ArrayLike, X_start: ArrayLike, X_max: ArrayLike) -> Array:
+    """What X experts are worth, from `X_start` for one to `X_max` for very many: section 4.4."""
+    X, X_start, X_max = values(X), values(X_start), values(X_max)
+    return np.asarray(1 / (1 / (X - 1 + 1 / (1 / X_start - 1 / X_max)) + 1 / X_max))
+
+
+def clark_loss(
+    N: ArrayLike,
+    X: ArrayLike,
+    *,
+    A: ArrayLike,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    gamma: ArrayLike,
+    X_start: ArrayLike,
+    X_max: ArrayLike,
+) -> Array:
+    """L(N,X) = A·N^−α·X̂^−β·X̂^(γ·ln N), X̂ = `saturated`: their eq. 1, in natural logarithms (γ = c/ln 10).
+
+    N active parameters, X experts a layer of which a token visits one; all their runs saw 130B tokens.
+    """
+    log_N, log_X = np.log(values(N)), np.log(saturated(X, X_start, X_max))
+    value = -values(alpha) * log_N - values(beta) * log_X + values(gamma) * log_N * log_X
+    return np.asarray(values(A) * np.exp(value))
+
+
+def dense_equivalent(
+    N: ArrayLike,
+    X: ArrayLike,
+    *,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    gamma: ArrayLike,
+    X_start: ArrayLike,
+    X_max: ArrayLike,
+) -> Array:
+    """Parameters of the dense model with the loss of N active parameters and X experts, by `clark_loss`."""
+    one, many = (np.log(saturated(x, X_start, X_max)) for x in (1.0, X))
+    gain = (values(alpha) - values(gamma) * many) * np.log(values(N)) + values(beta) * (many - one)
+    return np.asarray(np.exp(gain / (values(alpha) - values(gamma) * one)))
+
+
 # -- Schaipp 2026 (arXiv:2607.01487), Gadre et al. 2024 (arXiv:2403.08540) ---------------------------------------------
 
 
@@ -339,6 +384,7 @@ FORMS: dict[str, Form] = {
         Form("kaplan-nd", kaplan_loss_nd, "L(N,D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D"),
         Form("kaplan-ns", kaplan_loss_ns, "L(N,S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S"),
         Form("muennighoff", muennighoff_loss, "L(N,D,U) = E + A/N'^α + B/D'^β, D' and N' with R_D*, R_N*"),
+        Form("clark", clark_loss, "L(N,X) = A·N^−α·X̂^(γ·ln N − β), X̂ from X experts, X_start and X_max"),
         Form("schaipp", schaipp_loss, "L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ"),
         Form("gadre", gadre_loss, "L = E + (a·M^η + b·M^−η)·C^−η, M = D/N, C = 6·N·D"),
         Form("gadre-error", gadre_error, "Err(L) = ε − k·exp(−γ·L)"),

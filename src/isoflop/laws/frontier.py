@@ -54,7 +54,7 @@ class Allocation(Shown):
     Attributes:
         N: parameters, of the law's convention.
         D: training tokens, repeated ones included.
-        loss: nats per token.
+        loss: nats per token; NaN: unknown.
         flops: training FLOPs.
         tokens_per_param: D/N.
         intervals: (low, high) by attribute, for what the law's draws leave uncertain; None where it has no draws.
@@ -93,7 +93,7 @@ class Allocation(Shown):
             ("N", "N", f"parameters{counted}"),
             ("D", "D", "tokens"),
             ("D/N", "tokens_per_param", "tokens per parameter"),
-            ("loss", "loss", "nats per token"),
+            *([] if np.isnan(self.loss) else [("loss", "loss", "nats per token")]),
             ("FLOPs", "flops", "to train"),
         ]
         if self.inference_flops:

@@ -6,13 +6,22 @@ A count below a thousand is no language model's, but very likely one in thousand
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import ArrayLike
+if TYPE_CHECKING:  # scalars are checked without NumPy, which takes half of a command's start
+    from numpy.typing import ArrayLike
 
-from isoflop.arrays import Array
+    from isoflop.arrays import Array
 
-UNITS = {"N": "parameters", "D": "tokens", "U": "unique tokens", "S": "steps", "C": "FLOPs", "loss": "nats per token"}
+UNITS = {
+    "N": "parameters",
+    "D": "tokens",
+    "U": "unique tokens",
+    "S": "steps",
+    "C": "FLOPs",
+    "X": "experts",
+    "loss": "nats per token",
+}
 SMALLEST = 1e3
 """Parameters or tokens of a model that was trained."""
 LEAST = {"N": SMALLEST, "D": SMALLEST, "U": SMALLEST, "C": 6 * SMALLEST**2}
@@ -23,15 +32,24 @@ PF_DAY = 8.64e19
 
 def check_positive(name: str, value: ArrayLike, unit: str) -> Array:
     """Values as floats; ValueError unless all are positive and finite."""
+    import numpy as np
+
     numbers = np.asarray(value, dtype=float)
     if not np.all((numbers > 0) & np.isfinite(numbers)):
-        raise ValueError(f"{name} must be a positive, finite number of {unit}, got {value!r}: check its unit and sign")
+        raise _not_positive(name, value, unit)
     return numbers
+
+
+def _not_positive(name: str, value: object, unit: str) -> ValueError:
+    return ValueError(f"{name} must be a positive, finite number of {unit}, got {value!r}: check its unit and sign")
 
 
 def positive(name: str, value: float, unit: str) -> float:
     """One value as a float; ValueError unless it is positive and finite."""
-    return float(check_positive(name, value, unit))
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise _not_positive(name, value, unit)
+    return number
 
 
 def check_parameters(name: str, value: float) -> float:
@@ -99,6 +117,8 @@ def short(count: float) -> str:
 
 def interval(values: Array, level: float) -> tuple[float, float]:
     """Percentiles (1 ± level)/2 of draws; NaN draws, which have no answer, are left out, infinite ones count."""
+    import numpy as np
+
     values = values[~np.isnan(values)]
     if not values.size:
         return math.nan, math.nan

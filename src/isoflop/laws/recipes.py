@@ -1,6 +1,6 @@
 """Batch and peak learning rate of a run by published recipes, each with its source and the range it was fitted to.
 
-The laws' constants are those of `isoflop.laws.published`; the rates are of Adam's kind. And shapes beyond those that
+The laws' constants are those of `isoflop.laws.papers`; the rates are of Adam's kind. And shapes beyond those that
 Kaplan et al. 2020 found to matter little.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from isoflop.laws.published import PowerLaw, published
+from isoflop.laws.papers import PowerLaw, published
 
 GPT3_SIZE, GPT3_WIDTH, GPT3_RATE = 85e6, 768, 6e-4
 """GPT-3 Small (Brown et al. 2020, table 2.1). Its rate times 768/width gives the table's others within a third up to

@@ -21,8 +21,8 @@ from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import compute_label
 from isoflop.figures.text import counted, counted_as, loss_label, parameters
 from isoflop.fit.envelope import BINS
-from isoflop.fit.fit_law import DELTA
 from isoflop.fit.holdout import Extrapolation
+from isoflop.fit.law_fit import DELTA
 from isoflop.laws import short
 from isoflop.report.runs import commit_of, device_of, number_of, text_of
 

@@ -13,7 +13,7 @@ import numpy as np
 from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import BEYOND
 from isoflop.figures.text import counted, listed, name_of, sentence
-from isoflop.fit.approaches import Comparison, approach_3
+from isoflop.fit.approaches import ApproachComparison, approach_3
 from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
 from isoflop.fit.uncertainty import FEW
 from isoflop.laws import optimal_allocation, short
@@ -184,7 +184,7 @@ def _within(interval: tuple[float, float] | None, write: Callable[[float], str])
     return "" if interval is None else f" ({write(interval[0])} to {write(interval[1])})"
 
 
-def _disagreements(compared: Comparison) -> list[str]:
+def _disagreements(compared: ApproachComparison) -> list[str]:
     return [
         f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
         "their intervals do not overlap."
