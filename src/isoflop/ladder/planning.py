@@ -29,10 +29,9 @@ from isoflop.ladder.rules import (
     batch_rule,
     batch_sequences,
     covers,
-    fitted_to,
     peak_rate,
+    quantities,
     rate_rule,
-    reach,
 )
 from isoflop.ladder.sizes import Family, family_of
 from isoflop.laws.quantities import short
@@ -340,13 +339,13 @@ def _warnings(
             "laws bend and rates miss, and intervals know of it by a prior alone; climb in two ladders"
         )
     for rule in rules:
-        fitted = fitted_to(rule)
-        if fitted is not None and not covers(rule, chosen):
-            low, high = reach(fitted[0], chosen)
-            unit = {"N": "non-embedding parameters", "D": "tokens", "C": "FLOPs"}[fitted[0]]
+        if rule.fitted is not None and not covers(rule, chosen):
+            low, high = rule.fitted.of([quantities(run) for run in chosen])
+            unit = {"N": "non-embedding parameters", "D": "tokens", "C": "FLOPs"}[rule.fitted.variable]
             yield (
-                f"{rule.decides}'s rule {rule.name!r} was fitted to {fitted[1]:.2g} to {fitted[2]:.2g} {unit}, these "
-                f"runs have {low:.2g} to {high:.2g}: try its value, half and twice it on one small run first"
+                f"{rule.decides}'s rule {rule.name!r} was fitted to {rule.fitted.low:.2g} to {rule.fitted.high:.2g} "
+                f"{unit}, these runs have {low:.2g} to {high:.2g}: try its value, half and twice it on one small run "
+                "first"
             )
     if cut := [run for run in runs if run.learning_rate >= HIGHEST_RATE]:
         names = cut[0].name if len(cut) == 1 else f"{len(cut)} runs"

@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 from isoflop.ladder.sizes import Shape
-from isoflop.laws.recipes import BATCHES, BY_WIDTH, HIGHEST_RATE, RATES, TOLERATED, WARMUP, WARMUP_STEPS, Recipe
+from isoflop.laws.recipes import BATCHES, BY_WIDTH, HIGHEST_RATE, RATES, WARMUP, WARMUP_STEPS, Recipe
 
 FEWEST_STEPS = 2000
 """Steps beyond warm-up that a run has at least: with fewer, warm-up and a batch too large for it are part of the loss
 (Porian et al. 2024, sections 3.3 and 3.5), and it follows another law than the target."""
-BATCH_TOKENS = {"steplaw": (2e9, 1e11)}
-"""Tokens that a batch rule was fitted to which depends on them alone (Li et al. 2025)."""
-
 Planned = tuple[Shape, float, float]
 """A run: its size, tokens D and FLOPs C."""
 
 
-def fitted_to(rule: Recipe) -> tuple[Literal["N", "D", "C"], float, float] | None:
-    """The variable and the range that a rule was fitted to; None: none is stated."""
-    if rule.decides == "the batch" and rule.name in BATCH_TOKENS:
-        return ("D", *BATCH_TOKENS[rule.name])
-    return None if rule.fitted is None else (rule.fitted.variable, rule.fitted.low, rule.fitted.high)
-
-
-def reach(variable: str, runs: Sequence[Planned]) -> tuple[float, float]:
-    """Least and most of a variable in runs; N without embeddings."""
-    values = [{"N": shape.parameters["non_embedding"], "D": D, "C": C}[variable] for shape, D, C in runs]
-    return min(values), max(values)
+def quantities(run: Planned) -> dict[str, float]:
+    """N without embeddings, D and C."""
+    shape, D, C = run
+    return {"N": float(shape.parameters["non_embedding"]), "D": D, "C": C}
 
 
 def covers(rule: Recipe, runs: Sequence[Planned]) -> bool:
-    """Whether runs lie in a rule's range, or within `TOLERATED` of it."""
-    if (fitted := fitted_to(rule)) is None:
-        return True
-    low, high = reach(fitted[0], runs)
-    return fitted[1] / TOLERATED <= low and high <= fitted[2] * TOLERATED
+    """Whether runs lie in a rule's range or near it."""
+    return rule.covers([quantities(run) for run in runs])
 
 
 def rate_rule(name: str, runs: Sequence[Planned]) -> Recipe:
@@ -69,7 +55,7 @@ def _named(option: str, rules: dict[str, Recipe], name: str) -> Recipe:
 
 
 def _value(rule: Recipe, shape: Shape, tokens: float, flops: float) -> float:
-    return rule.value(N=shape.parameters["non_embedding"], D=tokens, C=flops, width=shape.width)
+    return rule.value(**quantities((shape, tokens, flops)), width=shape.width)
 
 
 def peak_rate(rule: Recipe, shape: Shape, tokens: float, flops: float) -> float:

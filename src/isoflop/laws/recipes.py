@@ -6,7 +6,7 @@ Kaplan et al. 2020 found to matter little.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,15 +27,16 @@ WARMUP_STEPS = 2000
 
 @dataclass(frozen=True)
 class Range:
-    """What a recipe was fitted to: `low` to `high` of "N", non-embedding parameters, or of "C", training FLOPs."""
+    """What a recipe was fitted to: `low` to `high` of "N", non-embedding parameters, "D", tokens, or "C", FLOPs."""
 
-    variable: Literal["N", "C"]
+    variable: Literal["N", "D", "C"]
     low: float
     high: float
 
-    def of(self, sizes: Sequence[float], budgets: Sequence[float]) -> Sequence[float]:
-        """The values of the range's variable: non-embedding parameters, or FLOPs of the runs."""
-        return sizes if self.variable == "N" else budgets
+    def of(self, runs: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+        """Least and most of the variable in runs, each with N, D and C."""
+        values = [run[self.variable] for run in runs]
+        return min(values), max(values)
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Recipe:
         """The rate or the batch of a run of N non-embedding parameters on D tokens, C FLOPs in all."""
         return GPT3_RATE * GPT3_WIDTH / width if self.law is None else float(self.law(N=N, D=D, C=C))
 
-    def covers(self, sizes: Sequence[float], budgets: Sequence[float]) -> bool:
-        """Whether runs of these non-embedding parameters and FLOPs lie in the range, or within `TOLERATED` of it."""
+    def covers(self, runs: Sequence[Mapping[str, float]]) -> bool:
+        """Whether runs of these N, D and C lie in the range, or within `TOLERATED` of it."""
         if self.fitted is None:
             return True
-        values = self.fitted.of(sizes, budgets)
-        return self.fitted.low / TOLERATED <= min(values) and max(values) <= self.fitted.high * TOLERATED
+        least, most = self.fitted.of(runs)
+        return self.fitted.low / TOLERATED <= least and most <= self.fitted.high * TOLERATED
 
 
 _PAPERS = {
@@ -85,8 +86,13 @@ def _rate(name: str) -> Recipe:
     return Recipe(name, "the rate", law, f"lr = {law}{of}, at most {HIGHEST_RATE:g}: {source}", fitted, source)
 
 
+BATCH_OF_TOKENS = Range("D", 2e9, 1e11)
+"""What Step Law's batch, which depends on D alone, was fitted to (Li et al. 2025)."""
+
+
 def _batch(name: str) -> Recipe:
     entry, source, fitted = _PAPERS[name]
+    fitted = BATCH_OF_TOKENS if name == "steplaw" else fitted
     law = published(entry).batch_law
     assert law is not None
     return Recipe(name, "the batch", law, f"B = {law} tokens: {source}", fitted, source)
@@ -114,7 +120,7 @@ def published_values(
     `width`: None: GPT-3's of that size, N ∝ width³ from 85M at 768.
     """
     width = width or GPT3_WIDTH * (N / GPT3_SIZE) ** (1 / 3)
-    known = [each for each in recipes.values() if each.covers([N], [C])]
+    known = [each for each in recipes.values() if each.covers([{"N": N, "D": D, "C": C}])]
     found = {each.source: each.value(N=N, D=D, C=C, width=width) for each in known}
     return {k: min(v, HIGHEST_RATE) if recipes is RATES else v for k, v in found.items()}
 
