@@ -42,7 +42,7 @@ DEPTHS = {
     r"(num_hidden_layers|n_layers?|num_layers|(num_)?(encoder|decoder)_layers)": 2,
     r"vocab_size": 512,
     r"image_size": 32,
-    r"(layerdrop|encoder_layerdrop|decoder_layerdrop|mask_time_prob|mask_feature_prob)": 0.0,
+    r".*layer_?drop|mask_time_prob|mask_feature_prob": 0.0,
 }
 HEADS = {
     r"(num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads)": 4,
