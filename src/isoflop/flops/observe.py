@@ -197,11 +197,12 @@ class Observation(FlopCounter):
         return replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer)
 
     def _give_up(self, problem: str, for_good: bool = False) -> None:
-        if self.problem is None:
+        first = self.problem is None
+        if first:
             self.problem, self.for_good = problem, for_good
-            self.leave()
-            if self.blocked is not None:
-                self.blocked()
+        self.leave()
+        if first and self.blocked is not None:
+            self.blocked()
 
     def interrupted(self) -> None:
         """An exception goes through a forward call or a backward pass."""
@@ -286,24 +287,17 @@ class Observation(FlopCounter):
         """A custom autograd function begins or ends."""
         self._differentiable += change
 
+    def meets(self, kind: str) -> None:
+        """Code that is compiled, or that compiles (`COMPILED`), or a CUDA graph (`GRAPH`) is about to run."""
+        self._give_up(kind, for_good=True)
+
     def meets_compiled(self) -> None:
-        """Compiled code is about to run."""
-        if self._optimizers and self._backward and not self._closure:
-            if not self.over:
-                self._close(self._now())  # a compiled optimizer: what came before it is counted
+        """Compiled code is about to run; of an optimizer, what came before it is counted."""
+        if not (self._optimizers and self._backward and not self._closure):
+            self.meets(COMPILED)
+        elif not self.over:
+            self._close(self._now())
             self.leave()
-        else:
-            self.compiles()
-
-    def compiles(self) -> None:
-        """Something is about to be compiled."""
-        self._give_up(COMPILED, for_good=True)
-        self.leave()
-
-    def replays(self) -> None:
-        """A CUDA graph is about to run."""
-        self._give_up(GRAPH, for_good=True)
-        self.leave()
 
 
 # -- observations that are on ------------------------------------------------------------------------------------------
@@ -432,7 +426,7 @@ def _applying(original: Any) -> Any:
 def _replaying(original: Any) -> Any:
     def replay(graph: Any) -> Any:
         for observation in _here():
-            observation.replays()
+            observation.meets(GRAPH)
         return original(graph)
 
     return replay
@@ -441,7 +435,7 @@ def _replaying(original: Any) -> Any:
 def _compiling(original: Any) -> Any:
     def compiled(*args: Any, **kwargs: Any) -> Any:
         for observation in _here():
-            observation.compiles()
+            observation.meets(COMPILED)
         return original(*args, **kwargs)
 
     return compiled
