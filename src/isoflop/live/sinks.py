@@ -199,7 +199,8 @@ class EventFile:
 
         self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(self._files)}"
+        count = f"{next(self._files)}.isoflop"  # the trainer's writer counts by itself: both may begin in this second
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{count}"
         self._descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         self._waiting, self._flushed = io.BytesIO(), time.monotonic()
         self._records = RecordWriter(self._waiting)
