@@ -82,15 +82,24 @@ def test_two_ranks_count_like_one_process(train: Any, accumulate: int, tmp_path:
 # -- what one rank does alone must not let the other wait --------------------------------------------------------------
 
 
+def fail_to_log() -> None:
+    from isoflop.guard import BOUNDARIES, hook
+    from isoflop.live.monitor import Monitor
+
+    def raises(*_: Any) -> None:
+        raise ValueError("on purpose")
+
+    Monitor._log = hook("logging", BOUNDARIES["logging"])(raises)  # type: ignore[method-assign]
+
+
 def lightning_rank_alone(folder: Path, what: str) -> int:
     import lightning.pytorch as package
 
-    import isoflop.live.monitor
     from isoflop.lightning import IsoFLOPMonitor
 
     rank = torch.distributed.get_rank()
     if what == "logging fails" and rank == 1:
-        isoflop.live.monitor.Monitor._interval_loss = None  # type: ignore[assignment, method-assign]
+        fail_to_log()
 
     def validation_step(self: Any, batch: Any, batch_idx: int) -> None:
         if what != "a metric of rank 0" or rank == 0:
@@ -104,12 +113,11 @@ def lightning_rank_alone(folder: Path, what: str) -> int:
 
 
 def transformers_rank_alone(folder: Path, what: str) -> int:
-    import isoflop.live.monitor
     from isoflop.transformers import IsoFLOPCallback
 
     rank = torch.distributed.get_rank()
     if what == "logging fails" and rank == 1:
-        isoflop.live.monitor.Monitor._interval_loss = None  # type: ignore[assignment, method-assign]
+        fail_to_log()
 
     watcher = IsoFLOPCallback()
     trainer = hf_trainer(
