@@ -318,6 +318,15 @@ def test_active_parameters_by_many_names(prefix: str, suffix: str, settings: dic
     assert counted.active is not None and counted.total - counted.active == idle
 
 
+def test_made_up_choices_of_experts_are_named():
+    from transformers import NllbMoeConfig, NllbMoeForConditionalGeneration
+
+    with torch.device("meta"):
+        model = NllbMoeForConditionalGeneration(NllbMoeConfig(**NLLB, num_experts=E))
+    counted = isoflop.count(model, input_ids=tokens(1, 8), labels=tokens(1, 8))
+    assert [note.partition(":")[0] for note in counted.notes] == ["tokens choose their experts in turn"]
+
+
 def test_experts_that_are_computed_densely_are_named():
     """Llama 4 in transformers multiplies every token by all experts."""
     from transformers import Llama4ForCausalLM, Llama4TextConfig

@@ -123,7 +123,7 @@ class StepCount:
     by_operator: Mapping[tuple[str, Phase], int] = field(default_factory=dict)
     """FLOPs by operator and phase."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know: experts that are computed for tokens that did not choose them."""
+    """What to know of experts: that they are computed for tokens that did not choose them, or are chosen in turn."""
 
     @property
     def model_flops(self) -> int | None:
@@ -262,12 +262,14 @@ def _counted(
         uncounted=tuple(sorted(measurement.without_formula)),
         modules=module_tree(unwrap(model), measurement.by_module) if measurement.by_module else None,
         by_operator=measurement.by_operator,
-        notes=tuple(_dense_experts(unwrap(model), measurement, tokens)),
+        notes=tuple(_of_experts(unwrap(model), measurement, tokens)),
     )
 
 
-def _dense_experts(model: nn.Module, measurement: Measurement, tokens: int | None) -> Iterator[str]:
-    """A sentence where experts multiply more than their tokens' rows: all tokens by all experts, or padding."""
+def _of_experts(model: nn.Module, measurement: Measurement, tokens: int | None) -> Iterator[str]:
+    """Sentences where experts multiply more than their tokens' rows (all tokens by all), or choices are made up."""
+    if measurement.in_turn:
+        yield "tokens choose their experts in turn: exact where none is dropped and all experts cost the same"
     done = needed = 0
     kind = ""
     for path, many, chosen, names in groups_of_experts(model):

@@ -41,6 +41,8 @@ class Measurement:
     """FLOPs by operator ("aten.mm") and phase."""
     by_module: Counter[tuple[str, Phase]] = field(default_factory=Counter)
     """FLOPs by the name of the module that computed them, its parts not included, and phase; if asked for."""
+    in_turn: bool = False
+    """Where the choice of experts depends on values, the tokens chose in turn."""
 
     def __add__(self, other: Measurement) -> Measurement:
         return Measurement(
@@ -49,6 +51,7 @@ class Measurement:
             self.without_formula | other.without_formula,
             self.by_operator + other.by_operator,
             self.by_module + other.by_module,
+            self.in_turn or other.in_turn,
         )
 
 
@@ -128,7 +131,8 @@ class _Replays:
             twin = self._twin(floating, written_out)
             try:
                 with mode:
-                    return self._replay(twin, replace(call, kwargs=kwargs), values)
+                    found = self._replay(twin, replace(call, kwargs=kwargs), values)
+                    return replace(found, in_turn=values.chosen)
             except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
                 pass_on(error)
                 if floating is None and not written_out:

@@ -83,7 +83,7 @@ class Values(TorchDispatchMode):
 
     def __init__(self, chosen: bool = False) -> None:
         super().__init__()
-        self._chosen = chosen
+        self.chosen = chosen
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,7 +114,7 @@ class Values(TorchDispatchMode):
             out = func(*args, **kwargs)
             if func._schema.is_mutable:
                 self._forget(args)
-            if self._chosen and wanted and packet in _CHOICES:
+            if self.chosen and wanted and packet in _CHOICES:
                 _choose_in_turn(packet, args, out)
             return out
         if packet is aten._local_scalar_dense:
