@@ -42,6 +42,8 @@ ELSEWHERE = {
     "isoflop ladder fit": "needs a trained ladder: test_ladder_fit",
     "isoflop count my_models": "the reader's own module: test_cli",
     "isoflop count runs/last.ckpt --class my_module:LitModel": "the reader's own checkpoint: test_cli",
+    "isoflop count llava-1.5-7b/": "the configuration of a published model: test_count",
+    "isoflop count qwen2-vl/": "the same",
     "isoflop backtest curves/": "a folder of curves: test_backtest_cli",
 }
 """What the documentation shows and this file does not run, and the tests that run its like."""
