@@ -122,7 +122,7 @@ class Rows:
         if step is None and not ends and (fallen := self._falling(codes)):
             raise ImportProblem(
                 f"{source}: it has no column of steps, and {plain(fallen, 40)} falls: if each row is a run, say which "
-                f"column tells them apart with --run COLUMN; else name the steps with --step COLUMN"
+                f"column separates them with --run COLUMN; else name the steps with --step COLUMN"
             )
         if ends:
             names = [f"{names[code] or called}" for code in codes]
