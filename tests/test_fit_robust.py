@@ -75,6 +75,9 @@ def test_a_toy_is_no_table_of_millions() -> None:
     N, D = (x.ravel() for x in np.meshgrid(np.geomspace(5e3, 2e5, 5), np.geomspace(1e5, 3e6, 4)))
     loss = 1.2 + 20 / N**0.4 + 40 / D**0.35
     assert fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, draws=2).n == 20
+    # the three scripts of the README, on bytes
+    first = {"N": [66_600, 117_000, 82_400], "D": [412_800, 409_600, 409_600], "loss": [2.4305, 2.0042, 2.4606]}
+    assert fit_law("hoffmann", first, draws=2).n == 3
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def devices_of(text: str) -> tuple[int, str]:
     ((64, 'H100'), (1, 'a100'))
     """
     found = _DEVICES.fullmatch(text.strip())
-    if found is None or int(found[1] or 1) < 1:
+    if found is None or int(found[1] or 1) < 1 or found[2].isdigit():
         raise ValueError(f"--devices: expected COUNTxDEVICE, such as 64xH100, got {text!r}")
     return int(found[1] or 1), found[2]
 
@@ -227,10 +227,11 @@ def _peak(gpu: str) -> Peak | None:
 def hours_and_dollars(price: Price, flops: float) -> tuple[str, str]:
     """GPU-hours, and dollars or "" where the hour has no price; small ones keep their digits."""
     hours, usd = price.gpu_hours(flops), price.usd(flops)
-    return "" if hours is None else _digits(hours), "" if usd is None else f"${_digits(usd)}"
+    return "" if hours is None else digits(hours), "" if usd is None else f"${digits(usd)}"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Hours or dollars: three digits, and all before the point."""
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
 
 

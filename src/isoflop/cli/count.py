@@ -269,6 +269,7 @@ def peak(
         import torch
 
         from isoflop.flops.device import device_name, lookup_peak, measure_rates, store_measured
+        from isoflop.live.sinks import rate_text
 
         try:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -284,12 +285,12 @@ def peak(
         return
     from rich.console import Console
 
-    table = _table(
-        f"{name}: FLOP/s of dense matrix products, measured", ["dtype"], ["measured", "datasheet", "reached"]
-    )
+    table = _table("", ["dtype"], ["measured", "datasheet", "reached"])
     for dtype, rate in rates.items():
         printed = sheets[dtype]
-        table.add_row(dtype, _flops(rate), _flops(printed), "–" if printed is None else f"{rate / printed:.0%}")
+        of_it = ("–", "–") if printed is None else (rate_text(printed / 1e12), f"{rate / printed:.0%}")
+        table.add_row(dtype, rate_text(rate / 1e12), *of_it)
+    typer.echo(f"{name}: dense matrix products")
     Console().print(table)
     kept = (
         f'Kept in {path}, for peak_flops="measured"'

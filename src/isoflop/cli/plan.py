@@ -23,6 +23,7 @@ from isoflop.cli.common import (
     describe,
     describe_cost,
     devices_of,
+    digits,
     pairs,
     price_of,
     tell_read,
@@ -189,6 +190,7 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         size = f"{short(recipe.N)} of {short(recipe.total)} parameters active"
     stock = answer.unique_tokens
     epochs = "" if stock is None else f", {_share(recipe.tokens / stock)} the {short(stock)} unique ones"
+    rules = "by the rules fitted at this scale; all that are published" if recipe.within else "published rules"
     reach = "" if recipe.within else "; this run is larger or smaller than those that they come from"
     rows = [
         ("model", f"{family}: {kind}"),
@@ -197,7 +199,7 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         (
             "batch",
             f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
-            f"{shape.family.sequence_length:,} (published rules: {short(recipe.batch_range[0])} to "
+            f"{shape.family.sequence_length:,} ({rules}: {short(recipe.batch_range[0])} to "
             f"{short(recipe.batch_range[1])}{reach})",
         ),
         (
@@ -216,8 +218,9 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         rows.append(("loss", f"{answer.L:.3f}{ends('L', '{:.3f}'.format)} nats per token at {answer.level:.0%}"))
     if cost is not None and (hours := cost.gpu_hours(answer.total_flops)) is not None:
         dollars = cost.usd(answer.total_flops)
-        time = f"{hours / count:,.3g} hours on {count} × " if count > 1 else f"{hours:,.3g} hours on one "
-        rows.append(("cost", f"{time}{describe(cost)}" + ("" if dollars is None else f": ${dollars:,.0f}")))
+        served = ", for training and serving" if answer.total_flops > answer.flops else ""
+        time = f"{digits(hours / count)} hours on {f'{count} ×' if count > 1 else 'one'} "
+        rows.append(("cost", f"{time}{describe(cost)}" + ("" if dollars is None else f": ${dollars:,.0f}") + served))
     if recipe.optimizer == MUON:
         low, high = MUON_GAIN
         rows.append(
@@ -349,7 +352,10 @@ def _budget(
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         hint = "leave out all but one" if named else "add one, such as --flops 1e21"
-        raise ValueError(f"expected a budget, one of {', '.join(given)}; got {' and '.join(named) or 'none'}: {hint}")
+        raise ValueError(
+            f"expected a budget, one of {', '.join(given)}, or --devices with --max-hours; got "
+            f"{' and '.join(named) or 'none'}: {hint}"
+        )
     if flops is not None:
         return flops
     needed = {"--gpu": cost, "--price": cost and cost.usd_per_gpu_hour} if usd is not None else {"--gpu": cost}

@@ -26,6 +26,8 @@ LITTLE = 1e12
 NEAR, ALIKE = 0.35, 0.06
 """Of ln L: median distance from Chinchilla's law a million times further out, and scatter of that distance, up to which
 runs of so little compute are taken for ones in millions. A toy's losses lie elsewhere, and fall much faster."""
+EXPLAINED = 0.5
+"""That scatter over the losses' own, up to which the law explains them: toys of nearly one size are alike anyway."""
 
 
 PLAUSIBLE_RATE = (0.5, 1000.0)
@@ -133,8 +135,12 @@ def _in_millions(N: Array, D: Array, loss: Array) -> bool:
         return False
     expected = 1.8172 + 482.01 / (1e6 * N) ** 0.3478 + 2085.43 / (1e6 * D) ** 0.3658  # Besiroglu et al. 2024
     off = np.log(loss / expected)
-    middle = float(np.median(off))
-    return abs(middle) < NEAR and 1.4826 * float(np.median(np.abs(off - middle))) < ALIKE
+    scatter = _scatter(off)
+    return abs(np.median(off)) < NEAR and scatter < min(ALIKE, EXPLAINED * _scatter(np.log(loss)))
+
+
+def _scatter(values: Array) -> float:
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def _weights(weights: ArrayLike | None, n: int) -> Array:

@@ -87,9 +87,15 @@ class LossCurve:
 
     @property
     def final_error(self) -> float:
-        """Standard error of the mean behind `final`; 0 with fewer than three losses."""
+        """Standard error of the mean behind `final`; of one or two losses by how the last ten scatter about a line.
+
+        0 with fewer than five losses in all.
+        """
         last = self._last
-        return float(np.std(last, ddof=1)) / len(last) ** 0.5 if len(last) > 2 else 0.0
+        if len(last) > 2:
+            return float(np.std(last, ddof=1)) / len(last) ** 0.5
+        bends = np.diff(self.loss[-10:], 2)  # of independent losses 6 times their variance
+        return float(np.sqrt(np.mean(bends**2) / 6 / len(last))) if len(bends) > 2 else 0.0
 
     @property
     def stopped_early(self) -> str:

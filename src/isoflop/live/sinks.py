@@ -40,7 +40,7 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
         parts.append(f"{speed:,.0f} tok/s/device")
     rate = scalars.get("isoflop/tflops_per_device")
     if rate is not None:
-        parts.append(_rate(rate))
+        parts.append(rate_text(rate))
     mfu = scalars.get("isoflop/mfu")
     if mfu is not None:
         parts.append(f"MFU {mfu:.1%}")
@@ -57,7 +57,8 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
     return " · ".join(parts)
 
 
-def _rate(tera: float) -> str:
+def rate_text(tera: float) -> str:
+    """Of TFLOP/s, with the unit."""
     value, unit = (tera, "TFLOP/s") if tera >= 0.1 else (tera * 1000, "GFLOP/s")
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
