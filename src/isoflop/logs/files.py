@@ -281,9 +281,17 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {str(key): inner for key, inner in (value or {}).items()}
 
 
-def read_hparams(folder: Path, problems: list[str]) -> dict[str, Any] | None:
-    """Hyperparameters that Lightning keeps beside a log, flat; None: there is no `hparams.yaml`."""
-    path = folder / "hparams.yaml"
+def json_object(text: object) -> dict[str, Any] | None:
+    """The JSON object in a text; None: it holds none."""
+    try:
+        value = json.loads(text) if isinstance(text, (str, bytes)) else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_hparams(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The YAML file that a tool keeps beside a log, flat; None: there is none; a broken one is a problem."""
     if not path.is_file():
         return None
     try:

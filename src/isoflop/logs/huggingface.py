@@ -13,7 +13,7 @@ from typing import Any
 
 from isoflop.logs.files import ImportProblem, number, read_json, whole
 from isoflop.logs.logged import Columns, Logged
-from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems
 
 STATE = "trainer_state.json"
@@ -27,14 +27,11 @@ def is_output(folder: Path) -> bool:
     return any((one / STATE).is_file() for one in (folder, *_checkpoints(folder)))
 
 
-def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+def read(source: str, options: Options) -> list[Logged]:
     """Read an output folder, or one state.
 
     Of several states (checkpoints and the folder's own) the one with most steps gives the curve, the others give FLOPs
     at their steps. A broken one is a problem, and is skipped.
-
-    Raises:
-        ImportProblem: there is no state that can be read.
     """
     path = Path(source)
     folder = path if path.is_dir() else path.parent

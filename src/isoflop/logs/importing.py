@@ -6,7 +6,6 @@ The tool that wrote a file is recognised by the content, so files may have any n
 from __future__ import annotations
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ from isoflop.logs.convert import Imported, assembled
 from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
 from isoflop.logs.given import UNITS, Given
 from isoflop.logs.logged import Logged
-from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.logs.rows import Options
 from isoflop.logs.size import SizeOf, size_of_config
 from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
 from isoflop.record.run import RecordError, Run
 
-READERS: dict[str, Callable[..., list[Logged]]] = {
+READERS: dict[str, Callable[[str, Options], list[Logged]]] = {
     "huggingface": huggingface.read,
     "tensorboard": tensorboard.read,
     "lightning": table.read_lightning,
@@ -37,10 +36,10 @@ READERS: dict[str, Callable[..., list[Logged]]] = {
     "table": table.read,
     "lines": text.read,
 }
+"""Each reads a file, a folder or an address; `ImportProblem`: no such log, a broken one, or its client is missing."""
 KINDS = tuple(reader for reader in READERS if "-" not in reader)
 """Kinds of logs, as `--from` names them."""
-Source = tuple[str, str]
-"""A reader and what it is to read."""
+Source = tuple[str, str]  # a reader, and what it is to read
 TABLES, LINES = (".csv", ".tsv", ".parquet", ".db"), (".jsonl", ".log", ".txt", ".out", ".ndjson")
 EXPECTED = (
     "expected a Trainer's output or trainer_state.json, TensorBoard's event files, Lightning's metrics.csv, an offline "
@@ -130,7 +129,7 @@ def import_runs(
             imported.setdefault(one.run.run_id, one)
     if names:
         problems.extend(given.of_nobody(names))
-    found = _named_apart(without_copies(tuple(imported.values())))
+    found = _named_apart(_without_copies(tuple(imported.values())))
     return ImportResult(found, tuple(dict.fromkeys(problems)), (*_questions(found), *_doubts(found)))
 
 
@@ -144,7 +143,7 @@ def _logs(
     """Runs that the readers find; a source that they can't read is a problem."""
     for path in paths:
         try:
-            sources = find(os.fspath(path), kind, leave_out, given.options)
+            sources = _find(os.fspath(path), kind, leave_out, given.options)
         except ImportProblem as problem:
             problems.append(str(problem))
             continue
@@ -168,7 +167,7 @@ def _with_groups(logged: Logged, names: Sequence[str]) -> Logged:
     return replace(logged, groups={name: plain(str(known[name])) for name in names})
 
 
-def without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
+def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     """Each run once: of logs with the same values at the same steps the one with most of them, and most digits.
 
     A log that begins like another and goes on otherwise is a fork of it: both stay, and it is said.
@@ -257,20 +256,8 @@ def _questions(found: tuple[Imported, ...]) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def find(
-    path: str, kind: str | None = None, leave_out: Sequence[Path] = (), options: Options = NO_OPTIONS
-) -> list[Source]:
-    """The runs at a path.
-
-    Args:
-        path: a file, a folder that is searched (links to folders in it are not followed), `wandb:…` or `mlflow:…`.
-        kind: take it for this, whatever it looks like; of a folder, only such runs in it.
-        leave_out: files that are no runs.
-        options: what the user says of the columns.
-
-    Raises:
-        ImportProblem: nothing is there, or nothing that is known.
-    """
+def _find(path: str, kind: str | None, leave_out: Sequence[Path], options: Options) -> list[Source]:
+    """The runs at a path; links to folders in a folder are not followed."""
     for prefix, reader in ((trackers.WANDB, "wandb-api"), (trackers.MLFLOW, "mlflow-api")):
         if path.startswith(prefix):
             return [(reader, path)]
@@ -278,7 +265,7 @@ def find(
     if not top.exists():
         raise ImportProblem(f"{path}: {EXPECTED}; it does not exist")
     if not top.is_dir():
-        return [(reader_of(top, kind, options), path)]
+        return [(_reader_of(top, kind, options), path)]
     hidden = {os.path.realpath(one) for one in leave_out}
     found = [source for source in _below(top, kind, options) if os.path.realpath(source[1]) not in hidden]
     if not found:
@@ -287,12 +274,8 @@ def find(
     return found
 
 
-def reader_of(path: Path, kind: str | None = None, options: Options = NO_OPTIONS) -> str:
-    """The reader of a file, by the kind that the user calls it or by its content.
-
-    Raises:
-        ImportProblem: it is none of those known.
-    """
+def _reader_of(path: Path, kind: str | None, options: Options) -> str:
+    """The reader of a file, by the kind that the user calls it or by its content."""
     start = head(path)
     if start.startswith(trackers.SQLITE) and kind in (None, "mlflow", "trackio"):
         return "trackio" if kind == "trackio" or (kind is None and trackers.is_trackio(path)) else "mlflow-api"
@@ -304,7 +287,7 @@ def reader_of(path: Path, kind: str | None = None, options: Options = NO_OPTIONS
         return "wandb"
     if start.startswith(table.PARQUET):
         return "table"
-    return "tensorboard" if _is_events(start) else _reader_of_text(path, start, options)
+    return "tensorboard" if tensorboard.is_events(start) else _reader_of_text(path, start, options)
 
 
 def _reader_of_text(path: Path, start: bytes, options: Options) -> str:
@@ -336,16 +319,6 @@ def _is_table(path: Path) -> bool:
     """True for text whose first rows have the same number of cells, more than one."""
     rows = [len(row) for row, _ in zip(csv_rows(path, Problems(str(path))), range(5), strict=False)]
     return bool(rows) and rows[0] > 1 and len(set(rows)) == 1
-
-
-def _is_events(start: bytes) -> bool:
-    """True if a file begins with a record of TensorBoard's: a length and the length's checksum."""
-    if len(start) < 12:
-        return False
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    length, checksum = struct.unpack("<QI", start[:12])
-    return length < tensorboard.MAX_RECORD and bool(masked_crc32c(start[:8]) == checksum)
 
 
 def _below(top: Path, only: str | None, options: Options) -> Iterator[Source]:
@@ -390,7 +363,7 @@ def _in(folder: Path, of_trainer: bool, only: str | None, options: Options) -> I
         ending = file.suffix.lower()
         if ending in TABLES or ending in LINES:
             try:
-                reader = reader_of(file, None, options)
+                reader = _reader_of(file, None, options)
             except ImportProblem:
                 if ending in LINES:
                     continue  # a folder holds many texts that are no logs

@@ -27,20 +27,11 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says before anything is read.
+    """What the user says before anything is read: columns that are kept, that tell runs apart, and that group runs."""
 
-    Attributes:
-        named: columns that are kept.
-        run: columns that tell runs apart.
-        group: columns, or hyperparameters, by whose values runs are told by kind.
-    """
-
-    named: frozenset[str] = frozenset()
-    run: tuple[str, ...] = ()
-    group: tuple[str, ...] = ()
-
-
-NO_OPTIONS = Options()
+    named: frozenset[str]
+    run: tuple[str, ...]
+    group: tuple[str, ...]
 
 
 class Rows:

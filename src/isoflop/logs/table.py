@@ -17,7 +17,7 @@ from typing import Any
 from isoflop.logs.files import ImportProblem, cell_number, csv_rows, head, plain, read_hparams, stem, why
 from isoflop.logs.logged import Logged
 from isoflop.logs.names import kind_of, words
-from isoflop.logs.rows import METRIC, NO_OPTIONS, Options, Rows, is_value
+from isoflop.logs.rows import METRIC, Options, Rows, is_value
 from isoflop.record.lines import Problems
 
 CHUNK = 4096
@@ -29,23 +29,16 @@ _OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
 Cells = Iterator[list[Any]]
 
 
-def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
+def read(source: str, options: Options) -> list[Logged]:
     """Read a table.
 
     With a column of steps its rows are points of curves, told apart by a column that names runs, if there is one.
     Without: each row is a finished run where it has an N or a name of its own; else the rows are one curve, numbered.
-
-    Args:
-        source: a CSV or Parquet file with the columns' names in its first row.
-        options: what the user says of its columns.
-
-    Raises:
-        ImportProblem: it can't be read, or has no columns' names.
     """
     path = Path(source)
     problems = Problems(str(path))
     header, rows = _opened(path, problems)
-    exported = exports(header)
+    exported = _exports(header)
     if exported:
         header, rows = _by_run(header, rows, exported, problems)
     tag = _TAG.fullmatch(path.stem)
@@ -70,12 +63,8 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
     return kept.runs(kind, str(path), tag["run"] if tag else stem(path), ends=of_wandb)
 
 
-def read_lightning(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it.
-
-    Raises:
-        ImportProblem: it can't be read, or has no step column.
-    """
+def read_lightning(source: str, options: Options) -> list[Logged]:
+    """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it."""
     path = Path(source)
     path = path / "metrics.csv" if path.is_dir() else path
     problems = Problems(str(path))
@@ -85,7 +74,7 @@ def read_lightning(source: str | os.PathLike[str], options: Options = NO_OPTIONS
     kept = _kept(header, rows, problems, options)
     kept.columns.unused.pop("epoch", None)
     told: list[str] = []
-    settings = read_hparams(path.parent, told) or {}
+    settings = read_hparams(path.parent / "hparams.yaml", told) or {}
     folder = Path(os.path.abspath(path.parent))
     name = f"{folder.parent.name}/{folder.name}" if folder.name.startswith("version_") else folder.name
     return kept.runs("lightning", str(path), name, more=1, settings=settings, problems=told)
@@ -142,7 +131,7 @@ def _padded(rows: Cells, length: int, problems: Problems) -> Iterator[tuple[list
             yield [*row[:-1], *[None] * (length - len(row) + 1)], line
 
 
-def exports(header: list[str]) -> dict[int, tuple[str, str]]:
+def _exports(header: list[str]) -> dict[int, tuple[str, str]]:
     """Columns of a chart exported from W&B's pages, `run - metric`, as run and metric by index; none: another table."""
     matches = {index: _EXPORT.match(name) for index, name in enumerate(header) if index}
     found = {i: (match["run"], match["metric"]) for i, match in matches.items() if match and not match["bound"]}
@@ -178,11 +167,7 @@ def _by_run(
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Cells:
-    """The columns' names, then the rows, a batch in memory at a time.
-
-    Raises:
-        ImportProblem: pyarrow is not installed, or can't read it.
-    """
+    """The columns' names, then the rows, a batch in memory at a time."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:

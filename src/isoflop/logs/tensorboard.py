@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.logs.files import ImportProblem, flat, open_bytes, read_hparams, why
+from isoflop.logs.files import ImportProblem, flat, json_object, open_bytes, read_hparams, why
 from isoflop.logs.logged import Columns, Logged
 from isoflop.logs.names import SPLITS, words
-from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.logs.rows import Options
 from isoflop.logs.steps import FROM_ZERO
 from isoflop.record.lines import Problems
 
@@ -33,6 +32,16 @@ FLOAT32 = "TensorBoard keeps values as float32: 7 digits of a token or FLOP coun
 def is_event_file(name: str) -> bool:
     """True for names of event files, as TensorBoard tells them."""
     return "tfevents" in name
+
+
+def is_events(start: bytes) -> bool:
+    """True if a file begins with a record of TensorBoard's: a length and the length's checksum."""
+    if len(start) < LENGTH:
+        return False
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    small = int.from_bytes(start[:8], "little") < MAX_RECORD
+    return small and bool(masked_crc32c(start[:8]) == int.from_bytes(start[8:LENGTH], "little"))
 
 
 def parts_of(folder: Path) -> dict[Path, str]:
@@ -59,12 +68,8 @@ def _only_tag(path: Path) -> str | None:
     return tags.pop() if len(tags) == 1 else None
 
 
-def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read a folder's event files, or one file, in the order in which they were begun; with the folders of its parts.
-
-    Raises:
-        ImportProblem: none can be read.
-    """
+def read(source: str, options: Options) -> list[Logged]:
+    """Read a folder's event files, or one file, in the order in which they were begun, and those of its parts."""
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     parts = {folder: "", **(parts_of(path) if path.is_dir() else {})}
@@ -86,7 +91,7 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
         told.extend(problems.all())
     if not columns and told and not texts:
         raise ImportProblem("; ".join(told[:5]))
-    lightning = read_hparams(folder, told)
+    lightning = read_hparams(folder / "hparams.yaml", told)
     if lightning is not None:
         columns = columns.like(
             {name: column.taken(np.arange(len(column)), column.arrays()[0] + 1) for name, column in columns.items()}
@@ -98,8 +103,8 @@ def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[
             key=os.path.realpath(folder),
             name=_name(folder),
             columns=columns,
-            settings={**flat(_object(texts.get(ARGUMENTS))), **(lightning or {})},
-            config=_object(texts.get(CONFIG)),
+            settings={**flat(json_object(texts.get(ARGUMENTS))), **(lightning or {})},
+            config=json_object(texts.get(CONFIG)),
             created=began if math.isfinite(began) else None,
             averaged="train/epoch" in columns.unused,  # the Trainer's own tag
             single=True,
@@ -171,15 +176,6 @@ def _of_tensor(tensor: Any) -> float | None:
         return float(make_ndarray(tensor).item())
     except (TypeError, ValueError):  # content that is no number
         return None
-
-
-def _object(text: str | None) -> dict[str, Any] | None:
-    """A JSON object in a text that the Trainer's callback wrote."""
-    try:
-        value = json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _name(folder: Path) -> str:

@@ -5,7 +5,6 @@ A line counts if it tells a step and a loss. Lines without a step are searched f
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.logs.files import Dialect, ImportProblem, decoded, dialect_of, flat, head, open_bytes, stem
+from isoflop.logs.files import Dialect, ImportProblem, decoded, dialect_of, flat, head, json_object, open_bytes, stem
 from isoflop.logs.logged import Column, Columns, Logged
 from isoflop.logs.names import kind_of, role_of, words
-from isoflop.logs.rows import NO_OPTIONS, Options, Rows
+from isoflop.logs.rows import Options, Rows
 from isoflop.record.lines import Problems
 
 JSON = ""
@@ -40,19 +39,15 @@ _FORMS = (
 SAMPLE = 1 << 18
 
 
-def is_lines(path: Path, options: Options = NO_OPTIONS) -> bool:
+def is_lines(path: Path, options: Options) -> bool:
     """True if one of the first lines of a file tells a step and a loss."""
     start = head(path, SAMPLE)
     lines = start.decode(dialect_of(start).encoding, "replace").splitlines()
     return any(_is_point(cells, options) for _, cells in _quantities(lines))
 
 
-def read(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read a log in lines; those that hold nothing of use are passed over.
-
-    Raises:
-        ImportProblem: it can't be read, or none of its lines tells a step and a loss.
-    """
+def read(source: str, options: Options) -> list[Logged]:
+    """Read a log in lines; those that hold nothing of use are passed over."""
     path = Path(source)
     rows = Rows(Problems(str(path)), options)
     settings: dict[str, Any] = {}
@@ -119,13 +114,9 @@ def _cells(line: str) -> dict[str, Any]:
 
 def _object(text: str) -> dict[str, Any] | None:
     """The object of JSON, or of Python as the Trainer prints it."""
-    for form in (text, text.replace("'", '"').replace(": nan", ": NaN")) if text.startswith("{'") else (text,):
-        try:
-            value = json.loads(form)
-        except (ValueError, RecursionError):
-            continue
-        return value if isinstance(value, dict) else None
-    return None
+    if text.startswith("{'"):
+        text = text.replace("'", '"').replace(": nan", ": NaN")
+    return json_object(text)
 
 
 def printed_cells(text: str) -> dict[str, str]:

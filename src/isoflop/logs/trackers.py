@@ -15,16 +15,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from isoflop.logs.files import ImportProblem, flat, number, open_bytes, plain, read_yaml, whole, why
+from isoflop.logs.files import ImportProblem, flat, json_object, number, open_bytes, plain, read_hparams, whole, why
 from isoflop.logs.logged import Columns, Logged
-from isoflop.logs.rows import NO_OPTIONS, Options
+from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -89,12 +89,8 @@ def _seconds(stamp: object) -> float | None:
 # -- W&B ---------------------------------------------------------------------------------------------------------------
 
 
-def read_wandb_file(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read an offline run: its file, or its folder.
-
-    Raises:
-        ImportProblem: it can't be read, or is none; or wandb is not installed.
-    """
+def read_wandb_file(source: str, options: Options) -> list[Logged]:
+    """Read an offline run: its file, or its folder."""
     path = Path(source)
     if path.is_dir():
         path = min(path.glob("run-*.wandb"), default=path)
@@ -134,7 +130,8 @@ def _records(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, An
     """Kind and content of each record, as W&B's own command prints them; its complaints are problems."""
     if find_spec("wandb") is None:
         raise ImportProblem(f"{path}: a run of W&B is read by wandb, which is not installed: {PACKAGE}")
-    with _with_suffix(path) as file, tempfile.TemporaryFile() as complaints:
+    with tempfile.TemporaryDirectory(prefix="isoflop-") as folder, tempfile.TemporaryFile() as complaints:
+        file = path if path.suffix == ".wandb" else shutil.copyfile(path, Path(folder) / "run-import.wandb")
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env={**os.environ, **PRIVATE}
@@ -157,16 +154,6 @@ def _records(path: Path, problems: Problems) -> Iterator[tuple[str, dict[str, An
                 problems.add("a whole run of W&B", complaint.removeprefix("wandb leet inspect: "))
 
 
-@contextmanager
-def _with_suffix(path: Path) -> Iterator[Path]:
-    """The file under a name that W&B's command takes."""
-    if path.suffix == ".wandb":
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="isoflop-") as folder:
-        yield Path(shutil.copyfile(path, Path(folder) / "run-import.wandb"))
-
-
 def _object(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     value: Any = record
     for name in names:
@@ -174,17 +161,8 @@ def _object(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_wandb(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read a run, or all runs of a project, by W&B's API.
-
-    Args:
-        source: `wandb:entity/project` or `wandb:entity/project/run`.
-        options: what the user says of its keys.
-
-    Raises:
-        ImportProblem: wandb is not installed, not logged in, or knows no such run.
-    """
-    address = os.fspath(source)
+def read_wandb(address: str, options: Options) -> list[Logged]:
+    """Read a run, or all runs of a project, by W&B's API."""
     parts = address.removeprefix(WANDB).strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
         raise ImportProblem(f"{address}: expected wandb:entity/project or wandb:entity/project/run")
@@ -218,21 +196,13 @@ def is_mlflow_run(folder: Path) -> bool:
     return (folder / "meta.yaml").is_file() and (folder / "metrics").is_dir()
 
 
-def read_mlflow_folder(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read a run's folder of the file store: `meta.yaml`, `metrics/`, `params/`, `tags/`.
-
-    Raises:
-        ImportProblem: it is none.
-    """
+def read_mlflow_folder(source: str, options: Options) -> list[Logged]:
+    """Read a run's folder of the file store: `meta.yaml`, `metrics/`, `params/`, `tags/`."""
     folder = Path(source)
     if not is_mlflow_run(folder):
         raise ImportProblem(f"{folder}: expected a run of MLflow's file store (meta.yaml and metrics/), got none")
     told: list[str] = []
-    meta: dict[str, Any] = {}
-    try:
-        meta = read_yaml(folder / "meta.yaml")
-    except ImportProblem as problem:
-        told.append(str(problem))
+    meta = read_hparams(folder / "meta.yaml", told) or {}
     columns = Columns(options.named)
     for name, file in _files(folder / "metrics"):
         if columns.keeps(name):
@@ -291,17 +261,8 @@ def _texts(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_mlflow(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read all runs of a tracking server, a database file, or one experiment of it, by MLflow's client.
-
-    Args:
-        source: `mlflow:` and a tracking URI, with `#experiment` if only one is meant; or a SQLite file.
-        options: what the user says of its metrics.
-
-    Raises:
-        ImportProblem: mlflow is not installed, can't reach it, or there is no run.
-    """
-    text = os.fspath(source)
+def read_mlflow(text: str, options: Options) -> list[Logged]:
+    """Read all runs of a tracking server, a SQLite file, or one experiment of a server, by MLflow's client."""
     uri, _, only = text.removeprefix(MLFLOW).partition("#")
     if not text.startswith(MLFLOW):
         uri, only = f"sqlite:///{os.path.abspath(text)}", ""
@@ -351,17 +312,13 @@ def is_trackio(path: Path) -> bool:
         return False
 
 
-def _database(path: str | os.PathLike[str]) -> sqlite3.Connection:
+def _database(path: str | Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)
 
 
-def read_trackio(source: str | os.PathLike[str], options: Options = NO_OPTIONS) -> list[Logged]:
-    """Read all runs of a project's database: `metrics` (run_name, step, timestamp, JSON), `configs` (run_name, JSON).
-
-    Raises:
-        ImportProblem: it is no database of trackio's, or broken.
-    """
-    problems = Problems(os.fspath(source))
+def read_trackio(source: str, options: Options) -> list[Logged]:
+    """Read a project's runs from its database: `metrics` (run_name, step, timestamp, JSON), `configs` (run_name, JSON)."""
+    problems = Problems(source)
     runs: dict[str, Columns] = {}
     configs: dict[str, dict[str, Any]] = {}
     try:
@@ -369,11 +326,11 @@ def read_trackio(source: str | os.PathLike[str], options: Options = NO_OPTIONS) 
             tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "configs" in tables:
                 for run, text in database.execute("SELECT run_name, config FROM configs"):
-                    configs[str(run)] = flat(_parsed(text))
+                    configs[str(run)] = flat(json_object(text))
             query = "SELECT run_name, step, timestamp, metrics FROM metrics ORDER BY id"
             for index, (run, step, stamp, text) in enumerate(database.execute(query)):
                 columns = runs.setdefault(str(run), Columns(options.named))
-                at, cells = whole(step), _parsed(text)
+                at, cells = whole(step), json_object(text)
                 if at is None or not cells:
                     problems.add("a row with a step and a JSON object", text, at=f" (row {index})")
                 else:
@@ -382,17 +339,9 @@ def read_trackio(source: str | os.PathLike[str], options: Options = NO_OPTIONS) 
         raise ImportProblem(f"{source}: expected trackio's database, got {why(error)}") from None
     if not runs:
         raise ImportProblem("; ".join(problems.all()) or f"{source}: expected runs, got none")
-    path, place, told = os.fspath(source), os.path.realpath(source), problems.all()
+    place, told = os.path.realpath(source), problems.all()
     found = [
-        _run("trackio", path, f"{place}#{run}", plain(run), columns, settings=configs.get(run, {}), index="calls")
+        _run("trackio", source, f"{place}#{run}", plain(run), columns, settings=configs.get(run, {}), index="calls")
         for run, columns in runs.items()
     ]
     return [replace(found[0], problems=told), *found[1:]]
-
-
-def _parsed(text: object) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if isinstance(text, (str, bytes)) else None
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {}
