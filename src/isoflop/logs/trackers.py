@@ -317,7 +317,7 @@ def _database(path: str | Path) -> sqlite3.Connection:
 
 
 def read_trackio(source: str, options: Options) -> list[Logged]:
-    """Read a project's runs from its database: `metrics` (run_name, step, timestamp, JSON), `configs` (run_name, JSON)."""
+    """Read a project's runs: `metrics` (run_name, step, timestamp, JSON) and `configs` (run_name, JSON)."""
     problems = Problems(source)
     runs: dict[str, Columns] = {}
     configs: dict[str, dict[str, Any]] = {}
