@@ -18,7 +18,7 @@ from msgspec import structs
 
 from isoflop.logs.checks import Doubt, doubts_of
 from isoflop.logs.counts import Counts, counts_of
-from isoflop.logs.files import ImportProblem, plain
+from isoflop.logs.files import ImportProblem, plain, whole
 from isoflop.logs.given import Answers
 from isoflop.logs.logged import Column, Count, Logged
 from isoflop.logs.losses import Losses, losses_of
@@ -64,19 +64,14 @@ class Imported:
 
 
 def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: list[str]) -> Imported:
-    """A run of what was logged, by optimizer step, and given; what of it can't be read goes to `problems`.
-
-    Raises:
-        RecordError: it has no loss.
-    """
+    """A run of what was logged, by optimizer step, and given; `problems` of it are noted. ImportProblem: no loss."""
     losses = losses_of(logged, answers)
     if not any(len(column) for column in losses.columns.values()):
         raise ImportProblem(
             f"{logged.source}: no loss is in it; its columns are {logged.shown(20) or 'none'}: name the one with "
             "--loss COLUMN (an evaluation's with --loss eval/val=COLUMN)"
         )
-    counts = counts_of(logged, answers, size_of)
-    problems.extend(counts.problems)
+    counts = counts_of(logged, answers, size_of, problems)
     points = points_of(logged, losses, counts)
     doubts = doubts_of(logged, answers, losses, counts, points)
     if wrong := {what for doubt in doubts for what in doubt.of}:
@@ -92,7 +87,7 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
         kind=logged.kind,
         source=logged.source,
         notes=(*notes, *(f"{what}: {text}" for what, text in counts.how.items())),
-        missing=tuple(dict.fromkeys(counts.missing)),
+        missing=counts.missing,
         hint=counts.hint,
         doubts=doubts,
         ends=logged.ends,
@@ -105,7 +100,7 @@ def _run_of(
     logged: Logged, answers: Answers, losses: Losses, counts: Counts, points: tuple[Point, ...], notes: list[str]
 ) -> Run:
     status = logged.status or "completed"
-    steps = answers.planned_steps or logged.planned_steps
+    steps = answers.planned_steps or whole(logged.settings.get("max_steps"))
     imported = {
         "from": logged.kind,
         "source": logged.source,
@@ -171,9 +166,7 @@ def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ..
 def _thinned(column: Column, averaged: bool | None) -> Iterable[tuple[int, float, float, int]]:
     """(step, loss, time, optimizer steps in it) at the log steps that are due, and the last.
 
-    Args:
-        column: of losses.
-        averaged: each is a mean over the steps since the one before; None: it is no training loss.
+    `averaged`: each loss is a mean over the steps since the one before; None: it is no training loss.
     """
     steps, values, times = column.arrays()
     n = len(steps)

@@ -48,37 +48,27 @@ VARIES = 0.2
 
 @dataclass
 class Counts:
-    """Compute of a run: N, tokens, FLOPs, and how each was obtained.
+    """Compute of a run: N, tokens, FLOPs, and how each was obtained."""
 
-    Attributes:
-        parameters: N by convention.
-        tokens: processed, padding included.
-        data_tokens: without padding; None: padding is not known.
-        loss_tokens: labels that counted in the loss.
-        flops: model FLOPs.
-        flops_6nd: 6·N·tokens with N non-embedding.
-        how: in words, by quantity.
-        missing: of `params` and `tokens` those that are unknown.
-        hint: the part of what the tokens need that the log does hold.
-        problems: what could not be read.
-    """
-
-    parameters: Mapping[str, int | None] = field(default_factory=dict)
-    tokens: Count | None = None
-    data_tokens: Count | None = None
-    loss_tokens: Count | None = None
-    flops: Count | None = None
-    flops_6nd: Count | None = None
+    parameters: Mapping[str, int | None] = field(default_factory=dict)  # N by convention
+    tokens: Count | None = None  # processed, padding included
+    data_tokens: Count | None = None  # without padding
+    loss_tokens: Count | None = None  # labels that counted in the loss
+    flops: Count | None = None  # of the model
+    flops_6nd: Count | None = None  # 6·N·tokens with N non-embedding
     flops_per_token: float | None = None
-    how: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    hint: str = ""
-    problems: list[str] = field(default_factory=list)
+    how: dict[str, str] = field(default_factory=dict)  # in words, by quantity
+    hint: str = ""  # the part of what the tokens need that the log does hold
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Of `params` and `tokens` those that are unknown."""
+        known = {"params": any(self.parameters.values()), "tokens": self.tokens is not None}
+        return tuple(what for what, is_known in known.items() if not is_known)
 
     def without(self, wrong: set[str]) -> Counts:
         """Less what can't be: of `params`, `tokens` and `flops`."""
         counts = replace(self, how={what: how for what, how in self.how.items() if what not in wrong})
-        counts.missing = [what for what in ("params", "tokens") if what in wrong or what in self.missing]
         if "params" in wrong:
             counts = replace(counts, parameters={}, flops_6nd=None)
         if "tokens" in wrong:
@@ -87,7 +77,7 @@ class Counts:
         return replace(counts, flops=None, flops_per_token=None) if wrong - {"loss"} else counts
 
 
-def counts_of(logged: Logged, answers: Answers, size_of: SizeOf | None) -> Counts:
+def counts_of(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: list[str]) -> Counts:
     """N, tokens and FLOPs of a run, by optimizer step, each by the first of the ways that applies.
 
     N: the user's; isoflop's own scalars; the configuration, counted; the log's; Hugging Face's total_flos over tokens.
@@ -95,23 +85,21 @@ def counts_of(logged: Logged, answers: Answers, size_of: SizeOf | None) -> Count
     FLOPs: the user's; isoflop's own; the log's; the configuration's at a given length; total_flos; 6·N·tokens.
     """
     counts = Counts()
-    size = _size(logged, answers, size_of, counts)
+    size = _size(logged, answers, size_of, problems)
     _count_tokens(logged, answers, size, counts)
     found = next(_sizes(logged, answers, size, counts.tokens), None)
     if found is not None:
         counts.parameters, counts.how["params"] = found
-    if not any(counts.parameters.values()):
-        counts.missing.insert(0, "params")
-        if logged.total_flos and counts.tokens is None:
-            counts.hint = (
-                f"Its total_flos {max(logged.total_flos.values()):.6g} is 6·N·tokens, so --config config.json gives "
-                f"both N and tokens. {counts.hint}".strip()
-            )
+    if logged.total_flos and len(counts.missing) == 2:
+        counts.hint = (
+            f"Its total_flos {max(logged.total_flos.values()):.6g} is 6·N·tokens, so --config config.json gives "
+            f"both N and tokens. {counts.hint}".strip()
+        )
     _count_flops(logged, answers, size, counts)
     return counts
 
 
-def _size(logged: Logged, answers: Answers, size_of: SizeOf | None, counts: Counts) -> ModelSize | None:
+def _size(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: list[str]) -> ModelSize | None:
     config = answers.config or logged.config
     if config is None or size_of is None:
         return None
@@ -120,7 +108,7 @@ def _size(logged: Logged, answers: Answers, size_of: SizeOf | None, counts: Coun
     except (ValueError, OSError) as error:
         if answers.config is not None:
             raise RecordError(f"--config {answers.config}: {error}") from None
-        counts.problems.append(f"{logged.source}: its config.json could not be counted: {error}")
+        problems.append(f"{logged.source}: its config.json could not be counted: {error}")
         return None
 
 
@@ -214,7 +202,6 @@ def _count_tokens(logged: Logged, answers: Answers, size: ModelSize | None, coun
         counts.tokens = counts.data_tokens = found[0]
         counts.how |= {"tokens": found[1], "padding": NO_PADDING}
         return
-    counts.missing.append("tokens")
     counts.hint = " ".join(hints)
 
 

@@ -1,6 +1,7 @@
 """Files of strangers: opened with care; JSON and YAML without surprises, tables in any dialect, numbers in their cells.
 
-`isoflop import` and `isoflop fit` read tables with it, so that one file means the same to both.
+`isoflop import` and `isoflop fit` read tables with it, so that one file means the same to both. What can't be read
+raises `ImportProblem`, with the line where there is one.
 """
 
 from __future__ import annotations
@@ -134,11 +135,7 @@ def _has_decimal_comma(lines: list[str], separator: str) -> bool:
 
 
 def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[str]]:
-    """Rows of a table that aren't blank, `problems` at their line; a broken one is told and left out.
-
-    Raises:
-        ImportProblem: it can't be read, or is no text.
-    """
+    """Rows of a table that aren't blank, `problems` at their line; a broken one is told and left out."""
     with open_bytes(path) as stream:
         dialect = dialect_of(stream.read(SAMPLE))
         stream.seek(0)
@@ -200,16 +197,7 @@ MAX_SETTINGS = 1000
 
 @contextmanager
 def open_bytes(path: str | os.PathLike[str], expected: str = "a file", most: int | None = None) -> Iterator[BinaryIO]:
-    """A regular file, open for reading; an error while it is read is told as a problem of the file.
-
-    Args:
-        path: the file.
-        expected: what it should hold, for the message.
-        most: bytes that it may have.
-
-    Raises:
-        ImportProblem: it is none, is larger, or can't be read.
-    """
+    """A regular file of at most `most` bytes, open; an error while it is read is told as a problem of the file."""
     try:
         if not os.path.isfile(path):  # a pipe would wait for ever
             came = "a folder or a device" if os.path.exists(path) else "no such file"
@@ -234,11 +222,7 @@ def head(path: str | os.PathLike[str], size: int = 4096) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object; NaN and Infinity, which Python's writers put there, are read as such.
-
-    Raises:
-        ImportProblem: it can't be read or is none, with the line.
-    """
+    """A JSON object; NaN and Infinity, which Python's writers put there, are read as such."""
     with open_bytes(path, "JSON", MAX_JSON) as stream:
         try:
             value = json.loads(stream.read().decode("utf-8"))
@@ -255,11 +239,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A YAML mapping of plain values (`yaml.safe_load`: no objects are made); other tags' values are left out.
-
-    Raises:
-        ImportProblem: it can't be read or is none, with the line.
-    """
+    """A YAML mapping of plain values (`yaml.safe_load`: no objects are made); other tags' values are left out."""
     import yaml
 
     class Plain(yaml.SafeLoader):

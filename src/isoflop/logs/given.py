@@ -22,20 +22,20 @@ _TABLE = {name: name for name in BY_RUN[1:]} | {"batch_tokens": "tokens_per_step
 """Columns of a table of answers, but for N, and what they are."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Answers:
     """Answers for one run; None: not given."""
 
-    parameters: Mapping[str, int] = field(default_factory=dict)
-    tokens_per_step: float | None = None
-    flops_per_token: float | None = None
-    devices: float | None = None
-    seq: float | None = None
-    config: str | None = None
-    planned_steps: float | None = None
-    tokens: str | None = None
-    loss: Mapping[str, str] = field(default_factory=dict)
-    loss_unit: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, int]
+    tokens_per_step: float | None
+    flops_per_token: float | None
+    devices: float | None
+    seq: float | None
+    config: str | None
+    planned_steps: float | None
+    tokens: str | None
+    loss: Mapping[str, str]
+    loss_unit: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +76,14 @@ class Given:
     def of(self, names: Sequence[str]) -> Answers:
         """Answers for the run of these names: an option that names it, else the table, else the option for all."""
         row = next((self.table[name] for name in names if name in self.table), {})
-        found: dict[str, Any] = {"parameters": row.get("parameters", {})}
+        found: dict[str, Any] = {"planned_steps": row.get("planned_steps")}
         for option in BY_RUN:
             given: Mapping[str, Any] = getattr(self, option)
             answer = _named(given, names)
-            there = "parameters" if option == "params" else option
-            if answer is None:
-                answer = row.get(there, given.get(EVERY))
-            if option != "params":
-                found[option] = answer
-            elif isinstance(answer, float | int):
-                found["parameters"] = {"N": round(answer)}
-        planned = row.get("planned_steps")
-        return Answers(**found, planned_steps=planned, tokens=self.tokens, loss=self.loss, loss_unit=self.loss_unit)
+            found[option] = row.get(option, given.get(EVERY)) if answer is None else answer
+        params = found.pop("params")
+        parameters = {"N": round(params)} if isinstance(params, float | int) else params or {}
+        return Answers(parameters, **found, tokens=self.tokens, loss=self.loss, loss_unit=self.loss_unit)
 
     def of_nobody(self, runs: Collection[Sequence[str]]) -> list[str]:
         """Answers that name no run: a slip of the pen would else go unseen."""
@@ -138,7 +133,7 @@ def read_answers(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             if name in _TABLE:
                 answers.setdefault(_TABLE[name], value)
             elif role is not None:
-                answers.setdefault("parameters", {}).setdefault(role.name, round(value * role.factor))
+                answers.setdefault("params", {}).setdefault(role.name, round(value * role.factor))
     if told := problems.all():
         raise ImportProblem("; ".join(told[:3]))
     return found

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
-from isoflop.logs.files import ImportProblem, number, plain, read_json, whole
+from isoflop.logs.files import ImportProblem, number, plain, read_json
 from isoflop.logs.names import Kind, factor_of, role_of
 from isoflop.record.lines import Problems
 from isoflop.record.run import Status
@@ -78,17 +78,12 @@ class Column:
 
 
 class Columns(dict[str, Column]):
-    """The columns of a run whose names tell a role, or that the user named, made as they are met.
+    """The columns of a run whose names tell a role, or that the user named, made as they are met."""
 
-    Attributes:
-        named: by the user.
-        unused: names of some others, for a question about them.
-    """
-
-    def __init__(self, named: Collection[str] = ()) -> None:
+    def __init__(self, named: Collection[str]) -> None:
         super().__init__()
         self.named = named
-        self.unused: dict[str, None] = {}
+        self.unused: dict[str, None] = {}  # names of some others, for a question about them
 
     def keeps(self, name: str) -> bool:
         """True if a column of this name is kept; else its name is noted."""
@@ -146,54 +141,29 @@ class Words(Column):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Logged:
-    """One run as another tool logged it.
+    """One run as another tool logged it."""
 
-    Attributes:
-        kind: which reader: `huggingface`, `tensorboard`, `lightning`, `wandb`, `mlflow`, `table`.
-        source: where it was read, for messages and for the record.
-        key: what the run is known by: a second import of the same key is the same run.
-        name: what its owner calls it.
-        columns: by name, as logged.
-        index: what the steps of the columns are: `steps` (optimizer steps done), `calls` (of a tracker's log(), or what
-            the loop gave it as step) or `rows` of a file.
-        numbered: the steps are numbers of rows, for lack of better ones.
-        more: what is added to a column of steps, for a trainer that counts from 0.
-        labels: columns of words or small numbers by row, that may tell runs or splits apart.
-        settings: hyperparameters as the tool kept them, flat.
-        config: a Hugging Face model configuration: its file, or its content.
-        parameters: N by convention, where the log says so itself; `N` where it does not say which.
-        total_flos: by step, Hugging Face's count.
-        status: None where the tool does not say.
-        created: unix seconds.
-        averaged: losses are means over the steps since the one before.
-        single: values are float32.
-        groups: words of the columns by which the user groups runs.
-        ends: its one point is the end of a run, whose steps are not known.
-        notes: what the user should know of how it was read.
-        problems: what could not be read.
-    """
-
-    kind: str
-    source: str
-    key: str
-    name: str
+    kind: str  # a name of `importing.KINDS`
+    source: str  # where it was read, for messages and for the record
+    key: str  # what the run is known by: a second import of the same key is the same run
+    name: str  # what its owner calls it
     columns: Columns
-    index: Literal["steps", "calls", "rows"] = "steps"
-    more: int = 0
-    numbered: bool = False
-    labels: Mapping[str, Words] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    config: str | Mapping[str, Any] | None = None
-    parameters: Mapping[str, int] = field(default_factory=dict)
-    total_flos: Mapping[int, float] = field(default_factory=dict)
-    status: Status | None = None
-    created: float | None = None
-    averaged: bool = False
-    single: bool = False
-    ends: bool = False
-    notes: tuple[str, ...] = ()
-    groups: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    index: Literal["steps", "calls", "rows"] = "steps"  # their steps: optimizer's, calls of a tracker's log(), or rows
+    more: int = 0  # what is added to a column of steps, for a trainer that counts from 0
+    numbered: bool = False  # the steps are numbers of rows, for lack of better ones
+    labels: Mapping[str, Words] = field(default_factory=dict)  # by row, that may tell runs or splits apart
+    settings: Mapping[str, Any] = field(default_factory=dict)  # hyperparameters as the tool kept them, flat
+    config: str | Mapping[str, Any] | None = None  # a Hugging Face model configuration: its file, or its content
+    parameters: Mapping[str, int] = field(default_factory=dict)  # N by convention; `N` where the log does not say which
+    total_flos: Mapping[int, float] = field(default_factory=dict)  # by step, Hugging Face's count
+    status: Status | None = None  # None where the tool does not say
+    created: float | None = None  # unix seconds
+    averaged: bool = False  # losses are means over the steps since the one before
+    single: bool = False  # values are float32
+    ends: bool = False  # its one point is the end of a run, whose steps are not known
+    notes: tuple[str, ...] = ()  # what the user should know of how it was read
+    groups: Mapping[str, str] = field(default_factory=dict)  # words of the columns by which the user groups runs
+    problems: tuple[str, ...] = ()  # what could not be read
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", plain(self.name) or "run")
@@ -223,11 +193,6 @@ class Logged:
     def digits(self) -> str:
         """How exact its values are, in words; "": as they were."""
         return " (float32)" if self.single else ""
-
-    @property
-    def planned_steps(self) -> int | None:
-        """Optimizer steps of the plan."""
-        return whole(self.settings.get("max_steps")) or None
 
     def best(self, kind: Kind) -> list[str]:
         """Names of the columns of a kind, the likeliest first."""
@@ -263,12 +228,9 @@ def _known(column: Column) -> tuple[NDArray[np.int64], Array]:
 
 
 def interpolated(steps: ArrayLike, values: ArrayLike, *, origin: bool = True) -> Count:
-    """Values by step: exact where they were logged, on a line in between, unknown beyond the last.
+    """Values [n] by growing steps [n]: exact where they were logged, on a line in between, unknown beyond the last.
 
-    Args:
-        steps: growing [n].
-        values: at these steps [n].
-        origin: 0 at step 0; else unknown before the first step.
+    Before the first step they begin at 0 (`origin`), or are unknown.
     """
     at, there = np.asarray(steps), np.asarray(values, dtype=float)
 

@@ -25,19 +25,13 @@ CLOSE = 0.02
 
 @dataclass
 class Losses:
-    """The losses of a run by name, in order.
+    """The losses of a run by name, in order."""
 
-    Attributes:
-        columns: values; in nats per token but where `units` says otherwise.
-        taken: the column that each was taken from.
-        notes: what the user should know; `doubts`: what must be asked.
-    """
-
-    columns: dict[str, Column] = field(default_factory=dict)
+    columns: dict[str, Column] = field(default_factory=dict)  # in nats per token but where `units` says otherwise
     units: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    taken: dict[str, str] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    taken: dict[str, str] = field(default_factory=dict)  # the column that each was taken from
+    doubts: list[str] = field(default_factory=list)  # what must be asked
 
 
 def losses_of(logged: Logged, answers: Answers) -> Losses:

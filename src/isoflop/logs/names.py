@@ -91,23 +91,14 @@ _LETTERS: dict[str, Kind] = {"N": "size", "D": "tokens", "C": "flops", "L": "los
 
 @dataclass(frozen=True)
 class Role:
-    """What a column is.
-
-    Attributes:
-        kind: of quantity.
-        name: of a loss `train` or `eval/<set>`; of a size its convention (`N`: not told).
-        rank: of several columns for the same, the lowest is taken.
-        factor: what one of a count is, such as 1e9.
-        unit: of a loss `ppl` or `bpb`, where the name says so.
-        parts: words of an evaluation's name that nobody knows: a set of data, or a part of the loss.
-    """
+    """What a column is."""
 
     kind: Kind
-    name: str = ""
-    rank: int = 0
-    factor: float = 1.0
-    unit: str = ""
-    parts: frozenset[str] = frozenset()
+    name: str = ""  # of a loss `train` or `eval/<set>`; of a size its convention (`N`: not told)
+    rank: int = 0  # of several columns for the same, the lowest is taken
+    factor: float = 1.0  # what one of a count is, such as 1e9
+    unit: str = ""  # of a loss `ppl`, `bpb` or `bits`, where the name says so
+    parts: frozenset[str] = frozenset()  # words of an evaluation's name that are unknown: data, or a part of the loss
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -93,13 +93,9 @@ class Rows:
             self.labels.setdefault(name, Words()).word(row, str(cell).strip()[:200])
 
     def runs(self, kind: str, source: str, called: str, *, ends: bool = False, **more: Any) -> list[Logged]:
-        """The runs, in the order in which they begin.
+        """The runs, in the order in which they begin, with `more` fields.
 
-        Args:
-            kind: of log; `source`: the file.
-            called: what to call a run that has no name.
-            ends: each row is a finished run of its own.
-            more: further fields of each.
+        `called`: what to call a run that has no name; `ends`: each row is a finished run of its own.
         """
         step = next((name for name in sorted(self.columns, key=_step_rank) if _step_rank(name) < 100), None)
         self._pivot()

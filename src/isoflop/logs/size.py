@@ -16,22 +16,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """A model's size.
+    """A model's size."""
 
-    Attributes:
-        parameters: N by convention.
-        method: how it was counted.
-        takes_tokens: its main input is token ids; else Hugging Face's total_flos counts pixels or frames.
-        huggingface: N as Hugging Face's total_flos has it: without the tables of nn.Embedding, an untied head in it.
-        flops_per_token: of a training step at a sequence length, where one was given.
-        flops_method: how they were counted.
-    """
-
-    parameters: Mapping[str, int | None]
-    method: str
-    huggingface: int | None = None
-    takes_tokens: bool = True
-    flops_per_token: float | None = None
+    parameters: Mapping[str, int | None]  # N by convention
+    method: str  # how it was counted
+    huggingface: int | None = None  # N as in total_flos: without the tables of nn.Embedding, an untied head in it
+    takes_tokens: bool = True  # its main input is token ids; else Hugging Face's total_flos counts pixels or frames
+    flops_per_token: float | None = None  # of a training step at a sequence length, where one was given
     flops_method: str | None = None
 
 
@@ -40,15 +31,7 @@ SizeOf = Callable[[str | Mapping[str, Any], int | None], ModelSize]
 
 
 def size_of_config(config: str | Mapping[str, Any], length: int | None = None) -> ModelSize:
-    """The size of the model that a Hugging Face config.json describes, counted on the meta device.
-
-    Args:
-        config: the file, or its content.
-        length: tokens a sequence, for the FLOPs of a token.
-
-    Raises:
-        ValueError: it can't be opened or counted.
-    """
+    """The size of the model that a Hugging Face config.json describes; see `SizeOf`."""
     try:
         text = Path(config).read_text(encoding="utf-8") if isinstance(config, str) else json.dumps(dict(config))
     except (OSError, ValueError, TypeError) as error:
@@ -71,21 +54,20 @@ def _counted(text: str, length: int | None) -> ModelSize:
         calls: list[Any] = []
         with suppress(ValueError):  # a model without tokens as input: N is counted by module type
             calls = candidate_calls(model, 1, length or 16, {})
+        counted = None
         for call in calls:
             with suppress(Uncountable):
                 counted = count_measured(model, call)
-                flops = counted.model_flops
-                return ModelSize(
-                    parameters=counted.parameters.by_convention(),
-                    method=counted.parameters.method,
-                    huggingface=theirs,
-                    takes_tokens=takes,
-                    flops_per_token=flops / length if length and flops is not None else None,
-                    flops_method=f"{counted.method}, at {length} tokens a sequence" if length else None,
-                )
-        parameters = count_parameters(model)
+                break
+        parameters = count_parameters(model) if counted is None else counted.parameters
+        flops = counted.model_flops if counted is not None and length else None
         return ModelSize(
-            parameters=parameters.by_convention(), method=parameters.method, huggingface=theirs, takes_tokens=takes
+            parameters=parameters.by_convention(),
+            method=parameters.method,
+            huggingface=theirs,
+            takes_tokens=takes,
+            flops_per_token=None if flops is None or not length else flops / length,
+            flops_method=f"{counted.method}, at {length} tokens a sequence" if counted and length else None,
         )
 
 

@@ -33,11 +33,7 @@ def by_step(logged: Logged, step: str | None = None) -> Logged:
     """A run whose columns are by optimizer step, each step once.
 
     Where the steps go back, a run was resumed: what was logged at that step and beyond before is superseded, as by a
-    resume line in a record, counted and told. Of two values of one step the later wins.
-
-    Args:
-        logged: a run as its tool has it.
-        step: the column of steps, if the user names one.
+    resume line in a record, counted and told. Of two values of one step the later wins. `step`: the user's column.
 
     Raises:
         ImportProblem: the steps can't be told, with what to say.
