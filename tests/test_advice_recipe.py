@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from isoflop.advice import RULES, Advice, Batch, Evaluated, Missing, Reason, Situation, Thresholds, recipe_line
-from isoflop.fit.own_runs import OwnRun, OwnRuns
+from isoflop.fit.own_runs import OwnRun, OwnRuns, Profile
 from isoflop.forecast import LrPlan
 from isoflop.laws.recipes import RATES, published_values
 from isoflop.noise import Belief, combine
@@ -116,25 +116,46 @@ def own(losses: list[float]) -> OwnRuns:
     return OwnRuns(points=tuple(OwnRun(N, 1e15 / N, loss, 6e15, 1e-2) for N, loss in zip(sizes, losses, strict=True)))
 
 
-def test_runs_that_only_get_better_towards_one_end() -> None:
-    smallest, largest = own([2.0, 2.1, 2.2, 2.4]).edge, own([2.4, 2.2, 2.1, 2.0]).edge
-    assert smallest is not None and (smallest[0].N, *smallest[1:]) == (1e6, -1, 4)
-    assert largest is not None and (largest[0].N, *largest[1:]) == (8e6, 1, 4)
-    assert own([2.1, 2.0, 2.2]).edge is None and own([2.0, 2.1]).edge is None
+def test_which_size_did_best_at_ones_own_budget() -> None:
+    inf = math.inf
+    for losses, best, low, high in (
+        ([2.0, 2.1, 2.2, 2.4], 1e6, 0.0, 2e6),  # all the way to the smallest
+        ([2.4, 2.2, 2.1, 2.0], 8e6, 4e6, inf),
+        ([2.1, 2.0, 2.2], 2e6, 1e6, 4e6),
+        ([2.1, 2.01, 2.0, 2.02, 2.2], 4e6, 1e6, 16e6),  # the nearest are no worse than a seed
+    ):
+        profile = own(losses).profile
+        assert profile is not None and profile[1:] == (len(losses), best, low, high)
+    assert own([2.0, 2.01, 2.02]).profile is None and own([2.0, 2.1]).profile is None
     assert own([2.0, 2.1, 2.2]).rates(2e6) == (1e-2, 1e-2) and own([2.0, 2.1]).rates(2e6) is None
 
 
+def test_runs_of_one_budget_by_6nd_whose_attention_was_measured() -> None:
+    sizes, spent, losses = (1e4, 3.3e4, 1.15e5), (1.68e12, 1.5e12, 1.37e12), (1.79, 1.56, 1.96)
+    points = [OwnRun(N, 2e11 / N, loss, C) for N, C, loss in zip(sizes, spent, losses, strict=True)]
+    profile = OwnRuns(points=tuple(points)).profile
+    assert profile is not None and profile[1:] == (3, 3.3e4, 1e4, 1.15e5)
+
+
 @pytest.mark.parametrize(
-    ("N", "side", "reason"),
-    [(1e7, -1, Reason.TOO_LARGE), (1e6, -1, None), (1e5, 1, Reason.TOO_SMALL), (1e7, 1, None)],
+    ("N", "low", "high", "reason"),
+    [
+        (1e7, 0.0, 2e6, Reason.TOO_LARGE),
+        (1e6, 0.0, 2e6, None),
+        (1e5, 5e5, math.inf, Reason.TOO_SMALL),
+        (1e7, 5e5, math.inf, None),
+        (1e7, 5e5, 2e6, Reason.TOO_LARGE),
+        (1e5, 5e5, 2e6, Reason.TOO_SMALL),
+        (1e6, 5e5, 2e6, None),
+    ],
 )
-def test_a_model_on_the_wrong_side_of_ones_own_sizes(N: float, side: int, reason: Reason | None) -> None:
+def test_a_model_as_large_as_ones_own_worse_sizes(N: float, low: float, high: float, reason: Reason | None) -> None:
+    own = Profile(6e15, 4, 1e6, low, high)
     found = own_sizes(
-        run(N=N, N_non_embedding=N, own_edge=(1e6, side, 4, 6e15), tokens=1e14 / N, tokens_per_step=1e11 / N),
-        THRESHOLDS,
+        run(N=N, N_non_embedding=N, own_profile=own, tokens=1e14 / N, tokens_per_step=1e11 / N), THRESHOLDS
     )
     assert (found.reason if isinstance(found, Advice) else None) is reason
-    assert reason is None or ("smallest" in found.what) is (side < 0)  # type: ignore[union-attr]
+    assert reason is None or "1M parameters did best" in found.what  # type: ignore[union-attr]
 
 
 # -- offsets ----------------------------------------------------------------------

@@ -68,28 +68,35 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
 
 @rule("own sizes", anything, of_plan=True, at_once=True)
 def own_sizes(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
-    """The user's runs of one budget get better all the way to their smallest (largest) size: the best lies beyond.
+    """The model is as large (small) as sizes that did clearly worse than the user's best of one budget, or beyond them.
 
-    Where they determine a line, that judges instead.
+    Where own runs determine a line, that judges instead.
     """
-    if run.line is not None or run.own_edge is None or run.N is None:
+    own = run.own_profile
+    if run.line is not None or own is None or run.N is None:
         return None
-    N, side, sizes, C = run.own_edge
-    over = 6 * run.N * (run.planned_tokens or 0.0) / C
+    over = 6 * run.N * (run.planned_tokens or 0.0) / own.C
     if not 1 / OWN_REACH <= over <= OWN_REACH:
         return None
-    if (run.N / N / math.sqrt(over)) ** -side < 2:  # the best size grows about with the root of the compute
+    scaled = run.N / math.sqrt(over)  # the best size grows about with the root of the compute
+    if own.low < scaled < own.high:
         return None
-    word, end = ("below", "smallest") if side < 0 else ("above", "largest")
+    if own.low and math.isfinite(own.high):
+        where = f"between {count(own.low)} and {count(own.high)}"
+    else:
+        where = f"above {count(own.low)}" if own.low else f"below {count(own.high)}"
+    large = scaled >= own.high
     return Advice(
-        Reason.TOO_LARGE if side < 0 else Reason.TOO_SMALL,
+        Reason.TOO_LARGE if large else Reason.TOO_SMALL,
         Severity.INFO,
         run.step,
-        f"Your own {sizes} sizes at {count(C)} FLOPs get better all the way to the {end}: at that budget the best lies "
-        f"{word} {count(N)} parameters; this model has {count(run.N)} for {count(over * C)} FLOPs.",
-        f"train a size {word} {count(N)} parameters at that budget before you scale up.",
-        (Quantity("N", run.N, "parameters"), Quantity(f"{end} own size", N, "parameters")),
-        basis=(f"{sizes} runs of your own",),
+        f"Of your own {own.sizes} sizes at {count(own.C)} FLOPs {count(own.best)} parameters did best, clearly better "
+        f"than {count(own.high if large else own.low)}: at that budget the best lies {where}; this model has "
+        f"{count(run.N)} for {count(over * own.C)} FLOPs.",
+        f"train about {count(own.best * math.sqrt(over))} parameters instead, your best size scaled with the root of "
+        "the compute, or compare the two in short runs.",
+        (Quantity("N", run.N, "parameters"), Quantity("best own size", own.best, "parameters")),
+        basis=(f"{own.sizes} runs of your own",),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from isoflop.advice.advice import Advice, Missing
 from isoflop.fit.drifting_law import RATIO, RATIO_SD, PriorLine
+from isoflop.fit.own_runs import Profile
 from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan, NoForecast
 from isoflop.noise.critical_batch import Belief
@@ -96,8 +97,7 @@ class Situation:
         line_source: what the line is based on.
         own_flops: FLOPs of the smallest and the largest own run that the line is based on.
         own_rates: least and highest peak rate of own runs of about this size.
-        own_edge: N of the end towards which own runs of one budget only get better, −1 (smallest) or +1, how many
-            sizes, and FLOPs of the budget.
+        own_profile: which size did best among own runs of one budget.
         width: d_model.
         peak_rate: the schedule's, or the highest learning rate so far.
         weight_decay: of the optimizer.
@@ -135,7 +135,7 @@ class Situation:
     line_source: str = ""
     own_flops: tuple[float, float] | None = None
     own_rates: tuple[float, float] | None = None
-    own_edge: tuple[float, int, int, float] | None = None
+    own_profile: Profile | None = None
     width: float | None = None
     peak_rate: float | None = None
     weight_decay: float | None = None

@@ -18,7 +18,10 @@ from isoflop.record.task import Task, task_of
 SAME = 1.02
 """A factor of C within which runs count as of one budget."""
 BUDGET = 1.1
-"""A factor of C within which runs of several sizes are an isoFLOP profile."""
+"""A factor of C, or of N·D, within which runs of several sizes are an isoFLOP profile: attention makes small models'
+measured FLOPs differ where 6·N·D is alike."""
+CLEAR = 0.02
+"""Of ln L: a size of one budget is clearly worse than another; five times a finished run's noise."""
 FEWEST_SIZES, NEAR = 3, 4.0
 """Own runs that say something together; and the factor of N within which their learning rates say something."""
 FEWEST = 8
@@ -40,6 +43,19 @@ class OwnRun(NamedTuple):
     loss: float
     C: float
     rate: float = math.nan
+
+
+class Profile(NamedTuple):
+    """Runs of one budget of `C` FLOPs: how many `sizes`, the `best` N, and ends between which the best size lies there.
+
+    The ends are the nearest sizes that are clearly worse; 0 and inf where there is none.
+    """
+
+    C: float
+    sizes: int
+    best: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -85,20 +101,21 @@ class OwnRuns:
         return (min(known), max(known)) if len(known) >= FEWEST_SIZES else None
 
     @property
-    def edge(self) -> tuple[OwnRun, int, int] | None:
-        """Where the runs of the largest budget with three sizes or more get only better towards one end.
+    def profile(self) -> Profile | None:
+        """The largest budget with three sizes or more; None: no such, or no size of it is clearly worse than the best.
 
-        The best run, −1 (it is the smallest) or +1 (the largest), and the number of sizes.
+        It needs no law: runs too small or too short for one still show which size did best at their budget.
         """
-        for C in sorted({point.C for point in self.points}, reverse=True):
-            best = {p.N: p for p in sorted(self.points, key=lambda p: -p.loss) if 1 / BUDGET < p.C / C < BUDGET}
-            runs = [best[N] for N in sorted(best)]
-            if len(runs) < FEWEST_SIZES:
+        for largest in sorted(self.points, key=lambda p: -p.C):
+            of_one = [p for p in self.points if _of_one_budget(p, largest)]
+            losses = {p.N: p.loss for p in sorted(of_one, key=lambda p: -p.loss)}
+            if len(losses) < FEWEST_SIZES:
                 continue
-            losses = np.diff([run.loss for run in runs])
-            if (losses > 0).all() or (losses < 0).all():
-                return (runs[0], -1, len(runs)) if losses[0] > 0 else (runs[-1], 1, len(runs))
-            return None
+            best = min(losses, key=lambda N: losses[N])
+            worse = [N for N, loss in losses.items() if math.log(loss / losses[best]) > CLEAR]
+            low = max((N for N in worse if best > N), default=0.0)
+            high = min((N for N in worse if best < N), default=math.inf)
+            return Profile(largest.C, len(losses), best, low, high) if worse else None
         return None
 
     def least_loss(self, N: float, D: float) -> float | None:
@@ -151,6 +168,11 @@ def learn_from(
         return OwnRuns(left_out=tuple(left_out))
     N, D, L, C, _ = np.array(points, dtype=float).T
     return OwnRuns(posterior_of_runs(N, D, C, L), tuple(points), tuple(left_out))
+
+
+def _of_one_budget(one: OwnRun, other: OwnRun) -> bool:
+    ratios = one.C / other.C, one.N * one.D / (other.N * other.D)
+    return any(1 / BUDGET < ratio < BUDGET for ratio in ratios)
 
 
 def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:

@@ -106,18 +106,19 @@ def recipe_of(
     length = shape.family.sequence_length
     sequences = max(1, round(batch / length))
     sequences = max(1, round(sequences / 8)) * 8 if sequences >= 8 else sequences
-    steps = max(2, round(D / (sequences * length)))
+    tokens_a_step = sequences * length
+    steps = max(2, round(D / tokens_a_step))
     mlp = (2 if shape.family.gpt2 else 3) * shape.width * shape.mlp_width * shape.depth
     return TrainingRecipe(
         shape=shape,
         N=shape.N,
         total=shape.N + mlp * (experts / top_k - 1),
         tokens=D,
-        batch=sequences * length,
+        batch=tokens_a_step,
         steps=steps,
         warmup=warmup_of(steps),
         rate=rate,
-        batch_range=batches,
+        batch_range=(min(batches[0], tokens_a_step), max(batches[1], tokens_a_step)),  # whole sequences round it
         rate_range=rates,
         within=within,
         weight_decay=WEIGHT_DECAY,

@@ -31,7 +31,7 @@ from isoflop.advice import (
     planned,
     recipe_line,
 )
-from isoflop.fit.own_runs import OwnRuns, frontier_of, learn_from
+from isoflop.fit.own_runs import OwnRuns, Profile, frontier_of, learn_from
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
 from isoflop.forecast import Forecast, usable
@@ -84,7 +84,7 @@ class AdvicePart(Part):
         self._judge = Adviser(options.thresholds, lambda name, error: run.guard.failed(JUDGING[name], error))
         self._spent = 0.0
         self._started = False
-        self._own_edge: tuple[float, int, int, float] | None = None
+        self._own_profile: Profile | None = None
         self._config = None if model is None else attempt(getattr, unwrap(model), "config", None)
         self._width = None if self._config is None else attempt(width_of, self._config)
         self._settings = describe_optimizer(run.optimizer) or {}
@@ -187,7 +187,7 @@ class AdvicePart(Part):
             task=self._run.task,
             own_flops=self.own.flops,
             own_rates=None if N is None else self.own.rates(N),
-            own_edge=self._own_edge,
+            own_profile=self._own_profile,
             width=self._width,
             peak_rate=self._peak(step),
             weight_decay=self._settings.get("weight_decay"),
@@ -234,8 +234,7 @@ class AdvicePart(Part):
                 task=self._run.task,
                 itself=run_id,
             )
-            if (edge := self.own.edge) is not None:
-                self._own_edge = (edge[0].N, edge[1], edge[2], edge[0].C)
+            self._own_profile = self.own.profile
             if self.own.left_out:
                 shown = "; ".join(self.own.left_out[:3])
                 more = f"; and {len(self.own.left_out) - 3} more" if len(self.own.left_out) > 3 else ""
