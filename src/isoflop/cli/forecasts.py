@@ -296,7 +296,7 @@ def _print_backtest(table: Scores, level: float, runs: int) -> None:
             rows.add_row("" if place else dataset, estimator, *cells, style=style, end_section=place == len(table) - 1)
     rows.caption = (
         f"{runs} runs, each replayed as it was logged · forecast: share of the runs with one; baselines are "
-        "scored on those that isoflop's own forecast"
+        "scored on the runs that isoflop forecasts"
     )
     screen(40 + 30 * len(fractions)).print(rows)
 
@@ -308,7 +308,7 @@ def _cells(score: Score) -> tuple[str, str, str]:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1000 else ">999"
 
 
 def _print_ranking(ranking: Ranking) -> None:

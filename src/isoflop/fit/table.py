@@ -188,7 +188,8 @@ def read_table(
     if not found:
         kind = "finished runs" if left_out else "runs"
         told = "".join(f"; {text}" for text in left_out)
-        raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}")
+        hint = "; of other logs `isoflop import` makes records" if records and not left_out else ""
+        raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}{hint}")
     table = _table(found, wanted, named, where, counted)
     return replace(table, left_out=(*left_out, *table.left_out))
 

@@ -83,7 +83,8 @@ class Kaplan(Baseline):
         for _ in range(8):
             s_min = np.append(steps, target)
             if self.batch_tokens:
-                s_min = s_min / (1 + 2.1e8 / np.append(smooth, out[0]) ** (1 / 0.21) / self.batch_tokens)
+                level = np.maximum(np.append(smooth, out[0]), 0.05)  # an iteration may overshoot below 0
+                s_min = s_min / (1 + 2.1e8 / level ** (1 / 0.21) / self.batch_tokens)
             out = fit_power_law(s_min, loss, count, self.exponents)[1:]
         return out
 

@@ -368,7 +368,7 @@ def closing_lines(
         lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
     held = [each for each in advice if each.severity >= Severity.INFO]
     if held:
-        lines.append("isoflop: stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
+        lines.append("isoflop: advice that stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
     reasons: dict[str, list[str]] = {}
     for each in missing:
         if not each.quiet:

@@ -46,7 +46,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             return read_stream(io.BytesIO(read_bytes(location)), text)
         if not Path(text).is_file():  # a pipe would wait for ever
             found = "a folder or device" if os.path.exists(text) else "no such file"
-            raise RecordError(f"Expected a record file at {text}, got {found}.")
+            raise RecordError(f"Expected a record file (isoflop-….jsonl) at {text}, got {found}.")
         with open(text, "rb") as stream:
             return read_stream(stream, text)
     except OSError as error:

@@ -9,7 +9,7 @@ const MOST = 4; // of each list: this is what one sees first
 
 /** Show what asks for something; `open` leads to all advice. */
 export function showNow(place, advice, runs, open) {
-  const found = pressing(advice);
+  const found = pressing(advice, runs);
   const live = runs.filter((run) => run.status === 'running' && !isLost(run));
   const rest = found.length - MOST;
   show(
@@ -23,10 +23,13 @@ export function showNow(place, advice, runs, open) {
   if (rest > 0) place.append(element('button', {type: 'button', onclick: open}, `${rest} more`));
 }
 
-/** The latest advice of each run and reason that asks for something, the worst first. */
-export function pressing(advice) {
+/** The latest advice of each run and reason that asks for something, the worst first; not the speed of runs that ended. */
+export function pressing(advice, runs) {
+  const under = new Set(runs.filter(({status}) => status === 'running').map(({key}) => key));
   const latest = new Map(advice.map((each) => [`${each.key} ${each.reason}`, each]));
-  const found = [...latest.values()].filter(({severity}) => RANK.includes(severity));
+  const found = [...latest.values()].filter(
+    ({severity, reason, key}) => RANK.includes(severity) && (reason !== 'hardware' || under.has(key)),
+  );
   return found.sort((a, b) => RANK.indexOf(a.severity) - RANK.indexOf(b.severity) || (b.time ?? 0) - (a.time ?? 0));
 }
 
