@@ -73,6 +73,15 @@ def test_everybody_has_the_same_final_loss(path: Path, loss: str):
     assert found == pytest.approx(dict.fromkeys(found, truth), rel=1e-12)
 
 
+def test_the_final_loss_of_a_sparse_log_is_as_uncertain_as_its_losses_are(path: Path):
+    """A point each 5% of the steps: one or two make the final loss, and their own scatter shows no noise."""
+    run = read_run(path)
+    last = run.points[-1].step
+    sparse = [min(run.points, key=lambda point: abs(point.step - part * last / 20)) for part in range(1, 21)]
+    (curve,), _ = finished_runs([replace(run, points=tuple(sparse))], "train")
+    assert 0.005 < curve.final_error < 0.04  # the noise is 0.02
+
+
 def test_runs_that_do_not_count_are_left_out_and_named(tmp_path: Path):
     """As the report leaves them out: a law is of finished runs."""
     good = [planted_run(f"good {i}", N, 20 * N) for i, N in enumerate((1e8, 2e8, 4e8))]
