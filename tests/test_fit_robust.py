@@ -15,6 +15,7 @@ from isoflop.fit import BadData, fit_law, read_table
 from isoflop.fit.posterior import posterior_of_runs
 from isoflop.fit.problem import huber
 from isoflop.fit.robust import outlying, scatter
+from isoflop.fit.runs import check_runs
 
 WANTED = ("N", "D", "loss")
 
@@ -94,6 +95,24 @@ def test_a_toy_is_no_table_of_millions() -> None:
         ("N,C,loss\n1e9,1.2e20,2.5\n", ([1e9], [2e10], [2.5]), "D is C/(6·N)"),
         ("tokens,FLOPs,loss\n2e10,1.2e20,2.5\n", ([1e9], [2e10], [2.5]), "N is C/(6·D)"),
         ("N,D,ppl\n1e9,2e10,12.5\n", ([1e9], [2e10], [math.log(12.5)]), "logarithm of column 'ppl'"),
+        ("Params (M),Tokens [B],Loss (bits)\n1000,20B,5\n", ([1e9], [2e10], [5 * math.log(2)]), "multiplied by 1e+06"),
+        ("n_params_M,tokens_trained,Final Val Loss\n1000,2e10,2.5\n", ([1e9], [2e10], [2.5]), "by 1e+06"),
+        ("N,C (PF-days),loss\n1e9,1.25,2.5\n", ([1e9], [1.8e10], [2.5]), "multiplied by 8.64e+19"),
+        (
+            "N,D,State,loss\n1e9,2e10,finished,2.5\n2e9,2e10,crashed,4\n",
+            ([1e9], [2e10], [2.5]),
+            "line 3 of runs.csv: its State is crashed",
+        ),
+        (
+            "N,tokens,tokens_seen,loss\n1e9,2e10,1e10,2.5\n",
+            ([1e9], [2e10], [2.5]),
+            "there is 'tokens_seen' with other numbers",
+        ),
+        (
+            "N,D,C,loss\n1e9,2e10,4e19,2.5\n1e9,4e10,8e19,2.4\n2e9,4e10,1.6e20,2.3\n",
+            ([1e9, 1e9, 2e9], [2e10, 4e10, 4e10], [2.5, 2.4, 2.3]),
+            "those of the forward pass",
+        ),
     ],
 )
 def test_tables_as_people_write_them(
@@ -104,6 +123,37 @@ def test_tables_as_people_write_them(
     table = read_table([path], WANTED)
     assert [table.columns[name] for name in WANTED] == [pytest.approx(column) for column in columns]
     assert said in " ".join((*table.left_out, *table.doubts))
+
+
+def test_swapped_columns_are_asked_about_unless_the_user_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,loss\n2e10,1e9,2.5\n3e10,2e9,2.4\n1e9,1.2e9,3\n")
+    with pytest.raises(BadData, match="are the columns swapped\\? Then --column N='tokens' --column D='params'; if"):
+        read_table([path], WANTED)
+    assert read_table([path], WANTED, {"N": "params", "D": "tokens"}).columns["N"] == [2e10, 3e10, 1e9]
+
+
+@pytest.mark.parametrize("column", ["run", "step"])
+def test_rows_along_a_curve_are_no_runs(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "runs.csv"
+    rows = [f"1e8,{i}e9,{4 - i / 10},{'a' if column == 'run' else i}" for i in range(1, 7)]
+    path.write_text("\n".join([f"N,D,loss,{column}", *rows, f"2e8,6e9,3,{'b' if column == 'run' else 6}"]))
+    with pytest.raises(BadData, match="6 rows along a curve: leave its last alone"):
+        read_table([path], WANTED)
+    assert len(read_table([path], WANTED, where="D>=6e9").rows) == 2
+
+
+def test_losses_that_are_none_are_asked_about() -> None:
+    N, D, loss = (40 * sweep()[0], 40 * sweep()[1], hoffmann(40 * sweep()[0], 40 * sweep()[1]))
+    assert "are they perplexities?" in " ".join(check_runs({"N": N, "D": D, "loss": np.exp(loss)}, ("N", "D")).warnings)
+    assert "is it a score" in " ".join(check_runs({"N": N, "D": D, "loss": 1 / loss}, ("N", "D")).warnings)
+    assert check_runs({"N": N, "D": D, "loss": loss}, ("N", "D")).warnings == ()
+
+
+def test_a_row_in_millions_among_others_is_refused() -> None:
+    N, D, loss = sweep()
+    with pytest.raises(BadData, match=r"row 4, column 'N': expected parameters, got .* beside a median of"):
+        check_runs({"N": np.where(np.arange(len(N)) == 3, N / 1e6, N), "D": D, "loss": loss}, ("N", "D"))
 
 
 def independent(N: Array, D: Array, loss: Array, delta: float, rng: np.random.Generator) -> float:

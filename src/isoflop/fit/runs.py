@@ -28,8 +28,9 @@ NEAR, ALIKE = 0.35, 0.06
 runs of so little compute are taken for ones in millions. A toy's losses lie elsewhere, and fall much faster."""
 EXPLAINED = 0.5
 """That scatter over the losses' own, up to which the law explains them: toys of nearly one size are alike anyway."""
-
-
+PERPLEXING, RISING = 2.5, 0.8
+"""Over the loss of text, from where losses look like perplexities (bits are 1.4); rank correlation of loss and compute,
+from where losses look like scores."""
 PLAUSIBLE_RATE = (0.5, 1000.0)
 """FLOPs per parameter and token: 6 for dense models; N without the head of a tiny model reaches 100."""
 
@@ -107,6 +108,12 @@ def check_runs(
                 f"column {name!r}: expected {UNITS[name]}, got values around {np.median(values):.3g}; they look like "
                 "millions or billions: multiply them out"
             )
+        row = int(np.argmin(values))
+        if values[row] < least < np.median(values) / 1e3:
+            raise BadData(
+                f"{called[row]}, column {name!r}: expected {UNITS[name]}, got {values[row]:.3g} beside a median of "
+                f"{np.median(values):.3g}; it looks like millions or billions: multiply it out"
+            )
     if "N" in taken and "D" in taken:
         ratio = float(np.median(taken["D"] / taken["N"]))
         if not TOKENS_A_PARAMETER[0] < ratio < TOKENS_A_PARAMETER[1]:
@@ -133,14 +140,18 @@ def _in_millions(N: Array, D: Array, loss: Array) -> bool:
     """Whether N and D are both in millions: runs of next to no compute with the losses of large models."""
     if np.median(6 * N * D) >= LITTLE:
         return False
-    expected = 1.8172 + 482.01 / (1e6 * N) ** 0.3478 + 2085.43 / (1e6 * D) ** 0.3658  # Besiroglu et al. 2024
-    off = np.log(loss / expected)
+    off = np.log(loss / _usual_loss(1e6 * N, 1e6 * D))
     scatter = _scatter(off)
     return abs(np.median(off)) < NEAR and scatter < min(ALIKE, EXPLAINED * _scatter(np.log(loss)))
 
 
 def _scatter(values: Array) -> float:
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
+def _usual_loss(N: Array, D: Array) -> Array:
+    """Nats per token of text: Besiroglu et al. 2024."""
+    return np.asarray(1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658)
 
 
 def _weights(weights: ArrayLike | None, n: int) -> Array:
@@ -176,9 +187,30 @@ def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence
             )
         if len(values) > 1 and np.ptp(np.log(values)) < 1e-9:
             said.append(f"all runs have the same {name} ({values[0]:.4g}): what depends on it is not identified")
+    if "N" in taken and "D" in taken:
+        said += _odd_losses(taken["N"], taken["D"], taken["loss"])
     if (taken["loss"] > 20).any():
         row = int(np.argmax(taken["loss"]))
         said.append(f"{called[row]}: a loss of {taken['loss'][row]:.3g} nats per token is no language model's")
+    return said
+
+
+def _odd_losses(N: Array, D: Array, loss: Array) -> list[str]:
+    """What losses look like that are no nats per token."""
+    said = []
+    usual = _usual_loss(N, D)
+    if np.median(loss / usual) > PERPLEXING and np.median(N) > 1e7:
+        said.append(
+            f"losses around {np.median(loss):.3g}, where text has about {np.median(usual):.2g} nats per token at this "
+            "size: are they perplexities? Then name them: --column perplexity=…"
+        )
+    flops, ranks = np.log(N * D), np.unique(loss, return_inverse=True)[1]
+    if (
+        len(loss) >= 6
+        and min(np.ptp(flops), np.ptp(ranks)) > 1
+        and np.corrcoef(ranks, np.argsort(np.argsort(flops)))[0, 1] > RISING
+    ):
+        said.append("the loss rises with compute: is it a score, such as an accuracy? No law here describes that")
     return said
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.fit.columns import GUESSES, column_of, guessed, listed, number_of, plain, unit_of
 from isoflop.fit.runs import (
+    TOKENS_A_PARAMETER,
     BadData,
     common_loss,
     describe_rate,
@@ -27,6 +29,7 @@ from isoflop.fit.runs import (
     unfinished,
 )
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of
+from isoflop.laws.quantities import LEAST
 from isoflop.logs.files import cell_number, csv_rows
 from isoflop.record.lines import Problems
 from isoflop.record.paths import Location
@@ -86,7 +89,7 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
             )
         column, comparison, single, double, bare = match.groups()
         if column not in columns:
-            raise ValueError(f"--where: there is no column {column!r}; there are {_listed(columns)}")
+            raise ValueError(f"--where: there is no column {column!r}; there are {listed(columns)}")
         quoted = bare is None
         value = next(item for item in (bare, single, double) if item is not None)
         if not quoted and comparison not in ("==", "!=") and cell_number(value) is None:
@@ -95,33 +98,31 @@ def parse_where(text: str, columns: list[str]) -> list[Condition]:
     return conditions
 
 
-GUESSES: dict[str, tuple[str, ...]] = {
-    "N": ("N", "params", "parameters", "n_params", "num_params", "model_size", "size", "non_embedding"),
-    "D": ("D", "tokens", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "data"),
-    "C": (
-        "C",
-        "flops",
-        "compute",
-        "training_flops",
-        "train_flops",
-        "total_flops",
-        "C_min",
-        "budget",
-        "flops_budget",
-        "compute_budget",
-        "flop_budget",
-    ),
-    "U": ("U", "unique_tokens"),
-    "X": ("X", "experts", "num_experts", "n_experts", "num_local_experts", "n_routed_experts"),
-    "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
-    "L": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
-    "error": ("error", "err", "downstream_error", "top1_error", "mean_error", "error_rate"),
-    "perplexity": ("perplexity", "ppl", "val_ppl", "eval_ppl", "val_perplexity", "validation_perplexity"),
-}
-"""Names of columns that are taken without being told, in any case and with any separators, the likeliest first."""
 LOSS_NAME = "loss name"
-BLANK = ("", "nan", "none", "null", "na", "n/a", "-")
-"""Cells that hold nothing."""
+RUNS_OF_LOGS = ("run", "runid", "runname")
+STEPS_OF_LOGS = ("step", "globalstep", "iteration", "iter")
+"""Columns by which rows along one run's curve are told from the ends of runs."""
+_NO, _YES = ("false", "0", "no"), ("true", "1", "yes")
+_STATES = (
+    "running",
+    "scheduled",
+    "crashed",
+    "failed",
+    "killed",
+    "interrupted",
+    "stopped",
+    "diverged",
+    "preempted",
+    "oom",
+)
+NO_END: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("status", "state"), _STATES),
+    **dict.fromkeys(("diverged", "crashed", "failed", "stoppedearly", "earlystopped"), _YES),
+    **dict.fromkeys(("finished", "completed"), _NO),
+}
+"""Cells, by column, of a run that did not come to its end."""
+FORWARD_ONLY = (1.9, 2.1)
+"""FLOPs per parameter and token, of all runs, that are those of the forward pass alone."""
 MOST_LOSS = 13.0
 """Nats per token: a uniform guess among 440,000 tokens. Half of the runs above: these are perplexities, or sums."""
 
@@ -222,15 +223,22 @@ def _table(
             raise BadData(f"--where {where!r} leaves none of {len(rows)} runs")
         rows, labels = [rows[i] for i in kept], [labels[i] for i in kept]
     cells = {
-        what: [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
+        what: [number_of(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
         for what, name in taken.items()
     }
-    blanks = [_blank(label, i, cells, taken) for i, label in enumerate(labels)]
+    blanks = [_blank(label, i, cells, taken) or _no_end(label, rows[i]) for i, label in enumerate(labels)]
     full = [i for i, said in enumerate(blanks) if not said]
     if not full:
         raise BadData(f"expected runs with numbers in {', '.join(taken.values())}, got none; {blanks[0]}")
     rows, labels = [rows[i] for i in full], [labels[i] for i in full]
     columns, doubts = _derived({what: [column[i] for i in full] for what, column in cells.items()}, taken, wanted)
+    doubts += tuple(
+        f"column {name!r} is multiplied by {unit_of(name)[1]:.4g}" for name in taken.values() if unit_of(name)[1] != 1
+    )
+    if {"N", "D"} <= set(columns) and LOSS_NAME not in rows[0]:
+        _check_not_swapped(columns["N"], columns["D"], taken, named)
+        _check_ends(columns["N"], columns["D"], rows, present)
+        doubts += _other_tokens(taken, named, rows, present)
     C: Sequence[float] = columns.get("C", [])
     if not C and {"N", "D"} <= set(columns):
         measured = _measured(rows, labels, present, named.get("C"))
@@ -254,19 +262,81 @@ def _blank(label: str, row: int, cells: Mapping[str, list[float]], taken: Mappin
     return f"{label}: nothing in {' and '.join(names)}" if names else ""
 
 
+def _no_end(label: str, row: Mapping[str, str]) -> str:
+    """Which cell says that a run did not come to its end; "": none."""
+    for name, cell in row.items():
+        if cell.strip().lower() in NO_END.get(plain(name), ()):
+            return f"{label}: its {name} is {cell.strip()}"
+    return ""
+
+
+def _check_not_swapped(
+    N: Sequence[float], D: Sequence[float], taken: Mapping[str, str], named: Mapping[str, str]
+) -> None:
+    """BadData where half of the runs have fewer tokens than parameters, unless the user named N or D."""
+    if {"N", "D"} & {*named} or min(np.median(N), np.median(D)) < LEAST["N"]:
+        return
+    ratio = float(np.median(np.divide(D, N)))  # of public sweeps: 7 to 2,000
+    if not TOKENS_A_PARAMETER[0] < ratio < 1:  # below: another unit
+        return
+    n, d = taken.get("N"), taken.get("D")
+    swapped = " ".join(f"--column {what}={name!r}" for what, name in (("N", d), ("D", n)) if name)
+    right = " ".join(f"--column {what}={name!r}" for what, name in (("N", n), ("D", d)) if name)
+    raise BadData(
+        f"columns 'N' and 'D': half of the runs have at most {ratio:.2g} tokens per parameter, where sweeps have "
+        f"about 20: are the columns swapped? Then {swapped}; if they are right, {right}"
+    )
+
+
+def _check_ends(
+    N: Sequence[float], D: Sequence[float], rows: Sequence[Mapping[str, str]], present: Sequence[str]
+) -> None:
+    """BadData where rows are points along the curves of runs."""
+    run = next((name for name in present if plain(name) in RUNS_OF_LOGS), None)
+    if run is None and not any(plain(name) in STEPS_OF_LOGS for name in present):
+        return
+    tokens: dict[tuple[str, float], list[float]] = {}
+    for row, n, d in zip(rows, N, D, strict=True):
+        tokens.setdefault((row.get(run or "", ""), n), []).append(d)
+    for (name, n), values in tokens.items():
+        gaps = np.diff(values)
+        # tokens of a sweep's runs rise by factors, those of a curve by steps
+        even = len(gaps) >= 4 and gaps.min() > 0 and np.ptp(gaps) < 0.05 * gaps.max()
+        if even if run is None else bool(name.strip()) and len(set(values)) > 1:
+            called = f"the runs of {n:.4g} parameters have" if run is None else f"run {name.strip()!r} has"
+            raise BadData(
+                f"expected one row for each run, its end; {called} {len(values)} rows along a curve: leave its last "
+                "alone (--where), or import the logs (isoflop import)"
+            )
+
+
+def _other_tokens(
+    taken: Mapping[str, str], named: Mapping[str, str], rows: Sequence[Mapping[str, str]], present: Sequence[str]
+) -> tuple[str, ...]:
+    """That another column could be D, too."""
+    mine = taken.get("D")
+    guesses = {plain(guess) for guess in GUESSES["D"]}
+    for name in present:
+        if mine is None or "D" in named or name == mine or plain(name) not in guesses:
+            continue
+        if any(row[name] != row[mine] and cell_number(row[name]) for row in rows):
+            return (f"D is column {mine!r}; there is {name!r} with other numbers: --column D={name!r} takes that",)
+    return ()
+
+
 def _taken(wanted: Sequence[str], present: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
     """Which column is what; one of N and D may be missing where C is there, and the loss where the perplexity is."""
     taken = {}
     if "L" in wanted and "loss" not in named:  # an error by the loss: Gadre et al. 2024
-        named = {**named, "loss": _column("error", present, None)}
+        named = {**named, "loss": column_of("error", present, None)}
     for what in wanted:
         stand_in = {"N": "C", "D": "C", "loss": "perplexity"}.get(what)
-        missing = what not in named and _guess(what, present) is None
-        if missing and stand_in is not None and (stand_in in named or _guess(stand_in, present)):
+        missing = what not in named and guessed(what, present) is None
+        if missing and stand_in is not None and (stand_in in named or guessed(stand_in, present)):
             what = stand_in
-        taken[what] = _column(what, present, named.get(what))
+        taken[what] = column_of(what, present, named.get(what))
     if {"N", "D"} <= {*wanted} and not {"N", "D"} & {*taken}:
-        _column("N", present, None)  # C alone: raises
+        column_of("N", present, None)  # C alone: raises
     return taken
 
 
@@ -323,6 +393,12 @@ def _compute(
             "are expected; their C is 6·N·D",
         )
         flops[odd] = np.nan
+    rates = flops / np.array(N) / np.array(D)
+    if len(rates) > 2 and ((rates > FORWARD_ONLY[0]) & (rates < FORWARD_ONLY[1])).all():
+        doubts += (
+            "column 'C' holds 2 FLOPs per parameter and token, those of the forward pass; training takes 6: if so, "
+            "multiply it by 3, or leave it out",
+        )
     return compute_of(N, D, flops).tolist(), doubts
 
 
@@ -330,55 +406,10 @@ def _measured(
     rows: Sequence[Mapping[str, str]], labels: Sequence[str], present: Sequence[str], named: str | None
 ) -> list[float]:
     """Training FLOPs from the column that holds them; NaN where it is blank or there is none."""
-    if named is None and _guess("C", present) is None:
+    if named is None and guessed("C", present) is None:
         return [math.nan] * len(rows)
-    name = _column("C", present, named)
-    return [_number(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name).lower()
-
-
-def _guess(what: str, present: Sequence[str]) -> str | None:
-    """The column that is known to be something; None: none is."""
-    guesses = GUESSES.get(what, (what,))
-    plain = {_plain(name): name for name in reversed(present)}
-    exact = next((guess for guess in guesses if guess in present), None)
-    return exact or next((plain[_plain(guess)] for guess in guesses if _plain(guess) in plain), None)
-
-
-def _column(what: str, present: Sequence[str], named: str | None) -> str:
-    if named is not None:
-        found = named if named in present else next((name for name in present if _plain(name) == _plain(named)), None)
-        if found is None:
-            raise BadData(f"there is no column {named!r} for {what}; there are {_listed(present)}")
-        return found
-    found = _guess(what, present)
-    if found is None:
-        raise BadData(
-            f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
-            f"{_listed(present)}: say which with --column {what}=…"
-        )
-    return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names in a sentence; of very many the first ones."""
-    some = ", ".join(name[:40] for name in names[:30])
-    return some if len(names) <= 30 else f"{some} and {len(names) - 30:,} more"
-
-
-def _number(text: str | None, column: str, label: str) -> float:
-    """A cell's number, such as 1e9, 543M or 1,000; NaN where it holds nothing."""
-    if text is None or text.strip().lower() in BLANK:
-        return math.nan
-    number = cell_number(text)
-    if number is None:
-        raise BadData(
-            f"{label}, column {column!r}: expected a number, got {text!r}; correct it or leave the run out (--where)"
-        )
-    return number
+    name = column_of("C", present, named)
+    return [number_of(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
 
 
 def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:

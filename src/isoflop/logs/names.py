@@ -85,7 +85,7 @@ OWN = tuple(
     )
 )
 """Of isoflop's own scalars those that the record keeps; what they say is exact."""
-_LETTER = re.compile(r"([NDCLS])(?:\s*[(\[/_]\s*([kMBT])[)\]]?)?")
+_LETTER = re.compile(r"([NDCLS])(?:\s*[(\[/_]\s*([kKMBT])[)\]]?)?")
 _LETTERS: dict[str, Kind] = {"N": "size", "D": "tokens", "C": "flops", "L": "loss", "S": "step"}
 
 
