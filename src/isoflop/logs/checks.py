@@ -18,18 +18,15 @@ from isoflop.record.run import Point
 
 ALL = ("params", "tokens", "flops")
 
-FEWEST_PARAMETERS = 100_000
-"""Fewer are millions or billions, or a toy."""
+FEWEST_PARAMETERS = 100_000  # Fewer are millions or billions, or a toy
 FEWEST_TOKENS = 1_000_000
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Public runs lie between .02 and 1e4; outside N or D alone is in millions, or D counts samples or bytes of media."""
 FLOPS_OVER_6ND = 3.0
 """Attention, the head and the conventions of N make less than this."""
 TOKENS_A_SECOND = 1e10
-FLOPS_A_SECOND = 1e21
-"""More than the largest cluster computes."""
-UNTRAINED = 11.0
-"""Nats per token: ln V of the usual vocabularies, which a run that learned anything falls below."""
+FLOPS_A_SECOND = 1e21  # More than the largest cluster computes
+UNTRAINED = 11.0  # Nats per token: ln V of the usual vocabularies, which a run that learned anything falls below
 
 
 @dataclass(frozen=True)

@@ -36,31 +36,21 @@ FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning"}
 
 @dataclass(frozen=True)
 class Imported:
-    """One run, and what the user should know of it.
+    """One run, as a record would hold it, and what the user should know of it.
 
-    Attributes:
-        run: as a record would hold it; `run.extra["imported"]` says where it is from and how each number was obtained.
-        kind: the tool.
-        source: where it was read.
-        notes: what was derived, converted or repaired.
-        missing: of `params` and `tokens` those that are unknown.
-        hint: the part of what the tokens need that the log does hold.
-        doubts: what of it can't be, and was left out.
-        ends: it is the end of a run, without a curve.
-        single: its values are float32.
-        curve: the losses by which a second log of the same run is told.
+    `run.extra["imported"]` says where it is from and how each number was obtained.
     """
 
     run: Run
-    kind: str
-    source: str
-    notes: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    hint: str = ""
-    doubts: tuple[Doubt, ...] = ()
-    ends: bool = False
-    single: bool = False
-    curve: Column = field(default_factory=Column, compare=False)
+    kind: str  # the tool
+    source: str  # where it was read
+    notes: tuple[str, ...]  # what was derived, converted or repaired
+    missing: tuple[str, ...]  # of `params` and `tokens` those that are unknown
+    hint: str  # the part of what the tokens need that the log does hold
+    doubts: tuple[Doubt, ...]  # what of it can't be, and was left out
+    ends: bool  # it is the end of a run, without a curve
+    single: bool  # its values are float32
+    curve: Column = field(compare=False)  # the losses by which a second log of the same run is told
 
 
 def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: list[str]) -> Imported:
@@ -227,13 +217,10 @@ Action = Literal["written", "updated", "unchanged"]
 
 
 def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
-    """Write a run's record into a folder.
+    """Write a run's record into a folder; its file, and what was done.
 
     A record of the same source that says the same is left alone; one that says less, or otherwise, is replaced in one
     step, so that a reader sees the old one or the new one.
-
-    Returns:
-        Its file, and what was done.
 
     Raises:
         RecordError: the folder can't be written, or the file is no import of this source.
@@ -255,10 +242,8 @@ def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
             for point in run.points:
                 log.point(point)
             if run.end is not None:
-                last = run.points[-1]
-                counts = {
-                    name: getattr(last, name) for name in ("tokens", "padding", "loss_tokens", "flops", "flops_6nd")
-                }
+                totals = ("tokens", "padding", "loss_tokens", "flops", "flops_6nd")
+                counts = {name: getattr(run.points[-1], name) for name in totals}
                 log.end(run.end["step"], run.end["status"], **counts)
             log.close()
             os.replace(log.path, path)

@@ -26,24 +26,18 @@ ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_t
 """Sequences of a step, on all devices and with accumulation."""
 EACH = ("per_device_train_batch_size", "micro_batch_size", "device_batch_size", "train_micro_batch_size_per_gpu")
 """Sequences of a micro-batch on one device."""
-EITHER = ("batch_size", "train_batch_size")
-"""Sequences of a micro-batch to some, of a step to others."""
+EITHER = ("batch_size", "train_batch_size")  # Sequences of a micro-batch to some, of a step to others
 ACCUMULATE = ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum_steps")
 LENGTH = (
     *("seq_len", "seq_length", "sequence_length", "block_size", "context_length"),
     *("max_seq_length", "max_seq_len", "seq"),
 )
 DEVICES = ("world_size", "num_devices", "n_gpus", "num_gpus", "devices")
-MOST_SEQUENCES = 32_768
-"""A batch of more is one of tokens, or rare."""
-LARGE = 1e7
-"""A count beyond this is one of ones, whatever its fractions."""
-FEWEST = 16.0
-"""Tokens a step below which a count is in other units."""
-SLOWER = 0.25
-"""Growth of a count over its first value a step, below which it does not go on as it began."""
-VARIES = 0.2
-"""Share of steps from which on a count that falls is one of each step, not of a run that began again."""
+MOST_SEQUENCES = 32_768  # A batch of more is one of tokens, or rare
+LARGE = 1e7  # A count beyond this is one of ones, whatever its fractions
+FEWEST = 16.0  # Tokens a step below which a count is in other units
+SLOWER = 0.25  # Growth of a count over its first value a step, below which it does not go on as it began
+VARIES = 0.2  # Share of steps from which on a count that falls is one of each step, not of a run that began again
 
 
 @dataclass
@@ -112,9 +106,6 @@ def _size(logged: Logged, answers: Answers, size_of: SizeOf | None, problems: li
         return None
 
 
-# -- N -----------------------------------------------------------------------------------------------------------------
-
-
 def _sizes(
     logged: Logged, answers: Answers, size: ModelSize | None, tokens: Count | None
 ) -> Iterator[tuple[Mapping[str, int | None], str]]:
@@ -172,21 +163,17 @@ def _own_sizes(logged: Logged) -> dict[str, int]:
         ("non_embedding", "flops_6nd", "tokens_processed"),
         ("non_embedding_with_head", "tokens_per_param", "tokens"),
     ):
-        many, few = logged.columns.get(f"isoflop/{tokens}"), logged.columns.get(f"isoflop/{over}")
-        if not many or not few:
+        counted = {step: value for step, value, _ in logged.columns.get(f"isoflop/{tokens}", ())}
+        shared = [
+            (counted[step], value) for step, value, _ in logged.columns.get(f"isoflop/{over}", ()) if step in counted
+        ]
+        if not shared or not min(shared[-1]) > 0:
             continue
-        counted = dict(zip(many.steps, many.values, strict=True))
-        pairs = [(counted[step], value) for step, value, _ in few if step in counted]
-        if not pairs or not min(pairs[-1]) > 0:
-            continue
-        total, value = pairs[-1]
+        total, value = shared[-1]
         size = value / (6 * total) if over == "flops_6nd" else total / value
         if 0.5 <= size < 1e18:
             found[convention] = round(size)
     return found
-
-
-# -- tokens ------------------------------------------------------------------------------------------------------------
 
 
 def _count_tokens(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:
@@ -355,9 +342,6 @@ def _of_settings(
     if not lacking:
         return math.prod(value for _, value in known), f"{text}, each sequence full"
     return None, f"Its settings say {text}; not known: {', '.join(lacking)}." if known else ""
-
-
-# -- FLOPs -------------------------------------------------------------------------------------------------------------
 
 
 def _count_flops(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:

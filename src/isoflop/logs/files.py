@@ -21,8 +21,7 @@ from typing import Any, BinaryIO
 from isoflop.record.lines import MAX_LINE_BYTES, Problems, bounded_lines
 from isoflop.record.run import RecordError
 
-SAMPLE = 1 << 16
-"""Bytes from which a file's dialect is told."""
+SAMPLE = 1 << 16  # Bytes from which a file's dialect is told
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?|[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
@@ -189,8 +188,7 @@ def decoded(stream: BinaryIO, dialect: Dialect, problems: Problems) -> Iterator[
         yield text
 
 
-MAX_YAML = 1 << 20
-"""Bytes; hyperparameters are small, and PyYAML is slow."""
+MAX_YAML = 1 << 20  # Bytes; hyperparameters are small, and PyYAML is slow
 MAX_JSON = 1 << 31
 MAX_SETTINGS = 1000
 

@@ -15,9 +15,8 @@ from isoflop.record.lines import Problems
 
 EVERY = ""
 """The name under which an answer is for every run."""
-UNITS = ("nats", "bits", "ppl", "bpb")
-BY_RUN = ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config")
-"""Answers that may differ by run."""
+UNITS = ("nats", "bits", "ppl", "bpb")  # of losses: ppl is the perplexity, bpb bits per byte
+BY_RUN = ("params", "tokens_per_step", "flops_per_token", "devices", "seq", "config")  # Answers that may differ by run
 _TABLE = {name: name for name in BY_RUN[1:]} | {"batch_tokens": "tokens_per_step", "total_steps": "planned_steps"}
 """Columns of a table of answers, but for N, and what they are."""
 
@@ -40,32 +39,21 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Answers for all runs. Each mapping is by run: its name, a pattern such as `small-*`, or `EVERY`.
-
-    Attributes:
-        params, tokens_per_step, flops_per_token, devices, seq: numbers.
-        config: config.json files.
-        loss: column by loss (`train`, `eval/val`).
-        loss_unit: unit by loss; `EVERY` for all: nats, bits, ppl (perplexity) or bpb (bits per byte).
-        step, tokens: the columns of optimizer steps and of tokens since the run began.
-        run: columns that together tell runs apart.
-        group: columns or hyperparameters whose values are kept of each run, for `isoflop fit --group`.
-        table: rows of `read_answers`, by run.
-    """
+    """Answers for all runs. A mapping of numbers or files is by run: its name, a pattern (`small-*`), or `EVERY`."""
 
     params: Mapping[str, float] = field(default_factory=dict)
     tokens_per_step: Mapping[str, float] = field(default_factory=dict)
     flops_per_token: Mapping[str, float] = field(default_factory=dict)
     devices: Mapping[str, float] = field(default_factory=dict)
     seq: Mapping[str, float] = field(default_factory=dict)
-    config: Mapping[str, str] = field(default_factory=dict)
-    loss: Mapping[str, str] = field(default_factory=dict)
-    loss_unit: Mapping[str, str] = field(default_factory=dict)
-    step: str | None = None
-    tokens: str | None = None
-    run: Sequence[str] = ()
-    group: Sequence[str] = ()
-    table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)  # config.json files
+    loss: Mapping[str, str] = field(default_factory=dict)  # the column by loss (`train`, `eval/val`)
+    loss_unit: Mapping[str, str] = field(default_factory=dict)  # one of `UNITS` by loss; `EVERY`: of all
+    step: str | None = None  # the column of optimizer steps
+    tokens: str | None = None  # the column of tokens since the run began
+    run: Sequence[str] = ()  # columns that together tell runs apart
+    group: Sequence[str] = ()  # columns or hyperparameters that are kept of each run, for `isoflop fit --group`
+    table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # rows of `read_answers`, by run
 
     @property
     def options(self) -> Options:
@@ -97,10 +85,9 @@ class Given:
 
 
 def _named(given: Mapping[str, Any], names: Sequence[str]) -> Any:
-    exact = next((name for name in names if name in given and name != EVERY), None)
-    if exact is not None:
-        return given[exact]
-    return next((value for pattern, value in given.items() if pattern != EVERY and _fits(pattern, names)), None)
+    exact = [given[name] for name in names if name in given and name != EVERY]
+    fitting = [value for pattern, value in given.items() if pattern != EVERY and _fits(pattern, names)]
+    return next(iter([*exact, *fitting]), None)
 
 
 def _fits(pattern: str, names: Sequence[str]) -> bool:

@@ -46,15 +46,9 @@ EXPECTED = (
     "run or a CSV export of W&B, MLflow's mlruns, trackio's database, a CSV or Parquet table, lines of JSON or a "
     "trainer's output with steps and losses, or a folder with some"
 )
-TELLING = 5
-"""Equal values at equal steps that are no chance."""
+TELLING = 5  # Equal values at equal steps that are no chance
 QUESTIONS = {
-    "params": (
-        "N is",
-        "--params 124M (or --config config.json)",
-        "--params NAME=124M",
-        "fit and plan can't use",
-    ),
+    "params": ("N is", "--params 124M (or --config config.json)", "--params NAME=124M", "fit and plan can't use"),
     "tokens": (
         "The number of tokens is",
         "--tokens-per-step 524288",
@@ -67,17 +61,11 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class ImportResult:
-    """Runs, problems and questions of an import.
+    """Runs, problems and questions of an import."""
 
-    Attributes:
-        imported: the runs, with what there is to say of each.
-        problems: what could not be read, with file and line.
-        questions: what is not in the logs, with the option that gives it.
-    """
-
-    imported: tuple[Imported, ...] = ()
-    problems: tuple[str, ...] = ()
-    questions: tuple[str, ...] = ()
+    imported: tuple[Imported, ...]  # the runs, with what there is to say of each
+    problems: tuple[str, ...]  # what could not be read, with file and line
+    questions: tuple[str, ...]  # what is not in the logs, with the option that gives it
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -225,35 +213,30 @@ def _named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
     names = Counter(one.run.name for one in found)
     result = []
     for one in found:
-        if names[one.run.name] > 1 and os.path.exists(one.source):
+        name = one.run.name
+        if names[name] > 1 and os.path.exists(one.source):
             source = Path(os.path.abspath(one.source))
-            of_file = source.suffix and source.stem != one.run.name and not one.run.name.startswith("version_")
-            one = replace(
-                one, run=replace(one.run, name=f"{source.stem if of_file else source.parent.name}/{one.run.name}")
-            )
+            of_file = source.suffix and source.stem != name and not name.startswith("version_")
+            first = source.stem if of_file else source.parent.name
+            one = replace(one, run=replace(one.run, name=f"{first}/{name}"))
         result.append(one)
     return tuple(result)
 
 
-def _questions(found: tuple[Imported, ...]) -> tuple[str, ...]:
+def _questions(found: tuple[Imported, ...]) -> Iterator[str]:
     """One question a missing quantity, for all runs that lack it."""
-    asked = []
     for what, (subject, option, by_name, without) in QUESTIONS.items():
         lacking = [one for one in found if what in one.missing and all(what not in doubt.of for doubt in one.doubts)]
         if not lacking:
             continue
         hints = list(dict.fromkeys(one.hint for one in lacking if what == "tokens" and one.hint))[:2]
-        if len(lacking) == 1:
-            where, how, them = lacking[0].source, option, "the run"
-        else:
+        where, how, them = lacking[0].source, option, "the run"
+        if len(lacking) > 1:
             some = ", ".join(one.run.name for one in lacking[:4]) + (", …" if len(lacking) > 4 else "")
             many = "the" if len(lacking) == len(found) else f"{len(lacking)} of"
             where, them = f"{many} {len(found)} runs ({some})", "these runs"
             how = f"{option}, for single runs with {by_name} or --table runs.csv (run,params,tokens_per_step)"
-        asked.append(
-            " ".join([f"{subject} not in {where}: give it with {how}.", *hints, f"Without it {without} {them}."])
-        )
-    return tuple(asked)
+        yield " ".join([f"{subject} not in {where}: give it with {how}.", *hints, f"Without it {without} {them}."])
 
 
 def _find(path: str, kind: str | None, leave_out: Sequence[Path], options: Options) -> list[Source]:

@@ -20,10 +20,8 @@ from isoflop.record.lines import Problems
 from isoflop.record.run import Status
 
 MAX_STEP = 2**63 - 1
-MAX_WORDS = 10_000
-"""Different words of a column; a column with more of them tells no runs apart."""
-MAX_COLUMNS = 2000
-"""Names kept of one run: a file of random names must not fill the memory."""
+MAX_WORDS = 10_000  # Different words of a column; a column with more of them tells no runs apart
+MAX_COLUMNS = 2000  # Names kept of one run: a file of random names must not fill the memory
 
 
 class Column:
@@ -217,8 +215,7 @@ class Logged:
         return None
 
 
-Count = Callable[[int], float | None]
-"""A quantity by optimizer steps done; None: unknown."""
+Count = Callable[[int], float | None]  # A quantity by optimizer steps done; None: unknown
 
 
 def _known(column: Column) -> tuple[NDArray[np.int64], Array]:

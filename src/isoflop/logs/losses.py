@@ -19,8 +19,7 @@ CONVERTED = {
     "ppl": "perplexity: its natural logarithm",
     "bpb": "bits per byte: kept so",
 }
-CLOSE = 0.02
-"""Relative distance of a loss from its perplexity's logarithm, both printed with few digits."""
+CLOSE = 0.02  # Relative distance of a loss from its perplexity's logarithm, both printed with few digits
 
 
 @dataclass

@@ -70,8 +70,7 @@ _NOT_A_RATE = _words_of(
     "momentum mult multiplier scale ratio decay warmup min max peak base initial end final scheduler type rates mup "
     "factor"
 )
-RUNS = ("run", "run_id", "run_name", "name", "Name")
-"""Columns that name runs, as people write them by hand."""
+RUNS = ("run", "run_id", "run_name", "name", "Name")  # Columns that name runs, as people write them by hand
 _OF_RUN = _words_of("name id n num of")
 _RUN = _words_of(
     "run name id hash experiment exp trial model variant seed arm config job size width depth arch architecture "

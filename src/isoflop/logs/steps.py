@@ -15,16 +15,11 @@ from isoflop.logs.names import kind_of, role_of, unit_of, words
 
 UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
-LOST = 0.5
-"""Share of superseded values beyond which it is asked whether the steps are those of one run."""
-SHARED = 0.2
-"""Share of values with the step of another, unequal one, from which on they are of several runs or ranks."""
-TIMES = 1e9
-"""No run has so many steps before its first value: seconds since 1970."""
-EPOCHS = 10
-"""Steps of training to one of an evaluation whose steps are epochs."""
-STANDS = 3
-"""Values of one step that are a curve logged without steps."""
+LOST = 0.5  # Share of superseded values beyond which it is asked whether the steps are those of one run
+SHARED = 0.2  # Share of values with the step of another, unequal one, from which on they are of several runs or ranks
+TIMES = 1e9  # No run has so many steps before its first value: seconds since 1970
+EPOCHS = 10  # Steps of training to one of an evaluation whose steps are epochs
+STANDS = 3  # Values of one step that are a curve logged without steps
 FROM_ZERO = "Lightning counts steps from 0 (step 9 is the tenth): one is added"
 ASK = "Say which column counts optimizer steps with --step COLUMN, or separates runs with --run COLUMN"
 

@@ -18,12 +18,10 @@ from isoflop.logs.rows import Options
 from isoflop.logs.steps import FROM_ZERO
 from isoflop.record.lines import Problems
 
-MAX_RECORD = 1 << 26
-"""Bytes of an event that is read; a scalar's is some fifty."""
+MAX_RECORD = 1 << 26  # Bytes of an event that is read; a scalar's is some fifty
 LENGTH, CHECKSUM = 12, 4
 """Bytes around an event: before it its length with a checksum, behind it its own."""
-FLOATS = (1, 2)
-"""`DT_FLOAT` and `DT_DOUBLE` of TensorFlow's `types.proto`."""
+FLOATS = (1, 2)  # `DT_FLOAT` and `DT_DOUBLE` of TensorFlow's `types.proto`
 ARGUMENTS, CONFIG = "args/text_summary", "model_config/text_summary"
 """JSON that Hugging Face's callback writes: its arguments, and the model's configuration."""
 FLOAT32 = "TensorBoard keeps values as float32: 7 digits of a token or FLOP count are sure"

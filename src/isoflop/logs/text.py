@@ -19,8 +19,7 @@ from isoflop.logs.names import kind_of, role_of, words
 from isoflop.logs.rows import Options, Rows
 from isoflop.record.lines import Problems
 
-JSON = ""
-"""A name in the cells of a JSON object, whose losses may have no step."""
+JSON = ""  # A name in the cells of a JSON object, whose losses may have no step
 _EVALUATES = {"validation", "validate", "valid", "val", "eval", "evaluation", "test"}
 CALLED = ("trainer_log", "log", "metrics", "train", "train_log", "logs", "output", "stdout", "history", "results")
 """Names of files that say nothing of the run: its folder does."""

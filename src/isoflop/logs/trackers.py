@@ -30,14 +30,11 @@ from isoflop.record.run import Status
 
 WANDB, MLFLOW = "wandb:", "mlflow:"
 """Prefixes of addresses."""
-MAGIC = b":W&B"
-"""First bytes of an offline run's file of W&B."""
+MAGIC = b":W&B"  # First bytes of an offline run's file of W&B
 SQLITE = b"SQLite format 3\0"
-MAX_RECORD = 1 << 26
-"""Bytes of a record as JSON; a longer one is passed over."""
+MAX_RECORD = 1 << 26  # Bytes of a record as JSON; a longer one is passed over
 MAX_PARAMS = 2000
-PACKAGE = 'pip install "wandb>=0.31"'
-"""The first version whose `wandb leet inspect` prints JSON."""
+PACKAGE = 'pip install "wandb>=0.31"'  # The first version whose `wandb leet inspect` prints JSON
 PRIVATE = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
 """Environment of its command: it sends nothing anywhere."""
 STATES: dict[object, Status] = {
@@ -84,9 +81,6 @@ def _seconds(stamp: object) -> float | None:
         return datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).timestamp()
     except ValueError:
         return None
-
-
-# -- W&B ---------------------------------------------------------------------------------------------------------------
 
 
 def read_wandb_file(source: str, options: Options) -> list[Logged]:
@@ -186,9 +180,6 @@ def read_wandb(address: str, options: Options) -> list[Logged]:
         return replace(logged, status=STATES.get(str(run.state), "interrupted"), created=created)
 
     return _read_each(address, "W&B", ((str(getattr(run, "id", "?")), run) for run in runs), fetched)
-
-
-# -- MLflow ------------------------------------------------------------------------------------------------------------
 
 
 def is_mlflow_run(folder: Path) -> bool:
@@ -298,9 +289,6 @@ def _pages(search: Any, *arguments: Any) -> list[Any]:
         token = page.token
         if not token:
             return found
-
-
-# -- trackio -----------------------------------------------------------------------------------------------------------
 
 
 def is_trackio(path: Path) -> bool:
