@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.logs import huggingface, table, tensorboard, text, trackers
+from isoflop.logs.checks import Doubt
 from isoflop.logs.convert import Imported, assembled
 from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
 from isoflop.logs.given import UNITS, Given
@@ -105,7 +106,7 @@ def import_runs(
     imported: dict[str, Imported] = {}
     names: set[tuple[str, ...]] = set()
     problems: list[str] = []
-    for logged in _logs(paths, given, kind, leave_out, problems):
+    for logged in _logs(paths, given.options, kind, leave_out, problems):
         names.add(logged.names)
         problems.extend(logged.problems)
         try:
@@ -123,7 +124,7 @@ def import_runs(
 
 def _logs(
     paths: Iterable[str | os.PathLike[str]],
-    given: Given,
+    options: Options,
     kind: str | None,
     leave_out: Sequence[Path],
     problems: list[str],
@@ -131,13 +132,13 @@ def _logs(
     """Runs that the readers find; a source that they can't read is a problem."""
     for path in paths:
         try:
-            sources = _find(os.fspath(path), kind, leave_out, given.options)
+            sources = _find(os.fspath(path), kind, leave_out, options)
         except ImportProblem as problem:
             problems.append(str(problem))
             continue
         for reader, source in sources:
             try:
-                yield from READERS[reader](source, given.options)
+                yield from READERS[reader](source, options)
             except RecordError as problem:
                 problems.append(str(problem))
             except OSError as error:
@@ -196,16 +197,15 @@ def _shared(one: Imported, other: Imported) -> int:
 
 def _doubts(found: tuple[Imported, ...]) -> Iterator[str]:
     """One question a kind of doubt, with the first run that it is about."""
-    by_kind: dict[tuple[str, ...], list[tuple[Imported, str, str]]] = {}
+    by_kind: dict[tuple[str, ...], list[tuple[Imported, Doubt]]] = {}
     for one in found:
         for doubt in one.doubts:
-            by_kind.setdefault((*doubt.of, doubt.answer), []).append((one, doubt.text, doubt.answer))
-    for (*what, _), told in by_kind.items():
-        one, text, answer = told[0]
-        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-        kept = "the loss is kept as it is" if what == ["loss"] else f"left out: {', '.join(what)}"
-        how = f" To answer: {answer}." if answer else ""
-        yield f"{one.source}, run {one.run.name}: {text}{more}; {kept}.{how}"
+            by_kind.setdefault((*doubt.of, doubt.answer), []).append((one, doubt))
+    for (one, doubt), *others in by_kind.values():
+        more = f" (and {len(others)} more)" if others else ""
+        kept = "the loss is kept as it is" if doubt.of == ("loss",) else f"left out: {', '.join(doubt.of)}"
+        how = f" To answer: {doubt.answer}." if doubt.answer else ""
+        yield f"{one.source}, run {one.run.name}: {doubt.text}{more}; {kept}.{how}"
 
 
 def _named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:

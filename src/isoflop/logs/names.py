@@ -76,12 +76,9 @@ _RUN = _words_of(
     "run name id hash experiment exp trial model variant seed arm config job size width depth arch architecture "
     "optimizer dataset corpus scale label replicate layers d hidden dim group method setting key random checkpoint tag"
 )
-OWN = tuple(
-    f"isoflop/{name}"
-    for name in (
-        *("loss", "tokens", "tokens_processed", "loss_tokens", "flops", "flops_6nd", "batch_tokens"),
-        *("tokens_per_param", "tokens_per_param_non_embedding"),
-    )
+_OWN = _words_of(
+    "loss tokens tokens_processed loss_tokens flops flops_6nd batch_tokens tokens_per_param "
+    "tokens_per_param_non_embedding"
 )
 """Of isoflop's own scalars those that the record keeps; what they say is exact."""
 _LETTER = re.compile(r"([NDCLS])(?:\s*[(\[/_]\s*([kKMBT])[)\]]?)?")
@@ -120,7 +117,7 @@ def role_of(name: str) -> Role | None:
     [None, None, None, None]
     """
     if name.startswith("isoflop/"):
-        return Role("own") if name in OWN else None
+        return Role("own") if name.removeprefix("isoflop/") in _OWN else None
     if letter := _LETTER.fullmatch(name):  # `N`, `D (B)`
         factor = _UNITS[letter[2].lower()] if letter[2] else 1.0
         return Role(_LETTERS[letter[1]], {"N": "N", "L": "train"}.get(letter[1], ""), 5, factor)
@@ -167,12 +164,8 @@ def _loss(name: str, found: list[str]) -> Role | None:
         rest.discard("value")
     pure = bool({*found} & _PURE or "cross" in found)
     rank = 3 * bool(unit) + (0 if pure else 2 if "total" in found else 1)
-    if rest & _EVAL and not rest & _TRAIN:
-        return (
-            None
-            if rest & _PARTS
-            else Role("loss", f"eval/{_set_of(name)}", rank, unit=unit, parts=frozenset(rest - _EVAL))
-        )
+    if rest & _EVAL and not rest & (_TRAIN | _PARTS):
+        return Role("loss", f"eval/{_set_of(name)}", rank, unit=unit, parts=frozenset(rest - _EVAL))
     return None if rest - _TRAIN else Role("loss", "train", rank, unit=unit)
 
 
@@ -214,9 +207,8 @@ def _tokens(name: str, found: list[str]) -> Role | None:
 
 
 def _samples(there: set[str]) -> Role | None:
-    if there & _SAMPLE and there & {"consumed", "seen", "time", "total"} and there - _SAMPLE <= _COUNTED - {"per"}:
-        return Role("samples")
-    return None
+    counted = there & {"consumed", "seen", "time", "total"} and there - _SAMPLE <= _COUNTED
+    return Role("samples") if there & _SAMPLE and counted else None
 
 
 def unit_of(found: list[str]) -> tuple[float, set[str]]:
@@ -262,27 +254,22 @@ def _step(name: str, found: list[str]) -> Role | None:
 
 
 def _size(name: str, found: list[str]) -> Role | None:
+    if name in ("total", "active"):
+        return Role("size", name)
     there = {*found}
     factor, left = unit_of(found)
     body = _BODY & there
-    if (
-        there & _PARAMETER
-        or there == {"model", "size"}
-        or name.startswith(("N_", "N "))
-        or (body and any("emb" in word for word in there))
-    ):
-        left -= _PARAMETER
-        if not left <= _SIZED:
-            return None
-        if body:
-            with_head = {"with", "head"} <= left
-            return Role("size", "non_embedding_with_head" if with_head else "non_embedding", factor=factor)
-        if left & {"active", "activated"}:
-            return Role("size", "active", factor=factor)
-        return Role("size", "total" if "total" in left or "/" in name or name == "n_parameters" else "N", factor=factor)
-    if name in ("total", "active"):
-        return Role("size", name)
-    return None
+    head = there & _PARAMETER or there == {"model", "size"} or name.startswith(("N_", "N "))
+    left -= _PARAMETER
+    if not (head or (body and any("emb" in word for word in there))) or not left <= _SIZED:
+        return None
+    if body:
+        convention = "non_embedding_with_head" if {"with", "head"} <= left else "non_embedding"
+    elif left & {"active", "activated"}:
+        convention = "active"
+    else:
+        convention = "total" if "total" in left or "/" in name or name == "n_parameters" else "N"
+    return Role("size", convention, factor=factor)
 
 
 def part_words(name: str) -> set[str]:

@@ -101,9 +101,8 @@ class Rows:
         self._pivot()
         by_column = self.columns.get(step or "") if self.pivots else None
         sizes = [name for name in self.columns if kind_of(name) == "size"]
-        every = np.arange(len(self.lines))
-        keys = self._keys(step, sizes, every)
-        codes, names = self._grouped(keys, every)
+        keys = self._keys(step, sizes)
+        codes, names = self._grouped(keys)
         by_epoch = "epoch" in self.columns.unused
         ends = ends or (step is None and bool(sizes or keys) and not by_epoch) or self._all_stand(step, codes)
         if step is None and not ends and (fallen := self._falling(codes)):
@@ -115,7 +114,7 @@ class Rows:
             names = [f"{names[code] or called}" for code in codes]
             twice = {name for name in names if names.count(name) > 1} if len(names) <= MAX_RUNS else set(names)
             names = [f"{name}:{line}" if name in twice else name for name, line in zip(names, self.lines, strict=True)]
-            codes = every
+            codes = np.arange(len(self.lines))
         if len(names) > MAX_RUNS:
             self.problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
         ends = ends and step is None
@@ -188,31 +187,29 @@ class Rows:
             if (codes < 0).any() and name not in self.columns:
                 self.columns[name] = column.taken(codes < 0)
 
-    def _keys(self, step: str | None, sizes: list[str], every: Codes) -> list[str]:
+    def _keys(self, step: str | None, sizes: list[str]) -> list[str]:
         """The columns that tell runs apart: the user's, one that names runs, and those that make steps rise in each."""
         groups = self._of_groups()
         if self.options.run:
             return [*(name for name in self.options.run if name in self.labels), *groups]
         keys = [*[name for name in RUNS if name in self.labels][:1], *groups]
         if step is None and not keys:
-            return [
-                name for name, column in self.labels.items() if run_rank(name) is not None and len(column.codes) > 1
-            ]
-        if step is None or self._fault(step, keys, every) == 0:
+            return [name for name, of in self.labels.items() if run_rank(name) is not None and len(of.codes) > 1]
+        if step is None or self._fault(step, keys) == 0:
             return keys
         taken = {*keys, *self.pivots}
         further = [name for name in self.labels if run_rank(name) is not None and name not in taken]
         tried = list(keys)
         for name in [*sorted(further, key=lambda name: run_rank(name) or 0), *sizes]:
-            if len(self._grouped([*tried, name], every)[1]) > len(self._grouped(tried, every)[1]):
+            if len(self._grouped([*tried, name])[1]) > len(self._grouped(tried)[1]):
                 tried.append(name)
-                if self._fault(step, tried, every) == 0:
+                if self._fault(step, tried) == 0:
                     return tried
-        return tried if self._fault(step, tried, every) < self._fault(step, keys, every) else keys
+        return tried if self._fault(step, tried) < self._fault(step, keys) else keys
 
-    def _fault(self, step: str, keys: list[str], every: Codes) -> int:
+    def _fault(self, step: str, keys: list[str]) -> int:
         """0: the steps of each run rise; 1: they don't fall; 2: they do."""
-        rise = self._rises(step, self._grouped([*keys, *self.pivots], every)[0])
+        rise = self._rises(step, self._grouped([*keys, *self.pivots])[0])
         return 2 if (rise < 0).any() else 1 if (rise == 0).any() else 0
 
     def _all_stand(self, step: str | None, codes: Codes) -> bool:
@@ -232,11 +229,11 @@ class Rows:
         order = np.argsort(of, kind="stable") if of.any() else slice(None)
         return np.diff(values[order])[np.diff(of[order]) == 0]
 
-    def _grouped(self, keys: Sequence[str], every: Codes) -> tuple[Codes, list[str]]:
+    def _grouped(self, keys: Sequence[str]) -> tuple[Codes, list[str]]:
         """The run of each row, and the runs' names."""
         if not keys:
-            return np.zeros(len(every), dtype=np.int64), [""]
-        columns = [self._codes(key, every) for key in keys]
+            return np.zeros(len(self.lines), dtype=np.int64), [""]
+        columns = [self._codes(key) for key in keys]
         table = np.stack([codes for codes, _ in columns], axis=1)
         found, first, inverse = np.unique(table, axis=0, return_index=True, return_inverse=True)
         order = np.argsort(first)
@@ -248,13 +245,13 @@ class Rows:
             names.append(", ".join(value if key in RUNS else f"{key} {value}" for key, value in told))
         return place[inverse.reshape(-1)], names
 
-    def _codes(self, key: str, every: Codes) -> tuple[Codes, list[str]]:
+    def _codes(self, key: str) -> tuple[Codes, list[str]]:
         """A code of each row by a column of words or of numbers (-1: it has none), and what it stands for."""
         if key in self.labels:
-            return _at(self.labels[key], every), list(self.labels[key].codes)
+            return _at(self.labels[key], np.arange(len(self.lines))), list(self.labels[key].codes)
         rows, values, _ = self.columns[key].arrays()
         distinct, inverse = np.unique(values, return_inverse=True)
-        codes = np.full(len(every), -1)
+        codes = np.full(len(self.lines), -1)
         codes[rows] = inverse
         return codes, [f"{value:.6g}" for value in distinct]
 

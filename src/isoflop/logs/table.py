@@ -51,15 +51,11 @@ def read(source: str, options: Options) -> list[Logged]:
             there = ", ".join(plain(one, 40) for one in header[:12])
             raise ImportProblem(f"{path}: --run: expected one of its columns {there}, got {name!r}")
     told = words(path.stem)
-    if (
-        "samples" in told
-        and any(kind_of(name) == "step" for name in header)
-        and any(told[-len(words(n)) :] == words(n) for n in header)
-    ):
+    of_file = any(told[-len(words(name)) :] == words(name) for name in header)
+    if "samples" in told and of_file and any(kind_of(name) == "step" for name in header):
         raise ImportProblem(f"{path}: its steps count samples (DeepSpeed): divide them by the batch size")
-    kept = _kept(header, rows, problems, options)
     of_wandb = "Name" in header and bool(_OF_WANDB & {*header})
-    kind = "wandb" if exported else "table"
+    kept, kind = _kept(header, rows, problems, options), "wandb" if exported else "table"
     return kept.runs(kind, str(path), tag["run"] if tag else stem(path), ends=of_wandb)
 
 
@@ -86,12 +82,11 @@ def is_lightning(path: Path) -> bool:
     header = [name.strip() for name in next(rows, [])]
     if "step" not in header:
         return False
-    if (path.parent / "hparams.yaml").is_file():
+    named = path.name == "metrics.csv" and "epoch" in header
+    if (path.parent / "hparams.yaml").is_file() or (named and path.parent.name.startswith("version_")):
         return True
-    if path.name != "metrics.csv" or "epoch" not in header:
+    if not named:
         return False
-    if path.parent.name.startswith("version_"):
-        return True
     index = header.index("step")
     steps = [cell_number(row[index]) if index < len(row) else None for row in islice(rows, 2)]
     return steps[:1] == [0.0] or (len(steps) == 2 and None not in steps and steps[1] - steps[0] == steps[0] + 1)  # type: ignore[operator]

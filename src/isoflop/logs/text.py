@@ -20,6 +20,7 @@ from isoflop.logs.rows import Options, Rows
 from isoflop.record.lines import Problems
 
 JSON = ""  # A name in the cells of a JSON object, whose losses may have no step
+_STEPS = {"step", "iter", "iteration", "updates"}
 _EVALUATES = {"validation", "validate", "valid", "val", "eval", "evaluation", "test"}
 CALLED = ("trainer_log", "log", "metrics", "train", "train_log", "logs", "output", "stdout", "history", "results")
 """Names of files that say nothing of the run: its folder does."""
@@ -107,7 +108,8 @@ def _cells(line: str) -> dict[str, Any]:
         return {}
     else:
         cells = dict(printed_cells(line))
-        told = next((word for name in cells if _is_step_of(name) for word in words(name) if word in _EVALUATES), None)
+        of_steps = [words(name) for name in cells if {*words(name)} & _STEPS]
+        told = next((word for found in of_steps for word in found if word in _EVALUATES), None)
     return {_as_evaluated(_plain_step(name), told): cell for name, cell in cells.items()}
 
 
@@ -133,16 +135,10 @@ def printed_cells(text: str) -> dict[str, str]:
     return found
 
 
-def _is_step_of(name: str) -> bool:
-    return bool({*words(name)} & {"step", "iter", "iteration", "updates"})
-
-
 def _plain_step(name: str) -> str:
     """`validation loss at iteration`, `validate step` and `valid_num_updates` are steps."""
     found = words(name)
-    if found and found[-1] in ("step", "iteration", "iter", "updates") and {*found} & _EVALUATES:
-        return found[-1]
-    return name
+    return found[-1] if {*found[-1:]} & _STEPS and {*found} & _EVALUATES else name
 
 
 def _as_evaluated(name: str, told: str | None) -> str:

@@ -14,13 +14,13 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from isoflop.logs.files import ImportProblem, flat, json_object, number, open_bytes, plain, read_hparams, whole, why
 from isoflop.logs.logged import Columns, Logged
@@ -43,7 +43,6 @@ STATES: dict[object, Status] = {
     **dict.fromkeys((4, 5, "FAILED", "KILLED", "failed", "crashed", "killed"), "interrupted"),
 }
 """A run's states, by number in MLflow's files and by name in the clients."""
-Theirs = TypeVar("Theirs")
 
 
 def _run(kind: str, source: str, run_id: str, name: object, columns: Columns, **more: Any) -> Logged:
@@ -52,9 +51,7 @@ def _run(kind: str, source: str, run_id: str, name: object, columns: Columns, **
     return Logged(kind=kind, source=source, key=f"{kind}:{run_id}", name=name, columns=columns, **more)
 
 
-def _read_each(
-    address: str, tool: str, runs: Iterable[tuple[str, Theirs]], read: Callable[[Theirs], Logged]
-) -> list[Logged]:
+def _read_each(address: str, tool: str, runs: list[tuple[str, Any]], read: Callable[[Any], Logged]) -> list[Logged]:
     """Read the runs that a tool's client gives; a broken one is a problem of the first that can be read."""
     found, failures = [], []
     for run_id, run in runs:
@@ -85,9 +82,7 @@ def _seconds(stamp: object) -> float | None:
 
 def read_wandb_file(source: str, options: Options) -> list[Logged]:
     """Read an offline run: its file, or its folder."""
-    path = Path(source)
-    if path.is_dir():
-        path = min(path.glob("run-*.wandb"), default=path)
+    path = min(Path(source).glob("run-*.wandb"), default=Path(source))
     if path.is_dir():
         raise ImportProblem(f"{path}: expected an offline run of W&B (run-<id>.wandb), got none")
     problems = Problems(str(path))
@@ -179,7 +174,7 @@ def read_wandb(address: str, options: Options) -> list[Logged]:
         created = _seconds(getattr(run, "created_at", None))
         return replace(logged, status=STATES.get(str(run.state), "interrupted"), created=created)
 
-    return _read_each(address, "W&B", ((str(getattr(run, "id", "?")), run) for run in runs), fetched)
+    return _read_each(address, "W&B", [(str(getattr(run, "id", "?")), run) for run in runs], fetched)
 
 
 def is_mlflow_run(folder: Path) -> bool:
@@ -281,14 +276,12 @@ def read_mlflow(text: str, options: Options) -> list[Logged]:
     return _read_each(text, "MLflow", runs, fetched)
 
 
-def _pages(search: Any, *arguments: Any) -> list[Any]:
-    found, token = [], None
-    while True:
-        page = search(*arguments, page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
+def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
+    page = search(*arguments, page_token=None)
+    yield from page
+    while page.token:
+        page = search(*arguments, page_token=page.token)
+        yield from page
 
 
 def is_trackio(path: Path) -> bool:
