@@ -432,14 +432,14 @@ def test_compare_with_money() -> None:
 def test_compare_for_people() -> None:
     said = shown("compare", *THREE)
     head, *rows = said.splitlines()[:4]
-    assert head.split() == ["option", "FLOPs", "loss", "80%", "above", "best", "compute"]
+    assert head.split() == ["option", "FLOPs", "loss", "80%", "over", "optimum", "compute"]
     assert [row.split()[:2] for row in rows] == [
         ["100B:200B", "1.2e+23"],
         ["2x50B:300B", "1.8e+23"],
         ["200B:100B", "1.2e+23"],
     ]
     assert len({len(row) for row in (head, *rows)}) == 1, "columns end where they should"
-    assert "\n2x50B:300B has the least expected loss" in said and "\nabove best: " in said and "\nby: " in said
+    assert "\n2x50B:300B has the least expected loss" in said and "\nover optimum: " in said and "\nby: " in said
     assert len({len(line) for line in shown("compare", "1B:20B", "1T:1M").splitlines()[:3]}) == 1
 
 

@@ -123,7 +123,7 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
 
 
 def _print(compared: OptionComparison, cost: Price | None) -> None:
-    cells = [["option", "FLOPs", "loss", f"{compared.level:.0%}", "above best", "compute"]]
+    cells = [["option", "FLOPs", "loss", f"{compared.level:.0%}", "over optimum", "compute"]]
     for row in compared.rows:
         between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
         factor = f"{row.compute_factor:.3g}×"
@@ -142,8 +142,8 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
     typer.echo()
     say(compared.sentence, indent=0)
     say(
-        "above best: loss above that of the optimum at the compute of one run; compute: that of one run over the least "
-        "that reaches its loss"
+        "over optimum: loss above that of the optimum at the compute of one run; compute: that of one run over the "
+        "least that reaches its loss"
     )
     say(f"by: {compared.law}")
 

@@ -232,7 +232,8 @@ def print_imported(done: Sequence[Done]) -> None:
         of = "" if runs == len(done) else f" ({runs} of {len(done)} runs)"
         console.print(f"  {note}{of}", markup=False, soft_wrap=True)
     counted = ", ".join(f"{many} {action}" for action, many in Counter(each.action for each in done).items())
-    then = "" if done[0].path is None else f": isoflop fit {done[0].path.parent}"
+    command = "fit" if any(each.one.run.parameters for each in done) else "report"  # which needs no N
+    then = "" if done[0].path is None else f": isoflop {command} {done[0].path.parent}"
     console.print(f"{counted}{then}", markup=False, soft_wrap=True)
 
 

@@ -116,11 +116,11 @@ class OptionComparison(Shown):
         return {str(row.option): row.interval for row in self.rows if row.interval is not None}
 
     def __str__(self) -> str:
-        lines = [f"{'option':16}{'FLOPs':>10}{'loss':>8}{f'{self.level:.0%}':>18}{'above best':>12}{'compute':>9}"]
+        lines = [f"{'option':16}{'FLOPs':>10}{'loss':>8}{f'{self.level:.0%}':>18}{'over optimum':>13}{'compute':>9}"]
         for row in self.rows:
             between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
             lines.append(
-                f"{row.option!s:16}{row.flops:>10.3g}{row.loss:>8.4f}{between:>18}{row.excess_loss:>12.4f}"
+                f"{row.option!s:16}{row.flops:>10.3g}{row.loss:>8.4f}{between:>18}{row.excess_loss:>13.4f}"
                 f"{row.compute_factor:>8.3g}×"
             )
         return "\n".join([*lines, self.sentence, f"by: {self.law}"])
