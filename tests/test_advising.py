@@ -325,6 +325,7 @@ def test_the_users_own_sizes_move_the_line(tmp_path: Path, capsys: pytest.Captur
     try:
         # 20 tokens per parameter are twice what is best here: said to be off, by runs of one's own
         monitor = train(tmp_path / "new", history=runs, num_params=50_000)
+        monitor.close()
     finally:
         logging.getLogger("isoflop").setLevel(logging.NOTSET)
     assert "Based on: 20 runs of your own" in capsys.readouterr().out

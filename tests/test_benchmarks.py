@@ -21,4 +21,4 @@ def test_the_gpu_script_runs_at_tiny_size(tmp_path: Path) -> None:
         assert {f"FLOPs of a step, {dtype}", f"weights after 20 steps, {dtype}"} <= held
     assert {"FLOPs of a step, FSDP2 on one rank", "parts that failed"} <= held
     assert rows["waits outside of log steps, eager"]["figure"] == "not asked: no CUDA device"
-    assert any(name.endswith("GPT on text, 80 steps") for name in rows)
+    assert any("GPT on text" in name for name in rows)

@@ -167,7 +167,7 @@ def test_the_object_for_machines(build: Any, by_hand: Any, tmp_path: Path):
     found = counted(saved(tmp_path / "model", model), "--batch", 3, "--seq", 20)
     forward, total = by_hand(3, 20), model.num_parameters()
     attention = 3 * 2 * 4 * 3 * 20**2 * 32
-    assert list(found) == ["parameters", "flops", "method", "uncounted"]
+    assert list(found) == ["parameters", "flops", "method", "uncounted", "notes"]
     assert list(found["parameters"]) == CONVENTIONS
     assert list(found["flops"]) == ["model", "hardware", "causal", "full", "6nd"]
     tables = 96 * 32 + (64 * 32 if build is gpt2 else 96 * 32)  # tokens and positions; tokens and the head
@@ -182,7 +182,7 @@ def test_the_object_for_machines(build: Any, by_hand: Any, tmp_path: Path):
         "6nd": 6 * without * 60,
     }
     assert all(type(value) is int for value in [*found["flops"].values(), *found["parameters"].values()])
-    assert (found["method"], found["uncounted"]) == ("measured on the meta device", [])
+    assert (found["method"], found["uncounted"], found["notes"]) == ("measured on the meta device", [], [])
 
 
 def test_a_folder_and_its_file_are_the_same(tmp_path: Path):
@@ -549,7 +549,7 @@ def test_an_encoder_decoder_with_sides_of_two_lengths(tmp_path: Path):
 
 def test_audio_has_no_length_of_its_own(tmp_path: Path):
     folder = config(tmp_path / "audio", "Wav2Vec2ForCTC", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    assert "takes input_values, whose shape its configuration does not tell" in failed(folder)
+    assert "takes input_values, whose shape its configuration does not state" in failed(folder)
     assert "--input input_values=Bx160000:float32" in failed(folder)
 
 

@@ -30,7 +30,7 @@ fewer = settings(max_examples=60, deadline=None)
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
-EXAMPLE = {"N": 1e9, "D": 2e10, "C": 1e20, "S_min": 1e4, "S": 1e4, "B": 5e5, "U": 1e9, "L": 3.0}
+EXAMPLE = {"N": 1e9, "D": 2e10, "C": 1e20, "S_min": 1e4, "S": 1e4, "B": 5e5, "U": 1e9, "L": 3.0, "X": 8.0}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -38,7 +38,16 @@ def test_every_form_is_a_law(name: str) -> None:
     form = FORMS[name]
     assert form.name == name
     letters = {"E": 1.7, "alpha": 0.34, "beta": 0.28, "gamma": 0.3, "eta": 0.17, "epsilon": 0.85, "k": 2.0}
-    letters |= {"alpha_N": 0.076, "alpha_D": 0.1, "alpha_C": 0.05, "alpha_S": 0.76, "R_D_star": 15.4, "R_N_star": 5.3}
+    letters |= {
+        "alpha_N": 0.076,
+        "alpha_D": 0.1,
+        "alpha_C": 0.05,
+        "alpha_S": 0.76,
+        "R_D_star": 15.4,
+        "R_N_star": 5.3,
+        "X_start": 1.9,
+        "X_max": 470.0,
+    }
     constants = {c: letters.get(c, 1e13 if c.endswith("_c") else 400.0) for c in form.constants}
     law = Law(form, constants)
     point = {v: EXAMPLE[v] for v in form.variables}

@@ -266,7 +266,7 @@ NLLB = {
     **{
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
-        for name, value in [("layers", 2), ("ffn_dim", INNER)]
+        for name, value in [("layers", 2), ("ffn_dim", INNER), ("layerdrop", 0.0)]
     },
     "encoder_sparse_step": 2,
     "decoder_sparse_step": 2,

@@ -270,7 +270,7 @@ def test_power_laws_print_and_broadcast() -> None:
 
 
 def test_the_room_needs_no_torch() -> None:
-    script = "import sys, isoflop.laws; isoflop.laws.papers('besiroglu2024'); print('torch' in sys.modules)"
+    script = "import sys, isoflop.laws; isoflop.laws.published('besiroglu2024'); print('torch' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")}
     run = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "False", run.stderr

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, ValidationError, convert, field, to_builtins
+from msgspec import Meta, Struct, ValidationError, convert, field, json
 
 from isoflop.record.run import PREFERRED_N
 
@@ -135,7 +135,7 @@ class LadderPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def _plain(value: Struct) -> Any:
     """Without tuples and numpy's numbers, which YAML's safe dialect does not know."""
-    return to_builtins(to_builtins(value, enc_hook=lambda number: number.item()), builtin_types=())
+    return json.decode(json.encode(value, enc_hook=lambda number: number.item()))
 
 
 def _plan_from(found: object) -> LadderPlan:
