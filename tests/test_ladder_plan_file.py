@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from isoflop.ladder import Expected, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
+from isoflop.ladder import ExpectedInterval, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
 
 COUNTS = {"total": 110, "non_embedding": 50, "non_embedding_with_head": 75}
 
@@ -40,7 +40,7 @@ def a_plan(*runs: PlannedRun) -> LadderPlan:
         convention="non_embedding_with_head",
         runs=runs or (planned(), planned("b")),
         level=0.9,
-        expected={"N_opt": Expected(estimate=1e5, low=5e4, high=2e5, even_low=1e4, even_high=1e6)},
+        expected={"N_opt": ExpectedInterval(estimate=1e5, low=5e4, high=2e5, even_low=1e4, even_high=1e6)},
         rules={"batch": "B = 0.58·D^0.571"},
         warnings=("models below 10M",),
         unique_tokens=1e9,

@@ -122,7 +122,7 @@ def law_through(
     return Law(HOFFMANN, constants, convention, drawn)
 
 
-def law_of(source: Published, C: float) -> tuple[Law, bool]:
+def law_of_published(source: Published, C: float) -> tuple[Law, bool]:
     """A law that allocates as the source does around C FLOPs, and whether its losses are the source's own.
 
     Raises:
@@ -154,7 +154,7 @@ def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple
     for name in published_names():
         entry = published(name)
         if entry.allocates or (entry.law is not None and set(entry.law.form.variables) == {"N", "D", "U"}):
-            sources.append((name, *law_of(entry, question.flops), entry.note))
+            sources.append((name, *law_of_published(entry, question.flops), entry.note))
     rows, without = [], []
     for name, law, states_loss, note in sources:
         if name in besides or (question.tokens is not None and not states_loss):

@@ -20,7 +20,7 @@ from isoflop.fit.alternatives import (
     Alternative,
     Question,
     counted_otherwise,
-    law_of,
+    law_of_published,
     line_law,
     other_laws,
     own_fits,
@@ -113,10 +113,10 @@ FITTED_TO = (3e18, 3e21)
 REACH = 1e3
 """A factor of compute beyond these at which no loss is stated: its draws know nothing of a law that bends."""
 
-Expected = tuple[float | None, tuple[float, float] | None, str]
+ExpectedLoss = tuple[float | None, tuple[float, float] | None, str]
 
 
-def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> Expected:
+def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> ExpectedLoss:
     """Nats per token with an interval, or None; and whose they are, or why there are none.
 
     Without own runs it is Chinchilla's loss, and the interval knows that the reader's corpus is another: it is widened
@@ -234,7 +234,7 @@ def _by_law(question: Question, law: str | Law | Published) -> Plan:
     if isinstance(law, Published):
         name, method = law.name, f"{law.paper}, {law.where}"
         notes = (law.note,) if law.note else ()
-        law, states_loss = law_of(law, question.flops)
+        law, states_loss = law_of_published(law, question.flops)
     elif isinstance(law, Law):
         method = law.source or law.form.text
     else:

@@ -17,7 +17,7 @@ from isoflop.arrays import Array
 from isoflop.forecast.curve import OFF_PLAN, FeaturesPath, LossBins, LossCurve, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Reason, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.posterior import FLOOR, Normal, Posterior, Prediction, solve
+from isoflop.forecast.posterior import FLOOR, CurvePosterior, Normal, Prediction, solve
 from isoflop.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _check_fall(x: Array, loss: Array, step: Array, alpha: Normal, amplitude: No
 class Fit:
     """A posterior and the plan it was made with."""
 
-    posterior: Posterior
+    posterior: CurvePosterior
     road: FeaturesPath
     plan: LrPlan
     now: float  # step

@@ -60,7 +60,7 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Posterior:
+class CurvePosterior:
     """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at `x_ref`."""
 
     alphas: Array
@@ -111,7 +111,7 @@ def solve(
     alpha: Normal,
     amplitude: Normal,
     gain: Normal,
-) -> Posterior:
+) -> CurvePosterior:
     """The posterior from binned losses.
 
     Args:
@@ -157,7 +157,7 @@ def solve(
     alphas, decay, before = curves(centre + width * PLACES)
     grid = _grid(decay, fall, loss, w, prior, believed)
     noise = sd * float(np.mean(count)) ** 0.5
-    return Posterior(alphas, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
+    return CurvePosterior(alphas, _weights(grid, before), grid, float(x[-1]), noise, steps, loss, w, residual)
 
 
 def _weights(grid: Grid, before: Array) -> Array:

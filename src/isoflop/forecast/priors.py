@@ -15,7 +15,7 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.forecast.curve import FeaturesPath, LossBins, LossCurve, kernel_gains, path
-from isoflop.forecast.posterior import Normal, Posterior, solve
+from isoflop.forecast.posterior import CurvePosterior, Normal, solve
 
 REFERENCE = (3e8, 5e5, 1e-3, 1e10)
 """Non-embedding parameters, tokens a batch, peak learning rate and effective tokens at which the intercepts hold."""
@@ -173,7 +173,7 @@ class Reading:
     """A run's posterior under wide priors, and where it lies: ln N, ln B, ln η, ln D from the reference."""
 
     where: tuple[float, ...]
-    posterior: Posterior
+    posterior: CurvePosterior
     priors: tuple[Normal, Normal, Normal]
     organisation: str
     road: FeaturesPath

@@ -21,7 +21,7 @@ from isoflop.forecast.curve import KERNELS, FeaturesPath, LossCurve, falls, kern
 from isoflop.forecast.forecast import Forecast, NoForecast, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import OnlineForecaster, covered
-from isoflop.forecast.posterior import Posterior
+from isoflop.forecast.posterior import CurvePosterior
 from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak, learn_priors, read_run
 
 GAMMA = np.linspace(0.1, 0.55, 7)
@@ -124,7 +124,7 @@ class Ladder:
             sd *= ALONE
         return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
 
-    def member(self, own: Posterior, road: FeaturesPath, sized: _Sized) -> _Member:
+    def member(self, own: CurvePosterior, road: FeaturesPath, sized: _Sized) -> _Member:
         """The statistics of a run."""
         columns = self._columns(road, own.steps, sized)
         w = own.precision * min(1.0, INDEPENDENT / len(own.steps))
@@ -142,7 +142,7 @@ class Ladder:
         parts = (np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(fall[None], shape))
         return np.stack(parts, axis=-1).reshape(-1, len(steps), 3)
 
-    def _predict(self, road: FeaturesPath, sized: _Sized, own: Posterior | None, at: float) -> tuple[float, float]:
+    def _predict(self, road: FeaturesPath, sized: _Sized, own: CurvePosterior | None, at: float) -> tuple[float, float]:
         """Mean and standard deviation of the loss at a step."""
         columns = self._columns(road, np.array([at]), sized)[:, 0]
         member = None if own is None else self.member(own, road, sized)

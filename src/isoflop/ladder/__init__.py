@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from isoflop.ladder.check import Described, LeftOut, Predicted, Verdict
     from isoflop.ladder.design import Bounds, Problem, Rung, best_design, even_grid, worth_of
     from isoflop.ladder.fit import Doubt, FinishedRuns, LadderFit, fit_finished, fit_ladder_runs, read_finished
-    from isoflop.ladder.plan import Expected, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
+    from isoflop.ladder.plan import ExpectedInterval, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
     from isoflop.ladder.planning import designed, ladder_problem, plan_ladder
     from isoflop.ladder.rules import FEWEST_STEPS, all_steps, batch_rule, batch_sequences, covers, peak_rate, rate_rule
     from isoflop.ladder.run import LadderRun, Resources, local_slots, run_ladder, slurm_parameters
@@ -37,7 +37,7 @@ __all__ = [
     "Bounds",
     "Described",
     "Doubt",
-    "Expected",
+    "ExpectedInterval",
     "Family",
     "FinishedRuns",
     "Folders",
@@ -93,7 +93,7 @@ __getattr__ = face(
         "check": "Described LeftOut Predicted Verdict",
         "design": "Bounds Problem Rung best_design even_grid worth_of",
         "fit": "Doubt FinishedRuns LadderFit fit_finished fit_ladder_runs read_finished",
-        "plan": "Expected LadderPlan PlanError PlannedRun read_plan write_plan",
+        "plan": "ExpectedInterval LadderPlan PlanError PlannedRun read_plan write_plan",
         "planning": "designed ladder_problem plan_ladder",
         "rules": "FEWEST_STEPS all_steps batch_rule batch_sequences covers peak_rate rate_rule",
         "run": "LadderRun Resources local_slots run_ladder slurm_parameters",

@@ -74,7 +74,7 @@ class PlannedRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return _plain(self)
 
 
-class Expected(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ExpectedInterval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Expected interval of one quantity at the target after the ladder, known before a FLOP is spent.
 
     Attributes:
@@ -117,7 +117,7 @@ class LadderPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     convention: Text
     runs: tuple[PlannedRun, ...]
     level: Positive
-    expected: Mapping[str, Expected]
+    expected: Mapping[str, ExpectedInterval]
     rules: Mapping[str, Text] = field(default_factory=dict)
     warnings: tuple[Text, ...] = ()
     unique_tokens: Positive | None = None

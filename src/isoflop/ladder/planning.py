@@ -21,7 +21,7 @@ from isoflop.fit.posterior import NOISE, SHARED
 from isoflop.fit.table import read_table
 from isoflop.ladder.check import beyond
 from isoflop.ladder.design import DECAY, Bounds, Problem, Rung, Worth, best_design, even_grid, worth_of
-from isoflop.ladder.plan import Expected, LadderPlan, PlannedRun
+from isoflop.ladder.plan import ExpectedInterval, LadderPlan, PlannedRun
 from isoflop.ladder.rules import (
     FEWEST_STEPS,
     Planned,
@@ -294,15 +294,15 @@ def _branched(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
 
 def _expected(
     problem: Problem, planned: Worth, even: Worth | None, level: float, largest: float
-) -> dict[str, Expected]:
+) -> dict[str, ExpectedInterval]:
     """Medians over laws; the loss as a factor of what it will be, for its level is the data's and the tokenizer's."""
     z = float(ndtri((1 + level) / 2))
     N, slope = problem.target.N, problem.target.slope
     own = math.hypot(NOISE * math.sqrt(1 + SHARED), beyond(problem.flops, largest))  # a run at the target scatters too
 
-    def about(estimate: float, sd: Callable[[Worth], float]) -> Expected:
+    def about(estimate: float, sd: Callable[[Worth], float]) -> ExpectedInterval:
         factor, wide = math.exp(z * sd(planned)), None if even is None else math.exp(z * sd(even))
-        return Expected(
+        return ExpectedInterval(
             estimate=estimate,
             low=estimate / factor,
             high=estimate * factor,
