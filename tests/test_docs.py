@@ -112,7 +112,7 @@ def test_commands_in_the_documentation_run(command: str, desk: Path, monkeypatch
     if elsewhere is not None:
         pytest.skip(elsewhere)
     monkeypatch.chdir(desk)
-    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    done = CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
     assert done.exit_code == 0, (done.output, done.exception)
 
 
