@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -72,18 +73,18 @@ class OwnRuns:
     points: tuple[OwnRun, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def line(self) -> Posterior | None:
         """N_opt(C) by the runs and the prior; None: the runs say little of it."""
         return self.posterior if self.posterior is not None and self.posterior.telling else None
 
-    @property
+    @cached_property
     def flops(self) -> tuple[float, float] | None:
         """Of the smallest and the largest run; None: no runs."""
         spent = [point.C for point in self.points]
         return (min(spent), max(spent)) if spent else None
 
-    @property
+    @cached_property
     def source(self) -> str:
         """What the best size is based on, for people; "": no own runs."""
         n = f"{len(self.points)} run{'s' * (len(self.points) > 1)} of your own"
@@ -100,7 +101,7 @@ class OwnRuns:
         known = [p.rate for p in self.points if p.rate > 0 and 1 / NEAR < p.N / N < NEAR]
         return (min(known), max(known)) if len(known) >= FEWEST_SIZES else None
 
-    @property
+    @cached_property
     def profile(self) -> Profile | None:
         """The largest budget with three sizes or more; None: no such, or no size of it is clearly worse than the best.
 
