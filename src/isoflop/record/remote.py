@@ -179,7 +179,10 @@ class Uploader:
         pause, failures = 0.0, 0
         while True:
             self._grown.wait()
-            (self._stopped if self._ending.is_set() else self._ending).wait(pause)
+            if self._ending.is_set():  # may have come since the last upload: its pause is not waited for
+                self._stopped.wait(min(pause, 1.0))
+            else:
+                self._ending.wait(pause)
             if self._stopped.is_set():
                 return
             self._grown.clear()
@@ -190,10 +193,8 @@ class Uploader:
                 failures += 1
                 pause = min(BACK_OFF, self._every * 2.0 ** min(failures, 20))
                 self._grown.set()  # tried again
-            if self._ending.is_set():
-                if not self._grown.is_set():
-                    return
-                pause = min(1.0, self._every)
+            if self._ending.is_set() and not self._grown.is_set():
+                return
 
     def _upload(self) -> bool:
         try:
