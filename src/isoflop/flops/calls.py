@@ -259,7 +259,7 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
         try:
             output = original(self, *args, **kwargs)
             return output
-        except BaseException:
+        except BaseException:  # also Ctrl-C: an observation ends with the call that it is of; raised on
             _interrupted()
             raise
         finally:

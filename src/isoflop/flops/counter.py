@@ -238,7 +238,7 @@ def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool
     _create_graph.append(create_graph)
     try:
         return _engine(outputs, gradients, retains, create_graph, *args, **kwargs)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: a counter does not stay on behind a pass that ended so; raised on
         for counter in list(_counters):
             counter.interrupted()
         raise
