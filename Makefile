@@ -56,7 +56,7 @@ examples: $(INSTALLED)
 bench: $(INSTALLED)
 	@set -e; for f in $(BENCHMARKS); do echo "== $$f"; $(BIN)/python $$f; done
 
-# All of them again, into docs/figures.md: hours. ARGS="--only fit sizes": these alone.
+# All of them again, into benchmarks/FIGURES.md: hours. ARGS="--only fit sizes": these alone.
 figures: $(INSTALLED)
 	$(BIN)/python benchmarks/figures.py $(ARGS)
 

@@ -1,6 +1,6 @@
 """Every figure of the documentation measured again on one commit: `make figures`.
 
-    python benchmarks/figures.py [--only forecast overhead] [--out docs/figures.md]
+    python benchmarks/figures.py [--only forecast overhead] [--out benchmarks/FIGURES.md]
 
 Each benchmark runs as a process of its own, one at a time, and what it prints becomes a section of the page, with the
 commit, the machine, the CPU seconds, and the exit status where it is not 0. A section that is not run again stays as it
@@ -54,7 +54,7 @@ FIGURES = (
     Figure("tab", "Time to the tab's first figure", ("benchmarks/tab.py",)),
     Figure("torture", "Faults, kill -9 and fuzzing", ("-m", "torture")),
 )
-HEAD = """# Figures
+HEAD = """# Measured figures
 
 What the benchmarks print, each on the commit that it names. `make figures` measures all of them again;
 `make figures ARGS="--only fit sizes"` these alone. Seconds depend on the machine: read the ratios.
@@ -117,7 +117,7 @@ def sections(page: Path) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[figure.name for figure in FIGURES], help="these alone")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "FIGURES.md")
     parser.add_argument("--limit", type=float, default=3600, help="seconds that one may take (3,600)")
     arguments = parser.parse_args()
     for figure in FIGURES:
