@@ -20,8 +20,8 @@ from isoflop.ladder import read_finished
 from isoflop.ladder.attempt import is_complete
 from isoflop.logs import write_run
 from isoflop.record import Run, read_run
-from isoflop.report import read_record
-from isoflop.tab import Tail
+from isoflop.report.runs import read_record
+from isoflop.tab.records import Tail
 from study_runs import planted_run
 
 

@@ -13,7 +13,7 @@ from isoflop.cli.common import AsJson, Budgets, Column, FinalLoss, Level, RunFil
 from isoflop.console import reported, tell
 
 if TYPE_CHECKING:
-    from isoflop.report import Sources
+    from isoflop.report.runs import Sources
 
 Counted = Annotated[
     str | None,
@@ -45,7 +45,8 @@ def report(
     """
     from datetime import datetime, timezone
 
-    from isoflop.report import make_report, write_report
+    from isoflop.report.page import write_report
+    from isoflop.report.report import make_report
 
     formats = tuple(name for name, wanted in (("pdf", pdf), ("svg", svg), ("png", png)) if wanted)
     with reported("report"):
@@ -79,7 +80,7 @@ def figure(
 ) -> None:
     """Draw one figure of runs for a paper; its notes, such as what is extrapolated, are printed for the caption."""
     from isoflop.figures import FIGURES, NoFigure, save
-    from isoflop.report import study_of
+    from isoflop.report.report import study_of
 
     with reported("figure", ImportError):
         if kind not in FIGURES:
@@ -117,7 +118,7 @@ def _sources(
 ) -> tuple[Sources, list[float] | None]:
     """The runs, and nominal budgets of isoFLOP profiles."""
     from isoflop.record import COUNTS, location_of
-    from isoflop.report import read_sources
+    from isoflop.report.runs import read_sources
 
     if n_convention is not None and n_convention not in COUNTS:
         raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")

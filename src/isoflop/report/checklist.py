@@ -19,7 +19,7 @@ import numpy as np
 import isoflop
 from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import compute_label
-from isoflop.figures.text import counted, counted_as, loss_label, parameters
+from isoflop.figures.text import counted, counted_as, loss_label
 from isoflop.fit.envelope import BINS
 from isoflop.fit.holdout import Extrapolation
 from isoflop.fit.law_fit import DELTA
@@ -32,28 +32,16 @@ State = Literal["answered", "partly", "open"]
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
+    """One question: what the records and the fit answer; of what they don't, what to state."""
 
-    Attributes:
-        part: of the checklist.
-        question: what must be reported.
-        answer: what the records and this fit tell; of what they don't, what to state.
-        state: "answered", "partly" (something is left to state), "open" (the records do not tell).
-    """
-
-    part: str
+    part: str  # of the checklist
     question: str
     answer: str
-    state: State
+    state: State  # "partly": something is left to state; "open": the records do not tell
 
 
 def checklist(study: Study, held: Extrapolation | str) -> tuple[Item, ...]:
-    """The checklist filled in for a study.
-
-    Args:
-        study: of the runs.
-        held: result of `holdout`.
-    """
+    """The checklist filled in for a study, whose hold-out test (`holdout`) gave `held`."""
     values = {
         "study": study,
         "held": held,
@@ -61,42 +49,36 @@ def checklist(study: Study, held: Extrapolation | str) -> tuple[Item, ...]:
         "left": len(study.ends) - len(study.counted),
         "ranges": _ranges(study),
         "epochs": _epochs(study.curves),
-        "commits": [commit for curve in study.curves if (commit := commit_of(curve.run))],
+        "commits": list(filter(None, (commit_of(curve.run) for curve in study.curves))),
         "delta": DELTA,
         "bins": BINS,
         "version": isoflop.__version__,
     }
-    asked = [(part, entry) for part, entries in _questions().items() for entry in entries]
     return tuple(
         Item(part, entry["question"], *_answer(study, entry, values))
-        for part, entry in asked
+        for part, entries in _questions().items()
+        for entry in entries
         if "when" not in entry or _jinja().compile_expression(entry["when"])(**values)
     )
 
 
 def _answer(study: Study, entry: Mapping[str, str], values: Mapping[str, Any]) -> tuple[str, State]:
+    """What is known without the records and what each of them says; what is missing of it."""
     answer, missing = (
         _jinja().from_string(entry.get(name, "")).render(values).strip() for name in ("answer", "missing")
     )
-    if "runs" in entry:
-        return _of_runs([_OF_RUNS[entry["runs"]](study, curve) for curve in study.curves], answer, missing)
     if "state" in entry:
         return answer, _jinja().compile_expression(entry["state"])(**values)
-    if not answer:
-        return f"Not recorded. Please state {missing}.", "open"
-    return (f"{answer}. Please state {missing}.", "partly") if missing else (answer, "answered")
-
-
-def _of_runs(found: Sequence[str | None], always: str, missing: str) -> tuple[str, State]:
-    """An answer from what each record says, and what is known without them."""
+    found = [_OF_RUNS[entry["runs"]](curve) for curve in study.curves] if "runs" in entry else []
     told = [value for value in found if value]
-    stated = [text for text in (always, summed(told, len(found))) if text]
-    if told and len(told) == len(found):
-        return ". ".join(stated), "answered"
+    stated = [text for text in (answer, summed(told, len(found))) if text]
     if not stated:
         return f"Not recorded. Please state {missing}.", "open"
+    if not missing or len(told) == len(found) > 0:
+        return ". ".join(stated), "answered"
     which = f" for {len(found) - len(told)} of {len(found)} runs" if told else ""
-    return ". ".join([*stated, f"Not recorded{which}: please state {missing}."]), "partly"
+    state = f"Not recorded{which}: please state" if "runs" in entry else "Please state"
+    return ". ".join([*stated, f"{state} {missing}."]), "partly"
 
 
 def summed(values: Sequence[str], of: int, most: int = 4) -> str:
@@ -145,37 +127,29 @@ def _epochs(curves: Sequence[RunCurve]) -> float | None:
     return max(passes) if passes and len(passes) == len(curves) else None
 
 
-def _counting(study: Study, curve: RunCurve) -> str | None:
-    if curve.run.parameters_method is None:
-        return None
-    return f"{parameters(study.convention)}; {curve.run.parameters_method}"
-
-
-def _compute(study: Study, curve: RunCurve) -> str:
+def _compute(curve: RunCurve) -> str:
     method, convention = (text_of(curve.run.counting.get(name)) for name in ("method", "convention"))
     return f"Recorded beside it: {method} ({convention})" if method and convention else method
 
 
-def _optimizer(study: Study, curve: RunCurve) -> str:
+def _optimizer(curve: RunCurve) -> str:
+    settings = {"class": "", "betas": "betas ", "eps": "eps ", "weight_decay": "weight decay ", "momentum": "momentum "}
     known = curve.run.optimizer or {}
-    named = [known["class"]] if known.get("class") is not None else []
-    settings = ("betas", "eps", "weight_decay", "momentum")
-    named += [f"{key.replace('_', ' ')} {known[key]}" for key in settings if known.get(key) is not None]
-    return ", ".join(map(str, named))
+    return ", ".join(f"{text}{known[key]}" for key, text in settings.items() if known.get(key) is not None)
 
 
-def _rate(study: Study, curve: RunCurve) -> str:
+def _rate(curve: RunCurve) -> str:
     known = curve.lr[np.isfinite(curve.lr)]
     return f"highest {known.max():.3g}" if len(known) else ""
 
 
-def _schedule(study: Study, curve: RunCurve) -> str:
+def _schedule(curve: RunCurve) -> str:
     """The shape of the planned learning rates, where they are recorded; else the scheduler's name."""
     name, plan = text_of(curve.run.planned.get("schedule")), curve.run.planned.get("learning_rates")
     steps, rates = (plan.get("steps"), plan.get("lr")) if isinstance(plan, dict) else (None, None)
-    if not (isinstance(steps, list) and isinstance(rates, list) and len(steps) == len(rates) > 1):
+    if not (isinstance(steps, list) and isinstance(rates, list)):
         return name
-    known = [(number_of(step), number_of(rate)) for step, rate in zip(steps, rates, strict=True)]
+    known = [(number_of(step), number_of(rate)) for step, rate in zip(steps, rates, strict=False)]
     fine = [(step, rate) for step, rate in known if step is not None and rate is not None]
     peak = max((rate for _, rate in fine), default=0.0)
     if peak <= 0:
@@ -185,7 +159,7 @@ def _schedule(study: Study, curve: RunCurve) -> str:
     return f"{name}: {shape}" if name else shape
 
 
-def _batch(study: Study, curve: RunCurve) -> str:
+def _batch(curve: RunCurve) -> str:
     known = curve.batch[np.isfinite(curve.batch)]
     return f"{known.mean():,.0f} tokens a step" if len(known) else ""
 
@@ -198,7 +172,7 @@ _SHAPE = (
 )
 
 
-def _shape(study: Study, curve: RunCurve) -> str:
+def _shape(curve: RunCurve) -> str:
     config = curve.run.model.get("config")
     if not isinstance(config, dict):
         return ""
@@ -206,16 +180,16 @@ def _shape(study: Study, curve: RunCurve) -> str:
     return ", ".join(text.format(value) for text, value in values if value is not None)
 
 
-_OF_RUNS: Mapping[str, Callable[[Study, RunCurve], str | None]] = {
-    "data": lambda _, curve: curve.run.data,
-    "tokenizer": lambda _, curve: curve.run.tokenizer,
-    "counting": _counting,
+_OF_RUNS: Mapping[str, Callable[[RunCurve], str]] = {
+    "data": lambda curve: curve.run.data or "",
+    "tokenizer": lambda curve: curve.run.tokenizer or "",
+    "counting": lambda curve: curve.run.parameters_method or "",
     "compute": _compute,
     "optimizer": _optimizer,
     "rate": _rate,
     "schedule": _schedule,
     "batch": _batch,
     "shape": _shape,
-    "device": lambda _, curve: device_of(curve.run),
+    "device": lambda curve: device_of(curve.run),
 }
 """Answers of each record for its run, by their name in `checklist.yaml`."""

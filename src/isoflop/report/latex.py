@@ -7,10 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import isoflop
 from isoflop.figures import Study
@@ -56,13 +54,10 @@ def escape(text: str) -> str:
 def _character(c: str) -> str:
     if c in SPECIAL:
         return SPECIAL[c]
-    if " " <= c <= "~":
-        return c
     if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp"):  # steers the text, shows nothing
         return ""
-    if c.isalpha() and c <= "ſ":  # Latin-1 and Latin Extended-A, which T1 fonts have
-        return c
-    return f"[U+{ord(c):04X}]"
+    # Latin-1 and Latin Extended-A, which T1 fonts have
+    return c if " " <= c <= "~" or (c.isalpha() and c <= "ſ") else f"[U+{ord(c):04X}]"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -76,16 +71,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def bare(value: float, digits: int = 3) -> str:
     """A number inside of mathematics."""
-    if math.isinf(value):
-        return r"\infty" if value > 0 else r"-\infty"
-    if math.isnan(value):
-        return r"\text{--}"
-    text = f"{value:.{digits}g}"
-    if "e" not in text:
-        return text
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    return rf"{mantissa} \times 10^{{{int(exponent)}}}"
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    if exponent:
+        return rf"{mantissa} \times 10^{{{int(exponent)}}}"
+    return {"inf": r"\infty", "-inf": r"-\infty", "nan": r"\text{--}"}.get(mantissa, mantissa)
 
 
 def interval(ends: tuple[float, float] | None, digits: int = 3) -> str:
@@ -103,21 +92,6 @@ def report_tex(study: Study, rows: Sequence[RunRow], bib: str) -> str:
         rows: of `run_rows`.
         bib: the BibTeX file's name.
     """
-    return str(
-        _template().render(
-            version=isoflop.__version__,
-            bib=" ".join(bib.split()),
-            study=study,
-            compared=study.compared(),
-            runs=rows,
-            measured=any(row.measured for row in rows),
-            most=MOST,
-        )
-    )
-
-
-@cache
-def _template() -> Any:
     import jinja2
 
     room = jinja2.Environment(
@@ -127,16 +101,21 @@ def _template() -> Any:
         variable_end_string=">>",
         comment_start_string="<#",
         comment_end_string="#>",
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (escape, number, bare, interval, short, counted_as)
-    room.filters |= {each.__name__: each for each in filters} | {
-        "finite": lambda value: value if math.isfinite(value) else None,
-    }
-    return room.get_template("report.tex.j2")
+    room.filters |= {each.__name__: each for each in (escape, number, bare, interval, short, counted_as)}
+    room.filters["finite"] = lambda value: value if math.isfinite(value) else None
+    return room.from_string(Path(__file__).with_name("report.tex.j2").read_text(encoding="utf-8")).render(
+        version=isoflop.__version__,
+        bib=" ".join(bib.split()),
+        study=study,
+        compared=study.compared(),
+        runs=rows,
+        measured=any(row.measured for row in rows),
+        most=MOST,
+    )
 
 
 # -- papers ------------------------------------------------------------------------------------------------------------
@@ -144,27 +123,12 @@ def _template() -> Any:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper on arXiv.
-
-    Attributes:
-        entry: BibTeX, as `data/papers.bib` has it.
-        authors: "Last, First" of each.
-        title: without braces.
-        year: of the first version.
-        eprint: arXiv number.
-    """
+    """A paper on arXiv: its BibTeX entry as `data/papers.bib` has it, and of that what a page shows."""
 
     entry: str
-    authors: tuple[str, ...]
+    cited: str  # authors and year, such as "Hoffmann et al. 2022"
     title: str
-    year: int
-    eprint: str
-
-    @property
-    def cited(self) -> str:
-        """Authors and year, such as "Hoffmann et al. 2022"."""
-        names = [author.partition(",")[0] for author in self.authors]
-        return f"{f'{names[0]} et al.' if len(names) > 2 else ' and '.join(names)} {self.year}"
+    eprint: str  # arXiv number
 
 
 def _papers(text: str) -> dict[str, Paper]:
@@ -172,9 +136,9 @@ def _papers(text: str) -> dict[str, Paper]:
     papers = {}
     for entry, key in re.findall(r"(@misc\{(\w+),\n.*?\n\}\n)", text, re.DOTALL):
         fields = dict(re.findall(r"^  (\w+) += \{(.*)\},?$", entry, re.MULTILINE))
-        authors = tuple(re.sub("[{}]", "", author) for author in fields["author"].split(" and "))
-        title = re.sub("[{}]", "", fields["title"])
-        papers[key] = Paper(entry, authors, title, int(fields["year"]), fields["eprint"])
+        names = [author.partition(",")[0].strip("{}") for author in fields["author"].split(" and ")]
+        cited = f"{f'{names[0]} et al.' if len(names) > 2 else ' and '.join(names)} {fields['year']}"
+        papers[key] = Paper(entry, cited, re.sub("[{}]", "", fields["title"]), fields["eprint"])
     return papers
 
 

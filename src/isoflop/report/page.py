@@ -47,22 +47,29 @@ def render(report: Report, made: str = "") -> str:
         report: as `make_report` gives it.
         made: date and time for people; "": none, so that equal reports are equal files.
     """
+    import jinja2
     from markupsafe import Markup
 
-    scripts = {"plotly": plotly_script(), "script": _own("page.js")}
-    policy = POLICY.format(scripts=" ".join(f"'sha256-{_digest(text)}'" for text in scripts.values()))
-    return str(
-        _template().render(
-            **{name: Markup(text) for name, text in scripts.items()},  # ours, not a stranger's
-            css=Markup(_own("page.css")),
-            policy=policy,
-            data={"figures": {figure.key: themed(figure) for figure in report.drawn}},
-            version=isoflop.__version__,
-            made=made,
-            report=report,
-            papers=[PAPERS[key] for key in report.papers],
-            source=SOURCE,
-        )
+    texts = {name: (HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    room = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=clean, trim_blocks=True, lstrip_blocks=True
+    )
+    filters = (powers, number, interval, moment, captioned, counted, counted_as, name_of, share)
+    room.filters |= {each.__name__: each for each in filters}
+    room.tests["finite"] = math.isfinite
+    room.policies["json.dumps_kwargs"] = {"allow_nan": False}  # the figures in their order
+    scripts = {"plotly": plotly_script(), "script": texts["js"]}
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts.values())
+    return room.from_string(texts["html"]).render(
+        **{name: Markup(text) for name, text in scripts.items()},  # ours, not a stranger's
+        css=Markup(texts["css"]),
+        policy=POLICY.format(scripts=" ".join(f"'sha256-{digest}'" for digest in digests)),
+        data={"figures": {figure.key: themed(figure) for figure in report.drawn}},
+        version=isoflop.__version__,
+        made=made,
+        report=report,
+        papers=[PAPERS[key] for key in report.papers],
+        source=SOURCE,
     )
 
 
@@ -94,36 +101,6 @@ def plotly_script() -> str:
     script = str(get_plotlyjs()).replace("\r\n", "\n")
     assert "</script" not in script and "<!--" not in script  # it would end early
     return script
-
-
-def _own(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
-
-
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-
-
-# -- the template ------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _template() -> Any:
-    import jinja2
-
-    room = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=clean,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (powers, number, interval, moment, captioned, counted, counted_as, name_of, share)
-    room.filters |= {each.__name__: each for each in filters}
-    room.tests["finite"] = math.isfinite
-    room.policies["json.dumps_kwargs"] = {"allow_nan": False}  # the figures in their order
-    return room.get_template("page.html")
 
 
 def clean(value: Any) -> Any:
@@ -198,18 +175,18 @@ def write_report(
     if latex:
         texts[output.with_suffix(".tex")] = report_tex(report.study, report.rows, bib.name)
         texts[bib] = bibtex(report.papers)
-    written = []
-    path = output
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8", newline="\n")
-            written.append(path)
-        for figure, suffix in ((figure, suffix) for suffix in formats for figure in report.drawn):
-            path = output.with_name(f"{output.stem}-{figure.key}.{suffix}")
-            written.append(save(figure, path))
+        drawn = [
+            save(figure, output.with_name(f"{output.stem}-{figure.key}.{suffix}"))
+            for suffix in formats
+            for figure in report.drawn
+        ]
     except OSError as error:
         raise OSError(
-            f"expected a place to write to, got {path}, which can't be written: {error.strerror or error}"
+            f"expected a place to write to, got {error.filename or output}, which can't be written: "
+            f"{error.strerror or error}"
         ) from None
-    return written
+    return [*texts, *drawn]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isoflop.figures import Figure, NoFigure, Study, figures, study
 from isoflop.figures.study import LEVEL
@@ -16,31 +17,18 @@ from isoflop.report.sentences import Headline, headline, holdout
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report holds.
-
-    Attributes:
-        sources: what was read.
-        study: of the runs.
-        held: the law of the smaller runs held against the larger; or the reason why not.
-        headline: in plain sentences.
-        figures: each drawn, or the reason why not.
-        rows: a row for each run.
-        facts: how the runs were counted and made.
-        advice: that the runs got during training.
-        checklist: of what a paper must report.
-        papers: keys of `isoflop.report.latex.PAPERS`.
-    """
+    """What was read, the study of its runs, and all that the page says of them."""
 
     sources: Sources
     study: Study
-    held: Extrapolation | str
+    held: Extrapolation | str  # the law of the smaller runs against the larger ones; or the reason why not
     headline: Headline
     figures: tuple[Figure | NoFigure, ...]
     rows: tuple[RunRow, ...]
     facts: tuple[Fact, ...]
     advice: tuple[RecordedAdvice, ...]
     checklist: tuple[Item, ...]
-    papers: tuple[str, ...]
+    papers: tuple[str, ...]  # keys of `isoflop.report.latex.PAPERS`
 
     @property
     def drawn(self) -> tuple[Figure, ...]:
@@ -48,29 +36,21 @@ class Report:
         return tuple(figure for figure in self.figures if isinstance(figure, Figure))
 
 
-def make_report(
-    sources: Sources,
-    *,
-    loss: str | None = None,
-    convention: str | None = None,
-    level: float = LEVEL,
-    budgets: Sequence[float] | None = None,
-) -> Report:
-    """Make a report. Arguments and errors as `study_of`."""
-    made = study_of(sources, loss=loss, convention=convention, level=level, budgets=budgets)
-    held = holdout(made)
-    drawn = figures(made)
+def make_report(sources: Sources, **options: Any) -> Report:
+    """Make a report. Options and errors as `study_of`."""
+    made = study_of(sources, **options)
+    held, drawn = holdout(made), figures(made)
     return Report(
-        sources=sources,
-        study=made,
-        held=held,
-        headline=headline(made, held),
-        figures=drawn,
-        rows=run_rows(made),
-        facts=facts(sources.runs),
-        advice=latest_advice(sources.runs),
-        checklist=checklist(made, held),
-        papers=used_by(made, [figure.key for figure in drawn if isinstance(figure, Figure)]),
+        sources,
+        made,
+        held,
+        headline(made, held),
+        drawn,
+        run_rows(made),
+        facts(sources.runs),
+        latest_advice(sources.runs),
+        checklist(made, held),
+        used_by(made, [figure.key for figure in drawn if isinstance(figure, Figure)]),
     )
 
 
@@ -85,7 +65,7 @@ def study_of(
     """The study of what was read.
 
     Args:
-        sources: what was read.
+        sources: of its runs.
         loss: of records which, `train` or eval/<name>; default: an evaluation's that all have, else `train`; `train`
             too where no run has finished: its curve has more points than a few evaluations.
         convention: of records which parameters N counts; default: one that all state. Of tables N is as given.
@@ -100,8 +80,8 @@ def study_of(
         known = dict.fromkeys(name for run in runs for point in run.points for name in point.losses)
         if loss not in known:
             raise ValueError(f"--loss: expected a loss that a record has ({', '.join(known) or 'none'}), got {loss!r}")
-    convention = convention or (None if runs else "unknown")
-    made = study(runs, table=sources.rows, loss=loss, convention=convention, level=level, budgets=budgets)
+    options = {"convention": convention or (None if runs else "unknown"), "level": level, "budgets": budgets}
+    made = study(runs, table=sources.rows, loss=loss, **options)  # type: ignore[arg-type]
     if loss is None and not made.counted and any("train" in curve.losses for curve in made.curves):
-        made = study(made.curves, loss="train", convention=convention, level=level, budgets=budgets)
+        made = study(made.curves, loss="train", **options)  # type: ignore[arg-type]
     return made

@@ -7,12 +7,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from isoflop.advice import Quantity
-from isoflop.figures import RunCurve, RunEnd, Study, ends_of_table
+from isoflop.figures import RunEnd, Study, ends_of_table
 from isoflop.fit.table import read_table
 from isoflop.record import SEVERITIES, Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
 
@@ -46,11 +47,9 @@ def read_record(path: str) -> tuple[Run, bool]:
 
 @dataclass(frozen=True)
 class Sources:
-    """Runs read from records and tables.
+    """Runs of records, oldest first, and rows of tables, each a finished run.
 
     Attributes:
-        runs: of the records, oldest first.
-        rows: of the tables, each a finished run.
         taken: column of the tables by quantity; empty without tables.
         problems: reasons for files that could not be read.
         thinned: number of large records, of which some points were left out.
@@ -58,7 +57,7 @@ class Sources:
 
     runs: tuple[Run, ...] = ()
     rows: tuple[RunEnd, ...] = ()
-    taken: Mapping[str, str] | None = None
+    taken: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     thinned: int = 0
 
@@ -85,18 +84,19 @@ def read_sources(
             raise ValueError(
                 f"expected a record, a folder with records or a CSV file, got {path}, which does not exist"
             )
+    # C is taken where the user names it: by itself a column "flops" may be nominal
+    wanted = ("N", "D", "loss", *(["C"] if "C" in (named or {}) else []))
     for path in paths:
-        if isinstance(path, str) or path.is_dir() or path.suffix == ".jsonl":
-            for file in record_files((path,), problems.append):
-                _add_record(records, file, problems)
-            continue
         try:
-            found, columns = _table(path, named or {}, where)
+            if isinstance(path, str) or path.is_dir() or path.suffix == ".jsonl":
+                for file in record_files((path,), problems.append):
+                    _add_record(records, file, problems)
+            else:
+                table = read_table([path], wanted, named, where)
+                rows += ends_of_table(table.columns, table.rows)
+                taken |= table.taken
         except (ValueError, OSError) as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-        else:
-            rows += found
-            taken |= columns
     if not records and not rows:
         raise ValueError(
             f"nothing to report on in {', '.join(map(str, paths))}: expected isoflop's records (isoflop-*.jsonl), "
@@ -104,7 +104,7 @@ def read_sources(
         )
     runs = sorted((run for run, _ in records.values()), key=lambda run: (run.created, run.run_id))
     thinned = sum(thinned for _, thinned in records.values())
-    return Sources(tuple(runs), tuple(rows), taken or None, tuple(problems), thinned)
+    return Sources(tuple(runs), tuple(rows), taken, tuple(problems), thinned)
 
 
 def _add_record(records: dict[str, tuple[Run, bool]], file: str, problems: list[str]) -> None:
@@ -116,39 +116,19 @@ def _add_record(records: dict[str, tuple[Run, bool]], file: str, problems: list[
         problems.append(str(error))
 
 
-def _table(path: Path, named: Mapping[str, str], where: str | None) -> tuple[tuple[RunEnd, ...], Mapping[str, str]]:
-    wanted = ("N", "D", "loss")
-    # C is taken where the user names it: by itself a column "flops" may be nominal
-    table = read_table([path], (*wanted, "C") if "C" in named else wanted, named, where)
-    return ends_of_table(table.columns, table.rows), table.taken
-
-
 @dataclass(frozen=True)
-class RunRow:
-    """One run in the report's table; unknown is None.
+class RunRow(RunEnd):
+    """A run in the report's table: its end, its C as measured or 6·N·D, and what its record says beside it."""
 
-    Attributes:
-        name: as recorded: not to be trusted in a page.
-        N: parameters, of the study's convention.
-        D: tokens processed less padding.
-        C: training FLOPs, as measured or 6·N·D.
-        measured: whether C was counted during training.
-        loss: nats per token, as the fit takes it.
-        step, planned: optimizer steps done and planned.
-        status: of its record; "": a row of a table.
-        left_out: reason why no law is fitted to it; "": it is in the fit.
-    """
+    C: float | None = None
+    step: int | None = None
+    planned: int | None = None
+    status: str = ""  # "": a row of a table
 
-    name: str
-    N: float | None
-    D: float | None
-    C: float | None
-    measured: bool
-    loss: float | None
-    step: int | None
-    planned: int | None
-    status: str
-    left_out: str
+    @property
+    def measured(self) -> bool:
+        """Whether C was counted during training."""
+        return self.flops is not None
 
     @property
     def ratio(self) -> float | None:
@@ -157,32 +137,19 @@ class RunRow:
 
 
 def run_rows(study: Study) -> tuple[RunRow, ...]:
-    """A row for each run of a study: records first, then tables."""
-    curves = [*study.curves, *[None] * (len(study.ends) - len(study.curves))]
+    """A row for each run of a study: records first, then tables; outliers of the fit among those left out."""
     far = {id(study.counted[run.row]): run for run in (study.fit.left_out if study.fit is not None else ())}
-    ends = [
-        replace(end, left_out=f"outlier: the law expects a loss of {far[id(end)].expected:.4g}")
-        if id(end) in far
-        else end
-        for end in study.ends
-    ]
-    return tuple(_row(end, C, curve) for end, C, curve in zip(ends, study.end_flops, curves, strict=True))
-
-
-def _row(end: RunEnd, C: float, curve: RunCurve | None) -> RunRow:
-    planned = None if curve is None else curve.run.planned.get("steps")
-    return RunRow(
-        name=end.name,
-        N=end.N,
-        D=end.D,
-        C=C if math.isfinite(C) else None,
-        measured=end.flops is not None,
-        loss=end.loss,
-        step=int(curve.step[-1]) if curve is not None and len(curve.step) else None,
-        planned=planned if isinstance(planned, int) else None,
-        status="" if curve is None else curve.run.status,
-        left_out=end.left_out,
-    )
+    rows = []
+    for end, C, curve in zip_longest(study.ends, study.end_flops, study.curves):
+        row = RunRow(**vars(end), C=float(C) if math.isfinite(C) else None)
+        if id(end) in far:
+            row = replace(row, left_out=f"outlier: the law expects a loss of {far[id(end)].expected:.4g}")
+        if curve is not None:
+            step, planned = curve.step, curve.run.planned.get("steps")
+            known = {"step": int(step[-1]) if len(step) else None, "planned": planned if type(planned) is int else None}
+            row = replace(row, status=curve.run.status, **known)
+        rows.append(row)
+    return tuple(rows)
 
 
 # -- facts -------------------------------------------------------------------------------------------------------------
@@ -266,24 +233,12 @@ def facts(runs: Sequence[Run]) -> tuple[Fact, ...]:
 
 @dataclass(frozen=True)
 class RecordedAdvice:
-    """A piece of advice from a record: values of the right kinds and of bounded length, texts as recorded.
-
-    Attributes:
-        run: the run's name.
-        step: optimizer steps done.
-        time: seconds since 1970.
-        severity: one of `SEVERITIES`; "": another.
-        reason, what, do: texts.
-        numbers, saves: quantities that it is computed from, and those that following it saves.
-        basis: what it is based on.
-        probability: that it holds, 0 to 1.
-        level: of the intervals.
-    """
+    """An `Advice` as a run's record has it: values of the right kinds and of bounded length, else none."""
 
     run: str
     step: int
-    time: float | None
-    severity: str
+    time: float | None  # seconds since 1970
+    severity: str  # one of `SEVERITIES`, or ""
     reason: str
     what: str
     do: str
@@ -316,24 +271,19 @@ def _advice(run: Run, item: Mapping[str, Any]) -> RecordedAdvice:
         do=text_of(item.get("do")),
         numbers=_quantities(item.get("numbers")),
         saves=_quantities(item.get("saves")),
-        basis=tuple(text for each in _items(item.get("basis")) if (text := text_of(each))),
-        probability=probability if probability is not None and 0 <= probability <= 1 else None,
+        basis=tuple(filter(None, map(text_of, _items(item.get("basis"))))),
+        probability=probability if 0 <= (probability or 0) <= 1 else None,
         level=number_of(item.get("level")),
     )
 
 
 def _quantities(given: object) -> tuple[Quantity, ...]:
     rows = [row for row in _items(given) if isinstance(row, dict)]
+    ends = ((row, *(number_of(row.get(name)) for name in ("value", "low", "high"))) for row in rows)
     return tuple(
-        Quantity(
-            text_of(row.get("name")),
-            value,
-            text_of(row.get("unit")),
-            number_of(row.get("low")),
-            number_of(row.get("high")),
-        )
-        for row in rows
-        if (value := number_of(row.get("value"))) is not None
+        Quantity(text_of(row.get("name")), value, text_of(row.get("unit")), low, high)
+        for row, value, low, high in ends
+        if value is not None
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import BEYOND
 from isoflop.figures.text import counted, listed, name_of, sentence
-from isoflop.fit.approaches import ApproachComparison, approach_3
+from isoflop.fit.approaches import approach_3
 from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
 from isoflop.fit.uncertainty import FEW
 from isoflop.laws import optimal_allocation, short
@@ -32,13 +32,7 @@ DRAWS = 300
 
 @dataclass(frozen=True)
 class Headline:
-    """Sentences.
-
-    Attributes:
-        says: the result, the first one by itself.
-        sure: what supports it.
-        unsure: what speaks against relying on it.
-    """
+    """Sentences: the result, the first one by itself; what supports it; what speaks against relying on it."""
 
     says: tuple[str, ...]
     sure: tuple[str, ...] = ()
@@ -64,36 +58,30 @@ def holdout(study: Study) -> Extrapolation | str:
 
 
 def headline(study: Study, held: Extrapolation | str) -> Headline:
-    """The headline of a study.
-
-    Args:
-        study: of the runs.
-        held: result of `holdout`.
-    """
+    """The headline of a study, whose hold-out test (`holdout`) gave `held`."""
     if study.law is None or study.scatter is None:
         return Headline((*_no_law(study), *_under_way(study.curves)))
     sure, unsure = [], []
-    half, nine = study.scatter
-    if nine <= NEAR:
-        sure.append(f"Half of the runs lie within {half:.2%} of the law, nine in ten within {nine:.2%}.")
+    half, nine = (f"{off:.2%}" for off in study.scatter)
+    if study.scatter[1] <= NEAR:
+        sure.append(f"Half of the runs lie within {half} of the law, nine in ten within {nine}.")
     else:
-        unsure.append(
-            f"The law leaves much open: half of the runs lie within {half:.2%} of it, nine in ten within {nine:.2%}."
-        )
+        unsure.append(f"The law leaves much open: half of the runs lie within {half} of it, nine in ten within {nine}.")
     if isinstance(held, str):
         unsure.append(sentence(f"It was not tested on larger runs: {held}"))
     else:
         (sure if held.trusted else unsure).append(sentence(held.verdict))
-    compared = study.compared()
-    if compared is not None and compared.pairs:
-        disagreements = _disagreements(compared)
-        unsure += disagreements
-        if not disagreements:
-            names = _and([_short_name(row.name) for row in compared.rows])
-            sure.append(f"The intervals of {names} for the exponent of N overlap.")
-    unsure += map(sentence, study.doubts)
-    if (without := _outliers(study)) is not None:
-        unsure.append(without)
+    if (compared := study.compared()) is not None and compared.pairs:
+        apart = [pair for pair in compared.pairs if not pair.overlap]
+        unsure += [
+            f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
+            "their intervals do not overlap."
+            for pair in apart
+        ]
+        if not apart:
+            *names, last = (_short_name(row.name) for row in compared.rows)
+            sure.append(f"The intervals of {', '.join(names)} and {last} for the exponent of N overlap.")
+    unsure += [*map(sentence, study.doubts), *_outliers(study)]
     return Headline((_law(study, held), *_exponents(study), _next(study)), tuple(sure), tuple(unsure))
 
 
@@ -124,18 +112,18 @@ def _law(study: Study, held: Extrapolation | str) -> str:
     return f"{runs} follow {law}, which predicted the larger of them from the smaller."
 
 
-def _outliers(study: Study) -> str | None:
+def _outliers(study: Study) -> list[str]:
     """What the constants would be with the runs that the fit left out."""
     fit, whole = study.fit, study.with_outliers
     if fit is None or whole is None:
-        return None
+        return []
     exponents = {"alpha": "α", "beta": "β"}
     moved = [
         f"{exponents.get(name, name)} {power_of_ten(value)} becomes {power_of_ten(whole.parameters[name])}"
         for name, value in fit.parameters.items()
     ]
     names = listed([study.counted[run.row].name for run in fit.left_out])
-    return f"With the {counted(len(fit.left_out), 'outlier', 'outliers')} ({names}) in the fit, {', '.join(moved)}."
+    return [f"With the {counted(len(fit.left_out), 'outlier', 'outliers')} ({names}) in the fit, {', '.join(moved)}."]
 
 
 def _exponents(study: Study) -> list[str]:
@@ -184,15 +172,6 @@ def _within(interval: tuple[float, float] | None, write: Callable[[float], str])
     return "" if interval is None else f" ({write(interval[0])} to {write(interval[1])})"
 
 
-def _disagreements(compared: ApproachComparison) -> list[str]:
-    return [
-        f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
-        "their intervals do not overlap."
-        for pair in compared.pairs
-        if not pair.overlap
-    ]
-
-
 def _no_law(study: Study) -> tuple[str, ...]:
     runs, ended = len(study.ends), len(study.counted)
     if not ended:
@@ -210,22 +189,13 @@ def _under_way(curves: Sequence[RunCurve], most: int = 3) -> list[str]:
         planned = curve.run.planned.get("steps")
         of = f" of {planned:,} planned" if isinstance(planned, int) else ""
         text = f"“{name_of(curve.name)}” is at step {int(curve.step[-1]):,}{of}"
-        loss, low, high = (_last(curve, name) for name in ("forecast_loss", "forecast_low", "forecast_high"))
-        if loss is not None and low is not None and high is not None:
+        columns = [curve.extra.get(f"forecast_{name}", np.full(1, np.nan)) for name in ("loss", "low", "high")]
+        if all(np.isfinite(values).any() for values in columns):
+            loss, low, high = (values[np.isfinite(values)][-1] for values in columns)
             text += f"; its last forecast for the end is {loss:.3f} ({low:.3f} to {high:.3f}, 80%)"
         told.append(text + ".")
     return told
 
 
-def _last(curve: RunCurve, name: str) -> float | None:
-    values = curve.extra.get(name, np.empty(0))
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else None
-
-
 def _short_name(name: str) -> str:
     return name.partition(" (")[0]
-
-
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

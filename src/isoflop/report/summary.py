@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from isoflop.console import cell, grid
+from isoflop.console import cell, grid, screen
 from isoflop.forecast import Outcome
 from isoflop.laws import short
 from isoflop.live.passport import final_training_loss, half_time
 from isoflop.record import Run
 
-COLUMNS = (
-    "N\ntotal",
-    "N non-\nembed.",
-    "N with\nhead",
-    "D\ntokens",
-    "D/N\n",
-    "C\nmeasured",
-    "C\n6ND",
-    "loss\ntrain",
-    "loss\neval",
-    "MFU\n",
-)
+COLUMNS = "N total|N non- embed.|N with head|D tokens|D/N |C measured|C 6ND|loss train|loss eval|MFU "
 CAPTION = (
     "N parameters (D/N: with head) · D tokens processed less padding · C training FLOPs (6ND: N non-embedding) · "
     "loss in nats per token, as last recorded · MFU of the last interval · – unknown"
@@ -35,51 +24,33 @@ def print_summary(runs: Iterable[Run]) -> None:
     Args:
         runs: as `isoflop.read_runs(folder)` gives them; one without a point gets a row of dashes.
     """
-    from rich.console import Console
-
     runs = list(runs)
     # in a file or a narrow window whole numbers are worth more than the frame
-    console = Console(width=max(Console().width, 110))
-    console.print(summary_table(runs))
-    forecasts = forecast_table(runs)
-    if forecasts is not None:
-        console.print(forecasts)
-
-
-def summary_table(runs: Iterable[Run]) -> Any:
-    """The table as a `rich.table.Table`."""
-    table = grid("run", *COLUMNS, title="Where the compute went")
+    console = screen(110)
+    table = grid("run", *COLUMNS.replace(" ", "\n").split("|"), title="Where the compute went")
     for run in sorted(runs, key=lambda run: (run.points[-1].flops or 0) if run.points else 0):
         table.add_row(run.name or run.run_id, *_cells(run))
     table.caption = CAPTION
-    return table
+    console.print(table)
+    if (forecasts := forecast_table(runs)) is not None:
+        console.print(forecasts)
 
 
 def _cells(run: Run) -> list[str]:
     last = run.points[-1] if run.points else None
     tokens, flops, flops_6nd = (last.data_tokens, last.flops, last.flops_6nd) if last else (None, None, None)
-    with_head = run.parameters.get("non_embedding_with_head")
+    total, bare, with_head = map(run.parameters.get, ("total", "non_embedding", "non_embedding_with_head"))
+    losses = {name.partition("/")[0]: loss for point in run.points for name, loss in point.losses.items()}
     mfu = [value for point in run.points if (value := point.extra.get("mfu")) is not None]
     return [
-        cell(run.parameters.get("total"), short),
-        cell(run.parameters.get("non_embedding"), short),
-        cell(with_head, short),
-        cell(tokens, short),
+        *(cell(value, short) for value in (total, bare, with_head, tokens)),
         cell(tokens / with_head if tokens is not None and with_head else None, ".3g"),
         cell(flops, ".2e"),
         cell(flops_6nd, ".2e"),
-        _loss(run, "train"),
-        _loss(run, "eval/"),
+        cell(losses.get("train"), ".3f"),
+        cell(losses.get("eval"), ".3f"),
         cell(mfu[-1] if mfu else None, ".1%"),
     ]
-
-
-def _loss(run: Run, prefix: str) -> str:
-    for point in reversed(run.points):
-        for name, loss in point.losses.items():
-            if name.startswith(prefix):
-                return cell(loss, ".3f")
-    return "–"
 
 
 def forecast_table(runs: Iterable[Run]) -> Any:

@@ -1,18 +1,1 @@
-"""The Scaling tab of TensorBoard: a dynamic plugin that draws the records under --logdir while they grow.
-
-Nothing is imported before it is used: TensorBoard imports every installed plugin at its start.
-"""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from isoflop.lookup import face
-
-if TYPE_CHECKING:
-    from isoflop.tab.plugin import Routes
-    from isoflop.tab.records import RecordStore, Root, Tail
-
-__all__ = ["RecordStore", "Root", "Routes", "Tail"]
-
-__getattr__ = face(__name__, {"plugin": "Routes", "records": "RecordStore Root Tail"})
+"""The Scaling tab of TensorBoard: a dynamic plugin that draws the records under --logdir while they grow."""
