@@ -6,7 +6,9 @@ Hoffmann et al. 2022, figures 2 and 3; Kaplan et al. 2020, figure 1; beside publ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_a
 from isoflop.figures.text import counted, law_label, listed, parameters
 from isoflop.fit.approaches import Approach
 from isoflop.fit.runs import RunCurve
-from isoflop.laws import Law, Published, optimal_allocation
+from isoflop.laws import Law, optimal_allocation
 from isoflop.laws.forms import TRAINING_FLOPS
 
 LOSS_FLOPS = ("loss-flops", "Loss against training compute")
@@ -29,48 +31,28 @@ ROLES: tuple[Role, ...] = ("approach 1", "approach 2", "approach 3")
 POINTS = 60
 
 
-@dataclass(frozen=True, eq=False)
-class FrontierLine:
-    """By C [points]: the optimum's value, and the ends of its interval by the law's draws.
-
-    `values`, `low`, `high` by "loss", "N", "D"; `low` and `high` are empty where the law has no draws.
-    """
-
-    C: Array
-    values: dict[str, Array]
-    low: dict[str, Array]
-    high: dict[str, Array]
-
-    @property
-    def hover(self) -> dict[str, Array | float]:
-        """Columns for the reader."""
-        return {"N": self.values["N"], "D": self.values["D"], "C": self.C, "L": self.values["loss"]}
-
-
 def frontier_line(
-    law: Law, least: float, most: float, level: float, points: int = POINTS, rate: float = TRAINING_FLOPS
-) -> FrontierLine:
-    """The frontier between two budgets.
+    law: Law, least: float, most: float, level: float, rate: float = TRAINING_FLOPS
+) -> tuple[dict[str, Array], Array | None]:
+    """The frontier between two budgets, evenly spaced in ln C.
 
     Args:
         law: of N and D.
         least, most: training FLOPs.
         level: of the intervals.
-        points: evenly spaced in ln C.
         rate: FLOPs per parameter and token, C/(N·D), of the runs that it is drawn with.
+
+    Returns:
+        Columns "N", "D", "C" and "L" [points]; the interval of L [2, points], None where the law has no draws.
 
     Raises:
         ValueError: the law has no optimum there.
     """
-    C = np.geomspace(least, most, points)
+    C = np.geomspace(least, most, POINTS)
     best = [optimal_allocation(law, float(each), level=level, flops_per_param_token=rate) for each in C]
-    names = ("loss", "N", "D")
-    values = {name: np.array([getattr(each, name) for each in best]) for name in names}
-    ends = [
-        {name: np.array([each.intervals[name][i] for each in best if each.intervals]) for name in names} for i in (0, 1)
-    ]
-    drawn = all(each.intervals for each in best)
-    return FrontierLine(C, values, ends[0] if drawn else {}, ends[1] if drawn else {})
+    N, D, L = np.array([(each.N, each.D, each.loss) for each in best]).T
+    ends = [each.intervals["loss"] for each in best if each.intervals]
+    return {"N": N, "D": D, "C": C, "L": L}, np.array(ends).T if len(ends) == len(best) else None
 
 
 # -- loss --------------------------------------------------------------------------------------------------------------
@@ -85,10 +67,8 @@ def loss_flops(study: Study) -> Figure | NoFigure:
         f"parameters: {listed(missing)}."
     )
     if not curves and not rows:
-        return NoFigure(
-            *LOSS_FLOPS,
-            "no run has both a loss and its compute: " + (without if missing else "there are no runs"),
-        )
+        why = without if missing else "there are no runs"
+        return NoFigure(*LOSS_FLOPS, f"no run has both a loss and its compute: {why}")
     ends = [ends_series(study, rows, study.C[rows], study.columns["loss"][rows])] if rows else []
     fitted, bands, notes = _fitted_frontier(study)
     return Figure(
@@ -113,12 +93,10 @@ def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...]
     pieces += [] if study.doubts else [("the same, beyond the runs", largest, largest * BEYOND, True)]
     lines, bands = [], []
     for name, least, most, dashed in pieces:
-        line = frontier_line(study.law, least, most, study.level, rate=study.rate)
-        lines.append(
-            Series(name, line.C, line.values["loss"], role="fit", dashed=dashed, hover=line.hover, group="fit")
-        )
-        if line.low:
-            bands.append(Band(f"{study.level:.0%} interval", line.C, line.low["loss"], line.high["loss"], group="fit"))
+        line, interval = frontier_line(study.law, least, most, study.level, study.rate)
+        lines.append(Series(name, line["C"], line["L"], role="fit", dashed=dashed, hover=line, group="fit"))
+        if interval is not None:
+            bands.append(Band(f"{study.level:.0%} interval", line["C"], *interval, group="fit"))
     notes = (
         f"Frontier: L(N,D) = E + A/N^α + B/D^β fitted to {counted(study.fit.n, 'finished run', 'finished runs')}, at "
         f"the best N and D for C = {study.rate:.3g}·N·D; band: {study.level:.0%} interval by {study.draws:,} "
@@ -145,7 +123,7 @@ X_AXES: Mapping[str, tuple[str, str, Callable[[Study, RunCurve], Array]]] = {
 
 
 def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
-    """The curves of all runs against another axis, or of another loss, without a law.
+    """The curves of all runs against an axis of `X_AXES`, without a law.
 
     Args:
         study: of the runs.
@@ -154,14 +132,12 @@ def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
     """
     label, unit, values = X_AXES[axis]
     shown = replace(study, loss=loss or study.loss)
-    curves, missing = loss_series(shown, lambda curve: values(shown, curve))
+    curves, missing = loss_series(shown, partial(values, shown))
     if not curves:
         return NoFigure(*LOSS_FLOPS, f"no run has this loss with its {label}")
-    crosses = broken(shown, lambda curve: values(shown, curve))
-    notes = [f"Not drawn, without this loss or axis: {listed(missing)}."] if missing else []
-    return Figure(
-        *LOSS_FLOPS, Axis(label, unit), loss_axis(shown), (*curves, *crosses), shades=shown.sizes(), notes=tuple(notes)
-    )
+    drawn = (*curves, *broken(shown, partial(values, shown)))
+    notes = (f"Not drawn, without this loss or axis: {listed(missing)}.",) if missing else ()
+    return Figure(*LOSS_FLOPS, Axis(label, unit), loss_axis(shown), drawn, shades=shown.sizes(), notes=notes)
 
 
 # -- the optimum -------------------------------------------------------------------------------------------------------
@@ -181,20 +157,20 @@ def _optimal(study: Study, what: str) -> Figure | NoFigure:
     if study.nothing:
         return NoFigure(*OPTIMAL[what], study.nothing)
     least, most = float(study.C.min()), float(study.C.max())
-    runs = ends_series(
-        study, range(len(study.counted)), study.C, study.columns[what], "finished runs", role="guide", shades=None
-    )
+    every = range(len(study.counted))
+    drawn = [ends_series(study, every, study.C, study.columns[what], "finished runs", role="guide", shades=None)]
     C: Array = np.geomspace(least, most * BEYOND, POINTS)
-    published = [_published(each, number, what, C) for number, each in enumerate(study.published)]
-    drawn = [_approach(study, approach, what, least, most) for approach in study.approaches]
-    return Figure(
-        *OPTIMAL[what],
-        compute_axis(study),
-        size_axis(study) if what == "N" else tokens_axis(),
-        (runs, *published, *(line for lines, _ in drawn for line in lines)),
-        tuple(band for _, bands in drawn for band in bands),
-        notes=_optimal_notes(study),
-    )
+    look: dict[str, Any] = {"role": "published", "dashed": True}
+    for number, each in enumerate(study.published):
+        optimum = dict(zip("ND", each.allocate(C), strict=True)) | {"C": C}
+        drawn.append(Series(law_label(each), C, optimum[what], number=number, hover=optimum, **look))
+    bands: list[Band] = []
+    for approach in study.approaches:
+        lines, around = _approach(study, approach, what, least, most)
+        drawn += lines
+        bands += around
+    axis = size_axis(study) if what == "N" else tokens_axis()
+    return Figure(*OPTIMAL[what], compute_axis(study), axis, tuple(drawn), tuple(bands), notes=_optimal_notes(study))
 
 
 def _optimal_notes(study: Study) -> tuple[str, ...]:
@@ -219,64 +195,34 @@ def _approach(
     study: Study, approach: Approach, what: str, least: float, most: float
 ) -> tuple[list[Series], list[Band]]:
     role = ROLES[approach.number - 1]
-    name = "approach 3 (fitted law)" if role == "approach 3" else approach.name
+    group: dict[str, Any] = {"role": role, "group": role}
     pieces = [(least, most, False)] if most > least else []
     pieces += [] if study.doubts and role == "approach 3" else [(most, most * BEYOND, True)]
     lines, bands = [], []
     for low, high, dashed in pieces:
         C = np.geomspace(low, high, POINTS)
-        N, D = np.array([approach.allocate(float(each)) for each in C]).T
-        optimum = {"N": N, "D": D}
-        lines.append(
-            Series(
-                name,
-                C,
-                optimum[what],
-                role=role,
-                dashed=dashed,
-                legend=not dashed,
-                hover={**optimum, "C": C},
-                group=role,
-            )
-        )
-        ends = [approach.allocate_intervals(float(each)) for each in C]
-        if all(each is not None for each in ends):
-            chosen = np.array([each["ND".index(what)] for each in ends if each is not None])
-            bands.append(Band(f"{study.level:.0%} interval", C, chosen[:, 0], chosen[:, 1], role, group=role))
+        hover = dict(zip("ND", np.array([approach.allocate(float(each)) for each in C]).T, strict=True)) | {"C": C}
+        name = "approach 3 (fitted law)" if role == "approach 3" else approach.name
+        lines.append(Series(name, C, hover[what], dashed=dashed, legend=not dashed, hover=hover, **group))
+        ends = [each["ND".index(what)] for c in C if (each := approach.allocate_intervals(float(c))) is not None]
+        if len(ends) == len(C):
+            bands.append(Band(f"{study.level:.0%} interval", C, *np.array(ends).T, **group))
     if approach.minima and role == "approach 2":
-        lines.append(_minima(approach, role, what))
+        N, D, C, L = (np.array([getattr(each, name) for each in approach.minima]) for name in ("N", "D", "C", "L"))
+        low, high = np.array([each.interval or (np.nan, np.nan) for each in approach.minima]).T
+        if what == "D":
+            low, high = N * D / high, N * D / low
+        hover = {"N": N, "D": D, "C": C, "L": L}
+        ends = {"low": low, "high": high, "legend": False}
+        lines.append(Series("its minima", C, hover[what], kind="points", hover=hover, **ends, **group))
     return lines, bands
 
 
-def _minima(approach: Approach, role: Role, what: str) -> Series:
-    N, D, C, L = (np.array([getattr(each, name) for each in approach.minima]) for name in ("N", "D", "C", "L"))
-    low, high = np.array([each.interval or (np.nan, np.nan) for each in approach.minima]).T
-    return Series(
-        "its minima",
-        C,
-        N if what == "N" else D,
-        role=role,
-        kind="points",
-        low=low if what == "N" else N * D / high,
-        high=high if what == "N" else N * D / low,
-        legend=False,
-        hover={"N": N, "D": D, "C": C, "L": L},
-        group=role,
-    )
-
-
-def _published(each: Published, number: int, what: str, C: Array) -> Series:
-    N, D = each.allocate(C)
-    optimum = {"N": N, "D": D}
-    hover = {**optimum, "C": C}
-    return Series(law_label(each), C, optimum[what], role="published", number=number, dashed=True, hover=hover)
-
-
 def _exponents(approach: Approach) -> str:
-    def with_interval(value: float, interval: tuple[float, float] | None) -> str:
-        return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-    a = with_interval(approach.a, approach.intervals.get("a"))
-    b = with_interval(approach.b, approach.intervals.get("b"))
+    a, b = (
+        f"{getattr(approach, name):.3f}"
+        + (" [{:.3f}, {:.3f}]".format(*approach.intervals[name]) if name in approach.intervals else "")
+        for name in "ab"
+    )
     level = f", {approach.level:.0%} intervals" if approach.intervals else ""
     return f"{approach.name}: N ∝ C^a, D ∝ C^b with a = {a}, b = {b}{level}."

@@ -6,6 +6,7 @@ Hoffmann et al. 2022, figure 4; Kaplan et al. 2020, figure 12 (left).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -47,16 +48,10 @@ def contours(study: Study) -> Figure | NoFigure:
     y = np.geomspace(N.min() / AROUND, N.max() * AROUND, CELLS)
     x = np.geomspace(D.min() / AROUND, D.max() * AROUND, CELLS)
     z = study.law.loss(N=y[:, None], D=x[None, :])
-    line = frontier_line(study.law, float(study.C.min()), float(study.C.max()), study.level, rate=study.rate)
-    best_N, best_D = line.values["N"], line.values["D"]
-    inside = (best_N >= y[0]) & (best_N <= y[-1]) & (best_D >= x[0]) & (best_D <= x[-1])
-    frontier = Series(
-        "compute-optimal",
-        np.where(inside, best_D, np.nan),
-        np.where(inside, best_N, np.nan),
-        role="fit",
-        hover=line.hover,
-    )
+    line, _ = frontier_line(study.law, float(study.C.min()), float(study.C.max()), study.level, study.rate)
+    inside = (line["N"] >= y[0]) & (line["N"] <= y[-1]) & (line["D"] >= x[0]) & (line["D"] <= x[-1])
+    best = {name: np.where(inside, line[name], np.nan) for name in "ND"}
+    frontier = Series("compute-optimal", best["D"], best["N"], role="fit", hover=line)
     return Figure(
         *CONTOURS,
         replace(tokens_axis(), low=float(x[0]), high=float(x[-1])),
@@ -90,21 +85,12 @@ def _equal_compute(x: Array, y: Array, rate: float) -> list[Series]:
     low, high = (np.log10(rate * x[i] * y[i]) for i in (0, -1))
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
     lines: list[Series] = []
+    look: dict[str, Any] = {"role": "guide", "number": 1, "dashed": True, "group": "equal compute"}
     for power in powers[:: max(1, len(powers) // 8)]:
         N = 10.0**power / (rate * x)
-        lines.append(
-            Series(
-                "equal compute",
-                x,
-                np.where((y[0] <= N) & (y[-1] >= N), N, np.nan),
-                role="guide",
-                number=1,
-                dashed=True,
-                legend=not lines,
-                hover={"C": float(10.0**power)},
-                group="equal compute",
-            )
-        )
+        inside = np.where((y[0] <= N) & (y[-1] >= N), N, np.nan)
+        hover = {"C": float(10.0**power)}
+        lines.append(Series("equal compute", x, inside, legend=not lines, hover=hover, **look))
     return lines
 
 
@@ -160,16 +146,14 @@ def _of_runs(law: Law, study: Study) -> tuple[Array, Array, Indices]:
 
 
 def _published_waste(sizes: Array) -> list[Series]:
-    kaplan = published("kaplan2020-ns").law
-    besiroglu = published("besiroglu2024").law
-    assert kaplan is not None and besiroglu is not None
-    alphas = kaplan.constants
+    laws = {name: published(name) for name in ("besiroglu2024", "kaplan2020-ns")}
+    alphas = laws["kaplan2020-ns"].law.constants  # type: ignore[union-attr]
     as_hoffmann = Law(HOFFMANN, {"E": 0.0, "A": 1.0, "B": 1.0, "alpha": alphas["alpha_N"], "beta": alphas["alpha_S"]})
     found = []
-    names = [law_label(published(name)) for name in ("besiroglu2024", "kaplan2020-ns")]
-    for number, (name, law) in enumerate(zip(names, (besiroglu, as_hoffmann), strict=True)):
-        factor = np.array([size_factor(law, float(each))[0] for each in sizes])
-        found.append(Series(name, sizes, _capped(factor), role="published", number=number, dashed=True))
+    for number, each in enumerate(laws.values()):
+        law = each.law if number == 0 else as_hoffmann
+        factor = np.array([size_factor(law, float(size))[0] for size in sizes])  # type: ignore[arg-type]
+        found.append(Series(law_label(each), sizes, _capped(factor), role="published", number=number, dashed=True))
     return found
 
 
@@ -187,8 +171,6 @@ def residuals(study: Study) -> Figure | NoFigure:
 
 def residuals_by_ratio(study: Study) -> Figure | NoFigure:
     """The same against D/N: a trend there says that the law misjudges small models on much data, or large on little."""
-    if study.nothing:
-        return NoFigure(*BY_RATIO, study.nothing)
     axis = Axis(f"D/N, {parameters(study.convention)}", "tokens per parameter")
     return _residuals(BY_RATIO, study, axis, study.columns["D"] / study.columns["N"])
 
@@ -201,17 +183,13 @@ def _residuals(title: tuple[str, str], study: Study, axis: Axis, x: Array) -> Fi
     half, nine = study.scatter
     left = study.fit.left_out
     outliers = f"; not drawn: {counted(len(left), 'outlier', 'outliers')} left out of the fit" if left else ""
+    zero = Series("the law", np.array([x.min(), x.max()]), np.zeros(2), role="guide", legend=False)
+    near = f"Half of {study.fit.n} runs lie within {half:.2%} of the law, nine in ten within {nine:.2%}{outliers}."
     return Figure(
         *title,
         axis,
         Axis("loss above the law", log=False, percent=True),
-        (
-            Series("the law", np.array([x.min(), x.max()]), np.zeros(2), role="guide", legend=False),
-            ends_series(study, rows.tolist(), x[rows], off),
-        ),
+        (zero, ends_series(study, rows.tolist(), x[rows], off)),
         shades=study.sizes(),
-        notes=(
-            f"Half of {study.fit.n} runs lie within {half:.2%} of the law, nine in ten within {nine:.2%}{outliers}.",
-            *study.doubts,
-        ),
+        notes=(near, *study.doubts),
     )

@@ -53,21 +53,25 @@ def run_series(
         options: `most`, the points at the most; and further fields of `Series`.
     """
     kept = known[thin(x[known], y[known], options.pop("most", points_each(len(study.curves))))]
-    N, at, values = curve.size(study.convention), x[kept], y[kept]
+    at, values = x[kept], y[kept]
     columns = {name: at if column is x else values if column is y else column[kept] for name, column in hover.items()}
+    N = curve.size(study.convention)
     return Series(
         options.pop("name", curve.name),
         at,
         values,
-        run_id=curve.run_id,
-        shade=study.shade(curve.run_id),
         kind="line" if len(kept) > 1 else "points",
         hover={
-            **({} if N is None else {"N": N}),
+            **({"N": N} if N else {}),
             **{name: column for name, column in columns.items() if np.isfinite(column).any()},
         },
+        **_of_run(study, curve),
         **options,
     )
+
+
+def _of_run(study: Study, curve: RunCurve) -> dict[str, Any]:
+    return {"run_id": curve.run_id, "shade": study.shade(curve.run_id)}
 
 
 def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[Series], list[str]]:
@@ -112,15 +116,14 @@ def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, name: str =
         options: further fields of `Series`.
     """
     hover = {"N": study.columns["N"], "D": study.columns["D"], "C": study.C, "L": study.columns["loss"]}
-    return Series(
-        name or counted(len(at), "finished run", "finished runs"),
-        x,
-        y,
-        kind="points",
-        labels=tuple(study.counted[i].name for i in at),
-        hover={name: column[list(at)] for name, column in hover.items()},
-        **{"shades": study.counted_shades[list(at)], **options},
-    )
+    options = {
+        "kind": "points",
+        "labels": tuple(study.counted[i].name for i in at),
+        "hover": {name: column[list(at)] for name, column in hover.items()},
+        "shades": study.counted_shades[list(at)],
+        **options,
+    }
+    return Series(name or counted(len(at), "finished run", "finished runs"), x, y, **options)
 
 
 # -- learning curves ---------------------------------------------------------------------------------------------------
@@ -133,49 +136,32 @@ def learning_curves(study: Study) -> Figure | NoFigure:
         why = "a table of finished runs has no curves" if not study.curves else f"no record has {said(study.loss)}"
         return NoFigure(*LEARNING_CURVES, why if study.ends else "there are no runs")
     live = [curve for curve in study.curves if curve.run.status != "completed"]
-    forecasts = {curve.run_id: _forecast(study, curve) for curve in live[-FORECAST:] if curve.name not in missing}
-    series, bands, silent = [], [], []
-    for drawn in curves:
-        series.append(drawn)
-        ahead = forecasts.get(drawn.run_id or "")
-        if isinstance(ahead, str):
-            silent.append(f"{name_of(drawn.name)}: {ahead}")
-        elif ahead is not None:
-            series.append(ahead[0])
-            bands += ahead[1]
+    ahead = {curve.name: _forecast(study, curve) for curve in live[-FORECAST:] if curve.name not in missing}
+    drawn = [each for each in ahead.values() if not isinstance(each, str)]
+    series = [*curves, *(line for line, _ in drawn)]
     if all(each.kind == "points" for each in series):
         return _of_training(study)
+    silent = [f"{name_of(name)}: {why}" for name, why in ahead.items() if isinstance(why, str)]
+    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
+    of = counted(len(sizes), "size", "sizes") if sizes else "unknown size"
+    few = f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}."
+    notes = {
+        f"{counted(len(curves), 'run', 'runs')} of {of}, as logged.": True,
+        f"Dashed: forecast up to the planned end, with its {FORECAST_LEVEL:.0%} interval, from the curve so far, the "
+        "learning rates to come and what public runs have shown.": drawn,
+        f"Forecast: the {FORECAST} newest of {len(live)} runs under way.": len(live) > FORECAST,
+        "No forecast of " + "; ".join(silent) + ".": silent,
+        few: missing,
+    }
     return Figure(
         *LEARNING_CURVES,
         Axis("S, optimizer steps"),
         loss_axis(study),
         (*series, *broken(study, lambda curve: curve.step)),
-        tuple(bands),
+        tuple(band for _, bands in drawn for band in bands),
         shades=study.sizes(),
-        notes=(
-            _drawn_note(study, len(curves)),
-            *([_FORECAST_NOTE] if any(each.dashed for each in series) else []),
-            *([f"Forecast: the {FORECAST} newest of {len(live)} runs under way."] if len(live) > FORECAST else []),
-            *(["No forecast of " + "; ".join(silent) + "."] if silent else []),
-            *(
-                [f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}."]
-                if missing
-                else []
-            ),
-        ),
+        notes=tuple(note for note, holds in notes.items() if holds),
     )
-
-
-_FORECAST_NOTE = (
-    f"Dashed: forecast up to the planned end, with its {FORECAST_LEVEL:.0%} interval, from the curve so far, the "
-    "learning rates to come and what public runs have shown."
-)
-
-
-def _drawn_note(study: Study, drawn: int) -> str:
-    sizes = {curve.size(study.convention) for curve in study.curves} - {None}
-    which = counted(len(sizes), "size", "sizes") if sizes else "unknown size"
-    return f"{counted(drawn, 'run', 'runs')} of {which}, as logged."
 
 
 def _of_training(study: Study) -> Figure | NoFigure:
@@ -198,49 +184,34 @@ def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
     told = [forecaster.forecast(run.plan, round(step)) for step in np.geomspace(min(now + 1, end), end, AHEAD)]
     if not isinstance(told[-1], Forecast):
         return _as_logged(study, curve) or told[-1].message.rstrip(".")
-    known = [each for each in told if isinstance(each, Forecast)]
-    S, L, low, high = (
-        np.array([getattr(each, name) for each in known], dtype=float) for name in ("step", "loss", "low", "high")
-    )
-    shade = study.shade(curve.run_id)
-    line = Series(
-        f"{curve.name}: forecast",
-        S,
-        L,
-        run_id=curve.run_id,
-        shade=shade,
-        dashed=True,
-        legend=False,
-        hover={"S": S, "L": L, "low": low, "high": high},
-    )
-    return line, [Band(f"{FORECAST_LEVEL:.0%} interval", S, low, high, role="run", run_id=curve.run_id, shade=shade)]
+    known = [(each.step, each.loss, each.low, each.high) for each in told if isinstance(each, Forecast)]
+    S, L, low, high = np.array(known, dtype=float).T
+    of_run, hover = _of_run(study, curve), {"S": S, "L": L, "low": low, "high": high}
+    line = Series(f"{curve.name}: forecast", S, L, dashed=True, legend=False, hover=hover, **of_run)
+    return line, [Band(f"{FORECAST_LEVEL:.0%} interval", S, low, high, role="run", **of_run)]
 
 
 def _as_logged(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | None:
     """The last forecast in the record, of the planned end."""
-    values = [curve.extra.get(name) for name in ("forecast_loss", "forecast_low", "forecast_high")]
+    nothing = np.full(len(curve.step), np.nan)
+    table = np.array([curve.extra.get(f"forecast_{name}", nothing) for name in ("loss", "low", "high")])
     planned = curve.run.planned.get("steps")
-    if study.loss != "train" or any(value is None for value in values) or not isinstance(planned, int | float):
-        return None
-    table = np.array(values, dtype=float)
     at = np.flatnonzero(np.isfinite(table).all(axis=0))
-    if not len(at):
+    if study.loss != "train" or not isinstance(planned, int | float) or not len(at):
         return None
     loss, low, high = table[:, at[-1:]]
-    series = Series(
+    return Series(
         f"{curve.name}: forecast at step {curve.step[at[-1]]:,.0f}",
         np.array([float(planned)]),
         loss,
-        run_id=curve.run_id,
-        shade=study.shade(curve.run_id),
         kind="points",
         dashed=True,
         low=low,
         high=high,
         legend=False,
         hover={"S": float(planned), "L": loss, "low": low, "high": high},
-    )
-    return series, []
+        **_of_run(study, curve),
+    ), []
 
 
 # -- batch -------------------------------------------------------------------------------------------------------------
@@ -252,22 +223,21 @@ def batch(study: Study) -> Figure | NoFigure:
     if not own:
         return NoFigure(*BATCH, "no record says how many tokens its runs took a step")
     measured = [curve for curve in study.curves if np.isfinite(curve.extra.get("b_crit", np.nan)).any()]
-    critical = [
-        line
-        for curve in measured
-        if (
-            line := _batch_series(
-                study, curve, curve.extra["b_crit"], name=f"{curve.name}: B_crit", dashed=True, legend=False
-            )
-        )
-    ]
-    bands = [_batch_band(study, curve) for curve in measured if "b_crit_sigma" in curve.extra]
-    bands = [band for band in bands if len(band.x)] if len(measured) <= BANDS else []
+    critical, bands = [], []
+    for curve in measured:
+        value, name = curve.extra["b_crit"], f"{curve.name}: B_crit"
+        line = _batch_series(study, curve, value, name=name, dashed=True, legend=False)
+        if line is None:
+            continue
+        critical.append(line)
+        if "b_crit_sigma" in curve.extra and len(measured) <= BANDS:
+            bands += _batch_band(study, curve, value, curve.extra["b_crit_sigma"])
     D = np.concatenate([each.x for each in (*own, *critical)])
     prior, around = _published_batch(float(np.nanmin(D)), float(np.nanmax(D)))
+    level = f"{BATCH_LEVEL:.0%} interval"
     measures = (
         f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, by the gradient noise scale where it was measured "
-        f"and published runs{f'; band: {BATCH_LEVEL:.0%} interval' if bands else ''}."
+        f"and published runs{f'; band: {level}' if bands else ''}."
         if measured
         else "No run has a critical batch of its own in its record."
     )
@@ -283,7 +253,7 @@ def batch(study: Study) -> Figure | NoFigure:
             "E/E_min = 1 + B/B_crit.",
             measures,
             f"Published: B_crit(D) of language models, known from {VALID[0]:.0e} to {VALID[1]:.0e} tokens; "
-            f"{BATCH_LEVEL:.0%} interval, wider outside.",
+            f"{level}, wider outside.",
         ),
     )
 
@@ -292,33 +262,24 @@ def _batch_series(study: Study, curve: RunCurve, values: Array, **options: Any) 
     known = np.flatnonzero(np.isfinite(values) & (values > 0) & np.isfinite(curve.tokens) & (curve.tokens > 0))
     if not len(known):
         return None
-    loss = {"L": curve.losses[study.loss]} if study.loss in curve.losses else {}
-    most = points_each(3 * len(study.curves))
+    hover = {"D": curve.tokens, "B": values, **({"L": curve.losses[study.loss]} if study.loss in curve.losses else {})}
     return run_series(
-        study, curve, known, curve.tokens, values, {"D": curve.tokens, "B": values, **loss}, most=most, **options
+        study, curve, known, curve.tokens, values, hover, most=points_each(3 * len(study.curves)), **options
     )
 
 
-def _batch_band(study: Study, curve: RunCurve) -> Band:
-    value, sigma = curve.extra["b_crit"], curve.extra["b_crit_sigma"]
+def _batch_band(study: Study, curve: RunCurve, value: Array, sigma: Array) -> list[Band]:
     known = np.flatnonzero(np.isfinite(value) & np.isfinite(sigma) & (curve.tokens > 0))
     kept = known[thin(curve.tokens[known], value[known], points_each(3 * len(study.curves)))]
-    reach = np.exp(Z * sigma[kept])
-    return Band(
-        f"{BATCH_LEVEL:.0%} interval",
-        curve.tokens[kept],
-        value[kept] / reach,
-        value[kept] * reach,
-        role="run",
-        run_id=curve.run_id,
-        shade=study.shade(curve.run_id),
-    )
+    D, reach, name = curve.tokens[kept], np.exp(Z * sigma[kept]), f"{BATCH_LEVEL:.0%} interval"
+    band = Band(name, D, value[kept] / reach, value[kept] * reach, role="run", **_of_run(study, curve))
+    return [band] if len(kept) else []
 
 
 def _published_batch(least: float, most: float) -> tuple[Series, Band]:
     D = np.geomspace(least, max(most, least * 1.01), POINTS)
     known = [prior_critical_batch(float(each)) for each in D]
-    ends = np.array([each.interval(BATCH_LEVEL) for each in known])
-    values = np.array([each.value for each in known])
-    line = Series("B_crit(D), published runs", D, values, role="published", dashed=True, group="published")
-    return line, Band(f"{BATCH_LEVEL:.0%} interval", D, ends[:, 0], ends[:, 1], role="published", group="published")
+    low, high = np.array([each.interval(BATCH_LEVEL) for each in known]).T
+    look: dict[str, Any] = {"role": "published", "group": "published"}
+    line = Series("B_crit(D), published runs", D, np.array([each.value for each in known]), dashed=True, **look)
+    return line, Band(f"{BATCH_LEVEL:.0%} interval", D, low, high, **look)

@@ -16,7 +16,7 @@ import numpy as np
 from isoflop.arrays import Array
 from isoflop.figures.text import sentence
 
-Kind = Literal["line", "points", "line+points"]
+Kind = Literal["line", "points"]
 Role = Literal["run", "fit", "approach 1", "approach 2", "approach 3", "published", "guide", "bad"]
 """What a series is, which is all that a renderer chooses its colour by: `fit` is the law of these runs, `guide` a line
 to read the others by, `bad` what went wrong."""
@@ -24,33 +24,23 @@ to read the others by, `bad` what went wrong."""
 
 @dataclass(frozen=True)
 class Scale:
-    """A second scale of an axis: `value / factor` in `unit`."""
+    """A second scale of an axis: `value / factor`."""
 
     label: str
-    unit: str
     factor: float
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """One axis."""
 
-    Attributes:
-        label: what it shows, without the unit.
-        unit: of the values; "" for a ratio.
-        log: logarithmic.
-        second: a second scale at the other side.
-        low, high: where the axis should end; None: by the data.
-        percent: values are shares, shown times 100.
-    """
-
-    label: str
-    unit: str = ""
+    label: str  # what it shows, without the unit
+    unit: str = ""  # "": a ratio
     log: bool = True
-    second: Scale | None = None
-    low: float | None = None
+    second: Scale | None = None  # at the other side
+    low: float | None = None  # where it should end; None: by the data
     high: float | None = None
-    percent: bool = False
+    percent: bool = False  # values are shares, shown times 100
 
     @property
     def title(self) -> str:
@@ -61,21 +51,15 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """Points or a line.
+    """Points or a line: y over x, of one length; a NaN in y breaks the line.
 
     Attributes:
         name: for the legend; of a run its name: a stranger's text, which each renderer makes harmless.
-        x, y: of one length; a NaN in y breaks the line.
-        role: what it is.
-        kind: how it is drawn.
-        run_id: the run's, where it is one.
-        shade: of a run, 0 to 1 by its size among the runs: the same in every figure.
-        shades: the same by point, where a series is of several runs.
+        shade: of a run, 0 to 1 by its size among the runs: the same in every figure; `shades`: by point, of several.
         number: among several of one role, from 0.
         dashed: beyond the data, or from elsewhere.
         hover: columns for the reader, as long as x or one number for all: "N", "D", "C", "L" and others by their name.
-        low, high: ends of the interval of y, error bars; NaN: none.
-        left, right: of x.
+        low, high: ends of the interval of y, error bars; NaN: none. left, right: of x.
         labels: what to call each point, where a series is of several runs.
         legend: whether it has an entry of its own.
         group: series that are shown and hidden together.
@@ -103,15 +87,12 @@ class Series:
     @property
     def errors(self) -> dict[Literal["x", "y"], tuple[Array, Array]]:
         """Lengths of the error bars to either side, by axis."""
-        ends: dict[Literal["x", "y"], tuple[Array, Array | None, Array | None]] = {
-            "y": (self.y, self.low, self.high),
-            "x": (self.x, self.left, self.right),
-        }
-        return {
-            axis: (centre - low, high - centre)
-            for axis, (centre, low, high) in ends.items()
-            if low is not None and high is not None
-        }
+        found: dict[Literal["x", "y"], tuple[Array, Array]] = {}
+        if self.low is not None and self.high is not None:
+            found["y"] = self.y - self.low, self.high - self.y
+        if self.left is not None and self.right is not None:
+            found["x"] = self.x - self.left, self.right - self.x
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +104,6 @@ class Band:
     low: Array
     high: Array
     role: Role = "fit"
-    number: int = 0
     run_id: str | None = None
     shade: float | None = None
     group: str = ""
@@ -151,12 +131,9 @@ class Shades:
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure, as data.
+    """A figure, as data: `key` names it in files and addresses; `title`: what it shows; two axes; what is drawn.
 
     Attributes:
-        key: its name in files and addresses.
-        title: a sentence's worth of what it shows.
-        x, y: the axes.
         series, bands, contours: drawn bands first, then contours, then series in order.
         shades: what the shades stand for; None: there are none, or they are all in the legend.
         notes: what it rests on, what is extrapolated, why a layer is missing: sentences.
@@ -177,12 +154,12 @@ class Figure:
 
     def _repr_svg_(self) -> str | None:
         """For notebooks, by matplotlib where it is installed."""
+        text = io.StringIO()
         try:
             draw = importlib.import_module("isoflop.figures.matplotlib").matplotlib_figure  # it imports this module
-            drawn, text = draw(self, title=True), io.StringIO()
+            draw(self, title=True).savefig(text, format="svg")
         except ImportError:
             return None
-        drawn.savefig(text, format="svg")
         return text.getvalue()
 
     @property
@@ -210,13 +187,10 @@ NARROWEST = 0.02
 
 def extent_of(figure: Figure) -> tuple[tuple[float, float], tuple[float, float]]:
     """(low, high) of x and of y; log10 of the values where the axis is logarithmic."""
-    x = [series.x for series in figure.series] + [band.x for band in figure.bands]
-    y = [series.y for series in figure.series]
-    y += [ends for each in figure.series for ends in (each.low, each.high) if ends is not None]
-    y += [ends for band in figure.bands for ends in (band.low, band.high)]
-    x += [each.x for each in figure.contours]
-    y += [each.y for each in figure.contours]
-    return _ends(figure.x, x), _ends(figure.y, y)
+    drawn = (*figure.series, *figure.bands, *figure.contours)
+    ends = [each for series in (*figure.series, *figure.bands) for each in (series.low, series.high)]
+    y = [*(each.y for each in (*figure.series, *figure.contours)), *(each for each in ends if each is not None)]
+    return _ends(figure.x, [each.x for each in drawn]), _ends(figure.y, y)
 
 
 def _ends(axis: Axis, columns: list[Array]) -> tuple[float, float]:
@@ -224,13 +198,14 @@ def _ends(axis: Axis, columns: list[Array]) -> tuple[float, float]:
     values = values[np.isfinite(values) & ((values > 0) | (not axis.log))]
     if not values.size:
         return 0.0, 1.0
-    given = [None if end is None else float(np.log10(end)) if axis.log else end for end in (axis.low, axis.high)]
-    scaled = np.log10(values) if axis.log else values
-    low, high = float(scaled.min()), float(scaled.max())
+    scale = np.log10 if axis.log else np.asarray
+    low, high = float(scale(values).min()), float(scale(values).max())
     narrow = NARROWEST if axis.log else 1e-3 * max(abs(low), abs(high), 1e-12)
     margin = max(MARGIN * (high - low), narrow / 2)
-    low, high = low - margin, high + margin
-    return (low if given[0] is None else given[0], high if given[1] is None else given[1])
+    return (
+        low - margin if axis.low is None else float(scale(axis.low)),
+        high + margin if axis.high is None else float(scale(axis.high)),
+    )
 
 
 def round_ticks(axis: Axis, ends: tuple[float, float]) -> list[float]:

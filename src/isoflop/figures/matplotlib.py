@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.figures.figure import Axis, Contours, Figure, Series, extent_of, round_ticks
+from isoflop.figures.figure import Figure, Series, Shades, extent_of, round_ticks
 from isoflop.figures.palette import Theme, ThemeName, colour_of, colour_scale, theme_of
 from isoflop.figures.text import name_of
 
@@ -18,60 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawn
 
 
-def set_axes(axes: Axes, figure: Figure) -> None:
-    """Limits and ticks."""
-    from matplotlib.ticker import (
-        FixedLocator,
-        FuncFormatter,
-        LogFormatterSciNotation,
-        LogLocator,
-        MaxNLocator,
-        NullFormatter,
-        NullLocator,
-    )
-
-    for which, axis, (low, high) in zip("xy", (figure.x, figure.y), extent_of(figure), strict=True):
-        getattr(axes, f"set_{which}lim")(*((10**low, 10**high) if axis.log else (low, high)))
-        ticks = getattr(axes, f"{which}axis")
-        if axis.percent:
-            ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-        if not axis.log:
-            continue
-        ticks.set_minor_formatter(NullFormatter())
-        if ticked := round_ticks(axis, (low, high)):
-            ticks.set_major_locator(FixedLocator(ticked))
-            ticks.set_minor_locator(NullLocator())
-        elif high - low <= 0.45:  # a logarithmic scale of so little reads best in even steps
-            ticks.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
-            ticks.set_minor_locator(NullLocator())
-        else:
-            ticks.set_major_locator(LogLocator(numticks=9))
-        plain = low > -3 and high < 4.5
-        ticks.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}") if plain else LogFormatterSciNotation(minor_thresholds=(9, 9))
-        )
-
-
-def set_second(axes: Axes, axis: Axis) -> None:
-    """The second scale of x at the top; without one no line there."""
-    if axis.second is None:
-        axes.spines.top.set_visible(False)
-        return
-    factor = axis.second.factor
-    top = axes.secondary_xaxis("top", functions=(lambda x: np.asarray(x) / factor, lambda x: np.asarray(x) * factor))
-    plain(top.set_xlabel(axis.second.label))
-
-
-def plain(text: Any) -> None:
-    """No mathematics between dollars: a run's name is text."""
-    text.set_parse_math(False)
-
-
 WIDTH, HEIGHT = 5.5, 3.6
 """Inches: the width of the text of most conferences' papers."""
 NAMED = 8
 """Runs that the legend names; of more it has one entry, and a colour scale."""
-SUFFIXES = (".pdf", ".svg", ".png")
 DASHES: tuple[Any, ...] = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (8, 2, 1, 2)))
 WIDTHS = {"fit": 1.4, "approach 1": 2.8, "approach 2": 1.8, "approach 3": 0.9}
 """Points; lines on one another are all seen."""
@@ -103,11 +52,8 @@ STYLES: dict[str, tuple[float, dict[str, Any]]] = {
     "slides": (9.0, {"font.size": 14, "legend.fontsize": 12}),
 }
 """By name: inches of the column or text, and what differs from `STYLE`, as the venues' LaTeX classes have it."""
-METADATA: dict[str, dict[str, Any]] = {
-    ".pdf": {"CreationDate": None},
-    ".svg": {"Date": None},
-    ".png": {},
-}
+METADATA: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
+"""By a file's ending: without the date the same figure is the same file."""
 
 
 def matplotlib_figure(
@@ -126,20 +72,13 @@ def matplotlib_figure(
         ValueError: another style.
         ImportError: matplotlib is not installed, with how to get it.
     """
-    matplotlib = _matplotlib()
-    look, (inches, differs) = theme_of(theme), _style(style)
+    look = theme_of(theme)
+    settings, inches = _settings(style), STYLES[style][0]
+    text = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    settings |= dict.fromkeys(text, look.text) | {"grid.color": look.grid}
+    settings |= dict.fromkeys(("axes.facecolor", "figure.facecolor"), look.background)
     width = inches if width is None else width
-    colours = {
-        "text.color": look.text,
-        "axes.labelcolor": look.text,
-        "axes.edgecolor": look.text,
-        "axes.facecolor": look.background,
-        "figure.facecolor": look.background,
-        "xtick.color": look.text,
-        "ytick.color": look.text,
-        "grid.color": look.grid,
-    }
-    with matplotlib.rc_context({**STYLE, **differs, **colours}):
+    with _matplotlib().rc_context(settings):
         from matplotlib.figure import Figure as Canvas
 
         drawn = Canvas(figsize=(width, HEIGHT * width / WIDTH), layout="constrained")
@@ -162,22 +101,20 @@ def save(figure: Figure, path: str | Path, theme: ThemeName = "light", **options
     """
     target = Path(path)
     kind = target.suffix.lower()
-    if kind not in SUFFIXES:
-        raise ValueError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {target.name!r}")
-    matplotlib = _matplotlib()
+    if kind not in METADATA:
+        raise ValueError(f"expected a file that ends in {', '.join(METADATA)}, got {target.name!r}")
     drawn = matplotlib_figure(figure, theme, **options)
     about = {"Title": figure.title, ("Description" if kind != ".pdf" else "Subject"): " ".join(figure.notes)}
-    differs = _style(options.get("style", "plain"))[1]
-    with matplotlib.rc_context({**STYLE, **differs}), warnings.catch_warnings():
+    with _matplotlib().rc_context(_settings(options.get("style", "plain"))), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a run's name in a script that the font lacks
         drawn.savefig(target, dpi=300, metadata={**about, **METADATA[kind]})
     return target
 
 
-def _style(name: str) -> tuple[float, dict[str, Any]]:
-    if name not in STYLES:
-        raise ValueError(f"expected a style of {', '.join(STYLES)}, got {name!r}")
-    return STYLES[name]
+def _settings(style: str) -> dict[str, Any]:
+    if style not in STYLES:
+        raise ValueError(f"expected a style of {', '.join(STYLES)}, got {style!r}")
+    return {**STYLE, **STYLES[style][1]}
 
 
 def _matplotlib() -> Any:
@@ -192,39 +129,76 @@ def _matplotlib() -> Any:
 
 def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
     axes = drawn.add_subplot()
-    for axis, which in ((figure.x, "x"), (figure.y, "y")):
+    many = figure.runs > NAMED
+    for which, axis in (("x", figure.x), ("y", figure.y)):
         if axis.log:
             getattr(axes, f"set_{which}scale")("log")
-    many = figure.runs > NAMED
-    handles, names, seen = [], [], set()
     for contours in figure.contours:
-        _contours(axes, contours, theme)
+        look = {"levels": contours.levels, "colors": theme.contour, "linewidths": 0.6, "zorder": 1}
+        axes.clabel(axes.contour(contours.x, contours.y, contours.z, **look), fontsize=6, fmt="%g")
+    legend: list[tuple[Any, str]] = []
     for series in figure.series:
         handle = _series(axes, series, theme, many)
         if series.legend and not (series.run_id is not None and many):
-            handles.append(handle)
-            names.append(series.name)
+            legend.append((handle, series.name))
     if many:
-        handles.append(axes.plot([], [], color=colour_of("run", 0, 0.5, theme))[0])
-        names.append(f"{figure.runs:,} runs")
+        legend.append((axes.plot([], [], color=colour_of(theme, "run", 0.5))[0], f"{figure.runs:,} runs"))
     for band in figure.bands:
-        colour = colour_of(band.role, band.number, band.shade, theme)
-        handle = axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0, zorder=1)
-        if band.name not in seen:
-            handles.append(handle)
-            names.append(band.name)
-            seen.add(band.name)
-    set_axes(axes, figure)
-    axes.grid(True, linewidth=0.4)
-    axes.set_axisbelow(True)
+        look = {"color": colour_of(theme, band.role, band.shade), "alpha": 0.18, "linewidth": 0, "zorder": 1}
+        handle = axes.fill_between(band.x, band.low, band.high, **look)
+        if band.name not in [name for _, name in legend]:
+            legend.append((handle, band.name))
+    _axes(axes, figure)
     plain(axes.set_xlabel(name_of(figure.x.title, 90)))
     plain(axes.set_ylabel(name_of(figure.y.title, 60)))
-    set_second(axes, figure.x)
     if figure.shades is not None and (many or not figure.runs):
-        _shades(figure, drawn, axes, theme)
+        _shades(figure.shades, drawn, axes, theme)
     if title:
         plain(axes.set_title(name_of(figure.title, 90)))
-    _legend(drawn, handles, names)
+    if legend:
+        # a no-break space ahead: matplotlib leaves out of its legend what begins with an underscore
+        labels = [f"\u00a0{name_of(name, 34)}" for _, name in legend]
+        where = {"loc": "outside lower center", "ncols": min(3, len(labels)), "handlelength": 2.2}
+        for text in drawn.legend([handle for handle, _ in legend], labels, **where).get_texts():
+            plain(text)
+
+
+def _axes(axes: Axes, figure: Figure) -> None:
+    """Limits, ticks, grid, and the second scale of x at the top."""
+    from matplotlib import ticker
+
+    axes.grid(True, linewidth=0.4)
+    axes.set_axisbelow(True)
+    for which, axis, (low, high) in zip("xy", (figure.x, figure.y), extent_of(figure), strict=True):
+        getattr(axes, f"set_{which}lim")(*((10**low, 10**high) if axis.log else (low, high)))
+        ticks = getattr(axes, f"{which}axis")
+        if axis.percent:
+            ticks.set_major_formatter(lambda value, _: f"{100 * value:g}")
+        if not axis.log:
+            continue
+        ticked = round_ticks(axis, (low, high))
+        few = not ticked and high - low <= 0.45  # a logarithmic scale of so little reads best in even steps
+        if ticked or few:
+            even = ticker.MaxNLocator(7, steps=[1, 2, 2.5, 5, 10])
+            ticks.set_major_locator(even if few else ticker.FixedLocator(ticked))
+            ticks.set_minor_locator(ticker.NullLocator())
+        else:
+            ticks.set_major_locator(ticker.LogLocator(numticks=9))
+        short = low > -3 and high < 4.5
+        powers = ticker.LogFormatterSciNotation(minor_thresholds=(9, 9))
+        ticks.set_major_formatter((lambda value, _: f"{value:g}") if short else powers)
+        ticks.set_minor_formatter(ticker.NullFormatter())
+    if figure.x.second is None:
+        axes.spines.top.set_visible(False)
+        return
+    factor = figure.x.second.factor
+    top = axes.secondary_xaxis("top", functions=(lambda x: np.asarray(x) / factor, lambda x: np.asarray(x) * factor))
+    plain(top.set_xlabel(figure.x.second.label))
+
+
+def plain(text: Any) -> None:
+    """No mathematics between dollars: a run's name is text."""
+    text.set_parse_math(False)
 
 
 def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
@@ -232,16 +206,13 @@ def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
     if series.shades is not None:
         scale: dict[str, Any] = {"c": series.shades, "cmap": _colour_map(theme), "vmin": 0, "vmax": 1}
         return axes.scatter(series.x, series.y, **scale, s=9, linewidths=0, zorder=zorder)
-    colour = colour_of(series.role, series.number, series.shade, theme)
-    look: dict[str, Any] = {"color": colour, "zorder": zorder}
-    if series.kind == "points":
-        look |= {"linestyle": "none"}
-    else:
+    look: dict[str, Any] = {"color": colour_of(theme, series.role, series.shade, series.number), "zorder": zorder}
+    if series.kind == "line":
         dash = DASHES[series.number % len(DASHES)] if series.dashed else "-"
         look |= {"linestyle": dash, "linewidth": WIDTHS.get(series.role, 0.6 if many else 1.0)}
-    if series.kind != "line":
+    else:
         marker = {"bad": "x", "published": "D", "approach 2": "D"}.get(series.role, "o")
-        look |= {"marker": marker, "markersize": 3.6 if marker == "D" else 3.0}
+        look |= {"linestyle": "none", "marker": marker, "markersize": 3.6 if marker == "D" else 3.0}
         if marker != "x":
             look |= {"markeredgewidth": 0.5 if marker == "D" else 0, "markeredgecolor": theme.text}
     bars: dict[str, Any] = {f"{axis}err": np.abs(np.stack(ends)) for axis, ends in series.errors.items()}
@@ -250,37 +221,19 @@ def _series(axes: Axes, series: Series, theme: Theme, many: bool) -> Any:
     return axes.plot(series.x, series.y, **look)[0]
 
 
-def _contours(axes: Axes, contours: Contours, theme: Theme) -> None:
-    lines = axes.contour(
-        contours.x, contours.y, contours.z, levels=contours.levels, colors=theme.contour, linewidths=0.6, zorder=1
-    )
-    axes.clabel(lines, fontsize=6, fmt="%g")
-
-
-def _shades(figure: Figure, drawn: Drawn, axes: Axes, theme: Theme) -> None:
+def _shades(shades: Shades, drawn: Drawn, axes: Axes, theme: Theme) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    assert figure.shades is not None
     bar = drawn.colorbar(ScalarMappable(Normalize(0, 1), _colour_map(theme)), ax=axes, pad=0.02, aspect=30)
-    bar.set_ticks([at for at, _ in figure.shades.ticks])
-    for text in bar.ax.set_yticklabels([name for _, name in figure.shades.ticks]):
+    bar.set_ticks([at for at, _ in shades.ticks])
+    for text in bar.ax.set_yticklabels([name for _, name in shades.ticks]):
         plain(text)
     bar.outline.set_visible(False)
-    plain(bar.ax.set_ylabel(name_of(figure.shades.label)))
+    plain(bar.ax.set_ylabel(name_of(shades.label)))
 
 
 def _colour_map(theme: Theme) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("sizes", [colour for _, colour in colour_scale(theme)])
-
-
-def _legend(drawn: Drawn, handles: Sequence[Any], names: Sequence[str]) -> None:
-    if not handles:
-        return
-    # a no-break space ahead: matplotlib leaves out of its legend what begins with an underscore
-    labels = [f"\u00a0{name_of(name, 34)}" for name in names]
-    legend = drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), handlelength=2.2)
-    for text in legend.get_texts():
-        plain(text)

@@ -54,7 +54,7 @@ def theme_of(name: str) -> Theme:
     return THEMES[name]
 
 
-def colour_of(role: Role, number: int, shade: float | None, theme: Theme) -> str:
+def colour_of(theme: Theme, role: Role, shade: float | None = None, number: int = 0) -> str:
     """#rrggbb of a series."""
     if shade is not None:
         low, high = theme.shades
@@ -68,7 +68,7 @@ def colour_of(role: Role, number: int, shade: float | None, theme: Theme) -> str
 
 def colour_scale(theme: Theme, steps: int = 9) -> list[list[Any]]:
     """[shade, colour] from 0 to 1."""
-    return [[i / (steps - 1), colour_of("run", 0, i / (steps - 1), theme)] for i in range(steps)]
+    return [[i / (steps - 1), colour_of(theme, "run", i / (steps - 1))] for i in range(steps)]
 
 
 def see_through(colour: str, opacity: float) -> str:

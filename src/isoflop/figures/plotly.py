@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.figures.figure import Axis, Band, Contours, Figure, Series, extent_of, round_ticks
+from isoflop.figures.figure import Axis, Band, Contours, Figure, Scale, Series, Shades, extent_of, round_ticks
 from isoflop.figures.palette import Theme, ThemeName, colour_of, colour_scale, see_through, theme_of
 from isoflop.figures.text import name_of
 from isoflop.laws import short
@@ -34,85 +33,8 @@ def escaped(text: str) -> str:
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
-def layout_of(figure: Figure, theme: Theme, x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
-    """The layout of a figure whose axes end at x and y (`extent_of`)."""
-    second = figure.x.second is not None
-    return {
-        "autosize": True,
-        "height": 520,
-        "paper_bgcolor": theme.background,
-        "plot_bgcolor": theme.background,
-        "font": {"family": FONT, "size": 13, "color": theme.text},
-        "margin": {"l": 70, "r": 20, "t": 60 if second else 36, "b": 60},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "namelength": -1},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": -0.2,
-            "yanchor": "top",
-            "font": {"size": 12},
-            "itemsizing": "constant",
-        },
-        "xaxis": _axis(figure.x, x, theme),
-        "yaxis": _axis(figure.y, y, theme),
-    }
-
-
-def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "type": "log" if axis.log else "linear",
-        "title": {"text": escaped(axis.title), "standoff": 10},
-        "range": list(ends),
-        "gridcolor": theme.grid,
-        "linecolor": theme.text,
-        "ticks": "outside",
-        "ticklen": 4,
-        "zeroline": False,
-        "automargin": True,
-    }
-    span = ends[1] - ends[0]
-    if axis.percent:
-        found["tickformat"] = ".1~%"
-    elif axis.log and (ticks := round_ticks(axis, ends)):
-        found |= {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
-    elif axis.log and span > 1.2:
-        found |= {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
-    return found
-
-
-def second_axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
-    """The scale at the top: ticks of its own at powers of ten, on the same range."""
-    assert axis.second is not None and axis.log
-    shift = math.log10(axis.second.factor)
-    span = ends[1] - ends[0]
-    step = max(1, round(span / 8))
-    parts = (1, 2, 5) if span < 2.2 else (1,)
-    ticks = [(part, power) for power in range(-30, 31) if power % step == 0 for part in parts]
-    return {
-        "type": "log",
-        "overlaying": "x",
-        "matches": "x",
-        "side": "top",
-        "title": {"text": escaped(axis.second.label), "standoff": 6},
-        "tickvals": [part * 10 ** (power + shift) for part, power in ticks],
-        "ticktext": [_power(part, power) for part, power in ticks],
-        "range": list(ends),
-        "showgrid": False,
-        "linecolor": theme.text,
-        "ticks": "outside",
-        "ticklen": 4,
-        "zeroline": False,
-    }
-
-
-def _power(part: int, power: int) -> str:
-    """5·10⁻³ as plotly writes it."""
-    ten = f"10<sup>{str(power).replace('-', '−')}</sup>"
-    return ten if part == 1 else f"{part}·{ten}"
-
-
+LINE = {"ticks": "outside", "ticklen": 4, "zeroline": False}
+"""Of every axis."""
 NAMED = 12
 """Runs that the legend names; of more it has one entry, and a colour scale."""
 WRITTEN = 500
@@ -142,19 +64,83 @@ def plotly_figure(figure: Figure, theme: ThemeName = "light") -> dict[str, Any]:
         named.add(band.name)
     data += [_contours(contours, look) for contours in figure.contours]
     data += [_series(series, figure, look, many) for series in figure.series]
-    if many:
-        data.append(_all_runs(figure.runs, look))
+    if many:  # a click hides and shows them
+        line = {"color": colour_of(look, "run", 0.5), "width": 2}
+        all_runs = {"name": f"{figure.runs:,} runs", "legendgroup": "runs", "line": line, "showlegend": True}
+        data.append({**_empty("lines"), **all_runs})
     if figure.shades is not None and (many or not figure.runs):  # few runs are in the legend by name
-        data.append(_shades(figure, look))
+        data.append(_shades(figure.shades, look))
     x, y = extent_of(figure)
-    layout = layout_of(figure, look, x, y)
+    layout = {
+        "autosize": True,
+        "height": 520,
+        "paper_bgcolor": look.background,
+        "plot_bgcolor": look.background,
+        "font": {"family": FONT, "size": 13, "color": look.text},
+        "margin": {"l": 70, "r": 20, "t": 36 if figure.x.second is None else 60, "b": 60},
+        "hovermode": "closest",
+        "hoverlabel": {"align": "left", "namelength": -1},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": -0.2,
+            "yanchor": "top",
+            "itemsizing": "constant",
+        },
+        "xaxis": _axis(figure.x, x, look),
+        "yaxis": _axis(figure.y, y, look),
+    }
+    layout["legend"]["font"] = {"size": 12}
     if figure.x.second is not None:
-        layout["xaxis2"] = second_axis(figure.x, x, look)
-        low = 10 ** x[0] if figure.x.log else x[0]
-        data.append(
-            {"x": [low], "y": [None], "xaxis": "x2", "type": "scatter", "showlegend": False, "hoverinfo": "skip"}
-        )
+        layout["xaxis2"] = _second_axis(figure.x.second, x, look)
+        data.append({**_empty("markers"), "x": [10 ** x[0]], "xaxis": "x2"})
     return {"data": data, "layout": layout}
+
+
+def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        **LINE,
+        "type": "log" if axis.log else "linear",
+        "title": {"text": escaped(axis.title), "standoff": 10},
+        "range": list(ends),
+        "gridcolor": theme.grid,
+        "linecolor": theme.text,
+        "automargin": True,
+    }
+    span = ends[1] - ends[0]
+    if axis.percent:
+        found["tickformat"] = ".1~%"
+    elif axis.log and (ticks := round_ticks(axis, ends)):
+        found |= {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
+    elif axis.log and span > 1.2:
+        found |= {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
+    return found
+
+
+def _second_axis(scale: Scale, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
+    """The scale at the top of a logarithmic axis: ticks of its own at powers of ten, on the same range."""
+    span = ends[1] - ends[0]
+    step = max(1, round(span / 8))
+    ticks = {
+        part * 10.0**power * scale.factor: f"{'' if part == 1 else f'{part}·'}10<sup>{power}</sup>".replace("-", "−")
+        for power in range(-30, 31)
+        if power % step == 0
+        for part in ((1, 2, 5) if span < 2.2 else (1,))
+    }
+    return {
+        **LINE,
+        "type": "log",
+        "overlaying": "x",
+        "matches": "x",
+        "side": "top",
+        "title": {"text": escaped(scale.label), "standoff": 6},
+        "tickvals": list(ticks),
+        "ticktext": list(ticks.values()),
+        "range": list(ends),
+        "showgrid": False,
+        "linecolor": theme.text,
+    }
 
 
 def packed(values: Array) -> dict[str, str]:
@@ -164,35 +150,36 @@ def packed(values: Array) -> dict[str, str]:
     return found if numbers.ndim == 1 else {**found, "shape": ", ".join(map(str, numbers.shape))}
 
 
+def _empty(mode: str) -> dict[str, Any]:
+    """A trace without points, for the legend, a colour scale or an axis."""
+    return {"type": "scatter", "mode": mode, "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"}
+
+
 def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[str, Any]:
-    colour = colour_of(series.role, series.number, series.shade, theme)
-    run = series.run_id is not None
-    in_group = run and many
+    colour = colour_of(theme, series.role, series.shade, series.number)
+    in_group = series.run_id is not None and many
     trace: dict[str, Any] = {
         "type": "scatter",
-        "mode": {"line": "lines", "points": "markers", "line+points": "lines+markers"}[series.kind],
+        "mode": "lines" if series.kind == "line" else "markers",
         "name": escaped(name_of(series.name)),
         "x": packed(series.x),
         "y": packed(series.y),
         "showlegend": series.legend and not in_group,
-        "legendgroup": "runs" if in_group else escaped(series.group or (series.run_id or series.name)),
+        "legendgroup": "runs" if in_group else escaped(series.group or series.run_id or series.name),
+        **_of_run(series.run_id),
         **_hover(series, figure),
     }
-    if run:
-        trace["meta"] = {"run_id": series.run_id}
-    if series.kind != "points":
+    if series.kind == "line":
         width = WIDTHS.get(series.role, 1.2 if in_group else 1.7)
         dash = DASHES[series.number % len(DASHES)] if series.dashed else "solid"
-        trace["line"] = {"color": colour, "width": width, "dash": dash}
-        trace["connectgaps"] = False
-    if series.kind != "line":
+        trace |= {"line": {"color": colour, "width": width, "dash": dash}, "connectgaps": False}
+    else:
         symbol = {"bad": "x", "published": "diamond-open", "approach 2": "diamond"}.get(series.role, "circle")
         trace["marker"] = {"color": colour, "size": 7, "symbol": symbol, "opacity": 0.85}
         if symbol == "diamond":  # seen among points of any colour
             trace["marker"] |= {"size": 9, "opacity": 1, "line": {"color": theme.text, "width": 1.2}}
         if series.shades is not None:
-            scale = {"color": packed(series.shades), "cmin": 0, "cmax": 1, "colorscale": colour_scale(theme)}
-            trace["marker"] |= scale
+            trace["marker"] |= {"color": packed(series.shades), **_scale(theme)}
     for axis, (below, above) in series.errors.items():
         ends = {"array": packed(above), "arrayminus": packed(below)}
         look = {"color": colour, "thickness": 1.3, "width": 3}
@@ -200,37 +187,43 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
     return trace
 
 
+def _of_run(run_id: str | None) -> dict[str, Any]:
+    return {} if run_id is None else {"meta": {"run_id": run_id}}
+
+
+def _scale(theme: Theme) -> dict[str, Any]:
+    return {"cmin": 0, "cmax": 1, "colorscale": colour_scale(theme)}
+
+
 def _hover(series: Series, figure: Figure) -> dict[str, Any]:
     """`hovertemplate`, `text` and `customdata`: the name, then a line for each column."""
     lines = ["<b>%{text}</b>" if series.labels else "<b>%{fullData.name}</b>"]
-    columns: list[Array] = []
+    columns: list[Any] = []
     written = series.run_id is None and len(series.x) <= WRITTEN
-    cells: list[Sequence[str]] = []
     for name, values in series.hover.items():
-        unit = UNITS.get(name, "")
+        value = f"%{{customdata[{len(columns)}]"
         if not isinstance(values, np.ndarray):
-            lines.append(f"{escaped(name)} {escaped(written_number(name, float(values)))} {unit}")
+            value = escaped(_written(name, float(values)))
         elif written:
-            lines.append(f"{escaped(name)} %{{customdata[{len(cells)}]}} {unit}")
-            cells.append([written_number(name, float(value)) for value in values])
+            columns.append([_written(name, float(each)) for each in values])
+            value += "}"
+        elif values is series.x or values is series.y:
+            value = f"%{{{'x' if values is series.x else 'y'}:{FORMATS.get(name, '.3~g')}}}"
         else:
-            where = "x" if values is series.x else "y" if values is series.y else f"customdata[{len(columns)}]"
-            lines.append(f"{escaped(name)} %{{{where}:{FORMATS.get(name, '.3~g')}}} {unit}")
-            if where.startswith("c"):
-                columns.append(values)
+            columns.append(values)
+            value += f":{FORMATS.get(name, '.3~g')}}}"
+        lines.append(f"{escaped(name)} {value} {UNITS.get(name, '')}")
     if not series.hover:
         lines.append(f"{escaped(figure.x.label)} %{{x:.4~g}}<br>{escaped(figure.y.label)} %{{y:.4~g}}")
     found: dict[str, Any] = {"hovertemplate": "<br>".join(lines) + "<extra></extra>"}
     if series.labels:
         found["text"] = [escaped(name_of(label)) for label in series.labels]
-    if cells:
-        found["customdata"] = [list(row) for row in zip(*cells, strict=True)]
-    elif columns:
-        found["customdata"] = packed(np.stack(columns, axis=1))
+    if columns:
+        found["customdata"] = list(map(list, zip(*columns, strict=True))) if written else packed(np.stack(columns, 1))
     return found
 
 
-def written_number(name: str, value: float) -> str:
+def _written(name: str, value: float) -> str:
     """A number for people, by what it is: N and D short, C in powers of ten, L in four decimals."""
     if not math.isfinite(value):
         return "unknown"
@@ -240,8 +233,8 @@ def written_number(name: str, value: float) -> str:
 
 
 def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
-    colour = colour_of(band.role, band.number, band.shade, theme)
-    trace: dict[str, Any] = {
+    colour = colour_of(theme, band.role, band.shade)
+    return {
         "type": "scatter",
         "mode": "lines",
         "name": escaped(name_of(band.name)),
@@ -254,13 +247,12 @@ def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
         "showlegend": first and band.run_id is None,  # a run's own goes with its line
         "legendrank": 1100,  # after lines
         "legendgroup": escaped(band.group or band.run_id or band.name),
+        **_of_run(band.run_id),
     }
-    if band.run_id is not None:
-        trace["meta"] = {"run_id": band.run_id}
-    return trace
 
 
 def _contours(contours: Contours, theme: Theme) -> dict[str, Any]:
+    levels = contours.levels
     return {
         "type": "contour",
         "name": escaped(contours.name),
@@ -269,9 +261,9 @@ def _contours(contours: Contours, theme: Theme) -> dict[str, Any]:
         "z": packed(contours.z),
         "contours": {
             "coloring": "lines",
-            "start": float(contours.levels[0]),
-            "end": float(contours.levels[-1]),
-            "size": float(np.diff(contours.levels).min()) if len(contours.levels) > 1 else 1.0,
+            "start": float(levels[0]),
+            "end": float(levels[-1]),
+            "size": float(np.diff(levels).min()) if len(levels) > 1 else 1.0,
             "showlabels": True,
             "labelfont": {"size": 10, "color": theme.text},
         },
@@ -282,42 +274,12 @@ def _contours(contours: Contours, theme: Theme) -> dict[str, Any]:
     }
 
 
-def _all_runs(number: int, theme: Theme) -> dict[str, Any]:
-    """The one entry in the legend for many runs: a click hides and shows them."""
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": f"{number:,} runs",
-        "x": [None],
-        "y": [None],
-        "line": {"color": colour_of("run", 0, 0.5, theme), "width": 2},
-        "legendgroup": "runs",
-        "showlegend": True,
-        "hoverinfo": "skip",
+def _shades(shades: Shades, theme: Theme) -> dict[str, Any]:
+    bar = {
+        "title": {"text": escaped(shades.label), "side": "right"},
+        "tickvals": [at for at, _ in shades.ticks],
+        "ticktext": [escaped(text) for _, text in shades.ticks],
+        "thickness": 12,
+        "outlinewidth": 0,
     }
-
-
-def _shades(figure: Figure, theme: Theme) -> dict[str, Any]:
-    assert figure.shades is not None
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [None],
-        "y": [None],
-        "showlegend": False,
-        "hoverinfo": "skip",
-        "marker": {
-            "color": [0, 1],
-            "cmin": 0,
-            "cmax": 1,
-            "colorscale": colour_scale(theme),
-            "showscale": True,
-            "colorbar": {
-                "title": {"text": escaped(figure.shades.label), "side": "right"},
-                "tickvals": [at for at, _ in figure.shades.ticks],
-                "ticktext": [escaped(text) for _, text in figure.shades.ticks],
-                "thickness": 12,
-                "outlinewidth": 0,
-            },
-        },
-    }
+    return {**_empty("markers"), "marker": {"color": [0, 1], **_scale(theme), "showscale": True, "colorbar": bar}}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from isoflop.arrays import Array
+from isoflop.figures.curves import ends_series
 from isoflop.figures.figure import Figure, NoFigure, Series, Shades
 from isoflop.figures.study import Study, loss_axis, size_axis
 from isoflop.figures.text import counted
@@ -25,7 +28,7 @@ def profiles(study: Study) -> Figure | NoFigure:
     """Runs of about equal compute, a parabola through each budget, its minimum with its interval."""
     if study.nothing:
         return NoFigure(*PROFILES, study.nothing)
-    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    N, L = study.columns["N"], study.columns["loss"]
     try:
         groups, _ = group(study.C, study.budgets, BUDGET)
     except ValueError as reason:
@@ -40,28 +43,20 @@ def profiles(study: Study) -> Figure | NoFigure:
     series: list[Series] = []
     misfits: list[tuple[float, str]] = []
     for number, (budget, rows) in enumerate(found):
-        shade = number / max(len(found) - 1, 1)
         order = rows[np.argsort(N[rows])]
         label = f"{budget:.3g} FLOPs"
-        series.append(
-            Series(
-                label,
-                N[order],
-                L[order],
-                kind="points",
-                shade=shade,
-                legend=len(found) <= NAMED,
-                labels=tuple(study.counted[i].name for i in order),
-                hover={"N": N[order], "D": D[order], "C": study.C[order], "L": L[order]},
-                group=label,
-            )
-        )
+        look: dict[str, Any] = {"shade": number / max(len(found) - 1, 1), "shades": None, "group": label}
+        named = len(found) <= NAMED
+        series.append(ends_series(study, order.tolist(), N[order], L[order], label, legend=named, **look))
         if refused(np.log(N[order]), L[order], "parabola") is None:
             x, y, off = _parabola(N[order], L[order])
-            series.append(Series(label, x, y, shade=shade, legend=False, group=label))
+            series.append(Series(label, x, y, legend=False, **look))
             misfits.append((off, label))
     if minima:
-        series.append(_vertices(minima))
+        sizes, D, C, losses = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
+        left, right = np.array([each.interval or (np.nan, np.nan) for each in minima]).T
+        look = {"role": "approach 2", "kind": "points", "hover": {"N": sizes, "D": D, "C": C, "L": losses}}
+        series.append(Series("minima (approach 2)", sizes, losses, left=left, right=right, **look))
     every = max(1, len(found) // 6)
     ticks = tuple((i / max(len(found) - 1, 1), f"{found[i][0]:.2g}") for i in range(0, len(found), every))
     return Figure(
@@ -104,18 +99,3 @@ def _misfit(found: list[tuple[float, str]]) -> str:
     off, worst = max(found)
     typical = float(np.median([each for each, _ in found]))
     return f"The runs lie {typical:.2%} off their parabola (root mean square, median budget), {off:.2%} at {worst}."
-
-
-def _vertices(minima: tuple[Minimum, ...]) -> Series:
-    ends = np.array([each.interval or (np.nan, np.nan) for each in minima])
-    N, D, C, L = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
-    return Series(
-        "minima (approach 2)",
-        N,
-        L,
-        role="approach 2",
-        kind="points",
-        left=ends[:, 0],
-        right=ends[:, 1],
-        hover={"N": N, "D": D, "C": C, "L": L},
-    )

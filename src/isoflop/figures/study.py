@@ -363,7 +363,7 @@ def _common_loss(curves: Sequence[RunCurve]) -> str:
     return next((name for name in common if name.startswith("eval/")), "train")
 
 
-PF_DAYS = Scale("PF-days", "PF-days", PF_DAY)
+PF_DAYS = Scale("PF-days", PF_DAY)
 
 
 def compute_axis(study: Study) -> Axis:
