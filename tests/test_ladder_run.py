@@ -16,24 +16,19 @@ from typer.testing import CliRunner
 import ladder_trainers
 from isoflop.cli import app
 from isoflop.cli.ladder import counts, states_table, summary_lines
-from isoflop.ladder import (
+from isoflop.ladder import LadderRun, run_ladder, write_plan
+from isoflop.ladder.attempt import (
     AttemptFailed,
-    Folders,
     Held,
-    LadderRun,
-    Resources,
-    folders_of,
+    Job,
+    attempt,
     hold,
     job_of,
     latest_checkpoint,
-    local_slots,
-    run_ladder,
-    slurm_parameters,
     state_of,
-    write_plan,
     write_status,
 )
-from isoflop.ladder.attempt import attempt  # the face has no name that is also a module
+from isoflop.ladder.run import Resources, local_slots, slurm_parameters
 from isoflop.record import read_runs
 
 pytestmark = pytest.mark.filterwarnings("default::ResourceWarning")  # Ray's and submitit's processes, as they go
@@ -56,10 +51,8 @@ WHOLE = list(range(1, ladder_trainers.STEPS + 1))
 # -- one attempt -------------------------------------------------------------------------------------------------------
 
 
-def try_one(train: str, out: Path, name: str = "a") -> Folders:
-    folders = folders_of(name, out)
-    attempt(job_of(ladder_trainers.a_run(name), folders, f"ladder_trainers:{train}"))
-    return folders
+def job(out: Path, train: str = "finishes", name: str = "a") -> Job:
+    return job_of(ladder_trainers.a_run(name), f"ladder_trainers:{train}", out)
 
 
 def test_a_run_is_told_where_to_write_and_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +61,7 @@ def test_a_run_is_told_where_to_write_and_what_was_planned(tmp_path: Path, monke
         ladder_trainers, "finishes", lambda config: (seen.append(config), ladder_trainers.write_record(config))
     )
     monkeypatch.setattr("isoflop.ladder.attempt._find", lambda train: ladder_trainers.finishes)
-    folders = try_one("finishes", tmp_path)
+    attempt(job(tmp_path))
     (config,) = seen
     assert config == ladder_trainers.a_run("a").as_dict() | {
         "record_dir": str(tmp_path / "a"),
@@ -77,18 +70,18 @@ def test_a_run_is_told_where_to_write_and_what_was_planned(tmp_path: Path, monke
         "branches": [],
     }
     assert (config["name"], config["seed"], config["steps"]) == ("a", 0, ladder_trainers.STEPS)
-    state = state_of(ladder_trainers.a_run("a"), folders)
+    state = state_of(job(tmp_path))
     assert (state.stage, state.step, state.attempts) == ("finished", ladder_trainers.STEPS, 1)
-    attempt(job_of(ladder_trainers.a_run("a"), folders, "ladder_trainers:finishes"))
+    attempt(job(tmp_path))
     assert len(seen) == 1  # finished: not trained again
 
 
 def test_an_attempt_without_a_checkpoint_begins_anew_and_is_there_once(tmp_path: Path) -> None:
     with pytest.raises(AttemptFailed, match="not the first time"):
-        try_one("fails_once", tmp_path)
-    assert state_of(ladder_trainers.a_run("a"), folders_of("a", tmp_path)).stage == "failed"
+        attempt(job(tmp_path, "fails_once"))
+    assert state_of(job(tmp_path)).stage == "failed"
     assert steps(tmp_path, "a") == [1, 2, 3, 4, 5]
-    try_one("fails_once", tmp_path)
+    attempt(job(tmp_path, "fails_once"))
     assert steps(tmp_path, "a") == WHOLE
     assert len(list((tmp_path / "a").glob("*.superseded"))) == 1
 
@@ -101,41 +94,39 @@ def test_branches_go_on_from_the_run_that_they_branch_off(tmp_path: Path) -> Non
     assert steps(tmp_path, "short") == [17, 18, 19, 20] and len(steps(tmp_path, "long")) == 40
     assert plan.flops == trunk.flops + branch.flops / 5
     with pytest.raises(AttemptFailed, match=r"expected a checkpoint of long at step 16 in .*config\[.branches"):
-        attempt(job_of(branch, folders_of("alone", tmp_path), "ladder_trainers:branches"))
+        attempt(job_of(branch, "ladder_trainers:branches", tmp_path / "alone"))
 
 
 def test_a_run_that_comes_back_too_early_is_no_finished_one(tmp_path: Path) -> None:
     with pytest.raises(AttemptFailed, match=r"expected .* a completed record of 20 steps .*, got a record of 10 steps"):
-        try_one("stops_short", tmp_path)
-    state = state_of(ladder_trainers.a_run("a"), folders_of("a", tmp_path))
+        attempt(job(tmp_path, "stops_short"))
+    state = state_of(job(tmp_path))
     assert (state.stage, state.step) == ("failed", 10)
     assert "pass config[" in (state.error or "")
 
 
 def test_a_flag_alone_finishes_nothing(tmp_path: Path) -> None:
-    folders = folders_of("a", tmp_path)
-    write_status(folders, "finished", 1)
-    assert state_of(ladder_trainers.a_run("a"), folders).stage == "stopped"
-    write_status(folders, "running", 1)  # no process holds it: it was killed
-    assert state_of(ladder_trainers.a_run("a"), folders).stage == "stopped"
+    write_status(job(tmp_path), "finished", 1)
+    assert state_of(job(tmp_path)).stage == "stopped"
+    write_status(job(tmp_path), "running", 1)  # no process holds it: it was killed
+    assert state_of(job(tmp_path)).stage == "stopped"
     (tmp_path / "a" / "status.json").write_text("{torn")
-    assert state_of(ladder_trainers.a_run("a"), folders).stage == "waiting"
+    assert state_of(job(tmp_path)).stage == "waiting"
     write_record = {**ladder_trainers.a_run("a").as_dict(), "record_dir": str(tmp_path / "a")}
     ladder_trainers.write_record(write_record)
-    assert state_of(ladder_trainers.a_run("a"), folders).stage == "finished"  # whatever the status file says
+    assert state_of(job(tmp_path)).stage == "finished"  # whatever the status file says
 
 
 def test_one_process_at_a_run(tmp_path: Path) -> None:
-    folders = folders_of("a", tmp_path)
-    write_status(folders, "running", 1)
-    with hold(folders):
-        assert state_of(ladder_trainers.a_run("a"), folders).stage == "running"
+    write_status(job(tmp_path), "running", 1)
+    with hold(job(tmp_path)):
+        assert state_of(job(tmp_path)).stage == "running"
         with pytest.raises(Held):
-            try_one("finishes", tmp_path)
+            attempt(job(tmp_path, "finishes"))
         result = run(ladder_trainers.a_plan("a"), "finishes", tmp_path)
         assert [state.stage for state in result.states] == ["running"]
         assert any("another process" in line for line in summary_lines(result))
-    assert state_of(ladder_trainers.a_run("a"), folders).stage == "stopped"
+    assert state_of(job(tmp_path)).stage == "stopped"
 
 
 def test_the_latest_checkpoint(tmp_path: Path) -> None:
@@ -183,7 +174,7 @@ def test_ray(tmp_path: Path) -> None:
     run(plan, "finishes", tmp_path, only=["done"])
     ended: list[str] = []
 
-    result = run(plan, "dies_or_fails", tmp_path, engine="ray", watch=lambda runs, folders: nullcontext(ended.append))
+    result = run(plan, "dies_or_fails", tmp_path, engine="ray", watch=lambda jobs: nullcontext(ended.append))
     assert [(state.stage, state.attempts) for state in result.states] == [
         ("finished", 2),
         ("failed", 2),
@@ -255,8 +246,8 @@ def test_the_generated_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_resources() -> None:
     with pytest.raises(ValueError, match=r"expected whole devices with --engine slurm, got 0\.5"):
-        slurm_parameters({}, Resources(gpus_per_run=0.5))
-    assert slurm_parameters({}, Resources(gpus_per_run=2))["gpus_per_node"] == 2
+        slurm_parameters(Resources(gpus_per_run=0.5))
+    assert slurm_parameters(Resources(gpus_per_run=2))["gpus_per_node"] == 2
     with pytest.raises(ValueError, match="expected whole devices with --engine local"):
         local_slots(Resources(gpus_per_run=0.5))
 
@@ -322,6 +313,6 @@ def test_what_is_wrong_is_said(tmp_path: Path, arguments: tuple[str, ...], text:
 
 def test_the_table_of_many_runs_shows_what_matters(tmp_path: Path) -> None:
     names = [f"run-{i}" for i in range(40)]
-    states = [state_of(ladder_trainers.a_run(name), folders_of(name, tmp_path)) for name in names]
+    states = [state_of(job(tmp_path, name=name)) for name in names]
     assert states_table(states).row_count == 0 and states_table(states[:9]).row_count == 9
     assert counts(states) == "40 waiting"

@@ -11,17 +11,8 @@ from typing import Any
 
 import pytest
 
-from isoflop.ladder import (
-    Family,
-    Shape,
-    batch_rule,
-    batch_sequences,
-    covers,
-    family_of,
-    peak_rate,
-    rate_rule,
-    size_grid,
-)
+from isoflop.ladder.rules import batch_rule, batch_sequences, covers, peak_rate, rate_rule
+from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
 from isoflop.laws.recipes import BATCHES, RATES, warmup_of
 
 GPT2_SMALL = {

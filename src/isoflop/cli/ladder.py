@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from isoflop.ladder.attempt import Folders, RunState
+    from isoflop.ladder.attempt import Job, RunState
     from isoflop.ladder.check import LeftOut
     from isoflop.ladder.design import RungWorth
     from isoflop.ladder.fit import Estimate, LadderFit
-    from isoflop.ladder.plan import LadderPlan, PlannedRun
+    from isoflop.ladder.plan import LadderPlan
     from isoflop.ladder.run import LadderRun
 
 ladder = typer.Typer(
@@ -350,7 +350,7 @@ _STYLES = {"finished": "green", "running": "cyan", "failed": "red", "stopped": "
 
 
 @contextmanager
-def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Iterator[Callable[[str], None]]:
+def following(jobs: Sequence[Job]) -> Iterator[Callable[[str], None]]:
     """Show a ladder on stderr while its runs are trained: a table, or where that is no terminal a line for each run.
 
     Gives the function that is told a run's name when no further attempt at it is made.
@@ -361,13 +361,13 @@ def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Ite
     from isoflop.ladder.attempt import state_of
 
     console = Console(stderr=True)
-    states = {run.name: state_of(run, folders[run.name]) for run in runs}
+    states = {job.name: state_of(job) for job in jobs}
     over = {name for name, state in states.items() if state.stage == "finished"}
-    every = 1 + len(runs) // 100  # of many runs, so many lines at most, and those that fail
+    every = 1 + len(jobs) // 100  # of many runs, so many lines at most, and those that fail
     due = 0.0
 
     def look(names: Collection[str]) -> None:
-        states.update({run.name: state_of(run, folders[run.name]) for run in runs if run.name in names})
+        states.update({job.name: state_of(job) for job in jobs if job.name in names})
 
     def table() -> Table:
         nonlocal due
@@ -380,7 +380,7 @@ def following(runs: Sequence[PlannedRun], folders: Mapping[str, Folders]) -> Ite
         over.add(name)
         look([name])
         if not console.is_terminal and (states[name].stage != "finished" or len(over) % every == 0):
-            text = f"{len(over)}/{len(runs)} {name}: {states[name].stage}{_at(states[name])}"
+            text = f"{len(over)}/{len(jobs)} {name}: {states[name].stage}{_at(states[name])}"
             console.print(text, highlight=False, soft_wrap=True)
 
     if not console.is_terminal:

@@ -13,9 +13,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,16 +25,77 @@ from filelock import FileLock, Timeout
 from isoflop.fit.runs import stopped_early
 from isoflop.ladder.plan import PlannedRun
 from isoflop.lookup import find
-from isoflop.record.paths import Location, below, file_system, location_of, read_bytes, write_bytes
+from isoflop.record.paths import below, file_system, last_name, location_of, read_bytes, write_bytes
 from isoflop.record.reader import read_runs
 from isoflop.record.run import Run
 
-STATUS = "status.json"
-LOCK = ".lock"
 ERROR_LINES = 12
 """Last lines of a traceback that a status file keeps."""
 Stage = Literal["waiting", "running", "stopped", "failed", "finished"]
 """Not begun; held by another process; killed or interrupted; raised an error; at its planned end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run to train and where it writes; plain values only, for it travels between processes.
+
+    Attributes:
+        run: `PlannedRun.as_dict()`.
+        train: `module:function` or `file.py:function`.
+        record: the folder or URL of its record and its status file.
+        work: of checkpoints, output and lock: a folder of this machine, or of a disk that all machines share.
+        search: folders in which modules are looked for.
+        branches: where runs that branch off this one expect a checkpoint of it: {"step", "checkpoint_dir"} each.
+    """
+
+    run: Mapping[str, Any]
+    train: str
+    record: str
+    work: str
+    search: tuple[str, ...] = ()
+    branches: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.run["name"])
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps planned."""
+        return int(self.run["steps"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that `train` gets as `config["checkpoint_dir"]`."""
+        return Path(self.work, "checkpoints")
+
+    @property
+    def output(self) -> Path:
+        """What the run prints, under the local engine."""
+        return Path(self.work, "output.txt")
+
+
+def job_of(run: PlannedRun, train: str, out: str | os.PathLike[str], work: str | os.PathLike[str] | None = None) -> Job:
+    """A run as it travels to the process that trains it; paths are absolute since workers have other current folders.
+
+    Args:
+        run: planned.
+        train: `module:function` or `file.py:function`.
+        out: the ladder's folder or URL.
+        work: folder of this machine for what can't lie at a URL; default: `out`, of a URL `runs/<its last part>`.
+    """
+    record, url = below(out, run.name), isinstance(location_of(out), str)
+    if work is None:
+        work = Path("runs", last_name(out)) if url else location_of(out)
+    place, _, name = train.rpartition(":")
+    return Job(
+        run=run.as_dict(),
+        train=f"{Path(place).expanduser().resolve()}:{name}" if place.endswith(".py") else train,
+        record=str(record if url else Path(record).resolve()),
+        work=str(Path(work, run.name).resolve()),
+        search=tuple(dict.fromkeys([str(Path.cwd()), *(folder for folder in sys.path if folder)])),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,70 +115,32 @@ class RunState:
     stage: Stage
     step: int
     steps: int
-    attempts: int = 0
-    error: str | None = None
-    loss: float | None = None
+    attempts: int
+    error: str | None
+    loss: float | None
 
 
-@dataclass(frozen=True)
-class Folders:
-    """Where a run of the ladder writes.
-
-    Attributes:
-        record: its record and its status file: a folder or a URL.
-        work: checkpoints, output and lock: a folder of this machine, or of a disk that all machines share.
-    """
-
-    record: Location
-    work: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder that `train` gets as `config["checkpoint_dir"]`."""
-        return self.work / "checkpoints"
-
-    @property
-    def output(self) -> Path:
-        """What the run prints, under the local engine."""
-        return self.work / "output.txt"
-
-
-def folders_of(name: str, out: str | os.PathLike[str], work: str | os.PathLike[str] | None = None) -> Folders:
-    """Folders of a run, absolute since workers have other current folders.
-
-    Args:
-        name: of the run.
-        out: the ladder's folder or URL.
-        work: folder of this machine for what can't lie at a URL; default: `out`, of a URL `runs/<its last part>`.
-    """
-    place = location_of(out)
-    record = below(place, name)
-    if work is None:
-        work = place if isinstance(place, Path) else Path("runs") / place.rsplit("/", 1)[-1]
-    return Folders(record.resolve() if isinstance(record, Path) else record, (Path(work) / name).resolve())
-
-
-def state_of(run: PlannedRun, folders: Folders) -> RunState:
+def state_of(job: Job) -> RunState:
     """How far a run is. Its record decides whether it is finished, whatever the status file says."""
-    status = read_status(folders)
+    status, steps = read_status(job), job.steps
     # a run without a checkpoint begins anew: the furthest record is its own
-    last = max(_records(folders), key=lambda record: (is_complete(record, run.steps), _reached(record)), default=None)
+    last = max(_records(job), key=lambda record: (is_complete(record, steps), _reached(record)), default=None)
     stage: Stage
-    if last is not None and is_complete(last, run.steps):
+    if last is not None and is_complete(last, steps):
         stage = "finished"
     elif not status:
         stage = "waiting" if last is None else "stopped"
     elif status.get("stage") == "failed":
         stage = "failed"
     else:
-        stage = "running" if status.get("stage") == "running" and _is_held(folders) else "stopped"
+        stage = "running" if status.get("stage") == "running" and _is_held(job) else "stopped"
     points = () if last is None else last.points
     losses = {name: loss for name, loss in points[-1].losses.items() if loss is not None} if points else {}
     return RunState(
-        name=run.name,
+        name=job.name,
         stage=stage,
         step=0 if last is None else _reached(last),
-        steps=run.steps,
+        steps=steps,
         attempts=status.get("attempts", 0),
         error=status.get("error") if stage in ("failed", "stopped") else None,
         loss=next((loss for name, loss in losses.items() if name != "train"), losses.get("train")),
@@ -129,8 +152,8 @@ def is_complete(record: Run, steps: int) -> bool:
     return record.status == "completed" and _reached(record) > 0 and not stopped_early(_reached(record), steps)
 
 
-def _records(folders: Folders) -> list[Run]:
-    return read_runs(folders.record, on_problem=lambda text: None)
+def _records(job: Job) -> list[Run]:
+    return read_runs(job.record, on_problem=lambda text: None)
 
 
 def _reached(record: Run) -> int:
@@ -138,27 +161,20 @@ def _reached(record: Run) -> int:
     return max([point.step for point in record.points[-1:]] + [record.end["step"] if record.end else 0])
 
 
-def read_status(folders: Folders) -> dict[str, Any]:
+def read_status(job: Job) -> dict[str, Any]:
     """The status file, as `write_status` left it; empty where there is none that can be read."""
     with suppress(OSError, ValueError):
-        found = json.loads(read_bytes(below(folders.record, STATUS)))
+        found = json.loads(read_bytes(below(job.record, "status.json")))
         if isinstance(found, dict):
             return found
     return {}
 
 
-def write_status(folders: Folders, stage: Stage, attempts: int, error: str | None = None) -> None:
-    """Write how an attempt goes.
-
-    Args:
-        folders: of the run.
-        stage: "running", "stopped", "failed" or "finished".
-        attempts: of all invocations.
-        error: the last lines of its error.
-    """
+def write_status(job: Job, stage: Stage, attempts: int, error: str | None = None) -> None:
+    """Write how an attempt goes: after so many of all invocations, with the last lines of its error."""
     where = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}  # unix seconds
     status = {"stage": stage, "attempts": attempts, "error": error, **where}
-    write_bytes(below(folders.record, STATUS), json.dumps(status).encode())
+    write_bytes(below(job.record, "status.json"), json.dumps(status).encode())
 
 
 class Held(RuntimeError):
@@ -166,30 +182,30 @@ class Held(RuntimeError):
 
 
 @contextmanager
-def hold(folders: Folders, patience: float = 1.0) -> Iterator[None]:
+def hold(job: Job, patience: float = 1.0) -> Iterator[None]:
     """Keep other processes from a run until the end of the block, or of this process.
 
     Args:
-        folders: of the run.
+        job: the run.
         patience: seconds to try again in; whoever only looks whether a run is held holds it for a moment too.
 
     Raises:
         Held: one has it.
     """
-    folders.work.mkdir(parents=True, exist_ok=True)
+    Path(job.work).mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(folders.work / LOCK).acquire(timeout=patience, poll_interval=0.02)
+        lock = FileLock(Path(job.work, ".lock")).acquire(timeout=patience, poll_interval=0.02)
     except Timeout:
-        raise Held(f"another process is at {folders.work}") from None
+        raise Held(f"another process is at {job.work}") from None
     with lock:
         yield
 
 
-def _is_held(folders: Folders) -> bool:
-    if not (folders.work / LOCK).exists():
+def _is_held(job: Job) -> bool:
+    if not Path(job.work, ".lock").exists():
         return False
     try:
-        with hold(folders, patience=0.0):
+        with hold(job, patience=0.0):
             return False
     except Held:
         return True
@@ -214,57 +230,6 @@ def _is_checkpoint(path: Path) -> bool:
     return not (path.is_dir() and path.name.startswith("checkpoint-")) or (path / "trainer_state.json").is_file()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A run to train; plain values only, for it travels between processes.
-
-    Attributes:
-        run: `PlannedRun.as_dict()`.
-        train: `module:function` or `file.py:function`.
-        record: the folder or URL of its record.
-        work: the folder of its checkpoints.
-        search: folders in which modules are looked for.
-        branches: where runs that branch off this one expect a checkpoint of it: {"step", "checkpoint_dir"} each.
-    """
-
-    run: Mapping[str, Any]
-    train: str
-    record: str
-    work: str
-    search: tuple[str, ...] = ()
-    branches: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return str(self.run["name"])
-
-    @property
-    def folders(self) -> Folders:
-        """Where the run writes."""
-        return Folders(location_of(self.record), Path(self.work))
-
-    def as_text(self) -> str:
-        """JSON: what `main` reads."""
-        return json.dumps(asdict(self))
-
-
-def job_of(run: PlannedRun, folders: Folders, train: str, branches: Iterable[tuple[int, Folders]] = ()) -> Job:
-    """A run as it travels to the process that trains it; `branches` are the first steps of those off it."""
-    place, _, name = train.rpartition(":")
-    if place.endswith(".py"):  # workers have other current folders
-        train = f"{Path(place).expanduser().resolve()}:{name}"
-    search = tuple(dict.fromkeys([str(Path.cwd()), *(folder for folder in sys.path if folder)]))
-    return Job(
-        run=run.as_dict(),
-        train=train,
-        record=str(folders.record),
-        work=str(folders.work),
-        search=search,
-        branches=tuple({"step": step, "checkpoint_dir": str(other.checkpoints)} for step, other in branches),
-    )
-
-
 class AttemptFailed(RuntimeError):
     """A run raised an error or did not get to its end; the text is the last lines of the error."""
 
@@ -276,74 +241,64 @@ def attempt(job: Job) -> None:
         AttemptFailed: `train` raised, or came back without a record of the planned steps.
         Held: another process is at it.
     """
-    folders, steps = job.folders, int(job.run["steps"])
-    with hold(folders):
-        if any(is_complete(record, steps) for record in _records(folders)):
+    with hold(job):
+        if any(is_complete(record, job.steps) for record in _records(job)):
             return
-        attempts = read_status(folders).get("attempts", 0) + 1
-        write_status(folders, "running", attempts)
+        attempts = read_status(job).get("attempts", 0) + 1
+        write_status(job, "running", attempts)
         try:
-            _train(job, folders)
-            _check_record(job, steps)
+            _train(job)
         except BaseException as error:  # SystemExit and Ctrl-C too
             lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
             text = "\n".join(lines[-ERROR_LINES:])
             with suppress(OSError):
-                write_status(folders, "stopped" if isinstance(error, KeyboardInterrupt) else "failed", attempts, text)
+                write_status(job, "stopped" if isinstance(error, KeyboardInterrupt) else "failed", attempts, text)
             if isinstance(error, Exception | SystemExit):
                 raise AttemptFailed(text) from None
             raise
-        write_status(folders, "finished", attempts)
-
-
-def _check_record(job: Job, steps: int) -> None:
-    records = _records(job.folders)
-    if not any(is_complete(record, steps) for record in records):
-        got = f"a record of {max(map(_reached, records)):,} steps" if records else "no record"
-        raise ValueError(
-            f"expected {job.train} to leave a completed record of {steps:,} steps in {job.record}, got {got}: "
-            'pass config["record_dir"] to isoflop\'s callback, and train for config["steps"] optimizer steps'
-        )
+        write_status(job, "finished", attempts)
 
 
 _find = cache(find)
 """A process that trains several runs imports the user's module once."""
 
 
-def _train(job: Job, folders: Folders) -> None:
+def _train(job: Job) -> None:
     sys.path[:0] = [folder for folder in job.search if folder not in sys.path]
-    folders.checkpoints.mkdir(parents=True, exist_ok=True)
-    resume = latest_checkpoint(folders.checkpoints)
-    trunk = job.run.get("branch_of")
+    for folder in (job.checkpoints, *(Path(branch["checkpoint_dir"]) for branch in job.branches)):
+        folder.mkdir(parents=True, exist_ok=True)
+    resume, trunk = latest_checkpoint(job.checkpoints), job.run.get("branch_of")
     if resume is None and trunk is not None:
         raise ValueError(
-            f"expected a checkpoint of {trunk} at step {job.run['steps'] - job.run['decay_steps']:,} in "
-            f'{folders.checkpoints}, got none: train must save one for each of its config["branches"]'
+            f"expected a checkpoint of {trunk} at step {job.steps - job.run['decay_steps']:,} in "
+            f'{job.checkpoints}, got none: train must save one for each of its config["branches"]'
         )
-    if resume is None:
-        _put_aside(folders)
-    for branch in job.branches:
-        Path(branch["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
+    for record in _records(job) if resume is None else ():  # the run begins anew, and readers see it once
+        _put_aside(str(record.path))
     config = {
         **job.run,
         "record_dir": job.record,
-        "checkpoint_dir": str(folders.checkpoints),
+        "checkpoint_dir": str(job.checkpoints),
         "resume": None if resume is None else str(resume),
         "branches": list(job.branches),
     }
     _find(job.train)(config)
+    records = _records(job)
+    if not any(is_complete(record, job.steps) for record in records):
+        got = f"a record of {max(map(_reached, records)):,} steps" if records else "no record"
+        raise ValueError(
+            f"expected {job.train} to leave a completed record of {job.steps:,} steps in {job.record}, got {got}: "
+            'pass config["record_dir"] to isoflop\'s callback, and train for config["steps"] optimizer steps'
+        )
 
 
-def _put_aside(folders: Folders) -> None:
-    """Rename records of attempts that left no checkpoint: the run begins anew, and readers see it once."""
-    for record in _records(folders):
-        assert record.path is not None
-        place = location_of(record.path)
-        if isinstance(place, Path):
-            os.replace(place, f"{place}.superseded")
-        else:
-            system, path = file_system(place)
-            system.mv(path, f"{path}.superseded")
+def _put_aside(record: str) -> None:
+    place = location_of(record)
+    if isinstance(place, Path):
+        os.replace(place, f"{place}.superseded")
+    else:
+        system, path = file_system(place)
+        system.mv(path, f"{path}.superseded")
 
 
 def main() -> int:

@@ -114,7 +114,7 @@ class Problem:
     branches: bool = False
     known_N: Array = field(default_factory=lambda: np.zeros(0))
     known_D: Array = field(default_factory=lambda: np.zeros(0))
-    priors: dict[float, Prior] = field(default_factory=dict, repr=False)
+    priors: dict[float, Prior] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def candidates(self) -> tuple[Shape, ...]:
@@ -239,70 +239,48 @@ GAPS = (1.0, 1.5, 2.0)
 """Factor between sizes that are chosen from: with wider ones more rungs share a size."""
 SPACED = math.log(1.25)
 """Least ln between sizes of a rung: closer ones repeat a run, and tell nothing of the profile's form."""
-BESIDE, NEAR = 1.15, math.log(3)
-"""A rung has sizes at least this factor below and above its middle, and one within the ln of 3 of it."""
+BESIDE, NEAR = math.log(1.15), math.log(3)
+"""A rung has sizes at least this far, in ln N, below and above its middle, and one as near to it."""
 LEAST_A_RUNG = 3
 """Sizes: a parabola has three coefficients."""
 LEAST_BELOW = 6
 """Runs below the largest rung, so that it can be left out and predicted: as many as constants and one more."""
-SWEEPS = 3
+SWEEPS, BEST = 3, 4
+"""Times that all sizes are tried, and arrangements whose sizes are exchanged."""
 
 
-@dataclass(frozen=True)
-class _Arrangement:
-    """Sizes by rung, smallest rung first, budgets over the largest one, share of the width, gap between sizes."""
+def _even(
+    problem: Problem, counts: Sequence[int], ratio: float, width: float = 1.0, gap: float = 1.0
+) -> tuple[Rung, ...] | None:
+    """Rungs of so many sizes, smallest first, evenly spaced; they take the whole spend, or what the dearest run may.
 
-    counts: tuple[int, ...]
-    shares: tuple[float, ...]
-    width: float
-    gap: float
-
-    def rungs(self, problem: Problem) -> tuple[Rung, ...] | None:
-        """Rungs that take the whole spend, or as much of it as the dearest run may; None where sizes do not suffice."""
-        top = problem.spend / sum(n * share for n, share in zip(self.counts, self.shares, strict=True))
-        made = self._below(problem, min(top, problem.bounds.flops))
-        for _ in range(4 if problem.branches else 0):  # what branches save depends on the sizes, these on the budgets
-            if made is None:
-                break
-            top = min(top * problem.spend / problem.cost(made), problem.bounds.flops)
-            made = self._below(problem, top)
-        return made if made is None or _fits(problem, made) else None
-
-    def _below(self, problem: Problem, top: float) -> tuple[Rung, ...] | None:
-        made = []
-        for n, share in zip(self.counts, self.shares, strict=True):
-            sizes = self._spread(problem, top * share, n)
-            if sizes is None:
-                return None
-            made.append(Rung(top * share, sizes))
-        return tuple(made)
-
-    def _spread(self, problem: Problem, budget: float, count: int) -> tuple[Shape, ...] | None:
-        """Sizes evenly spaced in ln N over the width; None where there are not as many."""
-        allowed = problem.allowed(budget, self.gap)
-        if len(allowed) < count:
+    None where sizes do not suffice.
+    """
+    shares = [ratio ** (k - len(counts) + 1) for k in range(len(counts))]
+    top = problem.spend / sum(n * share for n, share in zip(counts, shares, strict=True))
+    made: list[Rung] = []
+    for _ in range(5 if problem.branches else 1):  # what branches save depends on the sizes, these on the budgets
+        top = min(top, problem.bounds.flops)
+        spread = [_spread(problem, top * share, n, width, gap) for n, share in zip(counts, shares, strict=True)]
+        made = [Rung(top * share, sizes) for share, sizes in zip(shares, spread, strict=True) if sizes]
+        if len(made) < len(counts):
             return None
-        logs, middle = np.log([c.N for c in allowed]), math.log(problem.middle(budget))
-        low, high = (middle + self.width * (edge - middle) for edge in (logs[0], logs[-1]))
-        taken: list[int] = []
-        for at in np.linspace(low, high, count):
-            taken.append(next(int(i) for i in np.argsort(np.abs(logs - at)) if i not in taken))
-        row = [allowed[i] for i in sorted(taken)]
-        return tuple(row) if _brackets(row, middle) else None
+        top *= problem.spend / problem.cost(made)
+    return tuple(made) if _fits(problem, made) else None
 
-    def neighbours(self, bounds: Bounds) -> Iterator[_Arrangement]:
-        """Arrangements one step away: a size more, less or in another rung, a budget moved with all below it."""
-        unit = np.eye(len(self.counts), dtype=int)
-        for k, one in enumerate(unit):
-            for change in (-one, one, *(other - one for other in np.delete(unit, k, axis=0))):
-                counts = tuple((np.array(self.counts) + change).tolist())
-                if _enough(counts, bounds):
-                    yield replace(self, counts=counts)
-        for k, factor in itertools.product(range(len(self.counts) - 1), (0.6, 1 / 0.6)):
-            shares = tuple(share * factor if i <= k else share for i, share in enumerate(self.shares))
-            if shares[0] * SPAN >= 0.99 and all(high >= 2 * low for low, high in itertools.pairwise(shares)):
-                yield replace(self, shares=shares)
-        yield from (replace(self, width=width, gap=gap) for width, gap in itertools.product(WIDTHS, GAPS))
+
+def _spread(problem: Problem, budget: float, count: int, width: float, gap: float) -> tuple[Shape, ...]:
+    """Sizes evenly spaced in ln N over the width; none where there are not as many."""
+    allowed = problem.allowed(budget, gap)
+    if len(allowed) < count:
+        return ()
+    logs, middle = np.log([c.N for c in allowed]), math.log(problem.middle(budget))
+    low, high = (middle + width * (edge - middle) for edge in (logs[0], logs[-1]))
+    taken: list[int] = []
+    for at in np.linspace(low, high, count):
+        taken.append(next(int(i) for i in np.argsort(np.abs(logs - at)) if i not in taken))
+    row = tuple(allowed[i] for i in sorted(taken))
+    return row if _brackets(row, middle) else ()
 
 
 def _fits(problem: Problem, rungs: Sequence[Rung]) -> bool:
@@ -310,112 +288,89 @@ def _fits(problem: Problem, rungs: Sequence[Rung]) -> bool:
     return different <= problem.bounds.different and problem.cost(rungs) <= 1.001 * problem.spend
 
 
-def _enough(counts: tuple[int, ...], bounds: Bounds) -> bool:
-    least, most = bounds.runs
-    return min(counts) >= LEAST_A_RUNG and least <= sum(counts) <= most and sum(counts[:-1]) >= LEAST_BELOW
-
-
 def _brackets(row: Sequence[Shape], middle: float) -> bool:
     """Whether a profile has sizes on both sides of its middle, ln N, and one near it: what approach 2 needs."""
     logs = np.log([size.N for size in row]) - middle
-    beside = math.log(BESIDE)
-    return bool(logs.min() <= -beside and logs.max() >= beside and np.abs(logs).min() < NEAR)
+    return bool(logs.min() <= -BESIDE and logs.max() >= BESIDE and np.abs(logs).min() < NEAR)
 
 
-def _arrangements(bounds: Bounds) -> Iterator[_Arrangement]:
-    """Evenly spaced ones: the lower rungs alike, the top one as many sizes or fewer."""
+def _arrangements(problem: Problem) -> Iterator[tuple[Rung, ...]]:
+    """Evenly spaced ones within the bounds: the lower rungs alike, the top one as many sizes or fewer."""
+    least, most = problem.bounds.runs
     for rungs, lower, top in itertools.product(RUNGS, range(LEAST_A_RUNG, 8), range(LEAST_A_RUNG, 8)):
-        counts = (*([lower] * (rungs - 1)), top)
-        if top > lower + 1 or not _enough(counts, bounds):
+        below = (rungs - 1) * lower
+        if top > lower + 1 or below < LEAST_BELOW or not least <= below + top <= most:
             continue
         for ratio, width, gap in itertools.product(RATIOS, WIDTHS, GAPS):
             if ratio ** (rungs - 1) <= SPAN * 1.01:
-                yield _Arrangement(counts, tuple(ratio ** (k - rungs + 1) for k in range(rungs)), width, gap)
+                made = _even(problem, (*[lower] * (rungs - 1), top), ratio, width, gap)
+                if made is not None:
+                    yield made
 
 
 def best_design(problem: Problem) -> tuple[Rung, ...]:
     """The rungs of the least score, smallest first.
 
-    All even arrangements of rungs, ratios, widths and numbers of runs first; then the best one's rungs are moved and
-    its sizes exchanged, one by one, while that helps.
+    All even arrangements of rungs, ratios, widths and numbers of runs first; then the best ones' sizes are exchanged,
+    one by one, while that helps.
 
     Raises:
         ValueError: no arrangement fits the spend and the bounds; the text names those that bind.
     """
-    found = [
-        (worth_of(problem, rungs).score, k, rungs, made)
-        for k, made in enumerate(_arrangements(problem.bounds))
-        if (rungs := made.rungs(problem)) is not None
-    ]
+    found = [(worth_of(problem, rungs).score, k, rungs) for k, rungs in enumerate(_arrangements(problem))]
     if not found:
         raise ValueError(_binding(problem))
-    score, _, rungs, made = min(found, key=lambda item: item[:2])
-    moving = True
-    while moving:
-        moving = False
-        for other in made.neighbours(problem.bounds):
-            moved = other.rungs(problem)
-            if moved is not None and (new := worth_of(problem, moved).score) < score - 1e-3:
-                made, score, rungs, moving = other, new, moved, True
-    return _exchanged(problem, rungs, score)
-
-
-def _feasible(problem: Problem) -> bool:
-    try:
-        return any(made.rungs(problem) is not None for made in _arrangements(problem.bounds))
-    except ValueError:
-        return False
+    return min(_exchanged(problem, rungs, score) for score, _, rungs in sorted(found)[:BEST])[1]
 
 
 def _binding(problem: Problem) -> str:
     """Why nothing fits: the bounds without which something would."""
+
+    def feasible(other: Problem) -> bool:
+        try:
+            return any(True for _ in _arrangements(other))
+        except ValueError:
+            return False
+
     binding = [
         name
         for name, bounds in problem.bounds.relaxed()
-        if bounds != problem.bounds and _feasible(replace(problem, bounds=bounds, priors={}))
+        if bounds != problem.bounds and feasible(replace(problem, bounds=bounds))
     ]
-    if _feasible(replace(problem, spend=30 * problem.spend, priors={})):
+    if feasible(replace(problem, spend=30 * problem.spend)):
         binding.insert(0, "--spend")
     least, most = problem.bounds.runs
     which = f"{' or '.join(binding)} binds: widen it" if binding else "several of them bind together: widen them"
     return f"no ladder of {least} to {most} runs for {problem.spend:.3g} FLOPs lies within the bounds: {which}"
 
 
-def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[Rung, ...]:
-    """Sizes replaced by better ones, run by run and everywhere at once, until nothing helps."""
+def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
+    """Sizes replaced by better ones, in one rung or in all that have them, until nothing helps; and their score."""
     allowed = [problem.allowed(rung.budget) for rung in rungs]
     middles = [math.log(problem.middle(rung.budget)) for rung in rungs]
 
-    def tried(k_of_old: Sequence[tuple[int, Shape]], new: Shape) -> None:
-        nonlocal rungs, score
-        rows = [list(rung.sizes) for rung in rungs]
-        for k, old in k_of_old:
-            if new in rows[k] or new not in allowed[k]:
-                return
-            rows[k][rows[k].index(old)] = new
-            logs = np.sort(np.log([size.N for size in rows[k]]))
-            if np.diff(logs).min() < SPACED or not _brackets(rows[k], middles[k]):
-                return
-        made = tuple(
-            Rung(rung.budget, tuple(sorted(row, key=lambda size: size.N)))
-            for rung, row in zip(rungs, rows, strict=True)
-        )
-        if _fits(problem, made) and (value := worth_of(problem, made).score) < score - 1e-6:
-            rungs, score = made, value
+    def replaced(places: Sequence[int], old: Shape, new: Shape) -> tuple[Rung, ...] | None:
+        made = list(rungs)
+        for k in places:
+            if old not in rungs[k].sizes:
+                continue
+            row = sorted({*rungs[k].sizes, new} - {old}, key=lambda size: size.N)
+            spaced = np.diff(np.log([size.N for size in row])).min() >= SPACED
+            if len(row) < len(rungs[k].sizes) or new not in allowed[k] or not spaced or not _brackets(row, middles[k]):
+                return None
+            made[k] = replace(rungs[k], sizes=tuple(row))
+        return tuple(made) if tuple(made) != rungs and _fits(problem, made) else None
 
     for _ in range(SWEEPS):
-        before = score
-        for k, rung in enumerate(rungs):
-            for old, new in itertools.product(rung.sizes, allowed[k]):
-                if old in rungs[k].sizes:
-                    tried([(k, old)], new)
-        for old, new in itertools.product(sorted({s for r in rungs for s in r.sizes}, key=lambda s: s.N), allowed[-1]):
-            places = [(k, old) for k, rung in enumerate(rungs) if old in rung.sizes]
-            if places and 0.4 < new.N / old.N < 2.5:
-                tried(places, new)
+        before, sizes = score, sorted({size for rung in rungs for size in rung.sizes}, key=lambda size: size.N)
+        moves = [([k], old, new) for k, rung in enumerate(rungs) for old in rung.sizes for new in allowed[k]]
+        moves += [([*range(len(rungs))], old, new) for old in sizes for new in allowed[-1] if 0.4 < new.N / old.N < 2.5]
+        for move in moves:
+            if (made := replaced(*move)) and (value := worth_of(problem, made).score) < score - 1e-6:
+                rungs, score = made, value
         if before - score < 1e-3:
             break
-    return rungs
+    return score, rungs
 
 
 def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float = 1.0) -> tuple[Rung, ...] | None:
@@ -425,9 +380,9 @@ def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float =
     None where the sizes do not suffice.
     """
     rungs = max(3, round(runs / 5))
-    counts = tuple(runs // rungs + (k < runs % rungs) for k in range(rungs))
-    free = replace(problem, bounds=replace(problem.bounds, different=99), branches=False, priors=problem.priors)
-    return _Arrangement(counts, tuple(ratio ** (k - rungs + 1) for k in range(rungs)), width, 1.0).rungs(free)
+    counts = [runs // rungs + (k < runs % rungs) for k in range(rungs)]
+    free = replace(problem, bounds=replace(problem.bounds, different=99), branches=False)
+    return _even(free, counts, ratio, width)
 
 
 WORTH_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)

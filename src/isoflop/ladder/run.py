@@ -13,36 +13,22 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from isoflop.ladder.attempt import (
-    ERROR_LINES,
-    Folders,
-    Job,
-    RunState,
-    attempt,
-    folders_of,
-    job_of,
-    read_status,
-    state_of,
-    write_status,
-)
-from isoflop.ladder.plan import LadderPlan, PlannedRun
+from isoflop.ladder.attempt import ERROR_LINES, Job, RunState, attempt, job_of, read_status, state_of, write_status
+from isoflop.ladder.plan import LadderPlan
 from isoflop.lookup import find
 from isoflop.record.paths import check_location
 
 Ended = Callable[[str], None]
-"""Called with a run's name when no further attempt at it is made; from any thread."""
-Watch = Callable[[Sequence[PlannedRun], Mapping[str, Folders]], AbstractContextManager[Ended]]
+"""Called with a run's name when no further attempt at it is made."""
+Watch = Callable[[Sequence[Job]], AbstractContextManager[Ended]]
 """Shows how the ladder goes while its block lasts."""
 
 
@@ -72,7 +58,7 @@ class Resources:
         cpus_per_run: processors of each.
         gpus_per_run: devices of each; a part of one under Ray alone.
         retries: further attempts at a run that fails, or whose process dies.
-        slurm: options of the scheduler by name: partition, time, account …
+        slurm: by the names of sbatch's options; `time` may be a number of minutes.
         folder: of this machine, for files of submitit.
     """
 
@@ -128,16 +114,15 @@ def run_ladder(
         raise ValueError(f"--engine: expected {', '.join(ENGINES)}, got {engine!r}")
     if not callable(find(train)):
         raise ValueError(f"--train: expected a function, got {train}, which is none")
-    runs = [run for run in plan.runs if not only or run.name in only]
-    folders = {run.name: folders_of(run.name, out, work) for run in runs}
-    before = tuple(state_of(run, folders[run.name]) for run in runs)
-    left = [run for run, state in zip(runs, before, strict=True) if state.stage not in ("finished", "running")]
-    off: dict[str, list[tuple[int, Folders]]] = defaultdict(list)
-    for run in left:
-        if run.branch_of is not None:
-            off[run.branch_of].append((run.first_step, folders[run.name]))
-    jobs = [job_of(run, folders[run.name], train, off[run.name]) for run in left]
-    if not jobs:
+    planned = [run for run in plan.runs if not only or run.name in only]
+    jobs = {run.name: job_of(run, train, out, work) for run in planned}
+    before = tuple(state_of(job) for job in jobs.values())
+    left = {state.name for state in before if state.stage not in ("finished", "running")}
+    for run in planned:
+        if run.name in left and (trunk := jobs.get(run.branch_of or "")):
+            branch = {"step": run.first_step, "checkpoint_dir": str(jobs[run.name].checkpoints)}
+            jobs[trunk.name] = replace(trunk, branches=(*trunk.branches, branch))
+    if not left:
         return LadderRun(before, before)
     resources = Resources(
         workers=workers,
@@ -145,57 +130,77 @@ def run_ladder(
         gpus_per_run=gpus_per_run,
         retries=retries,
         slurm=dict(slurm or {}),
-        folder=folders[runs[0].name].work.parent,
+        folder=Path(jobs[planned[0].name].work).parent,
     )
-    with nullcontext(lambda name: None) if watch is None else watch(runs, folders) as ended:
+    with nullcontext(lambda name: None) if watch is None else watch([*jobs.values()]) as ended:
         for branching in (False, True):  # what branches off another run goes on from its checkpoint
-            if now := [job for job in jobs if (job.run["branch_of"] is not None) == branching]:
+            now = [jobs[run.name] for run in planned if run.name in left and (run.branch_of is not None) == branching]
+            if now:
                 ENGINES[engine](now, resources, ended)
-    return LadderRun(tuple(state_of(run, folders[run.name]) for run in runs), before)
+    return LadderRun(tuple(state_of(job) for job in jobs.values()), before)
 
 
 def _record_death(job: Job, text: str) -> None:
     """Write down what ended a run's process where it could not do so itself."""
-    status = read_status(job.folders)
+    status = read_status(job)
     if status.get("stage", "running") == "running":
         with suppress(OSError):
-            write_status(job.folders, "failed", status.get("attempts", 1), text)
+            write_status(job, "failed", status.get("attempts", 1), text)
 
 
 # -- processes of this machine ----------------------------------------------------------------------------------------
 
+POLL = 0.02  # seconds between two looks at the processes
+
 
 def train_locally(jobs: Sequence[Job], resources: Resources, ended: Ended) -> None:
     """Train each job in a process of this machine, so many at one time."""
-    slots = local_slots(resources)
-    free: SimpleQueue[dict[str, str]] = SimpleQueue()
-    for slot in slots:
-        free.put(slot)
-    running: set[subprocess.Popen[str]] = set()
-    stop = threading.Event()
+    free, waiting, tries = local_slots(resources), deque(jobs), Counter[str]()
+    running: dict[subprocess.Popen[bytes], tuple[Job, dict[str, str]]] = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, slot = waiting.popleft(), free.pop(0)
+                running[_process(job, slot)] = job, slot
+            for process in [process for process in running if process.poll() is not None]:
+                job, slot = running.pop(process)
+                free.append(slot)
+                tries[job.name] += 1
+                if process.returncode not in (0, os.EX_TEMPFAIL):
+                    _record_exit(job, process.returncode)
+                if process.returncode == 0 or tries[job.name] > resources.retries:
+                    ended(job.name)
+                else:
+                    waiting.appendleft(job)
+            time.sleep(POLL)
+    finally:  # Ctrl-C: the runs end too, and go on from their checkpoints the next time
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait()
 
-    def train(job: Job) -> None:
-        slot = free.get()
-        try:
-            for _ in range(1 + resources.retries):
-                if stop.is_set() or _run_process(job, slot, running) == 0:
-                    break
-        finally:
-            free.put(slot)
-            ended(job.name)
 
-    with ThreadPoolExecutor(len(slots), thread_name_prefix="isoflop-ladder") as pool:
-        futures = [pool.submit(train, job) for job in jobs]
-        try:
-            wait(futures)
-        except BaseException:  # Ctrl-C: the runs end too, and go on from their checkpoints the next time
-            stop.set()
-            for process in list(running):
-                with suppress(OSError):
-                    process.send_signal(signal.SIGTERM)
-            raise
-    for future in futures:
-        future.result()
+def _process(job: Job, slot: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    with open(job.output, "a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "isoflop.ladder.attempt"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **slot, "PYTHONPATH": path},
+        )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(json.dumps(asdict(job)).encode())
+    return process
+
+
+def _record_exit(job: Job, code: int) -> None:
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    lines = job.output.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+    _record_death(job, "\n".join([f"its process {how}; the last of its output:", *lines]))
 
 
 def local_slots(resources: Resources) -> list[dict[str, str]]:
@@ -228,30 +233,6 @@ def _devices() -> list[str]:
     return [str(i) for i in range(int(found.stdout or 0))]
 
 
-def _run_process(job: Job, slot: dict[str, str], running: set[subprocess.Popen[str]]) -> int:
-    job.folders.work.mkdir(parents=True, exist_ok=True)
-    path = os.pathsep.join(folder for folder in sys.path if folder)
-    with open(job.folders.output, "a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "isoflop.ladder.attempt"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **slot, "PYTHONPATH": path},
-            text=True,
-        )
-        running.add(process)
-        with suppress(BrokenPipeError):
-            process.communicate(job.as_text())
-        running.discard(process)
-    code = process.returncode
-    if code not in (0, os.EX_TEMPFAIL):
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        lines = job.folders.output.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-        _record_death(job, "\n".join([f"its process {how}; the last of its output:", *lines]))
-    return code
-
-
 # -- Ray --------------------------------------------------------------------------------------------------------------
 
 _RAY_SETTINGS = {
@@ -281,7 +262,7 @@ def train_on_ray(jobs: Sequence[Job], resources: Resources, ended: Ended) -> Non
     def train(job: dict[str, Any]) -> None:
         attempt(Job(**job))
 
-    with _environment(_RAY_SETTINGS), _ray_cluster(ray, resources):
+    with _ray_cluster(ray, resources):
         waiting = deque(jobs)
         running: dict[Any, Job] = {}
         while waiting or running:
@@ -305,38 +286,25 @@ def _ray_cluster(ray: Any, resources: Resources) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        wanted = (resources.workers or 0) * resources.cpus_per_run
-        cpus = max(os.cpu_count() or 1, wanted)  # --workers may ask for more runs than there are processors
-        with _environment({"PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}, over=True):
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    settings = {name: os.environ.get(name, value) for name, value in _RAY_SETTINGS.items()}
+    if not os.environ.get("RAY_ADDRESS"):
+        wanted = (resources.workers or 0) * resources.cpus_per_run  # may be more than there are processors
+        options |= {"num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
+        settings["PYTHONPATH"] = os.pathsep.join(folder for folder in sys.path if folder)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
+        ray.init(**options)
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _environment(values: dict[str, str], over: bool = False) -> Iterator[None]:
-    """Set environment variables that Ray and its workers read; the user's own come first, unless `over` them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if over or before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in settings:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 # -- Slurm ------------------------------------------------------------------------------------------------------------
-
-POLL = 1.0  # seconds between two looks; submitit itself asks the scheduler less often
 
 
 class SlurmTask:
@@ -384,7 +352,7 @@ def train_on_slurm(jobs: Sequence[Job], resources: Resources, ended: Ended) -> N
             else:
                 new.append(job)
         if waiting and not new:
-            time.sleep(POLL)
+            time.sleep(1.0)  # submitit itself asks the scheduler less often
 
 
 def _slurm_executor(resources: Resources) -> Any:
@@ -393,21 +361,17 @@ def _slurm_executor(resources: Resources) -> Any:
     except ImportError:
         known = 'pip install "isoflop[slurm]", or take --engine local'
         raise ValueError(f"--engine slurm needs submitit: {known}") from None
-    options = dict(resources.slurm)
+    cluster = resources.slurm.get("cluster", "slurm")
     try:
-        executor = submitit.AutoExecutor(folder=resources.folder / ".slurm", cluster=options.pop("cluster", "slurm"))
+        executor = submitit.AutoExecutor(folder=resources.folder / ".slurm", cluster=cluster)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"--engine slurm: {error}; take --engine local or ray where there is no Slurm") from None
-    executor.update_parameters(**slurm_parameters(options, resources))
+    executor.update_parameters(**slurm_parameters(resources))
     return executor
 
 
-def slurm_parameters(options: Mapping[str, str], resources: Resources) -> dict[str, Any]:
+def slurm_parameters(resources: Resources) -> dict[str, Any]:
     """Parameters of submitit for an array.
-
-    Args:
-        options: of `--slurm`, by the names of sbatch's options; `time` may be a number of minutes.
-        resources: what each run gets, and how many there may be at one time.
 
     Raises:
         ValueError: a part of a device.
@@ -420,7 +384,7 @@ def slurm_parameters(options: Mapping[str, str], resources: Resources) -> dict[s
         found["gpus_per_node"] = gpus
     if resources.workers is not None:
         found["slurm_array_parallelism"] = resources.workers
-    others = dict(options)
+    others = {name: value for name, value in resources.slurm.items() if name != "cluster"}
     if others.get("time", "").isdecimal():  # submitit has to know it: a task that is out of time is submitted again
         found["timeout_min"] = int(others.pop("time"))
     if others:
@@ -429,8 +393,9 @@ def slurm_parameters(options: Mapping[str, str], resources: Resources) -> dict[s
 
 
 def _note(job: Job) -> Path:
-    job.folders.work.mkdir(parents=True, exist_ok=True)
-    return job.folders.work / "slurm.json"
+    folder = Path(job.work)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "slurm.json"
 
 
 def _submitted(executor: Any, job: Job) -> Any:
