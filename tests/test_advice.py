@@ -26,8 +26,7 @@ from isoflop.advice import (
     Thresholds,
     scatter,
 )
-from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster
-from isoflop.forecast import Reason as NoForecastReason
+from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, Refusal
 from isoflop.laws import optimal_allocation, published, waste_of
 from isoflop.noise import Belief, combine
 
@@ -40,7 +39,7 @@ THRESHOLDS = Thresholds()
 COSINE = LrPlan.cosine(10_000, 1e-3, 100)
 ENDING = Forecast(2.5, 2.48, 2.52, 0.0135, 0.8, 10_000, "isoflop")
 DECAYED = Forecast(2.6, 2.58, 2.62, 0.0135, 0.8, 4600, "isoflop")
-WARMING_UP = NoForecast(NoForecastReason.WARM_UP, {"needed": 200, "now": 9})
+WARMING_UP = NoForecast(Refusal.WARM_UP, {"needed": 200, "now": 9})
 FALLING = [(100 * i, 3 - 0.01 * i) for i in range(1, 41)]
 LOOK = "the data (order, duplicates, another mix), the precision and the gradient norm"
 PRIOR = (
@@ -426,7 +425,7 @@ def test_silence(evaluate: Any, known: dict[str, Any]) -> None:
     [
         (
             target,
-            {"target_loss": 2.4, "forecast": NoForecast(NoForecastReason.WARM_UP, {"needed": 200, "now": 9})},
+            {"target_loss": 2.4, "forecast": NoForecast(Refusal.WARM_UP, {"needed": 200, "now": 9})},
             "A forecast needs 200 steps, twice the warm-up; 9 are done.",
         ),
         (target, {"target_loss": 2.4}, "there is no forecast yet"),
@@ -466,7 +465,7 @@ def test_what_is_missing(evaluate: Any, known: dict[str, Any], why: str) -> None
             {"target_loss": 2.4, "forecast": WARMING_UP},
             True,
         ),
-        (target, {"target_loss": 2.4, "forecast": NoForecast(NoForecastReason.LR_RISES)}, False),
+        (target, {"target_loss": 2.4, "forecast": NoForecast(Refusal.LR_RISES)}, False),
         (batch, {"batch": batch_of(1e6)._replace(measured=None, measuring=True)}, True),
         (batch, {"batch": batch_of(1e6)._replace(measured=None, measurements=7)}, False),
         (batch, {"batch": batch_of(1e6)._replace(measured=None)}, True),  # the noise scale says why itself

@@ -18,7 +18,7 @@ from isoflop.forecast import (
     LrPlan,
     NoForecast,
     OnlineForecaster,
-    Reason,
+    Refusal,
     forecast_from,
     scalars_of,
 )
@@ -68,7 +68,7 @@ def test_laws_of_the_priors_are_recovered_within_three_scales(
     forecaster = fed(run, 0.5)
     forecast = forecaster.forecast(run.plan)
     if isinstance(forecast, NoForecast):
-        assert forecast.reason is Reason.TOO_WIDE, forecast
+        assert forecast.reason is Refusal.TOO_WIDE, forecast
         return
     assert abs(forecast.loss - run.final) < 4 * forecast.sd
     now = spoken(forecaster.forecast(run.plan, step=3000))

@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler as S
 
 import isoflop
 from isoflop.flops import Totals
-from isoflop.forecast import Forecast, NoForecast, Outcome, Reason, curve_of, finished_runs, history_of
+from isoflop.forecast import Forecast, NoForecast, Outcome, Refusal, curve_of, finished_runs, history_of
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import Interval, LogStep, Options, RunInfo
 from isoflop.live import forecast as forecasting
@@ -253,7 +253,7 @@ def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path, plan: Any) -
 
 def test_a_rate_that_moved_by_another_hand_is_unknown(tmp_path: Path) -> None:
     monitor, told = train(tmp_path, last=1_000, make=None, between=by_hand)
-    assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Reason.LR_UNKNOWN
+    assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Refusal.LR_UNKNOWN
     assert about(told)[-1].endswith(f"no scheduler was passed to isoflop. Pass scheduler= or {forecasting.GIVEN}.")
     assert "learning_rates" not in the_run(tmp_path).planned
 
@@ -441,7 +441,7 @@ def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
     trainer.fit(module, batches(Rows(128), 8))
     assert callback.monitor is not None
     assert callback.monitor.forecast == NoForecast(
-        Reason.LR_UNKNOWN, {"why": "the module has 2 optimizers", "remedy": forecasting.GIVEN}
+        Refusal.LR_UNKNOWN, {"why": "the module has 2 optimizers", "remedy": forecasting.GIVEN}
     )
 
 

@@ -16,7 +16,7 @@ from isoflop.forecast import (
     LrPlan,
     NoForecast,
     OnlineForecaster,
-    Reason,
+    Refusal,
     learn_priors,
 )
 
@@ -35,30 +35,30 @@ def changed(**columns: np.ndarray) -> LossCurve:
 
 def test_without_the_coming_learning_rate() -> None:
     reason = silent(fed(changed(), 0.5), None)
-    assert reason.reason is Reason.LR_UNKNOWN and "Pass the learning-rate plan" in reason.message
+    assert reason.reason is Refusal.LR_UNKNOWN and "Pass the learning-rate plan" in reason.message
 
 
 def test_in_the_warm_up() -> None:
     reason = silent(fed(changed(), 0.1))
-    assert reason.reason is Reason.WARM_UP and "800 steps" in reason.message and "600 are done" in reason.message
-    assert silent(OnlineForecaster()).reason is Reason.WARM_UP
+    assert reason.reason is Refusal.WARM_UP and "800 steps" in reason.message and "600 are done" in reason.message
+    assert silent(OnlineForecaster()).reason is Refusal.WARM_UP
 
 
 def test_a_longer_warm_up_can_be_said() -> None:
-    assert silent(fed(changed(), 0.5, warmup_steps=2000)).reason is Reason.WARM_UP
+    assert silent(fed(changed(), 0.5, warmup_steps=2000)).reason is Refusal.WARM_UP
 
 
 def test_with_too_few_points() -> None:
     run = Planted().run(PLAN, every=750)
     reason = silent(fed(run, 0.5))
-    assert reason.reason is Reason.TOO_FEW_POINTS and "4 of the 5" in reason.message
+    assert reason.reason is Refusal.TOO_FEW_POINTS and "4 of the 5" in reason.message
 
 
 def test_a_learning_rate_that_left_its_plan_and_one_that_came_back() -> None:
     run = changed()
     left = dataclasses.replace(run, lr=np.where(run.steps > 2500, 0.3 * run.lr, run.lr))
     reason = silent(fed(left, 0.5))
-    assert reason.reason is Reason.LR_OFF_PLAN and "At step 3,000" in reason.message
+    assert reason.reason is Refusal.LR_OFF_PLAN and "At step 3,000" in reason.message
     # the plan that it follows is all it needs, whatever was before
     assert isinstance(fed(left, 0.5).forecast(LrPlan(left.steps, left.lr)), Forecast)
     was_off = dataclasses.replace(run, lr=np.where(run.steps < 1000, 0.5 * run.lr, run.lr))
@@ -69,7 +69,7 @@ def test_a_plan_that_rises_again() -> None:
     steps, lr = np.array([0.0, 400, 3000, 3400, 6000]), np.array([0.0, 1e-3, 2e-4, 1e-3, 0.0])
     plan = LrPlan(steps, lr)
     reason = silent(fed(Planted().run(plan), 0.4), plan)
-    assert reason.reason is Reason.LR_RISES and "rises again" in reason.message
+    assert reason.reason is Refusal.LR_RISES and "rises again" in reason.message
 
 
 def test_a_loss_that_is_lost_or_climbs() -> None:
@@ -77,11 +77,11 @@ def test_a_loss_that_is_lost_or_climbs() -> None:
     forecaster.add(3001, 3001 * BATCH, None, float("nan"))
     forecaster.add(3002, 3002 * BATCH, None, float("inf"))
     reason = silent(forecaster)
-    assert reason.reason is Reason.NOT_FINITE and "last 2 logged losses are not finite" in reason.message
+    assert reason.reason is Refusal.NOT_FINITE and "last 2 logged losses are not finite" in reason.message
     run = changed()
     climbing = dataclasses.replace(run, loss=run.loss + np.maximum(run.steps - 2300, 0) * 6e-4)
     reason = silent(fed(climbing, 0.5))
-    assert reason.reason in (Reason.DIVERGING, Reason.CHANGE_POINT)
+    assert reason.reason in (Refusal.DIVERGING, Refusal.CHANGE_POINT)
 
 
 @pytest.mark.parametrize("by", [0.15, -0.15, 0.6])
@@ -89,7 +89,7 @@ def test_a_jump_is_a_change_point_and_no_fit(by: float) -> None:
     run = changed()
     jumped = dataclasses.replace(run, loss=run.loss + by * (run.steps > 2000))
     reason = silent(fed(jumped, 0.5))
-    assert reason.reason is Reason.CHANGE_POINT and "nats" in reason.message
+    assert reason.reason is Refusal.CHANGE_POINT and "nats" in reason.message
 
 
 @pytest.mark.parametrize("level", [np.log(50_257), 7.5])
@@ -99,7 +99,7 @@ def test_a_loss_that_does_not_fall_is_stuck(level: float) -> None:
     noise = 0.02 * np.random.default_rng(0).normal(size=len(run.steps))
     early = 3 * np.exp(-run.steps / 50) * (level < 10)
     for fraction in (0.2, 0.5, 0.9):
-        assert silent(fed(dataclasses.replace(run, loss=level + early + noise), fraction)).reason is Reason.STUCK
+        assert silent(fed(dataclasses.replace(run, loss=level + early + noise), fraction)).reason is Refusal.STUCK
 
 
 def test_a_forecast_far_from_an_earlier_one_is_none() -> None:
@@ -114,7 +114,7 @@ def test_a_forecast_far_from_an_earlier_one_is_none() -> None:
         answers.append(earlier.check(forecaster.forecast(run.plan), part * 20_000))
     spoke = [isinstance(answer, Forecast) for answer in answers]
     assert all(spoke[2:10]) and not any(spoke[16:])
-    assert answers[-1].reason is Reason.DRIFTED and "far outside" in answers[-1].message
+    assert answers[-1].reason is Refusal.DRIFTED and "far outside" in answers[-1].message
 
 
 def test_a_falling_learning_rate_is_no_change_point() -> None:
@@ -129,19 +129,19 @@ def test_a_change_of_batch() -> None:
     run = changed()
     tokens = np.cumsum(np.where(run.steps > 1500, 2.0, 1.0)) * 20 * BATCH
     reason = silent(fed(dataclasses.replace(run, tokens=tokens), 0.5))
-    assert reason.reason is Reason.BATCH_CHANGED and "500,000 to 1,000,000" in reason.message
+    assert reason.reason is Refusal.BATCH_CHANGED and "500,000 to 1,000,000" in reason.message
 
 
 def test_an_interval_too_wide_to_be_of_use() -> None:
     wide = dataclasses.replace(DEFAULT_PRIORS, gain=dataclasses.replace(DEFAULT_PRIORS.gain, within=1.5))
     reason = silent(fed(changed(), 0.2, priors=wide))
-    assert reason.reason is Reason.TOO_WIDE and "±2.5%" in reason.message
+    assert reason.reason is Refusal.TOO_WIDE and "±2.5%" in reason.message
 
 
 @pytest.mark.parametrize("flag", ["finetuning", "vision", "reinforcement_learning"])
 def test_other_domains_need_own_runs(flag: str) -> None:
     reason = silent(fed(changed(), 0.5, domain={flag: True}))
-    assert reason.reason is Reason.OUTSIDE_PRIORS and flag.replace("_", " ") in reason.message
+    assert reason.reason is Refusal.OUTSIDE_PRIORS and flag.replace("_", " ") in reason.message
     assert isinstance(fed(changed(), 0.5, domain={flag: False}).forecast(PLAN), Forecast)
     own = learn_priors([Planted().run(PLAN, seed=seed) for seed in range(3)])
     assert isinstance(fed(changed(), 0.5, domain={flag: True}, priors=own).forecast(PLAN), Forecast)
@@ -160,8 +160,8 @@ def test_silence_lifts_when_its_reason_is_gone() -> None:
     assert isinstance(forecaster.forecast(PLAN), Forecast)
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_each_reason_has_a_stable_name_and_a_text_of_its_numbers(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", Refusal)
+def test_each_reason_has_a_stable_name_and_a_text_of_its_numbers(reason: Refusal) -> None:
     numbers = dict.fromkeys(("needed", "now", "n", "half", "most", "step", "rate", "planned", "rise", "jump"), 2.0)
     numbers |= dict.fromkeys(("fell", "since", "expected", "loss", "low", "high"), 2.0)
     words = dict.fromkeys(("why", "remedy", "kind"), "words")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from isoflop.forecast import Forecast, NoForecast, Reason, forecast_from, forecast_of, rank, scalars_of
+from isoflop.forecast import Forecast, NoForecast, Refusal, forecast_from, forecast_of, rank, scalars_of
 
 
 def at(loss: float, sd: float = 0.01, nu: float = 1e6) -> Forecast:
@@ -106,7 +106,7 @@ def test_optuna_prunes_by_forecast_and_not_by_the_loss_so_far() -> None:
     def objective(trial: Any) -> float:
         report(trial, SimpleNamespace(monitor=None))  # a callback before training
         assert not trial.should_prune()
-        report(trial, watched(NoForecast(Reason.WARM_UP, {"needed": 20, "now": 1})))
+        report(trial, watched(NoForecast(Refusal.WARM_UP, {"needed": 20, "now": 1})))
         assert not trial.should_prune()
         trial.report(9.0, 1)  # a loss so far that is bad says nothing
         report(trial, SimpleNamespace(monitor=watched(at(ends[trial.number]))))

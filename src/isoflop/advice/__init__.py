@@ -4,7 +4,7 @@ from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, c
 from isoflop.advice.adviser import RULES, Adviser
 from isoflop.advice.data_rules import offsets
 from isoflop.advice.recipe_rules import recipe_line
-from isoflop.advice.run_state import Batch, Estimate, Evaluated, Expected, Rule, Situation, Thresholds, scatter
+from isoflop.advice.run_state import Batch, Evaluated, Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import BEST_SIZE, planned
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Advice",
     "Adviser",
     "Batch",
-    "Estimate",
     "Evaluated",
     "Expected",
     "Missing",

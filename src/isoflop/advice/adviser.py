@@ -15,9 +15,9 @@ from isoflop.advice.advice import Advice, Missing, Severity
 from isoflop.advice.curve_rules import AVERAGED, diverging, hardware, off_curve, plateau, schedule, stuck
 from isoflop.advice.data_rules import batch, epochs, offset, overfitting
 from isoflop.advice.recipe_rules import learning_rate, own_sizes
-from isoflop.advice.run_state import Estimate, Expected, Rule, Situation, Thresholds, scatter
+from isoflop.advice.run_state import Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import past_efficient, planned, target
-from isoflop.forecast import Fit, Forecast, LrPlan, NoForecast, OnlineForecaster, usable
+from isoflop.forecast import Fit, Forecast, LrPlan, NoForecast, Normal, OnlineForecaster, usable
 
 RULES: dict[str, Rule] = {
     each.name: each
@@ -135,13 +135,13 @@ class Track:
             self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
         self.speeds.append(float(tokens_per_second))
 
-    def now(self) -> Estimate | None:
+    def now(self) -> Normal | None:
         """Mean of the last log steps, with its standard error."""
         recent = [loss for _, loss in self.losses[-AVERAGED:]]
         if len(recent) < AVERAGED:
             return None
         sd = scatter(np.array([loss for _, loss in self.losses[-30:]]))
-        return Estimate(sum(recent) / len(recent), sd / len(recent) ** 0.5)
+        return Normal(sum(recent) / len(recent), sd / len(recent) ** 0.5)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -279,7 +279,7 @@ class Adviser:
                 self._missing.pop(name, None)
         self._asked.clear()
 
-    def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Estimate | None) -> Expected | None:
+    def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Normal | None) -> Expected | None:
         found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
         if now is None or not isinstance(found, Forecast):
             return None

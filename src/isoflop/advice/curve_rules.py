@@ -8,7 +8,6 @@ import numpy as np
 
 from isoflop.advice.advice import Advice, Quantity, Reason, Severity, count, nats
 from isoflop.advice.run_state import (
-    Estimate,
     Expected,
     Situation,
     Thresholds,
@@ -17,6 +16,7 @@ from isoflop.advice.run_state import (
     rule,
     scatter,
 )
+from isoflop.forecast import Normal
 from isoflop.laws.papers import published
 
 FEW = 8
@@ -111,7 +111,7 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         )
     else:
         basis, since = "your earlier sizes (history=)", "compare with them"
-    expected = Estimate(worst.loss[1], float(np.hypot(worst.sd, worst.noise[1])))
+    expected = Normal(worst.loss[1], float(np.hypot(worst.sd, worst.noise[1])))
     return Advice(
         Reason.OFF_CURVE,
         Severity.WARNING,
@@ -150,10 +150,10 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
     if not flat:
         return None
     worst = max(flat, key=lambda each: _flat(each, thresholds))
-    fall = Estimate(worst.then - worst.loss[1], worst.sd)
+    fall = Normal(worst.then - worst.loss[1], worst.sd)
     return _stopped(
         run,
-        Estimate(worst.then - worst.came[1], worst.noise[1]),
+        Normal(worst.then - worst.came[1], worst.noise[1]),
         fall,
         f"since step {worst.made_at:,}",
         f"this run's curve up to step {worst.made_at:,}",
@@ -192,11 +192,11 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
     if fell + 2 * sd > thresholds.stuck * fall:
         return None
     return _stopped(
-        run, Estimate(fell, sd), Estimate(fall, fall / 4), "over the last doubling of steps", f"B and β of {LAW}"
+        run, Normal(fell, sd), Normal(fall, fall / 4), "over the last doubling of steps", f"B and β of {LAW}"
     )
 
 
-def _stopped(run: Situation, fell: Estimate, expected: Estimate, since: str, basis: str) -> Advice:
+def _stopped(run: Situation, fell: Normal, expected: Normal, since: str, basis: str) -> Advice:
     return Advice(
         Reason.PLATEAU,
         Severity.WARNING,
@@ -223,7 +223,7 @@ def _fall_by_law(run: Situation) -> float | None:
     return float(min(fall, MOST_FALL * run.loss))
 
 
-def _within(name: str, estimate: Estimate) -> Quantity:
+def _within(name: str, estimate: Normal) -> Quantity:
     mean, sd = estimate
     return Quantity(name, mean, "nats per token", mean - 2 * sd, mean + 2 * sd)
 

@@ -21,13 +21,6 @@ from isoflop.record.task import Task
 Intent = Literal["optimal", "overtrain"]
 
 
-class Estimate(NamedTuple):
-    """A number and its standard deviation."""
-
-    mean: float
-    sd: float
-
-
 class Batch(NamedTuple):
     """Batch size against the critical one.
 

@@ -9,7 +9,7 @@ from isoflop.forecast.forecast import (
     Forecast,
     NoForecast,
     Outcome,
-    Reason,
+    Refusal,
     forecast_from,
     forecast_of,
     scalars_of,
@@ -17,6 +17,7 @@ from isoflop.forecast.forecast import (
 from isoflop.forecast.history import curve_of, domain_of, finished_runs, history_of, ladder_of, read_curves, size_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import Estimator, Fit, OnlineForecaster
+from isoflop.forecast.posterior import Normal
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors, learn_priors
 from isoflop.forecast.ranking import SURE, Ranking, rank
 from isoflop.forecast.sizes import Ladder, fit_ladder
@@ -38,11 +39,12 @@ __all__ = [
     "LossCurve",
     "LrPlan",
     "NoForecast",
+    "Normal",
     "OnlineForecaster",
     "Outcome",
     "Priors",
     "Ranking",
-    "Reason",
+    "Refusal",
     "Score",
     "backtest",
     "curve_of",

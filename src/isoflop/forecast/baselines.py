@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.forecast import NO_PLAN, Forecast, NoForecast, Reason, forecast_of
+from isoflop.forecast.forecast import NO_PLAN, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import FEWEST, Estimator, OnlineForecaster
 
@@ -27,11 +27,11 @@ class Baseline(Estimator):
         columns = self.bins.columns(self._warmup(plan))
         steps, losses, count = (columns[name] for name in ("step", "loss", "count"))
         if len(steps) < FEWEST:
-            return NoForecast(Reason.TOO_FEW_POINTS, {"n": len(steps), "needed": FEWEST})
+            return NoForecast(Refusal.TOO_FEW_POINTS, {"n": len(steps), "needed": FEWEST})
         target = plan.total_steps if step is None else step
         loss, sd = self._predict(steps, losses, count, plan, float(target))
         if not (math.isfinite(loss) and math.isfinite(sd)):
-            return NoForecast(Reason.NO_FIT)
+            return NoForecast(Refusal.NO_FIT)
         return forecast_of(loss, sd, level=level, step=target, estimator=self.name, nu=1e6)
 
     @abstractmethod

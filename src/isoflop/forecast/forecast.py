@@ -90,7 +90,7 @@ def forecast_of(
     return Forecast(loss, loss - half, loss + half, sd, level, step, estimator, basis, nu)
 
 
-class Reason(str, Enum):
+class Refusal(str, Enum):
     """Why there is no forecast: a stable name, the text for people, and whether waiting may help."""
 
     text: str
@@ -149,7 +149,7 @@ class Reason(str, Enum):
 class NoForecast:
     """No forecast: a stable `reason` to branch on, and the numbers of its `message`."""
 
-    reason: Reason
+    reason: Refusal
     details: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
@@ -180,13 +180,13 @@ class Earlier:
         self.state = [row for row in self.state if row[1] == new.step and 4 * row[0] >= now]
         for step, _, loss, low, high in self.state:
             if abs(new.loss - loss) > self.FAR * (high - loss if new.loss > loss else loss - low):
-                return NoForecast(Reason.DRIFTED, {"loss": new.loss, "step": step, "low": low, "high": high})
+                return NoForecast(Refusal.DRIFTED, {"loss": new.loss, "step": step, "low": low, "high": high})
         if not self.state or now > 1.2 * self.state[-1][0]:
             self.state.append([now, new.step, new.loss, new.low, new.high])
         return new
 
 
-NO_PLAN = NoForecast(Reason.LR_UNKNOWN, {"why": "no plan was given", "remedy": "the learning-rate plan"})
+NO_PLAN = NoForecast(Refusal.LR_UNKNOWN, {"why": "no plan was given", "remedy": "the learning-rate plan"})
 
 
 def scalars_of(forecast: Forecast) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.forecast.curve import OFF_PLAN, FeaturesPath, LossBins, LossCurve, path
-from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Reason, forecast_of
+from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.posterior import FLOOR, CurvePosterior, Normal, Prediction, solve
 from isoflop.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
@@ -62,17 +62,17 @@ def _check_domain(domain: frozenset[str], own_runs: int) -> NoForecast | None:
     foreign = sorted(domain - {"moe"})
     if not foreign or own_runs:
         return None
-    return NoForecast(Reason.OUTSIDE_PRIORS, {"kind": " and ".join(flag.replace("_", " ") for flag in foreign)})
+    return NoForecast(Refusal.OUTSIDE_PRIORS, {"kind": " and ".join(flag.replace("_", " ") for flag in foreign)})
 
 
 def _check_plan(plan: LrPlan, steps: Array, rates: Array, warmup: int) -> NoForecast | None:
     """Whether the run has left its plan, and whether such a plan was tested."""
     after = plan.lr[plan.steps >= warmup]
     if len(after) and float((after - np.minimum.accumulate(after)).max()) > REWARMED * plan.peak:
-        return NoForecast(Reason.LR_RISES)
+        return NoForecast(Refusal.LR_RISES)
     if len(steps) and _off_plan(plan, steps[-2:], rates[-2:]).min() > OFF_PLAN:
         planned = float(plan.at(steps[-1]))
-        return NoForecast(Reason.LR_OFF_PLAN, {"step": steps[-1], "rate": rates[-1], "planned": planned})
+        return NoForecast(Refusal.LR_OFF_PLAN, {"step": steps[-1], "rate": rates[-1], "planned": planned})
     return None
 
 
@@ -86,15 +86,15 @@ def _check_curve(columns: Mapping[str, Array], bins: LossBins, warmup: int) -> N
     """Whether the curve after the warm-up is long enough, finite, and of one batch size."""
     step, tokens = columns["step"], columns["tokens"]
     if bins.lost:
-        return NoForecast(Reason.NOT_FINITE, {"n": bins.lost})
+        return NoForecast(Refusal.NOT_FINITE, {"n": bins.lost})
     if bins.last_step < 2 * warmup:
-        return NoForecast(Reason.WARM_UP, {"needed": 2 * warmup, "now": bins.last_step})
+        return NoForecast(Refusal.WARM_UP, {"needed": 2 * warmup, "now": bins.last_step})
     if len(step) < FEWEST:
-        return NoForecast(Reason.TOO_FEW_POINTS, {"n": len(step), "needed": FEWEST})
+        return NoForecast(Refusal.TOO_FEW_POINTS, {"n": len(step), "needed": FEWEST})
     third = len(step) // 3
     early, late = ((tokens[i] - tokens[j]) / (step[i] - step[j]) for i, j in ((third, 0), (-1, -1 - third)))
     if early > 0 and abs(late / early - 1) > BATCH:
-        return NoForecast(Reason.BATCH_CHANGED, {"before": early, "after": late})
+        return NoForecast(Refusal.BATCH_CHANGED, {"before": early, "after": late})
     return None
 
 
@@ -113,11 +113,11 @@ def _check_residuals(residual: Array, loss: Array) -> NoForecast | None:
     sharp = steps[size:-size] - (steps[: -2 * size] + steps[2 * size :]) / 2 if len(steps) > 2 * size else steps[:0]
     jump = float(sharp[np.argmax(np.abs(sharp))]) if len(sharp) else 0.0
     if abs(jump) > max(JUMP * level, 9 * noise * np.sqrt(2 / size)):
-        return NoForecast(Reason.CHANGE_POINT, {"jump": jump})
+        return NoForecast(Refusal.CHANGE_POINT, {"jump": jump})
     smooth = np.convolve(loss, np.ones(3) / 3, mode="valid")
     rise = float(smooth[-1] - smooth.min())
     if rise > max(RISE * level, 6 * noise / np.sqrt(3)):
-        return NoForecast(Reason.DIVERGING, {"rise": rise})
+        return NoForecast(Refusal.DIVERGING, {"rise": rise})
     return None
 
 
@@ -128,7 +128,7 @@ def _check_fall(x: Array, loss: Array, step: Array, alpha: Normal, amplitude: No
     fell, expected = (float(values[third[0]].mean() - values[third[1]].mean()) for values in (loss, curve))
     if fell >= FALLEN * expected:
         return None
-    return NoForecast(Reason.STUCK, {"fell": fell, "since": float(step[0]), "expected": expected})
+    return NoForecast(Refusal.STUCK, {"fell": fell, "since": float(step[0]), "expected": expected})
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class OnlineForecaster(Estimator):
         sd = far * math.sqrt(variance)
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
         if T80 * result.sd > WIDEST * far * loss:
-            return NoForecast(Reason.TOO_WIDE, {"half": T80 * result.sd / loss, "most": WIDEST * far})
+            return NoForecast(Refusal.TOO_WIDE, {"half": T80 * result.sd / loss, "most": WIDEST * far})
         return result
 
     def rates_so_far(self, plan: LrPlan | None = None) -> LrPlan | None:

@@ -26,7 +26,7 @@ from isoflop.forecast import (
     OnlineForecaster,
     Outcome,
     Priors,
-    Reason,
+    Refusal,
     domain_of,
     history_of,
     ladder_of,
@@ -124,7 +124,7 @@ class ForecastPart(Part):
             self._final = self._final.plus(loss)
         if not tokens:
             if step.summed:
-                self._silent(NoForecast(Reason.TOKENS_UNKNOWN))
+                self._silent(NoForecast(Refusal.TOKENS_UNKNOWN))
             return
         if self.curve is None:
             self.curve = self._make(step)
@@ -134,7 +134,7 @@ class ForecastPart(Part):
     def _refit(self, step: LogStep, total: int | None) -> None:
         """Forecast anew, if all refits together stay under their share of the wall time."""
         if total is None:
-            self._silent(NoForecast(Reason.END_UNKNOWN))
+            self._silent(NoForecast(Refusal.END_UNKNOWN))
             return
         reserve = self._cost if 2 * step.step < total else 0.0  # half time shall have its forecast
         if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.wall_time:
@@ -204,7 +204,7 @@ class ForecastPart(Part):
         """The curve's own forecast, if it is not far from earlier ones; with a ladder the joint one, from the start."""
         assert self.curve is not None
         if self.plan is None:
-            return NoForecast(Reason.LR_UNKNOWN, self._unknown)
+            return NoForecast(Refusal.LR_UNKNOWN, self._unknown)
         own = self._earlier.check(self.curve.forecast(self.plan), step)
         N, batch = self.curve.N, self.curve.batch_tokens
         if self._ladder is None or N is None or batch is None:
@@ -307,6 +307,6 @@ def _answer(plain: Mapping[str, Any] | None) -> Forecast | NoForecast | None:
     if plain is None or kind not in ("Forecast", "NoForecast"):
         return None
     if kind == "NoForecast":
-        return NoForecast(Reason(plain["reason"]), plain["details"])  # type: ignore[call-arg]
+        return NoForecast(Refusal(plain["reason"]), plain["details"])  # type: ignore[call-arg]
     values: dict[str, Any] = {name: value for name, value in plain.items() if name != "kind"}
     return Forecast(**{**values, "basis": tuple(values["basis"])})
