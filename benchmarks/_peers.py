@@ -27,7 +27,7 @@ class MomentumLaw(Baseline):
 
     def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         everywhere = np.append(steps, target)
-        road = path(plan, self._warmup(plan), float(max(plan.total_steps, target)))
+        road = path(plan, plan.warmup_steps, float(max(plan.total_steps, target)))
         nodes, shape = road.nodes[road.first :], road.shape[road.first :]
         x = road.x(everywhere)
         x = x / x[0]
@@ -54,7 +54,7 @@ class MultiPowerLaw(Baseline):
     name = "multi-power-law"
 
     def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
-        road = path(plan, self._warmup(plan), float(max(plan.total_steps, target)))
+        road = path(plan, plan.warmup_steps, float(max(plan.total_steps, target)))
         shape, effective = road.shape[road.first :], road.effective[road.first :]
         everywhere = np.append(steps, target)
         x = road.x(everywhere)

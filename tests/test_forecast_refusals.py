@@ -44,10 +44,6 @@ def test_in_the_warm_up() -> None:
     assert silent(OnlineForecaster()).reason is Refusal.WARM_UP
 
 
-def test_a_longer_warm_up_can_be_said() -> None:
-    assert silent(fed(changed(), 0.5, warmup_steps=2000)).reason is Refusal.WARM_UP
-
-
 def test_with_too_few_points() -> None:
     run = Planted().run(PLAN, every=750)
     reason = silent(fed(run, 0.5))
@@ -110,7 +106,7 @@ def test_a_forecast_far_from_an_earlier_one_is_none() -> None:
     forecaster = OnlineForecaster(N=3e8, batch_tokens=BATCH)
     bent = dataclasses.replace(run, loss=run.loss * drift)
     for part in np.arange(0.05, 0.96, 0.05):
-        forecaster.feed(bent, part * 20_000, after=forecaster.bins.last_step)
+        forecaster.feed(bent, part * 20_000, after=forecaster.last_step)
         answers.append(earlier.check(forecaster.forecast(run.plan), part * 20_000))
     spoke = [isinstance(answer, Forecast) for answer in answers]
     assert all(spoke[2:10]) and not any(spoke[16:])

@@ -1,8 +1,10 @@
 """The loss at the end of a run that is under way, with its interval; see docs/forecast.md."""
 
+# ruff: noqa: F401
+
 from isoflop.forecast.backtest import Score, backtest, priors_for, priors_without
 from isoflop.forecast.baselines import ESTIMATORS
-from isoflop.forecast.curve import FeaturesPath, Kernel, LossCurve, falls, path, usable
+from isoflop.forecast.curve import Kernel, LossCurve, falls, path, usable
 from isoflop.forecast.forecast import (
     Earlier,
     FinalLoss,
@@ -21,48 +23,3 @@ from isoflop.forecast.posterior import Normal
 from isoflop.forecast.priors import DEFAULT_PRIORS, WEAK_PRIORS, Line, Priors, learn_priors
 from isoflop.forecast.ranking import SURE, Ranking, rank
 from isoflop.forecast.sizes import Ladder, fit_ladder
-
-__all__ = [
-    "DEFAULT_PRIORS",
-    "ESTIMATORS",
-    "SURE",
-    "WEAK_PRIORS",
-    "Earlier",
-    "Estimator",
-    "FeaturesPath",
-    "FinalLoss",
-    "Fit",
-    "Forecast",
-    "Kernel",
-    "Ladder",
-    "Line",
-    "LossCurve",
-    "LrPlan",
-    "NoForecast",
-    "Normal",
-    "OnlineForecaster",
-    "Outcome",
-    "Priors",
-    "Ranking",
-    "Refusal",
-    "Score",
-    "backtest",
-    "curve_of",
-    "domain_of",
-    "falls",
-    "finished_runs",
-    "fit_ladder",
-    "forecast_from",
-    "forecast_of",
-    "history_of",
-    "ladder_of",
-    "learn_priors",
-    "path",
-    "priors_for",
-    "priors_without",
-    "rank",
-    "read_curves",
-    "scalars_of",
-    "size_of",
-    "usable",
-]

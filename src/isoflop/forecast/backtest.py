@@ -38,6 +38,7 @@ class Score:
 
 
 Table = dict[str, dict[str, dict[str, Score]]]
+Replay = dict[float, "Forecast | None"]
 
 
 def backtest(
@@ -67,11 +68,23 @@ def backtest(
     if not all(0 < f < 1 for f in fractions):
         raise ValueError(f"Fractions of a run lie between 0 and 1; got {list(fractions)}.")
     chosen = priors_for(runs, priors)
-    replays = {
-        name: [replay(run, name, fractions, chosen[run.organisation], level) for run in runs] for name in estimators
-    }
-    first = replays[estimators[0]] if estimators else []
-    return {name: _by_dataset(runs, each, first, fractions) for name, each in replays.items()}
+    sets = sorted({run.dataset for run in runs})
+    table: Table = {}
+    first: list[Replay] = []
+    for name in estimators:
+        replays = [replay(run, name, fractions, chosen[run.organisation], level) for run in runs]
+        first = first or replays
+        scores = {
+            key: {
+                f"{f:g}": _score([each for each in zip(runs, replays, first, strict=True) if each[0].dataset == key], f)
+                for f in fractions
+            }
+            for key in sets
+        }
+        if sets:
+            scores["all"] = {f"{f:g}": _mean([scores[key][f"{f:g}"] for key in sets]) for f in fractions}
+        table[name] = scores
+    return table
 
 
 def priors_for(runs: Sequence[LossCurve], priors: str | Mapping[str, Priors]) -> dict[str, Priors]:
@@ -97,12 +110,10 @@ def priors_without(organisation: str, runs: Sequence[LossCurve]) -> Priors:
     return learn_priors([replace(run, organisation=OWN) for run in runs if run.organisation != organisation])
 
 
-def replay(
-    run: LossCurve, name: str, fractions: Sequence[float], priors: Priors, level: float = 0.8
-) -> dict[float, Forecast | None]:
+def replay(run: LossCurve, name: str, fractions: Sequence[float], priors: Priors, level: float = 0.8) -> Replay:
     """The forecasts of one run's end, by fraction of it; None where there was none."""
     estimator = ESTIMATORS[name].of(run, priors)
-    forecasts: dict[float, Forecast | None] = {}
+    forecasts: Replay = {}
     seen, earlier = -math.inf, Earlier()
     for fraction in sorted(fractions):
         result = estimator.feed(run, fraction * run.total_steps, after=seen).forecast(run.plan, level=level)
@@ -113,30 +124,14 @@ def replay(
     return forecasts
 
 
-Replays = Sequence[Mapping[float, Forecast | None]]
-
-
-def _by_dataset(
-    runs: Sequence[LossCurve], replays: Replays, first: Replays, fractions: Sequence[float]
-) -> dict[str, dict[str, Score]]:
-    """Scores by dataset and fraction; "all" is the mean over datasets."""
-    sets = sorted({run.dataset for run in runs})
-    table: dict[str, dict[str, Score]] = {name: {} for name in [*sets, *(["all"] if sets else [])]}
-    for fraction in fractions:
-        key = f"{fraction:g}"
-        for name in sets:
-            members = [i for i, run in enumerate(runs) if run.dataset == name]
-            spoke = float(np.mean([replays[i][fraction] is not None for i in members]))
-            scored = [i for i in members if first[i][fraction] is not None]
-            table[name][key] = _score([(runs[i].final, replays[i][fraction]) for i in scored], spoke)
-        if sets:
-            table["all"][key] = _mean([table[name][key] for name in sets])
-    return table
-
-
-def _score(pairs: Sequence[tuple[float, Forecast | None]], spoke: float) -> Score:
-    """Final losses with their forecasts."""
-    made = [(final, forecast) for final, forecast in pairs if forecast is not None]
+def _score(replays: Sequence[tuple[LossCurve, Replay, Replay]], fraction: float) -> Score:
+    """Runs with their forecasts, and those that decide which are scored."""
+    spoke = float(np.mean([first[fraction] is not None for _, _, first in replays]))
+    made = [
+        (run.final, forecast)
+        for run, mine, first in replays
+        if first[fraction] is not None and (forecast := mine[fraction]) is not None
+    ]
     if not made:
         return Score(math.nan, math.nan, math.nan, spoke, 0)
     errors = np.array([abs(100 * (forecast.loss / final - 1)) for final, forecast in made])
@@ -146,10 +141,6 @@ def _score(pairs: Sequence[tuple[float, Forecast | None]], spoke: float) -> Scor
 
 def _mean(scores: Sequence[Score]) -> Score:
     """Over datasets, each with the same weight; those without a forecast have no error to count."""
-    known = [score for score in scores if score.n]
-    median, p90, coverage = (
-        sum(getattr(score, name) for score in known) / len(known) if known else math.nan
-        for name in ("median", "p90", "coverage")
-    )
-    spoke = sum(score.spoke for score in scores) / len(scores)
-    return Score(median, p90, coverage, spoke, sum(score.n for score in scores))
+    known = [(s.median, s.p90, s.coverage) for s in scores if s.n]
+    median, p90, coverage = np.mean(known, axis=0).tolist() if known else [math.nan] * 3
+    return Score(median, p90, coverage, float(np.mean([s.spoke for s in scores])), sum(s.n for s in scores))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -18,13 +17,15 @@ EXPONENTS = np.geomspace(0.1, 2, 80)
 
 
 class Baseline(Estimator):
-    """A baseline: the window after the warm-up is fitted by `_predict`."""
+    """E + A·S^−a in optimizer steps S, fitted to the window after the warm-up; others predict otherwise."""
+
+    exponents = EXPONENTS
 
     def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | NoForecast:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
         if plan is None:
             return NO_PLAN
-        columns = self.bins.columns(self._warmup(plan))
+        columns = self.columns(plan.warmup_steps)
         steps, losses, count = (columns[name] for name in ("step", "loss", "count"))
         if len(steps) < FEWEST:
             return NoForecast(Refusal.TOO_FEW_POINTS, {"n": len(steps), "needed": FEWEST})
@@ -34,9 +35,13 @@ class Baseline(Estimator):
             return NoForecast(Refusal.NO_FIT)
         return forecast_of(loss, sd, level=level, step=target, estimator=self.name, nu=1e6)
 
-    @abstractmethod
     def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
         """Loss at `target` and its standard error."""
+        return self._power_law(np.append(steps, target), loss, count)
+
+    def _power_law(self, x: Array, loss: Array, count: Array) -> tuple[float, float]:
+        x = x / x[0]
+        return fit_separable(lambda a: np.column_stack([np.ones(len(x)), x**-a]), loss, count, self.exponents)[1:]
 
 
 class LastValue(Baseline):
@@ -51,16 +56,12 @@ class LastValue(Baseline):
 
 
 class PowerLaw(Baseline):
-    """E + A·S^−a in optimizer steps S."""
+    """With a free exponent."""
 
     name = "power-law"
-    exponents = EXPONENTS
-
-    def _predict(self, steps: Array, loss: Array, count: Array, plan: LrPlan, target: float) -> tuple[float, float]:
-        return fit_power_law(np.append(steps, target), loss, count, self.exponents)[1:]
 
 
-class Hoffmann(PowerLaw):
+class Hoffmann(Baseline):
     """E + B·D^−β with Hoffmann et al. 2022's β = .2849; one run has a fixed batch, so S stands for D."""
 
     name = "hoffmann"
@@ -85,20 +86,14 @@ class Kaplan(Baseline):
             if self.batch_tokens:
                 level = np.maximum(np.append(smooth, out[0]), 0.05)  # an iteration may overshoot below 0
                 s_min = s_min / (1 + 2.1e8 / level ** (1 / 0.21) / self.batch_tokens)
-            out = fit_power_law(s_min, loss, count, self.exponents)[1:]
+            out = self._power_law(s_min, loss, count)
         return out
-
-
-def fit_power_law(x: Array, loss: Array, count: Array, exponents: Array) -> tuple[float, float, float]:
-    """`fit_separable` of E + A·x^−a."""
-    x = x / x[0]
-    return fit_separable(lambda a: np.column_stack([np.ones(len(x)), x**-a]), loss, count, exponents)
 
 
 def fit_separable(
     columns: Callable[[float], Array], loss: Array, count: Array, exponents: Array
 ) -> tuple[float, float, float]:
-    """Fit a curve that is linear given one exponent: the exponent by a search, the coefficients by least squares.
+    """Fit a curve that is linear given one exponent: the exponent by a search, coefficients by least squares, all ≥ 0.
 
     Args:
         columns: exponent → the design, a row each loss and one more, the target's: shape (losses + 1, coefficients).
@@ -109,46 +104,30 @@ def fit_separable(
     Returns:
         Residual sum of squares, loss at the target and its standard error.
     """
+    from scipy.optimize import nnls  # slow to import
+
     weight = np.sqrt(count / count.mean())
 
     def fit(exponent: float) -> tuple[float, Array, Array]:
         design = columns(exponent)
-        beta = _least_squares(design[:-1] * weight[:, None], loss * weight)
-        residual = (loss - design[:-1] @ beta) * weight
-        # a negative limit is no law of a loss
-        return float(residual @ residual) if beta[0] >= 0 else math.inf, beta, design
+        beta, norm = nnls(design[:-1] * weight[:, None], loss * weight)
+        return float(norm) ** 2, beta, design
 
     sums = [fit(exponent)[0] for exponent in exponents]
     best = int(np.argmin(sums))
     exponent = float(exponents[best])
-    if 0 < best < len(sums) - 1 and math.isfinite(sums[best - 1] + sums[best + 1]):
-        # the vertex of the parabola through three points
+    if 0 < best < len(sums) - 1:  # the vertex of the parabola through three points
         logs = np.log(exponents[best - 1 : best + 2])
         a, b, _ = np.polyfit(logs - logs[1], sums[best - 1 : best + 2], 2)
         exponent = math.exp(logs[1] - b / (2 * a)) if a > 0 else exponent
     rss, beta, design = fit(exponent)
-    moved = fit(exponent * 1.001)[2]
-    jacobian = np.column_stack([design, (moved - design) @ beta / 1e-3]) if len(sums) > 1 else design
-    active = np.abs(jacobian[:-1]).max(0) > 0
-    X, at = jacobian[:-1, active] * weight[:, None], jacobian[-1, active]
+    jacobian = design[:, beta > 0]
+    if len(sums) > 1:
+        jacobian = np.column_stack([jacobian, (columns(exponent * 1.001) - design) @ beta / 1e-3])
+    X, at = jacobian[:-1] * weight[:, None], jacobian[-1]
     noise = rss / max(len(loss) - X.shape[1], 1)
     variance = float(at @ np.linalg.pinv(X.T @ X) @ at) * noise
     return rss, float(design[-1] @ beta), math.sqrt(max(variance, 1e-12))
-
-
-def _least_squares(design: Array, y: Array) -> Array:
-    """Least squares in which no coefficient but the first may be negative: the terms that would be are left out."""
-    kept = np.abs(design).max(0) > 0
-    beta = np.zeros(design.shape[1])
-    while True:
-        solution = np.linalg.lstsq(design[:, kept], y, rcond=None)[0]
-        beta[:] = 0
-        beta[kept] = solution
-        wrong = kept & (beta < 0)
-        wrong[0] = False
-        if not wrong.any():
-            return beta
-        kept &= ~wrong
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {

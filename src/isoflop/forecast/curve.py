@@ -8,15 +8,19 @@ steps, F says how far each fall of the rate has taken effect. After Tissue et al
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.fit.runs import at_end, stopped_early
 from isoflop.forecast.lr_plan import LrPlan
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PER_E_FOLD = 32
 """Bins of loss per factor e of steps."""
@@ -132,7 +136,11 @@ class LossBins:
         """Losses since the last finite one."""
 
     def add(self, step: float, tokens: float, lr: float | None, loss: float, count: float = 1) -> None:
-        """Add one logged loss, the mean over `count` steps up to `step`; a step before the last one is left out."""
+        """Add one logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1).
+
+        Tokens are those processed so far; `lr` None is unknown. A step before the last one is left out: a run that goes
+        back to a checkpoint restores the state of then.
+        """
         if step < max(1, self.last_step):
             return
         self.lost = 0 if usable(loss) else self.lost + 1
@@ -152,11 +160,12 @@ class LossBins:
             knot[2:] = [step, float(lr)]
         self.last_step, self.last_tokens = step, float(tokens)
 
-    def feed(self, curve: LossCurve, until: float = math.inf, after: float = -math.inf) -> None:
-        """Add the points of a curve with `after` < step ≤ `until`."""
+    def feed(self, curve: LossCurve, until: float = math.inf, after: float = -math.inf) -> Self:
+        """Add the points of a curve with `after` < step ≤ `until`; returns itself."""
         count = np.ones(len(curve.steps)) if curve.count is None else curve.count
         for i in np.flatnonzero((curve.steps > after) & (curve.steps <= until)).tolist():
             self.add(curve.steps[i], curve.tokens[i], curve.lr[i], curve.loss[i], count[i])
+        return self
 
     def columns(self, warmup: float = 0.0) -> dict[str, Array]:
         """Mean `step`, `tokens` and `loss`, and raw steps `count` of the bins that a fit uses.
@@ -182,7 +191,7 @@ class LossBins:
             "last": [self.last_step, self.last_tokens, self.lost],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict()`, also of version 1, whose bins hold two more sums and whose `last` holds a rate."""
         earlier = len(state["last"]) == 4
         self.bins = {int(key): [float(v) for v in (row[1:5] if earlier else row)] for key, *row in state["bins"]}
@@ -216,18 +225,17 @@ class FeaturesPath:
         return np.maximum(np.interp(steps, self.nodes, self.effective), 1e-6)
 
 
-def path(plan: LrPlan, warmup: float, end: float, peak: float | None = None) -> FeaturesPath:
+def path(plan: LrPlan, warmup: float, end: float) -> FeaturesPath:
     """The nodes of a plan from step 0 to `end`: all its knots where there are few, else those where the rate changes.
 
     Args:
         plan: the plan.
         warmup: the step at which the warm-up ends.
         end: the last node.
-        peak: what rates are relative to; by default the plan's own peak.
     """
     warmup = min(warmup, end)
     steps = np.unique(np.concatenate([[0.0, warmup, end], plan.steps[plan.steps < end]]))
-    rate = plan.at(steps) / (peak or plan.peak)
+    rate = plan.at(steps) / plan.peak
     known = np.concatenate([[0.0], np.cumsum(np.diff(steps) * (rate[1:] + rate[:-1]) / 2)])
     if len(steps) > CELLS // 2:
         # evenly by the change of the rate and by the steps together

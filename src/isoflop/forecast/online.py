@@ -142,17 +142,15 @@ class Fit:
     rate: float  # raw losses per step
 
 
-class Estimator(ABC):
+class Estimator(LossBins, ABC):
     """Forecasts the loss of one run from its curve so far.
 
     Args:
         N: non-embedding parameters; None where unknown (wider priors).
         batch_tokens: tokens of an optimizer step; None where unknown.
         optimizer: its name; other than Adam's family widens the priors.
-        domain: what is trained, as flags: `moe`, `finetuning`, `vision`, `reinforcement_learning`,
-            `another_task`.
+        domain: what is trained, as flags of `DOMAINS`.
         priors: what is known beforehand.
-        warmup_steps: steps of warm-up; by default read off the plan.
 
     Raises:
         ValueError: for an unknown flag of `domain`.
@@ -168,53 +166,30 @@ class Estimator(ABC):
         optimizer: str | None = "adamw",
         domain: Mapping[str, bool] | None = None,
         priors: Priors = DEFAULT_PRIORS,
-        warmup_steps: int | None = None,
     ) -> None:
-        self.N, self.batch_tokens, self.optimizer = known(N), known(batch_tokens), optimizer
+        super().__init__()
+        self.N, self.batch_tokens, self.optimizer, self.priors = known(N), known(batch_tokens), optimizer, priors
         if unknown := sorted(set(domain or {}) - set(DOMAINS)):
             raise ValueError(f"Unknown domain {', '.join(map(repr, unknown))}; the flags are {', '.join(DOMAINS)}.")
         self.domain = frozenset(flag for flag, on in (domain or {}).items() if on)
-        self.priors, self.warmup_steps = priors, warmup_steps
-        self.bins = LossBins()
 
     @classmethod
     def of(cls, curve: LossCurve, priors: Priors = DEFAULT_PRIORS) -> Self:
         """An estimator for a recorded run, before its first loss."""
-        return cls(
-            N=curve.N,
-            batch_tokens=curve.batch_tokens,
-            optimizer=curve.optimizer,
-            domain=curve.domain,
-            priors=priors,
-        )
-
-    def add(self, step: float, tokens: float, lr: float | None, loss: float, count: float = 1) -> None:
-        """Add one logged loss: nats per token, the mean over `count` optimizer steps up to `step`. O(1).
-
-        Tokens are those processed so far; `lr` None is unknown. A step before the last one is left out: a run that goes
-        back to a checkpoint restores the state of then.
-        """
-        self.bins.add(step, tokens, lr, loss, count)
-
-    def feed(self, curve: LossCurve, until: float = math.inf, after: float = -math.inf) -> Self:
-        """Add the points of a curve with `after` < step ≤ `until`."""
-        self.bins.feed(curve, until, after)
-        return self
+        about = {name: getattr(curve, name) for name in ("N", "batch_tokens", "optimizer", "domain")}
+        return cls(**about, priors=priors)
 
     @abstractmethod
     def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | NoForecast:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The curve so far in plain values; at most 32 kB whatever the run's length."""
-        return {"version": 1, "bins": self.bins.state_dict()}
+        """The curve so far in plain values; at most 32 kB whatever the run's length. Restored it forecasts the same."""
+        return {"version": 1, "bins": super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict()`: forecasts are the same, bit by bit."""
-        self.bins.load_state_dict(dict(state["bins"]))
-
-    def _warmup(self, plan: LrPlan) -> int:
-        return plan.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        """Restore `state_dict()`."""
+        super().load_state_dict(state["bins"])
 
 
 def _variance(seen: Prediction) -> Array:
@@ -239,7 +214,7 @@ class OnlineForecaster(Estimator):
     def forecast(self, plan: LrPlan | None, step: int | None = None, level: float = 0.8) -> Forecast | NoForecast:
         """The loss at `step` of `plan` (its end by default), or why there is none."""
         if plan is not None and plan.assumed:
-            return covered(lambda rates: self.forecast(rates, step, level), plan, self.bins.last_step)
+            return covered(lambda rates: self.forecast(rates, step, level), plan, self.last_step)
         fit = self.fit(plan)
         if isinstance(fit, NoForecast):
             return fit
@@ -249,11 +224,11 @@ class OnlineForecaster(Estimator):
         """The posterior of the curve so far under `plan`."""
         if plan is None:
             return NO_PLAN
-        warmup, now = self._warmup(plan), self.bins.last_step
-        columns, seen = self.bins.columns(warmup), self.bins.seen_rates()
+        warmup, now = plan.warmup_steps, self.last_step
+        columns, seen = self.columns(warmup), self.seen_rates()
         missing = (
             _check_domain(self.domain, self.priors.own_runs)
-            or _check_curve(columns, self.bins, warmup)
+            or _check_curve(columns, self, warmup)
             or _check_plan(plan, *seen, warmup)
         )
         if missing is not None:
@@ -267,7 +242,7 @@ class OnlineForecaster(Estimator):
 
     def _path(self, plan: LrPlan, warmup: int, steps: Array, rates: Array) -> FeaturesPath:
         """The prepared plan; its past as it was seen, where that differs."""
-        end = float(max(plan.total_steps, self.bins.last_step))
+        end = float(max(plan.total_steps, self.last_step))
         if len(steps) and float(_off_plan(plan, steps, rates).max()) > OFF_PLAN:
             return path(plan.spliced(steps, np.maximum(rates, 0)), warmup, end)
         if self._ready is None or self._ready[0] is not plan or self._ready[1] != end:
@@ -275,7 +250,7 @@ class OnlineForecaster(Estimator):
         return self._ready[2]
 
     def _priors(self, plan: LrPlan, road: FeaturesPath, step: Array) -> tuple[Normal, Normal, Normal]:
-        batch = self.batch_tokens or self.bins.last_tokens / max(self.bins.last_step, 1)
+        batch = self.batch_tokens or self.last_tokens / max(self.last_step, 1)
         now, end = (known(float(x) * batch) for x in road.x(np.array([step[-1], road.nodes[-1]])))
         peak = comparable_peak(plan.peak, self.optimizer)
         where = (self.N, self.batch_tokens, peak)
@@ -308,7 +283,7 @@ class OnlineForecaster(Estimator):
 
     def rates_so_far(self, plan: LrPlan | None = None) -> LrPlan | None:
         """The learning rates that were seen, which need no plan; `plan` where fewer than two were."""
-        steps, rates = self.bins.seen_rates()
+        steps, rates = self.seen_rates()
         if len(steps) < 2 or not rates.max() > 0:
             return plan
         return LrPlan(steps, np.maximum(rates, 0))
@@ -319,7 +294,7 @@ class OnlineForecaster(Estimator):
         The standard deviation is of the curve, without the noise of a logged loss.
         """
         at = np.append(fit.now, steps)
-        seen = fit.posterior.predict(path(rates, self._warmup(rates), float(at[-1])), at)
+        seen = fit.posterior.predict(path(rates, rates.warmup_steps, float(at[-1])), at)
         return seen.mean, self._far() * np.sqrt(_variance(seen) + (CURVE_FLOOR * seen.mean) ** 2)
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:
@@ -346,7 +321,7 @@ class OnlineForecaster(Estimator):
             new: the plan from now on; its past is not used.
             level: probability of the interval.
         """
-        now = self.bins.last_step
+        now = self.last_step
         past = plan.steps < now
         seen = np.append(plan.steps[past], now), np.append(plan.lr[past], plan.at(now))
         return self.forecast(new.spliced(*seen), level=level)

@@ -45,20 +45,16 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Runs in the order of their forecast final loss, the lowest first.
+    """`runs`, the lowest forecast first; `below`[i, j]: the probability that run i ends below run j, ½ on the diagonal.
 
-    Attributes:
-        runs: in order.
-        below: matrix (runs, runs) in that order: the probability that run i ends below run j; ½ on the diagonal.
-        silent: name → why a run has no forecast and is not ranked.
-        keep, sure: what `can_stop` was decided with.
+    `silent`: name → why a run has no forecast and is not ranked; `keep` and `sure` as given to `rank`.
     """
 
     runs: tuple[Ranked, ...]
     below: Array
     silent: Mapping[str, str]
-    keep: int = 1
-    sure: float = SURE
+    keep: int
+    sure: float
 
     @property
     def can_stop(self) -> tuple[str, ...]:
@@ -77,17 +73,16 @@ def rank(
     keep: int = 1,
     sure: float = SURE,
 ) -> Ranking:
-    """Order runs by forecast final loss.
+    """Order runs by forecast final loss; the same input gives the same numbers.
+
+    A run without a forecast can only push others out, so that who can stop now still can when it has one.
 
     Args:
         forecasts: run → forecast at its own end, all of the same loss on the same data.
         finished: which have ended already; default: none.
         silent: runs without a forecast, with the reason: they are listed and never stopped.
-        keep: how many runs are wanted in the end.
+        keep: how many runs are wanted in the end; of so many or fewer none can stop.
         sure: a run can stop when with this probability it is not among them.
-
-    Returns:
-        The ranking; with `keep` runs or fewer none can stop. The same input gives the same numbers.
 
     Raises:
         ValueError: `keep` below 1 or `sure` not between ½ and 1.
@@ -97,35 +92,25 @@ def rank(
     if not 0.5 < sure < 1:
         raise ValueError(f"sure is a probability between 0.5 and 1; got {sure}.")
     names = sorted(forecasts, key=lambda name: (forecasts[name].loss, name))
-    ordered = [forecasts[name] for name in names]
-    ended = dict(finished or {})
-    alike = np.array([0.0 if ended.get(name) else ALIKE**0.5 for name in names])
-    below = np.array(
-        [[_below(a, b, alike[i] * alike[j]) for j, b in enumerate(ordered)] for i, a in enumerate(ordered)]
-    ).reshape(len(names), len(names))
-    among = _among_best(ordered, alike, keep)
-    # a run without a forecast can only push others out, so that who can stop now still can when it has one
-    return Ranking(
-        runs=tuple(
-            Ranked(
-                name=name,
-                forecast=ordered[i],
-                before_next=float(below[i, i + 1]) if i + 1 < len(names) else None,
-                among_best=float(among[i]),
-                can_stop=bool(among[i] <= 1 - sure and not ended.get(name)),
-                finished=bool(ended.get(name)),
-            )
-            for i, name in enumerate(names)
-        ),
-        below=below,
-        silent=dict(silent or {}),
-        keep=keep,
-        sure=sure,
-    )
-
-
-def _below(one: Forecast, other: Forecast, correlation: float) -> float:
-    return 0.5 if one is other else one.probability_below(other, correlation)
+    ordered, n = [forecasts[name] for name in names], len(names)
+    ended = [bool((finished or {}).get(name)) for name in names]
+    alike = np.where(ended, 0.0, ALIKE**0.5)
+    below = np.full((n, n), 0.5)
+    for i, j in zip(*np.nonzero(~np.eye(n, dtype=bool)), strict=True):
+        below[i, j] = ordered[i].probability_below(ordered[j], float(alike[i] * alike[j]))
+    among = _among_best(ordered, alike, keep).tolist()
+    places = [
+        Ranked(
+            name,
+            ordered[i],
+            before_next=float(below[i, i + 1]) if i + 1 < n else None,
+            among_best=among[i],
+            can_stop=among[i] <= 1 - sure and not ended[i],
+            finished=ended[i],
+        )
+        for i, name in enumerate(names)
+    ]
+    return Ranking(tuple(places), below, dict(silent or {}), keep, sure)
 
 
 def _among_best(forecasts: list[Forecast], alike: Array, keep: int) -> Array:

@@ -105,7 +105,7 @@ class Ladder:
         """
         at = plan.total_steps if step is None else step
         if plan.assumed:
-            now = 0.0 if run is None else run.bins.last_step
+            now = 0.0 if run is None else run.last_step
             ask = partial(self.forecast, N=N, batch_tokens=batch_tokens, run=run, step=at, level=level)
             return covered(ask, plan, now)
         road = path(plan, plan.warmup_steps, float(plan.total_steps))
@@ -117,7 +117,7 @@ class Ladder:
         single = None
         if run is not None and own is not None:
             single = run.forecast(plan, at, level)
-            basis.append(f"the run's own losses up to step {run.bins.last_step:,.0f}")
+            basis.append(f"the run's own losses up to step {run.last_step:,.0f}")
         if isinstance(single, Forecast):
             mean, sd = _mixed((mean, DOUBT * sd), single.normal)
         else:

@@ -234,7 +234,7 @@ class ForecastPart(Part):
     def _future(self, step: int, total: int, since: int | None = None) -> LrPlan | UnknownFuture:
         run, given = self._run, self._options.lr_plan
         assert self.curve is not None
-        seen = self.curve.bins.seen_rates()
+        seen = self.curve.seen_rates()
         if isinstance(given, str):
             return named_learning_rates(given, total, seen)
         if run.future_unknown and given is None:
