@@ -22,6 +22,7 @@ from isoflop.forecast import (
     forecast_from,
     scalars_of,
 )
+from isoflop.record.task import Task
 
 PEAK = 1e-3
 PLANS = {
@@ -177,7 +178,7 @@ def test_it_says_what_it_rests_on() -> None:
     run = Planted().run(PLANS["cosine"])
     text = " ".join(spoken(fed(run, 0.5).forecast(run.plan)).basis)
     assert "up to step 3,000" in text and "to step 6,000" in text and "public curves" in text
-    other = spoken(fed(run, 0.6, optimizer="muon", N=None, domain={"moe": True}).forecast(run.plan))
+    other = spoken(fed(run, 0.6, optimizer="muon", N=None, task=Task(experts=True)).forecast(run.plan))
     text = " ".join(other.basis)
     assert "another optimizer" in text and "size or the batch is not known" in text and "mixture of experts" in text
     assert other.sd > spoken(fed(run, 0.6).forecast(run.plan)).sd

@@ -17,10 +17,22 @@ from torch.optim import lr_scheduler as S
 
 import isoflop
 from isoflop.flops import Totals
-from isoflop.forecast import Forecast, NoForecast, Outcome, Refusal, curve_of, finished_runs, history_of
+from isoflop.forecast import (
+    Forecast,
+    LrPlan,
+    NoForecast,
+    OnlineForecaster,
+    Outcome,
+    Refusal,
+    curve_of,
+    finished_runs,
+    history_of,
+    size_of,
+)
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import Interval, LogStep, Options, RunInfo
 from isoflop.live import forecast as forecasting
+from isoflop.record.task import Task, task_words
 from isoflop.transformers import IsoFLOPCallback
 from tiny import Rows, batches, model, same_weights, the_run, weights
 from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer
@@ -139,7 +151,7 @@ def test_the_record_holds_the_plan_so_that_others_can_forecast_the_run(tmp_path:
         assert float(plan.at(step)) == pytest.approx(PEAK * min(1, step / 50) * (1 - (step - 1) / TOTAL), rel=0.02)
     curve = curve_of(run)
     assert (curve.N, curve.batch_tokens, curve.optimizer) == (10**8, TOKENS, "AdamW")
-    assert curve.steps[-1] == 800 and curve.tokens[-1] == 800 * TOKENS and not curve.domain["moe"]
+    assert curve.steps[-1] == 800 and curve.tokens[-1] == 800 * TOKENS and not curve.task.experts
 
 
 def test_a_restored_run_forecasts_the_same_to_the_bit(tmp_path: Path) -> None:
@@ -467,18 +479,19 @@ def test_the_hugging_face_trainers_scheduler_is_asked(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_and_experts_are_told_to_the_estimator() -> None:
-    from isoflop.forecast import domain_of, size_of
 
     dense = {"total": 100, "trainable": 100, "non_embedding": 80, "active": 100}
-    assert not any(domain_of(dense, {"config": {}}).values())
-    assert [flag for flag, on in domain_of({**dense, "active": 60}, {}).items() if on] == ["moe"]
-    for task, flag in (
-        ({"modality": "image"}, "vision"),
-        ({"modality": "audio", "objective": "masked"}, "another_task"),
-        ({"objective": "contrastive"}, "another_task"),
-        ({"objective": "reinforcement"}, "reinforcement_learning"),
-    ):
-        assert domain_of(dense, {}, task)[flag]
-    assert domain_of({**dense, "trainable": 3}, {})["finetuning"]
-    assert domain_of(dense, {"config": {"_name_or_path": "gpt2"}})["finetuning"]
+    flags = {
+        "causal": True,
+        "masked": True,
+        "finetuning causal": False,
+        "causal image": False,
+        "masked audio": False,
+        "contrastive": False,
+        "reinforcement": False,
+    }
+    for words, spoken in flags.items():
+        curve = OnlineForecaster(task=Task(**task_words(words)))
+        found = curve.forecast(LrPlan.constant(100, 1.0))
+        assert isinstance(found, NoForecast) and (found.reason is not Refusal.OUTSIDE_PRIORS) is spoken
     assert size_of({**dense, "active": 60}) == 40 and size_of({}) is None

@@ -19,6 +19,7 @@ from isoflop.forecast import (
     Refusal,
     learn_priors,
 )
+from isoflop.record.task import Task
 
 PLAN = LrPlan.cosine(6000, 1e-3, 400)
 
@@ -134,18 +135,20 @@ def test_an_interval_too_wide_to_be_of_use() -> None:
     assert reason.reason is Refusal.TOO_WIDE and "±2.5%" in reason.message
 
 
-@pytest.mark.parametrize("flag", ["finetuning", "vision", "reinforcement_learning"])
-def test_other_domains_need_own_runs(flag: str) -> None:
-    reason = silent(fed(changed(), 0.5, domain={flag: True}))
-    assert reason.reason is Refusal.OUTSIDE_PRIORS and flag.replace("_", " ") in reason.message
-    assert isinstance(fed(changed(), 0.5, domain={flag: False}).forecast(PLAN), Forecast)
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        (Task(start="finetuning"), "fine-tuning"),
+        (Task(modality="image"), "image"),
+        (Task(objective="reinforcement"), "reinforcement learning"),
+    ],
+)
+def test_other_tasks_need_own_runs(task: Task, kind: str) -> None:
+    reason = silent(fed(changed(), 0.5, task=task))
+    assert reason.reason is Refusal.OUTSIDE_PRIORS and kind in reason.message
+    assert isinstance(fed(changed(), 0.5, task=Task(objective="causal")).forecast(PLAN), Forecast)
     own = learn_priors([Planted().run(PLAN, seed=seed) for seed in range(3)])
-    assert isinstance(fed(changed(), 0.5, domain={flag: True}, priors=own).forecast(PLAN), Forecast)
-
-
-def test_an_unknown_domain_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"Unknown domain 'audio'; the flags are moe, finetuning"):
-        OnlineForecaster(domain={"audio": True})
+    assert isinstance(fed(changed(), 0.5, task=task, priors=own).forecast(PLAN), Forecast)
 
 
 def test_silence_lifts_when_its_reason_is_gone() -> None:

@@ -16,7 +16,7 @@ from isoflop.forecast.forecast import (
     forecast_of,
     scalars_of,
 )
-from isoflop.forecast.history import curve_of, domain_of, finished_runs, history_of, ladder_of, read_curves, size_of
+from isoflop.forecast.history import curve_of, finished_runs, history_of, ladder_of, read_curves, size_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import Estimator, Fit, OnlineForecaster
 from isoflop.forecast.posterior import Normal

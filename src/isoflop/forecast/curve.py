@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from isoflop.arrays import Array
 from isoflop.fit.runs import at_end, stopped_early
 from isoflop.forecast.lr_plan import LrPlan
+from isoflop.record.task import Task
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,7 +60,7 @@ class LossCurve:
         name: the run's; dataset: the set it belongs to.
         count: raw steps behind each point; None: one.
         final_loss: the smoothed loss at the end, where the source states it; else by `isoflop.fit.runs`.
-        domain: flags as `OnlineForecaster` takes them.
+        task: what was trained.
         loss_name: which loss it is, `train` or eval/<name>.
     """
 
@@ -76,7 +77,7 @@ class LossCurve:
     dataset: str = ""
     count: Array | None = None
     final_loss: float | None = None
-    domain: dict[str, bool] = field(default_factory=dict)
+    task: Task = Task()
     loss_name: str = "train"
 
     @property

@@ -23,8 +23,6 @@ from isoflop.record.run import Run
 from isoflop.record.task import task_of
 
 FEWEST_POINTS = 12
-ELSEWHERE = ("classification", "contrastive", "preference", "regression", "generative")
-"""Objectives whose losses are no cross-entropies of tokens, so that priors of language models say nothing of them."""
 OWN = "own"
 """The organisation of a user's runs: they share data, tokenizer and recipe."""
 
@@ -60,7 +58,7 @@ def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
         name=columns.name,
         dataset="records",
         count=np.maximum(columns.count[known], 1.0) if loss == "train" else None,
-        domain=domain_of(record.parameters, record.model, record.task),
+        task=task_of(record.task, record.parameters, record.model),
         loss_name=loss,
     )
 
@@ -93,20 +91,6 @@ def size_of(parameters: Mapping[str, int | None]) -> int | None:
     if body is None:
         return None
     return body - (total - active if total and active else 0)
-
-
-def domain_of(
-    parameters: Mapping[str, int | None], model: Mapping[str, Any], task: Mapping[str, Any] | None = None
-) -> dict[str, bool]:
-    """What kind of training it is, by the recorded task, or what sizes and configuration tell: flags of `DOMAINS`."""
-    known = task_of(task or {}, parameters, model)
-    return {
-        "moe": known.experts,
-        "finetuning": known.tuned,
-        "vision": known.modality == "image",
-        "reinforcement_learning": known.objective == "reinforcement",
-        "another_task": known.modality == "audio" or known.objective in ELSEWHERE,
-    }
 
 
 def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[LossCurve], list[str]]:

@@ -19,12 +19,15 @@ from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusa
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.posterior import FLOOR, CurvePosterior, Normal, Prediction, solve
 from isoflop.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
+from isoflop.record.task import NAMES, START_NAMES, Task
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DOMAINS = ("moe", "finetuning", "vision", "reinforcement_learning", "another_task")
-"""Flags of what the priors do not cover; experts get wider ones, the others no forecast without own runs."""
+ANY = Task()
+
+ELSEWHERE = ("classification", "contrastive", "preference", "regression", "generative", "reinforcement")
+"""Objectives whose losses are no cross-entropies of tokens, so that priors of language models say nothing of them."""
 FEWEST = 5
 """Bins of loss after the warm-up that a fit needs."""
 BATCH = 0.2
@@ -57,12 +60,13 @@ READ = 0.02
 calibrated with it on public curves; the final loss of a record is a mean over more (`isoflop.fit.runs.TAIL`)."""
 
 
-def _check_domain(domain: frozenset[str], own_runs: int) -> NoForecast | None:
-    """The priors are of dense language-model pretraining; own runs replace them."""
-    foreign = sorted(domain - {"moe"})
-    if not foreign or own_runs:
-        return None
-    return NoForecast(Refusal.OUTSIDE_PRIORS, {"kind": " and ".join(flag.replace("_", " ") for flag in foreign)})
+def _check_task(task: Task, own_runs: int) -> NoForecast | None:
+    """The priors are of language-model pretraining, experts get wider ones; own runs replace them."""
+    kind = START_NAMES[task.start or ""] if task.tuned else ""
+    kind = kind or next(
+        (each for each in (task.objective, task.modality) if each in (*ELSEWHERE, "image", "audio")), ""
+    )
+    return NoForecast(Refusal.OUTSIDE_PRIORS, {"kind": NAMES.get(kind, kind)}) if kind and not own_runs else None
 
 
 def _check_plan(plan: LrPlan, steps: Array, rates: Array, warmup: int) -> NoForecast | None:
@@ -149,11 +153,8 @@ class Estimator(LossBins, ABC):
         N: non-embedding parameters; None where unknown (wider priors).
         batch_tokens: tokens of an optimizer step; None where unknown.
         optimizer: its name; other than Adam's family widens the priors.
-        domain: what is trained, as flags of `DOMAINS`.
+        task: what is trained.
         priors: what is known beforehand.
-
-    Raises:
-        ValueError: for an unknown flag of `domain`.
     """
 
     name: ClassVar[str]
@@ -164,19 +165,17 @@ class Estimator(LossBins, ABC):
         N: float | None = None,
         batch_tokens: float | None = None,
         optimizer: str | None = "adamw",
-        domain: Mapping[str, bool] | None = None,
+        task: Task = ANY,
         priors: Priors = DEFAULT_PRIORS,
     ) -> None:
         super().__init__()
-        self.N, self.batch_tokens, self.optimizer, self.priors = known(N), known(batch_tokens), optimizer, priors
-        if unknown := sorted(set(domain or {}) - set(DOMAINS)):
-            raise ValueError(f"Unknown domain {', '.join(map(repr, unknown))}; the flags are {', '.join(DOMAINS)}.")
-        self.domain = frozenset(flag for flag, on in (domain or {}).items() if on)
+        self.N, self.batch_tokens, self.optimizer = known(N), known(batch_tokens), optimizer
+        self.task, self.priors = task, priors
 
     @classmethod
     def of(cls, curve: LossCurve, priors: Priors = DEFAULT_PRIORS) -> Self:
         """An estimator for a recorded run, before its first loss."""
-        about = {name: getattr(curve, name) for name in ("N", "batch_tokens", "optimizer", "domain")}
+        about = {name: getattr(curve, name) for name in ("N", "batch_tokens", "optimizer", "task")}
         return cls(**about, priors=priors)
 
     @abstractmethod
@@ -227,7 +226,7 @@ class OnlineForecaster(Estimator):
         warmup, now = plan.warmup_steps, self.last_step
         columns, seen = self.columns(warmup), self.seen_rates()
         missing = (
-            _check_domain(self.domain, self.priors.own_runs)
+            _check_task(self.task, self.priors.own_runs)
             or _check_curve(columns, self, warmup)
             or _check_plan(plan, *seen, warmup)
         )
@@ -258,7 +257,7 @@ class OnlineForecaster(Estimator):
         gain = self.priors.gain.at((*where, end))
         if peak is None:
             gain = Normal(gain.mean, max(gain.sd, FOREIGN))
-        if "moe" in self.domain and not self.priors.own_runs:
+        if self.task.experts and not self.priors.own_runs:
             alpha, amplitude, gain = (Normal(p.mean, max(UNTESTED * p.sd, FOREIGN)) for p in (alpha, amplitude, gain))
         return alpha, amplitude, gain
 
@@ -309,7 +308,7 @@ class OnlineForecaster(Estimator):
             basis.append(
                 "another optimizer than Adam's family, or no real learning rate: a wider prior of the decay's gain"
             )
-        if "moe" in self.domain and not self.priors.own_runs:
+        if self.task.experts and not self.priors.own_runs:
             basis.append("a mixture of experts: wider priors")
         return tuple(basis)
 

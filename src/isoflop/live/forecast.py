@@ -27,7 +27,6 @@ from isoflop.forecast import (
     Outcome,
     Priors,
     Refusal,
-    domain_of,
     history_of,
     ladder_of,
     learn_priors,
@@ -181,7 +180,7 @@ class ForecastPart(Part):
             N=size_of(sizes),
             batch_tokens=step.scalars.get("isoflop/batch_tokens"),
             optimizer=(describe_optimizer(self._run.optimizer) or {}).get("class"),
-            domain=domain_of(sizes, {}, self._run.task.as_dict()),
+            task=self._run.task,
             priors=self._priors(),
         )
         if self._restored is not None:
@@ -203,6 +202,7 @@ class ForecastPart(Part):
     def _newest(self, step: int) -> Forecast | NoForecast:
         """The curve's own forecast, if it is not far from earlier ones; with a ladder the joint one, from the start."""
         assert self.curve is not None
+        self.curve.task = self._run.task  # the first loss may have shown what it is
         if self.plan is None:
             return NoForecast(Refusal.LR_UNKNOWN, self._unknown)
         own = self._earlier.check(self.curve.forecast(self.plan), step)
