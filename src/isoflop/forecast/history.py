@@ -43,6 +43,7 @@ def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
     known = np.isfinite(values) & (columns.tokens > 0) & (columns.step > 0)
     if known.sum() < 2:
         raise ValueError(f"{known.sum()} of its points have a loss {loss!r} and tokens; at least 2 are needed")
+    optimizer, parent = (record.optimizer or {}).get("class"), (record.parent or {}).get("run_id")
     sizes = columns.batch[known & (columns.batch > 0)]
     return LossCurve(
         steps=columns.step[known],
@@ -52,19 +53,15 @@ def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
         plan=_plan(columns),
         N=size_of(record.parameters),
         batch_tokens=float(np.median(sizes)) if len(sizes) else None,
-        optimizer=_text((record.optimizer or {}).get("class")),
+        optimizer=optimizer if isinstance(optimizer, str) else None,
         # a branch knows what its parent knows: they are left out together
-        organisation=_text((record.parent or {}).get("run_id")) or record.run_id,
+        organisation=parent if isinstance(parent, str) and parent else record.run_id,
         name=columns.name,
         dataset="records",
         count=np.maximum(columns.count[known], 1.0) if loss == "train" else None,
         task=task_of(record.task, record.parameters, record.model),
         loss_name=loss,
     )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _plan(columns: RunCurve) -> LrPlan:
@@ -216,24 +213,22 @@ def _published_plan(row: dict[str, str], steps: Array, lr: Array) -> LrPlan:
 
 def _described(schedule: dict[str, Any], peak: float, total: int) -> LrPlan | None:
     kind, warmup, end = schedule.get("kind"), int(schedule.get("warmup", 0)), float(schedule.get("end", 0.0))
-    if kind == "constant":
-        return LrPlan.constant(total, peak, warmup)
-    if kind == "cosine":
-        return LrPlan.cosine(total, peak, warmup, end)
-    if kind == "linear":
-        return LrPlan.linear(total, peak, warmup, end)
     decay = int(schedule.get("decay", 0))
-    if kind in ("wsd_lin", "wsd_exp", "wsd") and warmup <= decay < total:
-        return LrPlan.wsd(total, peak, warmup, total - decay, end, "exponential" if kind == "wsd_exp" else "linear")
     if kind == "two_stage" and warmup < decay < total - 1:
         head = LrPlan.constant(decay, peak, warmup)
         return LrPlan(np.append(head.steps, [decay + 1, total]), np.append(head.lr, [end * peak] * 2))
-    return None
+    shapes = {"cosine": "cosine", "wsd_exp": "exponential"} | dict.fromkeys(
+        ("constant", "linear", "wsd_lin", "wsd"), "linear"
+    )
+    begin = decay if str(kind).startswith("wsd") else warmup
+    if kind not in shapes or not warmup <= begin < total:
+        return None
+    return LrPlan.wsd(total, peak, warmup, total - begin, 1.0 if kind == "constant" else end, shapes[kind])
 
 
 def _float(text: str | None) -> float:
     try:
-        return float(text) if text else float("nan")
+        return float(text or "nan")
     except ValueError:
         return float("nan")
 

@@ -175,13 +175,9 @@ class LrPlan:
         """
         kind, given = parse_named(text)
         steps, warmup = round(given.get("steps", total)), round(given.get("warmup", 0))
-        if kind == "constant":
-            plan = cls.constant(steps, peak, warmup)
-        elif kind == "wsd":
-            decay = given["decay"] if given["decay"] >= 1 else given["decay"] * steps
-            plan = cls.wsd(steps, peak, warmup, round(decay), given["end"])
-        else:
-            plan = cls.wsd(steps, peak, warmup, steps - warmup, given["end"], kind)
+        decay, shape = given.get("decay", steps - warmup), "cosine" if kind == "cosine" else "linear"
+        decay = decay * steps if 0 < decay < 1 else decay
+        plan = cls.wsd(steps, peak, warmup, round(decay), given.get("end", 1.0), shape)
         return plan if total <= steps else cls(np.append(plan.steps, total), np.append(plan.lr, plan.lr[-1]))
 
 
