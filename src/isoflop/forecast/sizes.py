@@ -44,20 +44,16 @@ PLACES = np.linspace(-2, 2, 9)
 """Grid of ln α about its prior mean, in its standard deviations."""
 
 
+_Sized = tuple[float, float, float | None]
+"""Non-embedding parameters, tokens of a step, and the peak rate where it can be compared."""
+
+
 class _Member(NamedTuple):
     """A run's sufficient statistics on the grid of (α, kernel): information and its right-hand side for (E, A, C)."""
 
     gram: Array  # (alphas·kernels, 3, 3)
     right: Array  # (alphas·kernels, 3)
     size: float  # ln N over the ladder's middle
-
-
-class _Sized(NamedTuple):
-    """A run's non-embedding parameters, tokens of a step, and peak rate where it can be compared."""
-
-    N: float
-    batch: float
-    peak: float | None
 
 
 class _Marginal(NamedTuple):
@@ -108,11 +104,9 @@ class Ladder:
             now = 0.0 if run is None else run.last_step
             ask = partial(self.forecast, N=N, batch_tokens=batch_tokens, run=run, step=at, level=level)
             return covered(ask, plan, now)
-        road = path(plan, plan.warmup_steps, float(plan.total_steps))
         fit = None if run is None else run.fit(plan)
         own = None if fit is None or isinstance(fit, NoForecast) else fit.posterior
-        sized = _Sized(N, batch_tokens, comparable_peak(plan.peak, self.optimizer))
-        mean, sd = self._predict(road, sized, own, float(at))
+        mean, sd = self._predict(plan, (N, batch_tokens, comparable_peak(plan.peak, self.optimizer)), own, float(at))
         basis = [f"{len(self.names)} finished runs: {', '.join(self.names[:6])}{'…' * (len(self.names) > 6)}"]
         single = None
         if run is not None and own is not None:
@@ -130,37 +124,35 @@ class Ladder:
         w = own.precision * min(1.0, INDEPENDENT / len(own.steps))
         weighted = columns * w[:, None]
         gram, right = np.einsum("cni,cnj->cij", weighted, columns), np.einsum("cni,n->ci", weighted, own.loss)
-        return _Member(gram, right, math.log(sized.N / self.middle))
+        return _Member(gram, right, math.log(sized[0] / self.middle))
 
     def _columns(self, road: FeaturesPath, steps: Array, sized: _Sized) -> Array:
         """1, A's and C's columns at `steps` for each (α, kernel): shape (alphas·kernels, steps, 3)."""
         where = (*sized, self.tokens)
         amplitude, gain = (math.exp(line.at(where).mean) for line in (self.priors.amplitude, self.priors.gain))
-        decay = amplitude * (road.x(steps)[None] * sized.batch / self.tokens) ** -self.alphas[:, None]
+        decay = amplitude * (road.x(steps)[None] * sized[1] / self.tokens) ** -self.alphas[:, None]
         fall = -gain * kernel_gains()[:, None] * falls(road, KERNELS, steps)
-        shape = (len(self.alphas), len(fall), len(steps))
-        parts = (np.ones(shape), np.broadcast_to(decay[:, None], shape), np.broadcast_to(fall[None], shape))
+        parts = np.broadcast_arrays(1.0, decay[:, None], fall[None])
         return np.stack(parts, axis=-1).reshape(-1, len(steps), 3)
 
-    def _predict(self, road: FeaturesPath, sized: _Sized, own: CurvePosterior | None, at: float) -> tuple[float, float]:
+    def _predict(self, plan: LrPlan, sized: _Sized, own: CurvePosterior | None, at: float) -> tuple[float, float]:
         """Mean and standard deviation of the loss at a step."""
+        road = path(plan, plan.warmup_steps, float(plan.total_steps))
         columns = self._columns(road, np.array([at]), sized)[:, 0]
         member = None if own is None else self.member(own, road, sized)
-        weights, means, variances = [], [], []
+        found = []
         for marginal in self._marginals:
-            evidence, Z = marginal.evidence, _design(math.log(sized.N / self.middle), marginal.gamma)
+            evidence, Z = marginal.evidence, _design(math.log(sized[0] / self.middle), marginal.gamma)
             theta, cov = marginal.b @ Z.T, Z @ marginal.cov @ Z.T + np.diag(marginal.spread)
             if member is not None:
                 evidence, theta, cov = _joined(member, evidence, theta, cov)
-            weights.append(evidence)
-            means.append(np.einsum("ci,ci->c", columns, theta))
-            variances.append(np.einsum("ci,cij,cj->c", columns, cov, columns))
-        total = np.array(weights)
-        w = np.exp(total - total.max())
+            each = np.einsum("ci,ci->c", columns, theta), np.einsum("ci,cij,cj->c", columns, cov, columns)
+            found.append((evidence, *each))
+        evidence, means, variances = (np.array(each) for each in zip(*found, strict=True))
+        w = np.exp(evidence - evidence.max())
         w /= w.sum()
-        loss = float(np.sum(w * np.array(means)))
-        variance = float(np.sum(w * (np.array(variances) + (np.array(means) - loss) ** 2)))
-        return loss, math.sqrt(variance + (LEFT_OUT * loss) ** 2)
+        loss = float(np.sum(w * means))
+        return loss, math.sqrt(float(np.sum(w * (variances + (means - loss) ** 2))) + (LEFT_OUT * loss) ** 2)
 
     @cached_property
     def _marginals(self) -> list[_Marginal]:
@@ -171,21 +163,16 @@ class Ladder:
         spread = np.array([effect**2, RELATIVE**2, RELATIVE**2])
         mean0, sd0 = np.array(BELIEF).T
         cells = len(self.members[0].gram)
-        precision = np.tile(np.diag(sd0**-2), (cells, 1, 1))
-        right = np.tile(mean0 / sd0**2, (cells, 1))
+        b, cov = np.tile(mean0, (cells, 1)), np.tile(np.diag(sd0**2), (cells, 1, 1))
         evidence = np.full(cells, -0.5 * ((gamma - GAMMA_PRIOR[0]) / GAMMA_PRIOR[1]) ** 2)
         evidence += np.add.outer(-0.5 * PLACES**2, self.kernels).ravel()
-        loose = np.diag(1 / spread)
         for member in self.members:
             Z = _design(member.size, gamma)
-            inner = np.linalg.inv(member.gram + loose)
-            precision += Z.T @ (loose - loose @ inner @ loose) @ Z
-            right += np.einsum("ij,cj->ci", Z.T @ loose, np.einsum("cij,cj->ci", inner, member.right))
-            evidence += 0.5 * np.einsum("ci,cij,cj->c", member.right, inner, member.right)
-            evidence += 0.5 * (np.linalg.slogdet(inner)[1] - np.log(spread).sum())
-        cov = np.linalg.inv(precision)
-        b = np.einsum("cij,cj->ci", cov, right)
-        evidence += 0.5 * (np.einsum("ci,ci->c", b, right) - np.linalg.slogdet(precision)[1])
+            before, known = b @ Z.T, Z @ cov @ Z.T + np.diag(spread)
+            evidence, after, less = _joined(member, evidence, before, known)
+            gain = cov @ Z.T @ np.linalg.inv(known)
+            b = b + np.einsum("cij,cj->ci", gain, after - before)
+            cov = cov - gain @ (known - less) @ gain.swapaxes(1, 2)
         return _Marginal(gamma, evidence, b, cov, spread)
 
 
@@ -204,18 +191,23 @@ def fit_ladder(runs: Sequence[LossCurve], priors: Priors = DEFAULT_PRIORS) -> La
             raise ValueError(f"A ladder needs N and batch_tokens of every run; {run.name or 'one'} lacks them.")
     if _sizes(runs) < 2:
         raise ValueError("A ladder needs runs of at least two sizes; add a smaller or larger one.")
-    learnt = learn_priors(runs, priors, own=True)
+    learnt = learn_priors(runs, priors)
     read = [(run, reading) for run in runs if (reading := read_run(run, learnt)) is not None]
     if _sizes([run for run, _ in read]) < 2:
         raise ValueError("Fewer than two sizes have curves long enough to fit; log more often.")
     middle = math.exp(float(np.mean([math.log(run.N or 1.0) for run, _ in read])))
     ends = [float(reading.road.x(reading.posterior.steps[-1:])[0]) * (run.batch_tokens or 1.0) for run, reading in read]
-    tokens = math.exp(float(np.mean(np.log(ends))))
-    alpha = learnt.alpha.at((middle, read[0][0].batch_tokens, None, tokens))
-    names = tuple(run.name for run, _ in read)
-    kernels = np.mean([kernel_weights(reading.road) for _, reading in read], axis=0)
+    first, tokens = read[0][0], math.exp(float(np.mean(np.log(ends))))
+    alpha = learnt.alpha.at((middle, first.batch_tokens, None, tokens))
     ladder = Ladder(
-        learnt, (), np.exp(alpha.mean + alpha.sd * PLACES), kernels, middle, tokens, read[0][0].optimizer, names
+        learnt,
+        (),
+        alphas=np.exp(alpha.mean + alpha.sd * PLACES),
+        kernels=np.mean([kernel_weights(reading.road) for _, reading in read], axis=0),
+        middle=middle,
+        tokens=tokens,
+        optimizer=first.optimizer,
+        names=tuple(run.name for run, _ in read),
     )
     return replace(
         ladder,
@@ -228,7 +220,7 @@ def _sizes(runs: Sequence[LossCurve]) -> int:
 
 
 def _sized(run: LossCurve) -> _Sized:
-    return _Sized(float(run.N or 1.0), float(run.batch_tokens or 1.0), comparable_peak(run.plan.peak, run.optimizer))
+    return float(run.N or 1.0), float(run.batch_tokens or 1.0), comparable_peak(run.plan.peak, run.optimizer)
 
 
 def _joined(member: _Member, evidence: Array, theta: Array, cov: Array) -> tuple[Array, Array, Array]:
