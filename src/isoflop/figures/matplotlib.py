@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop.figures.figure import Figure, Series, Shades, extent_of, round_ticks
-from isoflop.figures.palette import Theme, ThemeName, colour_of, colour_scale, theme_of
+from isoflop.figures.palette import Theme, colour_of, colour_scale, theme_of
 from isoflop.figures.text import name_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ METADATA: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {
 
 
 def matplotlib_figure(
-    figure: Figure, theme: ThemeName = "light", width: float | None = None, title: bool = False, style: str = "plain"
+    figure: Figure, theme: str = "light", width: float | None = None, title: bool = False, style: str = "plain"
 ) -> Drawn:
     """The figure drawn, to be saved or changed.
 
@@ -86,7 +86,7 @@ def matplotlib_figure(
     return drawn
 
 
-def save(figure: Figure, path: str | Path, theme: ThemeName = "light", **options: Any) -> Path:
+def save(figure: Figure, path: str | Path, theme: str = "light", **options: Any) -> Path:
     """Write the figure to a file; what it rests on goes into the file's metadata.
 
     Args:

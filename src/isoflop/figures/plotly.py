@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Band, Contours, Figure, Scale, Series, Shades, extent_of, round_ticks
-from isoflop.figures.palette import Theme, ThemeName, colour_of, colour_scale, see_through, theme_of
+from isoflop.figures.palette import Theme, colour_of, colour_scale, see_through, theme_of
 from isoflop.figures.text import name_of
 from isoflop.laws import short
 
@@ -46,7 +46,7 @@ UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs", "L": "nats per token"}
 FORMATS = {"C": ".3~g", "L": ".4~f"}
 
 
-def plotly_figure(figure: Figure, theme: ThemeName = "light") -> dict[str, Any]:
+def plotly_figure(figure: Figure, theme: str = "light") -> dict[str, Any]:
     """`{"data": …, "layout": …}` for `Plotly.newPlot`.
 
     Traces of a run carry `meta: {"run_id"}`, so that a page can show and hide it in all figures.

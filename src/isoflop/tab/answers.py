@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from isoflop.console import finite
 from isoflop.record import PREFERRED_N, SEVERITIES, Point, Run
@@ -31,15 +31,9 @@ LEVEL = 0.8
 
 def runs_answer(snapshot: Snapshot, whole: bool = True) -> dict[str, Any]:
     """How much was read, and the list of the runs unless the browser has it."""
-    told = {
-        "version": snapshot.version,
-        "listed": snapshot.listed,
-        "found": snapshot.found,
-        "read": len(snapshot.entries),
-        "whole": snapshot.whole,
-        "links": snapshot.links,
-    }
-    return told | {"runs": [_row(entry) for entry in snapshot.entries]} if whole else told
+    told = {name: getattr(snapshot, name) for name in ("version", "listed", "found", "whole", "links")}
+    told["read"] = len(snapshot.entries)
+    return told | {"runs": list(map(_row, snapshot.entries))} if whole else told
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -56,6 +50,8 @@ def _row(entry: Entry) -> dict[str, Any]:
     last = run.points[-1] if run.points else None
     size = next((name for name in PREFERRED_N if run.parameters.get(name)), None)
     planned = run.planned.get("steps")
+    losses = {name[:MOST_TEXT]: loss for point in run.points for name, loss in point.losses.items() if loss is not None}
+    given = {item.get("severity") for item in run.advice if isinstance(item.get("severity"), str)}
     return row | {
         "name": (run.name or run.run_id)[:MOST_TEXT],
         "run_id": run.run_id[:MOST_TEXT],
@@ -70,11 +66,11 @@ def _row(entry: Entry) -> dict[str, Any]:
         "forecast": last and _forecast(last),
         "time": last and last.time,
         "every": _seconds_between(run.points[-2:]),
-        "losses": _losses(run.points),
+        "losses": losses,
         "created": run.created[:MOST_TEXT],
         "problems": len(run.problems),
         "advice": len(run.advice),
-        "worst": _worst(run),
+        "worst": next((severity for severity in SEVERITIES if severity in given), None),
     }
 
 
@@ -90,20 +86,6 @@ def _seconds_between(points: Sequence[Point]) -> float | None:
     return times[1] - times[0] if len(times) == 2 else None
 
 
-def _worst(run: Run) -> str | None:
-    """The highest severity among the run's advice."""
-    given = {item.get("severity") for item in run.advice if isinstance(item.get("severity"), str)}
-    return next((severity for severity in SEVERITIES if severity in given), None)
-
-
-def _losses(points: Sequence[Point]) -> dict[str, float]:
-    """The last value of each loss."""
-    last: dict[str, float] = {}
-    for point in points:
-        last.update({name[:MOST_TEXT]: value for name, value in point.losses.items() if value is not None})
-    return last
-
-
 def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """The advice that runs got, oldest first."""
     from isoflop.report.runs import recorded_advice
@@ -113,9 +95,7 @@ def advice_answer(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [asdict(advice) | {"key": key, "run": advice.run[:MOST_TEXT]} for advice, key in found[-MOST_ADVICE:]]
 
 
-def figure_answer(
-    key: str, study: Study, state: str, theme: Literal["light", "dark"], axis: str = "", loss: str = ""
-) -> dict[str, Any]:
+def figure_answer(key: str, study: Study, state: str, theme: str, axis: str = "", loss: str = "") -> dict[str, Any]:
     """One figure for plotly, or the reason why there is none; `axis` and `loss` as of `loss_against`; "": default."""
     from isoflop.figures import FIGURES, NoFigure
     from isoflop.figures.by_compute import loss_against
@@ -142,7 +122,7 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
     for end in study.ends:
         if end.left_out:
             left_out.setdefault(end.left_out, []).append(end.name[:MOST_TEXT])
-    constants = () if fit is None else fit.parameters.items()
+    constants = [] if fit is None else [(*each, fit) for each in fit.parameters.items()]
     return {
         "state": state,
         "counted": len(study.counted),
@@ -155,39 +135,27 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "refused": study.refused,
         "doubts": list(study.doubts),
         "constants": [
-            {
-                "name": name,
-                "value": finite(value),
-                "error": finite(fit.standard_errors[name]),
-                "interval": [finite(end) for end in fit.intervals[name]],
-            }
-            for name, value in constants
-            if fit is not None
+            {"name": name, "error": finite(fit.standard_errors[name]), **_estimate(value, fit.intervals[name])}
+            for name, value, fit in constants
         ],
         "C": None if compared is None else compared.C,
-        "approaches": [_approach(asdict(row)) for row in (() if compared is None else compared.rows)],
+        "approaches": [
+            {"name": row.name}
+            | {each: _estimate(getattr(row, each), getattr(row, f"{each}_interval")) for each in "abND"}
+            for row in (() if compared is None else compared.rows)
+        ],
         "without": [asdict(each) for each in study.without],
         "warnings": [*(() if fit is None else fit.warnings), *(() if compared is None else compared.warnings)],
     }
 
 
-def _approach(row: Mapping[str, Any]) -> dict[str, Any]:
-    estimates = {
-        name: {"value": finite(row[name]), "interval": ends and [finite(end) for end in ends]}
-        for name in "abND"
-        for ends in (row[f"{name}_interval"],)
-    }
-    return {"name": row["name"], **estimates}
+def _estimate(value: float, ends: Sequence[float] | None) -> dict[str, Any]:
+    return {"value": finite(value), "interval": ends and [finite(end) for end in ends]}
 
 
 # -- the planner -------------------------------------------------------------------------------------------------------
 
-_BUDGET = re.compile(
-    r"(?P<number>\d[\d,_]*\.?\d*(?:e[+-]?\d{1,3})?|\.\d+)\s*(?P<times>[kmbt])?\s*"
-    r"(?P<unit>flops?|pf[\s/-]*s?[\s/-]*days?|pfd)?",
-    re.IGNORECASE,
-)
-_TIMES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_BUDGET = re.compile(r"(.*?)\s*(flops?|pf[\s/-]*s?[\s/-]*days?|pfd)?", re.IGNORECASE)
 
 
 def budget_of(text: str) -> float:
@@ -200,15 +168,14 @@ def budget_of(text: str) -> float:
     (1e+21, 8.64e+20, 2.16e+20)
     """
     from isoflop.laws import PF_DAY
+    from isoflop.logs.files import cell_number
 
-    shown = text if len(text) <= LONGEST else text[:LONGEST] + "…"
     match = _BUDGET.fullmatch(text.strip()) if len(text) <= LONGEST else None
-    if match is None:
+    number = cell_number(match[1]) if match else None
+    flops = (number or 0.0) * (PF_DAY if match and (match[2] or "").lower().startswith("pf") else 1.0)
+    if not 0 < flops < math.inf:
+        shown = text if len(text) <= LONGEST else text[:LONGEST] + "…"
         raise ValueError(f"expected {EXPECTED}; got {shown!r}")
-    number = float(match["number"].replace(",", "").replace("_", "")) * _TIMES.get((match["times"] or "").lower(), 1.0)
-    flops = number * (PF_DAY if (match["unit"] or "").lower().startswith("pf") else 1.0)
-    if not (flops > 0 and math.isfinite(flops)):
-        raise ValueError(f"expected {EXPECTED}, more than 0 and finite; got {shown!r}")
     return flops
 
 

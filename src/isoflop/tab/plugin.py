@@ -16,12 +16,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
+from isoflop.tab.answers import advice_answer, figure_answer, fit_answer, plan_answer, runs_answer
 from isoflop.tab.records import Entry, RecordStore, Root, Snapshot
 
 if TYPE_CHECKING:
@@ -120,34 +121,31 @@ class Routes:
 
     def runs(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """The runs, unless `have` names this state of theirs; and what would be drawn of the chosen ones."""
-        from isoflop.tab.answers import runs_answer
-
         snapshot = self._store.snapshot()
         answer = runs_answer(snapshot, whole=asked.get("have") != snapshot.version)
         entries = chosen(snapshot, asked)
         if not snapshot.entries:  # the modules that make figures are still being imported: the page need not wait
             return answer
         from isoflop.figures import FIGURES
+        from isoflop.tab.studies import group_of
 
         drawn = self._study(snapshot, entries, asked)
-        groups = self._groups(entries)
+        groups = list(dict.fromkeys(map(group_of, entries)))
         return answer | {"figures": list(FIGURES), "state": drawn.state, "drawn": drawn.version, "groups": groups}
 
     def figure(self, asked: Mapping[str, str]) -> dict[str, Any] | bytes:
         """One figure, unless `have` is its digest."""
         from isoflop.figures import FIGURES
         from isoflop.figures.by_compute import LOSS_FLOPS, X_AXES
-        from isoflop.tab.answers import figure_answer
 
-        key, dark = asked.get("key", ""), asked.get("theme", "light") == "dark"
+        key, theme = asked.get("key", ""), asked.get("theme", "light")
         if key not in FIGURES:
             raise BadRequest(f"key: expected one of {', '.join(FIGURES)}")
         axis, loss = asked.get("x", ""), asked.get("loss", "")
         if axis and (axis not in X_AXES or key != LOSS_FLOPS[0]):
             raise BadRequest(f"x: expected one of {', '.join(X_AXES)}, of the figure {LOSS_FLOPS[0]}")
-        if not dark and asked.get("theme", "light") != "light":
+        if theme not in ("light", "dark"):
             raise BadRequest("theme: expected light or dark")
-        theme: Literal["light", "dark"] = "dark" if dark else "light"
         snapshot = self._store.snapshot()
         drawn = self._study(snapshot, chosen(snapshot, asked), asked)
         name = (f"{key} {axis} {loss}", theme, drawn.version)
@@ -163,21 +161,16 @@ class Routes:
 
     def advice(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """The advice that the chosen runs got."""
-        from isoflop.tab.answers import advice_answer
-
         return {"advice": advice_answer(chosen(self._store.snapshot(), asked))}
 
     def fit(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """The fit of the chosen runs, or that it is being made."""
-        from isoflop.tab.answers import fit_answer
-
         snapshot = self._store.snapshot()
         drawn = self._study(snapshot, chosen(snapshot, asked), asked)
         return fit_answer(drawn.study, drawn.state)
 
     def plan(self, asked: Mapping[str, str]) -> dict[str, Any]:
         """Parameters and tokens for a budget, by the chosen runs."""
-        from isoflop.tab.answers import plan_answer
         from isoflop.tab.studies import fitted_group, group_of
 
         entries = chosen(self._store.snapshot(), asked)
@@ -187,11 +180,6 @@ class Routes:
             return plan_answer(runs, asked.get("budget", ""))
         except (ValueError, OverflowError) as error:
             raise BadRequest(str(error)) from None
-
-    def _groups(self, entries: Sequence[Entry]) -> list[str]:
-        from isoflop.tab.studies import group_of
-
-        return list(dict.fromkeys(map(group_of, entries)))
 
     def _study(self, snapshot: Snapshot, entries: Sequence[Entry], asked: Mapping[str, str]) -> Drawn:
         from isoflop.tab.studies import Studies, fitted_group

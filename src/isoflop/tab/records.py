@@ -15,10 +15,10 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 from isoflop.record import SMALL, Digest, Point, RecordError, Run, glimpse, read_stream
 
@@ -38,38 +38,22 @@ SCAN_SHARE = 10
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
-class Stamp(NamedTuple):
-    """Size [bytes], modification [ns since 1970], device and inode of a file: it has changed where they differ."""
-
-    size: int
-    modified: int
-    device: int
-    inode: int
+Stamp = tuple[int, int, int, int]
+"""Size [bytes], modification [ns since 1970], device and inode of a file: it has changed where they differ."""
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
     """The stamp of a file's status."""
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+    return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The records below a folder.
+def scan(root: str, on_first: Callable[[], None] = lambda: None) -> tuple[dict[str, Stamp], int]:
+    """The stamp of each `isoflop-*.jsonl` below a folder, and the number of folders and records that are links.
 
-    Attributes:
-        files: stamp of each record by its path from the folder, with "/".
-        links: number of folders and records that are links; never followed.
-    """
-
-    files: dict[str, Stamp]
-    links: int = 0
-
-
-def scan(root: str, on_first: Callable[[], None] = lambda: None) -> Scan:
-    """List `isoflop-*.jsonl` below a folder; what can't be listed is left out.
+    Links are not followed; what can't be listed is left out.
 
     Args:
-        root: the folder.
+        root: the folder. Paths are from it, with "/".
         on_first: called as soon as one is found: a large folder takes a while.
     """
     files: dict[str, Stamp] = {}
@@ -89,7 +73,7 @@ def scan(root: str, on_first: Callable[[], None] = lambda: None) -> Scan:
                         if not files:
                             on_first()
                         files[path] = stamp_of(entry.stat(follow_symlinks=False))
-    return Scan(files, links)
+    return files, links
 
 
 def open_inside(root: str, path: str) -> BinaryIO:
@@ -123,19 +107,12 @@ def open_inside(root: str, path: str) -> BinaryIO:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known of one record.
+    """What is known of one record."""
 
-    Attributes:
-        run: with the points that determine its end; None: it can't be read as a record.
-        curve: its points, thinned, as columns.
-        problem: reason why there is no run, or what was left out.
-        whole: whether all of the file was looked at.
-    """
-
-    run: Run | None
-    curve: RunCurve | None = None
-    problem: str | None = None
-    whole: bool = True
+    run: Run | None  # with the points that determine its end; None: it can't be read as a record
+    curve: RunCurve | None = None  # its points, thinned, as columns
+    problem: str | None = None  # reason why there is no run, or what was left out
+    whole: bool = True  # whether all of the file was looked at
 
 
 class Tail:
@@ -157,34 +134,29 @@ class Tail:
 
     def read(self) -> Reading:
         """All that the file holds now."""
+        old, self.stamp = self.stamp, None
         try:
             with open_inside(self.root, self.path) as stream:
                 stamp = stamp_of(os.fstat(stream.fileno()))
-                if not self._continues(stream, stamp):
+                if old is None or stamp[2:] != old[2:] or not self._continues(stream, stamp[0]):
                     self._digest, self._before = Digest(), b""
                 stream.seek(self._digest.size)
-                for block in _blocks(stream, stamp.size - self._digest.size):
+                left = stamp[0] - self._digest.size  # what the file had when it was opened
+                while left > 0 and (block := stream.read(min(BLOCK, left))):
+                    left -= len(block)
                     self._digest.feed(block)
                     self._before = (self._before + block)[-64:]
-                self.stamp = stamp
         except OSError as error:
-            self.stamp = None
             return _unread(error)
+        self.stamp = stamp
         return _reading(self._digest.record(), self.path, self._digest.problem)
 
-    def _continues(self, stream: BinaryIO, stamp: Stamp) -> bool:
+    def _continues(self, stream: BinaryIO, size: int) -> bool:
         """Whether the file is the one that was read so far, with nothing or something added."""
-        if self.stamp is None or stamp[2:] != self.stamp[2:] or stamp.size < self._digest.size:
+        if size < self._digest.size:
             return False
         stream.seek(self._digest.size - len(self._before))
         return stream.read(len(self._before)) == self._before
-
-
-def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    """As many bytes as the file had when it was opened, less where it was cut meanwhile."""
-    while size > 0 and (block := stream.read(min(BLOCK, size))):
-        size -= len(block)
-        yield block
 
 
 def _unread(error: OSError) -> Reading:
@@ -206,10 +178,9 @@ def _ends(run: Run) -> tuple[Point, ...]:
     from isoflop.fit.runs import at_end  # NumPy
 
     last = {name: point for point in run.points for name, value in point.losses.items() if value is not None}
-    steps = [point.step for point in run.points]
-    late = [point for point, end in zip(run.points, at_end(steps, "train"), strict=True) if end]
-    kept = {id(point) for point in (*late, *last.values(), *run.points[-1:])}
-    return tuple(point for point in run.points if id(point) in kept)
+    late = at_end([point.step for point in run.points], "train")
+    kept = {id(point) for point in (*last.values(), *run.points[-1:])}
+    return tuple(point for point, end in zip(run.points, late, strict=True) if end or id(point) in kept)
 
 
 # -- all records -------------------------------------------------------------------------------------------------------
@@ -225,19 +196,12 @@ class Root:
 
 @dataclass(frozen=True)
 class Entry:
-    """One record.
+    """One record."""
 
-    Attributes:
-        key: names it in requests; a hash of its path, so that no path is ever asked for.
-        path: from the log folder, for people.
-        reading: what is known of it.
-        version: grows with each change.
-    """
-
-    key: str
-    path: str
+    key: str  # names it in requests; a hash of its path, so that no path is ever asked for
+    path: str  # from the log folder, for people
     reading: Reading
-    version: int
+    version: int  # grows with each change
 
     @property
     def run(self) -> Run | None:
@@ -247,21 +211,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known at one moment.
+    """What is known at one moment."""
 
-    Attributes:
-        version: changes when anything does, and when the server is started anew.
-        entries: by path.
-        found: number of records that there are.
-        links: number of links that were not followed.
-        listed: whether the folders were listed once.
-    """
-
-    version: str
-    entries: tuple[Entry, ...] = ()
-    found: int = 0
-    links: int = 0
-    listed: bool = False
+    version: str  # changes when anything does, and when the server is started anew
+    entries: tuple[Entry, ...] = ()  # by path
+    found: int = 0  # number of records that there are
+    links: int = 0  # number of links that were not followed
+    listed: bool = False  # whether the folders were listed once
 
     @property
     def whole(self) -> int:
@@ -285,9 +241,7 @@ class RecordStore:
         self._wanted = False  # by a page of the tab
         self._tails: dict[tuple[int, str], Tail] = {}
         self._entries: dict[tuple[int, str], Entry] = {}
-        self._scans: list[Scan] = []
-        self._next_scan = 0.0
-        self._version = 0
+        self._next_scan, self._version, self._links = 0.0, 0, 0
         self._snapshot = Snapshot(self._session)
 
     def any(self, wait: float = 0.5) -> bool:
@@ -344,7 +298,7 @@ class RecordStore:
         new = [place for place in files if place not in self._tails]
         self._tails.update({place: Tail(self._roots[place[0]].path, place[1]) for place in new})
         for place in new:  # a first look at all of them, before any is read to its end
-            tail, size = self._tails[place], files[place].size
+            tail, size = self._tails[place], files[place][0]
             self._put(place, tail.glimpse(size) if size > SMALL else tail.read(), len(files))
         for place, stamp in files.items() if read and not new else ():
             if self._tails[place].stamp != stamp:
@@ -355,9 +309,10 @@ class RecordStore:
         """The records' stamps now; the folders are listed again where that is due."""
         started = time.monotonic()
         if started >= self._next_scan:
-            self._scans = [scan(root.path, self._some.set) for root in self._roots]
+            scans = [scan(root.path, self._some.set) for root in self._roots]
+            self._links = sum(links for _, links in scans)
             self._next_scan = time.monotonic() + SCAN_SHARE * (time.monotonic() - started)
-            return {(i, path): stamp for i, found in enumerate(self._scans) for path, stamp in found.files.items()}
+            return {(i, path): stamp for i, (files, _) in enumerate(scans) for path, stamp in files.items()}
         found = {}
         for i, path in self._tails:
             with suppress(OSError):  # gone
@@ -377,5 +332,4 @@ class RecordStore:
 
     def _publish(self, found: int) -> None:
         entries = tuple(sorted(self._entries.values(), key=lambda entry: entry.path))
-        links = sum(each.links for each in self._scans)
-        self._snapshot = Snapshot(f"{self._session}-{self._version}", entries, found, links, True)
+        self._snapshot = Snapshot(f"{self._session}-{self._version}", entries, found, self._links, True)
