@@ -140,6 +140,18 @@ per token [2.480, 2.520] (80% intervals).""",
     ),
     (
         past_efficient,
+        {"step": 4000, "N": 1e8, "tokens": 4e10, "converged": lambda: Forecast(2.3, 2.27, 2.33, 0.02, 0.8, 10_000, "")},
+        Severity.INFO,
+        f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
+would have reached this loss with 53% less compute.
+  Do: start the learning-rate decay now, over the next 10 to 20% of the steps done, instead of going on.{SERVED} \
+Saves: compute = 9.36e+18 FLOPs, time = 15 hours.
+  Based on: {PRIOR}. Probability: over 99%.
+  Numbers: tokens per parameter = 400, done = 2.4e+19 FLOPs (6·N·D), loss at which Kaplan et al. 2020 would stop = \
+2.533 nats per token [2.500, 2.566] (80% intervals).""",
+    ),
+    (
+        past_efficient,
         {"step": 8000, "N": 1e8, "tokens": 4e10},
         Severity.INFO,
         f"""Past the efficient stopping point: 100M parameters have seen 40B tokens; a model of about 305M parameters \
@@ -595,6 +607,23 @@ def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest
     assert reasons == {Reason.FRONTIER, Reason.TARGET} - (
         {Reason.FRONTIER} if name == "the frontier" else {Reason.TARGET} if name == "the target" else set()
     )
+
+
+@pytest.mark.parametrize("shape", ["cosine", "constant"])
+def test_the_converged_loss_of_a_planted_curve(shape: str) -> None:
+    """2 nats; from a tenth of the curve it can't be told."""
+    plan = getattr(LrPlan, shape)(100_000, 1e-3, 100)
+    forecaster, rng = OnlineForecaster(N=1e8, batch_tokens=5e5), np.random.default_rng(0)
+    early = None
+    for step in range(100, 60_000, 300):
+        loss = 2 + 30 * step**-0.45 + 0.005 * float(rng.normal())
+        forecaster.add(step, step * 5e5, float(plan.at(step)), loss, 300)
+        if early is None and step > 3000:
+            early = forecaster.converged(plan)
+    assert isinstance(early, NoForecast)
+    found = forecaster.converged(plan)
+    assert isinstance(found, Forecast) and abs(found.loss - 2) < 2.5 * found.sd < 0.06
+    assert isinstance(forecaster.converged(None), NoForecast)
 
 
 # --- what is kept of the past --------------------------------------------------------------------------------------

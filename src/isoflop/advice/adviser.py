@@ -245,6 +245,9 @@ class Adviser:
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
         trained = run.forecast_of == "train"  # what is expected is the training loss
 
+        def converged() -> Forecast | NoForecast | None:
+            return None if forecaster is None else forecaster.converged(plan)
+
         track.loss(run.step, run.loss)
         if forecaster is not None and trained and not track.nonfinite:
             track.hold_against_fits(run.step, forecaster, plan)
@@ -263,6 +266,7 @@ class Adviser:
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
                 decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
+                converged=lambda: self._ask("end", run.step, converged),
             ),
             dear,
         )

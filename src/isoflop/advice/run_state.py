@@ -101,6 +101,7 @@ class Situation:
         forecast: of the loss at the planned end, or why there is none.
         forecast_of: whose loss that is: `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
+        converged: asks for the loss that this size would come to in endless training.
         expected: the last losses against this run's curve as it was fitted at earlier steps.
         by_ladder: the same against the forecast of the user's earlier sizes.
         rate_stepped: the learning rate has fallen in a step not long ago: what a curve does after that is not known.
@@ -141,6 +142,7 @@ class Situation:
     forecast: Forecast | NoForecast | None = None
     forecast_of: str = "train"
     decay_now: Callable[[], Forecast | NoForecast | None] = lambda: None
+    converged: Callable[[], Forecast | NoForecast | None] = lambda: None
     expected: Sequence[Expected] = ()
     by_ladder: Expected | None = None
     rate_stepped: bool = False

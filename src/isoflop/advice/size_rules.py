@@ -18,7 +18,7 @@ from isoflop.fit.alternatives import line_law
 from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan
-from isoflop.laws.forms import Law
+from isoflop.laws.forms import ALPHA_N_STEPS, ALPHA_S, Law
 from isoflop.laws.frontier import Waste, interval, waste_of
 from isoflop.record.run import DEFAULT_N
 
@@ -32,6 +32,8 @@ FAR = 20.0
 """A factor between the ends of the best size's interval beyond which it is not named."""
 NARROW = 1e-3
 """Relative width of the best size's interval below which it lies on the edge of a search."""
+KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
+"""α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
 CLOSE = 0.3
 """ln of the factor below the best size within which there is no waste whatever the exponents."""
 DECAYED = 0.5
@@ -201,11 +203,15 @@ def _remedy(run: Situation) -> str:
 
 
 def _losses_ahead(run: Situation, ending: Forecast | None) -> list[Quantity]:
-    """Losses at the planned end, and after a decay that begins now."""
+    """Losses at the planned end, after a decay that begins now, and where Kaplan et al. would stop."""
     numbers = [] if ending is None else [_loss(f"loss{_whose(run)} at the planned end", ending)]
     now = None if decaying(run.rates, run.step) else run.decay_now()
     if isinstance(now, Forecast):
         numbers.append(_loss(f"loss{_whose(run)} if the decay began now, at step {now.step:,}", now))
+    converged = run.converged()
+    if isinstance(converged, Forecast):
+        name = f"loss{_whose(run)} at which Kaplan et al. 2020 would stop"
+        numbers.append(_loss(name, converged, factor=1 + KAPLAN_STOP))
     return numbers
 
 
@@ -250,8 +256,8 @@ def _whose(run: Situation) -> str:
     return "" if run.forecast_of == "train" else f" on {run.forecast_of}"
 
 
-def _loss(name: str, at: Forecast) -> Quantity:
-    return Quantity(name, at.loss, "nats per token", at.low, at.high)
+def _loss(name: str, at: Forecast, factor: float = 1.0) -> Quantity:
+    return Quantity(name, factor * at.loss, "nats per token", factor * at.low, factor * at.high)
 
 
 def _rest(run: Situation, total_steps: int) -> tuple[Quantity, ...]:

@@ -267,9 +267,9 @@ class OnlineForecaster(Estimator):
             return 1.0
         return 1 + FAR_PER_DECADE * math.log10(SMALLEST / self.N)
 
-    def _at(self, fit: Fit, step: int, level: float) -> Forecast | NoForecast:
+    def _at(self, fit: Fit, step: int, level: float, seen: Prediction | None = None) -> Forecast | NoForecast:
         """The forecast from a posterior: its spread, and what the curve's form leaves out."""
-        seen = fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
+        seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss, far = float(seen.mean[1]), self._far()
         variance = float(_variance(seen)[1])
         variance += (FLOOR * loss) ** 2
@@ -324,3 +324,14 @@ class OnlineForecaster(Estimator):
         past = plan.steps < now
         seen = np.append(plan.steps[past], now), np.append(plan.lr[past], plan.at(now))
         return self.forecast(new.spliced(*seen), level=level)
+
+    def converged(self, plan: LrPlan | None, level: float = 0.8) -> Forecast | NoForecast:
+        """The loss of this size after endless training: the curve's E, with the rate as low as at the plan's end.
+
+        One curve determines it badly, often not at all. `step` of the answer is the plan's last.
+        """
+        fit = self.fit(plan)
+        if isinstance(fit, NoForecast):
+            return fit
+        end = fit.plan.total_steps
+        return self._at(fit, end, level, fit.posterior.converged(fit.road, fit.now, float(end)))

@@ -75,7 +75,18 @@ class CurvePosterior:
 
     def predict(self, road: FeaturesPath, steps: Array) -> Prediction:
         """The loss at `steps` of a plan."""
-        decay, fall = (road.x(steps)[None] / self.x_ref) ** -self.alphas[:, None], falls(road, KERNELS, steps)
+        return self._at(self._decay(road, steps), falls(road, KERNELS, steps))
+
+    def converged(self, road: FeaturesPath, now: float, end: float) -> Prediction:
+        """At step `now` of a plan, and after endless steps with the rate as low as at step `end`: E − C·F."""
+        decay = self._decay(road, np.array([now, end]))
+        decay[:, 1] = 0.0
+        return self._at(decay, falls(road, KERNELS, np.array([now, end])))
+
+    def _decay(self, road: FeaturesPath, steps: Array) -> Array:
+        return np.asarray((road.x(steps)[None] / self.x_ref) ** -self.alphas[:, None])
+
+    def _at(self, decay: Array, fall: Array) -> Prediction:
         d = (decay - self.grid.decay[:, None])[:, None]
         f = -(fall - self.grid.fall[:, None])[None]
         A, C = self.grid.A[..., None], self.grid.C[..., None]
