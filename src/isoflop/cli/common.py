@@ -14,7 +14,7 @@ import typer
 from isoflop.console import tell
 
 if TYPE_CHECKING:
-    from isoflop.fit.price import Price
+    from isoflop.fit.options import Price
     from isoflop.fit.table import Table
     from isoflop.flops.device import Peak
     from isoflop.forecast import LossCurve
@@ -204,7 +204,7 @@ def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None)
         return None
     from difflib import get_close_matches
 
-    from isoflop.fit.price import Price
+    from isoflop.fit.options import Price
     from isoflop.flops.device import known_devices
 
     peak, known = _peak(gpu), known_devices()

@@ -28,8 +28,7 @@ from isoflop.cli.plan import Counted, Runs, read_own
 from isoflop.console import print_json, reported, say, tell
 
 if TYPE_CHECKING:
-    from isoflop.fit.options import OptionComparison
-    from isoflop.fit.price import Price
+    from isoflop.fit.options import OptionComparison, Price
     from isoflop.laws.papers import Published
 
 
@@ -123,21 +122,14 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
 
 
 def _print(compared: OptionComparison, cost: Price | None) -> None:
-    cells = [["option", "FLOPs", "loss", f"{compared.level:.0%}", "over optimum", "compute"]]
-    for row in compared.rows:
-        between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
-        factor = f"{row.compute_factor:.3g}×"
-        cells.append(
-            [str(row.option), f"{row.flops:.3g}", f"{row.loss:.4f}", between, f"{row.excess_loss:.4f}", factor]
-        )
-    if not any(row.interval for row in compared.rows):
-        cells = [[*line[:3], *line[4:]] for line in cells]
-    _print_table(cells)
+    from isoflop.fit.options import aligned
+
+    typer.echo("\n".join(aligned(compared.cells())))
     if cost is not None:
         bought = [hours_and_dollars(cost, row.flops) for row in compared.rows]
         heads = ["option", "GPU-hours", "dollars"][: 3 if bought[0][1] else 2]
-        typer.echo()
-        _print_table([heads, *([str(r.option), *b][: len(heads)] for r, b in zip(compared.rows, bought, strict=True))])
+        table = [heads, *([str(r.option), *b][: len(heads)] for r, b in zip(compared.rows, bought, strict=True))]
+        typer.echo("\n".join(["", *aligned(table)]))
         say(describe(cost))
     typer.echo()
     say(compared.sentence, indent=0)
@@ -146,14 +138,6 @@ def _print(compared: OptionComparison, cost: Price | None) -> None:
         "least that reaches its loss"
     )
     say(f"by: {compared.law}")
-
-
-def _print_table(lines: Sequence[Sequence[str]]) -> None:
-    """The first column to the left, the others to the right, two spaces between."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *rest in lines:
-        others = "".join(f"  {text:>{width}}" for text, width in zip(rest, widths[1:], strict=True))
-        typer.echo(f"{first:{widths[0]}}{others}")
 
 
 def laws(

@@ -189,31 +189,17 @@ def _print_approaches(
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     import numpy as np
 
-    from isoflop.fit.approaches import Approach, approach_3, approaches_of, compare_approaches, posterior_approach
-    from isoflop.fit.profiles import isoflop_profiles
-    from isoflop.laws.forms import typical_rate
+    from isoflop.fit.approaches import compare_approaches, side_by_side
 
     C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
     target = AHEAD * float(C.max())
-
-    def by_posterior() -> Approach:
-        if isinstance(size, str):
-            raise ValueError(size)
-        return posterior_approach(size, size.line(target), fitted.level)
-
-    def by_law() -> Approach:
-        if fitted.law.draws is None:
-            raise ValueError("a law that the runs leave open has no frontier")
-        return approach_3(fitted.law, fitted.level, typical_rate(C, N, D))
-
-    found, without = approaches_of(
-        {
-            "posterior": by_posterior,
-            "approach 2 (minima of isoFLOP profiles)": lambda: isoflop_profiles(
-                C, N, D, L, budgets=budgets, level=fitted.level
-            ),
-            "approach 3 (this law)": by_law,
-        }
+    found, without = side_by_side(
+        (C, N, D, L),
+        fitted.law if fitted.law.draws is not None else "a law that the runs leave open has no frontier",
+        posterior=size if isinstance(size, str) else (size, size.line(target)),
+        budgets=budgets,
+        level=fitted.level,
+        convention=fitted.law.convention,
     )
     said = list(map(str, without))
     if found:

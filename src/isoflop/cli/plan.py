@@ -31,8 +31,8 @@ from isoflop.cli.common import (
 from isoflop.console import finite, print_json, reported, say, tell
 
 if TYPE_CHECKING:
+    from isoflop.fit.options import Price
     from isoflop.fit.plan import Plan
-    from isoflop.fit.price import Price
     from isoflop.fit.table import Table
     from isoflop.ladder.recipe import TrainingRecipe
     from isoflop.laws.forms import Convention
@@ -215,7 +215,7 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         ),
     ]
     if answer.L is not None:
-        rows.append(("loss", f"{answer.L:.3f}{ends('L', '{:.3f}'.format)} nats per token at {answer.level:.0%}"))
+        rows.append(("loss", f"{answer.L:.3f}{ends('loss', '{:.3f}'.format)} nats per token at {answer.level:.0%}"))
     if cost is not None and (hours := cost.gpu_hours(answer.total_flops)) is not None:
         dollars = cost.usd(answer.total_flops)
         served = ", for training and serving" if answer.total_flops > answer.flops else ""
@@ -292,9 +292,9 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
         "L": answer.L,
         "flops": answer.flops,
         "intervals": {
-            name: [finite(end) for end in answer.intervals[name]]
-            for name in ("N", "D", "L", "flops")
-            if answer.intervals is not None and name in answer.intervals
+            key: [finite(end) for end in (answer.intervals or {})[name]]
+            for key, name in (("N", "N"), ("D", "D"), ("L", "loss"), ("flops", "flops"))
+            if name in (answer.intervals or {})
         },
         "level": answer.level,
         "tokens_per_param": answer.tokens_per_param,
@@ -320,7 +320,7 @@ def _print(answer: Plan, cost: Price | None, recipe: bool) -> None:
 
     if recipe:
         typer.echo("by the law alone, before a configuration is chosen and its attention counted:")
-    typer.echo(str(answer.allocation))
+    typer.echo("\n".join(answer.lines()))
     if (sentence := describe_cost(cost, answer.total_flops)) is not None:
         say(f"cost: {sentence}")
     say(f"by: {answer.method}")

@@ -17,7 +17,7 @@ from isoflop.figures.curves import broken, ends_series, loss_series
 from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
 from isoflop.figures.text import counted, law_label, listed, parameters
-from isoflop.fit.approaches import Approach
+from isoflop.fit.optimal_line import Approach
 from isoflop.fit.runs import RunCurve
 from isoflop.laws import Law, optimal_allocation
 from isoflop.laws.forms import TRAINING_FLOPS

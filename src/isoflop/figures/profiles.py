@@ -11,8 +11,7 @@ from isoflop.figures.curves import ends_series
 from isoflop.figures.figure import Figure, NoFigure, Series, Shades
 from isoflop.figures.study import Study, loss_axis, size_axis
 from isoflop.figures.text import counted
-from isoflop.fit.alternatives import BUDGET
-from isoflop.fit.approaches import Minimum
+from isoflop.fit.optimal_line import Minimum
 from isoflop.fit.profiles import group, profile_minima, refused
 
 PROFILES = ("isoflop-profiles", "isoFLOP profiles: loss against size at equal compute")
@@ -30,7 +29,7 @@ def profiles(study: Study) -> Figure | NoFigure:
         return NoFigure(*PROFILES, study.nothing)
     N, L = study.columns["N"], study.columns["loss"]
     try:
-        groups, _ = group(study.C, study.budgets, BUDGET)
+        groups, _ = group(study.C, study.budgets)
     except ValueError as reason:
         return NoFigure(*PROFILES, f"the runs do not share budgets: {reason}")
     found = [(budget, rows) for budget, rows in groups if len(np.unique(N[rows])) >= FEWEST]
@@ -48,7 +47,7 @@ def profiles(study: Study) -> Figure | NoFigure:
         look: dict[str, Any] = {"shade": number / max(len(found) - 1, 1), "shades": None, "group": label}
         named = len(found) <= NAMED
         series.append(ends_series(study, order.tolist(), N[order], L[order], label, legend=named, **look))
-        if refused(np.log(N[order]), L[order], "parabola") is None:
+        if refused(np.log(N[order]), L[order]) is None:
             x, y, off = _parabola(N[order], L[order])
             series.append(Series(label, x, y, legend=False, **look))
             misfits.append((off, label))

@@ -15,17 +15,9 @@ from numpy.typing import ArrayLike
 from isoflop.arrays import Array
 from isoflop.figures.figure import Axis, Scale, Shades
 from isoflop.figures.text import Indices, counted, listed, loss_label, parameters, unique_names
-from isoflop.fit.approaches import (
-    Approach,
-    ApproachComparison,
-    NoApproach,
-    approach_3,
-    approaches_of,
-    compare_approaches,
-)
-from isoflop.fit.envelope import envelope_of
+from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
 from isoflop.fit.law_fit import LawFit, fit_law
-from isoflop.fit.profiles import isoflop_profiles
+from isoflop.fit.optimal_line import Approach
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate
@@ -200,12 +192,18 @@ class Study:
 
     @cached_property
     def _approaches(self) -> tuple[tuple[Approach, ...], tuple[NoApproach, ...]]:
-        return approaches_of(
-            {
-                "approach 1 (envelope)": self._envelope,
-                "approach 2 (isoFLOP minima)": self._profiles,
-                "approach 3 (this law)": self._parametric,
-            }
+        curves = (
+            (N, self.flops(curve), curve.losses[self.loss], curve.tokens)
+            for curve in self.curves
+            if (N := curve.size(self.convention)) is not None and self.loss in curve.losses
+        )
+        return side_by_side(
+            (self.C, *(self.columns[name] for name in ("N", "D", "loss"))),  # type: ignore[arg-type]
+            self.law or self.refused,
+            curves=curves,
+            budgets=self.budgets,
+            level=self.level,
+            convention=self.convention,  # type: ignore[arg-type]
         )
 
     @property
@@ -272,35 +270,6 @@ class Study:
         at = np.unique(np.linspace(0, len(N) - 1, min(len(N), 5)).round().astype(int))
         ticks = tuple((float(i / (len(N) - 1)), short(N[i]) if N[i] else "unknown") for i in at)
         return Shades(parameters(self.convention), ticks)
-
-    def _envelope(self) -> Approach:
-        runs = [
-            (N, self.flops(curve), curve.losses[self.loss], curve.tokens)
-            for curve in self.curves
-            if (N := curve.size(self.convention)) is not None and self.loss in curve.losses
-        ]
-        return envelope_of(runs, self.level, self.convention)  # type: ignore[arg-type]
-
-    def _profiles(self) -> Approach:
-        if len(self.counted) < 3:
-            raise ValueError(
-                f"several sizes at each of two budgets are needed, got {counted(len(self.counted), 'run', 'runs')}"
-            )
-        N, D, L = (self.columns[name] for name in ("N", "D", "loss"))
-        return isoflop_profiles(
-            self.C,
-            N,
-            D,
-            L,
-            budgets=self.budgets,
-            level=self.level,
-            convention=self.convention,  # type: ignore[arg-type]
-        )
-
-    def _parametric(self) -> Approach:
-        if self.law is None:
-            raise ValueError(self.refused)
-        return approach_3(self.law, self.level, self.rate)
 
 
 def study(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from isoflop.lookup import face
 
 if TYPE_CHECKING:
-    from isoflop.fit.approaches import Approach, approach_3, compare_approaches
-    from isoflop.fit.envelope import Curve, envelope_of, loss_envelope
+    from isoflop.fit.approaches import approach_3, compare_approaches
+    from isoflop.fit.envelope import loss_envelope
     from isoflop.fit.holdout import Extrapolation, extrapolation
     from isoflop.fit.law_fit import FITTED, LawFit, fit_law
-    from isoflop.fit.options import Option, compare_options, parse_option
+    from isoflop.fit.optimal_line import Approach
+    from isoflop.fit.options import Option, Price, compare_options, parse_option
     from isoflop.fit.plan import Plan
-    from isoflop.fit.price import Price
     from isoflop.fit.profiles import isoflop_profiles
     from isoflop.fit.runs import BadData, check_runs, final_loss
     from isoflop.fit.table import parse_where, read_table, table_of_runs
@@ -25,7 +25,6 @@ __all__ = [
     "FITTED",
     "Approach",
     "BadData",
-    "Curve",
     "Extrapolation",
     "LawFit",
     "Option",
@@ -35,7 +34,6 @@ __all__ = [
     "check_runs",
     "compare_approaches",
     "compare_options",
-    "envelope_of",
     "extrapolation",
     "final_loss",
     "fit_law",
@@ -50,13 +48,13 @@ __all__ = [
 __getattr__ = face(
     __name__,
     {
-        "approaches": "Approach approach_3 compare_approaches",
-        "envelope": "Curve envelope_of loss_envelope",
+        "approaches": "approach_3 compare_approaches",
+        "envelope": "loss_envelope",
         "law_fit": "FITTED LawFit fit_law",
+        "optimal_line": "Approach",
         "holdout": "Extrapolation extrapolation",
-        "options": "Option compare_options parse_option",
+        "options": "Option Price compare_options parse_option",
         "plan": "Plan",
-        "price": "Price",
         "profiles": "isoflop_profiles",
         "runs": "BadData check_runs final_loss",
         "table": "parse_where read_table table_of_runs",

@@ -15,7 +15,7 @@ from isoflop.arrays import Array
 from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.posterior import Posterior
-from isoflop.fit.profiles import isoflop_profiles
+from isoflop.fit.profiles import TOLERANCE, isoflop_profiles
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.frontier import Allocation, Frontier, short
 from isoflop.laws.papers import Published, published, published_names
@@ -25,8 +25,6 @@ SHAPE = "besiroglu2024"
 """Whose α + β says how an optimum shifts under inference or repetition, where a source states the optimum alone."""
 FEWEST = 8
 """Own runs for a fit of five constants."""
-BUDGET = 1.25
-"""A factor of C within which runs share a budget."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,6 @@ class Question:
     inference_tokens: float = 0.0
     unique_tokens: float | None = None
     level: float = 0.8
-
-    @property
-    def plain(self) -> bool:
-        """Whether the answer is the optimum at a training budget."""
-        return self.tokens is None and not self.inference_tokens and self.unique_tokens is None
 
     def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
         """The law's answer."""
@@ -147,7 +140,7 @@ def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> L
     )
 
 
-def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
+def other_laws(question: Question, besides: str = "") -> tuple[tuple[Alternative, ...], tuple[str, ...]]:
     """The published laws' answers, 20 tokens per parameter first; and why some have none."""
     prior = line_law(PriorLine(question.flops), question.flops, DEFAULT_N)
     sources: list[tuple[str, Law, bool, str]] = [("D = 20·N", prior, False, "")]
@@ -157,7 +150,7 @@ def other_laws(question: Question, besides: tuple[str, ...] = ()) -> tuple[tuple
             sources.append((name, *law_of_published(entry, question.flops), entry.note))
     rows, without = [], []
     for name, law, states_loss, note in sources:
-        if name in besides or (question.tokens is not None and not states_loss):
+        if name == besides or (question.tokens is not None and not states_loss):
             continue  # where D is fixed so is N: only losses differ
         try:
             rows.append(alternative(name, law, question, states_loss, note))
@@ -183,7 +176,7 @@ def own_fits(
     20 tokens per parameter lose .2%, the line through the eight minima .07%.
     """
     rows: list[Alternative] = []
-    if len(N) < FEWEST or np.ptp(np.log(C)) < np.log(BUDGET):
+    if len(N) < FEWEST or np.ptp(np.log(C)) < np.log(TOLERANCE):
         return ()
     for name in ("own approach 2, raw", "own approach 3, raw"):
         states_loss = name == "own approach 3, raw"

@@ -65,6 +65,7 @@ class LawFit(Shown):
         draws: of all constants, each [draws].
         influence: leave one out: () → change of each free constant [n, free] in standard errors, when a run is left
             out.
+        unknown: constants that the runs leave open, and why.
         left_out: runs that lie far off the law.
         misfit: scatter of the residuals over what seeds alone give; None: too few runs to tell.
     """
@@ -82,6 +83,7 @@ class LawFit(Shown):
     warnings: tuple[str, ...]
     draws: Mapping[str, Array] = field(repr=False)
     influence: Callable[[], Array] = field(repr=False)
+    unknown: tuple[Unknown, ...] = ()
     left_out: tuple[Outlier, ...] = ()
     misfit: float | None = None
 
@@ -225,12 +227,13 @@ def _result(
     runs: Runs,
     best: Optimum,
     drawn: Array,
-    open_: Unknown,
+    open_: Sequence[Unknown],
     level: float,
     convention: Convention,
     delta: float,
 ) -> LawFit:
     problem = best.objective.problem
+    closed = {name for each in open_ if each.closed for name in each.names}
     point = dict(zip(problem.names, problem.constants(best.theta[None])[0].tolist(), strict=True))
     spread = dict(zip(problem.names, problem.constants(drawn).T, strict=True))
     errors = {name: 0.0 if name in problem.fixed else float(values.std()) for name, values in spread.items()}
@@ -238,19 +241,20 @@ def _result(
     # where groups have constants of their own, the law is the first group's
     first = {constant: next(name for name in point if is_of(constant, name)) for constant in problem.form.constants}
     chosen = {constant: point[name] for constant, name in first.items()}
-    draws = None if open_.constants else {constant: spread[name] for constant, name in first.items()}
+    draws = None if closed else {constant: spread[name] for constant, name in first.items()}
     return LawFit(
         law=Law(problem.form, chosen, convention, draws, f"fitted to {len(runs)} runs"),
         parameters=point,
-        standard_errors=errors | dict.fromkeys(open_.constants, np.inf),
-        intervals=between | dict.fromkeys(open_.constants, (0.0, np.inf)),
+        standard_errors=errors | dict.fromkeys(closed, np.inf),
+        intervals=between | dict.fromkeys(closed, (0.0, np.inf)),
         level=level,
         covariance=np.cov(np.stack(list(spread.values()))).reshape(len(spread), len(spread)),
         objective=best.value,
         delta=delta,
         n=len(runs),
         residuals=problem.residuals(best.theta[None])[0],
-        warnings=(*runs.warnings, *open_.told),
+        unknown=tuple(open_),
+        warnings=(*runs.warnings, *map(str, open_)),
         draws=spread,
         influence=partial(influence, best, drawn),
     )

@@ -1,4 +1,7 @@
-"""Options such as 2x50B:300B compared: compute, expected loss, distance from the frontier, how sure the order is."""
+"""Options such as 2x50B:300B compared: compute, expected loss, distance from the frontier, how sure the order is.
+
+And compute as money and time: FLOPs to GPU-hours to dollars, and back (`Price`).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import numpy as np
 from isoflop.console import Shown
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
-from isoflop.laws.frontier import Frontier, Intervals, interval, short
-from isoflop.laws.papers import Published, published
+from isoflop.laws.frontier import Frontier, interval, short
+from isoflop.laws.papers import Published, law_and_source
 from isoflop.logs.files import SUFFIXES
 
 _NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)([a-z]?)"
@@ -110,20 +113,28 @@ class OptionComparison(Shown):
     level: float
     law: str
 
-    @property
-    def intervals(self) -> Intervals:
-        """Of the losses, by option."""
-        return {str(row.option): row.interval for row in self.rows if row.interval is not None}
-
-    def __str__(self) -> str:
-        lines = [f"{'option':16}{'FLOPs':>10}{'loss':>8}{f'{self.level:.0%}':>18}{'over optimum':>13}{'compute':>9}"]
+    def cells(self) -> list[list[str]]:
+        """A table, the first row with heads; without the column of intervals where there are none."""
+        table = [["option", "FLOPs", "loss", f"{self.level:.0%}", "over optimum", "compute"]]
         for row in self.rows:
             between = "" if row.interval is None else "[{:.4f}, {:.4f}]".format(*row.interval)
-            lines.append(
-                f"{row.option!s:16}{row.flops:>10.3g}{row.loss:>8.4f}{between:>18}{row.excess_loss:>13.4f}"
-                f"{row.compute_factor:>8.3g}×"
-            )
-        return "\n".join([*lines, self.sentence, f"by: {self.law}"])
+            cells = (f"{row.flops:.3g}", f"{row.loss:.4f}", between, f"{row.excess_loss:.4f}")
+            table.append([str(row.option), *cells, f"{row.compute_factor:.3g}×"])
+        if not any(row.interval for row in self.rows):
+            table = [[*line[:3], *line[4:]] for line in table]
+        return table
+
+    def __str__(self) -> str:
+        return "\n".join([*aligned(self.cells()), self.sentence, f"by: {self.law}"])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right, two spaces between."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        f"{first:{widths[0]}}" + "".join(f"  {text:>{width}}" for text, width in zip(rest, widths[1:], strict=True))
+        for first, *rest in table
+    ]
 
 
 def compare_options(
@@ -152,7 +163,7 @@ def compare_options(
     if len(set(parsed)) < len(parsed):
         twice = next(item for item in parsed if parsed.count(item) > 1)
         raise ValueError(f"expected different options, got {twice} twice: leave one out")
-    law, source = _loss_law(law)
+    law, source = law_and_source(law)
     point = Law(law.form, law.constants, law.convention)
     frontier = Frontier(law)
     losses = [np.atleast_1d(frontier.loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
@@ -167,18 +178,6 @@ def compare_options(
     close = [row for row in rows if row.behind and row.behind[1] and row.behind[1][0] <= 0]
     sure = not close if drawn else None
     return OptionComparison(tuple(rows), parsed[best], sure, _sentence(rows, best, close, drawn, level), level, source)
-
-
-def _loss_law(law: str | Law | Published) -> tuple[Law, str]:
-    if isinstance(law, str):
-        law = published(law)
-    if isinstance(law, Published):
-        if law.law is None:
-            raise ValueError(f"{law.name} states no loss: pass a law that does, such as besiroglu2024, or a fitted one")
-        return law.law, f"{law.paper}, {law.where}"
-    if isinstance(law, Law):
-        return law, law.source or law.form.text
-    raise ValueError(f"law expects a published name or a Law, got {law!r}: fit_law(…).law is one")
 
 
 def _compared(option: Option, losses: np.ndarray, law: Law, level: float) -> Compared:
@@ -204,11 +203,85 @@ def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: boo
         said += f"; whether it is better than {listed} is not sure: at {level:.0%} the difference includes 0."
     else:
         said += f"; at {level:.0%} the difference from each other option excludes 0."
-    cheaper = [row for row in rows if row.flops < rows[best].flops * (1 - 1e-9)]
-    if cheaper:
-        least = min(cheaper, key=lambda row: row.flops)
+    least = min(rows, key=lambda row: row.flops)
+    if least.flops < rows[best].flops * (1 - 1e-9):
         said += f" {least.option} takes {least.flops / rows[best].flops:.2g} of its compute."
     pooled = min((row for row in rows if row.option.count > 1), key=lambda row: row.loss_in_one, default=None)
     if pooled is not None and math.isfinite(pooled.loss_in_one):
         said += f" All compute of {pooled.option} in one run at its optimum: {pooled.loss_in_one:.4f}."
     return said
+
+
+HOUR = 3600.0
+SMALLEST_PEAK, LARGEST_PEAK = 1e11, 1e17
+"""FLOP/s of one device: below it is very likely in TFLOP/s, above it is no single device."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a device does in an hour, and what the hour costs. What is None is unknown, and so is all that needs it.
+
+    Attributes:
+        gpu: its name, for messages.
+        peak_flops: FLOP/s, dense, in the dtype of the matmuls: `isoflop.flops.device.lookup_peak` has a table.
+        mfu: model FLOPs over what the peak allows, 0 to 1 (Chowdhery et al. 2022, appendix B); .4 is usual for large
+            dense models.
+        usd_per_gpu_hour: dollars for an hour of one device.
+
+    Raises:
+        ValueError: a number out of range, or in another unit.
+
+    >>> price = Price("H100 SXM", 989.4e12, 0.4, 2.5)
+    >>> f"{price.gpu_hours(1e21):.0f} GPU-hours, {price.usd(1e21):.0f} dollars"
+    '702 GPU-hours, 1755 dollars'
+    """
+
+    gpu: str | None = None
+    peak_flops: float | None = None
+    mfu: float = 0.4
+    usd_per_gpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        mfu = check.positive("mfu", self.mfu, "share of the peak")
+        if mfu > 1:
+            raise ValueError(f"mfu must be a share of the peak, from 0 to 1, got {mfu:g}: 0.4 for 40%")
+        if self.peak_flops is not None:
+            peak = check.positive("peak_flops", self.peak_flops, "FLOP/s")
+            if not SMALLEST_PEAK <= peak <= LARGEST_PEAK:
+                raise ValueError(
+                    f"peak_flops must be the FLOP/s of one device, {SMALLEST_PEAK:g} to {LARGEST_PEAK:g}, got "
+                    f"{peak:g}: multiply TFLOP/s by 1e12; give one device's peak, not a cluster's"
+                )
+        if self.usd_per_gpu_hour is not None:
+            check.positive("usd_per_gpu_hour", self.usd_per_gpu_hour, "dollars per GPU-hour")
+
+    def gpu_hours(self, flops: float) -> float | None:
+        """Hours of one device for so many model FLOPs; None where the peak is unknown."""
+        flops = check.positive("flops", flops, "FLOPs")
+        return None if self.peak_flops is None else flops / (self.peak_flops * self.mfu * HOUR)
+
+    def usd(self, flops: float) -> float | None:
+        """Dollars for so many model FLOPs; None where the peak or the price is unknown."""
+        hours = self.gpu_hours(flops)
+        return None if hours is None or self.usd_per_gpu_hour is None else hours * self.usd_per_gpu_hour
+
+    def flops_for(self, *, usd: float | None = None, gpu_hours: float | None = None) -> float:
+        """Model FLOPs that so many dollars, or so many hours of one device, buy.
+
+        Raises:
+            ValueError: both or neither is given; the peak, or for dollars the price, is unknown.
+        """
+        if (usd is None) == (gpu_hours is None):
+            got = "both" if usd is not None else "neither"
+            raise ValueError(f"expected usd= or gpu_hours=, one of them, got {got}")
+        if usd is not None:
+            if self.usd_per_gpu_hour is None:
+                raise ValueError("dollars buy no FLOPs without a price: pass usd_per_gpu_hour=, or gpu_hours= instead")
+            gpu_hours = check.positive("usd", usd, "dollars") / self.usd_per_gpu_hour
+        hours = check.positive("gpu_hours", gpu_hours, "GPU-hours")  # type: ignore[arg-type]
+        if self.peak_flops is None:
+            raise ValueError(
+                f"hours buy no FLOPs without the peak of {self.gpu or 'the device'}: pass peak_flops=, its FLOP/s in "
+                f"the dtype of the matmuls (bfloat16, dense)"
+            )
+        return hours * HOUR * self.peak_flops * self.mfu

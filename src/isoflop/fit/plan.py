@@ -7,14 +7,12 @@ the posterior's, else that of the published law of another corpus, widely.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.arrays import Array
-from isoflop.console import Shown
 from isoflop.fit.alternatives import (
     SHAPE,
     Alternative,
@@ -26,82 +24,41 @@ from isoflop.fit.alternatives import (
     own_fits,
     table_of,
 )
-from isoflop.fit.approaches import Minimum
 from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine
+from isoflop.fit.optimal_line import Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.profiles import ProfileMinima, profile_minima
+from isoflop.fit.profiles import profile_minima
 from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, Intervals, interval, short
+from isoflop.laws.frontier import Allocation, interval, short
 from isoflop.laws.papers import Published, published
 from isoflop.record.run import DEFAULT_N
 
 
 @dataclass(frozen=True)
-class Plan(Shown):
-    """So many parameters on so many tokens.
+class Plan(Allocation):
+    """So many parameters on so many tokens; `loss` is NaN where no law gives it, `intervals` are of what is not given.
 
     Attributes:
-        N: parameters, counted as `convention` says.
-        D: training tokens, repeated ones included.
-        L: nats per token by the law used; None where none gives it.
-        flops: training FLOPs.
-        tokens_per_param: D/N.
-        intervals: (low, high) of "N", "D", "L", "flops", "tokens_per_param"; None where nothing says how sure they are.
-        level: of the intervals.
         method: whose advice this is.
-        convention: which parameters N counts.
         alternatives: the same question put to other laws, and N counted otherwise.
-        notes: what to know before relying on it.
-        inference_flops: to serve the tokens asked for.
-        unique_tokens: the stock, where one was given.
         minima: the isoFLOP minima of the user's own runs.
     """
 
-    N: float
-    D: float
-    L: float | None
-    flops: float
-    tokens_per_param: float
-    intervals: Intervals | None
-    level: float
-    method: str
-    convention: Convention = "unknown"
+    method: str = ""
     alternatives: tuple[Alternative, ...] = field(default=(), repr=False)
-    notes: tuple[str, ...] = ()
-    inference_flops: float = 0.0
-    unique_tokens: float | None = None
     minima: tuple[Minimum, ...] = field(default=(), repr=False)
 
     @property
-    def total_flops(self) -> float:
-        """Training and inference FLOPs."""
-        return self.flops + self.inference_flops
-
-    @property
-    def allocation(self) -> Allocation:
-        """Sizes, loss and FLOPs without their source."""
-        bounds = {"loss" if name == "L" else name: value for name, value in (self.intervals or {}).items()}
-        if self.inference_flops == 0:
-            bounds.pop("flops", None)  # given, not estimated
-        return Allocation(
-            self.N,
-            self.D,
-            np.nan if self.L is None else self.L,
-            self.flops,
-            self.tokens_per_param,
-            bounds,
-            self.level,
-            self.inference_flops,
-            self.unique_tokens,
-            self.convention,
-        )
+    def L(self) -> float | None:
+        """Nats per token by the law used; None where none gives it."""
+        return None if np.isnan(self.loss) else self.loss
 
     def __str__(self) -> str:
-        lines = [str(self.allocation), f"by: {self.method}", *(f"note: {note}" for note in self.notes)]
-        return "\n".join([*lines, *table_of(self.alternatives)])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([*self.lines(), f"by: {self.method}", *notes, *table_of(self.alternatives)])
 
 
 REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")
@@ -222,84 +179,90 @@ def plan(
         level,
     )
     if law is not None:
-        return _by_law(question, law)
-    return _by_line(question, own, convention, rows, keep_outliers, budgets, labels or {})
+        return _answer(question, _by_law(question, law))
+    if own is not None:
+        return _answer(question, _by_runs(question, own, convention, rows, keep_outliers, budgets, labels or {}))
+    line = PriorLine()
+    method = (
+        f"what published families of models showed: {PRIOR}; the ratio is that at {line.reference:.0e} FLOPs, "
+        "where their laws agree best, and intervals widen away from there"
+    )
+    return _answer(question, _Source(line_law(line, question.flops, DEFAULT_N), method, line=True))
 
 
-def _by_law(question: Question, law: str | Law | Published) -> Plan:
-    name, states_loss = "", True
+@dataclass(frozen=True)
+class _Source:
+    """What answers: a law, whose it is (`method`, a published `name`), and what own runs say beside it.
+
+    `states_loss`: the law's losses are its source's own. `line`: it knows the best size alone. `rate`: C/(N·D).
+    """
+
+    law: Law
+    method: str
+    name: str = ""
+    states_loss: bool = False
+    line: bool = False
+    own: Posterior | None = None
+    rate: float = TRAINING_FLOPS
+    rows: tuple[Alternative, ...] = ()
+    minima: tuple[Minimum, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def _by_law(question: Question, law: str | Law | Published) -> _Source:
     if isinstance(law, str):
         law = published(law)
-    if isinstance(law, Published):
-        name, method = law.name, f"{law.paper}, {law.where}"
-        notes = (law.note,) if law.note else ()
-        law, states_loss = law_of_published(law, question.flops)
-    elif isinstance(law, Law):
-        method = law.source or law.form.text
-    else:
+    if isinstance(law, Law):
+        return _Source(law, law.source or law.form.text, states_loss=True)
+    if not isinstance(law, Published):
         raise ValueError(f"law= expects a published name or a Law, got {law!r}: fit_law(…).law is one")
-    return _answer(question, law, states_loss, method, besides=(name,), notes=notes)
+    used, states_loss = law_of_published(law, question.flops)
+    notes = (law.note,) if law.note else ()
+    return _Source(used, f"{law.paper}, {law.where}", law.name, states_loss, notes=notes)
 
 
-def _by_line(
+def _by_runs(
     question: Question,
-    own: Mapping[str, ArrayLike] | None,
+    own: Mapping[str, ArrayLike],
     convention: Convention,
     called: Sequence[object] | None,
     keep_outliers: bool,
     budgets: ArrayLike | None,
     kinds: Mapping[str, Sequence[str]],
-) -> Plan:
-    if own is None:
-        line = PriorLine()
-        method = (
-            f"what published families of models showed: {PRIOR}; the ratio is that at {line.reference:.0e} FLOPs, "
-            "where their laws agree best, and intervals widen away from there"
-        )
-        return _answer(question, line_law(line, question.flops, DEFAULT_N), False, method, by_line=True)
+) -> _Source:
     runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
     C = runs.variables.get("C", TRAINING_FLOPS * N * D)
     labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
-    odd = implausible(C, N, D)
-    if odd.size:
+    if (odd := implausible(C, N, D)).size:
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
     posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers).towards(question.flops)
-    out = {run.row for run in posterior.left_out}
-    C, N, D, L = (np.delete(column, list(out)) for column in (C, N, D, L))
-    kinds = {name: [cell for i, cell in enumerate(cells) if i not in out] for name, cells in kinds.items()}
+    kept = np.delete(np.arange(len(N)), [run.row for run in posterior.left_out])
+    C, N, D, L = C[kept], N[kept], D[kept], L[kept]
+    kinds = {name: [cells[i] for i in kept] for name, cells in kinds.items()}
     poor = posterior.misfit is not None and posterior.misfit > POOR
     columns = explaining(*posterior.residuals(N, D, L), kinds) if poor and kinds else []
     rate = posterior.flops_per_param_token(question.flops)
-    found = _minima(C, N, D, L, budgets)
-    return _answer(
-        question,
+    found = None
+    with nullcontext() if budgets is not None else suppress(ValueError):  # the runs may share no budgets
+        found = profile_minima(C, N, D, L, budgets=budgets)
+    return _Source(
         line_law(posterior, question.flops, convention),
-        False,
-        _by_runs(posterior, question.flops),
+        _method(posterior, question.flops),
+        line=True,
+        own=posterior,
+        rate=rate,
         rows=own_fits(question, C, N, D, L, rate, convention, budgets),
+        minima=found.minima if found is not None else (),
         notes=(
             *runs.warnings,
             *(found.warnings if found is not None else ()),
             *_doubts(posterior, question.flops, convention, labels, columns),
         ),
-        minima=found.minima if found is not None else (),
-        rate=rate,
-        own=posterior,
-        by_line=True,
     )
 
 
-def _minima(C: Array, N: Array, D: Array, L: Array, budgets: ArrayLike | None) -> ProfileMinima | None:
-    if budgets is not None:
-        return profile_minima(C, N, D, L, budgets=budgets)
-    with suppress(ValueError):  # the runs share no budgets
-        return profile_minima(C, N, D, L)
-    return None
-
-
-def _by_runs(posterior: Posterior, C: float) -> str:
+def _method(posterior: Posterior, C: float) -> str:
     log_N, sd = posterior.at(posterior.largest)
     line, N = posterior.line(posterior.largest), np.exp(log_N)
     a = posterior.exponents(C)
@@ -341,41 +304,28 @@ def _doubts(
     return said
 
 
-def _answer(
-    question: Question,
-    law: Law,
-    states_loss: bool,
-    method: str,
-    *,
-    besides: tuple[str, ...] = (),
-    rows: tuple[Alternative, ...] = (),
-    notes: tuple[str, ...] = (),
-    minima: tuple[Minimum, ...] = (),
-    rate: float = TRAINING_FLOPS,
-    own: Posterior | None = None,
-    by_line: bool = False,
-) -> Plan:
-    found = question.put_to(law, rate)
+def _answer(question: Question, source: _Source) -> Plan:
+    law, notes = source.law, source.notes
+    found = question.put_to(law, source.rate)
     if question.tokens is not None:
-        free = replace(question, tokens=None).put_to(law, rate)
+        free = replace(question, tokens=None).put_to(law, source.rate)
         notes += (f"D is fixed; the optimum would be {short(free.N)} parameters on {short(free.D)} tokens",)
     repeats = question.unique_tokens is not None and question.unique_tokens < found.D
-    if not states_loss and (question.inference_tokens or repeats):
+    if not source.states_loss and (question.inference_tokens or repeats):
         notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
-    others, without = other_laws(question, besides)
+    others, without = other_laws(question, source.name)
     flops = found.flops if question.inference_tokens else question.flops
     intervals = None
-    if found.intervals is not None and (states_loss or question.tokens is None):
-        given = {"N": found.N, "D": found.D, "flops": flops, "tokens_per_param": found.tokens_per_param}
+    if found.intervals is not None and (source.states_loss or question.tokens is None):
+        names = ("N", "D", "flops", "tokens_per_param", *(["loss"] if source.states_loss else []))
+        given = {name: flops if name == "flops" else getattr(found, name) for name in names}
         intervals = {name: found.intervals.get(name, (value, value)) for name, value in given.items()}
-        if states_loss:
-            intervals["L"] = found.intervals.get("loss", (found.loss, found.loss))
-    L = found.loss if states_loss else None
-    if by_line and (question.unique_tokens or np.inf) >= found.D:  # no token is repeated
-        L, between, said = expected_loss(found.N, found.D, own, question.level)
+    loss = found.loss if source.states_loss else np.nan
+    if source.line and not repeats:
+        L, between, said = expected_loss(found.N, found.D, source.own, question.level)
         notes += (said,)
-        if between is not None:
-            intervals = {**(intervals or {}), "L": between}
+        if L is not None and between is not None:
+            loss, intervals = L, {**(intervals or {}), "loss": between}
     if not BUDGETS[0] <= question.flops <= BUDGETS[1]:
         notes += (
             f"no law was fitted to runs of about {question.flops:.2g} FLOPs, and all of these lie out of their range: "
@@ -387,16 +337,16 @@ def _answer(
     return Plan(
         found.N,
         found.D,
-        L,
+        loss,
         flops,
         found.tokens_per_param,
         intervals,
         question.level,
-        method,
-        found.convention,
-        (*counted, *rows, *others),
-        (*notes, *found.notes, *without),
         found.inference_flops,
         found.unique_tokens,
-        minima,
+        found.convention,
+        (*notes, *found.notes, *without),
+        source.method,
+        (*counted, *source.rows, *others),
+        source.minima,
     )

@@ -307,10 +307,6 @@ class ByDifferences(Problem):
         super().__init__(form, form.constants, fixed, log_loss)
         self.variables = variables
 
-    def holding(self, name: str, value: float) -> ByDifferences:
-        """The same with one more constant held."""
-        return ByDifferences(self.form, self.variables, self.log_loss, {**self.fixed, name: value})
-
     def residuals(self, theta: Array) -> Array:
         """Ln L̂ − ln L: θ [rows, free] → [rows, n]."""
         with np.errstate(all="ignore"):  # where a direction is flat, θ may run off

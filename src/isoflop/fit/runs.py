@@ -75,74 +75,81 @@ def check_runs(
         BadData: a column is missing, not of numbers, of another length; a value is not positive and finite; there are
             no runs; a unit is plainly another.
     """
-    for name in (*names, "loss"):
-        if name not in columns:
-            raise BadData(
-                f"expected a column {name!r} ({UNITS.get(name, 'numbers')}), got {', '.join([*columns][:30]) or 'none'}"
-            )
-    taken: dict[str, Array] = {}
-    for name in (*names, "loss"):
-        try:
-            taken[name] = np.asarray(columns[name], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise BadData(f"column {name!r}: expected numbers, got something else ({error})") from None
-        if taken[name].ndim != 1:
-            raise BadData(f"column {name!r}: expected one number a run, got an array of shape {taken[name].shape}")
+    taken = {name: _numbers_of(name, columns) for name in (*names, "loss")}
     n = len(taken["loss"])
     if n == 0:
         raise BadData("expected runs, got none: the table is empty")
     called = [f"row {i + 1}" for i in range(n)] if rows is None else [str(row) for row in rows]
     for name, values in taken.items():
-        if len(values) != n:
-            raise BadData(f"column {name!r} has {len(values)} values, but there are {n} losses")
-        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if bad.size:
-            more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
-            raise BadData(
-                f"{called[bad[0]]}, column {name!r}: expected a positive number of {UNITS.get(name, 'units')}, got "
-                f"{values[bad[0]]}{more}; leave the run out or correct it"
-            )
-        least = LEAST.get(name, 0.0)
-        if np.median(values) < least:
-            raise BadData(
-                f"column {name!r}: expected {UNITS[name]}, got values around {np.median(values):.3g}; they look like "
-                "millions or billions: multiply them out"
-            )
-        row = int(np.argmin(values))
-        if values[row] < least < np.median(values) / 1e3:
-            raise BadData(
-                f"{called[row]}, column {name!r}: expected {UNITS[name]}, got {values[row]:.3g} beside a median of "
-                f"{np.median(values):.3g}; it looks like millions or billions: multiply it out"
-            )
-    if "N" in taken and "D" in taken:
-        ratio = float(np.median(taken["D"] / taken["N"]))
-        if not TOKENS_A_PARAMETER[0] < ratio < TOKENS_A_PARAMETER[1]:
-            small = "N" if ratio > 1 else "D"
-            raise BadData(
-                f"column {small!r}: expected {UNITS[small]}, got values around {np.median(taken[small]):.3g}, which "
-                f"makes {ratio:.3g} tokens a parameter; they look like millions: multiply them out"
-            )
-        if _in_millions(taken["N"], taken["D"], taken["loss"]):
-            raise BadData(
-                f"columns 'N' and 'D': expected parameters and tokens, got values around {np.median(taken['N']):.3g} "
-                f"and {np.median(taken['D']):.3g}, with losses of models a million times larger; they look like "
-                "millions: multiply both out"
-            )
-    return Runs(
-        {name: taken[name] for name in names},
-        taken["loss"],
-        _weights(weights, n),
-        tuple(_oddities(taken, names, called)),
-    )
+        _check_column(name, values, called)
+    odd = _oddities(taken, names, called)
+    if {"N", "D"} <= {*taken}:
+        N, D, loss = taken["N"], taken["D"], taken["loss"]
+        _check_units(N, D, loss)
+        odd += _odd_losses(N, D, loss)
+    if (taken["loss"] > 20).any():
+        row = int(np.argmax(taken["loss"]))
+        odd.append(f"{called[row]}: a loss of {taken['loss'][row]:.3g} nats per token is no language model's")
+    shares = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if shares.shape != (n,) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.any():
+        raise BadData(f"weights: expected {n} numbers of at least 0, not all 0, got {shares}")
+    return Runs({name: taken[name] for name in names}, taken["loss"], shares, tuple(odd))
 
 
-def _in_millions(N: Array, D: Array, loss: Array) -> bool:
-    """Whether N and D are both in millions: runs of next to no compute with the losses of large models."""
-    if np.median(6 * N * D) >= LITTLE:
-        return False
+def _numbers_of(name: str, columns: Mapping[str, ArrayLike]) -> Array:
+    if name not in columns:
+        there = ", ".join([*columns][:30]) or "none"
+        raise BadData(f"expected a column {name!r} ({UNITS.get(name, 'numbers')}), got {there}")
+    try:
+        values = np.asarray(columns[name], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadData(f"column {name!r}: expected numbers, got something else ({error})") from None
+    if values.ndim != 1:
+        raise BadData(f"column {name!r}: expected one number a run, got an array of shape {values.shape}")
+    return values
+
+
+def _check_column(name: str, values: Array, called: Sequence[str]) -> None:
+    """BadData for another length, a value that is not positive, values or a value in another unit."""
+    unit, least = UNITS.get(name, "units"), LEAST.get(name, 0.0)
+    if len(values) != len(called):
+        raise BadData(f"column {name!r} has {len(values)} values, but there are {len(called)} losses")
+    if (bad := np.flatnonzero(~(np.isfinite(values) & (values > 0)))).size:
+        more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
+        raise BadData(
+            f"{called[bad[0]]}, column {name!r}: expected a positive number of {unit}, got {values[bad[0]]}{more}; "
+            "leave the run out or correct it"
+        )
+    middle, row = float(np.median(values)), int(np.argmin(values))
+    if middle < least:
+        raise BadData(
+            f"column {name!r}: expected {unit}, got values around {middle:.3g}; they look like millions or billions: "
+            "multiply them out"
+        )
+    if values[row] < least < middle / 1e3:
+        raise BadData(
+            f"{called[row]}, column {name!r}: expected {unit}, got {values[row]:.3g} beside a median of {middle:.3g}; "
+            "it looks like millions or billions: multiply it out"
+        )
+
+
+def _check_units(N: Array, D: Array, loss: Array) -> None:
+    """BadData where N or D, or both, are in millions: by their ratio, or by the losses of far larger models."""
+    ratio = float(np.median(D / N))
+    if not TOKENS_A_PARAMETER[0] < ratio < TOKENS_A_PARAMETER[1]:
+        small, values = ("N", N) if ratio > 1 else ("D", D)
+        raise BadData(
+            f"column {small!r}: expected {UNITS[small]}, got values around {np.median(values):.3g}, which "
+            f"makes {ratio:.3g} tokens a parameter; they look like millions: multiply them out"
+        )
     off = np.log(loss / _usual_loss(1e6 * N, 1e6 * D))
-    scatter = _scatter(off)
-    return abs(np.median(off)) < NEAR and scatter < min(ALIKE, EXPLAINED * _scatter(np.log(loss)))
+    alike = _scatter(off) < min(ALIKE, EXPLAINED * _scatter(np.log(loss)))
+    if np.median(6 * N * D) < LITTLE and abs(np.median(off)) < NEAR and alike:
+        raise BadData(
+            f"columns 'N' and 'D': expected parameters and tokens, got values around {np.median(N):.3g} "
+            f"and {np.median(D):.3g}, with losses of models a million times larger; they look like "
+            "millions: multiply both out"
+        )
 
 
 def _scatter(values: Array) -> float:
@@ -154,19 +161,11 @@ def _usual_loss(N: Array, D: Array) -> Array:
     return np.asarray(1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658)
 
 
-def _weights(weights: ArrayLike | None, n: int) -> Array:
-    values = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-    if values.shape != (n,) or not np.isfinite(values).all() or (values < 0).any() or not values.any():
-        raise BadData(f"weights: expected {n} numbers of at least 0, not all 0, got {values}")
-    return values
-
-
 def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence[str]) -> list[str]:
     said = []
-    table = np.column_stack([taken[name] for name in (*names, "loss")])
     first: dict[bytes, str] = {}
     twice = []
-    for row, label in zip(table, called, strict=True):
+    for row, label in zip(np.column_stack([*taken.values()]), called, strict=True):
         if first.setdefault(row.tobytes(), label) is not label:
             twice.append(f"{first[row.tobytes()]} and {label}")
     if twice:
@@ -174,24 +173,17 @@ def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence
             f"{len(twice)} run{'s are' if len(twice) > 1 else ' is'} given twice ({twice[0]}): each counts, which "
             "makes intervals too narrow"
         )
-    if "N" in taken and "D" in taken and (flops := float(np.median(6 * taken["N"] * taken["D"]))) < LITTLE:
+    if {"N", "D"} <= {*taken} and (flops := float(np.median(6 * taken["N"] * taken["D"]))) < LITTLE:
         said.append(f"half of the runs took less than {flops:.3g} FLOPs (6·N·D): are N and D multiplied out?")
     for name in names:
-        values = taken[name]
-        typical = np.median(values)
-        odd = np.flatnonzero((values < typical / 1e5) | (values > typical * 1e5))
-        if odd.size:
+        values, typical = taken[name], np.median(taken[name])
+        if (odd := np.flatnonzero((values < typical / 1e5) | (values > typical * 1e5))).size:
             said.append(
                 f"{called[odd[0]]}, column {name!r}: {values[odd[0]]:.3g} beside a median of {typical:.3g}: is it "
                 "in the same unit?"
             )
         if len(values) > 1 and np.ptp(np.log(values)) < 1e-9:
             said.append(f"all runs have the same {name} ({values[0]:.4g}): what depends on it is not identified")
-    if "N" in taken and "D" in taken:
-        said += _odd_losses(taken["N"], taken["D"], taken["loss"])
-    if (taken["loss"] > 20).any():
-        row = int(np.argmax(taken["loss"]))
-        said.append(f"{called[row]}: a loss of {taken['loss'][row]:.3g} nats per token is no language model's")
     return said
 
 
@@ -205,11 +197,8 @@ def _odd_losses(N: Array, D: Array, loss: Array) -> list[str]:
             "size: are they perplexities? Then name them: --column perplexity=…"
         )
     flops, ranks = np.log(N * D), np.unique(loss, return_inverse=True)[1]
-    if (
-        len(loss) >= 6
-        and min(np.ptp(flops), np.ptp(ranks)) > 1
-        and np.corrcoef(ranks, np.argsort(np.argsort(flops)))[0, 1] > RISING
-    ):
+    varies = len(loss) >= 6 and min(np.ptp(flops), np.ptp(ranks)) > 1
+    if varies and np.corrcoef(ranks, np.argsort(np.argsort(flops)))[0, 1] > RISING:
         said.append("the loss rises with compute: is it a score, such as an accuracy? No law here describes that")
     return said
 

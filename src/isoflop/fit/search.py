@@ -36,8 +36,6 @@ SAME = 1e-3
 """Starts that the continuation in δ has brought this near each other go on as one."""
 ROUNDS, SETTLED = 8, 0.02
 """Of the fit under a prior and of the noise that weighs it, and the change of that noise's logarithm that ends them."""
-MINIMA = 8
-"""That are kept, the best."""
 LOST = 1e-2
 """Share of the loss below which a term may have been overlooked: it is looked for again."""
 SMALL, GONE = 0.2, 20.0
@@ -62,7 +60,6 @@ class Optimum:
         value: Σ w·huber there, without the prior's part; Σ w·|r| of least absolute deviations.
         constants: how many of them the runs fit; what rests on a prior counts less.
         noise: standard deviation of ln L that the prior was weighed by.
-        minima: all that were found, the best first: θ and objective.
     """
 
     theta: Array
@@ -70,12 +67,6 @@ class Optimum:
     value: float
     constants: float
     noise: float = 0.0
-    minima: tuple[tuple[Array, float], ...] = ()
-
-    @property
-    def least(self) -> float:
-        """The least objective known."""
-        return min([float(self.objective.value(self.theta[None])[0]), *(value for _, value in self.minima)])
 
 
 def optimum(objective: Objective, *, absolute: bool = False) -> Optimum:
@@ -87,17 +78,16 @@ def optimum(objective: Objective, *, absolute: bool = False) -> Optimum:
     """
     if objective.prior is not None:
         return _under_prior(objective, objective.prior)
-    found = minima(objective)
-    theta, value = found[0]
+    theta, value = _least(objective)
     if np.abs(objective.problem.residuals(theta[None])).max() < NOISELESS:
         theta, value = _to_the_last_digit(objective, theta)
     if absolute:
         theta, value = least_absolute(objective, theta)
-    return Optimum(theta, objective, value, len(theta), minima=found)
+    return Optimum(theta, objective, value, len(theta))
 
 
-def minima(objective: Objective) -> tuple[tuple[Array, float], ...]:
-    """Minima found, the best first: θ and objective. Others than the first are local, or say that little is known."""
+def _least(objective: Objective) -> tuple[Array, float]:
+    """The least minimum found, θ and objective."""
     theta, values = minimise(objective, starts(objective), merge=SAME)
     again = _restarts(objective, theta[values.argmin()])
     if len(again):
@@ -105,7 +95,7 @@ def minima(objective: Objective) -> tuple[tuple[Array, float], ...]:
         theta, values = np.concatenate([theta, more]), np.concatenate([values, their_values])
     if isinstance(objective.problem, PowerSum):
         theta, values = _hop(objective, theta, values)
-    return tuple((theta[i], float(values[i])) for i in apart(theta, values, SAME, MINIMA))
+    return theta[values.argmin()], float(values.min())
 
 
 def _hop(objective: Objective, theta: Array, values: Array) -> tuple[Array, Array]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
 
 import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.fit.newton import Objective, minimise
 from isoflop.fit.prior import LEAST_NOISE, typical_size
-from isoflop.fit.problem import ByDifferences, PowerSum, Problem
+from isoflop.fit.problem import PowerSum
 from isoflop.fit.search import HIGHEST, LOWEST, Optimum
 
 MANY = 5000
@@ -132,98 +133,132 @@ VAGUE, STUCK = 0.5, 0.4
 share of it that draws must reach, else they have not left the flat valley's floor where they began."""
 LARGE = 0.6
 """An exponent above it counts as this: it came out high because it is open (published ones are below .8)."""
-ALIKE = "the runs are too much alike in size, or too noisy"
 ON_A_LINE = 0.02
 """Standard deviation of ln D about its line on ln N below which all runs lie on one."""
 EXPONENT_SPAN, COEFFICIENT_SPAN, SPAN = 4.0, 1e4, 100.0
 """Highest over lowest of 90% of the draws from which on an exponent is not identified; a coefficient, which goes with
 its exponent; a constant of a law that is no sum of powers."""
-ALIKE_OBJECTIVES = 0.01
-"""Relative difference of objectives below which no optimum is preferred. On Muennighoff et al. 2023's 182 runs the
-published optimum, at a sixth of the best R_D*, is 0.13% above the best; other draws of the runs move both by ±5%."""
-ROUNDING = 1e-6
-"""Of ln L: a difference of objectives by residuals that small is none either."""
-OTHER = 3.0
-"""Factor between two optima's values of a constant from which on they are different answers."""
+
+
+class Gap(Enum):
+    """Reasons why runs leave constants open, to be completed by the names and numbers of an `Unknown`."""
+
+    FEW = (
+        "{runs:.0f} run{s} for {constants:.2g} constants{beside}: the residuals do not show the noise, so no interval "
+        "is to be trusted"
+    )
+    SIZES = "not identified: {names}: the runs' sizes leave it open"
+    ALIKE = "not identified: {names}: the runs are too much alike in size, or too noisy"
+    LINE = (
+        "not identified: {names}: {other} goes with {one} in all runs (about {ratio:.3g} × {one}): which of them "
+        "lowers the loss is open"
+    )
+    SPAN = "{names} is not identified: 90% of its draws run from {low:.2g} to {high:.2g}"
+    ZERO = "{names} can't be distinguished from 0: the runs do not show where the loss levels off"
+    COUPLED = "{names} is not identified by itself: its draws run from {low:.2g} to {high:.2g}, with its exponent"
+    PRIOR = "{names} is determined by its prior ({label} = {mean:.4g} ± {sd:.3g}): the runs add next to nothing"
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """What the runs do not tell.
+    """Constants that runs do not tell, why, and the numbers behind it; `str()` says it.
 
-    Attributes:
-        constants: of which nothing is known.
-        told: in sentences.
+    `closed`: nothing can be said of their intervals.
     """
 
-    constants: frozenset[str]
-    told: tuple[str, ...]
+    gap: Gap
+    names: tuple[str, ...]
+    closed: bool = True
+    numbers: Mapping[str, float | str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.gap.value.format(names=", ".join(self.names), **self.numbers)
 
 
 def too_few(n: int, constants: float) -> bool:
-    """Whether so many runs, which fit so many constants (a share of one where a prior helps), tell no noise."""
-    return n < constants + FEW - 0.5
+    """Whether residuals say anything of the noise. With as many constants as runs they are rounding errors."""
+    return n < constants + FEW - 0.05
 
 
-def unknown(best: Optimum, drawn: Array) -> Unknown:
-    """What the runs of a fit do not tell, by its optimum and its draws [draws, free].
+def unknown(best: Optimum, drawn: Array) -> list[Unknown]:
+    """What the runs do not tell of a law: constants without an interval, and those that rest on others or a prior.
 
-    A published fit of 240 runs has its exponents to ±9% and B to a factor of 2.3 each way (Besiroglu et al. 2024).
+    Args:
+        best: the optimum.
+        drawn: θ [draws, free].
     """
-    problem = best.objective.problem
+    problem, prior = best.objective.problem, best.objective.prior
     n, free = len(problem.log_loss), problem.free_names
-    few = too_few(n, best.constants)
-    told = []
-    if few:
+    held = () if prior is None else prior.names
+    found = []
+    if too_few(n, best.constants):
         beside = "" if best.constants > len(free) - 0.05 else " without a prior"
-        told.append(
-            f"{n} run{'s' if n > 1 else ''} for {best.constants:.2g} constants{beside}: the residuals "
-            "do not show the noise, so no interval is to be trusted"
-        )
-    if isinstance(problem, PowerSum):
-        reasons = undetermined(best, problem, drawn)
-        for reason in dict.fromkeys(reasons.values()):
-            told.append(f"not identified: {', '.join(name for name in reasons if reasons[name] == reason)}: {reason}")
-        told += _wide(best, problem, drawn, reasons) + _resting(best, drawn)
-        return Unknown(frozenset(free if few else reasons), tuple(told))
-    flat, differing = flat_directions(best, drawn), _differing_minima(best, problem)
-    values = dict(zip(problem.names, problem.constants(best.theta[None])[0], strict=True))
-    told += [f"{name} = {values[name]:.3g} is not identified: {'; '.join(signs)}" for name, signs in flat.items()]
-    return Unknown(frozenset(free if few else (*flat, *differing)), (*told, *differing.values()))
+        numbers = {"runs": n, "s": "s" if n > 1 else "", "constants": best.constants, "beside": beside}
+        found.append(Unknown(Gap.FEW, free, True, numbers))
+    reasons = {name: why for name, why in _undetermined(best, drawn).items() if name not in held}
+    every = list(reasons.values())
+    for i, (gap, numbers) in enumerate(every):
+        if (gap, numbers) not in every[:i]:
+            mine = tuple(name for name in reasons if reasons[name] == (gap, numbers))
+            found.append(Unknown(gap, mine, True, numbers))
+    values, least_loss = problem.constants(drawn), float(np.exp(problem.log_loss.min()))
+    sums = isinstance(problem, PowerSum)
+    for i in problem.free:
+        name, (low, high) = problem.names[i], np.quantile(values[:, i], [0.05, 0.95])
+        span, numbers = high / max(low, 1e-300), {"low": low, "high": high}
+        if name in reasons or name in held:
+            continue
+        if problem.is_exponent[i] or not sums:
+            if span > (EXPONENT_SPAN if problem.is_exponent[i] else SPAN):
+                found.append(Unknown(Gap.SPAN, (name,), not sums, numbers))
+        elif isinstance(problem, PowerSum) and problem.slopes[i] < 0 and low < 0.01 * least_loss:
+            found.append(Unknown(Gap.ZERO, (name,), False))
+        elif span > COEFFICIENT_SPAN:
+            found.append(Unknown(Gap.COUPLED, (name,), False, numbers))
+    if prior is not None:
+        rests = prior.values(drawn)[0].std(axis=0) > RESTS * prior.sd
+        for i in np.flatnonzero(rests):
+            numbers = {"label": prior.labels[i], "mean": prior.mean[i], "sd": prior.sd[i]}
+            found.append(Unknown(Gap.PRIOR, (held[i],), False, numbers))
+    return found
 
 
-def undetermined(best: Optimum, problem: PowerSum, drawn: Array) -> dict[str, str]:
+Reason = tuple[Gap, dict[str, float | str]]
+
+
+def _undetermined(best: Optimum, drawn: Array) -> dict[str, Reason]:
     """Constants that the runs leave open, and why, by name (coefficients with their exponents).
 
     One size of model or nearly, a single line D = k·N, fewer distinct runs than constants: draws that start from one
-    optimum in a long flat valley stay near it, and would make narrow intervals of nothing. What has a prior is closed.
+    optimum in a long flat valley stay near it, and would make narrow intervals of nothing.
     """
-    said: dict[str, str] = {}
+    problem, prior, theta = best.objective.problem, best.objective.prior, best.theta
     free, is_exponent = problem.free_names, problem.is_exponent[problem.free]
-    held = () if best.objective.prior is None else best.objective.prior.names
+    sizes: Reason = (Gap.SIZES, {})
+    alike: Reason = (Gap.ALIKE, {})
     flat, errors = _linear_errors(best)
-    for i in np.flatnonzero(flat):
-        said[free[i]] = "the runs' sizes leave it open"
-    size = np.where(is_exponent, np.minimum(np.abs(best.theta), LARGE), 1)
-    edge = is_exponent & ((best.theta < LOWEST * 1.05) | (best.theta > HIGHEST * 0.95))
+    said = {free[i]: sizes for i in np.flatnonzero(flat)}
+    if not isinstance(problem, PowerSum):
+        return said
+    size = np.where(is_exponent, np.minimum(np.abs(theta), LARGE), 1)
+    edge = is_exponent & ((theta < LOWEST * 1.05) | (theta > HIGHEST * 0.95))
     stuck = (drawn.std(axis=0) < STUCK * errors) & (errors > 1e-6)
     for i in np.flatnonzero((errors > VAGUE * size) | stuck | edge):
-        said.setdefault(free[i], ALIKE)
+        said.setdefault(free[i], alike)
     # a term whose exponent is open takes any part of what the others leave, from the constant too
     if any(name in said for name, exponent in zip(free, is_exponent, strict=True) if exponent):
-        for i in problem.free:
-            if problem.slopes[i] < 0 and not problem.is_exponent[i]:
-                said.setdefault(problem.names[i], ALIKE)
+        for i in problem.free[(problem.slopes[problem.free] < 0) & ~is_exponent]:
+            said.setdefault(problem.names[i], alike)
+    held = () if prior is None else prior.names
     for columns, line in _on_a_line(problem):
         indices = np.unique(np.concatenate([problem.coefficient[:, columns], problem.exponent[:, columns]]))
         if not {problem.names[i] for i in indices if problem.is_exponent[i]} <= {*held}:
             said |= {problem.names[i]: line for i in indices if problem.names[i] in free}
-    for i in np.flatnonzero(~problem.is_exponent):
+    for i in problem.free[~is_exponent]:
         slopes = {problem.names[e] for e in problem.exponent[problem.coefficient == i].tolist() if e >= 0}
         for name in slopes & set(said):
-            if problem.names[i] in free:
-                said.setdefault(problem.names[i], said[name])
-    return {name: reason for name, reason in said.items() if name not in held}
+            said.setdefault(problem.names[i], said[name])
+    return said
 
 
 def _linear_errors(best: Optimum) -> tuple[Array, Array]:
@@ -236,120 +271,25 @@ def _linear_errors(best: Optimum) -> tuple[Array, Array]:
     if prior is not None:  # beside the runs, as runs of the same noise
         slope = np.concatenate([slope, max(spread, LEAST_NOISE) * prior.as_runs(theta)])
     norms = np.linalg.norm(slope, axis=0)
-    lengths = np.where(norms > 1e-12 * norms.max(), norms, np.inf)
+    nothing = ~(norms > 1e-12 * max(norms.max(), 1e-12))
+    lengths = np.where(nothing, np.inf, norms)
     _, singular, directions = np.linalg.svd(slope / lengths, full_matrices=len(slope) < len(theta))
     singular = np.append(singular, np.zeros(len(theta) - len(singular)))
-    least = SINGULAR * singular.max()
-    flat = (np.abs(directions[singular < least]) > 0.05).any(axis=0)
+    least = SINGULAR * max(singular.max(), 1e-300)
+    flat = (np.abs(directions[singular < least]) > 0.05).any(axis=0) | nothing
     scaled = directions / np.maximum(singular, least)[:, None] / lengths
     return flat, spread * np.linalg.norm(scaled, axis=0)
 
 
-def _on_a_line(problem: PowerSum) -> list[tuple[list[int], str]]:
-    """Pairs of terms whose variables go with each other in all runs, and that in words."""
-    found = []
+def _on_a_line(problem: PowerSum) -> list[tuple[list[int], Reason]]:
+    """Pairs of terms whose variables go with each other in all runs."""
+    found: list[tuple[list[int], Reason]] = []
     columns = {term.variable: k for k, term in enumerate(problem.terms) if term.variable}
     for one, other in itertools.combinations(columns, 2):
         x, y = problem.logs[:, columns[one]], problem.logs[:, columns[other]]
         if not (np.ptp(x) > 0 and np.ptp(y) > 0):
             continue
         if np.std(y - np.polyval(np.polyfit(x - x.mean(), y, 1), x - x.mean())) < ON_A_LINE:
-            ratio = np.exp(np.median(y - x))
-            line = f"{other} goes with {one} in all runs (about {ratio:.3g} × {one})"
-            found.append(([columns[one], columns[other]], f"{line}: which of them lowers the loss is open"))
+            ratio = float(np.exp(np.median(y - x)))
+            found.append(([columns[one], columns[other]], (Gap.LINE, {"one": one, "other": other, "ratio": ratio})))
     return found
-
-
-def _wide(best: Optimum, problem: PowerSum, drawn: Array, reasons: Mapping[str, str]) -> list[str]:
-    """Constants of a sum of powers whose draws reach too far, in sentences."""
-    said = []
-    held = () if best.objective.prior is None else best.objective.prior.names
-    values, least_loss = problem.constants(drawn), float(np.exp(problem.log_loss.min()))
-    for i in problem.free:
-        name = problem.names[i]
-        if name in reasons or name in held:
-            continue
-        low, high = np.quantile(values[:, i], [0.05, 0.95])
-        if problem.is_exponent[i]:
-            if high > EXPONENT_SPAN * max(low, 1e-12):
-                said.append(f"{name} is not identified: 90% of its draws run from {low:.2g} to {high:.2g}")
-        elif problem.slopes[i] < 0 and low < 0.01 * least_loss:
-            said.append(f"{name} can't be distinguished from 0: the runs do not show where the loss levels off")
-        elif high > COEFFICIENT_SPAN * max(low, 1e-300):
-            said.append(
-                f"{name} is not identified by itself: its draws run from {low:.2g} to {high:.2g}, with its exponent"
-            )
-    return said
-
-
-def _resting(best: Optimum, drawn: Array) -> list[str]:
-    """Which constants the runs tell nothing about that the prior had not told, in sentences."""
-    prior = best.objective.prior
-    if prior is None:
-        return []
-    rests = prior.values(drawn)[0].std(axis=0) > RESTS * prior.sd
-    return [
-        f"{name} is determined by its prior ({label} = {mean:.4g} ± {sd:.3g}): the runs add next to nothing"
-        for name, label, mean, sd, resting in zip(prior.names, prior.labels, prior.mean, prior.sd, rests, strict=True)
-        if resting
-    ]
-
-
-def flat_directions(best: Optimum, drawn: Array | None = None) -> dict[str, list[str]]:
-    """Constants of a law that is no sum of powers which the runs do not identify, and the signs of it.
-
-    Two signs: 90% of the draws span more than a factor of 100 (of an exponent: 4); held at ten times or a tenth of its
-    value (an exponent: twice, half) with the others fitted anew, a constant raises the objective by less than 1%. A
-    minimum that is not found hides a flat direction, so silence proves nothing.
-    """
-    problem = best.objective.problem
-    found = {}
-    for i, name in enumerate(problem.free_names):
-        is_exponent = bool(problem.is_exponent[problem.free[i]])
-        signs = []
-        if drawn is not None and len(drawn):
-            low, high = np.exp(np.quantile(drawn[:, i], [0.05, 0.95]))
-            if high > (EXPONENT_SPAN if is_exponent else SPAN) * low:
-                signs.append(f"90% of its draws run from {low:.2g} to {high:.2g}")
-        factor = 2.0 if is_exponent else 10.0
-        for text, times in ((f"{factor:g} times as much", factor), (f"1/{factor:g} of it", 1 / factor)):
-            value = _held(best.objective, best.theta, i, times)
-            if value <= _as_good(best):
-                signs.append(f"{text} fits as well{_excess(value, best)}")
-        if signs:
-            found[name] = signs
-    return found
-
-
-def _held(objective: Objective, theta: Array, i: int, times: float) -> float:
-    """The least objective near θ with a constant held at so many times its value."""
-    moved = theta + np.log(times) * (np.arange(len(theta)) == i)
-    problem = objective.problem
-    if len(theta) == 1 or not isinstance(problem, ByDifferences):
-        return float(objective.value(moved[None])[0])
-    held = replace(objective, problem=problem.holding(problem.free_names[i], float(np.exp(moved[i]))))
-    return float(minimise(held, np.delete(theta, i)[None], widest=0.0)[1][0])
-
-
-def _as_good(best: Optimum) -> float:
-    """The objective up to which no other fit is worse."""
-    return best.least * (1 + ALIKE_OBJECTIVES) + 0.5 * ROUNDING**2 * float(best.objective.weights.sum())
-
-
-def _differing_minima(best: Optimum, problem: Problem) -> dict[str, str]:
-    """Constants of which minima as good as the best have other values, and that in a sentence."""
-    near = [(problem.constants(theta[None])[0], value) for theta, value in best.minima if value <= _as_good(best)]
-    said = {}
-    for i in problem.free:
-        name, at = problem.names[i], sorted((float(constants[i]), _excess(value, best)) for constants, value in near)
-        if len(at) > 1 and at[-1][0] > OTHER * at[0][0]:
-            places = ", ".join(f"{value:.3g}{excess}" for value, excess in at)
-            share = f"{ALIKE_OBJECTIVES:.0%}"
-            said[name] = f"{len(at)} optima within {share} of the best objective differ in {name}: {places}"
-    return said
-
-
-def _excess(value: float, best: Optimum) -> str:
-    """How far an objective is above the best; nothing where it is the best, or both are 0 but for rounding."""
-    relative = value / max(best.least, 1e-300) - 1
-    return f" ({relative:+.2%})" if 1e-6 < relative <= ALIKE_OBJECTIVES else ""

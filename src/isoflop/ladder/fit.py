@@ -18,19 +18,10 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.approaches import (
-    Approach,
-    ApproachComparison,
-    approach_3,
-    approaches_of,
-    compare_approaches,
-    posterior_approach,
-)
+from isoflop.fit.approaches import ApproachComparison, compare_approaches, side_by_side
 from isoflop.fit.drifting_law import BudgetLine
-from isoflop.fit.envelope import envelope_of
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.profiles import isoflop_profiles
 from isoflop.fit.runs import (
     RunCurve,
     RunEnd,
@@ -43,7 +34,7 @@ from isoflop.fit.runs import (
 from isoflop.ladder.check import Described, described, run_losses
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
-from isoflop.laws.forms import compute_of, typical_rate
+from isoflop.laws.forms import compute_of
 from isoflop.laws.papers import published
 from isoflop.laws.quantities import short
 from isoflop.record.paths import check_location, location_of
@@ -64,8 +55,6 @@ SMALL = 1e7
 """Parameters below which laws have hardly been tested."""
 DRAWS = 400
 """Of approach 3's bootstrap."""
-OPEN = 0.15
-"""Standard error of an exponent from which on an approach says nothing: a is known to .09 before any run."""
 NAME = "ladder (law with prior)"
 
 
@@ -402,32 +391,20 @@ def _exponents(posterior: Posterior, target: BudgetLine, log_N: Array, level: fl
 def compare_all(finished: FinishedRuns, posterior: Posterior, target: BudgetLine, level: float) -> ApproachComparison:
     """The ladder's law and Hoffmann et al.'s approaches at the target; and why some of these are missing."""
     N, D, C, L = finished.columns
-
-    def by_curves() -> Approach:
-        curves = (
-            (size, curve.flops, curve.losses["train"], curve.tokens)
-            for curve in finished.curves
-            if (size := curve.size(finished.convention)) and "train" in curve.losses
-        )
-        found = envelope_of(curves, level, "unknown")
-        if found.standard_errors.get("a", math.inf) > OPEN:
-            raise ValueError("the envelope of these curves leaves the exponent open: too few sizes lead in turn")
-        return found
-
-    def by_law() -> Approach:
-        law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
-        if law.draws is None:
-            raise ValueError("these runs alone leave constants of the law open")
-        return approach_3(law, level, typical_rate(C, N, D))
-
-    found, without = approaches_of(
-        {
-            NAME: lambda: posterior_approach(posterior, target, level, NAME),
-            "approach 1 (envelope of curves)": by_curves,
-            "approach 2 (minima of isoFLOP profiles)": lambda: isoflop_profiles(C, N, D, L, level=level),
-            "approach 3 (the law without a prior)": by_law,
-        }
+    law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
+    curves = (
+        (size, curve.flops, curve.losses["train"], curve.tokens)
+        for curve in finished.curves
+        if (size := curve.size(finished.convention)) and "train" in curve.losses
     )
+    found, without = side_by_side(
+        (C, N, D, L),
+        law if law.draws is not None else "these runs alone leave constants of the law open",
+        posterior=(posterior, target),
+        curves=curves,
+        level=level,
+    )
+    found = tuple(replace(each, name=NAME) if each.number == 0 else each for each in found)
     return compare_approaches(found, target.C, without)
 
 

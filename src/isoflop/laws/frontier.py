@@ -87,28 +87,27 @@ class Allocation(Shown):
         """Passes over the stock of unique tokens; None where none was given."""
         return None if self.unique_tokens is None else max(1.0, self.D / self.unique_tokens)
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """Each quantity with its unit, and its interval where it was not given."""
         counted = "" if self.convention == "unknown" else f", {self.convention.replace('_', ' ')}"
-        lines = [
-            ("N", "N", f"parameters{counted}"),
-            ("D", "D", "tokens"),
-            ("D/N", "tokens_per_param", "tokens per parameter"),
-            *([] if np.isnan(self.loss) else [("loss", "loss", "nats per token")]),
-            ("FLOPs", "flops", "to train"),
-        ]
+        shown = [("N", "N", f"parameters{counted}"), ("D", "D", "tokens")]
+        shown += [("D/N", "tokens_per_param", "tokens per parameter"), ("loss", "loss", "nats per token")]
+        shown += [("FLOPs", "flops", "to train")]
         if self.inference_flops:
-            lines += [("", "inference_flops", "to serve"), ("", "total_flops", "in all")]
+            shown += [("", "inference_flops", "to serve"), ("", "total_flops", "in all")]
         if self.unique_tokens is not None:
-            lines += [("epochs", "epochs", f"over {short(self.unique_tokens)} unique tokens")]
-        return "\n".join([*(self._line(*line) for line in lines), *(f"note: {note}" for note in self.notes)])
+            shown += [("epochs", "epochs", f"over {short(self.unique_tokens)} unique tokens")]
+        lines = []
+        for label, name, unit in shown:
+            show = {"N": short, "D": short, "loss": "{:.4f}".format}.get(name, "{:.3g}".format)
+            low, high = (self.intervals or {}).get(name, (0.0, 0.0))
+            between = f"  [{show(low)}, {show(high)}] {self.level:.0%}" if low < high else ""
+            if not np.isnan(value := getattr(self, name)):
+                lines.append(f"{label:<7}{show(value):>9}  {unit}{between}")
+        return lines
 
-    def _line(self, label: str, name: str, unit: str) -> str:
-        show = {"N": short, "D": short, "loss": "{:.4f}".format}.get(name, "{:.3g}".format)
-        text = f"{label:<7}{show(getattr(self, name)):>9}  {unit}"
-        if self.intervals is None or self.level is None or name not in self.intervals:
-            return text
-        low, high = self.intervals[name]
-        return f"{text}  [{show(low)}, {show(high)}] {self.level:.0%}"
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), *(f"note: {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)

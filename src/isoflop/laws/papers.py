@@ -188,6 +188,19 @@ def published(name: str) -> Published:
     raise ValueError(f"no published law is named {name!r}{hint} Expected one of {', '.join(entries)}")
 
 
+def law_and_source(law: str | Law | Published) -> tuple[Law, str]:
+    """A law with a loss by its published name, or as it is; and whose it is. ValueError where it states no loss."""
+    if isinstance(law, str):
+        law = published(law)
+    if isinstance(law, Law):
+        return law, law.source or law.form.text
+    if not isinstance(law, Published):
+        raise ValueError(f"law expects a published name or a Law, got {law!r}: fit_law(…).law is one")
+    if law.law is None:
+        raise ValueError(f"{law.name} states no loss: pass a law that does, such as besiroglu2024, or a fitted one")
+    return law.law, f"{law.paper}, {law.where}"
+
+
 def published_names() -> tuple[str, ...]:
     """The names that `published` knows, by paper."""
     return tuple(_entries())

@@ -207,7 +207,7 @@ def plan_answer(runs: Sequence[Run], text: str) -> dict[str, Any]:
         "L": answer.L,
         "flops": answer.flops,
         "tokens_per_param": answer.tokens_per_param,
-        "intervals": {name: list(ends) for name, ends in (answer.intervals or {}).items()},
+        "intervals": {"L" if name == "loss" else name: list(ends) for name, ends in (answer.intervals or {}).items()},
         "level": answer.level,
         "n_convention": answer.convention,
         "method": answer.method,
