@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.console import tell
+from isoflop.console import finite, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import Price
@@ -53,6 +53,26 @@ RunFiles = Annotated[
     list[str],
     typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
 ]
+
+
+def picked(thing: object, names: str, **others: str) -> dict[str, Any]:
+    """Attributes of an object for JSON, which has no infinity; null for all of them where there is no object.
+
+    Args:
+        thing: the object.
+        names: of the attributes, between blanks.
+        others: attribute by another name that it gets.
+    """
+    wanted = {name: name for name in names.split()} | others
+    return {name: None if thing is None else _plain(getattr(thing, attribute)) for name, attribute in wanted.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    return finite(value) if isinstance(value, float) else value
 
 
 def amount(text: str, least: float = 5e-324) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -14,13 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson
-from isoflop.console import print_json, reported, tell
+from isoflop.cli.common import AsJson, picked
+from isoflop.console import cell, grid, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from isoflop.flops import Call, ModuleCount, Opened, Opinion, StepCount
+    from isoflop.flops.calls import Call
+    from isoflop.flops.count import ModuleCount, StepCount
+    from isoflop.flops.open_model import Opened
+    from isoflop.flops.other_counters import Opinion
 
 
 def count(
@@ -74,16 +76,33 @@ def count(
     values is run once with random inputs, if it is small; the output says so.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    def counted() -> _Done:
+        # what a user's code prints is no part of the output
+        with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
+            from isoflop.flops.inputs import describe_call
+            from isoflop.flops.open_model import open_model
+            from isoflop.flops.other_counters import opinions
+
+            opened = open_model(model, module_class, trust)
+            if checkpointing:
+                build = opened.build
+                opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
+            notes = [opened.note] if opened.note else []
+            call, step = _count(opened, notes, batch, seq, inputs or [], images, side)
+            others = opinions(opened.model, call, step) if compare else ()
+            return _Done(opened.name, describe_call(call), step, others, notes, printed.getvalue())
+
     with reported("count"):
-        step = _Step(batch, seq, inputs or [], images, side)
-        done = _apart(lambda: _counted(model, step, checkpointing, compare, module_class, trust), limit)
+        done = _apart(counted, limit)
     typer.echo(done.printed, err=True, nl=False)
     for note in done.notes:
         tell("count", note)
     if as_json:
-        print_json(as_object(done.counted, done.others if compare else None))
+        print_json(as_object(done.step, done.others if compare else None))
     else:
-        print_count(done.name, done.inputs, done.counted, done.others, depth)
+        print_count(done, depth)
 
 
 @dataclass
@@ -92,46 +111,11 @@ class _Done:
 
     name: str
     inputs: str
-    counted: StepCount
+    step: StepCount
     others: Sequence[Opinion]
     notes: list[str]
     printed: str
     """By the user's code."""
-
-
-@dataclass
-class _Step:
-    """What the options say of a training step."""
-
-    batch: int
-    seq: int | None
-    inputs: list[str]
-    images: int
-    side: int | None
-
-
-def _counted(
-    model: str,
-    step: _Step,
-    checkpointing: bool,
-    compare: bool,
-    module_class: str | None,
-    trust: bool,
-) -> _Done:
-    # what a user's code prints is no part of the output
-    with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
-        from isoflop.flops import describe_call, opinions
-        from isoflop.flops.open_model import open_model
-
-        opened = open_model(model, module_class, trust)
-        notes = [opened.note] if opened.note else []
-        if checkpointing:
-            build = opened.build
-            opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
-        call, counted = _count(opened, step, notes)
-        others = opinions(opened.model, call, counted) if compare else ()
-        return _Done(opened.name, describe_call(call), counted, others, notes, printed.getvalue())
 
 
 def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
@@ -140,10 +124,30 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
     Raises:
         ValueError: the fault in it; or it took too long or too much memory.
     """
-    if not hasattr(os, "fork") or sys.platform == "darwin":
-        return _answer(count)
+    from isoflop.flops.apart import can_fork
+    from isoflop.flops.calls import Uncountable
+
+    def send() -> None:
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        try:
+            sender.send((count(), None))
+        except MemoryError:
+            sender.send((None, "the model takes more memory than this machine has"))
+        except RecursionError:
+            sender.send((None, "the input is nested too deeply to be read"))
+        except (Uncountable, ValueError, OSError, ArithmeticError, RuntimeError) as fault:
+            sender.send((None, str(fault)))
+
+    if not can_fork():
+        try:
+            return count()
+        except Uncountable as fault:
+            raise ValueError(str(fault)) from None
+    import resource
+
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_send, args=(count, sender))
+    process = multiprocessing.get_context("fork").Process(target=send)
     process.start()
     sender.close()
     try:
@@ -164,45 +168,24 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
     return done
 
 
-def _send(count: Callable[[], _Done], sender: Any) -> None:
-    import resource
-
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    try:
-        sender.send((_answer(count), None))
-    except MemoryError:
-        sender.send((None, "the model takes more memory than this machine has"))
-    except RecursionError:
-        sender.send((None, "the input is nested too deeply to be read"))
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as fault:
-        sender.send((None, str(fault)))
-
-
-def _answer(count: Callable[[], _Done]) -> _Done:
-    from isoflop.flops import Uncountable
-
-    try:
-        return count()
-    except Uncountable as fault:
-        raise ValueError(str(fault)) from None
-
-
-def _count(opened: Opened, step: _Step, notes: list[str]) -> tuple[Call, StepCount]:
-    from isoflop.flops import Uncountable, candidate_calls, context_of, count_measured, count_otherwise, parse_input
-    from isoflop.flops.inputs import DEFAULT_LENGTH, describe_call, unnamed
+def _count(
+    opened: Opened, notes: list[str], batch: int, seq: int | None, inputs: list[str], images: int, side: int | None
+) -> tuple[Call, StepCount]:
+    from isoflop.flops.calls import Uncountable
+    from isoflop.flops.count import count_measured, count_otherwise
+    from isoflop.flops.inputs import DEFAULT_LENGTH, candidate_calls, context_of, describe_call, parse_input, unnamed
 
     model = opened.model
     context = context_of(model)
-    length = step.seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    length = seq or min(context or DEFAULT_LENGTH, DEFAULT_LENGTH)
     if context is not None and length > context:
         fewer = f"the model is made for {context:,} positions, fewer than --seq {length:,}"
         notes.append(f"{fewer}; counted as if it had them")
-    given = dict(parse_input(text, step.batch, length) for text in step.inputs)
-    calls = candidate_calls(model, step.batch, length, given, step.images, step.side)
+    given = dict(parse_input(text, batch, length) for text in inputs)
+    calls = candidate_calls(model, batch, length, given, images, side)
     for name in unnamed(model, given):
         notes.append(f"{type(model).__name__}.forward names no input {name!r}: it may do nothing with it")
-    tokens = step.batch * step.seq if step.seq is not None else None
+    tokens = batch * seq if seq is not None else None
     reasons: list[str] = []
     for call in calls:
         try:
@@ -232,23 +215,15 @@ def _checkpointed(model: nn.Module) -> nn.Module:
 
 def as_object(counted: StepCount, opinions: Sequence[Opinion] | None = None) -> dict[str, Any]:
     """The object that `--json` prints: exact integers, null for what is unknown."""
-    flops = counted.flops
+    flops = picked(counted.flops, "hardware causal full")
     result: dict[str, Any] = {
         "parameters": counted.parameters.by_convention(),
-        "flops": {
-            "model": counted.model_flops,
-            "hardware": None if flops is None else flops.hardware,
-            "causal": None if flops is None else flops.causal,
-            "full": None if flops is None else flops.full,
-            "6nd": counted.six_nd,
-        },
+        "flops": {"model": counted.model_flops, **flops, "6nd": counted.six_nd},
         "method": f"{counted.method} ({counted.reason})" if counted.reason else counted.method,
-        "uncounted": list(counted.uncounted),
-        "notes": list(counted.notes),
+        **picked(counted, "uncounted notes"),
     }
     if opinions is not None:
-        keys = ("counter", "convention", "flops", "ours", "difference", "reasons")
-        result["compare"] = [{key: getattr(opinion, key) for key in keys} for opinion in opinions]
+        result["compare"] = [picked(each, "counter convention flops ours difference reasons") for each in opinions]
     return result
 
 
@@ -283,21 +258,14 @@ def peak(
     if as_json:
         print_json({"device": name, "measured": rates, "datasheet": sheets, "stored": path and str(path)})
         return
-    from rich.console import Console
-
-    table = _table("", ["dtype"], ["measured", "datasheet", "reached"])
+    typer.echo(f"{name}: dense matrix products")
+    table = grid("dtype", "measured", "datasheet", "reached")
     for dtype, rate in rates.items():
         printed = sheets[dtype]
         of_it = ("–", "–") if printed is None else (rate_text(printed / 1e12), f"{rate / printed:.0%}")
         table.add_row(dtype, rate_text(rate / 1e12), *of_it)
-    typer.echo(f"{name}: dense matrix products")
-    Console().print(table)
-    kept = (
-        f'Kept in {path}, for peak_flops="measured"'
-        if path
-        else 'Not kept; --store keeps them for peak_flops="measured"'
-    )
-    tell("peak", kept)
+    screen().print(table)
+    tell("peak", f'{f"Kept in {path}," if path else "Not kept; --store keeps them"} for peak_flops="measured"')
 
 
 # -- for people --------------------------------------------------------------------------------------------------------
@@ -311,28 +279,29 @@ _CONVENTIONS = {
 }
 
 
-def print_count(name: str, inputs: str, counted: StepCount, opinions: Sequence[Opinion], depth: int) -> None:
-    """Print the count of a step of the model `name` on `inputs`, with `depth` levels of its modules."""
-    from rich.console import Console
+def print_count(done: _Done, depth: int) -> None:
+    """Print the count of a step, with `depth` levels of the model's modules."""
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 120))  # in a file whole names are worth more than a width
+    console, counted = screen(120), done.step  # in a file whole names are worth more than a width
 
     def note(text: str, style: str = "yellow") -> None:
         console.print(Text(text, style=style), soft_wrap=True)
 
-    console.print(Text.assemble((name, "bold"), f" · one training step on {inputs}"), soft_wrap=True)
+    console.print(Text.assemble((done.name, "bold"), f" · one training step on {done.inputs}"), soft_wrap=True)
     console.print(_parameter_table(counted))
     console.print(_flops_table(counted))
     if counted.modules is not None and depth:
         console.print(_module_table(counted.modules, depth, console.width))
-    if opinions:
-        console.print(_opinion_table(opinions))
-    for opinion in opinions:
-        for reason in opinion.reasons:
-            note(f"  {opinion.counter}: {reason}", "")
+    if done.others:
+        table = _table("Other counters, each in its own scope", "counter", "scope", "theirs", "ours", "difference")
+        for each in done.others:
+            difference = cell(each.difference, "+.2%")
+            table.add_row(each.counter, each.convention, _flops(each.flops), _flops(each.ours), difference)
+        console.print(table)
+    for each in done.others:
+        for reason in each.reasons:
+            note(f"  {each.counter}: {reason}", "")
     note(f"Counted by: {counted.method}", "dim")
     if counted.reason:
         note(f"Not in a better way, because: {counted.reason}")
@@ -345,33 +314,24 @@ def print_count(name: str, inputs: str, counted: StepCount, opinions: Sequence[O
         note(f"Counted 0, for no formula is known: {names}. isoflop.register_flop_formula adds one")
 
 
-def _table(title: str, words: Sequence[str], numbers: Sequence[str], remark: bool = False) -> Any:
-    """Columns of words (the first is never cut), of numbers, and of a remark."""
-    from rich import box
-    from rich.table import Table
-
-    # at 80 columns the spare spaces of rich's own layout are needed
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, column in enumerate(words):
-        table.add_column(column, no_wrap=i == 0)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
-    if remark:
-        table.add_column("")
+def _table(title: str, *columns: str) -> Any:
+    """A table whose columns of words ("" is a remark's) may be broken but for the first."""
+    words = [i for i, name in enumerate(columns) if name in ("", "scope")]
+    table = grid(*columns, left=[0, *words], folded=words, title=title)
+    table.title_justify, table.padding = "left", (0, 1, 0, 0)  # at 80 columns the spare spaces are needed
     return table
 
 
 def _parameter_table(counted: StepCount) -> Any:
-    table = _table(f"Parameters N, counted {counted.parameters.method}", ["convention"], ["N"], remark=True)
+    table = _table(f"Parameters N, counted {counted.parameters.method}", "convention", "N", "")
     for name, count in counted.parameters.by_convention().items():
-        table.add_row(name, _whole(count), _CONVENTIONS[name])
+        table.add_row(name, cell(count, ","), _CONVENTIONS[name])
     return table
 
 
 def _flops_table(counted: StepCount) -> Any:
     title = "FLOPs of the step, forward and backward (1 multiply-add = 2)"
-    a_token = ["a token"] if counted.tokens else []
-    table = _table(title, ["convention"], ["FLOPs", *a_token, "to model"], remark=True)
+    table = _table(title, "convention", "FLOPs", *(["a token"] if counted.tokens else []), "to model", "")
     model, flops = counted.model_flops, counted.flops
     rows = [("model", model, "windows, documents; nothing twice" if flops else "estimated")]
     if flops is not None:
@@ -391,7 +351,7 @@ def _module_table(root: ModuleCount, depth: int, width: int) -> Any:
     """The tree; where `width` is short, first without forward FLOPs, then without the modules' kinds."""
     names, kinds, modules = zip(*_rows(root, depth), strict=True)
     columns = {
-        "parameters": [_whole(module.parameters) for module in modules],
+        "parameters": [f"{module.parameters:,}" for module in modules],
         "forward": [_flops(module.forward) for module in modules],
         "step": [_flops(module.model) for module in modules],
         "hardware": [_flops(module.hardware) for module in modules],
@@ -408,10 +368,9 @@ def _module_table(root: ModuleCount, depth: int, width: int) -> Any:
     if room() < min(widest, 16):
         del columns["forward"]
     with_kinds = room() >= min(widest, 8)
-    title = "By module (step: forward and backward)"
-    table = _table(title, ["module", ""] if with_kinds else ["module"], list(columns))
+    table = _table("By module (step: forward and backward)", "module", *([""] if with_kinds else []), *columns)
     if with_kinds:
-        table.columns[1].no_wrap, table.columns[1].max_width = True, room()
+        table.columns[1].no_wrap, table.columns[1].max_width, table.columns[1].overflow = True, room(), "ellipsis"
     for name, kind, *cells in zip(names, kinds, *columns.values(), strict=True):
         table.add_row(name, *([kind] if with_kinds else []), *cells)
     return table
@@ -443,17 +402,5 @@ def _sums(module: ModuleCount) -> tuple[int, ...]:
     return module.parameters, module.forward, module.model, module.hardware
 
 
-def _opinion_table(opinions: Sequence[Opinion]) -> Any:
-    table = _table("Other counters, each in its own scope", ["counter", "scope"], ["theirs", "ours", "difference"])
-    for opinion in opinions:
-        difference = "–" if opinion.difference is None else f"{opinion.difference:+.2%}"
-        table.add_row(opinion.counter, opinion.convention, _flops(opinion.flops), _flops(opinion.ours), difference)
-    return table
-
-
-def _whole(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
 def _flops(value: float | None) -> str:
-    return "–" if value is None else ("0" if value == 0 else f"{value:.4e}")
+    return "0" if value == 0 else cell(value, ".4e")
