@@ -245,18 +245,16 @@ LEAST_A_RUNG = 3
 """Sizes: a parabola has three coefficients."""
 LEAST_BELOW = 6
 """Runs below the largest rung, so that it can be left out and predicted: as many as constants and one more."""
-SWEEPS, BEST = 3, 4
-"""Times that all sizes are tried, and arrangements whose sizes are exchanged."""
+SWEEPS = 3
 
 
-def _even(
-    problem: Problem, counts: Sequence[int], ratio: float, width: float = 1.0, gap: float = 1.0
-) -> tuple[Rung, ...] | None:
-    """Rungs of so many sizes, smallest first, evenly spaced; they take the whole spend, or what the dearest run may.
+Arrangement = tuple[tuple[int, ...], tuple[float, ...], float, float]
+"""Sizes by rung, smallest rung first; budgets over the largest one; of `WIDTHS`; of `GAPS`."""
 
-    None where sizes do not suffice.
-    """
-    shares = [ratio ** (k - len(counts) + 1) for k in range(len(counts))]
+
+def _arranged(problem: Problem, arrangement: Arrangement) -> tuple[Rung, ...] | None:
+    """Evenly spaced sizes that take the whole spend, or what the dearest run may; None where they do not suffice."""
+    counts, shares, width, gap = arrangement
     top = problem.spend / sum(n * share for n, share in zip(counts, shares, strict=True))
     made: list[Rung] = []
     for _ in range(5 if problem.branches else 1):  # what branches save depends on the sizes, these on the budgets
@@ -284,8 +282,12 @@ def _spread(problem: Problem, budget: float, count: int, width: float, gap: floa
 
 
 def _fits(problem: Problem, rungs: Sequence[Rung]) -> bool:
-    different = len({size for rung in rungs for size in rung.sizes})
-    return different <= problem.bounds.different and problem.cost(rungs) <= 1.001 * problem.spend
+    return len(_sizes(rungs)) <= problem.bounds.different and problem.cost(rungs) <= 1.001 * problem.spend
+
+
+def _sizes(rungs: Sequence[Rung]) -> list[Shape]:
+    """Different ones, smallest first."""
+    return sorted({size for rung in rungs for size in rung.sizes}, key=lambda size: size.N)
 
 
 def _brackets(row: Sequence[Shape], middle: float) -> bool:
@@ -294,33 +296,53 @@ def _brackets(row: Sequence[Shape], middle: float) -> bool:
     return bool(logs.min() <= -BESIDE and logs.max() >= BESIDE and np.abs(logs).min() < NEAR)
 
 
-def _arrangements(problem: Problem) -> Iterator[tuple[Rung, ...]]:
-    """Evenly spaced ones within the bounds: the lower rungs alike, the top one as many sizes or fewer."""
-    least, most = problem.bounds.runs
+def _arrangements(bounds: Bounds) -> Iterator[Arrangement]:
+    """Even ones: the lower rungs alike, the top one as many sizes or fewer."""
+    least, most = bounds.runs
     for rungs, lower, top in itertools.product(RUNGS, range(LEAST_A_RUNG, 8), range(LEAST_A_RUNG, 8)):
         below = (rungs - 1) * lower
         if top > lower + 1 or below < LEAST_BELOW or not least <= below + top <= most:
             continue
         for ratio, width, gap in itertools.product(RATIOS, WIDTHS, GAPS):
             if ratio ** (rungs - 1) <= SPAN * 1.01:
-                made = _even(problem, (*[lower] * (rungs - 1), top), ratio, width, gap)
-                if made is not None:
-                    yield made
+                yield (*[lower] * (rungs - 1), top), _even_shares(rungs, ratio), width, gap
+
+
+def _even_shares(rungs: int, ratio: float) -> tuple[float, ...]:
+    return tuple(ratio ** (k - rungs + 1) for k in range(rungs))
+
+
+def _neighbours(arrangement: Arrangement) -> Iterator[Arrangement]:
+    """One step away: a budget moved with all below it, another width or gap."""
+    counts, shares, *_ = arrangement
+    for k, factor, width, gap in itertools.product(range(1, len(counts)), (0.6, 1.0, 1 / 0.6), WIDTHS, GAPS):
+        moved = (*(share * factor for share in shares[:k]), *shares[k:])
+        if moved[0] * SPAN >= 0.99 and all(high >= 2 * low for low, high in itertools.pairwise(moved)):
+            yield counts, moved, width, gap
 
 
 def best_design(problem: Problem) -> tuple[Rung, ...]:
     """The rungs of the least score, smallest first.
 
-    All even arrangements of rungs, ratios, widths and numbers of runs first; then the best ones' sizes are exchanged,
-    one by one, while that helps.
+    All even arrangements of rungs, ratios, widths and numbers of runs first; then the best one's budgets are moved and
+    its sizes exchanged, one by one, while that helps.
 
     Raises:
         ValueError: no arrangement fits the spend and the bounds; the text names those that bind.
     """
-    found = [(worth_of(problem, rungs).score, k, rungs) for k, rungs in enumerate(_arrangements(problem))]
+    found = _scored(problem, _arrangements(problem.bounds))
     if not found:
         raise ValueError(_binding(problem))
-    return min(_exchanged(problem, rungs, score) for score, _, rungs in sorted(found)[:BEST])[1]
+    best = min(found)
+    while (other := min(_scored(problem, _neighbours(best[1])))) < best:
+        best = other
+    score, _, rungs = best
+    return _exchanged(problem, rungs, score)
+
+
+def _scored(problem: Problem, arrangements: Iterator[Arrangement]) -> list[tuple[float, Arrangement, tuple[Rung, ...]]]:
+    made = ((each, _arranged(problem, each)) for each in arrangements)
+    return [(worth_of(problem, rungs).score, each, rungs) for each, rungs in made if rungs]
 
 
 def _binding(problem: Problem) -> str:
@@ -328,7 +350,7 @@ def _binding(problem: Problem) -> str:
 
     def feasible(other: Problem) -> bool:
         try:
-            return any(True for _ in _arrangements(other))
+            return any(_arranged(other, each) for each in _arrangements(other.bounds))
         except ValueError:
             return False
 
@@ -344,8 +366,8 @@ def _binding(problem: Problem) -> str:
     return f"no ladder of {least} to {most} runs for {problem.spend:.3g} FLOPs lies within the bounds: {which}"
 
 
-def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[float, tuple[Rung, ...]]:
-    """Sizes replaced by better ones, in one rung or in all that have them, until nothing helps; and their score."""
+def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple[Rung, ...]:
+    """Sizes replaced by better ones, in one rung or in all that have them, until nothing helps."""
     allowed = [problem.allowed(rung.budget) for rung in rungs]
     middles = [math.log(problem.middle(rung.budget)) for rung in rungs]
 
@@ -361,16 +383,21 @@ def _exchanged(problem: Problem, rungs: tuple[Rung, ...], score: float) -> tuple
             made[k] = replace(rungs[k], sizes=tuple(row))
         return tuple(made) if tuple(made) != rungs and _fits(problem, made) else None
 
+    def moves() -> Iterator[tuple[Sequence[int], Shape, Shape]]:
+        for k, rung in enumerate(rungs):
+            yield from (([k], *change) for change in itertools.product(rung.sizes, allowed[k]))
+        for old, new in itertools.product(_sizes(rungs), allowed[-1]):
+            if 0.4 < new.N / old.N < 2.5:
+                yield range(len(rungs)), old, new
+
     for _ in range(SWEEPS):
-        before, sizes = score, sorted({size for rung in rungs for size in rung.sizes}, key=lambda size: size.N)
-        moves = [([k], old, new) for k, rung in enumerate(rungs) for old in rung.sizes for new in allowed[k]]
-        moves += [([*range(len(rungs))], old, new) for old in sizes for new in allowed[-1] if 0.4 < new.N / old.N < 2.5]
-        for move in moves:
+        before = score
+        for move in moves():
             if (made := replaced(*move)) and (value := worth_of(problem, made).score) < score - 1e-6:
                 rungs, score = made, value
         if before - score < 1e-3:
             break
-    return score, rungs
+    return rungs
 
 
 def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float = 1.0) -> tuple[Rung, ...] | None:
@@ -380,9 +407,9 @@ def even_grid(problem: Problem, runs: int, *, ratio: float = 3.0, width: float =
     None where the sizes do not suffice.
     """
     rungs = max(3, round(runs / 5))
-    counts = [runs // rungs + (k < runs % rungs) for k in range(rungs)]
+    counts = tuple(runs // rungs + (k < runs % rungs) for k in range(rungs))
     free = replace(problem, bounds=replace(problem.bounds, different=99), branches=False)
-    return _even(free, counts, ratio, width)
+    return _arranged(free, (counts, _even_shares(rungs, ratio), width, 1.0))
 
 
 WORTH_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 20.0)

@@ -253,13 +253,32 @@ class LadderFit:
     target: BudgetLine = field(repr=False, compare=False)
 
     def loss_of(self, N: float, D: float) -> Estimate:
-        """Loss to expect of one run of N parameters (counted as the ladder's) on D tokens."""
+        """Loss to expect of one run of N parameters (counted as the ladder's) on D tokens.
+
+        The posterior's median, and an interval that knows of what laws miss beyond a ladder.
+        """
         return _loss(self.posterior, N, D, self.level)
 
     @cached_property
     def approaches(self) -> ApproachComparison:
         """This law's and Hoffmann et al.'s three, side by side at the target; and why some of these are missing."""
-        return compare_all(self.finished, self.posterior, self.target, self.level)
+        finished, level = self.finished, self.level
+        N, D, C, L = finished.columns
+        law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
+        curves = (
+            (size, curve.flops, curve.losses["train"], curve.tokens)
+            for curve in finished.curves
+            if (size := curve.size(finished.convention)) and "train" in curve.losses
+        )
+        found, without = side_by_side(
+            (C, N, D, L),
+            law if law.draws is not None else "these runs alone leave constants of the law open",
+            posterior=(self.posterior, self.target),
+            curves=curves,
+            level=level,
+        )
+        found = tuple(replace(each, name=NAME) if each.number == 0 else each for each in found)
+        return compare_approaches(found, self.target.C, without)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the object of `--json`, None for what is unknown; docs/ladder.md documents the keys."""
@@ -276,7 +295,7 @@ class LadderFit:
             "approaches": [{key: getattr(row, key) for key in row_keys} for row in compared.rows],
             "without_opinion": [str(each) for each in compared.without],
             "described": {
-                **{name: getattr(self.check, name) for name in ("well", "moving", "noisy", "odds", "moves", "noise")}
+                name: getattr(self.check, name) for name in ("well", "moving", "noisy", "odds", "moves", "noise")
             },
             "leave_largest_out": None
             if check is None
@@ -362,7 +381,6 @@ def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.9
 
 
 def _loss(posterior: Posterior, N: float, D: float, level: float) -> Estimate:
-    """Of one run: the posterior's median, and an interval that knows of what laws miss beyond a ladder."""
     around = estimate(np.exp(run_losses(posterior, N, D)), level)
     return replace(around, value=float(np.exp(np.median(posterior.run_losses(N, D)))))
 
@@ -386,26 +404,6 @@ def _exponents(posterior: Posterior, target: BudgetLine, log_N: Array, level: fl
         step = math.log(target.C / posterior.largest)
         found["a"] = estimate((log_N - posterior.sizes(target.at(posterior.largest))) / step, level)
     return found
-
-
-def compare_all(finished: FinishedRuns, posterior: Posterior, target: BudgetLine, level: float) -> ApproachComparison:
-    """The ladder's law and Hoffmann et al.'s approaches at the target; and why some of these are missing."""
-    N, D, C, L = finished.columns
-    law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
-    curves = (
-        (size, curve.flops, curve.losses["train"], curve.tokens)
-        for curve in finished.curves
-        if (size := curve.size(finished.convention)) and "train" in curve.losses
-    )
-    found, without = side_by_side(
-        (C, N, D, L),
-        law if law.draws is not None else "these runs alone leave constants of the law open",
-        posterior=(posterior, target),
-        curves=curves,
-        level=level,
-    )
-    found = tuple(replace(each, name=NAME) if each.number == 0 else each for each in found)
-    return compare_approaches(found, target.C, without)
 
 
 def _warnings(

@@ -16,8 +16,6 @@ from isoflop.record.run import PREFERRED_N
 
 PLAN_VERSION = 1
 """Layout of the file; other versions are refused."""
-CONVENTIONS = PREFERRED_N
-"""Counts of N that every run states (`isoflop.flops.parameters`)."""
 
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -38,7 +36,7 @@ class PlannedRun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         rung: which budget it belongs to, 0 the smallest.
         config: the model: "family", "depth", "width", "heads", "head_dim", "mlp_width", "vocab_size",
             "sequence_length", "tied" … (`isoflop.ladder.sizes`), plain values only.
-        parameters: N by convention (`CONVENTIONS`).
+        parameters: N by convention (`isoflop.record.run.PREFERRED_N`).
         tokens: D, a whole number of steps: steps · batch_tokens.
         batch_tokens: tokens of an optimizer step, a whole number of sequences.
         steps: optimizer steps.
@@ -139,11 +137,6 @@ def _plain(value: Struct) -> Any:
 
 
 def _plan_from(found: object) -> LadderPlan:
-    """The plan that plain values hold.
-
-    Raises:
-        PlanError: a field is missing, unknown or of another kind, or runs contradict themselves.
-    """
     values = dict(found) if isinstance(found, dict) else found
     version = values.pop("version", None) if isinstance(values, dict) else PLAN_VERSION
     if version != PLAN_VERSION:
@@ -153,8 +146,8 @@ def _plan_from(found: object) -> LadderPlan:
     except ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
         raise PlanError(f"{place.strip('.`') or 'the plan'}: {text[0].lower()}{text[1:]}") from None
-    if plan.convention not in CONVENTIONS:
-        raise _refused("convention", f"one of {', '.join(CONVENTIONS)}", plan.convention)
+    if plan.convention not in PREFERRED_N:
+        raise _refused("convention", f"one of {', '.join(PREFERRED_N)}", plan.convention)
     if plan.level >= 1:
         raise _refused("level", "a probability between 0 and 1", plan.level)
     if not plan.runs:
@@ -165,12 +158,9 @@ def _plan_from(found: object) -> LadderPlan:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise PlanError(f"runs: expected a name of its own for each, got {twice[0]!r} more than once")
-    longest = {run.name: run for run in plan.runs if run.branch_of is None}
+    before_decay = {run.name: run.steps - (run.decay_steps or 0) for run in plan.runs if run.branch_of is None}
     for i, run in enumerate(plan.runs):
-        if run.branch_of is None:
-            continue
-        trunk = longest.get(run.branch_of)
-        if trunk is None or run.decay_steps is None or run.first_step > trunk.steps - (trunk.decay_steps or 0):
+        if run.branch_of and (run.decay_steps is None or run.first_step > before_decay.get(run.branch_of, -1)):
             expected = "a run that starts anew and has not decayed where this one's decay_steps begin"
             raise _refused(f"runs[{i}].branch_of", expected, run.branch_of)
     return plan
@@ -179,7 +169,7 @@ def _plan_from(found: object) -> LadderPlan:
 def _check_run(path: str, run: PlannedRun) -> None:
     if run.name in (".", "..") or not all(letter.isalnum() or letter in "-_." for letter in run.name):
         raise _refused(f"{path}.name", "letters, digits, '-', '_' and '.', fit for a folder", run.name)
-    for name in CONVENTIONS:
+    for name in PREFERRED_N:
         if name not in run.parameters:
             raise PlanError(f"{path}.parameters.{name}: missing")
     planned = run.steps * run.batch_tokens

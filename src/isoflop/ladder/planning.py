@@ -109,20 +109,19 @@ def plan_ladder(
     Raises:
         ValueError: numbers that can't be, an unknown model or rule, or no ladder within the bounds.
     """
-    runs = (min(Bounds.runs[0], max_runs) if min_runs is None else min_runs, max_runs)
-    _check(flops, spend, level, runs, max_sizes, sizes, tokens_per_param, min_steps)
     family = family_of(model, vocab_size, sequence_length)
     bounds = Bounds(
-        runs,
-        max_sizes,
-        tokens_per_param,
-        sizes,
-        math.inf if max_flops_per_run is None else max_flops_per_run,
-        (
+        runs=(min(Bounds.runs[0], max_runs) if min_runs is None else min_runs, max_runs),
+        different=max_sizes,
+        ratio=tokens_per_param,
+        sizes=sizes,
+        flops=math.inf if max_flops_per_run is None else max_flops_per_run,
+        tokens=(
             all_steps(min_steps) * family.sequence_length,
             math.inf if unique_tokens is None else REPEATED * unique_tokens,
         ),
     )
+    _check(flops, spend, level, bounds, min_steps)
     problem = ladder_problem(family, flops, spend, bounds, branches=branches, known=_known(history))
     batch = batch_rule(batch_rule_name)
     try:
@@ -160,44 +159,37 @@ def plan_ladder(
     )
 
 
-def _check(
-    flops: float,
-    spend: float,
-    level: float,
-    runs: tuple[int, int],
-    max_sizes: int,
-    sizes: tuple[float, float] | None,
-    ratio: tuple[float, float],
-    min_steps: int,
-) -> None:
+def _check(flops: float, spend: float, level: float, bounds: Bounds, min_steps: int) -> None:
     for name, value in (("--flops", flops), ("--spend", spend)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a positive number of FLOPs, got {value!r}")
+    runs, sizes, ratio = bounds.runs, bounds.sizes or (1, math.inf), bounds.ratio
+    wrong = None
     if spend >= flops:
-        raise ValueError(
+        wrong = (
             f"--spend: expected less than the target's {flops:.3g} FLOPs, got {spend:.3g}: a ladder that costs as much "
             "as the run that it sizes saves nothing"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"--level: expected a probability between 0 and 1, got {level!r}")
-    if not LEAST_RUNS <= runs[0] <= runs[1]:
-        raise ValueError(
+    elif not 0 < level < 1:
+        wrong = f"--level: expected a probability between 0 and 1, got {level!r}"
+    elif not LEAST_RUNS <= runs[0] <= runs[1]:
+        wrong = (
             f"--min-runs and --max-runs: expected 9 ≤ least ≤ most, got {runs[0]} and {runs[1]}: three profiles of "
             "three sizes are the least that show five constants and their noise"
         )
-    if max_sizes < 4:
-        raise ValueError(
-            f"--max-sizes: expected 4 or more, got {max_sizes}: three budgets of three sizes share no less"
-        )
-    if sizes is not None and not 0 < sizes[0] < sizes[1]:
-        raise ValueError(f"--sizes: expected the least and the most parameters, got {sizes[0]:g} and {sizes[1]:g}")
-    if not 0 < ratio[0] <= RATIO / 2 or not ratio[1] >= 2 * RATIO:
-        raise ValueError(
+    elif bounds.different < 4:
+        wrong = f"--max-sizes: expected 4 or more, got {bounds.different}: three budgets of three sizes share no less"
+    elif not 0 < sizes[0] < sizes[1]:
+        wrong = f"--sizes: expected the least and the most parameters, got {sizes[0]:g} and {sizes[1]:g}"
+    elif not 0 < ratio[0] <= RATIO / 2 or not ratio[1] >= 2 * RATIO:
+        wrong = (
             f"--tokens-per-param: expected at most {RATIO / 2:g} and at least {2 * RATIO:g}, about the {RATIO:g} of "
             f"published optima, got {ratio[0]:g} and {ratio[1]:g}"
         )
-    if min_steps < 1:
-        raise ValueError(f"--min-steps: expected 1 or more, got {min_steps}")
+    elif min_steps < 1:
+        wrong = f"--min-steps: expected 1 or more, got {min_steps}"
+    if wrong:
+        raise ValueError(wrong)
 
 
 def _known(history: Sequence[str | os.PathLike[str]]) -> tuple[Array, Array]:
@@ -277,19 +269,14 @@ def _runs(rungs: Sequence[Rung], rate: Recipe, batch: Recipe, min_steps: int, br
                 flops=steps * batch_tokens * shape.flops_per_token,
             )
         )
-    return _branched(found) if branches else tuple(found)
-
-
-def _branched(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
-    """The same, shorter runs of a size as branches of its longest."""
-    longest: dict[tuple[object, ...], PlannedRun] = {}
-    for run in sorted(runs, key=lambda run: run.steps):
-        longest[tuple(run.parameters.values())] = run
-    found = []
-    for run in runs:
-        trunk = longest[tuple(run.parameters.values())]
-        found.append(run if trunk is run else msgspec.structs.replace(run, branch_of=trunk.name))
-    return tuple(found)
+    longest: dict[float, PlannedRun] = {}
+    for run in sorted(found, key=lambda run: run.steps):
+        longest[run.parameters["total"]] = run
+    trunks = [longest[run.parameters["total"]] if branches else run for run in found]
+    return tuple(
+        run if trunk is run else msgspec.structs.replace(run, branch_of=trunk.name)
+        for run, trunk in zip(found, trunks, strict=True)
+    )
 
 
 def _expected(
@@ -301,14 +288,9 @@ def _expected(
     own = math.hypot(NOISE * math.sqrt(1 + SHARED), beyond(problem.flops, largest))  # a run at the target scatters too
 
     def about(estimate: float, sd: Callable[[Worth], float]) -> ExpectedInterval:
-        factor, wide = math.exp(z * sd(planned)), None if even is None else math.exp(z * sd(even))
-        return ExpectedInterval(
-            estimate=estimate,
-            low=estimate / factor,
-            high=estimate * factor,
-            even_low=None if wide is None else estimate / wide,
-            even_high=None if wide is None else estimate * wide,
-        )
+        factor, wide = math.exp(z * sd(planned)), 0.0 if even is None else math.exp(z * sd(even))
+        others = {"even_low": estimate / wide, "even_high": estimate * wide} if wide else {}
+        return ExpectedInterval(estimate=estimate, low=estimate / factor, high=estimate * factor, **others)
 
     return {
         "N_opt": about(N, lambda worth: float(np.median(worth.size))),
