@@ -248,7 +248,7 @@ def tensorboard_fails_at(method: str) -> Fault:
     return fault
 
 
-TENSORBOARD = {method: tensorboard_fails_at(method) for method in ("__init__", "scalars", "flush")}
+TENSORBOARD = {method: tensorboard_fails_at(method) for method in ("__init__", "add", "flush")}
 
 
 def tensorboard_constructor(folder: Path, later: Any) -> None:
@@ -256,7 +256,7 @@ def tensorboard_constructor(folder: Path, later: Any) -> None:
 
 
 def tensorboard_write(folder: Path, later: Any) -> None:
-    TENSORBOARD["scalars"](folder, later)
+    TENSORBOARD["add"](folder, later)
 
 
 def tensorboard_flush(folder: Path, later: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ def test_every_scalar_by_hand():
         }
     )
     assert set(scalars()) == set(INTERVAL) - PARTS
-    parts = NOW._replace(totals=replace(NOW.totals, flops_no_grad=7, flops_optimizer=5))
+    parts = NOW._replace(totals=NOW.totals._replace(flops_no_grad=7, flops_optimizer=5))
     assert [scalars(now=parts)[name] for name in sorted(PARTS)] == [7, 5]
 
 

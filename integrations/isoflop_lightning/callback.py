@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,6 @@ import torch
 from isoflop.guard import UNKNOWN, Guard, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
-from isoflop_lightning.base import LightningCallback
 from isoflop_lightning.split import SplitStep
 from isoflop_lightning.trainer import describe_trainer
 
@@ -27,7 +28,13 @@ _STEP = "Lightning: a training step"
 _EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
 
 
-class IsoFLOPMonitor(LightningCallback):
+_PACKAGES = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.split(".")[0])]
+"""Two copies of one package: our callback is both's, whichever the user's Trainer comes from."""
+if not _PACKAGES:
+    raise ModuleNotFoundError("No module named 'lightning'", name="lightning")
+
+
+class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _PACKAGES)):  # type: ignore[misc]
     """Counts a run's parameters, tokens and FLOPs, records loss against compute, shows it in the trainer's loggers.
 
     Args:
@@ -167,7 +174,8 @@ class IsoFLOPMonitor(LightningCallback):
 
     def _show(self, monitor: Monitor, trainer: Any) -> None:
         """Our scalars for what monitors a metric, and whether to end."""
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in monitor.scalars.items()})
+        scalars = monitor.scalars
+        trainer.callback_metrics.update(zip(scalars, torch.tensor([*scalars.values()]).unbind(), strict=True))
         if monitor.should_stop:
             trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
 

@@ -401,7 +401,7 @@ class StepObserver:
                 self.tally.add(counted.tokens, counted.flops, times=counted.times)
                 counted.times = 0
         if self.costing.optimizer.model:
-            self.tally.correct(self.costing.optimizer * self._steps)
+            self.tally.correct(self.costing.optimizer, self._steps)
         self._steps = 0
         return self.tally.drain()
 

@@ -7,10 +7,10 @@ same data.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -60,8 +60,7 @@ def sum_over_ranks(integers: Sequence[int], floats: Sequence[float]) -> tuple[li
 Loss = float | int | torch.Tensor
 
 
-@dataclass(frozen=True)
-class Totals:
+class Totals(NamedTuple):
     """Sums over all ranks since the run began. The `without_*` counts tell whether a sum can be given at all."""
 
     processed: int = 0
@@ -70,12 +69,9 @@ class Totals:
     flops: int = 0
     flops_hardware: int = 0
     flops_attention: int = 0
-    flops_no_grad: int = 0
-    """Of `flops`: without gradients (a teacher, a reference, generation)."""
-    flops_optimizer: int = 0
-    """Of `flops`: the optimizer's own matrix products."""
-    without_tokens: int = 0
-    """(Micro-)batches whose tokens could not be told."""
+    flops_no_grad: int = 0  # of `flops`: without gradients (a teacher, a reference, generation)
+    flops_optimizer: int = 0  # of `flops`: the optimizer's own matrix products
+    without_tokens: int = 0  # (micro-)batches whose tokens could not be told
     without_labels: int = 0
     without_flops: int = 0
 
@@ -99,9 +95,9 @@ class Totals:
         """D of the laws: processed less padding."""
         return None if self.without_tokens else self.processed - self.padding
 
-    def state_dict(self) -> dict[str, int]:
-        """Plain integers, for a checkpoint."""
-        return asdict(self)
+    def plus(self, part: Totals) -> Totals:
+        """The sum of two."""
+        return Totals(*map(operator.add, self, part))
 
 
 MAX_WAITING = 256
@@ -109,7 +105,7 @@ MAX_WAITING = 256
 
 
 class DeviceSum:
-    """A running sum of numbers and 0-dim tensors; the tensors' part stays on their device, one operation an addition.
+    """A running sum of numbers and 0-dim tensors; the tensors' part stays on their device.
 
     What is added is read at once, in stream order, for a CUDA graph may overwrite it at its next replay; only what
     nobody else writes to (`owned`) may wait, and costs nothing before the sum is read.
@@ -118,18 +114,16 @@ class DeviceSum:
     def __init__(self, dtype: torch.dtype) -> None:
         self.number: float = 0
         self.tensor: torch.Tensor | None = None
+        self.waiting: list[tuple[torch.Tensor, float]] = []
         self._dtype = dtype
-        self._waiting: list[tuple[torch.Tensor, float]] = []
 
     def add(self, value: Loss, scale: float = 1, owned: bool = False) -> None:
         """Add `scale · value`; `owned`: a tensor without gradient that stays as it is."""
         if not isinstance(value, torch.Tensor):
             self.number += value * scale
             return
-        if owned:
-            self._waiting.append((value, scale))
-            if len(self._waiting) >= MAX_WAITING:
-                self.collect()
+        if owned and len(self.waiting) < MAX_WAITING:
+            self.waiting.append((value, scale))
             return
         value = value.detach()
         if self.tensor is None or self.tensor.device != value.device:
@@ -137,21 +131,12 @@ class DeviceSum:
             self.tensor = torch.zeros((), dtype=self._dtype, device=value.device)
         self.tensor.add_(value if value.dim() == 0 else value.reshape(()), alpha=scale)
 
-    def collect(self) -> None:
-        """Add the owned tensors that wait."""
-        for value, scale in self._waiting:
-            self.add(value, scale)
-        self._waiting.clear()
-
 
 class Tally:
     """This process's part since the last `drain`; device tensors are read there only, with one sync."""
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._counts = dict.fromkeys((field.name for field in fields(Totals)), 0)
+        self._counts = [0] * len(Totals._fields)
         self._padding = DeviceSum(torch.int64)
         self._loss_tokens = DeviceSum(torch.int64)
         self._loss_sum = DeviceSum(torch.float32)  # a sum in bf16 would stop growing
@@ -164,52 +149,60 @@ class Tally:
     ) -> None:
         """One (micro-)batch, or `times` that are alike; None: unknown. Without `count_tokens` its FLOPs alone."""
         if flops is None:
-            self._counts["without_flops"] += times
+            self._counts[_WITHOUT_FLOPS] += times
         else:
-            self.correct(flops * times)
+            self.correct(flops, times)
         if count_tokens:
             self.add_tokens(tokens, times)
 
-    def correct(self, flops: FlopCount) -> None:
+    def correct(self, flops: FlopCount, times: int = 1) -> None:
         """Add FLOPs, maybe negative, without a batch."""
-        self._counts["flops"] += flops.model
-        self._counts["flops_hardware"] += flops.hardware
-        self._counts["flops_attention"] += flops.attention
-        self._counts["flops_no_grad"] += flops.no_grad
-        self._counts["flops_optimizer"] += flops.optimizer
+        parts = (flops.model, flops.hardware, flops.attention, flops.no_grad, flops.optimizer)
+        for i, part in enumerate(parts, _FLOPS):
+            self._counts[i] += part * times
 
     def add_tokens(self, count: TokenCount | None, times: int = 1) -> None:
         """The tokens of one (micro-)batch, or of `times` that are alike; None: unknown."""
         self.batches += times
         if count is None:
-            self._counts["without_tokens"] += times
+            self._counts[_WITHOUT_TOKENS] += times
             return
-        self._counts["processed"] += count.processed * times
+        self._counts[0] += count.processed * times
         self._padding.add(count.padding, times, owned=True)
         if count.loss_tokens is None:
-            self._counts["without_labels"] += times
+            self._counts[_WITHOUT_LABELS] += times
         else:
             self._loss_tokens.add(count.loss_tokens, times, owned=True)
 
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
-        placements = getattr(loss, "placements", None)
-        if placements is not None:  # a DTensor, under torch's loss_parallel
-            if not all(placement.is_replicate() for placement in placements):
-                raise ValueError(f"expected a loss that every rank of the mesh holds, got one placed {placements}")
-            loss = loss.to_local()  # type: ignore[union-attr]
-        self._loss_sum.add(loss if isinstance(loss, torch.Tensor) else as_float(loss), scale, owned)
+        if isinstance(loss, torch.Tensor):
+            placements = getattr(loss, "placements", None)
+            if placements is not None:  # a DTensor, under torch's loss_parallel
+                if not all(placement.is_replicate() for placement in placements):
+                    raise ValueError(f"expected a loss that every rank of the mesh holds, got one placed {placements}")
+                loss = loss.to_local()  # type: ignore[attr-defined]
+            self._loss_sum.add(loss, scale, owned)
+        else:
+            self._loss_sum.number += as_float(loss) * scale
         self._losses += 1
 
     def drain(self) -> tuple[Totals, float, int]:
         """Everything since the last call, of this process: (counts, sum of losses, number of losses)."""
-        counts, losses = self._counts, self._losses
-        try:
-            padding, loss_tokens, loss_sum = read_sums(self._padding, self._loss_tokens, self._loss_sum)
-        finally:
-            self._reset()
-        counts["padding"], counts["loss_tokens"] = round(padding), round(loss_tokens)
-        return Totals(**counts), loss_sum, losses
+        sums, counts, losses = (self._padding, self._loss_tokens, self._loss_sum), self._counts, self._losses
+        Tally.__init__(self)  # first, for what can't be read must not stay
+        terms = [[*each.waiting, *([] if each.tensor is None else [(each.tensor, 1)])] for each in sums]
+        read = iter(read_scalars([tensor for some in terms for tensor, _ in some]))
+        padding, loss_tokens, loss_sum = (
+            each.number + sum([next(read) * scale for _, scale in some]) for each, some in zip(sums, terms, strict=True)
+        )
+        counts[1], counts[2] = round(padding), round(loss_tokens)
+        return Totals(*counts), loss_sum, losses
+
+
+_FLOPS, _WITHOUT_TOKENS, _WITHOUT_LABELS, _WITHOUT_FLOPS = map(
+    Totals._fields.index, ("flops", "without_tokens", "without_labels", "without_flops")
+)
 
 
 def as_float(loss: Loss) -> float:
@@ -220,22 +213,23 @@ def as_float(loss: Loss) -> float:
         return math.inf if loss > 0 else -math.inf
 
 
-def read_sums(*sums: DeviceSum) -> list[float]:
-    """The values of several sums, with one sync for those on one device. Exact up to 2^53."""
-    for item in sums:
-        item.collect()
-    tensors = [item.tensor for item in sums if item.tensor is not None]
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) == 1 and devices.pop().type != "mps":  # which has no doubles
-        read = iter(torch.stack([tensor.double() for tensor in tensors]).tolist())
-    else:
-        read = iter([tensor.item() for tensor in tensors])
-    return [item.number + (0 if item.tensor is None else next(read)) for item in sums]
-
-
-def added(total: Totals, part: Totals) -> Totals:
-    """The sum of two."""
-    return Totals(**{field.name: getattr(total, field.name) + getattr(part, field.name) for field in fields(Totals)})
+def read_scalars(scalars: Sequence[torch.Tensor]) -> list[float]:
+    """The values of tensors of one element, in double precision, with one wait a device."""
+    groups: dict[Any, list[int]] = {}
+    for i, each in enumerate(scalars):
+        groups.setdefault((each.device, each.dtype), []).append(i)
+    values = [0.0] * len(scalars)
+    with torch.no_grad():
+        stacks = {kind: torch.stack([scalars[i].reshape(()) for i in where]) for kind, where in groups.items()}
+        for device in {device for device, _ in groups}:
+            here = {kind: stack for kind, stack in stacks.items() if kind[0] == device}
+            if len(here) > 1 and device.type != "mps":  # which has no doubles
+                read = torch.cat([stack.double() for stack in here.values()]).tolist()
+            else:
+                read = [value for stack in here.values() for value in stack.tolist()]
+            for i, value in zip([i for kind in here for i in groups[kind]], read, strict=True):
+                values[i] = value
+    return values
 
 
 # names of device meshes' dimensions: torch's tutorials, torchtitan ("tp"), Lightning ("tensor_parallel")

@@ -109,7 +109,7 @@ class AdvicePart(Part):
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
-    def log(self, step: LogStep) -> LogStep:
+    def log(self, step: LogStep) -> None:
         """Judge the run as it stands, say what is new and act on it."""
         first = not self._started
         if first:
@@ -132,8 +132,8 @@ class AdvicePart(Part):
             self._spent += time.perf_counter() - began
         if not self._told_missing:
             self._tell_missing(run)
-        stop = [self._say(advice) for advice in new]
-        return step.having(self._scalars, advice=tuple(new), stop=any(stop))
+        step.advice, step.stop = tuple(new), any([self._say(advice) for advice in new])
+        step.scalars.update(self._scalars)
 
     def _start(self, step: LogStep) -> None:
         """Once in a process, however long it takes: the task and earlier runs."""

@@ -95,20 +95,16 @@ class ForecastPart(Part):
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
-    def log(self, step: LogStep) -> LogStep:
+    def log(self, step: LogStep) -> None:
         """Take the interval's loss in, where that is what is forecast, and forecast anew where time allows."""
         self._follow(self._run.total_steps)
         if self.on == "train" and step.loss is not None:
             self._add(step.loss, step, step.step - step.before.steps)
         if self.curve is not None:
             self._refit(step, self._run.total_steps)
-        return step.having(
-            scalars_of(self.last) if isinstance(self.last, Forecast) else {},
-            forecaster=self.curve,
-            ladder=self._ladder,
-            plan=self.plan,
-            forecast=self.last,
-        )
+        if isinstance(self.last, Forecast):
+            step.scalars.update(scalars_of(self.last))
+        step.forecaster, step.ladder, step.plan, step.forecast = self.curve, self._ladder, self.plan, self.last
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Take the loss of an evaluation set in, where that is what is forecast."""

@@ -1,13 +1,13 @@
 """`LogStep`: a run as it stands at a log step, and `Part`, what it is passed through.
 
-Each part of a `Monitor` takes the step, does its work and returns it with what it found out: scalars, the batch
-against the critical one, a forecast, advice. A later part needs nothing but the step.
+Each part of a `Monitor` takes the step, does its work and adds what it found out: scalars, the batch against the
+critical one, a forecast, advice. A later part needs nothing but the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from isoflop.advice import Advice, Batch
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return {**self._asdict(), "totals": self.totals.state_dict()}
+        return {**self._asdict(), "totals": self.totals._asdict()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Interval:
@@ -36,7 +36,7 @@ class Interval(NamedTuple):
         return cls(steps, Totals(**state["totals"]), float(state["training_time"]), updates)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class LogStep:
     """A run at a log step. Unknown is None.
 
@@ -81,7 +81,7 @@ class LogStep:
     devices: int = 1
     peak: float | None = None
     counting: Mapping[str, Any] = field(default_factory=dict)
-    scalars: Mapping[str, float] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
     batch: Batch | None = None
     forecaster: OnlineForecaster | None = None
     ladder: Ladder | None = None
@@ -95,10 +95,6 @@ class LogStep:
         """Mean training loss since the last log step, nats per token."""
         return self.loss_sum / self.losses if self.losses else None
 
-    def having(self, scalars: Mapping[str, float], **fields: Any) -> LogStep:
-        """This step with further scalars, and other values of some fields."""
-        return replace(self, scalars={**self.scalars, **scalars}, **fields)
-
 
 class Part:
     """A part of a `Monitor`; an error in it makes this part step aside and no other.
@@ -111,8 +107,8 @@ class Part:
     name: ClassVar[str]
     boundary: ClassVar[str]
 
-    def log(self, step: LogStep) -> LogStep:
-        """A log step; returns it with what this part adds."""
+    def log(self, step: LogStep) -> None:
+        """A log step, to which this part adds what it finds."""
         raise NotImplementedError
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from isoflop.flops.tokens import TokenCount
 from isoflop.flops.totals import (
     Loss,
     Totals,
-    added,
     as_float,
     ddp_around,
     ends_apart,
@@ -309,11 +307,11 @@ class Monitor(PlainLoop, Display):
         for part in self.parts:
             if part.boundary not in self.guard.aside:
                 try:
-                    self._latest = part.log(self._latest)
+                    part.log(step)
                 except Exception as error:  # the boundary: a part that fails takes no other along
                     self.guard.failed(part.boundary, error)
         self._clock.leave("measuring")
-        self._asks_to_stop = self._asks_to_stop or self._latest.stop
+        self._asks_to_stop = self._asks_to_stop or step.stop
         self.observer.look_for_frozen_layers()
 
     def _now(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
@@ -364,9 +362,10 @@ class Monitor(PlainLoop, Display):
 
     def _between(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
         """The run as it stands, with what the parts made of the last log step."""
-        kept = ("scalars", "batch", "forecaster", "ladder", "plan", "forecast")
-        found = {name: getattr(self._latest, name) for name in kept}
-        return replace(self._now(loss_sum, losses, summed), **found)
+        step, last = self._now(loss_sum, losses, summed), self._latest
+        step.scalars, step.batch, step.forecast = last.scalars, last.batch, last.forecast
+        step.forecaster, step.ladder, step.plan = last.forecaster, last.ladder, last.plan
+        return step
 
     @hook("the clock", "goodput is wrong")
     def enter(self, phase: Phase) -> None:
@@ -389,13 +388,13 @@ class Monitor(PlainLoop, Display):
         """Add what every rank has counted to the totals; returns the sums of `noise`, none if that failed."""
         part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
         if self.guard.aside and not self.guard.counts:
-            part = replace(part, without_tokens=1, without_labels=1, without_flops=1)
+            part = part._replace(without_tokens=1, without_labels=1, without_flops=1)
         if self._ranks.several:
             self._agree()
             part, (loss_sum, losses, *noise) = self._ranks.total(
                 part, [loss_sum, losses], noise, 0 if self._apart else self.steps, self.run.data_parallel
             )
-        self.totals = added(self.totals, part)
+        self.totals = self.totals.plus(part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(losses))
         return noise
 
@@ -449,7 +448,7 @@ class Monitor(PlainLoop, Display):
             "steps": self.steps,
             "updates": self.updates,
             "uncounted": self._uncounted,
-            "totals": self._ranks.known(self.totals).state_dict(),
+            "totals": self._ranks.known(self.totals)._asdict(),
             "loss": list(self._loss),
             "logged": self._logged.state_dict(),
             "clock": self._clock.state_dict(),

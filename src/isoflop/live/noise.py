@@ -376,13 +376,13 @@ class Noise(Part):
         """Whether measurements may still come: nothing stands against them, as far as is known."""
         return self.active and (not self._chosen or self._unmeasured < MIN_STEPS or self.raw.count > 0)
 
-    def log(self, step: LogStep) -> LogStep:
+    def log(self, step: LogStep) -> None:
         """Adds B_simple, B_crit, what the batch costs, and the batch against the critical one."""
         if self.option == "off":
-            return step
+            return
         preconditioned, raw = self.is_preconditioned, self.raw.ratio()
         scale = self.preconditioned.ratio() if preconditioned else raw
-        found: dict[str, float] = {}
+        found = step.scalars
         if scale is not None and scale.value is not None and scale.bounded:
             found |= {"isoflop/b_simple": scale.value, "isoflop/b_simple_high": scale.high}
         if scale is not None and scale.low > 0:
@@ -392,7 +392,7 @@ class Noise(Part):
         tokens = step.totals.data_tokens
         before, self._logged = self._logged, (step.updates, float(tokens or 0))
         if not tokens:
-            return step.having(found)
+            return
         known = beliefs(tokens, step.loss, scale, preconditioned, self._token_bytes)
         critical = self.critical = combine(known)
         measured = raw is not None  # else it is the published runs' alone, and no number of this run's
@@ -406,7 +406,7 @@ class Noise(Part):
             if measured:
                 found["isoflop/batch_over_b_crit"] = batch / critical.value
                 found["isoflop/s_min"], found["isoflop/e_min"] = self._minimum
-        return step.having(found, batch=self._judged(step, scale, known))
+        step.batch = self._judged(step, scale, known)
 
     def _judged(self, step: LogStep, scale: NoiseScale | None, known: Sequence[Belief]) -> Batch | None:
         """The batch against the critical one. A measurement counts once there are `ENOUGH`."""

@@ -13,13 +13,12 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import astuple, fields
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from isoflop.flops.totals import Totals, added, rank, sum_over_ranks, world_size
+from isoflop.flops.totals import Totals, rank, sum_over_ranks, world_size
 from isoflop.guard import UNKNOWN, Guard, attempt, declare
 
 SUMMING = declare("summing over ranks", UNKNOWN)
@@ -80,7 +79,7 @@ class Ranks:
 
     def known(self, totals: Totals) -> Totals:
         """The totals; unknown while this rank's counts are held."""
-        return added(totals, UNCOUNTED) if self.held else totals
+        return totals.plus(UNCOUNTED) if self.held else totals
 
     def _look(self, step: int) -> None:
         first, self._looked = not self._looked, True
@@ -141,14 +140,14 @@ class Ranks:
         """
         ranks, held = world_size(), self.held or Totals()
         if step < self._first and self.open:
-            self.held = added(held, part)
+            self.held = held.plus(part)
             return Totals(), list(loss)
-        part, self.held = added(held, part), None
+        part, self.held = held.plus(part), None
         if self.open:
             with self._guard.part(SUMMING):
                 if ranks == 1:
                     raise RuntimeError("the process group has ended")
-                integers, (steps, *sums) = sum_over_ranks(astuple(part), [step, *loss, *more])
+                integers, (steps, *sums) = sum_over_ranks(part, [step, *loss, *more])
                 if steps != step * ranks:
                     self._guard.once(
                         "ranks sum at different steps (%d here, %g on average): call monitor.step() as often on each "
@@ -157,8 +156,7 @@ class Ranks:
                     )
                 if data_parallel is not None and data_parallel < ranks:
                     integers = [value * data_parallel // ranks for value in integers]
-                names = [field.name for field in fields(Totals)]
-                return Totals(**dict(zip(names, integers, strict=True))), sums
+                return Totals(*integers), sums
         return UNCOUNTED, list(loss)
 
     def any(self, asked: bool, step: int) -> bool:

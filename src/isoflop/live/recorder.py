@@ -90,7 +90,7 @@ class Recorder(Part):
             if self._log.attempt > 1:
                 self._log.event("update", **{key: value for key, value in fields.items() if key in UPDATED})
 
-    def log(self, step: LogStep) -> LogStep:
+    def log(self, step: LogStep) -> None:
         """Write what is new and, if the cadence is due, the point with the mean loss since the last one."""
         self._loss_sum, self._losses = self._loss_sum + step.loss_sum, self._losses + step.losses
         self._intervals += 1
@@ -108,7 +108,6 @@ class Recorder(Part):
                 self._log.event("update", counting=step.counting)
         if due(self._intervals):
             self._train_point(step)
-        return step
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Write the loss of an evaluation set, beside the training loss where that was just recorded."""

@@ -118,7 +118,7 @@ class Scalars(Part):
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
-    def log(self, step: LogStep) -> LogStep:
+    def log(self, step: LogStep) -> None:
         """Adds the `INTERVAL` scalars that are known."""
         if step.loss is not None and not math.isfinite(step.loss):
             self._guard.once(
@@ -126,7 +126,7 @@ class Scalars(Part):
                 step.loss,
                 step.step,
             )
-        return step.having(interval_scalars(step))
+        step.scalars.update(interval_scalars(step))
 
 
 def interval_scalars(step: LogStep) -> dict[str, float]:

@@ -84,7 +84,7 @@ class Sinks(Part):
         self._log_steps = 0
         self._unprinted: LogStep | None = None
 
-    def log(self, step: LogStep) -> LogStep:
+    def log(self, step: LogStep) -> None:
         """Write the scalars, the loss against compute and new advice; print a line, of a long run ever fewer."""
         axes = self._axes.points(step.totals.flops_known, step.loss)
         for sink in self._run.sinks:
@@ -100,7 +100,6 @@ class Sinks(Part):
         if due(self._log_steps):
             self._unprinted = None
             self._print(step)
-        return step
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Write an evaluation's loss against compute."""
@@ -133,6 +132,13 @@ class Sinks(Part):
 TENSORBOARD = declare("TensorBoard", "no further scalars in TensorBoard")
 
 
+def summary(scalars: Mapping[str, float]) -> Any:
+    """TensorBoard's summary of numbers at one step, by their tags there."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=tensorboard_tag(tag), simple_value=v) for tag, v in scalars.items()])
+
+
 class TensorBoardSink:
     """Writes event files into `folder`, from the first write on; of a long run ever fewer log steps, like the record.
 
@@ -149,25 +155,22 @@ class TensorBoardSink:
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Scalars against the optimizer step, losses against compute."""
-        if not scalars:
-            self._put(step, scalars, axes)
+        self._log_steps += bool(scalars)
+        if scalars and not due(self._log_steps):
+            self._left_out = step, scalars, tuple(axes)
             return
-        self._log_steps += 1
-        if due(self._log_steps):
+        file = self._open()
+        if scalars:
             self._left_out = None
-            self._put(step, scalars, axes)
-        else:
-            self._left_out = step, dict(scalars), tuple(axes)
-
-    def _put(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-        file = self._file or self._open()
-        file.scalars(step, scalars)
+            file.add(step, summary(scalars))
         for point in axes:
-            file.scalars(point.step, {point.tag: point.value})
+            file.add(point.step, summary({point.tag: point.value}))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For the text tab."""
-        self._open().text(step, tag, markdown)
+        from torch.utils.tensorboard.summary import text
+
+        self._open().add(step, text(tag, markdown))
 
     def _open(self) -> EventFile:
         self._file = self._file or EventFile(self._folder)
@@ -176,8 +179,8 @@ class TensorBoardSink:
     def close(self) -> None:
         """Close the event file; a curve ends where the run does."""
         if self._left_out is not None:
-            self._put(*self._left_out)
-            self._left_out = None
+            self._log_steps = 0  # the last one is due
+            self.write(*self._left_out)
         if self._file is not None:
             self._file.close()
 
@@ -194,41 +197,28 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import custom_scalars
 
-        self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
         count = f"{next(self._files)}.isoflop"  # the trainer's writer counts by itself: both may begin in this second
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{count}"
         self._descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        self._waiting, self._flushed = io.BytesIO(), time.monotonic()
-        self._records = RecordWriter(self._waiting)
+        self._waiting, self._flushed = io.BytesIO(), -math.inf
+        self._event, self._records = Event, RecordWriter(self._waiting)
         self.close = weakref.finalize(self, _end_file, self._descriptor, self._waiting)
         """Write what waits, and close the file."""
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        layout = custom_scalars(CHARTS)
-        self._records.write(Event(wall_time=time.time(), summary=layout).SerializeToString())
-        self.flush()
+        self.add(0, custom_scalars(CHARTS))
 
-    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Numbers at one step, by tag."""
-        values = [self._summary.Value(tag=tensorboard_tag(tag), simple_value=value) for tag, value in scalars.items()]
-        event = self._event(wall_time=time.time(), step=step, summary=self._summary(value=values))
-        self._records.write(event.SerializeToString())
+    def add(self, step: int, summary: Any) -> None:
+        """An event; what can't be written to the file is dropped."""
+        self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
         if time.monotonic() - self._flushed > self.FLUSH_EVERY:
             self.flush()
 
-    def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text for the text tab."""
-        from torch.utils.tensorboard.summary import text
-
-        event = self._event(wall_time=time.time(), step=step, summary=text(tag, markdown))
-        self._records.write(event.SerializeToString())
-
     def flush(self) -> None:
-        """Write what waits; what could not be written is dropped."""
+        """Write what waits."""
         self._flushed = time.monotonic()
         _write(self._descriptor, self._waiting)
 
