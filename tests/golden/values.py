@@ -17,6 +17,8 @@ EXACT, FITTED, REAL = 1e-6, 1e-3, 0.1
 """Relative tolerances: of what is computed, of what an optimiser or a bootstrap found (quantiles of refitted resamples
 differ by up to 2e-4 from one processor to another), and of what was found from the real trainings, whose few runs pass
 on the float32 of their processor many times over."""
+NEAR_ZERO = 5e-3
+"""Of what a training or a fit found, differences of two losses are near zero: they agree to this part of the tolerance."""
 NO_NUMBER = ("nan", "inf", "-inf")
 LONG, LONG_TEXTS, ROWS, PICKED = 8, 400, 3, 4
 """Longer lists of numbers and of texts are kept by their length, their sum of magnitudes and a few items; longer lists
@@ -132,7 +134,7 @@ def same(old: Any, new: Any, rel: float) -> bool:
     if isinstance(old, int) and isinstance(new, int):
         return old == new
     if isinstance(old, int | float) and isinstance(new, int | float):
-        return abs(old - new) <= rel * max(abs(old), abs(new)) + 1e-12
+        return abs(old - new) <= rel * max(abs(old), abs(new)) + (NEAR_ZERO * rel if rel > EXACT else 1e-12)
     if isinstance(old, str) and isinstance(new, str):
         return old == new or _same_text(old, new, rel)
     return False
