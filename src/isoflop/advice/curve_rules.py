@@ -104,13 +104,9 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     if not found:
         return None
     worst = max(found, key=_deviation)
+    basis, since = "your earlier sizes (history=)", "them"
     if worst.made_at:
-        basis, since = (
-            f"this run's curve up to step {worst.made_at:,}",
-            f"compare with a checkpoint of step {worst.made_at:,}",
-        )
-    else:
-        basis, since = "your earlier sizes (history=)", "compare with them"
+        basis, since = f"this run's curve up to step {worst.made_at:,}", f"a checkpoint of step {worst.made_at:,}"
     expected = Normal(worst.loss[1], float(np.hypot(worst.sd, worst.noise[1])))
     return Advice(
         Reason.OFF_CURVE,
@@ -118,7 +114,7 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
         run.step,
         f"The loss has left its curve: {nats(worst.came[1])} nats per token, where {nats(worst.loss[1])} was expected, "
         f"{_deviation(worst):.0f} standard deviations below.",
-        f"look at {CHECK}; {since}.",
+        f"look at {CHECK}; compare with {since}.",
         (Quantity("loss", worst.came[1], "nats per token"), _within("expected", expected)),
         basis=(basis,),
         level=0.95,
@@ -136,9 +132,8 @@ def _deviation(each: Expected) -> float:
 
 
 def _beyond(each: Expected, thresholds: Thresholds) -> bool:
-    missed, _ = _missed(each)
-    share = thresholds.off_curve_share * np.abs(each.came)
-    return _deviation(each) > thresholds.off_curve and bool((missed > share).all())
+    far = _missed(each)[0] > thresholds.off_curve_share * np.abs(each.came)
+    return _deviation(each) > thresholds.off_curve and bool(far.all())
 
 
 @rule("the plateau", falling_loss, after_warmup=True, at_once=True, cause="loss")
@@ -146,18 +141,13 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The loss stays where an earlier fit left it, though the fit lets a fall be expected; and no fit saw it rise."""
     if run.rate_stepped or any(_risen(each) for each in run.expected):
         return None
-    flat = [each for each in run.expected if _flat(each, thresholds) > thresholds.plateau_sure]
-    if not flat:
+    sure = [_flat(each, thresholds) for each in run.expected]
+    if max(sure, default=0.0) <= thresholds.plateau_sure:
         return None
-    worst = max(flat, key=lambda each: _flat(each, thresholds))
-    fall = Normal(worst.then - worst.loss[1], worst.sd)
-    return _stopped(
-        run,
-        Normal(worst.then - worst.came[1], worst.noise[1]),
-        fall,
-        f"since step {worst.made_at:,}",
-        f"this run's curve up to step {worst.made_at:,}",
-    )
+    worst = run.expected[int(np.argmax(sure))]
+    fell, fall = Normal(worst.then - worst.came[1], worst.noise[1]), Normal(worst.then - worst.loss[1], worst.sd)
+    since = f"step {worst.made_at:,}"
+    return _stopped(run, fell, fall, f"since {since}", f"this run's curve up to {since}")
 
 
 def _risen(each: Expected) -> bool:
@@ -241,36 +231,33 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     last, before = float(share[-1]), float(share[-41])
     top = int((share >= 0.999).argmax())
     lowest = top + int(share[top:].argmin())
-    if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
-        return _advice(
-            run,
-            f"The learning rate comes down to {share[lowest]:.0%} of its peak at step {steps[lowest]:,.0f} and rises "
-            f"again to {last:.0%} before the run ends at step {run.total_steps:,}.",
-            "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one.",
-            share,
-        )
-    if before - last > FLAT and last > DECAYED:
-        longer = _length(share)
-        if longer < thresholds.schedule_over:
-            return None
-        return _advice(
-            run,
-            f"The learning-rate decay is cut off: at the planned end, step {run.total_steps:,}, the rate is still "
-            f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run.",
-            f"unless it is meant to end there, set the schedule's length to {run.total_steps:,} steps: a decay more "
-            "than 25% too long costs loss.",
-            share,
-        )
     idle = float(steps[share > IDLE][-1])
-    if last <= IDLE and idle < 0.9 * run.total_steps:
-        return _advice(
-            run,
-            f"The learning rate is below a thousandth of its peak from step {idle:,.0f} on; the "
-            f"{run.total_steps - idle:,.0f} steps after it buy nothing.",
-            f"set the schedule's length to {run.total_steps:,} steps, or end the run there.",
-            share,
+    if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
+        what = (
+            f"The learning rate comes down to {share[lowest]:.0%} of its peak at step {steps[lowest]:,.0f} and rises "
+            f"again to {last:.0%} before the run ends at step {run.total_steps:,}."
         )
-    return None
+        do = "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one."
+    elif before - last > FLAT and last > DECAYED and (longer := _length(share)) >= thresholds.schedule_over:
+        what = (
+            f"The learning-rate decay is cut off: at the planned end, step {run.total_steps:,}, the rate is still "
+            f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run."
+        )
+        do = (
+            f"unless it is meant to end there, set the schedule's length to {run.total_steps:,} steps: a decay more "
+            "than 25% too long costs loss."
+        )
+    elif last <= IDLE and idle < 0.9 * run.total_steps:
+        what = (
+            f"The learning rate is below a thousandth of its peak from step {idle:,.0f} on; the "
+            f"{run.total_steps - idle:,.0f} steps after it buy nothing."
+        )
+        do = f"set the schedule's length to {run.total_steps:,} steps, or end the run there."
+    else:
+        return None
+    numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
+    basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
+    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
 
 
 def _length(share: np.ndarray) -> float:
@@ -279,12 +266,6 @@ def _length(share: np.ndarray) -> float:
     done = (len(share) - 1 - top) / (len(share) - 1)
     progress = float(np.arccos(np.clip(2 * (share[-1] - 0.1) / 0.9 - 1, -1, 1))) / np.pi
     return 1 - done + done / max(progress, 1e-3)
-
-
-def _advice(run: Situation, what: str, do: str, share: np.ndarray) -> Advice:
-    numbers = (Quantity("learning rate at the end over its peak", float(share[-1]), "%"),)
-    basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
-    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
 
 
 @rule("the hardware", anything, after_warmup=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -114,11 +113,9 @@ def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
     if run.unique_tokens is not None and run.N_non_embedding:
         needed = float(unique_tokens_needed(run.N_non_embedding))
         numbers.append(Quantity("unique tokens", run.unique_tokens, "tokens"))
+        want = f"{count(run.N_non_embedding)} parameters want {count(needed)} unique tokens or more"
         if needed > run.unique_tokens:
-            text = (
-                f" {count(run.N_non_embedding)} parameters want {count(needed)} unique tokens or more (Kaplan et al. "
-                f"2020, eq. 4.4); there are {count(run.unique_tokens)}."
-            )
+            text = f" {want} (Kaplan et al. 2020, eq. 4.4); there are {count(run.unique_tokens)}."
     return Advice(
         Reason.OVERFITTING,
         Severity.WARNING,
@@ -173,39 +170,45 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     if not run.batch_wanted:
         return None
     b = run.batch
-    ramp = None if b is None or run.warming_up or b.measured else _ramp(run, b, _by_raw(b), thresholds)
     if b is None or b.measured is None:
-        return ramp or _unmeasured(run)
+        # without Adam's metric the noise scale lies below B_crit
+        raw = None if b is None or run.warming_up or b.raw is None else replace(b.raw, value=RAW_BELOW * b.raw.value)
+        ramp = None if b is None or raw is None else _ramp(run, b.tokens, combine([raw, b.prior]), thresholds)
+        return ramp or _unmeasured(b)
     if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
         return None
     measured = b.measured
     if not agree(measured, b.prior):
-        return Missing(
-            "the batch size",
-            f"the measured critical batch ({_text(measured)}) and published fits ({_text(b.prior)}) are too far apart",
+        here, there = (
+            f"{count(each.value)} tokens, times or over {math.exp(each.sigma):.1f}" for each in (measured, b.prior)
         )
-    b = b._replace(critical=_widened(b.critical, run))
-    common: dict[str, Any] = {
-        "step": run.step,
-        "numbers": (
-            Quantity("batch", b.tokens, "tokens"),
-            Quantity("critical batch now", b.critical.value, "tokens", *b.critical.interval(LEVEL)),
-            Quantity("measured", measured.value, "tokens"),
-            Quantity("published fits", b.prior.value, "tokens"),
-        ),
-        "basis": ("this run's gradient noise scale", "published fits of B_crit over D"),
-        "level": LEVEL,
-    }
-    later, fits_later = _later(b.critical, run), _later(b.prior, run)
+        return Missing(
+            "the batch size", f"the measured critical batch ({here}) and published fits ({there}) are too far apart"
+        )
+    critical = _widened(b.critical, run)
+    base = _of_batch(run, b.tokens, critical)
+    sources = (Quantity("measured", measured.value, "tokens"), Quantity("published fits", b.prior.value, "tokens"))
+    base = replace(base, numbers=base.numbers + sources)
+    later, fits_later = _later(critical, run), _later(b.prior, run)
     above = 0.0 if later is None else later.probability_below(b.tokens / thresholds.batch_large)
     if later and fits_later and above > thresholds.sure and b.tokens > fits_later.value:
-        return _too_large(b.tokens, later, above, common)
-    if ramp := _ramp(run, b, b.critical, thresholds):
+        return _too_large(b.tokens, later, replace(base, probability=above))
+    if ramp := _ramp(run, b.tokens, b.critical, thresholds):
         return ramp
-    below = 1 - b.critical.probability_below(b.tokens / thresholds.batch_small)
+    below = 1 - critical.probability_below(b.tokens / thresholds.batch_small)
     if below > thresholds.sure and b.tokens < b.prior.value:
-        return _too_small(b.tokens, b.critical.value, below, common)
+        return _too_small(b.tokens, critical.value, replace(base, probability=below))
     return None
+
+
+def _of_batch(run: Situation, tokens: float, critical: Belief) -> Advice:
+    """Advice on the batch, its words to be filled in."""
+    numbers = (
+        Quantity("batch", tokens, "tokens"),
+        Quantity("critical batch now", critical.value, "tokens", *critical.interval(LEVEL)),
+    )
+    basis = ("this run's gradient noise scale", "published fits of B_crit over D")
+    return Advice(Reason.BATCH_LARGE, Severity.WARNING, run.step, "", numbers=numbers, basis=basis, level=LEVEL)
 
 
 def _widened(critical: Belief, run: Situation) -> Belief:
@@ -217,94 +220,77 @@ def _widened(critical: Belief, run: Situation) -> Belief:
     return replace(critical, sigma=math.hypot(critical.sigma, STABLE_SD)) if stable else critical
 
 
-def _by_raw(b: Batch) -> Belief | None:
-    """B_crit by the noise scale without Adam's metric, which lies below it, and the published fits."""
-    return None if b.raw is None else combine([replace(b.raw, value=RAW_BELOW * b.raw.value), b.prior])
-
-
-def _ramp(run: Situation, b: Batch, critical: Belief | None, thresholds: Thresholds) -> Advice | None:
+def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Thresholds) -> Advice | None:
     """A batch that is far above the critical size now, and over the run costs more than one that grows with it.
 
     At B = B_crit(D) all the way E/E_min = 2; at a constant B it is 1 + B·mean(1/B_crit(D)) over the tokens to come.
     """
-    if critical is None or not run.tokens or not run.planned_tokens or run.planned_tokens <= run.tokens:
+    if not run.tokens or not run.planned_tokens or run.planned_tokens <= run.tokens:
         return None
     if (run.left or 0.0) < RAMP_LEFT:
         return None
     critical = _widened(critical, run)
     D = np.linspace(run.tokens, run.planned_tokens, 200)
     shrinking = float((critical_batch_by_tokens(run.tokens) / critical_batch_by_tokens(D)).mean())
-    surely = critical.probability_below(b.tokens * shrinking / (1 + 2 * thresholds.batch_now))
-    now = critical.probability_below(b.tokens / RAMP_FROM)
+    surely = critical.probability_below(tokens * shrinking / (1 + 2 * thresholds.batch_now))
+    now = critical.probability_below(tokens / RAMP_FROM)
     if min(surely, now) <= thresholds.sure:
         return None
     low, high = critical.interval(LEVEL)
-    cost, least, most = ((1 + b.tokens * shrinking / at) / 2 for at in (critical.value, high, low))
+    cost, least, most = ((1 + tokens * shrinking / at) / 2 for at in (critical.value, high, low))
     first = 2 ** round(math.log2(critical.value))
     growth = math.log(critical_batch_by_tokens(4.0) / critical_batch_by_tokens(2.0)) / math.log(2)
     at = [run.tokens * 2 ** (k / growth) for k in range(1, 5)]
-    steps = ", ".join(count(tokens) for tokens in at if tokens < run.planned_tokens)
-    return Advice(
-        Reason.BATCH_LARGE,
-        Severity.WARNING,
-        run.step,
-        f"The batch of {count(b.tokens)} tokens is {b.tokens / critical.value:.2g} times the critical size of now; "
+    steps = ", ".join(count(each) for each in at if each < run.planned_tokens)
+    base = _of_batch(run, tokens, critical)
+    return replace(
+        base,
+        what=f"The batch of {count(tokens)} tokens is {tokens / critical.value:.2g} times the critical size of now; "
         f"held constant it takes {cost:.2g} [{least:.2g}, {most:.2g}] times the tokens of a batch that grows with it.",
-        f"begin with about {count(first)} tokens a step and double it at {steps} tokens and so on; tune the learning "
-        "rate again with the batch. In a decay, double the batch and divide the rate by √2 in place of halving the "
-        "rate (Seesaw, arXiv:2510.14717).",
-        (
-            Quantity("batch", b.tokens, "tokens"),
-            Quantity("critical batch now", critical.value, "tokens", low, high),
-            Quantity("tokens over those of a batch that grows", cost, "", least, most),
-        ),
-        basis=("this run's gradient noise scale", "published fits of B_crit over D"),
+        do=f"begin with about {count(first)} tokens a step and double it at {steps} tokens and so on; tune the "
+        "learning rate again with the batch. In a decay, double the batch and divide the rate by √2 in place of "
+        "halving the rate (Seesaw, arXiv:2510.14717).",
+        numbers=(*base.numbers, Quantity("tokens over those of a batch that grows", cost, "", least, most)),
         probability=min(surely, now),
-        level=LEVEL,
     )
 
 
-def _unmeasured(run: Situation) -> Missing:
+def _unmeasured(b: Batch | None) -> Missing:
     """Why the batch can't be judged."""
-    b, what = run.batch, "the batch size"
+    why, quiet = "the gradient noise scale was not measured (docs/noise-scale.md says how)", True
     if b is None:
-        return Missing(what, "the run's tokens are not known")
-    if b.measurements or b.measuring:
+        why, quiet = "the run's tokens are not known", False
+    elif b.measurements or b.measuring:
         times = f"{b.measurements} step{'s' * (b.measurements != 1)}"
-        why = f"the gradient noise scale was measured at {times}, which is not enough"
-        return Missing(what, why, quiet=b.measuring)
-    return Missing(what, "the gradient noise scale was not measured (docs/noise-scale.md says how)", quiet=True)
+        why, quiet = f"the gradient noise scale was measured at {times}, which is not enough", b.measuring
+    return Missing("the batch size", why, quiet)
 
 
-def _too_large(tokens: float, later: Belief, probability: float, common: dict[str, Any]) -> Advice:
+def _too_large(tokens: float, later: Belief, base: Advice) -> Advice:
     ratio, ends = tokens / later.value, later.interval(LEVEL)
     low, high = (_saved(tokens, end) for end in reversed(ends))
-    numbers = (*common["numbers"], Quantity("critical batch at the planned end", later.value, "tokens", *ends))
-    return Advice(
-        Reason.BATCH_LARGE,
-        Severity.WARNING,
+    return replace(
+        base,
         what=f"The batch is {ratio:.1f} times the critical size expected at the planned end: at least "
         f"{ratio / (1 + ratio):.0%} of the compute goes into gradients that agree already.",
         do=f"with about {count(later.value)} tokens a step the same loss takes fewer tokens and more steps; tune the "
         "learning rate again with the batch.",
         saves=(Quantity("compute of the rest", _saved(tokens, later.value), "%", low, high),),
-        probability=probability,
-        **{**common, "numbers": numbers},
+        numbers=(*base.numbers, Quantity("critical batch at the planned end", later.value, "tokens", *ends)),
     )
 
 
-def _too_small(tokens: float, critical: float, probability: float, common: dict[str, Any]) -> Advice:
+def _too_small(tokens: float, critical: float, base: Advice) -> Advice:
     doubled = change_batch(tokens, 2 * tokens, critical)
-    return Advice(
-        Reason.BATCH_SMALL,
-        Severity.INFO,
+    return replace(
+        base,
+        reason=Reason.BATCH_SMALL,
+        severity=Severity.INFO,
         what=f"The batch is {tokens / critical:.2g} times the critical size: it could be larger at little cost in "
         "tokens.",
         do=f"if steps take as long on a batch of {count(2 * tokens)} tokens (more devices), double it: "
         f"{1 - doubled.steps:.0%} fewer steps for {doubled.tokens - 1:.0%} more tokens; tune the learning rate again "
         "with the batch.",
-        probability=probability,
-        **common,
     )
 
 
@@ -319,7 +305,3 @@ def _later(critical: Belief, run: Situation) -> Belief | None:
 def _saved(batch: float, critical: float) -> float:
     """Share of the compute that a batch of the critical size saves, E/E_min = 2."""
     return max(1 - change_batch(batch, critical, critical).tokens, 0.0)
-
-
-def _text(belief: Belief) -> str:
-    return f"{count(belief.value)} tokens, times or over {math.exp(belief.sigma):.1f}"

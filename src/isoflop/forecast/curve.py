@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ class LossCurve:
     dataset: str = ""
     count: Array | None = None
     final_loss: float | None = None
-    task: Task = Task()
+    task: Task = field(default_factory=Task)
     loss_name: str = "train"
 
     @property
