@@ -77,37 +77,26 @@ class Situation:
 
     Attributes:
         step, total_steps, warmup_steps: optimizer steps done, planned, and until the learning rate's peak.
-        N: parameters, non-embedding with the head.
-        N_non_embedding: without the head.
-        tokens: D so far.
-        tokens_per_step: mean so far.
-        flops: measured so far.
-        flops_per_token: measured, of a training step.
-        seconds: training time so far.
-        price_per_hour: of all devices, in the user's currency.
+        N, N_non_embedding: parameters, non-embedding with the head and without.
+        tokens, tokens_per_step, flops: so far, measured; flops_per_token: of a training step.
+        seconds, price_per_hour: training time so far; of all devices, in the user's currency.
         task: what is trained.
-        line: N_opt(C) by the user's own runs; None: they say little of it.
-        line_source: what the line is based on.
-        own_flops: FLOPs of the smallest and the largest own run that the line is based on.
-        own_rates: least and highest peak rate of own runs of about this size.
+        line, line_source: N_opt(C) by the user's own runs, None where they say little of it; what it is based on.
+        own_flops, own_rates: smallest and largest own run of the line; least and highest peak rate at about this size.
         own_profile: which size did best among own runs of one budget.
         width: d_model.
-        peak_rate: the schedule's, or the highest learning rate so far.
-        weight_decay: of the optimizer.
+        peak_rate: the schedule's, or the highest learning rate so far; weight_decay: of the optimizer.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
-        loss: mean of the last interval, nats per token.
-        losses: (steps, losses) of the last log steps, each an interval's mean; in nats per token.
+        loss, losses: mean of the last interval; (step, loss) of the last log steps; nats per token.
         nonfinite: log steps in a row whose loss was NaN or infinite.
-        forecast: of the loss at the planned end, or why there is none.
-        forecast_of: whose loss that is: `train` or eval/<name>.
+        forecast, forecast_of: of the loss at the planned end, or why there is none; of `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
         converged: asks for the loss that this size would come to in endless training.
         expected: the last losses against this run's curve as it was fitted at earlier steps.
         by_ladder: the same against the forecast of the user's earlier sizes.
         rate_stepped: the learning rate has fallen in a step not long ago: what a curve does after that is not known.
         rates: the learning-rate plan.
-        batch: against the critical size.
-        batch_wanted: the user wants it judged.
+        batch, batch_wanted: against the critical size; the user wants it judged.
         evaluations: by set.
         speeds, best_speed: tokens/s per device of the last log steps, and the best median of any stretch before them.
     """

@@ -38,6 +38,8 @@ CLOSE = 0.3
 """ln of the factor below the best size within which there is no waste whatever the exponents."""
 DECAYED = 0.5
 """Share of the peak learning rate below which the decay counts as begun."""
+Part = tuple[float, float | None, float | None]
+"""A share with its interval."""
 MEANT = " If the small model is meant (cheap to serve), say so: inference_tokens= or intent='overtrain'."
 
 
@@ -88,6 +90,9 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     larger = float(np.mean(waste.N[1:] < N))
     if not _clear(run, waste, larger, thresholds):
         return neutral
+    saves = _saves(run, waste.cost, run.total_steps or 0, waste.saved(LEVEL))
+    if run.inference_tokens:  # hours of serving are not known
+        saves = tuple(replace(each, name="compute to train and serve") for each in saves[:1])
     too_large, least = larger >= 0.5, waste.at_least(thresholds.waste_sure)
     served = f" and serve {count(run.inference_tokens)} tokens" if run.inference_tokens else ""
     instead = f"train about {count(waste.N[0])} parameters on {count(waste.D[0])} tokens instead{served}"
@@ -98,7 +103,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         what=f"The model is too {'large' if too_large else 'small'} for its data: {ratio}. {less}, at least "
         f"{share(1 - 1 / (1 + least))} ({thresholds.waste_sure:.0%} sure).",
         do=f"{instead}, or this model on more tokens." if too_large else f"{instead}.{'' if served else MEANT}",
-        saves=_saves_of(run, waste),
+        saves=saves,
         probability=larger if too_large else 1 - larger,
     )
 
@@ -128,22 +133,16 @@ def _estimate(name: str, values: Array, unit: str) -> Quantity:
     return Quantity(name, float(values[0]), unit, *interval(values[1:], LEVEL))
 
 
-def _saves_of(run: Situation, waste: Waste) -> tuple[Quantity, ...]:
-    """What the cheapest way to the same loss saves of the whole run."""
-    part = waste.saved(LEVEL)
-    if run.inference_tokens:  # hours of serving are not known
-        return (Quantity("compute to train and serve", *_scaled(waste.cost, part, "FLOPs")),)
-    hours = None if run.total_steps is None else run.hours(run.total_steps)
-    saves = [Quantity("compute", *_scaled(waste.cost, part, "FLOPs"))]
-    if hours is not None:
-        saves.append(Quantity("time", *_scaled(hours, part, "hours")))
-        if run.price_per_hour:
-            saves.append(Quantity("price", *_scaled(hours * run.price_per_hour, part, "")))
-    return tuple(saves)
-
-
-def _scaled(whole: float, part: tuple[float, float, float], unit: str) -> tuple[float, str, float, float]:
-    return whole * part[0], unit, whole * part[1], whole * part[2]
+def _saves(run: Situation, compute: float | None, steps: int, part: Part = (1.0, None, None)) -> tuple[Quantity, ...]:
+    """Compute, time and price of so many steps, or a part of them with its interval; what is not known is left out."""
+    hours = run.hours(steps)
+    price = None if hours is None or not run.price_per_hour else hours * run.price_per_hour
+    rows = (("compute", compute, "FLOPs"), ("time", hours, "hours"), ("price", price, ""))
+    return tuple(
+        Quantity(name, whole * part[0], unit, *(None if end is None else whole * end for end in part[1:]))
+        for name, whole, unit in rows
+        if whole is not None and math.isfinite(whole)
+    )
 
 
 @rule("the stopping point", sized, of_end=True, after_warmup=True, subject="the efficient stopping point", dear=True)
@@ -262,12 +261,5 @@ def _loss(name: str, at: Forecast, factor: float = 1.0) -> Quantity:
 
 def _rest(run: Situation, total_steps: int) -> tuple[Quantity, ...]:
     """What the rest of the planned run costs."""
-    steps, saves = total_steps - run.step, []
-    if run.flops_per_token and run.tokens_per_step:
-        saves.append(Quantity("compute", steps * run.tokens_per_step * run.flops_per_token, "FLOPs"))
-    hours = run.hours(steps)
-    if hours is not None and math.isfinite(hours):
-        saves.append(Quantity("time", hours, "hours"))
-        if run.price_per_hour:
-            saves.append(Quantity("price", hours * run.price_per_hour))
-    return tuple(saves)
+    steps, flops = total_steps - run.step, (run.tokens_per_step or 0.0) * (run.flops_per_token or 0.0)
+    return _saves(run, steps * flops if flops else None, steps)
