@@ -18,7 +18,7 @@ EXACT, FITTED, REAL = 1e-6, 1e-3, 0.1
 differ by up to 2e-4 from one processor to another), and of what was found from the real trainings, whose few runs pass
 on the float32 of their processor many times over."""
 NEAR_ZERO = 5e-3
-"""Of what a training or a fit found, differences of two losses are near zero: they agree to this part of the tolerance."""
+"""Of what a training or a fit found, differences of two losses near zero agree to this part of the tolerance."""
 NO_NUMBER = ("nan", "inf", "-inf")
 LONG, LONG_TEXTS, ROWS, PICKED = 8, 400, 3, 4
 """Longer lists of numbers and of texts are kept by their length, their sum of magnitudes and a few items; longer lists
