@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, read
-from isoflop.console import finite, grid, print_json, reported, screen, tell
+from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, picked, read
+from isoflop.console import grid, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves
@@ -103,19 +102,11 @@ def _backtest_object(table: Scores) -> dict[str, Any]:
     """The object that `--json` prints; null where there was no forecast."""
     return {
         estimator: {
-            dataset: {fraction: _score_object(score) for fraction, score in scores.items()}
+            dataset: {at: picked(score, "median p90 coverage spoke n") for at, score in scores.items()}
             for dataset, scores in datasets.items()
             if dataset != ALL
         }
         for estimator, datasets in table.items()
-    }
-
-
-def _score_object(score: Score) -> dict[str, Any]:
-    return {
-        **{name: finite(getattr(score, name)) for name in ("median", "p90", "coverage")},
-        "spoke": score.spoke,
-        "n": score.n,
     }
 
 
@@ -149,7 +140,8 @@ def rank(
 
     Runs are compared as they are: the same data, tokenizer and loss are taken for granted.
     """
-    from isoflop.forecast import DEFAULT_PRIORS, history_of, learn_priors
+    from isoflop.figures.text import unique_names
+    from isoflop.forecast import DEFAULT_PRIORS, LossCurve, history_of, learn_priors
     from isoflop.forecast import rank as rank_forecasts
 
     with reported("rank", KeyError):
@@ -162,91 +154,66 @@ def rank(
             if problem:
                 tell("rank", f"--history: {problem}")
         given = read(runs)
-        found = Candidates(priors, at)
-        found.take(given, loss)
-        for problem in (*given.problems, *_differences(given.records), *found.cut_short):
+        published = [f"{run.dataset}/{run.name}" for run in given.published]
+        names = unique_names([*published, *(run.name or run.run_id for run in given.records)])
+        for problem in (*given.problems, *_differences(given.records)):
             tell("rank", problem)
-        ranked = rank_forecasts(found.forecasts, finished=found.finished, silent=found.silent, keep=keep, sure=sure)
+        found: dict[str, Forecast] = {}
+        finished: dict[str, bool] = {}
+        silent: dict[str, str] = {}
+        for name, run in zip(names, [*given.published, *given.records], strict=True):
+            finished[name] = at is None and (isinstance(run, LossCurve) or run.status == "completed")
+            forecast = _final_loss(name, run, loss) if finished[name] else _forecast(run, priors, at, loss)
+            if isinstance(forecast, str):
+                silent[name] = forecast
+            else:
+                found[name] = forecast
+        ranked = rank_forecasts(found, finished=finished, silent=silent, keep=keep, sure=sure)
     if as_json:
         print_json(_ranking_object(ranked))
     else:
         _print_ranking(ranked)
 
 
-@dataclass
-class Candidates:
-    """The runs to be ranked.
+def _forecast(run: LossCurve | Run, priors: Priors, at: float | None, loss: str) -> Forecast | str:
+    """A run's forecast, its own last one where its record does not hold its plan; or why there is none."""
+    from isoflop.forecast import LossCurve, NoForecast, OnlineForecaster, curve_of, forecast_from
 
-    Attributes:
-        priors: of the forecasts.
-        at: the part of each run that is seen; None: all there is.
-        forecasts: by name; of ended runs the final loss.
-        finished: which have ended.
-        silent: why a run has no forecast.
-        cut_short: of the ended runs those that did not come to their planned end.
-    """
-
-    priors: Priors
-    at: float | None
-    forecasts: dict[str, Forecast] = field(default_factory=dict)
-    finished: dict[str, bool] = field(default_factory=dict)
-    silent: dict[str, str] = field(default_factory=dict)
-    cut_short: list[str] = field(default_factory=list)
-
-    def take(self, given: Curves, loss: str) -> None:
-        """Forecast every run that was read."""
-        from isoflop.figures.text import unique_names
-
-        published = [f"{run.dataset}/{run.name}" for run in given.published]
-        names = iter(unique_names([*published, *(run.name or run.run_id for run in given.records)]))
-        for run in given.published:
-            self._put(next(names), run, ended=self.at is None)
-        for record in given.records:
-            self._record(next(names), record, loss)
-
-    def _record(self, name: str, record: Run, loss: str) -> None:
-        from isoflop.forecast import curve_of
-
-        try:
-            curve = curve_of(record, loss)
-        except ValueError as reason:
-            logged = self._as_logged(record)
-            if logged is None:
-                self.silent[name] = str(reason)
-            else:
-                self.forecasts[name] = logged
-        else:
-            self._put(name, curve, record.status == "completed" and self.at is None)
-
-    def _put(self, name: str, run: LossCurve, ended: bool) -> None:
-        from isoflop.forecast import NoForecast, OnlineForecaster
-
-        if ended and run.stopped_early:
-            self.cut_short.append(f"{name}: {run.stopped_early}; its loss there is shown")
-        until = math.inf if self.at is None else self.at * run.total_steps
-        live = OnlineForecaster.of(run, self.priors).feed(run, until)
-        result = _final_loss(run) if ended else live.forecast(run.plan)
-        if isinstance(result, NoForecast):
-            self.silent[name] = result.message
-        else:
-            self.forecasts[name], self.finished[name] = result, ended
-
-    def _as_logged(self, run: Run) -> Forecast | None:
-        """The run's own last forecast, where its record does not hold its plan."""
-        from isoflop.forecast import forecast_from
-
-        if self.at is not None or not run.points:
-            return None
-        named = {f"isoflop/{name}": value for name, value in run.points[-1].extra.items()}
-        return forecast_from(named, int(run.planned.get("steps") or 0))
+    try:
+        curve = run if isinstance(run, LossCurve) else curve_of(run, loss)
+    except ValueError as reason:
+        assert not isinstance(run, LossCurve)
+        logged = run.points[-1].extra if run.points and at is None else {}
+        named = {f"isoflop/{name}": value for name, value in logged.items()}
+        return forecast_from(named, int(run.planned.get("steps") or 0)) or str(reason)
+    until = math.inf if at is None else at * curve.total_steps
+    result = OnlineForecaster.of(curve, priors).feed(curve, until).forecast(curve.plan)
+    return result.message if isinstance(result, NoForecast) else result
 
 
-def _final_loss(run: LossCurve) -> Forecast:
-    """The final loss of a finished run, with the standard error of the mean that it is."""
-    from isoflop.forecast import forecast_of
+def _final_loss(name: str, run: LossCurve | Run, loss: str) -> Forecast | str:
+    """The final loss of a finished run, with the standard error of the mean that it is; or why it has none."""
+    import numpy as np
 
-    sd = max(run.final_error, 5e-4 * run.final)
-    return forecast_of(run.final, sd, level=0.8, step=run.total_steps, estimator="finished", basis=("its final loss",))
+    from isoflop.fit.runs import curve_of_run
+    from isoflop.forecast import LossCurve, LrPlan, curve_of, forecast_of
+
+    try:
+        curve = run if isinstance(run, LossCurve) else curve_of(run, loss)
+    except ValueError as reason:  # without its learning rates it can't be forecast, but it has ended
+        assert not isinstance(run, LossCurve)
+        columns = curve_of_run(run)
+        values = columns.losses.get(loss, np.full(len(columns.step), np.nan))
+        known = np.isfinite(values) & (columns.step > 0)
+        if not known.any():
+            return str(reason)
+        table = (columns.step[known], columns.tokens[known], columns.lr[known], values[known])
+        curve = LossCurve(*table, LrPlan.constant(int(columns.step[-1]), 1.0), loss_name=loss)
+    if curve.stopped_early:
+        tell("rank", f"{name}: {curve.stopped_early}; its loss there is shown")
+    sd = max(curve.final_error, 5e-4 * curve.final)
+    step = curve.total_steps
+    return forecast_of(curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",))
 
 
 def _differences(records: Sequence[Run]) -> list[str]:
@@ -261,24 +228,18 @@ def _ranking_object(ranked: Ranking) -> dict[str, Any]:
     """The object that `--json` prints."""
     return {
         "runs": [
-            {
-                "name": run.name,
-                "forecast_loss": run.forecast.loss,
-                "interval": [run.forecast.low, run.forecast.high],
-                "level": run.forecast.level,
-                "step": run.forecast.step,
-                "finished": run.finished,
-                "probability_before_next": run.before_next,
-                "probability_among_best": run.among_best,
-                "can_stop": run.can_stop,
-            }
+            picked(run.forecast, "level step", forecast_loss="loss")
+            | {"interval": [run.forecast.low, run.forecast.high]}
+            | picked(
+                run,
+                "name finished can_stop",
+                probability_before_next="before_next",
+                probability_among_best="among_best",
+            )
             for run in ranked.runs
         ],
-        "probability_below": [[float(value) for value in row] for row in ranked.below],
-        "can_stop": list(ranked.can_stop),
-        "silent": dict(ranked.silent),
-        "keep": ranked.keep,
-        "sure": ranked.sure,
+        "probability_below": ranked.below.tolist(),
+        **picked(ranked, "can_stop silent keep sure"),
     }
 
 
