@@ -126,7 +126,7 @@ def replay(run: LossCurve, name: str, fractions: Sequence[float], priors: Priors
 
 def _score(replays: Sequence[tuple[LossCurve, Replay, Replay]], fraction: float) -> Score:
     """Runs with their forecasts, and those that decide which are scored."""
-    spoke = float(np.mean([first[fraction] is not None for _, _, first in replays]))
+    spoke = float(np.mean([mine[fraction] is not None for _, mine, _ in replays]))
     made = [
         (run.final, forecast)
         for run, mine, first in replays
