@@ -83,6 +83,26 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def picked(thing: object, names: str, **others: str) -> dict[str, Any]:
+    """Attributes of an object for JSON, which has no infinity; null for all of them where there is no object.
+
+    Args:
+        thing: the object.
+        names: of the attributes, between blanks.
+        others: attribute by another name that it gets.
+    """
+    wanted = {name: name for name in names.split()} | others
+    return {name: None if thing is None else _plain(getattr(thing, attribute)) for name, attribute in wanted.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    return finite(value) if isinstance(value, float) else value
+
+
 def say(text: str, indent: int = 4) -> None:
     """Print a line, broken between words at the terminal's width; what follows the first is indented."""
     width = max(shutil.get_terminal_size().columns, 40)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.console import finite, tell
+from isoflop.console import tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import Price
@@ -53,26 +53,6 @@ RunFiles = Annotated[
     list[str],
     typer.Argument(metavar="RUNS…", help="isoflop's records (.jsonl), folders with some, or URLs; CSV files."),
 ]
-
-
-def picked(thing: object, names: str, **others: str) -> dict[str, Any]:
-    """Attributes of an object for JSON, which has no infinity; null for all of them where there is no object.
-
-    Args:
-        thing: the object.
-        names: of the attributes, between blanks.
-        others: attribute by another name that it gets.
-    """
-    wanted = {name: name for name in names.split()} | others
-    return {name: None if thing is None else _plain(getattr(thing, attribute)) for name, attribute in wanted.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(_plain, value))
-    return finite(value) if isinstance(value, float) else value
 
 
 def amount(text: str, least: float = 5e-324) -> float:
@@ -244,6 +224,11 @@ def _peak(gpu: str) -> Peak | None:
     return peak_by_short_name(whole.get(" ".join(gpu.lower().split()), gpu))
 
 
+def price_object(price: Price | None, flops: float) -> dict[str, float | None]:
+    """For `--json`; empty where no device was named."""
+    return {} if price is None else {"gpu_hours": price.gpu_hours(flops), "usd": price.usd(flops)}
+
+
 def hours_and_dollars(price: Price, flops: float) -> tuple[str, str]:
     """GPU-hours, and dollars or "" where the hour has no price; small ones keep their digits."""
     hours, usd = price.gpu_hours(flops), price.usd(flops)
@@ -265,4 +250,6 @@ def describe_cost(price: Price | None, flops: float) -> str | None:
 
 def describe(price: Price) -> str:
     """The price itself, without what is not known of it."""
-    return str(price).removesuffix(", price unknown")
+    peak = "" if price.peak_flops is None else f": {price.peak_flops / 1e12:.4g} TFLOP/s peak"
+    usd = "" if price.usd_per_gpu_hour is None else f", ${price.usd_per_gpu_hour:g} per GPU-hour"
+    return f"{price.gpu or 'GPU'}{peak}, MFU {price.mfu:.0%}{usd}"

@@ -22,10 +22,11 @@ from isoflop.cli.common import (
     Where,
     describe,
     hours_and_dollars,
+    price_object,
     price_of,
 )
 from isoflop.cli.plan import Counted, Runs, read_own
-from isoflop.console import print_json, reported, say, tell
+from isoflop.console import picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import OptionComparison, Price
@@ -95,29 +96,17 @@ def compare(
 
 def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str, Any]:
     """The object that `--json` prints."""
+    names = "flops loss interval excess_loss compute_factor"
     return {
         "options": [
-            {
-                "option": str(row.option),
-                "count": row.option.count,
-                "N": row.option.N,
-                "D": row.option.D,
-                "flops": row.flops,
-                "loss": row.loss,
-                "interval": None if row.interval is None else list(row.interval),
-                "excess_loss": row.excess_loss,
-                "compute_factor": row.compute_factor if row.compute_factor < float("inf") else None,
-                "optimal_N": row.best_N,
-                "optimal_D": row.best_D,
-                **({} if cost is None else {"gpu_hours": cost.gpu_hours(row.flops), "usd": cost.usd(row.flops)}),
-            }
+            {"option": str(row.option)}
+            | picked(row.option, "count N D")
+            | picked(row, names, optimal_N="best_N", optimal_D="best_D")
+            | price_object(cost, row.flops)
             for row in compared.rows
         ],
         "best": str(compared.best),
-        "sure": compared.sure,
-        "reason": compared.sentence,
-        "level": compared.level,
-        "law": compared.law,
+        **picked(compared, "sure level law", reason="sentence"),
     }
 
 
@@ -162,18 +151,12 @@ def laws(
 
 def laws_as_object(entry: Published) -> dict[str, Any]:
     """What `--json` prints of one."""
-    return {
-        "paper": entry.paper,
-        "where": entry.where,
-        "n_convention": entry.n_convention,
-        "tokenizer": entry.tokenizer,
-        "valid": entry.valid,
+    return picked(entry, "paper where n_convention tokenizer valid note") | {
         "law": None if entry.law is None else entry.law.form.name,
         "parameters": None if entry.law is None else {key: float(v) for key, v in entry.law.constants.items()},
         "allocation": None if entry.allocation is None else str(entry.allocation),
         "batch": None if entry.batch_law is None else str(entry.batch_law),
         "learning_rate": None if entry.learning_rate_law is None else str(entry.learning_rate_law),
-        "note": entry.note,
     }
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, picked
-from isoflop.console import cell, grid, print_json, reported, screen, tell
+from isoflop.cli.common import AsJson
+from isoflop.console import cell, grid, picked, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,7 +24,7 @@ from isoflop.cli.common import (
     pairs,
     tell_read,
 )
-from isoflop.console import finite, grid, print_json, progress_bar, reported, say, screen, tell
+from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell
 from isoflop.record.run import DEFAULT_N
 
 if TYPE_CHECKING:
@@ -223,26 +223,14 @@ def best_size(posterior: Posterior, level: float) -> dict[str, Any]:
         "N": N_opt,
         "D": float(posterior.line(C).tokens(N_opt)),
         "a": float(np.median(a)),
-        "intervals": {
-            "N": np.exp(np.quantile(log_N, ends)).tolist(),
-            "a": np.quantile(a, ends).tolist(),
-        },
+        "intervals": {"N": np.exp(np.quantile(log_N, ends)).tolist(), "a": np.quantile(a, ends).tolist()},
     }
 
 
-def as_object(fitted: Any) -> dict[str, Any]:
+def as_object(fitted: LawFit) -> dict[str, Any]:
     """The object that `--json` prints; null for what is not finite."""
-    return {
-        "law": fitted.law.form.name,
-        "parameters": {name: finite(value) for name, value in fitted.parameters.items()},
-        "standard_errors": {name: finite(value) for name, value in fitted.standard_errors.items()},
-        "intervals": {name: [finite(low), finite(high)] for name, (low, high) in fitted.intervals.items()},
-        "level": fitted.level,
-        "objective": fitted.objective,
-        "n": fitted.n,
-        "n_convention": fitted.law.convention,
-        "warnings": list(fitted.warnings),
-    }
+    names = "parameters standard_errors intervals level objective n warnings"
+    return {"law": fitted.law.form.name, "n_convention": fitted.law.convention, **picked(fitted, names)}
 
 
 def _mean_and_sd(option: str, text: str) -> tuple[float, float]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, picked, read
-from isoflop.console import grid, print_json, reported, screen, tell
+from isoflop.cli.common import AsJson, CurveFiles, CurveLoss, Level, read
+from isoflop.console import grid, picked, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.cli.common import Curves

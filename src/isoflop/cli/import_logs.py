@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.common import AsJson
-from isoflop.console import cell, grid, print_json, reported, screen, tell
+from isoflop.console import cell, grid, picked, print_json, reported, screen, tell
 
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ROWS = 40
 """Runs shown; the others are counted."""
+
+
+Several = list[str] | None
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Done:
         return {name: loss for point in self.one.run.points for name, loss in point.losses.items()}
 
 
+def _several(metavar: str, text: str) -> Any:
+    """An option that may be given for each run, loss or column."""
+    return typer.Option(metavar=metavar, help=f"{text} Repeatable.")
+
+
 def import_(
     paths: Annotated[
         list[str],
@@ -58,50 +66,26 @@ def import_(
             help="huggingface, tensorboard, lightning, wandb, mlflow, trackio, table or lines.",
         ),
     ] = None,
-    params: Annotated[
-        list[str] | None, typer.Option(metavar="[RUN=]N", help="Parameters, such as 124M or small=124M. Repeatable.")
-    ] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[RUN=]FILE", help="A config.json of Hugging Face, that N is counted from. Repeatable."),
-    ] = None,
+    params: Annotated[Several, _several("[RUN=]N", "Parameters, such as 124M or small=124M.")] = None,
+    config: Annotated[Several, _several("[RUN=]FILE", "A config.json of Hugging Face, that N is counted from.")] = None,
     tokens_per_step: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[RUN=]NUMBER", help="Tokens of an optimizer step, all devices together. Repeatable."),
+        Several, _several("[RUN=]NUMBER", "Tokens of an optimizer step, all devices together.")
     ] = None,
-    flops_per_token: Annotated[
-        list[str] | None, typer.Option(metavar="[RUN=]NUMBER", help="FLOPs of training, a token. Repeatable.")
-    ] = None,
-    seq: Annotated[
-        list[str] | None, typer.Option(metavar="[RUN=]NUMBER", help="Tokens a sequence. Repeatable.")
-    ] = None,
-    devices: Annotated[
-        list[str] | None, typer.Option(metavar="[RUN=]NUMBER", help="Devices that trained. Repeatable.")
-    ] = None,
+    flops_per_token: Annotated[Several, _several("[RUN=]NUMBER", "FLOPs of training, a token.")] = None,
+    seq: Annotated[Several, _several("[RUN=]NUMBER", "Tokens a sequence.")] = None,
+    devices: Annotated[Several, _several("[RUN=]NUMBER", "Devices that trained.")] = None,
     table: Annotated[
         Path | None, typer.Option(help="A CSV of these by run: run,params,tokens_per_step,…", exists=True)
     ] = None,
-    loss: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[LOSS=]COLUMN", help="The training loss's column, or eval/val=COLUMN. Repeatable."),
-    ] = None,
-    loss_unit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[LOSS=]UNIT", help="nats (default), bits, ppl or bpb (bits per byte). Repeatable."),
-    ] = None,
+    loss: Annotated[Several, _several("[LOSS=]COLUMN", "The training loss's column, or eval/val=COLUMN.")] = None,
+    loss_unit: Annotated[Several, _several("[LOSS=]UNIT", "nats (default), bits, ppl or bpb (bits per byte).")] = None,
     tokens: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The column of tokens since the run began.")
     ] = None,
     step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of optimizer steps.")] = None,
-    run: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="A column that separates the runs of one file. Repeatable."),
-    ] = None,
+    run: Annotated[Several, _several("COLUMN", "A column that separates the runs of one file.")] = None,
     group: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="COLUMN", help="A column or hyperparameter to keep of each run, for fit --group. Repeatable."
-        ),
+        Several, _several("COLUMN", "A column or hyperparameter to keep of each run, for fit --group.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Show what would be imported, and write nothing.")
@@ -183,27 +167,14 @@ def as_object(result: ImportResult, done: Sequence[Done]) -> dict[str, Any]:
     """The object that `--json` prints."""
     return {
         "runs": [
-            {
-                "run_id": each.one.run.run_id,
-                "name": each.one.run.name,
-                "kind": each.one.kind,
-                "source": each.one.source,
-                "record": None if each.path is None else str(each.path),
-                "action": each.action,
-                "status": each.one.run.status,
-                "points": len(each.one.run.points),
-                "parameters": dict(each.one.run.parameters),
-                "step": each.last.step,
-                "tokens": each.last.tokens,
-                "flops": each.last.flops,
-                "losses": each.losses,
-                "missing": list(each.one.missing),
-                "notes": list(each.one.notes),
-            }
+            picked(each.one.run, "run_id name status parameters")
+            | picked(each.one, "kind source missing notes")
+            | picked(each.last, "step tokens flops")
+            | picked(each, "action losses")
+            | {"record": None if each.path is None else str(each.path), "points": len(each.one.run.points)}
             for each in done
         ],
-        "problems": list(result.problems),
-        "questions": list(result.questions),
+        **picked(result, "problems questions"),
     }
 
 

@@ -25,10 +25,11 @@ from isoflop.cli.common import (
     devices_of,
     digits,
     pairs,
+    price_object,
     price_of,
     tell_read,
 )
-from isoflop.console import finite, print_json, reported, say, tell
+from isoflop.console import finite, picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import Price
@@ -154,21 +155,16 @@ def plan(
 
 def recipe_as_object(recipe: TrainingRecipe) -> dict[str, Any]:
     """What `--json` prints of it."""
-    shape = recipe.shape.config()
+    names = {
+        "D": "tokens",
+        "batch_tokens": "batch",
+        "warmup_steps": "warmup",
+        "peak_lr": "rate",
+        "lr_range": "rate_range",
+    }
     return {
-        "config": {key: value for key, value in shape.items() if key != "hf"},
-        "N": recipe.N,
-        "total_parameters": recipe.total,
-        "D": recipe.tokens,
-        "batch_tokens": recipe.batch,
-        "batch_range": list(recipe.batch_range),
-        "steps": recipe.steps,
-        "warmup_steps": recipe.warmup,
-        "peak_lr": recipe.rate,
-        "lr_range": list(recipe.rate_range),
-        "weight_decay": recipe.weight_decay,
-        "timescale": recipe.timescale,
-        "optimizer": recipe.optimizer,
+        "config": {key: value for key, value in recipe.shape.config().items() if key != "hf"},
+        **picked(recipe, "N batch_range steps weight_decay timescale optimizer", total_parameters="total", **names),
     }
 
 
@@ -286,32 +282,17 @@ def read_own(
 
 def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
     """The object that `--json` prints; null for what is unknown."""
-    result: dict[str, Any] = {
-        "N": answer.N,
-        "D": answer.D,
-        "L": answer.L,
-        "flops": answer.flops,
+    return {
+        **picked(answer, "N D L flops level tokens_per_param inference_flops unique_tokens method"),
+        **picked(answer, "", n_convention="convention", warnings="notes"),
         "intervals": {
-            key: [finite(end) for end in (answer.intervals or {})[name]]
+            key: list(map(finite, (answer.intervals or {})[name]))
             for key, name in (("N", "N"), ("D", "D"), ("L", "loss"), ("flops", "flops"))
             if name in (answer.intervals or {})
         },
-        "level": answer.level,
-        "tokens_per_param": answer.tokens_per_param,
-        "n_convention": answer.convention,
-        "inference_flops": answer.inference_flops,
-        "unique_tokens": answer.unique_tokens,
-        "method": answer.method,
-        "warnings": list(answer.notes),
-        "alternatives": [
-            {"name": row.name, "N": row.N, "D": row.D, "L": row.L, "n_convention": row.convention}
-            for row in answer.alternatives
-        ],
+        "alternatives": [picked(row, "name N D L", n_convention="convention") for row in answer.alternatives],
+        **price_object(cost, answer.total_flops),
     }
-    if cost is not None:
-        result["gpu_hours"] = cost.gpu_hours(answer.total_flops)
-        result["usd"] = cost.usd(answer.total_flops)
-    return result
 
 
 def _print(answer: Plan, cost: Price | None, recipe: bool) -> None:

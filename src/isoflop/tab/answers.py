@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from isoflop.console import finite
+from isoflop.console import finite, picked
 from isoflop.record import PREFERRED_N, SEVERITIES, Point, Run
 from isoflop.tab.records import Entry, Snapshot
 
@@ -202,18 +202,8 @@ def plan_answer(runs: Sequence[Run], text: str) -> dict[str, Any]:
         "budget": flops,
         "pf_days": flops / PF_DAY,
         "runs": len(table.rows) if table else 0,
-        "N": answer.N,
-        "D": answer.D,
-        "L": answer.L,
-        "flops": answer.flops,
-        "tokens_per_param": answer.tokens_per_param,
+        **picked(answer, "N D L flops tokens_per_param level method", n_convention="convention"),
         "intervals": {"L" if name == "loss" else name: list(ends) for name, ends in (answer.intervals or {}).items()},
-        "level": answer.level,
-        "n_convention": answer.convention,
-        "method": answer.method,
         "notes": [*(f"left out: {text}" for text in (table.left_out if table else ())), *answer.notes],
-        "alternatives": [
-            {"name": row.name, "N": row.N, "D": row.D, "L": row.L, "n_convention": row.convention}
-            for row in answer.alternatives
-        ],
+        "alternatives": [picked(row, "name N D L", n_convention="convention") for row in answer.alternatives],
     }
