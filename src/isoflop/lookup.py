@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 class CannotOpen(ValueError):
@@ -88,6 +90,20 @@ def library(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise CannotOpen(f'{name} is not installed, and this model needs it: pip install "{extra}"') from None
+
+
+@contextmanager
+def needs(extra: str, packages: str) -> Iterator[None]:
+    """Around the import of an adapter: say what to install where one of the trainer's packages is missing.
+
+    Any other missing module is a fault that must be seen as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in re.findall(r"\w+", packages):
+            raise
+        raise ImportError(f"isoflop.{extra} needs {packages}: pip install 'isoflop[{extra}]'") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -94,9 +94,6 @@ def describe_optimizer(optimizer: Any) -> dict[str, Any] | None:
     if not groups:
         return None
     wrapped = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Fabric's wrappers
-    settings = {key: _number(value) for key, value in groups[0].items() if key != "params"}
-    return {"class": type(wrapped).__name__, **settings}
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+    numbers = {key: each.item() for key, each in groups[0].items() if isinstance(each, torch.Tensor) and not each.dim()}
+    settings = {key: each for key, each in groups[0].items() if key != "params"}
+    return {"class": type(wrapped).__name__, **settings, **numbers}

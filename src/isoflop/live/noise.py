@@ -46,7 +46,7 @@ from isoflop.noise.estimator import (
     result,
     unpacked,
 )
-from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, keeps_second_moments, settled
+from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, settled
 from isoflop.noise.split import Unsplittable, batch_size, halves, refusal
 
 MEASURING = "measuring the noise scale"
@@ -209,7 +209,7 @@ class Noise(Part):
     def refuse(self, reason: str) -> None:
         """The step can't be split, or no longer: say why, once, and measure no more."""
         self._say(f"no gradient noise scale: {reason}")
-        self._drop_source()
+        self.detach()
 
     @hook(MEASURING, "no gradient noise scale")
     def step(self, step: int, tokens: int | TokenCount | None) -> None:
@@ -296,7 +296,8 @@ class Noise(Part):
         scaled: torch.Tensor = scaler.scale(torch.ones((), device=self._source.parameters[0].device))
         return scaled
 
-    def _drop_source(self) -> None:
+    def detach(self) -> None:
+        """Take every hook away, and measure no more."""
         self._disarm()
         self._source, self._chosen, self.active = None, True, False
 
@@ -331,7 +332,7 @@ class Noise(Part):
         seconds, elapsed = summed[0] / ranks, summed[1] / ranks
         rows = self._rows if ranks == 1 else unpacked(summed[2:], self._rows, ranks)
         if not (self.guard.open(MEASURING) and self.guard.open(HOOKS)):
-            self._drop_source()
+            self.detach()
         for row in rows:
             raw, preconditioned = result(row, self._by_tokens)
             if isinstance(raw, Unusable):
@@ -346,8 +347,8 @@ class Noise(Part):
         if seconds or rows:
             self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
         if self._source is not None and not self._settled:
-            self._keeps_v = keeps_second_moments(self._run.optimizer)
-            self._settled = self._keeps_v and settled(self._run.optimizer)
+            found = settled(self._run.optimizer)
+            self._keeps_v, self._settled = found is not None, bool(found)
         if rows:  # the cadence is another
             self._sleep(step)
 
@@ -358,7 +359,7 @@ class Noise(Part):
         if count == MAX_UNUSABLE and self.raw.count < 10 * count:
             if why is Unusable.NOT_THE_SUM:
                 self.raw, self.preconditioned = RunningMoments(), RunningMoments()
-                self._drop_source()
+                self.detach()
             self._say(f"no gradient noise scale from {count} of the measured steps: {why.value}")
 
     @property
@@ -454,10 +455,6 @@ class Noise(Part):
         self._collected = (int(step), float(seconds))
         self._minimum = [float(value) for value in state["minimum"]]
         self.reasons = {str(name): int(count) for name, count in state["reasons"].items()}
-
-    def detach(self) -> None:
-        """Take every hook away."""
-        self._drop_source()
 
     def _say(self, text: str) -> None:
         if self._speaks and text not in self._told:

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from isoflop.flops.clock import Phase
-from isoflop.flops.step import StepObserver
 from isoflop.flops.tokens import TokenCount
-from isoflop.live.noise import Noise
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,23 +16,11 @@ if TYPE_CHECKING:
 class PlainLoop:
     """Base of `Monitor`."""
 
-    noise: Noise
-    observer: StepObserver
-    _handled: int
     _marked = False
     """Inside of `accumulate`, which says what this micro-batch's tokens are."""
 
-    def enter(self, phase: Phase) -> None:
-        """Evaluation or a checkpoint begins."""
-
-    def leave(self, phase: Phase) -> None:
-        """Training goes on."""
-
-    def finish(self, completed: bool = True) -> None:
-        """Training has ended."""
-
     @contextmanager
-    def accumulate(self, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
+    def accumulate(self: Any, tokens: int | TokenCount | None = None, *, by_tokens: bool = False) -> Iterator[None]:
         """Around one micro-batch's forward and backward pass in a plain loop: a part of the step's gradient.
 
         Needed only where that is not one forward call of the model each, or for what these arguments say.
@@ -57,7 +42,7 @@ class PlainLoop:
         finally:
             self._marked = False
 
-    def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
+    def split(self: Any, batch: Any) -> Iterator[tuple[Any, float]]:
         """A step's batch in parts, for `noise_scale="split"` in a plain loop: mostly one, on measured steps two halves.
 
             for part, share in monitor.split(batch):
@@ -77,7 +62,7 @@ class PlainLoop:
                 yield half.batch, half.share
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self: Any) -> Iterator[None]:
         """Around an evaluation in a plain loop: its time is no training time."""
         self.enter("evaluation")
         try:
@@ -89,7 +74,7 @@ class PlainLoop:
         """A copy, or what arrives in another process, observes nothing: a run has one Monitor a process."""
         return _ended_copy, (type(self),)
 
-    def close(self) -> None:
+    def close(self: Any) -> None:
         """End a plain loop: the last point and the totals are written. In a `finally` after an error: interrupted."""
         error = sys.exc_info()[1]
         self.finish(completed=error is None or id(error) == self._handled or isinstance(error, StopIteration))
@@ -97,7 +82,7 @@ class PlainLoop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self: Any, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(completed=kind is None)
 
 

@@ -36,6 +36,8 @@ from typing import Any, NamedTuple
 import torch
 from scipy.special import stdtrit
 
+from isoflop.flops.totals import read_scalars
+
 
 class Unusable(Enum):
     """Why a measured step gives no value; the value is the sentence that a user reads."""
@@ -117,21 +119,19 @@ MIN_MEASUREMENTS = 5
 
 @dataclass(frozen=True, slots=True)
 class NoiseScale:
-    """B_simple = tr Σ/|G|² with its interval, in tokens.
+    """B_simple = tr Σ/|G|² with its 95% interval, in tokens.
 
     Attributes:
         value: the ratio of the means; None where |G|² came out at 0 or below.
         low: lower end of the interval, 0 where it is not bounded.
         high: upper end; infinite where |G|² is not told from 0.
         measurements: how many steps are behind it.
-        level: of the interval.
     """
 
     value: float | None
     low: float
     high: float
     measurements: int
-    level: float = 0.95
 
     @property
     def bounded(self) -> bool:
@@ -144,12 +144,6 @@ class NoiseScale:
         if not self.bounded or self.low <= 0:
             return math.inf
         return math.log(self.high / self.low) / (2 * 1.96)
-
-    def __str__(self) -> str:
-        level = f"{self.level:.0%}, {self.measurements} measurements"
-        if not self.bounded or self.value is None:
-            return f"B_noise > {self.low:,.0f} tokens ({level})" if self.low > 0 else f"B_noise unknown ({level})"
-        return f"B_noise {self.value:,.0f} tokens [{self.low:,.0f}, {self.high:,.0f}] ({level})"
 
 
 def fieller(x: float, y: float, xx: float, yy: float, xy: float, quantile: float) -> tuple[float, float]:
@@ -195,7 +189,7 @@ class RunningMoments:
     count: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * 12)
     # of w·(1, x, y), w²·(1, x, y, xx, yy, xy), w·(xx, yy, xy)
-    _asked: tuple[int, float, NoiseScale] | None = field(default=None, repr=False, compare=False)
+    _asked: NoiseScale | None = field(default=None, repr=False, compare=False)
 
     def add(self, x: float, y: float) -> None:
         """One measured step's |G|² and tr Σ."""
@@ -210,12 +204,12 @@ class RunningMoments:
         for i, value in enumerate(squares, 9):
             self.sums[i] = self.sums[i] * fade + value
 
-    def ratio(self, level: float = 0.95) -> NoiseScale | None:
+    def ratio(self) -> NoiseScale | None:
         """y/x of the means with Fieller's interval; None with fewer than `MIN_MEASUREMENTS`."""
         if self.count < MIN_MEASUREMENTS:
             return None
-        if self._asked is not None and self._asked[:2] == (self.count, level):
-            return self._asked[2]
+        if self._asked is not None and self._asked.measurements == self.count:
+            return self._asked
         w, x, y, w2, *_ = self.sums
         x, y = x / w, y / w
         effective = w * w / w2
@@ -225,10 +219,10 @@ class RunningMoments:
         xx = max(wxx - 2 * x * wx + x * x * w2, 0.0) / (w * w) * small
         yy = max(wyy - 2 * y * wy + y * y * w2, 0.0) / (w * w) * small
         xy = (wxy - x * wy - y * wx + x * y * w2) / (w * w) * small
-        low, high = fieller(x, y, xx, yy, xy, float(stdtrit(effective - 1, 0.5 + level / 2)))
+        low, high = fieller(x, y, xx, yy, xy, float(stdtrit(effective - 1, 0.975)))
         value = y / x if x > 0 and y > 0 else None
-        self._asked = (self.count, level, NoiseScale(value, low, high, self.count, level))
-        return self._asked[2]
+        self._asked = NoiseScale(value, low, high, self.count)
+        return self._asked
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -292,14 +286,8 @@ def unpacked(summed: Sequence[float], rows: Sequence[Measured], ranks: int) -> l
 
 def read(waiting: Sequence[Measured]) -> list[Measured]:
     """The numbers of measured steps, with one wait a device."""
-    tensors = [value for row in waiting for value in row if isinstance(value, torch.Tensor)]
-    values: dict[int, float] = {}
-    for device in {tensor.device for tensor in tensors}:
-        here = [tensor for tensor in tensors if tensor.device == device]
-        read_out = torch.stack([tensor.detach().to(torch.float32).reshape(()) for tensor in here]).tolist()
-        values.update(zip(map(id, here), read_out, strict=True))
-
-    return [Measured(*[values[id(v)] if isinstance(v, torch.Tensor) else v for v in row]) for row in waiting]
+    values = iter(read_scalars([value for row in waiting for value in row if isinstance(value, torch.Tensor)]))
+    return [Measured(*[next(values) if isinstance(v, torch.Tensor) else v for v in row]) for row in waiting]
 
 
 def result(row: Measured, by_tokens: bool) -> tuple[StepEstimate | Unusable, StepEstimate | Unusable | None]:

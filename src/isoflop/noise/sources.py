@@ -102,15 +102,11 @@ def second_moment(optimizer: Any, parameter: nn.Parameter) -> torch.Tensor | Non
     return None
 
 
-def keeps_second_moments(optimizer: Any) -> bool:
-    """Whether an optimizer that has stepped keeps v for a parameter."""
-    optimizer = inner_optimizer(optimizer)
-    groups = getattr(optimizer, "param_groups", None) or []
-    return any(second_moment(optimizer, parameter) is not None for group in groups for parameter in group["params"])
+def settled(optimizer: Any) -> bool | None:
+    """Whether v rests on the run's own gradients: `WARM_UP`/(1 − β₂) steps; None: the optimizer keeps none.
 
-
-def settled(optimizer: Any) -> bool:
-    """Whether v rests on the run's own gradients: `WARM_UP`/(1 − β₂) steps. Reads a tensor; for log steps."""
+    Reads a tensor; for log steps.
+    """
     optimizer = inner_optimizer(optimizer)
     for group in getattr(optimizer, "param_groups", None) or []:
         betas = group.get("betas")
@@ -119,7 +115,7 @@ def settled(optimizer: Any) -> bool:
             if second_moment(optimizer, parameter) is not None:
                 steps = float(optimizer.state[parameter].get("step", 0))
                 return steps * (1 - decay) >= WARM_UP - 1e-6
-    return False
+    return None
 
 
 HOOKS = declare("the noise scale's hooks", "no gradient noise scale")

@@ -9,7 +9,6 @@ are refused.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -32,24 +31,18 @@ class Unsplittable(ValueError):
 
 def refusal(model: nn.Module) -> str | None:
     """Why halves of a batch have another gradient in this model, as far as its modules tell; None: nothing found."""
+    why, remedy = None, "Accumulate gradients or use several ranks"
     for name, module in model.named_modules():
+        kind = type(module).__name__
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return (
-                f"a step can't be split: {name or type(module).__name__} normalises over the batch ("
-                f"{type(module).__name__}), so halves have another gradient. Accumulate gradients or use several ranks"
-            )
-        if CONTRASTIVE.search(type(module).__name__):
-            return (
-                f"a step can't be split: {type(module).__name__} contrasts the sequences of a batch with each other, "
-                "so halves have another gradient. Accumulate gradients or use several ranks"
-            )
+            why = f"{name or kind} normalises over the batch ({kind})"
+        elif CONTRASTIVE.search(kind):
+            why = f"{kind} contrasts the sequences of a batch with each other"
     config = attempt(getattr, model, "config", None)
-    if getattr(config, "router_aux_loss_coef", 0) and getattr(config, "output_router_logits", False):
-        return (
-            "a step can't be split: the load-balancing loss of the mixture of experts is over the whole batch, so "
-            "halves have another gradient. Accumulate gradients, use several ranks, or output_router_logits=False"
-        )
-    return None
+    if why is None and getattr(config, "router_aux_loss_coef", 0) and getattr(config, "output_router_logits", False):
+        why = "the load-balancing loss of the mixture of experts is over the whole batch"
+        remedy = "Accumulate gradients, use several ranks, or output_router_logits=False"
+    return why and f"a step can't be split: {why}, so halves have another gradient. {remedy}"
 
 
 def batch_size(batch: Any) -> int | None:
@@ -127,6 +120,8 @@ def _part(batch: Any, start: int, stop: int, size: int) -> Any:
 def compare(model: nn.Module, losses: Callable[[], Sequence[Any]], share: float) -> str | None:
     """Once, without dropout and gradients: why the halves' losses do not make up the batch's; None: they do.
 
+    Where they do, their gradients do, too.
+
     Args:
         model: put into evaluation mode meanwhile.
         losses: of the batch and its halves.
@@ -140,20 +135,9 @@ def compare(model: nn.Module, losses: Callable[[], Sequence[Any]], share: float)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return same_loss(whole, first, second, share)
-
-
-def same_loss(whole: float, first: float, second: float, share: float) -> str | None:
-    """Why the halves' losses do not make up the batch's; None: they do, so that their gradients do, too.
-
-    Args:
-        whole, first, second: the batch's loss and its halves'.
-        share: of the first half in the mean.
-    """
     together = share * first + (1 - share) * second
-    if not all(map(math.isfinite, (whole, together))):
-        return None
-    if abs(whole - together) <= CHECK_TOLERANCE * max(abs(whole), abs(together)):
+    # not finite: nothing is shown
+    if not abs(whole - together) > CHECK_TOLERANCE * max(abs(whole), abs(together)):
         return None
     return (
         f"a step can't be split: the batch's loss is {whole:.6g}, but its halves' come to {together:.6g}; sequences of "
