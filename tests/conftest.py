@@ -16,6 +16,13 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of pytest-xdist's workers each takes whole files; all golden tests go to one, as their trainings are shared."""
+    for item in items:
+        name = "golden" if item.path.parent.name == "golden" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(autouse=True)
 def _nothing_was_compiled_before() -> None:
     """A test must not find that another has compiled something: then no live step would be watched."""

@@ -110,30 +110,39 @@ def about(told: list[str]) -> list[str]:
     return [line for line in told if "forecast" in line]
 
 
-def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
-    seen: dict[int, Any] = {}
-    monitor, told = train(tmp_path, between=lambda step, monitor, _: seen.update({step: monitor.forecast}))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A planted run from its first step to its last, and the forecast after each."""
+    folder, seen = tmp_path_factory.mktemp("whole"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forecasting, "SHARE", math.inf)
+        monitor, told = train(folder, between=lambda step, monitor, _: seen.update({step: monitor.forecast}))
+    return SimpleNamespace(folder=folder, seen=seen, monitor=monitor, told=told)
+
+
+def test_a_planted_run_is_forecast_and_shown_everywhere(whole: SimpleNamespace) -> None:
+    seen, monitor = whole.seen, whole.monitor
     half = seen[TOTAL // 2]
     assert isinstance(half, Forecast) and half.step == TOTAL
     end = 2.5 + 1.2 * (TOTAL / 100) ** -0.5
     assert half.low < end < half.high and half.loss == pytest.approx(end, rel=0.01)
     assert isinstance(seen[40], NoForecast) and seen[40].reason.temporary
     assert seen[19] is None
-    run = the_run(tmp_path)
+    run = the_run(whole.folder)
     at_half = next(point for point in run.points if point.step == TOTAL // 2)
     assert [at_half.extra[name] for name in FORECASTS] == [half.loss, half.low, half.high]
     assert "forecast_loss" not in next(point for point in run.points if point.step == 40).extra
     assert monitor.scalars["isoflop/forecast_loss"] == monitor.forecast.loss
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path))
+    events = EventAccumulator(str(whole.folder))
     events.Reload()
     for name in FORECASTS:
         values = {event.step: event.value for event in events.Scalars(f"isoflop/{name}")}
         assert values[TOTAL // 2] == pytest.approx(at_half.extra[name], rel=1e-6)
     final = monitor._forecast._final
     assert final.mean == pytest.approx(end, rel=0.005) and 0 < final.error < 0.002
-    (line,) = about(told)
+    (line,) = about(whole.told)
     assert line.startswith(
         f"isoflop: forecast at step 1,000: {half.loss:.3f} (80%: {half.low:.3f} to {half.high:.3f}) · final loss "
         f"{Outcome(half, final.mean, final.error)}"
@@ -142,7 +151,10 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(tmp_path: Path) -> None:
 
 
 def test_the_record_holds_the_plan_so_that_others_can_forecast_the_run(tmp_path: Path) -> None:
-    train(tmp_path, last=800, make=lambda o: S.LambdaLR(o, lambda s: min(1, (s + 1) / 50) * (1 - s / TOTAL)))
+    def falling(optimizer: Any) -> Any:
+        return S.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 50) * (1 - s / TOTAL))
+
+    train(tmp_path, last=800, make=falling)
     run = the_run(tmp_path)
     assert run.planned["steps"] == TOTAL and run.planned["schedule"] == "LambdaLR"
     plan = curve_of(run).plan
@@ -154,9 +166,7 @@ def test_the_record_holds_the_plan_so_that_others_can_forecast_the_run(tmp_path:
     assert curve.steps[-1] == 800 and curve.tokens[-1] == 800 * TOKENS and not curve.task.experts
 
 
-def test_a_restored_run_forecasts_the_same_to_the_bit(tmp_path: Path) -> None:
-    whole: dict[int, Any] = {}
-    train(tmp_path / "whole", between=lambda step, monitor, _: whole.update({step: monitor.forecast}))
+def test_a_restored_run_forecasts_the_same_to_the_bit(tmp_path: Path, whole: SimpleNamespace) -> None:
     first, _ = train(tmp_path / "parts", last=1_000, finish=False)
     state = json.loads(json.dumps(first.state_dict()))
     parts: dict[int, Any] = {}
@@ -166,7 +176,7 @@ def test_a_restored_run_forecasts_the_same_to_the_bit(tmp_path: Path) -> None:
         state=state,
         between=lambda step, monitor, _: parts.update({step: monitor.forecast}),
     )
-    assert parts == {step: whole[step] for step in parts}
+    assert parts == {step: whole.seen[step] for step in parts}
     assert isinstance(parts[1_001], Forecast) and len({id(forecast) for forecast in parts.values()}) > 10
     (line,) = about(told)
     assert "forecast at step 1,000" in line  # made before the checkpoint
@@ -342,7 +352,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
 
 def test_history_sharpens_the_forecast_of_a_further_run(tmp_path: Path) -> None:
     for seed in range(1, 5):
-        train(tmp_path / f"old-{seed}", loss=lambda step, seed=seed: planted(step, seed))
+        train(tmp_path / f"old-{seed}", loss=lambda step, seed=seed: planted(step, seed), fit_on="off")
     alone, _ = train(tmp_path / "alone", last=500)
     helped, _ = train(tmp_path / "helped", last=500, history=[tmp_path / f"old-{seed}" for seed in range(1, 5)])
     assert isinstance(alone.forecast, Forecast) and isinstance(helped.forecast, Forecast)
@@ -356,7 +366,7 @@ def test_a_ladder_of_earlier_sizes_speaks_from_the_start(tmp_path: Path) -> None
 
     sizes = (10**7, 3 * 10**7, 10**8)
     for N in sizes:
-        train(tmp_path / f"N{N}", loss=of_size(N), num_params=N)
+        train(tmp_path / f"N{N}", loss=of_size(N), num_params=N, fit_on="off")
     N, seen = 3 * 10**8, {}
     ladder = [tmp_path / f"N{size}" for size in sizes]
     train(
@@ -376,7 +386,7 @@ def test_a_ladder_of_earlier_sizes_speaks_from_the_start(tmp_path: Path) -> None
 
 
 def test_history_that_gives_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train(tmp_path / "cut", last=300, finish=False)
+    train(tmp_path / "cut", last=300, finish=False, fit_on="off")
     with caplog.at_level(logging.WARNING, "isoflop"):
         monitor, _ = train(tmp_path / "run", last=500, history=tmp_path / "cut")
     (said,) = [record.getMessage() for record in caplog.records if "history" in record.getMessage()]
@@ -387,8 +397,8 @@ def test_history_that_gives_nothing_is_told(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_what_can_not_be_learnt_from_says_why(tmp_path: Path) -> None:
-    train(tmp_path / "short", last=1_000)
-    train(tmp_path / "few", log_every=400)
+    train(tmp_path / "short", last=1_000, fit_on="off")
+    train(tmp_path / "few", log_every=400, fit_on="off")
     _, problems = finished_runs(isoflop.read_runs(tmp_path))
     assert sorted(problems) == [
         "few: 5 points with a loss 'train'; at least 12 are needed",

@@ -9,7 +9,7 @@ import pytest
 from kinds import KINDS, LOOPS, gathering, results
 from workers import run
 
-A_FEW = {loop: list(KINDS)[place :: 8 if place else 4] for place, loop in enumerate(LOOPS)}
+A_FEW = {loop: list(KINDS)[place :: 12 if place else 6] for place, loop in enumerate(LOOPS)}
 
 
 def same(loop: str, folder: Path, names: list[str]) -> None:

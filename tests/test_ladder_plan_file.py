@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
+import ladder_trainers
 from isoflop.ladder import ExpectedInterval, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
 
 COUNTS = {"total": 110, "non_embedding": 50, "non_embedding_with_head": 75}
@@ -31,15 +33,10 @@ def planned(name: str = "a", **changes: Any) -> PlannedRun:
 
 
 def a_plan(*runs: PlannedRun) -> LadderPlan:
-    return LadderPlan(
+    return replace(
+        ladder_trainers.a_plan(),
         target_flops=1e21,
-        spend_flops=3e19,
-        family="gpt2",
-        vocab_size=256,
-        sequence_length=64,
-        convention="non_embedding_with_head",
         runs=runs or (planned(), planned("b")),
-        level=0.9,
         expected={"N_opt": ExpectedInterval(estimate=1e5, low=5e4, high=2e5, even_low=1e4, even_high=1e6)},
         rules={"batch": "B = 0.58·D^0.571"},
         warnings=("models below 10M",),

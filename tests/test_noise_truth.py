@@ -20,7 +20,7 @@ def draw(generator: torch.Generator, sequences: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("steps", "sizes"),
     [
-        (30, (8, 8)),
+        pytest.param(30, (8, 8), marks=pytest.mark.slow),
         (100, (4, 4, 4, 4)),
         pytest.param(300, (8, 8), marks=pytest.mark.slow),
         pytest.param(1000, (16, 16), marks=pytest.mark.slow),

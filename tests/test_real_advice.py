@@ -21,7 +21,7 @@ from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss, stdlib_text
 from isoflop.advice import Reason, Severity
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
-from trainers import LIGHTNING_NOISE, hf_arguments, lightning_trainer
+from trainers import LIGHTNING_NOISE, hf_arguments, lightning_module, lightning_trainer
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE)]
 
@@ -72,18 +72,10 @@ def by_lightning(
     torch.manual_seed(0)
     net = WithLoss(GPTConfig(width=width))
 
-    class Module(package.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.net(**batch)["loss"]
-
-        def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.AdamW(self.net.parameters(), lr=rate or RATES[width], betas=(0.9, 0.95))
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape(steps))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def optimizers(self: Any) -> Any:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=rate or RATES[width], betas=(0.9, 0.95))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     class Stop(package.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
@@ -104,7 +96,7 @@ def by_lightning(
     loader = torch.utils.data.DataLoader(
         Pairs(Windows(text, CONTEXT)), batch_size=WINDOWS, shuffle=True, drop_last=True
     )
-    trainer.fit(Module(), loader)
+    trainer.fit(lightning_module(package, net, configure_optimizers=optimizers), loader)
     return reasons(watcher, seen, steps)
 
 

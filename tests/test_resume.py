@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,17 @@ def train_transformers(folder: Path, every: int, kill_at: int | None = None, acc
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
 
 
-def in_one_piece(train: Train, folder: Path, every: int, **options: Any) -> Run:
-    folder.mkdir()
-    train(folder, every, **options)
-    return the_run(folder)
+@pytest.fixture(scope="module")
+def in_one_piece(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """The run that nobody kills; of each training once."""
+
+    @cache
+    def trained(train: Train, every: int, accumulate: int) -> Run:
+        folder = tmp_path_factory.mktemp("whole")
+        train(folder, every, accumulate=accumulate)
+        return the_run(folder)
+
+    return trained
 
 
 def killed_and_resumed(train: Train, folder: Path, every: int, kill_at: int, **options: Any) -> Run:
@@ -144,13 +152,26 @@ def killed_and_resumed(train: Train, folder: Path, every: int, kill_at: int, **o
     return the_run(folder)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize(("every", "kill_at"), [(4, 7), (3, 5), (3, 6)])
+@pytest.mark.parametrize(
+    ("accumulate", "every", "kill_at"),
+    [
+        (1, 3, 5),
+        (4, 3, 6),
+        (4, 3, 5),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, 3, 6), (1, 4, 7), (4, 4, 7)]),
+    ],
+)
 @pytest.mark.parametrize("train", [train_plain, train_lightning, train_transformers])
 def test_a_killed_run_goes_on(
-    train: Train, every: int, kill_at: int, accumulate: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train,
+    every: int,
+    kill_at: int,
+    accumulate: int,
+    in_one_piece: Callable[..., Run],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = in_one_piece(train, tmp_path / "whole", every, accumulate=accumulate)
+    whole = in_one_piece(train, every, accumulate)
     resumed = killed_and_resumed(train, tmp_path / "killed", every, kill_at, accumulate=accumulate)
     assert totals(whole) == totals(resumed) == ROWS.totals()
     assert [point.step for point in resumed.points] == [2, 4, 6, 8, 10, 12]

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from typing import Any
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "olmo")
 """Types of Hugging Face configurations with gated MLPs and rotary positions that scale by this module's closed form.
 Qwen 2 has biases on q, k and v."""
-KNOWN = ("gpt2", "llama")
-"""Families that need no file."""
 SHARED = (
     "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range",
     "scale_attn_by_inverse_layer_idx", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
@@ -29,26 +27,17 @@ SHARED = (
 """Settings that do not depend on size: planned runs keep them, as their law is to be the target's."""
 HF_NAMES = {
     "gpt2": {
-        "depth": "n_layer",
-        "width": "n_embd",
-        "heads": "n_head",
-        "mlp_width": "n_inner",
+        "depth": "n_layer", "width": "n_embd", "heads": "n_head", "mlp_width": "n_inner",
         "sequence_length": "n_positions",
     },
     "llama": {
-        "depth": "num_hidden_layers",
-        "width": "hidden_size",
-        "heads": "num_attention_heads",
-        "key_value_heads": "num_key_value_heads",
-        "head_dim": "head_dim",
-        "mlp_width": "intermediate_size",
+        "depth": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
+        "key_value_heads": "num_key_value_heads", "head_dim": "head_dim", "mlp_width": "intermediate_size",
         "sequence_length": "max_position_embeddings",
     },
-}
+}  # fmt: skip
 """Keys of Hugging Face's configurations, of GPT-2 and of Llama's kind."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-"""No dropout: GPT-2's .1 is for data that are read many times, a ladder reads them once."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +79,21 @@ class Family:
         """Biases, layer norms, learnt positions, a plain MLP; else Llama's kind."""
         return self.name == "gpt2"
 
-    @property
-    def hf_names(self) -> Mapping[str, str]:
-        """Keys of its Hugging Face configuration."""
-        return HF_NAMES["gpt2" if self.gpt2 else "llama"]
+
+KNOWN = {
+    "gpt2": Family(
+        "gpt2", 50257, 1024, aspect=64.0, head_dim=64, mlp_ratio=4.0,
+        source="GPT-2 small's shape: width 64 times depth, heads of about 64 (Brown et al. 2020, table 2.1)",
+        # its dropout of .1 is for data that are read many times, a ladder reads them once
+        shared={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
+    "llama": Family(
+        "llama", 32000, 2048, aspect=128.0, head_dim=128, mlp_ratio=8 / 3, mlp_multiple=16, tied=False,
+        source="Llama 7B's shape: width 128 times depth, heads of about 128, MLP 8/3 of the width (Touvron et al. "
+        "2023)",
+    ),
+}  # fmt: skip
+"""Families that need no file."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ class Shape:
             "sequence_length": f.sequence_length,
             "tied": f.tied,
         }
+        names = HF_NAMES["gpt2" if f.gpt2 else "llama"]
         common = {"model_type": f.name, "vocab_size": f.vocab_size, "tie_word_embeddings": f.tied}
-        return {**own, "hf": {**common, **f.shared, **{theirs: own[ours] for ours, theirs in f.hf_names.items()}}}
+        return {**own, "hf": {**common, **f.shared, **{theirs: own[ours] for ours, theirs in names.items()}}}
 
 
 def family_of(model: str | Path, vocab_size: int | None = None, sequence_length: int | None = None) -> Family:
@@ -181,8 +182,9 @@ def family_of(model: str | Path, vocab_size: int | None = None, sequence_length:
         ValueError: neither a file nor a known family; a configuration that has no closed form here.
     """
     path = Path(model)
-    if str(model) in KNOWN and not path.exists():
-        return _known(str(model), vocab_size, sequence_length)
+    if (known := KNOWN.get(str(model))) and not path.exists():
+        vocab_size, sequence_length = vocab_size or known.vocab_size, sequence_length or known.sequence_length
+        return replace(known, vocab_size=vocab_size, sequence_length=sequence_length)
     if path.is_dir():
         path = path / "config.json"
     expected = f"expected a Hugging Face config.json, a folder with one, or one of {', '.join(KNOWN)}"
@@ -195,18 +197,6 @@ def family_of(model: str | Path, vocab_size: int | None = None, sequence_length:
     if not isinstance(found, dict):
         raise ValueError(f"--model: {expected}; {path} holds no object")
     return _from_config(found, vocab_size, sequence_length)
-
-
-def _known(name: str, vocab_size: int | None, sequence_length: int | None) -> Family:
-    if name == "gpt2":
-        source = "GPT-2 small's shape: width 64 times depth, heads of about 64 (Brown et al. 2020, table 2.1)"
-        return Family(
-            "gpt2", vocab_size or 50257, sequence_length or 1024, 64.0, 64, 4.0, source=source, shared=NO_DROPOUT
-        )
-    source = "Llama 7B's shape: width 128 times depth, heads of about 128, MLP 8/3 of the width (Touvron et al. 2023)"
-    return Family(
-        "llama", vocab_size or 32000, sequence_length or 2048, 128.0, 128, 8 / 3, 16, tied=False, source=source
-    )
 
 
 def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_length: int | None) -> Family:
@@ -287,22 +277,18 @@ def size_grid(family: Family, least: float, most: float) -> tuple[Shape, ...]:
 
 
 def _of_depth(family: Family, depth: int) -> list[Shape]:
+    """Widths a tenth apart or so, in multiples that divide into heads and that hardware likes."""
     narrowest = LEAST_WIDTH if depth == LEAST_DEPTH else depth * family.aspect / TOLERATED
-    widest = depth * family.aspect * TOLERATED
     found, width = [], LEAST_WIDTH
-    while width <= widest:
+    while width <= depth * family.aspect * TOLERATED:
         if width >= narrowest:
             heads = _heads(family, width)
             found.append(Shape(family, depth, width, heads, width // heads))
-        width += _step(family, width)
+        if width >= 8 * family.head_dim:
+            width += family.head_dim * (2 if width >= 32 * family.head_dim else 1)
+        else:
+            width += 8 if width < 128 else 16 if width < 256 else 64
     return found
-
-
-def _step(family: Family, width: int) -> int:
-    """To the next width: of about a tenth, in multiples that divide into heads and that hardware likes."""
-    if width >= 8 * family.head_dim:
-        return family.head_dim * (2 if width >= 32 * family.head_dim else 1)
-    return 8 if width < 128 else 16 if width < 256 else 64
 
 
 @lru_cache(maxsize=4096)
