@@ -74,12 +74,8 @@ def test_few_runs_leave_it_open() -> None:
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
-def test_runs_are_parted_by_any_column() -> None:
-    columns = runs() | {"hours": runs()["N"] / 1e6}
-    result = extrapolation("hoffmann", columns, below=250, by="hours")
-    assert result.by == "hours" and set(np.round(result.budget)) == {464, 1000}
-    by_size = extrapolation("hoffmann", columns, below=2.5e8, by="N")
-    np.testing.assert_array_equal(by_size.predicted, result.predicted)
+def test_runs_are_parted_by_their_own_flops() -> None:
+    columns = runs()
     given = extrapolation("hoffmann", columns | {"C": 8 * columns["N"] * columns["D"]}, below=1e19)
     assert given.budget.max() == pytest.approx(8e20)
 
@@ -87,30 +83,29 @@ def test_runs_are_parted_by_any_column() -> None:
 def test_other_laws() -> None:
     N = np.geomspace(1e6, 1e10, 30)
     loss = (8.8e13 / N) ** 0.076 * np.exp(0.002 * np.random.default_rng(0).normal(size=30))
-    result = extrapolation("kaplan-n", {"N": N, "loss": loss}, below=1e8, by="N")
+    result = extrapolation("kaplan-n", {"N": N, "C": 120 * N**2, "loss": loss}, below=120e16)
     assert result.trusted is True and np.abs(result.error).max() < 0.02
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("below", "by", "message"),
+    ("below", "message"),
     [
-        (1e10, "C", r"no run has C ≤ 1e\+10, so there is nothing to fit: the budgets \(C\) run from 6e\+16 to 6e\+20"),
-        (1e22, "C", r"no run has C > 1e\+22, so there is nothing to predict: .*; lower below="),
-        (1e17, "C", r"1 runs have C ≤ 1e\+17, too few to fit 5 constants: raise below=, or hold constants"),
-        (float("nan"), "C", "below= expects a positive budget in the unit of 'C', got nan"),
-        (5.0, "hours", "expected a column 'hours'"),
+        (1e10, r"0 of 49 runs have C ≤ 1e\+10, too few to fit 5 constants: the budgets run from 6e\+16 to 6e\+20"),
+        (1e22, r"49 of 49 runs have C ≤ 1e\+22, too few to predict: .*; choose below= between"),
+        (1e17, r"1 of 49 runs have C ≤ 1e\+17, too few to fit 5 constants"),
+        (float("nan"), "0 of 49 runs have C ≤ nan"),
     ],
 )
-def test_messages(below: float, by: str, message: str) -> None:
+def test_messages(below: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        extrapolation("hoffmann", runs(), below, by=by)
+        extrapolation("hoffmann", runs(), below)
 
 
 def test_messages_on_columns_and_laws() -> None:
     with pytest.raises(ValueError, match="expected one of the laws hoffmann, "):
         extrapolation("chinchilla", runs(), 1e19)
-    with pytest.raises(BadData, match=r"expected a column 'C' .FLOPs., or N and D for 6·N·D, got N, loss"):
+    with pytest.raises(BadData, match=r"expected a column 'D' .tokens., got N, loss"):
         extrapolation("kaplan-n", {"N": [1e7, 1e8], "loss": [3.0, 2.8]}, 1e19)
     columns = runs()
     columns["loss"][3] = np.nan

@@ -11,11 +11,10 @@ import pytest
 
 from fits import BESIROGLU, chinchilla, data, grid, hoffmann, spread_out
 from isoflop.fit import fit_law
-from isoflop.fit.newton import Objective, minimise
 from isoflop.fit.prior import noise_of, prior_of, squared_pull, within_delta
 from isoflop.fit.problem import Problem, huber, problem_of
 from isoflop.fit.runs import check_runs
-from isoflop.fit.search import optimum
+from isoflop.fit.search import Objective, minimise, optimum
 from isoflop.laws import FORMS, published
 
 MUENNIGHOFF = dict(published("muennighoff2023").law.constants)  # type: ignore[union-attr]

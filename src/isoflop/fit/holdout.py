@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
 from isoflop.fit.law_fit import LawFit, fit_law
-from isoflop.fit.runs import BadData, check_runs
+from isoflop.fit.runs import check_runs
 from isoflop.fit.uncertainty import too_few
 from isoflop.laws.forms import FORMS, compute_of
 
@@ -32,10 +32,9 @@ class Extrapolation:
     Attributes:
         fit: of the runs up to `below`.
         free: constants that were fitted.
-        by: the column that parted the runs.
-        below: the largest value that was fitted to.
+        below: FLOPs of the largest run that was fitted to.
         reach: the largest test budget over the largest fitted one.
-        budget: of the test runs, in the unit of `by` [m], the smallest first, like all that follows.
+        budget: of the test runs, FLOPs [m], the smallest first, like all that follows.
         loss: what they reached, nats per token [m].
         predicted: what the law expects [m].
         low, high: the prediction's interval at the fit's level, with the noise of single runs [m]; 0 and ∞ where there
@@ -46,7 +45,6 @@ class Extrapolation:
 
     fit: LawFit
     free: int
-    by: str
     below: float
     reach: float
     budget: Array = field(repr=False)
@@ -69,17 +67,15 @@ class Extrapolation:
     @property
     def trusted(self) -> bool | None:
         """Whether test runs lie inside their intervals as often as the draws expect; None: too few runs to tell."""
-        if self.chance is None:
-            return None
-        if self.chance < SURPRISING / 2:  # the less likely of two counts
+        if self.chance is not None and self.chance < SURPRISING / 2:  # the less likely of two counts
             return False
-        return None if len(self.loss) < TELLING else True
+        return None if self.chance is None or len(self.loss) < TELLING else True
 
     @property
     def verdict(self) -> str:
         """That, in a sentence or two."""
         size, m = np.abs(self.error), len(self.loss)
-        far = f"The test runs reach {self.reach:.3g} times the largest fitted {self.by}"
+        far = f"The test runs reach {self.reach:.3g} times the largest fitted C"
         off = f"the law is off by {np.median(size):.2%} in the median, {size.max():.2%} at most"
         if self.inside is None:
             return (
@@ -94,19 +90,16 @@ class Extrapolation:
             return f"{far}, and the law can't be trusted that far: {claim}{lean}"
         if self.trusted is None:
             return f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can show: too few to trust the law by"
-        return f"{far}, and the law holds there: {claim}; beyond {self.by} = {self.budget.max():.3g} nothing was tested"
+        return f"{far}, and the law holds there: {claim}; beyond C = {self.budget.max():.3g} nothing was tested"
 
 
-def extrapolation(
-    form: str, columns: Mapping[str, ArrayLike], below: float, *, by: str = "C", **fit_options: Any
-) -> Extrapolation:
+def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **fit_options: Any) -> Extrapolation:
     """Fit a law to the runs up to a budget and predict those above it.
 
     Args:
         form: as in `fit_law`.
-        columns: the law's variables and "loss", one number a run.
-        below: the largest budget that is fitted to.
-        by: the column that parts the runs. "C" needs none: without one it is 6·N·D FLOPs.
+        columns: the law's variables, "loss" and "C" (FLOPs; else 6·N·D), one number a run.
+        below: FLOPs of the largest run that is fitted to.
         fit_options: of `fit_law`, but those that it takes by run.
 
     Raises:
@@ -122,75 +115,47 @@ def extrapolation(
     """
     if form not in FORMS:
         raise ValueError(f"expected one of the laws {', '.join(FORMS)}, got {form!r}")
-    if not np.isfinite(below) or below <= 0:
-        raise ValueError(f"below= expects a positive budget in the unit of {by!r}, got {below!r}")
     names = FORMS[form].variables
-    runs = check_runs(_with_compute(columns, by), tuple(dict.fromkeys((*names, by))))
-    budget = runs.variables[by]
+    if "C" not in columns:
+        both = check_runs(columns, ("N", "D")).variables
+        columns = {**columns, "C": compute_of(both["N"], both["D"])}
+    runs = check_runs(columns, tuple(dict.fromkeys((*names, "C"))))
+    budget = runs.variables["C"]
     fitted = budget <= below
     free = len(FORMS[form].constants) - len(fit_options.get("fixed") or {})
-    _check_parts(fitted, budget, below, by, free)
-    fit = fit_law(
-        form, {name: runs.variables[name][fitted] for name in names} | {"loss": runs.loss[fitted]}, **fit_options
-    )
+    if fitted.all() or fitted.sum() < free:
+        few = "too few to predict" if fitted.all() else f"too few to fit {free} constants"
+        raise ValueError(
+            f"{fitted.sum()} of {len(budget)} runs have C ≤ {below:.4g}, {few}: the budgets run from "
+            f"{budget.min():.4g} to {budget.max():.4g}; choose below= between"
+        )
+    small = {name: runs.variables[name][fitted] for name in names}
+    fit = fit_law(form, {**small, "loss": runs.loss[fitted]}, **fit_options)
     test = np.flatnonzero(~fitted)
     test = test[np.argsort(budget[test], kind="stable")]
     variables = {name: runs.variables[name][test] for name in names}
     loss, low, high, chance = runs.loss[test], np.zeros(len(test)), np.full(len(test), np.inf), None
     if not too_few(fit.n, free):
         drawn = FORMS[form].at(variables, {name: draws[:, None] for name, draws in fit.draws.items()})
-        expected = drawn / np.exp(_noise(fit, free, drawn.shape, fit_options.get("seed", 0)))
+        # residuals as new runs will have them: those of the fit, wider by the constants that were fitted
+        wide = fit.residuals * np.sqrt(fit.n / (fit.n - free))
+        expected = drawn / np.exp(np.random.default_rng([fit_options.get("seed", 0), 1]).choice(wide, size=drawn.shape))
         low, high = np.quantile(expected, [(1 - fit.level) / 2, (1 + fit.level) / 2], axis=0)
         hits, expected_hits = (low <= loss) & (loss <= high), (low <= expected) & (expected <= high)
         far = np.log(budget[test]) >= 0.5 * np.log(budget[fitted].max() * budget[test].max())
-        chance = min(_chance(hits, expected_hits), _chance(hits[far], expected_hits[:, far]))
+        # share of the draws by which no more runs lie inside their intervals
+        chance = min(
+            float(np.mean(expected_hits[:, part].mean(axis=1) <= hits[part].mean())) for part in (slice(None), far)
+        )
     return Extrapolation(
-        fit=fit,
-        free=free,
-        by=by,
-        below=float(below),
-        reach=float(budget[test].max() / budget[fitted].max()),
-        budget=budget[test],
-        loss=loss,
-        predicted=fit.law.loss(**variables),
-        low=low,
-        high=high,
-        chance=chance,
+        fit,
+        free,
+        float(below),
+        float(budget[test].max() / budget[fitted].max()),
+        budget[test],
+        loss,
+        fit.law.loss(**variables),
+        low,
+        high,
+        chance,
     )
-
-
-def _with_compute(columns: Mapping[str, ArrayLike], by: str) -> Mapping[str, ArrayLike]:
-    """The columns, with 6·N·D where compute parts the runs and is not given."""
-    if by in columns or by != "C":
-        return columns
-    if not {"N", "D"} <= set(columns):
-        raise BadData(
-            f"expected a column 'C' (FLOPs), or N and D for 6·N·D, got {', '.join(columns) or 'none'}; "
-            "by= names another column"
-        )
-    both = check_runs(columns, ("N", "D")).variables
-    return {**columns, "C": compute_of(both["N"], both["D"])}
-
-
-def _check_parts(fitted: NDArray[np.bool_], budget: Array, below: float, by: str, free: int) -> None:
-    between = f"the budgets ({by}) run from {budget.min():.4g} to {budget.max():.4g}"
-    if not fitted.any():
-        raise ValueError(f"no run has {by} ≤ {below:.4g}, so there is nothing to fit: {between}; raise below=")
-    if fitted.all():
-        raise ValueError(f"no run has {by} > {below:.4g}, so there is nothing to predict: {between}; lower below=")
-    if fitted.sum() < free:
-        raise ValueError(
-            f"{fitted.sum()} runs have {by} ≤ {below:.4g}, too few to fit {free} constants: raise below=, or hold "
-            "constants with fixed="
-        )
-
-
-def _noise(fit: LawFit, free: int, shape: tuple[int, ...], seed: int) -> Array:
-    """Residuals as new runs will have them: those of the fit drawn anew, wider by the constants that were fitted."""
-    widen = np.sqrt(fit.n / (fit.n - free))
-    return np.random.default_rng([seed, 1]).choice(fit.residuals * widen, size=shape)
-
-
-def _chance(hits: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float:
-    """Share of the draws by which no more runs lie inside their intervals."""
-    return float(np.mean(expected.mean(axis=1) <= hits.mean()))

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
-from isoflop.fit.newton import Objective
 from isoflop.fit.prior import prior_of
 from isoflop.fit.problem import TERMS, is_of, problem_of
 from isoflop.fit.robust import (
@@ -30,7 +29,7 @@ from isoflop.fit.robust import (
     scatter,
 )
 from isoflop.fit.runs import Runs, check_runs
-from isoflop.fit.search import BOUNDS, Optimum, optimum
+from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
 from isoflop.fit.uncertainty import Progress, Unknown, draw, influence, nothing, too_few, unknown
 from isoflop.laws.forms import FORMS, Convention, Law
 from isoflop.laws.quantities import interval

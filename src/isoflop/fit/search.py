@@ -3,22 +3,24 @@
 Given its exponents, a sum of powers is linear in its coefficients: weighted least squares solves them, so a grid over
 the exponents alone sees every basin (variable projection: Golub & Pereyra 1973, as Czech et al. 2026 use it). Residuals
 are relative (weights 1/L²), reweighted twice by Huber's rule. Any other law is searched between plausible bounds of its
-constants. The best starts that lie apart go to Newton, which lowers δ step by step.
+constants. The best starts that lie apart go to damped Newton, which lowers δ step by step and solves many rows of θ
+(starts, or resamples that differ in their weights) side by side; each has its own damping and stops for itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
-from isoflop.fit.newton import Objective, minimise
 from isoflop.fit.prior import FIRST_NOISE, Prior, fitted_by_runs, noise_of, typical_size
-from isoflop.fit.problem import PowerSum, huber
+from isoflop.fit.problem import PowerSum, Problem, huber
 
+CONTINUATION = 3.0
+"""δ is lowered by this factor: a Huber loss with a small δ has kinks everywhere, with a large one it is quadratic."""
+WIDEST = 3e-2
 LOWEST, HIGHEST = 0.02, 3.0
 """Exponents that are looked at. Published ones lie between .05 and .8."""
 MOST_RUNS = 2000
@@ -48,6 +50,130 @@ for as long as a better one is found; the longest step. With a δ far below the 
 their own: of subsets of Hoffmann et al. 2022's runs one in 25 ended in a worse one without them."""
 WIDE = 1e-2
 """δ by which starts of a law that is no sum of powers are ranked first; it shows the basins."""
+BOUNDS: dict[str, tuple[float, float]] = {
+    "E": (1e-2, 10.0),
+    **dict.fromkeys(("A", "B"), (1.0, 1e6)),
+    **dict.fromkeys(("alpha", "beta"), (LOWEST, HIGHEST)),
+    **dict.fromkeys(("N_c", "D_c"), (1e6, 1e18)),
+    **dict.fromkeys(("alpha_N", "alpha_D"), (0.01, 1.0)),
+    "gamma": (1e-4, 3.0),
+    "epsilon": (0.05, 2.0),
+    "k": (1e-2, 1e3),
+    "X_start": (1.01, 10.0),
+    "X_max": (20.0, 5000.0),
+    **dict.fromkeys(("R_D_star", "R_N_star"), (0.1, 1e4)),
+}
+"""Where a constant of a law that is no sum of powers is looked for: a form of these constants alone can be fitted."""
+
+
+# -- Newton ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised over θ: a law over its runs, their weights ([n], or by row of θ [rows, n]), Huber's δ.
+
+    A prior's penalty is added, on the scale of `Prior.weighed`.
+    """
+
+    problem: Problem
+    weights: Array
+    delta: float
+    prior: Prior | None = None
+
+    def value(self, theta: Array) -> Array:
+        """At θ [rows, free]: [rows]."""
+        value = self.problem.objective(theta, self.weights, self.delta)
+        return value if self.prior is None else value + self.prior.penalty(theta)
+
+
+def minimise(
+    objective: Objective,
+    theta: Array,
+    *,
+    widest: float = WIDEST,
+    merge: float = 0.0,
+    tolerance: float = 1e-14,
+    steps: int = 200,
+) -> tuple[Array, Array]:
+    """From each row of θ to a minimum nearby.
+
+    Args:
+        objective: of all rows.
+        theta: [rows, free].
+        widest: where the continuation in δ begins; 0: at the objective's δ.
+        merge: rows of common weights that the continuation brings this near a better one are dropped.
+        tolerance: relative gain of a step below which a row is done.
+        steps: at most.
+
+    Returns:
+        θ and objectives [rows, or fewer where some merged].
+    """
+    widths = [objective.delta]
+    while widths[-1] * CONTINUATION <= widest:
+        widths.append(widths[-1] * CONTINUATION)
+    for width in widths[:0:-1]:
+        # at the widest δ starts far off still come together, which is cheaper than to take each through the kinks
+        at_most = 30 if merge and width == widths[-1] else 8
+        theta, found = _newton(replace(objective, delta=width), theta, steps=at_most, tolerance=1e-3)
+        if merge:
+            theta = theta[np.argsort(found)]
+            near = np.abs(theta[:, None] - theta).max(axis=2) < merge
+            theta = theta[~np.tril(near, -1).any(axis=1)]
+    return _newton(objective, theta, steps, tolerance)
+
+
+def _newton(objective: Objective, theta: Array, steps: int, tolerance: float) -> tuple[Array, Array]:
+    problem, delta, prior = objective.problem, objective.delta, objective.prior
+    theta = theta.copy()
+    rows = len(theta)
+    weights = np.broadcast_to(objective.weights, (rows, len(problem.log_loss)))
+    damping, stalled = np.full(rows, 1e-3), np.zeros(rows, dtype=int)
+    residuals, details = problem.state(theta)
+    best = (weights * huber(residuals, delta)).sum(axis=1)
+    if prior is not None:
+        best += prior.penalty(theta)
+    active = np.arange(rows)
+    for _ in range(steps):
+        w = weights[active]
+        gradient, hessian = problem.derivatives((residuals, details), w, delta)
+        mine = None if prior is None else prior.of(active)
+        if mine is not None:
+            more = mine.derivatives(theta[active])
+            gradient, hessian = gradient + more[0], hessian + more[1]
+        tried = theta[active] + _step(gradient, hessian, damping[active])
+        new_residuals, new_details = problem.state(tried)
+        value = (w * huber(new_residuals, delta)).sum(axis=1)
+        if mine is not None:
+            value += mine.penalty(tried)
+        gain = best[active] - value
+        better = gain > 0
+        good = active[better]
+        theta[good], best[good] = tried[better], value[better]
+        residuals[better], details[better] = new_residuals[better], new_details[better]
+        damping[good] = np.maximum(damping[good] / 5, 1e-15)
+        damping[active[~better]] = np.minimum(damping[active[~better]] * 6, 1e8)
+        # done: three steps in a row that gain nothing to speak of
+        stalled[active] = np.where(gain <= tolerance * np.abs(best[active]), stalled[active] + 1, 0)
+        going = stalled[active] < np.where(better, 2, 9)
+        active, residuals, details = active[going], residuals[going], details[going]
+        if not active.size:
+            break
+    return theta, best
+
+
+def _step(gradient: Array, hessian: Array, damping: Array) -> Array:
+    """Newton's step by row, damped; downhill along directions of negative curvature too (|eigenvalue|)."""
+    values, vectors = np.linalg.eigh(hessian)
+    rotated = np.einsum("rpq,rp->rq", vectors, gradient)
+    size = np.abs(values)
+    curvature = np.maximum(size + (damping * size.max(axis=1))[:, None], 1e-290)
+    step = -np.einsum("rpq,rq->rp", vectors, rotated / curvature)
+    # no leap by more than e² in a coefficient
+    return step * np.minimum(1, 2 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))
+
+
+# -- the optimum -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,7 +204,11 @@ def optimum(objective: Objective, *, absolute: bool = False) -> Optimum:
     """
     if objective.prior is not None:
         return _under_prior(objective, objective.prior)
-    theta, value = _least(objective)
+    found = minimise(objective, starts(objective), merge=SAME)
+    again = _restarts(objective, found[0][found[1].argmin()])
+    if len(again):
+        found = _with(found, minimise(objective, again, widest=0.0))
+    theta, value = _hop(objective, *found)
     if np.abs(objective.problem.residuals(theta[None])).max() < NOISELESS:
         theta, value = _to_the_last_digit(objective, theta)
     if absolute:
@@ -86,47 +216,40 @@ def optimum(objective: Objective, *, absolute: bool = False) -> Optimum:
     return Optimum(theta, objective, value, len(theta))
 
 
-def _least(objective: Objective) -> tuple[Array, float]:
-    """The least minimum found, θ and objective."""
-    theta, values = minimise(objective, starts(objective), merge=SAME)
-    again = _restarts(objective, theta[values.argmin()])
-    if len(again):
-        more, their_values = minimise(objective, again, widest=0.0)
-        theta, values = np.concatenate([theta, more]), np.concatenate([values, their_values])
-    if isinstance(objective.problem, PowerSum):
-        theta, values = _hop(objective, theta, values)
-    return theta[values.argmin()], float(values.min())
+def _with(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
 
 
-def _hop(objective: Objective, theta: Array, values: Array) -> tuple[Array, Array]:
-    """The minima [rows, free], and those found by starts about the best of them, at the final δ."""
+def _under_prior(objective: Objective, prior: Prior) -> Optimum:
+    """The optimum under a prior, which the noise weighs, which comes from the residuals at the optimum."""
+    problem, weights, delta = objective.problem, objective.weights, objective.delta
+    noise = FIRST_NOISE
+    for _ in range(ROUNDS):
+        mine = replace(objective, prior=prior.weighed(noise, delta, weights))
+        found, values = minimise(mine, starts(mine), merge=SAME)
+        theta = found[values.argmin()]
+        constants = fitted_by_runs(problem, theta, weights, prior, noise, delta)
+        before, noise = noise, noise_of(problem.residuals(theta[None])[0], weights, constants)
+        if abs(np.log(noise / before)) < SETTLED:
+            break
+    theta, _ = _hop(mine, found, values)
+    return Optimum(theta, mine, float(problem.objective(theta[None], weights, delta)[0]), constants, before)
+
+
+def _hop(objective: Objective, theta: Array, values: Array) -> tuple[Array, float]:
+    """The best of minima [rows, free] and of those found by starts about it, at the final δ."""
     rng = np.random.default_rng(SEED)
-    for _ in range(HOP_ROUNDS):
+    for _ in range(HOP_ROUNDS if isinstance(objective.problem, PowerSum) else 0):
         best, least = theta[values.argmin()], float(values.min())
         state = objective.problem.state(best[None])
         slope = objective.problem.slope(state) / max(typical_size(state[0][0]), objective.delta)
         curvature, directions = np.linalg.eigh(slope.T @ slope)
         length = np.minimum(1 / np.sqrt(np.maximum(curvature, LONGEST_HOP**-2)), LONGEST_HOP)
         jumps = rng.standard_normal((HOPS, len(best))) * length @ directions.T
-        found, theirs = minimise(objective, best + jumps, widest=0.0)
-        theta, values = np.concatenate([theta, found]), np.concatenate([values, theirs])
+        theta, values = _with((theta, values), minimise(objective, best + jumps, widest=0.0))
         if not values.min() < least * (1 - 1e-12):
             break
-    return theta, values
-
-
-def starts(objective: Objective, *, around: Array | None = None, keep: int = 0) -> Array:
-    """θ to begin with, the best first: [≤ keep, free].
-
-    Args:
-        objective: ranks them.
-        around: θ [free] of a fit of a sum of powers: exponents are tried one at a time, the others as there. A term
-            that moves the loss by 1e-5 is lost in what a coarse grid leaves of the others.
-        keep: how many; default: 5, or 32 of a law that is no sum of powers.
-    """
-    if isinstance(objective.problem, PowerSum):
-        return _projected(objective, objective.problem, around, keep or 5)
-    return _between_bounds(replace(objective, delta=max(objective.delta, WIDE)), 12, keep or 32)
+    return theta[values.argmin()], float(values.min())
 
 
 def _restarts(objective: Objective, theta: Array) -> Array:
@@ -144,24 +267,21 @@ def _restarts(objective: Objective, theta: Array) -> Array:
     return np.concatenate(rows) if rows else np.empty((0, len(theta)))
 
 
-def _under_prior(objective: Objective, prior: Prior) -> Optimum:
-    """The optimum under a prior, which the noise weighs, which comes from the residuals at the optimum."""
-    problem, weights, delta = objective.problem, objective.weights, objective.delta
-    noise = FIRST_NOISE
-    for _ in range(ROUNDS):
-        mine = replace(objective, prior=prior.weighed(noise, delta, weights))
-        found, values = minimise(mine, starts(mine), merge=SAME)
-        theta = found[values.argmin()]
-        constants = fitted_by_runs(problem, theta, weights, prior, noise, delta)
-        before, noise = noise, noise_of(problem.residuals(theta[None])[0], weights, constants)
-        if abs(np.log(noise / before)) < SETTLED:
-            break
-    found, values = _hop(mine, found, values)
-    theta = found[values.argmin()]
-    return Optimum(theta, mine, float(problem.objective(theta[None], weights, delta)[0]), constants, before)
-
-
 # -- starts ------------------------------------------------------------------------------------------------------------
+
+
+def starts(objective: Objective, *, around: Array | None = None, keep: int = 0) -> Array:
+    """θ to begin with, the best first: [≤ keep, free].
+
+    Args:
+        objective: ranks them.
+        around: θ [free] of a fit of a sum of powers: exponents are tried one at a time, the others as there. A term
+            that moves the loss by 1e-5 is lost in what a coarse grid leaves of the others.
+        keep: how many; default: 5, or 32 of a law that is no sum of powers.
+    """
+    if isinstance(objective.problem, PowerSum):
+        return _projected(objective, objective.problem, around, keep or 5)
+    return _between_bounds(replace(objective, delta=max(objective.delta, WIDE)), 12, keep or 32)
 
 
 def _projected(objective: Objective, problem: PowerSum, around: Array | None, keep: int) -> Array:
@@ -171,9 +291,19 @@ def _projected(objective: Objective, problem: PowerSum, around: Array | None, ke
     if len(runs) > MOST_RUNS:
         runs = np.sort(np.random.default_rng(SEED).choice(runs, MOST_RUNS, replace=False))
     is_exponent = problem.is_exponent[problem.free]
-    grid = _grid(int(is_exponent.sum())) if around is None else _lines(around[is_exponent])
-    if prior is not None:
-        grid = np.concatenate([grid, _at_means(grid, prior, np.array(problem.free_names)[is_exponent].tolist())])
+    axis = np.geomspace(LOWEST, HIGHEST, GRID[1])
+    if around is None:
+        grid = np.exp(_grid(*np.log([[LOWEST, HIGHEST]] * int(is_exponent.sum())).reshape(-1, 2).T))
+    else:  # each exponent through its range, the others as they are
+        grid = np.repeat(around[is_exponent][None], len(axis) * is_exponent.sum(), axis=0)
+        for i in range(grid.shape[1]):
+            grid[i * len(axis) : (i + 1) * len(axis), i] = axis
+    if prior is not None:  # the exponents that have a prior at its mean, too
+        held = grid.copy()
+        for i, name in enumerate(np.array(problem.free_names)[is_exponent].tolist()):
+            if name in prior.names:
+                held[:, i] = np.clip(prior.mean[prior.names.index(name)], LOWEST, HIGHEST)
+        grid = np.concatenate([grid, np.unique(held, axis=0)])
     log_loss, w = problem.log_loss[runs], objective.weights[runs]
     loss = np.exp(log_loss)
     columns, known = _columns(problem, runs, grid, is_exponent)
@@ -195,42 +325,21 @@ def _projected(objective: Objective, problem: PowerSum, around: Array | None, ke
     return theta[apart(np.log(np.abs(grid)), values, APART, keep)]
 
 
-def _grid(dimensions: int) -> Array:
-    """Exponents [rows, dimensions] that cover their range."""
-    low, high = np.log(LOWEST), np.log(HIGHEST)
-    if dimensions == 0:
-        return np.zeros((1, 0))
-    if dimensions not in GRID:
-        return np.exp(_sobol(np.full(dimensions, low), np.full(dimensions, high), DRAWS))
-    return np.exp(_mesh([np.linspace(low, high, GRID[dimensions])] * dimensions))
+def _grid(low: Array, high: Array) -> Array:
+    """Points between bounds, each [dimensions]: a mesh in few dimensions, else a Sobol sequence."""
+    if len(low) > max(GRID):
+        return _sobol(low, high, DRAWS)
+    return _mesh([np.linspace(a, b, GRID[len(low)]) for a, b in zip(low, high, strict=True)])
 
 
-def _mesh(axes: Sequence[Array]) -> Array:
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+def _mesh(axes: list[Array]) -> Array:
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes)) if axes else np.zeros((1, 0))
 
 
 def _sobol(low: Array, high: Array, points: int) -> Array:
     from scipy.stats import qmc  # takes .4 s, which who only draws figures need not wait for
 
     return qmc.scale(qmc.Sobol(len(low), seed=SEED).random(points), low, high)
-
-
-def _lines(exponents: Array) -> Array:
-    """Each exponent through its range, the others as they are."""
-    axis = np.exp(np.linspace(np.log(LOWEST), np.log(HIGHEST), GRID[1]))
-    grid = np.repeat(exponents[None], len(axis) * len(exponents), axis=0)
-    for i in range(len(exponents)):
-        grid[i * len(axis) : (i + 1) * len(axis), i] = axis
-    return grid
-
-
-def _at_means(grid: Array, prior: Prior, names: list[str]) -> Array:
-    """The grid with the exponents that have a prior at its mean."""
-    held = grid.copy()
-    for i, name in enumerate(names):
-        if name in prior.names:
-            held[:, i] = np.clip(prior.mean[prior.names.index(name)], LOWEST, HIGHEST)
-    return np.unique(held, axis=0)
 
 
 def _columns(
@@ -245,9 +354,7 @@ def _columns(
         power = np.exp(grid @ shifts[:, k].T + offset[:, k])
         for c in np.flatnonzero(members[:, k].any(axis=0)):
             columns[:, c] += members[:, k, c] * power
-        held = 1 - members[:, k].sum(axis=1)
-        if held.any():
-            known += held * power
+        known += (1 - members[:, k].sum(axis=1)) * power
     return columns, known
 
 
@@ -264,35 +371,11 @@ def _least_squares(columns: Array, target: Array, weights: Array) -> Array:
     return np.where(found > 1e-9 * whole, found, 1e-3 * whole)
 
 
-BOUNDS: dict[str, tuple[float, float]] = {
-    "E": (1e-2, 10.0),
-    "A": (1.0, 1e6),
-    "B": (1.0, 1e6),
-    "alpha": (0.02, 3.0),
-    "beta": (0.02, 3.0),
-    "N_c": (1e6, 1e18),
-    "D_c": (1e6, 1e18),
-    "alpha_N": (0.01, 1.0),
-    "alpha_D": (0.01, 1.0),
-    "gamma": (1e-4, 3.0),
-    "epsilon": (0.05, 2.0),
-    "k": (1e-2, 1e3),
-    "X_start": (1.01, 10.0),
-    "X_max": (20.0, 5000.0),
-    "R_D_star": (0.1, 1e4),
-    "R_N_star": (0.1, 1e4),
-}
-"""Where a constant of a law that is no sum of powers is looked for: a form of these constants alone can be fitted."""
-
-
 def _between_bounds(objective: Objective, cells: int, keep: int) -> Array:
     """Starts of any law: the best of a grid or a Sobol sequence, a cell of each range apart."""
-    names = objective.problem.free_names
-    low, high = np.log([BOUNDS[name] for name in names]).T
-    if len(names) <= 2:
-        points = _mesh([np.linspace(a, b, 40) for a, b in zip(low, high, strict=True)])
-    else:
-        points = _sobol(low, high, 2 * DRAWS)
+    low, high = np.log([BOUNDS[name] for name in objective.problem.free_names]).T
+    few = len(low) <= 2
+    points = _mesh(np.linspace(low, high, 40).T.tolist()) if few else _sobol(low, high, 2 * DRAWS)
     values = np.concatenate([objective.value(part) for part in np.array_split(points, 32)])
     return points[apart(points, values, (high - low) / cells, keep)]
 
@@ -320,33 +403,28 @@ def _to_the_last_digit(objective: Objective, theta: Array) -> tuple[Array, float
     from scipy.optimize import least_squares
 
     problem, root = objective.problem, np.sqrt(objective.weights)
-
-    def residuals(x: Array) -> Array:
-        return root * problem.residuals(x[None])[0]
-
-    def slope(x: Array) -> Array:
-        return root[:, None] * problem.slope(problem.state(x[None]))
-
+    rows = [theta[None], starts(objective, keep=STARTS)]
+    if isinstance(problem, PowerSum) and problem.is_exponent[problem.free].any():
+        rows.append(starts(objective, around=theta, keep=STARTS))
     best, least = theta, float(objective.value(theta[None])[0])
-    for x in _narrow_starts(objective, theta):
+    for x in np.concatenate(rows):
         if len(x) > len(root) or least < EXACT * float(objective.weights.sum()):
             break
-        found = least_squares(residuals, x, slope, method="lm", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=300).x
+        found = least_squares(
+            lambda x: root * problem.residuals(x[None])[0],
+            x,
+            lambda x: root[:, None] * problem.slope(problem.state(x[None])),
+            method="lm",
+            **dict.fromkeys(("xtol", "ftol", "gtol"), 1e-15),
+            max_nfev=300,
+        ).x
         value = float(objective.value(found[None])[0])
         if value < least:
             best, least = found, value
     return best, least
 
 
-def _narrow_starts(objective: Objective, theta: Array) -> Array:
-    problem = objective.problem
-    rows = [theta[None], starts(objective, keep=STARTS)]
-    if isinstance(problem, PowerSum) and problem.is_exponent[problem.free].any():
-        rows.append(starts(objective, around=theta, keep=STARTS))
-    return np.concatenate(rows)
-
-
-def least_absolute(objective: Objective, theta: Array, rounds: int = 40) -> tuple[Array, float]:
+def least_absolute(objective: Objective, theta: Array) -> tuple[Array, float]:
     """From θ [free] near the optimum to the minimum of Σ w·|ln L̂ − ln L|. Returns θ and that.
 
     In each round residuals are linearised and the step is a linear programme in a trust region, which grows while the
@@ -360,7 +438,7 @@ def least_absolute(objective: Objective, theta: Array, rounds: int = 40) -> tupl
     radius, best = 0.05, float((weights * np.abs(problem.residuals(theta[None])[0])).sum())
     ones = identity(n, format="csr")
     cost = np.concatenate([np.zeros(free), weights])
-    for _ in range(rounds):
+    for _ in range(40):
         state = problem.state(theta[None])
         residuals, slope = state[0][0], csr_array(problem.slope(state))
         limits = vstack([hstack([slope, -ones]), hstack([-slope, -ones])])
@@ -371,8 +449,7 @@ def least_absolute(objective: Objective, theta: Array, rounds: int = 40) -> tupl
         tried = theta + found.x[:free]
         value = float((weights * np.abs(problem.residuals(tried[None])[0])).sum())
         if value < best * (1 - 1e-13):
-            theta, best = tried, value
-            radius *= 2
+            theta, best, radius = tried, value, radius * 2
         else:
             radius /= 8
         if radius < 1e-9:

@@ -10,10 +10,9 @@ from enum import Enum
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.newton import Objective, minimise
 from isoflop.fit.prior import LEAST_NOISE, typical_size
 from isoflop.fit.problem import PowerSum
-from isoflop.fit.search import HIGHEST, LOWEST, Optimum
+from isoflop.fit.search import HIGHEST, LOWEST, Objective, Optimum, minimise
 
 MANY = 5000
 """Runs from which on draws come from the asymptotic normal distribution: a bootstrap's cost is runs × draws."""
