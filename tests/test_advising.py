@@ -351,7 +351,7 @@ def test_what_is_unlike_is_left_out_with_the_reason(tmp_path: Path) -> None:
     assert len(own.points) == 10
     assert sorted(own.left_out) == [
         "bytes: another tokenizer (bytes, not gpt2)",
-        "empty: it has no final loss, no tokens or no parameter count",
+        "empty: it has no loss 'train' with its tokens",
         "experts: a mixture of experts, and this one not",
         "killed: it was interrupted",
         "stopped: it ended at step 100 of 200 planned",

@@ -11,6 +11,7 @@ from isoflop.lookup import face
 
 if TYPE_CHECKING:
     from isoflop.fit.approaches import approach_3, compare_approaches
+    from isoflop.fit.columns import parse_where
     from isoflop.fit.envelope import loss_envelope
     from isoflop.fit.holdout import Extrapolation, extrapolation
     from isoflop.fit.law_fit import FITTED, LawFit, fit_law
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from isoflop.fit.plan import Plan
     from isoflop.fit.profiles import isoflop_profiles
     from isoflop.fit.runs import BadData, check_runs, final_loss
-    from isoflop.fit.table import parse_where, read_table, table_of_runs
+    from isoflop.fit.table import read_table, table_of_runs
 
 __all__ = [
     "FITTED",
@@ -57,6 +58,7 @@ __getattr__ = face(
         "plan": "Plan",
         "profiles": "isoflop_profiles",
         "runs": "BadData check_runs final_loss",
-        "table": "parse_where read_table table_of_runs",
+        "columns": "parse_where",
+        "table": "read_table table_of_runs",
     },
 )

@@ -1,10 +1,15 @@
-"""Columns of strangers' tables: what they are by their names, the units in these, and the numbers in their cells."""
+"""Columns of strangers' tables: what they are by their names, the units in these, the numbers in their cells, and rows
+picked by conditions such as 'epoch_outlier==0 and N>1e8', which are parsed, never evaluated.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from isoflop.fit.runs import BadData
 from isoflop.laws.quantities import PF_DAY
@@ -15,22 +20,15 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "N": ("N", "params", "parameters", "n_params", "num_params", "model_size", "size", "non_embedding"),
     "D": ("D", "tokens", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "tokens_seen", "data"),
     "C": (
-        "C",
-        "flops",
-        "compute",
-        "training_flops",
-        "train_flops",
-        "total_flops",
-        "C_min",
-        "budget",
-        "flops_budget",
-        "compute_budget",
-        "flop_budget",
+        *("C", "flops", "compute", "training_flops", "train_flops", "total_flops", "C_min", "budget", "flops_budget"),
+        *("compute_budget", "flop_budget"),
     ),
     "U": ("U", "unique_tokens"),
     "X": ("X", "experts", "num_experts", "n_experts", "num_local_experts", "n_routed_experts"),
-    "loss": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
-    "L": ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
+    **dict.fromkeys(
+        ("loss", "L"),
+        ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
+    ),
     "error": ("error", "err", "downstream_error", "top1_error", "mean_error", "error_rate"),
     "perplexity": ("perplexity", "ppl", "val_ppl", "eval_ppl", "val_perplexity", "validation_perplexity"),
 }
@@ -117,3 +115,67 @@ def number_of(text: str | None, column: str, label: str) -> float:
             f"{label}, column {column!r}: expected a number, got {text!r}; correct it or leave the run out (--where)"
         )
     return number if text.strip()[-1].isalpha() else number * unit_of(column)[1]  # 543M has a unit of its own
+
+
+# -- rows picked by --where --------------------------------------------------------------------------------------------
+
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_CONDITION = re.compile(
+    r"""\s*([A-Za-z_][\w.\-/ ]*?)\s*(==|!=|<=|>=|<|>)\s*(?:'([^']*)'|"([^"]*)"|([^\s'"<>=!]+))\s*"""
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """column comparison value; numbers compare as numbers, texts as texts."""
+
+    column: str
+    comparison: str
+    value: str
+    quoted: bool
+
+    def holds(self, row: Mapping[str, str]) -> bool:
+        """Whether a row of texts fulfils it."""
+        compare = _COMPARISONS[self.comparison]
+        mine = row[self.column].strip()
+        ours, theirs = (None, None) if self.quoted else (cell_number(mine), cell_number(self.value))
+        if ours is not None and theirs is not None:
+            return compare(ours, theirs)
+        if self.comparison not in ("==", "!="):
+            return False  # a text is neither more nor less than a number
+        return compare(mine, self.value)
+
+
+def parse_where(text: str, columns: list[str]) -> list[Condition]:
+    """Conditions joined by `and`.
+
+    Raises:
+        ValueError: what was expected and what came, and which columns there are.
+
+    >>> parse_where("epoch_outlier==0 and N>1e8", ["N", "epoch_outlier"])[1]
+    Condition(column='N', comparison='>', value='1e8', quoted=False)
+    """
+    conditions = []
+    for part in re.split(r"\band\b(?=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)", text):
+        match = _CONDITION.fullmatch(part)
+        if match is None:
+            raise ValueError(
+                f"--where: expected column, comparison ({' '.join(_COMPARISONS)}) and value, joined by `and`, such as "
+                f"'epoch_outlier==0 and N>1e8'; got {part.strip()!r}"
+            )
+        column, comparison, single, double, bare = match.groups()
+        if column not in columns:
+            raise ValueError(f"--where: there is no column {column!r}; there are {listed(columns)}")
+        quoted = bare is None
+        value = next(item for item in (bare, single, double) if item is not None)
+        if not quoted and comparison not in ("==", "!=") and cell_number(value) is None:
+            raise ValueError(f"--where: {column} {comparison} expects a number, got {value!r}")
+        conditions.append(Condition(column, comparison, value, quoted))
+    return conditions

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.runs import final_loss, unfinished
+from isoflop.fit.runs import curve_of_run, end_of_curve, unfinished
 from isoflop.laws.forms import compute_of
 from isoflop.record.run import DEFAULT_N, Run
 from isoflop.record.task import Task, task_of
@@ -157,14 +157,14 @@ def learn_from(
     for run in runs:
         if run.run_id == itself:
             continue
-        why = _unlike(run, tokenizer, data, task)
-        point = None if why else _point(run, loss)
-        if point is None:
-            left_out.append(
-                f"{run.name or run.run_id}: {why or 'it has no final loss, no tokens or no parameter count'}"
-            )
-        else:
-            points.append(point)
+        end = end_of_curve(curve_of_run(run), loss, DEFAULT_N)
+        why = unfinished(run, run.points[-1].step if run.points else 0) or _unlike(run, tokenizer, data, task)
+        if why or end.left_out or not (end.N and end.D and end.loss):
+            left_out.append(f"{end.name}: {why or end.left_out}")
+            continue
+        rate = max((p.lr for p in run.points if p.lr is not None), default=math.nan)
+        C = float(compute_of(end.N, end.D, end.flops or np.nan))
+        points.append(OwnRun(end.N, end.D, end.loss, C, rate))
     if not points:
         return OwnRuns(left_out=tuple(left_out))
     N, D, L, C, _ = np.array(points, dtype=float).T
@@ -186,23 +186,11 @@ def frontier_of(points: Sequence[OwnRun]) -> list[tuple[float, float]]:
     ]
 
 
-def _unlike(run: Run, tokenizer: str | None, data: str | None, task: Task | None) -> str | None:
-    if why := unfinished(run, run.points[-1].step if run.points else 0):
-        return why
+def _unlike(run: Run, tokenizer: str | None, data: str | None, task: Task | None) -> str:
+    """Why a run says nothing of these; "": it does."""
     if task is not None and (why := task.differs(task_of(run.task, run.parameters, run.model))):
         return why
     for what, its, ours in (("tokenizer", run.tokenizer, tokenizer), ("data", run.data, data)):
         if its and ours and its != ours:
             return f"another {what} ({its}, not {ours})"
-    return None
-
-
-def _point(run: Run, loss: str) -> OwnRun | None:
-    N = run.parameters.get(DEFAULT_N)
-    seen = [p for p in run.points if p.losses.get(loss) is not None and p.data_tokens]
-    final = final_loss(run.points, loss)
-    if not N or final is None:
-        return None
-    D = float(seen[-1].data_tokens or 0)
-    rate = max((p.lr for p in run.points if p.lr is not None), default=math.nan)
-    return OwnRun(float(N), D, final, float(compute_of(N, D, seen[-1].flops or np.nan)), rate)
+    return ""

@@ -1,22 +1,16 @@
-"""Tables of runs from CSV files and isoflop's records: columns by name or guessed, rows picked by `--where`.
-
-Conditions such as 'epoch_outlier==0 and N>1e8' are parsed, never evaluated.
-"""
+"""Tables of runs from CSV files and isoflop's records: columns by name or guessed, rows picked by `--where`."""
 
 from __future__ import annotations
 
 import math
-import operator
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from isoflop.fit.columns import GUESSES, column_of, guessed, listed, number_of, plain, unit_of
+from isoflop.fit.columns import GUESSES, column_of, guessed, number_of, parse_where, plain, unit_of
 from isoflop.fit.runs import (
     TOKENS_A_PARAMETER,
     BadData,
@@ -36,87 +30,14 @@ from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
 from isoflop.record.run import COUNTS, Run, common_n
 
-_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-_CONDITION = re.compile(
-    r"""\s*([A-Za-z_][\w.\-/ ]*?)\s*(==|!=|<=|>=|<|>)\s*(?:'([^']*)'|"([^"]*)"|([^\s'"<>=!]+))\s*"""
-)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """column comparison value; numbers compare as numbers, texts as texts."""
-
-    column: str
-    comparison: str
-    value: str
-    quoted: bool
-
-    def holds(self, row: Mapping[str, str]) -> bool:
-        """Whether a row of texts fulfils it."""
-        compare = _COMPARISONS[self.comparison]
-        mine = row[self.column].strip()
-        ours, theirs = (None, None) if self.quoted else (cell_number(mine), cell_number(self.value))
-        if ours is not None and theirs is not None:
-            return compare(ours, theirs)
-        if self.comparison not in ("==", "!="):
-            return False  # a text is neither more nor less than a number
-        return compare(mine, self.value)
-
-
-def parse_where(text: str, columns: list[str]) -> list[Condition]:
-    """Conditions joined by `and`.
-
-    Raises:
-        ValueError: what was expected and what came, and which columns there are.
-
-    >>> parse_where("epoch_outlier==0 and N>1e8", ["N", "epoch_outlier"])[1]
-    Condition(column='N', comparison='>', value='1e8', quoted=False)
-    """
-    conditions = []
-    for part in re.split(r"\band\b(?=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)", text):
-        match = _CONDITION.fullmatch(part)
-        if match is None:
-            raise ValueError(
-                f"--where: expected column, comparison ({' '.join(_COMPARISONS)}) and value, joined by `and`, such as "
-                f"'epoch_outlier==0 and N>1e8'; got {part.strip()!r}"
-            )
-        column, comparison, single, double, bare = match.groups()
-        if column not in columns:
-            raise ValueError(f"--where: there is no column {column!r}; there are {listed(columns)}")
-        quoted = bare is None
-        value = next(item for item in (bare, single, double) if item is not None)
-        if not quoted and comparison not in ("==", "!=") and cell_number(value) is None:
-            raise ValueError(f"--where: {column} {comparison} expects a number, got {value!r}")
-        conditions.append(Condition(column, comparison, value, quoted))
-    return conditions
-
-
 LOSS_NAME = "loss name"
 RUNS_OF_LOGS = ("run", "runid", "runname")
 STEPS_OF_LOGS = ("step", "globalstep", "iteration", "iter")
 """Columns by which rows along one run's curve are told from the ends of runs."""
 _NO, _YES = ("false", "0", "no"), ("true", "1", "yes")
-_STATES = (
-    "running",
-    "scheduled",
-    "crashed",
-    "failed",
-    "killed",
-    "interrupted",
-    "stopped",
-    "diverged",
-    "preempted",
-    "oom",
-)
+_STATES = ("running", "scheduled", "crashed", "failed", "killed", "interrupted", "stopped", "diverged", "preempted")
 NO_END: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("status", "state"), _STATES),
+    **dict.fromkeys(("status", "state"), (*_STATES, "oom")),
     **dict.fromkeys(("diverged", "crashed", "failed", "stoppedearly", "earlystopped"), _YES),
     **dict.fromkeys(("finished", "completed"), _NO),
 }
@@ -191,7 +112,7 @@ def read_table(
         told = "".join(f"; {text}" for text in left_out)
         hint = "; of other logs `isoflop import` makes records" if records and not left_out else ""
         raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}{hint}")
-    table = _table(found, wanted, named, where, counted)
+    table = _Reading(found, wanted, named or {}).table(where, counted)
     return replace(table, left_out=(*left_out, *table.left_out))
 
 
@@ -202,214 +123,176 @@ def table_of_runs(
     found, left_out, counted = _records(runs, convention, loss)
     if not found:
         raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in left_out))
-    return replace(_table(found, wanted, None, None, counted), left_out=left_out)
+    return replace(_Reading(found, wanted, {}).table(None, counted), left_out=left_out)
 
 
-def _table(
-    found: Sequence[tuple[str, dict[str, str]]],
-    wanted: Sequence[str],
-    named: Mapping[str, str] | None,
-    where: str | None,
-    convention: str,
-) -> Table:
-    named = named or {}
-    rows, labels = [row for _, row in found], [label for label, _ in found]
-    present = list(dict.fromkeys(name for row in rows for name in row))
-    taken = _taken(wanted, present, named)
-    if where is not None:
-        conditions = parse_where(where, present)
-        kept = [i for i, row in enumerate(rows) if all(c.column in row and c.holds(row) for c in conditions)]
-        if not kept:
-            raise BadData(f"--where {where!r} leaves none of {len(rows)} runs")
-        rows, labels = [rows[i] for i in kept], [labels[i] for i in kept]
-    cells = {
-        what: [number_of(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
-        for what, name in taken.items()
-    }
-    blanks = [_blank(label, i, cells, taken) or _no_end(label, rows[i]) for i, label in enumerate(labels)]
-    full = [i for i, said in enumerate(blanks) if not said]
-    if not full:
-        raise BadData(f"expected runs with numbers in {', '.join(taken.values())}, got none; {blanks[0]}")
-    rows, labels = [rows[i] for i in full], [labels[i] for i in full]
-    columns, doubts = _derived({what: [column[i] for i in full] for what, column in cells.items()}, taken, wanted)
-    doubts += tuple(
-        f"column {name!r} is multiplied by {unit_of(name)[1]:.4g}" for name in taken.values() if unit_of(name)[1] != 1
-    )
-    if {"N", "D"} <= set(columns) and LOSS_NAME not in rows[0]:
-        _check_not_swapped(columns["N"], columns["D"], taken, named)
-        _check_ends(columns["N"], columns["D"], rows, present)
-        doubts += _other_tokens(taken, named, rows, present)
-    C: Sequence[float] = columns.get("C", [])
-    if not C and {"N", "D"} <= set(columns):
-        measured = _measured(rows, labels, present, named.get("C"))
-        C, more = _compute(columns["N"], columns["D"], measured, rows, labels)
-        doubts += more
-    if all(LOSS_NAME in row for row in rows):  # records: which N and which loss
-        meant = {"N": f"N_{convention}", "loss": " and ".join(dict.fromkeys(row[LOSS_NAME] for row in rows))}
-        taken = {what: meant.get(name, name) for what, name in taken.items()}
-        convention = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
-    else:
-        convention = "unknown"
-    others = {name: [row.get(name, "").strip() for row in rows] for name in present if name not in taken.values()}
-    kinds = {name: values for name, values in others.items() if 1 < len(set(values)) <= len(rows) / 4}
-    columns = {what: columns[what] for what in wanted}
-    return Table(columns, taken, tuple(labels), tuple(filter(None, blanks)), convention, C, doubts, kinds)
+class _Reading:
+    """Rows of texts on their way to a table: those kept, their labels, which column was taken for what, doubts."""
 
+    def __init__(
+        self, found: Sequence[tuple[str, dict[str, str]]], wanted: Sequence[str], named: Mapping[str, str]
+    ) -> None:
+        self.labels, self.rows = ([each[i] for each in found] for i in (0, 1))
+        self.present = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.wanted, self.named, self.doubts = wanted, named, []
+        self.taken = self._taken()
 
-def _blank(label: str, row: int, cells: Mapping[str, list[float]], taken: Mapping[str, str]) -> str:
-    """Which cells of a row hold nothing; "": none."""
-    names = [taken[what] for what, column in cells.items() if math.isnan(column[row])]
-    return f"{label}: nothing in {' and '.join(names)}" if names else ""
+    def table(self, where: str | None, convention: str) -> Table:
+        """The table; BadData as `read_table`."""
+        if where is not None:
+            conditions = parse_where(where, self.present)
+            kept = [i for i, row in enumerate(self.rows) if all(c.column in row and c.holds(row) for c in conditions)]
+            if not kept:
+                raise BadData(f"--where {where!r} leaves none of {len(self.rows)} runs")
+            self._keep(kept)
+        cells = {what: self._numbers(name) for what, name in self.taken.items()}
+        left_out = [self._nothing(i, cells) for i in range(len(self.rows))]
+        full = [i for i, said in enumerate(left_out) if not said]
+        if not full:
+            raise BadData(f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}")
+        self._keep(full)
+        columns = self._derived({what: [column[i] for i in full] for what, column in cells.items()})
+        for name in self.taken.values():
+            if (factor := unit_of(name)[1]) != 1:
+                self.doubts.append(f"column {name!r} is multiplied by {factor:.4g}")
+        C: Sequence[float] = columns.get("C", [])
+        if {"N", "D"} <= set(columns):
+            N, D = columns["N"], columns["D"]
+            if LOSS_NAME not in self.rows[0]:
+                self._check_not_swapped(N, D)
+                self._check_ends(N, D)
+                self._doubt_tokens()
+            C = C or self._compute(np.array(N), np.array(D))
+        taken, counts = self.taken, "unknown"
+        if all(LOSS_NAME in row for row in self.rows):  # records: which N and which loss
+            losses = " and ".join(dict.fromkeys(row[LOSS_NAME] for row in self.rows))
+            meant = {"N": f"N_{convention}", "loss": losses}
+            taken = {what: meant.get(name, name) for what, name in taken.items()}
+            counts = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
+        others = {n: [row.get(n, "").strip() for row in self.rows] for n in self.present if n not in taken.values()}
+        kinds = {name: values for name, values in others.items() if 1 < len(set(values)) <= len(self.rows) / 4}
+        columns, out = {what: columns[what] for what in self.wanted}, tuple(filter(None, left_out))
+        return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), kinds)
 
+    def _keep(self, kept: Sequence[int]) -> None:
+        self.rows, self.labels = [self.rows[i] for i in kept], [self.labels[i] for i in kept]
 
-def _no_end(label: str, row: Mapping[str, str]) -> str:
-    """Which cell says that a run did not come to its end; "": none."""
-    for name, cell in row.items():
-        if cell.strip().lower() in NO_END.get(plain(name), ()):
-            return f"{label}: its {name} is {cell.strip()}"
-    return ""
+    def _numbers(self, name: str) -> list[float]:
+        return [number_of(row.get(name), name, label) for row, label in zip(self.rows, self.labels, strict=True)]
 
+    def _taken(self) -> dict[str, str]:
+        """Which column is what; one of N and D may be missing where C is there, the loss where the perplexity is."""
+        taken, present, named = {}, self.present, self.named
+        if "L" in self.wanted and "loss" not in named:  # an error by the loss: Gadre et al. 2024
+            named = {**named, "loss": column_of("error", present, None)}
+        for what in self.wanted:
+            stand_in = {"N": "C", "D": "C", "loss": "perplexity"}.get(what)
+            missing = what not in named and guessed(what, present) is None
+            if missing and stand_in is not None and (stand_in in named or guessed(stand_in, present)):
+                what = stand_in
+            taken[what] = column_of(what, present, named.get(what))
+        if {"N", "D"} <= {*self.wanted} and not {"N", "D"} & {*taken}:
+            column_of("N", present, None)  # C alone: raises
+        return taken
 
-def _check_not_swapped(
-    N: Sequence[float], D: Sequence[float], taken: Mapping[str, str], named: Mapping[str, str]
-) -> None:
-    """BadData where half of the runs have fewer tokens than parameters, unless the user named N or D."""
-    if {"N", "D"} & {*named} or min(np.median(N), np.median(D)) < LEAST["N"]:
-        return
-    ratio = float(np.median(np.divide(D, N)))  # of public sweeps: 7 to 2,000
-    if not TOKENS_A_PARAMETER[0] < ratio < 1:  # below: another unit
-        return
-    n, d = taken.get("N"), taken.get("D")
-    swapped = " ".join(f"--column {what}={name!r}" for what, name in (("N", d), ("D", n)) if name)
-    right = " ".join(f"--column {what}={name!r}" for what, name in (("N", n), ("D", d)) if name)
-    raise BadData(
-        f"columns 'N' and 'D': half of the runs have at most {ratio:.2g} tokens per parameter, where sweeps have "
-        f"about 20: are the columns swapped? Then {swapped}; if they are right, {right}"
-    )
+    def _nothing(self, i: int, cells: Mapping[str, list[float]]) -> str:
+        """Why a row does not count: blank cells, or one that says that the run did not come to its end; "": it does."""
+        names = [self.taken[what] for what, column in cells.items() if math.isnan(column[i])]
+        if names:
+            return f"{self.labels[i]}: nothing in {' and '.join(names)}"
+        for name, cell in self.rows[i].items():
+            if cell.strip().lower() in NO_END.get(plain(name), ()):
+                return f"{self.labels[i]}: its {name} is {cell.strip()}"
+        return ""
 
-
-def _check_ends(
-    N: Sequence[float], D: Sequence[float], rows: Sequence[Mapping[str, str]], present: Sequence[str]
-) -> None:
-    """BadData where rows are points along the curves of runs."""
-    run = next((name for name in present if plain(name) in RUNS_OF_LOGS), None)
-    if run is None and not any(plain(name) in STEPS_OF_LOGS for name in present):
-        return
-    tokens: dict[tuple[str, float], list[float]] = {}
-    for row, n, d in zip(rows, N, D, strict=True):
-        tokens.setdefault((row.get(run or "", ""), n), []).append(d)
-    for (name, n), values in tokens.items():
-        gaps = np.diff(values)
-        # tokens of a sweep's runs rise by factors, those of a curve by steps
-        even = len(gaps) >= 4 and gaps.min() > 0 and np.ptp(gaps) < 0.05 * gaps.max()
-        if even if run is None else bool(name.strip()) and len(set(values)) > 1:
-            called = f"the runs of {n:.4g} parameters have" if run is None else f"run {name.strip()!r} has"
+    def _derived(self, columns: dict[str, list[float]]) -> dict[str, list[float]]:
+        """With columns that follow from others; BadData for losses that are none."""
+        for what, other in (("N", "D"), ("D", "N")):
+            if what in self.wanted and what not in columns:
+                flops, known = np.array(columns["C"]), np.array(columns[other])
+                columns[what] = (flops / TRAINING_FLOPS / np.where(known > 0, known, np.nan)).tolist()
+                self.doubts = [f"{what} is C/(6·{other}): there is no column for it"]
+        if "perplexity" in columns:
+            values, name = np.array(columns["perplexity"]), self.taken["perplexity"]
+            if not (values > 1).all():
+                raise BadData(f"column {name!r}: expected perplexities, above 1, got {values.min():.4g}")
+            columns["loss"] = np.log(values).tolist()
+            self.doubts.append(f"the loss is the logarithm of column {name!r}")
+        elif "loss" in columns and (middle := float(np.median(columns["loss"]))) > MOST_LOSS:
             raise BadData(
-                f"expected one row for each run, its end; {called} {len(values)} rows along a curve: leave its last "
-                "alone (--where), or import the logs (isoflop import)"
+                f"column {self.taken['loss']!r}: expected nats per token, got values around {middle:.3g}, more than a "
+                "guess among all tokens has; are they perplexities? Then name them: --column "
+                f"perplexity={self.taken['loss']}"
             )
+        return columns
 
-
-def _other_tokens(
-    taken: Mapping[str, str], named: Mapping[str, str], rows: Sequence[Mapping[str, str]], present: Sequence[str]
-) -> tuple[str, ...]:
-    """That another column could be D, too."""
-    mine = taken.get("D")
-    guesses = {plain(guess) for guess in GUESSES["D"]}
-    for name in present:
-        if mine is None or "D" in named or name == mine or plain(name) not in guesses:
-            continue
-        if any(row[name] != row[mine] and cell_number(row[name]) for row in rows):
-            return (f"D is column {mine!r}; there is {name!r} with other numbers: --column D={name!r} takes that",)
-    return ()
-
-
-def _taken(wanted: Sequence[str], present: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
-    """Which column is what; one of N and D may be missing where C is there, and the loss where the perplexity is."""
-    taken = {}
-    if "L" in wanted and "loss" not in named:  # an error by the loss: Gadre et al. 2024
-        named = {**named, "loss": column_of("error", present, None)}
-    for what in wanted:
-        stand_in = {"N": "C", "D": "C", "loss": "perplexity"}.get(what)
-        missing = what not in named and guessed(what, present) is None
-        if missing and stand_in is not None and (stand_in in named or guessed(stand_in, present)):
-            what = stand_in
-        taken[what] = column_of(what, present, named.get(what))
-    if {"N", "D"} <= {*wanted} and not {"N", "D"} & {*taken}:
-        column_of("N", present, None)  # C alone: raises
-    return taken
-
-
-def _derived(
-    columns: dict[str, list[float]], taken: Mapping[str, str], wanted: Sequence[str]
-) -> tuple[dict[str, list[float]], tuple[str, ...]]:
-    """Columns that follow from others, and that in words.
-
-    Raises:
-        BadData: losses that are none.
-    """
-    said: tuple[str, ...] = ()
-    for what, other in (("N", "D"), ("D", "N")):
-        if what in wanted and what not in columns:
-            flops, known = np.array(columns["C"]), np.array(columns[other])
-            columns[what] = (flops / TRAINING_FLOPS / np.where(known > 0, known, np.nan)).tolist()
-            said = (f"{what} is C/(6·{other}): there is no column for it",)
-    if "perplexity" in columns:
-        values = np.array(columns["perplexity"])
-        if not (values > 1).all():
-            raise BadData(f"column {taken['perplexity']!r}: expected perplexities, above 1, got {values.min():.4g}")
-        columns["loss"] = np.log(values).tolist()
-        said += (f"the loss is the logarithm of column {taken['perplexity']!r}",)
-    elif "loss" in columns and (middle := float(np.median(columns["loss"]))) > MOST_LOSS:
+    def _check_not_swapped(self, N: Sequence[float], D: Sequence[float]) -> None:
+        """BadData where half of the runs have fewer tokens than parameters, unless the user named N or D."""
+        ratio = float(np.median(np.divide(D, N)))  # of public sweeps: 7 to 2,000; below the range: another unit
+        named = {"N", "D"} & {*self.named} or min(np.median(N), np.median(D)) < LEAST["N"]
+        if named or not TOKENS_A_PARAMETER[0] < ratio < 1:
+            return
+        n, d = self.taken.get("N"), self.taken.get("D")
+        swapped = " ".join(f"--column {what}={name!r}" for what, name in (("N", d), ("D", n)) if name)
+        right = " ".join(f"--column {what}={name!r}" for what, name in (("N", n), ("D", d)) if name)
         raise BadData(
-            f"column {taken['loss']!r}: expected nats per token, got values around {middle:.3g}, more than a guess "
-            f"among all tokens has; are they perplexities? Then name them: --column perplexity={taken['loss']}"
+            f"columns 'N' and 'D': half of the runs have at most {ratio:.2g} tokens per parameter, where sweeps have "
+            f"about 20: are the columns swapped? Then {swapped}; if they are right, {right}"
         )
-    return columns, said
 
+    def _check_ends(self, N: Sequence[float], D: Sequence[float]) -> None:
+        """BadData where rows are points along the curves of runs."""
+        run = next((name for name in self.present if plain(name) in RUNS_OF_LOGS), None)
+        if run is None and not any(plain(name) in STEPS_OF_LOGS for name in self.present):
+            return
+        tokens: dict[tuple[str, float], list[float]] = {}
+        for row, n, d in zip(self.rows, N, D, strict=True):
+            tokens.setdefault((row.get(run or "", ""), n), []).append(d)
+        for (name, n), values in tokens.items():
+            gaps = np.diff(values)
+            # tokens of a sweep's runs rise by factors, those of a curve by steps
+            even = len(gaps) >= 4 and gaps.min() > 0 and np.ptp(gaps) < 0.05 * gaps.max()
+            if even if run is None else bool(name.strip()) and len(set(values)) > 1:
+                called = f"the runs of {n:.4g} parameters have" if run is None else f"run {name.strip()!r} has"
+                raise BadData(
+                    f"expected one row for each run, its end; {called} {len(values)} rows along a curve: leave its "
+                    "last alone (--where), or import the logs (isoflop import)"
+                )
 
-def _compute(
-    N: Sequence[float],
-    D: Sequence[float],
-    measured: Sequence[float],
-    rows: Sequence[Mapping[str, str]],
-    labels: Sequence[str],
-) -> tuple[list[float], tuple[str, ...]]:
-    """Training FLOPs: as measured where that is plausible, else 6·N·D; and which records' were not plausible.
+    def _doubt_tokens(self) -> None:
+        """That another column could be D, too."""
+        mine, guesses = self.taken.get("D"), {plain(guess) for guess in GUESSES["D"]}
+        for name in self.present:
+            if mine is None or "D" in self.named or name == mine or plain(name) not in guesses:
+                continue
+            if any(row[name] != row[mine] and cell_number(row[name]) for row in self.rows):
+                self.doubts.append(
+                    f"D is column {mine!r}; there is {name!r} with other numbers: --column D={name!r} takes that"
+                )
+                return
 
-    Raises:
-        BadData: an implausible value of a CSV file.
-    """
-    flops = np.array(measured, dtype=float)
-    odd = implausible(flops, N, D)
-    if by_hand := [i for i in odd if LOSS_NAME not in rows[i]]:
-        raise BadData(describe_rate(flops, N, D, by_hand[0], labels))
-    doubts: tuple[str, ...] = ()
-    if odd.size:
-        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        rate = flops[odd[0]] / N[odd[0]] / D[odd[0]]
-        doubts = (
-            f"measured FLOPs of {labels[odd[0]]}{more} are not used: {rate:.3g} per parameter and token, where about 6 "
-            "are expected; their C is 6·N·D",
-        )
-        flops[odd] = np.nan
-    rates = flops / np.array(N) / np.array(D)
-    if len(rates) > 2 and ((rates > FORWARD_ONLY[0]) & (rates < FORWARD_ONLY[1])).all():
-        doubts += (
-            "column 'C' holds 2 FLOPs per parameter and token, those of the forward pass; training takes 6: if so, "
-            "multiply it by 3, or leave it out",
-        )
-    return compute_of(N, D, flops).tolist(), doubts
-
-
-def _measured(
-    rows: Sequence[Mapping[str, str]], labels: Sequence[str], present: Sequence[str], named: str | None
-) -> list[float]:
-    """Training FLOPs from the column that holds them; NaN where it is blank or there is none."""
-    if named is None and guessed("C", present) is None:
-        return [math.nan] * len(rows)
-    name = column_of("C", present, named)
-    return [number_of(row.get(name), name, label) for row, label in zip(rows, labels, strict=True)]
+    def _compute(self, N: np.ndarray, D: np.ndarray) -> list[float]:
+        """Training FLOPs: as measured where that is plausible, else 6·N·D; BadData: an implausible one of a file."""
+        flops = np.full(len(N), np.nan)
+        if (named := self.named.get("C")) is not None or guessed("C", self.present) is not None:
+            flops = np.array(self._numbers(column_of("C", self.present, named)), dtype=float)
+        odd = implausible(flops, N, D)
+        if by_hand := [i for i in odd if LOSS_NAME not in self.rows[i]]:
+            raise BadData(describe_rate(flops, N, D, by_hand[0], self.labels))
+        rates = flops / N / D
+        if odd.size:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            self.doubts.append(
+                f"measured FLOPs of {self.labels[odd[0]]}{more} are not used: {rates[odd[0]]:.3g} per parameter and "
+                "token, where about 6 are expected; their C is 6·N·D"
+            )
+            flops[odd] = np.nan
+        elif len(rates) > 2 and ((rates > FORWARD_ONLY[0]) & (rates < FORWARD_ONLY[1])).all():
+            self.doubts.append(
+                "column 'C' holds 2 FLOPs per parameter and token, those of the forward pass; training takes 6: if so, "
+                "multiply it by 3, or leave it out"
+            )
+        return compute_of(N, D, flops).tolist()
 
 
 def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         Law,
         compute_of,
         critical_batch,
-        minimum_steps,
         typical_rate,
         unique_tokens_needed,
     )
@@ -37,7 +36,6 @@ __all__ = [
     "compute_of",
     "critical_batch",
     "interval",
-    "minimum_steps",
     "optimal_allocation",
     "published",
     "published_names",
@@ -51,8 +49,7 @@ __all__ = [
 __getattr__ = face(
     __name__,
     {
-        "forms": "FORMS HOFFMANN Convention Form Law compute_of critical_batch minimum_steps typical_rate "
-        "unique_tokens_needed",
+        "forms": "FORMS HOFFMANN Convention Form Law compute_of critical_batch typical_rate unique_tokens_needed",
         "frontier": "Allocation Frontier optimal_allocation size_factor waste_of",
         "papers": "PowerLaw Published published published_names",
         "quantities": "PF_DAY interval short",

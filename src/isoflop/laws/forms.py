@@ -6,10 +6,10 @@ constants are its function's keyword arguments. Which parameters N counts is sta
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
+from inspect import signature
 from typing import Literal
 
 import numpy as np
@@ -65,18 +65,28 @@ def typical_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> float:
     return float(np.exp(rates.mean())) if rates.size else TRAINING_FLOPS
 
 
+def floats(formula: Callable[..., Array]) -> Callable[..., Array]:
+    """A formula with all its arguments turned into arrays of floats."""
+
+    @wraps(formula)
+    def converted(*variables: ArrayLike, **constants: ArrayLike) -> Array:
+        given = {name: values(value) for name, value in constants.items()}
+        return np.asarray(formula(*map(values, variables), **given), dtype=float)
+
+    return converted
+
+
 # -- Hoffmann et al. 2022 (arXiv:2203.15556) ---------------------------------------------------------------------------
 
 
-def hoffmann_loss(
-    N: ArrayLike, D: ArrayLike, *, E: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
-) -> Array:
+@floats
+def hoffmann_loss(N: Array, D: Array, *, E: Array, A: Array, B: Array, alpha: Array, beta: Array) -> Array:
     """L(N,D) = E + A/N^α + B/D^β: eq. 2.
 
     >>> float(hoffmann_loss(70e9, 1.4e12, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28).round(4))
     1.9366
     """
-    return values(E) + values(A) / values(N) ** values(alpha) + values(B) / values(D) ** values(beta)
+    return E + A / N**alpha + B / D**beta
 
 
 def hoffmann_allocation(
@@ -96,18 +106,17 @@ def hoffmann_allocation(
     return G * budget ** (beta / (alpha + beta)), budget ** (alpha / (alpha + beta)) / G
 
 
-def hoffmann_optimal_parameters(
-    D: ArrayLike, *, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
-) -> Array:
+@floats
+def hoffmann_optimal_parameters(D: Array, *, A: Array, B: Array, alpha: Array, beta: Array) -> Array:
     """The N for which D tokens are compute-optimal: there αA/N^α = βB/D^β (from eq. 2 and C = 6·N·D)."""
-    A, B, alpha, beta = values(A), values(B), values(alpha), values(beta)
-    return (alpha * A / (beta * B) * values(D) ** beta) ** (1 / alpha)
+    return (alpha * A / (beta * B) * D**beta) ** (1 / alpha)
 
 
 # -- Muennighoff et al. 2023 (arXiv:2305.16264) ------------------------------------------------------------------------
 
 
-def effective_amount(amount: ArrayLike, base: ArrayLike, R_star: ArrayLike) -> Array:
+@floats
+def effective_amount(amount: Array, base: Array, R_star: Array) -> Array:
     """What x is worth: U + U·R*·(1 − exp(−R/R*)), R = x/U − 1: eq. 5 (D') and 6 (N').
 
     Up to `base` (U) an amount counts in full; beyond, each repetition counts less, in all never more than R* times U.
@@ -115,38 +124,31 @@ def effective_amount(amount: ArrayLike, base: ArrayLike, R_star: ArrayLike) -> A
     >>> float(effective_amount(4 * 100e9, 100e9, 15.387756).round(-9))  # four epochs are worth 3.73
     373000000000.0
     """
-    amount, R_star = values(amount), values(R_star)
-    U = np.minimum(values(base), amount)
+    U = np.minimum(base, amount)
     return U - U * R_star * np.expm1(-(amount / U - 1) / R_star)
 
 
+@floats
 def muennighoff_loss(
-    N: ArrayLike,
-    D: ArrayLike,
-    U: ArrayLike,
+    N: Array,
+    D: Array,
+    U: Array,
     *,
-    E: ArrayLike,
-    A: ArrayLike,
-    B: ArrayLike,
-    alpha: ArrayLike,
-    beta: ArrayLike,
-    R_D_star: ArrayLike,
-    R_N_star: ArrayLike,
+    E: Array,
+    A: Array,
+    B: Array,
+    alpha: Array,
+    beta: Array,
+    R_D_star: Array,
+    R_N_star: Array,
 ) -> Array:
-    """L = E + A/N'^α + B/D'^β with repeated data: section 3.1, eq. 5, 6 and 17.
+    """L = E + A/N'^α + B/D'^β with repeated data: section 3.1, eq. 5, 6 and 17; D tokens seen, U unique ones there are.
 
-    D' discounts tokens seen again, N' parameters beyond U_N, the compute-optimal N for the U_D = min(U, D) unique
-    tokens seen. So with no token repeated it is Hoffmann's law up to that N; beyond, N' < N and the loss is higher.
-
-    Args:
-        N: parameters.
-        D: tokens seen, repeated ones counted each time.
-        U: unique tokens there are.
-        E, A, B, alpha, beta: of Hoffmann's law on unlimited data.
-        R_D_star: R_D*, repetitions after which a token seen again is worth 1/e of a new one.
-        R_N_star: R_N*, the same for parameters in excess.
+    D' discounts tokens seen again, worth 1/e of a new one after R_D* repetitions, N' parameters beyond U_N, the
+    compute-optimal N for the U_D = min(U, D) unique tokens seen. So with no token repeated it is Hoffmann's law up to
+    that N; beyond, N' < N and the loss is higher.
     """
-    unique = np.minimum(values(U), values(D))
+    unique = np.minimum(U, D)
     U_N = hoffmann_optimal_parameters(unique, A=A, B=B, alpha=alpha, beta=beta)
     effective_N, effective_D = effective_amount(N, U_N, R_N_star), effective_amount(D, unique, R_D_star)
     return hoffmann_loss(effective_N, effective_D, E=E, A=A, B=B, alpha=alpha, beta=beta)
@@ -155,89 +157,76 @@ def muennighoff_loss(
 # -- Clark et al. 2022 (arXiv:2202.01169): mixtures of experts ---------------------------------------------------------
 
 
-def saturated(X: ArrayLike, X_start: ArrayLike, X_max: ArrayLike) -> Array:
+@floats
+def saturated(X: Array, X_start: Array, X_max: Array) -> Array:
     """What X experts are worth, from `X_start` for one to `X_max` for very many: section 4.4."""
-    X, X_start, X_max = values(X), values(X_start), values(X_max)
-    return np.asarray(1 / (1 / (X - 1 + 1 / (1 / X_start - 1 / X_max)) + 1 / X_max))
+    return 1 / (1 / (X - 1 + 1 / (1 / X_start - 1 / X_max)) + 1 / X_max)
 
 
+@floats
 def clark_loss(
-    N: ArrayLike,
-    X: ArrayLike,
-    *,
-    A: ArrayLike,
-    alpha: ArrayLike,
-    beta: ArrayLike,
-    gamma: ArrayLike,
-    X_start: ArrayLike,
-    X_max: ArrayLike,
+    N: Array, X: Array, *, A: Array, alpha: Array, beta: Array, gamma: Array, X_start: Array, X_max: Array
 ) -> Array:
     """L(N,X) = A·N^−α·X̂^−β·X̂^(γ·ln N), X̂ = `saturated`: their eq. 1, in natural logarithms (γ = c/ln 10).
 
     N active parameters, X experts a layer of which a token visits one; all their runs saw 130B tokens.
     """
-    log_N, log_X = np.log(values(N)), np.log(saturated(X, X_start, X_max))
-    value = -values(alpha) * log_N - values(beta) * log_X + values(gamma) * log_N * log_X
-    return np.asarray(values(A) * np.exp(value))
+    log_N, log_X = np.log(N), np.log(saturated(X, X_start, X_max))
+    return A * np.exp(-alpha * log_N - beta * log_X + gamma * log_N * log_X)
 
 
+@floats
 def dense_equivalent(
-    N: ArrayLike,
-    X: ArrayLike,
-    *,
-    alpha: ArrayLike,
-    beta: ArrayLike,
-    gamma: ArrayLike,
-    X_start: ArrayLike,
-    X_max: ArrayLike,
+    N: Array, X: Array, *, alpha: Array, beta: Array, gamma: Array, X_start: Array, X_max: Array
 ) -> Array:
     """Parameters of the dense model with the loss of N active parameters and X experts, by `clark_loss`."""
     one, many = (np.log(saturated(x, X_start, X_max)) for x in (1.0, X))
-    gain = (values(alpha) - values(gamma) * many) * np.log(values(N)) + values(beta) * (many - one)
-    return np.asarray(np.exp(gain / (values(alpha) - values(gamma) * one)))
+    gain = (alpha - gamma * many) * np.log(N) + beta * (many - one)
+    return np.exp(gain / (alpha - gamma * one))
 
 
 # -- Schaipp 2026 (arXiv:2607.01487), Gadre et al. 2024 (arXiv:2403.08540) ---------------------------------------------
 
 
+@floats
 def schaipp_loss(
-    N: ArrayLike,
-    S: ArrayLike,
-    B: ArrayLike,
+    N: Array,
+    S: Array,
+    B: Array,
     *,
-    E: ArrayLike,
-    A_N: ArrayLike,
-    alpha: ArrayLike,
-    A_B: ArrayLike,
-    beta: ArrayLike,
-    A_S: ArrayLike,
-    gamma: ArrayLike,
+    E: Array,
+    A_N: Array,
+    alpha: Array,
+    A_B: Array,
+    beta: Array,
+    A_S: Array,
+    gamma: Array,
 ) -> Array:
     """L(N,S,B) = E + A_N/N^α + A_B/B^β + A_S/S^γ: three terms. The paper: K and M for S and B, A, B, C for the A_x.
 
     Doubt: the paper's own text could not be read; the form is as two independent readers give it.
     """
-    by_size, by_batch = values(A_N) / values(N) ** values(alpha), values(A_B) / values(B) ** values(beta)
-    return values(E) + by_size + by_batch + values(A_S) / values(S) ** values(gamma)
+    return E + A_N / N**alpha + A_B / B**beta + A_S / S**gamma
 
 
-def gadre_loss(N: ArrayLike, D: ArrayLike, *, E: ArrayLike, a: ArrayLike, b: ArrayLike, eta: ArrayLike) -> Array:
+@floats
+def gadre_loss(N: Array, D: Array, *, E: Array, a: Array, b: Array, eta: Array) -> Array:
     """L = E + (a·M^η + b·M^−η)·C^−η with M = D/N and C = 6·N·D.
 
     Hoffmann's law with α = β = 2η, A = a·6^−η, B = b·6^−η: one exponent, so M = (b/a)^(1/2η) is optimal at any budget.
     """
-    N, D, eta = values(N), values(D), values(eta)
     M = D / N
-    return values(E) + (values(a) * M**eta + values(b) * M**-eta) * (6 * N * D) ** -eta
+    return E + (a * M**eta + b * M**-eta) * (6 * N * D) ** -eta
 
 
-def gadre_error(L: ArrayLike, *, epsilon: ArrayLike, k: ArrayLike, gamma: ArrayLike) -> Array:
+@floats
+def gadre_error(L: Array, *, epsilon: Array, k: Array, gamma: Array) -> Array:
     """Err(L) = ε − k·exp(−γ·L): mean top-1 error of downstream tasks; ε is near that of guessing.
 
     >>> float(gadre_error(3.0, epsilon=0.850, k=2.08, gamma=0.756).round(3))
     0.635
     """
-    return values(epsilon) - values(k) * np.exp(-values(gamma) * values(L))
+    return epsilon - k * np.exp(-gamma * L)
 
 
 # -- Kaplan et al. 2020 (arXiv:2001.08361); N without embeddings -------------------------------------------------------
@@ -246,60 +235,60 @@ B_STAR, ALPHA_B = 2.1e8, 0.21  # table 5; eq. 5.3 rounds B* to 2e8
 ALPHA_N_STEPS, ALPHA_S = 0.077, 0.76  # table 3, the fit of L(N,S)
 
 
-def kaplan_loss_n(N: ArrayLike, *, N_c: ArrayLike, alpha_N: ArrayLike) -> Array:
+@floats
+def kaplan_loss_n(N: Array, *, N_c: Array, alpha_N: Array) -> Array:
     """L(N) = (N_c/N)^α_N, trained to convergence on enough data: eq. 1.1."""
-    return (values(N_c) / values(N)) ** values(alpha_N)
+    return (N_c / N) ** alpha_N
 
 
-def kaplan_loss_d(D: ArrayLike, *, D_c: ArrayLike, alpha_D: ArrayLike) -> Array:
+@floats
+def kaplan_loss_d(D: Array, *, D_c: Array, alpha_D: Array) -> Array:
     """L(D) = (D_c/D)^α_D, a large model stopped early: eq. 1.2."""
-    return (values(D_c) / values(D)) ** values(alpha_D)
+    return (D_c / D) ** alpha_D
 
 
-def kaplan_loss_c(C: ArrayLike, *, C_c: ArrayLike, alpha_C: ArrayLike) -> Array:
+@floats
+def kaplan_loss_c(C: Array, *, C_c: Array, alpha_C: Array) -> Array:
     """L(C_min) = (C_c/C_min)^α_C, the model of optimal size at a batch far below critical: eq. 1.3. FLOPs.
 
     >>> float(kaplan_loss_c(1e4 * 8.64e19, C_c=3.1e8 * 8.64e19, alpha_C=0.050).round(2))  # eq. 6.8: about 1.7
     1.68
     """
-    return (values(C_c) / values(C)) ** values(alpha_C)
+    return (C_c / C) ** alpha_C
 
 
-def kaplan_loss_nd(
-    N: ArrayLike, D: ArrayLike, *, N_c: ArrayLike, D_c: ArrayLike, alpha_N: ArrayLike, alpha_D: ArrayLike
-) -> Array:
+@floats
+def kaplan_loss_nd(N: Array, D: Array, *, N_c: Array, D_c: Array, alpha_N: Array, alpha_D: Array) -> Array:
     """L(N,D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D, D unique tokens, stopped early: eq. 1.5."""
-    alpha_N, alpha_D = values(alpha_N), values(alpha_D)
-    return ((values(N_c) / values(N)) ** (alpha_N / alpha_D) + values(D_c) / values(D)) ** alpha_D
+    return ((N_c / N) ** (alpha_N / alpha_D) + D_c / D) ** alpha_D
 
 
-def kaplan_loss_ns(
-    N: ArrayLike, S_min: ArrayLike, *, N_c: ArrayLike, S_c: ArrayLike, alpha_N: ArrayLike, alpha_S: ArrayLike
-) -> Array:
-    """L(N,S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S, data without end: eq. 1.6 and 5.6. S_min: `minimum_steps`."""
-    return (values(N_c) / values(N)) ** values(alpha_N) + (values(S_c) / values(S_min)) ** values(alpha_S)
+@floats
+def kaplan_loss_ns(N: Array, S_min: Array, *, N_c: Array, S_c: Array, alpha_N: Array, alpha_S: Array) -> Array:
+    """L(N,S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S, data without end: eq. 1.6 and 5.6.
+
+    S_min = S/(1 + B_crit/B): steps to the same loss at a batch far above critical, eq. 5.4.
+    """
+    return (N_c / N) ** alpha_N + (S_c / S_min) ** alpha_S
 
 
-def critical_batch(L: ArrayLike, *, B_star: ArrayLike = B_STAR, alpha_B: ArrayLike = ALPHA_B) -> Array:
+@floats
+def critical_batch(L: Array) -> Array:
     """B_crit(L) = B*/L^(1/α_B) tokens, whatever the size of the model: eq. 5.3, constants of table 5.
 
     >>> float((critical_batch(3.0 * 0.865) / critical_batch(3.0)).round(1))  # doubles for 13% off the loss
     2.0
     """
-    return values(B_star) / values(L) ** (1 / values(alpha_B))
+    return B_STAR / L ** (1 / ALPHA_B)
 
 
-def minimum_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
-    """S_min = S/(1 + B_crit/B): steps to the same loss at a batch far above critical, eq. 5.4."""
-    return values(S) / (1 + values(B_crit) / values(B))
-
-
-def unique_tokens_needed(N: ArrayLike) -> Array:
+@floats
+def unique_tokens_needed(N: Array) -> Array:
     """Unique tokens 5e3·N^0.74 that keep overfitting within the noise, about 2% of the loss: eq. 4.4.
 
     It speaks of training to convergence on data seen again and again; a single epoch at 20 tokens a parameter passes.
     """
-    return 5e3 * values(N) ** 0.74
+    return 5e3 * N**0.74
 
 
 # -- forms and laws ----------------------------------------------------------------------------------------------------
@@ -322,20 +311,16 @@ class Form:
     @cached_property
     def variables(self) -> tuple[str, ...]:
         """Names of its variables, in order."""
-        return self._arguments(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return tuple(name for name, it in signature(self.function).parameters.items() if it.kind != it.KEYWORD_ONLY)
 
     @cached_property
     def constants(self) -> tuple[str, ...]:
         """Names of its constants, in order."""
-        return self._arguments(inspect.Parameter.KEYWORD_ONLY)
-
-    def _arguments(self, kind: object) -> tuple[str, ...]:
-        arguments = inspect.signature(self.function).parameters.values()
-        return tuple(argument.name for argument in arguments if argument.kind is kind)
+        return tuple(name for name, it in signature(self.function).parameters.items() if it.kind == it.KEYWORD_ONLY)
 
     def at(self, variables: Mapping[str, ArrayLike], constants: Mapping[str, ArrayLike]) -> Array:
         """Its value; variables that it does not have are ignored."""
-        return np.asarray(self.function(*(variables[name] for name in self.variables), **constants), dtype=float)
+        return self.function(*(variables[name] for name in self.variables), **constants)
 
 
 @dataclass(frozen=True)

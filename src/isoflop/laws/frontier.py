@@ -135,20 +135,19 @@ class Frontier:
         check_level(self.level)
         positive("flops_per_param_token", self.flops_per_param_token, "FLOPs per parameter and token")
         check_inference_tokens(self.inference_tokens)
-        variables = self.law.form.variables
-        if set(variables) not in ({"N", "D"}, {"N", "D", "U"}):
+        form = self.law.form
+        if set(form.variables) not in ({"N", "D"}, {"N", "D", "U"}):
             raise ValueError(
-                f"the frontier needs a law of N and D, or of N, D and U; {self.law.form.name} is one of "
-                f"{', '.join(variables)}: fit or choose a law such as besiroglu2024"
+                f"the frontier needs a law of N and D, or of N, D and U; {form.name} is one of "
+                f"{', '.join(form.variables)}: fit or choose a law such as besiroglu2024"
             )
-        if self.unique_tokens is None:
-            return
-        check_tokens("unique_tokens", self.unique_tokens)
-        if not self._closed and "U" not in variables:
-            raise ValueError(
-                f"the law {self.law.form.name} does not know unique tokens: leave out unique_tokens, or pass a law of "
-                f"N, D and U, or a hoffmann law, to which Muennighoff's effective N and D are applied"
-            )
+        if self.unique_tokens is not None:
+            check_tokens("unique_tokens", self.unique_tokens)
+            if not self._closed and "U" not in form.variables:
+                raise ValueError(
+                    f"the law {form.name} does not know unique tokens: leave out unique_tokens, or pass a law of N, D "
+                    "and U, or a hoffmann law, to which Muennighoff's effective N and D are applied"
+                )
 
     @cached_property
     def cost(self) -> Cost:
@@ -257,6 +256,9 @@ class Frontier:
                 "total_flops": self.cost.flops(N, D),
             }
         drawn = self._rows > 1
+        repeats = self._closed and self.unique_tokens is not None and D[0] > self.unique_tokens
+        counts = ((np.isinf(N).sum(), "never reach this loss"), (np.isnan(N).sum(), "have no optimum here"))
+        missing = [f"{number} of the law's {self._rows - 1} draws {what}" for number, what in counts if number]
         return Allocation(
             **{name: float(values[name][0]) for name in ("N", "D", "loss", "flops", "tokens_per_param")},
             intervals={name: interval(values[name][1:], self.level) for name in varies} if drawn else None,
@@ -264,14 +266,8 @@ class Frontier:
             inference_flops=float(values["inference_flops"][0]),
             unique_tokens=self.unique_tokens,
             convention=self.law.convention,
-            notes=self._notes(N, D),
+            notes=(*([REPEATED] if repeats else []), *missing),
         )
-
-    def _notes(self, N: Array, D: Array) -> tuple[str, ...]:
-        repeats = self._closed and self.unique_tokens is not None and D[0] > self.unique_tokens
-        counts = ((np.isinf(N).sum(), "never reach this loss"), (np.isnan(N).sum(), "have no optimum here"))
-        missing = [f"{number} of the law's {self._rows - 1} draws {what}" for number, what in counts if number]
-        return (*([REPEATED] if repeats else []), *missing)
 
 
 def optimal_allocation(
@@ -288,17 +284,10 @@ def optimal_allocation(
     Args:
         law: of N and D, or of N, D and U.
         C: FLOPs; training alone, or training and inference together where `inference_tokens` are given.
-        inference_tokens: tokens to be served, prompts included, at 2·N FLOPs each.
-        unique_tokens: the stock that D beyond it repeats; None: it does not run out.
-        flops_per_param_token: 6 for training a dense model.
-        level: of the intervals.
-
-    Returns:
-        The allocation; `loss` is the least one.
+        inference_tokens, unique_tokens, flops_per_param_token, level: as `Frontier`.
 
     Raises:
-        ValueError: numbers that are not positive and finite or in the wrong unit; a law of other variables; a law whose
-            loss has no minimum along the budget.
+        ValueError: as `Frontier`; a law whose loss has no minimum along the budget.
 
     >>> law = Law(HOFFMANN, {"E": 1.817218, "A": 477.826, "B": 2143.417, "alpha": 0.347311, "beta": 0.367172})
     >>> print(optimal_allocation(law, 5.76e23))
@@ -333,12 +322,8 @@ def size_factor(law: Law, k: float) -> Array:
 
 @dataclass(frozen=True)
 class Waste:
-    """By a law and its draws; the law's row is first.
-
-    Attributes:
-        extra: compute over the cheapest way to this loss, less 1 [1 + draws].
-        N, D: parameters and tokens of that way [1 + draws].
-        cost: FLOPs of the plan, serving included.
+    """By a law and its draws, the law's row first [1 + draws]: `extra` compute over the cheapest way to this loss, less
+    1, and the `N` and `D` of that way. `cost`: FLOPs of the plan, serving included.
     """
 
     extra: Array
@@ -357,15 +342,9 @@ class Waste:
 
 
 def waste_of(law: Law, N: float, D: float, inference_tokens: float = 0.0) -> Waste:
-    """What N parameters on D tokens cost over the cheapest way to the same loss.
+    """What N parameters on D tokens cost over the cheapest way to the same loss, by a law of Hoffmann's form.
 
-    L = E + A/N^α + B/D^β, cost 6·N·D + 2·N·D_inference. E drops out: the same reducible loss is asked of every size.
-
-    Args:
-        law: Hoffmann's form; its draws carry the uncertainty.
-        N: parameters.
-        D: training tokens.
-        inference_tokens: to be served.
+    Cost 6·N·D + 2·N·D_inference. E drops out: the same reducible loss is asked of every size.
 
     >>> law = Law(HOFFMANN, {"E": 1.8, "A": 478.0, "B": 2143.0, "alpha": 0.347, "beta": 0.367})
     >>> waste = waste_of(law, 73.2e9 * 4, 1.31e12 / 4)  # four times Chinchilla's optimum

@@ -5,9 +5,8 @@ Their constants are in `data/published.toml`: `published("hoffmann2022-approach3
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -20,7 +19,7 @@ from numpy.typing import ArrayLike
 from isoflop.arrays import Array
 from isoflop.console import Shown
 from isoflop.laws.forms import FORMS, HOFFMANN, Convention, Law, hoffmann_allocation, values
-from isoflop.laws.quantities import UNITS, check_positive
+from isoflop.laws.quantities import UNITS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,8 +32,12 @@ _LOGARITHM = "ln "
 
 
 def _variable(name: str, x: ArrayLike | None) -> Array:
-    assert x is not None
-    return check_positive(name, x, UNITS[name])
+    numbers = np.asarray(x, dtype=float)
+    if not np.all((numbers > 0) & np.isfinite(numbers)):
+        raise ValueError(
+            f"{name} must be a positive, finite number of {UNITS[name]}, got {x!r}: check its unit and sign"
+        )
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,26 @@ class PowerLaw:
 
 
 @dataclass(frozen=True)
-class PowerAllocation:
-    """Compute-optimal N and D as power laws of C; of one stated alone the other is C/6 over it."""
+class PublishedSplit:
+    """Compute-optimal N and D as power laws of C (of one stated alone the other is C/6 over it), or N from a table.
+
+    Rows of a table are (C, N): between them N is straight in ln C, beyond on `exponent`. For results whose prefactor
+    was not published.
+    """
 
     parameters: PowerLaw | None = None
     tokens: PowerLaw | None = None
+    rows: tuple[tuple[float, float], ...] = ()
+    exponent: float = 0.0
 
     def allocate(self, C: ArrayLike) -> tuple[Array, Array]:
         """N and D for C FLOPs."""
         C = _variable("C", C)
+        if self.rows:
+            x, (log_C, log_N) = np.log(C), np.log(np.array(self.rows)).T
+            beyond = x - np.clip(x, log_C[0], log_C[-1])
+            N = np.exp(np.interp(x, log_C, log_N) + self.exponent * beyond)
+            return N, C / (6 * N)
         N, D = (None if law is None else law(C=C) for law in (self.parameters, self.tokens))
         if N is None:
             assert D is not None
@@ -79,30 +93,10 @@ class PowerAllocation:
         return N, C / (6 * N) if D is None else D
 
     def __str__(self) -> str:
+        if self.rows:
+            return f"N between {len(self.rows)} rows of a table, beyond them ∝ C^{self.exponent:g}"
         given = (("N", self.parameters), ("D", self.tokens))
         return ", ".join(f"{name} = {law}" for name, law in given if law is not None)
-
-
-@dataclass(frozen=True)
-class TableAllocation:
-    """Compute-optimal N read off a table of (C, N): between rows straight in ln C, beyond them on `exponent`.
-
-    For results whose prefactor was not published. D = C/6N.
-    """
-
-    rows: tuple[tuple[float, float], ...]
-    exponent: float
-
-    def allocate(self, C: ArrayLike) -> tuple[Array, Array]:
-        """N and D for C FLOPs."""
-        C = _variable("C", C)
-        x, (log_C, log_N) = np.log(C), np.log(np.array(self.rows)).T
-        beyond = x - np.clip(x, log_C[0], log_C[-1])
-        N = np.exp(np.interp(x, log_C, log_N) + self.exponent * beyond)
-        return N, C / (6 * N)
-
-    def __str__(self) -> str:
-        return f"N between {len(self.rows)} rows of a table, beyond them ∝ C^{self.exponent:g}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class Published(Shown):
     tokenizer: str | None
     valid: str
     law: Law | None = None
-    allocation: PowerAllocation | TableAllocation | None = None
+    allocation: PublishedSplit | None = None
     batch_law: PowerLaw | None = None
     learning_rate_law: PowerLaw | None = None
     stated: tuple[tuple[float, float, float], ...] = ()
@@ -214,16 +208,21 @@ def _entries() -> dict[str, Published]:
 
 def _entry(name: str, table: dict[str, Any], other: dict[str, Any]) -> Published:
     table = {key: other[key] for key in _SHARED if key in other} | table
-    convention, source = table.get("n_convention", "unknown"), f"{table['paper']}, {table['where']}"
+    convention = table.get("n_convention", "unknown")
     law: Law | None = None
-    allocation: PowerAllocation | TableAllocation | None = None
+    allocation: PublishedSplit | None = None
     if "form" in table:
-        constants, draws = _constants(table["constants"]), _draws(table["constants"], table.get("draws"))
-        law = Law(FORMS[table["form"]], constants, convention, draws, source)
+        given = np.array(list(table["constants"].values()))
+        drawn = None
+        if known := table.get("draws"):  # normal about the constants, on the logarithm where that is given
+            normal = np.random.default_rng(0).standard_normal((known["number"], len(given)))
+            drawn = _letters(table["constants"], (given + normal @ np.array(known["factor"]).T).T)
+        constants = {letter: float(value) for letter, value in _letters(table["constants"], given).items()}
+        law = Law(FORMS[table["form"]], constants, convention, drawn, f"{table['paper']}, {table['where']}")
     if "table" in table:
-        allocation = TableAllocation(tuple((C, N) for C, N in table["table"]), table["exponent"])
+        allocation = PublishedSplit(rows=tuple((C, N) for C, N in table["table"]), exponent=table["exponent"])
     elif "parameters" in table or "tokens" in table:
-        allocation = PowerAllocation(_power_law(table.get("parameters")), _power_law(table.get("tokens")))
+        allocation = PublishedSplit(_power_law(table.get("parameters")), _power_law(table.get("tokens")))
     return Published(
         name,
         table["paper"],
@@ -240,22 +239,11 @@ def _entry(name: str, table: dict[str, Any], other: dict[str, Any]) -> Published
     )
 
 
-def _constants(given: dict[str, float]) -> dict[str, float]:
+def _letters(names: Iterable[str], numbers: Array) -> dict[str, Array]:
+    """Constants by letter; of one that is named by its logarithm the exponential."""
     return {
-        name.removeprefix(_LOGARITHM): math.exp(value) if name.startswith(_LOGARITHM) else value
-        for name, value in given.items()
-    }
-
-
-def _draws(given: dict[str, float], known: dict[str, Any] | None) -> dict[str, np.ndarray] | None:
-    """Normal draws about the constants, on a logarithm where it is the logarithm that is given."""
-    if known is None:
-        return None
-    normal = np.random.default_rng(0).standard_normal((known["number"], len(given)))
-    theta = np.array(list(given.values())) + normal @ np.array(known["factor"]).T
-    return {
-        name.removeprefix(_LOGARITHM): np.exp(column) if name.startswith(_LOGARITHM) else column
-        for name, column in zip(given, theta.T, strict=True)
+        name.removeprefix(_LOGARITHM): np.exp(x) if name.startswith(_LOGARITHM) else x
+        for name, x in zip(names, numbers, strict=True)
     }
 
 

@@ -9,8 +9,6 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # scalars are checked without NumPy, which takes half of a command's start
-    from numpy.typing import ArrayLike
-
     from isoflop.arrays import Array
 
 UNITS = {
@@ -30,36 +28,27 @@ PF_DAY = 8.64e19
 """FLOPs of a petaFLOP/s-day: Kaplan et al. 2020, section 1.3."""
 
 
-def check_positive(name: str, value: ArrayLike, unit: str) -> Array:
-    """Values as floats; ValueError unless all are positive and finite."""
-    import numpy as np
-
-    numbers = np.asarray(value, dtype=float)
-    if not np.all((numbers > 0) & np.isfinite(numbers)):
-        raise _not_positive(name, value, unit)
-    return numbers
-
-
-def _not_positive(name: str, value: object, unit: str) -> ValueError:
-    return ValueError(f"{name} must be a positive, finite number of {unit}, got {value!r}: check its unit and sign")
-
-
 def positive(name: str, value: float, unit: str) -> float:
     """One value as a float; ValueError unless it is positive and finite."""
     number = float(value)
     if not 0 < number < math.inf:
-        raise _not_positive(name, value, unit)
+        raise ValueError(f"{name} must be a positive, finite number of {unit}, got {value!r}: check its unit and sign")
     return number
 
 
-def check_parameters(name: str, value: float) -> float:
+def check_parameters(name: str, value: float, unit: str = "parameters") -> float:
     """A parameter count; ValueError where it is likely counted in thousands or millions."""
-    return _counted(name, value, "parameters")
+    number = positive(name, value, unit)
+    if number < SMALLEST:
+        raise ValueError(
+            f"{name} must be counted in {unit}, got {number:g}: did you mean millions? Pass {number * 1e6:g}"
+        )
+    return number
 
 
 def check_tokens(name: str, value: float) -> float:
     """A token count; ValueError where it is likely counted in thousands or millions."""
-    return _counted(name, value, "tokens")
+    return check_parameters(name, value, "tokens")
 
 
 MOST_FLOPS = 1e40
@@ -91,15 +80,6 @@ def check_level(value: float) -> float:
     number = float(value)
     if not 0 < number < 1:
         raise ValueError(f"level must lie between 0 and 1, got {value!r}: pass 0.9 for 90% intervals")
-    return number
-
-
-def _counted(name: str, value: float, unit: str) -> float:
-    number = positive(name, value, unit)
-    if number < SMALLEST:
-        raise ValueError(
-            f"{name} must be counted in {unit}, got {number:g}: did you mean millions? Pass {number * 1e6:g}"
-        )
     return number
 
 
