@@ -131,7 +131,7 @@ def test_the_first_convention_that_all_have_is_taken():
 
 def test_shades_go_by_size_and_are_the_same_for_every_figure():
     made = study([planted_run(name, N, 1e9) for name, N in (("b", 2e8), ("a", 1e8), ("c", 2e8))])
-    assert [made.shade(run) for run in "abc"] == [0.0, 0.5, 1.0]
+    assert [made.shade[run] for run in "abc"] == [0.0, 0.5, 1.0]
     assert made.sizes().ticks[0] == (0.0, "100M")
     assert study([planted_run("a", 1e8, 1e9)]).sizes() is None
 

@@ -185,50 +185,39 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         kind += f" in {recipe.experts} experts of {max(1, shape.mlp_width // recipe.top_k):,}, top {recipe.top_k}"
         size = f"{short(recipe.N)} of {short(recipe.total)} parameters active"
     stock = answer.unique_tokens
-    epochs = "" if stock is None else f", {_share(recipe.tokens / stock)} the {short(stock)} unique ones"
+    passes = None if stock is None else recipe.tokens / stock
+    epochs = "" if passes is None else f"{passes:.0%} of" if passes <= 1 else f"{passes:.3g} passes over"
+    epochs = epochs and f", {epochs} the {short(stock or 0)} unique ones"
     rules = "by the rules fitted at this scale; all that are published" if recipe.within else "published rules"
     reach = "" if recipe.within else "; this run is larger or smaller than those that they come from"
-    rows = [
-        ("model", f"{family}: {kind}"),
-        ("size", size),
-        ("data", f"{short(recipe.tokens)} tokens, {recipe.tokens / recipe.N:.3g} per parameter{epochs}"),
-        (
-            "batch",
-            f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
-            f"{shape.family.sequence_length:,} ({rules}: {short(recipe.batch_range[0])} to "
-            f"{short(recipe.batch_range[1])}{reach})",
-        ),
-        (
-            "rate",
-            f"{recipe.rate:.2g} at its peak, AdamW (published rules: {recipe.rate_range[0]:.2g} to "
-            f"{recipe.rate_range[1]:.2g})",
-        ),
-        ("steps", f"{recipe.steps:,}, {recipe.warmup:,} of them warm-up; then decay the rate to 0 by the last"),
-        (
-            "decay",
-            f"weight decay {recipe.weight_decay:g}; τ = B/(η·λ·D) = {recipe.timescale:.2g}: keep it "
-            "where B or η change",
-        ),
-    ]
+    rows = {
+        "model": f"{family}: {kind}",
+        "size": size,
+        "data": f"{short(recipe.tokens)} tokens, {recipe.tokens / recipe.N:.3g} per parameter{epochs}",
+        "batch": f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
+        f"{shape.family.sequence_length:,} ({rules}: {short(recipe.batch_range[0])} to "
+        f"{short(recipe.batch_range[1])}{reach})",
+        "rate": f"{recipe.rate:.2g} at its peak, AdamW (published rules: {recipe.rate_range[0]:.2g} to "
+        f"{recipe.rate_range[1]:.2g})",
+        "steps": f"{recipe.steps:,}, {recipe.warmup:,} of them warm-up; then decay the rate to 0 by the last",
+        "decay": f"weight decay {recipe.weight_decay:g}; τ = B/(η·λ·D) = {recipe.timescale:.2g}: keep it "
+        "where B or η change",
+    }
     if answer.L is not None:
-        rows.append(("loss", f"{answer.L:.3f}{ends('loss', '{:.3f}'.format)} nats per token at {answer.level:.0%}"))
+        rows["loss"] = f"{answer.L:.3f}{ends('loss', '{:.3f}'.format)} nats per token at {answer.level:.0%}"
     if cost is not None and (hours := cost.gpu_hours(answer.total_flops)) is not None:
         dollars = cost.usd(answer.total_flops)
         served = ", for training and serving" if answer.total_flops > answer.flops else ""
         time = f"{digits(hours / count)} hours on {f'{count} ×' if count > 1 else 'one'} "
-        rows.append(("cost", f"{time}{describe(cost)}" + ("" if dollars is None else f": ${dollars:,.0f}") + served))
+        rows["cost"] = f"{time}{describe(cost)}" + ("" if dollars is None else f": ${dollars:,.0f}") + served
     if recipe.optimizer == MUON:
-        low, high = MUON_GAIN
-        rows.append(
-            (
-                "Muon",
-                f"the same loss for {low:g} to {high:g} times less compute than AdamW's, by published "
-                "comparisons; the rate above holds where its updates are scaled to AdamW's size",
-            )
+        rows["Muon"] = (
+            "the same loss for {:g} to {:g} times less compute than AdamW's, by published comparisons; the rate above "
+            "holds where its updates are scaled to AdamW's size".format(*MUON_GAIN)
         )
     if recipe.experts > 1:
-        rows.append(("experts", _gain_of_experts(recipe)))
-    for name, text in rows:
+        rows["experts"] = _gain_of_experts(recipe)
+    for name, text in rows.items():
         say(f"{name:8}{text}", indent=8)
     typer.echo()
 
@@ -242,10 +231,6 @@ def _gain_of_experts(recipe: TrainingRecipe) -> str:
     if gains is None:
         return f"{said}how much experts lower it at this size no public sweep says"
     return f"{said}these experts are worth one {gains[0]:.2g} to {gains[1]:.2g} times as large (Clark et al. 2022)"
-
-
-def _share(epochs: float) -> str:
-    return f"{epochs:.0%} of" if epochs <= 1 else f"{epochs:.3g} passes over"
 
 
 def read_own(
@@ -312,36 +297,32 @@ def _print(answer: Plan, cost: Price | None, recipe: bool) -> None:
 
 
 def _budget(
-    flops: float | None,
-    cost: Price | None,
-    usd: float | None,
-    gpu_hours: float | None,
-    most_hours: float | None = None,
+    flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None, most_hours: float | None
 ) -> float:
     """FLOPs of the budget, at most what `most_hours` of one device do."""
+    given = {"--flops": flops, "--budget-usd": usd, "--gpu-hours": gpu_hours}
+    named = [name for name, value in given.items() if value is not None]
+    allowed = None
     if most_hours is not None:
         if cost is None:
             raise ValueError("--max-hours needs --devices, whose hours they are: add it, such as --devices 64xh100")
         allowed = cost.flops_for(gpu_hours=most_hours)
-        if flops is None and usd is None and gpu_hours is None:
+        if not named:
             return allowed
-        budget = _budget(flops, cost, usd, gpu_hours)
-        if allowed < budget:
-            tell("plan", f"the budget is what --max-hours allow, {allowed:.3g} of {budget:.3g} FLOPs")
-        return min(allowed, budget)
-    given = {"--flops": flops, "--budget-usd": usd, "--gpu-hours": gpu_hours}
-    named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
         hint = "leave out all but one" if named else "add one, such as --flops 1e21"
         raise ValueError(
             f"expected a budget, one of {', '.join(given)}, or --devices with --max-hours; got "
             f"{' and '.join(named) or 'none'}: {hint}"
         )
-    if flops is not None:
-        return flops
-    needed = {"--gpu": cost, "--price": cost and cost.usd_per_gpu_hour} if usd is not None else {"--gpu": cost}
-    missing = [name for name, value in needed.items() if value is None]
-    if missing or cost is None:
-        example = " ".join({"--gpu": "--gpu h100", "--price": "--price 2.5"}[name] for name in missing)
-        raise ValueError(f"{named[0]} needs {' and '.join(missing)}: add {example}")
-    return cost.flops_for(usd=usd, gpu_hours=gpu_hours)
+    if flops is None:
+        examples = {"--gpu": "--gpu h100"} if cost is None else {}
+        if usd is not None and (cost is None or cost.usd_per_gpu_hour is None):
+            examples["--price"] = "--price 2.5"
+        if examples or cost is None:
+            raise ValueError(f"{named[0]} needs {' and '.join(examples)}: add {' '.join(examples.values())}")
+        flops = cost.flops_for(usd=usd, gpu_hours=gpu_hours)
+    if allowed is not None and allowed < flops:
+        tell("plan", f"the budget is what --max-hours allow, {allowed:.3g} of {flops:.3g} FLOPs")
+        return allowed
+    return flops

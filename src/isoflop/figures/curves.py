@@ -71,7 +71,7 @@ def run_series(
 
 
 def _of_run(study: Study, curve: RunCurve) -> dict[str, Any]:
-    return {"run_id": curve.run_id, "shade": study.shade(curve.run_id)}
+    return {"run_id": curve.run_id, "shade": study.shade[curve.run_id]}
 
 
 def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[Series], list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,12 +20,10 @@ from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_appro
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
+from isoflop.fit.uncertainty import Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate
 from isoflop.record import Run, common_n
-
-OPEN = 4.0
-"""A factor between the 5% and the 95% point of an exponent's draws, from which on `fit_law` too calls it open."""
 
 
 @lru_cache(maxsize=16)
@@ -35,25 +34,18 @@ def law_of(
     if not ends:
         return None, (), "there is no finished run with its size, its tokens and a loss"
     columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
+    called = [end.name for end in ends]
+    options: dict[str, Any] = {"level": level, "draws": draws, "convention": convention, "rows": called}
     try:
-        called = [end.name for end in ends]
         odd = check_runs(columns, ("N", "D"), rows=called).warnings  # of the numbers: the runs are what they are
-        fitted = fit_law(
-            "hoffmann",
-            columns,
-            level=level,
-            draws=draws,
-            convention=convention,  # type: ignore[arg-type]
-            rows=called,
-        )
+        fitted = fit_law("hoffmann", columns, **options)
     except ValueError as reason:
         return None, (), str(reason)
     doubts = tuple(text for text in fitted.warnings if text not in odd)
-    if fitted.law.draws is not None:
-        low, high = np.quantile([fitted.draws[name] for name in ("alpha", "beta")], [0.05, 0.95], axis=1)
-        if (high <= OPEN * low).all():
-            return fitted, doubts, ""
-    return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
+    spans = {name for each in fitted.unknown if each.gap is Gap.SPAN for name in each.names}
+    if fitted.law.draws is None or spans & {"alpha", "beta"}:
+        return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
+    return fitted, doubts, ""
 
 
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
@@ -100,9 +92,9 @@ class Study:
         for end in self.ends:
             if end.left_out:
                 why.setdefault(end.left_out, []).append(end.name)
-        told = [f"{listed(names)} ({reason})" for reason, names in why.items()]
+        told = "; ".join(f"{listed(names)} ({reason})" for reason, names in why.items())
         number = len(self.ends) - len(self.counted)
-        return f"{counted(number, 'run does', 'runs do')} not count in a fit: {'; '.join(told)}." if told else ""
+        return told and f"{counted(number, 'run does', 'runs do')} not count in a fit: {told}."
 
     @property
     def nothing(self) -> str:
@@ -241,26 +233,23 @@ class Study:
         return compare_approaches(self.approaches, float(self.C.max()) * BEYOND if C is None else C)
 
     @cached_property
-    def shades(self) -> tuple[float, ...]:
+    def shades(self) -> Array:
         """Of each end, 0 to 1 by its size among all; evenly spaced, so that runs of one size can be told apart."""
         order = sorted(range(len(self.ends)), key=lambda i: (self.ends[i].N or 0.0, i))
-        found = [0.5] * len(order)
-        for rank, i in enumerate(order if len(order) > 1 else ()):
-            found[i] = rank / (len(order) - 1)
-        return tuple(found)
-
-    def shade(self, run_id: str) -> float:
-        """Of a run."""
-        return self._by_run[run_id]
+        found = np.full(len(order), 0.5)
+        if len(order) > 1:
+            found[order] = np.linspace(0, 1, len(order))
+        return found
 
     @cached_property
-    def _by_run(self) -> dict[str | None, float]:
-        return {end.run_id: shade for end, shade in zip(self.ends, self.shades, strict=True)}
+    def shade(self) -> dict[str | None, float]:
+        """The same by run."""
+        return {end.run_id: float(shade) for end, shade in zip(self.ends, self.shades, strict=True)}
 
     @cached_property
     def counted_shades(self) -> Array:
         """Of the counted ends."""
-        return np.array([shade for end, shade in zip(self.ends, self.shades, strict=True) if not end.left_out])
+        return self.shades[[not end.left_out for end in self.ends]]
 
     def sizes(self) -> Shades | None:
         """What the shades stand for: sizes, at five of them."""
