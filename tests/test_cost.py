@@ -368,7 +368,7 @@ def test_past_the_budget_nothing_is_observed_and_it_is_said(said: list[str], ste
     for _ in range(2):
         observer, total = steps(model, say=said.append), 0
         observer.costing.observed = 60
-        observer.costing._bodies.learn(signature((tokens(2, 4),)), FlopCount(1000, 1000, 10))
+        observer.costing._prices.learn(signature((tokens(2, 4),)), FlopCount(1000, 1000, 10))
         for length in lengths[:12]:
             total += observe(observer, model, tokens(2, length)).model
         assert observer.costing.observed <= 64 and ESTIMATED in observer.costing.methods

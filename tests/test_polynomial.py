@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.flops.polynomial import KEPT, Equations, Law
+from isoflop.flops.cost import KEPT, Equations, Law
 
 
 def law(points: dict[tuple[int, ...], int], batch: bool = False) -> Law:

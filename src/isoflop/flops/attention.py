@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -99,13 +99,6 @@ def _met(counts: torch.Tensor, first: torch.Tensor, last: torch.Tensor, unmet: t
 # -- fused kernels -----------------------------------------------------------------------------------------------------
 
 
-class Kernel(NamedTuple):
-    """FLOPs of a fused attention, as computed and in full."""
-
-    flops: int
-    full: int
-
-
 _NAMES = {
     "query": ("query", "q"),
     "key": ("key", "k"),
@@ -122,18 +115,7 @@ _NAMES = {
 """Arguments of attention's operators in torch and flash-attn, by what they mean."""
 
 _FLEX = ("query", "key", "value", "score_mod", "block_mask")
-_FLEX_BACKWARD = (
-    "query",
-    "key",
-    "value",
-    "out",
-    "logsumexp",
-    "grad_out",
-    "grad_logsumexp",
-    "fw_graph",
-    "",
-    "block_mask",
-)
+_FLEX_BACKWARD = ("query", "key", "value", *[""] * 6, "block_mask")
 """Arguments of flex_attention's operators, which have no schema."""
 
 
@@ -147,9 +129,9 @@ def arguments_of(packet: Any) -> dict[str, int]:
     return {meaning[name]: place for place, name in enumerate(names) if name in meaning}
 
 
-def kernel_flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kernel:
-    """FLOPs of a fused attention operator, forward or backward (2 products each for QKᵀ and AV; recomputing QKᵀ within
-    the kernel is none of the model's).
+def kernel_flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """FLOPs of a fused attention operator, forward or backward, as computed and in full (2 products each for QKᵀ and
+    AV; recomputing QKᵀ within the kernel is none of the model's).
 
     Kernels by themselves take (B, T, H, K), or (all tokens, H, K) with the documents' bounds; those behind
     `scaled_dot_product_attention`, (B, H, T, K).
@@ -171,19 +153,16 @@ def kernel_flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     pairs = full if window is None else sum(t * min(s, window) for t, s in documents)
     if found["mask"] is not None:
         pairs = int(pairs * share_met(found["mask"], T, S))
-    elif found["block_mask"] is not None:
-        pairs = int(pairs * share_of_blocks(found["block_mask"], T, S, query.device))
+    elif found["block_mask"] is not None and not Reading.refuses(_blocks(found["block_mask"])):
+        with _disable_current_modes(), torch.no_grad():
+            allowed = pairs_of_blocks(found["block_mask"], T, S, query.device)
+            pairs = pairs if allowed is None else int(pairs * keys_met(allowed, T, S))
     products = (2 if "backward" in name else 1) * 2 * heads * (K + V)
-    return Kernel(pairs * products, full * products)
+    return pairs * products, full * products
 
 
-def share_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> Fraction:
-    """`keys_met` of flex_attention's block mask."""
-    if Reading.refuses(block_mask[2] if isinstance(block_mask, tuple) else getattr(block_mask, "kv_num_blocks", None)):
-        return Fraction(1)
-    with _disable_current_modes(), torch.no_grad():
-        allowed = pairs_of_blocks(block_mask, queries, keys, device)
-        return Fraction(1) if allowed is None else keys_met(allowed, queries, keys)
+def _blocks(block_mask: Any) -> Any:
+    return block_mask[2] if isinstance(block_mask, tuple) else getattr(block_mask, "kv_num_blocks", None)
 
 
 def pairs_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> Strips | None:
@@ -194,7 +173,7 @@ def pairs_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> St
     mask_mod = getattr(block_mask, "mask_mod", None) or (block_mask[-1] if isinstance(block_mask, tuple) else None)
     if not callable(mask_mod):
         return None
-    batch = len(block_mask[2] if isinstance(block_mask, tuple) else block_mask.kv_num_blocks)
+    batch = len(_blocks(block_mask))
     if batch * queries * keys > LARGEST_IN_STRIPS:
         return None
 
@@ -269,32 +248,33 @@ def _identity(values: torch.Tensor | Strips) -> tuple[Any, ...]:
 
 def _allowed(values: torch.Tensor | Strips, dtype: torch.dtype, inverted: bool) -> torch.Tensor | Strips | None:
     """Pairs that a mask lets be, by its values of a dtype; None where it is none: added to all scores, a bias."""
-    if dtype != torch.bool:
-        least = _least(values) if dtype.is_floating_point else 0.0
-        if least > -9999:  # a mask holds 0 where a pair may be, and −1e4, the least number or −∞ elsewhere
-            return None
-        return values > least if isinstance(values, torch.Tensor) else _each(values, lambda part: part > least)
-    if not inverted:
-        return values
-    return ~values if isinstance(values, torch.Tensor) else _each(values, torch.logical_not)
 
+    def each(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor | Strips:
+        if isinstance(values, torch.Tensor):
+            return function(values)
+        return Strips(values.shape, lambda start, stop: function(values.rows(start, stop)))
 
-def _least(values: torch.Tensor | Strips) -> float:
-    return min((float(part.min()) for part in _strips(values, *values.shape[-2:])), default=0.0)
-
-
-def _each(values: Strips, function: Callable[[torch.Tensor], torch.Tensor]) -> Strips:
-    return Strips(values.shape, lambda start, stop: function(values.rows(start, stop)))
+    if dtype == torch.bool:
+        return each(torch.logical_not) if inverted else values
+    least = 0.0
+    if dtype.is_floating_point:
+        least = min((float(part.min()) for part in _strips(values, *values.shape[-2:])), default=0.0)
+    # a mask holds 0 where a pair may be, and −1e4, the least number or −∞ elsewhere
+    return None if least > -9999 else each(lambda part: part > least)
 
 
 # -- written out: QKᵀ, a softmax, AV -----------------------------------------------------------------------------------
 
 
+Counted = tuple[int, str, Any, str | None]
+"""FLOPs of a product, its operator, phase and module."""
+
+
 class AttentionProducts:
     """Follows the results of products of two activations through a forward pass, to the softmax or not.
 
-    Each has a number, and a share of its FLOPs that a mask between it and the softmax leaves. Autograd's number of the
-    product's node tells its gradients' products in the backward pass.
+    Each has a share of its FLOPs that a mask between it and the softmax leaves. Autograd's number of the product's node
+    tells its gradients' products in the backward pass.
     """
 
     def __init__(self) -> None:
@@ -302,62 +282,59 @@ class AttentionProducts:
         # number is given out again, by an operator that is seen here and forgets the old one.
         self._followed: dict[int, tuple[frozenset[int], Fraction | None]] = {}
         self._masked: dict[int, Fraction] = {}
-        self._nodes: dict[int, int | None] = {}
+        self._open: dict[int, tuple[int | None, Counted]] = {}
+        """Products that may be QKᵀ, until a softmax tells: their nodes, and what was counted."""
         self._number = 0
-        self.shares: dict[int, Fraction] = {}
+        self.shares: dict[int | None, Fraction] = {}
         """Number of an autograd node → share of its product, for those known to be attention's."""
 
-    def product(self, operands: Iterable[Any], output: torch.Tensor) -> tuple[int, Fraction | None]:
-        """A product of two activations: its number, and its share if it is known to be attention's (AV)."""
+    def product(self, operands: Iterable[Any], output: torch.Tensor, counted: Counted) -> Fraction | None:
+        """A product of two activations: its share if it is known to be attention's (AV)."""
         operands = list(operands)
         trains = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
         node = torch.autograd._get_sequence_nr() - 1 if trains else None  # the last one made
         passed = [share for _, share in map(self._of, operands) if share is not None]
-        self._number += 1
         if passed:
             self._follow([output], frozenset(), None)
-            self._settle(node, min(passed))
-            return self._number, min(passed)
-        self._nodes[self._number] = node
+            self.shares[node] = min(passed)
+            return min(passed)
+        self._number += 1
+        self._open[self._number] = node, counted
         self._follow([output], frozenset({self._number}), None)
-        return self._number, None
+        return None
 
     def other(
         self, packet: Any, args: tuple[Any, ...], outputs: Iterable[Any], is_product: bool
-    ) -> dict[int, Fraction]:
+    ) -> list[tuple[Fraction, Counted]]:
         """Any other operator. Returns the products that a softmax makes known to be attention's, with their shares."""
         if not self._followed:
-            return {}
+            return []
         products: frozenset[int] = frozenset()
         passed: list[Fraction] = []
-        if not is_product:
-            for arg in args:
-                for item in arg if isinstance(arg, list | tuple) else (arg,):
-                    found, share = self._of(item)
-                    products = products | found
-                    passed += [] if share is None else [share]
-        known: dict[int, Fraction] = {}
+        for arg in () if is_product else args:
+            for item in arg if isinstance(arg, list | tuple) else (arg,):
+                found, share = self._of(item)
+                products = products | found
+                passed += [] if share is None else [share]
+        known: list[tuple[Fraction, Counted]] = []
         if products and packet in _MASKS:
             share = _share_of(packet, args, [self._of(arg)[0] for arg in args])
             for product in products if share < 1 else ():
                 self._masked[product] = min(share, self._masked.get(product, share))
         if packet in _SOFTMAX and products:
-            known = {product: self._masked.get(product, Fraction(1)) for product in products if product in self._nodes}
-            for product, share in known.items():
-                self._settle(self._nodes.pop(product), share)
+            for product in products & self._open.keys():
+                node, counted = self._open.pop(product)
+                self.shares[node] = self._masked.get(product, Fraction(1))
+                known.append((self.shares[node], counted))
             # (a softmax over several products side by side, as of chunks, has the shares of all)
-            products, passed = frozenset(), [min(known.values(), default=Fraction(1))]
+            products, passed = frozenset(), [min((share for share, _ in known), default=Fraction(1))]
         self._follow(outputs, products, min(passed) if passed else None)
         return known
 
     def backward(self) -> None:
         """A backward pass is under way, whose operators are not shown here."""
-        for state in (self._followed, self._nodes, self._masked):
+        for state in (self._followed, self._open, self._masked):
             state.clear()
-
-    def _settle(self, node: int | None, share: Fraction) -> None:
-        if node is not None:
-            self.shares[node] = share
 
     def _of(self, tensor: Any) -> tuple[frozenset[int], Fraction | None]:
         if not isinstance(tensor, torch.Tensor):

@@ -15,13 +15,13 @@ from weakref import WeakMethod
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from isoflop.flops.values import LARGEST, with_values
 from isoflop.guard import pass_on
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-After = Callable[[Any], None]
+Ended = After = Callable[[Any], None]
 Signature = tuple[Any, ...]
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, Enum, slice)
@@ -57,6 +57,13 @@ class Call:
     kwargs: dict[str, Any]
     method: str = "__call__"
 
+    @property
+    def key(self) -> Signature:
+        """As `signature`, of the module and its arguments."""
+        leaves, structure = tree_flatten((self.args, self.kwargs))
+        parts = [torch.Size(leaf.size) if isinstance(leaf, Shape) else (repr(leaf),) for leaf in leaves]
+        return (id(self.module), str(structure), *parts)
+
 
 def shapes(value: Any, values: bool = False) -> Any:
     """Arguments with `Shape`s for tensors, nothing of the live step kept alive; `values`: with those of integers.
@@ -85,9 +92,8 @@ def shapes(value: Any, values: bool = False) -> Any:
     found = tree_map(leaf, value)
     mask = found.get("attention_mask") if isinstance(found, dict) else None
     if isinstance(mask, Shape) and mask.values is not None and len(mask.size) == 2 and bool((mask.values <= 1).all()):
-        found["attention_mask"] = replace(
-            mask, values=torch.ones_like(mask.values)
-        )  # padding is computed like the rest
+        # padding is computed like the rest
+        found["attention_mask"] = replace(mask, values=torch.ones_like(mask.values))
     return found
 
 
@@ -149,18 +155,6 @@ def is_opaque(key: Any) -> bool:
     return any(is_opaque(part) for part in key)
 
 
-def sizes(value: Any) -> Signature:
-    """A hashable key of a call's arguments as `shapes` gives them."""
-    if isinstance(value, Shape):
-        return torch.Size(value.size)
-    if isinstance(value, Mapping):
-        return tuple([(key, sizes(item)) for key, item in value.items()])
-    if isinstance(value, list | tuple):
-        return tuple([sizes(item) for item in value])
-    return (repr(value),)
-
-
-Ended = Callable[[Any], None]
 Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "Ended | None"]
 """Called ahead of a call; what it returns is called behind it, with the output, None after an exception."""
 
@@ -174,25 +168,25 @@ def watch(
     come around a call in evaluation mode without gradients. Methods are kept weakly: a class that knows its listeners
     must not keep what they belong to alive. Returns the function that ends it.
     """
-    weak = WeakMethod(before) if isinstance(before, MethodType) else None
-    weakly = WeakMethod(evaluating) if isinstance(evaluating, MethodType) else None
-    strong, loud = (None if weak else before), (None if weakly else evaluating)
-    del before, evaluating  # this frame's cells would keep them
+    return listen([module], _heard(module, _weakly(before), after, _weakly(evaluating)))
 
+
+def _weakly(listener: Any) -> Callable[[], Any]:
+    return WeakMethod(listener) if isinstance(listener, MethodType) else lambda: listener
+
+
+def _heard(module: nn.Module, before: Callable[[], Any], after: After | None, evaluating: Callable[[], Any]) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
+        listener = before() if called.training else evaluating()
+        if listener is None or torch.is_grad_enabled() is not called.training:
+            return None
         if called.training:
-            listener = weak() if weak else strong
-            if listener is None or not torch.is_grad_enabled():
-                return None
             listener(module, args, kwargs)
             return after
-        told = weakly() if weakly else loud
-        if told is None or torch.is_grad_enabled():
-            return None
-        told(True)
-        return lambda output: told(False)
+        listener(True)
+        return lambda output: listener(False)
 
-    return listen([module], heard)
+    return heard
 
 
 def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
@@ -221,8 +215,12 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
                 here.remove(heard)
             if not here:
                 listeners.pop(number, None)
-        for kind in {kind for kind, _ in kinds} & _LISTENED.keys():
-            _leave_alone(kind)
+        for kind in [kind for kind, _ in kinds if kind in _LISTENED and not _LISTENED[kind][0]]:
+            _, own = _LISTENED.pop(kind, ({}, None))
+            if own is not None:
+                kind.__call__ = own  # type: ignore[method-assign]
+            elif "__call__" in vars(kind):
+                del kind.__call__
         kept.clear()
 
     return remove
@@ -260,13 +258,13 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
             output = original(self, *args, **kwargs)
             return output
         except BaseException:  # also Ctrl-C: an observation ends with the call that it is of; raised on
-            _interrupted()
+            _all_told(INTERRUPTED_CALLS)
             raise
         finally:
             if wraps:
                 _WRAPPED.remove(number)
             if waiting:
-                _end(waiting, output)
+                _all_told(waiting, output)
 
     _not_compiled(__call__)
     _LISTENED[kind] = listeners, vars(kind).get("__call__")
@@ -274,24 +272,9 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
     return listeners
 
 
-def _interrupted() -> None:
-    for told in list(INTERRUPTED_CALLS):
-        told()
-
-
-def _end(waiting: list[Ended], output: Any) -> None:
-    for ended in waiting:
-        ended(output)
-
-
-def _leave_alone(kind: Any) -> None:
-    listeners, own = _LISTENED[kind]
-    if not listeners:
-        del _LISTENED[kind]
-        if own is None:
-            del kind.__call__
-        else:
-            kind.__call__ = own
+def _all_told(waiting: Iterable[Callable[..., None]], *output: Any) -> None:
+    for told in list(waiting):
+        told(*output)
 
 
 def _not_compiled(function: Any, called: bool = False) -> None:
@@ -306,8 +289,7 @@ def _not_compiled(function: Any, called: bool = False) -> None:
         pass
 
 
-_not_compiled(_end, called=True)
-_not_compiled(_interrupted, called=True)
+_not_compiled(_all_told, called=True)
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:
@@ -340,7 +322,7 @@ class OutermostCalls:
         """Ends it."""
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
-        if _redirected(module):
+        if is_redirected(module):
             return None
         if not self._open and module.training and torch.is_grad_enabled():
             try:
@@ -366,7 +348,7 @@ def _reachable(module: nn.Module) -> Iterator[nn.Module]:
             yield from _reachable(child)
 
 
-def _redirected(module: nn.Module) -> bool:
-    # Under DDP Lightning calls the module with `forward` swapped for `training_step` (its _ForwardRedirection).
-    # Others swap it too (torch.compile's wrapper, autocast), and that is a forward pass.
+def is_redirected(module: nn.Module) -> bool:
+    """True if a call of the module runs its `training_step`: under DDP Lightning swaps it for `forward`."""
+    # others swap it too (torch.compile's wrapper, autocast), and that is a forward pass
     return "_ForwardRedirection" in getattr(vars(module).get("forward"), "__qualname__", "")

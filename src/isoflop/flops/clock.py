@@ -30,12 +30,10 @@ class Clock:
     def __init__(
         self, now: Callable[[], float] = time.monotonic, compiling: Callable[[], float] = compile_seconds
     ) -> None:
-        self._now = now
-        self._compiling = compiling
+        self._now, self._compiling = now, compiling
         self._before = {"wall": 0.0, "away": 0.0}
         self._started: float | None = None
-        self._away = 0.0
-        self._compiled_before = 0.0
+        self._away = self._compiled_before = 0.0
         self._phases: list[tuple[Phase, float, float]] = []
 
     def start(self) -> None:
@@ -51,8 +49,6 @@ class Clock:
 
     def leave(self, phase: Phase) -> None:
         """Back to training; whatever was entered inside `phase` and not left ends with it."""
-        if not self._phases:
-            return
         names = [name for name, _, _ in self._phases]
         if phase not in names:
             return

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.guard import pass_on
+from isoflop.guard import attempt
 
 GIVEN = "flops_per_token given by the user"
 OBSERVED = "observed in training"
@@ -124,14 +124,9 @@ def shape_of(config: Any) -> TransformerShape | None:
     >>> shape_of({"model_type": "mamba", "num_hidden_layers": 24, "hidden_size": 768, "vocab_size": 50280}) is None
     True
     """
-    try:
-        text = _get(config, "text_config")
-        if text is None:
-            return _shape(config)
-        return _shape(text) if _is_plain(config) else None
-    except Exception as error:  # whatever a user's properties raise; transformers' do where a size differs by layer
-        pass_on(error)
-        return None
+    # a user's properties may raise, and transformers' do where a size differs by layer
+    found = attempt(_shape_and_width, config)
+    return None if found is None else found[0]
 
 
 def width_of(config: Any) -> int | None:
@@ -140,23 +135,22 @@ def width_of(config: Any) -> int | None:
     >>> width_of({"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257})
     768
     """
-    if shape_of(config) is None:
-        return None
+    found = attempt(_shape_and_width, config)
+    return None if found is None else found[1]
+
+
+def _shape_and_width(config: Any) -> tuple[TransformerShape, int] | None:
     text = _get(config, "text_config")
     settings = config if text is None else text
-    return next(value for name in _NAMES["width"] if (value := _get(settings, name)) is not None)
-
-
-def _shape(config: Any) -> TransformerShape | None:
-    if not _is_plain(config):
+    if not (_is_plain(config) and _is_plain(settings)):
         return None
-    found = {size: [v for name in names if (v := _get(config, name)) is not None] for size, names in _NAMES.items()}
+    found = {size: [v for name in names if (v := _get(settings, name)) is not None] for size, names in _NAMES.items()}
     if not all(found[size] for size in ("layers", "heads", "width", "vocabulary")):
         return None
     layers, heads, width = (found[size][0] for size in ("layers", "heads", "width"))
     if not found["head_dim"] and width % heads:
         return None
-    return TransformerShape(layers=layers, heads=heads, head_dim=(*found["head_dim"], width // heads)[0])
+    return TransformerShape(layers=layers, heads=heads, head_dim=(*found["head_dim"], width // heads)[0]), width
 
 
 def _is_plain(config: Any) -> bool:

@@ -13,16 +13,14 @@ from dataclasses import astuple
 
 from torch import nn
 
-from isoflop.flops.apart import run_apart
-from isoflop.flops.calls import Call, Signature, Uncountable, sizes
+from isoflop.flops.calls import Call, Signature, Uncountable
 from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, OBSERVED, SIX_ND
 from isoflop.flops.cost import MAX_KNOWN, StepCost, first_matrix
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
-from isoflop.flops.measure import Measurement, measured_here
+from isoflop.flops.measure import CAN_FORK, measure_flops
 from isoflop.flops.observe import Observation, Segment
-from isoflop.flops.parameters import Parameters, count_parameters, given_parameters
-from isoflop.flops.uses import Uses
+from isoflop.flops.parameters import Parameters, Uses, count_parameters, given_parameters
 from isoflop.guard import pass_on
 
 FREE = 64
@@ -66,9 +64,11 @@ class Costing:
         """The optimizer's FLOPs of one step, on average."""
         self._num_params = num_params
         self._say = say
-        self._bodies, self._heads = StepCost(), StepCost()
+        self._prices = StepCost()
         self._exact: set[Signature] = set()
         """Observed, not by a law."""
+        self._partial: dict[Signature, FlopCount] = {}
+        """Observed from the forward call on alone."""
         self._has_heads: bool | None = None
         """Something runs before the model's forward call (a teacher); None: no step was seen from its beginning on."""
         self._varying: dict[Signature, tuple[int, FlopCount]] = {}  # number and sum of what was observed
@@ -111,7 +111,7 @@ class Costing:
         if self.model is None or self.given is not None:
             return False
         key = self.cut(keys)[-1]
-        return key not in self._beginnings and self.lookup(key) is None
+        return key not in self._beginnings and key not in self._partial and self.lookup(key) is None
 
     def cut(self, keys: Sequence[Signature]) -> list[Signature]:
         """The parts that a step of these micro-batches is priced by."""
@@ -136,14 +136,10 @@ class Costing:
         """FLOPs of a part of a step without the optimizer's, if they are known."""
         if self.given is not None:
             return None
-        varying = self._varying.get(key)
-        if varying is not None:
-            return _mean(*varying)
-        body = self._bodies.lookup(key)
-        if body is None or not self._has_heads:
-            return body
-        head = self._heads.lookup(key)
-        return None if head is None else body + head
+        if key in self._varying:
+            return _mean(*self._varying[key])
+        found = self._prices.lookup(key)
+        return found if found is not None or self._has_heads else self._partial.get(key)
 
     # -- observed ----------------------------------------------------------------------------------------------
 
@@ -161,8 +157,11 @@ class Costing:
         if keys is not None:
             segments = [_together(segments)._replace(keys=tuple(keys))]
         else:
-            self._see_groups(segments)
-            if len(segments) > 1 and not self.whole_steps and any(map(self._conflicts, segments)):
+            found = {len(segment.keys) for segment in segments if segment.keys}
+            self._group = self._group or max(found, default=None)
+            if found - {self._group}:
+                self._price_whole_steps("numbers of forward calls a backward pass differ")
+            elif len(segments) > 1 and any(map(self._conflicts, segments)):
                 self._price_whole_steps("the same micro-batch costs another amount at another place of a step")
         if self.whole_steps:
             segments = [_together(segments)]
@@ -179,13 +178,6 @@ class Costing:
         """True if a trainer's step cost another amount than is known of its signature."""
         return not observation.unread and self._conflicts(_together(observation.segments)._replace(keys=tuple(keys)))
 
-    def _see_groups(self, segments: Sequence[Segment]) -> None:
-        found = {len(segment.keys) for segment in segments if segment.keys}
-        if self._group is None and found:
-            self._group = max(found)
-        if found - {self._group}:
-            self._price_whole_steps("numbers of forward calls a backward pass differ")
-
     def _price_whole_steps(self, why: str) -> None:
         if not self.whole_steps:
             self.whole_steps = True
@@ -193,41 +185,48 @@ class Costing:
             self.note_change(f"{why}: whole steps are looked up")
 
     def _conflicts(self, segment: Segment) -> bool:
-        known = self._bodies.lookup(joined(segment.keys))
-        return known is not None and (known.model, known.hardware) != (segment.body.model, segment.body.hardware)
+        """True if something else is known of these calls."""
+        key = joined(segment.keys)
+        pairs = [(self._partial.get(key), segment.body)]
+        if segment.head is not None or self._has_heads is False:
+            pairs.append((self._prices.lookup(key), segment.count))
+        return any(known and (known.model, known.hardware) != (new.model, new.hardware) for known, new in pairs)
 
     def _learn_segment(self, segment: Segment) -> None:
         key = joined(segment.keys)
         if len(self._beginnings) < MAX_KNOWN:
             self._beginnings.update(joined(segment.keys[:i]) for i in range(1, len(segment.keys)))
-        if key in self._varying or self._conflicts(segment):
-            self._varies(key, segment)
-            return
-        self._bodies.learn(key, segment.body)
-        self._exact.add(key)
-        if segment.head is not None:
-            self._heads.learn(key, segment.head)
-            self._see_head(segment.head.model > 0)
+        if key in self._varying or self._conflicts(segment):  # the signature does not determine the cost: the mean
+            if key not in self._varying:
+                before = self._prices.lookup(key) if key in self._exact else self._partial.get(key)
+                self._varying[key] = (0, NOTHING) if before is None else (1, before)
+                self.note_change("steps of the same shapes cost different amounts; their mean")
+            number, total = self._varying[key]
+            self._varying[key] = number + 1, total + segment.count
             self.waiting.discard(key)
-        elif self._has_heads and self._heads.lookup(key) is None:
-            self.waiting.add(key)
+        elif segment.head is None and self._has_heads is not False:
+            self._partial[key] = segment.body
+            if self._has_heads and key not in self._exact:
+                self.waiting.add(key)
+        else:
+            self._learn_price(key, segment.count)
+            if segment.head is not None:
+                self._see_head(segment.head.model > 0)
+                self.waiting.discard(key)
+
+    def _learn_price(self, key: Signature, price: FlopCount) -> None:
+        self._prices.learn(key, price)
+        self._exact.add(key)
 
     def _see_head(self, found: bool) -> None:
         if self._has_heads is None and not found:  # what was seen from the forward call on is all there was
-            self._provisional = {key: item for key, item in self._provisional.items() if key not in self._exact}
+            for key, price in self._partial.items():
+                self._learn_price(key, price)
+                self._provisional.pop(key, None)
+            self._partial.clear()
         elif self._has_heads is None:
             self.waiting.update(self._provisional)
         self._has_heads = self._has_heads or found
-
-    def _varies(self, key: Signature, segment: Segment) -> None:
-        """A part whose signature does not determine its cost: the mean of what was observed."""
-        if key not in self._varying:
-            before = self._bodies.lookup(key) if key in self._exact else None
-            self._varying[key] = (0, NOTHING) if before is None else (1, before + (self._heads.lookup(key) or NOTHING))
-            self.note_change("steps of the same shapes cost different amounts; their mean")
-        number, total = self._varying[key]
-        self._varying[key] = number + 1, total + segment.body + (segment.head or self._heads.lookup(key) or NOTHING)
-        self.waiting.discard(key)
 
     def note_change(self, why: str) -> None:
         """The signatures do not tell all: say so once, in the record too."""
@@ -238,15 +237,16 @@ class Costing:
 
     def measure(self, call: Call) -> None:
         """Measure a call apart from the training, once a shape."""
-        key = _of_call(call)
+        key = call.key
         if key in self._apart or self.model is None or self.given is not None:
             return
         if len(self._apart) >= APART_AT_MOST:
             self._apart[key] = "more batch shapes than are measured apart"
             return
-        model = self.model
         try:
-            measurement: Measurement = run_apart(lambda: measured_here(model, [call]))
+            if not CAN_FORK:  # the user's code is not run in this process
+                raise Uncountable("this system can't copy a process")
+            measurement = measure_flops(self.model, [call])
         except Uncountable as reason:
             self._apart[key] = str(reason)
         else:
@@ -255,12 +255,12 @@ class Costing:
 
     def learn_calls(self, key: Signature, calls: Sequence[Call], problem: str | None) -> None:
         """These calls, which `measure` has seen, are all that a part of a step is known to compute."""
-        found = [self._apart.get(_of_call(call), "it was not measured") for call in calls]
+        found = [self._apart.get(call.key, "it was not measured") for call in calls]
         reasons = [part for part in found if isinstance(part, str)] + ([problem] if problem else [])
         if not calls or reasons:
             self._apart.setdefault(key, "; ".join(dict.fromkeys(reasons)) or self.blocked or "no call was seen")
         else:
-            self._bodies.learn(key, sum((part for part in found if isinstance(part, FlopCount)), NOTHING))
+            self._prices.learn(key, sum((part for part in found if isinstance(part, FlopCount)), NOTHING))
 
     # -- priced ------------------------------------------------------------------------------------------------
 
@@ -272,7 +272,7 @@ class Costing:
         if known is not None:
             if processed and self.flops_per_token is None:
                 self.flops_per_token = known.model / processed
-            if self._has_heads is None and key in self._exact:
+            if self._has_heads is None and key in self._partial:
                 self._is_provisional(key, known, waits=False)
             return known
         flops = self._by_formula(key, processed)
@@ -281,17 +281,16 @@ class Costing:
         return flops
 
     def _estimate(self, key: Signature) -> FlopCount | None:
-        body = self._bodies.lookup(key) or self._bodies.estimate(key)
-        if body is None:
+        estimate = self._prices.estimate(key) or self._partial.get(key)
+        if estimate is None:
             return None
-        head = (self._heads.lookup(key) or self._heads.estimate(key) or NOTHING) if self._has_heads else NOTHING
         self.methods.setdefault(ESTIMATED, "many batch shapes")
         if self.observes:
-            self._is_provisional(key, body + head)
+            self._is_provisional(key, estimate)
         elif ESTIMATED not in self._told:
             self._told.add(ESTIMATED)
             self._say("more batch shapes than are observed: FLOPs of others are estimated from the nearest length")
-        return body + head
+        return estimate
 
     def _is_provisional(self, key: Signature, counted: FlopCount, waits: bool = True) -> None:
         times, total = self._provisional.get(key, (0, NOTHING))
@@ -338,9 +337,8 @@ class Costing:
             of_shapes.clear()
 
     def _forget_prices(self) -> None:
-        for costs in (self._bodies, self._heads):
-            costs.forget()
-        for of_shapes in (self._varying, self._exact, self._beginnings):
+        self._prices.forget()
+        for of_shapes in (self._varying, self._exact, self._partial, self._beginnings):
             of_shapes.clear()
 
     def _use(self, method: str, uses: Uses | None, without_formula: Collection[str], reason: str = "") -> None:
@@ -369,9 +367,5 @@ def joined(keys: Sequence[Signature]) -> Signature:
 def _together(segments: Sequence[Segment]) -> Segment:
     """A step as one segment."""
     first = segments[0]
-    body = first.body + sum((part.body + (part.head or NOTHING) for part in segments[1:]), NOTHING)
+    body = first.body + sum((part.count for part in segments[1:]), NOTHING)
     return Segment(tuple(key for part in segments for key in part.keys), first.head, body)
-
-
-def _of_call(call: Call) -> Signature:
-    return id(call.module), sizes(call.args), sizes(call.kwargs)

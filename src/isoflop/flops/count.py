@@ -32,12 +32,6 @@ class ModuleCount:
     parts: tuple[ModuleCount, ...] = ()
     count: int = 1
 
-    def times(self, n: int, name: str) -> ModuleCount:
-        """`n` alike modules as one."""
-        parts = tuple(part.times(n, part.name) for part in self.parts)
-        sums = (self.parameters * n, self.forward * n, self.model * n, self.hardware * n)
-        return ModuleCount(name, self.kind, *sums, parts, self.count * n)
-
 
 def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) -> ModuleCount:
     """FLOPs and parameters by module; a parameter, or a module, that several share counts with the first of them.
@@ -76,21 +70,20 @@ def module_tree(model: nn.Module, by_module: Mapping[tuple[str, Phase], int]) ->
 
 def _together(parts: list[ModuleCount]) -> Iterator[ModuleCount]:
     """Sum neighbours that differ in name alone: the layers of a stack."""
-    alike: list[ModuleCount] = []
+    groups: list[list[ModuleCount]] = []
     for part in parts:
-        if alike and part.name.isdigit() and replace(part, name=alike[0].name) == alike[0]:
-            alike.append(part)
-            continue
-        yield from _summed(alike)
-        alike = [part]
-    yield from _summed(alike)
+        if groups and part.name.isdigit() and replace(part, name=groups[-1][0].name) == groups[-1][0]:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    for first, *others in groups:
+        yield _times(first, 1 + len(others), f"{first.name}–{others[-1].name}") if others else first
 
 
-def _summed(alike: list[ModuleCount]) -> Iterator[ModuleCount]:
-    if len(alike) <= 1:
-        yield from alike
-    else:
-        yield alike[0].times(len(alike), f"{alike[0].name}–{alike[-1].name}")
+def _times(module: ModuleCount, n: int, name: str) -> ModuleCount:
+    parts = tuple(_times(part, n, part.name) for part in module.parts)
+    sums = (module.parameters * n, module.forward * n, module.model * n, module.hardware * n)
+    return ModuleCount(name, module.kind, *sums, parts, module.count * n)
 
 
 RUN_AT_MOST = 2e13
@@ -206,7 +199,8 @@ def count_otherwise(
     if build is not None and work <= RUN_AT_MOST and parameters.total <= RUN_AT_MOST_PARAMETERS:
         try:
             real = unwrap(build())
-            measurement = run_once(real, _same_call(call, model, real), _vocabulary(model))
+            name = next(name for name, module in model.named_modules() if module is call.module)
+            measurement = run_once(real, replace(call, module=real.get_submodule(name)), _vocabulary(model))
             return _counted(model, measurement, call, tokens, WATCHED, reason)
         except Uncountable as error:
             if not _NEEDS_GPU.search(str(error)):
@@ -216,7 +210,9 @@ def count_otherwise(
         raise Uncountable(reason)
     elif build is not None:
         reason = f"{reason}; too large to be run for real"
-    estimate, method = estimated(model, parameters, positions, length_of(call))
+    first = _tokens(call)
+    length = None if first is None else first.size[1 if first.dtype.is_floating_point else -1]
+    estimate, method = estimated(model, parameters, positions, length)
     if estimate is None:
         raise Uncountable(reason)
     return StepCount(parameters, None, estimate.model, parameters.six_nd(positions), positions, method, reason)
@@ -273,14 +269,11 @@ def _of_experts(model: nn.Module, measurement: Measurement, tokens: int | None) 
     done = needed = 0
     kind = ""
     for path, many, chosen, names in groups_of_experts(model):
-        weights = sum(numel(model.get_parameter(name)) for name in names if model.get_parameter(name).dim() >= 2)
         if tokens is None or chosen is None or not measurement.by_module:
             return
-        done += sum(
-            flops
-            for (module, phase), flops in measurement.by_module.items()
-            if phase == "forward" and (module == path or module.startswith(f"{path}."))
-        )
+        weights = sum(numel(model.get_parameter(name)) for name in names if model.get_parameter(name).dim() >= 2)
+        inside = (item for item in measurement.by_module.items() if f"{item[0][0]}.".startswith(f"{path}."))
+        done += sum(flops for (_, phase), flops in inside if phase == "forward")
         needed += 2 * tokens * weights * chosen // many
         kind = kind or f"{chosen} of {many}"
     if needed and done > 1.5 * needed:
@@ -294,12 +287,6 @@ def tokens_of(call: Call) -> int | None:
     """Positions that a call processes: of its token ids or embeddings (an encoder–decoder's: the encoder's)."""
     first = _tokens(call)
     return None if first is None else math.prod(first.size[:2])
-
-
-def length_of(call: Call) -> int | None:
-    """Length of a call's sequences."""
-    first = _tokens(call)
-    return None if first is None else first.size[-1 if not first.dtype.is_floating_point else 1]
 
 
 def _tokens(call: Call) -> Shape | None:
@@ -327,11 +314,6 @@ def _flat(args: Sequence[Any]) -> list[Any]:
         else:
             flat.append(arg)
     return [item for item in flat if item is not None]
-
-
-def _same_call(call: Call, model: nn.Module, real: nn.Module) -> Call:
-    name = next(name for name, module in model.named_modules() if module is call.module)
-    return replace(call, module=real.get_submodule(name))
 
 
 def _vocabulary(model: nn.Module) -> int | None:

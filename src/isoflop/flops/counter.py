@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isoflop.flops.attention import AttentionProducts, kernel_flops
+from isoflop.flops.attention import AttentionProducts, Counted, kernel_flops
 from isoflop.flops.operators import (
     BATCHED_PRODUCTS,
     Formula,
@@ -105,10 +105,8 @@ class FlopCounter(TorchDispatchMode):
         self._products = AttentionProducts()
         self.without_formula: set[str] = set()
         """Custom operators (a fused attention or loss), counted 0 because nobody has said what they compute."""
-        self.by_operator: dict[tuple[str, Phase], int] = defaultdict(int)
-        self.by_module: dict[tuple[str, Phase], int] = defaultdict(int)
-        self._scores: dict[int, tuple[int, str, Phase, str | None]] = {}
-        """Products that may be QKᵀ: FLOPs, operator, phase and module, until a softmax tells."""
+        self.by_operator: Counter[tuple[str, Phase]] = Counter()
+        self.by_module: Counter[tuple[str, Phase]] = Counter()
         self._attention = self._left_out = 0
 
     def __enter__(self) -> Any:
@@ -165,41 +163,39 @@ class FlopCounter(TorchDispatchMode):
         on_parameter = self._on_operator is not None and self._on_operator(
             packet, args, kwargs, out, phase == "forward"
         )
-        share = None
         if formula is not None:
-            flops = int(formula(*args, **kwargs, out_val=out))
             owner = None if self._owner is None else self._owner(phase)
-            kernel = is_attention_kernel(packet)
-            if packet in BATCHED_PRODUCTS and not on_parameter:
-                if phase == "backward":
-                    node = torch._C._current_autograd_node()
-                    share = None if node is None else self._products.shares.get(node._sequence_nr())
-                else:
-                    number, share = self._products.product(args[1:3] if packet is aten.baddbmm else args[:2], out)
-                    if share is None:
-                        self._scores[number] = flops, str(packet), phase, owner
-            self._add(flops, str(packet), phase, owner)
-            if kernel:
-                self._is_attention(flops, phase, takes_qkv(packet) and kernel_flops(packet, args, kwargs).full - flops)
+            counted = int(formula(*args, **kwargs, out_val=out)), str(packet), phase, owner
+            self._add(*counted)
+            share = None
+            of_activations = packet in BATCHED_PRODUCTS and not on_parameter
+            if of_activations and phase == "backward":
+                node = torch._C._current_autograd_node()
+                share = None if node is None else self._products.shares.get(node._sequence_nr())
+            elif of_activations:
+                share = self._products.product(args[1:3] if packet is aten.baddbmm else args[:2], out, counted)
+            if is_attention_kernel(packet):
+                full = kernel_flops(packet, args, kwargs)[1] if takes_qkv(packet) else counted[0]
+                self._is_attention(counted[0], phase, full - counted[0])
             elif share is not None:
-                self._leave(flops, share, str(packet), phase, owner)
-            if packet in BATCHED_PRODUCTS and not on_parameter and phase != "backward":
+                self._leave(share, counted)
+            if of_activations and phase != "backward":
                 return
         if phase == "backward":
             if formula is not None:  # (checkpointing keeps tensors without gradients while it computes anew)
                 self._products.backward()
             return
-        for number, share in self._products.other(packet, args, outputs, formula is not None).items():
-            counted, operator, its_phase, owner = self._scores.pop(number)
-            self._leave(counted, share, operator, its_phase, owner)
+        for share, product in self._products.other(packet, args, outputs, formula is not None):
+            self._leave(share, product)
 
     def _add(self, flops: int, operator: str, phase: Phase, owner: str | None) -> None:
         self.by_operator[operator, phase] += flops
         if owner is not None:
             self.by_module[owner, phase] += flops
 
-    def _leave(self, flops: int, share: Fraction, operator: str, phase: Phase, owner: str | None) -> None:
+    def _leave(self, share: Fraction, counted: Counted) -> None:
         """A product that was counted in full is attention's, and a mask leaves a share of it."""
+        flops, operator, phase, owner = counted
         left = int(flops * share)
         self._add(left - flops, operator, phase, owner)
         self._is_attention(left, phase, flops - left)
@@ -290,29 +286,19 @@ class ModuleOwner:
         place = bisect_right(self._numbers, node._sequence_nr()) - 1
         return self._names[place] if place >= 0 else ""
 
-    @contextmanager
-    def listening(self, model: nn.Module) -> Iterator[None]:
-        """Hooks on every module of `model`, a twin: a live model should not be hooked for this."""
-        handles = []
+    def listen(self, model: nn.Module) -> None:
+        """Put hooks on every module of `model`, a copy: a live model should not be hooked for this."""
         for name, module in model.named_modules():
-            before, after = self._hooks(name)
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            module.register_forward_pre_hook(partial(self._enter, name))
+            module.register_forward_hook(self._exit, always_call=True)
 
-    def _hooks(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(*_: Any) -> None:
-            self._stack.append(name)
-            self._mark()
+    def _enter(self, name: str, *_: Any) -> None:
+        self._stack.append(name)
+        self._mark()
 
-        def after(*_: Any) -> None:
-            self._stack.pop()
-            self._mark()
-
-        return before, after
+    def _exit(self, *_: Any) -> None:
+        self._stack.pop()
+        self._mark()
 
     def _mark(self) -> None:
         self._numbers.append(torch.autograd._get_sequence_nr())

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -99,11 +98,9 @@ def lookup_peak(device_name: str, dtype: str) -> Peak | None:
     >>> lookup_peak("Tesla T4", "bfloat16") is None  # Turing emulates it
     True
     """
-    dtype = _column(dtype)
-    name = device_name.strip()
     for sheet in DATASHEETS:
-        if re.fullmatch(sheet.pattern, name, re.IGNORECASE | re.ASCII):
-            return sheet.peak(dtype)
+        if re.fullmatch(sheet.pattern, device_name.strip(), re.IGNORECASE | re.ASCII):
+            return sheet.peak(_column(dtype))
     return None
 
 
@@ -172,19 +169,14 @@ def _shares(model: nn.Module | None, dtype: torch.dtype) -> dict[str, float]:
     from torch import nn
 
     sizes: dict[str, int] = {}
-    engine = _engine_dtype()
+    own, engine = str(dtype).removeprefix("torch."), _engine_dtype()
     for module in () if model is None else model.modules():
-        weight = getattr(module, "weight", None)
         low = _low_dtype(module, engine)
-        if low is not None or isinstance(module, nn.Linear):
-            # Transformer Engine's fused layers have several matrices
-            parameters = list(module.parameters(recurse=False)) if low is not None else [weight]
-            kind = low or str(dtype).removeprefix("torch.")
-            sizes[kind] = sizes.get(kind, 0) + sum(p.numel() for p in parameters if p is not None and p.dim() >= 2)
+        if low is not None or isinstance(module, nn.Linear):  # Transformer Engine's fused layers have several matrices
+            size = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() >= 2)
+            sizes[low or own] = sizes.get(low or own, 0) + size
     total = sum(sizes.values())
-    if not total:
-        return {str(dtype).removeprefix("torch."): 1.0}
-    return {kind: size / total for kind, size in sizes.items() if size}
+    return {kind: size / total for kind, size in sizes.items() if size} if total else {own: 1.0}
 
 
 def _engine_dtype() -> str | None:
@@ -221,9 +213,9 @@ def _wrappers_dtype(model: nn.Module | None) -> torch.dtype | None:
     import torch
 
     fabrics = getattr(getattr(model, "_strategy", None), "precision", None)
-    precision = str(getattr(fabrics, "precision", ""))
-    if hasattr(model, "_original_forward"):
-        precision = precision or _accelerates()
+    precision = str(getattr(fabrics, "precision", "")) or (
+        _accelerates() if hasattr(model, "_original_forward") else ""
+    )
     if precision.startswith(("bf16", "fp8")):  # beside float8 layers accelerate computes in bfloat16
         return torch.bfloat16
     return torch.float16 if precision.startswith(("16", "fp16")) else None
@@ -244,15 +236,15 @@ def _describe(name: str, device: torch.device, shares: dict[str, float], peak_fl
         return Device(name, device.type, dtypes, float(peak_flops), "peak_flops given by the user")
     find = lookup_peak if peak_flops is None else measured_peak
     peaks = {dtype: peak for dtype in kinds if (peak := find(name, dtype)) is not None}
-    if not peaks or len(peaks) < len(kinds):
+    if len(peaks) < len(kinds):
         return Device(name, device.type, dtypes, None, None)
-    source = next(iter(peaks.values())).source
+    first = next(iter(peaks.values()))
     if len(kinds) == 1:
-        return Device(name, device.type, dtypes, next(iter(peaks.values())).flops_per_second, source)
+        return Device(name, device.type, dtypes, first.flops_per_second, first.source)
     # the time of a step is the sum of its parts' times
     rate = 1 / sum(share / peaks[dtype].flops_per_second for dtype, share in kinds.items())
     told = ", ".join(f"{share:.0%} in {dtype}" for dtype, share in kinds.items())
-    return Device(name, device.type, dtypes, rate, f"{source}; weighted by the layers' weights: {told}")
+    return Device(name, device.type, dtypes, rate, f"{first.source}; weighted by the layers' weights: {told}")
 
 
 # -- what a device reaches ---------------------------------------------------------------------------------------------
@@ -289,49 +281,34 @@ def measure_rates(device: torch.device, seconds: float = 1.0) -> dict[str, float
     try:
         for name, (dtype, multiplied) in kinds.items():
             torch.set_float32_matmul_precision(multiplied)
-            rate = _best_rate(device, dtype, seconds)
-            if rate is not None:
-                rates[name] = rate
+            size, took = 256, 0.0
+            while took < seconds / 5 and size <= 2**15:
+                try:
+                    took = _seconds_a_product(device, dtype, size, seconds / 10)
+                except (RuntimeError, NotImplementedError):  # no kernel, or no memory
+                    break
+                rates[name] = max(rates.get(name, 0.0), 2 * size**3 / took)
+                size *= 2
     finally:
         torch.set_float32_matmul_precision(precision)
     return rates
 
 
-def _best_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float | None:
-    best, size, took = None, 256, 0.0
-    while took < seconds / 5 and size <= 2**15:
-        try:
-            took = _seconds_a_product(device, dtype, size, seconds / 10)
-        except (RuntimeError, NotImplementedError):  # no kernel, or no memory
-            break
-        best = max(best or 0.0, 2 * size**3 / took)
-        size *= 2
-    return best
-
-
 def _seconds_a_product(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:
-    """Time of one product of some that take about `seconds`, the first left out."""
+    """Time of one product of some that take about `seconds`."""
     import torch
-
-    def wait() -> None:
-        if device.type in ("cuda", "xpu", "mps"):
-            getattr(torch, device.type).synchronize()
+    from torch.utils.benchmark import Timer
 
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype).t()  # float8 is multiplied so alone
     one = torch.ones((), device=device)
-    low = dtype.itemsize == 1
-    repeats, took = 0, 0.0
-    while took < seconds:
-        repeats = max(1, 2 * repeats)
-        wait()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            _ = torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16) if low else a @ b
-        wait()
-        if repeats > 1 or time.perf_counter() - began > seconds:
-            took = time.perf_counter() - began
-    return took / repeats
+    low = "torch._scaled_mm(a, b, one, one, out_dtype=torch.bfloat16)"
+    timer = Timer(
+        low if dtype.itemsize == 1 else "a @ b",
+        globals={"torch": torch, "a": a, "b": b, "one": one},
+        num_threads=torch.get_num_threads(),
+    )
+    return timer.blocked_autorange(min_run_time=seconds).mean
 
 
 def store_measured(device: torch.device, rates: dict[str, float]) -> Path:
@@ -349,11 +326,11 @@ def store_measured(device: torch.device, rates: dict[str, float]) -> Path:
 
 def measured_peak(name: str, dtype: str) -> Peak | None:
     """What `isoflop peak` measured on this machine for a device's name and a dtype; None where it did not."""
-    rates = _measured().get(name)
-    rate = rates.get(_column(dtype)) if isinstance(rates, dict) else None
+    rates, dtype = _measured().get(name), _column(dtype)
+    rate = rates.get(dtype) if isinstance(rates, dict) else None
     if not isinstance(rate, int | float) or not rate > 0:
         return None
-    return Peak(name, _column(dtype), float(rate), "measured by `isoflop peak` on this machine, not a datasheet's")
+    return Peak(name, dtype, float(rate), "measured by `isoflop peak` on this machine, not a datasheet's")
 
 
 def _measured_file() -> Path:

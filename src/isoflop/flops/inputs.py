@@ -54,20 +54,12 @@ def parse_input(text: str, batch: int, length: int) -> tuple[str, Shape]:
         if not str(value).isdecimal() or int(value) < 1:
             raise ValueError(f"{_EXPECTED}; got the size {size!r} in {text!r}")
         sizes.append(int(value))
-    kind = _dtype(dtype) if dtype else _usual_dtype(name, len(sizes))
-    if kind is None:
+    whole = len(sizes) <= 2 and re.search("ids|mask|label|token|target|idx|position", name)
+    kind = (dtype or ("long" if whole else "float")).lower()
+    found = _DTYPES.get(kind) or getattr(torch, kind, None)
+    if not isinstance(found, torch.dtype):
         raise ValueError(f"{_EXPECTED}; got the dtype {dtype!r} in {text!r}")
-    return name, Shape(tuple(sizes), kind, False)
-
-
-def _dtype(name: str) -> torch.dtype | None:
-    found = _DTYPES.get(name.lower()) or getattr(torch, name.lower(), None)
-    return found if isinstance(found, torch.dtype) else None
-
-
-def _usual_dtype(name: str, dimensions: int) -> torch.dtype:
-    whole = ("ids", "mask", "label", "token", "target", "idx", "position")
-    return torch.int64 if dimensions <= 2 and any(part in name for part in whole) else torch.float32
+    return name, Shape(tuple(sizes), found, False)
 
 
 _CONTEXT = ("n_positions", "max_position_embeddings", "max_target_positions", "max_seq_len", "block_size", "n_ctx")
@@ -77,12 +69,9 @@ def context_of(model: nn.Module) -> int | None:
     """Positions that a model was made for, by its configuration."""
     # a LightningModule's is that of the model in it
     config = next((module.config for module in model.modules() if hasattr(module, "config")), None)
-    for holder in (config, getattr(config, "text_config", None)):
-        for name in _CONTEXT:
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
+    holders = (config, getattr(config, "text_config", None))
+    sizes = (getattr(holder, name, None) for holder in holders for name in _CONTEXT)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def candidate_calls(
@@ -111,7 +100,10 @@ def candidate_calls(
     elif given:
         calls = [Call(model, (), dict(given))]
     else:
-        calls = _plain(model, batch, length, list(parameters))
+        calls = [Call(model, (_tokens(batch, length),), {})]
+        if len(parameters) > 1 and list(parameters)[1].lower() in _TARGETS:
+            # nanoGPT's forward computes all logits only if it is given targets
+            calls = [Call(model, 2 * calls[0].args, {}), *calls]
     for call in calls:
         try:
             inspect.signature(model.forward).bind(*call.args, **call.kwargs)
@@ -122,15 +114,6 @@ def candidate_calls(
                 ": say with --input name=shape:dtype what training gives"
             ) from None
     return calls
-
-
-def _plain(model: nn.Module, batch: int, length: int, names: list[str]) -> list[Call]:
-    tokens = _tokens(batch, length)
-    alone = Call(model, (tokens,), {})
-    if len(names) > 1 and names[1].lower() in _TARGETS:
-        # nanoGPT's forward computes all logits only if it is given targets
-        return [Call(model, (tokens, tokens), {}), alone]
-    return [alone]
 
 
 def unnamed(model: nn.Module, given: Mapping[str, Shape]) -> list[str]:
@@ -186,7 +169,6 @@ def _image(config: Any, batch: int, side: int | None = None) -> Shape:
     return Shape((batch, channels, height, width), torch.float32, False)
 
 
-_NO_DEFAULT = inspect.Parameter.empty
 _USUAL_SIDE = 448
 """Pixels of an image's side where a model takes any: 256 tokens of Qwen2-VL."""
 
@@ -198,9 +180,7 @@ def _with_images(model: Any, batch: int, length: int, images: int, side: int | N
         ValueError: the model does not say what it makes of an image.
     """
     config: Any = getattr(model, "config", None)
-    token = next(
-        (value for name in ("image_token_id", "image_token_index") if (value := getattr(config, name, None))), None
-    )
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     if token is None or not hasattr(model, "get_image_features"):
         raise ValueError(
             "--images is for Hugging Face's models whose token ids hold places for images, and "
@@ -214,21 +194,21 @@ def _with_images(model: Any, batch: int, length: int, images: int, side: int | N
         size = (batch, images, *image.size[1:]) if "pixel_attention_mask" in names else image.size
         values = torch.ones(size) if math.prod(size) <= LARGEST else None  # some look whether an image is padding
         inputs = {"pixel_values": replace(image, size=size, values=values)}
-        if (
-            getattr(inspect.signature(model.get_image_features).parameters.get("image_sizes"), "default", 0)
-            is _NO_DEFAULT
-        ):
-            sizes = torch.tensor([image.size[2:]] * (batch * images))
-            inputs["image_sizes"] = Shape(tuple(sizes.shape), sizes.dtype, False, sizes)
+        of_images = inspect.signature(model.get_image_features).parameters
+        if "image_sizes" in of_images and of_images["image_sizes"].default is inspect.Parameter.empty:
+            inputs["image_sizes"] = _known(torch.tensor([image.size[2:]] * (batch * images)))
         tokens = _image_tokens(model, inputs) // (batch * images)
-    ids = torch.full((batch, images * tokens + length), 1 if token == 0 else 0)
+    ids = torch.zeros(batch, images * tokens + length, dtype=torch.long)
     ids[:, : images * tokens] = token
-    inputs["input_ids"] = Shape(tuple(ids.shape), ids.dtype, False, ids)
+    inputs["input_ids"] = _known(ids)
     for name in ("token_type_ids", "mm_token_type_ids"):  # which are an image's
         if name in names:
-            kinds = (ids == token).long()
-            inputs[name] = Shape(tuple(kinds.shape), kinds.dtype, False, kinds)
+            inputs[name] = _known((ids == token).long())
     return inputs
+
+
+def _known(values: torch.Tensor) -> Shape:
+    return Shape(tuple(values.shape), values.dtype, False, values)
 
 
 def _patches(vision: Any, images: int, side: int) -> tuple[dict[str, Shape], int]:
@@ -236,13 +216,9 @@ def _patches(vision: Any, images: int, side: int) -> tuple[dict[str, Shape], int
     patch, merge = vision.patch_size, getattr(vision, "spatial_merge_size", 2)
     across = max(1, round(side / (patch * merge))) * merge
     channels = int(getattr(vision, "in_channels", None) or getattr(vision, "in_chans", None) or 3)
-    pixels = channels * getattr(vision, "temporal_patch_size", 1) * patch**2
-    grid = torch.tensor([[1, across, across]] * images)
-    inputs = {
-        "pixel_values": Shape((images * across**2, pixels), torch.float32, False),
-        "image_grid_thw": Shape(tuple(grid.shape), grid.dtype, False, grid),
-    }
-    return inputs, across**2 // merge**2
+    size = (images * across**2, channels * getattr(vision, "temporal_patch_size", 1) * patch**2)
+    grid = _known(torch.tensor([[1, across, across]] * images))
+    return {"pixel_values": Shape(size, torch.float32, False), "image_grid_thw": grid}, across**2 // merge**2
 
 
 def _image_tokens(model: Any, inputs: dict[str, Shape]) -> int:
@@ -271,7 +247,7 @@ def _lightning(model: Any, batch: int, length: int, given: Mapping[str, Shape]) 
     else:
         batches = [(tokens, tokens), {"input_ids": tokens, "labels": tokens, "attention_mask": tokens}, tokens]
     names = list(inspect.signature(model.training_step).parameters)
-    rest = tuple(0 for _ in names[1:])
+    rest = (0,) * (len(names) - 1)
     calls = [Call(model, (one, *rest), {}, "training_step") for one in batches]
     if "forward" in vars(type(model)):
         calls += [Call(model, (), dict(given))] if given else [Call(model, (tokens,), {})]

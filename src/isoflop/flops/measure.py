@@ -1,32 +1,44 @@
 """Count the exact FLOPs of forward and backward passes without training: on the model's meta twin, or on a copy.
 
-`measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic, in a process of
-its own. A forward that needs values cannot run there: `run_once` runs a copy on random inputs.
+`measure_flops` replays the calls of a training step on the meta device, without memory or arithmetic. A forward that
+needs values cannot run there: `run_once` runs a copy on random inputs. Both happen in a forked process (`run_apart`),
+which holds a copy of everything: what the user's code does to its state stays there.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
+import os
+import pickle
+import select
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from isoflop.flops.apart import can_fork, run_apart
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
-from isoflop.flops.twin import Twin, stand_ins
-from isoflop.flops.uses import Uses, UseTracer
+from isoflop.flops.parameters import Uses, UseTracer, unwrap
+from isoflop.flops.twin import stand_ins, to_meta
 from isoflop.flops.values import Values, WrittenOut
 from isoflop.guard import pass_on
+
+Result = TypeVar("Result")
+
+SECONDS = 120.0
+"""The time that a measurement may take: 405B parameters on the meta device need 20 s."""
 
 
 @dataclass(frozen=True)
@@ -55,109 +67,95 @@ class Measurement:
         )
 
 
-def measure_flops(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
-    """Replay forward calls and their backward passes on a meta twin of `model`, and count.
+def measure_flops(
+    model: nn.Module, calls: Sequence[Call], by_module: bool = False, seconds: float = SECONDS
+) -> Measurement:
+    """Replay forward calls and their backward passes on the meta device, and count.
 
-    It happens in a process of its own, which ends with the measurement: nothing is allocated or computed, and the
-    live model and all that its code changes stay as they are. FLOPs are those of the calls' own matrix products and
-    convolutions, forward and backward.
+    It happens in a process of its own, or on a copy where the system can't fork one: nothing is allocated or computed,
+    and the live model and all that its code changes stay as they are. FLOPs are those of the calls' own matrix products
+    and convolutions, forward and backward.
 
     Args:
         model: the live model (sharded, compiled and wrapped ones are read, not run).
         calls: what the training step called, as `OutermostCalls` or a forward hook saw it.
         by_module: count FLOPs by module too.
+        seconds: that it may take in all.
 
     Raises:
         Uncountable: the code can't run without data (it branches on values, or a kernel has no meta version).
     """
-    if not calls:
-        raise Uncountable("no forward call of the model was seen in the training step")
-    if not can_fork():
-        return measured_here(model, calls, by_module)
-    return run_apart(lambda: measured_here(model, calls, by_module))
-
-
-def measured_here(model: nn.Module, calls: Sequence[Call], by_module: bool = False) -> Measurement:
-    """`measure_flops` in this process, where the user's code may leave traces of meta tensors."""
-    replays = _Replays(model, by_module)
+    end = time.monotonic() + seconds
     total: Measurement | None = None
-    reason = ""
-    try:
-        for call in calls:
-            try:
-                part = replays.run(call)
-            except Uncountable as error:
-                if any(True for _ in call.module.parameters()):
-                    raise
-                reason = str(error)  # a metric, which reads values: without a weight there is little to count
-            else:
-                total = part if total is None else total + part
-    except Uncountable:
-        raise
-    except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
-        pass_on(error)
-        reason = f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
+    reason = "no forward call of the model was seen in the training step"
+    for call in calls:
+        try:
+            part = _replayed(model, call, by_module, end)
+        except Uncountable as error:
+            if any(True for _ in call.module.parameters()):
+                raise
+            reason = str(error)  # a metric, which reads values: without a weight there is little to count
+        else:
+            total = part if total is None else total + part
     if total is None:
         raise Uncountable(reason)
     return total
 
 
-class _Replays:
-    """Six ways to run a call, the fastest first.
+_WAYS = ("as it is", "without a mask", "written out", "experts in turn", "fake", "fake bf16")
+
+
+def _replayed(model: nn.Module, call: Call, by_module: bool, end: float) -> Measurement:
+    """Run a call in one of six ways, the fastest first, each on a copy of its own.
 
     Hugging Face's SDPA decoders read the mask's values (_ignore_causal_mask_sdpa): the same products run without a
     mask. Or the positions' (packed sequences), or call a kernel that needs a GPU: attention in plain torch has the same
     products. A loop over the experts that have tokens multiplies as many rows however the tokens choose. Fake tensors
     tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
     """
+    reason = ""
+    for way in _WAYS:
+        if way == "without a mask" and "attention_mask" not in call.kwargs:
+            continue
+        found = on_a_copy(model, call, partial(_replay, way, by_module), end - time.monotonic())
+        if isinstance(found, Measurement):
+            return found
+        reason = found if way in ("as it is", "without a mask", "fake") else reason
+    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
 
-    def __init__(self, model: nn.Module, by_module: bool) -> None:
-        self._model, self._by_module = model, by_module
-        self._twins: dict[tuple[Any, ...], Twin] = {}
 
-    def run(self, call: Call) -> Measurement:
-        unmasked = {**call.kwargs, "attention_mask": None} if "attention_mask" in call.kwargs else None
-        reason = ""
-        for kwargs, floating, written_out, values, mode in (
-            (call.kwargs, None, False, Values(), nullcontext()),
-            (unmasked, None, False, Values(), nullcontext()),
-            (call.kwargs, None, True, Values(), nullcontext()),
-            (call.kwargs, None, True, Values(chosen=True), nullcontext()),
-            (call.kwargs, None, False, Values(), fake_tensors()),
-            (call.kwargs, torch.bfloat16, False, Values(), fake_tensors()),
-        ):
-            if kwargs is None:
-                continue
-            twin = self._twin(floating, written_out)
-            try:
-                with mode:
-                    found = self._replay(twin, replace(call, kwargs=kwargs), values)
-                    return replace(found, in_turn=values.chosen)
-            except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
-                pass_on(error)
-                if floating is None and not written_out:
-                    reason = describe_error(error)
-        raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
-
-    def _twin(self, *kind: Any) -> Twin:
-        if kind not in self._twins:
-            self._twins[kind] = Twin(self._model, *kind)
-        return self._twins[kind]
-
-    def _replay(self, twin: Twin, call: Call, values: Values) -> Measurement:
-        # The caller may be inside autocast; FLOPs know no dtype
+def _replay(way: str, by_module: bool, model: nn.Module, call: Call) -> Measurement | str:
+    """Turn a model to the meta device and run a call there; the reason where it does not run."""
+    floating = torch.bfloat16 if way == "fake bf16" else None
+    in_turn = way == "experts in turn"
+    try:
+        parameters = to_meta(model, floating, written_out=in_turn or way == "written out")
+    except Uncountable:
+        raise
+    except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
+        pass_on(error)
+        text = f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
+        raise Uncountable(text) from None
+    kwargs = {**call.kwargs, "attention_mask": None} if way == "without a mask" else call.kwargs
+    root = unwrap(model)
+    try:
+        # the caller may be inside autocast; FLOPs know no dtype
         with (
+            fake_tensors() if way.startswith("fake") else nullcontext(),
             warnings.catch_warnings(),
             torch.autocast("cpu", enabled=False),
             torch.device("meta"),
-            stand_ins(twin.root),
+            stand_ins(root),
             WrittenOut(),
-            values,
+            Values(chosen=in_turn),
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings
-            args, kwargs = metas((call.args, call.kwargs), twin.floating)
-            call = Call(twin[call.module], args, kwargs, call.method)
-            return _count(call, twin.root, twin.parameters, self._by_module)
+            arguments = metas((call.args, kwargs), floating)
+            found = _count(Call(unwrap(call.module), *arguments, call.method), root, parameters, by_module)
+            return replace(found, in_turn=in_turn)
+    except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
+        pass_on(error)
+        return describe_error(error)
 
 
 def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_module: bool) -> Measurement:
@@ -165,16 +163,13 @@ def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_
     tracer = UseTracer(parameters)
     tracer.arguments(tensors_in((call.args, call.kwargs)))
     owner = ModuleOwner() if by_module else None
+    if owner is not None:
+        owner.listen(root)
     counter = FlopCounter(tracer, owner)
-    with eagerly(), torch.enable_grad(), nullcontext() if owner is None else owner.listening(root), counter:
+    with eagerly(), torch.enable_grad(), counter:
         forward_backward(call)
-    return Measurement(
-        counter.count,
-        tracer.uses,
-        frozenset(counter.without_formula),
-        Counter(counter.by_operator),
-        Counter(counter.by_module),
-    )
+    uncounted = frozenset(counter.without_formula)
+    return Measurement(counter.count, tracer.uses, uncounted, counter.by_operator, counter.by_module)
 
 
 def forward_backward(call: Call) -> None:
@@ -252,23 +247,18 @@ def run_once(model: nn.Module, call: Call, vocabulary: int | None = None) -> Mea
     Raises:
         Uncountable: it does not run either, with the reason.
     """
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    if on_cpu and can_fork():
-        return run_apart(lambda: _run_a_copy(model, call, vocabulary))
-    return _run_a_copy(model, call, vocabulary)
+    return on_a_copy(model, call, partial(_run, vocabulary or 2), accelerator=True)
 
 
-def _run_a_copy(model: nn.Module, call: Call, vocabulary: int | None) -> Measurement:
+def _run(vocabulary: int, model: nn.Module, call: Call) -> Measurement:
     try:
-        twin = copy.deepcopy(model)
-        module = twin.get_submodule(next(name for name, m in model.named_modules() if m is call.module))
-        device = next((parameter.device for parameter in twin.parameters()), torch.device("cpu"))
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            args, kwargs = (_random(part, vocabulary or 2, device) for part in (call.args, call.kwargs))
-            call = Call(module, args, kwargs, call.method)
+            args, kwargs = (_random(part, vocabulary, device) for part in (call.args, call.kwargs))
+            call = Call(call.module, args, kwargs, call.method)
             # a GPU's backward pass runs in a thread with numbers of its own, which name no module
-            return _count(call, twin, dict(twin.named_parameters()), by_module=device.type == "cpu")
+            return _count(call, model, dict(model.named_parameters()), by_module=device.type == "cpu")
     except Exception as error:  # whatever a user's forward may raise
         pass_on(error)
         raise Uncountable(
@@ -290,3 +280,126 @@ def _random(value: Any, vocabulary: int, device: torch.device, name: str = "") -
     if value.dtype.is_floating_point:
         return torch.randn(value.size, dtype=value.dtype, device=device)
     return torch.randint(vocabulary, value.size, dtype=value.dtype, device=device)
+
+
+# -- in a process of its own -------------------------------------------------------------------------------------------
+
+_FORBIDDEN = (
+    *("socket.", "subprocess.", "shutil.", "urllib.", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.system"),
+    *("os.kill", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod", "os.chown"),
+)
+
+
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
+"""Whether this system can copy a process."""
+
+
+def on_a_copy(
+    model: nn.Module,
+    call: Call,
+    act: Callable[[nn.Module, Call], Result],
+    seconds: float = SECONDS,
+    accelerator: bool = False,
+) -> Result:
+    """What `act(model, call)` returns, which may do to them what it likes; `accelerator`: it computes on theirs."""
+    if CAN_FORK and not (accelerator and any(parameter.device.type != "cpu" for parameter in model.parameters())):
+        return run_apart(lambda: act(model, call), seconds)
+    try:
+        copied = copy.deepcopy((model, call))
+    except Exception as error:  # whatever a user's objects may raise
+        raise Uncountable(f"{type(model).__name__} can't be copied ({describe_error(error)})") from None
+    return act(*copied)
+
+
+def run_apart(act: Callable[[], Result], seconds: float = SECONDS) -> Result:
+    """What `act()` returns, plain data, computed in a forked process that ends after it.
+
+    It has none of this process's files and sockets, may open files for reading alone, and starts nothing. The
+    accelerator is out of its reach.
+
+    Raises:
+        Uncountable: it raised (the reason is in the text), took longer than `seconds`, or no process could be made.
+    """
+    theirs, ours = os.pipe()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads, which the copy does not have and does not wait for
+            child = os.fork()
+    except OSError as error:
+        os.close(theirs)
+        os.close(ours)
+        raise Uncountable(f"no process could be made ({error})") from None
+    if child == 0:
+        _answer(act, ours)
+    os.close(ours)
+    try:
+        answer = _read(theirs, seconds)
+    finally:
+        os.close(theirs)
+        _end(child)
+    if answer is None:
+        raise Uncountable(f"it took longer than {seconds:.0f} s, or its process ended")
+    result, reason = pickle.loads(answer)  # from our own process
+    if reason is not None:
+        raise Uncountable(reason)
+    return result
+
+
+def _read(pipe: int, seconds: float) -> bytes | None:
+    """All that comes through a pipe until its other end is closed; None where that takes too long or nothing comes."""
+    parts: list[bytes] = []
+    end = time.monotonic() + seconds
+    while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+        part = os.read(pipe, 1 << 20)
+        if not part:
+            return b"".join(parts) or None
+        parts.append(part)
+    return None
+
+
+def _end(child: int) -> None:
+    try:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    except OSError:  # a handler of the user's for SIGCHLD was there first
+        pass
+
+
+def _answer(act: Callable[[], Any], pipe: int) -> NoReturn:
+    """Run `act`, write its result or the reason why there is none, and end without what a process does at its end."""
+    try:
+        _shut(pipe)
+        warnings.simplefilter("ignore")  # the real run says them, where anybody listens; as errors they would end this
+        try:
+            answer: tuple[Any, str | None] = act(), None
+        except Exception as error:  # whatever a user's code may raise
+            answer = None, describe_error(error)
+        rest = pickle.dumps(answer)
+        while rest:
+            rest = rest[os.write(pipe, rest) :]
+    finally:
+        os._exit(0)
+
+
+def _shut(pipe: int) -> None:
+    gc.disable()  # nothing of the training's is to be finalised here
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
+    torch.set_num_threads(1)  # the threads of the training are not here
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    """An audit hook: no writing, no network, no further processes."""
+    if event == "open":
+        mode, flags = args[1], args[2]
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
+            raise PermissionError("a measurement writes no files")
+    elif event.startswith(_FORBIDDEN):
+        raise PermissionError(f"a measurement has no {event}")

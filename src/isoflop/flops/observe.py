@@ -39,7 +39,7 @@ from isoflop.flops.counter import (
     watch_backward,
 )
 from isoflop.flops.operators import Formula
-from isoflop.flops.uses import Uses, UseTracer
+from isoflop.flops.parameters import Uses, UseTracer
 from isoflop.guard import pass_on
 
 COMPILED = "it is compiled, and what runs compiled shows no operators"
@@ -60,6 +60,11 @@ class Segment(NamedTuple):
     """What ran since the backward pass before; None: it was not observed."""
     body: FlopCount
 
+    @property
+    def count(self) -> FlopCount:
+        """All of it that was observed."""
+        return self.body + (self.head or NOTHING)
+
 
 class Observation(FlopCounter):
     """Counts between `start()` and `stop()`, which may lie in different hooks of a trainer.
@@ -79,8 +84,7 @@ class Observation(FlopCounter):
         """Why there is no count; nothing is raised."""
         self.for_good = False
         """… and no further step can be counted either."""
-        self.paused = False
-        """What runs is no part of the step: an evaluation, a data loader."""
+        self._paused = 0  # evaluations and data loaders under way, which are no part of the step
         self.segments: list[Segment] = []
         self.blocked: Callable[[], None] | None = None
         """Called at the moment when counting turns out to be impossible."""
@@ -123,7 +127,10 @@ class Observation(FlopCounter):
         self._thread = get_ident()
         self._on = True
         watch_backward(self)
-        _add_observer(self)
+        with _lock:
+            _OBSERVERS.append(self)
+            if len(_OBSERVERS) == 1:
+                _look_around()
         self.__enter__()
         return True
 
@@ -136,7 +143,11 @@ class Observation(FlopCounter):
     def leave(self) -> None:
         """End, at any time and in any thread: nothing is counted any more, and the mode is taken off."""
         self.over = True
-        _remove_observer(self)
+        with _lock:
+            if self in _OBSERVERS:
+                _OBSERVERS.remove(self)
+                if not _OBSERVERS:
+                    _patches.close()
         unwatch_backward(self)
         if self in _stack():
             self.__exit__()
@@ -209,12 +220,32 @@ class Observation(FlopCounter):
         if self._thread == get_ident():
             self._give_up(INTERRUPTED)
 
+    def pause(self, change: int) -> None:
+        """What is no part of the step begins (+1) or ends (−1)."""
+        self._paused = max(0, self._paused + change)
+
+    def differentiates(self, change: int) -> None:
+        """A custom autograd function begins (+1) or ends (−1)."""
+        self._differentiable += change
+
+    def meets(self, kind: str) -> None:
+        """Code that is compiled, or that compiles (`COMPILED`), or a CUDA graph (`GRAPH`) is about to run."""
+        self._give_up(kind, for_good=True)
+
+    def meets_compiled(self) -> None:
+        """Compiled code is about to run; of an optimizer, what came before it is counted."""
+        if not (self._optimizers and self._backward and not self._closure):
+            self.meets(COMPILED)
+        elif not self.over:
+            self._close(self._now())
+            self.leave()
+
     # -- what runs ---------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.paused and not self.over:
+        if self._paused and not self.over:
             return func(*args, **(kwargs or {}))
         self._handling += 1
         try:
@@ -271,39 +302,11 @@ class Observation(FlopCounter):
             elif not self._differentiable:
                 self._no_grad += flops
 
-    # -- what the mode itself does not see (see `_look_around`) ------------------------------------------------
-
-    def optimizer_begins(self, closure: bool) -> None:
-        """An optimizer's step; `closure`: it computes the loss in it."""
-        self._optimizers += 1
-        self._closure = closure
-
-    def optimizer_ends(self) -> None:
-        """… is done."""
-        self._optimizers = max(0, self._optimizers - 1)
-        self.optimizer_stepped = True
-
-    def differentiates(self, change: int) -> None:
-        """A custom autograd function begins or ends."""
-        self._differentiable += change
-
-    def meets(self, kind: str) -> None:
-        """Code that is compiled, or that compiles (`COMPILED`), or a CUDA graph (`GRAPH`) is about to run."""
-        self._give_up(kind, for_good=True)
-
-    def meets_compiled(self) -> None:
-        """Compiled code is about to run; of an optimizer, what came before it is counted."""
-        if not (self._optimizers and self._backward and not self._closure):
-            self.meets(COMPILED)
-        elif not self.over:
-            self._close(self._now())
-            self.leave()
-
 
 # -- observations that are on ------------------------------------------------------------------------------------------
 
 _OBSERVERS: list[Observation] = []
-_around = ExitStack()
+_patches = ExitStack()
 _lock = RLock()
 
 
@@ -343,41 +346,26 @@ def _take_off(_: Any) -> int:
     return 0
 
 
-def _add_observer(observation: Observation) -> None:
-    with _lock:
-        _OBSERVERS.append(observation)
-        if len(_OBSERVERS) == 1:
-            _look_around()
-
-
-def _remove_observer(observation: Observation) -> None:
-    with _lock:
-        if observation in _OBSERVERS:
-            _OBSERVERS.remove(observation)
-            if not _OBSERVERS:
-                _around.close()
-
-
 def _look_around() -> None:
     """Notice the optimizer's step, data loaders, custom functions, compiled code, CUDA graphs and exceptions."""
     for hook in (
         register_optimizer_step_pre_hook(_optimizer_begins),
         register_optimizer_step_post_hook(_optimizer_ends),
     ):
-        _around.callback(hook.remove)
+        _patches.callback(hook.remove)
     INTERRUPTED_CALLS.append(_interrupted)
-    _around.callback(INTERRUPTED_CALLS.remove, _interrupted)
+    _patches.callback(INTERRUPTED_CALLS.remove, _interrupted)
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     for home, name, around in (
-        (_BaseDataLoaderIter, "__next__", _loading),
+        (_BaseDataLoaderIter, "__next__", lambda load: _around(load, lambda o: o.pause(1), lambda o: o.pause(-1))),
         (torch.autograd.Function, "apply", _applying),
-        (torch.cuda.CUDAGraph, "replay", _replaying),
-        (torch if compiler is None else None, "compile", _compiling),
+        (torch.cuda.CUDAGraph, "replay", lambda replay: _around(replay, lambda o: o.meets(GRAPH))),
+        (torch if compiler is None else None, "compile", lambda f: _around(f, lambda o: o.meets(COMPILED))),
         (compiler, "_is_skip_guard_eval_unsafe_stance", _running_compiled),
     ):
         original = getattr(home, "__dict__", {}).get(name)
         if original is not None:
-            _around.enter_context(patch.object(home, name, around(original)))
+            _patches.enter_context(patch.object(home, name, around(original)))
 
 
 def _interrupted() -> None:
@@ -387,65 +375,43 @@ def _interrupted() -> None:
 
 def _optimizer_begins(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for observation in _here():
-        observation.optimizer_begins(closure=any(map(callable, (*args, *kwargs.values()))))
+        observation._optimizers += 1
+        observation._closure = any(map(callable, (*args, *kwargs.values())))  # it computes the loss in the step
 
 
 def _optimizer_ends(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for observation in _here():
-        observation.optimizer_ends()
+        observation._optimizers = max(0, observation._optimizers - 1)
+        observation.optimizer_stepped = True
 
 
-def _loading(original: Any) -> Any:
-    def load(loader: Any) -> Any:
-        pausing = [observation for observation in _here() if not observation.paused]
-        for observation in pausing:
-            observation.paused = True
+Change = Callable[[Observation], None]
+
+
+def _around(original: Any, before: Change, after: Change = lambda observation: None) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        here = _here()
+        for observation in here:
+            before(observation)
         try:
-            return original(loader)
+            return original(*args, **kwargs)
         finally:
-            for observation in pausing:
-                observation.paused = False
+            for observation in here:
+                after(observation)
 
-    return load
+    return call
 
 
 def _applying(original: Any) -> Any:
-    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        around = _here() if torch.is_grad_enabled() else []
-        for observation in around:
-            observation.differentiates(1)
-        try:
-            return original.__func__(kind, *args, **kwargs)
-        finally:
-            for observation in around:
-                observation.differentiates(-1)
-
-    return classmethod(apply)
-
-
-def _replaying(original: Any) -> Any:
-    def replay(graph: Any) -> Any:
-        for observation in _here():
-            observation.meets(GRAPH)
-        return original(graph)
-
-    return replay
-
-
-def _compiling(original: Any) -> Any:
-    def compiled(*args: Any, **kwargs: Any) -> Any:
-        for observation in _here():
-            observation.meets(COMPILED)
-        return original(*args, **kwargs)
-
-    return compiled
+    apply = original.__func__
+    noticed = _around(apply, lambda o: o.differentiates(1), lambda o: o.differentiates(-1))
+    return classmethod(lambda *args, **kwargs: (noticed if torch.is_grad_enabled() else apply)(*args, **kwargs))
 
 
 def _running_compiled(original: Any) -> Any:
     def stance() -> Any:  # what dynamo's wrapper asks before it looks at the dispatcher's state
-        if _is_compiled(sys._getframe(1)):
-            for observation in _here():
-                observation.meets_compiled()
+        for observation in _here() if _is_compiled(sys._getframe(1)) else ():
+            observation.meets_compiled()
         return original()
 
     return stance

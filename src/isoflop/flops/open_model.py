@@ -64,14 +64,11 @@ def open_model(source: str, module_class: str | None = None, trust: bool = False
             raise CannotOpen(f"{EXPECTED}; got the folder {source}, without a config.json")
         return _from_config(path / "config.json", trust)
     if path.is_file():
-        if path.suffix == ".json":
-            return _from_config(path, trust)
         if path.suffix == ".py":
             raise CannotOpen(f"{EXPECTED}; got {source}: name its function that builds the model, {source}:function")
-        return _from_checkpoint(path, module_class, trust)
+        return _from_config(path, trust) if path.suffix == ".json" else _from_checkpoint(path, module_class, trust)
     if ":" in source:
-        build = _builder(source)
-        return Opened(source, _on_meta(build), build)
+        return _from_function(source)
     if path.suffix in (".json", ".ckpt", ".pt", ".py") or source.startswith((".", "/", "~")):
         raise CannotOpen(f"{EXPECTED}; there is no file {source}")
     return _from_config(source, trust)
@@ -120,11 +117,6 @@ def _no_config(source: Path | str, error: Exception) -> CannotOpen:
     return CannotOpen(f"{EXPECTED}; {got} that transformers can open: {one_line(error)}")
 
 
-_BOTH_STACKS = ("AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM")
-_ONE_STACK = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
-_NO_TEXT = ("AutoModelForImageClassification", "AutoModelForCTC", "AutoModelForAudioClassification")
-
-
 def _model_of(transformers: Any, config: Any, trust: bool) -> tuple[Callable[[Any], nn.Module], bool]:
     """The class that the config was saved with, True; else the first task that fits its type, False."""
     for name in config.architectures or ():
@@ -132,13 +124,13 @@ def _model_of(transformers: Any, config: Any, trust: bool) -> tuple[Callable[[An
         if isinstance(kind, type):
             return kind, True
     two = hasattr(config, "text_config") and hasattr(config, "vision_config")
-    text = _ONE_STACK if getattr(config, "is_decoder", True) else _ONE_STACK[::-1]  # BERT's kind is an encoder
-    first = _BOTH_STACKS if getattr(config, "is_encoder_decoder", False) else ()
-    # two towers (CLIP) are neither of their parts
-    last = () if two else _NO_TEXT
-    first = ("AutoModelForImageTextToText", *first) if two else first
+    tasks = ["ImageTextToText"] if two else []
+    tasks += ["SpeechSeq2Seq", "Seq2SeqLM"] if getattr(config, "is_encoder_decoder", False) else []
+    text = ["CausalLM", "MaskedLM"]
+    tasks += text if getattr(config, "is_decoder", True) else text[::-1]  # BERT's kind is an encoder
+    tasks += [] if two else ["ImageClassification", "CTC", "AudioClassification"]  # two towers (CLIP) are neither part
     own = getattr(config, "auto_map", None) or {}
-    for name in (*first, *text, *last, "AutoModel"):
+    for name in (*(f"AutoModelFor{task}" for task in tasks), "AutoModel"):
         auto = getattr(transformers, name, None)
         if auto is not None and (name in own if trust and own else type(config) in auto._model_mapping):
             return partial(auto.from_config, trust_remote_code=trust), bool(trust and own)
@@ -148,8 +140,10 @@ def _model_of(transformers: Any, config: Any, trust: bool) -> tuple[Callable[[An
 # -- module:function ---------------------------------------------------------------------------------------------------
 
 
-def _builder(source: str) -> Callable[[], nn.Module]:
+def _from_function(source: str) -> Opened:
     function = find(source)
+    if not callable(function):
+        raise CannotOpen(f"expected {source} to be a function that builds a model, got {type(function).__name__}")
 
     def build() -> nn.Module:
         model = function if isinstance(function, nn.Module) else function()
@@ -157,9 +151,7 @@ def _builder(source: str) -> Callable[[], nn.Module]:
             raise CannotOpen(f"expected {source} to return a torch.nn.Module, got {type(model).__name__}")
         return model
 
-    if not callable(function):
-        raise CannotOpen(f"expected {source} to be a function that builds a model, got {type(function).__name__}")
-    return build
+    return Opened(source, _on_meta(build), build)
 
 
 # -- a LightningModule's checkpoint ------------------------------------------------------------------------------------
@@ -251,17 +243,14 @@ def _class_in(checkpoint: dict[str, Any]) -> str | None:
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """Build without memory where the code allows it, which most does; else really."""
-    try:
-        with torch.device("meta"):
-            return unwrap(build()).train()
-    except CannotOpen:
-        raise
-    except (Exception, SystemExit):  # a value is read while building
-        pass
-    try:
-        return unwrap(build()).train()
-    except (Exception, SystemExit) as error:
-        hint = ""
-        if isinstance(error, TypeError) and "required" in str(error):
-            hint = "; it is called without arguments: write a function that gives them"
-        raise CannotOpen(f"the model can't be built: {one_line(error)}{hint}") from None
+    for where in ("meta", "cpu"):
+        try:
+            with torch.device(where):
+                return unwrap(build()).train()
+        except CannotOpen:
+            raise
+        except (Exception, SystemExit) as error:  # on meta: a value is read while building
+            missing = isinstance(error, TypeError) and "required" in str(error)
+            hint = "; it is called without arguments: write a function that gives them" if missing else ""
+            reason = f"the model can't be built: {one_line(error)}{hint}"
+    raise CannotOpen(reason)

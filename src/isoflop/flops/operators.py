@@ -22,27 +22,13 @@ Formula = Callable[..., int]
 """(*args, out_val, **kwargs) of the operator, with its tensors → FLOPs."""
 
 
-def _attention(packet: Any) -> Formula:
-    return lambda *args, out_val=None, **kwargs: kernel_flops(packet, args, kwargs).flops
-
-
-def _convolution_backward(
-    grad: Any,
-    x: Any,
-    weight: Any,
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    *rest: Any,
-    **_: Any,
-) -> int:
+def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
     # As many as the forward pass for each gradient that is wanted; torch's formula takes a grouped convolution's
     # for a full one (pytorch#183405).
+    *_, transposed, _, _, wanted = rest
     positions = x if transposed else grad
     forward = 2 * positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel()
-    return int(forward * sum(rest[-1][:2]))
+    return int(forward * sum(wanted[:2]))
 
 
 def _vector_product(matrix: Any, *_: Any, **__: Any) -> int:
@@ -54,10 +40,6 @@ def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     # (G, M, K) × (K, N), cut along N. (G, M, K) × (G, K, N): a batch.
     groups = a.shape[0] if a.dim() == b.dim() == 3 else 1
     return int(2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1])
-
-
-def _outer_product(_sum: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
-    return int(2 * a.numel() * b.numel())
 
 
 def _with_sum(product: Formula) -> Formula:
@@ -72,7 +54,7 @@ FORMULAS: dict[Any, Formula] = {
     aten.dot: _vector_product,
     aten.vdot: _vector_product,
     aten.addmv: _with_sum(_vector_product),
-    aten.addr: _outer_product,
+    aten.addr: lambda _sum, a, b, *_, **__: 2 * a.numel() * b.numel(),
     aten.addbmm: _with_sum(_grouped_product),
     aten._grouped_mm: _grouped_product,
     aten._scaled_grouped_mm: _grouped_product,
@@ -139,13 +121,11 @@ def operator_name(operator: Any) -> str | None:
 
 def formula_of(packet: Any) -> Formula | None:
     """The formula of an operator (a packet of overloads): the user's, ours, torch's; None: it has none."""
-    if _NAMED:
-        formula = _NAMED.get(getattr(packet, "_qualified_op_name", ""))
-        if formula is not None:
-            return formula
-    formula = FORMULAS.get(packet)
+    formula = _NAMED.get(getattr(packet, "_qualified_op_name", "")) or FORMULAS.get(packet)
     if formula is None:
-        formula = _attention(packet) if takes_qkv(packet) else flop_registry.get(packet)
+        formula = flop_registry.get(packet)
+        if takes_qkv(packet):
+            formula = lambda *args, out_val=None, **kwargs: kernel_flops(packet, args, kwargs)[0]  # noqa: E731
         if formula is not None:
             FORMULAS[packet] = formula
     return formula

@@ -16,16 +16,14 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.flops.apart import can_fork, run_apart
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.count import StepCount
 from isoflop.flops.counter import FlopCounter
-from isoflop.flops.measure import describe_error, eagerly, fake_tensors, forward_backward
+from isoflop.flops.measure import describe_error, eagerly, fake_tensors, forward_backward, on_a_copy
 from isoflop.flops.parameters import unwrap
-from isoflop.flops.twin import Twin, stand_ins
+from isoflop.flops.twin import stand_ins, to_meta
 
-Terms = Mapping[str, int]
-"""Reasons and their FLOPs: the counter's excess (+) or lack (−)."""
+Terms = Mapping[str, int]  # reasons and their FLOPs: the counter's excess (+) or lack (−)
 
 
 @dataclass(frozen=True)
@@ -52,31 +50,29 @@ def opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion,
 
     Nothing is computed or allocated, and the live model, on any device (also "meta"), stays as it is.
     """
-    if can_fork():
-        return run_apart(lambda: _opinions(model, call, counted))
-    return _opinions(model, call, counted)
-
-
-def _opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion, ...]:
     forward = sum(flops for (_, phase), flops in counted.by_operator.items() if phase == "forward") or None
-    model_flops, on_a_cpu = counted.model_flops, "forward and backward, as on a CPU"
+    step = counted.model_flops
+
+    def opinion(counter: str, convention: str, ours: int | None, by: Callable[..., tuple[int, Terms]]) -> Opinion:
+        def count(model: nn.Module, call: Call) -> tuple[int, Terms]:
+            with warnings.catch_warnings(), eagerly(), torch.autocast("cpu", enabled=False), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                return by(model, call, counted)
+
+        try:
+            flops, terms = on_a_copy(model, call, count)
+        except Exception as error:  # whatever running somebody's model may raise: it becomes the reason
+            return Opinion(counter, convention, None, ours, (describe_error(error),))
+        terms = {**terms, "everything else": flops - (ours or 0) - sum(terms.values())}
+        largest = sorted((item for item in terms.items() if item[1]), key=lambda item: -abs(item[1]))
+        reasons = tuple(f"{text}: {_signed(number)}" for text, number in largest)
+        return Opinion(counter, convention, flops, ours, reasons)
+
     return (
-        _opinion("fvcore", "forward only; multiply-adds × 2", forward, lambda: by_fvcore(model, call, counted)),
-        _opinion("torch FlopCounterMode", on_a_cpu, model_flops, lambda: by_flop_counter_mode(model, call)),
-        _opinion("Hugging Face floating_point_ops", "6·N·D", model_flops, lambda: by_huggingface(call, counted)),
+        opinion("fvcore", "forward only; multiply-adds × 2", forward, by_fvcore),
+        opinion("torch FlopCounterMode", "forward and backward, as on a CPU", step, by_flop_counter_mode),
+        opinion("Hugging Face floating_point_ops", "6·N·D", step, by_huggingface),
     )
-
-
-def _opinion(counter: str, convention: str, ours: int | None, count: Callable[[], tuple[int, Terms]]) -> Opinion:
-    try:
-        flops, terms = count()
-    except Exception as error:  # whatever running somebody's model may raise: it becomes the reason
-        return Opinion(counter, convention, None, ours, (describe_error(error),))
-    if ours is None:
-        return Opinion(counter, convention, flops, None, ("we have no count of our own to compare with",))
-    terms = {**terms, "everything else": flops - ours - sum(terms.values())}
-    largest = sorted((item for item in terms.items() if item[1]), key=lambda item: -abs(item[1]))
-    return Opinion(counter, convention, flops, ours, tuple(f"{text}: {_signed(number)}" for text, number in largest))
 
 
 def _signed(number: int) -> str:
@@ -84,7 +80,7 @@ def _signed(number: int) -> str:
     return text.replace("-", "−")
 
 
-def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
+def by_huggingface(_: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
     """Hugging Face's Trainer adds this to `total_flos`: 6 · parameters without embeddings · elements of the input."""
     module: Any = unwrap(call.module)
     if not callable(getattr(module, "num_parameters", None)):
@@ -100,29 +96,24 @@ def by_huggingface(call: Call, counted: StepCount) -> tuple[int, Terms]:
     return 6 * taken * module.num_parameters(exclude_embeddings=True), terms
 
 
-def by_flop_counter_mode(model: nn.Module, call: Call) -> tuple[int, Terms]:
+def by_flop_counter_mode(model: nn.Module, call: Call, _: StepCount) -> tuple[int, Terms]:
     """FLOPs that torch's FlopCounterMode reports of a step on a CPU, run on fake CPU tensors: shapes, no values."""
     theirs, ours = FlopCounterMode(display=False), FlopCounter()
     experts = any("Experts" in type(part).__name__ for part in model.modules())
     floating = torch.bfloat16 if experts else None  # grouped products have a meta kernel for bf16 alone
-
-    def step() -> None:
-        with fake_tensors():
-            twin = Twin(unwrap(model), floating, device="cpu")
-            args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
-            with ours, theirs:
-                forward_backward(Call(twin[call.module], args, kwargs, call.method))
-
-    _on_a_copy(step)
+    with fake_tensors():
+        to_meta(model, floating, device="cpu")
+        args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
+        with ours, theirs:
+            forward_backward(Call(unwrap(call.module), args, kwargs, call.method))
     found = {str(packet): int(flops) for packet, flops in theirs.get_flop_counts().get("Global", {}).items()}
-    terms: Counter[str] = Counter()
+    terms = Counter({"activation checkpointing's second forward pass is counted": 0})
     for name, flops in found.items():
         terms[_why(name)] += flops
     for (name, phase), flops in ours.by_operator.items():
-        if phase != "recomputed" or name in found:
-            terms[_why(name)] -= flops
-        if phase == "recomputed" and name in found:
-            terms["activation checkpointing's second forward pass is counted"] += flops
+        again = phase == "recomputed"
+        terms[_why(name)] -= flops * (not again or name in found)
+        terms["activation checkpointing's second forward pass is counted"] += flops * (again and name in found)
     return sum(found.values()), terms
 
 
@@ -136,30 +127,17 @@ def _why(name: str) -> str:
 
 def by_fvcore(model: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
     """Twice fvcore's multiply-adds of a forward pass, which it traces by TorchScript, here on the meta device."""
-    forward = {name: flops for (name, phase), flops in counted.by_operator.items() if phase == "forward"}
-    forward["aten.scaled_dot_product_attention"] = sum(forward[name] for name in forward if "attention" in name)
-    found, skipped = _on_a_copy(lambda: _traced(unwrap(model), call))
-    # jit records a convolution inside its CPU kernel, which meta tensors do not reach; fvcore's formula is ours
-    found.setdefault("conv", forward.get("aten.convolution", 0) // 2)
-    terms = {f"{name} is skipped": -forward.get(name, 0) for name in skipped}
-    for name in found:
-        if any(part in name for part in ("norm", "upsample", "pool", "grid_sampler")):
-            terms[f"{name} is counted, though it multiplies no matrices"] = 2 * found[name]
-    return 2 * sum(found.values()), terms
-
-
-def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
-    """Multiply-adds by operator, and the operators that fvcore skipped."""
     from fvcore.nn import FlopCountAnalysis
 
-    twin = Twin(model)
-    twin.root.eval()  # reentrant checkpointing, which training uses, can't be traced
-    module: Any = twin[call.module]
+    forward = {name: flops for (name, phase), flops in counted.by_operator.items() if phase == "forward"}
+    forward["aten.scaled_dot_product_attention"] = sum(forward[name] for name in forward if "attention" in name)
+    to_meta(model)
+    unwrap(model).eval()  # reentrant checkpointing, which training uses, can't be traced
+    module: Any = unwrap(call.module)
     kwargs = {name: value for name, value in call.kwargs.items() if name != "attention_mask"}
     if hasattr(getattr(module, "config", None), "use_cache"):
         kwargs["use_cache"] = False
     leaves, spec = tree_flatten((call.args, kwargs))
-    inputs = tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape))
 
     class Traceable(nn.Module):
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -171,20 +149,14 @@ def _traced(model: nn.Module, call: Call) -> tuple[dict[str, int], set[str]]:
     unchecked = patch.object(torch, "_check", lambda *_, **__: None)
     traceable = Traceable()
     traceable.add_module("module", module)
-    with torch.device("meta"), unchecked, patch(guard, bool), stand_ins(twin.root):
-        analysis = FlopCountAnalysis(traceable, inputs)
+    with torch.device("meta"), unchecked, patch(guard, bool), stand_ins(unwrap(model)):
+        analysis = FlopCountAnalysis(traceable, tuple(leaf.meta() for leaf in leaves if isinstance(leaf, Shape)))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         found = {name: int(flops) for name, flops in analysis.by_operator().items()}
-        return found, {name.replace("::", ".") for name in analysis.unsupported_ops()}
-
-
-def _on_a_copy(run: Callable[[], Any]) -> Any:
-    """The result of a run that prints, compiles and casts nothing."""
-    with warnings.catch_warnings(), eagerly():
-        warnings.simplefilter("ignore")
-        try:
-            with torch.autocast("cpu", enabled=False), torch.enable_grad():
-                return run()
-        except Exception as error:  # whatever a user's forward may raise; its frames hold tensors, a text does not
-            reason = describe_error(error)
-    raise Uncountable(reason)
+    # jit records a convolution inside its CPU kernel, which meta tensors do not reach; fvcore's formula is ours
+    found.setdefault("conv", forward.get("aten.convolution", 0) // 2)
+    skipped = {name.replace("::", ".") for name in analysis.unsupported_ops()}
+    terms = {f"{name} is skipped": -forward.get(name, 0) for name in skipped}
+    idle = [name for name in found if any(part in name for part in ("norm", "upsample", "pool", "grid_sampler"))]
+    terms |= {f"{name} is counted, though it multiplies no matrices": 2 * found[name] for name in idle}
+    return 2 * sum(found.values()), terms

@@ -8,24 +8,28 @@ non_embedding_with_head  the head's matrix counted, tied or not (Pearce & Song 2
 active                   parameters that one token passes in a mixture of experts; the total where there are no experts;
                          unknown where it is nowhere told how many of them a token passes
 
-Embeddings and heads are told by use in a forward pass (`isoflop.flops.uses`), for names lie (`shared`, `wte`,
-`embed_out`); before there was one, by module type. Parameters of a frozen model that runs without gradients beside the
-trained one (a teacher, a reference) are in the total alone.
+Embeddings and heads are told by use in a forward pass (`UseTracer`), for names lie (`shared`, `wte`, `embed_out`);
+before there was one, by module type. Parameters of a frozen model that runs without gradients beside the trained one (a
+teacher, a reference) are in the total alone.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from isoflop.flops.uses import Uses
-from isoflop.guard import attempt, pass_on
+from isoflop.flops.values import storage_number
+from isoflop.guard import attempt
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def full_shape(parameter: torch.Tensor) -> torch.Size:
 
 
 def numel(parameter: torch.Tensor) -> int:
-    """Number of elements of `full_shape`."""
+    """Its size before sharding and quantisation."""
     return math.prod(full_shape(parameter))
 
 
@@ -84,8 +88,8 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
 
     Args:
         model: the model before or after sharding; torch.compile's and DDP's wrappers are fine.
-        uses: of the parameters in a forward pass (`isoflop.flops.measure`); without it embeddings are told by module
-            type and by Hugging Face's `get_input_embeddings`.
+        uses: of the parameters in a forward pass; without it embeddings are told by module type and by Hugging Face's
+            `get_input_embeddings`.
 
     Raises:
         ValueError: the model has no parameters.
@@ -102,7 +106,7 @@ def count_parameters(model: nn.Module, uses: Uses | None = None) -> Parameters:
             "expected a model whose parameters show their size, got one in FSDP1's flat shards; pass num_params= "
             "(FSDP2 needs nothing)"
         )
-    packed = next((name for name, _ in [*named.items(), *model.named_buffers()] if _is_packed(name)), None)
+    packed = next((name for name, _ in [*named.items(), *model.named_buffers()] if _PACKED.search(name)), None)
     if packed is not None:
         raise ValueError(
             f"expected weights that show their size, got packed quantised ones ({packed}); pass num_params= and "
@@ -132,24 +136,19 @@ def _of_a_teacher(uses: Uses, named: Mapping[str, nn.Parameter]) -> set[str]:
     (A frozen backbone feeds the head that trains: it is a part of the model.)
     """
 
-    def inside(name: str) -> str:
-        return name.partition(".")[0]
+    def outermost(names: Iterable[str]) -> set[str]:
+        return {name.partition(".")[0] for name in names}
 
-    taught = {inside(name) for name in uses.with_gradients} | {inside(n) for n, p in named.items() if p.requires_grad}
-    ends = {inside(name) for name in uses.last}
-    return {name for name in named if inside(name) in ({inside(used) for used in uses.product} & ends) - taught}
+    taught = outermost(uses.with_gradients) | outermost(n for n, p in named.items() if p.requires_grad)
+    teachers = (outermost(uses.product) & outermost(uses.last)) - taught
+    return {name for name in named if name.partition(".")[0] in teachers}
 
 
 _FEW = 16
 """Rows of a table that may tell kinds of tokens rather than tokens."""
 
-_PACKED = ("qweight", "qzeros", "weight_packed", "W_q", "packed_weight")
-"""GPTQ and AWQ, compressed-tensors, HQQ: several weights in an integer, of a layout of their own."""
-
-
-def _is_packed(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last in _PACKED or last.endswith(("proj_blocks", "proj_scales"))  # gpt-oss' MXFP4
+_PACKED = re.compile(r"(^|\.)(qweight|qzeros|weight_packed|W_q|packed_weight)$|proj_(blocks|scales)$")
+"""GPTQ and AWQ, compressed-tensors, HQQ, gpt-oss' MXFP4: several weights in an integer, of a layout of their own."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -185,44 +184,36 @@ def _by_use(model: nn.Module, uses: Uses, named: dict[str, nn.Parameter]) -> tup
     # apart where the model is as wide as its vocabulary.
     heads = {name for name, size in uses.last.items() if size in vocabularies}
     if not heads:  # a table may have some rows more than the head (special tokens, padding), or fewer
-        heads = {name for name, size in uses.last.items() if any(_nearly(size, rows) for rows in vocabularies)}
+        large = [rows for rows in vocabularies if rows > _FEW]
+        heads = {name for name, size in uses.last.items() if any(abs(size - rows) <= rows / 4 for rows in large)}
     only_added = uses.added - uses.product - uses.lookup - uses.other
     positions = {name for name in only_added if len(full_shape(named[name])) >= 2}
     return lookups | idle | positions, heads
 
 
-def _nearly(size: int, rows: int) -> bool:
-    return rows > _FEW and abs(size - rows) <= rows / 4
-
-
 def _by_type(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[set[str], set[str]]:
     name_of = {id(parameter): name for name, parameter in named.items()}
-    tables: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    outputs = []
-    for module in model.modules():
-        tables += _from_getter(module, "get_input_embeddings")
-        outputs += _from_getter(module, "get_output_embeddings")
+    modules = list(model.modules())
+    tables: list[Any] = [module for module in modules if isinstance(module, nn.Embedding)]
+    # Hugging Face's base class raises where a model has no such table, and so may others
+    tables += [attempt(_asked, module, "get_input_embeddings") for module in modules]
+    outputs = [found for module in modules if (found := attempt(_asked, module, "get_output_embeddings")) is not None]
     embeddings = _names(tables, name_of)
     rows = {full_shape(named[name])[0] for name in embeddings}
     if not outputs:
         # a plain module: a Linear with one output for each row of an embedding table, the last such
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        linear = [module for module in modules if isinstance(module, nn.Linear)]
         onto = [m for m in linear if (weight := _weight(m)) is not None and full_shape(weight)[0] in rows]
         outputs = onto[-1:]
     return embeddings, _names(outputs, name_of)
 
 
-def _from_getter(module: nn.Module, getter: str) -> list[Any]:
-    try:
-        found = getattr(module, getter)()
-    except Exception as error:  # Hugging Face's base class raises where a model has no such table, and so may others
-        pass_on(error)
-        return []
-    return [found] if found is not None else []
+def _asked(module: Any, getter: str) -> Any:
+    return getattr(module, getter)()
 
 
 def _weight(module: Any) -> Any:
-    """A module's own weight; one that is computed when it is read (spectral norm, which counts reads) is left alone."""
+    # one that is computed when it is read (spectral norm, which counts reads) is left alone
     return vars(module).get("_parameters", {}).get("weight") if isinstance(module, nn.Module) else None
 
 
@@ -284,28 +275,24 @@ def groups_of_experts(model: nn.Module) -> Iterator[ExpertGroup]:
         told[path] = {**told.get(parent, {}), **_settings(attempt(getattr, module, "config", None))}
         if not _is_of_experts(path, module) or any(f"{path}.".startswith(f"{other}.") for other in seen):
             continue
-        many = _told(told[path], _COUNT)
+        many, inside = _told(told[path], _COUNT) or 0, dict(module.named_parameters())
         if isinstance(module, nn.ModuleList | nn.ModuleDict):  # a dropout may be among them
             many = sum(1 for part in module.children() if next(part.parameters(), None) is not None)
-        names = [
-            f"{path}.{name}" for name, p in module.named_parameters() if many and _is_experts(module, name, p, many)
-        ]
-        if many is not None and many > 1 and names:
+        elif many:
+            inside = {name: p for name, p in inside.items() if _stacked(name, full_shape(p), many)}
+        names = [f"{path}.{name}" for name in inside]
+        if many > 1 and names:
             seen.add(path)
             yield ExpertGroup(path, many, _told(told[path], _CHOSEN), names)
 
 
 def _is_of_experts(path: str, module: nn.Module) -> bool:
     name, kind = path.rpartition(".")[2].lower(), type(module).__name__.lower()
-    if "shared" in name:
-        return False
-    return "experts" in kind or bool(re.search(r"(^|_)experts?$", name) and not name.startswith("num"))
+    named = "experts" in kind or bool(re.search(r"(^|_)experts?$", name) and not name.startswith("num"))
+    return named and "shared" not in name
 
 
-def _is_experts(module: nn.Module, name: str, parameter: torch.Tensor, many: int) -> bool:
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        return True
-    shape = full_shape(parameter)
+def _stacked(name: str, shape: torch.Size, many: int) -> bool:
     return len(shape) >= 2 and shape[0] % many == 0 and not re.search(r"(^|\.)router(\.|$)", name)
 
 
@@ -321,3 +308,141 @@ def _settings(config: Any, depth: int = 0) -> dict[str, Any]:
 
 def _told(settings: Mapping[str, Any], pattern: re.Pattern[str]) -> int | None:
     return next((value for name, value in settings.items() if pattern.search(name) and value > 0), None)
+
+
+# -- what a forward pass does with each --------------------------------------------------------------------------------
+
+# which positional arguments of a product can be a weight (a bias is none)
+_PRODUCTS: dict[Any, slice] = {
+    aten.mm: slice(0, 2),
+    aten.bmm: slice(0, 2),
+    aten.mv: slice(0, 2),
+    aten.addmm: slice(1, 3),
+    aten.baddbmm: slice(1, 3),
+    aten.convolution: slice(1, 2),
+    aten._scaled_mm: slice(0, 2),
+}
+if hasattr(aten, "_grouped_mm"):
+    _PRODUCTS[aten._grouped_mm] = slice(0, 2)
+_LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten._embedding_bag}
+_ADDITIONS = {aten.add, aten.add_}
+# the parameter is still itself after these
+_SAME = {aten._to_copy, aten.clone, aten.cat, aten.stack, aten.contiguous, aten.repeat, aten.mul, aten.copy_}
+# and after views: most share its storage, but fake tensors (measure.py's third way) do not
+_SAME |= {aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape, aten.expand}
+_SAME |= {aten.detach, aten.alias, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind}
+_SAME |= {aten.unsqueeze, aten.squeeze}
+
+
+@dataclass
+class Uses:
+    """Names of parameters by what a forward pass did with them."""
+
+    product: set[str] = field(default_factory=set)
+    lookup: set[str] = field(default_factory=set)
+    vocabulary: set[str] = field(default_factory=set)
+    """Of `lookup`: by the call's arguments (token ids), not by positions that the forward pass made itself."""
+    added: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
+    with_gradients: set[str] = field(default_factory=set)
+    """Of `product`: where gradients are enabled; a frozen matrix that is not among them is a teacher's."""
+    last: dict[str, int] = field(default_factory=dict)
+    """Matrices whose product no other matrix multiplies again: name → size of what comes out."""
+    chosen: Counter[int] = field(default_factory=Counter)
+    """Size of a last dimension → how often one of it was chosen (`argmax`): experts of a token."""
+
+    def __or__(self, other: Uses) -> Uses:
+        # sets' and dicts' |; counters add up
+        return Uses(
+            *(
+                mine + theirs if isinstance(mine, Counter) else mine | theirs
+                for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
+            )
+        )
+
+
+class UseTracer:
+    """Listens to a `FlopCounter` on the twin; `uses` is the result."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.uses = Uses()
+        # storage → (its names as a parameter, names of the matrices it is a last product of)
+        self._names: dict[int, frozenset[str]] = {}
+        self._last: dict[int, frozenset[str]] = {}
+        self._given: set[int] = set()  # storages of the call's integers, and of what is computed from them
+        for name, parameter in parameters.items():
+            self._tag(self._names, parameter, {name})
+
+    def arguments(self, tensors: list[torch.Tensor]) -> None:
+        """The call's own tensors, before the forward pass; or what is computed from them."""
+        self._given |= {storage_number(tensor) for tensor in tensors if not tensor.is_floating_point()}
+
+    def __call__(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, is_forward: bool) -> bool:
+        """Note one operator; True if an operand of a product is a parameter."""
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        # no tensor is kept alive: a freed storage's number is given out again, to one that an operator returns
+        for number in set(map(storage_number, outputs)) - set(map(storage_number, inputs)):
+            self._names.pop(number, None)
+            self._last.pop(number, None)
+            self._given.discard(number)
+        if not is_forward:
+            found = [self._parameter_names(operand) for operand in args[_PRODUCTS.get(packet, slice(0, 0))]]
+            if torch.is_grad_enabled():  # what checkpointing runs again
+                self.uses.with_gradients |= frozenset().union(*found)
+            return any(found)
+        if packet is aten.argmax and len(args) > 1 and args[1] in (-1, args[0].dim() - 1):
+            self.uses.chosen[args[0].shape[-1]] += 1  # a router's choice, by design; how many `topk` takes is a setting
+        named = [self._parameter_names(tensor) for tensor in inputs]
+        names = frozenset().union(*named)
+        chain = frozenset().union(*(self._last.get(storage_number(tensor), frozenset()) for tensor in inputs))
+        matrices: frozenset[str] = frozenset()
+        if packet in _PRODUCTS:
+            matrices = frozenset().union(*map(self._parameter_names, args[_PRODUCTS[packet]]))
+            if matrices:
+                self.uses.product |= matrices
+                if torch.is_grad_enabled():
+                    self.uses.with_gradients |= matrices
+                for earlier in chain:
+                    self.uses.last.pop(earlier, None)
+                for name in matrices:
+                    self.uses.last[name] = outputs[0].shape[1 if packet is aten.convolution else -1]
+                chain = matrices
+        if any(storage_number(tensor) in self._given for tensor in inputs):
+            self.arguments(outputs)
+        if names - matrices:
+            self._note(packet, names - matrices, inputs, named, outputs)
+        if chain:
+            for tensor in outputs:
+                self._tag(self._last, tensor, chain)
+        return bool(matrices)
+
+    def _note(
+        self, packet: Any, names: frozenset[str], inputs: list[Any], named: list[Any], outputs: list[Any]
+    ) -> None:
+        if packet in _LOOKUPS and named[0]:
+            chosen_by = set(map(storage_number, inputs[1:]))
+            if inputs[0].dim() >= 3:  # whole matrices: the experts of a token
+                for tensor in outputs:
+                    self._tag(self._names, tensor, named[0])
+            elif chosen_by & self._last.keys():
+                self.uses.other |= named[0]  # rows that a matrix product chose: biases of a token's experts
+            else:
+                self.uses.lookup |= named[0]
+                self.uses.vocabulary |= named[0] if chosen_by & self._given else set()
+        elif packet in _ADDITIONS:
+            self.uses.added |= names
+        elif packet in _SAME and all(named):
+            for tensor in outputs:
+                self._tag(self._names, tensor, names)
+        elif not all(storage_number(tensor) in self._names for tensor in outputs):  # no mere view of the parameter
+            self.uses.other |= names
+
+    def _parameter_names(self, tensor: Any) -> frozenset[str]:
+        if not isinstance(tensor, torch.Tensor):
+            return frozenset()
+        return self._names.get(storage_number(tensor), frozenset())
+
+    def _tag(self, tags: dict[int, frozenset[str]], tensor: torch.Tensor, names: set[str] | frozenset[str]) -> None:
+        storage = storage_number(tensor)
+        tags[storage] = tags.get(storage, frozenset()) | names

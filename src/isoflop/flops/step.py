@@ -18,7 +18,6 @@ from isoflop.flops.calls import (
     is_opaque,
     shapes,
     signature,
-    sizes,
     tensors_in,
 )
 from isoflop.flops.clock import Clock
@@ -26,10 +25,9 @@ from isoflop.flops.cost import MAX_KNOWN, first_matrix
 from isoflop.flops.costing import Costing, joined
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.observe import COMPILED, Observation
-from isoflop.flops.parameters import unwrap
+from isoflop.flops.parameters import UseTracer, unwrap
 from isoflop.flops.tokens import TokenCount, TokensFn, count_tokens, looks_integers_up, looks_like_tokens, shifts_labels
 from isoflop.flops.totals import Tally, Totals
-from isoflop.flops.uses import UseTracer
 
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
@@ -159,7 +157,7 @@ class StepObserver:
             outermost.stop()
             self._problem = self._problem or outermost.problem
             if self._by_calls:
-                keys = [_of_call(call) for call in self._calls]
+                keys = [call.key for call in self._calls]
                 self._pending[-1] = last = Counted(joined(keys), last.tokens)
         self._end_observation(keys)
         if outermost is not None and self.costing.blocked is not None:
@@ -170,7 +168,7 @@ class StepObserver:
         self._calls.append(call)
         if self.costing.blocked is not None:
             self._measure()
-        elif self.observation is None and self._by_calls and self.costing.wants(list(map(_of_call, self._calls))):
+        elif self.observation is None and self._by_calls and self.costing.wants([call.key for call in self._calls]):
             self._observe(whole=False)
 
     def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -306,7 +304,7 @@ class StepObserver:
             "from here on the calls themselves are counted; FLOPs so far may be off"
         )
         self.costing.note_change("steps of one batch shape differed: by the calls of each step")
-        keys = [_of_call(call) for call in self._calls]
+        keys = [call.key for call in self._calls]
         self._pending[-1] = Counted(joined(keys), self._pending[-1].tokens)
         self._flush_alike()
         return keys
@@ -323,7 +321,7 @@ class StepObserver:
     def pause(self, paused: bool) -> None:
         """An evaluation begins or ends: it is no part of a step."""
         if self.observation is not None:
-            self.observation.paused = paused
+            self.observation.pause(1 if paused else -1)
 
     # -- after it ----------------------------------------------------------------------------------------------
 
@@ -430,10 +428,6 @@ def is_compiled(model: nn.Module) -> bool:
         or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         for module in model.modules()
     )
-
-
-def _of_call(call: Call) -> Signature:
-    return id(call.module), sizes(call.args), sizes(call.kwargs)
 
 
 def _processed(count: TokenCount | None) -> int | None:

@@ -117,9 +117,9 @@ _IDS = re.compile(r"^(?!decoder_)(.*?)(input_ids|inputs_embeds|token_ids|tokens)
 
 def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool, embeds: bool) -> TokenCount | None:
     prefixes = {found[1]: None for name in batch if isinstance(name, str) and (found := _IDS.match(name))}
-    counts = [_count_named(batch, prefix, shifted_labels) for prefix in prefixes]
-    if any(count is not None for count in counts):
-        return _sum(counts)
+    count = _sum(_count_named(batch, prefix, shifted_labels) for prefix in prefixes)
+    if count is not None:
+        return count
     nested = (item for item in batch.values() if isinstance(item, Mapping | list | tuple))
     return _sum(count_tokens(item, shifted_labels, embeds) for item in nested)
 

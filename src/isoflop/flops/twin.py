@@ -1,43 +1,37 @@
-"""A twin of the live model on the meta device: the same code and shapes, no memory, no arithmetic.
+"""A model on the meta device: the same code and shapes, no memory, no arithmetic.
 
-What runs on the twin cannot touch the live model: parameters and buffers are new meta tensors (tied ones stay tied,
-`requires_grad` is kept, a sharded one gets its whole shape), containers, generators and plain objects that modules
-hold are copied. The live model is never run, swapped or hooked for it, so a sharded or compiled
-one can be measured too.
+`to_meta` turns a model into that where it stands, in a process of its own or on a copy: parameters and buffers become
+meta tensors (tied ones stay tied, `requires_grad` is kept, a sharded one gets its whole shape). So sharded or compiled
+models can be measured too.
 
 Around a replay, `stand_ins` replaces functions that can't run on the meta device by the same mathematics in plain
-torch, only where the library that holds them is loaded. What a user's forward keeps outside of the model is changed by
-a replay: it belongs into a process of its own (`isoflop.flops.apart`).
+torch, only where the library that holds them is loaded.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import random
 import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from types import MethodType, ModuleType
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from isoflop.flops.attention import pairs_of_blocks
-from isoflop.flops.calls import Uncountable
+from isoflop.flops.calls import Uncountable, is_redirected
 from isoflop.flops.parameters import full_shape, original_class, unwrap
 from isoflop.flops.values import with_values
 
 
 @contextmanager
 def stand_ins(model: nn.Module) -> Iterator[None]:
-    """Around a replay of `model`, a twin."""
+    """Around a replay of `model`."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
@@ -144,173 +138,114 @@ _TRAINING = {"use_cache": False}
 _WRITTEN_OUT = {"_attn_implementation_internal": "eager", "_experts_implementation_internal": "batched_mm"}
 """Hugging Face's attention and experts in plain torch, which multiply as flash_attention_2, hub kernels and grouped
 products do: these need a GPU."""
-# A LightningModule logs through these: `self.log` in a forward would put the twin's loss into the live results
+# A LightningModule logs through these
 _LOGGING = ("_trainer", "_fabric")
 # bitsandbytes' linear layers
 _QUANTIZED = ("Linear4bit", "LinearNF4", "LinearFP4", "Linear8bitLt")
 _LONG = 1000
-"""A container with more items holds data: it is shared, not copied."""
+"""A container with more items holds data: it stays."""
 
 
-def meta_tensor(tensor: torch.Tensor, floating: torch.dtype | None = None, device: str = "meta") -> torch.Tensor:
-    """An empty tensor of the same shape, dtype and `requires_grad`; `floating`: dtype of a floating-point one."""
-    if tensor.is_nested or tensor.layout != torch.strided:
-        raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
-    dtype = tensor.dtype
-    if getattr(tensor, "quant_state", None) is not None:
-        dtype = torch.bfloat16  # what it is multiplied as; 4-bit weights lie packed in bytes
-    if floating is not None and dtype.is_floating_point:
-        dtype = floating
-    twin = torch.empty(full_shape(tensor), dtype=dtype, device=device)
-    return twin.requires_grad_(tensor.requires_grad)
+def to_meta(
+    model: nn.Module, floating: torch.dtype | None = None, written_out: bool = False, device: str = "meta"
+) -> dict[str, nn.Parameter]:
+    """Turn a model into one on the meta device, in this process; wrappers of torch.compile and DDP inside it go.
 
+    Args:
+        model: whatever uses it afterwards meets meta tensors.
+        floating: dtype of its floating-point tensors instead of their own.
+        written_out: with attention and experts in plain torch, where the model has a choice.
+        device: another than "meta" for fake tensors, under whose mode it is made then.
 
-class Twin:
-    """`Twin(model)[module]` is the copy of `module`, any module inside `model`.
-
-    `floating`: in that dtype. `written_out`: with attention and experts in plain torch, where the model has a choice.
-    `device`: another than "meta" for fake tensors, under whose mode it is made then.
+    Returns:
+        The parameters by the names that they had.
     """
+    live = dict(unwrap(model).named_parameters())
+    turn = _Turn(floating, device)
+    turn.module(model)
+    for module in unwrap(model).modules():
+        settings = getattr(vars(module).get("config"), "__dict__", {})
+        other = {**(_TRAINING if device == "meta" else {}), **(_WRITTEN_OUT if written_out else {})}
+        settings.update({name: value for name, value in other.items() if name in settings})
+    return {name: turn(parameter) for name, parameter in live.items()}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        floating: torch.dtype | None = None,
-        written_out: bool = False,
-        device: str = "meta",
-    ) -> None:
-        self.floating = floating
-        self._device = device
-        self._copies: dict[int, Any] = {}
-        self._alive: list[Any] = []  # ids in _copies stay valid only while their objects live
-        self.root = self._module(model)
-        live = dict(unwrap(model).named_parameters())
-        # by the live model's names: the twin has no wrappers of torch.compile and DDP in them
-        self.parameters: dict[str, nn.Parameter] = {name: self._tensor(parameter) for name, parameter in live.items()}
-        for module in self.root.modules():
-            settings = getattr(vars(module).get("config"), "__dict__", {})
-            other = {**(_TRAINING if device == "meta" else {}), **(_WRITTEN_OUT if written_out else {})}
-            settings.update({name: value for name, value in other.items() if name in settings})
 
-    def __getitem__(self, module: nn.Module) -> nn.Module:
-        twin = self._copies.get(id(unwrap(module)))
-        if twin is None:
-            raise KeyError(f"{type(module).__name__} is not part of the model that was copied")
-        return twin
+class _Turn:
+    """Turns tensors, and what holds some, each once."""
 
-    def _module(self, module: nn.Module) -> nn.Module:
+    def __init__(self, floating: torch.dtype | None, device: str) -> None:
+        self._floating, self._device = floating, device
+        self._done: dict[int, tuple[Any, Any]] = {}  # id → (the object, which keeps its id; what it became)
+
+    def module(self, module: nn.Module) -> nn.Module:
         module = unwrap(module)
-        if id(module) in self._copies:
-            return self._copies[id(module)]
+        if id(module) in self._done:
+            return module
+        self._done[id(module)] = module, module
         if type(module).__name__ == "FullyShardedDataParallel":
             raise Uncountable("FullyShardedDataParallel (FSDP1) holds flat shards, not the model's shapes; use FSDP2")
         kind = original_class(module)
-        if kind.__name__ in _QUANTIZED and isinstance(module, nn.Linear):
-            kind = DequantizedLinear
-        twin = kind.__new__(kind)
-        self._remember(module, twin)
-        state = dict(module.__dict__)
-        for name in ("_parameters", "_buffers", "_modules"):
-            held = state.pop(name, {})
-            object.__setattr__(twin, name, {key: self._module_part(value) for key, value in held.items()})
-        for name in _HOOKS:
-            if name in state:
-                hooks = state.pop(name)
-                kept = {key: hook for key, hook in hooks.items() if not _shards(hook)}
-                object.__setattr__(twin, name, type(hooks)(kept))
-        state["_compiled_call_impl"] = None
-        state.update(dict.fromkeys(_LOGGING & state.keys()))
+        kind = DequantizedLinear if kind.__name__ in _QUANTIZED and isinstance(module, nn.Linear) else kind
+        if kind is not type(module):
+            module.__class__ = kind
+        state = vars(module)
+        for name in set(_HOOKS) & state.keys():
+            for key in [key for key, hook in state[name].items() if _shards(hook)]:
+                del state[name][key]
+        state.update(dict.fromkeys(state.keys() & {*_LOGGING, "_compiled_call_impl"}))
+        if is_redirected(module):
+            del state["forward"]
         for name, value in state.items():
-            if not _wraps_method(module, name, value):
-                object.__setattr__(twin, name, self._attribute(value))
-        return twin
+            if name not in _HOOKS:
+                state[name] = self(value)
+        return module
 
-    def _module_part(self, value: Any) -> Any:
-        return self._module(value) if isinstance(value, nn.Module) else self._tensor(value)
-
-    def _tensor(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if id(value) not in self._copies:
-            twin = meta_tensor(value, self.floating, self._device)
-            if isinstance(value, nn.Parameter):
-                twin = nn.Parameter(twin.detach(), requires_grad=value.requires_grad)
-            self._remember(value, twin)
-        return self._copies[id(value)]
-
-    def _attribute(self, value: Any, in_object: bool = False) -> Any:
-        """Copy of a plain attribute: modules and tensors become their twins; what a forward may change is copied."""
-        if isinstance(value, nn.Module | torch.Tensor):
-            return self._module_part(value)
-        if id(value) in self._copies:
-            return self._copies[id(value)]
+    def __call__(self, value: Any, in_object: bool = False) -> Any:
+        if isinstance(value, nn.Module):
+            return self.module(value)
         if isinstance(value, torch.device):
             return torch.device(self._device)  # torch.arange(…, device=self.device)
-        if isinstance(value, torch.Generator):
-            return value.clone_state()
-        if isinstance(value, random.Random | np.random.Generator | np.random.RandomState):
-            return copy.deepcopy(value)
-        if isinstance(value, MethodType):
-            return MethodType(value.__func__, self._attribute(value.__self__, in_object))
-        if type(value) is partial:
-            function, *arguments = (self._attribute(item, in_object) for item in (value.func, *value.args))
-            return partial(function, *arguments, **self._attribute(value.keywords, in_object))
-        if isinstance(value, dict | list | tuple | set | deque):
-            return self._container(value, in_object) if len(value) <= _LONG else value
-        # An object of a plain Python class, such as a cache or a running mean; not what that holds in turn, and none
-        # that does something when it goes
-        kind: Any = type(value)
-        plain = kind.__new__ is object.__new__ and not hasattr(kind, "__del__")
-        if in_object or not plain or type(getattr(value, "__dict__", None)) is not dict:
-            return value
-        twin = object.__new__(kind)
-        self._remember(value, twin)
-        twin.__dict__.update({key: self._attribute(item, True) for key, item in value.__dict__.items()})
-        return twin
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if isinstance(value, torch.Tensor):
+            turned = self._tensor(value)
+            self._done[id(value)] = value, turned
+            return turned
+        if isinstance(value, dict | list | tuple | deque) and len(value) <= _LONG:
+            self._done[id(value)] = value, value
+            if isinstance(value, dict):
+                value.update({key: self(item, in_object) for key, item in value.items()})
+                return value
+            items = [self(item, in_object) for item in value]
+            if isinstance(value, tuple):
+                return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+            value.clear()
+            value.extend(items)
+        # an object of a plain class, such as a cache or a running mean; not what that holds in turn
+        elif not in_object and type(getattr(value, "__dict__", None)) is dict and not isinstance(value, ModuleType):
+            self._done[id(value)] = value, value
+            vars(value).update({name: self(item, True) for name, item in vars(value).items()})
+        return value
 
-    def _container(self, value: Any, in_object: bool) -> Any:
-        if isinstance(value, tuple):
-            items = [self._attribute(item, in_object) for item in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        twin = copy.copy(value)
-        self._remember(value, twin)
-        if isinstance(value, dict):
-            for key, item in value.items():
-                twin[key] = self._attribute(item, in_object)
-        else:
-            twin.clear()
-            add = twin.add if isinstance(value, set) else twin.append
-            for item in value:
-                add(self._attribute(item, in_object))
-        return twin
-
-    def _remember(self, original: Any, twin: Any) -> None:
-        self._copies[id(original)] = twin
-        self._alive.append(original)
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_nested or tensor.layout != torch.strided:
+            raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
+        dtype = tensor.dtype
+        if getattr(tensor, "quant_state", None) is not None:
+            dtype = torch.bfloat16  # what it is multiplied as; 4-bit weights lie packed in bytes
+        if self._floating is not None and dtype.is_floating_point:
+            dtype = self._floating
+        turned = torch.empty(full_shape(tensor), dtype=dtype, device=self._device)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(turned, requires_grad=tensor.requires_grad)
+        return turned.requires_grad_(tensor.requires_grad)
 
 
 def _shards(hook: Any) -> bool:
-    """True for a hook that gathers a sharded module's parameters, which the twin has whole.
+    """True for a hook that gathers a sharded module's parameters, which are whole here.
 
     The user's and a library's hooks stay: they choose what is computed with (features, hidden states, a frozen model's
     embeddings that need a gradient).
     """
     home = str(getattr(inspect.unwrap(hook), "__module__", None) or type(hook).__module__)
     return home.startswith(("torch.distributed", "deepspeed", "accelerate"))
-
-
-def _wraps_method(module: nn.Module, name: str, value: Any) -> bool:
-    """True if an instance's attribute wraps the class's method of that name, which the twin has.
-
-    Such are a forward under autocast (accelerate), compiled (`model.forward = torch.compile(model.forward)`) or
-    redirected (Lightning), and torchmetrics' update.
-    """
-    method = getattr(type(module), name, None)
-    if not inspect.isfunction(method) or not callable(value) or isinstance(value, nn.Module):
-        return False
-    inner = inspect.unwrap(value)
-    if getattr(inner, "__func__", inner) in (method, inspect.unwrap(method)):
-        return True
-    if isinstance(value, MethodType | partial) or name != "forward":
-        return False
-    raise Uncountable(f"{type(module).__name__}.forward is replaced by a function that can't be bound to a copy of it")

@@ -93,7 +93,9 @@ class Values(TorchDispatchMode):
         metas = [tensor for tensor in tensors if tensor.is_meta]
         if len(metas) < len(tensors):
             if not metas or isinstance(func, torch._ops.HigherOrderOperator):
-                return self._real(func, args, kwargs)
+                out = func(*args, **kwargs)
+                moved = isinstance(out, torch.Tensor) and out.is_meta and args[:1] and isinstance(args[0], torch.Tensor)
+                return with_values(out, args[0]) if moved and out.shape == args[0].shape else out  # x.to("meta")
             # only where it meets a meta tensor: what is computed of real ones alone may decide a branch
             args, kwargs = tree_map(_on_meta, (args, kwargs))
             metas = list(_tensors((*args, *kwargs.values())))
@@ -102,12 +104,15 @@ class Values(TorchDispatchMode):
         packet = func._overloadpacket
         if packet in _INDEXED and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in metas[1:]):
             args = self._with_numbers(args)
+        known = all(self._known(tensor) is not None for tensor in metas)
         if any(isinstance(values_of(tensor), Strips) for tensor in metas):
-            return self._of_strips(func, args, kwargs)
-        known = packet in _BY_SHAPE or all(self._known(tensor) is not None for tensor in metas)
+            out = func(*args, **kwargs)
+            if known:
+                self._in_strips(func, args, kwargs, out)
+            return out
+        known = known or packet in _BY_SHAPE
         random = torch.Tag.nondeterministic_seeded in func.tags
-        if random and metas:
-            known = False
+        known = known and not (random and metas)
         # a backward pass asks for values of masks among indices at most, and makes zeros as large as activations
         wanted = torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1 or bool(_ASKS & set(func.tags))
         if not (known and wanted):
@@ -125,17 +130,12 @@ class Values(TorchDispatchMode):
         if metas and torch.device(kwargs.get("device") or "meta").type == "cpu":  # x.cpu(), x.tolist()
             return self._compute(func, args, kwargs)
         out = func(*args, **kwargs)
-        if self._worth(out, random):
+        most = LARGEST_RANDOM if random else LARGEST
+        if all(tensor.is_meta and tensor.numel() <= most for tensor in _tensors((out,))):
             _remember(out, self._compute(func, args, kwargs))
         elif func._schema.is_mutable:
             self._forget(args)
         elif metas:
-            self._in_strips(func, args, kwargs, out)
-        return out
-
-    def _of_strips(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        if all(self._known(tensor) is not None for tensor in _tensors((*args, *kwargs.values()))):
             self._in_strips(func, args, kwargs, out)
         return out
 
@@ -168,12 +168,6 @@ class Values(TorchDispatchMode):
 
         with_values(out, Strips(out.shape, rows))
 
-    def _real(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = func(*args, **kwargs)
-        if isinstance(out, torch.Tensor) and out.is_meta and args and isinstance(args[0], torch.Tensor):
-            return with_values(out, args[0]) if out.shape == args[0].shape else out  # x.to("meta")
-        return out
-
     def _known(self, tensor: torch.Tensor) -> torch.Tensor | Strips | None:
         values = values_of(tensor)
         if isinstance(values, Strips):
@@ -188,9 +182,6 @@ class Values(TorchDispatchMode):
                 with_values(tensor, None)
             elif values is not None:
                 values.untyped_storage()._isoflop_lost = True  # type: ignore[attr-defined]
-
-    def _worth(self, out: Any, random: bool) -> bool:
-        return all(t.is_meta and t.numel() <= (LARGEST_RANDOM if random else LARGEST) for t in _tensors((out,)))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operator on the real tensors."""
