@@ -124,8 +124,8 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
     Raises:
         ValueError: the fault in it; or it took too long or too much memory.
     """
-    from isoflop.flops.apart import can_fork
     from isoflop.flops.calls import Uncountable
+    from isoflop.flops.measure import CAN_FORK
 
     def send() -> None:
         most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -139,7 +139,7 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
         except (Uncountable, ValueError, OSError, ArithmeticError, RuntimeError) as fault:
             sender.send((None, str(fault)))
 
-    if not can_fork():
+    if not CAN_FORK:
         try:
             return count()
         except Uncountable as fault:
