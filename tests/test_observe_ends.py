@@ -117,6 +117,42 @@ def test_one_that_goes_in_another_thread(tmp_path: Path) -> None:
     assert modes() == 0
 
 
+@pytest.mark.parametrize("how", ["close", "exception", "operator"])
+def test_one_that_goes_in_inference_mode(how: str, tmp_path: Path) -> None:
+    """Inference mode ends with the dispatcher as it was at its beginning, when the observation was on."""
+    monitor, net = mid_step(tmp_path)
+    observation = monitor.observer.observation
+    assert observation is not None
+    with torch.inference_mode():
+        if how == "close":
+            monitor.close()
+        elif how == "exception":
+            with pytest.raises(IndexError):
+                net(input_ids=BATCH["input_ids"] + 10**6, labels=BATCH["labels"])
+            observation.interrupted()
+        else:
+            observation.problem = "an operator of an unknown kind"
+            observation.leave()
+        nn.Linear(3, 3)(torch.ones(2, 3))
+    nn.Linear(3, 3)(torch.ones(2, 3)).sum().backward()
+    for _ in range(3):
+        assert observation.over
+    assert modes() == 0
+
+
+def test_a_teacher_in_inference_mode_and_a_step_that_is_told_there(tmp_path: Path) -> None:
+    net, teacher = model(), model()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for _ in range(9):
+            with torch.inference_mode():
+                teacher(**BATCH)
+            net(**BATCH)["loss"].backward()
+            with torch.inference_mode():
+                monitor.step()
+    assert modes() == 0 and not monitor.guard.aside
+    assert monitor.totals.flops > 0
+
+
 def test_two_monitors_that_begin_and_end_in_turn(tmp_path: Path) -> None:
     (one, net), (two, other) = observed(tmp_path / "1", log_every=1), observed(tmp_path / "2", log_every=1)
     for _ in range(3):

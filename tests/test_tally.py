@@ -171,6 +171,8 @@ def integers(of_rank: int) -> list[int]:
         2**53 + 1,
         2**63 + of_rank,
         2**118 + of_rank,
+        -3 * of_rank,  # a correction
+        -(2**90),
         *(draw.getrandbits(118) for _ in range(50)),
     ]
 

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 class Reading:
-    """Whether masks and bounds of a training's own tensors may be read, which waits for the device."""
+    """Whether masks and bounds of a training's own tensors may be read, which waits for a device other than the CPU."""
 
     allowed = True
     refused = False
@@ -32,7 +32,7 @@ class Reading:
     @classmethod
     def refuses(cls, tensor: Any) -> bool:
         """True if this tensor must not be read."""
-        refused = not cls.allowed and isinstance(tensor, torch.Tensor) and not tensor.is_meta
+        refused = not cls.allowed and isinstance(tensor, torch.Tensor) and tensor.device.type not in ("meta", "cpu")
         cls.refused = cls.refused or refused
         return refused
 
@@ -243,7 +243,8 @@ def _identity(values: torch.Tensor | Strips) -> tuple[Any, ...]:
     if isinstance(values, Strips):
         return (id(values),)
     place = values.untyped_storage()._cdata, values.storage_offset()
-    return (*place, values.shape, values.stride(), values._version)
+    version = object() if values.is_inference() else values._version  # which those do not have: no two are the same
+    return (*place, values.shape, values.stride(), version)
 
 
 def _allowed(values: torch.Tensor | Strips, dtype: torch.dtype, inverted: bool) -> torch.Tensor | Strips | None:

@@ -61,8 +61,13 @@ class Call:
     def key(self) -> Signature:
         """As `signature`, of the module and its arguments."""
         leaves, structure = tree_flatten((self.args, self.kwargs))
-        parts = [torch.Size(leaf.size) if isinstance(leaf, Shape) else (repr(leaf),) for leaf in leaves]
-        return (id(self.module), str(structure), *parts)
+        return (id(self.module), str(structure), *map(_part, leaves))
+
+
+def _part(leaf: Any) -> Signature:
+    if isinstance(leaf, Shape):
+        return torch.Size(leaf.size)
+    return (repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__,)
 
 
 def shapes(value: Any, values: bool = False) -> Any:
@@ -85,8 +90,8 @@ def shapes(value: Any, values: bool = False) -> Any:
             return item
         if isinstance(item, Mapping):
             return {key: shapes(inner, values) for key, inner in item.items()}
-        if type(item).__name__ == "BlockMask":
-            return item if values else None  # flex_attention's; without it attention counts in full
+        if type(item).__name__ == "BlockMask":  # flex_attention's
+            return item
         raise Uncountable(f"an argument of type {type(item).__name__} can't be copied to the meta device")
 
     found = tree_map(leaf, value)

@@ -27,6 +27,7 @@ FREE = 64
 """Parts of steps that may be observed in any run …"""
 SHARE = 50
 """… and further ones, one in so many: to observe a step takes some tenths of its time more."""
+COMPILED_OPTIMIZER = "compiled code of the optimizer"
 APART_AT_MOST = 48
 """Shapes measured apart, .2 to 2 s each."""
 
@@ -71,11 +72,15 @@ class Costing:
         """Observed from the forward call on alone."""
         self._has_heads: bool | None = None
         """Something runs before the model's forward call (a teacher); None: no step was seen from its beginning on."""
-        self._varying: dict[Signature, tuple[int, FlopCount]] = {}  # number and sum of what was observed
+        self.varying: dict[Signature, tuple[int, FlopCount]] = {}
+        """Parts whose signature does not determine their cost: number and sum of what was observed."""
         self._optimizer = (0, NOTHING)
         self._group: int | None = None  # forward calls a backward pass
         self._beginnings: set[Signature] = set()  # of parts with several calls
-        self._provisional: dict[Signature, tuple[int, FlopCount]] = {}  # how many, and what they were counted as
+        self._provisional: dict[Signature, tuple[int, FlopCount, int]] = {}
+        """Parts that may be corrected: how many, what they were counted as, and how many of them as unknown."""
+        self.now_known = 0
+        """Of what `learn` corrected last, how many had been unknown."""
         self._apart: dict[Signature, FlopCount | str] = {}
         self._told: set[str] = set()
         self.parameters = self._parameters()
@@ -120,12 +125,12 @@ class Costing:
 
     def is_final(self, key: Signature) -> bool:
         """True if the price of a part stays as it is."""
-        return key not in self._provisional and key not in self._varying and self.lookup(key) is not None
+        return key not in self._provisional and key not in self.varying and self.lookup(key) is not None
 
     @property
-    def varying(self) -> int:
-        """Number of parts whose signature does not determine their cost."""
-        return len(self._varying)
+    def unsure(self) -> bool:
+        """True if the masks of the next step are to be read, whatever that waits for."""
+        return bool(self.waiting) or self._has_heads is None
 
     @property
     def one_by_one(self) -> bool:
@@ -136,8 +141,8 @@ class Costing:
         """FLOPs of a part of a step without the optimizer's, if they are known."""
         if self.given is not None:
             return None
-        if key in self._varying:
-            return _mean(*self._varying[key])
+        if key in self.varying:
+            return _mean(*self.varying[key])
         found = self._prices.lookup(key)
         return found if found is not None or self._has_heads else self._partial.get(key)
 
@@ -150,10 +155,14 @@ class Costing:
             observation: it has ended without a problem.
             keys: of a trainer's step, which is one part; None: each micro-batch is one.
         """
-        segments = observation.segments
+        segments, self.now_known = observation.segments, 0
         self.observed += len(segments)
-        if observation.unread:
-            return NOTHING  # a check that does not tell
+        if observation.unread:  # a check that tells the attention in full alone
+            for segment in segments:
+                known = self._prices.lookup(key := joined(segment.keys))
+                if known is not None and known.full != segment.count.full and key not in self.varying:
+                    self.waiting.add(key)
+            return NOTHING
         if keys is not None:
             segments = [_together(segments)._replace(keys=tuple(keys))]
         else:
@@ -172,7 +181,15 @@ class Costing:
             self._optimizer = number + 1, total + observation.optimizer
             self.optimizer = _mean(*self._optimizer)
         self._use(OBSERVED, observation.uses, observation.without_formula)
-        return sum((self._corrected(joined(segment.keys)) for segment in segments), NOTHING)
+        if observation.compiled_optimizer and COMPILED_OPTIMIZER not in self.uncounted:
+            self.uncounted.add(COMPILED_OPTIMIZER)
+            self.note_change(f"{COMPILED_OPTIMIZER} shows no operators, counted 0")
+            self._say(
+                f"{COMPILED_OPTIMIZER} shows no operators: its matrix products are counted 0. To count them, run the "
+                "first steps with TORCH_COMPILE_DISABLE=1 and compare"
+            )
+        complete = self._has_heads is False or segments[0].head is not None
+        return sum((self._corrected(segment, complete) for segment in segments), NOTHING)
 
     def differs(self, observation: Observation, keys: Sequence[Signature]) -> bool:
         """True if a trainer's step cost another amount than is known of its signature."""
@@ -196,13 +213,13 @@ class Costing:
         key = joined(segment.keys)
         if len(self._beginnings) < MAX_KNOWN:
             self._beginnings.update(joined(segment.keys[:i]) for i in range(1, len(segment.keys)))
-        if key in self._varying or self._conflicts(segment):  # the signature does not determine the cost: the mean
-            if key not in self._varying:
+        if key in self.varying or self._conflicts(segment):  # the signature does not determine the cost: the mean
+            if key not in self.varying:
                 before = self._prices.lookup(key) if key in self._exact else self._partial.get(key)
-                self._varying[key] = (0, NOTHING) if before is None else (1, before)
-                self.note_change("steps of the same shapes cost different amounts; their mean")
-            number, total = self._varying[key]
-            self._varying[key] = number + 1, total + segment.count
+                self.varying[key] = (0, NOTHING) if before is None else (1, before)
+                self.note_change("steps of the same shapes cost different amounts: those not observed, their mean")
+            number, total = self.varying[key]
+            self.varying[key] = number + 1, total + segment.count
             self.waiting.discard(key)
         elif segment.head is None and self._has_heads is not False:
             self._partial[key] = segment.body
@@ -251,7 +268,8 @@ class Costing:
             self._apart[key] = str(reason)
         else:
             self._apart[key] = measurement.flops
-            self._use(APART, measurement.uses, measurement.without_formula, self.blocked or "")
+            why = f"{self.blocked}; the optimizer's own matrix products, if any, are not counted"
+            self._use(APART, measurement.uses, measurement.without_formula, why)
 
     def learn_calls(self, key: Signature, calls: Sequence[Call], problem: str | None) -> None:
         """These calls, which `measure` has seen, are all that a part of a step is known to compute."""
@@ -277,7 +295,7 @@ class Costing:
             return known
         flops = self._by_formula(key, processed)
         if self.given is None and self.blocked is None:
-            self._is_provisional(key, flops or NOTHING)
+            self._is_provisional(key, flops)
         return flops
 
     def _estimate(self, key: Signature) -> FlopCount | None:
@@ -292,18 +310,23 @@ class Costing:
             self._say("more batch shapes than are observed: FLOPs of others are estimated from the nearest length")
         return estimate
 
-    def _is_provisional(self, key: Signature, counted: FlopCount, waits: bool = True) -> None:
-        times, total = self._provisional.get(key, (0, NOTHING))
-        self._provisional[key] = times + 1, total + counted
+    def _is_provisional(self, key: Signature, counted: FlopCount | None, waits: bool = True) -> None:
+        times, total, unknown = self._provisional.get(key, (0, NOTHING, 0))
+        self._provisional[key] = times + 1, total + (counted or NOTHING), unknown + (counted is None)
         if waits:
             self.waiting.add(key)
 
-    def _corrected(self, key: Signature) -> FlopCount:
+    def _corrected(self, segment: Segment, complete: bool) -> FlopCount:
+        """What to add to what was counted of a part, now that it was observed."""
+        key = joined(segment.keys)
         price = self.lookup(key)
+        if price is not None and key in self.varying and complete:
+            return segment.count - price  # it is going to be priced at the mean
         if price is None or key not in self._provisional:
             return NOTHING
         self.waiting.discard(key)
-        times, counted = self._provisional.pop(key)
+        times, counted, unknown = self._provisional.pop(key)
+        self.now_known += unknown
         if not self._provisional:
             for method in {ESTIMATED, FORMULA, SIX_ND} - self._told:  # nothing is left that was counted that way
                 self.methods.pop(method, None)
@@ -338,7 +361,7 @@ class Costing:
 
     def _forget_prices(self) -> None:
         self._prices.forget()
-        for of_shapes in (self._varying, self._exact, self._partial, self._beginnings):
+        for of_shapes in (self.varying, self._exact, self._partial, self._beginnings):
             of_shapes.clear()
 
     def _use(self, method: str, uses: Uses | None, without_formula: Collection[str], reason: str = "") -> None:

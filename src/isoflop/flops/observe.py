@@ -45,6 +45,7 @@ from isoflop.guard import pass_on
 COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
+INFERENCE = "the step begins in inference mode"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
 LONGEST = 5_000_000
@@ -89,6 +90,8 @@ class Observation(FlopCounter):
         self.blocked: Callable[[], None] | None = None
         """Called at the moment when counting turns out to be impossible."""
         self.optimizer_stepped = False
+        self.compiled_optimizer = False
+        """Compiled code ran in it, which is not torch.optim's: that has no matrix products but for Muon's."""
         self._whole, self._tracer = whole, tracer
         self._keys: list[Signature] = []
         self._began = self._called = NOTHING  # at the start of the segment, and at its first forward call
@@ -96,6 +99,7 @@ class Observation(FlopCounter):
         self._backward = self._recomputed = False
         self._no_grad = self._optimizer = 0
         self._optimizers = 0  # optimizers' steps under way
+        self._multiplies = False  # the last of them may have matrix products
         self._closure = False  # … and the closure of the loss has still to run in it
         self._differentiable = 0  # custom autograd functions under way, whose forward runs without gradients
         self._first_node = 0
@@ -112,6 +116,9 @@ class Observation(FlopCounter):
         sweep()
         if not all(isinstance(mode, Observation) for mode in _stack()):
             self._give_up(FOREIGN, for_good=not self._whole)
+            return False
+        if torch.is_inference_mode_enabled():  # it would be off behind that (see `sweep`)
+            self._give_up(INFERENCE)
             return False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             self._give_up(GRAPH)
@@ -149,9 +156,8 @@ class Observation(FlopCounter):
                 if not _OBSERVERS:
                     _patches.close()
         unwatch_backward(self)
-        if self in _stack():
-            self.__exit__()
-        elif self._on and not self._handling:
+        sweep()
+        if self._on and not self._handling and self not in _stack():
             _take_off_later(self)
 
     # (torch's own two set flags of the whole process, by which its compiler goes, and expect to be left in order)
@@ -237,6 +243,7 @@ class Observation(FlopCounter):
         if not (self._optimizers and self._backward and not self._closure):
             self.meets(COMPILED)
         elif not self.over:
+            self.compiled_optimizer = self._multiplies
             self._close(self._now())
             self.leave()
 
@@ -321,8 +328,12 @@ def _stack() -> list[Any]:
 
 
 def sweep() -> None:
-    """Take every observation that is over off this thread's stack."""
-    for mode in _stack():
+    """Take every observation that is over off this thread's stack.
+
+    Not in inference mode: its end brings the dispatcher back to what it was at its beginning, and that would be to a
+    stack that is empty by then. The next operator behind it comes here again.
+    """
+    for mode in () if torch.is_inference_mode_enabled() else _stack():
         if isinstance(mode, Observation) and mode.over:
             mode.__exit__()
 
@@ -340,7 +351,8 @@ def _take_off_later(observation: Observation) -> None:
 @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 def _take_off(_: Any) -> int:
     sweep()
-    _leaving[:] = [observation for observation in _leaving if observation._on]
+    waits = not torch.is_inference_mode_enabled()
+    _leaving[:] = [observation for observation in _leaving if observation._on and waits]
     if _leaving:
         ctypes.pythonapi.Py_AddPendingCall(_take_off, None)
     return 0
@@ -376,6 +388,7 @@ def _interrupted() -> None:
 def _optimizer_begins(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for observation in _here():
         observation._optimizers += 1
+        observation._multiplies = "torch.optim" not in type(optimizer).__module__ or "Muon" in type(optimizer).__name__
         observation._closure = any(map(callable, (*args, *kwargs.values())))  # it computes the loss in the step
 
 

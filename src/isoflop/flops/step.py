@@ -135,7 +135,8 @@ class StepObserver:
         self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
         self._enter(key, batch)
         wanted = self.costing.wants([key])
-        if (wanted and not self._by_calls) or self._begun >= self._check[1] or self.costing.waiting:
+        unsure = self.costing.waiting or self.costing.varying
+        if (wanted and not self._by_calls) or self._begun >= self._check[1] or unsure:
             self._check_passed()
             self._observe(whole=True, given=batch if wanted else None)
         self._begun += 1
@@ -254,7 +255,7 @@ class StepObserver:
             tracer = UseTracer(dict(self.model.named_parameters()))
             tracer.arguments(tensors_in(given))
         # a check of what is known must not wait for the device
-        observation = Observation(whole, tracer, reads=not whole or given is not None or bool(costing.waiting))
+        observation = Observation(whole, tracer, reads=not whole or given is not None or costing.unsure)
         if observation.start():
             observation.blocked = self._blocked
             self.observation = observation
@@ -289,13 +290,14 @@ class StepObserver:
         if keys is not None and not self._by_calls and costing.differs(observation, keys):
             self._by_calls = True
             keys = self._price_by_calls()
-        before, waited = (costing.one_by_one, costing.varying), len(costing.waiting)
+        before, waited = (costing.one_by_one, len(costing.varying)), len(costing.waiting)
         self.tally.correct(costing.learn(observation, keys))
+        self.tally.add(None, None, count_tokens=False, times=-costing.now_known)
         self._in_vain = self._in_vain + 1 if len(costing.waiting) >= waited > 0 else 0
         if self._in_vain >= PATIENCE:
             costing.waiting.clear()
         self._by_parts = not costing.one_by_one
-        if (costing.one_by_one, costing.varying) != before:
+        if (costing.one_by_one, len(costing.varying)) != before:
             self._flush_alike()
 
     def _price_by_calls(self) -> list[Signature]:
@@ -344,7 +346,7 @@ class StepObserver:
         self.last_tokens = None
         if not self._by_batch:
             self._begun += 1
-            self.due = self._begun >= self._check[1] or bool(self.costing.waiting)
+            self.due = self._begun >= self._check[1] or bool(self.costing.waiting or self.costing.varying)
 
     def _add(self, counted: Counted, count_tokens: bool) -> None:
         if self._by_parts:  # which the FLOPs are added by

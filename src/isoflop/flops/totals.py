@@ -20,7 +20,7 @@ from isoflop.flops.counter import FlopCount
 from isoflop.flops.tokens import TokenCount
 
 _LIMB = 2**30
-_LIMBS = 4  # 2^120: a count of FLOPs passes int64 (9.2e18) early
+_LIMBS = 5  # 2^150: a count of FLOPs passes int64 (9.2e18) early
 
 
 def world_size() -> int:
@@ -37,7 +37,7 @@ def sum_over_ranks(integers: Sequence[int], floats: Sequence[float]) -> tuple[li
     """Sum each number over all ranks. Every rank must call it at the same step.
 
     Args:
-        integers: non-negative, below 2^120 / ranks: summed exactly.
+        integers: summed exactly, where the sum stays below 2^149; a correction may be negative.
         floats: summed in double precision.
     """
     if world_size() == 1:
@@ -50,8 +50,9 @@ def sum_over_ranks(integers: Sequence[int], floats: Sequence[float]) -> tuple[li
     packed = torch.tensor([*map(float, limbs), *floats], dtype=torch.float64, device=device)
     dist.all_reduce(packed)
     summed = packed.tolist()
+    whole, half = _LIMB**_LIMBS, _LIMB**_LIMBS // 2
     sums = [
-        sum(int(limb) * _LIMB**i for i, limb in enumerate(summed[start : start + _LIMBS]))
+        (sum(int(limb) * _LIMB**i for i, limb in enumerate(summed[start : start + _LIMBS])) + half) % whole - half
         for start in range(0, len(limbs), _LIMBS)
     ]
     return sums, summed[len(limbs) :]

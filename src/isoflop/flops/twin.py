@@ -26,7 +26,7 @@ from torch import nn
 from isoflop.flops.attention import pairs_of_blocks
 from isoflop.flops.calls import Uncountable, is_redirected
 from isoflop.flops.parameters import full_shape, original_class, unwrap
-from isoflop.flops.values import with_values
+from isoflop.flops.values import same_on_meta, with_values
 
 
 @contextmanager
@@ -46,6 +46,9 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
                     _FLEX_ATTENTION_DISABLE_COMPILE_DEBUG=True,
                 )
             )
+            # and a block mask that code keeps outside of the model
+            on_meta = property(_blocks_on_meta, lambda mask, blocks: vars(mask).update(kv_num_blocks=blocks))
+            stack.enter_context(patch.object(flex.BlockMask, "kv_num_blocks", on_meta, create=True))
         for home in {sys.modules.get(type(module).__module__) for module in model.modules()}:
             if home is not None and home.__name__.startswith("transformers"):
                 references = _reference_implementations(home)
@@ -79,6 +82,11 @@ def _flex_attention(query: Any, key: Any, value: Any, _: Any, block_mask: Any, *
         mask = with_values(torch.empty(allowed.shape, dtype=torch.bool, device="meta"), allowed)
         scores = torch.where(mask, scores, float("-inf"))
     return scores.softmax(-1) @ value, scores[..., 0], scores[..., 0]
+
+
+def _blocks_on_meta(mask: Any) -> torch.Tensor:
+    blocks: torch.Tensor = vars(mask)["kv_num_blocks"]
+    return blocks if blocks.is_meta else same_on_meta(blocks)
 
 
 def _reference_implementations(home: ModuleType) -> dict[str, Any]:
