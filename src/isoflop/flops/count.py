@@ -258,14 +258,16 @@ def _counted(
         uncounted=tuple(sorted(measurement.without_formula)),
         modules=module_tree(unwrap(model), measurement.by_module) if measurement.by_module else None,
         by_operator=measurement.by_operator,
-        notes=tuple(_of_experts(unwrap(model), measurement, tokens)),
+        notes=tuple(_notes(unwrap(model), measurement, tokens)),
     )
 
 
-def _of_experts(model: nn.Module, measurement: Measurement, tokens: int | None) -> Iterator[str]:
-    """Sentences where experts multiply more than their tokens' rows (all tokens by all), or choices are made up."""
+def _notes(model: nn.Module, measurement: Measurement, tokens: int | None) -> Iterator[str]:
+    """Sentences where experts multiply more than their tokens' rows, or choices are made up or drawn."""
     if measurement.in_turn:
         yield "tokens choose their experts in turn: exact where none is dropped and all experts cost the same"
+    if measurement.drawn:
+        yield "random numbers choose what is computed (layers that are dropped): this is one draw, other steps differ"
     done = needed = 0
     kind = ""
     for path, many, chosen, names in groups_of_experts(model):

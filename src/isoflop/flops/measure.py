@@ -11,6 +11,7 @@ import copy
 import gc
 import os
 import pickle
+import random
 import select
 import signal
 import sys
@@ -25,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,6 +57,8 @@ class Measurement:
     """FLOPs by the name of the module that computed them, its parts not included, and phase; if asked for."""
     in_turn: bool = False
     """Where the choice of experts depends on values, the tokens chose in turn."""
+    drawn: bool = False
+    """Random numbers decided what was computed, or may have."""
 
     def __add__(self, other: Measurement) -> Measurement:
         return Measurement(
@@ -64,6 +68,7 @@ class Measurement:
             self.by_operator + other.by_operator,
             self.by_module + other.by_module,
             self.in_turn or other.in_turn,
+            self.drawn or other.drawn,
         )
 
 
@@ -137,7 +142,7 @@ def _replay(way: str, by_module: bool, model: nn.Module, call: Call) -> Measurem
         text = f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
         raise Uncountable(text) from None
     kwargs = {**call.kwargs, "attention_mask": None} if way == "without a mask" else call.kwargs
-    root = unwrap(model)
+    root, draws = unwrap(model), _draws()
     try:
         # the caller may be inside autocast; FLOPs know no dtype
         with (
@@ -147,15 +152,21 @@ def _replay(way: str, by_module: bool, model: nn.Module, call: Call) -> Measurem
             torch.device("meta"),
             stand_ins(root),
             WrittenOut(),
-            Values(chosen=in_turn),
+            Values(chosen=in_turn) as values,
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings
             arguments = metas((call.args, kwargs), floating)
             found = _count(Call(unwrap(call.module), *arguments, call.method), root, parameters, by_module)
-            return replace(found, in_turn=in_turn)
+            return replace(found, in_turn=in_turn, drawn=values.drawn or draws != _draws())
     except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
         pass_on(error)
         return describe_error(error)
+
+
+def _draws() -> tuple[Any, ...]:
+    """The states of Python's and NumPy's random numbers."""
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), kind, keys.tobytes(), *rest
 
 
 def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_module: bool) -> Measurement:

@@ -84,6 +84,8 @@ class Values(TorchDispatchMode):
     def __init__(self, chosen: bool = False) -> None:
         super().__init__()
         self.chosen = chosen
+        self.drawn = False
+        """A branch was decided by a random number, as where layers are dropped at random."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -122,7 +124,9 @@ class Values(TorchDispatchMode):
             if self.chosen and wanted and packet in _CHOICES:
                 _choose_in_turn(packet, args, out)
             return out
+        chance = random or any(hasattr(tensor, "_isoflop_random") for tensor in metas)
         if packet is aten._local_scalar_dense:
+            self.drawn = self.drawn or chance
             return self._known(metas[0]).item()  # type: ignore[union-attr]
         if _ASKS & set(func.tags):
             real = self._compute(func, args, kwargs)
@@ -133,6 +137,8 @@ class Values(TorchDispatchMode):
         most = LARGEST_RANDOM if random else LARGEST
         if all(tensor.is_meta and tensor.numel() <= most for tensor in _tensors((out,))):
             _remember(out, self._compute(func, args, kwargs))
+            for tensor in _tensors((out,)) if chance else ():
+                tensor._isoflop_random = True  # type: ignore[attr-defined]
         elif func._schema.is_mutable:
             self._forget(args)
         elif metas:
