@@ -513,7 +513,7 @@ def rows_of(*rows: tuple[int, float]) -> str:
     ("rows", "kept", "note"),
     [
         ([(1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5)], {1: 1.0, 2: 2.5}, "go back once, as after a resume"),
-        ([(3, 3.0), (1, 1.0), (2, 2.0)], {1: 1.0, 2: 2.0, 3: 3.0}, "is in no order: sorted"),
+        ([(3, 3.0), (1, 1.0), (2, 2.0)], {1: 1.0, 2: 2.0, 3: 3.0}, "are in no order: sorted"),
     ],
 )
 def test_steps_that_go_back_and_steps_in_no_order(rows: Any, kept: dict[int, float], note: str, tmp_path: Path) -> None:

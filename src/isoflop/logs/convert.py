@@ -1,28 +1,30 @@
-"""A run of isoflop's from what was logged and what the user says: losses, points, header; and its record."""
+"""A run of isoflop's from what was logged and what the user says: losses, points, header; and its record.
+
+What was read is held against itself: N, D, C and the loss must be possible together, in this world. What is not is
+asked, and left out of the record until it is answered. What the user gave is not doubted.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from msgspec import structs
 
-from isoflop.logs.checks import Doubt, doubts_of
-from isoflop.logs.counts import Counts, counts_of
-from isoflop.logs.files import ImportProblem, plain, whole
+from isoflop.logs.counts import Counts, SizeOf, counts_of
+from isoflop.logs.files import ImportProblem, number, plain, whole
 from isoflop.logs.given import Answers
-from isoflop.logs.logged import Column, Count, Logged
+from isoflop.logs.logged import Column, Count, Logged, interpolated
 from isoflop.logs.losses import Losses, losses_of
-from isoflop.logs.size import SizeOf
+from isoflop.logs.names import factor_of
 from isoflop.record.lines import MAX_SECONDS
 from isoflop.record.provenance import json_safe, library_versions
 from isoflop.record.reader import read_run
@@ -32,6 +34,28 @@ from isoflop.record.writer import RecordLog, iso_time, record_path
 
 CONVENTION = "1 multiply-add = 2 FLOPs"
 FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning"}
+
+
+ALL = ("params", "tokens", "flops")
+
+FEWEST_PARAMETERS = 100_000  # Fewer are millions or billions, or a toy
+FEWEST_TOKENS = 1_000_000
+TOKENS_A_PARAMETER = (1e-3, 1e6)
+"""Public runs lie between .02 and 1e4; outside N or D alone is in millions, or D counts samples or bytes of media."""
+FLOPS_OVER_6ND = 3.0
+"""Attention, the head and the conventions of N make less than this."""
+TOKENS_A_SECOND = 1e10
+FLOPS_A_SECOND = 1e21  # More than the largest cluster computes
+UNTRAINED = 11.0  # Nats per token: ln V of the usual vocabularies, which a run that learned anything falls below
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What can't be: which of `params`, `tokens`, `flops` and `loss`, in words, and the option that answers it."""
+
+    of: tuple[str, ...]
+    text: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ def assembled(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     notes = [*logged.notes, *losses.notes]
     if logged.status is None:
         notes.append("the log does not say whether the run was finished: taken as finished")
-    if not answers.loss_unit and "isoflop/loss" not in losses.taken.values():
+    if not answers.given.loss_unit and "isoflop/loss" not in losses.taken.values():
         notes.append("losses are taken as nats per token (--loss-unit says otherwise)")
     return Imported(
         run=_run_of(logged, answers, losses, counts, points, notes),
@@ -143,12 +167,32 @@ def _created(logged: Logged) -> str:
 
 def points_of(logged: Logged, losses: Losses, counts: Counts) -> tuple[Point, ...]:
     """The points by step, thinned as isoflop's own: means of the training loss, evaluations as they are."""
-    rates = logged.rates()
+    rates = None
+    for name in logged.best("rate")[:1]:  # of several parameter groups the first
+        steps, values = logged.columns[name].known()
+        rates = interpolated(steps, values * factor_of(name), origin=False)
+
+    def whole_at(count: Count | None, step: int) -> int | None:
+        value = None if count is None else count(step)
+        return None if value is None or not value < 1e36 else round(value)
+
     found: dict[int, Point] = {}
     for name, column in losses.columns.items():
-        averaged = logged.averaged or losses.taken[name] == "isoflop/loss"
-        for step, loss, time, covered in _thinned(column, averaged) if name == "train" else _thinned(column, None):
-            point = _point(step, {name: loss}, covered, time, counts, rates)
+        averaged = None if name != "train" else logged.averaged or losses.taken[name] == "isoflop/loss"
+        for step, loss, time, covered in _thinned(column, averaged):
+            tokens, data = whole_at(counts.tokens, step), whole_at(counts.data_tokens, step)
+            point = Point(
+                step=step,
+                tokens=tokens,
+                padding=None if tokens is None or data is None else max(tokens - data, 0),
+                loss_tokens=whole_at(counts.loss_tokens, step),
+                flops=whole_at(counts.flops, step),
+                flops_6nd=whole_at(counts.flops_6nd, step),
+                losses={name: loss},
+                lr=None if rates is None else rates(step),
+                interval_steps=covered,
+                time=time if math.isfinite(time) and 0 <= time < MAX_SECONDS else None,
+            )
             found[step] = found[step].merged(point) if step in found else point
     return _with_batches([found[step] for step in sorted(found)], logged)
 
@@ -171,30 +215,6 @@ def _thinned(column: Column, averaged: bool | None) -> Iterable[tuple[int, float
     return zip(steps[kept].tolist(), losses.tolist(), times[kept].tolist(), covered.tolist(), strict=True)
 
 
-def _point(
-    step: int, losses: dict[str, float], covered: int, time: float, counts: Counts, rates: Count | None
-) -> Point:
-    tokens, data = _whole_at(counts.tokens, step), _whole_at(counts.data_tokens, step)
-    return Point(
-        step=step,
-        tokens=tokens,
-        padding=None if tokens is None or data is None else max(tokens - data, 0),
-        loss_tokens=_whole_at(counts.loss_tokens, step),
-        flops=_whole_at(counts.flops, step),
-        flops_6nd=_whole_at(counts.flops_6nd, step),
-        losses=losses,
-        lr=None if rates is None else rates(step),
-        interval_steps=covered,
-        time=time if math.isfinite(time) and 0 <= time < MAX_SECONDS else None,
-    )
-
-
-def _whole_at(count: Count | None, step: int) -> int | None:
-    """The count after a step as a whole number, as records hold it."""
-    value = None if count is None else count(step)
-    return None if value is None or not value < 1e36 else round(value)
-
-
 def _with_batches(points: list[Point], logged: Logged) -> tuple[Point, ...]:
     """Each with the mean tokens of a step: as logged, or since the point before."""
     if len(points) < 2:  # the end of a run: all its tokens are no batch
@@ -213,6 +233,82 @@ def _with_batches(points: list[Point], logged: Logged) -> tuple[Point, ...]:
     return tuple(result)
 
 
+def doubts_of(
+    logged: Logged, answers: Answers, losses: Losses, counts: Counts, points: Sequence[Point]
+) -> tuple[Doubt, ...]:
+    """What of a run can't be, one doubt a quantity; of what the user gave, or isoflop counted, nothing is doubted."""
+    told = {"params": answers.parameters, "tokens": answers.tokens_per_step, "flops": answers.flops_per_token}
+    given = {what for what, value in told.items() if value}
+    given |= {what for what, how in counts.how.items() if how.startswith(("isoflop's own", "config.json"))}
+    size = counts.parameters
+    names = ("active", "non_embedding_with_head", "total", "non_embedding")
+    N = next((size[name] for name in names if size.get(name)), None)
+    how = counts.how.get("flops", "")
+    found = [Doubt(("loss",), text, "") for text in losses.doubts]
+    found += _impossible(N, given, "as logged" in how or "total_flos" in how, points[-1], logged.ends)
+    if "tokens" not in given:
+        found += _too_fast(N, points)
+    found += _losses(losses, _vocabulary(logged), points)
+    return tuple(replace(doubt, of=tuple(what for what in doubt.of if what not in given)) for doubt in found)
+
+
+def _vocabulary(logged: Logged) -> float | None:
+    config = logged.model
+    found = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
+    return found if found and found > 1 else None
+
+
+def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point, ends: bool) -> Iterator[Doubt]:
+    """N, D and C held against each other; `ends`: the point is the end of a run."""
+    D, C = last.tokens, last.flops
+    trusted = {"params", "tokens"} <= given
+    rate = C / (6 * N * D) if logged_flops and N and D and C else None
+    agree = rate is not None and 1 / FLOPS_OVER_6ND <= rate <= FLOPS_OVER_6ND
+    if N is not None and N < FEWEST_PARAMETERS and "params" not in given and not agree:
+        text = f"N is {N:,}, fewer than a model has, as if in millions"
+        yield Doubt(ALL, text, "columns named with their unit (params_M, tokens_B), or --params 124M")
+        return
+    if ends and D is not None and D < FEWEST_TOKENS and "tokens" not in given and not agree:
+        text = f"D is {D:,}, fewer tokens than a run has, as if in millions or billions"
+        yield Doubt(("tokens", "flops"), text, "a column named with its unit (tokens_B), or cells such as 8.2B")
+        return
+    if N and D is not None and not trusted and not TOKENS_A_PARAMETER[0] <= D / N <= TOKENS_A_PARAMETER[1]:
+        text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"
+        yield Doubt(ALL, text, "--params 124M --tokens-per-step 524288")
+        return
+    if rate is not None and not agree and "flops" not in given:
+        text = f"FLOPs {C:.3g} as logged are {rate:.3g} times 6·N·D with N {N:.3g}, D {D:.3g}: one of them is wrong"
+        wrong = ("flops",) if trusted else ("tokens", "flops")
+        yield Doubt(wrong, text, "--tokens-per-step 524288 --params 124M, or --flops-per-token")
+
+
+def _too_fast(N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:
+    timed = [(point.time, point.tokens) for point in points if point.time is not None and point.tokens is not None]
+    if len(timed) < 2:
+        return
+    seconds, tokens = timed[-1][0] - timed[0][0], timed[-1][1] - timed[0][1]
+    if seconds <= 1.0 or tokens <= 0:
+        return
+    speed = tokens / seconds
+    if speed > TOKENS_A_SECOND or speed * 6 * (N or 0) > FLOPS_A_SECOND:
+        text = f"{speed:.3g} tokens a second is more than any cluster trains on"
+        yield Doubt(("tokens", "flops"), text, "--tokens-per-step 524288")
+
+
+def _losses(losses: Losses, vocabulary: float | None, points: Sequence[Point]) -> Iterator[Doubt]:
+    highest = UNTRAINED if vocabulary is None else math.log(vocabulary) + 1
+    for name in losses.columns:
+        values = [value for point in points if (value := point.losses.get(name)) is not None]
+        if not values or name in losses.units:
+            continue
+        if min(values) < 0:
+            yield Doubt(("loss",), f"{name} falls to {min(values):.4g}: no cross-entropy is below 0", "--loss COLUMN")
+        elif min(values) > highest:
+            bound = f"ln {vocabulary:,.0f} + 1 = {highest:.4g}" if vocabulary else f"{highest:.4g}"
+            text = f"{name} never falls below {min(values):.4g} nats, above {bound}: it may be a sum"
+            yield Doubt(("loss",), f"{text}, a perplexity, or in bits", "--loss-unit bits (or ppl), or --loss COLUMN")
+
+
 Action = Literal["written", "updated", "unchanged"]
 
 
@@ -226,7 +322,8 @@ def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
         RecordError: the folder can't be written, or the file is no import of this source.
     """
     path = record_path(folder, run.run_id)
-    digest = _fingerprint(run)
+    told = repr(replace(run, created="", path=None))  # all that a record would say, but for the time of its file
+    digest = hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:20]
     action: Action = "written"
     if path.exists():
         there = read_run(path).extra.get("imported")
@@ -235,16 +332,20 @@ def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
         if there.get("fingerprint") == digest:
             return path, "unchanged"
         action = "updated"
+    kept = ("name", "framework", "model", "parameters", "parameters_method", "optimizer", "planned", "device")
+    header = {name: getattr(run, name) for name in (*kept, "counting", "loss_units")}
+    header |= {"created": run.created} if run.created else {}
+    header |= {"versions": {"isoflop": library_versions().get("isoflop", "")}}
+    header |= {"imported": {**run.extra["imported"], "fingerprint": digest}}
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".isoflop-import-", dir=folder) as part:
-            log = RecordLog.create(part, run.run_id, _header(run, digest))
+            log = RecordLog.create(part, run.run_id, header)
             for point in run.points:
                 log.point(point)
             if run.end is not None:
                 totals = ("tokens", "padding", "loss_tokens", "flops", "flops_6nd")
-                counts = {name: getattr(run.points[-1], name) for name in totals}
-                log.end(run.end["step"], run.end["status"], **counts)
+                log.end(**run.end, **{name: getattr(run.points[-1], name) for name in totals})
             log.close()
             os.replace(log.path, path)
     except OSError as error:
@@ -252,21 +353,3 @@ def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
             f"Expected a folder that can be made and written, but {path} gave: {error}. Set -o."
         ) from None
     return path, action
-
-
-def _header(run: Run, digest: str) -> dict[str, Any]:
-    """The header line of an imported run."""
-    kept = ("name", "framework", "model", "parameters", "parameters_method", "optimizer", "planned", "device")
-    fields = {name: getattr(run, name) for name in (*kept, "counting", "loss_units")}
-    if run.created:
-        fields["created"] = run.created
-    imported = {**run.extra["imported"], "fingerprint": digest}
-    return {**fields, "versions": {"isoflop": library_versions().get("isoflop", "")}, "imported": imported}
-
-
-def _fingerprint(run: Run) -> str:
-    """Of all that a record of the run would say, but for the time of its file."""
-    values = asdict(run)
-    del values["created"], values["path"]
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:20]

@@ -5,9 +5,17 @@ Each is taken from the first source that has it; the source is recorded in words
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-from collections.abc import Iterator, Mapping
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from operator import mul
+from pathlib import Path
+from sys import stderr
 from typing import Any
 
 import numpy as np
@@ -16,10 +24,10 @@ from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
 from isoflop.logs.logged import Count, Logged, interpolated, scaled
 from isoflop.logs.names import factor_of, kind_of, role_of, words
-from isoflop.logs.size import ModelSize, SizeOf
 from isoflop.record.run import COUNTS, RecordError
 
 NO_PADDING = "not logged: D is taken as all tokens"
+OWN = "isoflop's own scalars"
 AMBIGUOUS = ("N", "total", "active", "params", "parameters")
 """Names of N in a table that mean other things among hyperparameters."""
 ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")
@@ -38,6 +46,22 @@ LARGE = 1e7  # A count beyond this is one of ones, whatever its fractions
 FEWEST = 16.0  # Tokens a step below which a count is in other units
 SLOWER = 0.25  # Growth of a count over its first value a step, below which it does not go on as it began
 VARIES = 0.2  # Share of steps from which on a count that falls is one of each step, not of a run that began again
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """A model's size, by its Hugging Face configuration, counted on the meta device."""
+
+    parameters: Mapping[str, int | None]  # N by convention
+    method: str  # how it was counted
+    huggingface: int | None = None  # N as in total_flos: without the tables of nn.Embedding, an untied head in it
+    takes_tokens: bool = True  # its main input is token ids; else Hugging Face's total_flos counts pixels or frames
+    flops_per_token: float | None = None  # of a training step at a sequence length, where one was given
+    flops_method: str | None = None
+
+
+SizeOf = Callable[[str | Mapping[str, Any], int | None], ModelSize]
+"""(a config.json or its content, tokens a sequence or None) → the model's size; raises ValueError with the reason."""
 
 
 @dataclass
@@ -78,18 +102,32 @@ def counts_of(logged: Logged, answers: Answers, size_of: SizeOf | None, problems
     Tokens: the user's; isoflop's own; the log's; total_flos over N; batch × accumulation × devices × length.
     FLOPs: the user's; isoflop's own; the log's; the configuration's at a given length; total_flos; 6·N·tokens.
     """
-    counts = Counts()
+    counts = Counts(loss_tokens=logged.count("isoflop/loss_tokens"))
     size = _size(logged, answers, size_of, problems)
-    _count_tokens(logged, answers, size, counts)
-    found = next(_sizes(logged, answers, size, counts.tokens), None)
-    if found is not None:
-        counts.parameters, counts.how["params"] = found
+    hints: list[str] = []
+    for tokens, data, how in _token_counts(logged, answers, size, hints):
+        counts.tokens, counts.data_tokens, counts.how["tokens"] = tokens, data, how
+        counts.how |= {} if how == OWN else {"padding": NO_PADDING}
+        break
+    else:
+        counts.hint = " ".join(hints)
+    for parameters, how in _sizes(logged, answers, size, counts.tokens):
+        counts.parameters, counts.how["params"] = parameters, how
+        break
     if logged.total_flos and len(counts.missing) == 2:
         counts.hint = (
             f"Its total_flos {max(logged.total_flos.values()):.6g} is 6·N·tokens, so --config config.json gives "
             f"both N and tokens. {counts.hint}".strip()
         )
-    _count_flops(logged, answers, size, counts)
+    body, active, total = (counts.parameters.get(name) for name in ("non_embedding", "active", "total"))
+    if body is not None and active and total and active < total:
+        body -= total - active  # of experts what a token passes through
+    counts.flops_6nd = logged.count("isoflop/flops_6nd")
+    if counts.flops_6nd is None and counts.tokens is not None and body:
+        counts.flops_6nd = scaled(counts.tokens, 6 * body)
+    for flops, each, how in _flop_counts(logged, answers, size, counts):
+        counts.flops, counts.flops_per_token, counts.how["flops"] = flops, each, how
+        break
     return counts
 
 
@@ -110,50 +148,38 @@ def _sizes(
     logged: Logged, answers: Answers, size: ModelSize | None, tokens: Count | None
 ) -> Iterator[tuple[Mapping[str, int | None], str]]:
     """Ways to N by convention, each with its source; the most reliable first."""
-    if answers.parameters:
-        alone = set(answers.parameters) == {"N"}
-        yield spread(answers.parameters), "given; it stands for every convention" if alone else "given"
+    if given := answers.parameters:
+        yield spread(given), "given; it stands for every convention" if {*given} == {"N"} else "given"
     if own := _own_sizes(logged):
         counted = {} if size is None else size.parameters
         agree = all(counted.get(name) == amount for name, amount in own.items())
-        how = f"isoflop's own scalars: tokens over tokens per parameter{logged.digits}"
-        yield counted if counted and agree else own, how
+        yield counted if counted and agree else own, f"{OWN}: tokens over tokens per parameter"
     if size is not None:
         yield size.parameters, f"config.json, counted {size.method}"
-    if logged.parameters:
-        alone = set(logged.parameters) == {"N"}
-        more = "; it does not say of which convention: taken for each" if alone else ""
-        yield spread(logged.parameters), f"as the file says{more}"
+    stated: dict[str, tuple[int, str]] = {}
     for name in logged.best("size"):
-        values = {value for value in logged.columns[name].values if value >= 1}
-        if len(values) == 1 and (stated := _stated(name, values.pop())) is not None:
-            yield spread(stated), f"{name}, as logged"
+        values = {round(value * factor_of(name)) for value in logged.columns[name].known()[1]} - {0}
+        if len(values) == 1 and (value := values.pop()) < 1e18 and (role := role_of(name)):
+            stated.setdefault(role.name, (value, plain(name, 40)))
+    if stated:
+        more = "; it does not say of which convention: taken for each" if {*stated} == {"N"} else ""
+        columns = ", ".join(name for _, name in stated.values())
+        yield spread({name: value for name, (value, _) in stated.items()}), f"{columns}, as logged{more}"
     for name, value in logged.settings.items():
-        if name not in AMBIGUOUS and (stated := _stated(name, value)) is not None:
-            yield {"total": next(iter(stated.values()))}, f"{name} of its settings, taken as the total"
+        amount = (cell_number(value) or 0) * factor_of(name) if kind_of(name) == "size" else 0
+        if name not in AMBIGUOUS and 1 <= amount < 1e18 and amount % 1 == 0:
+            yield {"total": int(amount)}, f"{name} of its settings, taken as the total"
     takes_tokens = size is None or size.takes_tokens
     if takes_tokens and logged.total_flos and tokens is not None and (there := tokens(max(logged.total_flos))):
         how = "total_flos / (6·tokens): without embedding tables; of an untied output head the parameters are in it"
         yield {"non_embedding": round(logged.total_flos[max(logged.total_flos)] / (6 * there))}, how
 
 
-def _stated(name: str, value: object) -> dict[str, int] | None:
-    """N by convention, as a quantity of this name states it."""
-    role, amount = role_of(name), cell_number(value)
-    if role is None or role.kind != "size" or amount is None:
-        return None
-    amount *= role.factor
-    return {role.name: int(amount)} if 1 <= amount < 1e18 and amount % 1 == 0 else None
-
-
 def spread(given: Mapping[str, int]) -> dict[str, int | None]:
     """N by convention: one number without a convention stands for each; beside others it is the total."""
     if set(given) == {"N"}:
         return dict.fromkeys(COUNTS, given["N"])
-    named: dict[str, int | None] = {name: value for name, value in given.items() if name != "N"}
-    if "N" in given:
-        named.setdefault("total", given["N"])
-    return named
+    return {"total" if name == "N" else name: given[name] for name in sorted(given, key=lambda name: name == "N")}
 
 
 def _own_sizes(logged: Logged) -> dict[str, int]:
@@ -164,54 +190,39 @@ def _own_sizes(logged: Logged) -> dict[str, int]:
         ("non_embedding_with_head", "tokens_per_param", "tokens"),
     ):
         counted = {step: value for step, value, _ in logged.columns.get(f"isoflop/{tokens}", ())}
-        shared = [
-            (counted[step], value) for step, value, _ in logged.columns.get(f"isoflop/{over}", ()) if step in counted
-        ]
-        if not shared or not min(shared[-1]) > 0:
-            continue
-        total, value = shared[-1]
-        size = value / (6 * total) if over == "flops_6nd" else total / value
-        if 0.5 <= size < 1e18:
-            found[convention] = round(size)
+        for step, value, _ in logged.columns.get(f"isoflop/{over}", ()):
+            if (total := counted.get(step, 0)) > 0 and value > 0:
+                size = value / (6 * total) if over == "flops_6nd" else total / value
+                found |= {convention: round(size)} if 0.5 <= size < 1e18 else {}
     return found
-
-
-def _count_tokens(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:
-    counts.loss_tokens = logged.count("isoflop/loss_tokens")
-    processed, data = logged.count("isoflop/tokens_processed"), logged.count("isoflop/tokens")
-    if answers.tokens_per_step is None and (processed is not None or data is not None):
-        counts.tokens, counts.data_tokens = processed or data, data
-        counts.how["tokens"] = f"isoflop's own scalars{logged.digits}"
-        return
-    hints: list[str] = []
-    found = next(_token_counts(logged, answers, size, hints), None)
-    if found is not None:
-        counts.tokens = counts.data_tokens = found[0]
-        counts.how |= {"tokens": found[1], "padding": NO_PADDING}
-        return
-    counts.hint = " ".join(hints)
 
 
 def _token_counts(
     logged: Logged, answers: Answers, size: ModelSize | None, hints: list[str]
-) -> Iterator[tuple[Count, str]]:
-    """Ways to the tokens, padding unknown, each with its source; the most reliable first. `hints`: what is known."""
+) -> Iterator[tuple[Count, Count | None, str]]:
+    """Ways to the tokens, in all and without padding, each with its source; the most reliable first.
+
+    `hints`: what is known of the tokens where none applies.
+    """
     if answers.tokens_per_step is not None:
-        yield _per_step(answers.tokens_per_step), f"{answers.tokens_per_step:,.15g} a step, given"
-    given = answers.tokens
+        yield *_per_step(answers.tokens_per_step), f"{answers.tokens_per_step:,.15g} a step, given"
+    processed, data = logged.count("isoflop/tokens_processed"), logged.count("isoflop/tokens")
+    if (own := processed or data) is not None:
+        yield own, data, OWN
+    given = answers.given.tokens
     names = [given] if given is not None and given in logged.columns else logged.best("tokens")
     for name in names:
         if (seen := logged.count(name)) is not None and not _no_count(logged, name, FEWEST):
-            yield seen, f"{plain(name, 40)}, as logged{logged.digits}"
+            yield seen, seen, f"{plain(name, 40)}, as logged"
     for name in [*names, *logged.best("step tokens")]:
         each, why = _of_each_step(logged, name)
         if each is not None:
-            yield each, f"{plain(name, 40)}, {why}{logged.digits}"
+            yield each, each, f"{plain(name, 40)}, {why}"
         else:
             hints.append(f"Its column {plain(name, 40)} is no count of the run: {why}.")
     if (from_flos := _from_total_flos(logged, size)) is not None:
         how = "total_flos / (6·N), N as Hugging Face counts it (without embedding tables); spread evenly over the steps"
-        yield from_flos, f"{how} between two states"
+        yield from_flos, from_flos, f"{how} between two states"
     if logged.total_flos and size is not None:
         other = "is no multiple of 6·N of the config.json, which may be of another model"
         hints.append(f"Its total_flos {other if size.takes_tokens else 'counts what are no tokens'}.")
@@ -219,14 +230,15 @@ def _token_counts(
     length = answers.seq or next((factors[name] for name in LENGTH if name in factors), None)
     for name in logged.best("samples"):
         if length and (seen := logged.count(name)) is not None and not _no_count(logged, name):
-            yield scaled(seen, length), f"{plain(name, 40)} × {length:,.15g} tokens a sequence, each full"
+            counted = scaled(seen, length)
+            yield counted, counted, f"{plain(name, 40)} × {length:,.15g} tokens a sequence, each full"
         else:
             hints.append(f"Its column {plain(name, 40)} counts sequences: --seq gives their length.")
     if unused := [plain(name, 40) for name in logged.columns.unused if {*words(name)} & {"token", "tokens"}]:
         hints.append(f"Columns that are not used: {', '.join(unused[:5])} (--tokens COLUMN).")
     batch, text = _of_settings(logged.settings, factors, answers)
     if batch is not None and not logged.numbered:
-        yield _per_step(batch), f"{batch:,.15g} a step: {text}"
+        yield *_per_step(batch), f"{batch:,.15g} a step: {text}"
     elif text:
         hints.append(text)
     if logged.numbered and not logged.ends:
@@ -264,7 +276,7 @@ def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
     alone = bool((np.diff(steps) == 1).all())
     if logged.columns[name].stands() and values[0] * factor >= FEWEST:
         if told or (alone and not total):
-            return _per_step(float(values[0]) * factor), f"{values[0] * factor:,.15g} a step"
+            return _per_step(float(values[0]) * factor)[0], f"{values[0] * factor:,.15g} a step"
         return None, f"it is {values[0]:,.15g} in each row, of a step or of the {steps[1] - steps[0]:,} between two"
     falls = float((np.diff(values) < 0).mean())
     if told and not falls and ("fractions" in no_count or not no_count):
@@ -275,8 +287,9 @@ def _of_each_step(logged: Logged, name: str) -> tuple[Count | None, str]:
     return None, "it falls, or is empty" if falls else no_count or "it is of single steps, not all of which were logged"
 
 
-def _per_step(amount: float) -> Count:
-    return lambda step: amount * step
+def _per_step(amount: float) -> tuple[Count, Count]:
+    count = functools.partial(mul, amount)
+    return count, count
 
 
 def _from_total_flos(logged: Logged, size: ModelSize | None) -> Count | None:
@@ -328,13 +341,10 @@ def _of_settings(
     if (batch := needed["the batch size"]) is not None:
         name, size = batch
         tokens = name == "total_batch_size" and length is not None and size >= length[1] and size % length[1] == 0
+        several = "the accumulation" in needed and any(one and one[1] > 1 for one in (accumulation, devices))
         if size >= MOST_SEQUENCES or tokens:
             return None, f"Its settings say {name} {size:,.15g}, which may be tokens or sequences."
-        if (
-            name in EITHER
-            and "the accumulation" in needed
-            and any(one and one[1] > 1 for one in (accumulation, devices))
-        ):
+        if name in EITHER and several:
             return None, f"Its settings say {name} {size:,.15g}, which may be of a device or of all."
     known = [factor for factor in needed.values() if factor is not None]
     text = " × ".join(f"{name} {value:,.15g}" for name, value in known)
@@ -342,18 +352,6 @@ def _of_settings(
     if not lacking:
         return math.prod(value for _, value in known), f"{text}, each sequence full"
     return None, f"Its settings say {text}; not known: {', '.join(lacking)}." if known else ""
-
-
-def _count_flops(logged: Logged, answers: Answers, size: ModelSize | None, counts: Counts) -> None:
-    body, active, total = (counts.parameters.get(name) for name in ("non_embedding", "active", "total"))
-    if body is not None and active and total and active < total:
-        body -= total - active  # of experts what a token passes through
-    counts.flops_6nd = logged.count("isoflop/flops_6nd")
-    if counts.flops_6nd is None and counts.tokens is not None and body:
-        counts.flops_6nd = scaled(counts.tokens, 6 * body)
-    found = next(_flop_counts(logged, answers, size, counts), None)
-    if found is not None:
-        counts.flops, counts.flops_per_token, counts.how["flops"] = found
 
 
 def _flop_counts(
@@ -364,10 +362,10 @@ def _flop_counts(
     if given is not None and tokens is not None:
         yield scaled(tokens, given), given, "flops_per_token, given"
     if (own := logged.count("isoflop/flops")) is not None:
-        yield own, None, f"isoflop's own scalars{logged.digits}"
+        yield own, None, OWN
     for name in logged.best("flops"):
         if (seen := logged.count(name)) is not None and not _no_count(logged, name):
-            yield seen, None, f"{name}, as logged{logged.digits}"
+            yield seen, None, f"{name}, as logged"
     if size is not None and size.flops_per_token is not None and tokens is not None:
         yield scaled(tokens, size.flops_per_token), size.flops_per_token, f"config.json, {size.flops_method}"
     if logged.total_flos and (tokens is not None or (size is not None and size.takes_tokens)):
@@ -385,3 +383,61 @@ def _like_tokens(logged: Logged, tokens: Count | None) -> Count:
     if tokens is not None and there and len(steps) == 1:
         return scaled(tokens, logged.total_flos[steps[-1]] / there)
     return interpolated(steps, [logged.total_flos[step] for step in steps])
+
+
+def size_of_config(config: str | Mapping[str, Any], length: int | None = None) -> ModelSize:
+    """The size of the model that a Hugging Face config.json describes; see `SizeOf`."""
+    try:
+        text = Path(config).read_text(encoding="utf-8") if isinstance(config, str) else json.dumps(dict(config))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"expected a config.json that can be read, got {error}") from None
+    return _counted(text, length)
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(text: str, length: int | None) -> ModelSize:
+    from isoflop.flops.calls import Uncountable
+    from isoflop.flops.count import count_measured
+    from isoflop.flops.inputs import candidate_calls
+    from isoflop.flops.parameters import count_parameters
+
+    with redirect_stdout(stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' remarks while a model is built
+        model = _open(text)
+        theirs = model.num_parameters(exclude_embeddings=True) if hasattr(model, "num_parameters") else None
+        takes = getattr(model, "main_input_name", "input_ids") in ("input_ids", "decoder_input_ids")
+        calls: list[Any] = []
+        with suppress(ValueError):  # a model without tokens as input: N is counted by module type
+            calls = candidate_calls(model, 1, length or 16, {})
+        counted = None
+        for call in calls:
+            with suppress(Uncountable):
+                counted = count_measured(model, call)
+                break
+        parameters = count_parameters(model) if counted is None else counted.parameters
+        flops = counted.model_flops if counted is not None and length else None
+        return ModelSize(
+            parameters=parameters.by_convention(),
+            method=parameters.method,
+            huggingface=theirs,
+            takes_tokens=takes,
+            flops_per_token=None if flops is None or not length else flops / length,
+            flops_method=f"{counted.method}, at {length} tokens a sequence" if counted and length else None,
+        )
+
+
+def _open(text: str) -> Any:
+    from isoflop.flops.open_model import BringsCode, open_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(text, encoding="utf-8")
+        try:
+            return open_model(str(path)).model
+        except BringsCode:
+            reason = (
+                "it brings code of its own, which is not run here: take N from `isoflop count --trust`, for --params"
+            )
+            raise ValueError(reason) from None
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "config.json")) from None

@@ -69,8 +69,7 @@ class Dialect:
     encoding: str = "utf-8"
     separator: str = ","
     decimal_comma: bool = False
-    skip: int = 0
-    """Lines before the header: a spreadsheet's `sep=;`."""
+    skip: int = 0  # lines before the header: a spreadsheet's `sep=;`
 
 
 def cell_number(text: object) -> float | None:
@@ -113,12 +112,11 @@ def dialect_of(start: bytes) -> Dialect:
     """
     encoding = next((name for bom, name in _BOMS.items() if start.startswith(bom)), "utf-8")
     lines = [line for line in start.decode(encoding, "replace").splitlines() if line.strip()]
-    skip = 0
     if lines and (named := re.fullmatch(r'"?sep=(.)"?', lines[0].strip(), re.I)):
         return Dialect(encoding, named[1], _has_decimal_comma(lines[1:], named[1]), 1)
     header = re.sub(r'"[^"]*"', "", lines[0]) if lines else ""
     separator = max(",;\t|", key=header.count)
-    return Dialect(encoding, separator, _has_decimal_comma(lines, separator), skip)
+    return Dialect(encoding, separator, _has_decimal_comma(lines, separator))
 
 
 def _has_decimal_comma(lines: list[str], separator: str) -> bool:
@@ -148,14 +146,13 @@ def csv_rows(path: str | os.PathLike[str], problems: Problems) -> Iterator[list[
             except csv.Error as error:
                 problems.add("a row of a CSV file", str(error))
                 continue
-            if not any(row):
-                continue
-            yield [_pointed(cell) for cell in row] if dialect.decimal_comma else row
-
-
-def _pointed(cell: str) -> str:
-    """The cell of a file with decimal commas, with a decimal point."""
-    return cell.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell
+            if dialect.decimal_comma:
+                row = [
+                    cell.replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell.strip()) else cell
+                    for cell in row
+                ]
+            if any(row):
+                yield row
 
 
 def decoded(stream: BinaryIO, dialect: Dialect, problems: Problems) -> Iterator[str]:
@@ -236,29 +233,6 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A YAML mapping of plain values (`yaml.safe_load`: no objects are made); other tags' values are left out."""
-    import yaml
-
-    class Plain(yaml.SafeLoader):
-        """Objects of Python's become None instead of an error: Lightning saves any hyperparameters."""
-
-    Plain.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-    with open_bytes(path, "YAML", MAX_YAML) as stream:
-        raw = stream.read()
-        if raw.count(b"*") > 100:
-            raise ImportProblem(f"{os.fspath(path)}: expected plain YAML, got more than 100 aliases")
-        try:
-            value = yaml.load(raw, Loader=Plain)  # a SafeLoader
-        except (yaml.YAMLError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark is not None else ""
-            raise ImportProblem(f"{os.fspath(path)}{line}: expected YAML, got {why(error)[:120]}") from None
-    if value is not None and not isinstance(value, dict):
-        raise ImportProblem(f"{os.fspath(path)}: expected a YAML mapping, got {type(value).__name__}")
-    return {str(key): inner for key, inner in (value or {}).items()}
-
-
 def json_object(text: object) -> dict[str, Any] | None:
     """The JSON object in a text; None: it holds none."""
     try:
@@ -269,14 +243,34 @@ def json_object(text: object) -> dict[str, Any] | None:
 
 
 def read_hparams(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """The YAML file that a tool keeps beside a log, flat; None: there is none; a broken one is a problem."""
+    """The YAML file that a tool keeps beside a log, flat; None: there is none; a broken one is a problem.
+
+    No objects are made: of other tags than YAML's own the values are left out, as Lightning saves any hyperparameters.
+    """
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        """Reads Python's objects as None."""
+
+    Plain.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
     if not path.is_file():
         return None
     try:
-        return flat(read_yaml(path))
+        with open_bytes(path, "YAML", MAX_YAML) as stream:
+            raw = stream.read()
+        if raw.count(b"*") > 100:
+            raise ImportProblem(f"{path}: expected plain YAML, got more than 100 aliases")
+        value = yaml.load(raw, Loader=Plain)  # a SafeLoader
+        if isinstance(value or {}, dict):
+            return flat({str(key): inner for key, inner in (value or {}).items()})
+        problems.append(f"{path}: expected a YAML mapping, got {type(value).__name__}")
     except ImportProblem as problem:
         problems.append(str(problem))
-        return {}
+    except (yaml.YAMLError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problems.append(f"{path}{line}: expected YAML, got {why(error)[:120]}")
+    return {}
 
 
 def stem(path: str | os.PathLike[str]) -> str:

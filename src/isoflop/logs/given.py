@@ -10,7 +10,6 @@ from typing import Any
 
 from isoflop.logs.files import ImportProblem, amount, csv_rows
 from isoflop.logs.names import RUNS, role_of
-from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems
 
 EVERY = ""
@@ -32,9 +31,7 @@ class Answers:
     seq: float | None
     config: str | None
     planned_steps: float | None
-    tokens: str | None
-    loss: Mapping[str, str]
-    loss_unit: Mapping[str, str]
+    given: Given  # what holds for all runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +53,9 @@ class Given:
     table: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # rows of `read_answers`, by run
 
     @property
-    def options(self) -> Options:
-        """What readers need of it."""
-        named = {*self.loss.values(), self.step or "", self.tokens or ""} - {""}
-        return Options(frozenset(named), tuple(self.run), tuple(self.group))
+    def named(self) -> frozenset[str]:
+        """Columns that are kept whatever their names say."""
+        return frozenset({*self.loss.values(), self.step or "", self.tokens or ""} - {""})
 
     def of(self, names: Sequence[str]) -> Answers:
         """Answers for the run of these names: an option that names it, else the table, else the option for all."""
@@ -67,11 +63,13 @@ class Given:
         found: dict[str, Any] = {"planned_steps": row.get("planned_steps")}
         for option in BY_RUN:
             given: Mapping[str, Any] = getattr(self, option)
-            answer = _named(given, names)
-            found[option] = row.get(option, given.get(EVERY)) if answer is None else answer
+            patterns = sorted(
+                (one for one in given if one != EVERY and _fits(one, names)), key=lambda one: one not in names
+            )
+            found[option] = given[patterns[0]] if patterns else row.get(option, given.get(EVERY))
         params = found.pop("params")
         parameters = {"N": round(params)} if isinstance(params, float | int) else params or {}
-        return Answers(parameters, **found, tokens=self.tokens, loss=self.loss, loss_unit=self.loss_unit)
+        return Answers(parameters, **found, given=self)
 
     def of_nobody(self, runs: Collection[Sequence[str]]) -> list[str]:
         """Answers that name no run: a slip of the pen would else go unseen."""
@@ -82,12 +80,6 @@ class Given:
                     some = ", ".join(sorted(names[0] for names in runs)[:5])
                     told.append(f"--{option.replace('_', '-')} {pattern}=…: no run is called so; there are {some}")
         return told
-
-
-def _named(given: Mapping[str, Any], names: Sequence[str]) -> Any:
-    exact = [given[name] for name in names if name in given and name != EVERY]
-    fitting = [value for pattern, value in given.items() if pattern != EVERY and _fits(pattern, names)]
-    return next(iter([*exact, *fitting]), None)
 
 
 def _fits(pattern: str, names: Sequence[str]) -> bool:

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import ImportProblem, number, read_json, whole
+from isoflop.logs.files import ImportProblem, number, plain, read_json, whole
+from isoflop.logs.given import Given
 from isoflop.logs.logged import Columns, Logged
-from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems
 
 STATE = "trainer_state.json"
@@ -24,33 +24,43 @@ SETTINGS = ("train_batch_size", "num_train_epochs", "logging_steps", "max_steps"
 
 def is_output(folder: Path) -> bool:
     """True for a Trainer's output folder: a state in it or in a checkpoint below it."""
-    return any((one / STATE).is_file() for one in (folder, *_checkpoints(folder)))
+    return any(state.is_file() for state in _states(folder))
 
 
-def read(source: str, options: Options) -> list[Logged]:
+def _states(folder: Path) -> list[Path]:
+    try:
+        return [folder / STATE, *(one / STATE for one in sorted(folder.glob("checkpoint-*")) if one.is_dir())]
+    except OSError:
+        return [folder / STATE]
+
+
+def read(source: str, given: Given) -> list[Logged]:
     """Read an output folder, or one state.
 
     Of several states (checkpoints and the folder's own) the one with most steps gives the curve, the others give FLOPs
     at their steps. A broken one is a problem, and is skipped.
     """
     path = Path(source)
-    folder = path if path.is_dir() else path.parent
-    candidates = [one / STATE for one in (path, *_checkpoints(path))] if path.is_dir() else [path]
     states: list[tuple[Path, dict[str, Any]]] = []
-    failures: list[str] = []
-    for candidate in candidates:
-        if candidate == path or candidate.is_file():
-            try:
-                states.append((candidate, _state(candidate)))
-            except ImportProblem as problem:
-                failures.append(str(problem))
+    told: list[str] = []
+    for candidate in [one for one in _states(path) if one.is_file()] if path.is_dir() else [path]:
+        try:
+            state = read_json(candidate)
+            if not isinstance(state.get("log_history"), list) or whole(state.get("global_step")) is None:
+                raise ImportProblem(
+                    f'{candidate}: expected a Trainer\'s state with "log_history" and "global_step", got neither'
+                )
+            states.append((candidate, {**state, "global_step": whole(state["global_step"])}))
+        except ImportProblem as problem:
+            told.append(str(problem))
     if not states:
-        raise ImportProblem("; ".join(failures) or f"{path}: expected a {STATE} in it or in its checkpoint-*, got none")
+        raise ImportProblem("; ".join(told) or f"{path}: expected a {STATE} in it or in its checkpoint-*, got none")
     latest, state = max(states, key=lambda item: item[1]["global_step"])
+    folder = path if path.is_dir() else path.parent
     if path.name == STATE and folder.name.startswith("checkpoint-"):  # the run is the folder it lies in
         folder = folder.parent
     problems = Problems(str(latest))
-    columns, notes = _columns(state, options, problems)
+    columns, notes = _columns(state, given, problems)
     if len(states) > 1:
         notes.append(f"of {len(states)} states the latest was read: {latest.relative_to(path)}")
     planned = whole(state.get("max_steps"))
@@ -68,29 +78,14 @@ def read(source: str, options: Options) -> list[Logged]:
             status="completed" if not planned or state["global_step"] >= planned else "interrupted",
             averaged=True,
             notes=tuple(notes),
-            problems=(*failures, *problems.all()),
+            problems=(*told, *problems.all()),
         )
     ]
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    try:
-        return sorted(one for one in folder.glob("checkpoint-*") if one.is_dir())
-    except OSError:
-        return []
-
-
-def _state(path: Path) -> dict[str, Any]:
-    state = read_json(path)
-    step = whole(state.get("global_step"))
-    if not isinstance(state.get("log_history"), list) or step is None:
-        raise ImportProblem(f'{path}: expected a Trainer\'s state with "log_history" and "global_step", got neither')
-    return {**state, "global_step": step}
-
-
-def _columns(state: dict[str, Any], options: Options, problems: Problems) -> tuple[Columns, list[str]]:
+def _columns(state: dict[str, Any], given: Given, problems: Problems) -> tuple[Columns, list[str]]:
     """The history's columns, and a note on losses of 0."""
-    columns = Columns(options.named)
+    columns = Columns(given.named)
     zeros: list[int] = []
     for index, entry in enumerate(state["log_history"]):
         problems.at = f", log_history[{index}]"
@@ -101,12 +96,17 @@ def _columns(state: dict[str, Any], options: Options, problems: Problems) -> tup
             continue
         norm = number(entry.get("grad_norm"))
         hidden = norm is None or not math.isfinite(norm)  # a loss that rounds to 0 has a gradient
-        for name, value in entry.items():
-            if name in ("loss", "isoflop/loss") and number(value) == 0.0 and hidden:
+        for name, cell in entry.items():
+            value = number(cell)
+            if name in ("loss", "isoflop/loss") and value == 0.0 and hidden:
                 columns.add(name, step, math.nan)
                 zeros += [step] if name == "loss" else []
-            elif name not in ONCE and not name.startswith("predict_"):
-                columns.read(name, step, value, problems)
+            elif name in ONCE or name.startswith("predict_") or cell in ("", None) or not columns.keeps(name):
+                continue
+            elif value is None:
+                problems.add(f"{plain(name, 40)} to be a number", cell)
+            else:
+                columns.add(name, step, value)
     if not zeros:
         return columns, []
     more = f" and {len(zeros) - 5} more" if len(zeros) > 5 else ""
@@ -124,6 +124,5 @@ def _flos(states: list[tuple[Path, dict[str, Any]]], last: int) -> dict[int, flo
         if flos and math.isfinite(flos) and flos > 0 and 0 < state["global_step"] <= last:
             found[state["global_step"]] = max(flos, found.get(state["global_step"], 0.0))
     ordered = sorted(found.items())
-    if any(later < earlier for (_, earlier), (_, later) in pairwise(ordered)):
-        ordered = ordered[-1:]
-    return dict(ordered)
+    fall = any(later < earlier for (_, earlier), (_, later) in pairwise(ordered))
+    return dict(ordered[-1:] if fall else ordered)

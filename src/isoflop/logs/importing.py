@@ -6,26 +6,26 @@ The tool that wrote a file is recognised by the content, so files may have any n
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.logs import huggingface, table, tensorboard, text, trackers
-from isoflop.logs.checks import Doubt
-from isoflop.logs.convert import Imported, assembled
+from isoflop.logs.convert import Doubt, Imported, assembled
+from isoflop.logs.counts import SizeOf, size_of_config
 from isoflop.logs.files import ImportProblem, csv_rows, dialect_of, head, plain
 from isoflop.logs.given import UNITS, Given
 from isoflop.logs.logged import Logged
-from isoflop.logs.rows import Options
-from isoflop.logs.size import SizeOf, size_of_config
 from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
 from isoflop.record.run import RecordError, Run
 
-READERS: dict[str, Callable[[str, Options], list[Logged]]] = {
+READERS: dict[str, Callable[[str, Given], list[Logged]]] = {
     "huggingface": huggingface.read,
     "tensorboard": tensorboard.read,
     "lightning": table.read_lightning,
@@ -106,7 +106,7 @@ def import_runs(
     imported: dict[str, Imported] = {}
     names: set[tuple[str, ...]] = set()
     problems: list[str] = []
-    for logged in _logs(paths, given.options, kind, leave_out, problems):
+    for logged in _logs([os.fspath(path) for path in paths], _Search(kind, given, leave_out), problems):
         names.add(logged.names)
         problems.extend(logged.problems)
         try:
@@ -122,27 +122,19 @@ def import_runs(
     return ImportResult(found, tuple(dict.fromkeys(problems)), (*_questions(found), *_doubts(found)))
 
 
-def _logs(
-    paths: Iterable[str | os.PathLike[str]],
-    options: Options,
-    kind: str | None,
-    leave_out: Sequence[Path],
-    problems: list[str],
-) -> Iterable[Logged]:
+def _logs(paths: Iterable[str], search: _Search, problems: list[str]) -> Iterator[Logged]:
     """Runs that the readers find; a source that they can't read is a problem."""
     for path in paths:
         try:
-            sources = _find(os.fspath(path), kind, leave_out, options)
+            for reader, source in search.at(path):
+                try:
+                    yield from READERS[reader](source, search.given)
+                except RecordError as problem:
+                    problems.append(str(problem))
+                except OSError as error:
+                    problems.append(f"{source}: expected to be able to read it, got {error}")
         except ImportProblem as problem:
             problems.append(str(problem))
-            continue
-        for reader, source in sources:
-            try:
-                yield from READERS[reader](source, options)
-            except RecordError as problem:
-                problems.append(str(problem))
-            except OSError as error:
-                problems.append(f"{source}: expected to be able to read it, got {error}")
 
 
 def _with_groups(logged: Logged, names: Sequence[str]) -> Logged:
@@ -239,122 +231,124 @@ def _questions(found: tuple[Imported, ...]) -> Iterator[str]:
         yield " ".join([f"{subject} not in {where}: give it with {how}.", *hints, f"Without it {without} {them}."])
 
 
-def _find(path: str, kind: str | None, leave_out: Sequence[Path], options: Options) -> list[Source]:
-    """The runs at a path; links to folders in a folder are not followed."""
-    for prefix, reader in ((trackers.WANDB, "wandb-api"), (trackers.MLFLOW, "mlflow-api")):
-        if path.startswith(prefix):
-            return [(reader, path)]
-    top = Path(path)
-    if not top.exists():
-        raise ImportProblem(f"{path}: {EXPECTED}; it does not exist")
-    if not top.is_dir():
-        return [(_reader_of(top, kind, options), path)]
-    hidden = {os.path.realpath(one) for one in leave_out}
-    found = [source for source in _below(top, kind, options) if os.path.realpath(source[1]) not in hidden]
-    if not found:
-        of_kind = f" of the kind {kind}" if kind else ""
-        raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it")
-    return found
+@dataclass(frozen=True)
+class _Search:
+    """Finds the runs at a path: of one kind (None: of any), but for files that are left out."""
+
+    kind: str | None
+    given: Given
+    leave_out: Sequence[Path]
+
+    def at(self, path: str) -> list[Source]:
+        """The runs at a path; links to folders in a folder are not followed."""
+        for prefix, reader in ((trackers.WANDB, "wandb-api"), (trackers.MLFLOW, "mlflow-api")):
+            if path.startswith(prefix):
+                return [(reader, path)]
+        top = Path(path)
+        if not top.exists():
+            raise ImportProblem(f"{path}: {EXPECTED}; it does not exist")
+        if not top.is_dir():
+            return [(self._reader_of(top, self.kind), path)]
+        hidden = {os.path.realpath(one) for one in self.leave_out}
+        found = [source for source in self._below(top) if os.path.realpath(source[1]) not in hidden]
+        if not found:
+            of_kind = f" of the kind {self.kind}" if self.kind else ""
+            raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it")
+        return found
+
+    def _below(self, top: Path) -> Iterator[Source]:
+        """The runs in a folder and the folders below it, in the order of their names."""
+        folders: list[tuple[Path, bool]] = [(top, False)]
+        while folders:
+            folder, of_trainer = folders.pop()
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            inside = list(self._in(folder, [entry.name for entry in entries if entry.is_file()], of_trainer))
+            yield from inside
+            kinds = {reader for reader, _ in inside}
+            if kinds & {"mlflow", "wandb"}:
+                continue
+            of_trainer = of_trainer or "huggingface" in kinds
+            passed = tuple(path.name for path in tensorboard.parts_of(folder)) if "tensorboard" in kinds else ()
+            for entry in reversed(entries):
+                checkpoint = of_trainer and entry.name.startswith("checkpoint-")
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and not checkpoint:
+                    folders += [(folder / entry.name, of_trainer)] if entry.name not in passed else []
+
+    def _in(self, folder: Path, files: list[str], of_trainer: bool) -> Iterator[Source]:
+        """The runs that a folder itself holds. Event files beside a better source of the same run are left out."""
+        only = self.kind
+        if only in (None, "huggingface") and huggingface.is_output(folder):
+            yield "huggingface", str(folder)
+            of_trainer = only is None
+        if only in (None, "mlflow") and trackers.is_mlflow_run(folder):
+            yield "mlflow", str(folder)
+            return
+        if only in (None, "wandb") and any(name.endswith(".wandb") for name in files):
+            yield "wandb", str(folder)
+            return
+        better = of_trainer
+        for file in (folder / name for name in files) if not of_trainer else ():
+            ending = file.suffix.lower()
+            if ending in (*TABLES, *LINES):
+                try:
+                    reader = self._reader_of(file, None)
+                except ImportProblem:
+                    if ending in LINES:
+                        continue  # a folder holds many texts that are no logs
+                    reader = "table"  # which says what is wrong
+                if only in (None, reader.partition("-")[0]):
+                    yield reader, str(file)
+                    better = better or reader == "lightning"
+        if better or only not in (None, "tensorboard"):
+            return
+        if any(tensorboard.is_event_file(name) for name in files) or tensorboard.parts_of(folder):
+            yield "tensorboard", str(folder)
+
+    def _reader_of(self, path: Path, kind: str | None) -> str:
+        """The reader of a file, by the kind that the user calls it or by its content."""
+        start = head(path)
+        if start.startswith(trackers.SQLITE) and kind in (None, "mlflow", "trackio"):
+            return "trackio" if kind == "trackio" or (kind is None and trackers.is_trackio(path)) else "mlflow-api"
+        if kind == "wandb" and not start.startswith(trackers.MAGIC) and path.suffix.lower() == ".csv":
+            return "table"
+        if kind is not None:
+            return kind
+        if start.startswith((trackers.MAGIC, table.PARQUET)):
+            return "wandb" if start.startswith(trackers.MAGIC) else "table"
+        if tensorboard.is_events(start):
+            return "tensorboard"
+        got = _no_text(start)
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            if path.name == huggingface.STATE or b'"log_history"' in start:
+                return "huggingface"
+            if b'"isoflop"' in start and b'"header"' in start:
+                raise ImportProblem(f"{path}: is a record of isoflop's own: the commands read it as it is")
+            got = "JSON of another kind"
+        by_ending = path.suffix.lower() in TABLES
+        if got in (None, "JSON of another kind") and not by_ending and text.is_lines(path, self.given):
+            return "lines"
+        if got is None and (by_ending or _is_table(path)):
+            return "lightning" if table.is_lightning(path) else "table"
+        got = got or "text that is no table, without lines of steps and losses"
+        raise ImportProblem(f"{path}: {EXPECTED}; got {got}")
 
 
-def _reader_of(path: Path, kind: str | None, options: Options) -> str:
-    """The reader of a file, by the kind that the user calls it or by its content."""
-    start = head(path)
-    if start.startswith(trackers.SQLITE) and kind in (None, "mlflow", "trackio"):
-        return "trackio" if kind == "trackio" or (kind is None and trackers.is_trackio(path)) else "mlflow-api"
-    if kind == "wandb" and not start.startswith(trackers.MAGIC) and path.suffix.lower() == ".csv":
-        return "table"
-    if kind is not None:
-        return kind
-    if start.startswith(trackers.MAGIC):
-        return "wandb"
-    if start.startswith(table.PARQUET):
-        return "table"
-    return "tensorboard" if tensorboard.is_events(start) else _reader_of_text(path, start, options)
-
-
-def _reader_of_text(path: Path, start: bytes, options: Options) -> str:
-    text_ = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    got = None
-    if text_.startswith(b"{"):
-        if path.name == huggingface.STATE or b'"log_history"' in start:
-            return "huggingface"
-        if b'"isoflop"' in start and b'"header"' in start:
-            raise ImportProblem(f"{path}: is a record of isoflop's own: the commands read it as it is")
-        got = "JSON of another kind"
-    elif not start:
-        got = "an empty file"
-    elif text_[:15].lower().startswith((b"<!doctype html", b"<html")):
-        got = "a web page"
-    elif start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        got = "a compressed file: unpack it"
-    elif b"\0" in start and dialect_of(start).encoding != "utf-16":
-        got = "a file of another kind"
-    by_ending = path.suffix.lower() in TABLES
-    if got in (None, "JSON of another kind") and not by_ending and text.is_lines(path, options):
-        return "lines"
-    if got is None and (by_ending or _is_table(path)):
-        return "lightning" if table.is_lightning(path) else "table"
-    raise ImportProblem(f"{path}: {EXPECTED}; got {got or 'text that is no table, without lines of steps and losses'}")
+def _no_text(start: bytes) -> str | None:
+    """What a file is that begins so, if that is no text."""
+    if not start:
+        return "an empty file"
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page"
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "a compressed file: unpack it"
+    return "a file of another kind" if b"\0" in start and dialect_of(start).encoding != "utf-16" else None
 
 
 def _is_table(path: Path) -> bool:
     """True for text whose first rows have the same number of cells, more than one."""
-    rows = [len(row) for row, _ in zip(csv_rows(path, Problems(str(path))), range(5), strict=False)]
-    return bool(rows) and rows[0] > 1 and len(set(rows)) == 1
-
-
-def _below(top: Path, only: str | None, options: Options) -> Iterator[Source]:
-    """The runs in a folder and the folders below it, in the order of their names."""
-    folders: list[tuple[Path, bool]] = [(top, False)]
-    while folders:
-        folder, of_trainer = folders.pop()
-        inside = list(_in(folder, of_trainer, only, options))
-        yield from inside
-        if any(reader in ("mlflow", "wandb") for reader, _ in inside):
-            continue
-        of_trainer = of_trainer or any(reader == "huggingface" for reader, _ in inside)
-        try:
-            with os.scandir(folder) as entries:
-                deeper = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
-            continue
-        parts = tensorboard.parts_of(folder) if any(reader == "tensorboard" for reader, _ in inside) else {}
-        deeper = [name for name in deeper if not name.startswith(".") and folder / name not in parts]
-        if of_trainer:
-            deeper = [name for name in deeper if not name.startswith("checkpoint-")]
-        folders += [(folder / name, of_trainer) for name in sorted(deeper, reverse=True)]
-
-
-def _in(folder: Path, of_trainer: bool, only: str | None, options: Options) -> Iterator[Source]:
-    """The runs that a folder itself holds. Event files beside a better source of the same run are left out."""
-    if only in (None, "huggingface") and huggingface.is_output(folder):
-        yield "huggingface", str(folder)
-        of_trainer = only is None
-    if only in (None, "mlflow") and trackers.is_mlflow_run(folder):
-        yield "mlflow", str(folder)
-        return
-    try:
-        files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    except OSError:
-        return
-    if only in (None, "wandb") and any(file.suffix == ".wandb" for file in files):
-        yield "wandb", str(folder)
-        return
-    better = of_trainer
-    for file in files if not of_trainer else ():
-        ending = file.suffix.lower()
-        if ending in TABLES or ending in LINES:
-            try:
-                reader = _reader_of(file, None, options)
-            except ImportProblem:
-                if ending in LINES:
-                    continue  # a folder holds many texts that are no logs
-                reader = "table"  # which says what is wrong
-            if only in (None, reader.partition("-")[0]):
-                yield reader, str(file)
-                better = better or reader == "lightning"
-    if better or only not in (None, "tensorboard"):
-        return
-    if any(tensorboard.is_event_file(file.name) for file in files) or tensorboard.parts_of(folder):
-        yield "tensorboard", str(folder)
+    rows = list(islice(csv_rows(path, Problems(str(path))), 5))
+    names = bool(rows) and not any(re.search(r"[=:]\s*[\d.]", cell) for cell in rows[0])
+    return names and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1

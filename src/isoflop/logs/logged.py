@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Literal
@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
-from isoflop.logs.files import ImportProblem, number, plain, read_json
+from isoflop.logs.files import ImportProblem, plain, read_json
 from isoflop.logs.names import Kind, factor_of, role_of
-from isoflop.record.lines import Problems
 from isoflop.record.run import Status
 
 MAX_STEP = 2**63 - 1
@@ -40,11 +39,6 @@ class Column:
             self.times.extend(repeat(math.nan, len(self.values) - 1 - len(self.times)))
             self.times.append(time)
 
-    def extend(self, steps: Sequence[int], values: Sequence[float]) -> None:
-        """Append values whose times are not known."""
-        self.steps.extend(steps)
-        self.values.extend(values)
-
     def arrays(self) -> tuple[NDArray[np.int64], Array, Array]:
         """Views of the steps, values and times."""
         return (
@@ -53,8 +47,8 @@ class Column:
             np.frombuffer(self.times, dtype=float) if self.times else np.broadcast_to(math.nan, len(self.values)),
         )
 
-    def taken(self, rows: NDArray[Any], steps: NDArray[np.int64] | None = None) -> Column:
-        """The values of some rows (indices or a mask), at their own or other steps."""
+    def taken(self, rows: NDArray[Any] | slice, steps: NDArray[np.int64] | None = None) -> Column:
+        """The values of some rows (indices, a mask or a slice), at their own or other steps."""
         result = Column()
         own, values, times = self.arrays()
         result.steps.frombytes(np.ascontiguousarray(own[rows] if steps is None else steps, dtype=np.int64).tobytes())
@@ -62,6 +56,12 @@ class Column:
         if self.times:
             result.times.frombytes(times[rows].tobytes())
         return result
+
+    def known(self) -> tuple[NDArray[np.int64], Array]:
+        """The steps and values that are finite and not negative."""
+        steps, values, _ = self.arrays()
+        known = np.isfinite(values) & (values >= 0)
+        return steps[known], values[known]
 
     def stands(self) -> bool:
         """True where several values are all the same."""
@@ -78,41 +78,27 @@ class Column:
 class Columns(dict[str, Column]):
     """The columns of a run whose names tell a role, or that the user named, made as they are met."""
 
-    def __init__(self, named: Collection[str]) -> None:
+    def __init__(self, named: frozenset[str]) -> None:
         super().__init__()
         self.named = named
         self.unused: dict[str, None] = {}  # names of some others, for a question about them
 
     def keeps(self, name: str) -> bool:
         """True if a column of this name is kept; else its name is noted."""
-        if name in self or name in self.named or (name not in self.unused and role_of(name) is not None):
+        if name in self:
+            return True
+        if len(self) < MAX_COLUMNS and (name in self.named or (name not in self.unused and role_of(name) is not None)):
             return True
         if len(self.unused) < 200:
             self.unused[name] = None
         return False
 
     def add(self, name: str, step: int, value: float, time: float = math.nan) -> None:
-        """Append a value to a column that is kept, unless there are too many columns or the step can't be one."""
-        if self.keeps(name) and 0 <= step <= MAX_STEP and (column := self.column(name)) is not None:
-            column.add(step, value, time)
-
-    def column(self, name: str) -> Column | None:
-        """The column of this name, made where there is none yet; None: there are too many."""
-        if name not in self:
-            if len(self) >= MAX_COLUMNS:
-                return None
-            self[name] = Column()
-        return self[name]
-
-    def read(self, name: str, step: int, cell: object, problems: Problems, time: float = math.nan) -> None:
-        """Append the number of a cell; an empty cell is skipped, any other text is a problem."""
-        if cell in ("", None) or not self.keeps(name):
-            return
-        value = number(cell)
-        if value is None:
-            problems.add(f"{plain(name, 40)} to be a number", cell)
-        else:
-            self.add(name, step, value, time)
+        """Append a value to a column that is kept, unless the step can't be one."""
+        if self.keeps(name) and 0 <= step <= MAX_STEP:
+            if name not in self:
+                self[name] = Column()
+            self[name].add(step, value, time)
 
     def like(self, columns: Mapping[str, Column]) -> Columns:
         """Other columns of the same run, or of a part of it."""
@@ -152,7 +138,6 @@ class Logged:
     labels: Mapping[str, Words] = field(default_factory=dict)  # by row, that may tell runs or splits apart
     settings: Mapping[str, Any] = field(default_factory=dict)  # hyperparameters as the tool kept them, flat
     config: str | Mapping[str, Any] | None = None  # a Hugging Face model configuration: its file, or its content
-    parameters: Mapping[str, int] = field(default_factory=dict)  # N by convention; `N` where the log does not say which
     total_flos: Mapping[int, float] = field(default_factory=dict)  # by step, Hugging Face's count
     status: Status | None = None  # None where the tool does not say
     created: float | None = None  # unix seconds
@@ -187,11 +172,6 @@ class Logged:
                 return {}
         return self.config or {}
 
-    @property
-    def digits(self) -> str:
-        """How exact its values are, in words; "": as they were."""
-        return " (float32)" if self.single else ""
-
     def best(self, kind: Kind) -> list[str]:
         """Names of the columns of a kind, the likeliest first."""
         ranked = [(role.rank, name) for name in self.columns if (role := role_of(name)) and role.kind == kind]
@@ -201,27 +181,13 @@ class Logged:
         """The count that a column logged, in ones; None where it holds none: values that are finite and don't fall."""
         if name not in self.columns:
             return None
-        steps, values = _known(self.columns[name])
+        steps, values = self.columns[name].known()
         if not len(steps) or (np.diff(values) < 0).any():
             return None
         return interpolated(steps, values * factor_of(name))
 
-    def rates(self) -> Count | None:
-        """Learning rates by step; of several parameter groups the first."""
-        for name in self.best("rate")[:1]:
-            steps, values = _known(self.columns[name])
-            if len(steps):
-                return interpolated(steps, values, origin=False)
-        return None
-
 
 Count = Callable[[int], float | None]  # A quantity by optimizer steps done; None: unknown
-
-
-def _known(column: Column) -> tuple[NDArray[np.int64], Array]:
-    steps, values, _ = column.arrays()
-    known = np.isfinite(values) & (values >= 0)
-    return steps[known], values[known]
 
 
 def interpolated(steps: ArrayLike, values: ArrayLike, *, origin: bool = True) -> Count:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,18 +42,20 @@ def losses_of(logged: Logged, answers: Answers) -> Losses:
     """
     by_loss = _candidates(logged)
     chosen = {name: columns[0] for name, columns in by_loss.items()}
-    for name, column in answers.loss.items():
+    for name, column in answers.given.loss.items():
         if column in logged.columns:
             chosen = {loss: other for loss, other in chosen.items() if other != column} | {name: column}
     losses = Losses()
     for name in sorted(chosen, key=lambda one: (one != "train", one)):
         column = chosen[name]
-        unit = _unit(name, column, answers) or _by_perplexity(logged, column, by_loss.get(name, ()), losses)
+        unit = _unit(name, column, answers.given.loss_unit) or _by_perplexity(
+            logged, column, by_loss.get(name, ()), losses
+        )
         if unit == "bpb":
             losses.units[name] = "bits per byte"
         if unit != "nats":
             losses.notes.append(f"{name} ({plain(column, 40)}) is {CONVERTED[unit]}")
-        if name == "train" and name not in answers.loss:
+        if name == "train" and name not in answers.given.loss:
             _doubt_sum(logged, column, losses)
         losses.columns[name] = _converted(logged.columns[column], unit)
         losses.taken[name] = column
@@ -83,14 +86,11 @@ def _candidates(logged: Logged) -> dict[str, list[str]]:
     return {name: [column for _, column in sorted(columns)] for name, columns in ranked.items()}
 
 
-def _unit(name: str, column: str, answers: Answers) -> str | None:
+def _unit(name: str, column: str, given: Mapping[str, str]) -> str | None:
     """The unit that the user or the column's name tells; None: neither."""
-    if column == "isoflop/loss":
-        return "nats"
     role = role_of(column)
-    told = (role.unit or None) if role is not None else None
-    given = answers.loss_unit.get(name, answers.loss_unit.get(EVERY))
-    return given if given is not None and told is None else answers.loss_unit.get(name, told)
+    told = role.unit if role is not None else ""
+    return "nats" if column == "isoflop/loss" else given.get(name) or told or given.get(EVERY)
 
 
 def _by_perplexity(logged: Logged, column: str, others: Sequence[str], losses: Losses) -> str:
@@ -123,8 +123,9 @@ def _converted(column: Column, unit: str) -> Column:
     """A column of losses in nats per token (of bits per byte: as they are)."""
     if unit in ("nats", "bpb"):
         return column
-    result = Column()
-    for step, value, time in column:
-        nats = value * math.log(2) if unit == "bits" else math.log(value) if value > 0 else math.nan
-        result.add(step, nats, time)
+    values = column.arrays()[1]
+    with np.errstate(all="ignore"):
+        nats = values * math.log(2) if unit == "bits" else np.log(np.where(values > 0, values, math.nan))
+    result = column.taken(slice(None))
+    result.values = array("d", nats.tobytes())
     return result

@@ -36,7 +36,7 @@ _PERPLEXITY = _words_of("ppl perplexity")
 _LOSS = _words_of("loss losses bpb") | _PURE - {"lm"} | _PERPLEXITY
 _COMMON = _words_of(
     "lm clm mlm language model modeling causal cross entropy mean avg average global total final step epoch batch iter "
-    "iteration metrics metric token raw main all reduced micro macro trainer log logs scalars inner at data"
+    "iteration metrics metric token raw main all reduced micro macro trainer log logs scalars inner at data out"
 )
 """Words of a loss's name that name no part of it."""
 _OTHER = _words_of(
@@ -54,7 +54,7 @@ _CUMULATIVE = _words_of("total cumulative cum global consumed seen far accumulat
 _COUNTED = SPLITS - _EVAL | _CUMULATIVE
 _COUNTED |= _words_of(
     "n num nb number of processed input in so all throughput count the state data progress time trainer trained "
-    "ntokens now until since start"
+    "ntokens now until since start optim"
 )
 _A_STEP = _words_of("step batch iteration iter update")
 _SAMPLE = _words_of("sample samples sequences examples")
@@ -237,7 +237,9 @@ def _rate(name: str, found: list[str]) -> Role | None:
     told = "lr" in there or ("learning" in there and "rate" in there)
     if not told or there & (_NOT_A_RATE | _LOSS):
         return None
-    return Role("rate", rank=len(name) + (100 if "group" in there or name.startswith("lr-") else 0))
+    unit = re.search(r"\((\d+(?:\.\d+)?(?:e[+-]?\d+)?)\)", name)  # verl's lr(1e-3)
+    rank = len(name) + (100 if "group" in there or name.startswith("lr-") else 0)
+    return Role("rate", rank=rank, factor=float(unit[1]) if unit else 1.0)
 
 
 def _step(name: str, found: list[str]) -> Role | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.logs.files import ImportProblem, cell_number, plain
+from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged, Words
 from isoflop.logs.names import RUNS, SPLITS, kind_of, role_of, run_rank, words
 from isoflop.record.lines import Problems
@@ -25,21 +24,12 @@ AN_END = "the end of a run: the file has no steps, the point is recorded as step
 Codes = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user says before anything is read: columns that are kept, that tell runs apart, and that group runs."""
-
-    named: frozenset[str]
-    run: tuple[str, ...]
-    group: tuple[str, ...]
-
-
 class Rows:
     """Columns by row: numbers whose name tells a role, and words that may tell runs apart."""
 
-    def __init__(self, problems: Problems, options: Options) -> None:
-        self.problems, self.options = problems, options
-        self.columns = Columns(options.named)
+    def __init__(self, problems: Problems, given: Given) -> None:
+        self.problems, self.given = problems, given
+        self.columns = Columns(given.named)
         self.labels: dict[str, Words] = {}
         self.lines = array("q")
         self.pivots: list[str] = []
@@ -47,12 +37,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def add(self, cells: Mapping[str, Any], line: int, time: float = math.nan) -> None:
+    def add(self, cells: Mapping[str, Any], line: int) -> None:
         """Append a row of cells by name."""
-        row = len(self.lines)
-        self.lines.append(line)
-        for name, cell in cells.items():
-            self._cell(name, row, cell, line, time)
+        self.extend(list(cells), [list(cells.values())], [line])
 
     def extend(self, header: Sequence[str], rows: Sequence[Sequence[Any]], lines: Sequence[int]) -> None:
         """Append rows of one length, a column at a time."""
@@ -61,55 +48,56 @@ class Rows:
         for name, cells in zip(header, zip(*rows, strict=True), strict=True):
             if not name or (name in self.columns.unused and name not in self.labels):
                 continue
-            if not self._is_label(name) and self.columns.keeps(name):
+            label = self._is_label(name)
+            kept = not label and self.columns.keeps(name)
+            if kept and bool not in set(map(type, cells)):
                 try:
                     numbers = array("d", map(float, cells))
                 except (ValueError, TypeError):
                     pass
                 else:
-                    if (column := self.columns.column(name)) is not None:
-                        column.extend(range(start, start + len(cells)), numbers)
+                    column = self.columns.setdefault(name, Column())
+                    column.steps.extend(range(start, start + len(cells)))
+                    column.values.extend(numbers)
                     continue
             for row, cell in enumerate(cells, start):
-                if cell not in BLANK:
-                    self._cell(name, row, cell, lines[row - start], math.nan)
+                if cell in BLANK or isinstance(cell, (bool, dict, list)):
+                    continue
+                value = None if label else cell_number(cell)
+                if kept and value is not None:
+                    self.columns.add(name, row, value)
+                elif kept:
+                    self.problems.add(f"{plain(name, 40)} to be a number", cell, at=f":{lines[row - start]}")
+                elif label or (value is None and isinstance(cell, str)):
+                    self.labels.setdefault(name, Words()).word(row, str(cell).strip()[:200])
 
     def _is_label(self, name: str) -> bool:
-        if name in self.options.run or name in self.options.group:
+        if name in self.given.run or name in self.given.group:
             return True
-        return name not in self.options.named and run_rank(name) is not None and role_of(name) is None
-
-    def _cell(self, name: str, row: int, cell: Any, line: int, time: float) -> None:
-        if cell in BLANK or isinstance(cell, (bool, dict, list)):
-            return
-        label = self._is_label(name)
-        value = None if label else cell_number(cell)
-        if not label and self.columns.keeps(name):
-            if value is None:
-                self.problems.add(f"{plain(name, 40)} to be a number", cell, at=f":{line}")
-            else:
-                self.columns.add(name, row, value, time)
-        elif label or (value is None and isinstance(cell, str)):
-            self.labels.setdefault(name, Words()).word(row, str(cell).strip()[:200])
+        return name not in self.columns.named and run_rank(name) is not None and role_of(name) is None
 
     def runs(self, kind: str, source: str, called: str, *, ends: bool = False, **more: Any) -> list[Logged]:
         """The runs, in the order in which they begin, with `more` fields.
 
         `called`: what to call a run that has no name; `ends`: each row is a finished run of its own.
         """
-        step = next((name for name in sorted(self.columns, key=_step_rank) if _step_rank(name) < 100), None)
         self._pivot()
-        by_column = self.columns.get(step or "") if self.pivots else None
+        steps = [(role.rank, name) for name in self.columns if (role := role_of(name)) and role.kind == "step"]
+        step = min(steps)[1] if steps else None
         sizes = [name for name in self.columns if kind_of(name) == "size"]
         keys = self._keys(step, sizes)
         codes, names = self._grouped(keys)
         by_epoch = "epoch" in self.columns.unused
-        ends = ends or (step is None and bool(sizes or keys) and not by_epoch) or self._all_stand(step, codes)
-        if step is None and not ends and (fallen := self._falling(codes)):
-            raise ImportProblem(
-                f"{source}: it has no column of steps, and {plain(fallen, 40)} falls: if each row is a run, say which "
-                f"column separates them with --run COLUMN; else name the steps with --step COLUMN"
-            )
+        ends = ends or (step is None and bool(sizes or keys) and not by_epoch)
+        rise = self._rises(step, codes) if step is not None and self.labels else np.empty(0)
+        ends = ends or (len(rise) > 0 and not rise.any())  # several rows of a name have one step
+        if step is None and not ends:
+            counts = [name for name in self.columns if kind_of(name) == "tokens" and len(self.columns[name]) > 1]
+            for fallen in (name for name in counts if (self._rises(name, codes) < 0).any()):
+                raise ImportProblem(
+                    f"{source}: it has no column of steps, and {plain(fallen, 40)} falls: if each row is a run, say "
+                    "which column separates them with --run COLUMN; else name the steps with --step COLUMN"
+                )
         if ends:
             names = [f"{names[code] or called}" for code in codes]
             twice = {name for name in names if names.count(name) > 1} if len(names) <= MAX_RUNS else set(names)
@@ -118,34 +106,23 @@ class Rows:
         if len(names) > MAX_RUNS:
             self.problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
         ends = ends and step is None
-        found: list[Logged] = []
         path, told = os.path.realpath(source), (*self.problems.all(), *more.pop("problems", ()))
-        for name, columns, groups in self._parts(codes, names[:MAX_RUNS]):
-            parameters = _sizes_of(columns, sizes)
-            if by_column is not None and step is not None:
-                _move(columns, step, by_column)
-            one = Logged(
-                kind=kind,
-                source=source,
+        fields = {"kind": kind, "source": source, "index": "rows", "labels": self.labels, "ends": ends, **more}
+        fields["notes"] = (AN_END,) if ends else ()
+        return [
+            Logged(
                 key=f"{path}#{name}" if name else path,
                 name=name or called,
                 columns=columns,
-                index="rows" if by_column is None else "steps",
-                labels=self.labels,
-                parameters=parameters,
                 groups=groups,
-                ends=ends,
-                notes=(AN_END,) if ends else (),
-                problems=() if found else told,
-                **more,
+                problems=told if index == 0 else (),
+                **fields,
             )
-            found.append(one)
-        return found
+            for index, (name, columns, groups) in enumerate(self._parts(codes, names[:MAX_RUNS]))
+        ]
 
     def _parts(self, codes: Codes, names: list[str]) -> list[tuple[str, Columns, dict[str, str]]]:
         """Name, columns and groups of each run."""
-        if len(names) == 1:
-            return [(names[0], self.columns, {name: next(iter(self.labels[name].codes)) for name in self._of_groups()})]
         columns: list[dict[str, Column]] = [{} for _ in names]
         groups: list[dict[str, str]] = [{} for _ in names]
         for name, column in [*self.columns.items(), *((key, self.labels[key]) for key in self._of_groups())]:
@@ -156,12 +133,12 @@ class Rows:
                 if high > low and isinstance(column, Words):
                     groups[code][name] = list(column.codes)[int(column.values[order[low]])]
                 elif high > low:
-                    columns[code][name] = column.taken(order[low:high])
+                    columns[code][name] = column if len(names) == 1 else column.taken(order[low:high])
         each = zip(names, columns, groups, strict=True)
-        return [(name, self.columns.like(one), mine) for name, one, mine in each if one]
+        return [(name, self.columns.like(one), mine) for name, one, mine in each if one or len(names) == 1]
 
     def _of_groups(self) -> list[str]:
-        return [name for name in self.options.group if name in self.labels]
+        return [name for name in self.given.group if name in self.labels]
 
     def _pivot(self) -> None:
         """Columns by metric where a row holds one metric's value; losses by split where a row says its split."""
@@ -171,7 +148,7 @@ class Rows:
             self._split(metric, [values], lambda word, name: word)
         for label, column in list(self.labels.items()):
             told = any({*words(word)} & SPLITS for word in column.codes)
-            if told and run_rank(label) is None and label not in self.options.run and len(column.codes) <= 12:
+            if told and run_rank(label) is None and label not in self.given.run and len(column.codes) <= 12:
                 losses = [name for name in self.columns if kind_of(name) == "loss"]
                 self._split(label, losses, _of_split)
 
@@ -190,37 +167,27 @@ class Rows:
     def _keys(self, step: str | None, sizes: list[str]) -> list[str]:
         """The columns that tell runs apart: the user's, one that names runs, and those that make steps rise in each."""
         groups = self._of_groups()
-        if self.options.run:
-            return [*(name for name in self.options.run if name in self.labels), *groups]
+        if self.given.run:
+            return [*(name for name in self.given.run if name in self.labels), *groups]
         keys = [*[name for name in RUNS if name in self.labels][:1], *groups]
-        if step is None and not keys:
-            return [name for name, of in self.labels.items() if run_rank(name) is not None and len(of.codes) > 1]
-        if step is None or self._fault(step, keys) == 0:
-            return keys
-        taken = {*keys, *self.pivots}
-        further = [name for name in self.labels if run_rank(name) is not None and name not in taken]
-        tried = list(keys)
-        for name in [*sorted(further, key=lambda name: run_rank(name) or 0), *sizes]:
+        further = [name for name in self.labels if run_rank(name) is not None and name not in (*keys, *self.pivots)]
+        if step is None:
+            return keys or [name for name in further if len(self.labels[name].codes) > 1]
+        best, least = keys, self._fault(step, keys)
+        tried = keys
+        for name in [*sorted(further, key=lambda name: run_rank(name) or 0), *sizes] if least else ():
             if len(self._grouped([*tried, name])[1]) > len(self._grouped(tried)[1]):
-                tried.append(name)
-                if self._fault(step, tried) == 0:
-                    return tried
-        return tried if self._fault(step, tried) < self._fault(step, keys) else keys
+                tried = [*tried, name]
+                if (fault := self._fault(step, tried)) < least:
+                    best, least = tried, fault
+                if not fault:
+                    break
+        return best
 
     def _fault(self, step: str, keys: list[str]) -> int:
         """0: the steps of each run rise; 1: they don't fall; 2: they do."""
         rise = self._rises(step, self._grouped([*keys, *self.pivots])[0])
         return 2 if (rise < 0).any() else 1 if (rise == 0).any() else 0
-
-    def _all_stand(self, step: str | None, codes: Codes) -> bool:
-        """True where several rows of a name have one step: each is a run."""
-        rise = self._rises(step, codes) if step is not None and self.labels else np.empty(0)
-        return len(rise) > 0 and not rise.any()
-
-    def _falling(self, codes: Codes) -> str:
-        """A count of tokens that falls from row to row of a run; "": none does."""
-        counts = [name for name in self.columns if kind_of(name) == "tokens" and len(self.columns[name]) > 1]
-        return next((name for name in counts if (self._rises(name, codes) < 0).any()), "")
 
     def _rises(self, step: str, codes: Codes) -> NDArray[np.float64]:
         """From one step of a run to its next."""
@@ -267,34 +234,6 @@ def _at(words: Words, rows: Codes) -> Codes:
     own, codes, _ = words.arrays()
     place = np.minimum(np.searchsorted(own, rows), len(own) - 1)
     return np.where(own[place] == rows, codes[place], -1).astype(np.int64)
-
-
-def _sizes_of(columns: Columns, sizes: list[str]) -> dict[str, int]:
-    """N by convention, of columns that hold one number; they are taken out."""
-    found: dict[str, int] = {}
-    for name in sizes:
-        role, column = role_of(name), columns.pop(name, None)
-        if role is not None and column is not None:
-            values = {value * role.factor for value in column.values if value * role.factor >= 1}
-            if len(values) == 1 and (value := values.pop()) < 1e18:
-                found.setdefault(role.name, round(value))
-    return found
-
-
-def _move(columns: Columns, step: str, axis: Column) -> None:
-    """Columns at the steps of their rows: rows of another metric or split lie in between."""
-    rows, values, _ = axis.arrays()
-    for name, column in list(columns.items()):
-        own = column.arrays()[0]
-        place = np.minimum(np.searchsorted(rows, own), len(rows) - 1)
-        fits = np.flatnonzero((rows[place] == own) & (values[place] >= 0) & (values[place] % 1 == 0))
-        columns[name] = column.taken(fits, values[place[fits]].astype(np.int64))
-    columns.pop(step, None)
-
-
-def _step_rank(name: str) -> int:
-    role = role_of(name)
-    return role.rank if role is not None and role.kind == "step" else 100
 
 
 def _of_split(word: str, name: str) -> str:

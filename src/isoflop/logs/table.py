@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from isoflop.logs.files import ImportProblem, cell_number, csv_rows, head, plain, read_hparams, stem, why
+from isoflop.logs.given import Given
 from isoflop.logs.logged import Logged
 from isoflop.logs.names import kind_of, words
-from isoflop.logs.rows import METRIC, Options, Rows, is_value
+from isoflop.logs.rows import METRIC, Rows, is_value
 from isoflop.record.lines import Problems
 
 CHUNK = 4096
@@ -29,7 +29,7 @@ _OF_WANDB = {"State", "Created", "Runtime", "Sweep"}
 Cells = Iterator[list[Any]]
 
 
-def read(source: str, options: Options) -> list[Logged]:
+def read(source: str, given: Given) -> list[Logged]:
     """Read a table.
 
     With a column of steps its rows are points of curves, told apart by a column that names runs, if there is one.
@@ -44,9 +44,7 @@ def read(source: str, options: Options) -> list[Logged]:
     tag = _TAG.fullmatch(path.stem)
     if tag and "Value" in header:  # a chart that TensorBoard's page saved
         header = [tag["tag"] if name == "Value" else name for name in header]
-    if any({*words(name)} & METRIC for name in header):
-        options = replace(options, named=options.named | {*filter(is_value, header)})
-    for name in options.run:
+    for name in given.run:
         if name not in header:
             there = ", ".join(plain(one, 40) for one in header[:12])
             raise ImportProblem(f"{path}: --run: expected one of its columns {there}, got {name!r}")
@@ -54,12 +52,12 @@ def read(source: str, options: Options) -> list[Logged]:
     of_file = any(told[-len(words(name)) :] == words(name) for name in header)
     if "samples" in told and of_file and any(kind_of(name) == "step" for name in header):
         raise ImportProblem(f"{path}: its steps count samples (DeepSpeed): divide them by the batch size")
+    kept, kind = _kept(header, rows, problems, given), "wandb" if exported else "table"
     of_wandb = "Name" in header and bool(_OF_WANDB & {*header})
-    kept, kind = _kept(header, rows, problems, options), "wandb" if exported else "table"
     return kept.runs(kind, str(path), tag["run"] if tag else stem(path), ends=of_wandb)
 
 
-def read_lightning(source: str, options: Options) -> list[Logged]:
+def read_lightning(source: str, given: Given) -> list[Logged]:
     """Read Lightning's `metrics.csv`, or the folder that holds it, with the `hparams.yaml` beside it."""
     path = Path(source)
     path = path / "metrics.csv" if path.is_dir() else path
@@ -67,7 +65,7 @@ def read_lightning(source: str, options: Options) -> list[Logged]:
     header, rows = _opened(path, problems)
     if "step" not in header:
         raise ImportProblem(f"{path}: expected a first row with a column step, as Lightning's CSVLogger writes it")
-    kept = _kept(header, rows, problems, options)
+    kept = _kept(header, rows, problems, given)
     kept.columns.unused.pop("epoch", None)
     told: list[str] = []
     settings = read_hparams(path.parent / "hparams.yaml", told) or {}
@@ -78,18 +76,17 @@ def read_lightning(source: str, options: Options) -> list[Logged]:
 
 def is_lightning(path: Path) -> bool:
     """True for Lightning's CSV logs: by the neighbour, the folder, or a first step of a trainer that counts from 0."""
-    rows = csv_rows(path, Problems(str(path)))
-    header = [name.strip() for name in next(rows, [])]
+    header, *rows = [*islice(csv_rows(path, Problems("")), 3)] or [[]]
+    header = [name.strip() for name in header]
     if "step" not in header:
         return False
     named = path.name == "metrics.csv" and "epoch" in header
     if (path.parent / "hparams.yaml").is_file() or (named and path.parent.name.startswith("version_")):
         return True
-    if not named:
-        return False
     index = header.index("step")
-    steps = [cell_number(row[index]) if index < len(row) else None for row in islice(rows, 2)]
-    return steps[:1] == [0.0] or (len(steps) == 2 and None not in steps and steps[1] - steps[0] == steps[0] + 1)  # type: ignore[operator]
+    steps = [cell_number(row[index]) if index < len(row) else None for row in rows]
+    first, second = (*steps, None, None)[:2]
+    return named and (first == 0.0 or (first is not None and second == 2 * first + 1))
 
 
 def _opened(path: Path, problems: Problems) -> tuple[list[str], Cells]:
@@ -103,9 +100,11 @@ def _opened(path: Path, problems: Problems) -> tuple[list[str], Cells]:
     return header, rows
 
 
-def _kept(header: list[str], rows: Cells, problems: Problems, options: Options) -> Rows:
+def _kept(header: list[str], rows: Cells, problems: Problems, given: Given) -> Rows:
     """All rows of a table, in columns."""
-    kept = Rows(problems, options)
+    kept = Rows(problems, given)
+    if any({*words(name)} & METRIC for name in header):
+        kept.columns.named |= {*filter(is_value, header)}
     padded = _padded(rows, len(header), problems)
     while chunk := list(islice(padded, CHUNK)):
         kept.extend(header, [row for row, _ in chunk], [line for _, line in chunk])

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from isoflop.logs.files import ImportProblem, flat, json_object, open_bytes, read_hparams, why
+from isoflop.logs.given import Given
 from isoflop.logs.logged import Columns, Logged
 from isoflop.logs.names import SPLITS, words
-from isoflop.logs.rows import Options
 from isoflop.logs.steps import FROM_ZERO
 from isoflop.record.lines import Problems
 
@@ -66,7 +66,7 @@ def _only_tag(path: Path) -> str | None:
     return tags.pop() if len(tags) == 1 else None
 
 
-def read(source: str, options: Options) -> list[Logged]:
+def read(source: str, given: Given) -> list[Logged]:
     """Read a folder's event files, or one file, in the order in which they were begun, and those of its parts."""
     path = Path(source)
     folder = path if path.is_dir() else path.parent
@@ -75,7 +75,7 @@ def read(source: str, options: Options) -> list[Logged]:
     files = files if path.is_dir() else [(path, "")]
     if not files:
         raise ImportProblem(f"{path}: expected event files (events.out.tfevents.*), got none")
-    columns, began = Columns(options.named), math.inf
+    columns, began = Columns(given.named), math.inf
     texts: dict[str, str] = {}
     told: list[str] = []
     for file, prefix in files:

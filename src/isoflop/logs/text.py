@@ -5,6 +5,7 @@ A line counts if it tells a step and a loss. Lines without a step are searched f
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from isoflop.logs.files import Dialect, ImportProblem, decoded, dialect_of, flat, head, json_object, open_bytes, stem
+from isoflop.logs.given import Given
+from isoflop.logs.huggingface import ONCE
 from isoflop.logs.logged import Column, Columns, Logged
 from isoflop.logs.names import kind_of, role_of, words
-from isoflop.logs.rows import Options, Rows
+from isoflop.logs.rows import Rows
 from isoflop.record.lines import Problems
 
 JSON = ""  # A name in the cells of a JSON object, whose losses may have no step
@@ -34,28 +37,35 @@ _FORMS = (
     (re.compile(r"^s:(\d+) (t[er]l):"), lambda found: f"|step {found[1]} {_LLM_C[found[2]]} "),
     (re.compile(r"^(\d+) (train|val) (?=\d+\.\d+$)"), lambda found: f"|step {found[1]} {found[2]}_loss "),
     (re.compile(r"\bon:train (\d+)(?:\.0)?it/\S+"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"^\[batch=(\d+)/\d+\](?=:?$)"), lambda found: f"|step {found[1]}]"),
+    (re.compile(r"^Step\.\.\. \((\d+) \|"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\b(\d+)/\d+ \[\d[\d:]*<[\d:?]+,[^,\]]*"), lambda found: f"|step {found[1]}|"),
 )
-"""Of llm.c's main.log, build-nanogpt, levanter: lines that don't say what they tell, as lines that do."""
+"""Lines that do not say what they tell, as some that do: of llm.c, build-nanogpt, levanter, Composer, Flax, tqdm."""
 SAMPLE = 1 << 18
+MAX_DOCUMENT = 1 << 28
 
 
-def is_lines(path: Path, options: Options) -> bool:
-    """True if one of the first lines of a file tells a step and a loss."""
+def is_lines(path: Path, given: Given) -> bool:
+    """True if one of the first lines of a file, or its document of JSON, tells a step and a loss."""
     start = head(path, SAMPLE)
     lines = start.decode(dialect_of(start).encoding, "replace").splitlines()
-    return any(_is_point(cells, options) for _, cells in _quantities(lines))
+    found = _document(path, start) or _quantities(lines)
+    return any(_is_point(cells, given) for _, cells in found)
 
 
-def read(source: str, options: Options) -> list[Logged]:
-    """Read a log in lines; those that hold nothing of use are passed over."""
+def read(source: str, given: Given) -> list[Logged]:
+    """Read a log in lines, or a document of JSON; lines that hold nothing of use are passed over."""
     path = Path(source)
-    rows = Rows(Problems(str(path)), options)
+    rows = Rows(Problems(str(path)), given)
     settings: dict[str, Any] = {}
-    dialect = Dialect(dialect_of(head(path)).encoding)
+    start = head(path, SAMPLE)
     with open_bytes(path) as stream:
-        lines = decoded(stream, dialect, Problems(""))  # bytes that are no text are passed over
-        for line, cells in _quantities(lines):
-            if _is_point(cells, options) or (len(rows) and _has_step(cells)):
+        lines = decoded(
+            stream, Dialect(dialect_of(start).encoding), Problems("")
+        )  # bytes that are no text: passed over
+        for line, cells in _document(path, start) or _quantities(lines):
+            if _is_point(cells, given) or (len(rows) and _has_step(cells)):
                 rows.add(cells, line)
             elif not _has_step(cells):
                 for name, value in cells.items():
@@ -67,6 +77,44 @@ def read(source: str, options: Options) -> list[Logged]:
     return rows.runs("lines", str(path), called, settings=settings)
 
 
+def _document(path: Path, start: bytes) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a document of JSON, numbered: a list of objects, or lists of one length by name; none: it is none."""
+    first = start.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")[0]
+    alone = json_object(first)
+    if not first.startswith((b"[", b"{")) or (
+        alone and not any(isinstance(one, (list, dict)) for one in alone.values())
+    ):
+        return []  # lines of JSON, or no JSON at all
+    try:
+        with open_bytes(path, "JSON", MAX_DOCUMENT) as stream:
+            value = json.loads(stream.read())
+    except (ImportProblem, ValueError):
+        return []
+    return [(number, _told(row)) for number, row in enumerate(_rows(value), 1)]
+
+
+def _told(value: dict[str, Any]) -> dict[str, Any]:
+    """The cells of an object; of the Trainer's last words not the means over the whole run."""
+    cells = flat(value)
+    return {name: cell for name, cell in cells.items() if "train_runtime" not in cells or name not in ONCE} | {
+        JSON: None
+    }
+
+
+def _rows(value: Any, name: str = "") -> list[dict[str, Any]]:
+    """The rows of a list of objects, of lists of one length by name, or of series x and y by name (ClearML)."""
+    if isinstance(value, list):
+        return value if all(isinstance(one, dict) for one in value) else []
+    if not isinstance(value, dict):
+        return []
+    lists = {key: one for key, one in value.items() if isinstance(one, list) and one and not isinstance(one[0], dict)}
+    if {"x", "y"} <= {*lists}:
+        return [{"step": x, name: y} for x, y in zip(value["x"], value["y"], strict=False)]
+    if lists and len({len(one) for one in lists.values()}) == 1:
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    return [row for key, one in value.items() for row in _rows(one, f"{name}/{key}".strip("/"))]
+
+
 def _join_steps(columns: Columns) -> None:
     """One column of steps, where lines of one kind call it otherwise than lines of another."""
     names = [name for name in columns if kind_of(name) == "step" and not (columns[name].arrays()[1] % 1).any()]
@@ -75,21 +123,27 @@ def _join_steps(columns: Columns) -> None:
         steps = np.concatenate([columns.pop(name).arrays()[1] for name in names])
         columns["step"] = joined = Column()
         order = np.argsort(rows)
-        joined.extend(rows[order].tolist(), steps[order].tolist())
+        joined.steps.extend(rows[order].tolist())
+        joined.values.extend(steps[order].tolist())
 
 
 def _quantities(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbers of lines, or of the first of a block, with what they tell."""
+    """Numbers of lines, or of the first of a block, with what they tell.
+
+    A block goes on to the next line with a step: others in between are not of it.
+    """
     block: tuple[int, dict[str, Any]] | None = None
     for number, line in enumerate(lines, 1):
         for part in line.split("\r"):
             if block is not None and (inner := _INNER.fullmatch(_COLOUR.sub("", part))):
-                block[1][inner[1]] = inner[2].replace(",", "")
+                block[1].setdefault(inner[1], inner[2].replace(",", ""))
                 continue
-            if block is not None:
+            cells = _cells(part)
+            heads = bool(cells) and part.rstrip().endswith(("]", "]:")) and _has_step(cells)
+            if block is not None and (heads or _has_step(cells)):
                 yield block
-            block, cells = None, _cells(part)
-            if cells and part.rstrip().endswith("]") and _has_step(cells):
+                block = None
+            if heads:
                 block = number, cells
             elif cells:
                 yield number, cells
@@ -102,7 +156,7 @@ def _cells(line: str) -> dict[str, Any]:
     start = line.find("{")
     value = _object(line[start:]) if start >= 0 else None
     if value is not None:
-        cells = {**flat(value), JSON: None}
+        cells = _told(value)
         told = next((word for word in words(line[:start])[-3:] if word in _EVALUATES), None)
     elif start == 0:
         return {}
@@ -150,9 +204,9 @@ def _has_step(cells: dict[str, Any]) -> bool:
     return any(kind_of(name) == "step" for name in cells)
 
 
-def _is_point(cells: dict[str, Any], options: Options) -> bool:
-    losses = any(name in options.named or kind_of(name) in ("loss", "own") for name in cells)
-    return losses and (_has_step(cells) or JSON in cells or bool(options.named & {*cells}))
+def _is_point(cells: dict[str, Any], given: Given) -> bool:
+    losses = any(name in given.named or kind_of(name) in ("loss", "own") for name in cells)
+    return losses and (_has_step(cells) or JSON in cells or bool(given.named & {*cells}))
 
 
 def _setting(name: str) -> str:

@@ -22,9 +22,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from isoflop.logs.files import ImportProblem, flat, json_object, number, open_bytes, plain, read_hparams, whole, why
+from isoflop.logs.files import (
+    ImportProblem,
+    flat,
+    head,
+    json_object,
+    number,
+    open_bytes,
+    plain,
+    read_hparams,
+    whole,
+    why,
+)
+from isoflop.logs.given import Given
 from isoflop.logs.logged import Columns, Logged
-from isoflop.logs.rows import Options
 from isoflop.record.lines import Problems, bounded_lines
 from isoflop.record.run import Status
 
@@ -80,7 +91,7 @@ def _seconds(stamp: object) -> float | None:
         return None
 
 
-def read_wandb_file(source: str, options: Options) -> list[Logged]:
+def read_wandb_file(source: str, given: Given) -> list[Logged]:
     """Read an offline run: its file, or its folder."""
     path = min(Path(source).glob("run-*.wandb"), default=Path(source))
     if path.is_dir():
@@ -89,7 +100,7 @@ def read_wandb_file(source: str, options: Options) -> list[Logged]:
     run: dict[str, Any] = {}
     config: dict[str, Any] = {}
     codes: list[object] = []
-    columns = Columns(options.named)
+    columns = Columns(given.named)
     for kind, record in _records(path, problems):
         if kind == "history":
             item = _object(record, "item")
@@ -150,7 +161,7 @@ def _object(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_wandb(address: str, options: Options) -> list[Logged]:
+def read_wandb(address: str, given: Given) -> list[Logged]:
     """Read a run, or all runs of a project, by W&B's API."""
     parts = address.removeprefix(WANDB).strip("/").split("/")
     if len(parts) not in (2, 3) or not all(parts):
@@ -166,7 +177,7 @@ def read_wandb(address: str, options: Options) -> list[Logged]:
         raise ImportProblem(f"{address}: W&B gave {why(error)}; is `wandb login` done?") from None
 
     def fetched(run: Any) -> Logged:
-        columns = Columns(options.named)
+        columns = Columns(given.named)
         for row in run.scan_history(page_size=10_000):  # every row; history() is a sample of 500
             _add(columns, whole(row.get("_step")) or 0, number(row.get("_timestamp")), row)
         place = f"{WANDB}{parts[0]}/{parts[1]}/{run.id}"
@@ -182,18 +193,25 @@ def is_mlflow_run(folder: Path) -> bool:
     return (folder / "meta.yaml").is_file() and (folder / "metrics").is_dir()
 
 
-def read_mlflow_folder(source: str, options: Options) -> list[Logged]:
+def read_mlflow_folder(source: str, given: Given) -> list[Logged]:
     """Read a run's folder of the file store: `meta.yaml`, `metrics/`, `params/`, `tags/`."""
     folder = Path(source)
     if not is_mlflow_run(folder):
         raise ImportProblem(f"{folder}: expected a run of MLflow's file store (meta.yaml and metrics/), got none")
     told: list[str] = []
     meta = read_hparams(folder / "meta.yaml", told) or {}
-    columns = Columns(options.named)
+    columns = Columns(given.named)
     for name, file in _files(folder / "metrics"):
         if columns.keeps(name):
             problems = Problems(str(file))
-            _read_metric(file, name, columns, problems)
+            for line, raw in enumerate(_lines(file, problems), 1):
+                fields = (raw or b"-").split()  # milliseconds, value, step
+                time, value = (*map(number, fields[:2]), None, None)[:2]
+                step = whole(fields[2].decode("ascii", "replace")) if fields[2:] else 0
+                if step is not None and value is not None and raw is not None and raw.endswith(b"\n"):
+                    columns.add(name, step, value, math.nan if time is None else time / 1000)
+                elif fields:
+                    problems.add("`milliseconds value step`", raw or "a longer line", at=f":{line}")
             told.extend(problems.all())
     run_id = str(meta.get("run_id") or folder.name)
     called = meta.get("run_name") or _texts(folder / "tags").get("mlflow.runName")
@@ -209,20 +227,10 @@ def _of_mlflow(
     return _run("mlflow", source, run_id, name, columns, settings=params, status=status, created=created, **more)
 
 
-def _read_metric(path: Path, name: str, columns: Columns, problems: Problems) -> None:
-    """Lines `milliseconds value step`."""
+def _lines(path: Path, problems: Problems) -> Iterator[bytes | None]:
     try:
         with open_bytes(path) as stream:
-            for line, raw in enumerate(bounded_lines(stream), 1):
-                fields = (raw or b"-").split()
-                if not fields:
-                    continue
-                time, value = number(fields[0]), number(fields[1]) if fields[1:] else None
-                step = whole(fields[2].decode("ascii", "replace")) if fields[2:] else 0
-                if step is None or value is None or raw is None or not raw.endswith(b"\n"):
-                    problems.add("`milliseconds value step`", raw or "a longer line", at=f":{line}")
-                else:
-                    columns.add(name, step, value, math.nan if time is None else time / 1000)
+            yield from bounded_lines(stream)
     except ImportProblem as problem:
         problems.add("a metric's file that can be read", str(problem), at="")
 
@@ -235,19 +243,12 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
         return []
 
 
-def _texts(folder: Path) -> dict[str, Any]:
+def _texts(folder: Path) -> dict[str, str]:
     """Parameters or tags: a file each."""
-    found: dict[str, Any] = {}
-    for name, file in _files(folder)[:MAX_PARAMS]:
-        try:
-            with open_bytes(file) as stream:
-                found[name] = stream.read(1000).decode("utf-8", "replace").strip()
-        except ImportProblem:
-            continue
-    return found
+    return {name: head(file, 1000).decode("utf-8", "replace").strip() for name, file in _files(folder)[:MAX_PARAMS]}
 
 
-def read_mlflow(text: str, options: Options) -> list[Logged]:
+def read_mlflow(text: str, given: Given) -> list[Logged]:
     """Read all runs of a tracking server, a SQLite file, or one experiment of a server, by MLflow's client."""
     uri, _, only = text.removeprefix(MLFLOW).partition("#")
     if not text.startswith(MLFLOW):
@@ -264,7 +265,7 @@ def read_mlflow(text: str, options: Options) -> list[Logged]:
         raise ImportProblem(f"{text}: MLflow gave {why(error)}") from None
 
     def fetched(run: Any) -> Logged:
-        columns, info = Columns(options.named), run.info
+        columns, info = Columns(given.named), run.info
         for name in filter(columns.keeps, run.data.metrics):
             history = client.get_metric_history(info.run_id, name)
             for metric in sorted(history, key=lambda one: one.timestamp):  # a stable sort: as logged
@@ -284,33 +285,33 @@ def _pages(search: Any, *arguments: Any) -> Iterator[Any]:
         yield from page
 
 
+def _database(path: str | Path) -> Any:
+    return closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True))
+
+
 def is_trackio(path: Path) -> bool:
     """True for a database with trackio's tables."""
     try:
-        with closing(_database(path)) as database:
+        with _database(path) as database:
             return {"run_name", "step", "metrics"} <= {row[1] for row in database.execute("PRAGMA table_info(metrics)")}
     except sqlite3.Error:
         return False
 
 
-def _database(path: str | Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)
-
-
-def read_trackio(source: str, options: Options) -> list[Logged]:
+def read_trackio(source: str, given: Given) -> list[Logged]:
     """Read a project's runs: `metrics` (run_name, step, timestamp, JSON) and `configs` (run_name, JSON)."""
     problems = Problems(source)
     runs: dict[str, Columns] = {}
     configs: dict[str, dict[str, Any]] = {}
     try:
-        with closing(_database(source)) as database:
+        with _database(source) as database:
             tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "configs" in tables:
-                for run, text in database.execute("SELECT run_name, config FROM configs"):
-                    configs[str(run)] = flat(json_object(text))
+            query = "SELECT run_name, config FROM configs"
+            for run, text in database.execute(query) if "configs" in tables else ():
+                configs[str(run)] = flat(json_object(text))
             query = "SELECT run_name, step, timestamp, metrics FROM metrics ORDER BY id"
             for index, (run, step, stamp, text) in enumerate(database.execute(query)):
-                columns = runs.setdefault(str(run), Columns(options.named))
+                columns = runs.setdefault(str(run), Columns(given.named))
                 at, cells = whole(step), json_object(text)
                 if at is None or not cells:
                     problems.add("a row with a step and a JSON object", text, at=f" (row {index})")

@@ -169,8 +169,8 @@ def header_fields(record: dict[str, Any], problems: Problems) -> dict[str, Any] 
             elif value is not None:
                 problems.add(f"{name} to be {expected}", value)
     for name in ("versions", "loss_units"):
-        header[name] = _items(name, record.get(name), _text, problems)
-    header["parameters"] = _items("parameters", record.get("parameters"), whole, problems, unknown=True)
+        header[name] = _items(name, record, lambda value: value if isinstance(value, str) else None, problems)
+    header["parameters"] = _items("parameters", record, whole, problems, unknown=True)
     if "run_id" not in header:
         problems.add("a run_id in the header", record.get("run_id"))
         header["run_id"] = Path(problems.source).stem.removeprefix("isoflop-")
@@ -182,20 +182,16 @@ def point_from(record: dict[str, Any], problems: Problems) -> Point | None:
     step = step_of(record, problems)
     if step is None:
         return None
-    values: dict[str, Any] = {"step": step}
+    values: dict[str, Any] = {}
     for name, convert in _CONVERT.items():
-        value = record.get(name)
-        if value is None:
-            continue
-        values[name] = convert(value)
-        if values[name] is None:
+        if (value := record.get(name)) is not None and (converted := convert(value)) is not None:
+            values[name] = converted
+        elif value is not None:
             problems.add(f"{name} to be a number in its range", value)
-    if values.get("interval_steps") is None:
-        values["interval_steps"] = 1
     for name in ("losses", "extra"):
-        values[name] = _items(name, record.get(name), _number, problems, unknown=True)
-    values["nonfinite"] = _items("nonfinite", record.get("nonfinite"), _kind, problems)
-    return Point(**values)
+        values[name] = _items(name, record, _number, problems, unknown=True)
+    values["nonfinite"] = _items("nonfinite", record, {"nan": "nan", "inf": "inf", "-inf": "-inf"}.get, problems)
+    return Point(step=step, **values)
 
 
 def step_of(record: dict[str, Any], problems: Problems) -> int | None:
@@ -214,50 +210,33 @@ def whole(value: object) -> int | None:
     return int(value) if 0 <= value <= MAX_INT and value % 1 == 0 else None
 
 
-def _number(value: object) -> float | None:
+def _number(value: object, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if abs(value) <= sys.float_info.max else None
-
-
-def _mean(value: object) -> int | float | None:
-    number = _number(value)
-    return whole(value) if isinstance(value, int) else number if number is not None and number >= 0 else None
-
-
-def _seconds(value: object) -> float | None:
-    number = _number(value)
-    return number if number is not None and 0 <= number <= MAX_SECONDS else None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _kind(value: object) -> str | None:
-    return value if isinstance(value, str) and value in ("nan", "inf", "-inf") else None
+    return float(value) if low <= value <= high else None
 
 
 _CONVERT: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("tokens", "padding", "loss_tokens", "flops", "flops_hardware", "flops_6nd"), whole),
-    **dict.fromkeys(("time", "wall_time", "training_time"), _seconds),
+    **dict.fromkeys(("time", "wall_time", "training_time"), lambda value: _number(value, 0, MAX_SECONDS)),
     "interval_steps": whole,
-    "batch_tokens": _mean,
+    "batch_tokens": lambda value: whole(value) if isinstance(value, int) else _number(value, 0),
     "lr": _number,
 }
 
 
 def _items(
-    name: str, given: object, convert: Callable[[object], Any], problems: Problems, *, unknown: bool = False
+    name: str, record: dict[str, Any], convert: Callable[[Any], Any], problems: Problems, *, unknown: bool = False
 ) -> dict[str, Any]:
     """Items of an object whose values convert, each other one a problem; nulls stay if `unknown`."""
+    given = record.get(name)
     if not isinstance(given, dict):
         if given is not None:
             problems.add(f"{name} to be an object", given)
         return {}
     kept: dict[str, Any] = {}
     for key, value in given.items():
-        converted = None if value is None else convert(value)
+        converted = None if value is None else convert(value) if isinstance(value, (str, int, float)) else None
         if converted is not None or (unknown and value is None):
             kept[key] = converted
         elif value is not None:

@@ -20,8 +20,6 @@ _logger = logging.getLogger(__name__)
 
 UPDATED = ("optimizer", "task", "planned", "git", "versions", "device", "counting", "options")
 """Fields of the header that an `update` line changes: a resumed run may have another plan, machine or counting."""
-
-POINT = {"event": "point"}
 MOST_ADVICE = 1000
 """Of one run; a healthy one has a few."""
 
@@ -108,7 +106,7 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
     changed: dict[str, Any] = {}  # by updates of the header
     for raw in split_lines(stream, problems):
         point = whole_point(raw)
-        record, expected = (POINT, None) if point is not None else parse(raw)
+        record, expected = ({"event": "point"}, None) if point is not None else parse(raw)
         if expected and not raw.endswith(b"\n") and end is None:
             break  # the last line is still being written, or a kill cut it off
         event = record.get("event") if isinstance(record, dict) else None

@@ -15,7 +15,7 @@ from typing import Any
 from isoflop.record.paths import below, check_location, read_bytes, write_bytes
 from isoflop.record.reader import read_run
 from isoflop.record.run import RecordError
-from isoflop.record.writer import RecordLog, check_resumable, record_name
+from isoflop.record.writer import RecordLog, check_resumable, record_path
 
 EVERY = 10.0  # seconds between two uploads, at least
 SHARE = 0.02  # of the time is spent uploading, at most: a record of 3 MB may take a while
@@ -25,15 +25,11 @@ READ_SECONDS = 60.0  # how long a resumed run waits for the record that it goes 
 
 
 class RemoteLog(RecordLog):
-    """`RecordLog` for a folder behind a URL; made by `start` or `go_on`.
+    """`RecordLog` for a folder behind a URL; made by `start` or `go_on`. Its `path` is the spool, `location` the URL.
 
     Object stores cannot append. So the record is written to a file of this machine first (the spool), and a thread
     replaces the object with it whenever it has grown, at most every ten seconds and a fiftieth of the time. What is not
     uploaded yet travels in the checkpoint (`unsent`), so a run that goes on elsewhere has all of it.
-
-    Attributes:
-        path: the spool.
-        location: the record's URL.
     """
 
     _uploader: Uploader | None = None
@@ -71,7 +67,8 @@ class RemoteLog(RecordLog):
             RecordError: of the kinds of `RecordLog.resume`; or neither this machine nor the URL has the record.
         """
         check_location(folder)
-        url, path = str(below(folder, record_name(run_id))), spool_of(folder) / record_name(run_id)
+        path = record_path(spool_of(folder), run_id)
+        url = str(below(folder, path.name))
         here = path.read_bytes() if path.is_file() else b""
         there = _read_in_time(url, optional=bool(here) or (unsent or {}).get("offset") == 0)
         content = whole_record(here, there, unsent or {})
@@ -89,20 +86,17 @@ class RemoteLog(RecordLog):
         return cls.resume(path, step, expected=expected)._uploaded_to(folder, say, len(there), every)
 
     def _uploaded_to(self, folder: str, say: Callable[[str], None], uploaded: int, every: float) -> RemoteLog:
-        url = self.location = str(below(folder, self.path.name))
+        self.location = str(below(folder, self.path.name))
         self._say, self._process = say, os.getpid()
-        self._uploader = Uploader(
-            self.path, lambda content: write_bytes(url, content), say, uploaded=uploaded, every=every
-        )
+        self._uploader = Uploader(self.path, self.location, say, uploaded, every)
         atexit.register(self.close)  # a script that ends without `close`
-        self._uploader.grown()
+        self._uploader.grown.set()
         return self
 
     def unsent(self) -> dict[str, Any]:
         """The lines not yet uploaded, for the checkpoint."""
         offset = 0 if self._uploader is None else self._uploader.uploaded
-        lines = self.path.read_bytes()[offset:]
-        return {"offset": offset, "lines": lines.decode("utf-8", "replace")}
+        return {"offset": offset, "lines": self.path.read_bytes()[offset:].decode("utf-8", "replace")}
 
     def close(self, timeout: float = FLUSH_SECONDS) -> None:
         """Close the file and wait for its upload, `timeout` seconds at most; more than once does no harm."""
@@ -122,85 +116,68 @@ class RemoteLog(RecordLog):
     def _write(self, line: bytes) -> None:
         super()._write(line)
         if self._uploader is not None:
-            self._uploader.grown()
+            self._uploader.grown.set()
 
 
 class Uploader:
-    """Uploads a growing file in a thread. Nothing here raises or waits but `flush`, for the time given.
+    """Uploads a growing file to a URL in a thread. Nothing here raises or waits but `flush`, for the time given.
 
-    Args:
-        path: the file; only ever appended to.
-        put: writes a whole object; may raise and may hang.
-        say: called once if an upload has failed; it is tried again for as long as the run lasts.
-        uploaded: bytes that are known to be there already.
-        every: seconds between two uploads, at least.
+    A failure is said once, and the upload tried again for as long as the run lasts.
 
     Attributes:
+        grown: to be set when the file has grown.
         uploaded: bytes that are known to be there.
         error: why the last try failed; None: it did not.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        put: Callable[[bytes], None],
-        say: Callable[[str], None],
-        *,
-        uploaded: int = 0,
-        every: float = EVERY,
-    ) -> None:
+    def __init__(self, path: Path, url: str, say: Callable[[str], None], uploaded: int, every: float) -> None:
         self.uploaded = uploaded
         self.error: BaseException | None = None
-        self._path, self._put, self._say, self._every = path, put, say, every
-        self._grown, self._ending, self._stopped = threading.Event(), threading.Event(), threading.Event()
+        self.grown, self._ending, self._stopped = threading.Event(), threading.Event(), threading.Event()
+        self._path, self._url, self._say, self._every = path, url, say, every
         self._told = False
         self._thread = threading.Thread(target=self._run, name="isoflop-upload", daemon=True)
         self._thread.start()
 
-    def grown(self) -> None:
-        """The file has grown: it is uploaded before long."""
-        self._grown.set()
-
     def flush(self, timeout: float) -> bool:
-        """Wait until all of the file is uploaded, at most `timeout` seconds, and end. Whether it is."""
+        """Wait until all of the file is uploaded, at most `timeout` seconds, and end. True if it is."""
         self._ending.set()
-        self._grown.set()
+        self.grown.set()
         self._thread.join(timeout)
         self.stop()
         return not self._thread.is_alive()
 
     def stop(self) -> None:
         """End without waiting, as a kill does."""
-        self._stopped.set()
-        self._ending.set()
-        self._grown.set()
+        for event in (self._stopped, self._ending, self.grown):
+            event.set()
 
     def _run(self) -> None:
         pause, failures = 0.0, 0
         while True:
-            self._grown.wait()
+            self.grown.wait()
             if self._ending.is_set():  # may have come since the last upload: its pause is not waited for
                 self._stopped.wait(min(pause, 1.0))
             else:
                 self._ending.wait(pause)
             if self._stopped.is_set():
                 return
-            self._grown.clear()
+            self.grown.clear()
             began = time.monotonic()
             if self._upload():
                 failures, pause = 0, max(self._every, (time.monotonic() - began) / SHARE)
             else:
                 failures += 1
                 pause = min(BACK_OFF, self._every * 2.0 ** min(failures, 20))
-                self._grown.set()  # tried again
-            if self._ending.is_set() and not self._grown.is_set():
+                self.grown.set()  # tried again
+            if self._ending.is_set() and not self.grown.is_set():
                 return
 
     def _upload(self) -> bool:
         try:
             content = self._path.read_bytes()
             if len(content) > self.uploaded:
-                self._put(content)
+                write_bytes(self._url, content)
                 self.uploaded = len(content)
             self.error = None
         except BaseException as error:  # whatever it is, it must not reach training
@@ -217,12 +194,11 @@ class Uploader:
 def spool_of(folder: str) -> Path:
     """The folder of this machine where records for a URL are written; the same for each process of this user."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
     top = Path(tempfile.gettempdir()) / f"isoflop-{user}"
     top.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and top.stat().st_uid != os.getuid():  # somebody else's, in a folder that all may write to
+    if hasattr(os, "getuid") and top.stat().st_uid != user:  # somebody else's, in a folder that all may write to
         top = Path(tempfile.mkdtemp(prefix="isoflop-"))
-    return top / digest
+    return top / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
 def whole_record(here: bytes, there: bytes, unsent: dict[str, Any]) -> bytes:
@@ -238,11 +214,7 @@ def whole_record(here: bytes, there: bytes, unsent: dict[str, Any]) -> bytes:
 
 
 def _read_in_time(url: str, *, optional: bool) -> bytes:
-    """The object; empty where there is none. In a thread, for a network may hang.
-
-    Raises:
-        RecordError: it can't be read, unless that is `optional`.
-    """
+    """The object; empty where there is none, or it can't be read and is `optional`. In a thread: a network may hang."""
     found: list[bytes | Exception] = []
 
     def read() -> None:

@@ -12,16 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-STARTS = ("scratch", "continued", "finetuning", "adapter")
-OBJECTIVES = (
-    *("causal", "masked", "seq2seq", "contrastive", "preference", "reinforcement", "classification", "regression"),
-    *("generative", "headless"),
-)
-MODALITIES = ("text", "image", "audio", "other")
+START_NAMES = {
+    "scratch": "training from scratch",
+    "continued": "continued pretraining",
+    "finetuning": "fine-tuning",
+    "adapter": "fine-tuning of an adapter",
+}
+NAMES = {
+    **{"causal": "causal language model", "masked": "masked model", "seq2seq": "sequence-to-sequence model"},
+    **{"contrastive": "contrastive loss", "preference": "preference loss", "reinforcement": "reinforcement learning"},
+    **{"classification": "classification", "regression": "regression", "generative": "generative model"},
+    "headless": "model without an output for each token of its vocabulary",
+}
+"""Of objectives."""
 WORDS = {
-    **{word: "start" for word in STARTS},
-    **{word: "objective" for word in OBJECTIVES},
-    **{word: "modality" for word in MODALITIES},
+    **dict.fromkeys(START_NAMES, "start"),
+    **dict.fromkeys(NAMES, "objective"),
+    **dict.fromkeys(("text", "image", "audio", "other"), "modality"),
 }
 """What `task=` may name → the field that it sets."""
 
@@ -69,18 +76,6 @@ which on it is a sum, whatever of: models of a bad initialisation begin at some 
 PREDICTED = 0.6
 """Of the tokens: pretraining predicts them all; fewer are a mask, or prompts that are left out."""
 PLAIN = "nats per token"
-START_NAMES = {
-    "scratch": "training from scratch",
-    "continued": "continued pretraining",
-    "finetuning": "fine-tuning",
-    "adapter": "fine-tuning of an adapter",
-}
-NAMES = {
-    **{"causal": "causal language model", "masked": "masked model", "seq2seq": "sequence-to-sequence model"},
-    **{"contrastive": "contrastive loss", "preference": "preference loss", "reinforcement": "reinforcement learning"},
-    **{"classification": "classification", "regression": "regression", "generative": "generative model"},
-    "headless": "model without an output for each token of its vocabulary",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +83,9 @@ class Task:
     """What a run trains; None: unknown.
 
     Attributes:
-        start: one of `STARTS`.
-        objective: one of `OBJECTIVES`.
-        modality: one of `MODALITIES`.
+        start: one of `START_NAMES`.
+        objective: one of `NAMES`.
+        modality: text, image, audio or other.
         optimizer: its family: adam, muon, second-order, sign, adafactor, sgd, or other.
         experts: a mixture of experts.
         loss: its unit: `PLAIN`, or why it is another.

@@ -55,7 +55,7 @@ def _stride(index: int, per_doubling: int) -> int:
 
 
 class _Kind:
-    """Lines of one kind, thinned, by their number in the file."""
+    """Lines of one kind, thinned, by their number in the file; `per_doubling` and `last` as of `Digest`."""
 
     def __init__(self, per_doubling: int, last: int) -> None:
         self._kept: dict[int, bytes] = {}

@@ -41,14 +41,9 @@ def new_run_id() -> str:
     return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def record_name(run_id: str) -> str:
-    """The name of a run's file."""
-    return f"isoflop-{run_id}.jsonl"
-
-
 def record_path(folder: str | os.PathLike[str], run_id: str) -> Path:
     """Where a run's record lies: `<folder>/isoflop-<run_id>.jsonl`."""
-    return Path(folder) / record_name(run_id)
+    return Path(folder) / f"isoflop-{run_id}.jsonl"
 
 
 class RecordLog:
