@@ -76,6 +76,7 @@ def count(
     values is run once with random inputs, if it is small; the output says so.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a hub out of reach is said once, when it is given up
 
     def counted() -> _Done:
         # what a user's code prints is no part of the output
