@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,38 @@ from isoflop.logs.names import RUNS, SPLITS, kind_of, role_of, run_rank, words
 from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
+FEW = 3  # Rows of a run, fewer than which make a learning rate a schedule, not one of a sweep
 BLANK = ("", None, "NA", "N/A", "n/a", "null", "None", "-", "–")
 METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
+HYPERPARAMETERS = {
+    "width",
+    "depth",
+    "layers",
+    "heads",
+    "dim",
+    "batch",
+    "seed",
+    "dropout",
+    "decay",
+    "warmup",
+    "beta",
+    "beta1",
+}
+HYPERPARAMETERS |= {
+    "beta2",
+    "momentum",
+    "optimizer",
+    "schedule",
+    "scheduler",
+    "wd",
+    "bs",
+    "hidden",
+    "embd",
+    "seq",
+    "budget",
+}
+FALLS, FEWEST = 0.5, 6  # Rank correlation and values from which on losses by row are a curve
+CHANCE = 2.2  # Standard deviations of the rank correlation of values in no order
 AN_END = "the end of a run: the file has no steps, the point is recorded as step 1"
 Codes = NDArray[np.int64]
 
@@ -91,13 +122,11 @@ class Rows:
         ends = ends or (step is None and bool(sizes or keys) and not by_epoch)
         rise = self._rises(step, codes) if step is not None and self.labels else np.empty(0)
         ends = ends or (len(rise) > 0 and not rise.any())  # several rows of a name have one step
-        if step is None and not ends:
-            counts = [name for name in self.columns if kind_of(name) == "tokens" and len(self.columns[name]) > 1]
-            for fallen in (name for name in counts if (self._rises(name, codes) < 0).any()):
-                raise ImportProblem(
-                    f"{source}: it has no column of steps, and {plain(fallen, 40)} falls: if each row is a run, say "
-                    "which column separates them with --run COLUMN; else name the steps with --step COLUMN"
-                )
+        if step is None and not ends and (why := self._no_curve(codes)):
+            raise ImportProblem(
+                f"{source}: it has no column of steps, and {why}: if each row is a run, say which column separates "
+                "them with --run COLUMN; else name the steps with --step COLUMN"
+            )
         if ends:
             names = [f"{names[code] or called}" for code in codes]
             twice = {name for name in names if names.count(name) > 1} if len(names) <= MAX_RUNS else set(names)
@@ -137,6 +166,27 @@ class Rows:
         each = zip(names, columns, groups, strict=True)
         return [(name, self.columns.like(one), mine) for name, one, mine in each if one or len(names) == 1]
 
+    def _no_curve(self, codes: Codes) -> str:
+        """Why the rows can't be points of one curve; "": they can."""
+        rises = {name: self._rises(name, codes) for name in self.columns if len(self.columns[name]) > 1}
+        kinds = {name: kind_of(name) for name in rises}
+        if fallen := [name for name in rises if kinds[name] == "tokens" and (rises[name] < 0).any()]:
+            return f"{plain(fallen[0], 40)} falls"
+        counted = [rise for name, rise in rises.items() if kinds[name] in ("tokens", "flops", "samples")]
+        if "epoch" in self.columns.unused or any(len(rise) >= FEWEST - 1 and (rise > 0).all() for rise in counted):
+            return ""
+        for name in rises:
+            turns = np.diff(np.sign(rises[name][rises[name] != 0]))
+            if kinds[name] == "rate" and (np.count_nonzero(turns) > 1 or (turns > 0).any()):
+                return f"{plain(name, 40)} goes up and down, as no schedule does"
+        if told := [name for name in (*self.labels, *self.columns.unused) if {*words(name)} & HYPERPARAMETERS]:
+            return f"{plain(told[0], 40)} is of a run, not of a step"
+        for name, values in ((name, self.columns[name].arrays()[1]) for name in rises if kinds[name] == "loss"):
+            falls = -np.corrcoef(np.arange(len(values)), np.argsort(np.argsort(values)))[0, 1]
+            if falls < max(FALLS, CHANCE / math.sqrt(len(values))) or len(values) < FEWEST:
+                return f"{plain(name, 40)} does not fall from row to row as a curve does"
+        return ""
+
     def _of_groups(self) -> list[str]:
         return [name for name in self.given.group if name in self.labels]
 
@@ -175,8 +225,12 @@ class Rows:
             return keys or [name for name in further if len(self.labels[name].codes) > 1]
         best, least = keys, self._fault(step, keys)
         tried = keys
-        for name in [*sorted(further, key=lambda name: run_rank(name) or 0), *sizes] if least else ():
-            if len(self._grouped([*tried, name])[1]) > len(self._grouped(tried)[1]):
+        rates = [name for name in self.columns if kind_of(name) == "rate"]  # of a sweep, in each run one
+        for name in [*sorted(further, key=lambda name: run_rank(name) or 0), *sizes, *rates] if least else ():
+            runs = len(self._grouped([*tried, name])[1])
+            if name in rates and (least < 2 or runs * FEW > len(self.lines)):
+                continue
+            if runs > len(self._grouped(tried)[1]):
                 tried = [*tried, name]
                 if (fault := self._fault(step, tried)) < least:
                     best, least = tried, fault
