@@ -166,7 +166,6 @@ ASKED: list[tuple[str, str, str]] = [
     ),
     # deepspeed/monitor/csv_monitor.py: a file a tag, its steps are samples
     ("Train_Samples_train_loss.csv", curve("step,train_loss", lambda s: f"{16 * s},{loss(s)}"), "count samples"),
-    ("thousands.csv", curve("step (k),loss", lambda s: f"{s / 10},{loss(s)}"), "counts in thousands"),
     ("twice.csv", curve("step,loss,loss", lambda s: f"{s},{loss(s)},3.0"), "several columns are called loss"),
     (
         "ranks.jsonl",
@@ -240,25 +239,59 @@ def test_an_evaluation_by_epochs_beside_steps_is_left_out(tmp_path: Path) -> Non
     assert any("Loss/val: its steps 1 to 10 look like epochs" in note for note in result.imported[0].notes)
 
 
-@pytest.mark.parametrize(
-    ("text", "asked", "answers"),
-    [
-        ("epoch,batch_no,loss\n1,1,3.0\n2,2,2.9\n", "--step names one", ("--step", "batch_no")),
-        ("n_m,tokens,loss\n8,3e9,3.0\n4,2e9,2.9\n", "--run COLUMN", ("--run", "n_m")),
-        ("step,objective\n1,3.0\n2,2.9\n", "--loss COLUMN", ("--loss", "objective")),
-        ("step,loss\n1,33.0\n2,29.5\n", "--loss-unit bits (or ppl)", ("--loss-unit", "ppl")),
-        ("step,loss,mytok\n1,3.0,512\n2,2.9,1024\n", "--tokens-per-step 524288", ("--tokens-per-step", "524288")),
-        ("step,loss,tokens_ours\n1,3.0,512\n2,2.9,1024\n", "(--tokens COLUMN)", ("--tokens", "tokens_ours")),
-        ("step,loss,consumed samples\n1,3.0,16\n2,2.9,32\n", "--seq gives their length", ("--seq", "2048")),
-        ("w,lr,step,loss\n" + "".join(f"{w},{r},{s},3.0\n" for w in (1, 2) for r in (1, 2) for s in (1, 2)),
-         "--run COLUMN", ("--run", "w", "--run", "lr")),
-        ("step,loss\n1,3.0\n2,2.9\n", "--params 124M", ("--params", "124M")),
-    ],
-)  # fmt: skip
-def test_the_answer_that_a_question_names_works(
-    text: str, asked: str, answers: tuple[str, ...], tmp_path: Path
-) -> None:
+def stepped(header: str, form: str = "{s},3.0", steps: Sequence[int] = (1, 2, 3)) -> str:
+    return header + "\n" + "".join(form.format(s=s, x=4 - s / 50) + "\n" for s in steps)
+
+
+ENDS = "name,N,D,loss\n"
+QUESTIONS = [  # a log, what is asked of it, and the answer as the question names it
+    (stepped("epoch,batch_no,loss", "1,{s},3.0"), "--step names one", "--step batch_no"),
+    ("n_m,tokens,loss\n8,3e9,3.0\n4,2e9,2.9\n", "--run COLUMN", "--run n_m"),
+    ("lr,loss\n1e-3,3.0\n3e-3,2.9\n1e-4,3.5\n3e-4,3.2\n", "goes up and down", "--run lr"),
+    ("dropout,loss\n.1,3.0\n.2,2.9\n", "dropout is of a run", "--run dropout"),
+    ("at,loss\n1,3.0\n2,3.1\n3,2.9\n", "does not fall", "--step at"),
+    (stepped("step,objective", "{s},{x}"), "--loss COLUMN", "--loss objective"),
+    (stepped("step,objective", "{s},{x}"), "--loss eval/val=COLUMN", "--loss eval/val=objective"),
+    (stepped("step,loss", "{s},3{s}.0"), "--loss-unit bits (or ppl)", "--loss-unit ppl"),
+    (stepped("step,loss", "{s},3{s}.0"), "or --loss COLUMN", "--loss loss"),
+    (stepped("step,loss,other", "{s},-3.0,3.0"), "no cross-entropy is below 0", "--loss other"),
+    (stepped("step,total_loss,aux_loss", "{s},3.1,.1"), "may be a sum", "--loss total_loss"),
+    (stepped("step,loss,perplexity", "{s},3.0,90.0"), "its unit with --loss-unit", "--loss loss --loss-unit nats"),
+    (stepped("step,loss,mytok", "{s},3.0,512"), "--tokens-per-step 524288", "--tokens-per-step 524288"),
+    (stepped("step,loss,tokens_ours", "{s},3.0,{s}000000"), "(--tokens COLUMN)", "--tokens tokens_ours"),
+    (stepped("step,loss,consumed samples", "{s},3.0,{s}6"), "--seq gives their length", "--seq 2048"),
+    (stepped("step,loss,tokens", "{s},3.0,{s}.5"), "it holds fractions", "--tokens-per-step 524288"),
+    (stepped("step,rank,loss", "{s},0,3.0\n{s},1,3.5"), "share their step", "--run rank"),
+    (
+        "part,step,loss\n" + "".join(f"{p},{s},{4 - s / 50}\n" for p in (1, 2, 3) for s in range(1, 9)),
+        "goes back 2 times",
+        "--run part",
+    ),
+    (stepped("step,at,loss", "17{s:08d}00,{s},3.0"), "as times do", "--step at"),
+    (
+        "w,lr,step,loss\n" + "".join(f"{w},{r},{s},3.0\n" for w in (1, 2) for r in (1, 2) for s in (1, 2)),
+        "--run COLUMN",
+        "--run w --run lr",
+    ),
+    (stepped("step,loss"), "--params 124M", "--params 124M"),
+    (ENDS + "a,124,8e9,3.0\n", "as if in millions", "--params 124M"),
+    (ENDS + "a,124e6,8,3.0\n", "--tokens-per-step 8.2B", "--tokens-per-step 8.2B"),
+    (ENDS + "a,1e12,2e6,3.0\n", "tokens a parameter", "--params 124M --tokens-per-step 524288"),
+    (
+        "name,N,D,C,loss\na,1e8,1e9,1e22,3.0\n",
+        "--tokens-per-step 524288 --params 124M",
+        "--tokens-per-step 524288 --params 124M",
+    ),
+    ("name,N,D,C,loss\na,1e8,1e9,1e22,3.0\n", "times 6·N·D", "--flops-per-token 6e8"),
+    (ENDS + "a,124e6,8e9,3.0\nb,,8e9,3.0\nc,,8e9,3.0\n", "--params NAME=124M", "--params b=124M --params c=12M"),
+    ("name,N,D,loss\na,124e6,8e9,3.0\nb,124e6,,3.0\n", "--tokens-per-step", "--tokens-per-step b=524288000"),
+]
+
+
+@pytest.mark.parametrize(("text", "asked", "answer"), QUESTIONS, ids=[asked for _, asked, _ in QUESTIONS])
+def test_the_answer_that_a_question_names_works(text: str, asked: str, answer: str, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(text)
+    answers = answer.split()
     command = ["import", str(tmp_path / "log.csv"), "-n"]
     before, after = (CliRunner().invoke(app, [*command, *more]) for more in ((), answers))
     assert asked in before.stderr

@@ -304,6 +304,7 @@ READ: dict[str, tuple[str, str, dict[str, float]]] = {
     "JSON rows, indented": ("rows.json", json.dumps(objects(step=lambda s, x: s, loss=lambda s, x: x), indent=2), END),
     "JSON lists": ("lists.json", json.dumps({"step": STEPS, "loss": LOSSES}), END),
     "JSON lists by epoch": ("history.json", json.dumps({"loss": LOSSES}), {"step": 12, "train": 3.0}),
+    "thousands of steps": ("k.csv", rows("step (k),loss", lambda s, x: f"{s / 1000},{x}"), END),
     "ClearML": ("scalars.json", json.dumps({"loss": {"train": {"x": STEPS, "y": LOSSES, "name": "train"}}}), END),
     "pandas' index": ("df.csv", ",step,loss\n" + "".join(f"{i},{s},{x}\n" for i, (s, x) in enumerate(POINTS)), END),
     "fastai": (
@@ -337,7 +338,6 @@ ASKED = {
     "steps by epoch": ("p.log", "".join(f"Epoch {e}/3, Step {s}/120, Loss: {x}\n" for e in (1, 2, 3) for s, x in POINTS), "goes back 2 times"),
     "micro-batches": ("m.jsonl", jsonl([{"iter": 4 * s + m, "optimizer_step": s, "loss": x + m} for s, x in POINTS for m in range(4)]), "share their step"),
     "ranks": ("r.jsonl", jsonl([{"rank": r, "step": s, "loss": x + r} for s, x in POINTS for r in range(4)]), "share their step"),
-    "thousands of steps": ("k.csv", rows("step (k),loss", lambda s, x: f"{s},{x}"), "counts in thousands"),
     "a series without its name": ("train_loss.csv", rows("step,timestamp,value", lambda s, x: f"{s},2024-01-02,{x}"), "--loss COLUMN"),
     "SwanLab's chart": ("c.csv", rows("step,run-1-loss,run-1-loss_timestamp", lambda s, x: f"{s},{x},17{s}"), "--loss COLUMN"),
     "runs side by side": ("w.csv", rows("step,baseline,ours", lambda s, x: f"{s},{x},{x}"), "--loss COLUMN"),

@@ -21,7 +21,7 @@ from msgspec import structs
 
 from isoflop.logs.counts import Counts, SizeOf, counts_of
 from isoflop.logs.files import ImportProblem, number, plain, whole
-from isoflop.logs.given import Answers
+from isoflop.logs.given import EVERY, Answers
 from isoflop.logs.logged import Column, Count, Logged, interpolated
 from isoflop.logs.losses import Losses, losses_of
 from isoflop.logs.names import factor_of
@@ -248,14 +248,13 @@ def doubts_of(
     found += _impossible(N, given, "as logged" in how or "total_flos" in how, points[-1], logged.ends)
     if "tokens" not in given:
         found += _too_fast(N, points)
-    found += _losses(losses, _vocabulary(logged), points)
-    return tuple(replace(doubt, of=tuple(what for what in doubt.of if what not in given)) for doubt in found)
-
-
-def _vocabulary(logged: Logged) -> float | None:
     config = logged.model
-    found = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
-    return found if found and found > 1 else None
+    vocabulary = number(config.get("vocab_size")) or number(logged.settings.get("vocab_size"))
+    asked = [
+        name for name in losses.columns if name not in {*answers.given.loss, *answers.given.loss_unit, *losses.units}
+    ]
+    found += _losses(asked if EVERY not in answers.given.loss_unit else [], vocabulary, points)
+    return tuple(replace(doubt, of=tuple(what for what in doubt.of if what not in given)) for doubt in found)
 
 
 def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point, ends: bool) -> Iterator[Doubt]:
@@ -270,7 +269,8 @@ def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point,
         return
     if ends and D is not None and D < FEWEST_TOKENS and "tokens" not in given and not agree:
         text = f"D is {D:,}, fewer tokens than a run has, as if in millions or billions"
-        yield Doubt(("tokens", "flops"), text, "a column named with its unit (tokens_B), or cells such as 8.2B")
+        answer = "a column named with its unit (tokens_B), cells such as 8.2B, or --tokens-per-step 8.2B"
+        yield Doubt(("tokens", "flops"), text, answer)
         return
     if N and D is not None and not trusted and not TOKENS_A_PARAMETER[0] <= D / N <= TOKENS_A_PARAMETER[1]:
         text = f"N {N:.3g} and D {D:.3g} make {D / N:.3g} tokens a parameter"
@@ -278,8 +278,12 @@ def _impossible(N: int | None, given: set[str], logged_flops: bool, last: Point,
         return
     if rate is not None and not agree and "flops" not in given:
         text = f"FLOPs {C:.3g} as logged are {rate:.3g} times 6·N·D with N {N:.3g}, D {D:.3g}: one of them is wrong"
-        wrong = ("flops",) if trusted else ("tokens", "flops")
-        yield Doubt(wrong, text, "--tokens-per-step 524288 --params 124M, or --flops-per-token")
+        answer = (
+            "--flops-per-token 6.5e8"
+            if trusted
+            else "--tokens-per-step 524288 --params 124M, or --flops-per-token 6.5e8"
+        )
+        yield Doubt(("flops",) if trusted else ("tokens", "flops"), text, answer)
 
 
 def _too_fast(N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:
@@ -295,11 +299,12 @@ def _too_fast(N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:
         yield Doubt(("tokens", "flops"), text, "--tokens-per-step 524288")
 
 
-def _losses(losses: Losses, vocabulary: float | None, points: Sequence[Point]) -> Iterator[Doubt]:
+def _losses(names: Sequence[str], vocabulary: float | None, points: Sequence[Point]) -> Iterator[Doubt]:
+    vocabulary = vocabulary if vocabulary and vocabulary > 1 else None
     highest = UNTRAINED if vocabulary is None else math.log(vocabulary) + 1
-    for name in losses.columns:
+    for name in names:
         values = [value for point in points if (value := point.losses.get(name)) is not None]
-        if not values or name in losses.units:
+        if not values:
             continue
         if min(values) < 0:
             yield Doubt(("loss",), f"{name} falls to {min(values):.4g}: no cross-entropy is below 0", "--loss COLUMN")

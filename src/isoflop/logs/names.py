@@ -246,8 +246,11 @@ def _step(name: str, found: list[str]) -> Role | None:
     there = {*found}
     if name == "time/batch":  # Composer's
         return Role("step", rank=1)
-    if not there & _STEP or not there <= _STEP | _STEPPED:
+    factor, left = unit_of(found) if there & {"k", "thousand", "thousands"} else (1.0, there)
+    if not there & _STEP or not left <= _STEP | _STEPPED:
         return None
+    if factor != 1.0:
+        return Role("step", rank=4, factor=factor)
     if name in ("_step", "Step"):  # of W&B and TensorBoard: what log() was given, else its calls
         return Role("step", rank=9)
     if "global" in there or "optim" in there or "optimizer" in there or "opt" in there:

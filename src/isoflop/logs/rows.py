@@ -114,7 +114,7 @@ class Rows:
         """
         self._pivot()
         steps = [(role.rank, name) for name in self.columns if (role := role_of(name)) and role.kind == "step"]
-        step = min(steps)[1] if steps else None
+        step = self.given.step if self.given.step in self.columns else min(steps)[1] if steps else None
         sizes = [name for name in self.columns if kind_of(name) == "size"]
         keys = self._keys(step, sizes)
         codes, names = self._grouped(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from isoflop.logs.files import ImportProblem, plain
 from isoflop.logs.logged import MAX_STEP, Column, Columns, Logged
-from isoflop.logs.names import kind_of, role_of, unit_of, words
+from isoflop.logs.names import factor_of, kind_of, role_of
 
 UNSORTED = 0.1
 """Steps that go back more often than this share of the time, without a repetition, are no resumes but disorder."""
@@ -39,6 +40,8 @@ def by_step(logged: Logged, step: str | None = None) -> Logged:
         return logged
     notes = list(logged.notes)
     columns = logged.columns
+    for name in [name for name in columns if kind_of(name) == "step" and factor_of(name) != 1.0]:
+        columns[name].values = array("d", (columns[name].arrays()[1] * factor_of(name)).round(6).tobytes())
     chosen = _chosen(logged, step)
     if chosen is None and logged.index == "rows":
         rows = np.unique(np.concatenate([column.arrays()[0] for column in columns.values()]))
@@ -79,10 +82,6 @@ def _chosen(logged: Logged, step: str | None) -> str | None:
         if not (fault := _fault(logged, name)):
             return name
         told += [f"{plain(name, 40)} {fault}"] if fault != STILL else []
-    for name in [*columns.unused, *logged.labels] if logged.index == "rows" else ():
-        factor, left = unit_of(words(name))
-        if factor != 1.0 and kind_of(" ".join(left)) == "step":
-            told.append(f"{plain(name, 40)} counts in thousands or more")
     if told:
         raise ImportProblem(f"{logged.source}: its steps are not clear: {'; '.join(told)}. {ASK}{_others(logged)}")
     return None
