@@ -490,9 +490,9 @@ def test_a_column_of_another_name(tmp_path: Path) -> None:
 
 
 def test_a_column_of_steps_of_another_name(tmp_path: Path) -> None:
-    path = write(tmp_path / "run.csv", "samples done,loss\n5,3.0\n10,2.0\n")
-    assert list(curve(one(import_runs([path])))) == [1, 2]
-    assert list(curve(one(import_runs([path], Given(step="samples done"))))) == [5, 10]
+    path = write(tmp_path / "run.csv", "samples done,loss\n" + "".join(f"{5 * i},{9 - i}\n" for i in range(1, 8)))
+    assert list(curve(one(import_runs([path])))) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(curve(one(import_runs([path], Given(step="samples done"))))) == [5, 10, 15, 20, 25, 30, 35]
     (problem,) = import_runs([path], Given(step="updates")).problems
     assert problem == f"{path}: --step: expected one of its columns loss, samples done, got 'updates'"
 
