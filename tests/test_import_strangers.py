@@ -305,6 +305,25 @@ READ: dict[str, tuple[str, str, dict[str, float]]] = {
     "JSON lists": ("lists.json", json.dumps({"step": STEPS, "loss": LOSSES}), END),
     "JSON lists by epoch": ("history.json", json.dumps({"loss": LOSSES}), {"step": 12, "train": 3.0}),
     "thousands of steps": ("k.csv", rows("step (k),loss", lambda s, x: f"{s / 1000},{x}"), END),
+    "PyTorch's word model": (
+        "log.txt",
+        lines(
+            lambda s, x: (
+                f"| epoch   1 | {s:5d}/ 2928 batches | lr 20.00 | ms/batch 30.12 | loss {x:5.2f} | ppl {math.exp(x):8.2f}"
+            )
+        ),
+        END | {"lr": 20.0},
+    ),
+    "Transformer-XL": (
+        "log.txt",
+        lines(
+            lambda s, x: f"| epoch   1 step {s:8d} | {s:6d} batches | lr 0.00025 | ms/batch 123.45 | loss {x:5.2f}",
+            lambda s, x: (
+                f"| Eval   1 at step {s:8d} | time: 92.32s | valid loss {x:5.2f} | valid ppl {math.exp(x):9.3f}"
+            ),
+        ),
+        VAL | {"lr": 0.00025},
+    ),
     "ClearML": ("scalars.json", json.dumps({"loss": {"train": {"x": STEPS, "y": LOSSES, "name": "train"}}}), END),
     "pandas' index": ("df.csv", ",step,loss\n" + "".join(f"{i},{s},{x}\n" for i, (s, x) in enumerate(POINTS)), END),
     "fastai": (
@@ -343,6 +362,7 @@ ASKED = {
     "runs side by side": ("w.csv", rows("step,baseline,ours", lambda s, x: f"{s},{x},{x}"), "--loss COLUMN"),
     "parts alone": ("u.csv", rows("epoch,train/box_loss,train/cls_loss", lambda s, x: f"{s},{x},{x}"), "no loss is in it"),
     "values in its first row": ("e.log", lines(lambda s, x: f"[h] INFO: 1epoch:train:{s}batch: iter_time=0.1, loss={x}, acc=0.3"), "text that is no table"),
+    "a loss's logarithm": ("l.csv", rows("step,log(loss)", lambda s, x: f"{s},{math.log(x)}"), "no loss is in it"),
     "rewards": ("ppo.log", lines(lambda s, x: f"step:{s} - actor/pg_loss:0.01 - critic/score/mean:0.3"), "text that is no table"),
     "a sweep's ends": ("s.csv", rows("lr,loss", lambda s, x: f"{(s % 40) / 1e4},{x}"), "goes up and down"),
     "ends by a setting": ("s.csv", rows("dropout,loss", lambda s, x: f"{s / 1e3},{x}"), "is of a run"),
@@ -390,6 +410,13 @@ def test_a_grid_is_told_apart_by_its_rates_and_sizes(tmp_path: Path) -> None:
     for (rate, width), run in zip(cells, runs, strict=True):
         assert len(run.points) == 12 and run.points[-1].lr == rate
         assert run.points[-1].losses["train"] == pytest.approx(3 + rate + 16 / width, abs=1e-4)
+
+
+def test_of_experts_what_is_active_computes(tmp_path: Path) -> None:
+    (tmp_path / "moe.csv").write_text("name,active_params,total_params,tokens,loss\na,1e8,8e8,2e9,3.0\n")
+    (run,) = isoflop.import_runs([tmp_path / "moe.csv"]).runs
+    assert run.parameters == {"active": 100_000_000, "total": 800_000_000}
+    assert run.points[-1].flops == 6 * 10**8 * 2 * 10**9
 
 
 def test_ends_of_runs_are_never_one_curve(tmp_path: Path) -> None:

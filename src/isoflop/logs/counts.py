@@ -372,8 +372,9 @@ def _flop_counts(
         yield _like_tokens(logged, tokens), None, "Hugging Face's total_flos, 6·N·tokens without attention"
     if counts.flops_6nd is not None:
         yield counts.flops_6nd, None, "6·N·tokens, N non-embedding"
-    if tokens is not None and (total := counts.parameters.get("total")):
-        yield scaled(tokens, 6 * total), None, "6·N·tokens, N in total"
+    for which, name in (("active", "active"), ("in total", "total")):  # of experts what a token passes through
+        if tokens is not None and (size_ := counts.parameters.get(name)):
+            yield scaled(tokens, 6 * size_), None, f"6·N·tokens, N {which}"
 
 
 def _like_tokens(logged: Logged, tokens: Count | None) -> Count:

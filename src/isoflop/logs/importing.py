@@ -350,5 +350,6 @@ def _no_text(start: bytes) -> str | None:
 def _is_table(path: Path) -> bool:
     """True for text whose first rows have the same number of cells, more than one."""
     rows = list(islice(csv_rows(path, Problems(str(path))), 5))
-    names = bool(rows) and not any(re.search(r"[=:]\s*[\d.]", cell) for cell in rows[0])
+    told = [cell for cell in rows[0] if re.search(r"[=:]\s*[\d.]|\s[\d.]+\s*$", cell)] if rows else []
+    names = bool(rows) and 2 * len(told) < len(rows[0]) and not any("=" in cell for cell in told)
     return names and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1

@@ -60,7 +60,7 @@ _A_STEP = _words_of("step batch iteration iter update")
 _SAMPLE = _words_of("sample samples sequences examples")
 _FLOP = {"flop": 1.0, "flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15, "petaflops": 1e15, "eflops": 1e18}
 _STEP = _words_of("step steps iter iters iteration iterations update updates it")
-_STEPPED = _TRAIN | _words_of("trainer global optimizer opt optim num n current completed the done progress")
+_STEPPED = _TRAIN | _words_of("trainer global optimizer opt optim num n current completed the done progress at")
 _PARAMETER = _words_of("params parameters param parameter")
 _BODY = _words_of("non noembed nonemb nonembed nonembedding excluding without no")
 _SIZED = _BODY | _words_of(
@@ -155,7 +155,9 @@ def _loss(name: str, found: list[str]) -> Role | None:
     found, told = _without_unit(found)
     heads = {*found} & _LOSS | ({"ce"} if {"cross", "entropy"} <= {*found} else set())
     by_epoch = ("epoch", "loss") in pairwise(found)  # Keras logs `epoch_loss` by epochs
-    logarithm = any(word == "log" and base.isdigit() for word, base in pairwise(found))  # log10_loss
+    logarithm = "ln" in found or re.search(
+        r"log\d|log\s*\(", name
+    )  # log10_loss, log(loss); a log loss is a cross-entropy
     if not heads or by_epoch or logarithm or {*found} & _OTHER:
         return None
     unit = told or ("bpb" if "bpb" in heads else "ppl" if heads & _PERPLEXITY else "")

@@ -39,6 +39,7 @@ _FORMS = (
     (re.compile(r"\bon:train (\d+)(?:\.0)?it/\S+"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"^\[batch=(\d+)/\d+\](?=:?$)"), lambda found: f"|step {found[1]}]"),
     (re.compile(r"^Step\.\.\. \((\d+) \|"), lambda found: f"|step {found[1]}|"),
+    (re.compile(r"\b(\d+)/ *\d+ batches\b"), lambda found: f"|step {found[1]}|"),
     (re.compile(r"\b(\d+)/\d+ \[\d[\d:]*<[\d:?]+,[^,\]]*"), lambda found: f"|step {found[1]}|"),
 )
 """Lines that do not say what they tell, as some that do: of llm.c, build-nanogpt, levanter, Composer, Flax, tqdm."""
