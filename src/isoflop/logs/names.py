@@ -76,6 +76,11 @@ _RUN = _words_of(
     "run name id hash experiment exp trial model variant seed arm config job size width depth arch architecture "
     "optimizer dataset corpus scale label replicate layers d hidden dim group method setting key random checkpoint tag"
 )
+HYPERPARAMETERS = _words_of(
+    "width depth layers heads dim batch seed dropout decay warmup beta beta1 beta2 momentum optimizer schedule scheduler wd "
+    "bs hidden embd seq budget"
+)
+"""Words of columns that are of a run, not of a step of it."""
 _OWN = _words_of(
     "loss tokens tokens_processed loss_tokens flops flops_6nd batch_tokens tokens_per_param "
     "tokens_per_param_non_embedding"

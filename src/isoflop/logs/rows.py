@@ -15,40 +15,13 @@ from numpy.typing import NDArray
 from isoflop.logs.files import ImportProblem, cell_number, plain
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged, Words
-from isoflop.logs.names import RUNS, SPLITS, kind_of, role_of, run_rank, words
+from isoflop.logs.names import HYPERPARAMETERS, RUNS, SPLITS, kind_of, role_of, run_rank, words
 from isoflop.record.lines import Problems
 
 MAX_RUNS = 10_000
 FEW = 3  # Rows of a run, fewer than which make a learning rate a schedule, not one of a sweep
 BLANK = ("", None, "NA", "N/A", "n/a", "null", "None", "-", "–")
 METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
-HYPERPARAMETERS = {
-    "width",
-    "depth",
-    "layers",
-    "heads",
-    "dim",
-    "batch",
-    "seed",
-    "dropout",
-    "decay",
-    "warmup",
-    "beta",
-    "beta1",
-}
-HYPERPARAMETERS |= {
-    "beta2",
-    "momentum",
-    "optimizer",
-    "schedule",
-    "scheduler",
-    "wd",
-    "bs",
-    "hidden",
-    "embd",
-    "seq",
-    "budget",
-}
 FALLS, FEWEST = 0.5, 6  # Rank correlation and values from which on losses by row are a curve
 CHANCE = 2.2  # Standard deviations of the rank correlation of values in no order
 AN_END = "the end of a run: the file has no steps, the point is recorded as step 1"
@@ -179,7 +152,10 @@ class Rows:
             turns = np.diff(np.sign(rises[name][rises[name] != 0]))
             if kinds[name] == "rate" and (np.count_nonzero(turns) > 1 or (turns > 0).any()):
                 return f"{plain(name, 40)} goes up and down, as no schedule does"
-        if told := [name for name in (*self.labels, *self.columns.unused) if {*words(name)} & HYPERPARAMETERS]:
+        others = {name: {*words(name)} for name in (*self.labels, *self.columns.unused)}
+        if told := [
+            name for name, of in others.items() if of & HYPERPARAMETERS and not of & {"per", "sec", "time", "ms"}
+        ]:
             return f"{plain(told[0], 40)} is of a run, not of a step"
         for name, values in ((name, self.columns[name].arrays()[1]) for name in rises if kinds[name] == "loss"):
             falls = -np.corrcoef(np.arange(len(values)), np.argsort(np.argsort(values)))[0, 1]
