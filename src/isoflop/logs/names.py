@@ -77,8 +77,8 @@ _RUN = _words_of(
     "optimizer dataset corpus scale label replicate layers d hidden dim group method setting key random checkpoint tag"
 )
 HYPERPARAMETERS = _words_of(
-    "width depth layers heads dim batch seed dropout decay warmup beta beta1 beta2 momentum optimizer schedule scheduler "
-    "wd bs hidden embd seq budget"
+    "width depth layers heads dim batch seed dropout decay warmup beta beta1 beta2 momentum optimizer schedule "
+    "scheduler wd bs hidden embd seq budget"
 )
 """Words of columns that are of a run, not of a step of it."""
 _OWN = _words_of(
