@@ -184,7 +184,7 @@ def spread(given: Mapping[str, int]) -> dict[str, int | None]:
 
 def _own_sizes(logged: Logged) -> dict[str, int]:
     """N from isoflop's scalars, which hold tokens over it: exact to the digits that the tool keeps."""
-    found = {}
+    found: dict[str, int] = {}
     for convention, over, tokens in (
         ("non_embedding", "flops_6nd", "tokens_processed"),
         ("non_embedding_with_head", "tokens_per_param", "tokens"),
