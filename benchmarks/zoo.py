@@ -190,7 +190,14 @@ def images_among(inputs: dict[str, Any], config: Any, number: int) -> dict[str, 
 
 
 def inputs_for(model: Any) -> Iterator[dict[str, Any]]:
-    """Made-up inputs to try, one after another."""
+    """Made-up inputs to try, one after another: with an image by the model's own code first, where it takes any."""
+    for side in (None, 32, 64, 224) if hasattr(model, "get_image_features") else ():
+        try:
+            call = candidate_calls(model, 2, 16, {}, images=1, side=side)[-1]
+        except Exception:  # whatever its code raises
+            continue
+        inputs = {name: real(shape, name) for name, shape in call.kwargs.items()}
+        yield {**inputs, "labels": inputs["input_ids"]}
     given: list[dict[str, Any]] = [{}]
     main = getattr(model, "main_input_name", "")
     given += {"input_values": WAVES, "input_features": SPECTRA, "pixel_values": PICTURES}.get(main, [])

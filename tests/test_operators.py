@@ -47,6 +47,17 @@ def test_products_that_torch_has_no_formula_for():
     assert count(torch._int_mm, *int8) == 2 * 32 * 16 * 8
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_position_meets_every_matrix_of_a_recurrent_layer(both_ways: bool):
+    layers = nn.LSTM(8, 6, 2, bidirectional=both_ways)
+    with FlopCounter() as counter:
+        layers(torch.randn(5, 3, 8, requires_grad=True))[0].sum().backward()
+    matrices = sum(parameter.numel() for parameter in layers.parameters() if parameter.dim() == 2)
+    assert counter.count.model == 3 * 2 * 5 * 3 * matrices and not counter.without_formula
+    cudnn = operators.FORMULAS[aten._cudnn_rnn_backward]
+    assert cudnn(t(5, 3, 8), [t(24, 8), t(24, 6), t(24)], out_val=None) == 2 * 2 * 5 * 3 * (24 * 8 + 24 * 6)
+
+
 @pytest.fixture(scope="module")
 def flash_attn() -> Any:
     """Operators with the schemas of Dao-AILab's flash-attn (their arguments up to what matters here)."""

@@ -157,15 +157,15 @@ class Costing:
         """
         segments, self.now_known = observation.segments, 0
         self.observed += len(segments)
+        if keys is not None:
+            segments = [_together(segments)._replace(keys=tuple(keys))]
         if observation.unread:  # a check that tells the attention in full alone
             for segment in segments:
                 known = self._prices.lookup(key := joined(segment.keys))
                 if known is not None and known.full != segment.count.full and key not in self.varying:
                     self.waiting.add(key)
             return NOTHING
-        if keys is not None:
-            segments = [_together(segments)._replace(keys=tuple(keys))]
-        else:
+        if keys is None:
             found = {len(segment.keys) for segment in segments if segment.keys}
             self._group = self._group or max(found, default=None)
             if found - {self._group}:
@@ -247,8 +247,9 @@ class Costing:
 
     def note_change(self, why: str) -> None:
         """The signatures do not tell all: say so once, in the record too."""
-        self.methods.setdefault(OBSERVED, "")
-        self.methods[OBSERVED] = "; ".join(filter(None, (self.methods[OBSERVED], why)))
+        told = self.methods.setdefault(OBSERVED, "")
+        if why not in told:
+            self.methods[OBSERVED] = f"{told}; {why}" if told else why
 
     # -- measured apart ----------------------------------------------------------------------------------------
 

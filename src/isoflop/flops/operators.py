@@ -42,6 +42,13 @@ def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     return int(2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1])
 
 
+def _recurrent(x: Any, *rest: Any, backward: bool = False, **_: Any) -> int:
+    # an LSTM's or GRU's layer, or all of them: each position meets every matrix
+    weights = rest[0] if isinstance(rest[0], list | tuple) else rest[:2]
+    products = 2 * math.prod(x.shape[:-1]) * sum(weight.numel() for weight in weights if weight.dim() >= 2)
+    return int(2 * products if backward else products)
+
+
 def _with_sum(product: Formula) -> Formula:
     """The formula of an operator that adds a product to its first argument."""
     return lambda _sum, *args, **kwargs: product(*args, **kwargs)
@@ -61,6 +68,9 @@ FORMULAS: dict[Any, Formula] = {
     aten._int_mm: _grouped_product,
 }
 """Operators whose formula is ours: it goes before torch's."""
+for _name in ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"):
+    FORMULAS[getattr(aten, _name)] = _recurrent
+    FORMULAS[getattr(aten, f"{_name}_backward")] = functools.partial(_recurrent, backward=True)
 for _name in ("_scaled_mm_v2", "_scaled_grouped_mm_v2"):  # from torch 2.10 on
     if hasattr(aten, _name):
         FORMULAS[getattr(aten, _name)] = _grouped_product
@@ -71,8 +81,7 @@ _NAMED: dict[str, Formula] = {}
 WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler", "inductor"}
 """Namespaces of torch's own operators, which multiply next to nothing where they have no formula …"""
 HEAVY = {
-    *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "_trilinear", "_cdist_forward"),
-    *("_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int8pack_mm", "_weight_int4pack_mm"),
+    *("_trilinear", "_cdist_forward", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int8pack_mm", "_weight_int4pack_mm"),
     *("_fused_sdp_choice_nested", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
 }
 """… but for these."""
