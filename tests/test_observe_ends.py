@@ -153,6 +153,44 @@ def test_a_teacher_in_inference_mode_and_a_step_that_is_told_there(tmp_path: Pat
     assert monitor.totals.flops > 0
 
 
+def jagged(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return net(torch.nested.nested_tensor([x[:1], x[1:]], layout=torch.jagged)).values()
+
+
+def gradients_of_each_row(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    weights = {name: parameter.detach() for name, parameter in net.named_parameters()}
+
+    def loss(weights: Any, row: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(net, weights, row[None]).pow(2).mean()
+
+    found: dict[str, torch.Tensor] = torch.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    return sum(gradient.mean() for gradient in found.values())  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", [jagged, gradients_of_each_row])
+def test_kinds_of_tensors_that_torch_dispatches_otherwise(kind: Callable[..., torch.Tensor], tmp_path: Path) -> None:
+    """Neither a run that ends nor a count of 0: observed, or measured apart within the backward pass."""
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for folder in (tmp_path, None):
+        torch.manual_seed(0)
+        net = nn.Linear(8, 8)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        monitor = None if folder is None else isoflop.Monitor(net, record_dir=folder, log_every=1)
+        for _ in range(5):
+            (kind(net, x).mean() + net(x).pow(2).mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if monitor is not None:
+                monitor.step()
+        if monitor is not None:
+            monitor.close()
+            assert not monitor.guard.aside and monitor.totals.flops >= 5 * 2 * (2 * 4 * 8 * 8)
+        found.append(net.weight.detach().clone())
+    assert torch.equal(*found) and modes() == 0
+
+
 def test_two_monitors_that_begin_and_end_in_turn(tmp_path: Path) -> None:
     (one, net), (two, other) = observed(tmp_path / "1", log_every=1), observed(tmp_path / "2", log_every=1)
     for _ in range(3):

@@ -131,9 +131,10 @@ class FlopCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # questions about a tensor, which the dispatcher does not know
-            return func(*args, **kwargs)
         higher_order = isinstance(func, torch._ops.HigherOrderOperator)
+        # questions about a tensor (prim::device, aten::sym_size) are no operators that the dispatcher knows
+        if not higher_order and not torch._C._dispatch_has_kernel(func.name()):
+            return func(*args, **kwargs)
         packet = func if higher_order else func._overloadpacket
         formula = formula_of(packet)
         if formula is None and higher_order:

@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -381,15 +382,23 @@ def _answer(act: Callable[[], Any], pipe: int) -> NoReturn:
     try:
         _shut(pipe)
         warnings.simplefilter("ignore")  # the real run says them, where anybody listens; as errors they would end this
-        try:
-            answer: tuple[Any, str | None] = act(), None
-        except Exception as error:  # whatever a user's code may raise
-            answer = None, describe_error(error)
-        rest = pickle.dumps(answer)
-        while rest:
-            rest = rest[os.write(pipe, rest) :]
+        # in a thread of its own: the one that forked may be inside of a backward pass, inference mode or autocast
+        working = Thread(target=_send, args=(act, pipe))
+        working.start()
+        working.join()
     finally:
         os._exit(0)
+
+
+def _send(act: Callable[[], Any], pipe: int) -> None:
+    torch.set_num_threads(1)  # the threads of the training are not here
+    try:
+        answer: tuple[Any, str | None] = act(), None
+    except Exception as error:  # whatever a user's code may raise
+        answer = None, describe_error(error)
+    rest = pickle.dumps(answer)
+    while rest:
+        rest = rest[os.write(pipe, rest) :]
 
 
 def _shut(pipe: int) -> None:
@@ -401,7 +410,6 @@ def _shut(pipe: int) -> None:
         os.dup2(nothing, standard)
     os.closerange(3, pipe)
     os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
-    torch.set_num_threads(1)  # the threads of the training are not here
     sys.addaudithook(_refuse)
 
 

@@ -46,6 +46,7 @@ COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
 INFERENCE = "the step begins in inference mode"
+NESTED = "products of jagged tensors have no formula"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
 LONGEST = 5_000_000
@@ -256,6 +257,8 @@ class Observation(FlopCounter):
             return func(*args, **(kwargs or {}))
         self._handling += 1
         try:
+            if any(kind.__name__ == "NestedTensor" for kind in types):
+                self._give_up(NESTED, for_good=True)
             if self.over:
                 return func(*args, **(kwargs or {}))
             self._since += 1

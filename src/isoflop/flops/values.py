@@ -38,8 +38,11 @@ _ASKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 def storage_number(tensor: torch.Tensor) -> int:
-    """Identity of a tensor's storage; a freed one's number is given out again."""
-    return int(tensor.untyped_storage()._cdata)
+    """Identity of a tensor's storage, or of a tensor without one (torch.func's); a freed one's is given out again."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return -id(tensor)
 
 
 class Strips:
