@@ -269,7 +269,7 @@ class Costing:
             self._apart[key] = str(reason)
         else:
             self._apart[key] = measurement.flops
-            why = f"{self.blocked}; the optimizer's own matrix products, if any, are not counted"
+            why = f"{self.blocked}; counted are the model's forward calls and their backward passes, nothing beside"
             self._use(APART, measurement.uses, measurement.without_formula, why)
 
     def learn_calls(self, key: Signature, calls: Sequence[Call], problem: str | None) -> None:
