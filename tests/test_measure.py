@@ -149,6 +149,11 @@ def test_a_loss_by_name_goes_before_what_stands_beside_it():
     assert flops(Named(), torch.randn(2, 4)).model == 3 * (2 * 2 * 4 * 4)
 
 
+def test_more_modules_than_a_container_of_data_has():
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(1100)])
+    assert flops(model, torch.randn(1, 2)).model == (3 * 1100 - 1) * 2 * 2 * 2
+
+
 def test_several_calls_add_up():
     a, b = nn.Linear(4, 5), nn.Linear(5, 6)
     model = nn.ModuleList([a, b])

@@ -204,7 +204,9 @@ class _Turn:
         if is_redirected(module):
             del state["forward"]
         for name, value in state.items():
-            if name not in _HOOKS:
+            if name in ("_parameters", "_buffers", "_modules"):
+                value.update({key: self(item) for key, item in value.items()})
+            elif name not in _HOOKS:
                 state[name] = self(value)
         return module
 
