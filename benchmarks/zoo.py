@@ -50,7 +50,7 @@ HEADS = {
     r"(head_dim|d_kv|kv_channels)": 8,
 }
 WIDTHS = {
-    r"(hidden_size|n_embd|d_model|embed_dim|dim|hidden_dim|embedding_size)": 32,
+    r"(hidden_size|out_hidden_size|n_embd|d_model|embed_dim|dim|hidden_dim|embedding_size)": 32,
     r"(intermediate_size|d_ff|n_inner|ffn_dim|encoder_ffn_dim|decoder_ffn_dim|moe_intermediate_size)": 64,
     r"(max_position_embeddings|n_positions|max_seq_len)": 256,
     r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)": 4,
@@ -128,7 +128,12 @@ def shrink(config: Any, rules: dict[str, Any]) -> None:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if re.fullmatch(pattern, name) and (number or (name == "head_dim" and value is None)):
                 setattr(config, name, size)
-    vocabulary = getattr(config, "vocab_size", None)
+    rope = getattr(config, "rope_parameters", None)
+    of_images = re.search("vl|4v|v_text|omni|ocr", str(getattr(config, "model_type", "")))
+    if isinstance(rope, dict) and of_images and WIDTHS.items() <= rules.items():
+        rope["mrope_section"] = [2, 1, 1]  # of half a head's 8
+    text = getattr(config, "text_config", None)
+    vocabulary = getattr(config, "vocab_size", None) or getattr(text, "vocab_size", None)
     for place, (name, value) in enumerate(list(vars(config).items())):
         special = re.fullmatch(r".*(_token_id|_token_index|_start_id|_end_id)", name) and isinstance(value, int)
         if special and isinstance(vocabulary, int) and value >= vocabulary:

@@ -189,6 +189,8 @@ def _with_images(model: Any, batch: int, length: int, images: int, side: int | N
     names = inspect.signature(model.forward).parameters
     if "image_grid_thw" in names:
         inputs, tokens = _patches(config.vision_config, batch * images, side or _USUAL_SIDE)
+        with suppress(ValueError):  # some have tokens beside an image's patches, as at the ends of its rows
+            tokens = _image_tokens(model, inputs) // (batch * images)
     else:
         image = _image(config, batch * images, side)
         size = (batch, images, *image.size[1:]) if "pixel_attention_mask" in names else image.size
