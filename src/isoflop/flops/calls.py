@@ -21,7 +21,7 @@ from isoflop.flops.values import LARGEST, with_values
 from isoflop.guard import pass_on
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-Ended = After = Callable[[Any], None]
+Ended = Callable[[Any], None]
 Signature = tuple[Any, ...]
 
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, Enum, slice)
@@ -165,7 +165,7 @@ Heard = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], "Ended | None"]
 
 
 def watch(
-    module: nn.Module, before: Before, after: After | None = None, evaluating: Callable[[bool], None] | None = None
+    module: nn.Module, before: Before, after: Ended | None = None, evaluating: Callable[[bool], None] | None = None
 ) -> Callable[[], None]:
     """Call `before(module, args, kwargs)` ahead of each training call of `module` and `after(output)` behind it.
 
@@ -180,7 +180,7 @@ def _weakly(listener: Any) -> Callable[[], Any]:
     return WeakMethod(listener) if isinstance(listener, MethodType) else lambda: listener
 
 
-def _heard(module: nn.Module, before: Callable[[], Any], after: After | None, evaluating: Callable[[], Any]) -> Heard:
+def _heard(module: nn.Module, before: Callable[[], Any], after: Ended | None, evaluating: Callable[[], Any]) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         listener = before() if called.training else evaluating()
         if listener is None or torch.is_grad_enabled() is not called.training:

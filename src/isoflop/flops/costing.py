@@ -162,7 +162,7 @@ class Costing:
         if observation.unread:  # a check that tells the attention in full alone
             for segment in segments:
                 known = self._prices.lookup(key := joined(segment.keys))
-                if known is not None and known.full != segment.count.full and key not in self.varying:
+                if known is not None and known.full != segment.whole.full and key not in self.varying:
                     self.waiting.add(key)
             return NOTHING
         if keys is None:
@@ -206,7 +206,7 @@ class Costing:
         key = joined(segment.keys)
         pairs = [(self._partial.get(key), segment.body)]
         if segment.head is not None or self._has_heads is False:
-            pairs.append((self._prices.lookup(key), segment.count))
+            pairs.append((self._prices.lookup(key), segment.whole))
         return any(known and (known.model, known.hardware) != (new.model, new.hardware) for known, new in pairs)
 
     def _learn_segment(self, segment: Segment) -> None:
@@ -219,14 +219,14 @@ class Costing:
                 self.varying[key] = (0, NOTHING) if before is None else (1, before)
                 self.note_change("steps of the same shapes cost different amounts: those not observed, their mean")
             number, total = self.varying[key]
-            self.varying[key] = number + 1, total + segment.count
+            self.varying[key] = number + 1, total + segment.whole
             self.waiting.discard(key)
         elif segment.head is None and self._has_heads is not False:
             self._partial[key] = segment.body
             if self._has_heads and key not in self._exact:
                 self.waiting.add(key)
         else:
-            self._learn_price(key, segment.count)
+            self._learn_price(key, segment.whole)
             if segment.head is not None:
                 self._see_head(segment.head.model > 0)
                 self.waiting.discard(key)
@@ -322,7 +322,7 @@ class Costing:
         key = joined(segment.keys)
         price = self.lookup(key)
         if price is not None and key in self.varying and complete:
-            return segment.count - price  # it is going to be priced at the mean
+            return segment.whole - price  # it is going to be priced at the mean
         if price is None or key not in self._provisional:
             return NOTHING
         self.waiting.discard(key)
@@ -391,5 +391,5 @@ def joined(keys: Sequence[Signature]) -> Signature:
 def _together(segments: Sequence[Segment]) -> Segment:
     """A step as one segment."""
     first = segments[0]
-    body = first.body + sum((part.count for part in segments[1:]), NOTHING)
+    body = first.body + sum((part.whole for part in segments[1:]), NOTHING)
     return Segment(tuple(key for part in segments for key in part.keys), first.head, body)

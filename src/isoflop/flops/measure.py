@@ -156,8 +156,8 @@ def _replay(way: str, by_module: bool, model: nn.Module, call: Call) -> Measurem
             Values(chosen=in_turn) as values,
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings
-            arguments = metas((call.args, kwargs), floating)
-            found = _count(Call(unwrap(call.module), *arguments, call.method), root, parameters, by_module)
+            args, kwargs = metas((call.args, kwargs), floating)
+            found = _count(Call(unwrap(call.module), args, kwargs, call.method), root, parameters, by_module)
             return replace(found, in_turn=in_turn, drawn=values.drawn or draws != _draws())
     except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
         pass_on(error)
@@ -166,8 +166,7 @@ def _replay(way: str, by_module: bool, model: nn.Module, call: Call) -> Measurem
 
 def _draws() -> tuple[Any, ...]:
     """The states of Python's and NumPy's random numbers."""
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, keys.tobytes(), *rest
+    return random.getstate(), repr(np.random.get_state(legacy=False))
 
 
 def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_module: bool) -> Measurement:

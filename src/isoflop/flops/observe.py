@@ -63,7 +63,7 @@ class Segment(NamedTuple):
     body: FlopCount
 
     @property
-    def count(self) -> FlopCount:
+    def whole(self) -> FlopCount:
         """All of it that was observed."""
         return self.body + (self.head or NOTHING)
 

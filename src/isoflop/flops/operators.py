@@ -25,7 +25,7 @@ Formula = Callable[..., int]
 def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
     # As many as the forward pass for each gradient that is wanted; torch's formula takes a grouped convolution's
     # for a full one (pytorch#183405).
-    *_, transposed, _, _, wanted = rest
+    transposed, wanted = rest[-4], rest[-1]
     positions = x if transposed else grad
     forward = 2 * positions.shape[0] * math.prod(positions.shape[2:]) * weight.numel()
     return int(forward * sum(wanted[:2]))
