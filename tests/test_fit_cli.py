@@ -22,7 +22,7 @@ from isoflop.record import Point, RecordLog
 from study_runs import planted_run
 
 KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "n_convention", "warnings"]
-KEYS.append("best_size")
+KEYS += ["best_size", "undetermined"]
 CONSTANTS = {"A", "B", "E", "alpha", "beta"}
 
 
@@ -140,6 +140,18 @@ def test_for_people(tmp_path: Path) -> None:
     six.write_text("\n".join((tmp_path / "runs.csv").read_text().splitlines()[:7]))
     assert "! 6 runs for 5 constants" in run(six, "--draws", 20).stdout
     assert "unknown" in run(six, "--draws", 20).stdout and "inf" not in run(six, "--draws", 20).stdout
+
+
+def test_constants_that_runs_leave_open_have_no_value(tmp_path: Path) -> None:
+    N = np.geomspace(1e8, 3e9, 9)
+    rows = zip(N, 20 * N, hoffmann(N, 20 * N) * np.exp(np.random.default_rng(0).normal(0, 0.003, 9)), strict=True)
+    path = tmp_path / "line.csv"
+    path.write_text("N,D,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, loss in rows))
+    found = fitted(path, "--draws", 20)
+    assert set(found["undetermined"]) >= {"A", "B", "alpha", "beta"}
+    assert all(found["parameters"][name] is None for name in found["undetermined"])
+    text = run(path, "--draws", 20).stdout
+    assert re.search(r"B\s+not determined", text) and "e+" not in text.split("Σ Huber")[0].split("90%")[1]
 
 
 def test_approach_2_is_shown_beside_approach_3(tmp_path: Path) -> None:

@@ -102,11 +102,11 @@ def test_weights_that_are_none(weights: list[float]) -> None:
 def test_what_is_odd_is_a_warning() -> None:
     N, D = grid(4, 3)
     twice = check_runs(columns(N=[*N[:11], N[0]], D=[*D[:11], D[0]], loss=[*np.full(12, 3.0)]), ("N", "D")).warnings
-    assert twice == ("1 run is given twice (row 1 and row 12): each counts, which makes intervals too narrow",)
+    assert twice[1] == "all runs have the same loss: they say nothing of sizes"
+    assert twice[:1] == ("1 run is given twice (row 1 and row 12): each counts, which makes intervals too narrow",)
     assert check_runs(with_value("N", 5, 7e3), ("N", "D")).warnings == (
         "row 6, column 'N': 7e+03 beside a median of 8.25e+08: is it in the same unit?",
     )
-    assert check_runs(columns(N=N / 1e3, D=D / 1e3), ("N", "D")).warnings == ()
     assert check_runs(columns(N=N / 1e5, D=D / 1e6, loss=np.linspace(1.2, 0.4, 12)), ("N", "D")).warnings == (
         "half of the runs took less than 5.7e+08 FLOPs (6·N·D): are N and D multiplied out?",
     )
@@ -116,6 +116,34 @@ def test_what_is_odd_is_a_warning() -> None:
     assert check_runs(with_value("loss", 3, 30.0), ("N", "D")).warnings == (
         "row 4: a loss of 30 nats per token is no language model's",
     )
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e6])
+@pytest.mark.parametrize("names", ["ND", "N", "D"])
+def test_thousands_and_millions_are_found_by_the_losses(names: str, factor: float) -> None:
+    N, D = np.random.default_rng(0).permuted(np.geomspace([5e7, 2e9], [5e9, 1e11], 20), axis=0).T
+    given = {"N": N, "D": D, "loss": hoffmann(N, D) * 1.1}
+    scaled = given | {name: given[name] / factor for name in names}
+    with pytest.raises(BadData, match=r"they look like (thousands|millions|millions or billions): multiply"):
+        check_runs(scaled, ("N", "D"))
+    assert check_runs(given, ("N", "D")).warnings == ()
+
+
+def test_bits_in_a_plain_column_are_asked_about() -> None:
+    N, D = grid(4, 3)
+    (said,) = check_runs(columns(loss=hoffmann(N, D) / np.log(2)), ("N", "D")).warnings
+    assert said.startswith("losses are 1.44 times those of text at these sizes: are they bits per token?")
+
+
+def test_losses_of_toys_and_other_corpora_are_no_other_unit() -> None:
+    rng = np.random.default_rng(0)
+    N, D = np.geomspace(1e4, 1e6, 12), np.geomspace(2e6, 2e7, 12)
+    for loss in (1.1 + 30 / N**0.35, 0.7 * hoffmann(1e3 * N, 1e3 * D), 5.5 * (N / 1e4) ** -0.03):
+        check_runs({"N": N, "D": D, "loss": loss * np.exp(0.005 * rng.standard_normal(12))}, ("N", "D"))
+    (said,) = check_runs({"N": 1e4 * N, "D": 1e4 * D, "loss": 0.2 * hoffmann(1e4 * N, 1e4 * D)}, ("N", "D")).warnings
+    assert said.endswith("are they something else, such as errors or bits per byte?")
+    code = 0.42 * hoffmann(1e4 * N, 1e4 * D)  # nats per token of code
+    assert check_runs({"N": 1e4 * N, "D": 1e4 * D, "loss": code}, ("N", "D")).warnings == ()
 
 
 def test_one_run_is_fitted_and_said_to_tell_nothing() -> None:

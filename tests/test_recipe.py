@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +25,13 @@ def test_a_recipe_spends_the_budget_on_a_real_configuration(N: float, flops: flo
     assert found.rate_range[0] <= found.rate <= found.rate_range[1]
     assert found.batch_range[0] * 0.9 <= found.batch <= found.batch_range[1] * 1.1
     assert found.timescale == pytest.approx(found.batch / (found.rate * found.weight_decay * found.tokens), rel=1e-3)
+
+
+def test_the_batch_is_continuous_where_rules_end() -> None:
+    found = [recipe_of(math.sqrt(C / 120), C) for C in 1e19 * 1.15 ** np.arange(90)]
+    batches = np.log([each.batch for each in found if each is not None])
+    assert len(batches) == 90 and np.diff(batches).max() < 0.15 and np.diff(batches).min() > -0.15
+    assert 1e6 < np.exp(np.interp(math.log(349e9), np.log([each.tokens for each in found if each]), batches)) < 3.2e6
 
 
 def test_experts_add_parameters_that_are_not_active() -> None:

@@ -83,7 +83,12 @@ def compare(
                 labels=table.labels,
             )
             chosen, warnings = fitted.law, fitted.warnings
-        compared = compare_options(options, chosen, level=level)
+        try:
+            compared = compare_options(options, chosen, level=level)
+        except ValueError as error:
+            if own is None or chosen.draws is not None:
+                raise
+            raise ValueError(f"the runs leave the law open ({'; '.join(warnings)}): {error}") from None
         if own is not None and chosen.draws is None:
             compared = replace(compared, sentence=f"{OPEN} {compared.sentence}")
     for warning in warnings:

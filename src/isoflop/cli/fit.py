@@ -5,7 +5,6 @@ What `isoflop fit` prints.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -228,9 +227,11 @@ def best_size(posterior: Posterior, level: float) -> dict[str, Any]:
 
 
 def as_object(fitted: LawFit) -> dict[str, Any]:
-    """The object that `--json` prints; null for what is not finite."""
-    names = "parameters standard_errors intervals level objective n warnings"
-    return {"law": fitted.law.form.name, "n_convention": fitted.law.convention, **picked(fitted, names)}
+    """The object that `--json` prints; null for what is not finite, or not determined by the runs."""
+    found = picked(fitted, "parameters standard_errors intervals level objective n warnings")
+    found["parameters"] |= dict.fromkeys(fitted.undetermined)
+    undetermined = sorted(fitted.undetermined)
+    return {"law": fitted.law.form.name, "n_convention": fitted.law.convention, **found, "undetermined": undetermined}
 
 
 def _mean_and_sd(option: str, text: str) -> tuple[float, float]:
@@ -264,9 +265,10 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
     table = grid("", "value", "standard error", f"{fitted.level:.0%}", folded=range(4))
     for name, value in fitted.parameters.items():
         low, high = fitted.intervals[name]
-        known = math.isfinite(high)
-        error = f"{fitted.standard_errors[name]:.3g}" if known else "unknown"
-        table.add_row(escape(name), f"{value:.5g}", error, f"{low:.4g} … {high:.4g}" if known else "unknown")
+        row = (f"{value:.5g}", f"{fitted.standard_errors[name]:.3g}", f"{low:.4g} … {high:.4g}")
+        if not high < float("inf"):
+            row = ("not determined", "", "") if name in fitted.undetermined else (row[0], "unknown", "unknown")
+        table.add_row(escape(name), *row)
     console.print(table)
     off = sorted(abs(residual) for residual in fitted.residuals)
     loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"

@@ -182,7 +182,10 @@ def own_fits(
         states_loss = name == "own approach 3, raw"
         try:
             if states_loss:
-                law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, draws=2, convention=convention).law
+                fitted = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, draws=40, convention=convention)
+                if fitted.undetermined:
+                    continue
+                law = fitted.law
             else:
                 fit = isoflop_profiles(C, N, D, L, budgets=budgets)
                 log_N = float(np.log(fit.allocate(question.flops)[0]))

@@ -42,6 +42,13 @@ class Origin:
     N: float
     D: float
 
+    @classmethod
+    def of(cls, N: Array, D: Array, C: Array) -> Origin:
+        """That of runs [n]: at the largest budget, 20 tokens per parameter."""
+        largest = int(np.argmax(C))
+        middle = math.sqrt(N[largest] * D[largest] / RATIO)
+        return cls(middle, RATIO * middle)
+
     def x(self, N: Array | float) -> Array:
         """Ln N/N₀."""
         return np.log(np.asarray(N, dtype=float) / self.N)

@@ -30,7 +30,7 @@ from isoflop.fit.robust import (
 )
 from isoflop.fit.runs import Runs, check_runs
 from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
-from isoflop.fit.uncertainty import Progress, Unknown, draw, influence, nothing, too_few, unknown
+from isoflop.fit.uncertainty import Gap, Progress, Unknown, draw, influence, nothing, too_few, unknown
 from isoflop.laws.forms import FORMS, Convention, Law
 from isoflop.laws.quantities import interval
 
@@ -65,6 +65,7 @@ class LawFit(Shown):
         influence: leave one out: () → change of each free constant [n, free] in standard errors, when a run is left
             out.
         unknown: constants that the runs leave open, and why.
+        undetermined: those of which nothing can be said: their values are accidents of the search.
         left_out: runs that lie far off the law.
         misfit: scatter of the residuals over what seeds alone give; None: too few runs to tell.
     """
@@ -83,12 +84,16 @@ class LawFit(Shown):
     draws: Mapping[str, Array] = field(repr=False)
     influence: Callable[[], Array] = field(repr=False)
     unknown: tuple[Unknown, ...] = ()
+    undetermined: frozenset[str] = frozenset()
     left_out: tuple[Outlier, ...] = ()
     misfit: float | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
         for name, value in self.parameters.items():
+            if name in self.undetermined:
+                lines.append(f"  {name:8} not determined")
+                continue
             low, high = self.intervals[name]
             error = f"± {self.standard_errors[name]:<10.3g} {self.level:.0%}: {low:.4g} … {high:.4g}"
             lines.append(f"  {name:8} {value:<12.6g} {error}")
@@ -232,7 +237,7 @@ def _result(
     delta: float,
 ) -> LawFit:
     problem = best.objective.problem
-    closed = {name for each in open_ if each.closed for name in each.names}
+    closed = frozenset(name for each in open_ if each.closed for name in each.names)
     point = dict(zip(problem.names, problem.constants(best.theta[None])[0].tolist(), strict=True))
     spread = dict(zip(problem.names, problem.constants(drawn).T, strict=True))
     errors = {name: 0.0 if name in problem.fixed else float(values.std()) for name, values in spread.items()}
@@ -253,6 +258,7 @@ def _result(
         n=len(runs),
         residuals=problem.residuals(best.theta[None])[0],
         unknown=tuple(open_),
+        undetermined=frozenset(n for each in open_ if each.closed and each.gap != Gap.FEW for n in each.names),
         warnings=(*runs.warnings, *map(str, open_)),
         draws=spread,
         influence=partial(influence, best, drawn),

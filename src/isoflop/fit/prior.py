@@ -111,14 +111,18 @@ def _gaussians(problem: PowerSum, key: str, pair: object) -> list[tuple[str, str
         each = zip(problem.names, problem.is_exponent, strict=True)
         known = ", ".join(full if is_exponent else f"{full}, ln {full}" for full, is_exponent in each)
         raise ValueError(f"priors: expected one of {known}, got {key!r}")
-    mean, sd = _mean_and_deviation(key, pair)
+    try:
+        mean, sd = (float(value) for value in pair)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ValueError(f"priors: {key}: expected (mean, standard deviation), got {pair!r}") from None
+    if not (np.isfinite(mean) and 0 < sd < np.inf):
+        raise ValueError(f"priors: {key}: expected a mean and a positive standard deviation, got {mean!r} and {sd!r}")
     found = []
     for i in mine:
         full, is_exponent = problem.names[i], bool(problem.is_exponent[i])
         if full in problem.fixed:
-            raise ValueError(
-                f"priors: {full} is fixed at {problem.fixed[full]:g}: leave its prior out, or don't fix it"
-            )
+            held = f"{full} is fixed at {problem.fixed[full]:g}"
+            raise ValueError(f"priors: {held}: leave its prior out, or don't fix it")
         if is_exponent and in_logarithm:
             raise ValueError(f"priors: expected a prior on {full} itself, got one on {key}: leave the ln out")
         if not is_exponent and problem.scales:
@@ -133,16 +137,6 @@ def _gaussians(problem: PowerSum, key: str, pair: object) -> list[tuple[str, str
         label = f"{LOGARITHM}{full}" if in_logarithm else full
         found.append((full, label, form[problem.free], offset, not (is_exponent or in_logarithm), mean, sd))
     return found
-
-
-def _mean_and_deviation(key: str, pair: object) -> tuple[float, float]:
-    try:
-        mean, sd = (float(value) for value in pair)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise ValueError(f"priors: {key}: expected (mean, standard deviation), got {pair!r}") from None
-    if not (np.isfinite(mean) and 0 < sd < np.inf):
-        raise ValueError(f"priors: {key}: expected a mean and a positive standard deviation, got {mean!r} and {sd!r}")
-    return mean, sd
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------

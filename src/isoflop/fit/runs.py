@@ -22,15 +22,22 @@ from isoflop.record.run import Point, Run
 TOKENS_A_PARAMETER = (1e-3, 1e6)
 """Half of the runs outside: N or D alone is in millions. Public runs lie between .02 and 1e4."""
 LITTLE = 1e12
-"""FLOPs, 6·N·D: half of the runs below a second of one GPU are toys, or N and D are both in millions."""
-NEAR, ALIKE = 0.35, 0.06
-"""Of ln L: median distance from Chinchilla's law a million times further out, and scatter of that distance, up to which
-runs of so little compute are taken for ones in millions. A toy's losses lie elsewhere, and fall much faster."""
+"""FLOPs, 6·N·D: half of the runs below a second of one GPU are toys, which is told."""
+LOWER, NEAR, ALIKE = 0.5, 0.35, 0.06
+"""Of ln L. Losses that lie this far below Chinchilla's law at N and D as they are, this near it a thousand or a million
+times further out, and scatter about it there this little, are of larger models: N, D or both are in another unit. A
+toy's losses lie elsewhere, and fall much faster."""
+FAR_BELOW = 0.4
+"""Losses over those of text below which they are asked about: code has half."""
+FEWEST_TO_TELL = 6
+"""Runs from which on their losses tell a unit."""
 EXPLAINED = 0.5
-"""That scatter over the losses' own, up to which the law explains them: toys of nearly one size are alike anyway."""
+"""That scatter over the losses' own, up to which the law explains them: runs of nearly one size are alike anyway."""
+BITS = (1.28, 1.63)
+"""Over the loss of text, between which losses, all by the same factor, look like bits (1.44)."""
 PERPLEXING, RISING = 2.5, 0.8
-"""Over the loss of text, from where losses look like perplexities (bits are 1.4); rank correlation of loss and compute,
-from where losses look like scores."""
+"""Over the loss of text, from where losses look like perplexities; rank correlation of loss and compute, from where
+losses look like scores."""
 PLAUSIBLE_RATE = (0.5, 1000.0)
 """FLOPs per parameter and token: 6 for dense models; N without the head of a tiny model reaches 100."""
 
@@ -134,7 +141,7 @@ def _check_column(name: str, values: Array, called: Sequence[str]) -> None:
 
 
 def _check_units(N: Array, D: Array, loss: Array) -> None:
-    """BadData where N or D, or both, are in millions: by their ratio, or by the losses of far larger models."""
+    """BadData where N or D, or both, are in another unit: by their ratio, or by the losses of far larger runs."""
     ratio = float(np.median(D / N))
     if not TOKENS_A_PARAMETER[0] < ratio < TOKENS_A_PARAMETER[1]:
         small, values = ("N", N) if ratio > 1 else ("D", D)
@@ -142,14 +149,19 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
             f"column {small!r}: expected {UNITS[small]}, got values around {np.median(values):.3g}, which "
             f"makes {ratio:.3g} tokens a parameter; they look like millions: multiply them out"
         )
-    off = np.log(loss / _usual_loss(1e6 * N, 1e6 * D))
-    alike = _scatter(off) < min(ALIKE, EXPLAINED * _scatter(np.log(loss)))
-    if np.median(6 * N * D) < LITTLE and abs(np.median(off)) < NEAR and alike:
-        raise BadData(
-            f"columns 'N' and 'D': expected parameters and tokens, got values around {np.median(N):.3g} "
-            f"and {np.median(D):.3g}, with losses of models a million times larger; they look like "
-            "millions: multiply both out"
-        )
+    if len(loss) < FEWEST_TO_TELL or np.median(np.log(loss / _usual_loss(N, D))) > -LOWER:
+        return
+    for factor, unit in ((1e3, "thousand"), (1e6, "million")):
+        for names in ("ND", "N", "D"):
+            n, d = (factor if name in names else 1.0 for name in "ND")
+            off = np.log(loss / _usual_loss(n * N, d * D))
+            if abs(np.median(off)) < NEAR and _scatter(off) < min(ALIKE, EXPLAINED * _scatter(np.log(loss))):
+                values = " and ".join(f"{np.median(N if name == 'N' else D):.3g}" for name in names)
+                raise BadData(
+                    f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}: expected "
+                    f"{' and '.join(UNITS[name] for name in names)}, got values around {values}, with losses of runs a "
+                    f"{unit} times larger; they look like {unit}s: multiply {'both' if len(names) > 1 else 'them'} out"
+                )
 
 
 def _scatter(values: Array) -> float:
@@ -196,8 +208,21 @@ def _odd_losses(N: Array, D: Array, loss: Array) -> list[str]:
             f"losses around {np.median(loss):.3g}, where text has about {np.median(usual):.2g} nats per token at this "
             "size: are they perplexities? Then name them: --column perplexity=…"
         )
+    ratio = float(np.median(loss / usual))
+    if ratio < FAR_BELOW and np.median(N) > 1e7:
+        said.append(
+            f"losses around {np.median(loss):.3g}, where text has about {np.median(usual):.2g} nats per token at this "
+            "size: are they something else, such as errors or bits per byte?"
+        )
+    if len(loss) > 2 and np.ptp(loss) == 0:
+        said.append("all runs have the same loss: they say nothing of sizes")
+    if BITS[0] < ratio < BITS[1] and np.median(N) > 1e7 and _scatter(np.log(loss / usual)) < ALIKE:
+        said.append(
+            f"losses are {ratio:.2f} times those of text at these sizes: are they bits per token? Then name the column "
+            "'loss (bits)'"
+        )
     flops, ranks = np.log(N * D), np.unique(loss, return_inverse=True)[1]
-    varies = len(loss) >= 6 and min(np.ptp(flops), np.ptp(ranks)) > 1
+    varies = len(loss) >= FEWEST_TO_TELL and min(np.ptp(flops), np.ptp(ranks)) > 1
     if varies and np.corrcoef(ranks, np.argsort(np.argsort(flops)))[0, 1] > RISING:
         said.append("the loss rises with compute: is it a score, such as an accuracy? No law here describes that")
     return said

@@ -1,7 +1,7 @@
 """A plan's recipe: a real configuration of a family, its tokens, batch, peak rate, weight decay, warm-up and steps.
 
-Batch and rate are the geometric mean of the published rules whose range reaches the run (of all where none does), with
-what all of them say beside it.
+Batch and rate are a geometric mean of published rules, each of which counts less the farther the run lies beyond what
+it was fitted to; what all of them say stands beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from isoflop.ladder.sizes import Shape, family_of, size_grid
 from isoflop.laws.forms import dense_equivalent
 from isoflop.laws.papers import published
-from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published_values, warmup_of
+from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, blended, warmup_of
 
 WEIGHT_DECAY = 0.1
 """Of AdamW, decoupled: GPT-3, Llama (Brown et al. 2020; Touvron et al. 2023), and the runs behind Li et al. 2025."""
@@ -150,10 +150,8 @@ def gain_of_experts(N: float, X: float) -> Ends | None:
 
 
 def _ruled(rules: dict[str, Recipe], at: Mapping[str, float]) -> tuple[float, Ends, bool]:
-    """The geometric mean of the rules that reach a run, what all of them say, and whether one reaches it."""
-    reaching = published_values(rules, **at)
+    """What the rules that reach a run say of it, by `blended`; what all of them say; and whether one reaches it."""
     every = [each.value(**at) for each in rules.values()]
     every = [min(value, HIGHEST_RATE) for value in every] if rules is RATES else every
-    within = any(each.fitted is not None and each.source in reaching for each in rules.values())
-    used = list(reaching.values()) if within else every
-    return math.exp(sum(map(math.log, used)) / len(used)), (min(every), max(every)), within
+    within = any(each.fitted is not None and each.covers([at]) for each in rules.values())
+    return blended(rules, at), (min(every), max(every)), within

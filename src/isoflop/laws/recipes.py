@@ -6,6 +6,7 @@ Kaplan et al. 2020 found to matter little.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -122,6 +123,25 @@ def published_values(
     known = [each for each in recipes.values() if each.covers([{"N": N, "D": D, "C": C}])]
     found = {each.source: each.value(N=N, D=D, C=C, width=width) for each in known}
     return {k: min(v, HIGHEST_RATE) if recipes is RATES else v for k, v in found.items()}
+
+
+def blended(recipes: dict[str, Recipe], run: Mapping[str, float]) -> float:
+    """Geometric mean of what recipes say of a run (N, D, C, width), continuous in it.
+
+    A recipe counts in full within what it was fitted to, half at `TOLERATED` times it, hardly a few times farther; one
+    without a range as much as the best of the others. Where none reaches, the nearest leads.
+    """
+    weights = {}
+    for name, each in recipes.items():
+        if each.fitted is not None:
+            at = run[each.fitted.variable]
+            far = max(math.log(each.fitted.low / at), math.log(at / each.fitted.high), 0.0) / math.log(TOLERATED)
+            weights[name] = 1 / (1 + far**4)
+    logs = {name: math.log(each.value(**run)) for name, each in recipes.items()}
+    if recipes is RATES:
+        logs = {name: min(value, math.log(HIGHEST_RATE)) for name, value in logs.items()}
+    shares = {name: weights.get(name, max(weights.values())) for name in recipes}
+    return math.exp(sum(shares[name] * logs[name] for name in recipes) / sum(shares.values()))
 
 
 def warmup_of(steps: int) -> int:
