@@ -246,6 +246,23 @@ def test_tables_are_read(tmp_path: Path, text: str, taken: dict[str, str]) -> No
     assert table.taken == taken and table.rows == ("line 2 of runs.csv",)
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "said"),
+    [
+        ("unique_tokens", (2e10, 1e10), "1 of 2 runs saw tokens again (column 'unique_tokens')"),
+        ("epochs", (1, 4), "1 of 2 runs saw tokens again (column 'epochs')"),
+        ("num_experts", (8, 8), "2 of 2 runs are mixtures of experts (column 'num_experts')"),
+        ("epochs", (1, 1), ""),
+    ],
+)
+def test_runs_that_a_law_does_not_know_are_told(
+    tmp_path: Path, column: str, cells: tuple[float, float], said: str
+) -> None:
+    path = file(tmp_path, f"N,D,loss,{column}\n1e9,2e10,2.5,{cells[0]}\n2e9,2e10,2.4,{cells[1]}\n")
+    doubts = read_table([path], WANTED).doubts
+    assert any(doubt.startswith(said) for doubt in doubts) if said else doubts == ()
+
+
 def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
     path = file(tmp_path, "size,D,loss,set\n1e9,2e10,2.5,c4\n\n2e9,2e10,,rpj\n3e9,2e10,2.4,c4\n")
     table = read_table([path], WANTED, named={"N": "size"}, where="set==c4")

@@ -24,6 +24,7 @@ GUESSES: dict[str, tuple[str, ...]] = {
         *("compute_budget", "flop_budget"),
     ),
     "U": ("U", "unique_tokens"),
+    "epochs": ("epochs", "num_epochs", "n_epochs"),
     "X": ("X", "experts", "num_experts", "n_experts", "num_local_experts", "n_routed_experts"),
     **dict.fromkeys(
         ("loss", "L"),

@@ -44,6 +44,8 @@ NO_END: dict[str, tuple[str, ...]] = {
 """Cells, by column, of a run that did not come to its end."""
 FORWARD_ONLY = (1.9, 2.1)
 """FLOPs per parameter and token, of all runs, that are those of the forward pass alone."""
+ROUNDED = 0.02
+"""Of unique tokens or epochs, within which no token is seen again."""
 MOST_LOSS = 13.0
 """Nats per token: a uniform guess among 440,000 tokens. Half of the runs above: these are perplexities, or sums."""
 
@@ -162,6 +164,7 @@ class _Reading:
                 self._check_not_swapped(N, D)
                 self._check_ends(N, D)
                 self._doubt_tokens()
+                self._doubt_kind(np.array(D))
             C = C or self._compute(np.array(N), np.array(D))
         taken, counts = self.taken, "unknown"
         if all(LOSS_NAME in row for row in self.rows):  # records: which N and which loss
@@ -268,6 +271,26 @@ class _Reading:
             if any(row[name] != row[mine] and cell_number(row[name]) for row in self.rows):
                 self.doubts.append(
                     f"D is column {mine!r}; there is {name!r} with other numbers: --column D={name!r} takes that"
+                )
+                return
+
+    def _doubt_kind(self, D: np.ndarray) -> None:
+        """That some runs repeat data, or are mixtures of experts, of which the law asked for knows nothing."""
+        for what, law, told in (
+            ("U", "muennighoff", "saw tokens again"),
+            ("epochs", "muennighoff", "saw tokens again"),
+            ("X", "clark", "are mixtures of experts"),
+        ):
+            name = guessed(what, self.present)
+            if name is None or what in self.wanted or "U" in self.wanted:
+                continue
+            cells = np.array([cell_number(row.get(name)) or np.nan for row in self.rows], dtype=float)
+            with np.errstate(invalid="ignore"):
+                odd = cells < D * (1 - ROUNDED) if what == "U" else cells > 1 + ROUNDED
+            if odd.any():
+                self.doubts.append(
+                    f"{odd.sum()} of {len(odd)} runs {told} (column {name!r}), which this law does not know: "
+                    f"--law {law} does, or leave them out (--where)"
                 )
                 return
 
