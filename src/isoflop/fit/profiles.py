@@ -68,7 +68,7 @@ def _apart(rows: Rows, log_C: Array) -> list[Rows]:
     return parts if min(map(len, parts)) >= NEEDED["parabola"] else [rows]
 
 
-def _best_of_sizes(x: Array, loss: Array) -> Rows:
+def one_per_size(x: Array, loss: Array) -> Rows:
     """Rows of the least loss of each size, by size: as Porian et al. 2024 (sweeps leave several runs of a size).
 
     Sizes that differ by less than 1e-6 relative are one: an interpolant would swing between them.
@@ -90,7 +90,7 @@ def _parabola(x: Array, loss: Array) -> tuple[Array, Array, Array]:
         return centre + width * vertex, c0 + c1 * vertex / 2, c2 > 0
 
 
-def _akima(x: Array, loss: Array) -> tuple[Array, Array, Array]:
+def akima(x: Array, loss: Array) -> tuple[Array, Array, Array]:
     """The least value of an Akima interpolant of ln loss [n] or [n, copies] over x = ln N, exact: by its cubics' roots.
 
     Returns ln N, loss and True; at an end of x where the loss still falls towards it.
@@ -117,10 +117,10 @@ def refused(x: Array, loss: Array, method: Method = "parabola") -> str | None:
     """Why this profile, losses over ln N [n], has no minimum to speak of; None: it has one."""
     if not len(x):
         return "no run lies near it"
-    rows = _best_of_sizes(x, loss)
+    rows = one_per_size(x, loss)
     if len(rows) < NEEDED[method]:
         return f"fewer than {NEEDED[method]} sizes, which a minimum by {method} needs"
-    vertex, _, upwards = _parabola(x, loss) if method == "parabola" else _akima(x[rows], loss[rows])
+    vertex, _, upwards = _parabola(x, loss) if method == "parabola" else akima(x[rows], loss[rows])
     if not upwards:
         return "its parabola opens downwards"
     if vertex <= x.min():
@@ -261,8 +261,8 @@ def _minimum(
     rng: np.random.Generator,
 ) -> Minimum | str:
     """The minimum of one profile; or why noise hides it."""
-    x, best = np.log(N), _best_of_sizes(np.log(N), L)
-    used, least = (slice(None), _parabola) if method == "parabola" else (best, _akima)
+    x, best = np.log(N), one_per_size(np.log(N), L)
+    used, least = (slice(None), _parabola) if method == "parabola" else (best, akima)
     vertex, loss, _ = least(x[used], L[used])
     noisy = L[used, None] + sd[used, None] * rng.standard_normal((len(x[used]), COPIES))
     drawn, _, upwards = least(x[used], np.maximum(noisy, 1e-3 * L[used, None]))
