@@ -128,7 +128,9 @@ def _scalars(path: Path, problems: Problems, texts: dict[str, str]) -> Iterator[
             problems.add("an event of TensorBoard", why(error), at=f" (event {index})")
             continue
         for value in event.summary.value:
-            tag = re.sub(r"^isoflop_[a-z]+/", "isoflop/", value.tag)  # a group of isoflop's own scalars
+            tag = value.tag
+            if tag.startswith("isoflop_"):  # a group of isoflop's own scalars
+                tag = re.sub(r"^isoflop_[a-z]+/", "isoflop/", tag)
             kind = value.WhichOneof("value")
             if kind == "simple_value":
                 yield event.wall_time, event.step, tag, value.simple_value
