@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 _PRELOAD = ["isoflop", "isoflop.lightning", "isoflop.transformers", "torch.utils.tensorboard", "tiny", "workers"]
-_TIMEOUT = 60.0
+_TIMEOUT = 180.0
+"""Seconds: a busy machine takes many."""
 
 
 def run(function: Callable[..., Any], *args: Any, ranks: int = 1, timeout: float = _TIMEOUT) -> list[Any]:
