@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.console import picked
 from isoflop.fit.approaches import ApproachComparison, compare_approaches, side_by_side
 from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.law_fit import fit_law
@@ -283,21 +282,32 @@ class LadderFit:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the object of `--json`, None for what is unknown; docs/ladder.md documents the keys."""
-        check, rung, finished, compared = self.check.left_out, self.rung, self.finished, self.approaches
         answers = ("N_opt", "D_opt", "tokens_per_param", "batch", "loss", "noise")
-        left_out = picked(check, "fitted_runs reach inside chance passed")
+        row_keys = ("name", "a", "a_interval", "N", "N_interval", "D", "D_interval")
+        check, rung = self.check.left_out, self.rung
+        compared = self.approaches
+        runs = [{key: getattr(run, key) for key in ("name", "N", "D", "flops", "loss")} for run in self.finished.runs]
         return {
-            **picked(self, "target_flops level"),
+            "target_flops": self.target_flops,
+            "level": self.level,
             **{name: asdict(getattr(self, name)) for name in answers},
             "exponents": {name: asdict(value) for name, value in self.exponents.items()},
-            "approaches": [picked(row, "name a a_interval N N_interval D D_interval") for row in compared.rows],
+            "approaches": [{key: getattr(row, key) for key in row_keys} for row in compared.rows],
             "without_opinion": [str(each) for each in compared.without],
-            "described": picked(self.check, "well moving noisy odds moves noise"),
-            "leave_largest_out": check and {"runs": [asdict(run) for run in check.runs], **left_out},
-            "one_more_rung": rung and {**asdict(rung), **picked(rung, "go saved_flops")},
-            "loss_name": finished.loss_name,
-            "runs": [picked(run, "name N D flops loss") for run in finished.runs],
-            **picked(finished, "left_out missing"),
+            "described": {
+                name: getattr(self.check, name) for name in ("well", "moving", "noisy", "odds", "moves", "noise")
+            },
+            "leave_largest_out": None
+            if check is None
+            else {
+                "runs": [asdict(run) for run in check.runs],
+                **{key: getattr(check, key) for key in ("fitted_runs", "reach", "inside", "chance", "passed")},
+            },
+            "one_more_rung": None if rung is None else {**asdict(rung), "go": rung.go, "saved_flops": rung.saved_flops},
+            "loss_name": self.finished.loss_name,
+            "runs": runs,
+            "left_out": list(self.finished.left_out),
+            "missing": list(self.finished.missing),
             "warnings": [str(warning) for warning in self.warnings],
         }
 
