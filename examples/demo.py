@@ -2,6 +2,7 @@
 
     make demo                                    # about four minutes on a CPU
     tensorboard --logdir runs/demo
+    python examples/demo.py --ship src/isoflop/data/demo   # the runs just trained become those of `isoflop demo`
 
 In TensorBoard the three loss curves lie over one another, against compute, as in figure 2 of
 Hoffmann et al. 2022 ("Chinchilla"): the small model is best while there is little compute, the
@@ -13,6 +14,8 @@ Each start replaces runs/demo/<size>, and nothing else.
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -95,6 +98,16 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None
         print(f"\nisoflop says: {advice}")
 
 
+def ship(folder: Path, to: Path) -> None:
+    """Pack the records for `isoflop demo`, without what is of this machine alone: the commit, how busy it was."""
+    for path in sorted(folder.glob("*/isoflop-*.jsonl")):
+        header, *lines = path.read_bytes().splitlines(keepends=True)
+        known = {**json.loads(header), "git": None}
+        told = [line for line in lines if b'"reason":"hardware"' not in line]
+        text = b"".join([json.dumps(known, separators=(",", ":")).encode() + b"\n", *told])
+        (to / f"{path.parent.name}.jsonl.gz").write_bytes(gzip.compress(text, mtime=0))
+
+
 def quieten() -> None:
     """Leave what is told here readable: the curves say the rest."""
     for name in ("lightning.pytorch", "pytorch_lightning"):  # devices, tips: all under the name imported last
@@ -109,7 +122,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which to train (all)")
     parser.add_argument("--steps", type=int, help="optimizer steps of each size (default: 5,000 to 8,000)")
     parser.add_argument("--quick", action="store_true", default=QUICK, help="seconds, to see that it runs")
+    parser.add_argument("--ship", type=Path, metavar="FOLDER", help="pack the records of the last runs, train nothing")
     arguments = parser.parse_args()
+    if arguments.ship is not None:
+        return ship(Path("runs/demo"), arguments.ship)
     folder, steps = ("demo-quick", 100) if arguments.quick else ("demo", arguments.steps)
 
     quieten()

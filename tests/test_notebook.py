@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ def test_fits_and_plans_are_their_text() -> None:
     plan = isoflop.plan(1e21)
     assert plan._repr_html_().startswith("<pre>") and "note: " in plan._repr_html_()
     assert str(plan).splitlines()[0] in plan._repr_html_()
+    said: list[str] = []
+    plan._repr_pretty_(SimpleNamespace(text=said.append), cycle=False)
+    assert said == [str(plan)]
+
+
+def test_a_list_of_runs_is_a_line_each() -> None:
+    assert repr([planted_run("one", 1e8, 2e9)]).startswith("[<Run one: completed, ")
 
 
 def test_a_monitor_shows_its_last_interval(tmp_path: Path) -> None:

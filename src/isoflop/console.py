@@ -153,6 +153,9 @@ class Shown:
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # of IPython, where HTML is not shown
+
 
 def html_table(title: str, rows: Mapping[str, str], notes: Sequence[str] = ()) -> str:
     """A table of two columns for notebooks, every text escaped.

@@ -12,18 +12,18 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("demo.demo", "Open three finished runs in TensorBoard."),
-    "count": ("count.count", "Count a model's parameters, and the FLOPs of one training step by module."),
-    "peak": ("count.peak", "Measure the matrix products a second that this device reaches, by dtype."),
-    "plan": ("plan.plan", "Find the size, tokens and loss for a compute budget, with intervals."),
+    "count": ("count.count", "Count a model's parameters and a training step's FLOPs."),
+    "peak": ("count.peak", "Measure the FLOP/s of matrix products on this device."),
+    "plan": ("plan.plan", "Find size, tokens and loss for a compute budget."),
     "fit": ("fit.fit", "Fit a scaling law to finished runs."),
-    "compare": ("compare.compare", "Compare uses of compute by the loss that a law expects of them."),
-    "laws": ("compare.laws", "List published scaling laws: constants, source, convention of N, validity."),
+    "compare": ("compare.compare", "Compare uses of compute by the loss that a law expects."),
+    "laws": ("compare.laws", "List published scaling laws with source and validity."),
     "import": ("import_logs.import_", "Import logs of other trainers and trackers as records."),
-    "backtest": ("forecasts.backtest", "Replay finished runs, and score the forecasts at a part of each."),
-    "rank": ("forecasts.rank", "Order runs by the loss they will end with, with probabilities."),
-    "ladder": ("ladder.ladder", "Plan small runs that size a large one, train them, fit their law."),
-    "report": ("report.report", "Make a report of runs: one HTML file with figures, fits, advice and data."),
-    "figure": ("report.figure", "Draw one figure of runs as PDF, SVG or PNG, in a venue's style."),
+    "backtest": ("forecasts.backtest", "Replay finished runs, and score their forecasts."),
+    "rank": ("forecasts.rank", "Order runs by the loss that they will end with."),
+    "ladder": ("ladder.ladder", "Plan small runs that size a large one; train and fit them."),
+    "report": ("report.report", "Make one HTML file of runs: figures, fits, advice, data."),
+    "figure": ("report.figure", "Draw one figure of runs as PDF, SVG or PNG."),
     "passport": ("report.passport", "Print what a run cost and reached, for its model card."),
 }
 """Module and object below `isoflop.cli`, and the line in the list of commands."""
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
         module, _, attribute = COMMANDS[name][0].partition(".")
         found = getattr(importlib.import_module(f"isoflop.cli.{module}"), attribute)
         if not isinstance(found, typer.Typer):
-            alone = typer.Typer(add_completion=False)
+            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
             alone.command(name)(found)
             found = alone
         return name, typer.main.get_command(found), rest
@@ -57,6 +57,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, in half the time
 )
 
 

@@ -31,6 +31,7 @@ ladder = typer.Typer(
     help="Small runs that size a large one: plan them, run them, fit their law.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
 )
 
 

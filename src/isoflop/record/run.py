@@ -160,6 +160,9 @@ class Run:
         last = self.points[-1].step if self.points else 0
         return f"{self.name or self.run_id}: {self.status}, {last:,} steps, {len(self.points):,} points"
 
+    def __repr__(self) -> str:
+        return f"<Run {self}>"  # a list of runs is read in a notebook; its points are thousands of lines
+
     def _repr_html_(self) -> str:
         last = self.points[-1] if self.points else None
         losses = {name: loss for point in self.points for name, loss in point.losses.items()}

@@ -51,7 +51,8 @@ def _row(entry: Entry) -> dict[str, Any]:
     size = next((name for name in PREFERRED_N if run.parameters.get(name)), None)
     planned = run.planned.get("steps")
     losses = {name[:MOST_TEXT]: loss for point in run.points for name, loss in point.losses.items() if loss is not None}
-    given = {item.get("severity") for item in run.advice if isinstance(item.get("severity"), str)}
+    holds = [item for item in run.advice if run.status == "running" or item.get("reason") != "hardware"]
+    given = {item.get("severity") for item in holds if isinstance(item.get("severity"), str)}
     return row | {
         "name": (run.name or run.run_id)[:MOST_TEXT],
         "run_id": run.run_id[:MOST_TEXT],
