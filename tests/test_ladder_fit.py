@@ -95,6 +95,12 @@ def test_approaches_stand_side_by_side(fitted: LadderFit):
     assert len(names) + len(without) == 4
 
 
+def test_a_notebook_shows_the_answers_and_the_warnings(fitted: LadderFit):
+    shown = fitted._repr_html_()
+    assert shown.startswith("<pre>at 1e+21 FLOPs, ") and "tokens per parameter" in shown
+    assert all(str(warning) in str(fitted) for warning in fitted.warnings)
+
+
 def test_what_a_rung_is_worth_adds_up(fitted: LadderFit):
     rung = fitted.rung
     assert rung is not None

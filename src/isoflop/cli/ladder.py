@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from isoflop.ladder.attempt import Job, RunState
     from isoflop.ladder.check import LeftOut
     from isoflop.ladder.design import RungWorth
-    from isoflop.ladder.fit import Estimate, LadderFit
+    from isoflop.ladder.fit import LadderFit
     from isoflop.ladder.plan import LadderPlan
     from isoflop.ladder.run import LadderRun
 
@@ -285,14 +285,8 @@ def print_ladder_fit(fit: LadderFit) -> None:
     from isoflop.cli.fit import print_approaches
 
     console = screen()
-    console.print(
-        f"[bold]at {fit.target_flops:.3g} FLOPs[/bold], {fit.target_flops / fit.posterior.largest:,.3g} times the "
-        f"largest of {len(fit.finished.runs)} runs ({fit.finished.loss_name}), {fit.level:.0%} intervals",
-        soft_wrap=True,
-    )
-    for label, value, write, what in _answers(fit):
-        text = f"{label:<6}{write(value.value):>9}  [{write(value.low)}, {write(value.high)}]"
-        console.print(f"{text:<40} {what}", markup=False)
+    for line in fit.lines():
+        console.print(line, markup=False, soft_wrap=True)
     compared = fit.approaches
     print_approaches(compared, fit.level)
     for reason in compared.without:
@@ -307,19 +301,6 @@ def print_ladder_fit(fit: LadderFit) -> None:
         _sentence(console, f"left out: {line}")
     for warning in (*fit.warnings, *compared.warnings):
         _warn(console, warning)
-
-
-def _answers(fit: LadderFit) -> Iterator[tuple[str, Estimate, Callable[[float], str], str]]:
-    """Label, value, its format and meaning."""
-    yield "N", fit.N_opt, short, "parameters, with the head"
-    yield "D", fit.D_opt, short, "tokens"
-    yield "D/N", fit.tokens_per_param, "{:.3g}".format, "tokens per parameter"
-    yield "batch", fit.batch, short, "tokens a step, by published rules"
-    yield "loss", fit.loss, "{:.4f}".format, "nats per token, its noise included"
-    for name, label in (("alpha", "α"), ("beta", "β"), ("a", "a")):
-        if name in fit.exponents:
-            what = "N ∝ C^a from the largest run on" if name == "a" else "at the largest budget"
-            yield label, fit.exponents[name], "{:.3f}".format, what
 
 
 def _print_check(console: Console, check: LeftOut) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.arrays import Array
+from isoflop.console import Shown
 from isoflop.fit.approaches import ApproachComparison, compare_approaches, side_by_side
 from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.law_fit import fit_law
@@ -219,7 +220,7 @@ class FitWarning:
 
 
 @dataclass(frozen=True)
-class LadderFit:
+class LadderFit(Shown):
     """The answer of a ladder about its target.
 
     Attributes:
@@ -251,6 +252,36 @@ class LadderFit:
     warnings: tuple[FitWarning, ...]
     posterior: Posterior = field(repr=False, compare=False)
     target: BudgetLine = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), *(f"! {warning}" for warning in self.warnings)])
+
+    def lines(self) -> list[str]:
+        """The target, and each estimate with its interval."""
+        runs, beyond = len(self.finished.runs), self.target_flops / self.posterior.largest
+        rows: list[tuple[str, Estimate, Callable[[float], str], str]] = [
+            ("N", self.N_opt, short, "parameters, with the head"),
+            ("D", self.D_opt, short, "tokens"),
+            ("D/N", self.tokens_per_param, "{:.3g}".format, "tokens per parameter"),
+            ("batch", self.batch, short, "tokens a step, by published rules"),
+            ("loss", self.loss, "{:.4f}".format, "nats per token, its noise included"),
+        ]
+        for name, label, what in (
+            ("alpha", "α", "at the largest budget"),
+            ("beta", "β", "at the largest budget"),
+            ("a", "a", "N ∝ C^a from the largest run on"),
+        ):
+            if name in self.exponents:
+                rows.append((label, self.exponents[name], "{:.3f}".format, what))
+        texts = [
+            (f"{label:<6}{write(each.value):>9}  [{write(each.low)}, {write(each.high)}]", what)
+            for label, each, write, what in rows
+        ]
+        return [
+            f"at {self.target_flops:.3g} FLOPs, {beyond:,.3g} times the largest of {runs} runs "
+            f"({self.finished.loss_name}), {self.level:.0%} intervals",
+            *(f"{text:<40} {what}" for text, what in texts),
+        ]
 
     def loss_of(self, N: float, D: float) -> Estimate:
         """Loss to expect of one run of N parameters (counted as the ladder's) on D tokens.
