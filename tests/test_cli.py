@@ -799,11 +799,11 @@ def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 @pytest.mark.parametrize("path", [*commands(typer.main.get_command(app))], ids=" ".join)
 def test_every_command_has_its_help(path: tuple[str, ...]):
-    """Brackets in a help are rich's markup: a stray one raises, or swallows what is in it."""
+    """Brackets in a help are no markup."""
     done = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.exception
     if path == ("import",):
-        assert "wandb:entity/project[/run] or mlflow:<tracking URI>[#experiment]" in done.stdout
+        assert "wandb:entity/project[/run] or mlflow:<tracking URI>[#experiment]" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("args", [("--batch", "0"), ("--seq", "-1"), ("--seq", "x"), ("--depth", "-1"), ("--nothing",)])

@@ -53,8 +53,7 @@ def import_(
         list[str],
         typer.Argument(
             metavar="PATH…",
-            help="Files, folders that are searched, "
-            r"wandb:entity/project\[/run] or mlflow:<tracking URI>\[#experiment].",
+            help="Files, folders that are searched, wandb:entity/project[/run] or mlflow:<tracking URI>[#experiment].",
         ),
     ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the records.")] = None,
