@@ -207,7 +207,7 @@ def posterior_approach(posterior: Posterior, target: BudgetLine, level: float) -
         # the exponent's median, and a prefactor that gives the median size at the target
         middle = float(np.median(slope))
         lines.append(drawn_line(float(np.median(up)) - middle * at, middle, np.stack([up - slope * at, slope], axis=1)))
-    return Approach(POSTERIOR, 0, *lines, level, n=len(high))
+    return Approach(POSTERIOR, 0, lines[0], lines[1], level, n=len(high))
 
 
 def compare_approaches(

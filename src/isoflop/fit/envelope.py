@@ -97,10 +97,10 @@ def loss_envelope(
     return Approach(
         "approach 1 (envelope)",
         1,
-        drawn_line(*line_N, draws[:, 0]),
-        drawn_line(*line_D, draws[:, 1]),
+        drawn_line(line_N[0], line_N[1], draws[:, 0]),
+        drawn_line(line_D[0], line_D[1], draws[:, 1]),
         check_level(level),
-        tuple(Minimum(*row, count) for row, count in zip(table, compared, strict=True)),
+        tuple(Minimum(*row, sizes=count) for row, count in zip(table, compared, strict=True)),
         tuple(warnings),
         n,
         convention,

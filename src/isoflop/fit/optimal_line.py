@@ -111,7 +111,7 @@ def fitted_line(log_C: Array, y: Array, sd: Array, dof: float) -> Line:
     """
     centre, n = float(log_C.mean()), len(y)
     X = np.stack([np.ones_like(log_C), log_C - centre], axis=1)
-    inverse = np.linalg.inv(X.T @ X)
+    inverse = np.asarray(np.linalg.inv(X.T @ X), dtype=np.float64)
     solve = inverse @ X.T
     at, slope = solve @ y
     covariance = (solve * sd**2) @ solve.T

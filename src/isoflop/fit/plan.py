@@ -239,7 +239,7 @@ def _by_runs(
     posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers).towards(question.flops)
     kept = np.delete(np.arange(len(N)), [run.row for run in posterior.left_out])
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
-    kinds = {name: [cells[i] for i in kept] for name, cells in kinds.items()}
+    kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
     poor = posterior.misfit is not None and posterior.misfit > POOR
     columns = explaining(*posterior.residuals(N, D, L), kinds) if poor and kinds else []
     rate = posterior.flops_per_param_token(question.flops)

@@ -481,7 +481,7 @@ def _draws(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array
     """
     d = len(modes[0])
     laplace = WIDER * model.covariance(modes[0]) + 1e-15 * np.eye(d)
-    centres = [(mode, np.linalg.cholesky(laplace)) for mode in modes]
+    centres = [(mode, np.asarray(np.linalg.cholesky(laplace), dtype=np.float64)) for mode in modes]
     rows, values, proposed = np.empty((0, d)), np.empty(0), np.empty(0)
     parts: list[tuple[Array, Array, int]] = []
     for _ in range(MOST_ROUNDS):
@@ -504,7 +504,8 @@ def _draws(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array
         mean = weights @ rows
         found = (rows - mean).T @ (weights[:, None] * (rows - mean))
         few = min(1.0, 3 * d / telling)
-        centres = [(mean, np.linalg.cholesky(WIDER * ((1 - few) * found + few * laplace)))]
+        covariance = WIDER * ((1 - few) * found + few * laplace)
+        centres = [(mean, np.asarray(np.linalg.cholesky(covariance), dtype=np.float64))]
     at = (np.arange(DRAWS) + rng.random()) / DRAWS
     return rows[np.searchsorted(np.cumsum(weights), at).clip(max=len(rows) - 1)]
 

@@ -310,7 +310,8 @@ def isoflop_profiles(
     return Approach(
         f"approach 2 ({'Akima' if options.get('minimum') == 'akima' else 'parabola'})",
         2,
-        *(fitted_line(np.log(at), np.log(y), error, found.dof) for y in (size, tokens)),
+        fitted_line(np.log(at), np.log(size), error, found.dof),
+        fitted_line(np.log(at), np.log(tokens), error, found.dof),
         found.level,
         minima,
         (*warnings, *found.reasons),

@@ -156,10 +156,10 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
             n, d = (factor if name in names else 1.0 for name in "ND")
             off = np.log(loss / _usual_loss(n * N, d * D))
             if abs(np.median(off)) < NEAR and _scatter(off) < min(ALIKE, EXPLAINED * _scatter(np.log(loss))):
-                values = " and ".join(f"{np.median(N if name == 'N' else D):.3g}" for name in names)
+                around = " and ".join(f"{np.median(N if name == 'N' else D):.3g}" for name in names)
                 raise BadData(
                     f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}: expected "
-                    f"{' and '.join(UNITS[name] for name in names)}, got values around {values}, with losses of runs a "
+                    f"{' and '.join(UNITS[name] for name in names)}, got values around {around}, with losses of runs a "
                     f"{unit} times larger; they look like {unit}s: multiply {'both' if len(names) > 1 else 'them'} out"
                 )
 

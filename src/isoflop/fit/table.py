@@ -134,9 +134,10 @@ class _Reading:
     def __init__(
         self, found: Sequence[tuple[str, dict[str, str]]], wanted: Sequence[str], named: Mapping[str, str]
     ) -> None:
-        self.labels, self.rows = ([each[i] for each in found] for i in (0, 1))
+        self.labels, self.rows = [label for label, _ in found], [row for _, row in found]
         self.present = list(dict.fromkeys(name for row in self.rows for name in row))
-        self.wanted, self.named, self.doubts = wanted, named, []
+        self.wanted, self.named = wanted, named
+        self.doubts: list[str] = []
         self.taken = self._taken()
 
     def table(self, where: str | None, convention: str) -> Table:
@@ -284,7 +285,7 @@ class _Reading:
             name = guessed(what, self.present)
             if name is None or what in self.wanted or "U" in self.wanted:
                 continue
-            cells = np.array([cell_number(row.get(name)) or np.nan for row in self.rows], dtype=float)
+            cells = np.array([cell_number(row.get(name)) or math.nan for row in self.rows], dtype=np.float64)
             with np.errstate(invalid="ignore"):
                 odd = cells < D * (1 - ROUNDED) if what == "U" else cells > 1 + ROUNDED
             if odd.any():

@@ -216,7 +216,7 @@ def unknown(best: Optimum, drawn: Array) -> list[Unknown]:
             found.append(Unknown(Gap.COUPLED, (name,), False, numbers))
     if prior is not None:
         rests = prior.values(drawn)[0].std(axis=0) > RESTS * prior.sd
-        for i in np.flatnonzero(rests):
+        for i in np.flatnonzero(rests).tolist():
             numbers = {"label": prior.labels[i], "mean": prior.mean[i], "sd": prior.sd[i]}
             found.append(Unknown(Gap.PRIOR, (held[i],), False, numbers))
     return found
