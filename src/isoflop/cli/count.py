@@ -156,7 +156,7 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
             raise ValueError(
                 f"not counted within {seconds:,.0f} s: a smaller model or step, or --limit with more seconds"
             )
-        done, fault = receiver.recv()
+        done, why = receiver.recv()
     except EOFError:
         raise ValueError(
             "the process that counts ended before it had counted: the model takes too much memory"
@@ -164,8 +164,8 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
     finally:
         process.kill()
         process.join()
-    if fault:
-        raise ValueError(fault)
+    if why:
+        raise ValueError(why)
     return done
 
 

@@ -161,7 +161,8 @@ def rank(
         found: dict[str, Forecast] = {}
         finished: dict[str, bool] = {}
         silent: dict[str, str] = {}
-        for name, run in zip(names, [*given.published, *given.records], strict=True):
+        every: list[LossCurve | Run] = [*given.published, *given.records]
+        for name, run in zip(names, every, strict=True):
             finished[name] = at is None and (isinstance(run, LossCurve) or run.status == "completed")
             forecast = _final_loss(name, run, loss) if finished[name] else _forecast(run, priors, at, loss)
             if isinstance(forecast, str):

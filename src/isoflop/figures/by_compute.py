@@ -96,7 +96,8 @@ def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...]
         line, interval = frontier_line(study.law, least, most, study.level, study.rate)
         lines.append(Series(name, line["C"], line["L"], role="fit", dashed=dashed, hover=line, group="fit"))
         if interval is not None:
-            bands.append(Band(f"{study.level:.0%} interval", line["C"], *interval, group="fit"))
+            low, high = interval
+            bands.append(Band(f"{study.level:.0%} interval", line["C"], low, high, group="fit"))
     notes = (
         f"Frontier: L(N,D) = E + A/N^α + B/D^β fitted to {counted(study.fit.n, 'finished run', 'finished runs')}, at "
         f"the best N and D for C = {study.rate:.3g}·N·D; band: {study.level:.0%} interval by {study.draws:,} "
@@ -213,8 +214,8 @@ def _approach(
         if what == "D":
             low, high = N * D / high, N * D / low
         hover = {"N": N, "D": D, "C": C, "L": L}
-        ends = {"low": low, "high": high, "legend": False}
-        lines.append(Series("its minima", C, hover[what], kind="points", hover=hover, **ends, **group))
+        look: dict[str, Any] = {"low": low, "high": high, "legend": False, **group}
+        lines.append(Series("its minima", C, hover[what], kind="points", hover=hover, **look))
     return lines, bands
 
 

@@ -187,9 +187,11 @@ NARROWEST = 0.02
 
 def extent_of(figure: Figure) -> tuple[tuple[float, float], tuple[float, float]]:
     """(low, high) of x and of y; log10 of the values where the axis is logarithmic."""
-    drawn = (*figure.series, *figure.bands, *figure.contours)
-    ends = [each for series in (*figure.series, *figure.bands) for each in (series.low, series.high)]
-    y = [*(each.y for each in (*figure.series, *figure.contours)), *(each for each in ends if each is not None)]
+    drawn: tuple[Series | Band | Contours, ...] = (*figure.series, *figure.bands, *figure.contours)
+    ranged: tuple[Series | Band, ...] = (*figure.series, *figure.bands)
+    over: tuple[Series | Contours, ...] = (*figure.series, *figure.contours)
+    ends = [each for one in ranged for each in (one.low, one.high)]
+    y = [*(each.y for each in over), *(each for each in ends if each is not None)]
     return _ends(figure.x, [each.x for each in drawn]), _ends(figure.y, y)
 
 

@@ -134,7 +134,7 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
         if axis.log:
             getattr(axes, f"set_{which}scale")("log")
     for contours in figure.contours:
-        look = {"levels": contours.levels, "colors": theme.contour, "linewidths": 0.6, "zorder": 1}
+        look: dict[str, Any] = {"levels": contours.levels, "colors": theme.contour, "linewidths": 0.6, "zorder": 1}
         axes.clabel(axes.contour(contours.x, contours.y, contours.z, **look), fontsize=6, fmt="%g")
     legend: list[tuple[Any, str]] = []
     for series in figure.series:
@@ -158,7 +158,7 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
     if legend:
         # a no-break space ahead: matplotlib leaves out of its legend what begins with an underscore
         labels = [f"\u00a0{name_of(name, 34)}" for _, name in legend]
-        where = {"loc": "outside lower center", "ncols": min(3, len(labels)), "handlelength": 2.2}
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(3, len(labels)), "handlelength": 2.2}
         for text in drawn.legend([handle for handle, _ in legend], labels, **where).get_texts():
             plain(text)
 

@@ -71,7 +71,7 @@ def plotly_figure(figure: Figure, theme: str = "light") -> dict[str, Any]:
     if figure.shades is not None and (many or not figure.runs):  # few runs are in the legend by name
         data.append(_shades(figure.shades, look))
     x, y = extent_of(figure)
-    layout = {
+    layout: dict[str, Any] = {
         "autosize": True,
         "height": 520,
         "paper_bgcolor": look.background,

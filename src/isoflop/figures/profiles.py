@@ -52,10 +52,10 @@ def profiles(study: Study) -> Figure | NoFigure:
             series.append(Series(label, x, y, legend=False, **look))
             misfits.append((off, label))
     if minima:
-        sizes, D, C, losses = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
+        best, D, C, losses = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
         left, right = np.array([each.interval or (np.nan, np.nan) for each in minima]).T
-        look = {"role": "approach 2", "kind": "points", "hover": {"N": sizes, "D": D, "C": C, "L": losses}}
-        series.append(Series("minima (approach 2)", sizes, losses, left=left, right=right, **look))
+        look = {"role": "approach 2", "kind": "points", "hover": {"N": best, "D": D, "C": C, "L": losses}}
+        series.append(Series("minima (approach 2)", best, losses, left=left, right=right, **look))
     every = max(1, len(found) // 6)
     ticks = tuple((i / max(len(found) - 1, 1), f"{found[i][0]:.2g}") for i in range(0, len(found), every))
     return Figure(

@@ -146,7 +146,10 @@ def run_rows(study: Study) -> tuple[RunRow, ...]:
             row = replace(row, left_out=f"outlier: the law expects a loss of {far[id(end)].expected:.4g}")
         if curve is not None:
             step, planned = curve.step, curve.run.planned.get("steps")
-            known = {"step": int(step[-1]) if len(step) else None, "planned": planned if type(planned) is int else None}
+            known: dict[str, Any] = {
+                "step": int(step[-1]) if len(step) else None,
+                "planned": planned if type(planned) is int else None,
+            }
             row = replace(row, status=curve.run.status, **known)
         rows.append(row)
     return tuple(rows)
@@ -279,11 +282,16 @@ def _advice(run: Run, item: Mapping[str, Any]) -> RecordedAdvice:
 
 def _quantities(given: object) -> tuple[Quantity, ...]:
     rows = [row for row in _items(given) if isinstance(row, dict)]
-    ends = ((row, *(number_of(row.get(name)) for name in ("value", "low", "high"))) for row in rows)
     return tuple(
-        Quantity(text_of(row.get("name")), value, text_of(row.get("unit")), low, high)
-        for row, value, low, high in ends
-        if value is not None
+        Quantity(
+            text_of(row.get("name")),
+            value,
+            text_of(row.get("unit")),
+            number_of(row.get("low")),
+            number_of(row.get("high")),
+        )
+        for row in rows
+        if (value := number_of(row.get("value"))) is not None
     )
 
 
