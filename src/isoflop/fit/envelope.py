@@ -100,7 +100,7 @@ def loss_envelope(
         drawn_line(line_N[0], line_N[1], draws[:, 0]),
         drawn_line(line_D[0], line_D[1], draws[:, 1]),
         check_level(level),
-        tuple(Minimum(*row, sizes=count) for row, count in zip(table, compared, strict=True)),
+        tuple(Minimum(C, N, D, L, count) for (C, N, D, L), count in zip(table, compared, strict=True)),
         tuple(warnings),
         n,
         convention,

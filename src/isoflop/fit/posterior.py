@@ -9,7 +9,7 @@ s, τ and b are unknown. b is an error that all runs share: a sweep's untuned ra
 of all its budgets the same way (Porian et al. 2024), and more budgets do not average that out. It has heavy tails
 (Student's t): where the runs' best sizes agree with the prior they are believed, where they contradict it, doubted.
 
-**Posterior.** Its mode by least squares, then adaptive importance sampling about it.
+**Posterior.** Its mode by least squares, then differential evolution Markov chains (ter Braak 2006) begun about it.
 What is asked of a budget is also held to 20 tokens per parameter there: `Posterior.towards`.
 """
 
@@ -74,17 +74,14 @@ TELLING = 0.7
 
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
-ROUND, MOST_ROUNDS, ENOUGH, MOST, DRAWS = 2000, 12, 4000.0, 8e6, 4000
-"""Proposals a round, rounds at most, independent draws' worth that ends them, likewise proposals times runs, and draws
-that are kept."""
-TAILS, AT_ONCE = 5.0, 60_000
-"""Degrees of freedom of proposals; rows times runs that are looked at together, as a processor's cache holds them."""
+CHAINS, STEPS, KEPT_FROM, EVERY = 120, 1000, 600, 20
+"""Each half of the chains moves every other step; they are kept when they have forgotten where they began."""
 SCALES, SCALES_SD = np.log([NOISE, MISFIT]), np.array([NOISE_SD, MISFIT_SD])
 """Prior of (ln s, ln τ)."""
-WIDER = 1.3
-"""Proposals' covariance over that of the Gaussian about a mode, or of what was found so far."""
+WIDER = 1.6
+"""Chains begin at draws of the Gaussian about a mode, this much wider: skewed tails are reached sooner so."""
 BIASED = 6.0
-"""Half of the first proposals are about the mode for a b this many times wider: there is one for each reading."""
+"""Half of the chains begin at the mode for a b this many times wider: there is one for each reading of the runs."""
 SAME_SIZE = 1e-6
 """Of ln N, within which runs are of one size."""
 LEVEL_SD = 3.0
@@ -241,7 +238,7 @@ def posterior_of_runs(
         D: tokens [n].
         C: training FLOPs [n].
         loss: nats per token [n].
-        seed: of the draws.
+        seed: of the chains.
         keep_outliers: use all runs; default: those that lie far off the law are left out (`isoflop.fit.robust`).
 
     Raises:
@@ -254,7 +251,7 @@ def posterior_of_runs(
     origin = Origin.of(N, D, C)
     model = _Model.of(N, D, loss, origin)
     modes = [_mode(model, width) for width in (1.0, BIASED)]
-    rows = _draws(model, modes, np.random.default_rng(seed))
+    rows = _chains(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
     draws, noise, form = rows[:, :CONSTANTS], np.exp(rows[:, NOISE_AT]), np.exp(rows[:, FORM_AT])
     judged = len(N) >= FEWEST_TO_JUDGE
@@ -472,45 +469,27 @@ def _least_squares(
     return np.asarray(at[:NOISE_AT])
 
 
-def _draws(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:
-    """Draws of (θ, b, ln s, ln τ) by adaptive importance sampling (Cornuet et al. 2012), resampled by their weights.
+def _chains(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:
+    """Draws of (θ, b, ln s, ln τ) by differential evolution Markov chains: jumps along differences of other chains.
 
-    The posterior is skewed where E is nearly open, and no Gaussian fits it: t distributions about the modes, then about
-    what these found, propose; each proposal is weighed by the mixture of all of them. Markov chains from the same
-    modes had not forgotten where they began after 60,000 laws: with one budget an interval's end was .15 widths off.
+    The posterior is skewed where E is nearly open, and no fixed proposal fits it. Halves take turns, each jumping along
+    the other half's differences, which keeps detailed balance.
     """
     d = len(modes[0])
-    laplace = WIDER * model.covariance(modes[0]) + 1e-15 * np.eye(d)
-    centres = [(mode, np.asarray(np.linalg.cholesky(laplace), dtype=np.float64)) for mode in modes]
-    rows, values, proposed = np.empty((0, d)), np.empty(0), np.empty(0)
-    parts: list[tuple[Array, Array, int]] = []
-    for _ in range(MOST_ROUNDS):
-        fresh, count = [], ROUND // len(centres)
-        for centre, root in centres:
-            heavy = np.sqrt(TAILS / rng.chisquare(TAILS, (count, 1)))
-            fresh.append(centre + heavy * rng.standard_normal((count, d)) @ root.T)
-            proposed = np.logaddexp(proposed, math.log(count) + _log_t(rows, centre, root)) if len(rows) else proposed
-            parts.append((centre, root, count))
-        new = np.concatenate(fresh)
-        of_new = np.logaddexp.reduce([math.log(n) + _log_t(new, centre, root) for centre, root, n in parts])
-        pieces = np.array_split(new, max(1, len(new) * len(model.seen) // AT_ONCE))
-        rows, proposed = np.concatenate([rows, new]), np.concatenate([proposed, of_new])
-        values = np.concatenate([values, *(model.log_density(piece) for piece in pieces)])
-        weights = np.exp(values - proposed - (values - proposed).max())
-        weights /= weights.sum()
-        telling = 1 / float(weights @ weights)  # so many independent draws would say as much
-        if telling > ENOUGH or len(rows) * len(model.seen) > MOST:
-            break
-        mean = weights @ rows
-        found = (rows - mean).T @ (weights[:, None] * (rows - mean))
-        few = min(1.0, 3 * d / telling)
-        covariance = WIDER * ((1 - few) * found + few * laplace)
-        centres = [(mean, np.asarray(np.linalg.cholesky(covariance), dtype=np.float64))]
-    at = (np.arange(DRAWS) + rng.random()) / DRAWS
-    return rows[np.searchsorted(np.cumsum(weights), at).clip(max=len(rows) - 1)]
-
-
-def _log_t(rows: Array, centre: Array, root: Array) -> Array:
-    """Logarithm of the density of Student's t with `TAILS` degrees of freedom, but for what all such share [rows]."""
-    z = np.linalg.solve(root, (rows - centre).T)
-    return np.asarray(-(TAILS + len(root)) / 2 * np.log1p((z * z).sum(axis=0) / TAILS) - np.log(np.diag(root)).sum())
+    root = np.linalg.cholesky(model.covariance(modes[0]) + 1e-15 * np.eye(d))
+    at = np.resize(np.stack(modes), (CHAINS, d)) + WIDER * rng.standard_normal((CHAINS, d)) @ root.T
+    value = model.log_density(at)
+    half, kept = CHAINS // 2, []
+    for step in range(STEPS):
+        mine, others = (slice(0, half), half) if step % 2 else (slice(half, None), 0)
+        first = rng.integers(half, size=half)
+        second = (first + rng.integers(1, half, size=half)) % half
+        length = 1.0 if step % 20 < 2 else 2.38 / math.sqrt(2 * d)
+        jump = length * (at[others + first] - at[others + second]) + 1e-4 * rng.standard_normal((half, d)) @ root.T
+        new = model.log_density(at[mine] + jump)
+        accept = np.log(rng.random(half)) < new - value[mine]
+        at[mine] = np.where(accept[:, None], at[mine] + jump, at[mine])
+        value[mine] = np.where(accept, new, value[mine])
+        if step >= KEPT_FROM and (step + 1) % EVERY == 0:
+            kept.append(at.copy())
+    return np.concatenate(kept)
