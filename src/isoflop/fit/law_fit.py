@@ -1,6 +1,6 @@
 """Fit a law to finished runs: the global optimum of Huber's loss on ln L, with its uncertainty.
 
-One pipeline for every law: the runs as a problem (`problem`), priors (`prior`), the optimum (`search`, by `newton`),
+One pipeline for every law: the runs as a problem (`problem`), priors (`prior`), the optimum (`search`),
 draws and what the runs do not tell (`uncertainty`). Only residuals and their derivatives depend on the form.
 """
 

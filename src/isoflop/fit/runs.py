@@ -215,7 +215,7 @@ def _odd_losses(N: Array, D: Array, loss: Array) -> list[str]:
             "size: are they something else, such as errors or bits per byte?"
         )
     if len(loss) > 2 and np.ptp(loss) == 0:
-        said.append("all runs have the same loss: they say nothing of sizes")
+        said.append("all runs have the same loss: they cannot compare sizes")
     if BITS[0] < ratio < BITS[1] and np.median(N) > 1e7 and _scatter(np.log(loss / usual)) < ALIKE:
         said.append(
             f"losses are {ratio:.2f} times those of text at these sizes: are they bits per token? Then name the column "
