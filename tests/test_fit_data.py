@@ -102,7 +102,7 @@ def test_weights_that_are_none(weights: list[float]) -> None:
 def test_what_is_odd_is_a_warning() -> None:
     N, D = grid(4, 3)
     twice = check_runs(columns(N=[*N[:11], N[0]], D=[*D[:11], D[0]], loss=[*np.full(12, 3.0)]), ("N", "D")).warnings
-    assert twice[1] == "all runs have the same loss: they say nothing of sizes"
+    assert twice[1] == "all runs have the same loss: they cannot compare sizes"
     assert twice[:1] == ("1 run is given twice (row 1 and row 12): each counts, which makes intervals too narrow",)
     assert check_runs(with_value("N", 5, 7e3), ("N", "D")).warnings == (
         "row 6, column 'N': 7e+03 beside a median of 8.25e+08: is it in the same unit?",
