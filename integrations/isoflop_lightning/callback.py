@@ -165,7 +165,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         step = trainer.global_step
         if step > self._step_before:
             advance = step - self._step_before
-            monitor.step(advance=advance, updates=-(-advance // max(len(trainer.optimizers), 1)))
+            monitor.step(advance=advance, updates=1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1)))
             self._step_before = step
             if self._monitored and trainer.is_last_batch:
                 monitor.log()  # the epoch's end looks at our scalars

@@ -39,7 +39,7 @@ PATIENCE = 8
 class Counted:
     """A (micro-)batch: its signature, tokens and FLOPs.
 
-    `times`: how often it came since the last log step, where all batches of its signature are alike.
+    `times`: how often it came since the last log step, where all batches of its signature have as many tokens.
     """
 
     key: Signature
@@ -87,7 +87,7 @@ class StepObserver:
         self._embeds = self.model is None or looks_integers_up(self.model)
         self._pending: list[Counted] = []
         self._alike: dict[Signature, Counted] = {}
-        """Batches whose tokens and FLOPs their signature determines."""
+        """Batches whose FLOPs their signature determines, of most the tokens, too."""
         self._argument_names: list[str] = []
         self._by_batch = False  # a trainer's steps are seen, not the model's forward calls
         self._by_parts = False
@@ -111,12 +111,12 @@ class StepObserver:
         if self.observation is not None:
             self.observation.forward(key)
         alike = self._alike.get(key)
-        if alike is not None and len(self._pending) < MAX_PENDING:
+        if alike is not None and alike.times is not None and len(self._pending) < MAX_PENDING:
             self._pending.append(alike)
             self.last_tokens = alike.tokens
             return
         self._enter(key, self._named(module, args, kwargs))
-        if not self.costing.wants([counted.key for counted in self._pending]):
+        if alike is not None or not self.costing.wants([counted.key for counted in self._pending]):
             return
         self._hear(module, args, kwargs)
         if self.observation is not None:
@@ -132,6 +132,15 @@ class StepObserver:
         """A micro-batch goes into a trainer's step, which `end_batch` ends."""
         key = signature(batch)
         self._by_batch = True
+        if (
+            key in self._alike
+            and self._begun < self._check[1]
+            and self.observation is None
+            and not self.costing.waiting
+        ):
+            self._begun += 1
+            self._enter(key, batch)
+            return
         self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
         self._enter(key, batch)
         wanted = self.costing.wants([key])
@@ -148,6 +157,8 @@ class StepObserver:
     def end_batch(self) -> None:
         """The trainer's step is over."""
         outermost, self._outermost = self._outermost, None
+        if outermost is None and self.observation is None:
+            return
         if not self._pending:  # the batch was not seen: what sees it has stepped aside
             if outermost is not None:
                 outermost.stop()
@@ -192,9 +203,11 @@ class StepObserver:
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
-        alike = None if self._by_calls else self._alike.get(key)
-        self.last_tokens = self.count(batch) if alike is None else alike.tokens
-        self._pending.append(alike or Counted(key, self.last_tokens))
+        alike = self._alike.get(key)
+        if alike is None or alike.times is None:
+            alike = Counted(key, self.count(batch))
+        self.last_tokens = alike.tokens
+        self._pending.append(alike)
 
     def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's arguments by name, or as they are where no name tells more."""
@@ -332,10 +345,13 @@ class StepObserver:
         if self.observation is not None and not self._by_batch:
             self._end_observation()
         for counted in self._pending:
-            if counted.times is not None and tokens is None and self._alike.get(counted.key) is counted:
-                counted.times += 1  # added up when the tally is drained
-            else:
+            known = self._alike.get(counted.key)
+            if known is None or self._by_parts:
                 self._add(counted, count_tokens=tokens is None)
+            elif known is counted and tokens is None:
+                counted.times += 1  # type: ignore[operator]  # added up when the tally is drained
+            else:
+                self.tally.add(counted.tokens, known.flops, tokens is None)
         if tokens is not None or not self._pending:
             self._settle_given(tokens)
         elif self._by_parts:
@@ -380,13 +396,14 @@ class StepObserver:
             self._say("no tokens were seen: the model given to the Monitor was not called; pass step(tokens=…)")
 
     def _keep_if_alike(self, key: Signature, count: TokenCount | None, flops: FlopCount | None) -> None:
-        """Look the whole batch up from now on, if no mask and no labels make it differ from others of its shape."""
-        if count is None or flops is None or self._tokens_fn is not None or len(self._alike) >= MAX_KNOWN:
+        """Look FLOPs up from now on, and tokens if no mask and no labels make them differ from others of the shape."""
+        if flops is None or self._by_calls or len(self._alike) >= MAX_KNOWN or not self.costing.is_final(key):
             return
-        if self._by_calls or key in self._alike or not self.costing.is_final(key):
-            return
-        if isinstance(count.padding, int) and not isinstance(count.loss_tokens, torch.Tensor):
+        alike = count is not None and self._tokens_fn is None and isinstance(count.padding, int)
+        if alike and count is not None and not isinstance(count.loss_tokens, torch.Tensor):
             self._alike[key] = Counted(key, count, flops, times=0)
+        else:
+            self._alike[key] = Counted(key, None, flops)
 
     def _flush_alike(self) -> None:
         for counted in self._alike.values():
