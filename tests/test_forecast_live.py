@@ -505,3 +505,13 @@ def test_fine_tuning_and_experts_are_told_to_the_estimator() -> None:
         found = curve.forecast(LrPlan.constant(100, 1.0))
         assert isinstance(found, NoForecast) and (found.reason is not Refusal.OUTSIDE_PRIORS) is spoken
     assert size_of({**dense, "active": 60}) == 40 and size_of({}) is None
+
+
+@pytest.mark.parametrize(("share", "why"), [(math.inf, "bins of loss"), (0.0, "too short for the first")])
+def test_a_run_that_ends_before_its_first_forecast_says_why(
+    share: float, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasting, "SHARE", share)
+    _, told = train(tmp_path, last=120, total_steps=120)
+    (line,) = about(told)
+    assert line.startswith("isoflop: the run ended before there was a forecast of its final loss. ") and why in line

@@ -54,7 +54,7 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
             "lr_plan",
             1e-3,
             "lr_plan= expects a function of the optimizer step or a schedule by name, such as "
-            "'cosine:warmup=2000,end=0.1'; got 0.001",
+            "'cosine:warmup=2000,end=0.1', got 0.001",
         ),
         ("noise_scale", "on", "noise_scale= expects one of auto, split, off, got 'on'"),
     ],

@@ -50,6 +50,9 @@ FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 
 SHARE = 1e-3
 """Of the wall time, that refits may take in all."""
+GIVEN_ONCE = "a forecast was given"
+"""Among what was told."""
+TOO_SHORT = f"Forecasts may take {SHARE:.1%} of a run's time, and this one was too short for the first."
 FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
 GIVEN = 'lr_plan= as a function of the step or by name, such as lr_plan="cosine:warmup=2000,end=0.1"'
@@ -146,7 +149,9 @@ class ForecastPart(Part):
         self.last = answer
         if isinstance(answer, NoForecast):
             self._silent(answer)
-        elif self.half_time is None and 2 * step.step >= total:
+            return
+        self._told.add(GIVEN_ONCE)
+        if self.half_time is None and 2 * step.step >= total:
             self.half_time = (step.step, answer)
 
     def _follow(self, total: int | None) -> None:
@@ -163,9 +168,12 @@ class ForecastPart(Part):
             self._run.tell(f"isoflop: no forecast of the final loss. {missing.message}")
 
     def close(self, step: LogStep, completed: bool) -> None:
-        """Print the half-way forecast of a completed run next to the actual loss."""
-        line = half_time_line(self.half_time, self._final) if completed else None
-        if line is not None:
+        """Print the half-way forecast of a completed run next to the actual loss, or why no forecast ever came."""
+        line = half_time_line(self.half_time, self._final)
+        if line is None and self.curve is not None and not self._told - {"assumed"}:
+            why = self.last.message if isinstance(self.last, NoForecast) else TOO_SHORT
+            line = f"isoflop: the run ended before there was a forecast of its final loss. {why}"
+        if line is not None and completed:
             self._run.tell(line)
 
     # -- the estimator and the plan ----------------------------------------------------------------------------

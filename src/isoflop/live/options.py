@@ -110,48 +110,40 @@ class Options:
     data_parallel: int | None = None
 
     def __post_init__(self) -> None:
+        def need(name: str, holds: bool, expected: str) -> None:
+            if not holds:
+                raise ValueError(f"{name}= expects {expected}, got {getattr(self, name)!r}")
+
         for name in POSITIVE:
             value = getattr(self, name)
-            if (name, value) == ("peak_flops", "measured"):
-                continue
-            if value is not None and not (_is_a(value, int | float) and 0 < value < float("inf")):
-                raise ValueError(f"{name}= expects a positive number, got {value!r}")
+            given = value is not None and (name, value) != ("peak_flops", "measured")
+            need(name, not given or (_is_a(value, int | float) and 0 < value < float("inf")), "a positive number")
         for name in ("log_every", "num_params", "data_parallel"):
             value = getattr(self, name)
-            if value is not None and not (_is_a(value, int) and value >= 1):
-                raise ValueError(f"{name}= expects a whole number of at least 1, got {value!r}")
-        if self.noise_scale not in NOISE_SCALE:
-            raise ValueError(f"noise_scale= expects one of {', '.join(NOISE_SCALE)}, got {self.noise_scale!r}")
-        if self.tokens_fn is not None and not callable(self.tokens_fn):
-            raise ValueError(f"tokens_fn= expects a function of a batch, got {self.tokens_fn!r}")
-        if self.record_dir is not None and not isinstance(self.record_dir, str | os.PathLike):
-            raise ValueError(f"record_dir= expects a path or a URL, got {self.record_dir!r}")
+            need(name, value is None or (_is_a(value, int) and value >= 1), "a whole number of at least 1")
+        need("noise_scale", self.noise_scale in NOISE_SCALE, f"one of {', '.join(NOISE_SCALE)}")
+        need("tokens_fn", self.tokens_fn is None or callable(self.tokens_fn), "a function of a batch")
         if self.record_dir is not None:
+            need("record_dir", isinstance(self.record_dir, str | os.PathLike), "a path or a URL")
             check_location(self.record_dir)
-        if self.fit_on is not None and not _is_loss(self.fit_on):
-            raise ValueError(f"fit_on= expects 'train', 'eval/<name>' or 'off', got {self.fit_on!r}")
-        if self.history is not None and not all(isinstance(path, str | os.PathLike) for path in self.history_paths):
-            raise ValueError(f"history= expects a path or a list of paths, got {self.history!r}")
-        if self.intent not in (None, "optimal", "overtrain"):
-            raise ValueError(f"intent= expects 'optimal' or 'overtrain', got {self.intent!r}")
+        need("fit_on", self.fit_on is None or _is_loss(self.fit_on), "'train', 'eval/<name>' or 'off'")
+        need("history", all(isinstance(p, str | os.PathLike) for p in self.history_paths), "a path or a list of paths")
+        need("intent", self.intent in (None, "optimal", "overtrain"), "'optimal' or 'overtrain'")
         if self.task is not None:
-            if not isinstance(self.task, str) and not all(isinstance(word, str) for word in self.task):
-                raise ValueError(f"task= expects words such as 'finetuning causal', got {self.task!r}")
+            words = isinstance(self.task, str) or all(isinstance(word, str) for word in self.task)
+            need("task", words, "words such as 'finetuning causal'")
             task_words(self.task)
-        if self.on_advice not in ("warn", "stop") and not callable(self.on_advice):
-            raise ValueError(f"on_advice= expects 'warn', 'stop' or a function, got {self.on_advice!r}")
-        if self.thresholds is not None and not isinstance(self.thresholds, Thresholds):
-            raise ValueError(f"thresholds= expects isoflop.advice.Thresholds(…), got {self.thresholds!r}")
+        asks = self.on_advice in ("warn", "stop") or callable(self.on_advice)
+        need("on_advice", asks, "'warn', 'stop' or a function")
+        need("thresholds", isinstance(self.thresholds, Thresholds | None), "isoflop.advice.Thresholds(…)")
         if isinstance(self.lr_plan, str):
             try:
                 LrPlan.named(self.lr_plan, 10**9)
             except ValueError as error:
                 raise ValueError(f"lr_plan={self.lr_plan!r}: {error}") from None
-        elif self.lr_plan is not None and not callable(self.lr_plan):
-            raise ValueError(
-                f"lr_plan= expects a function of the optimizer step or a schedule by name, such as "
-                f"'cosine:warmup=2000,end=0.1'; got {self.lr_plan!r}"
-            )
+        else:
+            schedule = "a function of the optimizer step or a schedule by name, such as 'cosine:warmup=2000,end=0.1'"
+            need("lr_plan", self.lr_plan is None or callable(self.lr_plan), schedule)
 
     @property
     def history_paths(self) -> list[Any]:

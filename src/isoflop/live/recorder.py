@@ -232,7 +232,11 @@ def open_record(
     if earlier is None:
         return _create(folder, header, say)
     try:
-        log = _resume(folder, earlier, step, named=named, expected=header, say=say)
+        if isinstance(folder, str):
+            unsent = earlier.get("unsent")
+            log: RecordLog = RemoteLog.go_on(folder, earlier["run_id"], step, expected=header, unsent=unsent, say=say)
+        else:
+            log = RecordLog.resume(_earlier_path(folder, earlier, named), step, expected=header)
     except RecordError as error:
         reason = str(error)
     else:
@@ -250,29 +254,13 @@ def _create(folder: Location, header: dict[str, Any], say: Callable[[str], None]
     return RecordLog.create(folder, new_run_id(), header)
 
 
-def _resume(
-    folder: Location,
-    earlier: dict[str, Any],
-    step: int,
-    *,
-    named: bool,
-    expected: dict[str, Any],
-    say: Callable[[str], None],
-) -> RecordLog:
-    """Go on with the earlier record.
-
-    Raises:
-        RecordError: it is not there, or can't be gone on with.
-    """
-    if isinstance(folder, str):
-        unsent = earlier.get("unsent")
-        return RemoteLog.go_on(folder, earlier["run_id"], step, expected=expected, unsent=unsent, say=say)
+def _earlier_path(folder: Path, earlier: dict[str, Any], named: bool) -> Path:
     here, there = record_path(folder, earlier["run_id"]), Path(earlier["path"])
     candidates = [here, there] if not named and _same_place(there.parent, folder) else [here]
     path = next((path for path in candidates if os.path.exists(path)), None)
     if path is None:
         raise RecordError(f"The checkpoint is of run {earlier['run_id']}, whose record is not in {folder}.")
-    return RecordLog.resume(path, step, expected=expected)
+    return path
 
 
 def _same_place(old: Path, new: Path) -> bool:
