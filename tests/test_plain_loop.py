@@ -279,6 +279,20 @@ def test_fabrics_own_checkpoints(tmp_path: Path) -> None:
     assert run.model["class"] == "tiny.TinyLM"
 
 
+def test_an_optimizer_of_the_users_own_making_costs_the_learning_rate_alone(tmp_path: Path) -> None:
+    class Closed:
+        @property
+        def param_groups(self) -> Any:
+            raise RuntimeError("no groups")
+
+    net = model()
+    for optimizer in (Closed(), type("Bare", (), {"param_groups": [{}], "state": {}})(), object()):
+        folder = tmp_path / type(optimizer).__name__
+        with isoflop.Monitor(net, optimizer=optimizer, record_dir=folder, log_every=2, noise_scale="off") as monitor:
+            plain_loop(net, batches(Rows(16), 4), monitor=monitor)
+        assert not monitor.guard.aside and totals(the_run(folder))["tokens"]
+
+
 def test_what_is_read_between_log_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor's value is asked for from our frames between log steps: on a GPU each would wait for the device."""
     from syncs import counted_syncs

@@ -33,7 +33,7 @@ from isoflop.flops.totals import (
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import UNKNOWN, declare, hook
+from isoflop.guard import UNKNOWN, attempt, declare, hook, pass_on
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -147,7 +147,6 @@ class Monitor(PlainLoop, Display):
             events = folder if isinstance(folder, Path) else run.record_dir / last_name(folder)
             run.sinks.append(TensorBoardSink(events))
         self.noise = Noise(model, run, options.noise_scale, speaks=writes)
-        """The gradient noise scale and the critical batch."""
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
         self._forecast = ForecastPart(options, run, model)
         self._advice = AdvicePart(options, run, model)
@@ -202,9 +201,12 @@ class Monitor(PlainLoop, Display):
         """A micro-batch that is the model's own forward call."""
         if self._device is None:
             self._see_first_batch()
-        groups = getattr(self.run.optimizer, "param_groups", None)
-        if groups:  # now, for after the step it may be the next one's
-            self._lr = groups[0].get("lr")
+        try:
+            groups = getattr(self.run.optimizer, "param_groups", None)
+            if groups:  # now, for after the step it may be the next one's
+                self._lr = groups[0].get("lr")
+        except Exception as error:  # of an optimizer of the user's own making; counting goes on
+            pass_on(error)
         self.observer.forward(module, args, kwargs)
         if not self._marked:
             self.noise.micro_batches += 1
@@ -491,9 +493,8 @@ class Monitor(PlainLoop, Display):
         self._ddp = ddp_around(self._model)
 
     def _read_learning_rate(self) -> None:
-        groups = getattr(self.run.optimizer, "param_groups", None)
-        if groups:
-            self._lr = groups[0].get("lr")
+        if self.run.optimizer is not None:
+            self._lr = attempt(lambda: self.run.optimizer.param_groups[0].get("lr"))
 
     @hook(SETTLING, UNKNOWN)
     def _observe_next(self) -> None:
