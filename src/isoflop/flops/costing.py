@@ -125,7 +125,8 @@ class Costing:
 
     def is_final(self, key: Signature) -> bool:
         """True if the price of a part stays as it is."""
-        return key not in self._provisional and key not in self.varying and self.lookup(key) is not None
+        known = key not in self._provisional and key not in self._partial and key not in self.varying
+        return known and self.lookup(key) is not None
 
     @property
     def unsure(self) -> bool:

@@ -136,7 +136,7 @@ class StepObserver:
             key in self._alike
             and self._begun < self._check[1]
             and self.observation is None
-            and not self.costing.waiting
+            and not (self.costing.waiting or self.costing.varying)
         ):
             self._begun += 1
             self._enter(key, batch)
