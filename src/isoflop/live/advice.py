@@ -87,7 +87,7 @@ class AdvicePart(Part):
         self._own_profile: Profile | None = None
         self._config = None if model is None else attempt(getattr, unwrap(model), "config", None)
         self._width = None if self._config is None else attempt(width_of, self._config)
-        self._settings = attempt(describe_optimizer, run.optimizer) or {}
+        self._settings = describe_optimizer(run.optimizer) or {}
         self._highest = 0.0
         self._said_task: dict[str, Any] | None = None
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at

@@ -90,7 +90,7 @@ def _configuration(model: nn.Module) -> Any:
 
 def describe_optimizer(optimizer: Any) -> dict[str, Any] | None:
     """Class and settings of the first parameter group."""
-    groups = getattr(optimizer, "param_groups", None)
+    groups = attempt(getattr, optimizer, "param_groups", None)  # of an optimizer of the user's own making
     if not groups:
         return None
     wrapped = getattr(optimizer, "optimizer", optimizer)  # Accelerate's and Fabric's wrappers
