@@ -63,7 +63,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     def __getstate__(self) -> dict[str, Any]:
         """What goes into another process or a copy: options and counts, not what observes this one's model."""
         state = self._restored if self.monitor is None else self.monitor.state_dict()
-        return {**vars(self), **vars(type(self)(**self._options)), "_restored": state}
+        own = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}  # the module's
+        return {**own, **vars(type(self)(**self._options)), "_restored": state}
 
     # -- start and end -------------------------------------------------------------------------------------------
 
