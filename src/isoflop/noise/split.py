@@ -39,7 +39,11 @@ def refusal(model: nn.Module) -> str | None:
         elif CONTRASTIVE.search(kind):
             why = f"{kind} contrasts the sequences of a batch with each other"
     config = attempt(getattr, model, "config", None)
-    if why is None and getattr(config, "router_aux_loss_coef", False) and getattr(config, "output_router_logits", False):
+    if (
+        why is None
+        and getattr(config, "router_aux_loss_coef", False)
+        and getattr(config, "output_router_logits", False)
+    ):
         why = "the load-balancing loss of the mixture of experts is over the whole batch"
         remedy = "Accumulate gradients, use several ranks, or output_router_logits=False"
     return why and f"a step can't be split: {why}, so halves have another gradient. {remedy}"
