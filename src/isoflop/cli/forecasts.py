@@ -102,7 +102,7 @@ def _backtest_object(table: Scores) -> dict[str, Any]:
     """The object that `--json` prints; null where there was no forecast."""
     return {
         estimator: {
-            dataset: {at: picked(score, "median p90 coverage spoke n") for at, score in scores.items()}
+            dataset: {at: picked(score, " ".join(vars(score))) for at, score in scores.items()}
             for dataset, scores in datasets.items()
             if dataset != ALL
         }
