@@ -287,7 +287,7 @@ class ModuleOwner:
         place = bisect_right(self._numbers, node._sequence_nr()) - 1
         return self._names[place] if place >= 0 else ""
 
-    def listen(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module) -> None:
         """Put hooks on every module of `model`, a copy: a live model should not be hooked for this."""
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(self._enter, name))

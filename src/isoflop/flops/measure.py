@@ -175,7 +175,7 @@ def _count(call: Call, root: nn.Module, parameters: dict[str, nn.Parameter], by_
     tracer.arguments(tensors_in((call.args, call.kwargs)))
     owner = ModuleOwner() if by_module else None
     if owner is not None:
-        owner.listen(root)
+        owner.attach(root)
     counter = FlopCounter(tracer, owner)
     with eagerly(), torch.enable_grad(), counter:
         forward_backward(call)
