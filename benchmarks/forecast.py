@@ -24,6 +24,7 @@ import _peers  # noqa: F401 - adds the momentum law and the Multi-Power Law to t
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import norm
 
 from isoflop.forecast import (
     ESTIMATORS,
@@ -114,6 +115,36 @@ def organisations(console: Console, scored: list[Scored]) -> None:
     console.print(table)
 
 
+def alike(console: Console, scored: list[Scored]) -> None:
+    """How alike the errors of one organisation's runs are, in standard deviations of the forecast: mean ± scatter.
+
+    And what that leaves to any interval: organisations are drawn with such means and scatters, the interval is given
+    the width that holds 80% of the runs of strangers, and the share of the draws is counted in which each organisation
+    (all of them) finds 72 to 90% of its runs inside.
+    """
+    table = Table("organisation", *(f"{100 * float(k):.0f}%: mean ± scatter, n, in goal" for k in GOALS), title="alike")
+    names = sorted({run.organisation for run, _, _ in scored})
+    rows: dict[str, list[str]] = {name: [] for name in [*names, "all of them"]}
+    rng = np.random.default_rng(0)
+    for k in map(float, GOALS):
+        made = [(run, f) for run, part, f in scored if part == k and f is not None]
+        z = [np.array([(r.final - f.loss) / f.normal[1] for r, f in made if r.organisation == name]) for name in names]
+        n, own = np.array([len(each) for each in z]), np.array([each.std() for each in z])
+        between = np.std([each.mean() for each in z], ddof=1)
+        means = between * rng.normal(size=(4000, 1, len(z)))
+        wide = np.linspace(0.1, 4, 400)
+        inside = norm.cdf((wide[:, None] - means) / own) - norm.cdf((-wide[:, None] - means) / own)
+        held = inside[:, np.argmin(np.abs(inside.mean((0, 2)) - 0.8))]
+        found = rng.binomial(n, held) / n
+        right = (found >= 0.72) & (found <= 0.9)
+        for name, each, share in zip(names, z, right.mean(0), strict=True):
+            rows[name].append(f"{each.mean():+.2f} ± {each.std():.2f}, {len(each)}, {share:.0%}")
+        rows["all of them"].append(f"± {between:.2f} between, {right.all(1).mean():.1%}")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    console.print(table)
+
+
 def schedule(run: LossCurve) -> str:
     """The shape of a run's plan after the warm-up."""
     plan = run.plan
@@ -165,7 +196,10 @@ def what_ifs(console: Console, runs: list[LossCurve]) -> None:
 
 
 def histories(console: Console, runs: list[LossCurve]) -> None:
-    """The rest of a set, forecast at each fraction without and with some of its runs as history."""
+    """The rest of a set, forecast at each fraction without and with some of its runs as history.
+
+    And with a mixed one: four runs of the set and four of each other organisation's, or eight of the other's alone.
+    """
     chosen = priors_for(runs, "leave-one-organisation-out")
     table = Table("set", "own runs", *(f"{100 * float(k):.0f}%: error  cov  spoke  n" for k in GOALS), title="history")
     rng = np.random.default_rng(0)
@@ -174,12 +208,17 @@ def histories(console: Console, runs: list[LossCurve]) -> None:
         base = chosen[members[0].organisation]
         own = [members[i] for i in rng.permutation(len(members))]
         rest = own[8:]
-        for known in (0, 1, 3, 8):
-            priors = learn_priors([replace(run, organisation="own") for run in own[:known]], base) if known else base
+        histories = {str(known): own[:known] for known in (0, 1, 3, 8)}
+        for other in sorted({run.organisation for run in runs} - {members[0].organisation}):
+            foreign = [run for run in runs if run.organisation == other]
+            foreign = [foreign[i] for i in rng.permutation(len(foreign))]
+            histories |= {f"4 and 4 of {other}": own[:4] + foreign[:4], f"8 of {other}": foreign[:8]}
+        for known, history in histories.items():
+            priors = learn_priors([replace(run, organisation="own") for run in history], base)
             fractions = [float(key) for key in GOALS]
             scored = [(run, k, f) for run in rest for k, f in replay(run, "isoflop", fractions, priors).items()]
             cells = (_cell([s for s in scored if s[1] == k]) for k in fractions)
-            table.add_row("" if known else dataset, str(known), *cells)
+            table.add_row(dataset if known == "0" else "", known, *cells)
     console.print(table)
 
 
@@ -290,6 +329,7 @@ def main() -> None:
     single(console, runs, ["isoflop", *filter(None, options.baselines.split(","))], priors)
     scored = replayed(runs)
     organisations(console, scored)
+    alike(console, scored)
     ranking(console, scored)
     what_ifs(console, runs)
     histories(console, runs)
