@@ -111,7 +111,7 @@ class LossCurve:
         if early := stopped_early(min(last + spacing, max(last, self.total_steps)), self.total_steps):
             return early
         known = np.isfinite(self.lr)
-        off = np.abs(self.plan.at(self.steps[known]) - self.lr[known]) > OFF_PLAN * self.plan.peak
+        off = self.plan.off(self.steps[known], self.lr[known]) > OFF_PLAN
         if off.mean() <= OFF_PLAN if len(off) else True:
             return ""
         return f"its learning rate left its plan at step {self.steps[known][off][0]:,.0f}"

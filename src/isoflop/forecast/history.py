@@ -14,9 +14,9 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.fit.runs import RunCurve, curve_of_run, unfinished
-from isoflop.forecast.curve import LossCurve
+from isoflop.forecast.curve import OFF_PLAN, LossCurve
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.priors import Priors
+from isoflop.forecast.priors import Priors, known
 from isoflop.forecast.sizes import Ladder, fit_ladder
 from isoflop.record.reader import read_runs
 from isoflop.record.run import Run
@@ -182,29 +182,28 @@ def _published(folder: Path, row: dict[str, str]) -> LossCurve:
         lr=lr,
         loss=loss,
         plan=_published_plan(row, step, lr),
-        N=_known(row.get("N_non_embedding")) or _known(row.get("N")),
-        batch_tokens=_known(row.get("batch_tokens")),
+        N=_positive(row.get("N_non_embedding")) or _positive(row.get("N")),
+        batch_tokens=_positive(row.get("batch_tokens")),
         optimizer=row.get("optimizer")
         or (note.split("optimizer=")[1].split(";")[0] if "optimizer=" in note else "adamw"),
         organisation=row.get("organisation", "") or row["dataset"],
         name=row["run"],
         dataset=row["dataset"],
         count=np.where(np.isfinite(n), n, 1.0),
-        final_loss=_known(row.get("final_loss")),
+        final_loss=_positive(row.get("final_loss")),
     )
 
 
 def _published_plan(row: dict[str, str], steps: Array, lr: Array) -> LrPlan:
     """The plan that a row's `schedule` describes, unless the rates that were logged contradict it."""
     total, seen = int(float(row["total_steps"])), np.isfinite(lr)
-    peak = _known(row.get("peak_lr")) or (float(np.nanmax(lr)) if seen.any() else 1.0)
+    peak = _positive(row.get("peak_lr")) or (float(np.nanmax(lr)) if seen.any() else 1.0)
     described = _described(json.loads(row.get("schedule") or "{}"), peak, total)
     steps, rates = steps[seen], lr[seen]
     if described is None and len(steps) < 2:
         raise ValueError(f"The run {row['run']} has neither a known schedule nor learning rates.")
     if described is not None:
-        off = np.abs(described.at(steps) - rates) / described.peak
-        if len(steps) < 2 or np.mean(off > 0.05) < 0.05:
+        if len(steps) < 2 or np.mean(described.off(steps, rates) > OFF_PLAN) < OFF_PLAN:
             return described
     if steps[-1] < total:
         steps, rates = np.append(steps, total), np.append(rates, rates[-1])
@@ -233,6 +232,5 @@ def _float(text: str | None) -> float:
         return float("nan")
 
 
-def _known(text: str | None) -> float | None:
-    value = _float(text)
-    return value if np.isfinite(value) and value > 0 else None
+def _positive(text: str | None) -> float | None:
+    return known(_float(text))

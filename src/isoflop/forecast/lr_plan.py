@@ -78,6 +78,11 @@ class LrPlan:
         """The learning rate at `steps`, any shape."""
         return np.interp(np.asarray(steps, dtype=float), self.steps, self.lr)
 
+    def off(self, steps: Array, rates: Array) -> Array:
+        """How far rates are off the plan, as fractions of its peak; a step early or late does not count."""
+        near = self.at(steps[:, None] + np.array([-1.0, 0.0, 1.0]))
+        return np.asarray(np.abs(near - rates[:, None]).min(1) / self.peak)
+
     def spliced(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
         """This plan from the last of `steps` on, and the rates that were seen before it."""
         seen, rates = np.asarray(steps, dtype=float), np.asarray(lr, dtype=float)

@@ -74,16 +74,10 @@ def _check_plan(plan: LrPlan, steps: Array, rates: Array, warmup: int) -> NoFore
     after = plan.lr[plan.steps >= warmup]
     if len(after) and float((after - np.minimum.accumulate(after)).max()) > REWARMED * plan.peak:
         return NoForecast(Refusal.LR_RISES)
-    if len(steps) and _off_plan(plan, steps[-2:], rates[-2:]).min() > OFF_PLAN:
+    if len(steps) and plan.off(steps[-2:], rates[-2:]).min() > OFF_PLAN:
         planned = float(plan.at(steps[-1]))
         return NoForecast(Refusal.LR_OFF_PLAN, {"step": steps[-1], "rate": rates[-1], "planned": planned})
     return None
-
-
-def _off_plan(plan: LrPlan, steps: Array, rates: Array) -> Array:
-    """How far rates are off a plan, as fractions of its peak; a step early or late does not count."""
-    near = plan.at(steps[:, None] + np.array([-1.0, 0.0, 1.0]))
-    return np.asarray(np.abs(near - rates[:, None]).min(1) / plan.peak)
 
 
 def _check_curve(columns: Mapping[str, Array], bins: LossBins, warmup: int) -> NoForecast | None:
@@ -242,7 +236,7 @@ class OnlineForecaster(Estimator):
     def _path(self, plan: LrPlan, warmup: int, steps: Array, rates: Array) -> FeaturesPath:
         """The prepared plan; its past as it was seen, where that differs."""
         end = float(max(plan.total_steps, self.last_step))
-        if len(steps) and float(_off_plan(plan, steps, rates).max()) > OFF_PLAN:
+        if len(steps) and plan.off(steps, rates).max() > OFF_PLAN:
             return path(plan.spliced(steps, np.maximum(rates, 0)), warmup, end)
         if self._ready is None or self._ready[0] is not plan or self._ready[1] != end:
             self._ready = (plan, end, path(plan, warmup, end))

@@ -218,9 +218,7 @@ class ForecastPart(Part):
         return self._ladder.forecast(self.plan, N=N, batch_tokens=batch, run=self.curve)
 
     def _off_plan(self, plan: LrPlan, step: int) -> bool:
-        # where the rate was read after the scheduler's step, it is the next step's
-        near = plan.at([step, step + 1])
-        return self._rate is not None and float(np.abs(near - self._rate).min()) > OFF_PLAN * plan.peak
+        return self._rate is not None and bool(plan.off(np.array([step]), np.array([self._rate]))[0] > OFF_PLAN)
 
     def _ask(self, step: int, total: int) -> None:
         """The plan of the whole run, by the scheduler; where its past was another the estimator has that as it was."""
