@@ -672,3 +672,13 @@ def test_noise_is_told_from_a_trend(sd: float, slope: float, seed: int) -> None:
 
 def test_a_quantity_shows_its_unit_and_interval() -> None:
     assert str(Quantity("N", 2.9e9, "parameters", 1.6e9, math.inf)) == "N = 2.9B parameters [1.6B, without bound]"
+
+
+def test_a_plateau_less_sure_is_one_when_it_lasts() -> None:
+    look = [against((2.68, 2.67), (2.70, 2.70), sd=0.006)]
+    assert plateau(situation(expected=look, looks=[look] * 2), THRESHOLDS) is None
+    found = plateau(situation(expected=look, looks=[look] * 3), THRESHOLDS)
+    assert isinstance(found, Advice) and found.reason is Reason.PLATEAU
+    fell = [against((2.68, 2.67), (2.685, 2.68))]
+    assert plateau(situation(expected=fell, looks=[look] * 3), THRESHOLDS) is None
+    assert plateau(situation(expected=look, looks=[look, fell, look]), THRESHOLDS) is None

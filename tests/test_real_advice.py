@@ -1,4 +1,4 @@
-"""Real training on a CPU: a ladder of tiny GPTs, then runs that are wrong on purpose and one that is not (slow).
+"""Real training on a CPU: a ladder of tiny GPTs, then runs that are wrong on purpose and ones that are not (slow).
 
 The ladder's sizes share one budget and the middle one wins, so that `history=` moves the line; its runs and the later
 ones are trained under both trainers.
@@ -6,7 +6,9 @@ ones are trained under both trainers.
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from tiny_gpt import GPTConfig, TinyGPT, Windows, next_token_loss, stdlib_text
 
+import isoflop
 from isoflop.advice import Reason, Severity
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.transformers import IsoFLOPCallback
@@ -60,69 +63,126 @@ class WithLoss(TinyGPT):
         return {"loss": next_token_loss(logits, labels), "logits": logits}
 
 
-def shape(steps: int) -> Any:
-    """Warm-up, then a line to a tenth."""
-    warm_up = max(steps // 50, 20)
-    return lambda step: min((step + 1) / warm_up, max(1 - 0.9 * (step + 1 - warm_up) / max(steps - warm_up, 1), 0.1))
+@dataclass
+class Plan:
+    """How a run is trained: of `width`, for `steps`, up to `stop`; with a schedule `length` times as long as the run.
+
+    `windows` are the batch, `lost` is the step at which a weight becomes NaN, as by an overflow.
+    """
+
+    width: int
+    steps: int
+    rate: float | None = None
+    stop: int | None = None
+    length: float = 1.0
+    windows: int = WINDOWS
+    lost: int | None = None
+
+    def model(self) -> WithLoss:
+        torch.manual_seed(0)
+        return WithLoss(GPTConfig(width=self.width))
+
+    def optimizer(self, net: torch.nn.Module) -> tuple[Any, Any]:
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.rate or RATES[self.width], betas=(0.9, 0.95))
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self.shape)
+
+    def shape(self, step: int) -> float:
+        """Warm-up, then a line to a tenth."""
+        warm_up, steps = max(self.steps // 50, 20), self.length * self.steps
+        return min((step + 1) / warm_up, max(1 - 0.9 * (step + 1 - warm_up) / max(steps - warm_up, 1), 0.1))
+
+    def loader(self, text: bytes) -> Any:
+        data = Pairs(Windows(text, CONTEXT))
+        return torch.utils.data.DataLoader(data, batch_size=self.windows, shuffle=True, drop_last=True)
+
+    def after(self, step: int, net: torch.nn.Module) -> bool:
+        """What comes after a step; whether to stop."""
+        if step == self.lost:
+            with torch.no_grad():
+                next(net.parameters()).fill_(math.nan)
+        return self.stop is not None and step >= self.stop
+
+    @property
+    def log_every(self) -> int:
+        return max(self.steps // 100, 2)
 
 
-def by_lightning(
-    text: bytes, folder: Path, width: int, steps: int, *, rate: float | None = None, stop: int | None = None, **how: Any
-) -> set[Reason]:
-    torch.manual_seed(0)
-    net = WithLoss(GPTConfig(width=width))
+def by_lightning(text: bytes, folder: Path, plan: Plan, **how: Any) -> set[Reason]:
+    net = plan.model()
 
     def optimizers(self: Any) -> Any:
-        optimizer = torch.optim.AdamW(net.parameters(), lr=rate or RATES[width], betas=(0.9, 0.95))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape(steps))
+        optimizer, schedule = plan.optimizer(net)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     class Stop(package.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            trainer.should_stop |= stop is not None and trainer.global_step >= stop
+            trainer.should_stop |= plan.after(trainer.global_step, net)
 
     seen: list[Any] = []
     watcher = IsoFLOPMonitor(on_advice=seen.append, **how)
     trainer = lightning_trainer(
         package,
         folder,
-        max_steps=steps,
+        max_steps=plan.steps,
         max_epochs=-1,
         min_epochs=0,
         gradient_clip_val=1.0,
-        log_every_n_steps=max(steps // 100, 2),
+        log_every_n_steps=plan.log_every,
         callbacks=[watcher, Stop()],
     )
-    loader = torch.utils.data.DataLoader(
-        Pairs(Windows(text, CONTEXT)), batch_size=WINDOWS, shuffle=True, drop_last=True
-    )
-    trainer.fit(lightning_module(package, net, configure_optimizers=optimizers), loader)
-    return reasons(watcher, seen, steps)
+    trainer.fit(lightning_module(package, net, configure_optimizers=optimizers), plan.loader(text))
+    return reasons(watcher, seen, plan.steps)
 
 
-def by_transformers(
-    text: bytes, folder: Path, width: int, steps: int, *, rate: float | None = None, stop: int | None = None, **how: Any
-) -> set[Reason]:
+def by_transformers(text: bytes, folder: Path, plan: Plan, **how: Any) -> set[Reason]:
     from transformers import Trainer, TrainerCallback
+
+    net = plan.model()
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop |= stop is not None and state.global_step >= stop
+            control.should_training_stop |= plan.after(state.global_step, net)
 
-    torch.manual_seed(0)
-    net = WithLoss(GPTConfig(width=width))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=rate or RATES[width], betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape(steps))
     seen: list[Any] = []
     watcher = IsoFLOPCallback(on_advice=seen.append, **how)
     arguments = hf_arguments(
-        folder, per_device_train_batch_size=WINDOWS, max_steps=steps, logging_steps=max(steps // 100, 2)
+        folder, per_device_train_batch_size=plan.windows, max_steps=plan.steps, logging_steps=plan.log_every
     )
     data = Pairs(Windows(text, CONTEXT))
     Trainer(
-        model=net, args=arguments, train_dataset=data, callbacks=[watcher, Stop()], optimizers=(optimizer, schedule)
+        model=net, args=arguments, train_dataset=data, callbacks=[watcher, Stop()], optimizers=plan.optimizer(net)
     ).train()
-    return reasons(watcher, seen, steps)
+    return reasons(watcher, seen, plan.steps)
+
+
+def by_hand(text: bytes, folder: Path, plan: Plan, **how: Any) -> set[Reason]:
+    net, seen = plan.model(), []
+    optimizer, schedule = plan.optimizer(net)
+    monitor = isoflop.Monitor(
+        net,
+        optimizer=optimizer,
+        scheduler=schedule,
+        total_steps=plan.steps,
+        record_dir=folder,
+        on_advice=seen.append,
+        **{"log_every": plan.log_every, **how},
+    )
+    step = 0
+    while step < plan.steps:
+        for batch in plan.loader(text):
+            loss = net(**batch)["loss"]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            monitor.step(loss)
+            step += 1
+            if plan.after(step, net) or step == plan.steps:
+                step = plan.steps
+                break
+    monitor.close()
+    return reasons(monitor, seen, plan.steps)
 
 
 def reasons(watcher: Any, seen: list[Any], steps: int) -> set[Reason]:
@@ -141,32 +201,60 @@ def text() -> bytes:
 @pytest.fixture(scope="module")
 def ladder(text: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ladder")
-    by_lightning(text, folder / "w16", 16, steps_for(16))
-    by_transformers(text, folder / "w32", 32, steps_for(32))
-    by_lightning(text, folder / "w64", 64, steps_for(64))
+    for train, width in ((by_lightning, 16), (by_transformers, 32), (by_lightning, 64)):
+        train(text, folder / f"w{width}", Plan(width, steps_for(width)))
     return folder
 
 
 BOTH = pytest.mark.parametrize("train", [by_lightning, by_transformers])
+ALL = pytest.mark.parametrize("train", [by_lightning, by_transformers, by_hand])
 
 
 @BOTH
 def test_far_too_large(train: Any, text: bytes, ladder: Path, tmp_path: Path) -> None:
-    assert train(text, tmp_path, 256, 100, stop=50, history=ladder) == {Reason.TOO_LARGE}
+    assert train(text, tmp_path, Plan(256, 100, stop=50), history=ladder) == {Reason.TOO_LARGE}
 
 
 @BOTH
 def test_far_too_small(train: Any, text: bytes, ladder: Path, tmp_path: Path) -> None:
-    said = train(text, tmp_path, 16, 100_000, stop=300, log_every=20, history=ladder)
+    said = train(text, tmp_path, Plan(16, 100_000, stop=300), log_every=20, history=ladder)
     assert Reason.TOO_SMALL in said and Reason.TOO_LARGE not in said
 
 
 @BOTH
 def test_a_learning_rate_fifty_times_too_high(train: Any, text: bytes, ladder: Path, tmp_path: Path) -> None:
-    said = train(text, tmp_path, 32, 3000, rate=0.7, stop=1500, history=ladder)
+    said = train(text, tmp_path, Plan(32, 3000, rate=0.7, stop=1500), history=ladder)
     assert said & {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU}
 
 
 @BOTH
 def test_a_healthy_run(train: Any, text: bytes, ladder: Path, tmp_path: Path) -> None:
-    assert train(text, tmp_path, 32, 3000, history=ladder) == set()
+    assert train(text, tmp_path, Plan(32, 3000), history=ladder) == set()
+
+
+@ALL
+def test_weights_that_became_nan(train: Any, text: bytes, tmp_path: Path) -> None:
+    assert train(text, tmp_path, Plan(16, 600, stop=300, lost=200)) == {Reason.DIVERGING}
+
+
+@ALL
+def test_a_decay_that_does_not_end(train: Any, text: bytes, tmp_path: Path) -> None:
+    assert train(text, tmp_path, Plan(16, 400, stop=200, length=2.5)) == {Reason.SCHEDULE}
+
+
+@ALL
+def test_thirty_epochs(train: Any, text: bytes, tmp_path: Path) -> None:
+    plan = Plan(16, 600, stop=300)
+    some = plan.steps * WINDOWS * CONTEXT // 30
+    assert train(text[: some + 1], tmp_path, plan, unique_tokens=some) == {Reason.EPOCHS}
+
+
+@ALL
+def test_a_batch_far_too_large(train: Any, text: bytes, tmp_path: Path) -> None:
+    """32k tokens from the first step on, for a GPT of some thousand parameters."""
+    assert train(text, tmp_path, Plan(16, 120, stop=60, windows=512)) == {Reason.BATCH_LARGE}
+
+
+@ALL
+def test_a_healthy_run_without_history(train: Any, text: bytes, tmp_path: Path) -> None:
+    assert train(text, tmp_path, Plan(16, 1500)) == set()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Severity
-from isoflop.advice.curve_rules import AVERAGED, diverging, hardware, off_curve, plateau, schedule, stuck
+from isoflop.advice.curve_rules import AVERAGED, LOOKS, diverging, hardware, off_curve, plateau, schedule, stuck
 from isoflop.advice.data_rules import batch, epochs, offset, overfitting
 from isoflop.advice.recipe_rules import learning_rate, own_sizes
 from isoflop.advice.run_state import Expected, Rule, Situation, Thresholds, scatter
@@ -73,6 +73,8 @@ class Track:
         self.speeds: deque[float] = deque(maxlen=16)
         self.best_speed: float | None = None
         self.expected: tuple[Expected, ...] = ()
+        self.looks: deque[tuple[int, tuple[Expected, ...]]] = deque(maxlen=LOOKS)
+        """The last steps, a block apart or more, with what was expected there."""
         self.rate_stepped = False
         self._fits: list[Fit] = []
         self._next = 0.0
@@ -104,6 +106,8 @@ class Track:
         if last is not None:
             known = [fit for fit in self._fits if fit.now <= last[0].since]
             self.expected = tuple(_expected(forecaster, fit, rates, last) for fit in known)
+            if not self.looks or step - self.looks[-1][0] >= max(BLOCK * step, SPIKE):
+                self.looks.append((step, self.expected))
         lately = rates.steps >= WINDOW * step
         self.rate_stepped = bool((np.diff(rates.lr[lately]) < -STEPPED * rates.peak).any())
         if step >= self._next:
@@ -261,6 +265,7 @@ class Adviser:
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
                 expected=track.expected,
+                looks=[expected for _, expected in track.looks],
                 by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
                 rate_stepped=track.rate_stepped,
                 speeds=tuple(track.speeds),

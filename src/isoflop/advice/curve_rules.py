@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,6 +26,8 @@ LOST = 0.05
 """Of the best loss: a rise by more is critical, and ends a run under `on_advice="stop"`."""
 AVERAGED = 5
 """Log steps whose mean is a loss without most of its noise."""
+LOOKS = 3
+"""At the last losses, a block apart, over which a plateau is held against a curve."""
 LATELY = 30
 """Log steps whose scatter is the noise: earlier ones scatter by the fall of the loss."""
 LEAST_NOISE = 1e-3
@@ -138,16 +141,25 @@ def _beyond(each: Expected, thresholds: Thresholds) -> bool:
 
 @rule("the plateau", falling_loss, after_warmup=True, at_once=True, cause="loss")
 def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
-    """The loss stays where an earlier fit left it, though the fit lets a fall be expected; and no fit saw it rise."""
-    if run.rate_stepped or any(_risen(each) for each in run.expected):
+    """The loss stays where an earlier fit left it, though the fit lets a fall be expected; and no fit saw it rise.
+
+    Surely at once, or for some looks in a row: a healthy curve comes back after one or two.
+    """
+    held = len(run.looks) == LOOKS and min(_flattest(look, thresholds)[0] for look in run.looks)
+    now, worst = _flattest(run.expected, thresholds)
+    if run.rate_stepped or not now or (now <= thresholds.plateau_sure and held <= thresholds.plateau_held):
         return None
-    sure = [_flat(each, thresholds) for each in run.expected]
-    if max(sure, default=0.0) <= thresholds.plateau_sure:
-        return None
-    worst = run.expected[int(np.argmax(sure))]
+    assert worst is not None
     fell, fall = Normal(worst.then - worst.came[1], worst.noise[1]), Normal(worst.then - worst.loss[1], worst.sd)
     since = f"step {worst.made_at:,}"
     return _stopped(run, fell, fall, f"since {since}", f"this run's curve up to {since}")
+
+
+def _flattest(expected: Sequence[Expected], thresholds: Thresholds) -> tuple[float, Expected | None]:
+    """The fit that is missed most surely by a loss that stays; none where one saw it rise."""
+    if any(_risen(each) for each in expected):
+        return 0.0, None
+    return max(((_flat(each, thresholds), each) for each in expected), key=lambda pair: pair[0], default=(0.0, None))
 
 
 def _risen(each: Expected) -> bool:
