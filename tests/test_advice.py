@@ -674,11 +674,19 @@ def test_a_quantity_shows_its_unit_and_interval() -> None:
     assert str(Quantity("N", 2.9e9, "parameters", 1.6e9, math.inf)) == "N = 2.9B parameters [1.6B, without bound]"
 
 
+def test_a_spike_on_its_way_back_and_a_loss_about_zero_are_no_divergence() -> None:
+    back = [*FALLING, (4100, 3.6), (4200, 3.1), (4300, 2.9)]
+    assert diverging(situation(losses=back), THRESHOLDS) is None
+    policy = [(10 * i, 0.02 * math.sin(i / 10)) for i in range(1, 200)]
+    for end in range(20, 200):
+        assert diverging(situation(losses=policy[:end], step=10 * end), THRESHOLDS) is None
+
+
 def test_a_plateau_less_sure_is_one_when_it_lasts() -> None:
-    look = [against((2.68, 2.67), (2.70, 2.70), sd=0.006)]
-    assert plateau(situation(expected=look, looks=[look] * 2), THRESHOLDS) is None
-    found = plateau(situation(expected=look, looks=[look] * 3), THRESHOLDS)
+    look = [against((2.68, 2.67), (2.70, 2.70), sd=0.0055)]
+    assert plateau(situation(expected=look, looks=[look]), THRESHOLDS) is None
+    found = plateau(situation(expected=look, looks=[look] * 2), THRESHOLDS)
     assert isinstance(found, Advice) and found.reason is Reason.PLATEAU
     fell = [against((2.68, 2.67), (2.685, 2.68))]
-    assert plateau(situation(expected=fell, looks=[look] * 3), THRESHOLDS) is None
-    assert plateau(situation(expected=look, looks=[look, fell, look]), THRESHOLDS) is None
+    assert plateau(situation(expected=fell, looks=[look] * 2), THRESHOLDS) is None
+    assert plateau(situation(expected=look, looks=[fell, look]), THRESHOLDS) is None

@@ -48,7 +48,7 @@ MOST = 96
 """Losses kept; when there are more, every second of the older half goes."""
 BLOCK, SPIKE = 0.01, 32
 """A block of log steps takes this part of the steps done, or so many steps: spikes of some tens come and go."""
-REFIT, KEPT = 1.1, 1.5
+REFIT, KEPT = 1.05, 1.5
 """The curve is fitted whenever the steps have grown by the first factor, and held against until by the second."""
 STEPPED, WINDOW = 0.3, 0.2
 """A learning rate that falls by this part of its peak within a sixteenth of an e-fold falls in a step; how far back,
@@ -74,7 +74,7 @@ class Track:
         self.best_speed: float | None = None
         self.expected: tuple[Expected, ...] = ()
         self.looks: deque[tuple[int, tuple[Expected, ...]]] = deque(maxlen=LOOKS)
-        """The last steps, a block apart or more, with what was expected there."""
+        """The last steps, half a block apart or more, with what was expected there."""
         self.rate_stepped = False
         self._fits: list[Fit] = []
         self._next = 0.0
@@ -106,7 +106,7 @@ class Track:
         if last is not None:
             known = [fit for fit in self._fits if fit.now <= last[0].since]
             self.expected = tuple(_expected(forecaster, fit, rates, last) for fit in known)
-            if not self.looks or step - self.looks[-1][0] >= max(BLOCK * step, SPIKE):
+            if not self.looks or step - self.looks[-1][0] >= max(BLOCK / 2 * step, SPIKE):
                 self.looks.append((step, self.expected))
         lately = rates.steps >= WINDOW * step
         self.rate_stepped = bool((np.diff(rates.lr[lately]) < -STEPPED * rates.peak).any())

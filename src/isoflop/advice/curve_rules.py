@@ -24,10 +24,12 @@ FEW = 8
 """Log steps below which a run's noise is not known."""
 LOST = 0.05
 """Of the best loss: a rise by more is critical, and ends a run under `on_advice="stop"`."""
+RECOVERS = 0.5
+"""Of the rise: a loss that came back by so much since the first log step of the rise is a spike."""
 AVERAGED = 5
 """Log steps whose mean is a loss without most of its noise."""
-LOOKS = 3
-"""At the last losses, a block apart, over which a plateau is held against a curve."""
+LOOKS = 2
+"""At the last losses, half a block apart, over which a plateau is held against a curve."""
 LATELY = 30
 """Log steps whose scatter is the noise: earlier ones scatter by the fall of the loss."""
 LEAST_NOISE = 1e-3
@@ -79,8 +81,10 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
     sd = max(scatter(losses[-LATELY : -thresholds.in_a_row]), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
-    if not (now > far).all():
+    if not (now > far).all() or best <= 0:  # a loss about zero, a policy's say, has no best
         return None
+    if len(now) > 1 and now[-1] - best < RECOVERS * (now[0] - best):
+        return None  # a spike on its way back
     lost = bool((now > best + LOST * abs(best)).all())
     return Advice(
         Reason.DIVERGING,

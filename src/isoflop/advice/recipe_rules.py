@@ -25,6 +25,10 @@ def _adam(run: Situation) -> str:
     return "" if likely else "published learning rates are of language models"
 
 
+def _rates_known(run: Situation) -> bool:
+    return run.rates is not None and not run.rates.assumed
+
+
 def _published(recipes: dict[str, Recipe], run: Situation) -> dict[str, float]:
     N, D = run.N_non_embedding or run.N, run.planned_tokens
     return published_values(recipes, N=N, D=D, C=6 * N * D, width=run.width) if N and D else {}
@@ -50,6 +54,8 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     if low / off <= peak <= high * off:
         return None
     above = peak > high
+    if not above and not _rates_known(run):
+        return None  # it may still warm up
     most = f"{peak / high:.3g} times the highest" if above else f"{peak / low:.2g} of the lowest"
     middle = math.sqrt(low * high) if low else high
     return Advice(
@@ -110,10 +116,11 @@ def recipe_line(run: Situation) -> str:
     if sized(run) or run.line or run.task.optimizer not in ADAM or not (N and D and steps and rates and batches):
         return ""
     own_batch, rate = D / steps, math.sqrt(min(rates.values()) * max(rates.values()))
-    decay = (own_batch / D) / ((run.peak_rate or rate) * TIMESCALE * (D / N) ** TIMESCALE_POWER)
+    peak = run.peak_rate if _rates_known(run) else None
+    decay = (own_batch / D) / ((peak or rate) * TIMESCALE * (D / N) ** TIMESCALE_POWER)
     parts = (
         _part("batch", batches, own_batch, " tokens"),
-        _part("peak rate", rates, run.peak_rate),
+        _part("peak rate", rates, peak),
         f"warm-up {warmup_of(steps):,} steps" + (f" (yours {run.warmup_steps:,})" if run.warmup_steps else ""),
         f"weight decay {decay:.1g}" + ("" if run.weight_decay is None else f" (yours {run.weight_decay:g})"),
         f"{count(20 * N)} tokens (yours {count(D)})",

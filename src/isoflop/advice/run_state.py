@@ -93,7 +93,7 @@ class Situation:
         decay_now: asks for the forecast if the learning rate decayed from here on.
         converged: asks for the loss that this size would come to in endless training.
         expected: the last losses against this run's curve as it was fitted at earlier steps.
-        looks: the same at the last steps that lie a block of losses apart, the newest last.
+        looks: the same at the last steps that lie half a block of losses apart, the newest last.
         by_ladder: the same against the forecast of the user's earlier sizes.
         rate_stepped: the learning rate has fallen in a step not long ago: what a curve does after that is not known.
         rates: the learning-rate plan.
@@ -196,9 +196,9 @@ class Thresholds:
     off_curve: standard deviations between the loss of two blocks of log steps in a row and what was expected …
     off_curve_share: … and the share of the loss. Of 264 public curves of healthy runs none comes to both.
     plateau: share of the expected fall below which the loss has stopped falling …
-    plateau_sure: … by so many standard deviations, 1.2 times what healthy curves of four organisations came to and
+    plateau_sure: … by so many standard deviations, 1.1 times what healthy curves of four organisations came to and
         beyond those of the fifth, whichever is left out …
-    plateau_held: … or by so many in three looks a block apart, 1.4 times likewise.
+    plateau_held: … or by so many in two looks half a block apart, 1.1 times likewise.
     stuck: likewise of the fall that published laws expect over the last doubling of tokens.
     in_a_row: log steps in a row at which a finding must stand before it is said.
     batch_large: B/B_crit above which compute is wasted: 2 is 2/3 of it (E/E_min = 1 + B/B_crit).
@@ -226,7 +226,7 @@ class Thresholds:
     off_curve_share: float = 0.03
     plateau: float = 0.4
     plateau_sure: float = 5.5
-    plateau_held: float = 3.5
+    plateau_held: float = 4.0
     stuck: float = 0.15
     in_a_row: int = 3
     batch_large: float = 2.0

@@ -34,6 +34,8 @@ NARROW = 1e-3
 """Relative width of the best size's interval below which it lies on the edge of a search."""
 KAPLAN_STOP = ALPHA_N_STEPS / ALPHA_S
 """α_N/α_S: how far above its converged loss compute-optimal training stops (Kaplan et al. 2020, section 6 and B.1)."""
+TARGET_FROM = 0.25
+"""Of the planned run: how well forecasts hold was measured from there on."""
 CLOSE = 0.3
 """ln of the factor below the best size within which there is no waste whatever the exponents."""
 DECAYED = 0.5
@@ -226,6 +228,8 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         return Missing(what, ending.message, quiet=ending.reason.temporary)
     if ending.rate_assumed:
         return Missing(what, "the learning rate to come is only assumed to stay as it is; pass lr_plan=")
+    if (run.left or 0.0) > 1 - TARGET_FROM:
+        return None
     missed = 1 - ending.probability_below(run.target_loss)
     if missed < thresholds.target:
         return None

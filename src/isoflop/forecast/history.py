@@ -202,9 +202,8 @@ def _published_plan(row: dict[str, str], steps: Array, lr: Array) -> LrPlan:
     steps, rates = steps[seen], lr[seen]
     if described is None and len(steps) < 2:
         raise ValueError(f"The run {row['run']} has neither a known schedule nor learning rates.")
-    if described is not None:
-        if len(steps) < 2 or np.mean(described.off(steps, rates) > OFF_PLAN) < OFF_PLAN:
-            return described
+    if described is not None and (len(steps) < 2 or np.mean(described.off(steps, rates) > OFF_PLAN) < OFF_PLAN):
+        return described
     if steps[-1] < total:
         steps, rates = np.append(steps, total), np.append(rates, rates[-1])
     return LrPlan(steps, np.maximum(rates, 0))

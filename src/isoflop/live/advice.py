@@ -261,7 +261,7 @@ class AdvicePart(Part):
         """Print a new piece of advice and act on it; True: the run is to end."""
         if advice.severity >= Severity.WARNING:
             warn("%s", advice)
-        else:
+        elif advice.severity > Severity.NOTE or self.own.line is not None:  # what others' sweeps say is in the record
             self._run.tell(f"isoflop: {advice}")
         best = next((each for each in advice.numbers if each.name == BEST_SIZE), None)
         if best is not None:
@@ -361,9 +361,9 @@ def closing_lines(
     lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, tokens_per_step=run.tokens / max(run.step, 1))
-    verdict = planned(done, Thresholds(waste=float("inf"))) if (run.left or 0.0) <= SHORT else None
-    if isinstance(verdict, Advice):
-        lines.append(f"isoflop: for the next run: {verdict}")
+    judged = planned(done, Thresholds(frontier_steps=0.0)) if (run.left or 0.0) <= SHORT else None
+    if isinstance(judged, Advice) and (run.line is not None or judged.severity > Severity.NOTE):
+        lines.append(f"isoflop: for the next run: {planned(done, Thresholds(waste=float('inf')))}")
     if shape:
         lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
     held = [each for each in advice if each.severity >= Severity.INFO]
