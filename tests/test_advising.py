@@ -105,8 +105,7 @@ def test_a_healthy_run_prints_three_lines(
     lines = [line for line in printed.splitlines() if not line.startswith("step ")]
     assert len(lines) <= 3, lines
     (advice,) = read_runs(tmp_path)[0].advice
-    said = read_runs(tmp_path)[0].advice[0]["what"]
-    assert said.startswith("20 tokens per parameter: N = 50M with the head, D = 1B tokens")
+    assert advice["what"].startswith("20 tokens per parameter: N = 50M with the head, D = 1B tokens")
     assert (
         "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
     )
