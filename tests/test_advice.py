@@ -29,6 +29,7 @@ from isoflop.advice import (
 from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, Refusal
 from isoflop.laws import optimal_allocation, published, waste_of
 from isoflop.noise import Belief, combine
+from isoflop.record.task import Task
 
 planned, past_efficient, target = (RULES[name] for name in ("the frontier", "the stopping point", "the target"))
 diverging, off_curve = (RULES[name] for name in ("divergence", "the curve"))
@@ -536,32 +537,32 @@ def found_at(step: int, **known: Any) -> Situation:
 
 def test_a_finding_is_said_when_it_has_stood_three_log_steps_and_once() -> None:
     adviser = Adviser()
-    said = [adviser.judge(found_at(step)) for step in range(1000, 2000, 100)]
+    said = [adviser.judge(found_at(step)) for step in range(3000, 4000, 100)]
     assert [len(each) for each in said] == [0, 0, 1, *[0] * 7]
     assert [advice.reason for advice in adviser.current] == [Reason.TARGET]
-    assert adviser.current[0].step == 1200  # since when
+    assert adviser.current[0].step == 3200  # since when
 
 
 def test_a_finding_that_goes_is_taken_back_and_said_again_later_only() -> None:
     adviser = Adviser()
-    for step in (1000, 1100, 1200):
+    for step in (3000, 3100, 3200):
         adviser.judge(found_at(step))
-    for step in (1300, 1400, 1500):
+    for step in (3300, 3400, 3500):
         adviser.judge(situation(step=step))
     assert adviser.current == ()
-    early = [adviser.judge(found_at(step)) for step in (1600, 1700, 1800)]
+    early = [adviser.judge(found_at(step)) for step in (3600, 3700, 3800)]
     assert not any(early) and adviser.current  # it stands, but was said 600 of 10,000 steps ago
-    for step in (2500, 2600, 2700):
+    for step in (4500, 4600, 4700):
         adviser.judge(situation(step=step))
-    assert any(adviser.judge(found_at(step)) for step in (2800, 2900, 3000))
+    assert any(adviser.judge(found_at(step)) for step in (4800, 4900, 5000))
 
 
 def test_a_resumed_run_does_not_repeat_it() -> None:
     adviser, resumed = Adviser(), Adviser()
-    for step in (1000, 1100, 1200):
+    for step in (3000, 3100, 3200):
         adviser.judge(found_at(step))
     resumed.load_state_dict(adviser.state_dict())
-    assert not any(resumed.judge(found_at(step)) for step in (1300, 1400, 1500, 1600))
+    assert not any(resumed.judge(found_at(step)) for step in (3300, 3400, 3500, 3600))
     assert resumed.current
 
 
@@ -599,7 +600,7 @@ def test_a_failing_evaluator_takes_no_other_along(name: str, monkeypatch: pytest
     monkeypatch.setitem(RULES, name, dataclasses.replace(RULES[name], judge=broken))
     failed: list[str] = []
     adviser = Adviser(failed=lambda which, error: failed.append(f"{which}: {error}"))
-    for step in (1000, 1100, 1200):
+    for step in (3000, 3100, 3200):
         adviser.start(found_at(step))
         adviser.judge(found_at(step))
     assert failed == [f"{name}: broken on purpose"]
@@ -677,9 +678,12 @@ def test_a_quantity_shows_its_unit_and_interval() -> None:
 def test_a_spike_on_its_way_back_and_a_loss_about_zero_are_no_divergence() -> None:
     back = [*FALLING, (4100, 3.6), (4200, 3.1), (4300, 2.9)]
     assert diverging(situation(losses=back), THRESHOLDS) is None
-    policy = [(10 * i, 0.02 * math.sin(i / 10)) for i in range(1, 200)]
+    about_zero = [(10 * i, 0.02 * math.cos(i / 10)) for i in range(1, 200)]
+    policy, told = [(step, 0.1 + loss) for step, loss in about_zero], Task(objective="reinforcement")
     for end in range(20, 200):
-        assert diverging(situation(losses=policy[:end], step=10 * end), THRESHOLDS) is None
+        assert diverging(situation(losses=about_zero[:end], step=10 * end), THRESHOLDS) is None
+        assert diverging(situation(losses=policy[:end], step=10 * end, task=told), THRESHOLDS) is None
+    assert diverging(situation(nonfinite=3, task=told), THRESHOLDS) is not None
 
 
 def test_a_plateau_less_sure_is_one_when_it_lasts() -> None:

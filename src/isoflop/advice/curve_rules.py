@@ -81,8 +81,8 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
     sd = max(scatter(losses[-LATELY : -thresholds.in_a_row]), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
-    if not (now > far).all() or best <= 0:  # a loss about zero, a policy's say, has no best
-        return None
+    if not (now > far).all() or run.task.objective == "reinforcement" or losses.min() <= 0:
+        return None  # a policy's loss, or another about zero, has no best
     if len(now) > 1 and now[-1] - best < RECOVERS * (now[0] - best):
         return None  # a spike on its way back
     lost = bool((now > best + LOST * abs(best)).all())

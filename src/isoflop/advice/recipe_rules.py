@@ -25,8 +25,9 @@ def _adam(run: Situation) -> str:
     return "" if likely else "published learning rates are of language models"
 
 
-def _rates_known(run: Situation) -> bool:
-    return run.rates is not None and not run.rates.assumed
+def _peak_known(run: Situation) -> bool:
+    """Of a rate that a loop sets by hand only the highest so far is known: it may still warm up."""
+    return run.warmup_steps is not None if run.rates is None else not run.rates.assumed
 
 
 def _published(recipes: dict[str, Recipe], run: Situation) -> dict[str, float]:
@@ -54,8 +55,8 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     if low / off <= peak <= high * off:
         return None
     above = peak > high
-    if not above and not _rates_known(run):
-        return None  # it may still warm up
+    if not above and not _peak_known(run):
+        return None
     most = f"{peak / high:.3g} times the highest" if above else f"{peak / low:.2g} of the lowest"
     middle = math.sqrt(low * high) if low else high
     return Advice(
@@ -116,7 +117,7 @@ def recipe_line(run: Situation) -> str:
     if sized(run) or run.line or run.task.optimizer not in ADAM or not (N and D and steps and rates and batches):
         return ""
     own_batch, rate = D / steps, math.sqrt(min(rates.values()) * max(rates.values()))
-    peak = run.peak_rate if _rates_known(run) else None
+    peak = run.peak_rate if _peak_known(run) else None
     decay = (own_batch / D) / ((peak or rate) * TIMESCALE * (D / N) ** TIMESCALE_POWER)
     parts = (
         _part("batch", batches, own_batch, " tokens"),
