@@ -111,12 +111,14 @@ def fit_separable(
     def fit(exponent: float) -> tuple[float, Array, Array]:
         design = columns(exponent)
         beta, norm = nnls(design[:-1] * weight[:, None], loss * weight)
-        return float(norm) ** 2, beta, design
+        return float(norm) ** 2 if beta[0] > 0 else math.inf, beta, design  # no limit is no law of a loss
 
     sums = [fit(exponent)[0] for exponent in exponents]
     best = int(np.argmin(sums))
     exponent = float(exponents[best])
-    if 0 < best < len(sums) - 1:  # the vertex of the parabola through three points
+    if 0 < best < len(sums) - 1 and math.isfinite(
+        sums[best - 1] + sums[best + 1]
+    ):  # the vertex of the parabola through three points
         logs = np.log(exponents[best - 1 : best + 2])
         a, b, _ = np.polyfit(logs - logs[1], sums[best - 1 : best + 2], 2)
         exponent = math.exp(logs[1] - b / (2 * a)) if a > 0 else exponent
