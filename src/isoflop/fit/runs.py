@@ -29,6 +29,8 @@ times further out, and scatter about it there this little, are of larger models:
 toy's losses lie elsewhere, and fall much faster."""
 FAR_BELOW = 0.4
 """Losses over those of text below which they are asked about: code has half."""
+LARGEST = {"N": 1e12, "D": 1e14}
+"""Runs around which nobody has trained: numbers that a unit would make larger are in no such unit."""
 FEWEST_TO_TELL = 6
 """Runs from which on their losses tell a unit."""
 EXPLAINED = 0.5
@@ -154,6 +156,8 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
     for factor, unit in ((1e3, "thousand"), (1e6, "million")):
         for names in ("ND", "N", "D"):
             n, d = (factor if name in names else 1.0 for name in "ND")
+            if n * np.median(N) > LARGEST["N"] or d * np.median(D) > LARGEST["D"]:
+                continue
             off = np.log(loss / _usual_loss(n * N, d * D))
             if abs(np.median(off)) < NEAR and _scatter(off) < min(ALIKE, EXPLAINED * _scatter(np.log(loss))):
                 around = " and ".join(f"{np.median(N if name == 'N' else D):.3g}" for name in names)

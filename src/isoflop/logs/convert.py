@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -327,7 +327,7 @@ def write_run(folder: str | os.PathLike[str], run: Run) -> tuple[Path, Action]:
         RecordError: the folder can't be written, or the file is no import of this source.
     """
     path = record_path(folder, run.run_id)
-    told = repr(replace(run, created="", path=None))  # all that a record would say, but for the time of its file
+    told = repr(asdict(replace(run, created="", path=None)))  # all that a record says, but for its file's time
     digest = hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:20]
     action: Action = "written"
     if path.exists():
