@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,31 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path) -> None:
         if step % 100 == 0:
             monitor.evaluate("held out", 3.0 - 0.1 * step / 100 if step <= 300 else 2.7 + 0.05 * step / 100)
     assert Reason.OVERFITTING in {advice.reason for advice in monitor.advice}
+
+
+@pytest.mark.parametrize(("steps", "log_every", "compared"), [(150, 10, True), (50, 10, False), (3000, 20, True)])
+def test_an_evaluation_beside_the_training_loss_of_its_moment(
+    steps: int, log_every: int, compared: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first descent, from 5.2 to 2.7 nats, is no part of an offset of +.04."""
+    parameters: dict[str, Any] = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": log_every}
+    monitor = isoflop.Monitor(None, record_dir=tmp_path, total_steps=steps, **parameters)
+    noise = random.Random(1)
+    for step in range(1, steps + 1):
+        loss = 2.2 + 2.7 * math.exp(-step / 12) + 1.2 * step**-0.3
+        monitor.step(loss + noise.gauss(0, 0.01), tokens=500)
+        if step % 50 == 0:
+            monitor.evaluate("val", loss + 0.04)
+    offset = monitor.scalars.get("isoflop/offset/val")
+    monitor.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "the run is over" in line]
+    if not compared:
+        assert offset is None and line.endswith(f"val {loss + 0.04:.3f} at step 50.")
+        return
+    found = re.search(r"val (\S+) \((\S+) from the training loss of (\S+)\)", line)
+    assert found is not None and float(found[1]) == round(loss + 0.04, 3)
+    assert abs(float(found[2]) - 0.04) < 0.025 and abs(float(found[3]) - loss) < 0.025
+    assert (offset is None) if steps < 200 else abs(offset - 0.04) < 0.01
 
 
 def test_an_evaluations_ladder_is_not_held_against_the_training_loss() -> None:

@@ -17,6 +17,7 @@ from isoflop.advice.data_rules import batch, epochs, offset, overfitting
 from isoflop.advice.recipe_rules import learning_rate, own_sizes
 from isoflop.advice.run_state import Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import past_efficient, planned, target
+from isoflop.fit.runs import in_tail
 from isoflop.forecast import Fit, Forecast, LrPlan, NoForecast, Normal, OnlineForecaster, usable
 
 RULES: dict[str, Rule] = {
@@ -53,6 +54,9 @@ REFIT, KEPT = 1.05, 1.5
 STEPPED, WINDOW = 0.3, 0.2
 """A learning rate that falls by this part of its peak within a sixteenth of an e-fold falls in a step; how far back,
 as a part of the steps done, that counts."""
+
+LAG = 0.01
+"""Of the loss: a mean over the last steps that lies further above the loss at their end is none of its level."""
 
 
 class _Block(NamedTuple):
@@ -146,6 +150,21 @@ class Track:
             return None
         sd = scatter(np.array([loss for _, loss in self.losses[-30:]]))
         return Normal(sum(recent) / len(recent), sd / len(recent) ** 0.5)
+
+    def level(self, step: int) -> float | None:
+        """The training loss at `step`, the mean over the same part of the steps as a run's final loss.
+
+        None while it falls so fast that this mean lies clearly above it, and with fewer than `AVERAGED` log steps.
+        """
+        if len(self.losses) < AVERAGED or self.nonfinite:
+            return None
+        at, losses = np.array(self.losses).T
+        lately = at >= min((1 - WINDOW) * step, at[-AVERAGED])
+        slope = float(np.polyfit(at[lately], losses[lately], 1)[0])
+        tail = in_tail(at, at[-1])
+        width = at[-1] - at[max(int(tail.argmax()) - 1, 0)]  # steps that the mean is of
+        level = float(losses[tail].mean())
+        return level if abs(slope) * width / 2 <= LAG * abs(level) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

@@ -56,7 +56,9 @@ JUDGING = {name: declare(f"judging {name}", f"no advice on {name}") for name in 
 ANOTHER_PLAN = 1.25
 """A factor of the planned tokens beyond which the size is judged anew."""
 OFFSET = "isoflop/offset/"
-"""Scalars of evaluation sets: their loss less the training loss."""
+"""Scalars of evaluation sets: their loss less the training loss, the middle one of the last five."""
+FEW_OFFSETS = 3
+"""Evaluations after the first descent that such a scalar needs."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
 SHORT = 0.05
@@ -150,12 +152,11 @@ class AdvicePart(Part):
         """The loss of an evaluation set; of many the middle ones go."""
         if not usable(loss):
             return
-        now = self._judge.track.now()
         points = self._evaluations.setdefault(name, [])
-        points.append(Evaluated(step.step, loss, None if now is None else now.mean))
+        points.append(Evaluated(step.step, loss, self._judge.track.level(step.step)))
         if len(points) > 64:
             del points[1:-8:2]
-        if (apart := offsets(points)) and step.step:
+        if len(apart := offsets(points)) >= FEW_OFFSETS:
             self._scalars[f"{OFFSET}{name}"] = float(np.median(apart[-5:]))
 
     def close(self, step: LogStep, completed: bool) -> None:
@@ -332,6 +333,13 @@ def _by_ladder(step: LogStep, at: int) -> Forecast | None:
     return found if isinstance(found, Forecast) else None
 
 
+def _evaluated(name: str, last: Evaluated) -> str:
+    """The last evaluation of a set, beside the training loss of that moment."""
+    if last.train is None:
+        return f"{name} {last.loss:.3f} at step {last.step:,}"
+    return f"{name} {last.loss:.3f} ({last.loss - last.train:+.3f} from the training loss of {last.train:.3f})"
+
+
 def closing_lines(
     run: Situation,
     step: LogStep,
@@ -356,8 +364,7 @@ def closing_lines(
         spent.append(str(Quantity("", run.seconds / 3600, "hours")).removeprefix(" = ") + " of training")
     if "isoflop/goodput" in step.scalars:
         spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
-    apart = {name: value for name, value in step.scalars.items() if name.startswith(OFFSET)}
-    spent += [f"{name.removeprefix(OFFSET)} {value:+.3f} from the training loss" for name, value in apart.items()]
+    spent += [_evaluated(name, points[-1]) for name, points in run.evaluations.items()]
     lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
     done = replace(run, tokens_per_step=run.tokens / max(run.step, 1))
