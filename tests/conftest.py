@@ -30,6 +30,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _what_a_test_imported_stays() -> Iterator[None]:
+    """The same of what a test imports: transformers' Trainer collects garbage twice a training."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 20:
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.fixture(autouse=True)
 def _nothing_was_compiled_before() -> None:
     """A test must not find that another has compiled something: then no live step would be watched."""
     dynamo = sys.modules.get("torch._dynamo.utils")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,13 @@ def grid(sizes: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Every size with every number of tokens, 2.5 decades each."""
     N, D = np.meshgrid(np.geomspace(3e7, 1e10, sizes), np.geomspace(1e9, 3e11, tokens))
     return N.ravel(), D.ravel()
+
+
+def with_value(columns: Mapping[str, np.ndarray], name: str, row: int, value: float) -> dict[str, np.ndarray]:
+    """The columns with one value changed."""
+    changed = columns[name].copy()
+    changed[row] = value
+    return {**columns, name: changed}
 
 
 def spread_out(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -41,9 +41,9 @@ def pool(seed: int = 0) -> torch.Tensor:
     return sequences
 
 
-def gpt(seed: int = 1) -> TinyGPT:
+def gpt(layers: int = 1, seed: int = 1) -> TinyGPT:
     torch.manual_seed(seed)
-    return TinyGPT(GPTConfig(layers=2, width=16, head_width=8, context=LENGTH, vocabulary=64))
+    return TinyGPT(GPTConfig(layers=layers, width=16, head_width=8, context=LENGTH, vocabulary=64))
 
 
 def loss_of(model: nn.Module, sequences: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -155,19 +155,10 @@ def qwen_3(L: int, d: int, f: int, H: int, tied: bool) -> Real:
 def gpt_oss(L: int, experts: int) -> Real:
     """gpt-oss (OpenAI 2025): biases everywhere, a sink a head, every second layer with a window of 128."""
     d, H, G, K = 2880, 64, 8, 64
-    shape = Decoder(
-        L=L,
-        d=d,
-        f=d,
-        H=H,
-        G=G,
-        K=K,
-        V=201_088,
-        experts=(experts, 4, d),
-        expert_biases=3 * d,
-        windows=(128, None) * (L // 2),
-        biases=(H + 2 * G) * K + d + H + experts,
-    )
+    biases = (H + 2 * G) * K + d + H + experts
+    of_experts = {"experts": (experts, 4, d), "expert_biases": 3 * d}
+    windows = (128, None) * (L // 2)
+    shape = Decoder(L=L, d=d, f=d, H=H, G=G, K=K, V=201_088, windows=windows, biases=biases, **of_experts)
     moe = {"num_local_experts": experts, "num_experts_per_tok": 4, "sliding_window": 128}
     return shape.real("GptOss", 4096, head_dim=K, **moe)
 

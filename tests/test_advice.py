@@ -631,7 +631,7 @@ def test_the_converged_loss_of_a_planted_curve(shape: str) -> None:
 def test_the_past_has_a_fixed_size_and_comes_back_from_a_checkpoint() -> None:
     adviser, rng, forecaster = Adviser(), np.random.default_rng(0), OnlineForecaster(N=1e8, batch_tokens=5e5)
     track = adviser.track
-    for step in range(10, 20_001, 10):
+    for step in range(25, 20_001, 25):
         loss = 2 + 10 * step**-0.3 + 0.01 * float(rng.normal())
         forecaster.add(step, 5e5 * step, 1e-3, loss)
         assert not adviser.log(Situation(step=step, loss=loss), forecaster, speed=1000.0)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from fits import reference
+from fits import reference, with_value
 from isoflop.fit import Approach, approach_3, compare_approaches, isoflop_profiles, loss_envelope
 from isoflop.laws import FORMS, HOFFMANN, Law
 
@@ -176,10 +176,7 @@ def test_two_budgets_say_so():
 
 
 def changed(column, row, value):
-    columns = dict(zip("CNDL", grid(EVEN), strict=True))
-    columns[column] = columns[column].copy()
-    columns[column][row] = value
-    return columns
+    return with_value(dict(zip("CNDL", grid(EVEN), strict=True)), column, row, value)
 
 
 @pytest.mark.parametrize(

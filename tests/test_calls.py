@@ -113,16 +113,12 @@ def test_a_forward_that_was_wrapped_is_one():
 
 
 def test_exceptions_do_not_hide_later_calls():
-    class Fails(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(4, 4)
-
+    class Fails(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise KeyError(self.inner(x).shape)
+            raise KeyError(super().forward(x).shape)
 
     model = Pair()
-    model.fails = Fails()
+    model.fails = Fails(nn.Linear(4, 4))
 
     def step() -> torch.Tensor:
         with pytest.raises(KeyError):

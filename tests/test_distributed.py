@@ -29,20 +29,18 @@ def lightning_rank(folder: Path, accumulate: int) -> dict[str, float]:
     return {name: value for name, value in watcher.monitor.scalars.items() if name in _AGREED}
 
 
+def ddp_trainer(folder: Path, callbacks: list[Any], evaluate_on: Any = None, **options: Any) -> Any:
+    """The Hugging Face Trainer as one of two ranks."""
+    given = {"per_device_train_batch_size": 4, "ddp_backend": "gloo", "ddp_find_unused_parameters": False, **options}
+    return hf_trainer(model(), folder, Rows(ROWS), callbacks, evaluate_on, **given)
+
+
 def transformers_rank(folder: Path, accumulate: int) -> dict[str, float]:
     from isoflop.transformers import IsoFLOPCallback
 
     watcher = IsoFLOPCallback()
-    trainer = hf_trainer(
-        model(),
-        folder,
-        Rows(ROWS),
-        [watcher],
-        per_device_train_batch_size=4 // accumulate,
-        gradient_accumulation_steps=accumulate,
-        ddp_backend="gloo",
-        ddp_find_unused_parameters=False,
-    )
+    size = 4 // accumulate
+    trainer = ddp_trainer(folder, [watcher], per_device_train_batch_size=size, gradient_accumulation_steps=accumulate)
     assert trainer.args.world_size == 2
     trainer.train()
     assert watcher.monitor is not None and not watcher.guard.aside
@@ -120,19 +118,7 @@ def transformers_rank_alone(folder: Path, what: str) -> int:
         fail_to_log()
 
     watcher = IsoFLOPCallback()
-    trainer = hf_trainer(
-        model(),
-        folder,
-        Rows(ROWS),
-        [watcher],
-        Rows(16, seed=5),
-        per_device_train_batch_size=4,
-        ddp_backend="gloo",
-        ddp_find_unused_parameters=False,
-        eval_strategy="steps",
-        eval_steps=3,
-    )
-    trainer.train()
+    ddp_trainer(folder, [watcher], Rows(16, seed=5), eval_strategy="steps", eval_steps=3).train()
     return len(watcher.guard.aside)
 
 
@@ -192,18 +178,8 @@ def transformers_resumable(folder: Path, kill_at: int | None) -> None:
             if state.global_step == kill_at:
                 kill_me()
 
-    trainer = hf_trainer(
-        model(),
-        folder,
-        Rows(ROWS),
-        [IsoFLOPCallback(), Kill()],
-        per_device_train_batch_size=4,
-        ddp_backend="gloo",
-        ddp_find_unused_parameters=False,
-        logging_steps=3,
-        save_strategy="steps",
-        save_steps=4,
-    )
+    callbacks = [IsoFLOPCallback(), Kill()]
+    trainer = ddp_trainer(folder, callbacks, logging_steps=3, save_strategy="steps", save_steps=4)
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fits import grid, hoffmann
+from fits import grid, hoffmann, with_value
 from isoflop.fit import BadData, check_runs, fit_law, parse_where, read_table
 
 WANTED = ("N", "D", "loss")
@@ -23,32 +23,29 @@ def columns(**changed: Any) -> dict[str, Any]:
     return {"N": N, "D": D, "loss": hoffmann(N, D), **changed}
 
 
-def with_value(name: str, row: int, value: float) -> dict[str, Any]:
-    table = columns()
-    table[name] = table[name].copy()
-    table[name][row] = value
-    return table
+def changed(name: str, row: int, value: float) -> dict[str, Any]:
+    return with_value(columns(), name, row, value)
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         (
-            with_value("loss", 2, math.nan),
+            changed("loss", 2, math.nan),
             "row 3, column 'loss': expected a positive number of nats per token, got nan; "
             "leave the run out or correct it",
         ),
         (
-            with_value("loss", 0, -2.5),
+            changed("loss", 0, -2.5),
             "row 1, column 'loss': expected a positive number of nats per token, got -2.5; "
             "leave the run out or correct it",
         ),
         (
-            with_value("D", 4, 0),
+            changed("D", 4, 0),
             "row 5, column 'D': expected a positive number of tokens, got 0.0; leave the run out or correct it",
         ),
         (
-            with_value("N", 11, math.inf),
+            changed("N", 11, math.inf),
             "row 12, column 'N': expected a positive number of parameters, got inf; leave the run out or correct it",
         ),
         (
@@ -104,7 +101,7 @@ def test_what_is_odd_is_a_warning() -> None:
     twice = check_runs(columns(N=[*N[:11], N[0]], D=[*D[:11], D[0]], loss=[*np.full(12, 3.0)]), ("N", "D")).warnings
     assert twice[1] == "all runs have the same loss: they cannot compare sizes"
     assert twice[:1] == ("1 run is given twice (row 1 and row 12): each counts, which makes intervals too narrow",)
-    assert check_runs(with_value("N", 5, 7e3), ("N", "D")).warnings == (
+    assert check_runs(changed("N", 5, 7e3), ("N", "D")).warnings == (
         "row 6, column 'N': 7e+03 beside a median of 8.25e+08: is it in the same unit?",
     )
     assert check_runs(columns(N=N / 1e5, D=D / 1e6, loss=np.linspace(1.2, 0.4, 12)), ("N", "D")).warnings == (
@@ -113,7 +110,7 @@ def test_what_is_odd_is_a_warning() -> None:
     assert check_runs(columns(N=np.full(12, 1e9)), ("N", "D")).warnings == (
         "all runs have the same N (1e+09): what depends on it is not identified",
     )
-    assert check_runs(with_value("loss", 3, 30.0), ("N", "D")).warnings == (
+    assert check_runs(changed("loss", 3, 30.0), ("N", "D")).warnings == (
         "row 4: a loss of 30 nats per token is no language model's",
     )
 

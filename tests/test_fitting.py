@@ -101,15 +101,16 @@ laws = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
+worlds = given(
     law=laws,
     n=st.integers(12, 60),
     corner=st.tuples(st.floats(7, 9), st.floats(8, 10)),
     decades=st.tuples(st.floats(1.5, 4), st.floats(1.5, 4)),
     seed=st.integers(0, 2**31),
 )
-def test_planted_laws_come_back(
+
+
+def recovers(
     law: dict[str, float], n: int, corner: tuple[float, float], decades: tuple[float, float], seed: int
 ) -> None:
     at = np.random.default_rng(seed).random((2, n))
@@ -121,6 +122,10 @@ def test_planted_laws_come_back(
     assume(loss.max() < 20)
     assume(abs(math.log10(np.median(D / N)) - 1.5) < 4.5)  # the units' check
     near(fit({"N": N, "D": D, "loss": loss}, draws=2).parameters, law, rel=1e-6)
+
+
+test_planted_laws_come_back = settings(max_examples=30)(worlds(recovers))
+test_many_planted_laws_come_back = pytest.mark.slow(settings(max_examples=200)(worlds(recovers)))
 
 
 @pytest.mark.parametrize(

@@ -75,36 +75,30 @@ def build_gpt2_small() -> nn.Module:
     return GPT2LMHeadModel(GPT2Config())
 
 
+def settings_of(shape: DecoderShape) -> dict[str, int]:
+    return {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffw,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
+        "vocab_size": shape.vocabulary,
+    }
+
+
 def build_chinchilla_73m() -> nn.Module:
     """Two matrices feed-forward, no position table, no bias, tied: what Nemotron's code builds."""
     from transformers import NemotronConfig, NemotronForCausalLM
 
     shape = CHINCHILLA_73M
-    config = NemotronConfig(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.width,
-        intermediate_size=shape.ffw,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=True,
-    )
+    config = NemotronConfig(**settings_of(shape), head_dim=shape.head_dim, tie_word_embeddings=True)
     return NemotronForCausalLM(config)
 
 
 def build_llama(shape: DecoderShape) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.width,
-        intermediate_size=shape.ffw,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        vocab_size=shape.vocabulary,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(**settings_of(shape)))
 
 
 BUILDS: dict[str, tuple[Callable[[], nn.Module], DecoderShape, int]] = {

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import isoflop
+import trainers
 from isoflop.advice import RULES
 from isoflop.guard import BOUNDARIES
 from isoflop.lightning import IsoFLOPMonitor
@@ -176,14 +177,7 @@ def loop_of_ranks(folder: Path, observed: bool) -> Weights:
 def splitting_loop(folder: Path, observed: bool) -> Weights:
     net = model()
     monitor = isoflop.Monitor(net, record_dir=folder, log_every=4, noise_scale="split")
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    for batch in batches(Rows(320), 8):
-        for part, share in monitor.split(batch) if observed else [(batch, 1.0)]:
-            (share * net(**part)["loss"]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        monitor.step()
-    monitor.close()
+    trainers.splitting_loop(net, batches(Rows(320), 8), monitor, torch.optim.SGD(net.parameters(), 0.1), observed)
     return weights(net)
 
 
@@ -371,7 +365,9 @@ def break_it(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.setattr(cells["function"], "cell_contents", raiser)
 
 
-CASES = [(name, scenario, target) for name, ways in BREAK.items() for scenario, target in ways]
+TOGETHER = [f"judging {name}" for name in RULES][1:]
+"""Boundaries of one kind, broken in one run; the first of them is broken alone too."""
+CASES = [(name, scenario, target) for name in BREAK if name not in TOGETHER for scenario, target in BREAK[name]]
 
 
 def test_each_boundary_can_be_broken() -> None:
@@ -412,6 +408,10 @@ def working(folder: Path, printed: str) -> set[str]:
     return found | ({"scalars"} if any(b"isoflop/" in path.read_bytes() for path in shown) else set())
 
 
+def warning_of(name: str) -> str:
+    return f"isoflop: {name} failed (Broken: on purpose) and steps aside: {BOUNDARIES[name]}. Training goes on."
+
+
 @pytest.mark.parametrize(("name", "scenario", "target"), CASES, ids=[f"{name}: {where}" for name, _, where in CASES])
 def test_a_failure_inside_costs_one_warning(
     name: str,
@@ -429,10 +429,24 @@ def test_a_failure_inside_costs_one_warning(
     found = scenario(folder if resumes else tmp_path, True)
     assert same_weights(found, expected)
     said = [record.getMessage() for record in caplog.records if "steps aside" in record.getMessage()]
-    missing = BOUNDARIES[name]
-    assert said == [f"isoflop: {name} failed (Broken: on purpose) and steps aside: {missing}. Training goes on."]
+    assert said == [warning_of(name)]
     left = working(folder if resumes else tmp_path, capsys.readouterr().out)
     assert WORKS - LOSES.get(name, set()) <= left, "parts that should have gone on have not"
+
+
+def test_rules_that_all_fail_cost_a_warning_each(
+    unobserved: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in TOGETHER:
+        break_it(monkeypatch, BREAK[name][0][1])
+    assert same_weights(advised_loop(tmp_path, True), unobserved(advised_loop)[1])
+    said = [text for record in caplog.records if "steps aside" in (text := record.getMessage())]
+    assert sorted(said) == sorted(warning_of(name) for name in TOGETHER)
+    assert working(tmp_path, capsys.readouterr().out) >= WORKS
 
 
 def test_what_was_not_summed_is_unknown_and_not_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,8 @@ def test_ray(tmp_path: Path) -> None:
 
 def test_slurm_by_submitits_local_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit")
+    # a task that was killed leaves no result: submitit would wait 15 seconds for a file system that lags
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(folder for folder in sys.path if folder))
     plan = ladder_trainers.a_plan("a", "bad")
     result = run(plan, "dies_or_fails", tmp_path, engine="slurm", slurm={"cluster": "local", "partition": "gpu"})

@@ -43,6 +43,7 @@ def records(folder: Path, *command: str) -> list[isoflop.Run]:
     return runs
 
 
+@pytest.mark.slow  # two ranks of this trainer: test_distributed; two processes of a launcher: the next one
 def test_torchrun_with_the_hugging_face_trainer(tmp_path: Path) -> None:
     small, large = records(tmp_path, *TORCHRUN, "2", str(EXAMPLES / "hf_trainer.py"), "--quick")
     for run in (small, large):

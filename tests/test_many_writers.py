@@ -11,7 +11,7 @@ import isoflop
 from isoflop.record import RecordLog, Run, read_runs
 from workers import forking, kill_me
 
-WRITERS, STEPS, TOKENS = 8, 300, 512
+WRITERS, STEPS, TOKENS = 8, 200, 512
 
 
 def write(folder: Path, number: int, kill_at: int | None = None) -> None:
@@ -70,7 +70,7 @@ def wrong(run: Run) -> list[str]:
 
 
 def test_eight_writers_and_readers_in_one_folder(tmp_path: Path) -> None:
-    kills = {3: 80, 6: 240}  # of these writers, at these steps
+    kills = {3: 60, 6: 160}  # of these writers, at these steps
     with forking() as context:
         stop, results = context.Event(), context.Queue()
         readers = [

@@ -22,7 +22,7 @@ from isoflop.noise import Cadence
 from isoflop.transformers import IsoFLOPCallback
 from syncs import counted_syncs
 from tiny import Rows, batches, model, same_weights, the_run, weights
-from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop
+from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer, plain_loop, splitting_loop
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in LIGHTNING_NOISE]
 
@@ -134,13 +134,7 @@ def test_a_plain_loop_splits_by_itself(every_step: None, tmp_path: Path) -> None
         net = model()
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
         monitor = isoflop.Monitor(net, optimizer=optimizer, record_dir=tmp_path, log_every=10, noise_scale="split")
-        for batch in batches(Rows(8 * STEPS), 8):
-            for part, share in monitor.split(batch) if observed else [(batch, 1.0)]:
-                (share * net(**part)["loss"]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            monitor.step()
-        monitor.close()
+        splitting_loop(net, batches(Rows(8 * STEPS), 8), monitor, optimizer, split=observed)
         return weights(net), monitor
 
     found, monitor = trained(True)
@@ -420,15 +414,7 @@ def test_sparse_gradients(tmp_path: Path) -> None:
 
 
 def test_unknown_tokens(tmp_path: Path) -> None:
-    class Floats(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(4, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x)
-
-    net = Floats()
+    net = nn.Sequential(nn.Linear(4, 4))
     monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=2)
     monitor.noise.cadence = Cadence(every=1, fixed=True)
     said: list[str] = []
@@ -442,6 +428,18 @@ def test_unknown_tokens(tmp_path: Path) -> None:
     monitor.close()
     assert monitor.noise.reasons == {"NO_TOKENS": 7}
     assert "the tokens of the parts are unknown or 0: pass tokens_fn=, or monitor.accumulate(tokens=…)" in "".join(said)
+
+
+def trains_whole(train: Train, kind: Callable[[], nn.Module], folder: Path) -> None:
+    """Asked to split its steps, it does not, and ends with the weights of a run without isoflop."""
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return kind()
+
+    found, monitor = train(made(), folder / "a", 1, {"noise_scale": "split"})
+    expected, _ = train(made(), folder / "b", 1, None)
+    assert same_weights(found, expected) and monitor.noise.raw.count == 0
 
 
 @WAYS
@@ -460,13 +458,7 @@ def test_batch_norm_refuses_to_be_split(
             logits = self.head(self.norm(self.embedding(input_ids).transpose(1, 2)).transpose(1, 2))
             return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
 
-    def made() -> nn.Module:
-        torch.manual_seed(0)
-        return Normed()
-
-    found, monitor = train(made(), tmp_path / "a", 1, {"noise_scale": "split"})
-    expected, _ = train(made(), tmp_path / "b", 1, None)
-    assert same_weights(found, expected) and monitor.noise.raw.count == 0
+    trains_whole(train, Normed, tmp_path)
     out = capsys.readouterr().out
     assert out.count("norm normalises over the batch (BatchNorm1d), so halves have another gradient") == 1
 
@@ -483,13 +475,7 @@ def test_a_loss_over_the_whole_batch_refuses_to_be_split(
             scores = x @ x.flip(0).T
             return {"loss": nn.functional.cross_entropy(scores, torch.arange(len(scores)))}
 
-    def made() -> nn.Module:
-        torch.manual_seed(0)
-        return Contrasting()
-
-    found, monitor = train(made(), tmp_path / "a", 1, {"noise_scale": "split"})
-    expected, _ = train(made(), tmp_path / "b", 1, None)
-    assert same_weights(found, expected) and monitor.noise.raw.count == 0
+    trains_whole(train, Contrasting, tmp_path)
     out = capsys.readouterr().out
     assert out.count("a step can't be split: the batch's loss is") == 1 and "its halves' come to" in out
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import nn
 
 from isoflop.guard import Guard
 from isoflop.noise import MicroBatches, halves, read, result
-from noise_truth import LENGTH, POOL, gpt, loss_of, measure, metric, pair, per_sequence, pool, ratio_of, train, truth
+from noise_truth import (
+    LENGTH,
+    POOL,
+    Truth,
+    gpt,
+    loss_of,
+    measure,
+    metric,
+    pair,
+    per_sequence,
+    pool,
+    ratio_of,
+    train,
+    truth,
+)
 
 WINDOWS, MEASURED = 50, 12
 DATA = pool()
@@ -15,6 +32,21 @@ DATA = pool()
 
 def draw(generator: torch.Generator, sequences: int) -> torch.Tensor:
     return DATA[torch.randint(POOL, (sequences,), generator=generator)]
+
+
+def windows_that_hold(pairs: Sequence[tuple[float, float]], b_simple: float) -> int:
+    """Of `WINDOWS` intervals, each of `MEASURED` steps: those with the truth inside."""
+    windows = [ratio_of(pairs[i : i + MEASURED]) for i in range(0, len(pairs), MEASURED)]
+    assert len(windows) == WINDOWS
+    return sum(window is not None and window.low <= b_simple <= window.high for window in windows)
+
+
+@pytest.fixture(scope="module")
+def early() -> tuple[nn.Module, Truth]:
+    """A model after 60 steps, whose weights stay, and its exact noise scale."""
+    model = gpt()
+    train(model, DATA, 60)
+    return model, truth(per_sequence(model, DATA))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +59,7 @@ def draw(generator: torch.Generator, sequences: int) -> torch.Tensor:
     ],
 )
 def test_the_truth_is_inside_the_interval_and_the_value_near_it(steps: int, sizes: tuple[int, ...]) -> None:
-    model = gpt()
+    model = gpt(layers=2)
     optimizer = train(model, DATA, steps)
     gradients = per_sequence(model, DATA)
     exact = {"raw": truth(gradients).b_simple, "preconditioned": truth(gradients, metric(model, optimizer)).b_simple}
@@ -40,19 +72,16 @@ def test_the_truth_is_inside_the_interval_and_the_value_near_it(steps: int, size
     ]
     for kind, b_simple in exact.items():
         pairs = [pair(step[kind == "preconditioned"]) for step in results]
-        windows = [ratio_of(pairs[i : i + MEASURED]) for i in range(0, len(pairs), MEASURED)]
-        inside = sum(window is not None and window.low <= b_simple <= window.high for window in windows)
+        inside = windows_that_hold(pairs, b_simple)
         assert inside >= 43, (kind, inside)
         over_240 = ratio_of(pairs[:240])
         assert over_240 is not None and over_240.value == pytest.approx(b_simple, rel=0.1), kind
 
 
 @pytest.mark.parametrize("by_tokens", [True, False])
-def test_parts_of_different_sizes(by_tokens: bool) -> None:
+def test_parts_of_different_sizes(by_tokens: bool, early: tuple[nn.Module, Truth]) -> None:
     """Micro-batches of 1 to 7 sequences, in a mean over tokens and in a mean of means."""
-    model = gpt()
-    train(model, DATA, 60)
-    exact = truth(per_sequence(model, DATA))
+    model, exact = early
     generator = torch.Generator().manual_seed(5)
     source = MicroBatches(list(model.parameters()), Guard())
     pairs = []
@@ -63,15 +92,12 @@ def test_parts_of_different_sizes(by_tokens: bool) -> None:
     gradient, variance = torch.tensor(pairs).double().mean(0).tolist()
     assert gradient == pytest.approx(exact.gradient, rel=0.05)
     assert variance == pytest.approx(exact.variance, rel=0.05)
-    windows = [ratio_of(pairs[i : i + MEASURED]) for i in range(0, len(pairs), MEASURED)]
-    assert sum(window is not None and window.low <= exact.b_simple <= window.high for window in windows) >= 43
+    assert windows_that_hold(pairs, exact.b_simple) >= 43
 
 
-def test_the_equal_formula_on_unequal_parts_would_be_wrong() -> None:
+def test_the_equal_formula_on_unequal_parts_would_be_wrong(early: tuple[nn.Module, Truth]) -> None:
     """The test above can fail: the other weighting misses the truth by more than its tolerance."""
-    model = gpt()
-    train(model, DATA, 60)
-    exact = truth(per_sequence(model, DATA))
+    model, exact = early
     generator = torch.Generator().manual_seed(5)
     source = MicroBatches(list(model.parameters()), Guard())
     pairs = []
@@ -87,10 +113,9 @@ def test_the_equal_formula_on_unequal_parts_would_be_wrong() -> None:
     assert torch.tensor(pairs).double().mean(0)[0].item() < 0.7 * exact.gradient
 
 
-def test_sequences_of_different_lengths() -> None:
+def test_sequences_of_different_lengths(early: tuple[nn.Module, Truth]) -> None:
     """Labels masked at random ends: tr Σ of a token is E|s − len·G|²/E len, s a sequence's summed gradient."""
-    model = gpt()
-    train(model, DATA, 60)
+    model, _ = early
     lengths = torch.randint(4, LENGTH + 1, (POOL,), generator=torch.Generator().manual_seed(2))
     masks = torch.arange(LENGTH) < lengths[:, None]
     sums = torch.stack(

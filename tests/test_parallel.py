@@ -187,13 +187,22 @@ LAYOUTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with earlier runs and the record of a training in one process, and what that came to."""
+    folder = tmp_path_factory.mktemp("one process")
+    options = {"noise_scale": "off", "history": earlier_runs(folder / "earlier")}
+    return folder, train(folder / "alone", "one process", options)
+
+
 @pytest.mark.parametrize(("layout", "ranks"), LAYOUTS)
-def test_a_layout_counts_like_one_process(layout: str, ranks: int, tmp_path: Path) -> None:
-    history = {"history": earlier_runs(tmp_path / "earlier")}
-    alone = train(tmp_path / "alone", "one process", {"noise_scale": "off", **history})
-    results = run(train, tmp_path / "ranks", layout, history, ranks=ranks)
+def test_a_layout_counts_like_one_process(
+    layout: str, ranks: int, one_process: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, alone = one_process
+    results = run(train, tmp_path, layout, {"history": folder / "earlier"}, ranks=ranks)
     first, *others = results
-    record, expected = the_run(tmp_path / "ranks"), the_run(tmp_path / "alone")
+    record, expected = the_run(tmp_path), the_run(folder / "alone")
     assert totals(record) == totals(expected) == Rows(ROWS).totals()
     assert record.parameters == expected.parameters  # N is that of the whole model
     assert record.model == expected.model

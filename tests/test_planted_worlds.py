@@ -1,7 +1,7 @@
 """Advice in simulated worlds, where the truth is known: right where it speaks, and silent where nothing is wrong.
 
 The draw is `worlds.world`: D/N of the optimum log-uniform in 10–60, N in 1e7–1e10, the size 1/8 to 8 times the best,
-the batch .05–20 times critical; 24 worlds by default, 500 with the slow marker.
+the batch .05–20 times critical; 16 worlds by default, 500 with the slow marker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def told(w: World, advice: Advice | Missing | None) -> bool | None:
     return advice.reason in RESIZE if isinstance(advice, Advice) else None
 
 
-@pytest.mark.parametrize("worlds", [24, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("worlds", [16, pytest.param(500, marks=pytest.mark.slow)])
 def test_advice_agrees_with_the_truth(worlds: int) -> None:
     rng = np.random.default_rng(0)
     verdicts, clear, spoke = [], 0, 0
@@ -37,7 +37,7 @@ def test_advice_agrees_with_the_truth(worlds: int) -> None:
     assert spoke >= 0.6 * clear
 
 
-@pytest.mark.parametrize("worlds", [24, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("worlds", [16, pytest.param(500, marks=pytest.mark.slow)])
 def test_at_the_optimum_nothing_is_said(worlds: int) -> None:
     rng = np.random.default_rng(1)
     silent = [

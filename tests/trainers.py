@@ -124,6 +124,17 @@ def plain_loop(
     return means
 
 
+def splitting_loop(net: nn.Module, loader: Any, monitor: Any, optimizer: torch.optim.Optimizer, split: bool) -> None:
+    """Train on the loader once, a step's batch in the parts that the Monitor says, or whole."""
+    for batch in loader:
+        for part, share in monitor.split(batch) if split else [(batch, 1.0)]:
+            (share * net(**part)["loss"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        monitor.step()
+    monitor.close()
+
+
 def _windows(loader: Any, size: int) -> Iterator[list[Any]]:
     window = []
     for batch in loader:

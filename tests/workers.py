@@ -5,6 +5,7 @@ A fork server imports torch and the trainers once; workers are forked from it, s
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -76,6 +77,7 @@ def kill_me() -> None:
 def _worker(
     pipe: Any, function: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks: int, rendezvous: str
 ) -> None:
+    gc.freeze()  # what the fork server imported stays: trainers collect garbage often, a third of a second each time
     torch.set_num_threads(1)
     try:
         if ranks > 1:
