@@ -1,6 +1,6 @@
 """Three sizes of a small GPT under Lightning, watched by one callback: where does the compute pay?
 
-    make demo                                    # about four minutes on a CPU
+    make demo                                    # three and a half minutes of two free CPU cores
     tensorboard --logdir runs/demo
     python examples/demo.py --ship src/isoflop/data/demo   # the runs just trained become those of `isoflop demo`
 
@@ -8,7 +8,10 @@ In TensorBoard the three loss curves lie over one another, against compute, as i
 Hoffmann et al. 2022 ("Chinchilla"): the small model is best while there is little compute, the
 large one once there is much, and the lower edge of all three is the best that a FLOP can buy.
 
-Each start replaces runs/demo/<size>, and nothing else.
+A fourth run trains the largest size on 32 kB of the text, 28 times over. Its evaluation loss turns, and isoflop
+says so while it trains.
+
+Each start replaces runs/demo/<run>, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import gzip
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -36,10 +40,12 @@ from isoflop.report.summary import print_summary
 # Twice the width is four times the parameters; a name counts them without embeddings, 12 · layers · width².
 # The steps carry each curve well past the point where the next size overtakes it.
 SIZES = {
-    "6k": (GPTConfig(width=16), 2.0e-2, 5_000),
+    "6k": (GPTConfig(width=16), 2.0e-2, 4_000),
     "25k": (GPTConfig(width=32), 1.4e-2, 8_000),
-    "98k": (GPTConfig(width=64), 8e-3, 6_000),
+    "98k": (GPTConfig(width=64), 8e-3, 3_000),
 }
+LITTLE = ("98k", 1 << 15, 900)  # size, bytes to train on, steps
+LITTLE_DATA = "little-data/98k-on-32kB"  # in a folder of its own: the tab fits the runs of one folder together
 CONTEXT = 64  # tokens a window, for all sizes
 BATCH = 16  # windows a step: small, since small models learn more from many steps than from large ones
 LOG_EVERY = 50
@@ -48,10 +54,11 @@ LOG_EVERY = 50
 class LanguageModel(L.LightningModule):
     """TinyGPT as Lightning wants it. Nothing in here knows of isoflop."""
 
-    def __init__(self, config: GPTConfig, learning_rate: float) -> None:
+    def __init__(self, config: GPTConfig, learning_rate: float, schedule: Callable[[int], float]) -> None:
         super().__init__()
         self.model = TinyGPT(config)
         self.learning_rate = learning_rate
+        self.schedule = schedule
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, targets = batch
@@ -63,21 +70,32 @@ class LanguageModel(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_then_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None) -> None:
-    """Train one size, for its own number of steps if None; its curves and its record go to `folder`."""
+def warm_up(step: int) -> float:
+    """Learning rate over its peak: where the evaluation loss turns, a decay would only blur by what."""
+    return min((step + 1) / 200, 1.0)
+
+
+def train(
+    size: str,
+    folder: Path,
+    texts: tuple[bytes, bytes],
+    steps: int,
+    schedule: Callable[[int], float] = warm_up_then_decay,
+    unique_tokens: int | None = None,
+) -> None:
+    """Train one size; its curves and its record go to `folder`."""
     L.seed_everything(0, verbose=False)
-    config, learning_rate, own_steps = SIZES[size]
-    steps = steps or own_steps
-    print(f"\n{size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
+    config, learning_rate, _ = SIZES[size]
+    print(f"\n{folder.name}: {size} parameters, {steps * BATCH * CONTEXT:,} tokens", flush=True)
     train_text, validation_text = texts
     batches = DataLoader(Windows(train_text, CONTEXT), batch_size=BATCH, shuffle=True, drop_last=True)
     validation = DataLoader(Windows(validation_text, CONTEXT, limit=512), batch_size=128)
 
-    watcher = IsoFLOPMonitor()
+    watcher = IsoFLOPMonitor(unique_tokens=unique_tokens)
     trainer = L.Trainer(
         max_steps=steps,
         val_check_interval=max(1, steps // 8),
@@ -93,19 +111,20 @@ def train(size: str, folder: Path, texts: tuple[bytes, bytes], steps: int | None
         accelerator="auto",
         devices=1,
     )
-    trainer.fit(LanguageModel(config, learning_rate), batches, validation)
+    trainer.fit(LanguageModel(config, learning_rate, schedule), batches, validation)
     for advice in watcher.monitor.advice if watcher.monitor is not None else ():
         print(f"\nisoflop says: {advice}")
 
 
 def ship(folder: Path, to: Path) -> None:
     """Pack the records for `isoflop demo`, without what is of this machine alone: the commit, how busy it was."""
-    for path in sorted(folder.glob("*/isoflop-*.jsonl")):
+    for path in sorted(folder.rglob("isoflop-*.jsonl")):
         header, *lines = path.read_bytes().splitlines(keepends=True)
         known = {**json.loads(header), "git": None}
         told = [line for line in lines if b'"reason":"hardware"' not in line]
         text = b"".join([json.dumps(known, separators=(",", ":")).encode() + b"\n", *told])
-        (to / f"{path.parent.name}.jsonl.gz").write_bytes(gzip.compress(text, mtime=0))
+        name = "+".join(path.parent.relative_to(folder).parts)
+        (to / f"{name}.jsonl.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
 def quieten() -> None:
@@ -120,7 +139,7 @@ def quieten() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which to train (all)")
-    parser.add_argument("--steps", type=int, help="optimizer steps of each size (default: 5,000 to 8,000)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each size (default: 3,000 to 8,000)")
     parser.add_argument("--quick", action="store_true", default=QUICK, help="seconds, to see that it runs")
     parser.add_argument("--ship", type=Path, metavar="FOLDER", help="pack the records of the last runs, train nothing")
     arguments = parser.parse_args()
@@ -133,7 +152,11 @@ def main() -> None:
     texts = stdlib_text()
     print(f"Python's standard library: {len(texts[0]):,} bytes to train on, {len(texts[1]):,} in files held out")
     for size in arguments.sizes:
-        train(size, fresh_folder(f"{folder}/{size}"), texts, steps)
+        train(size, fresh_folder(f"{folder}/{size}"), texts, steps or SIZES[size][2])
+    size, tokens, most = LITTLE
+    if size in arguments.sizes:
+        little = texts[0][:tokens], texts[1]
+        train(size, fresh_folder(f"{folder}/{LITTLE_DATA}"), little, min(steps or most, most), warm_up, tokens)
 
     print_summary(isoflop.read_runs(f"runs/{folder}"))
     print(f"""

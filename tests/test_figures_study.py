@@ -86,8 +86,8 @@ def test_the_three_approaches_find_the_planted_exponent(planted):
     ("runs", "why"),
     [
         (lambda: [], "no finished run"),
-        (lambda: sweep()[:1], "1 run for 5 constants"),
-        (lambda: sweep()[:2], "2 runs for 5 constants"),
+        (lambda: sweep()[:1], "1 finished run is too few"),
+        (lambda: sweep()[:2], "2 finished runs are too few"),
         (lambda: sweep((1e19,), 9), "which of them lowers the loss is open"),
         (
             lambda: [planted_run(f"{D:.1e}", 1e8, D, seed=i) for i, D in enumerate(np.geomspace(1e9, 1e11, 9))],

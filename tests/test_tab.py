@@ -548,13 +548,14 @@ def test_budgets_are_numbers_or_refused(text: str):
         assert "expected a budget" in str(error)
 
 
-def test_the_shipped_example_has_three_finished_runs_that_cross(tmp_path: Path):
+def test_the_shipped_example_has_three_sizes_that_cross_and_a_run_that_overfits(tmp_path: Path):
     done = CliRunner().invoke(app, ["demo", "--no-serve", "-o", str(tmp_path / "demo")])
     assert done.exit_code == 0 and "isoflop report" in done.output
     rows = Asked(tmp_path / "demo")("runs")["runs"]
-    assert sorted(row["path"].partition("/")[0] for row in rows) == ["25k", "6k", "98k"]
+    assert [row["path"].rpartition("/")[0] for row in rows] == ["6k", "25k", "98k", "little-data/98k-on-32kB"]
     assert all(row["status"] == "completed" and row["problem"] is None for row in rows)
-    losses = [row["losses"]["train"] for row in sorted(rows, key=lambda row: row["N"])]
+    assert [row["worst"] for row in rows] == [None, None, None, "warning"]
+    losses = [row["losses"]["train"] for row in rows[:3]]
     assert losses == sorted(losses, reverse=True)  # each size has trained past the point where the smaller one leads
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "demo": ("demo.demo", "Open three finished runs in TensorBoard."),
+    "demo": ("demo.demo", "Open four finished runs in TensorBoard."),
     "count": ("count.count", "Count a model's parameters and a training step's FLOPs."),
     "peak": ("count.peak", "Measure the FLOP/s of matrix products on this device."),
     "plan": ("plan.plan", "Find size, tokens and loss for a compute budget."),
@@ -47,7 +47,37 @@ class Commands(TyperGroup):
             alone = typer.Typer(add_completion=False, rich_markup_mode=None)
             alone.command(name)(found)
             found = alone
-        return name, typer.main.get_command(found), rest
+        return name, _with_nouns(typer.main.get_command(found)), rest
+
+
+NOUNS = {
+    "where": "CONDITION",
+    "n_convention": "CONVENTION",
+    "loss": "LOSS",
+    "level": "SHARE",
+    "mfu": "SHARE",
+    "sure": "SHARE",
+    "gpu": "DEVICE",
+    "delta": "NUMBER",
+    "runs": "RUNS",
+    "history": "RUNS",
+}
+KINDS = {"int": "NUMBER", "float": "NUMBER", "path": "PATH", "str": "NAME", "text": "NAME"}
+"""What help calls an option's value: by the option's name, else by its type."""
+
+
+def _with_nouns(command: Any) -> Any:
+    """The command with nouns in its help, where Typer has types such as <str>."""
+    for below in getattr(command, "commands", {}).values():
+        _with_nouns(below)
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            parameter.display_type = lambda ctx: None  # Typer 0.29 adds <list[str]> to RUNS…
+        elif parameter.metavar is None and not (parameter.is_flag or parameter.count):
+            kind = str(getattr(parameter, "type", None) or parameter.display_type(None)).lower()
+            nouns = (noun for name, noun in KINDS.items() if name in kind)
+            parameter.metavar = NOUNS.get(parameter.name, next(nouns, None))
+    return command
 
 
 app = typer.Typer(

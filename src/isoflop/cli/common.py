@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Of the intervals: 0.8 for 80%.")]
+Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Level of the intervals, such as 0.8.")]
 Where = Annotated[
     str | None,
     typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value)."),
 ]
 Column = Annotated[
     list[str] | None,
-    typer.Option(metavar="WHAT=COLUMN", help="Which column is N, D, C or loss, where it can't be guessed."),
+    typer.Option(metavar="WHAT=COLUMN", help="Column of N, D, C or loss, such as N=params."),
 ]
 Budgets = Annotated[
     str | None,
@@ -39,9 +39,9 @@ KeepOutliers = Annotated[
     bool, typer.Option("--keep-outliers", help="Use runs that lie far off the law too; default: left out and named.")
 ]
 FinalLoss = Annotated[
-    str | None, typer.Option(help="Of records: which loss, `train` or eval/<name> (default: an evaluation's).")
+    str | None, typer.Option(help="Loss of records: `train` or eval/<name> (default: an evaluation's).")
 ]
-CurveLoss = Annotated[str, typer.Option(help="Of records: which loss, `train` or eval/<name>.")]
+CurveLoss = Annotated[str, typer.Option(help="Loss of records: `train` or eval/<name>.")]
 CurveFiles = Annotated[
     list[Path],
     typer.Argument(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import typer
 
@@ -83,10 +88,21 @@ def count(
         with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # libraries' remarks while a model is built, which nobody asked for here
             from isoflop.flops.inputs import describe_call
-            from isoflop.flops.open_model import open_model
+            from isoflop.flops.open_model import CannotOpen, open_model
             from isoflop.flops.other_counters import opinions
 
-            opened = open_model(model, module_class, trust)
+            offline = _hub_out_of_reach(model)
+            if offline:
+                os.environ["HF_HUB_OFFLINE"] = "1"  # its client would try for half a minute
+            try:
+                opened = open_model(model, module_class, trust)
+            except CannotOpen:
+                if not offline:
+                    raise
+                raise ValueError(
+                    f"{model!r} is no file here, {offline} is out of reach, and nothing of that name was fetched "
+                    "before: pass the model's config.json"
+                ) from None
             if checkpointing:
                 build = opened.build
                 opened = replace(opened, model=_checkpointed(opened.model), build=lambda: _checkpointed(build()))
@@ -104,6 +120,31 @@ def count(
         print_json(as_object(done.step, done.others if compare else None))
     else:
         print_count(done, depth)
+
+
+HUB_SECONDS = 2.0
+"""For one try to reach the hub."""
+
+
+def _hub_out_of_reach(model: str) -> str:
+    """The hub's address where a model has to be fetched from it and it does not answer; else ""."""
+    if ":" in model or Path(model).suffix in (".json", ".ckpt", ".py") or Path(model).exists():
+        return ""
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    if address.scheme in getproxies():
+        return ""  # the proxy alone can tell
+    reached = threading.Event()
+
+    def connect() -> None:
+        with suppress(OSError):
+            socket.create_connection((host, port), HUB_SECONDS).close()
+            reached.set()
+
+    asked = threading.Thread(target=connect, daemon=True)
+    asked.start()
+    asked.join(HUB_SECONDS)  # a name that no server resolves has no time limit of its own
+    return "" if reached.is_set() else host
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`isoflop demo`: three finished runs in TensorBoard's Scaling tab, to look at before anything is trained."""
+"""`isoflop demo`: four finished runs in TensorBoard's Scaling tab, to look at before anything is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from isoflop.console import reported
 
 
 def unpack(folder: Path) -> None:
-    """Write the shipped records, each into a folder of its name.
+    """Write the shipped records, each into the folder of its name, in which + stands for /.
 
     Args:
         folder: is made where it is missing; records of these names in it are replaced.
@@ -25,25 +25,26 @@ def unpack(folder: Path) -> None:
         OSError: it can't be written.
     """
     for packed in resources.files("isoflop").joinpath("data", "demo").iterdir():
-        name = packed.name.removesuffix(".jsonl.gz")
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / f"isoflop-demo-{name}.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
+        home = folder.joinpath(*packed.name.removesuffix(".jsonl.gz").split("+"))
+        home.mkdir(parents=True, exist_ok=True)
+        (home / f"isoflop-demo-{home.name}.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the records.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the records.")] = Path(
         "runs/isoflop-demo"
     ),
-    port: Annotated[int, typer.Option(help="Of TensorBoard; 0: any that is free.")] = 0,
+    port: Annotated[int, typer.Option(help="Port of TensorBoard; 0: any free one.")] = 0,
     serve: Annotated[bool, typer.Option(help="Start TensorBoard and open the browser.")] = True,
 ) -> None:
-    """Open three finished runs in TensorBoard: small GPTs of 6k, 25k and 98k parameters, trained on Python's library.
+    """Open four finished runs in TensorBoard: small GPTs of 6k, 25k and 98k parameters, trained on Python's library.
 
-    They are what `examples/demo.py` trains in some minutes. Ctrl-C ends TensorBoard; the records stay.
+    The fourth has little data and overfits: isoflop's advice on it is in the tab. All are what `examples/demo.py`
+    trains in some minutes. Ctrl-C ends TensorBoard; the records stay.
     """
     with reported("demo"):
         unpack(output)
-    typer.echo(f"Three records in {output}: try `isoflop report {output} -o report.html` on them.")
+    typer.echo(f"Four records in {output}: try `isoflop report {output} -o report.html` on them.")
     if not serve:
         return
     with warnings.catch_warnings():

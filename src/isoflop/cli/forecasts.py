@@ -24,21 +24,21 @@ LEAVE_OUT, SHIPPED = "leave-one-out", "default"
 def backtest(
     runs: CurveFiles,
     baselines: Annotated[
-        str | None, typer.Option(metavar="NAME,…", help="Scored on the same runs; `none`: only isoflop's own.")
+        str | None, typer.Option(metavar="NAME,…", help="Baselines to score too (default: all; `none`).")
     ] = None,
     priors: Annotated[
         str,
         typer.Option(
-            help="leave-one-out: learnt from the other organisations' runs (of records: the other runs), as it would "
-            "have been; default: those that ship."
+            help="leave-one-out: learn them from the other organisations' runs (of records: the other runs); default: "
+            "use those that ship."
         ),
     ] = LEAVE_OUT,
-    at: Annotated[str, typer.Option(metavar="FRACTION,…", help="How much of each run is seen.")] = "0.25,0.5,0.75",
+    at: Annotated[str, typer.Option(metavar="FRACTION,…", help="Parts of a run to forecast from.")] = "0.25,0.5,0.75",
     loss: CurveLoss = "train",
     level: Level = 0.8,
     as_json: AsJson = False,
 ) -> None:
-    """Replay finished runs: what would have been forecast at a part of each, and how wrong it was."""
+    """Replay finished runs, forecast each from a part of it, and score the forecasts."""
     from rich.console import Console
 
     from isoflop import forecast
@@ -122,23 +122,21 @@ def _fraction(text: str) -> float:
 
 def rank(
     runs: CurveFiles,
-    keep: Annotated[int, typer.Option(min=1, help="How many runs are wanted in the end.")] = 1,
+    keep: Annotated[int, typer.Option(min=1, help="Number of best runs to find.")] = 1,
     sure: Annotated[
-        float, typer.Option(min=0.51, max=0.999, help="A run can stop when it is this sure not to be among them.")
+        float, typer.Option(min=0.51, max=0.999, help="Certainty that a run is not among them, to stop it.")
     ] = 0.95,
     at: Annotated[
         float | None,
-        typer.Option(metavar="FRACTION", help="As the runs stood at this part of their plans, to try it out."),
+        typer.Option(metavar="FRACTION", help="Rank the runs as they were at this part of their plans."),
     ] = None,
-    history: Annotated[
-        list[Path] | None, typer.Option(help="Records of earlier, finished runs that the forecasts learn from.")
-    ] = None,
+    history: Annotated[list[Path] | None, typer.Option(help="Finished runs that the forecasts learn from.")] = None,
     loss: CurveLoss = "train",
     as_json: AsJson = False,
 ) -> None:
-    """Order runs by the loss they will end with, with the probability that each order is right.
+    """Order runs by their forecast final loss, with probabilities, and name those that can stop.
 
-    Runs are compared as they are: the same data, tokenizer and loss are taken for granted.
+    The runs must share data, tokenizer and loss.
     """
     from isoflop.figures.text import unique_names
     from isoflop.forecast import DEFAULT_PRIORS, LossCurve, history_of, learn_priors

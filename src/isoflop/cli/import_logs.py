@@ -15,7 +15,6 @@ from isoflop.console import cell, grid, picked, print_json, reported, screen, te
 
 if TYPE_CHECKING:
     from isoflop.logs import Imported, ImportResult
-    from isoflop.record import Point
 
 ROWS = 40
 """Runs shown; the others are counted."""
@@ -31,11 +30,6 @@ class Done:
     one: Imported
     path: Path | None
     action: str
-
-    @property
-    def last(self) -> Point:
-        """The last point."""
-        return self.one.run.points[-1]
 
     @property
     def losses(self) -> dict[str, float | None]:
@@ -66,25 +60,25 @@ def import_(
         ),
     ] = None,
     params: Annotated[Several, _several("[RUN=]N", "Parameters, such as 124M or small=124M.")] = None,
-    config: Annotated[Several, _several("[RUN=]FILE", "A config.json of Hugging Face, that N is counted from.")] = None,
+    config: Annotated[Several, _several("[RUN=]FILE", "config.json of Hugging Face, to count N from.")] = None,
     tokens_per_step: Annotated[
-        Several, _several("[RUN=]NUMBER", "Tokens of an optimizer step, all devices together.")
+        Several, _several("[RUN=]NUMBER", "Tokens an optimizer step, all devices together.")
     ] = None,
-    flops_per_token: Annotated[Several, _several("[RUN=]NUMBER", "FLOPs of training, a token.")] = None,
+    flops_per_token: Annotated[Several, _several("[RUN=]NUMBER", "Training FLOPs a token.")] = None,
     seq: Annotated[Several, _several("[RUN=]NUMBER", "Tokens a sequence.")] = None,
     devices: Annotated[Several, _several("[RUN=]NUMBER", "Devices that trained.")] = None,
     table: Annotated[
-        Path | None, typer.Option(help="A CSV of these by run: run,params,tokens_per_step,…", exists=True)
+        Path | None, typer.Option(help="CSV with these by run: run,params,tokens_per_step,…", exists=True)
     ] = None,
-    loss: Annotated[Several, _several("[LOSS=]COLUMN", "The training loss's column, or eval/val=COLUMN.")] = None,
+    loss: Annotated[
+        Several, _several("[LOSS=]COLUMN", "Column of the training loss; eval/val=COLUMN of another.")
+    ] = None,
     loss_unit: Annotated[Several, _several("[LOSS=]UNIT", "nats (default), bits, ppl or bpb (bits per byte).")] = None,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column of tokens since the run began.")
-    ] = None,
-    step: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of optimizer steps.")] = None,
-    run: Annotated[Several, _several("COLUMN", "A column that separates the runs of one file.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of tokens since the run began.")] = None,
+    step: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of optimizer steps.")] = None,
+    run: Annotated[Several, _several("COLUMN", "Column that separates the runs of one file.")] = None,
     group: Annotated[
-        Several, _several("COLUMN", "A column or hyperparameter to keep of each run, for fit --group.")
+        Several, _several("COLUMN", "Column or hyperparameter to keep of each run, for fit --group.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Show what would be imported, and write nothing.")
@@ -93,15 +87,14 @@ def import_(
 ) -> None:
     """Import finished runs from other tools' logs, for fit, plan, backtest, rank and report.
 
-    What a log does not hold is asked for; a run without it is imported all the same, with its loss by step. The exit
-    code is 1 if no run could be imported.
+    The command asks for what a log does not hold; until it is given, the run is imported with its loss by step alone.
+    The exit code is 1 if no run was imported.
     """
     from isoflop.logs import EVERY, Given, import_runs, read_answers, write_run
     from isoflop.record import RecordError
 
     if output is None and not dry_run:
         raise typer.BadParameter("expected a folder for the records, -o runs/; or -n, to look without writing")
-    done: list[Done] = []
     with reported("import", RecordError):
         given = Given(
             params=_numbers("--params", params),
@@ -119,12 +112,11 @@ def import_(
             table={} if table is None else read_answers(table),
         )
         result = import_runs(paths, given, kind=kind, leave_out=[] if table is None else [table])
-    failures: list[str] = []
+    done, failures = [], []
     for one in result.imported:
         try:
-            done.append(
-                Done(one, *write_run(output, one.run)) if output and not dry_run else Done(one, None, "not written")
-            )
+            written = write_run(output, one.run) if output and not dry_run else (None, "not written")
+            done.append(Done(one, *written))
         except RecordError as error:
             failures.append(str(error))
     result = replace(result, problems=(*result.problems, *dict.fromkeys(failures)))
@@ -168,7 +160,7 @@ def as_object(result: ImportResult, done: Sequence[Done]) -> dict[str, Any]:
         "runs": [
             picked(each.one.run, "run_id name status parameters")
             | picked(each.one, "kind source missing notes")
-            | picked(each.last, "step tokens flops")
+            | picked(each.one.run.points[-1], "step tokens flops")
             | picked(each, "action losses")
             | {"record": None if each.path is None else str(each.path), "points": len(each.one.run.points)}
             for each in done
@@ -189,7 +181,7 @@ def print_imported(done: Sequence[Done]) -> None:
     heads = ("run", "from", "N", "tokens", "FLOPs", "steps", "points", "loss", "record")
     table = grid(*heads, left=(0, 1, 8), folded=range(9))
     for each in done[:ROWS]:
-        run, last = each.one.run, each.last
+        run, last = each.one.run, each.one.run.points[-1]
         size = run.parameters.get("non_embedding") or run.parameters.get("total")
         steps = "–" if each.one.ends else f"{last.step:,}"
         cells = (run.name, each.one.kind, cell(size, short), cell(last.tokens, short), cell(last.flops, ".2e"), steps)
@@ -208,8 +200,5 @@ def print_imported(done: Sequence[Done]) -> None:
 
 
 def _losses_cell(losses: Mapping[str, float | None]) -> str:
-    shown = [
-        f"{'' if name == 'train' else name + ' '}{'–' if loss is None else f'{loss:.4g}'}"
-        for name, loss in losses.items()
-    ]
+    shown = [f"{'' if name == 'train' else name + ' '}{cell(loss, '.4g')}" for name, loss in losses.items()]
     return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")

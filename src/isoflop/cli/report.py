@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 Counted = Annotated[
     str | None,
-    typer.Option("--n", help="Parameters that N counts: total, non_embedding, … (default: one that all runs state)."),
+    typer.Option("--n", help="What N counts: total, non_embedding, … (default: the first that all runs have)."),
 ]
 
 
 def report(
     runs: RunFiles,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The page; the other files are named after it.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file; the others get its name.")
     ] = Path("report.html"),
     column: Column = None,
     where: Where = None,
@@ -32,16 +32,14 @@ def report(
     loss: FinalLoss = None,
     budgets: Budgets = None,
     level: Level = 0.9,
-    pdf: Annotated[bool, typer.Option("--pdf", help="Each figure as report-<figure>.pdf beside the page.")] = False,
-    svg: Annotated[bool, typer.Option("--svg", help="The same as SVG.")] = False,
-    png: Annotated[bool, typer.Option("--png", help="The same as PNG.")] = False,
-    latex: Annotated[
-        bool, typer.Option("--latex", help="The tables as report.tex, with report.bib of the papers used.")
-    ] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write each figure as report-<figure>.pdf too.")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="Write each figure as SVG too.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Write each figure as PNG too.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Write the tables as report.tex, with report.bib.")] = False,
 ) -> None:
     """Make a report of runs: one HTML file with figures, fits, advice, data and what a paper must state.
 
-    It opens in any browser and loads nothing from outside. Runs that are still training are shown, not fitted.
+    The file opens in any browser and loads nothing from outside. Runs that still train are drawn, but not fitted.
     """
     from datetime import datetime, timezone
 
@@ -64,11 +62,11 @@ def figure(
     ] = "loss-flops",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Ends in .pdf, .svg or .png (default: KIND.pdf)."),
+        typer.Option("--output", "-o", metavar="FILE", help="Name with .pdf, .svg or .png (default: KIND.pdf)."),
     ] = None,
-    style: Annotated[str, typer.Option(help="plain, neurips, iclr, icml, acl (fonts, width) or slides.")] = "plain",
+    style: Annotated[str, typer.Option(help="Font and width: plain, neurips, iclr, icml, acl, slides.")] = "plain",
     width: Annotated[
-        str | None, typer.Option(metavar="LENGTH", help="5.5in, 14cm or 240pt (default: the style's column).")
+        str | None, typer.Option(metavar="LENGTH", help="5.5in, 14cm or 240pt (default: by the style).")
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark, for slides.")] = False,
     column: Column = None,
@@ -78,7 +76,7 @@ def figure(
     budgets: Budgets = None,
     level: Level = 0.9,
 ) -> None:
-    """Draw one figure of runs for a paper; its notes, such as what is extrapolated, are printed for the caption."""
+    """Draw one figure of runs for a paper, and print notes for its caption, such as what is extrapolated."""
     from isoflop.figures import FIGURES, NoFigure, save
     from isoflop.report.report import study_of
 
@@ -129,19 +127,23 @@ def _sources(
 
 
 def passport(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="isoflop's record (.jsonl), or its URL.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A record (.jsonl), a folder with one, or a URL.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Write isoflop-passport.json and .md there.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a run's passport for its model card: parameters, tokens, FLOPs and their method, hours, MFU, losses."""
+    """Print what a run cost and reached, for its model card: N, tokens, FLOPs, hours, MFU, losses."""
     from isoflop.live.passport import markdown, write_passport
     from isoflop.live.passport import passport as passport_of
-    from isoflop.record import location_of, read_run
+    from isoflop.record import location_of, read_run, record_files
 
     with reported("passport"):
-        read = read_run(location_of(run))
+        files = list(record_files((location_of(run),)))
+        if len(files) != 1:
+            found = "; ".join(files[:4]) if files else "no isoflop-*.jsonl"
+            raise ValueError(f"expected one record, got {found} in {run}: name the file")
+        read = read_run(files[0])
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             for path in write_passport(read, output):

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_tokens
+from isoflop.figures.by_compute import loss_flops, optimal_parameters, optimal_tokens, profiles
 from isoflop.figures.by_law import contours, residuals, residuals_by_ratio, waste
 from isoflop.figures.curves import batch, learning_curves
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Scale, Series
 from isoflop.figures.matplotlib import matplotlib_figure, save
 from isoflop.figures.plotly import plotly_figure
-from isoflop.figures.profiles import profiles
 from isoflop.figures.study import Study, study
 from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run, ends_of_table
 

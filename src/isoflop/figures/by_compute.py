@@ -1,4 +1,4 @@
-"""Figures against compute: loss of all runs with the fitted frontier, and the compute-optimal size and tokens.
+"""Figures of compute: loss of all runs with the fitted frontier, isoFLOP profiles, the compute-optimal size and tokens.
 
 Hoffmann et al. 2022, figures 2 and 3; Kaplan et al. 2020, figure 1; beside published laws, as in Porian et al. 2024.
 """
@@ -14,10 +14,11 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.figures.curves import broken, ends_series, loss_series
-from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series
+from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Role, Series, Shades
 from isoflop.figures.study import BEYOND, Study, compute_axis, loss_axis, size_axis, tokens_axis
 from isoflop.figures.text import counted, law_label, listed, parameters
-from isoflop.fit.optimal_line import Approach
+from isoflop.fit.optimal_line import Approach, Minimum
+from isoflop.fit.profiles import group, profile_minima, refused
 from isoflop.fit.runs import RunCurve
 from isoflop.laws import Law, optimal_allocation
 from isoflop.laws.forms import TRAINING_FLOPS
@@ -27,6 +28,13 @@ OPTIMAL = {
     "N": ("optimal-parameters", "Compute-optimal parameters"),
     "D": ("optimal-tokens", "Compute-optimal tokens"),
 }
+PROFILES = ("isoflop-profiles", "isoFLOP profiles: loss against size at equal compute")
+NEAR = 5.0
+"""A factor of the best size within which a parabola is drawn: farther out a law of sizes is no parabola."""
+FEWEST = 3
+"""Sizes that make a profile."""
+NAMED = 10
+"""Budgets that the legend names; of more a colour scale tells."""
 ROLES: tuple[Role, ...] = ("approach 1", "approach 2", "approach 3")
 POINTS = 60
 
@@ -34,19 +42,9 @@ POINTS = 60
 def frontier_line(
     law: Law, least: float, most: float, level: float, rate: float = TRAINING_FLOPS
 ) -> tuple[dict[str, Array], Array | None]:
-    """The frontier between two budgets, evenly spaced in ln C.
+    """Columns N, D, C and L of the frontier between two budgets, and the interval of L [2, points] by the law's draws.
 
-    Args:
-        law: of N and D.
-        least, most: training FLOPs.
-        level: of the intervals.
-        rate: FLOPs per parameter and token, C/(N·D), of the runs that it is drawn with.
-
-    Returns:
-        Columns "N", "D", "C" and "L" [points]; the interval of L [2, points], None where the law has no draws.
-
-    Raises:
-        ValueError: the law has no optimum there.
+    `rate` is C/(N·D) of the runs that it is drawn with. ValueError: the law has no optimum there.
     """
     C = np.geomspace(least, most, POINTS)
     best = [optimal_allocation(law, float(each), level=level, flops_per_param_token=rate) for each in C]
@@ -87,7 +85,7 @@ def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...]
     if not any(end.N for end in study.ends):
         return (), (), ("No frontier: it is a law of N, and no run states its parameters.",)
     if study.law is None or study.fit is None:
-        return (), (), (f"No frontier: {study.refused}.",)
+        return (), (), (f"No frontier: {study.no_law}.",)
     largest = float(study.C.max())
     pieces = [("least loss by the fitted law", float(study.C.min()), largest, False)]
     pieces += [] if study.doubts else [("the same, beyond the runs", largest, largest * BEYOND, True)]
@@ -98,15 +96,17 @@ def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...]
         if interval is not None:
             low, high = interval
             bands.append(Band(f"{study.level:.0%} interval", line["C"], low, high, group="fit"))
-    notes = (
-        f"Frontier: L(N,D) = E + A/N^α + B/D^β fitted to {counted(study.fit.n, 'finished run', 'finished runs')}, at "
-        f"the best N and D for C = {study.rate:.3g}·N·D; band: {study.level:.0%} interval by {study.draws:,} "
-        "resamples of the runs.",
-        "It is not drawn beyond the runs: " + "; ".join(study.doubts) + "."
+    runs = counted(study.fit.n, "finished run", "finished runs")
+    beyond = (
+        "It is not drawn beyond the runs: " + "; ".join(study.doubts)
         if study.doubts
-        else f"Dashed: extrapolated, up to {BEYOND:g} times the compute of the largest run.",
+        else f"Dashed: extrapolated, up to {BEYOND:g} times the compute of the largest run"
     )
-    return tuple(lines), tuple(bands), notes
+    notes = (
+        f"Frontier: least loss for C = {study.rate:.3g}·N·D by L(N,D) = E + A/N^α + B/D^β, fitted to {runs}; band: "
+        f"{study.level:.0%} interval by {study.draws:,} resamples of the runs"
+    )
+    return tuple(lines), tuple(bands), (notes, beyond)
 
 
 def _six_n_d(study: Study, curve: RunCurve) -> Array:
@@ -124,13 +124,7 @@ X_AXES: Mapping[str, tuple[str, str, Callable[[Study, RunCurve], Array]]] = {
 
 
 def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
-    """The curves of all runs against an axis of `X_AXES`, without a law.
-
-    Args:
-        study: of the runs.
-        axis: of `X_AXES`.
-        loss: `train` or eval/<name>; "": the study's.
-    """
+    """The curves of all runs against an axis of `X_AXES`, without a law; `loss` "" is the study's."""
     label, unit, values = X_AXES[axis]
     shown = replace(study, loss=loss or study.loss)
     curves, missing = loss_series(shown, partial(values, shown))
@@ -139,6 +133,86 @@ def loss_against(study: Study, axis: str, loss: str = "") -> Figure | NoFigure:
     drawn = (*curves, *broken(shown, partial(values, shown)))
     notes = (f"Not drawn, without this loss or axis: {listed(missing)}.",) if missing else ()
     return Figure(*LOSS_FLOPS, Axis(label, unit), loss_axis(shown), drawn, shades=shown.sizes(), notes=notes)
+
+
+# -- isoFLOP profiles --------------------------------------------------------------------------------------------------
+
+
+def profiles(study: Study) -> Figure | NoFigure:
+    """Runs of about equal compute, a parabola through each budget, its minimum with its interval."""
+    if study.nothing:
+        return NoFigure(*PROFILES, study.nothing)
+    N, L = study.columns["N"], study.columns["loss"]
+    try:
+        groups, _ = group(study.C, study.budgets)
+    except ValueError as reason:
+        return NoFigure(*PROFILES, f"the runs do not share budgets: {reason}")
+    found = [(budget, rows) for budget, rows in groups if len(np.unique(N[rows])) >= FEWEST]
+    if not found:
+        sizes = max((len(np.unique(N[rows])) for _, rows in groups), default=0)
+        return NoFigure(
+            *PROFILES, f"a profile needs {FEWEST} sizes at one budget; {counted(sizes, 'size', 'sizes')} at the most"
+        )
+    minima, notes = _minima(study)
+    series: list[Series] = []
+    misfits: list[tuple[float, str]] = []
+    for number, (budget, rows) in enumerate(found):
+        order = rows[np.argsort(N[rows])]
+        label = f"{budget:.3g} FLOPs"
+        look: dict[str, Any] = {"shade": number / max(len(found) - 1, 1), "shades": None, "group": label}
+        named = len(found) <= NAMED
+        series.append(ends_series(study, order.tolist(), N[order], L[order], label, legend=named, **look))
+        if refused(np.log(N[order]), L[order]) is None:
+            x, y, off = _parabola(N[order], L[order])
+            series.append(Series(label, x, y, legend=False, **look))
+            misfits.append((off, label))
+    if minima:
+        best, D, C, losses = (np.array([getattr(each, name) for each in minima]) for name in ("N", "D", "C", "L"))
+        left, right = np.array([each.interval or (np.nan, np.nan) for each in minima]).T
+        look = {"role": "approach 2", "kind": "points", "hover": {"N": best, "D": D, "C": C, "L": losses}}
+        series.append(Series("minima (approach 2)", best, losses, left=left, right=right, **look))
+    every = max(1, len(found) // 6)
+    ticks = tuple((i / max(len(found) - 1, 1), f"{found[i][0]:.2g}") for i in range(0, len(found), every))
+    return Figure(
+        *PROFILES,
+        size_axis(study),
+        loss_axis(study),
+        tuple(series),
+        shades=Shades("budget, FLOPs", ticks) if len(found) > NAMED else None,
+        notes=(
+            f"Lines: parabolas in ln N through all runs of a budget, drawn within a factor {NEAR:g} of their minimum.",
+            *([_misfit(misfits)] if misfits else []),
+            *([f"Diamonds: minima, with their {study.level:.0%} interval by the losses' noise."] if minima else []),
+            *notes,
+        ),
+    )
+
+
+def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
+    """By approach 2; of a single budget, for which there is no line, the minimum alone."""
+    found = next((each for each in study.approaches if each.number == 2), None)
+    if found is not None:
+        return found.minima, found.warnings
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    try:
+        one = profile_minima(study.C, N, D, L, budgets=study.budgets, level=study.level)
+    except ValueError as reason:
+        return (), (str(reason),)
+    return one.minima, (*one.warnings, *one.reasons)
+
+
+def _parabola(N: Array, L: Array) -> tuple[Array, Array, float]:
+    """Near its minimum; and the root mean square of the runs' relative distances from it."""
+    line = np.polynomial.Polynomial.fit(np.log(N), L, 2)
+    vertex = float(line.deriv().roots()[0])
+    x = np.linspace(max(np.log(N[0]), vertex - np.log(NEAR)), min(np.log(N[-1]), vertex + np.log(NEAR)), 60)
+    return np.exp(x), line(x), float(np.sqrt(np.mean((line(np.log(N)) / L - 1) ** 2)))
+
+
+def _misfit(found: list[tuple[float, str]]) -> str:
+    off, worst = max(found)
+    typical = float(np.median([each for each, _ in found]))
+    return f"The runs lie {typical:.2%} off their parabola (root mean square, median budget), {off:.2%} at {worst}."
 
 
 # -- the optimum -------------------------------------------------------------------------------------------------------
@@ -182,13 +256,13 @@ def _optimal_notes(study: Study) -> tuple[str, ...]:
     ]
     if any(each.number == 1 for each in study.approaches):
         notes.append(
-            "Approach 1 reads every run where it stands: rates that fall at the end, and noise of the losses, bias it."
+            "Approach 1 takes losses from the middle of runs: a learning rate that decays later, and noise, bias it."
         )
     if not study.approaches:
         notes.insert(0, "Published laws alone: these runs determine no frontier of their own.")
     if any(each.n_convention != study.convention for each in study.published):
         conventions = "; ".join(f"{law_label(each)}: {parameters(each.n_convention)}" for each in study.published)
-        notes.append(f"Published laws count N each in its own way ({conventions}); they are not converted.")
+        notes.append(f"Each published law counts N in its own way ({conventions}); they are not converted.")
     return tuple(notes)
 
 

@@ -43,7 +43,7 @@ BY_RATIO = ("residuals-ratio", "Residuals of the fitted law against tokens per p
 def contours(study: Study) -> Figure | NoFigure:
     """Lines of equal loss, lines of equal compute, the frontier and the runs."""
     if study.law is None or study.fit is None:
-        return NoFigure(*CONTOURS, study.nothing or f"no law is fitted: {study.refused}")
+        return NoFigure(*CONTOURS, study.nothing or f"no law is fitted: {study.no_law}")
     N, D = study.columns["N"], study.columns["D"]
     y = np.geomspace(N.min() / AROUND, N.max() * AROUND, CELLS)
     x = np.geomspace(D.min() / AROUND, D.max() * AROUND, CELLS)
@@ -116,14 +116,12 @@ def waste(study: Study) -> Figure | NoFigure:
         runs = len(study.counted)
         if len(shown) < runs:
             notes.append(f"{runs - len(shown)} of {runs} runs took more than {HIGHEST:g} times the least compute.")
-        notes.append(
-            "Points: a run's N and C over those with which the law reaches the run's measured loss at least C."
-        )
+        notes.append("Points: a run's N and its compute, each over what the law takes at least for the run's loss.")
         notes += study.doubts
     else:
-        notes.append(f"Your runs are not in it: {study.refused}.")
+        notes.append(f"Your runs are not drawn: {study.no_law}.")
     notes.append(
-        "Kaplan et al.: exponents of L(N,S), steps at a batch far below critical in place of tokens (eq. B.16)."
+        "Kaplan et al.: exponents of L(N,S), steps at a batch far below the critical one for tokens (eq. B.16)."
     )
     return Figure(
         *WASTE,
@@ -177,7 +175,7 @@ def residuals_by_ratio(study: Study) -> Figure | NoFigure:
 
 def _residuals(title: tuple[str, str], study: Study, axis: Axis, x: Array) -> Figure | NoFigure:
     if study.fit is None or study.law is None or study.scatter is None:
-        return NoFigure(*title, study.nothing or f"no law is fitted: {study.refused}")
+        return NoFigure(*title, study.nothing or f"no law is fitted: {study.no_law}")
     rows = study.fitted_rows
     off = np.expm1(-study.fit.residuals)  # residuals are ln L̂ − ln L
     half, nine = study.scatter

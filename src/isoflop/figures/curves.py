@@ -29,7 +29,7 @@ FORECAST_LEVEL = 0.8
 """Of forecasts, as everywhere in isoflop."""
 
 BATCH = ("batch", "Batch against the critical batch")
-BATCH_LEVEL, Z = 0.95, 1.959964
+BATCH_LEVEL, BATCH_INTERVAL, Z = 0.95, "95% interval", 1.959964
 """Of beliefs about a batch, as everywhere in isoflop; standard deviations of that interval."""
 BANDS = 3
 """Runs whose intervals are drawn; of more they hide one another."""
@@ -42,32 +42,20 @@ POINTS = 40
 def run_series(
     study: Study, curve: RunCurve, known: Indices, x: Array, y: Array, hover: Mapping[str, Array], **options: Any
 ) -> Series:
-    """A run's points, thinned, in its shade.
+    """A run's points at the indices `known`, thinned to `most`, in its shade; `options` are fields of `Series`.
 
-    Args:
-        study: of the runs.
-        curve: the run.
-        known: indices of the points that can be drawn.
-        x, y: columns of the run [points].
-        hover: further columns; those without a number are left out.
-        options: `most`, the points at the most; and further fields of `Series`.
+    Hover columns that are x or y stay the same array, which plotly then need not be sent twice; those without a number
+    are left out.
     """
     kept = known[thin(x[known], y[known], options.pop("most", points_each(len(study.curves))))]
     at, values = x[kept], y[kept]
     columns = {name: at if column is x else values if column is y else column[kept] for name, column in hover.items()}
     N = curve.size(study.convention)
-    return Series(
-        options.pop("name", curve.name),
-        at,
-        values,
-        kind="line" if len(kept) > 1 else "points",
-        hover={
-            **({"N": N} if N else {}),
-            **{name: column for name, column in columns.items() if np.isfinite(column).any()},
-        },
-        **_of_run(study, curve),
-        **options,
-    )
+    shown: dict[str, Any] = {"N": N} if N else {}
+    shown |= {name: column for name, column in columns.items() if np.isfinite(column).any()}
+    kind: Any = "line" if len(kept) > 1 else "points"
+    name = options.pop("name", curve.name)
+    return Series(name, at, values, kind=kind, hover=shown, **_of_run(study, curve), **options)
 
 
 def _of_run(study: Study, curve: RunCurve) -> dict[str, Any]:
@@ -91,30 +79,21 @@ def loss_series(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[list[S
 
 def broken(study: Study, x_of: Callable[[RunCurve], Array]) -> tuple[Series, ...]:
     """Crosses where losses stopped being numbers, at the last one before."""
-    x, y, names = [], [], []
+    found: list[tuple[float, float, str]] = []
     for curve in study.curves:
         at = np.flatnonzero(curve.known(study.loss, x_of(curve)))
         loss = curve.losses.get(study.loss, np.empty(0))[at] if len(at) else np.empty(0)
-        first = np.flatnonzero(np.isfinite(loss[:-1]) & ~np.isfinite(loss[1:]))
-        x += list(x_of(curve)[at[first]])
-        y += list(loss[first])
-        names += [curve.name] * len(first)
-    if not x:
+        for i in np.flatnonzero(np.isfinite(loss[:-1]) & ~np.isfinite(loss[1:])):
+            found.append((x_of(curve)[at[i]], loss[i], curve.name))
+    if not found:
         return ()
-    many = Series("the loss became NaN or infinite", np.array(x), np.array(y), "bad", "points", labels=tuple(names))
-    return (replace(many, hover={"L": many.y}),)
+    x, y, names = zip(*found, strict=True)
+    L, called = np.array(y), "the loss became NaN or infinite"
+    return (Series(called, np.array(x), L, "bad", "points", labels=names, hover={"L": L}),)
 
 
 def ends_series(study: Study, at: Sequence[int], x: Array, y: Array, name: str = "", **options: Any) -> Series:
-    """Counted ends as points, each in its run's shade.
-
-    Args:
-        study: of the runs.
-        at: which of the counted ends.
-        x, y: of each.
-        name: for the legend; default: their number.
-        options: further fields of `Series`.
-    """
+    """The counted ends `at` as points, each in its run's shade; `options` are further fields of `Series`."""
     hover = {"N": study.columns["N"], "D": study.columns["D"], "C": study.C, "L": study.columns["loss"]}
     options = {
         "kind": "points",
@@ -144,14 +123,13 @@ def learning_curves(study: Study) -> Figure | NoFigure:
     silent = [f"{name_of(name)}: {why}" for name, why in ahead.items() if isinstance(why, str)]
     sizes = {curve.size(study.convention) for curve in study.curves} - {None}
     of = counted(len(sizes), "size", "sizes") if sizes else "unknown size"
-    few = f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}."
     notes = {
-        f"{counted(len(curves), 'run', 'runs')} of {of}, as logged.": True,
+        f"{counted(len(curves), 'run', 'runs')} of {of}, as logged": True,
         f"Dashed: forecast up to the planned end, with its {FORECAST_LEVEL:.0%} interval, from the curve so far, the "
-        "learning rates to come and what public runs have shown.": drawn,
-        f"Forecast: the {FORECAST} newest of {len(live)} runs under way.": len(live) > FORECAST,
-        "No forecast of " + "; ".join(silent) + ".": silent,
-        few: missing,
+        "learning rates to come and what public runs have shown": drawn,
+        f"Forecast: the {FORECAST} newest of {len(live)} runs under way": len(live) > FORECAST,
+        "No forecast of " + "; ".join(silent): silent,
+        f"{counted(len(missing), 'run', 'runs')} without {said(study.loss)}: {listed(missing)}": missing,
     }
     return Figure(
         *LEARNING_CURVES,
@@ -199,19 +177,11 @@ def _as_logged(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | Non
     at = np.flatnonzero(np.isfinite(table).all(axis=0))
     if study.loss != "train" or not isinstance(planned, int | float) or not len(at):
         return None
-    loss, low, high = table[:, at[-1:]]
-    return Series(
-        f"{curve.name}: forecast at step {curve.step[at[-1]]:,.0f}",
-        np.array([float(planned)]),
-        loss,
-        kind="points",
-        dashed=True,
-        low=low,
-        high=high,
-        legend=False,
-        hover={"S": float(planned), "L": loss, "low": low, "high": high},
-        **_of_run(study, curve),
-    ), []
+    S, (L, low, high) = np.array([float(planned)]), table[:, at[-1:]]
+    look: dict[str, Any] = {"kind": "points", "dashed": True, "legend": False, **_of_run(study, curve)}
+    hover = {"S": S, "L": L, "low": low, "high": high}
+    name = f"{curve.name}: forecast at step {curve.step[at[-1]]:,.0f}"
+    return Series(name, S, L, low=low, high=high, hover=hover, **look), []
 
 
 # -- batch -------------------------------------------------------------------------------------------------------------
@@ -225,37 +195,24 @@ def batch(study: Study) -> Figure | NoFigure:
     measured = [curve for curve in study.curves if np.isfinite(curve.extra.get("b_crit", np.nan)).any()]
     critical, bands = [], []
     for curve in measured:
-        value, name = curve.extra["b_crit"], f"{curve.name}: B_crit"
-        line = _batch_series(study, curve, value, name=name, dashed=True, legend=False)
-        if line is None:
-            continue
-        critical.append(line)
-        if "b_crit_sigma" in curve.extra and len(measured) <= BANDS:
-            bands += _batch_band(study, curve, value, curve.extra["b_crit_sigma"])
+        look = {"name": f"{curve.name}: B_crit", "dashed": True, "legend": False}
+        if line := _batch_series(study, curve, curve.extra["b_crit"], **look):
+            critical.append(line)
+            if "b_crit_sigma" in curve.extra and len(measured) <= BANDS:
+                bands += _batch_band(study, curve, curve.extra["b_crit"], curve.extra["b_crit_sigma"])
     D = np.concatenate([each.x for each in (*own, *critical)])
     prior, around = _published_batch(float(np.nanmin(D)), float(np.nanmax(D)))
-    level = f"{BATCH_LEVEL:.0%} interval"
-    measures = (
+    notes = [
+        "Solid: tokens processed a step. Beyond the critical batch a loss costs more tokens: E/E_min = 1 + B/B_crit",
         f"Dashed: B_crit of {counted(len(measured), 'run', 'runs')}, by the gradient noise scale where it was measured "
-        f"and published runs{f'; band: {level}' if bands else ''}."
+        f"and published runs{f'; band: {BATCH_INTERVAL}' if bands else ''}"
         if measured
-        else "No run has a critical batch of its own in its record."
-    )
-    return Figure(
-        *BATCH,
-        tokens_axis(),
-        Axis("tokens a step", "tokens"),
-        (prior, *own, *critical),
-        (around, *bands),
-        shades=study.sizes(),
-        notes=(
-            "Solid: tokens processed a step. Beyond the critical batch a loss costs more tokens: "
-            "E/E_min = 1 + B/B_crit.",
-            measures,
-            f"Published: B_crit(D) of language models, known from {VALID[0]:.0e} to {VALID[1]:.0e} tokens; "
-            f"{level}, wider outside.",
-        ),
-    )
+        else "No run has a critical batch of its own in its record",
+        f"Published: B_crit(D) of language models, known from {VALID[0]:.0e} to {VALID[1]:.0e} tokens; "
+        f"{BATCH_INTERVAL}, wider outside",
+    ]
+    axes, drawn = (tokens_axis(), Axis("tokens a step", "tokens")), (prior, *own, *critical)
+    return Figure(*BATCH, *axes, drawn, (around, *bands), shades=study.sizes(), notes=tuple(notes))
 
 
 def _batch_series(study: Study, curve: RunCurve, values: Array, **options: Any) -> Series | None:
@@ -263,16 +220,15 @@ def _batch_series(study: Study, curve: RunCurve, values: Array, **options: Any) 
     if not len(known):
         return None
     hover = {"D": curve.tokens, "B": values, **({"L": curve.losses[study.loss]} if study.loss in curve.losses else {})}
-    return run_series(
-        study, curve, known, curve.tokens, values, hover, most=points_each(3 * len(study.curves)), **options
-    )
+    options["most"] = points_each(3 * len(study.curves))
+    return run_series(study, curve, known, curve.tokens, values, hover, **options)
 
 
 def _batch_band(study: Study, curve: RunCurve, value: Array, sigma: Array) -> list[Band]:
     known = np.flatnonzero(np.isfinite(value) & np.isfinite(sigma) & (curve.tokens > 0))
     kept = known[thin(curve.tokens[known], value[known], points_each(3 * len(study.curves)))]
-    D, reach, name = curve.tokens[kept], np.exp(Z * sigma[kept]), f"{BATCH_LEVEL:.0%} interval"
-    band = Band(name, D, value[kept] / reach, value[kept] * reach, role="run", **_of_run(study, curve))
+    D, reach = curve.tokens[kept], np.exp(Z * sigma[kept])
+    band = Band(BATCH_INTERVAL, D, value[kept] / reach, value[kept] * reach, role="run", **_of_run(study, curve))
     return [band] if len(kept) else []
 
 
@@ -282,4 +238,4 @@ def _published_batch(least: float, most: float) -> tuple[Series, Band]:
     low, high = np.array([each.interval(BATCH_LEVEL) for each in known]).T
     look: dict[str, Any] = {"role": "published", "group": "published"}
     line = Series("B_crit(D), published runs", D, np.array([each.value for each in known]), dashed=True, **look)
-    return line, Band(f"{BATCH_LEVEL:.0%} interval", D, low, high, **look)
+    return line, Band(BATCH_INTERVAL, D, low, high, **look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawn
 
 
-WIDTH, HEIGHT = 5.5, 3.6
-"""Inches: the width of the text of most conferences' papers."""
+WIDTH, HEIGHT, LEAST_HEIGHT = 5.5, 3.6, 2.7
+"""Inches: the width of the text of most conferences' papers; in a narrow column the axes' labels want some height."""
 NAMED = 8
 """Runs that the legend names; of more it has one entry, and a colour scale."""
 DASHES: tuple[Any, ...] = ((0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (8, 2, 1, 2)))
@@ -29,11 +30,8 @@ STYLE = {
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 8.5,
     "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.minor.width", "ytick.minor.width"), 0.4),
     "legend.fontsize": 7.5,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text that can be searched and edited
@@ -42,6 +40,7 @@ STYLE = {
     "text.usetex": False,
     "axes.unicode_minus": True,
 }
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 TIMES = {"font.family": "serif", "font.serif": ["Times New Roman", "Times", "Liberation Serif", "STIXGeneral"]}
 STYLES: dict[str, tuple[float, dict[str, Any]]] = {
     "plain": (WIDTH, {}),
@@ -73,15 +72,13 @@ def matplotlib_figure(
         ImportError: matplotlib is not installed, with how to get it.
     """
     look = theme_of(theme)
-    settings, inches = _settings(style), STYLES[style][0]
-    text = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings |= dict.fromkeys(text, look.text) | {"grid.color": look.grid}
-    settings |= dict.fromkeys(("axes.facecolor", "figure.facecolor"), look.background)
-    width = inches if width is None else width
-    with _matplotlib().rc_context(settings):
+    colours = {**dict.fromkeys(INKED, look.text), "grid.color": look.grid}
+    colours |= dict.fromkeys(("axes.facecolor", "figure.facecolor"), look.background)
+    with _style(style, colours):
         from matplotlib.figure import Figure as Canvas
 
-        drawn = Canvas(figsize=(width, HEIGHT * width / WIDTH), layout="constrained")
+        width = width or STYLES[style][0]
+        drawn = Canvas(figsize=(width, max(HEIGHT * width / WIDTH, LEAST_HEIGHT)), layout="constrained")
         _draw(figure, drawn, look, title)
     return drawn
 
@@ -105,34 +102,29 @@ def save(figure: Figure, path: str | Path, theme: str = "light", **options: Any)
         raise ValueError(f"expected a file that ends in {', '.join(METADATA)}, got {target.name!r}")
     drawn = matplotlib_figure(figure, theme, **options)
     about = {"Title": figure.title, ("Description" if kind != ".pdf" else "Subject"): " ".join(figure.notes)}
-    with _matplotlib().rc_context(_settings(options.get("style", "plain"))), warnings.catch_warnings():
+    with _style(options.get("style", "plain")), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a run's name in a script that the font lacks
         drawn.savefig(target, dpi=300, metadata={**about, **METADATA[kind]})
     return target
 
 
-def _settings(style: str) -> dict[str, Any]:
+def _style(style: str, colours: Mapping[str, str] | None = None) -> Any:
+    """The context of matplotlib's settings for a style."""
     if style not in STYLES:
         raise ValueError(f"expected a style of {', '.join(STYLES)}, got {style!r}")
-    return {**STYLE, **STYLES[style][1]}
-
-
-def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError:
         raise ImportError(
             "figures as PDF, SVG or PNG need matplotlib, which is not installed: pip install 'isoflop[matplotlib]'"
         ) from None
-    return matplotlib
+    return matplotlib.rc_context({**STYLE, **STYLES[style][1], **(colours or {})})
 
 
 def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
     axes = drawn.add_subplot()
     many = figure.runs > NAMED
-    for which, axis in (("x", figure.x), ("y", figure.y)):
-        if axis.log:
-            getattr(axes, f"set_{which}scale")("log")
+    axes.set(**{f"{which}scale": "log" for which, axis in (("x", figure.x), ("y", figure.y)) if axis.log})
     for contours in figure.contours:
         look: dict[str, Any] = {"levels": contours.levels, "colors": theme.contour, "linewidths": 0.6, "zorder": 1}
         axes.clabel(axes.contour(contours.x, contours.y, contours.z, **look), fontsize=6, fmt="%g")
@@ -149,18 +141,29 @@ def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
         if band.name not in [name for _, name in legend]:
             legend.append((handle, band.name))
     _axes(axes, figure)
-    plain(axes.set_xlabel(name_of(figure.x.title, 90)))
-    plain(axes.set_ylabel(name_of(figure.y.title, 60)))
+    texts = [axes.set_xlabel(name_of(figure.x.title, 90)), axes.set_ylabel(name_of(figure.y.title, 60))]
     if figure.shades is not None and (many or not figure.runs):
         _shades(figure.shades, drawn, axes, theme)
     if title:
-        plain(axes.set_title(name_of(figure.title, 90)))
+        texts.append(axes.set_title(name_of(figure.title, 90)))
     if legend:
         # a no-break space ahead: matplotlib leaves out of its legend what begins with an underscore
         labels = [f"\u00a0{name_of(name, 34)}" for _, name in legend]
-        where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(3, len(labels)), "handlelength": 2.2}
-        for text in drawn.legend([handle for handle, _ in legend], labels, **where).get_texts():
-            plain(text)
+        columns = _columns(drawn, max(map(len, labels)), len(labels))
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handlelength": 2.2}
+        texts += drawn.legend([handle for handle, _ in legend], labels, **where).get_texts()
+    for text in texts:
+        plain(text)
+
+
+def _columns(drawn: Drawn, longest: int, entries: int) -> int:
+    """Columns of a legend that fit the figure, which grows where they make more than two rows."""
+    from matplotlib import rcParams
+
+    letter = rcParams["legend.fontsize"] / 72  # inches high, about half as wide
+    columns = int(np.clip(drawn.get_figwidth() / (letter * (5.5 + 0.5 * longest)), 1, min(3, entries)))
+    drawn.set_figheight(drawn.get_figheight() + 1.6 * letter * max(-(-entries // columns) - 2, 0))
+    return columns
 
 
 def _axes(axes: Axes, figure: Figure) -> None:
@@ -227,10 +230,9 @@ def _shades(shades: Shades, drawn: Drawn, axes: Axes, theme: Theme) -> None:
 
     bar = drawn.colorbar(ScalarMappable(Normalize(0, 1), _colour_map(theme)), ax=axes, pad=0.02, aspect=30)
     bar.set_ticks([at for at, _ in shades.ticks])
-    for text in bar.ax.set_yticklabels([name for _, name in shades.ticks]):
-        plain(text)
     bar.outline.set_visible(False)
-    plain(bar.ax.set_ylabel(name_of(shades.label)))
+    for text in (*bar.ax.set_yticklabels([name for _, name in shades.ticks]), bar.ax.set_ylabel(name_of(shades.label))):
+        plain(text)
 
 
 def _colour_map(theme: Theme) -> Any:

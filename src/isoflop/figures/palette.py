@@ -29,7 +29,7 @@ ROLES: Mapping[Role, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of the page; `shades`: the part of viridis that is seen on it."""
+    """Colours of the page; `shades`: the part of viridis with a contrast of 2 to 3 or more."""
 
     background: str
     text: str
@@ -40,8 +40,8 @@ class Theme:
 
 
 THEMES: Mapping[str, Theme] = {
-    "light": Theme("#ffffff", "#1f2328", "#e4e7eb", "#7d8ea3", (0.0, 0.86)),
-    "dark": Theme("#14171c", "#d8dde3", "#2e343c", "#71849b", (0.22, 1.0), dark=True),
+    "light": Theme("#ffffff", "#1f2328", "#e4e7eb", "#7d8ea3", (0.0, 0.76)),
+    "dark": Theme("#14171c", "#d8dde3", "#2e343c", "#71849b", (0.33, 1.0), dark=True),
 }
 
 

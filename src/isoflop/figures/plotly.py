@@ -31,8 +31,9 @@ def escaped(text: str) -> str:
 
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-
+LAYOUT: dict[str, Any] = {"autosize": True, "height": 520, "hovermode": "closest"}
+LAYOUT["hoverlabel"] = {"align": "left", "namelength": -1}
+LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top", "itemsizing": "constant"}
 LINE = {"ticks": "outside", "ticklen": 4, "zeroline": False}
 """Of every axis."""
 NAMED = 12
@@ -42,26 +43,19 @@ WRITTEN = 500
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 WIDTHS = {"fit": 2.5, "approach 1": 4.5, "approach 2": 3.0, "approach 3": 1.5}
 """Lines on one another are all seen."""
+SYMBOLS = {"bad": "x", "published": "diamond-open", "approach 2": "diamond"}
 UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs", "L": "nats per token"}
 FORMATS = {"C": ".3~g", "L": ".4~f"}
 
 
 def plotly_figure(figure: Figure, theme: str = "light") -> dict[str, Any]:
-    """`{"data": …, "layout": …}` for `Plotly.newPlot`.
+    """`{"data": …, "layout": …}` for `Plotly.newPlot`, light or dark.
 
     Traces of a run carry `meta: {"run_id"}`, so that a page can show and hide it in all figures.
-
-    Args:
-        figure: as `figures` makes it.
-        theme: light or dark.
     """
-    look = theme_of(theme)
-    many = figure.runs > NAMED
-    named: set[str] = set()  # a band's kind is in the legend once
-    data: list[dict[str, Any]] = []
-    for band in figure.bands:
-        data.append(_band(band, look, band.name not in named))
-        named.add(band.name)
+    look, many = theme_of(theme), figure.runs > NAMED
+    kinds = [band.name for band in figure.bands]  # each is in the legend once
+    data = [_band(band, look, band.name not in kinds[:i]) for i, band in enumerate(figure.bands)]
     data += [_contours(contours, look) for contours in figure.contours]
     data += [_series(series, figure, look, many) for series in figure.series]
     if many:  # a click hides and shows them
@@ -72,30 +66,21 @@ def plotly_figure(figure: Figure, theme: str = "light") -> dict[str, Any]:
         data.append(_shades(figure.shades, look))
     x, y = extent_of(figure)
     layout: dict[str, Any] = {
-        "autosize": True,
-        "height": 520,
-        "paper_bgcolor": look.background,
-        "plot_bgcolor": look.background,
+        **LAYOUT,
+        **dict.fromkeys(("paper_bgcolor", "plot_bgcolor"), look.background),
         "font": {"family": FONT, "size": 13, "color": look.text},
         "margin": {"l": 70, "r": 20, "t": 36 if figure.x.second is None else 60, "b": 60},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "namelength": -1},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": -0.2,
-            "yanchor": "top",
-            "itemsizing": "constant",
-        },
+        "legend": {**LEGEND, "font": {"size": 12}},
         "xaxis": _axis(figure.x, x, look),
         "yaxis": _axis(figure.y, y, look),
     }
-    layout["legend"]["font"] = {"size": 12}
     if figure.x.second is not None:
         layout["xaxis2"] = _second_axis(figure.x.second, x, look)
         data.append({**_empty("markers"), "x": [10 ** x[0]], "xaxis": "x2"})
     return {"data": data, "layout": layout}
+
+
+# -- axes --------------------------------------------------------------------------------------------------------------
 
 
 def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
@@ -110,37 +95,36 @@ def _axis(axis: Axis, ends: tuple[float, float], theme: Theme) -> dict[str, Any]
     }
     span = ends[1] - ends[0]
     if axis.percent:
-        found["tickformat"] = ".1~%"
-    elif axis.log and (ticks := round_ticks(axis, ends)):
-        found |= {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
-    elif axis.log and span > 1.2:
-        found |= {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
+        return found | {"tickformat": ".1~%"}
+    if axis.log and (ticks := round_ticks(axis, ends)):
+        return found | {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
+    if axis.log and span > 1.2:
+        return found | {"exponentformat": "power", "dtick": "D2" if span < 3 else max(1, round(span / 8))}
     return found
 
 
 def _second_axis(scale: Scale, ends: tuple[float, float], theme: Theme) -> dict[str, Any]:
     """The scale at the top of a logarithmic axis: ticks of its own at powers of ten, on the same range."""
     span = ends[1] - ends[0]
-    step = max(1, round(span / 8))
+    parts, powers = ((1, 2, 5) if span < 2.2 else (1,)), range(-30, 31)
     ticks = {
         part * 10.0**power * scale.factor: f"{'' if part == 1 else f'{part}·'}10<sup>{power}</sup>".replace("-", "−")
-        for power in range(-30, 31)
-        if power % step == 0
-        for part in ((1, 2, 5) if span < 2.2 else (1,))
+        for power in powers
+        for part in parts
+        if power % max(1, round(span / 8)) == 0
     }
     return {
         **LINE,
-        "type": "log",
-        "overlaying": "x",
-        "matches": "x",
-        "side": "top",
+        **{"type": "log", "overlaying": "x", "matches": "x", "side": "top", "showgrid": False},
         "title": {"text": escaped(scale.label), "standoff": 6},
         "tickvals": list(ticks),
         "ticktext": list(ticks.values()),
         "range": list(ends),
-        "showgrid": False,
         "linecolor": theme.text,
     }
+
+
+# -- traces ------------------------------------------------------------------------------------------------------------
 
 
 def packed(values: Array) -> dict[str, str]:
@@ -153,6 +137,14 @@ def packed(values: Array) -> dict[str, str]:
 def _empty(mode: str) -> dict[str, Any]:
     """A trace without points, for the legend, a colour scale or an axis."""
     return {"type": "scatter", "mode": mode, "x": [None], "y": [None], "showlegend": False, "hoverinfo": "skip"}
+
+
+def _of_run(run_id: str | None) -> dict[str, Any]:
+    return {} if run_id is None else {"meta": {"run_id": run_id}}
+
+
+def _scale(theme: Theme) -> dict[str, Any]:
+    return {"cmin": 0, "cmax": 1, "colorscale": colour_scale(theme)}
 
 
 def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[str, Any]:
@@ -174,25 +166,16 @@ def _series(series: Series, figure: Figure, theme: Theme, many: bool) -> dict[st
         dash = DASHES[series.number % len(DASHES)] if series.dashed else "solid"
         trace |= {"line": {"color": colour, "width": width, "dash": dash}, "connectgaps": False}
     else:
-        symbol = {"bad": "x", "published": "diamond-open", "approach 2": "diamond"}.get(series.role, "circle")
+        symbol = SYMBOLS.get(series.role, "circle")
         trace["marker"] = {"color": colour, "size": 7, "symbol": symbol, "opacity": 0.85}
         if symbol == "diamond":  # seen among points of any colour
             trace["marker"] |= {"size": 9, "opacity": 1, "line": {"color": theme.text, "width": 1.2}}
         if series.shades is not None:
             trace["marker"] |= {"color": packed(series.shades), **_scale(theme)}
+    look = {"type": "data", "symmetric": False, "color": colour, "thickness": 1.3, "width": 3}
     for axis, (below, above) in series.errors.items():
-        ends = {"array": packed(above), "arrayminus": packed(below)}
-        look = {"color": colour, "thickness": 1.3, "width": 3}
-        trace[f"error_{axis}"] = {"type": "data", "symmetric": False, **ends, **look}
+        trace[f"error_{axis}"] = {**look, "array": packed(above), "arrayminus": packed(below)}
     return trace
-
-
-def _of_run(run_id: str | None) -> dict[str, Any]:
-    return {} if run_id is None else {"meta": {"run_id": run_id}}
-
-
-def _scale(theme: Theme) -> dict[str, Any]:
-    return {"cmin": 0, "cmax": 1, "colorscale": colour_scale(theme)}
 
 
 def _hover(series: Series, figure: Figure) -> dict[str, Any]:
@@ -201,17 +184,17 @@ def _hover(series: Series, figure: Figure) -> dict[str, Any]:
     columns: list[Any] = []
     written = series.run_id is None and len(series.x) <= WRITTEN
     for name, values in series.hover.items():
-        value = f"%{{customdata[{len(columns)}]"
+        form = FORMATS.get(name, ".3~g")
         if not isinstance(values, np.ndarray):
             value = escaped(_written(name, float(values)))
         elif written:
+            value = f"%{{customdata[{len(columns)}]}}"
             columns.append([_written(name, float(each)) for each in values])
-            value += "}"
         elif values is series.x or values is series.y:
-            value = f"%{{{'x' if values is series.x else 'y'}:{FORMATS.get(name, '.3~g')}}}"
+            value = f"%{{{'x' if values is series.x else 'y'}:{form}}}"
         else:
+            value = f"%{{customdata[{len(columns)}]:{form}}}"
             columns.append(values)
-            value += f":{FORMATS.get(name, '.3~g')}}}"
         lines.append(f"{escaped(name)} {value} {UNITS.get(name, '')}")
     if not series.hover:
         lines.append(f"{escaped(figure.x.label)} %{{x:.4~g}}<br>{escaped(figure.y.label)} %{{y:.4~g}}")
@@ -235,15 +218,12 @@ def _written(name: str, value: float) -> str:
 def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
     colour = colour_of(theme, band.role, band.shade)
     return {
-        "type": "scatter",
-        "mode": "lines",
+        **{"type": "scatter", "mode": "lines", "fill": "toself", "hoverinfo": "skip"},
         "name": escaped(name_of(band.name)),
         "x": packed(np.concatenate([band.x, band.x[::-1]])),
         "y": packed(np.concatenate([band.high, band.low[::-1]])),
-        "fill": "toself",
         "fillcolor": see_through(colour, 0.2 if theme.dark else 0.16),
         "line": {"width": 0, "color": colour},
-        "hoverinfo": "skip",
         "showlegend": first and band.run_id is None,  # a run's own goes with its line
         "legendrank": 1100,  # after lines
         "legendgroup": escaped(band.group or band.run_id or band.name),
@@ -253,20 +233,13 @@ def _band(band: Band, theme: Theme, first: bool) -> dict[str, Any]:
 
 def _contours(contours: Contours, theme: Theme) -> dict[str, Any]:
     levels = contours.levels
+    step = float(np.diff(levels).min()) if len(levels) > 1 else 1.0
+    drawn = {"start": float(levels[0]), "end": float(levels[-1]), "size": step, "coloring": "lines"}
     return {
         "type": "contour",
         "name": escaped(contours.name),
-        "x": packed(contours.x),
-        "y": packed(contours.y),
-        "z": packed(contours.z),
-        "contours": {
-            "coloring": "lines",
-            "start": float(levels[0]),
-            "end": float(levels[-1]),
-            "size": float(np.diff(levels).min()) if len(levels) > 1 else 1.0,
-            "showlabels": True,
-            "labelfont": {"size": 10, "color": theme.text},
-        },
+        **{name: packed(getattr(contours, name)) for name in "xyz"},
+        "contours": {**drawn, "showlabels": True, "labelfont": {"size": 10, "color": theme.text}},
         "line": {"width": 1},
         "colorscale": [[0, theme.contour], [1, theme.contour]],
         "showscale": False,
@@ -279,7 +252,6 @@ def _shades(shades: Shades, theme: Theme) -> dict[str, Any]:
         "title": {"text": escaped(shades.label), "side": "right"},
         "tickvals": [at for at, _ in shades.ticks],
         "ticktext": [escaped(text) for _, text in shades.ticks],
-        "thickness": 12,
-        "outlinewidth": 0,
+        **{"thickness": 12, "outlinewidth": 0},
     }
     return {**_empty("markers"), "marker": {"color": [0, 1], **_scale(theme), "showscale": True, "colorbar": bar}}

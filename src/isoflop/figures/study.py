@@ -20,7 +20,7 @@ from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_appro
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
-from isoflop.fit.uncertainty import Gap
+from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
 from isoflop.laws.forms import compute_of, typical_rate
 from isoflop.record import Run, common_n
@@ -41,6 +41,9 @@ def law_of(
         fitted = fit_law("hoffmann", columns, **options)
     except ValueError as reason:
         return None, (), str(reason)
+    if len(ends) < CONSTANTS + FEW:
+        few = f"{counted(len(ends), 'finished run is', 'finished runs are')} too few to determine L(N,D)"
+        return fitted, (), f"{few}: it takes {CONSTANTS + FEW} or more, of several sizes and numbers of tokens"
     doubts = tuple(text for text in fitted.warnings if text not in odd)
     spans = {name for each in fitted.unknown if each.gap is Gap.SPAN for name in each.names}
     if fitted.law.draws is None or spans & {"alpha", "beta"}:
@@ -50,6 +53,8 @@ def law_of(
 
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")
 """Laid beside one's own frontier."""
+CONSTANTS = 5
+"""Of L(N,D) = E + A/N^α + B/D^β."""
 LEVEL, DRAWS = 0.9, 1000
 """As `isoflop fit` has them, so that figure and table agree."""
 BEYOND = 10.0
@@ -85,14 +90,19 @@ class Study:
         """The ends that a law is fitted to."""
         return tuple(end for end in self.ends if not end.left_out)
 
-    @property
-    def left_out(self) -> str:
-        """Which ends do not count, and why, in a sentence; "": all do."""
+    @cached_property
+    def uncounted(self) -> dict[str, list[str]]:
+        """Names of the ends that do not count, by the reason."""
         why: dict[str, list[str]] = {}
         for end in self.ends:
             if end.left_out:
                 why.setdefault(end.left_out, []).append(end.name)
-        told = "; ".join(f"{listed(names)} ({reason})" for reason, names in why.items())
+        return why
+
+    @property
+    def left_out(self) -> str:
+        """Which ends do not count, and why, in a sentence; "": all do."""
+        told = "; ".join(f"{listed(names)} ({reason})" for reason, names in self.uncounted.items())
         number = len(self.ends) - len(self.counted)
         return told and f"{counted(number, 'run does', 'runs do')} not count in a fit: {told}."
 
@@ -178,6 +188,11 @@ class Study:
         return self._fitted[2]
 
     @property
+    def no_law(self) -> str:
+        """The same in short, for a figure; the fit's own place tells the rest."""
+        return self.refused.partition(": ")[0]
+
+    @property
     def law(self) -> Law | None:
         """The fitted law, where it may be drawn."""
         return None if self.refused or self.fit is None else self.fit.law
@@ -191,7 +206,7 @@ class Study:
         )
         return side_by_side(
             (self.C, *(self.columns[name] for name in ("N", "D", "loss"))),  # type: ignore[arg-type]
-            self.law or self.refused,
+            self.law or self.no_law,
             curves=curves,
             budgets=self.budgets,
             level=self.level,
@@ -213,11 +228,9 @@ class Study:
         _ = self._fitted, self._approaches
 
     def with_fit_of(self, earlier: Study, waiting: str) -> Study:
-        """These curves with an earlier study's fit and the ends that it rests on, while a new fit is made.
+        """These curves with the fit of an earlier study of some of them, while a new fit is made.
 
-        Args:
-            earlier: of runs that are all among these.
-            waiting: why an end that the fit does not rest on doesn't count.
+        Ends that it does not rest on are left out because of `waiting`.
         """
         rests = {end.run_id: end for end in earlier.counted}
         ends = tuple(rests.get(end.run_id) or replace(end, left_out=end.left_out or waiting) for end in self.ends)
@@ -272,7 +285,7 @@ def study(
     budgets: ArrayLike | None = None,
     beside: Sequence[str] = PUBLISHED,
 ) -> Study:
-    """Runs made ready for figures. Nothing is fitted yet.
+    """Runs made ready for figures; what is fitted is fitted when it is first asked for.
 
     Args:
         runs: as read from their records; or already as columns (`curve_of_run`), which a reader that follows growing

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from isoflop.advice import Quantity
 from isoflop.console import cell
 from isoflop.fit.runs import at_end, final_loss, unfinished
 from isoflop.forecast import FinalLoss, Forecast, forecast_from
@@ -105,8 +106,8 @@ def markdown(known: dict[str, Any]) -> str:
         ("Training compute", f"{cell(flops['model'], '.3g')} FLOPs ({flops['method'] or 'method unknown'})"),
         ("6·N·D", f"{cell(flops['six_n_d'], '.3g')} FLOPs"),
         ("Devices", f"{device['number'] or '–'} × {device['name'] or 'unknown'}, {device['dtype'] or 'unknown'}"),
-        ("Training time", cell(known["time"]["training_hours"], "{:.3g} hours".format)),
-        ("Device time", cell(known["time"]["device_hours"], "{:.3g} hours".format)),
+        ("Training time", cell(known["time"]["training_hours"], _duration)),
+        ("Device time", cell(known["time"]["device_hours"], _duration)),
         ("MFU", cell(known["mfu"], ".1%")),
         *(
             (f"Final loss, {name}", f"{cell(value, '.4f')} nats per token")
@@ -119,6 +120,10 @@ def markdown(known: dict[str, Any]) -> str:
     lines = [f"| {name} | {' '.join(str(value).replace('|', '/').split())} |" for name, value in rows]
     heading = f"Training compute of `{known['name'] or known['run_id']}`, counted by isoflop"
     return "\n".join([f"### {' '.join(heading.split())}", "", "| | |", "|---|---|", *lines, ""])
+
+
+def _duration(hours: float) -> str:
+    return Quantity("", hours, "hours").value_text
 
 
 def write_passport(run: Run, folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from isoflop.advice import Quantity
+from isoflop.advice import Quantity, Reason
 from isoflop.figures import RunEnd, Study, ends_of_table
 from isoflop.fit.table import read_table
 from isoflop.record import SEVERITIES, Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
@@ -244,12 +244,19 @@ class RecordedAdvice:
     severity: str  # one of `SEVERITIES`, or ""
     reason: str
     what: str
+    label: str  # "Do"; of a run that has ended "Next time"
     do: str
     numbers: tuple[Quantity, ...]
     saves: tuple[Quantity, ...]
     basis: tuple[str, ...]
     probability: float | None
     level: float | None
+
+    @property
+    def why(self) -> str:
+        """The reason in words."""
+        known = Reason.__members__.get(self.reason.upper())
+        return known.value if known else self.reason.replace("_", " ")
 
     @property
     def order(self) -> tuple[float, int]:
@@ -262,16 +269,31 @@ def recorded_advice(run: Run) -> list[RecordedAdvice]:
     return [_advice(run, item) for item in run.advice]
 
 
+NEXT_TIME = {
+    "overfitting": "use the checkpoint with the lowest evaluation loss; take more data, fewer epochs, a smaller model "
+    "or more regularisation.",
+    "past_efficient": "spend this compute on a larger model and fewer tokens.",
+    "target": "plan for a loss within reach, or with more compute: `isoflop plan` tells which.",
+    "diverging": "lower the learning rate or skip the data at that step; go on from a checkpoint before it.",
+    "plateau": "look at the data, the learning rate and the precision from there on; if the loss is as low as this "
+    "data allows, end earlier.",
+    "epochs": "take more data, or fewer epochs and a larger model.",
+}
+"""What to do after a run has ended, where the advice was to stop it: by reason."""
+
+
 def _advice(run: Run, item: Mapping[str, Any]) -> RecordedAdvice:
     severity, probability = text_of(item.get("severity")), number_of(item.get("probability"))
+    ended, do, reason = run.status != "running", text_of(item.get("do")), text_of(item.get("reason"))
     return RecordedAdvice(
         run=run.name or run.run_id,
         step=int(number_of(item.get("step")) or 0),
         time=number_of(item.get("time")),
         severity=severity if severity in SEVERITIES else "",
-        reason=text_of(item.get("reason")),
+        reason=reason,
         what=text_of(item.get("what")),
-        do=text_of(item.get("do")),
+        label="Next time" if ended else "Do",
+        do=NEXT_TIME.get(reason, do) if ended and do else do,
         numbers=_quantities(item.get("numbers")),
         saves=_quantities(item.get("saves")),
         basis=tuple(filter(None, map(text_of, _items(item.get("basis"))))),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.figures import RunCurve, Study
-from isoflop.figures.study import BEYOND
+from isoflop.figures.study import BEYOND, CONSTANTS
 from isoflop.figures.text import counted, listed, name_of, sentence
 from isoflop.fit.approaches import approach_3
 from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
@@ -24,8 +24,6 @@ NEAR = 0.03
 """Share of the loss: a law that one run in ten lies farther from does not describe them well."""
 PART = 0.7
 """Share of the runs that the hold-out test fits."""
-CONSTANTS = 5
-"""Of L(N,D) = E + A/N^α + B/D^β."""
 DRAWS = 300
 """Resamples of the hold-out test: enough to tell whether a run lies inside its interval."""
 
@@ -46,9 +44,7 @@ def holdout(study: Study) -> Extrapolation | str:
     C = study.C
     below = float(np.quantile(C, PART, method="lower"))
     if (below >= C).sum() < CONSTANTS + FEW or (below < C).sum() < TELLING:
-        return (
-            f"{len(C)} runs are too few to keep some back: it takes {CONSTANTS + FEW} to fit and {TELLING} larger ones"
-        )
+        return f"{len(C)} runs are too few: a test takes {CONSTANTS + FEW} to fit and {TELLING} larger ones to predict"
     try:
         return extrapolation(
             "hoffmann", {**study.columns, "C": C}, below, level=study.level, draws=DRAWS, convention=study.convention
@@ -178,7 +174,7 @@ def _no_law(study: Study) -> tuple[str, ...]:
         return (f"{counted(runs, 'run', 'runs')}, none finished: there is no scaling law yet.",)
     return (
         f"{counted(ended, 'finished run does', 'finished runs do')} not determine a scaling law.",
-        sentence("; ".join(study.doubts) or study.refused),
+        sentence("; ".join(study.doubts) or study.refused.rpartition(": ")[2]),
     )
 
 

@@ -17,6 +17,7 @@ from isoflop.tab.records import Entry, Snapshot
 
 if TYPE_CHECKING:
     from isoflop.figures import Study
+    from isoflop.fit.law_fit import LawFit
 
 MOST_TEXT = 300
 """Characters of a recorded name or path."""
@@ -119,15 +120,13 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
     if state == "fitting":
         return {"state": state}
     fit, compared = study.fit, study.compared() if study.counted else None
-    left_out: dict[str, list[str]] = {}
-    for end in study.ends:
-        if end.left_out:
-            left_out.setdefault(end.left_out, []).append(end.name[:MOST_TEXT])
-    constants = [] if fit is None else [(*each, fit) for each in fit.parameters.items()]
     return {
         "state": state,
         "counted": len(study.counted),
-        "left_out": [{"why": why, "runs": len(names), "names": names[:5]} for why, names in left_out.items()],
+        "left_out": [
+            {"why": why, "runs": len(names), "names": [name[:MOST_TEXT] for name in names[:5]]}
+            for why, names in study.uncounted.items()
+        ],
         "loss": study.loss,
         "convention": study.convention,
         "level": study.level,
@@ -135,10 +134,7 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "law": None if fit is None else fit.law.form.text,
         "refused": study.refused,
         "doubts": list(study.doubts),
-        "constants": [
-            {"name": name, "error": finite(fit.standard_errors[name]), **_estimate(value, fit.intervals[name])}
-            for name, value, fit in constants
-        ],
+        "constants": [] if fit is None else [_constant(fit, name) for name in fit.parameters],
         "C": None if compared is None else compared.C,
         "approaches": [
             {"name": row.name}
@@ -148,6 +144,14 @@ def fit_answer(study: Study, state: str) -> dict[str, Any]:
         "without": [asdict(each) for each in study.without],
         "warnings": [*(() if fit is None else fit.warnings), *(() if compared is None else compared.warnings)],
     }
+
+
+def _constant(fit: LawFit, name: str) -> dict[str, Any]:
+    """A constant of the law; without a value where the runs do not determine it."""
+    if name in fit.undetermined:
+        return {"name": name, "error": None, "value": None, "interval": [None, None]}
+    error = finite(fit.standard_errors[name])
+    return {"name": name, "error": error, **_estimate(fit.parameters[name], fit.intervals[name])}
 
 
 def _estimate(value: float, ends: Sequence[float] | None) -> dict[str, Any]:

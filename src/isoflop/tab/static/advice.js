@@ -12,7 +12,7 @@ export function showAdvice(place, advice, runs) {
   show(place, element('ol', {class: 'timeline'}, ...[...advice].reverse().map(item)));
 }
 
-function item({key, run, time, step, reason, severity, what, do: todo, numbers, saves, basis, probability, level}) {
+function item({key, run, time, step, reason, severity, what, label, do: todo, numbers, saves, basis, probability, level}) {
   const rows = [
     ...numbers.map(quantity),
     ...saves.map((each) => quantity(each)).map(([name, value]) => [`worth: ${name}`, value]),
@@ -40,7 +40,7 @@ function item({key, run, time, step, reason, severity, what, do: todo, numbers, 
       time === null ? '' : ` · ${moment(time)}`,
     ),
     element('p', {class: 'what'}, what),
-    todo ? element('p', {class: 'do'}, element('b', {}, 'Do: '), todo) : null,
+    todo ? element('p', {class: 'do'}, element('b', {}, `${label}: `), todo) : null,
     rows.length || basis.length ? details : null,
   );
 }

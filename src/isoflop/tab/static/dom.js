@@ -32,7 +32,14 @@ export function table(heads, rows, properties = {}) {
 
 /** A list of sentences; none where there are none. */
 export function list(texts, properties = {}) {
-  return texts.length ? element('ul', properties, ...texts.map((text) => element('li', {}, text))) : null;
+  return texts.length ? element('ul', properties, ...texts.map((text) => element('li', {}, ...raised(text)))) : null;
+}
+
+/** A text with its powers raised: A/N^α, C^0.49. */
+export function raised(text) {
+  return text
+    .split(/\^(-?[0-9.]*[0-9]|\p{Ll}(?!\p{L}))/u)
+    .map((part, i) => (i % 2 ? element('sup', {}, part) : part));
 }
 
 /** Put children in place of what an element holds, unless it shows the same already. What was unfolded stays so. */

@@ -1,7 +1,7 @@
 // The fitted law, and Hoffmann et al.'s three approaches side by side; or why there is none.
 
 import {between, counted, power, short} from './text.js';
-import {element, list, show, table} from './dom.js';
+import {element, list, raised, show, table} from './dom.js';
 
 /** Show a fit. */
 export function showFit(place, fit) {
@@ -12,7 +12,7 @@ export function showFit(place, fit) {
   show(
     place,
     element('p', {class: 'small'}, rests(fit)),
-    fit.refused ? element('p', {class: 'reason'}, `No law: ${fit.refused}.`) : null,
+    fit.refused ? element('p', {class: 'reason'}, ...raised(`No law: ${fit.refused}.`)) : null,
     fit.law && fit.constants.length && !fit.refused ? law(fit) : null,
     fit.approaches.length || fit.without.length ? approaches(fit) : null,
     list([...new Set([...fit.doubts, ...fit.warnings])], {class: 'warnings'}),
@@ -26,18 +26,20 @@ function rests({counted: number, loss, convention, draws}) {
   return `${counted(number, 'finished run')}; final ${which}; N counted ${size}; intervals by ${short(draws)} resamples.`;
 }
 
+const GREEK = {alpha: 'α', beta: 'β'};
+
 function law({law: text, constants, level}) {
   const digits = (value) => (value === null ? '–' : Number(value.toPrecision(4)).toString());
   const rows = constants.map(({name, value, error, interval}) => [
-    name,
-    digits(value),
+    GREEK[name] ?? name,
+    value === null ? 'not determined' : digits(value),
     digits(error),
-    interval[1] === null ? 'unknown' : `${digits(interval[0])} … ${digits(interval[1])}`,
+    value === null ? '–' : interval[1] === null ? 'unknown' : `${digits(interval[0])} … ${digits(interval[1])}`,
   ]);
   return element(
     'div',
     {},
-    element('h3', {}, text),
+    element('h3', {}, ...raised(text)),
     table(['', 'value', 'standard error', percent(level)], rows, {class: 'numbers'}),
   );
 }

@@ -70,7 +70,7 @@ class Tab {
         const chosen = this.choice.chosen(this.told.runs);
         showAdvice(this.advice, said, chosen.length);
         showNow(this.now, said, chosen, () => toAdvice.click());
-        const open = pressing(said, chosen).length;
+        const open = pressing(said, chosen).reduce((sum, {others}) => sum + 1 + others.length, 0);
         toAdvice.textContent = open ? `Advice (${open})` : 'Advice';
       }),
     ];

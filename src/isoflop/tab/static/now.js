@@ -23,17 +23,24 @@ export function showNow(place, advice, runs, open) {
   if (rest > 0) place.append(element('button', {type: 'button', onclick: open}, `${rest} more`));
 }
 
-/** The latest advice of each run and reason that asks for something, the worst first; not the speed of runs that ended. */
+/** The latest advice that asks for something, one entry a reason, the worst first; not the speed of runs that ended. */
 export function pressing(advice, runs) {
   const under = new Set(runs.filter(({status}) => status === 'running').map(({key}) => key));
   const latest = new Map(advice.map((each) => [`${each.key} ${each.reason}`, each]));
   const found = [...latest.values()].filter(
     ({severity, reason, key}) => RANK.includes(severity) && (reason !== 'hardware' || under.has(key)),
   );
-  return found.sort((a, b) => RANK.indexOf(a.severity) - RANK.indexOf(b.severity) || (b.time ?? 0) - (a.time ?? 0));
+  found.sort((a, b) => RANK.indexOf(a.severity) - RANK.indexOf(b.severity) || (b.time ?? 0) - (a.time ?? 0));
+  const alike = new Map();
+  for (const each of found) {
+    const same = `${each.severity} ${each.reason} ${each.label}`;
+    if (alike.has(same)) alike.get(same).others.push(each.run);
+    else alike.set(same, {...each, others: []});
+  }
+  return [...alike.values()];
 }
 
-function item({run, severity, what, do: todo}) {
+function item({run, others, severity, what, label, do: todo}) {
   return element(
     'li',
     {class: severity},
@@ -41,7 +48,8 @@ function item({run, severity, what, do: todo}) {
     ' ',
     element('b', {}, run),
     `: ${what}`,
-    todo ? element('div', {class: 'do'}, element('b', {}, 'Do: '), todo) : null,
+    others.length ? element('div', {class: 'small'}, `The same reason in ${counted(others.length, 'other run')}: ${few(others)}.`) : null,
+    todo ? element('div', {class: 'do'}, element('b', {}, `${label}: `), todo) : null,
   );
 }
 
@@ -53,7 +61,11 @@ function state({name, step, planned, forecast}) {
 }
 
 function lost(runs) {
-  const names = runs.slice(0, MOST).map(({name}) => name).join(', ');
-  const more = runs.length > MOST ? ` and ${runs.length - MOST} more` : '';
-  return `Without news for longer than ten log intervals: ${names}${more}. They have not ended by themselves.`;
+  const names = few(runs.map(({name}) => name));
+  return `No news for more than ten log intervals: ${names}. Their records have no end: they were killed, or hang.`;
+}
+
+/** The first names, and how many more there are. */
+function few(names) {
+  return names.slice(0, MOST).join(', ') + (names.length > MOST ? ` and ${names.length - MOST} more` : '');
 }
