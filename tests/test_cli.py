@@ -73,6 +73,12 @@ def failed(*args: object) -> str:
     return said.strip()
 
 
+def test_a_hub_out_of_reach_is_given_up_after_one_try(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "https://127.0.0.1:9")
+    assert failed("gpt2-of-nobody").startswith("'gpt2-of-nobody' is no file here, 127.0.0.1 is out of reach")
+
+
 def saved(folder: Path, model: Any) -> Path:
     """A folder as on the hub, without weights."""
     model.config.architectures = [type(model).__name__]

@@ -108,6 +108,15 @@ def test_many_runs_are_one_entry_of_the_legend_and_a_colour_scale():
     assert len(json.dumps(data)) < 1e6
 
 
+@pytest.mark.parametrize("style", ["acl", "icml", "neurips", "slides"])
+def test_a_legend_fits_its_column(drawn, style):
+    for figure in drawn:
+        made = matplotlib_figure(figure, style=style)
+        made.canvas.draw()
+        legend = made.legends[0].get_window_extent()
+        assert legend.x0 >= 0 and legend.x1 <= made.bbox.x1, (figure.key, style)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_plotly_shows_names_as_text(name):
     plot = plotly_figure(FIGURES["loss-flops"](hostile_study([name])))

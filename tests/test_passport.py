@@ -56,8 +56,11 @@ def test_names_cannot_break_the_table(name: str) -> None:
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     record = write(tmp_path, a_run())
-    printed = CliRunner().invoke(app, ["passport", str(record), "--json"])
-    assert printed.exit_code == 0 and json.loads(printed.output)["name"] == "small"
+    for place in (record, tmp_path):  # the file, or a folder with one
+        printed = CliRunner().invoke(app, ["passport", str(place), "--json"])
+        assert printed.exit_code == 0 and json.loads(printed.output)["name"] == "small"
+    write(tmp_path, replace(a_run(), run_id="other"))
+    assert "expected one record" in CliRunner().invoke(app, ["passport", str(tmp_path)]).output
     done = CliRunner().invoke(app, ["passport", str(record), "-o", str(tmp_path / "card")])
     assert done.exit_code == 0 and json.loads((tmp_path / "card/isoflop-passport.json").read_text())["name"] == "small"
     assert "Training compute" in (tmp_path / "card/isoflop-passport.md").read_text()

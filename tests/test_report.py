@@ -12,7 +12,7 @@ import pytest
 from isoflop.figures import RunEnd, ends_of_table, study
 from isoflop.report.checklist import checklist
 from isoflop.report.report import Report, make_report
-from isoflop.report.runs import facts, latest_advice, read_sources, run_rows
+from isoflop.report.runs import facts, latest_advice, read_sources, recorded_advice, run_rows
 from isoflop.report.sentences import headline, holdout, power_of_ten
 from report_files import ADVICE, documented_run, write, write_all
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses
@@ -193,6 +193,13 @@ def test_advice_is_shown_by_time_and_odd_values_do_no_harm(tmp_path: Path) -> No
     assert (said[0].time, said[0].severity, said[0].numbers, said[0].basis) == (None, "", (), ())
     assert [str(each) for each in said[1].numbers] == ["N = 1.3B parameters [1B, 2B]"] and said[1].probability == 0.93
     assert (said[1].time, said[1].reason) == (1.7e9, "too_large")
+
+
+@pytest.mark.parametrize(("status", "said"), [("running", "Do: stop."), ("completed", "Next time: use the checkpoint")])
+def test_a_run_that_has_ended_is_not_told_to_stop(status: str, said: str) -> None:
+    advice = {**ADVICE, "reason": "overfitting", "do": "stop."}
+    (found,) = recorded_advice(replace(planted_run("a", 1e8, 2e9, status=status), advice=(advice,)))
+    assert f"{found.label}: {found.do}".startswith(said) and found.why == "overfitting"
 
 
 def test_how_it_was_counted_and_by_what() -> None:

@@ -464,6 +464,15 @@ def test_the_fits_table_recovers_a_planted_law(tmp_path: Path):
     json.dumps(told, allow_nan=False)
 
 
+def test_constants_that_the_runs_leave_open_have_no_value():
+    along_a_line = [
+        planted_run(f"{N:.0e}", N, 20 * N, noise=0.003, seed=i) for i, N in enumerate(np.geomspace(1e8, 3e9, 9))
+    ]
+    constants = {row["name"]: row["value"] for row in fit_answer(study(along_a_line, draws=20), "fitted")["constants"]}
+    assert set(constants) == {"E", "A", "B", "alpha", "beta"}
+    assert [constants[name] for name in ("A", "B", "alpha", "beta")] == [None] * 4
+
+
 def test_without_enough_runs_the_reason_is_told(tmp_path: Path):
     told = fit_answer(study([planted_run("a", 1e8, 2e9)]), "fitted")
     assert told["approaches"] == [] and told["refused"] and len(told["without"]) == 3

@@ -179,7 +179,11 @@ def test_what_to_do_comes_first_and_a_run_with_a_warning_is_not_green(chromium: 
         opened(chromium, url)
         until(chromium, "return document.querySelectorAll('.now li').length === 2")
         now = chromium.execute_script("return [...document.querySelectorAll('.now li')].map(each => each.innerText)")
-        assert "CRITICAL run 2: This is critical." in now[0] and "Do: stop." in now[0] and "WARNING run 10" in now[1]
+        assert (
+            "CRITICAL run 2: This is critical." in now[0]
+            and "Next time: stop." in now[0]
+            and "WARNING run 10" in now[1]
+        )
         assert chromium.execute_script("return document.querySelector('main > .card').classList.contains('now')")
         names = (
             "return [...document.querySelectorAll('.runs .name')].map(each => each.firstChild.nextSibling.textContent)"

@@ -128,7 +128,12 @@ HUB_SECONDS = 2.0
 
 def _hub_out_of_reach(model: str) -> str:
     """The hub's address where a model has to be fetched from it and it does not answer; else ""."""
-    if ":" in model or Path(model).suffix in (".json", ".ckpt", ".py") or Path(model).exists():
+    if (
+        os.environ.get("HF_HUB_OFFLINE")
+        or ":" in model
+        or Path(model).suffix in (".json", ".ckpt", ".py")
+        or Path(model).exists()
+    ):
         return ""
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)

@@ -162,11 +162,11 @@ def rank(
         every: list[LossCurve | Run] = [*given.published, *given.records]
         for name, run in zip(names, every, strict=True):
             finished[name] = at is None and (isinstance(run, LossCurve) or run.status == "completed")
-            forecast = _final_loss(name, run, loss) if finished[name] else _forecast(run, priors, at, loss)
-            if isinstance(forecast, str):
-                silent[name] = forecast
+            ending = _ending(run, finished[name], priors, at, loss)
+            if isinstance(ending, str):
+                silent[name] = ending
             else:
-                found[name] = forecast
+                found[name] = ending
         ranked = rank_forecasts(found, finished=finished, silent=silent, keep=keep, sure=sure)
     if as_json:
         print_json(_ranking_object(ranked))
@@ -174,33 +174,21 @@ def rank(
         _print_ranking(ranked)
 
 
-def _forecast(run: LossCurve | Run, priors: Priors, at: float | None, loss: str) -> Forecast | str:
-    """A run's forecast, its own last one where its record does not hold its plan; or why there is none."""
-    from isoflop.forecast import LossCurve, NoForecast, OnlineForecaster, curve_of, forecast_from
-
-    try:
-        curve = run if isinstance(run, LossCurve) else curve_of(run, loss)
-    except ValueError as reason:
-        assert not isinstance(run, LossCurve)
-        logged = run.points[-1].extra if run.points and at is None else {}
-        named = {f"isoflop/{name}": value for name, value in logged.items()}
-        return forecast_from(named, int(run.planned.get("steps") or 0)) or str(reason)
-    until = math.inf if at is None else at * curve.total_steps
-    result = OnlineForecaster.of(curve, priors).feed(curve, until).forecast(curve.plan)
-    return result.message if isinstance(result, NoForecast) else result
-
-
-def _final_loss(name: str, run: LossCurve | Run, loss: str) -> Forecast | str:
-    """The final loss of a finished run, with the standard error of the mean that it is; or why it has none."""
+def _ending(run: LossCurve | Run, finished: bool, priors: Priors, at: float | None, loss: str) -> Forecast | str:
+    """A finished run's final loss with its standard error, else its forecast; or why there is none."""
     import numpy as np
 
     from isoflop.fit.runs import curve_of_run
-    from isoflop.forecast import LossCurve, LrPlan, curve_of, forecast_of
+    from isoflop.forecast import LossCurve, LrPlan, NoForecast, OnlineForecaster, curve_of, forecast_from, forecast_of
 
     try:
         curve = run if isinstance(run, LossCurve) else curve_of(run, loss)
-    except ValueError as reason:  # without its learning rates it can't be forecast, but it has ended
+    except ValueError as reason:  # its plan is not in the record: its own last forecast, or its losses
         assert not isinstance(run, LossCurve)
+        if not finished:
+            logged = run.points[-1].extra if run.points and at is None else {}
+            named = {f"isoflop/{name}": value for name, value in logged.items()}
+            return forecast_from(named, int(run.planned.get("steps") or 0)) or str(reason)
         columns = curve_of_run(run)
         values = columns.losses.get(loss, np.full(len(columns.step), np.nan))
         known = np.isfinite(values) & (columns.step > 0)
@@ -208,8 +196,12 @@ def _final_loss(name: str, run: LossCurve | Run, loss: str) -> Forecast | str:
             return str(reason)
         table = (columns.step[known], columns.tokens[known], columns.lr[known], values[known])
         curve = LossCurve(*table, LrPlan.constant(int(columns.step[-1]), 1.0), loss_name=loss)
+    if not finished:
+        until = math.inf if at is None else at * curve.total_steps
+        result = OnlineForecaster.of(curve, priors).feed(curve, until).forecast(curve.plan)
+        return result.message if isinstance(result, NoForecast) else result
     if curve.stopped_early:
-        tell("rank", f"{name}: {curve.stopped_early}; its loss there is shown")
+        tell("rank", f"{run.name}: {curve.stopped_early}; its loss there is shown")
     sd = max(curve.final_error, 5e-4 * curve.final)
     step = curve.total_steps
     return forecast_of(curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",))

@@ -20,8 +20,7 @@ from isoflop.figures.text import counted, law_label, listed, parameters
 from isoflop.fit.optimal_line import Approach, Minimum
 from isoflop.fit.profiles import group, profile_minima, refused
 from isoflop.fit.runs import RunCurve
-from isoflop.laws import Law, optimal_allocation
-from isoflop.laws.forms import TRAINING_FLOPS
+from isoflop.laws import optimal_allocation
 
 LOSS_FLOPS = ("loss-flops", "Loss against training compute")
 OPTIMAL = {
@@ -39,18 +38,39 @@ ROLES: tuple[Role, ...] = ("approach 1", "approach 2", "approach 3")
 POINTS = 60
 
 
-def frontier_line(
-    law: Law, least: float, most: float, level: float, rate: float = TRAINING_FLOPS
-) -> tuple[dict[str, Array], Array | None]:
-    """Columns N, D, C and L of the frontier between two budgets, and the interval of L [2, points] by the law's draws.
-
-    `rate` is C/(N·D) of the runs that it is drawn with. ValueError: the law has no optimum there.
-    """
-    C = np.geomspace(least, most, POINTS)
-    best = [optimal_allocation(law, float(each), level=level, flops_per_param_token=rate) for each in C]
+def frontier_line(study: Study, C: Array) -> tuple[dict[str, Array], Array | None]:
+    """N, D, C and L of the study's frontier at these budgets, and the interval of L [2, points] by the law's draws."""
+    assert study.law is not None
+    best = [optimal_allocation(study.law, c, level=study.level, flops_per_param_token=study.rate) for c in C.tolist()]
     N, D, L = np.array([(each.N, each.D, each.loss) for each in best]).T
     ends = [each.intervals["loss"] for each in best if each.intervals]
     return {"N": N, "D": D, "C": C, "L": L}, np.array(ends).T if len(ends) == len(best) else None
+
+
+def extended(
+    study: Study,
+    line: Callable[[Array], tuple[dict[str, Array], Array | None]],
+    what: str,
+    names: tuple[str, str],
+    doubtful: bool,
+    **look: Any,
+) -> tuple[list[Series], list[Band]]:
+    """The column `what` of a line over C with its band, within the runs; dashed beyond them unless it is doubtful.
+
+    `line` gives columns at some budgets and the interval of `what`. `names`: within and beyond; "": not in the legend.
+    """
+    least, most = float(study.C.min()), float(study.C.max())
+    pieces = [(least, most)] if most > least else []
+    pieces += [] if doubtful else [(most, most * BEYOND)]
+    lines, bands = [], []
+    for low, high in pieces:
+        dashed = high > most
+        columns, ends = line(np.geomspace(low, high, POINTS))
+        drawn: dict[str, Any] = {"dashed": dashed, "legend": bool(names[dashed]), "hover": columns, **look}
+        lines.append(Series(names[dashed] or names[0], columns["C"], columns[what], **drawn))
+        if ends is not None:
+            bands.append(Band(f"{study.level:.0%} interval", columns["C"], *ends, **look))
+    return lines, bands
 
 
 # -- loss --------------------------------------------------------------------------------------------------------------
@@ -86,16 +106,9 @@ def _fitted_frontier(study: Study) -> tuple[tuple[Series, ...], tuple[Band, ...]
         return (), (), ("No frontier: it is a law of N, and no run states its parameters.",)
     if study.law is None or study.fit is None:
         return (), (), (f"No frontier: {study.no_law}.",)
-    largest = float(study.C.max())
-    pieces = [("least loss by the fitted law", float(study.C.min()), largest, False)]
-    pieces += [] if study.doubts else [("the same, beyond the runs", largest, largest * BEYOND, True)]
-    lines, bands = [], []
-    for name, least, most, dashed in pieces:
-        line, interval = frontier_line(study.law, least, most, study.level, study.rate)
-        lines.append(Series(name, line["C"], line["L"], role="fit", dashed=dashed, hover=line, group="fit"))
-        if interval is not None:
-            low, high = interval
-            bands.append(Band(f"{study.level:.0%} interval", line["C"], low, high, group="fit"))
+    names = "least loss by the fitted law", "the same, beyond the runs"
+    look: dict[str, Any] = {"role": "fit", "group": "fit"}
+    lines, bands = extended(study, partial(frontier_line, study), "L", names, bool(study.doubts), **look)
     runs = counted(study.fit.n, "finished run", "finished runs")
     beyond = (
         "It is not drawn beyond the runs: " + "; ".join(study.doubts)
@@ -231,17 +244,16 @@ def optimal_tokens(study: Study) -> Figure | NoFigure:
 def _optimal(study: Study, what: str) -> Figure | NoFigure:
     if study.nothing:
         return NoFigure(*OPTIMAL[what], study.nothing)
-    least, most = float(study.C.min()), float(study.C.max())
     every = range(len(study.counted))
     drawn = [ends_series(study, every, study.C, study.columns[what], "finished runs", role="guide", shades=None)]
-    C: Array = np.geomspace(least, most * BEYOND, POINTS)
+    C: Array = np.geomspace(study.C.min(), study.C.max() * BEYOND, POINTS)
     look: dict[str, Any] = {"role": "published", "dashed": True}
     for number, each in enumerate(study.published):
         optimum = dict(zip("ND", each.allocate(C), strict=True)) | {"C": C}
         drawn.append(Series(law_label(each), C, optimum[what], number=number, hover=optimum, **look))
     bands: list[Band] = []
     for approach in study.approaches:
-        lines, around = _approach(study, approach, what, least, most)
+        lines, around = _approach(study, approach, what)
         drawn += lines
         bands += around
     axis = size_axis(study) if what == "N" else tokens_axis()
@@ -266,22 +278,18 @@ def _optimal_notes(study: Study) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _approach(
-    study: Study, approach: Approach, what: str, least: float, most: float
-) -> tuple[list[Series], list[Band]]:
-    role = ROLES[approach.number - 1]
+def _approach(study: Study, approach: Approach, what: str) -> tuple[list[Series], list[Band]]:
+    role, column = ROLES[approach.number - 1], "ND".index(what)
+
+    def line(C: Array) -> tuple[dict[str, Array], Array | None]:
+        columns = dict(zip("ND", np.array([approach.allocate(c) for c in C.tolist()]).T, strict=True)) | {"C": C}
+        ends = [each[column] for c in C.tolist() if (each := approach.allocate_intervals(c)) is not None]
+        return columns, np.array(ends).T if len(ends) == len(C) else None
+
+    name = "approach 3 (fitted law)" if role == "approach 3" else approach.name
     group: dict[str, Any] = {"role": role, "group": role}
-    pieces = [(least, most, False)] if most > least else []
-    pieces += [] if study.doubts and role == "approach 3" else [(most, most * BEYOND, True)]
-    lines, bands = [], []
-    for low, high, dashed in pieces:
-        C = np.geomspace(low, high, POINTS)
-        hover = dict(zip("ND", np.array([approach.allocate(float(each)) for each in C]).T, strict=True)) | {"C": C}
-        name = "approach 3 (fitted law)" if role == "approach 3" else approach.name
-        lines.append(Series(name, C, hover[what], dashed=dashed, legend=not dashed, hover=hover, **group))
-        ends = [each["ND".index(what)] for c in C if (each := approach.allocate_intervals(float(c))) is not None]
-        if len(ends) == len(C):
-            bands.append(Band(f"{study.level:.0%} interval", C, *np.array(ends).T, **group))
+    doubtful = bool(study.doubts) and role == "approach 3"
+    lines, bands = extended(study, line, what, (name, ""), doubtful, **group)
     if approach.minima and role == "approach 2":
         N, D, C, L = (np.array([getattr(each, name) for each in approach.minima]) for name in ("N", "D", "C", "L"))
         low, high = np.array([each.interval or (np.nan, np.nan) for each in approach.minima]).T

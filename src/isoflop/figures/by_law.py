@@ -48,7 +48,7 @@ def contours(study: Study) -> Figure | NoFigure:
     y = np.geomspace(N.min() / AROUND, N.max() * AROUND, CELLS)
     x = np.geomspace(D.min() / AROUND, D.max() * AROUND, CELLS)
     z = study.law.loss(N=y[:, None], D=x[None, :])
-    line, _ = frontier_line(study.law, float(study.C.min()), float(study.C.max()), study.level, study.rate)
+    line, _ = frontier_line(study, np.geomspace(study.C.min(), study.C.max(), 60))
     inside = (line["N"] >= y[0]) & (line["N"] <= y[-1]) & (line["D"] >= x[0]) & (line["D"] <= x[-1])
     best = {name: np.where(inside, line[name], np.nan) for name in "ND"}
     frontier = Series("compute-optimal", best["D"], best["N"], role="fit", hover=line)
