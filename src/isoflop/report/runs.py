@@ -273,7 +273,7 @@ NEXT_TIME = {
     "overfitting": "use the checkpoint with the lowest evaluation loss; take more data, fewer epochs, a smaller model "
     "or more regularisation.",
     "past_efficient": "spend this compute on a larger model and fewer tokens.",
-    "target": "plan for a loss within reach, or with more compute: `isoflop plan` tells which.",
+    "target": "plan for a loss within reach, or with more compute (`isoflop plan`).",
     "diverging": "lower the learning rate or skip the data at that step; go on from a checkpoint before it.",
     "plateau": "look at the data, the learning rate and the precision from there on; if the loss is as low as this "
     "data allows, end earlier.",
