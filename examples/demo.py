@@ -1,6 +1,6 @@
 """Three sizes of a small GPT under Lightning, watched by one callback: where does the compute pay?
 
-    make demo                                    # three and a half minutes of two free CPU cores
+    make demo                                    # under four minutes on two free cores
     tensorboard --logdir runs/demo
     python examples/demo.py --ship src/isoflop/data/demo   # the runs just trained become those of `isoflop demo`
 
@@ -38,7 +38,7 @@ from isoflop.report.summary import print_summary
 
 # Each size: shape, peak learning rate (tried out; wider models want a lower one), optimizer steps.
 # Twice the width is four times the parameters; a name counts them without embeddings, 12 · layers · width².
-# The steps carry each curve well past the point where the next size overtakes it.
+# The steps carry each curve past the point where the next size overtakes it.
 SIZES = {
     "6k": (GPTConfig(width=16), 2.0e-2, 4_000),
     "25k": (GPTConfig(width=32), 1.4e-2, 8_000),
