@@ -560,7 +560,7 @@ def test_budgets_are_numbers_or_refused(text: str):
 def test_the_shipped_example_has_three_sizes_that_cross_and_a_run_that_overfits(tmp_path: Path):
     done = CliRunner().invoke(app, ["demo", "--no-serve", "-o", str(tmp_path / "demo")])
     assert done.exit_code == 0 and "isoflop report" in done.output
-    rows = Asked(tmp_path / "demo")("runs")["runs"]
+    rows = sorted(Asked(tmp_path / "demo")("runs")["runs"], key=lambda row: (row["path"].count("/"), row["N"]))
     assert [row["path"].rpartition("/")[0] for row in rows] == ["6k", "25k", "98k", "little-data/98k-on-32kB"]
     assert all(row["status"] == "completed" and row["problem"] is None for row in rows)
     assert [row["worst"] for row in rows] == [None, None, None, "warning"]

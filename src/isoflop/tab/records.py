@@ -11,7 +11,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 import secrets
 import stat
 import threading
@@ -210,12 +209,6 @@ class Entry:
         return self.reading.run
 
 
-def natural(entry: Entry) -> list[tuple[int, str]]:
-    """The order of paths in which 10 comes after 9."""
-    parts = re.split(r"(\d+)", entry.path)
-    return [(int(part[:18]), part) if part.isdecimal() else (0, part) for part in parts]
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """What is known at one moment."""
@@ -338,5 +331,5 @@ class RecordStore:
         self._publish(found)
 
     def _publish(self, found: int) -> None:
-        entries = tuple(sorted(self._entries.values(), key=natural))
+        entries = tuple(sorted(self._entries.values(), key=lambda entry: entry.path))
         self._snapshot = Snapshot(f"{self._session}-{self._version}", entries, found, self._links, True)
