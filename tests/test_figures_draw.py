@@ -155,7 +155,7 @@ def test_matplotlib_writes_names_as_text(tmp_path, suffix):
 def test_a_saved_figure_is_the_same_each_time_and_says_what_it_rests_on(drawn, tmp_path):
     one, two = (save(drawn[0], tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
     assert one == two
-    assert b"Frontier: L(N,D)" in one
+    assert b"Frontier: least loss for C" in one
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

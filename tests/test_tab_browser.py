@@ -154,7 +154,7 @@ def test_the_fit_the_advice_and_the_planner_are_shown(chromium: Any, tmp_path: P
         opened(chromium, url)
         until(chromium, "return document.querySelector('.approaches')")
         fit = chromium.execute_script("return document.querySelector('.fit').innerText")
-        assert f"{len(GRID)} finished runs" in fit and "alpha" in fit and "approach 3" in fit
+        assert f"{len(GRID)} finished runs" in fit and "α" in fit and "approach 3" in fit
         until(chromium, f"return {CURVES}.some(t => t.name?.includes('fitted law'))")
         advice = chromium.execute_script("return document.querySelector('.timeline').innerText")
         assert "WARNING" in advice and "too large for its data" in advice and "train less" in advice
