@@ -256,15 +256,15 @@ FURTHER: dict[str, Further] = {
             "pad_token_id": 0,
         },
     ),
-}
-
-UNCOUNTABLE: dict[str, Further] = {
     # slices a table by a number that it keeps in a tensor
     "deberta": Further(
         "DebertaConfig",
         "DebertaForMaskedLM",
         {**ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     ),
-    # asks the mask whether any token attends to all
-    "longformer": Further("LongformerConfig", "LongformerForMaskedLM", {**ENCODER, "attention_window": [8, 8]}),
+}
+
+UNCOUNTABLE: dict[str, Further] = {
+    # asks for the range of its activations
+    "ibert": Further("IBertConfig", "IBertForMaskedLM", {**ENCODER, "quant_mode": True}),
 }

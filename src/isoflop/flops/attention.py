@@ -179,7 +179,8 @@ def pairs_of_blocks(block_mask: Any, queries: int, keys: int, device: Any) -> St
 
     def rows(start: int, stop: int) -> torch.Tensor:
         sides = ((0, batch), (0, 1), (start, stop), (0, keys))
-        return mask_mod(*torch.meshgrid(*(torch.arange(*side, device=device) for side in sides), indexing="ij"))
+        places = torch.meshgrid(*(torch.arange(*side, device=device) for side in sides), indexing="ij")
+        return mask_mod(*places).expand(places[0].shape)  # the mask of none is a number
 
     try:
         rows(0, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
 from types import MethodType
 from typing import Any
@@ -41,10 +41,9 @@ class Shape:
     values: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """Those of integers, on the CPU, where a count depends on them: documents, windows, places of images."""
 
-    def meta(self, floating: torch.dtype | None = None, device: str = "meta") -> torch.Tensor:
-        """An empty tensor of this shape; `floating`: dtype of a floating-point one instead of its own."""
-        dtype = floating if floating is not None and self.dtype.is_floating_point else self.dtype
-        tensor = torch.empty(self.size, dtype=dtype, device=device)
+    def meta(self, device: str = "meta") -> torch.Tensor:
+        """An empty tensor of this shape."""
+        tensor = torch.empty(self.size, dtype=self.dtype, device=device)
         return with_values(tensor.requires_grad_(self.requires_grad), self.values)
 
 
@@ -94,23 +93,18 @@ def shapes(value: Any, values: bool = False) -> Any:
             return item
         raise Uncountable(f"an argument of type {type(item).__name__} can't be copied to the meta device")
 
-    found = tree_map(leaf, value)
-    mask = found.get("attention_mask") if isinstance(found, dict) else None
-    if isinstance(mask, Shape) and mask.values is not None and len(mask.size) == 2 and bool((mask.values <= 1).all()):
-        # padding is computed like the rest
-        found["attention_mask"] = replace(mask, values=torch.ones_like(mask.values))
-    return found
+    return tree_map(leaf, value)
 
 
-def metas(value: Any, floating: torch.dtype | None = None, device: str = "meta") -> Any:
-    """The arguments of `shapes` as meta tensors; `floating`: see `Shape.meta`."""
+def metas(value: Any, device: str = "meta") -> Any:
+    """The arguments of `shapes` as meta tensors."""
 
     def leaf(item: Any) -> Any:
         if isinstance(item, torch.device):
             return torch.device(device)
         if type(item).__name__ == "BlockMask":
             return item.to(device)
-        return item.meta(floating, device) if isinstance(item, Shape) else item
+        return item.meta(device) if isinstance(item, Shape) else item
 
     return tree_map(leaf, value)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,9 +13,9 @@ import torch
 from torch import nn
 
 from isoflop.flops.calls import Call, Shape, metas, tensors_in
-from isoflop.flops.measure import describe_error
+from isoflop.flops.measure import describe_error, unpadded
 from isoflop.flops.twin import stand_ins
-from isoflop.flops.values import LARGEST, Values, WrittenOut
+from isoflop.flops.values import Values, WrittenOut
 
 DEFAULT_LENGTH = 1024
 
@@ -194,8 +193,7 @@ def _with_images(model: Any, batch: int, length: int, images: int, side: int | N
     else:
         image = _image(config, batch * images, side)
         size = (batch, images, *image.size[1:]) if "pixel_attention_mask" in names else image.size
-        values = torch.ones(size) if math.prod(size) <= LARGEST else None  # some look whether an image is padding
-        inputs = {"pixel_values": replace(image, size=size, values=values)}
+        inputs = {"pixel_values": replace(image, size=size)}
         of_images = inspect.signature(model.get_image_features).parameters
         if "image_sizes" in of_images and of_images["image_sizes"].default is inspect.Parameter.empty:
             inputs["image_sizes"] = _known(torch.tensor([image.size[2:]] * (batch * images)))
@@ -227,7 +225,7 @@ def _image_tokens(model: Any, inputs: dict[str, Shape]) -> int:
     """How many embeddings the model makes of the images, by its own code."""
     try:
         with stand_ins(model), torch.device("meta"), torch.no_grad(), WrittenOut(), Values():
-            found = model.get_image_features(**metas(inputs))
+            found = model.get_image_features(**metas(unpadded(inputs)))
     except Exception as error:  # whatever a model's code may raise
         raise ValueError(
             f"--images: {type(model).__name__} can't say how many tokens an image is ({describe_error(error)}): give "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import os
 import pickle
 import random
@@ -19,8 +20,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.parameters import Uses, UseTracer, unwrap
 from isoflop.flops.twin import stand_ins, to_meta
-from isoflop.flops.values import Values, WrittenOut
+from isoflop.flops.values import IN_TURN, LARGEST, RANDOM, UnknownValue, Values, WrittenOut
 from isoflop.guard import pass_on
 
 Result = TypeVar("Result")
@@ -108,60 +109,66 @@ def measure_flops(
     return total
 
 
-_WAYS = ("as it is", "without a mask", "written out", "experts in turn", "fake", "fake bf16")
-
-
 def _replayed(model: nn.Module, call: Call, by_module: bool, end: float) -> Measurement:
-    """Run a call in one of six ways, the fastest first, each on a copy of its own.
+    """Run a call on a copy; where it can't, on another with attention and experts in plain torch.
 
-    Hugging Face's SDPA decoders read the mask's values (_ignore_causal_mask_sdpa): the same products run without a
-    mask. Or the positions' (packed sequences), or call a kernel that needs a GPU: attention in plain torch has the same
-    products. A loop over the experts that have tokens multiplies as many rows however the tokens choose. Fake tensors
-    tell a model that it is traced. And grouped products have a meta kernel for bf16 alone.
+    A kernel that needs a GPU has no shapes alone; the same products written out have.
     """
-    reason = ""
-    for way in _WAYS:
-        if way == "without a mask" and "attention_mask" not in call.kwargs:
-            continue
-        found = on_a_copy(model, call, partial(_replay, way, by_module), end - time.monotonic())
+    reasons: list[str] = []
+    for written_out in (False, True):
+        found = on_a_copy(model, call, partial(_replay, written_out, by_module), end - time.monotonic())
         if isinstance(found, Measurement):
             return found
-        reason = found if way in ("as it is", "without a mask", "fake") else reason
-    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reason})")
+        reasons.append(found)
+    raise Uncountable(f"{type(call.module).__name__} can't run on the meta device ({reasons[0]})")
 
 
-def _replay(way: str, by_module: bool, model: nn.Module, call: Call) -> Measurement | str:
+def _replay(written_out: bool, by_module: bool, model: nn.Module, call: Call) -> Measurement | str:
     """Turn a model to the meta device and run a call there; the reason where it does not run."""
-    floating = torch.bfloat16 if way == "fake bf16" else None
-    in_turn = way == "experts in turn"
     try:
-        parameters = to_meta(model, floating, written_out=in_turn or way == "written out")
+        parameters = to_meta(model, written_out)
     except Uncountable:
         raise
     except Exception as error:  # a module that is not made of Python attributes (TorchScript, lazy parameters …)
         pass_on(error)
         text = f"{type(model).__name__} can't be copied to the meta device ({describe_error(error)})"
         raise Uncountable(text) from None
-    kwargs = {**call.kwargs, "attention_mask": None} if way == "without a mask" else call.kwargs
     root, draws = unwrap(model), _draws()
     try:
         # the caller may be inside autocast; FLOPs know no dtype
         with (
-            fake_tensors() if way.startswith("fake") else nullcontext(),
             warnings.catch_warnings(),
             torch.autocast("cpu", enabled=False),
             torch.device("meta"),
             stand_ins(root),
             WrittenOut(),
-            Values(chosen=in_turn) as values,
+            Values() as values,
         ):
             warnings.simplefilter("ignore")  # the live model has given the same warnings
-            args, kwargs = metas((call.args, kwargs), floating)
+            args, kwargs = metas((call.args, unpadded(call.kwargs)))
             found = _count(Call(unwrap(call.module), args, kwargs, call.method), root, parameters, by_module)
-            return replace(found, in_turn=in_turn, drawn=values.drawn or draws != _draws())
+            drawn = RANDOM in values.decided or draws != _draws()
+            return replace(found, in_turn=IN_TURN in values.decided, drawn=drawn)
     except Exception as error:  # whatever a user's forward may raise on meta: the reason goes into the record
         pass_on(error)
         return describe_error(error)
+
+
+def unpadded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs in which code looks for padding, with values that show none: padding is computed like the rest.
+
+    A mask's numbers above 1 are documents'; an image that is 0 everywhere would be padding.
+    """
+
+    def whole(name: str, value: Any) -> Any:
+        if not isinstance(value, Shape) or math.prod(value.size) > LARGEST:
+            return value
+        mask = name == "attention_mask" and len(value.size) == 2
+        if not (mask and (value.values is None or bool((value.values <= 1).all()))) and name != "pixel_values":
+            return value
+        return replace(value, values=torch.ones(value.size, dtype=value.dtype, device="cpu"))
+
+    return {name: whole(name, value) for name, value in inputs.items()}
 
 
 def _draws() -> tuple[Any, ...]:
@@ -209,20 +216,6 @@ def differentiated(output: Any) -> list[torch.Tensor]:
 _ASIDE = ("past_key_values", "_outputs", "hidden_state", "hidden_states", "attentions")
 
 
-@contextmanager
-def fake_tensors() -> Iterator[None]:
-    """Torch's fake tensors, quietly: shapes on any device, and code that asks is told that it is being traced."""
-    from torch._subclasses import fake_tensor
-
-    # it logs a failure with a traceback as an error; ours is caught and reported in a sentence
-    disabled, fake_tensor.log.disabled = fake_tensor.log.disabled, True
-    try:
-        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-    finally:
-        fake_tensor.log.disabled = disabled
-
-
 def eagerly() -> AbstractContextManager[Any]:
     """torch.compile's functions run as they were written; the compiled code is used again afterwards."""
     if "torch._dynamo" in sys.modules:
@@ -234,14 +227,14 @@ def describe_error(error: Exception) -> str:
     """An exception in a line, with the place in the user's code, or a library's, where it was raised."""
     if isinstance(error, Uncountable):
         return str(error)
-    text = str(error).strip().splitlines()
-    kind = type(error).__name__
-    if kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
-        kind = f"it depends on values, which shapes do not have; {kind}"
+    kind, text = type(error).__name__, str(error).strip().splitlines()[:1]
+    what = f"{kind}: {''.join(text)[:200]}"
+    if isinstance(error, UnknownValue) or kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
+        what = str(UnknownValue())
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     where = f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{kind}: {text[0][:200] if text else ''}{where}"
+    return f"{what}{where}"
 
 
 # -- a copy on random inputs -------------------------------------------------------------------------------------------

@@ -13,15 +13,16 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch._subclasses import fake_tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.count import StepCount
 from isoflop.flops.counter import FlopCounter
-from isoflop.flops.measure import describe_error, eagerly, fake_tensors, forward_backward, on_a_copy
+from isoflop.flops.measure import describe_error, eagerly, forward_backward, on_a_copy
 from isoflop.flops.parameters import unwrap
-from isoflop.flops.twin import stand_ins, to_meta
+from isoflop.flops.twin import grouped_products, stand_ins, to_meta
 
 Terms = Mapping[str, int]  # reasons and their FLOPs: the counter's excess (+) or lack (−)
 
@@ -99,12 +100,11 @@ def by_huggingface(_: nn.Module, call: Call, counted: StepCount) -> tuple[int, T
 def by_flop_counter_mode(model: nn.Module, call: Call, _: StepCount) -> tuple[int, Terms]:
     """FLOPs that torch's FlopCounterMode reports of a step on a CPU, run on fake CPU tensors: shapes, no values."""
     theirs, ours = FlopCounterMode(display=False), FlopCounter()
-    experts = any("Experts" in type(part).__name__ for part in model.modules())
-    floating = torch.bfloat16 if experts else None  # grouped products have a meta kernel for bf16 alone
-    with fake_tensors():
-        to_meta(model, floating, device="cpu")
-        args, kwargs = metas((call.args, call.kwargs), floating, "cpu")
-        with ours, theirs:
+    # (it logs what fails with a traceback, as an error)
+    with patch.object(fake_tensor.log, "disabled", True), fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+        to_meta(model, device="cpu")
+        args, kwargs = metas((call.args, call.kwargs), device="cpu")
+        with grouped_products(), ours, theirs:
             forward_backward(Call(unwrap(call.module), args, kwargs, call.method))
     found = {str(packet): int(flops) for packet, flops in theirs.get_flop_counts().get("Global", {}).items()}
     terms = Counter({"activation checkpointing's second forward pass is counted": 0})

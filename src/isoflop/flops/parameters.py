@@ -328,7 +328,7 @@ _LOOKUPS = {aten.embedding, aten.index, aten.index_select, aten.gather, aten._em
 _ADDITIONS = {aten.add, aten.add_}
 # the parameter is still itself after these
 _SAME = {aten._to_copy, aten.clone, aten.cat, aten.stack, aten.contiguous, aten.repeat, aten.mul, aten.copy_}
-# and after views: most share its storage, but fake tensors (measure.py's third way) do not
+# and after views: most share its storage, but fake tensors do not
 _SAME |= {aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape, aten.expand}
 _SAME |= {aten.detach, aten.alias, aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind}
 _SAME |= {aten.unsqueeze, aten.squeeze}

@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +36,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.autocast, "__init__", _autocast))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", _is_autocast_enabled))
+        stack.enter_context(grouped_products())
         flex = sys.modules.get("torch.nn.attention.flex_attention")
         if flex is not None:
             # it refuses the meta device, and compiles itself
@@ -70,6 +72,20 @@ def _autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any)
 
 def _is_autocast_enabled(*device_type: str) -> bool:
     return device_type != ("meta",) and _IS_AUTOCAST_ENABLED(*device_type)
+
+
+def grouped_products() -> ExitStack:
+    """Around products of groups, which shapes alone have in bfloat16 alone."""
+    with ExitStack() as stack:
+        for home, name in ((F, "grouped_mm"), (torch, "_grouped_mm")):
+            if hasattr(home, name):
+                stack.enter_context(patch.object(home, name, partial(_in_bfloat16, getattr(home, name))))
+        return stack.pop_all()
+
+
+def _in_bfloat16(grouped: Any, a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    dtype = kwargs.pop("out_dtype", None) or a.dtype
+    return grouped(a.bfloat16(), b.bfloat16(), *args, **kwargs).to(dtype)
 
 
 def _flex_attention(query: Any, key: Any, value: Any, _: Any, block_mask: Any, *__: Any, **___: Any) -> tuple[Any, ...]:
@@ -154,14 +170,11 @@ _LONG = 1000
 """A container with more items holds data: it stays."""
 
 
-def to_meta(
-    model: nn.Module, floating: torch.dtype | None = None, written_out: bool = False, device: str = "meta"
-) -> dict[str, nn.Parameter]:
+def to_meta(model: nn.Module, written_out: bool = False, device: str = "meta") -> dict[str, nn.Parameter]:
     """Turn a model into one on the meta device, in this process; wrappers of torch.compile and DDP inside it go.
 
     Args:
         model: whatever uses it afterwards meets meta tensors.
-        floating: dtype of its floating-point tensors instead of their own.
         written_out: with attention and experts in plain torch, where the model has a choice.
         device: another than "meta" for fake tensors, under whose mode it is made then.
 
@@ -169,7 +182,7 @@ def to_meta(
         The parameters by the names that they had.
     """
     live = dict(unwrap(model).named_parameters())
-    turn = _Turn(floating, device)
+    turn = _Turn(device)
     turn.module(model)
     for module in unwrap(model).modules():
         settings = getattr(vars(module).get("config"), "__dict__", {})
@@ -181,8 +194,8 @@ def to_meta(
 class _Turn:
     """Turns tensors, and what holds some, each once."""
 
-    def __init__(self, floating: torch.dtype | None, device: str) -> None:
-        self._floating, self._device = floating, device
+    def __init__(self, device: str) -> None:
+        self._device = device
         self._done: dict[int, tuple[Any, Any]] = {}  # id → (the object, which keeps its id; what it became)
 
     def module(self, module: nn.Module) -> nn.Module:
@@ -240,14 +253,13 @@ class _Turn:
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_nested or tensor.layout != torch.strided:
             raise Uncountable("the model holds a sparse or nested tensor: a dense twin would be multiplied in full")
-        dtype = tensor.dtype
-        if getattr(tensor, "quant_state", None) is not None:
-            dtype = torch.bfloat16  # what it is multiplied as; 4-bit weights lie packed in bytes
-        if self._floating is not None and dtype.is_floating_point:
-            dtype = self._floating
+        # 4-bit weights lie packed in bytes, and are multiplied in bfloat16
+        dtype = tensor.dtype if getattr(tensor, "quant_state", None) is None else torch.bfloat16
         turned = torch.empty(full_shape(tensor), dtype=dtype, device=self._device)
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(turned, requires_grad=tensor.requires_grad)
+        if type(tensor) is torch.Tensor and self._device == "meta" and not tensor.requires_grad:
+            return same_on_meta(tensor)  # a buffer's numbers may be a mask, or decide a branch
         return turned.requires_grad_(tensor.requires_grad)
 
 

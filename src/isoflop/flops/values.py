@@ -34,6 +34,8 @@ _INDEXED = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, ate
 _SAME = {aten.slice, aten.expand, aten.alias, aten.detach, aten.view, aten.unsqueeze, aten.clone, aten.contiguous}
 """Operators that change nothing but leading dimensions where they leave the number of rows and columns."""
 _CHOICES = {aten.topk, aten.argmax}
+_FAULTS = {aten.isnan, aten.isinf}
+"""Questions that training answers with no."""
 _ASKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -55,11 +57,31 @@ class Strips:
         self.shape, self.rows = shape, rows
 
 
-def values_of(tensor: Any) -> torch.Tensor | Strips | None:
-    """Values of a tensor: a real one's are itself, a meta tensor's those that `Values` knows; None: unknown."""
+def values_of(tensor: Any, made_up: bool = False) -> torch.Tensor | Strips | None:
+    """Values of a tensor: a real one's are itself, a meta tensor's those that `Values` knows; None: unknown.
+
+    `made_up`: also those that follow from a choice in turn.
+    """
     if not isinstance(tensor, torch.Tensor) or isinstance(tensor, FakeTensor):
         return None
+    if not made_up and IN_TURN in _sources(tensor):
+        return None
     return getattr(tensor, "_isoflop_values", None) if tensor.is_meta else tensor
+
+
+class UnknownValue(RuntimeError):
+    """Code asks for what shapes alone do not tell."""
+
+    def __init__(self) -> None:
+        super().__init__("it depends on values, which shapes do not have")
+
+
+RANDOM, IN_TURN = "random numbers", "choices in turn"
+"""What values follow from that a training would have otherwise."""
+
+
+def _sources(tensor: torch.Tensor) -> frozenset[str]:
+    return getattr(tensor, "_isoflop_sources", frozenset())
 
 
 def with_values(tensor: torch.Tensor, values: torch.Tensor | Strips | None) -> torch.Tensor:
@@ -78,17 +100,16 @@ def same_on_meta(tensor: torch.Tensor) -> torch.Tensor:
 class Values(TorchDispatchMode):
     """Around a replay on meta tensors; see the module.
 
-    `chosen`: where a choice of the largest depends on what is unknown, as a router's of experts, the rows choose in
-    turn, so that a loop over the experts' tokens can run: it multiplies as many rows however they are spread.
+    Where a choice of the largest depends on what is unknown, as a router's of experts, the rows choose in turn, so that
+    a loop over the experts' tokens can run: it multiplies as many rows however they are spread.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, chosen: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.chosen = chosen
-        self.drawn = False
-        """A branch was decided by a random number, as where layers are dropped at random."""
+        self.decided: set[str] = set()
+        """`RANDOM` and `IN_TURN`, where a branch or a shape was decided so (layers dropped, tokens of an expert)."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -107,7 +128,10 @@ class Values(TorchDispatchMode):
         if isinstance(func, torch._ops.HigherOrderOperator):
             return func(*args, **kwargs)
         packet = func._overloadpacket
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        sources = frozenset({RANDOM} if random else ()).union(*map(_sources, metas))
         if packet in _INDEXED and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in metas[1:]):
+            self.decided |= sources & {IN_TURN}
             args = self._with_numbers(args)
         known = all(self._known(tensor) is not None for tensor in metas)
         if any(isinstance(values_of(tensor), Strips) for tensor in metas):
@@ -116,32 +140,38 @@ class Values(TorchDispatchMode):
                 self._in_strips(func, args, kwargs, out)
             return out
         known = known or packet in _BY_SHAPE
-        random = torch.Tag.nondeterministic_seeded in func.tags
         known = known and not (random and metas)
         # a backward pass asks for values of masks among indices at most, and makes zeros as large as activations
         wanted = torch.is_grad_enabled() or torch._C._current_graph_task_id() == -1 or bool(_ASKS & set(func.tags))
         if not (known and wanted):
-            out = func(*args, **kwargs)
+            try:
+                out = func(*args, **kwargs)
+            except (RuntimeError, NotImplementedError) as error:
+                if _ASKS & set(func.tags):
+                    raise UnknownValue from error
+                raise
             if func._schema.is_mutable:
                 self._forget(args)
-            if self.chosen and wanted and packet in _CHOICES:
+            if wanted and packet in _CHOICES:
                 _choose_in_turn(packet, args, out)
+            elif packet in _FAULTS and out.numel() <= LARGEST:
+                with_values(out, torch.zeros(out.shape, dtype=torch.bool, device="cpu"))
             return out
-        chance = random or any(hasattr(tensor, "_isoflop_random") for tensor in metas)
         if packet is aten._local_scalar_dense:
-            self.drawn = self.drawn or chance
+            self.decided |= sources
             return self._known(metas[0]).item()  # type: ignore[union-attr]
         if _ASKS & set(func.tags):
-            real = self._compute(func, args, kwargs)
-            return tree_map(_on_meta, real)
+            self.decided |= sources & {IN_TURN}
+            return tree_map(_on_meta, self._compute(func, args, kwargs))
         if metas and torch.device(kwargs.get("device") or "meta").type == "cpu":  # x.cpu(), x.tolist()
+            self.decided |= sources & {IN_TURN}
             return self._compute(func, args, kwargs)
         out = func(*args, **kwargs)
         most = LARGEST_RANDOM if random else LARGEST
         if all(tensor.is_meta and tensor.numel() <= most for tensor in _tensors((out,))):
             _remember(out, self._compute(func, args, kwargs))
-            for tensor in _tensors((out,)) if chance else ():
-                tensor._isoflop_random = True  # type: ignore[attr-defined]
+            for tensor in _tensors((out,)) if sources else ():
+                tensor._isoflop_sources = sources  # type: ignore[attr-defined]
         elif func._schema.is_mutable:
             self._forget(args)
         elif metas:
@@ -160,7 +190,7 @@ class Values(TorchDispatchMode):
 
         def rows(start: int, stop: int) -> torch.Tensor:
             def part(item: Any) -> Any:
-                values = values_of(item)
+                values = values_of(item, made_up=True)
                 if isinstance(values, Strips):
                     return values.rows(start, stop)
                 if values is not None and values.dim() > 1 and values.shape[-2] == many > 1:
@@ -178,7 +208,7 @@ class Values(TorchDispatchMode):
         with_values(out, Strips(out.shape, rows))
 
     def _known(self, tensor: torch.Tensor) -> torch.Tensor | Strips | None:
-        values = values_of(tensor)
+        values = values_of(tensor, made_up=True)
         if isinstance(values, Strips):
             return values
         return None if values is None or hasattr(values.untyped_storage(), "_isoflop_lost") else values
@@ -186,7 +216,7 @@ class Values(TorchDispatchMode):
     def _forget(self, args: Any) -> None:
         """Something unknown was written into the first argument, and so into whatever shares its storage."""
         for tensor in _tensors(args[:1]):
-            values = values_of(tensor)
+            values = values_of(tensor, made_up=True)
             if isinstance(values, Strips):
                 with_values(tensor, None)
             elif values is not None:
@@ -197,6 +227,8 @@ class Values(TorchDispatchMode):
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         args, kwargs = tree_map(_to_real, (args, kwargs))
+        if func._overloadpacket is aten.histc:  # which a CPU has for floating-point numbers alone
+            return func(args[0].double(), *args[1:], **kwargs).to(args[0].dtype)
         if func._overloadpacket in _EMPTY:  # what it holds is written before it is read
             return func(*args, **kwargs).zero_()
         return func(*args, **kwargs)
@@ -222,6 +254,7 @@ def _choose_in_turn(packet: Any, args: Any, out: Any) -> None:
     if along in (-1, args[0].dim() - 1) and indices.numel() <= LARGEST:
         in_turn = torch.arange(indices.numel(), device="cpu") % args[0].shape[-1]
         with_values(indices, in_turn.view(indices.shape))
+        indices._isoflop_sources = frozenset({IN_TURN})
 
 
 def _tensors(items: Iterable[Any]) -> Iterable[torch.Tensor]:
@@ -241,7 +274,7 @@ def _to_real(item: Any) -> Any:
         return torch.device("cpu")
     if not isinstance(item, torch.Tensor) or not item.is_meta:
         return item
-    values = values_of(item)
+    values = values_of(item, made_up=True)
     # an operator that takes a tensor for its shape
     return torch.zeros(item.shape, dtype=item.dtype, device="cpu") if values is None else values
 
@@ -257,7 +290,7 @@ def _remember(out: Any, values: Any) -> None:
 class WrittenOut(TorchFunctionMode):
     """What the meta device has no kernel for: `scaled_dot_product_attention` as QKᵀ, a softmax and AV; a CTC loss,
     which multiplies no matrices, as a sum; a number in a text (`self[f"expert_{i}"]`) as its value; and the
-    values of a list that is made a tensor there.
+    values of a list that is made a tensor there, or is an index.
     """
 
     def __torch_function__(
@@ -271,6 +304,9 @@ class WrittenOut(TorchFunctionMode):
             if not out.is_meta or out.numel() > LARGEST:
                 return out
             return with_values(out, func(data, *args[1:], **{**(kwargs or {}), "device": "cpu"}))
+        if func is torch.Tensor.__getitem__ and args[0].is_meta:
+            index = args[1]
+            return func(args[0], tuple(map(_index, index)) if isinstance(index, tuple) else _index(index))
         if func is F.ctc_loss:
             return args[0].sum()
         if func is torch.Tensor.__format__ and args[0].dim() == 0:
@@ -282,6 +318,12 @@ def _number(item: Any) -> Any:
     """A number that a tensor is known to hold; what is none, as it is."""
     values = values_of(item)
     return values.item() if isinstance(values, torch.Tensor) and values.numel() == 1 else item
+
+
+def _index(item: Any) -> Any:
+    """A list of row numbers, which C++ would turn to a meta tensor, with its values."""
+    plain = isinstance(item, list) and item and all(type(number) is int for number in item)
+    return same_on_meta(torch.tensor(item, device="cpu")) if plain else item
 
 
 def _attention(
