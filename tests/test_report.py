@@ -195,7 +195,7 @@ def test_advice_is_shown_by_time_and_odd_values_do_no_harm(tmp_path: Path) -> No
     assert (said[1].time, said[1].reason) == (1.7e9, "too_large")
 
 
-@pytest.mark.parametrize(("status", "said"), [("running", "Do: stop."), ("completed", "Next time: use the checkpoint")])
+@pytest.mark.parametrize(("status", "said"), [("running", "Do: stop."), ("completed", "Next time: take more data")])
 def test_a_run_that_has_ended_is_not_told_to_stop(status: str, said: str) -> None:
     advice = {**ADVICE, "reason": "overfitting", "do": "stop."}
     (found,) = recorded_advice(replace(planted_run("a", 1e8, 2e9, status=status), advice=(advice,)))

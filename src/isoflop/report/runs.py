@@ -270,8 +270,8 @@ def recorded_advice(run: Run) -> list[RecordedAdvice]:
 
 
 NEXT_TIME = {
-    "overfitting": "use the checkpoint with the lowest evaluation loss; take more data, fewer epochs, a smaller model "
-    "or more regularisation.",
+    "overfitting": "take more data, fewer epochs, a smaller model or more regularisation; of this run keep the "
+    "checkpoint with the lowest evaluation loss.",
     "past_efficient": "spend this compute on a larger model and fewer tokens.",
     "target": "plan for a loss within reach, or with more compute (`isoflop plan`).",
     "diverging": "lower the learning rate or skip the data at that step; go on from a checkpoint before it.",
