@@ -50,18 +50,8 @@ class Commands(TyperGroup):
         return name, _with_nouns(typer.main.get_command(found)), rest
 
 
-NOUNS = {
-    "where": "CONDITION",
-    "n_convention": "CONVENTION",
-    "loss": "LOSS",
-    "level": "SHARE",
-    "mfu": "SHARE",
-    "sure": "SHARE",
-    "gpu": "DEVICE",
-    "delta": "NUMBER",
-    "runs": "RUNS",
-    "history": "RUNS",
-}
+NOUNS = {"where": "CONDITION", "n_convention": "CONVENTION", "loss": "LOSS", "gpu": "DEVICE", "delta": "NUMBER"}
+NOUNS |= dict.fromkeys(("level", "mfu", "sure"), "SHARE") | dict.fromkeys(("runs", "history"), "RUNS")
 KINDS = {"int": "NUMBER", "float": "NUMBER", "path": "PATH", "str": "NAME", "text": "NAME"}
 """What help calls an option's value: by the option's name, else by its type."""
 

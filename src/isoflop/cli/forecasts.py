@@ -78,11 +78,7 @@ def _material(found: Curves, priors: str, loss: str) -> tuple[list[LossCurve], d
 
 
 def estimators(baselines: str | None, known: Sequence[str]) -> list[str]:
-    """Isoflop's own and the baselines; all of them unless they are named.
-
-    Raises:
-        ValueError: a name that is none.
-    """
+    """Isoflop's own and the baselines; all of them unless they are named. ValueError: a name that is none."""
     if baselines is None:
         return list(known)
     wanted = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none", known[0])]
@@ -154,7 +150,11 @@ def rank(
         given = read(runs)
         published = [f"{run.dataset}/{run.name}" for run in given.published]
         names = unique_names([*published, *(run.name or run.run_id for run in given.records)])
-        for problem in (*given.problems, *_differences(given.records)):
+        tokenizers = sorted({run.tokenizer for run in given.records if run.tokenizer})
+        if len(tokenizers) > 1:
+            text = f"the runs have different tokenizers ({', '.join(tokenizers)}): their losses do not compare"
+            given.problems.append(text)
+        for problem in given.problems:
             tell("rank", problem)
         found: dict[str, Forecast] = {}
         finished: dict[str, bool] = {}
@@ -207,14 +207,6 @@ def _ending(run: LossCurve | Run, finished: bool, priors: Priors, at: float | No
     return forecast_of(curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",))
 
 
-def _differences(records: Sequence[Run]) -> list[str]:
-    """What makes losses hard to compare."""
-    tokenizers = {run.tokenizer for run in records if run.tokenizer}
-    if len(tokenizers) > 1:
-        return [f"the runs have different tokenizers ({', '.join(sorted(tokenizers))}): their losses do not compare"]
-    return []
-
-
 def _ranking_object(ranked: Ranking) -> dict[str, Any]:
     """The object that `--json` prints."""
     return {
@@ -256,11 +248,8 @@ def _print_backtest(table: Scores, level: float, runs: int) -> None:
 def _cells(score: Score) -> tuple[str, str, str]:
     if not score.n or math.isnan(score.median):
         return "–", "–", f"{score.spoke:.0%}"
-    return f"{_percent(score.median)} / {_percent(score.p90)}", f"{score.coverage:.0%}", f"{score.spoke:.0%}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}" if value < 1000 else ">999"
+    off = (f"{x:.2f}" if x < 10 else f"{x:.0f}" if x < 1000 else ">999" for x in (score.median, score.p90))
+    return " / ".join(off), f"{score.coverage:.0%}", f"{score.spoke:.0%}"
 
 
 def _print_ranking(ranking: Ranking) -> None:

@@ -62,15 +62,9 @@ def study_of(
     level: float = LEVEL,
     budgets: Sequence[float] | None = None,
 ) -> Study:
-    """The study of what was read.
+    """The study of what was read; options as of `isoflop.figures.study`, N of tables as given.
 
-    Args:
-        sources: of its runs.
-        loss: of records which, `train` or eval/<name>; default: an evaluation's that all have, else `train`; `train`
-            too where no run has finished: its curve has more points than a few evaluations.
-        convention: of records which parameters N counts; default: one that all state. Of tables N is as given.
-        level: of the intervals.
-        budgets: nominal budgets of isoFLOP profiles, FLOPs.
+    Where no run has finished the training loss is the default: it has more points than a few evaluations.
 
     Raises:
         ValueError: no record has this loss.

@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,7 @@ PER_DOUBLING = 64
 
 
 def read_record(path: str) -> tuple[Run, bool]:
-    """Read a record, thinned where it is large; and whether it was thinned.
-
-    Raises:
-        RecordError: as `isoflop.record.read_run`.
-    """
+    """Read a record, thinned where it is large, and whether it was; RecordError as of `isoflop.record.read_run`."""
     if is_url(path) or not os.path.isfile(path) or os.path.getsize(path) <= LARGE:
         return read_run(path), False
     digest = Digest(PER_DOUBLING)
@@ -47,19 +43,13 @@ def read_record(path: str) -> tuple[Run, bool]:
 
 @dataclass(frozen=True)
 class Sources:
-    """Runs of records, oldest first, and rows of tables, each a finished run.
-
-    Attributes:
-        taken: column of the tables by quantity; empty without tables.
-        problems: reasons for files that could not be read.
-        thinned: number of large records, of which some points were left out.
-    """
+    """Runs of records, oldest first, and rows of tables, each a finished run."""
 
     runs: tuple[Run, ...] = ()
     rows: tuple[RunEnd, ...] = ()
-    taken: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    thinned: int = 0
+    taken: Mapping[str, str] = field(default_factory=dict)  # columns of the tables, by quantity
+    problems: tuple[str, ...] = ()  # reasons for files that could not be read
+    thinned: int = 0  # number of large records, of which some points were left out
 
 
 def read_sources(
@@ -141,17 +131,14 @@ def run_rows(study: Study) -> tuple[RunRow, ...]:
     far = {id(study.counted[run.row]): run for run in (study.fit.left_out if study.fit is not None else ())}
     rows = []
     for end, C, curve in zip_longest(study.ends, study.end_flops, study.curves):
-        row = RunRow(**vars(end), C=float(C) if math.isfinite(C) else None)
+        known: dict[str, Any] = dict(vars(end))
         if id(end) in far:
-            row = replace(row, left_out=f"outlier: the law expects a loss of {far[id(end)].expected:.4g}")
+            known["left_out"] = f"outlier: the law expects a loss of {far[id(end)].expected:.4g}"
         if curve is not None:
-            step, planned = curve.step, curve.run.planned.get("steps")
-            known: dict[str, Any] = {
-                "step": int(step[-1]) if len(step) else None,
-                "planned": planned if type(planned) is int else None,
-            }
-            row = replace(row, status=curve.run.status, **known)
-        rows.append(row)
+            planned = curve.run.planned.get("steps")
+            known["step"] = int(curve.step[-1]) if len(curve.step) else None
+            known |= {"planned": planned if type(planned) is int else None, "status": curve.run.status}
+        rows.append(RunRow(**known, C=float(C) if math.isfinite(C) else None))
     return tuple(rows)
 
 
@@ -283,38 +270,33 @@ NEXT_TIME = {
 
 
 def _advice(run: Run, item: Mapping[str, Any]) -> RecordedAdvice:
-    severity, probability = text_of(item.get("severity")), number_of(item.get("probability"))
-    ended, do, reason = run.status != "running", text_of(item.get("do")), text_of(item.get("reason"))
+    severity, reason, what, do = (text_of(item.get(name)) for name in ("severity", "reason", "what", "do"))
+    step, time, probability, level = (number_of(item.get(name)) for name in ("step", "time", "probability", "level"))
+    ended = run.status != "running"
     return RecordedAdvice(
         run=run.name or run.run_id,
-        step=int(number_of(item.get("step")) or 0),
-        time=number_of(item.get("time")),
+        step=int(step or 0),
+        time=time,
         severity=severity if severity in SEVERITIES else "",
         reason=reason,
-        what=text_of(item.get("what")),
+        what=what,
         label="Next time" if ended else "Do",
         do=NEXT_TIME.get(reason, do) if ended and do else do,
         numbers=_quantities(item.get("numbers")),
         saves=_quantities(item.get("saves")),
         basis=tuple(filter(None, map(text_of, _items(item.get("basis"))))),
         probability=probability if 0 <= (probability or 0) <= 1 else None,
-        level=number_of(item.get("level")),
+        level=level,
     )
 
 
 def _quantities(given: object) -> tuple[Quantity, ...]:
-    rows = [row for row in _items(given) if isinstance(row, dict)]
-    return tuple(
-        Quantity(
-            text_of(row.get("name")),
-            value,
-            text_of(row.get("unit")),
-            number_of(row.get("low")),
-            number_of(row.get("high")),
-        )
-        for row in rows
-        if (value := number_of(row.get("value"))) is not None
-    )
+    found = []
+    for row in _items(given):
+        if isinstance(row, dict) and (value := number_of(row.get("value"))) is not None:
+            ends = number_of(row.get("low")), number_of(row.get("high"))
+            found.append(Quantity(text_of(row.get("name")), value, text_of(row.get("unit")), *ends))
+    return tuple(found)
 
 
 def latest_advice(runs: Iterable[Run], most: int = 200) -> tuple[RecordedAdvice, ...]:

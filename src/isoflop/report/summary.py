@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from isoflop.console import cell, grid, screen
 from isoflop.forecast import Outcome
@@ -32,13 +31,24 @@ def print_summary(runs: Iterable[Run]) -> None:
         table.add_row(run.name or run.run_id, *_cells(run))
     table.caption = CAPTION
     console.print(table)
-    if (forecasts := forecast_table(runs)) is not None:
-        console.print(forecasts)
+    halves = grid(
+        "run", "at step", "forecast", "80% interval", "final loss", left=(0, 4), title="Forecast at half time"
+    )
+    for run, (step, forecast) in ((run, made) for run in runs if (made := half_time(run)) is not None):
+        final = final_training_loss(run)
+        outcome = "–" if final.mean is None else str(Outcome(forecast, final.mean, final.error))
+        interval = f"{forecast.low:.3f} to {forecast.high:.3f}"
+        halves.add_row(run.name or run.run_id, f"{step:,}", f"{forecast.loss:.3f}", interval, outcome)
+    halves.caption = (
+        "training loss in nats per token · final loss: mean over the last 5% of the run, ± its standard error"
+    )
+    if halves.row_count:
+        console.print(halves)
 
 
 def _cells(run: Run) -> list[str]:
     last = run.points[-1] if run.points else None
-    tokens, flops, flops_6nd = (last.data_tokens, last.flops, last.flops_6nd) if last else (None, None, None)
+    tokens, flops, flops_6nd = (getattr(last, name, None) for name in ("data_tokens", "flops", "flops_6nd"))
     total, bare, with_head = map(run.parameters.get, ("total", "non_embedding", "non_embedding_with_head"))
     losses = {name.partition("/")[0]: loss for point in run.points for name, loss in point.losses.items()}
     mfu = [value for point in run.points if (value := point.extra.get("mfu")) is not None]
@@ -51,20 +61,3 @@ def _cells(run: Run) -> list[str]:
         cell(losses.get("eval"), ".3f"),
         cell(mfu[-1] if mfu else None, ".1%"),
     ]
-
-
-def forecast_table(runs: Iterable[Run]) -> Any:
-    """A `rich.table.Table` of the runs that forecast at half time, with their final losses; None where none did."""
-    rows = [(run, *made) for run in runs if (made := half_time(run)) is not None]
-    if not rows:
-        return None
-    table = grid("run", "at step", "forecast", "80% interval", "final loss", left=(0, 4), title="Forecast at half time")
-    for run, step, forecast in rows:
-        final = final_training_loss(run)
-        outcome = "–" if final.mean is None else str(Outcome(forecast, final.mean, final.error))
-        interval = f"{forecast.low:.3f} to {forecast.high:.3f}"
-        table.add_row(run.name or run.run_id, f"{step:,}", f"{forecast.loss:.3f}", interval, outcome)
-    table.caption = (
-        "training loss in nats per token · final loss: mean over the last 5% of the run, ± its standard error"
-    )
-    return table

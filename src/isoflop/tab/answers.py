@@ -111,12 +111,7 @@ def figure_answer(key: str, study: Study, state: str, theme: str, axis: str = ""
 
 
 def fit_answer(study: Study, state: str) -> dict[str, Any]:
-    """The fitted law and the three approaches side by side, or the reasons why there are none.
-
-    Args:
-        study: of the chosen runs.
-        state: of its fit, as `Drawn` has it.
-    """
+    """The fitted law and the three approaches side by side, or why there are none; `state` is that of `Drawn`."""
     if state == "fitting":
         return {"state": state}
     fit, compared = study.fit, study.compared() if study.counted else None
@@ -176,8 +171,8 @@ def budget_of(text: str) -> float:
     from isoflop.logs.files import cell_number
 
     match = _BUDGET.fullmatch(text.strip()) if len(text) <= LONGEST else None
-    number = cell_number(match[1]) if match else None
-    flops = (number or 0.0) * (PF_DAY if match and (match[2] or "").lower().startswith("pf") else 1.0)
+    number = (cell_number(match[1]) if match else None) or 0.0
+    flops = number * (PF_DAY if match and (match[2] or "").lower().startswith("pf") else 1.0)
     if not 0 < flops < math.inf:
         shown = text if len(text) <= LONGEST else text[:LONGEST] + "…"
         raise ValueError(f"expected {EXPECTED}; got {shown!r}")

@@ -48,13 +48,9 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def scan(root: str, on_first: Callable[[], None] = lambda: None) -> tuple[dict[str, Stamp], int]:
-    """The stamp of each `isoflop-*.jsonl` below a folder, and the number of folders and records that are links.
+    """The stamp of each `isoflop-*.jsonl` below a folder by its path from there, and the number of links.
 
-    Links are not followed; what can't be listed is left out.
-
-    Args:
-        root: the folder. Paths are from it, with "/".
-        on_first: called as soon as one is found: a large folder takes a while.
+    Links are not followed; what can't be listed is left out. `on_first` is called as soon as one is found.
     """
     files: dict[str, Stamp] = {}
     links, folders = 0, [""]
@@ -77,15 +73,7 @@ def scan(root: str, on_first: Callable[[], None] = lambda: None) -> tuple[dict[s
 
 
 def open_inside(root: str, path: str) -> BinaryIO:
-    """Open a regular file that really lies below a folder.
-
-    Args:
-        root: the folder.
-        path: from the folder.
-
-    Raises:
-        OSError: it is a link, a pipe or device, lies elsewhere, or is gone.
-    """
+    """Open a regular file that really lies below a folder; OSError: a link or pipe, elsewhere, or gone."""
     full, inside = os.path.join(root, path), os.path.realpath(root)
     no_link_no_wait = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     stream = os.fdopen(os.open(full, os.O_RDONLY | no_link_no_wait), "rb")

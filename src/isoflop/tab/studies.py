@@ -30,17 +30,11 @@ MOST_GROUP = 200
 
 @dataclass(frozen=True)
 class Drawn:
-    """The study that figures are made from now.
+    """The study that figures are made from now."""
 
-    Attributes:
-        study: with the latest curves, and the fit where there is one.
-        state: "fitted"; "fitting": there is no fit yet, ends and laws are left out; "older": of the runs some time ago.
-        version: changes when one of these does.
-    """
-
-    study: Study
-    state: str
-    version: str
+    study: Study  # with the latest curves, and the fit where there is one
+    state: str  # "fitted"; "fitting": there is no fit yet; "older": of the runs some time ago
+    version: str  # changes when one of these does
 
 
 @dataclass
@@ -68,10 +62,8 @@ class Studies:
     def drawn(self, entries: Sequence[Entry], may_fit: bool = True, group: str | None = None) -> Drawn:
         """The study of some runs, without waiting for a fit.
 
-        Args:
-            entries: the runs.
-            may_fit: whether to begin a fit; not while most runs are still to be read.
-            group: which runs are fitted together (`group_of`); the others are drawn. None: all.
+        A fit begins if it may: not while most runs are still to be read. Runs of another `group_of` than `group` are
+        drawn, not fitted; None: all are fitted.
         """
         read = [(entry, entry.reading.curve) for entry in entries if entry.reading.curve is not None]
         keys, versions = tuple(entry.key for entry, _ in read), tuple(entry.version for entry, _ in read)

@@ -1,8 +1,7 @@
 // The figures: each is asked for when it comes into view, drawn again only where it has changed; a zoom stays.
 
-import {ask, script} from './api.js';
+import {ask, Paced, script} from './api.js';
 import {element, list, show} from './dom.js';
-import {Paced} from './paced.js';
 import {theme} from './theme.js';
 
 const plotly = script('./plotly.js');

@@ -1,15 +1,12 @@
 // The Scaling tab: what it is made of, and the questions that keep it up to date.
 
-import {ask} from './api.js';
+import {ask, Paced} from './api.js';
 import {element, show} from './dom.js';
-import {Choice, progress, RunList} from './runs.js';
+import {Choice, progress, RunList, RunTable} from './runs.js';
 import {Figures} from './figures.js';
 import {followTheme} from './theme.js';
-import {Paced} from './paced.js';
 import {Planner} from './planner.js';
-import {pressing, showNow} from './now.js';
-import {RunTable} from './runtable.js';
-import {showAdvice} from './advice.js';
+import {pressing, showAdvice, showNow} from './advice.js';
 import {showFit} from './fit.js';
 
 // Milliseconds between two questions: until something of every run is known, while they are read and fitted, and then.
