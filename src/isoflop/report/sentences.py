@@ -172,9 +172,10 @@ def _no_law(study: Study) -> tuple[str, ...]:
     runs, ended = len(study.ends), len(study.counted)
     if not ended:
         return (f"{counted(runs, 'run', 'runs')}, none finished: there is no scaling law yet.",)
+    why = "; ".join(study.doubts) or study.refused
     return (
         f"{counted(ended, 'finished run does', 'finished runs do')} not determine a scaling law.",
-        sentence("; ".join(study.doubts) or study.refused.rpartition(": ")[2]),
+        sentence(why.partition(": ")[2] if ended < CONSTANTS + FEW else why),
     )
 
 
