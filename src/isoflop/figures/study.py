@@ -33,6 +33,9 @@ def law_of(
     """The law, doubts about it, the reason why there is none. Cached: while runs train, those that ended stay."""
     if not ends:
         return None, (), "there is no finished run with its size, its tokens and a loss"
+    if len(ends) < CONSTANTS + FEW:
+        few = f"{counted(len(ends), 'finished run is', 'finished runs are')} too few to determine L(N,D)"
+        return None, (), f"{few}: it takes {CONSTANTS + FEW} or more, of several sizes and numbers of tokens"
     columns = {name: np.array([getattr(end, name) for end in ends], dtype=float) for name in ("N", "D", "loss")}
     called = [end.name for end in ends]
     options: dict[str, Any] = {"level": level, "draws": draws, "convention": convention, "rows": called}
@@ -41,9 +44,6 @@ def law_of(
         fitted = fit_law("hoffmann", columns, **options)
     except ValueError as reason:
         return None, (), str(reason)
-    if len(ends) < CONSTANTS + FEW:
-        few = f"{counted(len(ends), 'finished run is', 'finished runs are')} too few to determine L(N,D)"
-        return fitted, (), f"{few}: it takes {CONSTANTS + FEW} or more, of several sizes and numbers of tokens"
     doubts = tuple(text for text in fitted.warnings if text not in odd)
     spans = {name for each in fitted.unknown if each.gap is Gap.SPAN for name in each.names}
     if fitted.law.draws is None or spans & {"alpha", "beta"}:

@@ -80,7 +80,7 @@ class Tab {
   /** Offer the groups of runs: folders and data sets. One alone is no choice. */
   offer(groups) {
     this.grouping.hidden = groups.length < 2;
-    const names = [['', 'the largest group'], ...groups.map((name) => [name, name]), ['*', 'all chosen runs']];
+    const names = [['', 'the largest group'], ...groups.map((name) => [name, name === '.' ? 'the log folder itself' : name]), ['*', 'all chosen runs']];
     const told = JSON.stringify(names);
     if (told === this.offered) return;
     this.offered = told;
