@@ -41,6 +41,11 @@ def slow_if(condition: Any) -> Any:
     return pytest.mark.slow if condition else ()
 
 
+def other_kind(name: str, checkpointing: str | None, lora: bool) -> bool:
+    """Of two kinds of checkpointing one is for `make slow`: the quick suite takes them in turn, LoRA the other one."""
+    return checkpointing == ("reentrant", "modern")[(NAMES.index(name) + lora) % 2]
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 EVERY_WAY = [
@@ -49,7 +54,10 @@ EVERY_WAY = [
         attention,
         checkpointing,
         id=f"{entry.name}-{attention}-{checkpointing}",
-        marks=slow_if(checkpointing and (attention != entry.attentions[-1] or entry.name in VARIANTS)),
+        marks=slow_if(
+            other_kind(entry.name, checkpointing, lora=False)
+            or (checkpointing and (attention != entry.attentions[-1] or entry.name in VARIANTS))
+        ),
     )
     for entry in ZOO
     for attention in entry.attentions
@@ -73,7 +81,7 @@ ADAPTED = [
         name,
         checkpointing,
         id=f"{name}-{checkpointing}",
-        marks=[pytest.mark.slow] if checkpointing and name in VARIANTS else [],
+        marks=slow_if(other_kind(name, checkpointing, lora=True) or (checkpointing and name in VARIANTS)),
     )
     for name in NAMES
     for checkpointing in (None, "reentrant", "modern")

@@ -58,6 +58,10 @@ def answer(*arguments: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def models(base: Path) -> Path:
+    import transformers
+
+    # imported here, not again by each process that counts
+    assert transformers.GPT2LMHeadModel and transformers.LlamaForCausalLM
     folder = base / "models"
     folder.mkdir()
     (folder / "gpt2.json").write_text(json.dumps(GPT2))
