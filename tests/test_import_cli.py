@@ -184,7 +184,7 @@ def test_what_the_terminal_shows(tmp_path: Path) -> None:
     shown = call("import", source, "-o", tmp_path / "runs", "--params", "124M", "--tokens-per-step", "5e5").stdout
     for text in ("small", "table", "124M", "1.5M", "1.12e+15", "written", "tokens: 500,000 a step, given"):
         assert text in shown
-    assert f"1 written: isoflop fit {tmp_path / 'runs'}" in shown
+    assert f"Runs: 1 written. Next: isoflop fit {tmp_path / 'runs'}" in shown
 
 
 def test_a_strange_name_is_harmless(tmp_path: Path) -> None:

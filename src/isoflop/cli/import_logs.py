@@ -195,8 +195,8 @@ def print_imported(done: Sequence[Done]) -> None:
         console.print(f"  {note}{of}", markup=False, soft_wrap=True)
     counted = ", ".join(f"{many} {action}" for action, many in Counter(each.action for each in done).items())
     command = "fit" if any(each.one.run.parameters for each in done) else "report"  # which needs no N
-    then = "" if done[0].path is None else f": isoflop {command} {done[0].path.parent}"
-    console.print(f"{counted}{then}", markup=False, soft_wrap=True)
+    then = "" if done[0].path is None else f" Next: isoflop {command} {done[0].path.parent}"
+    console.print(f"Runs: {counted}.{then}", markup=False, soft_wrap=True)
 
 
 def _losses_cell(losses: Mapping[str, float | None]) -> str:
