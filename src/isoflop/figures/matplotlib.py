@@ -118,7 +118,8 @@ def _style(style: str, colours: Mapping[str, str] | None = None) -> Any:
         raise ImportError(
             "figures as PDF, SVG or PNG need matplotlib, which is not installed: pip install 'isoflop[matplotlib]'"
         ) from None
-    return matplotlib.rc_context({**STYLE, **STYLES[style][1], **(colours or {})})
+    settings: dict[Any, Any] = {**STYLE, **STYLES[style][1], **(colours or {})}
+    return matplotlib.rc_context(settings)
 
 
 def _draw(figure: Figure, drawn: Drawn, theme: Theme, title: bool) -> None:
