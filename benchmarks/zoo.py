@@ -56,7 +56,11 @@ WIDTHS = {
     r"(num_experts|num_local_experts|n_routed_experts|moe_num_experts)": 4,
     r"(num_experts_per_tok|moe_top_k|moe_topk)": 2,
     r"patch_size": 8,
+    r"mm_tokens_per_image": 4,
+    r"n_group|topk_group|num_expert_group": 1,
 }
+MISSING = {"head_dim", "vocab_size", "num_experts_per_tok", "n_routed_experts", "num_key_value_heads"}
+"""Sizes that a default configuration leaves open."""
 LATENT = {r"qk_nope_head_dim|v_head_dim|qk_head_dim": 8, r"qk_rope_head_dim": 8, r"(q|kv)_lora_rank": 16}
 RULES = (
     {**DEPTHS, **HEADS, **WIDTHS},
@@ -135,7 +139,7 @@ def shrink(config: Any, rules: dict[str, Any]) -> None:
             shrink(value, rules)
         for pattern, size in rules.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if re.fullmatch(pattern, name) and (number or (name == "head_dim" and value is None)):
+            if re.fullmatch(pattern, name) and (number or (name in MISSING and value is None)):
                 setattr(config, name, size)
     rope = getattr(config, "rope_parameters", None)
     of_images = re.search("vl|4v|v_text|omni|ocr", str(getattr(config, "model_type", "")))
@@ -231,6 +235,10 @@ def trained(kind: str, family: str, rules: dict[str, Any], task: str) -> Trained
     shrink(config, rules)
     if hasattr(config, "is_decoder") and task == "causal":
         config.is_decoder = True
+    if hasattr(config, "axial_pos_embds"):
+        config.axial_pos_embds = False  # Reformer's are of one length
+    if getattr(config, "languages", None):
+        config.default_language = next(iter(config.languages))
     with torch.device("meta"):
         numbers = sum(parameter.numel() for parameter in getattr(transformers, family)(config).parameters())
     if numbers > 6e8:

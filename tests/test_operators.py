@@ -118,6 +118,24 @@ def test_fused_attention_counts_four_products_backward(name: str):
     assert formula_of(backward)(q, q, q, q, *rest[:2], bounds, bounds, 16, 16, out_val=q) == 2 * products
 
 
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_sparse_matrix_multiplies_what_it_holds(rows: bool):
+    graph = torch.sparse_coo_tensor(torch.tensor([[0, 1, 3], [2, 0, 3]]), torch.ones(3), (4, 4)).coalesce()
+    graph = graph.to_sparse_csr() if rows else graph
+    for product in (torch.sparse.mm, torch.matmul):
+        x = torch.randn(4, 5, requires_grad=True)
+        assert count(lambda x, product=product: product(graph, x).sum().backward(), x) == 2 * 2 * 3 * 5
+
+
+def test_an_encoder_s_layer_in_one_operator_as_in_many():
+    layer, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(4, 6, 16)
+    many = count(layer, x)
+    with torch.no_grad():
+        assert count(layer, x) == many == 2 * 24 * (4 * 16 * 16 + 2 * 16 * 32) + 4 * 24 * 6 * 16
+        assert count(layer.self_attn, x, x, x) == 2 * 24 * 4 * 16 * 16 + 4 * 24 * 6 * 16
+
+
 def test_heavy_operators_without_a_formula_are_named():
     with FlopCounter() as counter:
         torch.fft.fft(torch.randn(8))

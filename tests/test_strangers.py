@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import isoflop
-from isoflop.flops import OBSERVED
+from isoflop.flops import OBSERVED, FlopCounter
 from models import tokens
 
 V, D, B, STEPS = 48, 16, 4, 7
@@ -271,7 +272,91 @@ def a_matrix_product_once_in_a_while() -> tuple[nn.Module, Step]:
     return updates(net, loss)
 
 
+def mlp(out: int = D) -> nn.Module:
+    return nn.Sequential(nn.Linear(20, D), nn.ReLU(), nn.Linear(D, out))
+
+
+@script
+def a_gradient_of_the_gradient_in_each_task() -> tuple[nn.Module, Step]:
+    net = mlp()
+
+    def loss(i: int) -> torch.Tensor:
+        total = torch.zeros(())
+        for _ in range(3):
+            fast = dict(net.named_parameters())
+            inner = functional_call(net, fast, (torch.randn(6, 20),)).square().mean()
+            slopes = torch.autograd.grad(inner, list(fast.values()), create_graph=True)
+            fast = {name: p - 0.1 * slope for (name, p), slope in zip(fast.items(), slopes, strict=True)}
+            total = total + functional_call(net, fast, (torch.randn(6, 20),)).square().mean()
+        return total
+
+    return updates(net, loss)
+
+
+@script
+def gradients_of_each_sample_by_vmap() -> tuple[nn.Module, Step]:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def step(i: int) -> torch.Tensor:
+        x, weights = torch.randn(B, 20), {name: p.detach() for name, p in net.named_parameters()}
+        found = net(x).square().mean().detach()
+        slopes = vmap(grad(lambda w, x: functional_call(net, w, (x[None],)).square().mean()), (None, 0))(weights, x)
+        for name, parameter in net.named_parameters():
+            parameter.grad = slopes[name].clamp(-1, 1).mean(0)
+        optimizer.step()
+        return found
+
+    return net, step
+
+
+@script
+def adapters_merged_before_the_product() -> tuple[nn.Module, Step]:
+    class Merged(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(20, D, bias=False)
+            self.weight.requires_grad_(False)
+            self.a, self.b = nn.Parameter(torch.randn(2, 20)), nn.Parameter(torch.zeros(D, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, self.weight + self.b @ self.a)
+
+    net = nn.Sequential(Merged(), nn.ReLU(), nn.Linear(D, 4))
+    return updates(net, lambda i: net(torch.randn(B, 20)).square().mean())
+
+
+@script
+def linear_attention_in_chunks() -> tuple[nn.Module, Step]:
+    class Linear(Net):
+        def block(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = layer(x).chunk(3, -1)
+            state, out = torch.zeros(len(x), D, D), []
+            for a, b, c in zip(q.split(4, 1), k.split(4, 1), v.split(4, 1), strict=True):
+                out.append(a @ state + (a @ b.mT).tril() @ c)
+                state = state + b.mT @ c
+            return x + torch.cat(out, 1)
+
+    net = Linear()
+    return updates(net, lambda i: loss_of(net(ids_of(i)), ids_of(i)))
+
+
+@script
+def two_losses_of_one_graph_and_their_gradients() -> tuple[nn.Module, Step]:
+    net = nn.ModuleDict({"body": mlp(), "left": nn.Linear(D, 3), "right": nn.Linear(D, 2)})
+
+    def loss(i: int) -> torch.Tensor:
+        z = net["body"](torch.randn(B, 20))
+        left, right = net["left"](z).square().mean(), net["right"](z).square().mean()
+        shared = list(net["body"].parameters())
+        one = torch.autograd.grad(left, shared, retain_graph=True)
+        other = torch.autograd.grad(right, shared, retain_graph=True)
+        return left + right + 0 * sum((a * b).sum().detach() for a, b in zip(one, other, strict=True))
+
+    return updates(net, loss)
+
+
 VARIES = {
+    "a_gradient_of_the_gradient_in_each_task",
     "layers_dropped_at_random",
     "an_exit_as_early_as_the_values_allow",
     "a_matrix_product_once_in_a_while",
@@ -304,6 +389,36 @@ def test_a_run_s_total(name: str, tmp_path: Path) -> None:
     methods = monitor.observer.costing.methods
     assert list(methods) == [OBSERVED] and bool(methods[OBSERVED]) is (name in VARIES)
     assert not monitor.guard.aside
+
+
+def test_an_optimizer_that_has_the_loss_computed_several_times(tmp_path: Path) -> None:
+    def begun() -> tuple[nn.Module, Step]:
+        torch.manual_seed(0)
+        net = mlp()
+        optimizer = torch.optim.LBFGS(net.parameters(), max_iter=3)
+
+        def step(i: int) -> torch.Tensor:
+            def loss() -> torch.Tensor:
+                optimizer.zero_grad()
+                found: torch.Tensor = net(x).square().mean()
+                found.backward()
+                return found
+
+            x = torch.randn(B, 20)
+            return optimizer.step(loss).detach()
+
+        return net, step
+
+    _, step = begun()
+    with FlopCounter() as counter:
+        for i in range(STEPS):
+            step(i)
+    net, step = begun()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(STEPS):
+            monitor.step(step(i))
+    assert monitor.totals.flops_known == counter.count.model  # its dot products of gradients, more at each step, too
+    assert monitor.totals.flops_optimizer == counter.by_operator["aten.dot", "forward"]
 
 
 def Net_forward(length: int) -> int:

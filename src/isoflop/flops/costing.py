@@ -175,12 +175,9 @@ class Costing:
                 self._price_whole_steps("the same micro-batch costs another amount at another place of a step")
         if self.whole_steps:
             segments = [_together(segments)]
-        for segment in segments:
-            self._learn_segment(segment)
-        if observation.optimizer_stepped:
-            number, total = self._optimizer
-            self._optimizer = number + 1, total + observation.optimizer
-            self.optimizer = _mean(*self._optimizer)
+        for place, segment in enumerate(segments):
+            self._learn_segment(segment, place == 0)
+        correction = self._learn_optimizer(observation.optimizer) if observation.optimizer_stepped else NOTHING
         self._use(OBSERVED, observation.uses, observation.without_formula)
         if observation.compiled_optimizer and COMPILED_OPTIMIZER not in self.uncounted:
             self.uncounted.add(COMPILED_OPTIMIZER)
@@ -190,7 +187,17 @@ class Costing:
                 "first steps with TORCH_COMPILE_DISABLE=1 and compare"
             )
         complete = self._has_heads is False or segments[0].head is not None
-        return sum((self._corrected(segment, complete) for segment in segments), NOTHING)
+        return sum((self._corrected(segment, complete) for segment in segments), correction)
+
+    def _learn_optimizer(self, flops: FlopCount) -> FlopCount:
+        """A step of the optimizer was observed; what to add, for it is going to be counted at the mean."""
+        number, total = self._optimizer
+        if number and flops != self.optimizer:
+            self.varying.setdefault(("optimizer",), (0, NOTHING))
+            self.note_change("the optimizer's products differ from step to step: those not observed, their mean")
+        self._optimizer = number + 1, total + flops
+        self.optimizer = _mean(*self._optimizer)
+        return flops - self.optimizer
 
     def differs(self, observation: Observation, keys: Sequence[Signature]) -> bool:
         """True if a trainer's step cost another amount than is known of its signature."""
@@ -210,7 +217,7 @@ class Costing:
             pairs.append((self._prices.lookup(key), segment.whole))
         return any(known and (known.model, known.hardware) != (new.model, new.hardware) for known, new in pairs)
 
-    def _learn_segment(self, segment: Segment) -> None:
+    def _learn_segment(self, segment: Segment, first: bool) -> None:
         key = joined(segment.keys)
         if len(self._beginnings) < MAX_KNOWN:
             self._beginnings.update(joined(segment.keys[:i]) for i in range(1, len(segment.keys)))
@@ -229,7 +236,8 @@ class Costing:
         else:
             self._learn_price(key, segment.whole)
             if segment.head is not None:
-                self._see_head(segment.head.model > 0)
+                if first or segment.head.model:  # nothing between two micro-batches says nothing of a step's beginning
+                    self._see_head(segment.head.model > 0)
                 self.waiting.discard(key)
 
     def _learn_price(self, key: Signature, price: FlopCount) -> None:

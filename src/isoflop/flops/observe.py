@@ -195,10 +195,10 @@ class Observation(FlopCounter):
     def _close(self, end: FlopCount) -> None:
         head = self._called - self._began if self._keys else NOTHING
         body = end - self._began - head
+        # (an optimizer that has the loss computed several times multiplies between them)
+        head, body = (part - _of_optimizer(part.optimizer) for part in (head, body))
         observed = self._whole or bool(self.segments)
-        self.segments.append(
-            Segment(tuple(self._keys), head if observed else None, body - _of_optimizer(body.optimizer))
-        )
+        self.segments.append(Segment(tuple(self._keys), head if observed else None, body))
         self._began, self._after, self._keys, self._backward = end, None, [], False
 
     @property

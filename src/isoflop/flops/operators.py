@@ -42,6 +42,22 @@ def _grouped_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
     return int(2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1])
 
 
+def _matrix_product(a: Any, b: Any, *_: Any, **__: Any) -> int:
+    # (M, K) × (K, N); of a sparse matrix what it holds is multiplied alone
+    if a.layout != torch.strided or b.layout != torch.strided:
+        sparse, other = (a, b.shape[-1]) if a.layout != torch.strided else (b, a.shape[-2])
+        held = sparse._values() if sparse.layout == torch.sparse_coo else sparse.values()
+        return int(2 * held.numel() * other)
+    return int(2 * a.shape[-2] * a.shape[-1] * b.shape[-1])
+
+
+def _encoder_layer(x: Any, *rest: Any, **_: Any) -> int:
+    # a whole layer, or its attention alone: each position meets every matrix, and in QKᵀ and AV every other
+    weights = [part for part in rest if isinstance(part, torch.Tensor) and part.dim() == 2 and part.is_floating_point()]
+    positions, length, width = math.prod(x.shape[:-1]), x.shape[-2], x.shape[-1]
+    return int(2 * positions * (sum(weight.numel() for weight in weights) + 2 * length * width))
+
+
 def _recurrent(x: Any, *rest: Any, backward: bool = False, **_: Any) -> int:
     # an LSTM's or GRU's layer, or all of them: each position meets every matrix
     weights = rest[0] if isinstance(rest[0], list | tuple) else rest[:2]
@@ -56,6 +72,8 @@ def _with_sum(product: Formula) -> Formula:
 
 FORMULAS: dict[Any, Formula] = {
     aten.convolution_backward: _convolution_backward,
+    aten.mm: _matrix_product,
+    aten.addmm: _with_sum(_matrix_product),
     # torch has none for these
     aten.mv: _vector_product,
     aten.dot: _vector_product,
@@ -66,6 +84,10 @@ FORMULAS: dict[Any, Formula] = {
     aten._grouped_mm: _grouped_product,
     aten._scaled_grouped_mm: _grouped_product,
     aten._int_mm: _grouped_product,
+    aten._sparse_addmm: _with_sum(_matrix_product),
+    aten._weight_int8pack_mm: lambda a, b, *_, **__: 2 * a.shape[-2] * b.numel(),
+    aten._transformer_encoder_layer_fwd: _encoder_layer,
+    aten._native_multi_head_attention: lambda query, _key, _value, *args, **kw: _encoder_layer(query, *args, **kw),
 }
 """Operators whose formula is ours: it goes before torch's."""
 for _name in ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"):
@@ -81,8 +103,7 @@ _NAMED: dict[str, Formula] = {}
 WITHOUT_PRODUCTS = {"aten", "prims", "c10d", "_c10d_functional", "_dtensor", "fsdp", "profiler", "inductor"}
 """Namespaces of torch's own operators, which multiply next to nothing where they have no formula …"""
 HEAVY = {
-    *("_trilinear", "_cdist_forward", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int8pack_mm", "_weight_int4pack_mm"),
-    *("_fused_sdp_choice_nested", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
+    *("_trilinear", "_cdist_forward", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_weight_int4pack_mm"),
 }
 """… but for these."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,14 +25,16 @@ from isoflop.flops.measure import describe_error, eagerly, forward_backward, on_
 from isoflop.flops.parameters import unwrap
 from isoflop.flops.twin import grouped_products, stand_ins, to_meta
 
+FORWARD, STEP = "forward only; multiply-adds × 2", "forward and backward, as on a CPU"
 Terms = Mapping[str, int]  # reasons and their FLOPs: the counter's excess (+) or lack (−)
+Counted = Callable[[nn.Module, Call, StepCount], tuple[int, Terms]]
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """A counter's FLOPs (1 multiply-add = 2) of what it counts, None without a count, and `ours` of the same.
+    """A counter's FLOPs (1 multiply-add = 2) of what it counts, and `ours` of the same.
 
-    `reasons`: where the difference comes from, each with its FLOPs, the largest first; or why there is no count.
+    `reasons`: where the difference comes from, each with its FLOPs, the largest first; or why `flops` is None.
     """
 
     counter: str
@@ -47,38 +50,34 @@ class Opinion:
 
 
 def opinions(model: nn.Module, call: Call, counted: StepCount) -> tuple[Opinion, ...]:
-    """Compare our count `counted` of a forward call with three other counters'. Never raises.
-
-    Nothing is computed or allocated, and the live model, on any device (also "meta"), stays as it is.
-    """
+    """Compare our count of a call with three counters', on a copy that computes nothing. Never raises."""
     forward = sum(flops for (_, phase), flops in counted.by_operator.items() if phase == "forward") or None
     step = counted.model_flops
-
-    def opinion(counter: str, convention: str, ours: int | None, by: Callable[..., tuple[int, Terms]]) -> Opinion:
-        def count(model: nn.Module, call: Call) -> tuple[int, Terms]:
-            with warnings.catch_warnings(), eagerly(), torch.autocast("cpu", enabled=False), torch.enable_grad():
-                warnings.simplefilter("ignore")
-                return by(model, call, counted)
-
-        try:
-            flops, terms = on_a_copy(model, call, count)
-        except Exception as error:  # whatever running somebody's model may raise: it becomes the reason
-            return Opinion(counter, convention, None, ours, (describe_error(error),))
-        terms = {**terms, "everything else": flops - (ours or 0) - sum(terms.values())}
-        largest = sorted((item for item in terms.items() if item[1]), key=lambda item: -abs(item[1]))
-        reasons = tuple(f"{text}: {_signed(number)}" for text, number in largest)
-        return Opinion(counter, convention, flops, ours, reasons)
-
     return (
-        opinion("fvcore", "forward only; multiply-adds × 2", forward, by_fvcore),
-        opinion("torch FlopCounterMode", "forward and backward, as on a CPU", step, by_flop_counter_mode),
-        opinion("Hugging Face floating_point_ops", "6·N·D", step, by_huggingface),
+        _opinion(model, call, counted, Opinion("fvcore", FORWARD, None, forward), by_fvcore),
+        _opinion(model, call, counted, Opinion("torch FlopCounterMode", STEP, None, step), by_flop_counter_mode),
+        _opinion(model, call, counted, Opinion("Hugging Face floating_point_ops", "6·N·D", None, step), by_huggingface),
     )
 
 
+def _opinion(model: nn.Module, call: Call, counted: StepCount, asked: Opinion, by: Counted) -> Opinion:
+    def count(model: nn.Module, call: Call) -> tuple[int, Terms]:
+        with warnings.catch_warnings(), eagerly(), torch.autocast("cpu", enabled=False), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            return by(model, call, counted)
+
+    try:
+        flops, terms = on_a_copy(model, call, count)
+    except Exception as error:  # whatever running somebody's model may raise: it becomes the reason
+        return replace(asked, reasons=(describe_error(error),))
+    terms = {**terms, "everything else": flops - (asked.ours or 0) - sum(terms.values())}
+    largest = sorted((item for item in terms.items() if item[1]), key=lambda item: -abs(item[1]))
+    return replace(asked, flops=flops, reasons=tuple(f"{text}: {_signed(number)}" for text, number in largest))
+
+
 def _signed(number: int) -> str:
-    text = f"{number:+,}" if abs(number) < 10**6 else f"{number:+.2e}".replace("e+0", "e").replace("e+", "e")
-    return text.replace("-", "−")
+    text = f"{number:+,}" if abs(number) < 10**6 else f"{number:+.2e}"
+    return re.sub(r"e\+0?", "e", text).replace("-", "−")
 
 
 def by_huggingface(_: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
@@ -91,8 +90,8 @@ def by_huggingface(_: nn.Module, call: Call, counted: StepCount) -> tuple[int, T
     taken = math.prod(given.size) if isinstance(given, Shape) else 0
     if not taken:
         return 0, {f"{module.main_input_name} is not among the inputs: nothing is counted": -(counted.model_flops or 0)}
-    idle = counted.parameters.total - (counted.parameters.active or counted.parameters.total)
-    attention = 0 if counted.flops is None else counted.flops.attention
+    parameters, attention = counted.parameters, counted.flops.attention if counted.flops else 0
+    idle = parameters.total - (parameters.active or parameters.total)
     terms = {"attention's products are left out": -attention, "all experts count, not the active": 6 * taken * idle}
     return 6 * taken * module.num_parameters(exclude_embeddings=True), terms
 
@@ -107,7 +106,7 @@ def by_flop_counter_mode(model: nn.Module, call: Call, _: StepCount) -> tuple[in
         with grouped_products(), ours, theirs:
             forward_backward(Call(unwrap(call.module), args, kwargs, call.method))
     found = {str(packet): int(flops) for packet, flops in theirs.get_flop_counts().get("Global", {}).items()}
-    terms = Counter({"activation checkpointing's second forward pass is counted": 0})
+    terms: Counter[str] = Counter()
     for name, flops in found.items():
         terms[_why(name)] += flops
     for (name, phase), flops in ours.by_operator.items():
@@ -118,11 +117,11 @@ def by_flop_counter_mode(model: nn.Module, call: Call, _: StepCount) -> tuple[in
 
 
 def _why(name: str) -> str:
-    if name == "aten.convolution_backward":
-        return "a grouped convolution's backward pass is taken for a full one (pytorch#183405)"
-    if "attention" in name:
-        return "scaled_dot_product_attention has no formula there for a CPU (pytorch#195460)"
-    return f"{name} has another formula there, or none"
+    known = {
+        "convolution_backward": "a grouped convolution's backward pass is taken for a full one (pytorch#183405)",
+        "attention": "scaled_dot_product_attention has no formula there for a CPU (pytorch#195460)",
+    }
+    return next((why for part, why in known.items() if part in name), f"{name} has another formula there, or none")
 
 
 def by_fvcore(model: nn.Module, call: Call, counted: StepCount) -> tuple[int, Terms]:
@@ -134,9 +133,8 @@ def by_fvcore(model: nn.Module, call: Call, counted: StepCount) -> tuple[int, Te
     to_meta(model)
     unwrap(model).eval()  # reentrant checkpointing, which training uses, can't be traced
     module: Any = unwrap(call.module)
-    kwargs = {name: value for name, value in call.kwargs.items() if name != "attention_mask"}
-    if hasattr(getattr(module, "config", None), "use_cache"):
-        kwargs["use_cache"] = False
+    other = {"use_cache": False} if hasattr(getattr(module, "config", None), "use_cache") else {}
+    kwargs = {name: value for name, value in {**call.kwargs, **other}.items() if name != "attention_mask"}
     leaves, spec = tree_flatten((call.args, kwargs))
 
     class Traceable(nn.Module):
