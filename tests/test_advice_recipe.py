@@ -75,11 +75,11 @@ def test_learning_rates_that_papers_used_are_left_alone(N: float, off: float) ->
 
 
 # -- the batch --------------------------------------------------------------------
-def batch_of(tokens: float, critical: float, prior: float, raw: float | None = None) -> Batch:
+def batch_of(tokens: float, critical: float, prior: float, early: float | None = None) -> Batch:
     known = [Belief(critical, 0.5), Belief(prior, 0.5)]
-    if raw is None:
+    if early is None:
         return Batch(tokens, combine(known), *known)
-    return Batch(tokens, known[1], None, Belief(prior, 2.0), Belief(raw, 1.0))
+    return Batch(tokens, known[1], None, Belief(prior, 2.0), Belief(early, 1.0))
 
 
 EARLY: dict[str, Any] = {"step": 100, "warmup_steps": 10, "tokens": 2.6e8}
@@ -89,8 +89,8 @@ WSD = LrPlan.wsd(10_000, 1e-3, 100, 2000)
 @pytest.mark.parametrize(
     ("known", "said"),
     [
-        ({"batch": batch_of(3.2e4, 4e3, 16e3, raw=86.0), "tokens": 3.2e7, "tokens_per_step": 3.2e4}, True),
-        ({"batch": batch_of(500, 4e3, 16e3, raw=86.0), "tokens": 1e6, "tokens_per_step": 500.0}, False),
+        ({"batch": batch_of(3.2e4, 4e3, 16e3, early=430.0), "tokens": 3.2e7, "tokens_per_step": 3.2e4}, True),
+        ({"batch": batch_of(500, 4e3, 16e3, early=430.0), "tokens": 1e6, "tokens_per_step": 500.0}, False),
         ({"batch": batch_of(3.4e6, 9e4, 1.1e5), **EARLY}, True),
         ({"batch": batch_of(2e6, 2e4, 3e4), "tokens": 2e8, "tokens_per_step": 2e6, "step": 9000}, False),
         ({"batch": batch_of(1e5, 2e4, 3e4), "tokens": 2e8, "tokens_per_step": 2e6}, False),

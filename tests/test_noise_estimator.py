@@ -201,6 +201,23 @@ def test_state_goes_through_json(nested: bool) -> None:
     assert one.ratio() == two.ratio() is not None
 
 
+def test_steps_far_above_the_noise_scale_bound_it_before_their_averages_do() -> None:
+    """|G|² changes tenfold from step to step, the ratio by a third: five steps are enough. At B ≪ B_simple none is."""
+    rng, held, silent = np.random.default_rng(0), [], []
+    for _ in range(200):
+        clear, noisy = RunningMoments(), RunningMoments()
+        for i in range(5):
+            x = 10 ** rng.uniform(0, 2)
+            clear.add(x, 1000 * x * math.exp(rng.normal(0, 0.3)))
+            noisy.add(rng.normal(1, 10), 1000.0)
+            assert (clear.bound() is None) == (i < 4)
+        bound = clear.bound()
+        assert bound is not None
+        held.append(bound[0] * math.exp(1.75 * bound[1]) > 1000)
+        silent.append(noisy.bound() is None)
+    assert np.mean(held) > 0.95 and np.mean(silent) > 0.9
+
+
 # -- cadence -----------------------------------------------------------------------------------------------------------
 
 

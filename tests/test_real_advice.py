@@ -67,7 +67,7 @@ class WithLoss(TinyGPT):
 class Plan:
     """How a run is trained: of `width`, for `steps`, up to `stop`; with a schedule `length` times as long as the run.
 
-    `lost` is the step at which a weight becomes NaN, as by an overflow.
+    `lost` is the step at which a weight becomes NaN, as by an overflow. A step's batch is `windows`, in `parts`.
     """
 
     width: int
@@ -76,6 +76,8 @@ class Plan:
     stop: int | None = None
     length: float = 1.0
     lost: int | None = None
+    windows: int = WINDOWS
+    parts: int = 1
 
     def model(self) -> WithLoss:
         torch.manual_seed(0)
@@ -92,7 +94,7 @@ class Plan:
 
     def loader(self, text: bytes) -> Any:
         data = Pairs(Windows(text, CONTEXT))
-        return torch.utils.data.DataLoader(data, batch_size=WINDOWS, shuffle=True, drop_last=True)
+        return torch.utils.data.DataLoader(data, batch_size=self.windows // self.parts, shuffle=True, drop_last=True)
 
     def after(self, step: int, net: torch.nn.Module) -> bool:
         """What comes after a step; whether to stop."""
@@ -126,6 +128,7 @@ def by_lightning(text: bytes, folder: Path, plan: Plan, **how: Any) -> set[Reaso
         max_epochs=-1,
         min_epochs=0,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=plan.parts,
         log_every_n_steps=plan.log_every,
         callbacks=[watcher, Stop()],
     )
@@ -145,7 +148,11 @@ def by_transformers(text: bytes, folder: Path, plan: Plan, **how: Any) -> set[Re
     seen: list[Any] = []
     watcher = IsoFLOPCallback(on_advice=seen.append, **how)
     arguments = hf_arguments(
-        folder, per_device_train_batch_size=WINDOWS, max_steps=plan.steps, logging_steps=plan.log_every
+        folder,
+        per_device_train_batch_size=plan.windows // plan.parts,
+        gradient_accumulation_steps=plan.parts,
+        max_steps=plan.steps,
+        logging_steps=plan.log_every,
     )
     data = Pairs(Windows(text, CONTEXT))
     Trainer(
@@ -166,16 +173,20 @@ def by_hand(text: bytes, folder: Path, plan: Plan, **how: Any) -> set[Reason]:
         on_advice=seen.append,
         **{"log_every": plan.log_every, **how},
     )
-    step = 0
+    step, part, total = 0, 0, torch.zeros(())
     while step < plan.steps:
         for batch in plan.loader(text):
-            loss = net(**batch)["loss"]
+            loss, part = net(**batch)["loss"] / plan.parts, part + 1
             loss.backward()
+            total += loss.detach()
+            if part < plan.parts:
+                continue
+            mean, part, total = total, 0, torch.zeros(())
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            monitor.step(loss)
+            monitor.step(mean)
             step += 1
             if plan.after(step, net) or step == plan.steps:
                 step = plan.steps
@@ -246,6 +257,17 @@ def test_thirty_epochs(train: Any, text: bytes, tmp_path: Path) -> None:
     plan = Plan(16, 600, stop=300)
     some = plan.steps * WINDOWS * CONTEXT // 30
     assert train(text[: some + 1], tmp_path, plan, unique_tokens=some) == {Reason.EPOCHS}
+
+
+@ALL
+def test_a_batch_far_too_large(train: Any, text: bytes, tmp_path: Path) -> None:
+    """61k tokens a step, thirty times what this GPT of some thousand parameters is trained with elsewhere here."""
+    assert train(text, tmp_path, Plan(16, 120, stop=60, windows=30 * WINDOWS, parts=8)) == {Reason.BATCH_LARGE}
+
+
+@ALL
+def test_a_healthy_batch_in_parts(train: Any, text: bytes, tmp_path: Path) -> None:
+    assert train(text, tmp_path, Plan(16, 600, stop=300, parts=4)) == set()
 
 
 @ALL

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -108,8 +110,7 @@ class Track:
             return
         self._fits = [fit for fit in self._fits if fit.now < step <= KEPT * fit.now]
         if last is not None:
-            known = [fit for fit in self._fits if fit.now <= last[0].since]
-            self.expected = tuple(_expected(forecaster, fit, rates, last) for fit in known)
+            self.expected = _expected(forecaster, [fit for fit in self._fits if fit.now <= last[0].since], rates, last)
             if not self.looks or step - self.looks[-1][0] >= max(BLOCK / 2 * step, SPIKE):
                 self.looks.append((step, self.expected))
         lately = rates.steps >= WINDOW * step
@@ -121,18 +122,17 @@ class Track:
 
     def _last_two(self, step: int) -> tuple[_Block, _Block] | None:
         """The last two blocks of log steps, the older first; of one log step each where these are far apart."""
-        if not self.losses:
-            return None
-        (steps, losses), width, found = np.array(self.losses).T, max(BLOCK * step, SPIKE), []
-        end = len(steps)
-        for _ in range(2):
-            begin = min(int(np.searchsorted(steps, steps[end - 1] - width, side="right")), end - 1)
+        width, end, found = max(BLOCK * step, SPIKE), len(self.losses), []
+        while len(found) < 2 and end:
+            last = self.losses[end - 1][0]
+            begin = min(bisect_right(self.losses, last - width, key=itemgetter(0)), end - 1)
             if begin == 0:
-                return None
-            part = slice(begin, end)
-            found.append(_Block(steps[part].mean(), losses[part].mean(), steps[begin - 1], steps[end - 1]))
+                break
+            steps, losses = zip(*self.losses[begin:end], strict=True)
+            since, n = self.losses[begin - 1][0], end - begin
+            found.append(_Block(sum(steps) / n, sum(losses) / n, since, last))
             end = begin
-        return found[1], found[0]
+        return (found[1], found[0]) if len(found) == 2 else None
 
     def speed(self, tokens_per_second: float | None) -> None:
         """Add the tokens a second per device over the interval."""
@@ -183,30 +183,55 @@ class Track:
         self.best_speed = state["best_speed"]
 
 
-def _expected(forecaster: OnlineForecaster, fit: Fit, rates: LrPlan, last: tuple[_Block, _Block]) -> Expected:
-    """Two blocks of log steps against an earlier fit."""
-    mean, sd = forecaster.expected(fit, rates, np.array([block.step for block in last]))
-    raw = [max(fit.rate * (block.until - block.since), 1.0) for block in last]
-    noise = fit.posterior.noise / np.sqrt(raw)
-    return Expected(
-        round(fit.now),
-        float(mean[0]),
-        (float(mean[1]), float(mean[2])),
-        float(sd[-1]),
-        (last[0].loss, last[1].loss),
-        (float(noise[0]), float(noise[1])),
-    )
+def _expected(
+    forecaster: OnlineForecaster, fits: Sequence[Fit], rates: LrPlan, last: tuple[_Block, _Block]
+) -> tuple[Expected, ...]:
+    """Two blocks of log steps against earlier fits."""
+    if not fits:
+        return ()
+    older, newer = last
+    means, sds = forecaster.expected(fits, rates, np.array([older.step, newer.step]))
+    found, came = [], (older.loss, newer.loss)
+    for fit, (then, *loss), sd in zip(fits, means.tolist(), sds[:, -1].tolist(), strict=True):
+        noise = [fit.posterior.noise / max(fit.rate * (block.until - block.since), 1.0) ** 0.5 for block in last]
+        found.append(Expected(round(fit.now), then, (loss[0], loss[1]), sd, came, (noise[0], noise[1])))
+    return tuple(found)
 
 
 @dataclass
 class _Standing:
     """One rule's findings so far."""
 
-    held: int = 0  # log steps in a row
-    gone: int = 0
+    held: int = 0  # log steps in a row with a finding
+    gone: int = 0  # … and without
     given_at: int | None = None
-    advice: Advice | None = None
-    before: int | None = None  # severity of what held when the run was interrupted
+    severity: int | None = None  # of what holds
+    advice: Advice | None = None  # None of a resumed run's, until it is found again
+
+    def lately(self, run: Situation) -> bool:
+        """Whether it was given not long ago."""
+        again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
+        return self.given_at is not None and run.step - self.given_at < again
+
+    def nothing(self, in_a_row: int) -> None:
+        """No finding at this log step."""
+        self.held, self.gone = 0, self.gone + 1
+        if self.gone >= in_a_row:
+            self.severity = self.advice = None
+
+    def found(self, advice: Advice, in_a_row: int, run: Situation) -> bool:
+        """A finding, which holds after so many in a row: whether it is to be given."""
+        self.held, self.gone = self.held + 1, 0
+        before, known = self.severity, self.advice
+        if before is None and self.held < in_a_row:
+            return False
+        worse = before is None or advice.severity > before
+        self.severity = int(advice.severity)
+        self.advice = advice if worse or known is None else replace(advice, step=known.step)
+        if not worse or (before is None and self.lately(run)):
+            return False
+        self.given_at = run.step if before is None else self.given_at
+        return True
 
 
 class Adviser:
@@ -252,7 +277,7 @@ class Adviser:
         run: Situation,
         forecaster: OnlineForecaster | None = None,
         speed: float | None = None,
-        ladder: Callable[[int], Forecast | None] | None = None,
+        ladder: Callable[[int], Forecast | NoForecast | None] | None = None,
         dear: bool = True,
     ) -> list[Advice]:
         """Judge a log step: returns what is new.
@@ -267,10 +292,6 @@ class Adviser:
         plan, track = run.rates, self.track
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
         trained = run.forecast_of == "train"  # what is expected is the training loss
-
-        def converged() -> Forecast | NoForecast | None:
-            return None if forecaster is None else forecaster.converged(plan)
-
         track.loss(run.step, run.loss)
         if forecaster is not None and trained and not track.nonfinite:
             track.hold_against_fits(run.step, forecaster, plan)
@@ -290,7 +311,7 @@ class Adviser:
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
                 decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
-                converged=lambda: self._ask("end", run.step, converged),
+                converged=lambda: self._ask("end", run.step, lambda: forecaster and forecaster.converged(plan)),
             ),
             dear,
         )
@@ -303,7 +324,9 @@ class Adviser:
                 self._missing.pop(name, None)
         self._asked.clear()
 
-    def _by_ladder(self, ladder: Callable[[int], Forecast | None], step: int, now: Normal | None) -> Expected | None:
+    def _by_ladder(
+        self, ladder: Callable[[int], Forecast | NoForecast | None], step: int, now: Normal | None
+    ) -> Expected | None:
         found = None if now is None else self._ask("the ladder", step, lambda: ladder(step))
         if now is None or not isinstance(found, Forecast):
             return None
@@ -327,7 +350,7 @@ class Adviser:
                 found = each(run, self.thresholds)
             except Exception as error:  # a rule that fails takes no other along
                 self._aside.add(name)
-                self._standing[name].advice = None
+                self._standing[name] = _Standing()
                 if self._failed is None:
                     raise
                 self._failed(name, error)
@@ -335,62 +358,37 @@ class Adviser:
             self._missing.pop(name, None)
             if isinstance(found, Missing):
                 self._missing[name] = found
+            standing, in_a_row = self._standing[name], self.thresholds.in_a_row
             if not isinstance(found, Advice) or self._covered(name, found, run):
-                self._gone(self._standing[name])
-            elif self._is_new(self._standing[name], each, found, run):
+                standing.nothing(in_a_row)
+                continue
+            at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
+            if standing.found(found, 1 if at_once else in_a_row, run):
                 new.append(found)
         return new
 
     def _covered(self, name: str, found: Advice, run: Situation) -> bool:
         """Whether another rule has given a finding of the same cause that holds, or not long ago."""
-        others = [self._standing[other] for other, each in RULES.items() if each.cause == RULES[name].cause != ""]
-        others = [each for each in others if each is not self._standing[name]]
+        cause = RULES[name].cause
+        others = [
+            self._standing[other] for other, each in RULES.items() if cause and each.cause == cause and other != name
+        ]
         if found.severity is Severity.CRITICAL:
             return any(each.advice is not None and each.advice.severity >= found.severity for each in others)
-        return any(each.advice is not None or self._lately(each, run) for each in others)
-
-    def _lately(self, standing: _Standing, run: Situation) -> bool:
-        again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
-        return standing.given_at is not None and run.step - standing.given_at < again
-
-    def _gone(self, standing: _Standing) -> None:
-        standing.held, standing.gone = 0, standing.gone + 1
-        if standing.gone >= self.thresholds.in_a_row:
-            standing.advice = standing.before = None
-
-    def _is_new(self, standing: _Standing, each: Rule, found: Advice, run: Situation) -> bool:
-        standing.held, standing.gone = standing.held + 1, 0
-        if standing.before is not None:
-            worse = found.severity > standing.before
-            standing.advice, standing.before = found, None
-            return worse
-        if standing.advice is not None:
-            worse = found.severity > standing.advice.severity
-            standing.advice = found if worse else replace(found, step=standing.advice.step)
-            return worse
-        at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
-        if standing.held < self.thresholds.in_a_row and not at_once:
-            return False
-        standing.advice = found
-        if self._lately(standing, run):
-            return False
-        standing.given_at = run.step
-        return True
+        return any(each.advice is not None or each.lately(run) for each in others)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint: a resumed run gets nothing twice."""
-        stands = {name: each.before for name, each in self._standing.items() if each.before is not None}
-        stands |= {name: int(each.advice.severity) for name, each in self._standing.items() if each.advice is not None}
+        stands = {name: each.severity for name, each in self._standing.items() if each.severity is not None}
         given = {name: each.given_at for name, each in self._standing.items() if each.given_at is not None}
         return {"adviser": {"said": given, "stands": stands}, "track": self.track.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        given, stands = state["adviser"]["said"], state["adviser"]["stands"]
-        for name, step in given.items():
+        stands = state["adviser"]["stands"]
+        for name, step in state["adviser"]["said"].items():
             if name in self._standing:
-                self._standing[name].given_at = int(step)
-                self._standing[name].before = stands.get(name)
+                self._standing[name] = _Standing(given_at=int(step), severity=stands.get(name))
         self.track.load_state_dict(state["track"])
 
 

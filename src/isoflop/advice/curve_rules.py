@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 
@@ -17,7 +21,7 @@ from isoflop.advice.run_state import (
     rule,
     scatter,
 )
-from isoflop.forecast import Normal
+from isoflop.forecast import LrPlan, Normal
 from isoflop.laws.papers import published
 
 FEW = 8
@@ -73,16 +77,21 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
             stops=True,
         )
     losses = np.array([loss for _, loss in run.losses])
-    if run.step < (run.warmup_steps or 0) or len(losses) < FEW or falling_loss(run):
+    if len(losses) < FEW or run.step < (run.warmup_steps or 0):
         return None
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
+    lowest = float(losses.min())
+    if lowest <= 0 or losses[-thresholds.in_a_row :].min() <= (1 + thresholds.divergence_share) * lowest:
+        return None  # about zero a loss has no best; and the best is the lowest, or above it
+    if run.task.objective == "reinforcement" or falling_loss(run):
+        return None
+    medians = np.sort(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)[:, 2]
     at = int(medians.argmin())
     lately = sum(step > (1 - thresholds.divergence_span) * run.step for step, _ in run.losses)
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
     sd = max(scatter(losses[-LATELY : -thresholds.in_a_row]), LEAST_NOISE * abs(best))
     far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
-    if not (now > far).all() or run.task.objective == "reinforcement" or losses.min() <= 0:
-        return None  # a policy's loss, or another about zero, has no best
+    if not (now > far).all():
+        return None
     if len(now) > 1 and now[-1] - best < RECOVERS * (now[0] - best):
         return None  # a spike on its way back
     lost = bool((now > best + LOST * abs(best)).all())
@@ -128,19 +137,21 @@ def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-def _missed(each: Expected) -> tuple[np.ndarray, np.ndarray]:
-    """How far the two blocks lie above what was expected, and the standard deviation of each."""
-    return np.subtract(each.came, each.loss), np.maximum(np.hypot(each.sd, each.noise), 1e-12)
+def _missed(each: Expected) -> tuple[float, float]:
+    """How far the two blocks lie above what was expected."""
+    return each.came[0] - each.loss[0], each.came[1] - each.loss[1]
 
 
 def _deviation(each: Expected) -> float:
-    missed, sd = _missed(each)
-    return float((missed / sd).min())
+    """In standard deviations, the lesser of the two blocks."""
+    return min(miss / max(math.hypot(each.sd, sd), 1e-12) for miss, sd in zip(_missed(each), each.noise, strict=True))
 
 
 def _beyond(each: Expected, thresholds: Thresholds) -> bool:
-    far = _missed(each)[0] > thresholds.off_curve_share * np.abs(each.came)
-    return _deviation(each) > thresholds.off_curve and bool(far.all())
+    far = zip(_missed(each), each.came, strict=True)
+    return all(miss > thresholds.off_curve_share * abs(came) for miss, came in far) and (
+        _deviation(each) > thresholds.off_curve
+    )
 
 
 @rule("the plateau", falling_loss, after_warmup=True, at_once=True, cause="loss")
@@ -149,11 +160,13 @@ def plateau(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     Surely at once, or for some looks in a row: a healthy curve comes back after one or two.
     """
-    held = len(run.looks) == LOOKS and min(_flattest(look, thresholds)[0] for look in run.looks)
-    now, worst = _flattest(run.expected, thresholds)
-    if run.rate_stepped or not now or (now <= thresholds.plateau_sure and held <= thresholds.plateau_held):
+    now, worst = (0.0, None) if run.rate_stepped else _flattest(run.expected, thresholds)
+    if worst is None or not now:
         return None
-    assert worst is not None
+    if now <= thresholds.plateau_sure and not (
+        len(run.looks) == LOOKS and all(_flattest(look, thresholds)[0] > thresholds.plateau_held for look in run.looks)
+    ):
+        return None
     fell, fall = Normal(worst.then - worst.came[1], worst.noise[1]), Normal(worst.then - worst.loss[1], worst.sd)
     since = f"step {worst.made_at:,}"
     return _stopped(run, fell, fall, f"since {since}", f"this run's curve up to {since}")
@@ -168,18 +181,20 @@ def _flattest(expected: Sequence[Expected], thresholds: Thresholds) -> tuple[flo
 
 def _risen(each: Expected) -> bool:
     """Above the level at which the fit was made: a spike, or a rise; the other rules are of these."""
-    missed, _ = _missed(each)
-    level = 1.2 * np.maximum(np.subtract(each.then, each.loss), 0.0)
-    return bool((missed > level + 3 * np.array(each.noise) + LEAST_NOISE / 2 * abs(each.came[1])).any())
+    least = LEAST_NOISE / 2 * abs(each.came[1])
+    return any(
+        came - loss > 1.2 * max(each.then - loss, 0.0) + 3 * noise + least
+        for came, loss, noise in zip(each.came, each.loss, each.noise, strict=True)
+    )
 
 
 def _flat(each: Expected, thresholds: Thresholds) -> float:
     """Standard deviations by which the loss lies above the curve, where it fell by less than a share of the fall."""
-    missed, fall = _missed(each)[0], np.subtract(each.then, each.loss)
-    if not (fall > 0).all() or (missed < (1 - thresholds.plateau) * fall).any():
-        return 0.0
-    noise = float(np.linalg.norm(each.noise)) / 2
-    return float(missed.mean() / max(np.hypot(each.sd, noise), 1e-12))
+    missed = _missed(each)
+    for miss, loss in zip(missed, each.loss, strict=True):
+        if not each.then > loss or miss < (1 - thresholds.plateau) * (each.then - loss):
+            return 0.0
+    return sum(missed) / 2 / max(math.hypot(each.sd, math.hypot(*each.noise) / 2), 1e-12)
 
 
 @rule("learning at all", falling_loss, after_warmup=True, cause="loss")
@@ -188,13 +203,17 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     By Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss. No curve needs to be fitted for it.
     """
-    losses = np.array([loss for _, loss in run.losses])
-    before = np.array([loss for step, loss in run.losses if step <= run.step / 2])[-AVERAGED:]
-    fall = _fall_by_law(run)
-    if fall is None or len(before) < AVERAGED or len(losses) < 2 * AVERAGED:
+    fall, losses = _fall_by_law(run), run.losses
+    half = bisect_right(losses, run.step / 2, key=itemgetter(0))
+    if fall is None or half < AVERAGED or len(losses) < 2 * AVERAGED:
         return None
-    fell = float(before.mean() - losses[-AVERAGED:].mean())
-    sd = scatter(losses[-LATELY:]) * (2 / AVERAGED) ** 0.5
+    before, now = (
+        sum(loss for _, loss in part) / AVERAGED for part in (losses[half - AVERAGED : half], losses[-AVERAGED:])
+    )
+    fell = before - now
+    if fell > thresholds.stuck * fall:
+        return None
+    sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (2 / AVERAGED) ** 0.5
     if fell + 2 * sd > thresholds.stuck * fall:
         return None
     return _stopped(
@@ -237,10 +256,24 @@ def _within(name: str, estimate: Normal) -> Quantity:
 @rule("the schedule", anything, at_once=True, early=True)
 def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
-    if run.rates is None or not run.total_steps:
+    found = (
+        None
+        if run.rates is None or not run.total_steps
+        else _fault(run.rates, run.total_steps, thresholds.schedule_over)
+    )
+    if found is None:
         return None
-    steps = np.linspace(0, run.total_steps, 401)
-    lr = run.rates.at(steps)
+    what, do, last = found
+    numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
+    basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
+    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
+
+
+@lru_cache(maxsize=4)  # a plan is one object as long as it holds
+def _fault(rates: LrPlan, total: int, over: float) -> tuple[str, str, float] | None:
+    """What is wrong with a schedule, what to do, and its last rate over its peak."""
+    steps = np.linspace(0, total, 401)
+    lr = rates.at(steps)
     if not lr.max() > 0:
         return None
     share = lr / lr.max()
@@ -251,29 +284,27 @@ def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     if last - float(share[lowest]) > 0.1 and float(share[lowest]) < 0.5:
         what = (
             f"The learning rate comes down to {share[lowest]:.0%} of its peak at step {steps[lowest]:,.0f} and rises "
-            f"again to {last:.0%} before the run ends at step {run.total_steps:,}."
+            f"again to {last:.0%} before the run ends at step {total:,}."
         )
         do = "set the schedule's length to the planned steps; if restarts are meant, end the run at the end of one."
-    elif before - last > FLAT and last > DECAYED and (longer := _length(share)) >= thresholds.schedule_over:
+    elif before - last > FLAT and last > DECAYED and (longer := _length(share)) >= over:
         what = (
-            f"The learning-rate decay is cut off: at the planned end, step {run.total_steps:,}, the rate is still "
+            f"The learning-rate decay is cut off: at the planned end, step {total:,}, the rate is still "
             f"{last:.0%} of its peak and falling; the decay is about {longer:.1f} times as long as the run."
         )
         do = (
-            f"unless it is meant to end there, set the schedule's length to {run.total_steps:,} steps: a decay more "
+            f"unless it is meant to end there, set the schedule's length to {total:,} steps: a decay more "
             "than 25% too long costs loss."
         )
-    elif last <= IDLE and idle < 0.9 * run.total_steps:
+    elif last <= IDLE and idle < 0.9 * total:
         what = (
             f"The learning rate is below a thousandth of its peak from step {idle:,.0f} on; the "
-            f"{run.total_steps - idle:,.0f} steps after it buy nothing."
+            f"{total - idle:,.0f} steps after it buy nothing."
         )
-        do = f"set the schedule's length to {run.total_steps:,} steps, or end the run there."
+        do = f"set the schedule's length to {total:,} steps, or end the run there."
     else:
         return None
-    numbers = (Quantity("learning rate at the end over its peak", last, "%"),)
-    basis = ("the trainer's schedule", "Hoffmann et al. 2022, appendix B")
-    return Advice(Reason.SCHEDULE, Severity.WARNING, run.step, what, do, numbers, basis=basis)
+    return what, do, last
 
 
 def _length(share: np.ndarray) -> float:

@@ -40,8 +40,6 @@ LEVEL = 0.8
 """Of the intervals of critical batches."""
 STABLE, STABLE_SD = (0.95, 0.5), 0.5
 """A rate above this share of its peak for this share of the run is held stable; ln B_crit is less sure there."""
-RAW_BELOW = 5.0
-"""How far below B_crit the noise scale lies without Adam's metric. Doubt: a choice; Merrill et al. 2025 say "far"."""
 RAMP_FROM, RAMP_LEFT = 8.0, 0.3
 """A batch so many times the critical size of now is worth a ramp, where this share of the run is left."""
 FEW_OFFSETS = 8
@@ -170,35 +168,37 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     if not run.batch_wanted:
         return None
     b = run.batch
-    if b is None or b.measured is None:
-        # without Adam's metric the noise scale lies below B_crit
-        raw = None if b is None or run.warming_up or b.raw is None else replace(b.raw, value=RAW_BELOW * b.raw.value)
-        ramp = None if b is None or raw is None else _ramp(run, b.tokens, combine([raw, b.prior]), thresholds)
-        return ramp or _unmeasured(b)
+    found = None if b is None else b.measured or b.early
+    if b is None or (b.measured is None and (found is None or run.warming_up or not agree(found, b.prior))):
+        return _unmeasured(b)
+    assert found is not None
     if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
         return None
-    measured = b.measured
-    if not agree(measured, b.prior):
+    if not agree(found, b.prior):
         here, there = (
-            f"{count(each.value)} tokens, times or over {math.exp(each.sigma):.1f}" for each in (measured, b.prior)
+            f"{count(each.value)} tokens, times or over {math.exp(each.sigma):.1f}" for each in (found, b.prior)
         )
         return Missing(
             "the batch size", f"the measured critical batch ({here}) and published fits ({there}) are too far apart"
         )
-    critical = _widened(b.critical, run)
+    critical = _widened(b.critical if b.measured else combine([found, b.prior]), run)
     base = _of_batch(run, b.tokens, critical)
-    sources = (Quantity("measured", measured.value, "tokens"), Quantity("published fits", b.prior.value, "tokens"))
+    sources = (Quantity("measured", found.value, "tokens"), Quantity("published fits", b.prior.value, "tokens"))
     base = replace(base, numbers=base.numbers + sources)
+    ramp = _ramp(run, b.tokens, critical, thresholds)
+    if ramp and not b.measured:
+        return ramp
     later, fits_later = _later(critical, run), _later(b.prior, run)
-    above = 0.0 if later is None else later.probability_below(b.tokens / thresholds.batch_large)
-    if later and fits_later and above > thresholds.sure and b.tokens > fits_later.value:
-        return _too_large(b.tokens, later, replace(base, probability=above))
-    if ramp := _ramp(run, b.tokens, b.critical, thresholds):
+    if later and fits_later:
+        surely, possible = (each.probability_below(b.tokens / thresholds.batch_large) for each in (later, fits_later))
+        if surely > thresholds.sure and possible > 1 - thresholds.sure:
+            return _too_large(b.tokens, later, replace(base, probability=surely))
+    if ramp:
         return ramp
     below = 1 - critical.probability_below(b.tokens / thresholds.batch_small)
-    if below > thresholds.sure and b.tokens < b.prior.value:
+    if b.measured and below > thresholds.sure and b.tokens < b.prior.value:
         return _too_small(b.tokens, critical.value, replace(base, probability=below))
-    return None
+    return None if b.measured else _unmeasured(b)
 
 
 def _of_batch(run: Situation, tokens: float, critical: Belief) -> Advice:
@@ -229,7 +229,6 @@ def _ramp(run: Situation, tokens: float, critical: Belief, thresholds: Threshold
         return None
     if (run.left or 0.0) < RAMP_LEFT:
         return None
-    critical = _widened(critical, run)
     D = np.linspace(run.tokens, run.planned_tokens, 200)
     shrinking = float((critical_batch_by_tokens(run.tokens) / critical_batch_by_tokens(D)).mean())
     surely = critical.probability_below(tokens * shrinking / (1 + 2 * thresholds.batch_now))

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
         critical: B_crit, measured and published together.
         measured: B_crit as this run's noise scale says, its model error included; None: not measured, or too little.
         prior: B_crit by published fits over D.
-        raw: likewise without Adam's metric, wide for that; where that is not measured yet.
+        early: B_crit as the first measured steps bound it from above, wide; where it is not measured well yet.
         measurements: steps at which the noise scale was measured.
         measuring: more may come.
     """
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     critical: Belief
     measured: Belief | None
     prior: Belief
-    raw: Belief | None = None
+    early: Belief | None = None
     measurements: int = 0
     measuring: bool = False
 

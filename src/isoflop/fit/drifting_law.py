@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -287,6 +288,11 @@ QUANTILES = 2001
 """Of ln N_opt: as draws of one Gaussian they need no chance."""
 
 
+@cache
+def _normal_quantiles() -> Array:
+    return np.array([NormalDist().inv_cdf((k + 0.5) / QUANTILES) for k in range(QUANTILES)])
+
+
 @dataclass(frozen=True)
 class PriorLine:
     """20 tokens per parameter at `reference` FLOPs, sd of its ln `ratio_sd`, less sure away; asked as a `Posterior`."""
@@ -312,8 +318,7 @@ class PriorLine:
     def log_sizes(self, C: float) -> Array:
         """Ln N_opt at C FLOPs, sorted [draws]."""
         mean, sd = self.at(C)
-        normal = NormalDist(mean, sd)
-        return np.array([normal.inv_cdf((k + 0.5) / QUANTILES) for k in range(QUANTILES)])
+        return mean + sd * _normal_quantiles()
 
     def exponent(self, C: float) -> float:
         """A in N_opt ∝ C^a, everywhere the same."""

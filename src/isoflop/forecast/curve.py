@@ -173,14 +173,14 @@ class LossBins:
 
         These lie beyond 1.5 times the warm-up and a fifth of the present step; all arrays are of one shape.
         """
-        table = np.array([self.bins[key] for key in sorted(self.bins)]).reshape(-1, 4)
+        table = np.array(list(self.bins.values())).reshape(-1, 4)  # they came in order
         count, (step, tokens, loss) = table[:, 0], table[:, 1:].T / table[:, 0]
         used = step >= max(1.5 * warmup, 0.2 * self.last_step)
         return {"step": step[used], "tokens": tokens[used], "loss": loss[used], "count": count[used]}
 
     def seen_rates(self) -> tuple[Array, Array]:
         """Steps and learning rates as they were seen, thinned."""
-        flat = np.array([self.rates[key] for key in sorted(self.rates)]).reshape(-1, 2)
+        flat = np.array(list(self.rates.values())).reshape(-1, 2)  # they came in order
         new = np.append(np.diff(flat[:, 0]) > 0, True) if len(flat) else np.zeros(0, dtype=bool)
         return flat[new, 0], flat[new, 1]
 
@@ -237,21 +237,23 @@ def path(plan: LrPlan, warmup: float, end: float) -> FeaturesPath:
     warmup = min(warmup, end)
     steps = np.unique(np.concatenate([[0.0, warmup, end], plan.steps[plan.steps < end]]))
     rate = plan.at(steps) / plan.peak
-    known = np.concatenate([[0.0], np.cumsum(np.diff(steps) * (rate[1:] + rate[:-1]) / 2)])
+    wide, rise = np.diff(steps), np.diff(rate)
+    known = np.append(0.0, np.cumsum(wide * (rate[1:] + rate[:-1]) / 2))
+    moved = np.abs(rise)
     if len(steps) > CELLS // 2:
         # evenly by the change of the rate and by the steps together
-        measure = np.cumsum(np.abs(np.diff(rate, prepend=rate[0]))) / max(np.abs(np.diff(rate)).sum(), 1e-12)
-        measure = measure + steps / end
-        at = np.searchsorted(measure, np.linspace(0, measure[-1], CELLS // 2))
-        keep = np.unique(np.concatenate([[0, len(steps) - 1], np.clip(at, 0, len(steps) - 1)]))
-        keep = np.union1d(keep, np.searchsorted(steps, warmup))
+        measure = np.append(0.0, np.cumsum(moved)) / max(moved.sum(), 1e-12) + steps / end
+        keep = np.searchsorted(measure, np.linspace(0, measure[-1], CELLS // 2))
+        last = len(steps) - 1
+        keep = np.unique(np.concatenate([[0, last, np.searchsorted(steps, warmup)], np.minimum(keep, last)]))
         steps, rate, known = steps[keep], rate[keep], known[keep]
+        wide, rise = np.diff(steps), np.diff(rate)
+        moved = np.abs(rise)
     # long straight falls are cut into pieces
-    spread = np.abs(np.diff(rate)) / max(np.abs(np.diff(rate)).sum(), 1e-12)
-    pieces = np.minimum(1 + np.floor(spread * CELLS), np.maximum(np.diff(steps), 1)).astype(int)
+    pieces = np.minimum(1 + np.floor(moved / max(moved.sum(), 1e-12) * CELLS), np.maximum(wide, 1)).astype(int)
     index = np.repeat(np.arange(len(pieces)), pieces)
     within = (np.arange(len(index)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) / pieces[index]
-    width, rise = np.diff(steps)[index] * within, np.diff(rate)[index] * within
+    width, rise = wide[index] * within, rise[index] * within
     nodes = np.append(steps[:-1][index] + width, steps[-1])
     shape = np.append(rate[:-1][index] + rise, rate[-1])
     # exact on a line: x is quadratic within a piece

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.forecast.curve import OFF_PLAN, FeaturesPath, LossBins, LossCurve, path
+from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.posterior import FLOOR, CurvePosterior, Normal, Prediction, solve
+from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, Prediction, solve
 from isoflop.forecast.priors import DEFAULT_PRIORS, FOREIGN, Priors, comparable_peak, known
 from isoflop.record.task import NAMES, START_NAMES, Task
 
@@ -188,7 +188,7 @@ class Estimator(LossBins, ABC):
 def _variance(seen: Prediction) -> Array:
     """Of the curve at each step: its posterior's, and of what its form leaves out since the first step."""
     left_out = zip(DISCREPANCY, (seen.decay, seen.fall), strict=True)
-    return np.asarray(seen.variance + sum((part * (drop - drop[0])) ** 2 for part, drop in left_out))
+    return np.asarray(seen.variance + sum((part * (drop - drop[..., :1])) ** 2 for part, drop in left_out))
 
 
 def covered(ask: Callable[[LrPlan], Forecast | NoForecast], plan: LrPlan, now: float) -> Forecast | NoForecast:
@@ -281,13 +281,16 @@ class OnlineForecaster(Estimator):
             return plan
         return LrPlan(steps, np.maximum(rates, 0))
 
-    def expected(self, fit: Fit, rates: LrPlan, steps: Array) -> tuple[Array, Array]:
-        """What an earlier `fit` expects at `fit.now` and at later `steps`, given the rates since: means and sd.
+    def expected(self, fits: Sequence[Fit], rates: LrPlan, steps: Array) -> tuple[Array, Array]:
+        """What each of some earlier fits expects at its `now` and at later `steps`, given the rates since.
 
-        The standard deviation is of the curve, without the noise of a logged loss.
+        Means and standard deviations of the curve, without the noise of a logged loss; shape (fits, 1 + steps).
         """
-        at = np.append(fit.now, steps)
-        seen = fit.posterior.predict(path(rates, rates.warmup_steps, float(at[-1])), at)
+        road = path(rates, rates.warmup_steps, float(steps[-1]))
+        at = np.append([fit.now for fit in fits], steps)
+        which = np.array([[i, *range(len(fits), len(at))] for i in range(len(fits))])
+        moments = Moments(*map(np.stack, zip(*(fit.posterior.moments for fit in fits), strict=True)))
+        seen = moments.predict(road.x(at)[which], falls(road, KERNELS, at)[:, which].swapaxes(0, 1))
         return seen.mean, self._far() * np.sqrt(_variance(seen) + (CURVE_FLOOR * seen.mean) ** 2)
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ is not plugged in but averaged over, which makes the evidence that of a Student 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,32 @@ class Prediction(NamedTuple):
     fall: Array
 
 
+class Moments(NamedTuple):
+    """Of (A, C) over a posterior's grid: a prediction is linear in them. Several stack along a first axis."""
+
+    alphas: Array
+    decay: Array  # by α, fall by kernel: what the columns are about
+    fall: Array
+    A: Array  # E A by α
+    C: Array  # E C by kernel
+    A2: Array
+    C2: Array
+    AC: Array  # by both
+    loss: Array  # one number each
+    level: Array
+    x_ref: Array
+
+    def predict(self, x: Array, fall: Array) -> Prediction:
+        """The losses at effective steps `x`, shape (…, steps), and falls there, shape (…, kernels, steps)."""
+        decay = (x[..., None, :] / self.x_ref[..., None]) ** -self.alphas[..., None]
+        d, f = decay - self.decay[..., None], self.fall[..., None] - fall
+        A, C, A2, C2 = (part[..., None, :] for part in (self.A, self.C, self.A2, self.C2))
+        above = (A @ d + C @ f)[..., 0, :]  # the weighted mean of the losses
+        square = (A2 @ d**2 + C2 @ f**2)[..., 0, :] + 2 * (d * (self.AC @ f)).sum(-2)
+        parts = (A @ decay)[..., 0, :], -(C @ fall)[..., 0, :]
+        return Prediction(self.loss + above, self.level + square - above**2, *parts)
+
+
 @dataclass(frozen=True)
 class CurvePosterior:
     """Grid weights over (α, kernel), and the Gaussian posterior of (A, C) at each; A is the height at `x_ref`."""
@@ -75,32 +102,24 @@ class CurvePosterior:
 
     def predict(self, road: FeaturesPath, steps: Array) -> Prediction:
         """The loss at `steps` of a plan."""
-        return self._at(self._decay(road, steps), falls(road, KERNELS, steps))
+        return self.moments.predict(road.x(steps), falls(road, KERNELS, steps))
 
     def converged(self, road: FeaturesPath, now: float, end: float) -> Prediction:
         """At step `now` of a plan, and after endless steps with the rate as low as at step `end`: E − C·F."""
-        decay = self._decay(road, np.array([now, end]))
-        decay[:, 1] = 0.0
-        return self._at(decay, falls(road, KERNELS, np.array([now, end])))
+        steps = np.array([now, end])
+        x = road.x(steps)
+        x[1] = np.inf
+        return self.moments.predict(x, falls(road, KERNELS, steps))
 
-    def _decay(self, road: FeaturesPath, steps: Array) -> Array:
-        return np.asarray((road.x(steps)[None] / self.x_ref) ** -self.alphas[:, None])
-
-    def _at(self, decay: Array, fall: Array) -> Prediction:
-        d = (decay - self.grid.decay[:, None])[:, None]
-        f = -(fall - self.grid.fall[:, None])[None]
-        A, C = self.grid.A[..., None], self.grid.C[..., None]
-        each = self.grid.loss + A * d + C * f
-        va, vc, both = (part[..., None] for part in (self.grid.var_A, self.grid.var_C, self.grid.both))
-        spread = self.grid.level + va * d**2 + vc * f**2 + 2 * both * d * f
-        w = self.weight[..., None]
-        mean = (w * each).sum((0, 1))
-        return Prediction(
-            mean,
-            (w * (spread + (each - mean) ** 2)).sum((0, 1)),
-            (w * A * decay[:, None]).sum((0, 1)),
-            -(w * C * fall[None]).sum((0, 1)),
-        )
+    @cached_property
+    def moments(self) -> Moments:
+        """What predictions need."""
+        w, grid = self.weight, self.grid
+        A2, C2 = w * (grid.A**2 + grid.var_A), w * (grid.C**2 + grid.var_C)
+        means = (w * grid.A).sum(1), (w * grid.C).sum(0)
+        both = w * (grid.both + grid.A * grid.C)
+        about = np.array([grid.loss, grid.level, self.x_ref])[:, None]
+        return Moments(self.alphas, grid.decay, grid.fall, *means, A2.sum(1), C2.sum(0), both, *about)
 
 
 def solve(

@@ -34,7 +34,7 @@ from isoflop.advice import (
 from isoflop.fit.own_runs import OwnRuns, Profile, frontier_of, learn_from
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
-from isoflop.forecast import Forecast, usable
+from isoflop.forecast import Forecast, NoForecast, usable
 from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
 from isoflop.laws.recipes import shape_warning
@@ -162,8 +162,7 @@ class AdvicePart(Part):
     def close(self, step: LogStep, completed: bool) -> None:
         """Print where the compute went and what the next run should be."""
         if step.step:
-            lines = closing_lines(self._situation(step), step, self.current, self.missing, self._shape())
-            for line in lines:
+            for line in closing_lines(self._situation(step), step, self.current, self.missing, self._shape()):
                 self._run.tell(line)
 
     # -- what is judged ----------------------------------------------------------------------------------------
@@ -214,11 +213,10 @@ class AdvicePart(Part):
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""
-        before = None if self._judged is None else self._judged[0]
-        if self._judged is not None and (
-            tokens is None or (before is not None and 1 / ANOTHER_PLAN < tokens / before < ANOTHER_PLAN)
-        ):
-            return False
+        if self._judged is not None:
+            (before,) = self._judged
+            if tokens is None or (before is not None and 1 / ANOTHER_PLAN < tokens / before < ANOTHER_PLAN):
+                return False
         self._judged = (tokens,)
         return True
 
@@ -324,13 +322,12 @@ class AdvicePart(Part):
             self._said_task, self._run.task = said, Task.from_dict(said)
 
 
-def _by_ladder(step: LogStep, at: int) -> Forecast | None:
+def _by_ladder(step: LogStep, at: int) -> Forecast | NoForecast | None:
     """What the user's earlier sizes say of the loss at step `at`, whatever this run did; None without a ladder."""
-    curve = step.forecaster
-    if step.ladder is None or step.plan is None or curve is None or not curve.N or not curve.batch_tokens:
+    curve, plan = step.forecaster, step.plan
+    if step.ladder is None or plan is None or curve is None or not curve.N or not curve.batch_tokens:
         return None
-    found = step.ladder.forecast(step.plan, N=curve.N, batch_tokens=curve.batch_tokens, step=at)
-    return found if isinstance(found, Forecast) else None
+    return step.ladder.forecast(plan, N=curve.N, batch_tokens=curve.batch_tokens, step=at)
 
 
 def _evaluated(name: str, last: Evaluated) -> str:

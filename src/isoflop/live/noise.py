@@ -23,6 +23,7 @@ from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
 from isoflop.noise.cadence import Cadence, StepTimes
 from isoflop.noise.critical_batch import (
+    RAW_BELOW,
     Belief,
     agree,
     beliefs,
@@ -420,15 +421,16 @@ class Noise(Part):
         elif measured is not None and not agree(measured, prior):
             self._say(f"measured and published critical batch differ: {measured}; {prior}")
         size = self.batch or step.scalars.get("isoflop/batch_tokens")
-        raw = None if measured is not None or not self.is_preconditioned else self._raw()
-        return Batch(size, self.critical, measured, prior, raw, count, self.measuring) if size else None
+        early = None if measured is not None else self._early()
+        return Batch(size, self.critical, measured, prior, early, count, self.measuring) if size else None
 
-    def _raw(self) -> Belief | None:
-        """B_crit by the noise scale without Adam's metric, which waits for 2/(1−β₂) steps."""
-        raw = self.raw.ratio()
-        if raw is None or raw.value is None or not raw.bounded or raw.measurements < ENOUGH:
-            return None
-        return measured_critical_batch(raw.value, raw.log_error, preconditioned=False)
+    def _early(self) -> Belief | None:
+        """B_crit as the last measured steps bound it from above, long before their averages are known."""
+        for preconditioned, moments in ((True, self.preconditioned), (False, self.raw)):
+            if (bound := moments.bound()) is not None:
+                value = bound[0] * (1.0 if preconditioned else RAW_BELOW)
+                return measured_critical_batch(value, bound[1], preconditioned=preconditioned)
+        return None
 
     # -- around --------------------------------------------------------------------------------------------------
 

@@ -97,6 +97,9 @@ BYTES_PER_BPE_TOKEN = 4.3
 MODEL_ERROR = {"preconditioned": 0.5, "raw": 1.0}
 """Of ln B_crit, beside B_simple's own error: how far the noise scale was from the batch at which steps to a loss
 double. A judgement from one tiny model; Merrill et al. 2025 (arXiv:2505.23971) found raw values far below B_crit."""
+RAW_BELOW = 5.0
+"""How far below B_crit the noise scale lies without Adam's metric: 2.4 to 11 times below the one in it while tiny GPTs
+trained. Doubt: a choice; Merrill et al. 2025 say "far"."""
 
 
 def critical_batch_by_tokens(D: Any) -> Any:
