@@ -168,7 +168,7 @@ def test_the_noise_is_found_from_residuals_of_a_fit(delta: float) -> None:
     # fitted in the mean (wide δ) and near the median (narrow δ), with one run far off
     N, D = spread_out(24)
     found = []
-    for seed in range(40):
+    for seed in range(20):
         off = 5e-3 * np.random.default_rng(seed).standard_normal(24) + 0.1 * (np.arange(24) == 3)
         table = {"N": N, "D": D, "loss": hoffmann(N, D) * np.exp(off)}
         fit = fit_law("hoffmann", table, delta=delta, draws=2, keep_outliers=True)

@@ -179,7 +179,7 @@ def train(folder: Path, layout: str, options: dict[str, Any]) -> dict[str, Any]:
 
 LAYOUTS = [
     ("ddp", 4),
-    ("fsdp", 2),
+    pytest.param("fsdp", 2, marks=pytest.mark.slow),  # as four of them
     ("fsdp", 4),
     ("tensor, unnamed", 2),
     ("tensor and fsdp", 4),

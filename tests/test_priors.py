@@ -111,7 +111,7 @@ def coverage(n: int, noise: float, repeats: int, sd: float = 0.03) -> tuple[dict
 
 
 def test_intervals_under_a_right_prior_cover_and_are_narrower() -> None:
-    found, narrower = coverage(12, 3e-3, repeats=30)
+    found, narrower = coverage(12, 3e-3, repeats=20)
     assert all(share >= 0.73 for share in found.values()) and narrower < 0.8, (found, narrower)
 
 
