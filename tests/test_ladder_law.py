@@ -108,7 +108,7 @@ def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
     columns = N, D, 2 + 400 / N**0.34 + rng.normal(0, 0.01, 100), posterior.Origin(1e9, 2e10)
     model, order = posterior._Model.of(*columns), np.argsort(N, kind="stable")
     residuals, flat = rng.normal(0, 0.01, (3, 100)), np.zeros(2)
-    found = model.unlikely(residuals, np.log([[0.005, 0.01]] * 3)) - model.unlikely(residuals, flat[None])
+    found = model.unlikely(residuals.T, np.log([[0.005, 0.01]] * 3)) - model.unlikely(residuals.T, np.array([flat] * 3))
     by_hand = []
     for s, tau in ((0.005, 0.01), (1.0, 1.0)):
         whole = posterior.run_covariance(N, D, s) - posterior.run_covariance(N, D, 0.0)
@@ -119,6 +119,15 @@ def test_runs_of_one_size_are_as_likely_as_by_their_whole_covariance():
         white = model.whitened(residuals.T, np.log([s, tau]))
         np.testing.assert_allclose((white**2).sum(axis=0), squares, rtol=1e-9)
     np.testing.assert_allclose(found, by_hand[0] - by_hand[1], rtol=1e-9)
+
+
+def test_the_chains_see_the_law_itself():
+    N, D, _, loss = runs(0.003)
+    origin, theta = posterior.Origin(1e9, 2e10), laws(0)
+    rows = np.concatenate([theta, np.tile([0.02, 0.0, 0.0], (len(theta), 1))], axis=1)
+    found = posterior._Model.of(N, D, loss, origin, apart=True).residuals(rows)
+    expected = log_loss(theta, origin.x(N), origin.y(D)) + 0.02 * posterior.tilt(N, D) - np.log(loss)
+    np.testing.assert_allclose(found.T, expected, atol=1e-12)
 
 
 def test_farther_targets_are_less_sure():

@@ -36,6 +36,18 @@ def column(name: str, values: ArrayLike, meaning: str, where: str = "") -> Array
     return array
 
 
+MEANINGS = {"C": "training FLOPs", "N": "parameters", "D": "tokens", "L": "losses in nats per token"}
+
+
+def columns_of(**given: ArrayLike) -> list[Array]:
+    """C, N, D and L of the same runs, each [n]; ValueError: as `column`, or of different lengths."""
+    table = {name: column(name, values, MEANINGS[name]) for name, values in given.items()}
+    if len({len(values) for values in table.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in table.items())
+        raise ValueError(f"expected columns of one length, got {lengths}")
+    return [*table.values()]
+
+
 def quantile(level: float, dof: float = math.inf) -> float:
     """Standard errors to either side that hold `level` of Student's t."""
     if math.isinf(dof):

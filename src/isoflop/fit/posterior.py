@@ -24,12 +24,20 @@ from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import (
+    ALPHA,
+    BETA,
     CONSTANTS,
+    KAPPA_A,
+    KAPPA_B,
     RATIO,
+    RHO,
     SIZE_SD,
     BudgetLine,
+    E,
     FlopRate,
     Origin,
+    P,
+    Q,
     best_size,
     flop_rate,
     gradient,
@@ -38,6 +46,7 @@ from isoflop.fit.drifting_law import (
     pulls,
     slopes,
 )
+from isoflop.fit.optimal_line import columns_of
 from isoflop.fit.robust import LEAST_SCATTER, Outlier, misfit_of, outlying, scatter
 
 NOISE, NOISE_SD = 0.004, 0.7
@@ -84,6 +93,8 @@ BIASED = 6.0
 """Half of the chains begin at the mode for a b this many times wider: there is one for each reading of the runs."""
 SAME_SIZE = 1e-6
 """Of ln N, within which runs are of one size."""
+CACHED = 40_000
+"""Runs times rows of which arrays fit into a processor's cache."""
 LEVEL_SD = 3.0
 """Of ln L at the origin about the runs' mean: no information."""
 
@@ -105,16 +116,11 @@ def misfit(N: Array, D: Array) -> Array:
     return np.asarray(far / (1 + far / MOST_MISFIT**2))
 
 
-def _shared(N: Array) -> Array:
-    """Covariance of runs' noise over s² [n, n]."""
-    same = np.abs(np.log(N)[:, None] - np.log(N)[None]) < SAME_SIZE
-    return np.eye(len(N)) + SHARED * same
-
-
 def run_covariance(N: Array, D: Array, noise: float) -> Array:
     """Covariance of runs' ln L about a law, with b's of standard deviation `BIAS` in it [n, n]."""
-    off = tilt(N, D)
-    return noise**2 * _shared(N) + MISFIT**2 * np.diag(misfit(N, D)) + BIAS**2 * off[:, None] * off
+    same, off = np.abs(np.log(N)[:, None] - np.log(N)[None]) < SAME_SIZE, tilt(N, D)
+    own = noise**2 * (np.eye(len(N)) + SHARED * same)
+    return own + MISFIT**2 * np.diag(misfit(N, D)) + BIAS**2 * off[:, None] * off
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ def posterior_of_runs(
     Raises:
         ValueError: no runs, columns of different lengths, values that are not positive and finite.
     """
-    N, D, C, loss = _checked(N, D, C, loss)
+    N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
     left_out = () if keep_outliers else _outliers(N, D, C, loss)
     if left_out:
         N, D, C, loss = (np.delete(column, [run.row for run in left_out]) for column in (N, D, C, loss))
@@ -276,96 +282,95 @@ def _outliers(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...]:
         return ()
     model = _Model.of(N, D, loss, Origin.of(N, D, C), apart=True)
     mode = _mode(model, BIASED, robust=True)
-    residuals = model.residuals(mode[None])[0]
-    spread = np.maximum(np.sqrt(model.variances(mode[None, NOISE_AT:])[0]), LEAST_SCATTER)
+    residuals = model.residuals(mode[None])[:, 0]
+    spread = np.maximum(np.sqrt(model.spread @ np.exp(2 * mode[NOISE_AT:])), LEAST_SCATTER)
     rows = np.flatnonzero(outlying(residuals, spread))
     return tuple(Outlier(int(i), float(loss[i]), float(loss[i] * math.exp(residuals[i]))) for i in rows)
 
 
-def _checked(*columns: Array) -> list[Array]:
-    table = [np.asarray(column, dtype=float) for column in columns]
-    if len({column.shape for column in table}) > 1 or table[0].ndim != 1 or not len(table[0]):
-        shapes = ", ".join(str(column.shape) for column in table)
-        raise ValueError(f"expected N, D, C and loss of the same runs, at least one, got shapes {shapes}")
-    for name, column in zip(("N", "D", "C", "loss"), table, strict=True):
-        if not (np.isfinite(column) & (column > 0)).all():
-            raise ValueError(f"expected positive, finite numbers in {name}, got {column.min()!r}: leave the run out")
-    return table
-
-
 @dataclass(frozen=True)
 class _Model:
-    """Likelihood and prior of rows (θ, b, ln s, ln τ) [rows, 11], runs sorted by size [n].
+    """Likelihood and prior of rows (θ, b, ln s, ln τ) [rows, 11] over runs, those that share a size last [n].
 
-    Runs of one size share noise, so a size's covariance is diag(d) + `shared`·s²·11ᵀ with d = s² + τ²·`form`: its
-    inverse and determinant have closed forms (Sherman and Morrison 1950).
+    Runs of one size share noise, so a size's covariance is diag(d) + `SHARED`·s²·11ᵀ with d = s² + τ²·`misfit`: its
+    inverse and determinant have closed forms (Sherman and Morrison 1950); of a single run it is one variance. The
+    chains spend their time here: what is linear in constants is a product of matrices, logarithms and exponentials are
+    NumPy's own, and sums run along the first axis.
 
     Attributes:
-        x, y: ln N/N₀ and ln D/D₀ [n].
-        seen: ln L [n]; `level` is its middle.
-        off, form: what b and τ² are multiplied with [n].
-        first: the first run of each size [sizes].
-        shared: variance that runs of one size share, over s².
+        known: y, y²/2, x, x²/2, 1, `tilt` and ln L, which constants are multiplied with [n, 7].
+        spread: what s² and τ² are multiplied with in a run's variance [n, 2].
+        alike: the first of the runs that share a size, and where among these each size ends.
+        level: mean ln L.
     """
 
-    x: Array
-    y: Array
-    seen: Array
+    known: Array
+    spread: Array
+    alike: tuple[int, NDArray[np.intp]]
     level: float
-    off: Array
-    form: Array
-    first: NDArray[np.intp]
-    shared: float = SHARED
 
     @classmethod
     def of(cls, N: Array, D: Array, loss: Array, origin: Origin, apart: bool = False) -> _Model:
         """`apart`: runs of one size share no noise, and keep their order."""
-        seen = np.log(loss)
-        if apart:
-            level, first = float(np.median(seen)), np.arange(len(N))
-            return cls(origin.x(N), origin.y(D), seen, level, tilt(N, D), misfit(N, D), first, 0.0)
-        order = np.argsort(N, kind="stable")
-        N, D, seen = N[order], D[order], seen[order]
-        first = np.flatnonzero(np.diff(np.log(N), prepend=-np.inf) >= SAME_SIZE)
-        return cls(origin.x(N), origin.y(D), seen, float(seen.mean()), tilt(N, D), misfit(N, D), first)
+        order, number = np.arange(len(N)), np.ones(len(N), dtype=int)
+        if not apart:
+            order = np.argsort(N, kind="stable")
+            size = np.cumsum(np.diff(np.log(N[order]), prepend=-np.inf) >= SAME_SIZE) - 1
+            number = np.bincount(size)[size]
+            last = np.argsort(number > 1, kind="stable")
+            order, number = order[last], number[last]
+        first = int((number == 1).sum())
+        ends = np.flatnonzero(np.diff(np.log(N[order[first:]]), append=np.inf) >= SAME_SIZE)
+        N, D, seen = N[order], D[order], np.log(loss[order])
+        x, y = origin.x(N), origin.y(D)
+        known = np.stack([y, y * y / 2, x, x * x / 2, np.ones(len(N)), tilt(N, D), seen], axis=1)
+        spread = np.stack([1 + SHARED * (number == 1), misfit(N, D)], axis=1)
+        return cls(known, spread, (first, ends), float(np.median(seen) if apart else seen.mean()))
 
     def residuals(self, rows: Array) -> Array:
-        """Ln L̂ − ln L of rows (θ, b, …) [rows, n]."""
-        value = log_loss(rows[:, :CONSTANTS], self.x, self.y)
-        value += rows[:, BIAS_AT, None] * self.off
-        value -= self.seen
+        """Ln L̂ − ln L of rows (θ, b, …) [n, rows]: `log_loss` and b's part."""
+        t = rows.T
+        alpha, beta, rho = np.exp(t[[ALPHA, BETA, RHO]])
+        value = self.known[:, :5] @ (np.array([-beta, -t[KAPPA_B], alpha, t[KAPPA_A], t[Q] - t[P]]) / rho)
+        _log_of_one_and(value)
+        value *= rho
+        value += self.known[:, 2:5] @ np.array([-alpha, -t[KAPPA_A], t[P] - t[E]])
+        _log_of_one_and(value)
+        value += self.known[:, 4:] @ np.array([t[E], t[BIAS_AT], -np.ones(len(rows))])
         return value
 
-    def variances(self, scales: Array) -> Array:
-        """Of each run's own noise and of the form's misfit, by rows (ln s, ln τ) [rows, n]."""
-        squares = np.exp(2 * scales)
-        return np.asarray(squares[:, :1] + squares[:, 1:] * self.form)
-
     def unlikely(self, residuals: Array, scales: Array, share: float = 1.0) -> Array:
-        """−ln likelihood but for a constant, of residuals [rows or 1, n] at (ln s, ln τ) [rows, 2]: [rows].
+        """−ln likelihood but for a constant, of residuals [n, rows or 1] at (ln s, ln τ) [rows, 2]: [rows].
 
         `share`: weight of the determinant.
         """
-        variance = self.variances(scales)
-        weighted = residuals / variance
-        value, logs = (residuals * weighted).sum(axis=1), np.log(variance).sum(axis=1)
-        if self.shared:
-            common = self.shared * np.exp(2 * scales[:, :1])
-            inflated = 1 + common * np.add.reduceat(1 / variance, self.first, axis=1)
-            value -= (common * np.add.reduceat(weighted, self.first, axis=1) ** 2 / inflated).sum(axis=1)
-            logs += np.log(inflated).sum(axis=1)
+        squares = np.exp(2 * scales).T
+        variance = self.spread @ squares
+        inverse = 1 / variance
+        weighted = residuals * inverse
+        value, logs = (residuals * weighted).sum(axis=0), np.log(variance).sum(axis=0)
+        if len(self.alike[1]):
+            common = SHARED * squares[0]
+            inflated = 1 + common * self.sums(inverse)
+            value -= (common * self.sums(weighted) ** 2 / inflated).sum(axis=0)
+            logs += np.log(inflated).sum(axis=0)
         return np.asarray(0.5 * (value + share * logs + (((scales - SCALES) / SCALES_SD) ** 2).sum(axis=1)))
 
     def whitened(self, table: Array, scales: Array) -> Array:
         """Columns [n, k] divided by a root of the covariance at (ln s, ln τ): of residuals, independent of sd 1."""
-        root = 1 / np.sqrt(self.variances(scales[None])[0])[:, None]
+        squares = np.exp(2 * scales)
+        root = 1 / np.sqrt(self.spread @ squares)[:, None]
         table = root * table
-        if not self.shared:
-            return table
-        squares = np.add.reduceat(root**2, self.first)
-        factor = (1 - (1 + self.shared * math.exp(2 * scales[0]) * squares) ** -0.5) / squares
-        sums = factor * np.add.reduceat(root * table, self.first)
-        return np.asarray(table - root * np.repeat(sums, np.diff([*self.first, len(root)]), axis=0))
+        first, ends = self.alike
+        length = self.sums(root**2)
+        factor = (1 - (1 + SHARED * squares[0] * length) ** -0.5) / length
+        table[first:] -= root[first:] * np.repeat(factor * self.sums(root * table), np.diff(ends, prepend=-1), axis=0)
+        return np.asarray(table)
+
+    def sums(self, table: Array) -> Array:
+        """Of each size that runs share, over these runs [sizes, k]."""
+        first, ends = self.alike
+        return np.diff(np.cumsum(table[first:], axis=0)[ends], axis=0, prepend=0)
 
     def prior(self, theta: Array) -> Array:
         """The prior of θ as residuals of standard deviation 1 [rows, 8]."""
@@ -375,13 +380,16 @@ class _Model:
     def slopes(self, mode: Array) -> Array:
         """Of the whitened residuals by θ and b, and of the prior's, at a mode [n + 8, 9]."""
         theta = mode[None, :CONSTANTS]
-        of_runs = self.whitened(np.column_stack([slopes(theta, self.x, self.y)[0], self.off]), mode[NOISE_AT:])
+        y, x, off = self.known[:, [0, 2, 5]].T
+        of_runs = self.whitened(np.column_stack([slopes(theta, x, y)[0], off]), mode[NOISE_AT:])
         return np.concatenate([of_runs, np.pad(gradient(self.prior, theta)[0], ((0, 0), (0, 1)))])
 
     def log_density(self, rows: Array) -> Array:
         """Ln posterior probability, but for a constant [rows]."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            value = -self.unlikely(self.residuals(rows), rows[:, NOISE_AT:])
+        with np.errstate(all="ignore"):
+            at_once = max(1, CACHED // len(self.known))
+            parts = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
+            value = -np.concatenate([self.unlikely(self.residuals(part), part[:, NOISE_AT:]) for part in parts])
             value -= (BIAS_DOF + 1) / 2 * np.log1p((rows[:, BIAS_AT] / BIAS) ** 2 / BIAS_DOF)
             value -= 0.5 * (self.prior(rows[:, :CONSTANTS]) ** 2).sum(axis=1)
         return np.where(np.isfinite(value), value, -np.inf)
@@ -391,7 +399,7 @@ class _Model:
         share = max(len(residuals) - 5, 1) / len(residuals)  # constants that the runs fit take a share of the squares
         stencil = 1e-3 * np.array([(i, k) for i in (-1, 0, 1) for k in (-1, 0, 1)])
         for _ in range(30):
-            f = self.unlikely(residuals[None], at + stencil, share).reshape(3, 3)
+            f = self.unlikely(residuals[:, None], at + stencil, share).reshape(3, 3)
             down = np.array([f[2, 1] - f[0, 1], f[1, 2] - f[1, 0]]) / 2e-3
             mixed = (f[2, 2] - f[2, 0] - f[0, 2] + f[0, 0]) / 4e-6
             curve = np.array([[f[2, 1] + f[0, 1] - 2 * f[1, 1], 0], [0, f[1, 2] + f[1, 0] - 2 * f[1, 1]]]) / 1e-6
@@ -404,7 +412,7 @@ class _Model:
 
     def covariance(self, mode: Array) -> Array:
         """Of the Gaussian about a mode [11, 11]."""
-        rows, n, whole = self.slopes(mode), len(self.seen), np.zeros((len(mode), len(mode)))
+        rows, n, whole = self.slopes(mode), len(self.known), np.zeros((len(mode), len(mode)))
         information = rows.T @ rows
         information[BIAS_AT, BIAS_AT] += BIAS**-2
         whole[:NOISE_AT, :NOISE_AT] = np.linalg.inv(information)
@@ -412,26 +420,33 @@ class _Model:
         return whole
 
 
+def _log_of_one_and(value: Array) -> None:
+    """Ln(1 + e^value) in place."""
+    np.exp(value, out=value)
+    value += 1
+    np.log(value, out=value)
+
+
 def _mode(model: _Model, width: float, robust: bool = False) -> Array:
     """(θ, b, ln s, ln τ) [11] by least squares and the scales in turn, b Gaussian of `width` times its scale.
 
     `robust`: squares of residuals beyond 3 times the scatter count less (Huber's ½r² to |r|, smooth).
     """
-    least, exponent = math.exp(model.seen.min()), math.log(0.35)
+    least, exponent = math.exp(model.known[:, -1].min()), math.log(0.35)
     start = [math.log(0.6 * least), *([math.log(0.2 * least)] * 2), exponent, exponent, 0.0, 0.0, 0.0, 0.0]
     mode, scale = np.array([*start, math.log(0.02), math.log(MISFIT)]), width * BIAS
     for _ in range(12):
         scales = mode[NOISE_AT:]
 
         def residuals(u: Array, scales: Array = scales) -> Array:
-            of_runs = model.whitened(model.residuals(u[None])[0][:, None], scales)[:, 0]
+            of_runs = model.whitened(model.residuals(u[None]), scales)[:, 0]
             return np.concatenate([of_runs, model.prior(u[None, :CONSTANTS])[0], u[BIAS_AT:NOISE_AT] / scale])
 
         def jacobian(u: Array) -> Array:
             return np.concatenate([model.slopes(u), np.eye(1, NOISE_AT, BIAS_AT) / scale])
 
         mode = np.append(_least_squares(residuals, jacobian, mode, robust), scales)
-        left = model.residuals(mode[None])[0]
+        left = model.residuals(mode[None])[:, 0]
         if robust:
             left = np.clip(left, -(most := 3 * scatter(left)), most)
         mode[NOISE_AT:] = model.scales(left, scales)

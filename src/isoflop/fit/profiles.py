@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
-from isoflop.fit.optimal_line import Approach, Minimum, column, fitted_line, quantile
+from isoflop.fit.optimal_line import Approach, Minimum, column, columns_of, fitted_line, quantile
 from isoflop.fit.robust import seed_noise
 from isoflop.fit.runs import describe_rate, implausible
 from isoflop.laws.forms import Convention
@@ -182,7 +182,11 @@ def profile_minima(
     level, warnings = check_level(level), []
     if minimum not in NEEDED:
         raise ValueError(f'expected minimum "parabola" or "akima", got {minimum!r}')
-    C, N, D, L = _columns(C, N, D, L)
+    C, N, D, L = columns_of(C=C, N=N, D=D, L=L)
+    if (wrong := implausible(C, N, D)).size:
+        raise ValueError(describe_rate(C, N, D, wrong[0], [f"row {i + 1}" for i in range(len(C))]))
+    if np.ptp(np.log(N)) < 1e-6:
+        raise ValueError(f"expected several sizes in column N, got {N[0]:.6g} in all {len(N)} rows")
     groups, left = group(C, budgets)
     if left:
         warnings.append(f"{left} of {len(C)} rows left out: more than a factor {TOLERANCE:g} from the nearest budget")
@@ -206,20 +210,6 @@ def profile_minima(
             left_out.append((value, found))
     rows_used = sum(len(rows) for _, rows in kept)
     return ProfileMinima(tuple(minima), _by_cause(left_out), tuple(warnings), dof, rows_used, level)
-
-
-def _columns(*given: ArrayLike) -> tuple[Array, ...]:
-    """C, N, D and L, checked."""
-    meanings = ("training FLOPs", "parameters", "tokens", "losses in nats per token")
-    C, N, D, L = table = [column(name, v, meaning) for name, v, meaning in zip("CNDL", given, meanings, strict=True)]
-    if len({len(v) for v in table}) > 1:
-        lengths = ", ".join(f"{name} {len(v)}" for name, v in zip("CNDL", table, strict=True))
-        raise ValueError(f"expected columns of one length, got {lengths}")
-    if (wrong := implausible(C, N, D)).size:
-        raise ValueError(describe_rate(C, N, D, wrong[0], [f"row {i + 1}" for i in range(len(C))]))
-    if np.ptp(np.log(N)) < 1e-6:
-        raise ValueError(f"expected several sizes in column N, got {N[0]:.6g} in all {len(N)} rows")
-    return C, N, D, L
 
 
 def _by_cause(left_out: list[tuple[float, str]]) -> tuple[str, ...]:
