@@ -21,8 +21,8 @@ from isoflop.fit.drifting_law import BudgetLine
 from isoflop.fit.posterior import posterior_of_runs
 from isoflop.ladder.design import Bounds, Problem, Rung, even_grid
 from isoflop.ladder.planning import designed, ladder_problem
-from isoflop.ladder.rules import FEWEST_STEPS, all_steps, batch_rule
 from isoflop.ladder.sizes import family_of
+from isoflop.laws.recipes import FEWEST_STEPS, all_steps, batch_rule
 
 Array = NDArray[np.float64]
 LEVEL = 0.9

@@ -6,14 +6,12 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from isoflop.ladder.rules import batch_rule, batch_sequences, covers, peak_rate, rate_rule
 from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
-from isoflop.laws.recipes import BATCHES, RATES, warmup_of
+from isoflop.laws.recipes import BATCHES, RATES, batch_rule, batch_sequences, rate_rule, warmup_of
 
 GPT2_SMALL = {
     "model_type": "gpt2",
@@ -146,32 +144,41 @@ TINY = Shape(Family("gpt2", 256, 128, 64, 64, 4.0), 2, 32, 2, 16)
 
 
 def test_rules_give_what_their_papers_print():
-    N = SMALL.parameters["non_embedding"]
-    assert peak_rate(RATES["steplaw"], SMALL, 1e10, 1e19) == pytest.approx(1.79 * N**-0.713 * 1e10**0.307, rel=1e-2)
-    assert peak_rate(RATES["deepseek"], SMALL, 1e10, 1e19) == pytest.approx(0.3118 * 1e19**-0.125, rel=1e-2)
-    assert peak_rate(RATES["width"], SMALL, 1e10, 1e19) == 6e-4  # GPT-3 Small's own
-    assert BATCHES["steplaw"].value(N=5e7, D=1e11, C=1e20, width=512) == pytest.approx(0.58 * 1e11**0.571)
+    run = SMALL.run(1e10, 1e19)
+    assert RATES["steplaw"].value(run) == pytest.approx(1.79 * run["N"] ** -0.713 * 1e10**0.307)
+    assert RATES["deepseek"].value(run) == pytest.approx(0.3118 * 1e19**-0.125, rel=1e-3)
+    assert RATES["width"].value(run) == pytest.approx(6e-4)  # GPT-3 Small's own
+    assert BATCHES["steplaw"].value(SMALL.run(1e11, 1e20)) == pytest.approx(0.58 * 1e11**0.571)
 
 
 def test_rates_of_tiny_models_are_cut():
-    assert peak_rate(RATES["steplaw"], TINY, 1e7, 1e12) == 0.02
+    assert RATES["steplaw"].value(TINY.run(1e7, 1e12)) == 0.02
 
 
-def planned(*runs: tuple[float, float, float]) -> list[Any]:
+def test_the_rate_by_default_is_continuous_from_a_ladder_to_its_target():
+    grid = size_grid(family_of("llama"), 1e7, 1e11)
+    runs = [shape.run(20 * shape.N, 120 * shape.N**2) for shape in grid]
+    rates = [rate_rule("auto").value(run) for run in runs]
+    for (one, rate), (other, next_rate) in pairwise(zip(runs, rates, strict=True)):
+        assert abs(math.log(next_rate / rate)) < 0.8 * math.log(other["N"] / one["N"])
+    for run, rate in zip(runs, rates, strict=True):
+        every = [rule.value(run) for rule in RATES.values()]
+        assert min(every) <= rate <= max(every)
+
+
+def planned(*runs: tuple[float, float, float]) -> list[dict[str, float]]:
     """Runs of N non-embedding parameters, D tokens and C FLOPs."""
-    return [(SimpleNamespace(parameters={"non_embedding": N}), D, C) for N, D, C in runs]
+    return [dict(zip("NDC", run, strict=True)) for run in runs]
 
 
 def test_one_rule_for_a_ladder_and_words_where_it_was_never_tested():
     large, tiny = (5e7, 1e9, 1e18), (1e5, 1e6, 1e12)
-    assert rate_rule("auto", planned(large, (1e9, 1e10, 1e20))).name == "steplaw"
-    assert rate_rule("auto", planned(large, tiny)).name == "width"
-    assert covers(RATES["steplaw"], planned(large)) and not covers(RATES["steplaw"], planned(large, tiny))
-    assert covers(RATES["width"], planned((1e3, 1e3, 1e10), (1e12, 1e13, 1e26)))
-    assert covers(RATES["deepseek"], planned((1e3, 1e9, 1e17))) and not covers(RATES["deepseek"], planned(tiny))
-    assert covers(BATCHES["steplaw"], planned(large)) and not covers(BATCHES["steplaw"], planned(tiny))
+    assert RATES["steplaw"].covers(planned(large)) and not RATES["steplaw"].covers(planned(large, tiny))
+    assert RATES["width"].covers(planned((1e3, 1e3, 1e10), (1e12, 1e13, 1e26)))
+    assert RATES["deepseek"].covers(planned((1e3, 1e9, 1e17))) and not RATES["deepseek"].covers(planned(tiny))
+    assert BATCHES["steplaw"].covers(planned(large)) and not BATCHES["steplaw"].covers(planned(tiny))
     with pytest.raises(ValueError, match="--lr-rule: expected one of auto, width"):
-        rate_rule("best", planned(large))
+        rate_rule("best")
     with pytest.raises(ValueError, match="--batch-rule"):
         batch_rule("width")
 
@@ -179,7 +186,7 @@ def test_one_rule_for_a_ladder_and_words_where_it_was_never_tested():
 @pytest.mark.parametrize("tokens", [2e5, 1e6, 1e8, 1e10, 1e12])
 def test_batches_leave_steps_and_are_near_the_rule(tokens: float):
     most = tokens / 2200 / 128
-    sequences = batch_sequences(BATCHES["steplaw"], TINY, tokens, 1e15, most)
+    sequences = batch_sequences(BATCHES["steplaw"], TINY.run(tokens, 1e15), 128, most)
     wanted = max(min(0.58 * tokens**0.571 / 128, most), 1)
     assert sequences == 1 or sequences <= most
     assert sequences / wanted < 1.3 and wanted / sequences < 1.5

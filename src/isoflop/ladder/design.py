@@ -34,7 +34,6 @@ from isoflop.fit.drifting_law import (
     slopes,
 )
 from isoflop.fit.posterior import NOISE, Posterior, run_covariance
-from isoflop.ladder.rules import covers
 from isoflop.ladder.sizes import Family, Shape, size_grid
 from isoflop.laws.quantities import short
 from isoflop.laws.recipes import Recipe
@@ -173,7 +172,7 @@ class Problem:
             least, D = gap * shape.N, budget / shape.flops_per_token
             if not (b.tokens[0] <= D <= b.tokens[1] and b.ratio[0] <= D / shape.N <= b.ratio[1]):
                 continue
-            if b.batch is None or covers(b.batch, [(shape, D, budget)]):
+            if b.batch is None or b.batch.covers([shape.run(D, budget)]):
                 found.append(shape)
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +22,18 @@ from isoflop.fit.table import read_table
 from isoflop.ladder.check import beyond
 from isoflop.ladder.design import DECAY, Bounds, Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.plan import ExpectedInterval, LadderPlan, PlannedRun
-from isoflop.ladder.rules import (
+from isoflop.ladder.sizes import Family, family_of
+from isoflop.laws.quantities import short
+from isoflop.laws.recipes import (
     FEWEST_STEPS,
-    Planned,
+    HIGHEST_RATE,
+    Recipe,
     all_steps,
     batch_rule,
     batch_sequences,
-    covers,
-    peak_rate,
-    quantities,
     rate_rule,
+    warmup_of,
 )
-from isoflop.ladder.sizes import Family, family_of
-from isoflop.laws.quantities import short
-from isoflop.laws.recipes import HIGHEST_RATE, Recipe, warmup_of
 from isoflop.record.paths import location_of
 from isoflop.record.run import DEFAULT_N
 
@@ -131,8 +129,8 @@ def plan_ladder(
             raise
         problem = replace(problem, bounds=replace(bounds, runs=(LEAST_RUNS, max_runs)))
         rungs = designed(problem, batch)
-    chosen = [(s, rung.budget / s.flops_per_token, rung.budget) for rung in rungs for s in rung.sizes]
-    rate = rate_rule(lr_rule, chosen)
+    chosen = [s.run(rung.budget / s.flops_per_token, rung.budget) for rung in rungs for s in rung.sizes]
+    rate = rate_rule(lr_rule)
     made = _runs(rungs, rate, batch, min_steps, branches)
     worth = worth_of(problem, rungs)
     even = even_grid(problem, len(made)) or even_grid(problem, len(made), ratio=2.0)
@@ -249,9 +247,9 @@ def _runs(rungs: Sequence[Rung], rate: Recipe, batch: Recipe, min_steps: int, br
     for number, (k, budget, shape) in enumerate(chosen):
         budgets = alike[shape if branches else (k, shape)]
         typical = math.exp(float(np.log(budgets).mean()))
-        most = min(budgets) / shape.flops_per_token / all_steps(min_steps) / shape.family.sequence_length
-        tokens = typical / shape.flops_per_token
-        batch_tokens = batch_sequences(batch, shape, tokens, typical, most) * shape.family.sequence_length
+        length, middle = shape.family.sequence_length, shape.run(typical / shape.flops_per_token, typical)
+        most = min(budgets) / shape.flops_per_token / all_steps(min_steps) / length
+        batch_tokens = batch_sequences(batch, middle, length, most) * length
         steps = max(2, round(budget / shape.flops_per_token / batch_tokens))
         shortest = max(2, round(min(budgets) / shape.flops_per_token / batch_tokens))
         found.append(
@@ -265,7 +263,7 @@ def _runs(rungs: Sequence[Rung], rate: Recipe, batch: Recipe, min_steps: int, br
                 steps=steps,
                 warmup_steps=warmup_of(shortest),
                 decay_steps=max(1, round(DECAY * steps)) if branches else None,
-                learning_rate=peak_rate(rate, shape, tokens, typical),
+                learning_rate=float(f"{rate.value(middle):.3g}"),
                 flops=steps * batch_tokens * shape.flops_per_token,
             )
         )
@@ -302,7 +300,7 @@ def _expected(
 def _warnings(
     problem: Problem,
     runs: Sequence[PlannedRun],
-    chosen: Sequence[Planned],
+    chosen: Sequence[Mapping[str, float]],
     rules: Sequence[Recipe],
     worth: Worth,
     level: float,
@@ -321,8 +319,8 @@ def _warnings(
             "laws bend and rates miss, and intervals know of it by a prior alone; climb in two ladders"
         )
     for rule in rules:
-        if rule.fitted is not None and not covers(rule, chosen):
-            low, high = rule.fitted.of([quantities(run) for run in chosen])
+        if rule.fitted is not None and not rule.covers(chosen):
+            low, high = rule.fitted.of(chosen)
             unit = {"N": "non-embedding parameters", "D": "tokens", "C": "FLOPs"}[rule.fitted.variable]
             yield (
                 f"{rule.decides}'s rule {rule.name!r} was fitted to {rule.fitted.low:.2g} to {rule.fitted.high:.2g} "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from isoflop.ladder.sizes import Shape, family_of, size_grid
 from isoflop.laws.forms import dense_equivalent
 from isoflop.laws.papers import published
-from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, blended, warmup_of
+from isoflop.laws.recipes import BATCHES, RATES, Recipe, blended, warmup_of
 
 WEIGHT_DECAY = 0.1
 """Of AdamW, decoupled: GPT-3, Llama (Brown et al. 2020; Touvron et al. 2023), and the runs behind Li et al. 2025."""
@@ -100,7 +100,7 @@ def recipe_of(
         return None
     shape = min(shapes, key=lambda each: abs(math.log(each.N / N)))
     D = tokens or flops / shape.flops_per_token
-    at = {"N": float(shape.parameters["non_embedding"]), "D": D, "C": flops, "width": float(shape.width)}
+    at = shape.run(D, flops)
     batch, batches, within = _ruled(BATCHES, at)
     rate, rates, _ = _ruled(RATES, at)
     length = shape.family.sequence_length
@@ -151,7 +151,6 @@ def gain_of_experts(N: float, X: float) -> Ends | None:
 
 def _ruled(rules: dict[str, Recipe], at: Mapping[str, float]) -> tuple[float, Ends, bool]:
     """What the rules that reach a run say of it, by `blended`; what all of them say; and whether one reaches it."""
-    every = [each.value(**at) for each in rules.values()]
-    every = [min(value, HIGHEST_RATE) for value in every] if rules is RATES else every
+    every = [each.value(at) for each in rules.values()]
     within = any(each.fitted is not None and each.covers([at]) for each in rules.values())
     return blended(rules, at), (min(every), max(every)), within

@@ -151,6 +151,10 @@ class Shape:
         attention = 2 * inner * f.sequence_length  # QKᵀ and AV, a multiply-add each
         return 6.0 * (self.depth * (weights + attention) + d * f.vocab_size)
 
+    def run(self, D: float, C: float) -> dict[str, float]:
+        """A run of D tokens and C FLOPs, as `isoflop.laws.recipes` know it."""
+        return {"N": float(self.parameters["non_embedding"]), "D": D, "C": C, "width": float(self.width)}
+
     def config(self) -> dict[str, Any]:
         """Sizes that a trainer builds the model from, and under "hf" the keys of Hugging Face's configuration."""
         f = self.family

@@ -1,15 +1,19 @@
 """Batch and peak learning rate of a run by published recipes, each with its source and the range it was fitted to.
 
-The laws' constants are those of `isoflop.laws.papers`; the rates are of Adam's kind. And shapes beyond those that
-Kaplan et al. 2020 found to matter little.
+The laws' constants are those of `isoflop.laws.papers`; the rates are of Adam's kind. A run is a mapping of N,
+non-embedding parameters, D, tokens, C, FLOPs, and the model's width. And shapes beyond those that Kaplan et al. 2020
+found to matter little.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from isoflop.laws.papers import PowerLaw, published
 
@@ -47,7 +51,7 @@ class Recipe:
     Attributes:
         name: as on the command line.
         decides: "the rate" or "the batch".
-        law: of non-embedding parameters N, tokens D and FLOPs C; None: `GPT3_RATE` moved with the width.
+        law: of a run's quantities by name.
         text: the formula and its source.
         fitted: its range; None: none is stated.
         source: authors and year.
@@ -55,17 +59,18 @@ class Recipe:
 
     name: str
     decides: str
-    law: PowerLaw | None
+    law: Callable[..., ArrayLike]
     text: str
     fitted: Range | None = None
     source: str = ""
 
-    def value(self, *, N: float, D: float, C: float, width: float) -> float:
-        """The rate or the batch of a run of N non-embedding parameters on D tokens, C FLOPs in all."""
-        return GPT3_RATE * GPT3_WIDTH / width if self.law is None else float(self.law(N=N, D=D, C=C))
+    def value(self, run: Mapping[str, float]) -> float:
+        """The rate, at most `HIGHEST_RATE`, or the batch of a run."""
+        value = float(np.asarray(self.law(**run)))
+        return min(value, HIGHEST_RATE) if self.decides == "the rate" else value
 
     def covers(self, runs: Sequence[Mapping[str, float]]) -> bool:
-        """Whether runs of these N, D and C lie in the range, or within `TOLERATED` of it."""
+        """Whether runs lie in the range, or within `TOLERATED` of it."""
         if self.fitted is None:
             return True
         least, most = self.fitted.of(runs)
@@ -94,6 +99,7 @@ def _rate(name: str) -> Recipe:
 def _batch(name: str) -> Recipe:
     entry, source, fitted = _PAPERS[name]
     law = published(entry).batch_law
+    assert law is not None
     fitted = BATCH_OF_TOKENS if name == "steplaw" else fitted
     return Recipe(name, "the batch", law, f"B = {law} tokens: {source}", fitted, source)
 
@@ -101,7 +107,7 @@ def _batch(name: str) -> Recipe:
 BY_WIDTH = Recipe(
     "width",
     "the rate",
-    None,
+    PowerLaw(GPT3_RATE * GPT3_WIDTH, {"width": -1}),
     f"lr = {GPT3_RATE:g}·{GPT3_WIDTH}/width, at most {HIGHEST_RATE:g}: GPT-3 Small's (Brown et al. 2020, table 2.1), "
     "moved with the width as µP moves Adam's (Yang et al. 2022, table 3)",
     source="GPT-3 (Brown et al. 2020)",
@@ -115,18 +121,16 @@ BATCHES = {name: _batch(name) for name in _PAPERS}
 def published_values(
     recipes: dict[str, Recipe], *, N: float, D: float, C: float, width: float | None
 ) -> dict[str, float]:
-    """What the recipes whose range reaches a run say of it → by source; rates at most `HIGHEST_RATE`.
+    """What the recipes whose range reaches a run say of it → by source.
 
     `width`: None: GPT-3's of that size, N ∝ width³ from 85M at 768.
     """
-    width = width or GPT3_WIDTH * (N / GPT3_SIZE) ** (1 / 3)
-    known = [each for each in recipes.values() if each.covers([{"N": N, "D": D, "C": C}])]
-    found = {each.source: each.value(N=N, D=D, C=C, width=width) for each in known}
-    return {k: min(v, HIGHEST_RATE) if recipes is RATES else v for k, v in found.items()}
+    run = {"N": N, "D": D, "C": C, "width": width or GPT3_WIDTH * (N / GPT3_SIZE) ** (1 / 3)}
+    return {each.source: each.value(run) for each in recipes.values() if each.covers([run])}
 
 
 def blended(recipes: dict[str, Recipe], run: Mapping[str, float]) -> float:
-    """Geometric mean of what recipes say of a run (N, D, C, width), continuous in it.
+    """Geometric mean of what recipes say of a run, continuous in it.
 
     A recipe counts in full within what it was fitted to, half at `TOLERATED` times it, hardly a few times farther; one
     without a range as much as the best of the others. Where none reaches, the nearest leads.
@@ -137,11 +141,68 @@ def blended(recipes: dict[str, Recipe], run: Mapping[str, float]) -> float:
             at = run[each.fitted.variable]
             far = max(math.log(each.fitted.low / at), math.log(at / each.fitted.high), 0.0) / math.log(TOLERATED)
             weights[name] = 1 / (1 + far**4)
-    logs = {name: math.log(each.value(**run)) for name, each in recipes.items()}
-    if recipes is RATES:
-        logs = {name: min(value, math.log(HIGHEST_RATE)) for name, value in logs.items()}
+    logs = {name: math.log(each.value(run)) for name, each in recipes.items()}
     shares = {name: weights.get(name, max(weights.values())) for name in recipes}
     return math.exp(sum(shares[name] * logs[name] for name in recipes) / sum(shares.values()))
+
+
+# -- of the runs of a ladder -------------------------------------------------------------------------------------------
+
+FEWEST_STEPS = 2000
+"""Steps beyond warm-up that a run has at least: with fewer, warm-up and a batch too large for it are part of the loss
+(Porian et al. 2024, sections 3.3 and 3.5), and it follows another law than the target."""
+
+
+def _any_scale(**run: float) -> float:
+    return blended(RATES, run)
+
+
+BLENDED = Recipe(
+    "auto",
+    "the rate",
+    _any_scale,
+    f"geometric mean of the rules {', '.join(RATES)} (docs/ladder.md), at most {HIGHEST_RATE:g}; each counts less the "
+    "farther a run lies beyond what it was fitted to",
+)
+"""Continuous in N, D, C and width: published rates differ by up to 5 times, and a switch between two rules within a
+ladder, or between the ladder and its target, would look like a change of the law."""
+
+
+def rate_rule(name: str) -> Recipe:
+    """By name; "auto": `BLENDED`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return BLENDED if name == "auto" else _named("--lr-rule", RATES, name)
+
+
+def batch_rule(name: str) -> Recipe:
+    """By name; "auto" is Step Law's, which depends on D alone and stays near measured optima down to 1e6 tokens.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return BATCHES["steplaw"] if name == "auto" else _named("--batch-rule", BATCHES, name)
+
+
+def _named(option: str, rules: dict[str, Recipe], name: str) -> Recipe:
+    if name not in rules:
+        raise ValueError(f"{option}: expected one of auto, {', '.join(rules)}; got {name!r}")
+    return rules[name]
+
+
+def batch_sequences(rule: Recipe, run: Mapping[str, float], length: int, most: float) -> int:
+    """Sequences of `length` tokens a step: the rule's, in 1, 2, 3, 4, 6, 8, 12, 16 …, and at most so many."""
+    wanted = max(1.0, min(rule.value(run) / length, most))
+    power = 2 ** math.floor(math.log2(wanted))
+    choices = [power, power * 3 // 2, power * 2] if power > 1 else [1, 2]
+    return min((n for n in choices if n <= most or n == power), key=lambda n: abs(math.log(n / wanted)))
+
+
+def all_steps(beyond: float) -> float:
+    """Steps of a run that has so many beyond its warm-up."""
+    return min(beyond / (1 - WARMUP), beyond + WARMUP_STEPS)
 
 
 def warmup_of(steps: int) -> int:
