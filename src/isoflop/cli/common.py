@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from isoflop.fit.table import Table
     from isoflop.flops.device import Peak
     from isoflop.forecast import LossCurve
+    from isoflop.laws.forms import Convention
     from isoflop.record.run import Run
+
+
+def number(unit: str, text: str, *names: str, **more: Any) -> Any:
+    """An option that is a positive number as `amount` reads it."""
+    return typer.Option(*names, metavar=unit, parser=amount, help=text, **more)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -47,6 +53,19 @@ CurveFiles = Annotated[
     typer.Argument(
         metavar="RUNS…",
         help="isoflop's records (.jsonl) or folders with some; folders with an index.csv and <dataset>/<run>.csv.",
+    ),
+]
+OwnRuns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runs",
+        help="Own finished runs: a CSV file, a record, a folder of records, or a URL of these. Repeatable.",
+    ),
+]
+Counted = Annotated[
+    str | None,
+    typer.Option(
+        "--n", help="Which parameters N of --runs counts; default: with the head, where all records state it."
     ),
 ]
 RunFiles = Annotated[
@@ -119,6 +138,54 @@ def tell_read(command: str, table: Table, asked: str | None) -> None:
         tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")
 
 
+def read_own(
+    command: str,
+    runs: Sequence[str] | None,
+    column: Sequence[str] | None,
+    where: str | None,
+    n_convention: str | None,
+    law: str | None,
+) -> tuple[Table, Convention] | None:
+    """The user's own runs, and which parameters their N counts; None where none are named.
+
+    Raises:
+        ValueError: options that need --runs without it, or --law beside it; what is wrong with the runs.
+    """
+    if not runs:
+        for option, value in (("--column", column), ("--where", where), ("--n", n_convention)):
+            if value:
+                raise ValueError(f"{option} needs --runs, which it is about: name a CSV file or records")
+        return None
+    if law is not None:
+        raise ValueError("expected --law or --runs, got both: leave one out")
+    from isoflop.laws.forms import Convention
+
+    if n_convention is not None and n_convention not in get_args(Convention):
+        known = ", ".join(name for name in get_args(Convention) if name != "unknown")
+        raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
+    table = read_runs_of(command, runs, ("N", "D", "loss"), column, where, n_convention)
+    return table, n_convention or table.convention  # type: ignore[return-value]
+
+
+def read_runs_of(
+    command: str,
+    runs: Sequence[str],
+    wanted: Sequence[str],
+    column: Sequence[str] | None,
+    where: str | None,
+    n_convention: str | None,
+    loss: str | None = None,
+) -> Table:
+    """A table of finished runs, for `command`, which tells on stderr what is left out or odd."""
+    from isoflop.fit.table import read_table
+    from isoflop.record.paths import location_of
+
+    named = pairs("--column", column)
+    table = read_table([location_of(run) for run in runs], wanted, named, where, n_convention, loss)
+    tell_read(command, table, n_convention or named.get("N"))
+    return table
+
+
 @dataclass
 class Curves:
     """What was read.
@@ -183,9 +250,7 @@ Mfu = Annotated[
     float | None,
     typer.Option(min=0.001, max=1.0, help=f"Share of the peak that training reaches; {USUAL_MFU:g} unless given."),
 ]
-Dollars = Annotated[
-    float | None, typer.Option("--price", metavar="USD", parser=amount, help="Dollars for an hour of one device.")
-]
+Dollars = Annotated[float | None, number("USD", "Dollars for an hour of one device.", "--price")]
 
 
 def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None) -> Price | None:

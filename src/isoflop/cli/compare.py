@@ -14,18 +14,20 @@ import typer
 from isoflop.cli.common import (
     AsJson,
     Column,
+    Counted,
     Dollars,
     Gpu,
     KeepOutliers,
     Level,
     Mfu,
+    OwnRuns,
     Where,
     describe,
     hours_and_dollars,
     price_object,
     price_of,
+    read_own,
 )
-from isoflop.cli.plan import Counted, Runs, read_own
 from isoflop.console import picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def compare(
         str | None,
         typer.Option(metavar="NAME", help=f"A law with a loss (`isoflop laws`); {DEFAULT_LAW} unless given."),
     ] = None,
-    runs: Runs = None,
+    runs: OwnRuns = None,
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
@@ -66,7 +68,7 @@ def compare(
     warnings: Sequence[str] = ()
     with reported("compare"):
         cost = price_of(gpu, mfu, price)
-        own = read_own(runs, column, where, n_convention, law)
+        own = read_own("compare", runs, column, where, n_convention, law)
         chosen: Any
         if own is None:
             chosen = published(law or DEFAULT_LAW)

@@ -1,7 +1,4 @@
-"""`isoflop fit RUNS…`: a scaling law of one's own runs, with its uncertainty.
-
-What `isoflop fit` prints.
-"""
+"""`isoflop fit RUNS…`: a scaling law of one's own runs with its uncertainty, and the best size that follows."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from isoflop.cli.common import (
     Where,
     amounts,
     pairs,
-    tell_read,
+    read_runs_of,
 )
 from isoflop.console import grid, picked, print_json, progress_bar, reported, say, screen, tell
 from isoflop.record.run import DEFAULT_N
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
     from isoflop.fit.approaches import ApproachComparison
     from isoflop.fit.law_fit import LawFit
     from isoflop.fit.posterior import Posterior
+    from isoflop.fit.table import Table
 
 
 AHEAD = 10.0
@@ -88,22 +86,13 @@ def fit(
     Columns N, D or tokens, and loss are taken without being told.
     """
     from isoflop.fit.law_fit import FITTED, fit_law
-    from isoflop.fit.table import read_table
     from isoflop.laws.forms import FORMS
-    from isoflop.record.paths import location_of
 
     with reported("fit"):
         if law not in FITTED:
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
-        table = read_table(
-            [location_of(run) for run in runs],
-            (*FORMS[law].variables, "loss"),
-            pairs("--column", column),
-            where,
-            n_convention,
-            loss,
-        )
-        tell_read("fit", table, n_convention or pairs("--column", column).get("N"))
+        wanted = (*FORMS[law].variables, "loss")
+        table = read_runs_of("fit", runs, wanted, column, where, n_convention, loss)
         labels = None if group is None else _groups(table.labels, group)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
@@ -112,7 +101,7 @@ def fit(
         with progress_bar("fitting, and again to resampled runs", wanted=not as_json) as progress:
             fitted = fit_law(
                 law,
-                {name: table.columns[name] for name in (*FORMS[law].variables, "loss")},
+                {name: table.columns[name] for name in wanted},
                 delta=width,
                 fixed=fixed,
                 priors=known,
@@ -130,8 +119,7 @@ def fit(
     if labels is not None:
         size = "groups have best sizes of their own: name one with --where"
     elif law == "hoffmann":
-        runs_of = {**table.columns, "C": table.C}
-        size = _posterior(runs_of, keep_outliers)
+        size = _posterior(table, keep_outliers)
     if as_json:
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")
@@ -141,7 +129,7 @@ def fit(
     if labels is not None:
         say(f"! {size}", indent=2)
     elif law == "hoffmann":
-        _print_approaches(runs_of, fitted, nominal, size)
+        _print_approaches(table, fitted, nominal, size)
 
 
 def _groups(labels: Mapping[str, Sequence[str]], group: str) -> list[str]:
@@ -166,14 +154,12 @@ def _own(law: str, group: str | None, own: str | None) -> tuple[str, ...]:
     return tuple(name for name in FORMS[law].constants if not name.startswith(EXPONENTS))
 
 
-def _posterior(columns: Mapping[str, Sequence[float]], keep_outliers: bool) -> Posterior | str:
+def _posterior(table: Table, keep_outliers: bool) -> Posterior | str:
     """The posterior behind `plan` and `ladder fit`; or why it names no best size."""
-    import numpy as np
-
     from isoflop.fit.posterior import posterior_of_runs
 
+    C, N, D, L = table.arrays
     try:
-        N, D, C, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "C", "loss"))
         found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers)
     except ValueError as error:
         return str(error)
@@ -182,18 +168,13 @@ def _posterior(columns: Mapping[str, Sequence[float]], keep_outliers: bool) -> P
     return found.towards(AHEAD * found.largest)
 
 
-def _print_approaches(
-    columns: Mapping[str, Sequence[float]], fitted: LawFit, budgets: list[float] | None, size: Posterior | str
-) -> None:
+def _print_approaches(table: Table, fitted: LawFit, budgets: list[float] | None, size: Posterior | str) -> None:
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
-    import numpy as np
-
     from isoflop.fit.approaches import compare_approaches, side_by_side
 
-    C, N, D, L = (np.asarray(columns[name], dtype=float) for name in ("C", "N", "D", "loss"))
-    target = AHEAD * float(C.max())
+    target = AHEAD * max(table.C)
     found, without = side_by_side(
-        (C, N, D, L),
+        table.arrays,
         fitted.law if fitted.law.draws is not None else "a law that the runs leave open has no frontier",
         posterior=size if isinstance(size, str) else (size, size.line(target)),
         budgets=budgets,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.common import AsJson, FinalLoss, Level, amount, pairs
+from isoflop.cli.common import AsJson, FinalLoss, Level, amount, number, pairs
 from isoflop.console import grid, print_json, reported, say, screen, tell
 from isoflop.laws.quantities import short
 
@@ -41,10 +41,7 @@ def fit(
     plan: Annotated[
         Path | None, typer.Option(metavar="PLAN.YAML", help="The plan: it names the runs and the target.")
     ] = None,
-    flops: Annotated[
-        float | None,
-        typer.Option(parser=amount, metavar="FLOPS", help="Compute budget of the target run (default: the plan's)."),
-    ] = None,
+    flops: Annotated[float | None, number("FLOPS", "Compute budget of the target run (default: the plan's).")] = None,
     loss: FinalLoss = None,
     level: Level = 0.9,
     as_json: AsJson = False,
@@ -62,7 +59,7 @@ def fit(
 
 @ladder.command()
 def plan(
-    flops: Annotated[float, typer.Option(parser=amount, metavar="FLOPS", help="Compute budget of the target run.")],
+    flops: Annotated[float, number("FLOPS", "Compute budget of the target run.")],
     spend: Annotated[
         str, typer.Option(metavar="SHARE|FLOPS", help="Of the whole ladder: a share of --flops, such as 3%, or FLOPs.")
     ] = "3%",
@@ -77,9 +74,7 @@ def plan(
         int | None, typer.Option(help="Least number of runs, 9 or more (default: 12, or --max-runs).")
     ] = None,
     max_runs: Annotated[int, typer.Option(help="Most runs.")] = 16,
-    max_flops_per_run: Annotated[
-        float | None, typer.Option(parser=amount, metavar="FLOPS", help="Of the most expensive run.")
-    ] = None,
+    max_flops_per_run: Annotated[float | None, number("FLOPS", "Of the most expensive run.")] = None,
     sizes: Annotated[
         str | None, typer.Option(metavar="LEAST:MOST", help="Parameters of a run, with the head: 30k:500k.")
     ] = None,
@@ -95,9 +90,7 @@ def plan(
     vocab: Annotated[
         int | None, typer.Option(min=2, help="Entries of the tokenizer (default: the configuration's).")
     ] = None,
-    unique_tokens: Annotated[
-        float | None, typer.Option(parser=amount, metavar="TOKENS", help="Tokens of data that there are.")
-    ] = None,
+    unique_tokens: Annotated[float | None, number("TOKENS", "Tokens of data that there are.")] = None,
     lr_rule: Annotated[str, typer.Option(help="auto, width, steplaw, deepseek or porian.")] = "auto",
     batch_rule: Annotated[str, typer.Option(help="auto, steplaw, deepseek or porian.")] = "auto",
     history: Annotated[

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,63 +11,43 @@ from isoflop.cli.common import (
     AsJson,
     Budgets,
     Column,
+    Counted,
     Dollars,
     Gpu,
     KeepOutliers,
     Level,
     Mfu,
+    OwnRuns,
     Where,
-    amount,
     amount_or_none,
     amounts,
     describe,
     describe_cost,
     devices_of,
     digits,
-    pairs,
+    number,
     price_object,
     price_of,
-    tell_read,
+    read_own,
 )
 from isoflop.console import finite, picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
     from isoflop.fit.options import Price
     from isoflop.fit.plan import Plan
-    from isoflop.fit.table import Table
     from isoflop.ladder.recipe import TrainingRecipe
-    from isoflop.laws.forms import Convention
-
-
-Runs = Annotated[
-    list[str] | None,
-    typer.Option(help="Own finished runs: a CSV file, a record, a folder of records, or a URL of these. Repeatable."),
-]
-Counted = Annotated[
-    str | None,
-    typer.Option(
-        "--n",
-        help="Which parameters N of --runs counts: total, non_embedding, non_embedding_with_head (default, where all "
-        "records state it).",
-    ),
-]
 
 
 def plan(
-    flops: Annotated[
-        float | None, typer.Option(metavar="FLOPS", parser=amount, help="The budget in FLOPs, such as 1e21.")
-    ] = None,
+    flops: Annotated[float | None, number("FLOPS", "The budget in FLOPs, such as 1e21.")] = None,
     law: Annotated[str | None, typer.Option(metavar="NAME", help="A published law (`isoflop laws`).")] = None,
-    runs: Runs = None,
+    runs: OwnRuns = None,
     column: Column = None,
     where: Where = None,
     n_convention: Counted = None,
     keep_outliers: KeepOutliers = False,
     budgets: Budgets = None,
-    tokens: Annotated[
-        float | None,
-        typer.Option(metavar="TOKENS", parser=amount, help="Tokens to train on, fixed (100B); the size follows."),
-    ] = None,
+    tokens: Annotated[float | None, number("TOKENS", "Tokens to train on, fixed (100B); the size follows.")] = None,
     inference_tokens: Annotated[
         float,
         typer.Option(
@@ -77,27 +57,17 @@ def plan(
             show_default=False,
         ),
     ] = 0.0,
-    unique_tokens: Annotated[
-        float | None,
-        typer.Option(metavar="TOKENS", parser=amount, help="Unique tokens there are; more are repeated."),
-    ] = None,
+    unique_tokens: Annotated[float | None, number("TOKENS", "Unique tokens there are; more are repeated.")] = None,
     gpu: Gpu = None,
     mfu: Mfu = None,
     price: Dollars = None,
-    budget_usd: Annotated[
-        float | None,
-        typer.Option(metavar="USD", parser=amount, help="The budget in dollars; needs --gpu and --price."),
-    ] = None,
-    gpu_hours: Annotated[
-        float | None,
-        typer.Option(metavar="HOURS", parser=amount, help="The budget in hours of one device; needs --gpu."),
-    ] = None,
+    budget_usd: Annotated[float | None, number("USD", "The budget in dollars; needs --gpu and --price.")] = None,
+    gpu_hours: Annotated[float | None, number("HOURS", "The budget in hours of one device; needs --gpu.")] = None,
     devices: Annotated[
         str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
     ] = None,
     max_hours: Annotated[
-        float | None,
-        typer.Option(metavar="HOURS", parser=amount, help="The most hours that --devices train; alone: the budget."),
+        float | None, number("HOURS", "The most hours that --devices train; alone: the budget.")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="Of the recipe: adamw or muon.")] = "adamw",
     experts: Annotated[int, typer.Option(min=1, help="Experts of each MLP; 1: dense.")] = 1,
@@ -126,7 +96,7 @@ def plan(
             raise ValueError("--budgets needs --runs, whose budgets they are: name a CSV file or records")
         cost = price_of(device, mfu, price)
         budget = _budget(flops, cost, budget_usd, gpu_hours, None if max_hours is None else max_hours * count)
-        own, convention = read_own(runs, column, where, n_convention, law) or (None, "unknown")
+        own, convention = read_own("plan", runs, column, where, n_convention, law) or (None, "unknown")
         answer = planned(
             budget,
             law=law,
@@ -231,38 +201,6 @@ def _gain_of_experts(recipe: TrainingRecipe) -> str:
     if gains is None:
         return f"{said}how much experts lower it at this size no public sweep says"
     return f"{said}these experts are worth one {gains[0]:.2g} to {gains[1]:.2g} times as large (Clark et al. 2022)"
-
-
-def read_own(
-    runs: list[str] | None,
-    column: Sequence[str] | None,
-    where: str | None,
-    n_convention: str | None,
-    law: str | None,
-) -> tuple[Table, Convention] | None:
-    """The user's own runs, and which parameters their N counts; None where none are named.
-
-    Raises:
-        ValueError: options that need --runs without it, or --law beside it; what is wrong with the runs.
-    """
-    if not runs:
-        for option, value in (("--column", column), ("--where", where), ("--n", n_convention)):
-            if value:
-                raise ValueError(f"{option} needs --runs, which it is about: name a CSV file or records")
-        return None
-    if law is not None:
-        raise ValueError("expected --law or --runs, got both: leave one out")
-    from isoflop.fit.table import read_table
-    from isoflop.laws.forms import Convention
-    from isoflop.record.paths import location_of
-
-    if n_convention is not None and n_convention not in get_args(Convention):
-        known = ", ".join(name for name in get_args(Convention) if name != "unknown")
-        raise ValueError(f"--n: expected one of {known}; got {n_convention!r}")
-    sources = [location_of(run) for run in runs]
-    table = read_table(sources, ("N", "D", "loss"), pairs("--column", column), where, n_convention)
-    tell_read("plan", table, n_convention or pairs("--column", column).get("N"))
-    return table, n_convention or table.convention  # type: ignore[return-value]
 
 
 def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:

@@ -106,38 +106,31 @@ def side_by_side(
         level: of the intervals.
         convention: which parameters N counts.
     """
+    found: list[Approach] = []
+    without: list[NoApproach] = []
 
-    def by_posterior() -> Approach:
-        if not isinstance(posterior, tuple):
-            raise ValueError(posterior)
-        return posterior_approach(*posterior, level)
+    def ask(name: str, approach: Callable[[], Approach]) -> None:
+        try:
+            found.append(approach())
+        except ValueError as reason:
+            without.append(NoApproach(name, str(reason)))
 
     def by_profiles() -> Approach:
         if (runs := len(columns[0])) < 3:
             raise ValueError(f"several sizes at each of two budgets are needed, got {runs} run{'s' * (runs != 1)}")
         return isoflop_profiles(*columns, budgets=budgets, level=level, convention=convention)
 
-    def by_law() -> Approach:
-        if isinstance(law, str):
-            raise ValueError(law)
-        return approach_3(law, level, typical_rate(*columns[:3]))
-
-    makers: dict[str, Callable[[], Approach]] = {
-        **({} if posterior is None else {"posterior": by_posterior}),
-        **(
-            {}
-            if curves is None
-            else {"approach 1 (envelope)": lambda: loss_envelope(curves, level=level, convention=convention)}
-        ),
-        "approach 2 (isoFLOP minima)": by_profiles,
-        "approach 3 (parametric)": by_law,
-    }
-    found, without = [], []
-    for name, make in makers.items():
-        try:
-            found.append(make())
-        except ValueError as reason:
-            without.append(NoApproach(name, str(reason)))
+    if isinstance(posterior, tuple):
+        found.append(posterior_approach(*posterior, level))
+    elif posterior is not None:
+        without.append(NoApproach("posterior", posterior))
+    if curves is not None:
+        ask("approach 1 (envelope)", lambda: loss_envelope(curves, level=level, convention=convention))
+    ask("approach 2 (isoFLOP minima)", by_profiles)
+    if isinstance(law, str):
+        without.append(NoApproach("approach 3 (parametric)", law))
+    else:
+        ask("approach 3 (parametric)", lambda: approach_3(law, level, typical_rate(*columns[:3])))
     return tuple(found), tuple(without)
 
 
@@ -161,23 +154,26 @@ def approach_3(law: Law, level: float = 0.9, flops_per_param_token: float = TRAI
     if not (np.isfinite(point) & (point > 0)).all():
         told = ", ".join(f"{name}={value:g}" for name, value in zip(names, point[0], strict=True))
         raise ValueError(f"expected positive A, B, α and β, got {told}: this law has no compute-optimal size")
-    drawn = np.empty((0, 4)) if law.draws is None else np.stack([law.draws[name] for name in names], axis=1)
-    good = drawn[(np.isfinite(drawn) & (drawn > 0)).all(axis=1)]
-    warnings = []
+    (here,), draws, warnings = _frontier(point, flops_per_param_token), None, []
     if law.draws is None:
         warnings.append("the law has no draws of its constants: no intervals")
-    elif len(good) < len(drawn):
-        warnings.append(f"{len(drawn) - len(good)} of {len(drawn)} draws have no compute-optimal size: left out")
-    if law.draws is not None and len(good) < FEWEST_DRAWS:
-        warnings.append(f"no intervals: {len(good)} draws have a compute-optimal size")
-    here, draws = _frontier(point, flops_per_param_token)[0], None
-    if len(good) >= FEWEST_DRAWS:
-        draws = _frontier(good, flops_per_param_token)
+    else:
+        drawn = np.stack([law.draws[name] for name in names], axis=1)
+        good = drawn[(np.isfinite(drawn) & (drawn > 0)).all(axis=1)]
+        if len(good) < len(drawn):
+            warnings.append(f"{len(drawn) - len(good)} of {len(drawn)} draws have no compute-optimal size: left out")
+        if len(good) < FEWEST_DRAWS:
+            warnings.append(f"no intervals: {len(good)} draws have a compute-optimal size")
+        else:
+            draws = _frontier(good, flops_per_param_token)
+    N, D = (
+        drawn_line(*here[place], None if draws is None else draws[:, place]) for place in (slice(0, 2), slice(2, 4))
+    )
     return Approach(
         "approach 3 (parametric)",
         3,
-        drawn_line(here[0], here[1], None if draws is None else draws[:, :2]),
-        drawn_line(here[2], here[3], None if draws is None else draws[:, 2:]),
+        N,
+        D,
         check_level(level),
         warnings=tuple(warnings),
         n=0 if draws is None else len(draws),

@@ -173,10 +173,12 @@ def fit_law(
 
     kept, best, left_out = _without_outliers(runs, best_of, keep_outliers)
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
-    result = _result(runs.taken(kept), best, drawn, unknown(best, drawn), level, convention, 0.0 if absolute else width)
+    fitted = _result(runs.taken(kept), best, drawn, level, convention, 0.0 if absolute else width)
     called = [f"row {i + 1}" for i in range(len(runs))] if rows is None else rows
     others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in (labels or {}).items()}
-    return _judged(replace(result, left_out=left_out), runs.loss[kept], best, called, others)
+    misfit, poor = _misfit(fitted.residuals, runs.loss[kept], best, others)
+    told = (describe_outliers(left_out, called),) if left_out else ()
+    return replace(fitted, left_out=left_out, misfit=misfit, warnings=(*fitted.warnings, *told, *poor))
 
 
 ROUNDS = 4
@@ -210,33 +212,23 @@ def _without_outliers(
     return kept, best, tuple(sorted(found, key=lambda run: run.row))
 
 
-def _judged(
-    fitted: LawFit, loss: Array, best: Optimum, called: Sequence[object], labels: Mapping[str, Sequence[str]]
-) -> LawFit:
-    """The fit with the names of what it left out, and whether the law describes the rest."""
-    misfit, said = None, list(fitted.warnings)
-    if fitted.left_out:
-        said.append(describe_outliers(fitted.left_out, called))
-    if not too_few(fitted.n, best.constants):
-        spread = scatter(fitted.residuals, best.constants)
-        misfit = misfit_of(spread, loss)
-        if misfit > POOR:
-            problem = best.objective.problem
-            columns = explaining(fitted.residuals, problem.slope(problem.state(best.theta[None])), labels)
-            said.append(describe_misfit(spread, misfit, columns))
-    return replace(fitted, misfit=misfit, warnings=tuple(said))
-
-
-def _result(
-    runs: Runs,
-    best: Optimum,
-    drawn: Array,
-    open_: Sequence[Unknown],
-    level: float,
-    convention: Convention,
-    delta: float,
-) -> LawFit:
+def _misfit(
+    residuals: Array, loss: Array, best: Optimum, labels: Mapping[str, Sequence[str]]
+) -> tuple[float | None, tuple[str, ...]]:
+    """Scatter over what seeds give, None for too few runs to tell; and that the law does not describe them."""
+    if too_few(len(loss), best.constants):
+        return None, ()
+    spread = scatter(residuals, best.constants)
+    misfit = misfit_of(spread, loss)
+    if misfit <= POOR:
+        return misfit, ()
     problem = best.objective.problem
+    columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), labels)
+    return misfit, (describe_misfit(spread, misfit, columns),)
+
+
+def _result(runs: Runs, best: Optimum, drawn: Array, level: float, convention: Convention, delta: float) -> LawFit:
+    problem, open_ = best.objective.problem, unknown(best, drawn)
     closed = frozenset(name for each in open_ if each.closed for name in each.names)
     point = dict(zip(problem.names, problem.constants(best.theta[None])[0].tolist(), strict=True))
     spread = dict(zip(problem.names, problem.constants(drawn).T, strict=True))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.runs import curve_of_run, end_of_curve, unfinished
+from isoflop.fit.runs import curve_of_run, end_of_curve
 from isoflop.laws.forms import compute_of
 from isoflop.record.run import DEFAULT_N, Run
 from isoflop.record.task import Task, task_of
@@ -158,9 +158,8 @@ def learn_from(
         if run.run_id == itself:
             continue
         end = end_of_curve(curve_of_run(run), loss, DEFAULT_N)
-        why = unfinished(run, run.points[-1].step if run.points else 0) or _unlike(run, tokenizer, data, task)
-        if why or end.left_out or not (end.N and end.D and end.loss):
-            left_out.append(f"{end.name}: {why or end.left_out}")
+        if (why := end.left_out or _unlike(run, tokenizer, data, task)) or not (end.N and end.D and end.loss):
+            left_out.append(f"{end.name}: {why}")
             continue
         rate = max((p.lr for p in run.points if p.lr is not None), default=math.nan)
         C = float(compute_of(end.N, end.D, end.flops or np.nan))

@@ -314,18 +314,18 @@ def _answer(question: Question, source: _Source) -> Plan:
     if not source.states_loss and (question.inference_tokens or repeats):
         notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
     others, without = other_laws(question, source.name)
-    flops = found.flops if question.inference_tokens else question.flops
+    known = {"flops": found.flops if question.inference_tokens else question.flops}
+    known["loss"] = found.loss if source.states_loss else np.nan
     intervals = None
     if found.intervals is not None and (source.states_loss or question.tokens is None):
         names = ("N", "D", "flops", "tokens_per_param", *(["loss"] if source.states_loss else []))
-        given = {name: flops if name == "flops" else getattr(found, name) for name in names}
-        intervals = {name: found.intervals.get(name, (value, value)) for name, value in given.items()}
-    loss = found.loss if source.states_loss else np.nan
+        given = vars(found) | known
+        intervals = {name: found.intervals.get(name, (given[name], given[name])) for name in names}
     if source.line and not repeats:
         L, between, said = expected_loss(found.N, found.D, source.own, question.level)
         notes += (said,)
         if L is not None and between is not None:
-            loss, intervals = L, {**(intervals or {}), "loss": between}
+            known["loss"], intervals = L, {**(intervals or {}), "loss": between}
     if not BUDGETS[0] <= question.flops <= BUDGETS[1]:
         notes += (
             f"no law was fitted to runs of about {question.flops:.2g} FLOPs, and all of these lie out of their range: "
@@ -334,19 +334,6 @@ def _answer(question: Question, source: _Source) -> Plan:
     counted = counted_otherwise(found.N, found.D, found.convention)
     if not counted and found.convention != "unknown":
         notes += ("N is not counted otherwise: at this size a usual vocabulary's embeddings alone are more",)
-    return Plan(
-        found.N,
-        found.D,
-        loss,
-        flops,
-        found.tokens_per_param,
-        intervals,
-        question.level,
-        found.inference_flops,
-        found.unique_tokens,
-        found.convention,
-        (*notes, *found.notes, *without),
-        source.method,
-        (*counted, *source.rows, *others),
-        source.minima,
-    )
+    whole = {"intervals": intervals, "level": question.level, "notes": (*notes, *found.notes, *without)}
+    alternatives = (*counted, *source.rows, *others)
+    return Plan(**vars(found) | known | whole, method=source.method, alternatives=alternatives, minima=source.minima)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from isoflop.arrays import Array
 from isoflop.fit.columns import GUESSES, column_of, guessed, number_of, parse_where, plain, unit_of
 from isoflop.fit.runs import (
     TOKENS_A_PARAMETER,
     BadData,
     common_loss,
+    curve_of_run,
     describe_rate,
-    final_loss,
+    end_of_curve,
     implausible,
     known_losses,
     loss_names,
@@ -68,6 +70,11 @@ class Table:
     C: Sequence[float] = ()
     doubts: tuple[str, ...] = ()
     labels: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """C, N, D and losses of a table of N and D, each [runs]."""
+        return (np.array(self.C, dtype=float), *(np.array(self.columns[name]) for name in ("N", "D", "loss")))
 
 
 def read_table(
@@ -167,13 +174,15 @@ class _Reading:
                 self._doubt_tokens()
                 self._doubt_kind(np.array(D))
             C = C or self._compute(np.array(N), np.array(D))
-        taken, counts = self.taken, "unknown"
-        if all(LOSS_NAME in row for row in self.rows):  # records: which N and which loss
+        taken, counts, records = self.taken, "unknown", all(LOSS_NAME in row for row in self.rows)
+        if records:  # which N and which loss
             losses = " and ".join(dict.fromkeys(row[LOSS_NAME] for row in self.rows))
             meant = {"N": f"N_{convention}", "loss": losses}
             taken = {what: meant.get(name, name) for what, name in taken.items()}
             counts = {f"N_{name}": name for name in COUNTS}.get(taken.get("N", ""), "unknown")
-        others = {n: [row.get(n, "").strip() for row in self.rows] for n in self.present if n not in taken.values()}
+        numbers = ("N_", "loss_") if records else ()
+        names = [name for name in self.present if name not in taken.values() and not name.startswith(numbers)]
+        others = {name: [row.get(name, "").strip() for row in self.rows] for name in names}
         kinds = {name: values for name, values in others.items() if 1 < len(set(values)) <= len(self.rows) / 4}
         columns, out = {what: columns[what] for what in self.wanted}, tuple(filter(None, left_out))
         return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), kinds)
@@ -350,44 +359,36 @@ def _records(
     by `common_n`.
     """
     reasons = [_useless(run) for run in runs]
+    useful = [run for run, why in zip(runs, reasons, strict=True) if not why]
     if convention is None:
-        convention = common_n(run.parameters for run, why in zip(runs, reasons, strict=True) if not why)
-        unknown = f"its parameters ({convention.replace('_', ' ')}) are not known"
-        reasons = [
-            why or ("" if run.parameters.get(convention) else unknown) for run, why in zip(runs, reasons, strict=True)
-        ]
-    name = loss or common_loss(run for run, why in zip(runs, reasons, strict=True) if not why)
-    reasons = [
-        why or ("" if final_loss(run.points, name) is not None else _without(name, loss_names(run)))
-        for run, why in zip(runs, reasons, strict=True)
-    ]
-    left_out = tuple(f"{run.name or run.run_id}: {why}" for run, why in zip(runs, reasons, strict=True) if why)
-    runs = [run for run, why in zip(runs, reasons, strict=True) if not why]
-    names = [loss_names(run) for run in runs]
-    found = []
-    for run, losses in zip(runs, names, strict=True):
-        last = next((point for point in reversed(run.points) if name in known_losses(point)), run.points[-1])
+        convention = common_n(run.parameters for run in useful)
+        useful = [run for run in useful if run.parameters.get(convention)]
+    name = loss or common_loss(useful)
+    found, left_out = [], []
+    for run, why in zip(runs, reasons, strict=True):
+        called, curve = run.name or run.run_id, curve_of_run(run)
+        end = end_of_curve(curve, name, convention)
+        losses = loss_names(run)
+        if not why and end.left_out:
+            why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if end.loss is None else "")
+        if why:
+            left_out.append(f"{called}: {why}")
+            continue
         imported = run.extra.get("imported")
         groups = imported.get("groups") if isinstance(imported, dict) else None  # of isoflop import --group
         row: dict[str, object] = {
             **(groups if isinstance(groups, dict) else {}),
             **{f"N_{key}": value for key, value in run.parameters.items()},
-            **{f"loss_{key}": final_loss(run.points, key) for key in losses},
+            **{f"loss_{key}": end_of_curve(curve, key, convention).loss for key in losses},
             "N": run.parameters.get(convention),
-            "D": last.data_tokens,
-            "C": last.flops,
-            "loss": final_loss(run.points, name),
+            "D": end.D,
+            "C": end.flops,
+            "loss": end.loss,
             LOSS_NAME: name,
         }
-        cells = {
-            key: value if isinstance(value, str) else repr(value) for key, value in row.items() if value is not None
-        }
-        found.append((f"run {run.name or run.run_id}", dict.fromkeys(row, "") | cells))
-    return found, left_out, convention
-
-
-def _without(name: str, losses: Sequence[str]) -> str:
-    return f"it has no loss {name!r} with its tokens (it has {', '.join(sorted(losses))})"
+        cells = {key: "" if it is None else it if isinstance(it, str) else repr(it) for key, it in row.items()}
+        found.append((f"run {called}", cells))
+    return found, tuple(left_out), convention
 
 
 def _useless(run: Run) -> str:
