@@ -192,12 +192,12 @@ def least_loss(theta: Array, origin: Origin, line: BudgetLine) -> Array:
 
 def gradient(function: Callable[[Array], Array], theta: Array, step: float = 1e-4) -> Array:
     """∂ function/∂θ by central differences [rows, …, 8]; `function` maps [rows, 8] to [rows, …]."""
-    columns = []
-    for k in range(CONSTANTS):
-        move = np.zeros(CONSTANTS)
-        move[k] = step
-        columns.append((function(theta + move) - function(theta - move)) / (2 * step))
-    return np.stack(columns, axis=-1)
+
+    def moved(by: float) -> Array:
+        values = function((theta[:, None] + by * np.eye(CONSTANTS)).reshape(-1, CONSTANTS))
+        return values.reshape(len(theta), CONSTANTS, *values.shape[1:])
+
+    return np.moveaxis((moved(step) - moved(-step)) / (2 * step), 1, -1)
 
 
 # -- what is known before any run -------------------------------------------------------------------------------------
