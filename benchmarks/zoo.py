@@ -278,10 +278,11 @@ def by_count(tried: Trained, seconds: int) -> tuple[str, str]:
     if counted.flops is None:
         return "by stated fallback", f"{counted.method} ({counted.reason[:80]})"
     remark = f"{counted.method}; {counted.reason[:80]}; {', '.join(counted.uncounted)}"
-    off = counted.flops.full / tried.truth - 1 if tried.truth else 0.0
+    ran = counted.flops.hardware + counted.flops.left_out  # Reformer computes anew in its backward pass
+    off = ran / tried.truth - 1 if tried.truth else 0.0
     if abs(off) > 2e-4 and counted.notes:  # tokens that choose their experts in turn, layers that are dropped
         return "by stated fallback", f"{off:+.2%} ({'; '.join(counted.notes)})"
-    return judged(counted.flops.full, tried.truth, "meta" in counted.method, remark)
+    return judged(ran, tried.truth, "meta" in counted.method, remark)
 
 
 def by_monitor(tried: Trained) -> tuple[str, str]:
@@ -298,7 +299,7 @@ def by_monitor(tried: Trained) -> tuple[str, str]:
             return "crashed", f"{type(error).__name__}: {str(error)[:160]}"
     methods = monitor.observer.costing.methods
     remark = f"{methods}; {', '.join(monitor.observer.costing.uncounted)}; {monitor.guard.aside or ''}"
-    return judged(monitor.totals.flops + left_out, tried.truth, list(methods) == [OBSERVED], remark)
+    return judged(monitor.totals.flops_hardware + left_out, tried.truth, list(methods) == [OBSERVED], remark)
 
 
 def judged(flops: int, truth: int, stated_exact: bool, remark: str) -> tuple[str, str]:

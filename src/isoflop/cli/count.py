@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
@@ -172,47 +172,37 @@ def _apart(count: Callable[[], _Done], seconds: float) -> _Done:
         ValueError: the fault in it; or it took too long or too much memory.
     """
     from isoflop.flops.calls import Uncountable
-    from isoflop.flops.measure import CAN_FORK
+    from isoflop.flops.measure import CAN_FORK, run_apart
 
-    def send() -> None:
-        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    def attempted() -> tuple[_Done | None, str]:
         try:
-            sender.send((count(), None))
+            return count(), ""
         except MemoryError:
-            sender.send((None, "the model takes more memory than this machine has"))
+            return None, "the model takes more memory than this machine has"
         except RecursionError:
-            sender.send((None, "the input is nested too deeply to be read"))
+            return None, "the input is nested too deeply to be read"
         except (Uncountable, ValueError, OSError, ArithmeticError, RuntimeError) as fault:
-            sender.send((None, str(fault)))
+            return None, str(fault)
 
-    if not CAN_FORK:
-        try:
-            return count()
-        except Uncountable as fault:
-            raise ValueError(str(fault)) from None
-    import resource
-
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=send)
-    process.start()
-    sender.close()
+    began = time.monotonic()
     try:
-        if not receiver.poll(seconds):
-            raise ValueError(
-                f"not counted within {seconds:,.0f} s: a smaller model or step, or --limit with more seconds"
-            )
-        done, why = receiver.recv()
-    except EOFError:
-        raise ValueError(
-            "the process that counts ended before it had counted: the model takes too much memory"
-        ) from None
-    finally:
-        process.kill()
-        process.join()
-    if why:
+        done, why = run_apart(attempted, seconds, _limit_memory) if CAN_FORK else attempted()
+    except Uncountable as reason:
+        if time.monotonic() - began >= seconds:
+            why = f"not counted within {seconds:,.0f} s: a smaller model or step, or --limit with more seconds"
+        else:
+            why = f"{reason}: the model may take too much memory"
+        raise ValueError(why) from None
+    if done is None:
         raise ValueError(why)
     return done
+
+
+def _limit_memory(_: int) -> None:
+    import resource
+
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def _count(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from isoflop.flops.calls import Call, Shape, Uncountable, shapes
+from isoflop.flops.calls import Call, Uncountable, metas, shapes, signature
 from isoflop.flops.config_shape import FORMULA, MEASURED, SIX_ND, WATCHED, palm, shape_of, six_n
+from isoflop.flops.cost import first_matrix
 from isoflop.flops.counter import FlopCount, Phase
 from isoflop.flops.measure import Measurement, measure_flops, run_once
 from isoflop.flops.parameters import Parameters, count_parameters, groups_of_experts, numel, unwrap
-from isoflop.flops.tokens import looks_like_tokens
+from isoflop.flops.tokens import count_tokens
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ def count_otherwise(
             than that it needs a GPU; or no formula fits.
     """
     parameters = count_parameters(model)
-    positions = tokens_of(call) or tokens
+    found, length = _positions(call)
+    positions = found or tokens
     if build is None and not any(parameter.is_meta for parameter in model.parameters()):
         build = lambda: model  # noqa: E731
     work = 6 * parameters.total * (positions or 1)
@@ -210,8 +211,6 @@ def count_otherwise(
         raise Uncountable(reason)
     elif build is not None:
         reason = f"{reason}; too large to be run for real"
-    first = _tokens(call)
-    length = None if first is None else first.size[1 if first.dtype.is_floating_point else -1]
     estimate, method = estimated(model, parameters, positions, length)
     if estimate is None:
         raise Uncountable(reason)
@@ -246,7 +245,7 @@ def _counted(
     model: nn.Module, measurement: Measurement, call: Call, tokens: int | None, method: str, reason: str = ""
 ) -> StepCount:
     parameters = count_parameters(model, measurement.uses)
-    tokens = tokens_of(call) or tokens
+    tokens = _positions(call)[0] or tokens
     return StepCount(
         parameters=parameters,
         flops=measurement.flops,
@@ -285,37 +284,19 @@ def _notes(model: nn.Module, measurement: Measurement, tokens: int | None) -> It
         )
 
 
-def tokens_of(call: Call) -> int | None:
-    """Positions that a call processes: of its token ids or embeddings (an encoder–decoder's: the encoder's)."""
-    first = _tokens(call)
-    return None if first is None else math.prod(first.size[:2])
-
-
-def _tokens(call: Call) -> Shape | None:
+def _positions(call: Call) -> tuple[int | None, int | None]:
+    """Positions that a call processes, and those of a sequence: of its token ids or embeddings (the encoder's)."""
+    named = {name: value for name, value in call.kwargs.items() if not _NO_INPUT.search(name)}
     # by name, else the first input: a plain module's may be called anything
-    named = [value for name, value in call.kwargs.items() if not _NO_INPUT.search(name)]
-    embeddings = call.kwargs.get("inputs_embeds")
-    for value in (call.kwargs.get("input_ids"), embeddings, *_flat(call.args), *named):
-        if isinstance(value, Shape):
-            if len(value.size) == 3 and value is embeddings:
-                return value
-            return value if value.size and looks_like_tokens(value.meta()) else None
-    return None
+    for batch in (named, call.args, next(iter(named.values()), None)):
+        found = count_tokens(given := metas(batch))
+        if found is not None:
+            matrix = first_matrix(signature(given))
+            return found.processed, found.processed if matrix is None else matrix[1]
+    return None, None
 
 
 _NO_INPUT = re.compile("mask|label|target|decoder|position|type")
-
-
-def _flat(args: Sequence[Any]) -> list[Any]:
-    flat: list[Any] = []
-    for arg in args:
-        if isinstance(arg, Mapping):
-            flat += [arg.get("input_ids"), *arg.values()]
-        elif isinstance(arg, list | tuple):
-            flat += _flat(arg)
-        else:
-            flat.append(arg)
-    return [item for item in flat if item is not None]
 
 
 def _vocabulary(model: nn.Module) -> int | None:

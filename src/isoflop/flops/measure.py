@@ -315,11 +315,13 @@ def on_a_copy(
     return act(*copied)
 
 
-def run_apart(act: Callable[[], Result], seconds: float = SECONDS) -> Result:
+def run_apart(
+    act: Callable[[], Result], seconds: float = SECONDS, prepare: Callable[[int], None] | None = None
+) -> Result:
     """What `act()` returns, plain data, computed in a forked process that ends after it.
 
-    It has none of this process's files and sockets, may open files for reading alone, and starts nothing. The
-    accelerator is out of its reach.
+    It has none of this process's files and sockets, may open files for reading alone, and starts nothing, unless
+    `prepare(pipe)` sets other limits. The accelerator is out of its reach.
 
     Raises:
         Uncountable: it raised (the reason is in the text), took longer than `seconds`, or no process could be made.
@@ -334,7 +336,7 @@ def run_apart(act: Callable[[], Result], seconds: float = SECONDS) -> Result:
         os.close(ours)
         raise Uncountable(f"no process could be made ({error})") from None
     if child == 0:
-        _answer(act, ours)
+        _answer(act, ours, prepare or _shut)
     os.close(ours)
     try:
         answer = _read(theirs, seconds)
@@ -369,10 +371,10 @@ def _end(child: int) -> None:
         pass
 
 
-def _answer(act: Callable[[], Any], pipe: int) -> NoReturn:
+def _answer(act: Callable[[], Any], pipe: int, prepare: Callable[[int], None]) -> NoReturn:
     """Run `act`, write its result or the reason why there is none, and end without what a process does at its end."""
     try:
-        _shut(pipe)
+        prepare(pipe)
         warnings.simplefilter("ignore")  # the real run says them, where anybody listens; as errors they would end this
         # in a thread of its own: the one that forked may be inside of a backward pass, inference mode or autocast
         working = Thread(target=_send, args=(act, pipe))
@@ -383,7 +385,7 @@ def _answer(act: Callable[[], Any], pipe: int) -> NoReturn:
 
 
 def _send(act: Callable[[], Any], pipe: int) -> None:
-    torch.set_num_threads(1)  # the threads of the training are not here
+    torch.set_num_threads(1)  # the threads of the process are not here
     try:
         answer: tuple[Any, str | None] = act(), None
     except Exception as error:  # whatever a user's code may raise
