@@ -154,7 +154,9 @@ def approach_3(law: Law, level: float = 0.9, flops_per_param_token: float = TRAI
     if not (np.isfinite(point) & (point > 0)).all():
         told = ", ".join(f"{name}={value:g}" for name, value in zip(names, point[0], strict=True))
         raise ValueError(f"expected positive A, B, α and β, got {told}: this law has no compute-optimal size")
-    (here,), draws, warnings = _frontier(point, flops_per_param_token), None, []
+    here = _frontier(point, flops_per_param_token)[0]
+    draws: Array | None = None
+    warnings: list[str] = []
     if law.draws is None:
         warnings.append("the law has no draws of its constants: no intervals")
     else:
@@ -166,9 +168,7 @@ def approach_3(law: Law, level: float = 0.9, flops_per_param_token: float = TRAI
             warnings.append(f"no intervals: {len(good)} draws have a compute-optimal size")
         else:
             draws = _frontier(good, flops_per_param_token)
-    N, D = (
-        drawn_line(*here[place], None if draws is None else draws[:, place]) for place in (slice(0, 2), slice(2, 4))
-    )
+    N, D = (drawn_line(here[i], here[i + 1], None if draws is None else draws[:, i : i + 2]) for i in (0, 2))
     return Approach(
         "approach 3 (parametric)",
         3,

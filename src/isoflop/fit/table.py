@@ -74,7 +74,8 @@ class Table:
     @property
     def arrays(self) -> tuple[Array, Array, Array, Array]:
         """C, N, D and losses of a table of N and D, each [runs]."""
-        return (np.array(self.C, dtype=float), *(np.array(self.columns[name]) for name in ("N", "D", "loss")))
+        N, D, loss = (np.array(self.columns[name], dtype=float) for name in ("N", "D", "loss"))
+        return np.array(self.C, dtype=float), N, D, loss
 
 
 def read_table(
