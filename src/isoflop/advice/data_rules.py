@@ -42,6 +42,9 @@ STABLE, STABLE_SD = (0.95, 0.5), 0.5
 """A rate above this share of its peak for this share of the run is held stable; ln B_crit is less sure there."""
 RAMP_FROM, RAMP_LEFT = 8.0, 0.3
 """A batch so many times the critical size of now is worth a ramp, where this share of the run is left."""
+EARLY_FROM = 50
+"""Steps before which no bound is believed: while a tiny GPT learnt the frequency of its letters, in its first 16 steps,
+single steps had a noise scale of 20 to 100 tokens, and of 500 to 50,000 up to step 60."""
 FEW_OFFSETS = 8
 """Evaluations that tell whether an offset drifts."""
 
@@ -169,7 +172,8 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         return None
     b = run.batch
     found = None if b is None else b.measured or b.early
-    if b is None or (b.measured is None and (found is None or run.warming_up or not agree(found, b.prior))):
+    early = run.warming_up or run.step < EARLY_FROM
+    if b is None or (b.measured is None and (found is None or early or not agree(found, b.prior))):
         return _unmeasured(b)
     assert found is not None
     if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
