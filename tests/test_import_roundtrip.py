@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from isoflop import Monitor, import_runs
+from isoflop import Monitor, import_runs, read_runs
 from isoflop.lightning import IsoFLOPMonitor
-from isoflop.logs import EVERY, Given
+from isoflop.logs import EVERY, Given, write_run
 from isoflop.record import Run
 from isoflop.transformers import IsoFLOPCallback
 from models import llama, tokens
@@ -258,3 +259,24 @@ def test_the_monitors_own_tensorboard(tmp_path: Path) -> None:
     own = loop(tmp_path / "record", lambda scalars, step: None)
     found = imported(tmp_path, kind="tensorboard")
     assert_same(found, own, rel=FLOAT32)
+
+
+def test_what_isoflop_recorded_itself_is_counted_once(tmp_path: Path) -> None:
+    """Its event files beside its record are left out, and an import of a copy of them counts beside it no more."""
+    for run in (1, 2):
+        with Monitor(num_params=1000, record_dir=tmp_path / "runs", log_every=1, run_name=f"r{run}") as monitor:
+            for step in range(1, 13):
+                monitor.step(2 + run / step, tokens=100)
+    nothing = import_runs([tmp_path])
+    assert nothing.imported == () and "isoflop's own records in it are read as they are" in "".join(nothing.problems)
+    for i, events in enumerate(sorted((tmp_path / "runs").rglob("events.out.tfevents.*"))):
+        (tmp_path / f"copy{i}").mkdir()
+        shutil.copy(events, tmp_path / f"copy{i}")
+    copies = import_runs([tmp_path])
+    assert len(copies.imported) == 2
+    for one in copies.imported:
+        write_run(tmp_path / "imported", one.run)
+    said: list[str] = []
+    assert [run.framework for run in read_runs(tmp_path, on_problem=said.append)] == ["loop", "loop"]
+    assert len(said) == 2 and all("counted once" in text for text in said)
+    assert len(read_runs(tmp_path / "imported")) == 2  # without the originals they are runs like others

@@ -23,6 +23,7 @@ from isoflop.logs.given import UNITS, Given
 from isoflop.logs.logged import Logged
 from isoflop.logs.steps import by_step
 from isoflop.record.lines import Problems
+from isoflop.record.paths import is_record
 from isoflop.record.run import RecordError, Run
 
 READERS: dict[str, Callable[[str, Given], list[Logged]]] = {
@@ -253,7 +254,8 @@ class _Search:
         found = [source for source in self._below(top) if os.path.realpath(source[1]) not in hidden]
         if not found:
             of_kind = f" of the kind {self.kind}" if self.kind else ""
-            raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it")
+            own = "; isoflop's own records in it are read as they are" if any(top.rglob("isoflop-*.jsonl")) else ""
+            raise ImportProblem(f"{path}: {EXPECTED}; there is none{of_kind} in it{own}")
         return found
 
     def _below(self, top: Path) -> Iterator[Source]:
@@ -302,7 +304,7 @@ class _Search:
                 if only in (None, reader.partition("-")[0]):
                     yield reader, str(file)
                     better = better or reader == "lightning"
-        if better or only not in (None, "tensorboard"):
+        if better or only not in (None, "tensorboard") or (only is None and _recorded(folder, files)):
             return
         if any(tensorboard.is_event_file(name) for name in files) or tensorboard.parts_of(folder):
             yield "tensorboard", str(folder)
@@ -334,6 +336,15 @@ class _Search:
             return "lightning" if table.is_lightning(path) else "table"
         got = got or "text that is no table, without lines of steps and losses"
         raise ImportProblem(f"{path}: {EXPECTED}; got {got}")
+
+
+def _recorded(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a folder's events are of a run that isoflop recorded: its record is there, or above files of its own."""
+    events = [name for name in files if tensorboard.is_event_file(name)]
+    above = bool(events) and all(name.endswith(".isoflop") for name in events)
+    records = [folder / name for name in files if is_record(name)]
+    records += folder.parent.glob("isoflop-*.jsonl") if above else ()
+    return any(b'"imported":' not in head(record, 1 << 20) for record in records)
 
 
 def _no_text(start: bytes) -> str | None:

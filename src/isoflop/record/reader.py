@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,7 +59,8 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
         on_problem: called with a text for each file that can't be read as a record; default: logs a warning.
 
     Returns:
-        The runs, oldest first. What is odd inside one is in its `problems`.
+        The runs, oldest first, without imports of what is there as isoflop's own record. What is odd inside one is in
+        its `problems`.
     """
     runs: dict[str, Run] = {}
     say = on_problem or _logger.warning
@@ -71,7 +72,37 @@ def read_runs(*paths_or_folders: str | os.PathLike[str], on_problem: Callable[[s
             runs[real] = read_run(path)
         except RecordError as error:
             say(str(error))
-    return sorted(runs.values(), key=lambda run: (run.created, run.run_id))
+    return sorted(without_copies(runs.values(), say), key=lambda run: (run.created, run.run_id))
+
+
+def without_copies(runs: Iterable[Run], say: Callable[[str], None]) -> list[Run]:
+    """Runs without those imported from a log of one that isoflop recorded itself, each of which is reported.
+
+    Such a log has the record's training losses at its steps, to the digits that a logger keeps.
+    """
+    known = list(runs)
+    own = [(run, _losses(run)) for run in known if "imported" not in run.extra]
+    kept = []
+    for run in known:
+        losses = _losses(run) if "imported" in run.extra and own else {}
+        original = next((other for other, theirs in own if _same(losses, theirs)), None) if losses else None
+        if original is None:
+            kept.append(run)
+        else:
+            say(f"{run.name or run.run_id}: imported from a log of {original.name or original.run_id}, counted once")
+    return kept
+
+
+def _losses(run: Run) -> dict[int, float]:
+    return {point.step: loss for point in run.points if (loss := point.losses.get("train")) is not None}
+
+
+def _same(losses: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
+    """Whether most losses of a log are those of a record; five equal ones are no chance."""
+    shared = [step for step in losses if step in theirs]
+    if len(shared) < max(5, len(losses) / 2):
+        return False
+    return all(abs(losses[step] - theirs[step]) <= 1e-4 * max(1.0, abs(theirs[step])) for step in shared)
 
 
 def record_files(

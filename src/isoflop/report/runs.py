@@ -16,6 +16,7 @@ from isoflop.advice import Quantity, Reason
 from isoflop.figures import RunEnd, Study, ends_of_table
 from isoflop.fit.table import read_table
 from isoflop.record import SEVERITIES, Digest, Location, RecordError, Run, is_url, read_run, read_stream, record_files
+from isoflop.record.reader import without_copies
 
 LARGE = 1 << 20
 """Bytes of a record from which on it is thinned: some 2,000 points, more than a curve among many is drawn with."""
@@ -92,7 +93,8 @@ def read_sources(
             f"nothing to report on in {', '.join(map(str, paths))}: expected isoflop's records (isoflop-*.jsonl), "
             "folders with some, or CSV tables" + "".join(f"; {problem}" for problem in problems[:3])
         )
-    runs = sorted((run for run, _ in records.values()), key=lambda run: (run.created, run.run_id))
+    known = without_copies((run for run, _ in records.values()), problems.append)
+    runs = sorted(known, key=lambda run: (run.created, run.run_id))
     thinned = sum(thinned for _, thinned in records.values())
     return Sources(tuple(runs), tuple(rows), taken, tuple(problems), thinned)
 
