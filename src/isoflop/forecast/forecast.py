@@ -108,7 +108,11 @@ class Refusal(str, Enum):
         "{n} of the {needed} bins of loss that a fit needs are filled: log more often.",
         True,
     )
-    TOO_WIDE = "interval too wide", "The 80% interval is ±{half:.1%} of the loss, wider than ±{most:.1%}: wait.", True
+    TOO_WIDE = (
+        "interval too wide",
+        "The 80% interval is ±{half:.1%} of the loss, and only up to ±{most:.1%} is it shown.",
+        True,
+    )
     LR_UNKNOWN = "learning rate unknown", "The learning rate to come is unknown: {why}. Pass {remedy}."
     LR_OFF_PLAN = (
         "learning rate left its plan",
@@ -132,8 +136,8 @@ class Refusal(str, Enum):
     )
     STUCK = (
         "loss not falling",
-        "The loss has fallen by {fell:.3f} nats since step {since:,.0f}, where {expected:.3f} are expected: the run is "
-        "stuck, or has converged.",
+        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}, where a fall by about {expected:.2g} is "
+        "expected: the run is stuck, or has converged.",
     )
     DRIFTED = (
         "forecast has moved",

@@ -39,7 +39,9 @@ JUMP = 0.012
 RISE = 0.012
 """A loss this fraction above its lowest, and by six times the noise, diverges; of 264 sound runs none came to .9%."""
 FALLEN = 0.2
-"""A loss that fell by less than this part of what the prior expects is stuck; in sound runs it is .5 or more."""
+"""A loss that fell by less than this part of what the prior expects is stuck; in sound runs it is .5 or more …"""
+CLEARLY, BY = 4.0, 0.005
+"""… unless it still falls, by so many standard errors and this part of the loss."""
 SMALLEST, FAR_PER_DECADE = 25e6, 0.4
 """Parameters of the smallest public run behind the priors, and how much wider intervals are for each decade below: a
 judgement. Of ten half-time forecasts of GPTs of 6,000 to 120,000 parameters the unwidened intervals held five or six,
@@ -120,13 +122,28 @@ def _check_residuals(residual: Array, loss: Array) -> NoForecast | None:
 
 
 def _check_fall(x: Array, loss: Array, step: Array, alpha: Normal, amplitude: Normal) -> NoForecast | None:
-    """Whether the loss falls, from the first to the last third of the window, as that of a run that learns."""
-    third = slice(None, len(x) // 3), slice(-(len(x) // 3), None)
-    curve = math.exp(amplitude.mean) * np.exp(-math.exp(alpha.mean) * np.log(x / x[-1]))
-    fell, expected = (float(values[third[0]].mean() - values[third[1]].mean()) for values in (loss, curve))
-    if fell >= FALLEN * expected:
+    """Whether the loss falls, from the first to the last third of the window, as that of a run that learns.
+
+    A·x^−α is a part of the loss: for models and data far below those that the priors were learnt from, they would have
+    it larger. A loss that falls clearly to the end is not stuck, however slow it is.
+    """
+    third = len(x) // 3
+    A = min(math.exp(amplitude.mean), float(loss[-third:].mean()))
+    curve = A * (x / x[-1]) ** -math.exp(alpha.mean)
+    then, now = float(loss[:third].mean()), float(loss[-third:].mean())
+    expected = float(curve[:third].mean() - curve[-third:].mean())
+    if then - now >= FALLEN * expected or _falls(np.log(x), loss):
         return None
-    return NoForecast(Refusal.STUCK, {"fell": fell, "since": float(step[0]), "expected": expected})
+    since = float(step[:third].mean())
+    return NoForecast(Refusal.STUCK, {"then": then, "since": since, "now": now, "expected": expected})
+
+
+def _falls(x: Array, y: Array) -> bool:
+    """Whether the last two thirds of a curve fall: by `CLEARLY` standard errors of their slope, and by `BY` of it."""
+    x, y = x[len(x) // 3 :], y[len(x) // 3 :]
+    slope, at_0 = np.polyfit(x, y, 1)
+    error = float(np.std(y - slope * x - at_0)) / (float(np.std(x)) * math.sqrt(max(len(x) - 2, 1)))
+    return bool(slope < -CLEARLY * error and slope * (x[0] - x[-1]) > BY * y[-1])
 
 
 @dataclass(frozen=True)
