@@ -425,7 +425,9 @@ def test_no_tokens_in_the_batch_is_said_once_and_unknown(said: list[str], steps:
     assert observe(observer, model, torch.randn(3, 4)) is not None  # FLOPs are measured all the same
     assert said == [
         "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), got a "
-        "tuple of (Tensor (3, 4) of float32); tokens, and what is computed from them, stay unknown: pass tokens_fn="
+        "tuple of (Tensor (3, 4) of float32). Without tokens there are no tokens/s, tokens per parameter, forecast, "
+        "noise scale, or advice on size and batch: pass tokens_fn=lambda batch: batch[0].numel(), if these are its "
+        "tokens"
     ]
 
 

@@ -76,13 +76,19 @@ class Classifier(nn.Module):
 
 
 @WAYS
-def test_no_tokens_in_the_batch(train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_tokens_in_the_batch(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = train(tmp_path, Classifier(), Images(64))
     assert messages(caplog) == [
         "isoflop: expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
-        "got a mapping of pixels: Tensor (8, 16) of float32, labels: Tensor (8, 16) of int64; tokens, and what is "
-        "computed from them, stay unknown: pass tokens_fn="
+        "got a mapping of pixels: Tensor (8, 16) of float32, labels: Tensor (8, 16) of int64. Without tokens there are "
+        "no tokens/s, tokens per parameter, forecast, noise scale, or advice on size and batch: pass "
+        'tokens_fn=lambda batch: batch["labels"].numel(), if these are its tokens'
     ]
+    printed = capsys.readouterr().out
+    assert "no forecast" not in printed and "no advice" not in printed and "no gradient noise" not in printed
+    assert len([line for line in printed.splitlines() if line.startswith("isoflop: the run is over")]) == 1
     run = the_run(tmp_path)
     last = run.points[-1]
     assert (last.tokens, last.padding, last.loss_tokens, last.flops_6nd) == (None, None, None, None)

@@ -47,6 +47,8 @@ def counts(batch: Any, shifted: bool = False) -> tuple[int, int, int | None] | N
         ({"input_ids": None, "inputs_embeds": torch.rand(3, 4, 7)}, (12, 0, None)),
         (UserDict(input_ids=IDS, labels=LABELS), (12, 0, 8)),  # transformers' BatchEncoding is one
         (({"input_ids": IDS, "labels": LABELS}, 0, 1), (12, 0, 8)),  # Lightning's CombinedLoader
+        ({"x": IDS, "y": LABELS}, (12, 0, 8)),  # under any names: integers of one shape
+        ({"ids": IDS, "next": IDS, "attention_mask": MASK, "source": "c4"}, (12, 4, None)),
     ],
 )
 def test_layouts(batch: Any, expected: tuple[int, int, int | None]):
@@ -64,6 +66,10 @@ def test_layouts(batch: Any, expected: tuple[int, int, int | None]):
         (torch.zeros(3, 4, dtype=torch.bool), IDS),
         {"pixel_values": torch.rand(3, 3, 8, 8), "labels": torch.tensor([1, 2, 3])},
         {"input_ids": [1, 2, 3]},
+        {"x": IDS, "y": torch.tensor([1, 2, 3])},  # features and classes
+        {"x": torch.rand(3, 4), "y": IDS},
+        {"user": torch.tensor([1, 2, 3]), "item": torch.tensor([4, 5, 6])},
+        {"user": IDS[:, :1], "item": IDS[:, :1]},
         {"inputs_embeds": torch.rand(4, 7)},
         {},
         [],
@@ -76,6 +82,10 @@ def test_layouts(batch: Any, expected: tuple[int, int, int | None]):
 )
 def test_what_holds_no_tokens_is_unknown(batch: Any):
     assert counts(batch) is None
+
+
+def test_a_model_without_a_table_looks_no_integers_up():
+    assert count_tokens({"x": IDS, "y": LABELS}, embeds=False) is None
 
 
 def test_labels_that_the_model_shifts():

@@ -262,7 +262,7 @@ def _unmeasured(b: Batch | None) -> Missing:
     """Why the batch can't be judged."""
     why, quiet = "the gradient noise scale was not measured (docs/noise-scale.md says how)", True
     if b is None:
-        why, quiet = "the run's tokens are not known", False
+        why = "the run's tokens are not known"
     elif b.measurements or b.measuring:
         times = f"{b.measurements} step{'s' * (b.measurements != 1)}"
         why, quiet = f"the gradient noise scale was measured at {times}, which is not enough", b.measuring

@@ -61,7 +61,8 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
         what, option = ("the planned tokens are", "tokens_fn=") if N else ("the model's parameters are", "num_params=")
         if N and run.total_steps is None:
             option = "total_steps=, or max_steps of a Trainer"
-        return Missing("whether the size fits the data", f"{what} unknown ({option})")
+        unknown = N is not None and run.tokens_per_step is None  # said where a batch is counted
+        return Missing("whether the size fits the data", f"{what} unknown ({option})", quiet=unknown)
     C = run.sizes.flops(N, D)
     waste = waste_of(law_at(run.sizes, C), N, D, run.inference_tokens or 0.0)
     low_N, high_N = interval(waste.N[1:], LEVEL)
@@ -155,7 +156,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
     `waste` less compute. Then every further FLOP does worse than along the frontier (Hoffmann et al. 2022, eq. 4).
     """
     if run.N is None or not run.tokens:
-        return Missing("the efficient stopping point", "parameters or tokens are unknown")
+        return Missing("the efficient stopping point", "parameters or tokens are unknown", quiet=True)
     if run.intent == "overtrain" or run.inference_tokens:
         return None  # judged against serving by `planned`
     if run.total_steps is None or (run.left or 0.0) < thresholds.frontier_steps:

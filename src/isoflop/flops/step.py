@@ -235,7 +235,8 @@ class StepObserver:
         if count is None:
             self._say(
                 "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
-                f"got {_describe(batch)}; tokens, and what is computed from them, stay unknown: pass tokens_fn="
+                f"got {_describe(batch)}. Without tokens there are no tokens/s, tokens per parameter, forecast, noise "
+                f"scale, or advice on size and batch: pass {_example(batch)}"
             )
         return count
 
@@ -451,6 +452,17 @@ def is_compiled(model: nn.Module) -> bool:
 
 def _processed(count: TokenCount | None) -> int | None:
     return None if count is None else count.processed
+
+
+def _example(batch: Any) -> str:
+    """What to pass as `tokens_fn=` for a batch like this one, by the names in it."""
+    pairs = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, list | tuple) else ())
+    tensors = [(key, value) for key, value in pairs if isinstance(value, torch.Tensor) and value.dim() > 1]
+    found = next((key for key, value in tensors if not value.is_floating_point()), tensors[0][0] if tensors else None)
+    if found is None:
+        return "tokens_fn=, a function of such a batch"
+    key = f'"{found}"' if isinstance(found, str) else found
+    return f"tokens_fn=lambda batch: batch[{key}].numel(), if these are its tokens"
 
 
 def _describe(batch: Any) -> str:

@@ -44,7 +44,8 @@ def count_tokens(batch: Any, shifted_labels: bool = False, embeds: bool = True) 
     Args:
         batch: a mapping with `input_ids` (int, [batch, time]) or `inputs_embeds` ([batch, time, width]), and
             optionally `attention_mask` ([batch, time], 0 = padding) and `labels` or `targets`; the same with a prefix
-            (`chosen_input_ids`); a tuple or list whose first item is an integer tensor of tokens ([batch, time]), and
+            (`chosen_input_ids`); one whose tensors are all integers of one shape ([batch, time]), whatever their
+            names; a tuple or list whose first item is an integer tensor of tokens ([batch, time]), and
             the second of two, if integers of that shape, the labels; such a tensor, or one of tokens alone ([time]);
             mappings, tuples and lists of these, whose tokens are summed (Lightning's CombinedLoader).
         shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
@@ -112,16 +113,30 @@ def shifts_labels(model: nn.Module) -> bool:
     return bool(losses.LOSS_MAPPING.get(kind) is losses.ForCausalLMLoss)
 
 
+MASKS, LABELS = ("attention_mask",), ("labels", "targets", "target", "y")
 _IDS = re.compile(r"^(?!decoder_)(.*?)(input_ids|inputs_embeds|token_ids|tokens)$")
 
 
 def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool, embeds: bool) -> TokenCount | None:
     prefixes = {found[1]: None for name in batch if isinstance(name, str) and (found := _IDS.match(name))}
     count = _sum(_count_named(batch, prefix, shifted_labels) for prefix in prefixes)
-    if count is not None:
+    if count is not None or (embeds and (count := _count_alike(batch)) is not None):
         return count
     nested = (item for item in batch.values() if isinstance(item, Mapping | list | tuple))
     return _sum(count_tokens(item, shifted_labels, embeds) for item in nested)
+
+
+def _count_alike(batch: Mapping[str, Any]) -> TokenCount | None:
+    """Of tensors under any names: all are integers of one shape, ids beside their targets."""
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    ids = next(iter(tensors.values()), None)
+    if ids is None or ids.dim() != 2 or ids.shape[1] < 2:
+        return None
+    if not all(_holds_tokens(value) and value.shape == ids.shape for value in tensors.values()):
+        return None
+    mask, labels = (next((tensors[n] for n in names if n in tensors), None) for names in (MASKS, LABELS))
+    padding: Count = 0 if mask is None else ids.numel() - torch.count_nonzero(mask)
+    return TokenCount(ids.numel(), padding, None if labels is None else _loss_tokens(labels))
 
 
 def _count_named(batch: Mapping[str, Any], prefix: str, shifted_labels: bool) -> TokenCount | None:
