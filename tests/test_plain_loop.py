@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import isoflop
 from isoflop.flops import TokenCount
+from isoflop.record import read_runs
 from tiny import Rows, batches, losses, model, same_weights, the_run, totals, weights
 from trainers import LIGHTNING_NOISE, plain_loop
 
@@ -75,6 +77,31 @@ def test_evaluation_is_not_counted(tmp_path: Path) -> None:
     run = the_run(tmp_path)
     assert totals(run) == ROWS.totals()
     assert list(losses(run, "eval/held out")) == [3, 6] and list(losses(run)) == [2, 4, 6, 8]
+
+
+def test_runs_in_one_folder_keep_their_own_charts_and_passports(tmp_path: Path) -> None:
+    """The second and third run of a folder; and one that is resumed goes on where it was."""
+
+    def events(folder: Path) -> list[Path]:
+        return sorted(folder.glob("events.out.tfevents.*"))
+
+    for name in (None, "wide/2", "wide/2"):
+        with isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2, run_name=name) as monitor:
+            for _ in range(4):
+                monitor.step(2.5, tokens=100)
+            state = monitor.state_dict()
+    runs = {run.run_id: run for run in read_runs(tmp_path)}
+    first, second, third = (tmp_path, tmp_path / "wide-2", tmp_path / max(runs))
+    for folder, run_id in zip((first, second, third), sorted(runs), strict=True):
+        assert len(events(folder)) == 1
+        assert json.loads((folder / "isoflop-passport.json").read_text())["run_id"] == run_id
+    assert len(runs) == 3  # the records lie side by side
+    resumed = isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2)
+    state["recorder"]["own"] = "wide-2"
+    resumed.load_state_dict(state)
+    for _ in range(2):
+        resumed.step(2.5, tokens=100)
+    resumed.close()
 
 
 def test_tokens_by_hand_without_a_model(tmp_path: Path) -> None:

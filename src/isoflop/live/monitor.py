@@ -145,7 +145,7 @@ class Monitor(PlainLoop, Display):
         if plain and writes:
             # TensorBoard's files are appended to, which object stores cannot: they stay on this machine
             events = folder if isinstance(folder, Path) else run.record_dir / last_name(folder)
-            run.sinks.append(TensorBoardSink(events))
+            run.sinks.append(TensorBoardSink(events, run))
         self.noise = Noise(model, run, options.noise_scale, speaks=writes)
         self.recorder = Recorder(folder, named=options.record_dir is not None, run=run, writes=writes)
         self._forecast = ForecastPart(options, run, model)
@@ -418,7 +418,10 @@ class Monitor(PlainLoop, Display):
 
     @hook("ending the run", "the record has no end line")
     def finish(self, completed: bool = True) -> None:
-        """Training has ended: the last point and the totals are written. More calls do nothing."""
+        """Training has ended: the last point and the totals are written. More calls do nothing.
+
+        A run that `on_advice` ended before its planned steps is recorded as interrupted.
+        """
         if self._finished:
             return
         self.observer.end_observing()
@@ -432,6 +435,8 @@ class Monitor(PlainLoop, Display):
         if completed and not self._opened and total is not None and self.steps >= total:
             self._open_record()  # resumed at its planned end: killed before its record was told so
         self._finished = True
+        if self.should_stop and (total is None or self.steps < total):
+            completed = False  # ended by advice
         step = self._between(*loss)
         self._each_part(lambda part: part.close(step, completed))
 

@@ -15,9 +15,7 @@ from isoflop.fit.runs import at_end, final_loss, unfinished
 from isoflop.forecast import FinalLoss, Forecast, forecast_from
 from isoflop.laws import short
 from isoflop.record import COUNTS, DEFAULT_N, Run
-
-FILE = "isoflop-passport"
-"""Name of both files, without the suffix."""
+from isoflop.record.paths import PASSPORT
 
 
 def half_time(run: Run) -> tuple[int, Forecast] | None:
@@ -134,9 +132,10 @@ def write_passport(run: Run, folder: Path) -> list[Path]:
     """
     known = passport(run)
     texts = {".json": json.dumps(known, indent=2, ensure_ascii=False) + "\n", ".md": markdown(known)}
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix, text in texts.items():
-        path = folder / f"{FILE}{suffix}"
+        path = folder / f"{PASSPORT}{suffix}"
         path.write_text(text, encoding="utf-8")
         written.append(path)
     return written

@@ -83,6 +83,9 @@ class Recorder(Part):
             self._log = open_record(
                 self.folder, fields, earlier=self._earlier, step=step, named=self._named, say=self._guard.once
             )
+            self._run.run_id = self._log.run_id
+            if self._log.attempt == 1 and self._run.framework == "loop":
+                self._run.own = None  # a new run, or a branch
             self._counting, self._task = fields["counting"], self._run.task
             for point in self._early:
                 self._log.point(point)
@@ -139,7 +142,7 @@ class Recorder(Part):
         with self._guard.part(PASSPORT):
             from isoflop.live.passport import write_passport
 
-            write_passport(read_run(self._log.path), self._log.path.parent)
+            write_passport(read_run(self._log.path), self._run.own_folder(self._log.path.parent))
 
     def state_dict(self) -> dict[str, Any]:
         """Which record it is, and the losses of its next point."""
@@ -152,11 +155,15 @@ class Recorder(Part):
             }
             if isinstance(self._log, RemoteLog) and not self._log.closed:
                 name["unsent"] = self._log.unsent()
-        return {"record": name, "window": [self._loss_sum, self._losses, self._since, self._intervals]}
+        return {
+            "record": name,
+            "own": self._run.own,
+            "window": [self._loss_sum, self._losses, self._since, self._intervals],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, before `open`."""
-        self._earlier = state["record"]
+        self._earlier, self._run.own = state["record"], state.get("own", "")  # not in states of earlier versions
         loss_sum, losses, since, intervals = state["window"]
         self._loss_sum, self._losses = float(loss_sum), int(losses)
         self._since, self._intervals = int(since), int(intervals)

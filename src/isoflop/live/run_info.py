@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from isoflop.flops.totals import data_parallel_ranks, world_size
 from isoflop.guard import Guard, declare
 from isoflop.live.scalars import AxisPoint
 from isoflop.live.scheduler import Calls
+from isoflop.record.paths import PASSPORT
 from isoflop.record.task import Task
 
 LAYOUT = declare("seeing which ranks share a batch", "tokens and FLOPs of ranks that do are counted more than once")
@@ -45,6 +47,9 @@ class RunInfo:
         log_every: the default interval, in optimizer steps.
         logs_itself: the trainer decides when to log (it calls `Monitor.log`), not the interval.
         together: every rank makes the same calls at the same steps, so that an evaluation may sum over ranks.
+        run_id: of the record, once that is open.
+        own: the folder below the record's that holds this run's events and passport: "" is that folder itself, None
+            is still to be decided, for another run's may be there (plain loops, whose default folder is one).
         total_steps: planned optimizer steps; None: endless or unknown.
         dtype: of the matrix products; None: to be seen at the first forward pass.
         data_parallel: ranks with data of their own; None: all.
@@ -65,6 +70,8 @@ class RunInfo:
     logs_itself: bool = False
     together: bool = False
     run_name: str | None = None
+    run_id: str | None = None
+    own: str | None = ""
     total_steps: int | None = None
     optimizer: Any = None
     schedule: str | None = None
@@ -90,6 +97,15 @@ class RunInfo:
         """`Run.planned` of the record, as it is known before the first forecast."""
         schedule = self.schedule or (None if self.scheduler is None else type(self.scheduler).__name__)
         return {"steps": self.total_steps, "schedule": schedule, "accumulate": self.accumulate}
+
+    def own_folder(self, folder: Path) -> Path:
+        """Where this run's events and passport go: `folder`, or one below it where those of another run are there."""
+        if self.own is None:
+            taken = any(folder.glob("events.out.tfevents.*")) or (folder / f"{PASSPORT}.json").exists()
+            name = re.sub(r"[^\w.-]+", "-", self.run_name or "").strip("-.")
+            unused = bool(name) and not (folder / name).exists()
+            self.own = ("" if not taken else name if unused else self.run_id) or ""
+        return folder / self.own
 
     def see_layout(self, model: nn.Module | None, given: int | None) -> None:
         """Set `data_parallel`: as the user says (`given`), as the trainer knows, or as the parameters show.

@@ -140,15 +140,16 @@ def summary(scalars: Mapping[str, float]) -> Any:
 
 
 class TensorBoardSink:
-    """Writes event files into `folder`, from the first write on; of a long run ever fewer log steps, like the record.
+    """Writes event files from the first write on; of a long run ever fewer log steps, like the record.
 
-    TensorBoard draws 1,000 points a chart; all of 10⁶ log steps would be a gigabyte.
+    Into `folder`, or with `run` where `RunInfo.own_folder` says. TensorBoard draws 1,000 points a chart; all of 10⁶
+    log steps would be a gigabyte.
     """
 
     boundary = TENSORBOARD
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, run: RunInfo | None = None) -> None:
+        self._folder, self._run = folder, run
         self._file: EventFile | None = None
         self._log_steps = 0
         self._left_out: tuple[int, Mapping[str, float], Sequence[AxisPoint]] | None = None
@@ -173,7 +174,8 @@ class TensorBoardSink:
         self._open().add(step, text(tag, markdown))
 
     def _open(self) -> EventFile:
-        self._file = self._file or EventFile(self._folder)
+        if self._file is None:
+            self._file = EventFile(self._folder if self._run is None else self._run.own_folder(self._folder))
         return self._file
 
     def close(self) -> None:

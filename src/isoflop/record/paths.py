@@ -15,6 +15,9 @@ from isoflop.record.run import RecordError
 Location = Path | str
 """A `Path` of this machine, or a URL."""
 
+PASSPORT = "isoflop-passport"
+"""Name of both files of a passport, without the suffix."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
 """Protocols of stores where an object appears when it is complete."""
