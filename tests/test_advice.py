@@ -304,9 +304,10 @@ step 10,000.
         hardware,
         {"speeds": [1e5] * 8 + [6e4, 5e4, 6e4, 6e4, 5e4], "best_speed": 1e5},
         Severity.WARNING,
-        """Training runs at 60% of the speed that this run has reached: 60k tokens/s per device now, 100k before.
+        """Training runs at 60% of the speed that this run has reached: 60k tokens/s per device now, 100k before. \
+Goodput does not show it: the steps themselves take longer.
   Do: look at the data loader, a slow or throttled device, another job on the machine, longer sequences or padding. \
-Saves: time, if it stays so slow = 6.67 hours.
+Saves: time lost at this speed = 6.67 hours.
   Based on: this run's throughput.
   Numbers: now = 60k tokens/s per device, best = 100k tokens/s per device.""",
     ),

@@ -111,7 +111,18 @@ def test_a_healthy_run_prints_three_lines(
     assert (
         "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
     )
-    assert "isoflop: training from scratch: model with Adam" in printed
+    assert "isoflop: training from scratch: a model with AdamW" in printed
+    fine = "size (20 tokens per parameter), learning rate (peak 0.001), loss (no divergence, no plateau)"
+    batch = "batch (the gradient noise scale was not measured (docs/noise-scale.md says how))"
+    assert f"Judged and fine: {fine}. Not judged: {batch}." in printed
+
+
+def test_what_a_small_short_run_is_not_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, num_params=50_000, last=200, total_steps=200).close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "the run is over" in line]
+    assert "Judged and fine: loss (no divergence, no plateau)." in line
+    assert "Not judged: size and learning rate (published sweeps begin at 1e17 FLOPs" in line
+    assert "history=" in line and "batch (" in line
 
 
 @pytest.mark.parametrize(
@@ -206,7 +217,7 @@ def test_an_evaluation_beside_the_training_loss_of_its_moment(
     monitor.close()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "the run is over" in line]
     if not compared:
-        assert offset is None and line.endswith(f"val {loss + 0.04:.3f} at step 50.")
+        assert offset is None and f"val {loss + 0.04:.3f} at step 50." in line
         return
     found = re.search(r"val (\S+) \((\S+) from the training loss of (\S+)\)", line)
     assert found is not None and float(found[1]) == round(loss + 0.04, 3)
@@ -229,10 +240,24 @@ def test_an_evaluations_ladder_is_not_held_against_the_training_loss() -> None:
 
 
 # -- acting on it ----------------------------------------------------------------------------------------------------
-def test_a_plain_loop_is_asked_to_stop(tmp_path: Path) -> None:
+def test_a_plain_loop_is_asked_to_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monitor = train(tmp_path, loss=lambda step: math.nan if step > 500 else planted(step), on_advice="stop")
     assert monitor.should_stop and monitor.steps == 560  # the third log step without a number
     assert monitor.advice[0].severity is Severity.CRITICAL
+    assert "monitor.should_stop is now True, break out of the loop (the loss diverges)" in caplog.text
+    monitor.close()
+    (run,) = read_runs(tmp_path)
+    assert run.status == "interrupted"
+
+
+def test_a_loop_that_goes_on_to_its_planned_end_is_completed(tmp_path: Path) -> None:
+    monitor = isoflop.Monitor(None, record_dir=tmp_path, total_steps=60, log_every=5, on_advice="stop")
+    for step in range(1, 61):
+        monitor.step(math.nan if step > 10 else planted(step), tokens=500)
+    assert monitor.should_stop
+    monitor.close()
+    (run,) = read_runs(tmp_path)
+    assert run.status == "completed"
 
 
 def test_a_function_may_end_the_run(tmp_path: Path) -> None:

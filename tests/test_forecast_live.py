@@ -276,7 +276,9 @@ def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path, plan: Any) -
 def test_a_rate_that_moved_by_another_hand_is_unknown(tmp_path: Path) -> None:
     monitor, told = train(tmp_path, last=1_000, make=None, between=by_hand)
     assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Refusal.LR_UNKNOWN
-    assert about(told)[-1].endswith(f"no scheduler was passed to isoflop. Pass scheduler= or {forecasting.GIVEN}.")
+    (line,) = about(told)
+    assert line.endswith(f"no scheduler was passed to isoflop. Pass scheduler= or {forecasting.GIVEN}.")
+    assert not any("takes it to stay" in line for line in told)  # nothing that is taken back
     assert "learning_rates" not in the_run(tmp_path).planned
 
 

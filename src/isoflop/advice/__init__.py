@@ -5,6 +5,6 @@
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, share
 from isoflop.advice.adviser import RULES, Adviser
 from isoflop.advice.data_rules import offsets
-from isoflop.advice.recipe_rules import recipe_line
-from isoflop.advice.run_state import Batch, Evaluated, Expected, Situation, Thresholds, scatter
+from isoflop.advice.recipe_rules import rate_unjudged, recipe_line
+from isoflop.advice.run_state import Batch, Evaluated, Expected, Situation, Thresholds, falling_loss, scatter
 from isoflop.advice.size_rules import BEST_SIZE, planned

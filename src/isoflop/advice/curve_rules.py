@@ -330,13 +330,13 @@ def hardware(run: Situation, thresholds: Thresholds) -> Advice | None:
         lost = hours * (run.best_speed / now - 1)
         if lost < thresholds.slow_hours:
             return None
-        saves = (Quantity("time, if it stays so slow", lost, "hours"),)
+        saves = (Quantity("time lost at this speed", lost, "hours"),)
     return Advice(
         Reason.HARDWARE,
         Severity.WARNING,
         run.step,
         f"Training runs at {now / run.best_speed:.0%} of the speed that this run has reached: {count(now)} tokens/s "
-        f"per device now, {count(run.best_speed)} before.",
+        f"per device now, {count(run.best_speed)} before. Goodput does not show it: the steps themselves take longer.",
         "look at the data loader, a slow or throttled device, another job on the machine, longer sequences or padding.",
         (Quantity("now", now, "tokens/s per device"), Quantity("best", run.best_speed, "tokens/s per device")),
         saves=saves,

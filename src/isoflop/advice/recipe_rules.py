@@ -15,6 +15,7 @@ TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
 """τ = B/(η·λ·D) = 1.084·(D/N)^−.527 (Bergsma et al. 2025, arXiv:2505.13738; the exponent read at second hand, the
 factor from memory): AdamW's timescale over the run, which gives the weight decay λ."""
 ADAM = (None, "adam")
+TRIALS = "trials with tiny models: above .02 Adam got worse at every size"
 
 
 def _adam(run: Situation) -> str:
@@ -45,17 +46,17 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
     if not peak:
         return None
     if run.own_rates is not None:
-        (low, high), whose = run.own_rates, "your own finished runs of about this size"
+        (low, high), whose, where = run.own_rates, "your own finished runs of about this size", "of your own runs"
     elif rates := {} if sized(run) else _published(RATES, run):
-        low, high, whose = min(rates.values()), max(rates.values()), ", ".join(rates)
+        low, high, whose, where = min(rates.values()), max(rates.values()), ", ".join(rates), "that recipes publish"
     elif peak > off * HIGHEST_RATE:  # so high for any size
-        low, high, whose = 0.0, HIGHEST_RATE, "trials with tiny models: above .02 Adam got worse at every size"
+        low, high, whose, where = 0.0, HIGHEST_RATE, TRIALS, "that worked in trials with tiny models"
     else:
         return None
     if low / off <= peak <= high * off:
         return None
-    above = peak > high
-    if not above and not _peak_known(run):
+    above, known = peak > high, _peak_known(run)
+    if not above and not known:
         return None
     most = f"{peak / high:.3g} times the highest" if above else f"{peak / low:.2g} of the lowest"
     middle = math.sqrt(low * high) if low else high
@@ -63,14 +64,24 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
         Reason.RATE_HIGH if above else Reason.RATE_LOW,
         Severity.WARNING,
         run.step,
-        f"The peak learning rate of {peak:.3g} is {most} ({high if above else low:.2g}) that is known to work here.",
+        f"The {'peak' if known else 'highest'} learning rate{'' if known else ' so far'}, {peak:.3g}, is {most} "
+        f"({high if above else low:.2g}) {where}.",
         f"try about {middle:.1g} in a short run, and compare the losses after its warm-up.",
         (
-            Quantity("peak learning rate", peak),
-            Quantity(f"known to work, times or over {off:g}", middle, "", low / off, high * off),
+            Quantity("peak learning rate" if known else "highest learning rate so far", peak),
+            Quantity(f"middle of those that worked, times or over {off:g}", middle, "", low / off, high * off),
         ),
         basis=(whose,),
     )
+
+
+def rate_unjudged(run: Situation) -> str:
+    """Why the peak learning rate was not held against rates that work at this size; "": it was."""
+    if why := _adam(run) or ("" if run.own_rates else sized(run)):
+        return why
+    if not run.peak_rate or not _peak_known(run):
+        return "its peak is not known (lr_plan=)"
+    return "" if run.own_rates or _published(RATES, run) else "no published rate reaches this size"
 
 
 @rule("own sizes", anything, of_plan=True, at_once=True)

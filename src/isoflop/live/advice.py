@@ -23,12 +23,15 @@ from isoflop.advice import (
     Evaluated,
     Missing,
     Quantity,
+    Reason,
     Severity,
     Situation,
     Thresholds,
     count,
+    falling_loss,
     offsets,
     planned,
+    rate_unjudged,
     recipe_line,
 )
 from isoflop.fit.own_runs import OwnRuns, Profile, frontier_of, learn_from
@@ -45,7 +48,7 @@ from isoflop.live.run_info import RunInfo
 from isoflop.live.sinks import frontier_points
 from isoflop.live.task import look_again
 from isoflop.record.reader import read_runs
-from isoflop.record.task import Task
+from isoflop.record.task import Task, family_of
 
 published_names()  # reads their file with the module, as code is read: in a training there may be no file handle left
 ADVICE = declare("advising", "no further advice")
@@ -59,6 +62,11 @@ OFFSET = "isoflop/offset/"
 """Scalars of evaluation sets: their loss less the training loss, the middle one of the last five."""
 FEW_OFFSETS = 3
 """Evaluations after the first descent that such a scalar needs."""
+SIZE, BATCH = "whether the size fits the data", "the batch size"
+"""Subjects of `Missing`."""
+PRETRAINING = "published results are of dense language models, trained from scratch on text"
+FEW = 8
+"""Log steps below which nothing is known of a loss."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
 SHORT = 0.05
@@ -89,6 +97,7 @@ class AdvicePart(Part):
         self._own_profile: Profile | None = None
         self._config = None if model is None else attempt(getattr, unwrap(model), "config", None)
         self._width = None if self._config is None else attempt(width_of, self._config)
+        self._by_hand = run.framework == "loop"  # nobody but the loop can end the run
         self._settings = describe_optimizer(run.optimizer) or {}
         self._highest = 0.0
         self._said_task: dict[str, Any] | None = None
@@ -144,7 +153,9 @@ class AdvicePart(Part):
             self._run.task = look_again(self._run.task, step, self._model, self._run.accumulate)
             self._said_task = self._run.task.as_dict()
             recipe = recipe_line(self._situation(step))
-            self._run.tell(f"isoflop: {self._run.task}{'; ' + recipe if recipe else ''}.")
+            optimizer = str(self._settings.get("class", ""))
+            task = self._run.task.shown(optimizer if family_of([optimizer]) == self._run.task.optimizer else "")
+            self._run.tell(f"isoflop: {task}{'; ' + recipe if recipe else ''}.")
         self._read_history(self._options.fit_on or "train", step.run_id)
         self._run.draw(step.step, frontier_points(frontier_of(self.own.points)))
 
@@ -162,7 +173,9 @@ class AdvicePart(Part):
     def close(self, step: LogStep, completed: bool) -> None:
         """Print where the compute went and what the next run should be."""
         if step.step:
-            for line in closing_lines(self._situation(step), step, self.current, self.missing, self._shape()):
+            few = len(self._judge.track.losses) < FEW
+            known = self._situation(step), step, self.current, self.missing, self._shape(), few
+            for line in closing_lines(*known):
                 self._run.tell(line)
 
     # -- what is judged ----------------------------------------------------------------------------------------
@@ -273,7 +286,8 @@ class AdvicePart(Part):
                     stop = bool(action(advice) == "stop")
             return stop
         if action == "stop" and advice.stops:
-            warn("on_advice='stop' ends the run: %s", advice.reason.value)
+            ends = "monitor.should_stop is now True, break out of the loop" if self._by_hand else "the run ends"
+            warn("on_advice='stop': %s (%s)", ends, advice.reason.value)
             return True
         return False
 
@@ -343,18 +357,19 @@ def closing_lines(
     advice: Sequence[Advice],
     missing: Sequence[Missing],
     shape: Sequence[str] = (),
+    few_losses: bool = False,
 ) -> list[str]:
-    """Lines for the terminal; empty where tokens or parameters are unknown.
+    """Lines for the terminal.
 
     Args:
         run, step: as it ended.
         advice: what still holds.
         missing: what was not judged, and why.
         shape: why laws may not hold for a shape like the model's.
+        few_losses: too few log steps to judge the loss by.
     """
-    if run.N is None or not run.tokens:
-        return []
-    spent = [f"{count(run.tokens)} tokens through {count(run.N)} parameters (N with the head)"]
+    through = "" if run.N is None else f" through {count(run.N)} parameters (N with the head)"
+    spent = [(f"{count(run.tokens)} tokens" if run.tokens else "tokens unknown") + through]
     if run.flops:
         spent.append(f"{count(run.flops)} FLOPs measured")
     if run.seconds:
@@ -364,7 +379,7 @@ def closing_lines(
     spent += [_evaluated(name, points[-1]) for name, points in run.evaluations.items()]
     lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
     # judged as done: what this compute could have bought, and so the next run's size
-    done = replace(run, tokens_per_step=run.tokens / max(run.step, 1))
+    done = replace(run, tokens_per_step=run.tokens and run.tokens / max(run.step, 1))
     judged = planned(done, Thresholds(frontier_steps=0.0)) if (run.left or 0.0) <= SHORT else None
     if isinstance(judged, Advice) and (run.line is not None or judged.severity > Severity.NOTE):
         lines.append(f"isoflop: for the next run: {planned(done, Thresholds(waste=float('inf')))}")
@@ -373,11 +388,40 @@ def closing_lines(
     held = [each for each in advice if each.severity >= Severity.INFO]
     if held:
         lines.append("isoflop: advice that stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
+    fine, unjudged = _verdict(run, step, {each.reason for each in held}, missing, few_losses)
     reasons: dict[str, list[str]] = {}
-    for each in missing:
-        if not each.quiet:
-            reasons.setdefault(each.why, []).append(each.what)
-    if reasons:
-        each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
-        lines.append(f"isoflop: not judged: {'; '.join(each_why)}.")
+    for what, why in unjudged:
+        reasons.setdefault(why, []).append(what)
+    each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
+    lines[0] += f" Judged and fine: {', '.join(fine)}." if fine else ""
+    lines[0] += f" Not judged: {'; '.join(each_why)}." if reasons else ""
     return lines
+
+
+def _verdict(
+    run: Situation, step: LogStep, held: set[Reason], missing: Sequence[Missing], few_losses: bool
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """What was judged and is fine; what was not judged, and why. Advice that holds is neither."""
+    why = {each.what: each.why for each in missing}
+    size, batch = why.pop(SIZE, ""), why.pop(BATCH, "" if run.batch_wanted else "noise_scale='off'")
+    ratio = f"{count(run.planned_tokens / run.N)} tokens per parameter" if run.planned_tokens and run.N else ""
+    share_of, scale = "", step.scalars.get("isoflop/b_simple")
+    if run.batch is not None:
+        over = run.batch.tokens / run.batch.critical.value
+        share_of = f"{over:.2g} of the critical size"
+        if not batch and not Thresholds.batch_small <= over <= Thresholds.batch_large:
+            batch = f"{share_of}, but not surely"
+    if batch and scale is not None:
+        batch += f"; the noise scale so far is {count(scale)} tokens"
+    loss = falling_loss(run) or ("fewer than 8 log steps" if few_losses else "")
+    rows = (
+        ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
+        ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),
+        ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), {Reason.RATE_HIGH, Reason.RATE_LOW}),
+        ("loss", "no divergence, no plateau", loss, {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU}),
+    )
+    fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
+    unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]
+    if run.unlike:  # one cause
+        unjudged = [(what, reason if what == "loss" else PRETRAINING) for what, reason in unjudged]
+    return fine, unjudged + [(each.what, each.why) for each in missing if not each.quiet and each.what in why]

@@ -52,6 +52,8 @@ SHARE = 1e-3
 """Of the wall time, that refits may take in all."""
 GIVEN_ONCE = "a forecast was given"
 """Among what was told."""
+ASSUMING = "assumed"
+"""Likewise: nobody says what the learning rate will be, and what is assumed."""
 TOO_SHORT = f"Forecasts may take {SHARE:.1%} of a run's time, and this one was too short for the first."
 FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
@@ -122,7 +124,7 @@ class ForecastPart(Part):
             self._final = self._final.plus(loss)
         if not tokens:
             if step.summed:
-                self._silent(NoForecast(Refusal.TOKENS_UNKNOWN))
+                self.last = NoForecast(Refusal.TOKENS_UNKNOWN)  # said where a batch is counted
             return
         if self.curve is None:
             self.curve = self._make(step)
@@ -138,7 +140,7 @@ class ForecastPart(Part):
         if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.wall_time:
             return
         began = time.perf_counter()
-        if self.plan is None or self._off_plan(self.plan, step.step):
+        if self.plan is None or self.plan.assumed or self._off_plan(self.plan, step.step):
             self._ask(step.step, total)
             if not self._asked:  # once a run; if it has to be done again and again, that counts
                 self._asked, began = True, time.perf_counter()
@@ -150,6 +152,9 @@ class ForecastPart(Part):
         if isinstance(answer, NoForecast):
             self._silent(answer)
             return
+        if answer.rate_assumed and ASSUMING not in self._told:
+            self._told.add(ASSUMING)
+            self._run.tell(ASSUMED)
         self._told.add(GIVEN_ONCE)
         if self.half_time is None and 2 * step.step >= total:
             self.half_time = (step.step, answer)
@@ -163,14 +168,15 @@ class ForecastPart(Part):
 
     def _silent(self, missing: NoForecast) -> None:
         self.last = missing
-        if not missing.reason.temporary and missing.reason.value not in self._told:
+        causes = {missing.reason.value, *([ASSUMING] if missing.reason is Refusal.LR_UNKNOWN else ())}
+        if not missing.reason.temporary and not causes & self._told:
             self._told.add(missing.reason.value)
             self._run.tell(f"isoflop: no forecast of the final loss. {missing.message}")
 
     def close(self, step: LogStep, completed: bool) -> None:
         """Print the half-way forecast of a completed run next to the actual loss, or why no forecast ever came."""
         line = half_time_line(self.half_time, self._final)
-        if line is None and self.curve is not None and not self._told - {"assumed"}:
+        if line is None and self.curve is not None and not self._told - {ASSUMING}:
             why = self.last.message if isinstance(self.last, NoForecast) else TOO_SHORT
             line = f"isoflop: the run ended before there was a forecast of its final loss. {why}"
         if line is not None and completed:
@@ -226,9 +232,6 @@ class ForecastPart(Part):
         if isinstance(found, UnknownFuture):  # some know no past
             found = self._future(step, total)
         self.plan = found if isinstance(found, LrPlan) else None
-        if self.plan is not None and self.plan.assumed and "assumed" not in self._told:
-            self._told.add("assumed")
-            self._run.tell(ASSUMED)
         if isinstance(found, UnknownFuture):
             remedy = "" if self._run.framework != "loop" or self._run.scheduler else "scheduler= or "
             self._unknown = {"why": found.reason, "remedy": remedy + GIVEN}

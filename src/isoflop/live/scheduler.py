@@ -25,6 +25,8 @@ from isoflop.guard import pass_on
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""
 
+STAYS = 1e-4
+"""Of the peak: a rate that has come down by more since its warm-up is planned by somebody."""
 FEWEST_KNOTS = 256
 MOST_KNOTS = 4_096
 TOLERANCE = 1e-3
@@ -116,8 +118,8 @@ def constant_so_far(plan: LrPlan, steps: Array, lr: Array) -> LrPlan | UnknownFu
     if len(steps) == 0:
         return replace(plan, assumed=True)
     peak, now = float(lr.max()), float(lr[-1])
-    after = lr[int(np.argmax(lr >= (1 - OFF_PLAN) * peak)) :]
-    if peak > 0 and float(after.min()) < (1 - OFF_PLAN) * peak:
+    after = lr[int(np.argmax(lr >= (1 - STAYS) * peak)) :]
+    if peak > 0 and float(after.min()) < (1 - STAYS) * peak:
         return UnknownFuture(f"it went from {peak:.3g} to {now:.3g}, and no scheduler was passed to isoflop")
     return replace(plan.spliced(steps, lr), assumed=True)
 

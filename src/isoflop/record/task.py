@@ -105,10 +105,15 @@ class Task:
     given: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        what = NAMES.get(self.objective or "", "model")
+        return self.shown()
+
+    def shown(self, optimizer: str = "") -> str:
+        """In a line; `optimizer`: its class, where that is known, in place of its family."""
+        what = NAMES.get(self.objective or "", "a model")
         kind = f"{'mixture-of-experts ' if self.experts else ''}{what}"
         on = "" if self.modality in (None, "other") else f" on {self.modality}"
-        by = f" with {_SHOWN.get(self.optimizer, self.optimizer)}" if self.optimizer not in (None, "other") else ""
+        family = None if self.optimizer == "other" else self.optimizer
+        by = "" if family is None else f" with {optimizer or _SHOWN.get(family, family)}"
         of = " (the loss is of a part of the tokens)" if self.partial else ""
         odd = "" if self.loss == PLAIN else f"; its loss is not in nats per token: {self.loss}"
         guess = f" ({self.guess})" if self.guess else ""
