@@ -114,14 +114,13 @@ def test_a_healthy_run_prints_three_lines(
     assert "isoflop: training from scratch: a model with AdamW" in printed
     fine = "size (20 tokens per parameter), learning rate (peak 0.001), loss (no divergence, no plateau)"
     batch = "batch (the gradient noise scale was not measured (docs/noise-scale.md says how))"
-    assert f"Judged and fine: {fine}. Not judged: {batch}." in printed
+    assert f"Verdict: fine: {fine}; not judged: {batch}." in printed
 
 
 def test_what_a_small_short_run_is_not_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, num_params=50_000, last=200, total_steps=200).close()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "the run is over" in line]
-    assert "Judged and fine: loss (no divergence, no plateau)." in line
-    assert "Not judged: size and learning rate (published sweeps begin at 1e17 FLOPs" in line
+    assert "Verdict: fine: loss (no divergence, no plateau); not judged: size and learning rate (published" in line
     assert "history=" in line and "batch (" in line
 
 

@@ -393,8 +393,8 @@ def closing_lines(
     for what, why in unjudged:
         reasons.setdefault(why, []).append(what)
     each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
-    lines[0] += f" Judged and fine: {', '.join(fine)}." if fine else ""
-    lines[0] += f" Not judged: {'; '.join(each_why)}." if reasons else ""
+    parts = [f"fine: {', '.join(fine)}"] * bool(fine) + [f"not judged: {', '.join(each_why)}"] * bool(reasons)
+    lines[0] += f" Verdict: {'; '.join(parts)}." if parts else ""
     return lines
 
 
