@@ -418,25 +418,20 @@ class Monitor(PlainLoop, Display):
 
     @hook("ending the run", "the record has no end line")
     def finish(self, completed: bool = True) -> None:
-        """Training has ended: the last point and the totals are written. More calls do nothing.
-
-        A run that `on_advice` ended before its planned steps is recorded as interrupted.
-        """
+        """Training has ended (by advice: interrupted): write the last point and the totals. More calls do nothing."""
         if self._finished:
             return
         self.observer.end_observing()
-        loss = (0.0, 0)
-        if not self._ranks.several or (completed and self.run.together):
+        if sums := not self._ranks.several or (completed and self.run.together):
             self.sync()  # first, for the other ranks wait there
-            loss = loss if self.run.logs_itself else self._loss
+        loss = self._loss if sums and not self.run.logs_itself else (0.0, 0)
         self._unwatch()
         self.noise.detach()
         total = self.run.total_steps
         if completed and not self._opened and total is not None and self.steps >= total:
             self._open_record()  # resumed at its planned end: killed before its record was told so
         self._finished = True
-        if self.should_stop and (total is None or self.steps < total):
-            completed = False  # ended by advice
+        completed = completed and not (self.should_stop and (total is None or self.steps < total))
         step = self._between(*loss)
         self._each_part(lambda part: part.close(step, completed))
 
