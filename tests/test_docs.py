@@ -112,7 +112,7 @@ def test_python_in_the_documentation_runs_as_printed(name: str, desk: Path, tmp_
         if re.search(rf"(import|from|isoflop\.|figures\.) ?{package}\b", code):
             pytest.importorskip(package)
     if name.startswith("README"):
-        code = re.sub(r"\b200\b", "40", code)  # steps
+        code = re.sub(r"\b200\b", "20", code)  # steps
     with forking() as context:
         process = context.Process(target=run_as_script, args=(code, desk, tmp_path / "output"))
         process.start()

@@ -17,11 +17,21 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str) -> None:
-    if name == "isoflop.ray":
-        pytest.importorskip("ray", reason="the extra isoflop[ray] is not installed", exc_type=ImportError)
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+OPTIONAL = [name for name in MODULES if name == "isoflop.ray"]
+
+
+def failures(name: str) -> int:
+    return doctest.testmod(importlib.import_module(name)).failed
+
+
+def test_examples() -> None:
+    assert {name: count for name in MODULES if name not in OPTIONAL and (count := failures(name))} == {}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_examples_that_need_an_extra(name: str) -> None:
+    pytest.importorskip("ray", reason="the extra isoflop[ray] is not installed", exc_type=ImportError)
+    assert failures(name) == 0
 
 
 def test_there_are_examples() -> None:
