@@ -385,7 +385,7 @@ def test_texts_beside_the_tokens_do_not_make_every_step_be_listened_to(beside: d
         observer, found = steps(model, say=lambda text: None), []
         for step in range(1, 41):
             observer.batch(batch)
-            if observer.observation is not None or observer._outermost is not None:
+            if observer.observation is not None or observer.outermost is not None:
                 found.append(step)
             model(tokens(2, 8))[0].sum().backward()
             observer.end_batch()

@@ -89,7 +89,7 @@ def train(
                 scheduler.step()
     for step in range(first, last + 1):
         optimizer.step()
-        monitor._read_learning_rate()
+        monitor._begin()
         if scheduler is not None:
             scheduler.step()
         monitor.step(loss(step), tokens=TOKENS)

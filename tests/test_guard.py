@@ -228,8 +228,9 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "the terminal's line": [(loop, "isoflop.live.sinks.interval_line")],
     "starting": [(loop, "isoflop.flops.clock.Clock.start")],
     "counting the batch": [
-        (loop, "isoflop.flops.step.count_tokens"),
+        (loop, "isoflop.flops.step.find_sequences"),
         (lightning_run, "isoflop.flops.step.signature"),
+        (lightning_run, "isoflop.flops.step.StepObserver.batch"),
         (lightning_run, "isoflop.flops.observe.Observation.start"),
         (lightning_run, "isoflop.flops.cost.StepCost.learn"),
         (transformers_run, "isoflop.flops.step.signature"),
@@ -279,9 +280,6 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "Lightning: a training step": [
         (lightning_run, "isoflop.live.monitor.Monitor.step"),
     ],
-    "Lightning: seeing a batch": [
-        (lightning_run, "isoflop.live.monitor.Monitor.batch"),
-    ],
     "Lightning: a batch's end": [
         (lightning_run, "isoflop.live.monitor.Monitor.loss"),
     ],
@@ -328,7 +326,6 @@ LOSES: dict[str, set[str]] = {
     "adding the loss": {"loss"},
     "reading the counts": {"tokens", "flops", "loss"},
     "summing over ranks": {"tokens", "flops"},
-    "Lightning: seeing a batch": {"tokens", "flops"},
     "Lightning: a batch's end": {"tokens", "flops", "loss"},
     "logging": {"scalars", "terminal"},
     "computing the scalars": {"terminal"},  # which then has nothing to show
@@ -464,7 +461,7 @@ def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, capl
     assert record.exc_info is not None and record.exc_info[0] is Broken
 
 
-@pytest.mark.parametrize("part", ["isoflop.flops.step.count_tokens", "isoflop.flops.step.StepObserver.settle"])
+@pytest.mark.parametrize("part", ["isoflop.flops.step.find_sequences", "isoflop.flops.step.StepObserver.settle"])
 def test_what_was_not_counted_is_unknown_and_not_less(part: str, tmp_path: Path, monkeypatch: Any) -> None:
     """A count that stopped half-way must not stand in the record as if it were the whole."""
     owner, _, method = part.rpartition(".")

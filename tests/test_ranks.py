@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
+from isoflop.flops.step import StepObserver
 from isoflop.live import monitor as monitor_of_a_run
 from isoflop.live import ranks as ranks_of_a_run
 from tiny import Rows, TinyLM, batches, losses, the_run, weights
@@ -129,7 +130,7 @@ def lightning_rank(folder: Path, target: str) -> tuple[int, str]:
     import isoflop_lightning.callback as adapter
 
     if dist.get_rank() == 1:
-        owner = adapter if hasattr(adapter, target) else adapter.Monitor
+        owner = StepObserver if target == "batch" else adapter if hasattr(adapter, target) else adapter.Monitor
         setattr(owner, target, raiser)
     net = TinyLM()
     watcher = adapter.IsoFLOPMonitor()
@@ -156,7 +157,7 @@ def transformers_rank(folder: Path, target: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("train", "target", "aside"),
     [
-        (lightning_rank, "batch", "Lightning: seeing a batch"),
+        (lightning_rank, "batch", "counting the batch"),
         (lightning_rank, "loss", "Lightning: a batch's end"),
         (lightning_rank, "evaluation_name", "Lightning: on_validation_end"),
         (transformers_rank, "evaluate", "Hugging Face: on_evaluate"),

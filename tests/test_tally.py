@@ -90,7 +90,7 @@ def test_one_unknown_batch_makes_the_sum_unknown():
 
 def test_flops_without_tokens_and_tokens_without_flops():
     tally = Tally()
-    tally.add(TokenCount(9), FlopCount(5, 5, 0), count_tokens=False)
+    tally.add_flops(FlopCount(5, 5, 0))
     tally.add_tokens(TokenCount(4, 0, 4))
     totals = drained(tally)
     assert (totals.tokens_known, totals.flops_known, totals.loss_tokens_known) == (4, 5, 4)

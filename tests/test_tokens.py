@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import isoflop
 from isoflop.flops import StepObserver, TokenCount, count_tokens
+from isoflop.flops.step import MAX_WAITING
+from tiny import TinyLM
 
 IDS = torch.arange(12).reshape(3, 4)
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]])
@@ -125,6 +129,7 @@ def test_counting_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch)
     observer = StepObserver(torch.nn.Embedding(12, 2), say=lambda text: None, flops_per_token=6.0)
     names = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "to")
     with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "is_cpu", False)  # whose values are read at once
         for name in names:
             patched.setattr(torch.Tensor, name, refuse(name))
         for batch in batches:
@@ -180,3 +185,23 @@ def test_step_tokens_may_be_any_whole_number():
         observer.settle(given_tokens)
         totals, _, _ = observer.drain()
         assert (totals.processed, totals.flops) == (7, 14)
+
+
+def test_masks_and_labels_are_counted_as_they_went_in(tmp_path: Path):
+    net, drawn = TinyLM(), torch.Generator().manual_seed(0)
+    monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=1000)
+    padding = loss_tokens = 0
+    steps = 2 * MAX_WAITING + 3
+    for _ in range(steps):
+        ids = torch.randint(0, 8, (2, 6), generator=drawn)
+        mask = (torch.rand(2, 6, generator=drawn) < 0.8).long()
+        labels = torch.where(mask == 1, ids, -100)
+        padding, loss_tokens = padding + int((mask == 0).sum()), loss_tokens + int((labels != -100).sum())
+        loss = net(ids, mask, labels)["loss"]
+        loss.backward()
+        labels.fill_(-100), mask.zero_()  # a buffer of the loop's
+        monitor.step(loss)
+    monitor.sync()
+    assert (monitor.totals.processed, monitor.totals.padding) == (12 * steps, padding)
+    assert monitor.totals.loss_tokens_known == loss_tokens
+    monitor.close()

@@ -15,7 +15,7 @@ from isoflop.guard import UNKNOWN, Guard, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
 from isoflop_lightning.split import SplitStep
-from isoflop_lightning.trainer import describe_trainer
+from isoflop_lightning.trainer import describe_trainer, progress_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 _UNSEEN = "the run is not observed from here on"
-_BATCH = "Lightning: seeing a batch"
-_STEP = "Lightning: a training step"
 _EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
 
 
@@ -54,6 +52,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         self._restored: dict[str, Any] | None = None
         self._split: SplitStep | None = None
         self._step_before = 0
+        self._progress: Any = None
+        """Of the optimizers: `completed` is the trainer's step."""
         self._saving = self._monitored = False
         self._module_class = ""
         self.guard = Guard()
@@ -85,6 +85,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         monitor.expect(trainer.global_step)
         self._restored = None
         self._step_before = trainer.global_step
+        self._progress = progress_of(trainer, pl_module)
         watching = [*trainer.callbacks, *trainer.lr_scheduler_configs]
         self._monitored = any(str(getattr(each, "monitor", "")).startswith("isoflop/") for each in watching)
         self._split = SplitStep(monitor) if monitor.options.noise_scale == "split" else None
@@ -119,7 +120,6 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     # Every rank calls `Monitor.step` and `sync` as often as the others, which wait there: what may fail before is
     # behind a boundary of its own.
 
-    @hook(_BATCH, UNKNOWN)
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch; for a new shape, observe the step."""
         monitor = self.monitor
@@ -130,7 +130,11 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
             monitor.leave("checkpoint")
         monitor.batch(batch)
         if self._split is not None and monitor.observer.observation is None:
-            self._split.begin(pl_module, batch)
+            self._begin_split(self._split, pl_module)
+
+    @hook("splitting the step", "no step is split")
+    def _begin_split(self, split: SplitStep, pl_module: Any) -> None:
+        split.begin(pl_module)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Of a split step, the first half's backward pass; behind no boundary, for it is a part of training."""
@@ -139,15 +143,18 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
-        if self.monitor is not None:
-            self._end_batch(self.monitor, trainer, pl_module, outputs)
-            self._step(self.monitor, trainer)
+        monitor = self.monitor
+        if monitor is not None:
+            self._end_batch(monitor, trainer, pl_module, outputs)
+            self._step(monitor, trainer)
 
     @hook("Lightning: a batch's end", UNKNOWN)
     def _end_batch(self, monitor: Monitor, trainer: Any, pl_module: Any, outputs: Any) -> None:
         if self._split is not None:
             self._split.end(pl_module)
-        monitor.end_batch()
+        observer = monitor.observer
+        if observer.outermost is not None or observer.observation is not None:
+            monitor.end_batch()
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
             if pl_module.automatic_optimization:
@@ -161,9 +168,9 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
                 "training_step to have it recorded, forecast and judged"
             )
 
-    @hook(_STEP, _UNSEEN)
+    @hook("Lightning: a training step", _UNSEEN)
     def _step(self, monitor: Monitor, trainer: Any) -> None:
-        step = trainer.global_step
+        step = self._progress.completed
         if step > self._step_before:
             advance = step - self._step_before
             monitor.step(advance=advance, updates=1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1)))

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from isoflop.live.monitor import Monitor
-from isoflop.live.noise import Half
-from isoflop.noise.split import compare
 
 MANUAL = 'noise_scale="split" needs automatic optimization: in a step that calls backward itself use monitor.split'
 
@@ -22,34 +20,33 @@ class SplitStep:
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self._parts: list[Half] | None = None
         self._first: torch.Tensor | None = None
-        self._checked = False
 
-    def begin(self, pl_module: Any, batch: Any) -> None:
-        """A step that is to be split begins."""
+    def begin(self, pl_module: Any) -> None:
+        """A step that may be split begins."""
         noise = self._monitor.noise
-        if not noise.splits:
-            return
-        if not pl_module.automatic_optimization:
+        if noise.splits and not pl_module.automatic_optimization:
             noise.refuse(MANUAL)
-            return
-        self._parts = noise.halves(batch, self._monitor.observer.count)
-        if self._parts is not None:
+        elif noise.splits:
             self._original = pl_module.training_step
             pl_module.training_step = lambda batch, *args, **kwargs: self._step(pl_module, batch, args, kwargs)
 
     def _step(self, pl_module: Any, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        parts, self._parts = self._parts, None  # a closure that is called again (LBFGS) gets the whole
-        if parts is not None and not self._checked:
-            self._checked = True
-            reason = self._compare(pl_module, batch, parts, args, kwargs)
-            if reason is not None:
-                self._monitor.noise.refuse(reason)
-                parts = None
+        self.end(pl_module)  # a closure that is called again (LBFGS) gets the whole
+
+        def losses(batches: list[Any]) -> list[Any]:
+            pl_module.log = pl_module.log_dict = lambda *_, **__: None
+            try:
+                return [loss_of(self._original(each, *args, **kwargs)) for each in batches]
+            finally:
+                for name in ("log", "log_dict"):
+                    vars(pl_module).pop(name, None)
+
+        noise = self._monitor.noise
+        parts = noise.halves(batch, self._monitor.observer.count, losses)
         if parts is None:
             return self._original(batch, *args, **kwargs)
-        self._monitor.noise.begin_half(parts[0], first=True)
+        noise.begin_half(parts[0], first=True)
         one, two = (self._original(half.batch, *args, **kwargs) for half in parts)
         self._first, self._second_half = loss_of(one) * parts[0].share, parts[1]
         together = loss_of(two) * parts[1].share + self._first.detach()
@@ -66,22 +63,8 @@ class SplitStep:
 
     def end(self, pl_module: Any) -> None:
         """The step is over."""
-        self._parts = self._first = None
+        self._first = None
         vars(pl_module).pop("training_step", None)
-
-    def _compare(
-        self, pl_module: Any, batch: Any, parts: list[Half], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str | None:
-        """`compare` without logging."""
-        pl_module.log = pl_module.log_dict = lambda *_, **__: None
-        batches = (batch, *(half.batch for half in parts))
-        try:
-            return compare(
-                pl_module, lambda: [loss_of(self._original(b, *args, **kwargs)) for b in batches], parts[0].share
-            )
-        finally:
-            for name in ("log", "log_dict"):
-                vars(pl_module).pop(name, None)
 
 
 def loss_of(outputs: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from isoflop.guard import Guard, attempt, declare, pass_on
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scalars import CHARTS, AxisPoint, tensorboard_tag
+from isoflop.live.scalars import CHARTS, TAGS, AxisPoint
 from isoflop.live.scheduler import Calls, by_batch, by_epoch
 from isoflop.live.sinks import summary
 
@@ -51,6 +51,27 @@ def describe_trainer(trainer: Any, guard: Guard) -> RunInfo:
         sinks=[LoggersSink(trainer, loggers, guard)] if loggers else [],
         say=print if bar is None else bar.print,
     )
+
+
+class _Step:
+    """`trainer.global_step` as Lightning's own progress has it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    @property
+    def completed(self) -> int:
+        return int(self._trainer.global_step)
+
+
+def progress_of(trainer: Any, pl_module: Any) -> Any:
+    """What counts the optimizers' steps as `completed`; `trainer.global_step` goes through ten properties to it."""
+    loop = trainer.fit_loop.epoch_loop
+    if pl_module.automatic_optimization:
+        total = attempt(lambda: loop.automatic_optimization.optim_progress.optimizer.step.total)
+    else:
+        total = attempt(lambda: loop.manual_optimization.optim_step_progress.total)
+    return total if getattr(total, "completed", None) == trainer.global_step else _Step(trainer)
 
 
 def _total_steps(trainer: Any) -> int | None:
@@ -100,17 +121,25 @@ class LoggersSink:
 
     def __init__(self, trainer: Any, loggers: Sequence[Any], guard: Guard) -> None:
         self._trainer, self._guard = trainer, guard
-        self._loggers = {logger: _is_tensorboard(logger) for logger in loggers}
-        for logger in self._loggers:
+        for logger in loggers:
             attempt(_prepare, logger)
+        self._loggers = {logger: attempt(_event_file, logger) for logger in loggers}
 
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log to each, at the step that Lightning itself gives what it logs now (it counts from 0)."""
         own = getattr(self._trainer.fit_loop.epoch_loop, "_batches_that_stepped", step)
-        for logger, in_tensorboard in list(self._loggers.items()):
+        for logger, file in list(self._loggers.items()):
             try:
-                if in_tensorboard:
-                    _write_tensorboard(logger, own, scalars, axes)
+                if file is not None:
+                    if scalars:  # one event for all of the step: an event each costs ten times as much
+                        file.add_summary(summary(scalars), own)
+                    for point in axes:
+                        file.add_summary(summary({point.tag: point.value}), point.step)
+                elif _is_tensorboard(logger):
+                    if scalars:
+                        logger.log_metrics({TAGS.get(name, name): value for name, value in scalars.items()}, step=own)
+                    for point in axes:
+                        logger.experiment.add_scalar(point.tag, point.value, point.step)
                 elif scalars:
                     logger.log_metrics(dict(scalars), step=own)
             except Exception as error:
@@ -122,8 +151,8 @@ class LoggersSink:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For TensorBoard's text tab."""
-        for logger, in_tensorboard in self._loggers.items():
-            if in_tensorboard:
+        for logger in self._loggers:
+            if _is_tensorboard(logger):
                 logger.experiment.add_text(tag, markdown, step)
 
     def close(self) -> None:
@@ -132,21 +161,13 @@ class LoggersSink:
             logger.save()
 
 
-def _write_tensorboard(logger: Any, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
-    """One event for all scalars of the step: an event each, as `log_metrics` makes them, costs ten times as much."""
+def _event_file(logger: Any) -> Any:
+    """Where Lightning's own TensorBoardLogger writes its events; None: another logger, or one that was changed."""
     plain = type(logger).log_metrics.__module__.startswith(("lightning.", "pytorch_lightning."))
+    if not _is_tensorboard(logger) or not plain or getattr(logger, "_prefix", None):
+        return None
     writer = logger.experiment
-    file = getattr(writer, "file_writer", None) if type(writer).__module__.startswith("torch.") else None
-    if plain and file is not None and not getattr(logger, "_prefix", None):
-        if scalars:
-            file.add_summary(summary(scalars), step)
-        for point in axes:
-            file.add_summary(summary({point.tag: point.value}), point.step)
-        return
-    if scalars:
-        logger.log_metrics({tensorboard_tag(name): value for name, value in scalars.items()}, step=step)
-    for point in axes:
-        writer.add_scalar(point.tag, point.value, point.step)
+    return getattr(writer, "file_writer", None) if type(writer).__module__.startswith("torch.") else None
 
 
 def _is_tensorboard(logger: Any) -> bool:

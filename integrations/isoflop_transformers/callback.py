@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from typing import TYPE_CHECKING, Any
-from weakref import finalize, ref
+from weakref import finalize
 
 import torch
 from transformers import TrainerCallback
@@ -82,24 +82,8 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
                 monitor.load_state_dict(restored)
             monitor.expect(state.global_step)
         self.restored = None
-        weakly = ref(self)  # a class that knows its listeners must not keep an abandoned run alive
-
-        def before(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            callback = weakly()
-            if callback is not None and callback.monitor is not None and callback.guard.open(_STEP):
-                callback.monitor.forward(model, args, kwargs)
-
-        def after(output: Any) -> None:
-            callback = weakly()
-            if callback is not None and callback.monitor is not None:
-                callback._look_at_loss(callback.monitor, output)
-
-        def evaluating(begins: bool) -> None:
-            callback = weakly()
-            if callback is not None and callback.monitor is not None:
-                callback.monitor.observer.pause(begins)
-
-        self._unwatch = watch(model, before, after, evaluating)
+        # by methods that are kept weakly: a class that knows its listeners must not keep an abandoned run alive
+        self._unwatch = watch(model, self._forward, self._look_at_loss, monitor.observer.pause)
         finalize(self, self._unwatch)
         self._unended = finalize(self, _interrupt, monitor, os.getpid())  # as late as at the process's end
         self.monitor = monitor
@@ -150,10 +134,14 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
 
     # -- a training step -----------------------------------------------------------------------------------------
 
+    def _forward(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.monitor is not None and _STEP not in self.guard.aside:
+            self.monitor.forward(model, args, kwargs)
+
     @hook("Hugging Face: the model's output", "a NaN loss that the Trainer filters out is not noticed")
-    def _look_at_loss(self, monitor: Monitor, output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, dict) else None
-        if isinstance(loss, torch.Tensor):
+    def _look_at_loss(self, output: Any) -> None:
+        monitor, loss = self.monitor, output.get("loss") if isinstance(output, dict) else None
+        if monitor is not None and isinstance(loss, torch.Tensor):
             # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); what it logs is believed unless these say NaN
             monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
 

@@ -6,8 +6,6 @@ import sys
 from typing import Any
 
 from isoflop.live.monitor import Monitor
-from isoflop.live.noise import Half
-from isoflop.noise.split import compare
 
 NO_TRAINER = 'the Trainer was not found: noise_scale="split" needs transformers.Trainer.train() to be what trains'
 
@@ -31,7 +29,6 @@ class SplitSteps:
         self._trainer, self._monitor = trainer, monitor
         self._step, self._loss = trainer.training_step, trainer.compute_loss
         self._share: float | None = None
-        self._checked = False
         trainer.training_step, trainer.compute_loss = self._training_step, self._compute_loss
 
     def undo(self) -> None:
@@ -46,27 +43,16 @@ class SplitSteps:
         return (found[0] * self._share, *found[1:]) if isinstance(found, tuple) else found * self._share
 
     def _training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None, *rest: Any) -> Any:
-        noise = self._monitor.noise
-        parts = noise.halves(inputs, self._monitor.observer.count) if noise.splits else None
-        if parts is not None and not self._checked:
-            self._checked = True
-            reason = self._compare(model, inputs, parts)
-            if reason is not None:
-                noise.refuse(reason)
-                parts = None
+        def losses(batches: list[Any]) -> list[Any]:
+            return [self._loss(model, self._trainer._prepare_inputs(each)) for each in batches]
+
+        parts = self._monitor.noise.halves(inputs, self._monitor.observer.count, losses)
         if parts is None:
             return self._step(model, inputs, num_items_in_batch, *rest)
-        losses = []
+        summed: Any = 0
         for half in parts:
             # with the step's number of labels a half's loss is its share already
             self._share = half.share if num_items_in_batch is None else None
-            losses.append(self._step(model, half.batch, num_items_in_batch, *rest))
+            summed = self._step(model, half.batch, num_items_in_batch, *rest) + summed
         self._share = None
-        return losses[0] + losses[1]
-
-    def _compare(self, model: Any, inputs: Any, parts: list[Half]) -> str | None:
-        def losses() -> list[Any]:
-            prepared = [self._trainer._prepare_inputs(batch) for batch in (inputs, *(half.batch for half in parts))]
-            return [self._loss(model, batch) for batch in prepared]
-
-        return compare(model, losses, parts[0].share)
+        return summed

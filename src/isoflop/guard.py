@@ -83,11 +83,18 @@ class Guard:
             self._warned.add(text)
             warn(text, *args)
 
-    def tell(self, say: Callable[[str], None], line: str) -> None:
+    def tell(self, say: Callable[[str], None], line: str | Callable[[], str]) -> None:
         """Print a line that is no warning; `logging.getLogger("isoflop").setLevel(logging.WARNING)` silences it."""
-        if logger.level <= logging.INFO and self.open(TERMINAL):
-            with self.part(TERMINAL):
-                _print(say, line)
+        if logger.level > logging.INFO or TERMINAL in self.aside:
+            return
+        try:
+            text = line if isinstance(line, str) else line()
+            try:
+                say(text)
+            except UnicodeEncodeError:  # a terminal whose alphabet has no "·"
+                say(text.encode("ascii", "replace").decode())
+        except Exception as error:  # the boundary: whatever it is, it must not reach training
+            self.failed(TERMINAL, error)
 
     @contextmanager
     def part(self, boundary: str) -> Iterator[None]:
@@ -124,13 +131,6 @@ def _beside_progress_bars() -> Any:
     """Takes tqdm's bars off the terminal for as long as something else is written there."""
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     return nullcontext() if tqdm is None else tqdm.external_write_mode(file=sys.stderr)
-
-
-def _print(say: Callable[[str], None], line: str) -> None:
-    try:
-        say(line)
-    except UnicodeEncodeError:  # a terminal whose alphabet has no "·"
-        say(line.encode("ascii", "replace").decode())
 
 
 def pass_on(error: Exception) -> None:

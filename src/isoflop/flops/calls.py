@@ -122,20 +122,20 @@ def signature(value: Any, top: bool = True) -> Signature:
     if isinstance(value, torch.Tensor):
         return value.shape
     parts: list[Any] = []
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if item is not None and not str(key).startswith(_OF_DOCUMENTS):
-                parts.append((key, item.shape if isinstance(item, torch.Tensor) else _item(item, top)))
-        return tuple(parts)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):  # before mappings, which take longer to recognise
         top = top and isinstance(value, tuple)
         told = top
         for item in value:
             tensor = isinstance(item, torch.Tensor)
-            told = told or tensor or isinstance(item, Mapping | list | tuple)
+            told = told or tensor or isinstance(item, (list, tuple, Mapping))
             parts.append(item.shape if tensor else _item(item, top))
         if told:
             return tuple(parts)
+    elif type(value) is dict or isinstance(value, Mapping):
+        for key, item in value.items():
+            if item is not None and not str(key).startswith(_OF_DOCUMENTS):
+                parts.append((key, item.shape if isinstance(item, torch.Tensor) else _item(item, top)))
+        return tuple(parts)
     return (type(value).__name__,)
 
 
@@ -167,21 +167,24 @@ def watch(
     come around a call in evaluation mode without gradients. Methods are kept weakly: a class that knows its listeners
     must not keep what they belong to alive. Returns the function that ends it.
     """
-    return listen([module], _heard(module, _weakly(before), after, _weakly(evaluating)))
+    return listen([module], _heard(module, _weakly(before), _weakly(after), _weakly(evaluating)))
 
 
 def _weakly(listener: Any) -> Callable[[], Any]:
     return WeakMethod(listener) if isinstance(listener, MethodType) else lambda: listener
 
 
-def _heard(module: nn.Module, before: Callable[[], Any], after: Ended | None, evaluating: Callable[[], Any]) -> Heard:
+def _heard(
+    module: nn.Module, before: Callable[[], Any], after: Callable[[], Any], evaluating: Callable[[], Any]
+) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         listener = before() if called.training else evaluating()
         if listener is None or torch.is_grad_enabled() is not called.training:
             return None
         if called.training:
             listener(module, args, kwargs)
-            return after
+            ended: Ended | None = after()
+            return ended
         listener(True)
         return lambda output: listener(False)
 

@@ -67,25 +67,22 @@ class Clock:
         finally:
             self.leave(phase)
 
-    @property
-    def wall_time(self) -> float:
-        """Seconds since the run began, less the gaps between attempts."""
-        running = 0.0 if self._started is None else self._now() - self._started
-        return self._before["wall"] + running
-
-    @property
-    def training_time(self) -> float:
-        """`wall_time` less evaluation, checkpoints, compilation and measuring."""
-        away = self._before["away"] + self._away
+    def times(self) -> tuple[float, float]:
+        """Seconds since the run began, less the gaps between attempts; and of them those of training."""
+        wall, away = self._before["wall"], self._before["away"]
         if self._started is not None:
-            away += max(0.0, self._compiling() - self._compiled_before)  # torch._dynamo.reset() sets it back
-        if self._phases:
-            away += self._now() - self._phases[0][1] - (self._compiling() - self._phases[0][2])
-        return max(0.0, self.wall_time - away)
+            now, compiled = self._now(), self._compiling()
+            wall += now - self._started
+            away += self._away + max(0.0, compiled - self._compiled_before)  # torch._dynamo.reset() sets it back
+            if self._phases:
+                _, since, before = self._phases[0]
+                away += now - since - (compiled - before)
+        return wall, max(0.0, wall - away)
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers, for a checkpoint."""
-        return {"wall": self.wall_time, "away": self.wall_time - self.training_time}
+        wall, training = self.times()
+        return {"wall": wall, "away": wall - training}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from `state_dict()`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -26,9 +27,23 @@ from isoflop.flops.costing import Costing, joined
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.observe import COMPILED, Observation
 from isoflop.flops.parameters import UseTracer, unwrap
-from isoflop.flops.tokens import TokenCount, TokensFn, count_tokens, looks_integers_up, looks_like_tokens, shifts_labels
+from isoflop.flops.tokens import (
+    Sequences,
+    TokenCount,
+    TokensFn,
+    copy_sequences,
+    count_sequences,
+    find_sequences,
+    join_sequences,
+    looks_integers_up,
+    looks_like_tokens,
+    shifts_labels,
+)
 from isoflop.flops.totals import Tally, Totals
 
+MAX_WAITING, MAX_COPIED = 64, 1 << 13
+"""Batches whose masks and labels are kept until they are counted, at most, and tokens of one: some MB in all. Larger
+ones are counted at once, which a step of that size does not notice."""
 MAX_PENDING = 10_000  # micro-batches of one optimizer step; more: the loop forgets step(), and memory must not grow
 
 PATIENCE = 8
@@ -37,15 +52,31 @@ PATIENCE = 8
 
 @dataclass(slots=True)
 class Counted:
-    """A (micro-)batch: its signature, tokens and FLOPs.
-
-    `times`: how often it came since the last log step, where all batches of its signature have as many tokens.
-    """
+    """A (micro-)batch: its signature and tokens, or what these are to be counted from."""
 
     key: Signature
     tokens: TokenCount | None
-    flops: FlopCount | None = None
-    times: int | None = None
+    sequences: list[Sequences] | None = None
+
+
+@dataclass(slots=True)
+class Known:
+    """All batches of one signature, whose FLOPs are known.
+
+    Attributes:
+        flops: of one.
+        tokens: of one, where all have as many; None: they differ.
+        batch: one of them, for `Counted`.
+        times: how many came since the last log step.
+        waiting: masks and labels of those whose tokens are still to be counted: some µs each, all at once next to
+            nothing.
+    """
+
+    flops: FlopCount
+    tokens: TokenCount | None
+    batch: Counted
+    times: int = 0
+    waiting: list[list[Sequences]] = field(default_factory=list)
 
 
 class StepObserver:
@@ -77,8 +108,6 @@ class StepObserver:
         """Under way: `settle` or `end_batch` ends it."""
         self.due = False
         """The next step is to be observed from its beginning on, by `observe_next`."""
-        self.last_tokens: TokenCount | None = None
-        """Tokens of the last micro-batch that went in."""
         self._given = model
         self._clock = clock or Clock()
         self._tokens_fn = tokens_fn
@@ -86,37 +115,39 @@ class StepObserver:
         self._shifted = self.model is not None and shifts_labels(self.model)
         self._embeds = self.model is None or looks_integers_up(self.model)
         self._pending: list[Counted] = []
-        self._alike: dict[Signature, Counted] = {}
+        self._alike: dict[Signature, Known] = {}
         """Batches whose FLOPs their signature determines, of most the tokens, too."""
+        self._waiting = 0  # of them, whose tokens are still to be counted
         self._argument_names: list[str] = []
         self._by_batch = False  # a trainer's steps are seen, not the model's forward calls
         self._by_parts = False
         """FLOPs are counted by groups of micro-batches or whole steps."""
         self._by_calls = False
         """FLOPs are counted by the calls of each step, for its batches do not determine them."""
-        self._outermost: OutermostCalls | None = None
+        self.outermost: OutermostCalls | None = None
+        """Sees the calls of a trainer's step; `end_batch` ends it."""
         self._calls: list[Call] = []  # that the step under way makes, where its FLOPs are not known
         self._problem: str | None = None
         self._looked = False
         self._steps = 0  # whose optimizer's FLOPs are still to be added
         self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
         self._in_vain = 0
+        self._parameters: list[ref[nn.Parameter]] = []
         self._trainable: int | None = None
 
     # -- while a step runs -------------------------------------------------------------------------------------
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that goes straight into the model, as its forward call shows it."""
-        key = (signature(args), signature(kwargs)) if kwargs else signature(args)
+        key = (signature(args) if args else (), signature(kwargs)) if kwargs else signature(args)
         if self.observation is not None:
             self.observation.forward(key)
-        alike = self._alike.get(key)
-        if alike is not None and alike.times is not None and len(self._pending) < MAX_PENDING:
-            self._pending.append(alike)
-            self.last_tokens = alike.tokens
+        known = self._alike.get(key)
+        if known is not None and known.tokens is not None and len(self._pending) < MAX_PENDING:
+            self._pending.append(known.batch)
             return
         self._enter(key, self._named(module, args, kwargs))
-        if alike is not None or not self.costing.wants([counted.key for counted in self._pending]):
+        if known is not None or not self.costing.wants([counted.key for counted in self._pending]):
             return
         self._hear(module, args, kwargs)
         if self.observation is not None:
@@ -130,33 +161,25 @@ class StepObserver:
 
     def batch(self, batch: Any) -> None:
         """A micro-batch goes into a trainer's step, which `end_batch` ends."""
-        key = signature(batch)
+        key, costing = signature(batch), self.costing
         self._by_batch = True
-        if (
-            key in self._alike
-            and self._begun < self._check[1]
-            and self.observation is None
-            and not (self.costing.waiting or self.costing.varying)
-        ):
-            self._begun += 1
-            self._enter(key, batch)
-            return
-        self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
+        wanted, check = False, self._begun >= self._check[1] or bool(costing.waiting or costing.varying)
+        if key not in self._alike:
+            self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
+            wanted = costing.wants([key])
         self._enter(key, batch)
-        wanted = self.costing.wants([key])
-        unsure = self.costing.waiting or self.costing.varying
-        if (wanted and not self._by_calls) or self._begun >= self._check[1] or unsure:
+        if check or (wanted and not self._by_calls):
             self._check_passed()
             self._observe(whole=True, given=batch if wanted else None)
         self._begun += 1
         heard = self.observation is not None or self._by_calls or (wanted and self.costing.blocked is not None)
         if heard and self.model is not None:
             self._calls, self._problem = [], None
-            self._outermost = OutermostCalls(self.model, self._heard)
+            self.outermost = OutermostCalls(self.model, self._heard)
 
     def end_batch(self) -> None:
         """The trainer's step is over."""
-        outermost, self._outermost = self._outermost, None
+        outermost, self.outermost = self.outermost, None
         if outermost is None and self.observation is None:
             return
         if not self._pending:  # the batch was not seen: what sees it has stepped aside
@@ -170,7 +193,7 @@ class StepObserver:
             self._problem = self._problem or outermost.problem
             if self._by_calls:
                 keys = [call.key for call in self._calls]
-                self._pending[-1] = last = Counted(joined(keys), last.tokens)
+                self._pending[-1] = last = replace(last, key=joined(keys))
         self._end_observation(keys)
         if outermost is not None and self.costing.blocked is not None:
             self.costing.learn_calls(last.key, self._calls, self._problem)
@@ -203,16 +226,25 @@ class StepObserver:
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
-        alike = self._alike.get(key)
-        if alike is None or alike.times is None:
-            alike = Counted(key, self.count(batch))
-        self.last_tokens = alike.tokens
-        self._pending.append(alike)
+        known = self._alike.get(key)
+        if known is not None and known.tokens is not None:
+            self._pending.append(known.batch)
+            return
+        if known is None or len(self._pending) >= MAX_WAITING:
+            self._pending.append(Counted(key, self.count(batch)))
+            return
+        found = find_sequences(batch, self._shifted, self._embeds) if self._tokens_fn is None else []
+        if 0 < sum(each.processed for each in found) <= MAX_COPIED:
+            self._pending.append(Counted(key, None, copy_sequences(found)))
+        else:
+            self._pending.append(Counted(key, self.count(batch)))
 
     def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's arguments by name, or as they are where no name tells more."""
         if not kwargs and len(args) <= 1:
             return args
+        if not args and self._tokens_fn is None and "mask" not in kwargs:
+            return kwargs
         if not self._argument_names:
             self._argument_names = list(inspect.signature(unwrap(module).forward).parameters)
         names = self._argument_names
@@ -225,13 +257,17 @@ class StepObserver:
             batch.setdefault("input_ids", args[0])
         return batch
 
+    def count_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenCount | None:
+        """Tokens of a forward call, which is not added."""
+        return self.count(self._named(module, args, kwargs))
+
     def count(self, batch: Any) -> TokenCount | None:
         """Tokens of a batch, which is not added."""
         if self._tokens_fn is not None:
             counted = self._tokens_fn(batch)
             given = counted if isinstance(counted, TokenCount) else TokenCount(counted)
             return given._replace(processed=int(given.processed))
-        count = count_tokens(batch, self._shifted, self._embeds)
+        count = count_sequences(find_sequences(batch, self._shifted, self._embeds))
         if count is None:
             self._say(
                 "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
@@ -299,20 +335,20 @@ class StepObserver:
             if not observation.for_good:
                 self.costing.waiting.update(counted.key for counted in self._pending)
             return
-        self.look_for_frozen_layers()
+        self.look_for_frozen_layers(anew=True)
         costing = self.costing
         if keys is not None and not self._by_calls and costing.differs(observation, keys):
             self._by_calls = True
             keys = self._price_by_calls()
         before, waited = (costing.one_by_one, len(costing.varying)), len(costing.waiting)
-        self.tally.correct(costing.learn(observation, keys))
-        self.tally.add(None, None, count_tokens=False, times=-costing.now_known)
+        self.tally.add_flops(costing.learn(observation, keys))
+        self.tally.add_flops(None, -costing.now_known)
         self._in_vain = self._in_vain + 1 if len(costing.waiting) >= waited > 0 else 0
         if self._in_vain >= PATIENCE:
             costing.waiting.clear()
         self._by_parts = not costing.one_by_one
         if (costing.one_by_one, len(costing.varying)) != before:
-            self._flush_alike()
+            self._forget_alike()
 
     def _price_by_calls(self) -> list[Signature]:
         self._say(
@@ -321,14 +357,14 @@ class StepObserver:
         )
         self.costing.note_change("steps of one batch shape differed: by the calls of each step")
         keys = [call.key for call in self._calls]
-        self._pending[-1] = Counted(joined(keys), self._pending[-1].tokens)
-        self._flush_alike()
+        self._pending[-1] = replace(self._pending[-1], key=joined(keys))
+        self._forget_alike()
         return keys
 
     def end_observing(self) -> None:
         """The run is over, or what observes it is broken: nothing more of this step is observed."""
         observation, self.observation = self.observation, None
-        outermost, self._outermost = self._outermost, None
+        outermost, self.outermost = self.outermost, None
         if observation is not None:
             observation.leave()
         if outermost is not None:
@@ -348,11 +384,20 @@ class StepObserver:
         for counted in self._pending:
             known = self._alike.get(counted.key)
             if known is None or self._by_parts:
+                if counted.sequences is not None:
+                    counted.tokens, counted.sequences = count_sequences(counted.sequences), None
                 self._add(counted, count_tokens=tokens is None)
-            elif known is counted and tokens is None:
-                counted.times += 1  # type: ignore[operator]  # added up when the tally is drained
+            elif tokens is not None:
+                self.tally.add_flops(known.flops)
             else:
-                self.tally.add(counted.tokens, known.flops, tokens is None)
+                known.times += 1  # added up when the tally is drained
+                if counted.sequences is not None:
+                    known.waiting.append(counted.sequences)
+                    self._waiting += 1
+                elif known.tokens is None:
+                    self.tally.add_tokens(counted.tokens)
+        if self._waiting >= MAX_WAITING:
+            self._add_alike()
         if tokens is not None or not self._pending:
             self._settle_given(tokens)
         elif self._by_parts:
@@ -360,29 +405,25 @@ class StepObserver:
         self.costing.seen += len(self._pending) or 1
         self._steps += 1
         self._pending.clear()
-        self.last_tokens = None
         if not self._by_batch:
             self._begun += 1
             self.due = self._begun >= self._check[1] or bool(self.costing.waiting or self.costing.varying)
 
     def _add(self, counted: Counted, count_tokens: bool) -> None:
-        if self._by_parts:  # which the FLOPs are added by
-            self.tally.add(counted.tokens, NOTHING, count_tokens)
-            return
-        flops = self.costing.flops(counted.key, _processed(counted.tokens))
-        self._keep_if_alike(counted.key, counted.tokens, flops)
-        self.tally.add(counted.tokens, flops, count_tokens)
+        flops: FlopCount | None = NOTHING
+        if not self._by_parts:  # which the FLOPs are added by
+            flops = self.costing.flops(counted.key, _processed(counted.tokens))
+            self._keep_if_alike(counted.key, counted.tokens, flops)
+        self.tally.add_flops(flops)
+        if count_tokens:
+            self.tally.add_tokens(counted.tokens)
 
     def _add_parts(self) -> None:
         known = [counted.tokens.processed for counted in self._pending if counted.tokens is not None]
         parts = self.costing.cut([counted.key for counted in self._pending])
         share = sum(known) // len(parts) if len(known) == len(self._pending) else None
         for key in parts:
-            flops = self.costing.flops(key, share)
-            if flops is None:
-                self.tally.add(None, None, count_tokens=False)
-            else:
-                self.tally.correct(flops)
+            self.tally.add_flops(self.costing.flops(key, share))
 
     def _settle_given(self, tokens: int | TokenCount | None) -> None:
         given = tokens if tokens is None or isinstance(tokens, TokenCount) else TokenCount(int(tokens))
@@ -401,41 +442,55 @@ class StepObserver:
         if flops is None or self._by_calls or len(self._alike) >= MAX_KNOWN or not self.costing.is_final(key):
             return
         alike = count is not None and self._tokens_fn is None and isinstance(count.padding, int)
-        if alike and count is not None and not isinstance(count.loss_tokens, torch.Tensor):
-            self._alike[key] = Counted(key, count, flops, times=0)
-        else:
-            self._alike[key] = Counted(key, None, flops)
+        alike = alike and count is not None and not isinstance(count.loss_tokens, torch.Tensor)
+        self._alike[key] = Known(flops, count if alike else None, Counted(key, count))
 
-    def _flush_alike(self) -> None:
-        for counted in self._alike.values():
-            if counted.times:
-                self.tally.add(counted.tokens, counted.flops, times=counted.times)
+    def _forget_alike(self) -> None:
+        self._add_alike()
         self._alike.clear()
+
+    def _add_alike(self) -> None:
+        for known in self._alike.values():
+            if known.times:
+                self.tally.add_flops(known.flops, known.times)
+                if known.tokens is not None:
+                    self.tally.add_tokens(known.tokens, known.times)
+                known.times = 0
+            if known.waiting:
+                count = count_sequences(join_sequences(known.waiting))
+                self.tally.add_tokens(count, batches=len(known.waiting))
+                known.waiting.clear()
+        self._waiting = 0
 
     def drain(self) -> tuple[Totals, float, int]:
         """`Tally.drain`, with the batches that were alike and the optimizer's part of the steps."""
-        for counted in self._alike.values():
-            if counted.times:
-                self.tally.add(counted.tokens, counted.flops, times=counted.times)
-                counted.times = 0
+        self._add_alike()
         if self.costing.optimizer.model:
-            self.tally.correct(self.costing.optimizer, self._steps)
+            self.tally.add_flops(self.costing.optimizer, self._steps)
         self._steps = 0
         return self.tally.drain()
 
     @property
     def holds_counts(self) -> bool:
         """True if anything was counted since the last `drain`."""
-        return self.tally.batches > 0 or any(counted.times for counted in self._alike.values())
+        return self.tally.batches > 0 or any(known.times for known in self._alike.values())
 
-    def look_for_frozen_layers(self) -> None:
-        """Count anew if layers were frozen or thawed; not at each step, since it reads every parameter's flag."""
+    def look_for_frozen_layers(self, anew: bool = False) -> None:
+        """Count anew if layers were frozen or thawed; not at each step, since it reads every parameter's flag.
+
+        Args:
+            anew: go through the model; else look at the parameters that it had the last time.
+        """
         if self.model is None:
             return
-        trainable = hash(tuple(parameter.requires_grad for parameter in self.model.parameters()))
+        parameters = [each() for each in self._parameters]
+        if anew or not parameters or any(each is None for each in parameters):
+            found = [*self.model.parameters()]
+            self._parameters, parameters = [ref(each) for each in found], [*found]
+        trainable = hash(tuple([each.requires_grad for each in parameters if each is not None]))
         if self._trainable not in (None, trainable):
             self.costing.forget()
-            self._flush_alike()
+            self._forget_alike()
         self._trainable = trainable
 
 

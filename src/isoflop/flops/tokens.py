@@ -7,9 +7,10 @@ loss tokens  labels that count (not −100); recorded beside D, never shrinking 
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -38,8 +39,19 @@ TokensFn = Callable[[Any], "int | TokenCount"]
 """`tokens_fn=`: a batch (Hugging Face: the forward call's keyword arguments) → processed tokens, or all three."""
 
 
-def count_tokens(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> TokenCount | None:
-    """Count the tokens of a batch.
+class Sequences(NamedTuple):
+    """Token sequences of a batch: what their counts are read from."""
+
+    processed: int
+    mask: torch.Tensor | None = None
+    """0 = padding."""
+    labels: torch.Tensor | None = None
+    shifted: bool = False
+    """The first label of a row is no target, for the model shifts them itself."""
+
+
+def find_sequences(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> list[Sequences]:
+    """Token sequences of a batch; none: there are no tokens to be seen (images, ids of a table's rows, another layout).
 
     Args:
         batch: a mapping with `input_ids` (int, [batch, time]) or `inputs_embeds` ([batch, time, width]), and
@@ -51,33 +63,61 @@ def count_tokens(batch: Any, shifted_labels: bool = False, embeds: bool = True) 
         shifted_labels: the model shifts the labels itself (Hugging Face's causal models): the first label of a
             sequence is then no target.
         embeds: the model looks integers up in a table (`looks_integers_up`); else those without a name are no tokens.
-
-    Returns:
-        The counts, or None if there are no tokens to be seen (images, audio, ids of a table's rows, an unknown layout).
     """
     if isinstance(batch, Mapping):
-        return _count_mapping(batch, shifted_labels, embeds)
+        named = [_find_named(batch, prefix, shifted_labels) for prefix in _prefixes(tuple(batch))]
+        found = [each for each in named if each is not None]
+        if not found and embeds and (alike := _find_alike(batch)) is not None:
+            found = [alike]
+        return found or _find_nested(batch.values(), shifted_labels, embeds)
     if isinstance(batch, list | tuple) and batch:
         if isinstance(batch[0], Mapping | list | tuple):
-            nested = [item for item in batch if isinstance(item, Mapping | list | tuple)]
-            return _sum(count_tokens(item, shifted_labels, embeds) for item in nested)
+            return _find_nested(batch, shifted_labels, embeds)
         tokens = batch[0]
         if not (embeds and looks_like_tokens(tokens)) or tokens.dim() < 2 <= len(batch):
-            return None  # one number a sample is a class, or the row of a table (users and items)
+            return []  # one number a sample is a class, or the row of a table (users and items)
         labels = batch[1] if len(batch) == 2 else None  # of three the second may be a mask
         aligned = _holds_tokens(labels) and labels.shape == tokens.shape
-        return TokenCount(tokens.numel(), 0, _loss_tokens(labels) if aligned else None)
-    return TokenCount(batch.numel()) if embeds and looks_like_tokens(batch) else None
+        return [Sequences(tokens.numel(), None, labels if aligned else None)]
+    return [Sequences(batch.numel())] if embeds and looks_like_tokens(batch) else []
 
 
-def _sum(counts: Iterable[TokenCount | None]) -> TokenCount | None:
-    """Counts of several batches at once; those without tokens (images beside the texts) are left out."""
-    found = [count for count in counts if count is not None]
+def count_tokens(batch: Any, shifted_labels: bool = False, embeds: bool = True) -> TokenCount | None:
+    """Count the tokens of a batch (see `find_sequences`); None: there are none to be seen."""
+    return count_sequences(find_sequences(batch, shifted_labels, embeds))
+
+
+def count_sequences(found: Sequence[Sequences]) -> TokenCount | None:
+    """The counts of a batch's sequences, summed; None: there are none."""
     if not found:
         return None
-    labels = [count.loss_tokens for count in found if count.loss_tokens is not None]
-    processed, padding = (sum(part) for part in list(zip(*found, strict=True))[:2])
-    return TokenCount(processed, padding, sum(labels) if len(labels) == len(found) else None)
+    processed = sum(each.processed for each in found)
+    padding = sum(each.mask.numel() - torch.count_nonzero(each.mask) for each in found if each.mask is not None)
+    labels = [each.labels[:, 1:] if each.shifted else each.labels for each in found if each.labels is not None]
+    if len(labels) < len(found):
+        return TokenCount(processed, padding)
+    return TokenCount(processed, padding, sum(torch.count_nonzero(each != IGNORED_LABEL) for each in labels))
+
+
+def copy_sequences(found: Sequence[Sequences]) -> list[Sequences]:
+    """With copies of masks and labels, to be counted later: a model or a loop may write to its own."""
+    return [
+        Sequences(n, None if mask is None else mask.clone(), None if labels is None else labels.clone(), shifted)
+        for n, mask, labels, shifted in found
+    ]
+
+
+def join_sequences(batches: Sequence[Sequence[Sequences]]) -> list[Sequences]:
+    """The sequences of several batches of one shape, as those of one batch."""
+
+    def of_all(name: str, each: Sequence[Sequences]) -> torch.Tensor | None:
+        first = getattr(each[0], name)
+        return None if first is None else torch.cat([getattr(one, name) for one in each])
+
+    return [
+        Sequences(sum(one.processed for one in each), of_all("mask", each), of_all("labels", each), each[0].shifted)
+        for each in zip(*batches, strict=True)
+    ]
 
 
 def looks_integers_up(model: nn.Module) -> bool:
@@ -117,16 +157,20 @@ MASKS, LABELS = ("attention_mask",), ("labels", "targets", "target", "y")
 _IDS = re.compile(r"^(?!decoder_)(.*?)(input_ids|inputs_embeds|token_ids|tokens)$")
 
 
-def _count_mapping(batch: Mapping[str, Any], shifted_labels: bool, embeds: bool) -> TokenCount | None:
-    prefixes = {found[1]: None for name in batch if isinstance(name, str) and (found := _IDS.match(name))}
-    count = _sum(_count_named(batch, prefix, shifted_labels) for prefix in prefixes)
-    if count is not None or (embeds and (count := _count_alike(batch)) is not None):
-        return count
-    nested = (item for item in batch.values() if isinstance(item, Mapping | list | tuple))
-    return _sum(count_tokens(item, shifted_labels, embeds) for item in nested)
+@functools.lru_cache(maxsize=256)
+def _prefixes(names: tuple[Any, ...]) -> tuple[str, ...]:
+    """Of the token sequences in a batch of these names."""
+    matches = (_IDS.match(name) for name in names if isinstance(name, str))
+    return tuple(dict.fromkeys(match[1] for match in matches if match))
 
 
-def _count_alike(batch: Mapping[str, Any]) -> TokenCount | None:
+def _find_nested(items: Iterable[Any], shifted_labels: bool, embeds: bool) -> list[Sequences]:
+    """Those of several batches at once; items without tokens (images beside the texts) are left out."""
+    nested = [item for item in items if isinstance(item, Mapping | list | tuple)]
+    return [each for item in nested for each in find_sequences(item, shifted_labels, embeds)]
+
+
+def _find_alike(batch: Mapping[str, Any]) -> Sequences | None:
     """Of tensors under any names: all are integers of one shape, ids beside their targets."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     ids = next(iter(tensors.values()), None)
@@ -135,30 +179,29 @@ def _count_alike(batch: Mapping[str, Any]) -> TokenCount | None:
     if not all(_holds_tokens(value) and value.shape == ids.shape for value in tensors.values()):
         return None
     mask, labels = (next((tensors[n] for n in names if n in tensors), None) for names in (MASKS, LABELS))
-    padding: Count = 0 if mask is None else ids.numel() - torch.count_nonzero(mask)
-    return TokenCount(ids.numel(), padding, None if labels is None else _loss_tokens(labels))
+    return Sequences(ids.numel(), mask, labels)
 
 
-def _count_named(batch: Mapping[str, Any], prefix: str, shifted_labels: bool) -> TokenCount | None:
-    names = (f"{prefix}{name}" for name in ("input_ids", "token_ids", "tokens"))
-    tokens = next((value for name in names if _holds_tokens(value := batch.get(name))), None)
-    if tokens is not None:
-        processed = tokens.numel()
+def _find_named(batch: Mapping[str, Any], prefix: str, shifted_labels: bool) -> Sequences | None:
+    for name in ("input_ids", "token_ids", "tokens"):
+        tokens = batch.get(f"{prefix}{name}")
+        if _holds_tokens(tokens):
+            processed = tokens.numel()
+            break
     else:
         embeds = batch.get(f"{prefix}inputs_embeds")
         if not isinstance(embeds, torch.Tensor) or embeds.dim() != 3:
             return None
         processed = embeds.shape[0] * embeds.shape[1]
-    padding: Count = 0
     mask = batch.get(f"{prefix}attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and mask.numel() == processed:
-        padding = processed - torch.count_nonzero(mask)
-    labels = batch.get(f"{prefix}shift_labels")
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or mask.numel() != processed:
+        mask = None
+    labels, shifted = batch.get(f"{prefix}shift_labels"), False
     if labels is None:
-        labels = batch.get(f"{prefix}labels", batch.get(f"{prefix}targets"))
-        if shifted_labels and _holds_tokens(labels) and labels.dim() == 2:
-            labels = labels[:, 1:]
-    return TokenCount(processed, padding, _loss_tokens(labels) if _holds_tokens(labels) else None)
+        labels, shifted = batch.get(f"{prefix}labels", batch.get(f"{prefix}targets")), shifted_labels
+    if not _holds_tokens(labels):
+        return Sequences(processed, mask)
+    return Sequences(processed, mask, labels, shifted and labels.dim() == 2)
 
 
 def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
@@ -169,7 +212,3 @@ def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
 def looks_like_tokens(value: Any) -> TypeGuard[torch.Tensor]:
     """Where nothing is named: neither an image (of bytes, in three or four dimensions) nor a mask."""
     return _holds_tokens(value) and value.dim() <= 2
-
-
-def _loss_tokens(labels: Any) -> Count:
-    return torch.count_nonzero(labels != IGNORED_LABEL)

@@ -145,39 +145,39 @@ class Tally:
         self.batches = 0
         """(Micro-)batches since the last `drain`."""
 
-    def add(
-        self, tokens: TokenCount | None, flops: FlopCount | None, count_tokens: bool = True, times: int = 1
-    ) -> None:
-        """One (micro-)batch, or `times` that are alike; None: unknown. Without `count_tokens` its FLOPs alone."""
+    def add(self, tokens: TokenCount | None, flops: FlopCount | None) -> None:
+        """One (micro-)batch; None: unknown."""
+        self.add_flops(flops)
+        self.add_tokens(tokens)
+
+    def add_flops(self, flops: FlopCount | None, times: int = 1) -> None:
+        """FLOPs, maybe negative, without a batch; None: unknown."""
         if flops is None:
             self._counts[_WITHOUT_FLOPS] += times
         else:
-            self.correct(flops, times)
-        if count_tokens:
-            self.add_tokens(tokens, times)
+            parts = (flops.model, flops.hardware, flops.attention, flops.no_grad, flops.optimizer)
+            for i, part in enumerate(parts, _FLOPS):
+                self._counts[i] += part * times
 
-    def correct(self, flops: FlopCount, times: int = 1) -> None:
-        """Add FLOPs, maybe negative, without a batch."""
-        parts = (flops.model, flops.hardware, flops.attention, flops.no_grad, flops.optimizer)
-        for i, part in enumerate(parts, _FLOPS):
-            self._counts[i] += part * times
-
-    def add_tokens(self, count: TokenCount | None, times: int = 1) -> None:
-        """The tokens of one (micro-)batch, or of `times` that are alike; None: unknown."""
-        self.batches += times
+    def add_tokens(self, count: TokenCount | None, times: int = 1, batches: int = 1) -> None:
+        """The tokens of a number of (micro-)batches together, and `times` as many; None: unknown."""
+        self.batches += times * batches
         if count is None:
-            self._counts[_WITHOUT_TOKENS] += times
+            self._counts[_WITHOUT_TOKENS] += times * batches
             return
-        self._counts[0] += count.processed * times
-        self._padding.add(count.padding, times, owned=True)
-        if count.loss_tokens is None:
-            self._counts[_WITHOUT_LABELS] += times
+        processed, padding, loss_tokens = count
+        self._counts[0] += processed * times
+        self._padding.add(padding, times, owned=True)
+        if loss_tokens is None:
+            self._counts[_WITHOUT_LABELS] += times * batches
         else:
-            self._loss_tokens.add(count.loss_tokens, times, owned=True)
+            self._loss_tokens.add(loss_tokens, times, owned=True)
 
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
-        if isinstance(loss, torch.Tensor):
+        if type(loss) is torch.Tensor and loss.is_cpu and not owned:  # nothing waits for the host
+            self._loss_sum.number += loss.item() * scale
+        elif isinstance(loss, torch.Tensor):
             placements = getattr(loss, "placements", None)
             if placements is not None:  # a DTensor, under torch's loss_parallel
                 if not all(placement.is_replicate() for placement in placements):
@@ -217,9 +217,14 @@ def as_float(loss: Loss) -> float:
 def read_scalars(scalars: Sequence[torch.Tensor]) -> list[float]:
     """The values of tensors of one element, in double precision, with one wait a device."""
     groups: dict[Any, list[int]] = {}
-    for i, each in enumerate(scalars):
-        groups.setdefault((each.device, each.dtype), []).append(i)
     values = [0.0] * len(scalars)
+    for i, each in enumerate(scalars):
+        if each.is_cpu:
+            values[i] = each.item()
+        else:
+            groups.setdefault((each.device, each.dtype), []).append(i)
+    if not groups:
+        return values
     with torch.no_grad():
         stacks = {kind: torch.stack([scalars[i].reshape(()) for i in where]) for kind, where in groups.items()}
         for device in {device for device, _ in groups}:

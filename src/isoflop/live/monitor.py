@@ -33,7 +33,7 @@ from isoflop.flops.totals import (
     world_size,
 )
 from isoflop.forecast import Forecast, NoForecast
-from isoflop.guard import UNKNOWN, attempt, declare, hook, pass_on
+from isoflop.guard import UNKNOWN, declare, hook, pass_on
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
 from isoflop.live.header import describe_counting, run_header
@@ -55,7 +55,9 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 
-COUNTING, SETTLING = "counting the batch", "settling the step"
+COUNTING = "counting the batch"
+SETTLING = declare("settling the step", UNKNOWN)
+READING = declare("reading the counts", UNKNOWN)
 TASK = declare("recognising the task", "the run counts as pretraining from scratch")
 
 
@@ -183,9 +185,7 @@ class Monitor(PlainLoop, Display):
     @hook(COUNTING, UNKNOWN)
     def batch(self, batch: Any) -> None:
         """A micro-batch goes into a trainer's step, which `end_batch` ends."""
-        if self._device is None:
-            self._see_first_batch()
-        self._read_learning_rate()
+        self._begin()
         self.noise.micro_batches += 1
         if self.noise.armed:
             self.noise.begin(self.observer.count(batch))
@@ -193,26 +193,32 @@ class Monitor(PlainLoop, Display):
 
     @hook(COUNTING, UNKNOWN)
     def end_batch(self) -> None:
-        """… and is over."""
+        """… and is over; needed only where the observer is at work."""
         self.observer.end_batch()
 
     @hook(COUNTING, UNKNOWN)
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that is the model's own forward call."""
+        self._begin()
+        self.observer.forward(module, args, kwargs)
+        if not self._marked:
+            self.noise.micro_batches += 1
+            if self.noise.armed:
+                # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
+                self.noise.begin(self.observer.count_call(module, args, kwargs), "num_items_in_batch" in kwargs or None)
+
+    def _begin(self) -> None:
+        """Before a micro-batch: the device, once, and the learning rate that its step will use."""
         if self._device is None:
-            self._see_first_batch()
+            self.start()
+            self._see_device()
+            self._ddp = ddp_around(self._model)
         try:
             groups = getattr(self.run.optimizer, "param_groups", None)
             if groups:  # now, for after the step it may be the next one's
                 self._lr = groups[0].get("lr")
         except Exception as error:  # of an optimizer of the user's own making; counting goes on
             pass_on(error)
-        self.observer.forward(module, args, kwargs)
-        if not self._marked:
-            self.noise.micro_batches += 1
-            if self.noise.armed:
-                # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
-                self.noise.begin(self.observer.last_tokens, "num_items_in_batch" in kwargs or None)
 
     @hook("adding the loss", "the training loss is not recorded")
     def loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
@@ -240,9 +246,14 @@ class Monitor(PlainLoop, Display):
             self.start()
         if loss is not None:
             self.loss(loss)
-        self._settle(tokens)
-        if self.observer.observation is not None:  # what should have ended it has stepped aside
-            self.observer.end_observing()
+        guard, observer = self.guard, self.observer
+        if COUNTING not in guard.aside and SETTLING not in guard.aside:
+            try:
+                observer.settle(tokens)
+            except Exception as error:  # the boundary: whatever it is, it must not reach training
+                guard.failed(SETTLING, error)
+        if observer.observation is not None:  # what should have ended it has stepped aside
+            observer.end_observing()
         if not self._opened:
             self._agree()
             self._open_record()
@@ -262,8 +273,9 @@ class Monitor(PlainLoop, Display):
                 )
             else:
                 self.log()
-        if self.observer.due and not (self._finished or last):
-            self._observe_next()  # last, for it counts what runs from here on
+        if observer.due and not (self._finished or last) and guard.open(SETTLING):
+            with guard.part(SETTLING):
+                observer.observe_next()  # last, for it counts what runs from here on
 
     # -- log steps ---------------------------------------------------------------------------------------------
 
@@ -284,7 +296,7 @@ class Monitor(PlainLoop, Display):
             return
         self._logged_at = self.steps
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
-        if summed := self._sum(self.noise.row(self._clock.training_time) or self.noise.nothing):
+        if summed := self._sum(self.noise.row(self._clock.times()[1]) or self.noise.nothing):
             self.noise.fold(summed, self.updates)
         self._log(train_loss)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
@@ -294,8 +306,7 @@ class Monitor(PlainLoop, Display):
     @hook("logging", "nothing more is recorded or shown")
     def _log(self, train_loss: float | None) -> None:
         if self._model is None:
-            self._see_device()
-            self._read_learning_rate()
+            self._begin()
         loss_sum, losses = self._loss
         if train_loss is not None and math.isfinite(loss_sum):
             # a trainer does not keep, through a resume, the losses since its last log step
@@ -318,6 +329,7 @@ class Monitor(PlainLoop, Display):
 
     def _now(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
         """The run as it stands, without what the parts add."""
+        wall_time, training_time = self._clock.times()
         return LogStep(
             step=self.steps,
             updates=self.updates,
@@ -330,8 +342,8 @@ class Monitor(PlainLoop, Display):
             run_id=self.recorder.run_id,
             parameters=self.observer.costing.parameters,
             lr=None if self._lr is None else float(self._lr),
-            wall_time=self._clock.wall_time,
-            training_time=self._clock.training_time,
+            wall_time=wall_time,
+            training_time=training_time,
             devices=world_size(),
             peak=None if self._device is None else self._device.peak,
             counting=describe_counting(self.observer),
@@ -351,7 +363,7 @@ class Monitor(PlainLoop, Display):
         if not self._ranks.several:
             self.sync()
         if self._model is None:
-            self._read_learning_rate()
+            self._begin()
         # on several ranks of a plain loop the others may not be here: what is counted since the last log step is theirs
         step = self._between(summed=self.run.together or not self._ranks.several)
         self._each_part(lambda part: part.evaluate(name, value, step))
@@ -388,7 +400,12 @@ class Monitor(PlainLoop, Display):
 
     def _sum(self, noise: list[float]) -> list[float]:
         """Add what every rank has counted to the totals; returns the sums of `noise`, none if that failed."""
-        part, loss_sum, losses = self._drain() or (UNCOUNTED, 0.0, 0)
+        part, loss_sum, losses = UNCOUNTED, 0.0, 0.0
+        if READING not in self.guard.aside:
+            try:
+                part, loss_sum, losses = self.observer.drain()
+            except Exception as error:  # the boundary: this rank takes part in the sum all the same
+                self.guard.failed(READING, error)
         if self.guard.aside and not self.guard.counts:
             part = part._replace(without_tokens=1, without_labels=1, without_flops=1)
         if self._ranks.several:
@@ -399,10 +416,6 @@ class Monitor(PlainLoop, Display):
         self.totals = self.totals.plus(part)
         self._loss = (self._loss[0] + loss_sum, self._loss[1] + round(losses))
         return noise
-
-    @hook("reading the counts", UNKNOWN)
-    def _drain(self) -> tuple[Totals, float, float]:
-        return self.observer.drain()
 
     def _agree(self) -> None:
         """Go by the settings of the first rank, once all are here."""
@@ -486,24 +499,6 @@ class Monitor(PlainLoop, Display):
             self._uncounted = True
 
     # -- inside ------------------------------------------------------------------------------------------------
-
-    def _see_first_batch(self) -> None:
-        self.start()
-        self._see_device()
-        self._ddp = ddp_around(self._model)
-
-    def _read_learning_rate(self) -> None:
-        if self.run.optimizer is not None:
-            self._lr = attempt(lambda: self.run.optimizer.param_groups[0].get("lr"))
-
-    @hook(SETTLING, UNKNOWN)
-    def _observe_next(self) -> None:
-        self.observer.observe_next()
-
-    @hook(SETTLING, UNKNOWN)
-    def _settle(self, tokens: int | TokenCount | None) -> None:
-        if COUNTING not in self.guard.aside:
-            self.observer.settle(tokens)
 
     def _open_record(self) -> None:
         self._opened = True

@@ -48,7 +48,7 @@ from isoflop.noise.estimator import (
     unpacked,
 )
 from isoflop.noise.sources import HOOKS, MicroBatches, choose_source, denominators, settled
-from isoflop.noise.split import Unsplittable, batch_size, halves, refusal
+from isoflop.noise.split import Unsplittable, batch_size, compare, halves, refusal
 
 MEASURING = "measuring the noise scale"
 SPLIT_EVERY = 32
@@ -126,7 +126,7 @@ class Noise(Part):
         self._expected: int | None = None  # backward passes a step
         self._by_tokens = False
         self._settled = False
-        self._may_split = self._splitting = False
+        self._may_split = self._compared = self._splitting = False
         self._keeps_v, self._in_vain = False, 0
         self._unmeasured = 0
         self._seconds = 0.0  # spent on the host since the last log step
@@ -169,13 +169,19 @@ class Noise(Part):
         )
 
     @hook("splitting the step", "no step is split")
-    def halves(self, batch: Any, count: Callable[[Any], TokenCount | None]) -> list[Half] | None:
+    def halves(
+        self,
+        batch: Any,
+        count: Callable[[Any], TokenCount | None],
+        losses: Callable[[list[Any]], Sequence[Any]] | None = None,
+    ) -> list[Half] | None:
         """The batch of a step that is to be split, in two; None: this step is not.
 
         Args:
             batch: sequences along the first dimension of each tensor.
             count: tokens of a batch. Where labels differ their numbers are read here: the one wait outside of a log
                 step, and on split steps alone.
+            losses: of batches, for the one check that the halves' make up the whole's; None: no check.
         """
         if not self.splits or not self.guard.open(HOOKS):
             return None
@@ -198,8 +204,14 @@ class Noise(Part):
         if min(known) <= 0:  # a mean over no labels would be NaN
             self._disarm()
             return None
-        self._splitting = True
         shares = [value / sum(known) for value in known]
+        if losses is not None and not self._compared:
+            self._compared = True
+            reason = compare(self._model, lambda: losses([batch, *parts]), shares[0])
+            if reason is not None:
+                self.refuse(reason)
+                return None
+        self._splitting = True
         return [Half(part, share, w) for part, share, w in zip(parts, shares, weights, strict=True)]
 
     def begin_half(self, half: Half, first: bool) -> None:
@@ -331,6 +343,9 @@ class Noise(Part):
         """Take what all ranks have measured: the sums of their rows."""
         ranks = world_size()
         seconds, elapsed = summed[0] / ranks, summed[1] / ranks
+        before, self._collected = self._collected, (step, elapsed)
+        if not self._rows and not (self.active and self.next_step < math.inf):  # no step is measured any more
+            return
         rows = self._rows if ranks == 1 else unpacked(summed[2:], self._rows, ranks)
         if not (self.guard.open(MEASURING) and self.guard.open(HOOKS)):
             self.detach()
@@ -344,7 +359,6 @@ class Noise(Part):
             if isinstance(preconditioned, StepEstimate):
                 self.preconditioned.add(preconditioned.gradient, preconditioned.variance)
             self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
-        before, self._collected = self._collected, (step, elapsed)
         if seconds or rows:
             self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
         if self._source is not None and not self._settled:

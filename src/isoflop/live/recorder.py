@@ -32,11 +32,14 @@ NOT_COUNTED = (
     "tokens and FLOPs in between are not counted"
 )
 MAX_EARLY = 100
-KEPT = (
-    *("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high"),
-    *("b_simple", "b_simple_low", "b_simple_high", "b_simple_raw", "b_crit", "b_crit_sigma", "batch_over_b_crit"),
-    *("s_min", "e_min", "flops_no_grad", "flops_optimizer"),
-)
+KEPT = {
+    f"isoflop/{name}"
+    for name in (
+        *("tokens_per_second_per_device", "tflops_per_device", "mfu", "forecast_loss", "forecast_low", "forecast_high"),
+        *("b_simple", "b_simple_low", "b_simple_high", "b_simple_raw", "b_crit", "b_crit_sigma", "batch_over_b_crit"),
+        *("s_min", "e_min", "flops_no_grad", "flops_optimizer"),
+    )
+}
 """Scalars that a point keeps, as logged last."""
 
 
@@ -203,7 +206,7 @@ def point_of(step: LogStep, losses: Mapping[str, float | None] | None = None, in
         extra={
             name.removeprefix("isoflop/"): value
             for name, value in scalars.items()
-            if name.removeprefix("isoflop/") in KEPT or name.startswith("isoflop/offset/")
+            if name in KEPT or name.startswith("isoflop/offset/")
         },
     )
 

@@ -80,18 +80,9 @@ _GROUPS: dict[str, str] = {
     "tokens_per_param_non_embedding batch_tokens n_opt",
     "speed": "goodput tokens_per_second_per_device tflops_per_device mfu_causal",
 }
-_GROUP_OF = {f"isoflop/{name}": f"isoflop_{group}/{name}" for group, names in _GROUPS.items() for name in names.split()}
-
-
-def tensorboard_tag(name: str) -> str:
-    """A scalar's tag in TensorBoard, which shows the group before the slash as a section, twelve charts of it at once.
-
-    The group `isoflop` keeps the headline: losses, against compute too, forecast, tokens per parameter, MFU.
-
-    >>> tensorboard_tag("isoflop/b_crit"), tensorboard_tag("isoflop/forecast_loss")
-    ('isoflop_batch/b_crit', 'isoflop/forecast_loss')
-    """
-    return _GROUP_OF.get(name, name)
+TAGS = {f"isoflop/{name}": f"isoflop_{group}/{name}" for group, names in _GROUPS.items() for name in names.split()}
+"""Scalars with another tag in TensorBoard, which shows the group before the slash as a section, twelve charts of it
+at once. The group `isoflop` keeps the headline: losses, against compute too, forecast, tokens per parameter, MFU."""
 
 
 _BAND = ["isoflop/forecast_loss", "isoflop/forecast_low", "isoflop/forecast_high"]

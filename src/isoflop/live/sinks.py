@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.console import html_table
-from isoflop.guard import TERMINAL, declare
+from isoflop.guard import declare
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scalars import CHARTS, FRONTIER, AxisPoint, ComputeAxes, log_step, tensorboard_tag
+from isoflop.live.scalars import CHARTS, FRONTIER, TAGS, AxisPoint, ComputeAxes, log_step
 from isoflop.record.thinned import due
 
 
@@ -99,7 +99,7 @@ class Sinks(Part):
         self._unprinted = step
         if due(self._log_steps):
             self._unprinted = None
-            self._print(step)
+            self._guard.tell(self._run.say, lambda: interval_line(step.step, step.scalars))
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Write an evaluation's loss against compute."""
@@ -108,14 +108,11 @@ class Sinks(Part):
             tag = f"isoflop/1000log10C_eval_{name.replace('/', '_')}"
             self._run.draw(step.step, [AxisPoint(tag, loss, at)])
 
-    def _print(self, step: LogStep) -> None:
-        with self._guard.part(TERMINAL):
-            self._guard.tell(self._run.say, interval_line(step.step, step.scalars))
-
     def close(self, step: LogStep, completed: bool) -> None:
         """Close every sink, and print the last line."""
-        if self._unprinted is not None:
-            self._print(self._unprinted)
+        last = self._unprinted
+        if last is not None:
+            self._guard.tell(self._run.say, lambda: interval_line(last.step, last.scalars))
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()
@@ -136,7 +133,7 @@ def summary(scalars: Mapping[str, float]) -> Any:
     """TensorBoard's summary of numbers at one step, by their tags there."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return Summary(value=[Summary.Value(tag=tensorboard_tag(tag), simple_value=v) for tag, v in scalars.items()])
+    return Summary(value=[Summary.Value(tag=TAGS.get(tag, tag), simple_value=v) for tag, v in scalars.items()])
 
 
 class TensorBoardSink:
