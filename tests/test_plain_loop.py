@@ -85,17 +85,18 @@ def test_runs_in_one_folder_keep_their_own_charts_and_passports(tmp_path: Path) 
     def events(folder: Path) -> list[Path]:
         return sorted(folder.glob("events.out.tfevents.*"))
 
+    run_ids = []
     for name in (None, "wide/2", "wide/2"):
         with isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2, run_name=name) as monitor:
             for _ in range(4):
                 monitor.step(2.5, tokens=100)
             state = monitor.state_dict()
-    runs = {run.run_id: run for run in read_runs(tmp_path)}
-    first, second, third = (tmp_path, tmp_path / "wide-2", tmp_path / max(runs))
-    for folder, run_id in zip((first, second, third), sorted(runs), strict=True):
+        run_ids += [run.run_id for run in read_runs(tmp_path) if run.run_id not in run_ids]
+    first, second, third = (tmp_path, tmp_path / "wide-2", tmp_path / run_ids[2])
+    for folder, run_id in zip((first, second, third), run_ids, strict=True):
         assert len(events(folder)) == 1
         assert json.loads((folder / "isoflop-passport.json").read_text())["run_id"] == run_id
-    assert len(runs) == 3  # the records lie side by side
+    assert len(run_ids) == 3  # the records lie side by side
     resumed = isoflop.Monitor(num_params=10, record_dir=tmp_path, log_every=2)
     state["recorder"]["own"] = "wide-2"
     resumed.load_state_dict(state)

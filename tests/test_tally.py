@@ -149,6 +149,7 @@ def test_one_read_for_everything_on_a_device(monkeypatch: pytest.MonkeyPatch):
     tally.add_tokens(TokenCount(3, torch.tensor(1), torch.tensor(2)))
     tally.add_loss(torch.tensor(0.5))
     reads: list[str] = []
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     for name in ("item", "tolist", "cpu", "__int__", "__float__", "__bool__"):
         real = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, n=name, r=real: reads.append(n) or r(self, *a))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import ref
@@ -33,6 +33,8 @@ from isoflop.flops.tokens import (
     TokensFn,
     copy_sequences,
     count_sequences,
+    describe_batch,
+    example_for,
     find_sequences,
     join_sequences,
     looks_integers_up,
@@ -271,8 +273,8 @@ class StepObserver:
         if count is None:
             self._say(
                 "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
-                f"got {_describe(batch)}. Without tokens there are no tokens/s, tokens per parameter, forecast, noise "
-                f"scale, or advice on size and batch: pass {_example(batch)}"
+                f"got {describe_batch(batch)}. Without tokens there are no tokens/s, tokens per parameter, forecast, "
+                f"noise scale, or advice on size and batch: pass {example_for(batch)}"
             )
         return count
 
@@ -507,25 +509,3 @@ def is_compiled(model: nn.Module) -> bool:
 
 def _processed(count: TokenCount | None) -> int | None:
     return None if count is None else count.processed
-
-
-def _example(batch: Any) -> str:
-    """What to pass as `tokens_fn=` for a batch like this one, by the names in it."""
-    pairs = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, list | tuple) else ())
-    tensors = [(key, value) for key, value in pairs if isinstance(value, torch.Tensor) and value.dim() > 1]
-    found = next((key for key, value in tensors if not value.is_floating_point()), tensors[0][0] if tensors else None)
-    if found is None:
-        return "tokens_fn=, a function of such a batch"
-    key = f'"{found}"' if isinstance(found, str) else found
-    return f"tokens_fn=lambda batch: batch[{key}].numel(), if these are its tokens"
-
-
-def _describe(batch: Any) -> str:
-    if isinstance(batch, Mapping):
-        return "a mapping of " + ", ".join(f"{key}: {_describe(value)}" for key, value in list(batch.items())[:6])
-    if isinstance(batch, list | tuple):
-        return f"a {type(batch).__name__} of ({', '.join(_describe(item) for item in batch[:6])})"
-    shape = getattr(batch, "shape", None)
-    if shape is not None:
-        return f"{type(batch).__name__} {tuple(shape)} of {str(getattr(batch, 'dtype', '?')).removeprefix('torch.')}"
-    return type(batch).__name__

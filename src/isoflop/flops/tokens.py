@@ -212,3 +212,26 @@ def _holds_tokens(value: Any) -> TypeGuard[torch.Tensor]:
 def looks_like_tokens(value: Any) -> TypeGuard[torch.Tensor]:
     """Where nothing is named: neither an image (of bytes, in three or four dimensions) nor a mask."""
     return _holds_tokens(value) and value.dim() <= 2
+
+
+def example_for(batch: Any) -> str:
+    """What to pass as `tokens_fn=` for a batch like this one, by the names in it."""
+    pairs = batch.items() if isinstance(batch, Mapping) else enumerate(batch if isinstance(batch, list | tuple) else ())
+    tensors = [(key, value) for key, value in pairs if isinstance(value, torch.Tensor) and value.dim() > 1]
+    found = next((key for key, value in tensors if not value.is_floating_point()), tensors[0][0] if tensors else None)
+    if found is None:
+        return "tokens_fn=, a function of such a batch"
+    key = f'"{found}"' if isinstance(found, str) else found
+    return f"tokens_fn=lambda batch: batch[{key}].numel(), if these are its tokens"
+
+
+def describe_batch(batch: Any) -> str:
+    """Its layout in words, for a message."""
+    if isinstance(batch, Mapping):
+        return "a mapping of " + ", ".join(f"{key}: {describe_batch(value)}" for key, value in list(batch.items())[:6])
+    if isinstance(batch, list | tuple):
+        return f"a {type(batch).__name__} of ({', '.join(describe_batch(item) for item in batch[:6])})"
+    shape = getattr(batch, "shape", None)
+    if shape is not None:
+        return f"{type(batch).__name__} {tuple(shape)} of {str(getattr(batch, 'dtype', '?')).removeprefix('torch.')}"
+    return type(batch).__name__
