@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from isoflop.cli import app
 from isoflop.ladder.recipe import recipe_of
+from isoflop.laws.papers import published
 
 
 @pytest.mark.parametrize(("N", "flops"), [(2.9e8, 1e19), (2.9e9, 1e21), (9.1e9, 1e22), (7e10, 6e23)])
@@ -93,3 +94,34 @@ def test_hours_are_the_budget_or_limit_it() -> None:
     assert flops(*hours, "--flops", "1e20") == pytest.approx(1e20)
     done = CliRunner().invoke(app, ["plan", "--max-hours", "5"])
     assert done.exit_code == 1 and "--max-hours needs --devices" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "asked", [["--law", "chinchilla-refit"], [], ["--law", "muennighoff2023", "--unique-tokens", "9B"]]
+)
+def test_the_loss_is_that_of_the_size_and_data_printed_with_it(asked: list[str]) -> None:
+    plan = ["plan", "--flops", "1e21", *asked]
+    found = json.loads(CliRunner().invoke(app, [*plan, "--json"]).stdout)
+    recipe = found["recipe"]
+    law = published(asked[1] if asked else "chinchilla-refit").law
+    shape = recipe_of(found["N"], 1e21, convention=found["n_convention"])
+    assert law is not None and shape is not None and recipe["N"] == shape.N
+    N, D = float(shape.counted), recipe["D"]
+    assert recipe["L"] == pytest.approx(float(law.loss(N=N, D=D, U=min(D, 9e9) if len(asked) > 2 else D)), abs=1e-6)
+    assert recipe["L"] > found["L"]  # attention takes a tenth of the budget
+    first = CliRunner().invoke(app, plan, env={"COLUMNS": "100"}).stdout.split("\n\n")[0]
+    assert f"loss    {recipe['L']:.3f}" in first and f"{recipe['D'] / 1e9:.3g}B tokens" in first
+
+
+@pytest.mark.parametrize("convention", ["total", "non_embedding", "non_embedding_with_head"])
+@pytest.mark.parametrize("N", [5e6, 2e8, 7e10])
+def test_a_recipe_has_the_size_that_the_laws_n_counts(N: float, convention: str) -> None:
+    found = recipe_of(N, 120 * N * N, convention=convention)  # type: ignore[arg-type]
+    assert found is not None
+    assert found.counted == found.shape.parameters[convention]
+    assert abs(math.log(found.counted / N)) < 0.12
+
+
+def test_a_size_that_a_family_does_not_have_is_told() -> None:
+    done = CliRunner().invoke(app, ["plan", "--flops", "1e15", "--law", "kaplan2020-allocation", "--tokens", "1e13"])
+    assert done.exit_code == 0 and "no recipe: llama has no configuration of about 16.7 parameters" in done.stderr

@@ -111,20 +111,21 @@ def plan(
             budgets=None if budgets is None else amounts("--budgets", budgets),
             labels=None if own is None else own.labels,
         )
-        recipe = None
-        if answer.convention in ("non_embedding_with_head", "unknown"):
-            options = {"model": model, "optimizer": optimizer, "experts": experts, "top_k": top_k}
-            recipe = recipe_of(answer.N, answer.flops, tokens, **options)  # type: ignore[arg-type]
+        options = {"model": model, "optimizer": optimizer, "experts": experts, "top_k": top_k}
+        recipe = recipe_of(answer.N, answer.flops, tokens, **options, convention=answer.convention)  # type: ignore[arg-type]
+        if recipe is None:
+            tell("plan", f"no recipe: {model} has no configuration of about {answer.N:.3g} parameters")
     if as_json:
-        print_json(as_object(answer, cost) | {"recipe": None if recipe is None else recipe_as_object(recipe)})
+        print_json(as_object(answer, cost) | {"recipe": None if recipe is None else recipe_as_object(recipe, answer)})
         return
     if recipe is not None:
         _print_recipe(recipe, answer, cost, count)
-    _print(answer, cost, recipe is not None)
+    _print(answer, cost, recipe)
 
 
-def recipe_as_object(recipe: TrainingRecipe) -> dict[str, Any]:
-    """What `--json` prints of it."""
+def recipe_as_object(recipe: TrainingRecipe, answer: Plan) -> dict[str, Any]:
+    """What `--json` prints of it; the loss is that of its own N and D."""
+    loss, between = answer.loss_at(recipe.counted, recipe.tokens)
     names = {
         "D": "tokens",
         "batch_tokens": "batch",
@@ -135,7 +136,13 @@ def recipe_as_object(recipe: TrainingRecipe) -> dict[str, Any]:
     return {
         "config": {key: value for key, value in recipe.shape.config().items() if key != "hf"},
         **picked(recipe, "N batch_range steps weight_decay timescale optimizer", total_parameters="total", **names),
+        "L": loss,
+        "L_interval": None if between is None else list(map(finite, between)),
     }
+
+
+COUNTED_AS = {"total": "in all", "non_embedding": "without embedding and head"}
+"""What a law's N counts, where that is not what a recipe's does."""
 
 
 def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, count: int) -> None:
@@ -143,14 +150,19 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
     from isoflop.ladder.recipe import MUON, MUON_GAIN
     from isoflop.laws.frontier import short
 
-    shape, between = recipe.shape, answer.intervals or {}
+    shape = recipe.shape
 
-    def ends(name: str, write: Callable[[float], str]) -> str:
-        return " [{}, {}]".format(*map(write, between[name])) if name in between else ""
+    def ends(interval: tuple[float, float] | None, write: Callable[[float], str]) -> str:
+        return "" if interval is None else " [{}, {}]".format(*map(write, interval))
 
     family = "GPT-2" if shape.family.gpt2 else shape.family.name.capitalize()
     kind = f"{shape.depth} layers, width {shape.width:,}, {shape.heads} heads, MLP {shape.mlp_width:,}"
-    size = f"{short(recipe.N)} parameters with the head{ends('N', short)}"
+    sizes = ends((answer.intervals or {}).get("N"), short)
+    if answer.convention in COUNTED_AS:
+        counted = f"{short(recipe.counted)} parameters {COUNTED_AS[answer.convention]}"
+        size = f"{counted}{sizes}, {short(recipe.N)} with the head"
+    else:
+        size = f"{short(recipe.N)} parameters with the head{sizes}"
     if recipe.experts > 1:
         kind += f" in {recipe.experts} experts of {max(1, shape.mlp_width // recipe.top_k):,}, top {recipe.top_k}"
         size = f"{short(recipe.N)} of {short(recipe.total)} parameters active"
@@ -173,8 +185,10 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         "decay": f"weight decay {recipe.weight_decay:g}; τ = B/(η·λ·D) = {recipe.timescale:.2g}: keep it "
         "where B or η change",
     }
-    if answer.L is not None:
-        rows["loss"] = f"{answer.L:.3f}{ends('loss', '{:.3f}'.format)} nats per token at {answer.level:.0%}"
+    loss, between = answer.loss_at(recipe.counted, recipe.tokens)
+    if loss is not None:
+        level = f" at {answer.level:.0%}" if between else ""
+        rows["loss"] = f"{loss:.3f}{ends(between, '{:.3f}'.format)} nats per token{level}, of this size and data"
     if cost is not None and (hours := cost.gpu_hours(answer.total_flops)) is not None:
         dollars = cost.usd(answer.total_flops)
         served = ", for training and serving" if answer.total_flops > answer.flops else ""
@@ -218,12 +232,16 @@ def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
     }
 
 
-def _print(answer: Plan, cost: Price | None, recipe: bool) -> None:
+def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> None:
     """The law's own answer, whose it is, what to know, and what other laws say."""
     from isoflop.fit.alternatives import table_of
 
-    if recipe:
-        typer.echo("by the law alone, before a configuration is chosen and its attention counted:")
+    if recipe is not None:
+        say(
+            "the law's own optimum; the model above is rounded to a real configuration, and attention takes "
+            f"{recipe.attention:.0%} of its FLOPs:",
+            indent=0,
+        )
     typer.echo("\n".join(answer.lines()))
     if (sentence := describe_cost(cost, answer.total_flops)) is not None:
         say(f"cost: {sentence}")

@@ -73,9 +73,13 @@ class Question:
     unique_tokens: float | None = None
     level: float = 0.8
 
+    def frontier(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Frontier:
+        """The law under what presses on its optimum."""
+        return Frontier(law, self.inference_tokens, self.unique_tokens, flops_per_param_token, self.level)
+
     def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
         """The law's answer."""
-        frontier = Frontier(law, self.inference_tokens, self.unique_tokens, flops_per_param_token, self.level)
+        frontier = self.frontier(law, flops_per_param_token)
         return frontier.at_budget(self.flops) if self.tokens is None else frontier.at_tokens(self.flops, self.tokens)
 
 

@@ -6,9 +6,10 @@ the posterior's, else that of the published law of another corpus, widely.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +26,7 @@ from isoflop.fit.alternatives import (
     table_of,
 )
 from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine
-from isoflop.fit.optimal_line import Minimum
+from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
 from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining
@@ -36,6 +37,12 @@ from isoflop.laws.frontier import Allocation, interval, short
 from isoflop.laws.papers import Published, published
 from isoflop.record.run import DEFAULT_N
 
+LossAt = Callable[[float, float], tuple[float | None, Interval | None]]
+
+
+def _no_loss(N: float, D: float) -> tuple[None, None]:
+    return None, None
+
 
 @dataclass(frozen=True)
 class Plan(Allocation):
@@ -45,11 +52,14 @@ class Plan(Allocation):
         method: whose advice this is.
         alternatives: the same question put to other laws, and N counted otherwise.
         minima: the isoFLOP minima of the user's own runs.
+        loss_at: nats per token of N parameters (counted as here) on D tokens, with an interval, by the same
+            source; None where it states none.
     """
 
     method: str = ""
     alternatives: tuple[Alternative, ...] = field(default=(), repr=False)
     minima: tuple[Minimum, ...] = field(default=(), repr=False)
+    loss_at: LossAt = field(default=_no_loss, repr=False, compare=False)
 
     @property
     def L(self) -> float | None:
@@ -70,7 +80,7 @@ FITTED_TO = (3e18, 3e21)
 REACH = 1e3
 """A factor of compute beyond these at which no loss is stated: its draws know nothing of a law that bends."""
 
-ExpectedLoss = tuple[float | None, tuple[float, float] | None, str]
+ExpectedLoss = tuple[float | None, Interval | None, str]
 
 
 def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> ExpectedLoss:
@@ -208,6 +218,19 @@ class _Source:
     minima: tuple[Minimum, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def loss(self, question: Question, N: float, D: float) -> ExpectedLoss:
+        """Of N parameters on D tokens; a line, which knows the best size alone, says nothing of repeated tokens."""
+        if self.line and not (question.unique_tokens is not None and question.unique_tokens < D):
+            return expected_loss(N, D, self.own, question.level)
+        if not self.states_loss:
+            return None, None, "the source states no loss"
+        rows = question.frontier(self.law).loss(np.array([N]), np.array([D]))
+        return float(rows[0]), interval(rows[1:], question.level) if len(rows) > 1 else None, self.method
+
+    def loss_at(self, question: Question, N: float, D: float) -> tuple[float | None, Interval | None]:
+        """The same, without whose it is."""
+        return self.loss(question, N, D)[:2]
+
 
 def _by_law(question: Question, law: str | Law | Published) -> _Source:
     if isinstance(law, str):
@@ -322,7 +345,7 @@ def _answer(question: Question, source: _Source) -> Plan:
         given = vars(found) | known
         intervals = {name: found.intervals.get(name, (given[name], given[name])) for name in names}
     if source.line and not repeats:
-        L, between, said = expected_loss(found.N, found.D, source.own, question.level)
+        L, between, said = source.loss(question, found.N, found.D)
         notes += (said,)
         if L is not None and between is not None:
             known["loss"], intervals = L, {**(intervals or {}), "loss": between}
@@ -335,5 +358,5 @@ def _answer(question: Question, source: _Source) -> Plan:
     if not counted and found.convention != "unknown":
         notes += ("N is not counted otherwise: at this size a usual vocabulary's embeddings alone are more",)
     whole = {"intervals": intervals, "level": question.level, "notes": (*notes, *found.notes, *without)}
-    alternatives = (*counted, *source.rows, *others)
-    return Plan(**vars(found) | known | whole, method=source.method, alternatives=alternatives, minima=source.minima)
+    whole |= {"method": source.method, "minima": source.minima, "loss_at": partial(source.loss_at, question)}
+    return Plan(**vars(found) | known | whole, alternatives=(*counted, *source.rows, *others))

@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from isoflop.ladder.sizes import Shape, family_of, size_grid
-from isoflop.laws.forms import dense_equivalent
+from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
+from isoflop.laws.forms import TRAINING_FLOPS, Convention, dense_equivalent
 from isoflop.laws.papers import published
 from isoflop.laws.recipes import BATCHES, RATES, Recipe, blended, warmup_of
+from isoflop.record.run import DEFAULT_N
 
 WEIGHT_DECAY = 0.1
 """Of AdamW, decoupled: GPT-3, Llama (Brown et al. 2020; Touvron et al. 2023), and the runs behind Li et al. 2025."""
@@ -33,6 +34,7 @@ class TrainingRecipe:
     Attributes:
         shape: the configuration nearest to the plan's N.
         N: its parameters: with the head, and of a mixture of experts those that are active.
+        counted: its parameters as the plan's N counts them.
         total: parameters in all.
         tokens: D.
         batch: tokens a step.
@@ -62,6 +64,12 @@ class TrainingRecipe:
     optimizer: str = ADAMW
     experts: int = 1
     top_k: int = 1
+    counted: float = 0.0
+
+    @property
+    def attention(self) -> float:
+        """Share of the FLOPs that is not 6·N a token."""
+        return 1 - TRAINING_FLOPS * self.shape.N / self.shape.flops_per_token
 
 
 def recipe_of(
@@ -73,16 +81,18 @@ def recipe_of(
     optimizer: str = ADAMW,
     experts: int = 1,
     top_k: int = 1,
+    convention: Convention = DEFAULT_N,
 ) -> TrainingRecipe | None:
-    """The recipe of N parameters (with the head) for `flops` of training; None: the family has no such size.
+    """The recipe of N parameters for `flops` of training; None: the family has no such size.
 
     Args:
-        N: parameters, with the head; of a mixture of experts those that are active.
+        N: parameters; of a mixture of experts those that are active.
         flops: training FLOPs; attention is counted in.
         tokens: D where it is fixed; default: what the FLOPs allow.
         model: a known family, or a Hugging Face config.json.
         optimizer: "adamw" or "muon".
         experts, top_k: experts of each MLP, and how many a token visits, each 1/top_k of the dense MLP wide.
+        convention: which parameters N counts; unknown: those with the head.
 
     Raises:
         ValueError: an unknown optimizer or family, more experts visited than there are.
@@ -95,10 +105,10 @@ def recipe_of(
         raise ValueError(f"--optimizer: expected {ADAMW} or {MUON}, got {optimizer!r}")
     if not 1 <= top_k <= experts:
         raise ValueError(f"--top-k: expected 1 to {experts}, the number of experts, got {top_k}")
-    shapes = size_grid(family_of(model), N / AROUND, N * AROUND)
-    if not shapes:
+    counted = DEFAULT_N if convention == "unknown" else convention
+    shape = _nearest(family_of(model), N, counted)
+    if shape is None:
         return None
-    shape = min(shapes, key=lambda each: abs(math.log(each.N / N)))
     D = tokens or flops / shape.flops_per_token
     at = shape.run(D, flops)
     batch, batches, within = _ruled(BATCHES, at)
@@ -126,7 +136,17 @@ def recipe_of(
         optimizer=optimizer,
         experts=experts,
         top_k=top_k,
+        counted=float(shape.parameters[counted]),
     )
+
+
+def _nearest(family: Family, N: float, counted: str) -> Shape | None:
+    """The configuration with about N parameters of a convention."""
+    widest = (AROUND * N * family.aspect) ** (1 / 3)  # of the tables, which a convention may leave out
+    least, most = N / AROUND, N * AROUND + family.vocab_size * widest * (counted == "non_embedding")
+    shapes = size_grid(family, least / 2 if counted == "total" else least, most)
+    near = [shape for shape in shapes if least <= shape.parameters[counted] <= N * AROUND]
+    return min(near, key=lambda each: abs(math.log(each.parameters[counted] / N)), default=None)
 
 
 EXPERT_LAWS = ("clark-refit-rlr", "clark-refit-sbase", "clark-refit-hash")
