@@ -66,22 +66,22 @@ def changed(name: str, row: int, value: float) -> dict[str, Any]:
         (
             columns(N=grid(4, 3)[0] / 1e6),
             "column 'N': expected parameters, got values around 825; they look like millions or billions: "
-            "multiply them out",
+            "write 85M or 85000000, or head the column 'N (M)'",
         ),
         (
             columns(D=grid(4, 3)[1] / 1e9),
             "column 'D': expected tokens, got values around 17.3; they look like millions or billions: "
-            "multiply them out",
+            "write 85M or 85000000, or head the column 'D (M)'",
         ),
         (
             columns(N=np.full(12, 7000.0), D=np.full(12, 1.4e11)),
             "column 'N': expected parameters, got values around 7e+03, which makes 2e+07 tokens a parameter; they look "
-            "like millions: multiply them out",
+            "like millions: write 85M or 85000000, or head the column 'N (M)'",
         ),
         (
             columns(N=np.full(12, 7e9), D=np.full(12, 1.4e5)),
             "column 'D': expected tokens, got values around 1.4e+05, which makes 2e-05 tokens a parameter; they look "
-            "like millions: multiply them out",
+            "like millions: write 85M or 85000000, or head the column 'D (M)'",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_thousands_and_millions_are_found_by_the_losses(names: str, factor: floa
     N, D = np.random.default_rng(0).permuted(np.geomspace([5e7, 2e9], [5e9, 1e11], 20), axis=0).T
     given = {"N": N, "D": D, "loss": hoffmann(N, D) * 1.1}
     scaled = given | {name: given[name] / factor for name in names}
-    with pytest.raises(BadData, match=r"they look like (thousands|millions|millions or billions): multiply"):
+    with pytest.raises(BadData, match=r"they look like (thousands|millions|millions or billions): write 85"):
         check_runs(scaled, ("N", "D"))
     assert check_runs(given, ("N", "D")).warnings == ()
 

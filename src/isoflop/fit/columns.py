@@ -96,6 +96,7 @@ def column_of(what: str, present: Sequence[str], named: str | None) -> str:
         raise BadData(
             f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
             f"{listed(present)}: say which with --column {what}=…"
+            + (", or add a column of parameter counts" if what == "N" else "")
         )
     return found
 

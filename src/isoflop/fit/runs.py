@@ -133,13 +133,18 @@ def _check_column(name: str, values: Array, called: Sequence[str]) -> None:
     if middle < least:
         raise BadData(
             f"column {name!r}: expected {unit}, got values around {middle:.3g}; they look like millions or billions: "
-            "multiply them out"
+            f"{_written_out(name)}"
         )
     if values[row] < least < middle / 1e3:
         raise BadData(
             f"{called[row]}, column {name!r}: expected {unit}, got {values[row]:.3g} beside a median of {middle:.3g}; "
-            "it looks like millions or billions: multiply it out"
+            f"it looks like millions or billions: {_written_out(name)}"
         )
+
+
+def _written_out(name: str, unit: str = "M") -> str:
+    """How to state a unit."""
+    return f"write 85{unit} or 85{'000' if unit == 'k' else '000000'}, or head the column '{name} ({unit})'"
 
 
 def _check_units(N: Array, D: Array, loss: Array) -> None:
@@ -149,7 +154,7 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
         small, values = ("N", N) if ratio > 1 else ("D", D)
         raise BadData(
             f"column {small!r}: expected {UNITS[small]}, got values around {np.median(values):.3g}, which "
-            f"makes {ratio:.3g} tokens a parameter; they look like millions: multiply them out"
+            f"makes {ratio:.3g} tokens a parameter; they look like millions: {_written_out(small)}"
         )
     if len(loss) < FEWEST_TO_TELL or np.median(np.log(loss / _usual_loss(N, D))) > -LOWER:
         return
@@ -164,7 +169,8 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
                 raise BadData(
                     f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}: expected "
                     f"{' and '.join(UNITS[name] for name in names)}, got values around {around}, with losses of runs a "
-                    f"{unit} times larger; they look like {unit}s: multiply {'both' if len(names) > 1 else 'them'} out"
+                    f"{unit} times larger; they look like {unit}s: "
+                    f"{_written_out(names[0], 'k' if factor < 1e6 else 'M')}{', D alike' if len(names) > 1 else ''}"
                 )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.columns import GUESSES, column_of, guessed, number_of, parse_where, plain, unit_of
+from isoflop.fit.columns import GUESSES, Condition, column_of, guessed, listed, number_of, parse_where, plain, unit_of
 from isoflop.fit.runs import (
     TOKENS_A_PARAMETER,
     BadData,
@@ -36,6 +37,8 @@ LOSS_NAME = "loss name"
 RUNS_OF_LOGS = ("run", "runid", "runname")
 STEPS_OF_LOGS = ("step", "globalstep", "iteration", "iter")
 """Columns by which rows along one run's curve are told from the ends of runs."""
+NAMES = ("name", "runname", "run", "runid")
+"""Columns whose cells name the runs of a file, where each has another."""
 _NO, _YES = ("false", "0", "no"), ("true", "1", "yes")
 _STATES = ("running", "scheduled", "crashed", "failed", "killed", "interrupted", "stopped", "diverged", "preempted")
 NO_END: dict[str, tuple[str, ...]] = {
@@ -114,16 +117,95 @@ def read_table(
             records.append(source)
         else:
             files.append(source)
-    found = [item for file in files for item in _rows(file)]
+    parts = [(str(file), _named(_rows(file)), "unknown") for file in files]
     rows, left_out, counted = _records(read_runs(*records), convention, loss) if records else ([], (), "unknown")
-    found += rows
-    if not found:
+    if rows or not files:
+        parts.append((", ".join(map(str, records)), rows, counted))
+    if not any(rows for _, rows, _ in parts):
         kind = "finished runs" if left_out else "runs"
         told = "".join(f"; {text}" for text in left_out)
-        hint = "; of other logs `isoflop import` makes records" if records and not left_out else ""
-        raise BadData(f"expected {kind}, got none in {', '.join(map(str, sources))}{told}{hint}")
-    table = _Reading(found, wanted, named or {}).table(where, counted)
+        place = ", ".join(map(str, sources))
+        if records and not left_out:
+            raise BadData(f"{place} holds no isoflop records: first `isoflop import {place} -o runs`, then read runs")
+        raise BadData(f"expected {kind}, got none in {place}{told}")
+    table = _stacked(parts, wanted, named or {}, where)
     return replace(table, left_out=(*left_out, *table.left_out))
+
+
+Rows = Sequence[tuple[str, dict[str, str]]]
+
+
+def _named(rows: Rows) -> Rows:
+    """Rows called by a column of names, where each has another."""
+    present = rows[0][1] if rows else {}
+    for column in (name for known in NAMES for name in present if plain(name) == known):
+        names = [row[column].strip() for _, row in rows]
+        if all(names) and len(set(names)) == len(names) and not any(map(cell_number, names)):
+            return [(name, row) for name, (_, row) in zip(names, rows, strict=True)]
+    return rows
+
+
+def _stacked(
+    parts: Sequence[tuple[str, Rows, str]], wanted: Sequence[str], named: Mapping[str, str], where: str | None
+) -> Table:
+    """One table of several sources, each read by its own columns' names and units.
+
+    Args:
+        parts: name of the source, its rows, and which parameters its N counts.
+        wanted, named, where: as `read_table`.
+    """
+    everywhere = list(dict.fromkeys(name for _, rows, _ in parts for _, row in rows for name in row))
+    conditions = (
+        []
+        if where is None
+        else parse_where(where, [*everywhere, *(name for name in DERIVED if name not in everywhere)])
+    )
+    tables = []
+    for source, rows, counted in parts:
+        present = {name for _, row in rows for name in row}
+        others = {plain(name) for name in everywhere} - {plain(name) for name in present}
+        mine = {what: name for what, name in named.items() if plain(name) not in others}
+        try:
+            if not rows:
+                raise BadData("expected runs, got none")
+            reading = _Reading(rows, wanted, mine)
+            reading.pick(conditions)
+            if reading.rows:
+                tables.append(reading.table(counted))
+        except BadData as error:
+            if len(parts) == 1 or source in str(error):
+                raise
+            raise BadData(f"{source}: {error}") from None
+    if not tables:
+        raise BadData(f"--where {where!r} leaves none of {sum(len(rows) for _, rows, _ in parts)} runs")
+    return _one_of(tables)
+
+
+def _one_of(tables: Sequence[Table]) -> Table:
+    """Tables one below the other."""
+    doubts = [text for table in tables for text in table.doubts]
+    counted = list(dict.fromkeys(table.convention for table in tables))
+    if len(counted) > 1:
+        doubts.append("the sources may count N differently: " + ", ".join(each.replace("_", " ") for each in counted))
+    whats = dict.fromkeys(what for table in tables for what in table.taken)
+    names = dict.fromkeys(name for table in tables for name in table.labels)
+    labels = {
+        name: [cell for table in tables for cell in table.labels.get(name, [""] * len(table.rows))] for name in names
+    }
+    runs = tuple(row for table in tables for row in table.rows)
+    return Table(
+        {what: [value for table in tables for value in table.columns[what]] for what in tables[0].columns},
+        {
+            what: " and ".join(dict.fromkeys(table.taken[what] for table in tables if what in table.taken))
+            for what in whats
+        },
+        runs,
+        tuple(text for table in tables for text in table.left_out),
+        counted[0] if len(counted) == 1 else "unknown",
+        [value for table in tables for value in table.C],
+        tuple(dict.fromkeys(doubts)),
+        {name: cells for name, cells in labels.items() if 1 < len(set(cells)) <= len(runs) / 4},
+    )
 
 
 def table_of_runs(
@@ -133,34 +215,52 @@ def table_of_runs(
     found, left_out, counted = _records(runs, convention, loss)
     if not found:
         raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in left_out))
-    return replace(_Reading(found, wanted, {}).table(None, counted), left_out=left_out)
+    return replace(_one_of([_Reading(found, wanted, {}).table(counted)]), left_out=left_out)
+
+
+DERIVED = ("N", "D", "C", "D/N")
+"""What `--where` may ask of a run whatever its columns are called."""
 
 
 class _Reading:
     """Rows of texts on their way to a table: those kept, their labels, which column was taken for what, doubts."""
 
-    def __init__(
-        self, found: Sequence[tuple[str, dict[str, str]]], wanted: Sequence[str], named: Mapping[str, str]
-    ) -> None:
+    def __init__(self, found: Rows, wanted: Sequence[str], named: Mapping[str, str]) -> None:
         self.labels, self.rows = [label for label, _ in found], [row for _, row in found]
         self.present = list(dict.fromkeys(name for row in self.rows for name in row))
         self.wanted, self.named = wanted, named
         self.doubts: list[str] = []
         self.taken = self._taken()
 
-    def table(self, where: str | None, convention: str) -> Table:
-        """The table; BadData as `read_table`."""
-        if where is not None:
-            conditions = parse_where(where, self.present)
-            kept = [i for i, row in enumerate(self.rows) if all(c.column in row and c.holds(row) for c in conditions)]
-            if not kept:
-                raise BadData(f"--where {where!r} leaves none of {len(self.rows)} runs")
-            self._keep(kept)
+    def pick(self, conditions: Sequence[Condition]) -> None:
+        """Keep the rows that fulfil all conditions."""
+        asked = {c.column for c in conditions}
+        rows = [self._with_derived(row) if asked - set(row) else row for row in self.rows]
+        self._keep([i for i, row in enumerate(rows) if all(c.column in row and c.holds(row) for c in conditions)])
+
+    def _with_derived(self, row: dict[str, str]) -> dict[str, str]:
+        """A row's cells, with N, D, C and D/N where they are numbers and no column is called so."""
+        known = {}
+        for what in "NDC":
+            name = self.taken.get(what) or guessed(what, self.present)
+            with suppress(BadData):  # a cell that is no number, which the user may be picking out
+                known[what] = math.nan if name is None else number_of(row.get(name), name, "")
+        N, D, C = (known.get(what, math.nan) for what in "NDC")
+        N = C / TRAINING_FLOPS / D if math.isnan(N) and D else N
+        D = C / TRAINING_FLOPS / N if math.isnan(D) and N else D
+        derived = {"N": N, "D": D, "C": TRAINING_FLOPS * N * D if math.isnan(C) else C, "D/N": D / N if N else math.nan}
+        return {**{name: repr(value) for name, value in derived.items() if not math.isnan(value)}, **row}
+
+    def table(self, convention: str) -> Table:
+        """The table, labels of all kinds in it; BadData as `read_table`."""
         cells = {what: self._numbers(name) for what, name in self.taken.items()}
         left_out = [self._nothing(i, cells) for i in range(len(self.rows))]
         full = [i for i, said in enumerate(left_out) if not said]
         if not full:
-            raise BadData(f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}")
+            columns = f"; there are {listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
+            raise BadData(
+                f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}{columns}"
+            )
         self._keep(full)
         columns = self._derived({what: [column[i] for i in full] for what, column in cells.items()})
         for name in self.taken.values():
@@ -170,8 +270,8 @@ class _Reading:
         if {"N", "D"} <= set(columns):
             N, D = columns["N"], columns["D"]
             if LOSS_NAME not in self.rows[0]:
-                self._check_not_swapped(N, D)
                 self._check_ends(N, D)
+                self._check_not_swapped(N, D)
                 self._doubt_tokens()
                 self._doubt_kind(np.array(D))
             C = C or self._compute(np.array(N), np.array(D))
@@ -184,9 +284,8 @@ class _Reading:
         numbers = ("N_", "loss_") if records else ()
         names = [name for name in self.present if name not in taken.values() and not name.startswith(numbers)]
         others = {name: [row.get(name, "").strip() for row in self.rows] for name in names}
-        kinds = {name: values for name, values in others.items() if 1 < len(set(values)) <= len(self.rows) / 4}
         columns, out = {what: columns[what] for what in self.wanted}, tuple(filter(None, left_out))
-        return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), kinds)
+        return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), others)
 
     def _keep(self, kept: Sequence[int]) -> None:
         self.rows, self.labels = [self.rows[i] for i in kept], [self.labels[i] for i in kept]
@@ -213,6 +312,10 @@ class _Reading:
         """Why a row does not count: blank cells, or one that says that the run did not come to its end; "": it does."""
         names = [self.taken[what] for what, column in cells.items() if math.isnan(column[i])]
         if names:
+            if any(
+                self.rows[i].get(name, "").strip().lower() == "nan" for name in names if name == self.taken.get("loss")
+            ):
+                return f"{self.labels[i]}: its {self.taken['loss']} is nan: it diverged"
             return f"{self.labels[i]}: nothing in {' and '.join(names)}"
         for name, cell in self.rows[i].items():
             if cell.strip().lower() in NO_END.get(plain(name), ()):
@@ -264,8 +367,9 @@ class _Reading:
             tokens.setdefault((row.get(run or "", ""), n), []).append(d)
         for (name, n), values in tokens.items():
             gaps = np.diff(values)
-            # tokens of a sweep's runs rise by factors, those of a curve by steps
-            even = len(gaps) >= 4 and gaps.min() > 0 and np.ptp(gaps) < 0.05 * gaps.max()
+            # tokens of a sweep's runs rise by factors, those of a curve by steps, but for its ends
+            rising = len(gaps) >= 4 and gaps.min() > 0
+            even = rising and np.subtract(*np.quantile(gaps, [0.9, 0.1])) < 0.05 * gaps.max()
             if even if run is None else bool(name.strip()) and len(set(values)) > 1:
                 called = f"the runs of {n:.4g} parameters have" if run is None else f"run {name.strip()!r} has"
                 raise BadData(
@@ -342,8 +446,9 @@ def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:
     for values in rows:
         line = problems.at[1:]
         if len(values) != len(names):
+            log = "; is it a training log? `isoflop import` reads those" if len(names) == 1 else ""
             raise BadData(
-                f"{source}, line {line}: expected {len(names)} values, as in the first row, got {len(values)}"
+                f"{source}, line {line}: expected {len(names)} values, as in the first row, got {len(values)}{log}"
             )
         found.append((f"line {line} of {source.name}", dict(zip(names, values, strict=True))))
     if told := problems.all():
