@@ -12,9 +12,10 @@ from scipy.optimize import minimize
 from fits import hoffmann, reference
 from isoflop.arrays import Array
 from isoflop.fit import BadData, fit_law, read_table
+from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.posterior import posterior_of_runs
 from isoflop.fit.problem import huber
-from isoflop.fit.robust import outlying, scatter
+from isoflop.fit.robust import far_runs, outlying, scatter, telling_kinds
 from isoflop.fit.runs import check_runs
 
 WANTED = ("N", "D", "loss")
@@ -67,7 +68,7 @@ def test_a_law_that_does_not_describe_the_runs_says_so_and_which_column_explains
 @pytest.mark.parametrize("level", [0.8, 1.0, 1.2])
 def test_sizes_and_tokens_both_in_millions_are_refused(level: float) -> None:
     N, D, _ = sweep()
-    with pytest.raises(BadData, match="millions: multiply both out"):
+    with pytest.raises(BadData, match=r"millions: write 85M or 85000000, .* D alike"):
         fit_law("hoffmann", {"N": 30 * N / 1e6, "D": 30 * D / 1e6, "loss": level * hoffmann(30 * N, 30 * D)}, draws=2)
 
 
@@ -181,3 +182,37 @@ def test_no_better_optimum_is_found_by_another_search(seed: int, delta: float) -
     N, D, loss = (np.asarray(table[name]) for name in ("N", "tokens", "loss"))
     ours = fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, delta=delta, draws=2, keep_outliers=True)
     assert ours.objective <= independent(N, D, loss, delta, rng) * (1 + 1e-9)
+
+
+def test_a_column_of_budgets_or_widths_explains_nothing() -> None:
+    C = np.repeat([1e17, 1e18, 1e19, 1e20], 6)
+    N = np.sqrt(C / 120) * np.tile(np.geomspace(0.3, 3, 6), 4)
+    D = C / 6 / N
+    loss = hoffmann(N, D) * np.exp(0.05 * np.log(D / N / 20) ** 2 * np.sign(N - np.sqrt(C / 120)))
+    labels = {
+        "flops": [f"{c:g}" for c in C],
+        "corpus": ["web", "code"] * 12,
+        "layers": [f"{n > 1e8}" for n in N],
+    }
+    assert set(telling_kinds(labels, N, D, C, loss, D / N)) == {"corpus"}
+    warnings = fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, labels=labels, draws=20).warnings
+    assert not any("--group 'flops'" in text or "Several corpora" in text for text in warnings)
+
+
+def test_runs_far_from_the_optimum_are_named() -> None:
+    N, D, _ = sweep()
+    off = np.where(D / N < 2, 0.2, 0.001) * np.tile([1, -1], len(N))[: len(N)]
+    assert far_runs(off, N, D) == "D/N>2"
+    assert far_runs(np.full(len(N), 0.1), N, D) == ""
+
+
+@pytest.mark.parametrize("sizes", [[1e8], np.geomspace(1e7, 1e8, 5)])
+def test_runs_that_say_nothing_of_the_best_size_leave_the_published_doubt(sizes: Array) -> None:
+    N = np.asarray(sizes)
+    found = posterior_of_runs(N, 40 * N, 240 * N * N, hoffmann(N, 40 * N))
+    assert not found.telling
+    for C in (1e20, 1e22):
+        assert found.at(C)[1] > 0.9 * PriorLine().at(C)[1]
+    N, D, loss = sweep()
+    clear = posterior_of_runs(N, D, 6 * N * D, loss)
+    assert clear.telling and clear.towards(1e21).shift.std() < 0.02  # type: ignore[union-attr]

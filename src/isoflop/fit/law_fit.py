@@ -24,9 +24,11 @@ from isoflop.fit.robust import (
     describe_misfit,
     describe_outliers,
     explaining,
+    far_runs,
     misfit_of,
     outlying,
     scatter,
+    telling_kinds,
 )
 from isoflop.fit.runs import Runs, check_runs
 from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
@@ -176,7 +178,7 @@ def fit_law(
     fitted = _result(runs.taken(kept), best, drawn, level, convention, 0.0 if absolute else width)
     called = [f"row {i + 1}" for i in range(len(runs))] if rows is None else rows
     others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in (labels or {}).items()}
-    misfit, poor = _misfit(fitted.residuals, runs.loss[kept], best, others)
+    misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
     told = (describe_outliers(left_out, called),) if left_out else ()
     return replace(fitted, left_out=left_out, misfit=misfit, warnings=(*fitted.warnings, *told, *poor))
 
@@ -213,18 +215,22 @@ def _without_outliers(
 
 
 def _misfit(
-    residuals: Array, loss: Array, best: Optimum, labels: Mapping[str, Sequence[str]]
+    residuals: Array, runs: Runs, best: Optimum, labels: Mapping[str, Sequence[str]]
 ) -> tuple[float | None, tuple[str, ...]]:
     """Scatter over what seeds give, None for too few runs to tell; and that the law does not describe them."""
-    if too_few(len(loss), best.constants):
+    if too_few(len(runs), best.constants):
         return None, ()
     spread = scatter(residuals, best.constants)
-    misfit = misfit_of(spread, loss)
+    misfit = misfit_of(spread, runs.loss)
     if misfit <= POOR:
         return misfit, ()
     problem = best.objective.problem
-    columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), labels)
-    return misfit, (describe_misfit(spread, misfit, columns),)
+    size = [runs.variables[name] for name in "ND" if name in runs.variables]
+    products = [size[0] * size[1], size[1] / size[0]] if len(size) == 2 else []
+    kinds = telling_kinds(labels, *runs.variables.values(), runs.loss, *products)
+    columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), kinds)
+    far = far_runs(residuals, *size) if products else ""
+    return misfit, (describe_misfit(spread, misfit, columns, far),)
 
 
 def _result(runs: Runs, best: Optimum, drawn: Array, level: float, convention: Convention, delta: float) -> LawFit:

@@ -37,6 +37,7 @@ from isoflop.fit.drifting_law import (
     FlopRate,
     Origin,
     P,
+    PriorLine,
     Q,
     best_size,
     flop_rate,
@@ -80,6 +81,10 @@ FEWEST_TO_JUDGE = 6
 """Runs from which on one can be told for an outlier, and noise from the law's misfit."""
 TELLING = 0.7
 """Standard deviation of ln N_opt at the largest budget over the prior's, above which the runs say little of it."""
+UNTOLD = 8
+"""Power of that share by which the published prior's whole doubt of ln N_opt comes back at a budget asked for: the
+draws are held to 20 tokens per parameter at the largest run and at the target, which for runs that say nothing counts
+one prior twice."""
 
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
@@ -142,7 +147,8 @@ class Posterior:
             [draws]; 0: not asked for a budget yet.
         left_out: runs far off the law.
         misfit: scatter of ln L over what seeds alone give; None: too few runs to tell.
-        telling: whether the runs say much more than the prior of the best size at the largest budget.
+        shift: of ln N_opt, by draw [draws]: doubt that runs which say nothing of the best size leave.
+        spread: standard deviation of ln N_opt at the largest budget, by the runs and the prior there.
     """
 
     origin: Origin
@@ -157,7 +163,13 @@ class Posterior:
     turn: Array | float = field(default=0.0, repr=False)
     left_out: tuple[Outlier, ...] = ()
     misfit: float | None = None
-    telling: bool = True
+    shift: Array | float = field(default=0.0, repr=False)
+    spread: float = 0.0
+
+    @property
+    def telling(self) -> bool:
+        """Whether the runs say much more than the prior of the best size at the largest budget."""
+        return self.spread < TELLING * SIZE_SD
 
     def line(self, C: float) -> BudgetLine:
         """Sizes that C FLOPs allow, at the runs' own FLOPs per parameter and token."""
@@ -181,9 +193,13 @@ class Posterior:
         at = (np.arange(len(z)) + 0.5) / len(z)
         taken = np.searchsorted(np.cumsum(weights) / weights.sum(), at).clip(max=len(z) - 1)
         turn = SCATTER * rng.standard_normal(len(taken))
-        return replace(
+        held = replace(
             self, draws=self.draws[taken], noise=self.noise[taken], form=self.form[taken], target=C, turn=turn
         )
+        untold = min(self.spread / SIZE_SD, 1.0) ** UNTOLD
+        missing = PriorLine().at(C)[1] ** 2 - float(held.sizes(line).var())
+        shift = math.sqrt(max(untold * missing, 0.0)) * rng.standard_normal(len(taken))
+        return replace(held, shift=shift)
 
     def log_sizes(self, C: float) -> Array:
         """Ln N_opt at C FLOPs, sorted [draws]."""
@@ -211,7 +227,8 @@ class Posterior:
 
     def sizes(self, line: BudgetLine) -> Array:
         """Ln N of the least loss on a budget's line, by draw."""
-        return best_size(self.draws, self.origin, line) + self.turn * max(0.0, math.log(line.C / self.largest))
+        beyond = max(0.0, math.log(line.C / self.largest))
+        return best_size(self.draws, self.origin, line) + self.shift + self.turn * beyond
 
     def residuals(self, N: Array, D: Array, loss: Array) -> tuple[Array, Array]:
         """Ln L̂ − ln L of runs by the mode [n], and the slope of ln L̂ by its constants [n, 8]."""
@@ -273,7 +290,7 @@ def posterior_of_runs(
         left_out=left_out,
         misfit=misfit_of(float(np.median(noise)), loss) if judged else None,
     )
-    return replace(found, telling=float(found.sizes(found.line(found.largest)).std()) < TELLING * SIZE_SD)
+    return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
 
 def _outliers(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...]:

@@ -71,15 +71,58 @@ def describe_outliers(found: Sequence[Outlier], called: Sequence[object]) -> str
     return f"{len(found)} {are} beyond {OUTLYING:g} times the scatter of the others ({named}{more})"
 
 
-def describe_misfit(spread: float, ratio: float, groups: Sequence[str] = ()) -> str:
-    """That a law does not describe the runs, for people; `groups`: columns that explain it."""
+def describe_misfit(spread: float, ratio: float, groups: Sequence[str] = (), far: str = "") -> str:
+    """That a law does not describe the runs, for people; `groups`: columns that explain it; `far`: a condition."""
     said = (
         f"the law does not describe the runs: residuals scatter by {spread:.1%}, {ratio:.0f} times what seeds alone "
         "give; its constants and intervals are not to be trusted"
     )
     if groups:
         return f"{said}. Runs of one {groups[0]!r} lie together: fit them apart with --group {groups[0]!r}"
-    return f"{said}. Several corpora, tokenizers or recipes in one table look so: fit each by itself (--where)"
+    if far:
+        return f"{said}. The runs that lie farthest from the optimum scatter most: leave them out with --where '{far}'"
+    return said
+
+
+FAR_FROM_OPTIMUM = (2.0, 5.0, 200.0, 500.0)
+"""Tokens per parameter below or above which runs may lie where no law of N and D holds."""
+FEWEST_LEFT = 0.5
+"""Share of the runs that a condition must leave."""
+
+
+def far_runs(residuals: Array, N: Array, D: Array) -> str:
+    """The condition on D/N whose runs scatter less than `APART` times all; "": none does, or it leaves too few."""
+    ratio, whole = D / N, float(np.sqrt(np.mean(residuals**2)))
+    for bound in FAR_FROM_OPTIMUM:
+        near = ratio > bound if bound < min(FAR_FROM_OPTIMUM[2:]) else ratio < bound
+        if FEWEST_LEFT <= near.mean() < 1 and np.sqrt(np.mean(residuals[near] ** 2)) < APART * whole:
+            return f"D/N{'>' if bound < min(FAR_FROM_OPTIMUM[2:]) else '<'}{bound:g}"
+    return ""
+
+
+def telling_kinds(labels: Mapping[str, Sequence[str]], *quantities: Array) -> dict[str, Sequence[str]]:
+    """Columns that are no function of a run's size, tokens, compute or loss: one of budgets or widths is no kind.
+
+    Args:
+        labels: cells by column, each [n].
+        quantities: N, D, C, loss …, each [n].
+    """
+    return {name: cells for name, cells in labels.items() if not any(_follows(cells, q) for q in quantities)}
+
+
+def _follows(cells: Sequence[str], quantity: Array) -> bool:
+    """Whether a column is a function of a quantity: of its steps, or of its values where these come several times."""
+    order = np.argsort(quantity, kind="stable")
+    ranked, values = np.array(cells)[order], quantity[order]
+    kinds = len(set(cells))
+    if int((ranked[1:] != ranked[:-1]).sum()) == kinds - 1:
+        return True
+    parts = np.split(ranked, np.flatnonzero(np.diff(np.log(values)) > SAME_VALUE) + 1)
+    return len(parts) <= len(cells) / 2 and all(len(set(part)) == 1 for part in parts)
+
+
+SAME_VALUE = 1e-3
+"""Of the logarithm of a quantity, within which runs share it."""
 
 
 def explaining(residuals: Array, slope: Array, labels: Mapping[str, Sequence[str]]) -> list[str]:
