@@ -314,7 +314,7 @@ def test_few_own_runs_change_little_and_it_is_said(tmp_path: Path) -> None:
         (None, ["missing.csv", "does not exist", "expected a CSV file"]),
         ("", ["is empty", "columns' names"]),
         ("N,loss\n1e7,3\n", ["known to be D", "N, loss", "--column D="]),
-        ("N,D,loss\n1e7,1e9,nan\n2e7,1e9,nan\n", ["nothing in loss"]),
+        ("N,D,loss\n1e7,1e9,nan\n2e7,1e9,nan\n", ["its loss is nan: it diverged"]),
         ("N,D,loss\n1e7,0,3\n2e7,1e9,3\n", ["column 'D'", "0"]),
         ("N,D,loss\n1e7,many,3\n2e7,1e9,3\n", ["line 2", "column 'D'", "'many'", "expected a number"]),
         ("N,D,loss\n10,1e9,3.1\n20,1e9,3\n30,1e9,2.9\n", ["column 'N'", "millions"]),

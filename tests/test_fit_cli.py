@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from fits import BESIROGLU, grid, hoffmann, reference
 from isoflop.cli import app
-from isoflop.fit import fit_law, read_table
+from isoflop.fit import BadData, fit_law, read_table
 from isoflop.record import Point, RecordLog
 from study_runs import planted_run
 
 KEYS = ["law", "parameters", "standard_errors", "intervals", "level", "objective", "n", "n_convention", "warnings"]
-KEYS += ["best_size", "undetermined"]
+KEYS += ["best_size", "extrapolates", "undetermined"]
 CONSTANTS = {"A", "B", "E", "alpha", "beta"}
 
 
@@ -181,8 +181,9 @@ def test_no_frontier_of_a_law_that_the_runs_leave_open(tmp_path: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:3]))
     text = run(path, "--draws", 20).stdout
     assert "fitted to 2 runs" in text and "approach 3 (parametric) is left out" in text
-    assert "approach 2 (isoFLOP minima) is left out" in text and "N at" not in text
-    assert "posterior is left out: the runs do not determine it" in text
+    assert "approach 2 (isoFLOP minima) is left out" in text and "approach 3 (parametric) 0" not in text
+    assert "your runs do not determine the best size: train at least three sizes" in " ".join(text.split())
+    assert "2 runs for 5 constants: the law passes through any" in " ".join(text.split()) and "0.00%" not in text
 
 
 def test_priors_from_the_shell(tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_records_of_a_folder(tmp_path: Path) -> None:
     assert read_table([folder, tmp_path / "other" / "isoflop-d.jsonl"], ("loss",)).taken == {"loss": "train"}
     assert read_table([folder], ("N",), where="loss<4").columns == {"N": [9e6]}
     json_found = fitted(folder)
-    assert json_found["best_size"] is None
+    assert json_found["best_size"]["determined"] is False and json_found["extrapolates"] is None
     assert json_found["n"] == 2 and json_found["warnings"][0].startswith("2 runs for 5 constants")
     assert told(folder, "--n", "active").startswith(
         f"expected finished runs, got none in {folder}; run-a: its parameters (active) are not known; run-b: its"
@@ -347,3 +348,41 @@ def test_a_law_for_each_group_of_a_column(tmp_path: Path) -> None:
     )
     assert told(path, "--own", "E").startswith("--own: expected --group COLUMN")
     assert "expected" in told(path, "--group", "corpus", "--own", "F")
+
+
+def test_files_are_stacked_by_their_own_names_and_units(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("name,params,tokens,val_loss\ns,1e7,2e8,4.5\nm,3e7,6e8,4.0\n")
+    (tmp_path / "b.csv").write_text("Params (M),D,loss\n100,2e9,3.5\n300,6e9,3.2\n300,6e9,nan\n")
+    found = read_table([tmp_path / "a.csv", tmp_path / "b.csv"], ("N", "D", "loss"))
+    assert found.columns == {"N": [1e7, 3e7, 1e8, 3e8], "D": [2e8, 6e8, 2e9, 6e9], "loss": [4.5, 4.0, 3.5, 3.2]}
+    assert found.taken["N"] == "params and Params (M)" and found.rows == (
+        "s",
+        "m",
+        "line 2 of b.csv",
+        "line 3 of b.csv",
+    )
+    assert found.left_out == ("line 4 of b.csv: its loss is nan: it diverged",)
+    sizes = {"total": 2_000_000, "non_embedding": 1_000_000}
+    a_record(tmp_path / "records", "r", sizes, [{"train": 5.0}, {"train": 4.5}], 10_000_000)
+    mixed = read_table([tmp_path / "a.csv", tmp_path / "records"], ("N", "D", "loss"))
+    assert mixed.rows == ("s", "m", "run run-r") and mixed.left_out == () and mixed.convention == "unknown"
+    assert any("count N differently" in text for text in mixed.doubts)
+    (tmp_path / "c.csv").write_text("width,tokens,loss\n64,2e9,3.5\n")
+    with pytest.raises(BadData, match=r"c\.csv: no column is known to be N .*there are width, tokens, loss: say which"):
+        read_table([tmp_path / "a.csv", tmp_path / "c.csv"], ("N", "D", "loss"))
+    only = read_table(
+        [tmp_path / "a.csv", tmp_path / "b.csv"], ("N", "D", "loss"), {"N": "params"}, "D/N>=20 and C>1e17"
+    )
+    assert only.columns["N"] == [1e8, 3e8]
+
+
+def test_a_log_or_a_curve_is_no_table_of_runs(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("step 0: train loss 10.9\niter 0: loss 10.9, time 80ms\n")
+    assert "is it a training log? `isoflop import` reads those" in told(tmp_path / "log.txt")
+    lines = [f"{step},{step * 524288},3.{9 - step // 100},1" for step in range(200, 801, 200)]
+    (tmp_path / "curve.csv").write_text("\n".join(["step,tokens,loss,n", *lines, f"860,{860 * 524288},3.0,1"]))
+    assert "expected one row for each run, its end" in told(tmp_path / "curve.csv")
+    (tmp_path / "one.csv").write_text("N,D,loss\n1e8,2e9,3.3\n")
+    assert "expected several runs, got one" in told(tmp_path / "one.csv")
+    (tmp_path / "empty").mkdir()
+    assert "holds no isoflop records: first `isoflop import" in told(tmp_path / "empty")

@@ -71,7 +71,7 @@ def compare(
         own = read_own("compare", runs, column, where, n_convention, law)
         chosen: Any
         if own is None:
-            chosen = published(law or DEFAULT_LAW)
+            chosen = published(law or DEFAULT_LAW, lambda entry: entry.states_loss)
         else:
             from isoflop.fit.law_fit import fit_law
 
@@ -93,6 +93,9 @@ def compare(
             raise ValueError(f"the runs leave the law open ({'; '.join(warnings)}): {error}") from None
         if own is not None and chosen.draws is None:
             compared = replace(compared, sentence=f"{OPEN} {compared.sentence}")
+    if own is None:
+        tokenizer = f" ({chosen.tokenizer})" if chosen.tokenizer else ""
+        warnings = [f"losses are those of {chosen.name}'s corpus and tokenizer{tokenizer}; of yours all may shift"]
     for warning in warnings:
         tell("compare", warning)
     if as_json:
@@ -169,8 +172,8 @@ def laws_as_object(entry: Published) -> dict[str, Any]:
 
 def _commands(entry: Published) -> list[str]:
     """Whose --law it can be."""
-    has_loss = entry.law is not None and set(entry.law.form.variables) in ({"N", "D"}, {"N", "D", "U"})
-    return [*(["plan"] if has_loss or entry.allocates else []), *(["compare"] if has_loss else [])]
+    loss = entry.states_loss
+    return [*(["plan"] if loss or entry.allocates else []), *(["compare"] if loss else [])]
 
 
 FAMILIES = ("kaplan2020", "clark-refit")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from isoflop.fit.table import Table
 
 
+WIDEST = 10.0
+"""A standard error over its value from which on it is no number to read: the interval says what is known."""
 AHEAD = 10.0
 """Compute at which the best size is told, over that of the largest run."""
 
@@ -85,6 +87,7 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
+    from isoflop.fit.holdout import Extrapolation, held_out
     from isoflop.fit.law_fit import FITTED, fit_law
     from isoflop.laws.forms import FORMS
 
@@ -93,6 +96,10 @@ def fit(
             raise ValueError(f"--law: expected one of {', '.join(FITTED)}, got {law!r}")
         wanted = (*FORMS[law].variables, "loss")
         table = read_runs_of("fit", runs, wanted, column, where, n_convention, loss)
+        if len(table.rows) < 2:
+            raise ValueError(
+                f"expected several runs, got one ({table.rows[0]}), which any law fits: `isoflop plan --runs` takes it"
+            )
         labels = None if group is None else _groups(table.labels, group)
         width: float | str = delta if delta == "lad" else _number("--delta", delta)
         fixed = {name: _number(f"--fix {name}", value) for name, value in pairs("--fix", fix).items()}
@@ -116,16 +123,21 @@ def fit(
                 progress=progress,
             )
     size: Posterior | str = "only Hoffmann's law has a best size"
+    held: Extrapolation | str = ""
     if labels is not None:
         size = "groups have best sizes of their own: name one with --where"
     elif law == "hoffmann":
         size = _posterior(table, keep_outliers)
+        held = held_out({**table.columns, "C": table.C}, level, fitted.law.convention)
     if as_json:
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")
-        print_json({**as_object(fitted), "best_size": None if isinstance(size, str) else best_size(size, level)})
+        best = None if isinstance(size, str) else best_size(size, level)
+        print_json({**as_object(fitted), "best_size": best, "extrapolates": getattr(held, "trusted", None)})
         return
     print_fit(fitted, table.taken)
+    if isinstance(held, Extrapolation):
+        say(f"{'✓' if held.trusted else '!'} {held.verdict}", indent=2)
     if labels is not None:
         say(f"! {size}", indent=2)
     elif law == "hoffmann":
@@ -163,14 +175,14 @@ def _posterior(table: Table, keep_outliers: bool) -> Posterior | str:
         found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers)
     except ValueError as error:
         return str(error)
-    if not found.telling:
-        return "the runs do not determine it: train three sizes at one budget, the best of them in the middle"
     return found.towards(AHEAD * found.largest)
 
 
 def _print_approaches(table: Table, fitted: LawFit, budgets: list[float] | None, size: Posterior | str) -> None:
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     from isoflop.fit.approaches import compare_approaches, side_by_side
+    from isoflop.fit.plan import describe_open
+    from isoflop.fit.posterior import Posterior
 
     target = AHEAD * max(table.C)
     found, without = side_by_side(
@@ -186,8 +198,11 @@ def _print_approaches(table: Table, fitted: LawFit, budgets: list[float] | None,
         compared = compare_approaches(found, target)
         print_approaches(compared, fitted.level)
         said = [*compared.warnings, *said]
+    if isinstance(size, Posterior):
+        said += describe_open(size, any(each.minima for each in found))
     for line in said:
         say(f"! {line}", indent=2)
+    say(f"{target:.2g} FLOPs are {AHEAD:g} times the largest run; for a budget of yours: isoflop plan --runs … --flops")
 
 
 def best_size(posterior: Posterior, level: float) -> dict[str, Any]:
@@ -203,6 +218,7 @@ def best_size(posterior: Posterior, level: float) -> dict[str, Any]:
         "N": N_opt,
         "D": float(posterior.line(C).tokens(N_opt)),
         "a": float(np.median(a)),
+        "determined": posterior.telling,
         "intervals": {"N": np.exp(np.quantile(log_N, ends)).tolist(), "a": np.quantile(a, ends).tolist()},
     }
 
@@ -246,17 +262,22 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
     table = grid("", "value", "standard error", f"{fitted.level:.0%}", folded=range(4))
     for name, value in fitted.parameters.items():
         low, high = fitted.intervals[name]
-        row = (f"{value:.5g}", f"{fitted.standard_errors[name]:.3g}", f"{low:.4g} … {high:.4g}")
+        error = fitted.standard_errors[name]
+        row = (f"{value:.5g}", f"{error:.3g}" if error < WIDEST * abs(value) else "", f"{low:.4g} … {high:.4g}")
         if not high < float("inf"):
             row = ("not determined", "", "") if name in fitted.undetermined else (row[0], "unknown", "unknown")
         table.add_row(escape(name), *row)
     console.print(table)
     off = sorted(abs(residual) for residual in fitted.residuals)
+    free = len(fitted.parameters)
     loss = "Σ|ln L̂ − ln L|" if fitted.delta == 0 else f"Σ Huber(ln L̂ − ln L), δ = {fitted.delta:g}"
-    console.print(
-        f"{loss} = {fitted.objective:.6g} · half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten "
-        f"within {off[int(0.9 * (len(off) - 1))]:.2%}",
+    within = (
+        f"half of the runs within {off[len(off) // 2]:.2%} of the law, nine in ten within "
+        f"{off[int(0.9 * (len(off) - 1))]:.2%}"
     )
+    if fitted.n <= free:
+        within = f"{fitted.n} runs for {free} constants: the law passes through any, which says nothing of it"
+    console.print(f"{loss} = {fitted.objective:.6g} · {within}")
     for warning in fitted.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
 

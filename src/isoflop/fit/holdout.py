@@ -13,14 +13,18 @@ from numpy.typing import ArrayLike
 from isoflop.arrays import Array
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.runs import check_runs
-from isoflop.fit.uncertainty import too_few
-from isoflop.laws.forms import FORMS, compute_of
+from isoflop.fit.uncertainty import FEW, too_few
+from isoflop.laws.forms import FORMS, HOFFMANN, Convention, compute_of
 
 SURPRISING = 0.05
 """Probability, by the draws, of as few runs inside their intervals from which on it is no accident. A binomial
 distribution would not do: all predictions share the constants' errors, so runs leave their intervals together."""
 TELLING = 5
 """Test runs below which all being inside says little: by chance 90% intervals hold 4 of 4 in two cases of three."""
+PART = 0.7
+"""Share of the runs that `held_out` fits."""
+DRAWS = 300
+"""Its resamples: enough to tell whether a run lies inside its interval."""
 LEANING = 0.75
 """Share of predictions on one side from which on that is said."""
 
@@ -91,6 +95,24 @@ class Extrapolation:
         if self.trusted is None:
             return f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can show: too few to trust the law by"
         return f"{far}, and the law holds there: {claim}; beyond C = {self.budget.max():.3g} nothing was tested"
+
+
+def held_out(columns: Mapping[str, ArrayLike], level: float, convention: Convention) -> Extrapolation | str:
+    """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible.
+
+    Args:
+        columns: N, D, loss and C, one number a run.
+        level: of the intervals.
+        convention: which parameters N counts.
+    """
+    C = np.asarray(columns["C"], dtype=float)
+    below, least = float(np.quantile(C, PART, method="lower")), len(HOFFMANN.constants) + FEW
+    if (below >= C).sum() < least or (below < C).sum() < TELLING:
+        return f"{len(C)} runs are too few: a test takes {least} to fit and {TELLING} larger ones to predict"
+    try:
+        return extrapolation("hoffmann", columns, below, level=level, draws=DRAWS, convention=convention)
+    except ValueError as error:
+        return str(error)
 
 
 def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **fit_options: Any) -> Extrapolation:

@@ -25,11 +25,11 @@ from isoflop.fit.alternatives import (
     own_fits,
     table_of,
 )
-from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine
+from isoflop.fit.drifting_law import RATIO, RATIO_SD, SIZE_SD, SPLIT, SPLIT_SD, PriorLine
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
-from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining
+from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, telling_kinds
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
@@ -117,8 +117,8 @@ def expected_loss(N: float, D: float, own: Posterior | None = None, level: float
 
 
 PRIOR = (
-    f"{RATIO:g} tokens per parameter, times or over {np.exp(RATIO_SD):.2f}, and N_opt ∝ C^a with a = {SPLIT:.2f} ± "
-    f"{SPLIT_SD:.2f}"
+    f"{RATIO:g} tokens per parameter ({RATIO / np.exp(RATIO_SD):.0f} to {RATIO * np.exp(RATIO_SD):.0f}), and N_opt ∝ "
+    f"C^a with a = {SPLIT:.2f} ± {SPLIT_SD:.2f}"
 )
 UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
@@ -234,7 +234,7 @@ class _Source:
 
 def _by_law(question: Question, law: str | Law | Published) -> _Source:
     if isinstance(law, str):
-        law = published(law)
+        law = published(law, lambda entry: entry.states_loss or entry.allocates)
     if isinstance(law, Law):
         return _Source(law, law.source or law.form.text, states_loss=True)
     if not isinstance(law, Published):
@@ -264,7 +264,8 @@ def _by_runs(
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
     poor = posterior.misfit is not None and posterior.misfit > POOR
-    columns = explaining(*posterior.residuals(N, D, L), kinds) if poor and kinds else []
+    residuals, slopes = posterior.residuals(N, D, L)
+    columns = explaining(residuals, slopes, telling_kinds(kinds, N, D, C, L, D / N)) if poor and kinds else []
     rate = posterior.flops_per_param_token(question.flops)
     found = None
     with nullcontext() if budgets is not None else suppress(ValueError):  # the runs may share no budgets
@@ -280,30 +281,57 @@ def _by_runs(
         notes=(
             *runs.warnings,
             *(found.warnings if found is not None else ()),
-            *_doubts(posterior, question.flops, convention, labels, columns),
+            *_doubts(posterior, question.flops, convention, labels, columns, far_runs(residuals, N, D)),
+            *describe_open(posterior, bool(found and found.minima)),
         ),
+    )
+
+
+def describe_open(posterior: Posterior, profiles: bool) -> tuple[str, ...]:
+    """That own runs hardly say which size is best, and why; none where they do.
+
+    Args:
+        posterior: of the runs.
+        profiles: whether the runs of a budget enclose a best size.
+    """
+    if posterior.telling:
+        return ()
+    if not profiles:
+        return (
+            "your runs do not determine the best size: train at least three sizes at one budget, the best of them in "
+            "the middle",
+        )
+    return (
+        f"your runs do not determine the best size: at {posterior.largest:.2g} FLOPs they leave it open by a "
+        f"factor of {np.exp(posterior.spread):.3g}, published sweeps alone by {np.exp(SIZE_SD):.3g}; the minima of "
+        f"single budgets count little where the runs scatter about the law by {np.median(posterior.noise):.1%}",
     )
 
 
 def _method(posterior: Posterior, C: float) -> str:
     log_N, sd = posterior.at(posterior.largest)
     line, N = posterior.line(posterior.largest), np.exp(log_N)
-    a = posterior.exponents(C)
+    a, ratio, factor = posterior.exponents(C), float(line.tokens(N)) / N, np.exp(2 * sd)
     return (
         f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: "
-        f"D/N = {float(line.tokens(N)) / N:.3g}, times or over {np.exp(2 * sd):.2f}, at {posterior.largest:.3g} FLOPs, "
+        f"D/N = {ratio:.3g} ({ratio / factor:.3g} to {ratio * factor:.3g}) at {posterior.largest:.3g} FLOPs, "
         f"a = {np.median(a):.2f} ± {a.std():.2f} from there on (others: {PRIOR})"
     )
 
 
 def _doubts(
-    posterior: Posterior, C: float, convention: Convention, called: Sequence[object], columns: Sequence[str]
+    posterior: Posterior,
+    C: float,
+    convention: Convention,
+    called: Sequence[object],
+    columns: Sequence[str],
+    far: str,
 ) -> tuple[str, ...]:
     said: tuple[str, ...] = ()
     if posterior.left_out:
         said += (describe_outliers(posterior.left_out, called),)
     if posterior.misfit is not None and posterior.misfit > POOR:
-        said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit, columns),)
+        said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit, columns, far),)
     log_N = posterior.at(posterior.largest)[0]
     ratio = float(posterior.line(posterior.largest).tokens(np.exp(log_N)) / np.exp(log_N))
     if convention == "unknown":
@@ -311,12 +339,7 @@ def _doubts(
             "say which parameters N of the own runs counts (--n; convention= in Python): tokens per parameter depend "
             "on it",
         )
-    if not posterior.telling:
-        said += (
-            "your runs do not determine the best size: train at least three sizes at one budget, the best of them in "
-            "the middle",
-        )
-    elif abs(np.log(ratio / RATIO)) > UNUSUAL * RATIO_SD:
+    if posterior.telling and abs(np.log(ratio / RATIO)) > UNUSUAL * RATIO_SD:
         said += (
             f"{ratio:.3g} tokens per parameter are unusual: a long warm-up, an untuned rate or an N without the head "
             "shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. 2024): "

@@ -264,7 +264,9 @@ def _minimum(
     rate = np.exp(np.interp(vertex, x[best], np.log(C / (N * D))[best]))
     # wider by the copies that were lost off the grid: as Porian et al.
     error = float(drawn.std()) * COPIES / len(drawn)
-    ends = size * math.exp(-reach * error), size * math.exp(reach * error)
+    ends: tuple[float, float] | None = (size * math.exp(-reach * error), size * math.exp(reach * error))
+    if method == "parabola" and len(x) == NEEDED[method]:
+        ends = None  # it passes through any three losses
     return Minimum(budget, size, float(budget / (rate * size)), float(loss), len(best), error, ends)
 
 
@@ -289,8 +291,10 @@ def isoflop_profiles(
     Raises:
         ValueError: as `profile_minima`; or fewer than two budgets with a minimum.
     """
-    found = profile_minima(C, N, D, L, **options)
+    found, method = profile_minima(C, N, D, L, **options), options.get("minimum", "parabola")
     minima, warnings = found.minima, list(found.warnings)
+    if not minima and found.reasons and all("fewer than" in reason for reason in found.reasons):
+        raise ValueError(f"no isoFLOP budgets in these runs: none has {NEEDED[method]} sizes, so it does not apply")
     if len(minima) < 2:
         told = "; ".join(found.reasons) or f"all rows have about {minima[0].C:.3g} FLOPs"
         raise ValueError(f"expected at least two budgets with a minimum, got {len(minima)}: {told}")
@@ -298,7 +302,7 @@ def isoflop_profiles(
         warnings.append("two budgets: whether the minima lie on a line can't be tested")
     at, size, tokens, error = np.array([(m.C, m.N, m.D, m.standard_error) for m in minima], dtype=float).T
     return Approach(
-        f"approach 2 ({'Akima' if options.get('minimum') == 'akima' else 'parabola'})",
+        f"approach 2 ({method.replace('akima', 'Akima')})",
         2,
         fitted_line(np.log(at), np.log(size), error, found.dof),
         fitted_line(np.log(at), np.log(tokens), error, found.dof),

@@ -6,7 +6,7 @@ Their constants are in `data/published.toml`: `published("hoffmann2022-approach3
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -132,6 +132,11 @@ class Published(Shown):
     note: str = ""
 
     @property
+    def states_loss(self) -> bool:
+        """Whether it has a loss of N and D."""
+        return self.law is not None and set(self.law.form.variables) in ({"N", "D"}, {"N", "D", "U"})
+
+    @property
     def allocates(self) -> bool:
         """Whether `allocate` has an answer."""
         return self.allocation is not None or (self.law is not None and self.law.form.name == HOFFMANN.name)
@@ -164,7 +169,7 @@ class Published(Shown):
         return "\n  ".join([*lines, self.note] if self.note else lines)
 
 
-def published(name: str) -> Published:
+def published(name: str, wanted: Callable[[Published], bool] = bool) -> Published:
     """The published result of that name (`published_names`).
 
     >>> N, D = published("besiroglu2024").allocate(5.76e23)  # Chinchilla's budget
@@ -174,12 +179,14 @@ def published(name: str) -> Published:
     Raises:
         ValueError: there is none; the message lists those there are.
     """
-    entries = _entries()
+    every = _entries()
+    entries = {each: entry for each, entry in every.items() if wanted(entry)}
     if name in entries:
         return entries[name]
     near = get_close_matches(str(name).lower(), entries, n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"no published law is named {name!r}{hint} Expected one of {', '.join(entries)}")
+    what = f"{name!r} cannot answer this" if name in every else f"no published law is named {name!r}"
+    raise ValueError(f"{what}{hint} Expected one of {', '.join(entries)}")
 
 
 def law_and_source(law: str | Law | Published) -> tuple[Law, str]:

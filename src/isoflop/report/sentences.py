@@ -14,18 +14,17 @@ from isoflop.figures import RunCurve, Study
 from isoflop.figures.study import BEYOND, CONSTANTS
 from isoflop.figures.text import counted, listed, name_of, sentence
 from isoflop.fit.approaches import approach_3
-from isoflop.fit.holdout import TELLING, Extrapolation, extrapolation
+from isoflop.fit.holdout import Extrapolation, held_out
+from isoflop.fit.plan import expected_loss
+from isoflop.fit.posterior import posterior_of_runs
 from isoflop.fit.uncertainty import FEW
-from isoflop.laws import optimal_allocation, short
+from isoflop.laws import short
+from isoflop.laws.quantities import interval
 
 ALIKE = 0.03
 """Of an exponent: over a factor of 1000 in compute it makes a fifth of a size."""
 NEAR = 0.03
 """Share of the loss: a law that one run in ten lies farther from does not describe them well."""
-PART = 0.7
-"""Share of the runs that the hold-out test fits."""
-DRAWS = 300
-"""Resamples of the hold-out test: enough to tell whether a run lies inside its interval."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,7 @@ def holdout(study: Study) -> Extrapolation | str:
     """Fit the smaller runs and predict the larger ones; or the reason why that is not possible."""
     if study.law is None:
         return "there is no law to hold against runs"
-    C = study.C
-    below = float(np.quantile(C, PART, method="lower"))
-    if (below >= C).sum() < CONSTANTS + FEW or (below < C).sum() < TELLING:
-        return f"{len(C)} runs are too few: a test takes {CONSTANTS + FEW} to fit and {TELLING} larger ones to predict"
-    try:
-        return extrapolation(
-            "hoffmann", {**study.columns, "C": C}, below, level=study.level, draws=DRAWS, convention=study.convention
-        )
-    except ValueError as error:
-        return str(error)
+    return held_out({**study.columns, "C": study.C}, study.level, study.convention)  # type: ignore[arg-type]
 
 
 def headline(study: Study, held: Extrapolation | str) -> Headline:
@@ -144,23 +134,27 @@ def _leaning(low: float, high: float) -> str:
 
 
 def _next(study: Study) -> str:
-    """The optimum at ten times the largest run's compute, or at it where the law is doubtful."""
+    """The best size at ten times the largest run's compute, or at it where the law is doubtful: `fit` and `plan`'s."""
     assert study.law is not None
     largest = float(study.C.max())
     C = largest if study.doubts else largest * BEYOND
-    best = approach_3(study.law, study.level, study.rate)
-    loss = optimal_allocation(study.law, C, level=study.level, flops_per_param_token=study.rate)
-    ends = best.allocate_intervals(C)  # as in the table of the approaches
-    N, D = best.allocate(C)
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    own = posterior_of_runs(N, D, study.C, L).towards(C)
+    sizes, line = np.exp(own.log_sizes(C)), own.line(C)
+    best = float(np.median(sizes))
+    data = float(line.tokens(best))
+    loss, between, _ = expected_loss(best, data, own, study.level)
+    law_N, law_D = approach_3(study.law, study.level, study.rate).allocate(C)
     at = (
         f"At the largest run's compute, {C:.2g} FLOPs,"
         if study.doubts
         else f"The largest run took {largest:.2g} FLOPs. At {BEYOND:g} times that, {C:.2g} FLOPs,"
     )
     return (
-        f"{at} the law's best is a model of {short(N)} parameters{_within(ends and ends[0], short)} on {short(D)} "
-        f"tokens{_within(ends and ends[1], short)}, with a loss of {loss.loss:.3f}"
-        f"{_within((loss.intervals or {}).get('loss'), '{:.3f}'.format)}."
+        f"{at} the best is a model of {short(best)} parameters{_within(interval(sizes, study.level), short)} on "
+        f"{short(data)} tokens{_within(interval(line.tokens(sizes), study.level), short)}, with a loss of {loss:.3f}"
+        f"{_within(between, '{:.3f}'.format)}: the posterior's answer, as `isoflop plan --runs` gives it for any "
+        f"budget. The law alone (approach 3) says {short(law_N)} on {short(law_D)}."
     )
 
 
