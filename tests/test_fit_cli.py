@@ -371,7 +371,7 @@ def test_files_are_stacked_by_their_own_names_and_units(tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"c\.csv: no column is known to be N .*there are width, tokens, loss: say which"):
         read_table([tmp_path / "a.csv", tmp_path / "c.csv"], ("N", "D", "loss"))
     only = read_table(
-        [tmp_path / "a.csv", tmp_path / "b.csv"], ("N", "D", "loss"), {"N": "params"}, "D/N>=20 and C>1e17"
+        [tmp_path / "a.csv", tmp_path / "b.csv"], ("N", "D", "loss"), {"N": "params"}, "D/N>=20 and C>2e17"
     )
     assert only.columns["N"] == [1e8, 3e8]
 
@@ -379,8 +379,8 @@ def test_files_are_stacked_by_their_own_names_and_units(tmp_path: Path) -> None:
 def test_a_log_or_a_curve_is_no_table_of_runs(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("step 0: train loss 10.9\niter 0: loss 10.9, time 80ms\n")
     assert "is it a training log? `isoflop import` reads those" in told(tmp_path / "log.txt")
-    lines = [f"{step},{step * 524288},3.{9 - step // 100},1" for step in range(200, 801, 200)]
-    (tmp_path / "curve.csv").write_text("\n".join(["step,tokens,loss,n", *lines, f"860,{860 * 524288},3.0,1"]))
+    lines = [f"{step},{step * 524288},{9 - step / 1000},1" for step in range(200, 4001, 200)]
+    (tmp_path / "curve.csv").write_text("\n".join(["step,tokens,loss,n", *lines, f"4060,{4060 * 524288},3.0,1"]))
     assert "expected one row for each run, its end" in told(tmp_path / "curve.csv")
     (tmp_path / "one.csv").write_text("N,D,loss\n1e8,2e9,3.3\n")
     assert "expected several runs, got one" in told(tmp_path / "one.csv")

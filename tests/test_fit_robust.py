@@ -191,7 +191,7 @@ def test_a_column_of_budgets_or_widths_explains_nothing() -> None:
     loss = hoffmann(N, D) * np.exp(0.05 * np.log(D / N / 20) ** 2 * np.sign(N - np.sqrt(C / 120)))
     labels = {
         "flops": [f"{c:g}" for c in C],
-        "corpus": ["web", "code"] * 12,
+        "corpus": np.random.default_rng(0).permutation(["web", "code"] * 12).tolist(),
         "layers": [f"{n > 1e8}" for n in N],
     }
     assert set(telling_kinds(labels, N, D, C, loss, D / N)) == {"corpus"}

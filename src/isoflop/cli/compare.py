@@ -93,15 +93,15 @@ def compare(
             raise ValueError(f"the runs leave the law open ({'; '.join(warnings)}): {error}") from None
         if own is not None and chosen.draws is None:
             compared = replace(compared, sentence=f"{OPEN} {compared.sentence}")
-    if own is None:
-        tokenizer = f" ({chosen.tokenizer})" if chosen.tokenizer else ""
-        warnings = [f"losses are those of {chosen.name}'s corpus and tokenizer{tokenizer}; of yours all may shift"]
     for warning in warnings:
         tell("compare", warning)
     if as_json:
         print_json({**as_object(compared, cost), "warnings": list(warnings)})
     else:
         _print(compared, cost)
+        if own is None:
+            tokenizer = f" ({chosen.tokenizer})" if chosen.tokenizer else ""
+            say(f"losses are those of that paper's corpus and tokenizer{tokenizer}; on yours all of them may shift")
 
 
 def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str, Any]:
