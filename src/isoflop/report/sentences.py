@@ -144,7 +144,8 @@ def _next(study: Study) -> str:
     best = float(np.median(sizes))
     data = float(line.tokens(best))
     loss, between, _ = expected_loss(best, data, own, study.level)
-    law_N, law_D = approach_3(study.law, study.level, study.rate).allocate(C)
+    law = approach_3(study.law, study.level, study.rate)
+    (law_N, law_D), ends = law.allocate(C), law.allocate_intervals(C)
     at = (
         f"At the largest run's compute, {C:.2g} FLOPs,"
         if study.doubts
@@ -154,7 +155,7 @@ def _next(study: Study) -> str:
         f"{at} the best is a model of {short(best)} parameters{_within(interval(sizes, study.level), short)} on "
         f"{short(data)} tokens{_within(interval(line.tokens(sizes), study.level), short)}, with a loss of {loss:.3f}"
         f"{_within(between, '{:.3f}'.format)}: the posterior's answer, as `isoflop plan --runs` gives it for any "
-        f"budget. The law alone (approach 3) says {short(law_N)} on {short(law_D)}."
+        f"budget. The law alone (approach 3) says {short(law_N)}{_within(ends and ends[0], short)} on {short(law_D)}."
     )
 
 
