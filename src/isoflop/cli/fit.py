@@ -276,7 +276,7 @@ def print_fit(fitted: LawFit, taken: Mapping[str, str]) -> None:
         f"{off[int(0.9 * (len(off) - 1))]:.2%}"
     )
     if fitted.n <= free:
-        within = f"{fitted.n} runs for {free} constants: the law passes through any, which says nothing of it"
+        within = f"{fitted.n} runs for {free} constants: a law of so many constants passes through all of them"
     console.print(f"{loss} = {fitted.objective:.6g} · {within}")
     for warning in fitted.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -380,6 +381,6 @@ def _answer(question: Question, source: _Source) -> Plan:
     counted = counted_otherwise(found.N, found.D, found.convention)
     if not counted and found.convention != "unknown":
         notes += ("N is not counted otherwise: at this size a usual vocabulary's embeddings alone are more",)
-    whole = {"intervals": intervals, "level": question.level, "notes": (*notes, *found.notes, *without)}
+    whole: dict[str, Any] = {"intervals": intervals, "level": question.level, "notes": (*notes, *found.notes, *without)}
     whole |= {"method": source.method, "minima": source.minima, "loss_at": partial(source.loss_at, question)}
     return Plan(**vars(found) | known | whole, alternatives=(*counted, *source.rows, *others))

@@ -82,9 +82,8 @@ FEWEST_TO_JUDGE = 6
 TELLING = 0.7
 """Standard deviation of ln N_opt at the largest budget over the prior's, above which the runs say little of it."""
 UNTOLD = 8
-"""Power of that share by which the published prior's whole doubt of ln N_opt comes back at a budget asked for: the
-draws are held to 20 tokens per parameter at the largest run and at the target, which for runs that say nothing counts
-one prior twice."""
+"""Power of that share by which the published prior's whole doubt comes back: draws held to 20 tokens per parameter at
+the largest run and at the target count one prior twice where the runs say nothing."""
 
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
@@ -193,13 +192,11 @@ class Posterior:
         at = (np.arange(len(z)) + 0.5) / len(z)
         taken = np.searchsorted(np.cumsum(weights) / weights.sum(), at).clip(max=len(z) - 1)
         turn = SCATTER * rng.standard_normal(len(taken))
-        held = replace(
-            self, draws=self.draws[taken], noise=self.noise[taken], form=self.form[taken], target=C, turn=turn
-        )
-        untold = min(self.spread / SIZE_SD, 1.0) ** UNTOLD
-        missing = PriorLine().at(C)[1] ** 2 - float(held.sizes(line).var())
-        shift = math.sqrt(max(untold * missing, 0.0)) * rng.standard_normal(len(taken))
-        return replace(held, shift=shift)
+        draws, noise, form = self.draws[taken], self.noise[taken], self.form[taken]
+        held = replace(self, draws=draws, noise=noise, form=form, target=C, turn=turn)
+        missing = max(PriorLine().at(C)[1] ** 2 - float(held.sizes(line).var()), 0.0)
+        doubt = math.sqrt(missing * min(self.spread / SIZE_SD, 1.0) ** UNTOLD)
+        return replace(held, shift=doubt * rng.standard_normal(len(taken)))
 
     def log_sizes(self, C: float) -> Array:
         """Ln N_opt at C FLOPs, sorted [draws]."""
@@ -277,19 +274,9 @@ def posterior_of_runs(
     rows = _chains(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
     draws, noise, form = rows[:, :CONSTANTS], np.exp(rows[:, NOISE_AT]), np.exp(rows[:, FORM_AT])
-    judged = len(N) >= FEWEST_TO_JUDGE
-    found = Posterior(
-        origin,
-        best[:CONSTANTS],
-        draws,
-        noise,
-        form,
-        flop_rate(N, D, C),
-        float(C.max()),
-        len(N),
-        left_out=left_out,
-        misfit=misfit_of(float(np.median(noise)), loss) if judged else None,
-    )
+    misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
+    known = (origin, best[:CONSTANTS], draws, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
+    found = Posterior(*known, left_out=left_out, misfit=misfit)
     return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
 

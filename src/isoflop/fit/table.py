@@ -257,9 +257,9 @@ class _Reading:
         left_out = [self._nothing(i, cells) for i in range(len(self.rows))]
         full = [i for i, said in enumerate(left_out) if not said]
         if not full:
-            columns = f"; there are {listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
+            there = f"; there are {listed(self.present)}" if LOSS_NAME not in self.rows[0] else ""
             raise BadData(
-                f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}{columns}"
+                f"expected runs with numbers in {', '.join(self.taken.values())}, got none; {left_out[0]}{there}"
             )
         self._keep(full)
         columns = self._derived({what: [column[i] for i in full] for what, column in cells.items()})
