@@ -166,6 +166,12 @@ def test_the_rate_by_default_is_continuous_from_a_ladder_to_its_target():
         assert min(every) <= rate <= max(every)
 
 
+def test_tiny_models_train_near_the_rate_that_was_tried_on_them():
+    run = TINY.run(1e7, 1e12)
+    assert rate_rule("auto").value(run) == pytest.approx(RATES["width"].value(run), rel=0.1)
+    assert RATES["deepseek"].value(run) < 0.8 * RATES["width"].value(run)
+
+
 def planned(*runs: tuple[float, float, float]) -> list[dict[str, float]]:
     """Runs of N non-embedding parameters, D tokens and C FLOPs."""
     return [dict(zip("NDC", run, strict=True)) for run in runs]

@@ -30,6 +30,8 @@ LOST = 0.05
 """Of the best loss: a rise by more is critical, and ends a run under `on_advice="stop"`."""
 RECOVERS = 0.5
 """Of the rise: a loss that came back by so much since the first log step of the rise is a spike."""
+REWARMED = 1.25
+"""A factor between the rate now and that of the best loss, beyond which the loss may rise."""
 AVERAGED = 5
 """Log steps whose mean is a loss without most of its noise."""
 LOOKS = 2
@@ -95,6 +97,10 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     if len(now) > 1 and now[-1] - best < RECOVERS * (now[0] - best):
         return None  # a spike on its way back
     lost = bool((now > best + LOST * abs(best)).all())
+    if not lost and run.rates is not None:
+        rate, then = run.rates.at([run.step, run.losses[at][0]])
+        if rate > REWARMED * then:
+            return None  # a rate that rises again raises the loss
     return Advice(
         Reason.DIVERGING,
         Severity.CRITICAL if lost else Severity.WARNING,
@@ -207,13 +213,14 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
     half = bisect_right(losses, run.step / 2, key=itemgetter(0))
     if fall is None or half < AVERAGED or len(losses) < 2 * AVERAGED:
         return None
-    before, now = (
-        sum(loss for _, loss in part) / AVERAGED for part in (losses[half - AVERAGED : half], losses[-AVERAGED:])
-    )
+    parts = losses[half - AVERAGED : half], losses[-AVERAGED:]
+    if min(loss for part in parts for _, loss in part) <= 0:
+        return None  # no cross-entropy
+    before, now = (statistics.median(loss for _, loss in part) for part in parts)  # a spike is none of it
     fell = before - now
     if fell > thresholds.stuck * fall:
         return None
-    sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (2 / AVERAGED) ** 0.5
+    sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (math.pi / AVERAGED) ** 0.5  # of two medians
     if fell + 2 * sd > thresholds.stuck * fall:
         return None
     return _stopped(

@@ -97,8 +97,10 @@ def overfitting(run: Situation, thresholds: Thresholds) -> Advice | None:
         if losses[-1] - losses[best] < least:
             continue
         then = points[best].train
+        if then is None:  # it fell too fast for a level
+            then = min([loss for step, loss in run.losses if step <= points[best].step][-RISING:], default=None)
         if then is not None and run.loss is not None and run.loss < then:
-            return _overfits(run, name, points[best], losses[-1])
+            return _overfits(run, name, points[best]._replace(train=then), losses[-1])
     return None
 
 

@@ -132,8 +132,9 @@ def published_values(
 def blended(recipes: dict[str, Recipe], run: Mapping[str, float]) -> float:
     """Geometric mean of what recipes say of a run, continuous in it.
 
-    A recipe counts in full within what it was fitted to, half at `TOLERATED` times it, hardly a few times farther; one
-    without a range as much as the best of the others. Where none reaches, the nearest leads.
+    A recipe counts in full within what it was fitted to, half at `TOLERATED` times it, hardly a few times farther. One
+    without a range, GPT-3's by width, counts in full below GPT-3 Small, where it alone was tried out, and above as much
+    as the best of the others.
     """
     weights = {}
     for name, each in recipes.items():
@@ -142,7 +143,8 @@ def blended(recipes: dict[str, Recipe], run: Mapping[str, float]) -> float:
             far = max(math.log(each.fitted.low / at), math.log(at / each.fitted.high), 0.0) / math.log(TOLERATED)
             weights[name] = 1 / (1 + far**4)
     logs = {name: math.log(each.value(run)) for name, each in recipes.items()}
-    shares = {name: weights.get(name, max(weights.values())) for name in recipes}
+    widest = 1.0 if run["N"] < GPT3_SIZE else max(weights.values())  # of runs of GPT3_SIZE the same
+    shares = {name: weights.get(name, widest) for name in recipes}
     return math.exp(sum(shares[name] * logs[name] for name in recipes) / sum(shares.values()))
 
 
