@@ -287,8 +287,10 @@ class OnlineForecaster(Estimator):
         variance += fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
         sd = far * math.sqrt(variance)
         result = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
-        if T80 * result.sd > WIDEST * far * loss:
-            return NoForecast(Refusal.TOO_WIDE, {"half": T80 * result.sd / loss, "most": WIDEST * far})
+        half = T80 * result.sd
+        if half > WIDEST * far * loss:
+            share = half / max(loss, half)  # of a loss that may be near or below 0: at most all of it
+            return NoForecast(Refusal.TOO_WIDE, {"half": share, "most": WIDEST * far})
         return result
 
     def rates_so_far(self, plan: LrPlan | None = None) -> LrPlan | None:
