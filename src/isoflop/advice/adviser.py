@@ -122,7 +122,8 @@ class Track:
 
     def _last_two(self, step: int) -> tuple[_Block, _Block] | None:
         """The last two blocks of log steps, the older first; of one log step each where these are far apart."""
-        width, end, found = max(BLOCK * step, SPIKE), len(self.losses), []
+        width, end = max(BLOCK * step, SPIKE), len(self.losses)
+        found: list[_Block] = []
         while len(found) < 2 and end:
             last = self.losses[end - 1][0]
             begin = min(bisect_right(self.losses, last - width, key=itemgetter(0)), end - 1)
@@ -311,7 +312,9 @@ class Adviser:
                 speeds=tuple(track.speeds),
                 best_speed=track.best_speed,
                 decay_now=lambda: self._ask("decay", run.step, lambda: decay_now(forecaster, plan, run.step)),
-                converged=lambda: self._ask("end", run.step, lambda: forecaster and forecaster.converged(plan)),
+                converged=lambda: self._ask(
+                    "end", run.step, lambda: None if forecaster is None else forecaster.converged(plan)
+                ),
             ),
             dear,
         )

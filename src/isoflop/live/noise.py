@@ -194,8 +194,8 @@ class Noise(Part):
             self._may_split = True
         try:
             parts = halves(batch)
-        except Unsplittable as reason:
-            self._say(f"a measured step is left out: {reason}")
+        except Unsplittable as error:
+            self._say(f"a measured step is left out: {error}")
             self._disarm()
             return None
         weights = [weight(count(part)) for part in parts]
