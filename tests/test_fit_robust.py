@@ -194,9 +194,18 @@ def test_a_column_of_budgets_or_widths_explains_nothing() -> None:
         "corpus": np.random.default_rng(0).permutation(["web", "code"] * 12).tolist(),
         "layers": [f"{n > 1e8}" for n in N],
     }
-    assert set(telling_kinds(labels, N, D, C, loss, D / N)) == {"corpus"}
+    assert set(telling_kinds(labels, N, D, C, D / N)) == {"corpus"}
     warnings = fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, labels=labels, draws=20).warnings
     assert not any("--group 'flops'" in text or "Several corpora" in text for text in warnings)
+
+
+def test_corpora_whose_losses_lie_apart_are_named() -> None:
+    N, D, loss = sweep()
+    web = np.random.default_rng(1).random(len(N)) < 0.5
+    loss = loss + np.where(web, 0.0, 3.0)
+    labels = {"corpus": np.where(web, "web", "code").tolist()}
+    warnings = fit_law("hoffmann", {"N": N, "D": D, "loss": loss}, labels=labels, draws=20).warnings
+    assert any("--group 'corpus'" in text for text in warnings)
 
 
 def test_runs_far_from_the_optimum_are_named() -> None:

@@ -227,7 +227,7 @@ def _misfit(
     problem = best.objective.problem
     size = [runs.variables[name] for name in "ND" if name in runs.variables]
     products = [size[0] * size[1], size[1] / size[0]] if len(size) == 2 else []
-    kinds = telling_kinds(labels, *runs.variables.values(), runs.loss, *products)
+    kinds = telling_kinds(labels, *runs.variables.values(), *products)
     columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), kinds)
     far = far_runs(residuals, *size) if products else ""
     return misfit, (describe_misfit(spread, misfit, columns, far),)

@@ -266,7 +266,7 @@ def _by_runs(
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
     poor = posterior.misfit is not None and posterior.misfit > POOR
     residuals, slopes = posterior.residuals(N, D, L)
-    columns = explaining(residuals, slopes, telling_kinds(kinds, N, D, C, L, D / N)) if poor and kinds else []
+    columns = explaining(residuals, slopes, telling_kinds(kinds, N, D, C, D / N)) if poor and kinds else []
     rate = posterior.flops_per_param_token(question.flops)
     found = None
     with nullcontext() if budgets is not None else suppress(ValueError):  # the runs may share no budgets

@@ -101,11 +101,13 @@ def far_runs(residuals: Array, N: Array, D: Array) -> str:
 
 
 def telling_kinds(labels: Mapping[str, Sequence[str]], *quantities: Array) -> dict[str, Sequence[str]]:
-    """Columns that are no function of a run's size, tokens, compute or loss: one of budgets or widths is no kind.
+    """Columns that are no function of a run's size, tokens or compute: one of budgets or widths is no kind.
+
+    Not of its loss: corpora may differ by more than all sizes do.
 
     Args:
         labels: cells by column, each [n].
-        quantities: N, D, C, loss …, each [n].
+        quantities: N, D, C …, each [n].
     """
     return {name: cells for name, cells in labels.items() if not any(_follows(cells, q) for q in quantities)}
 
