@@ -103,11 +103,10 @@ def live() -> Table:
         )
         began, spent = time.perf_counter(), part._spent
         part.log(now)
-        took = time.perf_counter() - began
-        if part._spent > spent:
-            refits.append(part._spent - spent)
-        else:
-            adds.append(took)
+        took, refit = time.perf_counter() - began, part._spent - spent
+        adds.append(took - refit)
+        if refit:
+            refits.append(refit)
     assert isinstance(part.last, Forecast), part.last
     table = Table("live, 10⁵ steps of 0.1 s, logged every 100", "")
     table.add_row("a loss added, µs", f"{1e6 * statistics.median(adds):.0f}")

@@ -164,6 +164,7 @@ def under_transformers(steps: int) -> list[tuple[str, float, float]]:
         include_num_input_tokens_seen="all",
     )
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[ours, Lap()])
+    trainer.remove_callback(PrinterCallback)
     watch.wrap("isoflop", ours, ["on_step_end", "on_log", "_look_at_loss"])
     watch.wrap("HF floating_point_ops (total_flos)", trainer, ["floating_point_ops"])
     watch.wrap("HF num_input_tokens_seen", trainer.accelerator, ["gather"])
