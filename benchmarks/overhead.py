@@ -133,7 +133,7 @@ def under_lightning(steps: int) -> list[tuple[str, float, float]]:
 
 def under_transformers(steps: int) -> list[tuple[str, float, float]]:
     """IsoFLOPCallback beside the Trainer's own token and FLOPs tracking."""
-    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+    from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from isoflop.transformers import IsoFLOPCallback
 
