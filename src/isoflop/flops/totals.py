@@ -176,7 +176,7 @@ class Tally:
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
         if type(loss) is torch.Tensor and loss.is_cpu and not owned:  # nothing waits for the host
-            self._loss_sum.number += as_float(loss.item()) * scale
+            self._loss_sum.number += float(loss.item()) * scale
         elif isinstance(loss, torch.Tensor):
             placements = getattr(loss, "placements", None)
             if placements is not None:  # a DTensor, under torch's loss_parallel
