@@ -189,7 +189,7 @@ def test_its_own_record_is_no_earlier_run(tmp_path: Path, capsys: pytest.Capture
     assert "earlier runs left out" not in capsys.readouterr().out
 
 
-def test_an_evaluation_that_rises_is_told(tmp_path: Path) -> None:
+def test_an_evaluation_that_rises_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parameters: dict[str, Any] = {"num_params": 50_000, "flops_per_token": 3e5, "log_every": 20}
     monitor = isoflop.Monitor(None, record_dir=tmp_path, total_steps=2000, unique_tokens=10_000, **parameters)
     for step in range(1, 1001):
@@ -197,6 +197,10 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path) -> None:
         if step % 100 == 0:
             monitor.evaluate("held out", 3.0 - 0.1 * step / 100 if step <= 300 else 2.7 + 0.05 * step / 100)
     assert Reason.OVERFITTING in {advice.reason for advice in monitor.advice}
+    monitor.close()
+    printed = capsys.readouterr().out
+    assert "advice that stood to the end: " in printed and "overfitting" in printed
+    assert "loss (no divergence" not in printed  # fine it is not
 
 
 @pytest.mark.parametrize(("steps", "log_every", "compared"), [(150, 10, True), (50, 10, False), (3000, 20, True)])

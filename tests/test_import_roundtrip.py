@@ -280,3 +280,15 @@ def test_what_isoflop_recorded_itself_is_counted_once(tmp_path: Path) -> None:
     assert [run.framework for run in read_runs(tmp_path, on_problem=said.append)] == ["loop", "loop"]
     assert len(said) == 2 and all("counted once" in text for text in said)
     assert len(read_runs(tmp_path / "imported")) == 2  # without the originals they are runs like others
+
+
+def test_runs_of_small_losses_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    """Two of a denoiser, whose losses differ by less than the digits that some loggers keep."""
+    with Monitor(num_params=1000, record_dir=tmp_path / "runs", log_every=1) as monitor:
+        for step in range(1, 13):
+            monitor.step(1e-4 + 1e-5 / step, tokens=100)
+    rows = "".join(f"{step},{9e-5 + 1e-5 / step}\n" for step in range(1, 13))
+    (tmp_path / "other.csv").write_text("step,loss\n" + rows)
+    for one in import_runs([tmp_path / "other.csv"]).imported:
+        write_run(tmp_path / "runs", one.run)
+    assert len(read_runs(tmp_path / "runs")) == 2

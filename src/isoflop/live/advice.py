@@ -34,6 +34,7 @@ from isoflop.advice import (
     rate_unjudged,
     recipe_line,
 )
+from isoflop.advice.curve_rules import FEW
 from isoflop.fit.own_runs import OwnRuns, Profile, frontier_of, learn_from
 from isoflop.flops.config_shape import shape_of, width_of
 from isoflop.flops.parameters import unwrap
@@ -65,8 +66,10 @@ FEW_OFFSETS = 3
 SIZE, BATCH = "whether the size fits the data", "the batch size"
 """Subjects of `Missing`."""
 PRETRAINING = "published results are of dense language models, trained from scratch on text"
-FEW = 8
-"""Log steps below which nothing is known of a loss."""
+"""What this run is instead was said once, at its start."""
+RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE}
+LOSS = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU, Reason.OVERFITTING}
+"""Advice that holds beside which the learning rate, or the loss, is not called fine."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
 SHORT = 0.05
@@ -413,12 +416,12 @@ def _verdict(
             batch = f"{share_of}, but not surely"
     if batch and scale is not None:
         batch += f"; the noise scale so far is {count(scale)} tokens"
-    loss = falling_loss(run) or ("fewer than 8 log steps" if few_losses else "")
+    loss = falling_loss(run) or (f"fewer than {FEW} log steps" if few_losses else "")
     rows = (
         ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
         ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),
-        ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), {Reason.RATE_HIGH, Reason.RATE_LOW}),
-        ("loss", "no divergence, no plateau", loss, {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU}),
+        ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), RATE),
+        ("loss", "no divergence, no plateau", loss, LOSS),
     )
     fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
     unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]
