@@ -14,7 +14,7 @@ from isoflop.fit import fit_law
 from isoflop.fit.prior import noise_of, prior_of, squared_pull, within_delta
 from isoflop.fit.problem import Problem, huber, problem_of
 from isoflop.fit.runs import check_runs
-from isoflop.fit.search import Objective, minimise, optimum
+from isoflop.fit.search import Objective, minimise, optimum, starts
 from isoflop.laws import FORMS, published
 
 MUENNIGHOFF = dict(published("muennighoff2023").law.constants)  # type: ignore[union-attr]
@@ -104,6 +104,17 @@ def test_theta_of_the_planted_law(form: str) -> None:
 def test_where_a_constant_runs_off_there_is_no_overflow() -> None:
     made = problem("muennighoff", 9, fixed={name: MUENNIGHOFF[name] for name in BESIROGLU})
     assert (made.residuals(np.array([[800.0, 1.0]])) == 1e3).all()
+
+
+@pytest.mark.parametrize("exponent", [100.0, 200.0, 400.0, 2000.0])
+def test_an_exponent_that_ran_off_is_a_start_without_overflow(exponent: float) -> None:
+    # One run far from the others: nothing holds the exponent back, and the columns that belong to it overflow.
+    objective = Objective(problem("hoffmann", 13), np.ones(13), 1e-3)
+    theta = optimum(objective).theta.copy()
+    theta[objective.problem.is_exponent] = exponent
+    found = starts(objective, around=theta)
+    assert np.isfinite(found).all()
+    assert np.isfinite(objective.value(found)).all()
 
 
 @pytest.mark.parametrize("form", ["hoffmann", "kaplan-nd"])

@@ -30,6 +30,8 @@ GRID = {1: 64, 2: 20, 3: 11}
 DRAWS = 2048
 FEWEST = 64
 """Rows of the grid that go on after the first round, at the least."""
+LARGEST = 600.0
+"""Of a term's logarithm in the search: an exponent that ran off puts e^1000 beside 1."""
 SEED = 0
 """Of Sobol sequences and of the runs that are looked at: the same runs have the same fit."""
 APART = 0.45
@@ -351,7 +353,7 @@ def _columns(
     columns = np.zeros((len(grid), members.shape[2], len(runs)))
     known = np.zeros((len(grid), len(runs)))
     for k in range(design.shape[1]):
-        power = np.exp(grid @ shifts[:, k].T + offset[:, k])
+        power = np.exp(np.minimum(grid @ shifts[:, k].T + offset[:, k], LARGEST))
         for c in np.flatnonzero(members[:, k].any(axis=0)):
             columns[:, c] += members[:, k, c] * power
         known += (1 - members[:, k].sum(axis=1)) * power
@@ -360,6 +362,9 @@ def _columns(
 
 def _least_squares(columns: Array, target: Array, weights: Array) -> Array:
     """Coefficients [rows, c], positive: where one comes out negative it is put at a thousandth of the loss."""
+    # An exponent that ran off makes columns of 1e250, whose squares overflow; a power of two changes no digit.
+    exponent = np.frexp(np.abs(columns).max(axis=2, keepdims=True))[1]
+    columns = np.ldexp(columns, -exponent)
     weighted = columns * weights[:, None]
     normal = np.matmul(weighted, np.swapaxes(columns, 1, 2))
     scale = np.sqrt(np.maximum(np.diagonal(normal, axis1=1, axis2=2), 1e-300))
@@ -368,7 +373,7 @@ def _least_squares(columns: Array, target: Array, weights: Array) -> Array:
     right = np.matmul(weighted, target[..., None])[..., 0] / scale
     found = np.linalg.solve(normal, right[..., None])[..., 0] / scale
     whole = float(np.mean(np.abs(target))) / np.maximum(columns.mean(axis=2), 1e-300)
-    return np.where(found > 1e-9 * whole, found, 1e-3 * whole)
+    return np.ldexp(np.where(found > 1e-9 * whole, found, 1e-3 * whole), -exponent[..., 0])
 
 
 def _between_bounds(objective: Objective, cells: int, keep: int) -> Array:
