@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import isoflop
 from isoflop.live.run_info import RunInfo
 from isoflop.live.task import describe_task, vocabulary_of
-from isoflop.record import Task, recognise, task_of, task_words
+from isoflop.record import Task, read_runs, recognise, task_of, task_words
 
 GUESS = 'its first loss is 0.29 of ln V; if it is in bits per byte or the like, pass task="pretraining"'
 CAUSAL, MASKED = ["GPT2LMHeadModel"], ["BertForMaskedLM"]
@@ -179,3 +181,26 @@ def test_smoothed_labels_are_a_loss_of_their_own() -> None:
     net = nn.Sequential(nn.Embedding(300, 8), nn.Linear(8, 300), nn.CrossEntropyLoss(label_smoothing=0.1))
     assert "smoothed by 0.1" in describe_task(RunInfo(), net).unlike_pretraining
     assert "smoothed by 0.2" in describe_task(RunInfo(label_smoothing=0.2), nn.Linear(2, 2)).loss
+
+
+class Clicks(nn.Module):
+    """Of numbers [B, 13] and categories [B, 26], as recommenders have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(2600, 8), nn.Linear(26 * 8 + 13, 1)
+
+    def forward(self, numbers: torch.Tensor, categories: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([numbers, self.table(categories).flatten(1)], 1))
+
+
+def test_a_table_of_categories_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = Clicks()
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(3):
+            loss = net(torch.randn(4, 13), torch.full((4, 26), i)).pow(2).mean()
+            loss.backward()
+            monitor.step(loss)
+    (start,) = [line for line in capsys.readouterr().out.splitlines() if "training from scratch: model" in line]
+    assert "on text" not in start
+    assert read_runs(tmp_path)[0].task.get("modality") is None

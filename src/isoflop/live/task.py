@@ -72,6 +72,8 @@ def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: i
     by_use = parameters is not None and parameters.method.startswith("by use")
     if by_use and parameters is not None and parameters.non_embedding == parameters.non_embedding_with_head:
         task = task.having(objective=task.objective or "headless")
+    if totals.tokens_known is None and task.objective in (None, "headless"):
+        task = task.having(modality=None)  # a table alone, of users or of categories, is no text
     if not step.whole or step.before.steps or step.step > FIRST:
         return task
     tokens, labels = totals.data_tokens, totals.loss_tokens_known
