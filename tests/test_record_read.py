@@ -65,6 +65,12 @@ def test_a_value_that_cannot_be_is_told_and_unknown(tmp_path: Path) -> None:
     assert len(run.problems) == 11
 
 
+def test_a_batch_beyond_any_double_is_unknown(tmp_path: Path) -> None:
+    run = read(tmp_path, HEADER, b'{"event":"point","attempt":1,"step":7,"batch_tokens":%b}\n' % (b"9" * 400))
+    assert run.points == (Point(step=7),)
+    assert len(run.problems) == 1 and "batch_tokens to be a number in its range" in run.problems[0]
+
+
 def test_counts_that_another_tool_wrote_as_floats_are_counts(tmp_path: Path) -> None:
     run = read(tmp_path, HEADER, b'{"event":"point","step":1e1,"flops":1E+21}')
     assert run.points == (Point(step=10, flops=10**21),)

@@ -60,7 +60,7 @@ def whole_point(raw: bytes) -> Point | None:
     except (ValueError, RecursionError):  # msgspec's errors, too
         return None
     counts = (point.tokens, point.padding, point.loss_tokens, point.flops, point.flops_hardware, point.flops_6nd)
-    for count in (*counts, point.interval_steps):
+    for count in (*counts, point.interval_steps, point.batch_tokens):
         if count is not None and count > MAX_INT:
             return None
     return point
