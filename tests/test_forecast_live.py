@@ -254,6 +254,21 @@ def test_what_time_does_not_mend_is_told_once(tmp_path: Path, options: Any, mess
     assert not monitor.guard.aside
 
 
+def test_a_given_schedule_is_known_before_there_is_time_for_a_forecast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasting, "SHARE", 0.0)
+    monitor, _ = train(tmp_path / "a", last=20, make=lambda o: S.CosineAnnealingLR(o, 4 * TOTAL))
+    assert "SCHEDULE" in {each.reason.name for each in monitor.advice} and monitor.forecast is None
+    assert the_run(tmp_path / "a").planned["learning_rates"]["steps"][-1] == TOTAL
+    options = {"make": None, "between": by_hand, "lr_plan": "linear:warmup=50,end=0", "log_every": 1}
+    monitor, _ = train(tmp_path / "b", last=60, **options)  # its unit is what was seen
+    assert monitor._forecast.plan.peak == pytest.approx(PEAK, rel=0.05)
+    monitor, _ = train(tmp_path / "c", last=60, **options, optimizer=lambda *_, **__: SimpleNamespace(
+        param_groups=[{}], step=lambda: None))  # fmt: skip
+    assert not any("learning rate" in str(each) for each in monitor.advice)
+
+
 def decaying(step: int) -> float:
     return PEAK * min(1.0, step / 50) * (1 - max(step - 50, 0) / (TOTAL - 50))
 

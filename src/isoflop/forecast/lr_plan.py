@@ -96,11 +96,13 @@ class LrPlan:
         )
 
     def scaled_to(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
-        """This plan in the unit of the rates seen, by their median ratio; as it is where the last one lies on it."""
+        """This plan in the unit of the rates seen, by their median ratio; as it is where that or the last is near 1."""
         planned, seen = self.at(steps), np.asarray(lr, dtype=float)
         known = (planned > 0) & (seen > 0)
         ratio = seen[known] / planned[known]
-        return self if not len(ratio) or abs(ratio[-1] - 1) < 0.05 else replace(self, lr=self.lr * np.median(ratio))
+        if not len(ratio) or min(abs(ratio[-1] - 1), abs((by := float(np.median(ratio))) - 1)) < 0.05:
+            return self
+        return replace(self, lr=self.lr * by)
 
     def decayed(self, now: float) -> LrPlan:
         """This plan with a line to 0 over its last quarter, or over what is left after step `now`."""

@@ -223,9 +223,9 @@ class AdvicePart(Part):
         )
 
     def _peak(self, step: LogStep) -> float | None:
-        """Peak learning rate: of the plan, or the highest so far where there is none."""
+        """Peak learning rate: of the plan, or the highest so far where there is none; of a plan's shape alone: None."""
         self._highest = max(self._highest, step.lr or 0.0)
-        return step.plan.peak if step.plan is not None else self._highest or None
+        return step.plan.peak if step.plan is not None and self._highest else self._highest or None
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""

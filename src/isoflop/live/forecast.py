@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from isoflop.arrays import Array
 from isoflop.fit.runs import in_tail
 from isoflop.forecast import (
     DEFAULT_PRIORS,
@@ -91,8 +92,7 @@ class ForecastPart(Part):
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._ladder: Ladder | None = None
         self._unknown: dict[str, str] = {}
-        self._asked = False
-        self._rate: float | None = None
+        self._asked = False  # the given schedule, once in a process
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
         self._earlier, self._final = Earlier(), FinalLoss()
@@ -102,11 +102,13 @@ class ForecastPart(Part):
 
     def log(self, step: LogStep) -> None:
         """Take the interval's loss in, where that is what is forecast, and forecast anew where time allows."""
-        self._follow(self._run.total_steps)
+        total = self._run.total_steps
+        self._follow(total)
         if self.on == "train" and step.loss is not None:
             self._add(step.loss, step, step.step - step.before.steps)
+        self._read_schedule(step, total)
         if self.curve is not None:
-            self._refit(step, self._run.total_steps)
+            self._refit(step, total)
         if isinstance(self.last, Forecast):
             step.scalars.update(scalars_of(self.last))
         step.forecaster, step.ladder, step.plan, step.forecast = self.curve, self._ladder, self.plan, self.last
@@ -128,7 +130,6 @@ class ForecastPart(Part):
             return
         if self.curve is None:
             self.curve = self._make(step)
-        self._rate = step.lr
         self.curve.add(step.step, tokens, step.lr, loss, count)
 
     def _refit(self, step: LogStep, total: int | None) -> None:
@@ -140,10 +141,8 @@ class ForecastPart(Part):
         if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.wall_time:
             return
         began = time.perf_counter()
-        if self.plan is None or self.plan.assumed or self._off_plan(self.plan, step.step):
-            self._ask(step.step, total)
-            if not self._asked:  # once a run; if it has to be done again and again, that counts
-                self._asked, began = True, time.perf_counter()
+        if self.plan is None or self.plan.assumed or self._off_plan(self.plan, step):
+            self._ask(step, total)
         answer = self._newest(step.step)
         took = time.perf_counter() - began
         self._spent += took
@@ -162,8 +161,8 @@ class ForecastPart(Part):
     def _follow(self, total: int | None) -> None:
         """A resumed run may have another planned end: what was forecast for the old one says nothing of it."""
         if self._until is not None and total != self._until:
-            self.last = self.half_time = None
-            self._earlier, self._final = Earlier(), FinalLoss()
+            self.last = self.half_time = self.plan = None
+            self._asked, self._earlier, self._final = False, Earlier(), FinalLoss()
         self._until = total
 
     def _silent(self, missing: NoForecast) -> None:
@@ -223,10 +222,27 @@ class ForecastPart(Part):
             return own
         return self._ladder.forecast(self.plan, N=N, batch_tokens=batch, run=self.curve)
 
-    def _off_plan(self, plan: LrPlan, step: int) -> bool:
-        return self._rate is not None and bool(plan.off(np.array([step]), np.array([self._rate]))[0] > OFF_PLAN)
+    def _read_schedule(self, step: LogStep, total: int | None) -> None:
+        """What the user gave is known from the first log step, however short the run: it is not a forecast's cost."""
+        given = self._options.lr_plan
+        if total is None or step.step >= total:
+            return
+        if not self._asked and (given is not None or self._run.scheduler is not None):
+            self._asked = True
+            self._ask(step, total)
+        elif given is not None and self.plan is not None:
+            self.plan = self.plan.scaled_to(*self._seen(step))  # its unit is known once its peak is seen
 
-    def _ask(self, step: int, total: int) -> None:
+    def _seen(self, step: LogStep) -> tuple[Array, Array]:
+        """Steps and learning rates so far."""
+        if self.curve is not None:
+            return self.curve.seen_rates()
+        return np.array([] if step.lr is None else [[step.step], [step.lr]], dtype=float).reshape(2, -1)
+
+    def _off_plan(self, plan: LrPlan, step: LogStep) -> bool:
+        return step.lr is not None and bool(plan.off(np.array([step.step]), np.array([step.lr]))[0] > OFF_PLAN)
+
+    def _ask(self, step: LogStep, total: int) -> None:
         """The plan of the whole run, by the scheduler; where its past was another the estimator has that as it was."""
         found = self._future(step, total, since=0)
         if isinstance(found, UnknownFuture):  # some know no past
@@ -236,16 +252,19 @@ class ForecastPart(Part):
             remedy = "" if self._run.framework != "loop" or self._run.scheduler else "scheduler= or "
             self._unknown = {"why": found.reason, "remedy": remedy + GIVEN}
 
-    def _future(self, step: int, total: int, since: int | None = None) -> LrPlan | UnknownFuture:
-        run, given = self._run, self._options.lr_plan
-        assert self.curve is not None
-        seen = self.curve.seen_rates()
+    def _future(self, step: LogStep, total: int, since: int | None = None) -> LrPlan | UnknownFuture:
+        run, given, seen = self._run, self._options.lr_plan, self._seen(step)
         if isinstance(given, str):
             return named_learning_rates(given, total, seen)
         if run.future_unknown and given is None:
             return UnknownFuture(run.future_unknown)
         found = future_learning_rates(
-            given or run.scheduler, total, step=step, optimizer=run.optimizer, calls=run.scheduler_calls, since=since
+            given or run.scheduler,
+            total,
+            step=step.step,
+            optimizer=run.optimizer,
+            calls=run.scheduler_calls,
+            since=since,
         )
         if isinstance(found, UnknownFuture) or not (given is not None or run.scheduler is None):
             return found
@@ -258,7 +277,6 @@ class ForecastPart(Part):
         return {
             "on": self.on,
             "curve": self._restored if self.curve is None else self.curve.state_dict(),
-            "rate": self._rate,
             "last": _plain(self.last),
             "half_time": None if self.half_time is None else [self.half_time[0], _plain(self.half_time[1])],
             "spent": [self._spent, self._cost],
@@ -273,7 +291,6 @@ class ForecastPart(Part):
         if state["on"] != self.on:
             return
         self._restored = state["curve"]
-        self._rate = None if state["rate"] is None else float(state["rate"])
         self.last = _answer(state["last"])
         half = state["half_time"]
         answer = None if half is None else _answer(half[1])
