@@ -210,7 +210,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
         (transformers_run, "isoflop.live.sinks.TensorBoardSink.close"),
     ],
     "advising": [
-        (loop, "isoflop.live.advice.Adviser.log"),
+        (loop, "isoflop.live.advice.Adviser.look"),
         (advised_loop, "isoflop.live.advice.Adviser.start"),
         (loop, "isoflop.live.advice.closing_lines"),
         (lightning_run, "isoflop.live.advice.Adviser.state_dict"),

@@ -1,4 +1,8 @@
-"""Judges a run at each log step by the rules of advice, and gives each finding once: when it begins to hold."""
+"""Judges a run by the rules of advice as it grows, and gives each finding once: when it begins to hold.
+
+Every log step is fed in and seen for a loss that is lost or rises; the rules are asked where half a block of losses has
+come since the last time, or what they look at has changed, or a finding is on its way.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Severity
-from isoflop.advice.curve_rules import AVERAGED, LOOKS, diverging, hardware, off_curve, plateau, schedule, stuck
+from isoflop.advice.curve_rules import AVERAGED, FEW, LOOKS, diverging, hardware, off_curve, plateau, schedule, stuck
 from isoflop.advice.data_rules import batch, epochs, offset, overfitting
 from isoflop.advice.recipe_rules import learning_rate, own_sizes
 from isoflop.advice.run_state import Expected, Rule, Situation, Thresholds, scatter
@@ -50,7 +54,8 @@ DECAY_NOW = 0.15
 MOST = 96
 """Losses kept; when there are more, every second of the older half goes."""
 BLOCK, SPIKE = 0.01, 32
-"""A block of log steps takes this part of the steps done, or so many steps: spikes of some tens come and go."""
+"""A block of log steps takes this part of the steps done, or so many steps: spikes of some tens come and go. The run is
+looked at once in half a block, or in so many steps."""
 REFIT, KEPT = 1.05, 1.5
 """The curve is fitted whenever the steps have grown by the first factor, and held against until by the second."""
 STEPPED, WINDOW = 0.3, 0.2
@@ -75,44 +80,55 @@ class Track:
 
     def __init__(self) -> None:
         self.losses: list[tuple[int, float]] = []
+        self.lowest = math.inf
+        """Of `losses`."""
         self.nonfinite = 0
         self.speeds: deque[float] = deque(maxlen=16)
         self.best_speed: float | None = None
         self.expected: tuple[Expected, ...] = ()
-        self.looks: deque[tuple[int, tuple[Expected, ...]]] = deque(maxlen=LOOKS)
-        """The last steps, half a block apart or more, with what was expected there."""
+        self.looks: deque[tuple[Expected, ...]] = deque(maxlen=LOOKS)
+        """What was expected at the last steps, half a block apart or more."""
         self.rate_stepped = False
         self._fits: list[Fit] = []
-        self._next = 0.0
+        self._looked, self._next = -SPIKE, 0.0
 
-    def loss(self, step: int, loss: float | None) -> None:
-        """Add the mean loss of a log step."""
-        if loss is None:
-            return
-        if not usable(loss):
+    def add(self, step: int, loss: float | None, speed: float | None) -> None:
+        """Add the mean loss of a log step, and the tokens a second per device over its interval."""
+        if loss is not None and not usable(loss):
             self.nonfinite += 1
-            return
-        self.nonfinite = 0
-        self.losses.append((step, float(loss)))
-        if len(self.losses) > MOST:
-            self.losses = self.losses[: MOST // 2 : 2] + self.losses[MOST // 2 :]
+        elif loss is not None:
+            self.nonfinite = 0
+            self.losses.append((step, float(loss)))
+            self.lowest = min(self.lowest, loss)
+            if len(self.losses) > MOST:
+                self.losses = self.losses[: MOST // 2 : 2] + self.losses[MOST // 2 :]
+                self.lowest = min(self.losses, key=itemgetter(1))[1]
+        if speed is not None and speed > 0:
+            if len(self.speeds) >= 8:  # the best stretch of five, the first ones warm up and compile
+                stretch = median(list(self.speeds)[-5:])
+                self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
+            self.speeds.append(float(speed))
 
     def hold_against_fits(self, step: int, forecaster: OnlineForecaster, plan: LrPlan | None) -> None:
         """Compare the last losses with what earlier fits of the curve expect, and fit it anew now and then.
+
+        Once in half a block of log steps: losses that come closer together say nothing new.
 
         Args:
             step: the present one.
             forecaster: fed up to it.
             plan: of the learning rates, for runs whose rates are not seen.
         """
+        if step - self._looked < _apart(step):
+            return
         rates, last = forecaster.rates_so_far(plan), self._last_two(step)
         if rates is None:
             return
+        self._looked = step
         self._fits = [fit for fit in self._fits if fit.now < step <= KEPT * fit.now]
         if last is not None:
             self.expected = _expected(forecaster, [fit for fit in self._fits if fit.now <= last[0].since], rates, last)
-            if not self.looks or step - self.looks[-1][0] >= max(BLOCK / 2 * step, SPIKE):
-                self.looks.append((step, self.expected))
+            self.looks.append(self.expected)
         lately = rates.steps >= WINDOW * step
         self.rate_stepped = bool((np.diff(rates.lr[lately]) < -STEPPED * rates.peak).any())
         if step >= self._next:
@@ -134,15 +150,6 @@ class Track:
             found.append(_Block(sum(steps) / n, sum(losses) / n, since, last))
             end = begin
         return (found[1], found[0]) if len(found) == 2 else None
-
-    def speed(self, tokens_per_second: float | None) -> None:
-        """Add the tokens a second per device over the interval."""
-        if tokens_per_second is None or not tokens_per_second > 0:
-            return
-        if len(self.speeds) >= 8:  # the best stretch of five, the first ones warm up and compile
-            stretch = median(list(self.speeds)[-5:])
-            self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
-        self.speeds.append(float(tokens_per_second))
 
     def now(self) -> Normal | None:
         """Mean of the last log steps, with its standard error."""
@@ -179,9 +186,15 @@ class Track:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, also of earlier versions; the curve is fitted anew."""
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self.lowest = min((loss for _, loss in self.losses), default=math.inf)
         self.nonfinite = int(state["nonfinite"])
         self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
         self.best_speed = state["best_speed"]
+
+
+def _apart(step: int) -> float:
+    """Steps between two looks."""
+    return max(BLOCK / 2 * step, SPIKE)
 
 
 def _expected(
@@ -253,6 +266,8 @@ class Adviser:
         self._aside: set[str] = set()
         self._standing: dict[str, _Standing] = {name: _Standing() for name in RULES}
         self._asked: dict[str, tuple[int, Forecast | NoForecast | None]] = {}
+        self._looked, self._open = -SPIKE, False  # step of the last judgement; a finding comes or goes
+        self._seen: tuple[Any, ...] = ()
 
     @property
     def missing(self) -> tuple[Missing, ...]:
@@ -273,30 +288,53 @@ class Adviser:
         """Judge a complete state: returns what is new. `dear`: rules that take their time too."""
         return self._ask_rules(run, of_plan=False, dear=dear)
 
+    def feed(self, step: int, loss: float | None, speed: float | None = None, *seen: Any) -> bool:
+        """Take a log step in: returns whether the run is to be judged.
+
+        Args:
+            step: optimizer steps done.
+            loss: mean over the interval, nats per token.
+            speed: tokens/s per device over the interval.
+            seen: what else the rules look at; a change is judged at once.
+        """
+        track, limits = self.track, self.thresholds
+        track.add(step, loss, speed)
+        # as `diverging` has it, which gives nothing otherwise
+        least = (1 + limits.divergence_share) * track.lowest
+        rises = track.lowest > 0 and len(track.losses) >= FEW
+        rises = rises and all([each > least for _, each in track.losses[-limits.in_a_row :]])
+        if not (rises or track.nonfinite or self._open or seen != self._seen or step - self._looked >= _apart(step)):
+            return False
+        self._seen, self._looked, self._open = seen, step, bool(rises or track.nonfinite)
+        return True
+
     def log(
+        self, run: Situation, forecaster: OnlineForecaster | None = None, speed: float | None = None, **more: Any
+    ) -> list[Advice]:
+        """`feed` a log step in, and `look` at it where it is to be judged: returns what is new."""
+        seen = run.rates, run.total_steps, run.forecast, sum(map(len, run.evaluations.values()))
+        return self.look(run, forecaster, **more) if self.feed(run.step, run.loss, speed, *seen) else []
+
+    def look(
         self,
         run: Situation,
         forecaster: OnlineForecaster | None = None,
-        speed: float | None = None,
         ladder: Callable[[int], Forecast | NoForecast | None] | None = None,
         dear: bool = True,
     ) -> list[Advice]:
-        """Judge a log step: returns what is new.
+        """Judge a log step that was fed: returns what is new.
 
         Args:
             run: its state; losses, expectations and speeds are filled in here.
             forecaster: fed up to this step.
-            speed: tokens/s per device over the interval.
             ladder: step → the forecast of earlier sizes for the loss there; None: there are none.
             dear: there is time for forecasts and for rules that take a millisecond or more.
         """
         plan, track = run.rates, self.track
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
         trained = run.forecast_of == "train"  # what is expected is the training loss
-        track.loss(run.step, run.loss)
         if forecaster is not None and trained and not track.nonfinite:
             track.hold_against_fits(run.step, forecaster, plan)
-        track.speed(speed)
         now = track.now()
         return self.judge(
             replace(
@@ -306,7 +344,7 @@ class Adviser:
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
                 expected=track.expected,
-                looks=[expected for _, expected in track.looks],
+                looks=tuple(track.looks),
                 by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
                 rate_stepped=track.rate_stepped,
                 speeds=tuple(track.speeds),
@@ -364,10 +402,11 @@ class Adviser:
             standing, in_a_row = self._standing[name], self.thresholds.in_a_row
             if not isinstance(found, Advice) or self._covered(name, found, run):
                 standing.nothing(in_a_row)
-                continue
-            at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
-            if standing.found(found, 1 if at_once else in_a_row, run):
-                new.append(found)
+            else:
+                at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
+                if standing.found(found, 1 if at_once else in_a_row, run):
+                    new.append(found)
+            self._open = self._open or (standing.severity is None) is (standing.held > 0)
         return new
 
     def _covered(self, name: str, found: Advice, run: Situation) -> bool:

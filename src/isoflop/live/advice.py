@@ -108,6 +108,7 @@ class AdvicePart(Part):
         self._told_missing = False
         self._until: int | None = None  # the planned end that was judged
         self._evaluations: dict[str, list[Evaluated]] = {}
+        self._evaluated = 0  # losses of them
         self._scalars: dict[str, float] = {}
         """`isoflop/n_opt`; `isoflop/frontier_loss` and `isoflop/excess_loss` where own runs determine a law."""
 
@@ -124,30 +125,34 @@ class AdvicePart(Part):
     # -- log steps ---------------------------------------------------------------------------------------------
 
     def log(self, step: LogStep) -> None:
-        """Judge the run as it stands, say what is new and act on it."""
-        first = not self._started
-        if first:
+        """Feed the step in; where the run is to be judged as it stands, say what is new and act on it."""
+        self._highest = max(self._highest, step.lr or 0.0)
+        if first := not self._started:
             self._start(step)
+        total, scalars = self._run.total_steps, step.scalars
+        seen = step.plan, total, step.forecast, self._evaluated, total is not None and step.step >= total
+        loss, speed = scalars.get("isoflop/loss", step.loss), scalars.get("isoflop/tokens_per_second_per_device")
+        if self._judge.feed(step.step, loss, speed, *seen):
+            self._look(step, first)
+        if self.own.posterior is not None:
+            self._hold_against_frontier(step)
+        if self._scalars:
+            scalars.update(self._scalars)
+
+    def _look(self, step: LogStep, first: bool) -> None:
         began, dear = time.perf_counter(), self._spent <= FREE + SHARE * step.wall_time
         run = self._situation(step)
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
             self._judge.replanned()
         self._until = run.total_steps
         new = self._judge.start(run) if self._plan_changed(run.planned_tokens) else []
-        self._hold_against_frontier(run)
-        new += self._judge.log(
-            run,
-            step.forecaster,
-            step.scalars.get("isoflop/tokens_per_second_per_device"),
-            None if step.ladder is None else partial(_by_ladder, step),
-            dear,
-        )
+        ladder = None if step.ladder is None else partial(_by_ladder, step)
+        new += self._judge.look(run, step.forecaster, ladder, dear)
         if dear and not first:  # the first judgement pays for imports
             self._spent += time.perf_counter() - began
         if not self._told_missing:
             self._tell_missing(run)
         step.advice, step.stop = tuple(new), any([self._say(advice) for advice in new])
-        step.scalars.update(self._scalars)
 
     def _start(self, step: LogStep) -> None:
         """Once in a process, however long it takes: the task and earlier runs."""
@@ -167,6 +172,7 @@ class AdvicePart(Part):
         if not usable(loss):
             return
         points = self._evaluations.setdefault(name, [])
+        self._evaluated += 1
         points.append(Evaluated(step.step, loss, self._judge.track.level(step.step)))
         if len(points) > 64:
             del points[1:-8:2]
@@ -205,7 +211,8 @@ class AdvicePart(Part):
             own_rates=None if N is None else self.own.rates(N),
             own_profile=self._own_profile,
             width=self._width,
-            peak_rate=self._peak(step),
+            # of a plan's shape alone: None
+            peak_rate=step.plan.peak if step.plan is not None and self._highest else self._highest or None,
             weight_decay=self._settings.get("weight_decay"),
             line=self.own.line,
             line_source=self.own.source,
@@ -221,11 +228,6 @@ class AdvicePart(Part):
             batch_wanted=options.noise_scale != "off",
             evaluations=self._evaluations,
         )
-
-    def _peak(self, step: LogStep) -> float | None:
-        """Peak learning rate: of the plan, or the highest so far where there is none; of a plan's shape alone: None."""
-        self._highest = max(self._highest, step.lr or 0.0)
-        return step.plan.peak if step.plan is not None and self._highest else self._highest or None
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""
@@ -255,8 +257,9 @@ class AdvicePart(Part):
                 more = f"; and {len(self.own.left_out) - 3} more" if len(self.own.left_out) > 3 else ""
                 self._run.tell(f"isoflop: earlier runs left out: {shown}{more}")
 
-    def _hold_against_frontier(self, run: Situation) -> None:
+    def _hold_against_frontier(self, step: LogStep) -> None:
         """At the compute so far; the loss is of the kind that the own runs were fitted on."""
+        run = self._situation(step)
         for name in ("isoflop/frontier_loss", "isoflop/excess_loss"):
             self._scalars.pop(name, None)
         least = self.own.least_loss(run.N, run.tokens) if run.N and run.tokens else None
