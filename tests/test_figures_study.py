@@ -49,7 +49,7 @@ def test_an_evaluations_end_is_its_last_loss():
     [
         (lambda run: replace(run, status="running"), "it is not finished"),
         (lambda run: replace(run, planned={"steps": 10**6}), "of 1,000,000 planned"),
-        (lambda run: with_nan_losses(run), "its last loss is no finite number"),
+        (lambda run: with_nan_losses(run), "its training loss is no finite number from step"),
         (lambda run: without(run, "N"), "are not known"),
         (lambda run: without(run, "tokens"), "no loss 'train' with its tokens"),
         (lambda run: replace(run, points=()), "no loss 'train' with its tokens"),

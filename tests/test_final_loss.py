@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from isoflop.fit.own_runs import learn_from
 from isoflop.forecast import finished_runs
 from isoflop.ladder import read_finished
 from isoflop.ladder.attempt import is_complete
+from isoflop.live.passport import passport
 from isoflop.logs import write_run
 from isoflop.record import Run, read_run
 from isoflop.report.runs import read_record
 from isoflop.tab.records import Tail
-from study_runs import planted_run
+from study_runs import planted_run, with_nan_losses
 
 
 def recorded(folder: Path, run: Run) -> Path:
@@ -140,3 +142,46 @@ def test_one_rule_of_finished(tmp_path: Path, until: float, status: str, why: st
     }
     assert found == dict.fromkeys(found, (f"a: {why}",) if why else ())
     assert is_complete(read_run(path), planned) == (why == "")  # else `ladder run` trains on
+
+
+@pytest.mark.parametrize("loss", ["train", "eval/val"])
+@pytest.mark.parametrize("evaluated", ["before", "after", "at the end"])
+def test_a_run_that_broke_has_no_final_loss(loss: str, evaluated: str, tmp_path: Path):
+    """NaN in the second half; the evaluation was made before that, is NaN too, or is a number at the very end."""
+    run = with_nan_losses(planted_run("a", 1e8, 4e9, points=400), last=200)
+    value, at = {"before": (3.0, 100), "after": (math.nan, -1), "at the end": (3.0, -1)}[evaluated]
+    points = list(run.points)
+    points[90] = replace(points[90], losses={"train": 3.5, "eval/val": 3.5})
+    points[at] = replace(points[at], losses={"train": math.nan if at < 0 else 3.0, "eval/val": value})
+    run = replace(run, points=tuple(points))
+    recorded(tmp_path, run)
+    good = [recorded(tmp_path, with_val(planted_run(name, N, 4e9))) for name, N in (("b", 1e8), ("c", 2e8))]
+    runs = [run, *map(read_run, good)]
+    ranked = json.loads(shell("rank", tmp_path, "--loss", loss, "--json").stdout)
+    broke = loss == "train" or evaluated != "at the end"
+    (reason,) = {study(runs, loss=loss).ends[0].left_out}
+    assert ("is no finite number from step" in reason) == broke
+    left_out = (f"a: {reason}",) if broke else ()
+    found = {
+        "isoflop fit, plan": table_of_runs(runs, ("N", "D", "loss"), loss=loss).left_out,
+        "history=": learn_from(runs, loss=loss).left_out,
+        "isoflop rank": tuple(f"{name}: {why}" for name, why in ranked["silent"].items()),
+        "ladder": read_finished([tmp_path], loss=loss).left_out,
+    }
+    assert found == dict.fromkeys(found, left_out)
+    assert (final_loss(run.points, loss) is None) == broke
+    known = passport(run)
+    assert (known["loss"]["final"][loss] is None) == broke and "no finite number" in known["not_finished"]
+
+
+def with_val(run: Run) -> Run:
+    points = [replace(point, losses={**point.losses, "eval/val": point.losses["train"]}) for point in run.points]
+    return replace(run, points=tuple(points))
+
+
+def test_one_interval_without_a_number_breaks_no_run():
+    run = with_nan_losses(planted_run("a", 1e8, 4e9, points=400), last=0, spike_at=200)
+    points = list(run.points)
+    points[100] = replace(points[100], losses={**points[100].losses, "eval/val": 3.5})
+    assert final_loss(points, "eval/val") == 3.5
+    assert final_loss(points, "train") == pytest.approx(float(points[-1].losses["train"] or 0), rel=1e-2)

@@ -178,9 +178,13 @@ def _ending(run: LossCurve | Run, finished: bool, priors: Priors, at: float | No
     """A finished run's final loss with its standard error, else its forecast; or why there is none."""
     import numpy as np
 
-    from isoflop.fit.runs import curve_of_run
+    from isoflop.fit.runs import curve_of_run, not_a_number
     from isoflop.forecast import LossCurve, LrPlan, NoForecast, OnlineForecaster, curve_of, forecast_from, forecast_of
 
+    if not isinstance(run, LossCurve):
+        until = math.inf if at is None else at * float(run.planned.get("steps") or math.inf)
+        if why := not_a_number([point for point in run.points if point.step <= until], loss):
+            return why
     try:
         curve = run if isinstance(run, LossCurve) else curve_of(run, loss)
     except ValueError as reason:  # its plan is not in the record: its own last forecast, or its losses

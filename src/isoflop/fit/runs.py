@@ -1,12 +1,12 @@
 """Finished runs: their columns checked, whether a record came to its end, its final loss and its curve.
 
-One rule for every fit, figure and advice: a run has ended where its record is completed and 98% of its planned steps
-are done; its final training loss is the mean over the last 5% of its steps, that of an evaluation the last one.
+One rule for every fit, figure and advice: a run has ended where its record is completed, 98% of its planned steps are
+done and its last loss is a number; its final training loss is the mean over the last 5% of its steps, that of an
+evaluation the last one.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,17 +245,45 @@ TAIL = 0.05
 long records have ever fewer of them, and the last twentieth would be two fifths of the run."""
 
 
-def unfinished(run: Run, last_step: int) -> str:
+def unfinished(run: Run, loss: str | None = None) -> str:
     """Why a run has no final loss; "": it has.
 
     Args:
-        run: its record; the points are not looked at.
-        last_step: optimizer steps done.
+        run: its record with its points.
+        loss: `train` or eval/<name>, whose end is looked at too; None: of status and steps alone.
     """
+    why = _not_ended(run, run.points[-1].step if run.points else 0)
+    return why or ("" if loss is None else not_a_number(run.points, loss))
+
+
+def _not_ended(run: Run, last_step: int) -> str:
     if run.status != "completed":
         return "it is not finished" if run.status == "running" else f"it was {run.status}"
     planned = run.planned.get("steps")
     return stopped_early(last_step, planned) if isinstance(planned, int | float) else ""
+
+
+def not_a_number(points: Sequence[Point], loss: str) -> str:
+    """Why a run broke before its end: its loss, or after its last evaluation the training loss, is none; "": it is one.
+
+    >>> points = [Point(step=s, losses={"train": x}) for s, x in ((10, 3.0), (20, float("inf")), (30, float("nan")))]
+    >>> not_a_number(points, "train"), not_a_number(points[:1], "train")
+    ('its training loss is no finite number from step 20 on', '')
+    """
+    names = {loss, "train"}
+    fine = {name: [p.step for p in points if p.losses.get(name) is not None] for name in names}
+    return _broken(loss, fine, {name: [p.step for p in points if name in p.nonfinite] for name in names})
+
+
+def _broken(loss: str, fine: Mapping[str, Sequence[float]], bad: Mapping[str, Sequence[float]]) -> str:
+    """By the steps at which the loss and the training loss were numbers, and none."""
+    for name in (loss, "train"):
+        last = max((float(steps[-1]) for steps in (fine[name], fine[loss]) if len(steps)), default=-1.0)
+        since = next((step for step in bad[name] if step > last), None)
+        if since is not None:
+            called = "its training loss" if name == "train" else f"its loss {name!r}"
+            return f"{called} is no finite number from step {since:,.0f} on"
+    return ""
 
 
 def stopped_early(last_step: float, planned: float) -> str:
@@ -295,18 +323,14 @@ def at_end(steps: ArrayLike, loss: str) -> NDArray[np.bool_]:
 
 
 def final_loss(points: Sequence[Point], loss: str) -> float | None:
-    """The final loss of a run in nats per token, by `at_end`; None: no point has it with its tokens.
+    """The last loss of a run in nats per token, by `at_end`; None: no point has it, or it is no number at the end.
 
     Args:
         points: all that its record has.
         loss: `train` or eval/<name>.
     """
-    known = [
-        (point.step, value)
-        for point in points
-        if (value := point.losses.get(loss)) is not None and math.isfinite(value) and point.data_tokens
-    ]
-    if not known:
+    known = [(point.step, value) for point in points if (value := point.losses.get(loss)) is not None]
+    if not known or not_a_number(points, loss):
         return None
     steps, values = (np.array(column, dtype=float) for column in zip(*known, strict=True))
     return float(values[at_end(steps, loss)].mean())
@@ -389,6 +413,12 @@ class RunCurve:
         N = self.run.parameters.get(convention)
         return float(N) if N else None
 
+    def steps_of(self, loss: str, number: bool) -> Array:
+        """Steps at which the loss was recorded and was a number, or was none."""
+        nowhere = np.zeros(len(self.step), dtype=bool)
+        found = np.isfinite(self.losses.get(loss, np.where(nowhere, 0.0, np.nan)))
+        return np.asarray(self.step[found if number else self.nonfinite.get(loss, nowhere)])
+
     def known(self, loss: str, x: Array) -> Array:
         """Where the loss was recorded, a number or not, and x is known [points]."""
         if loss not in self.losses:
@@ -465,20 +495,21 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     known = np.flatnonzero(curve.known(loss, curve.tokens))
     values = curve.losses.get(loss, np.empty(0))
     fine = known[np.isfinite(values[known])]
-    why = unfinished(curve.run, int(curve.step[-1]) if len(curve.step) else 0)
+    why = _not_ended(curve.run, int(curve.step[-1]) if len(curve.step) else 0)
+    numbers, others = ({name: curve.steps_of(name, is_one) for name in (loss, "train")} for is_one in (True, False))
+    broken = _broken(loss, numbers, others)
+    why = why or broken
     if not len(fine):
         return RunEnd(curve.name, N, run_id=curve.run_id, left_out=why or f"it has no loss {loss!r} with its tokens")
     last = fine[at_end(curve.step[fine], loss)]
     if not why and N is None:
         why = f"its parameters ({convention.replace('_', ' ')}) are not known"
-    if not why and known[-1] != fine[-1]:
-        why = "its last loss is no finite number"
     flops = float(curve.flops[fine[-1]])
     return RunEnd(
         curve.name,
         N,
         float(curve.tokens[fine[-1]]),
-        float(values[last].mean()),
+        None if broken else float(values[last].mean()),
         flops if np.isfinite(flops) else None,
         curve.run_id,
         why,

@@ -476,7 +476,7 @@ def _records(
         end = end_of_curve(curve, name, convention)
         losses = loss_names(run)
         if not why and end.left_out:
-            why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if end.loss is None else "")
+            why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if name not in losses else "")
         if why:
             left_out.append(f"{called}: {why}")
             continue
@@ -499,7 +499,7 @@ def _records(
 
 def _useless(run: Run) -> str:
     """Why a record can't be a row; "": it can."""
-    if why := unfinished(run, run.points[-1].step if run.points else 0):
+    if why := unfinished(run):
         return why
     if not run.parameters:
         return "its parameters are not known"

@@ -102,7 +102,7 @@ def finished_runs(runs: Iterable[Run], loss: str = "train") -> tuple[list[LossCu
 
 
 def _finished(run: Run, loss: str) -> LossCurve:
-    if why := unfinished(run, run.points[-1].step if run.points else 0):
+    if why := unfinished(run, loss):
         raise ValueError(why)
     curve = curve_of(run, loss)
     if len(curve.steps) < FEWEST_POINTS:

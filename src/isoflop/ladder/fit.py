@@ -115,7 +115,7 @@ def read_finished(
     finished: list[tuple[str, Run]] = []
     for run in read_runs(*sources, on_problem=left_out.append):
         name = _planned_name(run, planned or ())
-        why = unfinished(run, run.points[-1].step if run.points else 0)
+        why = unfinished(run)
         if planned is not None and name not in planned:
             why = "the plan does not name it"
         elif planned is not None and not why and any(name == other for other, _ in finished):

@@ -11,17 +11,23 @@ from typing import Any
 
 from isoflop.advice import Quantity
 from isoflop.console import cell
-from isoflop.fit.runs import at_end, final_loss, unfinished
+from isoflop.fit.runs import at_end, final_loss, not_a_number, unfinished
 from isoflop.forecast import FinalLoss, Forecast, forecast_from
 from isoflop.laws import short
 from isoflop.record import COUNTS, DEFAULT_N, Run
 from isoflop.record.paths import PASSPORT
+from isoflop.record.task import PLAIN
 
 
 def half_time(run: Run) -> tuple[int, Forecast] | None:
-    """Step and forecast of the first point in the second half of the planned run that has one."""
+    """Step and forecast of the first point in the second half of the planned run that has one.
+
+    Of a run that was resumed with another planned end, among the points since then: earlier ones forecast the old end.
+    """
     total = run.planned.get("steps")
     for point in run.points:
+        if point.step <= run.planned_since:
+            continue
         scalars = {f"isoflop/{name}": value for name, value in point.extra.items()}
         if total and 2 * point.step >= total and (forecast := forecast_from(scalars, int(total))) is not None:
             return point.step, forecast
@@ -30,7 +36,7 @@ def half_time(run: Run) -> tuple[int, Forecast] | None:
 
 def final_training_loss(run: Run) -> FinalLoss:
     """The training losses that the final loss is the mean of; none of a run that did not come to its planned end."""
-    if not run.points or unfinished(run, run.points[-1].step):
+    if not run.points or unfinished(run, "train"):
         return FinalLoss()
     known = [(p.step, loss) for p in run.points if (loss := p.losses.get("train")) is not None and p.data_tokens]
     ends = at_end([step for step, _ in known], "train")
@@ -44,14 +50,17 @@ def passport(run: Run) -> dict[str, Any]:
         run: as `isoflop.read_run` gives it.
 
     Returns:
-        `parameters` by convention; `tokens` (processed, data, repeats: passes over the data set); `flops` (model,
-        hardware, six_n_d, with method and convention); `time` in hours (training, wall) and device-hours; `device`;
-        `mfu`, the mean of the intervals; `loss` in nats per token (final by name, forecast at half time).
+        `not_finished`: why its losses are no final ones; `parameters` by convention; `tokens` (processed, data,
+        repeats: passes over the data set); `flops` (model, hardware, six_n_d, with method and convention); `time` in
+        hours (training, wall) and device-hours; `device`; `mfu`: model FLOPs over training time, devices and their
+        dense peak; `loss` (final by name, `unit`, forecast at half time).
     """
     last = run.points[-1] if run.points else None
     devices = run.device.get("world_size")
     hours = last.training_time / 3600 if last is not None and last.training_time is not None else None
-    mfu = [value for point in run.points if (value := point.extra.get("mfu")) is not None]
+    peak, flops = run.device.get("peak_flops"), last and last.flops
+    known = isinstance(peak, int | float) and isinstance(devices, int) and peak > 0 < devices
+    mfu = flops / (3600 * hours * devices * peak) if flops and hours and known else None
     unique, data = run.options.get("unique_tokens"), last.data_tokens if last is not None else None
     forecast = half_time(run)
     names = dict.fromkeys(name for point in run.points for name in point.losses)
@@ -59,6 +68,7 @@ def passport(run: Run) -> dict[str, Any]:
         "run_id": run.run_id,
         "name": run.name,
         "status": run.status,
+        "not_finished": "; ".join(filter(None, (unfinished(run), not_a_number(run.points, "train")))) or None,
         "created": run.created,
         "isoflop": run.versions.get("isoflop"),
         "model": run.model.get("class"),
@@ -81,8 +91,9 @@ def passport(run: Run) -> dict[str, Any]:
             "device_hours": hours * devices if hours is not None and devices else None,
         },
         "device": {"name": run.device.get("name"), "number": devices, "dtype": run.device.get("dtype")},
-        "mfu": sum(mfu) / len(mfu) if mfu else None,
+        "mfu": mfu,
         "loss": {
+            "unit": "nats per token" if data and _tokenwise(run) else None,
             "final": {name: final_loss(run.points, name) for name in names},
             "forecast_at_half_time": forecast
             and {"step": forecast[0], **{name: getattr(forecast[1], name) for name in ("loss", "low", "high")}},
@@ -90,11 +101,19 @@ def passport(run: Run) -> dict[str, Any]:
     }
 
 
+def _tokenwise(run: Run) -> bool:
+    """Whether its losses are in nats per token."""
+    language = run.task.get("objective") in (None, "causal", "masked", "seq2seq")
+    return language and run.task.get("loss", PLAIN) == PLAIN
+
+
 def markdown(known: dict[str, Any]) -> str:
     """The passport as a table for a model card."""
     N, tokens, flops = known["parameters"], known["tokens"], known["flops"]
     device, forecast = known["device"], known["loss"]["forecast_at_half_time"]
+    mfu, unit, why = known["mfu"], known["loss"]["unit"], known["not_finished"]
     rows = [
+        *([("Not finished", why)] if why else []),
         (
             "Parameters",
             f"{cell(N['total'], short)}; {cell(N[DEFAULT_N], short)} without tables, with the output head",
@@ -106,9 +125,9 @@ def markdown(known: dict[str, Any]) -> str:
         ("Devices", f"{device['number'] or '–'} × {device['name'] or 'unknown'}, {device['dtype'] or 'unknown'}"),
         ("Training time", cell(known["time"]["training_hours"], _duration)),
         ("Device time", cell(known["time"]["device_hours"], _duration)),
-        ("MFU", cell(known["mfu"], ".1%")),
+        ("MFU", cell(mfu, ".1%") + (" (above 100%: the stated peak or FLOPs are off)" if (mfu or 0.0) > 1 else "")),
         *(
-            (f"Final loss, {name}", f"{cell(value, '.4f')} nats per token")
+            (f"{'Last' if why else 'Final'} loss, {name}", f"{cell(value, '.4f')} {unit or ''}")
             for name, value in known["loss"]["final"].items()
         ),
     ]

@@ -136,8 +136,7 @@ class Recorder(Part):
             status: Status = "completed" if completed else "interrupted"
             self._log.end(point.step, status, **{key: getattr(point, key) for key in (*totals, *times)})
             self._log.close()
-            if completed:
-                self._write_passport()
+            self._write_passport()
 
     def _write_passport(self) -> None:
         if self._log is None or isinstance(self._log, RemoteLog):

@@ -137,6 +137,7 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
     advice: list[dict[str, Any]] = []  # of this attempt, and of earlier ones what the resumes left
     last_step = -1  # of this attempt
     changed: dict[str, Any] = {}  # by updates of the header
+    began = since = 0  # steps at which this attempt, and the present plan, began
     for raw in split_lines(stream, problems):
         point = whole_point(raw)
         record, expected = ({"event": "point"}, None) if point is not None else parse(raw)
@@ -152,6 +153,9 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
             first = record
             header = header_fields(first, problems)
         elif event == "update" and header:
+            before, now = changed.get("planned", header.get("planned", {})), record.get("planned")
+            if isinstance(now, dict) and now.get("steps") != before.get("steps"):
+                since = began
             changed |= {key: value for key, value in record.items() if key in UPDATED and isinstance(value, dict)}
         elif event == "point" and (point := point or point_from(record, problems)):
             if point.step < last_step:
@@ -162,6 +166,7 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
             story.append(point)
         elif event == "resume" and (step := step_of(record, problems)) is not None:
             story.append(step)
+            began = step
             advice = [each for each in advice if each["step"] <= step]
             last_step, end = -1, None
         elif event == "advice" and len(advice) < MOST_ADVICE and (step := step_of(record, problems)) is not None:
@@ -185,6 +190,7 @@ def read_stream(stream: BinaryIO, path: str) -> Run:
         advice=tuple(advice),
         status=end["status"] if end else "running",
         end=end,
+        planned_since=since,
         attempts=1 + sum(isinstance(item, int) for item in story),
         problems=problems.all(),
         path=path,

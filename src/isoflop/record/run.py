@@ -152,6 +152,7 @@ class Run:
     advice: tuple[dict[str, Any], ...] = ()  # findings as written (docs/record.md), by step, resumes applied
     status: Status = "running"  # "running": no end line, so still running, or killed
     end: dict[str, Any] | None = None  # the last end line: step, status, time, totals; None while running
+    planned_since: int = 0  # the step of the resume since which `planned` has its steps
     attempts: int = 1  # 1 + resumes
     problems: tuple[str, ...] = ()  # what the reader had to repair or skip
     path: str | None = None
