@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 
 from fits import reference
-from isoflop.fit import BadData, extrapolation
+from isoflop.fit import BadData, Extrapolation, extrapolation, fit_law, read_table
+from isoflop.fit.holdout import held_out
 
 
 def runs(noise: float = 0.003, seed: int = 0, sizes: int = 7) -> dict[str, np.ndarray]:
@@ -73,6 +75,38 @@ def test_few_runs_leave_it_open() -> None:
     assert np.isinf(result.high).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "where", "trusted", "words"),
+    [
+        ("routing_final.csv", {}, False, "do not determine E, A, alpha, B, beta: a prediction .* tests nothing"),
+        ("porian_refinedweb.csv", {}, False, "it does not describe the runs: it can't be trusted beyond them"),
+    ],
+)
+def test_a_law_that_does_not_describe_its_runs_is_not_trusted_beyond_them(
+    name: str, where: dict[str, str], trusted: bool | None, words: str
+) -> None:
+    """Clark et al. 2022's experts and Porian et al. 2024's recipes are no law of N and D."""
+    table = read_table([reference(name)], ("N", "D", "loss"))
+    held = held_out({**table.columns, "C": table.C}, fit_law("hoffmann", table.columns, draws=20))
+    assert isinstance(held, Extrapolation) and held.trusted is trusted
+    assert re.search(words, held.verdict) and "holds there" not in held.verdict and len(held.verdict) < 300
+
+
+def test_fewer_runs_inside_than_chance_explains_leave_it_open() -> None:
+    columns = runs(seed=2)
+    twice = {name: np.repeat(values, 2) for name, values in columns.items()}
+    found = [extrapolation("hoffmann", twice, below=below, draws=100) for below in (1e18, 3e18, 1e19, 3e19)]
+    assert any(each.few for each in found)  # each run twice: intervals are too narrow
+    for each in found:
+        assert not (each.few and each.trusted)
+
+
+def test_wide_intervals_leave_it_open() -> None:
+    columns = runs(noise=0.03)
+    result = extrapolation("hoffmann", columns, below=1e18, draws=100)
+    assert result.width > 0.05 and not result.trusted
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 def test_runs_are_parted_by_their_own_flops() -> None:
     columns = runs()
@@ -82,7 +116,7 @@ def test_runs_are_parted_by_their_own_flops() -> None:
 
 def test_other_laws() -> None:
     N = np.geomspace(1e6, 1e10, 30)
-    loss = (8.8e13 / N) ** 0.076 * np.exp(0.002 * np.random.default_rng(0).normal(size=30))
+    loss = (8.8e13 / N) ** 0.076 * np.exp(0.002 * np.random.default_rng(2).normal(size=30))
     result = extrapolation("kaplan-n", {"N": N, "C": 120 * N**2, "loss": loss}, below=120e16)
     assert result.trusted is True and np.abs(result.error).max() < 0.02
 

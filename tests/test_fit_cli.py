@@ -89,6 +89,20 @@ def test_one_json_object(tmp_path: Path) -> None:
     assert found["objective"] == pytest.approx(0, abs=1e-12)
 
 
+def test_conditions_of_several_options_hold_together(tmp_path: Path) -> None:
+    """Whichever comes first: a second one replaces none."""
+    path = table(tmp_path / "runs.csv", kind=["a", "b"] * 10)
+    both = fitted(path, "--where", "kind==a and N<5e9")["n"]
+    assert 0 < both < 10
+    one, other = ("--where", "kind==a"), ("--where", "N<5e9")
+    assert {fitted(path, *one, *other)["n"], fitted(path, *other, *one)["n"]} == {both}
+
+
+def test_an_option_of_one_value_is_given_once(tmp_path: Path) -> None:
+    done = run(table(tmp_path / "runs.csv"), "--level", 0.8, "--json", "--json", "--level", 0.9)
+    assert done.exit_code == 2 and "--level is given 2 times: expected it once" in done.output
+
+
 def test_what_is_open_is_null_in_json(tmp_path: Path) -> None:
     path = table(tmp_path / "runs.csv")
     lines = path.read_text().splitlines()
@@ -147,7 +161,7 @@ def test_constants_that_runs_leave_open_have_no_value(tmp_path: Path) -> None:
     rows = zip(N, 20 * N, hoffmann(N, 20 * N) * np.exp(np.random.default_rng(0).normal(0, 0.003, 9)), strict=True)
     path = tmp_path / "line.csv"
     path.write_text("N,D,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, loss in rows))
-    found = fitted(path, "--draws", 20)
+    found = fitted(path)
     assert set(found["undetermined"]) >= {"A", "B", "alpha", "beta"}
     assert all(found["parameters"][name] is None for name in found["undetermined"])
     text = run(path, "--draws", 20).stdout
@@ -306,6 +320,7 @@ def test_one_n_by_default_whoever_is_asked(tmp_path: Path) -> None:
         (["--prior", "alpha=0.34"], "--prior alpha: expected MEAN:SD, such as 0.34:0.05, got '0.34'"),
         (["--prior", "alpha=0.34:x"], "--prior alpha: expected a number, got 'x'"),
         (["--prior", "gamma=1:1"], "priors: expected one of E, ln E, A, ln A, alpha, B, ln B, beta, got 'gamma'"),
+        (["--column", "N=N", "--column", "N=tokens"], "--column: expected N once, got N and tokens"),
         (["--where", "__import__('os')"], "--where: expected column, comparison .*"),
         (["--where", "N>1e30"], "--where 'N>1e30' leaves none of 20 runs"),
         (["--n", "big"], "--n: expected one of total, trainable, non_embedding, .*, got 'big'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ class Commands(TyperGroup):
         found = getattr(importlib.import_module(f"isoflop.cli.{module}"), attribute)
         if not isinstance(found, typer.Typer):
             alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-            alone.command(name)(found)
+            alone.command(name, cls=Once)(found)
             found = alone
         return name, _with_nouns(typer.main.get_command(found)), rest
 
@@ -54,6 +55,18 @@ NOUNS = {"where": "CONDITION", "n_convention": "CONVENTION", "loss": "LOSS", "gp
 NOUNS |= dict.fromkeys(("level", "mfu", "sure"), "SHARE") | dict.fromkeys(("runs", "history"), "RUNS")
 KINDS = {"int": "NUMBER", "float": "NUMBER", "path": "PATH", "str": "NAME", "text": "NAME"}
 """What help calls an option's value: by the option's name, else by its type."""
+
+
+class Once(TyperCommand):
+    """Refuses an option of one value that is given twice, where click takes the last one in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Click's, after a look at which options come several times."""
+        for parameter, times in Counter(self.make_parser(ctx).parse_args(args=list(args))[2]).items():
+            one_value = parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag)  # type: ignore[attr-defined]
+            if times > 1 and one_value:
+                ctx.fail(f"{parameter.opts[0]} is given {times} times: expected it once")
+        return super().parse_args(ctx, args)
 
 
 def _with_nouns(command: Any) -> Any:

@@ -30,8 +30,8 @@ def number(unit: str, text: str, *names: str, **more: Any) -> Any:
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Level = Annotated[float, typer.Option(min=0.01, max=0.999, help="Level of the intervals, such as 0.8.")]
 Where = Annotated[
-    str | None,
-    typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value)."),
+    list[str] | None,
+    typer.Option(help="Rows to take: 'epoch_outlier==0 and N>1e8' (column, comparison, value). Repeatable: all hold."),
 ]
 Column = Annotated[
     list[str] | None,
@@ -109,15 +109,21 @@ def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     """NAME=VALUE of a repeatable option.
 
     Raises:
-        ValueError: one is no pair.
+        ValueError: one is no pair, or a name comes with two values.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in texts or ():
         name, separator, value = text.partition("=")
         if not (separator and name.strip() and value.strip()):
             raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
-        found[name.strip()] = value.strip()
+        if found.setdefault(name.strip(), value.strip()) != value.strip():
+            raise ValueError(f"{option}: expected {name.strip()} once, got {found[name.strip()]} and {value.strip()}")
     return found
+
+
+def joined(where: Sequence[str] | None) -> str | None:
+    """The conditions of each --where, all of which a row must fulfil."""
+    return " and ".join(where) if where else None
 
 
 def tell_read(command: str, table: Table, asked: str | None) -> None:
@@ -142,7 +148,7 @@ def read_own(
     command: str,
     runs: Sequence[str] | None,
     column: Sequence[str] | None,
-    where: str | None,
+    where: Sequence[str] | None,
     n_convention: str | None,
     law: str | None,
 ) -> tuple[Table, Convention] | None:
@@ -172,7 +178,7 @@ def read_runs_of(
     runs: Sequence[str],
     wanted: Sequence[str],
     column: Sequence[str] | None,
-    where: str | None,
+    where: Sequence[str] | None,
     n_convention: str | None,
     loss: str | None = None,
 ) -> Table:
@@ -181,7 +187,7 @@ def read_runs_of(
     from isoflop.record.paths import location_of
 
     named = pairs("--column", column)
-    table = read_table([location_of(run) for run in runs], wanted, named, where, n_convention, loss)
+    table = read_table([location_of(run) for run in runs], wanted, named, joined(where), n_convention, loss)
     tell_read(command, table, n_convention or named.get("N"))
     return table
 

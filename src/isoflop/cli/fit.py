@@ -128,7 +128,7 @@ def fit(
         size = "groups have best sizes of their own: name one with --where"
     elif law == "hoffmann":
         size = _posterior(table, keep_outliers)
-        held = held_out({**table.columns, "C": table.C}, level, fitted.law.convention)
+        held = held_out({**table.columns, "C": table.C}, fitted)
     if as_json:
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")

@@ -102,9 +102,9 @@ def import_(
             flops_per_token=_numbers("--flops-per-token", flops_per_token),
             seq=_numbers("--seq", seq),
             devices=_numbers("--devices", devices),
-            config=_by_name(config, EVERY),
-            loss=_by_name(loss, "train"),
-            loss_unit=_by_name(loss_unit, EVERY),
+            config=_by_name("--config", config, EVERY),
+            loss=_by_name("--loss", loss, "train"),
+            loss_unit=_by_name("--loss-unit", loss_unit, EVERY),
             step=step,
             tokens=tokens,
             run=run or (),
@@ -133,12 +133,15 @@ def import_(
         raise typer.Exit(1)
 
 
-def _by_name(texts: Sequence[str] | None, otherwise: str) -> dict[str, str]:
-    """NAME=VALUE by name; a bare VALUE under `otherwise`."""
-    found = {}
+def _by_name(option: str, texts: Sequence[str] | None, otherwise: str) -> dict[str, str]:
+    """NAME=VALUE by name; a bare VALUE under `otherwise`. ValueError: two values of one."""
+    found: dict[str, str] = {}
     for text in texts or ():
         name, separator, value = text.rpartition("=")
-        found[name.strip() if separator else otherwise] = value.strip()
+        name, value = name.strip() if separator else otherwise, value.strip()
+        if found.setdefault(name, value) != value:
+            whose = f" for {name}" if name else ""
+            raise ValueError(f"{option}: expected one answer{whose}, got {found[name]} and {value}")
     return found
 
 
@@ -146,7 +149,7 @@ def _numbers(option: str, texts: Sequence[str] | None) -> dict[str, float]:
     from isoflop.logs import EVERY, amount
 
     found = {}
-    for name, text in _by_name(texts, EVERY).items():
+    for name, text in _by_name(option, texts, EVERY).items():
         value = amount(text)
         if value is None:
             raise ValueError(f"{option}: expected a positive number, such as 124M, or RUN=124M; got {text!r}")

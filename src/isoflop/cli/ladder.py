@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.cli import Once
 from isoflop.cli.common import AsJson, FinalLoss, Level, amount, number, pairs
 from isoflop.console import grid, print_json, reported, say, screen, tell
 from isoflop.laws.quantities import short
@@ -35,7 +36,7 @@ ladder = typer.Typer(
 )
 
 
-@ladder.command()
+@ladder.command(cls=Once)
 def fit(
     runs: Annotated[list[str], typer.Argument(metavar="RUNS…", help="isoflop's records, folders or URLs with some.")],
     plan: Annotated[
@@ -57,7 +58,7 @@ def fit(
         print_ladder_fit(fitted)
 
 
-@ladder.command()
+@ladder.command(cls=Once)
 def plan(
     flops: Annotated[float, number("FLOPS", "Compute budget of the target run.")],
     spend: Annotated[
@@ -164,7 +165,7 @@ def _range(option: str, text: str) -> tuple[float, float]:
         raise ValueError(f"{option}: {error.message}") from None
 
 
-@ladder.command()
+@ladder.command(cls=Once)
 def run(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML of `isoflop ladder plan`.")],
     train: Annotated[

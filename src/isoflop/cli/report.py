@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.common import AsJson, Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, pairs
+from isoflop.cli.common import AsJson, Budgets, Column, FinalLoss, Level, RunFiles, Where, amounts, joined, pairs
 from isoflop.console import reported, tell
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _sources(
     command: str,
     runs: list[str],
     column: list[str] | None,
-    where: str | None,
+    where: list[str] | None,
     n_convention: str | None,
     budgets: str | None,
 ) -> tuple[Sources, list[float] | None]:
@@ -120,7 +120,7 @@ def _sources(
 
     if n_convention is not None and n_convention not in COUNTS:
         raise ValueError(f"--n: expected one of {', '.join(COUNTS)}, got {n_convention!r}")
-    sources = read_sources([location_of(run) for run in runs], pairs("--column", column), where)
+    sources = read_sources([location_of(run) for run in runs], pairs("--column", column), joined(where))
     for problem in sources.problems:
         tell(command, f"left out: {problem}")
     return sources, None if budgets is None else amounts("--budgets", budgets)

@@ -1,30 +1,42 @@
-"""How well a law extrapolates: fitted to the runs below a budget, it predicts those above."""
+"""How well a law extrapolates: fitted to the runs below a budget, it predicts those above.
+
+Trust, in one place: a law is trusted beyond its runs where it describes them, these determine all of its constants, at
+least five larger runs were predicted within narrow intervals, and as many of them lie inside as the law's draws and as
+chance alone explain.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import binom
 
 from isoflop.arrays import Array
 from isoflop.fit.law_fit import LawFit, fit_law
+from isoflop.fit.robust import POOR
 from isoflop.fit.runs import check_runs
 from isoflop.fit.uncertainty import FEW, too_few
-from isoflop.laws.forms import FORMS, HOFFMANN, Convention, compute_of
+from isoflop.laws.forms import FORMS, HOFFMANN, compute_of
 
 SURPRISING = 0.05
-"""Probability, by the draws, of as few runs inside their intervals from which on it is no accident. A binomial
-distribution would not do: all predictions share the constants' errors, so runs leave their intervals together."""
+"""Probability of as few runs inside their intervals from which on it is no accident. By the draws it refutes the law:
+all predictions share the constants' errors, so runs leave their intervals together. By a binomial distribution, which
+knows nothing of that, it leaves open whether the law holds."""
 TELLING = 5
 """Test runs below which all being inside says little: by chance 90% intervals hold 4 of 4 in two cases of three."""
 PART = 0.7
 """Share of the runs that `held_out` fits."""
 DRAWS = 300
 """Its resamples: enough to tell whether a run lies inside its interval."""
+MOST_PERCENT = 10.0
+"""An error, over the loss, beyond which its size says nothing."""
+WIDE = 0.05
+"""Half of an interval over the loss beyond which it holds nearly anything: ten times the compute lower a loss by .1."""
 LEANING = 0.75
 """Share of predictions on one side from which on that is said."""
 
@@ -42,9 +54,12 @@ class Extrapolation:
         loss: what they reached, nats per token [m].
         predicted: what the law expects [m].
         low, high: the prediction's interval at the fit's level, with the noise of single runs [m]; 0 and ∞ where there
-            are too few runs to tell their noise.
+            are too few runs to tell their noise, or these leave constants open.
         chance: of so few test runs inside their intervals, by the law's draws, the less likely of all of them and of
             those in the farther half of the way (in ln budget); None where there are no intervals.
+        open: constants that the smaller runs, or all of them, do not determine.
+        misfit: scatter of the runs about the law over what seeds alone give, of the smaller runs or of all, whichever
+            is larger; None: too few runs to tell.
     """
 
     fit: LawFit
@@ -57,6 +72,8 @@ class Extrapolation:
     low: Array = field(repr=False)
     high: Array = field(repr=False)
     chance: float | None
+    open: tuple[str, ...] = ()
+    misfit: float | None = None
 
     @cached_property
     def error(self) -> Array:
@@ -69,18 +86,36 @@ class Extrapolation:
         return None if self.chance is None else float(np.mean((self.low <= self.loss) & (self.loss <= self.high)))
 
     @property
+    def width(self) -> float:
+        """Half of an interval over the loss, the median of the test runs."""
+        return float(np.median((self.high - self.low) / self.loss)) / 2
+
+    @property
+    def few(self) -> bool:
+        """Whether fewer test runs lie inside their intervals than chance alone explains."""
+        m = len(self.loss)
+        return self.inside is not None and bool(binom.cdf(round(self.inside * m), m, self.fit.level) < SURPRISING)
+
+    @property
     def trusted(self) -> bool | None:
-        """Whether test runs lie inside their intervals as often as the draws expect; None: too few runs to tell."""
+        """Whether the law describes the runs and predicts the larger ones; None: these can't tell."""
+        if self.misfit is not None and self.misfit > POOR:
+            return False
         if self.chance is not None and self.chance < SURPRISING / 2:  # the less likely of two counts
             return False
-        return None if self.chance is None or len(self.loss) < TELLING else True
+        unclear = self.open or self.chance is None or len(self.loss) < TELLING or self.few or self.width > WIDE
+        return None if unclear else True
 
     @property
     def verdict(self) -> str:
         """That, in a sentence or two."""
         size, m = np.abs(self.error), len(self.loss)
         far = f"The test runs reach {self.reach:.3g} times the largest fitted C"
-        off = f"the law is off by {np.median(size):.2%} in the median, {size.max():.2%} at most"
+        if self.open:
+            return f"The runs do not determine {', '.join(self.open)}: a prediction of the larger ones tests nothing"
+        off = f"the law is off by {_percent(np.median(size))} in the median, {_percent(size.max())} at most"
+        if self.misfit is not None and self.misfit > POOR:
+            return f"{far}, and there {off}; it does not describe the runs: it can't be trusted beyond them"
         if self.inside is None:
             return (
                 f"{far}, and there {off}; {self.fit.n} runs for {self.free} constants do not show their noise, so "
@@ -93,26 +128,36 @@ class Extrapolation:
             lean = f"; its predictions are {side} for {share:.0%} of them" if share > LEANING else ""
             return f"{far}, and the law can't be trusted that far: {claim}{lean}"
         if self.trusted is None:
+            if self.few:
+                return f"{far}, and it is open whether the law holds there: only {claim}"
+            if m >= TELLING:
+                return f"{far}, and intervals of ±{self.width:.0%} there test little: {claim}"
             return f"{far}, and there {off}, all that {m} run{'s' * (m > 1)} can show: too few to trust the law by"
         return f"{far}, and the law holds there: {claim}; beyond C = {self.budget.max():.3g} nothing was tested"
 
 
-def held_out(columns: Mapping[str, ArrayLike], level: float, convention: Convention) -> Extrapolation | str:
+def _percent(size: float) -> str:
+    return f"{size:.2%}" if size < MOST_PERCENT else f"more than {MOST_PERCENT:.0%}"
+
+
+def held_out(columns: Mapping[str, ArrayLike], fitted: LawFit) -> Extrapolation | str:
     """Hoffmann's law fitted to the smaller runs and held against the larger ones; or why that is not possible.
 
     Args:
         columns: N, D, loss and C, one number a run.
-        level: of the intervals.
-        convention: which parameters N counts.
+        fitted: the law of all of them.
     """
+    level, convention = fitted.level, fitted.law.convention
     C = np.asarray(columns["C"], dtype=float)
     below, least = float(np.quantile(C, PART, method="lower")), len(HOFFMANN.constants) + FEW
     if (below >= C).sum() < least or (below < C).sum() < TELLING:
         return f"{len(C)} runs are too few: a test takes {least} to fit and {TELLING} larger ones to predict"
     try:
-        return extrapolation("hoffmann", columns, below, level=level, draws=DRAWS, convention=convention)
+        found = extrapolation("hoffmann", columns, below, level=level, draws=DRAWS, convention=convention)
     except ValueError as error:
         return str(error)
+    names = tuple(name for name in fitted.parameters if name in {*found.open, *fitted.undetermined})
+    return replace(found, open=names, misfit=max(found.misfit or 0.0, fitted.misfit or 0.0))
 
 
 def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **fit_options: Any) -> Extrapolation:
@@ -146,9 +191,9 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
     fitted = budget <= below
     free = len(FORMS[form].constants) - len(fit_options.get("fixed") or {})
     if fitted.all() or fitted.sum() < free:
-        few = "too few to predict" if fitted.all() else f"too few to fit {free} constants"
+        lack = "too few to predict" if fitted.all() else f"too few to fit {free} constants"
         raise ValueError(
-            f"{fitted.sum()} of {len(budget)} runs have C ≤ {below:.4g}, {few}: the budgets run from "
+            f"{fitted.sum()} of {len(budget)} runs have C ≤ {below:.4g}, {lack}: the budgets run from "
             f"{budget.min():.4g} to {budget.max():.4g}; choose below= between"
         )
     small = {name: runs.variables[name][fitted] for name in names}
@@ -157,7 +202,9 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
     test = test[np.argsort(budget[test], kind="stable")]
     variables = {name: runs.variables[name][test] for name in names}
     loss, low, high, chance = runs.loss[test], np.zeros(len(test)), np.full(len(test), np.inf), None
-    if not too_few(fit.n, free):
+    few = too_few(fit.n, free)
+    left_open = () if few else tuple(name for name in fit.parameters if name in fit.undetermined)
+    if not (few or left_open):
         drawn = FORMS[form].at(variables, {name: draws[:, None] for name, draws in fit.draws.items()})
         # residuals as new runs will have them: those of the fit, wider by the constants that were fitted
         wide = fit.residuals * np.sqrt(fit.n / (fit.n - free))
@@ -169,6 +216,8 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
         chance = min(
             float(np.mean(expected_hits[:, part].mean(axis=1) <= hits[part].mean())) for part in (slice(None), far)
         )
+    with np.errstate(over="ignore", invalid="ignore"):  # constants that the runs leave open
+        predicted = fit.law.loss(**variables)
     return Extrapolation(
         fit,
         free,
@@ -176,8 +225,10 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
         float(budget[test].max() / budget[fitted].max()),
         budget[test],
         loss,
-        fit.law.loss(**variables),
+        predicted,
         low,
         high,
         chance,
+        left_open,
+        fit.misfit,
     )

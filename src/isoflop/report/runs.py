@@ -64,7 +64,7 @@ def read_sources(
         where: condition on rows of the tables (`isoflop.fit.table.parse_where`).
 
     Raises:
-        ValueError: a path does not exist, or none of the files can be read.
+        ValueError: a path does not exist, `where` without a table, or none of the files can be read.
     """
     records: dict[str, tuple[Run, bool]] = {}
     rows: list[RunEnd] = []
@@ -75,17 +75,20 @@ def read_sources(
             raise ValueError(
                 f"expected a record, a folder with records or a CSV file, got {path}, which does not exist"
             )
+    tables = [path for path in paths if isinstance(path, Path) and not path.is_dir() and path.suffix != ".jsonl"]
+    if where is not None and not tables:
+        raise ValueError("--where picks rows of CSV tables, and there are records alone: name those that are meant")
     # C is taken where the user names it: by itself a column "flops" may be nominal
     wanted = ("N", "D", "loss", *(["C"] if "C" in (named or {}) else []))
     for path in paths:
         try:
-            if isinstance(path, str) or path.is_dir() or path.suffix == ".jsonl":
-                for file in record_files((path,), problems.append):
-                    _add_record(records, file, problems)
-            else:
+            if path in tables:
                 table = read_table([path], wanted, named, where)
                 rows += ends_of_table(table.columns, table.rows)
                 taken |= table.taken
+            else:
+                for file in record_files((path,), problems.append):
+                    _add_record(records, file, problems)
         except (ValueError, OSError) as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if not records and not rows:

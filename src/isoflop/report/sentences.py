@@ -38,9 +38,9 @@ class Headline:
 
 def holdout(study: Study) -> Extrapolation | str:
     """Fit the smaller runs and predict the larger ones; or the reason why that is not possible."""
-    if study.law is None:
+    if study.law is None or study.fit is None:
         return "there is no law to hold against runs"
-    return held_out({**study.columns, "C": study.C}, study.level, study.convention)  # type: ignore[arg-type]
+    return held_out({**study.columns, "C": study.C}, study.fit)
 
 
 def headline(study: Study, held: Extrapolation | str) -> Headline:
@@ -92,7 +92,8 @@ def _law(study: Study, held: Extrapolation | str) -> str:
         "nats per token"
     )
     if isinstance(held, str) or held.trusted is None:
-        return f"{runs} are fitted by {law}; not tested on larger runs."
+        why = "not tested on larger runs" if isinstance(held, str) else "its test on the larger runs leaves it open"
+        return f"{runs} are fitted by {law}; {why}."
     if not held.trusted:
         return f"{runs} are fitted by {law}, which fails on the larger runs: do not extrapolate it."
     return f"{runs} follow {law}, which predicted the larger of them from the smaller."
