@@ -54,10 +54,12 @@ def loss_of(model: nn.Module, sequences: torch.Tensor, mask: torch.Tensor | None
     return next_token_loss(logits, targets)
 
 
-def train(model: nn.Module, data: torch.Tensor, steps: int, seed: int = 0) -> torch.optim.Optimizer:
+def train(
+    model: nn.Module, data: torch.Tensor, steps: int, optimizer: torch.optim.Optimizer | None = None
+) -> torch.optim.Optimizer:
     """A checkpoint, and Adam's state at it."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(0)
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
     for _ in range(steps):
         loss_of(model, data[torch.randint(len(data), (16,), generator=generator)]).backward()
         optimizer.step()
@@ -73,11 +75,11 @@ def per_sequence(model: nn.Module, data: torch.Tensor) -> torch.Tensor:
 
 
 def metric(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> torch.Tensor | float:
-    """Adam's 1/(√v + ε) of each parameter, or 1."""
+    """Adam's 1/(√v + ε) of each parameter, v not below one usual gradient's share of it, or 1."""
     if optimizer is None:
         return 1.0
     by = denominators(optimizer, list(model.parameters()))
-    return torch.cat([1 / (by[id(p)].v.sqrt() + by[id(p)].eps).flatten() for p in model.parameters()]).double()
+    return torch.cat([1 / by[id(p)].root().flatten() for p in model.parameters()]).double()
 
 
 def truth(gradients: torch.Tensor, weight: torch.Tensor | float = 1.0) -> Truth:

@@ -78,6 +78,28 @@ def test_the_truth_is_inside_the_interval_and_the_value_near_it(steps: int, size
         assert over_240 is not None and over_240.value == pytest.approx(b_simple, rel=0.1), kind
 
 
+@pytest.mark.parametrize("decay", [0.95, 0.999])
+@pytest.mark.parametrize("kind", ["never met", "not met for 400 steps", "no gradient in the whole tensor"])
+def test_a_row_without_second_moments_does_not_outweigh_the_model(kind: str, decay: float) -> None:
+    """An embedding's row whose token appears in the measured step first, or anew: the noise scale hardly moves."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(64, 16), nn.Linear(16, 64))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, decay))
+    train(model, DATA.clamp(max=50), 60, optimizer=optimizer)
+    plain = [DATA[:8].clamp(max=50), DATA[8:16].clamp(max=50)]
+    new = [plain[0].clone(), plain[1]]
+    new[0][0, 3] = 60
+    v = optimizer.state[model[0].weight]["exp_avg_sq"]
+    assert not v[60].any()
+    if kind == "not met for 400 steps":
+        v[60] = v[0] * decay**400
+    if kind == "no gradient in the whole tensor":
+        v.zero_()
+    (_, before), (_, after) = (measure(model, batches, optimizer) for batches in (plain, new))
+    assert pair(after)[0] == pytest.approx(pair(before)[0], rel=0.25)
+    assert pair(after)[1] == pytest.approx(pair(before)[1], rel=0.25)
+
+
 @pytest.mark.parametrize("by_tokens", [True, False])
 def test_parts_of_different_sizes(by_tokens: bool, early: tuple[nn.Module, Truth]) -> None:
     """Micro-batches of 1 to 7 sequences, in a mean over tokens and in a mean of means."""

@@ -31,11 +31,22 @@ in. A tiny GPT with β₂ = .999 measured from step 20 on had the noise scale of
 
 
 class Denominator(NamedTuple):
-    """What an Adam-like optimizer divides a parameter's gradient by: (√v + ε), over its group's rate."""
+    """What an Adam-like optimizer divides a parameter's gradient by: (√v + ε), over its group's rate.
+
+    A coordinate that has had no gradient for long (an embedding's row, whose token was not met) has a v of nearly 0,
+    and its next gradient would outweigh the whole model; Adam divides by a v with that gradient in it. So v is taken
+    as `least` at least: what one gradient of the tensor's usual size would make of a v of 0. That does not depend on
+    the step that is measured, so it brings no bias; v after the step would.
+    """
 
     v: torch.Tensor
     eps: float
     rate: float  # the group's learning rate over the largest group's
+    least: torch.Tensor  # 0-dim
+
+    def root(self) -> torch.Tensor:
+        """√v + ε, of the gradient's size; infinite where the whole tensor has had no gradient yet."""
+        return self.v.clamp(min=self.least).sqrt_().add_(torch.where(self.least > 0, self.eps, math.inf))
 
 
 def raw_square(gradient: torch.Tensor) -> torch.Tensor:
@@ -49,7 +60,7 @@ def preconditioned_square(gradient: torch.Tensor, by: Denominator) -> torch.Tens
     v's bias correction is left out: a common factor, close to 1 once v has settled. One temporary of the gradient's
     size.
     """
-    weight = by.v.sqrt().add_(by.eps).sqrt_()
+    weight = by.root().sqrt_()
     torch.div(gradient, weight, out=weight) if weight.dtype == gradient.dtype else weight.reciprocal_().mul_(gradient)
     return torch.linalg.vector_norm(weight, dtype=torch.float32).square() * by.rate
 
@@ -91,8 +102,16 @@ def denominators(optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[int
         for parameter in group["params"]:
             v = second_moment(optimizer, parameter) if id(parameter) in wanted else None
             if v is not None:
-                found[id(parameter)] = Denominator(v, float(group.get("eps", 1e-8)), relative)
+                age, decay = optimizer.state[parameter].get("step"), _decay(group)
+                share = (1 - decay) / (1 - decay ** (age if isinstance(age, torch.Tensor) else age or math.inf))
+                found[id(parameter)] = Denominator(v, float(group.get("eps", 1e-8)), relative, v.mean() * share)
     return found
+
+
+def _decay(group: dict[str, Any]) -> float:
+    """β₂ of a parameter group; RMSprop's α."""
+    betas = group.get("betas")
+    return float(betas[1]) if betas else float(group.get("alpha", 0.99))
 
 
 def second_moment(optimizer: Any, parameter: nn.Parameter) -> torch.Tensor | None:
@@ -112,8 +131,7 @@ def settled(optimizer: Any) -> bool | None:
     """
     optimizer = inner_optimizer(optimizer)
     for group in getattr(optimizer, "param_groups", None) or []:
-        betas = group.get("betas")
-        decay = float(betas[1]) if betas else float(group.get("alpha", 0.99))
+        decay = _decay(group)
         for parameter in group["params"]:
             if second_moment(optimizer, parameter) is not None:
                 steps = float(optimizer.state[parameter].get("step", 0))
