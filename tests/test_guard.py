@@ -461,7 +461,7 @@ def test_the_cause_is_told_at_debug_level(tmp_path: Path, monkeypatch: Any, capl
     assert record.exc_info is not None and record.exc_info[0] is Broken
 
 
-@pytest.mark.parametrize("part", ["isoflop.flops.step.find_sequences", "isoflop.flops.step.StepObserver.settle"])
+@pytest.mark.parametrize("part", ["isoflop.flops.step.copies_at", "isoflop.flops.step.StepObserver.settle"])
 def test_what_was_not_counted_is_unknown_and_not_less(part: str, tmp_path: Path, monkeypatch: Any) -> None:
     """A count that stopped half-way must not stand in the record as if it were the whole."""
     owner, _, method = part.rpartition(".")

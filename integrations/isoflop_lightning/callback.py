@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isoflop.guard import UNKNOWN, Guard, hook
+from isoflop.guard import UNKNOWN, Guard, declare, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
 from isoflop_lightning.split import SplitStep
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from isoflop.live.options import OptionsDict
 
-_UNSEEN = "the run is not observed from here on"
+_END = declare("Lightning: a batch's end", UNKNOWN)
+_STEP = declare("Lightning: a training step", "the run is not observed from here on")
 _EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
 
 
@@ -68,7 +69,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
 
     # -- start and end -------------------------------------------------------------------------------------------
 
-    @hook("Lightning: on_train_start", _UNSEEN)
+    @hook("Lightning: on_train_start", "the run is not observed from here on")
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Plan, loggers and folders are known, and a checkpoint is loaded."""
         if getattr(trainer, "fast_dev_run", False):
@@ -143,12 +144,21 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take the loss; if the optimizer has stepped, the step."""
-        monitor = self.monitor
-        if monitor is not None:
-            self._end_batch(monitor, trainer, pl_module, outputs)
-            self._step(monitor, trainer)
+        monitor, guard = self.monitor, self.guard
+        if monitor is None:
+            return
+        if _END not in guard.aside:
+            try:
+                self._end_batch(monitor, trainer, pl_module, outputs)
+            except Exception as error:
+                guard.failed(_END, error)
+        if _STEP not in guard.aside:
+            try:
+                if self._progress.completed > self._step_before:
+                    self._step(monitor, trainer)
+            except Exception as error:
+                guard.failed(_STEP, error)
 
-    @hook("Lightning: a batch's end", UNKNOWN)
     def _end_batch(self, monitor: Monitor, trainer: Any, pl_module: Any, outputs: Any) -> None:
         if self._split is not None:
             self._split.end(pl_module)
@@ -168,22 +178,23 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
                 "training_step to have it recorded, forecast and judged"
             )
 
-    @hook("Lightning: a training step", _UNSEEN)
     def _step(self, monitor: Monitor, trainer: Any) -> None:
         step = self._progress.completed
-        if step > self._step_before:
-            advance = step - self._step_before
-            monitor.step(advance=advance, updates=1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1)))
-            self._step_before = step
-            if self._monitored and trainer.is_last_batch:
-                monitor.log()  # the epoch's end looks at our scalars
-            if monitor.logged_now:
-                self._show(monitor, trainer)
+        advance = step - self._step_before
+        monitor.step(advance=advance, updates=1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1)))
+        self._step_before = step
+        if self._monitored and trainer.is_last_batch:
+            monitor.log()  # the epoch's end looks at our scalars
+        if monitor.logged_now:
+            self._show(monitor, trainer)
 
     def _show(self, monitor: Monitor, trainer: Any) -> None:
         """Our scalars for what monitors a metric, and whether to end."""
         scalars = monitor.scalars
-        trainer.callback_metrics.update(zip(scalars, torch.tensor([*scalars.values()]).unbind(), strict=True))
+        # the dictionary itself: asked for it, the trainer computes all that the module has logged
+        metrics = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
+        metrics = trainer.callback_metrics if metrics is None else metrics
+        metrics.update(zip(scalars, torch.tensor([*scalars.values()]).unbind(), strict=True))
         if monitor.should_stop:
             trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,18 @@ def _dtype(precision: str) -> torch.dtype | None:
 class LoggersSink:
     """All of the trainer's loggers, against the ordinary step; TensorBoard's also against compute.
 
-    One that fails is left out from then on.
+    One that fails is left out from then on. TensorBoard gets many quick log steps at once: its writer's thread is woken
+    seldom, and a file is read in seconds at the earliest.
     """
 
     boundary = LOGGERS
+    SEND_EVERY, MOST = 1.0, 64
+    """Seconds, and log steps, that TensorBoard waits for at most."""
 
     def __init__(self, trainer: Any, loggers: Sequence[Any], guard: Guard) -> None:
         self._trainer, self._guard = trainer, guard
+        self._held: list[tuple[float, int, Mapping[str, float], Sequence[AxisPoint]]] = []
+        self._sent = -math.inf
         for logger in loggers:
             attempt(_prepare, logger)
         self._loggers = {logger: attempt(_event_file, logger) for logger in loggers}
@@ -128,26 +134,36 @@ class LoggersSink:
     def write(self, step: int, scalars: Mapping[str, float], axes: Sequence[AxisPoint]) -> None:
         """Log to each, at the step that Lightning itself gives what it logs now (it counts from 0)."""
         own = getattr(self._trainer.fit_loop.epoch_loop, "_batches_that_stepped", step)
-        for logger, file in list(self._loggers.items()):
-            try:
-                if file is not None:
-                    if scalars:  # one event for all of the step: an event each costs ten times as much
-                        file.add_summary(summary(scalars), own)
-                    for point in axes:
-                        file.add_summary(summary({point.tag: point.value}), point.step)
-                elif _is_tensorboard(logger):
-                    if scalars:
-                        logger.log_metrics({TAGS.get(name, name): value for name, value in scalars.items()}, step=own)
-                    for point in axes:
-                        logger.experiment.add_scalar(point.tag, point.value, point.step)
-                elif scalars:
-                    logger.log_metrics(dict(scalars), step=own)
-            except Exception as error:
-                pass_on(error)
-                del self._loggers[logger]
-                if not self._loggers:
-                    raise
-                self._guard.once("%s failed (%s): no further scalars there", type(logger).__name__, error)
+        now = time.monotonic()
+        self._held.append((time.time(), own, scalars, axes))
+        send = len(self._held) >= self.MOST or now - self._sent >= self.SEND_EVERY
+        for logger, file in [*self._loggers.items()]:
+            if file is None or send:
+                try:
+                    self._write(logger, file, self._held[-1:] if file is None else self._held)
+                except Exception as error:
+                    pass_on(error)
+                    del self._loggers[logger]
+                    if not self._loggers:
+                        raise
+                    self._guard.once("%s failed (%s): no further scalars there", type(logger).__name__, error)
+        if send:
+            self._held, self._sent = [], now
+
+    def _write(self, logger: Any, file: Any, steps: Sequence[Any]) -> None:
+        for at, own, scalars, axes in steps:
+            if file is not None:
+                if scalars:  # one event for all of the step: an event each costs ten times as much
+                    file.add_summary(summary(scalars), own, at)
+                for point in axes:
+                    file.add_summary(summary({point.tag: point.value}), point.step, at)
+            elif _is_tensorboard(logger):
+                if scalars:
+                    logger.log_metrics({TAGS.get(name, name): value for name, value in scalars.items()}, step=own)
+                for point in axes:
+                    logger.experiment.add_scalar(point.tag, point.value, point.step)
+            elif scalars:
+                logger.log_metrics(dict(scalars), step=own)
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For TensorBoard's text tab."""
@@ -157,8 +173,10 @@ class LoggersSink:
 
     def close(self) -> None:
         """Flush what is buffered; the loggers are the trainer's."""
-        for logger in self._loggers:
+        for logger, file in self._loggers.items():
+            self._write(logger, file, [] if file is None else self._held)
             logger.save()
+        self._held = []
 
 
 def _event_file(logger: Any) -> Any:

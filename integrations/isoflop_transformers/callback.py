@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
 from isoflop.flops.calls import watch
-from isoflop.guard import Guard, attempt, hook
+from isoflop.guard import Guard, attempt, declare, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
 from isoflop.record.thinned import due
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 _OURS = "isoflop/"
-_UNSEEN = "the run is not observed from here on"
-_STEP = "Hugging Face: on_step_end"
+_STEP = declare("Hugging Face: on_step_end", "the run is not observed from here on")
+_OUTPUT = declare("Hugging Face: the model's output", "a NaN loss that the Trainer filters out is not noticed")
 
 
 class IsoFLOPCallback(TrainerCallback, ExportableState):
@@ -63,7 +63,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
 
     # -- start and end -------------------------------------------------------------------------------------------
 
-    @hook("Hugging Face: on_train_begin", _UNSEEN)
+    @hook("Hugging Face: on_train_begin", "the run is not observed from here on")
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """The plan is known and a checkpoint is loaded."""
         self.guard.aside.clear()
@@ -138,28 +138,35 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         if self.monitor is not None and _STEP not in self.guard.aside:
             self.monitor.forward(model, args, kwargs)
 
-    @hook("Hugging Face: the model's output", "a NaN loss that the Trainer filters out is not noticed")
     def _look_at_loss(self, output: Any) -> None:
-        monitor, loss = self.monitor, output.get("loss") if isinstance(output, dict) else None
-        if monitor is not None and isinstance(loss, torch.Tensor):
-            # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); what it logs is believed unless these say NaN
-            monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
+        if self.monitor is None or _OUTPUT in self.guard.aside:
+            return
+        try:
+            loss = output.get("loss") if isinstance(output, dict) else None
+            if isinstance(loss, torch.Tensor):
+                # The Trainer logs a NaN loss as 0 (logging_nan_inf_filter); it is believed unless these say NaN
+                self.monitor.loss(loss if loss.dim() == 0 else loss.detach().mean())
+        except Exception as error:
+            self.guard.failed(_OUTPUT, error)
 
     # Every rank calls `Monitor.step`, `log` and `sync` as often as the others, which wait there: what may fail is
     # behind a boundary of its own.
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimizer step is done; evaluation and saving may follow."""
-        if self.monitor is not None:
-            self._step(self.monitor, state, control)
-            self._what_follows(self.monitor, control)
-
-    @hook(_STEP, _UNSEEN)
-    def _step(self, monitor: Monitor, state: Any, control: Any) -> None:
-        monitor.step()
-        every = None if monitor.options.log_every is None else monitor.log_every
-        if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
-            control.should_log = True  # the last interval's loss would not be logged otherwise
+        monitor = self.monitor
+        if monitor is None:
+            return
+        if _STEP not in self.guard.aside:
+            try:
+                monitor.step()
+                every = None if monitor.options.log_every is None else monitor.log_every
+                if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
+                    control.should_log = True  # the last interval's loss would not be logged otherwise
+            except Exception as error:
+                self.guard.failed(_STEP, error)
+        if control.should_save or control.should_evaluate:
+            self._what_follows(monitor, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluation and saving by epoch follow."""

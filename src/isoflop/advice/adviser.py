@@ -119,7 +119,7 @@ class Track:
             forecaster: fed up to it.
             plan: of the learning rates, for runs whose rates are not seen.
         """
-        if step - self._looked < _apart(step):
+        if step - self._looked < max(BLOCK / 2 * step, SPIKE):
             return
         rates, last = forecaster.rates_so_far(plan), self._last_two(step)
         if rates is None:
@@ -190,11 +190,6 @@ class Track:
         self.nonfinite = int(state["nonfinite"])
         self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
         self.best_speed = state["best_speed"]
-
-
-def _apart(step: int) -> float:
-    """Steps between two looks."""
-    return max(BLOCK / 2 * step, SPIKE)
 
 
 def _expected(
@@ -300,12 +295,13 @@ class Adviser:
         track, limits = self.track, self.thresholds
         track.add(step, loss, speed)
         # as `diverging` has it, which gives nothing otherwise
-        least = (1 + limits.divergence_share) * track.lowest
-        rises = track.lowest > 0 and len(track.losses) >= FEW
-        rises = rises and all([each > least for _, each in track.losses[-limits.in_a_row :]])
-        if not (rises or track.nonfinite or self._open or seen != self._seen or step - self._looked >= _apart(step)):
+        least, losses = (1 + limits.divergence_share) * track.lowest, track.losses
+        rises = len(losses) >= FEW and 0 < track.lowest < least < min(losses[-limits.in_a_row :], key=itemgetter(1))[1]
+        lost = rises or track.nonfinite > 0
+        apart = max(BLOCK / 2 * step, SPIKE)
+        if not (lost or self._open or seen != self._seen or step - self._looked >= apart):
             return False
-        self._seen, self._looked, self._open = seen, step, bool(rises or track.nonfinite)
+        self._seen, self._looked, self._open = seen, step, lost
         return True
 
     def log(

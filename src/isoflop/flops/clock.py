@@ -17,7 +17,10 @@ Phase = Literal["evaluation", "checkpoint", "measuring"]
 def compile_seconds() -> float:
     """Seconds that torch.compile has spent in this process so far; 0 where nothing was compiled."""
     # torch's own, not public: without it compilation counts as training time
-    spent = getattr(sys.modules.get("torch._dynamo.utils"), "calculate_time_spent", None)
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if not getattr(dynamo, "cumulative_time_spent_ns", True):
+        return 0.0
+    spent = getattr(dynamo, "calculate_time_spent", None)
     return 0.0 if spent is None else float(spent().get("total_wall_time", 0.0))
 
 
@@ -33,7 +36,7 @@ class Clock:
         self._now, self._compiling = now, compiling
         self._before = {"wall": 0.0, "away": 0.0}
         self._started: float | None = None
-        self._away = self._compiled_before = 0.0
+        self._away = self._compiled_before = self._read = 0.0
         self._phases: list[tuple[Phase, float, float]] = []
 
     def start(self) -> None:
@@ -72,12 +75,18 @@ class Clock:
         wall, away = self._before["wall"], self._before["away"]
         if self._started is not None:
             now, compiled = self._now(), self._compiling()
+            self._read = now
             wall += now - self._started
             away += self._away + max(0.0, compiled - self._compiled_before)  # torch._dynamo.reset() sets it back
             if self._phases:
                 _, since, before = self._phases[0]
                 away += now - since - (compiled - before)
         return wall, max(0.0, wall - away)
+
+    def measured(self) -> None:
+        """Since `times` were read last we have measured: that is no training time."""
+        if self._started is not None and not self._phases:
+            self._away += max(0.0, self._now() - self._read)
 
     def state_dict(self) -> dict[str, float]:
         """Plain numbers, for a checkpoint."""

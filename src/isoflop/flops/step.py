@@ -28,9 +28,11 @@ from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.observe import COMPILED, Observation
 from isoflop.flops.parameters import UseTracer, unwrap
 from isoflop.flops.tokens import (
+    Places,
     Sequences,
     TokenCount,
     TokensFn,
+    copies_at,
     copy_sequences,
     count_sequences,
     describe_batch,
@@ -39,6 +41,7 @@ from isoflop.flops.tokens import (
     join_sequences,
     looks_integers_up,
     looks_like_tokens,
+    places_of,
     shifts_labels,
 )
 from isoflop.flops.totals import Tally, Totals
@@ -69,6 +72,7 @@ class Known:
         flops: of one.
         tokens: of one, where all have as many; None: they differ.
         batch: one of them, for `Counted`.
+        places: where a call has its tokens, masks and labels; none: not in arguments of its own; None: not looked yet.
         times: how many came since the last log step.
         waiting: masks and labels of those whose tokens are still to be counted: some µs each, all at once next to
             nothing.
@@ -77,6 +81,7 @@ class Known:
     flops: FlopCount
     tokens: TokenCount | None
     batch: Counted
+    places: list[Places] | None = None
     times: int = 0
     waiting: list[list[Sequences]] = field(default_factory=list)
 
@@ -148,7 +153,13 @@ class StepObserver:
         if known is not None and known.tokens is not None and len(self._pending) < MAX_PENDING:
             self._pending.append(known.batch)
             return
-        self._enter(key, self._named(module, args, kwargs))
+        if known is not None and known.places and len(self._pending) < MAX_WAITING:
+            self._pending.append(Counted(key, None, copies_at(known.places, kwargs)))
+            return
+        batch = self._named(module, args, kwargs)
+        self._enter(key, batch)
+        if known is not None and known.places is None and self._pending[-1].sequences is not None:
+            known.places = places_of(find_sequences(batch, self._shifted, self._embeds), kwargs)
         if known is not None or not self.costing.wants([counted.key for counted in self._pending]):
             return
         self._hear(module, args, kwargs)
@@ -166,6 +177,12 @@ class StepObserver:
         key, costing = signature(batch), self.costing
         self._by_batch = True
         wanted, check = False, self._begun >= self._check[1] or bool(costing.waiting or costing.varying)
+        known = self._alike.get(key)
+        busy = check or self._by_calls or self.observation is not None or len(self._pending) >= MAX_PENDING
+        if known is not None and known.tokens is not None and not busy:  # as most are
+            self._pending.append(known.batch)
+            self._begun += 1
+            return
         if key not in self._alike:
             self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
             wanted = costing.wants([key])

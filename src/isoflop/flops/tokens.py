@@ -107,6 +107,25 @@ def copy_sequences(found: Sequence[Sequences]) -> list[Sequences]:
     ]
 
 
+Places = tuple[int, str, str, bool]
+"""Of a call's sequences: processed tokens, names of its mask and labels (""; none), and whether these are shifted."""
+
+
+def places_of(found: Sequence[Sequences], named: Mapping[str, Any]) -> list[Places]:
+    """Where a call's arguments of these names have its sequences; none: elsewhere too."""
+    names = {id(value): name for name, value in named.items()} | {id(None): ""}
+    places = [(n, names.get(id(mask)), names.get(id(labels)), shifted) for n, mask, labels, shifted in found]
+    return [] if any(None in place for place in places) else places  # type: ignore[return-value]
+
+
+def copies_at(places: Sequence[Places], named: Mapping[str, Any]) -> list[Sequences]:
+    """As `copy_sequences`, of a call like the one that these places are of."""
+    return [
+        Sequences(n, named[mask].clone() if mask else None, named[labels].clone() if labels else None, shifted)
+        for n, mask, labels, shifted in places
+    ]
+
+
 def join_sequences(batches: Sequence[Sequence[Sequences]]) -> list[Sequences]:
     """The sequences of several batches of one shape, as those of one batch."""
 

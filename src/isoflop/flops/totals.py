@@ -175,30 +175,39 @@ class Tally:
 
     def add_loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss of the interval's mean, a number or a 0-dim tensor, which stays on its device (see `DeviceSum`)."""
-        if type(loss) is torch.Tensor and loss.is_cpu and not owned:  # nothing waits for the host
-            self._loss_sum.number += float(loss.item()) * scale
+        total = self._loss_sum
+        if type(loss) is torch.Tensor and owned and len(total.waiting) < MAX_WAITING:
+            total.waiting.append((loss, scale))
+        elif type(loss) is torch.Tensor and loss.is_cpu and not owned:  # nothing waits for the host
+            total.number += float(loss.item()) * scale
         elif isinstance(loss, torch.Tensor):
             placements = getattr(loss, "placements", None)
             if placements is not None:  # a DTensor, under torch's loss_parallel
                 if not all(placement.is_replicate() for placement in placements):
                     raise ValueError(f"expected a loss that every rank of the mesh holds, got one placed {placements}")
                 loss = loss.to_local()  # type: ignore[attr-defined]
-            self._loss_sum.add(loss, scale, owned)
+            total.add(loss, scale, owned)
         else:
-            self._loss_sum.number += as_float(loss) * scale
+            total.number += as_float(loss) * scale
         self._losses += 1
 
     def drain(self) -> tuple[Totals, float, int]:
         """Everything since the last call, of this process: (counts, sum of losses, number of losses)."""
-        sums, counts, losses = (self._padding, self._loss_tokens, self._loss_sum), self._counts, self._losses
-        Tally.__init__(self)  # first, for what can't be read must not stay
-        terms = [[*each.waiting, *([] if each.tensor is None else [(each.tensor, 1)])] for each in sums]
-        read = iter(read_scalars([tensor for some in terms for tensor, _ in some]))
-        padding, loss_tokens, loss_sum = (
-            each.number + sum([next(read) * scale for _, scale in some]) for each, some in zip(sums, terms, strict=True)
-        )
-        counts[1], counts[2] = round(padding), round(loss_tokens)
-        return Totals(*counts), loss_sum, losses
+        counts, losses = self._counts, self._losses
+        sums, ends, terms = [], [], []
+        for each in (self._padding, self._loss_tokens, self._loss_sum):
+            sums.append(each.number)
+            terms += each.waiting if each.tensor is None else [*each.waiting, (each.tensor, 1)]
+            ends.append(len(terms))
+            each.number, each.tensor, each.waiting = 0, None, []
+        # before they are read, for what can't be must not stay
+        self._counts, self._losses, self.batches = [0] * len(counts), 0, 0
+        begin, values = 0, read_scalars([tensor for tensor, _ in terms]) if terms else []
+        for i, end in enumerate(ends):
+            sums[i] += sum([values[j] * terms[j][1] for j in range(begin, end)])
+            begin = end
+        counts[1], counts[2] = round(sums[0]), round(sums[1])
+        return Totals(*counts), sums[2], losses
 
 
 _FLOPS, _WITHOUT_TOKENS, _WITHOUT_LABELS, _WITHOUT_FLOPS = map(

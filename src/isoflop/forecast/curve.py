@@ -144,9 +144,10 @@ class LossBins:
         """
         if step < max(1, self.last_step):
             return
-        self.lost = 0 if usable(loss) else self.lost + 1
-        if self.lost:
+        if not abs(loss) <= MOST:  # as `usable`
+            self.lost += 1
             return
+        self.lost = 0
         step, count = float(step), float(max(count, 1))
         key = math.floor(PER_E_FOLD * math.log(step))
         if key not in self.bins:

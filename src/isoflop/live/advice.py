@@ -164,7 +164,7 @@ class AdvicePart(Part):
             optimizer = str(self._settings.get("class", ""))
             task = self._run.task.shown(optimizer if family_of([optimizer]) == self._run.task.optimizer else "")
             self._run.tell(f"isoflop: {task}{'; ' + recipe if recipe else ''}.")
-        self._read_history(self._options.fit_on or "train", step.run_id)
+        self._read_history(self._options.fit_on or "train", self._run.run_id)
         self._run.draw(step.step, frontier_points(frontier_of(self.own.points)))
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:

@@ -102,11 +102,13 @@ class ForecastPart(Part):
 
     def log(self, step: LogStep) -> None:
         """Take the interval's loss in, where that is what is forecast, and forecast anew where time allows."""
-        total = self._run.total_steps
-        self._follow(total)
-        if self.on == "train" and step.loss is not None:
-            self._add(step.loss, step, step.step - step.before.steps)
-        self._read_schedule(step, total)
+        total, loss = self._run.total_steps, step.loss
+        if total != self._until:
+            self._follow(total)
+        if self.on == "train" and loss is not None:
+            self._add(loss, step, step.step - step.before.steps)
+        if not self._asked or self._options.lr_plan is not None:
+            self._read_schedule(step, total)
         if self.curve is not None:
             self._refit(step, total)
         if isinstance(self.last, Forecast):
@@ -122,7 +124,7 @@ class ForecastPart(Part):
     def _add(self, loss: float, step: LogStep, count: int) -> None:
         """A loss of the kind that is fitted, the mean over `count` optimizer steps."""
         total, tokens = self._run.total_steps, step.totals.data_tokens
-        if total is not None and in_tail(step.step, total) and math.isfinite(loss):
+        if total is not None and 2 * step.step > total and in_tail(step.step, total) and math.isfinite(loss):
             self._final = self._final.plus(loss)
         if not tokens:
             if step.summed:

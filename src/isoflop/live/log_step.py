@@ -48,7 +48,6 @@ class LogStep:
         totals: tokens and FLOPs since the run began, over all ranks.
         summed: they hold all up to this step; False: up to the last log step, or other ranks' are still to come.
         whole: they hold all of the run; False: some of its steps were not counted.
-        run_id: of the run's record; None: there is none.
         parameters: N by convention.
         lr: the learning rate of the step just done.
         wall_time, training_time: seconds since the run began.
@@ -73,7 +72,6 @@ class LogStep:
     totals: Totals = field(default_factory=Totals)
     summed: bool = True
     whole: bool = True
-    run_id: str | None = None
     parameters: Parameters | None = None
     lr: float | None = None
     wall_time: float = 0.0

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 
-COUNTING = "counting the batch"
+COUNTING = declare("counting the batch", UNKNOWN)
+LOSSES = declare("adding the loss", "the training loss is not recorded")
 SETTLING = declare("settling the step", UNKNOWN)
 READING = declare("reading the counts", UNKNOWN)
 TASK = declare("recognising the task", "the run counts as pretraining from scratch")
@@ -118,6 +119,8 @@ class Monitor(PlainLoop, Display):
         self._logged = Interval()
         self._logged_at = 0  # the last log step, whether or not logging has worked
         self._latest = LogStep(step=0)  # what came of it
+        self._ways: Any = None  # by which FLOPs are counted …
+        self._counting: dict[str, Any] = {}  # … as the record has them
         asks = self.options.on_advice != "warn"
         settings = Settings(self.log_every, self.run.total_steps, self.options.noise_scale, asks)
         self._ranks = Ranks(self.guard, settings)
@@ -182,30 +185,43 @@ class Monitor(PlainLoop, Display):
             self._started = True
             self._clock.start()
 
-    @hook(COUNTING, UNKNOWN)
+    # What each micro-batch calls has its boundary inside, for a `hook` is a call more.
+
     def batch(self, batch: Any) -> None:
         """A micro-batch goes into a trainer's step, which `end_batch` ends."""
-        self._begin()
-        self.noise.micro_batches += 1
-        if self.noise.armed:
-            self.noise.begin(self.observer.count(batch))
-        self.observer.batch(batch)  # last, for it begins to observe what the step computes
+        guard, noise = self.guard, self.noise
+        if COUNTING in guard.aside:
+            return
+        try:
+            self._begin()
+            noise.micro_batches += 1
+            if noise.armed:
+                noise.begin(self.observer.count(batch))
+            self.observer.batch(batch)  # last, for it begins to observe what the step computes
+        except Exception as error:
+            guard.failed(COUNTING, error)
 
     @hook(COUNTING, UNKNOWN)
     def end_batch(self) -> None:
         """… and is over; needed only where the observer is at work."""
         self.observer.end_batch()
 
-    @hook(COUNTING, UNKNOWN)
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A micro-batch that is the model's own forward call."""
-        self._begin()
-        self.observer.forward(module, args, kwargs)
-        if not self._marked:
-            self.noise.micro_batches += 1
-            if self.noise.armed:
-                # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
-                self.noise.begin(self.observer.count_call(module, args, kwargs), "num_items_in_batch" in kwargs or None)
+        guard, noise = self.guard, self.noise
+        if COUNTING in guard.aside:
+            return
+        try:
+            self._begin()
+            self.observer.forward(module, args, kwargs)
+            if not self._marked:
+                noise.micro_batches += 1
+                if noise.armed:
+                    # Hugging Face's Trainer gives the step's number of labels where the loss is a mean over them
+                    count = self.observer.count_call(module, args, kwargs)
+                    noise.begin(count, "num_items_in_batch" in kwargs or None)
+        except Exception as error:
+            guard.failed(COUNTING, error)
 
     def _begin(self) -> None:
         """Before a micro-batch: the device, once, and the learning rate that its step will use."""
@@ -220,7 +236,6 @@ class Monitor(PlainLoop, Display):
         except Exception as error:  # of an optimizer of the user's own making; counting goes on
             pass_on(error)
 
-    @hook("adding the loss", "the training loss is not recorded")
     def loss(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
         """One loss to average over the interval, a number or a 0-dim tensor, not read before the next log step.
 
@@ -229,7 +244,11 @@ class Monitor(PlainLoop, Display):
             scale: factor on it.
             owned: the tensor has no gradient and nobody writes to it again.
         """
-        self.observer.tally.add_loss(loss, scale, owned)
+        if LOSSES not in self.guard.aside:
+            try:
+                self.observer.tally.add_loss(loss, scale, owned)
+            except Exception as error:
+                self.guard.failed(LOSSES, error)
 
     def step(
         self, loss: Loss | None = None, *, tokens: int | TokenCount | None = None, advance: int = 1, updates: int = 1
@@ -273,7 +292,7 @@ class Monitor(PlainLoop, Display):
                 )
             else:
                 self.log()
-        if observer.due and not (self._finished or last) and guard.open(SETTLING):
+        if observer.due and not (self._finished or last) and SETTLING not in guard.aside:
             with guard.part(SETTLING):
                 observer.observe_next()  # last, for it counts what runs from here on
 
@@ -295,16 +314,18 @@ class Monitor(PlainLoop, Display):
         if self._finished or (self._logged_at == self.steps and not ends_apart(self._ddp)):
             return
         self._logged_at = self.steps
+        times, noise, ranks = self._clock.times(), self.noise, self._ranks
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
-        if summed := self._sum(self.noise.row(self._clock.times()[1]) or self.noise.nothing):
-            self.noise.fold(summed, self.updates)
-        self._log(train_loss)
+        row = (noise.row(times[1]) or noise.nothing) if ranks.several or noise.awake else []
+        if summed := self._sum(row):
+            noise.fold(summed, self.updates)
+        self._log(train_loss, times)
         if not self.should_stop:  # on every rank, for `on_advice` may be set on the first one alone
-            ranks, asks = self._ranks, self._asks_to_stop
+            asks = self._asks_to_stop
             self.should_stop = ranks.any(asks, self.steps) if ranks.several else asks
 
     @hook("logging", "nothing more is recorded or shown")
-    def _log(self, train_loss: float | None) -> None:
+    def _log(self, train_loss: float | None, times: tuple[float, float]) -> None:
         if self._model is None:
             self._begin()
         loss_sum, losses = self._loss
@@ -312,24 +333,29 @@ class Monitor(PlainLoop, Display):
             # a trainer does not keep, through a resume, the losses since its last log step
             losses = self.steps - max(self._logged.steps, self._attempt_began_at)
             loss_sum = train_loss * losses
-        step, self._loss = self._now(loss_sum, losses), (0.0, 0)
+        step, self._loss = self._now(loss_sum, losses, times=times), (0.0, 0)
         if not self._ranks.held:  # else the interval goes on until the ranks' sum
             self._logged = Interval(self.steps, self.totals, step.training_time, self.updates)
         self._latest = step
-        self._clock.enter("measuring")
         for part in self.parts:
             if part.boundary not in self.guard.aside:
                 try:
                     part.log(step)
                 except Exception as error:  # the boundary: a part that fails takes no other along
                     self.guard.failed(part.boundary, error)
-        self._clock.leave("measuring")
+        self._clock.measured()
         self._asks_to_stop = self._asks_to_stop or step.stop
         self.observer.look_for_frozen_layers()
 
-    def _now(self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True) -> LogStep:
+    def _now(
+        self, loss_sum: float = 0.0, losses: int = 0, summed: bool = True, times: tuple[float, float] | None = None
+    ) -> LogStep:
         """The run as it stands, without what the parts add."""
-        wall_time, training_time = self._clock.times()
+        wall_time, training_time = times or self._clock.times()
+        costing = self.observer.costing
+        ways = {**costing.methods}, len(costing.uncounted), costing.flops_per_token
+        if ways != self._ways:
+            self._ways, self._counting = ways, describe_counting(self.observer)
         return LogStep(
             step=self.steps,
             updates=self.updates,
@@ -339,14 +365,13 @@ class Monitor(PlainLoop, Display):
             totals=self._ranks.known(self.totals) if self._ranks.held else self.totals,
             summed=summed and not self._ranks.held,
             whole=not self._uncounted,
-            run_id=self.recorder.run_id,
-            parameters=self.observer.costing.parameters,
+            parameters=costing.parameters,
             lr=None if self._lr is None else float(self._lr),
             wall_time=wall_time,
             training_time=training_time,
-            devices=world_size(),
+            devices=world_size() if self._ranks.several else 1,
             peak=None if self._device is None else self._device.peak,
-            counting=describe_counting(self.observer),
+            counting=self._counting,
         )
 
     @hook("evaluation losses", "losses of evaluation sets are not recorded")

@@ -317,6 +317,11 @@ class Noise(Part):
     # -- at a log step -------------------------------------------------------------------------------------------
 
     @property
+    def awake(self) -> bool:
+        """Steps are measured, or were."""
+        return bool(self._waiting) or (self.active and self.next_step < math.inf)
+
+    @property
     def nothing(self) -> list[float]:
         """A row without measurements, for sums between log steps: every sum over ranks is of one size."""
         return [0.0] * (2 + WIDTH * MAX_WAITING if world_size() > 1 else 2)
@@ -344,7 +349,7 @@ class Noise(Part):
         ranks = world_size()
         seconds, elapsed = summed[0] / ranks, summed[1] / ranks
         before, self._collected = self._collected, (step, elapsed)
-        if not self._rows and not (self.active and self.next_step < math.inf):  # no step is measured any more
+        if not self._rows and not self.awake:
             return
         rows = self._rows if ranks == 1 else unpacked(summed[2:], self._rows, ranks)
         if not (self.guard.open(MEASURING) and self.guard.open(HOOKS)):

@@ -74,11 +74,6 @@ class Recorder(Part):
         """Whether `open` is still to be called."""
         return self._writes and self._log is None and self._guard.open(RECORD)
 
-    @property
-    def run_id(self) -> str | None:
-        """Of the record; None before there is one."""
-        return None if self._log is None else self._log.run_id
-
     def open(self, header: Callable[[], dict[str, Any]], step: int) -> None:
         """Open the record; `step`: optimizer steps done when this attempt began."""
         with self._guard.part(RECORD):

@@ -185,9 +185,11 @@ class ComputeAxes:
         """The scalars to write now."""
         if not flops or flops < 1 or loss is None or not math.isfinite(loss):
             return []
-        steps = {LOG: log_step(flops), GIGA: flops // 10**9}
-        new = [AxisPoint(tag, loss, step) for tag, step in steps.items() if self._last[tag] < step <= MAX_STEP]
-        self._last.update({point.tag: point.step for point in new})
+        new = []
+        for tag, step in ((LOG, log_step(flops)), (GIGA, flops // 10**9)):
+            if self._last[tag] < step <= MAX_STEP:
+                self._last[tag] = step
+                new.append(AxisPoint(tag, loss, step))
         return new
 
     def state_dict(self) -> dict[str, int]:

@@ -157,7 +157,7 @@ class TensorBoardSink:
         if scalars and not due(self._log_steps):
             self._left_out = step, scalars, tuple(axes)
             return
-        file = self._open()
+        file = self._file or self._open()
         if scalars:
             self._left_out = None
             file.add(step, summary(scalars))

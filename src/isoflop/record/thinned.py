@@ -46,7 +46,7 @@ def due(log_index: int, per_doubling: int = 512) -> bool:
     """
     if log_index < 1 or per_doubling < 1:
         raise ValueError(f"expected log_index ≥ 1 and per_doubling ≥ 1, got {log_index} and {per_doubling}")
-    return log_index % _stride(log_index, per_doubling) == 0
+    return log_index % (1 << ((log_index - 1) // (2 * per_doubling)).bit_length()) == 0  # `_stride`, of each log step
 
 
 def _stride(index: int, per_doubling: int) -> int:
