@@ -154,8 +154,15 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
                 guard.failed(_END, error)
         if _STEP not in guard.aside:
             try:
-                if self._progress.completed > self._step_before:
-                    self._step(monitor, trainer)
+                advance = self._progress.completed - self._step_before
+                if advance > 0:
+                    self._step_before += advance
+                    updates = 1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1))
+                    monitor.step(advance=advance, updates=updates)
+                    if self._monitored and trainer.is_last_batch:
+                        monitor.log()  # the epoch's end looks at our scalars
+                    if monitor.logged_now:
+                        self._show(monitor, trainer)
             except Exception as error:
                 guard.failed(_STEP, error)
 
@@ -178,23 +185,13 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
                 "training_step to have it recorded, forecast and judged"
             )
 
-    def _step(self, monitor: Monitor, trainer: Any) -> None:
-        step = self._progress.completed
-        advance = step - self._step_before
-        monitor.step(advance=advance, updates=1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1)))
-        self._step_before = step
-        if self._monitored and trainer.is_last_batch:
-            monitor.log()  # the epoch's end looks at our scalars
-        if monitor.logged_now:
-            self._show(monitor, trainer)
-
     def _show(self, monitor: Monitor, trainer: Any) -> None:
         """Our scalars for what monitors a metric, and whether to end."""
         scalars = monitor.scalars
         # the dictionary itself: asked for it, the trainer computes all that the module has logged
         metrics = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
         metrics = trainer.callback_metrics if metrics is None else metrics
-        metrics.update(zip(scalars, torch.tensor([*scalars.values()]).unbind(), strict=True))
+        metrics.update(zip(scalars, map(torch.scalar_tensor, scalars.values()), strict=True))
         if monitor.should_stop:
             trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
 

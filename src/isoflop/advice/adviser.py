@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,7 +104,7 @@ class Track:
                 self.lowest = min(self.losses, key=itemgetter(1))[1]
         if speed is not None and speed > 0:
             if len(self.speeds) >= 8:  # the best stretch of five, the first ones warm up and compile
-                stretch = median(list(self.speeds)[-5:])
+                stretch = sorted(list(self.speeds)[-5:])[2]
                 self.best_speed = stretch if self.best_speed is None else max(self.best_speed, stretch)
             self.speeds.append(float(speed))
 

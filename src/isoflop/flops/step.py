@@ -140,7 +140,7 @@ class StepObserver:
         self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
         self._in_vain = 0
         self._parameters: list[ref[nn.Parameter]] = []
-        self._trainable: int | None = None
+        self._trainable: list[bool] | None = None
 
     # -- while a step runs -------------------------------------------------------------------------------------
 
@@ -503,11 +503,11 @@ class StepObserver:
         if self.model is None:
             return
         parameters = [each() for each in self._parameters]
-        if anew or not parameters or any(each is None for each in parameters):
+        trainable = [each is not None and each.requires_grad for each in parameters]
+        if anew or not parameters or any([each is None for each in parameters]):
             found = [*self.model.parameters()]
-            self._parameters, parameters = [ref(each) for each in found], [*found]
-        trainable = hash(tuple([each.requires_grad for each in parameters if each is not None]))
-        if self._trainable not in (None, trainable):
+            self._parameters, trainable = [ref(each) for each in found], [each.requires_grad for each in found]
+        if self._trainable is not None and self._trainable != trainable:
             self.costing.forget()
             self._forget_alike()
         self._trainable = trainable

@@ -67,6 +67,8 @@ def combine(beliefs: Sequence[Belief]) -> Belief:
     """
     if not beliefs:
         raise ValueError("expected at least one belief to combine, got none")
+    if len(beliefs) == 1:
+        return beliefs[0]
     weights = [belief.sigma**-2 for belief in beliefs]
     mean = sum(w * math.log(belief.value) for w, belief in zip(weights, beliefs, strict=True)) / sum(weights)
     sources = ", ".join(belief.source for belief in beliefs if belief.source)
