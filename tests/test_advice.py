@@ -666,6 +666,15 @@ def test_faults_on_a_curve_are_told_from_its_fit(fault: Any, reasons: set[Reason
     assert all(advice.step > 5000 for advice in said)
 
 
+def test_a_run_is_judged_once_in_half_a_block_and_at_once_where_something_changes() -> None:
+    adviser = Adviser()
+    due = [step for step in range(10, 20_001, 10) if adviser.feed(step, 3.0 - step * 1e-5)]
+    assert due[:4] == [10, 50, 90, 130] and [step for step in due if step > 19_700] == [19_760, 19_860, 19_960]
+    assert adviser.feed(20_010, 2.8, None, "another plan") and not adviser.feed(20_020, 2.8, None, "another plan")
+    assert [adviser.feed(20_020 + step, 52.0, None, "another plan") for step in (10, 20, 30)] == [False, False, True]
+    assert adviser.feed(20_060, math.nan, None, "another plan")
+
+
 @given(sd=st.floats(1e-4, 1.0), slope=st.floats(-0.1, 0.1), seed=st.integers(0, 99))
 def test_noise_is_told_from_a_trend(sd: float, slope: float, seed: int) -> None:
     losses = 3 + slope * np.arange(200) + sd * np.random.default_rng(seed).normal(size=200)

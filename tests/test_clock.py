@@ -49,6 +49,17 @@ def test_evaluation_checkpoints_and_measuring_are_no_training(time: Time):
     assert time.times[1] / time.times[0] == pytest.approx(30 / 36)  # goodput
 
 
+def test_what_was_measured_since_the_last_reading_is_no_training(time: Time):
+    time.clock.measured()  # not begun
+    time.clock.start()
+    time.pass_(10)
+    assert time.times == (10.0, 10.0)
+    time.pass_(2)
+    time.clock.measured()
+    time.pass_(3)
+    assert time.times == (15.0, 13.0)
+
+
 def test_inside_a_phase_training_stands_still(time: Time):
     time.clock.start()
     time.pass_(10)
