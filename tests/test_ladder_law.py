@@ -19,6 +19,7 @@ from isoflop.fit.drifting_law import (
     prior_laws,
     pulls,
     slopes,
+    tilt,
 )
 from isoflop.fit.posterior import posterior_of_runs
 from isoflop.laws import HOFFMANN, Law, optimal_allocation
@@ -126,8 +127,40 @@ def test_the_chains_see_the_law_itself():
     origin, theta = posterior.Origin(1e9, 2e10), laws(0)
     rows = np.concatenate([theta, np.tile([0.02, 0.0, 0.0], (len(theta), 1))], axis=1)
     found = posterior._Model.of(N, D, loss, origin, apart=True).residuals(rows)
-    expected = log_loss(theta, origin.x(N), origin.y(D)) + 0.02 * posterior.tilt(N, D) - np.log(loss)
+    expected = log_loss(theta, origin.x(N), origin.y(D)) + 0.02 * tilt(N, D) - np.log(loss)
     np.testing.assert_allclose(found.T, expected, atol=1e-12)
+
+
+def test_with_a_bias_the_best_size_has_the_least_loss():
+    theta, line, bias = laws(3), BudgetLine(1e20, 1e9, 1e20 / 6e9, 0.9), np.linspace(-0.03, 0.03, 8)
+    log_N = best_size(theta, ORIGIN, line, bias) + np.linspace(-0.2, 0.2, 5)[:, None]
+    found = [
+        log_loss(theta, ORIGIN.x(N)[:, None], ORIGIN.y(line.tokens(N))[:, None])[:, 0] + bias * tilt(N, line.tokens(N))
+        for N in np.exp(log_N)
+    ]
+    assert (np.argmin(found, axis=0) == 2).all()
+    np.testing.assert_allclose(found[2], least_loss(theta, ORIGIN, line, bias), rtol=1e-12)
+    np.testing.assert_allclose(best_size(theta, ORIGIN, line, 0 * bias), best_size(theta, ORIGIN, line), atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [5, 85])
+def test_within_the_runs_their_own_best_sizes_are_the_answer(ratio: float):
+    """At any tokens per parameter; beyond, 20 draws more and more, and the interval holds both readings."""
+    law = {**LAW, "B": LAW["alpha"] / LAW["beta"] * LAW["A"]}
+    size = (1e20 / 6 / ratio) ** 0.5
+    law["B"] *= size ** -law["alpha"] * (size * ratio) ** law["beta"]  # least at 1e20 FLOPs: `ratio`
+    planted = Law(HOFFMANN, law)
+    C = np.repeat([3e18, 1e19, 3e19, 1e20], 5)
+    best = np.array([optimal_allocation(planted, each).N for each in C])
+    N = best * np.tile([0.25, 0.5, 1, 2, 4], 4)
+    found = posterior_of_runs(N, C / 6 / N, C, np.asarray(planted.loss(N=N, D=C / 6 / N)))
+    within = found.log_sizes(1e20) - np.log(size)
+    assert abs(np.median(within)) < 0.1 and found.telling
+    for C_beyond in (1e21, 1e22):
+        low, high = np.quantile(found.log_sizes(C_beyond), [0.1, 0.9])
+        assert low < np.log(optimal_allocation(planted, C_beyond).N) < high
+    run = float(found.run_losses(size, size * ratio).mean())
+    assert run == pytest.approx(float(np.log(planted.loss(N=size, D=size * ratio))), abs=2e-3)
 
 
 def test_farther_targets_are_less_sure():

@@ -31,6 +31,10 @@ DENSE = 6.0
 FLATTEST = 0.03
 """Of a local exponent: one that drifts below counts as this."""
 NEWTON_STEPS = 30
+MOST_SHIFT, HALVINGS = 3.0, 16
+"""Of ln N_opt by a bias, and how often this is halved."""
+FAR_OUT = 1.5
+"""Distance in ln N beyond which b acts no more: profiles level off."""
 STEEPEST = 0.7
 """Of C/(N·D) over N, in logarithms: with attention alone it falls by N^(−2/3), with embeddings alone it rises as much;
 runs of two sizes may show any slope."""
@@ -161,8 +165,19 @@ def slopes(theta: Array, x: Array, y: Array) -> Array:
     return np.stack(terms, axis=-1)
 
 
-def best_size(theta: Array, origin: Origin, line: BudgetLine) -> Array:
-    """Ln N of the least loss on a budget's line [rows].
+def off_ratio(N: Array, D: Array) -> Array:
+    """Distance in ln N from 20 tokens per parameter [n]."""
+    return np.asarray(0.5 * np.log(np.asarray(D, dtype=float) / np.asarray(N, dtype=float) / RATIO))
+
+
+def tilt(N: Array, D: Array) -> Array:
+    """What b is multiplied with: `off_ratio`, levelling off [n]."""
+    off = off_ratio(N, D)
+    return np.asarray(off / np.sqrt(1 + (off / FAR_OUT) ** 2))
+
+
+def best_size(theta: Array, origin: Origin, line: BudgetLine, bias: Array | None = None) -> Array:
+    """Ln N of the least loss on a budget's line [rows]; `bias`: of ln L, times `tilt` [rows].
 
     Where −∂L/∂ln N of both terms balance: α(x)·A^(1/ρ) = slope·β(y)·B^(1/ρ), the local exponents α(x) = α + κ_A·x,
     likewise β(y). The difference of the logarithms falls in x, so Newton's method with steps of at most 2 finds it.
@@ -181,13 +196,31 @@ def best_size(theta: Array, origin: Origin, line: BudgetLine) -> Array:
         x = x + step
         if np.abs(step).max() < 1e-9:
             break
-    return np.asarray(x + math.log(origin.N))
+    return np.asarray(x + math.log(origin.N)) if bias is None else _moved(theta, origin, line, x, bias)
 
 
-def least_loss(theta: Array, origin: Origin, line: BudgetLine) -> Array:
+def _moved(theta: Array, origin: Origin, line: BudgetLine, x: Array, bias: Array) -> Array:
+    """Ln N at which ln L + bias·`tilt` is least, by halving about the x of the least L [rows]."""
+    low, high = x - MOST_SHIFT, x + MOST_SHIFT
+    for _ in range(HALVINGS):
+        x = (low + high) / 2
+        N, y = origin.N * np.exp(x), float(origin.y(line.D)) - line.slope * (x - float(origin.x(line.N)))
+        log_A, _, mixed = (term[:, 0] for term in _terms(theta, x[:, None], y[:, None]))
+        w, above = np.exp((log_A - mixed) / np.exp(theta[:, RHO])), 1 / (1 + np.exp(theta[:, E] - mixed))
+        by_size = w * (np.exp(theta[:, ALPHA]) + theta[:, KAPPA_A] * x)
+        by_data = (1 - w) * line.slope * (np.exp(theta[:, BETA]) + theta[:, KAPPA_B] * y)
+        by_tilt = 0.5 * (1 + line.slope) * (1 + (off_ratio(N, line.tokens(N)) / FAR_OUT) ** 2) ** -1.5
+        rising = above * (by_data - by_size) - bias * by_tilt
+        low, high = np.where(rising > 0, low, x), np.where(rising > 0, x, high)
+    return np.asarray((low + high) / 2 + math.log(origin.N))
+
+
+def least_loss(theta: Array, origin: Origin, line: BudgetLine, bias: Array | None = None) -> Array:
     """Ln L at `best_size` [rows]."""
-    N = np.exp(best_size(theta, origin, line))
-    return log_loss(theta, origin.x(N)[:, None], origin.y(line.tokens(N))[:, None])[:, 0]
+    N = np.exp(best_size(theta, origin, line, bias))
+    D = line.tokens(N)
+    known = log_loss(theta, origin.x(N)[:, None], origin.y(D)[:, None])[:, 0]
+    return known if bias is None else known + bias * tilt(N, D)
 
 
 def gradient(function: Callable[[Array], Array], theta: Array, step: float = 1e-4) -> Array:
