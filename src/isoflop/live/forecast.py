@@ -239,7 +239,8 @@ class ForecastPart(Part):
         """Steps and learning rates so far."""
         if self.curve is not None:
             return self.curve.seen_rates()
-        return np.array([] if step.lr is None else [[step.step], [step.lr]], dtype=float).reshape(2, -1)
+        steps, rates = ([], []) if step.lr is None else ([step.step], [step.lr])
+        return np.array(steps, dtype=float), np.array(rates, dtype=float)
 
     def _off_plan(self, plan: LrPlan, step: LogStep) -> bool:
         return step.lr is not None and bool(plan.off(np.array([step.step]), np.array([step.lr]))[0] > OFF_PLAN)
