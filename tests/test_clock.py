@@ -116,7 +116,7 @@ def test_a_resumed_run_goes_on_and_the_gap_counts_as_neither(time: Time):
     with time.clock.phase("checkpoint"):
         time.pass_(5)
         state = time.clock.state_dict()
-    assert state == {"wall": 15.0, "away": 5.0}
+    assert (state["wall"], state["away"]) == (15.0, 5.0)
     later = Time()
     later.clock.load_state_dict(state)
     later.pass_(10_000)

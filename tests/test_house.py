@@ -104,3 +104,12 @@ def test_messages_and_documentation_are_plain_english() -> None:
     found = {f"{path.relative_to(HOME)}: …{text[max(0, at.start() - 30) : at.end() + 20]}…"
              for path, text in texts for at in IDIOMS.finditer(text)}  # fmt: skip
     assert not found
+
+
+def test_what_is_judged_and_when_depends_on_no_wall_clock() -> None:
+    """A busy machine gets the forecasts and the advice of an idle one: their budgets are of CPU time and steps."""
+    rooms = ("advice", "forecast", "noise", "live/advice", "live/forecast", "live/noise")
+    judging = [path for path in SOURCES if any(f"isoflop/{room}" in path.as_posix() for room in rooms)]
+    text = {path.name: path.read_text() for path in judging}
+    assert sum("time.thread_time()" in each for each in text.values()) == 3
+    assert not [name for name, each in text.items() if re.search(r"perf_counter|monotonic|time\.time\(|\.wall_time", each)]

@@ -34,14 +34,15 @@ class Clock:
         self, now: Callable[[], float] = time.monotonic, compiling: Callable[[], float] = compile_seconds
     ) -> None:
         self._now, self._compiling = now, compiling
-        self._before = {"wall": 0.0, "away": 0.0}
+        self._before = {"wall": 0.0, "away": 0.0, "cpu": 0.0}
+        self._cpu_before = time.thread_time()
         self._started: float | None = None
         self._away = self._compiled_before = self._read = 0.0
         self._phases: list[tuple[Phase, float, float]] = []
 
     def start(self) -> None:
         """The run begins, or goes on after a resume."""
-        self._started = self._now()
+        self._started, self._cpu_before = self._now(), time.thread_time()
         self._away = 0.0
         self._compiled_before = self._compiling()
         self._phases.clear()
@@ -88,11 +89,16 @@ class Clock:
         if self._started is not None and not self._phases:
             self._away += max(0.0, self._now() - self._read)
 
+    def cpu(self) -> float:
+        """CPU seconds of the thread that trains, over all attempts: as many on a busy machine as on an idle one."""
+        return self._before["cpu"] + (0.0 if self._started is None else time.thread_time() - self._cpu_before)
+
     def state_dict(self) -> dict[str, float]:
         """Plain numbers, for a checkpoint."""
         wall, training = self.times()
-        return {"wall": wall, "away": wall - training}
+        return {"wall": wall, "away": wall - training, "cpu": self.cpu()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from `state_dict()`."""
-        self._before = {"wall": float(state["wall"]), "away": float(state["away"])}
+        cpu = state.get("cpu", state["wall"])  # not in states of earlier versions
+        self._before = {"wall": float(state["wall"]), "away": float(state["away"]), "cpu": float(cpu)}

@@ -1,6 +1,6 @@
 """Advises one run while it trains: describes the run at each log step, and says what is new.
 
-On the rank that writes. What it costs in all stays under a thousandth of the wall time, but for a small start.
+On the rank that writes. What it costs in all stays under a thousandth of the CPU time, but for a small start.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ MOST_SPENT = 8
 SHORT = 0.05
 """Of the planned steps: a run that ended with more of them left says nothing of the next one's size."""
 SHARE, FREE = 1e-3, 0.1
-"""Of the wall time, and seconds besides, that forecasts and dear rules may take; the others judge every log step."""
+"""Of the training's CPU time, and seconds besides, that forecasts and dear rules may take; the others judge every log step."""
 
 
 class AdvicePart(Part):
@@ -140,7 +140,7 @@ class AdvicePart(Part):
             scalars.update(self._scalars)
 
     def _look(self, step: LogStep, first: bool) -> None:
-        began, dear = time.perf_counter(), self._spent <= FREE + SHARE * step.wall_time
+        began, dear = time.thread_time(), self._spent <= FREE + SHARE * step.cpu_time
         run = self._situation(step)
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
             self._judge.replanned()
@@ -149,7 +149,7 @@ class AdvicePart(Part):
         ladder = None if step.ladder is None else partial(_by_ladder, step)
         new += self._judge.look(run, step.forecaster, ladder, dear)
         if dear and not first:  # the first judgement pays for imports
-            self._spent += time.perf_counter() - began
+            self._spent += time.thread_time() - began
         if not self._told_missing:
             self._tell_missing(run)
         step.advice, step.stop = tuple(new), any([self._say(advice) for advice in new])

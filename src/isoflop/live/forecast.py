@@ -50,7 +50,7 @@ from isoflop.live.scheduler import (
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
 
 SHARE = 1e-3
-"""Of the wall time, that refits may take in all."""
+"""Of the training's CPU time, that refits may take in all."""
 GIVEN_ONCE = "a forecast was given"
 """Among what was told."""
 ASSUMING = "assumed"
@@ -135,18 +135,18 @@ class ForecastPart(Part):
         self.curve.add(step.step, tokens, step.lr, loss, count)
 
     def _refit(self, step: LogStep, total: int | None) -> None:
-        """Forecast anew, if all refits together stay under their share of the wall time."""
+        """Forecast anew, if all refits together stay under their share of the time."""
         if total is None:
             self._silent(NoForecast(Refusal.END_UNKNOWN))
             return
         reserve = self._cost if 2 * step.step < total else 0.0  # half time shall have its forecast
-        if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.wall_time:
+        if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.cpu_time:
             return
-        began = time.perf_counter()
+        began = time.thread_time()
         if self.plan is None or self.plan.assumed or self._off_plan(self.plan, step):
             self._ask(step, total)
         answer = self._newest(step.step)
-        took = time.perf_counter() - began
+        took = time.thread_time() - began
         self._spent += took
         self._cost = max(took, 0.8 * self._cost)  # silence comes quicker than a forecast
         self.last = answer

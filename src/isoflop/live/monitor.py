@@ -316,7 +316,7 @@ class Monitor(PlainLoop, Display):
         self._logged_at = self.steps
         times, noise, ranks = self._clock.times(), self.noise, self._ranks
         # a collective, in which a rank whose counting or logging has stepped aside takes part: the others wait there
-        row = (noise.row(times[1]) or noise.nothing) if ranks.several or noise.awake else []
+        row = (noise.row() or noise.nothing) if ranks.several or noise.awake else []
         if summed := self._sum(row):
             noise.fold(summed, self.updates)
         self._log(train_loss, times)
@@ -369,6 +369,7 @@ class Monitor(PlainLoop, Display):
             lr=None if self._lr is None else float(self._lr),
             wall_time=wall_time,
             training_time=training_time,
+            cpu_time=self._clock.cpu(),
             devices=world_size() if self._ranks.several else 1,
             peak=None if self._device is None else self._device.peak,
             counting=self._counting,

@@ -132,7 +132,7 @@ class Noise(Part):
         self._seconds = 0.0  # spent on the host since the last log step
         self._times = StepTimes()
         self._logged = (0, 0.0)  # updates and tokens of the last log step
-        self._collected = (0, 0.0)  # updates and training time likewise
+        self._collected = (0, time.process_time())  # updates and CPU seconds likewise
         self._minimum = [0.0, 0.0]  # S_min and E_min so far
         self._told: set[str] = set()
 
@@ -238,7 +238,7 @@ class Noise(Part):
         was_split, self._splitting = self._splitting, False
         if self._source is None:
             return
-        self._times.add(step, time.perf_counter(), self.armed)
+        self._times.add(step, time.process_time(), self.armed)
         if self.armed:
             if self.option == "split" and self._run.framework == "loop" and batches == 1 and not was_split:
                 self._miss(UNSPLIT, world_size() == 1)
@@ -251,7 +251,7 @@ class Noise(Part):
         alone = batches > 0 and world_size() == 1 and self._expected < 2 and self.option != "split"
         if alone:
             self._miss(ALONE)
-        elif batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1, len(self._waiting)):
+        elif batches and len(self._waiting) < MAX_WAITING and self.cadence.due(step + 1):
             self._arm()
         self._sleep(step, math.inf if alone and self._unmeasured >= MIN_STEPS else 0)
 
@@ -327,11 +327,12 @@ class Noise(Part):
         return [0.0] * (2 + WIDTH * MAX_WAITING if world_size() > 1 else 2)
 
     @hook(MEASURING, "no gradient noise scale")
-    def row(self, training_time: float) -> list[float]:
+    def row(self) -> list[float]:
         """What was measured since the last log step, as numbers that add up over ranks; of several as many on each.
 
-        The first two: seconds that it took, and of training. One wait a device.
+        The first two: CPU seconds that it took, and of the interval. One wait a device.
         """
+        interval = time.process_time() - self._collected[1]
         waiting, self._waiting, self._rows = self._waiting, [], []
         seconds, self._seconds, self._times.last = self._seconds, 0.0, None
         if waiting:
@@ -339,16 +340,16 @@ class Noise(Part):
             if self.guard.open(HOOKS):
                 self._rows = read(waiting)
         if world_size() == 1:
-            return [seconds, training_time]
-        numbers = [seconds, training_time, *packed(self._rows)]
+            return [seconds, interval]
+        numbers = [seconds, interval, *packed(self._rows)]
         return numbers + self.nothing[len(numbers) :]
 
     @hook("the noise scale's averages", "no gradient noise scale")
     def fold(self, summed: Sequence[float], step: int) -> None:
         """Take what all ranks have measured: the sums of their rows."""
         ranks = world_size()
-        seconds, elapsed = summed[0] / ranks, summed[1] / ranks
-        before, self._collected = self._collected, (step, elapsed)
+        seconds, interval = summed[0] / ranks, summed[1] / ranks
+        (before, _), self._collected = self._collected, (step, time.process_time())
         if not self._rows and not self.awake:
             return
         rows = self._rows if ranks == 1 else unpacked(summed[2:], self._rows, ranks)
@@ -365,7 +366,7 @@ class Noise(Part):
                 self.preconditioned.add(preconditioned.gradient, preconditioned.variance)
             self._in_vain += self._settled  # v has settled, but not of every parameter (several optimizers)
         if seconds or rows:
-            self.cadence.adapt(seconds, len(rows), step - before[0], elapsed - before[1], elapsed)
+            self.cadence.adapt(seconds, len(rows), step - before, interval)
         if self._source is not None and not self._settled:
             found = settled(self._run.optimizer)
             self._keeps_v, self._settled = found is not None, bool(found)
@@ -462,7 +463,7 @@ class Noise(Part):
             "preconditioned": self.preconditioned.state_dict(),
             "cadence": self.cadence.state_dict(),
             "logged": list(self._logged),
-            "collected": list(self._collected),
+            "collected": self._collected[0],
             "minimum": list(self._minimum),
             "reasons": dict(self.reasons),
         }
@@ -474,8 +475,8 @@ class Noise(Part):
         self.cadence.load_state_dict(state["cadence"])
         step, tokens = state["logged"]
         self._logged = (int(step), float(tokens))
-        step, seconds = state["collected"]
-        self._collected = (int(step), float(seconds))
+        before = state["collected"]  # with a time in states of earlier versions
+        self._collected = (int(before[0] if isinstance(before, list) else before), time.process_time())
         self._minimum = [float(value) for value in state["minimum"]]
         self.reasons = {str(name): int(count) for name, count in state["reasons"].items()}
 

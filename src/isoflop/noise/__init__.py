@@ -22,7 +22,7 @@ from isoflop.noise.critical_batch import (
 )
 
 if TYPE_CHECKING:
-    from isoflop.noise.cadence import DENSEST, GRACE, SHARE, Cadence, StepTimes
+    from isoflop.noise.cadence import DENSEST, FREE, SHARE, Cadence, StepTimes
     from isoflop.noise.estimator import (
         MIN_MEASUREMENTS,
         NoiseScale,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __getattr__ = face(
     __name__,
     {
-        "cadence": "Cadence DENSEST GRACE SHARE StepTimes",
+        "cadence": "Cadence DENSEST FREE SHARE StepTimes",
         "estimator": "MIN_MEASUREMENTS NoiseScale RunningMoments StepEstimate Unusable "
         "estimate_step fieller read result",
         "sources": "MicroBatches denominators settled",

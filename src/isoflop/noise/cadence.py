@@ -1,4 +1,7 @@
-"""Which steps are measured: as many as a small share of the training time pays for, by what measuring costs."""
+"""Which steps are measured: the first ones by number, then as many as a small share of the training time pays for.
+
+Times are of CPUs, so that a busy machine measures the steps that an idle one does.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,10 @@ from dataclasses import dataclass
 
 SHARE = 0.005
 """Of the training time that measuring may take."""
-GRACE = 0.1
-"""Seconds that it may take beside that: a short run, too, gets a value."""
+FREE = 32
+"""Measurements whatever they take: a short run, too, gets a value, and on any machine the same."""
 DENSEST = 4
 """At most every 4th step is measured."""
-FIRST = 4
-"""Measurements before the first log step, while their cost is not known."""
 
 
 @dataclass
@@ -24,46 +25,39 @@ class Cadence:
     Attributes:
         every: steps between two measurements.
         fixed: `every` stays.
-        spent: seconds so far.
+        count: measurements so far.
     """
 
     every: int = DENSEST
     fixed: bool = False
-    spent: float = 0.0
-    known: bool = False
+    count: int = 0
 
-    def due(self, step: int, waiting: int) -> bool:
-        """Whether this step is to be measured; `waiting`: how many were since the last log step."""
-        return step % self.every == 0 and (self.known or self.fixed or waiting < FIRST)
+    def due(self, step: int) -> bool:
+        """Whether this step is to be measured."""
+        return step % self.every == 0
 
-    def adapt(self, seconds: float, measured: int, steps: int, interval: float, elapsed: float) -> None:
+    def adapt(self, seconds: float, measured: int, steps: int, interval: float) -> None:
         """At a log step, from numbers that all ranks share.
 
         Args:
             seconds: that the interval's measurements took.
             measured: how many there were.
             steps: in the interval.
-            interval: seconds of training in it.
-            elapsed: seconds of training since the run began.
+            interval: seconds that it took.
         """
-        self.spent += seconds
-        if self.fixed or measured == 0 or steps <= 0:
+        self.count += measured
+        if self.fixed or measured == 0 or steps <= 0 or self.count < FREE:
             return
-        self.known = True
-        cost = max(seconds / measured, 1e-9)
-        room = (SHARE * elapsed + GRACE - self.spent) / cost  # measurements that are paid for by now
-        per_step = max(interval, 1e-9) / steps
-        by_share = math.ceil(cost / (SHARE * per_step))
-        by_room = math.ceil(steps / room) if room >= 1 else by_share
-        self.every = max(DENSEST, min(by_share, by_room))
+        cost = seconds / measured * steps / max(interval, 1e-9)  # in steps
+        self.every = max(DENSEST, 2 ** math.ceil(math.log2(max(cost / SHARE, 1.0))))
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, int]:
         """Plain values."""
-        return {"every": self.every, "spent": self.spent, "known": self.known}
+        return {"every": self.every, "count": self.count}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """The inverse of `state_dict`."""
-        self.spent, self.known = float(state["spent"]), bool(state["known"])
+        """The inverse of `state_dict`; states of earlier versions have no count."""
+        self.count = int(state.get("count", FREE))
         if not self.fixed:
             self.every = int(state["every"])
 

@@ -199,7 +199,7 @@ class MicroBatches:
             expected: micro-batches it has on this rank: the whole is looked at from that one on.
             denominators: of Adam's metric, by id of the parameter; empty: raw only.
         """
-        began = time.perf_counter()
+        began = time.thread_time()
         self.disarm()
         self._reset()
         self.problem, self._expected, self._denominators = None, expected, denominators
@@ -207,7 +207,7 @@ class MicroBatches:
             if parameter.requires_grad:
                 node = get_gradient_edge(parameter).node
                 self._handles.append((node, node.register_prehook(self._hook(parameter))))
-        self.seconds = time.perf_counter() - began
+        self.seconds = time.thread_time() - began
 
     def disarm(self) -> None:
         """Take the hooks away."""
@@ -240,7 +240,7 @@ class MicroBatches:
 
     @torch.no_grad()
     def _see(self, parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         key = id(parameter)
         if key in self._seen or self._begun == 0:
             self.problem = TWICE if self._begun else None
@@ -259,7 +259,7 @@ class MicroBatches:
             self._preconditioned.append(square * math.nan if by is None else preconditioned_square(gradient, by))
         if parameter is self._checked:
             self._check.append((gradient.sum(dtype=torch.float32), square))
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.thread_time() - began
 
     def _last(self) -> None:
         # DDP queues its own last callback later than this one: queued anew, this comes after it
@@ -269,12 +269,12 @@ class MicroBatches:
         self._queued = False
         if self.armed and self.problem is None and self._guard.open(HOOKS):
             with self._guard.part(HOOKS):
-                began = time.perf_counter()
+                began = time.thread_time()
                 # a nested backward pass (reentrant checkpointing) ends more than once for one micro-batch
                 self._ended = self._begun
                 if self._ended >= self._expected:
                     self._look_at_whole()
-                self.seconds += time.perf_counter() - began
+                self.seconds += time.thread_time() - began
 
     @torch.no_grad()
     def _look_at_whole(self) -> None:
