@@ -124,7 +124,7 @@ def test_a_resumed_run_goes_on_and_the_gap_counts_as_neither(time: Time):
     later.clock.start()
     later.pass_(3, compiling=1)
     assert later.times == (18.0, 12.0)
-    assert later.clock.state_dict() == {"wall": 18.0, "away": 6.0}
+    assert later.clock.state_dict().items() >= {"wall": 18.0, "away": 6.0}.items()
 
 
 def test_torch_may_forget_what_it_has_compiled(time: Time):
