@@ -696,6 +696,54 @@ def test_a_spike_on_its_way_back_and_a_loss_about_zero_are_no_divergence() -> No
     assert diverging(situation(nonfinite=3, task=told), THRESHOLDS) is not None
 
 
+def test_a_jump_that_falls_again_is_no_reason_to_stop() -> None:
+    """New data; a divergence settles: in five log steps it is one."""
+    jump = [(4000 + 10 * i, 2.6 + 0.4 + 1.2 * i**-0.5) for i in range(1, 40)]
+    for end in range(3, 40):
+        found = diverging(situation(losses=FALLING + jump[:end], step=4000 + 10 * end), THRESHOLDS)
+        assert found is None or (found.severity is Severity.WARNING and not found.stops and "falls again" in found.what)
+    settles = [*FALLING, *((4000 + 50 * i, level) for i, level in enumerate((9.0, 7.2, 7.1, 7.0, 7.0, 6.9), 1))]
+    assert diverging(situation(losses=settles, step=4300), THRESHOLDS).stops
+
+
+def test_a_rise_as_two_before_that_came_back_is_none() -> None:
+    """Data that comes in blocks of 300 steps; a third block that stays three times as long is a divergence."""
+    losses = [(10 * i, 3 - 1e-5 * i + 0.4 * (i // 30 % 2)) for i in range(1, 300)]
+    harder = [(step, loss) for step, loss in losses if step < 2100]
+    assert diverging(situation(losses=losses[:50], step=500), THRESHOLDS) is not None  # nothing is known yet
+    assert diverging(situation(losses=harder, step=2090), THRESHOLDS) is None
+    stays = harder + [(step, 3.4) for step in range(2100, 2700, 10)]
+    assert diverging(situation(losses=stays, step=2690), THRESHOLDS) is not None
+
+
+@pytest.mark.parametrize(
+    ("loss", "most"),
+    [
+        (lambda s, noise: -0.02 + 5 * noise, 0),  # of a policy
+        (lambda s, noise: -300 * (1 - math.exp(-s / 900)) + noise, 0),  # a likelihood
+        (lambda s, noise: 2.5 + 12 * s**-0.5 + noise + (1.5 * math.exp(-(s % 500) / 8) if s > 500 else 0), 0),  # spikes
+        (lambda s, noise: 2.5 + 12 * s**-0.5 + noise + (0.5 + 1.56 * (s - 1499) ** -0.5 if s >= 1500 else 0), 2),
+        (lambda s, noise: (2.5 + 12 * s**-0.5) * (1 + 0.04 * math.sin(2 * math.pi * s / 300)) + noise, 4),  # unshuffled
+    ],
+)
+def test_odd_losses_of_strangers_are_left_alone_or_told_once(loss: Any, most: int) -> None:
+    adviser, rng, forecaster = Adviser(), np.random.default_rng(2), OnlineForecaster(N=1e8, batch_tokens=5e5)
+    told: list[Advice] = []
+    known = {"total_steps": 4000, "N": 1e8, "flops_per_token": 6e8}
+    for step in range(10, 4001, 10):
+        now = float(np.mean([loss(s, 0.01 * rng.normal()) for s in range(step - 9, step + 1)]))
+        forecaster.add(step, 5e5 * step, 1e-3, now, 10)
+        told += adviser.log(Situation(step=step, tokens=5e5 * step, loss=now, **known), forecaster)
+    assert len(told) <= most, [str(each) for each in told]
+    assert most > 2 or not any(each.stops for each in told)
+
+
+def test_a_rate_that_fell_in_a_step_leaves_no_curve_to_be_off() -> None:
+    look = [against((2.55, 2.55), (2.69, 2.69))]
+    assert off_curve(situation(expected=look), THRESHOLDS) is not None
+    assert off_curve(situation(expected=look, rate_stepped=True), THRESHOLDS) is None
+
+
 def test_a_plateau_less_sure_is_one_when_it_lasts() -> None:
     look = [against((2.68, 2.67), (2.70, 2.70), sd=0.0055)]
     assert plateau(situation(expected=look, looks=[look]), THRESHOLDS) is None

@@ -124,6 +124,23 @@ def test_what_a_small_short_run_is_not_judged_on(tmp_path: Path, capsys: pytest.
     assert "history=" in line and "batch (" in line
 
 
+@pytest.mark.parametrize(("embedding", "judged"), [(1e-3, True), (0.3, False)])
+def test_a_rate_of_one_part_is_not_held_against_recipes(tmp_path: Path, embedding: float, judged: bool) -> None:
+    """As some recipes have it: the table's rate is hundreds of times the others'."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": [parameters[0]], "lr": embedding}, {"params": [parameters[1]]}], lr=1e-3)
+    monitor = isoflop.Monitor(
+        None, optimizer=optimizer, total_steps=2000, num_params=50_000_000, flops_per_token=3e8, log_every=20,
+        record_dir=tmp_path, lr_plan="constant")  # fmt: skip
+    told: list[str] = []
+    monitor.run.say = told.append
+    for step in range(1, 101):
+        monitor.step(planted(step), tokens=500_000)
+    monitor.close()
+    assert not any("learning rate" in each.reason.value for each in monitor.advice)
+    assert ("learning rate (no one peak" not in told[-1]) is judged, told
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

@@ -269,6 +269,12 @@ def test_a_given_schedule_is_known_before_there_is_time_for_a_forecast(
     assert not any("learning rate" in str(each) for each in monitor.advice)
 
 
+def test_a_method_without_schedule_keeps_its_rate_by_plan(tmp_path: Path) -> None:
+    method = type("AdamWScheduleFree", (torch.optim.AdamW,), {})
+    monitor, told = train(tmp_path, make=None, optimizer=method, lr_plan=None, last=1_000)
+    assert isinstance(monitor.forecast, Forecast) and not monitor.forecast.rate_assumed and not about(told)
+
+
 def decaying(step: int) -> float:
     return PEAK * min(1.0, step / 50) * (1 - max(step - 50, 0) / (TOTAL - 50))
 

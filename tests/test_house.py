@@ -112,4 +112,6 @@ def test_what_is_judged_and_when_depends_on_no_wall_clock() -> None:
     judging = [path for path in SOURCES if any(f"isoflop/{room}" in path.as_posix() for room in rooms)]
     text = {path.name: path.read_text() for path in judging}
     assert sum("time.thread_time()" in each for each in text.values()) == 3
-    assert not [name for name, each in text.items() if re.search(r"perf_counter|monotonic|time\.time\(|\.wall_time", each)]
+    assert not [
+        name for name, each in text.items() if re.search(r"perf_counter|monotonic|time\.time\(|\.wall_time", each)
+    ]

@@ -108,7 +108,8 @@ def test_what_is_recognised(names: list[str], known: dict[str, Any], words: str)
     [
         (["AdamW"], "adam"), (["PagedAdamW8bit"], "adam"), (["Muon"], "muon"), (["AdamW", "Muon"], "muon"),
         (["DistributedShampoo"], "second-order"), (["SOAP"], "second-order"), (["Lion"], "sign"),
-        (["Adafactor"], "adafactor"), (["SGD"], "sgd"), (["Mine"], "other"), ([], None), (["Lamb"], "adam"),
+        (["Adafactor"], "adafactor"), (["SGD"], "sgd"), (["Mine"], "other"), ([], None), (["Lamb"], "layer-wise"),
+        (["AdamWScheduleFree"], "rate-free"), (["Prodigy"], "rate-free"),
     ],
 )  # fmt: skip
 def test_families_of_optimizers(optimizers: list[str], family: str | None) -> None:
@@ -125,6 +126,7 @@ def test_families_of_optimizers(optimizers: list[str], family: str | None) -> No
         (Task(), (10.4, 50_000, 0.15), Task(partial=True)),
         (Task(objective="classification"), (0.7, 50_000, 0.01), Task(objective="classification")),
         (Task(), (40.0, 50_000, 1.0), Task()),  # a bad initialisation
+        (Task(), (-0.02, 50_000, 1.0), Task(loss="its first value, -0.02, is no cross-entropy of text")),  # a policy's
         (Task(), (None, None, None), Task()),
     ],
 )

@@ -47,7 +47,8 @@ RULES: dict[str, Rule] = {
 }
 """All rules by name, in the order in which they are asked."""
 AGAIN, AGAIN_LOGS = 0.1, 20
-"""Share of the planned run, or steps of one without an end, before a finding that had gone is given again."""
+"""Share of the planned run, or steps of one without an end, before a finding that had gone is given again, each time
+twice as much; and the steps have grown by half, for a curve from before it is held against so long."""
 DECAY_NOW = 0.15
 """Steps of a decay that begins now, over the steps done: 10 to 20% is usual (Hägele et al. 2024)."""
 MOST = 96
@@ -213,13 +214,17 @@ class _Standing:
     held: int = 0  # log steps in a row with a finding
     gone: int = 0  # … and without
     given_at: int | None = None
+    times: int = 1  # that it was given, as far as this process knows
+    gave: int = Severity.WARNING  # its severity then, likewise
     severity: int | None = None  # of what holds
     advice: Advice | None = None  # None of a resumed run's, until it is found again
 
     def lately(self, run: Situation) -> bool:
         """Whether it was given not long ago."""
         again = AGAIN * run.total_steps if run.total_steps else AGAIN_LOGS
-        return self.given_at is not None and run.step - self.given_at < again
+        if self.given_at is None:
+            return False
+        return run.step - self.given_at < max(again * 2 ** (self.times - 1), (KEPT - 1) * self.given_at)
 
     def nothing(self, in_a_row: int) -> None:
         """No finding at this log step."""
@@ -234,11 +239,16 @@ class _Standing:
         if before is None and self.held < in_a_row:
             return False
         worse = before is None or advice.severity > before
-        self.severity = int(advice.severity)
         self.advice = advice if worse or known is None else replace(advice, step=known.step)
-        if not worse or (before is None and self.lately(run)):
+        if before is None and advice.severity <= self.gave and self.lately(run):
+            return False  # but when that time is over
+        self.severity = int(advice.severity)
+        if not worse:
             return False
-        self.given_at = run.step if before is None else self.given_at
+        if before is None:
+            self.times += self.given_at is not None
+            self.given_at = run.step
+        self.gave = int(advice.severity)
         return True
 
 
@@ -327,7 +337,8 @@ class Adviser:
         """
         plan, track = run.rates, self.track
         forecaster, ladder = (forecaster, ladder) if dear else (None, None)
-        trained = run.forecast_of == "train"  # what is expected is the training loss
+        # what is expected is the training loss; one that has been at or below 0 is no cross-entropy
+        trained = run.forecast_of == "train" and track.lowest > 0
         if forecaster is not None and trained and not track.nonfinite:
             track.hold_against_fits(run.step, forecaster, plan)
         now = track.now()
@@ -338,8 +349,8 @@ class Adviser:
                 warmup_steps=run.warmup_steps if plan is None else plan.warmup_steps,
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
-                expected=track.expected,
-                looks=tuple(track.looks),
+                expected=track.expected if trained else (),
+                looks=tuple(track.looks) if trained else (),
                 by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
                 rate_stepped=track.rate_stepped,
                 speeds=tuple(track.speeds),
@@ -405,14 +416,16 @@ class Adviser:
         return new
 
     def _covered(self, name: str, found: Advice, run: Situation) -> bool:
-        """Whether another rule has given a finding of the same cause that holds, or not long ago."""
+        """Whether another rule has given a finding of the same cause, no less severe, that holds or not long ago."""
         cause = RULES[name].cause
         others = [
             self._standing[other] for other, each in RULES.items() if cause and each.cause == cause and other != name
         ]
-        if found.severity is Severity.CRITICAL:
-            return any(each.advice is not None and each.advice.severity >= found.severity for each in others)
-        return any(each.advice is not None or each.lately(run) for each in others)
+        if any(each.advice is not None and each.advice.severity >= found.severity for each in others):
+            return True
+        return found.severity is not Severity.CRITICAL and any(
+            each.gave >= found.severity and each.lately(run) for each in others
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint: a resumed run gets nothing twice."""

@@ -28,8 +28,14 @@ FEW = 8
 """Log steps below which a run's noise is not known."""
 LOST = 0.05
 """Of the best loss: a rise by more is critical, and ends a run under `on_advice="stop"`."""
-RECOVERS = 0.5
-"""Of the rise: a loss that came back by so much since the first log step of the rise is a spike."""
+RECOVERS, LEARNS = 0.5, 0.15
+"""Of the height of a rise: a loss that still falls and came back by so much is a spike, or learns something new …"""
+STILL = 0.05
+"""… where the later half of the fall lies so much of what is left below the earlier one."""
+OLD = 0.2
+"""Of the steps: a rise that began longer ago, and whose later half lies below its earlier one, ends no run any more."""
+AS_BEFORE = 1.5
+"""A rise lasts no longer than this times the second longest that came back: data that comes in blocks, spikes."""
 REWARMED = 1.25
 """A factor between the rate now and that of the best loss, beyond which the loss may rise."""
 AVERAGED = 5
@@ -66,7 +72,9 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
 
     Far: by more than `divergence` standard deviations of a logged loss and `divergence_share` of the best; the best is
     the lowest median of five log steps in a row, so that one lucky batch makes no benchmark. It has to last, for a
-    share of the steps done: spikes of some tens of steps come and go, whatever the interval between log steps.
+    share of the steps done, and longer than rises that came back twice before: spikes of some tens of steps come and
+    go, whatever the interval between log steps, and so do blocks of harder data. A loss that jumped and falls again may
+    have met new data: that is no reason to stop.
     """
     if run.nonfinite >= thresholds.in_a_row:
         return Advice(
@@ -91,24 +99,30 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     lately = sum(step > (1 - thresholds.divergence_span) * run.step for step, _ in run.losses)
     best, now = float(medians[at]), losses[-max(thresholds.in_a_row, lately) :]
     sd = max(scatter(losses[-LATELY : -thresholds.in_a_row]), LEAST_NOISE * abs(best))
-    far = best + max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
-    if not (now > far).all():
+    margin = max(thresholds.divergence * sd, thresholds.divergence_share * abs(best))
+    if not (now > best + margin).all():
         return None
-    if len(now) > 1 and now[-1] - best < RECOVERS * (now[0] - best):
-        return None  # a spike on its way back
-    lost = bool((now > best + LOST * abs(best)).all())
+    steps = np.array([step for step, _ in run.losses])
+    begin = len(losses) - int((losses > best + margin)[::-1].argmin() or len(losses))
+    rise, half = losses[begin:] - best, (begin + len(losses)) // 2 - begin
+    fallen, old = _fallen(rise, sd), run.step - steps[begin] > OLD * run.step
+    falls = fallen > 0 or bool(old and np.median(rise[half:]) < np.median(rise[:half]))
+    if fallen > RECOVERS or run.step - steps[begin] <= AS_BEFORE * _came_back(steps, losses, medians, margin):
+        return None
+    lost = bool((now > best + LOST * abs(best)).all()) and fallen <= LEARNS and not (old and falls)
     if not lost and run.rates is not None:
         rate, then = run.rates.at([run.step, run.losses[at][0]])
         if rate > REWARMED * then:
             return None  # a rate that rises again raises the loss
+    does = "diverges" if lost else "jumped and falls again" if falls else "rises"
     return Advice(
         Reason.DIVERGING,
         Severity.CRITICAL if lost else Severity.WARNING,
         run.step,
-        f"The loss {'diverges' if lost else 'rises'}: {nats(float(np.median(now)))} nats per token, after "
+        f"The loss {does}: {nats(float(np.median(now)))} nats per token, after "
         f"{nats(best)} around step {run.losses[at][0]:,}; a logged loss scatters by {sd:.2g}.",
-        f"stop, go back to a checkpoint before step {run.losses[at][0]:,}, and lower the learning rate or skip the "
-        f"data; look at {OTHERS} too.",
+        f"{'' if lost else 'if the data has changed there, nothing; else '}stop, go back to a checkpoint before step "
+        f"{run.losses[at][0]:,}, and lower the learning rate or skip the data; look at {OTHERS} too.",
         (
             Quantity("loss", float(np.median(now)), "nats per token"),
             Quantity("best", best, "nats per token"),
@@ -119,10 +133,28 @@ def diverging(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
+def _fallen(rise: np.ndarray, sd: float) -> float:
+    """Of the height that a rise has come to: the share that is gone again; 0 where it falls no more."""
+    since = rise[int(rise.argmax()) :]
+    half = (len(since) + 1) // 2
+    if len(since) < 2 or np.median(since[:half]) - np.median(since[half:]) < max(STILL * since[-1], 2 * sd):
+        return 0.0
+    return float(1 - since[-1] / since[0])
+
+
+def _came_back(steps: np.ndarray, losses: np.ndarray, medians: np.ndarray, margin: float) -> float:
+    """Steps of the second longest time that the loss stayed so far above its best until then, and came back."""
+    above = losses[5:] > np.minimum.accumulate(medians)[:-1] + margin
+    edges = steps[5:][np.flatnonzero(np.diff(above, prepend=False))]  # begins and ends, in turn
+    spans = np.sort(edges[1::2] - edges[: len(edges) // 2 * 2 : 2])
+    return float(spans[-2]) if len(spans) > 1 else 0.0
+
+
 @rule("the curve", falling_loss, after_warmup=True, at_once=True, cause="loss")
 def off_curve(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Twice in a row above what this run's curve, or the ladder of the user's earlier sizes, lets expect."""
-    found = [each for each in (run.by_ladder, *run.expected) if each is not None and _beyond(each, thresholds)]
+    own = () if run.rate_stepped else run.expected
+    found = [each for each in (run.by_ladder, *own) if each is not None and _beyond(each, thresholds)]
     if not found:
         return None
     worst = max(found, key=_deviation)
@@ -210,22 +242,28 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
     By Hoffmann's law: B/D^β·(2^β − 1), at most a twentieth of the loss. No curve needs to be fitted for it.
     """
     fall, losses = _fall_by_law(run), run.losses
-    half = bisect_right(losses, run.step / 2, key=itemgetter(0))
-    if fall is None or half < AVERAGED or len(losses) < 2 * AVERAGED:
+    if fall is None:
         return None
-    parts = losses[half - AVERAGED : half], losses[-AVERAGED:]
-    if min(loss for part in parts for _, loss in part) <= 0:
+    parts = [_up_to(losses, run.step / 2), _up_to(losses, run.step)]
+    n = min(map(len, parts))
+    if n < AVERAGED or min(map(min, parts)) <= 0:
         return None  # no cross-entropy
-    before, now = (statistics.median(loss for _, loss in part) for part in parts)  # a spike is none of it
-    fell = before - now
-    if fell > thresholds.stuck * fall:
-        return None
-    sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (math.pi / AVERAGED) ** 0.5  # of two medians
+    fell = statistics.median(parts[0]) - statistics.median(parts[1])  # a spike is none of it
+    if fell > thresholds.stuck * fall or fell < -thresholds.divergence_share * run.loss:
+        return None  # a rise is another matter
+    sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (math.pi / n) ** 0.5  # of two medians
     if fell + 2 * sd > thresholds.stuck * fall:
         return None
     return _stopped(
         run, Normal(fell, sd), Normal(fall, fall / 4), "over the last doubling of steps", f"B and β of {LAW}"
     )
+
+
+def _up_to(losses: Sequence[tuple[int, float]], step: float) -> list[float]:
+    """The losses of the last twentieth of the steps up to `step`, `AVERAGED` of them at least."""
+    end = bisect_right(losses, step, key=itemgetter(0))
+    begin = bisect_right(losses, 0.95 * step, key=itemgetter(0))
+    return [loss for _, loss in losses[max(min(begin, end - AVERAGED), 0) : end]]
 
 
 def _stopped(run: Situation, fell: Normal, expected: Normal, since: str, basis: str) -> Advice:

@@ -83,7 +83,7 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     )
 
 
-@rule("overfitting", falling_loss, at_once=True, after_warmup=True)
+@rule("overfitting", falling_loss, at_once=True, after_warmup=True, cause="evaluations")
 def overfitting(run: Situation, thresholds: Thresholds) -> Advice | None:
     """An evaluation loss that rises while the training loss falls, past the first epoch where the stock is known."""
     if run.unique_tokens is not None and (run.tokens or 0.0) <= run.unique_tokens:
@@ -137,7 +137,7 @@ def offsets(points: Sequence[Evaluated]) -> list[float]:
     return [point.loss - point.train for point in points if point.train is not None]
 
 
-@rule("the offset", falling_loss, after_warmup=True)
+@rule("the offset", falling_loss, after_warmup=True, cause="evaluations")
 def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
     """The offset of an evaluation set to the training loss moves; it stays as it is in Kaplan et al. 2020, figure 8.
 

@@ -80,7 +80,7 @@ def rate_unjudged(run: Situation) -> str:
     if why := _adam(run) or ("" if run.own_rates else sized(run)):
         return why
     if not run.peak_rate or not _peak_known(run):
-        return "its peak is not known (lr_plan=)"
+        return "no one peak of all parameters is known (lr_plan=)"
     return "" if run.own_rates or _published(RATES, run) else "no published rate reaches this size"
 
 

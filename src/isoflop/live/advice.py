@@ -72,10 +72,12 @@ LOSS = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU, Reason.OVERFITTING}
 """Advice that holds beside which the learning rate, or the loss, is not called fine."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
+ONE_RATE = 3.0
+"""A factor between the rates of parameter groups from which the first one's does not stand for the run."""
 SHORT = 0.05
 """Of the planned steps: a run that ended with more of them left says nothing of the next one's size."""
 SHARE, FREE = 1e-3, 0.1
-"""Of the training's CPU time, and seconds besides, that forecasts and dear rules may take; the others judge every log step."""
+"""Of the training's CPU time, and seconds besides, that forecasts and dear rules may take; others judge each look."""
 
 
 class AdvicePart(Part):
@@ -182,8 +184,10 @@ class AdvicePart(Part):
     def close(self, step: LogStep, completed: bool) -> None:
         """Print where the compute went and what the next run should be."""
         if step.step:
-            few = len(self._judge.track.losses) < FEW
-            known = self._situation(step), step, self.current, self.missing, self._shape(), few
+            track = self._judge.track
+            unjudged = "it falls below 0: no cross-entropy" if track.lowest <= 0 else ""
+            unjudged = f"fewer than {FEW} log steps" if len(track.losses) < FEW else unjudged
+            known = self._situation(step), step, self.current, self.missing, self._shape(), unjudged
             for line in closing_lines(*known):
                 self._run.tell(line)
 
@@ -211,8 +215,7 @@ class AdvicePart(Part):
             own_rates=None if N is None else self.own.rates(N),
             own_profile=self._own_profile,
             width=self._width,
-            # of a plan's shape alone: None
-            peak_rate=step.plan.peak if step.plan is not None and self._highest else self._highest or None,
+            peak_rate=self._peak(step),
             weight_decay=self._settings.get("weight_decay"),
             line=self.own.line,
             line_source=self.own.source,
@@ -228,6 +231,14 @@ class AdvicePart(Part):
             batch_wanted=options.noise_scale != "off",
             evaluations=self._evaluations,
         )
+
+    def _peak(self, step: LogStep) -> float | None:
+        """Of the plan, or the highest so far; None of a plan's shape alone, and where parts have rates far apart."""
+        groups = attempt(getattr, self._run.optimizer, "param_groups", None) or ()
+        rates = [float(group["lr"]) for group in groups if group.get("lr")]
+        if not self._highest or (rates and max(rates) > ONE_RATE * min(rates)):
+            return None
+        return self._highest if step.plan is None else step.plan.peak
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""
@@ -363,7 +374,7 @@ def closing_lines(
     advice: Sequence[Advice],
     missing: Sequence[Missing],
     shape: Sequence[str] = (),
-    few_losses: bool = False,
+    loss_unjudged: str = "",
 ) -> list[str]:
     """Lines for the terminal.
 
@@ -372,7 +383,7 @@ def closing_lines(
         advice: what still holds.
         missing: what was not judged, and why.
         shape: why laws may not hold for a shape like the model's.
-        few_losses: too few log steps to judge the loss by.
+        loss_unjudged: why the loss was not judged.
     """
     through = "" if run.N is None else f" through {count(run.N)} parameters (N with the head)"
     spent = [(f"{count(run.tokens)} tokens" if run.tokens else "tokens unknown") + through]
@@ -394,7 +405,7 @@ def closing_lines(
     held = [each for each in advice if each.severity >= Severity.INFO]
     if held:
         lines.append("isoflop: advice that stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
-    fine, unjudged = _verdict(run, step, {each.reason for each in held}, missing, few_losses)
+    fine, unjudged = _verdict(run, step, {each.reason for each in held}, missing, loss_unjudged)
     reasons: dict[str, list[str]] = {}
     for what, why in unjudged:
         reasons.setdefault(why, []).append(what)
@@ -405,7 +416,7 @@ def closing_lines(
 
 
 def _verdict(
-    run: Situation, step: LogStep, held: set[Reason], missing: Sequence[Missing], few_losses: bool
+    run: Situation, step: LogStep, held: set[Reason], missing: Sequence[Missing], loss_unjudged: str
 ) -> tuple[list[str], list[tuple[str, str]]]:
     """What was judged and is fine; what was not judged, and why. Advice that holds is neither."""
     why = {each.what: each.why for each in missing}
@@ -419,7 +430,7 @@ def _verdict(
             batch = f"{share_of}, but not surely"
     if batch and scale is not None:
         batch += f"; the noise scale so far is {count(scale)} tokens"
-    loss = falling_loss(run) or (f"fewer than {FEW} log steps" if few_losses else "")
+    loss = falling_loss(run) or loss_unjudged
     rows = (
         ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
         ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),

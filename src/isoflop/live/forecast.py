@@ -271,7 +271,10 @@ class ForecastPart(Part):
         )
         if isinstance(found, UnknownFuture) or not (given is not None or run.scheduler is None):
             return found
-        return constant_so_far(found, *seen) if given is None else found.scaled_to(*seen)
+        if given is not None:
+            return found.scaled_to(*seen)
+        stays = "schedulefree" in type(run.optimizer).__name__.lower()  # that is its method
+        return found if stays else constant_so_far(found, *seen)
 
     # -- a checkpoint ------------------------------------------------------------------------------------------
 

@@ -55,8 +55,10 @@ _TUNING = r"(?<![A-Z])SFT|DPO|GRPO|PPO|KTO|ORPO|Reward|Distill|GKD"
 _INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio", "input_ids": "text"}
 _OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
 _FAMILIES = (
+    ("rate-free", r"schedule_?free|d_?adapt|prodigy|mechanic"),
+    ("layer-wise", r"lamb(?!da)|lars"),
     ("muon", r"muon|dion|scion"),
-    ("adam", r"adam|lamb(?!da)"),
+    ("adam", r"adam"),
     ("second-order", r"shampoo|soap|sophia|kfac"),
     ("sign", r"lion|signum"),
     ("adafactor", r"adafactor|came"),
@@ -68,6 +70,8 @@ LOADED, FROZEN = 0.5, 0.02
 before; what else is frozen in models from scratch (buffers kept as parameters) stays below."""
 KNOWS = 0.5
 """Of ln V: a first loss below it comes from weights that have learnt. A model from scratch begins at ln V or above."""
+NOTHING = 0.01
+"""Of ln V: a first loss below it is none of a text's tokens, but a divergence from a teacher, or a policy's loss."""
 LEAST_VOCABULARY = 256
 """Of smaller ones a model from scratch learns the frequencies, and falls below `KNOWS`, within a log interval."""
 NEAR, SUM = 0.15, 100.0
@@ -86,7 +90,7 @@ class Task:
         start: one of `START_NAMES`.
         objective: one of `NAMES`.
         modality: text, image, audio or other.
-        optimizer: its family: adam, muon, second-order, sign, adafactor, sgd, or other.
+        optimizer: its family, one of `_FAMILIES` or other.
         experts: a mixture of experts.
         loss: its unit: `PLAIN`, or why it is another.
         partial: the loss is of a part of the tokens alone.
@@ -170,6 +174,8 @@ class Task:
         if first_loss is None or not language or self.loss != PLAIN or (vocabulary or 0) < LEAST_VOCABULARY:
             return found
         share = first_loss / math.log(vocabulary or 0)
+        if share < NOTHING and not self.tuned and "start" not in self.given:
+            return replace(found, loss=f"its first value, {first_loss:.3g}, is no cross-entropy of text")
         if share < KNOWS and not self.tuned and "start" not in self.given:
             guess = (
                 f'its first loss is {share:.2g} of ln V; if it is in bits per byte or the like, pass task="pretraining"'
@@ -295,8 +301,8 @@ def task_of(recorded: Mapping[str, Any], parameters: Mapping[str, int | None], m
 def family_of(optimizers: Sequence[str]) -> str | None:
     """The first family that one of the optimizers' classes is of: a mixture with Adam is named by the other.
 
-    >>> family_of(["Muon", "AdamW"]), family_of(["AdamW8bit"]), family_of([])
-    ('muon', 'adam', None)
+    >>> family_of(["Muon", "AdamW"]), family_of(["AdamW8bit"]), family_of(["DAdaptAdam"]), family_of([])
+    ('muon', 'adam', 'rate-free', None)
     """
     found = [next((name for name, text in _FAMILIES if re.search(text, each.lower())), "other") for each in optimizers]
     return next((name for name in found if name != "adam"), found[0] if found else None)
