@@ -249,7 +249,7 @@ def stuck(run: Situation, thresholds: Thresholds) -> Advice | None:
     if n < AVERAGED or min(map(min, parts)) <= 0:
         return None  # no cross-entropy
     fell = statistics.median(parts[0]) - statistics.median(parts[1])  # a spike is none of it
-    if fell > thresholds.stuck * fall or fell < -thresholds.divergence_share * run.loss:
+    if fell > thresholds.stuck * fall or fell < -thresholds.divergence_share * (run.loss or 0.0):
         return None  # a rise is another matter
     sd = scatter(np.array([loss for _, loss in losses[-LATELY:]])) * (math.pi / n) ** 0.5  # of two medians
     if fell + 2 * sd > thresholds.stuck * fall:
