@@ -79,7 +79,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[int, set[CodeType]]:
         found = {}
         for number in range(1, STEPS + 1):
             # time for refits of the forecast at first, and none for further ones later
-            monitor._clock._before["wall"] = 30.0 if number <= STEPS // 2 else 0.0
+            monitor._clock._before["cpu"] = 30.0 if number <= STEPS // 2 else 0.0
             monitor._advice._spent = 0.0 if number <= STEPS // 2 else 1.0
             found[number] = functions_of(lambda: step(monitor))
         assert not monitor.guard.aside and monitor.noise.raw.count >= 3 and monitor.forecast is not None

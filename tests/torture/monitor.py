@@ -77,7 +77,7 @@ def fuzz_monitor(random: Random, folder: Path) -> None:
         on_advice=on_advice.append,
     )
     if random.random() < 0.2:
-        monitor._clock._before["wall"] = 1e6  # so that forecasts and advice have time for their work
+        monitor._clock._before["cpu"] = 1e6  # so that forecasts and advice have time for their work
     kind = random.choice(["odd", "odd", "mixed", "constant", "no number"])
     constant = random.choice(ODD)
     expected_aside = set()
