@@ -16,6 +16,7 @@ from isoflop.flops.calls import (
     OutermostCalls,
     Signature,
     Uncountable,
+    is_compiled,
     is_opaque,
     shapes,
     signature,
@@ -511,17 +512,6 @@ class StepObserver:
             self.costing.forget()
             self._forget_alike()
         self._trainable = trainable
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of the model is in torch.compile's hands."""
-    return any(
-        "_orig_mod" in vars(module).get("_modules", ())
-        or vars(module).get("_compiled_call_impl") is not None
-        or vars(module).get("_compiler_ctx") is not None
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in model.modules()
-    )
 
 
 def _processed(count: TokenCount | None) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,12 @@ from weakref import WeakMethod, finalize
 
 from torch import nn
 
-from isoflop.advice import Advice
 from isoflop.flops.calls import watch
 from isoflop.flops.clock import Clock, Phase
 from isoflop.flops.device import NO_PEAK, Device, model_device
 from isoflop.flops.step import StepObserver
 from isoflop.flops.tokens import TokenCount
-from isoflop.flops.totals import (
-    Loss,
-    Totals,
-    as_float,
-    ddp_around,
-    ends_apart,
-    rank,
-    world_size,
-)
-from isoflop.forecast import Forecast, NoForecast
+from isoflop.flops.totals import Loss, Totals, as_float, ddp_around, ends_apart, rank, world_size
 from isoflop.guard import UNKNOWN, declare, hook, pass_on
 from isoflop.live.advice import AdvicePart
 from isoflop.live.forecast import ForecastPart
@@ -161,21 +151,6 @@ class Monitor(PlainLoop, Display):
         if writes:
             self.parts = [Scalars(run.guard), self.noise, self._forecast, self._advice, self.recorder, Sinks(run)]
 
-    @property
-    def scalars(self) -> Mapping[str, float]:
-        """What was logged last, by name (`isoflop.live.scalars.SCALARS`)."""
-        return self._latest.scalars
-
-    @property
-    def forecast(self) -> Forecast | NoForecast | None:
-        """The loss forecast for the planned end, or why there is none; None before the first and on other ranks."""
-        return self._forecast.last
-
-    @property
-    def advice(self) -> tuple[Advice, ...]:
-        """Active advice, most severe first (rank 0 only)."""
-        return self._advice.current
-
     # -- what a step brings ------------------------------------------------------------------------------------
 
     @hook("starting", "the run is not observed")
@@ -184,8 +159,6 @@ class Monitor(PlainLoop, Display):
         if not self._started:
             self._started = True
             self._clock.start()
-
-    # What each micro-batch calls has its boundary inside, for a `hook` is a call more.
 
     def batch(self, batch: Any) -> None:
         """A micro-batch goes into a trainer's step, which `end_batch` ends."""

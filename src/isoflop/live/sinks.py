@@ -14,7 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from isoflop.advice import Advice
 from isoflop.console import html_table
+from isoflop.forecast import Forecast, NoForecast
 from isoflop.guard import declare
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.run_info import RunInfo
@@ -64,7 +66,22 @@ def rate_text(tera: float) -> str:
 
 
 class Display:
-    """What a notebook shows of a Monitor: the last interval, the forecast and the active advice."""
+    """What a Monitor shows, in a notebook too: the last interval, the forecast and the active advice."""
+
+    @property
+    def scalars(self: Any) -> Mapping[str, float]:
+        """What was logged last, by name (`isoflop.live.scalars.SCALARS`)."""
+        return self._latest.scalars
+
+    @property
+    def forecast(self: Any) -> Forecast | NoForecast | None:
+        """The loss forecast for the planned end, or why there is none; None before the first and on other ranks."""
+        return self._forecast.last
+
+    @property
+    def advice(self: Any) -> tuple[Advice, ...]:
+        """Active advice, most severe first (rank 0 only)."""
+        return self._advice.current
 
     def _repr_html_(self: Any) -> str:
         rows = {name.removeprefix("isoflop/"): f"{value:,.5g}" for name, value in self.scalars.items()}
