@@ -20,8 +20,8 @@ from ladders import LAW, planted_loss, record_ladder, record_run
 
 FIT_KEYS = {
     "target_flops", "level", "N_opt", "D_opt", "tokens_per_param", "batch", "loss", "exponents", "noise", "approaches",
-    "without_opinion", "described", "leave_largest_out", "one_more_rung", "loss_name", "runs", "left_out", "missing",
-    "warnings",
+    "conclusion", "without_opinion", "described", "leave_largest_out", "one_more_rung", "loss_name", "runs", "left_out",
+    "missing", "warnings",
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_approaches_stand_side_by_side(fitted: LadderFit):
     without = compared.without
     names = [row.name for row in compared.rows]
     assert names[0].startswith("ladder") and any(name.startswith("approach 3") for name in names)
-    assert len(names) + len(without) == 4
+    assert len(names) + len(without) == 5
 
 
 def test_a_notebook_shows_the_answers_and_the_warnings(fitted: LadderFit):
@@ -154,12 +154,13 @@ def test_an_optimum_that_the_runs_do_not_enclose_is_told(
     assert best >= edge if doubt is Doubt.OPTIMUM_ABOVE else best <= edge
 
 
-def test_one_run_outside_its_interval_is_no_verdict():
+def test_one_run_is_no_verdict():
     run = Predicted("a", 3.0, 2.0, 1.9, 2.1)
     assert LeftOut((run,), 8, 3.0, 0.9, chance=0.1).verdict is Verdict.UNDECIDED
     assert LeftOut((run, run), 8, 3.0, 0.9, chance=0.02).verdict is Verdict.FAILS
     inside = Predicted("b", 2.0, 2.0, 1.9, 2.1)
-    assert LeftOut((run, inside), 8, 3.0, 0.9, chance=0.2).verdict is Verdict.HOLDS
+    assert LeftOut((inside,), 8, 3.0, 0.9, chance=1.0).verdict is Verdict.UNDECIDED
+    assert LeftOut((run, inside, inside), 8, 3.0, 0.9, chance=0.2).verdict is Verdict.HOLDS
 
 
 def test_too_few_runs_say_why(tmp_path: Path, plan: LadderPlan):

@@ -259,19 +259,19 @@ Mfu = Annotated[
 Dollars = Annotated[float | None, number("USD", "Dollars for an hour of one device.", "--price")]
 
 
-def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None) -> Price | None:
+def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None, option: str = "--gpu") -> Price | None:
     """The price of compute; None where no device was named.
 
     Raises:
         ValueError: a device that no datasheet is known for; a price or an MFU without a device.
     """
     if gpu is None:
-        for option, value, whose in (
+        for given, value, whose in (
             ("--price", usd_per_gpu_hour, "whose hour it is"),
             ("--mfu", mfu, "a share of whose peak it is"),
         ):
             if value is not None:
-                raise ValueError(f"{option} needs --gpu, {whose}: add one, such as --gpu h100")
+                raise ValueError(f"{given} needs {option}, {whose}: add one, such as {option} h100")
         return None
     from difflib import get_close_matches
 
@@ -283,7 +283,7 @@ def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None)
         short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
         near = get_close_matches(gpu.lower(), [*short, *(word for name in short for word in name.split())], n=1)
         hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
-        raise ValueError(f"--gpu: no datasheet is known for {gpu!r}{hint} Expected one of {', '.join(known)}")
+        raise ValueError(f"{option}: no datasheet is known for {gpu!r}{hint} Expected one of {', '.join(known)}")
     return Price(peak.device, peak.flops_per_second, USUAL_MFU if mfu is None else mfu, usd_per_gpu_hour)
 
 

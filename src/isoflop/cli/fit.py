@@ -172,7 +172,7 @@ def _posterior(table: Table, keep_outliers: bool) -> Posterior | str:
 
     C, N, D, L = table.arrays
     try:
-        found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers)
+        found = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
     except ValueError as error:
         return str(error)
     return found.towards(AHEAD * found.largest)

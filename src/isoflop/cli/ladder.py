@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoflop.cli import Once
-from isoflop.cli.common import AsJson, FinalLoss, Level, amount, number, pairs
+from isoflop.cli.common import (
+    AsJson,
+    Dollars,
+    FinalLoss,
+    Level,
+    Mfu,
+    amount,
+    describe_cost,
+    devices_of,
+    digits,
+    hours_and_dollars,
+    number,
+    pairs,
+    price_object,
+    price_of,
+)
 from isoflop.console import grid, print_json, reported, say, screen, tell
 from isoflop.laws.quantities import short
 
@@ -20,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from isoflop.fit.options import Price
     from isoflop.ladder.attempt import Job, RunState
     from isoflop.ladder.check import LeftOut
     from isoflop.ladder.design import RungWorth
@@ -44,7 +60,7 @@ def fit(
     ] = None,
     flops: Annotated[float | None, number("FLOPS", "Compute budget of the target run (default: the plan's).")] = None,
     loss: FinalLoss = None,
-    level: Level = 0.9,
+    level: Level = 0.8,
     as_json: AsJson = False,
 ) -> None:
     """Fit a ladder: law, three approaches, N, D, batch and loss at the target, and whether one more rung pays."""
@@ -62,7 +78,10 @@ def fit(
 def plan(
     flops: Annotated[float, number("FLOPS", "Compute budget of the target run.")],
     spend: Annotated[
-        str, typer.Option(metavar="SHARE|FLOPS", help="Of the whole ladder: a share of --flops, such as 3%, or FLOPs.")
+        str,
+        typer.Option(
+            metavar="SHARE|FLOPS|USD", help="Of the whole ladder: a share of --flops (3%), FLOPs, or dollars (600usd)."
+        ),
     ] = "3%",
     model: Annotated[
         str,
@@ -97,7 +116,13 @@ def plan(
     history: Annotated[
         list[Path] | None, typer.Option(help="Records of finished runs that the design counts on. Repeatable.")
     ] = None,
-    level: Level = 0.9,
+    devices: Annotated[
+        str | None,
+        typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 8xH100: hours, and with --price dollars."),
+    ] = None,
+    mfu: Mfu = None,
+    price: Dollars = None,
+    level: Level = 0.8,
     as_json: AsJson = False,
 ) -> None:
     """Plan the runs that tell most about the compute-optimal size at a target, for what you would spend on them."""
@@ -105,9 +130,11 @@ def plan(
     from isoflop.ladder.planning import plan_ladder
 
     with reported("ladder plan"):
+        count, device = (1, None) if devices is None else devices_of(devices)
+        cost = price_of(device, mfu, price, "--devices")
         made = plan_ladder(
             flops,
-            _spend(spend, flops),
+            _spend(spend, flops, cost),
             model,
             level=level,
             min_runs=min_runs,
@@ -128,28 +155,41 @@ def plan(
         if output is not None:
             write_plan(made, output)
     if as_json:
-        print_json(made.as_dict())
+        print_json(made.as_dict() | price_object(cost, made.flops))
         return
 
     print_plan(made)
+    if cost is not None:
+        dearest, hours = max(run.flops for run in made.runs), cost.gpu_hours(made.flops)
+        text = f"cost: {describe_cost(cost, made.flops)}"
+        if count > 1 and hours is not None:
+            text += f", {digits(hours / count)} hours where all {count} are busy"
+        each, dollars = hours_and_dollars(cost, dearest)
+        text += f"; the dearest run {each} GPU-hours{f', {dollars}' if dollars else ''}"
+        text += "" if mfu is not None else ". Small models seldom reach such an MFU: pass one that is measured (--mfu)"
+        say(text)
     if output is not None:
         typer.echo(f"written to {output}; next: isoflop ladder run {output} --train module:function")
 
 
-def _spend(text: str, flops: float) -> float:
-    """A share of the target ("3%") or FLOPs ("3e19").
+def _spend(text: str, flops: float, cost: Price | None) -> float:
+    """A share of the target ("3%"), FLOPs ("3e19"), or at a price of compute dollars ("600usd").
 
     Raises:
         ValueError: neither.
     """
-    bare = text.strip()
+    bare, dollars = text.strip().lower(), text.strip().lower().endswith("usd")
+    if dollars and (cost is None or cost.usd_per_gpu_hour is None):
+        raise ValueError(f"--spend: {text} needs --devices and --price: add them, such as --devices 8xH100 --price 3")
     expected = f"--spend: expected a share of --flops, such as 3%, or FLOPs, such as 3e19; got {text!r}"
     try:
-        value = float(bare.removesuffix("%").replace("_", ""))
+        value = float(bare.removesuffix("%").removesuffix("usd").replace("_", "").replace(",", ""))
     except ValueError:
         raise ValueError(expected) from None
     if bare.endswith("%"):
         value *= flops / 100
+    elif dollars and cost is not None:
+        value = cost.flops_for(usd=value)
     elif 0 < value < 1:
         raise ValueError(f"{expected}: write {100 * value:g}% for a share")
     return value
@@ -259,14 +299,19 @@ def print_plan(plan: LadderPlan) -> None:
         before = run.rung
     console.print(table)
     console.print(f"expected at {plan.target_flops:.3g} FLOPs ({plan.level:.0%}), before a FLOP is spent:")
-    for name, label in (("N_opt", "N"), ("D_opt", "D")):
-        if (e := plan.expected.get(name)) is not None:
-            text = f"  {label} {short(e.estimate)} × or ÷ {e.high / e.estimate:.2f} [{short(e.low)}, {short(e.high)}]"
-            even = "" if e.even_high is None else f"   an even grid: × or ÷ {e.even_high / e.estimate:.2f}"
-            console.print(text + even, markup=False)
-    if (e := plan.expected.get("loss_relative")) is not None:
-        even = "" if e.even_high is None else f"   an even grid: {100 * (e.even_high - 1):.1f}%"
-        console.print(f"  loss to within {100 * (e.high - 1):.1f}%{even}")
+    rows: dict[str, Callable[[float], str]] = {"N_opt": "× or ÷ {:.2f}".format, "D_opt": "× or ÷ {:.2f}".format}
+    for name, write in (rows | {"loss_relative": lambda factor: f"within {factor - 1:.1%}"}).items():
+        if (e := plan.expected.get(name)) is None:
+            continue
+        text = "loss" if name == "loss_relative" else f"{name[0]} {short(e.estimate)}"
+        ends = "" if name == "loss_relative" else f" [{short(e.low)}, {short(e.high)}]"
+        even, known = (None if high is None else write(high / e.estimate) for high in (e.even_high, e.known_high))
+        text = f"  {text} {write(e.high / e.estimate)}{ends}" + (f"   an even grid: {even}" if even else "")
+        if known or name == "loss_relative":
+            text += f"   no run: {known or 'unknown'}" + (
+                " of Chinchilla's" if known and name == "loss_relative" else ""
+            )
+        _sentence(console, text)
     _sentence(console, "N counts all parameters but the embeddings, with the head; batch in tokens. By:")
     for what, rule in plan.rules.items():
         _sentence(console, f"  {what.replace('_', ' ')}: {rule}")
@@ -310,13 +355,12 @@ def _print_check(console: Console, check: LeftOut) -> None:
 
 
 def _print_rung(console: Console, rung: RungWorth, target: float) -> None:
-    verdict = "worth it: train it" if rung.go else "not worth it: train the target"
     sizes = ", ".join(short(size) for size in rung.sizes)
     _sentence(
         console,
         f"uncertainty in N costs the target run about {rung.waste_flops:.3g} FLOPs ({rung.waste_flops / target:.2%}), "
         f"after one more rung {rung.waste_flops_after:.3g}; the rung ({sizes} parameters at {rung.budget:.3g} FLOPs "
-        f"each) costs {rung.cost_flops:.3g}: {verdict}",
+        f"each) costs {rung.cost_flops:.3g}, {'less' if rung.go else 'more'} than it saves",
     )
 
 

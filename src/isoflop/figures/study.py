@@ -41,7 +41,7 @@ def law_of(
     options: dict[str, Any] = {"level": level, "draws": draws, "convention": convention, "rows": called}
     try:
         odd = check_runs(columns, ("N", "D"), rows=called).warnings  # of the numbers: the runs are what they are
-        fitted = fit_law("hoffmann", columns, **options)
+        fitted = fit_law("hoffmann", columns, **options, labels=kinds_of(ends))
     except ValueError as reason:
         return None, (), str(reason)
     doubts = tuple(text for text in fitted.warnings if text not in odd)
@@ -49,6 +49,12 @@ def law_of(
     if fitted.law.draws is None or spans & {"alpha", "beta"}:
         return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
     return fitted, doubts, ""
+
+
+def kinds_of(ends: tuple[RunEnd, ...]) -> dict[str, list[str]]:
+    """Cells of the columns that tell kinds of runs, each [n]."""
+    found = [dict(end.kinds) for end in ends]
+    return {name: [each.get(name, "") for each in found] for name in dict.fromkeys(n for each in found for n in each)}
 
 
 PUBLISHED = ("hoffmann2022-approach1", "besiroglu2024", "kaplan2020-allocation", "deepseek2024")

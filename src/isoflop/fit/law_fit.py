@@ -21,6 +21,7 @@ from isoflop.fit.robust import (
     MOST,
     POOR,
     Outlier,
+    describe_apart,
     describe_misfit,
     describe_outliers,
     explaining,
@@ -174,12 +175,14 @@ def fit_law(
         return optimum(objective, absolute=absolute)
 
     kept, best, left_out = _without_outliers(runs, best_of, keep_outliers)
+    if apart := describe_apart(left_out, _kinds(labels or {}, runs)):
+        kept, best, left_out = _without_outliers(runs, best_of, True)
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
     fitted = _result(runs.taken(kept), best, drawn, level, convention, 0.0 if absolute else width)
     called = [f"row {i + 1}" for i in range(len(runs))] if rows is None else rows
     others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in (labels or {}).items()}
     misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
-    told = (describe_outliers(left_out, called),) if left_out else ()
+    told = (describe_outliers(left_out, called),) if left_out else (apart,) if apart else ()
     return replace(fitted, left_out=left_out, misfit=misfit, warnings=(*fitted.warnings, *told, *poor))
 
 
@@ -225,12 +228,17 @@ def _misfit(
     if misfit <= POOR:
         return misfit, ()
     problem = best.objective.problem
+    columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), _kinds(labels, runs))
+    size = [runs.variables[name] for name in "ND" if name in runs.variables]
+    far = far_runs(residuals, *size) if len(size) == 2 else ""
+    return misfit, (describe_misfit(spread, misfit, columns, far),)
+
+
+def _kinds(labels: Mapping[str, Sequence[str]], runs: Runs) -> dict[str, Sequence[str]]:
+    """The columns that tell kinds of runs."""
     size = [runs.variables[name] for name in "ND" if name in runs.variables]
     products = [size[0] * size[1], size[1] / size[0]] if len(size) == 2 else []
-    kinds = telling_kinds(labels, *runs.variables.values(), *products)
-    columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), kinds)
-    far = far_runs(residuals, *size) if products else ""
-    return misfit, (describe_misfit(spread, misfit, columns, far),)
+    return telling_kinds(labels, *runs.variables.values(), *products)
 
 
 def _result(runs: Runs, best: Optimum, drawn: Array, level: float, convention: Convention, delta: float) -> LawFit:

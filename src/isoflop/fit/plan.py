@@ -260,7 +260,7 @@ def _by_runs(
     labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called
     if (odd := implausible(C, N, D)).size:
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
-    posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers).towards(question.flops)
+    posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=kinds).towards(question.flops)
     kept = np.delete(np.arange(len(N)), [run.row for run in posterior.left_out])
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
@@ -331,6 +331,8 @@ def _doubts(
     said: tuple[str, ...] = ()
     if posterior.left_out:
         said += (describe_outliers(posterior.left_out, called),)
+    if posterior.apart:
+        said += (posterior.apart,)
     if posterior.misfit is not None and posterior.misfit > POOR:
         said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit, columns, far),)
     log_N = posterior.at(posterior.largest)[0]

@@ -17,7 +17,7 @@ What is asked of a budget is also held to 20 tokens per parameter there: `Poster
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -51,7 +51,7 @@ from isoflop.fit.drifting_law import (
     tilt,
 )
 from isoflop.fit.optimal_line import columns_of
-from isoflop.fit.robust import LEAST_SCATTER, Outlier, misfit_of, outlying, scatter
+from isoflop.fit.robust import LEAST_SCATTER, Outlier, describe_apart, misfit_of, outlying, scatter, telling_kinds
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
@@ -141,6 +141,7 @@ class Posterior:
         turn: change of ln N_opt per e-fold of compute beyond the largest run that the law does not know, by draw
             [draws]; 0: not asked for a budget yet.
         left_out: runs far off the law.
+        apart: that runs far off the law are of a kind of their own, and were kept; "": none are.
         misfit: scatter of ln L over what seeds alone give; None: too few runs to tell.
         shift: of ln N_opt, by draw [draws]: doubt that runs which say nothing of the best size leave.
         spread: standard deviation of ln N_opt at the largest budget, by the runs and the prior there.
@@ -158,6 +159,7 @@ class Posterior:
     target: float | None = None
     turn: Array | float = field(default=0.0, repr=False)
     left_out: tuple[Outlier, ...] = ()
+    apart: str = ""
     misfit: float | None = None
     shift: Array | float = field(default=0.0, repr=False)
     spread: float = 0.0
@@ -254,7 +256,14 @@ class Posterior:
 
 
 def posterior_of_runs(
-    N: Array, D: Array, C: Array, loss: Array, seed: int = 0, *, keep_outliers: bool = False
+    N: Array,
+    D: Array,
+    C: Array,
+    loss: Array,
+    seed: int = 0,
+    *,
+    keep_outliers: bool = False,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Posterior:
     """The posterior of the drifting law, its origin at the largest budget and 20 tokens per parameter.
 
@@ -265,12 +274,15 @@ def posterior_of_runs(
         loss: nats per token [n].
         seed: of the chains.
         keep_outliers: use all runs; default: those that lie far off the law are left out (`isoflop.fit.robust`).
+        labels: other columns of the runs [n]; outliers of a kind that has other runs stay (`Posterior.apart`).
 
     Raises:
         ValueError: no runs, columns of different lengths, values that are not positive and finite.
     """
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
     left_out = () if keep_outliers else _outliers(N, D, C, loss)
+    if apart := describe_apart(left_out, telling_kinds(labels or {}, N, D, C, D / N) if left_out else {}):
+        left_out = ()
     if left_out:
         N, D, C, loss = (np.delete(column, [run.row for run in left_out]) for column in (N, D, C, loss))
     origin = Origin.of(N, D, C)
@@ -282,7 +294,7 @@ def posterior_of_runs(
     noise, form = np.exp(rows[:, NOISE_AT]), np.exp(rows[:, FORM_AT])
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
     known = (origin, best[:CONSTANTS], draws, bias, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
-    found = Posterior(*known, left_out=left_out, misfit=misfit)
+    found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit)
     return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
 

@@ -50,6 +50,32 @@ def outlying(residuals: Array, spread: Array | float) -> NDArray[np.bool_]:
     return far if far.mean() <= MOST else np.zeros(len(far), dtype=bool)
 
 
+FEWEST_APART = 3
+"""Outliers from which on they may be of another kind than the other runs."""
+
+
+def describe_apart(found: Sequence[Outlier], kinds: Mapping[str, Sequence[str]]) -> str:
+    """That outliers are runs of a kind of which others lie with the law: they follow a law of their own, and are no
+    outliers; "": they are of no such kind.
+
+    Args:
+        found: outliers of a fit.
+        kinds: cells of the columns that tell kinds (`telling_kinds`), each [n].
+    """
+    rows = {run.row for run in found}
+    for name, cells in kinds.items():
+        theirs = dict.fromkeys(cells[row] for row in sorted(rows))
+        members = sum(cell in theirs for cell in cells)
+        if len(rows) >= FEWEST_APART and members <= len(cells) / 2 and members / 2 <= len(rows) < members:
+            which = ", ".join(f"{cell!r}" for cell in list(theirs)[:3]) + ", …" * (len(theirs) > 3)
+            return (
+                f"{len(rows)} of the {members} runs of {name} {which} lie far off the law of the others, and none is "
+                f"left out for it: the kinds of {name!r} follow several laws. Take one kind (--where), or fit each "
+                f"apart (`isoflop fit --group {name}`)"
+            )
+    return ""
+
+
 def seed_noise(loss: Array) -> Array:
     """Standard deviation of losses between seeds, nats per token: .005 up to L = 3, .1 from L = 6, a power law between.
 

@@ -472,6 +472,7 @@ class RunEnd:
         flops: training FLOPs as measured.
         run_id: of its record; None: a row of a table.
         left_out: why it does not count as a finished run; "": it does.
+        kinds: cells of a table's other columns, which tell kinds of runs: (column, cell).
     """
 
     name: str
@@ -481,6 +482,7 @@ class RunEnd:
     flops: float | None = None
     run_id: str | None = None
     left_out: str = ""
+    kinds: tuple[tuple[str, str], ...] = ()
 
 
 def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
@@ -516,19 +518,25 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     )
 
 
-def ends_of_table(columns: Mapping[str, ArrayLike], names: Sequence[str] | None = None) -> tuple[RunEnd, ...]:
+def ends_of_table(
+    columns: Mapping[str, ArrayLike],
+    names: Sequence[str] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[RunEnd, ...]:
     """Rows of a table of finished runs, such as `isoflop.fit.table.read_table` gives.
 
     Args:
         columns: "N" parameters, "D" tokens, "loss" nats per token; "C" FLOPs where they were counted.
         names: what to call each row.
+        labels: other columns, which tell kinds of rows.
     """
     N, D, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "loss"))
     C = np.asarray(columns["C"], dtype=float) if "C" in columns else np.full(len(N), np.nan)
     called = names or [f"row {i + 1}" for i in range(len(N))]
+    kinds = [tuple((name, cells[i]) for name, cells in (labels or {}).items()) for i in range(len(N))]
     return tuple(
-        RunEnd(str(name), float(n), float(d), float(loss), float(c) if np.isfinite(c) else None)
-        for name, n, d, loss, c in zip(called, N, D, L, C, strict=True)
+        RunEnd(str(name), float(n), float(d), float(loss), float(c) if np.isfinite(c) else None, kinds=kind)
+        for name, n, d, loss, c, kind in zip(called, N, D, L, C, kinds, strict=True)
     )
 
 

@@ -37,6 +37,10 @@ RUNG = 1.5
 """A factor of the largest budget within which runs are its rung."""
 FEWEST_BELOW = 5
 """Runs below the largest rung from which it can be predicted."""
+LEVEL = 0.9
+"""Of the intervals of the largest rung, whatever level is asked: a verdict does not change with it."""
+FEWEST_PREDICTED = 3
+"""Runs of the largest rung below which their being inside shows nothing: intervals hold one run by chance."""
 SURPRISING = 0.05
 """Probability of as few runs inside their intervals from which on it is no accident."""
 
@@ -56,7 +60,7 @@ def run_losses(posterior: Posterior, N: float, D: float) -> Array:
 class Verdict(Enum):
     """Whether the law extrapolates to the largest rung."""
 
-    HOLDS = "the law extrapolates there"
+    HOLDS = "the law predicted them"
     UNDECIDED = "too few runs to distinguish a law that does not extrapolate from chance"
     FAILS = "the law does NOT extrapolate: do not rely on it"
 
@@ -110,10 +114,11 @@ class LeftOut:
         """Whether the law extrapolates."""
         if not self.passed:
             return Verdict.FAILS
-        return Verdict.UNDECIDED if 2 * self.inside < len(self.runs) else Verdict.HOLDS
+        few = len(self.runs) < FEWEST_PREDICTED or 2 * self.inside < len(self.runs)
+        return Verdict.UNDECIDED if few else Verdict.HOLDS
 
 
-def leave_largest_out(names: list[str], N: Array, D: Array, C: Array, loss: Array, level: float) -> LeftOut | None:
+def leave_largest_out(names: list[str], N: Array, D: Array, C: Array, loss: Array) -> LeftOut | None:
     """Fit without the largest rung and predict it with seeds' noise; None where too few runs are left.
 
     All predictions share the law's error, so runs leave their intervals together: the chance comes from draws.
@@ -126,14 +131,14 @@ def leave_largest_out(names: list[str], N: Array, D: Array, C: Array, loss: Arra
     law = np.stack([below.losses(N[i], D[i]) for i in rows], axis=1)
     seeds = run_covariance(N[top], D[top], SEED) - run_covariance(N[top], D[top], 0.0)
     drawn = law + np.random.default_rng(0).standard_normal(law.shape) @ np.linalg.cholesky(seeds).T
-    low, middle, high = np.quantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0)
+    low, middle, high = np.quantile(drawn, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
     hits = ((low <= np.log(loss[top])) & (np.log(loss[top]) <= high)).sum()
     chance = float(np.mean(((low <= drawn) & (drawn <= high)).sum(axis=1) <= hits))
     runs = tuple(
         Predicted(names[i], float(loss[i]), *(float(np.exp(v[k])) for v in (middle, low, high)))
         for k, i in enumerate(rows)
     )
-    return LeftOut(runs, int((~top).sum()), float(C[top].max() / C[~top].max()), level, chance)
+    return LeftOut(runs, int((~top).sum()), float(C[top].max() / C[~top].max()), LEVEL, chance)
 
 
 @dataclass(frozen=True)
@@ -168,13 +173,11 @@ class Described:
         return not (self.moving or self.noisy or (self.left_out is not None and not self.left_out.passed))
 
 
-def described(
-    names: list[str], N: Array, D: Array, C: Array, loss: Array, posterior: Posterior, level: float
-) -> Described:
+def described(names: list[str], N: Array, D: Array, C: Array, loss: Array, posterior: Posterior) -> Described:
     """Hold the law against runs [n] of these names."""
     odds, moves = _moving(N, D, loss, posterior)
     noise = float(np.median(posterior.noise)) / SEED
-    return Described(odds, moves, noise, leave_largest_out(names, N, D, C, loss, level))
+    return Described(odds, moves, noise, leave_largest_out(names, N, D, C, loss))
 
 
 def _moving(N: Array, D: Array, loss: Array, posterior: Posterior) -> tuple[float, float]:

@@ -19,9 +19,10 @@ import numpy as np
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
-from isoflop.fit.approaches import ApproachComparison, compare_approaches, side_by_side
-from isoflop.fit.drifting_law import BudgetLine
+from isoflop.fit.approaches import ApproachComparison, Row, compare_approaches, side_by_side
+from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine, PriorLine
 from isoflop.fit.law_fit import fit_law
+from isoflop.fit.optimal_line import quantile
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.runs import (
     RunCurve,
@@ -32,7 +33,7 @@ from isoflop.fit.runs import (
     loss_names,
     unfinished,
 )
-from isoflop.ladder.check import Described, described, run_losses
+from isoflop.ladder.check import Described, Verdict, described, run_losses
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of
@@ -56,7 +57,7 @@ SMALL = 1e7
 """Parameters below which laws have hardly been tested."""
 DRAWS = 400
 """Of approach 3's bootstrap."""
-NAME = "ladder (law with prior)"
+NAME, WITHOUT = "ladder (law with prior)", "no run (20 tokens per parameter)"
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,7 @@ class LadderFit(Shown):
             f"at {self.target_flops:.3g} FLOPs, {beyond:,.3g} times the largest of {runs} runs "
             f"({self.finished.loss_name}), {self.level:.0%} intervals",
             *(f"{text:<40} {what}" for text, what in texts),
+            f"next: {self.conclusion}",
         ]
 
     def loss_of(self, N: float, D: float) -> Estimate:
@@ -309,7 +311,40 @@ class LadderFit(Shown):
             level=level,
         )
         found = tuple(replace(each, name=NAME) if each.number == 0 else each for each in found)
-        return compare_approaches(found, self.target.C, without)
+        compared = compare_approaches(found, self.target.C, without)
+        own, *others = compared.rows  # the answer's intervals, which span the posterior's with and without its prior
+        ends = {f"{name[0]}_interval": (each.low, each.high) for name, each in (("N", self.N_opt), ("D", self.D_opt))}
+        return replace(compared, rows=(replace(own, **ends), *others, self._known))
+
+    @property
+    def _known(self) -> Row:
+        """What published sweeps say without these runs."""
+        prior, reach = PriorLine(), quantile(self.level)
+        sd, slope = prior.at(self.target.C)[1], self.target.slope
+        N = self.target.size_of_ratio(RATIO)
+        D = float(self.target.tokens(N))
+        of_N, of_D = ((x * math.exp(-reach * s), x * math.exp(reach * s)) for x, s in ((N, sd), (D, slope * sd)))
+        of_a = SPLIT - reach * SPLIT_SD, SPLIT + reach * SPLIT_SD
+        return Row(WITHOUT, SPLIT, of_a, 1 - SPLIT, (1 - of_a[1], 1 - of_a[0]), N, of_N, D, of_D)
+
+    @property
+    def conclusion(self) -> str:
+        """What to do next."""
+        doubts = [warning.doubt for warning in self.warnings]
+        if not self.check.well:
+            return (
+                f"do not size the target by this law, which does not describe the runs: see to the warnings first; "
+                f"{RATIO:g} tokens per parameter ({short(self._known.N)} on {short(self._known.D)}) need no law"
+            )
+        if Doubt.OPTIMUM_ABOVE in doubts or Doubt.OPTIMUM_BELOW in doubts:
+            models = "larger" if Doubt.OPTIMUM_ABOVE in doubts else "smaller"
+            return f"train {models} models at the largest budget first: these runs do not enclose the best size"
+        if Doubt.BELOW in doubts:
+            return "the target needs no law: take the best of the runs around it"
+        if self.rung is not None and self.rung.go:
+            return "train one more rung first"
+        untested = self.check.left_out is None or self.check.left_out.verdict is not Verdict.HOLDS
+        return "train the target" + ("; its loss is uncertain: no larger runs confirm the law" if untested else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the object of `--json`, None for what is unknown; docs/ladder.md documents the keys."""
@@ -335,6 +370,7 @@ class LadderFit(Shown):
                 **{key: getattr(check, key) for key in ("fitted_runs", "reach", "inside", "chance", "passed")},
             },
             "one_more_rung": None if rung is None else {**asdict(rung), "go": rung.go, "saved_flops": rung.saved_flops},
+            "conclusion": self.conclusion,
             "loss_name": self.finished.loss_name,
             "runs": runs,
             "left_out": list(self.finished.left_out),
@@ -349,7 +385,7 @@ def fit_ladder_runs(
     plan: LadderPlan | str | os.PathLike[str] | None = None,
     target_flops: float | None = None,
     loss: str | None = None,
-    level: float = 0.9,
+    level: float = 0.8,
 ) -> LadderFit:
     """Fit the records of a ladder.
 
@@ -374,7 +410,7 @@ def fit_ladder_runs(
     return fit_finished(read_finished(runs, plan=plan, loss=loss, convention=convention), target_flops, level)
 
 
-def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.9) -> LadderFit:
+def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.8) -> LadderFit:
     """The same from runs that are read already. Errors as `fit_ladder_runs`."""
     N, D, C, L = finished.columns
     if len(N) < FEWEST or len(set(N)) < SEVERAL:
@@ -391,7 +427,7 @@ def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.9
     pairs = [(N, np.asarray(target.tokens(N))) for N in (np.exp(log_N), np.exp(raw.sizes(target)))]
     (held_N, held_D), (free_N, free_D) = pairs
     N_opt, D_opt = spanning(held_N, free_N, level), spanning(held_D, free_D, level)
-    check = described(names, N, D, C, L, raw, level)
+    check = described(names, N, D, C, L, raw)
     return LadderFit(
         target_flops=target_flops,
         level=level,

@@ -79,6 +79,7 @@ class ExpectedInterval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         estimate: before the ladder.
         low, high: the interval that the ladder's fit is expected to give about it, at the plan's level.
         even_low, even_high: the same for an even grid of sizes and budgets with the same spend and number of runs.
+        known_low, known_high: what is known without a run; of the loss: of Chinchilla's corpus, not of another.
     """
 
     estimate: Positive
@@ -86,6 +87,8 @@ class ExpectedInterval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     high: Positive
     even_low: Positive | None = None
     even_high: Positive | None = None
+    known_low: Positive | None = None
+    known_high: Positive | None = None
 
 
 class LadderPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

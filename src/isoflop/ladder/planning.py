@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from isoflop.arrays import Array
-from isoflop.fit.drifting_law import RATIO
+from isoflop.fit.drifting_law import RATIO, PriorLine
+from isoflop.fit.plan import expected_loss
 from isoflop.fit.posterior import NOISE, SHARED
 from isoflop.fit.table import read_table
 from isoflop.ladder.check import beyond
@@ -45,8 +46,8 @@ DEARER = 0.22
 """Ln sd of N_opt that it may cost to keep all runs in the batch rule's range: as much as a third less spend."""
 FAR = 1e3
 """A factor of compute beyond which an extrapolation is warned of."""
-VAGUE = 2.0
-"""A factor each way of N_opt's interval beyond which the ladder hardly says more than 20 tokens per parameter."""
+NARROWER = 0.9
+"""Sd of ln N_opt after the ladder over that of 20 tokens per parameter, above which the ladder buys no size."""
 SMALL = 1e7
 """Parameters below which published exponents, ratios and rules have hardly been tested."""
 DESIGN = (
@@ -68,7 +69,7 @@ def plan_ladder(
     spend: float,
     model: str | Path = "gpt2",
     *,
-    level: float = 0.9,
+    level: float = 0.8,
     min_runs: int | None = None,
     max_runs: int = Bounds.runs[1],
     max_sizes: int = Bounds.different,
@@ -284,16 +285,23 @@ def _expected(
     z = float(ndtri((1 + level) / 2))
     N, slope = problem.target.N, problem.target.slope
     own = math.hypot(NOISE * math.sqrt(1 + SHARED), beyond(problem.flops, largest))  # a run at the target scatters too
+    D, known = float(problem.target.tokens(N)), math.exp(z * PriorLine().at(problem.flops)[1])
+    loss, of_loss, _ = expected_loss(N, D, level=level)
 
-    def about(estimate: float, sd: Callable[[Worth], float]) -> ExpectedInterval:
-        factor, wide = math.exp(z * sd(planned)), 0.0 if even is None else math.exp(z * sd(even))
-        others = {"even_low": estimate / wide, "even_high": estimate * wide} if wide else {}
-        return ExpectedInterval(estimate=estimate, low=estimate / factor, high=estimate * factor, **others)
+    def about(estimate: float, sd: Callable[[Worth], float], known: float | None) -> ExpectedInterval:
+        factors = {"": math.exp(z * sd(planned)), "known_": known, "even_": even and math.exp(z * sd(even))}
+        ends = {f"{whose}low": estimate / factor for whose, factor in factors.items() if factor}
+        ends |= {f"{whose}high": estimate * factor for whose, factor in factors.items() if factor}
+        return ExpectedInterval(estimate=estimate, **ends)
 
     return {
-        "N_opt": about(N, lambda worth: float(np.median(worth.size))),
-        "D_opt": about(float(problem.target.tokens(N)), lambda worth: slope * float(np.median(worth.size))),
-        "loss_relative": about(1.0, lambda worth: math.hypot(float(np.median(worth.loss)), own)),
+        "N_opt": about(N, lambda worth: float(np.median(worth.size)), known),
+        "D_opt": about(D, lambda worth: slope * float(np.median(worth.size)), known**slope),
+        "loss_relative": about(
+            1.0,
+            lambda worth: math.hypot(float(np.median(worth.loss)), own),
+            None if loss is None or of_loss is None else of_loss[1] / loss,
+        ),
     }
 
 
@@ -307,11 +315,14 @@ def _warnings(
     unique_tokens: float | None,
 ) -> Iterator[str]:
     """Reasons to rely less on a plan, the most severe first: the texts of the plan file."""
-    vague = math.exp(float(ndtri((1 + level) / 2)) * float(np.median(worth.size)))
-    if vague >= VAGUE:
+    after, known = float(np.median(worth.size)), PriorLine().at(problem.flops)[1]
+    if after > NARROWER * known:
+        with_it, without = (math.exp(float(ndtri((1 + level) / 2)) * sd) for sd in (after, known))
         yield (
-            f"the spend is too low for an answer: N_opt is expected to within a factor of {vague:.1f} each way, and 20 "
-            "tokens per parameter alone are about as good: spend more, or allow more runs (--max-runs)"
+            f"the ladder buys little or nothing in size: N_opt is expected to × or ÷ {with_it:.2f} after it, and "
+            f"{RATIO:g} tokens per parameter (isoflop plan) give × or ÷ {without:.2f} without a run. It buys the loss "
+            f"of your own data, and a test whether {RATIO:g} tokens per parameter suit it and your recipe; for a "
+            "better size spend more"
         )
     if (factor := problem.flops / max(run.flops for run in runs)) > FAR:
         yield (

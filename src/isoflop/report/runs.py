@@ -84,7 +84,7 @@ def read_sources(
         try:
             if path in tables:
                 table = read_table([path], wanted, named, where)
-                rows += ends_of_table(table.columns, table.rows)
+                rows += ends_of_table(table.columns, table.rows, table.labels)
                 taken |= table.taken
             else:
                 for file in record_files((path,), problems.append):
