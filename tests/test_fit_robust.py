@@ -208,6 +208,30 @@ def test_corpora_whose_losses_lie_apart_are_named() -> None:
     assert any("--group 'corpus'" in text for text in warnings)
 
 
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_outliers_of_one_kind_are_a_law_of_their_own(share: float) -> None:
+    """A lab whose runs lie in part far off the others' law: all stay, and the column is named. All of them: they go."""
+    N, D, loss = sweep(budgets=8)
+    labs = np.array(["a", "b", "c", "d", "e", "f", "g"])[np.arange(len(N)) // 8 % 7]
+    theirs = np.flatnonzero(labs == "c")
+    mixed = loss.copy()
+    mixed[theirs[: round(share * len(theirs))]] *= 1.5
+    labels = {"lab": labs.tolist(), "seed": [str(i % 3) for i in range(len(N))]}
+    labels["lab"] = ["mine" if lab != "c" else lab for lab in labs]
+    rng = np.random.default_rng(3).permutation(len(N))  # so that the kinds follow no size and no budget
+    N, D, mixed = N[rng], D[rng], mixed[rng]
+    labels = {name: [cells[i] for i in rng] for name, cells in labels.items()}
+    found = posterior_of_runs(N, D, 6 * N * D, mixed, labels=labels)
+    fitted = fit_law("hoffmann", {"N": N, "D": D, "loss": mixed}, draws=20, labels=labels)
+    if share == 1.0:
+        assert len(found.left_out) == len(fitted.left_out) == len(theirs) and not found.apart
+        return
+    assert found.left_out == fitted.left_out == ()
+    assert "of the 8 runs of lab 'c' lie far off" in found.apart
+    assert found.apart in fitted.warnings
+    assert found.misfit is not None and found.misfit > 3
+
+
 def test_runs_far_from_the_optimum_are_named() -> None:
     N, D, _ = sweep()
     off = np.where(D / N < 2, 0.2, 0.001) * np.tile([1, -1], len(N))[: len(N)]

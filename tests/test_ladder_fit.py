@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
+from isoflop.fit import plan as answer
 from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
 from isoflop.ladder.check import LeftOut, Predicted, Verdict
 from isoflop.ladder.fit import Doubt
@@ -93,6 +95,27 @@ def test_approaches_stand_side_by_side(fitted: LadderFit):
     names = [row.name for row in compared.rows]
     assert names[0].startswith("ladder") and any(name.startswith("approach 3") for name in names)
     assert len(names) + len(without) == 5
+
+
+def test_one_quantity_has_one_interval_and_what_is_known_without_runs_stands_beside_it(fitted: LadderFit):
+    own, *_, known = fitted.approaches.rows
+    assert own.N_interval == (fitted.N_opt.low, fitted.N_opt.high)
+    assert own.D_interval == (fitted.D_opt.low, fitted.D_opt.high)
+    without = answer(fitted.target_flops, level=fitted.level)
+    assert known.name.startswith("no run") and without.intervals is not None
+    assert known.N_interval == pytest.approx(without.intervals["N"], rel=0.02)
+
+
+@pytest.mark.parametrize(("law", "said"), [(planted_loss, "train the target"), (moving, "do not size the target")])
+def test_the_conclusion_contradicts_no_warning(
+    tmp_path: Path, plan: LadderPlan, law: Callable[[float, float], float], said: str
+):
+    record_ladder(tmp_path, plan, law=law)
+    fitted = fit_ladder_runs([tmp_path], plan=plan)
+    assert fitted.conclusion.startswith(said)
+    assert fitted.check.well == (said == "train the target")
+    _, told, _ = isoflop("ladder", "fit", tmp_path, "--flops", "1e21")
+    assert ("train the target" in told) == fitted.check.well
 
 
 def test_a_notebook_shows_the_answers_and_the_warnings(fitted: LadderFit):
@@ -198,6 +221,8 @@ def test_plan_writes_what_run_reads(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--price", "3"], "--price needs --devices"),
+        (["--spend", "600usd"], "needs --devices and --price"),
         (["--spend", "lots"], "--spend: expected a share of --flops"),
         (["--spend", "0.03"], "write 3% for a share"),
         (["--sizes", "30k"], "--sizes: expected LEAST:MOST"),
@@ -210,6 +235,22 @@ def test_plan_says_what_is_wrong(arguments: list[str], said: str):
     code, _, told = isoflop("ladder", "plan", "--flops", "1e21", *arguments)
     assert code == 1
     assert told.startswith("isoflop ladder plan: ") and said in told
+
+
+def test_a_plan_says_what_it_costs_and_whether_it_buys_a_size():
+    arguments = ["ladder", "plan", "--flops", "1e21", "--devices", "8xH100", "--price", "3"]
+    _, said, _ = isoflop(*arguments)
+    text = " ".join(said.split())
+    assert "the ladder buys little or nothing in size" in text and "no run: × or ÷ 1.33" in text
+    assert re.search(
+        r"cost: [\d.]+ GPU-hours, \$[\d.]+ \(NVIDIA H100.*hours where all 8 are busy; the dearest run", text
+    )
+    found = json.loads(isoflop(*arguments, "--mfu", "0.1", "--spend", "50usd", "--json")[1])
+    assert found["usd"] == pytest.approx(50, rel=0.05) and found["gpu_hours"] == pytest.approx(found["usd"] / 3)
+    expected = found["expected"]["N_opt"]
+    assert expected["known_high"] / expected["estimate"] == pytest.approx(1.334, rel=0.01)
+    _, said, _ = isoflop("ladder", "plan", "--flops", "1e24")
+    assert "buys little" not in said
 
 
 def test_fit_from_the_shell(folder: Path, fitted: LadderFit):

@@ -56,6 +56,23 @@ def test_what_supports_a_law_and_what_does_not(planted: Report) -> None:
         assert (len(moved) == 1 and "9 outliers" in moved[0] and "α 0.3" in moved[0]) if every == 6 else not moved
 
 
+def test_a_page_counts_runs_once_and_a_law_that_describes_nothing_is_not_followed() -> None:
+    N, D = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e10, 7), np.geomspace(1e9, 1e12, 7)))
+    L = LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
+    table = {"N": N, "D": D, "loss": L * np.where(np.arange(len(L)) == 3, 1.3, 1.0)}
+    one_off = study(table=ends_of_table(table), convention="unknown", draws=100)
+    assert not one_off.doubts  # a run left out is no reason not to draw the frontier
+    assert headline(one_off, "few").says[0].startswith("48 of 49 finished runs are fitted")
+    corpus = ["web" if i % 3 else "code" for i in range(len(N))]
+    mixed = {"N": N, "D": D, "loss": L + np.where(np.array(corpus) == "web", 0.6, 0.0)}
+    two = study(table=ends_of_table(mixed, labels={"corpus": corpus}), convention="unknown", draws=100)
+    assert any("'corpus'" in text for text in two.doubts)
+    told = headline(two, holdout(two))
+    assert told.says[0].endswith("which does not describe them: do not rely on it.")
+    assert not any("should grow" in text for text in told.says)
+    assert told.says[-1].startswith("At the largest run's compute")
+
+
 def test_only_a_law_that_predicts_larger_runs_is_followed(planted: Report) -> None:
     assert planted.headline.says[0].endswith("which predicted the larger of them from the smaller.")
     columns, C = planted.study.columns, planted.study.C

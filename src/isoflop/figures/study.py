@@ -19,6 +19,7 @@ from isoflop.figures.text import Indices, counted, listed, loss_label, parameter
 from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
+from isoflop.fit.robust import describe_outliers
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
 from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
@@ -44,7 +45,8 @@ def law_of(
         fitted = fit_law("hoffmann", columns, **options, labels=kinds_of(ends))
     except ValueError as reason:
         return None, (), str(reason)
-    doubts = tuple(text for text in fitted.warnings if text not in odd)
+    known = {*odd, describe_outliers(fitted.left_out, called)}  # that single runs are left out is no doubt of the law
+    doubts = tuple(text for text in fitted.warnings if text not in known)
     spans = {name for each in fitted.unknown if each.gap is Gap.SPAN for name in each.names}
     if fitted.law.draws is None or spans & {"alpha", "beta"}:
         return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
@@ -275,8 +277,12 @@ class Study:
         N = sorted(end.N or 0.0 for end in self.ends)
         if len(N) < 2 or N[-1] <= 0 or N[0] == N[-1]:
             return None
-        at = np.unique(np.linspace(0, len(N) - 1, min(len(N), 5)).round().astype(int))
-        ticks = tuple((float(i / (len(N) - 1)), short(N[i]) if N[i] else "unknown") for i in at)
+        shades: dict[str, list[float]] = {}  # by size as it is written: one tick, in the middle of its runs
+        for i, size in enumerate(N):
+            shades.setdefault(short(size) if size else "unknown", []).append(i / (len(N) - 1))
+        every = [(float(np.mean(at)), text) for text, at in shades.items()]
+        at = np.unique(np.linspace(0, len(every) - 1, min(len(every), 5)).round().astype(int))
+        ticks = tuple(every[i] for i in at)
         return Shades(parameters(self.convention), ticks)
 
 

@@ -149,8 +149,8 @@ class _Envelope:
         """ValueError unless enough sizes lead in turn."""
         if (sizes := self.leading(kept)) < FEWEST:
             raise ValueError(
-                f"{sizes} sizes between the smallest and the largest lead in turn, {FEWEST} are needed: add sizes, or "
-                f"longer curves ({'; '.join(left_out)})"
+                f"{FEWEST} sizes between the smallest and the largest must lead in turn, and {sizes or 'none'} "
+                f"{'does' if sizes < 2 else 'do'}: add sizes, or longer curves ({'; '.join(left_out)})"
             )
 
     def edges(self) -> list[str]:

@@ -344,7 +344,7 @@ class LadderFit(Shown):
         if self.rung is not None and self.rung.go:
             return "train one more rung first"
         untested = self.check.left_out is None or self.check.left_out.verdict is not Verdict.HOLDS
-        return "train the target" + ("; its loss is uncertain: no larger runs confirm the law" if untested else "")
+        return "train the target" + ("; no test on the largest rung supports its loss" if untested else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the object of `--json`, None for what is unknown; docs/ladder.md documents the keys."""

@@ -11,18 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.figures import RunCurve, Study
-from isoflop.figures.study import BEYOND, CONSTANTS
+from isoflop.figures.study import BEYOND, CONSTANTS, kinds_of
 from isoflop.figures.text import counted, listed, name_of, sentence
 from isoflop.fit.approaches import approach_3
+from isoflop.fit.drifting_law import SPLIT_SD
 from isoflop.fit.holdout import Extrapolation, held_out
 from isoflop.fit.plan import expected_loss
 from isoflop.fit.posterior import posterior_of_runs
+from isoflop.fit.robust import POOR, describe_outliers
 from isoflop.fit.uncertainty import FEW
 from isoflop.laws import short
 from isoflop.laws.quantities import interval
 
 ALIKE = 0.03
 """Of an exponent: over a factor of 1000 in compute it makes a fifth of a size."""
+TELLING = 4 * SPLIT_SD
+"""Width of an interval of a, within which published sweeps lie: that a wider one overlaps others supports nothing."""
 NEAR = 0.03
 """Share of the loss: a law that one run in ten lies farther from does not describe them well."""
 
@@ -58,17 +62,21 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
     else:
         (sure if held.trusted else unsure).append(sentence(held.verdict))
     if (compared := study.compared()) is not None and compared.pairs:
+        telling = [row.name for row in compared.rows if row.a_interval and np.ptp(row.a_interval) < TELLING]
         apart = [pair for pair in compared.pairs if not pair.overlap]
         unsure += [
             f"{_short_name(pair.first).capitalize()} and {_short_name(pair.second)} disagree on the exponent of N: "
             "their intervals do not overlap."
             for pair in apart
         ]
-        if not apart:
-            *names, last = (_short_name(row.name) for row in compared.rows)
+        if not apart and len(telling) > 1:
+            *names, last = map(_short_name, telling)
             sure.append(f"The intervals of {', '.join(names)} and {last} for the exponent of N overlap.")
     unsure += [*map(sentence, study.doubts), *_outliers(study)]
-    return Headline((_law(study, held), *_exponents(study), _next(study)), tuple(sure), tuple(unsure))
+    trusted = None if isinstance(held, str) else held.trusted
+    grows = [] if trusted is False else _exponents(study)
+    near = trusted is False or bool(study.doubts)
+    return Headline((_law(study, held), *grows, _next(study, near)), tuple(sure), tuple(unsure))
 
 
 def power_of_ten(value: float) -> str:
@@ -86,7 +94,8 @@ def power_of_ten(value: float) -> str:
 def _law(study: Study, held: Extrapolation | str) -> str:
     """The law, and how it fared on larger runs than it was fitted to: only one that predicted them is followed."""
     assert study.fit is not None
-    c, runs = study.fit.parameters, f"{study.fit.n:,} finished runs"
+    c, n, ended = study.fit.parameters, study.fit.n, len(study.counted)
+    runs = f"{n:,} finished runs" if n == ended else f"{n:,} of {ended:,} finished runs"
     law = (
         f"L(N,D) = {c['E']:.3f} + {power_of_ten(c['A'])}/N^{c['alpha']:.3f} + {power_of_ten(c['B'])}/D^{c['beta']:.3f} "
         "nats per token"
@@ -94,6 +103,8 @@ def _law(study: Study, held: Extrapolation | str) -> str:
     if isinstance(held, str) or held.trusted is None:
         why = "not tested on larger runs" if isinstance(held, str) else "its test on the larger runs leaves it open"
         return f"{runs} are fitted by {law}; {why}."
+    if held.misfit is not None and held.misfit > POOR:
+        return f"{runs} are fitted by {law}, which does not describe them: do not rely on it."
     if not held.trusted:
         return f"{runs} are fitted by {law}, which fails on the larger runs: do not extrapolate it."
     return f"{runs} follow {law}, which predicted the larger of them from the smaller."
@@ -110,7 +121,10 @@ def _outliers(study: Study) -> list[str]:
         for name, value in fit.parameters.items()
     ]
     names = listed([study.counted[run.row].name for run in fit.left_out])
-    return [f"With the {counted(len(fit.left_out), 'outlier', 'outliers')} ({names}) in the fit, {', '.join(moved)}."]
+    return [
+        sentence(describe_outliers(fit.left_out, [end.name for end in study.counted])),
+        f"With the {counted(len(fit.left_out), 'outlier', 'outliers')} ({names}) in the fit, {', '.join(moved)}.",
+    ]
 
 
 def _exponents(study: Study) -> list[str]:
@@ -134,13 +148,13 @@ def _leaning(low: float, high: float) -> str:
     return "growing both alike is within that."
 
 
-def _next(study: Study) -> str:
-    """The best size at ten times the largest run's compute, or at it where the law is doubtful: `fit` and `plan`'s."""
+def _next(study: Study, near: bool) -> str:
+    """The best size at ten times the largest run's compute, or `near` at it: `fit` and `plan`'s."""
     assert study.law is not None
     largest = float(study.C.max())
-    C = largest if study.doubts else largest * BEYOND
+    C = largest if near else largest * BEYOND
     N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
-    own = posterior_of_runs(N, D, study.C, L).towards(C)
+    own = posterior_of_runs(N, D, study.C, L, labels=kinds_of(study.counted)).towards(C)
     sizes, line = np.exp(own.log_sizes(C)), own.line(C)
     best = float(np.median(sizes))
     data = float(line.tokens(best))
@@ -149,14 +163,18 @@ def _next(study: Study) -> str:
     (law_N, law_D), ends = law.allocate(C), law.allocate_intervals(C)
     at = (
         f"At the largest run's compute, {C:.2g} FLOPs,"
-        if study.doubts
+        if near
         else f"The largest run took {largest:.2g} FLOPs. At {BEYOND:g} times that, {C:.2g} FLOPs,"
     )
+    between_N = interval(sizes, study.level)
+    apart = ends is not None and (ends[0][0] > between_N[1] or between_N[0] > ends[0][1])
+    which = "; the two disagree: plan by the former, which weighs the runs against published sweeps" if apart else ""
     return (
-        f"{at} the best is a model of {short(best)} parameters{_within(interval(sizes, study.level), short)} on "
+        f"{at} the best is a model of {short(best)} parameters{_within(between_N, short)} on "
         f"{short(data)} tokens{_within(interval(line.tokens(sizes), study.level), short)}, with a loss of {loss:.3f}"
         f"{_within(between, '{:.3f}'.format)}: the posterior's answer, as `isoflop plan --runs` gives it for any "
-        f"budget. The law alone (approach 3) says {short(law_N)}{_within(ends and ends[0], short)} on {short(law_D)}."
+        f"budget. The law alone (approach 3) says {short(law_N)}{_within(ends and ends[0], short)} on {short(law_D)}"
+        f"{which}."
     )
 
 
