@@ -216,8 +216,8 @@ def test_outliers_of_one_kind_are_a_law_of_their_own(share: float) -> None:
     theirs = np.flatnonzero(labs == "c")
     mixed = loss.copy()
     mixed[theirs[: round(share * len(theirs))]] *= 1.5
-    labels = {"lab": labs.tolist(), "seed": [str(i % 3) for i in range(len(N))]}
-    labels["lab"] = ["mine" if lab != "c" else lab for lab in labs]
+    labels = {"seed": [str(i % 3) for i in range(len(N))]}
+    labels["lab"] = ["c" if lab == "c" else "mine" for lab in labs]
     rng = np.random.default_rng(3).permutation(len(N))  # so that the kinds follow no size and no budget
     N, D, mixed = N[rng], D[rng], mixed[rng]
     labels = {name: [cells[i] for i in rng] for name, cells in labels.items()}

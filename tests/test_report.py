@@ -63,8 +63,8 @@ def test_a_page_counts_runs_once_and_a_law_that_describes_nothing_is_not_followe
     one_off = study(table=ends_of_table(table), convention="unknown", draws=100)
     assert not one_off.doubts  # a run left out is no reason not to draw the frontier
     assert headline(one_off, "few").says[0].startswith("48 of 49 finished runs are fitted")
-    corpus = ["web" if i % 3 else "code" for i in range(len(N))]
-    mixed = {"N": N, "D": D, "loss": L + np.where(np.array(corpus) == "web", 0.6, 0.0)}
+    corpus = np.where(np.random.default_rng(1).random(len(N)) < 0.5, "web", "code").tolist()
+    mixed = {"N": N, "D": D, "loss": L * np.where(np.array(corpus) == "web", 1.05, 1.0)}
     two = study(table=ends_of_table(mixed, labels={"corpus": corpus}), convention="unknown", draws=100)
     assert any("'corpus'" in text for text in two.doubts)
     told = headline(two, holdout(two))

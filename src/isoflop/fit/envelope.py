@@ -149,8 +149,8 @@ class _Envelope:
         """ValueError unless enough sizes lead in turn."""
         if (sizes := self.leading(kept)) < FEWEST:
             raise ValueError(
-                f"{FEWEST} sizes between the smallest and the largest must lead in turn, and {sizes or 'none'} "
-                f"{'does' if sizes < 2 else 'do'}: add sizes, or longer curves ({'; '.join(left_out)})"
+                f"{sizes} size{'s' * (sizes != 1)} between the smallest and the largest lead{'s' * (sizes == 1)} in "
+                f"turn, {FEWEST} are needed: add sizes, or longer curves ({'; '.join(left_out)})"
             )
 
     def edges(self) -> list[str]:

@@ -175,7 +175,7 @@ def fit_law(
         return optimum(objective, absolute=absolute)
 
     kept, best, left_out = _without_outliers(runs, best_of, keep_outliers)
-    if apart := describe_apart(left_out, _kinds(labels or {}, runs)):
+    if apart := describe_apart(left_out, labels or {}, *_quantities(runs)):
         kept, best, left_out = _without_outliers(runs, best_of, True)
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
     fitted = _result(runs.taken(kept), best, drawn, level, convention, 0.0 if absolute else width)
@@ -228,17 +228,19 @@ def _misfit(
     if misfit <= POOR:
         return misfit, ()
     problem = best.objective.problem
-    columns = explaining(residuals, problem.slope(problem.state(best.theta[None])), _kinds(labels, runs))
+    columns = explaining(
+        residuals, problem.slope(problem.state(best.theta[None])), telling_kinds(labels, *_quantities(runs))
+    )
     size = [runs.variables[name] for name in "ND" if name in runs.variables]
     far = far_runs(residuals, *size) if len(size) == 2 else ""
     return misfit, (describe_misfit(spread, misfit, columns, far),)
 
 
-def _kinds(labels: Mapping[str, Sequence[str]], runs: Runs) -> dict[str, Sequence[str]]:
-    """The columns that tell kinds of runs."""
+def _quantities(runs: Runs) -> list[Array]:
+    """What a column may be a function of, and is then no kind: the law's variables, N·D and D/N."""
     size = [runs.variables[name] for name in "ND" if name in runs.variables]
     products = [size[0] * size[1], size[1] / size[0]] if len(size) == 2 else []
-    return telling_kinds(labels, *runs.variables.values(), *products)
+    return [*runs.variables.values(), *products]
 
 
 def _result(runs: Runs, best: Optimum, drawn: Array, level: float, convention: Convention, delta: float) -> LawFit:

@@ -51,7 +51,7 @@ from isoflop.fit.drifting_law import (
     tilt,
 )
 from isoflop.fit.optimal_line import columns_of
-from isoflop.fit.robust import LEAST_SCATTER, Outlier, describe_apart, misfit_of, outlying, scatter, telling_kinds
+from isoflop.fit.robust import LEAST_SCATTER, Outlier, describe_apart, misfit_of, outlying, scatter
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
@@ -281,7 +281,7 @@ def posterior_of_runs(
     """
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
     left_out = () if keep_outliers else _outliers(N, D, C, loss)
-    if apart := describe_apart(left_out, telling_kinds(labels or {}, N, D, C, D / N) if left_out else {}):
+    if apart := describe_apart(left_out, labels or {}, N, D, C, D / N):
         left_out = ()
     if left_out:
         N, D, C, loss = (np.delete(column, [run.row for run in left_out]) for column in (N, D, C, loss))

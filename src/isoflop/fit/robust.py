@@ -54,19 +54,23 @@ FEWEST_APART = 3
 """Outliers from which on they may be of another kind than the other runs."""
 
 
-def describe_apart(found: Sequence[Outlier], kinds: Mapping[str, Sequence[str]]) -> str:
+def describe_apart(found: Sequence[Outlier], labels: Mapping[str, Sequence[str]], *quantities: Array) -> str:
     """That outliers are runs of a kind of which others lie with the law: they follow a law of their own, and are no
     outliers; "": they are of no such kind.
 
     Args:
         found: outliers of a fit.
-        kinds: cells of the columns that tell kinds (`telling_kinds`), each [n].
+        labels: cells of other columns, each [n]. One whose kinds lie one after the other by a quantity is no kind; one
+            whose kinds share no size is: labs take sizes of their own.
+        quantities: N, D, C …, each [n].
     """
     rows = {run.row for run in found}
-    for name, cells in kinds.items():
+    for name, cells in labels.items() if len(rows) >= FEWEST_APART else ():
+        if any(_steps(cells, quantity) for quantity in quantities):
+            continue
         theirs = dict.fromkeys(cells[row] for row in sorted(rows))
         members = sum(cell in theirs for cell in cells)
-        if len(rows) >= FEWEST_APART and members <= len(cells) / 2 and members / 2 <= len(rows) < members:
+        if members <= len(cells) / 2 and members / 2 <= len(rows) < members:
             which = ", ".join(f"{cell!r}" for cell in list(theirs)[:3]) + ", …" * (len(theirs) > 3)
             return (
                 f"{len(rows)} of the {members} runs of {name} {which} lie far off the law of the others, and none is "
@@ -138,12 +142,17 @@ def telling_kinds(labels: Mapping[str, Sequence[str]], *quantities: Array) -> di
     return {name: cells for name, cells in labels.items() if not any(_follows(cells, q) for q in quantities)}
 
 
+def _steps(cells: Sequence[str], quantity: Array) -> bool:
+    """Whether the kinds of a column lie one after the other by a quantity: bands of sizes or budgets."""
+    ranked = np.array(cells)[np.argsort(quantity, kind="stable")]
+    return int((ranked[1:] != ranked[:-1]).sum()) == len(set(cells)) - 1
+
+
 def _follows(cells: Sequence[str], quantity: Array) -> bool:
     """Whether a column is a function of a quantity: of its steps, or of its values where these come several times."""
     order = np.argsort(quantity, kind="stable")
     ranked, values = np.array(cells)[order], quantity[order]
-    kinds = len(set(cells))
-    if int((ranked[1:] != ranked[:-1]).sum()) == kinds - 1:
+    if _steps(cells, quantity):
         return True
     parts = np.split(ranked, np.flatnonzero(np.diff(np.log(values)) > SAME_VALUE) + 1)
     return len(parts) <= len(cells) / 2 and all(len(set(part)) == 1 for part in parts)

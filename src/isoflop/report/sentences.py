@@ -103,7 +103,7 @@ def _law(study: Study, held: Extrapolation | str) -> str:
     if isinstance(held, str) or held.trusted is None:
         why = "not tested on larger runs" if isinstance(held, str) else "its test on the larger runs leaves it open"
         return f"{runs} are fitted by {law}; {why}."
-    if held.misfit is not None and held.misfit > POOR:
+    if (held.fit.misfit or 0.0) > POOR:
         return f"{runs} are fitted by {law}, which does not describe them: do not rely on it."
     if not held.trusted:
         return f"{runs} are fitted by {law}, which fails on the larger runs: do not extrapolate it."
