@@ -313,8 +313,8 @@ class LadderFit(Shown):
         found = tuple(replace(each, name=NAME) if each.number == 0 else each for each in found)
         compared = compare_approaches(found, self.target.C, without)
         own, *others = compared.rows  # the answer's intervals, which span the posterior's with and without its prior
-        ends = {f"{name[0]}_interval": (each.low, each.high) for name, each in (("N", self.N_opt), ("D", self.D_opt))}
-        return replace(compared, rows=(replace(own, **ends), *others, self._known))
+        of_N, of_D = ((each.low, each.high) for each in (self.N_opt, self.D_opt))
+        return replace(compared, rows=(replace(own, N_interval=of_N, D_interval=of_D), *others, self._known))
 
     @property
     def _known(self) -> Row:
