@@ -230,6 +230,51 @@ def test_rank_as_runs_stood_at_a_part_of_their_plans(tmp_path: Path) -> None:
     assert code == 1 and "--at: expected a fraction between 0 and 1" in err
 
 
+def evaluated(folder: Path, name: str, level: float, evaluations: int, noise: float, seed: int) -> None:
+    """A finished run with so many evaluations, each by an evaluator of its own noise; its rate has another plan."""
+    generator = np.random.default_rng(seed)
+    log = RecordLog.create(folder, name, {"name": name, "planned": {"steps": 2_000}})
+    for step in (np.arange(1, evaluations + 1) * 2_000 // evaluations).tolist():
+        loss = level + 1.2 * (step / 100) ** -0.5 + generator.normal(0, noise)
+        log.point(Point(step=step, tokens=step * TOKENS, padding=0, losses={"eval/val": loss}, lr=1e-3))
+    log.end(2_000, "completed")
+    log.close()
+
+
+@pytest.mark.parametrize("evaluations", [1, 3, 20])
+def test_rank_is_not_sure_of_orders_within_an_evaluations_noise(tmp_path: Path, evaluations: int) -> None:
+    """Runs .03 apart by an evaluator with a standard deviation of .045: 68% by truth, whatever they came out as."""
+    evaluated(tmp_path, "a", 2.40, evaluations, 0.045, 0)
+    evaluated(tmp_path, "b", 2.43, evaluations, 0.045, 1)
+    code, out, err = shell("rank", tmp_path, "--loss", "eval/val", "--json")
+    runs = json.loads(out)["runs"]
+    assert code == 0 and all(0.015 < run["interval"][1] - run["forecast_loss"] < 0.15 for run in runs)
+    assert runs[0]["probability_before_next"] < 0.95
+    assert ("too few losses to tell their noise, taken as ±1%: a, b" in err) == (evaluations < 20)
+
+
+def test_rank_takes_the_noise_of_few_evaluations_from_runs_with_many(tmp_path: Path) -> None:
+    evaluated(tmp_path, "few", 2.4, 2, 0.001, 0)
+    evaluated(tmp_path, "many", 2.5, 20, 0.001, 1)
+    _, out, err = shell("rank", tmp_path, "--loss", "eval/val", "--json")
+    runs = json.loads(out)["runs"]
+    assert "too few" not in err and runs[0]["probability_before_next"] > 0.99
+    assert runs[0]["interval"][1] - runs[0]["forecast_loss"] < 0.01
+
+
+def test_rank_says_whose_loss_it_shows_of_a_run_that_left_its_plan(tmp_path: Path) -> None:
+    record(tmp_path, "left", 2.5)
+    (path,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line.get("step", 0) > 2_000:
+            line["lr"] = 3e-3
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    _, out, err = shell("rank", tmp_path, "--json")
+    assert "left: its learning rate left its plan at step 2,020; its loss at its last step, 4,000, is shown" in err
+    assert json.loads(out)["runs"][0]["step"] == 4_000
+
+
 def test_rank_says_what_does_not_compare(tmp_path: Path) -> None:
     record(tmp_path, "one", 2.9, tokenizer="gpt2")
     record(tmp_path, "two", 2.4, tokenizer="llama")

@@ -157,6 +157,7 @@ def rank(
         for problem in given.problems:
             tell("rank", problem)
         found: dict[str, Forecast] = {}
+        ended: dict[str, LossCurve] = {}
         finished: dict[str, bool] = {}
         silent: dict[str, str] = {}
         every: list[LossCurve | Run] = [*given.published, *given.records]
@@ -165,8 +166,11 @@ def rank(
             ending = _ending(run, finished[name], priors, at, loss)
             if isinstance(ending, str):
                 silent[name] = ending
+            elif isinstance(ending, LossCurve):
+                ended[name] = ending
             else:
                 found[name] = ending
+        found |= _final_losses(ended)
         ranked = rank_forecasts(found, finished=finished, silent=silent, keep=keep, sure=sure)
     if as_json:
         print_json(_ranking_object(ranked))
@@ -174,12 +178,14 @@ def rank(
         _print_ranking(ranked)
 
 
-def _ending(run: LossCurve | Run, finished: bool, priors: Priors, at: float | None, loss: str) -> Forecast | str:
-    """A finished run's final loss with its standard error, else its forecast; or why there is none."""
+def _ending(
+    run: LossCurve | Run, finished: bool, priors: Priors, at: float | None, loss: str
+) -> LossCurve | Forecast | str:
+    """A finished run's curve, else its forecast; or why there is none."""
     import numpy as np
 
     from isoflop.fit.runs import curve_of_run, not_a_number
-    from isoflop.forecast import LossCurve, LrPlan, NoForecast, OnlineForecaster, curve_of, forecast_from, forecast_of
+    from isoflop.forecast import LossCurve, LrPlan, NoForecast, OnlineForecaster, curve_of, forecast_from
 
     if not isinstance(run, LossCurve):
         until = math.inf if at is None else at * float(run.planned.get("steps") or math.inf)
@@ -204,11 +210,38 @@ def _ending(run: LossCurve | Run, finished: bool, priors: Priors, at: float | No
         until = math.inf if at is None else at * curve.total_steps
         result = OnlineForecaster.of(curve, priors).feed(curve, until).forecast(curve.plan)
         return result.message if isinstance(result, NoForecast) else result
-    if curve.stopped_early:
-        tell("rank", f"{run.name}: {curve.stopped_early}; its loss there is shown")
-    sd = max(curve.final_error, 5e-4 * curve.final)
-    step = curve.total_steps
-    return forecast_of(curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",))
+    return curve
+
+
+UNKNOWN_NOISE = 0.01
+"""Of the loss: an evaluation's noise where too few tell it. A judgement: 8,000 bytes drawn anew each time had .019."""
+
+
+def _final_losses(ended: Mapping[str, LossCurve]) -> dict[str, Forecast]:
+    """The final losses of finished runs with their standard errors.
+
+    Of a run whose own losses are too few to tell it, the error is that of all these runs' losses together.
+    """
+    from isoflop.forecast import forecast_of
+    from isoflop.forecast.curve import FEWEST_TELLING
+
+    scatters = [curve.scatter for curve in ended.values()]
+    telling = sum(count for _, count in scatters)
+    together = (sum(variance * count for variance, count in scatters) / max(telling, 1)) ** 0.5
+    found, guessed = {}, []
+    for name, curve in ended.items():
+        sd, step = curve.final_error, curve.total_steps
+        if sd is None:
+            sd = together if telling >= FEWEST_TELLING else UNKNOWN_NOISE * curve.final
+            guessed += [name] if telling < FEWEST_TELLING else []
+        if curve.stopped_early:
+            step = int(curve.steps[-1])
+            tell("rank", f"{name}: {curve.stopped_early}; its loss at its last step, {step:,}, is shown")
+        sd = max(sd, 5e-4 * curve.final)
+        found[name] = forecast_of(curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",))
+    if guessed:
+        tell("rank", f"too few losses to tell their noise, taken as ±{UNKNOWN_NOISE:.0%}: {', '.join(guessed)}")
+    return found
 
 
 def _ranking_object(ranked: Ranking) -> dict[str, Any]:

@@ -37,6 +37,8 @@ chosen on an earlier version with each of five organisations left out in turn, t
 power that does not fall with the length overrates the drop that is left to long cosine runs)."""
 OFF_PLAN = 0.05
 """A rate this far off its plan, as a fraction of the peak, has left it."""
+FEWEST_TELLING = 3
+"""Losses whose scatter tells the noise of one."""
 CELLS = 160
 """Pieces that the falls of the rate are summed over."""
 
@@ -91,16 +93,26 @@ class LossCurve:
         return float(self._last.mean()) if self.final_loss is None else self.final_loss
 
     @property
-    def final_error(self) -> float:
-        """Standard error of the mean behind `final`; of one or two losses by how the last ten scatter about a line.
+    def scatter(self) -> tuple[float, int]:
+        """Variance of one of its losses, by how the last ten lie off the lines between their neighbours over ln(step).
 
-        0 with fewer than five losses in all.
+        And the number of losses that tell it: a fall's bend counts as scatter, and with few of them it is not known.
         """
+        x, y = np.log(self.steps[-10:]), self.loss[-10:]
+        if len(y) < 3:
+            return 0.0, 0
+        left = (x[2:] - x[1:-1]) / (x[2:] - x[:-2])
+        off = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
+        return float(np.mean(off**2 / (1 + left**2 + (1 - left) ** 2))), len(off)
+
+    @property
+    def final_error(self) -> float | None:
+        """Standard error of the mean behind `final`, of one or two losses by `scatter`; None with too few losses."""
         last = self._last
         if len(last) > 2:
             return float(np.std(last, ddof=1)) / len(last) ** 0.5
-        bends = np.diff(self.loss[-10:], 2)  # of independent losses 6 times their variance
-        return float(np.sqrt(np.mean(bends**2) / 6 / len(last))) if len(bends) > 2 else 0.0
+        variance, telling = self.scatter
+        return (variance / len(last)) ** 0.5 if telling >= FEWEST_TELLING else None
 
     @property
     def stopped_early(self) -> str:
