@@ -249,7 +249,7 @@ tune the learning rate again with the batch.
         {"unique_tokens": 5e8},
         Severity.INFO,
         """52.0 epochs over 500M unique tokens are planned: at the end a repeated token is worth 4% of a new one.
-  Do: bring more data, or stop after about 22 epochs and spend the compute on a larger model.
+  Do: bring more data, or stop after about 22 epochs.
   Based on: Muennighoff et al. 2023: R_D* = 15.4; their runs leave it open between 6.6 and 95 or more.
   Numbers: epochs = 52, worth of the last token = 3.64% [0.0441%, 58.5%] (90% intervals).""",
     ),
@@ -477,6 +477,13 @@ def test_what_is_missing(evaluate: Any, known: dict[str, Any], why: str) -> None
 def test_what_time_may_mend_is_no_line_of_its_own(evaluate: Any, known: dict[str, Any], quiet: bool) -> None:
     found = evaluate(situation(**known), THRESHOLDS)
     assert isinstance(found, Missing) and found.quiet is quiet
+
+
+@pytest.mark.parametrize(("N", "larger"), [(1e7, True), (1.3e9, False)])
+def test_a_larger_model_is_advised_only_where_the_unique_tokens_support_one(N: float, larger: bool) -> None:
+    """Muennighoff et al. 2023: 500M unique tokens support some 25M parameters, and R_N* is 5.3."""
+    found = epochs(situation(N=N, unique_tokens=5e8), THRESHOLDS)
+    assert isinstance(found, Advice) and ("larger model" in found.do) == larger
 
 
 def test_who_switches_the_noise_scale_off_hears_nothing_of_it() -> None:

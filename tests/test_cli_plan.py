@@ -442,7 +442,7 @@ def test_compare_for_people() -> None:
     ]
     assert len({len(row) for row in (head, *rows)}) == 1, "columns end where they should"
     assert "\n2x50B:300B has the least expected loss" in said and "\nover optimum: " in said and "\nby: " in said
-    assert len({len(line) for line in shown("compare", "1B:20B", "1T:1M").splitlines()[:3]}) == 1
+    assert len({len(line) for line in shown("compare", "1B:20B", "1T:1B").splitlines()[:3]}) == 1
 
 
 def test_compare_by_own_runs(sweep: Path) -> None:
@@ -477,6 +477,9 @@ def test_compare_warns_of_few_runs_on_stderr(tmp_path: Path) -> None:
         ((*THREE, "--law", "kaplan2020-n"), ["'kaplan2020-n' cannot answer this"]),
         ((*THREE, "--law", "besiroglu2024", "--runs", "x.csv"), ["--law or --runs, got both"]),
         ((*THREE, "--where", "N>1"), ["--where needs --runs"]),
+        (("115k:614k", "115k:410k"), ["115k:614k: L is open", "factor 1,000 of the runs", "--runs"]),
+        (("1B:20B", "1T:1M"), ["1T:1M: L is open: the law's 15.3 nats are more than those of a uniform guess"]),
+        (("100k:1M", "1B:2B", "--law", "muennighoff2023"), ["100k:1M: L is open"]),
         ((*THREE, "--price", "2"), ["--price needs --gpu"]),
         ((*THREE, "--gpu", "x100"), ["'x100'", "NVIDIA A100"]),
     ],

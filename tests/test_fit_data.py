@@ -126,6 +126,15 @@ def test_thousands_and_millions_are_found_by_the_losses(names: str, factor: floa
     assert check_runs(given, ("N", "D")).warnings == ()
 
 
+def test_counts_of_records_are_in_no_other_unit() -> None:
+    """Bytes have low losses: these lie where runs of text a million times larger would."""
+    N, D = np.array([1.15e5, 1.15e5, 3e5, 3e5, 8e5, 8e5, 3.2e6, 3.2e6]), np.geomspace(2e5, 1e6, 8)
+    given = {"N": N, "D": D, "loss": hoffmann(1e6 * N, 1e6 * D)}
+    with pytest.raises(BadData, match="they look like millions"):
+        check_runs(given, ("N", "D"))
+    assert len(check_runs(given, ("N", "D"), convention="non_embedding")) == 8
+
+
 def test_bits_in_a_plain_column_are_asked_about() -> None:
     N, D = grid(4, 3)
     (said,) = check_runs(columns(loss=hoffmann(N, D) / np.log(2)), ("N", "D")).warnings

@@ -252,3 +252,13 @@ def test_an_update_changes_the_header_from_there_on(tmp_path: Path) -> None:
     run = read_run(path)
     assert (run.run_id, run.planned, run.counting) == ("a", {"steps": 20}, {"method": "6ND"})
     assert len(run.points) == 1
+
+
+def test_a_folder_of_links_alone_says_that_they_are_not_followed(tmp_path: Path) -> None:
+    run, links, said = tmp_path / "run", tmp_path / "links", []
+    run.mkdir()
+    links.mkdir()
+    read(run, HEADER, POINT)
+    (links / "a").symlink_to(run, target_is_directory=True)
+    assert read_runs(links, on_problem=said.append) == [] and f"name {links / 'a'} itself" in said[0]
+    assert [found.run_id for found in read_runs(links / "a")] == ["a"]

@@ -128,7 +128,9 @@ def fuzz_learners(random: Random, folder: Path) -> None:
             assert str(error)
         else:
             OnlineForecaster.of(curve).feed(curve).forecast(curve.plan)
-            forecast_of(curve.final, max(curve.final_error or 0.0, 1e-9), level=0.8, step=curve.total_steps, estimator="")
+            forecast_of(
+                curve.final, max(curve.final_error or 0.0, 1e-9), level=0.8, step=curve.total_steps, estimator=""
+            )
 
 
 def fuzz_resuming(random: Random, folder: Path) -> None:

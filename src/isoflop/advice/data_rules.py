@@ -25,7 +25,7 @@ from isoflop.advice.run_state import (
     rule,
     scatter,
 )
-from isoflop.laws.forms import unique_tokens_needed
+from isoflop.laws.forms import hoffmann_optimal_parameters, unique_tokens_needed
 from isoflop.laws.papers import published
 from isoflop.noise.critical_batch import Belief, agree, change_batch, combine, critical_batch_by_tokens
 
@@ -67,13 +67,18 @@ def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
         return None
     surely = math.exp(-repeats / R_D_HIGHEST)
     useful = 1 + R_D * math.log(1 / thresholds.epoch_worth)
+    # parameters beyond those that the unique tokens support lose their worth faster than epochs do
+    constants = {name: law.constants[name] for name in ("A", "B", "alpha", "beta")}
+    excess = (run.N or math.inf) / float(hoffmann_optimal_parameters(run.unique_tokens, **constants)) - 1
+    grows = math.exp(-max(excess, 0.0) / law.constants["R_N_star"]) >= thresholds.epoch_worth
+    larger = " and spend the compute on a larger model" if grows else ""
     return Advice(
         Reason.EPOCHS,
         Severity.WARNING if surely < thresholds.epoch_worth else Severity.INFO,
         run.step,
         f"{repeats + 1:.1f} epochs over {count(run.unique_tokens)} unique tokens are planned: at the end a repeated "
         f"token is worth {worth:.0%} of a new one.",
-        f"bring more data, or stop after about {useful:.0f} epochs and spend the compute on a larger model.",
+        f"bring more data, or stop after about {useful:.0f} epochs{larger}.",
         (
             Quantity("epochs", repeats + 1),
             Quantity("worth of the last token", worth, "%", math.exp(-repeats / R_D_LOWEST), surely),

@@ -14,6 +14,8 @@ from isoflop.laws.recipes import BATCHES, HIGHEST_RATE, RATES, Recipe, published
 TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
 """τ = B/(η·λ·D) = 1.084·(D/N)^−.527 (Bergsma et al. 2025, arXiv:2505.13738; the exponent read at second hand, the
 factor from memory): AdamW's timescale over the run, which gives the weight decay λ."""
+DECAYS = (0.01, 0.3)
+"""Between what published runs take: beyond, that formula is none of theirs and nothing is shown."""
 ADAM = (None, "adam")
 TRIALS = "trials with tiny models: above .02 Adam got worse at every size"
 
@@ -130,13 +132,15 @@ def recipe_line(run: Situation) -> str:
     own_batch, rate = D / steps, math.sqrt(min(rates.values()) * max(rates.values()))
     peak = run.peak_rate if _peak_known(run) else None
     decay = (own_batch / D) / ((peak or rate) * TIMESCALE * (D / N) ** TIMESCALE_POWER)
-    parts = (
+    parts = [
         _part("batch", batches, own_batch, " tokens"),
         _part("peak rate", rates, peak),
         f"warm-up {warmup_of(steps):,} steps" + (f" (yours {run.warmup_steps:,})" if run.warmup_steps else ""),
-        f"weight decay {decay:.1g}" + ("" if run.weight_decay is None else f" (yours {run.weight_decay:g})"),
         f"{count(20 * N)} tokens (yours {count(D)})",
-    )
+    ]
+    if DECAYS[0] <= decay <= DECAYS[1]:
+        yours = "" if run.weight_decay is None else f" (yours {run.weight_decay:g})"
+        parts.insert(-1, f"weight decay {decay:.1g}{yours}")
     return f"published recipes for {count(N)} parameters: {', '.join(parts)}; `isoflop plan` gives the reasons"
 
 

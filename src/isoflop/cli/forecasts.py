@@ -238,7 +238,9 @@ def _final_losses(ended: Mapping[str, LossCurve]) -> dict[str, Forecast]:
             step = int(curve.steps[-1])
             tell("rank", f"{name}: {curve.stopped_early}; its loss at its last step, {step:,}, is shown")
         sd = max(sd, 5e-4 * curve.final)
-        found[name] = forecast_of(curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",))
+        found[name] = forecast_of(
+            curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",)
+        )
     if guessed:
         tell("rank", f"too few losses to tell their noise, taken as ±{UNKNOWN_NOISE:.0%}: {', '.join(guessed)}")
     return found

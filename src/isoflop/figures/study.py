@@ -41,7 +41,8 @@ def law_of(
     called = [end.name for end in ends]
     options: dict[str, Any] = {"level": level, "draws": draws, "convention": convention, "rows": called}
     try:
-        odd = check_runs(columns, ("N", "D"), rows=called).warnings  # of the numbers: the runs are what they are
+        # odd numbers are no doubts of the law: the runs are what they are
+        odd = check_runs(columns, ("N", "D"), rows=called, convention=convention).warnings
         fitted = fit_law("hoffmann", columns, **options, labels=kinds_of(ends))
     except ValueError as reason:
         return None, (), str(reason)

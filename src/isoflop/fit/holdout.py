@@ -183,10 +183,11 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
     if form not in FORMS:
         raise ValueError(f"expected one of the laws {', '.join(FORMS)}, got {form!r}")
     names = FORMS[form].variables
+    counts = fit_options.get("convention", "unknown")
     if "C" not in columns:
-        both = check_runs(columns, ("N", "D")).variables
+        both = check_runs(columns, ("N", "D"), convention=counts).variables
         columns = {**columns, "C": compute_of(both["N"], both["D"])}
-    runs = check_runs(columns, tuple(dict.fromkeys((*names, "C"))))
+    runs = check_runs(columns, tuple(dict.fromkeys((*names, "C"))), convention=counts)
     budget = runs.variables["C"]
     fitted = budget <= below
     free = len(FORMS[form].constants) - len(fit_options.get("fixed") or {})

@@ -161,7 +161,7 @@ def fit_law(
         raise ValueError(f'delta= expects a positive number or "lad", got {delta!r}')
     if draws < 2:
         raise ValueError(f"draws= expects at least 2, got {draws!r}")
-    runs = check_runs(columns, FORMS[form].variables, weights, rows)
+    runs = check_runs(columns, FORMS[form].variables, weights, rows, convention)
     if groups is not None and len(groups) != len(runs):
         raise ValueError(f"groups= expects a label for each of {len(runs)} runs, got {len(groups)}")
     if priors and absolute:

@@ -16,11 +16,13 @@ from isoflop.console import Shown
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
 from isoflop.laws.frontier import Frontier, interval, short
-from isoflop.laws.papers import Published, law_and_source
+from isoflop.laws.papers import Published, law_and_source, published
 from isoflop.logs.files import SUFFIXES
 
 _NUMBER = r"(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?)([a-z]?)"
 _OPTION = re.compile(rf"(?:([^x×*:]+)[x×*])?{_NUMBER}:{_NUMBER}", re.IGNORECASE)
+UNIFORM = math.log(50_257)
+"""Nats per token of a uniform guess among the largest vocabulary behind a published law."""
 EXPECTED = "COUNTxN:D or N:D, such as 2x50B:300B: runs × parameters : tokens, with k, M, B, T or as 7e9"
 
 
@@ -151,7 +153,8 @@ def compare_options(
         level: of the intervals.
 
     Raises:
-        ValueError: no option, one that can't be read, the same one twice, or a law that states no loss of N and D.
+        ValueError: no option, one that can't be read, the same one twice, a law that states no loss of N and D, or a
+            published one far from the runs behind it.
 
     >>> print(compare_options(["100B:200B", "200B:100B"], "besiroglu2024").sentence)
     100B:200B has the least expected loss, 2.0424; the law has no draws, so how sure the order is stays unknown.
@@ -163,10 +166,18 @@ def compare_options(
     if len(set(parsed)) < len(parsed):
         twice = next(item for item in parsed if parsed.count(item) > 1)
         raise ValueError(f"expected different options, got {twice} twice: leave one out")
-    law, source = law_and_source(law)
+    known = published(law) if isinstance(law, str) else law
+    law, source = law_and_source(known)
     point = Law(law.form, law.constants, law.convention)
     frontier = Frontier(law)
     losses = [np.atleast_1d(frontier.loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
+    if isinstance(known, Published):
+        for item, values in zip(parsed, losses, strict=True):
+            why = known.out_of_reach(item.flops / item.count)
+            if not why and values[0] > UNIFORM:
+                why = f"L is open: the law's {values[0]:.3g} nats are more than those of a uniform guess"
+            if why:
+                raise ValueError(f"{item}: {why}; runs of your own (--runs) can answer")
     rows = [_compared(item, values, point, level) for item, values in zip(parsed, losses, strict=True)]
     best = min(range(len(rows)), key=lambda i: (rows[i].loss, rows[i].flops))
     for i, values in enumerate(losses):

@@ -76,11 +76,6 @@ REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "mu
 """The published law with draws of its constants, on MassiveText; another fit of it, and the law of C4."""
 LEAST_APART = 0.02
 """Of ln L between corpora, where the laws happen to cross."""
-FITTED_TO = (3e18, 3e21)
-"""FLOPs of the runs behind the reference (Hoffmann et al. 2022, figure 4)."""
-REACH = 1e3
-"""A factor of compute beyond these at which no loss is stated: its draws know nothing of a law that bends."""
-
 ExpectedLoss = tuple[float | None, Interval | None, str]
 
 
@@ -100,9 +95,8 @@ def expected_loss(N: float, D: float, own: Posterior | None = None, level: float
         losses = np.exp(own.run_losses(N, D))
         said = "the loss is that of the law behind the size, fitted to all own runs; it knows no change of recipe"
         return float(np.median(losses)), interval(losses, level), said
-    C = 6 * N * D
-    if not FITTED_TO[0] / REACH <= C <= FITTED_TO[1] * REACH:
-        return None, None, f"L is open: {C:.2g} FLOPs are beyond a factor {REACH:,.0f} of the runs that laws come from"
+    if why := published(REFERENCE).out_of_reach(6 * N * D):
+        return None, None, why
     law, others = published(REFERENCE).law, [published(name).law for name in OTHERS]
     assert law is not None
     loss, drawn = float(law.loss(N=N, D=D)), law.loss_draws(N=N, D=D)
@@ -254,7 +248,7 @@ def _by_runs(
     budgets: ArrayLike | None,
     kinds: Mapping[str, Sequence[str]],
 ) -> _Source:
-    runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called)
+    runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called, convention=convention)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
     C = runs.variables.get("C", TRAINING_FLOPS * N * D)
     labels = [f"row {i + 1}" for i in range(len(N))] if called is None else called

@@ -71,6 +71,7 @@ def check_runs(
     names: Sequence[str],
     weights: ArrayLike | None = None,
     rows: Sequence[object] | None = None,
+    convention: str = "unknown",
 ) -> Runs:
     """Check columns and take those that a law wants.
 
@@ -79,6 +80,7 @@ def check_runs(
         names: the law's variables.
         weights: of the runs; default: all 1.
         rows: what to call each row in messages; default: row 1, row 2, …
+        convention: which parameters N counts; where that is known N and D are counts, whatever the losses.
 
     Raises:
         BadData: a column is missing, not of numbers, of another length; a value is not positive and finite; there are
@@ -91,10 +93,10 @@ def check_runs(
     called = [f"row {i + 1}" for i in range(n)] if rows is None else [str(row) for row in rows]
     for name, values in taken.items():
         _check_column(name, values, called)
-    odd = _oddities(taken, names, called)
+    odd = _oddities(taken, names, called, convention == "unknown")
     if {"N", "D"} <= {*taken}:
         N, D, loss = taken["N"], taken["D"], taken["loss"]
-        _check_units(N, D, loss)
+        _check_units(N, D, loss if convention == "unknown" else loss[:0])
         odd += _odd_losses(N, D, loss)
     if (taken["loss"] > 20).any():
         row = int(np.argmax(taken["loss"]))
@@ -183,7 +185,7 @@ def _usual_loss(N: Array, D: Array) -> Array:
     return np.asarray(1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658)
 
 
-def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence[str]) -> list[str]:
+def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence[str], units: bool) -> list[str]:
     said = []
     first: dict[bytes, str] = {}
     twice = []
@@ -196,7 +198,8 @@ def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence
             "makes intervals too narrow"
         )
     if {"N", "D"} <= {*taken} and (flops := float(np.median(6 * taken["N"] * taken["D"]))) < LITTLE:
-        said.append(f"half of the runs took less than {flops:.3g} FLOPs (6·N·D): are N and D multiplied out?")
+        doubt = ": are N and D multiplied out?" if units else ""
+        said.append(f"half of the runs took less than {flops:.3g} FLOPs (6·N·D){doubt}")
     for name in names:
         values, typical = taken[name], np.median(taken[name])
         if (odd := np.flatnonzero((values < typical / 1e5) | (values > typical * 1e5))).size:

@@ -26,9 +26,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_SHARED = ("paper", "n_convention", "tokenizer", "valid")
+_SHARED = ("paper", "n_convention", "tokenizer", "valid", "flops")
 """What an entry takes from the one that its `as` names."""
 _LOGARITHM = "ln "
+REACH = 1e3
+"""A factor of compute beyond a law's runs at which no loss is stated: its draws know nothing of a law that bends."""
 
 
 def _variable(name: str, x: ArrayLike | None) -> Array:
@@ -116,6 +118,7 @@ class Published(Shown):
         learning_rate_law: peak rate.
         stated: (C, N, D) that the paper itself gives as an example.
         note: what to know before using it, doubts included.
+        flops: of the smallest and the largest run behind it; None: not known to us.
     """
 
     name: str
@@ -130,6 +133,13 @@ class Published(Shown):
     learning_rate_law: PowerLaw | None = None
     stated: tuple[tuple[float, float, float], ...] = ()
     note: str = ""
+    flops: tuple[float, float] | None = None
+
+    def out_of_reach(self, C: float) -> str:
+        """Why its loss of a run of C FLOPs is open: farther than `REACH` from the runs behind it; "": it is not."""
+        if self.flops is None or self.flops[0] / REACH <= C <= self.flops[1] * REACH:
+            return ""
+        return f"L is open: {C:.2g} FLOPs are beyond a factor {REACH:,.0f} of the runs that laws come from"
 
     @property
     def states_loss(self) -> bool:
@@ -243,6 +253,7 @@ def _entry(name: str, table: dict[str, Any], other: dict[str, Any]) -> Published
         _power_law(table.get("learning_rate")),
         tuple((C, N, D) for C, N, D in table.get("stated", ())),
         table["note"],
+        tuple(table["flops"]) if "flops" in table else None,
     )
 
 

@@ -123,8 +123,14 @@ def record_files(
         if not os.path.isdir(path):
             yield path
             continue
-        for folder, _, names in os.walk(path, followlinks=False):
-            yield from (os.path.join(folder, name) for name in names if is_record(name))
+        links, found = [], False
+        for folder, below, names in os.walk(path, followlinks=False):
+            links += [os.path.join(folder, name) for name in below if os.path.islink(os.path.join(folder, name))]
+            for name in filter(is_record, names):
+                found = True
+                yield os.path.join(folder, name)
+        if links and not found:
+            say(f"{path} has no records but links to folders, which are not followed: name {links[0]} itself")
 
 
 def read_stream(stream: BinaryIO, path: str) -> Run:

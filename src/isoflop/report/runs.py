@@ -269,7 +269,7 @@ NEXT_TIME = {
     "diverging": "lower the learning rate or skip the data at that step; go on from a checkpoint before it.",
     "plateau": "look at the data, the learning rate and the precision from there on; if the loss is as low as this "
     "data allows, end earlier.",
-    "epochs": "take more data, or fewer epochs and a larger model.",
+    "epochs": "take more data, or fewer epochs.",
 }
 """What to do after a run has ended, where the advice was to stop it: by reason."""
 
