@@ -378,6 +378,8 @@ SILENT = [
     (plateau, {"expected": [against((2.68, 2.67), (2.70, 2.70))], "rate_stepped": True}),
     # no plateau: it has risen since the later fit
     (plateau, {"expected": [against((2.62, 2.61), (2.70, 2.70)), against((2.65, 2.64), (2.70, 2.70), then=2.66)]}),
+    # it jumped, and falls again; it is above where it was
+    (stuck, {"losses": [*FALLING[:26], *((2600 + 100 * i, 3.8 - 0.03 * i) for i in range(1, 26))], "loss": 3.1}),
     # the model has seen more tokens than are optimal
     (stuck, {"losses": [(100 * i, 2.7) for i in range(1, 51)], "loss": 2.7, "tokens": 40e9}),
     (stuck, {"losses": FALLING, "loss": 2.7}),
@@ -500,7 +502,6 @@ def test_who_switches_the_noise_scale_off_hears_nothing_of_it() -> None:
         ({"N": 1e9, "tokens_per_step": 2e6, "tokens": 1e10, "inference_tokens": 1e14}, Reason.TOO_LARGE),
         ({"tokens_per_step": 2.6e5, "tokens": 1.3e9, "intent": "overtrain"}, Reason.TOO_LARGE),
         ({"tokens_per_step": 2.6e5, "tokens": 1.3e9, "unique_tokens": 1e9}, Reason.FRONTIER),
-        ({"tokens_per_step": 2.6e5, "tokens": 2.5e9, "step": 9500}, Reason.FRONTIER),
     ],
 )
 def test_what_a_size_is_judged_against(known: dict[str, Any], reason: Reason) -> None:
@@ -589,6 +590,30 @@ def test_the_schedule_is_judged_when_it_becomes_known() -> None:
     assert not adviser.judge(situation(step=100, rates=None))
     assert [each.reason for each in adviser.judge(situation(step=300, rates=cut_off))] == [Reason.SCHEDULE]
     assert not adviser.judge(situation(step=400, rates=cut_off))
+
+
+def test_what_was_found_stands_when_too_little_of_the_run_is_left_to_act_on_it() -> None:
+    """It is given no more; but the run does not become fine by coming to its end."""
+    cut_off, adviser, late = LrPlan.cosine(20_000, 1e-3, 100), Adviser(), Adviser()
+    assert [each.reason for each in adviser.judge(situation(step=300, rates=cut_off))] == [Reason.SCHEDULE]
+    for step in (9200, 9500, 9900, 10_000):
+        assert not adviser.judge(situation(step=step, rates=cut_off))
+        assert not late.judge(situation(step=step, rates=cut_off))  # a plan that nobody knew before
+    assert [each.step for each in adviser.current] == [300] and not adviser.gone
+    assert [each.reason for each in late.current] == [Reason.SCHEDULE] and not late.gone
+
+
+def test_what_was_given_and_holds_no_more_is_kept_through_a_resume() -> None:
+    adviser, resumed = Adviser(), Adviser()
+    for step in (3000, 3100, 3200):
+        adviser.judge(found_at(step))
+    resumed.load_state_dict(adviser.state_dict())
+    assert [(each.reason, each.step, each.numbers) for each in resumed.current] == [
+        (each.reason, each.step, each.numbers) for each in adviser.current
+    ]
+    for step in (3300, 3400, 3500):
+        resumed.judge(situation(step=step))
+    assert resumed.current == () and [(each.reason, each.step) for each in resumed.gone] == [(Reason.TARGET, 3200)]
 
 
 def test_nan_is_said_at_once() -> None:

@@ -47,7 +47,7 @@ def train(folder: Path, *, last: int = 2000, first: int = 1, state: Any = None, 
     N = options.get("num_params", 50_000_000)
     options = {"num_params": N, "flops_per_token": 6.0 * N, "log_every": 20, "record_dir": folder, **options}
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], lr=1e-3)
+    optimizer = torch.optim.AdamW([parameter], lr=options.pop("lr", 1e-3))
     total = options.pop("total_steps", 2000)
     options.setdefault("lr_plan", "constant")
     loss = options.pop("loss", planted)
@@ -108,13 +108,11 @@ def test_a_healthy_run_prints_three_lines(
     assert len(lines) <= 3, lines
     (advice,) = read_runs(tmp_path)[0].advice
     assert advice["what"].startswith("20 tokens per parameter: N = 50M with the head, D = 1B tokens")
-    assert (
-        "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs measured" in printed
-    )
+    assert "isoflop: the run is over: 1B tokens through 50M parameters (N with the head), 3e+17 FLOPs stated" in printed
     assert "isoflop: training from scratch: a model with AdamW" in printed
     fine = "size (20 tokens per parameter), learning rate (peak 0.001), loss (no divergence, no plateau)"
     batch = "batch (the gradient noise scale was not measured (docs/noise-scale.md says how))"
-    assert f"Verdict: fine: {fine}; not judged: {batch}." in printed
+    assert f"Verdict: fine: {fine}; target of 2.900 reached: 2.773; not judged: {batch}." in printed
 
 
 def test_what_a_small_short_run_is_not_judged_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,6 +216,50 @@ def test_an_evaluation_that_rises_is_told(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "advice that stood to the end: " in printed and "overfitting" in printed
     assert "loss (no divergence" not in printed  # fine it is not
+
+
+def closing(capsys: pytest.CaptureFixture[str]) -> str:
+    """The lines of the run's end."""
+    printed = capsys.readouterr().out
+    return printed[printed.index("isoflop: the run is over") :]
+
+
+def test_a_rate_that_was_warned_about_is_not_fine_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, lr=0.06).close()
+    end = closing(capsys)
+    assert "advice that stood to the end: learning rate far above what works" in end
+    assert "learning rate (peak" not in end and "3e+17 FLOPs stated" in end
+
+
+def test_a_run_that_ends_in_nan_is_not_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = train(tmp_path, last=1000, loss=lambda step: planted(step) if step < 1950 else math.nan)
+    monitor.evaluate("val", 2.9)
+    for step in range(1001, 2001):
+        monitor.step(planted(step) if step < 1975 else math.nan, tokens=500_000)
+    monitor.evaluate("val", math.nan)
+    monitor.close()
+    end = closing(capsys)
+    assert "val nan at step 2,000 (2.900 at step 1,000)" in end and "no divergence" not in end
+    assert "loss (the last training loss is no finite number)" in end and "final loss" not in end
+
+
+def test_a_divergence_that_went_back_is_in_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, loss=lambda step: planted(step) + (3.0 if 600 < step <= 800 else 0.0)).close()
+    end = closing(capsys)
+    assert re.search(r"advice that no longer held at the end: .*the loss diverges \(step [67]\d\d\)", end)
+    assert "no divergence" not in end
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [(1.0, "target of 1.000 not reached: 3."), (4.0, "target of 4.000 reached: 3.")]
+)
+def test_the_end_says_whether_the_target_was_reached(
+    target: float, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, num_params=50_000, last=200, total_steps=200, target_loss=target).close()
+    assert said in closing(capsys)
 
 
 @pytest.mark.parametrize(("steps", "log_every", "compared"), [(150, 10, True), (50, 10, False), (3000, 20, True)])

@@ -847,3 +847,10 @@ def test_what_is_not_needed_is_not_loaded(code: str, absent: set[str]):
     done = python("-c", f"{code}\nimport sys\nprint(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert not {name.partition(".")[0] for name in done.stdout.split()} & absent
+
+
+def test_the_version_is_printed() -> None:
+    from isoflop import __version__
+
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.output == f"isoflop {__version__}\n"

@@ -486,7 +486,8 @@ def test_lightning_with_two_optimizers_has_no_forecast(tmp_path: Path) -> None:
     trainer.fit(module, batches(Rows(128), 8))
     assert callback.monitor is not None
     assert callback.monitor.forecast == NoForecast(
-        Refusal.LR_UNKNOWN, {"why": "the module has 2 optimizers", "remedy": forecasting.GIVEN}
+        Refusal.LR_UNKNOWN,
+        {"why": "the module has 2 optimizers, whose steps the Trainer adds up", "remedy": forecasting.GIVEN},
     )
 
 

@@ -90,6 +90,10 @@ def test_two_validation_sets(tmp_path: Path) -> None:
     ("metric", "name"),
     [
         ("val_loss", "val"),
+        ("val_ce", "val"),
+        ("valid/cross_entropy", "valid"),
+        ("val_ema", None),
+        ("val_face", None),
         ("valid/loss", "valid"),
         ("loss/val_c4", "val_c4"),
         ("eval_loss_books", "eval/books"),
@@ -105,6 +109,23 @@ def test_two_validation_sets(tmp_path: Path) -> None:
 )
 def test_which_metrics_are_losses_of_an_evaluation_set(metric: str, name: str | None) -> None:
     assert evaluation_name(metric) == name
+
+
+@pytest.mark.parametrize(("metrics", "names"), [(("val_ce", "val_loss"), ["eval/val"]), (("val_ema",), [])])
+def test_what_validation_logs_is_recorded_or_asked_for(
+    metrics: tuple[str, ...], names: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def validate(self: Any, batch: Any, index: int) -> None:
+        for i, name in enumerate(metrics):
+            self.log(name, torch.tensor(float(i)))
+
+    module = lightning_module(package, model(), validation_step=validate)
+    trainer = lightning_trainer(package, tmp_path, callbacks=[IsoFLOPMonitor()])
+    trainer.fit(module, batches(ROWS, 8), batches(Rows(16), 8))
+    found = {name: loss for point in the_run(tmp_path).points for name, loss in point.losses.items()}
+    assert [name for name in found if name != "train"] == names and found.get("eval/val") in (1.0, None)
+    asked = [r.getMessage() for r in caplog.records if "of what validation logs (val_ema) nothing" in r.getMessage()]
+    assert len(asked) == (not names)
 
 
 def test_bfloat16(tmp_path: Path) -> None:

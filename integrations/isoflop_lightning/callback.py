@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _END = declare("Lightning: a batch's end", UNKNOWN)
 _STEP = declare("Lightning: a training step", "the run is not observed from here on")
 _EVALUATION = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|dev|test)(?=loss|[^a-z]|$)")
+_LOSS = re.compile(r"loss|(?<![a-z])(ce|nll|xent|cross[_-]?entropy)(?![a-z])")
 
 
 _PACKAGES = [name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.split(".")[0])]
@@ -215,10 +216,22 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
 
     @hook("Lightning: on_validation_end", "losses of evaluation sets are not recorded")
     def _record_evaluation(self, monitor: Monitor, trainer: Any) -> None:
-        for name, value in trainer.callback_metrics.items():
-            evaluation = evaluation_name(name)
+        metrics = [
+            name
+            for name in trainer.callback_metrics
+            if _EVALUATION.search(name.lower()) and not name.startswith("isoflop/")
+        ]
+        # of a set that logs a loss and a cross-entropy the loss
+        named = {evaluation_name(name): name for name in sorted(metrics, key=lambda name: "loss" in name.lower())}
+        for evaluation, name in named.items():
             if evaluation is not None:
-                monitor.evaluate(evaluation, value)
+                monitor.evaluate(evaluation, trainer.callback_metrics[name])
+        if metrics and not any(named):
+            monitor.guard.once(
+                "no evaluation loss: of what validation logs (%s) nothing is named a loss or a cross-entropy. Log it "
+                "as val_loss, say, to have it recorded and judged",
+                ", ".join(metrics[:4]),
+            )
 
     @hook("Lightning: on_save_checkpoint", "goodput is wrong")
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -258,11 +271,13 @@ def evaluation_name(metric: str) -> str | None:
 
     >>> [evaluation_name(name) for name in ("val_loss", "val/c4_loss", "loss/valid", "train_loss", "value_loss")]
     ['val', 'val/c4', 'valid', None, None]
+    >>> [evaluation_name(name) for name in ("val_ce", "val/cross_entropy", "dev-nll", "val_acc", "val_ema")]
+    ['val', 'val', 'dev', None, None]
     """
     lowered = metric.lower()
-    if "loss" not in lowered or "train" in lowered or "isoflop/" in lowered or not _EVALUATION.search(lowered):
+    if not _LOSS.search(lowered) or "train" in lowered or "isoflop/" in lowered or not _EVALUATION.search(lowered):
         return None
-    rest = lowered.replace("loss", "")
+    rest = _LOSS.sub("", lowered)
     for double in ("//", "__", "/_", "_/", "--"):
         rest = rest.replace(double, "/")
     return rest.strip("/_- ") or None

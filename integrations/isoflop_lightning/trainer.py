@@ -83,7 +83,7 @@ def _total_steps(trainer: Any) -> int | None:
 def _scheduler(trainer: Any) -> tuple[Any, Calls | None, str | None]:
     """The scheduler of the first optimizer, when Lightning steps it, or why that can't be told."""
     if len(trainer.optimizers) > 1:
-        return None, None, f"the module has {len(trainer.optimizers)} optimizers"
+        return None, None, f"the module has {len(trainer.optimizers)} optimizers, whose steps the Trainer adds up"
     configs = trainer.lr_scheduler_configs
     if len(configs) > 1:
         return None, None, f"the module has {len(configs)} learning-rate schedulers"

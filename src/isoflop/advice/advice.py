@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum, IntEnum
 from typing import Any
@@ -167,6 +168,13 @@ class Advice:
             "probability": self.probability,
             "level": self.level,
         }
+
+    @classmethod
+    def from_dict(cls, known: Mapping[str, Any]) -> Advice:
+        """The inverse of `as_dict`; who was given it is not asked again whether the run is to stop."""
+        rows = {name: tuple(Quantity(**each) for each in known[name]) for name in ("numbers", "saves")}
+        reason, severity = Reason[known["reason"].upper()], Severity[known["severity"].upper()]
+        return cls(**{**known, **rows, "reason": reason, "severity": severity, "basis": tuple(known["basis"])})
 
 
 @dataclass(frozen=True)

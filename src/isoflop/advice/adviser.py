@@ -159,6 +159,12 @@ class Track:
         sd = scatter(np.array([loss for _, loss in self.losses[-30:]]))
         return Normal(sum(recent) / len(recent), sd / len(recent) ** 0.5)
 
+    @property
+    def final(self) -> float | None:
+        """Mean training loss over the last 5% of the steps, as a run's final loss is; NaN where the last is none."""
+        late = [loss for step, loss in self.losses if in_tail(step, self.losses[-1][0])]
+        return math.nan if self.nonfinite else sum(late) / len(late) if late else None
+
     def level(self, step: int) -> float | None:
         """The training loss at `step`, the mean over the same part of the steps as a run's final loss.
 
@@ -216,8 +222,9 @@ class _Standing:
     given_at: int | None = None
     times: int = 1  # that it was given, as far as this process knows
     gave: int = Severity.WARNING  # its severity then, likewise
+    given: Advice | None = None  # last, whether or not it still holds
     severity: int | None = None  # of what holds
-    advice: Advice | None = None  # None of a resumed run's, until it is found again
+    advice: Advice | None = None
 
     def lately(self, run: Situation) -> bool:
         """Whether it was given not long ago."""
@@ -232,11 +239,16 @@ class _Standing:
         if self.gone >= in_a_row:
             self.severity = self.advice = None
 
-    def found(self, advice: Advice, in_a_row: int, run: Situation) -> bool:
-        """A finding, which holds after so many in a row: whether it is to be given."""
+    def found(self, advice: Advice, in_a_row: int, run: Situation, late: bool) -> bool:
+        """A finding, which holds after so many in a row: whether it is to be given.
+
+        `late`: too little of the run is left for it; it is not given, but the run is not fine.
+        """
         self.held, self.gone = self.held + 1, 0
         before, known = self.severity, self.advice
-        if before is None and self.held < in_a_row:
+        if late and (known is None or advice.severity > known.severity):
+            self.severity, self.advice = int(advice.severity), advice
+        if late or (before is None and self.held < in_a_row):
             return False
         worse = before is None or advice.severity > before
         self.advice = advice if worse or known is None else replace(advice, step=known.step)
@@ -249,6 +261,7 @@ class _Standing:
             self.times += self.given_at is not None
             self.given_at = run.step
         self.gave = int(advice.severity)
+        self.given = advice
         return True
 
 
@@ -264,6 +277,7 @@ class Adviser:
         self, thresholds: Thresholds | None = None, failed: Callable[[str, Exception], None] | None = None
     ) -> None:
         self.thresholds = thresholds or Thresholds()
+        self._whole_run = replace(self.thresholds, frontier_steps=0.0)  # what is found late is not given, but stands
         self.track = Track()
         self._missing: dict[str, Missing] = {}
         self._failed = failed
@@ -283,6 +297,13 @@ class Adviser:
         """Active advice, most severe first."""
         standing = [each.advice for each in self._standing.values() if each.advice is not None]
         return tuple(sorted(standing, key=lambda advice: (-advice.severity, advice.step)))
+
+    @property
+    def gone(self) -> tuple[Advice, ...]:
+        """Advice that was given and does not hold any more, the first one first."""
+        standing = [(each.given, each.advice) for each in self._standing.values()]
+        gone = [given for given, now in standing if given and given.severity and not (now and now.severity)]
+        return tuple(sorted(gone, key=lambda advice: advice.step))
 
     def start(self, run: Situation) -> list[Advice]:
         """Judge the plan, when the batch is known: returns what is new."""
@@ -389,12 +410,13 @@ class Adviser:
         return self._asked[what][1]
 
     def _ask_rules(self, run: Situation, of_plan: bool, dear: bool = True) -> list[Advice]:
+        late = run.left is not None and run.left < self.thresholds.frontier_steps
         new = []
         for name, each in RULES.items():
             if name in self._aside or each.of_plan is not of_plan or (each.dear and not dear):
                 continue
             try:
-                found = each(run, self.thresholds)
+                found = each(run, self._whole_run)
             except Exception as error:  # a rule that fails takes no other along
                 self._aside.add(name)
                 self._standing[name] = _Standing()
@@ -410,7 +432,7 @@ class Adviser:
                 standing.nothing(in_a_row)
             else:
                 at_once = each.at_once or (found.severity is Severity.CRITICAL and run.nonfinite > 0)
-                if standing.found(found, 1 if at_once else in_a_row, run):
+                if standing.found(found, 1 if at_once else in_a_row, run, each.early and late):
                     new.append(found)
             self._open = self._open or (standing.severity is None) is (standing.held > 0)
         return new
@@ -429,16 +451,26 @@ class Adviser:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint: a resumed run gets nothing twice."""
-        stands = {name: each.severity for name, each in self._standing.items() if each.severity is not None}
-        given = {name: each.given_at for name, each in self._standing.items() if each.given_at is not None}
-        return {"adviser": {"said": given, "stands": stands}, "track": self.track.state_dict()}
+        standing = self._standing.items()
+        stands = {name: each.severity for name, each in standing if each.severity is not None}
+        said = {name: each.given_at for name, each in standing if each.given_at is not None}
+        given = {name: each.given.as_dict() for name, each in standing if each.given is not None}
+        advice = {name: each.advice.as_dict() for name, each in standing if each.advice is not None}
+        known = {"said": said, "stands": stands, "given": given, "advice": advice}
+        return {"adviser": known, "track": self.track.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        stands = state["adviser"]["stands"]
-        for name, step in state["adviser"]["said"].items():
+        """Go on from `state_dict()`; of earlier versions what holds is known again when it is found again."""
+        known = state["adviser"]
+        for name, step in known["said"].items():
             if name in self._standing:
-                self._standing[name] = _Standing(given_at=int(step), severity=stands.get(name))
+                given, advice = (
+                    Advice.from_dict(each) if (each := known.get(key, {}).get(name)) else None
+                    for key in ("given", "advice")
+                )
+                self._standing[name] = _Standing(
+                    given_at=int(step), given=given, severity=known["stands"].get(name), advice=advice
+                )
         self.track.load_state_dict(state["track"])
 
 

@@ -298,7 +298,7 @@ def _within(name: str, estimate: Normal) -> Quantity:
     return Quantity(name, mean, "nats per token", mean - 2 * sd, mean + 2 * sd)
 
 
-@rule("the schedule", anything, at_once=True, early=True)
+@rule("the schedule", anything, of_end=True, at_once=True, early=True)
 def schedule(run: Situation, thresholds: Thresholds) -> Advice | None:
     """Cut off in the middle of its decay, over long before the end, or rising again after the decay."""
     found = (

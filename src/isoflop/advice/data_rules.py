@@ -49,7 +49,7 @@ FEW_OFFSETS = 8
 """Evaluations that tell whether an offset drifts."""
 
 
-@rule("the epochs", pretraining, at_once=True, early=True)
+@rule("the epochs", pretraining, of_end=True, at_once=True, early=True)
 def epochs(run: Situation, thresholds: Thresholds) -> Advice | None:
     """More epochs are planned than repeated data is worth: the next token's worth is exp(−R_D/R_D*) new ones.
 
@@ -172,7 +172,7 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
     return None
 
 
-@rule("the batch", pretraining, subject="the batch size")
+@rule("the batch", pretraining, early=True, subject="the batch size")
 def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """Above twice the critical size of the planned end, or below a quarter of the present one, surely."""
     if not run.batch_wanted:
@@ -183,7 +183,7 @@ def batch(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     if b is None or (b.measured is None and (found is None or early or not agree(found, b.prior))):
         return _unmeasured(b)
     assert found is not None
-    if run.warming_up or (run.left is not None and run.left < thresholds.frontier_steps):
+    if run.warming_up:
         return None
     if not agree(found, b.prior):
         here, there = (

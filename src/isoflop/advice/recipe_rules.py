@@ -82,7 +82,8 @@ def rate_unjudged(run: Situation) -> str:
     if why := _adam(run) or ("" if run.own_rates else sized(run)):
         return why
     if not run.peak_rate or not _peak_known(run):
-        return "no one peak of all parameters is known (lr_plan=)"
+        unknown = "no one peak of all parameters is known (lr_plan=)"
+        return unknown if run.total_steps else "the planned end is not known (total_steps=)"
     return "" if run.own_rates or _published(RATES, run) else "no published rate reaches this size"
 
 

@@ -307,7 +307,8 @@ class Rule:
         of_end: depends on the planned end: its findings are forgotten when that moves.
         at_once: a finding need not stand for `Thresholds.in_a_row` log steps.
         after_warmup: holds after the warm-up only.
-        early: holds while `Thresholds.frontier_steps` of the planned run are left.
+        early: new findings are given while `Thresholds.frontier_steps` of the planned run are left; what was found
+            before, and is found to the end, stands.
         domain: where it holds, as a reason why not.
         subject: what can't be judged outside of the domain, for people; "": nobody asks for it.
         dear: takes a millisecond or more, and is skipped where the time for advice is spent.
@@ -330,7 +331,7 @@ class Rule:
         """The advice; or why the run can't be judged; or None."""
         if self.after_warmup and run.warming_up:
             return None
-        if self.early and (run.left or 0.0) < thresholds.frontier_steps:
+        if self.early and run.left is not None and run.left < thresholds.frontier_steps:
             return None
         if why := self.domain(run):
             return Missing(self.subject, why, quiet=True) if self.subject else None

@@ -53,7 +53,9 @@ def law_at(line: Posterior | PriorLine, C: float) -> Law:
     return replace(law, draws={name: values[middle] for name, values in law.draws.items()})
 
 
-@rule("the frontier", sized, of_plan=True, of_end=True, at_once=True, subject="whether the size fits the data")
+@rule(
+    "the frontier", sized, of_plan=True, of_end=True, at_once=True, early=True, subject="whether the size fits the data"
+)
 def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
     """One neutral line; a warning only where the waste is clear and can't be meant."""
     N, D = run.N, run.planned_tokens
@@ -113,7 +115,7 @@ def planned(run: Situation, thresholds: Thresholds) -> Advice | Missing:
 
 def _clear(run: Situation, waste: Waste, larger: float, thresholds: Thresholds) -> bool:
     """Whether a size surely wastes compute, in a known direction, by a law that holds, and can't be meant."""
-    if waste.at_least(thresholds.waste_sure) < thresholds.waste or (run.left or 0.0) < thresholds.frontier_steps:
+    if waste.at_least(thresholds.waste_sure) < thresholds.waste:
         return False
     if run.unique_tokens is not None and run.unique_tokens < max(run.planned_tokens or 0.0, float(waste.D[0])):
         return False  # the law is of single epochs
@@ -148,7 +150,15 @@ def _saves(run: Situation, compute: float | None, steps: int, part: Part = (1.0,
     )
 
 
-@rule("the stopping point", sized, of_end=True, after_warmup=True, subject="the efficient stopping point", dear=True)
+@rule(
+    "the stopping point",
+    sized,
+    of_end=True,
+    after_warmup=True,
+    early=True,
+    subject="the efficient stopping point",
+    dear=True,
+)
 def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
     """From here on a larger model gives more loss per FLOP: stop, or begin the decay.
 
@@ -159,7 +169,7 @@ def past_efficient(run: Situation, thresholds: Thresholds) -> Advice | Missing |
         return Missing("the efficient stopping point", "parameters or tokens are unknown", quiet=True)
     if run.intent == "overtrain" or run.inference_tokens:
         return None  # judged against serving by `planned`
-    if run.total_steps is None or (run.left or 0.0) < thresholds.frontier_steps:
+    if run.total_steps is None:
         return None
     if run.unique_tokens is not None and run.unique_tokens < run.tokens:
         return None  # the law is of single epochs

@@ -255,7 +255,7 @@ def _result(runs: Runs, best: Optimum, drawn: Array, level: float, convention: C
     chosen = {constant: point[name] for constant, name in first.items()}
     draws = None if closed else {constant: spread[name] for constant, name in first.items()}
     return LawFit(
-        law=Law(problem.form, chosen, convention, draws, f"fitted to {len(runs)} runs"),
+        law=Law(problem.form, chosen, convention, draws, f"fitted to {len(runs)} run{'s' * (len(runs) != 1)}"),
         parameters=point,
         standard_errors=errors | dict.fromkeys(closed, np.inf),
         intervals=between | dict.fromkeys(closed, (0.0, np.inf)),

@@ -278,7 +278,7 @@ def not_a_number(points: Sequence[Point], loss: str) -> str:
     return _broken(loss, fine, {name: [p.step for p in points if name in p.nonfinite] for name in names})
 
 
-def _broken(loss: str, fine: Mapping[str, Sequence[float]], bad: Mapping[str, Sequence[float]]) -> str:
+def _broken(loss: str, fine: Mapping[str, Sequence[float] | Array], bad: Mapping[str, Sequence[float] | Array]) -> str:
     """By the steps at which the loss and the training loss were numbers, and none."""
     for name in (loss, "train"):
         last = max((float(steps[-1]) for steps in (fine[name], fine[loss]) if len(steps)), default=-1.0)

@@ -136,8 +136,8 @@ class Refusal(str, Enum):
     )
     STUCK = (
         "loss not falling",
-        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}, where a fall by about {expected:.2g} is "
-        "expected: the run is stuck, or has converged.",
+        "The loss is {now:.3f} nats after {then:.3f} around step {since:,.0f}: of a curve so flat the end cannot be "
+        "forecast.",
     )
     DRIFTED = (
         "forecast has moved",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, path
@@ -125,8 +126,10 @@ def _check_fall(x: Array, loss: Array, step: Array, alpha: Normal, amplitude: No
     """Whether the loss falls, from the first to the last third of the window, as that of a run that learns.
 
     A·x^−α is a part of the loss: for models and data far below those that the priors were learnt from, they would have
-    it larger. A loss that falls clearly to the end is not stuck, however slow it is.
+    it larger. A loss that falls clearly to the end is not stuck, however slow it is. Spikes are left out.
     """
+    kept = ~_spikes(loss)
+    x, loss, step = x[kept], loss[kept], step[kept]
     third = len(x) // 3
     A = min(math.exp(amplitude.mean), float(loss[-third:].mean()))
     curve = A * (x / x[-1]) ** -math.exp(alpha.mean)
@@ -135,7 +138,16 @@ def _check_fall(x: Array, loss: Array, step: Array, alpha: Normal, amplitude: No
     if then - now >= FALLEN * expected or _falls(np.log(x), loss):
         return None
     since = float(step[:third].mean())
-    return NoForecast(Refusal.STUCK, {"then": then, "since": since, "now": now, "expected": expected})
+    return NoForecast(Refusal.STUCK, {"then": then, "since": since, "now": now})
+
+
+def _spikes(loss: Array) -> NDArray[np.bool_]:
+    """Bins far above their neighbours, by the scatter of all bins about these and by `JUMP` of the loss."""
+    size = 5 if len(loss) >= 15 else 3
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(loss, size // 2, mode="reflect"), size)
+    middle = np.median(around, axis=1)
+    off = loss - middle
+    return np.asarray((off > np.maximum(9 * np.median(np.abs(off)), JUMP * middle)) & (np.arange(len(loss)) > 0))
 
 
 def _falls(x: Array, y: Array) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,16 +22,9 @@ from isoflop.advice import (
     Adviser,
     Evaluated,
     Missing,
-    Quantity,
-    Reason,
     Severity,
     Situation,
-    Thresholds,
-    count,
-    falling_loss,
     offsets,
-    planned,
-    rate_unjudged,
     recipe_line,
 )
 from isoflop.advice.curve_rules import FEW
@@ -42,6 +35,7 @@ from isoflop.forecast import Forecast, NoForecast, usable
 from isoflop.guard import attempt, declare, warn
 from isoflop.laws import published_names
 from isoflop.laws.recipes import shape_warning
+from isoflop.live.closing import closing_lines
 from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
@@ -63,19 +57,8 @@ OFFSET = "isoflop/offset/"
 """Scalars of evaluation sets: their loss less the training loss, the middle one of the last five."""
 FEW_OFFSETS = 3
 """Evaluations after the first descent that such a scalar needs."""
-SIZE, BATCH = "whether the size fits the data", "the batch size"
-"""Subjects of `Missing`."""
-PRETRAINING = "published results are of dense language models, trained from scratch on text"
-"""What this run is instead was said once, at its start."""
-RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE}
-LOSS = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU, Reason.OVERFITTING}
-"""Advice that holds beside which the learning rate, or the loss, is not called fine."""
-MOST_SPENT = 8
-"""Numbers in the line of a run's end."""
 ONE_RATE = 3.0
 """A factor between the rates of parameter groups from which the first one's does not stand for the run."""
-SHORT = 0.05
-"""Of the planned steps: a run that ended with more of them left says nothing of the next one's size."""
 SHARE, FREE = 1e-3, 0.1
 """Of the training's CPU time, and seconds besides, that forecasts and dear rules may take; others judge each look."""
 
@@ -111,6 +94,7 @@ class AdvicePart(Part):
         self._until: int | None = None  # the planned end that was judged
         self._evaluations: dict[str, list[Evaluated]] = {}
         self._evaluated = 0  # losses of them
+        self._broken: dict[str, Evaluated] = {}  # the last one, where it is no number
         self._scalars: dict[str, float] = {}
         """`isoflop/n_opt`; `isoflop/frontier_loss` and `isoflop/excess_loss` where own runs determine a law."""
 
@@ -134,7 +118,11 @@ class AdvicePart(Part):
         total, scalars = self._run.total_steps, step.scalars
         seen = step.plan, total, step.forecast, self._evaluated, total is not None and step.step >= total
         loss, speed = scalars.get("isoflop/loss", step.loss), scalars.get("isoflop/tokens_per_second_per_device")
-        if self._judge.feed(step.step, loss, speed, *seen):
+        judge = self._judge.feed(step.step, loss, speed, *seen)
+        for points in self._evaluations.values():
+            if points[-1].step > step.before.steps:  # inside of the interval, whose loss is known only now
+                points[-1] = points[-1]._replace(train=self._judge.track.level(points[-1].step))
+        if judge:
             self._look(step, first)
         if self.own.posterior is not None:
             self._hold_against_frontier(step)
@@ -172,7 +160,9 @@ class AdvicePart(Part):
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """The loss of an evaluation set; of many the middle ones go."""
         if not usable(loss):
+            self._broken[name] = Evaluated(step.step, loss)
             return
+        self._broken.pop(name, None)
         points = self._evaluations.setdefault(name, [])
         self._evaluated += 1
         points.append(Evaluated(step.step, loss, self._judge.track.level(step.step)))
@@ -184,12 +174,21 @@ class AdvicePart(Part):
     def close(self, step: LogStep, completed: bool) -> None:
         """Print where the compute went and what the next run should be."""
         if step.step:
-            track = self._judge.track
-            unjudged = "it falls below 0: no cross-entropy" if track.lowest <= 0 else ""
-            unjudged = f"fewer than {FEW} log steps" if len(track.losses) < FEW else unjudged
-            known = self._situation(step), step, self.current, self.missing, self._shape(), unjudged
-            for line in closing_lines(*known):
+            ends = {name: [*self._evaluations.get(name, ()), last] for name, last in self._broken.items()}
+            run = replace(self._situation(step), evaluations=self._evaluations | ends)
+            known = run, step, self.current, self._judge.gone, self.missing, self._shape()
+            for line in closing_lines(*known, self._loss_unjudged(step), self._judge.track.final):
                 self._run.tell(line)
+
+    def _loss_unjudged(self, step: LogStep) -> str:
+        """Why the loss can't be judged; "": it can."""
+        if self._judge.track.nonfinite or (step.loss is not None and not usable(step.loss)):
+            return "the last training loss is no finite number"
+        if self._broken:
+            return f"the last loss on {', '.join(self._broken)} is no finite number"
+        if len(self._judge.track.losses) < FEW:
+            return f"fewer than {FEW} log steps"
+        return "it falls below 0: no cross-entropy" if self._judge.track.lowest <= 0 else ""
 
     # -- what is judged ----------------------------------------------------------------------------------------
 
@@ -333,6 +332,7 @@ class AdvicePart(Part):
             "told_missing": self._told_missing,
             "until": self._until,
             "evaluations": {name: [list(point) for point in points] for name, points in self._evaluations.items()},
+            "broken": {name: [point.step, point.loss] for name, point in self._broken.items()},
             "spent": self._spent,
             "scalars": dict(self._scalars),
             "task": self._said_task,
@@ -347,6 +347,7 @@ class AdvicePart(Part):
             name: [Evaluated(int(step), float(loss), train) for step, loss, train in points]
             for name, points in state["evaluations"].items()
         }
+        self._broken = {name: Evaluated(*point) for name, point in state.get("broken", {}).items()}
         self._spent = float(state["spent"])
         self._scalars = {name: float(value) for name, value in state["scalars"].items()}
         if (said := state.get("task")) is not None:  # a resumed run's first loss says nothing of where it began
@@ -359,86 +360,3 @@ def _by_ladder(step: LogStep, at: int) -> Forecast | NoForecast | None:
     if step.ladder is None or plan is None or curve is None or not curve.N or not curve.batch_tokens:
         return None
     return step.ladder.forecast(plan, N=curve.N, batch_tokens=curve.batch_tokens, step=at)
-
-
-def _evaluated(name: str, last: Evaluated) -> str:
-    """The last evaluation of a set, beside the training loss of that moment."""
-    if last.train is None:
-        return f"{name} {last.loss:.3f} at step {last.step:,}"
-    return f"{name} {last.loss:.3f} ({last.loss - last.train:+.3f} from the training loss of {last.train:.3f})"
-
-
-def closing_lines(
-    run: Situation,
-    step: LogStep,
-    advice: Sequence[Advice],
-    missing: Sequence[Missing],
-    shape: Sequence[str] = (),
-    loss_unjudged: str = "",
-) -> list[str]:
-    """Lines for the terminal.
-
-    Args:
-        run, step: as it ended.
-        advice: what still holds.
-        missing: what was not judged, and why.
-        shape: why laws may not hold for a shape like the model's.
-        loss_unjudged: why the loss was not judged.
-    """
-    through = "" if run.N is None else f" through {count(run.N)} parameters (N with the head)"
-    spent = [(f"{count(run.tokens)} tokens" if run.tokens else "tokens unknown") + through]
-    if run.flops:
-        spent.append(f"{count(run.flops)} FLOPs measured")
-    if run.seconds:
-        spent.append(str(Quantity("", run.seconds / 3600, "hours")).removeprefix(" = ") + " of training")
-    if "isoflop/goodput" in step.scalars:
-        spent.append(f"goodput {step.scalars['isoflop/goodput']:.0%}")
-    spent += [_evaluated(name, points[-1]) for name, points in run.evaluations.items()]
-    lines = [f"isoflop: the run is over: {', '.join(spent[:MOST_SPENT])}."]
-    # judged as done: what this compute could have bought, and so the next run's size
-    done = replace(run, tokens_per_step=run.tokens and run.tokens / max(run.step, 1))
-    judged = planned(done, Thresholds(frontier_steps=0.0)) if (run.left or 0.0) <= SHORT else None
-    if isinstance(judged, Advice) and (run.line is not None or judged.severity > Severity.NOTE):
-        lines.append(f"isoflop: for the next run: {planned(done, Thresholds(waste=float('inf')))}")
-    if shape:
-        lines.append(f"isoflop: a note on the model's shape, no verdict: {'; '.join(shape)}.")
-    held = [each for each in advice if each.severity >= Severity.INFO]
-    if held:
-        lines.append("isoflop: advice that stood to the end: " + "; ".join(each.reason.value for each in held) + ".")
-    fine, unjudged = _verdict(run, step, {each.reason for each in held}, missing, loss_unjudged)
-    reasons: dict[str, list[str]] = {}
-    for what, why in unjudged:
-        reasons.setdefault(why, []).append(what)
-    each_why = (f"{' and '.join(whats)} ({why})" for why, whats in reasons.items())
-    parts = [f"fine: {', '.join(fine)}"] * bool(fine) + [f"not judged: {', '.join(each_why)}"] * bool(reasons)
-    lines[0] += f" Verdict: {'; '.join(parts)}." if parts else ""
-    return lines
-
-
-def _verdict(
-    run: Situation, step: LogStep, held: set[Reason], missing: Sequence[Missing], loss_unjudged: str
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """What was judged and is fine; what was not judged, and why. Advice that holds is neither."""
-    why = {each.what: each.why for each in missing}
-    size, batch = why.pop(SIZE, ""), why.pop(BATCH, "" if run.batch_wanted else "noise_scale='off'")
-    ratio = f"{count(run.planned_tokens / run.N)} tokens per parameter" if run.planned_tokens and run.N else ""
-    share_of, scale = "", step.scalars.get("isoflop/b_simple")
-    if run.batch is not None:
-        over = run.batch.tokens / run.batch.critical.value
-        share_of = f"{over:.2g} of the critical size"
-        if not batch and not Thresholds.batch_small <= over <= Thresholds.batch_large:
-            batch = f"{share_of}, but not surely"
-    if batch and scale is not None:
-        batch += f"; the noise scale so far is {count(scale)} tokens"
-    loss = falling_loss(run) or loss_unjudged
-    rows = (
-        ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
-        ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),
-        ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), RATE),
-        ("loss", "no divergence, no plateau", loss, LOSS),
-    )
-    fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
-    unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]
-    if run.unlike:  # one cause
-        unjudged = [(what, reason if what == "loss" else PRETRAINING) for what, reason in unjudged]
-    return fine, unjudged + [(each.what, each.why) for each in missing if not each.quiet and each.what in why]

@@ -124,8 +124,9 @@ class ForecastPart(Part):
     def _add(self, loss: float, step: LogStep, count: int) -> None:
         """A loss of the kind that is fitted, the mean over `count` optimizer steps."""
         total, tokens = self._run.total_steps, step.totals.data_tokens
-        if total is not None and 2 * step.step > total and in_tail(step.step, total) and math.isfinite(loss):
-            self._final = self._final.plus(loss)
+        # 2·step > total first, for it is cheap; of a loss that ends in NaN there is no final one
+        if total is not None and 2 * step.step > total and in_tail(step.step, total):
+            self._final = self._final.plus(loss) if math.isfinite(loss) else FinalLoss()
         if not tokens:
             if step.summed:
                 self.last = NoForecast(Refusal.TOKENS_UNKNOWN)  # said where a batch is counted

@@ -58,9 +58,9 @@ def passport(run: Run) -> dict[str, Any]:
     last = run.points[-1] if run.points else None
     devices = run.device.get("world_size")
     hours = last.training_time / 3600 if last is not None and last.training_time is not None else None
-    peak, flops = run.device.get("peak_flops"), last and last.flops
-    known = isinstance(peak, int | float) and isinstance(devices, int) and peak > 0 < devices
-    mfu = flops / (3600 * hours * devices * peak) if flops and hours and known else None
+    peak, flops = run.device.get("peak_flops"), last.flops if last is not None else None
+    most = 3600 * hours * devices * peak if hours and devices and isinstance(peak, int | float) else 0.0
+    mfu = flops / most if flops and most > 0 else None
     unique, data = run.options.get("unique_tokens"), last.data_tokens if last is not None else None
     forecast = half_time(run)
     names = dict.fromkeys(name for point in run.points for name in point.losses)

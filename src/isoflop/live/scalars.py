@@ -100,6 +100,10 @@ CHARTS = {
 """Of TensorBoard's tab Custom Scalars, as `SummaryWriter.add_custom_scalars` takes it."""
 
 
+MOST_MFU = 1.05
+"""A device may run a little above the clock of its datasheet."""
+
+
 class Scalars(Part):
     """The scalars that are counted over the interval."""
 
@@ -118,6 +122,12 @@ class Scalars(Part):
                 step.step,
             )
         step.scalars.update(interval_scalars(step))
+        if (mfu := step.scalars.get("isoflop/mfu", 0.0)) > MOST_MFU:
+            self._guard.once(
+                "MFU is %.0f%%, and no device computes more than its peak: the peak (peak_flops=) or the FLOPs "
+                "(flops_per_token=) are off",
+                100 * mfu,
+            )
 
 
 def interval_scalars(step: LogStep) -> dict[str, float]:
