@@ -8,8 +8,8 @@ from isoflop.figures.curves import batch, learning_curves
 from isoflop.figures.figure import Axis, Band, Contours, Figure, NoFigure, Scale, Series
 from isoflop.figures.matplotlib import matplotlib_figure, save
 from isoflop.figures.plotly import plotly_figure
-from isoflop.figures.study import Study, study
-from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run, ends_of_table
+from isoflop.figures.study import Study, ends_of_table, study
+from isoflop.fit.runs import RunCurve, RunEnd, curve_of_run
 
 FIGURES: Mapping[str, Callable[[Study], Figure | NoFigure]] = {
     "loss-flops": loss_flops,

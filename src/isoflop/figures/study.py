@@ -5,7 +5,7 @@ L(N,D) is drawn only where the runs determine it. The axes that figures share ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -52,6 +52,28 @@ def law_of(
     if fitted.law.draws is None or spans & {"alpha", "beta"}:
         return fitted, doubts, "the runs do not determine L(N,D): " + "; ".join(doubts)
     return fitted, doubts, ""
+
+
+def ends_of_table(
+    columns: Mapping[str, ArrayLike],
+    names: Sequence[str] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[RunEnd, ...]:
+    """Rows of a table of finished runs, such as `isoflop.fit.table.read_table` gives.
+
+    Args:
+        columns: "N" parameters, "D" tokens, "loss" nats per token; "C" FLOPs where they were counted.
+        names: what to call each row.
+        labels: other columns, which tell kinds of rows.
+    """
+    N, D, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "loss"))
+    C = np.asarray(columns["C"], dtype=float) if "C" in columns else np.full(len(N), np.nan)
+    called = names or [f"row {i + 1}" for i in range(len(N))]
+    kinds = [tuple((name, cells[i]) for name, cells in (labels or {}).items()) for i in range(len(N))]
+    return tuple(
+        RunEnd(str(name), float(n), float(d), float(loss), float(c) if np.isfinite(c) else None, kinds=kind)
+        for name, n, d, loss, c, kind in zip(called, N, D, L, C, kinds, strict=True)
+    )
 
 
 def kinds_of(ends: tuple[RunEnd, ...]) -> dict[str, list[str]]:

@@ -1,8 +1,6 @@
 """Which size, by some runs: the posterior of `isoflop.fit.drifting_law`, and N_opt(C) and losses by its draws.
 
-One engine behind `fit`, `plan`, `ladder fit` and the advice. Any number of finished runs will do; the prior carries the
-rest.
-
+One engine behind `fit`, `plan`, `ladder fit` and the advice, for any number of finished runs.
 **Likelihood.** ln L of the runs is Gaussian about the law's plus b·o, o ≈ ½·ln(D/(20·N)) the distance from 20 tokens
 per parameter in ln N; its covariance is s²·(noise of each run, in part shared by runs of one size) + τ²·`misfit`.
 s, τ and b are unknown. b is an error that all runs share: a sweep's untuned rate or long warm-up moves the best sizes
@@ -17,7 +15,7 @@ What is asked of a budget is also held to 20 tokens per parameter there: `Poster
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -51,7 +49,7 @@ from isoflop.fit.drifting_law import (
     tilt,
 )
 from isoflop.fit.optimal_line import columns_of
-from isoflop.fit.robust import LEAST_SCATTER, Outlier, describe_apart, misfit_of, outlying, scatter
+from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, misfit_of, outlying, scatter
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
@@ -140,8 +138,7 @@ class Posterior:
         target: FLOPs of the budget that draws are held to 20 tokens per parameter at; None: not yet.
         turn: change of ln N_opt per e-fold of compute beyond the largest run that the law does not know, by draw
             [draws]; 0: not asked for a budget yet.
-        left_out: runs far off the law.
-        apart: that runs far off the law are of a kind of their own, and were kept; "": none are.
+        left_out, apart: runs far off the law; that such runs are of a kind of their own, and were kept.
         misfit: scatter of ln L over what seeds alone give; None: too few runs to tell.
         shift: of ln N_opt, by draw [draws]: doubt that runs which say nothing of the best size leave.
         spread: standard deviation of ln N_opt at the largest budget, by the runs and the prior there.
@@ -256,14 +253,7 @@ class Posterior:
 
 
 def posterior_of_runs(
-    N: Array,
-    D: Array,
-    C: Array,
-    loss: Array,
-    seed: int = 0,
-    *,
-    keep_outliers: bool = False,
-    labels: Mapping[str, Sequence[str]] | None = None,
+    N: Array, D: Array, C: Array, loss: Array, seed: int = 0, *, keep_outliers: bool = False, labels: Labels = None
 ) -> Posterior:
     """The posterior of the drifting law, its origin at the largest budget and 20 tokens per parameter.
 
@@ -281,8 +271,7 @@ def posterior_of_runs(
     """
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
     left_out = () if keep_outliers else _outliers(N, D, C, loss)
-    if apart := describe_apart(left_out, labels or {}, N, D, C, D / N):
-        left_out = ()
+    left_out = () if (apart := describe_apart(left_out, labels or {}, N, D, C, D / N)) else left_out
     if left_out:
         N, D, C, loss = (np.delete(column, [run.row for run in left_out]) for column in (N, D, C, loss))
     origin = Origin.of(N, D, C)
@@ -290,8 +279,7 @@ def posterior_of_runs(
     modes = [_mode(model, width) for width in (1.0, BIASED)]
     rows = _chains(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
-    draws, bias = rows[:, :CONSTANTS], rows[:, BIAS_AT]
-    noise, form = np.exp(rows[:, NOISE_AT]), np.exp(rows[:, FORM_AT])
+    draws, bias, noise, form = (rows[:, :CONSTANTS], rows[:, BIAS_AT], *np.exp(rows[:, [NOISE_AT, FORM_AT]].T))
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
     known = (origin, best[:CONSTANTS], draws, bias, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
     found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 
+Labels = Mapping[str, Sequence[str]] | None
+"""Cells of other columns of runs, which may tell kinds, each [n]."""
 OUTLYING, LARGE, FAR = 6.0, 0.06, 20.0
 """Of the scatter of the others: a run beyond is left out if it is off by `LARGE` in ln L, or by `FAR` scatters. Three
 of Hoffmann et al. 2022's 240 runs, read off a figure, lie 7 to 11 times the scatter off, by 3 to 5%: they stay."""

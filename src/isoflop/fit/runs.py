@@ -510,37 +510,8 @@ def end_of_curve(curve: RunCurve, loss: str, convention: str) -> RunEnd:
     if not why and N is None:
         why = f"its parameters ({convention.replace('_', ' ')}) are not known"
     flops = float(curve.flops[fine[-1]])
-    return RunEnd(
-        curve.name,
-        N,
-        float(curve.tokens[fine[-1]]),
-        None if broken else float(values[last].mean()),
-        flops if np.isfinite(flops) else None,
-        curve.run_id,
-        why,
-    )
-
-
-def ends_of_table(
-    columns: Mapping[str, ArrayLike],
-    names: Sequence[str] | None = None,
-    labels: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[RunEnd, ...]:
-    """Rows of a table of finished runs, such as `isoflop.fit.table.read_table` gives.
-
-    Args:
-        columns: "N" parameters, "D" tokens, "loss" nats per token; "C" FLOPs where they were counted.
-        names: what to call each row.
-        labels: other columns, which tell kinds of rows.
-    """
-    N, D, L = (np.asarray(columns[name], dtype=float) for name in ("N", "D", "loss"))
-    C = np.asarray(columns["C"], dtype=float) if "C" in columns else np.full(len(N), np.nan)
-    called = names or [f"row {i + 1}" for i in range(len(N))]
-    kinds = [tuple((name, cells[i]) for name, cells in (labels or {}).items()) for i in range(len(N))]
-    return tuple(
-        RunEnd(str(name), float(n), float(d), float(loss), float(c) if np.isfinite(c) else None, kinds=kind)
-        for name, n, d, loss, c, kind in zip(called, N, D, L, C, kinds, strict=True)
-    )
+    D, L = float(curve.tokens[fine[-1]]), None if broken else float(values[last].mean())
+    return RunEnd(curve.name, N, D, L, flops if np.isfinite(flops) else None, curve.run_id, why)
 
 
 def said(loss: str) -> str:
