@@ -269,6 +269,26 @@ def test_runs_that_a_law_does_not_know_are_told(
     assert any(doubt.startswith(said) for doubt in doubts) if said else doubts == ()
 
 
+@pytest.mark.parametrize(
+    ("head", "row", "N", "D"),
+    [
+        ("Model Size (M),Tokens (B),loss", "70,2,3.5", 7e7, 2e9),
+        ("Parameter (Mio.),Token (Mrd.),loss", "70,2,3.5", 7e7, 2e9),
+        ("n_params,compute_pf_days,loss", "7e7,0.01,3.5", 7e7, 8.64e17 / 6 / 7e7),
+    ],
+)
+def test_units_in_heads_are_read(tmp_path: Path, head: str, row: str, N: float, D: float) -> None:
+    table = read_table([file(tmp_path, f"{head}\n{row}\n")], WANTED)
+    assert table.columns["N"] == pytest.approx([N]) and table.columns["D"] == pytest.approx([D])
+
+
+def test_what_an_answer_names_is_taken(tmp_path: Path) -> None:
+    path = file(tmp_path, "N,D,loss\n1e9,2e10,20.1\n")  # a column that is called loss and holds perplexities
+    assert read_table([path], WANTED, {"perplexity": "loss"}).columns["loss"] == pytest.approx([math.log(20.1)])
+    path = file(tmp_path, "N,D,epochs,loss\n1e9,2e10,4,2.5\n")
+    assert read_table([path], ("N", "D", "U", "loss")).columns["U"] == [5e9]
+
+
 def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
     path = file(tmp_path, "size,D,loss,set\n1e9,2e10,2.5,c4\n\n2e9,2e10,,rpj\n3e9,2e10,2.4,c4\n")
     table = read_table([path], WANTED, named={"N": "size"}, where="set==c4")
@@ -299,6 +319,26 @@ def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
             "N,D,loss\n1e9,2e10,19\n",
             "column 'loss': expected nats per token, got values around 19, more than a guess among all "
             "tokens has; are they perplexities? Then name them: --column perplexity=loss",
+        ),
+        (
+            'N,D,loss\n1e9,2e10,"5,458"\n',
+            "column 'loss': expected nats per token, got values around 5.46e+03, more than a guess among all "
+            "tokens has; are their commas decimal ones? Then write points",
+        ),
+        (
+            "N,C,loss\n1e9,4,2.5\n",
+            "column 'C': expected FLOPs, got values around 4, less than D = 1,000 takes: head it with its unit, such as "
+            "'C (PF-days)' or 'C (EFLOPs)'",
+        ),
+        (
+            "total_params,active_params,D,loss\n8e9,1e9,2e10,2.5\n",
+            "several columns may be N, total_params, active_params: say which with --column N=…",
+        ),
+        (
+            "N,train_steps,batch,loss\n1e9,400,16,2.5\n",
+            "no column is known to be D (looked for D, tokens, n_tokens, num_tokens, train_tokens, training_tokens, "
+            "tokens_seen, data); there are N, train_steps, batch, loss: say which with --column D=…, or add one of "
+            "tokens: train_steps times the tokens of a step",
         ),
         ("N,D,loss\n1e9,2e10,2.5\n1e9,2e10\n", "{path}, line 3: expected 3 values, as in the first row, got 2"),
         ("N,D,loss\n1e9,2e10,2.5,7\n", "{path}, line 2: expected 3 values, as in the first row, got 4"),

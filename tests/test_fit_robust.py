@@ -17,6 +17,7 @@ from isoflop.fit.posterior import posterior_of_runs
 from isoflop.fit.problem import huber
 from isoflop.fit.robust import far_runs, outlying, scatter, telling_kinds
 from isoflop.fit.runs import check_runs
+from isoflop.laws.forms import muennighoff_loss
 
 WANTED = ("N", "D", "loss")
 
@@ -249,3 +250,30 @@ def test_runs_that_say_nothing_of_the_best_size_leave_the_published_doubt(sizes:
     N, D, loss = sweep()
     clear = posterior_of_runs(N, D, 6 * N * D, loss)
     assert clear.telling and clear.towards(1e21).shift.std() < 0.02  # type: ignore[union-attr]
+
+
+def repeated(noise: float = 0.002) -> tuple[dict[str, Array], list[str]]:
+    """Runs of a planted law of repeated data without a decay of N, and their epochs."""
+    N, U, epochs = (x.ravel() for x in np.meshgrid(np.geomspace(5e7, 8e8, 4), [1e8, 1e9], [1.0, 2.0, 8.0, 40.0, 200.0]))
+    constants = {"E": 1.8, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.31, "R_D_star": 15.0, "R_N_star": 1e9}
+    loss = muennighoff_loss(N, U * epochs, U, **constants)
+    loss = loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(N)))
+    return {"N": N, "D": U * epochs, "U": U, "loss": loss}, [f"{one:g}" for one in epochs]
+
+
+def test_a_constant_at_infinity_is_not_determined() -> None:
+    columns, _ = repeated()
+    fitted = fit_law("muennighoff", columns, draws=20)
+    assert fitted.undetermined == {"R_N_star"} and fitted.intervals["R_N_star"] == (0.0, math.inf)
+    assert fitted.intervals["R_D_star"][0] < 15 < fitted.intervals["R_D_star"][1] < 20
+
+
+def test_runs_that_repeat_data_are_no_outliers_together() -> None:
+    N, D, loss = sweep()
+    epochs = np.where(np.arange(len(N)) % 9 == 4, 50.0, 1.0)  # 4 or 5 runs of 42 repeated their data: they lie far off
+    off = loss * np.where(epochs > 1, 1.3, 1.0)
+    columns, labels = {"N": N, "D": D, "loss": off}, {"epochs": [f"{one:g}" for one in epochs]}
+    kept = fit_law("hoffmann", columns, draws=20, labels=labels)
+    assert kept.left_out == () and any("all of high epochs: they are kept" in warning for warning in kept.warnings)
+    assert not any("--group" in warning for warning in kept.warnings)  # repeats are no groups
+    assert len(fit_law("hoffmann", columns, draws=20).left_out) == (epochs > 1).sum()

@@ -279,6 +279,15 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ("b/metrics", ["params", "tokens"]),
     ]
     assert found["problems"] == []
+    for folder in ("xs", "s"):  # Lightning's folders, which differ far above the file
+        logs = tmp_path / "lit" / folder / "logs" / "version_0"
+        logs.mkdir(parents=True)
+        (logs / "metrics.csv").write_text("epoch,step,loss\n0,0,4.0\n0,1,3.0\n")
+    found = imported(tmp_path / "lit", "-n", "--params", "xs/logs/version_0=1M")
+    assert {run["name"]: "params" in run["missing"] for run in found["runs"]} == {
+        "xs/logs/version_0": False,
+        "s/logs/version_0": True,
+    }
 
 
 def test_a_configuration_that_needs_code_of_its_own(tmp_path: Path) -> None:
@@ -347,6 +356,38 @@ def test_a_question_names_an_answer_that_works(tmp_path: Path) -> None:
     found = imported(path, "-o", tmp_path / "runs", *answers)
     assert len(found["runs"]) == 3 and found["questions"] == found["problems"] == []
     assert {run["tokens"] for run in found["runs"]} == {8 * 524_288}
+
+
+def test_what_a_table_says_of_its_runs_reaches_a_fit(tmp_path: Path) -> None:
+    """Their state, planned steps, epochs and experts, as where `fit` reads the table itself."""
+    N, D = grid(3, 4)
+    rows = [f"{n:.17g},{d:.17g},{loss:.17g}" for n, d, loss in zip(N, D, hoffmann(N, D), strict=True)]
+    path = tmp_path / "runs.csv"
+    state = ["finished"] * 10 + ["crashed", "running"]
+    path.write_text("\n".join(["N,tokens,loss,State", *(f"{r},{s}" for r, s in zip(rows, state, strict=True))]))
+    imported(path, "-o", tmp_path / "states")
+    assert [run.status for run in records(tmp_path / "states")].count("completed") == 10
+    table, read = call("fit", path, "--draws", 20), call("fit", tmp_path / "states", "--draws", 20)
+    for done in (table, read):
+        assert "fitted to 10 runs" in done.stdout and done.stderr.count("left out: ") == 2
+
+    steps = [f"run{i},finished,{row},{4000 if i else 300},4000" for i, row in enumerate(rows)]
+    path.write_text("\n".join(["Name,State,N,tokens,loss,_step,trainer.max_steps", *steps]))
+    imported(path, "-o", tmp_path / "planned")
+    assert "it ended at step 300 of 4,000 planned" in call("fit", tmp_path / "planned", "--draws", 20).stderr
+
+    path.write_text("\n".join(["N,tokens,loss,epochs", *(f"{r},{1 + i % 3}" for i, r in enumerate(rows))]))
+    imported(path, "-o", tmp_path / "epochs")
+    assert "8 of 12 runs saw tokens again (column 'epochs')" in call("fit", tmp_path / "epochs", "--draws", 20).stderr
+
+    path.write_text(
+        "\n".join(["params,tokens,loss,active", *(f"{r},{n / 6:.0f}" for r, n in zip(rows, N, strict=True))])
+    )
+    imported(path, "-o", tmp_path / "experts")
+    assert records(tmp_path / "experts")[0].points[-1].flops == pytest.approx(N[0] * D[0], rel=1e-6)
+    for source, take in ((path, "--column N='active'"), (tmp_path / "experts", "--n active")):
+        told = call("fit", source, "--draws", 20).stderr
+        assert "12 of 12 runs are mixtures of experts" in told and take in told
 
 
 def test_groups_reach_a_fit(tmp_path: Path) -> None:

@@ -225,6 +225,14 @@ def test_tokens_of_settings(settings: dict[str, int], tokens: int | None, tmp_pa
     assert run.points[-1].tokens == tokens
 
 
+def test_tokens_beside_several_devices_are_those_of_all_as_a_note_says(tmp_path: Path) -> None:
+    for column, doubted in (("num_tokens", True), ("consumed_tokens", False)):
+        (tmp_path / "log.csv").write_text(curve(f"step,loss,{column},world_size", lambda s: f"{s},3.0,{s * BATCH},8"))
+        (one,) = import_runs([tmp_path / "log.csv"]).imported
+        assert one.run.points[-1].tokens == 200 * BATCH
+        assert any("those of all 8 devices (world_size)" in note for note in one.notes) is doubted
+
+
 def test_flops_in_other_units_or_of_each_step_are_no_compute(tmp_path: Path) -> None:
     for name, of in (("units", lambda s: s * 0.0123), ("each", lambda s: 5e12 + s)):
         (tmp_path / f"{name}.csv").write_text(curve("step,loss,flops", lambda s, of=of: f"{s},3.0,{of(s)!r}"))
@@ -244,6 +252,9 @@ def stepped(header: str, form: str = "{s},3.0", steps: Sequence[int] = (1, 2, 3)
 
 
 ENDS = "name,N,D,loss\n"
+ENDS_OF_SWEEP = "params,train_steps,loss\n" + "".join(
+    f"{n}e6,{s},{3 + 1 / n + 100 / s}\n" for n in (30, 60, 90) for s in (500, 1400, 3400, 9100)
+)
 QUESTIONS = [  # a log, what is asked of it, and the answer as the question names it
     (stepped("epoch,batch_no,loss", "1,{s},3.0"), "--step names one", "--step batch_no"),
     ("n_m,tokens,loss\n8,3e9,3.0\n4,2e9,2.9\n", "--run COLUMN", "--run n_m"),
@@ -274,6 +285,10 @@ QUESTIONS = [  # a log, what is asked of it, and the answer as the question name
         "--run w --run lr",
     ),
     (stepped("step,loss"), "--params 124M", "--params 124M"),
+    (stepped("step,loss,N,tokens", "{s},1.{s},124e6,{s}e9"), "divided by accumulation steps", "--loss-unit nats"),
+    ("step,loss\n1,15.0\n2,13.0\n3,7.0\n", "it may be in bits", "--loss-unit bits"),
+    (ENDS_OF_SWEEP, "--run 'params' --run 'train_steps'", "--run params --run train_steps"),
+    (ENDS_OF_SWEEP, "curves: --run 'params'", "--run params"),
     (ENDS + "a,124,8e9,3.0\n", "as if in millions", "--params 124M"),
     (ENDS + "a,124e6,8,3.0\n", "--tokens-per-step 8.2B", "--tokens-per-step 8.2B"),
     (ENDS + "a,1e12,2e6,3.0\n", "tokens a parameter", "--params 124M --tokens-per-step 524288"),

@@ -197,7 +197,8 @@ def print_imported(done: Sequence[Done]) -> None:
         of = "" if runs == len(done) else f" ({runs} of {len(done)} runs)"
         console.print(f"  {note}{of}", markup=False, soft_wrap=True)
     counted = ", ".join(f"{many} {action}" for action, many in Counter(each.action for each in done).items())
-    command = "fit" if any(each.one.run.parameters for each in done) else "report"  # which needs no N
+    fits = any(each.one.run.parameters and each.one.run.points[-1].tokens for each in done)
+    command = "fit" if fits else "report"  # which needs neither N nor tokens
     then = "" if done[0].path is None else f" Next: isoflop {command} {done[0].path.parent}"
     console.print(f"Runs: {counted}.{then}", markup=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from isoflop.fit.runs import BadData
 from isoflop.laws.quantities import PF_DAY
+from isoflop.logs.facts import EPOCHS, EXPERTS, UNIQUE
 from isoflop.logs.files import cell_number
 from isoflop.logs.names import Kind, role_of
 
@@ -23,9 +24,9 @@ GUESSES: dict[str, tuple[str, ...]] = {
         *("C", "flops", "compute", "training_flops", "train_flops", "total_flops", "C_min", "budget", "flops_budget"),
         *("compute_budget", "flop_budget"),
     ),
-    "U": ("U", "unique_tokens"),
-    "epochs": ("epochs", "num_epochs", "n_epochs"),
-    "X": ("X", "experts", "num_experts", "n_experts", "num_local_experts", "n_routed_experts"),
+    "U": ("U", *UNIQUE),
+    "epochs": EPOCHS,
+    "X": ("X", *EXPERTS),
     **dict.fromkeys(
         ("loss", "L"),
         ("loss", "L", "final_loss", "val_loss", "eval_loss", "valid_loss", "validation_loss", "train_loss"),
@@ -60,10 +61,11 @@ def plain(name: str) -> str:
 def unit_of(name: str) -> tuple[str, float]:
     """A column's name without its unit of FLOPs, and what its unit multiplies cells by.
 
-    >>> unit_of("C (PF-days)"), unit_of("Params (M)")
-    (('C', 8.64e+19), ('Params (M)', 1000000.0))
+    >>> unit_of("C (PF-days)"), unit_of("compute_pf_days"), unit_of("Params (M)")
+    (('C', 8.64e+19), ('compute', 8.64e+19), ('Params (M)', 1000000.0))
     """
     found = re.fullmatch(r"(.*\w)\s*[(\[]([^()\[\]]+)[)\]]\s*", name)
+    found = found or re.fullmatch(r"(.*[^\W_])[_ ]((?:pf|pflops?|petaflops?)[_ -]?days?|[A-Za-z]+flops?)", name, re.I)
     if found and (factor := FLOPS_OF_UNITS.get(re.sub(r"[\W_]+", "", found[2]).lower())):
         return found[1], factor
     role = role_of(name)
@@ -78,10 +80,15 @@ def guessed(what: str, present: Sequence[str]) -> str | None:
         return exact
     if found := next((by_plain[plain(name)] for name in names if plain(name) in by_plain), None):
         return found
+    alike = _alike(what, present)
+    return alike[0] if len(alike) == 1 else None
+
+
+def _alike(what: str, present: Sequence[str]) -> list[str]:
+    """Columns that are something by the words of their names."""
     kind, units = _KINDS.get(what, (None, ()))
     roles = {name: role_of(name) for name in present} if kind else {}
-    alike = [name for name, role in roles.items() if role is not None and role.kind == kind and role.unit in units]
-    return alike[0] if len(alike) == 1 else None
+    return [name for name, role in roles.items() if role is not None and role.kind == kind and role.unit in units]
 
 
 def column_of(what: str, present: Sequence[str], named: str | None) -> str:
@@ -93,10 +100,15 @@ def column_of(what: str, present: Sequence[str], named: str | None) -> str:
         return found
     found = guessed(what, present)
     if found is None:
+        if len(several := _alike(what, present)) > 1:
+            raise BadData(f"several columns may be {what}, {listed(several)}: say which with --column {what}=…")
+        more = {"N": ", or add a column of parameter counts", "D": ", or name FLOPs, 6·N·D, with --column C=…"}
+        steps = [name for name in present if (role := role_of(name)) is not None and role.kind == "step"]
+        if what == "D" and steps:
+            more["D"] = f", or add one of tokens: {steps[0]} times the tokens of a step"
         raise BadData(
             f"no column is known to be {what} (looked for {', '.join(GUESSES.get(what, (what,)))}); there are "
-            f"{listed(present)}: say which with --column {what}=…"
-            + (", or add a column of parameter counts" if what == "N" else "")
+            f"{listed(present)}: say which with --column {what}=…{more.get(what, '')}"
         )
     return found
 

@@ -24,18 +24,22 @@ from isoflop.fit.robust import (
     describe_apart,
     describe_misfit,
     describe_outliers,
+    describe_together,
     explaining,
     far_runs,
     misfit_of,
     outlying,
     scatter,
     telling_kinds,
+    together,
 )
 from isoflop.fit.runs import Runs, check_runs
 from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
 from isoflop.fit.uncertainty import Gap, Progress, Unknown, draw, influence, nothing, too_few, unknown
 from isoflop.laws.forms import FORMS, Convention, Law
 from isoflop.laws.quantities import interval
+from isoflop.logs.facts import EPOCHS, UNIQUE, fact_of
+from isoflop.logs.files import cell_number
 
 DELTA = 1e-3
 """Hoffmann et al. 2022, section 3.3."""
@@ -174,15 +178,17 @@ def fit_law(
         objective = Objective(problem, runs.weights[kept], width, prior_of(problem, priors or {}))
         return optimum(objective, absolute=absolute)
 
-    kept, best, left_out = _without_outliers(runs, best_of, keep_outliers)
-    if apart := describe_apart(left_out, labels or {}, *_quantities(runs)):
-        kept, best, left_out = _without_outliers(runs, best_of, True)
+    repeats = _repeats(runs, labels or {})
+    kinds = {name: cells for name, cells in (labels or {}).items() if name not in repeats}
+    kept, best, left_out, common = _without_outliers(runs, best_of, keep_outliers, repeats)
+    if apart := describe_apart(left_out, kinds, *_quantities(runs)):
+        kept, best, left_out, common = *_without_outliers(runs, best_of, True, repeats)[:3], apart
     drawn = draw(best, draws if form in TERMS else min(draws, MOST_DRAWS), seed, progress)
     fitted = _result(runs.taken(kept), best, drawn, level, convention, 0.0 if absolute else width)
     called = [f"row {i + 1}" for i in range(len(runs))] if rows is None else rows
-    others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in (labels or {}).items()}
+    others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in kinds.items()}
     misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
-    told = (describe_outliers(left_out, called),) if left_out else (apart,) if apart else ()
+    told = (describe_outliers(left_out, called),) if left_out else (common,) if common else ()
     return replace(fitted, left_out=left_out, misfit=misfit, warnings=(*fitted.warnings, *told, *poor))
 
 
@@ -190,15 +196,30 @@ ROUNDS = 4
 """Of leaving outliers out and fitting again."""
 
 
+def _repeats(runs: Runs, labels: Mapping[str, Sequence[str]]) -> dict[str, Array]:
+    """How often each run saw its data, by what is known: columns of epochs or unique tokens, D/U [n]."""
+    found = {}
+    for name, cells in labels.items():
+        if fact_of(name) in (*EPOCHS, *UNIQUE):
+            numbers = [cell_number(cell) for cell in cells]
+            if None not in numbers:
+                found[name] = np.array(numbers, dtype=float)
+        if name in found and fact_of(name) in UNIQUE and "D" in runs.variables:
+            found[name] = runs.variables["D"] / found[name]
+    if {"D", "U"} <= {*runs.variables}:
+        found["D/U"] = runs.variables["D"] / runs.variables["U"]
+    return found
+
+
 def _without_outliers(
-    runs: Runs, best_of: Callable[[NDArray[np.bool_]], Optimum], keep: bool
-) -> tuple[NDArray[np.bool_], Optimum, tuple[Outlier, ...]]:
-    """Which runs the fit keeps [n], their optimum, and the others."""
+    runs: Runs, best_of: Callable[[NDArray[np.bool_]], Optimum], keep: bool, repeats: Mapping[str, Array]
+) -> tuple[NDArray[np.bool_], Optimum, tuple[Outlier, ...], str]:
+    """Which runs the fit keeps [n], their optimum, the others; and a warning where these have repeats in common."""
     everything = np.ones(len(runs), dtype=bool)
     whole = best = best_of(everything)
     kept, found = everything, []
     if keep or len(runs) < 2 * best.constants:
-        return everything, whole, ()
+        return everything, whole, (), ""
     for _ in range(ROUNDS):
         residuals = best.objective.problem.residuals(best.theta[None])[0]
         out = outlying(residuals, scatter(residuals, best.constants))
@@ -210,11 +231,14 @@ def _without_outliers(
             for i, r in zip(rows, residuals[out], strict=True)
         ]
         if len(found) > MOST * len(runs):
-            return everything, whole, ()
+            return everything, whole, (), ""
+        far = np.isin(np.arange(len(runs)), [run.row for run in found])
+        if name := together(far, repeats):
+            return everything, whole, (), describe_together(len(found), name)
         kept = kept.copy()
         kept[rows] = False
         best = best_of(kept)
-    return kept, best, tuple(sorted(found, key=lambda run: run.row))
+    return kept, best, tuple(sorted(found, key=lambda run: run.row)), ""
 
 
 def _misfit(

@@ -7,6 +7,7 @@ holds several laws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ MOST = 0.2
 """Share of the runs beyond which they are no outliers: then the law does not describe the runs."""
 POOR = 3.0
 """Scatter over that of seeds from which on a fit is poor."""
+CHANCE = 0.01
+"""Probability from which on it is no chance that outliers have something in common."""
 APART = 0.5
 """Scatter within the groups of a column, over that of all, below which the column explains it."""
 
@@ -53,7 +56,7 @@ def outlying(residuals: Array, spread: Array | float) -> NDArray[np.bool_]:
 
 
 FEWEST_APART = 3
-"""Outliers from which on they may be of another kind than the other runs."""
+"""Outliers from which on they may be of another kind than the other runs, or have something in common."""
 
 
 def describe_apart(found: Sequence[Outlier], labels: Mapping[str, Sequence[str]], *quantities: Array) -> str:
@@ -80,6 +83,31 @@ def describe_apart(found: Sequence[Outlier], labels: Mapping[str, Sequence[str]]
                 f"apart (`isoflop fit --group {name}`)"
             )
     return ""
+
+
+def together(out: NDArray[np.bool_], columns: Mapping[str, Array]) -> str:
+    """The column whose high values are those of the outliers, three or more; "": none.
+
+    Such runs are no accidents: the law does not know of what they have in common.
+
+    Args:
+        out: which runs lie far off [n].
+        columns: numbers by name, each [n].
+    """
+    k = int(out.sum())
+    for name, values in columns.items() if k >= FEWEST_APART else ():
+        beside = int((values >= values[out].min()).sum())  # runs at least so far out, outliers or not
+        if math.comb(beside, k) < CHANCE * math.comb(len(out), k):
+            return name
+    return ""
+
+
+def describe_together(k: int, name: str) -> str:
+    """That outliers stay in the fit, for people."""
+    return (
+        f"{k} runs lie beyond {OUTLYING:g} times the scatter of the others, all of high {name}: they are kept, "
+        "for the law does not describe what they have in common"
+    )
 
 
 def seed_noise(loss: Array) -> Array:

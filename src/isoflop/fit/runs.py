@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
+from isoflop.laws.forms import usual_loss
 from isoflop.laws.quantities import LEAST, UNITS
 from isoflop.record.run import Point, Run
 
@@ -158,14 +159,14 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
             f"column {small!r}: expected {UNITS[small]}, got values around {np.median(values):.3g}, which "
             f"makes {ratio:.3g} tokens a parameter; they look like millions: {_written_out(small)}"
         )
-    if len(loss) < FEWEST_TO_TELL or np.median(np.log(loss / _usual_loss(N, D))) > -LOWER:
+    if len(loss) < FEWEST_TO_TELL or np.median(np.log(loss / usual_loss(N, D))) > -LOWER:
         return
     for factor, unit in ((1e3, "thousand"), (1e6, "million")):
         for names in ("ND", "N", "D"):
             n, d = (factor if name in names else 1.0 for name in "ND")
             if n * np.median(N) > LARGEST["N"] or d * np.median(D) > LARGEST["D"]:
                 continue
-            off = np.log(loss / _usual_loss(n * N, d * D))
+            off = np.log(loss / usual_loss(n * N, d * D))
             if abs(np.median(off)) < NEAR and _scatter(off) < min(ALIKE, EXPLAINED * _scatter(np.log(loss))):
                 around = " and ".join(f"{np.median(N if name == 'N' else D):.3g}" for name in names)
                 raise BadData(
@@ -178,11 +179,6 @@ def _check_units(N: Array, D: Array, loss: Array) -> None:
 
 def _scatter(values: Array) -> float:
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
-
-
-def _usual_loss(N: Array, D: Array) -> Array:
-    """Nats per token of text: Besiroglu et al. 2024."""
-    return np.asarray(1.8172 + 482.01 / N**0.3478 + 2085.43 / D**0.3658)
 
 
 def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence[str], units: bool) -> list[str]:
@@ -215,7 +211,7 @@ def _oddities(taken: Mapping[str, Array], names: Sequence[str], called: Sequence
 def _odd_losses(N: Array, D: Array, loss: Array) -> list[str]:
     """What losses look like that are no nats per token."""
     said = []
-    usual = _usual_loss(N, D)
+    usual = usual_loss(N, D)
     if np.median(loss / usual) > PERPLEXING and np.median(N) > 1e7:
         said.append(
             f"losses around {np.median(loss):.3g}, where text has about {np.median(usual):.2g} nats per token at this "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,37 +15,22 @@ from isoflop.fit.columns import GUESSES, Condition, column_of, guessed, listed, 
 from isoflop.fit.runs import (
     TOKENS_A_PARAMETER,
     BadData,
-    common_loss,
-    curve_of_run,
     describe_rate,
-    end_of_curve,
     implausible,
-    known_losses,
-    loss_names,
-    unfinished,
 )
+from isoflop.fit.sources import LOSS_NAME, Rows, file_rows, record_rows
 from isoflop.laws.forms import TRAINING_FLOPS, compute_of
 from isoflop.laws.quantities import LEAST
-from isoflop.logs.files import cell_number, csv_rows
-from isoflop.record.lines import Problems
+from isoflop.logs.facts import DATA, NO_END, fact_of
+from isoflop.logs.files import cell_number
+from isoflop.logs.names import role_of
 from isoflop.record.paths import Location
 from isoflop.record.reader import read_runs
-from isoflop.record.run import COUNTS, Run, common_n
+from isoflop.record.run import COUNTS, Run
 
-LOSS_NAME = "loss name"
 RUNS_OF_LOGS = ("run", "runid", "runname")
 STEPS_OF_LOGS = ("step", "globalstep", "iteration", "iter")
 """Columns by which rows along one run's curve are told from the ends of runs."""
-NAMES = ("name", "runname", "run", "runid")
-"""Columns whose cells name the runs of a file, where each has another."""
-_NO, _YES = ("false", "0", "no"), ("true", "1", "yes")
-_STATES = ("running", "scheduled", "crashed", "failed", "killed", "interrupted", "stopped", "diverged", "preempted")
-NO_END: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("status", "state"), (*_STATES, "oom")),
-    **dict.fromkeys(("diverged", "crashed", "failed", "stoppedearly", "earlystopped"), _YES),
-    **dict.fromkeys(("finished", "completed"), _NO),
-}
-"""Cells, by column, of a run that did not come to its end."""
 FORWARD_ONLY = (1.9, 2.1)
 """FLOPs per parameter and token, of all runs, that are those of the forward pass alone."""
 ROUNDED = 0.02
@@ -117,8 +101,8 @@ def read_table(
             records.append(source)
         else:
             files.append(source)
-    parts = [(str(file), _named(_rows(file)), "unknown") for file in files]
-    rows, left_out, counted = _records(read_runs(*records), convention, loss) if records else ([], (), "unknown")
+    parts = [(str(file), file_rows(file), "unknown") for file in files]
+    rows, left_out, counted = record_rows(read_runs(*records), convention, loss) if records else ([], (), "unknown")
     if rows or not files:
         parts.append((", ".join(map(str, records)), rows, counted))
     if not any(rows for _, rows, _ in parts):
@@ -130,19 +114,6 @@ def read_table(
         raise BadData(f"expected {kind}, got none in {place}{told}")
     table = _stacked(parts, wanted, named or {}, where)
     return replace(table, left_out=(*left_out, *table.left_out))
-
-
-Rows = Sequence[tuple[str, dict[str, str]]]
-
-
-def _named(rows: Rows) -> Rows:
-    """Rows called by a column of names, where each has another."""
-    present = rows[0][1] if rows else {}
-    for column in (name for known in NAMES for name in present if plain(name) == known):
-        names = [row[column].strip() for _, row in rows]
-        if all(names) and len(set(names)) == len(names) and not any(map(cell_number, names)):
-            return [(name, row) for name, (_, row) in zip(names, rows, strict=True)]
-    return rows
 
 
 def _stacked(
@@ -204,7 +175,11 @@ def _one_of(tables: Sequence[Table]) -> Table:
         counted[0] if len(counted) == 1 else "unknown",
         [value for table in tables for value in table.C],
         tuple(dict.fromkeys(doubts)),
-        {name: cells for name, cells in labels.items() if 1 < len(set(cells)) <= len(runs) / 4},
+        {
+            name: cells
+            for name, cells in labels.items()
+            if 1 < len(set(cells)) <= len(runs) / (1 if fact_of(name) in DATA else 4)
+        },
     )
 
 
@@ -212,7 +187,7 @@ def table_of_runs(
     runs: Sequence[Run], wanted: Sequence[str], convention: str | None = None, loss: str | None = None
 ) -> Table:
     """The same of runs that were read already. Raises as `read_table` does."""
-    found, left_out, counted = _records(runs, convention, loss)
+    found, left_out, counted = record_rows(runs, convention, loss)
     if not found:
         raise BadData("expected finished runs with a loss, got none" + "".join(f"; {text}" for text in left_out))
     return replace(_one_of([_Reading(found, wanted, {}).table(counted)]), left_out=left_out)
@@ -273,7 +248,7 @@ class _Reading:
                 self._check_ends(N, D)
                 self._check_not_swapped(N, D)
                 self._doubt_tokens()
-                self._doubt_kind(np.array(D))
+            self._doubt_kind(np.array(N), np.array(D))
             C = C or self._compute(np.array(N), np.array(D))
         taken, counts, records = self.taken, "unknown", all(LOSS_NAME in row for row in self.rows)
         if records:  # which N and which loss
@@ -299,8 +274,9 @@ class _Reading:
         if "L" in self.wanted and "loss" not in named:  # an error by the loss: Gadre et al. 2024
             named = {**named, "loss": column_of("error", present, None)}
         for what in self.wanted:
-            stand_in = {"N": "C", "D": "C", "loss": "perplexity"}.get(what)
-            missing = what not in named and guessed(what, present) is None
+            stand_in = {"N": "C", "D": "C", "loss": "perplexity", "U": "epochs"}.get(what)
+            instead = what == "loss" and "perplexity" in named
+            missing = what not in named and (instead or guessed(what, present) is None)
             if missing and stand_in is not None and (stand_in in named or guessed(stand_in, present)):
                 what = stand_in
             taken[what] = column_of(what, present, named.get(what))
@@ -328,7 +304,15 @@ class _Reading:
             if what in self.wanted and what not in columns:
                 flops, known = np.array(columns["C"]), np.array(columns[other])
                 columns[what] = (flops / TRAINING_FLOPS / np.where(known > 0, known, np.nan)).tolist()
+                if np.nanmedian(columns[what]) < LEAST[what] <= np.nanmedian(known):
+                    raise BadData(
+                        f"column {self.taken['C']!r}: expected FLOPs, got values around {np.nanmedian(flops):.3g}, "
+                        f"less than {what} = 1,000 takes: head it with its unit, such as 'C (PF-days)' or 'C (EFLOPs)'"
+                    )
                 self.doubts = [f"{what} is C/(6·{other}): there is no column for it"]
+        if "epochs" in columns:
+            columns["U"] = np.divide(columns["D"], np.maximum(columns["epochs"], 1)).tolist()
+            self.doubts.append(f"U is D over column {self.taken['epochs']!r}")
         if "perplexity" in columns:
             values, name = np.array(columns["perplexity"]), self.taken["perplexity"]
             if not (values > 1).all():
@@ -336,10 +320,16 @@ class _Reading:
             columns["loss"] = np.log(values).tolist()
             self.doubts.append(f"the loss is the logarithm of column {name!r}")
         elif "loss" in columns and (middle := float(np.median(columns["loss"]))) > MOST_LOSS:
+            name = self.taken["loss"]
+            comma = any("," in row.get(name, "") for row in self.rows)
+            cause = (
+                "are their commas decimal ones? Then write points"
+                if comma
+                else f"are they perplexities? Then name them: --column perplexity={name}"
+            )
             raise BadData(
-                f"column {self.taken['loss']!r}: expected nats per token, got values around {middle:.3g}, more than a "
-                "guess among all tokens has; are they perplexities? Then name them: --column "
-                f"perplexity={self.taken['loss']}"
+                f"column {name!r}: expected nats per token, got values around {middle:.3g}, more than a guess among "
+                f"all tokens has; {cause}"
             )
         return columns
 
@@ -389,17 +379,19 @@ class _Reading:
                 )
                 return
 
-    def _doubt_kind(self, D: np.ndarray) -> None:
+    def _doubt_kind(self, N: Array, D: Array) -> None:
         """That some runs repeat data, or are mixtures of experts, of which the law asked for knows nothing."""
-        for what, law, told in (
-            ("U", "muennighoff", "saw tokens again"),
-            ("epochs", "muennighoff", "saw tokens again"),
-            ("X", "clark", "are mixtures of experts"),
-        ):
+        active, again = self._active(), "saw tokens again"
+        kinds = {
+            "U": ("muennighoff", again),
+            "epochs": ("muennighoff", again),
+            "X": ("clark", "are mixtures of experts"),
+        }
+        for what, (law, told) in kinds.items():
             name = guessed(what, self.present)
-            if name is None or what in self.wanted or "U" in self.wanted:
+            if name is None or what in self.wanted or "U" in self.wanted or (what == "X" and active):
                 continue
-            cells = np.array([cell_number(row.get(name)) or math.nan for row in self.rows], dtype=np.float64)
+            cells = self._cells(name)
             with np.errstate(invalid="ignore"):
                 odd = cells < D * (1 - ROUNDED) if what == "U" else cells > 1 + ROUNDED
             if odd.any():
@@ -407,9 +399,25 @@ class _Reading:
                     f"{odd.sum()} of {len(odd)} runs {told} (column {name!r}), which this law does not know: "
                     f"--law {law} does, or leave them out (--where)"
                 )
-                return
+                break
+        if active is not None and (sparse := int((self._cells(active) < N * (1 - ROUNDED)).sum())):
+            take = "--n active" if LOSS_NAME in self.rows[0] else f"--column N={active!r}"
+            self.doubts.append(
+                f"{sparse} of {len(N)} runs are mixtures of experts: N counts all of these, C those that a token "
+                f"passes (column {active!r}); a dense law is nearer with {take}"
+            )
 
-    def _compute(self, N: np.ndarray, D: np.ndarray) -> list[float]:
+    def _active(self) -> str | None:
+        """The column of the parameters that a token passes, beside one of N."""
+        roles = {name: role_of(name) for name in self.present if name != self.taken.get("N")}
+        return next((name for name, role in roles.items() if role is not None and role.name == "active"), None)
+
+    def _cells(self, name: str) -> Array:
+        """Numbers with the unit of their column; NaN for what is none."""
+        cells = [cell_number(row.get(name)) for row in self.rows]
+        return np.array([math.nan if cell is None else cell for cell in cells]) * unit_of(name)[1]
+
+    def _compute(self, N: Array, D: Array) -> list[float]:
         """Training FLOPs: as measured where that is plausible, else 6·N·D; BadData: an implausible one of a file."""
         flops = np.full(len(N), np.nan)
         if (named := self.named.get("C")) is not None or guessed("C", self.present) is not None:
@@ -417,6 +425,8 @@ class _Reading:
         odd = implausible(flops, N, D)
         if by_hand := [i for i in odd if LOSS_NAME not in self.rows[i]]:
             raise BadData(describe_rate(flops, N, D, by_hand[0], self.labels))
+        if (active := self._active()) is not None:  # of experts what a token passes
+            N = np.fmin(self._cells(active), N)
         rates = flops / N / D
         if odd.size:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
@@ -431,78 +441,3 @@ class _Reading:
                 "multiply it by 3, or leave it out"
             )
         return compute_of(N, D, flops).tolist()
-
-
-def _rows(source: Path) -> list[tuple[str, dict[str, str]]]:
-    problems = Problems(str(source))
-    rows = csv_rows(source, problems)
-    names = [name.strip() for name in next(rows, [])]
-    if not any(names):
-        raise BadData(next(iter(problems.all()), f"{source} is empty: expected a first row with the columns' names"))
-    for name, times in Counter(names).items():
-        if name and times > 1:
-            raise BadData(f"{source}: expected columns of different names, got {name!r} twice")
-    found = []
-    for values in rows:
-        line = problems.at[1:]
-        if len(values) != len(names):
-            log = "; is it a training log? `isoflop import` reads those" if len(names) == 1 else ""
-            raise BadData(
-                f"{source}, line {line}: expected {len(names)} values, as in the first row, got {len(values)}{log}"
-            )
-        found.append((f"line {line} of {source.name}", dict(zip(names, values, strict=True))))
-    if told := problems.all():
-        raise BadData("; ".join(told[:3]))
-    return found
-
-
-def _records(
-    runs: Sequence[Run], convention: str | None, loss: str | None
-) -> tuple[list[tuple[str, dict[str, str]]], tuple[str, ...], str]:
-    """Each finished run at its end, why others are left out, and which parameters N counts.
-
-    The loss is by default one that all runs have, an evaluation's if there is one, else that of most runs; N likewise
-    by `common_n`.
-    """
-    reasons = [_useless(run) for run in runs]
-    useful = [run for run, why in zip(runs, reasons, strict=True) if not why]
-    if convention is None:
-        convention = common_n(run.parameters for run in useful)
-        useful = [run for run in useful if run.parameters.get(convention)]
-    name = loss or common_loss(useful)
-    found, left_out = [], []
-    for run, why in zip(runs, reasons, strict=True):
-        called, curve = run.name or run.run_id, curve_of_run(run)
-        end = end_of_curve(curve, name, convention)
-        losses = loss_names(run)
-        if not why and end.left_out:
-            why = end.left_out + (f" (it has {', '.join(sorted(losses))})" if name not in losses else "")
-        if why:
-            left_out.append(f"{called}: {why}")
-            continue
-        imported = run.extra.get("imported")
-        groups = imported.get("groups") if isinstance(imported, dict) else None  # of isoflop import --group
-        row: dict[str, object] = {
-            **(groups if isinstance(groups, dict) else {}),
-            **{f"N_{key}": value for key, value in run.parameters.items()},
-            **{f"loss_{key}": end_of_curve(curve, key, convention).loss for key in losses},
-            "N": run.parameters.get(convention),
-            "D": end.D,
-            "C": end.flops,
-            "loss": end.loss,
-            LOSS_NAME: name,
-        }
-        cells = {key: "" if it is None else it if isinstance(it, str) else repr(it) for key, it in row.items()}
-        found.append((f"run {called}", cells))
-    return found, tuple(left_out), convention
-
-
-def _useless(run: Run) -> str:
-    """Why a record can't be a row; "": it can."""
-    if why := unfinished(run):
-        return why
-    if not run.parameters:
-        return "its parameters are not known"
-    if not any(known_losses(point) and point.data_tokens for point in run.points):
-        return "it has no loss with its tokens"
-    return ""

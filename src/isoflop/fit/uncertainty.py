@@ -12,7 +12,7 @@ import numpy as np
 from isoflop.arrays import Array
 from isoflop.fit.prior import LEAST_NOISE, typical_size
 from isoflop.fit.problem import PowerSum
-from isoflop.fit.search import HIGHEST, LOWEST, Objective, Optimum, minimise
+from isoflop.fit.search import BOUNDS, HIGHEST, LOWEST, Objective, Optimum, minimise
 
 MANY = 5000
 """Runs from which on draws come from the asymptotic normal distribution: a bootstrap's cost is runs × draws."""
@@ -132,6 +132,9 @@ VAGUE, STUCK = 0.5, 0.4
 share of it that draws must reach, else they have not left the flat valley's floor where they began."""
 LARGE = 0.6
 """An exponent above it counts as this: it came out high because it is open (published ones are below .8)."""
+LOOSE, BEYOND = 2.0, 10.0
+"""Of a law that is no sum of powers: linear standard error of a constant's logarithm, and a factor beyond where it is
+looked for, from which on it is open: the draws of one that changes no loss (R_N* at infinity) stay where they began."""
 ON_A_LINE = 0.02
 """Standard deviation of ln D about its line on ln N below which all runs lie on one."""
 EXPONENT_SPAN, COEFFICIENT_SPAN, SPAN = 4.0, 1e4, 100.0
@@ -237,7 +240,11 @@ def _undetermined(best: Optimum, drawn: Array) -> dict[str, Reason]:
     alike: Reason = (Gap.ALIKE, {})
     flat, errors = _linear_errors(best)
     said = {free[i]: sizes for i in np.flatnonzero(flat)}
-    if not isinstance(problem, PowerSum):
+    if not isinstance(problem, PowerSum):  # θ are logarithms
+        for name, value, error in zip(free, np.exp(theta), errors, strict=True):
+            low, high = BOUNDS[name.partition("[")[0]]
+            if error > LOOSE or not low / BEYOND < value < high * BEYOND:
+                said.setdefault(name, sizes)
         return said
     size = np.where(is_exponent, np.minimum(np.abs(theta), LARGE), 1)
     edge = is_exponent & ((theta < LOWEST * 1.05) | (theta > HIGHEST * 0.95))

@@ -42,7 +42,9 @@ def curve_of(run: Run | RunCurve, loss: str = "train") -> LossCurve:
     values = columns.losses.get(loss, np.full(len(columns.step), np.nan))
     known = np.isfinite(values) & (columns.tokens > 0) & (columns.step > 0)
     if known.sum() < 2:
-        raise ValueError(f"{known.sum()} of its points have a loss {loss!r} and tokens; at least 2 are needed")
+        others = [f"--loss {name}" for name in columns.losses if name != loss]
+        beside = f"; there is {' or '.join(others[:4])}" if others and not known.any() else ""
+        raise ValueError(f"{known.sum()} of its points have a loss {loss!r} and tokens; at least 2 are needed{beside}")
     optimizer, parent = (record.optimizer or {}).get("class"), (record.parent or {}).get("run_id")
     sizes = columns.batch[known & (columns.batch > 0)]
     return LossCurve(

@@ -90,6 +90,11 @@ def hoffmann_loss(N: Array, D: Array, *, E: Array, A: Array, B: Array, alpha: Ar
         return E + A / N**alpha + B / D**beta
 
 
+def usual_loss(N: ArrayLike, D: ArrayLike) -> Array:
+    """Nats per token that text has at N parameters and D tokens, whatever the corpus: Besiroglu et al. 2024."""
+    return hoffmann_loss(N, D, E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
+
+
 def hoffmann_allocation(
     C: ArrayLike, *, A: ArrayLike, B: ArrayLike, alpha: ArrayLike, beta: ArrayLike
 ) -> tuple[Array, Array]:

@@ -19,7 +19,9 @@ from typing import Literal
 import numpy as np
 from msgspec import structs
 
+from isoflop.laws.forms import usual_loss
 from isoflop.logs.counts import Counts, SizeOf, counts_of
+from isoflop.logs.facts import PLANNED
 from isoflop.logs.files import ImportProblem, number, plain, whole
 from isoflop.logs.given import EVERY, Answers
 from isoflop.logs.logged import Column, Count, Logged, interpolated
@@ -46,6 +48,11 @@ FLOPS_OVER_6ND = 3.0
 """Attention, the head and the conventions of N make less than this."""
 TOKENS_A_SECOND = 1e10
 FLOPS_A_SECOND = 1e21  # More than the largest cluster computes
+FAR_BELOW, LARGE_ENOUGH = 0.4, 1e7
+"""Of the loss of text at N and D, below which a loss is asked about; and parameters from which text's is known."""
+WILD = (
+    13.0  # First loss in nats, from which to 1/ln 2 times as much it may be in bits: ln of large vocabularies is 12.5
+)
 UNTRAINED = 11.0  # Nats per token: ln V of the usual vocabularies, which a run that learned anything falls below
 
 
@@ -114,7 +121,8 @@ def _run_of(
     logged: Logged, answers: Answers, losses: Losses, counts: Counts, points: tuple[Point, ...], notes: list[str]
 ) -> Run:
     status = logged.status or "completed"
-    steps = answers.planned_steps or whole(logged.settings.get("max_steps"))
+    told = (whole(logged.settings.get(name)) for name in PLANNED)
+    steps = answers.planned_steps or next((count for count in told if count and count >= points[-1].step), None)
     imported = {
         "from": logged.kind,
         "source": logged.source,
@@ -253,7 +261,7 @@ def doubts_of(
     asked = [
         name for name in losses.columns if name not in {*answers.given.loss, *answers.given.loss_unit, *losses.units}
     ]
-    found += _losses(asked if EVERY not in answers.given.loss_unit else [], vocabulary, points)
+    found += _losses(asked if EVERY not in answers.given.loss_unit else [], vocabulary, N, points)
     return tuple(replace(doubt, of=tuple(what for what in doubt.of if what not in given)) for doubt in found)
 
 
@@ -299,19 +307,30 @@ def _too_fast(N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:
         yield Doubt(("tokens", "flops"), text, "--tokens-per-step 524288")
 
 
-def _losses(names: Sequence[str], vocabulary: float | None, points: Sequence[Point]) -> Iterator[Doubt]:
+def _losses(names: Sequence[str], vocabulary: float | None, N: int | None, points: Sequence[Point]) -> Iterator[Doubt]:
     vocabulary = vocabulary if vocabulary and vocabulary > 1 else None
     highest = UNTRAINED if vocabulary is None else math.log(vocabulary) + 1
     for name in names:
         values = [value for point in points if (value := point.losses.get(name)) is not None]
         if not values:
             continue
+        size, seen = N or 0, next((p.tokens for p in reversed(points) if p.losses.get(name) is not None), None)
+        usual = float(usual_loss(size, seen)) if size > LARGE_ENOUGH and seen else math.inf
         if min(values) < 0:
             yield Doubt(("loss",), f"{name} falls to {min(values):.4g}: no cross-entropy is below 0", "--loss COLUMN")
         elif min(values) > highest:
             bound = f"ln {vocabulary:,.0f} + 1 = {highest:.4g}" if vocabulary else f"{highest:.4g}"
             text = f"{name} never falls below {min(values):.4g} nats, above {bound}: it may be a sum"
             yield Doubt(("loss",), f"{text}, a perplexity, or in bits", "--loss-unit bits (or ppl), or --loss COLUMN")
+        elif WILD < values[0] < WILD / math.log(2) and len(values) > 2 and values[1] > highest:
+            text = f"{name} begins at {values[0]:.4g} nats, where a guess among all tokens has about {highest - 1:.3g}"
+            yield Doubt(("loss",), f"{text}: it may be in bits", "--loss-unit bits, or nats")
+        elif 0 <= values[-1] < FAR_BELOW * usual and usual < math.inf:
+            text = (
+                f"{name} ends at {values[-1]:.3g}, where text has about {usual:.2g} nats per token after {seen:.3g} "
+                "tokens: divided by accumulation steps, per character, or continued from a checkpoint?"
+            )
+            yield Doubt(("loss",), text, "--loss COLUMN, or --loss-unit nats if it is right")
 
 
 Action = Literal["written", "updated", "unchanged"]

@@ -10,7 +10,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from operator import mul
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.logs.facts import ACCUMULATE, ALL, DEVICES, EACH, EITHER, LENGTH
 from isoflop.logs.files import cell_number, plain
 from isoflop.logs.given import Answers
 from isoflop.logs.logged import Count, Logged, interpolated, scaled
@@ -30,17 +31,6 @@ NO_PADDING = "not logged: D is taken as all tokens"
 OWN = "isoflop's own scalars"
 AMBIGUOUS = ("N", "total", "active", "params", "parameters")
 """Names of N in a table that mean other things among hyperparameters."""
-ALL = ("global_batch_size", "total_batch_size", "effective_batch_size", "total_train_batch_size")
-"""Sequences of a step, on all devices and with accumulation."""
-EACH = ("per_device_train_batch_size", "micro_batch_size", "device_batch_size", "train_micro_batch_size_per_gpu")
-"""Sequences of a micro-batch on one device."""
-EITHER = ("batch_size", "train_batch_size")  # Sequences of a micro-batch to some, of a step to others
-ACCUMULATE = ("gradient_accumulation_steps", "accumulate_grad_batches", "accumulation_steps", "grad_accum_steps")
-LENGTH = (
-    *("seq_len", "seq_length", "sequence_length", "block_size", "context_length"),
-    *("max_seq_length", "max_seq_len", "seq"),
-)
-DEVICES = ("world_size", "num_devices", "n_gpus", "num_gpus", "devices")
 MOST_SEQUENCES = 32_768  # A batch of more is one of tokens, or rare
 LARGE = 1e7  # A count beyond this is one of ones, whatever its fractions
 FEWEST = 16.0  # Tokens a step below which a count is in other units
@@ -213,14 +203,15 @@ def _token_counts(
     names = [given] if given is not None and given in logged.columns else logged.best("tokens")
     for name in names:
         if (seen := logged.count(name)) is not None and not _no_count(logged, name, FEWEST):
-            yield seen, seen, f"{plain(name, 40)}, as logged"
+            yield seen, seen, f"{plain(name, 40)}, as logged{_of_all(logged, name)}"
     for name in [*names, *logged.best("step tokens")]:
         each, why = _of_each_step(logged, name)
         if each is not None:
             yield each, each, f"{plain(name, 40)}, {why}"
         else:
             hints.append(f"Its column {plain(name, 40)} is no count of the run: {why}.")
-    if (from_flos := _from_total_flos(logged, size)) is not None:
+    stated = answers.parameters.values() if size is None else [size.huggingface] if size.takes_tokens else []
+    if (from_flos := _from_total_flos(logged, stated)) is not None:
         how = "total_flos / (6·N), N as Hugging Face counts it (without embedding tables); spread evenly over the steps"
         yield from_flos, from_flos, f"{how} between two states"
     if logged.total_flos and size is not None:
@@ -243,6 +234,15 @@ def _token_counts(
         hints.append(text)
     if logged.numbered and not logged.ends:
         hints.append("Its rows are numbered for lack of a column of steps: a step is a row, unless --step names one.")
+
+
+def _of_all(logged: Logged, name: str) -> str:
+    """That a count is taken as that of all devices, where it may be of one."""
+    factors, role = _factors(logged.settings), role_of(name)
+    devices = next(((each, factors[each]) for each in DEVICES if factors.get(each, 1) > 1), None)
+    if devices is None or role is None or role.rank == 0:  # a total, by its name
+        return ""
+    return f", taken as those of all {devices[1]:,.15g} devices ({devices[0]}): if they are of one, --tokens-per-step"
 
 
 def _no_count(logged: Logged, name: str, fewest: float = 0.0) -> str:
@@ -292,14 +292,14 @@ def _per_step(amount: float) -> tuple[Count, Count]:
     return count, count
 
 
-def _from_total_flos(logged: Logged, size: ModelSize | None) -> Count | None:
-    """Tokens where a state was saved; None where they are no whole numbers: then N is another model's."""
-    if size is None or not size.huggingface or not size.takes_tokens or not logged.total_flos:
-        return None
+def _from_total_flos(logged: Logged, sizes: Iterable[int | None]) -> Count | None:
+    """Tokens where a state was saved; None where they are no whole numbers by any N: then it is another model's."""
     steps = sorted(logged.total_flos)
-    tokens = [logged.total_flos[step] / (6 * size.huggingface) for step in steps]
-    whole = all(abs(count - round(count)) <= 0.01 for count in tokens)
-    return interpolated(steps, tokens) if whole else None
+    for N in sizes if steps else ():
+        tokens = [logged.total_flos[step] / (6 * N) for step in steps] if N else [0.5]
+        if all(abs(count - round(count)) <= 0.01 for count in tokens):
+            return interpolated(steps, tokens)
+    return None
 
 
 def _factors(settings: Mapping[str, Any]) -> dict[str, float]:

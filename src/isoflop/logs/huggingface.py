@@ -62,7 +62,7 @@ def read(source: str, given: Given) -> list[Logged]:
     problems = Problems(str(latest))
     columns, notes = _columns(state, given, problems)
     if len(states) > 1:
-        notes.append(f"of {len(states)} states the latest was read: {latest.relative_to(path)}")
+        notes.append(f"of {len(states)} states the latest was read")
     planned = whole(state.get("max_steps"))
     configs = (latest.parent / "config.json", folder / "config.json")
     return [

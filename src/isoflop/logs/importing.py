@@ -146,7 +146,7 @@ def _with_groups(logged: Logged, names: Sequence[str]) -> Logged:
             there = ", ".join([logged.shown(), *(plain(one, 40) for one in logged.settings)][:12])
             expected = f"expected a column or hyperparameter of {logged.name} ({there})"
             raise ImportProblem(f"{logged.source}: --group: {expected}, got {name!r}")
-    return replace(logged, groups={name: plain(str(known[name])) for name in names})
+    return replace(logged, groups={**logged.groups, **{name: plain(str(known[name])) for name in names}})
 
 
 def _without_copies(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
@@ -209,8 +209,9 @@ def _named_apart(found: tuple[Imported, ...]) -> tuple[Imported, ...]:
         name = one.run.name
         if names[name] > 1 and os.path.exists(one.source):
             source = Path(os.path.abspath(one.source))
-            of_file = source.suffix and source.stem != name and not name.startswith("version_")
-            first = source.stem if of_file else source.parent.name
+            above = [Path(os.path.abspath(each.source)) for each in found if each.run.name == name]
+            depth = len(Path(os.path.commonpath(above)).parts)  # of the folder that all of them lie in
+            first = Path(source.parts[depth]).stem if depth < len(source.parts) else source.stem
             one = replace(one, run=replace(one.run, name=f"{first}/{name}"))
         result.append(one)
     return tuple(result)

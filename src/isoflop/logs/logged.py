@@ -153,9 +153,9 @@ class Logged:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names by which the user may refer to it: its name, that with its folder, its last part."""
-        folder = os.path.basename(os.path.dirname(os.path.abspath(self.source)))
-        return self.name, f"{folder}/{self.name}", self.name.rpartition("/")[2]
+        """Names by which the user may refer to it: its name, that with a folder it lies in, its last part."""
+        folders = os.path.abspath(self.source).split(os.sep)[-2:-7:-1]
+        return self.name, *(f"{folder}/{self.name}" for folder in folders), self.name.rpartition("/")[2]
 
     def shown(self, most: int = 12, *, unused: bool = False) -> str:
         """Names of its columns, for messages; `unused`: of those alone that say nothing of use."""

@@ -17,8 +17,8 @@ Kind = Literal["loss", "tokens", "step tokens", "samples", "flops", "rate", "ste
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _UNITS = {
     **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
-    **dict.fromkeys(("m", "million", "millions"), 1e6),
-    **dict.fromkeys(("b", "billion", "billions"), 1e9),
+    **dict.fromkeys(("m", "million", "millions", "mio", "mln"), 1e6),
+    **dict.fromkeys(("b", "bn", "billion", "billions", "mrd"), 1e9),
     **dict.fromkeys(("t", "trillion", "trillions"), 1e12),
 }
 
@@ -271,7 +271,7 @@ def _size(name: str, found: list[str]) -> Role | None:
     there = {*found}
     factor, left = unit_of(found)
     body = _BODY & there
-    head = there & _PARAMETER or there == {"model", "size"} or name.startswith(("N_", "N "))
+    head = there & _PARAMETER or left == {"model", "size"} or name.startswith(("N_", "N "))
     left -= _PARAMETER
     if not (head or (body and any("emb" in word for word in there))) or not left <= _SIZED:
         return None

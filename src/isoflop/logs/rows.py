@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.logs.facts import DATA, NO_END, PLANNED, fact_of, settings_of, status_of
 from isoflop.logs.files import ImportProblem, cell_number, plain
 from isoflop.logs.given import Given
 from isoflop.logs.logged import Column, Columns, Logged, Words
@@ -24,6 +25,8 @@ BLANK = ("", None, "NA", "N/A", "n/a", "null", "None", "-", "–")
 METRIC = {"metric", "tag", "key", "variable", "series", "scalar", "attribute"}
 FALLS, FEWEST = 0.5, 6  # Rank correlation and values from which on losses by row are a curve
 CHANCE = 2.2  # Standard deviations of the rank correlation of values in no order
+UNEVEN, FEW_ROWS = 1.5, 12
+"""Longest over shortest gap between steps, and rows of one size, from and below which rows may be runs of their own."""
 AN_END = "the end of a run: the file has no steps, the point is recorded as step 1"
 Codes = NDArray[np.int64]
 
@@ -76,9 +79,10 @@ class Rows:
                     self.labels.setdefault(name, Words()).word(row, str(cell).strip()[:200])
 
     def _is_label(self, name: str) -> bool:
-        if name in self.given.run or name in self.given.group:
+        role = role_of(name)
+        if name in self.given.group or (name in self.given.run and role is None):
             return True
-        return name not in self.columns.named and run_rank(name) is not None and role_of(name) is None
+        return name not in self.columns.named and role is None and (run_rank(name) is not None or bool(fact_of(name)))
 
     def runs(self, kind: str, source: str, called: str, *, ends: bool = False, **more: Any) -> list[Logged]:
         """The runs, in the order in which they begin, with `more` fields.
@@ -95,6 +99,8 @@ class Rows:
         ends = ends or (step is None and bool(sizes or keys) and not by_epoch)
         rise = self._rises(step, codes) if step is not None and self.labels else np.empty(0)
         ends = ends or (len(rise) > 0 and not rise.any())  # several rows of a name have one step
+        if step is not None and not ends and keys and {*keys} <= {*sizes} and not self.given.run:
+            self._ask_for_runs(source, step, keys, codes)
         if step is None and not ends and (why := self._no_curve(codes)):
             raise ImportProblem(
                 f"{source}: it has no column of steps, and {why}: if each row is a run, say which column separates "
@@ -109,6 +115,8 @@ class Rows:
             self.problems.add(f"at most {MAX_RUNS} runs in a file", "more: the others are left out", at="")
         ends = ends and step is None
         path, told = os.path.realpath(source), (*self.problems.all(), *more.pop("problems", ()))
+        facts = self._facts(codes, len(names), [] if ends else PLANNED)
+        settings = more.pop("settings", {})
         fields = {"kind": kind, "source": source, "index": "rows", "labels": self.labels, "ends": ends, **more}
         fields["notes"] = (AN_END,) if ends else ()
         return [
@@ -116,15 +124,51 @@ class Rows:
                 key=f"{path}#{name}" if name else path,
                 name=name or called,
                 columns=columns,
-                groups=groups,
+                groups={**{name: mine[name] for name in DATA if name in mine}, **groups},
+                settings={**settings_of(mine), **settings},
+                status=status_of(mine),
                 problems=told if index == 0 else (),
                 **fields,
             )
-            for index, (name, columns, groups) in enumerate(self._parts(codes, names[:MAX_RUNS]))
+            for index, (name, columns, groups, mine) in enumerate(self._parts(codes, names[:MAX_RUNS], facts))
         ]
 
-    def _parts(self, codes: Codes, names: list[str]) -> list[tuple[str, Columns, dict[str, str]]]:
-        """Name, columns and groups of each run."""
+    def _facts(self, codes: Codes, runs: int, further: Sequence[str]) -> list[dict[str, str]]:
+        """What the file says of each run: the last word of its state, and of other facts those that stay the same."""
+        found: list[dict[str, str]] = [{} for _ in range(runs)]
+        for label, column in self.labels.items():
+            fact, rows, words_ = fact_of(label), column.arrays()[0], list(column.codes)
+            if fact is None or (fact in PLANNED and fact not in further):
+                continue
+            for code, row_code in zip(codes[rows].tolist(), column.arrays()[1].tolist(), strict=True):
+                word = words_[int(row_code)]
+                if fact not in NO_END and found[code].get(fact, word) != word:
+                    word = ""  # of a step, not of the run
+                found[code][fact] = word
+        return [{fact: word for fact, word in mine.items() if word} for mine in found]
+
+    def _ask_for_runs(self, source: str, step: str, keys: Sequence[str], codes: Codes) -> None:
+        """ImportProblem where rows of one size may be finished runs: few, at uneven steps, without a learning rate."""
+        rows, steps, _ = self.columns[step].arrays()
+        gaps = [np.diff(steps[codes[rows] == code]) for code in range(int(codes.max()) + 1)]
+        uneven = [each.max() > UNEVEN * each.min() for each in gaps if 1 < len(each) < FEW_ROWS]
+        if (
+            not uneven
+            or len(uneven) < len(gaps)
+            or not all(uneven)
+            or any(kind_of(name) == "rate" for name in self.columns)
+        ):
+            return
+        key, count = plain(keys[-1], 40), plain(step, 40)
+        raise ImportProblem(
+            f"{source}: are its {len(self.lines)} rows finished runs, or points of {len(gaps)} curves, one for each "
+            f"{key}? Runs: --run '{key}' --run '{count}'; curves: --run '{key}'"
+        )
+
+    def _parts(
+        self, codes: Codes, names: list[str], facts: list[dict[str, str]]
+    ) -> list[tuple[str, Columns, dict[str, str], dict[str, str]]]:
+        """Name, columns, groups and facts of each run."""
         columns: list[dict[str, Column]] = [{} for _ in names]
         groups: list[dict[str, str]] = [{} for _ in names]
         for name, column in [*self.columns.items(), *((key, self.labels[key]) for key in self._of_groups())]:
@@ -136,8 +180,8 @@ class Rows:
                     groups[code][name] = list(column.codes)[int(column.values[order[low]])]
                 elif high > low:
                     columns[code][name] = column if len(names) == 1 else column.taken(order[low:high])
-        each = zip(names, columns, groups, strict=True)
-        return [(name, self.columns.like(one), mine) for name, one, mine in each if one or len(names) == 1]
+        each = zip(names, columns, groups, facts, strict=False)
+        return [(name, self.columns.like(one), mine, of) for name, one, mine, of in each if one or len(names) == 1]
 
     def _no_curve(self, codes: Codes) -> str:
         """Why the rows can't be points of one curve; "": they can."""
@@ -194,7 +238,7 @@ class Rows:
         """The columns that tell runs apart: the user's, one that names runs, and those that make steps rise in each."""
         groups = self._of_groups()
         if self.given.run:
-            return [*(name for name in self.given.run if name in self.labels), *groups]
+            return [*(name for name in self.given.run if name in self.labels or name in self.columns), *groups]
         keys = [*[name for name in RUNS if name in self.labels][:1], *groups]
         further = [name for name in self.labels if run_rank(name) is not None and name not in (*keys, *self.pivots)]
         if step is None:
