@@ -327,8 +327,8 @@ def test_columns_are_named_and_rows_picked(tmp_path: Path) -> None:
         ),
         (
             "N,C,loss\n1e9,4,2.5\n",
-            "column 'C': expected FLOPs, got values around 4, less than D = 1,000 takes: head it with its unit, such as "
-            "'C (PF-days)' or 'C (EFLOPs)'",
+            "column 'C': expected FLOPs, got values around 4, less than D = 1,000 takes: head it with its unit, such "
+            "as 'C (PF-days)' or 'C (EFLOPs)'",
         ),
         (
             "total_params,active_params,D,loss\n8e9,1e9,2e10,2.5\n",
