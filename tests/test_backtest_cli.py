@@ -250,7 +250,7 @@ def test_rank_is_not_sure_of_orders_within_an_evaluations_noise(tmp_path: Path, 
     runs = json.loads(out)["runs"]
     assert code == 0 and all(0.015 < run["interval"][1] - run["forecast_loss"] < 0.15 for run in runs)
     assert runs[0]["probability_before_next"] < 0.95
-    assert ("too few losses to tell their noise, taken as ±1%: a, b" in err) == (evaluations < 20)
+    assert ("too few losses to know their noise, taken as ±1%: a, b" in err) == (evaluations < 20)
 
 
 def test_rank_takes_the_noise_of_few_evaluations_from_runs_with_many(tmp_path: Path) -> None:

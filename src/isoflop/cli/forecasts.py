@@ -242,7 +242,7 @@ def _final_losses(ended: Mapping[str, LossCurve]) -> dict[str, Forecast]:
             curve.final, sd, level=0.8, step=step, estimator="finished", basis=("its final loss",)
         )
     if guessed:
-        tell("rank", f"too few losses to tell their noise, taken as ±{UNKNOWN_NOISE:.0%}: {', '.join(guessed)}")
+        tell("rank", f"too few losses to know their noise, taken as ±{UNKNOWN_NOISE:.0%}: {', '.join(guessed)}")
     return found
 
 
