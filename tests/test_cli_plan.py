@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
+from isoflop.ladder.recipe import flops_with_attention
 
 CHINCHILLA = 5.76e23
 PLAN_KEYS = {
@@ -419,7 +420,14 @@ def test_compare_by_a_law_by_hand() -> None:
 
 def test_compare_with_money() -> None:
     found = read("compare", *THREE, "--gpu", "h100", "--price", "2.5", "--mfu", "0.5")
-    hours = [flops / (H100 * 0.5) / 3600 for flops in FLOPS]
+    # attention is priced, too: plan's convention
+    shapes = (
+        flops_with_attention(100e9, 200e9),
+        2 * flops_with_attention(50e9, 300e9),
+        flops_with_attention(2e11, 1e11),
+    )
+    assert all(1.01 < each / flops < 1.05 for each, flops in zip(shapes, FLOPS, strict=True))
+    hours = [each / (H100 * 0.5) / 3600 for each in shapes]
     assert [row["gpu_hours"] for row in found["options"]] == pytest.approx(hours)
     assert [row["usd"] for row in found["options"]] == pytest.approx([2.5 * each for each in hours])
     assert all(set(row) == OPTION_KEYS | {"gpu_hours", "usd"} for row in found["options"])

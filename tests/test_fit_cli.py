@@ -349,7 +349,7 @@ def test_a_law_for_each_group_of_a_column(tmp_path: Path) -> None:
     path = tmp_path / "two.csv"
     path.write_text("\n".join(rows))
     (warning,) = [text for text in fitted(path)["warnings"] if "does not describe" in text]
-    assert warning.endswith("fit them apart with --group 'corpus'")
+    assert warning.endswith("or fit them apart: isoflop fit --group 'corpus'")
     apart = fitted(path, "--group", "corpus")
     planted = {"E[web]": 1.7, "E[code]": 0.9, "A[web]": 400, "A[code]": 400, "B[web]": 410, "B[code]": 410}
     assert apart["parameters"] == pytest.approx({**planted, "alpha": 0.34, "beta": 0.28}, rel=1e-3)

@@ -457,7 +457,7 @@ def test_options_compared() -> None:
     assert c.behind is not None
     assert c.behind == (pytest.approx(c.loss - b.loss), None)
     assert found.sure is None
-    assert "100B:200B takes 0.67 of its compute" in found.sentence
+    assert "100B:200B takes 67% of its compute" in found.sentence
     assert "2x50B:300B" in str(found)
 
 
@@ -536,7 +536,7 @@ def test_the_loss_of_a_plan_by_own_runs_is_that_of_their_law() -> None:
     truth = float(law.loss(N=answer.N, D=answer.D))
     low, high = answer.intervals["loss"]
     assert low <= truth <= high and high - low < 0.3
-    assert any(note.startswith("the loss is that of the law behind the size") for note in answer.notes)
+    assert any(note.startswith("the loss is that of the law of all own runs") for note in answer.notes)
 
 
 def test_no_loss_where_nothing_gives_one() -> None:

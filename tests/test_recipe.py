@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,3 +126,97 @@ def test_a_recipe_has_the_size_that_the_laws_n_counts(N: float, convention: str)
 def test_a_size_that_a_family_does_not_have_is_told() -> None:
     done = CliRunner().invoke(app, ["plan", "--flops", "1e15", "--law", "kaplan2020-allocation", "--tokens", "1e13"])
     assert done.exit_code == 0 and "no recipe: llama has no configuration of about 16.7 parameters" in done.stderr
+
+
+def plan(*asked: str) -> tuple[str, dict[str, Any]]:
+    """The recipe as people see it at 80 columns, and the object."""
+    done = CliRunner().invoke(app, ["plan", *asked], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    recipe = done.stdout.split("\n\n")[0]
+    assert len(recipe.splitlines()) <= 12, recipe
+    return " ".join(recipe.split()), json.loads(CliRunner().invoke(app, ["plan", *asked, "--json"]).stdout)
+
+
+PRICED = ("--devices", "64xH100", "--price", "3")
+HOUR = 64 * 3600 * 989.4e12 * 0.4
+"""FLOPs of the devices above."""
+
+
+def test_serving_counts_neither_as_hours_nor_against_the_deadline() -> None:
+    load = ("--flops", "1e22", "--inference-tokens", "2T", *PRICED)
+    shown, free = plan(*load)
+    _, loose = plan(*load, "--max-hours", "48")
+    assert loose["N"] == free["N"] and loose["D"] == free["D"], "it trains in less"
+    assert free["gpu_hours"] == pytest.approx(64 * free["flops"] / HOUR)
+    assert free["inference_gpu_hours"] == pytest.approx(64 * free["inference_flops"] / HOUR)
+    recipe = recipe_of(free["N"], 1e22, served=2e12)
+    assert recipe is not None and recipe.flops + recipe.serving_flops == pytest.approx(1e22)
+    assert recipe.serving_flops == pytest.approx(recipe.shape.flops_per_token / 3 * 2e12)
+    assert f"cost {recipe.flops / HOUR:.1f} hours on 64 × NVIDIA H100 SXM" in shown
+    assert f"${192 * recipe.flops / HOUR:,.0f} serving 2T tokens: " in shown
+
+    shown, tight = plan(*load, "--max-hours", "30h")
+    assert tight["flops"] == pytest.approx(30 * HOUR) and tight["flops"] + tight["inference_flops"] <= 1e22 * (1 + 1e-9)
+    assert free["L"] < tight["L"] < free["L"] + 0.03 and tight["N"] > free["N"], "all of the budget serves"
+    assert "--max-hours limit training" in shown and any("--max-hours limit" in text for text in tight["warnings"])
+
+    _, alone = plan("--inference-tokens", "2T", *PRICED, "--max-hours", "30")
+    assert alone["flops"] == pytest.approx(30 * HOUR, rel=0.05) and alone["inference_flops"] > 0
+    assert not any("--max-hours" in text for text in alone["warnings"])
+
+
+@pytest.mark.parametrize("load", ["30T", "2000T"])
+def test_a_size_outside_of_the_laws_interval_is_not_printed_inside_it(load: str) -> None:
+    shown, found = plan("--flops", "1e22", "--inference-tokens", load)
+    low, high = found["intervals"]["N"]
+    assert not low <= found["recipe"]["N"] <= high
+    assert f"(without attention {'148M [144M, 151M]' if load == '30T' else '2.47M ['}" in shown
+    assert "tokens per parameter: no published sweep supports a law beyond 5 to 200" in shown
+    assert ("the load does not fit the budget: serving takes 99%" in shown) == (load == "2000T")
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (
+            ("--unique-tokens", "100M"),
+            "doubt data, not compute, are the limit: 100M unique tokens are read 18.2k times",
+        ),
+        (("--tokens", "500B", "--unique-tokens", "20B"), "doubt data, not compute, are the limit: 20B unique tokens"),
+        (("--tokens", "5B"), "doubt 5B tokens are few for the budget: loss 2.454; its optimum, 9.13B"),
+        (("--tokens", "1T"), "doubt 1T tokens are many for the budget"),
+        (("--devices", "T4"), "years on 1 × NVIDIA T4"),
+    ],
+)
+def test_what_speaks_against_a_recipe_stands_first(asked: tuple[str, ...], says: str) -> None:
+    shown, found = plan("--flops", "1e22", *asked)
+    assert says in shown and shown.startswith("doubt ")
+    assert any(says.removeprefix("doubt ") in text for text in found["warnings"])
+    assert "unknown: tokens repeat" in shown if "--unique-tokens" in asked else "loss unknown" not in shown
+
+
+def test_plain_questions_are_not_doubted() -> None:
+    for asked in (("--flops", "1e22"), ("--flops", "1e22", "--unique-tokens", "60B"), ("--flops", "1e20", *PRICED)):
+        assert plan(*asked)[0].startswith("model "), asked
+
+
+def test_plan_and_compare_price_a_model_alike() -> None:
+    _, found = plan("--flops", "1e22", *PRICED)
+    N, D = found["recipe"]["N"], found["recipe"]["D"]
+    done = CliRunner().invoke(app, ["compare", f"{N:.10g}:{D:.10g}", "--gpu", "h100", "--price", "3", "--json"])
+    assert json.loads(done.stdout)["options"][0]["usd"] == pytest.approx(found["usd"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("text", "hours"), [("36", 36), ("21d", 504), ("3w", 504), ("48h", 48), ("1.5d", 36)])
+def test_deadlines_in_days_and_weeks(text: str, hours: float) -> None:
+    _, found = plan(*PRICED, "--max-hours", text)
+    assert found["flops"] == pytest.approx(hours * HOUR)
+
+
+def test_devices_as_people_write_them() -> None:
+    wanted = plan("--flops", "1e22", "--devices", "64xH100")[0]
+    for text in ("64 H100", "H100x64", "64 x h100"):
+        assert plan("--flops", "1e22", "--devices", text)[0] == wanted
+    for text, says in (("64xA100-40GB", "did you mean 'A100'"), ("x100", "--devices: no datasheet")):
+        assert says in CliRunner().invoke(app, ["plan", "--flops", "1e22", "--devices", text]).stderr
+    assert "add --experts" in CliRunner().invoke(app, ["plan", "--flops", "1e22", "--top-k", "8"]).stderr

@@ -85,6 +85,25 @@ def amount(text: str, least: float = 5e-324) -> float:
     return number
 
 
+HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
+
+
+def hours(text: str) -> float:
+    """Hours: a positive number, or one of hours, days or weeks, such as 21d.
+
+    >>> hours("36"), hours("2d"), hours("3w")
+    (36.0, 48.0, 504.0)
+    """
+    from isoflop.logs.files import cell_number
+
+    text = str(text).strip()
+    unit = text[-1:].lower()
+    found = cell_number(text[:-1] if unit in HOURS else text)
+    if found is None or not 0 < found < math.inf:
+        raise typer.BadParameter(f"expected hours, days or weeks, such as 36, 21d or 3w; got {text!r}.")
+    return found * HOURS.get(unit, 1.0)
+
+
 def amount_or_none(text: str) -> float:
     """The same, or 0."""
     return amount(text, 0.0)
@@ -233,22 +252,27 @@ def read(paths: Sequence[Path]) -> Curves:
 
 
 USUAL_MFU = 0.4
-_DEVICES = re.compile(r"(?:(\d+)\s*[x×*]\s*)?(\S.*)")
+_COUNT_FIRST = re.compile(r"(\d+)(?:\s*[xX×*]\s*|\s+)(\S.*)")
+_COUNT_LAST = re.compile(r"(\S.*?)\s*[xX×*]\s*(\d+)")
 
 
 def devices_of(text: str) -> tuple[int, str]:
-    """How many devices, and which: 64xH100.
+    """How many devices, and which: 64xH100, 64 H100, H100x64.
 
     Raises:
         ValueError: something else.
 
-    >>> devices_of("64xH100"), devices_of("a100")
-    ((64, 'H100'), (1, 'a100'))
+    >>> devices_of("64xH100"), devices_of("a100"), devices_of("H100x64"), devices_of("RTX 4090")
+    ((64, 'H100'), (1, 'a100'), (64, 'H100'), (1, 'RTX 4090'))
     """
-    found = _DEVICES.fullmatch(text.strip())
-    if found is None or int(found[1] or 1) < 1 or found[2].isdigit():
+    count, name = "1", text.strip()
+    if found := _COUNT_FIRST.fullmatch(name):
+        count, name = found.groups()
+    elif _peak(name) is None and (found := _COUNT_LAST.fullmatch(name)):
+        name, count = found.groups()
+    if int(count) < 1 or name.isdigit() or not name:
         raise ValueError(f"--devices: expected COUNTxDEVICE, such as 64xH100, got {text!r}")
-    return int(found[1] or 1), found[2]
+    return int(count), name
 
 
 Gpu = Annotated[str | None, typer.Option(help="Device, such as h100: its dense 16-bit peak is looked up.")]
@@ -281,7 +305,9 @@ def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None,
     peak, known = _peak(gpu), known_devices()
     if peak is None:
         short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
-        near = get_close_matches(gpu.lower(), [*short, *(word for name in short for word in name.split())], n=1)
+        near = [word for word in re.split(r"[-_\s]", gpu) if _peak(word)] or get_close_matches(
+            gpu.lower(), [*short, *(word for name in short for word in name.split())], n=1
+        )
         hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
         raise ValueError(f"{option}: no datasheet is known for {gpu!r}{hint} Expected one of {', '.join(known)}")
     return Price(peak.device, peak.flops_per_second, USUAL_MFU if mfu is None else mfu, usd_per_gpu_hour)

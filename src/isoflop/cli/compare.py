@@ -31,7 +31,7 @@ from isoflop.cli.common import (
 from isoflop.console import picked, print_json, reported, say, tell
 
 if TYPE_CHECKING:
-    from isoflop.fit.options import OptionComparison, Price
+    from isoflop.fit.options import Compared, OptionComparison, Price
     from isoflop.laws.papers import Published
 
 
@@ -74,6 +74,9 @@ def compare(
             chosen = published(law or DEFAULT_LAW, lambda entry: entry.states_loss)
         else:
             from isoflop.fit.law_fit import fit_law
+            from isoflop.fit.options import parse_option
+            from isoflop.fit.posterior import posterior_of_runs
+            from isoflop.fit.trust import trust_of
 
             table, convention = own
             fitted = fit_law(
@@ -84,7 +87,11 @@ def compare(
                 keep_outliers=keep_outliers,
                 labels=table.labels,
             )
-            chosen, warnings = fitted.law, fitted.warnings
+            asked = max((parse_option(each) for each in options), key=lambda option: option.N * option.D)
+            C, N, D, L = table.arrays
+            own_law = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
+            trust = trust_of(table.arrays, fitted, own_law, asked=asked.flops / asked.count)
+            chosen, warnings = fitted.law, (*trust.doubts, *fitted.warnings)
         try:
             compared = compare_options(options, chosen, level=level)
         except ValueError as error:
@@ -112,7 +119,7 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
             {"option": str(row.option)}
             | picked(row.option, "count N D")
             | picked(row, names, optimal_N="best_N", optimal_D="best_D")
-            | price_object(cost, row.flops)
+            | price_object(cost, _priced(row))
             for row in compared.rows
         ],
         "best": str(compared.best),
@@ -120,16 +127,23 @@ def as_object(compared: OptionComparison, cost: Price | None = None) -> dict[str
     }
 
 
+def _priced(row: Compared) -> float:
+    """Training FLOPs of all runs with attention, which 6·N·D leaves out: what `isoflop plan` prices."""
+    from isoflop.ladder.recipe import flops_with_attention
+
+    return row.option.count * flops_with_attention(row.option.N, row.option.D)
+
+
 def _print(compared: OptionComparison, cost: Price | None) -> None:
     from isoflop.fit.options import aligned
 
     typer.echo("\n".join(aligned(compared.cells())))
     if cost is not None:
-        bought = [hours_and_dollars(cost, row.flops) for row in compared.rows]
+        bought = [hours_and_dollars(cost, _priced(row)) for row in compared.rows]
         heads = ["option", "GPU-hours", "dollars"][: 3 if bought[0][1] else 2]
         table = [heads, *([str(r.option), *b][: len(heads)] for r, b in zip(compared.rows, bought, strict=True))]
         typer.echo("\n".join(["", *aligned(table)]))
-        say(describe(cost))
+        say(f"{describe(cost)}; attention of Llama's shape is priced too, as `isoflop plan` does")
     typer.echo()
     say(compared.sentence, indent=0)
     say(

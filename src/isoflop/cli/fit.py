@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from isoflop.fit.law_fit import LawFit
     from isoflop.fit.posterior import Posterior
     from isoflop.fit.table import Table
+    from isoflop.fit.trust import Trust
 
 
 WIDEST = 10.0
@@ -87,8 +88,9 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from isoflop.fit.holdout import Extrapolation, held_out
+    from isoflop.fit.holdout import Extrapolation
     from isoflop.fit.law_fit import FITTED, fit_law
+    from isoflop.fit.trust import trust_of
     from isoflop.laws.forms import FORMS
 
     with reported("fit"):
@@ -123,21 +125,24 @@ def fit(
                 progress=progress,
             )
     size: Posterior | str = "only Hoffmann's law has a best size"
-    held: Extrapolation | str = ""
+    trust: Trust | None = None
     if labels is not None:
         size = "groups have best sizes of their own: name one with --where"
     elif law == "hoffmann":
         size = _posterior(table, keep_outliers)
-        held = held_out({**table.columns, "C": table.C}, fitted)
+        posterior = None if isinstance(size, str) else size
+        trust = trust_of(table.arrays, fitted, posterior)
     if as_json:
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")
         best = None if isinstance(size, str) else best_size(size, level)
-        print_json({**as_object(fitted), "best_size": best, "extrapolates": getattr(held, "trusted", None)})
+        print_json({**as_object(fitted), "best_size": best, "extrapolates": trust and trust.predicts})
         return
     print_fit(fitted, table.taken)
-    if isinstance(held, Extrapolation):
-        say(f"{'✓' if held.trusted else '!'} {held.verdict}", indent=2)
+    if trust is not None and not trust.describes and not fitted.poor:
+        say(f"! {trust.doubts[0]}", indent=2)
+    if trust is not None and isinstance(trust.held, Extrapolation):
+        say(f"{'✓' if trust.predicts else '!'} {trust.held.verdict}", indent=2)
     if labels is not None:
         say(f"! {size}", indent=2)
     elif law == "hoffmann":
@@ -181,8 +186,8 @@ def _posterior(table: Table, keep_outliers: bool) -> Posterior | str:
 def _print_approaches(table: Table, fitted: LawFit, budgets: list[float] | None, size: Posterior | str) -> None:
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     from isoflop.fit.approaches import compare_approaches, side_by_side
-    from isoflop.fit.plan import describe_open
     from isoflop.fit.posterior import Posterior
+    from isoflop.fit.trust import describe_open
 
     target = AHEAD * max(table.C)
     found, without = side_by_side(
@@ -199,7 +204,7 @@ def _print_approaches(table: Table, fitted: LawFit, budgets: list[float] | None,
         print_approaches(compared, fitted.level)
         said = [*compared.warnings, *said]
     if isinstance(size, Posterior):
-        said += describe_open(size, any(each.minima for each in found))
+        said += describe_open(size, any(each.minima or each.number == 3 for each in found))
     for line in said:
         say(f"! {line}", indent=2)
     say(f"{target:.2g} FLOPs are {AHEAD:g} times the largest run; for a budget of yours: isoflop plan --runs … --flops")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,10 +23,10 @@ from isoflop.cli.common import (
     Where,
     amount_or_none,
     amounts,
-    describe,
     describe_cost,
     devices_of,
     digits,
+    hours,
     number,
     price_object,
     price_of,
@@ -67,7 +69,12 @@ def plan(
         str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
     ] = None,
     max_hours: Annotated[
-        float | None, number("HOURS", "The most hours that --devices train; alone: the budget.")
+        float | None,
+        typer.Option(
+            metavar="HOURS",
+            parser=hours,
+            help="The most hours that --devices train (36, 21d, 3w), serving apart; alone: the budget.",
+        ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="Of the recipe: adamw or muon.")] = "adamw",
     experts: Annotated[int, typer.Option(min=1, help="Experts of each MLP; 1: dense.")] = 1,
@@ -75,6 +82,9 @@ def plan(
     model: Annotated[
         str, typer.Option(help="Family of the configuration: gpt2, llama, or a Hugging Face config.json.")
     ] = "llama",
+    seq: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a sequence; default: the family's, at most 4096 of a file's.")
+    ] = None,
     level: Level = 0.8,
     as_json: AsJson = False,
 ) -> None:
@@ -94,8 +104,9 @@ def plan(
             raise ValueError("expected --gpu or --devices, got both: --devices says how many, too")
         if budgets is not None and not runs:
             raise ValueError("--budgets needs --runs, whose budgets they are: name a CSV file or records")
-        cost = price_of(device, mfu, price)
-        budget = _budget(flops, cost, budget_usd, gpu_hours, None if max_hours is None else max_hours * count)
+        cost = price_of(device, mfu, price, "--gpu" if devices is None else "--devices")
+        allowed = _allowed(cost, None if max_hours is None else max_hours * count)
+        budget = _budget(flops, cost, budget_usd, gpu_hours, allowed)
         own, convention = read_own("plan", runs, column, where, n_convention, law) or (None, "unknown")
         answer = planned(
             budget,
@@ -104,6 +115,7 @@ def plan(
             tokens=tokens,
             inference_tokens=inference_tokens,
             unique_tokens=unique_tokens,
+            training_flops=allowed,
             level=level,
             convention=convention,
             rows=None if own is None else own.rows,
@@ -111,8 +123,31 @@ def plan(
             budgets=None if budgets is None else amounts("--budgets", budgets),
             labels=None if own is None else own.labels,
         )
-        options = {"model": model, "optimizer": optimizer, "experts": experts, "top_k": top_k}
-        recipe = recipe_of(answer.N, answer.flops, tokens, **options, convention=answer.convention)  # type: ignore[arg-type]
+        recipe = recipe_of(
+            answer.N,
+            answer.total_flops,
+            tokens,
+            served=inference_tokens,
+            training=allowed,
+            model=model,
+            sequence_length=seq,
+            optimizer=optimizer,
+            experts=experts,
+            top_k=top_k,
+            convention=answer.convention,
+        )
+        late = budget is not None and allowed < (1 + 1e-9) * answer.flops and allowed < budget
+        if late:
+            limit = f"--max-hours limit training to {allowed:.3g} of the budget's {budget:.3g} FLOPs"
+            answer = replace(answer, doubts=(limit, *answer.doubts))
+        if (
+            devices
+            and cost is not None
+            and recipe is not None
+            and (time := cost.gpu_hours(recipe.flops) or 0) > YEAR * count
+        ):
+            slow = f"training takes {time / count / YEAR:,.3g} years on {count} × {cost.gpu}"
+            answer = replace(answer, doubts=(*answer.doubts, slow))
         if recipe is None:
             tell("plan", f"no recipe: {model} has no configuration of about {answer.N:.3g} parameters")
     if as_json:
@@ -125,7 +160,7 @@ def plan(
 
 def recipe_as_object(recipe: TrainingRecipe, answer: Plan) -> dict[str, Any]:
     """What `--json` prints of it; the loss is that of its own N and D."""
-    loss, between = answer.loss_at(recipe.counted, recipe.tokens)
+    loss, between, _ = answer.loss_at(recipe.counted, recipe.tokens)
     names = {
         "D": "tokens",
         "batch_tokens": "batch",
@@ -141,12 +176,16 @@ def recipe_as_object(recipe: TrainingRecipe, answer: Plan) -> dict[str, Any]:
     }
 
 
+SHOWN = 2
+"""Doubts above a recipe; further ones stand below it."""
+YEAR = 365.25 * 24
+"""Hours."""
 COUNTED_AS = {"total": "in all", "non_embedding": "without embedding and head"}
 """What a law's N counts, where that is not what a recipe's does."""
 
 
 def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, count: int) -> None:
-    """What to train, in at most twelve lines."""
+    """What to train, in at most twelve lines, after what speaks against it."""
     from isoflop.ladder.recipe import MUON, MUON_GAIN
     from isoflop.laws.frontier import short
 
@@ -157,43 +196,52 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
 
     family = "GPT-2" if shape.family.gpt2 else shape.family.name.capitalize()
     kind = f"{shape.depth} layers, width {shape.width:,}, {shape.heads} heads, MLP {shape.mlp_width:,}"
+    low, high = (answer.intervals or {}).get("N", (0.0, math.inf))
     sizes = ends((answer.intervals or {}).get("N"), short)
+    if not low <= recipe.counted <= high:
+        sizes = f" (without attention {short(answer.N)}{sizes})"
     if answer.convention in COUNTED_AS:
         counted = f"{short(recipe.counted)} parameters {COUNTED_AS[answer.convention]}"
         size = f"{counted}{sizes}, {short(recipe.N)} with the head"
     else:
         size = f"{short(recipe.N)} parameters with the head{sizes}"
     if recipe.experts > 1:
-        kind += f" in {recipe.experts} experts of {max(1, shape.mlp_width // recipe.top_k):,}, top {recipe.top_k}"
+        kind += f" in {recipe.experts} experts of {recipe.expert_width:,}, top {recipe.top_k}"
         size = f"{short(recipe.N)} of {short(recipe.total)} parameters active"
     stock = answer.unique_tokens
     passes = None if stock is None else recipe.tokens / stock
-    epochs = "" if passes is None else f"{passes:.0%} of" if passes <= 1 else f"{passes:.3g} passes over"
-    epochs = epochs and f", {epochs} the {short(stock or 0)} unique ones"
-    rules = "by the rules fitted at this scale; all that are published" if recipe.within else "published rules"
-    reach = "" if recipe.within else "; this run is larger or smaller than those that they come from"
-    rows = {
-        "model": f"{family}: {kind}",
+    epochs = "" if passes is None else f"{passes:.0%} of" if passes <= 1 else f"{short(passes)} passes over"
+    epochs = epochs and f", {epochs} {short(stock or 0)} unique ones"
+    reach = "" if recipe.within else "; they come from runs of other sizes"
+    rows = {"doubt": "; ".join(answer.doubts[:SHOWN])} if answer.doubts else {}
+    rows |= {
+        "model": f"{family}: {kind}, vocab {shape.family.vocab_size:,}",
         "size": size,
-        "data": f"{short(recipe.tokens)} tokens, {recipe.tokens / recipe.N:.3g} per parameter{epochs}",
+        "data": f"{short(recipe.tokens)} tokens, {short(recipe.tokens / recipe.N)} per parameter{epochs}",
         "batch": f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
-        f"{shape.family.sequence_length:,} ({rules}: {short(recipe.batch_range[0])} to "
+        f"{shape.family.sequence_length:,} (published rules: {short(recipe.batch_range[0])} to "
         f"{short(recipe.batch_range[1])}{reach})",
         "rate": f"{recipe.rate:.2g} at its peak, AdamW (published rules: {recipe.rate_range[0]:.2g} to "
         f"{recipe.rate_range[1]:.2g})",
-        "steps": f"{recipe.steps:,}, {recipe.warmup:,} of them warm-up; then decay the rate to 0 by the last",
-        "decay": f"weight decay {recipe.weight_decay:g}; τ = B/(η·λ·D) = {recipe.timescale:.2g}: keep it "
-        "where B or η change",
+        "steps": f"{recipe.steps:,}, {recipe.warmup:,} linear warm-up; then cosine or linear decay to 0",
+        "decay": f"weight decay λ = {recipe.weight_decay:g}; keep B/(η·λ·D) = {recipe.timescale:.2g} if batch or rate "
+        "change",
     }
-    loss, between = answer.loss_at(recipe.counted, recipe.tokens)
-    if loss is not None:
-        level = f" at {answer.level:.0%}" if between else ""
-        rows["loss"] = f"{loss:.3f}{ends(between, '{:.3f}'.format)} nats per token{level}, of this size and data"
-    if cost is not None and (hours := cost.gpu_hours(answer.total_flops)) is not None:
-        dollars = cost.usd(answer.total_flops)
-        served = ", for training and serving" if answer.total_flops > answer.flops else ""
-        time = f"{digits(hours / count)} hours on {f'{count} ×' if count > 1 else 'one'} "
-        rows["cost"] = f"{time}{describe(cost)}" + ("" if dollars is None else f": ${dollars:,.0f}") + served
+    loss, between, why = answer.loss_at(recipe.counted, recipe.tokens)
+    level = f" at {answer.level:.0%}" if between else ""
+    rows["loss"] = (
+        f"unknown: {why}"
+        if loss is None
+        else f"{loss:.3f}{ends(between, '{:.3f}'.format)} nats per token{level}, of this size and data"
+    )
+    if cost is not None and (time := cost.gpu_hours(recipe.flops)) is not None:
+        dollars, serving = cost.usd(recipe.flops), recipe.serving_flops
+        where = f"{digits(time / count)} hours on {f'{count} ×' if count > 1 else 'one'} {cost.gpu}"
+        rows["cost"] = f"{where} at {cost.mfu:.0%} MFU" + ("" if dollars is None else f": ${dollars:,.0f}")
+        if serving:
+            share = serving / (recipe.flops + serving)
+            usd = "" if dollars is None else f", ${cost.usd(serving):,.0f} there"
+            rows["serving"] = f"{short(recipe.served)} tokens: {share:.0%} of the FLOPs{usd}, if it reaches that MFU"
     if recipe.optimizer == MUON:
         rows["Muon"] = (
             "the same loss for {:g} to {:g} times less compute than AdamW's, by published comparisons; the rate above "
@@ -219,16 +267,19 @@ def _gain_of_experts(recipe: TrainingRecipe) -> str:
 
 def as_object(answer: Plan, cost: Price | None = None) -> dict[str, Any]:
     """The object that `--json` prints; null for what is unknown."""
+    served = answer.inference_flops
     return {
         **picked(answer, "N D L flops level tokens_per_param inference_flops unique_tokens method"),
-        **picked(answer, "", n_convention="convention", warnings="notes"),
+        **picked(answer, "", n_convention="convention"),
+        "warnings": [*answer.doubts, *answer.notes],
         "intervals": {
             key: list(map(finite, (answer.intervals or {})[name]))
             for key, name in (("N", "N"), ("D", "D"), ("L", "loss"), ("flops", "flops"))
             if name in (answer.intervals or {})
         },
         "alternatives": [picked(row, "name N D L", n_convention="convention") for row in answer.alternatives],
-        **price_object(cost, answer.total_flops),
+        **price_object(cost, answer.flops),
+        **{f"inference_{key}": value for key, value in price_object(cost if served else None, served).items()},
     }
 
 
@@ -243,8 +294,11 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
             indent=0,
         )
     typer.echo("\n".join(answer.lines()))
-    if (sentence := describe_cost(cost, answer.total_flops)) is not None:
-        say(f"cost: {sentence}")
+    for doubt in answer.doubts[SHOWN if recipe is not None else 0 :]:
+        say(f"doubt: {doubt}")
+    for what, each in (("", answer.flops), ("to serve, ", answer.inference_flops)):
+        if each and (sentence := describe_cost(cost, each)) is not None:
+            say(f"cost: {what}{sentence}")
     say(f"by: {answer.method}")
     for note in answer.notes:
         say(f"note: {note}")
@@ -252,33 +306,34 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
         typer.echo("\n".join(["", *table_of(answer.alternatives)]))
 
 
+def _allowed(cost: Price | None, most_hours: float | None) -> float:
+    """FLOPs that training may take in so many hours of one device."""
+    if most_hours is None:
+        return math.inf
+    if cost is None:
+        raise ValueError("--max-hours needs --devices, whose hours they are: add it, such as --devices 64xh100")
+    return cost.flops_for(gpu_hours=most_hours)
+
+
 def _budget(
-    flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None, most_hours: float | None
-) -> float:
-    """FLOPs of the budget, at most what `most_hours` of one device do."""
+    flops: float | None, cost: Price | None, usd: float | None, gpu_hours: float | None, allowed: float
+) -> float | None:
+    """FLOPs of the budget; None: what training may take is all that is given."""
     given = {"--flops": flops, "--budget-usd": usd, "--gpu-hours": gpu_hours}
     named = [name for name, value in given.items() if value is not None]
-    allowed = None
-    if most_hours is not None:
-        if cost is None:
-            raise ValueError("--max-hours needs --devices, whose hours they are: add it, such as --devices 64xh100")
-        allowed = cost.flops_for(gpu_hours=most_hours)
-        if not named:
-            return allowed
+    if not named and allowed < math.inf:
+        return None
     if len(named) != 1:
         hint = "leave out all but one" if named else "add one, such as --flops 1e21"
         raise ValueError(
             f"expected a budget, one of {', '.join(given)}, or --devices with --max-hours; got "
             f"{' and '.join(named) or 'none'}: {hint}"
         )
-    if flops is None:
-        examples = {"--gpu": "--gpu h100"} if cost is None else {}
-        if usd is not None and (cost is None or cost.usd_per_gpu_hour is None):
-            examples["--price"] = "--price 2.5"
-        if examples or cost is None:
-            raise ValueError(f"{named[0]} needs {' and '.join(examples)}: add {' '.join(examples.values())}")
-        flops = cost.flops_for(usd=usd, gpu_hours=gpu_hours)
-    if allowed is not None and allowed < flops:
-        tell("plan", f"the budget is what --max-hours allow, {allowed:.3g} of {flops:.3g} FLOPs")
-        return allowed
-    return flops
+    if flops is not None:
+        return flops
+    examples = {"--gpu": "--gpu h100"} if cost is None else {}
+    if usd is not None and (cost is None or cost.usd_per_gpu_hour is None):
+        examples["--price"] = "--price 2.5"
+    if examples or cost is None:
+        raise ValueError(f"{named[0]} needs {' and '.join(examples)}: add {' '.join(examples.values())}")
+    return cost.flops_for(usd=usd, gpu_hours=gpu_hours)

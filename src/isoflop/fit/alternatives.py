@@ -5,6 +5,7 @@ A source that states only an optimum is asked through a law of Hoffmann's form w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import PriorLine
-from isoflop.fit.law_fit import fit_law
+from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import Posterior
 from isoflop.fit.profiles import TOLERANCE, isoflop_profiles
 from isoflop.laws.forms import HOFFMANN, TRAINING_FLOPS, Convention, Law
@@ -26,6 +27,8 @@ SHAPE = "besiroglu2024"
 """Whose α + β says how an optimum shifts under inference or repetition, where a source states the optimum alone."""
 FEWEST = 8
 """Own runs for a fit of five constants."""
+OPEN = 0.5
+"""Width of an interval of a that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,17 @@ def table_of(rows: Sequence[Alternative]) -> list[str]:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: FLOPs (training, and inference where tokens are served), a fixed D, tokens to serve, a stock."""
+    """What is asked: FLOPs (training, and inference where tokens are served), a fixed D, tokens to serve, a stock.
+
+    `training`: the most FLOPs of training.
+    """
 
     flops: float
     tokens: float | None = None
     inference_tokens: float = 0.0
     unique_tokens: float | None = None
     level: float = 0.8
+    training: float = math.inf
 
     def frontier(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Frontier:
         """The law under what presses on its optimum."""
@@ -80,7 +87,11 @@ class Question:
     def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
         """The law's answer."""
         frontier = self.frontier(law, flops_per_param_token)
-        return frontier.at_budget(self.flops) if self.tokens is None else frontier.at_tokens(self.flops, self.tokens)
+        if self.tokens is None:
+            return frontier.at_budget(self.flops, self.training)
+        found = frontier.at_tokens(self.flops, self.tokens)
+        late = found.flops / self.training
+        return found if late <= 1 else frontier.at_tokens(self.flops / late, self.tokens)
 
 
 def law_through(
@@ -172,9 +183,10 @@ def own_fits(
     L: Array,
     flops_per_param_token: float,
     convention: Convention,
+    fitted: LawFit | None = None,
     budgets: ArrayLike | None = None,
 ) -> tuple[Alternative, ...]:
-    """What fits to own runs by themselves say, to compare; one that can't be had is left out.
+    """What fits to own runs by themselves say, to compare; one that can't be had, or leaves a open, is left out.
 
     Doubt of approach 3 even where it is sure of itself: on Porian et al. 2024's sweeps, the eight smallest budgets of
     six sweeps fitted, the largest planned, it loses 0 to 8% of the loss, median 2.9%, shrunk to the prior still 1.2%;
@@ -185,13 +197,15 @@ def own_fits(
 
     def by_minima() -> Law:
         fit = isoflop_profiles(C, N, D, L, budgets=budgets)
+        low, high = fit.intervals["a"]
+        if high - low > OPEN:
+            raise ValueError("the minima leave a open")
         log_N = float(np.log(fit.allocate(question.flops)[0]))
         rate = flops_per_param_token
         return law_through(log_N, question.flops, fit.a, flops_per_param_token=rate, convention=convention)
 
     def by_law() -> Law:
-        fitted = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, draws=40, convention=convention)
-        if fitted.undetermined:
+        if fitted is None or fitted.undetermined:
             raise ValueError("the runs leave the law open")
         return fitted.law
 

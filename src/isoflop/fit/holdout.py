@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom
 
 from isoflop.arrays import Array
 from isoflop.fit.law_fit import LawFit, fit_law
@@ -93,15 +92,22 @@ class Extrapolation:
     @property
     def few(self) -> bool:
         """Whether fewer test runs lie inside their intervals than chance alone explains."""
+        from scipy.stats import binom
+
         m = len(self.loss)
         return self.inside is not None and bool(binom.cdf(round(self.inside * m), m, self.fit.level) < SURPRISING)
+
+    @property
+    def fails(self) -> bool:
+        """Whether fewer test runs lie inside their intervals than the law's draws explain."""
+        return self.chance is not None and self.chance < SURPRISING / 2
 
     @property
     def trusted(self) -> bool | None:
         """Whether the law describes the runs and predicts the larger ones; None: these can't tell."""
         if self.misfit is not None and self.misfit > POOR:
             return False
-        if self.chance is not None and self.chance < SURPRISING / 2:  # the less likely of two counts
+        if self.fails:
             return False
         unclear = self.open or self.chance is None or len(self.loss) < TELLING or self.few or self.width > WIDE
         return None if unclear else True

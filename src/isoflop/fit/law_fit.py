@@ -75,6 +75,7 @@ class LawFit(Shown):
         undetermined: those of which nothing can be said: their values are accidents of the search.
         left_out: runs that lie far off the law.
         misfit: scatter of the residuals over what seeds alone give; None: too few runs to tell.
+        poor: that the law does not describe the runs, and which of them to leave out; "": it does.
     """
 
     law: Law
@@ -94,6 +95,7 @@ class LawFit(Shown):
     undetermined: frozenset[str] = frozenset()
     left_out: tuple[Outlier, ...] = ()
     misfit: float | None = None
+    poor: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.law.form.text}   n = {self.n}, objective {self.objective:.6g}"]
@@ -189,7 +191,8 @@ def fit_law(
     others = {name: [cells[i] for i in np.flatnonzero(kept).tolist()] for name, cells in kinds.items()}
     misfit, poor = _misfit(fitted.residuals, runs.taken(kept), best, others)
     told = (describe_outliers(left_out, called),) if left_out else (common,) if common else ()
-    return replace(fitted, left_out=left_out, misfit=misfit, warnings=(*fitted.warnings, *told, *poor))
+    warnings = (*fitted.warnings, *told, *([poor] if poor else []))
+    return replace(fitted, left_out=left_out, misfit=misfit, poor=poor, warnings=warnings)
 
 
 ROUNDS = 4
@@ -243,21 +246,21 @@ def _without_outliers(
 
 def _misfit(
     residuals: Array, runs: Runs, best: Optimum, labels: Mapping[str, Sequence[str]]
-) -> tuple[float | None, tuple[str, ...]]:
+) -> tuple[float | None, str]:
     """Scatter over what seeds give, None for too few runs to tell; and that the law does not describe them."""
     if too_few(len(runs), best.constants):
-        return None, ()
+        return None, ""
     spread = scatter(residuals, best.constants)
     misfit = misfit_of(spread, runs.loss)
     if misfit <= POOR:
-        return misfit, ()
+        return misfit, ""
     problem = best.objective.problem
     columns = explaining(
         residuals, problem.slope(problem.state(best.theta[None])), telling_kinds(labels, *_quantities(runs))
     )
     size = [runs.variables[name] for name in "ND" if name in runs.variables]
     far = far_runs(residuals, *size) if len(size) == 2 else ""
-    return misfit, (describe_misfit(spread, misfit, columns, far),)
+    return misfit, describe_misfit(spread, misfit, columns, far)
 
 
 def _quantities(runs: Runs) -> list[Array]:

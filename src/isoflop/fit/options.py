@@ -216,7 +216,7 @@ def _sentence(rows: list[Compared], best: int, close: list[Compared], drawn: boo
         said += f"; at {level:.0%} the difference from each other option excludes 0."
     least = min(rows, key=lambda row: row.flops)
     if least.flops < rows[best].flops * (1 - 1e-9):
-        said += f" {least.option} takes {least.flops / rows[best].flops:.2g} of its compute."
+        said += f" {least.option} takes {100 * least.flops / rows[best].flops:.2g}% of its compute."
     pooled = min((row for row in rows if row.option.count > 1), key=lambda row: row.loss_in_one, default=None)
     if pooled is not None and math.isfinite(pooled.loss_in_one):
         said += f" All compute of {pooled.option} in one run at its optimum: {pooled.loss_in_one:.4f}."

@@ -6,6 +6,7 @@ the posterior's, else that of the published law of another corpus, widely.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -26,23 +27,26 @@ from isoflop.fit.alternatives import (
     own_fits,
     table_of,
 )
-from isoflop.fit.drifting_law import RATIO, RATIO_SD, SIZE_SD, SPLIT, SPLIT_SD, PriorLine
+from isoflop.fit.drifting_law import RATIO, RATIO_SD, SPLIT, SPLIT_SD, PriorLine
+from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
 from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, telling_kinds
 from isoflop.fit.runs import check_runs, describe_rate, implausible
+from isoflop.fit.trust import describe_open, trust_of
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, interval, short
+from isoflop.laws.frontier import Allocation, Frontier, interval, short
 from isoflop.laws.papers import Published, published
 from isoflop.record.run import DEFAULT_N
 
-LossAt = Callable[[float, float], tuple[float | None, Interval | None]]
+ExpectedLoss = tuple[float | None, Interval | None, str]
+LossAt = Callable[[float, float], ExpectedLoss]
 
 
-def _no_loss(N: float, D: float) -> tuple[None, None]:
-    return None, None
+def _no_loss(N: float, D: float) -> ExpectedLoss:
+    return None, None, ""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,15 @@ class Plan(Allocation):
         alternatives: the same question put to other laws, and N counted otherwise.
         minima: the isoFLOP minima of the user's own runs.
         loss_at: nats per token of N parameters (counted as here) on D tokens, with an interval, by the same
-            source; None where it states none.
+            source, and whose they are; None where it states none, and why.
+        doubts: why not to train this as it stands, in a few words each, the worst first.
     """
 
     method: str = ""
     alternatives: tuple[Alternative, ...] = field(default=(), repr=False)
     minima: tuple[Minimum, ...] = field(default=(), repr=False)
     loss_at: LossAt = field(default=_no_loss, repr=False, compare=False)
+    doubts: tuple[str, ...] = ()
 
     @property
     def L(self) -> float | None:
@@ -69,14 +75,14 @@ class Plan(Allocation):
 
     def __str__(self) -> str:
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([*self.lines(), f"by: {self.method}", *notes, *table_of(self.alternatives)])
+        doubts = [f"doubt: {doubt}" for doubt in self.doubts]
+        return "\n".join([*doubts, *self.lines(), f"by: {self.method}", *notes, *table_of(self.alternatives)])
 
 
 REFERENCE, OTHERS = "chinchilla-refit", ("hoffmann2022-approach3-unrounded", "muennighoff2023")
 """The published law with draws of its constants, on MassiveText; another fit of it, and the law of C4."""
 LEAST_APART = 0.02
 """Of ln L between corpora, where the laws happen to cross."""
-ExpectedLoss = tuple[float | None, Interval | None, str]
 
 
 def expected_loss(N: float, D: float, own: Posterior | None = None, level: float = 0.8) -> ExpectedLoss:
@@ -93,7 +99,7 @@ def expected_loss(N: float, D: float, own: Posterior | None = None, level: float
     """
     if own is not None:
         losses = np.exp(own.run_losses(N, D))
-        said = "the loss is that of the law behind the size, fitted to all own runs; it knows no change of recipe"
+        said = "the loss is that of the law of all own runs; it knows no change of recipe"
         return float(np.median(losses)), interval(losses, level), said
     if why := published(REFERENCE).out_of_reach(6 * N * D):
         return None, None, why
@@ -119,18 +125,25 @@ UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
 BUDGETS = (1e15, 1e27)
 """FLOPs: published laws were fitted to runs of 1e16 to 4e25 (Llama 3), and a decade or so is left beyond."""
-FAR = 1e3
-"""A factor of compute beyond which an extrapolation is spoken of."""
+SUPPORTED = (5.0, 200.0)
+"""Tokens per parameter between which published sweeps support a law."""
+SAME_LOSS, FEW_FLOPS = 1.002, 0.5
+"""Repeated tokens are the limit where less than this share of the FLOPs comes within this factor of the loss."""
+MOST_EPOCHS = 16.0
+"""Passes beyond which a repeated token is worth next to nothing (Muennighoff et al. 2023, R_D*)."""
+DEARER, MOSTLY_SERVED = 1.02, 0.9
+"""Loss over the optimum's at fixed tokens, and serving's share of the budget, from which on they are doubted."""
 
 
 def plan(
-    flops: float,
+    flops: float | None,
     *,
     law: str | Law | Published | None = None,
     own: Mapping[str, ArrayLike] | None = None,
     tokens: float | None = None,
     inference_tokens: float = 0.0,
     unique_tokens: float | None = None,
+    training_flops: float = math.inf,
     level: float = 0.8,
     convention: Convention = "unknown",
     rows: Sequence[object] | None = None,
@@ -146,13 +159,15 @@ def plan(
     limited, the shift against that is taken from Besiroglu et al.'s law.
 
     Args:
-        flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023).
+        flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023);
+            None: what trains with `training_flops`, serving beside it.
         law: a published name, or a law such as `fit_law(…).law`: its optimum is the answer.
         own: own runs, a column each: "N", "D", "loss" (nats per token), "C" (FLOPs; else 6·N·D). Three or more sizes
             at one budget or more tell most.
         tokens: D, fixed; N follows.
         inference_tokens: to be served, at 2·N FLOPs each.
         unique_tokens: the stock of them, repeated beyond (Muennighoff et al. 2023).
+        training_flops: the most that training may take, such as what a deadline allows.
         level: of the intervals.
         convention: which parameters the N of `own` counts.
         rows: what to call each of the own runs in messages.
@@ -168,7 +183,14 @@ def plan(
     >>> f"{answer.N / 1e9:.1f}B parameters, {answer.D / 1e9:.0f}B tokens"
     '2.9B parameters, 58B tokens'
     """
-    flops, level = check.check_budget("flops", flops), check.check_level(level)
+    inference_tokens, level = check.check_inference_tokens(inference_tokens), check.check_level(level)
+    if unique_tokens is not None:
+        unique_tokens = check.check_tokens("unique_tokens", unique_tokens)
+    if flops is None:
+        shape = published(SHAPE).law
+        assert shape is not None
+        flops = Frontier(shape, inference_tokens, unique_tokens).budget_of_training(training_flops)
+    flops = check.check_budget("flops", flops if inference_tokens else min(flops, training_flops))
     if own is not None and not isinstance(own, Mapping):
         raise ValueError(f"own= expects columns by name (N, D, loss), got {type(own).__name__}")
     if law is not None and own is not None:
@@ -179,9 +201,10 @@ def plan(
     question = Question(
         flops,
         None if tokens is None else check.check_tokens("tokens", tokens),
-        check.check_inference_tokens(inference_tokens),
-        None if unique_tokens is None else check.check_tokens("unique_tokens", unique_tokens),
+        inference_tokens,
+        unique_tokens,
         level,
+        training_flops if inference_tokens else math.inf,
     )
     if law is not None:
         return _answer(question, _by_law(question, law))
@@ -212,19 +235,22 @@ class _Source:
     rows: tuple[Alternative, ...] = ()
     minima: tuple[Minimum, ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def loss(self, question: Question, N: float, D: float) -> ExpectedLoss:
         """Of N parameters on D tokens; a line, which knows the best size alone, says nothing of repeated tokens."""
         if self.line and not (question.unique_tokens is not None and question.unique_tokens < D):
             return expected_loss(N, D, self.own, question.level)
+        if self.line:
+            return (
+                None,
+                None,
+                "tokens repeat (--law muennighoff2023 states a loss)",
+            )
         if not self.states_loss:
-            return None, None, "the source states no loss"
+            return None, None, "the source states none"
         rows = question.frontier(self.law).loss(np.array([N]), np.array([D]))
         return float(rows[0]), interval(rows[1:], question.level) if len(rows) > 1 else None, self.method
-
-    def loss_at(self, question: Question, N: float, D: float) -> tuple[float | None, Interval | None]:
-        """The same, without whose it is."""
-        return self.loss(question, N, D)[:2]
 
 
 def _by_law(question: Question, law: str | Law | Published) -> _Source:
@@ -255,51 +281,48 @@ def _by_runs(
     if (odd := implausible(C, N, D)).size:
         raise ValueError(describe_rate(C, N, D, int(odd[0]), labels))
     posterior = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=kinds).towards(question.flops)
+    fitted = None
+    with suppress(ValueError):
+        columns = {"N": N, "D": D, "loss": L}
+        fitted = fit_law(
+            "hoffmann", columns, draws=40, convention=convention, keep_outliers=keep_outliers, labels=kinds
+        )
+    trust = trust_of((C, N, D, L), fitted, posterior, asked=question.flops)
     kept = np.delete(np.arange(len(N)), [run.row for run in posterior.left_out])
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
     poor = posterior.misfit is not None and posterior.misfit > POOR
-    residuals, slopes = posterior.residuals(N, D, L)
-    columns = explaining(residuals, slopes, telling_kinds(kinds, N, D, C, D / N)) if poor and kinds else []
+    why = fitted.poor if fitted is not None else ""
+    if poor and posterior.misfit is not None and posterior.misfit > ((fitted and fitted.misfit) or 0.0):
+        residuals, slopes = posterior.residuals(N, D, L)
+        explain = explaining(residuals, slopes, telling_kinds(kinds, N, D, C, D / N)) if kinds else []
+        why = describe_misfit(float(np.median(posterior.noise)), posterior.misfit, explain, far_runs(residuals, N, D))
     rate = posterior.flops_per_param_token(question.flops)
     found = None
     with nullcontext() if budgets is not None else suppress(ValueError):  # the runs may share no budgets
         found = profile_minima(C, N, D, L, budgets=budgets)
+    own_rows = own_fits(question, C, N, D, L, rate, convention, fitted, budgets)
+    line: PriorLine | Posterior = posterior
+    doubts, method = trust.doubts, _method(posterior, question.flops)
+    if fallen := poor and not posterior.telling:
+        line, convention = PriorLine(), DEFAULT_N
+        doubts = (f"{doubts[0]}; so the size is the published one, 20 tokens per parameter", *doubts[1:])
+        method = f"what published families of models showed: {PRIOR}"
     return _Source(
-        line_law(posterior, question.flops, convention),
-        _method(posterior, question.flops),
+        line_law(line, question.flops, convention),
+        method,
         line=True,
         own=posterior,
-        rate=rate,
-        rows=own_fits(question, C, N, D, L, rate, convention, budgets),
+        rate=TRAINING_FLOPS if fallen else rate,
+        rows=own_rows,
+        doubts=doubts,
         minima=found.minima if found is not None else (),
         notes=(
             *runs.warnings,
             *(found.warnings if found is not None else ()),
-            *_doubts(posterior, question.flops, convention, labels, columns, far_runs(residuals, N, D)),
-            *describe_open(posterior, bool(found and found.minima)),
+            *_doubts(posterior, convention, labels, why),
+            *describe_open(posterior, bool(found and found.minima) or bool(own_rows)),
         ),
-    )
-
-
-def describe_open(posterior: Posterior, profiles: bool) -> tuple[str, ...]:
-    """That own runs hardly say which size is best, and why; none where they do.
-
-    Args:
-        posterior: of the runs.
-        profiles: whether the runs of a budget enclose a best size.
-    """
-    if posterior.telling:
-        return ()
-    if not profiles:
-        return (
-            "your runs do not determine the best size: train at least three sizes at one budget, the best of them in "
-            "the middle",
-        )
-    return (
-        f"your runs do not determine the best size: at {posterior.largest:.2g} FLOPs they leave it open by a "
-        f"factor of {np.exp(posterior.spread):.3g}, published sweeps alone by {np.exp(SIZE_SD):.3g}; the minima of "
-        f"single budgets count little where the runs scatter about the law by {np.median(posterior.noise):.1%}",
     )
 
 
@@ -316,19 +339,17 @@ def _method(posterior: Posterior, C: float) -> str:
 
 def _doubts(
     posterior: Posterior,
-    C: float,
     convention: Convention,
     called: Sequence[object],
-    columns: Sequence[str],
-    far: str,
+    poor: str,
 ) -> tuple[str, ...]:
     said: tuple[str, ...] = ()
     if posterior.left_out:
         said += (describe_outliers(posterior.left_out, called),)
     if posterior.apart:
         said += (posterior.apart,)
-    if posterior.misfit is not None and posterior.misfit > POOR:
-        said += (describe_misfit(float(np.median(posterior.noise)), posterior.misfit, columns, far),)
+    if poor:
+        said += (poor,)
     log_N = posterior.at(posterior.largest)[0]
     ratio = float(posterior.line(posterior.largest).tokens(np.exp(log_N)) / np.exp(log_N))
     if convention == "unknown":
@@ -342,20 +363,56 @@ def _doubts(
             "shift the optimum of small runs, and such a ratio does not last to larger budgets (Porian et al. 2024): "
             "look at 20 tokens per parameter too",
         )
-    if posterior.largest * FAR < C:
-        said += (f"extrapolated by a factor of {C / posterior.largest:.2g} in compute",)
     return said
+
+
+def _doubts_of(question: Question, source: _Source, found: Allocation, free: Allocation) -> tuple[str, ...]:
+    """What the question itself asks too much of: data that are few or too many for the budget, a load beyond it.
+
+    `free`: the optimum where D is not fixed.
+    """
+    said = []
+    U, D = question.unique_tokens, found.D
+    if U is not None and U < D:
+        law = replace(source.law, draws=None)
+        frontier = question.frontier(law, source.rate)
+        loss = float(frontier.loss(np.array([found.N]), np.array([D]))[0])
+        share = frontier.at_loss(SAME_LOSS * loss).total_flops / found.total_flops
+        if share < FEW_FLOPS or D / U > MOST_EPOCHS:
+            said.append(
+                f"data, not compute, are the limit: {short(U)} unique tokens are read {short(D / U)} times, and "
+                f"{100 * share:.2g}% of the FLOPs come within {SAME_LOSS - 1:.1%} of the loss"
+            )
+    if question.tokens is not None:
+        here, best = source.loss(question, found.N, D)[0], source.loss(question, free.N, free.D)[0]
+        if here is not None and best is not None and here > DEARER * best:
+            few = "few" if D < free.D else "many"
+            said.append(
+                f"{short(D)} tokens are {few} for the budget: loss {here:.3f}; its optimum, {short(free.N)} parameters "
+                f"on {short(free.D)}, has {best:.3f}"
+            )
+    if found.inference_flops > MOSTLY_SERVED * found.total_flops:
+        said.append(
+            f"the load does not fit the budget: serving takes {found.inference_flops / found.total_flops:.0%} of it"
+        )
+    if not SUPPORTED[0] <= found.tokens_per_param <= SUPPORTED[1]:
+        said.append(
+            f"{short(found.tokens_per_param)} tokens per parameter: no published sweep supports a law beyond "
+            "{:g} to {:g}".format(*SUPPORTED)
+        )
+    return tuple(said)
 
 
 def _answer(question: Question, source: _Source) -> Plan:
     law, notes = source.law, source.notes
-    found = question.put_to(law, source.rate)
+    found, doubts = question.put_to(law, source.rate), source.doubts
+    free = found if question.tokens is None else replace(question, tokens=None).put_to(law, source.rate)
     if question.tokens is not None:
-        free = replace(question, tokens=None).put_to(law, source.rate)
         notes += (f"D is fixed; the optimum would be {short(free.N)} parameters on {short(free.D)} tokens",)
     repeats = question.unique_tokens is not None and question.unique_tokens < found.D
     if not source.states_loss and (question.inference_tokens or repeats):
         notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
+    doubts += _doubts_of(question, source, found, free)
     others, without = other_laws(question, source.name)
     known = {"flops": found.flops if question.inference_tokens else question.flops}
     known["loss"] = found.loss if source.states_loss else np.nan
@@ -378,5 +435,10 @@ def _answer(question: Question, source: _Source) -> Plan:
     if not counted and found.convention != "unknown":
         notes += ("N is not counted otherwise: at this size a usual vocabulary's embeddings alone are more",)
     whole: dict[str, Any] = {"intervals": intervals, "level": question.level, "notes": (*notes, *found.notes, *without)}
-    whole |= {"method": source.method, "minima": source.minima, "loss_at": partial(source.loss_at, question)}
+    whole |= {
+        "doubts": doubts,
+        "method": source.method,
+        "minima": source.minima,
+        "loss_at": partial(source.loss, question),
+    }
     return Plan(**vars(found) | known | whole, alternatives=(*counted, *source.rows, *others))

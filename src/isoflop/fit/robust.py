@@ -138,7 +138,10 @@ def describe_misfit(spread: float, ratio: float, groups: Sequence[str] = (), far
         "give; its constants and intervals are not to be trusted"
     )
     if groups:
-        return f"{said}. Runs of one {groups[0]!r} lie together: fit them apart with --group {groups[0]!r}"
+        return (
+            f"{said}. Runs of one {groups[0]!r} lie together: name one with --where, or fit them apart: isoflop fit "
+            f"--group {groups[0]!r}"
+        )
     if far:
         return f"{said}. The runs that lie farthest from the optimum scatter most: leave them out with --where '{far}'"
     return said

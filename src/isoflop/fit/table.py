@@ -397,7 +397,7 @@ class _Reading:
             if odd.any():
                 self.doubts.append(
                     f"{odd.sum()} of {len(odd)} runs {told} (column {name!r}), which this law does not know: "
-                    f"--law {law} does, or leave them out (--where)"
+                    f"`isoflop fit --law {law}` does, or leave them out (--where)"
                 )
                 break
         if active is not None and (sparse := int((self._cells(active) < N * (1 - ROUNDED)).sum())):

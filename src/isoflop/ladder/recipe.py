@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, dense_equivalent
+from isoflop.laws.frontier import INFERENCE_FLOPS
 from isoflop.laws.papers import published
 from isoflop.laws.recipes import BATCHES, RATES, Recipe, blended, warmup_of
 from isoflop.record.run import DEFAULT_N
@@ -23,6 +24,13 @@ MUON_GAIN = (1.1, 1.4)
 ADAMW, MUON = "adamw", "muon"
 AROUND = 1.6
 """A factor about N within which a configuration is looked for."""
+
+EVEN = 8
+"""Of an expert's width."""
+HALF = 0.5
+"""Share of the budget that serving or fixed tokens take from N alone, from which on N makes room for attention."""
+LEAST = 2 / 3
+"""Of the law's D that a configuration slightly larger than its N trains at least, whatever it costs to serve."""
 
 Ends = tuple[float, float]
 
@@ -46,6 +54,7 @@ class TrainingRecipe:
         timescale: τ = B/(η·λ·D), the share of the run that AdamW's average of its updates spans.
         optimizer: "adamw" or "muon".
         experts, top_k: of the MLPs; 1: dense.
+        served: tokens to serve.
     """
 
     shape: Shape
@@ -65,11 +74,27 @@ class TrainingRecipe:
     experts: int = 1
     top_k: int = 1
     counted: float = 0.0
+    served: float = 0.0
 
     @property
     def attention(self) -> float:
         """Share of the FLOPs that is not 6·N a token."""
         return 1 - TRAINING_FLOPS * self.shape.N / self.shape.flops_per_token
+
+    @property
+    def flops(self) -> float:
+        """Of training, attention in full."""
+        return self.shape.flops_per_token * self.tokens
+
+    @property
+    def serving_flops(self) -> float:
+        """Of the forward passes of the tokens served, attention in full."""
+        return self.shape.flops_per_token * self.served * INFERENCE_FLOPS / TRAINING_FLOPS
+
+    @property
+    def expert_width(self) -> int:
+        """Of each expert's MLP."""
+        return _expert_width(self.shape, self.top_k)
 
 
 def recipe_of(
@@ -77,19 +102,28 @@ def recipe_of(
     flops: float,
     tokens: float | None = None,
     *,
+    served: float = 0.0,
+    training: float = math.inf,
     model: str = "llama",
+    sequence_length: int | None = None,
     optimizer: str = ADAMW,
     experts: int = 1,
     top_k: int = 1,
     convention: Convention = DEFAULT_N,
 ) -> TrainingRecipe | None:
-    """The recipe of N parameters for `flops` of training; None: the family has no such size.
+    """The recipe of N parameters for `flops`, serving included; None: the family has no such size.
+
+    Attention is counted in training and in serving: both together spend `flops`. Where D is fixed, or serving takes the
+    budget, N makes room for it.
 
     Args:
         N: parameters; of a mixture of experts those that are active.
-        flops: training FLOPs; attention is counted in.
+        flops: of the budget.
         tokens: D where it is fixed; default: what the FLOPs allow.
+        served: tokens to serve.
+        training: the most FLOPs of training.
         model: a known family, or a Hugging Face config.json.
+        sequence_length: tokens; default: the family's.
         optimizer: "adamw" or "muon".
         experts, top_k: experts of each MLP, and how many a token visits, each 1/top_k of the dense MLP wide.
         convention: which parameters N counts; unknown: those with the head.
@@ -104,13 +138,20 @@ def recipe_of(
     if optimizer not in (ADAMW, MUON):
         raise ValueError(f"--optimizer: expected {ADAMW} or {MUON}, got {optimizer!r}")
     if not 1 <= top_k <= experts:
-        raise ValueError(f"--top-k: expected 1 to {experts}, the number of experts, got {top_k}")
+        hint = ": add --experts, such as --experts 64" if experts == 1 else f", the number of experts, got {top_k}"
+        raise ValueError(f"--top-k: expected 1 to {experts}{hint}")
     counted = DEFAULT_N if convention == "unknown" else convention
-    shape = _nearest(family_of(model), N, counted)
+    family, serving = family_of(model, sequence_length=sequence_length), served * INFERENCE_FLOPS / TRAINING_FLOPS
+    shape = _nearest(family, N, counted)
+    pinned = 1.0 if tokens else serving * TRAINING_FLOPS * N / flops
+    if shape is not None and pinned > HALF:
+        shape = _nearest(family, N * (TRAINING_FLOPS * shape.N / shape.flops_per_token) ** pinned, counted)
     if shape is None:
         return None
-    D = tokens or flops / shape.flops_per_token
-    at = shape.run(D, flops)
+    budget = flops / shape.flops_per_token
+    left = max(budget - serving, LEAST * (flops / (TRAINING_FLOPS * N) - serving))
+    D = tokens or min(left, training / shape.flops_per_token)
+    at = shape.run(D, shape.flops_per_token * D)
     batch, batches, within = _ruled(BATCHES, at)
     rate, rates, _ = _ruled(RATES, at)
     length = shape.family.sequence_length
@@ -118,11 +159,11 @@ def recipe_of(
     sequences = max(1, round(sequences / 8)) * 8 if sequences >= 8 else sequences
     tokens_a_step = sequences * length
     steps = max(2, round(D / tokens_a_step))
-    mlp = (2 if shape.family.gpt2 else 3) * shape.width * shape.mlp_width * shape.depth
+    width, of_width = _expert_width(shape, top_k), (2 if shape.family.gpt2 else 3) * shape.width * shape.depth
     return TrainingRecipe(
         shape=shape,
-        N=shape.N,
-        total=shape.N + mlp * (experts / top_k - 1),
+        N=shape.N + of_width * (top_k * width - shape.mlp_width),
+        total=shape.N + of_width * (experts * width - shape.mlp_width),
         tokens=D,
         batch=tokens_a_step,
         steps=steps,
@@ -137,7 +178,13 @@ def recipe_of(
         experts=experts,
         top_k=top_k,
         counted=float(shape.parameters[counted]),
+        served=served,
     )
+
+
+def _expert_width(shape: Shape, top_k: int) -> int:
+    """1/top_k of the dense MLP's, in multiples that 16-bit matrix units like."""
+    return shape.mlp_width if top_k == 1 else max(1, round(shape.mlp_width / top_k / EVEN)) * EVEN
 
 
 def _nearest(family: Family, N: float, counted: str) -> Shape | None:
@@ -147,6 +194,16 @@ def _nearest(family: Family, N: float, counted: str) -> Shape | None:
     shapes = size_grid(family, least / 2 if counted == "total" else least, most)
     near = [shape for shape in shapes if least <= shape.parameters[counted] <= N * AROUND]
     return min(near, key=lambda each: abs(math.log(each.parameters[counted] / N)), default=None)
+
+
+def flops_with_attention(N: float, D: float, model: str = "llama") -> float:
+    """Training FLOPs of N parameters with the head on D tokens, the attention of a family's shape in them.
+
+    >>> f"{flops_with_attention(9.3e9, 167e9) / (6 * 9.3e9 * 167e9):.2f}"
+    '1.07'
+    """
+    shape = _nearest(family_of(model), N, DEFAULT_N)
+    return TRAINING_FLOPS * N * D if shape is None else shape.flops_per_token * N / shape.N * D
 
 
 EXPERT_LAWS = ("clark-refit-rlr", "clark-refit-sbase", "clark-refit-hash")

@@ -7,8 +7,9 @@ own optimum: the intervals are percentiles of these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +23,7 @@ from isoflop.laws.optimum import (
     best_at_loss,
     hoffmann_at_budget,
     hoffmann_at_reducible,
+    root,
     rows,
 )
 from isoflop.laws.quantities import (
@@ -38,6 +40,8 @@ Intervals = Mapping[str, tuple[float, float]]
 
 INFERENCE_FLOPS = 2.0
 """Per parameter and token: forward alone. Sardana et al. 2023."""
+MOST_SERVED = 1e6
+"""A factor of training's FLOPs that serving is looked for within."""
 R_D_STAR, R_N_STAR = 15.387756, 5.309743
 REPETITION = {"R_D_star": np.array(R_D_STAR), "R_N_star": np.array(R_N_STAR)}
 """How fast repeated tokens and excess parameters lose value: Muennighoff et al. 2023, digits of their repository."""
@@ -96,7 +100,9 @@ class Allocation(Shown):
         if self.inference_flops:
             shown += [("", "inference_flops", "to serve"), ("", "total_flops", "in all")]
         if self.unique_tokens is not None:
-            shown += [("epochs", "epochs", f"over {short(self.unique_tokens)} unique tokens")]
+            once = self.epochs == 1
+            over = f"{self.D / self.unique_tokens:.0%} of " if once else "over "
+            shown += [("epochs", "epochs", f"{over}{short(self.unique_tokens)} unique tokens")]
         lines = []
         for label, name, unit in shown:
             show = {"N": short, "D": short, "loss": "{:.4f}".format}.get(name, "{:.3g}".format)
@@ -177,9 +183,18 @@ class Frontier:
     def _rows(self) -> int:
         return len(next(iter(self.constants.values())))
 
-    def at_budget(self, C: float) -> Allocation:
-        """N and D of the least loss for C FLOPs; training and inference together where there is any."""
+    def at_budget(self, C: float, training: float = math.inf) -> Allocation:
+        """N and D of the least loss for C FLOPs, training and inference together where there is any.
+
+        `training`: the most FLOPs of training, where a deadline allows no more. An optimum that takes more moves along
+        that limit, to the size that is best there or the largest that the budget can serve.
+        """
         N, D = self._best(check_budget("C", C))
+        if np.any(late := self.cost.train * N * D > training):
+            held = replace(self, inference_tokens=0.0)._best(training)[0]
+            with np.errstate(divide="ignore"):
+                held = np.minimum(held, (C - training) / self.cost.fixed if self.cost.fixed else math.inf)
+            N, D = np.where(late, held, N), np.where(late, training / (self.cost.train * held), D)
         varies = ("N", "D", "tokens_per_param", "loss")
         return self._allocation(N, D, varies + (("flops", "inference_flops") if self.cost.fixed else ()))
 
@@ -192,6 +207,21 @@ class Frontier:
                 f"a budget of {C:g} FLOPs is too small for a parameter on {short(D)} tokens: raise C or lower D"
             )
         return self._allocation(np.full(self._rows, N), np.full(self._rows, D), ("loss",))
+
+    def budget_of_training(self, training: float) -> float:
+        """FLOPs in all, serving included, whose optimum trains with so many of them."""
+        training = check_budget("training", training)
+        point = replace(self, law=Law(self.law.form, self.law.constants))
+        if not self.inference_tokens:
+            return training
+
+        def over(log_C: Array) -> Array:
+            N, D = point._best(float(np.exp(log_C[0])))
+            return np.asarray(np.log(point.cost.train * N * D / training))
+
+        low = np.log([training])
+        found = np.exp(root(over, low, low + math.log(MOST_SERVED)))[0]
+        return float(training * MOST_SERVED if np.isnan(found) else found)
 
     def at_loss(self, loss: float) -> Allocation:
         """N and D that reach a loss (nats per token) with the least compute, inference included.

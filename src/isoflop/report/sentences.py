@@ -17,8 +17,9 @@ from isoflop.fit.approaches import approach_3
 from isoflop.fit.drifting_law import SPLIT_SD
 from isoflop.fit.holdout import Extrapolation, held_out
 from isoflop.fit.plan import expected_loss
-from isoflop.fit.posterior import posterior_of_runs
-from isoflop.fit.robust import POOR, describe_outliers
+from isoflop.fit.posterior import Posterior, posterior_of_runs
+from isoflop.fit.robust import describe_outliers
+from isoflop.fit.trust import Trust, trust_of
 from isoflop.fit.uncertainty import FEW
 from isoflop.laws import short
 from isoflop.laws.quantities import interval
@@ -51,6 +52,9 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
     """The headline of a study, whose hold-out test (`holdout`) gave `held`."""
     if study.law is None or study.scatter is None:
         return Headline((*_no_law(study), *_under_way(study.curves)))
+    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    own = posterior_of_runs(N, D, study.C, L, labels=kinds_of(study.counted))
+    trust = trust_of((study.C, N, D, L), study.fit, own, held=held)
     sure, unsure = [], []
     half, nine = (f"{off:.2%}" for off in study.scatter)
     if study.scatter[1] <= NEAR:
@@ -60,7 +64,9 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
     if isinstance(held, str):
         unsure.append(sentence(f"It was not tested on larger runs: {held}"))
     else:
-        (sure if held.trusted else unsure).append(sentence(held.verdict))
+        (sure if trust.predicts else unsure).append(sentence(held.verdict))
+    if not trust.describes and study.fit is not None and not study.fit.poor:
+        unsure.append(sentence(trust.doubts[0]))
     if (compared := study.compared()) is not None and compared.pairs:
         telling = [row.name for row in compared.rows if row.a_interval and np.ptp(row.a_interval) < TELLING]
         apart = [pair for pair in compared.pairs if not pair.overlap]
@@ -73,10 +79,9 @@ def headline(study: Study, held: Extrapolation | str) -> Headline:
             *names, last = map(_short_name, telling)
             sure.append(f"The intervals of {', '.join(names)} and {last} for the exponent of N overlap.")
     unsure += [*map(sentence, study.doubts), *_outliers(study)]
-    trusted = None if isinstance(held, str) else held.trusted
-    grows = [] if trusted is False else _exponents(study)
-    near = trusted is False or bool(study.doubts)
-    return Headline((_law(study, held), *grows, _next(study, near)), tuple(sure), tuple(unsure))
+    grows = [] if trust.predicts is False else _exponents(study)
+    near = trust.predicts is False or bool(study.doubts)
+    return Headline((_law(study, trust), *grows, _next(study, own, near)), tuple(sure), tuple(unsure))
 
 
 def power_of_ten(value: float) -> str:
@@ -91,7 +96,7 @@ def power_of_ten(value: float) -> str:
     return f"{mantissa}·10^{int(exponent)}"
 
 
-def _law(study: Study, held: Extrapolation | str) -> str:
+def _law(study: Study, trust: Trust) -> str:
     """The law, and how it fared on larger runs than it was fitted to: only one that predicted them is followed."""
     assert study.fit is not None
     c, n, ended = study.fit.parameters, study.fit.n, len(study.counted)
@@ -100,12 +105,14 @@ def _law(study: Study, held: Extrapolation | str) -> str:
         f"L(N,D) = {c['E']:.3f} + {power_of_ten(c['A'])}/N^{c['alpha']:.3f} + {power_of_ten(c['B'])}/D^{c['beta']:.3f} "
         "nats per token"
     )
-    if isinstance(held, str) or held.trusted is None:
-        why = "not tested on larger runs" if isinstance(held, str) else "its test on the larger runs leaves it open"
-        return f"{runs} are fitted by {law}; {why}."
-    if (held.fit.misfit or 0.0) > POOR:
+    if not trust.describes and not isinstance(trust.held, str):
         return f"{runs} are fitted by {law}, which does not describe them: do not rely on it."
-    if not held.trusted:
+    if trust.predicts is None:
+        why = (
+            "not tested on larger runs" if isinstance(trust.held, str) else "its test on the larger runs leaves it open"
+        )
+        return f"{runs} are fitted by {law}; {why}."
+    if not trust.predicts:
         return f"{runs} are fitted by {law}, which fails on the larger runs: do not extrapolate it."
     return f"{runs} follow {law}, which predicted the larger of them from the smaller."
 
@@ -148,13 +155,12 @@ def _leaning(low: float, high: float) -> str:
     return "growing both alike is within that."
 
 
-def _next(study: Study, near: bool) -> str:
+def _next(study: Study, own: Posterior, near: bool) -> str:
     """The best size at ten times the largest run's compute, or `near` at it: `fit` and `plan`'s."""
     assert study.law is not None
     largest = float(study.C.max())
     C = largest if near else largest * BEYOND
-    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
-    own = posterior_of_runs(N, D, study.C, L, labels=kinds_of(study.counted)).towards(C)
+    own = own.towards(C)
     sizes, line = np.exp(own.log_sizes(C)), own.line(C)
     best = float(np.median(sizes))
     data = float(line.tokens(best))
