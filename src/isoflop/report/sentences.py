@@ -105,7 +105,7 @@ def _law(study: Study, trust: Trust) -> str:
         f"L(N,D) = {c['E']:.3f} + {power_of_ten(c['A'])}/N^{c['alpha']:.3f} + {power_of_ten(c['B'])}/D^{c['beta']:.3f} "
         "nats per token"
     )
-    if not trust.describes and not isinstance(trust.held, str):
+    if not trust.describes and not isinstance(trust.held, str) and not trust.held.fails:
         return f"{runs} are fitted by {law}, which does not describe them: do not rely on it."
     if trust.predicts is None:
         why = (
