@@ -556,6 +556,15 @@ def test_a_tiny_budget_is_doubted_and_its_size_not_counted_otherwise() -> None:
     assert not any("FLOPs?" in note for note in plan(1e17).notes)
 
 
+def test_runs_of_no_one_law_do_not_decide_the_size_and_it_is_said_first() -> None:
+    runs = sweep(besiroglu(), [1e18, 3e18, 1e19, 3e19])
+    tilted = np.where(np.arange(len(runs["N"])) % 2, 1.0, (runs["N"] / runs["N"].mean()) ** -0.3)
+    answer = plan(1e22, own={**runs, "loss": runs["loss"] * tilted}, convention="total")
+    assert answer.tokens_per_param == pytest.approx(20, rel=0.02) and "published families" in answer.method
+    assert "follow no one law" in answer.doubts[0] and "so the size is the published one" in answer.doubts[0]
+    assert answer.doubts[-1] == "333 times the compute of your largest run"
+
+
 def test_own_runs_are_called_as_the_user_knows_them() -> None:
     with pytest.raises(ValueError, match=r"^line 7 of runs\.csv, column 'loss': expected a positive number"):
         plan(

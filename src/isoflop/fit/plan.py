@@ -304,7 +304,7 @@ def _by_runs(
     own_rows = own_fits(question, C, N, D, L, rate, convention, fitted, budgets)
     line: PriorLine | Posterior = posterior
     doubts, method = trust.doubts, _method(posterior, question.flops)
-    if fallen := poor and not posterior.telling:
+    if poor:
         line, convention = PriorLine(), DEFAULT_N
         doubts = (f"{doubts[0]}; so the size is the published one, 20 tokens per parameter", *doubts[1:])
         method = f"what published families of models showed: {PRIOR}"
@@ -313,7 +313,7 @@ def _by_runs(
         method,
         line=True,
         own=posterior,
-        rate=TRAINING_FLOPS if fallen else rate,
+        rate=TRAINING_FLOPS if poor else rate,
         rows=own_rows,
         doubts=doubts,
         minima=found.minima if found is not None else (),
