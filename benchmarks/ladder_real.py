@@ -3,7 +3,7 @@
     python benchmarks/ladder_real.py --data ../shared/data
 
 Hoffmann et al. 2022 (Besiroglu et al. 2024's 245 points), Gadre et al. 2024, Porian et al. 2024; 5 to 200 tokens
-per parameter. `isoflop.ladder.check` has what came of it.
+per parameter. `isoflop.fit.posterior` has what came of it.
 """
 
 from __future__ import annotations

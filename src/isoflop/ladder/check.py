@@ -29,10 +29,6 @@ ODDS = math.log(2.0)
 """Ln of how much likelier the runs must be with that term: of 60 worlds of the law's own kind 2 are (3%)."""
 TIMES = 3.0
 """Fitted noise over that of seeds from which on it is no noise."""
-BEYOND_SEEN, BEYOND_SMALL, LARGE = 0.005, 0.012, 3e18
-"""Standard deviation of ln L per e-fold of compute beyond the ladder, from `LARGE` FLOPs of its largest run on, and
-below. Laws fitted to Hoffmann et al. 2022's runs below 1e19 to 7e20 FLOPs miss by .001–.006, to Gadre et al. 2024's by
-.002–.009, to Porian et al. 2024's tuned sweeps below 4e17 to 2e18 FLOPs by .013–.018 (`benchmarks/ladder_real.py`)."""
 RUNG = 1.5
 """A factor of the largest budget within which runs are its rung."""
 FEWEST_BELOW = 5
@@ -43,18 +39,6 @@ FEWEST_PREDICTED = 3
 """Runs of the largest rung below which their being inside shows nothing: intervals hold one run by chance."""
 SURPRISING = 0.05
 """Probability of as few runs inside their intervals from which on it is no accident."""
-
-
-def beyond(C: float, largest: float) -> float:
-    """Standard deviation of ln L at C FLOPs that no law foresees of a ladder whose largest run has `largest`."""
-    return max(0.0, math.log(C / largest)) * (BEYOND_SEEN if largest >= LARGE else BEYOND_SMALL)
-
-
-def run_losses(posterior: Posterior, N: float, D: float) -> Array:
-    """Ln L of a run of that size, by draw: its noise, and what no law foresees beyond the ladder."""
-    sd = beyond(posterior.flops(N, D), posterior.largest)
-    drawn = posterior.run_losses(N, D)
-    return np.asarray(drawn + sd * np.random.default_rng(1).standard_normal(len(drawn)))
 
 
 class Verdict(Enum):

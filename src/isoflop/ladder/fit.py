@@ -33,7 +33,7 @@ from isoflop.fit.runs import (
     loss_names,
     unfinished,
 )
-from isoflop.ladder.check import Described, Verdict, described, run_losses
+from isoflop.ladder.check import Described, Verdict, described
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of
@@ -290,7 +290,7 @@ class LadderFit(Shown):
 
         The posterior's median, and an interval that knows of what laws miss beyond a ladder.
         """
-        return _loss(self.posterior, N, D, self.level)
+        return estimate(np.exp(self.posterior.run_losses(N, D)), self.level)
 
     @cached_property
     def approaches(self) -> ApproachComparison:
@@ -435,7 +435,7 @@ def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.8
         D_opt=D_opt,
         tokens_per_param=spanning(held_D / held_N, free_D / free_N, level),
         batch=_batch(D_opt, N_opt, target_flops),
-        loss=_loss(posterior, N_opt.value, float(target.tokens(N_opt.value)), level),
+        loss=estimate(np.exp(posterior.run_losses(N_opt.value, float(target.tokens(N_opt.value)))), level),
         exponents=_exponents(posterior, target, log_N, level),
         noise=estimate(posterior.noise, level),
         check=check,
@@ -445,11 +445,6 @@ def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.8
         posterior=posterior,
         target=target,
     )
-
-
-def _loss(posterior: Posterior, N: float, D: float, level: float) -> Estimate:
-    around = estimate(np.exp(run_losses(posterior, N, D)), level)
-    return replace(around, value=float(np.exp(np.median(posterior.run_losses(N, D)))))
 
 
 def _batch(D: Estimate, N: Estimate, flops: float) -> Estimate:

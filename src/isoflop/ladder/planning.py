@@ -18,9 +18,8 @@ from scipy.special import ndtri
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import RATIO, PriorLine
 from isoflop.fit.plan import expected_loss
-from isoflop.fit.posterior import NOISE, SHARED
+from isoflop.fit.posterior import NOISE, SHARED, beyond
 from isoflop.fit.table import read_table
-from isoflop.ladder.check import beyond
 from isoflop.ladder.design import DECAY, Bounds, Problem, Rung, Worth, best_design, even_grid, worth_of
 from isoflop.ladder.plan import ExpectedInterval, LadderPlan, PlannedRun
 from isoflop.ladder.sizes import Family, family_of
