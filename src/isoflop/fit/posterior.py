@@ -53,13 +53,12 @@ from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, m
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
-.1% to 1.6%. Seeds alone give .1–.3% (Porian et al. 2024: .005 nats below L = 3, more above)."""
+.1% to 1.6%. Seeds alone give .1–.3% (Porian et al. 2024: .005 nats below L = 3)."""
 SHARED = 0.5
 """Variance that runs of one size share (a shape better or worse than its size), over a run's own."""
 MISFIT, MISFIT_SD, MOST_MISFIT = 0.008, 1.0, 32.0
 """Median of τ, by which ln L is off the law's form at a factor of 2 from the size of 20 tokens per parameter, and
-standard deviation of its logarithm. It grows by the third power of the distance, to the third number times as much.
-Fitted apart from the noise: a multiple of the noise let planted runs' noise be found a third of what it was. .008 is of
+standard deviation of its logarithm. It grows by the third power of the distance, to the third number times as much. Of
 .004, .008 and .016 the one of least waste on ten public sweeps (Porian et al. 2024; `benchmarks/sizes.py`)."""
 BIAS, BIAS_DOF = 0.003, 2.0
 """Scale and degrees of freedom of b, ln L per ln N: .06 of ln N_opt where the loss bends as in Hoffmann et al. 2022.
@@ -180,8 +179,8 @@ class Posterior:
     def towards(self, C: float) -> Posterior:
         """The posterior for a run of C FLOPs: draws taken again by the prior of D/N there (importance resampling).
 
-        Small sweeps may find best sizes that do not last; what published families show at large budgets does. One that
-        was asked for a budget already stays as it is.
+        Small sweeps' best sizes may not last; those of published families do. Draws held there and at the largest run
+        count one prior twice: `shift` gives back what it and the runs leave open. One that has a budget stays.
         """
         if self.target is not None:
             return self
@@ -190,10 +189,8 @@ class Posterior:
         weights = (1 + z**2 / TARGET_DOF) ** (-(TARGET_DOF + 1) / 2 * (1 - self.lasting(C).mean()))
         at = (np.arange(len(z)) + 0.5) / len(z)
         taken = np.searchsorted(np.cumsum(weights) / weights.sum(), at).clip(max=len(z) - 1)
-        turn = SCATTER * rng.standard_normal(len(taken))
         of_draws = {name: getattr(self, name)[taken] for name in ("draws", "bias", "noise", "form")}
-        held = replace(self, **of_draws, target=C, turn=turn)
-        # held at the largest run and at the target, draws count one prior twice: of it and the runs no more is known
+        held = replace(self, **of_draws, target=C, turn=SCATTER * rng.standard_normal(len(taken)))
         known = PriorLine().at(C)[1] ** -2 + max(self.spread**-2 - SIZE_SD**-2, 0.0)
         missing = max(1 / known - float(held.sizes(line).var()), 0.0)
         return replace(held, shift=math.sqrt(missing) * rng.standard_normal(len(taken)))
@@ -242,7 +239,7 @@ class Posterior:
     def losses(self, N: float, D: float) -> Array:
         """Ln L of a run of that size, without its noise, by draw."""
         known = log_loss(self.draws, self.origin.x(np.array([N])), self.origin.y(np.array([D])))[:, 0]
-        return known + self.bias * self.lasting(self.flops(N, D)) * float(tilt(N, D))
+        return known + self.bias * self.lasting(self.flops(N, D)) * tilt(np.array([N]), np.array([D]))[0]
 
     def run_losses(self, N: float, D: float, seed: int = 0) -> Array:
         """Logarithm of the loss of a run of that size, by draw: its noise and, beyond the runs, doubt of any law."""
@@ -500,8 +497,8 @@ def _least_squares(
 def _chains(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:
     """Draws of (θ, b, ln s, ln τ) by differential evolution Markov chains: jumps along differences of other chains.
 
-    The posterior is skewed where E is nearly open, and no fixed proposal fits it. Halves take turns, each jumping along
-    the other half's differences, which keeps detailed balance.
+    The posterior is skewed where E is nearly open: no fixed proposal fits it. Halves take turns, each jumping along the
+    other's differences, which keeps detailed balance.
     """
     d = len(modes[0])
     root = np.linalg.cholesky(model.covariance(modes[0]) + 1e-15 * np.eye(d))
