@@ -81,10 +81,9 @@ BEYOND_SEEN, BEYOND_SMALL, LARGE = 0.009, 0.016, 3e18
 """Standard deviation of ln L per e-fold of compute beyond the largest run that no law foresees (a rate rule's miss, a
 bend), from `LARGE` FLOPs of that run on, and below. With them 80% intervals hold in .81 of public runs beyond those
 fitted to (mean of seven organisations, on which they were chosen; .50 to .99 by one), .58 with .0015."""
-FEWEST_TO_JUDGE = 6
-"""Runs from which on one can be told for an outlier, and noise from the law's misfit."""
-TELLING = 0.7
-"""Standard deviation of ln N_opt at the largest budget over the prior's, above which the runs say little of it."""
+FEWEST_TO_JUDGE, TELLING = 6, 0.7
+"""Runs from which on one can be told for an outlier, and noise from the law's misfit; standard deviation of ln N_opt at
+the largest budget over the prior's, above which the runs say little of it."""
 
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
@@ -130,7 +129,7 @@ class Posterior:
         origin: of θ.
         mode: θ of greatest posterior probability [8].
         draws: θ [draws, 8].
-        bias: b, ln L per ln N, by draw [draws].
+        bias, fades: b, ln L per ln N, and e-folds of compute over which it fades, by draw [draws].
         noise: standard deviation of a run's own ln L, by draw [draws].
         form: standard deviation of ln L that the law's form is off at a factor of 2 from 20 tokens per parameter
             [draws].
@@ -150,6 +149,7 @@ class Posterior:
     mode: Array
     draws: Array = field(repr=False)
     bias: Array = field(repr=False)
+    fades: Array = field(repr=False)
     noise: Array = field(repr=False)
     form: Array = field(repr=False)
     rate: FlopRate
@@ -189,7 +189,7 @@ class Posterior:
         weights = (1 + z**2 / TARGET_DOF) ** (-(TARGET_DOF + 1) / 2 * (1 - self.lasting(C).mean()))
         at = (np.arange(len(z)) + 0.5) / len(z)
         taken = np.searchsorted(np.cumsum(weights) / weights.sum(), at).clip(max=len(z) - 1)
-        of_draws = {name: getattr(self, name)[taken] for name in ("draws", "bias", "noise", "form")}
+        of_draws = {name: getattr(self, name)[taken] for name in ("draws", "bias", "fades", "noise", "form")}
         held = replace(self, **of_draws, target=C, turn=SCATTER * rng.standard_normal(len(taken)))
         known = PriorLine().at(C)[1] ** -2 + max(self.spread**-2 - SIZE_SD**-2, 0.0)
         missing = max(1 / known - float(held.sizes(line).var()), 0.0)
@@ -228,8 +228,7 @@ class Posterior:
 
     def lasting(self, C: float) -> Array:
         """Share of b that acts on runs of C FLOPs [draws]: all within the runs, less and less beyond."""
-        fades = FADES * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(self.bias)))
-        return np.asarray(np.exp(-max(0.0, math.log(C / self.largest)) / fades))
+        return np.asarray(np.exp(-max(0.0, math.log(C / self.largest)) / self.fades))
 
     def residuals(self, N: Array, D: Array, loss: Array) -> tuple[Array, Array]:
         """Ln L̂ − ln L of runs by the mode, without b [n], and the slope of ln L̂ by its constants [n, 8]."""
@@ -279,9 +278,10 @@ def posterior_of_runs(
     modes = [_mode(model, width) for width in (1.0, BIASED)]
     rows = _chains(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
-    draws, bias, noise, form = (rows[:, :CONSTANTS], rows[:, BIAS_AT], *np.exp(rows[:, [NOISE_AT, FORM_AT]].T))
+    draws, bias, noise, form = rows[:, :CONSTANTS], rows[:, BIAS_AT], *np.exp(rows[:, NOISE_AT:]).T
+    fades = FADES * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(rows)))
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
-    known = (origin, best[:CONSTANTS], draws, bias, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
+    known = (origin, best[:CONSTANTS], draws, bias, fades, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
     found = Posterior(*known, left_out=left_out, apart=apart, misfit=misfit)
     return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
