@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
 from isoflop.fit.law_fit import LawFit, fit_law
-from isoflop.fit.robust import POOR
+from isoflop.fit.robust import LEAST_SCATTER, POOR
 from isoflop.fit.runs import check_runs
 from isoflop.fit.uncertainty import FEW, too_few
 from isoflop.laws.forms import FORMS, HOFFMANN, compute_of
@@ -213,8 +213,9 @@ def extrapolation(form: str, columns: Mapping[str, ArrayLike], below: float, **f
     left_open = () if few else tuple(name for name in fit.parameters if name in fit.undetermined)
     if not (few or left_open):
         drawn = FORMS[form].at(variables, {name: draws[:, None] for name, draws in fit.draws.items()})
-        # residuals as new runs will have them: those of the fit, wider by the constants that were fitted
+        # residuals as new runs will have them: those of the fit, wider by the fitted constants, a seed's at least
         wide = fit.residuals * np.sqrt(fit.n / (fit.n - free))
+        wide *= max(1.0, LEAST_SCATTER / max(float(wide.std()), 1e-12))
         expected = drawn / np.exp(np.random.default_rng([fit_options.get("seed", 0), 1]).choice(wide, size=drawn.shape))
         low, high = np.quantile(expected, [(1 - fit.level) / 2, (1 + fit.level) / 2], axis=0)
         hits, expected_hits = (low <= loss) & (loss <= high), (low <= expected) & (expected <= high)
