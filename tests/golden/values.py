@@ -24,6 +24,7 @@ LONG, LONG_TEXTS, ROWS, PICKED = 8, 400, 3, 4
 """Longer lists of numbers and of texts are kept by their length, their sum of magnitudes and a few items; longer lists
 of objects by columns."""
 MOST_SHOWN = 25
+_OPEN = re.compile(r"(its draws run from) \S+ to \S+\b")
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?", re.IGNORECASE)
 
 asked: dict[str, set[str]] = {}
@@ -178,8 +179,8 @@ def masked(value: Any, *folders: Path) -> Any:
 
 
 def mask_text(text: str, *folders: Path) -> str:
-    """A text without paths and run ids."""
+    """A text without paths and run ids, and without the ends of what the runs leave open."""
     for folder in folders:
         for path in (str(folder.resolve()), str(folder)):
             text = text.replace(path, "<folder>")
-    return _COMMIT.sub("<commit>", _RUN_ID.sub("<run>", text))
+    return _OPEN.sub(r"\1 <low> to <high>", _COMMIT.sub("<commit>", _RUN_ID.sub("<run>", text)))
