@@ -413,6 +413,13 @@ SILENT = [
     (schedule, {"rates": LrPlan(np.arange(10_001.0), 1e-3 * (1 - np.arange(10_001.0) / 1e4) ** 2)}),
     (schedule, {"rates": LrPlan(np.array([0, 5000, 10_000.0]), np.array([1e-3, 1e-5, 0]))}),  # 1% is not 0
     (schedule, {"rates": None}),
+    *[  # torch's linear decay of a smoke test: its last step has 1/n of the peak
+        (
+            schedule,
+            {"total_steps": n, "rates": LrPlan(np.arange(n + 1.0), 1e-3 * (1 - np.arange(-1.0, n) / n).clip(0, 1))},
+        )
+        for n in (4, 6, 9)
+    ],
     (hardware, {"speeds": [1e5] * 8 + [6e4, 5e4, 9e4, 6e4, 5e4], "best_speed": 1e5}),
     (hardware, {"speeds": [6e4] * 8, "best_speed": 1e5, "seconds": 60.0}),  # a minute at stake
     (hardware, {"speeds": [1e5, 1e4, 1e4, 1e4]}),

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -607,3 +608,24 @@ def test_a_model_of_embeddings_alone_has_no_size_to_judge(tmp_path: Path, caplog
     monitor.close()
     assert not monitor.guard.aside
     assert "steps aside" not in caplog.text
+
+
+def test_a_run_that_waits_for_its_device_has_time_for_forecasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of training in which the thread's CPU idles: its forecasts may take a thousandth of the hours."""
+    ahead, real = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 100, 1) * (1 - step / 2500))
+    sizes: dict[str, Any] = {"num_params": 10**8, "flops_per_token": 6e8, "total_steps": 2000, "log_every": 20}
+    late = set()
+    with isoflop.Monitor(None, optimizer=optimizer, scheduler=scheduler, record_dir=tmp_path, **sizes) as monitor:
+        for step in range(1, 2001):
+            optimizer.step()
+            scheduler.step()
+            ahead[0] += 10.0
+            monitor.step(2.4 + 9 * step**-0.35 + random.Random(step).gauss(0, 0.01), tokens=500_000)
+            if step > 1000 and isinstance(monitor.forecast, Forecast):
+                late.add(monitor.forecast.loss)
+    assert len(late) >= 10

@@ -99,10 +99,10 @@ def train(
     return monitor, told
 
 
-def log_step(step: int, lr: float, loss: float, cpu_time: float = 0.0) -> LogStep:
+def log_step(step: int, lr: float, loss: float, busy_time: float = 0.0) -> LogStep:
     """One of a run that logs every step."""
     before, totals = Interval(step - 1), Totals(processed=step * TOKENS)
-    values = {"totals": totals, "loss_sum": loss, "losses": 1, "lr": lr, "cpu_time": cpu_time}
+    values = {"totals": totals, "loss_sum": loss, "losses": 1, "lr": lr, "busy_time": busy_time}
     return LogStep(step=step, updates=step, before=before, **values)
 
 
@@ -355,7 +355,7 @@ def test_refits_stay_under_their_share_of_the_time(tmp_path: Path, monkeypatch: 
     run = RunInfo(total_steps=TOTAL, optimizer=SimpleNamespace(param_groups=[{"lr": PEAK}]))
     part = forecasting.ForecastPart(Options(), run)
     for step in range(1, TOTAL):
-        part.log(log_step(step, PEAK, planted(step), cpu_time=step / 10))
+        part.log(log_step(step, PEAK, planted(step), busy_time=step / 10))
     assert len(made) * 0.005 <= 1e-3 * TOTAL / 10
     assert len(made) >= 30  # and not far under it
 

@@ -130,7 +130,7 @@ class AdvicePart(Part):
             scalars.update(self._scalars)
 
     def _look(self, step: LogStep, first: bool) -> None:
-        began, dear = time.thread_time(), self._spent <= FREE + SHARE * step.cpu_time
+        began, dear = time.thread_time(), self._spent <= FREE + SHARE * step.busy_time
         run = self._situation(step)
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
             self._judge.replanned()

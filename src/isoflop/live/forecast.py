@@ -141,7 +141,7 @@ class ForecastPart(Part):
             self._silent(NoForecast(Refusal.END_UNKNOWN))
             return
         reserve = self._cost if 2 * step.step < total else 0.0  # half time shall have its forecast
-        if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.cpu_time:
+        if step.step >= total - 1 or self._spent + self._cost + reserve > SHARE * step.busy_time:
             return
         began = time.thread_time()
         if self.plan is None or self.plan.assumed or self._off_plan(self.plan, step):

@@ -50,7 +50,8 @@ class LogStep:
         whole: they hold all of the run; False: some of its steps were not counted.
         parameters: N by convention.
         lr: the learning rate of the step just done.
-        wall_time, training_time: seconds since the run began; cpu_time: of the thread that trains.
+        wall_time, training_time: seconds since the run began; busy_time: of training, by the clock or by the
+            CPU of its thread, whichever is more: what forecasts and advice may take a share of.
         devices: in the job.
         peak: dense peak of one of them in FLOP/s.
         counting: how FLOPs are counted, for the record.
@@ -76,7 +77,7 @@ class LogStep:
     lr: float | None = None
     wall_time: float = 0.0
     training_time: float = 0.0
-    cpu_time: float = 0.0
+    busy_time: float = 0.0
     devices: int = 1
     peak: float | None = None
     counting: Mapping[str, Any] = field(default_factory=dict)

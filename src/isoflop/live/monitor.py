@@ -342,7 +342,7 @@ class Monitor(PlainLoop, Display):
             lr=None if self._lr is None else float(self._lr),
             wall_time=wall_time,
             training_time=training_time,
-            cpu_time=self._clock.cpu(),
+            busy_time=max(self._clock.cpu(), training_time),
             devices=world_size() if self._ranks.several else 1,
             peak=None if self._device is None else self._device.peak,
             counting=self._counting,
