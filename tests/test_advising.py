@@ -615,12 +615,13 @@ def test_a_run_that_waits_for_its_device_has_time_for_forecasts(
 ) -> None:
     """Hours of training in which the thread's CPU idles: its forecasts may take a thousandth of the hours."""
     ahead, real = [0.0], time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
+    monkeypatch.setattr("isoflop.live.forecast.SHARE", 1e-3)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 100, 1) * (1 - step / 2500))
     sizes: dict[str, Any] = {"num_params": 10**8, "flops_per_token": 6e8, "total_steps": 2000, "log_every": 20}
     late = set()
     with isoflop.Monitor(None, optimizer=optimizer, scheduler=scheduler, record_dir=tmp_path, **sizes) as monitor:
+        monitor._clock._now = lambda: real() + ahead[0]
         for step in range(1, 2001):
             optimizer.step()
             scheduler.step()
