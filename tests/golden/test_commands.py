@@ -141,12 +141,12 @@ def test_on_records(folder: str, command: str, request: pytest.FixtureRequest, b
     found = asked(command, path, base)
     if folder == "real" and found["answer"] and found["answer"].get("one_more_rung"):
         del found["answer"]["one_more_rung"]["saved_flops"]  # the small difference of two values that are held
-    check(f"commands_{folder}", command, found, rel=REAL if folder == "real" else CHAINS)
+    check(f"commands_{folder}", command, found, rel=REAL if folder == "real" else FITTED)
 
 
 @pytest.mark.parametrize("command", ON_TABLES)
 def test_on_a_table(command: str, table: Path, base: Path) -> None:
-    check("commands_table", command, asked(command, table, base), rel=CHAINS if "plan" in command else FITTED)
+    check("commands_table", command, asked(command, table, base), rel=FITTED)
 
 
 @pytest.mark.parametrize("command", ALONE)

@@ -242,11 +242,7 @@ class _Source:
         if self.line and not (question.unique_tokens is not None and question.unique_tokens < D):
             return expected_loss(N, D, self.own, question.level)
         if self.line:
-            return (
-                None,
-                None,
-                "tokens repeat (--law muennighoff2023 states a loss)",
-            )
+            return None, None, "tokens repeat (--law muennighoff2023 states a loss)"
         if not self.states_loss:
             return None, None, "the source states none"
         rows = question.frontier(self.law).loss(np.array([N]), np.array([D]))
