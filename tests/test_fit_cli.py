@@ -401,3 +401,41 @@ def test_a_log_or_a_curve_is_no_table_of_runs(tmp_path: Path) -> None:
     assert "expected several runs, got one" in told(tmp_path / "one.csv")
     (tmp_path / "empty").mkdir()
     assert "holds no isoflop records: first `isoflop import" in told(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("k", "raised"), [(1, 3.0), (4, 3.0), (8, 3.0), (4, 0.6), (8, 0.6)])
+def test_a_run_that_diverged_among_few_is_left_out_by_fit_and_plan_alike(tmp_path: Path, k: int, raised: float) -> None:
+    ratios = [(5.3e6, 20), (5.3e6, 60), (1.29e7, 10), (1.29e7, 30), (2.55e7, 15), (2.55e7, 40), (5.2e7, 8), (5.2e7, 25)]
+    N, ratio = np.array([*ratios, (1.01e8, 12)], dtype=float).T
+    noise = np.random.default_rng(k).normal(0, 0.001, len(N))
+    loss = (1.85 + 250 / N**0.34 + 320 / (N * ratio) ** 0.29) * np.exp(noise)
+    loss[k] += raised
+    path = tmp_path / "few.csv"
+    rows = zip(range(len(N)), N, N * ratio, loss, strict=True)
+    path.write_text("run,N,D,loss\n" + "".join(f"r{i},{n},{d},{L:.4f}\n" for i, n, d, L in rows))
+    for command in (["fit", str(path)], ["plan", "--runs", str(path), "--flops", "1e19"]):
+        shown = CliRunner().invoke(app, command)
+        assert f"1 run is left out: it lies beyond 6 times the scatter of the others (r{k}:" in " ".join(
+            shown.output.split()
+        )
+
+
+def test_a_run_that_diverged_makes_no_isoflop_minimum(tmp_path: Path) -> None:
+    C, size = (a.ravel() for a in np.meshgrid([1e17, 1e18, 1e19], [0.25, 0.5, 1.0, 2.0, 4.0]))
+    N = size * 4e7 * (C / 1e17) ** 0.46
+    loss = (1.85 + 250 / N**0.34 + 320 / (C / 6 / N) ** 0.29) * np.exp(np.random.default_rng(0).normal(0, 5e-4, len(N)))
+
+    def exponent(losses: np.ndarray) -> tuple[float, float]:
+        path = tmp_path / "sweep.csv"
+        rows = zip(N, C / 6 / N, losses, strict=True)
+        path.write_text("N,D,loss\n" + "".join(f"{n},{d},{L:.5f}\n" for n, d, L in rows))
+        shown = CliRunner().invoke(app, ["fit", str(path)])
+        low, high = re.search(r"approach 2 +[\d.]+ \((-?[\d.]+)–([\d.]+)\)", shown.output).groups()  # type: ignore[union-attr]
+        return float(low), float(high)
+
+    diverged = loss.copy()
+    diverged[4] += 3  # the largest size of the least budget
+    sound, low_high = exponent(loss), exponent(diverged)
+    assert sound[0] <= 0.46 <= sound[1]
+    assert low_high[0] <= 0.46 <= low_high[1]
+    assert low_high[1] - low_high[0] < 4 * (sound[1] - sound[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,3 +222,21 @@ def test_devices_as_people_write_them() -> None:
     for text, says in (("64xA100-40GB", "did you mean 'A100'"), ("x100", "--devices: no datasheet")):
         assert says in CliRunner().invoke(app, ["plan", "--flops", "1e22", "--devices", text]).stderr
     assert "add --experts" in CliRunner().invoke(app, ["plan", "--flops", "1e22", "--top-k", "8"]).stderr
+
+
+def test_runs_that_compute_more_than_their_size_shows_keep_to_the_budget(tmp_path: Path) -> None:
+    ratios = itertools.product([1e7, 3e7, 1e8], [5, 20, 80])
+    lines = []
+    for N, ratio in ratios:
+        loss = 1.85 + 225 / N**0.34 + 320 / (N * ratio) ** 0.29
+        lines.append(f"{N},{N * ratio},{9 * N * N * ratio},{loss:.4f}")
+    path = tmp_path / "gated.csv"
+    path.write_text("\n".join(["N,D,C,loss", *lines]))
+    asked = ["plan", "--runs", str(path), "--flops", "1e19"]
+    found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    recipe = found["recipe"]
+    assert 9 * recipe["N"] * recipe["D"] == pytest.approx(1e19, rel=1e-6)
+    assert recipe["L"] >= found["L"] - 0.002  # no better than the law's own optimum
+    assert "at the 9 FLOPs per parameter and token of your runs" in " ".join(
+        CliRunner().invoke(app, asked).stdout.split()
+    )

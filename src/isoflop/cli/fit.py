@@ -187,11 +187,13 @@ def _print_approaches(table: Table, fitted: LawFit, budgets: list[float] | None,
     """The posterior, and approach 2 (isoFLOP minima) and 3 (this fit) beside it; or why there is none."""
     from isoflop.fit.approaches import compare_approaches, side_by_side
     from isoflop.fit.posterior import Posterior
+    from isoflop.fit.robust import kept_rows
     from isoflop.fit.trust import describe_open
 
-    target = AHEAD * max(table.C)
+    target, kept = AHEAD * max(table.C), kept_rows(len(table.C), fitted.left_out)
+    C, N, D, L = (column[kept] for column in table.arrays)
     found, without = side_by_side(
-        table.arrays,
+        (C, N, D, L),
         fitted.law if fitted.law.draws is not None else "a law that the runs leave open has no frontier",
         posterior=size if isinstance(size, str) else (size, size.line(target)),
         budgets=budgets,

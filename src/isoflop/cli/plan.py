@@ -97,6 +97,7 @@ def plan(
     """
     from isoflop.fit.plan import plan as planned
     from isoflop.ladder.recipe import recipe_of
+    from isoflop.laws.forms import TRAINING_FLOPS
 
     with reported("plan"):
         count, device = (1, gpu) if devices is None else devices_of(devices)
@@ -135,6 +136,7 @@ def plan(
             experts=experts,
             top_k=top_k,
             convention=answer.convention,
+            rate=answer.flops / (answer.N * answer.D) if runs else TRAINING_FLOPS,
         )
         late = budget is not None and allowed < (1 + 1e-9) * answer.flops and allowed < budget
         if late:
@@ -289,8 +291,12 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
 
     if recipe is not None:
         say(
-            "the law's own optimum; the model above is rounded to a real configuration, and attention takes "
-            f"{recipe.attention:.0%} of its FLOPs:",
+            "the law's own optimum; the model above is rounded to a real configuration, "
+            + (
+                f"at the {recipe.flops_per_token / recipe.counted:.2g} FLOPs per parameter and token of your runs:"
+                if recipe.flops_per_token > recipe.shape.flops_per_token
+                else f"and attention takes {recipe.attention:.0%} of its FLOPs:"
+            ),
             indent=0,
         )
     typer.echo("\n".join(answer.lines()))

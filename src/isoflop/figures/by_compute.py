@@ -175,8 +175,9 @@ def profiles(study: Study) -> Figure | NoFigure:
         look: dict[str, Any] = {"shade": number / max(len(found) - 1, 1), "shades": None, "group": label}
         named = len(found) <= NAMED
         series.append(ends_series(study, order.tolist(), N[order], L[order], label, legend=named, **look))
-        if refused(np.log(N[order]), L[order]) is None:
-            x, y, off = _parabola(N[order], L[order])
+        sound = order[np.isin(order, study.fitted_rows)]
+        if refused(np.log(N[sound]), L[sound]) is None:
+            x, y, off = _parabola(N[sound], L[sound])
             series.append(Series(label, x, y, legend=False, **look))
             misfits.append((off, label))
     if minima:
@@ -193,7 +194,7 @@ def profiles(study: Study) -> Figure | NoFigure:
         tuple(series),
         shades=Shades("budget, FLOPs", ticks) if len(found) > NAMED else None,
         notes=(
-            f"Lines: parabolas in ln N through all runs of a budget, drawn within a factor {NEAR:g} of their minimum.",
+            f"Lines: parabolas in ln N through a budget's runs but outliers, within a factor {NEAR:g} of their minimum.",
             *([_misfit(misfits)] if misfits else []),
             *([f"Diamonds: minima, with their {study.level:.0%} interval by the losses' noise."] if minima else []),
             *notes,
@@ -206,9 +207,9 @@ def _minima(study: Study) -> tuple[tuple[Minimum, ...], tuple[str, ...]]:
     found = next((each for each in study.approaches if each.number == 2), None)
     if found is not None:
         return found.minima, found.warnings
-    N, D, L = (study.columns[name] for name in ("N", "D", "loss"))
+    C, N, D, L = (each[study.fitted_rows] for each in (study.C, *(study.columns[name] for name in ("N", "D", "loss"))))
     try:
-        one = profile_minima(study.C, N, D, L, budgets=study.budgets, level=study.level)
+        one = profile_minima(C, N, D, L, budgets=study.budgets, level=study.level)
     except ValueError as reason:
         return (), (str(reason),)
     return one.minima, (*one.warnings, *one.reasons)

@@ -19,7 +19,7 @@ from isoflop.figures.text import Indices, counted, listed, loss_label, parameter
 from isoflop.fit.approaches import ApproachComparison, NoApproach, compare_approaches, side_by_side
 from isoflop.fit.law_fit import LawFit, fit_law
 from isoflop.fit.optimal_line import Approach
-from isoflop.fit.robust import describe_outliers
+from isoflop.fit.robust import describe_outliers, kept_rows
 from isoflop.fit.runs import RunCurve, RunEnd, check_runs, curve_of_run, end_of_curve
 from isoflop.fit.uncertainty import FEW, Gap
 from isoflop.laws import PF_DAY, Law, Published, published, short
@@ -189,8 +189,7 @@ class Study:
     @cached_property
     def fitted_rows(self) -> Indices:
         """Which counted ends the fit kept, in the order of its residuals."""
-        left = {run.row for run in self.fit.left_out} if self.fit is not None else set()
-        return np.array([i for i in range(len(self.counted)) if i not in left], dtype=int)
+        return kept_rows(len(self.counted), () if self.fit is None else self.fit.left_out)
 
     @cached_property
     def with_outliers(self) -> LawFit | None:
@@ -235,8 +234,9 @@ class Study:
             for curve in self.curves
             if (N := curve.size(self.convention)) is not None and self.loss in curve.losses
         )
+        columns = (self.C, *(self.columns[name] for name in ("N", "D", "loss")))
         return side_by_side(
-            (self.C, *(self.columns[name] for name in ("N", "D", "loss"))),  # type: ignore[arg-type]
+            tuple(column[self.fitted_rows] for column in columns),  # type: ignore[arg-type]
             self.law or self.no_law,
             curves=curves,
             budgets=self.budgets,

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.console import Shown
+from isoflop.fit.posterior import outliers_of
 from isoflop.fit.prior import prior_of
 from isoflop.fit.problem import TERMS, is_of, problem_of
 from isoflop.fit.robust import (
@@ -36,7 +37,7 @@ from isoflop.fit.robust import (
 from isoflop.fit.runs import Runs, check_runs
 from isoflop.fit.search import BOUNDS, Objective, Optimum, optimum
 from isoflop.fit.uncertainty import Gap, Progress, Unknown, draw, influence, nothing, too_few, unknown
-from isoflop.laws.forms import FORMS, Convention, Law
+from isoflop.laws.forms import FORMS, TRAINING_FLOPS, Convention, Law
 from isoflop.laws.quantities import interval
 from isoflop.logs.facts import EPOCHS, UNIQUE, fact_of
 from isoflop.logs.files import cell_number
@@ -197,6 +198,8 @@ def fit_law(
 
 ROUNDS = 4
 """Of leaving outliers out and fitting again."""
+SEEN_ALONE = 4
+"""Runs per constant from which on a law does not bend through an outlier; below, the prior of laws shows it, too."""
 
 
 def _repeats(runs: Runs, labels: Mapping[str, Sequence[str]]) -> dict[str, Array]:
@@ -220,10 +223,15 @@ def _without_outliers(
     """Which runs the fit keeps [n], their optimum, the others; and a warning where these have repeats in common."""
     everything = np.ones(len(runs), dtype=bool)
     whole = best = best_of(everything)
-    kept, found = everything, []
-    if keep or len(runs) < 2 * best.constants:
+    kept, found = everything, list[Outlier]()
+    if keep:
         return everything, whole, (), ""
-    for _ in range(ROUNDS):
+    if len(runs) < SEEN_ALONE * best.constants and {*runs.variables} == {"N", "D"}:
+        N, D = runs.variables["N"], runs.variables["D"]
+        if found := [*outliers_of(N, D, TRAINING_FLOPS * N * D, runs.loss)]:
+            kept = ~np.isin(np.arange(len(runs)), [run.row for run in found])
+            best = best_of(kept)
+    for _ in range(ROUNDS if len(runs) >= 2 * best.constants else 0):
         residuals = best.objective.problem.residuals(best.theta[None])[0]
         out = outlying(residuals, scatter(residuals, best.constants))
         if not out.any():

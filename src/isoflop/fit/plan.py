@@ -32,7 +32,7 @@ from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
-from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, telling_kinds
+from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, kept_rows, telling_kinds
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.fit.trust import describe_open, trust_of
 from isoflop.laws import quantities as check
@@ -284,7 +284,7 @@ def _by_runs(
             "hoffmann", columns, draws=40, convention=convention, keep_outliers=keep_outliers, labels=kinds
         )
     trust = trust_of((C, N, D, L), fitted, posterior, asked=question.flops)
-    kept = np.delete(np.arange(len(N)), [run.row for run in posterior.left_out])
+    kept = kept_rows(len(N), posterior.left_out)
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
     poor = posterior.misfit is not None and posterior.misfit > POOR

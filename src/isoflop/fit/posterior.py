@@ -49,7 +49,7 @@ from isoflop.fit.drifting_law import (
     tilt,
 )
 from isoflop.fit.optimal_line import columns_of
-from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, misfit_of, outlying, scatter
+from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, kept_rows, misfit_of, outlying, scatter
 
 NOISE, NOISE_SD = 0.004, 0.7
 """Median noise of ln L of a finished run (seed, order, rate off its best), and standard deviation of its logarithm:
@@ -269,10 +269,11 @@ def posterior_of_runs(
         ValueError: no runs, columns of different lengths, values that are not positive and finite.
     """
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
-    left_out = () if keep_outliers else _outliers(N, D, C, loss)
+    left_out = () if keep_outliers else outliers_of(N, D, C, loss)
     left_out = () if (apart := describe_apart(left_out, labels or {}, N, D, C, D / N)) else left_out
     if left_out:
-        N, D, C, loss = (np.delete(column, [run.row for run in left_out]) for column in (N, D, C, loss))
+        kept = kept_rows(len(N), left_out)
+        N, D, C, loss = N[kept], D[kept], C[kept], loss[kept]
     origin = Origin.of(N, D, C)
     model = _Model.of(N, D, loss, origin)
     modes = [_mode(model, width) for width in (1.0, BIASED)]
@@ -286,7 +287,7 @@ def posterior_of_runs(
     return replace(found, spread=float(found.sizes(found.line(found.largest)).std()))
 
 
-def _outliers(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...]:
+def outliers_of(N: Array, D: Array, C: Array, loss: Array) -> tuple[Outlier, ...]:
     """Runs far off the law that the others follow: its mode by a robust loss, so that they do not draw it to them."""
     if len(N) < FEWEST_TO_JUDGE:
         return ()

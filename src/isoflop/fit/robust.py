@@ -123,6 +123,11 @@ def misfit_of(spread: float, loss: Array) -> float:
     return spread / float(np.median(seed_noise(loss) / loss))
 
 
+def kept_rows(n: int, left_out: Sequence[Outlier]) -> NDArray[np.intp]:
+    """Rows of n runs without the outliers."""
+    return np.delete(np.arange(n), [run.row for run in left_out])
+
+
 def describe_outliers(found: Sequence[Outlier], called: Sequence[object]) -> str:
     """Which runs are left out, for people."""
     named = "; ".join(f"{called[run.row]}: loss {run.loss:.4g}, {run.expected:.4g} by the law" for run in found[:5])

@@ -24,6 +24,7 @@ from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine, PriorLi
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import quantile
 from isoflop.fit.posterior import Posterior, posterior_of_runs
+from isoflop.fit.robust import kept_rows
 from isoflop.fit.runs import (
     RunCurve,
     RunEnd,
@@ -296,7 +297,8 @@ class LadderFit(Shown):
     def approaches(self) -> ApproachComparison:
         """This law's and Hoffmann et al.'s three, side by side at the target; and why some of these are missing."""
         finished, level = self.finished, self.level
-        N, D, C, L = finished.columns
+        kept = kept_rows(len(finished.columns[0]), self.posterior.left_out)
+        N, D, C, L = (column[kept] for column in finished.columns)
         law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
         curves = (
             (size, curve.flops, curve.losses["train"], curve.tokens)

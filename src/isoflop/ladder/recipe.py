@@ -41,6 +41,7 @@ class TrainingRecipe:
 
     Attributes:
         shape: the configuration nearest to the plan's N.
+        flops_per_token: of training: the configuration's, attention in full, or what own runs of its size took.
         N: its parameters: with the head, and of a mixture of experts those that are active.
         counted: its parameters as the plan's N counts them.
         total: parameters in all.
@@ -58,6 +59,7 @@ class TrainingRecipe:
     """
 
     shape: Shape
+    flops_per_token: float
     N: float
     total: float
     tokens: float
@@ -79,17 +81,17 @@ class TrainingRecipe:
     @property
     def attention(self) -> float:
         """Share of the FLOPs that is not 6·N a token."""
-        return 1 - TRAINING_FLOPS * self.shape.N / self.shape.flops_per_token
+        return 1 - TRAINING_FLOPS * self.shape.N / self.flops_per_token
 
     @property
     def flops(self) -> float:
-        """Of training, attention in full."""
-        return self.shape.flops_per_token * self.tokens
+        """Of training."""
+        return self.flops_per_token * self.tokens
 
     @property
     def serving_flops(self) -> float:
-        """Of the forward passes of the tokens served, attention in full."""
-        return self.shape.flops_per_token * self.served * INFERENCE_FLOPS / TRAINING_FLOPS
+        """Of the forward passes of the tokens served."""
+        return self.flops_per_token * self.served * INFERENCE_FLOPS / TRAINING_FLOPS
 
     @property
     def expert_width(self) -> int:
@@ -110,6 +112,7 @@ def recipe_of(
     experts: int = 1,
     top_k: int = 1,
     convention: Convention = DEFAULT_N,
+    rate: float = TRAINING_FLOPS,
 ) -> TrainingRecipe | None:
     """The recipe of N parameters for `flops`, serving included; None: the family has no such size.
 
@@ -127,6 +130,7 @@ def recipe_of(
         optimizer: "adamw" or "muon".
         experts, top_k: experts of each MLP, and how many a token visits, each 1/top_k of the dense MLP wide.
         convention: which parameters N counts; unknown: those with the head.
+        rate: C/(N·D) of own runs: where it is more than the configuration's, their models compute more than it shows.
 
     Raises:
         ValueError: an unknown optimizer or family, more experts visited than there are.
@@ -148,12 +152,12 @@ def recipe_of(
         shape = _nearest(family, N * (TRAINING_FLOPS * shape.N / shape.flops_per_token) ** pinned, counted)
     if shape is None:
         return None
-    budget = flops / shape.flops_per_token
-    left = max(budget - serving, LEAST * (flops / (TRAINING_FLOPS * N) - serving))
-    D = tokens or min(left, training / shape.flops_per_token)
-    at = shape.run(D, shape.flops_per_token * D)
+    each = max(shape.flops_per_token, rate * shape.parameters[counted])
+    left = max(flops / each - serving, LEAST * (flops / (rate * N) - serving))
+    D = tokens or min(left, training / each)
+    at = shape.run(D, each * D)
     batch, batches, within = _ruled(BATCHES, at)
-    rate, rates, _ = _ruled(RATES, at)
+    peak_lr, lrs, _ = _ruled(RATES, at)
     length = shape.family.sequence_length
     sequences = max(1, round(batch / length))
     sequences = max(1, round(sequences / 8)) * 8 if sequences >= 8 else sequences
@@ -162,18 +166,19 @@ def recipe_of(
     width, of_width = _expert_width(shape, top_k), (2 if shape.family.gpt2 else 3) * shape.width * shape.depth
     return TrainingRecipe(
         shape=shape,
+        flops_per_token=each,
         N=shape.N + of_width * (top_k * width - shape.mlp_width),
         total=shape.N + of_width * (experts * width - shape.mlp_width),
         tokens=D,
         batch=tokens_a_step,
         steps=steps,
         warmup=warmup_of(steps),
-        rate=rate,
+        rate=peak_lr,
         batch_range=(min(batches[0], tokens_a_step), max(batches[1], tokens_a_step)),  # whole sequences round it
-        rate_range=rates,
+        rate_range=lrs,
         within=within,
         weight_decay=WEIGHT_DECAY,
-        timescale=1 / (rate * WEIGHT_DECAY * steps),
+        timescale=1 / (peak_lr * WEIGHT_DECAY * steps),
         optimizer=optimizer,
         experts=experts,
         top_k=top_k,
