@@ -194,7 +194,7 @@ def profiles(study: Study) -> Figure | NoFigure:
         tuple(series),
         shades=Shades("budget, FLOPs", ticks) if len(found) > NAMED else None,
         notes=(
-            f"Lines: parabolas in ln N through a budget's runs but outliers, within a factor {NEAR:g} of their minimum.",
+            f"Lines: parabolas in ln N through a budget's runs (no outliers) up to a factor {NEAR:g} of their minimum.",
             *([_misfit(misfits)] if misfits else []),
             *([f"Diamonds: minima, with their {study.level:.0%} interval by the losses' noise."] if minima else []),
             *notes,

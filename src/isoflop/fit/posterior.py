@@ -271,9 +271,7 @@ def posterior_of_runs(
     N, D, C, loss = columns_of(N=N, D=D, C=C, L=loss)
     left_out = () if keep_outliers else outliers_of(N, D, C, loss)
     left_out = () if (apart := describe_apart(left_out, labels or {}, N, D, C, D / N)) else left_out
-    if left_out:
-        kept = kept_rows(len(N), left_out)
-        N, D, C, loss = N[kept], D[kept], C[kept], loss[kept]
+    N, D, C, loss = (column[kept_rows(len(N), left_out)] for column in (N, D, C, loss))
     origin = Origin.of(N, D, C)
     model = _Model.of(N, D, loss, origin)
     modes = [_mode(model, width) for width in (1.0, BIASED)]
