@@ -227,6 +227,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     ],
     "the terminal's line": [(loop, "isoflop.live.sinks.interval_line")],
     "starting": [(loop, "isoflop.flops.clock.Clock.start")],
+    "seeing the model": [(loop, "isoflop.flops.step.looks_integers_up")],
     "counting the batch": [
         (loop, "isoflop.flops.step.find_sequences"),
         (lightning_run, "isoflop.flops.step.signature"),
@@ -321,6 +322,7 @@ LOSES: dict[str, set[str]] = {
     "Lightning's loggers": {"scalars"},
     "the terminal's line": {"terminal"},
     "splitting the step": {"loss"},  # its scenario gives none
+    "seeing the model": {"tokens", "flops"},
     "counting the batch": {"tokens", "flops"},
     "settling the step": {"tokens", "flops"},
     "adding the loss": {"loss"},

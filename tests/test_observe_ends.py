@@ -71,6 +71,37 @@ def test_an_exception_in_a_step(fails: Callable[[nn.Module], None], tmp_path: Pa
     assert not monitor.guard.aside
 
 
+class Product(torch.autograd.Function):
+    """Its forward computes without gradients, as all do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x @ torch.ones(4, 4)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient @ torch.ones(4, 4)
+
+
+class Custom(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(Product.apply(super().forward(x) if x.sum() > 0 else x))
+
+
+@pytest.mark.parametrize("home", [torch.autograd.Function, torch._C._FunctionBase], ids=["torch's own", "in C"])
+def test_a_function_whose_apply_is_torchs_or_c_s(home: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written in C from torch 2.14 on."""
+    monkeypatch.setattr(torch.autograd.Function, "apply", home.__dict__["apply"])
+    monitor, net = observed(tmp_path, Custom(4, 4), log_every=1)
+    net(torch.ones(2, 4)).sum().backward()
+    monitor.step(1.0, tokens=2)
+    monitor.close()
+    product = 2 * 2 * 4 * 4
+    assert not monitor.guard.aside and monitor.totals.flops_known == (3 - 1 + 2 + 3) * product  # the input has none
+    assert torch.autograd.Function.__dict__["apply"] is home.__dict__["apply"]
+
+
 def test_a_monitor_that_nobody_closes(tmp_path: Path) -> None:
     monitor, _ = mid_step(tmp_path)
     del monitor

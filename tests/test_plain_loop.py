@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import isoflop
 from isoflop.flops import TokenCount
@@ -214,6 +215,31 @@ def test_a_model_whose_configuration_raises_costs_nothing_else(tmp_path: Path, c
     record = the_run(tmp_path)
     assert not monitor.guard.aside and record.status == "completed" and record.points[-1].tokens == 4 * 8
     assert record.model["class"].endswith("Stubborn") and record.model["config"] is None
+
+
+def _raises(self: Any, *_: Any, **__: Any) -> Any:
+    raise KeyError("the user's own")
+
+
+@pytest.mark.parametrize("method", ["__getattr__", "named_parameters", "named_modules", "children", "parameters"])
+def test_a_model_that_cannot_be_asked_is_trained_and_its_loss_recorded(
+    method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Attributes and methods that raise: from the construction of the Monitor on nothing of it reaches the loop."""
+
+    def weight_alone(self: nn.Module, name: str) -> Any:
+        return vars(self)["_parameters"][name]
+
+    net = nn.Linear(4, 4)
+    overridden = weight_alone if method == "__getattr__" else _raises
+    net.__class__ = type("Closed", (nn.Linear,), {method: overridden})
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1, total_steps=2) as monitor:
+        for _ in range(2):
+            net(torch.ones(2, 4)).sum().backward()
+            monitor.step(2.5)
+    run = the_run(tmp_path)
+    assert losses(run) == {1: 2.5, 2: 2.5} and run.status == "completed"
+    assert sum("steps aside" in record.getMessage() for record in caplog.records) <= 1
 
 
 def test_after_close_the_model_is_as_it_was(tmp_path: Path) -> None:

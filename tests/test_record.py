@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +365,36 @@ def test_whatever_is_written_is_strict_json(tmp_path: Path) -> None:
     run = read_run(log.path)
     assert (run.name, run.options) == ("half a pair ?", {"x": None, "f": "builtins.len", "hf_token": "…"})
     assert (run.points[0].losses, run.problems) == ({"?": 1.0}, ())
+
+
+def test_threads_that_write_one_record_lose_and_tear_no_line(tmp_path: Path) -> None:
+    log = RecordLog.create(tmp_path, "a", {})
+    size = os.fstat
+
+    def slow(descriptor: int) -> os.stat_result:
+        found = size(descriptor)
+        time.sleep(0)  # another thread's turn, between a look at the file and the write
+        return found
+
+    def write(first: int) -> None:
+        for step in range(first, 400, 4):
+            log.point(Point(step=step))
+
+    threads = [threading.Thread(target=write, args=(first,)) for first in range(4)]
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fstat", slow)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    log.close()
+    lines = log.path.read_text().splitlines()
+    assert sorted(json.loads(line)["step"] for line in lines[1:]) == list(range(400))
 
 
 def test_run_ids_sort_by_time_and_differ() -> None:

@@ -419,7 +419,9 @@ def _around(original: Any, before: Change, after: Change = lambda observation: N
 
 
 def _applying(original: Any) -> Any:
-    apply = original.__func__
+    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:  # a classmethod; from torch 2.14 on one of C's
+        return original.__get__(None, kind)(*args, **kwargs)
+
     noticed = _around(apply, lambda o: o.differentiates(1), lambda o: o.differentiates(-1))
     return classmethod(lambda *args, **kwargs: (noticed if torch.is_grad_enabled() else apply)(*args, **kwargs))
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from isoflop.live.options import OptionsDict
 
 
+SEEING = declare("seeing the model", UNKNOWN)
 COUNTING = declare("counting the batch", UNKNOWN)
 LOSSES = declare("adding the loss", "the training loss is not recorded")
 SETTLING = declare("settling the step", UNKNOWN)
@@ -111,13 +112,12 @@ class Monitor(PlainLoop, Display):
         self._latest = LogStep(step=0)  # what came of it
         self._ways: Any = None  # by which FLOPs are counted …
         self._counting: dict[str, Any] = {}  # … as the record has them
-        asks = self.options.on_advice != "warn"
-        settings = Settings(self.log_every, self.run.total_steps, self.options.noise_scale, asks)
-        self._ranks = Ranks(self.guard, settings)
+        common = self.log_every, self.run.total_steps, self.options.noise_scale, self.options.on_advice != "warn"
+        self._ranks = Ranks(self.guard, Settings(*common))
         self._apart = self._asks_to_stop = False  # ranks make different numbers of steps; this rank's advice
         self._handled = id(sys.exc_info()[1])  # of an error in whose handling all of the training runs
-        self.observer = StepObserver(
-            model,
+        observer = partial(
+            StepObserver,
             say=self.guard.once,
             tokens_fn=self.options.tokens_fn,
             flops_per_token=self.options.flops_per_token,
@@ -125,6 +125,12 @@ class Monitor(PlainLoop, Display):
             whole=self.run.data_parallel in (None, world_size()),
             clock=self._clock,
         )
+        try:
+            self.observer = observer(model)
+        except Exception as error:  # of a model whose own attributes raise
+            self.guard.failed(SEEING, error)
+            self._model = model = None
+            self.observer = observer(None)
         self._unwatch = lambda: None
         if run is None and model is not None:
             self._unwatch = watch(model, self.forward, evaluating=self.observer.pause)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import threading
 import time
 import weakref
 from datetime import datetime, timezone
@@ -70,6 +71,7 @@ class RecordLog:
         self._descriptor = descriptor
         self._torn = False  # the last write stopped inside a line (disk full)
         self._size = 0  # bytes that the file holds at least
+        self._one_at_a_time = threading.RLock()  # threads; a signal's handler may close the run within a write
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         _OPEN.add(self)
 
@@ -171,21 +173,22 @@ class RecordLog:
         self._finalizer()
 
     def _write(self, line: bytes) -> None:
-        if not self._finalizer.alive:
-            raise RecordError(f"Expected an open record to write to, but {self.path} was closed.")
-        found = os.fstat(self._descriptor)
-        if found.st_nlink == 0:
-            raise RecordError(f"{self.path} was deleted while the run wrote it; the rest isn't recorded.")
-        if found.st_size < self._size:  # what is left may have no header, or half a line
-            raise RecordError(f"{self.path} was cut short while the run wrote it; the rest isn't recorded.")
-        rest = b"\n" + line if self._torn else line
-        size = len(rest)
-        try:
-            while rest:  # one call, but for a disk that fills up
-                rest = rest[os.write(self._descriptor, rest) :]
-        finally:
-            self._torn = bool(rest) and (self._torn or len(rest) < size)
-            self._size = found.st_size + size - len(rest)
+        with self._one_at_a_time:
+            if not self._finalizer.alive:
+                raise RecordError(f"Expected an open record to write to, but {self.path} was closed.")
+            found = os.fstat(self._descriptor)
+            if found.st_nlink == 0:
+                raise RecordError(f"{self.path} was deleted while the run wrote it; the rest isn't recorded.")
+            if found.st_size < self._size:  # what is left may have no header, or half a line
+                raise RecordError(f"{self.path} was cut short while the run wrote it; the rest isn't recorded.")
+            rest = b"\n" + line if self._torn else line
+            size = len(rest)
+            try:
+                while rest:  # one call, but for a disk that fills up
+                    rest = rest[os.write(self._descriptor, rest) :]
+            finally:
+                self._torn = bool(rest) and (self._torn or len(rest) < size)
+                self._size = found.st_size + size - len(rest)
 
 
 def check_resumable(run: Run, step: int, expected: dict[str, Any]) -> None:
