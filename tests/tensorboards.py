@@ -57,7 +57,7 @@ def tensorboard(logdir: Path | str, *options: str) -> Iterator[str]:
         warnings.simplefilter("ignore", DeprecationWarning)  # of the html5lib that TensorBoard 2.21 brings
         from tensorboard import default, program
 
-    from isoflop.tab.plugin import ScalingPlugin
+    from isoflop.tab import ScalingPlugin
 
     servers: list[Server] = []
 

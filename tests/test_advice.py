@@ -29,7 +29,7 @@ from isoflop.advice import (
 from isoflop.forecast import Forecast, LrPlan, NoForecast, OnlineForecaster, Refusal
 from isoflop.laws import optimal_allocation, published, waste_of
 from isoflop.noise import Belief, combine
-from isoflop.record.task import Task
+from isoflop.record import Task
 
 planned, past_efficient, target = (RULES[name] for name in ("the frontier", "the stopping point", "the target"))
 diverging, off_curve = (RULES[name] for name in ("divergence", "the curve"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from isoflop.advice import RULES, Advice, Batch, Evaluated, Missing, Reason, Situation, Thresholds, recipe_line
-from isoflop.fit.own_runs import OwnRun, OwnRuns, Profile
+from isoflop.fit import OwnRun, OwnRuns, Profile
 from isoflop.forecast import LrPlan
-from isoflop.laws.recipes import RATES, published_values
+from isoflop.laws import RATES, published_values
 from isoflop.noise import Belief, combine
 from isoflop.record import Task, recognise
 

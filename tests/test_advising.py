@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import isoflop
 from isoflop.advice import Advice, Adviser, Reason, Severity, Situation
-from isoflop.fit.own_runs import frontier_of, learn_from
+from isoflop.fit import learn_from
+from isoflop.fit.own_runs import frontier_of
 from isoflop.forecast import Forecast
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import advice as advising

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.ladder.recipe import flops_with_attention
+from isoflop.ladder import flops_with_attention
 
 CHINCHILLA = 5.76e23
 PLAN_KEYS = {

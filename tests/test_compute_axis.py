@@ -18,10 +18,8 @@ import isoflop
 from isoflop.cli import app
 from isoflop.figures import FIGURES, Series, study
 from isoflop.record import Point, RecordLog, Run
-from isoflop.report.report import make_report
-from isoflop.report.runs import read_sources
-from isoflop.tab.plugin import Routes
-from isoflop.tab.records import RecordStore, Root
+from isoflop.report import make_report, read_sources
+from isoflop.tab import RecordStore, Root, Routes
 from study_runs import LAW, optimal_size, sweep, without
 
 RATE = 9.0

@@ -84,7 +84,7 @@ def test_two_ranks_count_like_one_process(train: Any, accumulate: int, tmp_path:
 
 def fail_to_log() -> None:
     from isoflop.guard import BOUNDARIES, hook
-    from isoflop.live.monitor import Monitor
+    from isoflop.live import Monitor
 
     def raises(*_: Any) -> None:
         raise ValueError("on purpose")

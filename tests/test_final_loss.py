@@ -14,16 +14,15 @@ from typer.testing import CliRunner
 
 from isoflop.cli import app
 from isoflop.figures import study
-from isoflop.fit import BadData, final_loss, table_of_runs
-from isoflop.fit.own_runs import learn_from
+from isoflop.fit import BadData, final_loss, learn_from, table_of_runs
 from isoflop.forecast import finished_runs
 from isoflop.ladder import read_finished
 from isoflop.ladder.attempt import is_complete
 from isoflop.live.passport import passport
 from isoflop.logs import write_run
 from isoflop.record import Run, read_run
-from isoflop.report.runs import read_record
-from isoflop.tab.records import Tail
+from isoflop.report import read_record
+from isoflop.tab import Tail
 from study_runs import planted_run, with_nan_losses
 
 

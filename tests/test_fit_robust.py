@@ -11,12 +11,10 @@ from scipy.optimize import minimize
 
 from fits import hoffmann, reference
 from isoflop.arrays import Array
-from isoflop.fit import BadData, fit_law, read_table
+from isoflop.fit import BadData, check_runs, fit_law, posterior_of_runs, read_table
 from isoflop.fit.drifting_law import PriorLine
-from isoflop.fit.posterior import posterior_of_runs
 from isoflop.fit.problem import huber
 from isoflop.fit.robust import far_runs, outlying, scatter, telling_kinds
-from isoflop.fit.runs import check_runs
 from isoflop.laws.forms import muennighoff_loss
 
 WANTED = ("N", "D", "loss")

@@ -22,7 +22,7 @@ from isoflop.forecast import (
     forecast_from,
     scalars_of,
 )
-from isoflop.record.task import Task
+from isoflop.record import Task
 
 PEAK = 1e-3
 PLANS = {

@@ -32,7 +32,7 @@ from isoflop.forecast import (
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import Interval, LogStep, Options, RunInfo
 from isoflop.live import forecast as forecasting
-from isoflop.record.task import Task, task_words
+from isoflop.record import Task, task_words
 from isoflop.transformers import IsoFLOPCallback
 from tiny import Rows, batches, model, same_weights, the_run, weights
 from trainers import LIGHTNING_NOISE, hf_trainer, lightning_module, lightning_trainer

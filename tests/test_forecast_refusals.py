@@ -19,7 +19,7 @@ from isoflop.forecast import (
     Refusal,
     learn_priors,
 )
-from isoflop.record.task import Task
+from isoflop.record import Task
 
 PLAN = LrPlan.cosine(6000, 1e-3, 400)
 

@@ -10,8 +10,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from isoflop.laws import FORMS, HOFFMANN, Allocation, Form, Frontier, Law, optimal_allocation, short, size_factor
-from isoflop.laws.recipes import shape_warning
+from isoflop.laws import (
+    FORMS,
+    HOFFMANN,
+    Allocation,
+    Form,
+    Frontier,
+    Law,
+    optimal_allocation,
+    shape_warning,
+    short,
+    size_factor,
+)
 
 CHINCHILLA = 5.76e23
 

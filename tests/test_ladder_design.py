@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.ladder import LadderPlan, plan_ladder
+from isoflop.ladder import LadderPlan, family_of, plan_ladder
 from isoflop.ladder.design import Rung, best_design, even_grid, worth_of
 from isoflop.ladder.planning import ladder_problem
-from isoflop.ladder.sizes import family_of
 from ladders import record_ladder, record_run
 
 BYTES = {"vocab_size": 256, "sequence_length": 128, "sizes": (2e4, 1e6)}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from isoflop import plan as answer
 from isoflop.cli import app
-from isoflop.fit.plan import plan as answer
 from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
 from isoflop.ladder.check import LeftOut, Predicted, Verdict
 from isoflop.ladder.fit import Doubt

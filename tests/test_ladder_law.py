@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.fit import posterior
+from isoflop.fit import posterior, posterior_of_runs
 from isoflop.fit.drifting_law import (
     BudgetLine,
     Origin,
@@ -21,7 +21,6 @@ from isoflop.fit.drifting_law import (
     slopes,
     tilt,
 )
-from isoflop.fit.posterior import posterior_of_runs
 from isoflop.laws import HOFFMANN, Law, optimal_allocation
 
 ORIGIN = Origin(1e8, 2e9)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
-from isoflop.laws.recipes import BATCHES, RATES, batch_rule, batch_sequences, rate_rule, warmup_of
+from isoflop.ladder import Family, Shape, family_of, size_grid
+from isoflop.laws import BATCHES, RATES, batch_rule, rate_rule, warmup_of
+from isoflop.laws.recipes import batch_sequences
 
 GPT2_SMALL = {
     "model_type": "gpt2",

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from fits import BESIROGLU, chinchilla, data, grid, hoffmann, spread_out
-from isoflop.fit import fit_law
+from isoflop.fit import check_runs, fit_law
 from isoflop.fit.prior import noise_of, prior_of, squared_pull, within_delta
 from isoflop.fit.problem import Problem, huber, problem_of
-from isoflop.fit.runs import check_runs
 from isoflop.fit.search import Objective, minimise, optimum, starts
 from isoflop.laws import FORMS, published
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.fit.own_runs import learn_from
+from isoflop.fit import learn_from
 from isoflop.ladder import fit_ladder_runs
 from isoflop.laws import HOFFMANN, Law, optimal_allocation
 from isoflop.record import Point, RecordLog, read_runs

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import isoflop
-from isoflop.flops.step import StepObserver
+from isoflop.flops import StepObserver
 from isoflop.live import monitor as monitor_of_a_run
 from isoflop.live import ranks as ranks_of_a_run
 from tiny import Rows, TinyLM, batches, losses, the_run, weights

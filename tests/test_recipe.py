@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli import app
-from isoflop.ladder.recipe import recipe_of
-from isoflop.laws.papers import published
+from isoflop.ladder import recipe_of
+from isoflop.laws import published
 
 
 @pytest.mark.parametrize(("N", "flops"), [(2.9e8, 1e19), (2.9e9, 1e21), (9.1e9, 1e22), (7e10, 6e23)])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from isoflop.figures import RunEnd, ends_of_table, study
+from isoflop.report import Report, make_report, read_sources, run_rows
 from isoflop.report.checklist import checklist
-from isoflop.report.report import Report, make_report
-from isoflop.report.runs import facts, latest_advice, read_sources, recorded_advice, run_rows
+from isoflop.report.runs import facts, latest_advice, recorded_advice
 from isoflop.report.sentences import headline, holdout, power_of_ten
 from report_files import ADVICE, documented_run, write, write_all
 from study_runs import LAW, optimal_size, planted_run, sweep, with_nan_losses
@@ -85,7 +85,7 @@ def test_only_a_law_that_predicts_larger_runs_is_followed(planted: Report) -> No
 
 def test_headline_and_table_give_the_same_interval(planted: Report) -> None:
     row = next(row for row in planted.study.compared().rows if row.name.startswith("approach 3"))  # type: ignore[union-attr]
-    from isoflop.laws.frontier import short
+    from isoflop.laws import short
 
     assert row.N_interval is not None
     assert f"({short(row.N_interval[0])} to {short(row.N_interval[1])})" in planted.headline.says[2]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from isoflop.figures import study
 from isoflop.figures.study import PUBLISHED
+from isoflop.report import run_rows
 from isoflop.report.latex import MOST, PAPERS, SPECIAL, bibtex, escape, interval, number, report_tex, used_by
-from isoflop.report.runs import run_rows
 from report_files import HOSTILE, hostile_runs
 from study_runs import planted_run, sweep
 

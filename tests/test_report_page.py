@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from isoflop.figures.plotly import plotly_figure
+from isoflop.figures import plotly_figure
+from isoflop.report import Report, make_report, read_sources
 from isoflop.report.page import clean, difference, plotly_script, powers, render, themed
-from isoflop.report.report import Report, make_report
-from isoflop.report.runs import read_sources
 from report_files import ADVICE, HOSTILE, hostile_runs, json_of, write
 from study_runs import planted_run
 from tensorboards import browser

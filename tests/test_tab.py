@@ -22,9 +22,10 @@ from isoflop.cli import app
 from isoflop.figures import study
 from isoflop.record import LAST, SMALL, Digest, RecordLog, Run, glimpse, read_run
 from isoflop.record.thinned import PER_DOUBLING
+from isoflop.tab import RecordStore, Root, Routes, Tail
 from isoflop.tab.answers import budget_of, fit_answer
-from isoflop.tab.plugin import Routes, roots_of
-from isoflop.tab.records import RecordStore, Root, Tail, open_inside, scan
+from isoflop.tab.plugin import roots_of
+from isoflop.tab.records import open_inside, scan
 from isoflop.tab.studies import Studies
 from study_runs import planted_run, sweep
 from test_packaging import heavy_packages_loaded_by, python

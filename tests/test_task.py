@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import isoflop
-from isoflop.live.run_info import RunInfo
-from isoflop.live.task import describe_task, vocabulary_of
+from isoflop.live import RunInfo, describe_task, vocabulary_of
 from isoflop.record import Task, read_runs, recognise, task_of, task_words
 
 GUESS = 'its first loss is 0.29 of ln V; if it is in bits per byte or the like, pass task="pretraining"'

@@ -10,9 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from isoflop.fit.own_runs import learn_from
-from isoflop.fit.runs import BadData
-from isoflop.fit.table import read_table
+from isoflop.fit import BadData, learn_from, read_table
 from isoflop.forecast import (
     DEFAULT_PRIORS,
     OnlineForecaster,

@@ -13,8 +13,7 @@ from urllib.parse import quote
 from werkzeug.test import Client
 
 from isoflop.figures import FIGURES
-from isoflop.tab.plugin import Routes
-from isoflop.tab.records import RecordStore, Root
+from isoflop.tab import RecordStore, Root, Routes
 from torture.mutations import TEXTS
 from torture.records import spoilt, whole
 from torture.shell import NUMBERS

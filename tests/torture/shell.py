@@ -13,8 +13,7 @@ from typer import testing
 
 from isoflop.cli import app
 from isoflop.cli.common import amount, amount_or_none, amounts, pairs
-from isoflop.fit.columns import parse_where
-from isoflop.fit.options import parse_option
+from isoflop.fit import parse_option, parse_where
 from isoflop.flops import parse_input
 from torture.mutations import spoil_bytes
 from torture.records import whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from isoflop.fit.table import read_table
+from isoflop.fit import read_table
 from torture.mutations import NUMBERS, TEXTS, spoil_bytes, spoil_text
 
 TABLE = b"N,tokens,loss,epoch_outlier,name\n" + b"".join(

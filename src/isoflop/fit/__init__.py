@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from isoflop.fit.law_fit import FITTED, LawFit, fit_law
     from isoflop.fit.optimal_line import Approach
     from isoflop.fit.options import Option, Price, compare_options, parse_option
+    from isoflop.fit.own_runs import OwnRun, OwnRuns, Profile, learn_from
     from isoflop.fit.plan import Plan
+    from isoflop.fit.posterior import Posterior, posterior_of_runs
     from isoflop.fit.profiles import isoflop_profiles
     from isoflop.fit.runs import BadData, check_runs, final_loss
     from isoflop.fit.table import read_table, table_of_runs
@@ -29,8 +31,12 @@ __all__ = [
     "Extrapolation",
     "LawFit",
     "Option",
+    "OwnRun",
+    "OwnRuns",
     "Plan",
+    "Posterior",
     "Price",
+    "Profile",
     "approach_3",
     "check_runs",
     "compare_approaches",
@@ -39,9 +45,11 @@ __all__ = [
     "final_loss",
     "fit_law",
     "isoflop_profiles",
+    "learn_from",
     "loss_envelope",
     "parse_option",
     "parse_where",
+    "posterior_of_runs",
     "read_table",
     "table_of_runs",
 ]
@@ -53,9 +61,11 @@ __getattr__ = face(
         "envelope": "loss_envelope",
         "law_fit": "FITTED LawFit fit_law",
         "optimal_line": "Approach",
+        "own_runs": "OwnRun OwnRuns Profile learn_from",
         "holdout": "Extrapolation extrapolation",
         "options": "Option Price compare_options parse_option",
         "plan": "Plan",
+        "posterior": "Posterior posterior_of_runs",
         "profiles": "isoflop_profiles",
         "runs": "BadData check_runs final_loss",
         "columns": "parse_where",

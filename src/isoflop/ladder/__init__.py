@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from isoflop.ladder.fit import FinishedRuns, LadderFit, fit_ladder_runs, read_finished
     from isoflop.ladder.plan import ExpectedInterval, LadderPlan, PlanError, PlannedRun, read_plan, write_plan
     from isoflop.ladder.planning import plan_ladder
+    from isoflop.ladder.recipe import TrainingRecipe, flops_with_attention, recipe_of
     from isoflop.ladder.run import LadderRun, run_ladder
+    from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
 
 __all__ = [
-    "ExpectedInterval", "FinishedRuns", "LadderFit", "LadderPlan", "LadderRun", "PlanError", "PlannedRun",
-    "fit_ladder_runs", "plan_ladder", "read_finished", "read_plan", "run_ladder", "write_plan",
+    "ExpectedInterval", "Family", "FinishedRuns", "LadderFit", "LadderPlan", "LadderRun", "PlanError", "PlannedRun",
+    "Shape", "TrainingRecipe", "family_of", "fit_ladder_runs", "flops_with_attention", "plan_ladder", "read_finished",
+    "read_plan", "recipe_of", "run_ladder", "size_grid", "write_plan",
 ]  # fmt: skip
 
 __getattr__ = face(
@@ -26,6 +29,8 @@ __getattr__ = face(
         "fit": "FinishedRuns LadderFit fit_ladder_runs read_finished",
         "plan": "ExpectedInterval LadderPlan PlanError PlannedRun read_plan write_plan",
         "planning": "plan_ladder",
+        "recipe": "TrainingRecipe flops_with_attention recipe_of",
         "run": "LadderRun run_ladder",
+        "sizes": "Family Shape family_of size_grid",
     },
 )

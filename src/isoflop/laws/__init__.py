@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from isoflop.laws.frontier import Allocation, Frontier, optimal_allocation, size_factor, waste_of
     from isoflop.laws.papers import PowerLaw, Published, published, published_names
     from isoflop.laws.quantities import PF_DAY, interval, short
+    from isoflop.laws.recipes import BATCHES, RATES, batch_rule, published_values, rate_rule, shape_warning, warmup_of
 
 __all__ = [
+    "BATCHES",
     "FORMS",
     "HOFFMANN",
     "PF_DAY",
+    "RATES",
     "Allocation",
     "Convention",
     "Form",
@@ -33,16 +36,21 @@ __all__ = [
     "Law",
     "PowerLaw",
     "Published",
+    "batch_rule",
     "compute_of",
     "critical_batch",
     "interval",
     "optimal_allocation",
     "published",
     "published_names",
+    "published_values",
+    "rate_rule",
+    "shape_warning",
     "short",
     "size_factor",
     "typical_rate",
     "unique_tokens_needed",
+    "warmup_of",
     "waste_of",
 ]
 
@@ -53,5 +61,6 @@ __getattr__ = face(
         "frontier": "Allocation Frontier optimal_allocation size_factor waste_of",
         "papers": "PowerLaw Published published published_names",
         "quantities": "PF_DAY interval short",
+        "recipes": "BATCHES RATES batch_rule published_values rate_rule shape_warning warmup_of",
     },
 )

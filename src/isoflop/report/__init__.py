@@ -1,1 +1,15 @@
 """Reports on runs: one HTML page with figures, fits, advice and data; LaTeX tables; a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from isoflop.lookup import face
+
+if TYPE_CHECKING:
+    from isoflop.report.report import Report, make_report
+    from isoflop.report.runs import read_record, read_sources, run_rows
+
+__all__ = ["Report", "make_report", "read_record", "read_sources", "run_rows"]
+
+__getattr__ = face(__name__, {"report": "Report make_report", "runs": "read_record read_sources run_rows"})
