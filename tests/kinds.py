@@ -99,6 +99,8 @@ KINDS: dict[str, dict[str, str]] = {
         own="self.queue = queue.Queue()",
         body="self.queue.put(h.detach().mean())\nif self.queue.qsize() > 2: h = h + self.queue.get()",
     ),
+    # operators that have a kernel, and parts which round otherwise
+    "silu and mish": dict(body="h = F.silu(h) + F.mish(3 * h)"),
     # state that steers it
     "object in object": dict(
         world="class Layer: last = None\nclass Memory:\n    def __init__(self): self.layers = [Layer()]",

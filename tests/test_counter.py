@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.flops import Call, FlopCount, FlopCounter, measure_flops, shapes
+from isoflop.flops import Call, FlopCount, FlopCounter, formula_of, measure_flops, shapes
 from models import TinyGPT, tokens
 
 sizes = st.integers(1, 7)
@@ -130,6 +130,32 @@ def test_a_real_step_on_the_cpu_counts_as_on_meta(attention: str):
     with FlopCounterMode(display=False) as theirs:
         model(x, y)[1].backward()
     assert theirs.get_total_flops() == 3 * forward - (3 * in_attention if attention == "sdpa" else 0)
+
+
+@pytest.mark.parametrize("activation", [F.silu, F.mish])
+def test_an_operator_with_a_kernel_of_its_own_is_not_taken_apart(activation: Any):
+    """Its parts round otherwise: silu_backward is in every Llama."""
+    x = torch.randn(4096, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def slope() -> torch.Tensor:
+        return torch.autograd.grad(activation(x).square().sum(), x)[0]
+
+    with FlopCounter():
+        counted = slope()
+    assert torch.equal(counted, slope())
+
+
+def test_layers_whose_kernel_takes_them_whole():
+    """As on Apple's devices, and wherever a linear layer reaches the counter in one operator."""
+    x, weight = torch.randn(2, 5, 8), torch.randn(3, 8)
+    with torch.inference_mode(), FlopCounter() as counter:
+        F.linear(x, weight)
+    assert counter.count.model == 2 * 10 * 8 * 3
+    backward = formula_of(torch.ops.aten.linear_backward)
+    assert backward is not None
+    grad = torch.randn(2, 5, 3)
+    assert backward(x, grad, weight, [True, True, False], out_val=None) == 2 * 2 * 10 * 8 * 3
+    assert backward(x, grad, weight, [False, True, True], out_val=None) == 2 * 10 * 8 * 3
 
 
 def test_counting_changes_nothing():

@@ -355,7 +355,76 @@ def two_losses_of_one_graph_and_their_gradients() -> tuple[nn.Module, Step]:
     return updates(net, loss)
 
 
+@script
+def tokens_generated_in_evaluation_mode() -> tuple[nn.Module, Step]:
+    net = Net()
+
+    def loss(i: int) -> torch.Tensor:
+        net.eval()
+        with torch.no_grad():
+            ids = ids_of(i, 2)
+            for _ in range(4):
+                ids = torch.cat([ids, net(ids)[:, -1].argmax(-1, keepdim=True)], 1)
+        net.train()
+        return loss_of(net(ids), ids)
+
+    return updates(net, loss)
+
+
+@script
+def layers_thawed_and_frozen_on_the_way() -> tuple[nn.Module, Step]:
+    net = Net(3)
+    net.layers.requires_grad_(False)
+
+    def loss(i: int) -> torch.Tensor:
+        net.layers[1:].requires_grad_(i >= 3)
+        net.words.requires_grad_(i < 5)
+        return loss_of(net(ids_of(i)), ids_of(i))
+
+    return updates(net, loss, torch.optim.SGD(net.parameters(), 0.1))
+
+
+@script
+def turns_of_a_critic_before_the_generator_s() -> tuple[nn.Module, Step]:
+    made, judged = nn.Linear(8, 20), nn.Sequential(nn.Linear(20, D), nn.ReLU(), nn.Linear(D, 1))
+    one, two = torch.optim.SGD(made.parameters(), 0.1), torch.optim.SGD(judged.parameters(), 0.1)
+
+    def step(i: int) -> torch.Tensor:
+        for _ in range(3):
+            two.zero_grad()
+            (judged(made(torch.randn(B, 8)).detach()).mean() - judged(torch.randn(B, 20)).mean()).backward()
+            two.step()
+        one.zero_grad()
+        loss = -judged(made(torch.randn(B, 8))).mean()
+        loss.backward()
+        one.step()
+        return loss
+
+    return made, step
+
+
+@script
+def two_heads_in_turn() -> tuple[nn.Module, Step]:
+    class Turns(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn, self.other = 0, nn.Sequential(nn.Linear(D, 40), nn.Linear(40, V))
+
+        def forward(self, ids: Any, inputs_embeds: Any = None) -> torch.Tensor:
+            return (self.other if self.turn else self.out)(self.block(self.layers[0], self.words(ids)))
+
+    net = Turns()
+
+    def loss(i: int) -> torch.Tensor:
+        net.turn = i % 2
+        return loss_of(net(ids_of(i)), ids_of(i))
+
+    return updates(net, loss)
+
+
 VARIES = {
+    "turns_of_a_critic_before_the_generator_s",
+    "two_heads_in_turn",
     "a_gradient_of_the_gradient_in_each_task",
     "layers_dropped_at_random",
     "an_exit_as_early_as_the_values_allow",
@@ -432,3 +501,60 @@ def test_count_says_that_it_is_one_draw() -> None:
 
     assert "this is one draw" in notes("layers_dropped_at_random")[0]
     assert notes("a_matrix_product_once_in_a_while") == ()
+
+
+class Judged(Net):
+    """Counts its own calls."""
+
+    calls = 0
+
+    def forward(self, ids: Any, inputs_embeds: Any = None) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(ids, inputs_embeds)
+
+
+def test_a_validation_in_evaluation_mode_is_no_part_of_the_step(tmp_path: Path) -> None:
+    """Its loss is added up, compared and logged, outside of no_grad too; nothing that trains meets it."""
+    net = Judged()
+    _, step = updates(net, lambda i: loss_of(net(ids_of(i)), ids_of(i)))
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(STEPS):
+            monitor.step(step(i))
+            net.eval()
+            with torch.no_grad():
+                logits = [net(ids_of(i, 6)) for _ in range(2)]
+            assert sum(loss_of(each, ids_of(i, 6)) for each in logits) > 0
+            net.train()
+    assert monitor.totals.flops_known == STEPS * 3 * Net_forward(8)
+    assert monitor.totals.flops_no_grad == 0 and net.calls == 3 * STEPS
+    assert "left out" in monitor.observer.costing.methods[OBSERVED]
+
+
+def test_documents_in_a_jagged_tensor(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4))
+
+    def loss(i: int) -> torch.Tensor:
+        documents = [torch.randn(3 + i, 8), torch.randn(5, 8)]
+        found: torch.Tensor = net(torch.nested.nested_tensor(documents, layout=torch.jagged)).values().square().mean()
+        return found
+
+    _, step = updates(net, loss)
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1, tokens_fn=lambda _: 8) as monitor:
+        for i in range(STEPS):
+            monitor.step(step(i))
+    rows = sum(8 + i for i in range(STEPS))
+    assert monitor.totals.flops_known == rows * (2 * 2 * 8 * 16 + 3 * 2 * 16 * 4)  # the inputs take no gradient
+    assert list(monitor.observer.costing.methods) == [OBSERVED]
+
+
+def test_layers_whose_shapes_the_first_batch_tells(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Embedding(V, D), nn.LazyLinear(V))
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(STEPS):
+            loss = loss_of(net(ids_of(i)), ids_of(i))
+            loss.backward()
+            monitor.step(loss)
+    assert monitor.totals.flops_known == STEPS * 3 * 2 * B * 8 * D * V
+    assert not monitor.guard.aside
+    parameters = monitor.observer.costing.parameters
+    assert parameters is not None and parameters.non_embedding == V and parameters.total == 2 * D * V + V

@@ -83,7 +83,7 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             monitor.expect(state.global_step)
         self.restored = None
         # by methods that are kept weakly: a class that knows its listeners must not keep an abandoned run alive
-        self._unwatch = watch(model, self._forward, self._look_at_loss, monitor.observer.pause)
+        self._unwatch = watch(model, self._forward, self._look_at_loss, monitor.observer.evaluates)
         finalize(self, self._unwatch)
         self._unended = finalize(self, _interrupt, monitor, os.getpid())  # as late as at the process's end
         self.monitor = monitor

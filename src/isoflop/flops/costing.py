@@ -171,7 +171,7 @@ class Costing:
             self._group = self._group or max(found, default=None)
             if found - {self._group}:
                 self._price_whole_steps("numbers of forward calls a backward pass differ")
-            elif len(segments) > 1 and any(map(self._conflicts, segments)):
+            elif len(segments) > 1 and (any(map(self._conflicts, segments)) or _disagree(segments)):
                 self._price_whole_steps("the same micro-batch costs another amount at another place of a step")
         if self.whole_steps:
             segments = [_together(segments)]
@@ -186,6 +186,8 @@ class Costing:
                 f"{COMPILED_OPTIMIZER} shows no operators: its matrix products are counted 0. To count them, run the "
                 "first steps with TORCH_COMPILE_DISABLE=1 and compare"
             )
+        if observation.evaluated.unused().hardware:
+            self.note_change("calls in evaluation mode whose results no gradient needs are left out")
         complete = self._has_heads is False or segments[0].head is not None
         return sum((self._corrected(segment, complete) for segment in segments), correction)
 
@@ -223,7 +225,10 @@ class Costing:
             self._beginnings.update(joined(segment.keys[:i]) for i in range(1, len(segment.keys)))
         if key in self.varying or self._conflicts(segment):  # the signature does not determine the cost: the mean
             if key not in self.varying:
-                before = self._prices.lookup(key) if key in self._exact else self._partial.get(key)
+                before = self._prices.lookup(key) if key in self._exact else None
+                if before is None and not self._has_heads and not (segment.head or NOTHING).model:
+                    before = self._partial.get(key)
+                    self._provisional.pop(key, None)  # that step was counted as what it was
                 self.varying[key] = (0, NOTHING) if before is None else (1, before)
                 self.note_change("steps of the same shapes cost different amounts: those not observed, their mean")
             number, total = self.varying[key]
@@ -300,7 +305,7 @@ class Costing:
         if known is not None:
             if processed and self.flops_per_token is None:
                 self.flops_per_token = known.model / processed
-            if self._has_heads is None and key in self._partial:
+            if self._has_heads is None and key in self._partial and key not in self.varying:
                 self._is_provisional(key, known, waits=False)
             return known
         flops = self._by_formula(key, processed)
@@ -330,17 +335,20 @@ class Costing:
         """What to add to what was counted of a part, now that it was observed."""
         key = joined(segment.keys)
         price = self.lookup(key)
-        if price is not None and key in self.varying and complete:
-            return segment.whole - price  # it is going to be priced at the mean
-        if price is None or key not in self._provisional:
+        if price is None:
             return NOTHING
+        correction = NOTHING
+        if key in self.varying and complete:
+            correction = segment.whole - price  # it is going to be priced at the mean
+        if key not in self._provisional:
+            return correction
         self.waiting.discard(key)
         times, counted, unknown = self._provisional.pop(key)
         self.now_known += unknown
         if not self._provisional:
             for method in {ESTIMATED, FORMULA, SIX_ND} - self._told:  # nothing is left that was counted that way
                 self.methods.pop(method, None)
-        return price * times - counted
+        return correction + price * times - counted
 
     def _by_formula(self, key: Signature, processed: int | None) -> FlopCount | None:
         """As the user gave them, by the model's shape, or 6·N·D; None: not even that."""
@@ -376,7 +384,7 @@ class Costing:
 
     def _use(self, method: str, uses: Uses | None, without_formula: Collection[str], reason: str = "") -> None:
         self.methods.setdefault(method, reason)
-        if uses is not None and (uses.product or self.parameters is None):
+        if self.parameters is None or (uses is not None and uses.product):
             self.parameters = self._parameters(uses)
         if without_formula:
             names = ", ".join(sorted(without_formula))
@@ -390,6 +398,12 @@ class Costing:
 
 def _mean(number: int, total: FlopCount) -> FlopCount:
     return FlopCount(*(part // number for part in astuple(total))) if number else NOTHING
+
+
+def _disagree(segments: Sequence[Segment]) -> bool:
+    """True if the same calls cost different amounts within a step."""
+    costs = {(joined(part.keys), part.body.model, part.body.hardware) for part in segments}
+    return len(costs) > len({key for key, *_ in costs})
 
 
 def joined(keys: Sequence[Signature]) -> Signature:

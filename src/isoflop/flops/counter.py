@@ -140,7 +140,7 @@ class FlopCounter(TorchDispatchMode):
         if formula is None and higher_order:
             with self:  # a branch or a loop: what counts is inside
                 return func(*args, **kwargs)
-        if formula is None and func._can_decompose():
+        if formula is None and func._can_decompose() and not _has_kernel(func, args):
             # a composite operator reaches us whole only without autograd; its parts are what has formulas
             with self:
                 parts = self._parts(func, args, kwargs)
@@ -205,6 +205,13 @@ class FlopCounter(TorchDispatchMode):
         if phase != "recomputed":
             self._attention += flops
             self._left_out += left_out
+
+
+def _has_kernel(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a composite operator (`silu_backward`) has a kernel for this device: its parts would round otherwise."""
+    device = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
+    key = torch._C._dispatch_key_for_device(device)
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
 
 
 _counters: list[FlopCounter] = []

@@ -168,12 +168,14 @@ def _shares(model: nn.Module | None, dtype: torch.dtype) -> dict[str, float]:
     """The dtypes that layers multiply in, each with its share of the layers' weights; the rest is in `dtype`."""
     from torch import nn
 
+    from isoflop.flops.parameters import has_shape
+
     sizes: dict[str, int] = {}
     own, engine = str(dtype).removeprefix("torch."), _engine_dtype()
     for module in () if model is None else model.modules():
         low = _low_dtype(module, engine)
         if low is not None or isinstance(module, nn.Linear):  # Transformer Engine's fused layers have several matrices
-            size = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() >= 2)
+            size = sum(p.numel() for p in module.parameters(recurse=False) if has_shape(p) and p.dim() >= 2)
             sizes[low or own] = sizes.get(low or own, 0) + size
     total = sum(sizes.values())
     return {kind: size / total for kind, size in sizes.items() if size} if total else {own: 1.0}

@@ -38,6 +38,7 @@ from isoflop.flops.counter import (
     unwatch_backward,
     watch_backward,
 )
+from isoflop.flops.evaluated import Evaluated
 from isoflop.flops.operators import Formula
 from isoflop.flops.parameters import Uses, UseTracer
 from isoflop.guard import pass_on
@@ -46,7 +47,6 @@ COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
 INFERENCE = "the step begins in inference mode"
-NESTED = "products of jagged tensors have no formula"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
 LONGEST = 5_000_000
@@ -86,7 +86,8 @@ class Observation(FlopCounter):
         """Why there is no count; nothing is raised."""
         self.for_good = False
         """… and no further step can be counted either."""
-        self._paused = 0  # evaluations and data loaders under way, which are no part of the step
+        self._paused = 0  # data loaders under way, which are no part of the step
+        self.evaluated = Evaluated()
         self.segments: list[Segment] = []
         self.blocked: Callable[[], None] | None = None
         """Called at the moment when counting turns out to be impossible."""
@@ -212,6 +213,9 @@ class Observation(FlopCounter):
         return _of_optimizer(self._optimizer)
 
     def _now(self) -> FlopCount:
+        return self._all() - self.evaluated.unused()
+
+    def _all(self) -> FlopCount:
         return replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer)
 
     def _give_up(self, problem: str, for_good: bool = False) -> None:
@@ -230,6 +234,10 @@ class Observation(FlopCounter):
     def pause(self, change: int) -> None:
         """What is no part of the step begins (+1) or ends (−1)."""
         self._paused = max(0, self._paused + change)
+
+    def evaluates(self, begins: bool) -> None:
+        """A call in evaluation mode without gradients begins or ends; see `Evaluated`."""
+        self.evaluated.call(self._all(), begins)
 
     def differentiates(self, change: int) -> None:
         """A custom autograd function begins (+1) or ends (−1)."""
@@ -255,10 +263,10 @@ class Observation(FlopCounter):
     ) -> Any:
         if self._paused and not self.over:
             return func(*args, **(kwargs or {}))
+        if not self.over and any(kind.__name__ == "NestedTensor" for kind in types):
+            return NotImplemented  # (it then works with its values, in operators that come here again)
         self._handling += 1
         try:
-            if any(kind.__name__ == "NestedTensor" for kind in types):
-                self._give_up(NESTED, for_good=True)
             if self.over:
                 return func(*args, **(kwargs or {}))
             self._since += 1
@@ -283,6 +291,8 @@ class Observation(FlopCounter):
         if self.problem is not None:
             return
         phase = current_phase()
+        if phase == "forward" and self.evaluated.calls:
+            self._called += self.evaluated.follow(packet, args, kwargs, out)  # it led up to the forward call
         if phase != "forward":
             self._recomputed = self._recomputed or phase == "recomputed"
             self._backward, self._closure, self._after, self._on_operator = True, False, None, None

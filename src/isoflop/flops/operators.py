@@ -86,6 +86,9 @@ FORMULAS: dict[Any, Formula] = {
     aten._int_mm: _grouped_product,
     aten._sparse_addmm: _with_sum(_matrix_product),
     aten._weight_int8pack_mm: lambda a, b, *_, **__: 2 * a.shape[-2] * b.numel(),
+    # Apple's and MKL-DNN's kernels take a whole layer
+    aten.linear: lambda x, weight, *_, **__: 2 * x.numel() * weight.numel() // x.shape[-1],
+    aten.linear_backward: lambda _x, grad, weight, wanted, **_: 2 * grad.numel() * weight.shape[-1] * sum(wanted[:2]),
     aten._transformer_encoder_layer_fwd: _encoder_layer,
     aten._native_multi_head_attention: lambda query, _key, _value, *args, **kw: _encoder_layer(query, *args, **kw),
 }

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import nn
@@ -63,6 +64,11 @@ class Parameters:
         counts = asdict(self)
         del counts["method"], counts["idle"]
         return counts
+
+
+def has_shape(parameter: torch.Tensor) -> bool:
+    """False for a lazy layer's before the first forward pass."""
+    return not isinstance(parameter, nn.UninitializedParameter)
 
 
 def full_shape(parameter: torch.Tensor) -> torch.Size:
@@ -223,6 +229,42 @@ def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
     return {name_of[id(weight)] for weight in weights if id(weight) in name_of and len(full_shape(weight)) == 2}
 
 
+class Gradients:
+    """Notices layers that are frozen or thawed."""
+
+    ENDS = 8
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._all: list[ref[nn.Parameter]] = []
+        self._wanted: list[bool] | None = None
+        self._ends: list[tuple[ref[nn.Parameter], bool]] = []
+
+    def moved(self) -> bool:
+        """A look at some parameters, for each step: the first, the last, and those next to a change from one to the
+        next, where freezing and thawing begins.
+        """
+        for each, wanted in self._ends:
+            parameter = each()
+            if parameter is not None and parameter.requires_grad is not wanted:
+                return True
+        return False
+
+    def changed(self, anew: bool = False) -> bool:
+        """A look at all that the model had the last time, or (`anew`) that it has now."""
+        found = [each() for each in self._all]
+        if anew or not found or any(each is None for each in found):
+            found = [*self._model.parameters()]
+            self._all = [ref(each) for each in found]
+        wanted = [each is not None and each.requires_grad for each in found]
+        before, self._wanted = self._wanted, wanted
+        if wanted != before:
+            near = [i for i in range(1, len(wanted)) if wanted[i] is not wanted[i - 1]][: self.ENDS]
+            ends = sorted({*near, *(i - 1 for i in near), *([0, len(wanted) - 1] if wanted else [])})
+            self._ends = [(self._all[i], wanted[i]) for i in ends]
+        return before is not None and wanted != before
+
+
 # -- mixtures of experts -----------------------------------------------------------------------------------------------
 
 _COUNT = re.compile(r"^(n|num|moe|moe_num|num_moe)?_?(local_|routed_)?experts?$")
@@ -320,6 +362,7 @@ _PRODUCTS: dict[Any, slice] = {
     aten.addmm: slice(1, 3),
     aten.baddbmm: slice(1, 3),
     aten.convolution: slice(1, 2),
+    aten.linear: slice(1, 2),
     aten._scaled_mm: slice(0, 2),
 }
 if hasattr(aten, "_grouped_mm"):

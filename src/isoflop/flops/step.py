@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import nn
@@ -27,7 +26,7 @@ from isoflop.flops.cost import MAX_KNOWN, first_matrix
 from isoflop.flops.costing import Costing, joined
 from isoflop.flops.counter import NOTHING, FlopCount
 from isoflop.flops.observe import COMPILED, Observation
-from isoflop.flops.parameters import UseTracer, unwrap
+from isoflop.flops.parameters import Gradients, UseTracer, has_shape, unwrap
 from isoflop.flops.tokens import (
     Places,
     Sequences,
@@ -136,12 +135,11 @@ class StepObserver:
         """Sees the calls of a trainer's step; `end_batch` ends it."""
         self._calls: list[Call] = []  # that the step under way makes, where its FLOPs are not known
         self._problem: str | None = None
-        self._looked = False
+        self._looked = self._traced = False
         self._steps = 0  # whose optimizer's FLOPs are still to be added
         self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
         self._in_vain = 0
-        self._parameters: list[ref[nn.Parameter]] = []
-        self._trainable: list[bool] | None = None
+        self._gradients = None if self.model is None else Gradients(self.model)
 
     # -- while a step runs -------------------------------------------------------------------------------------
 
@@ -321,9 +319,12 @@ class StepObserver:
         if not costing.observes or self.observation is not None:
             return
         tracer = None
-        if costing.observed == 0 and given is not None and self.model is not None:
-            tracer = UseTracer(dict(self.model.named_parameters()))
-            tracer.arguments(tensors_in(given))
+        if not self._traced and given is not None and self.model is not None:
+            named = dict(self.model.named_parameters())
+            self._traced = all(map(has_shape, named.values()))
+            if self._traced:
+                tracer = UseTracer(named)
+                tracer.arguments(tensors_in(given))
         # a check of what is known must not wait for the device
         observation = Observation(whole, tracer, reads=not whole or given is not None or costing.unsure)
         if observation.start():
@@ -391,9 +392,14 @@ class StepObserver:
             outermost.stop()
 
     def pause(self, paused: bool) -> None:
-        """An evaluation begins or ends: it is no part of a step."""
+        """What is no part of a step begins or ends."""
         if self.observation is not None:
             self.observation.pause(1 if paused else -1)
+
+    def evaluates(self, begins: bool) -> None:
+        """A call of the model in evaluation mode without gradients begins or ends."""
+        if self.observation is not None:
+            self.observation.evaluates(begins)
 
     # -- after it ----------------------------------------------------------------------------------------------
 
@@ -401,6 +407,8 @@ class StepObserver:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
         if self.observation is not None and not self._by_batch:
             self._end_observation()
+        if self._gradients is not None and self._gradients.moved():
+            self.look_for_frozen_layers()
         for counted in self._pending:
             known = self._alike.get(counted.key)
             if known is None or self._by_parts:
@@ -496,22 +504,10 @@ class StepObserver:
         return self.tally.batches > 0 or any(known.times for known in self._alike.values())
 
     def look_for_frozen_layers(self, anew: bool = False) -> None:
-        """Count anew if layers were frozen or thawed; not at each step, since it reads every parameter's flag.
-
-        Args:
-            anew: go through the model; else look at the parameters that it had the last time.
-        """
-        if self.model is None:
-            return
-        parameters = [each() for each in self._parameters]
-        trainable = [each is not None and each.requires_grad for each in parameters]
-        if anew or not parameters or any([each is None for each in parameters]):
-            found = [*self.model.parameters()]
-            self._parameters, trainable = [ref(each) for each in found], [each.requires_grad for each in found]
-        if self._trainable is not None and self._trainable != trainable:
+        """Count anew if layers were frozen or thawed; `anew`: go through the model, not what it had the last time."""
+        if self._gradients is not None and self._gradients.changed(anew):
             self.costing.forget()
             self._forget_alike()
-        self._trainable = trainable
 
 
 def _processed(count: TokenCount | None) -> int | None:

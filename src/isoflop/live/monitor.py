@@ -133,7 +133,7 @@ class Monitor(PlainLoop, Display):
             self.observer = observer(None)
         self._unwatch = lambda: None
         if run is None and model is not None:
-            self._unwatch = watch(model, self.forward, evaluating=self.observer.pause)
+            self._unwatch = watch(model, self.forward, evaluating=self.observer.evaluates)
             finalize(self, self._unwatch)
         self.guard.on_failure = WeakMethod(self.observer.end_observing)
         finalize(self, self.observer.end_observing)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from isoflop.flops.parameters import numel, original_class, unwrap
+from isoflop.flops.parameters import has_shape, numel, original_class, unwrap
 from isoflop.guard import attempt
 from isoflop.live.log_step import LogStep
 from isoflop.live.run_info import RunInfo
@@ -41,7 +41,9 @@ def describe_task(run: RunInfo, model: nn.Module | None, given: Any = None) -> T
         return recognise(run.trainer, **known)
     model = unwrap(model)
     config = _config(model)
-    parameters = [(name, parameter, numel(parameter)) for name, parameter in model.named_parameters()]
+    parameters = [
+        (name, parameter, numel(parameter)) for name, parameter in model.named_parameters() if has_shape(parameter)
+    ]
     total = sum(size for _, _, size in parameters) or 1
     loaded = sum(size for _, each, size in parameters if getattr(each, "_is_hf_initialized", False))
     fixed = [(name, size) for name, each, size in parameters if not each.requires_grad]
