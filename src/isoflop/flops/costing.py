@@ -186,7 +186,7 @@ class Costing:
                 f"{COMPILED_OPTIMIZER} shows no operators: its matrix products are counted 0. To count them, run the "
                 "first steps with TORCH_COMPILE_DISABLE=1 and compare"
             )
-        if observation.evaluated.unused().hardware:
+        if observation.evaluated.calls and observation.evaluated.unused().hardware:
             self.note_change("calls in evaluation mode whose results no gradient needs are left out")
         complete = self._has_heads is False or segments[0].head is not None
         return sum((self._corrected(segment, complete) for segment in segments), correction)

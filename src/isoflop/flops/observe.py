@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch._subclasses import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
@@ -49,6 +50,8 @@ FOREIGN = "another dispatch mode is on around the step"
 INFERENCE = "the step begins in inference mode"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
+_OF_PARTS = ("NestedTensor", "DTensor")
+"""Classes of tensors that hold others: jagged ones their values, those of FSDP2 a rank's share of an optimizer's work."""
 LONGEST = 5_000_000
 """Operators without a forward call of the model, after which a step is over: nobody has closed the Monitor."""
 
@@ -213,10 +216,8 @@ class Observation(FlopCounter):
         return _of_optimizer(self._optimizer)
 
     def _now(self) -> FlopCount:
-        return self._all() - self.evaluated.unused()
-
-    def _all(self) -> FlopCount:
-        return replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer)
+        counted = replace(self.count, no_grad=self._no_grad, optimizer=self._optimizer)
+        return counted - self.evaluated.unused() if self.evaluated.calls else counted
 
     def _give_up(self, problem: str, for_good: bool = False) -> None:
         first = self.problem is None
@@ -237,7 +238,7 @@ class Observation(FlopCounter):
 
     def evaluates(self, begins: bool) -> None:
         """A call in evaluation mode without gradients begins or ends; see `Evaluated`."""
-        self.evaluated.call(self._all(), begins)
+        self.evaluated.call(self._now() + self.evaluated.unused(), begins)
 
     def differentiates(self, change: int) -> None:
         """A custom autograd function begins (+1) or ends (−1)."""
@@ -263,8 +264,8 @@ class Observation(FlopCounter):
     ) -> Any:
         if self._paused and not self.over:
             return func(*args, **(kwargs or {}))
-        if not self.over and any(kind.__name__ == "NestedTensor" for kind in types):
-            return NotImplemented  # (it then works with its values, in operators that come here again)
+        if not self.over and any(kind.__name__ in _OF_PARTS for kind in types):
+            return NotImplemented  # (they then work with their parts, in operators that come here again)
         self._handling += 1
         try:
             if self.over:
@@ -288,8 +289,8 @@ class Observation(FlopCounter):
     def _note(
         self, packet: Any, formula: Formula | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> None:
-        if self.problem is not None:
-            return
+        if self.problem is not None or (formula is not None and isinstance(out, FakeTensor)):
+            return  # (DTensors ask fake ones for a result's shape)
         phase = current_phase()
         if phase == "forward" and self.evaluated.calls:
             self._called += self.evaluated.follow(packet, args, kwargs, out)  # it led up to the forward call

@@ -230,38 +230,31 @@ def _names(modules: Iterable[Any], name_of: dict[int, str]) -> set[str]:
 
 
 class Gradients:
-    """Notices layers that are frozen or thawed."""
+    """Notices layers that are frozen or thawed.
 
-    ENDS = 8
+    Attributes:
+        ends: some parameters, for a look at each step: the first, the last, and those next to a change from one to the
+            next, where freezing and thawing begins; each with `requires_grad` as it was.
+    """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module | None) -> None:
+        self.ends: list[tuple[ref[nn.Parameter], bool]] = []
         self._model = model
         self._all: list[ref[nn.Parameter]] = []
-        self._wanted: list[bool] | None = None
-        self._ends: list[tuple[ref[nn.Parameter], bool]] = []
-
-    def moved(self) -> bool:
-        """A look at some parameters, for each step: the first, the last, and those next to a change from one to the
-        next, where freezing and thawing begins.
-        """
-        for each, wanted in self._ends:
-            parameter = each()
-            if parameter is not None and parameter.requires_grad is not wanted:
-                return True
-        return False
+        self._wanted: list[bool | None] | None = None
 
     def changed(self, anew: bool = False) -> bool:
-        """A look at all that the model had the last time, or (`anew`) that it has now."""
+        """Look at all that the model had the last time, or (`anew`) that it has now."""
         found = [each() for each in self._all]
-        if anew or not found or any(each is None for each in found):
-            found = [*self._model.parameters()]
-            self._all = [ref(each) for each in found]
-        wanted = [each is not None and each.requires_grad for each in found]
+        wanted = [None if each is None else each.requires_grad for each in found]
+        if self._model is not None and (anew or not found or None in wanted):
+            parameters = [*self._model.parameters()]
+            self._all, wanted = [ref(each) for each in parameters], [each.requires_grad for each in parameters]
         before, self._wanted = self._wanted, wanted
         if wanted != before:
-            near = [i for i in range(1, len(wanted)) if wanted[i] is not wanted[i - 1]][: self.ENDS]
-            ends = sorted({*near, *(i - 1 for i in near), *([0, len(wanted) - 1] if wanted else [])})
-            self._ends = [(self._all[i], wanted[i]) for i in ends]
+            near = [i for i in range(1, len(wanted)) if wanted[i] is not wanted[i - 1]][:8]
+            chosen = sorted({*near, *(i - 1 for i in near), *([0, len(wanted) - 1] if wanted else [])})
+            self.ends = [(self._all[i], bool(wanted[i])) for i in chosen]
         return before is not None and wanted != before
 
 

@@ -139,7 +139,7 @@ class StepObserver:
         self._steps = 0  # whose optimizer's FLOPs are still to be added
         self._begun, self._check = 1, (1, 2)  # parts of the run that may be observed from their beginning on
         self._in_vain = 0
-        self._gradients = None if self.model is None else Gradients(self.model)
+        self._gradients = Gradients(self.model)
 
     # -- while a step runs -------------------------------------------------------------------------------------
 
@@ -407,8 +407,11 @@ class StepObserver:
         """Count what is pending, after an optimizer step; `tokens` goes before what the batches showed."""
         if self.observation is not None and not self._by_batch:
             self._end_observation()
-        if self._gradients is not None and self._gradients.moved():
-            self.look_for_frozen_layers()
+        for each, wanted in self._gradients.ends:
+            parameter = each()
+            if parameter is not None and parameter.requires_grad is not wanted:
+                self.look_for_frozen_layers()
+                break
         for counted in self._pending:
             known = self._alike.get(counted.key)
             if known is None or self._by_parts:
@@ -505,7 +508,7 @@ class StepObserver:
 
     def look_for_frozen_layers(self, anew: bool = False) -> None:
         """Count anew if layers were frozen or thawed; `anew`: go through the model, not what it had the last time."""
-        if self._gradients is not None and self._gradients.changed(anew):
+        if self._gradients.changed(anew):
             self.costing.forget()
             self._forget_alike()
 
