@@ -51,7 +51,7 @@ INFERENCE = "the step begins in inference mode"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
 _OF_PARTS = ("NestedTensor", "DTensor")
-"""Classes of tensors that hold others: jagged ones their values, those of FSDP2 a rank's share of an optimizer's work."""
+"""Tensors that hold others: jagged ones their values, those of FSDP2 a rank's share of an optimizer's work."""
 LONGEST = 5_000_000
 """Operators without a forward call of the model, after which a step is over: nobody has closed the Monitor."""
 
