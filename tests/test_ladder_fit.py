@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from isoflop import plan as answer
 from isoflop.cli import app
+from isoflop.fit.trust import LeftOut, Predicted, Verdict
 from isoflop.ladder import LadderFit, LadderPlan, fit_ladder_runs, plan_ladder, read_plan, write_plan
-from isoflop.ladder.check import LeftOut, Predicted, Verdict
 from isoflop.ladder.fit import Doubt
 from isoflop.laws import HOFFMANN, Law, optimal_allocation
 from ladders import LAW, planted_loss, record_ladder, record_run

@@ -157,7 +157,7 @@ def tell_read(command: str, table: Table, asked: str | None) -> None:
 
     for text in table.left_out:
         tell(command, f"left out: {text}")
-    for text in table.doubts:
+    for text in (*table.doubts, *(table.unlike if command == "fit" else ())):  # an answer shows these itself
         tell(command, text)
     if asked is None and table.convention not in (DEFAULT_N, "unknown"):
         tell(command, f"N counts {table.convention}: not every run states {DEFAULT_N}")

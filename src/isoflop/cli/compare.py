@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 
 DEFAULT_LAW = "chinchilla-refit"
-OPEN = "A guess, for the runs leave the law open (warnings above); without --runs a published law answers."
 
 
 def compare(
@@ -60,7 +59,7 @@ def compare(
 ) -> None:
     """Compare uses of compute: FLOPs, expected loss with its interval, distance from the frontier, the best named.
 
-    With --runs a law is fitted to these first.
+    With --runs these decide, as in `isoflop plan`.
     """
     from isoflop.fit.options import compare_options
     from isoflop.laws.papers import published
@@ -76,30 +75,31 @@ def compare(
             from isoflop.fit.law_fit import fit_law
             from isoflop.fit.options import parse_option
             from isoflop.fit.posterior import posterior_of_runs
-            from isoflop.fit.trust import trust_of
+            from isoflop.fit.trust import describe_open, trust_of
 
             table, convention = own
-            fitted = fit_law(
-                "hoffmann",
-                table.columns,
-                rows=table.rows,
-                convention=convention,
-                keep_outliers=keep_outliers,
-                labels=table.labels,
-            )
-            asked = max((parse_option(each) for each in options), key=lambda option: option.N * option.D)
             C, N, D, L = table.arrays
-            own_law = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
-            trust = trust_of(table.arrays, fitted, own_law, asked=asked.flops / asked.count)
-            chosen, warnings = fitted.law, (*trust.doubts, *fitted.warnings)
-        try:
-            compared = compare_options(options, chosen, level=level)
-        except ValueError as error:
-            if own is None or chosen.draws is not None:
-                raise
-            raise ValueError(f"the runs leave the law open ({'; '.join(warnings)}): {error}") from None
-        if own is not None and chosen.draws is None:
-            compared = replace(compared, sentence=f"{OPEN} {compared.sentence}")
+            chosen = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
+            fitted = None
+            with suppress(ValueError):  # the posterior answers without it
+                fitted = fit_law(
+                    "hoffmann",
+                    table.columns,
+                    draws=40,
+                    rows=table.rows,
+                    convention=convention,
+                    keep_outliers=keep_outliers,
+                    labels=table.labels,
+                )
+            asked = max(chosen.flops(option.N, option.D) for option in map(parse_option, options))
+            trust = trust_of(table.arrays, None, chosen, asked=asked)
+            warnings = (
+                *trust.doubts,
+                *table.unlike,
+                *(fitted.warnings if fitted is not None else ()),
+                *describe_open(chosen, fitted is not None and not fitted.undetermined),
+            )
+        compared = compare_options(options, chosen, level=level)
     for warning in warnings:
         tell("compare", warning)
     if as_json:

@@ -88,7 +88,7 @@ def fit(
 
     Columns N, D or tokens, and loss are taken without being told.
     """
-    from isoflop.fit.holdout import Extrapolation
+    from isoflop.fit.holdout import Extrapolation, held_out
     from isoflop.fit.law_fit import FITTED, fit_law
     from isoflop.fit.trust import trust_of
     from isoflop.laws.forms import FORMS
@@ -131,7 +131,9 @@ def fit(
     elif law == "hoffmann":
         size = _posterior(table, keep_outliers)
         posterior = None if isinstance(size, str) else size
-        trust = trust_of(table.arrays, fitted, posterior)
+        C, N, D, L = table.arrays
+        held = held_out({"C": C, "N": N, "D": D, "loss": L}, fitted)
+        trust = trust_of(table.arrays, fitted, posterior, held=held)
     if as_json:
         if law == "hoffmann" and isinstance(size, str):
             tell("fit", f"no best size: {size}")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from isoflop.fit.options import Price
+    from isoflop.fit.trust import LeftOut
     from isoflop.ladder.attempt import Job, RunState
-    from isoflop.ladder.check import LeftOut
     from isoflop.ladder.design import RungWorth
     from isoflop.ladder.fit import LadderFit
     from isoflop.ladder.plan import LadderPlan

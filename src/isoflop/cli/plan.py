@@ -124,6 +124,7 @@ def plan(
             budgets=None if budgets is None else amounts("--budgets", budgets),
             labels=None if own is None else own.labels,
         )
+        answer = replace(answer, doubts=(*answer.doubts, *(() if own is None else own.unlike)))
         recipe = recipe_of(
             answer.N,
             answer.total_flops,

@@ -13,7 +13,7 @@ from typing import Any
 
 from isoflop.fit.runs import BadData
 from isoflop.laws.quantities import PF_DAY
-from isoflop.logs.facts import EPOCHS, EXPERTS, UNIQUE
+from isoflop.logs.facts import EPOCHS, EXPERTS, NO_END, UNIQUE
 from isoflop.logs.files import cell_number
 from isoflop.logs.names import Kind, role_of
 
@@ -120,8 +120,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def number_of(text: str | None, column: str, label: str) -> float:
-    """A cell's number, such as 1e9, 543M or 1,000; NaN where it holds nothing."""
-    if text is None or text.strip().lower() in BLANK:
+    """A cell's number, such as 1e9, 543M or 1,000; NaN where it holds nothing, or says that the run did not end."""
+    if text is None or text.strip().lower() in (*BLANK, *NO_END["status"]):
         return math.nan
     number = cell_number(text)
     if number is None:

@@ -31,7 +31,6 @@ from isoflop.fit.robust import (
     misfit_of,
     outlying,
     scatter,
-    telling_kinds,
     together,
 )
 from isoflop.fit.runs import Runs, check_runs
@@ -263,9 +262,8 @@ def _misfit(
     if misfit <= POOR:
         return misfit, ""
     problem = best.objective.problem
-    columns = explaining(
-        residuals, problem.slope(problem.state(best.theta[None])), telling_kinds(labels, *_quantities(runs))
-    )
+    slope = problem.slope(problem.state(best.theta[None]))
+    columns = explaining(residuals, slope, labels, _quantities(runs))
     size = [runs.variables[name] for name in "ND" if name in runs.variables]
     far = far_runs(residuals, *size) if len(size) == 2 else ""
     return misfit, describe_misfit(spread, misfit, columns, far)

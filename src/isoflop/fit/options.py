@@ -9,10 +9,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from isoflop.arrays import Array
 from isoflop.console import Shown
+from isoflop.fit.posterior import Posterior
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Law
 from isoflop.laws.frontier import Frontier, interval, short
@@ -139,8 +142,52 @@ def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+class _Best(NamedTuple):
+    """The best use of so many FLOPs."""
+
+    N: float
+    D: float
+    loss: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class _OwnFrontier:
+    """What `Frontier` is asked, put to own runs; FLOPs as these spent them."""
+
+    posterior: Posterior
+
+    def loss(self, N: float, D: float) -> Array:
+        """Nats per token of a run, the median first, then by draw."""
+        losses = np.exp(self.posterior.run_losses(N, D))
+        return np.append(np.median(losses), losses)
+
+    def flops(self, option: Option) -> float:
+        return self.posterior.flops(option.N, option.D)
+
+    def at_budget(self, C: float) -> _Best:
+        line = self.posterior.line(C)
+        N = math.exp(float(np.median(self.posterior.sizes(line))))
+        D = float(line.tokens(N))
+        return _Best(N, D, float(self.loss(N, D)[0]), C)
+
+    def at_loss(self, loss: float) -> _Best:
+        """The least FLOPs that reach it, by halving."""
+        high = self.posterior.largest
+        while (best := self.at_budget(high)).loss > loss and high < MOST_FLOPS:
+            high *= 10
+        low = min(high, self.posterior.largest) / 1e12
+        while high > 1.001 * low:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.at_budget(middle).loss > loss else (low, middle)
+        return best._replace(flops=high)
+
+
+MOST_FLOPS = 1e40
+
+
 def compare_options(
-    options: Sequence[str | Option], law: str | Law | Published, *, level: float = 0.8
+    options: Sequence[str | Option], law: str | Law | Published | Posterior, *, level: float = 0.8
 ) -> OptionComparison:
     """Compare options by a law: loss of each run, and how far from the best use of the same compute.
 
@@ -149,7 +196,8 @@ def compare_options(
 
     Args:
         options: such as "2x50B:300B", or `Option`s.
-        law: a published name with a loss, or a law of N and D such as `fit_law(…).law`.
+        law: a published name with a loss, a law of N and D such as `fit_law(…).law`, or own runs' `Posterior`, whose
+            intervals hold a run's noise and what no law foresees beyond the runs.
         level: of the intervals.
 
     Raises:
@@ -167,10 +215,15 @@ def compare_options(
         twice = next(item for item in parsed if parsed.count(item) > 1)
         raise ValueError(f"expected different options, got {twice} twice: leave one out")
     known = published(law) if isinstance(law, str) else law
-    law, source = law_and_source(known)
-    point = Law(law.form, law.constants, law.convention)
-    frontier = Frontier(law)
-    losses = [np.atleast_1d(frontier.loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
+    frontier: Frontier | _OwnFrontier
+    if isinstance(known, Posterior):
+        frontier = point = _OwnFrontier(known.towards(max(known.flops(item.N, item.D) for item in parsed)))
+        source = f"your own {known.n} run{'s' * (known.n > 1)}, shrunk towards what others showed, as `isoflop plan`"
+        losses = [frontier.loss(item.N, item.D) for item in parsed]
+    else:
+        law, source = law_and_source(known)
+        frontier, point = Frontier(law), Frontier(Law(law.form, law.constants, law.convention))
+        losses = [np.atleast_1d(frontier.loss(np.asarray(item.N), np.asarray(item.D))) for item in parsed]
     if isinstance(known, Published):
         for item, values in zip(parsed, losses, strict=True):
             why = known.out_of_reach(item.flops / item.count)
@@ -191,12 +244,12 @@ def compare_options(
     return OptionComparison(tuple(rows), parsed[best], sure, _sentence(rows, best, close, drawn, level), level, source)
 
 
-def _compared(option: Option, losses: np.ndarray, law: Law, level: float) -> Compared:
-    each = option.flops / option.count
-    frontier, loss = Frontier(law), float(losses[0])
+def _compared(option: Option, losses: Array, frontier: Frontier | _OwnFrontier, level: float) -> Compared:
+    each = option.flops / option.count if isinstance(frontier, Frontier) else frontier.flops(option)
+    loss = float(losses[0])
     best = frontier.at_budget(each)
     factor = each / frontier.at_loss(loss).flops if loss > best.loss else 1.0
-    in_one = best.loss if option.count == 1 else frontier.at_budget(option.flops).loss
+    in_one = best.loss if option.count == 1 else frontier.at_budget(each * option.count).loss
     between = interval(losses[1:], level) if len(losses) > 1 else None
     excess = max(loss - best.loss, 0.0)
     return Compared(option, option.flops, loss, between, excess, factor, best.N, best.D, in_one)

@@ -32,7 +32,7 @@ from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import Interval, Minimum
 from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.profiles import profile_minima
-from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, kept_rows, telling_kinds
+from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explaining, far_runs, kept_rows
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.fit.trust import describe_open, trust_of
 from isoflop.laws import quantities as check
@@ -283,7 +283,7 @@ def _by_runs(
         fitted = fit_law(
             "hoffmann", columns, draws=40, convention=convention, keep_outliers=keep_outliers, labels=kinds
         )
-    trust = trust_of((C, N, D, L), fitted, posterior, asked=question.flops)
+    trust = trust_of((C, N, D, L), None, posterior, asked=question.flops)
     kept = kept_rows(len(N), posterior.left_out)
     C, N, D, L = C[kept], N[kept], D[kept], L[kept]
     kinds = {name: [cells[i] for i in kept.tolist()] for name, cells in kinds.items()}
@@ -291,7 +291,7 @@ def _by_runs(
     why = fitted.poor if fitted is not None else ""
     if poor and posterior.misfit is not None and posterior.misfit > ((fitted and fitted.misfit) or 0.0):
         residuals, slopes = posterior.residuals(N, D, L)
-        explain = explaining(residuals, slopes, telling_kinds(kinds, N, D, C, D / N)) if kinds else []
+        explain = explaining(residuals, slopes, kinds, (N, D, C, D / N))
         why = describe_misfit(float(np.median(posterior.noise)), posterior.misfit, explain, far_runs(residuals, N, D))
     rate = posterior.flops_per_param_token(question.flops)
     found = None

@@ -1,27 +1,28 @@
 """Which size, by some runs: the posterior of `isoflop.fit.drifting_law`, and N_opt(C) and losses by its draws.
 
 One engine behind `fit`, `plan`, `ladder fit` and the advice, for any number of finished runs.
-**Likelihood.** ln L of the runs is Gaussian about the law's plus b·o, o ≈ ½·ln(D/(20·N)) the distance from 20 tokens
-per parameter in ln N; its covariance is s²·(noise of each run, in part shared by runs of one size) + τ²·`misfit`.
-s, τ and b are unknown. b is an error that all runs share: a sweep's untuned rate or long warm-up moves the best sizes
-of all its budgets the same way (Porian et al. 2024), and more budgets do not average that out. It has heavy tails
-(Student's t): where the runs' best sizes agree with the prior they are believed. Where they contradict it, they are
-believed within the runs, whose recipe has b, and the less the farther beyond (`Posterior.lasting`).
+**Likelihood.** ln L of the runs is Gaussian about the law's plus b·bend·o, o ≈ ½·ln(D/(20·N)) the distance from 20
+tokens per parameter in ln N, so that b moves best sizes by as much whatever the loss's `bend`; its covariance is
+s²·(noise of each run, in part shared by runs of one size) + τ²·`misfit`. s, τ and b are unknown. b is an error that all
+runs share: a sweep's untuned rate or long warm-up moves the best sizes of all its budgets the same way (Porian et al.
+2024), and more budgets do not average that out. It has heavy tails (Student's t): where the runs' best sizes agree with
+the prior they are believed. Where they contradict it, they are believed within the runs, whose recipe has b, and the
+less the farther beyond (`Posterior.lasting`).
 
-**Posterior.** Its mode by least squares, then differential evolution Markov chains (ter Braak 2006) begun about it.
+**Posterior.** Its mode by least squares, then Markov chains begun about it (`isoflop.fit.chains`).
 What is asked of a budget is also held to 20 tokens per parameter there: `Posterior.towards`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.arrays import Array
+from isoflop.fit.chains import CHAINS, chains, least_squares
 from isoflop.fit.drifting_law import (
     ALPHA,
     BETA,
@@ -38,6 +39,8 @@ from isoflop.fit.drifting_law import (
     P,
     PriorLine,
     Q,
+    apart,
+    bend,
     best_size,
     flop_rate,
     gradient,
@@ -47,6 +50,7 @@ from isoflop.fit.drifting_law import (
     pulls,
     slopes,
     tilt,
+    together,
 )
 from isoflop.fit.optimal_line import columns_of
 from isoflop.fit.robust import LEAST_SCATTER, Labels, Outlier, describe_apart, kept_rows, misfit_of, outlying, scatter
@@ -60,20 +64,22 @@ MISFIT, MISFIT_SD, MOST_MISFIT = 0.008, 1.0, 32.0
 """Median of τ, by which ln L is off the law's form at a factor of 2 from the size of 20 tokens per parameter, and
 standard deviation of its logarithm. It grows by the third power of the distance, to the third number times as much. Of
 .004, .008 and .016 the one of least waste on ten public sweeps (Porian et al. 2024; `benchmarks/sizes.py`)."""
-BIAS, BIAS_DOF = 0.003, 2.0
-"""Scale and degrees of freedom of b, ln L per ln N: .06 of ln N_opt where the loss bends as in Hoffmann et al. 2022.
-.003, .005 and .01 do equally well on Porian et al.'s sweeps; the least one lets clear runs of other ratios speak."""
+BIAS, BIAS_DOF = 0.06, 2.0
+"""Scale and degrees of freedom of b, in ln N_opt: a small scale lets clear runs of other ratios speak. One of .003 in
+ln L is as much where the loss bends as in Hoffmann et al. 2022; sharp profiles of small runs were believed too much."""
+BEND = 0.05
+"""Usual `bend`: Hoffmann et al. 2022's law at 1e21 FLOPs."""
 FADES, FADES_SD = 1.5, 1.0
 """Beyond the largest run b fades over so many e-folds of compute, and with it what the runs say against 20 tokens per
 parameter; standard deviation of its logarithm. Within the runs b is no error: who trains by their recipe has it, too.
 The worst tenth of Porian et al. 2024's untuned sweeps wastes 5% of compute up to 7 times beyond the runs (13% if b ends
 with them), 16% (14%) 55 times or more beyond. Chosen on these alone, of 1 to 3 that differ little: a judgement."""
-TARGET, TARGET_DOF = 0.2, 4.0
+TARGET, TARGET_DOF = 0.18, 4.0
 """Scale and degrees of freedom of ln N_opt about 20 tokens per parameter at the budget that is asked for. Published
 optima lie within a factor of two in D/N; those of small untuned sweeps do not, and do not last (Porian et al. 2024).
 Heavy tails let clear runs speak. Against a Gaussian of .3 the worst tenth of the sweeps wastes 14% for 19% with one
 budget, and a clear optimum at 3 or 60 tokens per parameter is missed by 3% of N for 6%."""
-SCATTER = 0.055
+SCATTER = 0.05
 """Standard deviation of ln N_opt per e-fold of compute beyond the runs that neither they nor the prior foresee: a rate
 rule, a schedule, a data mix of the large run. With it N's 80% interval holds in .80 to .88 of the sweeps, by one budget
 to four, for .50 to .70 without. Leaving out each sweep of ten in turn, .80 of the others ask for .045 to .055."""
@@ -88,8 +94,6 @@ the largest budget over the prior's, above which the runs say little of it."""
 
 BIAS_AT, NOISE_AT, FORM_AT = range(CONSTANTS, CONSTANTS + 3)
 """Of b, ln s and ln τ in a row of unknowns, behind θ."""
-CHAINS, STEPS, KEPT_FROM, EVERY = 120, 1000, 600, 20
-"""Each half of the chains moves every other step; they are kept when they have forgotten where they began."""
 SCALES, SCALES_SD = np.log([NOISE, MISFIT]), np.array([NOISE_SD, MISFIT_SD])
 """Prior of (ln s, ln τ)."""
 WIDER = 1.6
@@ -116,10 +120,10 @@ def beyond(C: float, largest: float) -> float:
 
 
 def run_covariance(N: Array, D: Array, noise: float) -> Array:
-    """Covariance of runs' ln L about a law, with b's of standard deviation `BIAS` in it [n, n]."""
+    """Covariance of runs' ln L about a law, with b's at a usual `bend` in it [n, n]."""
     same, off = np.abs(np.log(N)[:, None] - np.log(N)[None]) < SAME_SIZE, tilt(N, D)
     own = noise**2 * (np.eye(len(N)) + SHARED * same)
-    return own + MISFIT**2 * np.diag(misfit(N, D)) + BIAS**2 * off[:, None] * off
+    return own + MISFIT**2 * np.diag(misfit(N, D)) + (BIAS * BEND) ** 2 * off[:, None] * off
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Posterior:
         origin: of θ.
         mode: θ of greatest posterior probability [8].
         draws: θ [draws, 8].
-        bias, fades: b, ln L per ln N, and e-folds of compute over which it fades, by draw [draws].
+        bias, fades: b·bend, ln L per ln N, and e-folds of compute over which it fades, by draw [draws].
         noise: standard deviation of a run's own ln L, by draw [draws].
         form: standard deviation of ln L that the law's form is off at a factor of 2 from 20 tokens per parameter
             [draws].
@@ -275,9 +279,9 @@ def posterior_of_runs(
     origin = Origin.of(N, D, C)
     model = _Model.of(N, D, loss, origin)
     modes = [_mode(model, width) for width in (1.0, BIASED)]
-    rows = _chains(model, modes, np.random.default_rng(seed))
+    rows = _drawn(model, modes, np.random.default_rng(seed))
     best = modes[int(np.argmax(model.log_density(np.stack(modes))))]
-    draws, bias, noise, form = rows[:, :CONSTANTS], rows[:, BIAS_AT], *np.exp(rows[:, NOISE_AT:]).T
+    draws, bias, noise, form = rows[:, :CONSTANTS], rows[:, BIAS_AT] * bend(rows), *np.exp(rows[:, NOISE_AT:]).T
     fades = FADES * np.exp(FADES_SD * np.random.default_rng(1).standard_normal(len(rows)))
     misfit = misfit_of(float(np.median(noise)), loss) if len(N) >= FEWEST_TO_JUDGE else None
     known = (origin, best[:CONSTANTS], draws, bias, fades, noise, form, flop_rate(N, D, C), float(C.max()), len(N))
@@ -345,7 +349,7 @@ class _Model:
         value *= rho
         value += self.known[:, 2:5] @ np.array([-alpha, -t[KAPPA_A], t[P] - t[E]])
         _log_of_one_and(value)
-        value += self.known[:, 4:] @ np.array([t[E], t[BIAS_AT], -np.ones(len(rows))])
+        value += self.known[:, 4:] @ np.array([t[E], t[BIAS_AT] * bend(rows), -np.ones(len(rows))])
         return value
 
     def unlikely(self, residuals: Array, scales: Array, share: float = 1.0) -> Array:
@@ -379,7 +383,7 @@ class _Model:
     def sums(self, table: Array) -> Array:
         """Of each size that runs share, over these runs [sizes, k]."""
         first, ends = self.alike
-        return np.diff(np.cumsum(table[first:], axis=0)[ends], axis=0, prepend=0)
+        return np.add.reduceat(table[first:], np.r_[0, ends[:-1] + 1], axis=0) if len(ends) else table[:0]
 
     def prior(self, theta: Array) -> Array:
         """The prior of θ as residuals of standard deviation 1 [rows, 8]."""
@@ -390,7 +394,7 @@ class _Model:
         """Of the whitened residuals by θ and b, and of the prior's, at a mode [n + 8, 9]."""
         theta = mode[None, :CONSTANTS]
         y, x, off = self.known[:, [0, 2, 5]].T
-        of_runs = self.whitened(np.column_stack([slopes(theta, x, y)[0], off]), mode[NOISE_AT:])
+        of_runs = self.whitened(np.column_stack([slopes(theta, x, y)[0], bend(theta) * off]), mode[NOISE_AT:])
         return np.concatenate([of_runs, np.pad(gradient(self.prior, theta)[0], ((0, 0), (0, 1)))])
 
     def log_density(self, rows: Array) -> Array:
@@ -454,7 +458,7 @@ def _mode(model: _Model, width: float, robust: bool = False) -> Array:
         def jacobian(u: Array) -> Array:
             return np.concatenate([model.slopes(u), np.eye(1, NOISE_AT, BIAS_AT) / scale])
 
-        mode = np.append(_least_squares(residuals, jacobian, mode, robust), scales)
+        mode = np.append(least_squares(residuals, jacobian, mode, robust), scales)
         left = model.residuals(mode[None])[:, 0]
         if robust:
             left = np.clip(left, -(most := 3 * scatter(left)), most)
@@ -464,56 +468,14 @@ def _mode(model: _Model, width: float, robust: bool = False) -> Array:
     return mode
 
 
-def _least_squares(
-    residuals: Callable[[Array], Array], jacobian: Callable[[Array], Array], mode: Array, robust: bool
-) -> Array:
-    """(θ, b) of the least Σr², of `robust` Σ8·(√(1 + r²/4) − 1), by Levenberg and Marquardt's method from a mode."""
+def _drawn(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:
+    """Draws of (θ, b, ln s, ln τ), by chains of what runs tell one by one (`apart`): there they are nearly Gaussian."""
 
-    def cost(r: Array) -> float:
-        return float((8 * (np.sqrt(1 + r * r / 4) - 1) if robust else r * r).sum())
+    def log_density(rows: Array) -> Array:
+        volume = np.log(np.exp(rows[:, ALPHA]) + np.exp(rows[:, BETA]))
+        return model.log_density(together(rows)) + volume
 
-    at, damping, r = mode, 1e-3, residuals(mode)
-    for _ in range(100):
-        rows, weights = jacobian(at), 1 / np.sqrt(1 + r * r / 4) if robust else np.ones(len(r))
-        normal, pull = rows.T @ (weights[:, None] * rows), rows.T @ (weights * r)
-        while True:
-            step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal)), pull)
-            tried = np.append(at[:NOISE_AT] + np.clip(step, -2, 2), at[NOISE_AT:])
-            with np.errstate(over="ignore", invalid="ignore"):
-                new = residuals(tried)
-                gain = cost(r) - cost(new)
-            if gain > 0 or damping > 1e8:
-                break
-            damping *= 6
-        if not gain > 0:
-            break
-        at, r, damping = tried, new, max(damping / 5, 1e-12)
-        if gain < 1e-9 * (1 + cost(r)):
-            break
-    return np.asarray(at[:NOISE_AT])
-
-
-def _chains(model: _Model, modes: list[Array], rng: np.random.Generator) -> Array:
-    """Draws of (θ, b, ln s, ln τ) by differential evolution Markov chains: jumps along differences of other chains.
-
-    The posterior is skewed where E is nearly open: no fixed proposal fits it. Halves take turns, each jumping along the
-    other's differences, which keeps detailed balance.
-    """
-    d = len(modes[0])
-    root = np.linalg.cholesky(model.covariance(modes[0]) + 1e-15 * np.eye(d))
-    at = np.resize(np.stack(modes), (CHAINS, d)) + WIDER * rng.standard_normal((CHAINS, d)) @ root.T
-    value = model.log_density(at)
-    half, kept = CHAINS // 2, []
-    for step in range(STEPS):
-        mine, others = (slice(0, half), half) if step % 2 else (slice(half, None), 0)
-        first = rng.integers(half, size=half)
-        second = (first + rng.integers(1, half, size=half)) % half
-        length = 1.0 if step % 20 < 2 else 2.38 / math.sqrt(2 * d)
-        jump = length * (at[others + first] - at[others + second]) + 1e-4 * rng.standard_normal((half, d)) @ root.T
-        new = model.log_density(at[mine] + jump)
-        accept = np.log(rng.random(half)) < new - value[mine]
-        at[mine] = np.where(accept[:, None], at[mine] + jump, at[mine])
-        value[mine] = np.where(accept, new, value[mine])
-        if step >= KEPT_FROM and (step + 1) % EVERY == 0:
-            kept.append(at.copy())
-    return np.concatenate(kept)
+    first = modes[0]
+    root = gradient(apart, first[None])[0] @ np.linalg.cholesky(model.covariance(first) + 1e-15 * np.eye(len(first)))
+    at = np.resize(apart(np.stack(modes)), (CHAINS, len(first)))
+    return together(chains(log_density, at + WIDER * rng.standard_normal(at.shape) @ root.T, rng))

@@ -29,8 +29,11 @@ POOR = 3.0
 """Scatter over that of seeds from which on a fit is poor."""
 CHANCE = 0.01
 """Probability from which on it is no chance that outliers have something in common."""
-APART = 0.5
-"""Scatter within the groups of a column, over that of all, below which the column explains it."""
+APART = 0.6
+"""Scatter within the groups of a column, over that of all, below which the column explains it: recipes that differ as
+much as Porian et al. 2024's leave .54."""
+FEWEST_OF_KIND = 12
+"""Runs of each kind from which on kinds may have slopes of their own."""
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,16 @@ def describe_misfit(spread: float, ratio: float, groups: Sequence[str] = (), far
 
 FAR_FROM_OPTIMUM = (2.0, 5.0, 200.0, 500.0)
 """Tokens per parameter below or above which runs may lie where no law of N and D holds."""
-FEWEST_LEFT = 0.5
-"""Share of the runs that a condition must leave."""
+FEWEST_LEFT, NEARER = 0.5, 0.5
+"""Share of the runs that a condition must leave, and their scatter over that of all below which it is worth naming."""
 
 
 def far_runs(residuals: Array, N: Array, D: Array) -> str:
-    """The condition on D/N whose runs scatter less than `APART` times all; "": none does, or it leaves too few."""
+    """The condition on D/N whose runs scatter less than `NEARER` times all; "": none does, or it leaves too few."""
     ratio, whole = D / N, float(np.sqrt(np.mean(residuals**2)))
     for bound in FAR_FROM_OPTIMUM:
         near = ratio > bound if bound < min(FAR_FROM_OPTIMUM[2:]) else ratio < bound
-        if FEWEST_LEFT <= near.mean() < 1 and np.sqrt(np.mean(residuals[near] ** 2)) < APART * whole:
+        if FEWEST_LEFT <= near.mean() < 1 and np.sqrt(np.mean(residuals[near] ** 2)) < NEARER * whole:
             return f"D/N{'>' if bound < min(FAR_FROM_OPTIMUM[2:]) else '<'}{bound:g}"
     return ""
 
@@ -200,25 +203,34 @@ SAME_VALUE = 1e-3
 """Of the logarithm of a quantity, within which runs share it."""
 
 
-def explaining(residuals: Array, slope: Array, labels: Mapping[str, Sequence[str]]) -> list[str]:
-    """Columns that explain residuals: with a level for each group of runs they scatter much less. The best first.
+def explaining(
+    residuals: Array, slope: Array, labels: Mapping[str, Sequence[str]], quantities: Sequence[Array]
+) -> list[str]:
+    """Columns that explain residuals: with a level for each group of runs, or also slopes, they scatter much less. The
+    best first.
 
     Args:
         residuals: of ln L [n].
         slope: of ln L by the law's constants [n, constants]: these may move with the levels, to first order.
         labels: cells by column, each [n].
+        quantities: N, D, C …, each [n], which a column must not follow, and on which a group may depend otherwise.
     """
 
     def left(design: Array) -> float:
-        off = residuals - design @ np.linalg.lstsq(design, residuals, rcond=1e-10)[0]
-        return float(np.sqrt((off**2).sum() / max(len(off) - design.shape[1], 1)))
+        fitted, _, rank, _ = np.linalg.lstsq(design, residuals, rcond=1e-10)
+        return float(np.sqrt(((residuals - design @ fitted) ** 2).sum() / max(len(residuals) - rank, 1)))
 
+    logs = [np.log(quantity / np.median(quantity)) for quantity in quantities]
+    trends = np.stack([np.ones(len(residuals)), *logs], axis=1)
     whole, found = left(slope), []
-    for name, cells in labels.items():
+    for name, cells in telling_kinds(labels, *quantities).items():
         levels = np.array(cells)[:, None] == np.array(list(dict.fromkeys(cells)))
-        if (
-            1 < levels.shape[1] <= len(residuals) / 4
-            and (within := left(np.column_stack([slope, levels]))) < APART * whole
-        ):
+        if not 1 < levels.shape[1] <= len(residuals) / 4:
+            continue
+        within = left(np.column_stack([slope, levels]))
+        if levels.sum(axis=0).min() >= FEWEST_OF_KIND:
+            own = (levels[:, :, None] * trends[:, None]).reshape(len(residuals), -1)
+            within = min(within, left(np.column_stack([slope, own])))
+        if within < APART * whole:
             found.append((within, name))
     return [name for _, name in sorted(found)]

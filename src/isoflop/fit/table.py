@@ -46,7 +46,7 @@ class Table:
     `rows`: what to call each run in messages. `left_out`: runs that don't count, and why. `convention`: which
     parameters N counts; "unknown" where a CSV file has it. `C`: training FLOPs of tables of N and D: as measured, else
     6·N·D. `doubts`: how cells were understood, where that is not plain. `labels`: cells of other columns that tell runs
-    apart by kind (corpus, optimizer).
+    apart by kind (corpus, optimizer). `unlike`: that runs are of a kind which the law asked for does not know.
     """
 
     columns: Mapping[str, list[float]]
@@ -57,6 +57,7 @@ class Table:
     C: Sequence[float] = ()
     doubts: tuple[str, ...] = ()
     labels: Mapping[str, list[str]] = field(default_factory=dict)
+    unlike: tuple[str, ...] = ()
 
     @property
     def arrays(self) -> tuple[Array, Array, Array, Array]:
@@ -180,6 +181,7 @@ def _one_of(tables: Sequence[Table]) -> Table:
             for name, cells in labels.items()
             if 1 < len(set(cells)) <= len(runs) / (1 if fact_of(name) in DATA else 4)
         },
+        tuple(text for table in tables for text in table.unlike),
     )
 
 
@@ -205,6 +207,7 @@ class _Reading:
         self.present = list(dict.fromkeys(name for row in self.rows for name in row))
         self.wanted, self.named = wanted, named
         self.doubts: list[str] = []
+        self.unlike: list[str] = []
         self.taken = self._taken()
 
     def pick(self, conditions: Sequence[Condition]) -> None:
@@ -260,7 +263,7 @@ class _Reading:
         names = [name for name in self.present if name not in taken.values() and not name.startswith(numbers)]
         others = {name: [row.get(name, "").strip() for row in self.rows] for name in names}
         columns, out = {what: columns[what] for what in self.wanted}, tuple(filter(None, left_out))
-        return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), others)
+        return Table(columns, taken, tuple(self.labels), out, counts, C, tuple(self.doubts), others, tuple(self.unlike))
 
     def _keep(self, kept: Sequence[int]) -> None:
         self.rows, self.labels = [self.rows[i] for i in kept], [self.labels[i] for i in kept]
@@ -286,12 +289,18 @@ class _Reading:
 
     def _nothing(self, i: int, cells: Mapping[str, list[float]]) -> str:
         """Why a row does not count: blank cells, or one that says that the run did not come to its end; "": it does."""
-        names = [self.taken[what] for what, column in cells.items() if math.isnan(column[i])]
+        lost = {"loss", "perplexity"}
+        names = [
+            self.taken[what]
+            for what, column in cells.items()
+            if math.isnan(column[i]) or (what in lost and math.isinf(column[i]))
+        ]
         if names:
-            if any(
-                self.rows[i].get(name, "").strip().lower() == "nan" for name in names if name == self.taken.get("loss")
-            ):
-                return f"{self.labels[i]}: its {self.taken['loss']} is nan: it diverged"
+            for what in lost & {*self.taken}:
+                cell = self.rows[i].get(self.taken[what], "").strip().lower()
+                if self.taken[what] in names and cell in ("nan", "inf", "infinity", *NO_END["status"]):
+                    why = ": it diverged" if cell in ("nan", "inf", "infinity") else ""
+                    return f"{self.labels[i]}: its {self.taken[what]} is {cell}{why}"
             return f"{self.labels[i]}: nothing in {' and '.join(names)}"
         for name, cell in self.rows[i].items():
             if cell.strip().lower() in NO_END.get(plain(name), ()):
@@ -395,14 +404,14 @@ class _Reading:
             with np.errstate(invalid="ignore"):
                 odd = cells < D * (1 - ROUNDED) if what == "U" else cells > 1 + ROUNDED
             if odd.any():
-                self.doubts.append(
+                self.unlike.append(
                     f"{odd.sum()} of {len(odd)} runs {told} (column {name!r}), which this law does not know: "
                     f"`isoflop fit --law {law}` does, or leave them out (--where)"
                 )
                 break
         if active is not None and (sparse := int((self._cells(active) < N * (1 - ROUNDED)).sum())):
             take = "--n active" if LOSS_NAME in self.rows[0] else f"--column N={active!r}"
-            self.doubts.append(
+            self.unlike.append(
                 f"{sparse} of {len(N)} runs are mixtures of experts: N counts all of these, C those that a token "
                 f"passes (column {active!r}); a dense law is nearer with {take}"
             )

@@ -6,19 +6,133 @@ them is it asked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.arrays import Array
 from isoflop.fit.drifting_law import SIZE_SD
-from isoflop.fit.holdout import Extrapolation, held_out
+from isoflop.fit.holdout import PART, Extrapolation
 from isoflop.fit.law_fit import LawFit
-from isoflop.fit.posterior import Posterior, posterior_of_runs
+from isoflop.fit.posterior import Posterior, posterior_of_runs, run_covariance
 from isoflop.fit.robust import POOR, seed_noise
 
 FAR = 1e2
 """A factor of compute beyond the largest run from which on that is said first. Doubt: a choice."""
+SEED = 0.002
+"""Standard deviation of ln L between seeds: .1–.3% (Porian et al. 2024; Hoffmann et al. 2022)."""
+FEWEST_BELOW = 5
+"""Runs below the larger ones from which these can be predicted."""
+LEVEL = 0.9
+"""Of the intervals of the larger runs, whatever level is asked: a verdict does not change with it."""
+FEWEST_PREDICTED = 3
+"""Larger runs below which their being inside shows nothing: intervals hold one run by chance."""
+SURPRISING = 0.05
+"""Probability of as few runs inside their intervals from which on it is no accident."""
+
+
+class Verdict(Enum):
+    """Whether the law extrapolates to the larger runs."""
+
+    HOLDS = "the law predicted them"
+    UNDECIDED = "too few runs to distinguish a law that does not extrapolate from chance"
+    FAILS = "the law does NOT extrapolate: do not rely on it"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One of the larger runs: its loss, and what the fit without these expected, with an interval."""
+
+    name: str
+    loss: float
+    expected: float
+    low: float
+    high: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether the loss lies in the interval."""
+        return self.low <= self.loss <= self.high
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The larger runs, predicted by the posterior of the others.
+
+    Attributes:
+        runs: the larger ones.
+        fitted_runs: the others.
+        reach: their budget over the largest that was fitted.
+        level: of the intervals.
+        chance: probability of as few runs inside their intervals if the law holds.
+    """
+
+    runs: tuple[Predicted, ...]
+    fitted_runs: int
+    reach: float
+    level: float
+    chance: float
+
+    @property
+    def inside(self) -> int:
+        """Runs inside their interval."""
+        return sum(run.inside for run in self.runs)
+
+    @property
+    def error(self) -> float:
+        """Median of |expected/loss − 1|."""
+        return float(np.median([abs(run.expected / run.loss - 1) for run in self.runs]))
+
+    @property
+    def passed(self) -> bool:
+        """Whether so many inside are no surprise."""
+        return self.chance >= SURPRISING
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the law extrapolates."""
+        if not self.passed:
+            return Verdict.FAILS
+        few = len(self.runs) < FEWEST_PREDICTED or 2 * self.inside < len(self.runs)
+        return Verdict.UNDECIDED if few else Verdict.HOLDS
+
+
+def leave_out(
+    columns: tuple[Array, Array, Array, Array],
+    larger: NDArray[np.bool_],
+    names: Sequence[object] | None = None,
+    noise: float | None = None,
+) -> LeftOut | str:
+    """The larger runs, predicted by the posterior of the others; or why that is not possible.
+
+    All predictions share the law's error, so runs leave their intervals together: the chance comes from draws.
+
+    Args:
+        columns: C, N, D and loss of all runs, each [n].
+        larger: which runs are predicted [n].
+        names: of the runs [n].
+        noise: of ln L of a run about the law; default: that of the others' posterior, a seed's at least.
+    """
+    C, N, D, loss = columns
+    if (~larger).sum() < FEWEST_BELOW or not larger.any():
+        return f"{len(C)} runs are too few to predict the larger ones of them"
+    below = posterior_of_runs(*(column[~larger] for column in (N, D, C, loss)))
+    noise = noise or max(float(np.median(below.noise)), SEED)
+    rows = np.flatnonzero(larger)
+    law = np.stack([below.losses(N[i], D[i]) for i in rows], axis=1)
+    own = run_covariance(N[larger], D[larger], noise) - run_covariance(N[larger], D[larger], 0.0)
+    drawn = law + np.random.default_rng(0).standard_normal(law.shape) @ np.linalg.cholesky(own).T
+    low, middle, high = np.quantile(drawn, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
+    hits = ((low <= np.log(loss[larger])) & (np.log(loss[larger]) <= high)).sum()
+    chance = float(np.mean(((low <= drawn) & (drawn <= high)).sum(axis=1) <= hits))
+    runs = tuple(
+        Predicted(str(i if names is None else names[i]), float(loss[i]), *np.exp([middle[k], low[k], high[k]]).tolist())
+        for k, i in enumerate(rows)
+    )
+    return LeftOut(runs, int((~larger).sum()), float(C[larger].max() / C[~larger].max()), LEVEL, chance)
 
 
 @dataclass(frozen=True)
@@ -26,8 +140,7 @@ class Trust:
     """What speaks against a law of own runs.
 
     Attributes:
-        misfit: scatter of ln L over what seeds alone give, the larger of the fitted law's and the posterior's; None:
-            too few runs to tell.
+        misfit: scatter of ln L about the posterior's law over what seeds alone give; None: too few runs to tell.
         scatter: of ln L.
         held: the law of the smaller runs held against the larger ones, or why that is not possible.
         reach: compute that is asked for over that of the largest run.
@@ -35,7 +148,7 @@ class Trust:
 
     misfit: float | None
     scatter: float
-    held: Extrapolation | str
+    held: Extrapolation | LeftOut | str
     reach: float = 1.0
 
     @property
@@ -45,7 +158,10 @@ class Trust:
 
     @property
     def predicts(self) -> bool | None:
-        """Whether the law may be relied on beyond the runs (`Extrapolation.trusted`); None: not tested, or unclear."""
+        """Whether the law may be relied on beyond the runs; None: not tested, or unclear."""
+        if isinstance(self.held, LeftOut):
+            holds = {Verdict.HOLDS: True, Verdict.FAILS: False, Verdict.UNDECIDED: None}[self.held.verdict]
+            return self.describes and holds
         return None if isinstance(self.held, str) else self.held.trusted and self.describes
 
     @property
@@ -57,11 +173,17 @@ class Trust:
                 f"your runs follow no one law: they scatter by {self.scatter:.1%} about it, {self.misfit:.0f} times as "
                 "much as seeds do"
             )
-        if isinstance(self.held, Extrapolation) and self.held.fails:
-            inside, runs = round((self.held.inside or 0.0) * len(self.held.loss)), len(self.held.loss)
+        held = self.held
+        fails = None
+        if isinstance(held, Extrapolation) and held.fails:
+            inside = round((held.inside or 0.0) * len(held.loss))
+            fails = inside, len(held.loss), held.fit.level, float(np.median(np.abs(held.error)))
+        elif isinstance(held, LeftOut) and not held.passed:
+            fails = held.inside, len(held.runs), held.level, held.error
+        if fails is not None:
             said.append(
-                f"the law of your smaller runs fails on the larger ones: {inside} of {runs} in its "
-                f"{self.held.fit.level:.0%} intervals, off by {np.median(np.abs(self.held.error)):.1%}"
+                "the law of your smaller runs fails on the larger ones: {} of {} in its {:.0%} intervals, off by "
+                "{:.1%}".format(*fails)
             )
         if self.reach > FAR:
             said.append(f"{self.reach:,.0f} times the compute of your largest run")
@@ -74,25 +196,26 @@ def trust_of(
     posterior: Posterior | None = None,
     *,
     asked: float = 0.0,
-    held: Extrapolation | str | None = None,
+    held: Extrapolation | LeftOut | str | None = None,
 ) -> Trust:
     """The judgement.
 
     Args:
         columns: C, N, D and loss of all runs, each [n].
-        fitted: Hoffmann's law fitted to them; None: it could not be.
+        fitted: Hoffmann's law fitted to them, where its constants are the answer.
         posterior: of the runs; default: computed here.
         asked: FLOPs of the budget that the law is asked for; 0: of none.
-        held: the hold-out test, where it is there already.
+        held: the hold-out test, where it is there already; default: of the posterior.
     """
     C, N, D, loss = columns
     posterior = posterior or posterior_of_runs(N, D, C, loss)
-    misfits = [each.misfit for each in (fitted, posterior) if each is not None and each.misfit is not None]
-    misfit = max(misfits, default=None)
+    kept = np.delete(np.arange(len(C)), [run.row for run in posterior.left_out])
     if held is None:
-        held = "no law fits" if fitted is None else held_out({"C": C, "N": N, "D": D, "loss": loss}, fitted)
-    if isinstance(held, Extrapolation) and held.misfit is not None:
-        misfit = max(misfit or 0.0, held.misfit)
+        held = leave_out((C[kept], N[kept], D[kept], loss[kept]), C[kept] > np.quantile(C[kept], PART, method="lower"))
+    misfits = [
+        each.misfit for each in (fitted, posterior, held) if isinstance(each, Posterior | LawFit | Extrapolation)
+    ]
+    misfit = max((each for each in misfits if each is not None), default=None)
     return Trust(misfit, (misfit or 0.0) * float(np.median(seed_noise(loss) / loss)), held, asked / float(C.max()))
 
 

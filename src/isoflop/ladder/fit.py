@@ -24,7 +24,7 @@ from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine, PriorLi
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import quantile
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.robust import kept_rows
+from isoflop.fit.robust import Outlier
 from isoflop.fit.runs import (
     RunCurve,
     RunEnd,
@@ -34,7 +34,8 @@ from isoflop.fit.runs import (
     loss_names,
     unfinished,
 )
-from isoflop.ladder.check import Described, Verdict, described
+from isoflop.fit.trust import FAR, Verdict
+from isoflop.ladder.check import Described, described
 from isoflop.ladder.design import RungWorth, worth_of_a_rung
 from isoflop.ladder.plan import LadderPlan, read_plan
 from isoflop.laws.forms import compute_of
@@ -52,8 +53,6 @@ BATCH_RULES = ("steplaw2025", "deepseek2024", "porian2024")
 """The first gives the batch, all of them the interval: they differ by more than the tokens are uncertain."""
 NEAR = 3.0
 """A factor of the largest budget within which runs are held against its optimum."""
-FAR = 1e3
-"""A factor of compute beyond which an extrapolation is warned of."""
 SMALL = 1e7
 """Parameters below which laws have hardly been tested."""
 DRAWS = 400
@@ -86,6 +85,18 @@ class FinishedRuns:
         """N, D, C and losses [runs]."""
         table = np.array([[run.N, run.D, run.flops, run.loss] for run in self.runs], dtype=float).reshape(-1, 4)
         return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
+
+    def without(self, outliers: Sequence[Outlier]) -> FinishedRuns:
+        """The same but for runs far off the law of the others."""
+        said = tuple(
+            f"{self.runs[run.row].name}: far off the law of the others, loss {run.loss:.4g} for {run.expected:.4g}"
+            for run in outliers
+        )
+        out = {run.row for run in outliers}
+        kept, curves = (
+            tuple(each for row, each in enumerate(rows) if row not in out) for rows in (self.runs, self.curves)
+        )
+        return replace(self, runs=kept, curves=curves, left_out=(*self.left_out, *said))
 
 
 def read_finished(
@@ -297,8 +308,7 @@ class LadderFit(Shown):
     def approaches(self) -> ApproachComparison:
         """This law's and Hoffmann et al.'s three, side by side at the target; and why some of these are missing."""
         finished, level = self.finished, self.level
-        kept = kept_rows(len(finished.columns[0]), self.posterior.left_out)
-        N, D, C, L = (column[kept] for column in finished.columns)
+        N, D, C, L = finished.columns
         law = fit_law("hoffmann", {"N": N, "D": D, "loss": L}, level=level, draws=DRAWS).law
         curves = (
             (size, curve.flops, curve.losses["train"], curve.tokens)
@@ -421,15 +431,16 @@ def fit_finished(finished: FinishedRuns, target_flops: float, level: float = 0.8
             f"expected at least {FEWEST} finished runs of {SEVERAL} sizes, got {len(N)} of {len(set(N))}"
             + "".join(f"\n  {reason}" for reason in reasons)
         )
-    names = [run.name for run in finished.runs]
     raw = posterior_of_runs(N, D, C, L)
+    finished = finished.without(raw.left_out)
+    N, D, C, L = finished.columns
     posterior = raw.towards(target_flops)
     target = raw.line(target_flops)
     log_N = posterior.sizes(target)
     pairs = [(N, np.asarray(target.tokens(N))) for N in (np.exp(log_N), np.exp(raw.sizes(target)))]
     (held_N, held_D), (free_N, free_D) = pairs
     N_opt, D_opt = spanning(held_N, free_N, level), spanning(held_D, free_D, level)
-    check = described(names, N, D, C, L, raw)
+    check = described([run.name for run in finished.runs], N, D, C, L, raw, target_flops)
     return LadderFit(
         target_flops=target_flops,
         level=level,
@@ -484,7 +495,7 @@ def _warnings(
         yield FitWarning(Doubt.OPTIMUM_ABOVE, {"best": best, "edge": float(there.max())})
     elif best <= there.min():
         yield FitWarning(Doubt.OPTIMUM_BELOW, {"best": best, "edge": float(there.min())})
-    reach = target.C / posterior.largest
+    reach = check.trust.reach
     if reach > FAR:
         yield FitWarning(Doubt.FAR, {"reach": reach})
     if reach < 1:

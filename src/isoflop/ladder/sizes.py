@@ -37,6 +37,8 @@ HF_NAMES = {
     },
 }  # fmt: skip
 """Keys of Hugging Face's configurations, of GPT-2 and of Llama's kind."""
+LONGEST = 8192
+"""Tokens of a sequence in pretraining (Llama 3): a configuration of more positions was made to reach them later."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -233,11 +235,13 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
         whole(what, default if gpt2 else None) for what, default in (("depth", 12), ("width", 768), ("heads", 12))
     )
     head_dim = width // heads if gpt2 else whole("head_dim", width // heads)
+    positions = whole("sequence_length", 1024 if gpt2 else 2048)
+    cut = f"; sequences of {LONGEST:,} of its {positions:,} positions: --seq" if positions > LONGEST else ""
     biased = kind in ("llama", "olmo") and bool(found.get("attention_bias", False))
     return Family(
         str(kind),
         vocab_size or whole("vocab_size", 50257 if gpt2 else None),
-        sequence_length or min(whole("sequence_length", 1024 if gpt2 else 2048), 4096),
+        sequence_length or min(positions, LONGEST),
         width / depth,
         head_dim,
         mlp_ratio=whole("mlp_width", 4 * width if gpt2 else None) / width,
@@ -246,7 +250,7 @@ def _from_config(found: Mapping[str, Any], vocab_size: int | None, sequence_leng
         tied=bool(found.get("tie_word_embeddings", gpt2)),
         qkv_bias=kind == "qwen2" or biased,
         out_bias=biased,
-        source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of about {head_dim}",
+        source=f"the configuration's own ratios: width {width / depth:.3g} times depth, heads of about {head_dim}{cut}",
         shared={name: found[name] for name in SHARED if name in found},
     )
 
@@ -267,8 +271,9 @@ def size_grid(family: Family, least: float, most: float) -> tuple[Shape, ...]:
     """
     shapes: list[Shape] = []
     for depth in itertools.count(LEAST_DEPTH):
-        found = [shape for shape in _of_depth(family, depth) if most >= shape.N]
-        if not found and depth > LEAST_DEPTH:
+        there = _of_depth(family, depth)
+        found = [shape for shape in there if most >= shape.N]
+        if there and not found and depth > LEAST_DEPTH:
             break
         shapes += [shape for shape in found if least <= shape.N]
     kept: list[Shape] = []
@@ -285,8 +290,8 @@ def _of_depth(family: Family, depth: int) -> list[Shape]:
     narrowest = LEAST_WIDTH if depth == LEAST_DEPTH else depth * family.aspect / TOLERATED
     found, width = [], LEAST_WIDTH
     while width <= depth * family.aspect * TOLERATED:
-        if width >= narrowest:
-            heads = _heads(family, width)
+        heads = _heads(family, width)
+        if width >= narrowest and heads:
             found.append(Shape(family, depth, width, heads, width // heads))
         if width >= 8 * family.head_dim:
             width += family.head_dim * (2 if width >= 32 * family.head_dim else 1)
@@ -295,11 +300,16 @@ def _of_depth(family: Family, depth: int) -> list[Shape]:
     return found
 
 
+USUAL_HEADS = (64, 128)
+"""Head dimensions that attention kernels are made for."""
+
+
 @lru_cache(maxsize=4096)
 def _heads(family: Family, width: int) -> int:
     """As many as bring an even head dimension nearest to the family's, or to a quarter of the width where that is less.
 
-    At least one; a multiple of the family's heads per key-value head where there are as many.
+    A multiple of the family's heads per key-value head where there are as many. Where that is 64 or more, only heads of
+    the family's dimension or of `USUAL_HEADS`; 0: the width has none.
     """
     wanted = min(float(family.head_dim), max(16.0, width / 4))
     fit = [
@@ -307,7 +317,9 @@ def _heads(family: Family, width: int) -> int:
         for heads in range(1, width // 2 + 1)
         if width % (2 * heads) == 0 and heads % min(family.query_groups, heads) == 0
     ]
-    return min(fit, key=lambda heads: abs(math.log(width / heads / wanted)))
+    if wanted >= min(USUAL_HEADS):
+        fit = [heads for heads in fit if width // heads in (family.head_dim, *USUAL_HEADS)]
+    return min(fit, key=lambda heads: abs(math.log(width / heads / wanted)), default=0)
 
 
 def _off(shape: Shape) -> float:
