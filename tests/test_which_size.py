@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from isoflop.cli import app
+from isoflop.fit.drifting_law import apart, gradient, together
 from isoflop.fit.law_fit import fit_law
+from isoflop.fit.posterior import posterior_of_runs
 from isoflop.fit.runs import RunEnd
 from isoflop.fit.trust import LeftOut, trust_of
 from isoflop.ladder import FinishedRuns
@@ -64,6 +66,25 @@ def test_terms_that_mix_are_answered(tmp_path: Path) -> None:
     assert low < truth < high and abs(found["L"] / truth - 1) < 0.01
 
 
+def test_chains_forget_where_they_began() -> None:
+    """Two seeds give one answer, to a tenth of its doubt, where few runs leave the law's constants far apart."""
+    N, D, loss = (column[7:21] for column in sweep(mixing))
+    one, other = (posterior_of_runs(N, D, 6 * N * D, loss, seed) for seed in (0, 1))
+    (size, sd), (second, _) = one.at(1e20), other.at(1e20)
+    assert abs(size - second) < 0.15 * sd
+    losses = [posterior.run_losses(1e9, 2e10) for posterior in (one, other)]
+    assert abs(np.median(losses[0]) - np.median(losses[1])) < 0.15 * losses[0].std()
+
+
+def test_what_runs_tell_one_by_one_is_the_same_law() -> None:
+    rows = np.random.default_rng(0).normal(0, 0.5, (50, 11))
+    assert np.allclose(together(apart(rows)), rows, atol=1e-12)
+    constants = np.zeros((1, 11))
+    constants[:, [3, 4]] = np.log([0.3, 0.4])
+    slope = gradient(together, apart(constants))[0]
+    assert abs(np.linalg.det(slope)) == pytest.approx(0.7, rel=1e-5)
+
+
 def test_trust_is_of_the_law_that_answers() -> None:
     """The larger runs are held against the posterior of the smaller ones, not against a law that does not answer."""
     for law in (hoffmann, mixing):
@@ -74,6 +95,17 @@ def test_trust_is_of_the_law_that_answers() -> None:
     N, D, loss = sweep()
     trust = trust_of((6 * N * D, N, D, loss * bent), None)
     assert trust.predicts is not True and trust.doubts
+
+
+def test_runs_without_an_irreducible_loss_are_told_apart() -> None:
+    """Kaplan et al. 2020, eq. 1.5: the posterior takes a large E, and its losses beyond the runs are too high."""
+    found = {}
+    for law in (hoffmann, mixing, lambda N, D: ((8.8e13 / N) ** 0.8 + 5.4e13 / D) ** 0.095):
+        N, D, loss = sweep(law, noise=0.002)
+        trust = trust_of((6 * N * D, N, D, loss), None)
+        found[law] = trust.has_floor
+        assert any("without an irreducible loss" in text for text in trust.doubts) != trust.has_floor
+    assert [*found.values()] == [True, True, False]
 
 
 def test_compare_and_plan_give_one_answer(tmp_path: Path) -> None:

@@ -272,6 +272,11 @@ _MIDDLE = np.array([math.log(EXPONENT), math.log(EXPONENT), 0, math.log(REDUCIBL
 _WIDTH = np.array([EXPONENT_SD, EXPONENT_SD, SIZE_SD, REDUCIBLE_SD, DRIFT_SD, DRIFT_SD, MIXING_SD])
 
 
+_FLOORLESS = np.array([math.log(0.09), math.log(0.09), 0, 6, 0, 0, math.log(0.09)])
+_FLOORLESS_WIDTH = np.array([0.3, 0.3, SIZE_SD, 0.5, DRIFT_SD / 5, DRIFT_SD / 5, 0.3])
+"""Kaplan et al.'s exponents are .076 and .095 to .103; the form's outer power is ρ = β."""
+
+
 def apart(rows: Array) -> Array:
     """Rows θ… with ln E, p, q as what runs tell one by one: ln L at the origin, logit of the share above E, ln N_opt.
 
@@ -293,13 +298,14 @@ def together(rows: Array) -> Array:
     return np.stack([level - np.logaddexp(0, logit), q + rho * odds, q, *rest], axis=1)
 
 
-def pulls(theta: Array) -> Array:
+def pulls(theta: Array, floor: bool = True) -> Array:
     """The prior as residuals of standard deviation 1 [rows, 7], θ's origin at 20 tokens per parameter.
 
-    Of ln α, ln β, ln N_opt, the logit of the share above E, κ_A, κ_B and ln ρ.
+    Of ln α, ln β, ln N_opt, the logit of the share above E, κ_A, κ_B and ln ρ. Without a `floor`: of laws of Kaplan et
+    al. 2020's form, eq. 1.5, which have no E.
     """
     known = apart(theta)[:, [ALPHA, BETA, 2, 1, KAPPA_A, KAPPA_B, RHO]]
-    return np.asarray((known - _MIDDLE) / _WIDTH)
+    return np.asarray((known - _MIDDLE) / _WIDTH if floor else (known - _FLOORLESS) / _FLOORLESS_WIDTH)
 
 
 def prior_laws(count: int, level: float = 3.0, seed: int = 0) -> Array:

@@ -17,11 +17,14 @@ from isoflop.arrays import Array
 from isoflop.fit.drifting_law import SIZE_SD
 from isoflop.fit.holdout import PART, Extrapolation
 from isoflop.fit.law_fit import LawFit
-from isoflop.fit.posterior import Posterior, posterior_of_runs, run_covariance
+from isoflop.fit.posterior import FEWEST_TO_JUDGE, Posterior, floorless, posterior_of_runs, run_covariance
 from isoflop.fit.robust import POOR, seed_noise
 
 FAR = 1e2
 """A factor of compute beyond the largest run from which on that is said first. Doubt: a choice."""
+ODDS = np.log(2.0)
+"""Ln of how much likelier runs must be by another law: of 112 worlds with an irreducible loss none are by one without,
+of 16 without it 15 are (`benchmarks/ladder_misfits.py`)."""
 SEED = 0.002
 """Standard deviation of ln L between seeds: .1–.3% (Porian et al. 2024; Hoffmann et al. 2022)."""
 FEWEST_BELOW = 5
@@ -144,12 +147,19 @@ class Trust:
         scatter: of ln L.
         held: the law of the smaller runs held against the larger ones, or why that is not possible.
         reach: compute that is asked for over that of the largest run.
+        floorless: ln of how much likelier the runs are by a law without an irreducible loss; None: too few to tell.
     """
 
     misfit: float | None
     scatter: float
     held: Extrapolation | LeftOut | str
     reach: float = 1.0
+    floorless: float | None = None
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the law's irreducible loss is nothing that the runs argue against."""
+        return self.floorless is None or self.floorless <= ODDS
 
     @property
     def describes(self) -> bool:
@@ -185,6 +195,11 @@ class Trust:
                 "the law of your smaller runs fails on the larger ones: {} of {} in its {:.0%} intervals, off by "
                 "{:.1%}".format(*fails)
             )
+        if not self.has_floor:
+            said.append(
+                "your runs fit a law without an irreducible loss better (Kaplan et al. 2020): larger runs may reach "
+                "lower losses than stated"
+            )
         if self.reach > FAR:
             said.append(f"{self.reach:,.0f} times the compute of your largest run")
         return tuple(said)
@@ -216,7 +231,13 @@ def trust_of(
         each.misfit for each in (fitted, posterior, held) if isinstance(each, Posterior | LawFit | Extrapolation)
     ]
     misfit = max((each for each in misfits if each is not None), default=None)
-    return Trust(misfit, (misfit or 0.0) * float(np.median(seed_noise(loss) / loss)), held, asked / float(C.max()))
+    return Trust(
+        misfit,
+        (misfit or 0.0) * float(np.median(seed_noise(loss) / loss)),
+        held,
+        asked / float(C.max()),
+        floorless(N[kept], D[kept], C[kept], loss[kept]) if len(kept) >= FEWEST_TO_JUDGE else None,
+    )
 
 
 def describe_open(posterior: Posterior, alone: bool) -> tuple[str, ...]:

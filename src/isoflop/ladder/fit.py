@@ -199,6 +199,10 @@ class Doubt(Enum):
         "the law does not describe these runs: they scatter about it {noise:.1f} times as much as seeds do. Look at "
         "the runs that are farthest from it, and train one of them again with another seed"
     )
+    FLOORLESS = (
+        "the law does not describe these runs: they are {floorless:.0f} times likelier by a law without an irreducible "
+        "loss (Kaplan et al. 2020). Do not extrapolate it: larger runs will reach lower losses than it says"
+    )
     NOT_PREDICTED = (
         "the law does not describe these runs: from the smaller ones it does not predict the largest rung to within "
         "the noise of seeds. Do not extrapolate it"
@@ -373,7 +377,8 @@ class LadderFit(Shown):
             "approaches": [{key: getattr(row, key) for key in row_keys} for row in compared.rows],
             "without_opinion": [str(each) for each in compared.without],
             "described": {
-                name: getattr(self.check, name) for name in ("well", "moving", "noisy", "odds", "moves", "noise")
+                **{name: getattr(self.check, name) for name in ("well", "moving", "noisy", "odds", "moves", "noise")},
+                "floorless": not self.check.trust.has_floor,
             },
             "leave_largest_out": None
             if check is None
@@ -487,7 +492,9 @@ def _warnings(
     N, _, C, _ = finished.columns
     if not check.well:
         told = {"odds": math.exp(min(check.odds, 99)), "moves": check.moves, "noise": check.noise}
-        which = Doubt.MOVES if check.moving else Doubt.NOISY if check.noisy else Doubt.NOT_PREDICTED
+        told["floorless"] = math.exp(min(check.trust.floorless or 0.0, 99))
+        found = (not check.trust.has_floor, check.moving, check.noisy, True)
+        which = (Doubt.FLOORLESS, Doubt.MOVES, Doubt.NOISY, Doubt.NOT_PREDICTED)[found.index(True)]
         yield FitWarning(which, told)
     best = float(np.exp(np.median(posterior.sizes(target.at(posterior.largest)))))
     there = N[posterior.largest / NEAR <= C]
