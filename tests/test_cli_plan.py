@@ -456,7 +456,7 @@ def test_compare_for_people() -> None:
 def test_compare_by_own_runs(sweep: Path) -> None:
     found = read("compare", "1B:20B", "2B:10B", "--runs", sweep)
     losses = [planted_loss(1e9, 20e9), planted_loss(2e9, 10e9)]
-    assert [row["loss"] for row in found["options"]] == pytest.approx(losses, rel=1e-4)
+    assert [row["loss"] for row in found["options"]] == pytest.approx(losses, rel=1e-3)  # by the posterior
     assert found["best"] == "1B:20B" and "28 runs" in found["law"]
     assert found["options"][0]["optimal_N"] == pytest.approx(planted_size(1.2e20), rel=1e-2)
 
@@ -465,7 +465,9 @@ def test_compare_warns_of_few_runs_on_stderr(tmp_path: Path) -> None:
     two = table(tmp_path / "two.csv", [{"N": n, "D": 1e18 / 6 / n, "loss": 10 / n**0.07} for n in (1e7, 2e7)])
     found = read("compare", "1B:20B", "2B:10B", "--runs", two, warned=True)
     assert any("2 runs" in warning for warning in found["warnings"])
-    assert found["sure"] is None and found["reason"].startswith("A guess, for the runs leave the law open")
+    assert any("do not determine the best size" in warning for warning in found["warnings"])
+    low, high = found["options"][0]["interval"]
+    assert found["best"] == "1B:20B" and high / low > 1.2
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,11 @@ def compare(
             from isoflop.fit.law_fit import fit_law
             from isoflop.fit.options import parse_option
             from isoflop.fit.posterior import posterior_of_runs
+            from isoflop.fit.runs import check_runs
             from isoflop.fit.trust import describe_open, trust_of
 
             table, convention = own
+            check_runs(table.columns, ("N", "D"), rows=table.rows, convention=convention)
             C, N, D, L = table.arrays
             chosen = posterior_of_runs(N, D, C, L, keep_outliers=keep_outliers, labels=table.labels)
             fitted = None
