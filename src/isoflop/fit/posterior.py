@@ -87,6 +87,10 @@ foresees (a rate rule's miss, a bend), the power of compute by which it falls, a
 sweep is smaller. Chosen of .008 to .02 and 0 to .22: 80% intervals hold in .72 to .91 of the larger public
 runs by six organisations and of Porian et al. 2024's tuned sweeps (`benchmarks/sizes.py --losses`). In their untuned
 ones, whose small runs are worse than any law of the large ones, they hold in less."""
+FEWEST_TO_TELL = 5
+"""Constants of Hoffmann's law: so many runs say nothing of the best size that others could check, and more of them in
+part; the interval is as wide as published sweeps leave it, at least. Of planted laws at 6 to 70 tokens per parameter
+that of four and six runs held .6."""
 FEWEST_TO_JUDGE, TELLING = 6, 0.7
 """Runs from which on one can be told for an outlier, and noise from the law's misfit; standard deviation of ln N_opt at
 the largest budget over the prior's, above which the runs say little of it."""
@@ -195,7 +199,8 @@ class Posterior:
         taken = np.searchsorted(np.cumsum(weights) / weights.sum(), at).clip(max=len(z) - 1)
         of_draws = {name: getattr(self, name)[taken] for name in ("draws", "bias", "fades", "noise", "form")}
         held = replace(self, **of_draws, target=C, turn=SCATTER * rng.standard_normal(len(taken)))
-        known = PriorLine().at(C)[1] ** -2 + max(self.spread**-2 - SIZE_SD**-2, 0.0)
+        told = max(self.spread**-2 - SIZE_SD**-2, 0.0) * max(1 - FEWEST_TO_TELL / self.n, 0.0)
+        known = PriorLine().at(C)[1] ** -2 + told
         missing = max(1 / known - float(held.sizes(line).var()), 0.0)
         return replace(held, shift=math.sqrt(missing) * rng.standard_normal(len(taken)))
 
