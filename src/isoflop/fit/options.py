@@ -216,6 +216,7 @@ def compare_options(
         raise ValueError(f"expected different options, got {twice} twice: leave one out")
     known = published(law) if isinstance(law, str) else law
     frontier: Frontier | _OwnFrontier
+    point: Frontier | _OwnFrontier
     if isinstance(known, Posterior):
         frontier = point = _OwnFrontier(known.towards(max(known.flops(item.N, item.D) for item in parsed)))
         source = f"your own {known.n} run{'s' * (known.n > 1)}, shrunk towards what others showed, as `isoflop plan`"

@@ -18,7 +18,7 @@ from isoflop.fit.drifting_law import SIZE_SD
 from isoflop.fit.holdout import PART, Extrapolation
 from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import FEWEST_TO_JUDGE, Posterior, floorless, posterior_of_runs, run_covariance
-from isoflop.fit.robust import POOR, seed_noise
+from isoflop.fit.robust import POOR, kept_rows, seed_noise
 
 FAR = 1e2
 """A factor of compute beyond the largest run from which on that is said first. Doubt: a choice."""
@@ -95,6 +95,11 @@ class LeftOut:
         return self.chance >= SURPRISING
 
     @property
+    def fails(self) -> bool:
+        """Whether fewer lie inside than the law's draws explain."""
+        return not self.passed
+
+    @property
     def verdict(self) -> Verdict:
         """Whether the law extrapolates."""
         if not self.passed:
@@ -122,9 +127,9 @@ def leave_out(
     C, N, D, loss = columns
     if (~larger).sum() < FEWEST_BELOW or not larger.any():
         return f"{len(C)} runs are too few to predict the larger ones of them"
-    below = posterior_of_runs(*(column[~larger] for column in (N, D, C, loss)))
+    below = posterior_of_runs(N[~larger], D[~larger], C[~larger], loss[~larger])
     noise = noise or max(float(np.median(below.noise)), SEED)
-    rows = np.flatnonzero(larger)
+    rows = np.flatnonzero(larger).tolist()
     law = np.stack([below.losses(N[i], D[i]) for i in rows], axis=1)
     own = run_covariance(N[larger], D[larger], noise) - run_covariance(N[larger], D[larger], 0.0)
     drawn = law + np.random.default_rng(0).standard_normal(law.shape) @ np.linalg.cholesky(own).T
@@ -188,7 +193,7 @@ class Trust:
         if isinstance(held, Extrapolation) and held.fails:
             inside = round((held.inside or 0.0) * len(held.loss))
             fails = inside, len(held.loss), held.fit.level, float(np.median(np.abs(held.error)))
-        elif isinstance(held, LeftOut) and not held.passed:
+        elif isinstance(held, LeftOut) and held.fails:
             fails = held.inside, len(held.runs), held.level, held.error
         if fails is not None:
             said.append(
@@ -224,7 +229,7 @@ def trust_of(
     """
     C, N, D, loss = columns
     posterior = posterior or posterior_of_runs(N, D, C, loss)
-    kept = np.delete(np.arange(len(C)), [run.row for run in posterior.left_out])
+    kept = kept_rows(len(C), posterior.left_out)
     if held is None:
         held = leave_out((C[kept], N[kept], D[kept], loss[kept]), C[kept] > np.quantile(C[kept], PART, method="lower"))
     misfits = [

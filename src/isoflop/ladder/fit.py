@@ -24,7 +24,7 @@ from isoflop.fit.drifting_law import RATIO, SPLIT, SPLIT_SD, BudgetLine, PriorLi
 from isoflop.fit.law_fit import fit_law
 from isoflop.fit.optimal_line import quantile
 from isoflop.fit.posterior import Posterior, posterior_of_runs
-from isoflop.fit.robust import Outlier
+from isoflop.fit.robust import Outlier, kept_rows
 from isoflop.fit.runs import (
     RunCurve,
     RunEnd,
@@ -92,11 +92,10 @@ class FinishedRuns:
             f"{self.runs[run.row].name}: far off the law of the others, loss {run.loss:.4g} for {run.expected:.4g}"
             for run in outliers
         )
-        out = {run.row for run in outliers}
-        kept, curves = (
-            tuple(each for row, each in enumerate(rows) if row not in out) for rows in (self.runs, self.curves)
-        )
-        return replace(self, runs=kept, curves=curves, left_out=(*self.left_out, *said))
+        kept = kept_rows(len(self.runs), outliers).tolist()
+        curves = tuple(self.curves[row] for row in kept) if self.curves else ()
+        runs = tuple(self.runs[row] for row in kept)
+        return replace(self, runs=runs, curves=curves, left_out=(*self.left_out, *said))
 
 
 def read_finished(
