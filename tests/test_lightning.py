@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +378,28 @@ def test_a_callback_used_for_another_run_starts_anew(tmp_path: Path) -> None:
     for name in "ab":
         fit(tmp_path / name, watch=watch)
         assert totals(the_run(tmp_path / name)) == ROWS.totals()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+def test_a_copy_of_a_callback_used_for_another_run_starts_anew(copied: Any, tmp_path: Path) -> None:
+    watch = IsoFLOPMonitor()
+    fit(tmp_path / "a", watch=watch)
+    fit(tmp_path / "b", watch=copied(watch))
+    assert totals(the_run(tmp_path / "b")) == ROWS.totals()
+
+
+def test_a_trainer_inside_of_a_trainer_with_its_callback_ends_the_outer_run(tmp_path: Path) -> None:
+    watch = IsoFLOPMonitor()
+
+    class Nests(package.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 4:
+                fit(tmp_path / "inner", watch=watch)
+
+    outer = fit(tmp_path / "outer", watch=watch, callbacks=[Nests()])
+    assert (outer.status, outer.points[-1].step) == ("interrupted", 4)
+    inner = the_run(tmp_path / "inner")
+    assert inner.status == "completed" and totals(inner) == ROWS.totals()
 
 
 def test_an_endless_run_has_no_planned_steps(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -146,6 +147,46 @@ def test_one_that_goes_in_another_thread(tmp_path: Path) -> None:
     for _ in range(3):
         assert not held
     assert modes() == 0
+
+
+SOURCES = str(Path(isoflop.__file__).parent / "flops")
+
+
+@pytest.mark.parametrize("share", [i / 40 for i in range(40)])
+def test_ctrl_c_at_any_line_of_an_observed_step(share: float, tmp_path: Path) -> None:
+    """A user goes on after it, in a notebook; `conftest` looks whether something is still on."""
+    lines, last = 0, 0
+
+    def in_function(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        if lines == last:
+            raise KeyboardInterrupt
+        return in_function
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        return in_function if frame.f_code.co_filename.startswith(SOURCES) else None
+
+    def train() -> int:
+        net, hits = model(), 0
+        monitor = isoflop.Monitor(net, record_dir=tmp_path, log_every=1)
+        sys.settrace(trace)
+        try:
+            for _ in range(2):
+                try:
+                    net(**BATCH)["loss"].backward()
+                    monitor.step()
+                except KeyboardInterrupt:
+                    hits += 1
+        finally:
+            sys.settrace(None)
+        monitor.step()
+        monitor.close()
+        return hits
+
+    assert train() == 0
+    last, lines = 1 + int(share * lines), 0
+    assert train() == 1
 
 
 @pytest.mark.parametrize("how", ["close", "exception", "operator"])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.cli import app
 from isoflop.forecast import read_curves
+from isoflop.record import Point, RecordLog
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")])
@@ -158,3 +160,32 @@ def test_an_index_does_not_lead_out_of_its_folder(dataset: str, run: str, tmp_pa
     (folder / "index.csv").write_text(INDEX.format(dataset=dataset, run=run))
     with pytest.raises(ValueError, match=re.escape("plain name of a folder or file")):
         read_curves(folder)
+
+
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+
+
+def test_texts_of_strangers_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names and constants in records, names of folders, tables: no escape, bell or turned writing is printed."""
+    text = "\x1b[2J\x1b]0;title\x07\r\u202ename"
+    folder = tmp_path / "a\x1b[31mb"
+    for number in range(4):
+        header = {"name": f"{text}{number}", "model": {"class": text}, "planned": {"steps": 40}, "framework": text}
+        log = RecordLog.create(folder, f"r{number}", {**header, "parameters": {"non_embedding_with_head": 10**6}})
+        raw = log.path.read_text()
+        log.path.write_text(raw.replace("?", "\\u001b"))  # as no writer of ours would
+        for step in range(1, 41):
+            log.point(Point(step=step, tokens=1000 * step, losses={"train": 4 * step**-0.1, f"eval/{text}": 3.0}))
+        log.close()
+    (tmp_path / "table.csv").write_text(f"N,D,loss,{text}\n1e6,{text},3,a\n")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "circle").symlink_to("circle")
+    (tmp_path / "links" / "nowhere.csv").symlink_to("missing.csv")
+    for command in ("rank", "fit", "backtest", "passport", "import -n"):
+        for path in (folder, tmp_path / "table.csv", tmp_path / "links", folder / "missing"):
+            with pytest.raises(SystemExit):
+                app([*command.split(), str(path)])
+                raise SystemExit
+            printed = "".join(capsys.readouterr())
+            assert printed and not STEERS.search(printed), (command, path, printed)
+            assert "Traceback" not in printed and "symbolic" not in printed

@@ -77,11 +77,13 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
             return
         self.guard.aside.clear()
         self._module_class = module_class(pl_module)
+        if self.monitor is not None:
+            self.monitor.finish(completed=False)  # of a Trainer that this one runs inside of; else it has ended
         monitor = Monitor(pl_module, run=describe_trainer(trainer, self.guard), **self._options)
         # a second fit() goes on with the first, even if test(ckpt_path=…) has restored another state in between
         states = [self._restored, None if self.monitor is None else self.monitor.state_dict()]
         fitting = [state for state in states if state and state.get("steps") == trainer.global_step]
-        earlier = fitting[0] if fitting else self._restored
+        earlier = fitting[0] if fitting else self._restored if trainer.global_step else None  # at 0: of another run
         if earlier:
             monitor.load_state_dict(earlier)
         monitor.expect(trainer.global_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -26,7 +27,11 @@ def grid(*columns: str, left: Collection[int] = (0,), folded: Collection[int] = 
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    class Harmless(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*(harmless(each) if isinstance(each, str) else each for each in cells), **options)
+
+    table = Harmless(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i in left else "right", no_wrap=i not in folded, overflow="fold")
     return table
@@ -47,13 +52,25 @@ def screen(least: int = 0) -> Any:
     return console if console.is_terminal or not least else Console(width=max(console.width, least), highlight=False)
 
 
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """A text of somebody else, without what moves a terminal's cursor, turns its writing or sets its title.
+
+    >>> harmless(f"run{chr(27)}[2J")
+    'run?[2J'
+    """
+    return _STEERS.sub("?", text)
+
+
 MOST_SAID = 1500
 """Characters of a message on stderr."""
 
 
 def tell(command: str, text: object) -> None:
     """Print a line on stderr in a command's name."""
-    message = str(text)
+    message = harmless(str(text))
     if len(message) > MOST_SAID:  # a message may quote a file
         message = f"{message[: MOST_SAID * 2 // 3]} … {message[-MOST_SAID // 3 :]}"
     print(f"isoflop {command}: {message}", file=sys.stderr)
@@ -108,7 +125,8 @@ def say(text: str, indent: int = 4) -> None:
     width = max(shutil.get_terminal_size().columns, 40)
     rest = " " * indent
     print(
-        textwrap.fill(text, width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False), flush=True
+        textwrap.fill(harmless(text), width, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False),
+        flush=True,
     )
 
 

@@ -224,18 +224,19 @@ _engine: Any = None
 def watch_backward(counter: FlopCounter) -> None:
     """Notice the backward passes, until `unwatch_backward`."""
     global _engine
-    if not _counters:
+    _counters.append(counter)
+    if len(_counters) == 1 and torch.autograd._engine_run_backward is not _run_backward:
         _engine = torch.autograd._engine_run_backward
         torch.autograd._engine_run_backward = _run_backward  # type: ignore[assignment]
-    _counters.append(counter)
 
 
 def unwatch_backward(counter: FlopCounter) -> None:
     """Undo `watch_backward`."""
-    if counter in _counters:
+    on = counter in _counters
+    if on:
         _counters.remove(counter)
-        if not _counters:
-            torch.autograd._engine_run_backward = _engine
+    if not _counters and (on or torch.autograd._engine_run_backward is _run_backward):  # Ctrl-C in here, before
+        torch.autograd._engine_run_backward = _engine
 
 
 def _run_backward(outputs: Any, gradients: Any, retains: Any, create_graph: bool, *args: Any, **kwargs: Any) -> Any:

@@ -137,7 +137,6 @@ class Observation(FlopCounter):
         self._closure = any(frame.f_code.co_filename.endswith("torch/optim/optimizer.py") for frame in frames)
         self._optimizers = int(self._closure)
         self._thread = get_ident()
-        self._on = True
         watch_backward(self)
         with _lock:
             _OBSERVERS.append(self)
@@ -158,8 +157,8 @@ class Observation(FlopCounter):
         with _lock:
             if self in _OBSERVERS:
                 _OBSERVERS.remove(self)
-                if not _OBSERVERS:
-                    _patches.close()
+            if not _OBSERVERS:
+                _patches.close()
         unwatch_backward(self)
         sweep()
         if self._on and not self._handling and self not in _stack():
@@ -169,14 +168,15 @@ class Observation(FlopCounter):
 
     def __enter__(self) -> Any:
         torch._C._push_on_torch_dispatch_stack(self)
+        self._on = True  # after it, and below before: Ctrl-C in between must not leave one waited for that is off
         return self
 
     def __exit__(self, *error: Any) -> None:
         above = []
+        self._on = self._on and not self.over
         while self in _stack():
             above.append(torch._C._pop_torch_dispatch_stack(None))
             if above[-1] is self:
-                self._on = not self.over
                 break
         for mode in reversed(above[:-1]):
             torch._C._push_on_torch_dispatch_stack(mode)
@@ -266,8 +266,8 @@ class Observation(FlopCounter):
             return func(*args, **(kwargs or {}))
         if not self.over and any(kind.__name__ in _OF_PARTS for kind in types):
             return NotImplemented  # (they then work with their parts, in operators that come here again)
-        self._handling += 1
         try:
+            self._handling += 1
             if self.over:
                 return func(*args, **(kwargs or {}))
             self._since += 1
@@ -275,7 +275,7 @@ class Observation(FlopCounter):
                 self._give_up(ENDLESS)
             return super().__torch_dispatch__(func, types, args, kwargs)
         finally:
-            self._handling -= 1
+            self._handling = max(0, self._handling - 1)  # Ctrl-C may come before it was raised
             if self.over and not self._handling:
                 _take_off_later(self)
 

@@ -327,10 +327,12 @@ class StepObserver:
                 tracer.arguments(tensors_in(given))
         # a check of what is known must not wait for the device
         observation = Observation(whole, tracer, reads=not whole or given is not None or costing.unsure)
+        self.observation = observation  # before it begins and until it has ended: Ctrl-C in between must find it
         if observation.start():
             observation.blocked = self._blocked
-            self.observation = observation
-        elif observation.for_good:
+            return
+        self.observation = None
+        if observation.for_good:
             self._block(observation.problem or "")
 
     def _blocked(self) -> None:
@@ -349,8 +351,8 @@ class StepObserver:
         observation = self.observation
         if observation is None:
             return
-        self.observation = None
         observation.stop()
+        self.observation = None
         if observation.problem is not None:
             self.costing.observed += 1
             if not observation.for_good:
@@ -384,10 +386,10 @@ class StepObserver:
 
     def end_observing(self) -> None:
         """The run is over, or what observes it is broken: nothing more of this step is observed."""
-        observation, self.observation = self.observation, None
+        if self.observation is not None:
+            self.observation.leave()
+        self.observation = None
         outermost, self.outermost = self.outermost, None
-        if observation is not None:
-            observation.leave()
         if outermost is not None:
             outermost.stop()
 

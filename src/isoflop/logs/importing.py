@@ -268,7 +268,8 @@ class _Search:
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError:
                 continue
-            inside = list(self._in(folder, [entry.name for entry in entries if entry.is_file()], of_trainer))
+            files = [entry.name for entry in entries if os.path.isfile(entry)]  # no links to nowhere, or in circles
+            inside = list(self._in(folder, files, of_trainer))
             yield from inside
             kinds = {reader for reader, _ in inside}
             if kinds & {"mlflow", "wandb"}:
