@@ -52,7 +52,7 @@ def screen(least: int = 0) -> Any:
     return console if console.is_terminal or not least else Console(width=max(console.width, least), highlight=False)
 
 
-_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def harmless(text: str) -> str:
@@ -61,7 +61,7 @@ def harmless(text: str) -> str:
     >>> harmless(f"run{chr(27)}[2J")
     'run?[2J'
     """
-    return _STEERS.sub("?", text)
+    return STEERS.sub("?", text)
 
 
 MOST_SAID = 1500

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
 
-from isoflop.console import harmless
+from isoflop.console import STEERS
 from isoflop.guard import pass_on
 from isoflop.record.run import MAX_INT
 
@@ -190,7 +190,7 @@ def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
 
 def _text(text: str, limit: int) -> str:
     kept = text if len(text) <= limit else text[: limit - 1] + CUT
-    return _LOGIN.sub(CUT + "@", harmless(kept))
+    return _LOGIN.sub(CUT + "@", STEERS.sub("?", kept))
 
 
 def _is_secret(name: str, value: Any) -> bool:
