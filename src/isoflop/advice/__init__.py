@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401
 
-from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, share
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
 from isoflop.advice.adviser import RULES, Adviser
 from isoflop.advice.data_rules import offsets
 from isoflop.advice.recipe_rules import rate_unjudged, recipe_line

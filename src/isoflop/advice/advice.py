@@ -19,6 +19,10 @@ class Reason(str, Enum):
     DIVERGING = "the loss diverges"
     OFF_CURVE = "off its own curve"
     PLATEAU = "the loss has stopped falling"
+    UNFALLEN = "the loss has not fallen since the run began"
+    UNCHANGED = "no weight changes"
+    RESUMED = "the loss jumped at the resume"
+    TOO_LOW = "a loss lower than text allows"
     BATCH_LARGE = "batch above the critical size"
     BATCH_SMALL = "batch far below the critical size"
     EPOCHS = "more epochs than repeated data is worth"
@@ -26,6 +30,7 @@ class Reason(str, Enum):
     SCHEDULE = "the learning rate does not end with the run"
     RATE_HIGH = "learning rate far above what works"
     RATE_LOW = "learning rate far below what works"
+    DECAY_HIGH = "weight decay far above what works"
     OFFSET = "an evaluation set drifts from the training data"
     HARDWARE = "slower than this run was"
 
@@ -192,13 +197,14 @@ class Missing:
     quiet: bool = False
 
 
-def nats(loss: float) -> str:
-    """A loss in a sentence; one that has exploded in few digits.
+def nats(loss: float, unit: str = "") -> str:
+    """A loss in a sentence; one that is small or has exploded in few digits.
 
-    >>> nats(2.4131), nats(-1e30)
-    ('2.413', '-1e+30')
+    >>> nats(2.4131, "nats per token"), nats(-1e30), nats(1.234e-5)
+    ('2.413 nats per token', '-1e+30', '1.2e-05')
     """
-    return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
+    digits = ".2g" if 0 < abs(loss) < 0.00995 else ".3f" if abs(loss) < 1e6 else ".3g"
+    return f"{loss:{digits}} {unit}".rstrip()
 
 
 def count(value: float) -> str:

@@ -17,9 +17,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing, Severity
-from isoflop.advice.curve_rules import AVERAGED, FEW, LOOKS, diverging, hardware, off_curve, plateau, schedule, stuck
-from isoflop.advice.data_rules import batch, epochs, offset, overfitting
-from isoflop.advice.recipe_rules import learning_rate, own_sizes
+from isoflop.advice.curve_rules import (
+    AVERAGED,
+    FEW,
+    LOOKS,
+    diverging,
+    hardware,
+    off_curve,
+    plateau,
+    resumed,
+    schedule,
+    stuck,
+    unchanged,
+    unfallen,
+)
+from isoflop.advice.data_rules import batch, epochs, offset, overfitting, too_low
+from isoflop.advice.recipe_rules import learning_rate, own_sizes, weight_decay
 from isoflop.advice.run_state import Expected, Rule, Situation, Thresholds, scatter
 from isoflop.advice.size_rules import past_efficient, planned, target
 from isoflop.fit.runs import in_tail
@@ -31,16 +44,21 @@ RULES: dict[str, Rule] = {
         planned,
         own_sizes,
         learning_rate,
+        weight_decay,
         schedule,
+        unchanged,
         diverging,
+        resumed,
         off_curve,
         plateau,
         stuck,
+        unfallen,
         target,
         past_efficient,
         batch,
         epochs,
         overfitting,
+        too_low,
         offset,
         hardware,
     )
@@ -56,6 +74,8 @@ MOST = 96
 BLOCK, SPIKE = 0.01, 32
 """A block of log steps takes this part of the steps done, or so many steps: spikes of some tens come and go. The run is
 looked at once in half a block, or in so many steps."""
+SMALLER = 0.7
+"""Of a step's tokens: a batch that shrinks so far follows another curve."""
 REFIT, KEPT = 1.05, 1.5
 """The curve is fitted whenever the steps have grown by the first factor, and held against until by the second."""
 STEPPED, WINDOW = 0.3, 0.2
@@ -89,7 +109,9 @@ class Track:
         self.looks: deque[tuple[Expected, ...]] = deque(maxlen=LOOKS)
         """What was expected at the last steps, half a block apart or more."""
         self.rate_stepped = False
+        self.resumed_at: int | None = None
         self._fits: list[Fit] = []
+        self._tokens, self._batch = 0.0, 0.0  # at the last look, and a step's then
         self._looked, self._next = -SPIKE, 0.0
 
     def add(self, step: int, loss: float | None, speed: float | None) -> None:
@@ -124,7 +146,10 @@ class Track:
         rates, last = forecaster.rates_so_far(plan), self._last_two(step)
         if rates is None:
             return
-        self._looked = step
+        batch = (forecaster.last_tokens - self._tokens) / (step - max(self._looked, 0))
+        if batch < SMALLER * self._batch:
+            self._fits, self._next = [], KEPT * step  # the noise of a smaller batch raises the loss
+        self._looked, self._tokens, self._batch = step, forecaster.last_tokens, batch
         self._fits = [fit for fit in self._fits if fit.now < step <= KEPT * fit.now]
         if last is not None:
             self.expected = _expected(forecaster, [fit for fit in self._fits if fit.now <= last[0].since], rates, last)
@@ -165,6 +190,12 @@ class Track:
         late = [loss for step, loss in self.losses if in_tail(step, self.losses[-1][0])]
         return math.nan if self.nonfinite else sum(late) / len(late) if late else None
 
+    def ends(self) -> tuple[float, float, float]:
+        """The first loss, the best, and the last ones', all but the first as medians of `AVERAGED` log steps."""
+        losses = np.array([loss for _, loss in self.losses])
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, AVERAGED), axis=1)
+        return float(losses[0]), float(medians.min()) + 2 * scatter(losses[-30:]), float(medians[-1])
+
     def level(self, step: int) -> float | None:
         """The training loss at `step`, the mean over the same part of the steps as a run's final loss.
 
@@ -192,6 +223,7 @@ class Track:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`, also of earlier versions; the curve is fitted anew."""
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self.resumed_at = self.losses[-1][0] if self.losses else None
         self.lowest = min((loss for _, loss in self.losses), default=math.inf)
         self.nonfinite = int(state["nonfinite"])
         self.speeds = deque((float(each) for each in state["speeds"]), maxlen=16)
@@ -252,7 +284,7 @@ class _Standing:
             return False
         worse = before is None or advice.severity > before
         self.advice = advice if worse or known is None else replace(advice, step=known.step)
-        if before is None and advice.severity <= self.gave and self.lately(run):
+        if worse and advice.severity <= self.gave and self.lately(run):
             return False  # but when that time is over
         self.severity = int(advice.severity)
         if not worse:
@@ -370,6 +402,7 @@ class Adviser:
                 warmup_steps=run.warmup_steps if plan is None else plan.warmup_steps,
                 losses=tuple(track.losses),
                 nonfinite=track.nonfinite,
+                resumed_at=track.resumed_at,
                 expected=track.expected if trained else (),
                 looks=tuple(track.looks) if trained else (),
                 by_ladder=self._by_ladder(ladder, run.step, now) if ladder is not None and trained else None,
@@ -468,8 +501,9 @@ class Adviser:
                     Advice.from_dict(each) if (each := known.get(key, {}).get(name)) else None
                     for key in ("given", "advice")
                 )
+                gave = Severity.WARNING if given is None else given.severity
                 self._standing[name] = _Standing(
-                    given_at=int(step), given=given, severity=known["stands"].get(name), advice=advice
+                    given_at=int(step), gave=gave, given=given, severity=known["stands"].get(name), advice=advice
                 )
         self.track.load_state_dict(state["track"])
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats
 from isoflop.advice.run_state import (
     Batch,
     Evaluated,
@@ -45,6 +45,8 @@ RAMP_FROM, RAMP_LEFT = 8.0, 0.3
 EARLY_FROM = 50
 """Steps before which no bound is believed: while a tiny GPT learnt the frequency of its letters, in its first 16 steps,
 single steps had a noise scale of 20 to 100 tokens, and of 500 to 50,000 up to step 60."""
+LOWEST = 0.1
+"""Nats per token: a quarter of what Hoffmann et al.'s E, 1.69 nats, is per byte."""
 FEW_OFFSETS = 8
 """Evaluations that tell whether an offset drifts."""
 
@@ -112,10 +114,10 @@ def overfitting(run: Situation, thresholds: Thresholds) -> Advice | None:
 def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
     """Kaplan et al. 2020's bound on unique tokens, D ≥ 5·10³·N^0.74 (eq. 4.4), explains, it does not trigger."""
     numbers = [
-        Quantity("best evaluation loss", best.loss, "nats per token"),
-        Quantity("now", now, "nats per token"),
-        Quantity("training loss", run.loss or 0.0, "nats per token"),
-        Quantity("training loss then", best.train or 0.0, "nats per token"),
+        Quantity("best evaluation loss", best.loss, run.task.unit),
+        Quantity("now", now, run.task.unit),
+        Quantity("training loss", run.loss or 0.0, run.task.unit),
+        Quantity("training loss then", best.train or 0.0, run.task.unit),
     ]
     text = ""
     if run.unique_tokens is not None and run.N_non_embedding:
@@ -128,12 +130,30 @@ def _overfits(run: Situation, name: str, best: Evaluated, now: float) -> Advice:
         Reason.OVERFITTING,
         Severity.WARNING,
         run.step,
-        f"The loss on {name} has risen from {best.loss:.3f} to {now:.3f} nats per token since step {best.step:,}, "
+        f"The loss on {name} has risen from {nats(best.loss)} to {nats(now, run.task.unit)} since step {best.step:,}, "
         f"while the training loss fell: the model overfits.{text}",
         f"stop and keep the checkpoint of step {best.step:,}; the next run wants more data, fewer epochs, a smaller "
         "model or more regularisation.",
         tuple(numbers),
         basis=("this run's losses",),
+    )
+
+
+@rule("the level", pretraining)
+def too_low(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """A loss that no text has."""
+    if run.loss is None or not 0 < run.loss < LOWEST:
+        return None
+    return Advice(
+        Reason.TOO_LOW,
+        Severity.WARNING,
+        run.step,
+        f"The loss is {nats(run.loss, run.task.unit)}, lower than text allows: the targets can be read from the "
+        "inputs, or the data are known by heart.",
+        "look whether the targets are shifted by one token, whether a token sees the ones after it, and whether the "
+        "same batches come again; nothing, if the data are synthetic, or few on purpose.",
+        (Quantity("loss", run.loss, run.task.unit),),
+        basis=("Hoffmann et al. 2022: of 1.69 nats per token, about 0.4 per byte, web text cannot be predicted",),
     )
 
 
@@ -163,10 +183,11 @@ def offset(run: Situation, thresholds: Thresholds) -> Advice | None:
                 Reason.OFFSET,
                 Severity.INFO,
                 run.step,
-                f"The loss on {name} lay {then:+.3f} nats per token from the training loss and lies {now:+.3f} now: "
+                f"The loss on {name} lay {f'{then:+.3f} {run.task.unit}'.rstrip()} from the training loss and lies "
+                f"{now:+.3f} now: "
                 "the offset of a set stays as it is while both learn from the same data.",
                 "look whether the training data has changed (its order, its mix), or the evaluation.",
-                (Quantity("offset before", then, "nats per token"), Quantity("offset now", now, "nats per token")),
+                (Quantity("offset before", then, run.task.unit), Quantity("offset now", now, run.task.unit)),
                 basis=("this run's losses", "Kaplan et al. 2020, figure 8"),
             )
     return None

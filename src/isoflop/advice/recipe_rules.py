@@ -16,6 +16,9 @@ TIMESCALE, TIMESCALE_POWER = 1.084, -0.527
 factor from memory): AdamW's timescale over the run, which gives the weight decay λ."""
 DECAYS = (0.01, 0.3)
 """Between what published runs take: beyond, that formula is none of theirs and nothing is shown."""
+FORGETS = 30
+"""Steps over which AdamW's weights are an average, 1/(η·λ), below which nothing is learnt; of published runs it is
+hundreds at least."""
 ADAM = (None, "adam")
 TRIALS = "trials with tiny models: above .02 Adam got worse at every size"
 
@@ -74,6 +77,24 @@ def learning_rate(run: Situation, thresholds: Thresholds) -> Advice | None:
             Quantity(f"middle of those that worked, times or over {off:g}", middle, "", low / off, high * off),
         ),
         basis=(whose,),
+    )
+
+
+@rule("the weight decay", anything, of_plan=True, at_once=True)
+def weight_decay(run: Situation, thresholds: Thresholds) -> Advice | None:
+    """AdamW's weights are an average over the last 1/(η·λ) steps: none of a run is so few."""
+    rate, decay = run.peak_rate, run.weight_decay
+    if not (run.decoupled and rate and decay) or rate * decay * FORGETS < 1:
+        return None
+    return Advice(
+        Reason.DECAY_HIGH,
+        Severity.WARNING,
+        run.step,
+        f"A weight decay of {decay:g} at a learning rate of {rate:.2g} takes {rate * decay:.0%} off each weight at "
+        f"each step: what was learnt more than about {max(1 / (rate * decay), 1):.0f} steps ago is forgotten.",
+        f"take a weight decay of {DECAYS[0]} to {DECAYS[1]}, as published runs do.",
+        (Quantity("weight decay", decay), Quantity("learning rate", rate)),
+        basis=("AdamW's update; Wang and Aitchison 2024, arXiv:2405.13698",),
     )
 
 

@@ -85,10 +85,13 @@ class Situation:
         own_flops, own_rates: smallest and largest own run of the line; least and highest peak rate at about this size.
         own_profile: which size did best among own runs of one budget.
         width: d_model.
-        peak_rate: the schedule's, or the highest learning rate so far; weight_decay: of the optimizer.
+        peak_rate: the schedule's, or the highest learning rate so far; weight_decay: of the optimizer, decoupled from
+            the gradient as AdamW's.
         inference_tokens, unique_tokens, target_loss, intent: the user's.
         loss, losses: mean of the last interval; (step, loss) of the last log steps; nats per token.
         nonfinite: log steps in a row whose loss was NaN or infinite.
+        resumed_at: steps done at the last resume from a checkpoint that knew the losses.
+        unchanged_since: step since which no weight that trains has changed; None: some has, or that can't be seen.
         forecast, forecast_of: of the loss at the planned end, or why there is none; of `train` or eval/<name>.
         decay_now: asks for the forecast if the learning rate decayed from here on.
         converged: asks for the loss that this size would come to in endless training.
@@ -122,6 +125,7 @@ class Situation:
     width: float | None = None
     peak_rate: float | None = None
     weight_decay: float | None = None
+    decoupled: bool = False
     inference_tokens: float | None = None
     unique_tokens: float | None = None
     target_loss: float | None = None
@@ -129,6 +133,8 @@ class Situation:
     loss: float | None = None
     losses: Sequence[tuple[int, float]] = ()
     nonfinite: int = 0
+    resumed_at: int | None = None
+    unchanged_since: int | None = None
     forecast: Forecast | NoForecast | None = None
     forecast_of: str = "train"
     decay_now: Callable[[], Forecast | NoForecast | None] = lambda: None

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, share
+from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
 from isoflop.advice.run_state import Situation, Thresholds, anything, rule, sized
 from isoflop.arrays import Array
 from isoflop.fit.alternatives import line_law
@@ -216,14 +216,14 @@ def _remedy(run: Situation) -> str:
 
 def _losses_ahead(run: Situation, ending: Forecast | None) -> list[Quantity]:
     """Losses at the planned end, after a decay that begins now, and where Kaplan et al. would stop."""
-    numbers = [] if ending is None else [_loss(f"loss{_whose(run)} at the planned end", ending)]
+    numbers = [] if ending is None else [_loss(run, f"loss{_whose(run)} at the planned end", ending)]
     now = None if decaying(run.rates, run.step) else run.decay_now()
     if isinstance(now, Forecast):
-        numbers.append(_loss(f"loss{_whose(run)} if the decay began now, at step {now.step:,}", now))
+        numbers.append(_loss(run, f"loss{_whose(run)} if the decay began now, at step {now.step:,}", now))
     converged = run.converged()
     if isinstance(converged, Forecast):
         name = f"loss{_whose(run)} at which Kaplan et al. 2020 would stop"
-        numbers.append(_loss(name, converged, factor=1 + KAPLAN_STOP))
+        numbers.append(_loss(run, name, converged, factor=1 + KAPLAN_STOP))
     return numbers
 
 
@@ -249,10 +249,10 @@ def target(run: Situation, thresholds: Thresholds) -> Advice | Missing | None:
         Reason.TARGET,
         Severity.WARNING,
         run.step,
-        f"The run will not reach the target of {run.target_loss:.3f} nats per token{_whose(run)}: the forecast is "
-        f"{ending.loss:.3f} at step {ending.step:,}.",
+        f"The run will not reach the target of {nats(run.target_loss, run.task.unit)}{_whose(run)}: the forecast is "
+        f"{nats(ending.loss)} at step {ending.step:,}.",
         "stop and change the plan, or train longer, with the learning rate's end moved along; or lower the target.",
-        (_loss(f"loss{_whose(run)} at the planned end", ending),),
+        (_loss(run, f"loss{_whose(run)} at the planned end", ending),),
         saves=_rest(run, run.total_steps),
         basis=("this run's forecast",),
         probability=missed,
@@ -270,8 +270,8 @@ def _whose(run: Situation) -> str:
     return "" if run.forecast_of == "train" else f" on {run.forecast_of}"
 
 
-def _loss(name: str, at: Forecast, factor: float = 1.0) -> Quantity:
-    return Quantity(name, factor * at.loss, "nats per token", factor * at.low, factor * at.high)
+def _loss(run: Situation, name: str, at: Forecast, factor: float = 1.0) -> Quantity:
+    return Quantity(name, factor * at.loss, run.task.unit, factor * at.low, factor * at.high)
 
 
 def _rest(run: Situation, total_steps: int) -> tuple[Quantity, ...]:

@@ -141,6 +141,7 @@ class Tally:
         self._padding = DeviceSum(torch.int64)
         self._loss_tokens = DeviceSum(torch.int64)
         self._loss_sum = DeviceSum(torch.float32)  # a sum in bf16 would stop growing
+        self._finite = DeviceSum(torch.int64)  # number of finite losses, once some were not
         self._losses = 0
         self.batches = 0
         """(Micro-)batches since the last `drain`."""
@@ -191,11 +192,18 @@ class Tally:
             total.number += as_float(loss) * scale
         self._losses += 1
 
+    def _add_finite(self, loss: Loss, scale: float = 1.0, owned: bool = False) -> None:
+        """Likewise where some losses are NaN: the mean is over the others, if there are any."""
+        loss = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(as_float(loss))
+        finite = loss.isfinite()
+        self._finite.add(finite, owned=True)
+        Tally.add_loss(self, torch.where(finite, loss, 0.0), scale, owned=True)
+
     def drain(self) -> tuple[Totals, float, int]:
         """Everything since the last call, of this process: (counts, sum of losses, number of losses)."""
         counts, losses = self._counts, self._losses
         sums, ends, terms = [], [], []
-        for each in (self._padding, self._loss_tokens, self._loss_sum):
+        for each in (self._padding, self._loss_tokens, self._loss_sum, self._finite):
             sums.append(each.number)
             terms += each.waiting if each.tensor is None else [*each.waiting, (each.tensor, 1)]
             ends.append(len(terms))
@@ -206,8 +214,12 @@ class Tally:
         for i, end in enumerate(ends):
             sums[i] += sum([values[j] * terms[j][1] for j in range(begin, end)])
             begin = end
-        counts[1], counts[2] = round(sums[0]), round(sums[1])
-        return Totals(*counts), sums[2], losses
+        counts[1], counts[2], loss_sum = round(sums[0]), round(sums[1]), sums[2]
+        if self.add_loss == self._add_finite:
+            loss_sum, losses = (loss_sum, round(sums[3])) if sums[3] or not losses else (math.nan, losses)
+        elif not math.isfinite(loss_sum):  # looked at one by one from here on; before, that would cost each step
+            self.add_loss = self._add_finite  # type: ignore[method-assign]
+        return Totals(*counts), loss_sum, losses
 
 
 _FLOPS, _WITHOUT_TOKENS, _WITHOUT_LABELS, _WITHOUT_FLOPS = map(

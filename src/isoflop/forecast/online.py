@@ -153,6 +153,8 @@ def _spikes(loss: Array) -> NDArray[np.bool_]:
 def _falls(x: Array, y: Array) -> bool:
     """Whether the last two thirds of a curve fall: by `CLEARLY` standard errors of their slope, and by `BY` of it."""
     x, y = x[len(x) // 3 :], y[len(x) // 3 :]
+    if np.ptp(x) < 1e-6:  # at a rate of 0 nothing is trained
+        return False
     slope, at_0 = np.polyfit(x, y, 1)
     error = float(np.std(y - slope * x - at_0)) / (float(np.std(x)) * math.sqrt(max(len(x) - 2, 1)))
     return bool(slope < -CLEARLY * error and slope * (x[0] - x[-1]) > BY * y[-1])

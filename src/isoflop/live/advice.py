@@ -24,6 +24,7 @@ from isoflop.advice import (
     Missing,
     Severity,
     Situation,
+    nats,
     offsets,
     recipe_line,
 )
@@ -42,6 +43,7 @@ from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
 from isoflop.live.sinks import frontier_points
 from isoflop.live.task import look_again
+from isoflop.live.weights import WeightWatch
 from isoflop.record.reader import read_runs
 from isoflop.record.task import Task, family_of
 
@@ -83,11 +85,13 @@ class AdvicePart(Part):
         self._spent = 0.0
         self._started = False
         self._own_profile: Profile | None = None
+        self._weights = WeightWatch(model)
         self._config = None if model is None else attempt(getattr, unwrap(model), "config", None)
         self._width = None if self._config is None else attempt(width_of, self._config)
         self._by_hand = run.framework == "loop"  # nobody but the loop can end the run
         self._settings = describe_optimizer(run.optimizer) or {}
         self._highest = 0.0
+        self._unchanged: int | None = None  # step since which no weight has changed
         self._said_task: dict[str, Any] | None = None
         self._judged: tuple[float | None] | None = None  # planned tokens that the size was judged at
         self._told_missing = False
@@ -131,6 +135,7 @@ class AdvicePart(Part):
 
     def _look(self, step: LogStep, first: bool) -> None:
         began, dear = time.thread_time(), self._spent <= FREE + SHARE * step.busy_time
+        self._unchanged = self._weights.unchanged_since(step.step)
         run = self._situation(step)
         if self._until is not None and run.total_steps != self._until:  # resumed with another plan
             self._judge.replanned()
@@ -188,7 +193,12 @@ class AdvicePart(Part):
             return f"the last loss on {', '.join(self._broken)} is no finite number"
         if len(self._judge.track.losses) < FEW:
             return f"fewer than {FEW} log steps"
-        return "it falls below 0: no cross-entropy" if self._judge.track.lowest <= 0 else ""
+        if self._judge.track.lowest <= 0:
+            return "it falls below 0: no cross-entropy"
+        first, best, final = self._judge.track.ends()
+        if final > 0.99 * first:
+            return f"it ended at {nats(final)}, where it began: {nats(first)}"
+        return f"it ended at {nats(final)}, above its best: {nats(best)}" if final > 1.03 * best else ""
 
     # -- what is judged ----------------------------------------------------------------------------------------
 
@@ -216,6 +226,7 @@ class AdvicePart(Part):
             width=self._width,
             peak_rate=self._peak(step),
             weight_decay=self._settings.get("weight_decay"),
+            decoupled="adamw" in str(self._settings.get("class")).lower(),
             line=self.own.line,
             line_source=self.own.source,
             inference_tokens=options.inference_tokens,
@@ -223,6 +234,8 @@ class AdvicePart(Part):
             target_loss=options.target_loss,
             intent=options.intent or "optimal",
             loss=step.scalars.get("isoflop/loss", step.loss),
+            unchanged_since=self._unchanged,
+            looks=tuple(self._judge.track.looks),
             forecast=step.forecast,
             forecast_of=options.fit_on or "train",
             rates=step.plan,

@@ -30,8 +30,9 @@ SIZE, BATCH, TARGET = "whether the size fits the data", "the batch size", "wheth
 """Subjects of `Missing`."""
 PRETRAINING = "published results are of dense language models, trained from scratch on text"
 """What this run is instead was said once, at its start."""
-RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE}
-LOSS = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.PLATEAU, Reason.OVERFITTING}
+RATE = {Reason.RATE_HIGH, Reason.RATE_LOW, Reason.SCHEDULE, Reason.DECAY_HIGH}
+CURVE = {Reason.DIVERGING, Reason.OFF_CURVE, Reason.RESUMED, Reason.PLATEAU, Reason.UNFALLEN, Reason.UNCHANGED}
+LOSS = CURVE | {Reason.OVERFITTING, Reason.TOO_LOW}
 """Advice that holds beside which the learning rate, or the loss, is not called fine."""
 MOST_SPENT = 8
 """Numbers in the line of a run's end."""
@@ -143,7 +144,7 @@ def _verdict(
         ("size", ratio, size, {Reason.TOO_LARGE, Reason.TOO_SMALL}),
         ("batch", share_of, batch, {Reason.BATCH_LARGE, Reason.BATCH_SMALL}),
         ("learning rate", f"peak {run.peak_rate or 0.0:.3g}", rate_unjudged(run), RATE),
-        ("loss", "no divergence, no plateau", loss, LOSS),
+        ("loss", f"no divergence{', no plateau' if run.looks else ''}", loss, LOSS),
     )
     fine = [f"{what} ({shown})" for what, shown, reason, advised in rows if not reason and not held & advised]
     unjudged = [(what, reason) for what, _, reason, advised in rows if reason and not held & advised]

@@ -16,7 +16,7 @@ from isoflop.forecast import FinalLoss, Forecast, forecast_from
 from isoflop.laws import short
 from isoflop.record import COUNTS, DEFAULT_N, Run
 from isoflop.record.paths import PASSPORT
-from isoflop.record.task import PLAIN
+from isoflop.record.task import Task
 
 
 def half_time(run: Run) -> tuple[int, Forecast] | None:
@@ -93,18 +93,12 @@ def passport(run: Run) -> dict[str, Any]:
         "device": {"name": run.device.get("name"), "number": devices, "dtype": run.device.get("dtype")},
         "mfu": mfu,
         "loss": {
-            "unit": "nats per token" if data and _tokenwise(run) else None,
+            "unit": (data and Task.from_dict(run.task).unit) or None,
             "final": {name: final_loss(run.points, name) for name in names},
             "forecast_at_half_time": forecast
             and {"step": forecast[0], **{name: getattr(forecast[1], name) for name in ("loss", "low", "high")}},
         },
     }
-
-
-def _tokenwise(run: Run) -> bool:
-    """Whether its losses are in nats per token."""
-    language = run.task.get("objective") in (None, "causal", "masked", "seq2seq")
-    return language and run.task.get("loss", PLAIN) == PLAIN
 
 
 def markdown(known: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
     parts = [f"step {step:,}"]
     loss = scalars.get("isoflop/loss")
     if loss is not None:
-        parts.append(f"loss {loss:.3f}" if abs(loss) < 1e6 else f"loss {loss:.3g}")  # also inf and nan
+        parts.append(f"loss {loss:.3f}" if 0.00995 <= abs(loss) < 1e6 else f"loss {loss:.3g}")  # also inf and nan
     speed = scalars.get("isoflop/tokens_per_second_per_device")
     if speed is not None:
         parts.append(f"{speed:,.0f} tok/s/device")

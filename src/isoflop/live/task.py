@@ -72,10 +72,11 @@ def look_again(task: Task, step: LogStep, model: nn.Module | None, accumulate: i
     if parameters is not None and parameters.active is not None and parameters.active < parameters.total:
         task = task.having(experts=True)
     by_use = parameters is not None and parameters.method.startswith("by use")
-    if by_use and parameters is not None and parameters.non_embedding == parameters.non_embedding_with_head:
+    headless = by_use and parameters is not None and parameters.non_embedding == parameters.non_embedding_with_head
+    if headless and task.modality == "text":
         task = task.having(objective=task.objective or "headless")
-    if totals.tokens_known is None and task.objective in (None, "headless"):
-        task = task.having(modality=None)  # a table alone, of users or of categories, is no text
+    if totals.tokens_known is None and task.objective in (None, "headless") and task.modality in (None, "text"):
+        task = task.having(modality="other")  # a table alone, of users or of categories, is no text
     if not step.whole or step.before.steps or step.step > FIRST:
         return task
     tokens, labels = totals.data_tokens, totals.loss_tokens_known

@@ -80,6 +80,8 @@ which on it is a sum, whatever of: models of a bad initialisation begin at some 
 PREDICTED = 0.6
 """Of the tokens: pretraining predicts them all; fewer are a mask, or prompts that are left out."""
 PLAIN = "nats per token"
+LANGUAGE = ("causal", "masked", "seq2seq")
+"""Objectives whose loss is a mean over tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,18 @@ class Task:
         return self.start in ("continued", "finetuning", "adapter")
 
     @property
+    def unit(self) -> str:
+        """Of its losses; "": not known."""
+        text = self.objective is None and self.modality in (None, "text")
+        return PLAIN if self.loss == PLAIN and (text or self.objective in LANGUAGE) else ""
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss is known to fall as the model learns: no adversary, no targets that move."""
+        text = self.objective is None and self.modality in (None, "text")
+        return text or self.objective not in (None, "headless", "reinforcement", "generative")
+
+    @property
     def unlike_pretraining(self) -> str:
         """Why results on pretraining causal language models from scratch do not apply; "": they do."""
         what = "published sweeps are of dense causal language models, trained from scratch on text"
@@ -170,7 +184,7 @@ class Task:
         found = self
         if predicted is not None and predicted < PREDICTED and self.objective in (None, "causal"):
             found = replace(found, partial=True)
-        language = self.objective in (None, "causal", "masked", "seq2seq")
+        language = self.objective in (None, *LANGUAGE)
         if first_loss is None or not language or self.loss != PLAIN or (vocabulary or 0) < LEAST_VOCABULARY:
             return found
         share = first_loss / math.log(vocabulary or 0)
