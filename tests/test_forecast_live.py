@@ -294,6 +294,42 @@ def test_a_rate_set_by_hand_is_followed_with_a_plan(tmp_path: Path, plan: Any) -
     assert "learning_rates" in the_run(tmp_path).planned
 
 
+@pytest.mark.parametrize("plan", ["cosine:warmup=50,end=0", "linear:warmup=50,end=0.3", "constant:warmup=50"])
+def test_a_plan_that_the_rates_contradict_is_none(tmp_path: Path, plan: str) -> None:
+    """Its end is wrong, not its beginning: silent from the first fiftieth of the peak on, also where the two cross."""
+    seen: dict[int, Any] = {}
+
+    def between(step: int, monitor: Any, optimizer: Any) -> None:
+        by_hand(step, monitor, optimizer)
+        seen[step] = monitor.forecast
+
+    _, told = train(tmp_path, last=1_500, make=None, between=between, lr_plan=plan)
+    late = [seen[step] for step in range(800, 1_501, 20)]
+    assert {getattr(each, "reason", None) for each in late} == {Refusal.LR_OFF_PLAN}
+    assert len([line for line in about(told) if "pass the plan that it follows now" in line]) == 1
+
+
+def test_a_name_without_its_warm_up_holds_after_it(tmp_path: Path) -> None:
+    """The peak is not that of the warm-up's first rates, nor is there advice on it."""
+    monitor, _ = train(tmp_path, last=1_000, make=None, between=by_hand, lr_plan="linear:end=0", log_every=10)
+    plan = monitor._forecast.plan
+    assert isinstance(monitor.forecast, Forecast) and plan.peak == pytest.approx(PEAK, rel=0.05)
+    assert not any("learning rate" in str(advice) for advice in monitor.advice)
+
+
+def test_a_forecast_shows_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between refits the last forecast stands: terminal, record, report and tab state the step that it was made at."""
+
+    def stop(step: int, monitor: Any, optimizer: Any) -> None:
+        if step == 1_000:
+            monkeypatch.setattr(forecasting, "SHARE", 0.0)
+
+    monitor, told = train(tmp_path, last=1_200, between=stop, finish=False)
+    assert monitor.forecast.as_of == 1_000
+    assert told[-1].startswith("step 1,200 ·") and told[-1].endswith("(as of step 1,000)")
+    assert not any("step 1,000 ·" in line and "as of" in line for line in told)
+
+
 def test_a_rate_that_moved_by_another_hand_is_unknown(tmp_path: Path) -> None:
     monitor, told = train(tmp_path, last=1_000, make=None, between=by_hand)
     assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Refusal.LR_UNKNOWN

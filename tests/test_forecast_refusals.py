@@ -74,7 +74,7 @@ def test_a_loss_that_is_lost_or_climbs() -> None:
     forecaster.add(3001, 3001 * BATCH, None, float("nan"))
     forecaster.add(3002, 3002 * BATCH, None, float("inf"))
     reason = silent(forecaster)
-    assert reason.reason is Refusal.NOT_FINITE and "last 2 logged losses are not finite" in reason.message
+    assert reason.reason is Refusal.NOT_FINITE and "not finite were logged last, 2 in a row" in reason.message
     run = changed()
     climbing = dataclasses.replace(run, loss=run.loss + np.maximum(run.steps - 2300, 0) * 6e-4)
     reason = silent(fed(climbing, 0.5))

@@ -98,7 +98,7 @@ def test_a_single_run_under_way(tmp_path: Path) -> None:
     report = make_report(read_sources([tmp_path]))
     assert report.headline.says[0] == "1 run, none finished: there is no scaling law yet."
     assert report.headline.says[1].startswith("“w <i>” is at step ")
-    assert "forecast for the end is 2.500 (2.400 to 2.600, 80%)" in report.headline.says[1]
+    assert f"forecast for the end, as of step {last.step:,}, is 2.500 (2.400 to 2.600, 80%)" in report.headline.says[1]
     assert [row.left_out for row in report.rows] == ["it is not finished"]
 
 

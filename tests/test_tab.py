@@ -503,6 +503,7 @@ def test_a_row_tells_what_the_list_shows(tmp_path: Path):
     write(tmp_path, replace(GRID[0], points=points), advice={"step": 3, "severity": "warning", "reason": "x"})
     (row,) = Asked(tmp_path)("runs")["runs"]
     assert (row["mfu"], row["forecast"], row["every"], row["worst"]) == (0.4, [2.0, 1.9, 2.1], 30.0, "warning")
+    assert row["forecast_step"] == points[0].step  # it has stood since
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

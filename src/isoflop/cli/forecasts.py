@@ -208,7 +208,7 @@ def _ending(
         curve = LossCurve(*table, LrPlan.constant(int(columns.step[-1]), 1.0), loss_name=loss)
     if not finished:
         until = math.inf if at is None else at * curve.total_steps
-        result = OnlineForecaster.of(curve, priors).feed(curve, until).forecast(curve.plan)
+        result = OnlineForecaster.of(curve, priors).feed(curve, until).forecast(curve.plan, curve.final_step)
         return result.message if isinstance(result, NoForecast) else result
     return curve
 

@@ -17,7 +17,7 @@ from isoflop.figures.figure import Axis, Band, Figure, NoFigure, Series
 from isoflop.figures.study import Study, loss_axis, tokens_axis
 from isoflop.figures.text import Indices, counted, listed, name_of, points_each, thin
 from isoflop.fit.runs import RunCurve, said
-from isoflop.forecast import Forecast, OnlineForecaster, curve_of
+from isoflop.forecast import Forecast, OnlineForecaster, curve_of, logged_forecast
 from isoflop.noise.critical_batch import VALID, prior_critical_batch
 
 LEARNING_CURVES = ("learning-curves", "Learning curves, and where they will end")
@@ -171,16 +171,13 @@ def _forecast(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | str:
 
 def _as_logged(study: Study, curve: RunCurve) -> tuple[Series, list[Band]] | None:
     """The last forecast in the record, of the planned end."""
-    nothing = np.full(len(curve.step), np.nan)
-    table = np.array([curve.extra.get(f"forecast_{name}", nothing) for name in ("loss", "low", "high")])
-    planned = curve.run.planned.get("steps")
-    at = np.flatnonzero(np.isfinite(table).all(axis=0))
-    if study.loss != "train" or not isinstance(planned, int | float) or not len(at):
+    last, planned = logged_forecast(curve.step, curve.extra), curve.run.planned.get("steps")
+    if study.loss != "train" or not isinstance(planned, int | float) or last is None:
         return None
-    S, (L, low, high) = np.array([float(planned)]), table[:, at[-1:]]
+    S, L, low, high = np.array([[float(planned)], [last.loss], [last.low], [last.high]])
     look: dict[str, Any] = {"kind": "points", "dashed": True, "legend": False, **_of_run(study, curve)}
     hover = {"S": S, "L": L, "low": low, "high": high}
-    name = f"{curve.name}: forecast at step {curve.step[at[-1]]:,.0f}"
+    name = f"{curve.name}: forecast at step {last.as_of:,}"
     return Series(name, S, L, low=low, high=high, hover=hover, **look), []
 
 

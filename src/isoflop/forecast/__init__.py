@@ -14,6 +14,7 @@ from isoflop.forecast.forecast import (
     Refusal,
     forecast_from,
     forecast_of,
+    logged_forecast,
     scalars_of,
 )
 from isoflop.forecast.history import curve_of, finished_runs, history_of, ladder_of, read_curves, size_of

@@ -116,7 +116,7 @@ def replay(run: LossCurve, name: str, fractions: Sequence[float], priors: Priors
     forecasts: Replay = {}
     seen, earlier = -math.inf, Earlier()
     for fraction in sorted(fractions):
-        result = estimator.feed(run, fraction * run.total_steps, after=seen).forecast(run.plan, level=level)
+        result = estimator.feed(run, fraction * run.total_steps, after=seen).forecast(run.plan, run.final_step, level)
         if isinstance(estimator, OnlineForecaster):
             result = earlier.check(result, fraction * run.total_steps)
         forecasts[fraction] = result if isinstance(result, Forecast) else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop.arrays import Array
-from isoflop.fit.runs import at_end, stopped_early
+from isoflop.fit.runs import TAIL, at_end, stopped_early
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.record.task import Task
 
@@ -46,6 +46,15 @@ CELLS = 160
 def usable(loss: float) -> bool:
     """Whether a loss can be computed with: neither NaN nor infinite nor beyond `MOST`."""
     return abs(loss) <= MOST
+
+
+def final_step(last_step: float, loss: str) -> int:
+    """The step at which a smooth curve has the final loss (`isoflop.fit.runs.at_end`): amid the last ones, or the last.
+
+    >>> final_step(20_000, "train"), final_step(20_000, "eval/val")
+    (19500, 20000)
+    """
+    return round((1 - TAIL / 2) * last_step) if loss == "train" else round(last_step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +100,11 @@ class LossCurve:
     def final(self) -> float:
         """The loss that a forecast is scored against."""
         return float(self._last.mean()) if self.final_loss is None else self.final_loss
+
+    @property
+    def final_step(self) -> int:
+        """The step to forecast, that a forecast and `final` be of the same."""
+        return self.total_steps if self.final_loss is not None else final_step(self.total_steps, self.loss_name)
 
     @property
     def scatter(self) -> tuple[float, int]:

@@ -35,6 +35,7 @@ class Forecast(Shown):
         nu: degrees of freedom.
         rate_assumed: nobody has said what the learning rate will be: `loss` is for one that stays, and the interval
             holds a decay still to come as well.
+        as_of: the last optimizer step whose loss it is based on, 0 before the run; None: unknown.
     """
 
     loss: float
@@ -47,6 +48,7 @@ class Forecast(Shown):
     basis: tuple[str, ...] = ()
     nu: float = NU
     rate_assumed: bool = False
+    as_of: int | None = None
 
     @property
     def normal(self) -> tuple[float, float]:
@@ -123,7 +125,7 @@ class Refusal(str, Enum):
         "outside the priors",
         "The priors are of language-model pretraining, this is {kind}: pass your own finished runs as history=.",
     )
-    NOT_FINITE = "losses not finite", "The last {n} logged losses are not finite."
+    NOT_FINITE = "losses not finite", "Losses that are not finite were logged last, {n} in a row."
     DIVERGING = "diverging", "The loss has risen by {rise:.3f} nats from its lowest."
     CHANGE_POINT = (
         "change point",
@@ -212,6 +214,29 @@ def forecast_from(scalars: Mapping[str, Any], step: int = 0) -> Forecast | None:
     if not low < high:
         return None
     return Forecast(loss, low, high, (high - low) / 2 / T80, 0.8, step, "isoflop", ("as logged during training",))
+
+
+def logged_forecast(steps: Sequence[float], extra: Mapping[str, Sequence[float | None]]) -> Forecast | None:
+    """The newest forecast in a record, made at the first of the points that hold it.
+
+    Args:
+        steps: of the points, rising.
+        extra: `forecast_loss`, `forecast_low` and `forecast_high` at them, among others; None or NaN: none.
+
+    >>> extra = {"forecast_loss": [3.0, 2.0, 2.0, None], "forecast_low": [2.8, 1.9, 1.9, None]}
+    >>> found = logged_forecast([10, 20, 30, 40], extra | {"forecast_high": [3.2, 2.1, 2.1, None]})
+    >>> found.loss, found.as_of
+    (2.0, 20)
+    """
+    names = (LOSS, LOW, HIGH)
+    columns = (reversed(extra.get(name.removeprefix("isoflop/"), ())) for name in names)
+    found: Forecast | None = None
+    for step, *values in zip(reversed(steps), *columns):  # noqa: B905 - none of them where one is missing
+        here = forecast_from(dict(zip(names, values, strict=True)))
+        if found is not None and (here is None or (here.loss, here.low) != (found.loss, found.low)):
+            break
+        found = here and replace(here, as_of=int(step))
+    return found
 
 
 class FinalLoss(NamedTuple):

@@ -78,6 +78,8 @@ class LrPlan:
         """The learning rate at `steps`, any shape."""
         return np.interp(np.asarray(steps, dtype=float), self.steps, self.lr)
 
+    __call__ = at  # so that a plan can be given as lr_plan=
+
     def off(self, steps: Array, rates: Array) -> Array:
         """How far rates are off the plan, as fractions of its peak; a step early or late does not count."""
         near = self.at(steps[:, None] + np.array([-1.0, 0.0, 1.0]))
@@ -96,11 +98,11 @@ class LrPlan:
         )
 
     def scaled_to(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
-        """This plan in the unit of the rates seen, by their median ratio; as it is where that or the last is near 1."""
+        """This plan in the unit of the rates seen, by the highest; as it is where that or the last is planned."""
         planned, seen = self.at(steps), np.asarray(lr, dtype=float)
         known = (planned > 0) & (seen > 0)
         ratio = seen[known] / planned[known]
-        if not len(ratio) or min(abs(ratio[-1] - 1), abs((by := float(np.median(ratio))) - 1)) < 0.05:
+        if not len(ratio) or min(abs(ratio[-1] - 1), abs((by := float(ratio[np.argmax(seen[known])])) - 1)) < 0.05:
             return self
         return replace(self, lr=self.lr * by)
 
@@ -197,7 +199,7 @@ def parse_named(text: str) -> tuple[str, Mapping[str, float]]:
     Raises:
         ValueError: what was expected and what came.
     """
-    kind, _, rest = text.replace(" ", "").partition(":")
+    kind, _, rest = text.replace(" ", "").lower().partition(":")
     if kind not in NAMED:
         raise ValueError(f"expected a schedule named {', '.join(NAMED)}, such as {EXAMPLE!r}, got {text!r}")
     known, given = {"warmup", "steps", *NAMED[kind]}, {}

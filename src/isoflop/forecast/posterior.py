@@ -111,6 +111,11 @@ class CurvePosterior:
         x[1] = np.inf
         return self.moments.predict(x, falls(road, KERNELS, steps))
 
+    @property
+    def log_height(self) -> float:
+        """Logarithm of the height's mean, ln E[A]."""
+        return float(np.log(max(np.sum(self.weight * self.grid.A), 1e-300)))
+
     @cached_property
     def moments(self) -> Moments:
         """What predictions need."""

@@ -8,7 +8,7 @@ priors are the prior of the line, so that few runs move it little and many decid
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +69,7 @@ class Priors:
         gain: ln C, the nats that a decay of the rate from its peak to 0 gives in the end.
         own_runs: finished runs of the user's own among what they were learnt from.
         source: where they are from, in words.
+        before: without the user's own runs; None: there are none.
     """
 
     alpha: Line
@@ -76,6 +77,7 @@ class Priors:
     gain: Line
     own_runs: int = 0
     source: str = ""
+    before: Priors | None = None
 
 
 UNSHARED = (0.08, 0.05)
@@ -124,6 +126,8 @@ DOUBT = 4.0
 """Degrees of freedom with which the base's spreads are believed."""
 FEWEST = 12
 """Bins of loss that a run needs to be learnt from."""
+SAME = 0.5
+"""Probability, before its curve is seen, that a run is of the recipe of the user's earlier ones: even odds."""
 APART = 0.5
 """Of the spread between organisations, that a user's own runs may have among themselves (other recipes, other data)."""
 SPREADS = np.geomspace(0.35, 2.8, 10)
@@ -159,6 +163,7 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
         own_runs=base.own_runs + (len(read) if own else 0),
         source=f"{base.source}, updated with {len(read)} finished run{'s' if len(read) > 1 else ''}"
         + (" of your own" if own else ""),
+        before=base if own else None,
     )
 
 
@@ -193,15 +198,56 @@ def read_run(run: LossCurve, base: Priors) -> Reading | None:
     batch = run.batch_tokens or bins.last_tokens / bins.last_step
     at = (known(run.N), known(run.batch_tokens), peak, float(road.x(steps[-1:])[0]) * batch)
     lines = (line.at(at) for line in (base.alpha, base.amplitude, base.gain))
-    alpha, amplitude, gain = (Normal(mean, max(WIDER * sd, 0.3)) for mean, sd in lines)
-    posterior = solve(road, steps, loss, count, alpha, amplitude, gain)
+    priors = widened(lines)
+    posterior = solve(road, steps, loss, count, *priors)
     where = tuple(0.0 if v is None else math.log(v / ref) for v, ref in zip(at, REFERENCE, strict=True))
-    return Reading(where, posterior, (alpha, amplitude, gain), run.organisation, road, foreign=peak is None)
+    return Reading(where, posterior, priors, run.organisation, road, foreign=peak is None)
+
+
+def widened(priors: Iterable[Normal]) -> tuple[Normal, Normal, Normal]:
+    """Priors of ln α, ln A and ln C that leave the decision to the curve."""
+    alpha, amplitude, gain = (Normal(mean, max(WIDER * sd, 0.3)) for mean, sd in priors)
+    return alpha, amplitude, gain
+
+
+def blended(
+    own: Sequence[Normal], before: Sequence[Normal], facts: Sequence[tuple[float, float]]
+) -> tuple[Normal, Normal, Normal]:
+    """Priors by own runs and without them, by the odds that this curve is of their recipe: moments of the mixture.
+
+    Args:
+        own, before: of ln α, ln A and ln C.
+        facts: value and variance of each by the curve alone; infinite where it does not tell.
+    """
+    odds = math.log(SAME / (1 - SAME))
+    for (value, variance), mine, other in zip(facts, own, before, strict=True):
+        if math.isfinite(variance):
+            odds += _density(value - mine.mean, mine.sd**2 + variance)
+            odds -= _density(value - other.mean, other.sd**2 + variance)
+    part = 1 / (1 + math.exp(-max(-50.0, min(50.0, odds))))
+    alpha, amplitude, gain = (_mixture(part, *each) for each in zip(own, before, strict=True))
+    return alpha, amplitude, gain
+
+
+def _mixture(part: float, a: Normal, b: Normal) -> Normal:
+    variance = part * a.sd**2 + (1 - part) * b.sd**2 + part * (1 - part) * (a.mean - b.mean) ** 2
+    return Normal(part * a.mean + (1 - part) * b.mean, math.sqrt(variance))
+
+
+def _density(away: float, variance: float) -> float:
+    return -0.5 * (away**2 / variance + math.log(variance))
 
 
 def _facts(reading: Reading) -> list[tuple[float, float]]:
     """Value and variance of a run's ln α, ln A and ln C: what the curve itself says."""
-    posterior, priors = reading.posterior, reading.priors
+    found = facts_of(reading.posterior, reading.priors)
+    if reading.foreign:
+        found[2] = (found[2][0], found[2][1] + FOREIGN**2)
+    return found
+
+
+def facts_of(posterior: CurvePosterior, priors: Sequence[Normal]) -> list[tuple[float, float]]:
+    """Value and variance of ln α, ln A and ln C by a curve alone, without the priors that it was read with."""
     weight, log_alpha = posterior.weight, np.log(posterior.alphas)
     mean = float(weight.sum(1) @ log_alpha)
     values = [(mean, float(weight.sum(1) @ (log_alpha - mean) ** 2))]
@@ -220,8 +266,6 @@ def _facts(reading: Reading) -> list[tuple[float, float]]:
             continue
         estimate = (value / max(variance, 1e-6) - prior.mean / prior.sd**2) / gained
         found.append((estimate, 1 / gained))
-    if reading.foreign:
-        found[2] = (found[2][0], found[2][1] + FOREIGN**2)
     return found
 
 

@@ -116,7 +116,8 @@ class Ladder:
             mean, sd = _mixed((mean, DOUBT * sd), single.normal)
         else:
             sd *= ALONE
-        return forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
+        made = forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
+        return replace(made, as_of=0 if run is None else round(run.last_step))
 
     def member(self, own: CurvePosterior, road: FeaturesPath, sized: _Sized) -> _Member:
         """The statistics of a run."""

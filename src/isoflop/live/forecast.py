@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ from isoflop.forecast import (
     scalars_of,
     size_of,
 )
+from isoflop.forecast.curve import final_step
+from isoflop.forecast.forecast import NO_PLAN
 from isoflop.guard import declare
 from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
@@ -91,7 +93,7 @@ class ForecastPart(Part):
         self._options, self._run, self._model = options, run, model
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._ladder: Ladder | None = None
-        self._unknown: dict[str, str] = {}
+        self._no_plan = NO_PLAN
         self._asked = False  # the given schedule, once in a process
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
@@ -216,14 +218,16 @@ class ForecastPart(Part):
         assert self.curve is not None
         self.curve.task = self._run.task  # the first loss may have shown what it is
         if self.plan is None:
-            return NoForecast(Refusal.LR_UNKNOWN, self._unknown)
-        own = self._earlier.check(self.curve.forecast(self.plan), step)
+            return self._no_plan
+        end, at = self.plan.total_steps, final_step(self.plan.total_steps, self.on)
+        own = self._earlier.check(_ending(self.curve.forecast(self.plan, at), end), step)
         N, batch = self.curve.N, self.curve.batch_tokens
         if self._ladder is None or N is None or batch is None:
             return own
         if isinstance(own, NoForecast) and not own.reason.temporary:
             return own
-        return self._ladder.forecast(self.plan, N=N, batch_tokens=batch, run=self.curve)
+        joint = self._ladder.forecast(self.plan, N=N, batch_tokens=batch, run=self.curve, step=at)
+        return _ending(joint, end)
 
     def _read_schedule(self, step: LogStep, total: int | None) -> None:
         """What the user gave is known from the first log step, however short the run: it is not a forecast's cost."""
@@ -243,8 +247,17 @@ class ForecastPart(Part):
         steps, rates = ([], []) if step.lr is None else ([step.step], [step.lr])
         return np.array(steps, dtype=float), np.array(rates, dtype=float)
 
-    def _off_plan(self, plan: LrPlan, step: LogStep) -> bool:
-        return step.lr is not None and bool(plan.off(np.array([step.step]), np.array([step.lr]))[0] > OFF_PLAN)
+    def _off_plan(self, plan: LrPlan, step: LogStep) -> NoForecast | None:
+        """Whether the rate has left the plan; a given one is asked for the last fifth of the steps, lest they cross."""
+        steps, rates = (np.array([x], dtype=float) for x in (step.step, step.lr))  # NaN where it is not known
+        if self._options.lr_plan is not None:
+            steps, rates = self._seen(step)
+        off = np.flatnonzero((plan.off(steps, rates) > OFF_PLAN) & (steps >= 0.8 * step.step))
+        if not len(off):
+            return None
+        at = off[-1]
+        details = {"step": steps[at], "rate": rates[at], "planned": float(plan.at(steps[at]))}
+        return NoForecast(Refusal.LR_OFF_PLAN, details)
 
     def _ask(self, step: LogStep, total: int) -> None:
         """The plan of the whole run, by the scheduler; where its past was another the estimator has that as it was."""
@@ -254,7 +267,9 @@ class ForecastPart(Part):
         self.plan = found if isinstance(found, LrPlan) else None
         if isinstance(found, UnknownFuture):
             remedy = "" if self._run.framework != "loop" or self._run.scheduler else "scheduler= or "
-            self._unknown = {"why": found.reason, "remedy": remedy + GIVEN}
+            self._no_plan = NoForecast(Refusal.LR_UNKNOWN, {"why": found.reason, "remedy": remedy + GIVEN})
+        elif self._options.lr_plan is not None and (off := self._off_plan(found, step)):
+            self.plan, self._no_plan = None, off
 
     def _future(self, step: LogStep, total: int, since: int | None = None) -> LrPlan | UnknownFuture:
         run, given, seen = self._run, self._options.lr_plan, self._seen(step)
@@ -322,6 +337,11 @@ def half_time_line(half_time: tuple[int, Forecast] | None, final: FinalLoss) -> 
     between = f"{forecast.level:.0%}: {forecast.low:.3f} to {forecast.high:.3f}"
     outcome = Outcome(forecast, final.mean, final.error)
     return f"isoflop: forecast at step {step:,}: {forecast.loss:.3f} ({between}) · final loss {outcome}"
+
+
+def _ending(found: Forecast | NoForecast, step: int) -> Forecast | NoForecast:
+    """Of the final loss, which is called that of the last step."""
+    return replace(found, step=step) if isinstance(found, Forecast) else found
 
 
 def _plain(answer: Forecast | NoForecast | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
@@ -112,7 +113,7 @@ class Options:
     def __post_init__(self) -> None:
         def need(name: str, holds: bool, expected: str) -> None:
             if not holds:
-                raise ValueError(f"{name}= expects {expected}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}= expects {expected}, got {reprlib.repr(getattr(self, name))}")
 
         for name in POSITIVE:
             value = getattr(self, name)

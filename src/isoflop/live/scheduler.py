@@ -105,7 +105,7 @@ def named_learning_rates(text: str, total_steps: int, seen: tuple[Array, Array])
     try:
         return LrPlan.named(text, total_steps).scaled_to(*seen)
     except ValueError as error:
-        return UnknownFuture(f"lr_plan={text!r} does not fit into the run: {error}")
+        return UnknownFuture(f"lr_plan={text!r} does not fit into the run: {str(error).rstrip('.')}")
 
 
 def constant_so_far(plan: LrPlan, steps: Array, lr: Array) -> LrPlan | UnknownFuture:

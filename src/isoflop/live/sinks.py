@@ -24,14 +24,16 @@ from isoflop.live.scalars import CHARTS, FRONTIER, TAGS, AxisPoint, ComputeAxes,
 from isoflop.record.thinned import due
 
 
-def interval_line(step: int, scalars: Mapping[str, float]) -> str:
-    """What a user reads while the model trains; unknown numbers are left out.
+def interval_line(step: int, scalars: Mapping[str, float], as_of: int | None = None) -> str:
+    """What a user reads while the model trains; unknown numbers are left out. `as_of`: step of an earlier forecast.
 
     >>> interval_line(1200, {"isoflop/loss": 2.4131, "isoflop/tokens_per_second_per_device": 10050.2,
     ...     "isoflop/tflops_per_device": 315.2, "isoflop/mfu": 0.318, "isoflop/goodput": 0.94})
     'step 1,200 · loss 2.413 · 10,050 tok/s/device · 315 TFLOP/s · MFU 31.8% · goodput 94%'
     >>> interval_line(1300, {"isoflop/loss": 2.4, "isoflop/forecast_loss": 2.031, "isoflop/forecast_high": 2.044})
     'step 1,300 · loss 2.400 · ends at 2.031 ± 0.013'
+    >>> interval_line(1300, {"isoflop/forecast_loss": 2.031, "isoflop/forecast_high": 2.044}, as_of=900)
+    'step 1,300 · ends at 2.031 ± 0.013 (as of step 900)'
     """
     parts = [f"step {step:,}"]
     loss = scalars.get("isoflop/loss")
@@ -56,7 +58,12 @@ def interval_line(step: int, scalars: Mapping[str, float]) -> str:
         parts.append(
             f"ends at {forecast:.3f} " + (f"± {high - forecast:.3f}" if even else f"({low:.3f} to {high:.3f})")
         )
+        parts[-1] += f" (as of step {as_of:,})" if as_of is not None and as_of < step else ""
     return " · ".join(parts)
+
+
+def _line(step: LogStep) -> str:
+    return interval_line(step.step, step.scalars, getattr(step.forecast, "as_of", None))
 
 
 def rate_text(tera: float) -> str:
@@ -85,7 +92,9 @@ class Display:
 
     def _repr_html_(self: Any) -> str:
         rows = {name.removeprefix("isoflop/"): f"{value:,.5g}" for name, value in self.scalars.items()}
-        rows |= {} if self.forecast is None else {"forecast": str(self.forecast)}
+        made = getattr(self.forecast, "as_of", None)
+        age = "" if made is None else f", as of step {made:,}"
+        rows |= {} if self.forecast is None else {"forecast": f"{self.forecast}{age}"}
         return html_table(f"isoflop, step {self.steps:,}", rows, [str(each) for each in self.advice])
 
 
@@ -116,7 +125,7 @@ class Sinks(Part):
         self._unprinted = step
         if due(self._log_steps):
             self._unprinted = None
-            self._guard.tell(self._run.say, lambda: interval_line(step.step, step.scalars))
+            self._guard.tell(self._run.say, lambda: _line(step))
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Write an evaluation's loss against compute."""
@@ -129,7 +138,7 @@ class Sinks(Part):
         """Close every sink, and print the last line."""
         last = self._unprinted
         if last is not None:
-            self._guard.tell(self._run.say, lambda: interval_line(last.step, last.scalars))
+            self._guard.tell(self._run.say, lambda: _line(last))
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()

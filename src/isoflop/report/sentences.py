@@ -21,6 +21,7 @@ from isoflop.fit.posterior import Posterior, posterior_of_runs
 from isoflop.fit.robust import describe_outliers
 from isoflop.fit.trust import Trust, trust_of
 from isoflop.fit.uncertainty import FEW
+from isoflop.forecast import logged_forecast
 from isoflop.laws import short
 from isoflop.laws.quantities import interval
 
@@ -206,10 +207,9 @@ def _under_way(curves: Sequence[RunCurve], most: int = 3) -> list[str]:
         planned = curve.run.planned.get("steps")
         of = f" of {planned:,} planned" if isinstance(planned, int) else ""
         text = f"“{name_of(curve.name)}” is at step {int(curve.step[-1]):,}{of}"
-        columns = [curve.extra.get(f"forecast_{name}", np.full(1, np.nan)) for name in ("loss", "low", "high")]
-        if all(np.isfinite(values).any() for values in columns):
-            loss, low, high = (values[np.isfinite(values)][-1] for values in columns)
-            text += f"; its last forecast for the end is {loss:.3f} ({low:.3f} to {high:.3f}, 80%)"
+        if (last := logged_forecast(curve.step, curve.extra)) is not None:
+            text += f"; its last forecast for the end, as of step {last.as_of:,}, is {last.loss:.3f} "
+            text += f"({last.low:.3f} to {last.high:.3f}, 80%)"
         told.append(text + ".")
     return told
 

@@ -18,6 +18,7 @@ from isoflop.tab.records import Entry, Snapshot
 if TYPE_CHECKING:
     from isoflop.figures import Study
     from isoflop.fit.law_fit import LawFit
+    from isoflop.fit.runs import RunCurve
 
 MOST_TEXT = 300
 """Characters of a recorded name or path."""
@@ -65,7 +66,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "D": last and last.data_tokens,
         "C": last and last.flops,
         "mfu": last and last.extra.get("mfu"),
-        "forecast": last and _forecast(last),
+        **_forecast(run, reading.curve),
         "time": last and last.time,
         "every": _seconds_between(run.points[-2:]),
         "losses": losses,
@@ -76,10 +77,13 @@ def _row(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _forecast(point: Point) -> list[float] | None:
-    """Loss at the planned end, and the ends of its interval."""
-    found = [point.extra.get(f"forecast_{name}") for name in ("loss", "low", "high")]
-    return [value for value in found if value is not None] if None not in found else None
+def _forecast(run: Run, curve: RunCurve | None) -> dict[str, Any]:
+    """Loss at the planned end and the ends of its interval, if the last point has them; the step it was forecast at."""
+    from isoflop.forecast import logged_forecast
+
+    held = curve is not None and run.points and "forecast_loss" in run.points[-1].extra
+    last = logged_forecast(curve.step, curve.extra) if held else None
+    return {"forecast": last and [last.loss, last.low, last.high], "forecast_step": last and last.as_of}
 
 
 def _seconds_between(points: Sequence[Point]) -> float | None:

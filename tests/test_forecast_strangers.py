@@ -1,0 +1,85 @@
+"""Runs unlike those that the priors were learnt from: other units, other recipes as history, jumps of either sign."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from curves import Planted, fed
+from isoflop.forecast import Forecast, LossCurve, LrPlan, NoForecast, Refusal, backtest, learn_priors
+
+PLAN = LrPlan.cosine(6000, 1e-3, 300)
+SHORT_DECAY = LrPlan.wsd(6000, 1e-3, 300, 600)
+
+
+def late_insight(loss: np.ndarray) -> np.ndarray:
+    """A loss that falls by a fiftieth of what a language model's does."""
+    return loss[-1] + 1.0 + 0.02 * (loss - loss[-1])
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [lambda loss: 8 * loss, np.exp, lambda loss: loss / 8, late_insight],
+    ids=["sum", "ppl", "mean of 8", "flat"],
+)
+def test_a_loss_that_falls_unlike_all_known_gets_no_narrow_interval_before_its_decay(
+    unit: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """A sum over micro-batches, a perplexity: the gain of the decay is then as unknown as the unit."""
+    run = Planted(C=0.3).run(PLAN)
+    strange = dataclasses.replace(run, loss=unit(run.loss), final_loss=float(unit(np.append(run.loss, run.final))[-1]))
+    for part in (0.2, 0.3, 0.4):
+        found, known = fed(strange, part).forecast(PLAN), fed(run, part).forecast(PLAN)
+        assert isinstance(known, Forecast) and known.low < run.final < known.high
+        if isinstance(found, Forecast):
+            assert found.low < strange.final < found.high
+            assert any("unlike" in text for text in found.basis)
+
+
+@pytest.mark.parametrize("by", [-0.25, 0.25])
+@pytest.mark.parametrize("at", [0.3, 0.42])
+def test_a_jump_is_stated_with_its_sign_and_size(by: float, at: float) -> None:
+    """A late one too, as at the begin of an epoch: a drop is not called a rise."""
+    run = Planted().run(PLAN)
+    reason = fed(dataclasses.replace(run, loss=run.loss + by * (run.steps > at * 6000)), 0.5).forecast(PLAN)
+    assert isinstance(reason, NoForecast) and reason.reason is Refusal.CHANGE_POINT
+    assert float(reason.details["jump"]) == pytest.approx(by, rel=0.3)
+
+
+def finished(world: Planted) -> list[LossCurve]:
+    return [world.run(LrPlan.linear(3000 + 500 * i, 1e-3, 300), seed=i) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Planted(E=2.9, A=0.45, alpha=0.55, C=0.08),
+        Planted(E=2.0, A=0.4, alpha=0.4, C=0.12),
+        Planted(A=0.16, alpha=0.35, C=0.38),
+    ],
+)
+def test_a_history_of_another_recipe_neither_moves_nor_narrows_the_interval(other: Planted) -> None:
+    """Decays of its eight runs give a half or the double: the run's own curve shows that it is not of them."""
+    run = Planted().run(PLAN, seed=11)
+    alone = fed(run, 0.4).forecast(PLAN)
+    foreign, own = (fed(run, 0.4, priors=learn_priors(finished(world))).forecast(PLAN) for world in (other, Planted()))
+    assert isinstance(alone, Forecast) and isinstance(foreign, Forecast) and isinstance(own, Forecast)
+    assert foreign.low < run.final < foreign.high and foreign.sd > 0.95 * alone.sd
+    assert own.low < run.final < own.high and own.sd < 0.95 * alone.sd
+
+
+def test_a_forecast_and_the_final_loss_are_of_the_same() -> None:
+    """Without a stated final loss that is the mean of the last twentieth, in which a short decay is under way."""
+    runs = [Planted().run(SHORT_DECAY, N=1e8 * (1 + i), seed=i, name=str(i)) for i in range(6)]
+    logged = [dataclasses.replace(run, final_loss=None) for run in runs]
+    assert logged[0].final > runs[0].final + 0.01 and logged[0].final_step == 5850 and runs[0].final_step == 6000
+    for each in (runs, logged):
+        (score,) = (cells["0.9"] for cells in [backtest(each, fractions=[0.9], priors="default")["isoflop"]["planted"]])
+        assert score.coverage == 1
+
+
+def test_a_plan_can_be_called() -> None:
+    assert PLAN(300) == pytest.approx(1e-3) and LrPlan.named("Cosine: Warmup=300, end=0.1", 6000).warmup_steps == 300
