@@ -29,6 +29,7 @@ from isoflop.forecast import (
     history_of,
     size_of,
 )
+from isoflop.forecast.curve import final_step
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import Interval, LogStep, Options, RunInfo
 from isoflop.live import forecast as forecasting
@@ -317,6 +318,29 @@ def test_a_name_without_its_warm_up_holds_after_it(tmp_path: Path) -> None:
     assert not any("learning rate" in str(advice) for advice in monitor.advice)
 
 
+def grouped(rates: tuple[float, ...]) -> Callable[..., Any]:
+    return lambda weight, lr: torch.optim.AdamW(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    )
+
+
+def test_groups_of_different_schedules_have_no_forecast(tmp_path: Path) -> None:
+    """The first group's rate stays, the others' fall: it does not stand for the run."""
+    apart = [lambda step: 1.0, lambda step: 1 - step / TOTAL, lambda step: 1 - step / TOTAL]
+    monitor, told = train(
+        tmp_path, last=1_000, make=lambda o: S.LambdaLR(o, apart), optimizer=grouped((PEAK, PEAK, PEAK))
+    )
+    assert isinstance(monitor.forecast, NoForecast) and monitor.forecast.reason is Refusal.LR_UNKNOWN
+    assert len([line for line in about(told) if "groups follow different schedules" in line]) == 1
+
+
+def test_groups_of_rates_far_apart_have_no_peak_to_compare(tmp_path: Path) -> None:
+    """As with muP: one schedule, and rates that a width decides."""
+    monitor, _ = train(tmp_path, last=1_000, optimizer=grouped((30 * PEAK, PEAK, PEAK / 30)))
+    assert isinstance(monitor.forecast, Forecast)
+    assert any("no real learning rate" in text for text in monitor.forecast.basis)
+
+
 def test_a_forecast_shows_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between refits the last forecast stands: terminal, record, report and tab state the step that it was made at."""
 
@@ -352,7 +376,7 @@ def test_a_rate_that_has_stayed_is_said_to_be_assumed(tmp_path: Path) -> None:
     assert assumed.loss == pytest.approx(constant.loss, rel=1e-3) and assumed.high == pytest.approx(
         constant.high, rel=1e-3
     )
-    decays = monitor._forecast.curve.forecast(monitor._forecast.plan.decayed(1_000))
+    decays = monitor._forecast.curve.forecast(monitor._forecast.plan.decayed(1_000), final_step(TOTAL, "train"))
     assert assumed.low == decays.low < constant.low
     assert len([line for line in told if "takes it to stay" in line]) == 1
     assert "learning_rates" not in the_run(tmp_path / "a").planned

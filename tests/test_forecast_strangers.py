@@ -57,7 +57,6 @@ def finished(world: Planted) -> list[LossCurve]:
     "other",
     [
         Planted(E=2.9, A=0.45, alpha=0.55, C=0.08),
-        Planted(E=2.0, A=0.4, alpha=0.4, C=0.12),
         Planted(A=0.16, alpha=0.35, C=0.38),
     ],
 )

@@ -98,11 +98,18 @@ class LrPlan:
         )
 
     def scaled_to(self, steps: ArrayLike, lr: ArrayLike) -> LrPlan:
-        """This plan in the unit of the rates seen, by the highest; as it is where that or the last is planned."""
+        """This plan in the unit of the rates seen, by the highest; as it is where that or the last is near 1.
+
+        The first rate is left out: a loop may set its own only after the first step.
+        """
         planned, seen = self.at(steps), np.asarray(lr, dtype=float)
         known = (planned > 0) & (seen > 0)
-        ratio = seen[known] / planned[known]
-        if not len(ratio) or min(abs(ratio[-1] - 1), abs((by := float(ratio[np.argmax(seen[known])])) - 1)) < 0.05:
+        planned, seen = planned[known], seen[known]
+        if not len(seen):
+            return self
+        highest = int(np.argmax(seen[1:])) + 1 if len(seen) > 1 else 0
+        by = float(seen[highest] / planned[highest])
+        if min(abs(seen[-1] / planned[-1] - 1), abs(by - 1)) < 0.05:
             return self
         return replace(self, lr=self.lr * by)
 

@@ -126,8 +126,8 @@ DOUBT = 4.0
 """Degrees of freedom with which the base's spreads are believed."""
 FEWEST = 12
 """Bins of loss that a run needs to be learnt from."""
-SAME = 0.5
-"""Probability, before its curve is seen, that a run is of the recipe of the user's earlier ones: even odds."""
+SAME = 2 / 3
+"""Probability, before its curve is seen, that a run is of the recipe of the user's earlier ones: a judgement."""
 APART = 0.5
 """Of the spread between organisations, that a user's own runs may have among themselves (other recipes, other data)."""
 SPREADS = np.geomspace(0.35, 2.8, 10)

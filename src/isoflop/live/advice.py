@@ -41,6 +41,7 @@ from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
+from isoflop.live.scheduler import one_peak
 from isoflop.live.sinks import frontier_points
 from isoflop.live.task import look_again
 from isoflop.live.weights import WeightWatch
@@ -59,8 +60,6 @@ OFFSET = "isoflop/offset/"
 """Scalars of evaluation sets: their loss less the training loss, the middle one of the last five."""
 FEW_OFFSETS = 3
 """Evaluations after the first descent that such a scalar needs."""
-ONE_RATE = 3.0
-"""A factor between the rates of parameter groups from which the first one's does not stand for the run."""
 SHARE, FREE = 1e-3, 0.1
 """Of the training's CPU time, and seconds besides, that forecasts and dear rules may take; others judge each look."""
 
@@ -246,9 +245,7 @@ class AdvicePart(Part):
 
     def _peak(self, step: LogStep) -> float | None:
         """Of the plan, or the highest so far; None of a plan's shape alone, and where parts have rates far apart."""
-        groups = attempt(getattr, self._run.optimizer, "param_groups", None) or ()
-        rates = [float(group["lr"]) for group in groups if group.get("lr")]
-        if not self._highest or (rates and max(rates) > ONE_RATE * min(rates)):
+        if not self._highest or not one_peak(self._run.optimizer):
             return None
         return self._highest if step.plan is None else step.plan.peak
 

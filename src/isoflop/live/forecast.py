@@ -46,7 +46,9 @@ from isoflop.live.scheduler import (
     UnknownFuture,
     constant_so_far,
     future_learning_rates,
+    group_rates,
     named_learning_rates,
+    one_peak,
 )
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
@@ -58,6 +60,8 @@ GIVEN_ONCE = "a forecast was given"
 ASSUMING = "assumed"
 """Likewise: nobody says what the learning rate will be, and what is assumed."""
 TOO_SHORT = f"Forecasts may take {SHARE:.1%} of a run's time, and this one was too short for the first."
+GROUPS = 0.1
+"""Of their peaks: how far apart the rates of parameter groups may go."""
 FIRST_COST = 0.004
 """Seconds that the first refit is expected to take."""
 GIVEN = 'lr_plan= as a function of the step or by name, such as lr_plan="cosine:warmup=2000,end=0.1"'
@@ -94,6 +98,7 @@ class ForecastPart(Part):
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._ladder: Ladder | None = None
         self._no_plan = NO_PLAN
+        self._peaks: list[float] = []  # of the parameter groups
         self._asked = False  # the given schedule, once in a process
         self._spent, self._cost = 0.0, FIRST_COST
         self._told: set[str] = set()
@@ -193,7 +198,9 @@ class ForecastPart(Part):
         curve = OnlineForecaster(
             N=size_of(sizes),
             batch_tokens=step.scalars.get("isoflop/batch_tokens"),
-            optimizer=(describe_optimizer(self._run.optimizer) or {}).get("class"),
+            optimizer=(describe_optimizer(self._run.optimizer) or {}).get("class")
+            if one_peak(self._run.optimizer)
+            else None,
             task=self._run.task,
             priors=self._priors(),
         )
@@ -219,6 +226,9 @@ class ForecastPart(Part):
         self.curve.task = self._run.task  # the first loss may have shown what it is
         if self.plan is None:
             return self._no_plan
+        if self._groups_part() and self._options.lr_plan is None:
+            why = "the learning rates of the parameter groups follow different schedules"
+            return NoForecast(Refusal.LR_UNKNOWN, {"why": why, "remedy": GIVEN})
         end, at = self.plan.total_steps, final_step(self.plan.total_steps, self.on)
         own = self._earlier.check(_ending(self.curve.forecast(self.plan, at), end), step)
         N, batch = self.curve.N, self.curve.batch_tokens
@@ -247,8 +257,16 @@ class ForecastPart(Part):
         steps, rates = ([], []) if step.lr is None else ([step.step], [step.lr])
         return np.array(steps, dtype=float), np.array(rates, dtype=float)
 
+    def _groups_part(self) -> bool:
+        """Whether a group's rate, over its highest, is no longer near the first one's."""
+        rates = group_rates(self._run.optimizer)
+        before = self._peaks if len(self._peaks) == len(rates) else rates
+        self._peaks = [max(pair) for pair in zip(rates, before, strict=True)]
+        parts = [rate / peak for rate, peak in zip(rates, self._peaks, strict=True) if peak > 0]
+        return any(abs(part - parts[0]) > GROUPS for part in parts)
+
     def _off_plan(self, plan: LrPlan, step: LogStep) -> NoForecast | None:
-        """Whether the rate has left the plan; a given one is asked for the last fifth of the steps, lest they cross."""
+        """Whether the rate has left the plan; a given one anywhere in the last fifth, lest they cross."""
         steps, rates = (np.array([x], dtype=float) for x in (step.step, step.lr))  # NaN where it is not known
         if self._options.lr_plan is not None:
             steps, rates = self._seen(step)
@@ -306,6 +324,7 @@ class ForecastPart(Part):
             "end": list(self._final),
             "earlier": self._earlier.state,
             "until": self._until,
+            "peaks": self._peaks,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -321,7 +340,7 @@ class ForecastPart(Part):
         self._told = set(state["told"])
         self._final = FinalLoss(*map(float, state["end"][:3]))  # earlier versions had four sums
         self._earlier = Earlier(state.get("earlier", ()))
-        self._until = state.get("until")  # not in states of earlier versions
+        self._until, self._peaks = state.get("until"), list(state.get("peaks", ()))  # not in states of earlier versions
 
 
 def half_time_line(half_time: tuple[int, Forecast] | None, final: FinalLoss) -> str | None:
