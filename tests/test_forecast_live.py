@@ -25,11 +25,11 @@ from isoflop.forecast import (
     Outcome,
     Refusal,
     curve_of,
+    final_step,
     finished_runs,
     history_of,
     size_of,
 )
-from isoflop.forecast.curve import final_step
 from isoflop.lightning import IsoFLOPMonitor
 from isoflop.live import Interval, LogStep, Options, RunInfo
 from isoflop.live import forecast as forecasting

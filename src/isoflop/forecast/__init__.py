@@ -4,8 +4,9 @@
 
 from isoflop.forecast.backtest import Score, backtest, priors_for, priors_without
 from isoflop.forecast.baselines import ESTIMATORS
-from isoflop.forecast.curve import Kernel, LossCurve, falls, path, usable
+from isoflop.forecast.curve import Kernel, LossCurve, falls, final_step, path, usable
 from isoflop.forecast.forecast import (
+    NO_PLAN,
     Earlier,
     FinalLoss,
     Forecast,

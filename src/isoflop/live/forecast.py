@@ -18,6 +18,7 @@ from isoflop.arrays import Array
 from isoflop.fit.runs import in_tail
 from isoflop.forecast import (
     DEFAULT_PRIORS,
+    NO_PLAN,
     Earlier,
     FinalLoss,
     Forecast,
@@ -28,14 +29,13 @@ from isoflop.forecast import (
     Outcome,
     Priors,
     Refusal,
+    final_step,
     history_of,
     ladder_of,
     learn_priors,
     scalars_of,
     size_of,
 )
-from isoflop.forecast.curve import final_step
-from isoflop.forecast.forecast import NO_PLAN
 from isoflop.guard import declare
 from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
