@@ -304,10 +304,12 @@ def test_a_plan_that_the_rates_contradict_is_none(tmp_path: Path, plan: str) -> 
         by_hand(step, monitor, optimizer)
         seen[step] = monitor.forecast
 
-    _, told = train(tmp_path, last=1_500, make=None, between=between, lr_plan=plan)
+    monitor, told = train(tmp_path, last=1_500, make=None, between=between, lr_plan=plan)
     late = [seen[step] for step in range(800, 1_501, 20)]
     assert {getattr(each, "reason", None) for each in late} == {Refusal.LR_OFF_PLAN}
     assert len([line for line in about(told) if "pass the plan that it follows now" in line]) == 1
+    torch.save(monitor.state_dict(), tmp_path / "state.pt")  # values of Python alone
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["forecast"]["last"]["kind"] == "NoForecast"
 
 
 def test_a_name_without_its_warm_up_holds_after_it(tmp_path: Path) -> None:

@@ -365,7 +365,8 @@ def _ending(found: Forecast | NoForecast, step: int) -> Forecast | NoForecast:
 
 def _plain(answer: Forecast | NoForecast | None) -> dict[str, Any] | None:
     if isinstance(answer, NoForecast):
-        return {"kind": "NoForecast", "reason": answer.reason.value, "details": dict(answer.details)}
+        details = {name: value if isinstance(value, str) else float(value) for name, value in answer.details.items()}
+        return {"kind": "NoForecast", "reason": answer.reason.value, "details": details}  # no scalars of NumPy
     return None if answer is None else {"kind": "Forecast", **asdict(answer)}
 
 
