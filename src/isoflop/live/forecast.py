@@ -195,12 +195,11 @@ class ForecastPart(Part):
 
     def _make(self, step: LogStep) -> OnlineForecaster:
         sizes = {} if step.parameters is None else step.parameters.by_convention()
+        named = describe_optimizer(self._run.optimizer) if one_peak(self._run.optimizer) else None
         curve = OnlineForecaster(
             N=size_of(sizes),
             batch_tokens=step.scalars.get("isoflop/batch_tokens"),
-            optimizer=(describe_optimizer(self._run.optimizer) or {}).get("class")
-            if one_peak(self._run.optimizer)
-            else None,
+            optimizer=(named or {}).get("class"),
             task=self._run.task,
             priors=self._priors(),
         )
