@@ -18,7 +18,7 @@ from isoflop.arrays import Array
 from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, Prediction, solve
+from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, Prediction, mixed, solve
 from isoflop.forecast.priors import (
     DEFAULT_PRIORS,
     FOREIGN,
@@ -29,6 +29,7 @@ from isoflop.forecast.priors import (
     known,
     widened,
 )
+from isoflop.forecast.siblings import Beside, beside
 from isoflop.record.task import NAMES, START_NAMES, Task
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ DISCREPANCY = (0.065, 0.1)
 the falling rate. Chosen on an earlier version with each of five organisations left out in turn. Narrower by .9,
 which any four would choose for a coverage of .72 to .90, the intervals of two organisations would hold .74 of the time:
 no room for a sixth."""
+LATE = 0.95
+"""Part of the run from which on a loss is its end's."""
 CURVE_FLOOR = 2e-4
 """Of the loss: how near to its fit the curve of a healthy run stays at best."""
 READ = 0.02
@@ -319,19 +322,32 @@ class OnlineForecaster(Estimator):
 
     def _at(self, fit: Fit, step: int, level: float, seen: Prediction | None = None) -> Forecast | NoForecast:
         """The forecast from a posterior: its spread, and what the curve's form leaves out."""
+        others = self._beside(fit, step) if seen is None else None
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
-        loss, far = float(seen.mean[1]), self._far()
+        loss, far, basis = float(seen.mean[1]), self._far(), self._basis(fit)
         variance = float(_variance(seen)[1])
         variance += (FLOOR * loss) ** 2
         variance += fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
         sd = far * math.sqrt(variance)
-        made = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=self._basis(fit))
+        if others is not None:
+            error = math.sqrt(others.sd**2 + float(seen.variance[0]) + (FLOOR * loss) ** 2)
+            loss, sd = mixed((loss, sd), (others.mean, error))
+            basis += (f"{others.siblings} finished runs of like schedule and tokens per parameter",)
+        made = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=basis)
         result = replace(made, as_of=round(fit.now))
         half = T80 * result.sd
         if half > WIDEST * far * loss:
             share = half / max(loss, half)  # of a loss that may be near or below 0: at most all of it
             return NoForecast(Refusal.TOO_WIDE, {"half": share, "most": WIDEST * far})
         return result
+
+    def _beside(self, fit: Fit, step: int) -> Beside | None:
+        """The end of the run by own finished runs that are like it."""
+        known = self.priors.runs and self.N is not None and self.batch_tokens is not None
+        if not known or step < LATE * fit.plan.total_steps:
+            return None
+        now = float(fit.posterior.predict(fit.road, np.array([fit.now])).mean[0])
+        return beside(self.priors.runs, fit.plan, self.N, self.batch_tokens, fit.now, now, DISCREPANCY[1])
 
     def rates_so_far(self, plan: LrPlan | None = None) -> LrPlan | None:
         """The learning rates that were seen, which need no plan; `plan` where fewer than two were."""

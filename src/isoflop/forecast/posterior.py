@@ -36,6 +36,13 @@ class Normal(NamedTuple):
     sd: float
 
 
+def mixed(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """Mean by precision and spread of two forecasts, no less than the smaller one, for both see the same curve."""
+    wa, wb = a[1] ** -2, b[1] ** -2
+    mean = (wa * a[0] + wb * b[0]) / (wa + wb)
+    return mean, float(np.hypot(min(a[1], b[1]), 0.5 * abs(a[0] - b[0])))
+
+
 class Grid(NamedTuple):
     """At each (α, kernel): the log evidence, and mean and (co)variance of (A, C), each of shape (alphas, kernels)."""
 

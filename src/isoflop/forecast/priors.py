@@ -70,6 +70,7 @@ class Priors:
         own_runs: finished runs of the user's own among what they were learnt from.
         source: where they are from, in words.
         before: without the user's own runs; None: there are none.
+        runs: these.
     """
 
     alpha: Line
@@ -78,6 +79,7 @@ class Priors:
     own_runs: int = 0
     source: str = ""
     before: Priors | None = None
+    runs: tuple[LossCurve, ...] = ()
 
 
 UNSHARED = (0.08, 0.05)
@@ -164,6 +166,7 @@ def learn_priors(runs: Sequence[LossCurve], base: Priors = DEFAULT_PRIORS, *, ow
         source=f"{base.source}, updated with {len(read)} finished run{'s' if len(read) > 1 else ''}"
         + (" of your own" if own else ""),
         before=base if own else None,
+        runs=tuple(runs) if own else (),
     )
 
 
