@@ -82,3 +82,31 @@ def test_a_forecast_and_the_final_loss_are_of_the_same() -> None:
 
 def test_a_plan_can_be_called() -> None:
     assert PLAN(300) == pytest.approx(1e-3) and LrPlan.named("Cosine: Warmup=300, end=0.1", 6000).warmup_steps == 300
+
+
+def scaled(k: int, steps: int = 6000) -> LossCurve:
+    """A run of 2^k times the parameters and batch; its loss is one curve times a level, with a drop after half time."""
+    run = Planted(C=0.4).run(LrPlan.cosine(steps, 1e-3, 300), N=3e8 * 2.0**k, seed=k + 5)
+    level, drop = 1 - 0.1 * k, 0.04 * np.clip(2 * run.steps / steps - 1, 0, 1)
+    batch = 5e5 * 2.0**k
+    return dataclasses.replace(
+        run,
+        loss=level * (run.loss - drop),
+        final_loss=level * (run.final - 0.04),
+        batch_tokens=batch,
+        tokens=run.steps * batch,
+    )
+
+
+def test_finished_runs_of_like_schedule_and_tokens_per_parameter_show_the_end() -> None:
+    """Curves over their final losses are one curve, whatever its form; from two such runs on, and from no others."""
+    target, kin, others = scaled(2), [scaled(k) for k in (-1, 0, 1)], [scaled(k, 12_000) for k in (-1, 0, 1)]
+    beside = fed(target, 0.5, priors=learn_priors(kin)).forecast(target.plan)
+    alone = fed(target, 0.5, priors=dataclasses.replace(learn_priors(kin), runs=())).forecast(target.plan)
+    assert isinstance(beside, Forecast) and isinstance(alone, Forecast)
+    assert beside.basis[-1] == "3 finished runs of like schedule and tokens per parameter"
+    assert abs(beside.loss - target.final) < 0.6 * abs(alone.loss - target.final)
+    assert beside.low < target.final < beside.high and not alone.low < target.final
+    for history in (kin[:1], others):
+        found = fed(target, 0.5, priors=learn_priors(history)).forecast(target.plan)
+        assert isinstance(found, NoForecast) or "like schedule" not in found.basis[-1]
