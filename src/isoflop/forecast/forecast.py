@@ -216,12 +216,12 @@ def forecast_from(scalars: Mapping[str, Any], step: int = 0) -> Forecast | None:
     return Forecast(loss, low, high, (high - low) / 2 / T80, 0.8, step, "isoflop", ("as logged during training",))
 
 
-def logged_forecast(steps: Sequence[float], extra: Mapping[str, Sequence[float | None]]) -> Forecast | None:
+def logged_forecast(steps: Any, extra: Mapping[str, Any]) -> Forecast | None:
     """The newest forecast in a record, made at the first of the points that hold it.
 
     Args:
-        steps: of the points, rising.
-        extra: `forecast_loss`, `forecast_low` and `forecast_high` at them, among others; None or NaN: none.
+        steps: of the points, rising; a list or an array, shape (points,).
+        extra: `forecast_loss`, `forecast_low` and `forecast_high` at them, among others, alike; None or NaN: none.
 
     >>> extra = {"forecast_loss": [3.0, 2.0, 2.0, None], "forecast_low": [2.8, 1.9, 1.9, None]}
     >>> found = logged_forecast([10, 20, 30, 40], extra | {"forecast_high": [3.2, 2.1, 2.1, None]})

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from isoflop.arrays import Array
 from isoflop.forecast.curve import KERNELS, OFF_PLAN, FeaturesPath, LossBins, LossCurve, falls, path
 from isoflop.forecast.forecast import NO_PLAN, T80, Forecast, NoForecast, Refusal, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
-from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, Prediction, mixed, solve
+from isoflop.forecast.posterior import FLOOR, CurvePosterior, Moments, Normal, Prediction, solve
 from isoflop.forecast.priors import (
     DEFAULT_PRIORS,
     FOREIGN,
@@ -65,6 +65,8 @@ STRANGE = 3.0
 """Standard deviations of ln A from its prior, beyond which a loss is in another unit or of another task, and the gain's
 prior says little of it: of 900 looks at public curves, each organisation left out of its priors, two come to it, and
 without the wider prior both of their intervals missed."""
+HALF = 0.5
+"""… and its form may leave out half of the drop still to come: a judgement."""
 DISCREPANCY = (0.065, 0.1)
 """Standard deviation of what the curve's form leaves out, as fractions of the drop still to come by training on and by
 the falling rate. Chosen on an earlier version with each of five organisations left out in turn. Narrower by .9,
@@ -235,9 +237,10 @@ class Estimator(LossBins, ABC):
         super().load_state_dict(state["bins"])
 
 
-def _variance(seen: Prediction) -> Array:
+def _variance(seen: Prediction, strange: ArrayLike) -> Array:
     """Of the curve at each step: its posterior's, and of what its form leaves out since the first step."""
-    left_out = zip(DISCREPANCY, (seen.decay, seen.fall), strict=True)
+    parts = (np.where(strange, HALF, part) for part in DISCREPANCY)
+    left_out = zip(parts, (seen.decay, seen.fall), strict=True)
     return np.asarray(seen.variance + sum((part * (drop - drop[..., :1])) ** 2 for part, drop in left_out))
 
 
@@ -285,7 +288,7 @@ class OnlineForecaster(Estimator):
             priors = blended(priors, before, facts_of(solve(road, step, loss, count, *wide), wide))
         alpha, amplitude, gain = priors
         posterior = solve(road, step, loss, count, *priors)
-        away = posterior.log_height - amplitude.mean
+        away = math.log(max(float(np.sum(posterior.weight * posterior.grid.A)), 1e-300)) - amplitude.mean
         if strange := abs(away) > STRANGE * amplitude.sd:
             gain = Normal(gain.mean + max(away, 0.0), math.hypot(gain.sd, away))
             posterior = solve(road, step, loss, count, alpha, amplitude, gain)
@@ -325,13 +328,12 @@ class OnlineForecaster(Estimator):
         others = self._beside(fit, step) if seen is None else None
         seen = seen or fit.posterior.predict(fit.road, np.array([fit.now, float(step)]))
         loss, far, basis = float(seen.mean[1]), self._far(), self._basis(fit)
-        variance = float(_variance(seen)[1])
+        variance = float(_variance(seen, fit.strange)[1])
         variance += (FLOOR * loss) ** 2
         variance += fit.posterior.noise**2 / max(READ * step * fit.rate, 1)
         sd = far * math.sqrt(variance)
         if others is not None:
-            error = math.sqrt(others.sd**2 + float(seen.variance[0]) + (FLOOR * loss) ** 2)
-            loss, sd = mixed((loss, sd), (others.mean, error))
+            loss, sd = others.joined(loss, sd, math.sqrt(float(seen.variance[0]) + (FLOOR * loss) ** 2))
             basis += (f"{others.siblings} finished runs of like schedule and tokens per parameter",)
         made = forecast_of(loss, sd, level=level, step=step, estimator=self.name, basis=basis)
         result = replace(made, as_of=round(fit.now))
@@ -343,8 +345,7 @@ class OnlineForecaster(Estimator):
 
     def _beside(self, fit: Fit, step: int) -> Beside | None:
         """The end of the run by own finished runs that are like it."""
-        known = self.priors.runs and self.N is not None and self.batch_tokens is not None
-        if not known or step < LATE * fit.plan.total_steps:
+        if not self.priors.runs or not self.N or not self.batch_tokens or step < LATE * fit.plan.total_steps:
             return None
         now = float(fit.posterior.predict(fit.road, np.array([fit.now])).mean[0])
         return beside(self.priors.runs, fit.plan, self.N, self.batch_tokens, fit.now, now, DISCREPANCY[1])
@@ -366,7 +367,8 @@ class OnlineForecaster(Estimator):
         which = np.array([[i, *range(len(fits), len(at))] for i in range(len(fits))])
         moments = Moments(*map(np.stack, zip(*(fit.posterior.moments for fit in fits), strict=True)))
         seen = moments.predict(road.x(at)[which], falls(road, KERNELS, at)[:, which].swapaxes(0, 1))
-        return seen.mean, self._far() * np.sqrt(_variance(seen) + (CURVE_FLOOR * seen.mean) ** 2)
+        strange = np.array([[fit.strange] for fit in fits])
+        return seen.mean, self._far() * np.sqrt(_variance(seen, strange) + (CURVE_FLOOR * seen.mean) ** 2)
 
     def _basis(self, fit: Fit) -> tuple[str, ...]:
         basis = [

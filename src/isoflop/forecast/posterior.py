@@ -36,13 +36,6 @@ class Normal(NamedTuple):
     sd: float
 
 
-def mixed(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-    """Mean by precision and spread of two forecasts, no less than the smaller one, for both see the same curve."""
-    wa, wb = a[1] ** -2, b[1] ** -2
-    mean = (wa * a[0] + wb * b[0]) / (wa + wb)
-    return mean, float(np.hypot(min(a[1], b[1]), 0.5 * abs(a[0] - b[0])))
-
-
 class Grid(NamedTuple):
     """At each (α, kernel): the log evidence, and mean and (co)variance of (A, C), each of shape (alphas, kernels)."""
 
@@ -117,11 +110,6 @@ class CurvePosterior:
         x = road.x(steps)
         x[1] = np.inf
         return self.moments.predict(x, falls(road, KERNELS, steps))
-
-    @property
-    def log_height(self) -> float:
-        """Logarithm of the height's mean, ln E[A]."""
-        return float(np.log(max(np.sum(self.weight * self.grid.A), 1e-300)))
 
     @cached_property
     def moments(self) -> Moments:

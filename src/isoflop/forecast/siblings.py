@@ -31,6 +31,15 @@ class Beside(NamedTuple):
     sd: float
     siblings: int
 
+    def joined(self, mean: float, sd: float, error: float) -> tuple[float, float]:
+        """With the run's own forecast: the mean by precision, the spread of the surer one, widened where they disagree.
+
+        By how much they are apart over what their spreads allow (Birge's ratio). `error`: of the run's present loss.
+        """
+        mine = math.hypot(self.sd, error)
+        part, apart = sd**-2 / (sd**-2 + mine**-2), abs(mean - self.mean) / math.hypot(sd, mine)
+        return part * mean + (1 - part) * self.mean, min(sd, mine) * max(1.0, apart)
+
 
 def beside(
     runs: Sequence[LossCurve], plan: LrPlan, N: float, batch_tokens: float, now: float, loss: float, left_out: float

@@ -21,7 +21,7 @@ from isoflop.forecast.curve import KERNELS, FeaturesPath, LossCurve, falls, kern
 from isoflop.forecast.forecast import Forecast, NoForecast, forecast_of
 from isoflop.forecast.lr_plan import LrPlan
 from isoflop.forecast.online import OnlineForecaster, covered
-from isoflop.forecast.posterior import CurvePosterior, mixed
+from isoflop.forecast.posterior import CurvePosterior
 from isoflop.forecast.priors import DEFAULT_PRIORS, Priors, comparable_peak, learn_priors, read_run
 
 GAMMA = np.linspace(0.1, 0.55, 7)
@@ -113,7 +113,7 @@ class Ladder:
             single = run.forecast(plan, at, level)
             basis.append(f"the run's own losses up to step {run.last_step:,.0f}")
         if isinstance(single, Forecast):
-            mean, sd = mixed((mean, DOUBT * sd), single.normal)
+            mean, sd = _mixed((mean, DOUBT * sd), single.normal)
         else:
             sd *= ALONE
         made = forecast_of(mean, sd, level=level, step=at, estimator="joint", basis=tuple(basis))
@@ -246,3 +246,10 @@ def _design(size: float, gamma: float) -> Array:
     Z[0, :2] = 1, math.exp(-gamma * size)
     Z[1, 2:4] = Z[2, 4:6] = 1, size
     return Z
+
+
+def _mixed(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    """The mean by precision; its spread is no less than the smaller one, for both see the same curve."""
+    wa, wb = a[1] ** -2, b[1] ** -2
+    mean = (wa * a[0] + wb * b[0]) / (wa + wb)
+    return mean, math.hypot(min(a[1], b[1]), 0.5 * abs(a[0] - b[0]))

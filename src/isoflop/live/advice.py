@@ -41,7 +41,6 @@ from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
 from isoflop.live.run_info import RunInfo
-from isoflop.live.scheduler import one_peak
 from isoflop.live.sinks import frontier_points
 from isoflop.live.task import look_again
 from isoflop.live.weights import WeightWatch
@@ -60,8 +59,17 @@ OFFSET = "isoflop/offset/"
 """Scalars of evaluation sets: their loss less the training loss, the middle one of the last five."""
 FEW_OFFSETS = 3
 """Evaluations after the first descent that such a scalar needs."""
+ONE_RATE = 3.0
+"""A factor between the rates of parameter groups from which the first one's does not stand for the run."""
 SHARE, FREE = 1e-3, 0.1
 """Of the training's CPU time, and seconds besides, that forecasts and dear rules may take; others judge each look."""
+
+
+def one_peak(optimizer: Any) -> bool:
+    """Whether one rate stands for all parameter groups: those above 0 lie within a factor `ONE_RATE`."""
+    groups = attempt(getattr, optimizer, "param_groups", None) or ()
+    rates = [float(group["lr"]) for group in groups if group.get("lr")]
+    return not rates or max(rates) <= ONE_RATE * min(rates)
 
 
 class AdvicePart(Part):
@@ -207,6 +215,7 @@ class AdvicePart(Part):
         tokens, flops = totals.data_tokens if step.whole else None, totals.flops_known
         # a model of embeddings alone has no place in laws of N
         N = None if parameters is None else parameters.non_embedding_with_head or None
+        peak = self._highest if step.plan is None else step.plan.peak  # unknown of a plan's shape alone
         return Situation(
             step=step.step,
             total_steps=self._run.total_steps,
@@ -223,7 +232,7 @@ class AdvicePart(Part):
             own_rates=None if N is None else self.own.rates(N),
             own_profile=self._own_profile,
             width=self._width,
-            peak_rate=self._peak(step),
+            peak_rate=peak if self._highest and one_peak(self._run.optimizer) else None,
             weight_decay=self._settings.get("weight_decay"),
             decoupled="adamw" in str(self._settings.get("class")).lower(),
             line=self.own.line,
@@ -242,12 +251,6 @@ class AdvicePart(Part):
             batch_wanted=options.noise_scale != "off",
             evaluations=self._evaluations,
         )
-
-    def _peak(self, step: LogStep) -> float | None:
-        """Of the plan, or the highest so far; None of a plan's shape alone, and where parts have rates far apart."""
-        if not self._highest or not one_peak(self._run.optimizer):
-            return None
-        return self._highest if step.plan is None else step.plan.peak
 
     def _plan_changed(self, tokens: float | None) -> bool:
         """A batch that grows, or a plan made longer, asks for another judgement of the size."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from isoflop.forecast import (
     size_of,
 )
 from isoflop.guard import declare
+from isoflop.live.advice import one_peak
 from isoflop.live.header import describe_optimizer
 from isoflop.live.log_step import LogStep, Part
 from isoflop.live.options import Options
@@ -46,9 +47,7 @@ from isoflop.live.scheduler import (
     UnknownFuture,
     constant_so_far,
     future_learning_rates,
-    group_rates,
     named_learning_rates,
-    one_peak,
 )
 
 FORECAST = declare("forecasting the loss", "no forecast of the final loss")
@@ -98,6 +97,7 @@ class ForecastPart(Part):
         self._restored: Mapping[str, Any] | None = None  # of the curve, until it is made
         self._ladder: Ladder | None = None
         self._no_plan = NO_PLAN
+        self._at: int | None = None  # where the final loss is read
         self._peaks: list[float] = []  # of the parameter groups
         self._asked = False  # the given schedule, once in a process
         self._spent, self._cost = 0.0, FIRST_COST
@@ -225,18 +225,17 @@ class ForecastPart(Part):
         self.curve.task = self._run.task  # the first loss may have shown what it is
         if self.plan is None:
             return self._no_plan
-        if self._groups_part() and self._options.lr_plan is None:
+        groups = getattr(self._run.optimizer, "param_groups", ())
+        if len(groups) > 1 and self._options.lr_plan is None and self._apart(groups):
             why = "the learning rates of the parameter groups follow different schedules"
             return NoForecast(Refusal.LR_UNKNOWN, {"why": why, "remedy": GIVEN})
-        end, at = self.plan.total_steps, final_step(self.plan.total_steps, self.on)
-        own = self._earlier.check(_ending(self.curve.forecast(self.plan, at), end), step)
+        found = self._earlier.check(self.curve.forecast(self.plan, self._at), step)
         N, batch = self.curve.N, self.curve.batch_tokens
-        if self._ladder is None or N is None or batch is None:
-            return own
-        if isinstance(own, NoForecast) and not own.reason.temporary:
-            return own
-        joint = self._ladder.forecast(self.plan, N=N, batch_tokens=batch, run=self.curve, step=at)
-        return _ending(joint, end)
+        helps = isinstance(found, Forecast) or found.reason.temporary
+        if helps and self._ladder is not None and N is not None and batch is not None:
+            found = self._ladder.forecast(self.plan, N=N, batch_tokens=batch, run=self.curve, step=self._at)
+        # the final loss is called that of the last step
+        return replace(found, step=self.plan.total_steps) if isinstance(found, Forecast) else found
 
     def _read_schedule(self, step: LogStep, total: int | None) -> None:
         """What the user gave is known from the first log step, however short the run: it is not a forecast's cost."""
@@ -256,9 +255,9 @@ class ForecastPart(Part):
         steps, rates = ([], []) if step.lr is None else ([step.step], [step.lr])
         return np.array(steps, dtype=float), np.array(rates, dtype=float)
 
-    def _groups_part(self) -> bool:
+    def _apart(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a group's rate, over its highest, is no longer near the first one's."""
-        rates = group_rates(self._run.optimizer)
+        rates = [float(group.get("lr") or 0.0) for group in groups]
         before = self._peaks if len(self._peaks) == len(rates) else rates
         self._peaks = [max(pair) for pair in zip(rates, before, strict=True)]
         parts = [rate / peak for rate, peak in zip(rates, self._peaks, strict=True) if peak > 0]
@@ -278,6 +277,7 @@ class ForecastPart(Part):
 
     def _ask(self, step: LogStep, total: int) -> None:
         """The plan of the whole run, by the scheduler; where its past was another the estimator has that as it was."""
+        self._at = final_step(total, self.on)
         found = self._future(step, total, since=0)
         if isinstance(found, UnknownFuture):  # some know no past
             found = self._future(step, total)
@@ -355,11 +355,6 @@ def half_time_line(half_time: tuple[int, Forecast] | None, final: FinalLoss) -> 
     between = f"{forecast.level:.0%}: {forecast.low:.3f} to {forecast.high:.3f}"
     outcome = Outcome(forecast, final.mean, final.error)
     return f"isoflop: forecast at step {step:,}: {forecast.loss:.3f} ({between}) · final loss {outcome}"
-
-
-def _ending(found: Forecast | NoForecast, step: int) -> Forecast | NoForecast:
-    """Of the final loss, which is called that of the last step."""
-    return replace(found, step=step) if isinstance(found, Forecast) else found
 
 
 def _plain(answer: Forecast | NoForecast | None) -> dict[str, Any] | None:

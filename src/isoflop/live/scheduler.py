@@ -20,7 +20,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 from isoflop.arrays import Array
 from isoflop.flops.totals import world_size
 from isoflop.forecast import LrPlan
-from isoflop.guard import attempt, pass_on
+from isoflop.guard import pass_on
 
 Calls = Callable[[Array], Array]
 """Optimizer steps done (whole numbers) → steps that the scheduler has made by then."""
@@ -33,8 +33,6 @@ TOLERANCE = 1e-3
 """Of the peak: how far the line between two knots may lie from the rate in between."""
 OFF_PLAN = 0.02
 """Of the peak: how far a learning rate may lie from its plan."""
-ONE_RATE = 3.0
-"""A factor between the rates of parameter groups from which the first one's does not stand for the run."""
 MOST_CALLS = 20_000
 """Steps that a copy takes, at most, where there is no closed form: some tenths of a second, once a run."""
 
@@ -208,18 +206,6 @@ def _name(scheduler: Any) -> str:
 
 def _epoch_of(scheduler: Any) -> int:
     return int(scheduler.last_epoch) if hasattr(scheduler, "last_epoch") else _epoch_of(scheduler._schedulers[0])
-
-
-def group_rates(optimizer: Any) -> list[float]:
-    """The learning rates of an optimizer's parameter groups; 0 where a group has none."""
-    groups = attempt(getattr, optimizer, "param_groups", None) or ()
-    return [number(group.get("lr") or 0.0) for group in groups]
-
-
-def one_peak(optimizer: Any) -> bool:
-    """Whether one rate stands for all parameter groups: those above 0 lie within a factor `ONE_RATE`."""
-    rates = [rate for rate in group_rates(optimizer) if rate > 0]
-    return not rates or max(rates) <= ONE_RATE * min(rates)
 
 
 def number(value: Any) -> float:

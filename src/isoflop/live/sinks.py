@@ -62,10 +62,6 @@ def interval_line(step: int, scalars: Mapping[str, float], as_of: int | None = N
     return " · ".join(parts)
 
 
-def _line(step: LogStep) -> str:
-    return interval_line(step.step, step.scalars, getattr(step.forecast, "as_of", None))
-
-
 def rate_text(tera: float) -> str:
     """Of TFLOP/s, with the unit."""
     value, unit = (tera, "TFLOP/s") if tera >= 0.1 else (tera * 1000, "GFLOP/s")
@@ -125,7 +121,9 @@ class Sinks(Part):
         self._unprinted = step
         if due(self._log_steps):
             self._unprinted = None
-            self._guard.tell(self._run.say, lambda: _line(step))
+            self._guard.tell(
+                self._run.say, lambda: interval_line(step.step, step.scalars, getattr(step.forecast, "as_of", None))
+            )
 
     def evaluate(self, name: str, loss: float, step: LogStep) -> None:
         """Write an evaluation's loss against compute."""
@@ -138,7 +136,9 @@ class Sinks(Part):
         """Close every sink, and print the last line."""
         last = self._unprinted
         if last is not None:
-            self._guard.tell(self._run.say, lambda: _line(last))
+            self._guard.tell(
+                self._run.say, lambda: interval_line(last.step, last.scalars, getattr(last.forecast, "as_of", None))
+            )
         for sink in self._run.sinks:
             with self._guard.part(sink.boundary):
                 sink.close()

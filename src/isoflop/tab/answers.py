@@ -81,8 +81,8 @@ def _forecast(run: Run, curve: RunCurve | None) -> dict[str, Any]:
     """Loss at the planned end and the ends of its interval, if the last point has them; the step it was forecast at."""
     from isoflop.forecast import logged_forecast
 
-    held = curve is not None and run.points and "forecast_loss" in run.points[-1].extra
-    last = logged_forecast(curve.step, curve.extra) if held else None
+    held = run.points and "forecast_loss" in run.points[-1].extra
+    last = logged_forecast(curve.step, curve.extra) if curve is not None and held else None
     return {"forecast": last and [last.loss, last.low, last.high], "forecast_step": last and last.as_of}
 
 
