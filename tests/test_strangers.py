@@ -558,3 +558,45 @@ def test_layers_whose_shapes_the_first_batch_tells(tmp_path: Path) -> None:
     assert not monitor.guard.aside
     parameters = monitor.observer.costing.parameters
     assert parameters is not None and parameters.non_embedding == V and parameters.total == 2 * D * V + V
+
+
+def test_an_optimizer_with_compiled_products(tmp_path: Path) -> None:
+    """And a compiled one without any before it, behind which nothing is observed."""
+
+    @torch.compile(backend="eager")
+    def orthogonal(g: torch.Tensor) -> torch.Tensor:
+        return g + (g @ g.mT) @ g
+
+    @torch.compile(backend="eager")
+    def less(p: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return p.sub_(0.1 * g)
+
+    def compiled(name: str, update: Callable[..., Any], parameters: list[nn.Parameter], home: str) -> Any:
+        @torch.no_grad()
+        def step(self: Any) -> None:
+            for parameter in self.param_groups[0]["params"]:
+                update(parameter)
+
+        made = {"step": step, "__module__": home}
+        return type(name, (torch.optim.Optimizer,), made)(parameters, {})
+
+    net = Net(1)
+    plain = compiled("Plain", lambda p: less(p, p.grad), [net.words.weight], "torch.optim.sgd")
+    own = compiled("Orthogonal", lambda p: p.sub_(0.01 * orthogonal(p.grad)), [net.out.weight], "mine")
+
+    def step(i: int) -> torch.Tensor:
+        net.zero_grad()
+        loss = loss_of(net(ids_of(i)), ids_of(i))
+        loss.backward()
+        plain.step()
+        own.step()
+        return loss
+
+    with isoflop.Monitor(net, record_dir=tmp_path, log_every=1) as monitor:
+        for i in range(STEPS):
+            monitor.step(step(i))
+    products = STEPS * (2 * V * D * V + 2 * V * V * D)
+    passes = 3 * 2 * B * 8 * (3 * D * D + D * V) + 3 * 4 * B * 8 * 8 * D
+    assert monitor.totals.flops_optimizer == products
+    assert monitor.totals.flops_known == STEPS * passes + products
+    assert "measured apart" in monitor.observer.costing.methods[OBSERVED] and not monitor.observer.costing.uncounted

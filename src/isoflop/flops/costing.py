@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from isoflop.flops.config_shape import APART, ESTIMATED, FORMULA, GIVEN, OBSERVE
 from isoflop.flops.cost import MAX_KNOWN, StepCost, first_matrix
 from isoflop.flops.count import estimated
 from isoflop.flops.counter import NOTHING, FlopCount
-from isoflop.flops.measure import CAN_FORK, measure_flops
+from isoflop.flops.measure import CAN_FORK, measure_flops, measure_optimizer
 from isoflop.flops.observe import Observation, Segment
 from isoflop.flops.parameters import Parameters, Uses, count_parameters, given_parameters
 from isoflop.guard import pass_on
@@ -75,6 +76,7 @@ class Costing:
         self.varying: dict[Signature, tuple[int, FlopCount]] = {}
         """Parts whose signature does not determine their cost: number and sum of what was observed."""
         self._optimizer = (0, NOTHING)
+        self._unseen: FlopCount | None = None  # of the optimizers' steps that can't be observed
         self._group: int | None = None  # forward calls a backward pass
         self._beginnings: set[Signature] = set()  # of parts with several calls
         self._provisional: dict[Signature, tuple[int, FlopCount, int]] = {}
@@ -177,15 +179,10 @@ class Costing:
             segments = [_together(segments)]
         for place, segment in enumerate(segments):
             self._learn_segment(segment, place == 0)
-        correction = self._learn_optimizer(observation.optimizer) if observation.optimizer_stepped else NOTHING
         self._use(OBSERVED, observation.uses, observation.without_formula)
-        if observation.compiled_optimizer and COMPILED_OPTIMIZER not in self.uncounted:
-            self.uncounted.add(COMPILED_OPTIMIZER)
-            self.note_change(f"{COMPILED_OPTIMIZER} shows no operators, counted 0")
-            self._say(
-                f"{COMPILED_OPTIMIZER} shows no operators: its matrix products are counted 0. To count them, run the "
-                "first steps with TORCH_COMPILE_DISABLE=1 and compare"
-            )
+        correction = NOTHING
+        if observation.optimizer_stepped or observation.unseen:
+            correction = self._learn_optimizer(observation.optimizer + self._measured(observation.unseen))
         if observation.evaluated.calls and observation.evaluated.unused().hardware:
             self.note_change("calls in evaluation mode whose results no gradient needs are left out")
         complete = self._has_heads is False or segments[0].head is not None
@@ -200,6 +197,22 @@ class Costing:
         self._optimizer = number + 1, total + flops
         self.optimizer = _mean(*self._optimizer)
         return flops - self.optimizer
+
+    def _measured(self, unseen: Sequence[Any]) -> FlopCount:
+        """Steps of optimizers of which nothing shows what their compiled code multiplies, measured apart, once."""
+        if unseen and self._unseen is None:
+            try:
+                self._unseen = sum(map(measure_optimizer, unseen), NOTHING)
+                self.note_change("the optimizer's compiled step was measured apart, on the meta device")
+            except Uncountable as reason:
+                self._unseen = NOTHING
+                self.uncounted.add(COMPILED_OPTIMIZER)
+                self.note_change(f"{COMPILED_OPTIMIZER} shows no operators, counted 0 ({reason})")
+                self._say(
+                    f"{COMPILED_OPTIMIZER} shows no operators, and its matrix products are counted 0 ({reason}). To "
+                    "count them, run the first steps with TORCH_COMPILE_DISABLE=1 and compare"
+                )
+        return self._unseen or NOTHING if unseen else NOTHING
 
     def differs(self, observation: Observation, keys: Sequence[Signature]) -> bool:
         """True if a trainer's step cost another amount than is known of its signature."""

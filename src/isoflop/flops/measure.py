@@ -35,7 +35,8 @@ from torch import nn
 from isoflop.flops.calls import Call, Shape, Uncountable, metas, tensors_in
 from isoflop.flops.counter import FlopCount, FlopCounter, ModuleOwner, Phase
 from isoflop.flops.parameters import Uses, UseTracer, unwrap
-from isoflop.flops.twin import stand_ins, to_meta
+from isoflop.flops.totals import world_size
+from isoflop.flops.twin import optimizer_to_meta, stand_ins, to_meta
 from isoflop.flops.values import IN_TURN, LARGEST, RANDOM, UnknownValue, Values, WrittenOut
 from isoflop.guard import pass_on
 
@@ -107,6 +108,27 @@ def measure_flops(
     if total is None:
         raise Uncountable(reason)
     return total
+
+
+def measure_optimizer(optimizer: Any, seconds: float = 20.0) -> FlopCount:
+    """FLOPs of an optimizer's step, replayed as it was written (not compiled) on the meta device, in a process apart.
+
+    Raises:
+        Uncountable: it asks for values, takes longer than `seconds`, talks to other ranks; or no process can be forked.
+    """
+    if not CAN_FORK:
+        raise Uncountable("this system can't copy a process")
+    if world_size() > 1:
+        raise Uncountable("ranks share it")
+    return run_apart(partial(_step, optimizer), seconds)
+
+
+def _step(optimizer: Any) -> FlopCount:
+    optimizer_to_meta(optimizer)
+    with torch.device("meta"), Values(), eagerly(), FlopCounter() as counter:
+        optimizer.step()
+    flops = counter.count.model
+    return FlopCount(flops, flops, 0, optimizer=flops)
 
 
 def _replayed(model: nn.Module, call: Call, by_module: bool, end: float) -> Measurement:

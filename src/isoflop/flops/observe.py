@@ -95,8 +95,9 @@ class Observation(FlopCounter):
         self.blocked: Callable[[], None] | None = None
         """Called at the moment when counting turns out to be impossible."""
         self.optimizer_stepped = False
-        self.compiled_optimizer = False
-        """Compiled code ran in it, which is not torch.optim's: that has no matrix products but for Muon's."""
+        self.unseen: list[Any] = []
+        """Optimizers that may have matrix products and stepped in compiled code, or behind another's."""
+        self._sees_steps: Any = None
         self._whole, self._tracer = whole, tracer
         self._keys: list[Signature] = []
         self._began = self._called = NOTHING  # at the start of the segment, and at its first forward call
@@ -104,7 +105,7 @@ class Observation(FlopCounter):
         self._backward = self._recomputed = False
         self._no_grad = self._optimizer = 0
         self._optimizers = 0  # optimizers' steps under way
-        self._multiplies = False  # the last of them may have matrix products
+        self._multiplies: Any = None  # the last of them, if it may have matrix products
         self._closure = False  # … and the closure of the loss has still to run in it
         self._differentiable = 0  # custom autograd functions under way, whose forward runs without gradients
         self._first_node = 0
@@ -154,6 +155,9 @@ class Observation(FlopCounter):
     def leave(self) -> None:
         """End, at any time and in any thread: nothing is counted any more, and the mode is taken off."""
         self.over = True
+        if self._sees_steps is not None:
+            self._sees_steps.remove()
+            self._sees_steps = None
         with _lock:
             if self in _OBSERVERS:
                 _OBSERVERS.remove(self)
@@ -253,9 +257,14 @@ class Observation(FlopCounter):
         if not (self._optimizers and self._backward and not self._closure):
             self.meets(COMPILED)
         elif not self.over:
-            self.compiled_optimizer = self._multiplies
+            self.unseen = [optimizer for optimizer in [self._multiplies] if optimizer is not None]
             self._close(self._now())
             self.leave()
+            self._sees_steps = register_optimizer_step_pre_hook(self._steps_unseen)
+
+    def _steps_unseen(self, optimizer: Any, *_: Any) -> None:
+        if _may_multiply(optimizer):
+            self.unseen.append(optimizer)
 
     # -- what runs ---------------------------------------------------------------------------------------------
 
@@ -402,8 +411,13 @@ def _interrupted() -> None:
 def _optimizer_begins(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for observation in _here():
         observation._optimizers += 1
-        observation._multiplies = "torch.optim" not in type(optimizer).__module__ or "Muon" in type(optimizer).__name__
+        observation._multiplies = optimizer if _may_multiply(optimizer) else None
         observation._closure = any(map(callable, (*args, *kwargs.values())))  # it computes the loss in the step
+
+
+def _may_multiply(optimizer: Any) -> bool:
+    """Of torch.optim's only Muon has matrix products."""
+    return "torch.optim" not in type(optimizer).__module__ or "Muon" in type(optimizer).__name__
 
 
 def _optimizer_ends(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -191,6 +191,20 @@ def to_meta(model: nn.Module, written_out: bool = False, device: str = "meta") -
     return {name: turn(parameter) for name, parameter in live.items()}
 
 
+def optimizer_to_meta(optimizer: Any) -> None:
+    """Turn an optimizer into one of meta tensors, in this process, each of its parameters with a gradient."""
+    turn = _Turn("meta")
+    state = {turn(parameter): held for parameter, held in optimizer.state.items()}
+    for name, value in vars(optimizer).items():
+        vars(optimizer)[name] = turn(value)
+    optimizer.state.clear()
+    optimizer.state.update({parameter: turn(held) for parameter, held in state.items()})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+
+
 class _Turn:
     """Turns tensors, and what holds some, each once."""
 
