@@ -369,6 +369,8 @@ KINDS: dict[str, dict[str, str]] = {
     "dtype of the loss": dict(loss="told(str(loss.dtype), loss.grad_fn is not None)"),
 }
 
+NOT_CHECKPOINTED = {"layers dropped at random", "torch.func"}
+"""Kinds that torch's activation checkpointing refuses, with isoflop as without."""
 LOOPS = ("plain", "checkpointing", "lightning", "transformers")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kinds import KINDS, LOOPS, gathering, results
+from kinds import KINDS, LOOPS, NOT_CHECKPOINTED, gathering, results
 from workers import run
 
 A_FEW = {loop: list(KINDS)[place :: 12 if place else 6] for place, loop in enumerate(LOOPS)}
@@ -15,8 +15,9 @@ A_FEW = {loop: list(KINDS)[place :: 12 if place else 6] for place, loop in enume
 def same(loop: str, folder: Path, names: list[str]) -> None:
     (without,) = run(results, loop, False, folder, names, timeout=500)
     (watched,) = run(results, loop, True, folder, names, timeout=500)
-    broken = {name: text for name, text in without.items() if isinstance(text, str)}
-    assert not broken, "these don't train without isoflop either"
+    broken = {name for name, text in without.items() if isinstance(text, str)}
+    known = NOT_CHECKPOINTED if loop == "checkpointing" else set()
+    assert broken == known & set(names), "these don't train without isoflop either"
     differ = [name for name in names if watched[name] != without[name]]
     assert not differ, [(name, watched[name], without[name]) for name in differ[:3]]
 
