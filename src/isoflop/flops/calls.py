@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from enum import Enum
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 from weakref import WeakMethod
 
@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from isoflop.flops.values import LARGEST, with_values
-from isoflop.guard import pass_on
+from isoflop.guard import attempt, pass_on
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 Ended = Callable[[Any], None]
@@ -179,7 +179,7 @@ def _heard(
 ) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         listener = before() if called.training else evaluating()
-        if listener is None or torch.is_grad_enabled() is not called.training:
+        if listener is None or torch.is_grad_enabled() is not called.training or is_repeated():
             return None
         if called.training:
             listener(module, args, kwargs)
@@ -228,8 +228,25 @@ def listen(modules: Iterable[nn.Module], heard: Heard) -> Callable[[], None]:
     return remove
 
 
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def is_repeated() -> bool:
+    """True if activation checkpointing runs a call again that has run with gradients.
+
+    Its reentrant way ran it without: the call in the backward pass is then the one that counts.
+    """
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    return not any(f.f_code.co_name == "backward" and "checkpoint" in f.f_code.co_filename for f in _frames())
+
+
 INTERRUPTED_CALLS: list[Callable[[], None]] = []
-"""Called when an exception goes through a call that is listened to."""
+"""Called when an exception leaves a call that is listened to, and no other such call is around it."""
 _LISTENED: dict[type, tuple[dict[int, list[Heard]], Any]] = {}
 """Class → (id of a module → who listens to it; the class's own `__call__`, None where it inherits one)."""
 _WRAPPED: list[int] = []
@@ -260,13 +277,23 @@ def _listeners(kind: type) -> dict[int, list[Heard]]:
             output = original(self, *args, **kwargs)
             return output
         except BaseException:  # also Ctrl-C: an observation ends with the call that it is of; raised on
-            _all_told(INTERRUPTED_CALLS)
+            if not _is_inside():
+                _all_told(INTERRUPTED_CALLS)
             raise
         finally:
             if wraps:
                 _WRAPPED.remove(number)
             if waiting:
                 _all_told(waiting, output)
+
+    def _is_inside() -> bool:
+        # what catches the exception may be around this call: a call that is listened to, or the backward pass in which
+        # activation checkpointing runs a forward pass again, as far as it has to
+        if torch._C._current_graph_task_id() != -1:
+            return True
+        outer = (frame for frame in _frames() if frame.f_code is __call__.__code__)
+        next(outer)  # this one
+        return any(frame.f_locals.get("listening") is not None for frame in outer)
 
     _not_compiled(__call__)
     _LISTENED[kind] = listeners, vars(kind).get("__call__")
@@ -311,14 +338,20 @@ class OutermostCalls:
     """Calls of a model's modules that no other of its modules made, while it trains: `calls`, in order.
 
     A LightningModule's `training_step` calls `self(x)`, or `self.encoder(x)` and then `self.decoder(z)`. Compiled
-    modules are seen from outside only.
+    modules are seen from outside only. `inner` gets the calls inside of these, too: module, arguments, keyword
+    arguments, and whether it is an outermost one.
     """
 
-    def __init__(self, model: nn.Module, heard: Callable[[Call], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        heard: Callable[[Call], None] | None = None,
+        inner: Callable[[nn.Module, tuple[Any, ...], dict[str, Any], bool], None] | None = None,
+    ) -> None:
         self.calls: list[Call] = []
         self.problem: str | None = None
         """Why the calls can't be repeated on the meta device."""
-        self._heard = heard
+        self._heard, self._inner = heard, inner
         self._open = 0  # calls under way
         self.stop = listen(list(_reachable(model)), self._before)
         """Ends it."""
@@ -326,7 +359,10 @@ class OutermostCalls:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         if is_redirected(module):
             return None
-        if not self._open and module.training and torch.is_grad_enabled():
+        trains = module.training and torch.is_grad_enabled() and not is_repeated()
+        if trains and self._inner is not None:
+            attempt(self._inner, module, args, kwargs, not self._open)  # what it does not take shows no tokens
+        if trains and not self._open:
             try:
                 self.calls.append(Call(module, shapes(args), shapes(kwargs)))
                 if self._heard is not None:

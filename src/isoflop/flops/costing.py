@@ -56,6 +56,8 @@ class Costing:
             self.methods[GIVEN] = ""
         self.blocked: str | None = None
         """Why no step of this run can be observed."""
+        self.problem = "no forward call of the model was seen"
+        """Why the last step that came was not."""
         self.whole_steps = False
         """The same micro-batch costs another amount elsewhere in a step."""
         self.waiting: set[Signature] = set()
@@ -376,12 +378,14 @@ class Costing:
         if flops is None:
             return None
         apart = self._apart.get(key)
-        reason = apart if isinstance(apart, str) else self.blocked or "no forward call of the model was seen"
+        reason = apart if isinstance(apart, str) else self.blocked or self.problem
         self.methods.setdefault(method, reason)
-        if self.blocked is not None and method not in self._told:
-            self._told.add(method)
+        for_good = self.blocked is not None
+        if (method if for_good else reason) not in self._told and method not in self._told:
+            self._told.add(method if for_good else reason)
             by = "as 6·N·D, which leaves attention and the output head out" if method == SIX_ND else f"by the {method}"
-            self._say(f"the step's FLOPs are taken {by}: {reason}. Pass flops_per_token= to set them")
+            until = "" if for_good else ". They are corrected as soon as a step like it can be counted while it runs"
+            self._say(f"the step's FLOPs are taken {by}: {reason}{until}. Pass flops_per_token= to set them")
         return flops
 
     def forget(self) -> None:

@@ -48,6 +48,7 @@ COMPILED = "it is compiled, and what runs compiled shows no operators"
 GRAPH = "a CUDA graph shows no operators"
 FOREIGN = "another dispatch mode is on around the step"
 INFERENCE = "the step begins in inference mode"
+BACKWARD = "the model's call was first seen in a backward pass (reentrant activation checkpointing)"
 INTERRUPTED = "the step ended in an exception"
 ENDLESS = "no forward call of the model followed"
 _OF_PARTS = ("NestedTensor", "DTensor")
@@ -123,9 +124,13 @@ class Observation(FlopCounter):
         if not all(isinstance(mode, Observation) for mode in _stack()):
             self._give_up(FOREIGN, for_good=not self._whole)
             return False
-        if torch.is_inference_mode_enabled():  # it would be off behind that (see `sweep`)
-            self._give_up(INFERENCE)
-            return False
+        for under_way, problem in (
+            (torch.is_inference_mode_enabled(), INFERENCE),
+            (torch._C._current_graph_task_id() != -1, BACKWARD),
+        ):
+            if under_way:  # it would be off behind that (see `sweep`)
+                self._give_up(problem)
+                return False
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             self._give_up(GRAPH)
             return False

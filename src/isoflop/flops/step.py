@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from isoflop.flops.batch_tokens import BatchTokens
 from isoflop.flops.calls import (
     Call,
     OutermostCalls,
@@ -35,14 +35,8 @@ from isoflop.flops.tokens import (
     copies_at,
     copy_sequences,
     count_sequences,
-    describe_batch,
-    example_for,
-    find_sequences,
     join_sequences,
-    looks_integers_up,
-    looks_like_tokens,
     places_of,
-    shifts_labels,
 )
 from isoflop.flops.totals import Tally, Totals
 
@@ -117,15 +111,12 @@ class StepObserver:
         """The next step is to be observed from its beginning on, by `observe_next`."""
         self._given = model
         self._clock = clock or Clock()
-        self._tokens_fn = tokens_fn
+        self._tokens = BatchTokens(self.model, say, tokens_fn)
         self._say = say
-        self._shifted = self.model is not None and shifts_labels(self.model)
-        self._embeds = self.model is None or looks_integers_up(self.model)
         self._pending: list[Counted] = []
         self._alike: dict[Signature, Known] = {}
         """Batches whose FLOPs their signature determines, of most the tokens, too."""
         self._waiting = 0  # of them, whose tokens are still to be counted
-        self._argument_names: list[str] = []
         self._by_batch = False  # a trainer's steps are seen, not the model's forward calls
         self._by_parts = False
         """FLOPs are counted by groups of micro-batches or whole steps."""
@@ -155,10 +146,10 @@ class StepObserver:
         if known is not None and known.places and len(self._pending) < MAX_WAITING:
             self._pending.append(Counted(key, None, copies_at(known.places, kwargs)))
             return
-        batch = self._named(module, args, kwargs)
+        batch = self._tokens.named(module, args, kwargs)
         self._enter(key, batch)
         if known is not None and known.places is None and self._pending[-1].sequences is not None:
-            known.places = places_of(find_sequences(batch, self._shifted, self._embeds), kwargs)
+            known.places = places_of(self._tokens.find(batch), kwargs)
         if known is not None or not self.costing.wants([counted.key for counted in self._pending]):
             return
         self._hear(module, args, kwargs)
@@ -185,15 +176,16 @@ class StepObserver:
         if key not in self._alike:
             self._by_calls = self._by_calls or (is_opaque(key) and first_matrix(key) is None)
             wanted = costing.wants([key])
-        self._enter(key, batch)
+        new = self.model is not None and (self._by_calls or self._tokens.is_new(key))
+        self._enter(key, batch, heard=new)
         if check or (wanted and not self._by_calls):
             self._check_passed()
             self._observe(whole=True, given=batch if wanted else None)
         self._begun += 1
-        heard = self.observation is not None or self._by_calls or (wanted and self.costing.blocked is not None)
+        heard = self.observation is not None or new or (wanted and self.costing.blocked is not None)
         if heard and self.model is not None:
             self._calls, self._problem = [], None
-            self.outermost = OutermostCalls(self.model, self._heard)
+            self.outermost = OutermostCalls(self.model, self._heard, self._tokens.hear if new else None)
 
     def end_batch(self) -> None:
         """The trainer's step is over."""
@@ -208,6 +200,8 @@ class StepObserver:
         keys = [last.key]
         if outermost is not None:
             outermost.stop()
+            if self._tokens.hears:
+                self._pending[-1] = last = replace(last, tokens=self._tokens.end(last.key), sequences=None)
             self._problem = self._problem or outermost.problem
             if self._by_calls:
                 keys = [call.key for call in self._calls]
@@ -239,60 +233,31 @@ class StepObserver:
             for call in self._calls:
                 self.costing.measure(call)
 
-    def _enter(self, key: Signature, batch: Any) -> None:
-        """Add a batch whose tokens have to be counted."""
+    def _enter(self, key: Signature, batch: Any, heard: bool = False) -> None:
+        """Add a batch whose tokens have to be counted; `heard`: by the calls of its step."""
         if len(self._pending) >= MAX_PENDING:
             self._say(f"{MAX_PENDING:,} forward passes came without an optimizer step: call monitor.step() after each")
             self.settle()
         known = self._alike.get(key)
+        if heard and not self._tokens.given:
+            self._pending.append(Counted(key, self._tokens.begin(batch, key, each=self._by_calls)))
+            return
         if known is not None and known.tokens is not None:
             self._pending.append(known.batch)
             return
-        if known is None or len(self._pending) >= MAX_WAITING:
-            self._pending.append(Counted(key, self.count(batch)))
-            return
-        found = find_sequences(batch, self._shifted, self._embeds) if self._tokens_fn is None else []
+        found = [] if known is None or len(self._pending) >= MAX_WAITING else self._tokens.find(batch, key)
         if 0 < sum(each.processed for each in found) <= MAX_COPIED:
             self._pending.append(Counted(key, None, copy_sequences(found)))
         else:
-            self._pending.append(Counted(key, self.count(batch)))
-
-    def _named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The model's arguments by name, or as they are where no name tells more."""
-        if not kwargs and len(args) <= 1:
-            return args
-        if not args and self._tokens_fn is None and "mask" not in kwargs:
-            return kwargs
-        if not self._argument_names:
-            self._argument_names = list(inspect.signature(unwrap(module).forward).parameters)
-        names = self._argument_names
-        if not kwargs and not any("mask" in name for name in names[: len(args)]):
-            return args
-        batch: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
-        if "mask" in batch:
-            batch.setdefault("attention_mask", batch["mask"])
-        if args and self._tokens_fn is None and self._embeds and looks_like_tokens(args[0]):
-            batch.setdefault("input_ids", args[0])
-        return batch
+            self._pending.append(Counted(key, self._tokens.count(batch, key)))
 
     def count_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenCount | None:
         """Tokens of a forward call, which is not added."""
-        return self.count(self._named(module, args, kwargs))
+        return self.count(self._tokens.named(module, args, kwargs))
 
     def count(self, batch: Any) -> TokenCount | None:
-        """Tokens of a batch, which is not added."""
-        if self._tokens_fn is not None:
-            counted = self._tokens_fn(batch)
-            given = counted if isinstance(counted, TokenCount) else TokenCount(counted)
-            return given._replace(processed=int(given.processed))
-        count = count_sequences(find_sequences(batch, self._shifted, self._embeds))
-        if count is None:
-            self._say(
-                "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
-                f"got {describe_batch(batch)}. Without tokens there are no tokens/s, tokens per parameter, forecast, "
-                f"noise scale, or advice on size and batch: pass {example_for(batch)}"
-            )
-        return count
+        """Tokens of a batch, which is not added; in a trainer's step, of one that `batch` has seen or a part of it."""
+        return self._tokens.count(batch)
 
     # -- observing ---------------------------------------------------------------------------------------------
 
@@ -334,6 +299,8 @@ class StepObserver:
         self.observation = None
         if observation.for_good:
             self._block(observation.problem or "")
+        else:
+            costing.problem = observation.problem or costing.problem
 
     def _blocked(self) -> None:
         """While a step is observed it turns out that it can't be."""
@@ -355,6 +322,7 @@ class StepObserver:
         self.observation = None
         if observation.problem is not None:
             self.costing.observed += 1
+            self.costing.problem = observation.problem
             if not observation.for_good:
                 self.costing.waiting.update(counted.key for counted in self._pending)
             return
@@ -474,7 +442,7 @@ class StepObserver:
         """Look FLOPs up from now on, and tokens if no mask and no labels make them differ from others of the shape."""
         if flops is None or self._by_calls or len(self._alike) >= MAX_KNOWN or not self.costing.is_final(key):
             return
-        alike = count is not None and self._tokens_fn is None and isinstance(count.padding, int)
+        alike = count is not None and not self._tokens.given and isinstance(count.padding, int)
         alike = alike and count is not None and not isinstance(count.loss_tokens, torch.Tensor)
         self._alike[key] = Known(flops, count if alike else None, Counted(key, count))
 

@@ -107,6 +107,33 @@ def copy_sequences(found: Sequence[Sequences]) -> list[Sequences]:
     ]
 
 
+def resized(found: Sequence[Sequences], processed: Sequence[int]) -> list[Sequences]:
+    """Sequences of which the model computed that many positions, each or in all: the first ones of each row.
+
+    Labels are those of the last ones, for a row is cut where each token is predicted from those before it.
+    """
+    if not found:
+        return [Sequences(n) for n in processed]
+    given, total = sum(each.processed for each in found), sum(processed)
+    if len(processed) != len(found):
+        processed = [each.processed * total // given for each in found]
+    return [each if n == each.processed else _resized(each, n) for each, n in zip(found, processed, strict=True)]
+
+
+def _resized(each: Sequences, n: int) -> Sequences:
+    def cut(tensor: torch.Tensor | None, last: bool) -> torch.Tensor | None:
+        if tensor is None or tensor.numel() != each.processed:
+            return tensor
+        if n > each.processed:  # the rows are computed several times
+            return tensor.repeat(n // each.processed, *[1] * (tensor.dim() - 1))
+        rows = tensor.shape[0]
+        if tensor.dim() != 2 or n % rows:
+            return tensor.flatten()[:n]
+        return tensor[:, -(n // rows) :] if last else tensor[:, : n // rows]
+
+    return Sequences(n, cut(each.mask, False), cut(each.labels, True), each.shifted and n > each.processed)
+
+
 Places = tuple[int, str, str, bool]
 """Of a call's sequences: processed tokens, names of its mask and labels (""; none), and whether these are shifted."""
 

@@ -1,0 +1,199 @@
+"""Tokens of one run's batches: as a batch shows them, corrected by what a trainer's step makes of it.
+
+A step that takes rows of S + 1 tokens and predicts each from those before it computes S positions. The model's calls
+show that at the first batch of each signature; the other ones are as long as that one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from isoflop.flops.calls import Signature, signature
+from isoflop.flops.cost import MAX_KNOWN, first_matrix
+from isoflop.flops.parameters import unwrap
+from isoflop.flops.tokens import (
+    Sequences,
+    TokenCount,
+    TokensFn,
+    copy_sequences,
+    count_sequences,
+    describe_batch,
+    example_for,
+    find_sequences,
+    looks_integers_up,
+    looks_like_tokens,
+    resized,
+    shifts_labels,
+)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call of a trainer's step, with the sequences in its arguments."""
+
+    module: int
+    sequences: list[Sequences]
+    shapes: list[torch.Size]
+    """Of the integers in its arguments."""
+    looked_up: list[torch.Size] = field(default_factory=list)
+    """Shapes of what embeddings were asked for in it."""
+
+    @property
+    def processed(self) -> int:
+        """Positions computed: fewer than were given where the model itself drops a row's first or last ones."""
+        given = sum(each.processed for each in self.sequences)
+        rows = {shape[0] for shape in self.shapes if len(shape) == 2 and shape.numel() == given}
+        if not rows or any(shape.numel() == given for shape in self.looked_up):
+            return given
+        parts = (shape.numel() for shape in self.looked_up if len(shape) == 2 and shape[0] in rows)
+        return max((part for part in parts if part < given), default=given)
+
+
+class BatchTokens:
+    """Counts the tokens of batches. `say` gets a sentence where there are none to be seen."""
+
+    def __init__(self, model: nn.Module | None, say: Callable[[str], None], tokens_fn: TokensFn | None) -> None:
+        self.given = tokens_fn is not None
+        """By a function of the user's."""
+        self._tokens_fn, self._say = tokens_fn, say
+        self._shifted = model is not None and shifts_labels(model)
+        self._embeds = model is None or looks_integers_up(model)
+        self._argument_names: dict[type, list[str]] = {}
+        self._calls: list[_Call] = []
+        self._batch: tuple[Any, list[Sequences]] | None = None
+        """Whose calls are being heard, and its sequences as they were when it came."""
+        self._computed: dict[Signature, tuple[int, ...]] = {}
+        """Positions that the calls of a batch's step computed, by its sequences or all together."""
+        self._shares: dict[int, tuple[int, int]] = {}
+        """Length of a batch's rows → positions computed, and given, of a part of such a batch (its halves)."""
+
+    # -- what a batch shows ------------------------------------------------------------------------------------
+
+    def find(self, batch: Any, key: Signature | None = None) -> list[Sequences]:
+        """The sequences of a batch; none: they are not to be seen, or a function of the user's counts them."""
+        if self._tokens_fn is not None:
+            return []
+        found = find_sequences(batch, self._shifted, self._embeds)
+        if not self._computed:
+            return found
+        key = signature(batch) if key is None else key
+        computed = self._computed.get(key)
+        if computed is None:
+            matrix = first_matrix(key)
+            share = None if matrix is None or len(found) != 1 else self._shares.get(matrix[1])
+            computed = None if share is None else (found[0].processed * share[0] // share[1],)
+        return found if computed is None else resized(found, computed)
+
+    def count(self, batch: Any, key: Signature | None = None) -> TokenCount | None:
+        """Tokens of a batch; None: unknown."""
+        if self._tokens_fn is not None:
+            counted = self._tokens_fn(batch)
+            given = counted if isinstance(counted, TokenCount) else TokenCount(counted)
+            return given._replace(processed=int(given.processed))
+        count = count_sequences(self.find(batch, key))
+        if count is None:
+            self._say(
+                "expected token ids in the batch (input_ids, a tensor of integers, or a tuple that begins with one), "
+                f"got {describe_batch(batch)}. Without tokens there are no tokens/s, tokens per parameter, forecast, "
+                f"noise scale, or advice on size and batch: pass {example_for(batch)}"
+            )
+        return count
+
+    def named(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call's arguments by name, or as they are where no name tells more."""
+        if not kwargs and len(args) <= 1:
+            return args
+        if not args and self._tokens_fn is None and "mask" not in kwargs:
+            return kwargs
+        kind = type(unwrap(module))
+        if kind not in self._argument_names:
+            self._argument_names[kind] = list(inspect.signature(unwrap(module).forward).parameters)
+        names = self._argument_names[kind]
+        if not kwargs and not any("mask" in name for name in names[: len(args)]):
+            return args
+        batch: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
+        if "mask" in batch:
+            batch.setdefault("attention_mask", batch["mask"])
+        if args and self._tokens_fn is None and self._embeds and looks_like_tokens(args[0]):
+            batch.setdefault("input_ids", args[0])
+        return batch
+
+    # -- what the calls of a trainer's step show ---------------------------------------------------------------
+
+    @property
+    def hears(self) -> bool:
+        """True between `begin` and `end`."""
+        return self._batch is not None
+
+    def begin(self, batch: Any, key: Signature, each: bool) -> TokenCount | None:
+        """A batch's step begins, whose calls are heard. Returns what the batch itself shows.
+
+        Args:
+            batch: as the trainer gives it.
+            key: its signature.
+            each: what was computed of another batch of this signature says nothing of this one.
+        """
+        if each:
+            self._computed.pop(key, None)
+        found = self.find(batch, key)
+        self._calls, self._batch = [], (batch, copy_sequences(found))
+        return count_sequences(found)
+
+    def is_new(self, key: Signature) -> bool:
+        """True if the calls of a batch's step are to be heard: no other of its signature was."""
+        return self._tokens_fn is None and key not in self._computed
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outermost: bool) -> None:
+        """A call of the model, or of a module in it, in a training step."""
+        if self._batch is None:
+            return
+        if outermost:
+            found = find_sequences(self.named(module, args, kwargs), self._shifted, self._embeds)
+            integers = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+            shapes = [leaf.shape for leaf in integers if not leaf.is_floating_point()]
+            self._calls.append(_Call(id(module), found, shapes))
+        if isinstance(module, nn.Embedding) and self._calls:
+            ids = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)), None)
+            if ids is not None:
+                self._calls[-1].looked_up.append(ids.shape)
+
+    def end(self, key: Signature) -> TokenCount | None:
+        """The step is over: the tokens of its batch."""
+        if self._batch is None:
+            return None
+        (batch, found), self._batch = self._batch, None
+        computed = self._computed_of(found)
+        self._calls = []
+        given = tuple(each.processed for each in found)
+        computed = given if computed is None else computed
+        if len(self._computed) < MAX_KNOWN:
+            self._computed[key] = computed
+        if not computed:
+            return self.count(batch, key)
+        matrix = first_matrix(key)
+        if len(given) == 1 and matrix is not None:
+            self._shares[matrix[1]] = sum(computed), given[0]
+        return count_sequences(resized(found, computed))
+
+    def _computed_of(self, found: Sequence[Sequences]) -> tuple[int, ...] | None:
+        """Positions that the calls computed of a batch with these sequences; None: as many, or they don't show it."""
+        calls = [call for call in self._calls if call.sequences]
+        if any(max(map(len, call.shapes), default=0) >= 2 for call in calls):  # then a call by one row is of positions
+            calls = [call for call in calls if max(map(len, call.shapes), default=2) >= 2]
+        modules = {call.module for call in calls}
+        if not calls or (
+            not found and (len(modules) > 1 or any(s.mask is not None for c in calls for s in c.sequences))
+        ):
+            return None  # which of them are the tokens, or how many of a batch are padding, is not to be seen
+        parts = [tuple(call.processed for call in calls if call.module == module) for module in modules]
+        ways = [tuple(call.processed for call in calls), *sorted(parts, key=sum, reverse=True)]
+        if any(sum(way) == sum(each.processed for each in found) for way in ways):
+            return None
+        return next((way for way in ways if len(way) == len(found)), ways[1])
