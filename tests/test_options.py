@@ -45,6 +45,8 @@ def test_given_are_plain_values_for_the_record(tmp_path: Path):
         ("fit_on", 3, "fit_on= expects 'train', 'eval/<name>' or 'off', got 3"),
         ("history", 3, "history= expects a path or a list of paths, got 3"),
         ("history", ["runs", 3], "history= expects a path or a list of paths, got ['runs', 3]"),
+        ("history", "['runs/a']", "history= expects a list of paths, not the text of one, got \"['runs/a']\""),
+        ("record_dir", "['runs/a']", "record_dir= expects a path or a URL, not a list, got \"['runs/a']\""),
         ("target_loss", -1, "target_loss= expects a positive number, got -1"),
         ("unique_tokens", "many", "unique_tokens= expects a positive number, got 'many'"),
         ("intent", "small", "intent= expects 'optimal' or 'overtrain', got 'small'"),
@@ -81,3 +83,40 @@ def test_the_typed_dictionary_lists_the_same_options():
 
 def test_every_option_is_documented():
     assert all(f"{name}:" in (Options.__doc__ or "") for name in Options.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("history", ["runs/a", "runs/b"]),
+        ("history", ["runs/a"]),
+        ("history", "runs/a"),
+        ("task", ["finetuning", "causal"]),
+        ("task", "pretraining"),
+        ("record_dir", "runs"),
+        ("peak_flops", "measured"),
+        ("peak_flops", 1e12),
+        ("lr_plan", "cosine:warmup=5"),
+        ("on_advice", "stop"),
+        ("noise_scale", False),
+        ("fit_on", False),
+        ("fit_on", "eval/val"),
+        ("intent", "overtrain"),
+        ("log_every", 5),
+    ],
+)
+def test_lightning_cli_passes_a_yaml_value_on_as_it_is(option: str, value: Any):
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--given", type=get_type_hints(OptionsDict)[option])
+    assert parser.parse_object({"given": value}).given == value
+    Options.of(**{option: value})
+
+
+def test_what_yaml_makes_of_off():
+    assert Options.of(fit_on=False, noise_scale=False) == Options.of(fit_on="off", noise_scale="off")
+
+
+def test_a_path_is_the_last_of_the_kinds_that_a_value_may_be():
+    """LightningCLI tries them in order, and `os.PathLike` takes whatever has a text."""
+    assert str(get_type_hints(OptionsDict)["history"]).startswith("collections.abc.Sequence")

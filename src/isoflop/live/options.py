@@ -16,6 +16,9 @@ from isoflop.record.task import task_words
 NOISE_SCALE = ("auto", "split", "off")
 
 
+# In a union what takes fewer values comes first: LightningCLI tries them in order, and a path takes a list as its text.
+
+
 class OptionsDict(TypedDict, total=False):
     """`Options` as keyword arguments (for type checkers and editors); their meaning is there."""
 
@@ -25,14 +28,14 @@ class OptionsDict(TypedDict, total=False):
     flops_per_token: float | None
     num_params: int | None
     peak_flops: float | Literal["measured"] | None
-    fit_on: str | None
-    history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+    fit_on: str | bool | None
+    history: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
     lr_plan: Callable[[int], float] | str | None
     target_loss: float | None
     inference_tokens: float | None
     unique_tokens: float | None
     intent: Literal["optimal", "overtrain"] | None
-    task: str | Sequence[str] | None
+    task: Sequence[str] | str | None
     price_per_hour: float | None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any]
     thresholds: Thresholds | None
@@ -97,13 +100,13 @@ class Options:
     num_params: int | None = None
     peak_flops: float | Literal["measured"] | None = None
     fit_on: str | None = None
-    history: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    history: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None = None
     lr_plan: Callable[[int], float] | str | None = None
     target_loss: float | None = None
     inference_tokens: float | None = None
     unique_tokens: float | None = None
     intent: Literal["optimal", "overtrain"] | None = None
-    task: str | Sequence[str] | None = None
+    task: Sequence[str] | str | None = None
     price_per_hour: float | None = None
     on_advice: Literal["warn", "stop"] | Callable[[Advice], Any] = "warn"
     thresholds: Thresholds | None = None
@@ -126,9 +129,11 @@ class Options:
         need("tokens_fn", self.tokens_fn is None or callable(self.tokens_fn), "a function of a batch")
         if self.record_dir is not None:
             need("record_dir", isinstance(self.record_dir, str | os.PathLike), "a path or a URL")
+            need("record_dir", not _reads_as_list(self.record_dir), "a path or a URL, not a list")
             check_location(self.record_dir)
         need("fit_on", self.fit_on is None or _is_loss(self.fit_on), "'train', 'eval/<name>' or 'off'")
         need("history", all(isinstance(p, str | os.PathLike) for p in self.history_paths), "a path or a list of paths")
+        need("history", not any(map(_reads_as_list, self.history_paths)), "a list of paths, not the text of one")
         need("intent", self.intent in (None, "optimal", "overtrain"), "'optimal' or 'overtrain'")
         if self.task is not None:
             words = isinstance(self.task, str) or all(isinstance(word, str) for word in self.task)
@@ -163,6 +168,8 @@ class Options:
         """
         if isinstance(given := options.get("noise_scale"), bool):  # YAML reads a plain off as False
             options["noise_scale"] = "auto" if given else "off"
+        if options.get("fit_on") is False:
+            options["fit_on"] = "off"
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -177,6 +184,11 @@ class Options:
             for name, value in values.items()
             if value is not None and (name, value) not in (("on_advice", "warn"), ("noise_scale", "auto"))
         }
+
+
+def _reads_as_list(path: Any) -> bool:
+    """True for "['runs/a']": a list that something has made a text of."""
+    return isinstance(path, str) and path.strip()[:1] + path.strip()[-1:] == "[]" and not os.path.exists(path)
 
 
 def _is_loss(value: Any) -> bool:
