@@ -47,6 +47,24 @@ def test_both_packages_take_it(of: Any, tmp_path: Path) -> None:
     assert run.points[-1].lr == 0.01
 
 
+def test_tensorboard_has_at_a_checkpoint_what_the_record_has(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger, seen = TensorBoardLogger(tmp_path), {}
+
+    class Looks(ModelCheckpoint):
+        def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            events = EventAccumulator(logger.log_dir).Reload()
+            seen[trainer.global_step] = [event.step for event in events.Scalars("isoflop_counts/flops")]
+
+    saves = Looks(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1)
+    fit(tmp_path, callbacks=[saves], logger=logger, enable_checkpointing=True)
+    assert seen == {4: [1, 3], 8: [1, 3, 5, 7]}  # as Lightning counts them
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_training_is_unchanged_to_the_bit(accumulate: int, tmp_path: Path) -> None:
     def trained(callbacks: list[Any]) -> dict[str, torch.Tensor]:

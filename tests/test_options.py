@@ -96,7 +96,7 @@ def test_every_option_is_documented():
         ("record_dir", "runs"),
         ("peak_flops", "measured"),
         ("peak_flops", 1e12),
-        ("lr_plan", "cosine:warmup=5"),
+        ("lr_plan", "cosine:warmup=5,end=0.1"),
         ("on_advice", "stop"),
         ("noise_scale", False),
         ("fit_on", False),

@@ -79,17 +79,52 @@ def test_tensorboard_with_or_without_the_trainers_own_writer(report_to: Any, tmp
     assert [event.step for event in events.Scalars("isoflop/1000log10C_loss")] == [6771, 7072, 7248, 7373]
 
 
-def test_the_history_gets_the_scalars(tmp_path: Path) -> None:
-    train(tmp_path, save_strategy="steps", save_steps=4)
-    for folder in (tmp_path / "checkpoint-4", tmp_path / "checkpoint-8"):
+def test_tensorboard_has_each_log_step_at_once(tmp_path: Path) -> None:
+    """A process that is killed closes no file, and a resumed one does not write earlier steps again."""
+    from transformers import TrainerCallback
 
+    seen: dict[int, list[int]] = {}
+
+    class Looks(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            events = events_below(tmp_path)
+            seen[state.global_step] = [event.step for event in events.Scalars("isoflop_counts/flops")]
+
+    train(tmp_path, callbacks=[Looks()], save_strategy="steps", save_steps=3)
+    assert seen == {3: [2], 6: [2, 4, 6], 8: [2, 4, 6, 8]}
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch", "no"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_trainers_history_is_what_it_is_without(strategy: str, accumulate: int, tmp_path: Path) -> None:
+    """But for few entries with the scalars, of which `isoflop import` makes a run; and it is JSON."""
+
+    def history(folder: str, callbacks: list[Any]) -> list[dict[str, Any]]:
         def refuse(text: str) -> None:
             raise AssertionError(f"{text} is no JSON")
 
-        state = json.loads((folder / "trainer_state.json").read_text(), parse_constant=refuse)
-        logged = [entry for entry in state["log_history"] if "loss" in entry]
-        assert all(name in entry for entry in logged for name in ("isoflop/flops", "isoflop/goodput", "grad_norm"))
-        assert not any(name.startswith("isoflop/") and name not in SCALARS for entry in logged for name in entry)
+        sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulate, "num_train_epochs": 1}
+        saving = {"save_strategy": "steps", "save_steps": 8, "logging_strategy": strategy, "logging_steps": 3}
+        trainer = hf_trainer(model(), tmp_path / folder, Rows(32 * accumulate), callbacks, **sizes, **saving)
+        trainer.train()
+        for step in (8, 16):
+            text = (tmp_path / folder / f"checkpoint-{step}" / "trainer_state.json").read_text()
+            json.loads(text, parse_constant=refuse)
+        return [
+            {k: v for k, v in each.items() if "_per_second" not in k and "runtime" not in k}
+            for each in trainer.state.log_history
+        ]
+
+    found = history("with", [IsoFLOPCallback()])
+    ours = [each["step"] for each in found if any(name.startswith("isoflop/") for name in each)]
+    assert ours == {"steps": [3, 6, 12], "epoch": [16], "no": []}[strategy]
+    assert not any(name.startswith("isoflop/") and name not in SCALARS for each in found for name in each)
+    without = [{name: each[name] for name in each if not name.startswith("isoflop/")} for each in found]
+    assert without == history("without", [])
+    run = the_run(tmp_path / "with")
+    assert [point.step for point in run.points] == {"steps": [3, 6, 9, 12, 15, 16], "epoch": [16], "no": [16]}[strategy]
+    steps = {point.step: point.losses["train"] * point.interval_steps for point in run.points}  # type: ignore[operator]
+    assert sum(steps.values()) / 16 == pytest.approx(found[-1]["train_loss"], rel=1e-5)
 
 
 def test_evaluation_in_between_is_recorded_and_not_counted(tmp_path: Path) -> None:

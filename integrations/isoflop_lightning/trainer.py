@@ -171,12 +171,19 @@ class LoggersSink:
             if _is_tensorboard(logger):
                 logger.experiment.add_text(tag, markdown, step)
 
-    def close(self) -> None:
-        """Flush what is buffered; the loggers are the trainer's."""
+    def flush(self) -> None:
+        """Write what is held to the files."""
         for logger, file in self._loggers.items():
-            self._write(logger, file, [] if file is None else self._held)
-            logger.save()
+            if file is not None:
+                self._write(logger, file, self._held)
+                file.flush()
         self._held = []
+
+    def close(self) -> None:
+        """Write what is held; the loggers are the trainer's."""
+        self.flush()
+        for logger in self._loggers:
+            logger.save()
 
 
 def _event_file(logger: Any) -> Any:

@@ -15,9 +15,8 @@ from isoflop.flops.calls import watch
 from isoflop.guard import Guard, attempt, declare, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
-from isoflop.record.thinned import due
 from isoflop_transformers.split import NO_TRAINER, SplitSteps, find_trainer
-from isoflop_transformers.trainer import describe_training, flops_axis_in_wandb
+from isoflop_transformers.trainer import describe_training, flops_axis_in_wandb, mean_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,12 +160,23 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
             try:
                 monitor.step()
                 every = None if monitor.options.log_every is None else monitor.log_every
-                if (every is not None and state.global_step % every == 0) or state.global_step >= state.max_steps:
-                    control.should_log = True  # the last interval's loss would not be logged otherwise
+                if every is not None and state.global_step % every == 0:
+                    control.should_log = True
+                elif state.global_step >= state.max_steps and not control.should_log:
+                    control.should_log = not self._log_the_end(args, monitor)
             except Exception as error:
                 self.guard.failed(_STEP, error)
         if control.should_save or control.should_evaluate:
             self._what_follows(monitor, control)
+
+    def _log_the_end(self, args: Any, monitor: Monitor) -> bool:
+        """The last interval, which the Trainer itself does not log: its log stays what it is without us."""
+        if getattr(args.logging_strategy, "value", args.logging_strategy) == "epoch":
+            return True  # it comes with the epoch's end
+        loss = attempt(mean_loss)
+        if loss is not None:
+            monitor.log(loss)
+        return loss is not None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluation and saving by epoch follow."""
@@ -203,8 +213,9 @@ class IsoFLOPCallback(TrainerCallback, ExportableState):
         finite = {name: value for name, value in monitor.scalars.items() if math.isfinite(value)}
         logs.update(finite)
         self._shown += 1
-        if state.log_history and due(self._shown):  # which trainer_state.json holds, anew in each checkpoint
-            state.log_history[-1].update(finite)
+        last = state.global_step >= state.max_steps
+        if state.log_history and (last or self._shown.bit_count() == 1):  # the 1st, 2nd, 4th …
+            state.log_history[-1].update(finite)  # trainer_state.json holds it, anew in each checkpoint
 
     @hook("Weights & Biases", "no loss against FLOPs there")
     def _draw_against_flops(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from isoflop.flops.totals import sum_over_ranks, world_size
 from isoflop.guard import Guard
 from isoflop.live.run_info import RunInfo
 from isoflop.live.scheduler import by_epoch
@@ -67,6 +68,16 @@ def _tensorboard_folder(args: Any) -> Path:
     if "tensorboard" in (args.report_to or []) and runs:
         return max(runs, key=lambda path: path.stat().st_mtime_ns)
     return Path(args.output_dir)
+
+
+def mean_loss() -> float:
+    """What the Trainer would log now: the mean over the steps since its last log. Every rank calls it."""
+    trainer, frame = find_trainer(), sys._getframe()
+    total = getattr(trainer, "_tr_loss", None)
+    while total is None:  # before 5.0 it is a variable of the training loop
+        total, frame = frame.f_locals.get("tr_loss"), frame.f_back  # type: ignore[assignment]
+    _, (sum_of_ranks,) = sum_over_ranks([], [float(total)])
+    return sum_of_ranks / world_size() / (trainer.state.global_step - trainer._globalstep_last_logged)
 
 
 def flops_axis_in_wandb() -> None:

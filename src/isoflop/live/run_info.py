@@ -33,6 +33,9 @@ class Sink(Protocol):
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text at the optimizer step, where the sink shows texts."""
 
+    def flush(self) -> None:
+        """A checkpoint is saved: what was written is in files from here on."""
+
     def close(self) -> None:
         """The run has ended."""
 

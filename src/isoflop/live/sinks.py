@@ -144,7 +144,11 @@ class Sinks(Part):
                 sink.close()
 
     def state_dict(self) -> dict[str, int]:
-        """The last steps on the compute axes."""
+        """The last steps on the compute axes. Where a run is resumed from, what was shown up to there is in files."""
+        for sink in self._run.sinks:
+            if sink.boundary not in self._guard.aside:
+                with self._guard.part(sink.boundary):
+                    sink.flush()
         return self._axes.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -189,6 +193,10 @@ class TensorBoardSink:
             file.add(step, summary(scalars))
         for point in axes:
             file.add(point.step, summary({point.tag: point.value}))
+        file.flush()  # some µs; what waits would be lost where the process is killed
+
+    def flush(self) -> None:
+        """Nothing waits between two log steps."""
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For the text tab."""
@@ -216,8 +224,6 @@ class EventFile:
     torch's SummaryWriter writes from a thread of its own, which prints a traceback where the disk is full.
     """
 
-    FLUSH_EVERY = 5.0
-    """Seconds between two writes to the file, at least."""
     _files = itertools.count()
 
     def __init__(self, folder: Path) -> None:
@@ -229,7 +235,7 @@ class EventFile:
         count = f"{next(self._files)}.isoflop"  # the trainer's writer counts by itself: both may begin in this second
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{count}"
         self._descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        self._waiting, self._flushed = io.BytesIO(), -math.inf
+        self._waiting = io.BytesIO()
         self._event, self._records = Event, RecordWriter(self._waiting)
         self.close = weakref.finalize(self, _end_file, self._descriptor, self._waiting)
         """Write what waits, and close the file."""
@@ -237,14 +243,11 @@ class EventFile:
         self.add(0, custom_scalars(CHARTS))
 
     def add(self, step: int, summary: Any) -> None:
-        """An event; what can't be written to the file is dropped."""
+        """An event, in the file from the next `flush` on."""
         self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
-        if time.monotonic() - self._flushed > self.FLUSH_EVERY:
-            self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
-        self._flushed = time.monotonic()
+        """Write what waits; what can't be written is dropped."""
         _write(self._descriptor, self._waiting)
 
 

@@ -87,6 +87,8 @@ def _columns(state: dict[str, Any], given: Given, problems: Problems) -> tuple[C
     """The history's columns, and a note on losses of 0."""
     columns = Columns(given.named)
     zeros: list[int] = []
+    # isoflop's scalars are in few entries; its loss is the Trainer's, which is in all
+    ours = any(isinstance(entry, dict) and "isoflop/loss" in entry for entry in state["log_history"])
     for index, entry in enumerate(state["log_history"]):
         problems.at = f", log_history[{index}]"
         step = whole(entry.get("step")) if isinstance(entry, dict) else None
@@ -94,6 +96,8 @@ def _columns(state: dict[str, Any], given: Given, problems: Problems) -> tuple[C
             if not isinstance(entry, dict) or "loss" in entry:  # predictions after the run have no step
                 problems.add("an object with a step", entry)
             continue
+        if ours and "loss" in entry:
+            entry = {"isoflop/loss": entry["loss"], **entry}
         norm = number(entry.get("grad_norm"))
         hidden = norm is None or not math.isfinite(norm)  # a loss that rounds to 0 has a gradient
         for name, cell in entry.items():
