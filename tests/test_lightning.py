@@ -335,6 +335,54 @@ def test_what_monitors_isoflops_loss_finds_the_newest_between_log_steps(where: s
     assert trainer.global_step == 24
 
 
+class Forecasts(IsoFLOPMonitor):
+    """Has a forecast from the fifth step on."""
+
+    def _show(self, monitor: Any, trainer: Any) -> None:
+        if monitor.steps >= 5:
+            monitor._latest.scalars["isoflop/forecast_loss"] = 1.5
+        super()._show(monitor, trainer)
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")
+@pytest.mark.parametrize("monitored", ["isoflop/forecast_loss", "isoflop/b_simple", "isoflop/mfu"])
+@pytest.mark.parametrize("with_checkpoints", [False, True])
+def test_a_metric_that_is_not_known_yet_decides_nothing(monitored: str, with_checkpoints: bool, tmp_path: Path) -> None:
+    def configure(self: Any) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        config = {"scheduler": plateau, "monitor": "isoflop/forecast_loss", "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    stop = package.callbacks.EarlyStopping(monitored, patience=0)
+    save = package.callbacks.ModelCheckpoint(tmp_path / "c", monitor=monitored, save_top_k=1)
+    net = lightning_module(package, model(), validate=True, configure_optimizers=configure)
+    trainer = lightning_trainer(
+        package,
+        tmp_path,
+        val_check_interval=2,
+        enable_checkpointing=with_checkpoints,
+        callbacks=[*([save] if with_checkpoints else []), IsoFLOPMonitor(), stop],
+    )
+    trainer.fit(net, batches(ROWS, 8), batches(Rows(16, seed=5), 8))
+    assert trainer.global_step == 8 and trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+    assert "_validate_condition_metric" not in vars(stop) and trainer.lr_scheduler_configs[0].strict
+
+
+def test_early_stopping_looks_at_a_forecast_once_there_is_one(tmp_path: Path) -> None:
+    stop = package.callbacks.EarlyStopping("isoflop/forecast_loss", patience=9, stopping_threshold=2.0)
+    trainer = lightning_trainer(package, tmp_path, val_check_interval=2, callbacks=[stop, Forecasts()])
+    trainer.fit(lightning_module(package, model(), validate=True), batches(ROWS, 8), batches(Rows(16, seed=5), 8))
+    assert trainer.global_step == 6 and float(stop.best_score) == 1.5
+
+
+def test_a_misspelt_metric_is_still_an_error(tmp_path: Path) -> None:
+    stop = package.callbacks.EarlyStopping("isoflop/forcast_loss")
+    trainer = lightning_trainer(package, tmp_path, val_check_interval=2, callbacks=[stop, IsoFLOPMonitor()])
+    with pytest.raises(RuntimeError, match="forcast_loss"):
+        trainer.fit(lightning_module(package, model(), validate=True), batches(ROWS, 8), batches(Rows(16), 8))
+
+
 def test_fast_dev_run_does_nothing(tmp_path: Path) -> None:
     watch = IsoFLOPMonitor(record_dir=tmp_path)
     trainer = lightning_trainer(package, tmp_path, fast_dev_run=True, callbacks=[watch])

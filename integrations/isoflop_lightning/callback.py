@@ -14,6 +14,7 @@ import torch
 from isoflop.guard import UNKNOWN, Guard, declare, hook
 from isoflop.live.monitor import Monitor
 from isoflop.live.options import Options
+from isoflop_lightning.monitored import Monitored, metrics_of
 from isoflop_lightning.split import SplitStep
 from isoflop_lightning.trainer import describe_trainer, progress_of
 
@@ -56,7 +57,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         self._step_before = 0
         self._progress: Any = None
         """Of the optimizers: `completed` is the trainer's step."""
-        self._saving = self._monitored = False
+        self._saving = False
+        self._monitored: Monitored | None = None
         self._module_class = ""
         self.guard = Guard()
         self.monitor: Monitor | None = None
@@ -90,8 +92,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
         self._restored = None
         self._step_before = trainer.global_step
         self._progress = progress_of(trainer, pl_module)
-        watching = [*trainer.callbacks, *trainer.lr_scheduler_configs]
-        self._monitored = any(str(getattr(each, "monitor", "")).startswith("isoflop/") for each in watching)
+        self._monitored = Monitored(trainer, self.guard)
         self._split = SplitStep(monitor) if monitor.options.noise_scale == "split" else None
         self.monitor = monitor
         monitor.start()
@@ -99,9 +100,16 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     @hook("Lightning: on_train_end", "the record has no end line")
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last point and the totals."""
+        if self._monitored is not None:
+            self._monitored.undo()
         if self.monitor is not None:
             self._save_where_stopped(trainer)
             self.monitor.finish()
+
+    @property
+    def _watched(self) -> bool:
+        """Something looks at our scalars where an epoch or an evaluation ends."""
+        return self._monitored is not None and bool(self._monitored.watching)
 
     @hook("Lightning: saving where advice stops", "no checkpoint of the step at which the run was stopped")
     def _save_where_stopped(self, trainer: Any) -> None:
@@ -116,6 +124,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     @hook("Lightning: on_exception", "the record has no end line")
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """An interrupted run is recorded as such."""
+        if self._monitored is not None:
+            self._monitored.undo()
         if self.monitor is not None:
             self.monitor.finish(completed=False)
 
@@ -162,7 +172,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
                     self._step_before += advance
                     updates = 1 if advance == 1 else -(-advance // max(len(trainer.optimizers), 1))
                     monitor.step(advance=advance, updates=updates)
-                    if self._monitored and trainer.is_last_batch:
+                    if self._watched and trainer.is_last_batch:
                         monitor.log()  # the epoch's end looks at our scalars
                     if monitor.logged_now:
                         self._show(monitor, trainer)
@@ -190,11 +200,8 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
 
     def _show(self, monitor: Monitor, trainer: Any) -> None:
         """Our scalars for what monitors a metric, and whether to end."""
-        scalars = monitor.scalars
-        # the dictionary itself: asked for it, the trainer computes all that the module has logged
-        metrics = getattr(getattr(trainer, "_logger_connector", None), "_callback_metrics", None)
-        metrics = trainer.callback_metrics if metrics is None else metrics
-        metrics.update(zip(scalars, map(torch.scalar_tensor, scalars.values()), strict=True))
+        scalars = monitor.scalars if self._monitored is None else self._monitored.of_all_ranks(monitor.scalars)
+        metrics_of(trainer).update(zip(scalars, map(torch.scalar_tensor, scalars.values()), strict=True))
         if monitor.should_stop:
             trainer.should_stop = True  # Lightning keeps its min_steps and min_epochs
 
@@ -204,7 +211,7 @@ class IsoFLOPMonitor(*(import_module(f"{name}.callbacks").Callback for name in _
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Evaluation is no training time."""
         if self.monitor is not None and not trainer.sanity_checking:
-            if self._monitored and self.monitor.steps and not self.monitor.logged_now:
+            if self._watched and self.monitor.steps and not self.monitor.logged_now:
                 self.monitor.log()  # the evaluation's end looks at our scalars
                 self._show(self.monitor, trainer)
             self.monitor.enter("evaluation")
