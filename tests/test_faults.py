@@ -248,7 +248,7 @@ def tensorboard_fails_at(method: str) -> Fault:
     return fault
 
 
-TENSORBOARD = {method: tensorboard_fails_at(method) for method in ("__init__", "add", "flush")}
+TENSORBOARD = {method: tensorboard_fails_at(method) for method in ("__init__", "add")}
 
 
 def tensorboard_constructor(folder: Path, later: Any) -> None:
@@ -257,10 +257,6 @@ def tensorboard_constructor(folder: Path, later: Any) -> None:
 
 def tensorboard_write(folder: Path, later: Any) -> None:
     TENSORBOARD["add"](folder, later)
-
-
-def tensorboard_flush(folder: Path, later: Any) -> None:
-    TENSORBOARD["flush"](folder, later)
 
 
 def deaf_handler(folder: Path, later: Any) -> None:
@@ -321,7 +317,6 @@ FAULTS: dict[Fault, tuple[set[str], set[str]]] = {
     no_tensorboard: ({TB}, set()),
     tensorboard_constructor: ({TB}, set()),
     tensorboard_write: ({TB}, set()),
-    tensorboard_flush: ({TB}, set()),
     deaf_handler: ({RECORD}, set()),
     closed_streams: ({RECORD, TERMINAL}, set()),
     ascii_terminal: (set(), set()),

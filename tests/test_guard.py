@@ -229,7 +229,7 @@ BREAK: dict[str, list[tuple[Scenario, str]]] = {
     "starting": [(loop, "isoflop.flops.clock.Clock.start")],
     "seeing the model": [(loop, "isoflop.flops.step.looks_integers_up")],
     "counting the batch": [
-        (loop, "isoflop.flops.step.find_sequences"),
+        (loop, "isoflop.flops.batch_tokens.find_sequences"),
         (lightning_run, "isoflop.flops.step.signature"),
         (lightning_run, "isoflop.flops.step.StepObserver.batch"),
         (lightning_run, "isoflop.flops.observe.Observation.start"),

@@ -177,11 +177,20 @@ def test_a_function_of_the_users_counts_as_it_says(tmp_path: Path) -> None:
     assert monitor.totals.processed == ROWS * (LENGTH + 1)
 
 
-def test_a_row_computed_twice_counts_twice(tmp_path: Path) -> None:
+def test_a_row_that_is_computed_twice_is_one_of_the_data(tmp_path: Path) -> None:
     def twice(net: Any, ids: torch.Tensor) -> torch.Tensor:
-        return (net(ids) + net(ids))[:, :-1]  # type: ignore[no-any-return]
+        return net(ids[:, :-1]) + net(ids[:, :-1])  # type: ignore[no-any-return]
 
-    assert trained(tmp_path, Module(Parts(), twice)).totals.processed == 2 * ROWS * (LENGTH + 1)
+    monitor = trained(tmp_path, Module(Parts(), twice))
+    assert monitor.totals.processed == ROWS * LENGTH
+    assert monitor.totals.flops == 2 * 3 * PRODUCTS * ROWS * LENGTH
+
+
+def test_a_row_that_is_computed_in_parts_is_all_of_them(tmp_path: Path) -> None:
+    def parts(net: Any, ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([net(part) for part in ids[:, :-1].split(LENGTH // 4, 1)], 1)
+
+    assert trained(tmp_path, Module(Parts(), parts)).totals.processed == ROWS * LENGTH
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -46,6 +46,11 @@ class _Call:
     """Shapes of what embeddings were asked for in it."""
 
     @property
+    def has_rows(self) -> bool:
+        """True if integers of two dimensions are among its arguments, or none at all."""
+        return max(map(len, self.shapes), default=2) >= 2
+
+    @property
     def processed(self) -> int:
         """Positions computed: fewer than were given where the model itself drops a row's first or last ones."""
         given = sum(each.processed for each in self.sequences)
@@ -183,17 +188,22 @@ class BatchTokens:
         return count_sequences(resized(found, computed))
 
     def _computed_of(self, found: Sequence[Sequences]) -> tuple[int, ...] | None:
-        """Positions that the calls computed of a batch with these sequences; None: as many, or they don't show it."""
+        """Positions that the calls computed of a batch with these sequences; None: as many, or they don't show it.
+
+        A row that goes through the model several times (a GAN's, R-Drop's) is one of the data all the same.
+        """
         calls = [call for call in self._calls if call.sequences]
-        if any(max(map(len, call.shapes), default=0) >= 2 for call in calls):  # then a call by one row is of positions
-            calls = [call for call in calls if max(map(len, call.shapes), default=2) >= 2]
-        modules = {call.module for call in calls}
-        if not calls or (
-            not found and (len(modules) > 1 or any(s.mask is not None for c in calls for s in c.sequences))
-        ):
-            return None  # which of them are the tokens, or how many of a batch are padding, is not to be seen
-        parts = [tuple(call.processed for call in calls if call.module == module) for module in modules]
-        ways = [tuple(call.processed for call in calls), *sorted(parts, key=sum, reverse=True)]
-        if any(sum(way) == sum(each.processed for each in found) for way in ways):
+        if any(call.has_rows for call in calls):  # then a call with one row is of positions
+            calls = [call for call in calls if call.has_rows]
+        if not found:  # of several calls, or a mask that another batch has otherwise, the tokens are not to be seen
+            seen = [call for call in calls if all(each.mask is None for each in call.sequences)]
+            return (seen[0].processed,) if len(seen) == len(calls) == 1 else None
+        parts = [[call.processed for call in calls if call.module == module] for module in {c.module for c in calls}]
+        ways = [[call.processed for call in calls], *sorted(parts, key=sum, reverse=True)]
+        ways += [[max(way)] for way in ways if way]
+        given = [each.processed for each in found]
+        if any(sum(way) == sum(given) for way in ways):
             return None
-        return next((way for way in ways if len(way) == len(found)), ways[1])
+        fits = [way for way in ways if 0 < sum(way) < sum(given)]
+        chosen = max(fits, key=lambda way: (sum(way), len(way) == len(given)), default=None)
+        return None if chosen is None else tuple(chosen)

@@ -179,7 +179,9 @@ def _heard(
 ) -> Heard:
     def heard(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         listener = before() if called.training else evaluating()
-        if listener is None or torch.is_grad_enabled() is not called.training or is_repeated():
+        if listener is None or torch.is_grad_enabled() is not called.training:
+            return None
+        if torch._C._current_graph_task_id() != -1 and _is_repeated():
             return None
         if called.training:
             listener(module, args, kwargs)
@@ -235,13 +237,11 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def is_repeated() -> bool:
-    """True if activation checkpointing runs a call again that has run with gradients.
+def _is_repeated() -> bool:
+    """Of a call in a backward pass, where activation checkpointing runs it again: true if it has run with gradients.
 
-    Its reentrant way ran it without: the call in the backward pass is then the one that counts.
+    The reentrant way ran it without: the call in the backward pass is then the one that counts.
     """
-    if torch._C._current_graph_task_id() == -1:
-        return False
     return not any(f.f_code.co_name == "backward" and "checkpoint" in f.f_code.co_filename for f in _frames())
 
 
@@ -359,7 +359,11 @@ class OutermostCalls:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ended | None:
         if is_redirected(module):
             return None
-        trains = module.training and torch.is_grad_enabled() and not is_repeated()
+        trains = (
+            module.training
+            and torch.is_grad_enabled()
+            and not (torch._C._current_graph_task_id() != -1 and _is_repeated())
+        )
         if trains and self._inner is not None:
             attempt(self._inner, module, args, kwargs, not self._open)  # what it does not take shows no tokens
         if trains and not self._open:

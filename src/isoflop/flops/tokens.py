@@ -124,14 +124,12 @@ def _resized(each: Sequences, n: int) -> Sequences:
     def cut(tensor: torch.Tensor | None, last: bool) -> torch.Tensor | None:
         if tensor is None or tensor.numel() != each.processed:
             return tensor
-        if n > each.processed:  # the rows are computed several times
-            return tensor.repeat(n // each.processed, *[1] * (tensor.dim() - 1))
         rows = tensor.shape[0]
         if tensor.dim() != 2 or n % rows:
             return tensor.flatten()[:n]
         return tensor[:, -(n // rows) :] if last else tensor[:, : n // rows]
 
-    return Sequences(n, cut(each.mask, False), cut(each.labels, True), each.shifted and n > each.processed)
+    return Sequences(n, cut(each.mask, False), cut(each.labels, True), False)
 
 
 Places = tuple[int, str, str, bool]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import os
@@ -193,10 +192,9 @@ class TensorBoardSink:
             file.add(step, summary(scalars))
         for point in axes:
             file.add(point.step, summary({point.tag: point.value}))
-        file.flush()  # some µs; what waits would be lost where the process is killed
 
     def flush(self) -> None:
-        """Nothing waits between two log steps."""
+        """Nothing waits."""
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """For the text tab."""
@@ -234,36 +232,16 @@ class EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         count = f"{next(self._files)}.isoflop"  # the trainer's writer counts by itself: both may begin in this second
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{count}"
-        self._descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        self._waiting = io.BytesIO()
-        self._event, self._records = Event, RecordWriter(self._waiting)
-        self.close = weakref.finalize(self, _end_file, self._descriptor, self._waiting)
-        """Write what waits, and close the file."""
+        # without a buffer: what waits in one is lost where the process is killed
+        file = open(folder / name, "xb", buffering=0)  # noqa: SIM115
+        self.close = weakref.finalize(self, file.close)
+        self._event, self._records = Event, RecordWriter(file)
         self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         self.add(0, custom_scalars(CHARTS))
 
     def add(self, step: int, summary: Any) -> None:
-        """An event, in the file from the next `flush` on."""
+        """Write an event, some µs; what can't be written is dropped."""
         self._records.write(self._event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
-
-    def flush(self) -> None:
-        """Write what waits; what can't be written is dropped."""
-        _write(self._descriptor, self._waiting)
-
-
-def _write(descriptor: int, waiting: io.BytesIO) -> None:
-    content = waiting.getvalue()
-    waiting.seek(0)
-    waiting.truncate()
-    while content:  # one call, but for a disk that fills up
-        content = content[os.write(descriptor, content) :]
-
-
-def _end_file(descriptor: int, waiting: io.BytesIO) -> None:
-    try:
-        _write(descriptor, waiting)
-    finally:
-        os.close(descriptor)
 
 
 BETWEEN = 20
