@@ -157,10 +157,10 @@ class _OwnFrontier:
 
     posterior: Posterior
 
-    def loss(self, N: float, D: float) -> Array:
-        """Nats per token of a run, the median first, then by draw."""
-        losses = np.exp(self.posterior.run_losses(N, D))
-        return np.append(np.median(losses), losses)
+    def loss(self, N: float, D: float, seed: int = 0) -> Array:
+        """Nats per token of a run, the median first, then by draw; two seeds: runs with noises of their own."""
+        middle = np.median(self.posterior.losses(N, D))
+        return np.exp(np.append(middle, self.posterior.run_losses(N, D, seed)))
 
     def flops(self, option: Option) -> float:
         return self.posterior.flops(option.N, option.D)
@@ -220,7 +220,7 @@ def compare_options(
     if isinstance(known, Posterior):
         frontier = point = _OwnFrontier(known.towards(max(known.flops(item.N, item.D) for item in parsed)))
         source = f"your own {known.n} run{'s' * (known.n > 1)}, shrunk towards what others showed, as `isoflop plan`"
-        losses = [frontier.loss(item.N, item.D) for item in parsed]
+        losses = [frontier.loss(item.N, item.D, seed) for seed, item in enumerate(parsed)]
     else:
         law, source = law_and_source(known)
         frontier, point = Frontier(law), Frontier(Law(law.form, law.constants, law.convention))

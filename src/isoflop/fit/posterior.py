@@ -249,10 +249,14 @@ class Posterior:
         return known + self.bias * self.lasting(self.flops(N, D)) * tilt(np.array([N]), np.array([D]))[0]
 
     def run_losses(self, N: float, D: float, seed: int = 0) -> Array:
-        """Logarithm of the loss of a run of that size, by draw: its noise and, beyond the runs, doubt of any law."""
+        """Logarithm of the loss of a run of that size, by draw: its noise and, beyond the runs, doubt of any law.
+
+        Runs of two seeds have noises of their own, and share the doubt.
+        """
         form = self.form**2 * misfit(np.array([N]), np.array([D]))
-        variance = (1 + SHARED) * self.noise**2 + form + beyond(self.flops(N, D), self.largest) ** 2
-        return self.losses(N, D) + np.sqrt(variance) * np.random.default_rng(seed).standard_normal(len(self.noise))
+        own, shared = (np.random.default_rng(part).standard_normal(len(self.noise)) for part in ([seed, 1], 0))
+        noise = np.sqrt((1 + SHARED) * self.noise**2 + form) * own
+        return self.losses(N, D) + noise + beyond(self.flops(N, D), self.largest) * shared
 
     def least(self, line: BudgetLine) -> Array:
         """Ln L at each draw's own best size."""
