@@ -44,6 +44,7 @@ FIGURES = (
     Figure("endurance", "Growth with a run's length", ("benchmarks/endurance.py",)),
     Figure("fit", "Fits, beside SciPy and chinchilla", ("benchmarks/fit.py",)),
     Figure("sizes", "The size that few runs advise", ("benchmarks/sizes.py",), "porian_refinedweb.csv"),
+    Figure("losses", "The loss that few runs predict", ("benchmarks/sizes.py", "--losses"), "porian_refinedweb.csv"),
     Figure("ladder", "Planned ladders and even grids", ("benchmarks/ladder.py", "--laws", "40")),
     Figure("misfits", "Ladders on laws that no fit assumes", ("benchmarks/ladder_misfits.py",)),
     Figure("real", "Laws carried to higher budgets", ("benchmarks/ladder_real.py",), "porian_refinedweb.csv"),
