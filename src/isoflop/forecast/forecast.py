@@ -299,6 +299,7 @@ class Outcome:
 
     def __str__(self) -> str:
         """For example "0.3% below · inside"."""
-        off, error = self.off, f" ± {self.error:.3f}" if self.error else ""
+        # few losses that agree by chance tell no error
+        off, error = self.off, f" ± {self.error:.3f}" if self.error >= 5e-4 else ""
         where = "as forecast" if abs(off) < 5e-4 else f"{abs(off):.1%} {'above' if off > 0 else 'below'}"
         return f"{self.final:.3f}{error}: {where} · {'inside' if self.inside else 'outside the interval'}"
