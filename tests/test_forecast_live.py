@@ -151,6 +151,12 @@ def test_a_planted_run_is_forecast_and_shown_everywhere(whole: SimpleNamespace) 
     assert line.endswith("· inside")
 
 
+def test_losses_that_agree_by_chance_tell_no_error(whole: SimpleNamespace) -> None:
+    half = whole.seen[TOTAL // 2]
+    assert str(Outcome(half, half.loss, 2e-4)).startswith(f"{half.loss:.3f}: as forecast")
+    assert str(Outcome(half, half.loss, 2e-3)).startswith(f"{half.loss:.3f} ± 0.002: as forecast")
+
+
 def test_the_record_holds_the_plan_so_that_others_can_forecast_the_run(tmp_path: Path) -> None:
     def falling(optimizer: Any) -> Any:
         return S.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 50) * (1 - s / TOTAL))

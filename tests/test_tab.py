@@ -246,6 +246,14 @@ def test_a_growing_record_is_followed_line_by_line(tmp_path: Path):
     assert (row["step"], row["status"], row["problems"]) == (3, "completed", 0)
 
 
+def test_a_row_says_of_which_step_each_loss_is(tmp_path: Path):
+    evaluated = b'{"event":"point","step":2,"losses":{"eval/val":2.4}}\n'
+    (tmp_path / "isoflop-a.jsonl").write_bytes(HEADER + line(1) + evaluated + line(2) + line(9, 3.2))
+    (row,) = Asked(tmp_path)("runs")["runs"]
+    assert row["losses"] == {"train": 3.2, "eval/val": 2.4}
+    assert row["loss_steps"] == {"train": 9, "eval/val": 2}
+
+
 def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "isoflop-a.jsonl"
     path.write_bytes(HEADER + line(1))

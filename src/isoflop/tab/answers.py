@@ -52,7 +52,8 @@ def _row(entry: Entry) -> dict[str, Any]:
     last = run.points[-1] if run.points else None
     size = next((name for name in PREFERRED_N if run.parameters.get(name)), None)
     planned = run.planned.get("steps")
-    losses = {name[:MOST_TEXT]: loss for point in run.points for name, loss in point.losses.items() if loss is not None}
+    known = [(name[:MOST_TEXT], point.step, loss) for point in run.points for name, loss in point.losses.items()]
+    losses = {name: loss for name, _, loss in known if loss is not None}
     holds = [item for item in run.advice if run.status == "running" or item.get("reason") != "hardware"]
     given = {item.get("severity") for item in holds if isinstance(item.get("severity"), str)}
     return row | {
@@ -70,6 +71,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "time": last and last.time,
         "every": _seconds_between(run.points[-2:]),
         "losses": losses,
+        "loss_steps": {name: step for name, step, loss in known if loss is not None},
         "created": run.created[:MOST_TEXT],
         "problems": len(run.problems),
         "advice": len(run.advice),

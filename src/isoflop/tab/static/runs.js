@@ -205,16 +205,27 @@ function badge(run) {
 
 function facts(run) {
   if (!run.run_id) return run.problem ?? 'no record';
-  const losses = Object.entries(run.losses);
-  const shown = losses.find(([name]) => name.startsWith('eval/')) ?? losses[0];
+  const shown = newest(run);
   const share = run.planned && run.step !== null ? Math.round((100 * run.step) / run.planned) : null;
   const parts = [
     run.N && `N ${short(run.N)}`,
     run.D && `D ${short(run.D)}`,
-    shown && `L ${shown[1].toFixed(3)}`,
+    shown && `${shown} ${run.losses[shown].toFixed(3)}${age(run, shown)}`,
     run.status !== 'completed' && share !== null && `${share}%`,
   ];
   return parts.filter(Boolean).join(' · ') || 'no points yet';
+}
+
+/** The loss that was recorded last: an evaluation's may be of long before; of one step, the evaluation's. */
+function newest({losses, loss_steps: steps}) {
+  const names = Object.keys(losses).sort((one, other) => other.startsWith('eval/') - one.startsWith('eval/'));
+  return names.sort((one, other) => steps[other] - steps[one])[0];
+}
+
+/** The step of a loss where the run has gone on since. */
+function age(run, name) {
+  const step = run.loss_steps[name];
+  return step < run.step ? ` (step ${step.toLocaleString('en')})` : '';
 }
 
 function tip(run) {
@@ -223,7 +234,7 @@ function tip(run) {
     run.path,
     `${STATUS[stateOf(run)]}, step ${run.step === null ? '–' : run.step.toLocaleString('en')}`,
     `N ${short(run.N)} ${run.convention ?? ""} · D ${short(run.D)} tokens · C ${power(run.C)} FLOPs, measured`,
-    ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats`),
+    ...Object.entries(run.losses).map(([name, value]) => `${name} ${loss(value)} nats${age(run, name)}`),
     run.whole ? '' : 'read in part so far',
     run.problems ? counted(run.problems, 'line or value was', 'lines or values were') + ' skipped in reading' : '',
     run.problem ?? '',
