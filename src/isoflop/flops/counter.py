@@ -225,8 +225,9 @@ def watch_backward(counter: FlopCounter) -> None:
     """Notice the backward passes, until `unwatch_backward`."""
     global _engine
     _counters.append(counter)
-    if len(_counters) == 1 and torch.autograd._engine_run_backward is not _run_backward:
-        _engine = torch.autograd._engine_run_backward
+    now: Any = torch.autograd._engine_run_backward
+    if len(_counters) == 1 and now is not _run_backward:
+        _engine = now
         torch.autograd._engine_run_backward = _run_backward  # type: ignore[assignment]
 
 
@@ -235,7 +236,8 @@ def unwatch_backward(counter: FlopCounter) -> None:
     on = counter in _counters
     if on:
         _counters.remove(counter)
-    if not _counters and (on or torch.autograd._engine_run_backward is _run_backward):  # Ctrl-C in here, before
+    now: Any = torch.autograd._engine_run_backward
+    if not _counters and (on or now is _run_backward):  # the latter: Ctrl-C came in here before
         torch.autograd._engine_run_backward = _engine
 
 
