@@ -130,9 +130,9 @@ def test_a_size_that_a_family_does_not_have_is_told() -> None:
     assert done.exit_code == 0 and "no recipe: llama has no configuration of about 16.7 parameters" in done.stderr
 
 
-def plan(*asked: str) -> tuple[str, dict[str, Any]]:
-    """The recipe as people see it at 80 columns, and the object."""
-    done = CliRunner().invoke(app, ["plan", *asked], env={"COLUMNS": "80"})
+def plan(*asked: str, columns: int = 80) -> tuple[str, dict[str, Any]]:
+    """The recipe as people see it, and the object."""
+    done = CliRunner().invoke(app, ["plan", *asked], env={"COLUMNS": str(columns)})
     assert done.exit_code == 0, done.output
     recipe = done.stdout.split("\n\n")[0]
     assert len(recipe.splitlines()) <= 12, recipe
@@ -240,3 +240,51 @@ def test_runs_that_compute_more_than_their_size_shows_keep_to_the_budget(tmp_pat
     assert "at the 9 FLOPs per parameter and token of your runs" in " ".join(
         CliRunner().invoke(app, asked).stdout.split()
     )
+
+
+OF_HOURS = ("--devices", "64xH100", "--max-hours", "3w")
+
+
+@pytest.mark.parametrize("more", [(), ("--unique-tokens", "200B")])
+def test_under_a_deadline_each_law_has_its_own_optimum_with_the_load(more: tuple[str, ...]) -> None:
+    load = ("--inference-tokens", "2T", *more)
+    _, found = plan(*OF_HOURS, *load, columns=160)
+    assert found["flops"] == pytest.approx(504 * HOUR)
+    low, high = found["intervals"]["N"]
+    assert low < found["N"] / 1.15 and 1.15 * found["N"] < high, "the prior's doubt, not the end of a limit"
+    sizes = [row["N"] for row in found["alternatives"]]
+    assert len({f"{N:.3g}" for N in sizes}) >= len(sizes) - 2
+    for law in ("besiroglu2024", "kaplan2020-allocation"):
+        _, own = plan(*OF_HOURS, *load, "--law", law, columns=160)
+        assert own["flops"] == pytest.approx(504 * HOUR), "each law trains for all of it"
+        total = own["flops"] + own["inference_flops"]
+        if law == "besiroglu2024":  # whose optimum of that total it is
+            _, same = plan("--flops", repr(total), *load, "--law", law, columns=160)
+            assert (own["N"], own["D"]) == pytest.approx((same["N"], same["D"]), rel=1e-3)
+    shown, _ = plan(*OF_HOURS)
+    assert "note: training takes" not in shown
+    whole = CliRunner().invoke(app, ["plan", *OF_HOURS, *load], env={"COLUMNS": "200"}).stdout
+    assert "N and D are those whose loss no others reach with fewer FLOPs, training and serving together" in whole
+
+
+@pytest.mark.parametrize("load", ["100B", "2T", "20T"])
+def test_a_load_leaves_nothing_of_the_deadline_unused(load: str) -> None:
+    shown, found = plan(*OF_HOURS, "--inference-tokens", load, columns=160)
+    assert found["gpu_hours"] == pytest.approx(64 * 504) and "cost 504 hours on 64" in shown
+    recipe = recipe_of(found["N"], math.inf, served=1e12, training=504 * HOUR)
+    assert recipe is not None and recipe.flops == pytest.approx(504 * HOUR)
+    assert found["recipe"]["D"] == pytest.approx(recipe.tokens)
+
+
+@pytest.mark.parametrize("more", [(), ("--inference-tokens", "2T"), ("--flops", "5e22")])
+@pytest.mark.parametrize("tokens", ["300B", "3T", "30T"])
+def test_fixed_tokens_keep_to_the_deadline(tokens: str, more: tuple[str, ...]) -> None:
+    shown, found = plan(*OF_HOURS, "--tokens", tokens, *more, columns=160)
+    hours = float(shown.split("cost ")[1].split()[0])
+    assert 400 < hours <= 504 and found["recipe"]["D"] == found["D"]
+
+
+def test_a_deadline_that_no_size_keeps_is_doubted() -> None:
+    shown, found = plan("--devices", "8xH100", "--max-hours", "6", "--tokens", "300B", "--seq", "131072", columns=160)
+    late = found["warnings"][0]
+    assert shown.startswith("doubt ") and late.startswith("training takes ") and late.endswith("of the 6 hours")

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from isoflop.advice.advice import Advice, Missing
-from isoflop.fit.drifting_law import RATIO, RATIO_SD, PriorLine
+from isoflop.fit.alternatives import known_line
+from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.own_runs import Profile
 from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan, NoForecast
@@ -176,8 +177,7 @@ class Situation:
     @property
     def sizes(self) -> Posterior | PriorLine:
         """N_opt(C): the user's own runs' or the prior, which is wider where no sweep is of the optimizer."""
-        widened = 0.0 if self.task.optimizer in (None, "adam") else math.log(RATIO / MUON_RATIO)
-        return self.line or PriorLine(ratio_sd=math.hypot(RATIO_SD, widened))
+        return self.line or known_line(self.task.optimizer)
 
     def hours(self, steps: float) -> float | None:
         """Wall-clock hours of training for so many steps, at the speed so far."""
@@ -248,8 +248,6 @@ class Thresholds:
     stop_past_efficient: bool = False
 
 
-MUON_RATIO = 10.5
-"""Tokens per parameter that a public ladder of Muon's found best."""
 LEAST_FLOPS = 1e17
 """Of published sweeps' runs (DeepSeek LLM 2024 and Porian et al. 2024 begin there)."""
 LEAST_STEPS = 200

@@ -14,7 +14,7 @@ import numpy as np
 from isoflop.advice.advice import Advice, Missing, Quantity, Reason, Severity, count, nats, share
 from isoflop.advice.run_state import Situation, Thresholds, anything, rule, sized
 from isoflop.arrays import Array
-from isoflop.fit.alternatives import line_law
+from isoflop.fit.alternatives import MUON_RATIO, line_law
 from isoflop.fit.drifting_law import PriorLine
 from isoflop.fit.posterior import Posterior
 from isoflop.forecast import Forecast, LrPlan
@@ -126,7 +126,10 @@ def _clear(run: Situation, waste: Waste, larger: float, thresholds: Thresholds) 
 def _basis(run: Situation) -> tuple[str, ...]:
     if run.line_source or run.task.optimizer in (None, "adam"):
         return (run.line_source or PRIOR,)
-    return (f"{PRIOR}; they are of AdamW, and with Muon a public ladder found 10.5: wider for {run.task.optimizer}",)
+    return (
+        f"{PRIOR}; they are of AdamW, and with Muon a public ladder found {MUON_RATIO:g}: wider for "
+        f"{run.task.optimizer}",
+    )
 
 
 def _range(values: Array) -> str:

@@ -16,7 +16,6 @@ from isoflop.console import tell
 if TYPE_CHECKING:
     from isoflop.fit.options import Price
     from isoflop.fit.table import Table
-    from isoflop.flops.device import Peak
     from isoflop.forecast import LossCurve
     from isoflop.laws.forms import Convention
     from isoflop.record.run import Run
@@ -86,19 +85,20 @@ def amount(text: str, least: float = 5e-324) -> float:
 
 
 HOURS = {"h": 1.0, "d": 24.0, "w": 168.0}
+_HOURS = re.compile(r"(.*[\d.])\s*(?:(h|d|w)|(h)(?:ou)?rs?|(d)ays?|(w)(?:ee)?ks?)?", re.IGNORECASE)
 
 
 def hours(text: str) -> float:
     """Hours: a positive number, or one of hours, days or weeks, such as 21d.
 
-    >>> hours("36"), hours("2d"), hours("3w")
-    (36.0, 48.0, 504.0)
+    >>> hours("36"), hours("2d"), hours("2 days"), hours("3w")
+    (36.0, 48.0, 48.0, 504.0)
     """
     from isoflop.logs.files import cell_number
 
-    text = str(text).strip()
-    unit = text[-1:].lower()
-    found = cell_number(text[:-1] if unit in HOURS else text)
+    parts = _HOURS.fullmatch(str(text).strip())
+    unit = "" if parts is None else "".join(filter(None, parts.groups()[1:])).lower()
+    found = None if parts is None else cell_number(parts[1])
     if found is None or not 0 < found < math.inf:
         raise typer.BadParameter(f"expected hours, days or weeks, such as 36, 21d or 3w; got {text!r}.")
     return found * HOURS.get(unit, 1.0)
@@ -256,22 +256,33 @@ _COUNT_FIRST = re.compile(r"(\d+)(?:\s*[xX×*]\s*|\s+)(\S.*)")
 _COUNT_LAST = re.compile(r"(\S.*?)\s*[xX×*]\s*(\d+)")
 
 
+_SLICE = re.compile(r"((?:tpu[ -]?)?v?(\d\w*))-(\d+)", re.IGNORECASE)
+PER_DEVICE = {"3": 1, "4": 2, "5p": 2, "5e": 1, "5litepod": 1, "6e": 1}
+"""Cores or chips, as the number in a TPU slice's type counts them, of one device of the table (Google Cloud)."""
+
+
 def devices_of(text: str) -> tuple[int, str]:
-    """How many devices, and which: 64xH100, 64 H100, H100x64.
+    """How many devices, and which: 64xH100, 64 H100, H100x64, or a slice of TPUs, v5e-16.
 
     Raises:
         ValueError: something else.
 
     >>> devices_of("64xH100"), devices_of("a100"), devices_of("H100x64"), devices_of("RTX 4090")
     ((64, 'H100'), (1, 'a100'), (64, 'H100'), (1, 'RTX 4090'))
+    >>> devices_of("v5e-16"), devices_of("2 x v4-32")
+    ((16, 'v5e'), (32, 'v4'))
     """
+    from isoflop.flops.device import peak_by_short_name
+
     count, name = "1", text.strip()
     if found := _COUNT_FIRST.fullmatch(name):
         count, name = found.groups()
-    elif _peak(name) is None and (found := _COUNT_LAST.fullmatch(name)):
+    elif peak_by_short_name(name) is None and (found := _COUNT_LAST.fullmatch(name)):
         name, count = found.groups()
     if int(count) < 1 or name.isdigit() or not name:
         raise ValueError(f"--devices: expected COUNTxDEVICE, such as 64xH100, got {text!r}")
+    if (slices := _SLICE.fullmatch(name)) and (each := PER_DEVICE.get(slices[2].lower())):
+        return int(count) * max(1, int(slices[3]) // each), slices[1]
     return int(count), name
 
 
@@ -280,16 +291,29 @@ Mfu = Annotated[
     float | None,
     typer.Option(min=0.001, max=1.0, help=f"Share of the peak that training reaches; {USUAL_MFU:g} unless given."),
 ]
+PeakRate = Annotated[
+    float | None,
+    number("TFLOPS", "Dense 16-bit TFLOP/s of one device that no datasheet is known for (see isoflop peak).", "--peak"),
+]
+Devices = Annotated[
+    str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
+]
 Dollars = Annotated[float | None, number("USD", "Dollars for an hour of one device.", "--price")]
 
 
-def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None, option: str = "--gpu") -> Price | None:
-    """The price of compute; None where no device was named.
+def price_of(
+    gpu: str | None,
+    mfu: float | None,
+    usd_per_gpu_hour: float | None,
+    option: str = "--gpu",
+    peak: float | None = None,
+) -> Price | None:
+    """The price of compute; None where no device was named. `peak`: TFLOP/s of one, as the user has them.
 
     Raises:
         ValueError: a device that no datasheet is known for; a price or an MFU without a device.
     """
-    if gpu is None:
+    if gpu is None and peak is None:
         for given, value, whose in (
             ("--price", usd_per_gpu_hour, "whose hour it is"),
             ("--mfu", mfu, "a share of whose peak it is"),
@@ -297,28 +321,42 @@ def price_of(gpu: str | None, mfu: float | None, usd_per_gpu_hour: float | None,
             if value is not None:
                 raise ValueError(f"{given} needs {option}, {whose}: add one, such as {option} h100")
         return None
+    from isoflop.fit.options import Price
+
+    share = USUAL_MFU if mfu is None else mfu
+    if peak is not None:
+        if not TFLOPS[0] <= peak <= TFLOPS[1]:
+            raise ValueError(f"--peak: expected the TFLOP/s of one device, such as 312, got {peak:g}")
+        return Price(gpu or "device", peak * 1e12, share, usd_per_gpu_hour)
     from difflib import get_close_matches
 
-    from isoflop.fit.options import Price
-    from isoflop.flops.device import known_devices
-
-    peak, known = _peak(gpu), known_devices()
-    if peak is None:
-        short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
-        near = [word for word in re.split(r"[-_\s]", gpu) if _peak(word)] or get_close_matches(
-            gpu.lower(), [*short, *(word for name in short for word in name.split())], n=1
-        )
-        hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
-        raise ValueError(f"{option}: no datasheet is known for {gpu!r}{hint} Expected one of {', '.join(known)}")
-    return Price(peak.device, peak.flops_per_second, USUAL_MFU if mfu is None else mfu, usd_per_gpu_hour)
-
-
-def _peak(gpu: str) -> Peak | None:
-    """The peak by a short name ("h100") or a whole one, with the vendor, as the messages list them."""
     from isoflop.flops.device import known_devices, peak_by_short_name
 
-    whole = {name.lower(): name.split(" ", 1)[1] for name in known_devices()}
-    return peak_by_short_name(whole.get(" ".join(gpu.lower().split()), gpu))
+    found, known = peak_by_short_name(gpu or ""), known_devices()
+    if found is None:
+        short = {name.split(" ", 1)[1].lower(): name.split(" ", 1)[1] for name in known}
+        near = [word for word in re.split(r"[-_\s]", gpu or "") if peak_by_short_name(word)]
+        words = [word for name in short for word in (name, *name.split()) if peak_by_short_name(word)]
+        near = near or get_close_matches((gpu or "").lower(), words, n=1)
+        hint = f"; did you mean {short.get(near[0], near[0])!r}?" if near else "."
+        raise ValueError(
+            f"{option}: no datasheet is known for {gpu!r}{hint} Run `isoflop peak` on it and add --peak TFLOPS, what "
+            f"it reaches in 16 bits, or give the budget as --flops. Known: {', '.join(known)}"
+        )
+    return Price(found.device, found.flops_per_second, share, usd_per_gpu_hour)
+
+
+TFLOPS = (0.1, 1e5)
+"""TFLOP/s that one device may reach."""
+
+
+def allowed_flops(cost: Price | None, max_hours: float | None, count: int) -> float:
+    """FLOPs that training may take in so many hours of `count` devices; infinite without a deadline."""
+    if max_hours is None:
+        return math.inf
+    if cost is None:
+        raise ValueError("--max-hours needs --devices, whose hours they are: add it, such as --devices 64xh100")
+    return cost.flops_for(gpu_hours=max_hours * count)
 
 
 def price_object(price: Price | None, flops: float) -> dict[str, float | None]:

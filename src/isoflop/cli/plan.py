@@ -14,13 +14,16 @@ from isoflop.cli.common import (
     Budgets,
     Column,
     Counted,
+    Devices,
     Dollars,
     Gpu,
     KeepOutliers,
     Level,
     Mfu,
     OwnRuns,
+    PeakRate,
     Where,
+    allowed_flops,
     amount_or_none,
     amounts,
     describe_cost,
@@ -61,13 +64,12 @@ def plan(
     ] = 0.0,
     unique_tokens: Annotated[float | None, number("TOKENS", "Unique tokens there are; more are repeated.")] = None,
     gpu: Gpu = None,
+    peak: PeakRate = None,
     mfu: Mfu = None,
     price: Dollars = None,
     budget_usd: Annotated[float | None, number("USD", "The budget in dollars; needs --gpu and --price.")] = None,
     gpu_hours: Annotated[float | None, number("HOURS", "The budget in hours of one device; needs --gpu.")] = None,
-    devices: Annotated[
-        str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
-    ] = None,
+    devices: Devices = None,
     max_hours: Annotated[
         float | None,
         typer.Option(
@@ -105,8 +107,8 @@ def plan(
             raise ValueError("expected --gpu or --devices, got both: --devices says how many, too")
         if budgets is not None and not runs:
             raise ValueError("--budgets needs --runs, whose budgets they are: name a CSV file or records")
-        cost = price_of(device, mfu, price, "--gpu" if devices is None else "--devices")
-        allowed = _allowed(cost, None if max_hours is None else max_hours * count)
+        cost = price_of(device, mfu, price, "--gpu" if devices is None else "--devices", peak)
+        allowed = allowed_flops(cost, max_hours, count)
         budget = _budget(flops, cost, budget_usd, gpu_hours, allowed)
         own, convention = read_own("plan", runs, column, where, n_convention, law) or (None, "unknown")
         answer = planned(
@@ -123,11 +125,12 @@ def plan(
             keep_outliers=keep_outliers,
             budgets=None if budgets is None else amounts("--budgets", budgets),
             labels=None if own is None else own.labels,
+            optimizer="adam" if optimizer == "adamw" else optimizer,
         )
         answer = replace(answer, doubts=(*answer.doubts, *(() if own is None else own.unlike)))
         recipe = recipe_of(
             answer.N,
-            answer.total_flops,
+            math.inf if budget is None else budget,
             tokens,
             served=inference_tokens,
             training=allowed,
@@ -139,6 +142,9 @@ def plan(
             convention=answer.convention,
             rate=answer.flops / (answer.N * answer.D) if runs else TRAINING_FLOPS,
         )
+        if recipe is not None and max_hours is not None and recipe.flops > (1 + 1e-3) * allowed:
+            late = f"training takes {digits(recipe.flops / allowed * max_hours)} of the {digits(max_hours)} hours"
+            answer = replace(answer, doubts=(late, *answer.doubts))
         late = budget is not None and allowed < (1 + 1e-9) * answer.flops and allowed < budget
         if late:
             limit = f"--max-hours limit training to {allowed:.3g} of the budget's {budget:.3g} FLOPs"
@@ -224,8 +230,11 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
         "batch": f"{short(recipe.batch)} tokens, {recipe.batch // shape.family.sequence_length:,} sequences of "
         f"{shape.family.sequence_length:,} (published rules: {short(recipe.batch_range[0])} to "
         f"{short(recipe.batch_range[1])}{reach})",
-        "rate": f"{recipe.rate:.2g} at its peak, AdamW (published rules: {recipe.rate_range[0]:.2g} to "
-        f"{recipe.rate_range[1]:.2g})",
+        "rate": "{:.2g} at its peak, {} (published rules{}: {:.2g} to {:.2g})".format(
+            recipe.rate,
+            *(("Muon, its updates scaled to AdamW's size", " of AdamW") if recipe.optimizer == MUON else ("AdamW", "")),
+            *recipe.rate_range,
+        ),
         "steps": f"{recipe.steps:,}, {recipe.warmup:,} linear warm-up; then cosine or linear decay to 0",
         "decay": f"weight decay λ = {recipe.weight_decay:g}; keep B/(η·λ·D) = {recipe.timescale:.2g} if batch or rate "
         "change",
@@ -247,8 +256,8 @@ def _print_recipe(recipe: TrainingRecipe, answer: Plan, cost: Price | None, coun
             rows["serving"] = f"{short(recipe.served)} tokens: {share:.0%} of the FLOPs{usd}, if it reaches that MFU"
     if recipe.optimizer == MUON:
         rows["Muon"] = (
-            "the same loss for {:g} to {:g} times less compute than AdamW's, by published comparisons; the rate above "
-            "holds where its updates are scaled to AdamW's size".format(*MUON_GAIN)
+            "the same loss for {:g} to {:g} times less compute than AdamW's, by published comparisons; its best tokens "
+            "per parameter are less known".format(*MUON_GAIN)
         )
     if recipe.experts > 1:
         rows["experts"] = _gain_of_experts(recipe)
@@ -311,15 +320,6 @@ def _print(answer: Plan, cost: Price | None, recipe: TrainingRecipe | None) -> N
         say(f"note: {note}")
     if answer.alternatives:
         typer.echo("\n".join(["", *table_of(answer.alternatives)]))
-
-
-def _allowed(cost: Price | None, most_hours: float | None) -> float:
-    """FLOPs that training may take in so many hours of one device."""
-    if most_hours is None:
-        return math.inf
-    if cost is None:
-        raise ValueError("--max-hours needs --devices, whose hours they are: add it, such as --devices 64xh100")
-    return cost.flops_for(gpu_hours=most_hours)
 
 
 def _budget(

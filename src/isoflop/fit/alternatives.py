@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.arrays import Array
-from isoflop.fit.drifting_law import PriorLine
+from isoflop.fit.drifting_law import RATIO, RATIO_SD, PriorLine
 from isoflop.fit.law_fit import LawFit
 from isoflop.fit.posterior import Posterior
 from isoflop.fit.profiles import TOLERANCE, isoflop_profiles
@@ -70,7 +70,7 @@ def table_of(rows: Sequence[Alternative]) -> list[str]:
 class Question:
     """What is asked: FLOPs (training, and inference where tokens are served), a fixed D, tokens to serve, a stock.
 
-    `training`: the most FLOPs of training.
+    `training`: the most FLOPs of training. `beside`: training takes `flops`, and serving comes on top.
     """
 
     flops: float
@@ -79,6 +79,7 @@ class Question:
     unique_tokens: float | None = None
     level: float = 0.8
     training: float = math.inf
+    beside: bool = False
 
     def frontier(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Frontier:
         """The law under what presses on its optimum."""
@@ -87,11 +88,13 @@ class Question:
     def put_to(self, law: Law, flops_per_param_token: float = TRAINING_FLOPS) -> Allocation:
         """The law's answer."""
         frontier = self.frontier(law, flops_per_param_token)
+        if self.tokens is None and self.beside:
+            return frontier.at_training(self.flops)
         if self.tokens is None:
             return frontier.at_budget(self.flops, self.training)
         found = frontier.at_tokens(self.flops, self.tokens)
-        late = found.flops / self.training
-        return found if late <= 1 else frontier.at_tokens(self.flops / late, self.tokens)
+        late = found.flops / (self.flops if self.beside else self.training)
+        return found if late <= 1 and not self.beside else frontier.at_tokens(self.flops / late, self.tokens)
 
 
 def law_through(
@@ -142,6 +145,20 @@ def law_of_published(source: Published, C: float) -> tuple[Law, bool]:
         exponent = (above - here) / float(np.log(1.01))
         return law_through(here, C, exponent, convention=source.n_convention), False
     return source.law, True
+
+
+MUON_RATIO = 10.5
+"""Tokens per parameter that a public ladder of Muon's found best."""
+
+
+def known_line(optimizer: str | None) -> PriorLine:
+    """N_opt(C) of published sweeps, which are AdamW's: wider for a family of optimizers that none is of.
+
+    >>> f"{np.exp(known_line('muon').ratio_sd):.1f}"
+    '2.2'
+    """
+    widened = 0.0 if optimizer in (None, "adam") else math.log(RATIO / MUON_RATIO)
+    return PriorLine(ratio_sd=math.hypot(RATIO_SD, widened))
 
 
 def line_law(line: PriorLine | Posterior, C: float, convention: Convention) -> Law:

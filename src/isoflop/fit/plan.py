@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from isoflop.fit.alternatives import (
+    MUON_RATIO,
     SHAPE,
     Alternative,
     Question,
     counted_otherwise,
+    known_line,
     law_of_published,
     line_law,
     other_laws,
@@ -37,7 +39,7 @@ from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.fit.trust import describe_open, trust_of
 from isoflop.laws import quantities as check
 from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
-from isoflop.laws.frontier import Allocation, Frontier, interval, short
+from isoflop.laws.frontier import Allocation, interval, short
 from isoflop.laws.papers import Published, published
 from isoflop.record.run import DEFAULT_N
 
@@ -117,10 +119,16 @@ def expected_loss(N: float, D: float, own: Posterior | None = None, level: float
     return loss, interval(drawn, level), said
 
 
-PRIOR = (
-    f"{RATIO:g} tokens per parameter ({RATIO / np.exp(RATIO_SD):.0f} to {RATIO * np.exp(RATIO_SD):.0f}), and N_opt ∝ "
-    f"C^a with a = {SPLIT:.2f} ± {SPLIT_SD:.2f}"
-)
+def _describe(line: PriorLine) -> str:
+    """What others showed."""
+    low, high = (RATIO * np.exp(sign * line.ratio_sd) for sign in (-1, 1))
+    of_adam = "" if line.ratio_sd == RATIO_SD else f"; of AdamW, and with Muon a public ladder found {MUON_RATIO:g}"
+    return (
+        f"{RATIO:g} tokens per parameter ({low:.0f} to {high:.0f}{of_adam}), and N_opt ∝ C^a with a = {SPLIT:.2f} ± "
+        f"{SPLIT_SD:.2f}"
+    )
+
+
 UNUSUAL = 1.5
 """Standard deviations of the prior on ln D/N (D/N below 10 or above 39) beyond which a measured one is doubted."""
 BUDGETS = (1e15, 1e27)
@@ -133,6 +141,14 @@ MOST_EPOCHS = 16.0
 """Passes beyond which a repeated token is worth next to nothing (Muennighoff et al. 2023, R_D*)."""
 DEARER, MOSTLY_SERVED = 1.02, 0.9
 """Loss over the optimum's at fixed tokens, and serving's share of the budget, from which on they are doubted."""
+UNLIKE_ADAM = (
+    "your runs are held to AdamW's published tokens per parameter at the budget; with Muon a public ladder found "
+    f"{MUON_RATIO:g}"
+)
+BESIDE = (
+    "training takes all that the deadline allows; N and D are those whose loss no others reach with fewer FLOPs, "
+    "training and serving together"
+)
 
 
 def plan(
@@ -150,6 +166,7 @@ def plan(
     keep_outliers: bool = False,
     budgets: ArrayLike | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    optimizer: str = "adam",
 ) -> Plan:
     """Parameters and tokens for a budget.
 
@@ -160,7 +177,8 @@ def plan(
 
     Args:
         flops: the budget: training, and inference too where `inference_tokens` are given (as Sardana et al. 2023);
-            None: what trains with `training_flops`, serving beside it.
+            None: `training_flops` are what training takes, serving comes on top, and the answer is the size whose loss
+            no other reaches with fewer FLOPs, training and serving together.
         law: a published name, or a law such as `fit_law(…).law`: its optimum is the answer.
         own: own runs, a column each: "N", "D", "loss" (nats per token), "C" (FLOPs; else 6·N·D). Three or more sizes
             at one budget or more tell most.
@@ -174,6 +192,7 @@ def plan(
         keep_outliers: use all own runs; default: those far off the law are left out and named.
         budgets: nominal budgets of the own runs, FLOPs, for their isoFLOP minima; default: by the runs' compute.
         labels: other columns of the own runs, which may explain why one law does not describe them all.
+        optimizer: its family; what others showed is of AdamW, and wider for another ("muon").
 
     Raises:
         ValueError: numbers that aren't positive, or in another unit; an unknown law, or one that says nothing of sizes;
@@ -186,11 +205,9 @@ def plan(
     inference_tokens, level = check.check_inference_tokens(inference_tokens), check.check_level(level)
     if unique_tokens is not None:
         unique_tokens = check.check_tokens("unique_tokens", unique_tokens)
-    if flops is None:
-        shape = published(SHAPE).law
-        assert shape is not None
-        flops = Frontier(shape, inference_tokens, unique_tokens).budget_of_training(training_flops)
-    flops = check.check_budget("flops", flops if inference_tokens else min(flops, training_flops))
+    beside = flops is None
+    most = math.inf if inference_tokens and flops is not None else training_flops
+    flops = check.check_budget("flops", min(math.inf if flops is None else flops, most))
     if own is not None and not isinstance(own, Mapping):
         raise ValueError(f"own= expects columns by name (N, D, loss), got {type(own).__name__}")
     if law is not None and own is not None:
@@ -204,16 +221,18 @@ def plan(
         inference_tokens,
         unique_tokens,
         level,
-        training_flops if inference_tokens else math.inf,
+        training_flops if inference_tokens and not beside else math.inf,
+        beside,
     )
     if law is not None:
         return _answer(question, _by_law(question, law))
     if own is not None:
-        return _answer(question, _by_runs(question, own, convention, rows, keep_outliers, budgets, labels or {}))
-    line = PriorLine()
+        known = known_line(optimizer)
+        return _answer(question, _by_runs(question, own, convention, rows, keep_outliers, budgets, labels or {}, known))
+    line = known_line(optimizer)
     method = (
-        f"what published families of models showed: {PRIOR}; the ratio is that at {line.reference:.0e} FLOPs, "
-        "where their laws agree best, and intervals widen away from there"
+        f"what published families of models showed: {_describe(line)}; the ratio is that at {line.reference:.0e} "
+        "FLOPs, where their laws agree best, and intervals widen away from there"
     )
     return _answer(question, _Source(line_law(line, question.flops, DEFAULT_N), method, line=True))
 
@@ -269,6 +288,7 @@ def _by_runs(
     keep_outliers: bool,
     budgets: ArrayLike | None,
     kinds: Mapping[str, Sequence[str]],
+    known: PriorLine,
 ) -> _Source:
     runs = check_runs(own, ("N", "D", "C") if "C" in own else ("N", "D"), rows=called, convention=convention)
     N, D, L = runs.variables["N"], runs.variables["D"], runs.loss
@@ -301,9 +321,9 @@ def _by_runs(
     line: PriorLine | Posterior = posterior
     doubts, method = trust.doubts, _method(posterior, question.flops)
     if poor:
-        line, convention = PriorLine(), DEFAULT_N
+        line, convention = known, DEFAULT_N
         doubts = (f"{doubts[0]}; so the size is the published one, 20 tokens per parameter", *doubts[1:])
-        method = f"what published families of models showed: {PRIOR}"
+        method = f"what published families of models showed: {_describe(known)}"
     return _Source(
         line_law(line, question.flops, convention),
         method,
@@ -317,6 +337,7 @@ def _by_runs(
             *runs.warnings,
             *(found.warnings if found is not None else ()),
             *_doubts(posterior, convention, labels, why),
+            *([UNLIKE_ADAM] if known.ratio_sd > RATIO_SD and not poor else []),
             *describe_open(posterior, bool(found and found.minima) or bool(own_rows)),
         ),
     )
@@ -329,7 +350,7 @@ def _method(posterior: Posterior, C: float) -> str:
     return (
         f"your own {posterior.n} run{'s' if posterior.n > 1 else ''}, shrunk towards what others showed: "
         f"D/N = {ratio:.3g} ({ratio / factor:.3g} to {ratio * factor:.3g}) at {posterior.largest:.3g} FLOPs, "
-        f"a = {np.median(a):.2f} ± {a.std():.2f} from there on (others: {PRIOR})"
+        f"a = {np.median(a):.2f} ± {a.std():.2f} from there on (others: {_describe(PriorLine())})"
     )
 
 
@@ -387,7 +408,7 @@ def _doubts_of(question: Question, source: _Source, found: Allocation, free: All
                 f"{short(D)} tokens are {few} for the budget: loss {here:.3f}; its optimum, {short(free.N)} parameters "
                 f"on {short(free.D)}, has {best:.3f}"
             )
-    if found.inference_flops > MOSTLY_SERVED * found.total_flops:
+    if found.inference_flops > MOSTLY_SERVED * found.total_flops and not question.beside:
         said.append(
             f"the load does not fit the budget: serving takes {found.inference_flops / found.total_flops:.0%} of it"
         )
@@ -406,6 +427,8 @@ def _answer(question: Question, source: _Source) -> Plan:
     if question.tokens is not None:
         notes += (f"D is fixed; the optimum would be {short(free.N)} parameters on {short(free.D)} tokens",)
     repeats = question.unique_tokens is not None and question.unique_tokens < found.D
+    if question.beside and question.inference_tokens and question.tokens is None:
+        notes += (BESIDE,)
     if not source.states_loss and (question.inference_tokens or repeats):
         notes += (f"how the constraint shifts the optimum is taken from {SHAPE}",)
     doubts += _doubts_of(question, source, found, free)

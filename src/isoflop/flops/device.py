@@ -111,21 +111,39 @@ def _column(dtype: str) -> str:
 
 
 def peak_by_short_name(name: str) -> Peak | None:
-    """Dense 16-bit peak of what people call "h100" or "rtx 4090": of several variants the first in the table (SXM).
+    """Dense 16-bit peak of what people call "h100", "A100-80GB" or "rtx 4090", or of a name as the device reports it.
+
+    Of several variants the first in the table (SXM). Gigabytes change no peak, nor does the socket of a device that the
+    table has without one.
 
     >>> peak_by_short_name("h100").device
     'NVIDIA H100 SXM'
+    >>> peak_by_short_name("A100 40GB PCIe").device
+    'NVIDIA A100'
     >>> peak_by_short_name("V100").dtype  # which has no bfloat16
     'float16'
     """
-    wanted = name.lower().replace("-", "").replace(" ", "")
+    if peak := lookup_peak(name, "bfloat16") or lookup_peak(name, "float16"):
+        return peak
+    words = _words(re.sub(r"\b\d+ ?gb\b", "", name.lower()))
+    if not any(map(str.isdigit, "".join(words))):  # "max" is no device
+        return None
     for sheet in DATASHEETS:
-        words = sheet.model.lower().replace("(", "").split()
-        parts = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+        mine, model = _words(sheet.device), "".join(_words(sheet.model))
+        parts = {"".join(mine[i:j]) for i in range(len(mine)) for j in range(i + 1, len(mine) + 1)}
+        bare = "".join(word for word in words if word not in SOCKETS)
         peak = sheet.peak("bfloat16") or sheet.peak("float16")
-        if wanted in parts and peak is not None:
+        if peak is not None and ("".join(words) in parts or bare == model):
             return peak
     return None
+
+
+SOCKETS = ("sxm", "pcie", "oam")
+
+
+def _words(name: str) -> list[str]:
+    """Of a device's name, in lower case; a socket without its version."""
+    return [re.sub(r"^sxm\d$", "sxm", word) for word in re.split(r"[-_\s()]+", name.lower()) if word]
 
 
 def known_devices() -> list[str]:

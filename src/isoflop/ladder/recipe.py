@@ -7,7 +7,7 @@ it was fitted to; what all of them say stands beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from isoflop.ladder.sizes import Family, Shape, family_of, size_grid
@@ -116,12 +116,12 @@ def recipe_of(
 ) -> TrainingRecipe | None:
     """The recipe of N parameters for `flops`, serving included; None: the family has no such size.
 
-    Attention is counted in training and in serving: both together spend `flops`. Where D is fixed, or serving takes the
-    budget, N makes room for it.
+    Attention is counted in training and in serving: both together spend `flops`, and training at most `training`. Where
+    D is fixed, or serving takes the budget, N makes room for it; with D fixed it is the largest that fits.
 
     Args:
         N: parameters; of a mixture of experts those that are active.
-        flops: of the budget.
+        flops: of the budget; infinite: `training` alone limits.
         tokens: D where it is fixed; default: what the FLOPs allow.
         served: tokens to serve.
         training: the most FLOPs of training.
@@ -146,13 +146,19 @@ def recipe_of(
         raise ValueError(f"--top-k: expected 1 to {experts}{hint}")
     counted = DEFAULT_N if convention == "unknown" else convention
     family, serving = family_of(model, sequence_length=sequence_length), served * INFERENCE_FLOPS / TRAINING_FLOPS
+
+    def each_token(shape: Shape) -> float:
+        return max(shape.flops_per_token, rate * shape.parameters[counted])
+
     shape = _nearest(family, N, counted)
     pinned = 1.0 if tokens else serving * TRAINING_FLOPS * N / flops
     if shape is not None and pinned > HALF:
-        shape = _nearest(family, N * (TRAINING_FLOPS * shape.N / shape.flops_per_token) ** pinned, counted)
+        most = min(flops / (tokens + serving), training / tokens) if tokens else 0.0
+        room = N * (TRAINING_FLOPS * shape.N / shape.flops_per_token) ** pinned
+        shape = _nearest(family, room, counted, lambda shape: each_token(shape) <= most)
     if shape is None:
         return None
-    each = max(shape.flops_per_token, rate * shape.parameters[counted])
+    each = each_token(shape)
     left = max(flops / each - serving, LEAST * (flops / (rate * N) - serving))
     D = tokens or min(left, training / each)
     at = shape.run(D, each * D)
@@ -192,12 +198,14 @@ def _expert_width(shape: Shape, top_k: int) -> int:
     return shape.mlp_width if top_k == 1 else max(1, round(shape.mlp_width / top_k / EVEN)) * EVEN
 
 
-def _nearest(family: Family, N: float, counted: str) -> Shape | None:
-    """The configuration with about N parameters of a convention."""
+def _nearest(family: Family, N: float, counted: str, fits: Callable[[Shape], bool] | None = None) -> Shape | None:
+    """The configuration with about N parameters of a convention; the largest that `fits` there, where one does."""
     widest = (AROUND * N * family.aspect) ** (1 / 3)  # of the tables, which a convention may leave out
     least, most = N / AROUND, N * AROUND + family.vocab_size * widest * (counted == "non_embedding")
     shapes = size_grid(family, least / 2 if counted == "total" else least, most)
     near = [shape for shape in shapes if least <= shape.parameters[counted] <= N * AROUND]
+    if fitting := [shape for shape in near if fits is not None and fits(shape)]:
+        return max(fitting, key=lambda each: each.parameters[counted])
     return min(near, key=lambda each: abs(math.log(each.parameters[counted] / N)), default=None)
 
 

@@ -23,7 +23,6 @@ from isoflop.laws.optimum import (
     best_at_loss,
     hoffmann_at_budget,
     hoffmann_at_reducible,
-    root,
     rows,
 )
 from isoflop.laws.quantities import (
@@ -40,8 +39,8 @@ Intervals = Mapping[str, tuple[float, float]]
 
 INFERENCE_FLOPS = 2.0
 """Per parameter and token: forward alone. Sardana et al. 2023."""
-MOST_SERVED = 1e6
-"""A factor of training's FLOPs that serving is looked for within."""
+MOST_STEPS, CLOSE = 40, 1e-6
+"""Of the search for the budget of which training takes so many FLOPs; of the logarithm of these."""
 R_D_STAR, R_N_STAR = 15.387756, 5.309743
 REPETITION = {"R_D_star": np.array(R_D_STAR), "R_N_star": np.array(R_N_STAR)}
 """How fast repeated tokens and excess parameters lose value: Muennighoff et al. 2023, digits of their repository."""
@@ -208,20 +207,25 @@ class Frontier:
             )
         return self._allocation(np.full(self._rows, N), np.full(self._rows, D), ("loss",))
 
-    def budget_of_training(self, training: float) -> float:
-        """FLOPs in all, serving included, whose optimum trains with so many of them."""
+    def at_training(self, training: float) -> Allocation:
+        """N and D of which training takes so many FLOPs, and whose loss no others reach with fewer, serving included.
+
+        Every draw has its own, and so its own FLOPs in all. Training takes a share of a budget that grows with it, if
+        slowly, so the budget that is corrected by what training misses comes near quickly.
+        """
         training = check_budget("training", training)
-        point = replace(self, law=Law(self.law.form, self.law.constants))
-        if not self.inference_tokens:
-            return training
-
-        def over(log_C: Array) -> Array:
-            N, D = point._best(float(np.exp(log_C[0])))
-            return np.asarray(np.log(point.cost.train * N * D / training))
-
-        low = np.log([training])
-        found = np.exp(root(over, low, low + math.log(MOST_SERVED)))[0]
-        return float(training * MOST_SERVED if np.isnan(found) else found)
+        total = training + self.cost.fixed * replace(self, inference_tokens=0.0)._best(training)[0]
+        with np.errstate(all="ignore"):
+            for _ in range(MOST_STEPS):
+                N, D = self._best(total)
+                missed = training / (self.cost.train * N * D)
+                total = total * missed
+                if not np.any(np.abs(np.log(missed)) > CLOSE):
+                    break
+        varies = ("N", "D", "tokens_per_param", "loss")
+        return self._allocation(
+            N, training / (self.cost.train * N), varies + (("inference_flops",) * bool(self.cost.fixed))
+        )
 
     def at_loss(self, loss: float) -> Allocation:
         """N and D that reach a loss (nats per token) with the least compute, inference included.
@@ -244,8 +248,8 @@ class Frontier:
         varies = ("N", "D", "tokens_per_param", "flops")
         return self._allocation(N, D, varies + (("inference_flops", "total_flops") if self.cost.fixed else ()), loss)
 
-    def _best(self, C: float) -> tuple[Array, Array]:
-        """N and D [rows] of the least loss for C FLOPs.
+    def _best(self, C: Array | float) -> tuple[Array, Array]:
+        """N and D [rows] of the least loss for C FLOPs [rows].
 
         Nothing beats the optimum of an endless stock where the stock lasts for an epoch of it: N' ≤ N and D' ≤ D
         everywhere, and there both are equal (inference makes N smaller for its D, never larger).
@@ -254,7 +258,7 @@ class Frontier:
             free_N, free_D = hoffmann_at_budget(self.constants, C, self.cost)
             if self.unique_tokens is None:
                 return free_N, free_D
-        N, D = best_at_budget(self.loss, np.full(self._rows, C), self.cost)
+        N, D = best_at_budget(self.loss, np.broadcast_to(C, self._rows), self.cost)
         if not self._closed or self.unique_tokens is None:
             return N, D
         lasts = free_D <= self.unique_tokens

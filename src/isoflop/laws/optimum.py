@@ -128,8 +128,8 @@ def root(function: Function, low: Array, high: Array, steps: int = 64) -> Array:
 # -- L = E + A/N^α + B/D^β ---------------------------------------------------------------------------------------------
 
 
-def hoffmann_at_budget(constants: Constants, C: float, cost: Cost) -> tuple[Array, Array]:
-    """N and D [rows] that minimise L where N·(train·D + fixed) = C.
+def hoffmann_at_budget(constants: Constants, C: Array | float, cost: Cost) -> tuple[Array, Array]:
+    """N and D [rows] that minimise L where N·(train·D + fixed) = C [rows].
 
     In closed form without inference; else the root of αA/N^α = βB/D^β·(1 + fixed/(train·D)) in ln D, which falls from
     +∞ to −∞.
