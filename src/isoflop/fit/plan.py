@@ -38,7 +38,7 @@ from isoflop.fit.robust import POOR, describe_misfit, describe_outliers, explain
 from isoflop.fit.runs import check_runs, describe_rate, implausible
 from isoflop.fit.trust import describe_open, trust_of
 from isoflop.laws import quantities as check
-from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law
+from isoflop.laws.forms import TRAINING_FLOPS, Convention, Law, understated
 from isoflop.laws.frontier import Allocation, interval, short
 from isoflop.laws.papers import Published, published
 from isoflop.record.run import DEFAULT_N
@@ -320,6 +320,8 @@ def _by_runs(
     own_rows = own_fits(question, C, N, D, L, rate, convention, fitted, budgets)
     line: PriorLine | Posterior = posterior
     doubts, method = trust.doubts, _method(posterior, question.flops)
+    if (short := understated(C, N, D)).any():
+        doubts += (f"C of {short.sum()} of your runs is less than the 6·N·D that training takes",)
     if poor:
         line, convention = known, DEFAULT_N
         doubts = (f"{doubts[0]}; so the size is the published one, 20 tokens per parameter", *doubts[1:])

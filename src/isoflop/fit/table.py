@@ -19,7 +19,7 @@ from isoflop.fit.runs import (
     implausible,
 )
 from isoflop.fit.sources import LOSS_NAME, Rows, file_rows, record_rows
-from isoflop.laws.forms import TRAINING_FLOPS, compute_of
+from isoflop.laws.forms import TRAINING_FLOPS, compute_of, understated
 from isoflop.laws.quantities import LEAST
 from isoflop.logs.facts import DATA, NO_END, fact_of
 from isoflop.logs.files import cell_number
@@ -444,9 +444,12 @@ class _Reading:
                 "token, where about 6 are expected; their C is 6·N·D"
             )
             flops[odd] = np.nan
-        elif len(rates) > 2 and ((rates > FORWARD_ONLY[0]) & (rates < FORWARD_ONLY[1])).all():
-            self.doubts.append(
-                "column 'C' holds 2 FLOPs per parameter and token, those of the forward pass; training takes 6: if so, "
-                "multiply it by 3, or leave it out"
+        if LOSS_NAME not in self.rows[0] and (short := understated(flops, N, D)).any():
+            middle, some = float(np.median(rates[short])), "" if short.all() else f" of {short.sum()} runs"
+            forward = ", those of the forward pass" if FORWARD_ONLY[0] < middle < FORWARD_ONLY[1] else ""
+            self.unlike.append(
+                f"column C{some} has {middle:.2g} FLOPs per parameter and token{forward}, and training takes 6: 6·N·D is "
+                "used"
             )
+            flops[short] = np.nan
         return compute_of(N, D, flops).tolist()

@@ -53,6 +53,28 @@ def compute_of(N: ArrayLike, D: ArrayLike, measured: ArrayLike | None = None) ->
     return np.where(np.isfinite(counted) & (counted > 0), counted, nominal)
 
 
+LEAST_RATE, ALIKE = 5.7, 1.05
+"""FLOPs per parameter and token, of rounded columns, below which no training step of a dense model stays; a factor."""
+
+
+def understated(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> Array:
+    """Which runs' C is less than training took: the forward pass alone, or the part of one device of several [n].
+
+    A training step takes 6 FLOPs per parameter and token or more. Where N counts tables of embeddings, which no token
+    multiplies, it takes less, and the larger the model the nearer to 6: rates that rise with N to no more than that are
+    right.
+
+    >>> understated([2e17, 4e17], [1e8, 2e8], 1e9), understated([4.5e17, 1.1e18], [1e8, 2e8], 1e9)
+    (array([ True,  True]), array([False, False]))
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a product beyond 1e308 is no run's
+        rate, size = np.broadcast_arrays(values(C) / (values(N) * values(D)), values(N))
+    low, order = rate < LEAST_RATE, np.argsort(size, kind="stable")
+    known = rate[order][np.isfinite(rate[order])]
+    rising = known.size > 1 and known[-1] > ALIKE * known[0] and np.all(known[1:] * ALIKE >= known[:-1])
+    return np.zeros_like(low) if rising else low
+
+
 def typical_rate(C: ArrayLike, N: ArrayLike, D: ArrayLike) -> float:
     """FLOPs per parameter and token that runs took, C/(N·D): their geometric mean; 6 without runs.
 
