@@ -295,6 +295,14 @@ PeakRate = Annotated[
     float | None,
     number("TFLOPS", "Dense 16-bit TFLOP/s of one device that no datasheet is known for (see isoflop peak).", "--peak"),
 ]
+MaxHours = Annotated[
+    float | None,
+    typer.Option(
+        metavar="HOURS",
+        parser=hours,
+        help="The most hours that --devices train (36, 21d, 3w), serving apart; alone: the budget.",
+    ),
+]
 Devices = Annotated[
     str | None, typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 64xH100: hours and price.")
 ]
@@ -348,6 +356,18 @@ def price_of(
 
 TFLOPS = (0.1, 1e5)
 """TFLOP/s that one device may reach."""
+
+
+def family_of_option(optimizer: str) -> str:
+    """The optimizer's family (`isoflop.record.task`) by `--optimizer`.
+
+    Raises:
+        ValueError: another than adamw or muon.
+    """
+    families = {"adamw": "adam", "muon": "muon"}
+    if optimizer not in families:
+        raise ValueError(f"--optimizer: expected {' or '.join(families)}, got {optimizer!r}")
+    return families[optimizer]
 
 
 def allowed_flops(cost: Price | None, max_hours: float | None, count: int) -> float:

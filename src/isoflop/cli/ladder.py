@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,14 +15,19 @@ import typer
 from isoflop.cli import Once
 from isoflop.cli.common import (
     AsJson,
+    Devices,
     Dollars,
     FinalLoss,
     Level,
+    MaxHours,
     Mfu,
+    PeakRate,
+    allowed_flops,
     amount,
     describe_cost,
     devices_of,
     digits,
+    family_of_option,
     hours_and_dollars,
     number,
     pairs,
@@ -29,7 +35,7 @@ from isoflop.cli.common import (
     price_of,
 )
 from isoflop.console import grid, print_json, reported, say, screen, tell
-from isoflop.laws.quantities import short
+from isoflop.laws.quantities import percent, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +82,9 @@ def fit(
 
 @ladder.command(cls=Once)
 def plan(
-    flops: Annotated[float, number("FLOPS", "Compute budget of the target run.")],
+    flops: Annotated[
+        float | None, number("FLOPS", "Compute budget of the target run; or --devices with --max-hours.")
+    ] = None,
     spend: Annotated[
         str,
         typer.Option(
@@ -116,10 +124,10 @@ def plan(
     history: Annotated[
         list[Path] | None, typer.Option(help="Records of finished runs that the design counts on. Repeatable.")
     ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(metavar="COUNTxDEVICE", help="What trains it, such as 8xH100: hours, and with --price dollars."),
-    ] = None,
+    devices: Devices = None,
+    max_hours: MaxHours = None,
+    optimizer: Annotated[str, typer.Option(help="adamw or muon: what is known without a run is of AdamW.")] = "adamw",
+    peak: PeakRate = None,
     mfu: Mfu = None,
     price: Dollars = None,
     level: Level = 0.8,
@@ -131,7 +139,11 @@ def plan(
 
     with reported("ladder plan"):
         count, device = (1, None) if devices is None else devices_of(devices)
-        cost = price_of(device, mfu, price, "--devices")
+        cost = price_of(device, mfu, price, "--devices", peak)
+        allowed = allowed_flops(cost, max_hours, count)
+        if flops is None and max_hours is None:
+            raise ValueError("expected a target: its --flops, or --devices with --max-hours")
+        flops = min(math.inf if flops is None else flops, allowed)
         made = plan_ladder(
             flops,
             _spend(spend, flops, cost),
@@ -151,6 +163,7 @@ def plan(
             lr_rule=lr_rule,
             batch_rule_name=batch_rule,
             history=history or (),
+            optimizer=family_of_option(optimizer),
         )
         if output is not None:
             write_plan(made, output)
@@ -277,7 +290,7 @@ def print_plan(plan: LadderPlan) -> None:
     sizes = len({run.parameters[plan.convention] for run in plan.runs})
     console.print(
         f"[bold]{len(plan.runs)} runs of {plan.family}[/bold] in {sizes} sizes for {plan.flops:.3g} FLOPs, "
-        f"{100 * plan.flops / plan.target_flops:.2g}% of the target's {plan.target_flops:.3g} "
+        f"{percent(plan.flops / plan.target_flops)} of the target's {plan.target_flops:.3g} "
         f"({plan.target_flops / top:,.0f} times the largest run)",
         soft_wrap=True,
     )
@@ -303,14 +316,14 @@ def print_plan(plan: LadderPlan) -> None:
     for name, write in (rows | {"loss_relative": lambda factor: f"within {factor - 1:.1%}"}).items():
         if (e := plan.expected.get(name)) is None:
             continue
-        text = "loss" if name == "loss_relative" else f"{name[0]} {short(e.estimate)}"
+        text = "loss on your data" if name == "loss_relative" else f"{name[0]} {short(e.estimate)}"
         ends = "" if name == "loss_relative" else f" [{short(e.low)}, {short(e.high)}]"
         even, known = (None if high is None else write(high / e.estimate) for high in (e.even_high, e.known_high))
         text = f"  {text} {write(e.high / e.estimate)}{ends}" + (f"   an even grid: {even}" if even else "")
-        if known or name == "loss_relative":
-            text += f"   no run: {known or 'unknown'}" + (
-                " of Chinchilla's" if known and name == "loss_relative" else ""
-            )
+        if name == "loss_relative":
+            text += "   no run: unknown" + (f" (on Chinchilla's data {known})" if known else "")
+        elif known:
+            text += f"   no run: {known}"
         _sentence(console, text)
     _sentence(console, "N counts all parameters but the embeddings, with the head; batch in tokens. By:")
     for what, rule in plan.rules.items():

@@ -19,6 +19,7 @@ from isoflop.cli.common import (
     Gpu,
     KeepOutliers,
     Level,
+    MaxHours,
     Mfu,
     OwnRuns,
     PeakRate,
@@ -29,7 +30,7 @@ from isoflop.cli.common import (
     describe_cost,
     devices_of,
     digits,
-    hours,
+    family_of_option,
     number,
     price_object,
     price_of,
@@ -70,14 +71,7 @@ def plan(
     budget_usd: Annotated[float | None, number("USD", "The budget in dollars; needs --gpu and --price.")] = None,
     gpu_hours: Annotated[float | None, number("HOURS", "The budget in hours of one device; needs --gpu.")] = None,
     devices: Devices = None,
-    max_hours: Annotated[
-        float | None,
-        typer.Option(
-            metavar="HOURS",
-            parser=hours,
-            help="The most hours that --devices train (36, 21d, 3w), serving apart; alone: the budget.",
-        ),
-    ] = None,
+    max_hours: MaxHours = None,
     optimizer: Annotated[str, typer.Option(help="Of the recipe: adamw or muon.")] = "adamw",
     experts: Annotated[int, typer.Option(min=1, help="Experts of each MLP; 1: dense.")] = 1,
     top_k: Annotated[int, typer.Option(min=1, help="Experts that a token visits.")] = 1,
@@ -125,7 +119,7 @@ def plan(
             keep_outliers=keep_outliers,
             budgets=None if budgets is None else amounts("--budgets", budgets),
             labels=None if own is None else own.labels,
-            optimizer="adam" if optimizer == "adamw" else optimizer,
+            optimizer=family_of_option(optimizer),
         )
         answer = replace(answer, doubts=(*answer.doubts, *(() if own is None else own.unlike)))
         recipe = recipe_of(

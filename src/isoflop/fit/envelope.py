@@ -154,19 +154,17 @@ class _Envelope:
             )
 
     def edges(self) -> list[str]:
-        """Which budgets are left out, in words."""
+        """Which compute is left out, in words."""
         alone = ~self.below & ~self.above
         told = []
         for why, where in (
-            ("fewer than two sizes reach them", alone),
-            ("the smallest size is the best", ~alone & ~self.below),
-            ("the largest size is the best", ~alone & ~self.above),
+            ("fewer than two sizes come so far", alone),
+            ("the smallest size is the best: add smaller ones", ~alone & ~self.below),
+            ("the largest size is the best: add larger ones", ~alone & ~self.above),
         ):
             C = np.exp(self.at[where])
             if C.size:
-                told.append(
-                    f"{C.size / len(self.at):.0%} of the budgets, {C[0]:.3g} to {C[-1]:.3g} FLOPs, left out: {why}"
-                )
+                told.append(f"between {C[0]:.3g} and {C[-1]:.3g} FLOPs {why}")
         return told
 
     def lines(self) -> tuple[Array, Mask]:

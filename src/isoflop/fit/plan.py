@@ -400,7 +400,7 @@ def _doubts_of(question: Question, source: _Source, found: Allocation, free: All
         if share < FEW_FLOPS or D / U > MOST_EPOCHS:
             said.append(
                 f"data, not compute, are the limit: {short(U)} unique tokens are read {short(D / U)} times, and "
-                f"{100 * share:.2g}% of the FLOPs come within {SAME_LOSS - 1:.1%} of the loss"
+                f"{check.percent(share)} of the FLOPs come within {SAME_LOSS - 1:.1%} of the loss"
             )
     if question.tokens is not None:
         here, best = source.loss(question, found.N, D)[0], source.loss(question, free.N, free.D)[0]

@@ -121,6 +121,9 @@ def refused(x: Array, loss: Array, method: Method = "parabola") -> str | None:
     if len(rows) < NEEDED[method]:
         return f"fewer than {NEEDED[method]} sizes, which a minimum by {method} needs"
     vertex, _, upwards = _parabola(x, loss) if method == "parabola" else akima(x[rows], loss[rows])
+    rises = np.diff(loss[np.argsort(x)]) > 0
+    if not upwards and (rises.all() or not rises.any()):  # falls all the way to one end
+        upwards, vertex = True, x[np.argmin(loss)]
     if not upwards:
         return "its parabola opens downwards"
     if vertex <= x.min():

@@ -35,6 +35,8 @@ FORWARD_ONLY = (1.9, 2.1)
 """FLOPs per parameter and token, of all runs, that are those of the forward pass alone."""
 ROUNDED = 0.02
 """Of unique tokens or epochs, within which no token is seen again."""
+ONE_BUDGET = 0.2
+"""Of ln N·D between runs, up to which they are of one budget."""
 MOST_LOSS = 13.0
 """Nats per token: a uniform guess among 440,000 tokens. Half of the runs above: these are perplexities, or sums."""
 
@@ -343,14 +345,30 @@ class _Reading:
         return columns
 
     def _check_not_swapped(self, N: Sequence[float], D: Sequence[float]) -> None:
-        """BadData where half of the runs have fewer tokens than parameters, unless the user named N or D."""
-        ratio = float(np.median(np.divide(D, N)))  # of public sweeps: 7 to 2,000; below the range: another unit
+        """BadData where half of all or of a budget's runs have fewer tokens than parameters, unless N or D is named."""
+        ratios, compute = np.divide(D, N), np.log(np.multiply(N, D))
         named = {"N", "D"} & {*self.named} or min(np.median(N), np.median(D)) < LEAST["N"]
-        if named or not TOKENS_A_PARAMETER[0] < ratio < 1:
+        if named:
+            return
+        order = np.argsort(compute)
+        budgets = np.split(order, np.flatnonzero(np.diff(compute[order]) > ONE_BUDGET) + 1)
+        for rows in (order, *(rows for rows in budgets if len(rows) > 2)):
+            ratio = float(np.median(ratios[rows]))  # of public sweeps: 7 to 2,000; below the range: another unit
+            if TOKENS_A_PARAMETER[0] < ratio < 1:
+                break
+        else:
             return
         n, d = self.taken.get("N"), self.taken.get("D")
-        swapped = " ".join(f"--column {what}={name!r}" for what, name in (("N", d), ("D", n)) if name)
         right = " ".join(f"--column {what}={name!r}" for what, name in (("N", n), ("D", d)) if name)
+        if len(rows) < len(order):
+            flops, others = TRAINING_FLOPS * np.exp(compute[rows].mean()), np.median(np.delete(ratios, rows))
+            raise BadData(
+                f"columns 'N' and 'D': half of the {len(rows)} runs of about {flops:.2g} FLOPs "
+                f"({', '.join(self.labels[row] for row in sorted(rows)[:3])}, …) have at most {ratio:.2g} tokens per "
+                f"parameter, the other runs about {others:.2g}: are N and D exchanged there? Then correct these rows; "
+                f"if they are right, {right}"
+            )
+        swapped = " ".join(f"--column {what}={name!r}" for what, name in (("N", d), ("D", n)) if name)
         raise BadData(
             f"columns 'N' and 'D': half of the runs have at most {ratio:.2g} tokens per parameter, where sweeps have "
             f"about 20: are the columns swapped? Then {swapped}; if they are right, {right}"
@@ -448,8 +466,8 @@ class _Reading:
             middle, some = float(np.median(rates[short])), "" if short.all() else f" of {short.sum()} runs"
             forward = ", those of the forward pass" if FORWARD_ONLY[0] < middle < FORWARD_ONLY[1] else ""
             self.unlike.append(
-                f"column C{some} has {middle:.2g} FLOPs per parameter and token{forward}, and training takes 6: 6·N·D is "
-                "used"
+                f"column C{some} has {middle:.2g} FLOPs per parameter and token{forward}, and training takes 6: 6·N·D "
+                "is used"
             )
             flops[short] = np.nan
         return compute_of(N, D, flops).tolist()

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from isoflop.arrays import Array
-from isoflop.fit.drifting_law import RATIO, PriorLine
+from isoflop.fit.alternatives import known_line
+from isoflop.fit.drifting_law import RATIO
 from isoflop.fit.plan import expected_loss
 from isoflop.fit.posterior import NOISE, SHARED, beyond
 from isoflop.fit.table import read_table
@@ -83,6 +84,7 @@ def plan_ladder(
     lr_rule: str = "auto",
     batch_rule_name: str = "auto",
     history: Sequence[str | os.PathLike[str]] = (),
+    optimizer: str = "adam",
 ) -> LadderPlan:
     """The runs that tell most about the compute-optimal size at a target.
 
@@ -103,6 +105,7 @@ def plan_ladder(
         lr_rule: "auto", or one of `recipes.RATES`.
         batch_rule_name: "auto", or one of `recipes.BATCHES`.
         history: records or tables of finished runs of the same kind, which the design counts on.
+        optimizer: its family; what is known without a run is of AdamW, and wider for another ("muon").
 
     Raises:
         ValueError: numbers that can't be, an unknown model or rule, or no ladder within the bounds.
@@ -143,7 +146,9 @@ def plan_ladder(
         convention=DEFAULT_N,
         runs=made,
         level=level,
-        expected=_expected(problem, worth, None if even is None else worth_of(problem, even), level, rungs[-1].budget),
+        expected=_expected(
+            problem, worth, None if even is None else worth_of(problem, even), level, rungs[-1].budget, optimizer
+        ),
         rules={
             "sizes": f"{family.name}: {family.source}",
             "learning_rate": rate.text,
@@ -151,7 +156,7 @@ def plan_ladder(
             "schedule": BRANCHES if branches else OWN_SCHEDULE,
             "design": DESIGN,
         },
-        warnings=tuple(_warnings(problem, made, chosen, (rate, batch), worth, level, unique_tokens)),
+        warnings=tuple(_warnings(problem, made, chosen, (rate, batch), worth, level, unique_tokens, optimizer)),
         unique_tokens=unique_tokens,
         history_runs=len(problem.known_N),
     )
@@ -278,13 +283,13 @@ def _runs(rungs: Sequence[Rung], rate: Recipe, batch: Recipe, min_steps: int, br
 
 
 def _expected(
-    problem: Problem, planned: Worth, even: Worth | None, level: float, largest: float
+    problem: Problem, planned: Worth, even: Worth | None, level: float, largest: float, optimizer: str
 ) -> dict[str, ExpectedInterval]:
     """Medians over laws; the loss as a factor of what it will be, for its level is the data's and the tokenizer's."""
     z = float(ndtri((1 + level) / 2))
     N, slope = problem.target.N, problem.target.slope
     own = math.hypot(NOISE * math.sqrt(1 + SHARED), beyond(problem.flops, largest))  # a run at the target scatters too
-    D, known = float(problem.target.tokens(N)), math.exp(z * PriorLine().at(problem.flops)[1])
+    D, known = float(problem.target.tokens(N)), math.exp(z * known_line(optimizer).at(problem.flops)[1])
     loss, of_loss, _ = expected_loss(N, D, level=level)
 
     def about(estimate: float, sd: Callable[[Worth], float], known: float | None) -> ExpectedInterval:
@@ -312,9 +317,18 @@ def _warnings(
     worth: Worth,
     level: float,
     unique_tokens: float | None,
+    optimizer: str,
 ) -> Iterator[str]:
     """Reasons to rely less on a plan, the most severe first: the texts of the plan file."""
-    after, known = float(np.median(worth.size)), PriorLine().at(problem.flops)[1]
+    after, known = float(np.median(worth.size)), known_line(optimizer).at(problem.flops)[1]
+    beyond_warmup = [run.steps - run.warmup_steps for run in runs]
+    if min(beyond_warmup) < FEWEST_STEPS:
+        yield (
+            f"runs of {min(beyond_warmup):,} to {max(beyond_warmup):,} steps beyond their warm-up: losses of so few "
+            "follow the number of steps as much as N and D, and the intervals above do not know of it: expect far wider "
+            "ones. "
+            f"Published laws come from {FEWEST_STEPS:,} or more (--min-steps)"
+        )
     if after > NARROWER * known:
         with_it, without = (math.exp(float(ndtri((1 + level) / 2)) * sd) for sd in (after, known))
         yield (

@@ -95,6 +95,15 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
+def percent(share: float) -> str:
+    """A share in two digits or more.
+
+    >>> percent(0.00333), percent(0.03), percent(0.999)
+    ('0.33%', '3%', '100%')
+    """
+    return f"{share:.0%}" if share >= 0.0995 else f"{100 * share:.2g}%"
+
+
 def interval(values: Array, level: float) -> tuple[float, float]:
     """Percentiles (1 ± level)/2 of draws; NaN draws, which have no answer, are left out, infinite ones count."""
     import numpy as np
